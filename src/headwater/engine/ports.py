@@ -1,0 +1,23 @@
+"""What the loop needs from the side that computes. The real one is execution/, the simulation has a fake."""
+
+from typing import Protocol
+
+from headwater.scheduling.plan import StepPlan, StepResult
+
+
+class StepHandle(Protocol):
+    """A launched step."""
+
+    def is_done(self) -> bool:
+        """Whether `collect` would return without waiting."""
+        ...
+
+    def collect(self) -> StepResult:
+        """Wait for the step and return its result. Called exactly once."""
+        ...
+
+
+class ModelRunner(Protocol):
+    """Runs steps in the order they are launched."""
+
+    def launch(self, plan: StepPlan) -> StepHandle: ...

@@ -1,0 +1,76 @@
+"""What the scheduler hands to the runner, and what comes back: plain frozen data, numpy only.
+
+A plan says what *changes*: a runner keeps the state of its slots (page table, sampling parameters, token
+counts, newest token) between steps, so a decode step carries a few integers per slot.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from headwater.messages import LogprobParams, SamplingParams, TokenIds, TokenLogprob
+
+NEWEST_TOKEN = -1  # in StepPlan.token_ids: the token this slot sampled last, known to the runner alone
+
+
+@dataclass(frozen=True, slots=True)
+class SlotAssignment:
+    """A request enters a slot; everything the slot held before is void."""
+
+    slot: int
+    use: int  # use count of the slot: results of an earlier use are dropped
+    sampling: SamplingParams
+    token_ids: TokenIds  # int32[n]: prompt and, after a retraction, what was generated before
+    num_prompt_tokens: int  # token_ids[num_prompt_tokens:] are generated tokens (penalties count them)
+    stop_token_ids: tuple[int, ...]  # EOS included; masked while fewer than min_new_tokens were generated
+    logprobs: LogprobParams | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PageUpdate:
+    """Entries [first, first + len(pages)) of a slot's page table are now `pages`."""
+
+    slot: int
+    first: int
+    pages: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One forward pass. Rows [0, num_decodes) compute one token each and sample; the rest are prefill chunks.
+
+    Row r computes positions num_computed[r] .. num_computed[r] + num_tokens[r] - 1 of its sequence, attends
+    to everything before them through the slot's page table, and samples the next token if samples[r].
+    """
+
+    step_id: int
+    assignments: tuple[SlotAssignment, ...]
+    page_updates: tuple[PageUpdate, ...]
+    slots: npt.NDArray[np.int32]  # [R]
+    uses: npt.NDArray[np.int64]  # [R]
+    num_computed: npt.NDArray[np.int32]  # [R]
+    num_tokens: npt.NDArray[np.int32]  # [R]
+    samples: npt.NDArray[np.bool_]  # [R]
+    token_ids: TokenIds  # [sum(num_tokens)], rows one after another; NEWEST_TOKEN in decode rows
+    num_decodes: int
+    num_outputs: npt.NDArray[np.int32]  # [R] tokens generated before this step's (the position of the noise)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.slots)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step produced, row by row as in its plan."""
+
+    step_id: int
+    slots: npt.NDArray[np.int32]  # [R]
+    uses: npt.NDArray[np.int64]  # [R]
+    tokens: npt.NDArray[np.int32]  # [R]; -1 where the plan did not sample
+    is_finite: npt.NDArray[np.bool_]  # [R]; False: the logits held NaN, the request must fail
+    logprobs: dict[int, TokenLogprob] = field(default_factory=dict)  # row -> of the sampled token
+    # row -> of the prompt tokens this chunk *predicted*, i.e. positions num_computed+1 .. num_computed+num_tokens
+    # clipped to the prompt, and only from LogprobParams.prompt_start on
+    prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = field(default_factory=dict)
