@@ -1,0 +1,143 @@
+"""The API process's way to its engines: requests to the least loaded one, control calls to one or all."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import zmq.asyncio
+
+from headwater.client.errors import CallFailed, EngineGone, RidInUse, ShuttingDown
+from headwater.client.generation import Generation
+from headwater.client.link import EngineLink, new_call_id
+from headwater.messages import EngineReady, Generate
+
+__all__ = ["CallFailed", "EngineClient", "EngineGone", "Generation", "RidInUse", "ShuttingDown", "new_call_id"]
+
+
+class EngineClient:
+    """Every request and call gets an answer: from the engine, or `EngineGone` when there is none any more.
+
+    All methods belong to the event loop in which `start` ran.
+    """
+
+    def __init__(self, endpoints: Sequence[str]) -> None:
+        """`endpoints`: a zmq address for each engine, in the order of their indexes; they may be bound later."""
+        if not endpoints:
+            raise ValueError("endpoints must name at least one engine")
+        self._endpoints = tuple(endpoints)
+        self._context: zmq.asyncio.Context | None = None
+        self._links: tuple[EngineLink, ...] = ()
+        self._refusal: ShuttingDown | None = None
+
+    # --- life --------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Connect to every engine and say Hello. A second call does nothing."""
+        if self._context is not None:
+            return
+        self._context = zmq.asyncio.Context()
+        self._links = tuple(EngineLink(index, self._context) for index in range(len(self._endpoints)))
+        for link, endpoint in zip(self._links, self._endpoints, strict=True):
+            link.open(endpoint)
+
+    async def wait_ready(self, *, timeout_s: float | None = None) -> tuple[EngineReady, ...]:
+        """Wait until every engine has loaded. Raises EngineGone if one ends before, TimeoutError."""
+        assert self._links, "start first"
+        async with asyncio.timeout(timeout_s):
+            return tuple([await link.wait_ready() for link in self._links])
+
+    async def close(self) -> None:
+        """Fail what is under way and close the sockets."""
+        self.refuse_all("the server has shut down")
+        await asyncio.sleep(0)  # let the reader tasks see their cancellation
+        if self._context is not None:
+            self._context.term()
+            self._context = None
+
+    def refuse_all(self, reason: str) -> None:
+        """Shutdown: whatever runs fails with ShuttingDown at once, and nothing new is taken."""
+        self.refuse_new(reason)
+        for link in self._links:
+            link.fail(ShuttingDown(link.index, reason))
+
+    def refuse_new(self, reason: str) -> None:
+        """Take no new generations; what runs goes on, and calls still go through."""
+        self._refusal = ShuttingDown(0, reason)
+
+    def engine_gone(self, index: int, reason: str) -> None:
+        """The supervisor's word that an engine's process ended."""
+        self._links[index].fail(EngineGone(index, reason))
+
+    def engine_back(self, index: int, endpoint: str) -> None:
+        """The supervisor's word that an engine was started again; `wait_ready` waits for its model."""
+        link = self._links[index]
+        if link.gone is None:
+            link.fail(EngineGone(index, "replaced by a new process"))
+        link.open(endpoint)
+
+    # --- state -------------------------------------------------------------------------------------
+
+    @property
+    def num_engines(self) -> int:
+        return len(self._endpoints)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that the engines have not ended yet."""
+        return sum(link.num_running for link in self._links)
+
+    @property
+    def ready(self) -> tuple[EngineReady | None, ...]:
+        """What each engine said of itself; None while it loads or is gone."""
+        return tuple(link.ready for link in self._links)
+
+    @property
+    def is_healthy(self) -> bool:
+        """Every engine is there and has loaded, and this client takes requests."""
+        return self._refusal is None and bool(self._links) and all(link.ready is not None for link in self._links)
+
+    def why_unhealthy(self) -> str | None:
+        """A sentence for people, or None when healthy."""
+        if self._refusal is not None:
+            return self._refusal.reason
+        gone = next((link.gone for link in self._links if link.gone is not None), None)
+        if gone is not None:
+            return str(gone)
+        return None if self.is_healthy else "the engine is still loading its model"
+
+    def silent_for_s(self) -> float:
+        """Seconds since the engine heard from least recently sent anything; infinite if one never did."""
+        now_s = asyncio.get_running_loop().time()
+        heard = [link.last_heard_s for link in self._links]
+        return max((now_s - at_s if at_s is not None else float("inf") for at_s in heard), default=float("inf"))
+
+    # --- work --------------------------------------------------------------------------------------
+
+    def generate(self, request: Generate) -> Generation:
+        """Send a request to the least loaded engine, at once. The caller owns the generation and closes it.
+
+        Raises EngineGone when no engine is there, RidInUse when a running request has this rid.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+        if any(link.has_running(request.rid) for link in self._links):
+            raise RidInUse(request.rid)
+        there = [link for link in self._links if link.gone is None]
+        if not there:
+            raise self._links[0].gone or EngineGone(0, "not started") if self._links else EngineGone(0, "not started")
+        return min(there, key=lambda link: link.num_running).generate(request)
+
+    async def call(self, message: Any, *, engine: int = 0, timeout_s: float | None = None) -> Any:
+        """Send a message of `ToEngine` with a fresh call_id to one engine; the struct it answers.
+
+        Cancelling (or the timeout of) a deferred call cancels it in the engine, too.
+        Raises CallFailed when refused, EngineGone, TimeoutError.
+        """
+        if not self._links:
+            raise EngineGone(engine, "not started")
+        return await self._links[engine].call(message, timeout_s=timeout_s)
+
+    async def call_all(self, message: Any, *, timeout_s: float | None = None) -> list[Any]:
+        """Send a message to every engine at once; per engine its answer, or the exception `call` would raise."""
+        calls = [self.call(message, engine=index, timeout_s=timeout_s) for index in range(self.num_engines)]
+        return await asyncio.gather(*calls, return_exceptions=True)

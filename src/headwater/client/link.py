@@ -1,0 +1,205 @@
+"""The connection to one engine: a DEALER socket, one reader task, and what is under way on it."""
+
+import asyncio
+import itertools
+import logging
+import uuid
+from typing import Any
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from headwater.client.errors import CallFailed, EngineGone, RidInUse
+from headwater.client.generation import Generation
+from headwater.messages import (
+    Abort,
+    CancelOperation,
+    EngineReady,
+    Failed,
+    FlushCache,
+    Generate,
+    Hello,
+    Outputs,
+    PauseGeneration,
+    decode_to_client,
+    encode,
+)
+
+log = logging.getLogger(__name__)
+
+_process_tag = uuid.uuid4().hex[:12]  # call ids of two API processes must differ: the engine keys operations by them
+_call_numbers = itertools.count(1)
+
+DEFERRED = (FlushCache, PauseGeneration)  # calls that may be pending in the engine and can be cancelled there
+
+
+def new_call_id() -> str:
+    """An id for a call, unique among all API processes of an engine."""
+    return f"{_process_tag}-{next(_call_numbers)}"
+
+
+class EngineLink:
+    """Owns the socket to one engine and the table of what waits for an answer from it.
+
+    An entry leaves the table when the engine answers (for a generation: with its `finish`) or is gone; a
+    generation whose consumer left stays until then, so that its late outputs cannot reach another request.
+    Open it inside the running event loop.
+    """
+
+    def __init__(self, index: int, context: zmq.asyncio.Context) -> None:
+        self.index = index
+        self.ready: EngineReady | None = None
+        self.last_heard_s: float | None = None  # loop time of the newest message
+        self._context = context
+        self._socket: zmq.asyncio.Socket | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._generations: dict[str, Generation] = {}
+        self._calls: dict[str, asyncio.Future[Any]] = {}
+        self._gone: EngineGone | None = EngineGone(index, "not connected yet")
+        self._changed = asyncio.Event()
+
+    # --- life --------------------------------------------------------------------------------------
+
+    def open(self, endpoint: str) -> None:
+        """Connect (the engine may bind later) and say Hello."""
+        assert self._socket is None, "close a link before it is opened again"
+        self._gone = None
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.set_hwm(0)  # a send never blocks; the engine bounds its own queue
+        self._socket.linger = 200
+        self._socket.connect(endpoint)
+        self._reader = asyncio.get_running_loop().create_task(self._read(), name=f"engine-{self.index}-reader")
+        self._send(Hello(call_id=new_call_id()))
+
+    def fail(self, error: EngineGone) -> None:
+        """The engine is gone: end everything that waits for it, and refuse what comes until `open`."""
+        self._gone = error
+        self.ready = None
+        if self._reader is not None:
+            self._reader.cancel()
+            self._reader = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        generations, self._generations = self._generations, {}
+        calls, self._calls = self._calls, {}
+        for generation in generations.values():
+            generation.fail(error)
+        for future in calls.values():
+            if not future.done():
+                future.set_exception(error)
+        self._announce_change()
+
+    async def wait_ready(self) -> EngineReady:
+        """Wait for the engine's EngineReady. Raises EngineGone if it ends before."""
+        while self.ready is None:
+            if self._gone is not None:
+                raise self._gone
+            await self._changed.wait()
+        return self.ready
+
+    @property
+    def num_running(self) -> int:
+        """Requests the engine still has, those included whose client has left."""
+        return len(self._generations)
+
+    @property
+    def gone(self) -> EngineGone | None:
+        return self._gone
+
+    # --- requests ----------------------------------------------------------------------------------
+
+    def has_running(self, rid: str) -> bool:
+        """Whether somebody still listens to the request `rid`."""
+        generation = self._generations.get(rid)
+        return generation is not None and not generation.is_closed
+
+    def generate(self, request: Generate) -> Generation:
+        """Send a request. Raises EngineGone, RidInUse."""
+        if self._gone is not None:
+            raise self._gone
+        if self.has_running(request.rid):
+            raise RidInUse(request.rid)
+        if request.rid in self._generations:  # left by its client, not yet ended by the engine
+            request = msgspec.structs.replace(request, rid=f"{request.rid}~{next(_call_numbers)}")
+        generation = Generation(request.rid, on_close=self._leave)
+        self._send(request)
+        self._generations[request.rid] = generation
+        return generation
+
+    def _leave(self, generation: Generation) -> None:
+        if not generation.has_ended and self._socket is not None:
+            self._send(Abort(call_id=new_call_id(), rid=generation.rid, message="the client left"))
+
+    # --- calls -------------------------------------------------------------------------------------
+
+    async def call(self, message: Any, *, timeout_s: float | None = None) -> Any:
+        """Send a message that has a call_id; its answer. Raises CallFailed, EngineGone, TimeoutError."""
+        if self._gone is not None:
+            raise self._gone
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        assert message.call_id not in self._calls, "call ids are unique"
+        self._send(message)
+        self._calls[message.call_id] = future
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await future
+        except (asyncio.CancelledError, TimeoutError):
+            if isinstance(message, DEFERRED) and self._socket is not None:
+                self._send(CancelOperation(call_id=new_call_id(), started_by_call=message.call_id))
+            raise
+        finally:
+            self._calls.pop(message.call_id, None)
+        if isinstance(answer, Failed):
+            raise CallFailed(answer)
+        return answer
+
+    # --- the wire ----------------------------------------------------------------------------------
+
+    def _send(self, message: Any) -> None:
+        assert self._socket is not None, "the link is open"
+        # Without a high-water mark the frame is queued inside this call; the future only reports that it was.
+        self._socket.send(encode(message))
+
+    async def _read(self) -> None:
+        assert self._socket is not None
+        socket, clock = self._socket, asyncio.get_running_loop().time
+        while True:
+            frame = await socket.recv()
+            self.last_heard_s = clock()
+            try:
+                message = decode_to_client(frame)
+            except msgspec.MsgspecError:
+                log.exception("engine %d sent a message that cannot be read; it is dropped", self.index)
+                continue
+            if isinstance(message, Outputs):
+                self._deliver(message)
+            elif isinstance(message, EngineReady):
+                self.ready = message
+                self._announce_change()
+            else:
+                self._answer(message)
+
+    def _deliver(self, outputs: Outputs) -> None:
+        for output in outputs.items:
+            generation = self._generations.get(output.rid)
+            if generation is None:
+                log.debug("output for unknown rid %r dropped", output.rid)
+                continue
+            generation.put(output)
+            if output.finish is not None:
+                del self._generations[output.rid]
+
+    def _answer(self, message: Any) -> None:
+        future = self._calls.pop(message.call_id, None)
+        if future is not None:
+            if not future.done():
+                future.set_result(message)
+        elif isinstance(message, Failed) and message.call_id in self._generations:
+            self._generations.pop(message.call_id).fail(CallFailed(message))
+        # Anything else answers a call nobody waits for: an Abort, a cancelled call, a call that timed out.
+
+    def _announce_change(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
