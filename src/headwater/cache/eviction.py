@@ -1,0 +1,41 @@
+"""Which unpinned run of a tier to give up next: least recently used, leaves first."""
+
+import heapq
+import itertools
+
+from headwater.cache.namespace import Tier
+from headwater.cache.radix_tree import Node
+
+
+class LruLeaves:
+    """Candidates for eviction on one tier, in a heap whose stale entries are skipped when they surface."""
+
+    def __init__(self, tier: Tier) -> None:
+        self._tier = tier
+        self._heap: list[tuple[int, int, Node]] = []
+        self._order = itertools.count()
+
+    def offer(self, node: Node) -> None:
+        """Consider `node`, if it could be evicted now. Cheap; offering twice is harmless."""
+        if self._is_candidate(node):
+            heapq.heappush(self._heap, (node.last_used, next(self._order), node))
+
+    def pop(self) -> Node | None:
+        """The least recently used candidate, or None."""
+        while self._heap:
+            last_used, _, node = heapq.heappop(self._heap)
+            if not self._is_candidate(node):
+                continue
+            if node.last_used != last_used:
+                self.offer(node)
+                continue
+            return node
+        return None
+
+    def _is_candidate(self, node: Node) -> bool:
+        run = node.runs.get(self._tier)
+        return (
+            run is not None
+            and run.pins == 0
+            and not any(self._tier in child.runs for child in node.children.values())
+        )

@@ -1,0 +1,72 @@
+"""A lease: one request's hold on KV pages."""
+
+import numpy as np
+
+from headwater.cache.page_pool import PageIds
+from headwater.cache.radix_tree import Node, Run
+from headwater.cache.retirement import Retirement
+from headwater.cache.token_sequence import TokenSequence
+
+NO_LIMIT = 2**31 - 1
+_NO_PAGES = np.empty(0, dtype=np.int32)
+
+
+class Lease:
+    """Pins on a path of the tree, and the private pages that follow it.
+
+    Made and changed by `PrefixCache` only. `tokens` is the request's own sequence, which it appends to.
+    """
+
+    __slots__ = (
+        "is_released",
+        "node",
+        "num_matched_pages",
+        "num_private",
+        "num_shared_pages",
+        "private",
+        "publish_limit",
+        "retirements",
+        "root",
+        "run",
+        "superseded",
+        "tokens",
+    )
+
+    def __init__(self, *, root: Node, tokens: TokenSequence, publish_limit: int) -> None:
+        self.root = root
+        self.tokens = tokens
+        self.node = root  # the lower end of the pinned path
+        self.run: Run | None = None  # its device run; None at the root
+        self.num_matched_pages = 0  # shared when the lease was acquired: the cache hit
+        self.num_shared_pages = 0
+        self.private: PageIds = _NO_PAGES  # capacity may exceed num_private
+        self.num_private = 0
+        self.publish_limit = publish_limit  # pages from this index on are never published
+        self.superseded: list[PageIds] = []  # own copies of pages found in the tree, until no step reads them
+        self.retirements: list[Retirement] = []  # that lowered publish_limit and wait for this lease to end
+        self.is_released = False
+
+    @property
+    def num_pages(self) -> int:
+        return self.num_shared_pages + self.num_private
+
+    def page_table(self) -> PageIds:
+        """Page ids in the order of the sequence. int32[num_pages], a copy."""
+        shared = [] if self.run is None else [run.pages for run in self.run.chain()][::-1]
+        return np.concatenate([*shared, self.private[: self.num_private]]).astype(np.int32)
+
+    def add_private(self, pages: PageIds) -> None:
+        needed = self.num_private + len(pages)
+        if needed > len(self.private):
+            grown = np.empty(max(8, needed, len(self.private) * 3 // 2), dtype=np.int32)
+            grown[: self.num_private] = self.private[: self.num_private]
+            self.private = grown
+        self.private[self.num_private : needed] = pages
+        self.num_private = needed
+
+    def take_private(self, num_pages: int) -> PageIds:
+        """Remove and return the first `num_pages` private pages."""
+        taken = self.private[:num_pages].copy()
+        self.private = self.private[num_pages:].copy()
+        self.num_private -= num_pages
+        return taken

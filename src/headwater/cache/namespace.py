@@ -1,0 +1,61 @@
+"""Namespaces keep caches apart; scopes say which part of the cache an operation means."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+
+from headwater.messages import TokenIds
+
+
+class Tier(IntEnum):
+    """Where a page lives. Storage is asked by key and has no pages in the tree."""
+
+    DEVICE = 0
+    HOST = 1
+
+
+class Namespace(NamedTuple):
+    """A separate root of the prefix tree: pages never match across namespaces, on any tier."""
+
+    cache_salt: str
+    extra_key: str
+    adapter: str
+    weights_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What to retire. None means all; `prefix` narrows to token paths that begin with it."""
+
+    cache_salt: str | None = None
+    extra_key: str | None = None
+    weights_id: str | None = None
+    prefix: TokenIds | None = None  # int32[n], n >= 1
+    tiers: frozenset[Tier] = frozenset(Tier)
+
+    def has_namespace(self, namespace: Namespace) -> bool:
+        return (
+            (self.cache_salt is None or self.cache_salt == namespace.cache_salt)
+            and (self.extra_key is None or self.extra_key == namespace.extra_key)
+            and (self.weights_id is None or self.weights_id == namespace.weights_id)
+        )
+
+    def first_page(self, page_size: int) -> int:
+        """Index of the first page in scope: the one that holds the prefix's last token."""
+        return 0 if self.prefix is None else (len(self.prefix) - 1) // page_size
+
+    def limit_for(self, tokens: TokenIds, page_size: int) -> int | None:
+        """How many leading pages of a sequence `tokens` lie outside the scope; None: all of them.
+
+        A sequence that is still shorter than the prefix but has begun the page that holds the prefix's last
+        token counts as inside: what it wrote there was computed before the retirement.
+        """
+        first = self.first_page(page_size)
+        if self.prefix is None:
+            return first
+        common = min(len(tokens), len(self.prefix))
+        if common <= first * page_size or not np.array_equal(tokens[:common], self.prefix[:common]):
+            return None
+        return first

@@ -1,0 +1,91 @@
+"""Page ids of one tier and who owns each of them."""
+
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+PageIds = npt.NDArray[np.int32]
+
+
+class Owner(IntEnum):
+    """Who may free a page. Every page has exactly one owner at any time."""
+
+    FREE = 0  # the pool's free list
+    TREE = 1  # a run of a node that requests can match
+    PRIVATE = 2  # one lease, not shared
+    RETIRED = 3  # a run cut from the tree that a lease still pins
+    TRANSFER = 4  # destination of a copy in flight
+
+
+class OwnershipError(AssertionError):
+    """A page was freed or handed on by somebody who does not own it. Never caught: the books are wrong."""
+
+
+class PagePool:
+    """The pages [0, capacity) of one tier. Hands them out, and checks every change of owner.
+
+    Pages are freed by their owners only: there is no way to clear a pool.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"a page pool needs at least one page, got capacity={capacity}")
+        self.capacity = capacity
+        self._owner = np.zeros(capacity, dtype=np.uint8)
+        self._stack = np.arange(capacity - 1, -1, -1, dtype=np.int32)  # free pages, the next one last
+        self._counts = [capacity, 0, 0, 0, 0]
+
+    @property
+    def num_free(self) -> int:
+        return self._counts[Owner.FREE]
+
+    def count(self, owner: Owner) -> int:
+        return self._counts[owner]
+
+    def take(self, num_pages: int, *, owner: Owner) -> PageIds | None:
+        """`num_pages` free pages, now owned by `owner`; None (and no change) if there are fewer. int32[n]."""
+        top = self._counts[Owner.FREE]
+        if num_pages > top:
+            return None
+        pages = self._stack[top - num_pages : top][::-1].copy()
+        self._owner[pages] = owner
+        self._counts[Owner.FREE] -= num_pages
+        self._counts[owner] += num_pages
+        return pages
+
+    def hand_over(self, pages: PageIds, *, giver: Owner, taker: Owner) -> None:
+        """Change the owner of `pages` from `giver` to `taker`; neither is the free list."""
+        assert taker != Owner.FREE, "pages go back through free()"
+        self._check(pages, giver)
+        self._owner[pages] = taker
+        self._counts[giver] -= len(pages)
+        self._counts[taker] += len(pages)
+
+    def free(self, pages: PageIds, *, giver: Owner) -> None:
+        """Return `pages`, owned by `giver`, to the free list."""
+        self._check(pages, giver)
+        self._owner[pages] = Owner.FREE
+        top = self._counts[Owner.FREE]
+        self._stack[top : top + len(pages)] = pages
+        self._counts[Owner.FREE] += len(pages)
+        self._counts[giver] -= len(pages)
+
+    def owner_of(self, page: int) -> Owner:
+        return Owner(int(self._owner[page]))
+
+    def check(self) -> None:
+        """Raise `OwnershipError` if the counts, the owners and the free list disagree."""
+        counts = np.bincount(self._owner, minlength=len(Owner)).tolist()
+        if counts != self._counts or sum(counts) != self.capacity:
+            raise OwnershipError(f"pages by owner {counts}, counted {self._counts}, capacity {self.capacity}")
+        free = self._stack[: self.num_free]
+        if len(np.unique(free)) != len(free) or (self._owner[free] != Owner.FREE).any():
+            raise OwnershipError("the free list holds a page twice, or one that is owned")
+
+    def _check(self, pages: PageIds, giver: Owner) -> None:
+        assert giver != Owner.FREE
+        wrong = self._owner[pages] != giver
+        if wrong.any():
+            page = int(pages[np.argmax(wrong)])
+            raise OwnershipError(f"page {page} belongs to {self.owner_of(page).name}, not to {giver.name}")

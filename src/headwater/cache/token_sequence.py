@@ -1,0 +1,30 @@
+"""The tokens of one request: grows at the end, read as numpy views."""
+
+import numpy as np
+
+from headwater.messages import TokenIds
+
+
+class TokenSequence:
+    """Prompt and generated tokens. Views stay valid for what they show: tokens are only ever appended."""
+
+    __slots__ = ("_buffer", "_length")
+
+    def __init__(self, token_ids: TokenIds) -> None:
+        self._length = len(token_ids)
+        self._buffer = np.array(token_ids, dtype=np.int32)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def append(self, token_id: int) -> None:
+        if self._length == len(self._buffer):
+            grown = np.empty(max(64, self._length * 3 // 2), dtype=np.int32)
+            grown[: self._length] = self._buffer
+            self._buffer = grown
+        self._buffer[self._length] = token_id
+        self._length += 1
+
+    def view(self, start: int = 0, stop: int | None = None) -> TokenIds:
+        """Tokens [start, stop) without a copy. int32[stop - start]."""
+        return self._buffer[start : self._length if stop is None else min(stop, self._length)]
