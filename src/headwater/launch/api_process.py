@@ -1,0 +1,189 @@
+"""The API process once its port is open: the HTTP side, the engine's supervisor, and the way down.
+
+The engine process loads the model while this one imports the web framework and loads the tokenizer; until
+both are done /health says 503. Nothing here may import torch.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+
+import uvicorn
+from rich.console import Console
+from rich.markup import escape
+
+from headwater.client.engine_client import EngineClient
+from headwater.client.errors import EngineGone
+from headwater.http_api.app import create_app
+from headwater.http_api.state import ApiState, Limits, ModelFacts
+from headwater.launch.config import ServerArgs
+from headwater.launch.serve import EXIT_FAILED, EXIT_REFUSED, print_error
+from headwater.launch.supervisor import EngineExit, EngineSupervisor
+from headwater.messages import EngineReady
+from headwater.tokenization.tokenizer import Tokenizer
+
+STREAMS_GRACE_S = 1.0  # what running streams get to end by themselves before they are ended
+HTTP_GRACE_S = 2.0  # then connections are closed
+ENGINE_GRACE_S = 1.0  # SIGTERM to SIGKILL; all together stays under 5 s
+GONE_LINGER_S = 1.0  # after the engine died, so that clients and probes read a 503 and not a closed port
+
+log = logging.getLogger(__name__)
+
+
+class ApiServer(uvicorn.Server):
+    """uvicorn without its signal handlers: a signal ends the whole server, not just its HTTP side."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class ApiProcess:
+    """Serves HTTP for an engine that a supervisor has started, until something ends it."""
+
+    def __init__(
+        self,
+        args: ServerArgs,
+        *,
+        listener: socket.socket,
+        supervisor: EngineSupervisor,
+        endpoint: str,
+        stop_requested: asyncio.Event,
+    ) -> None:
+        self._args = args
+        self._listener = listener
+        self._supervisor = supervisor
+        self._stop_requested = stop_requested
+        self._client = EngineClient([endpoint])
+        self._state = self._make_state()
+        config = uvicorn.Config(
+            create_app(self._state),
+            lifespan="on",
+            log_config=None,
+            log_level="info" if args.log_level == "debug" else "warning",
+            access_log=args.log_level == "debug",
+            timeout_graceful_shutdown=int(HTTP_GRACE_S),
+        )
+        self._http = ApiServer(config)
+
+    async def run(self) -> int:
+        """Serve; returns the exit code when all that was started has ended."""
+        await self._client.start()
+        http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
+        engine = asyncio.create_task(
+            self._supervisor.run(on_gone=self._engine_gone, on_back=self._engine_back)
+        )
+        loading = asyncio.create_task(self._load())
+        try:
+            return await self._watch(http, engine, loading)
+        finally:
+            loading.cancel()
+            await self._shut_down(http)
+            await asyncio.gather(engine, loading, return_exceptions=True)
+
+    def _make_state(self) -> ApiState:
+        return ApiState(
+            client=self._client,
+            server_args=self._args.public(),
+            api_key=self._args.api_key,
+            admin_api_key=self._args.admin_api_key,
+            limits=Limits(
+                max_body_bytes=self._args.max_body_bytes, max_control_timeout_s=self._args.max_control_timeout
+            ),
+        )
+
+    def _engine_gone(self, reason: str) -> None:
+        self._client.engine_gone(0, reason)
+
+    def _engine_back(self, endpoint: str) -> None:
+        self._client.engine_back(0, endpoint)
+
+    async def _load(self) -> None:
+        """Load the tokenizer and wait for the engine; from then on requests are served."""
+        model = self._args.model
+        assert model is not None
+        tokenizer_path = self._args.tokenizer or model
+        tokenizer = await asyncio.to_thread(Tokenizer.load, tokenizer_path)
+        ready = await self._wait_for_engine()
+        facts = ModelFacts.from_ready(
+            ready,
+            served_name=self._args.served_model_name or model,
+            model_path=model,
+            tokenizer_path=tokenizer_path,
+            load_format=self._args.load_format,
+        )
+        self._state.set_ready(tokenizer=tokenizer, model=facts)
+        print_banner(facts, ready, listener=self._listener)
+
+    async def _wait_for_engine(self) -> EngineReady:
+        while True:
+            try:
+                return (await self._client.wait_ready())[0]
+            except EngineGone:  # it may be started anew; if not, `_watch` ends us
+                await asyncio.sleep(0.1)
+
+    async def _watch(
+        self, http: "asyncio.Task[None]", engine: "asyncio.Task[EngineExit]", loading: "asyncio.Task[None]"
+    ) -> int:
+        """Wait for whatever ends this server, and say which exit code that is."""
+        stop = asyncio.create_task(self._stop_requested.wait())
+        waiting: set[asyncio.Task] = {http, engine, loading, stop}
+        while True:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if stop in done:
+                log.info("shutting down")
+                return 0
+            if engine in done:
+                return await self._after_engine_ended(
+                    engine.result(), was_ready=self._state.model is not None
+                )
+            if http in done:
+                http.result()
+                print_error("the HTTP server ended unexpectedly")
+                return EXIT_FAILED
+            error = loading.exception()
+            if isinstance(error, ValueError | OSError):
+                print_error(str(error))
+                return EXIT_REFUSED
+            if error is not None:
+                raise error
+
+    async def _after_engine_ended(self, end: EngineExit, *, was_ready: bool) -> int:
+        print_error(end.reason)
+        if was_ready:
+            await asyncio.sleep(GONE_LINGER_S)
+        return EXIT_REFUSED if end.was_refused else EXIT_FAILED
+
+    async def _shut_down(self, http: "asyncio.Task[None]") -> None:
+        """End streams, then connections, then the engine. Takes under 5 s whatever hangs."""
+        streams_grace_s = STREAMS_GRACE_S if self._client.num_running else 0.0
+        self._state.begin_shutdown(grace_s=streams_grace_s)
+        self._http.should_exit = True
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.gather(http, return_exceptions=True), HTTP_GRACE_S + 0.5)
+        await self._supervisor.stop(ENGINE_GRACE_S)
+
+
+def print_banner(model: ModelFacts, ready: EngineReady, *, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    tokens = ready.num_pages * ready.page_size
+    mib = ready.num_pages * ready.page_bytes / (1 << 20)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"[bold]Headwater {version('headwater')}[/] serves [bold]{escape(model.served_name)}[/] "
+        f"({ready.architecture}, {ready.dtype} on {ready.device}), loaded in {ready.load_s:.1f} s"
+    )
+    console.print(f"  API      {url}/v1  (OpenAI), {url}/generate  (SGLang)")
+    console.print(f"  Docs     {url}/docs")
+    console.print(f"  Metrics  {url}/metrics")
+    console.print(
+        f"  KV cache {tokens:,} tokens in {ready.num_pages:,} pages of {ready.page_size}, {mib:,.0f} MiB"
+    )
+    console.print("  Try      headwater chat    (Ctrl-C here ends the server)")
+    sys.stdout.flush()

@@ -1,0 +1,244 @@
+"""The server's arguments: one struct that the command line, the Python API and the engine process share.
+
+Every field carries its own `Flag`: help text, range and panel. `cli.py` makes the command line options out of
+these and `ServerArgs` checks itself against them, so that a flag is written down once.
+"""
+
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+MODEL = "Model"
+HTTP = "HTTP server"
+CACHE = "KV cache"
+SCHEDULE = "Scheduling"
+PROCESS = "Processes"
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """What the command line shows and checks for one field of `ServerArgs`; the bounds are inclusive."""
+
+    help: str
+    panel: str
+    low: float | None = None
+    high: float | None = None
+    also: tuple[str, ...] = ()  # further spellings
+    env: str | None = None  # an environment variable that sets it
+    is_secret: bool = False  # never shown in /server_info or in logs
+
+
+class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """How to serve a model. `None` stands for a default that depends on the model or the device.
+
+    Raises `ValueError` that names the flag and the accepted range when a value does not fit.
+    """
+
+    model: Annotated[
+        str | None,
+        Flag(
+            "A Hugging Face folder or hub id, or a .gguf file. Default: SmolLM2-135M-Instruct.",
+            MODEL,
+            also=("--model-path",),
+        ),
+    ] = None
+    served_model_name: Annotated[
+        str | None, Flag("The model's name in the APIs. Default: from --model.", MODEL)
+    ] = None
+    tokenizer: Annotated[
+        str | None,
+        Flag("Take the tokenizer from here and not from --model.", MODEL, also=("--tokenizer-path",)),
+    ] = None
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Flag("Data type of weights and KV. auto: bfloat16 where the device is quick at it.", MODEL),
+    ] = "auto"
+    load_format: Annotated[
+        Literal["auto", "safetensors", "gguf", "dummy"],
+        Flag("Format of the weights. dummy: random weights from a config.json, for benchmarks.", MODEL),
+    ] = "auto"
+    device: Annotated[Literal["auto", "cpu"], Flag("Where the model runs.", MODEL)] = "auto"
+    context_length: Annotated[
+        int | None, Flag("Longest prompt plus output, in tokens. Default: the model's own.", MODEL, low=1)
+    ] = None
+    random_seed: Annotated[int, Flag("Seed of dummy weights.", MODEL, low=0, high=2**63 - 1)] = 0
+    weight_version: Annotated[str, Flag("Your label for the weights, reported in answers.", MODEL)] = (
+        "default"
+    )
+
+    host: Annotated[str, Flag("Address to listen on.", HTTP)] = "127.0.0.1"
+    port: Annotated[int, Flag("Port to listen on; 0 takes a free one.", HTTP, low=0, high=65535)] = 30000
+    api_key: Annotated[
+        str | None,
+        Flag("Key that clients must send as a Bearer token.", HTTP, env="HEADWATER_API_KEY", is_secret=True),
+    ] = None
+    admin_api_key: Annotated[
+        str | None,
+        Flag(
+            "Key for the control routes (flush, pause, abort).",
+            HTTP,
+            env="HEADWATER_ADMIN_API_KEY",
+            is_secret=True,
+        ),
+    ] = None
+    max_body_bytes: Annotated[int, Flag("Largest accepted request body.", HTTP, low=1024, high=1 << 30)] = (
+        4 * MIB
+    )
+    max_control_timeout: Annotated[
+        float,
+        Flag("Longest timeout, in seconds, that a control request may ask for.", HTTP, low=0, high=86400),
+    ] = 3600.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Flag("Least severe log messages shown.", HTTP)
+    ] = "info"
+
+    page_size: Annotated[
+        int, Flag("Tokens in a page, the unit of the KV cache.", CACHE, low=1, high=1024)
+    ] = 16
+    kv_cache_memory_mb: Annotated[
+        int | None, Flag("Memory for the KV cache in MiB. Default: 640 on CPU.", CACHE, low=1)
+    ] = None
+    max_total_tokens: Annotated[
+        int | None, Flag("Size of the KV cache in tokens; wins over the flags in memory.", CACHE, low=1)
+    ] = None
+    mem_fraction_static: Annotated[
+        float | None,
+        Flag(
+            "Size weights and KV cache to this share of the device's memory (0 < x < 1).",
+            CACHE,
+            low=0.01,
+            high=0.99,
+        ),
+    ] = None
+    disable_radix_cache: Annotated[bool, Flag("Keep no KV for later requests.", CACHE)] = False
+
+    max_running_requests: Annotated[
+        int | None, Flag("Requests that run at once. Default: 64 on CPU.", SCHEDULE, low=1, high=4096)
+    ] = None
+    max_queued_requests: Annotated[
+        int, Flag("Requests that may wait; one more is answered 429.", SCHEDULE, low=0, high=1_000_000)
+    ] = 1024
+    chunked_prefill_size: Annotated[
+        int | None,
+        Flag("Most prompt tokens one request computes in a step. Default: 512 on CPU.", SCHEDULE, low=1),
+    ] = None
+    max_step_tokens: Annotated[
+        int | None,
+        Flag(
+            "Most tokens of a step, prefill and decode together. Default: chunk size plus running requests.",
+            SCHEDULE,
+            low=1,
+            also=("--max-prefill-tokens",),
+        ),
+    ] = None
+    schedule_policy: Annotated[
+        Literal["fcfs", "lpm"],
+        Flag("Order of the queue: first come first served, or longest prefix match.", SCHEDULE),
+    ] = "fcfs"
+
+    threads: Annotated[
+        int | None, Flag("Threads that compute. Default: the cores available.", PROCESS, low=1, high=1024)
+    ] = None
+    engine_restarts: Annotated[
+        int,
+        Flag(
+            "Times an engine process that died is started anew before the server gives up.",
+            PROCESS,
+            low=0,
+            high=1000,
+        ),
+    ] = 0
+    dp_size: Annotated[int, Flag("Engine processes (replicas).", PROCESS, low=1, high=1)] = 1
+
+    def __post_init__(self) -> None:
+        for name, spec in FLAGS.items():
+            spec.check(getattr(self, name))
+        for name in ("model", "served_model_name", "tokenizer", "host", "api_key", "admin_api_key"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{flag_name(name)} must not be empty")
+
+    def public(self) -> dict[str, Any]:
+        """All arguments by field name, secrets masked: what /server_info shows."""
+        values = {name: getattr(self, name) for name in FLAGS}
+        return {
+            name: "***" if v is not None and FLAGS[name].flag.is_secret else v for name, v in values.items()
+        }
+
+    def for_device(self, device: str) -> "ServerArgs":
+        """These arguments with the defaults that depend on the device (`"cpu"`) filled in."""
+        if device != "cpu":
+            raise ValueError(f"no defaults are known for device {device!r}; known: cpu")
+        running = self.max_running_requests or 64
+        chunk = self.chunked_prefill_size or 512
+        sized = self.kv_cache_memory_mb or self.max_total_tokens or self.mem_fraction_static
+        return msgspec.structs.replace(
+            self,
+            device=device,
+            max_running_requests=running,
+            chunked_prefill_size=chunk,
+            max_step_tokens=self.max_step_tokens or chunk + running,
+            kv_cache_memory_mb=self.kv_cache_memory_mb if sized else 640,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FlagSpec:
+    """A field's flag together with its type and default."""
+
+    name: str
+    flag: Flag
+    type: Any  # str, int, float, bool or a Literal
+    is_optional: bool
+    default: Any
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return get_args(self.type) if get_origin(self.type) is Literal else ()
+
+    def check(self, value: Any) -> None:
+        """Raise `ValueError` unless `value` has the field's type and lies in its range."""
+        if value is None and self.is_optional:
+            return
+        try:
+            msgspec.convert(value, self.type)
+        except msgspec.ValidationError:
+            raise ValueError(f"{flag_name(self.name)} must be {self._expected()}, got {value!r}") from None
+        low, high = self.flag.low, self.flag.high
+        # written so that NaN, for which every comparison is false, is refused
+        if (low is not None and not value >= low) or (high is not None and not value <= high):
+            raise ValueError(f"{flag_name(self.name)} must be {self._expected()}, got {value!r}")
+
+    def _expected(self) -> str:
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        kind = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}[self.type]
+        low, high = self.flag.low, self.flag.high
+        if low is not None and low == high:
+            return f"{low}"
+        if low is not None and high is not None:
+            return f"{kind} from {low} to {high}"
+        return f"{kind} of at least {low}" if low is not None else kind
+
+
+def flag_name(field: str) -> str:
+    """`page_size` → `--page-size`."""
+    return "--" + field.replace("_", "-")
+
+
+def _read_flags(struct: type) -> dict[str, FlagSpec]:
+    hints = get_type_hints(struct, include_extras=True)
+    specs = {}
+    for field in msgspec.structs.fields(struct):
+        annotated, flag = get_args(hints[field.name])
+        parts: Sequence[Any] = get_args(annotated) if isinstance(annotated, types.UnionType) else (annotated,)
+        (kind,) = [part for part in parts if part is not types.NoneType]
+        specs[field.name] = FlagSpec(field.name, flag, kind, len(parts) > 1, field.default)
+    return specs
+
+
+FLAGS: dict[str, FlagSpec] = _read_flags(ServerArgs)  # by field name, in the order of the struct

@@ -1,0 +1,78 @@
+"""`headwater serve`, from its arguments to its exit code."""
+
+import asyncio
+import logging
+import signal
+import socket
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from headwater.launch.config import ServerArgs
+from headwater.launch.model_choice import with_model
+from headwater.launch.supervisor import EngineSupervisor, private_directory
+
+EXIT_FAILED = 1
+EXIT_REFUSED = 2
+EXIT_INTERRUPTED = 130
+
+
+def serve(args: ServerArgs) -> int:
+    """Serve until Ctrl-C or SIGTERM, or until the engine is gone for good. Returns the exit code."""
+    logging.basicConfig(
+        level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for chatty in ("httpx", "asyncio", "filelock"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        args = with_model(args)
+        listener = open_port(args.host, args.port)
+    except (ValueError, OSError) as error:
+        print_error(str(error))
+        return EXIT_REFUSED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    with listener, private_directory() as directory:
+        return asyncio.run(run_server(args, listener=listener, directory=directory))
+
+
+def open_port(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `OSError` that says which address could not be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; see --host and --port"
+        ) from None
+    return listener
+
+
+async def run_server(args: ServerArgs, *, listener: socket.socket, directory: Path) -> int:
+    """Start the engine process, then serve. Returns the exit code; nothing that was started is left."""
+    stop_requested = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stop_requested.set)
+    supervisor = EngineSupervisor(args, directory=directory)
+    endpoint = await supervisor.start()
+    try:
+        # imported here: the web framework's second of imports passes while the engine loads
+        from headwater.launch.api_process import ApiProcess
+
+        api = ApiProcess(
+            args, listener=listener, supervisor=supervisor, endpoint=endpoint, stop_requested=stop_requested
+        )
+        return await api.run()
+    finally:
+        await supervisor.stop(grace_s=1.0)
+
+
+def print_error(message: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/] {escape(message)}")
