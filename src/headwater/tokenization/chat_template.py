@@ -1,0 +1,143 @@
+"""Render a model's chat template to the text of a prompt.
+
+A chat template is a Jinja program out of the model's files, so it runs in Jinja's sandbox. The environment is
+what templates are written for, the one of Hugging Face transformers' `apply_chat_template`.
+"""
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from headwater.tokenization.chat_messages import normalize_messages
+
+# Marks the end of a message that is to be continued; never seen by a model.
+_CONTINUE_HERE = "\ue000continue here\ue000"
+
+_RESERVED_NAMES = frozenset({"messages", "tools", "add_generation_prompt"})
+
+# What a sandboxed template can raise with messages its author did not think of.
+_RENDER_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+)
+
+
+class ChatTemplate:
+    """One Jinja chat template with the model's named special tokens."""
+
+    def __init__(self, source: str, *, special_tokens: Mapping[str, str]) -> None:
+        self.source = source
+        self._special_tokens = dict(special_tokens)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt's text, special tokens spelled out.
+
+        `messages` and `tools` are OpenAI's objects. With `continue_final_message` the text ends within the
+        last message, for the model to go on with it, and `add_generation_prompt` is ignored.
+        `template_kwargs` are more variables for the template (`enable_thinking`). ValueError if the messages
+        are malformed, the template refuses them or does not run.
+        """
+        template_kwargs = template_kwargs or {}
+        if reserved := sorted(_RESERVED_NAMES & template_kwargs.keys()):
+            raise ValueError(f"chat_template_kwargs: {reserved[0]!r} is set by the request itself")
+        developer_role = "developer" if "developer" in self.source else "system"
+        messages = normalize_messages(messages, developer_role=developer_role)
+        if continue_final_message:
+            messages[-1]["content"] += _CONTINUE_HERE + " "
+        text = self._render(
+            {
+                **self._special_tokens,
+                **template_kwargs,
+                "messages": messages,
+                "tools": list(tools) if tools else None,
+                "add_generation_prompt": add_generation_prompt and not continue_final_message,
+            }
+        )
+        return _cut_at_mark(text) if continue_final_message else text
+
+    def _render(self, variables: Mapping[str, Any]) -> str:
+        try:
+            return self._compiled.render(variables)
+        except _RENDER_ERRORS as error:
+            raise ValueError(f"messages: the model's chat template refused them: {error}") from error
+
+    @cached_property
+    def _compiled(self) -> jinja2.Template:
+        try:
+            return _environment().from_string(self.source)
+        except jinja2.TemplateSyntaxError as error:
+            raise ValueError(f"messages: the model's chat template is not valid Jinja: {error}") from error
+
+
+def _cut_at_mark(text: str) -> str:
+    position = text.rfind(_CONTINUE_HERE)
+    if position < 0:
+        raise ValueError(
+            "continue_final_message: the model's chat template does not print the last message's content"
+        )
+    # Without the space that followed the mark, the template strips contents: then strip what is before, too.
+    keeps_spaces = text.startswith(" ", position + len(_CONTINUE_HERE))
+    return text[:position] if keeps_spaces else text[:position].rstrip()
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %} ... {% endgeneration %}` marks the assistant's text, for training; here it prints."""
+
+    tags: ClassVar[set[str]] = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body).set_lineno(line)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as models were trained on it: Jinja's own filter would escape HTML's special characters."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.datetime.now().strftime(format)

@@ -1,0 +1,126 @@
+"""The tokenizer of a served model: text to token ids and back, and chat messages to a prompt."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from headwater.tokenization.chat_template import ChatTemplate
+from headwater.tokenization.gguf_tokenizer import load_gguf_tokenizer
+from headwater.tokenization.hf_tokenizer import load_hf_tokenizer
+from headwater.tokenization.incremental import IncrementalDecoder
+from headwater.tokenization.token_spelling import TokenSpelling
+from headwater.tokenization.tokenizer_parts import TokenizerParts
+
+
+class Tokenizer:
+    """Encodes, decodes and renders chats. Its methods may be called from several threads."""
+
+    def __init__(self, parts: TokenizerParts) -> None:
+        self._backend = parts.backend
+        self.spelling = TokenSpelling(parts.backend)  # for incremental decoding
+        self.special_tokens = dict(parts.special_tokens)  # "bos_token" -> "<s>", ...
+        self.eos_token_ids = parts.eos_token_ids
+        self.bos_token_id = self._id_of_named("bos_token")
+        self.vocab_size = parts.backend.get_vocab_size(with_added_tokens=True)
+        self._chat_templates = {
+            name: ChatTemplate(source, special_tokens=parts.special_tokens)
+            for name, source in parts.chat_templates.items()
+        }
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """The tokenizer of a `.gguf` file, a Hugging Face folder or a hub id.
+
+        ValueError that says what is wrong if there is none or it is not supported; OSError if it cannot be
+        read.
+        """
+        if str(path).endswith(".gguf"):
+            return cls(load_gguf_tokenizer(Path(path)))
+        return cls(load_hf_tokenizer(str(path)))
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text. Special tokens spelled out in it are parsed.
+
+        With `add_special_tokens`, BOS (and EOS) go around it if the model wants them. Long texts take a while
+        without holding the interpreter lock: call it in a thread. ValueError if the text is no valid Unicode.
+        """
+        return self.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """`encode` for several texts, on all cores."""
+        try:
+            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        except TypeError as error:
+            raise ValueError("text: must be strings of valid Unicode, without lone surrogates") from error
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids, exactly what streaming them gives. Ids that name no token are silent.
+
+        ValueError for an id that cannot be one.
+        """
+        decoder = IncrementalDecoder(self.spelling, skip_special_tokens=skip_special_tokens)
+        return decoder.feed(token_ids) + decoder.finish()
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The UTF-8 bytes of one token; not always whole characters. Empty for an id that names no token."""
+        return self.spelling.bytes_of(token_id)
+
+    def token_text(self, token_id: int) -> str:
+        """One token as text, special ones spelled out; U+FFFD where it is not whole characters."""
+        return self.spelling.bytes_of(token_id).decode("utf-8", errors="replace")
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._chat_templates)
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt's text for OpenAI chat messages; see `ChatTemplate.render`.
+
+        ValueError if the model has no chat template, or the messages are malformed or refused by it.
+        """
+        return self._chat_template(has_tools=bool(tools)).render(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            template_kwargs=template_kwargs,
+        )
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Token ids of `render_chat`. The template writes BOS where the model wants it; none is added."""
+        text = self.render_chat(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            template_kwargs=template_kwargs,
+        )
+        return self.encode(text, add_special_tokens=False)
+
+    def _chat_template(self, *, has_tools: bool) -> ChatTemplate:
+        if has_tools and "tool_use" in self._chat_templates:
+            return self._chat_templates["tool_use"]
+        if "default" in self._chat_templates:
+            return self._chat_templates["default"]
+        raise ValueError("messages: this model has no chat template; send a prompt to /v1/completions")
+
+    def _id_of_named(self, name: str) -> int | None:
+        token = self.special_tokens.get(name)
+        return None if token is None else self._backend.token_to_id(token)
