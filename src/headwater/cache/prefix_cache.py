@@ -12,6 +12,7 @@ from headwater.cache.page_pool import Owner, PageIds, PagePool
 from headwater.cache.radix_tree import Node, RadixTree, Run
 from headwater.cache.retirement import Retirement
 from headwater.cache.token_sequence import TokenSequence
+from headwater.messages import TokenIds
 
 
 @dataclass(slots=True)
@@ -67,6 +68,19 @@ class PrefixCache:
             lease.num_shared_pages = self._pin(lease.run)
             lease.num_matched_pages = lease.num_shared_pages
         return lease
+
+    def peek(self, namespace: Namespace, tokens: TokenIds) -> int:
+        """How many leading tokens of `tokens` the device holds now. Pins and changes nothing."""
+        node, num_tokens = self.tree.roots.get(namespace), 0
+        while node is not None and len(tokens) - num_tokens >= self.page_size:
+            found = self.tree.descend(node, tokens[num_tokens:])
+            if found is None or Tier.DEVICE not in found[0].runs:
+                break
+            node, num_pages = found
+            num_tokens += num_pages * self.page_size
+            if num_pages * self.page_size < len(node.tokens):
+                break
+        return num_tokens
 
     def extend(self, lease: Lease, num_pages: int) -> PageIds | None:
         """`num_pages` more private pages at the end of the lease, evicting if needed; None if there are too few."""

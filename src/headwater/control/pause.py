@@ -1,0 +1,40 @@
+"""Pause: stop launching steps, and what becomes of the requests meanwhile."""
+
+from headwater.control.operation import Moment
+from headwater.control.ports import RequestsPort, StepPort
+from headwater.messages import PauseGeneration, PauseResult
+
+
+class Pause:
+    """Answers when the step in flight has been collected: from then on nothing computes until `continue`."""
+
+    kind = "pause_generation"
+    holds_starts = False  # the pause itself bars all requests
+
+    def __init__(self, message: PauseGeneration, requests: RequestsPort, step: StepPort) -> None:
+        self._message = message
+        self._requests = requests
+        self._step = step
+        self._num_requests: int | None = None
+
+    @property
+    def phase(self) -> str:
+        return "waiting_for_step"
+
+    def look(self, moment: Moment) -> PauseResult | None:
+        if self._num_requests is None:
+            self._num_requests = self._apply()
+        return self._result() if moment.has_expired or not self._step.is_step_in_flight() else None
+
+    def cancelled(self, moment: Moment) -> PauseResult:
+        return self._result()  # the pause stays, only its answer comes early
+
+    def _apply(self) -> int:
+        if self._message.mode == "abort":
+            return self._requests.abort_all("Aborted: generation was paused")
+        if self._message.mode == "retract":
+            return self._requests.retract_all()
+        return self._requests.num_running
+
+    def _result(self) -> PauseResult:
+        return PauseResult(call_id=self._message.call_id, paused=True, num_requests=self._num_requests or 0)

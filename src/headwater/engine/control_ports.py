@@ -1,0 +1,82 @@
+"""What plugs the control plane into cache and scheduler, which it does not import."""
+
+import dataclasses
+
+from headwater.cache.namespace import Scope, Tier
+from headwater.cache.prefix_cache import PrefixCache
+from headwater.cache.retirement import Retirement
+from headwater.control.ports import FlushScope
+from headwater.messages import PagesAndBytes
+from headwater.scheduling.scheduler import Scheduler
+
+
+class RetirementReport:
+    """A `Retirement` in the words of the API: tiers by name, bytes beside pages."""
+
+    def __init__(self, retirement: Retirement, cache: PrefixCache) -> None:
+        self._retirement = retirement
+        self._cache = cache
+
+    @property
+    def generation(self) -> int:
+        return self._retirement.generation
+
+    @property
+    def is_drained(self) -> bool:
+        return self._retirement.is_drained
+
+    def freed(self) -> dict[str, PagesAndBytes]:
+        return self._by_tier(self._retirement.freed)
+
+    def retired(self) -> dict[str, PagesAndBytes]:
+        return self._by_tier(self._retirement.retired)
+
+    def _by_tier(self, pages: dict[Tier, int]) -> dict[str, PagesAndBytes]:
+        return {
+            tier.name.lower(): PagesAndBytes(pages=pages[tier], bytes=pages[tier] * self._cache.page_bytes)
+            for tier in self._cache.pools
+        }
+
+
+class CacheForControl:
+    """`control.ports.CachePort` over the prefix cache."""
+
+    def __init__(self, cache: PrefixCache) -> None:
+        self._cache = cache
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        return tuple(tier.name.lower() for tier in self._cache.pools)
+
+    def retire(self, scope: FlushScope) -> RetirementReport:
+        return RetirementReport(self._cache.retire(_cache_scope(scope)), self._cache)
+
+    def preview(self, scope: FlushScope) -> RetirementReport:
+        preview = self._cache.preview(_cache_scope(scope))
+        return RetirementReport(dataclasses.replace(preview), self._cache)
+
+
+class RequestsForControl:
+    """`control.ports.RequestsPort` over the scheduler."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+
+    def abort_all(self, message: str) -> int:
+        return self._scheduler.abort("", match="all", message=message)
+
+    def retract_all(self) -> int:
+        return self._scheduler.retract_all()
+
+    @property
+    def num_running(self) -> int:
+        return len(self._scheduler.running)
+
+
+def _cache_scope(scope: FlushScope) -> Scope:
+    return Scope(
+        cache_salt=scope.cache_salt,
+        extra_key=scope.extra_key,
+        prefix=scope.prefix,
+        tiers=frozenset(Tier[name.upper()] for name in scope.tiers),
+    )

@@ -1,0 +1,143 @@
+"""The engine's loop: all state of the engine process changes in `turn`, in a fixed order."""
+
+from collections.abc import Callable
+from typing import assert_never
+
+from headwater.control.control_plane import ControlPlane
+from headwater.engine.flight import Flight
+from headwater.engine.ports import ModelRunner
+from headwater.engine.wire import Wire
+from headwater.messages import (
+    Abort,
+    CancelOperation,
+    ContinueGeneration,
+    Done,
+    EngineReady,
+    EngineState,
+    FlushCache,
+    Generate,
+    GetOperations,
+    GetState,
+    Hello,
+    Operations,
+    PauseGeneration,
+    Ping,
+    Shutdown,
+    ToEngine,
+)
+from headwater.scheduling.scheduler import Admission, Scheduler
+
+_LONGEST_SLEEP_S = 1.0
+
+
+class EngineLoop:
+    """Messages in, steps launched and collected, answers out.
+
+    Tests and the simulation call `turn` themselves; a server calls `run`.
+    """
+
+    def __init__(
+        self,
+        *,
+        wire: Wire,
+        scheduler: Scheduler,
+        control: ControlPlane,
+        runner: ModelRunner,
+        ready: EngineReady,
+        flight: Flight,
+        report: Callable[[str], EngineState],
+    ) -> None:
+        self._wire = wire
+        self._scheduler = scheduler
+        self._control = control
+        self._runner = runner
+        self._ready = ready  # call_id is filled in for each client
+        self._report = report
+        self._flight = flight
+        self._has_progressed = False  # in the last turn: then the next may find something to run
+        self._is_stopping = False
+
+    def run(self) -> None:
+        """Turn until a `Shutdown` message or `stop()`; running requests are aborted, their clients told."""
+        while not self._is_stopping:
+            self.turn()
+        self._finish_previous_step()
+        self._scheduler.abort("", match="all", message="the server is shutting down")
+        self._send_outputs()
+
+    def stop(self) -> None:
+        """Make `run` return after its current turn. May be called from a signal handler or another thread."""
+        self._is_stopping = True
+
+    def turn(self) -> None:
+        """One turn. A sleeping loop wakes for messages and deadlines; it sleeps only if nothing can run."""
+        for client, message in self._wire.receive(wait_s=self._longest_useful_wait_s()):
+            self._dispatch(message, client)
+        self._scheduler.admission = self._admission()
+        self._control.advance()
+        self._scheduler.admission = self._admission()  # an operation that ended may have opened it
+        plan = self._scheduler.plan_step()
+        launched = (plan, self._runner.launch(plan)) if plan else None
+        self._has_progressed = launched is not None or self._flight.step is not None
+        self._finish_previous_step()  # on a GPU this overlaps with the step just launched
+        self._flight.step = launched
+        if launched is not None and launched[1].is_done():  # on a CPU the result leaves in the same turn
+            self._finish_previous_step()
+        self._send_outputs()
+
+    def _admission(self) -> Admission:
+        return Admission(may_run=not self._control.is_paused, may_start=not self._control.holds_starts)
+
+    def _longest_useful_wait_s(self) -> float:
+        if self._has_progressed or self._flight.step is not None:
+            return 0.0
+        deadline_s = self._control.next_deadline_s()
+        return _LONGEST_SLEEP_S if deadline_s is None else min(deadline_s, _LONGEST_SLEEP_S)
+
+    def _finish_previous_step(self) -> None:
+        if self._flight.step is None:
+            return
+        plan, handle = self._flight.step
+        self._flight.step = None
+        self._scheduler.collect(plan, handle.collect())
+
+    def _send_outputs(self) -> None:
+        for client, outputs in self._scheduler.take_outputs():
+            self._wire.send(client, outputs)
+        for client, answer in self._control.take_answers():
+            self._wire.send(client, answer)
+
+    def _dispatch(self, message: ToEngine, client: bytes) -> None:
+        match message:
+            case Generate():
+                self._scheduler.add(message, client=client)
+            case Abort():
+                self._scheduler.abort(message.rid, match=message.match, message=message.message)
+                self._wire.send(client, Done(call_id=message.call_id))
+            case FlushCache():
+                self._control.flush(message, client)
+            case PauseGeneration():
+                self._control.pause(message, client)
+            case ContinueGeneration():
+                self._control.resume(message, client)
+            case CancelOperation():
+                self._control.cancel(message, client)
+            case GetOperations():
+                items = self._control.operations()
+                self._wire.send(client, Operations(call_id=message.call_id, items=items))
+            case GetState():
+                self._wire.send(client, self._report(message.call_id))
+            case Ping():
+                self._wire.send(client, Done(call_id=message.call_id))
+            case Hello():
+                self._wire.send(client, _with_call_id(self._ready, message.call_id))
+            case Shutdown():
+                self._wire.send(client, Done(call_id=message.call_id))
+                self.stop()
+            case _:
+                assert_never(message)
+
+
+def _with_call_id(ready: EngineReady, call_id: str) -> EngineReady:
+    fields = {name: getattr(ready, name) for name in ready.__struct_fields__}
+    return EngineReady(**(fields | {"call_id": call_id}))

@@ -1,0 +1,94 @@
+"""The snapshot of an engine that metrics, loads and server info are made of."""
+
+from headwater.cache.namespace import Tier
+from headwater.cache.page_pool import Owner, PagePool
+from headwater.cache.prefix_cache import PrefixCache
+from headwater.clock import Clock
+from headwater.control.control_plane import ControlPlane
+from headwater.engine.blockers import Blockers
+from headwater.messages import EngineState, TierState
+from headwater.scheduling.scheduler import Scheduler
+
+_WINDOW_S = 1.0
+
+
+class Throughput:
+    """Generated tokens per second, over windows of at least a second between two questions."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._since_s = clock.now()
+        self._num_tokens = 0
+        self._rate = 0.0
+
+    def rate(self, num_tokens: int) -> float:
+        elapsed_s = self._clock.now() - self._since_s
+        if elapsed_s >= _WINDOW_S:
+            self._rate = (num_tokens - self._num_tokens) / elapsed_s
+            self._since_s, self._num_tokens = self._clock.now(), num_tokens
+        return self._rate
+
+
+class StateReporter:
+    """Makes an `EngineState` between two turns."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        scheduler: Scheduler,
+        cache: PrefixCache,
+        control: ControlPlane,
+        blockers: Blockers,
+        memory_bytes: dict[str, int],
+    ) -> None:
+        self._clock = clock
+        self._scheduler = scheduler
+        self._cache = cache
+        self._control = control
+        self._blockers = blockers
+        self._memory_bytes = memory_bytes
+        self._throughput = Throughput(clock)
+        self._started_s = clock.now()
+
+    def __call__(self, call_id: str) -> EngineState:
+        scheduler, cache = self._scheduler, self._cache
+        is_paused = self._control.is_paused
+        counters = scheduler.counters.as_dict() | {
+            "evicted_tokens": cache.counters.evicted_tokens,
+            "retired_tokens": cache.counters.retired_tokens,
+            "retirements": cache.counters.retirements,
+        }
+        return EngineState(
+            call_id=call_id,
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_retracted=sum(1 for r in scheduler.waiting if r.num_retractions),
+            num_paused=len(scheduler.running) + len(scheduler.waiting) if is_paused else 0,
+            paused=is_paused,
+            blockers=self._blockers(),
+            tiers={tier.name.lower(): self._tier_state(tier, pool) for tier, pool in cache.pools.items()},
+            generation=cache.generation,
+            weights_id=scheduler.weights_id,
+            weight_version=scheduler.weight_version,
+            page_size=cache.page_size,
+            gen_throughput=self._throughput.rate(scheduler.counters.generated_tokens),
+            uptime_s=self._clock.now() - self._started_s,
+            counters=counters,
+            max_running=scheduler.limits.max_running,
+            max_total_tokens=cache.pool.capacity * cache.page_size,
+            memory_bytes=self._memory_bytes,
+            namespaces=len(cache.tree.roots),
+        )
+
+    def _tier_state(self, tier: Tier, pool: PagePool) -> TierState:
+        return TierState(
+            capacity=pool.capacity,
+            free=pool.num_free,
+            tree=pool.count(Owner.TREE),
+            private=pool.count(Owner.PRIVATE),
+            retired=pool.count(Owner.RETIRED),
+            transfer=pool.count(Owner.TRANSFER),
+            evictable=self._cache.num_evictable if tier is Tier.DEVICE else 0,
+            page_bytes=self._cache.page_bytes,
+        )

@@ -1,0 +1,88 @@
+"""Puts the parts of an engine together. No torch: the server, the tests and the simulation all start here."""
+
+from dataclasses import dataclass
+
+from headwater.cache.prefix_cache import PrefixCache
+from headwater.clock import Clock
+from headwater.control.control_plane import ControlPlane
+from headwater.engine.blockers import Blockers
+from headwater.engine.control_ports import CacheForControl, RequestsForControl
+from headwater.engine.flight import Flight
+from headwater.engine.loop import EngineLoop
+from headwater.engine.ports import ModelRunner
+from headwater.engine.report import StateReporter
+from headwater.engine.wire import Wire
+from headwater.messages import EngineReady
+from headwater.scheduling.scheduler import Limits, Scheduler
+from headwater.scheduling.waiting_queue import SchedulePolicy
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """The loop and what it is made of; tests and the simulation look inside."""
+
+    loop: EngineLoop
+    scheduler: Scheduler
+    cache: PrefixCache
+    control: ControlPlane
+    blockers: Blockers
+
+
+def wire_engine(
+    *,
+    wire: Wire,
+    runner: ModelRunner,
+    ready: EngineReady,
+    limits: Limits,
+    clock: Clock,
+    policy: SchedulePolicy = "fcfs",
+    is_cache_enabled: bool = True,
+    max_control_timeout_s: float = 3600.0,
+    memory_bytes: dict[str, int] | None = None,
+) -> EngineParts:
+    """An engine around `runner`, whose facts are in `ready`."""
+    cache = PrefixCache(
+        num_pages=ready.num_pages,
+        page_size=ready.page_size,
+        page_bytes=ready.page_bytes,
+        is_enabled=is_cache_enabled,
+    )
+    scheduler = Scheduler(
+        cache,
+        limits=limits,
+        clock=clock,
+        weights_id=ready.weights_id,
+        weight_version=ready.weight_version,
+        eos_token_ids=frozenset(ready.eos_token_ids),
+        policy=policy,
+    )
+    flight = Flight()
+    blockers = Blockers()
+    blockers.register("scheduler", scheduler)
+    blockers.register("cache", cache)
+    control = ControlPlane(
+        clock=clock,
+        cache=CacheForControl(cache),
+        requests=RequestsForControl(scheduler),
+        step=flight,
+        blockers=blockers,
+        max_timeout_s=max_control_timeout_s,
+    )
+    report = StateReporter(
+        clock=clock,
+        scheduler=scheduler,
+        cache=cache,
+        control=control,
+        blockers=blockers,
+        memory_bytes=memory_bytes or {},
+    )
+    loop = EngineLoop(
+        wire=wire,
+        scheduler=scheduler,
+        control=control,
+        runner=runner,
+        ready=ready,
+        flight=flight,
+        report=report,
+    )
+    return EngineParts(loop=loop, scheduler=scheduler, cache=cache, control=control, blockers=blockers)

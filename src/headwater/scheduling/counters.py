@@ -1,0 +1,20 @@
+"""Monotonic counts of the scheduler, as the metrics show them."""
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(slots=True)
+class Counters:
+    """Tokens, requests and seconds since the engine started."""
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    cached_tokens_device: int = 0
+    num_refused: int = 0
+    num_aborted: int = 0
+    num_finished: int = 0
+    num_retractions: int = 0
+    queue_time_s: float = 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)

@@ -1,0 +1,77 @@
+"""Puts the rows of a step together."""
+
+import numpy as np
+
+from headwater.cache.page_pool import PageIds
+from headwater.messages import LogprobParams
+from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, StepPlan
+from headwater.scheduling.request import Request
+
+
+class PlanBuilder:
+    """Collects rows, decodes before prefill chunks, and what must change in the runner's slots first."""
+
+    def __init__(self, *, max_tokens: int) -> None:
+        self.num_tokens_left = max_tokens
+        self._decodes: list[Request] = []
+        self._chunks: list[tuple[Request, int, bool]] = []
+        self._assignments: list[SlotAssignment] = []
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._decodes and not self._chunks
+
+    def assign(self, request: Request, *, use: int, pages: PageIds) -> None:
+        """`request` enters its slot with the page table `pages`."""
+        logprobs = request.logprobs
+        if logprobs is not None and request.num_outputs:  # its prompt was reported with its first token
+            logprobs = LogprobParams(top=logprobs.top, token_ids=logprobs.token_ids)
+        self._assignments.append(
+            SlotAssignment(
+                slot=request.slot,
+                use=use,
+                sampling=request.sampling,
+                token_ids=request.tokens.view().copy(),
+                num_prompt_tokens=request.num_prompt_tokens,
+                stop_token_ids=tuple(request.stop_token_ids),
+                logprobs=logprobs,
+            )
+        )
+        request.page_updates = [PageUpdate(request.slot, 0, pages)]
+
+    def add_decode(self, request: Request) -> None:
+        self._decodes.append(request)
+        self.num_tokens_left -= 1
+
+    def add_chunk(self, request: Request, num_tokens: int, *, samples: bool) -> None:
+        self._chunks.append((request, num_tokens, samples))
+        self.num_tokens_left -= num_tokens
+
+    def build(self, step_id: int, uses: np.ndarray) -> StepPlan:
+        """The plan of the collected rows; page updates of the requests in it leave with it."""
+        rows = [(r, 1, True) for r in self._decodes] + self._chunks
+        slots = np.array([r.slot for r, _, _ in rows], dtype=np.int32)
+        tokens = [np.full(len(self._decodes), NEWEST_TOKEN, dtype=np.int32)]
+        tokens += [r.tokens.view(r.num_computed, r.num_computed + n) for r, n, _ in self._chunks]
+        updates: list[PageUpdate] = []
+        for request, _, _ in rows:
+            updates += request.page_updates
+            request.page_updates = []
+        return StepPlan(
+            step_id=step_id,
+            assignments=tuple(self._assignments),
+            page_updates=tuple(updates),
+            slots=slots,
+            uses=uses[slots],
+            num_computed=np.array([r.num_computed for r, _, _ in rows], dtype=np.int32),
+            num_tokens=np.array([n for _, n, _ in rows], dtype=np.int32),
+            samples=np.array([s for _, _, s in rows], dtype=np.bool_),
+            token_ids=np.concatenate(tokens),
+            num_decodes=len(self._decodes),
+            num_outputs=np.array([r.num_launched_samples for r, _, _ in rows], dtype=np.int32),
+        )
+
+    @property
+    def rows(self) -> list[tuple[Request, int, bool]]:
+        """(request, tokens, samples) in the order of the plan."""
+        return [(r, 1, True) for r in self._decodes] + self._chunks

@@ -1,0 +1,95 @@
+"""One generation, from its arrival to its last token."""
+
+import itertools
+from enum import Enum
+
+from headwater.cache.lease import Lease
+from headwater.cache.namespace import Namespace
+from headwater.cache.token_sequence import TokenSequence
+from headwater.messages import Generate, TokenLogprob, unpack_ids
+from headwater.scheduling.plan import PageUpdate
+
+_arrivals = itertools.count()
+
+
+class Phase(Enum):
+    """Where a request is. `_NEXT` below says which changes exist."""
+
+    WAITING = "waiting"  # holds nothing
+    LOADING = "loading"  # its pages are being copied up; not in the batch
+    PREFILLING = "prefilling"  # in a slot, prompt tokens left to launch
+    DECODING = "decoding"  # in a slot, its prompt is launched
+    PARKED = "parked"  # its pages wait on the host
+    FINISHED = "finished"
+
+
+_NEXT = {
+    Phase.WAITING: {Phase.LOADING, Phase.PREFILLING, Phase.FINISHED},
+    Phase.LOADING: {Phase.WAITING, Phase.PREFILLING, Phase.FINISHED},
+    Phase.PREFILLING: {Phase.DECODING, Phase.PARKED, Phase.WAITING, Phase.FINISHED},
+    Phase.DECODING: {Phase.PARKED, Phase.WAITING, Phase.FINISHED},
+    Phase.PARKED: {Phase.DECODING, Phase.PREFILLING, Phase.WAITING, Phase.FINISHED},
+    Phase.FINISHED: set(),
+}
+
+
+class Request:
+    """One generation. Changed by the scheduler only.
+
+    `num_computed` counts tokens whose KV launched steps have written or will write, `num_written` those whose
+    step has been collected. They differ only while a step is in flight.
+    """
+
+    def __init__(self, message: Generate, *, client: bytes, arrived_s: float) -> None:
+        self.rid = message.rid
+        self.client = client  # who gets the outputs
+        self.sampling = message.sampling
+        self.logprobs = message.logprobs
+        self.priority = message.priority
+        self.no_store = message.no_store
+        self.cache_salt = message.cache_salt
+        self.extra_key = message.extra_key
+        self.tokens = TokenSequence(unpack_ids(message.prompt_ids))
+        self.num_prompt_tokens = len(self.tokens)
+        self.max_new_tokens = message.sampling.max_new_tokens  # the scheduler cuts it to what fits
+        self.stop_token_ids: frozenset[int] = frozenset()  # EOS included, set by the scheduler
+        self.arrival = next(_arrivals)
+        self.arrived_s = arrived_s
+        self.started_s: float | None = None  # first admitted
+        self.phase = Phase.WAITING
+        self.lease: Lease | None = None
+        self.slot = -1
+        self.num_computed = 0
+        self.num_written = 0
+        self.num_launched_samples = 0  # tokens sampled by launched steps, collected or not
+        self.last_step_id = -1  # last launched step that uses its pages
+        self.page_updates: list[PageUpdate] = []  # for the next plan its slot is in
+        self.prompt_logprobs: list[TokenLogprob] = []
+        self.num_retractions = 0
+        self.num_cached_tokens = 0  # prompt tokens found in the cache when it first started
+        self.has_sent_meta = False
+
+    @property
+    def num_outputs(self) -> int:
+        """Generated tokens known so far."""
+        return len(self.tokens) - self.num_prompt_tokens
+
+    @property
+    def is_running(self) -> bool:
+        return self.phase in (Phase.PREFILLING, Phase.DECODING)
+
+    @property
+    def queue_key(self) -> tuple[int, int]:
+        """Order of service: higher priority first, then who came first, retracted or not."""
+        return (-self.priority, self.arrival)
+
+    def namespace(self, weights_id: str) -> Namespace:
+        return Namespace(self.cache_salt, self.extra_key, "", weights_id)
+
+    def enter(self, phase: Phase) -> None:
+        assert phase in _NEXT[self.phase], f"{self.rid}: {self.phase.value} -> {phase.value}"
+        self.phase = phase
+
+    def is_stop_token(self, token_id: int) -> bool:
+        """Whether generation ends with `token_id`, the newest token."""
+        return token_id in self.stop_token_ids and self.num_outputs > self.sampling.min_new_tokens

@@ -1,0 +1,404 @@
+"""Decides what runs next. Knows requests, slots and the cache; no torch, no I/O, no clock of its own."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from headwater.cache.lease import Lease
+from headwater.cache.prefix_cache import PrefixCache
+from headwater.clock import Clock
+from headwater.messages import Finish, Generate, OutputMeta, Outputs, TokenLogprob
+from headwater.scheduling.counters import Counters
+from headwater.scheduling.outputs import OutputBuffer
+from headwater.scheduling.plan import PageUpdate, StepPlan, StepResult
+from headwater.scheduling.plan_builder import PlanBuilder
+from headwater.scheduling.request import Phase, Request
+from headwater.scheduling.waiting_queue import SchedulePolicy, WaitingQueue
+
+_NUM_EXAMINED_PER_TURN = 64  # waiting requests looked at in one turn, so that a long queue costs nothing
+# Waiting for a prefix that a running prefill is about to publish must be worth the delay:
+_MIN_SHARED_TOKENS = 64
+_MIN_SHARED_PART = 0.25  # of what the request would otherwise compute
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes the scheduler keeps to."""
+
+    max_running: int  # slots
+    max_step_tokens: int  # tokens of one step, decodes and prefill chunks together
+    prefill_chunk_tokens: int  # of one request in one step
+    max_queued: int
+    max_context: int
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What may run now. Closed while a pause, a holding flush or a weight update wants it so."""
+
+    may_run: bool = True  # launch steps at all
+    may_start: bool = True  # admit requests that have never started
+
+
+class Scheduler:
+    """Continuous batching: every step takes all decodes and fills the rest of its token budget with prefill."""
+
+    def __init__(
+        self,
+        cache: PrefixCache,
+        *,
+        limits: Limits,
+        clock: Clock,
+        weights_id: str,
+        eos_token_ids: frozenset[int],
+        weight_version: str = "",
+        policy: SchedulePolicy = "fcfs",
+    ) -> None:
+        self.cache = cache
+        self.limits = limits
+        self.weights_id = weights_id
+        self.weight_version = weight_version
+        self.counters = Counters()
+        self.admission = Admission()  # set by the loop, from what holds it closed
+        self._clock = clock
+        self._eos_token_ids = eos_token_ids
+        self.waiting = WaitingQueue(policy)
+        self.running: list[Request] = []  # in order of admission
+        self._requests: dict[tuple[bytes, str], Request] = {}  # by client and rid
+        self._slots: list[Request | None] = [None] * limits.max_running
+        self._free_slots = list(range(limits.max_running - 1, -1, -1))
+        self._uses = np.zeros(limits.max_running, dtype=np.int64)
+        self._outputs = OutputBuffer()
+        self._num_launched = 0  # the id of the next step
+        self._collected_step_id = -1
+        self._closing: list[tuple[int, Lease]] = []  # leases that a step in flight still uses
+
+    # --- requests come and go -----------------------------------------------------------------------
+
+    def add(self, message: Generate, *, client: bytes) -> None:
+        """Queue a request. One that can never run is answered at once, with the reason."""
+        request = Request(message, client=client, arrived_s=self._clock.now())
+        refusal = self._refusal(request)
+        if refusal is not None:
+            self.counters.num_refused += 1
+            request.enter(Phase.FINISHED)
+            self._outputs.finish(request, refusal, self._meta(request))
+            return
+        sampling = message.sampling
+        eos = frozenset() if sampling.ignore_eos else self._eos_token_ids
+        request.stop_token_ids = eos | frozenset(sampling.stop_token_ids)
+        room = min(self.limits.max_context, self._capacity_tokens) - request.num_prompt_tokens
+        request.max_new_tokens = min(sampling.max_new_tokens, room)
+        self._requests[request.client, request.rid] = request
+        self.waiting.add(request)
+        self.counters.prompt_tokens += request.num_prompt_tokens
+
+    def abort(self, rid: str, *, match: str, message: str) -> int:
+        """End requests by rid ("exact", "prefix") or "all"; returns how many. Their last output says `message`."""
+        requests = [
+            r
+            for r in self._requests.values()
+            if match == "all" or r.rid == rid or (match == "prefix" and r.rid.startswith(rid))
+        ]
+        for request in requests:
+            self.counters.num_aborted += 1
+            self._finish(request, Finish(type="abort", message=message))
+        return len(requests)
+
+    def take_outputs(self) -> list[tuple[bytes, Outputs]]:
+        return self._outputs.take()
+
+    def retract_all(self) -> int:
+        """Take the pages of every running request, which then waits; returns how many."""
+        running = self.running.copy()
+        for request in running:
+            self._retract(request)
+        return len(running)
+
+    def in_flight(self) -> dict[str, int]:
+        """What keeps the engine from being idle. Requests that the admission keeps out hold nothing."""
+        queued = sum(1 for r in self.waiting if self._may_admit(r))
+        counts = {"running": len(self.running), "queued": queued}
+        return {name: count for name, count in counts.items() if count}
+
+    # --- planning -----------------------------------------------------------------------------------
+
+    def plan_step(self) -> StepPlan | None:
+        """What runs next, or None if nothing can. The caller launches it; its pages are in use until collected."""
+        if not self.admission.may_run or not (self.running or self.waiting):
+            return None
+        builder = PlanBuilder(max_tokens=self.limits.max_step_tokens)
+        self._plan_decodes(builder)
+        self._plan_chunks(builder)
+        self._admit(builder)
+        if builder.is_empty:
+            return None
+        plan = builder.build(self._num_launched, self._uses)
+        for request, num_tokens, samples in builder.rows:
+            request.num_computed += num_tokens
+            request.num_launched_samples += samples
+            request.last_step_id = plan.step_id
+            if request.phase is Phase.PREFILLING and request.num_computed >= len(request.tokens):
+                request.enter(Phase.DECODING)
+        self._num_launched += 1
+        return plan
+
+    def _plan_decodes(self, builder: PlanBuilder) -> None:
+        # In order of service: whoever is retracted for pages comes later, so its row is not planned yet.
+        for request in sorted(self.running, key=lambda r: r.queue_key):
+            if request.phase is not Phase.DECODING:  # still prefilling, or retracted for one before it
+                continue
+            if request.num_launched_samples >= request.max_new_tokens:
+                continue  # its last token is in flight
+            if builder.num_tokens_left > 0 and self._has_page_for_next_token(request):
+                builder.add_decode(request)
+
+    def _has_page_for_next_token(self, request: Request) -> bool:
+        """Make sure of a page for position `num_computed`, retracting later requests if it must be."""
+        lease = request.lease
+        assert lease is not None
+        if request.num_computed < lease.num_pages * self.cache.page_size:
+            return True
+        while True:
+            pages = self.cache.extend(lease, 1)
+            if pages is not None:
+                request.page_updates.append(PageUpdate(request.slot, lease.num_pages - 1, pages))
+                return True
+            if self._closing:
+                return False  # pages come back when the step in flight has been collected
+            victim = max(self.running, key=lambda r: r.queue_key)
+            self._retract(victim)
+            if victim is request:
+                return False
+
+    def _plan_chunks(self, builder: PlanBuilder) -> None:
+        for request in self.running:
+            if request.phase is Phase.PREFILLING and builder.num_tokens_left > 0:
+                self._add_chunk(builder, request)
+
+    def _add_chunk(self, builder: PlanBuilder, request: Request) -> None:
+        num_left = len(request.tokens) - request.num_computed
+        num_tokens = min(num_left, builder.num_tokens_left, self.limits.prefill_chunk_tokens)
+        samples = num_tokens == num_left and request.max_new_tokens > 0
+        builder.add_chunk(request, num_tokens, samples=samples)
+
+    # --- admission ----------------------------------------------------------------------------------
+
+    def _admit(self, builder: PlanBuilder) -> None:
+        if not self.waiting:
+            return
+        for request in self.waiting.in_service_order(self.cache, self.weights_id)[:_NUM_EXAMINED_PER_TURN]:
+            if not self._free_slots or builder.num_tokens_left <= 0:
+                return
+            if not self._may_admit(request):
+                continue
+            lease = self.cache.acquire(
+                request.namespace(self.weights_id),
+                request.tokens,
+                max_cached_tokens=self._num_matchable(request),
+                no_store=request.no_store,
+            )
+            if self._is_worth_waiting(request, lease):
+                self.cache.release(lease)
+                continue
+            if not self._extend_for_prompt(request, lease):
+                self.cache.release(lease)
+                return  # nobody overtakes: a long prompt is not starved by short ones
+            self._start(builder, request, lease)
+
+    def _may_admit(self, request: Request) -> bool:
+        return self.admission.may_run and (self.admission.may_start or request.started_s is not None)
+
+    def _num_matchable(self, request: Request) -> int:
+        """Tokens whose KV may come from the cache: one is always computed, and those whose logprobs are asked."""
+        limit = len(request.tokens) - 1
+        if request.logprobs is not None and request.logprobs.prompt_start >= 0 and not request.num_outputs:
+            limit = min(limit, max(0, request.logprobs.prompt_start - 1))
+        return limit
+
+    def _extend_for_prompt(self, request: Request, lease: Lease) -> bool:
+        """Pages for all known tokens and the next one; leaves a page for each running request to grow into."""
+        num_pages = len(request.tokens) // self.cache.page_size + 1 - lease.num_pages
+        if self.running and self.cache.num_available < num_pages + len(self.running):
+            return False
+        return self.cache.extend(lease, num_pages) is not None
+
+    def _is_worth_waiting(self, request: Request, lease: Lease) -> bool:
+        """Whether a running prefill will soon publish a good part of what `request` would compute itself."""
+        if lease.publish_limit == 0:
+            return False
+        num_cached = lease.num_shared_pages * self.cache.page_size
+        tokens = request.tokens.view(num_cached, self._num_matchable(request))
+        needed = max(_MIN_SHARED_TOKENS, int(_MIN_SHARED_PART * len(tokens)))
+        if len(tokens) < needed:
+            return False
+        for other in self.running:
+            if other.lease is None or other.lease.root is not lease.root:
+                continue
+            # Only what is still to be published counts, and only while it is being computed.
+            stop = min(len(other.tokens), other.lease.publish_limit * self.cache.page_size)
+            if stop < num_cached + needed or other.num_written >= stop - 1:
+                continue
+            theirs = other.tokens.view(num_cached, num_cached + needed)
+            prefix_is_same = np.array_equal(theirs, tokens[:needed])
+            if prefix_is_same and np.array_equal(
+                other.tokens.view(0, num_cached), request.tokens.view(0, num_cached)
+            ):
+                return True
+        return False
+
+    def _start(self, builder: PlanBuilder, request: Request, lease: Lease) -> None:
+        num_cached = lease.num_matched_pages * self.cache.page_size
+        self.waiting.remove(request)
+        request.enter(Phase.PREFILLING)
+        request.lease = lease
+        request.slot = self._free_slots.pop()
+        request.num_computed = request.num_written = num_cached
+        request.num_launched_samples = request.num_outputs
+        if request.started_s is None:
+            request.started_s = self._clock.now()
+            request.num_cached_tokens = min(num_cached, request.num_prompt_tokens)
+            self.counters.cached_tokens_device += request.num_cached_tokens
+            self.counters.queue_time_s += request.started_s - request.arrived_s
+            if request.logprobs is not None and request.logprobs.prompt_start == 0:
+                request.prompt_logprobs = [TokenLogprob(token_id=int(request.tokens.view(0, 1)[0]), logprob=None)]
+        self._uses[request.slot] += 1
+        self._slots[request.slot] = request
+        self.running.append(request)
+        builder.assign(request, use=int(self._uses[request.slot]), pages=lease.page_table())
+        self._add_chunk(builder, request)
+
+    # --- results ------------------------------------------------------------------------------------
+
+    def collect(self, plan: StepPlan, result: StepResult) -> None:
+        """Take in what a step produced. Rows of requests that ended or left meanwhile are dropped here."""
+        self._collected_step_id = plan.step_id
+        for row, (slot, use) in enumerate(zip(result.slots.tolist(), result.uses.tolist(), strict=True)):
+            request = self._slots[slot]
+            if request is None or self._uses[slot] != use:
+                continue
+            assert request.lease is not None
+            self.cache.settle(request.lease)
+            request.num_written = int(plan.num_computed[row] + plan.num_tokens[row])
+            request.prompt_logprobs += result.prompt_logprobs.get(row, ())
+            if row >= plan.num_decodes:
+                self._publish(request)
+            if not result.is_finite[row]:
+                self._finish(request, _NOT_FINITE)
+            elif plan.samples[row]:
+                self._take_token(request, int(result.tokens[row]), result.logprobs.get(row))
+            elif request.max_new_tokens == 0 and request.num_written >= request.num_prompt_tokens:
+                self._finish(request, Finish(type="length"))
+        self._release_closing()
+
+    def _take_token(self, request: Request, token_id: int, logprob: TokenLogprob | None) -> None:
+        request.tokens.append(token_id)
+        self.counters.generated_tokens += 1
+        meta = None
+        if not request.has_sent_meta:
+            meta = self._meta(request)
+            request.has_sent_meta = True
+        self._outputs.add_token(request, token_id, logprob=logprob, meta=meta)
+        if request.is_stop_token(token_id):
+            self._finish(request, Finish(type="stop", matched=token_id))
+        elif request.num_outputs >= request.max_new_tokens:
+            self._finish(request, Finish(type="length"))
+
+    def _publish(self, request: Request) -> None:
+        lease = request.lease
+        assert lease is not None
+        for first, pages in self.cache.publish(lease, request.num_written):
+            request.page_updates.append(PageUpdate(request.slot, first, pages))
+        if request.last_step_id <= self._collected_step_id:
+            self.cache.settle(lease)
+
+    def _finish(self, request: Request, finish: Finish) -> None:
+        if request.is_running:
+            self._publish(request)
+            self._leave_slot(request)
+        elif request.phase is Phase.WAITING:
+            self.waiting.remove(request)
+        request.enter(Phase.FINISHED)
+        del self._requests[request.client, request.rid]
+        self.counters.num_finished += 1
+        self._outputs.finish(request, finish, self._meta(request))
+
+    def _retract(self, request: Request) -> None:
+        """Take a request's pages away; it continues later from its tokens, with the same text."""
+        self._publish(request)
+        self._leave_slot(request)
+        request.enter(Phase.WAITING)
+        request.num_retractions += 1
+        if not request.num_outputs:
+            request.prompt_logprobs = request.prompt_logprobs[:1] if self._reports_first(request) else []
+        self.counters.num_retractions += 1
+        self.waiting.add(request)
+
+    def _reports_first(self, request: Request) -> bool:
+        return request.logprobs is not None and request.logprobs.prompt_start == 0
+
+    def _leave_slot(self, request: Request) -> None:
+        """Give up slot and lease; the lease ends when no step in flight uses its pages any more."""
+        assert request.lease is not None
+        self._closing.append((request.last_step_id, request.lease))
+        request.lease = None
+        self._slots[request.slot] = None
+        self._free_slots.append(request.slot)
+        request.slot = -1
+        request.page_updates = []
+        self.running.remove(request)
+        self._release_closing()
+
+    def _release_closing(self) -> None:
+        still_in_use = []
+        for step_id, lease in self._closing:
+            if step_id <= self._collected_step_id:
+                self.cache.release(lease)
+            else:
+                still_in_use.append((step_id, lease))
+        self._closing = still_in_use
+
+    # --- answers ------------------------------------------------------------------------------------
+
+    @property
+    def _capacity_tokens(self) -> int:
+        """Tokens one request can hold when it is alone; one more page is needed to write the last ones."""
+        return self.cache.pool.capacity * self.cache.page_size - 1
+
+    def _refusal(self, request: Request) -> Finish | None:
+        num_tokens, context = request.num_prompt_tokens, self.limits.max_context
+        if (request.client, request.rid) in self._requests:
+            return _refuse(400, f"rid {request.rid!r} is already in use by a request that has not finished")
+        if num_tokens > min(context, self._capacity_tokens) - (request.sampling.max_new_tokens > 0):
+            return _refuse(
+                400,
+                f"the prompt has {num_tokens} tokens; the context holds {context} and the KV cache "
+                f"{self._capacity_tokens}, with at least one for the answer",
+            )
+        if len(self.waiting) >= self.limits.max_queued:
+            return _refuse(429, f"the queue is full: {len(self.waiting)} requests wait already")
+        return None
+
+    def _meta(self, request: Request) -> OutputMeta:
+        queued_s = 0.0 if request.started_s is None else request.started_s - request.arrived_s
+        return OutputMeta(
+            prompt_tokens=request.num_prompt_tokens,
+            cached_device=request.num_cached_tokens,
+            num_retractions=request.num_retractions,
+            cache_generation=self.cache.generation,
+            weight_version=self.weight_version,
+            queue_time_s=queued_s,
+        )
+
+
+def _refuse(status: int, message: str) -> Finish:
+    err_type = "rate_limit_error" if status == 429 else "invalid_request_error"
+    return Finish(type="abort", status=status, message=message, err_type=err_type)
+
+
+_NOT_FINITE = Finish(
+    type="abort",
+    status=500,
+    message="the model produced logits that are not finite",
+    err_type="internal_server_error",
+)

@@ -1,0 +1,42 @@
+"""Requests that hold nothing yet, in the order in which they are to be served."""
+
+import bisect
+from collections.abc import Iterator
+from typing import Literal
+
+from headwater.cache.prefix_cache import PrefixCache
+from headwater.scheduling.request import Request
+
+SchedulePolicy = Literal["fcfs", "lpm"]
+_NUM_MATCHED_AHEAD = 128  # lpm looks this far into the queue, so that a long queue costs a bounded walk
+
+
+class WaitingQueue:
+    """Priority first; within one priority by arrival (fcfs) or by longest cached prefix (lpm)."""
+
+    def __init__(self, policy: SchedulePolicy) -> None:
+        self._policy = policy
+        self._requests: list[Request] = []  # by Request.queue_key
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._requests)
+
+    def add(self, request: Request) -> None:
+        bisect.insort(self._requests, request, key=lambda r: r.queue_key)
+
+    def remove(self, request: Request) -> None:
+        at = bisect.bisect_left(self._requests, request.queue_key, key=lambda r: r.queue_key)
+        assert self._requests[at] is request
+        del self._requests[at]
+
+    def in_service_order(self, cache: PrefixCache, weights_id: str) -> list[Request]:
+        """A snapshot, next first."""
+        if self._policy == "fcfs":
+            return self._requests.copy()
+        head = self._requests[:_NUM_MATCHED_AHEAD]
+        matched = {r.rid: cache.peek(r.namespace(weights_id), r.tokens.view()) for r in head}
+        head.sort(key=lambda r: (-r.priority, -matched[r.rid], r.arrival))
+        return head + self._requests[_NUM_MATCHED_AHEAD:]
