@@ -187,7 +187,7 @@ class Driver:
                 self.replies[call_id] = message
         self.wire.sent = []
 
-    def _take(self, output) -> None:  # noqa: ANN001
+    def _take(self, output) -> None:
         answer = self.answers[output.rid]
         assert answer.finish is None, f"{output.rid} spoke after its end"
         answer.tokens += output.token_ids

@@ -3,8 +3,8 @@
 import random
 
 import pytest
-from engine_driver import VOCAB_SIZE, Driver, expected
 
+from engine_driver import VOCAB_SIZE, Driver, expected
 from headwater.messages import (
     Abort,
     Done,
@@ -70,12 +70,12 @@ def test_a_second_request_finds_the_pages_of_the_first(is_async):
 def test_prefix_is_shared_while_its_first_user_still_runs(is_async):
     driver = Driver(is_async=is_async, num_pages=128)
     prompt = prompt_of(120)
-    answers = [driver.generate(f"r{i}", prompt + [i], 30) for i in range(4)]
+    answers = [driver.generate(f"r{i}", [*prompt, i], 30) for i in range(4)]
     driver.finish()
     assert answers[0].meta.cached_device == 0
     assert all(a.meta.cached_device >= 64 for a in answers[1:])  # the rest is not worth a wait
     for i, answer in enumerate(answers):
-        assert answer.tokens == expected(prompt + [i], 30)
+        assert answer.tokens == expected([*prompt, i], 30)
 
 
 @BOTH
@@ -219,7 +219,9 @@ def test_a_full_queue_refuses_with_429():
 def test_clients_may_use_the_same_rid():
     """Two API processes do not know of each other's ids; a rid that one client uses twice is refused."""
     driver = Driver()
-    message = Generate(rid="same", prompt_ids=pack_ids(prompt_of(8)), sampling=SamplingParams(max_new_tokens=3))
+    message = Generate(
+        rid="same", prompt_ids=pack_ids(prompt_of(8)), sampling=SamplingParams(max_new_tokens=3)
+    )
     for client in (b"one", b"two", b"two"):
         driver.wire.inbound.append((client, message))
     ends: dict[bytes, list[Finish]] = {b"one": [], b"two": []}
@@ -250,7 +252,7 @@ def test_longest_prefix_match_goes_first_when_asked_for():
     driver.generate("busy", prompt_of(8, 4), 3)
     driver.turn()
     cold = driver.generate("cold", prompt_of(40, 2), 3)
-    warm = driver.generate("hit", shared + [1], 3)
+    warm = driver.generate("hit", [*shared, 1], 3)
     driver.finish(warm)
     assert cold.finish is None
     driver.finish()

@@ -30,7 +30,8 @@ def check_invariants(cache: PrefixCache) -> None:
             run = node.runs.get(Tier.DEVICE)
             if run is None:
                 continue
-            assert not run.is_retired and run.node is node
+            assert not run.is_retired
+            assert run.node is node
             assert len(run.pages) * cache.page_size == len(node.tokens)
             assert run.pins == pins.pop(id(run), 0), "pins on a run differ from the leases that hold it"
             runs.pop(id(run), None)
@@ -38,10 +39,13 @@ def check_invariants(cache: PrefixCache) -> None:
             num_evictable += len(run.pages) if run.pins == 0 else 0
     assert num_evictable == cache.num_evictable, (num_evictable, cache.num_evictable)
     for key, run in runs.items():  # pinned, not in the tree
-        assert run.is_retired and run.pins == pins[key]
+        assert run.is_retired
+        assert run.pins == pins[key]
     retired = [run.pages for run in runs.values()]
     for pages, owner in ((private, Owner.PRIVATE), (tree_pages, Owner.TREE), (retired, Owner.RETIRED)):
         flat = np.concatenate(pages) if pages else np.empty(0, dtype=np.int32)
         assert len(np.unique(flat)) == len(flat), f"a {owner.name} page is held twice"
-        assert len(flat) == cache.pool.count(owner), f"{owner.name}: {len(flat)} held, {cache.pool.count(owner)} counted"
+        assert len(flat) == cache.pool.count(owner), (
+            f"{owner.name}: {len(flat)} held, {cache.pool.count(owner)} counted"
+        )
         assert all(cache.pool.owner_of(int(page)) == owner for page in flat)

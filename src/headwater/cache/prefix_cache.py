@@ -3,8 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
 from headwater.cache.eviction import LruLeaves
 from headwater.cache.lease import NO_LIMIT, Lease
 from headwater.cache.namespace import Namespace, Scope, Tier
@@ -83,7 +81,7 @@ class PrefixCache:
         return num_tokens
 
     def extend(self, lease: Lease, num_pages: int) -> PageIds | None:
-        """`num_pages` more private pages at the end of the lease, evicting if needed; None if there are too few."""
+        """`num_pages` more private pages, evicting if need be; None if there are too few."""
         if self.pool.num_free < num_pages:
             if self.num_available < num_pages:
                 return None
@@ -217,9 +215,7 @@ class PrefixCache:
         """The lease's next private pages become `node`'s device run, pinned by the lease."""
         pages = lease.take_private(len(node.tokens) // self.page_size)
         self.pool.hand_over(pages, giver=Owner.PRIVATE, taker=Owner.TREE)
-        node.runs[Tier.DEVICE] = Run(
-            node=node, tier=Tier.DEVICE, pages=pages, parent=lease.run, pins=1
-        )
+        node.runs[Tier.DEVICE] = Run(node=node, tier=Tier.DEVICE, pages=pages, parent=lease.run, pins=1)
         self._descend_to(lease, node)
 
     def _go_over(self, lease: Lease, node: Node) -> PageIds:

@@ -1,11 +1,11 @@
-"""The prefix tree: namespaces and tokens to nodes with a run of pages per tier. Pure structure, no I/O, no clock.
+"""The prefix tree: from namespace and tokens to nodes with a run of pages per tier. No I/O, no clock.
 
 Sequences are cut into pages of `page_size` tokens, and a node holds whole pages, so two children of a node
 differ in their first page and are told apart by its bytes. Comparing is one numpy call a node.
 
-A run is the pages of one node on one tier and the number of leases that pin them. Runs of a tier form chains
-of their own (`Run.parent`), which a lease walks to unpin. Cutting a run out of the tree leaves its chain as it
-was: that is why a lease never needs to know whether what it pins is still in the tree.
+A run is the pages of one node on one tier and the number of leases that pin them. Runs of a tier form
+chains of their own (`Run.parent`), which a lease walks to unpin. Cutting a run out of the tree leaves its
+chain as it was: that is why a lease never needs to know whether what it pins is still in the tree.
 """
 
 from collections.abc import Iterator
@@ -88,7 +88,7 @@ class RadixTree:
         return None if child is None else (child, self._num_common_pages(child.tokens, tokens))
 
     def match(self, root: Node, tokens: TokenIds, *, tier: Tier) -> Node:
-        """The lowest node whose path is a prefix of `tokens` and lies wholly on `tier`; splits where they part.
+        """The lowest node whose path is a prefix of `tokens`, wholly on `tier`; splits where they part.
 
         Touches the nodes on the way for LRU.
         """
@@ -108,7 +108,8 @@ class RadixTree:
     def add_child(self, parent: Node, tokens: TokenIds) -> Node:
         """A new node below `parent` for `tokens`, whole pages that no child of `parent` begins with."""
         key = self.key(tokens)
-        assert len(tokens) % self.page_size == 0 and key not in parent.children
+        assert len(tokens) % self.page_size == 0
+        assert key not in parent.children
         node = Node(namespace=parent.namespace, parent=parent, tokens=tokens.copy())
         node.last_used = self.tick
         parent.children[key] = node
@@ -130,9 +131,7 @@ class RadixTree:
         node.parent = upper
         upper.children[self.key(node.tokens)] = node
         for tier, run in node.runs.items():
-            above = Run(
-                node=upper, tier=tier, pages=run.pages[:num_pages], parent=run.parent, pins=run.pins
-            )
+            above = Run(node=upper, tier=tier, pages=run.pages[:num_pages], parent=run.parent, pins=run.pins)
             upper.runs[tier] = above
             run.pages = run.pages[num_pages:]
             run.parent = above

@@ -1,4 +1,4 @@
-"""Flush: retire what is in scope, at once or when the engine is idle. The contract: docs/design.md section 6."""
+"""Flush: retire what is in scope, at once or when the engine is idle (docs/design.md section 6)."""
 
 from headwater.control.operation import Moment
 from headwater.control.ports import CachePort, FlushScope, RetirementView
@@ -10,7 +10,7 @@ NOT_IDLE = "Flush cache failed."
 
 
 class Flush:
-    """One flush. `idle` waits for the first idle moment, `now` retires at once, `drain` also waits for the pages."""
+    """One flush. `idle` waits for an idle moment, `now` retires at once, `drain` waits for the pages, too."""
 
     kind = "flush_cache"
 

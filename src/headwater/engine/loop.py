@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import assert_never
 
+from msgspec import structs
+
 from headwater.control.control_plane import ControlPlane
 from headwater.engine.flight import Flight
 from headwater.engine.ports import ModelRunner
@@ -130,14 +132,9 @@ class EngineLoop:
             case Ping():
                 self._wire.send(client, Done(call_id=message.call_id))
             case Hello():
-                self._wire.send(client, _with_call_id(self._ready, message.call_id))
+                self._wire.send(client, structs.replace(self._ready, call_id=message.call_id))
             case Shutdown():
                 self._wire.send(client, Done(call_id=message.call_id))
                 self.stop()
             case _:
                 assert_never(message)
-
-
-def _with_call_id(ready: EngineReady, call_id: str) -> EngineReady:
-    fields = {name: getattr(ready, name) for name in ready.__struct_fields__}
-    return EngineReady(**(fields | {"call_id": call_id}))

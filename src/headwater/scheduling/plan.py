@@ -71,6 +71,6 @@ class StepResult:
     tokens: npt.NDArray[np.int32]  # [R]; -1 where the plan did not sample
     is_finite: npt.NDArray[np.bool_]  # [R]; False: the logits held NaN, the request must fail
     logprobs: dict[int, TokenLogprob] = field(default_factory=dict)  # row -> of the sampled token
-    # row -> of the prompt tokens this chunk *predicted*, i.e. positions num_computed+1 .. num_computed+num_tokens
+    # row -> of the prompt tokens this chunk *predicted*: positions num_computed+1 .. num_computed+num_tokens,
     # clipped to the prompt, and only from LogprobParams.prompt_start on
     prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = field(default_factory=dict)

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from headwater.cache.lease import Lease
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.clock import Clock
@@ -13,12 +11,11 @@ from headwater.scheduling.outputs import OutputBuffer
 from headwater.scheduling.plan import PageUpdate, StepPlan, StepResult
 from headwater.scheduling.plan_builder import PlanBuilder
 from headwater.scheduling.request import Phase, Request
+from headwater.scheduling.shared_prefix import is_worth_waiting
+from headwater.scheduling.slots import Slots
 from headwater.scheduling.waiting_queue import SchedulePolicy, WaitingQueue
 
 _NUM_EXAMINED_PER_TURN = 64  # waiting requests looked at in one turn, so that a long queue costs nothing
-# Waiting for a prefix that a running prefill is about to publish must be worth the delay:
-_MIN_SHARED_TOKENS = 64
-_MIN_SHARED_PART = 0.25  # of what the request would otherwise compute
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ class Admission:
 
 
 class Scheduler:
-    """Continuous batching: every step takes all decodes and fills the rest of its token budget with prefill."""
+    """Continuous batching: a step takes all decodes and fills the rest of its token budget with prefill."""
 
     def __init__(
         self,
@@ -65,9 +62,7 @@ class Scheduler:
         self.waiting = WaitingQueue(policy)
         self.running: list[Request] = []  # in order of admission
         self._requests: dict[tuple[bytes, str], Request] = {}  # by client and rid
-        self._slots: list[Request | None] = [None] * limits.max_running
-        self._free_slots = list(range(limits.max_running - 1, -1, -1))
-        self._uses = np.zeros(limits.max_running, dtype=np.int64)
+        self._slots = Slots(limits.max_running)
         self._outputs = OutputBuffer()
         self._num_launched = 0  # the id of the next step
         self._collected_step_id = -1
@@ -94,7 +89,7 @@ class Scheduler:
         self.counters.prompt_tokens += request.num_prompt_tokens
 
     def abort(self, rid: str, *, match: str, message: str) -> int:
-        """End requests by rid ("exact", "prefix") or "all"; returns how many. Their last output says `message`."""
+        """End requests by rid ("exact", "prefix") or "all"; returns how many. They end with `message`."""
         requests = [
             r
             for r in self._requests.values()
@@ -124,7 +119,7 @@ class Scheduler:
     # --- planning -----------------------------------------------------------------------------------
 
     def plan_step(self) -> StepPlan | None:
-        """What runs next, or None if nothing can. The caller launches it; its pages are in use until collected."""
+        """What runs next, or None if nothing can. Launch it; its pages are in use until it is collected."""
         if not self.admission.may_run or not (self.running or self.waiting):
             return None
         builder = PlanBuilder(max_tokens=self.limits.max_step_tokens)
@@ -133,7 +128,7 @@ class Scheduler:
         self._admit(builder)
         if builder.is_empty:
             return None
-        plan = builder.build(self._num_launched, self._uses)
+        plan = builder.build(self._num_launched, self._slots.uses)
         for request, num_tokens, samples in builder.rows:
             request.num_computed += num_tokens
             request.num_launched_samples += samples
@@ -188,7 +183,7 @@ class Scheduler:
         if not self.waiting:
             return
         for request in self.waiting.in_service_order(self.cache, self.weights_id)[:_NUM_EXAMINED_PER_TURN]:
-            if not self._free_slots or builder.num_tokens_left <= 0:
+            if self._slots.is_full or builder.num_tokens_left <= 0:
                 return
             if not self._may_admit(request):
                 continue
@@ -198,7 +193,8 @@ class Scheduler:
                 max_cached_tokens=self._num_matchable(request),
                 no_store=request.no_store,
             )
-            if self._is_worth_waiting(request, lease):
+            matchable = request.tokens.view(0, self._num_matchable(request))
+            if is_worth_waiting(lease, matchable, self.running, page_size=self.cache.page_size):
                 self.cache.release(lease)
                 continue
             if not self._extend_for_prompt(request, lease):
@@ -210,49 +206,25 @@ class Scheduler:
         return self.admission.may_run and (self.admission.may_start or request.started_s is not None)
 
     def _num_matchable(self, request: Request) -> int:
-        """Tokens whose KV may come from the cache: one is always computed, and those whose logprobs are asked."""
+        """How many tokens' KV may come from the cache: one is always computed, and what logprobs ask for."""
         limit = len(request.tokens) - 1
         if request.logprobs is not None and request.logprobs.prompt_start >= 0 and not request.num_outputs:
             limit = min(limit, max(0, request.logprobs.prompt_start - 1))
         return limit
 
     def _extend_for_prompt(self, request: Request, lease: Lease) -> bool:
-        """Pages for all known tokens and the next one; leaves a page for each running request to grow into."""
+        """Pages for all known tokens and the next; leaves a page for each running request to grow into."""
         num_pages = len(request.tokens) // self.cache.page_size + 1 - lease.num_pages
         if self.running and self.cache.num_available < num_pages + len(self.running):
             return False
         return self.cache.extend(lease, num_pages) is not None
-
-    def _is_worth_waiting(self, request: Request, lease: Lease) -> bool:
-        """Whether a running prefill will soon publish a good part of what `request` would compute itself."""
-        if lease.publish_limit == 0:
-            return False
-        num_cached = lease.num_shared_pages * self.cache.page_size
-        tokens = request.tokens.view(num_cached, self._num_matchable(request))
-        needed = max(_MIN_SHARED_TOKENS, int(_MIN_SHARED_PART * len(tokens)))
-        if len(tokens) < needed:
-            return False
-        for other in self.running:
-            if other.lease is None or other.lease.root is not lease.root:
-                continue
-            # Only what is still to be published counts, and only while it is being computed.
-            stop = min(len(other.tokens), other.lease.publish_limit * self.cache.page_size)
-            if stop < num_cached + needed or other.num_written >= stop - 1:
-                continue
-            theirs = other.tokens.view(num_cached, num_cached + needed)
-            prefix_is_same = np.array_equal(theirs, tokens[:needed])
-            if prefix_is_same and np.array_equal(
-                other.tokens.view(0, num_cached), request.tokens.view(0, num_cached)
-            ):
-                return True
-        return False
 
     def _start(self, builder: PlanBuilder, request: Request, lease: Lease) -> None:
         num_cached = lease.num_matched_pages * self.cache.page_size
         self.waiting.remove(request)
         request.enter(Phase.PREFILLING)
         request.lease = lease
-        request.slot = self._free_slots.pop()
+        use = self._slots.enter(request)
         request.num_computed = request.num_written = num_cached
         request.num_launched_samples = request.num_outputs
         if request.started_s is None:
@@ -261,11 +233,11 @@ class Scheduler:
             self.counters.cached_tokens_device += request.num_cached_tokens
             self.counters.queue_time_s += request.started_s - request.arrived_s
             if request.logprobs is not None and request.logprobs.prompt_start == 0:
-                request.prompt_logprobs = [TokenLogprob(token_id=int(request.tokens.view(0, 1)[0]), logprob=None)]
-        self._uses[request.slot] += 1
-        self._slots[request.slot] = request
+                request.prompt_logprobs = [
+                    TokenLogprob(token_id=int(request.tokens.view(0, 1)[0]), logprob=None)
+                ]
         self.running.append(request)
-        builder.assign(request, use=int(self._uses[request.slot]), pages=lease.page_table())
+        builder.assign(request, use=use, pages=lease.page_table())
         self._add_chunk(builder, request)
 
     # --- results ------------------------------------------------------------------------------------
@@ -274,8 +246,8 @@ class Scheduler:
         """Take in what a step produced. Rows of requests that ended or left meanwhile are dropped here."""
         self._collected_step_id = plan.step_id
         for row, (slot, use) in enumerate(zip(result.slots.tolist(), result.uses.tolist(), strict=True)):
-            request = self._slots[slot]
-            if request is None or self._uses[slot] != use:
+            request = self._slots.at(slot, use=use)
+            if request is None:
                 continue
             assert request.lease is not None
             self.cache.settle(request.lease)
@@ -342,9 +314,7 @@ class Scheduler:
         assert request.lease is not None
         self._closing.append((request.last_step_id, request.lease))
         request.lease = None
-        self._slots[request.slot] = None
-        self._free_slots.append(request.slot)
-        request.slot = -1
+        self._slots.leave(request)
         request.page_updates = []
         self.running.remove(request)
         self._release_closing()

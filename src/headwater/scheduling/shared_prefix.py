@@ -1,0 +1,37 @@
+"""When to wait for a prefix that another request is computing right now."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from headwater.cache.lease import Lease
+from headwater.messages import TokenIds
+from headwater.scheduling.request import Request
+
+_MIN_TOKENS = 64  # a shorter gain is not worth a step's delay
+_MIN_PART = 0.25  # of what the request would otherwise compute
+
+
+def is_worth_waiting(
+    lease: Lease, matchable: TokenIds, running: Iterable[Request], *, page_size: int
+) -> bool:
+    """Whether a running prefill will soon publish a good part of what a request would compute itself.
+
+    `lease` is what the request has matched so far, `matchable` its tokens that may come from the cache.
+    """
+    num_cached = lease.num_shared_pages * page_size
+    num_missing = len(matchable) - num_cached
+    needed = max(_MIN_TOKENS, int(_MIN_PART * num_missing))
+    if lease.publish_limit == 0 or num_missing < needed:
+        return False
+    wanted = matchable[: num_cached + needed]
+    for other in running:
+        if other.lease is None or other.lease.root is not lease.root:
+            continue
+        # Only what it has yet to publish counts, and only while it is being computed.
+        num_coming = min(len(other.tokens), other.lease.publish_limit * page_size)
+        if num_coming < len(wanted) or other.num_written >= num_coming - 1:
+            continue
+        if np.array_equal(other.tokens.view(0, len(wanted)), wanted):
+            return True
+    return False

@@ -1,0 +1,36 @@
+"""The runner's slots: who is in which, and how often each has been used."""
+
+import numpy as np
+import numpy.typing as npt
+
+from headwater.scheduling.request import Request
+
+
+class Slots:
+    """A slot's use count tells results of its present request from those of an earlier one."""
+
+    def __init__(self, num_slots: int) -> None:
+        self.uses: npt.NDArray[np.int64] = np.zeros(num_slots, dtype=np.int64)
+        self._requests: list[Request | None] = [None] * num_slots
+        self._free = list(range(num_slots - 1, -1, -1))
+
+    @property
+    def is_full(self) -> bool:
+        return not self._free
+
+    def enter(self, request: Request) -> int:
+        """Give `request` a slot; returns the use count it has it under."""
+        slot = self._free.pop()
+        self.uses[slot] += 1
+        self._requests[slot] = request
+        request.slot = slot
+        return int(self.uses[slot])
+
+    def leave(self, request: Request) -> None:
+        self._requests[request.slot] = None
+        self._free.append(request.slot)
+        request.slot = -1
+
+    def at(self, slot: int, *, use: int) -> Request | None:
+        """The request a result belongs to; None if that request has left the slot."""
+        return self._requests[slot] if self.uses[slot] == use else None
