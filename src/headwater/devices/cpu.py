@@ -1,0 +1,64 @@
+"""The CPU as a device: plain PyTorch everywhere, native kernels for bfloat16 where they have been built."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from headwater.devices.cpu_attention import TorchStepAttention
+from headwater.devices.cpu_linear import TorchGatedLinear, TorchLinear
+from headwater.devices.cpu_topology import free_memory_bytes, has_fast_bfloat16, num_usable_cores
+from headwater.devices.device import AttentionBatch, AttentionGeometry, GatedLinear, Linear, StepAttention
+from headwater.devices.kv_memory import KVLayout, KVMemory
+
+
+class CpuDevice:
+    """This machine's CPU (device.Device). Sets the number of threads PyTorch computes with in this process."""
+
+    name = "cpu"
+    torch_device = torch.device("cpu")
+
+    def __init__(self, *, num_threads: int | None = None) -> None:
+        if num_threads is not None and num_threads < 1:
+            raise ValueError(f"num_threads must be at least 1, found {num_threads}")
+        self.num_threads = num_threads or num_usable_cores()
+        torch.set_num_threads(self.num_threads)
+
+    def auto_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if has_fast_bfloat16() else torch.float32
+
+    def free_memory_bytes(self) -> int:
+        return free_memory_bytes()
+
+    def allocate_kv(self, layout: KVLayout, num_pages: int) -> KVMemory:
+        # Zeros come from the kernel page by page, so memory is taken only as it is written.
+        return KVMemory(layout, torch.zeros((num_pages, *layout.page_shape), dtype=layout.dtype))
+
+    def pack_linear(
+        self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None
+    ) -> Linear:
+        return TorchLinear(weights, biases)
+
+    def pack_gated_linear(
+        self,
+        gate: torch.Tensor,
+        up: torch.Tensor,
+        *,
+        gate_bias: torch.Tensor | None = None,
+        up_bias: torch.Tensor | None = None,
+    ) -> GatedLinear:
+        return TorchGatedLinear(gate, up, gate_bias, up_bias)
+
+    def rms_norm(self, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return F.rms_norm(residual, residual.shape[-1:], weight.float(), eps).to(weight.dtype)
+
+    def plan_attention(
+        self,
+        geometry: AttentionGeometry,
+        batch: AttentionBatch,
+        *,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        kv: KVMemory,
+    ) -> StepAttention:
+        return TorchStepAttention(geometry, batch, cos=cos, sin=sin, kv=kv)

@@ -1,0 +1,143 @@
+"""What a device can do, as models and the runner need it. Implementations: cpu.py (CUDA to come).
+
+Shape letters: T tokens of a step, R rows (requests) of a step, H query heads, G KV heads, D head_dim.
+With tensor parallelism every rank has its own Device, and heads and features below are the rank's share.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from headwater.devices.kv_memory import KVLayout, KVMemory
+
+
+class Linear(Protocol):
+    """y = x W^T + b with W in whatever form suits the device."""
+
+    in_features: int
+    out_features: int
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, in] -> [T, out], both in the weight's dtype."""
+        ...
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
+        """residual += x W^T + b. `residual` is float32[T, out]."""
+        ...
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, in] -> float32[T, out], not rounded to the weight's dtype where the device can avoid it."""
+        ...
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of W, as an embedding looks them up. int64[T] -> [T, in]."""
+        ...
+
+    def unpack(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """W [out, in] and the bias [out]; may be views or copies, not to be written to."""
+        ...
+
+
+class GatedLinear(Protocol):
+    """y = silu(x Wg^T + bg) * (x Wu^T + bu): the first half of a gated MLP (arXiv 2002.05202)."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, in] -> [T, out]."""
+        ...
+
+    def unpack(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Wg, Wu [out, in] and their biases."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionGeometry:
+    """The shape of a model's attention, the same in every layer."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float  # of the QK-norm, where a model has one
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBatch:
+    """Which tokens a step computes and where their sequences lie, on the host.
+
+    Row r computes query positions context_lens[r] - query_lens[r] .. context_lens[r] - 1 of its sequence.
+    Its tokens are [query_starts[r], query_starts[r + 1]) of the step's T tokens.
+    """
+
+    query_starts: npt.NDArray[np.int32]  # [R + 1]
+    context_lens: npt.NDArray[np.int32]  # [R], the tokens of this step included
+    page_tables: npt.NDArray[np.int32]  # [R, at least the pages of the longest context]
+    positions: npt.NDArray[np.int32]  # [T]
+
+    @property
+    def query_lens(self) -> npt.NDArray[np.int32]:
+        return np.diff(self.query_starts)
+
+
+class StepAttention(Protocol):
+    """The attention of one step: what all layers share has been prepared."""
+
+    def __call__(
+        self, qkv: torch.Tensor, layer: int, q_norm: torch.Tensor | None, k_norm: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Norm and rotate q and k, write k and v to their pages, attend causally through the page tables.
+
+        `qkv` is [T, (H + 2G) D], may be overwritten; returns [T, H D] in the same dtype.
+        """
+        ...
+
+
+class Device(Protocol):
+    """One place to compute. All methods are called from one thread."""
+
+    name: str
+    torch_device: torch.device
+
+    def auto_dtype(self) -> torch.dtype:
+        """The dtype that `--dtype auto` means here."""
+        ...
+
+    def free_memory_bytes(self) -> int:
+        """Memory that can still be allocated."""
+        ...
+
+    def allocate_kv(self, layout: KVLayout, num_pages: int) -> KVMemory: ...
+
+    def pack_linear(
+        self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None
+    ) -> Linear:
+        """One linear layer out of the given ones, concatenated along the output features."""
+        ...
+
+    def pack_gated_linear(
+        self,
+        gate: torch.Tensor,
+        up: torch.Tensor,
+        *,
+        gate_bias: torch.Tensor | None = None,
+        up_bias: torch.Tensor | None = None,
+    ) -> GatedLinear: ...
+
+    def rms_norm(self, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """float32[T, features] -> [T, features] in `weight`'s dtype (arXiv 1910.07467)."""
+        ...
+
+    def plan_attention(
+        self,
+        geometry: AttentionGeometry,
+        batch: AttentionBatch,
+        *,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        kv: KVMemory,
+    ) -> StepAttention:
+        """Prepare the attention of one step. `cos` and `sin` are float32[T, D / 2] of the batch's positions."""
+        ...

@@ -1,0 +1,225 @@
+"""Runs step plans on a model: inputs, forward pass, head where it is needed, sampling.
+
+Implements the `ModelRunner` and `StepHandle` protocols of engine/ports.py, structurally.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from headwater.devices.device import Device
+from headwater.devices.kv_memory import KVLayout, KVMemory
+from headwater.execution.batch import SlotTable
+from headwater.execution.logprobs import token_logprobs
+from headwater.execution.sampler import Sampler
+from headwater.messages import LogprobParams, SamplingParams, TokenLogprob
+from headwater.models.config import ModelConfig
+from headwater.models.loader import LoadedModel
+from headwater.scheduling.plan import PageUpdate, SlotAssignment, StepPlan, StepResult
+
+# Rows of logits in memory at once: 64 rows of a vocabulary of 150,000 are 38 MB.
+_LOGIT_ROWS = 64
+
+
+def kv_layout(config: ModelConfig, *, page_size: int, dtype: torch.dtype) -> KVLayout:
+    """The layout of this model's pages."""
+    return KVLayout(
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        page_size=page_size,
+        dtype=dtype,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedStep:
+    """A step whose result is there already: the CPU computes within `launch`."""
+
+    result: StepResult
+
+    def is_done(self) -> bool:
+        return True
+
+    def collect(self) -> StepResult:
+        return self.result
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """The result of a step while it is being made."""
+
+    tokens: np.ndarray
+    is_finite: np.ndarray
+    logprobs: dict[int, TokenLogprob]
+    prompt_logprobs: dict[int, tuple[TokenLogprob, ...]]
+
+
+class ModelRunner:
+    """Owns the KV memory and the state of the slots; the loaded model is shared.
+
+    `max_running` slots, each of at most `max_context` tokens (the model's context if not given).
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        device: Device,
+        *,
+        page_size: int,
+        num_pages: int,
+        max_running: int,
+        max_context: int | None = None,
+    ) -> None:
+        for name, value in (("num_pages", num_pages), ("max_running", max_running)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, found {value}")
+        self._model = loaded.model
+        self._device = device
+        self._weights_bytes = loaded.weights_bytes
+        layout = kv_layout(loaded.config, page_size=page_size, dtype=loaded.dtype)
+        self.kv: KVMemory = device.allocate_kv(layout, num_pages)
+        max_pages = -(-(max_context or loaded.config.max_context) // page_size)
+        self._slots = SlotTable(max_running=max_running, max_pages=max_pages, page_size=page_size)
+        self._sampler = Sampler(vocab_size=loaded.config.vocab_size, device=device.torch_device)
+
+    def memory_bytes(self) -> dict[str, int]:
+        """What the model and its KV take, for EngineState."""
+        return {"weights": self._weights_bytes, "kv_cache": self.kv.num_bytes}
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> FinishedStep:
+        """Run one step, all of it."""
+        self._slots.apply(plan)
+        for assignment in plan.assignments:
+            self._sampler.assign(assignment)
+        inputs = self._slots.inputs(plan)
+        cos, sin = self._model.rotary(self._to_device(inputs.attention.positions))
+        attention = self._device.plan_attention(
+            self._model.geometry, inputs.attention, cos=cos, sin=sin, kv=self.kv
+        )
+        hidden = self._model.forward(self._to_device(inputs.token_ids), attention)
+        outcome = _Outcome(
+            tokens=np.full(plan.num_rows, -1, dtype=np.int32),
+            is_finite=np.ones(plan.num_rows, dtype=np.bool_),
+            logprobs={},
+            prompt_logprobs={},
+        )
+        rows = np.flatnonzero(plan.samples)
+        for start in range(0, len(rows), _LOGIT_ROWS):
+            block = rows[start : start + _LOGIT_ROWS]
+            self._sample(plan, block, hidden[self._to_device(inputs.last_tokens[block])], outcome)
+        self._slots.set_newest(plan.slots[rows], outcome.tokens[rows])
+        self._add_prompt_logprobs(plan, hidden, inputs.last_tokens, outcome)
+        return FinishedStep(
+            StepResult(
+                step_id=plan.step_id,
+                slots=plan.slots,
+                uses=plan.uses,
+                tokens=outcome.tokens,
+                is_finite=outcome.is_finite,
+                logprobs=outcome.logprobs,
+                prompt_logprobs=outcome.prompt_logprobs,
+            )
+        )
+
+    def warmup(self, *, num_tokens: int = 128) -> None:
+        """Run a chunk and a decode in slot 0, so that the first request finds everything initialised.
+
+        Writes to page 0 only; call it before any request is planned.
+        """
+        num_tokens = min(num_tokens, self._model.config.max_context - 1)
+        assignment = SlotAssignment(
+            slot=0,
+            use=-1,
+            sampling=SamplingParams(temperature=0.0),
+            token_ids=np.zeros(num_tokens, dtype=np.int32),
+            num_prompt_tokens=num_tokens,
+            stop_token_ids=(),
+        )
+        num_pages = -(-(num_tokens + 1) // self.kv.layout.page_size)
+        pages = PageUpdate(slot=0, first=0, pages=np.zeros(num_pages, dtype=np.int32))
+        self.launch(_single_row_plan(assignment.token_ids, 0, assignments=(assignment,), pages=(pages,)))
+        self.launch(_single_row_plan(np.full(1, -1, dtype=np.int32), num_tokens))
+
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._device.torch_device)
+
+    def _sample(self, plan: StepPlan, rows: np.ndarray, hidden: torch.Tensor, outcome: _Outcome) -> None:
+        """Sample the given rows of the plan from the hidden states of their last tokens."""
+        logits = self._model.logits(hidden)
+        low, high = logits.aminmax(dim=-1)
+        outcome.is_finite[rows] = (low.isfinite() & high.isfinite()).cpu().numpy()
+        slots = plan.slots[rows].tolist()
+        assigned = [
+            self._slots.assignment(slot, int(plan.uses[row])) for slot, row in zip(slots, rows, strict=True)
+        ]
+        wanted = [(index, it.logprobs) for index, it in enumerate(assigned) if it.logprobs is not None]
+        raw = logits[[index for index, _ in wanted]] if wanted else None  # a copy: sampling edits the logits
+        tokens = self._sampler.sample(
+            logits,
+            [it.sampling for it in assigned],
+            slots=slots,
+            num_outputs=plan.num_outputs[rows].tolist(),
+        )
+        outcome.tokens[rows] = tokens.numpy()
+        if raw is not None:
+            ids = [int(tokens[index]) for index, _ in wanted]
+            answers = token_logprobs(raw, ids, [params for _, params in wanted])
+            outcome.logprobs.update(
+                (int(rows[index]), it) for (index, _), it in zip(wanted, answers, strict=True)
+            )
+
+    def _add_prompt_logprobs(
+        self, plan: StepPlan, hidden: torch.Tensor, last_tokens: np.ndarray, outcome: _Outcome
+    ) -> None:
+        """Log-probabilities of the prompt tokens that the chunks of this step predicted."""
+        for row in range(plan.num_decodes, plan.num_rows):
+            assignment = self._slots.assignment(int(plan.slots[row]), int(plan.uses[row]))
+            params = assignment.logprobs
+            if params is None or params.prompt_start < 0:
+                continue
+            num_computed, num_tokens = int(plan.num_computed[row]), int(plan.num_tokens[row])
+            first = max(num_computed + 1, params.prompt_start)
+            end = min(num_computed + num_tokens + 1, assignment.num_prompt_tokens)
+            if first >= end:
+                continue
+            start = int(last_tokens[row]) - num_tokens + first - num_computed  # predicts position `first`
+            outcome.prompt_logprobs[row] = self._predictions(
+                hidden[start : start + end - first], assignment.token_ids[first:end].tolist(), params
+            )
+
+    def _predictions(
+        self, hidden: torch.Tensor, token_ids: list[int], params: LogprobParams
+    ) -> tuple[TokenLogprob, ...]:
+        """Log-probability of each token given the hidden state before it, a block of rows at a time."""
+        answers: list[TokenLogprob] = []
+        for start in range(0, len(token_ids), _LOGIT_ROWS):
+            ids = token_ids[start : start + _LOGIT_ROWS]
+            logits = self._model.logits(hidden[start : start + len(ids)])
+            answers.extend(token_logprobs(logits, ids, [params] * len(ids)))
+        return tuple(answers)
+
+
+def _single_row_plan(
+    token_ids: np.ndarray,
+    num_computed: int,
+    *,
+    assignments: tuple[SlotAssignment, ...] = (),
+    pages: tuple[PageUpdate, ...] = (),
+) -> StepPlan:
+    """A plan of slot 0 alone, for the warm-up."""
+    return StepPlan(
+        step_id=-1,
+        assignments=assignments,
+        page_updates=pages,
+        slots=np.zeros(1, dtype=np.int32),
+        uses=np.full(1, -1, dtype=np.int64),
+        num_computed=np.full(1, num_computed, dtype=np.int32),
+        num_tokens=np.full(1, len(token_ids), dtype=np.int32),
+        samples=np.ones(1, dtype=np.bool_),
+        token_ids=token_ids,
+        num_decodes=0 if num_computed == 0 else 1,
+        num_outputs=np.zeros(1, dtype=np.int32),
+    )

@@ -1,0 +1,189 @@
+"""From what a user names (a folder, a .gguf file, a hub id) to a model on a device."""
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+import torch
+
+from headwater.devices.device import Device
+from headwater.models.config import ModelConfig, read_hf_config
+from headwater.models.decoder import DecoderModel, build_decoder
+from headwater.models.gguf_file import GGUFFile
+from headwater.models.weights import DummyWeights, WeightSource, check_shapes
+from headwater.models.weights_gguf import GGUFWeights, read_gguf_config
+from headwater.models.weights_safetensors import SafetensorsWeights
+
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
+
+_HASH_BLOCK_BYTES = 4 << 20
+_ID_BYTES = 16
+_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """Where a model lies: a Hugging Face folder or one GGUF file."""
+
+    name: str  # as the user gave it
+    format: Literal["safetensors", "gguf"]
+    folder: Path
+    gguf: Path | None = None  # the file, for GGUF
+    safetensors: tuple[Path, ...] = ()  # sorted by name; may be empty for --load-format dummy
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to run, and what is to be known of it."""
+
+    model: DecoderModel
+    config: ModelConfig
+    dtype: torch.dtype
+    weights_id: str  # 32 hex digits: a hash of the files' bytes, the config and the dtype
+    weights_bytes: int  # of the parameters in `dtype`
+    load_s: float
+
+
+def resolve_model(model: str) -> ModelFiles:
+    """Find the files of a folder, a .gguf file or a Hugging Face hub id (which is downloaded if need be).
+
+    Raises ValueError if there is no such model, saying what could be done.
+    """
+    path = Path(model).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ValueError(
+                f"model {model!r} is a file but no .gguf file; give a .gguf file or a model folder"
+            )
+        return ModelFiles(name=model, format="gguf", folder=path.parent, gguf=path)
+    if not path.is_dir():
+        path = _snapshot(model)
+    return ModelFiles(name=model, format="safetensors", folder=path, safetensors=_safetensors_in(path))
+
+
+def read_config(files: ModelFiles) -> ModelConfig:
+    """The model's config, without its weights."""
+    return read_gguf_config(GGUFFile(files.gguf)) if files.gguf else read_hf_config(files.folder)
+
+
+def load_model(
+    files: ModelFiles,
+    *,
+    device: Device,
+    dtype: DtypeName = "auto",
+    load_format: LoadFormat = "auto",
+    seed: int = 0,
+) -> LoadedModel:
+    """Read, check, convert and pack the weights. `seed` is for `load_format="dummy"` alone.
+
+    Raises ValueError for an unknown dtype or format, files that do not fit the format, an unknown
+    architecture, and a tensor that is missing, unexpected or of another shape.
+    """
+    start_s = time.monotonic()
+    torch_dtype = _torch_dtype(dtype, device)
+    source, config = _open(files, load_format, seed)
+    shapes = config.parameter_shapes()
+    check_shapes(shapes, source, tied_head=config.tie_word_embeddings)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights-id") as pool:
+        parts = [repr(config), str(torch_dtype), f"dummy {seed}" if load_format == "dummy" else ""]
+        weights_id = pool.submit(_weights_id, parts, [] if load_format == "dummy" else _weight_files(files))
+        model = build_decoder(config, source, device, torch_dtype)
+        loaded = LoadedModel(
+            model=model,
+            config=config,
+            dtype=torch_dtype,
+            weights_id=weights_id.result(),
+            weights_bytes=sum(torch.Size(shape).numel() for shape in shapes.values()) * torch_dtype.itemsize,
+            load_s=time.monotonic() - start_s,
+        )
+    logger.info("loaded %s (%s, %s) in %.1f s", files.name, config.architecture, dtype, loaded.load_s)
+    return loaded
+
+
+def _open(files: ModelFiles, load_format: LoadFormat, seed: int) -> tuple[WeightSource, ModelConfig]:
+    if load_format not in get_args(LoadFormat):
+        raise ValueError(
+            f"load_format must be one of {', '.join(get_args(LoadFormat))}, found {load_format!r}"
+        )
+    if load_format in ("safetensors", "gguf") and load_format != files.format:
+        raise ValueError(
+            f"load_format {load_format!r} does not fit model {files.name!r}: it is {files.format}"
+        )
+    if load_format == "dummy":
+        config = read_config(files)
+        return DummyWeights(config.parameter_shapes(), seed=seed), config
+    if files.gguf:
+        file = GGUFFile(files.gguf)
+        config = read_gguf_config(file)
+        return GGUFWeights(file, config), config
+    config = read_hf_config(files.folder)
+    if not files.safetensors:
+        raise ValueError(
+            f"{files.folder} has no .safetensors files; other formats (.bin, .pt) can run code and are not read"
+        )
+    return SafetensorsWeights(files.safetensors), config
+
+
+def _torch_dtype(dtype: DtypeName, device: Device) -> torch.dtype:
+    if dtype not in get_args(DtypeName):
+        raise ValueError(f"dtype must be one of {', '.join(get_args(DtypeName))}, found {dtype!r}")
+    return device.auto_dtype() if dtype == "auto" else cast(torch.dtype, getattr(torch, dtype))
+
+
+def _safetensors_in(folder: Path) -> tuple[Path, ...]:
+    """The weight files of a folder. `consolidated*` is Mistral's second copy under other names."""
+    return tuple(
+        sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated"))
+    )
+
+
+def _snapshot(model: str) -> Path:
+    from huggingface_hub import snapshot_download  # slow to import, and most models are local
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    looks_like_path = model.startswith((".", "/", "~")) or model.endswith(".gguf")
+    if looks_like_path or model.count("/") > 1:
+        raise ValueError(f"model {model!r} does not exist: there is no such folder or .gguf file")
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(_HUB_FILES)))
+    except HFValidationError as error:
+        raise ValueError(
+            f"model {model!r} is neither a folder, a .gguf file nor a hub id: {error}"
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"model {model!r} is no local folder or .gguf file and could not be downloaded from the hub "
+            f"({type(error).__name__}). Check the name and the network, or give the path of a folder with "
+            f"config.json and .safetensors files, or of a .gguf file"
+        ) from error
+
+
+def _weight_files(files: ModelFiles) -> list[Path]:
+    return [files.gguf] if files.gguf else list(files.safetensors)
+
+
+def _weights_id(parts: list[str], paths: list[Path]) -> str:
+    """Hash of everything that decides what KV the model computes. Runs beside the loading of the weights.
+
+    A file's bytes hold its tensors' names, shapes and dtypes, too. File names do not count.
+    """
+    digest = hashlib.blake2b(digest_size=_ID_BYTES)
+    digest.update("\n".join(parts).encode())
+    for path in paths:
+        for block in _blocks(path):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        while block := file.read(_HASH_BLOCK_BYTES):
+            yield block

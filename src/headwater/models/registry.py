@@ -1,0 +1,95 @@
+"""Which architectures are served, and in what their families differ: data, not code."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Architectures that share one forward pass up to optional parameters.
+
+    `"config"` as a bias means that `attention_bias` / `mlp_bias` of the config decides.
+    """
+
+    name: str
+    architectures: tuple[str, ...]  # Hugging Face class names
+    gguf_architectures: tuple[str, ...]  # general.architecture in GGUF files
+    qkv_bias: Literal["config"] | bool = False
+    o_bias: Literal["config"] | bool = False
+    mlp_bias: Literal["config"] | bool = False
+    qk_norm: bool = False
+    sliding_window_switch: str | None = None  # the config key that turns `sliding_window` on; None: always on
+    gguf_permutes_qk: bool = False  # llama.cpp stores q and k with rotary pairs interleaved
+
+    def has_qkv_bias(self, raw: Mapping[str, Any]) -> bool:
+        return bool(raw.get("attention_bias")) if self.qkv_bias == "config" else self.qkv_bias
+
+    def has_o_bias(self, raw: Mapping[str, Any]) -> bool:
+        return bool(raw.get("attention_bias")) if self.o_bias == "config" else self.o_bias
+
+    def has_mlp_bias(self, raw: Mapping[str, Any]) -> bool:
+        return bool(raw.get("mlp_bias")) if self.mlp_bias == "config" else self.mlp_bias
+
+    def reject_sliding_window(self, raw: Mapping[str, Any], max_context: int) -> None:
+        """Raise ValueError if the config's sliding window would ever hide a token."""
+        window = raw.get("sliding_window")
+        is_on = self.sliding_window_switch is None or bool(raw.get(self.sliding_window_switch))
+        if raw.get("layer_types"):
+            has_windowed_layer = "sliding_attention" in raw["layer_types"]
+        else:
+            has_windowed_layer = raw.get("max_window_layers", 0) < raw["num_hidden_layers"]
+        if window and is_on and has_windowed_layer and window < max_context:
+            raise ValueError(
+                f"sliding_window of {window} tokens is not supported: this model attends to a window that is "
+                f"shorter than its context of {max_context} tokens"
+            )
+
+
+FAMILIES = (
+    Family(
+        name="llama",
+        architectures=("LlamaForCausalLM",),
+        gguf_architectures=("llama",),
+        qkv_bias="config",
+        o_bias="config",
+        mlp_bias="config",
+        sliding_window_switch="use_sliding_window",
+        gguf_permutes_qk=True,
+    ),
+    Family(name="mistral", architectures=("MistralForCausalLM",), gguf_architectures=()),
+    Family(
+        name="qwen2",
+        architectures=("Qwen2ForCausalLM",),
+        gguf_architectures=("qwen2",),
+        qkv_bias=True,
+        sliding_window_switch="use_sliding_window",
+    ),
+    Family(
+        name="qwen3",
+        architectures=("Qwen3ForCausalLM",),
+        gguf_architectures=("qwen3",),
+        qkv_bias="config",
+        o_bias="config",
+        qk_norm=True,
+        sliding_window_switch="use_sliding_window",
+    ),
+)
+
+
+def family_of(architecture: str) -> Family:
+    """The family of a Hugging Face architecture name, or ValueError."""
+    for family in FAMILIES:
+        if architecture in family.architectures:
+            return family
+    known = ", ".join(name for family in FAMILIES for name in family.architectures)
+    raise ValueError(f"architecture {architecture!r} is not supported; known architectures: {known}")
+
+
+def family_of_gguf(architecture: str) -> Family:
+    """The family of a GGUF file's `general.architecture`, or ValueError."""
+    for family in FAMILIES:
+        if architecture in family.gguf_architectures:
+            return family
+    known = ", ".join(name for family in FAMILIES for name in family.gguf_architectures)
+    raise ValueError(f"GGUF architecture {architecture!r} is not supported; known architectures: {known}")

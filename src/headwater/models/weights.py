@@ -1,0 +1,70 @@
+"""Where parameters come from: named tensors, read one at a time, under their Hugging Face checkpoint names."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
+
+import torch
+
+# Left in old checkpoints; derived from the config instead.
+_IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
+
+
+class WeightSource(Protocol):
+    """Named tensors of one checkpoint. Reading one does not load the others."""
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor of the checkpoint."""
+        ...
+
+    def load(self, name: str) -> torch.Tensor:
+        """One tensor on the CPU, in the dtype of the checkpoint (float32 where it was quantised).
+
+        The caller may keep it but not write to it: it may be a view of a mapped file.
+        """
+        ...
+
+
+class DummyWeights:
+    """Seeded random parameters: the same for the same config and seed. For benchmarks and tests."""
+
+    _SCALE = 0.02  # the initializer_range of the families served
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], *, seed: int = 0) -> None:
+        self._shapes = dict(shapes)
+        self._seed = seed
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self._shapes
+
+    def load(self, name: str) -> torch.Tensor:
+        if name.endswith("norm.weight"):
+            return torch.ones(self._shapes[name])
+        digest = hashlib.blake2b(f"{self._seed}:{name}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        return torch.randn(self._shapes[name], generator=generator) * self._SCALE
+
+
+def check_shapes(expected: Mapping[str, tuple[int, ...]], source: WeightSource, *, tied_head: bool) -> None:
+    """Raise ValueError if the checkpoint lacks a tensor, has one of another shape, or one nobody would read."""
+    found = source.shapes()
+    for name, shape in expected.items():
+        if name not in found:
+            raise ValueError(f"the checkpoint lacks tensor {name!r} (expected shape {list(shape)})")
+        if tuple(found[name]) != shape:
+            raise ValueError(
+                f"tensor {name!r} has shape {list(found[name])} in the checkpoint, expected {list(shape)}"
+            )
+    for name in unexpected_names(expected, found, tied_head=tied_head):
+        raise ValueError(
+            f"the checkpoint holds tensor {name!r} of shape {list(found[name])}, which this architecture does not have"
+        )
+
+
+def unexpected_names(expected: Iterable[str], found: Iterable[str], *, tied_head: bool) -> Iterator[str]:
+    """Names in `found` that no parameter has, harmless leftovers aside."""
+    known = set(expected)
+    for name in found:
+        if name in known or name.endswith(_IGNORED_SUFFIXES) or (tied_head and name == "lm_head.weight"):
+            continue
+        yield name

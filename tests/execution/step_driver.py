@@ -1,0 +1,129 @@
+"""A small driver that makes plans by hand: the tests' stand-in for the scheduler."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from headwater.execution.model_runner import ModelRunner
+from headwater.messages import LogprobParams, SamplingParams, TokenLogprob
+from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, StepPlan, StepResult
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+class DrivenRequest:
+    """One request as the driver sees it."""
+
+    def __init__(self, slot: int, use: int, prompt: Sequence[int], sampling: SamplingParams) -> None:
+        self.slot, self.use, self.sampling = slot, use, sampling
+        self.prompt = list(prompt)
+        self.outputs: list[int] = []
+        self.num_computed = 0
+        self.num_pages = 0
+        self.logprobs: list[TokenLogprob] = []
+        self.prompt_logprobs: list[TokenLogprob] = []
+
+    @property
+    def is_prefilling(self) -> bool:
+        return self.num_computed < len(self.prompt)
+
+
+class StepDriver:
+    """Runs sequences on a runner: hands out pages in a random order, chunks prompts, batches what runs."""
+
+    def __init__(self, runner: ModelRunner, *, seed: int = 0) -> None:
+        self.runner = runner
+        self._random = np.random.default_rng(seed)
+        self._free_pages = self._random.permutation(runner.kv.num_pages).tolist()
+        self._assignments: list[SlotAssignment] = []
+        self._num_uses = 0
+        self.num_steps = 0
+
+    def add(
+        self,
+        prompt: Sequence[int],
+        *,
+        slot: int,
+        sampling: SamplingParams = GREEDY,
+        stop_token_ids: tuple[int, ...] = (),
+        logprobs: LogprobParams | None = None,
+        num_prompt_tokens: int | None = None,
+    ) -> DrivenRequest:
+        self._num_uses += 1
+        sequence = DrivenRequest(slot, self._num_uses, prompt, sampling)
+        self._assignments.append(
+            SlotAssignment(
+                slot=slot,
+                use=self._num_uses,
+                sampling=sampling,
+                token_ids=np.array(prompt, dtype=np.int32),
+                num_prompt_tokens=len(prompt) if num_prompt_tokens is None else num_prompt_tokens,
+                stop_token_ids=stop_token_ids,
+                logprobs=logprobs,
+            )
+        )
+        return sequence
+
+    def step(self, rows: Sequence[tuple[DrivenRequest, int]]) -> StepResult:
+        """One step: (sequence, number of tokens) per row; decodes first."""
+        rows = sorted(rows, key=lambda row: row[0].is_prefilling)
+        token_ids, updates, samples = [], [], []
+        for sequence, num_tokens in rows:
+            end = sequence.num_computed + num_tokens
+            if sequence.is_prefilling:
+                token_ids += sequence.prompt[sequence.num_computed : end]
+            else:
+                token_ids.append(NEWEST_TOKEN)
+            samples.append(end >= len(sequence.prompt))
+            updates.extend(self._grow(sequence, end))
+        plan = StepPlan(
+            step_id=self.num_steps,
+            assignments=tuple(self._assignments),
+            page_updates=tuple(updates),
+            slots=np.array([sequence.slot for sequence, _ in rows], dtype=np.int32),
+            uses=np.array([sequence.use for sequence, _ in rows], dtype=np.int64),
+            num_computed=np.array([sequence.num_computed for sequence, _ in rows], dtype=np.int32),
+            num_tokens=np.array([num_tokens for _, num_tokens in rows], dtype=np.int32),
+            samples=np.array(samples, dtype=np.bool_),
+            token_ids=np.array(token_ids, dtype=np.int32),
+            num_decodes=sum(not sequence.is_prefilling for sequence, _ in rows),
+            num_outputs=np.array([len(sequence.outputs) for sequence, _ in rows], dtype=np.int32),
+        )
+        self._assignments = []
+        self.num_steps += 1
+        handle = self.runner.launch(plan)
+        assert handle.is_done()
+        result = handle.collect()
+        for row, (sequence, num_tokens) in enumerate(rows):
+            sequence.num_computed += num_tokens
+            if result.tokens[row] >= 0:
+                sequence.outputs.append(int(result.tokens[row]))
+            sequence.prompt_logprobs.extend(result.prompt_logprobs.get(row, ()))
+            if row in result.logprobs:
+                sequence.logprobs.append(result.logprobs[row])
+        return result
+
+    def run(self, sequences: Sequence[DrivenRequest], *, num_outputs: int, chunk: int = 10**6) -> None:
+        """All sequences to `num_outputs` tokens each, prompts in random chunks of at most `chunk`."""
+        while rows := [
+            (sequence, self._next_tokens(sequence, chunk))
+            for sequence in sequences
+            if len(sequence.outputs) < num_outputs
+        ]:
+            self.step(rows)
+
+    def _next_tokens(self, sequence: DrivenRequest, chunk: int) -> int:
+        if not sequence.is_prefilling:
+            return 1
+        return min(int(self._random.integers(1, chunk + 1)), len(sequence.prompt) - sequence.num_computed)
+
+    def _grow(self, sequence: DrivenRequest, num_tokens: int) -> list[PageUpdate]:
+        needed = -(-num_tokens // self.runner.kv.layout.page_size) - sequence.num_pages
+        if needed <= 0:
+            return []
+        pages = [self._free_pages.pop() for _ in range(needed)]
+        update = PageUpdate(
+            slot=sequence.slot, first=sequence.num_pages, pages=np.array(pages, dtype=np.int32)
+        )
+        sequence.num_pages += needed
+        return [update]
