@@ -1,0 +1,116 @@
+"""Builds an engine from the server's arguments: device, model, runner, KV memory, loop."""
+
+import logging
+import time
+
+from headwater.clock import MonotonicClock
+from headwater.devices.cpu import CpuDevice
+from headwater.devices.kv_memory import KvLayout, num_pages_in_budget
+from headwater.engine.loop import EngineLoop
+from headwater.engine.wire import ZmqWire
+from headwater.engine.wiring import wire_engine
+from headwater.execution.model_runner import ModelRunner, kv_layout
+from headwater.launch.config import MIB, ServerArgs
+from headwater.messages import EngineReady
+from headwater.models.loader import LoadedModel, load_model, resolve_model
+from headwater.scheduling.scheduler import Limits
+
+_log = logging.getLogger(__name__)
+
+
+def build_engine(args: ServerArgs, endpoint: str) -> EngineLoop:
+    """Load the model and return a loop that answers on `endpoint`; call its `run`.
+
+    `args.model` is a path or hub id. Raises `ValueError` or `OSError`, in words for the user, when the model
+    cannot be served with these arguments.
+    """
+    started_s = time.monotonic()
+    assert args.model is not None, "the launcher resolves the default model"
+    device = CpuDevice(num_threads=args.threads)
+    args = args.for_device(device.name)
+    assert args.max_running_requests and args.max_step_tokens and args.chunked_prefill_size
+    loaded = load_model(
+        resolve_model(args.model),
+        device=device,
+        dtype=args.dtype,
+        load_format=args.load_format,
+        seed=args.random_seed,
+    )
+    max_context = _max_context(args, loaded)
+    layout = kv_layout(loaded.config, page_size=args.page_size, dtype=loaded.dtype)
+    num_pages = _num_pages(args, layout, loaded.weights_bytes, device.free_memory_bytes())
+    runner = ModelRunner(
+        loaded,
+        device,
+        page_size=args.page_size,
+        num_pages=num_pages,
+        max_running=args.max_running_requests,
+        max_context=max_context,
+    )
+    runner.warmup()
+    load_s = time.monotonic() - started_s
+    _log.info("model loaded in %.1f s; the KV cache holds %d tokens", load_s, num_pages * args.page_size)
+    ready = EngineReady(
+        call_id="",
+        model_name=args.served_model_name or args.model,
+        architecture=loaded.config.architecture,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        vocab_size=loaded.config.vocab_size,
+        max_context=min(max_context, num_pages * args.page_size - 1),
+        eos_token_ids=tuple(loaded.config.eos_token_ids),
+        page_size=args.page_size,
+        num_pages=num_pages,
+        page_bytes=layout.page_bytes,
+        max_running=args.max_running_requests,
+        weights_id=loaded.weights_id,
+        weight_version=args.weight_version,
+        load_s=load_s,
+        device=device.name,
+    )
+    parts = wire_engine(
+        wire=ZmqWire(endpoint),
+        runner=runner,
+        ready=ready,
+        limits=Limits(
+            max_running=args.max_running_requests,
+            max_step_tokens=args.max_step_tokens,
+            prefill_chunk_tokens=args.chunked_prefill_size,
+            max_queued=args.max_queued_requests,
+            max_context=max_context,
+        ),
+        clock=MonotonicClock(),
+        policy=args.schedule_policy,
+        is_cache_enabled=not args.disable_radix_cache,
+        max_control_timeout_s=args.max_control_timeout,
+        memory_bytes=runner.memory_bytes(),
+    )
+    return parts.loop
+
+
+def _max_context(args: ServerArgs, loaded: LoadedModel) -> int:
+    longest = loaded.config.max_context
+    if args.context_length is None:
+        return longest
+    if args.context_length > longest:
+        raise ValueError(
+            f"--context-length must be at most {longest}, the model's own; got {args.context_length}"
+        )
+    return args.context_length
+
+
+def _num_pages(args: ServerArgs, layout: KvLayout, weights_bytes: int, free_bytes: int) -> int:
+    """Pages of KV: what was asked for in tokens, in MiB, or as a share of the memory that weights and KV take."""
+    if args.max_total_tokens is not None:
+        if args.max_total_tokens < args.page_size:
+            raise ValueError(f"--max-total-tokens must be at least one page, {args.page_size} tokens")
+        return args.max_total_tokens // args.page_size
+    if args.kv_cache_memory_mb is not None:
+        return num_pages_in_budget(args.kv_cache_memory_mb * MIB, layout)
+    assert args.mem_fraction_static is not None
+    budget_bytes = int(args.mem_fraction_static * (free_bytes + weights_bytes)) - weights_bytes
+    if budget_bytes < layout.page_bytes:
+        raise ValueError(
+            f"--mem-fraction-static {args.mem_fraction_static} leaves no room for KV: weights take "
+            f"{weights_bytes / 2**30:.2f} GiB, {free_bytes / 2**30:.2f} GiB of memory are free"
+        )
+    return num_pages_in_budget(budget_bytes, layout)
