@@ -5,7 +5,7 @@ import time
 
 from headwater.clock import MonotonicClock
 from headwater.devices.cpu import CpuDevice
-from headwater.devices.kv_memory import KvLayout, num_pages_in_budget
+from headwater.devices.kv_memory import KVLayout, num_pages_in_budget
 from headwater.engine.loop import EngineLoop
 from headwater.engine.wire import ZmqWire
 from headwater.engine.wiring import wire_engine
@@ -25,12 +25,15 @@ def build_engine(args: ServerArgs, endpoint: str) -> EngineLoop:
     cannot be served with these arguments.
     """
     started_s = time.monotonic()
-    assert args.model is not None, "the launcher resolves the default model"
+    model_path = args.model
+    assert model_path is not None, "the launcher resolves the default model"
     device = CpuDevice(num_threads=args.threads)
     args = args.for_device(device.name)
-    assert args.max_running_requests and args.max_step_tokens and args.chunked_prefill_size
+    assert args.max_running_requests is not None
+    assert args.max_step_tokens is not None
+    assert args.chunked_prefill_size is not None
     loaded = load_model(
-        resolve_model(args.model),
+        resolve_model(model_path),
         device=device,
         dtype=args.dtype,
         load_format=args.load_format,
@@ -52,7 +55,7 @@ def build_engine(args: ServerArgs, endpoint: str) -> EngineLoop:
     _log.info("model loaded in %.1f s; the KV cache holds %d tokens", load_s, num_pages * args.page_size)
     ready = EngineReady(
         call_id="",
-        model_name=args.served_model_name or args.model,
+        model_name=args.served_model_name or model_path,
         architecture=loaded.config.architecture,
         dtype=str(loaded.dtype).removeprefix("torch."),
         vocab_size=loaded.config.vocab_size,
@@ -98,8 +101,8 @@ def _max_context(args: ServerArgs, loaded: LoadedModel) -> int:
     return args.context_length
 
 
-def _num_pages(args: ServerArgs, layout: KvLayout, weights_bytes: int, free_bytes: int) -> int:
-    """Pages of KV: what was asked for in tokens, in MiB, or as a share of the memory that weights and KV take."""
+def _num_pages(args: ServerArgs, layout: KVLayout, weights_bytes: int, free_bytes: int) -> int:
+    """Pages of KV: as asked for in tokens, in MiB, or as a share of what weights and KV take together."""
     if args.max_total_tokens is not None:
         if args.max_total_tokens < args.page_size:
             raise ValueError(f"--max-total-tokens must be at least one page, {args.page_size} tokens")
