@@ -22,13 +22,14 @@ from headwater.http_api.app import create_app
 from headwater.http_api.state import ApiState, Limits, ModelFacts
 from headwater.launch.config import ServerArgs
 from headwater.launch.serve import EXIT_FAILED, EXIT_REFUSED, print_error
+from headwater.launch.served_model import model_facts, tokenizer_path
 from headwater.launch.supervisor import EngineExit, EngineSupervisor
 from headwater.messages import EngineReady
 from headwater.tokenization.tokenizer import Tokenizer
 
 STREAMS_GRACE_S = 1.0  # what running streams get to end by themselves before they are ended
 HTTP_GRACE_S = 2.0  # then connections are closed
-ENGINE_GRACE_S = 1.0  # SIGTERM to SIGKILL; all together stays under 5 s
+ENGINE_GRACE_S = 1.5  # SIGTERM to SIGKILL; all together stays under 5 s
 GONE_LINGER_S = 1.0  # after the engine died, so that clients and probes read a 503 and not a closed port
 
 log = logging.getLogger(__name__)
@@ -104,18 +105,9 @@ class ApiProcess:
 
     async def _load(self) -> None:
         """Load the tokenizer and wait for the engine; from then on requests are served."""
-        model = self._args.model
-        assert model is not None
-        tokenizer_path = self._args.tokenizer or model
-        tokenizer = await asyncio.to_thread(Tokenizer.load, tokenizer_path)
+        tokenizer = await asyncio.to_thread(Tokenizer.load, tokenizer_path(self._args))
         ready = await self._wait_for_engine()
-        facts = ModelFacts.from_ready(
-            ready,
-            served_name=self._args.served_model_name or model,
-            model_path=model,
-            tokenizer_path=tokenizer_path,
-            load_format=self._args.load_format,
-        )
+        facts = model_facts(self._args, ready)
         self._state.set_ready(tokenizer=tokenizer, model=facts)
         print_banner(facts, ready, listener=self._listener)
 

@@ -17,6 +17,7 @@ app = typer.Typer(
     name="headwater",
     help="An LLM inference server whose KV cache can be operated while it serves.",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

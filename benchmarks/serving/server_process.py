@@ -1,0 +1,141 @@
+"""A server that the benchmark starts, watches and ends: start-up time, memory, others' work beside it."""
+
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+from load_client import Target
+
+
+class ServerProcess:
+    """A server in a session of its own. `pause` keeps it from costing time while another one is measured."""
+
+    def __init__(
+        self, command: str, *, environment: dict[str, str], model: str, extra: dict, log: Path
+    ) -> None:
+        """Start `command`, in which `{port}` stands for the port to listen on."""
+        port = _free_port()
+        self.argv = shlex.split(command.replace("{port}", str(port)))
+        self.target = Target(f"http://127.0.0.1:{port}", model, extra)
+        self.log = log
+        self.start_s = 0.0
+        self.peak_rss_mib = 0.0
+        self._started = time.perf_counter()
+        with log.open("w") as output:
+            self._process = subprocess.Popen(
+                self.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch_memory, daemon=True).start()
+
+    def wait_until_answering(self, limit_s: float) -> None:
+        """Wait for the first chat answer. Raises `RuntimeError` if the server ends or takes longer."""
+        body = {
+            "model": self.target.model,
+            "messages": [{"role": "user", "content": "hi"}],
+            "max_tokens": 1,
+            "temperature": 0,
+        }
+        while True:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"the server ended with {self._process.returncode}; see {self.log}")
+            if time.perf_counter() - self._started > limit_s:
+                raise RuntimeError(f"the server did not answer within {limit_s:g} s; see {self.log}")
+            with contextlib.suppress(httpx.TransportError):
+                answer = httpx.post(
+                    self.target.url + "/v1/chat/completions", json=body, timeout=limit_s, trust_env=False
+                )
+                if answer.status_code == 200:
+                    break
+                if answer.status_code not in (404, 503):
+                    raise RuntimeError(f"the server answered {answer.status_code}: {answer.text[:300]}")
+            time.sleep(0.1)
+        self.start_s = time.perf_counter() - self._started
+
+    def pause(self) -> None:
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.killpg(self._process.pid, signal.SIGCONT)
+
+    def stop(self) -> None:
+        """End the server and all it started."""
+        self._ended.set()
+        for number, wait_s in ((signal.SIGTERM, 20), (signal.SIGKILL, 10)):
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                self.resume()
+                os.killpg(self._process.pid, number)
+                self._process.wait(wait_s)
+
+    @contextlib.contextmanager
+    def foreign_work(self, record: dict) -> Iterator[None]:
+        """Note in `record["foreign_cores"]` how many cores were busy with anything but this server and us."""
+        started, busy_s, own_s = time.perf_counter(), _busy_s(), self._own_cpu_s()
+        yield
+        wall_s = time.perf_counter() - started
+        foreign_s = (_busy_s() - busy_s) - (self._own_cpu_s() - own_s)
+        record["foreign_cores"] = max(0.0, foreign_s / wall_s)
+
+    def _own_cpu_s(self) -> float:
+        return sum(_cpu_s(pid) for pid in [*_process_tree(self._process.pid), os.getpid()])
+
+    def _watch_memory(self) -> None:
+        while not self._ended.wait(0.5):
+            rss_mib = sum(_rss_mib(pid) for pid in _process_tree(self._process.pid))
+            self.peak_rss_mib = max(self.peak_rss_mib, rss_mib)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _stat_fields(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on; empty when the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _process_tree(root: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (fields := _stat_fields(int(entry.name))):
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    tree = [root]
+    for pid in tree:
+        tree += children.get(pid, [])
+    return tree
+
+
+def _cpu_s(pid: int) -> float:
+    fields = _stat_fields(pid)
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
+def _rss_mib(pid: int) -> float:
+    fields = _stat_fields(pid)
+    return int(fields[21]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if fields else 0.0
+
+
+def _busy_s() -> float:
+    """Time all cores together have not been idle, steal by other machines included."""
+    with open("/proc/stat") as stat:
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, stat.readline().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")

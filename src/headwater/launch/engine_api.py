@@ -1,0 +1,230 @@
+"""`from headwater import Engine`: the engine in this process, without HTTP."""
+
+import asyncio
+import atexit
+import contextlib
+import threading
+import traceback
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import Any, TypeVar
+
+from headwater.client.engine_client import EngineClient, new_call_id
+from headwater.http_api.native_api import NativeApi, NativeBatch
+from headwater.http_api.schemas_native import GenerateRequest
+from headwater.http_api.state import Limits
+from headwater.http_api.text_generation import TextGenerator
+from headwater.launch.assembly import build_engine
+from headwater.launch.config import ServerArgs
+from headwater.launch.model_choice import with_model
+from headwater.launch.served_model import model_facts, tokenizer_path
+from headwater.launch.supervisor import private_directory
+from headwater.messages import EngineReady, EngineState, FlushCache, FlushResult, GetState
+from headwater.tokenization.tokenizer import Tokenizer
+
+T = TypeVar("T")
+Answer = dict[str, Any]
+
+# a batch from Python may be as large as memory allows: nobody else waits for this process
+LIMITS = Limits(max_batch=1_000_000)
+
+
+class Engine:
+    """A loaded model with its scheduler and KV cache, answering like the server's /generate.
+
+    The engine loop runs in a thread of this process and a second thread talks to it, so that the calling
+    thread may block and an event loop of the caller stays free. Use it as a context manager, or call
+    `shutdown`; it also ends with the interpreter. All methods may be called from any thread.
+    """
+
+    def __init__(self, model: str | None = None, **server_args: Any) -> None:
+        """Load a model. `server_args` are the fields of `ServerArgs`, e.g. `page_size=16, threads=2`.
+
+        Raises `ValueError` or `OSError` as `headwater serve` reports them, `TypeError` for unknown arguments.
+        """
+        self.args = with_model(ServerArgs(model=model, **server_args))
+        self._resources = contextlib.ExitStack()
+        try:
+            directory = self._resources.enter_context(private_directory())
+            endpoint = f"ipc://{directory / 'engine.sock'}"
+            self.tokenizer = Tokenizer.load(tokenizer_path(self.args))
+            self._engine = build_engine(self.args, endpoint)
+            self._loop = asyncio.new_event_loop()
+            self._loop_thread = threading.Thread(
+                target=self._loop.run_forever, name="engine-client", daemon=True
+            )
+            self._loop_thread.start()
+            self._client = EngineClient([endpoint])
+            self._engine_thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
+            self._engine_thread.start()
+            self.ready: EngineReady = self._wait(self._connect())
+        except BaseException:
+            self._resources.close()
+            raise
+        generator = TextGenerator(self._client, self.tokenizer)
+        self._api = NativeApi(generator, model_facts(self.args, self.ready), LIMITS)
+        self._is_running = True
+        atexit.register(self.shutdown)
+
+    # --- generation --------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: str | list[str] | None = None,
+        sampling_params: Answer | list[Answer] | None = None,
+        *,
+        input_ids: list[int] | list[list[int]] | None = None,
+        stream: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Generate for one prompt or a batch, given as text or as token ids.
+
+        `sampling_params` and `options` are those of /generate: `temperature`, `max_new_tokens`, ...; and
+        `return_logprob`, `top_logprobs_num`, `cache_salt`, ... Returns a dict with `text`, `output_ids` and
+        `meta_info`, a list of them for a batch, or with `stream=True` an iterator of dicts whose text is
+        cumulative (a batch's carry their `index`). Raises `ValueError` that names a wrong parameter.
+        """
+        request = _request(prompt, sampling_params, input_ids, stream, options)
+        if stream:
+            return self._iterate(request)
+        return self._wait(self._collect(request))
+
+    async def async_generate(
+        self,
+        prompt: str | list[str] | None = None,
+        sampling_params: Answer | list[Answer] | None = None,
+        *,
+        input_ids: list[int] | list[list[int]] | None = None,
+        stream: bool = False,
+        **options: Any,
+    ) -> Any:
+        """`generate` for the caller's event loop; with `stream=True` it returns an asynchronous iterator."""
+        request = _request(prompt, sampling_params, input_ids, stream, options)
+        if stream:
+            return self._iterate_async(request)
+        return await self._submit(self._collect(request))
+
+    # --- text --------------------------------------------------------------------------------------
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`."""
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of `token_ids`."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    # --- control -----------------------------------------------------------------------------------
+
+    def flush_cache(self, *, timeout: float = 0.0) -> FlushResult:
+        """Empty the KV cache at the first idle moment within `timeout` seconds; `success` tells if it was."""
+        if not 0 <= timeout <= self.args.max_control_timeout:
+            raise ValueError(
+                f"timeout must be from 0 to {self.args.max_control_timeout:g} seconds, got {timeout}"
+            )
+        return self._wait(self._client.call(FlushCache(call_id=new_call_id(), timeout_s=timeout)))
+
+    def get_state(self) -> EngineState:
+        """Requests, pages by owner and counters, between two turns of the loop."""
+        return self._wait(self._client.call(GetState(call_id=new_call_id())))
+
+    def get_server_info(self) -> Answer:
+        """The arguments in force, what was loaded, and a snapshot of the engine."""
+        state = self.get_state()
+        return {
+            **self.args.public(),
+            "model_name": self.ready.model_name,
+            "architecture": self.ready.architecture,
+            "max_context": self.ready.max_context,
+            "weights_id": self.ready.weights_id,
+            "internal_states": [{name: getattr(state, name) for name in state.__struct_fields__}],
+        }
+
+    def shutdown(self) -> None:
+        """End running requests and free everything. Harmless when repeated."""
+        if not self._is_running:
+            return
+        self._is_running = False
+        atexit.unregister(self.shutdown)
+        self._engine.stop()
+        self._engine_thread.join(timeout=10.0)
+        self._wait(self._client.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop_thread.join(timeout=5.0)
+        self._loop.close()
+        self._resources.close()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+
+    # --- threads -----------------------------------------------------------------------------------
+
+    def _run_engine(self) -> None:
+        """The engine thread. If the loop dies, whoever waits for an answer must hear of it."""
+        try:
+            self._engine.run()
+        except BaseException as error:  # noqa: BLE001  whatever it is, the clients must hear of it
+            reason = f"the engine loop failed: {type(error).__name__}: {error}"
+            traceback.print_exc()
+            self._loop.call_soon_threadsafe(self._client.engine_gone, 0, reason)
+
+    async def _connect(self) -> EngineReady:
+        await self._client.start()
+        return (await self._client.wait_ready())[0]
+
+    async def _collect(self, request: GenerateRequest) -> Any:
+        batch = await self._api.start(request)
+        try:
+            return await batch.collect()
+        finally:
+            batch.close()
+
+    def _iterate(self, request: GenerateRequest) -> Iterator[Answer]:
+        batch: NativeBatch = self._wait(self._api.start(request))
+        chunks = batch.stream()
+        try:
+            while (chunk := self._wait(_next(chunks))) is not None:
+                yield chunk
+        finally:
+            self._loop.call_soon_threadsafe(batch.close)
+
+    async def _iterate_async(self, request: GenerateRequest) -> AsyncIterator[Answer]:
+        batch: NativeBatch = await self._submit(self._api.start(request))
+        chunks = batch.stream()
+        try:
+            while (chunk := await self._submit(_next(chunks))) is not None:
+                yield chunk
+        finally:
+            self._loop.call_soon_threadsafe(batch.close)
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> "asyncio.Future[T]":
+        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def _request(
+    prompt: str | list[str] | None,
+    sampling_params: Answer | list[Answer] | None,
+    input_ids: list[int] | list[list[int]] | None,
+    stream: bool,
+    options: Answer,
+) -> GenerateRequest:
+    """The body of /generate for a call; an option it does not know is a `TypeError`, as in any call."""
+    if unknown := options.keys() - GenerateRequest.model_fields.keys():
+        raise TypeError(f"generate() got unexpected arguments: {', '.join(sorted(unknown))}")
+    body = {
+        "text": prompt,
+        "input_ids": input_ids,
+        "sampling_params": sampling_params,
+        "stream": stream,
+        **options,
+    }
+    return GenerateRequest.model_validate({name: value for name, value in body.items() if value is not None})
+
+
+async def _next(chunks: AsyncIterator[Answer]) -> Answer | None:
+    return await anext(chunks, None)

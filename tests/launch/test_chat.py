@@ -1,0 +1,141 @@
+"""`headwater chat` and `headwater flush` against a scripted server: text arrives, refusals are sentences."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from headwater.launch.cli import app
+
+
+class Script(BaseHTTPRequestHandler):
+    """Answers like a chat server: says the number of messages it was sent, in two pieces."""
+
+    bodies: list[dict[str, Any]]
+    refuse: tuple[int, str] | None
+    break_off: bool
+
+    def do_GET(self) -> None:
+        self._send(200, {"data": [{"id": "some-model"}]})
+
+    def do_POST(self) -> None:
+        text = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path.startswith("/flush_cache"):
+            self.bodies.append({"path": self.path, "key": self.headers.get("Authorization")})
+            status, message = self.refuse or (200, "Cache flushed.")
+            self._send(status, message)
+            return
+        body = json.loads(text)
+        self.bodies.append(body)
+        if self.refuse:
+            status, message = self.refuse
+            self._send(status, {"error": {"message": message}})
+            return
+        chunks: list[dict[str, Any]] = [{"choices": [{"delta": {"role": "assistant"}}]}]
+        chunks += [
+            {"choices": [{"delta": {"content": piece}}]} for piece in ("I got ", str(len(body["messages"])))
+        ]
+        if self.break_off:
+            chunks.append({"error": {"message": "the engine is gone"}})
+        chunks.append({"choices": []})
+        events = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+        self._send(200, events)
+
+    def _send(self, status: int, content: Any) -> None:
+        data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def script() -> Iterator[type[Script]]:
+    """A fresh handler class; its `url` is where it answers."""
+
+    class Fresh(Script):
+        bodies: list[dict[str, Any]] = []  # noqa: RUF012
+        refuse = None
+        break_off = False
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Fresh)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    Fresh.url = f"http://127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]
+    yield Fresh
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def run(*arguments: str, stdin: str = "") -> Any:
+    return CliRunner().invoke(app, list(arguments), input=stdin)
+
+
+def test_one_question_prints_its_answer(script: Any) -> None:
+    result = run("chat", "How many?", "--url", script.url, "--system", "Be brief.", "--max-tokens", "5")
+    assert result.exit_code == 0
+    assert result.stdout.strip() == "I got 2"
+    (body,) = script.bodies
+    assert body["model"] == "some-model"
+    assert body["max_tokens"] == 5
+    assert "temperature" not in body, "an option that was not given must leave the server its default"
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+
+
+def test_a_conversation_remembers_and_resets(script: Any) -> None:
+    result = run("chat", "--url", script.url, stdin="one\ntwo\n/reset\nthree\n/quit\nnever\n")
+    assert result.exit_code == 0
+    assert [len(body["messages"]) for body in script.bodies] == [1, 3, 1]
+    assert script.bodies[1]["messages"][1] == {"role": "assistant", "content": "I got 1"}
+
+
+def test_an_answer_that_broke_off_is_not_remembered(script: Any) -> None:
+    script.break_off = True
+    result = run("chat", "--url", script.url, stdin="one\ntwo\n")
+    assert "the engine is gone" in result.output
+    assert [len(body["messages"]) for body in script.bodies] == [1, 1]
+
+
+def test_a_refusal_is_shown_in_the_servers_words(script: Any) -> None:
+    script.refuse = (400, "max_tokens must be at least 1")
+    result = run("chat", "hello", "--url", script.url)
+    assert result.exit_code == 1
+    assert "The server answered 400: max_tokens must be at least 1" in result.output
+
+
+@pytest.mark.parametrize("command", [("chat", "hello"), ("flush",)])
+def test_no_server_is_a_sentence_and_not_a_traceback(command: tuple[str, ...]) -> None:
+    result = run(*command, "--url", "http://127.0.0.1:9")
+    assert result.exit_code != 0
+    assert "No server answers at http://127.0.0.1:9" in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://[bad"])
+def test_a_malformed_url_is_a_sentence_and_not_a_traceback(url: str) -> None:
+    for command in (("chat", "hello"), ("flush",)):
+        result = run(*command, "--url", url)
+        assert result.exit_code in (1, 2)
+        assert isinstance(result.exception, SystemExit), result.exception
+
+
+def test_flush_passes_timeout_and_key_and_tells_the_answer(script: Any) -> None:
+    result = run("flush", "--url", script.url, "--timeout", "2.5", "--admin-key", "k")
+    assert result.exit_code == 0
+    assert result.stdout.strip() == "Cache flushed."
+    assert script.bodies == [{"path": "/flush_cache?timeout=2.5", "key": "Bearer k"}]
+
+
+def test_a_refused_flush_exits_with_1(script: Any) -> None:
+    script.refuse = (400, "Flush cache failed.")
+    result = run("flush", "--url", script.url)
+    assert result.exit_code == 1
+    assert "Flush cache failed." in result.output

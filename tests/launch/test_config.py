@@ -1,0 +1,66 @@
+"""Server arguments: what is refused must name the flag and the range, what is shown must hide the keys."""
+
+import math
+
+import msgspec
+import pytest
+
+from headwater.launch.config import FLAGS, ServerArgs
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("page_size", 0, "--page-size must be an integer from 1 to 1024, got 0"),
+        ("page_size", "16", "--page-size must be an integer"),
+        ("page_size", True, "--page-size must be an integer"),
+        ("port", 70000, "--port must be an integer from 0 to 65535"),
+        ("dtype", "int8", "--dtype must be one of auto, float32, bfloat16, float16, got 'int8'"),
+        ("schedule_policy", "random", "--schedule-policy must be one of fcfs, lpm"),
+        ("mem_fraction_static", math.nan, "--mem-fraction-static must be a number from 0.01 to 0.99"),
+        ("max_control_timeout", -1.0, "--max-control-timeout must be a number from 0"),
+        ("engine_restarts", -1, "--engine-restarts must be an integer from 0"),
+        ("kv_cache_memory_mb", 0, "--kv-cache-memory-mb must be an integer of at least 1"),
+        ("model", "", "--model must not be empty"),
+        ("api_key", "", "--api-key must not be empty"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name_and_range(field: str, value: object, says: str) -> None:
+    with pytest.raises(ValueError, match="^" + says.replace(".", r"\.").replace("(", r"\(")):
+        ServerArgs(**{field: value})
+
+
+def test_an_unknown_argument_is_refused() -> None:
+    with pytest.raises(TypeError, match="page_sise"):
+        ServerArgs(page_sise=16)
+
+
+def test_arguments_survive_the_way_to_the_engine_process() -> None:
+    args = ServerArgs(model="some/folder", page_size=32, api_key="secret", mem_fraction_static=0.5)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(args), type=ServerArgs) == args
+
+
+def test_public_arguments_hide_keys_and_show_all_else() -> None:
+    public = ServerArgs(api_key="user-secret", admin_api_key="admin-secret").public()
+    assert "secret" not in repr(public)
+    assert public["api_key"] == "***"
+    assert public["page_size"] == 16
+    assert set(public) == set(FLAGS)
+    assert ServerArgs().public()["api_key"] is None, "no key must not look like a hidden one"
+
+
+def test_device_defaults_fill_only_what_was_left_open() -> None:
+    args = ServerArgs().for_device("cpu")
+    assert (args.max_running_requests, args.chunked_prefill_size, args.kv_cache_memory_mb) == (64, 512, 640)
+    assert args.max_step_tokens == 512 + 64
+    chosen = ServerArgs(max_running_requests=2, chunked_prefill_size=7, max_total_tokens=100).for_device(
+        "cpu"
+    )
+    assert (chosen.max_running_requests, chosen.chunked_prefill_size) == (2, 7)
+    assert chosen.kv_cache_memory_mb is None, (
+        "a size in tokens must not be overruled by the default in memory"
+    )
+
+
+def test_every_flag_has_help() -> None:
+    assert all(spec.flag.help.endswith(".") and spec.flag.panel for spec in FLAGS.values())
