@@ -11,7 +11,15 @@ from headwater.client.generation import Generation
 from headwater.client.link import EngineLink, new_call_id
 from headwater.messages import EngineReady, Generate
 
-__all__ = ["CallFailed", "EngineClient", "EngineGone", "Generation", "RidInUse", "ShuttingDown", "new_call_id"]
+__all__ = [
+    "CallFailed",
+    "EngineClient",
+    "EngineGone",
+    "Generation",
+    "RidInUse",
+    "ShuttingDown",
+    "new_call_id",
+]
 
 
 class EngineClient:
@@ -21,7 +29,7 @@ class EngineClient:
     """
 
     def __init__(self, endpoints: Sequence[str]) -> None:
-        """`endpoints`: a zmq address for each engine, in the order of their indexes; they may be bound later."""
+        """`endpoints`: a zmq address for each engine, by index; the engines may bind them later."""
         if not endpoints:
             raise ValueError("endpoints must name at least one engine")
         self._endpoints = tuple(endpoints)
@@ -94,7 +102,7 @@ class EngineClient:
     @property
     def is_healthy(self) -> bool:
         """Every engine is there and has loaded, and this client takes requests."""
-        return self._refusal is None and bool(self._links) and all(link.ready is not None for link in self._links)
+        return self._refusal is None and bool(self._links) and all(link.ready for link in self._links)
 
     def why_unhealthy(self) -> str | None:
         """A sentence for people, or None when healthy."""
@@ -108,8 +116,7 @@ class EngineClient:
     def silent_for_s(self) -> float:
         """Seconds since the engine heard from least recently sent anything; infinite if one never did."""
         now_s = asyncio.get_running_loop().time()
-        heard = [link.last_heard_s for link in self._links]
-        return max((now_s - at_s if at_s is not None else float("inf") for at_s in heard), default=float("inf"))
+        return now_s - min((link.last_heard_s for link in self._links), default=float("-inf"))
 
     # --- work --------------------------------------------------------------------------------------
 
@@ -124,7 +131,7 @@ class EngineClient:
             raise RidInUse(request.rid)
         there = [link for link in self._links if link.gone is None]
         if not there:
-            raise self._links[0].gone or EngineGone(0, "not started") if self._links else EngineGone(0, "not started")
+            raise (self._links[0].gone if self._links else None) or EngineGone(0, "not started")
         return min(there, key=lambda link: link.num_running).generate(request)
 
     async def call(self, message: Any, *, engine: int = 0, timeout_s: float | None = None) -> Any:
@@ -138,6 +145,6 @@ class EngineClient:
         return await self._links[engine].call(message, timeout_s=timeout_s)
 
     async def call_all(self, message: Any, *, timeout_s: float | None = None) -> list[Any]:
-        """Send a message to every engine at once; per engine its answer, or the exception `call` would raise."""
+        """Send a message to every engine; per engine its answer, or the exception `call` would raise."""
         calls = [self.call(message, engine=index, timeout_s=timeout_s) for index in range(self.num_engines)]
         return await asyncio.gather(*calls, return_exceptions=True)

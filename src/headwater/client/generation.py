@@ -9,14 +9,14 @@ from headwater.messages import Output
 class Generation:
     """The outputs of one request, in order, the last of which has `finish`.
 
-    One consumer. `async for output in generation` yields them one at a time; `take` gives all that have arrived,
-    so that a consumer slower than the engine handles several steps at once instead of falling behind.
+    One consumer. `async for output in generation` yields them one at a time; `take` gives all that have
+    arrived, so that a consumer slower than the engine handles several steps at once and does not fall behind.
     `close` before the end aborts the request in the engine; use `contextlib.closing` or `aclose`.
 
     Raises `EngineGone` from `take` when the engine ends, `CallFailed` when it refuses the request.
     """
 
-    __slots__ = ("rid", "_arrived", "_waiter", "_error", "_ended", "_on_close", "is_closed")
+    __slots__ = ("_arrived", "_ended", "_error", "_on_close", "_waiter", "is_closed", "rid")
 
     def __init__(self, rid: str, *, on_close: Callable[["Generation"], None]) -> None:
         self.rid = rid  # on the wire

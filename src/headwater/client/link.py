@@ -28,7 +28,7 @@ from headwater.messages import (
 
 log = logging.getLogger(__name__)
 
-_process_tag = uuid.uuid4().hex[:12]  # call ids of two API processes must differ: the engine keys operations by them
+_process_tag = uuid.uuid4().hex[:12]  # the engine keys operations by call id: two API processes must differ
 _call_numbers = itertools.count(1)
 
 DEFERRED = (FlushCache, PauseGeneration)  # calls that may be pending in the engine and can be cancelled there
@@ -50,7 +50,7 @@ class EngineLink:
     def __init__(self, index: int, context: zmq.asyncio.Context) -> None:
         self.index = index
         self.ready: EngineReady | None = None
-        self.last_heard_s: float | None = None  # loop time of the newest message
+        self.last_heard_s = float("-inf")  # loop time of the newest message
         self._context = context
         self._socket: zmq.asyncio.Socket | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -69,7 +69,7 @@ class EngineLink:
         self._socket.set_hwm(0)  # a send never blocks; the engine bounds its own queue
         self._socket.linger = 200
         self._socket.connect(endpoint)
-        self._reader = asyncio.get_running_loop().create_task(self._read(), name=f"engine-{self.index}-reader")
+        self._reader = asyncio.create_task(self._read(), name=f"engine-{self.index}-reader")
         self._send(Hello(call_id=new_call_id()))
 
     def fail(self, error: EngineGone) -> None:

@@ -1,0 +1,54 @@
+"""Exceptions of routes, as the web framework hands them over, become answers of the one error shape."""
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from headwater.client.errors import CallFailed, EngineGone, RidInUse
+from headwater.http_api.errors import ApiError, as_api_error, from_validation
+
+
+def error_response(error: ApiError) -> Response:
+    body = msgspec.json.encode(error.body())
+    return Response(body, error.status, media_type="application/json", headers=error.headers)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Make every exception of a route a JSON answer. What is none of ours is a 500 and goes to the log."""
+
+    async def handle(_: Request, error: Exception) -> Response:
+        answer = as_api_error(error)
+        assert answer is not None, f"registered for this type: {error!r}"
+        return error_response(answer)
+
+    async def handle_validation(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return error_response(from_validation(error.errors()))
+
+    async def handle_http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return error_response(_from_http(error))
+
+    async def handle_bug(_: Request, error: Exception) -> Response:
+        return error_response(ApiError(500, "internal error; the server's log has the details", code="internal"))
+
+    for kind in (ApiError, EngineGone, CallFailed, RidInUse, ValidationError, TimeoutError):
+        app.add_exception_handler(kind, handle)
+    app.add_exception_handler(RequestValidationError, handle_validation)
+    app.add_exception_handler(HTTPException, handle_http)
+    app.add_exception_handler(Exception, handle_bug)
+
+
+def _from_http(error: HTTPException) -> ApiError:
+    if error.status_code == 400 and isinstance(error.__cause__, UnicodeDecodeError):
+        return ApiError(400, "the body is not valid UTF-8", code="invalid_encoding")
+    if error.status_code == 404:
+        return ApiError(404, "there is no such route; see /docs", code="not_found")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "see /docs")
+        message = f"this route does not take that method; allowed: {allowed}"
+        return ApiError(405, message, code="method_not_allowed", headers=error.headers)
+    return ApiError(error.status_code, str(error.detail), headers=error.headers)

@@ -1,0 +1,144 @@
+"""Every error as `{"error": {message, type, param, code}}`. No web framework here: the Python API has the same."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from headwater.client.errors import CallFailed, EngineGone, RidInUse, ShuttingDown
+from headwater.messages import Finish
+
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "method_not_allowed",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    501: "not_implemented",
+    503: "service_unavailable",
+    504: "timeout",
+}
+
+
+class ApiError(Exception):
+    """An answer that is an error. `param` is the parameter at fault, `code` a word for programs."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | int | None = None,
+        type: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = status if code is None else code
+        self.type = type or TYPES.get(status, "internal_server_error" if status >= 500 else "invalid_request_error")
+        self.headers = dict(headers or {})
+        if status in (429, 503):
+            self.headers.setdefault("Retry-After", "1")
+        self.details = dict(details or {})
+
+    def body(self) -> dict[str, Any]:
+        """The JSON of the answer; also the event that ends a stream in an error."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error | self.details}
+
+    def event(self) -> dict[str, Any]:
+        """The same inside a stream, where a client cannot see the status: `retryable` tells it."""
+        body = self.body()
+        body["error"]["retryable"] = self.status in (429, 503)
+        return body
+
+
+class InvalidRequest(ApiError, ValueError):
+    """A 400 that names the parameter; a `ValueError` for those who call without HTTP."""
+
+
+def bad_request(param: str, message: str, *, code: str = "invalid_value") -> InvalidRequest:
+    """A 400; `message` names the parameter and what it accepts."""
+    return InvalidRequest(400, message, param=param, code=code)
+
+
+def from_value_error(error: ValueError) -> InvalidRequest:
+    """The 400 for a `ValueError` whose text begins with the parameter, as those of `tokenization` do."""
+    param = str(error).partition(":")[0]
+    return bad_request(param, str(error))
+
+
+def loading() -> ApiError:
+    return ApiError(503, "the model is still loading", code="loading")
+
+
+def model_not_found(name: str, served_name: str) -> ApiError:
+    message = f"The model {name!r} does not exist; this server serves {served_name!r}."
+    return ApiError(404, message, param="model", code="model_not_found", type="invalid_request_error")
+
+
+def from_finish(finish: Finish) -> ApiError | None:
+    """The error of a request that the engine refused or gave up; None for an ordinary end."""
+    if finish.type != "abort" or finish.status < 400:
+        return None
+    return ApiError(finish.status, finish.message or "the request was aborted", type=finish.err_type or None)
+
+
+def as_api_error(error: BaseException) -> ApiError | None:
+    """The answer for an exception of the layers below; None for what is a bug here."""
+    match error:
+        case ApiError():
+            return error
+        case ShuttingDown():
+            return ApiError(503, error.reason, code="shutting_down")
+        case EngineGone():
+            return ApiError(503, str(error), code="engine_gone")
+        case CallFailed():
+            failed = error.failed
+            details = {"blockers": failed.blockers} if failed.blockers else None
+            return ApiError(failed.status, failed.message, param=failed.param, details=details)
+        case RidInUse():
+            return bad_request("rid", str(error), code="rid_in_use")
+        case ValidationError():
+            return from_validation(error.errors())
+        case TimeoutError():
+            return ApiError(504, "the engine did not answer in time", code="timeout")
+    return None
+
+
+def from_validation(problems: Any) -> ApiError:
+    """The 400 for what pydantic found; `problems` is its list of errors."""
+    first = problems[0]
+    path = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "")
+        return InvalidRequest(400, f"the body is not valid JSON: {reason} at character {path[-1]}", code="invalid_json")
+    if not path and first["type"] in ("missing", "model_attributes_type"):
+        return InvalidRequest(
+            400, "the body must be a JSON object, sent with content-type: application/json", code="invalid_body"
+        )
+    param = _readable_path(path)
+    reason = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    text = reason[:1].lower() + reason[1:]
+    message = text if param and text.startswith(param) else f"{param or 'the request'}: {text}"
+    return InvalidRequest(400, message, param=param or None, code="invalid_value")
+
+
+def _readable_path(path: list[str]) -> str:
+    """`messages[0].content` out of pydantic's location; names of union members are left out."""
+    readable = ""
+    for part in path:
+        if part.isdigit():
+            readable += f"[{part}]"
+        elif part.isidentifier() and not (part in _UNION_MEMBERS or part[0].isupper()):
+            readable += f".{part}" if readable else part
+    return readable
+
+
+_UNION_MEMBERS = {"str", "int", "float", "bool", "dict", "list", "tuple"}

@@ -1,0 +1,87 @@
+"""What happens to every request before its route: an id, and a bound on the body. Plain ASGI, cheap per chunk."""
+
+import asyncio
+import uuid
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from headwater.http_api.error_handlers import error_response
+from headwater.http_api.errors import ApiError
+
+MAX_REQUEST_ID_CHARS = 256
+DRAIN_BYTES = 64 << 20  # of a refused body: most clients read no answer before they have sent it all
+DRAIN_S = 10.0
+
+
+class RequestId:
+    """Echoes X-Request-ID, or makes one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        request_id = given[:MAX_REQUEST_ID_CHARS] or uuid.uuid4().hex.encode()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            await send(message)
+
+        await self.app(scope, receive, send_with_id)
+
+
+class BodyLimit:
+    """Answers 413 to a body over the limit, whether its length is announced or not."""
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        announced = headers.get("content-length", "0")
+        if announced.isdigit() and int(announced) > self.max_body_bytes:
+            if headers.get("expect", "").lower() != "100-continue":
+                await drain(receive)
+            await error_response(self._too_large())(scope, receive, send)
+            return
+        num_bytes = 0
+
+        async def counted_receive() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self.max_body_bytes:
+                await drain(receive)
+                raise self._too_large()
+            return message
+
+        try:
+            await self.app(scope, counted_receive, send)
+        except ApiError as error:  # raised above while a route outside of the error handlers read the body
+            await error_response(error)(scope, receive, send)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the body must not be larger than {self.max_body_bytes} bytes", code="body_too_large")
+
+
+async def drain(receive: Receive) -> None:
+    """Read and drop the rest of a body, within bounds."""
+    num_bytes = 0
+    try:
+        async with asyncio.timeout(DRAIN_S):
+            while num_bytes < DRAIN_BYTES:
+                message = await receive()
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+                num_bytes += len(message.get("body", b""))
+    except TimeoutError:
+        return

@@ -1,0 +1,158 @@
+"""What both OpenAI routes share: start the generations of a body, and tell usage and finish of a stream."""
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from headwater.http_api.errors import bad_request, model_not_found
+from headwater.http_api.openai_format import ChunkWriter, extension, metadata, usage_event, usage_of
+from headwater.http_api.sampling import check_prompt, fit, for_sample
+from headwater.http_api.schemas_openai import OpenAIRequest
+from headwater.http_api.state import ModelFacts
+from headwater.http_api.text_generation import (
+    TextChunk,
+    TextGeneration,
+    TextGenerator,
+    TextRequest,
+    merge,
+    run_all,
+)
+from headwater.messages import LogprobParams, SamplingParams
+
+Json = dict[str, Any]
+
+
+class ChoiceStream(Protocol):
+    """Writes the chunks of one choice."""
+
+    def events(self, chunk: TextChunk) -> bytes:
+        """Events for what is new, without the one that tells the end; may be empty."""
+        ...
+
+    def last_event(self, extra: Json) -> bytes:
+        """The event with the finish reason; `extra` are further fields of the chunk."""
+        ...
+
+
+def check_model(name: str, model: ModelFacts) -> None:
+    """Raises ApiError 404 for a model that is not served."""
+    if name not in (model.served_name, "default", ""):
+        raise model_not_found(name, model.served_name)
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """What every answer and every chunk of one request begins with."""
+
+    id: str
+    object: str
+    created: int  # Unix time
+    model: str
+
+    @classmethod
+    def of(cls, request: OpenAIRequest, model: ModelFacts, *, prefix: str, object: str) -> "Heading":
+        """The id is the rid, so that a client can abort by the id it was told."""
+        return cls(request.rid or f"{prefix}-{uuid.uuid4().hex}", object, int(time.time()), model.served_name)
+
+    def fields(self) -> Json:
+        return {"id": self.id, "object": self.object, "created": self.created, "model": self.model}
+
+    def writer(self, index: int, *, has_usage: bool) -> ChunkWriter:
+        return ChunkWriter(**self.fields(), index=index, has_usage=has_usage)
+
+
+class OpenAIBatch:
+    """The running generations of one body: `request.n` for each prompt, in the order of the choices."""
+
+    def __init__(self, request: OpenAIRequest, heading: Heading) -> None:
+        self.request = request
+        self.heading = heading
+        self.generations: list[TextGeneration] = []
+
+    def start(
+        self,
+        generator: TextGenerator,
+        model: ModelFacts,
+        prompts: Sequence[Sequence[int]],
+        *,
+        param: str,
+        sampling: SamplingParams,
+        logprobs: LogprobParams | None,
+    ) -> None:
+        """Check the prompts and send everything to the engine. Raises InvalidRequest, EngineGone, RidInUse."""
+        for prompt_ids in prompts:
+            check_prompt(prompt_ids, model, param=param, is_prefill=sampling.max_new_tokens == 0)
+        given = self.request
+        is_single = len(prompts) * given.n == 1
+        try:
+            for number, prompt_ids in enumerate(prompts):
+                text_request = TextRequest(
+                    rid=self.heading.id,
+                    prompt_ids=prompt_ids,
+                    sampling=fit(sampling, len(prompt_ids), model),
+                    stop=tuple(given.stop),
+                    keep_stop=given.keeps_stop,
+                    skip_special_tokens=given.skip_special_tokens,
+                    logprobs=logprobs,
+                    cache_salt=given.cache_salt,
+                    extra_key=given.extra_key,
+                    priority=given.priority,
+                )
+                for sample in range(given.n):
+                    rid = self.heading.id if is_single else f"{self.heading.id}_{number * given.n + sample}"
+                    named = replace(
+                        text_request, rid=rid, sampling=for_sample(text_request.sampling, sample)
+                    )
+                    self.generations.append(generator.start(named))
+        except BaseException:
+            self.close()
+            raise
+
+    async def collect(self) -> Json:
+        """Run to the end; the fields of a whole answer, choices aside. Raises EngineGone, ApiError."""
+        await run_all(self.generations)
+        n = self.request.n
+        answer = self.heading.fields() | {"usage": usage_of(self.generations, n=n)}
+        answer["metadata"] = metadata(self.generations[0].meta)
+        if self.request.return_cached_tokens_details:
+            answer["sglext"] = extension(self.generations, n=n)
+        return answer
+
+    async def events(self, choices: Sequence[ChoiceStream]) -> AsyncGenerator[bytes]:
+        """The stream, without the closing [DONE]; one `ChoiceStream` for each generation."""
+        given = self.request
+        async with aclosing(merge(self.generations)) as chunks:
+            async for index, chunk in chunks:
+                piece = choices[index].events(chunk)
+                if chunk.finish is not None:
+                    piece += choices[index].last_event(self._last_fields(index))
+                if piece:
+                    yield piece
+        if given.stream_options.include_usage:
+            yield usage_event(**self.heading.fields(), usage=usage_of(self.generations, n=given.n))
+
+    def continuous_usage(self, index: int) -> Json | None:
+        """The usage of one choice so far, if every chunk is to tell it."""
+        if not self.request.stream_options.continuous_usage_stats:
+            return None
+        return {"usage": usage_of([self.generations[index]], n=1)}
+
+    def close(self) -> None:
+        """Abort what still runs."""
+        for generation in self.generations:
+            generation.close()
+
+    def _last_fields(self, index: int) -> Json:
+        generation = self.generations[index]
+        fields: Json = {"metadata": metadata(generation.meta)}
+        if self.request.return_cached_tokens_details:
+            fields["sglext"] = extension([generation], n=1)
+        return fields | (self.continuous_usage(index) or {})
+
+
+def check_batch(num_prompts: int, max_batch: int, *, param: str) -> None:
+    if not 1 <= num_prompts <= max_batch:
+        raise bad_request(param, f"{param}: must hold 1 to {max_batch} prompts, got {num_prompts}")

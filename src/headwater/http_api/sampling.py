@@ -1,0 +1,134 @@
+"""From checked request bodies to what the engine and the text layer need."""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from headwater.http_api.errors import ApiError, bad_request
+from headwater.http_api.schemas_native import SamplingInput
+from headwater.http_api.schemas_openai import ChatCompletionRequest, CompletionRequest, OpenAIRequest
+from headwater.http_api.state import ModelFacts
+from headwater.http_api.validation import first_outside
+from headwater.messages import SamplingParams
+
+SEED_MASK = (1 << 63) - 1
+
+
+def native_sampling(given: SamplingInput, model: ModelFacts) -> SamplingParams:
+    """The engine's parameters for `sampling_params` of /generate. InvalidRequest."""
+    for name in ("json_schema", "regex", "ebnf", "structural_tag", "stop_regex"):
+        if getattr(given, name) is not None:
+            raise bad_request(name, f"{name}: constrained generation is not supported yet")
+    return _sampling(
+        given,
+        model,
+        max_new_tokens=given.max_new_tokens,
+        min_new_tokens=given.min_new_tokens,
+        seed=given.sampling_seed,
+    )
+
+
+def openai_sampling(given: OpenAIRequest, model: ModelFacts) -> SamplingParams:
+    """The engine's parameters for an OpenAI body. InvalidRequest names what is not supported yet."""
+    _refuse_response_format(given.response_format)
+    if isinstance(given, ChatCompletionRequest):
+        _refuse_tool_choice(given.tool_choice)
+        asked = given.max_completion_tokens or given.max_tokens
+        max_new_tokens = model.max_context if asked is None else asked
+    else:
+        assert isinstance(given, CompletionRequest)
+        _refuse_best_of(given)
+        max_new_tokens = given.max_tokens
+    return _sampling(
+        given, model, max_new_tokens=max_new_tokens, min_new_tokens=given.min_tokens, seed=given.seed
+    )
+
+
+def check_prompt(prompt_ids: Sequence[int], model: ModelFacts, *, param: str, is_prefill: bool) -> None:
+    """Refuse an empty prompt, ids out of the vocabulary, and what does not fit the context. InvalidRequest."""
+    if not prompt_ids:
+        raise bad_request(param, f"{param}: must not be empty; at least one token is needed")
+    if (outside := first_outside(prompt_ids, model.vocab_size)) is not None:
+        raise bad_request(
+            param, f"{param}: token ids must be from 0 to {model.vocab_size - 1}, got {outside}"
+        )
+    longest = model.max_context if is_prefill else model.max_context - 1
+    if len(prompt_ids) > longest:
+        message = f"{param}: {len(prompt_ids)} tokens do not fit; a prompt may have at most {longest} tokens"
+        raise bad_request(param, message, code="context_length_exceeded")
+
+
+def fit(sampling: SamplingParams, num_prompt_tokens: int, model: ModelFacts) -> SamplingParams:
+    """`sampling` with `max_new_tokens` cut to what the context has left."""
+    left = model.max_context - num_prompt_tokens
+    return sampling if sampling.max_new_tokens <= left else msgspec.structs.replace(sampling, max_new_tokens=left)
+
+
+def for_sample(sampling: SamplingParams, index: int) -> SamplingParams:
+    """The parameters of the `index`-th answer to one prompt: the same but for the noise."""
+    return sampling if index == 0 else msgspec.structs.replace(sampling, seed=(sampling.seed + index) & SEED_MASK)
+
+
+def _sampling(
+    given: SamplingInput | OpenAIRequest,
+    model: ModelFacts,
+    *,
+    max_new_tokens: int,
+    min_new_tokens: int,
+    seed: int | None,
+) -> SamplingParams:
+    _check_ids(given.logit_bias or (), model, param="logit_bias")
+    _check_ids(given.stop_token_ids, model, param="stop_token_ids")
+    if min_new_tokens > max_new_tokens:
+        name = "min_new_tokens" if isinstance(given, SamplingInput) else "min_tokens"
+        raise bad_request(name, f"{name}: must be from 0 to the most tokens asked for ({max_new_tokens})")
+    return SamplingParams(
+        max_new_tokens=min(max_new_tokens, model.max_context),
+        min_new_tokens=min(min_new_tokens, model.max_context),
+        temperature=given.temperature,
+        top_p=given.top_p,
+        top_k=-1 if given.top_k == 0 else given.top_k,
+        min_p=given.min_p,
+        frequency_penalty=given.frequency_penalty,
+        presence_penalty=given.presence_penalty,
+        repetition_penalty=given.repetition_penalty,
+        logit_bias=given.logit_bias or None,
+        seed=(secrets.randbits(63) if seed is None else seed) & SEED_MASK,
+        stop_token_ids=tuple(given.stop_token_ids),
+        ignore_eos=given.ignore_eos,
+    )
+
+
+def _check_ids(token_ids: Any, model: ModelFacts, *, param: str) -> None:
+    if (outside := first_outside(list(token_ids), model.vocab_size)) is not None:
+        raise bad_request(
+            param, f"{param}: token ids must be from 0 to {model.vocab_size - 1}, got {outside}"
+        )
+
+
+def _refuse_response_format(response_format: dict[str, Any] | None) -> None:
+    kind = "text" if response_format is None else response_format.get("type")
+    if kind in ("json_object", "json_schema", "structural_tag"):
+        message = f"response_format: type {kind!r} is not supported yet; accepted: 'text'"
+        raise ApiError(400, message, param="response_format", code="unsupported_value")
+    if kind != "text":
+        raise bad_request("response_format", f"response_format: type must be 'text', got {kind!r}")
+
+
+def _refuse_tool_choice(tool_choice: Any) -> None:
+    if tool_choice in ("auto", "none"):
+        return
+    if tool_choice == "required" or isinstance(tool_choice, dict):
+        message = "tool_choice: forcing a tool call is not supported yet; accepted: 'auto', 'none'"
+        raise ApiError(400, message, param="tool_choice", code="unsupported_value")
+    raise bad_request("tool_choice", f"tool_choice: must be 'auto' or 'none', got {tool_choice!r}")
+
+
+def _refuse_best_of(given: CompletionRequest) -> None:
+    if given.best_of not in (None, 1, given.n):
+        raise bad_request("best_of", f"best_of: must be 1 or n ({given.n}), got {given.best_of}")
+    if given.suffix:
+        message = "suffix: inserting text is not supported"
+        raise ApiError(400, message, param="suffix", code="unsupported_value")

@@ -1,0 +1,137 @@
+"""Bodies of the native API: SGLang's names. Null means not given; fields that are not listed are ignored."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from headwater.http_api.validation import (
+    LogitBias,
+    LogprobTokenIds,
+    MinP,
+    Name,
+    NumLogprobs,
+    NumSamples,
+    NumTokens,
+    Penalty,
+    Priority,
+    RepetitionPenalty,
+    Seed,
+    Stop,
+    StopTokenIds,
+    Temperature,
+    Text,
+    TopK,
+    TopP,
+)
+
+
+class Body(BaseModel):
+    """A request body. A field that is null counts as not given; unknown fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            return {name: value for name, value in values.items() if value is not None}
+        return values
+
+
+class SamplingInput(Body):
+    """How tokens are chosen and when generation ends."""
+
+    max_new_tokens: NumTokens = Field(
+        default=128, description="0 computes the prompt's KV only; what does not fit the context is cut off."
+    )
+    min_new_tokens: NumTokens = Field(default=0, description="No end of text or stop token before.")
+    temperature: Temperature = Field(default=1.0, description="0 is greedy.")
+    top_p: TopP = 1.0
+    top_k: TopK = Field(default=-1, description="-1 (or 0): all tokens.")
+    min_p: MinP = 0.0
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    repetition_penalty: RepetitionPenalty = 1.0
+    logit_bias: LogitBias | None = None
+    stop: Stop = Field(default=[], description="Strings that end the answer; not part of it.")
+    stop_token_ids: StopTokenIds = Field(default=[], description="Tokens that end the answer, like EOS.")
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    no_stop_trim: bool = Field(default=False, description="Leave the stop string or token in the text.")
+    n: NumSamples = Field(default=1, description="Answers per prompt; each has its own noise.")
+    sampling_seed: Seed | None = Field(default=None, description="Noise that depends on it and the position alone.")
+    json_schema: Any = Field(default=None, description="Not supported yet: a 400.")
+    regex: Any = Field(default=None, description="Not supported yet: a 400.")
+    ebnf: Any = Field(default=None, description="Not supported yet: a 400.")
+    structural_tag: Any = Field(default=None, description="Not supported yet: a 400.")
+    stop_regex: Any = Field(default=None, description="Not supported: a 400.")
+
+
+def _one_or_list(value: Any) -> str:
+    return "list" if isinstance(value, list) else "dict"
+
+
+SamplingInputs = Annotated[
+    Annotated[SamplingInput, Tag("dict")] | Annotated[list[SamplingInput], Tag("list")],
+    Discriminator(_one_or_list),
+]
+
+
+class GenerateRequest(Body):
+    """Continue a prompt, or each prompt of a batch."""
+
+    text: Text | list[Text] | None = Field(default=None, description="A prompt, or a list: a batch.")
+    input_ids: list[int] | list[list[int]] | None = Field(default=None, description="The same as token ids.")
+    sampling_params: SamplingInputs = Field(default_factory=SamplingInput)
+    stream: bool = Field(default=False, description="Server-sent events with the text so far.")
+    rid: Name | list[Name] | None = Field(
+        default=None, description="Name of the request for /abort_request; in a batch a prefix of the names."
+    )
+    return_logprob: bool = False
+    logprob_start_len: int = Field(
+        default=-1, ge=-1, description="First prompt position whose log-probability is returned; -1: none."
+    )
+    top_logprobs_num: NumLogprobs = Field(default=0, description="Alternatives at each position.")
+    token_ids_logprob: LogprobTokenIds = Field(default=[], description="Report these ids at each position.")
+    return_text_in_logprobs: bool = False
+    return_prompt_token_ids: bool = False
+    priority: Priority = Field(default=0, description="Higher runs first.")
+    cache_salt: Name = Field(default="", description="Prompts share cached KV only under the same salt and key.")
+    extra_key: Name = ""
+    model: Any = Field(default=None, description="Ignored: one model is served.")
+
+
+class AbortRequest(Body):
+    """Which running requests to end."""
+
+    rid: Name = Field(default="", description="Every request whose rid begins with it.")
+    abort_all: bool = False
+    abort_message: Name = "aborted by request"
+
+
+class PauseRequest(Body):
+    """How to pause."""
+
+    mode: Literal["abort", "retract", "in_place"] = Field(
+        default="abort",
+        description="End running requests, queue them without their KV, or freeze them where they are.",
+    )
+
+
+class TokenizeRequest(Body):
+    """Text to encode: `prompt`, or chat `messages`."""
+
+    prompt: Text | list[Text] | None = None
+    text: Text | list[Text] | None = Field(default=None, description="The same as prompt.")
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+    model: Any = None
+
+
+class DetokenizeRequest(Body):
+    """Token ids to decode, one list or several."""
+
+    tokens: list[int] | list[list[int]]
+    skip_special_tokens: bool = True
+    model: Any = None

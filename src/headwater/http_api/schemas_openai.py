@@ -1,0 +1,99 @@
+"""Bodies of the OpenAI API with the extensions that SGLang and vLLM share. Null means not given."""
+
+from typing import Any
+
+from pydantic import Field
+
+from headwater.http_api.schemas_native import Body
+from headwater.http_api.validation import (
+    LogitBias,
+    MinP,
+    Name,
+    NumLogprobs,
+    NumSamples,
+    NumTokens,
+    NumTokensFromOne,
+    Penalty,
+    Priority,
+    RepetitionPenalty,
+    Seed,
+    Stop,
+    StopTokenIds,
+    Temperature,
+    Text,
+    TopK,
+    TopP,
+)
+
+
+class StreamOptions(Body):
+    """What a stream tells beside its text."""
+
+    include_usage: bool = Field(default=False, description="A last chunk without choices but with usage.")
+    continuous_usage_stats: bool = Field(default=False, description="Usage in every chunk.")
+
+
+class OpenAIRequest(Body):
+    """What completions and chat completions have in common."""
+
+    model: str = Field(default="default", description="The served name, or `default`.")
+    temperature: Temperature = 1.0
+    top_p: TopP = 1.0
+    top_k: TopK = Field(default=-1, description="-1 (or 0): all tokens.")
+    min_p: MinP = 0.0
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    repetition_penalty: RepetitionPenalty = 1.0
+    logit_bias: LogitBias | None = None
+    seed: Seed | None = None
+    stop: Stop = []
+    stop_token_ids: StopTokenIds = []
+    min_tokens: NumTokens = 0
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    no_stop_trim: bool = False
+    include_stop_str_in_output: bool = Field(default=False, description="The same as no_stop_trim.")
+    n: NumSamples = 1
+    stream: bool = False
+    stream_options: StreamOptions = Field(default_factory=StreamOptions)
+    rid: Name | None = None
+    priority: Priority = 0
+    cache_salt: Name = ""
+    extra_key: Name = ""
+    return_cached_tokens_details: bool = Field(
+        default=False, description="Tell in `sglext` on which tier cached prompt tokens were found."
+    )
+    response_format: dict[str, Any] | None = Field(default=None, description="`text` only, so far.")
+
+    @property
+    def keeps_stop(self) -> bool:
+        return self.no_stop_trim or self.include_stop_str_in_output
+
+
+class CompletionRequest(OpenAIRequest):
+    """Continue a prompt, or each of several."""
+
+    prompt: Text | list[Text] | list[int] | list[list[int]] = Field(description="Text or token ids.")
+    max_tokens: NumTokens = Field(default=16, description="What does not fit the context is cut off.")
+    logprobs: NumLogprobs | None = Field(default=None, description="Alternatives at each position.")
+    echo: bool = Field(default=False, description="Begin the text (and the log-probabilities) with the prompt.")
+    best_of: int | None = Field(default=None, description="1, or the same as n.")
+    suffix: str | None = Field(default=None, description="Not supported: a 400.")
+
+
+class ChatCompletionRequest(OpenAIRequest):
+    """Answer a conversation."""
+
+    messages: list[dict[str, Any]] = Field(
+        description="Objects with `role` and `content` (a string, null, or a list of text parts).",
+        json_schema_extra={"examples": [[{"role": "user", "content": "What is a radix tree?"}]]},
+    )
+    max_tokens: NumTokensFromOne | None = Field(default=None, description="Default: up to the context.")
+    max_completion_tokens: NumTokensFromOne | None = Field(default=None, description="Wins over max_tokens.")
+    logprobs: bool = False
+    top_logprobs: NumLogprobs = Field(default=0, description="Alternatives at each position; needs logprobs.")
+    tools: list[dict[str, Any]] | None = Field(default=None, description="Given to the chat template.")
+    tool_choice: Any = Field(default="auto", description="`auto` or `none`, so far.")
+    add_generation_prompt: bool = True
+    continue_final_message: bool = Field(default=False, description="Go on with the last message.")
+    chat_template_kwargs: dict[str, Any] | None = None

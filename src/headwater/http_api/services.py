@@ -1,0 +1,114 @@
+"""What a route asks for: the state, and what is made from it once the model has loaded."""
+
+import asyncio
+import logging
+
+from fastapi import Request
+
+from headwater.client.engine_client import new_call_id
+from headwater.client.errors import CallFailed, EngineGone
+from headwater.http_api.errors import loading
+from headwater.http_api.metrics import Metrics
+from headwater.http_api.native_api import NativeApi
+from headwater.http_api.state import ApiState, ModelFacts
+from headwater.http_api.text_generation import TextGenerator, TextRequest
+from headwater.messages import EngineState, GetState, Ping, SamplingParams
+
+log = logging.getLogger(__name__)
+
+FRESH_S = 1.0  # an engine heard from within this time needs no ping
+
+
+class Services:
+    """One per app. Properties that need the model raise ApiError 503 while it loads."""
+
+    def __init__(self, state: ApiState) -> None:
+        self.state = state
+        self.metrics = Metrics()
+        self._ping: asyncio.Task[None] | None = None
+
+    @property
+    def model(self) -> ModelFacts:
+        return self.state.require_model()[1]
+
+    @property
+    def generator(self) -> TextGenerator:
+        tokenizer, model = self.state.require_model()
+        return TextGenerator(
+            self.state.client, tokenizer, observer=self.metrics.observer(model.served_name)
+        )
+
+    @property
+    def native_api(self) -> NativeApi:
+        return NativeApi(self.generator, self.model, self.state.limits)
+
+    async def engine_states(self, *, timeout_s: float = 5.0) -> list[EngineState | Exception]:
+        """A snapshot of each engine, or why there is none."""
+        return await self.state.client.call_all(GetState(call_id=new_call_id()), timeout_s=timeout_s)
+
+    async def first_engine_state(self) -> EngineState:
+        """Raises EngineGone, TimeoutError."""
+        state = (await self.engine_states())[0]
+        if isinstance(state, Exception):
+            raise state
+        return state
+
+    async def is_alive(self) -> bool:
+        """Whether every engine has loaded and its loop still turns. Cheap: probes share one ping."""
+        if not self.state.is_serving:
+            return False
+        if self.state.client.silent_for_s() < FRESH_S:
+            return True
+        if self._ping is None or self._ping.done():
+            self._ping = asyncio.ensure_future(self._ping_all())
+        try:
+            await asyncio.shield(self._ping)
+        except (EngineGone, CallFailed, TimeoutError) as error:
+            log.warning("the engine is not healthy: %s", error or "no answer in time")
+            return False
+        return True
+
+    async def _ping_all(self) -> None:
+        timeout_s = self.state.limits.health_timeout_s
+        for answer in await self.state.client.call_all(Ping(call_id=new_call_id()), timeout_s=timeout_s):
+            if isinstance(answer, Exception):
+                raise answer
+
+    async def can_generate(self) -> bool:
+        """Whether a token comes out within the health timeout. Not tried while requests run, or while paused."""
+        if not await self.is_alive():
+            return False
+        try:
+            async with asyncio.timeout(self.state.limits.health_timeout_s):
+                state = await self.first_engine_state()
+                if not state.paused and state.num_running == 0:
+                    await self._generate_one_token()
+        except (EngineGone, TimeoutError) as error:
+            log.warning("generating a token failed: %s", error or "no answer in time")
+            return False
+        return True
+
+    async def _generate_one_token(self) -> None:
+        tokenizer, _ = self.state.require_model()
+        prompt = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else 0]
+        sampling = SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
+        request = TextRequest(
+            rid=f"health-{new_call_id()}", prompt_ids=prompt, sampling=sampling, no_store=True
+        )
+        generation = TextGenerator(self.state.client, tokenizer).start(request)
+        try:
+            await generation.run()
+        finally:
+            generation.close()
+
+
+def services(request: Request) -> Services:
+    """The dependency of every route."""
+    return request.app.state.services
+
+
+def require_loaded(state: ApiState) -> ModelFacts:
+    """The facts of the model, also while shutting down. Raises ApiError 503 while it loads."""
+    if state.model is None:
+        raise loading()
+    return state.model

@@ -1,0 +1,107 @@
+"""Answers that last: server-sent events, and work that ends when its client has left."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from headwater.http_api.error_handlers import error_response
+from headwater.http_api.errors import ApiError, as_api_error
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+DONE = b"data: [DONE]\n\n"
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # proxies that know it pass each event on at once
+]
+
+
+class ClientLeft(Exception):
+    """The client disconnected before its answer was ready."""
+
+
+def event(payload: object) -> bytes:
+    """One server-sent event holding JSON."""
+    return b"data: " + msgspec.json.encode(payload) + b"\n\n"
+
+
+class EventStream(Response):
+    """Sends the events of an asynchronous generator, then `[DONE]`; calls `close` whatever happens.
+
+    The status is decided by the generator's first event: if it raises before, the answer is that error with
+    its own status; if it raises later, the stream ends with an error event. A client that leaves ends it.
+    """
+
+    def __init__(self, events: AsyncGenerator[bytes], *, close: Callable[[], None]) -> None:
+        self.status_code = 200
+        self.background = None
+        self._events = events
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await while_connected(self._send_all(scope, receive, send), receive)
+        except ClientLeft:
+            log.debug("the client of a stream left")
+        finally:
+            self._close()  # a generator that never began would not run its own clean-up
+            await self._events.aclose()
+
+    async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            first = await anext(self._events, b"")
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+            await error_response(described(error))(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+        await send(_part(first))
+        try:
+            async for piece in self._events:
+                await send(_part(piece))
+        except Exception as error:  # noqa: BLE001 - as above, inside the stream
+            await send(_part(event(described(error).event())))
+        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+
+async def while_connected(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """The result of `work`, which is cancelled (and awaited) when the client leaves. Raises ClientLeft.
+
+    The request's body must have been read.
+    """
+    task = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_until_left(receive))
+    try:
+        await asyncio.wait({task, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientLeft
+        return await task
+    finally:
+        for unfinished in (task, watching):
+            if not unfinished.done():
+                unfinished.cancel()
+        await asyncio.gather(task, watching, return_exceptions=True)
+
+
+async def _until_left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _part(body: bytes) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": True}
+
+
+def described(error: Exception) -> ApiError:
+    """The answer for any exception; a bug goes to the log and is told as such, without details."""
+    answer = as_api_error(error)
+    if answer is None:
+        log.error("a stream failed", exc_info=error)
+        answer = ApiError(500, "internal error; the server's log has the details", code="internal")
+    return answer
