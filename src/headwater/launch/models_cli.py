@@ -13,7 +13,7 @@ from headwater.launch.default_model import (
     model_path,
 )
 
-models_app = typer.Typer(help="List, fetch and find the models Headwater knows by name.", no_args_is_help=True)
+models_app = typer.Typer(help="List, fetch and find the models known by name.", no_args_is_help=True)
 
 _ROW = "{:<24} {:>8}  {:<12} {:<8} {}"
 
