@@ -16,7 +16,11 @@ OWNERS = ("free", "tree", "private", "retired", "transfer")
 SGLANG_GAUGES: tuple[tuple[str, str, Callable[[EngineState], float]], ...] = (
     ("num_running_reqs", "Requests in the batch.", lambda s: s.num_running),
     ("num_queue_reqs", "Requests waiting.", lambda s: s.num_waiting),
-    ("num_retracted_reqs", "Waiting requests that ran before and gave their pages back.", lambda s: s.num_retracted),
+    (
+        "num_retracted_reqs",
+        "Waiting requests that ran before and gave their pages back.",
+        lambda s: s.num_retracted,
+    ),
     ("num_paused_reqs", "Requests held by a pause.", lambda s: s.num_paused),
     ("gen_throughput", "Generated tokens per second.", lambda s: s.gen_throughput),
     ("max_total_num_tokens", "Tokens the device's KV cache holds.", lambda s: s.max_total_tokens),
@@ -130,7 +134,9 @@ def _add_own_gauges(page: _Page, rank: str, state: EngineState) -> None:
     ):
         page.gauge(f"headwater:{name}", text, value, rank=rank)
     for blocker, count in state.blockers.items():
-        page.gauge("headwater:blockers", "What keeps the engine from idle.", count, rank=rank, blocker=blocker)
+        page.gauge(
+            "headwater:blockers", "What keeps the engine from idle.", count, rank=rank, blocker=blocker
+        )
     for part, num_bytes in state.memory_bytes.items():
         page.gauge("headwater:memory_bytes", "Memory by use.", num_bytes, rank=rank, part=part)
 

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from headwater.client.errors import CallFailed, EngineGone, RidInUse
-from headwater.http_api.errors import ApiError, as_api_error, from_validation
+from headwater.http_api.errors import ApiError, ClientLeft, as_api_error, from_validation
 
 
 def error_response(error: ApiError) -> Response:
@@ -33,9 +33,11 @@ def install_error_handlers(app: FastAPI) -> None:
         return error_response(_from_http(error))
 
     async def handle_bug(_: Request, error: Exception) -> Response:
-        return error_response(ApiError(500, "internal error; the server's log has the details", code="internal"))
+        return error_response(
+            ApiError(500, "internal error; the server's log has the details", code="internal")
+        )
 
-    for kind in (ApiError, EngineGone, CallFailed, RidInUse, ValidationError, TimeoutError):
+    for kind in (ApiError, EngineGone, CallFailed, RidInUse, ClientLeft, ValidationError, TimeoutError):
         app.add_exception_handler(kind, handle)
     app.add_exception_handler(RequestValidationError, handle_validation)
     app.add_exception_handler(HTTPException, handle_http)

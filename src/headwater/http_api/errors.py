@@ -1,4 +1,4 @@
-"""Every error as `{"error": {message, type, param, code}}`. No web framework here: the Python API has the same."""
+"""Every error as `{"error": {message, type, param, code}}`; no web framework, the Python API has the same."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -41,7 +41,9 @@ class ApiError(Exception):
         self.message = message
         self.param = param
         self.code = status if code is None else code
-        self.type = type or TYPES.get(status, "internal_server_error" if status >= 500 else "invalid_request_error")
+        self.type = type or TYPES.get(
+            status, "internal_server_error" if status >= 500 else "invalid_request_error"
+        )
         self.headers = dict(headers or {})
         if status in (429, 503):
             self.headers.setdefault("Retry-After", "1")
@@ -57,6 +59,10 @@ class ApiError(Exception):
         body = self.body()
         body["error"]["retryable"] = self.status in (429, 503)
         return body
+
+
+class ClientLeft(Exception):
+    """The client disconnected before its answer was ready; nobody reads what follows."""
 
 
 class InvalidRequest(ApiError, ValueError):
@@ -107,6 +113,8 @@ def as_api_error(error: BaseException) -> ApiError | None:
             return bad_request("rid", str(error), code="rid_in_use")
         case ValidationError():
             return from_validation(error.errors())
+        case ClientLeft():
+            return ApiError(499, "the client left")
         case TimeoutError():
             return ApiError(504, "the engine did not answer in time", code="timeout")
     return None
@@ -118,10 +126,14 @@ def from_validation(problems: Any) -> ApiError:
     path = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
-        return InvalidRequest(400, f"the body is not valid JSON: {reason} at character {path[-1]}", code="invalid_json")
+        return InvalidRequest(
+            400, f"the body is not valid JSON: {reason} at character {path[-1]}", code="invalid_json"
+        )
     if not path and first["type"] in ("missing", "model_attributes_type"):
         return InvalidRequest(
-            400, "the body must be a JSON object, sent with content-type: application/json", code="invalid_body"
+            400,
+            "the body must be a JSON object, sent with content-type: application/json",
+            code="invalid_body",
         )
     param = _readable_path(path)
     reason = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")

@@ -72,10 +72,14 @@ class RequestFamilies:
             return Counter(f"sglang:{name}", text, ("model_name", *labels), registry=registry)
 
         def histogram(name: str, text: str, buckets: Iterable[float]) -> Histogram:
-            return Histogram(f"sglang:{name}", text, ("model_name",), registry=registry, buckets=tuple(buckets))
+            return Histogram(
+                f"sglang:{name}", text, ("model_name",), registry=registry, buckets=tuple(buckets)
+            )
 
         self.requests = counter("num_requests", "Requests that ended, however.")
-        self.aborted = counter("num_aborted_requests", "Requests that were aborted, failed or left by their client.")
+        self.aborted = counter(
+            "num_aborted_requests", "Requests that were aborted, failed or left by their client."
+        )
         self.prompts = counter("prompt_tokens", "Prompt tokens of requests that started.")
         self.generated = counter("generation_tokens", "Tokens generated.")
         self.cached = counter("cached_tokens", "Prompt tokens found in the cache.", "cache_source")

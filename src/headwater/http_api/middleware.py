@@ -1,4 +1,4 @@
-"""What happens to every request before its route: an id, and a bound on the body. Plain ASGI, cheap per chunk."""
+"""What happens to every request before its route: an id, a bound on the body. Plain ASGI: cheap per chunk."""
 
 import asyncio
 import uuid
@@ -70,7 +70,9 @@ class BodyLimit:
             await error_response(error)(scope, receive, send)
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body must not be larger than {self.max_body_bytes} bytes", code="body_too_large")
+        return ApiError(
+            413, f"the body must not be larger than {self.max_body_bytes} bytes", code="body_too_large"
+        )
 
 
 async def drain(receive: Receive) -> None:

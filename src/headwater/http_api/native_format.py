@@ -62,7 +62,7 @@ class LogprobFormat:
 
 
 class GrowingList:
-    """A JSON list that only grows, kept encoded: a chunk costs a copy and not an encoding of all its items."""
+    """A JSON list that only grows, kept encoded: a chunk costs a copy, not an encoding of all its items."""
 
     __slots__ = ("_encoded",)
 

@@ -82,7 +82,7 @@ class OpenAIBatch:
         sampling: SamplingParams,
         logprobs: LogprobParams | None,
     ) -> None:
-        """Check the prompts and send everything to the engine. Raises InvalidRequest, EngineGone, RidInUse."""
+        """Check the prompts and send everything. Raises InvalidRequest, EngineGone, RidInUse."""
         for prompt_ids in prompts:
             check_prompt(prompt_ids, model, param=param, is_prefill=sampling.max_new_tokens == 0)
         given = self.request
@@ -103,9 +103,7 @@ class OpenAIBatch:
                 )
                 for sample in range(given.n):
                     rid = self.heading.id if is_single else f"{self.heading.id}_{number * given.n + sample}"
-                    named = replace(
-                        text_request, rid=rid, sampling=for_sample(text_request.sampling, sample)
-                    )
+                    named = replace(text_request, rid=rid, sampling=for_sample(text_request.sampling, sample))
                     self.generations.append(generator.start(named))
         except BaseException:
             self.close()

@@ -47,7 +47,7 @@ def openai_sampling(given: OpenAIRequest, model: ModelFacts) -> SamplingParams:
 
 
 def check_prompt(prompt_ids: Sequence[int], model: ModelFacts, *, param: str, is_prefill: bool) -> None:
-    """Refuse an empty prompt, ids out of the vocabulary, and what does not fit the context. InvalidRequest."""
+    """Refuse an empty prompt, ids out of the vocabulary, what does not fit the context. InvalidRequest."""
     if not prompt_ids:
         raise bad_request(param, f"{param}: must not be empty; at least one token is needed")
     if (outside := first_outside(prompt_ids, model.vocab_size)) is not None:
@@ -63,12 +63,20 @@ def check_prompt(prompt_ids: Sequence[int], model: ModelFacts, *, param: str, is
 def fit(sampling: SamplingParams, num_prompt_tokens: int, model: ModelFacts) -> SamplingParams:
     """`sampling` with `max_new_tokens` cut to what the context has left."""
     left = model.max_context - num_prompt_tokens
-    return sampling if sampling.max_new_tokens <= left else msgspec.structs.replace(sampling, max_new_tokens=left)
+    return (
+        sampling
+        if sampling.max_new_tokens <= left
+        else msgspec.structs.replace(sampling, max_new_tokens=left)
+    )
 
 
 def for_sample(sampling: SamplingParams, index: int) -> SamplingParams:
     """The parameters of the `index`-th answer to one prompt: the same but for the noise."""
-    return sampling if index == 0 else msgspec.structs.replace(sampling, seed=(sampling.seed + index) & SEED_MASK)
+    return (
+        sampling
+        if index == 0
+        else msgspec.structs.replace(sampling, seed=(sampling.seed + index) & SEED_MASK)
+    )
 
 
 def _sampling(

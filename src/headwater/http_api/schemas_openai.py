@@ -46,8 +46,8 @@ class OpenAIRequest(Body):
     repetition_penalty: RepetitionPenalty = 1.0
     logit_bias: LogitBias | None = None
     seed: Seed | None = None
-    stop: Stop = []
-    stop_token_ids: StopTokenIds = []
+    stop: Stop = Field(default=[])
+    stop_token_ids: StopTokenIds = Field(default=[])
     min_tokens: NumTokens = 0
     ignore_eos: bool = False
     skip_special_tokens: bool = True
@@ -76,7 +76,9 @@ class CompletionRequest(OpenAIRequest):
     prompt: Text | list[Text] | list[int] | list[list[int]] = Field(description="Text or token ids.")
     max_tokens: NumTokens = Field(default=16, description="What does not fit the context is cut off.")
     logprobs: NumLogprobs | None = Field(default=None, description="Alternatives at each position.")
-    echo: bool = Field(default=False, description="Begin the text (and the log-probabilities) with the prompt.")
+    echo: bool = Field(
+        default=False, description="Begin the text (and the log-probabilities) with the prompt."
+    )
     best_of: int | None = Field(default=None, description="1, or the same as n.")
     suffix: str | None = Field(default=None, description="Not supported: a 400.")
 

@@ -34,9 +34,7 @@ class Services:
     @property
     def generator(self) -> TextGenerator:
         tokenizer, model = self.state.require_model()
-        return TextGenerator(
-            self.state.client, tokenizer, observer=self.metrics.observer(model.served_name)
-        )
+        return TextGenerator(self.state.client, tokenizer, observer=self.metrics.observer(model.served_name))
 
     @property
     def native_api(self) -> NativeApi:
@@ -75,7 +73,7 @@ class Services:
                 raise answer
 
     async def can_generate(self) -> bool:
-        """Whether a token comes out within the health timeout. Not tried while requests run, or while paused."""
+        """Whether a token comes out within the health timeout. Not tried while requests run or are paused."""
         if not await self.is_alive():
             return False
         try:

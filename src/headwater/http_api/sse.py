@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from headwater.http_api.error_handlers import error_response
-from headwater.http_api.errors import ApiError, as_api_error
+from headwater.http_api.errors import ApiError, ClientLeft, as_api_error
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -21,10 +21,6 @@ HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # proxies that know it pass each event on at once
 ]
-
-
-class ClientLeft(Exception):
-    """The client disconnected before its answer was ready."""
 
 
 def event(payload: object) -> bytes:

@@ -48,7 +48,7 @@ class TextRequest:
 
 @dataclass(frozen=True, slots=True)
 class TextChunk:
-    """What is new since the last chunk. Tokens may come without text: a character or stop string is incomplete."""
+    """What is new since the last chunk. Tokens without text: a character or stop string is incomplete."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -83,9 +83,7 @@ class TextGenerator:
         try:
             if len(text) <= ENCODE_IN_THREAD_CHARS:
                 return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-            return await asyncio.to_thread(
-                self.tokenizer.encode, text, add_special_tokens=add_special_tokens
-            )
+            return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
         except ValueError as error:
             message = str(error).removeprefix("text: ")
             raise from_value_error(ValueError(f"{param}: {message}")) from error
@@ -113,8 +111,8 @@ class TextGenerator:
 class TextGeneration:
     """An asynchronous iterator of `TextChunk` that also keeps everything so far.
 
-    Raises while iterating: EngineGone, and ApiError when the engine refuses the request (its status, 429 for a
-    full queue). A request somebody aborted ends like any other, with `finish.type == "abort"`.
+    Raises while iterating: EngineGone, and ApiError when the engine refuses the request (429 for a full
+    queue). A request somebody aborted ends like any other, with `finish.type == "abort"`.
     """
 
     def __init__(
@@ -278,7 +276,7 @@ async def merge(generations: Sequence[TextGeneration]) -> AsyncGenerator[tuple[i
 
 
 async def run_all(generations: Sequence[TextGeneration]) -> None:
-    """Run generations side by side to their ends. If one fails, or the caller is cancelled, all are closed."""
+    """Run generations side by side to their ends. If one fails, or this is cancelled, all are closed."""
     try:
         await asyncio.gather(*(generation.run() for generation in generations))
     finally:

@@ -1,0 +1,48 @@
+"""The web application: routes, middleware and error shape put together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from headwater.http_api import control_routes, info_routes, native_routes, openai_routes
+from headwater.http_api.auth import Authentication
+from headwater.http_api.error_handlers import install_error_handlers
+from headwater.http_api.middleware import BodyLimit, RequestId
+from headwater.http_api.services import Services
+from headwater.http_api.state import ApiState
+
+DESCRIPTION = """
+LLM inference with a KV cache that can be operated: OpenAI's API under `/v1`, SGLang's native API beside it.
+
+Every error is `{"error": {"message", "type", "param", "code"}}`.
+With keys set, send `Authorization: Bearer <key>`.
+"""
+
+
+def create_app(state: ApiState) -> FastAPI:
+    """The application for one state. Its lifespan starts the client (unless it has been) and closes it."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await state.client.start()
+        yield
+        await state.client.close()
+
+    app = FastAPI(
+        title="Headwater",
+        version=version("headwater"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.services = Services(state)
+    install_error_handlers(app)
+    for routes in (openai_routes, native_routes, control_routes, info_routes):
+        app.include_router(routes.router)
+    # The last one added sees a request first: even a refused one has its id.
+    app.add_middleware(BodyLimit, max_body_bytes=state.limits.max_body_bytes)
+    app.add_middleware(Authentication, api_key=state.api_key, admin_api_key=state.admin_api_key)
+    app.add_middleware(RequestId)
+    return app

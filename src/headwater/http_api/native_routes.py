@@ -1,0 +1,84 @@
+"""Routes of the native API (SGLang's): generate, tokenize, detokenize."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from headwater.http_api.errors import bad_request, from_value_error
+from headwater.http_api.native_format import json_bytes
+from headwater.http_api.schemas_native import DetokenizeRequest, GenerateRequest, TokenizeRequest
+from headwater.http_api.services import Services, services
+from headwater.http_api.sse import EventStream, while_connected
+from headwater.http_api.validation import first_outside
+
+router = APIRouter(tags=["native"])
+Given = Annotated[Services, Depends(services)]
+JSON = "application/json"
+STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The answer, or its events.", "content": {JSON: {}, "text/event-stream": {}}},
+    400: {"description": "A parameter is wrong; `error.param` names it."},
+    429: {"description": "The queue is full."},
+    503: {"description": "Loading, shutting down, or the engine is gone."},
+}
+
+
+@router.post("/generate", summary="Continue prompts", operation_id="generate", responses=STREAM_RESPONSES)
+@router.put("/generate", include_in_schema=False)
+async def generate(body: GenerateRequest, request: Request, given: Given) -> Response:
+    """Continue a text or token ids, one or a batch. A stream's events repeat the text so far.
+
+    A client that disconnects aborts its request.
+    """
+    batch = await given.native_api.start(body)
+    if body.stream:
+        return EventStream(batch.events(), close=batch.close)
+    try:
+        answer = await while_connected(batch.collect(), request.receive)
+    finally:
+        batch.close()
+    return Response(json_bytes(answer), media_type=JSON)
+
+
+@router.post("/tokenize", summary="Text to token ids")
+@router.post("/v1/tokenize", include_in_schema=False)
+async def tokenize(body: TokenizeRequest, given: Given) -> Response:
+    """Token ids of `prompt`, of each prompt of a list, or of chat `messages`."""
+    generator, model = given.generator, given.model
+    prompt = body.prompt if body.prompt is not None else body.text
+    if (prompt is None) == (body.messages is None):
+        raise bad_request("prompt", "prompt: exactly one of prompt and messages is needed")
+    if body.messages is not None:
+        try:
+            tokens: Any = generator.tokenizer.encode_chat(
+                body.messages, add_generation_prompt=body.add_generation_prompt
+            )
+        except ValueError as error:
+            raise from_value_error(error) from error
+        count: Any = len(tokens)
+    elif isinstance(prompt, list):
+        adds = body.add_special_tokens
+        tokens = [await generator.encode(text, param="prompt", add_special_tokens=adds) for text in prompt]
+        count = [len(ids) for ids in tokens]
+    else:
+        assert prompt is not None, "checked above"
+        tokens = await generator.encode(prompt, param="prompt", add_special_tokens=body.add_special_tokens)
+        count = len(tokens)
+    answer = {"tokens": tokens, "count": count, "max_model_len": model.max_context}
+    return Response(json_bytes(answer), media_type=JSON)
+
+
+@router.post("/detokenize", summary="Token ids to text")
+@router.post("/v1/detokenize", include_in_schema=False)
+async def detokenize(body: DetokenizeRequest, given: Given) -> Response:
+    """The text of `tokens`, or of each of several lists."""
+    tokenizer, model = given.generator.tokenizer, given.model
+    lists = body.tokens if body.tokens and isinstance(body.tokens[0], list) else [body.tokens]
+    texts: list[str] = []
+    for ids in lists:
+        if (outside := first_outside(ids, model.vocab_size)) is not None:  # type: ignore[arg-type]
+            message = f"tokens: token ids must be from 0 to {model.vocab_size - 1}, got {outside}"
+            raise bad_request("tokens", message)
+        texts.append(tokenizer.decode(ids, skip_special_tokens=body.skip_special_tokens))  # type: ignore[arg-type]
+    is_many = lists is body.tokens
+    return Response(json_bytes({"text": texts if is_many else texts[0]}), media_type=JSON)
