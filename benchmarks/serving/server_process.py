@@ -91,12 +91,12 @@ class ServerProcess:
         record["foreign_cores"] = max(0.0, foreign_s / wall_s)
 
     def _own_cpu_s(self) -> float:
-        return sum(_cpu_s(pid) for pid in [*_process_tree(self._process.pid), os.getpid()])
+        return sum(_cpu_s(pid) for pid in [*process_tree(self._process.pid), os.getpid()])
 
     def _watch_memory(self) -> None:
         while not self._ended.wait(0.5):
-            rss_mib = sum(_rss_mib(pid) for pid in _process_tree(self._process.pid))
-            self.peak_rss_mib = max(self.peak_rss_mib, rss_mib)
+            now_mib = sum(rss_mib(pid) for pid in process_tree(self._process.pid))
+            self.peak_rss_mib = max(self.peak_rss_mib, now_mib)
 
 
 def _free_port() -> int:
@@ -113,7 +113,8 @@ def _stat_fields(pid: int) -> list[str]:
         return []
 
 
-def _process_tree(root: int) -> list[int]:
+def process_tree(root: int) -> list[int]:
+    """A process and all its descendants."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (fields := _stat_fields(int(entry.name))):
@@ -129,7 +130,8 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
 
 
-def _rss_mib(pid: int) -> float:
+def rss_mib(pid: int) -> float:
+    """Resident memory of one process, shared pages included; 0 when it is gone."""
     fields = _stat_fields(pid)
     return int(fields[21]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if fields else 0.0
 

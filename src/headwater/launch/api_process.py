@@ -162,7 +162,7 @@ class ApiProcess:
 
 def print_banner(model: ModelFacts, ready: EngineReady, *, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host) or str(host)
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     tokens = ready.num_pages * ready.page_size
     mib = ready.num_pages * ready.page_bytes / (1 << 20)

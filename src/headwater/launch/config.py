@@ -205,7 +205,7 @@ class FlagSpec:
         if value is None and self.is_optional:
             return
         try:
-            msgspec.convert(value, self.type)
+            value = msgspec.convert(value, self.type)
         except msgspec.ValidationError:
             raise ValueError(f"{flag_name(self.name)} must be {self._expected()}, got {value!r}") from None
         low, high = self.flag.low, self.flag.high

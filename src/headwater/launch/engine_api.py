@@ -8,7 +8,11 @@ import traceback
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from headwater.client.engine_client import EngineClient, new_call_id
+from headwater.client.errors import EngineGone
+from headwater.http_api.errors import from_validation
 from headwater.http_api.native_api import NativeApi, NativeBatch
 from headwater.http_api.schemas_native import GenerateRequest
 from headwater.http_api.state import Limits
@@ -18,7 +22,7 @@ from headwater.launch.config import ServerArgs
 from headwater.launch.model_choice import with_model
 from headwater.launch.served_model import model_facts, tokenizer_path
 from headwater.launch.supervisor import private_directory
-from headwater.messages import EngineReady, EngineState, FlushCache, FlushResult, GetState
+from headwater.messages import EngineReady, EngineState, FlushCache, FlushResult, GetState, Shutdown
 from headwater.tokenization.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -44,8 +48,8 @@ class Engine:
         self.args = with_model(ServerArgs(model=model, **server_args))
         self._resources = contextlib.ExitStack()
         try:
-            directory = self._resources.enter_context(private_directory())
-            endpoint = f"ipc://{directory / 'engine.sock'}"
+            self.directory = self._resources.enter_context(private_directory())
+            endpoint = f"ipc://{self.directory / 'engine.sock'}"
             self.tokenizer = Tokenizer.load(tokenizer_path(self.args))
             self._engine = build_engine(self.args, endpoint)
             self._loop = asyncio.new_event_loop()
@@ -145,6 +149,9 @@ class Engine:
             return
         self._is_running = False
         atexit.unregister(self.shutdown)
+        with contextlib.suppress(EngineGone, TimeoutError):
+            # a message wakes a sleeping loop, a flag would be seen later
+            self._wait(self._client.call(Shutdown(call_id=new_call_id()), timeout_s=10.0))
         self._engine.stop()
         self._engine_thread.join(timeout=10.0)
         self._wait(self._client.close())
@@ -223,7 +230,11 @@ def _request(
         "stream": stream,
         **options,
     }
-    return GenerateRequest.model_validate({name: value for name, value in body.items() if value is not None})
+    given = {name: value for name, value in body.items() if value is not None}
+    try:
+        return GenerateRequest.model_validate(given)
+    except ValidationError as error:
+        raise from_validation(error.errors()) from None
 
 
 async def _next(chunks: AsyncIterator[Answer]) -> Answer | None:

@@ -1,0 +1,99 @@
+"""A `headwater serve` in processes of its own, for tests: started on a free port, always ended."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+
+START_LIMIT_S = 120.0
+
+
+class RunningServer:
+    """Starts `headwater serve` with these arguments; a context manager that leaves nothing behind.
+
+    Its temporary files go to `temporary`, a folder of its own, where tests look for leftover sockets.
+    """
+
+    def __init__(self, *arguments: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self._folder = tempfile.TemporaryDirectory(prefix="hw-test-")
+        self.temporary = Path(self._folder.name) / "t"
+        self.temporary.mkdir()
+        self._log = (Path(self._folder.name) / "log").open("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "headwater", "serve", "--port", str(port), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "TMPDIR": str(self.temporary)},
+            start_new_session=True,
+        )
+
+    @property
+    def log(self) -> str:
+        """All the server has printed so far."""
+        return Path(self._log.name).read_text()
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=30, trust_env=False)
+
+    def post(self, path: str, **options: object) -> httpx.Response:
+        return httpx.post(self.url + path, timeout=120, trust_env=False, **options)  # type: ignore[arg-type]
+
+    def health(self) -> int | None:
+        """The status of /health; None when the port does not answer."""
+        try:
+            return self.get("/health").status_code
+        except httpx.TransportError:
+            return None
+
+    def wait_healthy(self) -> "RunningServer":
+        deadline = time.monotonic() + START_LIMIT_S
+        while self.health() != 200:
+            assert self.process.poll() is None, f"the server ended:\n{self.log}"
+            assert time.monotonic() < deadline, f"the server is not healthy:\n{self.log}"
+            time.sleep(0.1)
+        return self
+
+    def wait_exit(self, limit_s: float) -> int:
+        return self.process.wait(limit_s)
+
+    def children(self) -> list[int]:
+        """Process ids of what the server has started: the engine."""
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return [int(pid) for task in tasks for pid in task.read_text().split()]
+
+    def engine_pid(self) -> int:
+        (pid,) = self.children()
+        return pid
+
+    def __enter__(self) -> "RunningServer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait(10)
+        self._log.close()
+        self._folder.cleanup()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,23 @@
+"""A short benchmarks/soak.py: mixed load with aborts and disconnects loses no request and no page."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+from running_server import RunningServer
+
+pytestmark = pytest.mark.slow
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def test_mixed_load_loses_nothing(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(sys, "path", list(sys.path))  # soak adds its folders
+    import soak
+
+    outcome = asyncio.run(soak.soak(server.url, num_streams=48, seconds=8, seed=1))
+    assert outcome.failures == []
+    assert outcome.num_requests >= 48
+    assert set(outcome.counts) == {"short", "streamed", "long", "aborted", "left", "wrong"}
