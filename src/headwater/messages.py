@@ -123,8 +123,58 @@ class ContinueGeneration(Struct, tag="continue_generation"):
     call_id: str
 
 
+class UpdateWeights(Struct, tag="update_weights"):
+    """Load new weights from a folder or file and swap them in, all or nothing. Answered by `WeightsUpdated`.
+
+    Requests that run go on with the new weights unless `abort_all_requests`; what they hold is not published.
+    """
+
+    call_id: str
+    path: str
+    load_format: str = "auto"
+    weight_version: str | None = None  # None: the label stays
+    abort_all_requests: bool = False
+    timeout_s: float = 600.0
+
+
+class SetWeightVersion(Struct, tag="set_weight_version"):
+    """Change the client's label for the weights; the cache is not touched. Answered by `Done`."""
+
+    call_id: str
+    weight_version: str
+    abort_all_requests: bool = False
+
+
+class GetWeights(Struct, tag="get_weights"):
+    """The first values of a parameter, by its Hugging Face name. Answered by `Weights` or `Failed` (404)."""
+
+    call_id: str
+    name: str
+    num_values: int = 100
+
+
+class ReleaseMemory(Struct, tag="release_memory"):
+    """Give memory back: any of `kv_cache`, `weights`. Waits up to `timeout_s` until nothing runs.
+
+    New requests are queued meanwhile and until `ResumeMemory`. Answered by `MemoryResult`, or `Failed` with
+    the blockers. Releasing what is released is harmless.
+    """
+
+    call_id: str
+    tags: tuple[str, ...] = ()  # empty: all
+    timeout_s: float = 0.0
+
+
+class ResumeMemory(Struct, tag="resume_memory"):
+    """Take released memory again; weights are read from their files. Answered by `MemoryResult`."""
+
+    call_id: str
+    tags: tuple[str, ...] = ()  # empty: all that is released
+    timeout_s: float = 600.0
+
+
 class CancelOperation(Struct, tag="cancel_operation"):
-    """Cancel a pending operation: by its id (`DELETE /control/operations/{id}`) or the call that started it."""
+    """Cancel a pending operation by its id (`DELETE /control/operations/{id}`) or by the call that began it."""
 
     call_id: str
     operation_id: str = ""
@@ -160,6 +210,11 @@ ToEngine = (
     | FlushCache
     | PauseGeneration
     | ContinueGeneration
+    | UpdateWeights
+    | SetWeightVersion
+    | GetWeights
+    | ReleaseMemory
+    | ResumeMemory
     | CancelOperation
     | GetOperations
     | GetState
@@ -268,6 +323,37 @@ class PauseResult(Struct, tag="pause_result"):
     num_requests: int  # aborted, retracted or frozen
 
 
+class WeightsUpdated(Struct, tag="weights_updated"):
+    """New weights are in place; no request can match KV of the old ones any more."""
+
+    call_id: str
+    message: str
+    weights_id: str
+    weight_version: str
+    generation: int
+    num_tensors: int
+    num_kept: int  # requests that ran on across the update
+    num_aborted: int
+    waited_s: float
+    freed: dict[str, PagesAndBytes] = {}
+    retired: dict[str, PagesAndBytes] = {}
+
+
+class Weights(Struct, tag="weights"):
+    call_id: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    values: tuple[float, ...]  # the first ones, row by row
+
+
+class MemoryResult(Struct, tag="memory_result"):
+    call_id: str
+    released: tuple[str, ...]  # what is released now
+    num_bytes: int  # released or taken again by this call
+    waited_s: float
+
+
 class OperationInfo(Struct):
     """A deferred operation as `GET /control/operations` lists it."""
 
@@ -319,6 +405,8 @@ class EngineState(Struct, tag="engine_state"):
     max_total_tokens: int
     memory_bytes: dict[str, int]  # weights, kv_cache, ...
     namespaces: int = 0
+    num_pending_operations: int = 0
+    released_memory: tuple[str, ...] = ()
 
 
 class EngineReady(Struct, tag="engine_ready"):
@@ -348,6 +436,9 @@ ToClient = (
     | Failed
     | FlushResult
     | PauseResult
+    | WeightsUpdated
+    | Weights
+    | MemoryResult
     | Operations
     | EngineState
     | EngineReady

@@ -31,7 +31,7 @@ class Scope:
 
     cache_salt: str | None = None
     extra_key: str | None = None
-    weights_id: str | None = None
+    other_than_weights_id: str | None = None  # only the namespaces of other weights
     prefix: TokenIds | None = None  # int32[n], n >= 1
     tiers: frozenset[Tier] = frozenset(Tier)
 
@@ -39,7 +39,7 @@ class Scope:
         return (
             (self.cache_salt is None or self.cache_salt == namespace.cache_salt)
             and (self.extra_key is None or self.extra_key == namespace.extra_key)
-            and (self.weights_id is None or self.weights_id == namespace.weights_id)
+            and self.other_than_weights_id != namespace.weights_id
         )
 
     def first_page(self, page_size: int) -> int:

@@ -1,88 +1,164 @@
 """Deferred operations: started by a message, looked at every turn, answered exactly once."""
 
 import itertools
+from dataclasses import dataclass
 
 from headwater.clock import Clock, Deadline
 from headwater.control.flush import Flush
-from headwater.control.operation import Caller, Operation, PendingOperation
+from headwater.control.memory import TAGS, MemoryRelease, MemoryResume, ReleasedMemory
+from headwater.control.operation import Caller, Hold, Operation, PendingOperation
 from headwater.control.pause import Pause
-from headwater.control.ports import BlockersPort, CachePort, FlushScope, RequestsPort, StepPort
+from headwater.control.ports import (
+    BlockersPort,
+    CachePort,
+    FlushScope,
+    IdentityPort,
+    KvMemoryPort,
+    RequestsPort,
+    StepPort,
+    WeightsPort,
+)
+from headwater.control.weights import WeightUpdate
 from headwater.messages import (
     CancelOperation,
     ContinueGeneration,
     Done,
     Failed,
     FlushCache,
+    GetWeights,
     OperationInfo,
     PauseGeneration,
+    ReleaseMemory,
+    ResumeMemory,
+    SetWeightVersion,
     ToClient,
+    UpdateWeights,
+    Weights,
     unpack_ids,
 )
 
 _STEP_TIMEOUT_S = 600.0  # a pause answers when the step in flight is done; no step takes this long
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePorts:
+    """The engine, as the control plane sees it."""
+
+    cache: CachePort
+    requests: RequestsPort
+    step: StepPort
+    blockers: BlockersPort
+    weights: WeightsPort
+    kv_memory: KvMemoryPort
+    identity: IdentityPort
 
 
 class ControlPlane:
-    """All pending operations, and who keeps admission closed.
+    """All pending operations, and what keeps admission closed.
 
     Any number may be pending; each has its own deadline, counted from its arrival. One idle moment answers
     all that wait for it.
     """
 
-    def __init__(
-        self,
-        *,
-        clock: Clock,
-        cache: CachePort,
-        requests: RequestsPort,
-        step: StepPort,
-        blockers: BlockersPort,
-        max_timeout_s: float,
-    ) -> None:
+    def __init__(self, ports: EnginePorts, *, clock: Clock, max_timeout_s: float) -> None:
+        self._ports = ports
         self._clock = clock
-        self._cache = cache
-        self._requests = requests
-        self._step = step
-        self._blockers = blockers
         self._max_timeout_s = max_timeout_s
         self._pending: list[PendingOperation] = []
         self._answers: list[tuple[bytes, ToClient]] = []
         self._ids = itertools.count(1)
+        self._released = ReleasedMemory()
         self.is_paused = False
 
     # --- messages -----------------------------------------------------------------------------------
 
     def flush(self, message: FlushCache, client: bytes) -> None:
-        failure = self._flush_refusal(message)
+        failure = self._timeout_refusal(message) or self._scope_refusal(message)
         if failure is not None:
             self._answers.append((client, failure))
             return
+        cache = self._ports.cache
         scope = FlushScope(
-            tiers=message.tiers or self._cache.tiers,
+            tiers=message.tiers or cache.tiers,
             cache_salt=message.cache_salt,
             extra_key=message.extra_key,
             prefix=None if message.prefix_ids is None else unpack_ids(message.prefix_ids),
         )
-        self._start(Flush(message, scope, self._cache), Caller(client, message.call_id), message.timeout_s)
+        self._start(Flush(message, scope, cache), Caller(client, message.call_id), message.timeout_s)
 
     def pause(self, message: PauseGeneration, client: bytes) -> None:
         self.is_paused = True
-        pause = Pause(message, self._requests, self._step)
+        pause = Pause(message, self._ports.requests, self._ports.step)
         self._start(pause, Caller(client, message.call_id), _STEP_TIMEOUT_S)
 
     def resume(self, message: ContinueGeneration, client: bytes) -> None:
         self.is_paused = False
         self._answers.append((client, Done(call_id=message.call_id)))
 
+    def update_weights(self, message: UpdateWeights, client: bytes) -> None:
+        ports = self._ports
+        operation = WeightUpdate(
+            message,
+            weights=ports.weights,
+            identity=ports.identity,
+            cache=ports.cache,
+            requests=ports.requests,
+            step=ports.step,
+        )
+        self._start_checked(operation, message, client)
+
+    def release_memory(self, message: ReleaseMemory, client: bytes) -> None:
+        operation = MemoryRelease(
+            message,
+            released=self._released,
+            cache=self._ports.cache,
+            kv_memory=self._ports.kv_memory,
+            weights=self._ports.weights,
+        )
+        self._start_checked(operation, message, client)
+
+    def resume_memory(self, message: ResumeMemory, client: bytes) -> None:
+        operation = MemoryResume(
+            message,
+            released=self._released,
+            cache=self._ports.cache,
+            kv_memory=self._ports.kv_memory,
+            weights=self._ports.weights,
+            identity=self._ports.identity,
+        )
+        self._start_checked(operation, message, client)
+
+    def set_weight_version(self, message: SetWeightVersion, client: bytes) -> None:
+        if message.abort_all_requests:
+            self._ports.requests.abort_all("Aborted: the weight version was changed")
+        self._ports.identity.set_weight_version(message.weight_version)
+        self._answers.append((client, Done(call_id=message.call_id)))
+
+    def get_weights(self, message: GetWeights, client: bytes) -> None:
+        answer: ToClient
+        try:
+            if "weights" in self._released.tags:
+                raise KeyError(message.name)
+            dtype, shape, values = self._ports.weights.values(message.name, message.num_values)
+            answer = Weights(
+                call_id=message.call_id, name=message.name, dtype=dtype, shape=shape, values=values
+            )
+        except KeyError:
+            text = f"the model has no parameter {message.name!r}, or its weights are released"
+            answer = Failed(call_id=message.call_id, status=404, message=text, param="name")
+        self._answers.append((client, answer))
+
     def cancel(self, message: CancelOperation, client: bytes) -> None:
         """Cancel by operation id, or (when its caller went away) by the call that started it."""
+        started = Caller(client, message.started_by_call)
         for pending in self._pending:
-            is_named = message.operation_id and pending.operation_id == message.operation_id
-            started = Caller(client, message.started_by_call)
+            is_named = message.operation_id != "" and pending.operation_id == message.operation_id
             if is_named or pending.caller == started:
                 self._pending.remove(pending)
-                moment = pending.moment(self._clock, self._blockers())
-                self._answers.append((pending.caller.client, pending.operation.cancelled(moment)))
+                moment = pending.moment(self._clock, self._ports.blockers())
+                answer = pending.operation.cancelled(moment, "cancelled")
+                self._answers.append((pending.caller.client, answer))
                 self._answers.append((client, Done(call_id=message.call_id)))
                 return
         text = f"no operation {message.operation_id or message.started_by_call!r} is pending"
@@ -94,35 +170,54 @@ class ControlPlane:
         """Look at every pending operation, in order of arrival. Costs nothing when none is pending."""
         if not self._pending:
             return
-        still_pending = []
-        for pending in self._pending:
-            moment = pending.moment(self._clock, self._blockers())
-            answer = pending.operation.look(moment)
-            if answer is None:
-                still_pending.append(pending)
+        has_exclusive = False
+        for pending in self._pending.copy():
+            moment = pending.moment(self._clock, self._ports.blockers())
+            if has_exclusive and pending.operation.is_exclusive:
+                reason = "the deadline passed while another operation was carried out"
+                answer = pending.operation.cancelled(moment, reason) if moment.has_expired else None
             else:
+                answer = pending.operation.look(moment)
+            if answer is not None:
+                self._pending.remove(pending)
                 self._answers.append((pending.caller.client, answer))
-        self._pending = still_pending
+            has_exclusive |= answer is None and pending.operation.is_exclusive
 
     def take_answers(self) -> list[tuple[bytes, ToClient]]:
         answers, self._answers = self._answers, []
         return answers
 
     @property
-    def holds_starts(self) -> bool:
-        """Whether an operation keeps requests that have never started queued."""
-        return any(p.operation.holds_starts for p in self._pending)
+    def hold(self) -> Hold:
+        """What may not run now: admission is closed while anyone holds it."""
+        if self.is_paused or self._released.tags:
+            return Hold.ALL
+        return max((p.operation.hold for p in self._pending), default=Hold.NOTHING)
+
+    def next_look_s(self) -> float | None:
+        """Seconds until an operation must be looked at again though nothing else happens; None if never."""
+        waits = [p.deadline.remaining_s(self._clock) for p in self._pending]
+        waits += [_POLL_S for p in self._pending if p.operation.is_polling]
+        return min(waits, default=None)
+
+    def in_flight(self) -> dict[str, int]:
+        """Operations being carried out; one that waits is no blocker."""
+        found: dict[str, int] = {}
+        for pending in self._pending:
+            for name, count in pending.operation.in_flight().items():
+                found[name] = found.get(name, 0) + count
+        return found
 
     @property
     def num_pending(self) -> int:
         return len(self._pending)
 
-    def next_deadline_s(self) -> float | None:
-        """Seconds until the earliest deadline; None if nothing is pending."""
-        return min((p.deadline.remaining_s(self._clock) for p in self._pending), default=None)
+    @property
+    def released_memory(self) -> tuple[str, ...]:
+        return self._released.as_tuple()
 
     def operations(self) -> tuple[OperationInfo, ...]:
-        blockers = self._blockers() if self._pending else {}
+        blockers = self._ports.blockers() if self._pending else {}
         return tuple(
             OperationInfo(
                 operation_id=p.operation_id,
@@ -148,14 +243,34 @@ class ControlPlane:
             )
         )
 
-    def _flush_refusal(self, message: FlushCache) -> Failed | None:
+    def _start_checked(
+        self, operation: Operation, message: UpdateWeights | ReleaseMemory | ResumeMemory, client: bytes
+    ) -> None:
+        failure = self._timeout_refusal(message)
+        if failure is None and not isinstance(message, UpdateWeights):
+            unknown = [tag for tag in message.tags if tag not in TAGS]
+            if unknown:
+                text = f"tag {unknown[0]!r} is not known; known: {', '.join(TAGS)}"
+                failure = Failed(call_id=message.call_id, status=400, message=text, param="tags")
+        if failure is not None:
+            self._answers.append((client, failure))
+            return
+        self._start(operation, Caller(client, message.call_id), message.timeout_s)
+
+    def _timeout_refusal(
+        self, message: FlushCache | UpdateWeights | ReleaseMemory | ResumeMemory
+    ) -> Failed | None:
+        if 0 <= message.timeout_s <= self._max_timeout_s:  # also false for NaN
+            return None
+        text = f"timeout must be between 0 and {self._max_timeout_s:g} seconds"
+        return Failed(call_id=message.call_id, status=400, message=text, param="timeout")
+
+    def _scope_refusal(self, message: FlushCache) -> Failed | None:
         param, text = None, ""
-        if not 0 <= message.timeout_s <= self._max_timeout_s:  # also false for NaN
-            param, text = "timeout", f"timeout must be between 0 and {self._max_timeout_s:g} seconds"
-        unknown = [tier for tier in message.tiers if tier not in self._cache.tiers]
+        tiers = self._ports.cache.tiers
+        unknown = [tier for tier in message.tiers if tier not in tiers]
         if unknown:
-            enabled = ", ".join(self._cache.tiers)
-            param, text = "tiers", f"tier {unknown[0]!r} is not enabled; enabled: {enabled}"
+            param, text = "tiers", f"tier {unknown[0]!r} is not enabled; enabled: {', '.join(tiers)}"
         if message.prefix_ids is not None and not message.prefix_ids:
             param, text = "prefix_ids", "prefix_ids must hold at least one token"
         if message.prefix_ids is not None and "storage" in message.tiers:

@@ -1,6 +1,6 @@
 """Flush: retire what is in scope, at once or when the engine is idle (docs/design.md section 6)."""
 
-from headwater.control.operation import Moment
+from headwater.control.operation import Hold, Moment
 from headwater.control.ports import CachePort, FlushScope, RetirementView
 from headwater.messages import FlushCache, FlushResult
 
@@ -13,6 +13,7 @@ class Flush:
     """One flush. `idle` waits for an idle moment, `now` retires at once, `drain` waits for the pages, too."""
 
     kind = "flush_cache"
+    is_exclusive = False
 
     def __init__(self, message: FlushCache, scope: FlushScope, cache: CachePort) -> None:
         self._message = message
@@ -25,8 +26,13 @@ class Flush:
         return "waiting_for_idle" if self._retirement is None else "draining"
 
     @property
-    def holds_starts(self) -> bool:
-        return self._message.hold and self._message.mode == "idle"
+    def hold(self) -> Hold:
+        return Hold.STARTS if self._message.hold and self._message.mode == "idle" else Hold.NOTHING
+
+    is_polling = False  # requests end inside the loop
+
+    def in_flight(self) -> dict[str, int]:
+        return {}
 
     def look(self, moment: Moment) -> FlushResult | None:
         if self._message.dry_run:
@@ -44,10 +50,12 @@ class Flush:
             return self._flushed(moment, self._retirement, status=202, message=text)
         return None
 
-    def cancelled(self, moment: Moment) -> FlushResult:
+    def cancelled(self, moment: Moment, reason: str) -> FlushResult:
         if self._retirement is not None:
-            return self._flushed(moment, self._retirement, status=202, message="Cancelled while draining.")
-        return self._refused(moment, "Cancelled before the engine was idle; nothing was flushed.")
+            return self._flushed(
+                moment, self._retirement, status=202, message=f"Cache flushed; {reason} while draining."
+            )
+        return self._refused(moment, f"{reason} before the engine was idle; nothing was flushed.")
 
     def _look_idle(self, moment: Moment) -> FlushResult | None:
         if not moment.blockers:

@@ -1,10 +1,19 @@
 """A control request that runs when its condition holds, or fails at its deadline."""
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Protocol
 
 from headwater.clock import Clock, Deadline
 from headwater.messages import ToClient
+
+
+class Hold(IntEnum):
+    """What an operation keeps from running while it is pending."""
+
+    NOTHING = 0
+    STARTS = 1  # requests that have never started stay queued
+    ALL = 2  # no step is launched
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +37,7 @@ class Operation(Protocol):
     """A small state machine: looked at every turn until it answers."""
 
     kind: str
+    is_exclusive: bool  # begins only when no earlier exclusive operation is pending: weights and memory
 
     @property
     def phase(self) -> str:
@@ -35,16 +45,25 @@ class Operation(Protocol):
         ...
 
     @property
-    def holds_starts(self) -> bool:
-        """Whether requests that have never started are kept queued meanwhile."""
+    def hold(self) -> Hold:
+        """What it keeps from running now."""
+        ...
+
+    @property
+    def is_polling(self) -> bool:
+        """Whether it waits for something that sends no message: a sleeping loop must look now and then."""
+        ...
+
+    def in_flight(self) -> dict[str, int]:
+        """Blockers: an operation that waits is none, one that is being carried out is."""
         ...
 
     def look(self, moment: Moment) -> ToClient | None:
         """The answer, if there is one now. Must answer when `moment.has_expired`."""
         ...
 
-    def cancelled(self, moment: Moment) -> ToClient:
-        """The answer to the caller of an operation that was cancelled. What was applied stays applied."""
+    def cancelled(self, moment: Moment, reason: str) -> ToClient:
+        """The answer of an operation that ends early, for `reason`. What was applied stays applied."""
         ...
 
 

@@ -1,6 +1,6 @@
 """Pause: stop launching steps, and what becomes of the requests meanwhile."""
 
-from headwater.control.operation import Moment
+from headwater.control.operation import Hold, Moment
 from headwater.control.ports import RequestsPort, StepPort
 from headwater.messages import PauseGeneration, PauseResult
 
@@ -9,7 +9,9 @@ class Pause:
     """Answers when the step in flight has been collected: from then on nothing computes until `continue`."""
 
     kind = "pause_generation"
-    holds_starts = False  # the pause itself bars all requests
+    is_exclusive = False
+    hold = Hold.NOTHING  # the pause itself bars all requests, also when this has been answered
+    is_polling = False
 
     def __init__(self, message: PauseGeneration, requests: RequestsPort, step: StepPort) -> None:
         self._message = message
@@ -21,12 +23,15 @@ class Pause:
     def phase(self) -> str:
         return "waiting_for_step"
 
+    def in_flight(self) -> dict[str, int]:
+        return {}
+
     def look(self, moment: Moment) -> PauseResult | None:
         if self._num_requests is None:
             self._num_requests = self._apply()
         return self._result() if moment.has_expired or not self._step.is_step_in_flight() else None
 
-    def cancelled(self, moment: Moment) -> PauseResult:
+    def cancelled(self, moment: Moment, reason: str) -> PauseResult:
         return self._result()  # the pause stays, only its answer comes early
 
     def _apply(self) -> int:

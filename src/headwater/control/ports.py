@@ -1,7 +1,7 @@
 """What the control plane needs from the rest of the engine. It imports neither scheduler nor cache."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from headwater.messages import PagesAndBytes, TokenIds
 
@@ -14,6 +14,7 @@ class FlushScope:
     cache_salt: str | None = None
     extra_key: str | None = None
     prefix: TokenIds | None = None
+    other_than_weights_id: str | None = None  # only the namespaces of other weights
 
 
 class RetirementView(Protocol):
@@ -62,6 +63,75 @@ class RequestsPort(Protocol):
 
     @property
     def num_running(self) -> int: ...
+
+
+class StagedWeights(Protocol):
+    """New weights on their way: read and checked in a thread of their own, the model not touched yet."""
+
+    def is_ready(self) -> bool:
+        """Whether staging has ended, well or badly."""
+        ...
+
+    def error(self) -> str | None:
+        """Why these weights cannot be used; None if they can. Only when ready."""
+        ...
+
+    @property
+    def weights_id(self) -> str:
+        """The identity of the weights as they will be after the swap. Only when ready and without error."""
+        ...
+
+    @property
+    def num_tensors(self) -> int: ...
+
+
+class WeightsPort(Protocol):
+    """The model's weights."""
+
+    def stage(self, path: str, load_format: str) -> StagedWeights:
+        """Begin to load; never blocks, never raises for the user's mistakes."""
+        ...
+
+    def reload(self) -> StagedWeights:
+        """Begin to load again what was loaded last, after a release."""
+        ...
+
+    def swap(self, staged: Any) -> None:
+        """Put what `stage` or `reload` returned in place of the old weights. No step is in flight."""
+        ...
+
+    def release(self) -> int:
+        """Free the weights' memory; returns bytes. No step is in flight."""
+        ...
+
+    def values(self, name: str, num_values: int) -> tuple[str, tuple[int, ...], tuple[float, ...]]:
+        """dtype, shape and first values of a parameter. KeyError if there is none of that name."""
+        ...
+
+
+class KvMemoryPort(Protocol):
+    """The memory behind the device's pages."""
+
+    def release(self) -> int:
+        """Free it; returns bytes. Nothing in it is of use to anyone."""
+        ...
+
+    def resume(self) -> int:
+        """Allocate it again, contents undefined; returns bytes."""
+        ...
+
+
+class IdentityPort(Protocol):
+    """Which weights requests are matched against from now on."""
+
+    @property
+    def weight_version(self) -> str: ...
+
+    def set_weight_version(self, weight_version: str) -> None: ...
+
+    def begin_weights(self, weights_id: str) -> None:
+        """Requests that acquire from now on use namespaces of `weights_id`; running ones are marked."""
+        ...
 
 
 class StepPort(Protocol):

@@ -73,10 +73,28 @@ class RequestsForControl:
         return len(self._scheduler.running)
 
 
+class IdentityForControl:
+    """`control.ports.IdentityPort` over the scheduler."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+
+    @property
+    def weight_version(self) -> str:
+        return self._scheduler.weight_version
+
+    def set_weight_version(self, weight_version: str) -> None:
+        self._scheduler.weight_version = weight_version
+
+    def begin_weights(self, weights_id: str) -> None:
+        self._scheduler.begin_weights(weights_id)
+
+
 def _cache_scope(scope: FlushScope) -> Scope:
     return Scope(
         cache_salt=scope.cache_salt,
         extra_key=scope.extra_key,
+        other_than_weights_id=scope.other_than_weights_id,
         prefix=scope.prefix,
         tiers=frozenset(Tier[name.upper()] for name in scope.tiers),
     )

@@ -6,6 +6,7 @@ from typing import assert_never
 from msgspec import structs
 
 from headwater.control.control_plane import ControlPlane
+from headwater.control.operation import Hold
 from headwater.engine.flight import Flight
 from headwater.engine.ports import ModelRunner
 from headwater.engine.wire import Wire
@@ -20,12 +21,17 @@ from headwater.messages import (
     Generate,
     GetOperations,
     GetState,
+    GetWeights,
     Hello,
     Operations,
     PauseGeneration,
     Ping,
+    ReleaseMemory,
+    ResumeMemory,
+    SetWeightVersion,
     Shutdown,
     ToEngine,
+    UpdateWeights,
 )
 from headwater.scheduling.scheduler import Admission, Scheduler
 
@@ -88,13 +94,14 @@ class EngineLoop:
         self._send_outputs()
 
     def _admission(self) -> Admission:
-        return Admission(may_run=not self._control.is_paused, may_start=not self._control.holds_starts)
+        hold = self._control.hold
+        return Admission(may_run=hold < Hold.ALL, may_start=hold < Hold.STARTS)
 
     def _longest_useful_wait_s(self) -> float:
         if self._has_progressed or self._flight.step is not None:
             return 0.0
-        deadline_s = self._control.next_deadline_s()
-        return _LONGEST_SLEEP_S if deadline_s is None else min(deadline_s, _LONGEST_SLEEP_S)
+        look_s = self._control.next_look_s()
+        return _LONGEST_SLEEP_S if look_s is None else min(look_s, _LONGEST_SLEEP_S)
 
     def _finish_previous_step(self) -> None:
         if self._flight.step is None:
@@ -122,6 +129,16 @@ class EngineLoop:
                 self._control.pause(message, client)
             case ContinueGeneration():
                 self._control.resume(message, client)
+            case UpdateWeights():
+                self._control.update_weights(message, client)
+            case SetWeightVersion():
+                self._control.set_weight_version(message, client)
+            case GetWeights():
+                self._control.get_weights(message, client)
+            case ReleaseMemory():
+                self._control.release_memory(message, client)
+            case ResumeMemory():
+                self._control.resume_memory(message, client)
             case CancelOperation():
                 self._control.cancel(message, client)
             case GetOperations():

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from headwater.control.ports import KvMemoryPort, WeightsPort
 from headwater.scheduling.plan import StepPlan, StepResult
 
 
@@ -18,6 +19,12 @@ class StepHandle(Protocol):
 
 
 class ModelRunner(Protocol):
-    """Runs steps in the order they are launched."""
+    """Runs steps in the order they are launched, and owns the memory they need."""
 
     def launch(self, plan: StepPlan) -> StepHandle: ...
+
+    @property
+    def weights(self) -> WeightsPort: ...
+
+    @property
+    def kv_memory(self) -> KvMemoryPort: ...

@@ -79,6 +79,8 @@ class StateReporter:
             max_total_tokens=cache.pool.capacity * cache.page_size,
             memory_bytes=self._memory_bytes,
             namespaces=len(cache.tree.roots),
+            num_pending_operations=self._control.num_pending,
+            released_memory=self._control.released_memory,
         )
 
     def _tier_state(self, tier: Tier, pool: PagePool) -> TierState:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.clock import Clock
-from headwater.control.control_plane import ControlPlane
+from headwater.control.control_plane import ControlPlane, EnginePorts
 from headwater.engine.blockers import Blockers
-from headwater.engine.control_ports import CacheForControl, RequestsForControl
+from headwater.engine.control_ports import CacheForControl, IdentityForControl, RequestsForControl
 from headwater.engine.flight import Flight
 from headwater.engine.loop import EngineLoop
 from headwater.engine.ports import ModelRunner
@@ -60,14 +60,17 @@ def wire_engine(
     blockers = Blockers()
     blockers.register("scheduler", scheduler)
     blockers.register("cache", cache)
-    control = ControlPlane(
-        clock=clock,
+    ports = EnginePorts(
         cache=CacheForControl(cache),
         requests=RequestsForControl(scheduler),
         step=flight,
         blockers=blockers,
-        max_timeout_s=max_control_timeout_s,
+        weights=runner.weights,
+        kv_memory=runner.kv_memory,
+        identity=IdentityForControl(scheduler),
     )
+    control = ControlPlane(ports, clock=clock, max_timeout_s=max_control_timeout_s)
+    blockers.register("control", control)
     report = StateReporter(
         clock=clock,
         scheduler=scheduler,

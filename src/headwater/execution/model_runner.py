@@ -15,6 +15,7 @@ from headwater.execution.logprobs import token_logprobs
 from headwater.execution.sampler import Sampler
 from headwater.messages import LogprobParams, SamplingParams, TokenLogprob
 from headwater.models.config import ModelConfig
+from headwater.models.decoder import DecoderModel
 from headwater.models.loader import LoadedModel
 from headwater.scheduling.plan import PageUpdate, SlotAssignment, StepPlan, StepResult
 
@@ -75,18 +76,40 @@ class ModelRunner:
         for name, value in (("num_pages", num_pages), ("max_running", max_running)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, found {value}")
-        self._model = loaded.model
+        self._model: DecoderModel | None = loaded.model  # None while the weights are released
         self._device = device
         self._weights_bytes = loaded.weights_bytes
         layout = kv_layout(loaded.config, page_size=page_size, dtype=loaded.dtype)
-        self.kv: KVMemory = device.allocate_kv(layout, num_pages)
+        self._kv: KVMemory | None = device.allocate_kv(layout, num_pages)  # None while it is released
         max_pages = -(-(max_context or loaded.config.max_context) // page_size)
         self._slots = SlotTable(max_running=max_running, max_pages=max_pages, page_size=page_size)
         self._sampler = Sampler(vocab_size=loaded.config.vocab_size, device=device.torch_device)
 
     def memory_bytes(self) -> dict[str, int]:
         """What the model and its KV take, for EngineState."""
-        return {"weights": self._weights_bytes, "kv_cache": self.kv.num_bytes}
+        return {"weights": self._weights_bytes, "kv_cache": 0 if self._kv is None else self._kv.num_bytes}
+
+    @property
+    def model(self) -> DecoderModel:
+        assert self._model is not None, "the weights are released"
+        return self._model
+
+    def replace_model(self, model: DecoderModel | None) -> None:
+        """Compute with `model` from the next step on; None: give the weights' memory back."""
+        self._model = model
+
+    @property
+    def kv(self) -> KVMemory:
+        assert self._kv is not None, "the KV memory is released"
+        return self._kv
+
+    def replace_kv(self, kv: KVMemory | None) -> None:
+        """Keep keys and values in `kv` from the next step on; None: give the memory back."""
+        self._kv = kv
+
+    @property
+    def has_model(self) -> bool:
+        return self._model is not None
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> FinishedStep:
@@ -95,11 +118,11 @@ class ModelRunner:
         for assignment in plan.assignments:
             self._sampler.assign(assignment)
         inputs = self._slots.inputs(plan)
-        cos, sin = self._model.rotary(self._to_device(inputs.attention.positions))
+        cos, sin = self.model.rotary(self._to_device(inputs.attention.positions))
         attention = self._device.plan_attention(
-            self._model.geometry, inputs.attention, cos=cos, sin=sin, kv=self.kv
+            self.model.geometry, inputs.attention, cos=cos, sin=sin, kv=self.kv
         )
-        hidden = self._model.forward(self._to_device(inputs.token_ids), attention)
+        hidden = self.model.forward(self._to_device(inputs.token_ids), attention)
         outcome = _Outcome(
             tokens=np.full(plan.num_rows, -1, dtype=np.int32),
             is_finite=np.ones(plan.num_rows, dtype=np.bool_),
@@ -129,7 +152,7 @@ class ModelRunner:
 
         Writes to page 0 only; call it before any request is planned.
         """
-        num_tokens = min(num_tokens, self._model.config.max_context - 1)
+        num_tokens = min(num_tokens, self.model.config.max_context - 1)
         assignment = SlotAssignment(
             slot=0,
             use=-1,
@@ -148,7 +171,7 @@ class ModelRunner:
 
     def _sample(self, plan: StepPlan, rows: np.ndarray, hidden: torch.Tensor, outcome: _Outcome) -> None:
         """Sample the given rows of the plan from the hidden states of their last tokens."""
-        logits = self._model.logits(hidden)
+        logits = self.model.logits(hidden)
         low, high = logits.aminmax(dim=-1)
         outcome.is_finite[rows] = (low.isfinite() & high.isfinite()).cpu().numpy()
         slots = plan.slots[rows].tolist()
@@ -197,7 +220,7 @@ class ModelRunner:
         answers: list[TokenLogprob] = []
         for start in range(0, len(token_ids), _LOGIT_ROWS):
             ids = token_ids[start : start + _LOGIT_ROWS]
-            logits = self._model.logits(hidden[start : start + len(ids)])
+            logits = self.model.logits(hidden[start : start + len(ids)])
             answers.extend(token_logprobs(logits, ids, [params] * len(ids)))
         return tuple(answers)
 

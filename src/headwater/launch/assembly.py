@@ -9,10 +9,13 @@ from headwater.devices.kv_memory import KVLayout, num_pages_in_budget
 from headwater.engine.loop import EngineLoop
 from headwater.engine.wire import ZmqWire
 from headwater.engine.wiring import wire_engine
-from headwater.execution.model_runner import ModelRunner, kv_layout
+from headwater.execution.kv_lifetime import KvLifetime
+from headwater.execution.model_runner import FinishedStep, ModelRunner, kv_layout
+from headwater.execution.weight_store import Checkpoint, WeightStore
 from headwater.launch.config import MIB, ServerArgs
 from headwater.messages import EngineReady
 from headwater.models.loader import LoadedModel, load_model, resolve_model
+from headwater.scheduling.plan import StepPlan
 from headwater.scheduling.scheduler import Limits
 
 _log = logging.getLogger(__name__)
@@ -70,9 +73,20 @@ def build_engine(args: ServerArgs, endpoint: str) -> EngineLoop:
         load_s=load_s,
         device=device.name,
     )
+    served = ServedModel(
+        runner,
+        weights=WeightStore(
+            runner,
+            loaded,
+            device=device,
+            checkpoint=Checkpoint(model_path, args.load_format),
+            seed=args.random_seed,
+        ),
+        kv_memory=KvLifetime(runner, device),
+    )
     parts = wire_engine(
         wire=ZmqWire(endpoint),
-        runner=runner,
+        runner=served,
         ready=ready,
         limits=Limits(
             max_running=args.max_running_requests,
@@ -88,6 +102,18 @@ def build_engine(args: ServerArgs, endpoint: str) -> EngineLoop:
         memory_bytes=runner.memory_bytes(),
     )
     return parts.loop
+
+
+class ServedModel:
+    """`engine.ports.ModelRunner`: the runner with what the control plane may do to it."""
+
+    def __init__(self, runner: ModelRunner, *, weights: WeightStore, kv_memory: KvLifetime) -> None:
+        self._runner = runner
+        self.weights = weights
+        self.kv_memory = kv_memory
+
+    def launch(self, plan: StepPlan) -> FinishedStep:
+        return self._runner.launch(plan)
 
 
 def _max_context(args: ServerArgs, loaded: LoadedModel) -> int:

@@ -89,12 +89,15 @@ def load_model(
     """
     start_s = time.monotonic()
     torch_dtype = _torch_dtype(dtype, device)
-    source, config = _open(files, load_format, seed)
+    _check_format(files, load_format)
+    config = read_config(files)
+    source = open_weights(files, config, load_format=load_format, seed=seed)
     shapes = config.parameter_shapes()
     check_shapes(shapes, source, tied_head=config.tie_word_embeddings)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights-id") as pool:
-        parts = [repr(config), str(torch_dtype), f"dummy {seed}" if load_format == "dummy" else ""]
-        weights_id = pool.submit(_weights_id, parts, [] if load_format == "dummy" else _weight_files(files))
+        weights_id = pool.submit(
+            weights_id_of, files, config, dtype=torch_dtype, load_format=load_format, seed=seed
+        )
         model = build_decoder(config, source, device, torch_dtype)
         loaded = LoadedModel(
             model=model,
@@ -108,7 +111,35 @@ def load_model(
     return loaded
 
 
-def _open(files: ModelFiles, load_format: LoadFormat, seed: int) -> tuple[WeightSource, ModelConfig]:
+def open_weights(
+    files: ModelFiles, config: ModelConfig, *, load_format: LoadFormat, seed: int
+) -> WeightSource:
+    """The named tensors of `files`, which need hold no config of their own, for a model of `config`.
+
+    Raises ValueError for a format that is unknown or does not fit the files.
+    """
+    _check_format(files, load_format)
+    if load_format == "dummy":
+        return DummyWeights(config.parameter_shapes(), seed=seed)
+    if files.gguf:
+        return GGUFWeights(GGUFFile(files.gguf), config)
+    if not files.safetensors:
+        raise ValueError(
+            f"{files.folder} has no .safetensors files; other formats (.bin, .pt) can run code and are not read"
+        )
+    return SafetensorsWeights(files.safetensors)
+
+
+def weights_id_of(
+    files: ModelFiles, config: ModelConfig, *, dtype: torch.dtype, load_format: LoadFormat, seed: int
+) -> str:
+    """Identity of weights: a hash of the files' bytes, the config and the dtype; 32 hex digits."""
+    is_dummy = load_format == "dummy"
+    parts = [repr(config), str(dtype), f"dummy {seed}" if is_dummy else ""]
+    return _weights_id(parts, [] if is_dummy else _weight_files(files))
+
+
+def _check_format(files: ModelFiles, load_format: LoadFormat) -> None:
     if load_format not in get_args(LoadFormat):
         raise ValueError(
             f"load_format must be one of {', '.join(get_args(LoadFormat))}, found {load_format!r}"
@@ -117,19 +148,6 @@ def _open(files: ModelFiles, load_format: LoadFormat, seed: int) -> tuple[Weight
         raise ValueError(
             f"load_format {load_format!r} does not fit model {files.name!r}: it is {files.format}"
         )
-    if load_format == "dummy":
-        config = read_config(files)
-        return DummyWeights(config.parameter_shapes(), seed=seed), config
-    if files.gguf:
-        file = GGUFFile(files.gguf)
-        config = read_gguf_config(file)
-        return GGUFWeights(file, config), config
-    config = read_hf_config(files.folder)
-    if not files.safetensors:
-        raise ValueError(
-            f"{files.folder} has no .safetensors files; other formats (.bin, .pt) can run code and are not read"
-        )
-    return SafetensorsWeights(files.safetensors), config
 
 
 def _torch_dtype(dtype: DtypeName, device: Device) -> torch.dtype:

@@ -67,6 +67,7 @@ class Request:
         self.prompt_logprobs: list[TokenLogprob] = []
         self.num_retractions = 0
         self.num_cached_tokens = 0  # prompt tokens found in the cache when it first started
+        self.weights_versions: list[tuple[str, int]] = []  # (label, first output computed with them)
         self.has_sent_meta = False
 
     @property

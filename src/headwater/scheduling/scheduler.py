@@ -110,6 +110,13 @@ class Scheduler:
             self._retract(request)
         return len(running)
 
+    def begin_weights(self, weights_id: str) -> None:
+        """From now on requests are matched against `weights_id`; those that have begun are marked."""
+        self.weights_id = weights_id
+        for request in self._requests.values():
+            if request.is_running or request.num_outputs:
+                request.weights_versions.append((self.weight_version, request.num_outputs))
+
     def in_flight(self) -> dict[str, int]:
         """What keeps the engine from being idle. Requests that the admission keeps out hold nothing."""
         queued = sum(1 for r in self.waiting if self._may_admit(r))
@@ -229,6 +236,7 @@ class Scheduler:
         request.num_launched_samples = request.num_outputs
         if request.started_s is None:
             request.started_s = self._clock.now()
+            request.weights_versions = [(self.weight_version, 0)]
             request.num_cached_tokens = min(num_cached, request.num_prompt_tokens)
             self.counters.cached_tokens_device += request.num_cached_tokens
             self.counters.queue_time_s += request.started_s - request.arrived_s
@@ -357,6 +365,7 @@ class Scheduler:
             num_retractions=request.num_retractions,
             cache_generation=self.cache.generation,
             weight_version=self.weight_version,
+            weights_versions=tuple(request.weights_versions) if len(request.weights_versions) > 1 else (),
             queue_time_s=queued_s,
         )
 

@@ -1,5 +1,9 @@
 """KV that tells where it came from: one 64-bit number a token, made of everything before it."""
 
+import functools
+import hashlib
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,8 +18,14 @@ def mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def next_canary(before: int, token_id: int) -> int:
-    return mix(before ^ mix(token_id + 1))
+def next_canary(before: int, token_id: int, weights: str) -> int:
+    """The KV of a token: of the token before it, itself, and the weights that computed it."""
+    return mix(before ^ mix(token_id + 1) ^ _weights_salt(weights))
+
+
+@functools.cache
+def _weights_salt(weights: str) -> int:
+    return int.from_bytes(hashlib.blake2b(weights.encode(), digest_size=8).digest(), "little")
 
 
 def token_from(canaries: npt.NDArray[np.uint64], vocab_size: int) -> int:
@@ -24,13 +34,20 @@ def token_from(canaries: npt.NDArray[np.uint64], vocab_size: int) -> int:
     return mix(int((canaries * odd).sum(dtype=np.uint64))) % vocab_size
 
 
-def expected_tokens(prompt: list[int], num_tokens: int, vocab_size: int) -> list[int]:
-    """What greedy generation from `prompt` must give, from the tokens alone."""
+def expected_tokens(
+    prompt: list[int], num_tokens: int, vocab_size: int, weights: Sequence[str] | str = "w0"
+) -> list[int]:
+    """What greedy generation from `prompt` must give, from the tokens alone.
+
+    `weights` names those that compute each position, the last name standing for all further ones.
+    """
+    names = [weights] if isinstance(weights, str) else weights
     canaries: list[int] = []
-    for token in prompt:
-        canaries.append(next_canary(canaries[-1] if canaries else START, token))
     tokens: list[int] = []
-    while len(tokens) < num_tokens:
-        tokens.append(token_from(np.array(canaries, dtype=np.uint64), vocab_size))
-        canaries.append(next_canary(canaries[-1], tokens[-1]))
+    for position in range(len(prompt) + num_tokens):
+        if position >= len(prompt):
+            tokens.append(token_from(np.array(canaries, dtype=np.uint64), vocab_size))
+        token = prompt[position] if position < len(prompt) else tokens[-1]
+        before = canaries[-1] if canaries else START
+        canaries.append(next_canary(before, token, names[min(position, len(names) - 1)]))
     return tokens

@@ -6,6 +6,7 @@ import numpy.typing as npt
 from headwater.messages import TokenLogprob
 from headwater.scheduling.plan import NEWEST_TOKEN, SlotAssignment, StepPlan, StepResult
 from headwater.simulation.canary import START, next_canary, token_from
+from headwater.simulation.fake_memory import FakeKvMemory, FakeWeights
 
 _UNWRITTEN = 0
 
@@ -29,7 +30,8 @@ class FakeRunner:
     """Computes canaries for tokens and tokens from canaries.
 
     With `is_async`, a step is never done in the turn that launched it, as on a GPU. Sampling parameters are
-    ignored: every choice is the greedy one, and every log-probability is -1.
+    ignored: every choice is the greedy one, and every log-probability is -1. The canary of a token depends on
+    the weights that were in place when it was computed.
     """
 
     def __init__(
@@ -44,6 +46,8 @@ class FakeRunner:
         self._newest = np.zeros(max_running, dtype=np.int64)
         self._uses = np.zeros(max_running, dtype=np.int64)
         self._slots: dict[int, SlotAssignment] = {}
+        self.weights = FakeWeights()
+        self.kv_memory = FakeKvMemory(self.kv)
 
     def launch(self, plan: StepPlan) -> FakeStep:
         self.num_steps += 1
@@ -86,7 +90,8 @@ class FakeRunner:
     def _compute(self, slot: int, position: int, token_ids: npt.NDArray[np.int32]) -> None:
         before = int(self._read(slot, position)[-1]) if position else START
         for offset, token in enumerate(token_ids.tolist()):
-            before = next_canary(before, int(self._newest[slot]) if token == NEWEST_TOKEN else token)
+            token = int(self._newest[slot]) if token == NEWEST_TOKEN else token
+            before = next_canary(before, token, self.weights.current)
             page, at = divmod(position + offset, self._page_size)
             assert self._tables[slot, page] >= 0, "a token has no page to be written to"
             self.kv[self._tables[slot, page], at] = before

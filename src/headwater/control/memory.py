@@ -1,0 +1,159 @@
+"""Giving memory back between bursts of work, and taking it again."""
+
+from headwater.control.operation import Hold, Moment
+from headwater.control.ports import (
+    CachePort,
+    FlushScope,
+    IdentityPort,
+    KvMemoryPort,
+    StagedWeights,
+    WeightsPort,
+)
+from headwater.control.weights import retire_other_weights
+from headwater.messages import Failed, MemoryResult, ReleaseMemory, ResumeMemory, ToClient
+
+TAGS = ("kv_cache", "weights")
+
+
+class ReleasedMemory:
+    """Which memory is released now. While any is, no step is launched and requests queue."""
+
+    def __init__(self) -> None:
+        self.tags: set[str] = set()
+
+    def as_tuple(self) -> tuple[str, ...]:
+        return tuple(tag for tag in TAGS if tag in self.tags)
+
+
+class MemoryRelease:
+    """Releases when nothing runs. Requests that have never started are held, so that the moment comes."""
+
+    kind = "release_memory"
+    is_exclusive = True
+    is_polling = False
+
+    def __init__(
+        self,
+        message: ReleaseMemory,
+        *,
+        released: ReleasedMemory,
+        cache: CachePort,
+        kv_memory: KvMemoryPort,
+        weights: WeightsPort,
+    ) -> None:
+        self._message = message
+        self._released = released
+        self._cache = cache
+        self._kv_memory = kv_memory
+        self._weights = weights
+
+    phase = "waiting_for_idle"
+    hold = Hold.STARTS
+
+    def in_flight(self) -> dict[str, int]:
+        return {}
+
+    def look(self, moment: Moment) -> ToClient | None:
+        wanted = set(self._message.tags or TAGS) - self._released.tags
+        if not wanted:
+            return self._result(0, moment)
+        if moment.blockers:
+            return self._refused(moment) if moment.has_expired else None
+        num_bytes = 0
+        if "kv_cache" in wanted:
+            self._cache.retire(FlushScope(tiers=("device",)))
+            num_bytes += self._kv_memory.release()
+        if "weights" in wanted:
+            num_bytes += self._weights.release()
+        self._released.tags |= wanted
+        return self._result(num_bytes, moment)
+
+    def cancelled(self, moment: Moment, reason: str) -> Failed:
+        return Failed(call_id=self._message.call_id, status=409, message=f"{reason}; nothing was released")
+
+    def _result(self, num_bytes: int, moment: Moment) -> MemoryResult:
+        return MemoryResult(
+            call_id=self._message.call_id,
+            released=self._released.as_tuple(),
+            num_bytes=num_bytes,
+            waited_s=moment.waited_s,
+        )
+
+    def _refused(self, moment: Moment) -> Failed:
+        return Failed(
+            call_id=self._message.call_id,
+            status=400,
+            message="memory was not released: the engine is not idle",
+            blockers=moment.blockers,
+        )
+
+
+class MemoryResume:
+    """Takes released memory again; weights are read from their files in a thread of their own."""
+
+    kind = "resume_memory"
+    is_exclusive = True
+
+    def __init__(
+        self,
+        message: ResumeMemory,
+        *,
+        released: ReleasedMemory,
+        cache: CachePort,
+        kv_memory: KvMemoryPort,
+        weights: WeightsPort,
+        identity: IdentityPort,
+    ) -> None:
+        self._message = message
+        self._released = released
+        self._cache = cache
+        self._kv_memory = kv_memory
+        self._weights = weights
+        self._identity = identity
+        self._staged: StagedWeights | None = None
+
+    phase = "resuming"
+    hold = Hold.ALL
+
+    @property
+    def is_polling(self) -> bool:
+        return self._staged is not None
+
+    def in_flight(self) -> dict[str, int]:
+        return {} if self._staged is None else {"weight_update": 1}
+
+    def look(self, moment: Moment) -> ToClient | None:
+        wanted = set(self._message.tags or TAGS) & self._released.tags
+        if "weights" in wanted:
+            failure = self._resume_weights(moment)
+            if failure is not None or self._staged is not None:
+                return failure
+        num_bytes = self._kv_memory.resume() if "kv_cache" in wanted else 0
+        self._released.tags -= wanted
+        return MemoryResult(
+            call_id=self._message.call_id,
+            released=self._released.as_tuple(),
+            num_bytes=num_bytes,
+            waited_s=moment.waited_s,
+        )
+
+    def cancelled(self, moment: Moment, reason: str) -> Failed:
+        return Failed(call_id=self._message.call_id, status=409, message=f"{reason}; nothing was resumed")
+
+    def _resume_weights(self, moment: Moment) -> Failed | None:
+        """Advance the loading; on success the weights are in place and `_staged` is None again."""
+        if self._staged is None:
+            self._staged = self._weights.reload()
+        if not self._staged.is_ready():
+            return self._failed("the weights were not loaded in time") if moment.has_expired else None
+        error = self._staged.error()
+        if error is not None:
+            return self._failed(error)
+        self._identity.begin_weights(self._staged.weights_id)
+        retire_other_weights(self._cache, self._staged.weights_id)
+        self._weights.swap(self._staged)
+        self._staged = None
+        return None
+
+    def _failed(self, message: str) -> Failed:
+        return Failed(call_id=self._message.call_id, status=500, message=message)

@@ -1,0 +1,170 @@
+"""New weights for a model that serves: read and checked in a thread, then put in place between two steps."""
+
+import hashlib
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from headwater.devices.device import Device
+from headwater.execution.model_runner import ModelRunner
+from headwater.models.config import ModelConfig
+from headwater.models.decoder import DecoderModel, build_decoder
+from headwater.models.loader import LoadedModel, LoadFormat, open_weights, resolve_model, weights_id_of
+from headwater.models.weights import WeightSource, check_shapes
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Files that were loaded, as the user named them."""
+
+    path: str
+    load_format: LoadFormat
+
+
+class StagedModel:
+    """A model on its way. Its thread reads, checks and packs; the loop asks `is_ready`."""
+
+    def __init__(self, store: "WeightStore", checkpoints: tuple[Checkpoint, ...]) -> None:
+        self._store = store
+        self._checkpoints = checkpoints
+        self._model: DecoderModel | None = None
+        self._weights_id = ""
+        self._error: str | None = None
+        self.num_tensors = 0
+        self._thread = threading.Thread(target=self._run, name="stage-weights", daemon=True)
+        self._thread.start()
+
+    def is_ready(self) -> bool:
+        return not self._thread.is_alive()
+
+    def error(self) -> str | None:
+        return self._error
+
+    @property
+    def weights_id(self) -> str:
+        return self._weights_id
+
+    def model(self) -> DecoderModel:
+        assert self._model is not None
+        return self._model
+
+    def _run(self) -> None:
+        try:
+            self._model, self._weights_id, self.num_tensors = self._store.build(self._checkpoints)
+        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: out of memory, a torn file
+            _log.warning("new weights were refused: %s", error)
+            self._error = str(error)
+
+
+class WeightStore:
+    """A runner's weights, for the control plane. A later checkpoint may hold a part of the tensors."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        loaded: LoadedModel,
+        *,
+        device: Device,
+        checkpoint: Checkpoint,
+        seed: int,
+    ) -> None:
+        self._runner = runner
+        self._config: ModelConfig = loaded.config
+        self._dtype = loaded.dtype
+        self._weights_bytes = loaded.weights_bytes
+        self._weights_id = loaded.weights_id
+        self._device = device
+        self._seed = seed
+        self._loaded: tuple[Checkpoint, ...] = (checkpoint,)  # in order; later ones overlay earlier ones
+        self._staging: dict[StagedModel, tuple[Checkpoint, ...]] = {}
+
+    def stage(self, path: str, load_format: str) -> StagedModel:
+        return self._stage((Checkpoint(path, load_format),))  # type: ignore[arg-type]  # checked by the loader
+
+    def reload(self) -> StagedModel:
+        return self._stage(self._loaded, is_reload=True)
+
+    def swap(self, staged: StagedModel) -> None:
+        self._runner.replace_model(staged.model())
+        self._weights_id = staged.weights_id
+        self._loaded = self._staging.pop(staged)
+
+    def release(self) -> int:
+        self._runner.replace_model(None)
+        return self._weights_bytes
+
+    def values(self, name: str, num_values: int) -> tuple[str, tuple[int, ...], tuple[float, ...]]:
+        tensor = self._runner.model.get_by_name(name)
+        first = tensor.flatten()[:num_values].float().tolist()
+        return str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tuple(first)
+
+    def build(self, checkpoints: tuple[Checkpoint, ...]) -> tuple[DecoderModel, str, int]:
+        """A packed model of the current weights overlaid with `checkpoints`, its identity, tensors read.
+
+        Runs in the staging thread. Raises ValueError naming what does not fit; nothing is changed then.
+        """
+        overlay = Overlay(self._config, self._runner.model if self._runner.has_model else None)
+        ids = []
+        for checkpoint in checkpoints:
+            files = resolve_model(checkpoint.path)
+            load_format = checkpoint.load_format
+            source = open_weights(files, self._config, load_format=load_format, seed=self._seed)
+            overlay.add(source)
+            ids.append(
+                weights_id_of(
+                    files, self._config, dtype=self._dtype, load_format=load_format, seed=self._seed
+                )
+            )
+        shapes = self._config.parameter_shapes()
+        check_shapes(shapes, overlay, tied_head=self._config.tie_word_embeddings)
+        model = build_decoder(self._config, overlay, self._device, self._dtype)
+        is_whole = overlay.num_new == len(shapes)
+        return model, self._identity(ids, is_whole=is_whole), overlay.num_new
+
+    def _stage(self, checkpoints: tuple[Checkpoint, ...], *, is_reload: bool = False) -> StagedModel:
+        staged = StagedModel(self, checkpoints)
+        self._staging = {staged: checkpoints if is_reload else (*self._loaded, *checkpoints)}
+        return staged
+
+    def _identity(self, ids: list[str], *, is_whole: bool) -> str:
+        """A content hash: of the one checkpoint that holds everything, else of all that went in, in order."""
+        if is_whole and len(ids) == 1:
+            return ids[0]
+        parts = ids if is_whole else [self._weights_id, *ids]
+        return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+
+
+class Overlay:
+    """A `WeightSource` of a model's own tensors, each hidden by the newest checkpoint that holds it."""
+
+    def __init__(self, config: ModelConfig, model: DecoderModel | None) -> None:
+        self._model = model
+        self._own = config.parameter_shapes()
+        self._newest: dict[str, WeightSource] = {}
+
+    @property
+    def num_new(self) -> int:
+        """Tensors of the model that some checkpoint holds."""
+        return sum(1 for name in self._newest if name in self._own)
+
+    def add(self, source: WeightSource) -> None:
+        """Lay `source` over what is there. ValueError if it holds nothing this model has."""
+        if not any(name in self._own for name in source.shapes()):
+            raise ValueError("the checkpoint holds no tensor of this model")
+        self._newest |= dict.fromkeys(source.shapes(), source)
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        own = self._own if self._model is not None else {}
+        return {**own, **{name: source.shapes()[name] for name, source in self._newest.items()}}
+
+    def load(self, name: str) -> torch.Tensor:
+        source = self._newest.get(name)
+        if source is not None:
+            return source.load(name)
+        assert self._model is not None
+        return self._model.get_by_name(name)

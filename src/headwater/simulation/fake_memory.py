@@ -1,0 +1,73 @@
+"""Weights and KV memory without a model, for the fake runner: what can go wrong is scripted."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+
+class FakeStagedWeights:
+    """Weights that are ready after `num_polls` looks; their id is the path they were asked for by."""
+
+    num_tensors = 1
+
+    def __init__(self, weights_id: str, *, num_polls: int, error: str | None) -> None:
+        self.weights_id = weights_id
+        self._polls_left = num_polls
+        self._error = error
+
+    def is_ready(self) -> bool:
+        self._polls_left -= 1
+        return self._polls_left < 0
+
+    def error(self) -> str | None:
+        return self._error
+
+
+class FakeWeights:
+    """The current weights are a name. A path that begins with "corrupt" cannot be used."""
+
+    def __init__(self, current: str = "w0") -> None:
+        self.current = current
+        self.num_polls = 3  # of the weights staged next
+        self.is_released = False
+
+    def stage(self, path: str, load_format: str) -> FakeStagedWeights:
+        error = f"{path} is broken" if path.startswith("corrupt") else None
+        return FakeStagedWeights(path, num_polls=self.num_polls, error=error)
+
+    def reload(self) -> FakeStagedWeights:
+        return FakeStagedWeights(self.current, num_polls=self.num_polls, error=None)
+
+    def swap(self, staged: FakeStagedWeights) -> None:
+        self.current = staged.weights_id
+        self.is_released = False
+
+    def release(self) -> int:
+        assert not self.is_released
+        self.is_released = True
+        return 1
+
+    def values(self, name: str, num_values: int) -> tuple[str, tuple[int, ...], Sequence[float]]:
+        if name != "weight":
+            raise KeyError(name)
+        return "float32", (1,), (1.0,)[:num_values]
+
+
+class FakeKvMemory:
+    """Releasing forgets every canary, so that a page that is read afterwards shows."""
+
+    def __init__(self, kv: npt.NDArray[np.uint64]) -> None:
+        self._kv = kv
+        self.is_released = False
+
+    def release(self) -> int:
+        assert not self.is_released
+        self.is_released = True
+        self._kv[:] = 0
+        return self._kv.nbytes
+
+    def resume(self) -> int:
+        assert self.is_released
+        self.is_released = False
+        return self._kv.nbytes
