@@ -1,0 +1,274 @@
+"""The client against a scripted engine: every request and call gets an answer, and nothing is left behind."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from headwater.client.engine_client import (
+    CallFailed,
+    EngineClient,
+    EngineGone,
+    RidInUse,
+    ShuttingDown,
+    new_call_id,
+)
+from headwater.messages import (
+    Abort,
+    CancelOperation,
+    Failed,
+    Finish,
+    FlushCache,
+    Generate,
+    Hello,
+    Ping,
+    SamplingParams,
+    pack_ids,
+)
+from headwater.simulation.scripted_engine import Script, ScriptedEngine
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[ScriptedEngine]:
+    with ScriptedEngine(f"ipc://{tmp_path}/engine.sock") as engine:
+        yield engine
+
+
+@asynccontextmanager
+async def connected(*endpoints: str) -> AsyncIterator[EngineClient]:
+    client = EngineClient(endpoints)
+    await client.start()
+    try:
+        await client.wait_ready(timeout_s=3)
+        yield client
+    finally:
+        await client.close()
+
+
+def request(rid: str, *, max_new_tokens: int = 4) -> Generate:
+    sampling = SamplingParams(max_new_tokens=max_new_tokens)
+    return Generate(rid=rid, prompt_ids=pack_ids([7, 8, 9]), sampling=sampling)
+
+
+async def until(condition, timeout_s: float = 3.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def test_a_generation_brings_its_tokens_in_order_and_ends(engine: ScriptedEngine) -> None:
+    async with connected(engine.endpoint) as client:
+        outputs = [output async for output in client.generate(request("a", max_new_tokens=5))]
+        assert [token for output in outputs for token in output.token_ids] == [7, 8, 9, 7, 8]
+        assert outputs[-1].finish == Finish(type="length")
+        assert client.num_running == 0
+
+
+async def test_many_streams_at_once_do_not_mix(engine: ScriptedEngine) -> None:
+    async def run(client: EngineClient, number: int) -> list[int]:
+        prompt = pack_ids([number + 1])
+        generation = client.generate(
+            Generate(rid=f"r{number}", prompt_ids=prompt, sampling=SamplingParams(max_new_tokens=20))
+        )
+        return [token async for output in generation for token in output.token_ids]
+
+    async with connected(engine.endpoint) as client:
+        answers = await asyncio.gather(*(run(client, number) for number in range(300)))
+        assert answers == [[number + 1] * 20 for number in range(300)]
+        assert client.num_running == 0
+
+
+async def test_leaving_a_generation_early_aborts_exactly_it(engine: ScriptedEngine) -> None:
+    async with connected(engine.endpoint) as client:
+        stays, leaves = (
+            client.generate(request("a1", max_new_tokens=9999)),
+            client.generate(request("a", max_new_tokens=9999)),
+        )
+        await anext(leaves)
+        leaves.close()
+        assert [(a.rid, a.match) for a in engine.wait_for(Abort)] == [("a", "exact")]
+        await until(lambda: client.num_running == 1)
+        assert (await anext(stays)).token_ids
+        stays.close()
+        await until(lambda: engine.num_running == 0 and client.num_running == 0)
+
+
+async def test_closing_a_finished_generation_sends_no_abort(engine: ScriptedEngine) -> None:
+    async with connected(engine.endpoint) as client:
+        generation = client.generate(request("a"))
+        assert [output async for output in generation]
+        generation.close()
+        generation.close()
+        await client.call(Ping(call_id=new_call_id()))
+        assert engine.of_type(Abort) == []
+
+
+async def test_late_outputs_of_an_aborted_request_do_not_reach_its_successor(engine: ScriptedEngine) -> None:
+    """A client that retries under the same rid must not be ended by the old request's last output."""
+    async with connected(engine.endpoint) as client:
+        first = client.generate(request("a", max_new_tokens=9999))
+        await anext(first)
+        first.close()
+        second = client.generate(request("a", max_new_tokens=5))  # the abort is still under way
+        tokens = [token async for output in second for token in output.token_ids]
+        assert tokens == [7, 8, 9, 7, 8]
+
+
+async def test_a_rid_in_use_is_refused(engine: ScriptedEngine) -> None:
+    async with connected(engine.endpoint) as client:
+        generation = client.generate(request("a", max_new_tokens=9999))
+        with pytest.raises(RidInUse, match="rid 'a' is already in use"):
+            client.generate(request("a"))
+        generation.close()
+
+
+async def test_engine_gone_fails_everything_at_once_and_refuses_what_comes(engine: ScriptedEngine) -> None:
+    engine.script.flush = lambda _: None
+    async with connected(engine.endpoint) as client:
+        generation = client.generate(request("a", max_new_tokens=9999))
+        await anext(generation)
+        flush = asyncio.ensure_future(client.call(FlushCache(call_id=new_call_id(), timeout_s=60)))
+        await asyncio.sleep(0.02)
+        client.engine_gone(0, "killed")
+        with pytest.raises(EngineGone, match="engine 0 is gone: killed"):
+            async for _ in generation:
+                pass
+        with pytest.raises(EngineGone):
+            await asyncio.wait_for(flush, 1)
+        with pytest.raises(EngineGone):
+            client.generate(request("b"))
+        with pytest.raises(EngineGone):
+            await client.call(Ping(call_id=new_call_id()))
+        with pytest.raises(EngineGone):
+            await client.wait_ready(timeout_s=1)
+        assert not client.is_healthy
+        assert "killed" in (client.why_unhealthy() or "")
+        assert client.num_running == 0
+
+
+async def test_an_engine_that_is_back_serves_again(engine: ScriptedEngine, tmp_path: Path) -> None:
+    async with connected(engine.endpoint) as client:
+        client.engine_gone(0, "killed")
+        with ScriptedEngine(f"ipc://{tmp_path}/second.sock") as second:
+            client.engine_back(0, second.endpoint)
+            await client.wait_ready(timeout_s=3)
+            assert client.is_healthy
+            assert [output async for output in client.generate(request("a"))]
+            client.engine_gone(0, "end of the test")
+
+
+async def test_an_engine_that_binds_late_is_waited_for(tmp_path: Path) -> None:
+    endpoint = f"ipc://{tmp_path}/late.sock"
+    client = EngineClient([endpoint])
+    await client.start()
+    try:
+        with pytest.raises(TimeoutError):
+            await client.wait_ready(timeout_s=0.05)
+        assert not client.is_healthy
+        with ScriptedEngine(endpoint) as engine:
+            (ready,) = await client.wait_ready(timeout_s=3)
+            assert ready.vocab_size == engine.ready.vocab_size
+            assert len(engine.of_type(Hello)) == 1
+            assert client.is_healthy
+    finally:
+        await client.close()
+
+
+async def test_a_refused_call_raises_what_the_engine_said(engine: ScriptedEngine) -> None:
+    async with connected(engine.endpoint) as client:
+        generation = client.generate(request("a", max_new_tokens=9999))
+        await anext(generation)
+        with pytest.raises(CallFailed) as caught:
+            await client.call(FlushCache(call_id=new_call_id()))
+        assert caught.value.failed.status == 400
+        assert caught.value.failed.blockers == {"running": 1}
+        generation.close()
+
+
+async def test_a_request_refused_by_a_failed_answer_ends(engine: ScriptedEngine) -> None:
+    """An engine may refuse a request as it refuses a call; the request must not wait for ever."""
+    engine.script.is_stalled = True
+    async with connected(engine.endpoint) as client:
+        generation = client.generate(request("a"))
+        link = client._links[0]
+        link._answer(Failed(call_id="a", status=429, message="full"))
+        with pytest.raises(CallFailed, match="full"):
+            await generation.take()
+        assert client.num_running == 0
+
+
+@pytest.mark.parametrize("how", ["cancel", "timeout"])
+async def test_giving_up_on_a_flush_cancels_it_in_the_engine(engine: ScriptedEngine, how: str) -> None:
+    engine.script.flush = lambda _: None
+    async with connected(engine.endpoint) as client:
+        message = FlushCache(call_id=new_call_id(), timeout_s=60)
+        if how == "timeout":
+            with pytest.raises(TimeoutError):
+                await client.call(message, timeout_s=0.05)
+        else:
+            task = asyncio.ensure_future(client.call(message))
+            await asyncio.sleep(0.02)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        (cancel,) = engine.wait_for(CancelOperation)
+        assert cancel.started_by_call == message.call_id
+        assert client._links[0]._calls == {}
+
+
+async def test_a_silent_engine_is_a_timeout_and_leaves_no_entry(engine: ScriptedEngine) -> None:
+    async with connected(engine.endpoint) as client:
+        engine.script.is_silent = True
+        with pytest.raises(TimeoutError):
+            await client.call(Ping(call_id=new_call_id()), timeout_s=0.05)
+        assert client._links[0]._calls == {}
+        assert engine.of_type(CancelOperation) == []
+
+
+async def test_shutdown_refuses_new_work_then_ends_what_runs(engine: ScriptedEngine) -> None:
+    async with connected(engine.endpoint) as client:
+        generation = client.generate(request("a", max_new_tokens=9999))
+        client.refuse_new("going down")
+        with pytest.raises(ShuttingDown):
+            client.generate(request("b"))
+        assert (await anext(generation)).token_ids
+        client.refuse_all("going down")
+        with pytest.raises(ShuttingDown):
+            async for _ in generation:
+                pass
+
+
+async def test_requests_go_to_the_least_loaded_engine_and_calls_to_all(tmp_path: Path) -> None:
+    script = Script(is_stalled=True)
+    paths = [f"ipc://{tmp_path}/{index}.sock" for index in range(2)]
+    with ScriptedEngine(paths[0], script=script) as a, ScriptedEngine(paths[1], script=script) as b:
+        async with connected(*paths) as client:
+            generations = [client.generate(request(f"r{number}")) for number in range(6)]
+            await until(lambda: a.num_running == b.num_running == 3)
+            with pytest.raises(RidInUse):
+                client.generate(request("r4"))
+            client.engine_gone(1, "killed")
+            answers = await client.call_all(Ping(call_id=new_call_id()), timeout_s=3)
+            assert [type(answer).__name__ for answer in answers] == ["Done", "EngineGone"]
+            generations.append(client.generate(request("new")))
+            await until(lambda: a.num_running == 4)
+            for generation in generations:
+                generation.close()
+
+
+async def test_a_slow_consumer_gets_several_steps_in_one_take(engine: ScriptedEngine) -> None:
+    async with connected(engine.endpoint) as client:
+        generation = client.generate(request("a", max_new_tokens=50))
+        await until(lambda: generation.has_ended)
+        outputs = await generation.take()
+        assert len(outputs) == 50
+        assert await generation.take() == []
