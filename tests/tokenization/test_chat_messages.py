@@ -51,6 +51,13 @@ def test_null_fields_are_dropped_and_others_kept():
     assert normalize_messages([{**message, "tool_calls": None}]) == [message]
 
 
+def test_reasoning_is_found_under_the_name_templates_read():
+    message = {"role": "assistant", "content": "4", "reasoning": "2+2"}
+    assert normalize_messages([message])[0]["reasoning_content"] == "2+2"
+    message["reasoning_content"] = "older"
+    assert normalize_messages([message])[0]["reasoning_content"] == "older"
+
+
 def test_developer_is_the_system_role_of_templates_that_do_not_know_it():
     assert normalize_messages([{"role": "developer", "content": "x"}])[0]["role"] == "system"
     messages = [{"role": "developer", "content": "x"}]

@@ -36,6 +36,8 @@ def _normalize_message(message: Mapping[str, Any], *, where: str, developer_role
     normalized = {key: value for key, value in message.items() if value is not None}
     normalized["role"] = developer_role if role == "developer" else role
     normalized["content"] = _text_of(message.get("content"), where=f"{where}.content")
+    if "reasoning" in normalized:  # the newer name of the field; templates read the older one
+        normalized.setdefault("reasoning_content", normalized["reasoning"])
     if "tool_calls" in normalized:
         tool_calls = _normalize_tool_calls(normalized["tool_calls"], where=f"{where}.tool_calls")
         normalized["tool_calls"] = tool_calls
