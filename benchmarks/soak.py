@@ -190,10 +190,11 @@ async def _pages_when_idle(http: httpx.AsyncClient) -> dict[str, int]:
 def device_pages(metrics: str) -> dict[str, int]:
     """Device pages by owner, and the capacity, out of the text of /metrics."""
     pages = {}
-    for labels, value in re.findall(r"^headwater:pages\{([^}]*)\} (\S+)$", metrics, re.MULTILINE):
+    series = re.findall(r"^headwater:(pages|page_capacity)\{([^}]*)\} (\S+)$", metrics, re.MULTILINE)
+    for name, labels, value in series:
         label = dict(re.findall(r'(\w+)="([^"]*)"', labels))
         if label["tier"] == "device":
-            pages[label["owner"]] = int(float(value))
+            pages["capacity" if name == "page_capacity" else label["owner"]] = int(float(value))
     return pages
 
 

@@ -36,9 +36,7 @@ class Script(BaseHTTPRequestHandler):
             self._send(status, {"error": {"message": message}})
             return
         chunks: list[dict[str, Any]] = [{"choices": [{"delta": {"role": "assistant"}}]}]
-        chunks += [
-            {"choices": [{"delta": {"content": piece}}]} for piece in ("I got ", str(len(body["messages"])))
-        ]
+        chunks += [{"choices": [{"delta": {"content": piece}}]} for piece in ("I got ", str(len(body["messages"])))]
         if self.break_off:
             chunks.append({"error": {"message": "the engine is gone"}})
         chunks.append({"choices": []})
@@ -83,10 +81,13 @@ def test_one_question_prints_its_answer(script: Any) -> None:
     result = run("chat", "How many?", "--url", script.url, "--system", "Be brief.", "--max-tokens", "5")
     assert result.exit_code == 0
     assert result.stdout.strip() == "I got 2"
-    (body,) = script.bodies
+    body = script.bodies[0]
     assert body["model"] == "some-model"
     assert body["max_tokens"] == 5
-    assert "temperature" not in body, "an option that was not given must leave the server its default"
+    assert body["temperature"] == 0.3, "small models talk nonsense at the API's default of 1"
+    assert run("chat", "How many?", "--url", script.url, "--temperature", "0").exit_code == 0
+    assert script.bodies[-1]["temperature"] == 0
+    assert "max_tokens" not in script.bodies[-1], "an option that was not given is left to the server"
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
 
 

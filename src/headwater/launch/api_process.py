@@ -75,9 +75,7 @@ class ApiProcess:
         """Serve; returns the exit code when all that was started has ended."""
         await self._client.start()
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
-        engine = asyncio.create_task(
-            self._supervisor.run(on_gone=self._engine_gone, on_back=self._engine_back)
-        )
+        engine = asyncio.create_task(self._supervisor.run(on_gone=self._engine_gone, on_back=self._engine_back))
         loading = asyncio.create_task(self._load())
         try:
             return await self._watch(http, engine, loading)
@@ -105,10 +103,11 @@ class ApiProcess:
 
     async def _load(self) -> None:
         """Load the tokenizer and wait for the engine; from then on requests are served."""
-        tokenizer = await asyncio.to_thread(Tokenizer.load, tokenizer_path(self._args))
-        ready = await self._wait_for_engine()
+        tokenizer = asyncio.create_task(asyncio.to_thread(Tokenizer.load, tokenizer_path(self._args)))
+        tokenizer.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen, even if unused
+        ready = await self._wait_for_engine()  # first: if both fail, the model's own error is the one to show
         facts = model_facts(self._args, ready)
-        self._state.set_ready(tokenizer=tokenizer, model=facts)
+        self._state.set_ready(tokenizer=await tokenizer, model=facts)
         print_banner(facts, ready, listener=self._listener)
 
     async def _wait_for_engine(self) -> EngineReady:
@@ -130,9 +129,7 @@ class ApiProcess:
                 log.info("shutting down")
                 return 0
             if engine in done:
-                return await self._after_engine_ended(
-                    engine.result(), was_ready=self._state.model is not None
-                )
+                return await self._after_engine_ended(engine.result(), was_ready=self._state.model is not None)
             if http in done:
                 http.result()
                 print_error("the HTTP server ended unexpectedly")
@@ -174,8 +171,6 @@ def print_banner(model: ModelFacts, ready: EngineReady, *, listener: socket.sock
     console.print(f"  API      {url}/v1  (OpenAI), {url}/generate  (SGLang)")
     console.print(f"  Docs     {url}/docs")
     console.print(f"  Metrics  {url}/metrics")
-    console.print(
-        f"  KV cache {tokens:,} tokens in {ready.num_pages:,} pages of {ready.page_size}, {mib:,.0f} MiB"
-    )
+    console.print(f"  KV cache {tokens:,} tokens in {ready.num_pages:,} pages of {ready.page_size}, {mib:,.0f} MiB")
     console.print("  Try      headwater chat    (Ctrl-C here ends the server)")
     sys.stdout.flush()
