@@ -7,9 +7,17 @@ import torch.nn.functional as F
 
 from headwater.devices.cpu_attention import TorchStepAttention
 from headwater.devices.cpu_linear import TorchGatedLinear, TorchLinear
+from headwater.devices.cpu_native import (
+    NativeGatedLinear,
+    NativeLinear,
+    NativeStepAttention,
+    can_run_attention,
+    can_run_linear,
+)
 from headwater.devices.cpu_topology import free_memory_bytes, has_fast_bfloat16, num_usable_cores
 from headwater.devices.device import AttentionBatch, AttentionGeometry, GatedLinear, Linear, StepAttention
 from headwater.devices.kv_memory import KVLayout, KVMemory
+from headwater.devices.native_library import native_library
 
 
 class CpuDevice:
@@ -18,11 +26,12 @@ class CpuDevice:
     name = "cpu"
     torch_device = torch.device("cpu")
 
-    def __init__(self, *, num_threads: int | None = None) -> None:
+    def __init__(self, *, num_threads: int | None = None, use_native: bool = True) -> None:
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"num_threads must be at least 1, found {num_threads}")
         self.num_threads = num_threads or num_usable_cores()
         torch.set_num_threads(self.num_threads)
+        self._library = native_library() if use_native else None
 
     def auto_dtype(self) -> torch.dtype:
         return torch.bfloat16 if has_fast_bfloat16() else torch.float32
@@ -34,9 +43,9 @@ class CpuDevice:
         # Zeros come from the kernel page by page, so memory is taken only as it is written.
         return KVMemory(layout, torch.zeros((num_pages, *layout.page_shape), dtype=layout.dtype))
 
-    def pack_linear(
-        self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None
-    ) -> Linear:
+    def pack_linear(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None) -> Linear:
+        if self._library and can_run_linear(weights[0]):
+            return NativeLinear(self._library, weights, biases, num_threads=self.num_threads)
         return TorchLinear(weights, biases)
 
     def pack_gated_linear(
@@ -47,9 +56,19 @@ class CpuDevice:
         gate_bias: torch.Tensor | None = None,
         up_bias: torch.Tensor | None = None,
     ) -> GatedLinear:
+        if self._library and can_run_linear(gate):
+            return NativeGatedLinear(
+                self._library, gate, up, gate_bias=gate_bias, up_bias=up_bias, num_threads=self.num_threads
+            )
         return TorchGatedLinear(gate, up, gate_bias, up_bias)
 
     def rms_norm(self, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        if self._library and weight.dtype == torch.bfloat16:
+            y = torch.empty_like(residual, dtype=torch.bfloat16)
+            self._library.hw_rms_norm(
+                residual.data_ptr(), weight.data_ptr(), y.data_ptr(), *residual.shape, eps, self.num_threads
+            )
+            return y
         return F.rms_norm(residual, residual.shape[-1:], weight.float(), eps).to(weight.dtype)
 
     def plan_attention(
@@ -61,4 +80,8 @@ class CpuDevice:
         sin: torch.Tensor,
         kv: KVMemory,
     ) -> StepAttention:
+        if self._library and can_run_attention(geometry, kv.layout.dtype):
+            return NativeStepAttention(
+                self._library, geometry, batch, cos=cos, sin=sin, kv=kv, num_threads=self.num_threads
+            )
         return TorchStepAttention(geometry, batch, cos=cos, sin=sin, kv=kv)
