@@ -45,6 +45,8 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def _from_http(error: HTTPException) -> ApiError:
+    if isinstance(error.__cause__, ApiError):  # the framework wraps what `BodyLimit` raises while it reads
+        return error.__cause__
     if error.status_code == 400 and isinstance(error.__cause__, UnicodeDecodeError):
         return ApiError(400, "the body is not valid UTF-8", code="invalid_encoding")
     if error.status_code == 404:

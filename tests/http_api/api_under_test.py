@@ -1,0 +1,157 @@
+"""The app with a small tokenizer in front of a scripted engine; one ASCII character is one token."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import msgspec
+import uvicorn
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
+
+from headwater.client.engine_client import EngineClient
+from headwater.http_api.app import create_app
+from headwater.http_api.state import ApiState, ModelFacts
+from headwater.messages import Generate
+from headwater.simulation.scripted_engine import READY, ScriptedEngine
+from headwater.tokenization.tokenizer import Tokenizer
+from headwater.tokenization.tokenizer_parts import TokenizerParts
+
+EOS = "<|end|>"
+SPECIAL_TOKENS = [EOS, "<|user|>", "<|assistant|>"]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}"
+    "{% if tools %}{{ tools[0]['function']['name'] }}{% endif %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+MODEL = "tiny/test-model"
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Every byte is a token: ids 0 to 255; three special ones follow."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {char: index for index, char in enumerate(alphabet)}
+    backend = Backend(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(SPECIAL_TOKENS)
+    return Tokenizer(
+        TokenizerParts(
+            backend=backend,
+            special_tokens={"eos_token": EOS},
+            eos_token_ids=(backend.token_to_id(EOS),),
+            chat_templates={"default": CHAT_TEMPLATE},
+        )
+    )
+
+
+TOKENIZER = byte_tokenizer()
+EOS_ID = TOKENIZER.eos_token_ids[0]
+ENGINE_READY = msgspec.structs.replace(READY, vocab_size=TOKENIZER.vocab_size, eos_token_ids=(EOS_ID,))
+
+
+async def until(condition: Callable[[], Any], timeout_s: float = 3.0) -> None:
+    """Wait until something is so. Raises TimeoutError."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def saying(text: str):
+    """A script whose answer to anything is `text`, then the end of text."""
+    ids = [*TOKENIZER.encode(text), EOS_ID]
+
+    def reply(_: Generate) -> Iterator[int]:
+        yield from ids
+        while True:
+            yield EOS_ID
+
+    return reply
+
+
+@dataclass
+class Api:
+    """What a test holds: a client without network, the state and the engine behind it."""
+
+    http: httpx.AsyncClient
+    state: ApiState
+    engine: ScriptedEngine
+
+    async def post(self, path: str, body: Any = None, **more: Any) -> httpx.Response:
+        return await self.http.post(path, json=body, **more)
+
+
+@asynccontextmanager
+async def api(engine: ScriptedEngine, *, is_ready: bool = True, **settings: Any) -> AsyncIterator[Api]:
+    """An app on `engine`, through httpx without a network. `settings` are fields of ApiState."""
+    state = ApiState(client=EngineClient([engine.endpoint]), **({"server_args": {}} | settings))
+    await state.client.start()
+    try:
+        (ready,) = await state.client.wait_ready(timeout_s=3)
+        if is_ready:
+            state.set_ready(tokenizer=TOKENIZER, model=facts(ready))
+        transport = httpx.ASGITransport(create_app(state), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            yield Api(http=http, state=state, engine=engine)
+    finally:
+        await state.client.close()
+
+
+def facts(ready: Any) -> ModelFacts:
+    return ModelFacts.from_ready(
+        ready, served_name=MODEL, model_path="/models/tiny", tokenizer_path="/models/tiny", model_type="tiny"
+    )
+
+
+@contextlib.contextmanager
+def served(engine: ScriptedEngine, **settings: Any) -> Iterator[tuple[str, ApiState]]:
+    """The app in a real server on a free port of 127.0.0.1; its URL and state."""
+    state = ApiState(client=EngineClient([engine.endpoint]), **({"server_args": {}} | settings))
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(state), lifespan="on", log_level="warning", timeout_graceful_shutdown=2)
+    )
+
+    async def run() -> None:
+        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+        await state.client.start()
+        (ready,) = await state.client.wait_ready(timeout_s=3)
+        state.set_ready(tokenizer=TOKENIZER, model=facts(ready))
+        await serving
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
+    thread.start()
+    try:
+        while not (server.started and state.is_serving):
+            time.sleep(0.005)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", state
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
+        listener.close()
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """The payloads of a stream; checks that it is one and that it was ended properly."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *payloads, last = [line[len("data: ") :] for line in response.text.splitlines() if line]
+    assert last == "[DONE]"
+    return [json.loads(payload) for payload in payloads]
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The error of a response; checks that it has the one shape."""
+    body = response.json()
+    assert set(body) == {"error"}, body
+    assert {"message", "type", "param", "code"} <= set(body["error"]), body
+    assert "Traceback" not in response.text
+    return body["error"]
