@@ -197,5 +197,6 @@ class Driver:
         answer.meta = output.meta or answer.meta
 
 
-def expected(prompt: list[int], num_tokens: int) -> list[int]:
-    return expected_tokens(prompt, num_tokens, VOCAB_SIZE)
+def expected(prompt: list[int], num_tokens: int, weights: list[str] | str = "w0") -> list[int]:
+    """The oracle's text; `weights` names those that computed each position."""
+    return expected_tokens(prompt, num_tokens, VOCAB_SIZE, weights)

@@ -1,0 +1,223 @@
+"""Weight updates and memory release: never a stale hit, all or nothing, nothing lost."""
+
+import pytest
+from engine_driver import Driver, expected
+
+from headwater.messages import (
+    Done,
+    Failed,
+    FlushCache,
+    GetWeights,
+    MemoryResult,
+    ReleaseMemory,
+    ResumeMemory,
+    SetWeightVersion,
+    UpdateWeights,
+    Weights,
+    WeightsUpdated,
+)
+
+BOTH = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    return [(seed * 131 + i * i * 7 + i) % 997 for i in range(length)]
+
+
+def wait_for(driver: Driver, *call_ids: str) -> None:
+    for _ in range(200):
+        if all(call_id in driver.replies for call_id in call_ids):
+            return
+        driver.turn()
+    raise AssertionError(f"no answer to {call_ids}")
+
+
+@BOTH
+def test_no_request_hits_kv_of_other_weights(is_async):
+    """Fails if `weights_id` is left out of the namespace: nothing flushes here but the update itself."""
+    driver = Driver(is_async=is_async)
+    prompt = prompt_of(40)
+    driver.generate("old", prompt, 3)
+    driver.finish()
+    driver.send(UpdateWeights(call_id="u", path="w1", weight_version="v1"))
+    wait_for(driver, "u")
+    result = driver.replies["u"]
+    assert isinstance(result, WeightsUpdated)
+    assert (result.weights_id, result.weight_version) == ("w1", "v1")
+    assert result.freed["device"].pages == 10
+    new = driver.generate("new", prompt, 3)
+    driver.finish()
+    assert new.meta.cached_device == 0 and new.meta.weight_version == "v1"
+    assert new.tokens == expected(prompt, 3, "w1")
+    driver.send(UpdateWeights(call_id="back", path="w0"))
+    wait_for(driver, "back")
+    again = driver.generate("again", prompt, 3)
+    driver.finish()
+    assert again.meta.cached_device == 0 and again.tokens == expected(prompt, 3, "w0")
+
+
+@BOTH
+def test_requests_running_across_an_update_go_on_are_marked_and_publish_nothing(is_async):
+    driver = Driver(is_async=is_async)
+    prompt = prompt_of(24)
+    running = driver.generate("a", prompt, 40)
+    driver.turn(6)
+    driver.send(UpdateWeights(call_id="u", path="w1", weight_version="v1"))
+    wait_for(driver, "u")
+    driver.finish()
+    (old, first), (new, switch) = running.meta.weights_versions
+    assert (old, first, new) == ("default", 0, "v1") and 0 < switch < 40
+    # KV of the prompt and of the outputs before the switch, but the newest, was written by the old weights.
+    by = ["w0"] * (len(prompt) + switch - 1) + ["w1"]
+    assert running.tokens == expected(prompt, 40, by)
+    driver.settle()
+    later = driver.generate("b", prompt + running.tokens, 2)
+    driver.finish()
+    assert later.meta.cached_device == 0
+    driver.settle()
+    driver.check_all_pages_back()
+
+
+@BOTH
+def test_a_broken_checkpoint_changes_nothing(is_async):
+    driver = Driver(is_async=is_async)
+    prompt = prompt_of(40)
+    driver.generate("old", prompt, 3)
+    driver.finish()
+    driver.send(UpdateWeights(call_id="u", path="corrupt/half-written", weight_version="v1"))
+    wait_for(driver, "u")
+    failed = driver.replies["u"]
+    assert isinstance(failed, Failed) and failed.status == 400 and "half-written" in failed.message
+    still = driver.generate("still", prompt, 3)
+    driver.finish()
+    assert still.meta.cached_device == 36 and still.meta.weight_version == "default"
+    assert still.tokens == expected(prompt, 3)
+
+
+def test_serving_goes_on_while_weights_are_staged():
+    driver = Driver()
+    driver.runner.weights.num_polls = 60
+    answer = driver.generate("a", prompt_of(20), 500)
+    driver.turn(2)
+    driver.send(UpdateWeights(call_id="u", path="w1"))
+    driver.turn(5)
+    assert "u" not in driver.replies and len(answer.tokens) >= 5
+
+
+def test_updates_are_carried_out_one_after_the_other():
+    driver = Driver()
+    for n in (1, 2, 3):
+        driver.send(UpdateWeights(call_id=f"u{n}", path=f"w{n}"))
+    wait_for(driver, "u1", "u2", "u3")
+    assert driver.runner.weights.current == "w3"
+    assert [driver.replies[f"u{n}"].weights_id for n in (1, 2, 3)] == ["w1", "w2", "w3"]
+
+
+def test_an_update_that_waits_too_long_behind_another_is_refused():
+    driver = Driver()
+    driver.runner.weights.num_polls = 1000
+    driver.send(UpdateWeights(call_id="slow", path="w1", timeout_s=1000.0))
+    driver.send(UpdateWeights(call_id="late", path="w2", timeout_s=0.5))
+    wait_for(driver, "late")
+    assert isinstance(driver.replies["late"], Failed) and "slow" not in driver.replies
+
+
+def test_abort_all_requests_ends_them_with_the_update():
+    driver = Driver()
+    answer = driver.generate("a", prompt_of(20), 500)
+    driver.turn(2)
+    driver.send(UpdateWeights(call_id="u", path="w1", abort_all_requests=True))
+    wait_for(driver, "u")
+    assert answer.finish.type == "abort" and driver.replies["u"].num_aborted == 1
+
+
+def test_a_flush_waits_for_an_update_that_is_being_carried_out():
+    driver = Driver()
+    driver.send(UpdateWeights(call_id="u", path="w1"))
+    driver.send(FlushCache(call_id="f"))
+    driver.turn()
+    assert driver.replies["f"].blockers == {"weight_update": 1}
+
+
+def test_the_label_never_takes_part_in_matching():
+    driver = Driver()
+    driver.generate("a", prompt_of(40), 2)
+    driver.finish()
+    driver.send(SetWeightVersion(call_id="v", weight_version="v9"))
+    answer = driver.generate("b", prompt_of(40), 2)
+    driver.finish()
+    assert isinstance(driver.replies["v"], Done)
+    assert answer.meta.cached_device == 36 and answer.meta.weight_version == "v9"
+
+
+def test_parameters_can_be_read_by_name():
+    driver = Driver()
+    driver.send(GetWeights(call_id="1", name="weight"))
+    driver.send(GetWeights(call_id="2", name="nothing"))
+    driver.turn()
+    assert isinstance(driver.replies["1"], Weights)
+    assert driver.replies["2"].status == 404
+
+
+# --- memory ------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_release_queues_requests_until_resume_and_flush_answers_meanwhile(is_async):
+    driver = Driver(is_async=is_async)
+    prompt = prompt_of(40)
+    driver.generate("a", prompt, 2)
+    driver.finish()
+    driver.send(ReleaseMemory(call_id="r"))
+    driver.turn()
+    released = driver.replies["r"]
+    assert isinstance(released, MemoryResult) and released.released == ("kv_cache", "weights")
+    queued = driver.generate("q", prompt, 4)
+    driver.turn(5)
+    assert queued.tokens == []
+    driver.send(ReleaseMemory(call_id="r2"))
+    driver.send(FlushCache(call_id="f", timeout_s=5.0))
+    driver.turn()
+    assert driver.replies["r2"].num_bytes == 0  # harmless
+    assert driver.replies["f"].status == 200
+    driver.send(ResumeMemory(call_id="m", tags=("weights",)))
+    wait_for(driver, "m")
+    assert driver.replies["m"].released == ("kv_cache",)
+    driver.send(ResumeMemory(call_id="m2", tags=("kv_cache",)))
+    driver.send(ResumeMemory(call_id="m3"))
+    driver.finish()
+    wait_for(driver, "m2", "m3")
+    assert queued.meta.cached_device == 0 and queued.tokens == expected(prompt, 4)
+
+
+def test_a_refused_release_names_the_blockers():
+    driver = Driver()
+    driver.generate("a", prompt_of(20), 50)
+    driver.turn(2)
+    driver.send(ReleaseMemory(call_id="r"))
+    driver.turn()
+    assert driver.replies["r"].blockers == {"running": 1} and driver.replies["r"].status == 400
+    driver.finish()
+
+
+@BOTH
+def test_a_release_with_a_timeout_comes_through_under_load(is_async):
+    driver = Driver(is_async=is_async, num_pages=128)
+    first = driver.generate("a", prompt_of(20), 20)
+    driver.turn(2)
+    driver.send(ReleaseMemory(call_id="r", tags=("kv_cache",), timeout_s=100.0))
+    later = [driver.generate(f"n{i}", prompt_of(20, i), 5) for i in range(5)]
+    driver.finish(first)
+    wait_for(driver, "r")
+    assert isinstance(driver.replies["r"], MemoryResult)
+    driver.send(ResumeMemory(call_id="m"))
+    driver.finish()
+    for i, answer in enumerate(later):
+        assert answer.tokens == expected(prompt_of(20, i), 5)
+
+
+def test_an_unknown_tag_is_refused_by_name():
+    driver = Driver()
+    driver.send(ReleaseMemory(call_id="r", tags=("cuda_graph",)))
+    driver.turn()
+    assert driver.replies["r"].param == "tags" and "kv_cache" in driver.replies["r"].message

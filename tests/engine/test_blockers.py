@@ -1,0 +1,50 @@
+"""Idle has one definition: what the registered components have in flight."""
+
+from engine_driver import Driver
+
+from headwater.engine.blockers import Blockers
+from headwater.messages import FlushCache, UpdateWeights
+
+# How to make each component hold work across turns. A component registered without an entry here fails the
+# test below: whoever adds one must say what it can hold, and show that it reports it.
+HELD_WORK = {
+    "scheduler": lambda driver: driver.generate("a", list(range(40)), 50),
+    "control": lambda driver: driver.send(UpdateWeights(call_id="u", path="w1")),
+    "cache": None,  # holds nothing across turns: leases belong to requests, copies to transfers
+}
+
+
+def test_every_component_that_holds_work_reports_it():
+    names = set(Driver().parts.blockers.components)
+    assert names == set(HELD_WORK)
+    for name, hold_work in HELD_WORK.items():
+        driver = Driver()
+        driver.runner.weights.num_polls = 1000
+        assert driver.parts.blockers() == {}
+        if hold_work is None:
+            continue
+        hold_work(driver)
+        driver.turn(2)
+        assert driver.parts.blockers.components[name].in_flight(), f"{name} holds work and reports none"
+        driver.send(FlushCache(call_id="f"))
+        driver.turn()
+        assert driver.replies["f"].blockers == driver.parts.blockers()
+
+
+def test_a_pending_operation_is_no_blocker_of_others():
+    driver = Driver()
+    driver.generate("a", list(range(40)), 50)
+    driver.send(FlushCache(call_id="f", timeout_s=100.0))
+    driver.turn()
+    assert driver.parts.blockers() == {"running": 1}
+
+
+def test_counts_of_the_same_name_add_up():
+    class Busy:
+        def in_flight(self) -> dict[str, int]:
+            return {"copies": 2}
+
+    blockers = Blockers()
+    blockers.register("one", Busy())
+    blockers.register("two", Busy())
+    assert blockers() == {"copies": 4}
