@@ -8,20 +8,27 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.setup-done
+INSTALLED := $(VENV)/.installed
+KERNELS := $(VENV)/.kernels-built
+KERNEL_SOURCES := $(wildcard src/headwater/devices/native/*)
 ARGS ?=
 PIP_ARGS ?=
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
-setup: $(STAMP)  ## Make .venv and install everything into it (quick when nothing changed)
+setup: $(INSTALLED) $(KERNELS)  ## Make .venv and install everything into it (quick when nothing changed)
 
-$(STAMP): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[dev]'
+	@touch $@
+
+# optional: without a compiler or on another CPU the server computes in plain PyTorch, and says so
+$(KERNELS): $(INSTALLED) $(KERNEL_SOURCES)
+	@$(BIN)/python -m headwater.devices.native_build
 	@touch $@
 
 serve: setup  ## Serve the default model on 127.0.0.1:30000

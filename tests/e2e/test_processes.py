@@ -32,7 +32,9 @@ class Background:
 
     def _ask(self, url: str) -> None:
         try:
-            with httpx.stream("POST", url + "/generate", json=self._body, timeout=60, trust_env=False) as answer:
+            with httpx.stream(
+                "POST", url + "/generate", json=self._body, timeout=60, trust_env=False
+            ) as answer:
                 self.status = answer.status_code
                 for line in answer.iter_lines():
                     if line:

@@ -75,7 +75,9 @@ class ApiProcess:
         """Serve; returns the exit code when all that was started has ended."""
         await self._client.start()
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
-        engine = asyncio.create_task(self._supervisor.run(on_gone=self._engine_gone, on_back=self._engine_back))
+        engine = asyncio.create_task(
+            self._supervisor.run(on_gone=self._engine_gone, on_back=self._engine_back)
+        )
         loading = asyncio.create_task(self._load())
         try:
             return await self._watch(http, engine, loading)
@@ -129,7 +131,9 @@ class ApiProcess:
                 log.info("shutting down")
                 return 0
             if engine in done:
-                return await self._after_engine_ended(engine.result(), was_ready=self._state.model is not None)
+                return await self._after_engine_ended(
+                    engine.result(), was_ready=self._state.model is not None
+                )
             if http in done:
                 http.result()
                 print_error("the HTTP server ended unexpectedly")
@@ -171,6 +175,8 @@ def print_banner(model: ModelFacts, ready: EngineReady, *, listener: socket.sock
     console.print(f"  API      {url}/v1  (OpenAI), {url}/generate  (SGLang)")
     console.print(f"  Docs     {url}/docs")
     console.print(f"  Metrics  {url}/metrics")
-    console.print(f"  KV cache {tokens:,} tokens in {ready.num_pages:,} pages of {ready.page_size}, {mib:,.0f} MiB")
+    console.print(
+        f"  KV cache {tokens:,} tokens in {ready.num_pages:,} pages of {ready.page_size}, {mib:,.0f} MiB"
+    )
     console.print("  Try      headwater chat    (Ctrl-C here ends the server)")
     sys.stdout.flush()

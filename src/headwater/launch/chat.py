@@ -21,10 +21,14 @@ def chat(
     question: Annotated[str | None, typer.Argument(help="Ask this, print the answer and leave.")] = None,
     url: Annotated[str, typer.Option(help="Where the server is.")] = DEFAULT_URL,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model to ask. Default: the first one the server lists.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model to ask. Default: the first one the server lists.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer in tokens.", min=1)] = None,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.", min=0.0)] = 0.3,
-    api_key: Annotated[str | None, typer.Option(help="The server's --api-key.", envvar="HEADWATER_API_KEY")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="The server's --api-key.", envvar="HEADWATER_API_KEY")
+    ] = None,
 ) -> None:
     """Chat with a running server."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -33,7 +37,9 @@ def chat(
         with httpx.Client(
             base_url=url, headers=headers, timeout=httpx.Timeout(10.0, read=None), trust_env=False
         ) as http:
-            conversation = Conversation(http, model=model or first_model(http), system=system, options=options)
+            conversation = Conversation(
+                http, model=model or first_model(http), system=system, options=options
+            )
             if question is not None:
                 print_answer(conversation.ask(question))
             else:
@@ -46,7 +52,9 @@ def chat(
 class Conversation:
     """The messages so far, and how to ask for the next one."""
 
-    def __init__(self, http: httpx.Client, *, model: str, system: str | None, options: dict[str, Any]) -> None:
+    def __init__(
+        self, http: httpx.Client, *, model: str, system: str | None, options: dict[str, Any]
+    ) -> None:
         self.model = model
         self._http = http
         self._options = {name: value for name, value in options.items() if value is not None}
@@ -82,7 +90,9 @@ class Conversation:
 
 def converse(conversation: Conversation) -> None:
     """Read questions from the terminal. Ctrl-C stops an answer; at the prompt it leaves, as Ctrl-D does."""
-    with contextlib.suppress(ImportError):  # not on every platform; with it, the arrow keys bring old lines back
+    with contextlib.suppress(
+        ImportError
+    ):  # not on every platform; with it, the arrow keys bring old lines back
         import readline  # noqa: F401
     print(f"Chatting with {conversation.model}. {HELP}")
     while True:

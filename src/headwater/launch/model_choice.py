@@ -18,7 +18,9 @@ def with_model(args: ServerArgs) -> ServerArgs:
         _check_exists(args.model or "")
         return args
     path = ensure_model(known)
-    return msgspec.structs.replace(args, model=str(path), served_model_name=args.served_model_name or known.name)
+    return msgspec.structs.replace(
+        args, model=str(path), served_model_name=args.served_model_name or known.name
+    )
 
 
 def _check_exists(model: str) -> None:
