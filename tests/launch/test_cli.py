@@ -97,6 +97,9 @@ def test_the_python_api_has_no_other_names() -> None:
 
 def test_the_api_process_imports_no_torch() -> None:
     """It would cost every server a second of start-up and 300 MB; the engine process alone computes."""
-    code = "import headwater.launch.api_process, sys; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    code = (
+        "import headwater.launch.api_process, sys\n"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
