@@ -105,7 +105,7 @@ OPENAI = [
     (CHAT, {"messages": USER, "tool_choice": {"type": "function", "function": {"name": "f"}}},
      "tool_choice", "not supported yet"),
     (CHAT, {"messages": USER, "tool_choice": "maybe"}, "tool_choice", "'auto' or 'none'"),
-    (CHAT, {"messages": USER, "response_format": {"type": "json_object"}}, "response_format", "not supported"),
+    (CHAT, {"messages": USER, "response_format": {"type": "json_object"}}, "response_format", "supported"),
     (CHAT, {"messages": USER, "response_format": {"type": "xml"}}, "response_format", "must be 'text'"),
     (CHAT, {"messages": USER, "stream_options": 5}, "stream_options", ""),
     (CHAT, {"messages": USER, "tools": "f"}, "tools", "list"),
@@ -126,7 +126,9 @@ OPENAI = [
 
 async def check(server: Api, path: str, body: Any, param: str, words: str) -> None:
     """Sent as Python's json writes it: NaN, Infinity and lone surrogates included."""
-    response = await server.http.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
+    response = await server.http.post(
+        path, content=json.dumps(body), headers={"content-type": "application/json"}
+    )
     assert response.status_code == 400, (body, response.text)
     error = error_of(response)
     assert error["param"] == param, (body, error)

@@ -44,7 +44,7 @@ async def newest_flush(server: Api, path: str, **request) -> FlushCache:
 
 
 async def test_flush_as_scripts_written_for_sglang_call_it(engine: ScriptedEngine) -> None:
-    """GET and POST, with and without timeout, with `{}` and with no body; text that begins with SGLang's words."""
+    """GET and POST, with a timeout or none, with `{}` or no body; the answer begins with SGLang's words."""
     async with api(engine) as server:
         for method, path, content in (
             ("GET", "/flush_cache", b""),
@@ -110,13 +110,16 @@ async def test_the_status_of_a_flush_is_the_engines(engine: ScriptedEngine) -> N
     engine.script.flush = lambda message: result(message, 202, drained=False)
     async with api(engine) as server:
         assert (await server.http.get("/flush_cache?mode=drain&timeout=1")).status_code == 202
-        engine.script.flush = lambda m: Failed(call_id=m.call_id, status=400, message="no host tier", param="tiers")
+        engine.script.flush = lambda m: Failed(
+            call_id=m.call_id, status=400, message="no host tier", param="tiers"
+        )
         response = await server.http.get("/flush_cache?tiers=host")
         assert (response.status_code, error_of(response)["param"]) == (400, "tiers")
 
 
 @pytest.mark.parametrize(
-    "timeout", ["-1", "-0.001", "nan", "NaN", "inf", "-inf", "abc", "", "3600.1", "1e400", "1,5", "0x10", "null"]
+    "timeout",
+    ["-1", "-0.001", "nan", "NaN", "inf", "-inf", "abc", "", "3600.1", "1e400", "1,5", "0x10", "null"],
 )
 async def test_a_bad_timeout_is_a_400_that_tells_the_range(engine: ScriptedEngine, timeout: str) -> None:
     async with api(engine) as server:
@@ -190,7 +193,13 @@ async def test_all_flush_parameters_reach_the_engine(engine: ScriptedEngine) -> 
         assert (message.mode, message.tiers, message.timeout_s) == ("now", ("device", "host"), 2.5)
         assert (message.cache_salt, message.extra_key, message.hold, message.dry_run) == ("s", "", True, True)
         assert message.prefix_ids is None
-        body = {"mode": "drain", "tiers": ["storage"], "prefix_ids": [5, 6], "hold": False, "cache_salt": None}
+        body = {
+            "mode": "drain",
+            "tiers": ["storage"],
+            "prefix_ids": [5, 6],
+            "hold": False,
+            "cache_salt": None,
+        }
         message = await newest_flush(server, "/flush_cache", json=body)
         assert (message.mode, message.tiers, message.cache_salt) == ("drain", ("storage",), None)
         assert unpack_ids(message.prefix_ids or b"").tolist() == [5, 6]

@@ -86,7 +86,13 @@ async def test_health_generate_notices_an_engine_that_gives_no_tokens(engine: Sc
 
 
 async def test_model_and_server_info_with_their_old_names(engine: ScriptedEngine) -> None:
-    arguments = {"model": "x", "api_key": "s3cret", "admin_api_key": "s3cret", "max_total_tokens": 5, "key": None}
+    arguments = {
+        "model": "x",
+        "api_key": "s3cret",
+        "admin_api_key": "s3cret",
+        "max_total_tokens": 5,
+        "key": None,
+    }
     async with api(engine, server_args=arguments) as server:
         info = (await server.http.get("/model_info")).json()
         assert info == (await server.http.get("/get_model_info")).json()
@@ -139,7 +145,13 @@ async def test_metrics_have_the_names_dashboards_query(engine: ScriptedEngine) -
     for name in ("e2e_request_latency_seconds", "time_to_first_token_seconds", "inter_token_latency_seconds"):
         assert {f"sglang:{name}_{part}" for part in ("bucket", "sum", "count")} <= set(found)
     gauges = {"num_running_reqs", "num_queue_reqs", "num_retracted_reqs", "num_paused_reqs", "gen_throughput"}
-    gauges |= {"token_usage", "cache_hit_rate", "kv_used_tokens", "kv_available_tokens", "kv_evictable_tokens"}
+    gauges |= {
+        "token_usage",
+        "cache_hit_rate",
+        "kv_used_tokens",
+        "kv_available_tokens",
+        "kv_evictable_tokens",
+    }
     assert {f"sglang:{name}" for name in gauges} <= set(found)
     values = {name: of_name[0].value for name, of_name in found.items()}
     assert values["sglang:prompt_tokens_total"] == 4
@@ -172,7 +184,9 @@ async def test_a_client_that_leaves_counts_as_aborted(engine: ScriptedEngine) ->
         await server.post("/generate", body)
         found = samples((await server.http.get("/metrics")).text)
         assert found["sglang:num_requests_total"][0].value == 1
-        assert "sglang:num_aborted_requests_total" not in found or not found["sglang:num_aborted_requests_total"]
+        assert (
+            "sglang:num_aborted_requests_total" not in found or not found["sglang:num_aborted_requests_total"]
+        )
         assert found["sglang:generation_tokens_total"][0].value == 2
 
 

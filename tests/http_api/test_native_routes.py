@@ -15,7 +15,12 @@ pytestmark = pytest.mark.anyio
 async def test_text_in_text_out_with_the_facts_clients_read(engine: ScriptedEngine) -> None:
     engine.script.reply = saying("hello")
     engine.script.meta = OutputMeta(
-        prompt_tokens=2, cached_device=1, cached_host=1, num_retractions=2, weight_version="v7", cache_generation=3
+        prompt_tokens=2,
+        cached_device=1,
+        cached_host=1,
+        num_retractions=2,
+        weight_version="v7",
+        cache_generation=3,
     )
     async with api(engine) as server:
         response = await server.post("/generate", {"text": "ab", "rid": "mine"})
@@ -94,7 +99,11 @@ async def test_sampling_parameters_reach_the_engine(engine: ScriptedEngine) -> N
     sampling = message.sampling
     assert (sampling.max_new_tokens, sampling.min_new_tokens, sampling.temperature) == (5, 2, 0.5)
     assert (sampling.top_p, sampling.top_k, sampling.min_p) == (0.9, -1, 0.1)
-    assert (sampling.frequency_penalty, sampling.presence_penalty, sampling.repetition_penalty) == (0.2, 0.3, 1.1)
+    assert (sampling.frequency_penalty, sampling.presence_penalty, sampling.repetition_penalty) == (
+        0.2,
+        0.3,
+        1.1,
+    )
     assert (sampling.logit_bias, sampling.seed, sampling.stop_token_ids) == ({5: -1.5}, 42, (9,))
     assert sampling.ignore_eos
     assert (message.priority, message.cache_salt, message.extra_key) == (3, "s", "k")
@@ -177,7 +186,9 @@ async def test_a_stop_string_ends_the_answer_and_the_request(engine: ScriptedEng
         assert one["text"] == "one two "
         assert one["meta_info"]["finish_reason"] == {"type": "stop", "matched": "STOP"}
         assert one["meta_info"]["completion_tokens"] == len("one two STOP") == len(one["output_ids"])
-    assert all("S" not in chunk["text"] for chunk in streamed), "text that may become a stop string is held back"
+    assert all("S" not in chunk["text"] for chunk in streamed), (
+        "text that may become a stop string is held back"
+    )
 
 
 async def test_no_stop_trim_leaves_stop_strings_and_tokens_in_the_text(engine: ScriptedEngine) -> None:
@@ -265,7 +276,10 @@ async def test_abort_of_nothing_is_no_error(engine: ScriptedEngine, body: dict) 
 
 async def test_a_full_queue_is_429_with_retry_after_also_for_a_stream(engine: ScriptedEngine) -> None:
     engine.script.refusal = Finish(
-        type="abort", status=429, message="the queue is full (1024 requests wait)", err_type="rate_limit_error"
+        type="abort",
+        status=429,
+        message="the queue is full (1024 requests wait)",
+        err_type="rate_limit_error",
     )
     async with api(engine) as server:
         for is_stream in (False, True):

@@ -192,7 +192,9 @@ async def test_cached_tokens_details_when_asked(engine: ScriptedEngine) -> None:
         ([[65, 66], [67]], [None, None]),
     ],
 )
-async def test_completion_prompts_of_all_four_shapes(engine: ScriptedEngine, prompt: Any, texts: list) -> None:
+async def test_completion_prompts_of_all_four_shapes(
+    engine: ScriptedEngine, prompt: Any, texts: list
+) -> None:
     async with api(engine) as server:
         answer = (await server.post(COMPLETIONS, {"prompt": prompt, "max_tokens": 2})).json()
     assert answer["object"] == "text_completion"
@@ -204,7 +206,14 @@ async def test_completion_prompts_of_all_four_shapes(engine: ScriptedEngine, pro
 async def test_echo_with_logprobs_scores_the_prompt(engine: ScriptedEngine) -> None:
     """What lm-eval sends: token ids, echo, logprobs 1, one new token; the first entry is null."""
     a, b, c = TOKENIZER.encode("abc")
-    body = {"prompt": [[a, b, c]], "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0, "seed": 1234}
+    body = {
+        "prompt": [[a, b, c]],
+        "echo": True,
+        "logprobs": 1,
+        "max_tokens": 1,
+        "temperature": 0,
+        "seed": 1234,
+    }
     async with api(engine) as server:
         (choice,) = (await server.post(COMPLETIONS, body)).json()["choices"]
         streamed = events(await server.post(COMPLETIONS, body | {"stream": True}))
