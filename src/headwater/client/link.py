@@ -22,6 +22,9 @@ from headwater.messages import (
     Hello,
     Outputs,
     PauseGeneration,
+    ReleaseMemory,
+    ResumeMemory,
+    UpdateWeights,
     decode_to_client,
     encode,
 )
@@ -31,7 +34,8 @@ log = logging.getLogger(__name__)
 _process_tag = uuid.uuid4().hex[:12]  # the engine keys operations by call id: two API processes must differ
 _call_numbers = itertools.count(1)
 
-DEFERRED = (FlushCache, PauseGeneration)  # calls that may be pending in the engine and can be cancelled there
+# calls that may be pending in the engine and can be cancelled there
+DEFERRED = (FlushCache, PauseGeneration, UpdateWeights, ReleaseMemory, ResumeMemory)
 
 
 def new_call_id() -> str:
