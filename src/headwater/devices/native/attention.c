@@ -22,6 +22,11 @@ typedef struct {
 
 static _Thread_local Scratch scratch;
 
+typedef struct {
+    const bf16 *keys[BLOCK_KEYS], *values[BLOCK_KEYS];
+    int num;
+} Located;
+
 // rows[i][j] -> columns[j][i], 16 x 16 pairs of values, as 32-bit numbers.
 static inline void transpose_pairs(__m512i x[16]) {
     __m512i y[16];
@@ -129,18 +134,33 @@ static void softmax_row(const Attention *job, int row, int num, int padded) {
     scratch.total[row] += _mm512_reduce_add_ps(total);
 }
 
-static void attend_block(const Attention *job, const int32_t *pages, long head, long first, int num, int stacked,
-                         long first_position) {
-    const bf16 *keys[BLOCK_KEYS], *values[BLOCK_KEYS];
-    for (int i = 0; i < num; i++) {
-        const long position = first + i, page = pages[position / job->page_size];
-        const long offset = position % job->page_size * job->head_dim;
-        keys[i] = kv_page(job, KEY, head, page) + offset;
-        values[i] = kv_page(job, VALUE, head, page) + offset;
+// Where the keys and values of a row's tokens [first, first + num) lie.
+static void locate(const Attention *job, const int32_t *pages, long head, long first, int num, Located *at) {
+    const long dim = job->head_dim;
+    long page = first / job->page_size, offset = first % job->page_size;
+    at->num = num > 0 ? num : 0;
+    for (int i = 0; i < num; page++, offset = 0) {
+        const bf16 *keys = kv_page(job, KEY, head, pages[page]), *values = kv_page(job, VALUE, head, pages[page]);
+        for (; offset < job->page_size && i < num; offset++, i++) {
+            at->keys[i] = keys + offset * dim;
+            at->values[i] = values + offset * dim;
+        }
     }
+}
+
+static void prefetch(const Attention *job, const bf16 *const *tokens, int num) {
+    for (int i = 0; i < num; i++) {
+        for (long d = 0; d < job->head_dim; d += 32) _mm_prefetch(tokens[i] + d, _MM_HINT_T1);
+    }
+}
+
+// Attend to one block. The next one's keys and values are on their way from memory meanwhile.
+static void attend_block(const Attention *job, const Located *at, const Located *next, long first, int stacked,
+                         long first_position) {
+    const int num = at->num;
     const int padded = (num + 15) / 16 * 16, per_kv = (int)(job->num_heads / job->num_kv_heads);
-    pack_keys(job, keys, num);
-    pack_values(job, values, num);
+    pack_keys(job, at->keys, num);
+    prefetch(job, next->keys, next->num);
     const long score_cols = (padded + TILE_COLS - 1) / TILE_COLS * TILE_COLS;
     for (long col = 0; col < score_cols; col += TILE_COLS) {
         memset(scratch.scores + col * MAX_STACKED, 0, stacked * TILE_COLS * sizeof(float));
@@ -151,9 +171,13 @@ static void attend_block(const Attention *job, const int32_t *pages, long head, 
         const long visible = first_position + row / per_kv + 1 - first;
         softmax_row(job, row, visible < num ? (int)visible : num, padded);
     }
+    pack_values(job, at->values, num);
+    prefetch(job, next->values, next->num);
     multiply(scratch.weights, BLOCK_KEYS, scratch.values, TILE_COLS * BLOCK_KEYS, (num + 1) / 2 * 2, stacked,
              job->head_dim, scratch.sums);
 }
+
+static int block_keys(long left) { return left < BLOCK_KEYS ? (int)left : BLOCK_KEYS; }
 
 static void attend_chunk(void *opaque, long index) {
     const Attention *job = opaque;
@@ -175,9 +199,14 @@ static void attend_chunk(void *opaque, long index) {
     }
     const long num_keys = first_position + queries;
     const int32_t *pages = job->page_tables + row * job->table_stride;
+    Located blocks[2];
+    locate(job, pages, head, 0, block_keys(num_keys), &blocks[0]);
+    prefetch(job, blocks[0].values, blocks[0].num);
     for (long first = 0; first < num_keys; first += BLOCK_KEYS) {
-        const int num = num_keys - first < BLOCK_KEYS ? (int)(num_keys - first) : BLOCK_KEYS;
-        attend_block(job, pages, head, first, num, stacked, first_position);
+        const long after = first + BLOCK_KEYS, index = first / BLOCK_KEYS;
+        Located *next = &blocks[(index + 1) % 2];
+        locate(job, pages, head, after, block_keys(num_keys - after), next);
+        attend_block(job, &blocks[index % 2], next, first, stacked, first_position);
     }
     for (int i = 0; i < stacked; i++) {
         const __m512 scale = _mm512_set1_ps(1.0f / scratch.total[i]);

@@ -1,0 +1,101 @@
+"""Host memory for pages, and the CPU device's copies between it and the KV memory."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from headwater.devices.kv_memory import KVMemory
+
+Pages = npt.NDArray[np.int32]
+
+
+class HostMemory:
+    """`num_pages` pages of `page_bytes` bytes, page-first: all layers of a page are one contiguous run.
+
+    Memory is taken as pages are written.
+    """
+
+    def __init__(self, *, num_pages: int, page_bytes: int) -> None:
+        self.num_pages = num_pages
+        self.page_bytes = page_bytes
+        self.pages: npt.NDArray[np.uint8] = np.zeros((num_pages, page_bytes), dtype=np.uint8)
+
+    def view(self, page: int) -> memoryview:
+        """A writable view of one page."""
+        return memoryview(self.pages[page])
+
+
+class ThreadCopy:
+    """A copy that a thread carries out."""
+
+    def __init__(self) -> None:
+        self.has_failed = False
+        self._done = threading.Event()
+
+    def is_done(self) -> bool:
+        return self._done.is_set()
+
+    def end(self, *, has_failed: bool) -> None:
+        self.has_failed = has_failed
+        self._done.set()
+
+
+class CpuPageCopier:
+    """`cache.copier.PageCopier` between CPU KV memory and host memory: one thread, large copies.
+
+    `kv` is asked for at each copy, since the KV memory may be released and taken again.
+    """
+
+    def __init__(self, kv: Callable[[], KVMemory], host: HostMemory) -> None:
+        self._kv = kv
+        self._host = host
+        self._jobs: queue.SimpleQueue[tuple[ThreadCopy, Callable[[], None]]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="copy-pages", daemon=True).start()
+
+    def offload(self, device_pages: Pages, host_pages: Pages) -> ThreadCopy:
+        device = self._device_bytes()
+        return self._start(lambda: _copy(device, device_pages, self._host.pages, host_pages))
+
+    def restore(self, host_pages: Pages, device_pages: Pages) -> ThreadCopy:
+        device = self._device_bytes()
+        return self._start(lambda: _copy(self._host.pages, host_pages, device, device_pages))
+
+    def _device_bytes(self) -> npt.NDArray[np.uint8]:
+        """The KV memory as uint8[num_pages, page_bytes], without a copy."""
+        pages = self._kv().pages
+        return pages.view(pages.shape[0], -1).view(torch.uint8).numpy()
+
+    def _start(self, job: Callable[[], None]) -> ThreadCopy:
+        copy = ThreadCopy()
+        self._jobs.put((copy, job))
+        return copy
+
+    def _run(self) -> None:
+        while True:
+            copy, job = self._jobs.get()
+            has_failed = True
+            try:
+                job()
+                has_failed = False
+            finally:
+                copy.end(has_failed=has_failed)
+
+
+def _copy(
+    source: npt.NDArray[np.uint8], sources: Pages, target: npt.NDArray[np.uint8], targets: Pages
+) -> None:
+    """target[targets[i]] = source[sources[i]], neighbours in one piece. numpy copies without the GIL."""
+    for start, stop in _pieces(sources, targets):
+        first, to = int(sources[start]), int(targets[start])
+        np.copyto(target[to : to + stop - start], source[first : first + stop - start])
+
+
+def _pieces(sources: Pages, targets: Pages) -> Iterator[tuple[int, int]]:
+    """[start, stop) of the longest stretches that are consecutive on both sides."""
+    breaks = np.flatnonzero((np.diff(sources) != 1) | (np.diff(targets) != 1)) + 1
+    edges = [0, *breaks.tolist(), len(sources)]
+    yield from zip(edges[:-1], edges[1:], strict=True)
