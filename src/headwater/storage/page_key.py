@@ -1,0 +1,137 @@
+"""Names of pages in storage: who computed them, for whom, under which generation, from which tokens.
+
+Everything that changes a page's bytes, or who may read it, is hashed into its name. So servers of one model
+find each other's pages in a shared store, and nobody else can: no store has to understand models or tenants.
+All hashes are BLAKE2b with 128-bit digests (RFC 7693), one `person` per kind of name, parts length-prefixed.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from headwater.messages import TokenIds
+
+DIGEST_BYTES = 16
+LAYOUT_VERSION = 1  # order of a page's bytes: [num_layers, K and V, num_kv_heads, page_size, head_dim]
+
+
+def _digest(kind: bytes, *parts: bytes) -> bytes:
+    state = hashlib.blake2b(digest_size=DIGEST_BYTES, person=kind)
+    for part in parts:
+        state.update(len(part).to_bytes(8, "little"))  # else ("ab", "c") and ("a", "bc") were one name
+        state.update(part)
+    return state.digest()
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Hex identity of a model's configuration: JSON types only, in any order of its keys."""
+    return _digest(b"hw-config", msgspec.json.encode(config, order="sorted")).hex()
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Everything that decides a page's bytes beside namespace and tokens. Equal fingerprints share pages."""
+
+    weights_id: str
+    model_config_hash: str  # see `config_hash`
+    kv_dtype: str
+    page_size: int
+    num_layers: int
+    num_kv_heads: int  # of this rank
+    head_dim: int
+    tensor_parallel_rank: int = 0
+    tensor_parallel_size: int = 1
+    layout_version: int = LAYOUT_VERSION
+
+    def digest(self) -> bytes:
+        fields = (getattr(self, name) for name in self.__slots__)
+        return _digest(b"hw-fingerprint", *(str(value).encode() for value in fields))
+
+    def scope_domain(self) -> bytes:
+        """Within what a flush counts: one model configuration, whatever its weights, layout and ranks.
+
+        Weights are left out so that a flush also covers what earlier weights left behind, should they
+        return; the configuration is in so that servers of other models keep their cache.
+        """
+        return _digest(b"hw-domain", self.model_config_hash.encode())
+
+
+def namespace_id(fingerprint: Fingerprint, *, cache_salt: str, extra_key: str, adapter: str = "") -> bytes:
+    """Identity of a namespace, 16 bytes: the seed of its chain hashes."""
+    names = (cache_salt.encode(), extra_key.encode(), adapter.encode())
+    return _digest(b"hw-namespace", fingerprint.digest(), *names)
+
+
+def scope_id(domain: bytes, *, cache_salt: str | None = None, extra_key: str | None = None) -> bytes:
+    """Name of the counter that a flush of this scope raises, 16 bytes. None means all; "" is a value."""
+    parts = (b"*" if name is None else b"=" + name.encode() for name in (cache_salt, extra_key))
+    return _digest(b"hw-scope", domain, *parts)
+
+
+def scope_ids(domain: bytes, *, cache_salt: str, extra_key: str) -> tuple[bytes, ...]:
+    """The scopes that a namespace lies in: everything, its salt, its extra key, both."""
+    return (
+        scope_id(domain),
+        scope_id(domain, cache_salt=cache_salt),
+        scope_id(domain, extra_key=extra_key),
+        scope_id(domain, cache_salt=cache_salt, extra_key=extra_key),
+    )
+
+
+def chain_hashes(parent: bytes, tokens: TokenIds, page_size: int) -> list[bytes]:
+    """Hashes of the whole pages in `tokens`, 16 bytes each: h[i] = H(h[i-1] | tokens of page i).
+
+    `parent` is the namespace's id for the first page, or the last hash so far to go on from there; `tokens`
+    is int32[n], n need not be a multiple of `page_size`. So equal hashes mean equal text from the start.
+    """
+    assert len(parent) == DIGEST_BYTES and page_size >= 1
+    packed = np.ascontiguousarray(tokens, dtype="<i4").tobytes()
+    page_bytes = 4 * page_size
+    hashes: list[bytes] = []
+    blake2b = hashlib.blake2b
+    for start in range(0, len(packed) // page_bytes * page_bytes, page_bytes):
+        page = packed[start : start + page_bytes]
+        parent = blake2b(parent + page, digest_size=DIGEST_BYTES, person=b"hw-page").digest()
+        hashes.append(parent)
+    return hashes
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The pages of one namespace under one generation. Equal ids are equal buckets.
+
+    It carries the scopes and the generations it was made with, so that a store can tell by itself that a
+    raised counter made it unreachable.
+    """
+
+    id: bytes
+    scope_ids: tuple[bytes, ...] = field(compare=False)
+    generations: tuple[int, ...] = field(compare=False)
+
+    @classmethod
+    def of(cls, namespace: bytes, *, scope_ids: Sequence[bytes], generations: Sequence[int]) -> "Bucket":
+        """`generations` are the store's counters of `scope_ids`, in their order."""
+        assert len(scope_ids) == len(generations)
+        counters = (str(generation).encode() for generation in generations)
+        return cls(
+            id=_digest(b"hw-bucket", namespace, *scope_ids, *counters),
+            scope_ids=tuple(scope_ids),
+            generations=tuple(generations),
+        )
+
+
+class PageKey(NamedTuple):
+    """Names one page in storage."""
+
+    bucket: Bucket
+    page: bytes  # its chain hash
+    depth: int  # its index in the sequence: of pages used together, deeper ones are evicted first
+
+
+def page_keys(bucket: Bucket, hashes: Iterable[bytes], *, first_depth: int = 0) -> list[PageKey]:
+    """Keys of consecutive pages, the first of which is page `first_depth` of its sequence."""
+    return [PageKey(bucket, page, first_depth + index) for index, page in enumerate(hashes)]
