@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 
 from headwater.cache.invariants import check_invariants
+from headwater.cache.prefix_cache import HostTier
+from headwater.cache.write_policy import WritePolicy
 from headwater.clock import ManualClock
 from headwater.engine.wiring import wire_engine
 from headwater.messages import (
@@ -20,6 +22,7 @@ from headwater.messages import (
 )
 from headwater.scheduling.scheduler import Limits
 from headwater.simulation.canary import expected_tokens
+from headwater.simulation.fake_copier import FakeCopier
 from headwater.simulation.fake_runner import FakeRunner
 
 VOCAB_SIZE = 1000
@@ -44,6 +47,9 @@ class MemoryWire:
 
     def send(self, client: bytes, message: ToClient) -> None:
         self.sent.append((client, message))
+
+    def close(self) -> None:
+        """Nothing to let go of."""
 
 
 @dataclass
@@ -74,6 +80,10 @@ class Driver:
         policy: str = "fcfs",
         eos_token_ids: tuple[int, ...] = (),
         is_cache_enabled: bool = True,
+        num_host_pages: int = 0,
+        write_policy: WritePolicy = WritePolicy.WRITE_THROUGH,
+        max_copy_polls: int = 0,
+        copy_failure_rate: float = 0.0,
     ) -> None:
         self.clock = ManualClock()
         self.wire = MemoryWire(self.clock)
@@ -84,6 +94,17 @@ class Driver:
             vocab_size=VOCAB_SIZE,
             is_async=is_async,
         )
+        host = None
+        if num_host_pages:
+            self.copier = FakeCopier(self.runner.kv, num_host_pages=num_host_pages)
+            self.copier.max_polls = max_copy_polls
+            self.copier.failure_rate = copy_failure_rate
+            host = HostTier(
+                num_pages=num_host_pages,
+                copier=self.copier,
+                policy=write_policy,
+                min_restore_tokens=page_size,
+            )
         ready = EngineReady(
             call_id="",
             model_name="fake",
@@ -115,6 +136,7 @@ class Driver:
             clock=self.clock,
             policy=policy,  # type: ignore[arg-type]
             is_cache_enabled=is_cache_enabled,
+            host=host,
         )
         self.answers: dict[str, Answer] = {}
         self.replies: dict[str, ToClient] = {}
@@ -170,6 +192,8 @@ class Driver:
     def settle(self) -> None:
         """Turn until nothing is in flight."""
         self.turn(3)
+        while self.parts.cache.transfers and self.parts.cache.transfers.num_in_flight:
+            self.turn()
 
     def check_all_pages_back(self) -> None:
         cache = self.parts.cache

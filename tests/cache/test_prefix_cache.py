@@ -9,6 +9,7 @@ from headwater.cache.namespace import Namespace, Scope, Tier
 from headwater.cache.page_pool import Owner, OwnershipError
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.token_sequence import TokenSequence
+from headwater.clock import ManualClock
 
 PAGE = 4
 NS = Namespace("", "", "", "w")
@@ -20,7 +21,7 @@ def ids(*tokens: int) -> np.ndarray:
 
 @pytest.fixture
 def cache() -> PrefixCache:
-    return PrefixCache(num_pages=32, page_size=PAGE, page_bytes=64)
+    return PrefixCache(num_pages=32, page_size=PAGE, page_bytes=64, clock=ManualClock())
 
 
 def start(cache: PrefixCache, tokens, namespace: Namespace = NS, *, no_store: bool = False) -> Lease:
@@ -66,7 +67,7 @@ def test_two_requests_that_compute_the_same_end_up_on_the_same_pages(cache):
     cache.release(first)
     cache.release(second)
     check_invariants(cache)
-    assert cache.num_evictable == 3
+    assert cache.books[Tier.DEVICE].num_evictable == 3
 
 
 def test_a_split_under_a_running_lease_keeps_its_pins(cache):
@@ -101,7 +102,7 @@ def test_extend_says_no_rather_than_taking_what_is_in_use(cache):
 
 
 def test_a_disabled_cache_never_matches():
-    cache = PrefixCache(num_pages=8, page_size=PAGE, page_bytes=1, is_enabled=False)
+    cache = PrefixCache(num_pages=8, page_size=PAGE, page_bytes=1, clock=ManualClock(), is_enabled=False)
     assert run(cache, range(8)) == 0
     assert run(cache, range(8)) == 0
 

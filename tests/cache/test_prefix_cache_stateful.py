@@ -9,6 +9,7 @@ from headwater.cache.invariants import check_invariants
 from headwater.cache.namespace import Namespace, Scope
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.token_sequence import TokenSequence
+from headwater.clock import ManualClock
 
 PAGE = 2
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=14)
@@ -26,7 +27,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cache = PrefixCache(num_pages=12, page_size=PAGE, page_bytes=1)
+        self.cache = PrefixCache(num_pages=12, page_size=PAGE, page_bytes=1, clock=ManualClock())
         self.content: dict[int, tuple] = {}  # page -> (namespace, token path, time written)
         self.time = 0
         self.retired: list[tuple[int, Scope]] = []

@@ -81,10 +81,10 @@ def test_siblings_share_no_page(tree):
         (range(9), [[2]]),
         (range(12), [[2]]),
         (range(13), [[10], [20]]),  # below the node: both children go on like the prefix
-        (list(range(12)) + [12, 13, 14, 15], [[10]]),
-        (list(range(12)) + [99], []),
+        ([*list(range(12)), 12, 13, 14, 15], [[10]]),
+        ([*list(range(12)), 99], []),
         ([0, 1, 99], []),
-        (list(range(12)) + [12, 13, 14, 15, 16], []),  # nobody has that page yet
+        ([*list(range(12)), 12, 13, 14, 15, 16], []),  # nobody has that page yet
     ],
 )
 def test_below_finds_the_page_of_the_prefixs_last_token(tree, prefix, expected):

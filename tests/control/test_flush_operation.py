@@ -3,8 +3,8 @@
 import math
 
 import pytest
-from engine_driver import CLIENT, Driver, expected
 
+from engine_driver import CLIENT, Driver, expected
 from headwater.messages import (
     Abort,
     CancelOperation,

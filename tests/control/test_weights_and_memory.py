@@ -1,8 +1,8 @@
 """Weight updates and memory release: never a stale hit, all or nothing, nothing lost."""
 
 import pytest
-from engine_driver import Driver, expected
 
+from engine_driver import Driver, expected
 from headwater.messages import (
     Done,
     Failed,

@@ -1,7 +1,6 @@
 """Idle has one definition: what the registered components have in flight."""
 
 from engine_driver import Driver
-
 from headwater.engine.blockers import Blockers
 from headwater.messages import FlushCache, UpdateWeights
 
@@ -10,7 +9,6 @@ from headwater.messages import FlushCache, UpdateWeights
 HELD_WORK = {
     "scheduler": lambda driver: driver.generate("a", list(range(40)), 50),
     "control": lambda driver: driver.send(UpdateWeights(call_id="u", path="w1")),
-    "cache": None,  # holds nothing across turns: leases belong to requests, copies to transfers
 }
 
 

@@ -7,8 +7,10 @@ answered exactly once, and every text is the oracle's.
 import random
 
 import pytest
-from engine_driver import Driver, expected
 
+from engine_driver import Driver, expected
+from headwater.cache.namespace import Tier
+from headwater.cache.write_policy import WritePolicy
 from headwater.messages import (
     Abort,
     CancelOperation,
@@ -36,6 +38,10 @@ class Fuzz:
             prefill_chunk_tokens=self.source.choice([7, 32]),
             max_context=80,
             policy=self.source.choice(["fcfs", "lpm"]),
+            num_host_pages=self.source.choice([0, 30, 200]),
+            write_policy=self.source.choice(list(WritePolicy)),
+            max_copy_polls=self.source.choice([0, 3, 20]),
+            copy_failure_rate=self.source.choice([0.0, 0.0, 0.2]),
         )
         self.stems = [[self.source.randrange(900) for _ in range(30)] for _ in range(3)]
         self.prompts: dict[str, list[int]] = {}
@@ -78,11 +84,17 @@ class Fuzz:
                 call_id=self.call_id(),
                 mode=self.source.choice(["idle", "now", "drain"]),
                 timeout_s=self.source.choice([0.0, 0.01, 1.0, 50.0]),
+                tiers=self.tiers(),
                 hold=self.source.random() < 0.3,
                 dry_run=self.source.random() < 0.1,
                 **scope,
             )
         )
+
+    def tiers(self) -> tuple[str, ...]:
+        if Tier.HOST not in self.driver.parts.cache.books:
+            return ()
+        return self.source.choice([(), (), ("host",), ("device",)])
 
     def pause(self) -> None:
         mode = self.source.choice(["abort", "retract", "in_place"])
@@ -147,7 +159,7 @@ class Fuzz:
             driver.turn(10)
             driver.clock.advance(60.0)
         driver.finish()
-        driver.turn(3)
+        driver.settle()
         assert set(driver.replies) == set(self.calls), "a call has no answer"
         assert driver.parts.control.num_pending == 0
         for rid, prompt in self.prompts.items():

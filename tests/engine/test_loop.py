@@ -219,9 +219,7 @@ def test_a_full_queue_refuses_with_429():
 def test_clients_may_use_the_same_rid():
     """Two API processes do not know of each other's ids; a rid that one client uses twice is refused."""
     driver = Driver()
-    message = Generate(
-        rid="same", prompt_ids=pack_ids(prompt_of(8)), sampling=SamplingParams(max_new_tokens=3)
-    )
+    message = Generate(rid="same", prompt_ids=pack_ids(prompt_of(8)), sampling=SamplingParams(max_new_tokens=3))
     for client in (b"one", b"two", b"two"):
         driver.wire.inbound.append((client, message))
     ends: dict[bytes, list[Finish]] = {b"one": [], b"two": []}

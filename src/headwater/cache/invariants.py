@@ -3,49 +3,82 @@
 import numpy as np
 
 from headwater.cache.namespace import Tier
-from headwater.cache.page_pool import Owner, PageIds
+from headwater.cache.page_pool import Owner, PageIds, PagePool
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.radix_tree import Run
 
 
 def check_invariants(cache: PrefixCache) -> None:
-    """Raise AssertionError if pages, tree, pins and leases disagree. Walks everything."""
-    cache.pool.check()
-    pins: dict[int, int] = {}
-    runs: dict[int, Run] = {}
-    private: list[PageIds] = []
-    for lease in cache.leases:
-        private += [lease.private[: lease.num_private], *lease.superseded]
-        total = 0
-        for run in lease.run.chain() if lease.run else ():
-            pins[id(run)] = pins.get(id(run), 0) + 1
-            runs[id(run)] = run
-            total += len(run.pages)
-        assert total == lease.num_shared_pages, "a lease counts other pages than it pins"
-    tree_pages: list[PageIds] = []
-    num_evictable = 0
+    """Raise AssertionError if pages, tree, pins, leases and copies disagree. Walks everything."""
+    holders = _Holders(cache)
+    for tier, books in cache.books.items():
+        books.pool.check()
+        tree_runs = _tree_runs(cache, tier)
+        for run in tree_runs:
+            assert run.pins == holders.pins_on(run), "pins on a run differ from the leases and copies that hold it"
+        num_evictable = sum(len(run.pages) for run in tree_runs if run.pins == 0)
+        assert num_evictable == books.num_evictable, (tier, num_evictable, books.num_evictable)
+        in_tree = {id(run) for run in tree_runs}
+        cut = [run for run in holders.pinned_runs(tier) if id(run) not in in_tree]
+        for run in cut:
+            assert run.is_retired and run.pins == holders.pins_on(run)
+        _check_owner(books.pool, Owner.TREE, [run.pages for run in tree_runs])
+        _check_owner(books.pool, Owner.RETIRED, [run.pages for run in cut])
+        _check_owner(books.pool, Owner.PRIVATE, holders.private if tier is Tier.DEVICE else [])
+        _check_owner(books.pool, Owner.TRANSFER, holders.destinations(tier))
+
+
+class _Holders:
+    """Everybody who pins runs or owns pages outside the tree."""
+
+    def __init__(self, cache: PrefixCache) -> None:
+        self.private: list[PageIds] = []
+        self._pins: dict[int, int] = {}
+        self._runs: dict[int, Run] = {}
+        self._transfers = cache.transfers.transfers if cache.transfers else []
+        for lease in cache.leases:
+            self.private += [lease.private[: lease.num_private], *lease.superseded]
+            total = 0
+            for run in lease.run.chain() if lease.run else ():
+                self._add(run)
+                total += len(run.pages)
+            assert total == lease.num_shared_pages, "a lease counts other pages than it pins"
+        for transfer in self._transfers:
+            for run in transfer.pinned():
+                self._add(run)
+
+    def pins_on(self, run: Run) -> int:
+        return self._pins.get(id(run), 0)
+
+    def pinned_runs(self, tier: Tier) -> list[Run]:
+        return [run for run in self._runs.values() if run.tier is tier]
+
+    def destinations(self, tier: Tier) -> list[PageIds]:
+        return [transfer.pages for transfer in self._transfers if transfer.destination_tier is tier]
+
+    def _add(self, run: Run) -> None:
+        self._pins[id(run)] = self._pins.get(id(run), 0) + 1
+        self._runs[id(run)] = run
+
+
+def _tree_runs(cache: PrefixCache, tier: Tier) -> list[Run]:
+    found: list[Run] = []
     for root in cache.tree.roots.values():
         for node in cache.tree.subtree(root):
             assert node.is_root or node.runs or node.children, "an empty node stayed in the tree"
-            run = node.runs.get(Tier.DEVICE)
+            run = node.runs.get(tier)
             if run is None:
                 continue
-            assert not run.is_retired
-            assert run.node is node
+            assert not run.is_retired and run.node is node and run.tier is tier
             assert len(run.pages) * cache.page_size == len(node.tokens)
-            assert run.pins == pins.pop(id(run), 0), "pins on a run differ from the leases that hold it"
-            runs.pop(id(run), None)
-            tree_pages.append(run.pages)
-            num_evictable += len(run.pages) if run.pins == 0 else 0
-    assert num_evictable == cache.num_evictable, (num_evictable, cache.num_evictable)
-    for key, run in runs.items():  # pinned, not in the tree
-        assert run.is_retired
-        assert run.pins == pins[key]
-    retired = [run.pages for run in runs.values()]
-    for pages, owner in ((private, Owner.PRIVATE), (tree_pages, Owner.TREE), (retired, Owner.RETIRED)):
-        flat = np.concatenate(pages) if pages else np.empty(0, dtype=np.int32)
-        assert len(np.unique(flat)) == len(flat), f"a {owner.name} page is held twice"
-        assert len(flat) == cache.pool.count(owner), (
-            f"{owner.name}: {len(flat)} held, {cache.pool.count(owner)} counted"
-        )
-        assert all(cache.pool.owner_of(int(page)) == owner for page in flat)
+            if tier is Tier.DEVICE and node.parent is not None and not node.parent.is_root:
+                assert run.parent is node.parent.runs.get(tier), "a device run hangs below a gap"
+            found.append(run)
+    return found
+
+
+def _check_owner(pool: PagePool, owner: Owner, pages: list[PageIds]) -> None:
+    flat = np.concatenate(pages) if pages else np.empty(0, dtype=np.int32)
+    assert len(np.unique(flat)) == len(flat), f"a {owner.name} page is held twice"
+    assert len(flat) == pool.count(owner), f"{owner.name}: {len(flat)} held, {pool.count(owner)} counted"
+    assert all(pool.owner_of(int(page)) == owner for page in flat)

@@ -1,23 +1,39 @@
-"""The prefix cache: leases on a radix tree over a pool of device pages, and retirement."""
+"""The prefix cache: leases on a radix tree over pages on several tiers, and retirement."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from headwater.cache.eviction import LruLeaves
+from headwater.cache.copier import PageCopier
 from headwater.cache.lease import NO_LIMIT, Lease
 from headwater.cache.namespace import Namespace, Scope, Tier
 from headwater.cache.page_pool import Owner, PageIds, PagePool
-from headwater.cache.radix_tree import Node, RadixTree, Run
+from headwater.cache.radix_tree import Node, RadixTree
+from headwater.cache.restore_cost import RestoreCost
 from headwater.cache.retirement import Retirement
+from headwater.cache.tier_books import TierBooks
 from headwater.cache.token_sequence import TokenSequence
+from headwater.cache.transfer import Load
+from headwater.cache.transfer_engine import TransferEngine
+from headwater.cache.write_policy import WritePolicy
+from headwater.clock import Clock
 from headwater.messages import TokenIds
+
+
+@dataclass(frozen=True, slots=True)
+class HostTier:
+    """Pages in host memory below those of the device."""
+
+    num_pages: int
+    copier: PageCopier
+    policy: WritePolicy
+    max_pages_in_flight: int = 4096
+    min_restore_tokens: int = 32  # less is computed rather than copied
 
 
 @dataclass(slots=True)
 class CacheCounters:
-    """Monotonic counts, in tokens."""
+    """Monotonic counts."""
 
-    evicted_tokens: int = 0
     retired_tokens: int = 0
     retirements: int = 0
 
@@ -29,29 +45,59 @@ class PrefixCache:
     are free at once, pinned ones with their last pin. So it is right at any moment, under any load.
     """
 
-    def __init__(self, *, num_pages: int, page_size: int, page_bytes: int, is_enabled: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        num_pages: int,
+        page_size: int,
+        page_bytes: int,
+        clock: Clock,
+        is_enabled: bool = True,
+        host: HostTier | None = None,
+    ) -> None:
         self.page_size = page_size
         self.page_bytes = page_bytes
-        self.pools: dict[Tier, PagePool] = {Tier.DEVICE: PagePool(num_pages)}
+        self._clock = clock
         self.tree = RadixTree(page_size)
+        self.books = {Tier.DEVICE: TierBooks(Tier.DEVICE, self.tree, num_pages=num_pages)}
         self.generation = 0
         self.counters = CacheCounters()
         self.is_enabled = is_enabled
-        self.num_evictable = 0  # unpinned device pages in the tree
         self.leases: set[Lease] = set()
-        self._lru = LruLeaves(Tier.DEVICE)
+        self.host = host if is_enabled else None
+        self.transfers: TransferEngine | None = None
+        if self.host is not None:
+            self.books[Tier.HOST] = TierBooks(Tier.HOST, self.tree, num_pages=self.host.num_pages)
+            self.transfers = TransferEngine(
+                self.tree,
+                self.books,
+                self.host.copier,
+                clock=clock,
+                max_pages_in_flight=self.host.max_pages_in_flight,
+            )
+        self.restore_cost = RestoreCost(min_tokens=host.min_restore_tokens if host else 0)
+        self._device = self.books[Tier.DEVICE]
 
     @property
     def pool(self) -> PagePool:
         """The device pages."""
-        return self.pools[Tier.DEVICE]
+        return self._device.pool
+
+    @property
+    def num_available(self) -> int:
+        """Device pages that `extend` could hand out now."""
+        return self._device.num_available
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        return tuple(self.books)
 
     # --- what requests do ---------------------------------------------------------------------------
 
     def acquire(
         self, namespace: Namespace, tokens: TokenSequence, *, max_cached_tokens: int, no_store: bool = False
     ) -> Lease:
-        """Pin the longest cached prefix of `tokens`, at most `max_cached_tokens` long, whole pages only.
+        """Pin the longest prefix of `tokens` on the device, at most `max_cached_tokens` long, whole pages only.
 
         The lease is the caller's until `release`. With `no_store` nothing of it is ever published.
         """
@@ -63,16 +109,43 @@ class PrefixCache:
         if self.is_enabled:
             lease.node = self.tree.match(root, tokens.view(0, max_cached_tokens), tier=Tier.DEVICE)
             lease.run = lease.node.runs.get(Tier.DEVICE)
-            lease.num_shared_pages = self._pin(lease.run)
+            for run in lease.run.chain() if lease.run else ():
+                lease.num_shared_pages += len(run.pages)
+                self._device.pin(run)
             lease.num_matched_pages = lease.num_shared_pages
+            if self.host is not None and self.host.policy is WritePolicy.WRITE_THROUGH_SELECTIVE:
+                self._back_up_hits(lease.node)
         return lease
 
-    def peek(self, namespace: Namespace, tokens: TokenIds) -> int:
-        """How many leading tokens of `tokens` the device holds now. Pins and changes nothing."""
+    def load(self, lease: Lease, *, max_cached_tokens: int) -> Load | None:
+        """Bring up what other tiers hold of the lease's prefix, if that is worth it.
+
+        On success the lease belongs to the load, and the caller acquires anew when the load is done.
+        """
+        if self.host is None or self.transfers is None:
+            return None
+        tokens = lease.tokens.view(lease.num_shared_pages * self.page_size, max_cached_tokens)
+        nodes = self._host_path(lease.node, tokens)
+        if not nodes:
+            return None
+        if isinstance(nodes[0].restore, Load):  # on its way for somebody else
+            load = nodes[0].restore
+            if load.was_dropped or not self.transfers.is_wanted(load):
+                return None
+            self.release(lease)
+            return load
+        num_tokens = sum(len(node.tokens) for node in nodes)
+        if not self.restore_cost.is_worth(num_tokens):
+            return None
+        load = Load(num_tokens=num_tokens, lease=lease)
+        return load if self.transfers.restore(nodes, load) else None
+
+    def peek(self, namespace: Namespace, tokens: TokenIds, *, tiers: Iterable[Tier] = (Tier.DEVICE,)) -> int:
+        """How many leading tokens of `tokens` the given tiers hold now. Pins and changes nothing."""
         node, num_tokens = self.tree.roots.get(namespace), 0
         while node is not None and len(tokens) - num_tokens >= self.page_size:
             found = self.tree.descend(node, tokens[num_tokens:])
-            if found is None or Tier.DEVICE not in found[0].runs:
+            if found is None or not any(tier in found[0].runs for tier in tiers):
                 break
             node, num_pages = found
             num_tokens += num_pages * self.page_size
@@ -82,11 +155,7 @@ class PrefixCache:
 
     def extend(self, lease: Lease, num_pages: int) -> PageIds | None:
         """`num_pages` more private pages, evicting if need be; None if there are too few."""
-        if self.pool.num_free < num_pages:
-            if self.num_available < num_pages:
-                return None
-            self._evict(num_pages - self.pool.num_free)
-        pages = self.pool.take(num_pages, owner=Owner.PRIVATE)
+        pages = self._device.take(num_pages, owner=Owner.PRIVATE)
         if pages is not None:
             lease.add_private(pages)
         return pages
@@ -129,32 +198,55 @@ class PrefixCache:
         self.settle(lease)
         if lease.num_private:
             self.pool.free(lease.take_private(lease.num_private), giver=Owner.PRIVATE)
-        self._unpin(lease.run)
+        for run in lease.run.chain() if lease.run else ():
+            self._device.unpin(run)
         for retirement in lease.retirements:
             retirement.num_leases -= 1
         self.leases.remove(lease)
         lease.root.num_leases -= 1
         self.tree.drop_root_if_unused(lease.root)
 
+    # --- every turn ---------------------------------------------------------------------------------
+
+    def apply_finished(self) -> bool:
+        """Take in copies that are done, and start those that are due. Returns whether anything changed."""
+        if self.transfers is None or self.host is None:
+            return False
+        finished = self.transfers.apply_finished()
+        for transfer, _ in finished:
+            if transfer.destination_tier is Tier.DEVICE:
+                seconds = self._clock.now() - transfer.started_s
+                self.restore_cost.saw_restore(len(transfer.pages) * self.page_size, seconds)
+        for load in self.transfers.take_finished_loads():
+            if load.lease is not None:
+                self.release(load.lease)
+                load.lease = None
+        if self.host.policy is WritePolicy.WRITE_BACK:
+            self._write_back()
+        return bool(finished)
+
     # --- what operators do --------------------------------------------------------------------------
 
     def retire(self, scope: Scope) -> Retirement:
         """Cut what is in `scope` out of the tree, so that no later `acquire` can match it.
 
-        Leases that hold pages in scope keep them, but publish none of them any more. A scope that holds
-        nothing is a no-op and makes no new generation.
+        Leases that hold pages in scope keep them, but publish none of them any more; copies in flight to a tier
+        in scope are dropped when they end. A scope that holds nothing is a no-op and makes no new generation.
         """
         retirement = Retirement(generation=self.generation)
+        num_dropped = self.transfers.mark_retired(scope) if self.transfers else 0
         for root in [r for ns, r in self.tree.roots.items() if scope.has_namespace(ns)]:
             for node in self._tops(root, scope):
                 self._cut(node, scope.tiers, retirement)
             self.tree.drop_root_if_unused(root)
         if Tier.DEVICE in scope.tiers:
             self._limit_leases(scope, retirement)
-        if any(retirement.freed.values()) or any(retirement.retired.values()) or retirement.num_leases:
+        num_pages = sum(retirement.freed.values()) + sum(retirement.retired.values())
+        if num_pages or retirement.num_leases or num_dropped:
             self.generation += 1
             retirement.generation = self.generation
             self.counters.retirements += 1
+            self.counters.retired_tokens += num_pages * self.page_size
         return retirement
 
     def preview(self, scope: Scope) -> Retirement:
@@ -173,55 +265,20 @@ class PrefixCache:
         preview.num_outstanding = sum(preview.retired.values())
         return preview
 
-    @property
-    def num_available(self) -> int:
-        """Device pages that `extend` could hand out now."""
-        return self.pool.num_free + self.num_evictable
-
-    def in_flight(self) -> dict[str, int]:
-        """The cache itself holds no work across turns: leases belong to requests, copies to transfers."""
-        return {}
-
-    # --- pins ---------------------------------------------------------------------------------------
-
-    def _pin(self, run: Run | None) -> int:
-        num_pages = 0
-        for each in run.chain() if run else ():
-            num_pages += len(each.pages)
-            self._pin_one(each)
-        return num_pages
-
-    def _pin_one(self, run: Run) -> None:
-        if run.pins == 0 and run.tier is Tier.DEVICE:
-            self.num_evictable -= len(run.pages)
-        run.pins += 1
-
-    def _unpin(self, run: Run | None) -> None:
-        for each in run.chain() if run else ():
-            each.pins -= 1
-            assert each.pins >= 0
-            if each.pins:
-                continue
-            if each.is_retired:
-                assert each.retirement is not None
-                self.pools[each.tier].free(each.pages, giver=Owner.RETIRED)
-                each.retirement.num_outstanding -= len(each.pages)
-            elif each.tier is Tier.DEVICE:
-                self.num_evictable += len(each.pages)
-                each.node.last_used = self.tree.tick
-                self._lru.offer(each.node)
+    # --- publishing ---------------------------------------------------------------------------------
 
     def _share(self, lease: Lease, node: Node) -> None:
         """The lease's next private pages become `node`'s device run, pinned by the lease."""
         pages = lease.take_private(len(node.tokens) // self.page_size)
-        self.pool.hand_over(pages, giver=Owner.PRIVATE, taker=Owner.TREE)
-        node.runs[Tier.DEVICE] = Run(node=node, tier=Tier.DEVICE, pages=pages, parent=lease.run, pins=1)
+        self._device.attach(node, pages, giver=Owner.PRIVATE, parent=lease.run, pins=1)
         self._descend_to(lease, node)
+        if self.transfers is not None and self.host is not None and self.host.policy is WritePolicy.WRITE_THROUGH:
+            self.transfers.offload(node)
 
     def _go_over(self, lease: Lease, node: Node) -> PageIds:
         """The lease pins `node`'s device run as its next pages, which are returned."""
         run = node.runs[Tier.DEVICE]
-        self._pin_one(run)
+        self._device.pin(run)
         node.last_used = self.tree.tick
         self._descend_to(lease, node)
         return run.pages
@@ -231,30 +288,62 @@ class PrefixCache:
         lease.run = node.runs[Tier.DEVICE]
         lease.num_shared_pages += len(lease.run.pages)
 
+    # --- the host tier ------------------------------------------------------------------------------
+
+    @property
+    def has_pages_coming(self) -> bool:
+        """Whether pages that were given up come back as soon as their copies are done."""
+        return self.transfers is not None and self.transfers.is_parking
+
+    def back_up(self, lease: Lease) -> int:
+        """See to it that the lease's shared pages are on the host; returns how many are, or soon will be.
+
+        For a request that gives its pages up for others: it finds them again on the host.
+        """
+        if self.transfers is None:
+            return 0
+        num_pages = 0
+        for node in self._path_of(lease.node):
+            self.transfers.offload(node, is_parking=True)
+            if Tier.HOST in node.runs or node.offload is not None:
+                num_pages += len(node.tokens) // self.page_size
+        return num_pages
+
+    def _path_of(self, node: Node | None) -> Iterator[Node]:
+        """`node` and those above it, the root not."""
+        while node is not None and not node.is_root:
+            yield node
+            node = node.parent
+
+    def _back_up_hits(self, node: Node) -> None:
+        assert self.transfers is not None
+        for each in self._path_of(node):
+            self.transfers.offload(each)
+
+    def _write_back(self) -> None:
+        """Copy what would be evicted next, while there are still pages to hand out."""
+        assert self.transfers is not None
+        low_water = self.pool.capacity // 8
+        for node in self._device.least_recently_used(max(0, low_water - self.pool.num_free)):
+            self.transfers.offload(node)
+
+    def _host_path(self, node: Node, tokens: TokenIds) -> list[Node]:
+        """The nodes below `node` that continue it along `tokens` on the host and not on the device."""
+        found: list[Node] = []
+        while len(tokens) >= self.page_size:
+            below = self.tree.descend(node, tokens)
+            if below is None or Tier.HOST not in below[0].runs or Tier.DEVICE in below[0].runs:
+                break
+            child, num_common = below
+            if found and (child.restore is None) != (found[0].restore is None):
+                break
+            if num_common * self.page_size < len(child.tokens):
+                child = self.tree.split(child, num_common)
+            found.append(child)
+            node, tokens = child, tokens[len(child.tokens) :]
+        return found
+
     # --- cutting ------------------------------------------------------------------------------------
-
-    def _evict(self, num_pages: int) -> None:
-        while num_pages > 0:
-            node = self._lru.pop()
-            assert node is not None, "num_evictable promised pages that no leaf has"
-            run = node.runs.pop(Tier.DEVICE)
-            self.pool.free(run.pages, giver=Owner.TREE)
-            self.num_evictable -= len(run.pages)
-            self.counters.evicted_tokens += len(run.pages) * self.page_size
-            num_pages -= len(run.pages)
-            self._prune(node)
-
-    def _prune(self, node: Node) -> None:
-        """Remove a node that no tier holds any more; its parent may be the next to evict."""
-        parent = node.parent
-        if parent is None:
-            return
-        if not node.runs and not node.children:
-            self.tree.unlink(node)
-        if parent.is_root:
-            self.tree.drop_root_if_unused(parent)
-        else:
-            self._lru.offer(parent)
 
     def _tops(self, root: Node, scope: Scope) -> Iterable[Node]:
         if scope.prefix is None:
@@ -265,26 +354,13 @@ class PrefixCache:
         nodes = list(self.tree.subtree(top))
         for node in nodes:
             for tier in tiers & node.runs.keys():
-                self._retire_run(node.runs.pop(tier), retirement)
+                self.books[tier].cut(node, retirement)
+        parent = top.parent
         for node in reversed(nodes):  # children first
-            if not node.runs and not node.children:
-                self.tree.unlink(node)
-        if top.parent is not None and not top.parent.is_root:
-            self._lru.offer(top.parent)
-
-    def _retire_run(self, run: Run, retirement: Retirement) -> None:
-        num_pages = len(run.pages)
-        self.counters.retired_tokens += num_pages * self.page_size
-        if run.pins == 0:
-            self.pools[run.tier].free(run.pages, giver=Owner.TREE)
-            self.num_evictable -= num_pages if run.tier is Tier.DEVICE else 0
-            retirement.freed[run.tier] += num_pages
-            return
-        self.pools[run.tier].hand_over(run.pages, giver=Owner.TREE, taker=Owner.RETIRED)
-        run.is_retired = True
-        run.retirement = retirement
-        retirement.retired[run.tier] += num_pages
-        retirement.num_outstanding += num_pages
+            self.tree.prune(node)
+        for tier in tiers & self.books.keys():
+            if parent is not None and not parent.is_root:
+                self.books[tier].offer(parent)
 
     def _limit_leases(self, scope: Scope, retirement: Retirement) -> None:
         for lease in self.leases:
@@ -303,10 +379,6 @@ class PrefixCache:
 
     def _num_pages_above(self, top: Node, scope: Scope) -> int:
         """Leading pages of `top` that lie above the scope; not 0 only where a retirement would split it."""
-        if scope.prefix is None:
+        if scope.prefix is None or top.parent is None:
             return 0
-        depth, node = 0, top.parent
-        while node is not None:
-            depth += len(node.tokens) // self.page_size
-            node = node.parent
-        return max(0, scope.first_page(self.page_size) - depth)
+        return max(0, scope.first_page(self.page_size) - self.tree.depth(top.parent))

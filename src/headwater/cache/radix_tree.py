@@ -44,7 +44,19 @@ class Run:
 class Node:
     """A run of pages in the tree. `tokens` is int32[k * page_size]; the root of a namespace has none."""
 
-    __slots__ = ("children", "last_used", "namespace", "num_leases", "parent", "runs", "tokens")
+    __slots__ = (
+        "children",
+        "is_linked",
+        "last_used",
+        "namespace",
+        "num_hits",
+        "num_leases",
+        "offload",
+        "parent",
+        "restore",
+        "runs",
+        "tokens",
+    )
 
     def __init__(self, *, namespace: Namespace, parent: "Node | None", tokens: TokenIds) -> None:
         self.namespace = namespace
@@ -54,6 +66,10 @@ class Node:
         self.runs: dict[Tier, Run] = {}
         self.last_used = 0  # tick of the tree, for LRU
         self.num_leases = 0  # roots only: leases acquired in this namespace
+        self.num_hits = 0  # leases that found this node in the tree
+        self.is_linked = True  # in the tree; a node that was cut keeps its parent link, for those that pin it
+        self.offload: object | None = None  # the copy of its device run to the host that is in flight
+        self.restore: object | None = None  # the load that brings its host run to the device
 
     @property
     def is_root(self) -> bool:
@@ -102,6 +118,7 @@ class RadixTree:
             if num_pages * self.page_size < len(child.tokens):
                 child = self.split(child, num_pages)
             child.last_used = self.tick
+            child.num_hits += 1
             node, position = child, position + len(child.tokens)
         return node
 
@@ -126,6 +143,9 @@ class RadixTree:
         assert 0 < cut < len(node.tokens)
         upper = Node(namespace=node.namespace, parent=node.parent, tokens=node.tokens[:cut])
         upper.last_used = node.last_used
+        upper.num_hits = node.num_hits
+        upper.offload = node.offload
+        upper.restore = node.restore
         node.parent.children[self.key(node.tokens)] = upper
         node.tokens = node.tokens[cut:]
         node.parent = upper
@@ -137,10 +157,33 @@ class RadixTree:
             run.parent = above
         return upper
 
-    def unlink(self, node: Node) -> None:
-        """Take `node` (with what hangs below it) out of its parent's children."""
-        assert node.parent is not None
-        del node.parent.children[self.key(node.tokens)]
+    def prune(self, node: Node) -> None:
+        """Remove `node` if no tier holds it and nothing hangs below it, and so on upwards."""
+        while node.parent is not None and node.is_linked and not node.runs and not node.children:
+            parent = node.parent
+            del parent.children[self.key(node.tokens)]
+            node.is_linked = False
+            node = parent
+        if node.parent is None:
+            self.drop_root_if_unused(node)
+
+    def depth(self, node: Node) -> int:
+        """Pages from the root to the end of `node`."""
+        num_tokens = 0
+        above: Node | None = node
+        while above is not None:
+            num_tokens += len(above.tokens)
+            above = above.parent
+        return num_tokens // self.page_size
+
+    def path(self, node: Node) -> TokenIds:
+        """Tokens from the root to the end of `node`; also of a node that was cut."""
+        parts: list[TokenIds] = []
+        above: Node | None = node
+        while above is not None:
+            parts.append(above.tokens)
+            above = above.parent
+        return np.concatenate(parts[::-1])
 
     def subtree(self, node: Node) -> Iterator[Node]:
         """`node` and everything below it, parents first. The tree must not change meanwhile."""

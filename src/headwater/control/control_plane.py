@@ -141,9 +141,7 @@ class ControlPlane:
             if "weights" in self._released.tags:
                 raise KeyError(message.name)
             dtype, shape, values = self._ports.weights.values(message.name, message.num_values)
-            answer = Weights(
-                call_id=message.call_id, name=message.name, dtype=dtype, shape=shape, values=values
-            )
+            answer = Weights(call_id=message.call_id, name=message.name, dtype=dtype, shape=shape, values=values)
         except KeyError:
             text = f"the model has no parameter {message.name!r}, or its weights are released"
             answer = Failed(call_id=message.call_id, status=404, message=text, param="name")
@@ -257,9 +255,7 @@ class ControlPlane:
             return
         self._start(operation, Caller(client, message.call_id), message.timeout_s)
 
-    def _timeout_refusal(
-        self, message: FlushCache | UpdateWeights | ReleaseMemory | ResumeMemory
-    ) -> Failed | None:
+    def _timeout_refusal(self, message: FlushCache | UpdateWeights | ReleaseMemory | ResumeMemory) -> Failed | None:
         if 0 <= message.timeout_s <= self._max_timeout_s:  # also false for NaN
             return None
         text = f"timeout must be between 0 and {self._max_timeout_s:g} seconds"

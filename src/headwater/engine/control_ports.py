@@ -34,7 +34,7 @@ class RetirementReport:
     def _by_tier(self, pages: dict[Tier, int]) -> dict[str, PagesAndBytes]:
         return {
             tier.name.lower(): PagesAndBytes(pages=pages[tier], bytes=pages[tier] * self._cache.page_bytes)
-            for tier in self._cache.pools
+            for tier in self._cache.tiers
         }
 
 
@@ -46,7 +46,7 @@ class CacheForControl:
 
     @property
     def tiers(self) -> tuple[str, ...]:
-        return tuple(tier.name.lower() for tier in self._cache.pools)
+        return tuple(tier.name.lower() for tier in self._cache.tiers)
 
     def retire(self, scope: FlushScope) -> RetirementReport:
         return RetirementReport(self._cache.retire(_cache_scope(scope)), self._cache)

@@ -36,6 +36,7 @@ from headwater.messages import (
 from headwater.scheduling.scheduler import Admission, Scheduler
 
 _LONGEST_SLEEP_S = 1.0
+_POLL_S = 0.001  # while copies are in flight: their ends send no message
 
 
 class EngineLoop:
@@ -66,12 +67,16 @@ class EngineLoop:
         self._is_stopping = False
 
     def run(self) -> None:
-        """Turn until a `Shutdown` message or `stop()`; running requests are aborted, their clients told."""
+        """Turn until a `Shutdown` message or `stop()`; running requests are aborted, their clients told.
+
+        Closes the wire: a loop runs once.
+        """
         while not self._is_stopping:
             self.turn()
         self._finish_previous_step()
         self._scheduler.abort("", match="all", message="the server is shutting down")
         self._send_outputs()
+        self._wire.close()
 
     def stop(self) -> None:
         """Make `run` return after its current turn. May be called from a signal handler or another thread."""
@@ -81,12 +86,13 @@ class EngineLoop:
         """One turn. A sleeping loop wakes for messages and deadlines; it sleeps only if nothing can run."""
         for client, message in self._wire.receive(wait_s=self._longest_useful_wait_s()):
             self._dispatch(message, client)
+        has_copied = self._scheduler.cache.apply_finished()  # completions only, also while paused or idle
         self._scheduler.admission = self._admission()
         self._control.advance()
         self._scheduler.admission = self._admission()  # an operation that ended may have opened it
         plan = self._scheduler.plan_step()
         launched = (plan, self._runner.launch(plan)) if plan else None
-        self._has_progressed = launched is not None or self._flight.step is not None
+        self._has_progressed = has_copied or launched is not None or self._flight.step is not None
         self._finish_previous_step()  # on a GPU this overlaps with the step just launched
         self._flight.step = launched
         if launched is not None and launched[1].is_done():  # on a CPU the result leaves in the same turn
@@ -100,8 +106,10 @@ class EngineLoop:
     def _longest_useful_wait_s(self) -> float:
         if self._has_progressed or self._flight.step is not None:
             return 0.0
+        transfers = self._scheduler.cache.transfers
+        longest_s = _POLL_S if transfers is not None and transfers.num_in_flight else _LONGEST_SLEEP_S
         look_s = self._control.next_look_s()
-        return _LONGEST_SLEEP_S if look_s is None else min(look_s, _LONGEST_SLEEP_S)
+        return longest_s if look_s is None else min(look_s, longest_s)
 
     def _finish_previous_step(self) -> None:
         if self._flight.step is None:

@@ -1,8 +1,10 @@
 """The snapshot of an engine that metrics, loads and server info are made of."""
 
 from headwater.cache.namespace import Tier
-from headwater.cache.page_pool import Owner, PagePool
+from headwater.cache.page_pool import Owner
 from headwater.cache.prefix_cache import PrefixCache
+from headwater.cache.tier_books import TierBooks
+from headwater.cache.transfer_engine import TransferCounters
 from headwater.clock import Clock
 from headwater.control.control_plane import ControlPlane
 from headwater.engine.blockers import Blockers
@@ -55,10 +57,12 @@ class StateReporter:
         scheduler, cache = self._scheduler, self._cache
         is_paused = self._control.is_paused
         counters = scheduler.counters.as_dict() | {
-            "evicted_tokens": cache.counters.evicted_tokens,
+            "evicted_tokens": cache.books[Tier.DEVICE].num_evicted * cache.page_size,
             "retired_tokens": cache.counters.retired_tokens,
             "retirements": cache.counters.retirements,
         }
+        if cache.transfers is not None:
+            counters |= transfer_counters(cache.transfers.counters, cache.page_size, cache.page_bytes)
         return EngineState(
             call_id=call_id,
             num_running=len(scheduler.running),
@@ -67,7 +71,7 @@ class StateReporter:
             num_paused=len(scheduler.running) + len(scheduler.waiting) if is_paused else 0,
             paused=is_paused,
             blockers=self._blockers(),
-            tiers={tier.name.lower(): self._tier_state(tier, pool) for tier, pool in cache.pools.items()},
+            tiers={tier.name.lower(): self._tier_state(books) for tier, books in cache.books.items()},
             generation=cache.generation,
             weights_id=scheduler.weights_id,
             weight_version=scheduler.weight_version,
@@ -83,7 +87,8 @@ class StateReporter:
             released_memory=self._control.released_memory,
         )
 
-    def _tier_state(self, tier: Tier, pool: PagePool) -> TierState:
+    def _tier_state(self, books: TierBooks) -> TierState:
+        pool = books.pool
         return TierState(
             capacity=pool.capacity,
             free=pool.num_free,
@@ -91,6 +96,18 @@ class StateReporter:
             private=pool.count(Owner.PRIVATE),
             retired=pool.count(Owner.RETIRED),
             transfer=pool.count(Owner.TRANSFER),
-            evictable=self._cache.num_evictable if tier is Tier.DEVICE else 0,
+            evictable=books.num_evictable,
             page_bytes=self._cache.page_bytes,
         )
+
+
+def transfer_counters(counters: TransferCounters, page_size: int, page_bytes: int) -> dict[str, float]:
+    """`{kind}_tokens`, `_bytes`, `_seconds` and `dropped_tokens_{cause}`, as the metrics name them."""
+    found: dict[str, float] = {}
+    for kind, pages in counters.pages.items():
+        found[f"{kind}_tokens"] = pages * page_size
+        found[f"{kind}_bytes"] = pages * page_bytes
+        found[f"{kind}_seconds"] = counters.seconds[kind]
+    for cause, pages in counters.dropped_pages.items():
+        found[f"dropped_tokens_{cause}"] = pages * page_size
+    return found

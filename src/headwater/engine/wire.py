@@ -21,6 +21,10 @@ class Wire(Protocol):
 
     def send(self, client: bytes, message: ToClient) -> None: ...
 
+    def close(self) -> None:
+        """Let go of the sockets, after what was sent has left."""
+        ...
+
 
 class ZmqWire:
     """A ROUTER socket bound to `endpoint`. Used by the loop's thread only."""

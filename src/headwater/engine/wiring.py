@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from headwater.cache.prefix_cache import PrefixCache
+from headwater.cache.prefix_cache import HostTier, PrefixCache
 from headwater.clock import Clock
 from headwater.control.control_plane import ControlPlane, EnginePorts
 from headwater.engine.blockers import Blockers
@@ -37,6 +37,7 @@ def wire_engine(
     clock: Clock,
     policy: SchedulePolicy = "fcfs",
     is_cache_enabled: bool = True,
+    host: HostTier | None = None,
     max_control_timeout_s: float = 3600.0,
     memory_bytes: dict[str, int] | None = None,
 ) -> EngineParts:
@@ -45,6 +46,8 @@ def wire_engine(
         num_pages=ready.num_pages,
         page_size=ready.page_size,
         page_bytes=ready.page_bytes,
+        clock=clock,
+        host=host,
         is_enabled=is_cache_enabled,
     )
     scheduler = Scheduler(
@@ -59,7 +62,8 @@ def wire_engine(
     flight = Flight()
     blockers = Blockers()
     blockers.register("scheduler", scheduler)
-    blockers.register("cache", cache)
+    if cache.transfers is not None:
+        blockers.register("transfers", cache.transfers)
     ports = EnginePorts(
         cache=CacheForControl(cache),
         requests=RequestsForControl(scheduler),

@@ -10,10 +10,12 @@ class Counters:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     cached_tokens_device: int = 0
+    cached_tokens_host: int = 0
     num_refused: int = 0
     num_aborted: int = 0
     num_finished: int = 0
     num_retractions: int = 0
+    num_parked: int = 0  # retractions whose pages were kept on the host
     queue_time_s: float = 0.0
 
     def as_dict(self) -> dict[str, float]:

@@ -6,6 +6,7 @@ from enum import Enum
 from headwater.cache.lease import Lease
 from headwater.cache.namespace import Namespace
 from headwater.cache.token_sequence import TokenSequence
+from headwater.cache.transfer import Load
 from headwater.messages import Generate, TokenLogprob, unpack_ids
 from headwater.scheduling.plan import PageUpdate
 
@@ -19,16 +20,14 @@ class Phase(Enum):
     LOADING = "loading"  # its pages are being copied up; not in the batch
     PREFILLING = "prefilling"  # in a slot, prompt tokens left to launch
     DECODING = "decoding"  # in a slot, its prompt is launched
-    PARKED = "parked"  # its pages wait on the host
     FINISHED = "finished"
 
 
 _NEXT = {
     Phase.WAITING: {Phase.LOADING, Phase.PREFILLING, Phase.FINISHED},
-    Phase.LOADING: {Phase.WAITING, Phase.PREFILLING, Phase.FINISHED},
-    Phase.PREFILLING: {Phase.DECODING, Phase.PARKED, Phase.WAITING, Phase.FINISHED},
-    Phase.DECODING: {Phase.PARKED, Phase.WAITING, Phase.FINISHED},
-    Phase.PARKED: {Phase.DECODING, Phase.PREFILLING, Phase.WAITING, Phase.FINISHED},
+    Phase.LOADING: {Phase.WAITING, Phase.FINISHED},
+    Phase.PREFILLING: {Phase.DECODING, Phase.WAITING, Phase.FINISHED},
+    Phase.DECODING: {Phase.WAITING, Phase.FINISHED},
     Phase.FINISHED: set(),
 }
 
@@ -67,6 +66,10 @@ class Request:
         self.prompt_logprobs: list[TokenLogprob] = []
         self.num_retractions = 0
         self.num_cached_tokens = 0  # prompt tokens found in the cache when it first started
+        self.load: Load | None = None  # what it waits for while loading
+        self.may_load = True  # False after one load: nothing can make it load for ever
+        self.num_loaded_tokens = 0  # brought up from the host for it
+        self.num_host_tokens = 0  # of its prompt, found on the host
         self.weights_versions: list[tuple[str, int]] = []  # (label, first output computed with them)
         self.has_sent_meta = False
 

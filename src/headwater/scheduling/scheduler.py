@@ -16,6 +16,7 @@ from headwater.scheduling.slots import Slots
 from headwater.scheduling.waiting_queue import SchedulePolicy, WaitingQueue
 
 _NUM_EXAMINED_PER_TURN = 64  # waiting requests looked at in one turn, so that a long queue costs nothing
+_MIN_PREFILL_SAMPLE = 64  # prompt tokens of a step from which its time says something about prefill
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +62,13 @@ class Scheduler:
         self._eos_token_ids = eos_token_ids
         self.waiting = WaitingQueue(policy)
         self.running: list[Request] = []  # in order of admission
+        self.loading: list[Request] = []
         self._requests: dict[tuple[bytes, str], Request] = {}  # by client and rid
         self._slots = Slots(limits.max_running)
         self._outputs = OutputBuffer()
         self._num_launched = 0  # the id of the next step
         self._collected_step_id = -1
+        self._launched_s = 0.0
         self._closing: list[tuple[int, Lease]] = []  # leases that a step in flight still uses
 
     # --- requests come and go -----------------------------------------------------------------------
@@ -120,13 +123,14 @@ class Scheduler:
     def in_flight(self) -> dict[str, int]:
         """What keeps the engine from being idle. Requests that the admission keeps out hold nothing."""
         queued = sum(1 for r in self.waiting if self._may_admit(r))
-        counts = {"running": len(self.running), "queued": queued}
+        counts = {"running": len(self.running), "loading": len(self.loading), "queued": queued}
         return {name: count for name, count in counts.items() if count}
 
     # --- planning -----------------------------------------------------------------------------------
 
     def plan_step(self) -> StepPlan | None:
         """What runs next, or None if nothing can. Launch it; its pages are in use until it is collected."""
+        self._take_in_loads()
         if not self.admission.may_run or not (self.running or self.waiting):
             return None
         builder = PlanBuilder(max_tokens=self.limits.max_step_tokens)
@@ -143,6 +147,7 @@ class Scheduler:
             if request.phase is Phase.PREFILLING and request.num_computed >= len(request.tokens):
                 request.enter(Phase.DECODING)
         self._num_launched += 1
+        self._launched_s = self._clock.now()
         return plan
 
     def _plan_decodes(self, builder: PlanBuilder) -> None:
@@ -166,7 +171,7 @@ class Scheduler:
             if pages is not None:
                 request.page_updates.append(PageUpdate(request.slot, lease.num_pages - 1, pages))
                 return True
-            if self._closing:
+            if self._closing or self.cache.has_pages_coming:
                 return False  # pages come back when the step in flight has been collected
             victim = max(self.running, key=lambda r: r.queue_key)
             self._retract(victim)
@@ -204,10 +209,38 @@ class Scheduler:
             if is_worth_waiting(lease, matchable, self.running, page_size=self.cache.page_size):
                 self.cache.release(lease)
                 continue
+            if request.may_load and self._begin_load(request, lease):
+                continue
             if not self._extend_for_prompt(request, lease):
                 self.cache.release(lease)
                 return  # nobody overtakes: a long prompt is not starved by short ones
             self._start(builder, request, lease)
+
+    def _begin_load(self, request: Request, lease: Lease) -> bool:
+        """Bring up pages of other tiers first, if that is worth it; the lease is then no longer ours."""
+        load = self.cache.load(lease, max_cached_tokens=self._num_matchable(request))
+        if load is None:
+            return False
+        self.waiting.remove(request)
+        request.enter(Phase.LOADING)
+        request.load = load
+        self.loading.append(request)
+        return True
+
+    def _take_in_loads(self) -> None:
+        """Requests whose pages have come match anew; one whose load was dropped computes instead."""
+        for request in self.loading.copy():
+            load = request.load
+            assert load is not None
+            if not load.is_done:
+                continue
+            request.load = None
+            request.may_load = False  # once is enough: pages that were evicted again are computed
+            if not load.was_dropped:
+                request.num_loaded_tokens += load.num_tokens
+            self.loading.remove(request)
+            request.enter(Phase.WAITING)
+            self.waiting.add(request)
 
     def _may_admit(self, request: Request) -> bool:
         return self.admission.may_run and (self.admission.may_start or request.started_s is not None)
@@ -238,12 +271,12 @@ class Scheduler:
             request.started_s = self._clock.now()
             request.weights_versions = [(self.weight_version, 0)]
             request.num_cached_tokens = min(num_cached, request.num_prompt_tokens)
-            self.counters.cached_tokens_device += request.num_cached_tokens
+            request.num_host_tokens = min(request.num_loaded_tokens, request.num_cached_tokens)
+            self.counters.cached_tokens_host += request.num_host_tokens
+            self.counters.cached_tokens_device += request.num_cached_tokens - request.num_host_tokens
             self.counters.queue_time_s += request.started_s - request.arrived_s
             if request.logprobs is not None and request.logprobs.prompt_start == 0:
-                request.prompt_logprobs = [
-                    TokenLogprob(token_id=int(request.tokens.view(0, 1)[0]), logprob=None)
-                ]
+                request.prompt_logprobs = [TokenLogprob(token_id=int(request.tokens.view(0, 1)[0]), logprob=None)]
         self.running.append(request)
         builder.assign(request, use=use, pages=lease.page_table())
         self._add_chunk(builder, request)
@@ -253,6 +286,9 @@ class Scheduler:
     def collect(self, plan: StepPlan, result: StepResult) -> None:
         """Take in what a step produced. Rows of requests that ended or left meanwhile are dropped here."""
         self._collected_step_id = plan.step_id
+        num_prefill = int(plan.num_tokens[plan.num_decodes :].sum())
+        if num_prefill >= _MIN_PREFILL_SAMPLE:
+            self.cache.restore_cost.saw_prefill(num_prefill, self._clock.now() - self._launched_s)
         for row, (slot, use) in enumerate(zip(result.slots.tolist(), result.uses.tolist(), strict=True)):
             request = self._slots.at(slot, use=use)
             if request is None:
@@ -298,6 +334,9 @@ class Scheduler:
             self._leave_slot(request)
         elif request.phase is Phase.WAITING:
             self.waiting.remove(request)
+        elif request.phase is Phase.LOADING:
+            self.loading.remove(request)
+            request.load = None  # the copy goes on by itself
         request.enter(Phase.FINISHED)
         del self._requests[request.client, request.rid]
         self.counters.num_finished += 1
@@ -306,6 +345,10 @@ class Scheduler:
     def _retract(self, request: Request) -> None:
         """Take a request's pages away; it continues later from its tokens, with the same text."""
         self._publish(request)
+        assert request.lease is not None
+        if self.cache.back_up(request.lease):  # parked: it will find its pages on the host
+            self.counters.num_parked += 1
+            request.may_load = True
         self._leave_slot(request)
         request.enter(Phase.WAITING)
         request.num_retractions += 1
@@ -361,7 +404,8 @@ class Scheduler:
         queued_s = 0.0 if request.started_s is None else request.started_s - request.arrived_s
         return OutputMeta(
             prompt_tokens=request.num_prompt_tokens,
-            cached_device=request.num_cached_tokens,
+            cached_device=request.num_cached_tokens - request.num_host_tokens,
+            cached_host=request.num_host_tokens,
             num_retractions=request.num_retractions,
             cache_generation=self.cache.generation,
             weight_version=self.weight_version,

@@ -12,9 +12,7 @@ _MIN_TOKENS = 64  # a shorter gain is not worth a step's delay
 _MIN_PART = 0.25  # of what the request would otherwise compute
 
 
-def is_worth_waiting(
-    lease: Lease, matchable: TokenIds, running: Iterable[Request], *, page_size: int
-) -> bool:
+def is_worth_waiting(lease: Lease, matchable: TokenIds, running: Iterable[Request], *, page_size: int) -> bool:
     """Whether a running prefill will soon publish a good part of what a request would compute itself.
 
     `lease` is what the request has matched so far, `matchable` its tokens that may come from the cache.

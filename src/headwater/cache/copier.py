@@ -1,0 +1,30 @@
+"""Who really copies pages between device and host: one implementation a device, one in the simulation."""
+
+from typing import Protocol
+
+from headwater.cache.page_pool import PageIds
+
+
+class CopyHandle(Protocol):
+    """A copy that was started. Its pages are in use until it is done."""
+
+    def is_done(self) -> bool:
+        """Whether the copy has ended; never blocks."""
+        ...
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the destination must not be used. Only when done."""
+        ...
+
+
+class PageCopier(Protocol):
+    """Copies pages, all layers of each. Asynchronous: both methods return at once."""
+
+    def offload(self, device_pages: PageIds, host_pages: PageIds) -> CopyHandle:
+        """device -> host, page by page. The device pages were written by steps that have been collected."""
+        ...
+
+    def restore(self, host_pages: PageIds, device_pages: PageIds) -> CopyHandle:
+        """host -> device, page by page."""
+        ...

@@ -1,0 +1,111 @@
+"""The books of one tier: its pages, the runs of the tree that hold them, and which could be given up next."""
+
+from headwater.cache.eviction import LruLeaves
+from headwater.cache.namespace import Tier
+from headwater.cache.page_pool import Owner, PageIds, PagePool
+from headwater.cache.radix_tree import Node, RadixTree, Run
+from headwater.cache.retirement import Retirement
+
+
+class TierBooks:
+    """Attaches, pins, cuts and evicts runs. Every page it hands out or takes back goes through its pool."""
+
+    def __init__(self, tier: Tier, tree: RadixTree, *, num_pages: int) -> None:
+        self.tier = tier
+        self.pool = PagePool(num_pages)
+        self.num_evictable = 0  # unpinned pages in the tree
+        self.num_evicted = 0  # pages, ever
+        self._tree = tree
+        self._lru = LruLeaves(tier)
+
+    @property
+    def num_available(self) -> int:
+        """Pages that `take` could hand out now."""
+        return self.pool.num_free + self.num_evictable
+
+    def take(self, num_pages: int, *, owner: Owner) -> PageIds | None:
+        """`num_pages` pages for `owner`, evicting if need be; None if there are too few."""
+        if self.num_available < num_pages:
+            return None
+        if self.pool.num_free < num_pages:
+            self._evict(num_pages - self.pool.num_free)
+        return self.pool.take(num_pages, owner=owner)
+
+    def attach(self, node: Node, pages: PageIds, *, giver: Owner, parent: Run | None, pins: int) -> Run:
+        """`pages`, owned by `giver` until now, become the run of `node` on this tier."""
+        assert self.tier not in node.runs
+        self.pool.hand_over(pages, giver=giver, taker=Owner.TREE)
+        run = Run(node=node, tier=self.tier, pages=pages, parent=parent, pins=pins)
+        node.runs[self.tier] = run
+        if pins == 0:
+            self.num_evictable += len(pages)
+            self._lru.offer(node)
+        return run
+
+    def pin(self, run: Run) -> None:
+        if run.pins == 0:
+            self.num_evictable -= len(run.pages)
+        run.pins += 1
+
+    def unpin(self, run: Run) -> None:
+        """Let go of one pin; the last one frees a retired run."""
+        run.pins -= 1
+        assert run.pins >= 0
+        if run.pins:
+            return
+        if run.is_retired:
+            assert run.retirement is not None
+            self.pool.free(run.pages, giver=Owner.RETIRED)
+            run.retirement.num_outstanding -= len(run.pages)
+        else:
+            self.num_evictable += len(run.pages)
+            run.node.last_used = max(run.node.last_used, self._tree.tick)
+            self._lru.offer(run.node)
+
+    def cut(self, node: Node, retirement: Retirement) -> None:
+        """Retire the run of `node`: free if nobody pins it, else with its last pin."""
+        run = node.runs.pop(self.tier)
+        num_pages = len(run.pages)
+        if run.pins == 0:
+            self.pool.free(run.pages, giver=Owner.TREE)
+            self.num_evictable -= num_pages
+            retirement.freed[self.tier] += num_pages
+            return
+        self.pool.hand_over(run.pages, giver=Owner.TREE, taker=Owner.RETIRED)
+        run.is_retired = True
+        run.retirement = retirement
+        retirement.retired[self.tier] += num_pages
+        retirement.num_outstanding += num_pages
+
+    def offer(self, node: Node) -> None:
+        """Consider `node` for eviction: something that kept it may be gone."""
+        self._lru.offer(node)
+
+    def least_recently_used(self, num_pages: int) -> list[Node]:
+        """Unpinned leaves of at least `num_pages` pages together, next to be evicted first. Changes nothing."""
+        found: list[Node] = []
+        while num_pages > 0 and (node := self._lru.pop()) is not None:
+            found.append(node)
+            num_pages -= len(node.runs[self.tier].pages)
+        for node in found:
+            self._lru.offer(node)
+        return found
+
+    def _evict(self, num_pages: int) -> None:
+        while num_pages > 0:
+            node = self._lru.pop()
+            if node is None:  # on the host, a run above one that is being copied is no leaf
+                assert self.tier is Tier.HOST, "num_evictable promised pages that no leaf has"
+                return
+            surplus = len(node.runs[self.tier].pages) - num_pages
+            if surplus > 0:  # give up the tail only
+                self._tree.split(node, surplus)
+            run = node.runs.pop(self.tier)
+            self.pool.free(run.pages, giver=Owner.TREE)
+            self.num_evictable -= len(run.pages)
+            self.num_evicted += len(run.pages)
+            num_pages -= len(run.pages)
+            parent = node.parent
+            self._tree.prune(node)
+            if parent is not None:
+                self._lru.offer(parent)

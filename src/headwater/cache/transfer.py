@@ -1,0 +1,70 @@
+"""Copies in flight between device and host."""
+
+from dataclasses import dataclass, field
+
+from headwater.cache.copier import CopyHandle
+from headwater.cache.lease import Lease
+from headwater.cache.namespace import Tier
+from headwater.cache.page_pool import PageIds
+from headwater.cache.radix_tree import Node, Run
+
+
+@dataclass(slots=True, eq=False)
+class Transfer:
+    """One copy. Pins its source runs and owns its destination pages until it is done.
+
+    `sources` are runs from upper to lower with the pages each had when the copy began. A run that is split
+    meanwhile keeps naming its lower end, and `segments` finds the upper parts again.
+    """
+
+    source_tier: Tier
+    destination_tier: Tier
+    sources: list[tuple[Run, int]]
+    pages: PageIds  # destination, in the order of the sources
+    handle: CopyHandle
+    started_s: float
+    is_parking: bool = False  # its source is wanted for others as soon as it is done
+    is_dropped: bool = False  # what it copies was retired: do not attach
+
+    @property
+    def kind(self) -> str:
+        return "restore" if self.destination_tier is Tier.DEVICE else "offload"
+
+    @property
+    def lowest(self) -> Node:
+        return self.sources[-1][0].node
+
+    def pinned(self) -> list[Run]:
+        """The runs it pins: on the device the whole path, on the host what it reads."""
+        if self.source_tier is Tier.DEVICE:
+            return list(self.sources[-1][0].chain())
+        return [run for run, _ in self.segments()]
+
+    def segments(self) -> list[tuple[Run, PageIds]]:
+        """The source runs as they are now, upper first, each with its destination pages."""
+        found: list[tuple[Run, PageIds]] = []
+        end = len(self.pages)
+        for run, num_pages in reversed(self.sources):
+            for part in run.chain():
+                found.append((part, self.pages[end - len(part.pages) : end]))
+                end -= len(part.pages)
+                num_pages -= len(part.pages)
+                if num_pages == 0:
+                    break
+        assert end == 0
+        return found[::-1]
+
+
+@dataclass(slots=True, eq=False)
+class Load:
+    """Pages on their way to the device for a request, which waits for them off the batch.
+
+    Several requests may wait for one load. `num_tokens` will be on the device when it is done, unless it was
+    dropped by a retirement or failed.
+    """
+
+    num_tokens: int
+    lease: Lease | None  # keeps the path above in place; released with the last copy
+    is_done: bool = False
+    was_dropped: bool = False
+    nodes: list[Node] = field(default_factory=list)
