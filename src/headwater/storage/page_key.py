@@ -105,10 +105,11 @@ class Bucket:
     """The pages of one namespace under one generation. Equal ids are equal buckets.
 
     It carries the scopes and the generations it was made with, so that a store can tell by itself that a
-    raised counter made it unreachable.
+    raised counter made it unreachable. Made by `of`.
     """
 
     id: bytes
+    namespace: bytes = field(compare=False)
     scope_ids: tuple[bytes, ...] = field(compare=False)
     generations: tuple[int, ...] = field(compare=False)
 
@@ -119,6 +120,7 @@ class Bucket:
         counters = (str(generation).encode() for generation in generations)
         return cls(
             id=_digest(b"hw-bucket", namespace, *scope_ids, *counters),
+            namespace=namespace,
             scope_ids=tuple(scope_ids),
             generations=tuple(generations),
         )
