@@ -106,13 +106,13 @@ class StepDriver:
     def run(self, sequences: Sequence[DrivenRequest], *, num_outputs: int, chunk: int = 10**6) -> None:
         """All sequences to `num_outputs` tokens each, prompts in random chunks of at most `chunk`."""
         while rows := [
-            (sequence, self._next_tokens(sequence, chunk))
+            (sequence, self.next_tokens(sequence, chunk))
             for sequence in sequences
             if len(sequence.outputs) < num_outputs
         ]:
             self.step(rows)
 
-    def _next_tokens(self, sequence: DrivenRequest, chunk: int) -> int:
+    def next_tokens(self, sequence: DrivenRequest, chunk: int) -> int:
         if not sequence.is_prefilling:
             return 1
         return min(int(self._random.integers(1, chunk + 1)), len(sequence.prompt) - sequence.num_computed)
@@ -122,8 +122,6 @@ class StepDriver:
         if needed <= 0:
             return []
         pages = [self._free_pages.pop() for _ in range(needed)]
-        update = PageUpdate(
-            slot=sequence.slot, first=sequence.num_pages, pages=np.array(pages, dtype=np.int32)
-        )
+        update = PageUpdate(slot=sequence.slot, first=sequence.num_pages, pages=np.array(pages, dtype=np.int32))
         sequence.num_pages += needed
         return [update]

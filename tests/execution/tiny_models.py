@@ -1,0 +1,91 @@
+"""Tiny random models of every family, made by transformers itself and saved as Hugging Face folders."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+VOCAB_SIZE = 211
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.15,  # large enough that greedy text does not repeat one token
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+_MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True}),
+    "llama-biases-mha": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4},
+    ),
+    "llama-llama3-rope": (LlamaForCausalLM, LlamaConfig, {"rope_parameters": _LLAMA3}),
+    "llama-linear-rope": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}},
+    ),
+    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": None, "head_dim": 24}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True}),
+    "qwen2-yarn": (Qwen2ForCausalLM, Qwen2Config, {"rope_parameters": _YARN}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 32}),
+    "qwen3-tied-one-kv-head": (
+        Qwen3ForCausalLM,
+        Qwen3Config,
+        {"head_dim": 16, "tie_word_embeddings": True, "num_key_value_heads": 1},
+    ),
+}
+MODEL_NAMES = tuple(_MODELS)
+
+
+def make_tiny_model(name: str, folder: Path) -> PreTrainedModel:
+    """Save the model under `folder` and return it, in float32."""
+    model_class, config_class, extra = _MODELS[name]
+    torch.manual_seed(sum(name.encode()))
+    model = model_class(config_class(**{**_SIZES, **extra})).eval()
+    with torch.no_grad():  # norms and biases that are not ones and zeros, or nothing would show a lost one
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(folder)
+    return model
+
+
+def greedy_text(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> list[int]:
+    """What transformers generates, EOS ignored."""
+    output = model.generate(
+        torch.tensor([prompt]),
+        max_new_tokens=num_tokens,
+        min_new_tokens=num_tokens,
+        do_sample=False,
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        eos_token_id=None,
+    )
+    return output[0, len(prompt) :].tolist()
