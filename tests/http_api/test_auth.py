@@ -47,9 +47,7 @@ def test_the_matrix_of_keys_and_routes(api_key, admin_key, sent, user_status, co
     assert {status(path) for path in CONTROL} == {control_status}
 
 
-@pytest.mark.parametrize(
-    "header", ["user", "Basic user", "Bearer", "bearer user ", "Bearer  user", "Bearer usér"]
-)
+@pytest.mark.parametrize("header", ["user", "Basic user", "Bearer", "bearer user ", "Bearer  user", "Bearer usér"])
 def test_headers_that_are_nearly_right(header: str) -> None:
     """Only the scheme's case and blanks around the key are forgiven."""
 
@@ -78,9 +76,7 @@ async def test_refusals_are_errors_of_the_one_shape_and_have_an_id(engine: Scrip
 async def test_every_route_that_changes_the_engine_is_a_control_route(engine: ScriptedEngine) -> None:
     """A new control route that is not listed would be open to every user."""
     async with api(engine, api_key="user", admin_api_key="admin") as server:
-        paths = (await server.http.get("/openapi.json", headers={"authorization": "Bearer user"})).json()[
-            "paths"
-        ]
+        paths = (await server.http.get("/openapi.json", headers={"authorization": "Bearer user"})).json()["paths"]
         for path, methods in paths.items():
             for method, route in methods.items():
                 if "control" in route["tags"]:

@@ -126,9 +126,7 @@ OPENAI = [
 
 async def check(server: Api, path: str, body: Any, param: str, words: str) -> None:
     """Sent as Python's json writes it: NaN, Infinity and lone surrogates included."""
-    response = await server.http.post(
-        path, content=json.dumps(body), headers={"content-type": "application/json"}
-    )
+    response = await server.http.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
     assert response.status_code == 400, (body, response.text)
     error = error_of(response)
     assert error["param"] == param, (body, error)

@@ -110,9 +110,7 @@ async def test_the_status_of_a_flush_is_the_engines(engine: ScriptedEngine) -> N
     engine.script.flush = lambda message: result(message, 202, drained=False)
     async with api(engine) as server:
         assert (await server.http.get("/flush_cache?mode=drain&timeout=1")).status_code == 202
-        engine.script.flush = lambda m: Failed(
-            call_id=m.call_id, status=400, message="no host tier", param="tiers"
-        )
+        engine.script.flush = lambda m: Failed(call_id=m.call_id, status=400, message="no host tier", param="tiers")
         response = await server.http.get("/flush_cache?tiers=host")
         assert (response.status_code, error_of(response)["param"]) == (400, "tiers")
 
@@ -276,3 +274,12 @@ async def test_control_calls_answer_503_when_the_engine_goes(engine: ScriptedEng
             response = await server.http.request(method, path)
             assert response.status_code == 503, path
             error_of(response)
+
+
+async def test_a_flush_that_the_engine_never_answers_ends(engine: ScriptedEngine) -> None:
+    """The engine keeps the deadline; if its loop hangs, the caller must not."""
+    engine.script.flush = lambda _: None
+    async with api(engine, limits=Limits(health_timeout_s=0.1)) as server:
+        response = await asyncio.wait_for(server.http.get("/flush_cache?timeout=0.1"), 2)
+        assert (response.status_code, error_of(response)["code"]) == (504, "timeout")
+        await until(lambda: engine.of_type(CancelOperation))

@@ -184,9 +184,7 @@ async def test_a_client_that_leaves_counts_as_aborted(engine: ScriptedEngine) ->
         await server.post("/generate", body)
         found = samples((await server.http.get("/metrics")).text)
         assert found["sglang:num_requests_total"][0].value == 1
-        assert (
-            "sglang:num_aborted_requests_total" not in found or not found["sglang:num_aborted_requests_total"]
-        )
+        assert "sglang:num_aborted_requests_total" not in found or not found["sglang:num_aborted_requests_total"]
         assert found["sglang:generation_tokens_total"][0].value == 2
 
 

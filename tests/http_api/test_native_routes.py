@@ -6,6 +6,8 @@ import itertools
 import pytest
 from api_under_test import EOS_ID, TOKENIZER, api, error_of, events, saying, until
 
+from headwater.http_api.schemas_native import GenerateRequest
+from headwater.http_api.services import Services
 from headwater.messages import Abort, Finish, Generate, LogprobParams, OutputMeta, unpack_ids
 from headwater.simulation.scripted_engine import ScriptedEngine
 
@@ -186,9 +188,7 @@ async def test_a_stop_string_ends_the_answer_and_the_request(engine: ScriptedEng
         assert one["text"] == "one two "
         assert one["meta_info"]["finish_reason"] == {"type": "stop", "matched": "STOP"}
         assert one["meta_info"]["completion_tokens"] == len("one two STOP") == len(one["output_ids"])
-    assert all("S" not in chunk["text"] for chunk in streamed), (
-        "text that may become a stop string is held back"
-    )
+    assert all("S" not in chunk["text"] for chunk in streamed), "text that may become a stop string is held back"
 
 
 async def test_no_stop_trim_leaves_stop_strings_and_tokens_in_the_text(engine: ScriptedEngine) -> None:
@@ -322,3 +322,20 @@ async def test_the_prompt_of_a_batch_reaches_the_engine_unchanged(engine: Script
         await server.post("/generate", body)
     prompts = [unpack_ids(message.prompt_ids).tolist() for message in engine.of_type(Generate)]
     assert prompts == [[70, 71], [72]]
+
+
+async def test_a_batch_whose_client_is_slow_tells_each_end_once(engine: ScriptedEngine) -> None:
+    """Steps that come while nobody reads are joined; no chunk may show a later state than its own."""
+    async with api(engine) as server:
+        body = {"text": ["a", "b"], "sampling_params": {"max_new_tokens": 30}}
+        batch = await Services(server.state).native_api.start(GenerateRequest.model_validate(body))
+        chunks = batch.stream()
+        seen = [await anext(chunks)]
+        await until(lambda: server.state.client.num_running == 0)
+        seen += [chunk async for chunk in chunks]
+    for index in (0, 1):
+        own = [chunk for chunk in seen if chunk["index"] == index]
+        reasons = [chunk["meta_info"]["finish_reason"] for chunk in own]
+        assert [reason is None for reason in reasons] == [True] * (len(own) - 1) + [False]
+        assert all(len(chunk["output_ids"]) == chunk["meta_info"]["completion_tokens"] for chunk in own)
+        assert own[-1]["text"] == "ab"[index] * 30

@@ -192,9 +192,7 @@ async def test_cached_tokens_details_when_asked(engine: ScriptedEngine) -> None:
         ([[65, 66], [67]], [None, None]),
     ],
 )
-async def test_completion_prompts_of_all_four_shapes(
-    engine: ScriptedEngine, prompt: Any, texts: list
-) -> None:
+async def test_completion_prompts_of_all_four_shapes(engine: ScriptedEngine, prompt: Any, texts: list) -> None:
     async with api(engine) as server:
         answer = (await server.post(COMPLETIONS, {"prompt": prompt, "max_tokens": 2})).json()
     assert answer["object"] == "text_completion"

@@ -25,9 +25,7 @@ def url(engine: ScriptedEngine) -> Iterator[str]:
         yield url
 
 
-def send_and_hang_up(
-    url: str, path: str, body: dict, *, after: threading.Event | None, engine, method="POST"
-) -> None:
+def send_and_hang_up(url: str, path: str, body: dict, *, after: threading.Event | None, engine, method="POST") -> None:
     """Send a request on a socket of its own; close it once the engine has the request."""
     parts = urlsplit(url)
     content = json.dumps(body).encode()
@@ -171,16 +169,12 @@ def sdk(url: str) -> Iterator[openai.OpenAI]:
         yield sdk
 
 
-def test_the_openai_sdk_chats_streams_completes_and_reads_errors(
-    engine: ScriptedEngine, sdk: openai.OpenAI
-) -> None:
+def test_the_openai_sdk_chats_streams_completes_and_reads_errors(engine: ScriptedEngine, sdk: openai.OpenAI) -> None:
     engine.script.reply = saying("hello there")
     messages = [{"role": "user", "content": "hi"}]
     assert [model.id for model in sdk.models.list()] == [MODEL]
     assert sdk.models.retrieve(MODEL).id == MODEL
-    chat = sdk.chat.completions.create(
-        model=MODEL, messages=messages, seed=1, n=2, logprobs=True, top_logprobs=1
-    )
+    chat = sdk.chat.completions.create(model=MODEL, messages=messages, seed=1, n=2, logprobs=True, top_logprobs=1)
     assert [choice.message.content for choice in chat.choices] == ["hello there"] * 2
     assert chat.choices[0].logprobs.content[0].token == "h"
     assert chat.usage.prompt_tokens_details.cached_tokens == 0

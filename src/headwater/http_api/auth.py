@@ -47,9 +47,7 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            refusal = self.refusal(
-                scope["method"], scope["path"], Headers(scope=scope).get("authorization", "")
-            )
+            refusal = self.refusal(scope["method"], scope["path"], Headers(scope=scope).get("authorization", ""))
             if refusal is not None:
                 await error_response(refusal)(scope, receive, send)
                 return

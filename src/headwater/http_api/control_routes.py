@@ -41,9 +41,7 @@ def _flush_query(
         Literal["idle", "now", "drain"] | str | None,
         Query(description="`idle`: at an idle moment. `now`: under load. `drain`: until all pages are back."),
     ] = None,
-    tiers: Annotated[
-        str | None, Query(description="Any of `device,host,storage`; default `device,host`.")
-    ] = None,
+    tiers: Annotated[str | None, Query(description="Any of `device,host,storage`; default `device,host`.")] = None,
     cache_salt: Annotated[str | None, Query(description="Only namespaces with this salt.")] = None,
     extra_key: Annotated[str | None, Query(description="Only namespaces with this key.")] = None,
     prefix: Annotated[str | None, Query(description="Only what begins with this text.")] = None,
@@ -71,10 +69,10 @@ async def flush_cache(request: Request, given: Given) -> Response:
     """
     body = await request.body()
     parameters = given_parameters(request.query_params.multi_items(), body)
-    message = await flush_message(
-        parameters, given.generator, max_timeout_s=given.state.limits.max_control_timeout_s
-    )
-    answers = await while_connected(given.state.client.call_all(message), request.receive)
+    message = await flush_message(parameters, given.generator, max_timeout_s=given.state.limits.max_control_timeout_s)
+    limit_s = message.timeout_s + given.state.limits.health_timeout_s  # the engine keeps the deadline itself
+    calls = given.state.client.call_all(message, timeout_s=limit_s)
+    answers = await while_connected(calls, request.receive)
     results: list[FlushResult] = _all_or_raise(answers)
     status = merged_status(results)
     if "application/json" in request.headers.get("accept", ""):
@@ -82,9 +80,7 @@ async def flush_cache(request: Request, given: Given) -> Response:
     return PlainTextResponse(as_text(results), status)
 
 
-@router.post(
-    "/reset_prefix_cache", summary="The same as /flush_cache (vLLM's name)", responses=FLUSH_RESPONSES
-)
+@router.post("/reset_prefix_cache", summary="The same as /flush_cache (vLLM's name)", responses=FLUSH_RESPONSES)
 async def reset_prefix_cache(request: Request, given: Given) -> Response:
     """See `/flush_cache`."""
     return await flush_cache(request, given)
@@ -96,7 +92,8 @@ async def pause_generation(
 ) -> Response:
     """Pause until `/continue_generation`; requests that arrive meanwhile wait."""
     mode = (body or PauseRequest()).mode
-    call = given.state.client.call_all(PauseGeneration(call_id=new_call_id(), mode=mode))
+    message = PauseGeneration(call_id=new_call_id(), mode=mode)
+    call = given.state.client.call_all(message, timeout_s=CALL_TIMEOUT_S)
     answers = _all_or_raise(await while_connected(call, request.receive))
     return JSONResponse(
         {
@@ -133,9 +130,7 @@ async def abort_request(given: Given, body: Annotated[AbortRequest | None, Body(
 @router.get("/control/operations", summary="Pending operations")
 async def list_operations(given: Given) -> Response:
     """Flushes and pauses that wait for their moment: phase, age, time left and what blocks them."""
-    answers = await given.state.client.call_all(
-        GetOperations(call_id=new_call_id()), timeout_s=CALL_TIMEOUT_S
-    )
+    answers = await given.state.client.call_all(GetOperations(call_id=new_call_id()), timeout_s=CALL_TIMEOUT_S)
     operations = [
         {
             "operation_id": item.operation_id,

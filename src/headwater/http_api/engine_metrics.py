@@ -85,9 +85,7 @@ class _Page:
     def counter(self, name: str, text: str, value: float, *, rank: str, **labels: str) -> None:
         self._add(CounterMetricFamily, name, text, value, rank, labels)
 
-    def _add(
-        self, kind: type, name: str, text: str, value: float, rank: str, labels: Mapping[str, str]
-    ) -> None:
+    def _add(self, kind: type, name: str, text: str, value: float, rank: str, labels: Mapping[str, str]) -> None:
         if name not in self.families:
             self.families[name] = kind(name, text, labels=(*LABELS, *labels))
         self.families[name].add_metric((self._model_name, rank, *labels.values()), value)
@@ -134,9 +132,7 @@ def _add_own_gauges(page: _Page, rank: str, state: EngineState) -> None:
     ):
         page.gauge(f"headwater:{name}", text, value, rank=rank)
     for blocker, count in state.blockers.items():
-        page.gauge(
-            "headwater:blockers", "What keeps the engine from idle.", count, rank=rank, blocker=blocker
-        )
+        page.gauge("headwater:blockers", "What keeps the engine from idle.", count, rank=rank, blocker=blocker)
     for part, num_bytes in state.memory_bytes.items():
         page.gauge("headwater:memory_bytes", "Memory by use.", num_bytes, rank=rank, part=part)
 

@@ -33,9 +33,7 @@ def install_error_handlers(app: FastAPI) -> None:
         return error_response(_from_http(error))
 
     async def handle_bug(_: Request, error: Exception) -> Response:
-        return error_response(
-            ApiError(500, "internal error; the server's log has the details", code="internal")
-        )
+        return error_response(ApiError(500, "internal error; the server's log has the details", code="internal"))
 
     for kind in (ApiError, EngineGone, CallFailed, RidInUse, ClientLeft, ValidationError, TimeoutError):
         app.add_exception_handler(kind, handle)

@@ -41,9 +41,7 @@ class ApiError(Exception):
         self.message = message
         self.param = param
         self.code = status if code is None else code
-        self.type = type or TYPES.get(
-            status, "internal_server_error" if status >= 500 else "invalid_request_error"
-        )
+        self.type = type or TYPES.get(status, "internal_server_error" if status >= 500 else "invalid_request_error")
         self.headers = dict(headers or {})
         if status in (429, 503):
             self.headers.setdefault("Retry-After", "1")
@@ -126,9 +124,7 @@ def from_validation(problems: Any) -> ApiError:
     path = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
-        return InvalidRequest(
-            400, f"the body is not valid JSON: {reason} at character {path[-1]}", code="invalid_json"
-        )
+        return InvalidRequest(400, f"the body is not valid JSON: {reason} at character {path[-1]}", code="invalid_json")
     if not path and first["type"] in ("missing", "model_attributes_type"):
         return InvalidRequest(
             400,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from headwater.client.engine_client import new_call_id
 from headwater.http_api.engine_metrics import used_pages
@@ -22,16 +22,17 @@ SECRET = re.compile(r"(^|_)(key|secret|password)(_|$)")
 router = APIRouter(tags=["information"])
 Given = Annotated[Services, Depends(services)]
 Json = dict[str, Any]
+PROBE_RESPONSES: dict[int | str, Json] = {200: {"description": "Yes."}, 503: {"description": "No."}}
 
 
-@router.get("/health", summary="Is the engine alive?")
+@router.get("/health", summary="Is the engine alive?", response_class=Response, responses=PROBE_RESPONSES)
 @router.head("/health", include_in_schema=False)
 async def health(given: Given) -> Response:
     """200 when the engine has loaded and its loop turns; 503 while starting, ending, or when it is gone."""
     return Response(status_code=200 if await given.is_alive() else 503)
 
 
-@router.get("/health_generate", summary="Does a token come out?")
+@router.get("/health_generate", summary="Does a token come out?", response_class=Response, responses=PROBE_RESPONSES)
 async def health_generate(given: Given) -> Response:
     """As /health, and generates one token unless requests are running (then tokens come out anyway)."""
     return Response(status_code=200 if await given.can_generate() else 503)
@@ -42,7 +43,7 @@ async def ping(given: Given) -> Response:
     return Response(status_code=200 if await given.is_alive() else 503)
 
 
-@router.get("/ready", summary="Would a request be taken now?")
+@router.get("/ready", summary="Would a request be taken now?", response_class=Response, responses=PROBE_RESPONSES)
 async def ready(given: Given) -> Response:
     """200 or 503, without asking the engine."""
     return Response(status_code=200 if given.state.is_serving else 503)
@@ -152,7 +153,7 @@ async def get_load(given: Given) -> Response:
     )
 
 
-@router.get("/metrics", summary="Prometheus metrics")
+@router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 @router.head("/metrics", include_in_schema=False)
 async def metrics(given: Given) -> Response:
     """Prometheus text. Also when the engine is gone: then `headwater:engine_up` is 0."""

@@ -6,7 +6,7 @@ The names are SGLang's, so that its dashboards work; every series carries `model
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -72,22 +72,16 @@ class RequestFamilies:
             return Counter(f"sglang:{name}", text, ("model_name", *labels), registry=registry)
 
         def histogram(name: str, text: str, buckets: Iterable[float]) -> Histogram:
-            return Histogram(
-                f"sglang:{name}", text, ("model_name",), registry=registry, buckets=tuple(buckets)
-            )
+            return Histogram(f"sglang:{name}", text, ("model_name",), registry=registry, buckets=tuple(buckets))
 
         self.requests = counter("num_requests", "Requests that ended, however.")
-        self.aborted = counter(
-            "num_aborted_requests", "Requests that were aborted, failed or left by their client."
-        )
+        self.aborted = counter("num_aborted_requests", "Requests that were aborted, failed or left by their client.")
         self.prompts = counter("prompt_tokens", "Prompt tokens of requests that started.")
         self.generated = counter("generation_tokens", "Tokens generated.")
         self.cached = counter("cached_tokens", "Prompt tokens found in the cache.", "cache_source")
         self.ttft = histogram("time_to_first_token_seconds", "From arrival to first token.", TTFT_BUCKETS_S)
         self.itl = histogram("inter_token_latency_seconds", "Between two tokens of an answer.", ITL_BUCKETS_S)
-        self.latency = histogram(
-            "e2e_request_latency_seconds", "From arrival to last token.", LATENCY_BUCKETS_S
-        )
+        self.latency = histogram("e2e_request_latency_seconds", "From arrival to last token.", LATENCY_BUCKETS_S)
         self.queue_time = histogram("queue_time_seconds", "Waiting in the engine's queue.", TTFT_BUCKETS_S)
         self.uncached = histogram(
             "uncached_prompt_tokens_histogram", "Prompt tokens that had to be computed.", LENGTH_BUCKETS
@@ -117,6 +111,7 @@ class Metrics:
     """The page /metrics of one app."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # a second series beside each counter that nobody reads
         self._registry = CollectorRegistry()
         self._families = RequestFamilies(self._registry)
         self._snapshot = _Snapshot()

@@ -70,9 +70,7 @@ class BodyLimit:
             await error_response(error)(scope, receive, send)
 
     def _too_large(self) -> ApiError:
-        return ApiError(
-            413, f"the body must not be larger than {self.max_body_bytes} bytes", code="body_too_large"
-        )
+        return ApiError(413, f"the body must not be larger than {self.max_body_bytes} bytes", code="body_too_large")
 
 
 async def drain(receive: Receive) -> None:

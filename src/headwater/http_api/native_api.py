@@ -52,9 +52,7 @@ class NativeApi:
         try:
             for text_request in requests:
                 generation = self._generator.start(text_request)
-                batch.answers.append(
-                    NativeAnswer(generation, texts, with_prompt_ids=request.return_prompt_token_ids)
-                )
+                batch.answers.append(NativeAnswer(generation, texts, with_prompt_ids=request.return_prompt_token_ids))
         except BaseException:
             batch.close()
             raise
@@ -81,9 +79,7 @@ class NativeApi:
             message = f"{param}: a batch must hold 1 to {self._limits.max_batch} prompts, got {num_prompts}"
             raise bad_request(param, message)
 
-    def _per_prompt(
-        self, request: GenerateRequest, num_prompts: int, *, is_batch: bool
-    ) -> list[SamplingInput]:
+    def _per_prompt(self, request: GenerateRequest, num_prompts: int, *, is_batch: bool) -> list[SamplingInput]:
         given = request.sampling_params
         if isinstance(given, SamplingInput):
             return [given] * num_prompts
@@ -92,9 +88,7 @@ class NativeApi:
             raise bad_request("sampling_params", message)
         return given
 
-    def _requests(
-        self, request: GenerateRequest, prompt_ids: list[int], given: SamplingInput
-    ) -> list[TextRequest]:
+    def _requests(self, request: GenerateRequest, prompt_ids: list[int], given: SamplingInput) -> list[TextRequest]:
         """The n requests of one prompt, not named yet."""
         sampling = native_sampling(given, self._model)
         param = "text" if request.input_ids is None else "input_ids"
@@ -149,18 +143,21 @@ class NativeBatch:
 
     async def stream(self) -> AsyncGenerator[Answer]:
         """Answers so far, as dicts; those of a list carry their `index`."""
-        async with aclosing(self._merged()) as chunks:
-            async for index, _ in chunks:
-                answer = self.answers[index].whole()
-                yield answer | {"index": index} if self.is_list else answer
+        async with aclosing(self._merged()) as news:
+            async for chunks in news:
+                answers = [(index, self.answers[index].whole()) for index, _ in chunks]
+                for index, answer in answers:
+                    yield answer | {"index": index} if self.is_list else answer
 
     async def events(self) -> AsyncGenerator[bytes]:
         """The same as server-sent events, without the closing [DONE]."""
-        async with aclosing(self._merged()) as chunks:
-            async for index, chunk in chunks:
-                yield self.answers[index].event(chunk, index=index if self.is_list else None)
+        async with aclosing(self._merged()) as news:
+            async for chunks in news:
+                yield b"".join(
+                    self.answers[index].event(chunk, index=index if self.is_list else None) for index, chunk in chunks
+                )
 
-    def _merged(self) -> AsyncGenerator[tuple[int, TextChunk]]:
+    def _merged(self) -> AsyncGenerator[list[tuple[int, TextChunk]]]:
         return merge([answer.generation for answer in self.answers])
 
     def close(self) -> None:

@@ -122,15 +122,18 @@ class OpenAIBatch:
     async def events(self, choices: Sequence[ChoiceStream]) -> AsyncGenerator[bytes]:
         """The stream, without the closing [DONE]; one `ChoiceStream` for each generation."""
         given = self.request
-        async with aclosing(merge(self.generations)) as chunks:
-            async for index, chunk in chunks:
-                piece = choices[index].events(chunk)
-                if chunk.finish is not None:
-                    piece += choices[index].last_event(self._last_fields(index))
-                if piece:
-                    yield piece
+        async with aclosing(merge(self.generations)) as news:
+            async for chunks in news:
+                pieces = b"".join(self._events_of(choices[index], index, chunk) for index, chunk in chunks)
+                if pieces:
+                    yield pieces
         if given.stream_options.include_usage:
             yield usage_event(**self.heading.fields(), usage=usage_of(self.generations, n=given.n))
+
+    def _events_of(self, choice: ChoiceStream, index: int, chunk: TextChunk) -> bytes:
+        if chunk.finish is None:
+            return choice.events(chunk)
+        return choice.events(chunk) + choice.last_event(self._last_fields(index))
 
     def continuous_usage(self, index: int) -> Json | None:
         """The usage of one choice so far, if every chunk is to tell it."""

@@ -30,9 +30,7 @@ class Chat:
         self._logprobs = logprobs
 
     @classmethod
-    async def start(
-        cls, request: ChatCompletionRequest, generator: TextGenerator, model: ModelFacts
-    ) -> "Chat":
+    async def start(cls, request: ChatCompletionRequest, generator: TextGenerator, model: ModelFacts) -> "Chat":
         """Check the request and send it. Raises ApiError (404 for an unknown model), EngineGone, RidInUse."""
         check_model(request.model, model)
         sampling = openai_sampling(request, model)
@@ -59,9 +57,7 @@ class Chat:
 
     def events(self) -> AsyncGenerator[bytes]:
         """The answer as server-sent events."""
-        choices = [
-            _ChatChoice(self._batch, index, self._logprobs) for index in range(len(self._batch.generations))
-        ]
+        choices = [_ChatChoice(self._batch, index, self._logprobs) for index in range(len(self._batch.generations))]
         return self._batch.events(choices)
 
     def close(self) -> None:
@@ -119,9 +115,7 @@ _ROLE = b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reas
 
 async def encode_chat(request: ChatCompletionRequest, tokenizer: Tokenizer) -> list[int]:
     """Token ids of the conversation. Raises InvalidRequest that names the place in `messages`."""
-    num_chars = sum(
-        len(m["content"]) if isinstance(m.get("content"), str) else 1024 for m in request.messages
-    )
+    num_chars = sum(len(m["content"]) if isinstance(m.get("content"), str) else 1024 for m in request.messages)
 
     def encode() -> list[int]:
         return tokenizer.encode_chat(

@@ -77,9 +77,7 @@ class Completion:
 class _CompletionChoice:
     """The chunks of one choice: pieces of text, at last the finish reason."""
 
-    def __init__(
-        self, batch: OpenAIBatch, index: int, *, echo: str, logprobs: CompletionLogprobs | None
-    ) -> None:
+    def __init__(self, batch: OpenAIBatch, index: int, *, echo: str, logprobs: CompletionLogprobs | None) -> None:
         self._batch = batch
         self._index = index
         self._echo = echo

@@ -49,9 +49,7 @@ def metadata(meta: OutputMeta | None) -> Json:
 class ChunkWriter:
     """Server-sent events of one choice. What does not change from chunk to chunk is encoded once."""
 
-    def __init__(
-        self, *, id: str, object: str, created: int, model: str, index: int, has_usage: bool
-    ) -> None:
+    def __init__(self, *, id: str, object: str, created: int, model: str, index: int, has_usage: bool) -> None:
         head = json_bytes({"id": id, "object": object, "created": created, "model": model})
         self._start = b'data: %b,"choices":[{"index":%d,' % (head[:-1], index)
         self._end = b',"usage":null}\n\n' if has_usage else b"}\n\n"
@@ -128,7 +126,5 @@ class CompletionLogprobs:
             return None
         top: dict[str, float] = {}
         for token_id, logprob in zip(item.top_ids, item.top_logprobs, strict=True):
-            top.setdefault(
-                self._tokenizer.token_text(token_id), logprob
-            )  # the likelier of two that look alike
+            top.setdefault(self._tokenizer.token_text(token_id), logprob)  # the likelier of two that look alike
         return top | {token: item.logprob}

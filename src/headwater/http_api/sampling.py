@@ -41,9 +41,7 @@ def openai_sampling(given: OpenAIRequest, model: ModelFacts) -> SamplingParams:
         assert isinstance(given, CompletionRequest)
         _refuse_best_of(given)
         max_new_tokens = given.max_tokens
-    return _sampling(
-        given, model, max_new_tokens=max_new_tokens, min_new_tokens=given.min_tokens, seed=given.seed
-    )
+    return _sampling(given, model, max_new_tokens=max_new_tokens, min_new_tokens=given.min_tokens, seed=given.seed)
 
 
 def check_prompt(prompt_ids: Sequence[int], model: ModelFacts, *, param: str, is_prefill: bool) -> None:
@@ -51,9 +49,7 @@ def check_prompt(prompt_ids: Sequence[int], model: ModelFacts, *, param: str, is
     if not prompt_ids:
         raise bad_request(param, f"{param}: must not be empty; at least one token is needed")
     if (outside := first_outside(prompt_ids, model.vocab_size)) is not None:
-        raise bad_request(
-            param, f"{param}: token ids must be from 0 to {model.vocab_size - 1}, got {outside}"
-        )
+        raise bad_request(param, f"{param}: token ids must be from 0 to {model.vocab_size - 1}, got {outside}")
     longest = model.max_context if is_prefill else model.max_context - 1
     if len(prompt_ids) > longest:
         message = f"{param}: {len(prompt_ids)} tokens do not fit; a prompt may have at most {longest} tokens"
@@ -63,20 +59,12 @@ def check_prompt(prompt_ids: Sequence[int], model: ModelFacts, *, param: str, is
 def fit(sampling: SamplingParams, num_prompt_tokens: int, model: ModelFacts) -> SamplingParams:
     """`sampling` with `max_new_tokens` cut to what the context has left."""
     left = model.max_context - num_prompt_tokens
-    return (
-        sampling
-        if sampling.max_new_tokens <= left
-        else msgspec.structs.replace(sampling, max_new_tokens=left)
-    )
+    return sampling if sampling.max_new_tokens <= left else msgspec.structs.replace(sampling, max_new_tokens=left)
 
 
 def for_sample(sampling: SamplingParams, index: int) -> SamplingParams:
     """The parameters of the `index`-th answer to one prompt: the same but for the noise."""
-    return (
-        sampling
-        if index == 0
-        else msgspec.structs.replace(sampling, seed=(sampling.seed + index) & SEED_MASK)
-    )
+    return sampling if index == 0 else msgspec.structs.replace(sampling, seed=(sampling.seed + index) & SEED_MASK)
 
 
 def _sampling(
@@ -111,9 +99,7 @@ def _sampling(
 
 def _check_ids(token_ids: Any, model: ModelFacts, *, param: str) -> None:
     if (outside := first_outside(list(token_ids), model.vocab_size)) is not None:
-        raise bad_request(
-            param, f"{param}: token ids must be from 0 to {model.vocab_size - 1}, got {outside}"
-        )
+        raise bad_request(param, f"{param}: token ids must be from 0 to {model.vocab_size - 1}, got {outside}")
 
 
 def _refuse_response_format(response_format: dict[str, Any] | None) -> None:

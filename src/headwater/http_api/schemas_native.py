@@ -59,9 +59,7 @@ class SamplingInput(Body):
     skip_special_tokens: bool = True
     no_stop_trim: bool = Field(default=False, description="Leave the stop string or token in the text.")
     n: NumSamples = Field(default=1, description="Answers per prompt; each has its own noise.")
-    sampling_seed: Seed | None = Field(
-        default=None, description="Noise that depends on it and the position alone."
-    )
+    sampling_seed: Seed | None = Field(default=None, description="Noise that depends on it and the position alone.")
     json_schema: Any = Field(default=None, description="Not supported yet: a 400.")
     regex: Any = Field(default=None, description="Not supported yet: a 400.")
     ebnf: Any = Field(default=None, description="Not supported yet: a 400.")
@@ -98,9 +96,7 @@ class GenerateRequest(Body):
     return_text_in_logprobs: bool = False
     return_prompt_token_ids: bool = False
     priority: Priority = Field(default=0, description="Higher runs first.")
-    cache_salt: Name = Field(
-        default="", description="Prompts share cached KV only under the same salt and key."
-    )
+    cache_salt: Name = Field(default="", description="Prompts share cached KV only under the same salt and key.")
     extra_key: Name = ""
     model: Any = Field(default=None, description="Ignored: one model is served.")
 

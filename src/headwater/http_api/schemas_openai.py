@@ -76,9 +76,7 @@ class CompletionRequest(OpenAIRequest):
     prompt: Text | list[Text] | list[int] | list[list[int]] = Field(description="Text or token ids.")
     max_tokens: NumTokens = Field(default=16, description="What does not fit the context is cut off.")
     logprobs: NumLogprobs | None = Field(default=None, description="Alternatives at each position.")
-    echo: bool = Field(
-        default=False, description="Begin the text (and the log-probabilities) with the prompt."
-    )
+    echo: bool = Field(default=False, description="Begin the text (and the log-probabilities) with the prompt.")
     best_of: int | None = Field(default=None, description="1, or the same as n.")
     suffix: str | None = Field(default=None, description="Not supported: a 400.")
 

@@ -90,9 +90,7 @@ class Services:
         tokenizer, _ = self.state.require_model()
         prompt = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else 0]
         sampling = SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
-        request = TextRequest(
-            rid=f"health-{new_call_id()}", prompt_ids=prompt, sampling=sampling, no_store=True
-        )
+        request = TextRequest(rid=f"health-{new_call_id()}", prompt_ids=prompt, sampling=sampling, no_store=True)
         generation = TextGenerator(self.state.client, tokenizer).start(request)
         try:
             await generation.run()

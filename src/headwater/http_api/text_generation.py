@@ -103,9 +103,7 @@ class TextGenerator:
             priority=request.priority,
             no_store=request.no_store,
         )
-        return TextGeneration(
-            self._client.generate(message), request, self.tokenizer, observer=self._observer
-        )
+        return TextGeneration(self._client.generate(message), request, self.tokenizer, observer=self._observer)
 
 
 class TextGeneration:
@@ -238,41 +236,58 @@ class TextGeneration:
         self.newest_s = now_s
 
 
-async def merge(generations: Sequence[TextGeneration]) -> AsyncGenerator[tuple[int, TextChunk]]:
-    """Chunks of several generations as they come, with the index of theirs. All are closed at the end.
+async def merge(generations: Sequence[TextGeneration]) -> AsyncGenerator[list[tuple[int, TextChunk]]]:
+    """What several generations have brought since the last time: (index, chunk), one at most of each.
 
-    Raises the first error of any of them.
+    The chunks agree with the state of their generations until the next one is asked for: use them before any
+    await. All generations are closed at the end. Raises the first error of any of them.
     """
-    if len(generations) == 1:
+    if len(generations) == 1:  # no task in between: it would cost as much as the rest of a chunk
         try:
             async for chunk in generations[0]:
-                yield 0, chunk
+                yield [(0, chunk)]
         finally:
             generations[0].close()
         return
-    arrived: asyncio.Queue[tuple[int, TextChunk | Exception]] = asyncio.Queue()
+    arrived: dict[int, TextChunk] = {}
+    errors: list[Exception] = []
+    news = asyncio.Event()
 
     async def pump(index: int, generation: TextGeneration) -> None:
         try:
             async for chunk in generation:
-                arrived.put_nowait((index, chunk))
+                arrived[index] = _joined(arrived[index], chunk) if index in arrived else chunk
+                news.set()
         except Exception as error:  # noqa: BLE001 - raised again below, by whoever iterates
-            arrived.put_nowait((index, error))
+            errors.append(error)
+            news.set()
 
     pumps = [asyncio.ensure_future(pump(index, g)) for index, g in enumerate(generations)]
     try:
         num_open = len(generations)
         while num_open:
-            index, item = await arrived.get()
-            if isinstance(item, Exception):
-                raise item
-            num_open -= item.finish is not None
-            yield index, item
+            await news.wait()
+            news.clear()
+            if errors:
+                raise errors[0]
+            taken = list(arrived.items())
+            arrived.clear()
+            num_open -= sum(chunk.finish is not None for _, chunk in taken)
+            yield taken
     finally:
         for task in pumps:
             task.cancel()
         for generation in generations:
             generation.close()
+
+
+def _joined(first: TextChunk, second: TextChunk) -> TextChunk:
+    return TextChunk(
+        text=first.text + second.text,
+        token_ids=first.token_ids + second.token_ids,
+        logprobs=first.logprobs + second.logprobs,
+        finish=second.finish,
+    )
 
 
 async def run_all(generations: Sequence[TextGeneration]) -> None:
