@@ -19,7 +19,7 @@ class DrivenRequest:
         self.prompt = list(prompt)
         self.outputs: list[int] = []
         self.num_computed = 0
-        self.num_pages = 0
+        self.pages: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.prompt_logprobs: list[TokenLogprob] = []
 
@@ -118,10 +118,10 @@ class StepDriver:
         return min(int(self._random.integers(1, chunk + 1)), len(sequence.prompt) - sequence.num_computed)
 
     def _grow(self, sequence: DrivenRequest, num_tokens: int) -> list[PageUpdate]:
-        needed = -(-num_tokens // self.runner.kv.layout.page_size) - sequence.num_pages
+        first = len(sequence.pages)
+        needed = -(-num_tokens // self.runner.kv.layout.page_size) - first
         if needed <= 0:
             return []
         pages = [self._free_pages.pop() for _ in range(needed)]
-        update = PageUpdate(slot=sequence.slot, first=sequence.num_pages, pages=np.array(pages, dtype=np.int32))
-        sequence.num_pages += needed
-        return [update]
+        sequence.pages += pages
+        return [PageUpdate(slot=sequence.slot, first=first, pages=np.array(pages, dtype=np.int32))]

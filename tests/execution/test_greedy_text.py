@@ -8,7 +8,6 @@ import pytest
 import torch
 from step_driver import StepDriver
 from tiny_models import MODEL_NAMES, VOCAB_SIZE, greedy_text, make_tiny_model
-
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 

@@ -83,8 +83,8 @@ class TorchStepAttention:
         rows, queries = group.num_rows, group.num_queries
         q = q.view(rows, queries, shape.num_kv_heads, per_kv, shape.head_dim)
         q = q.permute(0, 2, 3, 1, 4).reshape(rows, shape.num_kv_heads, per_kv * queries, shape.head_dim)
-        k = self._gather(group, layer, 0)
-        # A masked key still weighs 0 * value, and a page used before may hold NaN.
+        # Masked tokens still count as 0 * value and score - infinity, and a page used before may hold NaN.
+        k = self._gather(group, layer, 0).masked_fill_(group.hidden_keys, 0)
         v = self._gather(group, layer, 1).masked_fill_(group.hidden_keys, 0)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask)
         out = out.view(rows, shape.num_kv_heads, per_kv, queries, shape.head_dim).permute(0, 3, 1, 2, 4)

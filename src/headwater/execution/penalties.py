@@ -53,7 +53,7 @@ class LogitEdits:
             logits.copy_(torch.where(self._is_seen, penalised, logits))
         if self._counts is not None:
             logits.sub_(self._counts, alpha=sampling.frequency_penalty)
-            logits.sub_(self._counts > 0, alpha=sampling.presence_penalty)
+            logits.sub_((self._counts > 0).float(), alpha=sampling.presence_penalty)
         if len(self._bias_ids):
             logits.index_add_(0, self._bias_ids, self._biases)
         if num_outputs < sampling.min_new_tokens:

@@ -1,0 +1,178 @@
+"""Sampling: who may be drawn, how often, and that a seed means the same in every batch."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from headwater.execution.sampler import Sampler
+from headwater.messages import SamplingParams
+from headwater.scheduling.plan import SlotAssignment
+
+pytestmark = pytest.mark.slow
+
+VOCAB_SIZE = 3000
+
+
+def _logits(rows: int, seed: int = 0, spread: float = 3.0) -> torch.Tensor:
+    return torch.randn(rows, VOCAB_SIZE, generator=torch.Generator().manual_seed(seed)) * spread
+
+
+def _sampler() -> Sampler:
+    return Sampler(vocab_size=VOCAB_SIZE, device=torch.device("cpu"))
+
+
+def _assign(sampler: Sampler, slot: int, sampling: SamplingParams, **fields: object) -> None:
+    defaults = {"use": 1, "token_ids": np.array([1], dtype=np.int32), "num_prompt_tokens": 1, "stop_token_ids": ()}
+    sampler.assign(SlotAssignment(slot=slot, sampling=sampling, **{**defaults, **fields}))  # type: ignore[arg-type]
+
+
+def _sample_one(logits: torch.Tensor, sampling: SamplingParams, position: int = 0) -> int:
+    sampler = _sampler()
+    return int(sampler.sample(logits.clone(), [sampling], slots=[0], num_outputs=[position])[0])
+
+
+def _draws(row: torch.Tensor, num: int, **fields: float) -> torch.Tensor:
+    """`num` tokens of the same logits with seeds 0, 1, ..."""
+    params = [SamplingParams(seed=seed, **fields) for seed in range(num)]
+    sampler = _sampler()
+    return sampler.sample(row.expand(num, -1).clone(), params, slots=list(range(num)), num_outputs=[0] * num)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(temperature=0.0),
+        SamplingParams(temperature=1.7, top_k=1, seed=9),
+        SamplingParams(temperature=1e-9),
+    ],
+)
+def test_greedy_is_the_exact_argmax(sampling: SamplingParams) -> None:
+    logits = _logits(1)
+    assert _sample_one(logits, sampling) == int(logits.argmax())
+
+
+def test_a_seed_draws_the_same_token_in_any_batch_and_slot() -> None:
+    """Every kind of row next to every other: none may shift another's noise or candidates."""
+    kinds = [
+        SamplingParams(seed=1),
+        SamplingParams(seed=2, top_p=0.9),
+        SamplingParams(seed=3, top_k=40),
+        SamplingParams(temperature=0.0),
+        SamplingParams(seed=4, min_p=0.02),
+        SamplingParams(seed=5, top_k=2000, top_p=0.99, temperature=2.0),
+        SamplingParams(seed=6, top_p=0.999999, temperature=5.0),  # a nucleus larger than the candidates
+    ]
+    logits = _logits(len(kinds))
+    alone = [_sample_one(logits[row : row + 1], kind, position=11) for row, kind in enumerate(kinds)]
+    for order in ([0, 1, 2, 3, 4, 5, 6], [6, 3, 0, 5, 2, 1, 4], [2, 6]):
+        tokens = _sampler().sample(
+            logits[order].clone(), [kinds[row] for row in order], slots=order[::-1], num_outputs=[11] * len(order)
+        )
+        assert tokens.tolist() == [alone[row] for row in order]
+
+
+def test_tokens_of_one_request_differ_by_position() -> None:
+    logits = _logits(1, spread=0.5)
+    assert len({_sample_one(logits, SamplingParams(seed=3), position) for position in range(50)}) > 40
+
+
+def _chi_square(draws: torch.Tensor, probabilities: torch.Tensor) -> float:
+    """Statistic over its degrees of freedom; about 1 when the draws follow `probabilities`."""
+    expected = probabilities * len(draws)
+    likely = expected >= 10
+    counts = torch.bincount(draws, minlength=len(probabilities))
+    terms = (counts[likely] - expected[likely]) ** 2 / expected[likely]
+    rest_expected, rest = expected[~likely].sum(), counts[~likely].sum()
+    total = terms.sum() + ((rest - rest_expected) ** 2 / rest_expected if rest_expected > 1 else 0)
+    return float(total / likely.sum())
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k", "min_p"),
+    [(1.0, 1.0, -1, 0.0), (0.6, 1.0, -1, 0.0), (1.0, 0.7, -1, 0.0), (1.3, 1.0, 12, 0.0), (1.0, 0.8, 30, 0.0),
+     (1.0, 1.0, -1, 0.1), (0.9, 0.95, 200, 0.05)],
+)  # fmt: skip
+def test_draws_follow_the_cut_distribution(temperature: float, top_p: float, top_k: int, min_p: float) -> None:
+    """The definition, step by step: temperature, then top_k, then top_p, then min_p, then renormalised."""
+    row = _logits(1, seed=5, spread=2.5)
+    probabilities = (row[0].double() / temperature).softmax(dim=-1)
+    ordered, ids = probabilities.sort(descending=True)
+    if top_k > 0:
+        ordered[top_k:] = 0
+        ordered /= ordered.sum()
+    before = ordered.cumsum(0) - ordered
+    ordered[before >= top_p] = 0
+    ordered[ordered < min_p * ordered[0]] = 0
+    wanted = torch.zeros_like(probabilities)
+    wanted[ids] = ordered / ordered.sum()
+    draws = _draws(row, 6000, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
+    assert (wanted[draws] > 0).all(), "a token was drawn that the cuts exclude"
+    assert _chi_square(draws, wanted) < 2.0
+
+
+def test_top_p_keeps_the_token_that_crosses_the_threshold() -> None:
+    """With 0.5 / 0.3 / 0.2, top_p = 0.6 keeps two tokens, top_p = 0.5 one, and a tiny top_p never none."""
+    row = torch.full((1, VOCAB_SIZE), -math.inf)
+    row[0, [7, 8, 9]] = torch.tensor([0.5, 0.3, 0.2]).log()
+    assert set(_draws(row, 300, top_p=0.6).tolist()) == {7, 8}
+    assert set(_draws(row, 100, top_p=0.4999).tolist()) == {7}
+    assert set(_draws(row, 100, top_p=1e-9).tolist()) == {7}
+    assert set(_draws(row, 500, top_p=1.0).tolist()) == {7, 8, 9}
+
+
+def test_penalties_follow_their_formulas() -> None:
+    """repetition over prompt and output by sign; frequency times the count; presence once; of outputs only."""
+    sampling = SamplingParams(
+        temperature=0.0, repetition_penalty=1.5, frequency_penalty=0.4, presence_penalty=0.3, logit_bias={50: 2.5}
+    )
+    sampler = _sampler()
+    _assign(sampler, 4, sampling, token_ids=np.array([10, 11, 20, 20, 21], dtype=np.int32), num_prompt_tokens=2)
+    base = _logits(1)
+    base[0, [10, 20]] = torch.tensor([2.0, -1.0])
+    edited = base.clone()
+    sampler.sample(edited, [sampling], slots=[4], num_outputs=[3])
+    expected = base.clone()
+    for token in (10, 11, 20, 21):
+        value = base[0, token]
+        expected[0, token] = value / 1.5 if value > 0 else value * 1.5
+    expected[0, 20] -= 2 * 0.4 + 0.3
+    expected[0, 21] -= 1 * 0.4 + 0.3
+    expected[0, 50] += 2.5
+    torch.testing.assert_close(edited, expected)
+
+
+def test_sampled_tokens_count_for_the_next_penalty() -> None:
+    """With a frequency penalty of 2 and two tokens one apart, greedy must alternate."""
+    sampling = SamplingParams(temperature=0.0, frequency_penalty=2.0)
+    sampler = _sampler()
+    _assign(sampler, 0, sampling)
+    tokens = []
+    for position in range(4):
+        logits = torch.full((1, VOCAB_SIZE), -50.0)
+        logits[0, [100, 200]] = torch.tensor([1.0, 0.0])
+        tokens.append(int(sampler.sample(logits, [sampling], slots=[0], num_outputs=[position])[0]))
+    assert tokens == [100, 200, 100, 200]
+
+
+def test_a_slot_forgets_the_request_before() -> None:
+    """Penalties of an earlier request in the slot would leak one user's text into another's."""
+    sampler = _sampler()
+    _assign(sampler, 0, SamplingParams(temperature=0.0, logit_bias={5: 100.0}))
+    _assign(sampler, 0, SamplingParams(temperature=0.0))
+    logits = _logits(1)
+    want = int(logits.argmax())
+    assert int(sampler.sample(logits, [SamplingParams(temperature=0.0)], slots=[0], num_outputs=[0])[0]) == want
+
+
+def test_stop_tokens_are_masked_until_enough_tokens_are_there() -> None:
+    sampling = SamplingParams(temperature=0.0, min_new_tokens=3)
+    sampler = _sampler()
+    _assign(sampler, 0, sampling, stop_token_ids=(7, 8))
+    tokens = []
+    for position in range(5):
+        logits = torch.zeros(1, VOCAB_SIZE)
+        logits[0, [7, 8, 9]] = torch.tensor([3.0, 2.0, 1.0])
+        tokens.append(int(sampler.sample(logits, [sampling], slots=[0], num_outputs=[position])[0]))
+    assert tokens == [9, 9, 9, 7, 7]
