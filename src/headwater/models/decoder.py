@@ -127,11 +127,10 @@ class DecoderModel:
         elif block == "self_attn":
             sizes = (config.q_size, config.kv_size, config.kv_size)
             weight, bias = layer.qkv.unpack()
-            for name, part in zip("qkv", weight.split(sizes), strict=True):
-                yield f"{prefix}{name}_proj.weight", part
-            if bias is not None:
-                for name, part in zip("qkv", bias.split(sizes), strict=True):
-                    yield f"{prefix}{name}_proj.bias", part
+            weights = weight.split(sizes)
+            biases = (None, None, None) if bias is None else bias.split(sizes)
+            for name, part, part_bias in zip("qkv", weights, biases, strict=True):
+                yield from _named(f"{prefix}{name}_proj", part, part_bias)
             yield from _norms(prefix, layer)
             yield from _named(prefix + "o_proj", *layer.o.unpack())
         else:
@@ -141,9 +140,7 @@ class DecoderModel:
             yield from _named(prefix + "down_proj", *layer.down.unpack())
 
 
-def build_decoder(
-    config: ModelConfig, source: WeightSource, device: Device, dtype: torch.dtype
-) -> DecoderModel:
+def build_decoder(config: ModelConfig, source: WeightSource, device: Device, dtype: torch.dtype) -> DecoderModel:
     """Read the parameters one fused layer at a time, so that little more than the model is ever in memory.
 
     The shapes must have been checked (weights.check_shapes).
@@ -188,9 +185,7 @@ def build_decoder(
     )
 
 
-def _named(
-    prefix: str, weight: torch.Tensor, bias: torch.Tensor | None
-) -> Iterator[tuple[str, torch.Tensor]]:
+def _named(prefix: str, weight: torch.Tensor, bias: torch.Tensor | None) -> Iterator[tuple[str, torch.Tensor]]:
     yield prefix + ".weight", weight
     if bias is not None:
         yield prefix + ".bias", bias

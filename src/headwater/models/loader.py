@@ -60,9 +60,7 @@ def resolve_model(model: str) -> ModelFiles:
     path = Path(model).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ValueError(
-                f"model {model!r} is a file but no .gguf file; give a .gguf file or a model folder"
-            )
+            raise ValueError(f"model {model!r} is a file but no .gguf file; give a .gguf file or a model folder")
         return ModelFiles(name=model, format="gguf", folder=path.parent, gguf=path)
     if not path.is_dir():
         path = _snapshot(model)
@@ -95,9 +93,7 @@ def load_model(
     shapes = config.parameter_shapes()
     check_shapes(shapes, source, tied_head=config.tie_word_embeddings)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights-id") as pool:
-        weights_id = pool.submit(
-            weights_id_of, files, config, dtype=torch_dtype, load_format=load_format, seed=seed
-        )
+        weights_id = pool.submit(weights_id_of, files, config, dtype=torch_dtype, load_format=load_format, seed=seed)
         model = build_decoder(config, source, device, torch_dtype)
         loaded = LoadedModel(
             model=model,
@@ -111,9 +107,7 @@ def load_model(
     return loaded
 
 
-def open_weights(
-    files: ModelFiles, config: ModelConfig, *, load_format: LoadFormat, seed: int
-) -> WeightSource:
+def open_weights(files: ModelFiles, config: ModelConfig, *, load_format: LoadFormat, seed: int) -> WeightSource:
     """The named tensors of `files`, which need hold no config of their own, for a model of `config`.
 
     Raises ValueError for a format that is unknown or does not fit the files.
@@ -141,13 +135,9 @@ def weights_id_of(
 
 def _check_format(files: ModelFiles, load_format: LoadFormat) -> None:
     if load_format not in get_args(LoadFormat):
-        raise ValueError(
-            f"load_format must be one of {', '.join(get_args(LoadFormat))}, found {load_format!r}"
-        )
+        raise ValueError(f"load_format must be one of {', '.join(get_args(LoadFormat))}, found {load_format!r}")
     if load_format in ("safetensors", "gguf") and load_format != files.format:
-        raise ValueError(
-            f"load_format {load_format!r} does not fit model {files.name!r}: it is {files.format}"
-        )
+        raise ValueError(f"load_format {load_format!r} does not fit model {files.name!r}: it is {files.format}")
 
 
 def _torch_dtype(dtype: DtypeName, device: Device) -> torch.dtype:
@@ -158,14 +148,12 @@ def _torch_dtype(dtype: DtypeName, device: Device) -> torch.dtype:
 
 def _safetensors_in(folder: Path) -> tuple[Path, ...]:
     """The weight files of a folder. `consolidated*` is Mistral's second copy under other names."""
-    return tuple(
-        sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated"))
-    )
+    return tuple(sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated")))
 
 
 def _snapshot(model: str) -> Path:
     from huggingface_hub import snapshot_download  # slow to import, and most models are local
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     looks_like_path = model.startswith((".", "/", "~")) or model.endswith(".gguf")
     if looks_like_path or model.count("/") > 1:
@@ -173,9 +161,7 @@ def _snapshot(model: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=list(_HUB_FILES)))
     except HFValidationError as error:
-        raise ValueError(
-            f"model {model!r} is neither a folder, a .gguf file nor a hub id: {error}"
-        ) from error
+        raise ValueError(f"model {model!r} is neither a folder, a .gguf file nor a hub id: {error}") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"model {model!r} is no local folder or .gguf file and could not be downloaded from the hub "

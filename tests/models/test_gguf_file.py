@@ -1,0 +1,71 @@
+"""The GGUF header reader against the gguf package's writer."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from headwater.models.gguf_file import GGUFFile
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "file.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_uint32("llama.block_count", 7)
+    writer.add_float32("llama.rope.freq_base", 10000.5)
+    writer.add_bool("tokenizer.ggml.add_bos_token", True)
+    writer.add_string("tokenizer.chat_template", "{{ ünïcode }}")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "", "ä€", "b" * 300])
+    writer.add_array("long", list(range(3000)))
+    writer.add_array("short", [1.5, -2.5])
+    writer.add_uint64("last", 2**40)
+    writer.add_tensor("one", np.arange(6, dtype=np.float32).reshape(2, 3))
+    writer.add_tensor("two", np.arange(64, dtype=np.float16).reshape(4, 16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_scalars_strings_and_arrays(written: Path) -> None:
+    """A wrong skip over an array would shift everything behind it."""
+    file = GGUFFile(written)
+    assert file.metadata["general.architecture"] == "llama"
+    assert file.metadata["llama.block_count"] == 7
+    assert file.metadata["llama.rope.freq_base"] == 10000.5
+    assert file.metadata["tokenizer.ggml.add_bos_token"] is True
+    assert file.metadata["tokenizer.chat_template"] == "{{ ünïcode }}"
+    assert file.metadata["last"] == 2**40
+    assert file.array("tokenizer.ggml.tokens") == ["a", "", "ä€", "b" * 300]
+    assert file.array("long") == list(range(3000))
+    assert file.array("short") == file.metadata["short"] == [1.5, -2.5]
+    assert [file.array_length(key) for key in ("tokenizer.ggml.tokens", "long", "short")] == [4, 3000, 2]
+
+
+def test_tensors_lie_where_the_header_says(written: Path) -> None:
+    file = GGUFFile(written)
+    assert {name: tensor.shape for name, tensor in file.tensors.items()} == {"one": (2, 3), "two": (4, 16)}
+    assert file.raw(file.tensors["one"]).view(np.float32).tolist() == list(range(6))
+    assert file.raw(file.tensors["two"]).view(np.float16).tolist() == list(range(64))
+
+
+def test_what_is_no_gguf_file_is_refused(tmp_path: Path, written: Path) -> None:
+    """A download cut short must be named as such, not fail later as a strange tensor."""
+    other = tmp_path / "other.gguf"
+    other.write_bytes(b"PK\x03\x04" + b"\0" * 100)
+    with pytest.raises(ValueError, match="does not begin with 'GGUF'"):
+        GGUFFile(other)
+    content = written.read_bytes()
+    for length in (20, 200, len(content) - 4):
+        other.write_bytes(content[:length])
+        with pytest.raises(ValueError, match="truncated"):
+            GGUFFile(other)
+    other.write_bytes(content[:4] + (9).to_bytes(4, "little") + content[8:])
+    with pytest.raises(ValueError, match="version 9"):
+        GGUFFile(other)
+    other.write_bytes(b"")
+    with pytest.raises(ValueError, match="no GGUF file"):
+        GGUFFile(other)
