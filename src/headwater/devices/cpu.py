@@ -43,9 +43,7 @@ class CpuDevice:
         # Zeros come from the kernel page by page, so memory is taken only as it is written.
         return KVMemory(layout, torch.zeros((num_pages, *layout.page_shape), dtype=layout.dtype))
 
-    def pack_linear(
-        self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None
-    ) -> Linear:
+    def pack_linear(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None) -> Linear:
         if self._library and can_run_linear(weights[0]):
             return NativeLinear(self._library, weights, biases, num_threads=self.num_threads)
         return TorchLinear(weights, biases)

@@ -44,9 +44,7 @@ class TorchStepAttention:
         self._cos, self._sin = cos[:, None], sin[:, None]
         page_size = kv.layout.page_size
         rows = np.repeat(np.arange(len(batch.context_lens)), batch.query_lens)
-        self._write_pages = torch.from_numpy(
-            batch.page_tables[rows, batch.positions // page_size].astype(np.int64)
-        )
+        self._write_pages = torch.from_numpy(batch.page_tables[rows, batch.positions // page_size].astype(np.int64))
         self._write_offsets = torch.from_numpy((batch.positions % page_size).astype(np.int64))
         self._groups = [self._group(batch, members) for members in _like_rows(batch)]
 
@@ -69,9 +67,7 @@ class TorchStepAttention:
         wide = x.float()
         if norm is not None:
             # Rounded in between as the models were trained: the norm's output has the compute dtype.
-            wide = (
-                F.rms_norm(wide, wide.shape[-1:], norm.float(), self._geometry.norm_eps).to(x.dtype).float()
-            )
+            wide = F.rms_norm(wide, wide.shape[-1:], norm.float(), self._geometry.norm_eps).to(x.dtype).float()
         first, second = wide.chunk(2, dim=-1)
         cos, sin = self._cos, self._sin
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

@@ -17,9 +17,7 @@ class TorchLinear:
         self.out_features, self.in_features = weight.shape
         self.bias = None if biases is None else torch.cat(list(biases))
         self.is_packed = weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
-        self.weight = (
-            torch.ops.mkldnn._reorder_linear_weight(weight) if self.is_packed else weight.contiguous()
-        )
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.is_packed else weight.contiguous()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self.is_packed:

@@ -111,9 +111,7 @@ class Device(Protocol):
 
     def allocate_kv(self, layout: KVLayout, num_pages: int) -> KVMemory: ...
 
-    def pack_linear(
-        self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None
-    ) -> Linear:
+    def pack_linear(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None) -> Linear:
         """One linear layer out of the given ones, concatenated along the output features."""
         ...
 

@@ -68,9 +68,7 @@ def main() -> None:
     try:
         print(f"native CPU kernels: {build()}")
     except RuntimeError as error:
-        print(
-            f"native CPU kernels not built, the CPU will compute in plain PyTorch: {error}", file=sys.stderr
-        )
+        print(f"native CPU kernels not built, the CPU will compute in plain PyTorch: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

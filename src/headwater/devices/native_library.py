@@ -60,9 +60,7 @@ def native_library() -> ctypes.CDLL | None:
         return None
     path = library_path()
     if not path.exists():
-        logger.warning(
-            "native CPU kernels not built, computing slower: run python -m headwater.devices.native_build"
-        )
+        logger.warning("native CPU kernels not built, computing slower: run python -m headwater.devices.native_build")
         return None
     library = ctypes.CDLL(str(path))
     for name, arguments in _SIGNATURES.items():

@@ -34,9 +34,7 @@ class SlotTable:
             self._newest_tokens[assignment.slot] = NEWEST_TOKEN
         for update in plan.page_updates:
             end = update.first + len(update.pages)
-            assert end <= self._page_tables.shape[1], (
-                f"slot {update.slot}: page table too short for {end} pages"
-            )
+            assert end <= self._page_tables.shape[1], f"slot {update.slot}: page table too short for {end} pages"
             self._page_tables[update.slot, update.first : end] = update.pages
 
     def assignment(self, slot: int, use: int) -> SlotAssignment:

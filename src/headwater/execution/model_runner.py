@@ -119,9 +119,7 @@ class ModelRunner:
             self._sampler.assign(assignment)
         inputs = self._slots.inputs(plan)
         cos, sin = self.model.rotary(self._to_device(inputs.attention.positions))
-        attention = self._device.plan_attention(
-            self.model.geometry, inputs.attention, cos=cos, sin=sin, kv=self.kv
-        )
+        attention = self._device.plan_attention(self.model.geometry, inputs.attention, cos=cos, sin=sin, kv=self.kv)
         hidden = self.model.forward(self._to_device(inputs.token_ids), attention)
         outcome = _Outcome(
             tokens=np.full(plan.num_rows, -1, dtype=np.int32),
@@ -175,9 +173,7 @@ class ModelRunner:
         low, high = logits.aminmax(dim=-1)
         outcome.is_finite[rows] = (low.isfinite() & high.isfinite()).cpu().numpy()
         slots = plan.slots[rows].tolist()
-        assigned = [
-            self._slots.assignment(slot, int(plan.uses[row])) for slot, row in zip(slots, rows, strict=True)
-        ]
+        assigned = [self._slots.assignment(slot, int(plan.uses[row])) for slot, row in zip(slots, rows, strict=True)]
         wanted = [(index, it.logprobs) for index, it in enumerate(assigned) if it.logprobs is not None]
         raw = logits[[index for index, _ in wanted]] if wanted else None  # a copy: sampling edits the logits
         tokens = self._sampler.sample(
@@ -190,9 +186,7 @@ class ModelRunner:
         if raw is not None:
             ids = [int(tokens[index]) for index, _ in wanted]
             answers = token_logprobs(raw, ids, [params for _, params in wanted])
-            outcome.logprobs.update(
-                (int(rows[index]), it) for (index, _), it in zip(wanted, answers, strict=True)
-            )
+            outcome.logprobs.update((int(rows[index]), it) for (index, _), it in zip(wanted, answers, strict=True))
 
     def _add_prompt_logprobs(
         self, plan: StepPlan, hidden: torch.Tensor, last_tokens: np.ndarray, outcome: _Outcome

@@ -12,17 +12,13 @@ _SMALLEST = 2.0**-32
 _LARGEST = 1.0 - 2.0**-24  # the largest float32 below 1: log1p(-1) would be infinite
 
 
-def exponential_noise(
-    seeds: Sequence[int], positions: Sequence[int], *, token_ids: torch.Tensor
-) -> torch.Tensor:
+def exponential_noise(seeds: Sequence[int], positions: Sequence[int], *, token_ids: torch.Tensor) -> torch.Tensor:
     """Exponential(1) variates E; argmax of p / E over a row samples from p (the Gumbel-max trick).
 
     `token_ids` is int64[rows, n] or [1, n], shared by all rows; returns float32[rows, n] on its device.
     """
     device = token_ids.device
-    keys = [
-        _mix64(_mix64(seed) ^ (position & _MASK64)) for seed, position in zip(seeds, positions, strict=True)
-    ]
+    keys = [_mix64(_mix64(seed) ^ (position & _MASK64)) for seed, position in zip(seeds, positions, strict=True)]
     low = torch.tensor([_signed32(key) for key in keys], dtype=torch.int32, device=device)[:, None]
     high = torch.tensor([_signed32(key >> 32) for key in keys], dtype=torch.int32, device=device)[:, None]
     bits = _mix32(_mix32(token_ids.to(torch.int32) ^ low).add_(high)).bitwise_and_(0x7FFFFFFF)

@@ -29,9 +29,7 @@ class Sampler:
         """A request enters a slot."""
         self._edits.pop(assignment.slot, None)
         if needs_edits(assignment.sampling):
-            self._edits[assignment.slot] = LogitEdits(
-                assignment, vocab_size=self._vocab_size, device=self._device
-            )
+            self._edits[assignment.slot] = LogitEdits(assignment, vocab_size=self._vocab_size, device=self._device)
 
     def sample(
         self,
@@ -98,9 +96,7 @@ def _candidates(scaled: torch.Tensor, params: Sequence[SamplingParams]) -> tuple
     """
     vocab_size = scaled.shape[1]
     limits = [min(sampling.top_k, vocab_size) if sampling.top_k > 0 else vocab_size for sampling in params]
-    num = min(
-        max(min(limit, _NUCLEUS_CANDIDATES) if limit == vocab_size else limit for limit in limits), vocab_size
-    )
+    num = min(max(min(limit, _NUCLEUS_CANDIDATES) if limit == vocab_size else limit for limit in limits), vocab_size)
     while True:
         values, ids = scaled.topk(num, dim=-1)  # descending
         limit = _column([float(limit) for limit in limits], scaled)

@@ -123,9 +123,7 @@ def parse_hf_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> Mo
     if raw.get("hidden_act", "silu") != "silu":
         raise ValueError(f"hidden_act {raw['hidden_act']!r} is not supported, only 'silu'")
     if raw.get("quantization_config"):
-        raise ValueError(
-            "quantization_config is not supported: use the unquantized checkpoint or a GGUF file"
-        )
+        raise ValueError("quantization_config is not supported: use the unquantized checkpoint or a GGUF file")
     max_position = int(raw.get("max_position_embeddings") or 2048)
     rope = RopeConfig.from_hf(raw, max_position=max_position)
     max_context = max(max_position, rope.scaled_context)

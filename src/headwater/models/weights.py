@@ -52,9 +52,7 @@ def check_shapes(expected: Mapping[str, tuple[int, ...]], source: WeightSource, 
         if name not in found:
             raise ValueError(f"the checkpoint lacks tensor {name!r} (expected shape {list(shape)})")
         if tuple(found[name]) != shape:
-            raise ValueError(
-                f"tensor {name!r} has shape {list(found[name])} in the checkpoint, expected {list(shape)}"
-            )
+            raise ValueError(f"tensor {name!r} has shape {list(found[name])} in the checkpoint, expected {list(shape)}")
     for name in unexpected_names(expected, found, tied_head=tied_head):
         raise ValueError(
             f"the checkpoint holds tensor {name!r} of shape {list(found[name])}, which this architecture does not have"

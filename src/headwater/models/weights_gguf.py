@@ -47,11 +47,7 @@ class GGUFWeights:
 
     def load(self, name: str) -> torch.Tensor:
         tensor = self._file.tensors[self._names[name]]
-        weight = (
-            dequantize(self._file.raw(tensor), tensor.type)
-            .astype(np.float32, copy=False)
-            .reshape(tensor.shape)
-        )
+        weight = dequantize(self._file.raw(tensor), tensor.type).astype(np.float32, copy=False).reshape(tensor.shape)
         if self._permuted and ".self_attn.q_proj." in name:
             weight = _unpermute(weight, self._config.num_heads)
         elif self._permuted and ".self_attn.k_proj." in name:

@@ -17,9 +17,7 @@ class SafetensorsWeights:
             with safe_open(path, framework="pt", device="cpu") as file:
                 for name in file.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
                     if name in self._files:
-                        raise ValueError(
-                            f"tensor {name!r} is in both {self._files[name].name} and {path.name}"
-                        )
+                        raise ValueError(f"tensor {name!r} is in both {self._files[name].name} and {path.name}")
                     self._files[name] = path
                     self._shapes[name] = tuple(file.get_slice(name).get_shape())
 
