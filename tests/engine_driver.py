@@ -3,7 +3,10 @@
 from dataclasses import dataclass, field
 
 from headwater.cache.invariants import check_invariants
+from headwater.cache.namespace import Tier
 from headwater.cache.prefix_cache import HostTier
+from headwater.cache.storage_names import StorageNames
+from headwater.cache.storage_tier import StorageSettings, StorageTier
 from headwater.cache.write_policy import WritePolicy
 from headwater.clock import ManualClock
 from headwater.engine.wiring import wire_engine
@@ -22,8 +25,11 @@ from headwater.messages import (
 )
 from headwater.scheduling.scheduler import Limits
 from headwater.simulation.canary import expected_tokens
-from headwater.simulation.fake_copier import FakeCopier
+from headwater.simulation.fake_copier import FakeCopier, FakeHostPages
+from headwater.simulation.fake_jobs import FakeJobRunner
 from headwater.simulation.fake_runner import FakeRunner
+from headwater.storage.backend import StorageBackend
+from headwater.storage.page_key import Fingerprint
 
 VOCAB_SIZE = 1000
 CLIENT = b"client"
@@ -84,6 +90,9 @@ class Driver:
         write_policy: WritePolicy = WritePolicy.WRITE_THROUGH,
         max_copy_polls: int = 0,
         copy_failure_rate: float = 0.0,
+        backend: StorageBackend | None = None,
+        storage_settings: StorageSettings | None = None,
+        weights_id: str = "w0",
     ) -> None:
         self.clock = ManualClock()
         self.wire = MemoryWire(self.clock)
@@ -102,6 +111,7 @@ class Driver:
             host = HostTier(
                 num_pages=num_host_pages,
                 copier=self.copier,
+                pages=FakeHostPages(self.copier.host),
                 policy=write_policy,
                 min_restore_tokens=page_size,
             )
@@ -117,7 +127,7 @@ class Driver:
             num_pages=num_pages,
             page_bytes=page_size * 8,
             max_running=max_running,
-            weights_id="w0",
+            weights_id=weights_id,
             weight_version="default",
             load_s=0.0,
             device="fake",
@@ -138,8 +148,39 @@ class Driver:
             is_cache_enabled=is_cache_enabled,
             host=host,
         )
+        self.runner.weights.current = weights_id
+        self.jobs = FakeJobRunner()
+        if backend is not None:
+            self.attach(backend, storage_settings)
         self.answers: dict[str, Answer] = {}
         self.replies: dict[str, ToClient] = {}
+
+    def attach(self, backend: StorageBackend, settings: StorageSettings | None = None) -> None:
+        """Attach a store, whose calls are carried out when the loop looks at them."""
+        cache = self.parts.cache
+        assert cache.host is not None and cache.transfers is not None
+        fingerprint = Fingerprint(
+            weights_id="",
+            model_config_hash="fake",
+            kv_dtype="uint64",
+            page_size=cache.page_size,
+            num_layers=1,
+            num_kv_heads=1,
+            head_dim=1,
+        )
+        cache.attach_storage(
+            StorageTier(
+                backend,
+                tree=cache.tree,
+                host=cache.books[Tier.HOST],
+                host_pages=cache.host.pages,
+                names=StorageNames(fingerprint),
+                jobs=self.jobs,
+                clock=self.clock,
+                settings=settings or StorageSettings(min_prefetch_tokens=cache.page_size),
+                counters=cache.transfers.counters,
+            )
+        )
 
     def send(self, message: ToEngine, *, client: bytes = CLIENT) -> None:
         if isinstance(message, Generate):
@@ -192,7 +233,7 @@ class Driver:
     def settle(self) -> None:
         """Turn until nothing is in flight."""
         self.turn(3)
-        while self.parts.cache.transfers and self.parts.cache.transfers.num_in_flight:
+        while self.parts.cache.in_flight():
             self.turn()
 
     def check_all_pages_back(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from engine_driver import Driver, expected
 from headwater.cache.namespace import Tier
+from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings
 from headwater.cache.write_policy import WritePolicy
 from headwater.messages import (
     Abort,
@@ -23,6 +24,7 @@ from headwater.messages import (
     UpdateWeights,
     pack_ids,
 )
+from headwater.storage.memory import MemoryBackend
 
 
 class Fuzz:
@@ -43,6 +45,14 @@ class Fuzz:
             max_copy_polls=self.source.choice([0, 3, 20]),
             copy_failure_rate=self.source.choice([0.0, 0.0, 0.2]),
         )
+        if Tier.HOST in self.driver.parts.cache.books and self.source.random() < 0.7:
+            self.driver.jobs.max_polls = self.source.choice([0, 5])
+            self.driver.jobs.hang_rate = self.source.choice([0.0, 0.0, 0.1])
+            policy = self.source.choice(list(PrefetchPolicy))
+            self.driver.attach(
+                MemoryBackend(capacity_bytes=self.source.choice([3000, 1 << 20])),
+                StorageSettings(policy=policy, min_prefetch_tokens=4, call_timeout_s=0.5),
+            )
         self.stems = [[self.source.randrange(900) for _ in range(30)] for _ in range(3)]
         self.prompts: dict[str, list[int]] = {}
         self.weights_at_start: dict[str, str] = {}
@@ -76,15 +86,17 @@ class Fuzz:
         self.driver.send(Abort(call_id=self.call_id(), rid=rid, match=match))
 
     def flush(self) -> None:
-        scope = self.source.choice(
-            [{}, {}, {"cache_salt": "a"}, {"extra_key": ""}, {"prefix_ids": pack_ids(self.prompt())}]
-        )
+        tiers = self.tiers()
+        scopes = [{}, {}, {"cache_salt": "a"}, {"extra_key": ""}]
+        if "storage" not in tiers:
+            scopes.append({"prefix_ids": pack_ids(self.prompt())})
+        scope = self.source.choice(scopes)
         self.driver.send(
             FlushCache(
                 call_id=self.call_id(),
                 mode=self.source.choice(["idle", "now", "drain"]),
                 timeout_s=self.source.choice([0.0, 0.01, 1.0, 50.0]),
-                tiers=self.tiers(),
+                tiers=tiers,
                 hold=self.source.random() < 0.3,
                 dry_run=self.source.random() < 0.1,
                 **scope,
@@ -94,7 +106,10 @@ class Fuzz:
     def tiers(self) -> tuple[str, ...]:
         if Tier.HOST not in self.driver.parts.cache.books:
             return ()
-        return self.source.choice([(), (), ("host",), ("device",)])
+        choices = [(), (), ("host",), ("device",)]
+        if self.driver.parts.cache.storage is not None:
+            choices += [("storage",), ("device", "host", "storage")]
+        return self.source.choice(choices)
 
     def pause(self) -> None:
         mode = self.source.choice(["abort", "retract", "in_place"])
@@ -150,6 +165,8 @@ class Fuzz:
             event()
             self.driver.turn(self.source.choice([0, 1, 1, 2, 5]))
             self.driver.clock.advance(self.source.choice([0.0, 0.001, 0.3]))
+            if self.source.random() < 0.05:
+                self.driver.jobs.let_go()
 
     def finish(self) -> None:
         driver = self.driver

@@ -46,6 +46,13 @@ class _Holders:
         for transfer in self._transfers:
             for run in transfer.pinned():
                 self._add(run)
+        self._arriving: list[PageIds] = []
+        if cache.storage is not None:
+            for reading in cache.storage.writer.reading:
+                for run in reading.chain():
+                    self._add(run)
+            arriving = (prefetch.pages for prefetch in cache.storage.reader.prefetches)
+            self._arriving = [pages for pages in arriving if pages is not None]
 
     def pins_on(self, run: Run) -> int:
         return self._pins.get(id(run), 0)
@@ -54,7 +61,8 @@ class _Holders:
         return [run for run in self._runs.values() if run.tier is tier]
 
     def destinations(self, tier: Tier) -> list[PageIds]:
-        return [transfer.pages for transfer in self._transfers if transfer.destination_tier is tier]
+        pages = [transfer.pages for transfer in self._transfers if transfer.destination_tier is tier]
+        return pages + self._arriving if tier is Tier.HOST else pages
 
     def _add(self, run: Run) -> None:
         self._pins[id(run)] = self._pins.get(id(run), 0) + 1

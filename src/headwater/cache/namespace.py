@@ -14,6 +14,7 @@ class Tier(IntEnum):
 
     DEVICE = 0
     HOST = 1
+    STORAGE = 2
 
 
 class Namespace(NamedTuple):

@@ -4,12 +4,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from headwater.cache.copier import PageCopier
+from headwater.cache.host_pages import HostPages
 from headwater.cache.lease import NO_LIMIT, Lease
 from headwater.cache.namespace import Namespace, Scope, Tier
 from headwater.cache.page_pool import Owner, PageIds, PagePool
+from headwater.cache.prefetch import Prefetch
 from headwater.cache.radix_tree import Node, RadixTree
 from headwater.cache.restore_cost import RestoreCost
 from headwater.cache.retirement import Retirement
+from headwater.cache.storage_tier import PrefetchPolicy, StorageTier
 from headwater.cache.tier_books import TierBooks
 from headwater.cache.token_sequence import TokenSequence
 from headwater.cache.transfer import Load
@@ -25,6 +28,7 @@ class HostTier:
 
     num_pages: int
     copier: PageCopier
+    pages: HostPages
     policy: WritePolicy
     max_pages_in_flight: int = 4096
     min_restore_tokens: int = 32  # less is computed rather than copied
@@ -75,6 +79,7 @@ class PrefixCache:
                 clock=clock,
                 max_pages_in_flight=self.host.max_pages_in_flight,
             )
+        self.storage: StorageTier | None = None
         self.restore_cost = RestoreCost(min_tokens=host.min_restore_tokens if host else 0)
         self._device = self.books[Tier.DEVICE]
 
@@ -90,7 +95,8 @@ class PrefixCache:
 
     @property
     def tiers(self) -> tuple[Tier, ...]:
-        return tuple(self.books)
+        """Enabled tiers, the device first."""
+        return (*self.books, Tier.STORAGE) if self.storage is not None else tuple(self.books)
 
     # --- what requests do ---------------------------------------------------------------------------
 
@@ -139,6 +145,13 @@ class PrefixCache:
             return None
         load = Load(num_tokens=num_tokens, lease=lease)
         return load if self.transfers.restore(nodes, load) else None
+
+    def prefetch(self, namespace: Namespace, tokens: TokenIds) -> Prefetch | None:
+        """Begin to bring up from storage what device and host lack of `tokens`, if that is worth it."""
+        if self.storage is None:
+            return None
+        num_known = self.peek(namespace, tokens, tiers=tuple(self.books))
+        return self.storage.prefetch(namespace, tokens, num_known_tokens=num_known)
 
     def peek(self, namespace: Namespace, tokens: TokenIds, *, tiers: Iterable[Tier] = (Tier.DEVICE,)) -> int:
         """How many leading tokens of `tokens` the given tiers hold now. Pins and changes nothing."""
@@ -213,7 +226,10 @@ class PrefixCache:
         if self.transfers is None or self.host is None:
             return False
         finished = self.transfers.apply_finished()
-        for transfer, _ in finished:
+        for transfer, nodes in finished:
+            if self.storage is not None and transfer.destination_tier is Tier.HOST:
+                for node in nodes:
+                    self.storage.persist(node)
             if transfer.destination_tier is Tier.DEVICE:
                 seconds = self._clock.now() - transfer.started_s
                 self.restore_cost.saw_restore(len(transfer.pages) * self.page_size, seconds)
@@ -223,7 +239,41 @@ class PrefixCache:
                 load.lease = None
         if self.host.policy is WritePolicy.WRITE_BACK:
             self._write_back()
-        return bool(finished)
+        has_ended = self.storage.advance() if self.storage is not None else False
+        return bool(finished) or has_ended
+
+    @property
+    def needs_polling(self) -> bool:
+        """Whether copies may end soon that send no message."""
+        is_copying = self.transfers is not None and self.transfers.num_in_flight > 0
+        return is_copying or (self.storage is not None and self.storage.needs_polling)
+
+    def in_flight(self) -> dict[str, int]:
+        """Copies between tiers. Leases are no work of the cache: they belong to requests."""
+        found = dict(self.transfers.in_flight()) if self.transfers is not None else {}
+        return found | (self.storage.in_flight() if self.storage is not None else {})
+
+    @property
+    def waits_for_storage(self) -> bool:
+        """Whether a request is to wait for its pages from storage before it may start."""
+        return self.storage is not None and self.storage.settings.policy is not PrefetchPolicy.BEST_EFFORT
+
+    # --- storage ------------------------------------------------------------------------------------
+
+    def attach_storage(self, storage: StorageTier) -> None:
+        """Use `storage` from now on. There is none attached, and there is a host tier to move pages through."""
+        assert self.storage is None and self.host is not None
+        self.storage = storage
+
+    def detach_storage(self) -> StorageTier:
+        """Stop using the store; what was in flight is given up."""
+        assert self.storage is not None
+        storage, self.storage = self.storage, None
+        storage.detach()
+        for root in list(self.tree.roots.values()):
+            for node in self.tree.subtree(root):
+                node.generations = None  # they are another store's
+        return storage
 
     # --- what operators do --------------------------------------------------------------------------
 
@@ -235,6 +285,10 @@ class PrefixCache:
         """
         retirement = Retirement(generation=self.generation)
         num_dropped = self.transfers.mark_retired(scope) if self.transfers else 0
+        if self.storage is not None:
+            num_dropped += self.storage.retire(scope)
+            if Tier.STORAGE in scope.tiers:
+                retirement.raised = self.storage.raise_generation(scope)
         for root in [r for ns, r in self.tree.roots.items() if scope.has_namespace(ns)]:
             for node in self._tops(root, scope):
                 self._cut(node, scope.tiers, retirement)
@@ -270,6 +324,8 @@ class PrefixCache:
     def _share(self, lease: Lease, node: Node) -> None:
         """The lease's next private pages become `node`'s device run, pinned by the lease."""
         pages = lease.take_private(len(node.tokens) // self.page_size)
+        if self.storage is not None and not node.runs:
+            node.generations = self.storage.known_generations(node.namespace)
         self._device.attach(node, pages, giver=Owner.PRIVATE, parent=lease.run, pins=1)
         self._descend_to(lease, node)
         if self.transfers is not None and self.host is not None and self.host.policy is WritePolicy.WRITE_THROUGH:

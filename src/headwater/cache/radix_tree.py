@@ -46,6 +46,8 @@ class Node:
 
     __slots__ = (
         "children",
+        "generations",
+        "hashes",
         "is_linked",
         "last_used",
         "namespace",
@@ -69,6 +71,9 @@ class Node:
         self.num_hits = 0  # leases that found this node in the tree
         self.is_linked = True  # in the tree; a node that was cut keeps its parent link, for those that pin it
         self.offload: object | None = None  # the copy of its device run to the host that is in flight
+        self.hashes: list[bytes] | None = None  # of its pages, once storage asked for them
+        # What the store's counters were when its pages were computed: they are never stored under later ones.
+        self.generations: tuple[int, ...] | None = None
         self.restore: object | None = None  # the load that brings its host run to the device
 
     @property
@@ -146,6 +151,9 @@ class RadixTree:
         upper.num_hits = node.num_hits
         upper.offload = node.offload
         upper.restore = node.restore
+        upper.generations = node.generations
+        if node.hashes is not None:
+            upper.hashes, node.hashes = node.hashes[:num_pages], node.hashes[num_pages:]
         node.parent.children[self.key(node.tokens)] = upper
         node.tokens = node.tokens[cut:]
         node.parent = upper

@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass, field
 
-from headwater.cache.namespace import Tier
+from headwater.cache.namespace import Scope, Tier
+
+
+class RaisedScope:
+    """A store's generation that is being raised. Until it acknowledges, the scope is neither read nor written."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.is_acknowledged = False
 
 
 @dataclass(slots=True)
@@ -16,7 +24,13 @@ class Retirement:
     freed: dict[Tier, int] = field(default_factory=lambda: dict.fromkeys(Tier, 0))
     retired: dict[Tier, int] = field(default_factory=lambda: dict.fromkeys(Tier, 0))
     num_outstanding: int = 0  # retired pages still pinned
+    raised: RaisedScope | None = None  # the generation of a store that is being raised for it
     num_leases: int = 0  # leases that hold pages in scope and may not publish them
+
+    @property
+    def is_acknowledged(self) -> bool:
+        """Whether the store, if it was in scope, has made its pages unreachable."""
+        return self.raised is None or self.raised.is_acknowledged
 
     @property
     def is_drained(self) -> bool:

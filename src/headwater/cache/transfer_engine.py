@@ -1,7 +1,5 @@
 """The only mover of pages between tiers. Owns every copy in flight and its destination pages."""
 
-from dataclasses import dataclass, field
-
 import numpy as np
 
 from headwater.cache.copier import PageCopier
@@ -10,23 +8,8 @@ from headwater.cache.page_pool import Owner, PageIds
 from headwater.cache.radix_tree import Node, RadixTree, Run
 from headwater.cache.tier_books import TierBooks
 from headwater.cache.transfer import Load, Transfer
+from headwater.cache.transfer_counters import TransferCounters
 from headwater.clock import Clock
-
-
-@dataclass(slots=True)
-class TransferCounters:
-    """Monotonic counts by kind of copy (`offload`, `restore`) and of what was not kept, by cause."""
-
-    pages: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    dropped_pages: dict[str, int] = field(default_factory=dict)
-
-    def add(self, kind: str, pages: int, seconds: float) -> None:
-        self.pages[kind] = self.pages.get(kind, 0) + pages
-        self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
-
-    def drop(self, cause: str, pages: int) -> None:
-        self.dropped_pages[cause] = self.dropped_pages.get(cause, 0) + pages
 
 
 class TransferEngine:

@@ -80,7 +80,7 @@ class ControlPlane:
             return
         cache = self._ports.cache
         scope = FlushScope(
-            tiers=message.tiers or cache.tiers,
+            tiers=message.tiers or tuple(tier for tier in cache.tiers if tier != "storage"),
             cache_salt=message.cache_salt,
             extra_key=message.extra_key,
             prefix=None if message.prefix_ids is None else unpack_ids(message.prefix_ids),
@@ -194,9 +194,13 @@ class ControlPlane:
 
     def next_look_s(self) -> float | None:
         """Seconds until an operation must be looked at again though nothing else happens; None if never."""
-        waits = [p.deadline.remaining_s(self._clock) for p in self._pending]
-        waits += [_POLL_S for p in self._pending if p.operation.is_polling]
-        return min(waits, default=None)
+        return min((self._wait_s(pending) for pending in self._pending), default=None)
+
+    def _wait_s(self, pending: PendingOperation) -> float:
+        remaining_s = pending.deadline.remaining_s(self._clock)
+        if not pending.operation.is_polling:
+            return remaining_s
+        return min(remaining_s, _POLL_S) if remaining_s else _POLL_S
 
     def in_flight(self) -> dict[str, int]:
         """Operations being carried out; one that waits is no blocker."""
@@ -224,6 +228,7 @@ class ControlPlane:
                 waited_s=self._clock.now() - p.arrived_s,
                 remaining_s=p.deadline.remaining_s(self._clock),
                 blockers=blockers,
+                call_id=p.caller.call_id,
             )
             for p in self._pending
         )

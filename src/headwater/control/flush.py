@@ -7,6 +7,9 @@ from headwater.messages import FlushCache, FlushResult
 FLUSHED = "Cache flushed."
 TIMED_OUT = "Timed out waiting for idle state."
 NOT_IDLE = "Flush cache failed."
+STILL_HELD = "Cache flushed. Pages that running requests hold have not all come back."
+STILL_PENDING = "Cache flushed. The store has not acknowledged yet; until it does, it is neither read nor written."
+_STORE_GRACE_S = 1.0  # for the store to acknowledge, whatever the timeout: a flush with timeout=0 may ask for it
 
 
 class Flush:
@@ -23,13 +26,18 @@ class Flush:
 
     @property
     def phase(self) -> str:
-        return "waiting_for_idle" if self._retirement is None else "draining"
+        if self._retirement is None:
+            return "waiting_for_idle"
+        return "waiting_for_store" if self._retirement.pending else "draining"
 
     @property
     def hold(self) -> Hold:
         return Hold.STARTS if self._message.hold and self._message.mode == "idle" else Hold.NOTHING
 
-    is_polling = False  # requests end inside the loop
+    @property
+    def is_polling(self) -> bool:
+        """Requests end inside the loop; a store acknowledges outside."""
+        return self._retirement is not None and bool(self._retirement.pending)
 
     def in_flight(self) -> dict[str, int]:
         return {}
@@ -37,18 +45,11 @@ class Flush:
     def look(self, moment: Moment) -> FlushResult | None:
         if self._message.dry_run:
             return self._preview(moment)
-        if self._message.mode == "idle":
-            return self._look_idle(moment)
         if self._retirement is None:
+            if self._message.mode == "idle" and moment.blockers:
+                return self._still_busy(moment)
             self._retirement = self._cache.retire(self._scope)
-        if self._message.mode == "now":
-            return self._flushed(moment, self._retirement)
-        if self._retirement.is_drained:
-            return self._flushed(moment, self._retirement)
-        if moment.has_expired:
-            text = "The cache was flushed; pages that running requests hold have not all come back."
-            return self._flushed(moment, self._retirement, status=202, message=text)
-        return None
+        return self._look_retired(moment, self._retirement)
 
     def cancelled(self, moment: Moment, reason: str) -> FlushResult:
         if self._retirement is not None:
@@ -57,11 +58,20 @@ class Flush:
             )
         return self._refused(moment, f"{reason} before the engine was idle; nothing was flushed.")
 
-    def _look_idle(self, moment: Moment) -> FlushResult | None:
-        if not moment.blockers:
-            return self._flushed(moment, self._cache.retire(self._scope))
+    def _still_busy(self, moment: Moment) -> FlushResult | None:
         if moment.has_expired:
             return self._refused(moment, TIMED_OUT if self._message.timeout_s > 0 else NOT_IDLE)
+        return None
+
+    def _look_retired(self, moment: Moment, done: RetirementView) -> FlushResult | None:
+        """It is retired: no later request can match it here. What is left is to hear of pages and of the store."""
+        waits_for_pages = self._message.mode == "drain" and not done.is_drained
+        if not waits_for_pages and not done.pending:
+            return self._flushed(moment, done)
+        if waits_for_pages and moment.has_expired:
+            return self._flushed(moment, done, status=202, message=STILL_HELD)
+        if done.pending and moment.has_expired and moment.waited_s >= _STORE_GRACE_S:
+            return self._flushed(moment, done, status=202, message=STILL_PENDING)
         return None
 
     def _flushed(
@@ -79,6 +89,7 @@ class Flush:
             freed=done.freed(),
             retired=done.retired(),
             still_warm=tuple(t for t in self._cache.tiers if t not in self._scope.tiers),
+            pending=done.pending,
         )
 
     def _refused(self, moment: Moment, message: str) -> FlushResult:

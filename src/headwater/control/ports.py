@@ -28,6 +28,11 @@ class RetirementView(Protocol):
         """Whether everything retired has come back."""
         ...
 
+    @property
+    def pending(self) -> tuple[str, ...]:
+        """Tiers that have not acknowledged yet: a store is told off the loop."""
+        ...
+
     def freed(self) -> dict[str, PagesAndBytes]:
         """By tier: pages that were free at once."""
         ...

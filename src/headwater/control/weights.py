@@ -103,4 +103,6 @@ class WeightUpdate:
 
 def retire_other_weights(cache: CachePort, weights_id: str) -> RetirementView:
     """Retire every namespace of weights other than `weights_id`: no request can match it any more."""
-    return cache.retire(FlushScope(tiers=cache.tiers, other_than_weights_id=weights_id))
+    # Storage names pages by their weights: there is nothing to raise.
+    tiers = tuple(tier for tier in cache.tiers if tier != "storage")
+    return cache.retire(FlushScope(tiers=tiers, other_than_weights_id=weights_id))

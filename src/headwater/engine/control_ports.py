@@ -25,6 +25,10 @@ class RetirementReport:
     def is_drained(self) -> bool:
         return self._retirement.is_drained
 
+    @property
+    def pending(self) -> tuple[str, ...]:
+        return () if self._retirement.is_acknowledged else ("storage",)
+
     def freed(self) -> dict[str, PagesAndBytes]:
         return self._by_tier(self._retirement.freed)
 
@@ -34,7 +38,7 @@ class RetirementReport:
     def _by_tier(self, pages: dict[Tier, int]) -> dict[str, PagesAndBytes]:
         return {
             tier.name.lower(): PagesAndBytes(pages=pages[tier], bytes=pages[tier] * self._cache.page_bytes)
-            for tier in self._cache.tiers
+            for tier in self._cache.books
         }
 
 

@@ -106,8 +106,7 @@ class EngineLoop:
     def _longest_useful_wait_s(self) -> float:
         if self._has_progressed or self._flight.step is not None:
             return 0.0
-        transfers = self._scheduler.cache.transfers
-        longest_s = _POLL_S if transfers is not None and transfers.num_in_flight else _LONGEST_SLEEP_S
+        longest_s = _POLL_S if self._scheduler.cache.needs_polling else _LONGEST_SLEEP_S
         look_s = self._control.next_look_s()
         return longest_s if look_s is None else min(look_s, longest_s)
 

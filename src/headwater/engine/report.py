@@ -4,7 +4,7 @@ from headwater.cache.namespace import Tier
 from headwater.cache.page_pool import Owner
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.tier_books import TierBooks
-from headwater.cache.transfer_engine import TransferCounters
+from headwater.cache.transfer_counters import TransferCounters
 from headwater.clock import Clock
 from headwater.control.control_plane import ControlPlane
 from headwater.engine.blockers import Blockers

@@ -62,8 +62,7 @@ def wire_engine(
     flight = Flight()
     blockers = Blockers()
     blockers.register("scheduler", scheduler)
-    if cache.transfers is not None:
-        blockers.register("transfers", cache.transfers)
+    blockers.register("cache", cache)
     ports = EnginePorts(
         cache=CacheForControl(cache),
         requests=RequestsForControl(scheduler),

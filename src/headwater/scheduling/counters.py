@@ -11,6 +11,7 @@ class Counters:
     generated_tokens: int = 0
     cached_tokens_device: int = 0
     cached_tokens_host: int = 0
+    cached_tokens_storage: int = 0
     num_refused: int = 0
     num_aborted: int = 0
     num_finished: int = 0

@@ -5,6 +5,7 @@ from enum import Enum
 
 from headwater.cache.lease import Lease
 from headwater.cache.namespace import Namespace
+from headwater.cache.prefetch import Prefetch
 from headwater.cache.token_sequence import TokenSequence
 from headwater.cache.transfer import Load
 from headwater.messages import Generate, TokenLogprob, unpack_ids
@@ -67,9 +68,11 @@ class Request:
         self.num_retractions = 0
         self.num_cached_tokens = 0  # prompt tokens found in the cache when it first started
         self.load: Load | None = None  # what it waits for while loading
+        self.prefetch: Prefetch | None = None  # on its way from storage for it
         self.may_load = True  # False after one load: nothing can make it load for ever
         self.num_loaded_tokens = 0  # brought up from the host for it
         self.num_host_tokens = 0  # of its prompt, found on the host
+        self.num_storage_tokens = 0  # of its prompt, found in storage
         self.weights_versions: list[tuple[str, int]] = []  # (label, first output computed with them)
         self.has_sent_meta = False
 

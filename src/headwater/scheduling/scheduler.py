@@ -88,8 +88,18 @@ class Scheduler:
         room = min(self.limits.max_context, self._capacity_tokens) - request.num_prompt_tokens
         request.max_new_tokens = min(sampling.max_new_tokens, room)
         self._requests[request.client, request.rid] = request
-        self.waiting.add(request)
+        self._queue(request)
         self.counters.prompt_tokens += request.num_prompt_tokens
+
+    def _queue(self, request: Request) -> None:
+        """Queue a new request; if storage may have pages for it, they are sought first."""
+        tokens = request.tokens.view(0, self._num_matchable(request))
+        request.prefetch = self.cache.prefetch(request.namespace(self.weights_id), tokens)
+        if request.prefetch is None or not self.cache.waits_for_storage:
+            self.waiting.add(request)
+            return
+        request.enter(Phase.LOADING)
+        self.loading.append(request)
 
     def abort(self, rid: str, *, match: str, message: str) -> int:
         """End requests by rid ("exact", "prefix") or "all"; returns how many. They end with `message`."""
@@ -230,14 +240,18 @@ class Scheduler:
     def _take_in_loads(self) -> None:
         """Requests whose pages have come match anew; one whose load was dropped computes instead."""
         for request in self.loading.copy():
-            load = request.load
-            assert load is not None
-            if not load.is_done:
+            load, prefetch = request.load, request.prefetch
+            if load is None:
+                assert prefetch is not None
+                if not prefetch.is_done:
+                    continue
+            elif not load.is_done:
                 continue
-            request.load = None
-            request.may_load = False  # once is enough: pages that were evicted again are computed
-            if not load.was_dropped:
-                request.num_loaded_tokens += load.num_tokens
+            else:
+                request.load = None
+                request.may_load = False  # once is enough: pages that were evicted again are computed
+                if not load.was_dropped:
+                    request.num_loaded_tokens += load.num_tokens
             self.loading.remove(request)
             request.enter(Phase.WAITING)
             self.waiting.add(request)
@@ -271,15 +285,27 @@ class Scheduler:
             request.started_s = self._clock.now()
             request.weights_versions = [(self.weight_version, 0)]
             request.num_cached_tokens = min(num_cached, request.num_prompt_tokens)
-            request.num_host_tokens = min(request.num_loaded_tokens, request.num_cached_tokens)
-            self.counters.cached_tokens_host += request.num_host_tokens
-            self.counters.cached_tokens_device += request.num_cached_tokens - request.num_host_tokens
+            self._attribute_hits(request)
             self.counters.queue_time_s += request.started_s - request.arrived_s
             if request.logprobs is not None and request.logprobs.prompt_start == 0:
                 request.prompt_logprobs = [TokenLogprob(token_id=int(request.tokens.view(0, 1)[0]), logprob=None)]
         self.running.append(request)
         builder.assign(request, use=use, pages=lease.page_table())
         self._add_chunk(builder, request)
+
+    def _attribute_hits(self, request: Request) -> None:
+        """Say which tier each cached prompt token came from: what was brought up for this request, and the rest."""
+        num_prefetched = 0
+        if request.prefetch is not None:
+            num_prefetched = request.prefetch.num_attached * self.cache.page_size
+            request.prefetch.is_stopped = True  # best effort: it starts with what has come
+            request.prefetch = None
+        num_loaded = min(request.num_loaded_tokens, request.num_cached_tokens)
+        request.num_storage_tokens = min(num_prefetched, num_loaded)
+        request.num_host_tokens = num_loaded - request.num_storage_tokens
+        self.counters.cached_tokens_storage += request.num_storage_tokens
+        self.counters.cached_tokens_host += request.num_host_tokens
+        self.counters.cached_tokens_device += request.num_cached_tokens - num_loaded
 
     # --- results ------------------------------------------------------------------------------------
 
@@ -336,7 +362,7 @@ class Scheduler:
             self.waiting.remove(request)
         elif request.phase is Phase.LOADING:
             self.loading.remove(request)
-            request.load = None  # the copy goes on by itself
+            request.load = request.prefetch = None  # copies go on by themselves
         request.enter(Phase.FINISHED)
         del self._requests[request.client, request.rid]
         self.counters.num_finished += 1
@@ -404,8 +430,9 @@ class Scheduler:
         queued_s = 0.0 if request.started_s is None else request.started_s - request.arrived_s
         return OutputMeta(
             prompt_tokens=request.num_prompt_tokens,
-            cached_device=request.num_cached_tokens - request.num_host_tokens,
+            cached_device=request.num_cached_tokens - request.num_host_tokens - request.num_storage_tokens,
             cached_host=request.num_host_tokens,
+            cached_storage=request.num_storage_tokens,
             num_retractions=request.num_retractions,
             cache_generation=self.cache.generation,
             weight_version=self.weight_version,

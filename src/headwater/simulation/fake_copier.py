@@ -40,6 +40,20 @@ class FakeCopy:
         return self._is_done
 
 
+class FakeHostPages:
+    """`cache.host_pages.HostPages` over a host tier of canaries."""
+
+    def __init__(self, host: npt.NDArray[np.uint64]) -> None:
+        self._bytes = host.view(np.uint8).reshape(host.shape[0], -1)
+
+    @property
+    def page_bytes(self) -> int:
+        return self._bytes.shape[1]
+
+    def view(self, page: int) -> memoryview:
+        return memoryview(self._bytes[page])
+
+
 class FakeCopier:
     """`cache.copier.PageCopier` over canaries. Reads its source only when the copy ends, so that a page that was
     reused too early shows in the text."""

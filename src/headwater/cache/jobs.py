@@ -1,0 +1,99 @@
+"""Work that may block, off the loop: calls of a storage backend, in threads that nobody ever waits for."""
+
+import queue
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+
+class JobAbandoned(Exception):
+    """The loop gave a job up; the job must not touch pages any more."""
+
+
+class Job:
+    """One piece of blocking work. The loop asks `is_done`, and gives it up with `abandon`.
+
+    The work touches pages only inside `pages()`: after `abandon` has returned, it never will.
+    """
+
+    def __init__(self, work: Callable[["Job"], Any]) -> None:
+        self._work = work
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._is_abandoned = False
+        self.result: Any = None
+        self.error: Exception | None = None
+
+    def is_done(self) -> bool:
+        return self._done.is_set()
+
+    def abandon(self) -> None:
+        """Give the job up. Waits at most for a copy of pages that is under way, never for I/O."""
+        with self._lock:
+            self._is_abandoned = True
+
+    @contextmanager
+    def pages(self):
+        """Hold the pages the job was given. Raises `JobAbandoned` if they are the job's no more."""
+        with self._lock:
+            if self._is_abandoned:
+                raise JobAbandoned
+            yield
+
+    def run(self) -> None:
+        """Do the work; whatever it raises is kept in `error`."""
+        try:
+            if not self._is_abandoned:
+                self.result = self._work(self)
+        except Exception as error:  # noqa: BLE001  a thread has nobody else to tell
+            self.error = error
+        finally:
+            self._done.set()
+
+
+class JobRunner(Protocol):
+    """Carries jobs out, some at a time, in the order they came."""
+
+    def submit(self, work: Callable[[Job], Any]) -> Job | None:
+        """Begin or queue `work`; None if too much is queued or hangs already."""
+        ...
+
+
+class ThreadJobRunner:
+    """A few daemon threads. One that hangs in a job that was given up is replaced, up to a bound."""
+
+    def __init__(self, *, name: str, num_threads: int = 2, max_queued: int = 256, max_hung: int = 8) -> None:
+        self._name = name
+        self._num_threads = num_threads
+        self._max_queued = max_queued
+        self._max_hung = max_hung
+        self._queue: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._running: set[Job] = set()
+        self._lock = threading.Lock()
+        self._num_alive = 0
+
+    def submit(self, work: Callable[[Job], Any]) -> Job | None:
+        with self._lock:
+            num_hung = sum(1 for job in self._running if job._is_abandoned)
+            if self._queue.qsize() >= self._max_queued or num_hung > self._max_hung:
+                return None
+            job = Job(work)
+            self._queue.put(job)
+            if self._num_alive - num_hung < self._num_threads:
+                self._num_alive += 1
+                threading.Thread(target=self._serve, name=self._name, daemon=True).start()
+            return job
+
+    def _serve(self) -> None:
+        while True:
+            job = self._queue.get()
+            with self._lock:
+                self._running.add(job)
+            job.run()
+            with self._lock:
+                self._running.remove(job)
+                num_hung = sum(1 for it in self._running if it._is_abandoned)
+                if self._num_alive - num_hung > self._num_threads:  # it was replaced while it hung
+                    self._num_alive -= 1
+                    return

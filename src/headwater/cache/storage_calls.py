@@ -1,0 +1,95 @@
+"""Calls of a store: off the loop, with a deadline, behind a circuit breaker, each with an end on the loop."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from headwater.cache.jobs import Job, JobRunner
+from headwater.clock import Clock, Deadline
+from headwater.storage.errors import StorageError
+from headwater.storage.guard import CircuitBreaker, Permit
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    job: Job
+    permit: Permit | None
+    deadline: Deadline
+    finish: Callable[[Any], None]
+    fail: Callable[[str], None]
+
+
+class StorageCalls:
+    """Everything that is asked of one store. `finish` and `fail` run on the loop, exactly one of them a call."""
+
+    def __init__(self, jobs: JobRunner, *, clock: Clock, timeout_s: float) -> None:
+        self.breaker = CircuitBreaker(clock, slow_call_s=timeout_s)
+        self._jobs = jobs
+        self._clock = clock
+        self._timeout_s = timeout_s
+        self._calls: list[_Call] = []
+
+    def begin(
+        self,
+        work: Callable[[Job], Any],
+        *,
+        finish: Callable[[Any], None],
+        fail: Callable[[str], None],
+        is_guarded: bool = True,
+    ) -> None:
+        """Run `work` in a job; then `finish` with its result or `fail` with a cause. May fail at once.
+
+        A guarded call is refused while the breaker is open, and what becomes of it moves the breaker.
+        """
+        permit = self.breaker.try_enter() if is_guarded else None
+        if is_guarded and permit is None:
+            fail("breaker_open")
+            return
+        job = self._jobs.submit(work)
+        if job is None:
+            if permit is not None:
+                self.breaker.failed(permit, cause="busy")
+            fail("busy")
+            return
+        deadline = Deadline.after(self._clock, self._timeout_s)
+        self._calls.append(_Call(job, permit, deadline, finish, fail))
+
+    def advance(self) -> bool:
+        """Take in calls that ended, give up those that took too long; whether any did."""
+        ended = False
+        for call in self._calls.copy():
+            if call.job.is_done():
+                self._calls.remove(call)
+                self._settle(call)
+                ended = True
+            elif call.deadline.has_passed(self._clock):
+                self._give_up(call, "deadline")
+                ended = True
+        return ended
+
+    def give_up_all(self, cause: str) -> None:
+        for call in self._calls.copy():
+            self._give_up(call, cause)
+
+    @property
+    def has_any(self) -> bool:
+        return bool(self._calls)
+
+    def _give_up(self, call: _Call, cause: str) -> None:
+        call.job.abandon()  # from here on it touches no page of ours
+        self._calls.remove(call)
+        if call.permit is not None:
+            self.breaker.failed(call.permit, cause=cause)
+        call.fail(cause)
+
+    def _settle(self, call: _Call) -> None:
+        error = call.job.error
+        if error is None:
+            if call.permit is not None:
+                self.breaker.succeeded(call.permit)
+            call.finish(call.job.result)
+            return
+        cause = error.cause if isinstance(error, StorageError) else "error"
+        if call.permit is not None:
+            self.breaker.failed(call.permit, cause=cause)
+        call.fail(cause)

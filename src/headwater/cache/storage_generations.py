@@ -1,0 +1,81 @@
+"""The generations of a store as this engine knows them, and those it is raising."""
+
+from headwater.cache.jobs import Job
+from headwater.cache.namespace import Namespace, Scope
+from headwater.cache.retirement import RaisedScope
+from headwater.cache.storage_calls import StorageCalls
+from headwater.cache.storage_names import Generations, StorageNames
+from headwater.clock import Clock
+from headwater.storage.backend import StorageBackend
+
+_RETRY_S = 0.5
+
+
+class StorageGenerations:
+    """Counters last heard from the store, by namespace. They live in the store: here are only copies.
+
+    What is computed is marked with the copy of its time. The store refuses a page under a counter that has
+    grown since, so nothing computed before a flush, by any server, is stored after it.
+    """
+
+    def __init__(self, backend: StorageBackend, names: StorageNames, calls: StorageCalls, clock: Clock) -> None:
+        self._backend = backend
+        self._names = names
+        self._calls = calls
+        self._clock = clock
+        self._known: dict[Namespace, Generations] = {}
+        self._raising: list[RaisedScope] = []
+        self._retry_at_s: float | None = None  # None: an attempt is under way, or there is nothing to raise
+
+    def known(self, namespace: Namespace) -> Generations | None:
+        """None if never heard: what is computed now cannot be stored."""
+        return self._known.get(namespace)
+
+    def heard(self, namespace: Namespace, generations: Generations) -> None:
+        if not self.is_barred(namespace):
+            self._known[namespace] = generations
+
+    def forget(self, namespace: Namespace) -> None:
+        """The store said that the counters of `namespace` have grown."""
+        self._known.pop(namespace, None)
+
+    def is_barred(self, namespace: Namespace) -> bool:
+        """Whether the store has yet to acknowledge a flush of `namespace`."""
+        return any(raised.scope.has_namespace(namespace) for raised in self._raising)
+
+    def raise_scope(self, scope: Scope) -> RaisedScope:
+        """Make everything in `scope` unreachable, for every server on this store. Tried until acknowledged."""
+        raised = RaisedScope(scope)
+        self._raising.append(raised)
+        self._forget_scope(scope)
+        self._attempt()
+        return raised
+
+    def advance(self) -> None:
+        if self._retry_at_s is not None and self._clock.now() >= self._retry_at_s:
+            self._attempt()
+
+    def _attempt(self) -> None:
+        raising = self._raising.copy()
+        ids = [self._names.scope(raised.scope) for raised in raising]
+        self._retry_at_s = None
+
+        def work(job: Job) -> None:
+            for scope_id in ids:
+                self._backend.raise_generation(scope_id)
+
+        def finish(_: None) -> None:
+            for raised in raising:
+                if not raised.is_acknowledged:
+                    raised.is_acknowledged = True
+                    self._raising.remove(raised)
+                    self._forget_scope(raised.scope)
+
+        def fail(cause: str) -> None:
+            self._retry_at_s = self._clock.now() + _RETRY_S
+
+        self._calls.begin(work, finish=finish, fail=fail, is_guarded=False)
+
+    def _forget_scope(self, scope: Scope) -> None:
+        for namespace in [ns for ns in self._known if scope.has_namespace(ns)]:
+            del self._known[namespace]

@@ -1,0 +1,82 @@
+"""From the host to a store."""
+
+from headwater.cache.host_pages import HostPages
+from headwater.cache.jobs import Job
+from headwater.cache.namespace import Tier
+from headwater.cache.radix_tree import Node, RadixTree, Run
+from headwater.cache.storage_calls import StorageCalls
+from headwater.cache.storage_generations import StorageGenerations
+from headwater.cache.storage_names import StorageNames
+from headwater.cache.tier_books import TierBooks
+from headwater.cache.transfer_counters import TransferCounters
+from headwater.clock import Clock
+from headwater.storage.backend import StorageBackend, WriteStatus
+
+
+class StorageWriter:
+    """Persists host pages. They are pinned until the call has ended; it writes from a copy of its own."""
+
+    def __init__(
+        self,
+        backend: StorageBackend,
+        *,
+        tree: RadixTree,
+        host: TierBooks,
+        host_pages: HostPages,
+        names: StorageNames,
+        calls: StorageCalls,
+        generations: StorageGenerations,
+        counters: TransferCounters,
+        clock: Clock,
+    ) -> None:
+        self._backend = backend
+        self._tree = tree
+        self._host = host
+        self._host_pages = host_pages
+        self._names = names
+        self._calls = calls
+        self._generations = generations
+        self._counters = counters
+        self._clock = clock
+        self.reading: list[Run] = []  # host runs that are being persisted
+
+    def persist(self, node: Node) -> None:
+        """Begin to store the host pages of `node`, unless the store could confuse them with newer ones."""
+        run = node.runs.get(Tier.HOST)
+        if run is None:
+            return
+        num_pages, namespace = len(run.pages), node.namespace
+        if node.generations is None or self._generations.is_barred(namespace):
+            self._counters.drop("persist_generation_unknown", num_pages)
+            return
+        keys = self._names.keys(self._tree, node, node.generations)
+        views = [self._host_pages.view(int(page)) for page in run.pages]
+
+        def work(job: Job) -> list[WriteStatus]:
+            with job.pages():
+                copies = [memoryview(bytes(view)) for view in views]
+            return self._backend.put(keys, copies)
+
+        def finish(statuses: list[WriteStatus]) -> None:
+            self._end(run)
+            num_stored = sum(1 for s in statuses if s in (WriteStatus.STORED, WriteStatus.PRESENT))
+            self._counters.add("persist", num_stored, self._clock.now() - started_s)
+            for status in statuses:
+                if status not in (WriteStatus.STORED, WriteStatus.PRESENT):
+                    self._counters.drop(f"persist_{status.value}", 1)
+            if WriteStatus.STALE in statuses:
+                self._generations.forget(namespace)
+
+        def fail(cause: str) -> None:
+            self._end(run)
+            self._counters.drop(f"persist_{cause}", num_pages)
+
+        started_s = self._clock.now()
+        self._host.pin(run)
+        self.reading.append(run)
+        self._calls.begin(work, finish=finish, fail=fail)
+
+    def _end(self, run: Run) -> None:
+        self.reading.remove(run)
+        for part in list(run.chain()):  # a split meanwhile made several runs of it
+            self._host.unpin(part)

@@ -1,0 +1,59 @@
+"""Jobs without threads: they run on the loop when it looks at them, after as many looks as the script says."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from headwater.cache.jobs import Job
+
+
+class FakeJob(Job):
+    """Runs at the `num_polls`-th look; one that hangs runs only when it has been given up, as a late thread would."""
+
+    def __init__(self, work: Callable[[Job], Any], *, num_polls: int, hangs: bool) -> None:
+        super().__init__(work)
+        self._polls_left = num_polls
+        self._hangs = hangs
+
+    def is_done(self) -> bool:
+        if not super().is_done() and not self._hangs:
+            self._polls_left -= 1
+            if self._polls_left < 0:
+                self.run()
+        return super().is_done()
+
+    def run_late(self) -> None:
+        """What a thread that hung does in the end."""
+        if not super().is_done():
+            self._hangs = False
+            self._work_late()
+
+    def _work_late(self) -> None:
+        try:
+            self.result = self._work(self)
+        except Exception as error:  # noqa: BLE001  as in Job.run
+            self.error = error
+        self._done.set()
+
+
+class FakeJobRunner:
+    """`cache.jobs.JobRunner` in the hands of a script."""
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self.max_polls = 0
+        self.hang_rate = 0.0
+        self.hung: list[FakeJob] = []
+        self._source = random.Random(seed)
+
+    def submit(self, work: Callable[[Job], Any]) -> FakeJob:
+        hangs = self._source.random() < self.hang_rate
+        job = FakeJob(work, num_polls=self._source.randint(0, self.max_polls), hangs=hangs)
+        if hangs:
+            self.hung.append(job)
+        return job
+
+    def let_go(self) -> None:
+        """Every job that hangs comes back, late."""
+        hung, self.hung = self.hung, []
+        for job in hung:
+            job.run_late()

@@ -1,0 +1,258 @@
+"""The storage tier in the real loop: what survives, what a flush makes unreachable, what a broken store costs."""
+
+import random
+
+import pytest
+
+from engine_driver import VOCAB_SIZE, Driver, expected
+from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings
+from headwater.messages import FlushCache, UpdateWeights
+from headwater.storage.errors import StorageUnavailable
+from headwater.storage.memory import MemoryBackend
+
+POLICIES = pytest.mark.parametrize("policy", list(PrefetchPolicy), ids=[p.value for p in PrefetchPolicy])
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    source = random.Random(seed)
+    return [source.randrange(VOCAB_SIZE) for _ in range(length)]
+
+
+class BreakableBackend(MemoryBackend):
+    """A store that can be made to refuse everything."""
+
+    is_down = False
+
+    def _check(self) -> None:
+        if self.is_down:
+            raise StorageUnavailable("the store is down")
+
+    def generations(self, scope_ids):
+        self._check()
+        return super().generations(scope_ids)
+
+    def raise_generation(self, scope_id):
+        self._check()
+        return super().raise_generation(scope_id)
+
+    def exists(self, keys):
+        self._check()
+        return super().exists(keys)
+
+    def get(self, keys, into):
+        self._check()
+        return super().get(keys, into)
+
+    def reap(self, *, max_pages, abandoned=()):
+        self._check()
+        return super().reap(max_pages=max_pages, abandoned=abandoned)
+
+    def put(self, keys, pages):
+        self._check()
+        return super().put(keys, pages)
+
+
+def store() -> BreakableBackend:
+    return BreakableBackend(capacity_bytes=1 << 20)
+
+
+def engine(backend=None, **kwargs) -> Driver:
+    driver = Driver(num_pages=40, num_host_pages=100, backend=backend, **kwargs)
+    return driver
+
+
+def run(driver: Driver, rid: str, prompt: list[int], num_tokens: int = 2, weights: str = "w0", **kwargs):
+    answer = driver.generate(rid, prompt, num_tokens, **kwargs)
+    driver.finish(answer)
+    assert answer.tokens == expected(prompt, num_tokens, weights)
+    driver.settle()
+    return answer
+
+
+@POLICIES
+def test_a_restart_finds_its_pages_in_storage(policy):
+    backend, prompt = store(), prompt_of(60)
+    settings = StorageSettings(policy=policy, min_prefetch_tokens=4)
+    run(engine(backend, storage_settings=settings), "a", prompt)
+    after = engine(backend, storage_settings=settings)
+    first = run(after, "b", prompt)
+    if policy is PrefetchPolicy.BEST_EFFORT:
+        first = run(after, "c", prompt)  # it waits for nobody; the next one finds what came meanwhile
+        assert first.meta.cached_device + first.meta.cached_host + first.meta.cached_storage == 56
+    else:
+        assert (first.meta.cached_storage, first.meta.cached_host, first.meta.cached_device) == (56, 0, 0)
+
+
+def test_two_servers_share_a_store_and_salts_and_weights_isolate():
+    backend, prompt = store(), prompt_of(60)
+    one, two = engine(backend), engine(backend)
+    run(one, "a", prompt, cache_salt="tenant")
+    assert run(two, "b", prompt, cache_salt="other").meta.cached_storage == 0
+    assert run(two, "c", prompt).meta.cached_storage == 0
+    assert run(two, "d", prompt, cache_salt="tenant").meta.cached_storage == 56
+    other = engine(backend, weights_id="w1")
+    assert run(other, "e", prompt, weights="w1", cache_salt="tenant").meta.cached_storage == 0
+
+
+def test_new_weights_find_nothing_of_the_old_and_old_ones_their_own_again():
+    backend, prompt = store(), prompt_of(60)
+    driver = engine(backend)
+    run(driver, "a", prompt)
+    for n, path in enumerate(("w1", "w0")):
+        driver.send(UpdateWeights(call_id=f"u{n}", path=path))
+        while f"u{n}" not in driver.replies:
+            driver.turn()
+        hit = run(driver, f"b{n}", prompt, weights=path).meta
+        assert (hit.cached_device, hit.cached_host) == (0, 0)
+        assert hit.cached_storage == (56 if path == "w0" else 0)
+
+
+def test_a_flush_of_storage_makes_it_unreachable_for_every_server():
+    backend, prompt = store(), prompt_of(60)
+    one, two = engine(backend), engine(backend)
+    run(one, "a", prompt)
+    one.send(FlushCache(call_id="f", tiers=("device", "host", "storage")))
+    one.turn(3)
+    done = one.replies["f"]
+    assert (done.status, done.pending, done.still_warm) == (200, (), ())
+    assert run(one, "b", prompt).meta.cached_storage == 0
+    restarted = engine(backend)
+    assert run(restarted, "d", prompt).meta.cached_storage == 56  # what b computed after the flush
+    assert run(two, "c", prompt_of(60, 2)).meta.cached_storage == 0
+
+
+def test_the_default_flush_leaves_storage_warm_and_says_so():
+    backend, prompt = store(), prompt_of(60)
+    driver = engine(backend)
+    run(driver, "a", prompt)
+    driver.send(FlushCache(call_id="f"))
+    driver.turn(2)
+    assert driver.replies["f"].still_warm == ("storage",)
+    assert run(driver, "b", prompt).meta.cached_storage == 56
+
+
+def test_pages_computed_before_a_flush_are_never_stored_after_it():
+    """Rule 7: a server that has old pages on its host must not write them under the new generation."""
+    backend, prompt = store(), prompt_of(60)
+    slow, other = engine(backend), engine(backend)
+    run(slow, "known", prompt_of(20, 9))  # the namespace's counters are known
+    slow.jobs.hang_rate = 1.0
+    answer = slow.generate("a", prompt, 2)
+    slow.finish(answer, max_turns=20_000)
+    other.send(FlushCache(call_id="f", tiers=("storage",)))
+    other.turn(3)
+    assert other.replies["f"].status == 200
+    slow.jobs.hang_rate = 0.0
+    slow.jobs.let_go()  # the late writes arrive
+    slow.turn(5)
+    assert run(other, "b", prompt).meta.cached_storage == 0
+    assert run(engine(backend), "c", prompt).meta.cached_storage in (0, 56)  # b's own pages at most
+
+
+def test_a_store_that_is_down_answers_202_and_shows_nothing_old_when_it_is_back():
+    backend, prompt = store(), prompt_of(60)
+    driver = engine(backend)
+    run(driver, "a", prompt)
+    backend.is_down = True
+    driver.send(FlushCache(call_id="f", mode="now", tiers=("device", "host", "storage"), timeout_s=2.0))
+    for _ in range(400):
+        driver.turn()
+        if "f" in driver.replies:
+            break
+    late = driver.replies["f"]
+    assert (late.status, late.success, late.pending) == (202, True, ("storage",))
+    assert 2.0 <= late.waited_s < 2.1
+    assert run(driver, "b", prompt).meta.cached_storage == 0
+    backend.is_down = False
+    driver.clock.advance(1.0)
+    driver.turn(5)
+    fresh = engine(backend)
+    assert run(fresh, "c", prompt).meta.cached_storage == 0
+    driver.clock.advance(60.0)  # the breaker closes again
+    driver.turn(5)
+    driver.send(FlushCache(call_id="g"))
+    driver.turn(2)
+    run(driver, "d", prompt_of(60, 5))
+    driver.send(FlushCache(call_id="h"))
+    driver.turn(2)
+    assert run(driver, "e", prompt_of(60, 5)).meta.cached_storage == 56  # it is used again
+
+
+@pytest.mark.parametrize("down_from", ["start", "middle"])
+def test_a_broken_store_costs_hits_and_never_a_request(down_from):
+    backend = store()
+    driver = engine(backend)
+    backend.is_down = down_from == "start"
+    for i in range(12):
+        if i == 4:
+            backend.is_down = True
+        run(driver, f"r{i}", prompt_of(60, i))
+    assert driver.parts.cache.storage.calls.breaker.counters()["opened"] >= 1
+
+
+def test_a_store_that_hangs_stops_neither_requests_nor_a_flush():
+    backend, prompt = store(), prompt_of(60)
+    driver = engine(backend, max_copy_polls=2)
+    run(driver, "a", prompt)
+    driver.jobs.hang_rate = 1.0
+    for i in range(6):
+        answer = driver.generate(f"h{i}", prompt_of(60, 10 + i), 2)
+        driver.finish(answer, max_turns=100_000)
+        assert answer.tokens == expected(prompt_of(60, 10 + i), 2)
+    driver.send(FlushCache(call_id="f", timeout_s=10.0))
+    for _ in range(20_000):
+        driver.turn()
+        if "f" in driver.replies:
+            break
+    assert driver.replies["f"].status == 200
+    driver.jobs.hang_rate = 0.0
+    driver.jobs.let_go()  # threads that come back late find their pages in other hands, and leave them alone
+    for i in range(4):
+        run(driver, f"z{i}", prompt_of(60, 20 + i))
+    driver.check_all_pages_back()
+
+
+def test_bits_that_flip_in_a_stored_page_are_a_miss():
+    backend, prompt = store(), prompt_of(60)
+    run(engine(backend), "a", prompt)
+    pages = sorted(backend._pages, key=lambda key: key.depth)
+    backend.flip_bit(pages[5], 1000)
+    again = run(engine(backend), "b", prompt)
+    assert again.meta.cached_storage == 20  # what lies before the damage
+    assert run(engine(backend), "c", prompt).meta.cached_storage == 56  # b stored it again
+
+
+@POLICIES
+def test_a_prefetch_whose_pages_were_retired_does_not_come_back(policy):
+    backend, prompt = store(), prompt_of(60)
+    run(engine(backend), "a", prompt)
+    driver = engine(backend, storage_settings=StorageSettings(policy=policy, min_prefetch_tokens=4))
+    driver.jobs.max_polls = 20
+    answer = driver.generate("b", prompt, 2)
+    driver.turn(2)
+    driver.send(FlushCache(call_id="f", mode="now", tiers=("device", "host", "storage"), timeout_s=5.0))
+    driver.finish(answer, max_turns=5000)
+    driver.settle()
+    assert answer.tokens == expected(prompt, 2)
+    while "f" not in driver.replies:
+        driver.turn()
+    assert driver.replies["f"].status == 200
+    later = driver.generate("c", prompt, 2)
+    driver.finish(later)
+    hit = later.meta.cached_device + later.meta.cached_host + later.meta.cached_storage
+    assert hit in (0, 56)  # only what b computed after the flush
+    driver.settle()
+
+
+def test_detach_in_the_middle_of_reads_and_writes_leaves_serving_untouched():
+    backend, prompt = store(), prompt_of(60)
+    run(engine(backend), "a", prompt)
+    driver = engine(backend)
+    driver.jobs.max_polls = 30
+    answers = [driver.generate("b", prompt, 2), driver.generate("c", prompt_of(60, 3), 2)]
+    driver.turn(3)
+    driver.parts.cache.detach_storage()
+    driver.finish()
+    driver.settle()
+    assert answers[0].tokens == expected(prompt, 2)
+    driver.check_all_pages_back()
