@@ -52,10 +52,7 @@ class BucketFolders:
         name = bucket.id.hex()
         if _exists(name, dir_fd=self._folder.buckets_fd):
             return
-        try:
-            staged = self._staging.make_folder()
-        except FileNotFoundError:
-            raise StoreVanished from None
+        staged = self._staging.make_folder()
         try:
             path = os.path.join(staged, RECORD)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | OPEN_FILE
@@ -64,9 +61,9 @@ class BucketFolders:
                 write_all(fd, encode_bucket(bucket))
             finally:
                 os.close(fd)
-            self._staging.publish(staged, target=name, dir_fd=self._folder.buckets_fd)
+            self._staging.publish_folder(staged, target=name, dir_fd=self._folder.buckets_fd)
         except OSError as error:
-            self._staging.discard(staged)
+            self._staging.discard_folder(staged)
             if isinstance(error, FileNotFoundError):
                 raise StoreVanished from None
             if not _exists(name, dir_fd=self._folder.buckets_fd):  # else somebody else was quicker

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from headwater.storage.counters import StorageCounters
 from headwater.storage.file_buckets import BucketFolders
 from headwater.storage.file_folder import StoreFolder, is_hash_name
+from headwater.storage.file_staging import Staging
 from headwater.storage.file_usage import Usage, UsageLedger, allocated_bytes
 
 WINDOW_NS = 10 * 10**9  # uses within one window count as simultaneous, and touch a file once
@@ -51,9 +52,16 @@ class Evictor:
     """Deletes old pages of one open store. One thread at a time; processes may overlap."""
 
     def __init__(
-        self, folder: StoreFolder, buckets: BucketFolders, *, ledger: UsageLedger, counters: StorageCounters
+        self,
+        folder: StoreFolder,
+        buckets: BucketFolders,
+        *,
+        staging: Staging,
+        ledger: UsageLedger,
+        counters: StorageCounters,
     ) -> None:
         self._folder = folder
+        self._staging = staging
         self._buckets = buckets
         self._ledger = ledger
         self._counters = counters
@@ -70,7 +78,7 @@ class Evictor:
         return freed
 
     def recount(self) -> None:
-        """Count what is on disk, and set the ledger to it."""
+        """Count what is on disk, and mend the ledger."""
         with self._lock:
             self._walk()
 
@@ -91,12 +99,12 @@ class Evictor:
                 os.unlink(page.name, dir_fd=fd)
             except FileNotFoundError:
                 return 0
-        self._ledger.subtract(1, page.num_bytes)
+        self._ledger.free(1, page.num_bytes)
         self._counters.add("evicted_pages")
         return page.num_bytes
 
     def _walk(self) -> None:
-        before = self._ledger.read()
+        before, staged = self._ledger.read(), self._staging.usage()
         num_pages = num_bytes = 0
 
         def counted() -> Iterator[PageFile]:
@@ -106,11 +114,10 @@ class Evictor:
                 num_bytes += page.num_bytes
                 yield page
 
-        num_candidates = max(_MIN_CANDIDATES, before.num_pages // _CANDIDATE_SHARE)
+        num_candidates = max(_MIN_CANDIDATES, before.in_use.num_pages // _CANDIDATE_SHARE)
         self._oldest = deque(heapq.nsmallest(num_candidates, counted()))
-        trash = self._trash_usage()
-        counted_usage = Usage(num_pages + trash.num_pages, num_bytes + trash.num_bytes)
-        self._ledger.correct(counted_usage, since=before)
+        on_disk = Usage(num_pages, num_bytes).plus(self._trash_usage())
+        self._ledger.correct(on_disk, staged=staged, since=before)
 
     def _all_pages(self) -> Iterator[PageFile]:
         for bucket_id in self._buckets.ids():

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from headwater.storage.backend import ReadStatus, StorageUsage, WriteStatus, is_
 from headwater.storage.counters import StorageCounters
 from headwater.storage.file_buckets import BucketFolders
 from headwater.storage.file_eviction import Evictor, is_recent, recency_ns
-from headwater.storage.file_folder import NO_ROOM, NOT_A_FOLDER, OPEN_FILE, StoreFolder, StoreVanished
+from headwater.storage.file_folder import NO_ROOM, NOT_A_FOLDER, OPEN_FILE, StoreFolder
 from headwater.storage.file_generations import FileGenerations
 from headwater.storage.file_staging import Staging
 from headwater.storage.file_trash import Trash
@@ -17,6 +18,7 @@ from headwater.storage.file_usage import UsageLedger, allocated_bytes
 from headwater.storage.page_format import HEADER_BYTES, Defect, find_defect, header_of
 from headwater.storage.page_key import Bucket, PageKey
 
+RECOUNT_INTERVAL_S = 3600.0  # mends what killed processes, and people with `rm`, did to the accounting
 _RESERVE_ATTEMPTS = 4  # others may take the room that was just made
 
 
@@ -31,9 +33,11 @@ class FileStore:
         self._staging = Staging(folder)
         self._buckets = BucketFolders(folder, self._staging)
         self._ledger = UsageLedger(folder)
-        self._evictor = Evictor(folder, self._buckets, ledger=self._ledger, counters=counters)
+        self._evictor = Evictor(
+            folder, self._buckets, staging=self._staging, ledger=self._ledger, counters=counters
+        )
         self._trash = Trash(folder, self._buckets, ledger=self._ledger)
-        self._was_counted = False
+        self._counted_s = float("-inf")
         if self._ledger.is_new:
             self._recount()
 
@@ -97,12 +101,12 @@ class FileStore:
 
     def usage(self) -> StorageUsage:
         self.generations.current(())  # notices a deleted folder, whose ledger would tell of what is gone
-        usage = self._ledger.read()
+        usage = self._ledger.read().in_use
         return StorageUsage(usage.num_pages, usage.num_bytes, self._capacity_bytes)
 
     def reap(self, *, max_pages: int, abandoned: Collection[bytes]) -> int:
         self._staging.sweep()
-        if not self._was_counted:
+        if time.monotonic() - self._counted_s > RECOUNT_INTERVAL_S:
             self._recount()
         num_deleted = self._trash.empty(max_pages=max_pages)
         if num_deleted < max_pages:
@@ -112,7 +116,7 @@ class FileStore:
 
     def _recount(self) -> None:
         self._evictor.recount()
-        self._was_counted = True
+        self._counted_s = time.monotonic()
 
     def _is_stale(self, bucket: Bucket) -> bool:
         return is_outdated(bucket, self.generations.current(bucket.scope_ids))
@@ -147,26 +151,24 @@ class FileStore:
                 _touch(key, dir_fd=dir_fd)
             return WriteStatus.PRESENT
         num_bytes = allocated_bytes(HEADER_BYTES + len(page))
-        if not self._reserve(num_bytes):
+        if num_bytes > self._capacity_bytes:
             return WriteStatus.FULL
         try:
-            staged = self._staging.write(header_of(key, page), page, mtime_ns=recency_ns(key.depth))
-        except FileNotFoundError:
-            raise StoreVanished from None
+            # the file before the reservation: whoever counts meanwhile sees one or the other
+            with self._staging.new_file(num_bytes=num_bytes) as staged:
+                if not self._reserve(num_bytes):
+                    return WriteStatus.FULL
+                try:
+                    staged.write(header_of(key, page), page, mtime_ns=recency_ns(key.depth))
+                    staged.publish(key.page.hex(), dir_fd=dir_fd)
+                except BaseException:
+                    self._ledger.free(1, num_bytes)
+                    raise
         except OSError as error:
-            self._ledger.subtract(1, num_bytes)
-            return _status_of(error)
-        try:
-            self._staging.publish(staged, target=key.page.hex(), dir_fd=dir_fd)
-        except OSError as error:
-            self._staging.discard(staged)
-            self._ledger.subtract(1, num_bytes)
             return _status_of(error)
         return WriteStatus.STORED
 
     def _reserve(self, num_bytes: int) -> bool:
-        if num_bytes > self._capacity_bytes:
-            return False
         for _ in range(_RESERVE_ATTEMPTS):
             lacking = self._ledger.try_reserve(num_bytes, capacity_bytes=self._capacity_bytes)
             if lacking == 0:
@@ -183,7 +185,7 @@ class FileStore:
             os.unlink(name, dir_fd=dir_fd)
         except FileNotFoundError:
             return False
-        self._ledger.subtract(1, allocated_bytes(info.st_size))
+        self._ledger.free(1, allocated_bytes(info.st_size))
         return True
 
 

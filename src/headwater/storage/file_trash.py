@@ -57,7 +57,7 @@ class Trash:
                 if _unlink(page, dir_fd=fd):
                     num_deleted += 1
                     num_bytes += allocated_bytes(info.st_size)
-            self._ledger.subtract(num_deleted, num_bytes)
+            self._ledger.free(num_deleted, num_bytes)
             if num_deleted < max_pages:
                 _unlink(RECORD, dir_fd=fd)
                 self._remove_folder(name)

@@ -1,24 +1,46 @@
-"""How full a file store is, as all its processes know it: two numbers in a file, changed under the lock.
+"""How full a file store is, as all its processes know it: a few numbers in a file, changed under the lock.
 
-Room is reserved before a page is written, so that the store never grows over its capacity. A process killed
-between reserving and writing leaves the numbers too high; the next count of what is really there mends that.
+Room is reserved before a page is written and given back after it is deleted, so the numbers are never below the
+truth and the store never grows over its capacity. They can be above it: a process killed between reserving
+and writing, two that wrote the same page, a person with `rm`. Counting what is on disk mends that.
 """
 
 import os
 import struct
 import weakref
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 
 from headwater.storage.file_folder import OPEN_FILE, StoreFolder
 
-_NUMBERS = struct.Struct("<qq")
+_NUMBERS = struct.Struct("<6q")
 _BLOCK_BYTES = 4096  # of common file systems: what a file takes is a multiple of it
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    num_pages: int
-    num_bytes: int
+    num_pages: int = 0
+    num_bytes: int = 0
+
+    def plus(self, other: "Usage") -> "Usage":
+        return Usage(self.num_pages + other.num_pages, self.num_bytes + other.num_bytes)
+
+    def minus(self, other: "Usage") -> "Usage":
+        return Usage(self.num_pages - other.num_pages, self.num_bytes - other.num_bytes)
+
+    def is_within(self, low: "Usage", high: "Usage") -> bool:
+        return (
+            low.num_pages <= self.num_pages <= high.num_pages
+            and low.num_bytes <= self.num_bytes <= high.num_bytes
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerState:
+    """What is in use now, and all that was ever reserved and freed."""
+
+    in_use: Usage = Usage()
+    reserved: Usage = Usage()
+    freed: Usage = Usage()
 
 
 def allocated_bytes(file_bytes: int) -> int:
@@ -35,36 +57,49 @@ class UsageLedger:
         self._finalizer = weakref.finalize(self, os.close, self._fd)
         self.is_new = os.fstat(self._fd).st_size != _NUMBERS.size
 
-    def read(self) -> Usage:
+    def read(self) -> LedgerState:
         content = os.pread(self._fd, _NUMBERS.size, 0)
-        return Usage(*_NUMBERS.unpack(content)) if len(content) == _NUMBERS.size else Usage(0, 0)
+        if len(content) != _NUMBERS.size:
+            return LedgerState()
+        numbers = _NUMBERS.unpack(content)
+        return LedgerState(Usage(*numbers[0:2]), Usage(*numbers[2:4]), Usage(*numbers[4:6]))
 
     def try_reserve(self, num_bytes: int, *, capacity_bytes: int) -> int:
         """Count one page of `num_bytes` in if there is room: 0; else change nothing: the bytes that lack."""
+        page = Usage(1, num_bytes)
         with self._folder.locked():
-            usage = self.read()
-            lacking = usage.num_bytes + num_bytes - capacity_bytes
+            state = self.read()
+            lacking = state.in_use.num_bytes + num_bytes - capacity_bytes
             if lacking > 0:
                 return lacking
-            self._write(usage.num_pages + 1, usage.num_bytes + num_bytes)
+            self._write(
+                replace(state, in_use=state.in_use.plus(page), reserved=state.reserved.plus(page))
+            )
             return 0
 
-    def subtract(self, num_pages: int, num_bytes: int) -> None:
+    def free(self, num_pages: int, num_bytes: int) -> None:
         """Count deleted pages, or reservations that were not used, out."""
         if num_pages:
+            pages = Usage(num_pages, num_bytes)
             with self._folder.locked():
-                usage = self.read()
-                self._write(usage.num_pages - num_pages, usage.num_bytes - num_bytes)
+                state = self.read()
+                self._write(replace(state, in_use=state.in_use.minus(pages), freed=state.freed.plus(pages)))
 
-    def correct(self, counted: Usage, *, since: Usage) -> None:
-        """Set to what was counted on disk, plus what changed since the count began at `since`."""
+    def correct(self, counted: Usage, *, staged: Usage, since: LedgerState) -> None:
+        """Compare with a count of what is on disk that began at `since`, when `staged` was being written.
+
+        Others went on meanwhile, so a count only tells bounds; numbers within them are left alone, others
+        are set to the upper one.
+        """
         with self._folder.locked():
             now = self.read()
-            self._write(
-                counted.num_pages + now.num_pages - since.num_pages,
-                counted.num_bytes + now.num_bytes - since.num_bytes,
-            )
+            low = counted.minus(now.freed.minus(since.freed))
+            high = counted.plus(staged).plus(now.reserved.minus(since.reserved))
+            if self.is_new or not now.in_use.is_within(low, high):
+                self._write(replace(now, in_use=high))
+                self.is_new = False
 
-    def _write(self, num_pages: int, num_bytes: int) -> None:
-        # one pwrite: a reader without the lock sees both numbers or neither
-        os.pwrite(self._fd, _NUMBERS.pack(max(0, num_pages), max(0, num_bytes)), 0)
+    def _write(self, state: LedgerState) -> None:
+        numbers = (max(0, number) for usage in (state.in_use, state.reserved, state.freed) for number in astuple(usage))
+        # one pwrite: a reader without the lock sees all numbers of one state
+        os.pwrite(self._fd, _NUMBERS.pack(*numbers), 0)

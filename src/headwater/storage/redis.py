@@ -229,15 +229,19 @@ class RedisBackend:
         finally:
             self._pool.release(connection)
 
-    def _call(self, operation: Callable[[], _T]) -> _T:
+    def _check_open(self) -> None:
         if self._is_closed:
             raise StorageClosed("the redis store is closed")
+
+    def _call(self, operation: Callable[[], _T]) -> _T:
+        self._check_open()
         try:
             try:
                 return operation()
             except redis.exceptions.ConnectionError:
                 # the pool may have given us a connection of a server that was restarted; a new one tells.
                 # Doing twice what was perhaps done is harmless here: pages are equal, a flush flushes
+                self._check_open()
                 return operation()
         except (redis.exceptions.RedisError, OSError) as error:
             raise storage_error(error) from error
