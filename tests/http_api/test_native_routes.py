@@ -42,7 +42,7 @@ async def test_text_in_text_out_with_the_facts_clients_read(engine: ScriptedEngi
         "weight_version": "v7",
         "num_retractions": 2,
         "cache_generation": 3,
-        "dp_rank": None,
+        "dp_rank": 0,
         "queue_time": 0.0,
     }
 

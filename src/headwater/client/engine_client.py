@@ -1,25 +1,49 @@
-"""The API process's way to its engines: requests to the least loaded one, control calls to one or all."""
+"""The API process's way to its engines: each request to one of them, control calls to one or all."""
 
 import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import zmq.asyncio
 
-from headwater.client.errors import CallFailed, EngineGone, RidInUse, ShuttingDown
+from headwater.client.errors import (
+    CallFailed,
+    EngineGone,
+    EngineLoading,
+    NoSuchEngine,
+    RidInUse,
+    ShuttingDown,
+)
 from headwater.client.generation import Generation
 from headwater.client.link import EngineLink, new_call_id
-from headwater.messages import EngineReady, Generate
+from headwater.client.prefix_routes import PrefixRoutes
+from headwater.messages import (
+    EngineReady,
+    FlushCache,
+    Generate,
+    ReleaseMemory,
+    ResumeMemory,
+    UpdateWeights,
+)
 
 __all__ = [
     "CallFailed",
+    "Deferred",
     "EngineClient",
     "EngineGone",
+    "EngineLoading",
     "Generation",
+    "NoSuchEngine",
     "RidInUse",
     "ShuttingDown",
     "new_call_id",
 ]
+
+MAX_EXTRA_REQUESTS = 4  # an engine that knows the prefix may have so many more than the least loaded one
+_SHORTEST_S = 1e-9  # a timeout that has run out is still one that was given
+
+Deferred = FlushCache | UpdateWeights | ReleaseMemory | ResumeMemory  # calls with a `timeout_s` of their own
 
 
 class EngineClient:
@@ -35,6 +59,7 @@ class EngineClient:
         self._endpoints = tuple(endpoints)
         self._context: zmq.asyncio.Context | None = None
         self._links: tuple[EngineLink, ...] = ()
+        self._routes: PrefixRoutes | None = None  # made when several engines are there to choose from
         self._refusal: ShuttingDown | None = None
 
     # --- life --------------------------------------------------------------------------------------
@@ -75,6 +100,8 @@ class EngineClient:
     def engine_gone(self, index: int, reason: str) -> None:
         """The supervisor's word that an engine's process ended."""
         self._links[index].fail(EngineGone(index, reason))
+        if self._routes is not None:
+            self._routes.forget(index)
 
     def engine_back(self, index: int, endpoint: str) -> None:
         """The supervisor's word that an engine was started again; `wait_ready` waits for its model."""
@@ -104,6 +131,11 @@ class EngineClient:
         """Every engine is there and has loaded, and this client takes requests."""
         return self._refusal is None and bool(self._links) and all(link.ready for link in self._links)
 
+    @property
+    def can_serve(self) -> bool:
+        """At least one engine has loaded, and this client takes requests."""
+        return self._refusal is None and any(link.ready for link in self._links)
+
     def why_unhealthy(self) -> str | None:
         """A sentence for people, or None when healthy."""
         if self._refusal is not None:
@@ -114,25 +146,34 @@ class EngineClient:
         return None if self.is_healthy else "the engine is still loading its model"
 
     def silent_for_s(self) -> float:
-        """Seconds since the engine heard from least recently sent anything; infinite if one never did."""
+        """Seconds since the engine heard from least recently, of those that serve, sent anything."""
         now_s = asyncio.get_running_loop().time()
-        return now_s - min((link.last_heard_s for link in self._links), default=float("-inf"))
+        return now_s - min((link.last_heard_s for link in self._links if link.ready), default=float("-inf"))
 
     # --- work --------------------------------------------------------------------------------------
 
-    def generate(self, request: Generate) -> Generation:
-        """Send a request to the least loaded engine, at once. The caller owns the generation and closes it.
+    def generate(self, request: Generate, *, engine: int | None = None) -> Generation:
+        """Send a request at once: to `engine`, or to the one that `_choose` finds best.
 
-        Raises EngineGone when no engine is there, RidInUse when a running request has this rid.
+        The caller owns the generation and closes it. Raises EngineGone when no engine is there, NoSuchEngine,
+        RidInUse when a running request has this rid.
         """
         if self._refusal is not None:
             raise self._refusal
         if any(link.has_running(request.rid) for link in self._links):
             raise RidInUse(request.rid)
-        there = [link for link in self._links if link.gone is None]
-        if not there:
-            raise (self._links[0].gone if self._links else None) or EngineGone(0, "not started")
-        return min(there, key=lambda link: link.num_running).generate(request)
+        if engine is not None and not 0 <= engine < self.num_engines:
+            raise NoSuchEngine(engine, self.num_engines)
+        link = self._choose(request) if engine is None else self._links[engine]
+        generation = link.generate(request)
+        if self._routes is not None:
+            self._routes.learn(request, link.index)
+        return generation
+
+    def forget_prefixes(self) -> None:
+        """The engines' caches were emptied: a known beginning is no reason any more to prefer one."""
+        if self._routes is not None:
+            self._routes.clear()
 
     async def call(self, message: Any, *, engine: int = 0, timeout_s: float | None = None) -> Any:
         """Send a message of `ToEngine` with a fresh call_id to one engine; the struct it answers.
@@ -145,6 +186,56 @@ class EngineClient:
         return await self._links[engine].call(message, timeout_s=timeout_s)
 
     async def call_all(self, message: Any, *, timeout_s: float | None = None) -> list[Any]:
-        """Send a message to every engine; per engine its answer, or the exception `call` would raise."""
-        calls = [self.call(message, engine=index, timeout_s=timeout_s) for index in range(self.num_engines)]
+        """Send a message to every engine; per engine its answer, or the exception that stands for it.
+
+        One that is still loading is not waited for: EngineLoading.
+        """
+
+        async def call(index: int) -> Any:
+            if self._links and self._links[index].is_loading:
+                raise EngineLoading(index)
+            return await self.call(message, engine=index, timeout_s=timeout_s)
+
+        return await asyncio.gather(*map(call, range(self.num_engines)), return_exceptions=True)
+
+    async def call_all_by(self, message: Deferred, *, deadline_s: float, grace_s: float) -> list[Any]:
+        """Send a deferred message to every engine; per engine its answer, or the exception that stands for it.
+
+        `deadline_s` is a time of the event loop. Every engine gets what is left until then, also one that is
+        still loading and has to be waited for. The engines keep the deadline themselves; one that is silent
+        for `grace_s` more has failed with TimeoutError.
+        """
+        calls = [
+            self._call_by(message, engine=index, deadline_s=deadline_s, grace_s=grace_s)
+            for index in range(self.num_engines)
+        ]
         return await asyncio.gather(*calls, return_exceptions=True)
+
+    async def _call_by(self, message: Deferred, *, engine: int, deadline_s: float, grace_s: float) -> Any:
+        clock = asyncio.get_running_loop().time
+        if self._links:
+            try:
+                async with asyncio.timeout_at(deadline_s):
+                    await self._links[engine].wait_ready()
+            except TimeoutError:
+                raise EngineLoading(engine) from None
+        left_s = max(deadline_s - clock(), min(message.timeout_s, _SHORTEST_S))
+        message = msgspec.structs.replace(message, timeout_s=min(left_s, message.timeout_s))
+        return await self.call(message, engine=engine, timeout_s=message.timeout_s + grace_s)
+
+    def _choose(self, request: Generate) -> EngineLink:
+        """The engine that knows most of the prompt, unless it has much more to do; else the least loaded."""
+        links = [link for link in self._links if link.ready] or [link for link in self._links if not link.gone]
+        if not links:
+            raise (self._links[0].gone if self._links else None) or EngineGone(0, "not started")
+        if len(self._links) == 1:
+            return links[0]
+        least = min(links, key=lambda link: link.num_running)
+        if self._routes is None and least.ready is not None:
+            self._routes = PrefixRoutes(page_size=least.ready.page_size)
+        for engines in self._routes.known(request) if self._routes else []:
+            knowing = [link for link in links if link.index in engines]
+            best = min(knowing, key=lambda link: link.num_running, default=None)
+            if best is not None and best.num_running <= least.num_running + MAX_EXTRA_REQUESTS:
+                return best
+        return least

@@ -1,19 +1,37 @@
 """What can go wrong between an API process and an engine."""
 
+import time
+from datetime import UTC, datetime
+
 from headwater.messages import Failed
 
 
 class EngineGone(Exception):
     """The engine ended, or this server is ending; whatever ran there is lost. HTTP 503."""
 
-    def __init__(self, engine: int, reason: str) -> None:
+    def __init__(self, engine: int, reason: str, *, since_s: float | None = None) -> None:
+        """`since_s`: Unix time at which it went; now by default."""
         super().__init__(f"engine {engine} is gone: {reason}")
         self.engine = engine
         self.reason = reason
+        self.since_s = time.time() if since_s is None else since_s
+
+    @property
+    def since(self) -> str:
+        """When it went, as people and programs read it (ISO 8601, UTC)."""
+        return datetime.fromtimestamp(self.since_s, UTC).isoformat(timespec="milliseconds")
 
 
 class ShuttingDown(EngineGone):
     """The server ends by intent. HTTP 503."""
+
+
+class EngineLoading(Exception):
+    """The engine has not loaded its model yet. HTTP 503."""
+
+    def __init__(self, engine: int) -> None:
+        super().__init__(f"engine {engine} is still loading its model")
+        self.engine = engine
 
 
 class CallFailed(Exception):
@@ -30,3 +48,10 @@ class RidInUse(ValueError):
     def __init__(self, rid: str) -> None:
         super().__init__(f"rid {rid!r} is already in use by a running request; rid must be unique")
         self.rid = rid
+
+
+class NoSuchEngine(ValueError):
+    """A request asked for an engine that this server does not have."""
+
+    def __init__(self, engine: int, num_engines: int) -> None:
+        super().__init__(f"routed_dp_rank must be from 0 to {num_engines - 1}, got {engine}")

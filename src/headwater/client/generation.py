@@ -16,10 +16,11 @@ class Generation:
     Raises `EngineGone` from `take` when the engine ends, `CallFailed` when it refuses the request.
     """
 
-    __slots__ = ("_arrived", "_ended", "_error", "_on_close", "_waiter", "is_closed", "rid")
+    __slots__ = ("_arrived", "_ended", "_error", "_on_close", "_waiter", "engine", "is_closed", "rid")
 
-    def __init__(self, rid: str, *, on_close: Callable[["Generation"], None]) -> None:
+    def __init__(self, rid: str, *, engine: int, on_close: Callable[["Generation"], None]) -> None:
         self.rid = rid  # on the wire
+        self.engine = engine  # index of the engine that runs it
         self.is_closed = False
         self._arrived: list[Output] = []
         self._waiter: asyncio.Future[None] | None = None

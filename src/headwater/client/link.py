@@ -112,6 +112,11 @@ class EngineLink:
     def gone(self) -> EngineGone | None:
         return self._gone
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether the engine is there but has not loaded its model yet."""
+        return self._gone is None and self.ready is None
+
     # --- requests ----------------------------------------------------------------------------------
 
     def has_running(self, rid: str) -> bool:
@@ -127,7 +132,7 @@ class EngineLink:
             raise RidInUse(request.rid)
         if request.rid in self._generations:  # left by its client, not yet ended by the engine
             request = msgspec.structs.replace(request, rid=f"{request.rid}~{next(_call_numbers)}")
-        generation = Generation(request.rid, on_close=self._leave)
+        generation = Generation(request.rid, engine=self.index, on_close=self._leave)
         self._send(request)
         self._generations[request.rid] = generation
         return generation

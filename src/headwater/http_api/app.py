@@ -6,7 +6,15 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from headwater.http_api import control_routes, info_routes, native_routes, openai_routes
+from headwater.http_api import (
+    control_routes,
+    flush_routes,
+    info_routes,
+    memory_routes,
+    native_routes,
+    openai_routes,
+    weight_routes,
+)
 from headwater.http_api.auth import Authentication
 from headwater.http_api.error_handlers import install_error_handlers
 from headwater.http_api.middleware import BodyLimit, RequestId
@@ -39,7 +47,15 @@ def create_app(state: ApiState) -> FastAPI:
     )
     app.state.services = Services(state)
     install_error_handlers(app)
-    for routes in (openai_routes, native_routes, control_routes, info_routes):
+    for routes in (
+        openai_routes,
+        native_routes,
+        flush_routes,
+        control_routes,
+        weight_routes,
+        memory_routes,
+        info_routes,
+    ):
         app.include_router(routes.router)
     # The last one added sees a request first: even a refused one has its id.
     app.add_middleware(BodyLimit, max_body_bytes=state.limits.max_body_bytes)

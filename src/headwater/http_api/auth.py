@@ -25,6 +25,11 @@ CONTROL_PATHS = frozenset(
         "/pause_generation",
         "/continue_generation",
         "/abort_request",
+        "/update_weights_from_disk",
+        "/update_weight_version",
+        "/get_weights_by_name",
+        "/release_memory_occupation",
+        "/resume_memory_occupation",
     }
 )
 

@@ -1,115 +1,64 @@
-"""Routes that operate the engine: flush, pause, abort, and what is pending."""
+"""Routes that operate the engines: pause, abort, and what is pending."""
 
-from typing import Annotated, Any, Literal
+import asyncio
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Query, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from fastapi import APIRouter, Body, Depends, Request
+from starlette.responses import JSONResponse, Response
 
 from headwater.client.engine_client import new_call_id
-from headwater.client.errors import CallFailed
+from headwater.http_api.engine_answers import EngineAnswers, facts_of
 from headwater.http_api.errors import ApiError
-from headwater.http_api.flush_answer import as_json, as_text, merged_status
-from headwater.http_api.flush_request import flush_message, given_parameters
+from headwater.http_api.flush_answer import summed_counts
 from headwater.http_api.schemas_native import AbortRequest, PauseRequest
-from headwater.http_api.services import Services, services
+from headwater.http_api.services import CALL_TIMEOUT_S, Services, services
 from headwater.http_api.sse import while_connected
 from headwater.messages import (
     Abort,
     CancelOperation,
     ContinueGeneration,
-    FlushResult,
     GetOperations,
+    Operations,
     PauseGeneration,
+    PauseResult,
 )
-
-CALL_TIMEOUT_S = 30.0  # for calls the engine answers in its next turn
 
 router = APIRouter(tags=["control"])
 Given = Annotated[Services, Depends(services)]
-
-FLUSH_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Flushed.", "content": {"text/plain": {}, "application/json": {}}},
-    202: {"description": "Nothing old can match any more, but not every page is back yet."},
-    400: {"description": "Not idle within the timeout (nothing was flushed), or a bad parameter."},
-    503: {"description": "The engine is gone."},
-}
-
-
-def _flush_query(
-    timeout: Annotated[str | None, Query(description="Seconds to wait for the outcome; default 0.")] = None,
-    mode: Annotated[
-        Literal["idle", "now", "drain"] | str | None,
-        Query(description="`idle`: at an idle moment. `now`: under load. `drain`: until all pages are back."),
-    ] = None,
-    tiers: Annotated[str | None, Query(description="Any of `device,host,storage`; default `device,host`.")] = None,
-    cache_salt: Annotated[str | None, Query(description="Only namespaces with this salt.")] = None,
-    extra_key: Annotated[str | None, Query(description="Only namespaces with this key.")] = None,
-    prefix: Annotated[str | None, Query(description="Only what begins with this text.")] = None,
-    prefix_ids: Annotated[str | None, Query(description="Only what begins with these token ids.")] = None,
-    hold: Annotated[str | None, Query(description="With `idle`: let no new request start meanwhile.")] = None,
-    dry_run: Annotated[str | None, Query(description="Tell what would be freed, change nothing.")] = None,
-) -> None:
-    """Declares the parameters for the documentation; `given_parameters` reads them."""
-
-
-_flush = {
-    "summary": "Retire cached KV",
-    "responses": FLUSH_RESPONSES,
-    "dependencies": [Depends(_flush_query)],
-}
-
-
-@router.get("/flush_cache", operation_id="flush_cache", **_flush)
-@router.post("/flush_cache", operation_id="flush_cache_post", **_flush)
-async def flush_cache(request: Request, given: Given) -> Response:
-    """Make cached KV unmatchable and give its pages back.
-
-    Parameters come in the query, or by the same names in a JSON body. A client that disconnects cancels its
-    pending flush. The answer is text that begins as SGLang's, or JSON with `Accept: application/json`.
-    """
-    body = await request.body()
-    parameters = given_parameters(request.query_params.multi_items(), body)
-    message = await flush_message(parameters, given.generator, max_timeout_s=given.state.limits.max_control_timeout_s)
-    limit_s = message.timeout_s + given.state.limits.health_timeout_s  # the engine keeps the deadline itself
-    calls = given.state.client.call_all(message, timeout_s=limit_s)
-    answers = await while_connected(calls, request.receive)
-    results: list[FlushResult] = _all_or_raise(answers)
-    status = merged_status(results)
-    if "application/json" in request.headers.get("accept", ""):
-        return JSONResponse(as_json(results), status)
-    return PlainTextResponse(as_text(results), status)
-
-
-@router.post("/reset_prefix_cache", summary="The same as /flush_cache (vLLM's name)", responses=FLUSH_RESPONSES)
-async def reset_prefix_cache(request: Request, given: Given) -> Response:
-    """See `/flush_cache`."""
-    return await flush_cache(request, given)
+Json = dict[str, Any]
 
 
 @router.post("/pause_generation", summary="Pause generation")
 async def pause_generation(
     given: Given, request: Request, body: Annotated[PauseRequest | None, Body()] = None
 ) -> Response:
-    """Pause until `/continue_generation`; requests that arrive meanwhile wait."""
+    """Pause until `/continue_generation`; requests that arrive meanwhile wait.
+
+    Answers when the step under way has ended: from then on nothing computes.
+    """
     mode = (body or PauseRequest()).mode
     message = PauseGeneration(call_id=new_call_id(), mode=mode)
     call = given.state.client.call_all(message, timeout_s=CALL_TIMEOUT_S)
-    answers = _all_or_raise(await while_connected(call, request.receive))
+    answers = EngineAnswers(await while_connected(call, request.receive))
+    results: list[PauseResult] = answers.all_or_raise(_pause_facts)
     return JSONResponse(
         {
             "message": "Generation paused successfully.",
             "status": "ok",
-            "num_requests": sum(answer.num_requests for answer in answers),
+            "num_requests": sum(result.num_requests for result in results),
+            "engines": answers.entries(_pause_facts),
         }
     )
 
 
 @router.post("/continue_generation", summary="End a pause")
 async def continue_generation(given: Given) -> Response:
-    """Go on with what a pause held. Harmless when nothing is paused."""
-    call = ContinueGeneration(call_id=new_call_id())
-    _all_or_raise(await given.state.client.call_all(call, timeout_s=CALL_TIMEOUT_S))
-    return JSONResponse({"message": "Generation continued successfully.", "status": "ok"})
+    """Go on with what a pause held. Harmless when nothing is paused. A body is accepted and not read."""
+    answers = await given.ask_all(ContinueGeneration(call_id=new_call_id()))
+    answers.all_or_raise()
+    return JSONResponse(
+        {"message": "Generation continued successfully.", "status": "ok", "engines": answers.entries()}
+    )
 
 
 @router.post("/abort_request", summary="End running requests", response_class=Response)
@@ -123,57 +72,83 @@ async def abort_request(given: Given, body: Annotated[AbortRequest | None, Body(
             match="all" if asked.abort_all else "prefix",
             message=asked.abort_message,
         )
-        _all_or_raise(await given.state.client.call_all(message, timeout_s=CALL_TIMEOUT_S))
+        (await given.ask_all(message)).all_or_raise()
     return Response(status_code=200)
 
 
 @router.get("/control/operations", summary="Pending operations")
 async def list_operations(given: Given) -> Response:
-    """Flushes and pauses that wait for their moment: phase, age, time left and what blocks them."""
-    answers = await given.state.client.call_all(GetOperations(call_id=new_call_id()), timeout_s=CALL_TIMEOUT_S)
-    operations = [
-        {
-            "operation_id": item.operation_id,
-            "kind": item.kind,
-            "phase": item.phase,
-            "waited_s": item.waited_s,
-            "remaining_s": item.remaining_s,
-            "blockers": item.blockers,
-            "dp_rank": rank,
-        }
-        for rank, answer in enumerate(_all_or_raise(answers))
-        for item in answer.items
-    ]
-    return JSONResponse({"operations": operations})
+    """Flushes, pauses, weight updates and releases that wait for their moment.
+
+    An operation runs on every engine; `engines` tells its phase, age, time left and blockers on each that it
+    is still pending on. The facts of the one that has waited longest stand for all.
+    """
+    answers = await _operations(given)
+    missing = [entry for entry in answers.entries() if not entry["success"]]
+    return JSONResponse({"operations": _by_call(answers), **({"engines_missing": missing} if missing else {})})
 
 
 @router.delete("/control/operations/{operation_id}", summary="Cancel a pending operation")
 async def cancel_operation(operation_id: str, given: Given) -> Response:
-    """Its caller gets the answer that nothing was done; what has been applied stays applied."""
-    message = CancelOperation(call_id=new_call_id(), operation_id=operation_id)
-    answers = await given.state.client.call_all(message, timeout_s=CALL_TIMEOUT_S)
-    if all(isinstance(answer, Exception) for answer in answers):  # known to no engine
-        error = answers[0]
-        if isinstance(error, CallFailed) and error.failed.status == 404:
-            raise ApiError(404, error.failed.message, param="operation_id", code="not_found")
-        raise error
-    return JSONResponse({"operation_id": operation_id, "cancelled": True})
+    """On all engines. Its caller gets the answer that nothing was done; what has been applied stays applied."""
+    pending = await _operations(given)
+    found = [op for op in _by_call(pending) if op["operation_id"] == operation_id]
+    if not found:
+        pending.all_or_raise()  # an engine that does not answer may know it
+        message = f"no operation {operation_id!r} is pending"
+        raise ApiError(404, message, param="operation_id", code="not_found")
+    ranks = [engine["dp_rank"] for engine in found[0]["engines"]]
+    calls = [
+        given.state.client.call(
+            CancelOperation(call_id=new_call_id(), operation_id=engine["engine_operation_id"]),
+            engine=engine["dp_rank"],
+            timeout_s=CALL_TIMEOUT_S,
+        )
+        for engine in found[0]["engines"]
+    ]
+    answers = EngineAnswers(await asyncio.gather(*calls, return_exceptions=True))
+    answers.some_or_raise()  # an engine on which it has ended meanwhile has nothing to cancel
+    entries = [entry | {"dp_rank": rank} for rank, entry in zip(ranks, answers.entries(), strict=True)]
+    return JSONResponse({"operation_id": operation_id, "cancelled": True, "engines": entries})
 
 
-@router.get("/control/blockers", summary="What keeps the engine from being idle")
+@router.get("/control/blockers", summary="What keeps the engines from being idle")
 async def blockers(given: Given) -> Response:
     """Names and counts, empty when idle; the one definition of idleness that flushes wait for."""
-    states = _all_or_raise(await given.engine_states())
-    total: dict[str, int] = {}
-    for state in states:
-        for name, count in state.blockers.items():
-            total[name] = total.get(name, 0) + count
-    engines = [{"dp_rank": rank, "blockers": state.blockers} for rank, state in enumerate(states)]
-    return JSONResponse({"is_idle": not total, "blockers": total, "engines": engines})
+    answers = EngineAnswers(await given.engine_states())
+    states = answers.some_or_raise()
+    total = summed_counts(state.blockers for _, state in states)
+    return JSONResponse(
+        {
+            "is_idle": not total and not answers.errors,
+            "blockers": total,
+            "engines": answers.entries(lambda state: {"blockers": state.blockers}),
+        }
+    )
 
 
-def _all_or_raise(answers: list[Any]) -> list[Any]:
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
+def _pause_facts(result: PauseResult) -> Json:
+    return {"num_requests": result.num_requests}
+
+
+async def _operations(given: Services) -> EngineAnswers:
+    answers = await given.ask_all(GetOperations(call_id=new_call_id()))
+    answers.some_or_raise()
     return answers
+
+
+def _by_call(answers: EngineAnswers) -> list[Json]:
+    """Pending operations, one entry for each call, whatever number of engines it went to."""
+    operations: dict[str, Json] = {}
+    for rank, answer in answers.succeeded:
+        assert isinstance(answer, Operations)
+        for item in answer.items:
+            facts = facts_of(item)
+            call_id, engine_operation_id = facts.pop("call_id"), facts.pop("operation_id")
+            name = call_id or f"{engine_operation_id}@{rank}"
+            entry = operations.setdefault(name, {"operation_id": name} | facts | {"engines": []})
+            entry["engines"].append({"dp_rank": rank, "engine_operation_id": engine_operation_id} | facts)
+            if facts["waited_s"] > entry["waited_s"]:
+                entry |= facts
+    return list(operations.values())
+

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from headwater.client.errors import CallFailed, EngineGone, RidInUse
+from headwater.client.errors import CallFailed, EngineGone, EngineLoading, NoSuchEngine, RidInUse
 from headwater.http_api.errors import ApiError, ClientLeft, as_api_error, from_validation
 
 
@@ -35,7 +35,17 @@ def install_error_handlers(app: FastAPI) -> None:
     async def handle_bug(_: Request, error: Exception) -> Response:
         return error_response(ApiError(500, "internal error; the server's log has the details", code="internal"))
 
-    for kind in (ApiError, EngineGone, CallFailed, RidInUse, ClientLeft, ValidationError, TimeoutError):
+    for kind in (
+        ApiError,
+        EngineGone,
+        EngineLoading,
+        CallFailed,
+        RidInUse,
+        NoSuchEngine,
+        ClientLeft,
+        ValidationError,
+        TimeoutError,
+    ):
         app.add_exception_handler(kind, handle)
     app.add_exception_handler(RequestValidationError, handle_validation)
     app.add_exception_handler(HTTPException, handle_http)

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from headwater.client.errors import CallFailed, EngineGone, RidInUse, ShuttingDown
+from headwater.client.errors import CallFailed, EngineGone, EngineLoading, NoSuchEngine, RidInUse, ShuttingDown
 from headwater.messages import Finish
 
 TYPES = {
@@ -102,13 +102,18 @@ def as_api_error(error: BaseException) -> ApiError | None:
         case ShuttingDown():
             return ApiError(503, error.reason, code="shutting_down")
         case EngineGone():
-            return ApiError(503, str(error), code="engine_gone")
+            details = {"engine": error.engine, "since": error.since}
+            return ApiError(503, f"{error} (since {error.since})", code="engine_gone", details=details)
+        case EngineLoading():
+            return ApiError(503, str(error), code="loading", details={"engine": error.engine})
         case CallFailed():
             failed = error.failed
             details = {"blockers": failed.blockers} if failed.blockers else None
             return ApiError(failed.status, failed.message, param=failed.param, details=details)
         case RidInUse():
             return bad_request("rid", str(error), code="rid_in_use")
+        case NoSuchEngine():
+            return bad_request("routed_dp_rank", str(error))
         case ValidationError():
             return from_validation(error.errors())
         case ClientLeft():

@@ -95,6 +95,7 @@ class NativeApi:
         check_prompt(prompt_ids, self._model, param=param, is_prefill=sampling.max_new_tokens == 0)
         sampling = fit(sampling, len(prompt_ids), self._model)
         logprobs = self._logprobs(request, len(prompt_ids))
+        rank = request.data_parallel_rank if request.routed_dp_rank is None else request.routed_dp_rank
         return [
             TextRequest(
                 rid="",
@@ -107,6 +108,7 @@ class NativeApi:
                 cache_salt=request.cache_salt,
                 extra_key=request.extra_key,
                 priority=request.priority,
+                engine=rank,
             )
             for index in range(given.n)
         ]

@@ -88,12 +88,10 @@ class NativeAnswer:
         logprobs: LogprobFormat | None,
         *,
         with_prompt_ids: bool = False,
-        dp_rank: int | None = None,
     ) -> None:
         self.generation = generation
         self._logprobs = logprobs
         self._with_prompt_ids = with_prompt_ids
-        self._dp_rank = dp_rank
         self._input_logprobs: bytes | None = None
         self._text = bytearray()
         self._output_ids = GrowingList()
@@ -140,14 +138,14 @@ class NativeAnswer:
             "weight_version": "" if meta is None else meta.weight_version,
             "num_retractions": 0 if meta is None else meta.num_retractions,
             "cache_generation": 0 if meta is None else meta.cache_generation,
-            "dp_rank": self._dp_rank,
+            "dp_rank": generation.engine,
         }
         if finish is not None:
             facts["e2e_latency"] = generation.elapsed_s
             if meta is not None:
                 facts["queue_time"] = meta.queue_time_s
                 if meta.weights_versions:
-                    facts["weight_versions"] = [list(span) for span in meta.weights_versions]
+                    facts["weights_versions"] = [list(span) for span in meta.weights_versions]
         return facts
 
     def _input_facts(self) -> Json:

@@ -98,6 +98,10 @@ class GenerateRequest(Body):
     priority: Priority = Field(default=0, description="Higher runs first.")
     cache_salt: Name = Field(default="", description="Prompts share cached KV only under the same salt and key.")
     extra_key: Name = ""
+    routed_dp_rank: int | None = Field(
+        default=None, description="Run on this engine, counted from 0; not given: on the one that suits best."
+    )
+    data_parallel_rank: int | None = Field(default=None, description="Older name of routed_dp_rank.")
     model: Any = Field(default=None, description="Ignored: one model is served.")
 
 

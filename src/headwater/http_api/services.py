@@ -2,20 +2,24 @@
 
 import asyncio
 import logging
+from typing import Any
 
 from fastapi import Request
 
-from headwater.client.engine_client import new_call_id
-from headwater.client.errors import CallFailed, EngineGone
-from headwater.http_api.errors import loading
+from headwater.client.engine_client import Deferred, new_call_id
+from headwater.client.errors import CallFailed, EngineGone, EngineLoading
+from headwater.http_api.engine_answers import EngineAnswers
+from headwater.http_api.errors import bad_request, loading
 from headwater.http_api.metrics import Metrics
 from headwater.http_api.native_api import NativeApi
 from headwater.http_api.state import ApiState, ModelFacts
 from headwater.http_api.text_generation import TextGenerator, TextRequest
-from headwater.messages import EngineState, GetState, Ping, SamplingParams
+from headwater.http_api.validation import timeout_seconds
+from headwater.messages import EngineState, GetState, Ping, SamplingParams, ToEngine
 
 log = logging.getLogger(__name__)
 
+CALL_TIMEOUT_S = 30.0  # for calls the engine answers in its next turn
 FRESH_S = 1.0  # an engine heard from within this time needs no ping
 
 
@@ -40,19 +44,49 @@ class Services:
     def native_api(self) -> NativeApi:
         return NativeApi(self.generator, self.model, self.state.limits)
 
+    def require_loaded(self) -> None:
+        """Raises ApiError 503 while the model loads."""
+        if self.state.model is None:
+            raise loading()
+
+    def control_timeout_s(self, given: Any, *, default_s: float) -> float:
+        """The time a control request may wait. InvalidRequest that names the range."""
+        max_s = self.state.limits.max_control_timeout_s
+        if given is None:
+            return min(default_s, max_s)
+        try:
+            return timeout_seconds(given, max_s)
+        except ValueError as error:
+            raise bad_request("timeout", f"timeout: {error}") from None
+
+    async def ask_all(self, message: ToEngine) -> EngineAnswers:
+        """What all engines say to a call that they answer in their next turn."""
+        return EngineAnswers(await self.state.client.call_all(message, timeout_s=CALL_TIMEOUT_S))
+
+    async def call_all_by(self, message: Deferred, *, arrived_s: float) -> list[Any]:
+        """What all engines say to a call that waits up to `message.timeout_s` from `arrived_s` (loop time)."""
+        deadline_s = arrived_s + message.timeout_s  # the engines keep it themselves
+        grace_s = self.state.limits.health_timeout_s
+        return await self.state.client.call_all_by(message, deadline_s=deadline_s, grace_s=grace_s)
+
     async def engine_states(self, *, timeout_s: float = 5.0) -> list[EngineState | Exception]:
         """A snapshot of each engine, or why there is none."""
         return await self.state.client.call_all(GetState(call_id=new_call_id()), timeout_s=timeout_s)
 
-    async def first_engine_state(self) -> EngineState:
-        """Raises EngineGone, TimeoutError."""
-        state = (await self.engine_states())[0]
-        if isinstance(state, Exception):
-            raise state
-        return state
+    async def first_engine_state(self, *, timeout_s: float = 5.0) -> EngineState:
+        """Of the first engine that answers. Raises EngineGone, TimeoutError if none does."""
+        states = await self.engine_states(timeout_s=timeout_s)
+        for state in states:
+            if isinstance(state, EngineState):
+                return state
+        assert isinstance(states[0], Exception)
+        raise states[0]
 
     async def is_alive(self) -> bool:
-        """Whether every engine has loaded and its loop still turns. Cheap: probes share one ping."""
+        """Whether an engine serves and the loop of each that does still turns. Cheap: probes share one ping.
+
+        An engine that is being started again does not make the others ill.
+        """
         if not self.state.is_serving:
             return False
         if self.state.client.silent_for_s() < FRESH_S:
@@ -61,15 +95,15 @@ class Services:
             self._ping = asyncio.ensure_future(self._ping_all())
         try:
             await asyncio.shield(self._ping)
-        except (EngineGone, CallFailed, TimeoutError) as error:
+        except (CallFailed, TimeoutError) as error:
             log.warning("the engine is not healthy: %s", error or "no answer in time")
             return False
-        return True
+        return self.state.is_serving
 
     async def _ping_all(self) -> None:
         timeout_s = self.state.limits.health_timeout_s
         for answer in await self.state.client.call_all(Ping(call_id=new_call_id()), timeout_s=timeout_s):
-            if isinstance(answer, Exception):
+            if isinstance(answer, Exception) and not isinstance(answer, EngineGone | EngineLoading):
                 raise answer
 
     async def can_generate(self) -> bool:
@@ -78,10 +112,10 @@ class Services:
             return False
         try:
             async with asyncio.timeout(self.state.limits.health_timeout_s):
-                state = await self.first_engine_state()
+                state = await self.first_engine_state(timeout_s=self.state.limits.health_timeout_s)
                 if not state.paused and state.num_running == 0:
                     await self._generate_one_token()
-        except (EngineGone, TimeoutError) as error:
+        except (EngineGone, EngineLoading, TimeoutError) as error:
             log.warning("generating a token failed: %s", error or "no answer in time")
             return False
         return True
@@ -101,10 +135,3 @@ class Services:
 def services(request: Request) -> Services:
     """The dependency of every route."""
     return request.app.state.services
-
-
-def require_loaded(state: ApiState) -> ModelFacts:
-    """The facts of the model, also while shutting down. Raises ApiError 503 while it loads."""
-    if state.model is None:
-        raise loading()
-    return state.model

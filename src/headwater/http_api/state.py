@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from headwater.client.engine_client import EngineClient
 from headwater.http_api.errors import ApiError, loading
@@ -90,10 +90,15 @@ class ApiState:
         self.tokenizer = tokenizer
         self.model = model
 
+    def set_weight_version(self, weight_version: str) -> None:
+        """The label of the weights that the engines serve from now on."""
+        if self.model is not None:
+            self.model = replace(self.model, weight_version=weight_version)
+
     @property
     def is_serving(self) -> bool:
         """Whether a request that arrives now would be taken."""
-        return self.model is not None and not self.is_shutting_down and self.client.is_healthy
+        return self.model is not None and not self.is_shutting_down and self.client.can_serve
 
     def require_model(self) -> tuple[Tokenizer, ModelFacts]:
         """Tokenizer and facts. Raises `ApiError` 503 while the model loads or the server ends."""

@@ -44,6 +44,7 @@ class TextRequest:
     extra_key: str = ""
     priority: int = 0
     no_store: bool = False
+    engine: int | None = None  # index of the engine that must run it; None: the client chooses
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class TextGenerator:
     def start(self, request: TextRequest) -> "TextGeneration":
         """Send the request to an engine. The caller owns the generation: it must reach its end or be closed.
 
-        Raises EngineGone, RidInUse.
+        Raises EngineGone, NoSuchEngine, RidInUse.
         """
         message = Generate(
             rid=request.rid,
@@ -103,7 +104,8 @@ class TextGenerator:
             priority=request.priority,
             no_store=request.no_store,
         )
-        return TextGeneration(self._client.generate(message), request, self.tokenizer, observer=self._observer)
+        generation = self._client.generate(message, engine=request.engine)
+        return TextGeneration(generation, request, self.tokenizer, observer=self._observer)
 
 
 class TextGeneration:
@@ -144,6 +146,11 @@ class TextGeneration:
     def text(self) -> str:
         """The text of all chunks."""
         return self._stream.text
+
+    @property
+    def engine(self) -> int:
+        """Index of the engine that runs it."""
+        return self._generation.engine
 
     @property
     def num_prompt_tokens(self) -> int:

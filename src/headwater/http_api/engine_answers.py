@@ -1,0 +1,98 @@
+"""What all engines said to one control call: each of them is heard, and success means all of them did it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from headwater.http_api.errors import ApiError, as_api_error
+
+Json = dict[str, Any]
+
+
+class EngineAnswers:
+    """Per engine, by index, its answer or the `ApiError` that stands for it. Holds at least one."""
+
+    def __init__(self, answers: Sequence[Any]) -> None:
+        """`answers` as `EngineClient.call_all` returns them. Raises an exception that is a bug."""
+        self.by_rank: list[Any] = [_told(answer) for answer in answers]
+
+    @property
+    def succeeded(self) -> list[tuple[int, Any]]:
+        """(index, answer) of the engines that did it."""
+        return [(rank, a) for rank, a in enumerate(self.by_rank) if not isinstance(a, ApiError)]
+
+    @property
+    def errors(self) -> list[tuple[int, ApiError]]:
+        """(index, error) of the others."""
+        return [(rank, a) for rank, a in enumerate(self.by_rank) if isinstance(a, ApiError)]
+
+    def all_or_raise(self, describe: Callable[[Any], Json] | None = None) -> list[Any]:
+        """The answers, if every engine gave one. Else ApiError, in which each engine is heard."""
+        error = self.error(describe)
+        if error is not None:
+            raise error
+        return self.by_rank
+
+    def some_or_raise(self) -> list[tuple[int, Any]]:
+        """What could be had, for reports that a missing engine leaves incomplete. ApiError if there is nothing."""
+        if not self.succeeded:
+            self.all_or_raise()
+        return self.succeeded
+
+    def error(self, describe: Callable[[Any], Json] | None = None) -> ApiError | None:
+        """The worst error, None if there is none. With several engines it tells what became of each."""
+        if not self.errors:
+            return None
+        rank, worst = max(self.errors, key=lambda item: item[1].status)
+        if len(self.by_rank) == 1:
+            return worst
+        message = worst.message
+        if self.succeeded:
+            message += f"; done on {engine_list([rank for rank, _ in self.succeeded])}"
+        return ApiError(
+            worst.status,
+            message,
+            param=worst.param,
+            code=worst.code,
+            type=worst.type,
+            details={"engine": rank} | worst.details | {"engines": self.entries(describe)},
+        )
+
+    def entries(self, describe: Callable[[Any], Json] | None = None) -> list[Json]:
+        """For `engines` in an answer: index, success, and `describe` of the answer or the error's facts."""
+        return [self._entry(rank, answer, describe) for rank, answer in enumerate(self.by_rank)]
+
+    def _entry(self, rank: int, answer: Any, describe: Callable[[Any], Json] | None) -> Json:
+        if isinstance(answer, ApiError):
+            return error_entry(rank, answer)
+        return {"dp_rank": rank, "success": True} | (describe(answer) if describe else {})
+
+
+def error_entry(rank: int, error: ApiError) -> Json:
+    """What became of one engine that did not do it."""
+    facts = {"dp_rank": rank, "success": False, "status": error.status, "message": error.message, "code": error.code}
+    return facts | {name: value for name, value in error.details.items() if name != "engine"}
+
+
+def facts_of(answer: msgspec.Struct, *, without: Sequence[str] = ()) -> Json:
+    """All fields of an engine's answer, those that have their default value, too."""
+    names = [name for name in answer.__struct_fields__ if name not in without]
+    return {name: msgspec.to_builtins(getattr(answer, name)) for name in names}
+
+
+def engine_list(ranks: Sequence[int]) -> str:
+    """`engine 0`, `engines 0 and 2`, `engines 0, 1 and 2`."""
+    names = [str(rank) for rank in ranks]
+    if len(names) == 1:
+        return f"engine {names[0]}"
+    return f"engines {', '.join(names[:-1])} and {names[-1]}"
+
+
+def _told(answer: Any) -> Any:
+    if not isinstance(answer, BaseException):
+        return answer
+    error = as_api_error(answer)
+    if error is None:
+        raise answer
+    return error
