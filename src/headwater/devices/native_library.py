@@ -41,6 +41,7 @@ class AttentionJob(ctypes.Structure):
         ("q_norm", _POINTER),
         ("k_norm", _POINTER),
         ("out", _POINTER),
+        ("works_per_claim", ctypes.c_int64),
     )
 
 

@@ -177,40 +177,56 @@ static void attend_block(const Attention *job, const Located *at, const Located 
              job->head_dim, scratch.sums);
 }
 
-static int block_keys(long left) { return left < BLOCK_KEYS ? (int)left : BLOCK_KEYS; }
+// Some queries of one row and one KV head, with all keys they see.
+typedef struct {
+    long row, head, first_token, first_position, num_keys;
+    int stacked;
+    const int32_t *pages;
+} Work;
 
-static void attend_chunk(void *opaque, long index) {
-    const Attention *job = opaque;
-    const long head = index % job->num_kv_heads, chunk = job->chunks[index / job->num_kv_heads];
-    const long row = chunk >> 32, first_query = chunk & 0xffffffff, dim = job->head_dim;
+static Work open_work(const Attention *job, long index) {
+    const long chunk = job->chunks[index / job->num_kv_heads], row = chunk >> 32, first_query = chunk & 0xffffffff;
     const long start = job->query_starts[row], num_row_queries = job->query_starts[row + 1] - start;
     const long left = num_row_queries - first_query;
     const long queries = left < job->queries_per_chunk ? left : job->queries_per_chunk;
-    const int per_kv = (int)(job->num_heads / job->num_kv_heads), stacked = (int)queries * per_kv;
     const long first_position = job->context_lens[row] - num_row_queries + first_query;
-    for (int i = 0; i < stacked; i++) {
-        const bf16 *heads = job->qkv + (start + first_query + i / per_kv) * qkv_stride(job);
-        memcpy(scratch.queries + i * dim, heads + (head * per_kv + i % per_kv) * dim, dim * sizeof(bf16));
+    return (Work){
+        .row = row,
+        .head = index % job->num_kv_heads,
+        .first_token = start + first_query,
+        .first_position = first_position,
+        .num_keys = first_position + queries,
+        .stacked = (int)(queries * (job->num_heads / job->num_kv_heads)),
+        .pages = job->page_tables + row * job->table_stride,
+    };
+}
+
+static Located block_of(const Attention *job, const Work *work, long first) {
+    Located at;
+    const long left = work->num_keys - first;
+    locate(job, work->pages, work->head, first, left < BLOCK_KEYS ? (int)left : BLOCK_KEYS, &at);
+    return at;
+}
+
+static void start_work(const Attention *job, const Work *work) {
+    const long dim = job->head_dim, per_kv = job->num_heads / job->num_kv_heads;
+    for (int i = 0; i < work->stacked; i++) {
+        const bf16 *heads = job->qkv + (work->first_token + i / per_kv) * qkv_stride(job);
+        memcpy(scratch.queries + i * dim, heads + (work->head * per_kv + i % per_kv) * dim, dim * sizeof(bf16));
         scratch.largest[i] = -INFINITY;
         scratch.total[i] = 0;
     }
     for (long d = 0; d < dim; d += TILE_COLS) {
-        memset(scratch.sums + d * MAX_STACKED, 0, stacked * TILE_COLS * sizeof(float));
+        memset(scratch.sums + d * MAX_STACKED, 0, work->stacked * TILE_COLS * sizeof(float));
     }
-    const long num_keys = first_position + queries;
-    const int32_t *pages = job->page_tables + row * job->table_stride;
-    Located blocks[2];
-    locate(job, pages, head, 0, block_keys(num_keys), &blocks[0]);
-    prefetch(job, blocks[0].values, blocks[0].num);
-    for (long first = 0; first < num_keys; first += BLOCK_KEYS) {
-        const long after = first + BLOCK_KEYS, index = first / BLOCK_KEYS;
-        Located *next = &blocks[(index + 1) % 2];
-        locate(job, pages, head, after, block_keys(num_keys - after), next);
-        attend_block(job, &blocks[index % 2], next, first, stacked, first_position);
-    }
-    for (int i = 0; i < stacked; i++) {
+}
+
+static void finish_work(const Attention *job, const Work *work) {
+    const long dim = job->head_dim, per_kv = job->num_heads / job->num_kv_heads;
+    for (int i = 0; i < work->stacked; i++) {
         const __m512 scale = _mm512_set1_ps(1.0f / scratch.total[i]);
-        bf16 *out = job->out + ((start + first_query + i / per_kv) * job->num_heads + head * per_kv + i % per_kv) * dim;
+        const long token = work->first_token + i / per_kv, head = work->head * per_kv + i % per_kv;
+        bf16 *out = job->out + (token * job->num_heads + head) * dim;
         for (long d = 0; d < dim; d += 16) {
             const float *at = scratch.sums + (d / TILE_COLS * MAX_STACKED + i) * TILE_COLS + d % TILE_COLS;
             store_bf16(out + d, _mm512_mul_ps(_mm512_load_ps(at), scale));
@@ -218,10 +234,37 @@ static void attend_chunk(void *opaque, long index) {
     }
 }
 
+// Do some works one after another, so that the first keys of the next one can be fetched during the last of this.
+static void attend(void *opaque, long claim) {
+    const Attention *job = opaque;
+    const long all = job->num_chunks * job->num_kv_heads, limit = (claim + 1) * job->works_per_claim;
+    const long end = limit < all ? limit : all;
+    long index = claim * job->works_per_claim;
+    Work work = open_work(job, index);
+    Located now = block_of(job, &work, 0);
+    prefetch(job, now.values, now.num);
+    for (; index < end; index++) {
+        const Work following = index + 1 < end ? open_work(job, index + 1) : (Work){.num_keys = 0};
+        start_work(job, &work);
+        for (long first = 0; first < work.num_keys; first += BLOCK_KEYS) {
+            const int is_last = first + BLOCK_KEYS >= work.num_keys;
+            const Located next = is_last ? block_of(job, &following, 0) : block_of(job, &work, first + BLOCK_KEYS);
+            attend_block(job, &now, &next, first, work.stacked, work.first_position);
+            now = next;
+        }
+        finish_work(job, &work);
+        work = following;
+    }
+}
+
 // Attention of one layer: rotate, write the KV, attend. Needs head_dim to be a multiple of 32, at most MAX_HEAD_DIM.
-void hw_attention(const Attention *job) {
+void hw_attention(Attention *job) {
     prepare_qkv(job);
-    pool_run(attend_chunk, (void *)job, job->num_chunks * job->num_kv_heads, (int)job->threads);
+    const long works = job->num_chunks * job->num_kv_heads;
+    // A claim is at most one row's heads, and there are enough claims for the threads to end together.
+    const long per_claim = works / (job->threads * 8);
+    job->works_per_claim = per_claim < 1 ? 1 : per_claim < job->num_kv_heads ? per_claim : job->num_kv_heads;
+    pool_run(attend, job, (works + job->works_per_claim - 1) / job->works_per_claim, (int)job->threads);
 }
 
 // How many queries one chunk may hold.

@@ -27,6 +27,7 @@ typedef struct {
     bf16 *qkv;  // [num_tokens][(num_heads + 2 num_kv_heads) head_dim]; queries are rotated in place
     const bf16 *q_norm, *k_norm;  // [head_dim] or NULL
     bf16 *out;                    // [num_tokens][num_heads head_dim]
+    int64_t works_per_claim;      // set by hw_attention
 } Attention;
 
 static inline long qkv_stride(const Attention *job) {
