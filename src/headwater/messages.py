@@ -173,6 +173,64 @@ class ResumeMemory(Struct, tag="resume_memory"):
     timeout_s: float = 600.0
 
 
+class AttachStorage(Struct, tag="attach_storage"):
+    """Attach a store below the host tier, or replace the one attached, under traffic. Answered by `StorageInfo`."""
+
+    call_id: str
+    kind: Literal["file", "redis", "memory"]
+    directory: str | None = None
+    url: str | None = None
+    size_bytes: int | None = None
+    prefetch_policy: Literal["best_effort", "wait_complete", "timeout"] | None = None  # None: as it is
+    timeout_s: float = 30.0
+
+
+class DetachStorage(Struct, tag="detach_storage"):
+    """Stop using the store; its pages stay in it. Answered by `StorageInfo`; without a store that is harmless."""
+
+    call_id: str
+
+
+class GetStorage(Struct, tag="get_storage"):
+    """Answered by `StorageInfo`."""
+
+    call_id: str
+
+
+class PinPrefix(Struct, tag="pin_prefix"):
+    """Keep a prefix from being evicted for `ttl_s` seconds. Answered by `Pins` with the new pin, or `Failed`.
+
+    Only what is cached is pinned (`num_tokens` says how much); a flush in scope ends a pin.
+    """
+
+    call_id: str
+    prompt_ids: bytes
+    ttl_s: float
+    cache_salt: str = ""
+    extra_key: str = ""
+
+
+class UnpinPrefix(Struct, tag="unpin_prefix"):
+    """End a pin before its time. Answered by `Done`, or `Failed` (404)."""
+
+    call_id: str
+    pin_id: str
+
+
+class GetPins(Struct, tag="get_pins"):
+    """Answered by `Pins`."""
+
+    call_id: str
+
+
+class GetCacheTree(Struct, tag="get_cache_tree"):
+    """The prefix tree down to `depth` nodes, the most used children first. Answered by `CacheTree`."""
+
+    call_id: str
+    depth: int = 3
+    max_nodes: int = 1000
+
+
 class CancelOperation(Struct, tag="cancel_operation"):
     """Cancel a pending operation by its id (`DELETE /control/operations/{id}`) or by the call that began it."""
 
@@ -215,6 +273,13 @@ ToEngine = (
     | GetWeights
     | ReleaseMemory
     | ResumeMemory
+    | AttachStorage
+    | DetachStorage
+    | GetStorage
+    | PinPrefix
+    | UnpinPrefix
+    | GetPins
+    | GetCacheTree
     | CancelOperation
     | GetOperations
     | GetState
@@ -354,6 +419,62 @@ class MemoryResult(Struct, tag="memory_result"):
     waited_s: float
 
 
+class StorageInfo(Struct, tag="storage_info"):
+    """The attached store; `kind` is empty when there is none."""
+
+    call_id: str
+    kind: str = ""
+    prefetch_policy: str = ""
+    breaker: str = ""  # closed, open, half_open
+    num_pages: int = 0
+    num_bytes: int = 0
+    capacity_bytes: int | None = None
+    in_flight: dict[str, int] = {}
+    counters: dict[str, int] = {}  # of the store and of the breaker
+    num_given_up: int = 0  # copies that a detach or replacement gave up
+    message: str = ""
+
+
+class PinInfo(Struct):
+    pin_id: str
+    num_tokens: int
+    remaining_s: float
+    cache_salt: str = ""
+    extra_key: str = ""
+
+
+class Pins(Struct, tag="pins"):
+    call_id: str
+    items: tuple[PinInfo, ...]
+
+
+class TreeNode(Struct):
+    """A node of the prefix tree: a run of pages, how often it was hit, and where it lies."""
+
+    num_tokens: int
+    first_ids: tuple[int, ...]  # the first few token ids
+    tiers: dict[str, int]  # tier -> pins on its run there
+    num_hits: int
+    children: tuple["TreeNode", ...] = ()
+    num_children: int = 0  # also those left out
+
+
+class TreeRoot(Struct):
+    cache_salt: str
+    extra_key: str
+    weights_id: str
+    num_tokens: int  # in all nodes
+    num_nodes: int
+    children: tuple[TreeNode, ...]
+
+
+class CacheTree(Struct, tag="cache_tree"):
+    call_id: str
+    roots: tuple[TreeRoot, ...]
+    generation: int
+    is_cut: bool  # nodes were left out
+
+
 class OperationInfo(Struct):
     """A deferred operation as `GET /control/operations` lists it."""
 
@@ -363,6 +484,7 @@ class OperationInfo(Struct):
     waited_s: float
     remaining_s: float
     blockers: dict[str, int]
+    call_id: str = ""  # of the call that began it; the same on every engine the call went to
 
 
 class Operations(Struct, tag="operations"):
@@ -429,7 +551,6 @@ class EngineReady(Struct, tag="engine_ready"):
     device: str
 
 
-
 ToClient = (
     Outputs
     | Done
@@ -439,6 +560,9 @@ ToClient = (
     | WeightsUpdated
     | Weights
     | MemoryResult
+    | StorageInfo
+    | Pins
+    | CacheTree
     | Operations
     | EngineState
     | EngineReady
