@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from headwater.client.engine_client import new_call_id
+from headwater.http_api.engine_answers import EngineAnswers
 from headwater.http_api.engine_metrics import used_pages
 from headwater.http_api.services import Services, services
 from headwater.messages import EngineState, GetOperations
@@ -28,7 +29,7 @@ PROBE_RESPONSES: dict[int | str, Json] = {200: {"description": "Yes."}, 503: {"d
 @router.get("/health", summary="Is the engine alive?", response_class=Response, responses=PROBE_RESPONSES)
 @router.head("/health", include_in_schema=False)
 async def health(given: Given) -> Response:
-    """200 when the engine has loaded and its loop turns; 503 while starting, ending, or when it is gone."""
+    """200 when an engine has loaded and its loop turns; 503 while starting, ending, or when all are gone."""
     return Response(status_code=200 if await given.is_alive() else 503)
 
 
@@ -88,7 +89,7 @@ async def get_weight_version(given: Given) -> Response:
 async def server_info(given: Given) -> Response:
     """The arguments in force, secrets masked, and a snapshot of each engine in `internal_states`."""
     model, state = given.model, given.state
-    engines = [_internal_state(s) for s in await given.engine_states() if isinstance(s, EngineState)]
+    engines = EngineAnswers(await given.engine_states()).entries(_internal_state)
     arguments = {name: _masked(name, value) for name, value in state.server_args.items()}
     return JSONResponse(
         arguments
@@ -168,8 +169,10 @@ async def metrics(given: Given) -> Response:
 
 async def _weight_version(given: Services) -> str:
     """The engine's own word, which weight updates change; the one it loaded with if it does not answer."""
-    state = (await given.engine_states(timeout_s=SCRAPE_TIMEOUT_S))[0]
-    return state.weight_version if isinstance(state, EngineState) else given.model.weight_version
+    for state in await given.engine_states(timeout_s=SCRAPE_TIMEOUT_S):
+        if isinstance(state, EngineState):
+            return state.weight_version
+    return given.model.weight_version
 
 
 def _masked(name: str, value: object) -> object:
@@ -194,6 +197,7 @@ def _internal_state(state: EngineState) -> Json:
         "weight_version": state.weight_version,
         "weights_id": state.weights_id,
         "cache_generation": state.generation,
+        "released_memory": list(state.released_memory),
         "blockers": state.blockers,
         "uptime_s": state.uptime_s,
     }

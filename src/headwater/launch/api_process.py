@@ -1,6 +1,6 @@
-"""The API process once its port is open: the HTTP side, the engine's supervisor, and the way down.
+"""The API process once its port is open: the HTTP side, the engines' supervisors, and the way down.
 
-The engine process loads the model while this one imports the web framework and loads the tokenizer; until
+The engine processes load the model while this one imports the web framework and loads the tokenizer; until
 both are done /health says 503. Nothing here may import torch.
 """
 
@@ -9,7 +9,7 @@ import contextlib
 import logging
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 
 import uvicorn
@@ -44,22 +44,22 @@ class ApiServer(uvicorn.Server):
 
 
 class ApiProcess:
-    """Serves HTTP for an engine that a supervisor has started, until something ends it."""
+    """Serves HTTP for engines that supervisors have started, until something ends it."""
 
     def __init__(
         self,
         args: ServerArgs,
         *,
         listener: socket.socket,
-        supervisor: EngineSupervisor,
-        endpoint: str,
+        supervisors: Sequence[EngineSupervisor],
+        endpoints: Sequence[str],
         stop_requested: asyncio.Event,
     ) -> None:
         self._args = args
         self._listener = listener
-        self._supervisor = supervisor
+        self._supervisors = supervisors
         self._stop_requested = stop_requested
-        self._client = EngineClient([endpoint])
+        self._client = EngineClient(endpoints)
         self._state = self._make_state()
         config = uvicorn.Config(
             create_app(self._state),
@@ -75,16 +75,17 @@ class ApiProcess:
         """Serve; returns the exit code when all that was started has ended."""
         await self._client.start()
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
-        engine = asyncio.create_task(
-            self._supervisor.run(on_gone=self._engine_gone, on_back=self._engine_back)
-        )
+        engines = [
+            asyncio.create_task(s.run(on_gone=self._told_gone(s.index), on_back=self._told_back(s.index)))
+            for s in self._supervisors
+        ]
         loading = asyncio.create_task(self._load())
         try:
-            return await self._watch(http, engine, loading)
+            return await self._watch(http, engines, loading)
         finally:
             loading.cancel()
             await self._shut_down(http)
-            await asyncio.gather(engine, loading, return_exceptions=True)
+            await asyncio.gather(*engines, loading, return_exceptions=True)
 
     def _make_state(self) -> ApiState:
         return ApiState(
@@ -97,40 +98,43 @@ class ApiProcess:
             ),
         )
 
-    def _engine_gone(self, reason: str) -> None:
-        self._client.engine_gone(0, reason)
+    def _told_gone(self, index: int) -> Callable[[str], None]:
+        return lambda reason: self._client.engine_gone(index, reason)
 
-    def _engine_back(self, endpoint: str) -> None:
-        self._client.engine_back(0, endpoint)
+    def _told_back(self, index: int) -> Callable[[str], None]:
+        return lambda endpoint: self._client.engine_back(index, endpoint)
 
     async def _load(self) -> None:
-        """Load the tokenizer and wait for the engine; from then on requests are served."""
+        """Load the tokenizer and wait for the engines; from then on requests are served."""
         tokenizer = asyncio.create_task(asyncio.to_thread(Tokenizer.load, tokenizer_path(self._args)))
         tokenizer.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen, even if unused
-        ready = await self._wait_for_engine()  # first: if both fail, the model's own error is the one to show
+        ready = (await self._wait_for_engines())[0]  # first: if both fail, the model's own error is the one to show
         facts = model_facts(self._args, ready)
         self._state.set_ready(tokenizer=await tokenizer, model=facts)
-        print_banner(facts, ready, listener=self._listener)
+        print_banner(facts, ready, listener=self._listener, num_engines=self._args.dp_size)
 
-    async def _wait_for_engine(self) -> EngineReady:
+    async def _wait_for_engines(self) -> tuple[EngineReady, ...]:
         while True:
             try:
-                return (await self._client.wait_ready())[0]
+                return await self._client.wait_ready()
             except EngineGone:  # it may be started anew; if not, `_watch` ends us
                 await asyncio.sleep(0.1)
 
     async def _watch(
-        self, http: "asyncio.Task[None]", engine: "asyncio.Task[EngineExit]", loading: "asyncio.Task[None]"
+        self,
+        http: "asyncio.Task[None]",
+        engines: "Sequence[asyncio.Task[EngineExit]]",
+        loading: "asyncio.Task[None]",
     ) -> int:
         """Wait for whatever ends this server, and say which exit code that is."""
         stop = asyncio.create_task(self._stop_requested.wait())
-        waiting: set[asyncio.Task] = {http, engine, loading, stop}
+        waiting: set[asyncio.Task] = {http, *engines, loading, stop}
         while True:
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if stop in done:
                 log.info("shutting down")
                 return 0
-            if engine in done:
+            for engine in done.intersection(engines):
                 return await self._after_engine_ended(
                     engine.result(), was_ready=self._state.model is not None
                 )
@@ -152,16 +156,18 @@ class ApiProcess:
         return EXIT_REFUSED if end.was_refused else EXIT_FAILED
 
     async def _shut_down(self, http: "asyncio.Task[None]") -> None:
-        """End streams, then connections, then the engine. Takes under 5 s whatever hangs."""
+        """End streams, then connections, then the engines. Takes under 5 s whatever hangs."""
         streams_grace_s = STREAMS_GRACE_S if self._client.num_running else 0.0
         self._state.begin_shutdown(grace_s=streams_grace_s)
         self._http.should_exit = True
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(asyncio.gather(http, return_exceptions=True), HTTP_GRACE_S + 0.5)
-        await self._supervisor.stop(ENGINE_GRACE_S)
+        await asyncio.gather(*(supervisor.stop(ENGINE_GRACE_S) for supervisor in self._supervisors))
 
 
-def print_banner(model: ModelFacts, ready: EngineReady, *, listener: socket.socket) -> None:
+def print_banner(
+    model: ModelFacts, ready: EngineReady, *, listener: socket.socket, num_engines: int = 1
+) -> None:
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host) or str(host)
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -175,8 +181,9 @@ def print_banner(model: ModelFacts, ready: EngineReady, *, listener: socket.sock
     console.print(f"  API      {url}/v1  (OpenAI), {url}/generate  (SGLang)")
     console.print(f"  Docs     {url}/docs")
     console.print(f"  Metrics  {url}/metrics")
+    each = f" in each of {num_engines} engines" if num_engines > 1 else ""
     console.print(
-        f"  KV cache {tokens:,} tokens in {ready.num_pages:,} pages of {ready.page_size}, {mib:,.0f} MiB"
+        f"  KV cache {tokens:,} tokens in {ready.num_pages:,} pages of {ready.page_size}, {mib:,.0f} MiB{each}"
     )
     console.print("  Try      headwater chat    (Ctrl-C here ends the server)")
     sys.stdout.flush()

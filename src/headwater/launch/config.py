@@ -142,18 +142,33 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     ] = "fcfs"
 
     threads: Annotated[
-        int | None, Flag("Threads that compute. Default: the cores available.", PROCESS, low=1, high=1024)
+        int | None,
+        Flag(
+            "Threads that compute, in each engine. Default: the cores available, divided among the engines.",
+            PROCESS,
+            low=1,
+            high=1024,
+        ),
     ] = None
     engine_restarts: Annotated[
         int,
         Flag(
-            "Times an engine process that died is started anew before the server gives up.",
+            "Times each engine process that died is started anew before the server gives up.",
             PROCESS,
             low=0,
             high=1000,
         ),
     ] = 0
-    dp_size: Annotated[int, Flag("Engine processes (replicas).", PROCESS, low=1, high=1)] = 1
+    dp_size: Annotated[
+        int,
+        Flag(
+            "Engine processes (replicas), each with weights and a KV cache of its own.",
+            PROCESS,
+            low=1,
+            high=64,
+            also=("--data-parallel-size", "--dp"),
+        ),
+    ] = 1
 
     def __post_init__(self) -> None:
         for name, spec in FLAGS.items():
@@ -168,6 +183,17 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         return {
             name: "***" if v is not None and FLAGS[name].flag.is_secret else v for name, v in values.items()
         }
+
+    def for_one_engine(self, num_cores: int) -> "ServerArgs":
+        """These arguments as each of the `dp_size` engines gets them: its share of cores and of memory."""
+        if self.dp_size == 1:
+            return self
+        share = self.mem_fraction_static
+        return msgspec.structs.replace(
+            self,
+            threads=self.threads or max(1, num_cores // self.dp_size),
+            mem_fraction_static=None if share is None else max(share / self.dp_size, 0.01),
+        )
 
     def for_device(self, device: str) -> "ServerArgs":
         """These arguments with the defaults that depend on the device (`"cpu"`) filled in."""

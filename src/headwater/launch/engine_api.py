@@ -46,6 +46,8 @@ class Engine:
         Raises `ValueError` or `OSError` as `headwater serve` reports them, `TypeError` for unknown arguments.
         """
         self.args = with_model(ServerArgs(model=model, **server_args))
+        if self.args.dp_size != 1:
+            raise ValueError(f"dp_size must be 1 here, got {self.args.dp_size}: several engines need the server")
         self._resources = contextlib.ExitStack()
         try:
             self.directory = self._resources.enter_context(private_directory())

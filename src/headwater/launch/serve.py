@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from headwater.devices.cpu_topology import num_usable_cores
 from headwater.launch.config import ServerArgs
 from headwater.launch.model_choice import with_model
 from headwater.launch.supervisor import EngineSupervisor, private_directory
@@ -55,23 +56,28 @@ def open_port(host: str, port: int) -> socket.socket:
 
 
 async def run_server(args: ServerArgs, *, listener: socket.socket, directory: Path) -> int:
-    """Start the engine process, then serve. Returns the exit code; nothing that was started is left."""
+    """Start the engine processes, then serve. Returns the exit code; nothing that was started is left."""
     stop_requested = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop_requested.set)
-    supervisor = EngineSupervisor(args, directory=directory)
-    endpoint = await supervisor.start()
+    engine_args = args.for_one_engine(num_usable_cores())
+    supervisors = [EngineSupervisor(engine_args, directory=directory, index=i) for i in range(args.dp_size)]
     try:
-        # imported here: the web framework's second of imports passes while the engine loads
+        endpoints = [await supervisor.start() for supervisor in supervisors]
+        # imported here: the web framework's second of imports passes while the engines load
         from headwater.launch.api_process import ApiProcess
 
         api = ApiProcess(
-            args, listener=listener, supervisor=supervisor, endpoint=endpoint, stop_requested=stop_requested
+            args,
+            listener=listener,
+            supervisors=supervisors,
+            endpoints=endpoints,
+            stop_requested=stop_requested,
         )
         return await api.run()
     finally:
-        await supervisor.stop(grace_s=1.0)
+        await asyncio.gather(*(supervisor.stop(grace_s=1.0) for supervisor in supervisors))
 
 
 def print_error(message: str) -> None:

@@ -91,7 +91,11 @@ class EngineProcess:
 class EngineSupervisor:
     """Keeps one engine running: `start`, then `run` until it is gone for good, `stop` at any time."""
 
-    def __init__(self, args: ServerArgs, *, directory: Path, command: Sequence[str] = ENGINE_COMMAND) -> None:
+    def __init__(
+        self, args: ServerArgs, *, directory: Path, index: int = 0, command: Sequence[str] = ENGINE_COMMAND
+    ) -> None:
+        """`args` as this engine gets them, `index` its place among the server's engines."""
+        self.index = index
         self._args = args
         self._directory = directory
         self._command = command
@@ -101,7 +105,8 @@ class EngineSupervisor:
 
     async def start(self) -> str:
         """Start an engine process; it loads on its own. Returns the endpoint it will listen at."""
-        socket = self._directory / f"engine-{self._num_starts}.sock"  # a new name each time: no stale socket
+        # a new name each time: no stale socket
+        socket = self._directory / f"engine-{self.index}-{self._num_starts}.sock"
         self._num_starts += 1
         endpoint = f"ipc://{socket}"
         self._process = await EngineProcess.start(
@@ -124,7 +129,11 @@ class EngineSupervisor:
             if self._is_stopping or end.was_refused or self._num_starts > self._args.engine_restarts:
                 return end
             log.warning(
-                "%s; starting it anew (%d of %d)", end.reason, self._num_starts, self._args.engine_restarts
+                "engine %d: %s; starting it anew (%d of %d)",
+                self.index,
+                end.reason,
+                self._num_starts,
+                self._args.engine_restarts,
             )
             on_back(await self.start())
             if self._is_stopping:  # told so while the new process was being made
