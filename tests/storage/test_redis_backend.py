@@ -190,9 +190,9 @@ def test_a_new_connection_works_when_memory_is_full(own_server):
     first.put(Tenant().keys(first, 80), pages)
     with server.client() as client:
         client.delete(GENERATIONS)
+        fillers = {f"filler {number}": bytes(2000) for number in range(10_000)}
         with pytest.raises(redis.exceptions.OutOfMemoryError):
-            for number in range(10_000):
-                client.set(f"filler {number}", bytes(2000))
+            _set_each(client, fillers)
     second = RedisBackend(server.url)
     assert len(second.generations([Tenant().scope()])) == 1
     first.close()
@@ -308,3 +308,8 @@ def test_password_and_database_come_from_the_url(own_server):
     assert "falsch" not in str(caught.value)
     for opened in (backend, other_database, wrong):
         opened.close()
+
+
+def _set_each(client: redis.Redis, values: dict[str, bytes]) -> None:
+    for name, value in values.items():
+        client.set(name, value)

@@ -8,7 +8,7 @@ and writing, two that wrote the same page, a person with `rm`. Counting what is 
 import os
 import struct
 import weakref
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 
 from headwater.storage.file_folder import OPEN_FILE, StoreFolder
 
@@ -100,6 +100,8 @@ class UsageLedger:
                 self.is_new = False
 
     def _write(self, state: LedgerState) -> None:
-        numbers = (max(0, number) for usage in (state.in_use, state.reserved, state.freed) for number in astuple(usage))
+        numbers: list[int] = []
+        for usage in (state.in_use, state.reserved, state.freed):
+            numbers += (max(0, usage.num_pages), max(0, usage.num_bytes))
         # one pwrite: a reader without the lock sees all numbers of one state
         os.pwrite(self._fd, _NUMBERS.pack(*numbers), 0)

@@ -27,7 +27,7 @@ from headwater.storage.redis_layout import (
 )
 
 _T = TypeVar("_T")
-_READ_BYTES = 1 << 20  # per system call
+_READ_BYTES = 128 << 10  # per system call; larger ones allocate more than they read
 
 
 class RedisBackend:

@@ -20,7 +20,7 @@ BUCKETS = b"headwater:kv:1:buckets"
 PAGE_PREFIX = b"headwater:kv:1:page:"
 SCAN_COUNT = 1000
 
-PORTION_BYTES = 4 << 20  # of one pipeline: what a round trip costs is small beside it, and memory stays bounded
+PORTION_BYTES = 1 << 20  # of one pipeline: larger ones are slower, the client collects answers in fresh memory
 
 
 class Client(Protocol):
