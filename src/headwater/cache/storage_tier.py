@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from headwater.cache.host_pages import HostPages
-from headwater.cache.jobs import JobRunner
+from headwater.cache.jobs import Job, JobRunner
 from headwater.cache.namespace import Namespace, Scope, Tier
 from headwater.cache.prefetch import Prefetch
 from headwater.cache.radix_tree import Node, RadixTree
@@ -22,7 +22,7 @@ from headwater.cache.tier_books import TierBooks
 from headwater.cache.transfer_counters import TransferCounters
 from headwater.clock import Clock
 from headwater.messages import TokenIds
-from headwater.storage.backend import StorageBackend
+from headwater.storage.backend import StorageBackend, StorageUsage
 
 _REAP_EVERY_S = 1.0
 _REAP_PAGES = 64
@@ -94,8 +94,9 @@ class StorageTier:
         self._jobs = jobs
         self._clock = clock
         self._counters = counters
-        self._reap_at_s = clock.now() + _REAP_EVERY_S
+        self._reap_at_s = clock.now()
         self._is_reaping = False
+        self.usage: StorageUsage | None = None  # as last heard
 
     def known_generations(self, namespace: Namespace) -> Generations | None:
         """What pages computed now are to be marked with."""
@@ -147,7 +148,11 @@ class StorageTier:
     def _reap(self) -> None:
         self._is_reaping = True
 
-        def finish(num_reaped: int) -> None:
+        def work(job: Job) -> tuple[int, StorageUsage]:
+            return self.backend.reap(max_pages=_REAP_PAGES), self.backend.usage()
+
+        def finish(result: tuple[int, StorageUsage]) -> None:
+            num_reaped, self.usage = result
             self._is_reaping = False
             self._counters.count("reaped_pages", num_reaped)
             self._reap_at_s = self._clock.now() + (0.01 if num_reaped else _REAP_EVERY_S)
@@ -156,4 +161,4 @@ class StorageTier:
             self._is_reaping = False
             self._reap_at_s = self._clock.now() + _REAP_EVERY_S
 
-        self.calls.begin(lambda job: self.backend.reap(max_pages=_REAP_PAGES), finish=finish, fail=fail)
+        self.calls.begin(work, finish=finish, fail=fail)

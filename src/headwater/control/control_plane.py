@@ -16,15 +16,20 @@ from headwater.control.ports import (
     KvMemoryPort,
     RequestsPort,
     StepPort,
+    StoragePort,
     WeightsPort,
 )
+from headwater.control.storage import StorageAttach
 from headwater.control.weights import WeightUpdate
 from headwater.messages import (
+    AttachStorage,
     CancelOperation,
     ContinueGeneration,
+    DetachStorage,
     Done,
     Failed,
     FlushCache,
+    GetStorage,
     GetWeights,
     OperationInfo,
     PauseGeneration,
@@ -52,6 +57,7 @@ class EnginePorts:
     weights: WeightsPort
     kv_memory: KvMemoryPort
     identity: IdentityPort
+    storage: StoragePort
 
 
 class ControlPlane:
@@ -128,6 +134,20 @@ class ControlPlane:
             identity=self._ports.identity,
         )
         self._start_checked(operation, message, client)
+
+    def attach_storage(self, message: AttachStorage, client: bytes) -> None:
+        why_not = self._ports.storage.why_not()
+        if why_not is not None:
+            failed = Failed(call_id=message.call_id, status=400, message=why_not, param="hicache_storage_backend")
+            self._answers.append((client, failed))
+            return
+        self._start_checked(StorageAttach(message, self._ports.storage), message, client)
+
+    def detach_storage(self, message: DetachStorage, client: bytes) -> None:
+        self._answers.append((client, self._ports.storage.detach(message.call_id)))
+
+    def get_storage(self, message: GetStorage, client: bytes) -> None:
+        self._answers.append((client, self._ports.storage.info(message.call_id)))
 
     def set_weight_version(self, message: SetWeightVersion, client: bytes) -> None:
         if message.abort_all_requests:
@@ -247,10 +267,10 @@ class ControlPlane:
         )
 
     def _start_checked(
-        self, operation: Operation, message: UpdateWeights | ReleaseMemory | ResumeMemory, client: bytes
+        self, operation: Operation, message: UpdateWeights | ReleaseMemory | ResumeMemory | AttachStorage, client: bytes
     ) -> None:
         failure = self._timeout_refusal(message)
-        if failure is None and not isinstance(message, UpdateWeights):
+        if failure is None and isinstance(message, ReleaseMemory | ResumeMemory):
             unknown = [tag for tag in message.tags if tag not in TAGS]
             if unknown:
                 text = f"tag {unknown[0]!r} is not known; known: {', '.join(TAGS)}"
@@ -260,7 +280,9 @@ class ControlPlane:
             return
         self._start(operation, Caller(client, message.call_id), message.timeout_s)
 
-    def _timeout_refusal(self, message: FlushCache | UpdateWeights | ReleaseMemory | ResumeMemory) -> Failed | None:
+    def _timeout_refusal(
+        self, message: FlushCache | UpdateWeights | ReleaseMemory | ResumeMemory | AttachStorage
+    ) -> Failed | None:
         if 0 <= message.timeout_s <= self._max_timeout_s:  # also false for NaN
             return None
         text = f"timeout must be between 0 and {self._max_timeout_s:g} seconds"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from headwater.messages import PagesAndBytes, TokenIds
+from headwater.messages import AttachStorage, PagesAndBytes, StorageInfo, TokenIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,36 @@ class KvMemoryPort(Protocol):
     def resume(self) -> int:
         """Allocate it again, contents undefined; returns bytes."""
         ...
+
+
+class OpeningStorage(Protocol):
+    """A store that is being opened off the loop."""
+
+    def is_ready(self) -> bool: ...
+
+    def error(self) -> str | None:
+        """Why it could not be opened. Only when ready."""
+        ...
+
+    def abandon(self) -> None: ...
+
+
+class StoragePort(Protocol):
+    """The storage tier."""
+
+    def why_not(self) -> str | None:
+        """Why no store can be attached at all; None if one can."""
+        ...
+
+    def open(self, message: AttachStorage) -> OpeningStorage: ...
+
+    def attach(self, opening: Any, message: AttachStorage) -> StorageInfo:
+        """Put what `open` returned in the place of the store attached, if any."""
+        ...
+
+    def detach(self, call_id: str) -> StorageInfo: ...
+
+    def info(self, call_id: str) -> StorageInfo: ...
 
 
 class IdentityPort(Protocol):

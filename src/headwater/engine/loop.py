@@ -7,30 +7,39 @@ from msgspec import structs
 
 from headwater.control.control_plane import ControlPlane
 from headwater.control.operation import Hold
+from headwater.engine.cache_view import CacheTreeView
 from headwater.engine.flight import Flight
+from headwater.engine.pinning import Pinning
 from headwater.engine.ports import ModelRunner
 from headwater.engine.wire import Wire
 from headwater.messages import (
     Abort,
+    AttachStorage,
     CancelOperation,
     ContinueGeneration,
+    DetachStorage,
     Done,
     EngineReady,
     EngineState,
     FlushCache,
     Generate,
+    GetCacheTree,
     GetOperations,
+    GetPins,
     GetState,
+    GetStorage,
     GetWeights,
     Hello,
     Operations,
     PauseGeneration,
     Ping,
+    PinPrefix,
     ReleaseMemory,
     ResumeMemory,
     SetWeightVersion,
     Shutdown,
     ToEngine,
+    UnpinPrefix,
     UpdateWeights,
 )
 from headwater.scheduling.scheduler import Admission, Scheduler
@@ -55,6 +64,7 @@ class EngineLoop:
         ready: EngineReady,
         flight: Flight,
         report: Callable[[str], EngineState],
+        pinning: Pinning,
     ) -> None:
         self._wire = wire
         self._scheduler = scheduler
@@ -62,6 +72,7 @@ class EngineLoop:
         self._runner = runner
         self._ready = ready  # call_id is filled in for each client
         self._report = report
+        self._pinning = pinning
         self._flight = flight
         self._has_progressed = False  # in the last turn: then the next may find something to run
         self._is_stopping = False
@@ -87,6 +98,7 @@ class EngineLoop:
         for client, message in self._wire.receive(wait_s=self._longest_useful_wait_s()):
             self._dispatch(message, client)
         has_copied = self._scheduler.cache.apply_finished()  # completions only, also while paused or idle
+        self._pinning.advance()
         self._scheduler.admission = self._admission()
         self._control.advance()
         self._scheduler.admission = self._admission()  # an operation that ended may have opened it
@@ -146,6 +158,16 @@ class EngineLoop:
                 self._control.release_memory(message, client)
             case ResumeMemory():
                 self._control.resume_memory(message, client)
+            case AttachStorage():
+                self._control.attach_storage(message, client)
+            case DetachStorage():
+                self._control.detach_storage(message, client)
+            case GetStorage():
+                self._control.get_storage(message, client)
+            case PinPrefix() | UnpinPrefix() | GetPins():
+                self._wire.send(client, self._pinning.answer(message))
+            case GetCacheTree():
+                self._wire.send(client, CacheTreeView(self._scheduler.cache, message).take())
             case CancelOperation():
                 self._control.cancel(message, client)
             case GetOperations():

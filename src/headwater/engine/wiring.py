@@ -2,19 +2,28 @@
 
 from dataclasses import dataclass
 
+from headwater.cache.jobs import JobRunner, ThreadJobRunner
 from headwater.cache.prefix_cache import HostTier, PrefixCache
+from headwater.cache.storage_tier import StorageSettings
 from headwater.clock import Clock
 from headwater.control.control_plane import ControlPlane, EnginePorts
 from headwater.engine.blockers import Blockers
 from headwater.engine.control_ports import CacheForControl, IdentityForControl, RequestsForControl
 from headwater.engine.flight import Flight
 from headwater.engine.loop import EngineLoop
+from headwater.engine.pinning import Pinning
 from headwater.engine.ports import ModelRunner
 from headwater.engine.report import StateReporter
+from headwater.engine.storage_control import StorageControl
 from headwater.engine.wire import Wire
 from headwater.messages import EngineReady
 from headwater.scheduling.scheduler import Limits, Scheduler
 from headwater.scheduling.waiting_queue import SchedulePolicy
+from headwater.storage.page_key import Fingerprint
+
+_NO_FINGERPRINT = Fingerprint(  # of an engine that has no pages worth storing: tests
+    weights_id="", model_config_hash="", kv_dtype="", page_size=0, num_layers=0, num_kv_heads=0, head_dim=0
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +35,7 @@ class EngineParts:
     cache: PrefixCache
     control: ControlPlane
     blockers: Blockers
+    storage: StorageControl
 
 
 def wire_engine(
@@ -40,6 +50,9 @@ def wire_engine(
     host: HostTier | None = None,
     max_control_timeout_s: float = 3600.0,
     memory_bytes: dict[str, int] | None = None,
+    fingerprint: Fingerprint | None = None,
+    jobs: JobRunner | None = None,
+    storage_settings: StorageSettings | None = None,
 ) -> EngineParts:
     """An engine around `runner`, whose facts are in `ready`."""
     cache = PrefixCache(
@@ -63,6 +76,13 @@ def wire_engine(
     blockers = Blockers()
     blockers.register("scheduler", scheduler)
     blockers.register("cache", cache)
+    storage = StorageControl(
+        cache,
+        fingerprint=fingerprint or _NO_FINGERPRINT,
+        jobs=jobs or ThreadJobRunner(name="storage"),
+        clock=clock,
+        settings=storage_settings or StorageSettings(),
+    )
     ports = EnginePorts(
         cache=CacheForControl(cache),
         requests=RequestsForControl(scheduler),
@@ -71,6 +91,7 @@ def wire_engine(
         weights=runner.weights,
         kv_memory=runner.kv_memory,
         identity=IdentityForControl(scheduler),
+        storage=storage,
     )
     control = ControlPlane(ports, clock=clock, max_timeout_s=max_control_timeout_s)
     blockers.register("control", control)
@@ -90,5 +111,6 @@ def wire_engine(
         ready=ready,
         flight=flight,
         report=report,
+        pinning=Pinning(cache, clock, scheduler),
     )
-    return EngineParts(loop=loop, scheduler=scheduler, cache=cache, control=control, blockers=blockers)
+    return EngineParts(loop=loop, scheduler=scheduler, cache=cache, control=control, blockers=blockers, storage=storage)

@@ -1,0 +1,52 @@
+"""Messages about pins, answered at once."""
+
+from headwater.cache.namespace import Namespace
+from headwater.cache.pins import Pin, PinBoard, PinLimit
+from headwater.cache.prefix_cache import PrefixCache
+from headwater.clock import Clock
+from headwater.messages import Done, Failed, GetPins, PinInfo, PinPrefix, Pins, ToClient, UnpinPrefix, unpack_ids
+from headwater.scheduling.scheduler import Scheduler
+
+_MAX_TTL_S = 30 * 86400.0
+
+
+class Pinning:
+    """Pins and unpins for the loop."""
+
+    def __init__(self, cache: PrefixCache, clock: Clock, scheduler: Scheduler) -> None:
+        self._board = PinBoard(cache, clock)
+        self._scheduler = scheduler
+
+    def advance(self) -> None:
+        self._board.advance()
+
+    def answer(self, message: PinPrefix | UnpinPrefix | GetPins) -> ToClient:
+        match message:
+            case PinPrefix():
+                return self._pin(message)
+            case UnpinPrefix():
+                if self._board.unpin(message.pin_id):
+                    return Done(call_id=message.call_id)
+                return Failed(call_id=message.call_id, status=404, message=f"no pin {message.pin_id!r}", param="pin_id")
+            case GetPins():
+                return Pins(call_id=message.call_id, items=tuple(self._info(pin) for pin in self._board))
+
+    def _pin(self, message: PinPrefix) -> ToClient:
+        if not 0 < message.ttl_s <= _MAX_TTL_S:
+            text = f"ttl_s must be above 0 and at most {_MAX_TTL_S:g} seconds"
+            return Failed(call_id=message.call_id, status=400, message=text, param="ttl_s")
+        namespace = Namespace(message.cache_salt, message.extra_key, "", self._scheduler.weights_id)
+        try:
+            pin = self._board.pin(namespace, unpack_ids(message.prompt_ids), ttl_s=message.ttl_s)
+        except PinLimit as error:
+            return Failed(call_id=message.call_id, status=409, message=str(error))
+        return Pins(call_id=message.call_id, items=(self._info(pin),))
+
+    def _info(self, pin: Pin) -> PinInfo:
+        return PinInfo(
+            pin_id=pin.pin_id,
+            num_tokens=pin.num_tokens,
+            remaining_s=self._board.remaining_s(pin),
+            cache_salt=pin.namespace.cache_salt,
+            extra_key=pin.namespace.extra_key,
+        )
