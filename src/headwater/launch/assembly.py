@@ -3,20 +3,27 @@
 import logging
 import time
 
+from headwater.cache.prefix_cache import HostTier
+from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings
+from headwater.cache.write_policy import WritePolicy
 from headwater.clock import MonotonicClock
 from headwater.devices.cpu import CpuDevice
+from headwater.devices.host_memory import CpuPageCopier, HostMemory
 from headwater.devices.kv_memory import KVLayout, num_pages_in_budget
 from headwater.engine.loop import EngineLoop
 from headwater.engine.wire import ZmqWire
-from headwater.engine.wiring import wire_engine
+from headwater.engine.wiring import EngineParts, wire_engine
 from headwater.execution.kv_lifetime import KvLifetime
 from headwater.execution.model_runner import FinishedStep, ModelRunner, kv_layout
 from headwater.execution.weight_store import Checkpoint, WeightStore
-from headwater.launch.config import MIB, ServerArgs
+from headwater.launch.config import GB, MIB, ServerArgs
 from headwater.messages import EngineReady
 from headwater.models.loader import LoadedModel, load_model, resolve_model
 from headwater.scheduling.plan import StepPlan
 from headwater.scheduling.scheduler import Limits
+from headwater.storage.errors import StorageError
+from headwater.storage.page_key import Fingerprint, config_hash
+from headwater.storage.registry import open_backend
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +107,11 @@ def build_engine(args: ServerArgs, endpoint: str) -> EngineLoop:
         is_cache_enabled=not args.disable_radix_cache,
         max_control_timeout_s=args.max_control_timeout,
         memory_bytes=runner.memory_bytes(),
+        host=_host_tier(args, runner, layout, num_pages),
+        fingerprint=_fingerprint(loaded, layout),
+        storage_settings=StorageSettings(policy=PrefetchPolicy(args.hicache_storage_prefetch_policy)),
     )
+    _attach_storage(args, parts)
     return parts.loop
 
 
@@ -116,14 +127,61 @@ class ServedModel:
         return self._runner.launch(plan)
 
 
+def _host_tier(args: ServerArgs, runner: ModelRunner, layout: KVLayout, num_pages: int) -> HostTier | None:
+    """Host memory as asked for; it is taken as pages are written."""
+    if not args.enable_hierarchical_cache:
+        return None
+    num_host_pages = int(num_pages * args.hicache_ratio)
+    if args.hicache_size:
+        num_host_pages = int(args.hicache_size * GB) // layout.page_bytes
+    if num_host_pages < 1:
+        raise ValueError(f"--hicache-size {args.hicache_size} holds no page: one takes {layout.page_bytes} bytes")
+    memory = HostMemory(num_pages=num_host_pages, page_bytes=layout.page_bytes)
+    return HostTier(
+        num_pages=num_host_pages,
+        copier=CpuPageCopier(lambda: runner.kv, memory),
+        pages=memory,
+        policy=WritePolicy(args.hicache_write_policy),
+    )
+
+
+def _fingerprint(loaded: LoadedModel, layout: KVLayout) -> Fingerprint:
+    """What names this model's pages in a store; the weights come from the namespace."""
+    return Fingerprint(
+        weights_id="",
+        model_config_hash=config_hash({"config": repr(loaded.config)}),
+        kv_dtype=str(layout.dtype).removeprefix("torch."),
+        page_size=layout.page_size,
+        num_layers=layout.num_layers,
+        num_kv_heads=layout.num_kv_heads,
+        head_dim=layout.head_dim,
+    )
+
+
+def _attach_storage(args: ServerArgs, parts: EngineParts) -> None:
+    """Attach the store that the arguments name. A store that cannot be reached now is tried again by itself."""
+    kind = args.hicache_storage_backend
+    if kind is None:
+        return
+    size = args.hicache_storage_size
+    try:
+        backend = open_backend(
+            kind,
+            directory=args.hicache_storage_dir,
+            url=args.hicache_storage_url,
+            capacity_bytes=None if size is None else int(size * GB),
+        )
+    except StorageError as error:
+        raise ValueError(f"--hicache-storage-backend {kind}: {error}") from error
+    parts.storage.attach_backend(backend)
+
+
 def _max_context(args: ServerArgs, loaded: LoadedModel) -> int:
     longest = loaded.config.max_context
     if args.context_length is None:
         return longest
     if args.context_length > longest:
-        raise ValueError(
-            f"--context-length must be at most {longest}, the model's own; got {args.context_length}"
-        )
+        raise ValueError(f"--context-length must be at most {longest}, the model's own; got {args.context_length}")
     return args.context_length
 
 

@@ -14,10 +14,12 @@ import msgspec
 MODEL = "Model"
 HTTP = "HTTP server"
 CACHE = "KV cache"
+TIERS = "KV cache tiers"
 SCHEDULE = "Scheduling"
 PROCESS = "Processes"
 
 MIB = 1 << 20
+GB = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,7 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
             also=("--model-path",),
         ),
     ] = None
-    served_model_name: Annotated[
-        str | None, Flag("The model's name in the APIs. Default: from --model.", MODEL)
-    ] = None
+    served_model_name: Annotated[str | None, Flag("The model's name in the APIs. Default: from --model.", MODEL)] = None
     tokenizer: Annotated[
         str | None,
         Flag("Take the tokenizer from here and not from --model.", MODEL, also=("--tokenizer-path",)),
@@ -67,9 +67,7 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         int | None, Flag("Longest prompt plus output, in tokens. Default: the model's own.", MODEL, low=1)
     ] = None
     random_seed: Annotated[int, Flag("Seed of dummy weights.", MODEL, low=0, high=2**63 - 1)] = 0
-    weight_version: Annotated[str, Flag("Your label for the weights, reported in answers.", MODEL)] = (
-        "default"
-    )
+    weight_version: Annotated[str, Flag("Your label for the weights, reported in answers.", MODEL)] = "default"
 
     host: Annotated[str, Flag("Address to listen on.", HTTP)] = "127.0.0.1"
     port: Annotated[int, Flag("Port to listen on; 0 takes a free one.", HTTP, low=0, high=65535)] = 30000
@@ -86,9 +84,7 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
             is_secret=True,
         ),
     ] = None
-    max_body_bytes: Annotated[int, Flag("Largest accepted request body.", HTTP, low=1024, high=1 << 30)] = (
-        4 * MIB
-    )
+    max_body_bytes: Annotated[int, Flag("Largest accepted request body.", HTTP, low=1024, high=1 << 30)] = 4 * MIB
     max_control_timeout: Annotated[
         float,
         Flag("Longest timeout, in seconds, that a control request may ask for.", HTTP, low=0, high=86400),
@@ -97,9 +93,7 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         Literal["debug", "info", "warning", "error"], Flag("Least severe log messages shown.", HTTP)
     ] = "info"
 
-    page_size: Annotated[
-        int, Flag("Tokens in a page, the unit of the KV cache.", CACHE, low=1, high=1024)
-    ] = 16
+    page_size: Annotated[int, Flag("Tokens in a page, the unit of the KV cache.", CACHE, low=1, high=1024)] = 16
     kv_cache_memory_mb: Annotated[
         int | None, Flag("Memory for the KV cache in MiB. Default: 640 on CPU.", CACHE, low=1)
     ] = None
@@ -116,6 +110,33 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         ),
     ] = None
     disable_radix_cache: Annotated[bool, Flag("Keep no KV for later requests.", CACHE)] = False
+
+    enable_hierarchical_cache: Annotated[
+        bool, Flag("Keep pages in host memory, too, below those of the device.", TIERS)
+    ] = False
+    hicache_ratio: Annotated[float, Flag("Host pages as a multiple of the device's.", TIERS, low=0.01, high=1000)] = 2.0
+    hicache_size: Annotated[
+        float, Flag("Size of the host tier in GB; wins over --hicache-ratio. 0: not set.", TIERS, low=0)
+    ] = 0.0
+    hicache_write_policy: Annotated[
+        Literal["write_through", "write_through_selective", "write_back"],
+        Flag("When pages go to the host: at once, when hit again, or before they are evicted.", TIERS),
+    ] = "write_through"
+    hicache_storage_backend: Annotated[
+        Literal["file", "redis", "memory"] | None,
+        Flag("A store below the host tier, which outlives the server.", TIERS),
+    ] = None
+    hicache_storage_dir: Annotated[str | None, Flag("Folder of the file store.", TIERS)] = None
+    hicache_storage_url: Annotated[
+        str | None, Flag("Address of the Redis or Valkey store.", TIERS, env="HEADWATER_STORAGE_URL", is_secret=True)
+    ] = None
+    hicache_storage_size: Annotated[
+        float | None, Flag("Size of the store in GB. Default: 16, or what redis allows.", TIERS, low=0.001)
+    ] = None
+    hicache_storage_prefetch_policy: Annotated[
+        Literal["best_effort", "wait_complete", "timeout"],
+        Flag("How long a request waits for its pages from the store.", TIERS),
+    ] = "timeout"
 
     max_running_requests: Annotated[
         int | None, Flag("Requests that run at once. Default: 64 on CPU.", SCHEDULE, low=1, high=4096)
@@ -176,13 +197,22 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         for name in ("model", "served_model_name", "tokenizer", "host", "api_key", "admin_api_key"):
             if getattr(self, name) == "":
                 raise ValueError(f"{flag_name(name)} must not be empty")
+        self._check_tiers()
+
+    def _check_tiers(self) -> None:
+        kind = self.hicache_storage_backend
+        if kind is not None and not self.enable_hierarchical_cache:
+            raise ValueError("--hicache-storage-backend needs --enable-hierarchical-cache")
+        if self.enable_hierarchical_cache and self.disable_radix_cache:
+            raise ValueError("--enable-hierarchical-cache does not go with --disable-radix-cache")
+        for name, wanted in (("hicache_storage_dir", "file"), ("hicache_storage_url", "redis")):
+            if (getattr(self, name) is not None) != (kind == wanted):
+                raise ValueError(f"{flag_name(name)} and --hicache-storage-backend {wanted} go together")
 
     def public(self) -> dict[str, Any]:
         """All arguments by field name, secrets masked: what /server_info shows."""
         values = {name: getattr(self, name) for name in FLAGS}
-        return {
-            name: "***" if v is not None and FLAGS[name].flag.is_secret else v for name, v in values.items()
-        }
+        return {name: "***" if v is not None and FLAGS[name].flag.is_secret else v for name, v in values.items()}
 
     def for_one_engine(self, num_cores: int) -> "ServerArgs":
         """These arguments as each of the `dp_size` engines gets them: its share of cores and of memory."""
