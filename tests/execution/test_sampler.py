@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from headwater.devices.cpu import CpuDevice
 from headwater.execution.sampler import Sampler
 from headwater.messages import SamplingParams
 from headwater.scheduling.plan import SlotAssignment
@@ -20,7 +21,7 @@ def _logits(rows: int, seed: int = 0, spread: float = 3.0) -> torch.Tensor:
 
 
 def _sampler() -> Sampler:
-    return Sampler(vocab_size=VOCAB_SIZE, device=torch.device("cpu"))
+    return Sampler(vocab_size=VOCAB_SIZE, device=CpuDevice(num_threads=torch.get_num_threads()))
 
 
 def _assign(sampler: Sampler, slot: int, sampling: SamplingParams, **fields: object) -> None:

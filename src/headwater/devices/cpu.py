@@ -18,6 +18,7 @@ from headwater.devices.cpu_topology import free_memory_bytes, has_fast_bfloat16,
 from headwater.devices.device import AttentionBatch, AttentionGeometry, GatedLinear, Linear, StepAttention
 from headwater.devices.kv_memory import KVLayout, KVMemory
 from headwater.devices.native_library import native_library
+from headwater.devices.noise import NoiseKeys, exponential_noise
 
 
 class CpuDevice:
@@ -70,6 +71,20 @@ class CpuDevice:
             )
             return y
         return F.rms_norm(residual, residual.shape[-1:], weight.float(), eps).to(weight.dtype)
+
+    def argmax(self, logits: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(logits.numpy().argmax(axis=-1))  # ten times faster than torch's
+
+    def draw(self, logits: torch.Tensor, keys: NoiseKeys) -> torch.Tensor:
+        if self._library:
+            assert logits.dtype == torch.float32 and logits.is_contiguous() and len(keys) == len(logits)
+            winners = torch.empty(len(logits), dtype=torch.int64)
+            self._library.hw_draw(
+                logits.data_ptr(), keys.ctypes.data, winners.data_ptr(), *logits.shape, self.num_threads
+            )
+            return winners
+        noise = exponential_noise(keys, torch.arange(logits.shape[1])[None])
+        return self.argmax(logits - noise.log_())
 
     def plan_attention(
         self,

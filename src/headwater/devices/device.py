@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from headwater.devices.kv_memory import KVLayout, KVMemory
+from headwater.devices.noise import NoiseKeys
 
 
 class Linear(Protocol):
@@ -126,6 +127,14 @@ class Device(Protocol):
 
     def rms_norm(self, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """float32[T, features] -> [T, features] in `weight`'s dtype (arXiv 1910.07467)."""
+        ...
+
+    def argmax(self, logits: torch.Tensor) -> torch.Tensor:
+        """The first largest of each row. float32[N, features] -> int64[N]"""
+        ...
+
+    def draw(self, logits: torch.Tensor, keys: NoiseKeys) -> torch.Tensor:
+        """One sample of softmax(logits) per row with the noise of its key. float32[N, features] -> int64[N]"""
         ...
 
     def plan_attention(

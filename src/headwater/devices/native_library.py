@@ -50,6 +50,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "hw_rms_norm": (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT),
     "hw_attention": (ctypes.POINTER(AttentionJob),),
     "hw_queries_per_chunk": (_LONG,),
+    "hw_draw": (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _INT),
 }
 
 

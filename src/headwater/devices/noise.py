@@ -1,26 +1,37 @@
 """Random numbers for sampling that are a pure function of (seed, position, token): no generator, no state.
 
 So a request draws the same noise in whatever batch, slot or process it runs, and after a retraction too.
+The native kernel native/draw.c computes the same function.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
+
+NoiseKeys = npt.NDArray[np.uint64]
 
 _MASK64 = (1 << 64) - 1
 _SMALLEST = 2.0**-32
 _LARGEST = 1.0 - 2.0**-24  # the largest float32 below 1: log1p(-1) would be infinite
 
 
-def exponential_noise(seeds: Sequence[int], positions: Sequence[int], *, token_ids: torch.Tensor) -> torch.Tensor:
+def noise_keys(seeds: Sequence[int], positions: Sequence[int]) -> NoiseKeys:
+    """One key per row, out of its request's seed and the position of the token to draw. uint64[rows]"""
+    return np.array(
+        [_mix64(_mix64(seed) ^ (position & _MASK64)) for seed, position in zip(seeds, positions, strict=True)],
+        dtype=np.uint64,
+    )
+
+
+def exponential_noise(keys: NoiseKeys, token_ids: torch.Tensor) -> torch.Tensor:
     """Exponential(1) variates E; argmax of p / E over a row samples from p (the Gumbel-max trick).
 
     `token_ids` is int64[rows, n] or [1, n], shared by all rows; returns float32[rows, n] on its device.
     """
-    device = token_ids.device
-    keys = [_mix64(_mix64(seed) ^ (position & _MASK64)) for seed, position in zip(seeds, positions, strict=True)]
-    low = torch.tensor([_signed32(key) for key in keys], dtype=torch.int32, device=device)[:, None]
-    high = torch.tensor([_signed32(key >> 32) for key in keys], dtype=torch.int32, device=device)[:, None]
+    halves = torch.from_numpy(keys.view(np.int32).reshape(-1, 2)).to(token_ids.device)
+    low, high = halves[:, :1], halves[:, 1:]
     bits = _mix32(_mix32(token_ids.to(torch.int32) ^ low).add_(high)).bitwise_and_(0x7FFFFFFF)
     # Small values decide who wins, so they are the ones that float32 must resolve: -log(1 - u), not -log(u).
     uniform = bits.to(torch.float32).mul_(2.0**-31).add_(_SMALLEST)
@@ -40,11 +51,6 @@ def _mix32(x: torch.Tensor) -> torch.Tensor:
     x = x ^ ((x >> 16) & 0xFFFF)
     x.mul_(0x7FEB352D)
     x.bitwise_xor_((x >> 15) & 0x1FFFF)
-    x.mul_(_signed32(0x846CA68B))
+    x.mul_(0x846CA68B - (1 << 32))
     x.bitwise_xor_((x >> 16) & 0xFFFF)
     return x
-
-
-def _signed32(x: int) -> int:
-    x &= 0xFFFFFFFF
-    return x - (1 << 32) if x & 0x80000000 else x
