@@ -19,6 +19,7 @@ from headwater.client.generation import Generation
 from headwater.client.link import EngineLink, new_call_id
 from headwater.client.prefix_routes import PrefixRoutes
 from headwater.messages import (
+    AttachStorage,
     EngineReady,
     FlushCache,
     Generate,
@@ -43,7 +44,7 @@ __all__ = [
 MAX_EXTRA_REQUESTS = 4  # an engine that knows the prefix may have so many more than the least loaded one
 _SHORTEST_S = 1e-9  # a timeout that has run out is still one that was given
 
-Deferred = FlushCache | UpdateWeights | ReleaseMemory | ResumeMemory  # calls with a `timeout_s` of their own
+Deferred = FlushCache | UpdateWeights | ReleaseMemory | ResumeMemory | AttachStorage  # calls with a `timeout_s` of their own
 
 
 class EngineClient:

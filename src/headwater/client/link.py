@@ -14,6 +14,7 @@ from headwater.client.errors import CallFailed, EngineGone, RidInUse
 from headwater.client.generation import Generation
 from headwater.messages import (
     Abort,
+    AttachStorage,
     CancelOperation,
     EngineReady,
     Failed,
@@ -35,7 +36,7 @@ _process_tag = uuid.uuid4().hex[:12]  # the engine keys operations by call id: t
 _call_numbers = itertools.count(1)
 
 # calls that may be pending in the engine and can be cancelled there
-DEFERRED = (FlushCache, PauseGeneration, UpdateWeights, ReleaseMemory, ResumeMemory)
+DEFERRED = (FlushCache, PauseGeneration, UpdateWeights, ReleaseMemory, ResumeMemory, AttachStorage)
 
 
 def new_call_id() -> str:

@@ -7,12 +7,14 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from headwater.http_api import (
+    cache_routes,
     control_routes,
     flush_routes,
     info_routes,
     memory_routes,
     native_routes,
     openai_routes,
+    storage_routes,
     weight_routes,
 )
 from headwater.http_api.auth import Authentication
@@ -54,6 +56,8 @@ def create_app(state: ApiState) -> FastAPI:
         control_routes,
         weight_routes,
         memory_routes,
+        cache_routes,
+        storage_routes,
         info_routes,
     ):
         app.include_router(routes.router)

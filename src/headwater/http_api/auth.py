@@ -17,10 +17,11 @@ from headwater.http_api.errors import ApiError
 
 OPEN_PREFIXES = ("/health", "/ready", "/metrics")
 OPEN_PATHS = frozenset({"/ping"})
-CONTROL_PREFIXES = ("/control/", "/hicache/")
+CONTROL_PREFIXES = ("/control/", "/hicache/", "/cache/")
 CONTROL_PATHS = frozenset(
     {
         "/flush_cache",
+        "/clear_hicache_storage_backend",
         "/reset_prefix_cache",
         "/pause_generation",
         "/continue_generation",

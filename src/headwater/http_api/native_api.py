@@ -107,6 +107,7 @@ class NativeApi:
                 logprobs=logprobs,
                 cache_salt=request.cache_salt,
                 extra_key=request.extra_key,
+                no_store=request.no_store,
                 priority=request.priority,
                 engine=rank,
             )

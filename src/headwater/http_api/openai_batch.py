@@ -99,6 +99,7 @@ class OpenAIBatch:
                     logprobs=logprobs,
                     cache_salt=given.cache_salt,
                     extra_key=given.extra_key,
+                    no_store=given.no_store,
                     priority=given.priority,
                 )
                 for sample in range(given.n):

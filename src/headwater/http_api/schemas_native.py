@@ -98,6 +98,7 @@ class GenerateRequest(Body):
     priority: Priority = Field(default=0, description="Higher runs first.")
     cache_salt: Name = Field(default="", description="Prompts share cached KV only under the same salt and key.")
     extra_key: Name = ""
+    no_store: bool = Field(default=False, description="Leave nothing of this request in the cache, on any tier.")
     routed_dp_rank: int | None = Field(
         default=None, description="Run on this engine, counted from 0; not given: on the one that suits best."
     )

@@ -60,6 +60,7 @@ class OpenAIRequest(Body):
     priority: Priority = 0
     cache_salt: Name = ""
     extra_key: Name = ""
+    no_store: bool = Field(default=False, description="Leave nothing of this request in the cache, on any tier.")
     return_cached_tokens_details: bool = Field(
         default=False, description="Tell in `sglext` on which tier cached prompt tokens were found."
     )

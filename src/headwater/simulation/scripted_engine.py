@@ -88,6 +88,7 @@ class Script:
     refusal: Finish | None = None  # how every new request ends at once
     meta: OutputMeta = field(default_factory=lambda: OutputMeta(prompt_tokens=0, weight_version="default"))
     flush: Callable[[FlushCache], FlushResult | None] | None = None  # None: never answers
+    answers: dict[type, Callable[[Any], Any]] = field(default_factory=dict)  # by message type; these come first
     operations: Operations = field(default_factory=lambda: Operations(call_id="", items=()))
 
 
@@ -169,6 +170,8 @@ class ScriptedEngine:
 
     def _answer(self, message: Any) -> Any:
         call_id = message.call_id
+        if type(message) in self.script.answers:
+            return self.script.answers[type(message)](message)
         match message:
             case Hello():
                 fields = {name: getattr(self.ready, name) for name in self.ready.__struct_fields__}

@@ -1,0 +1,133 @@
+"""Routes that show the cache, fill it ahead, and keep prefixes from being evicted."""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+from starlette.responses import JSONResponse, Response
+
+from headwater.client.engine_client import new_call_id
+from headwater.http_api.cache_prefixes import compute, encode_prefixes, target_engines
+from headwater.http_api.cache_report import cache_report
+from headwater.http_api.engine_answers import EngineAnswers, facts_of
+from headwater.http_api.errors import ApiError, bad_request
+from headwater.http_api.schemas_cache import PinRequest, WarmRequest
+from headwater.http_api.services import CALL_TIMEOUT_S, Services, services
+from headwater.http_api.sse import while_connected
+from headwater.messages import GetCacheTree, GetPins, GetStorage, PinPrefix, Pins, UnpinPrefix, pack_ids
+
+router = APIRouter(tags=["cache"])
+Given = Annotated[Services, Depends(services)]
+Json = dict[str, Any]
+
+
+@router.get("/cache", summary="What the cache holds and what it is worth")
+async def show_cache(given: Given) -> Response:
+    """Tiers (used, capacity, evictable), hit rates by tier, what moved between them and how fast, the store.
+
+    The sums over all engines, and each engine in `engines`. docs/cache.md says what each number means.
+    """
+    states, storage = await asyncio.gather(
+        given.engine_states(),
+        given.state.client.call_all(GetStorage(call_id=new_call_id()), timeout_s=CALL_TIMEOUT_S),
+    )
+    return JSONResponse(cache_report(EngineAnswers(states), EngineAnswers(storage)))
+
+
+@router.get("/cache/tree", summary="The prefix tree")
+async def show_tree(
+    given: Given,
+    depth: Annotated[int, Query(ge=1, le=64, description="Nodes from a root downwards.")] = 3,
+    max_nodes: Annotated[int, Query(ge=1, le=100_000, description="Most nodes in the answer.")] = 1000,
+) -> Response:
+    """Namespaces and the nodes below them, most used first: tokens, first ids, hits, and pins by tier."""
+    answers = await given.ask_all(GetCacheTree(call_id=new_call_id(), depth=depth, max_nodes=max_nodes))
+    answers.some_or_raise()
+    return JSONResponse({"engines": answers.entries(lambda tree: facts_of(tree, without=("call_id",)))})
+
+
+@router.post("/cache/warm", summary="Compute or prefetch prefixes ahead")
+async def warm(body: WarmRequest, request: Request, given: Given) -> Response:
+    """Have prefixes in the cache before they are asked for: found on a tier, brought up, or computed.
+
+    Answers when that is done, with tokens by where they came from. A caller who disconnects ends it.
+    """
+    encoded = await encode_prefixes(body, given)
+    work = [
+        compute(encoded.prompts, body, given, engine=engine, priority=body.priority)
+        for engine in target_engines(body, given)
+    ]
+    by_engine = await while_connected(_all(work), request.receive)
+    items = [item for items in by_engine for item in items]
+    total = {name: sum(item[name] for item in items) for name in ("prompt_tokens", "cached_tokens", "computed_tokens")}
+    return JSONResponse({"success": True} | total | {"items": items})
+
+
+@router.post("/cache/pin", summary="Keep a prefix from being evicted")
+async def pin(body: PinRequest, request: Request, given: Given) -> Response:
+    """Pin a prefix for `ttl_s` seconds; what of it is not cached is computed first.
+
+    Whole pages are pinned: `num_tokens` says how many tokens. A flush in scope ends a pin.
+    """
+    if "device" not in body.tiers:
+        raise bad_request("tiers", f"tiers: must contain device, which a pin holds; got {body.tiers!r}")
+    encoded = await encode_prefixes(body, given)
+    if len(encoded.prompts) != 1:
+        raise bad_request("text", "text: one prefix is pinned at a time, got a batch")
+    work = [_pin_on(engine, body, encoded.prompts[0], given) for engine in target_engines(body, given)]
+    pins = await while_connected(_all(work), request.receive)
+    pin_id = ",".join(entry["pin_id"] for entry in pins)
+    return JSONResponse({"success": True, "pin_id": pin_id, "num_tokens": pins[0]["num_tokens"], "pins": pins})
+
+
+@router.get("/cache/pins", summary="Pinned prefixes")
+async def list_pins(given: Given) -> Response:
+    """Pins with their length, namespace and time left."""
+    answers = await given.ask_all(GetPins(call_id=new_call_id()))
+    found = [_pin_facts(rank, item) for rank, pins in answers.some_or_raise() for item in pins.items]
+    missing = [entry for entry in answers.entries() if not entry["success"]]
+    return JSONResponse({"pins": found, **({"engines_missing": missing} if missing else {})})
+
+
+@router.delete("/cache/pin/{pin_id}", summary="End a pin")
+async def unpin(pin_id: str, given: Given) -> Response:
+    """End a pin before its time, by the `pin_id` that pinning answered."""
+    targets = [_parse_pin(part, given) for part in pin_id.split(",")]
+    calls = [
+        given.state.client.call(
+            UnpinPrefix(call_id=new_call_id(), pin_id=name), engine=engine, timeout_s=CALL_TIMEOUT_S
+        )
+        for engine, name in targets
+    ]
+    EngineAnswers(await asyncio.gather(*calls, return_exceptions=True)).all_or_raise()
+    return JSONResponse({"success": True, "pin_id": pin_id})
+
+
+async def _all(work: list[Any]) -> list[Any]:
+    return await asyncio.gather(*work)
+
+
+async def _pin_on(engine: int, body: PinRequest, prompt: list[int], given: Services) -> Json:
+    """Compute, then pin, on one engine; the prefix cannot be evicted in between more than by a whole pool's use."""
+    (found,) = await compute([prompt], body, given, engine=engine, priority=body.priority)
+    message = PinPrefix(
+        call_id=new_call_id(),
+        prompt_ids=pack_ids(prompt),
+        ttl_s=body.ttl_s,
+        cache_salt=body.cache_salt,
+        extra_key=body.extra_key,
+    )
+    pins: Pins = await given.state.client.call(message, engine=engine, timeout_s=CALL_TIMEOUT_S)
+    (item,) = pins.items
+    return _pin_facts(engine, item) | {name: found[name] for name in ("cached_tokens", "computed_tokens")}
+
+
+def _pin_facts(engine: int, item: Any) -> Json:
+    return facts_of(item) | {"pin_id": f"{engine}.{item.pin_id}", "dp_rank": engine}
+
+
+def _parse_pin(pin_id: str, given: Services) -> tuple[int, str]:
+    engine, _, name = pin_id.partition(".")
+    if not engine.isdecimal() or not name or int(engine) >= given.state.client.num_engines:
+        raise ApiError(404, f"no pin {pin_id!r} exists", param="pin_id", code="not_found")
+    return int(engine), name

@@ -1,0 +1,65 @@
+"""Bodies of the routes that show, warm and pin the cache, and that attach a store to it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from headwater.http_api.schemas_native import Body
+from headwater.http_api.validation import Name, Priority, Text, within
+
+MAX_PIN_S = 30 * 86_400.0
+MAX_STORE_BYTES = 1 << 50
+
+
+class Prefixes(Body):
+    """Beginnings of prompts: exactly one of `text`, `messages` and `input_ids`."""
+
+    text: Text | list[Text] | None = Field(default=None, description="A text, or a list: a batch.")
+    messages: list[dict[str, Any]] | None = Field(
+        default=None, description="The beginning of a conversation, put through the chat template."
+    )
+    input_ids: list[int] | list[list[int]] | None = Field(default=None, description="Token ids, or lists of them.")
+    add_generation_prompt: bool = Field(default=False, description="`messages` only: end as a prompt ends.")
+    tools: list[dict[str, Any]] | None = Field(default=None, description="`messages` only: given to the template.")
+    chat_template_kwargs: dict[str, Any] | None = None
+    cache_salt: Name = ""
+    extra_key: Name = ""
+    routed_dp_rank: int | None = Field(default=None, description="On this engine; not given: on every one.")
+
+
+class WarmRequest(Prefixes):
+    """What to have in the cache before it is asked for."""
+
+    priority: Priority = Field(default=-100, description="Higher runs first; requests that serve have 0.")
+
+
+class PinRequest(Prefixes):
+    """A prefix that is not to be evicted for a while."""
+
+    ttl_s: Annotated[float, BeforeValidator(within(0, MAX_PIN_S, above_low=True))] = Field(
+        default=3600.0, description="Seconds until the pin ends by itself."
+    )
+    tiers: list[Literal["device", "host"]] = Field(
+        default=["device"],
+        description="Where it has to stay. A pin holds the device; what is there can always be copied down.",
+    )
+    priority: Priority = 0
+
+
+class StorageBackendRequest(Body):
+    """A store to attach: SGLang's names, or ours (`directory`, `url`, `size`)."""
+
+    hicache_storage_backend: Literal["file", "redis", "memory"]
+    hicache_storage_backend_extra_config_json: dict[str, Any] | Text | None = Field(
+        default=None, description="`directory`, `url` and `size` as a JSON object, or as its text."
+    )
+    hicache_storage_prefetch_policy: Literal["best_effort", "wait_complete", "timeout"] | None = Field(
+        default=None, description="How long a request waits for its pages; not given: as it is."
+    )
+    hicache_write_policy: Literal["write_through", "write_through_selective", "write_back"] | None = Field(
+        default=None, description="Must be the one the server was started with: it belongs to the host tier."
+    )
+    directory: Text | None = Field(default=None, description="Folder of the file store.")
+    url: Text | None = Field(default=None, description="Address of the redis store.")
+    size: Any = Field(default=None, description="What the store may hold: bytes, or `200MB`, `16GiB`.")
+    timeout: Any = Field(default=None, description="Seconds to wait for the store to open; default 30.")
