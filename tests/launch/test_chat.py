@@ -1,4 +1,4 @@
-"""`headwater chat` and `headwater flush` against a scripted server: text arrives, refusals are sentences."""
+"""`headwater chat` against a scripted server: text arrives, refusals are sentences."""
 
 import json
 import threading
@@ -24,11 +24,6 @@ class Script(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         text = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.path.startswith("/flush_cache"):
-            self.bodies.append({"path": self.path, "key": self.headers.get("Authorization")})
-            status, message = self.refuse or (200, "Cache flushed.")
-            self._send(status, message)
-            return
         body = json.loads(text)
         self.bodies.append(body)
         if self.refuse:
@@ -128,17 +123,3 @@ def test_a_malformed_url_is_a_sentence_and_not_a_traceback(url: str) -> None:
         result = run(*command, "--url", url)
         assert result.exit_code in (1, 2)
         assert isinstance(result.exception, SystemExit), result.exception
-
-
-def test_flush_passes_timeout_and_key_and_tells_the_answer(script: Any) -> None:
-    result = run("flush", "--url", script.url, "--timeout", "2.5", "--admin-key", "k")
-    assert result.exit_code == 0
-    assert result.stdout.strip() == "Cache flushed."
-    assert script.bodies == [{"path": "/flush_cache?timeout=2.5", "key": "Bearer k"}]
-
-
-def test_a_refused_flush_exits_with_1(script: Any) -> None:
-    script.refuse = (400, "Flush cache failed.")
-    result = run("flush", "--url", script.url)
-    assert result.exit_code == 1
-    assert "Flush cache failed." in result.output

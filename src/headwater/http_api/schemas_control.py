@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from headwater.http_api.schemas_native import Body
 from headwater.http_api.validation import Name, Text, within
@@ -39,7 +39,7 @@ class WeightsByName(Body):
     """Which parameter to look at, and how many of its values."""
 
     name: Text = Field(min_length=1, description="Its Hugging Face name, for example model.norm.weight.")
-    truncate_size: Annotated[int, BeforeValidator(within(1, MAX_WEIGHT_VALUES))] = Field(
+    truncate_size: Annotated[int, AfterValidator(within(1, MAX_WEIGHT_VALUES))] = Field(
         default=100, description="Values to return, row by row, from the first on."
     )
 

@@ -85,7 +85,8 @@ class ApiProcess:
         finally:
             loading.cancel()
             await self._shut_down(http)
-            await asyncio.gather(*engines, loading, return_exceptions=True)
+            ending: list[asyncio.Task] = [*engines, loading]
+            await asyncio.gather(*ending, return_exceptions=True)
 
     def _make_state(self) -> ApiState:
         return ApiState(

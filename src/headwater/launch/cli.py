@@ -10,6 +10,7 @@ import typer
 
 from headwater.launch.chat import chat
 from headwater.launch.config import FLAGS, ServerArgs, flag_name
+from headwater.launch.control_cli import memory_app, pause, resume, weights_app
 from headwater.launch.flush import flush
 from headwater.launch.models_cli import models_app
 
@@ -25,6 +26,10 @@ app = typer.Typer(
 app.add_typer(models_app, name="models")
 app.command()(chat)
 app.command()(flush)
+app.command()(pause)
+app.command(name="continue")(resume)
+app.add_typer(weights_app, name="weights")
+app.add_typer(memory_app, name="memory")
 
 
 def takes_server_args(command: Callable[[ServerArgs], None]) -> Callable[..., None]:
