@@ -11,6 +11,7 @@ from headwater.simulation.scripted_engine import ScriptedEngine
 pytestmark = pytest.mark.anyio
 JSON = {"accept": "application/json"}
 ROUTE = "/hicache/storage-backend"
+EXTRA = "hicache_storage_backend_extra_config_json"
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def stored(engine: ScriptedEngine) -> ScriptedEngine:
             capacity_bytes=1000, num_given_up=2, message="as it is",
         )  # fmt: skip
 
-    engine.script.answers = {kind: info for kind in (AttachStorage, DetachStorage, GetStorage)}
+    engine.script.answers = dict.fromkeys((AttachStorage, DetachStorage, GetStorage), info)
     return engine
 
 
@@ -59,9 +60,9 @@ async def test_answers_are_json_when_asked(stored: ScriptedEngine) -> None:
     [
         ({}, "hicache_storage_backend", "required"),
         ({"hicache_storage_backend": "mooncake"}, "hicache_storage_backend", "'file', 'redis' or 'memory'"),
-        ({"hicache_storage_backend_extra_config_json": "{"}, "hicache_storage_backend_extra_config_json", "JSON object"),
-        ({"hicache_storage_backend_extra_config_json": "[1]"}, "hicache_storage_backend_extra_config_json", "JSON object"),
-        ({"hicache_storage_backend_extra_config_json": {"x": 1}}, "hicache_storage_backend_extra_config_json", "got x"),
+        ({EXTRA: "{"}, EXTRA, "JSON object"),
+        ({EXTRA: "[1]"}, EXTRA, "JSON object"),
+        ({EXTRA: {"x": 1}}, EXTRA, "got x"),
         ({"size": "many"}, "size", "16GiB"),
         ({"size": 0}, "size", "from 1"),
         ({"size": True}, "size", "bytes"),
