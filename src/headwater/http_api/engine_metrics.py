@@ -3,14 +3,14 @@
 What SGLang names has its name (`sglang:`); pages by owner, generations, blockers and operations are ours.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
-from headwater.messages import EngineState, Operations, TierState
+from headwater.http_api.cache_metrics import add_storage, add_transfers, is_shown_by_label
+from headwater.http_api.metric_families import MetricFamilies
+from headwater.messages import EngineState, Operations, StorageInfo, TierState
 
-LABELS = ("model_name", "dp_rank")
 OWNERS = ("free", "tree", "private", "retired", "transfer")
 
 SGLANG_GAUGES: tuple[tuple[str, str, Callable[[EngineState], float]], ...] = (
@@ -52,46 +52,34 @@ def _usage(tier: TierState) -> float:
 
 
 def engine_metrics(
-    model_name: str, states: list[EngineState | Exception], operations: list[Operations | Exception]
+    model_name: str,
+    states: list[EngineState | Exception],
+    operations: list[Operations | Exception],
+    storage: Sequence[StorageInfo | Exception] = (),
 ) -> Iterable[Metric]:
     """All families for one scrape; of an engine that did not answer only `headwater:engine_up`."""
     there = [(str(rank), state) for rank, state in enumerate(states) if isinstance(state, EngineState)]
-    page = _Page(model_name)
+    page = MetricFamilies(model_name)
     for rank, state in enumerate(states):
         up = 1.0 if isinstance(state, EngineState) else 0.0
         page.gauge("headwater:engine_up", "1 if the engine answers.", up, rank=str(rank))
     for rank, answer in enumerate(operations):
         if isinstance(answer, Operations):
             _add_operations(page, str(rank), answer)
+    for rank, info in enumerate(storage):
+        if isinstance(info, StorageInfo):
+            add_storage(page, str(rank), info)
     for rank, state in there:
         for name, text, value in SGLANG_GAUGES:
             page.gauge(f"sglang:{name}", text, value(state), rank=rank)
         _add_tiers(page, rank, state)
         _add_counters(page, rank, state)
+        add_transfers(page, rank, state)
         _add_own_gauges(page, rank, state)
     return page.families.values()
 
 
-class _Page:
-    """Families by name, each made when its first sample comes."""
-
-    def __init__(self, model_name: str) -> None:
-        self.families: dict[str, Any] = {}
-        self._model_name = model_name
-
-    def gauge(self, name: str, text: str, value: float, *, rank: str, **labels: str) -> None:
-        self._add(GaugeMetricFamily, name, text, value, rank, labels)
-
-    def counter(self, name: str, text: str, value: float, *, rank: str, **labels: str) -> None:
-        self._add(CounterMetricFamily, name, text, value, rank, labels)
-
-    def _add(self, kind: type, name: str, text: str, value: float, rank: str, labels: Mapping[str, str]) -> None:
-        if name not in self.families:
-            self.families[name] = kind(name, text, labels=(*LABELS, *labels))
-        self.families[name].add_metric((self._model_name, rank, *labels.values()), value)
-
-
-def _add_tiers(page: _Page, rank: str, state: EngineState) -> None:
+def _add_tiers(page: MetricFamilies, rank: str, state: EngineState) -> None:
     for tier_name, gauges in (("device", DEVICE_GAUGES), ("host", HOST_GAUGES)):
         tier = state.tiers.get(tier_name)
         if tier is not None:
@@ -115,15 +103,17 @@ def _add_tiers(page: _Page, rank: str, state: EngineState) -> None:
             page.gauge(f"headwater:{name}", text, value, rank=rank, tier=tier_name)
 
 
-def _add_counters(page: _Page, rank: str, state: EngineState) -> None:
+def _add_counters(page: MetricFamilies, rank: str, state: EngineState) -> None:
     for name, value in state.counters.items():
+        if is_shown_by_label(name):
+            continue
         page.counter(f"headwater:{name}", f"Counted by the engine: {name}.", value, rank=rank)
         if name in SGLANG_COUNTERS:
             sglang_name, text = SGLANG_COUNTERS[name]
             page.counter(f"sglang:{sglang_name}", text, value, rank=rank)
 
 
-def _add_own_gauges(page: _Page, rank: str, state: EngineState) -> None:
+def _add_own_gauges(page: MetricFamilies, rank: str, state: EngineState) -> None:
     for name, text, value in (
         ("cache_generation", "Retirements of cached KV so far.", state.generation),
         ("paused", "1 while generation is paused.", float(state.paused)),
@@ -137,7 +127,7 @@ def _add_own_gauges(page: _Page, rank: str, state: EngineState) -> None:
         page.gauge("headwater:memory_bytes", "Memory by use.", num_bytes, rank=rank, part=part)
 
 
-def _add_operations(page: _Page, rank: str, answer: Operations) -> None:
+def _add_operations(page: MetricFamilies, rank: str, answer: Operations) -> None:
     counts: dict[str, int] = {"flush_cache": 0}
     for operation in answer.items:
         counts[operation.kind] = counts.get(operation.kind, 0) + 1

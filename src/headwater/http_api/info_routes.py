@@ -14,7 +14,7 @@ from headwater.client.engine_client import new_call_id
 from headwater.http_api.engine_answers import EngineAnswers
 from headwater.http_api.engine_metrics import used_pages
 from headwater.http_api.services import Services, services
-from headwater.messages import EngineState, GetOperations
+from headwater.messages import EngineState, GetOperations, GetStorage
 
 SCRAPE_TIMEOUT_S = 2.0
 GIB = 1 << 30
@@ -158,12 +158,13 @@ async def get_load(given: Given) -> Response:
 @router.head("/metrics", include_in_schema=False)
 async def metrics(given: Given) -> Response:
     """Prometheus text. Also when the engine is gone: then `headwater:engine_up` is 0."""
-    states, operations = await asyncio.gather(
+    states, operations, storage = await asyncio.gather(
         given.engine_states(timeout_s=SCRAPE_TIMEOUT_S),
         given.state.client.call_all(GetOperations(call_id=new_call_id()), timeout_s=SCRAPE_TIMEOUT_S),
+        given.state.client.call_all(GetStorage(call_id=new_call_id()), timeout_s=SCRAPE_TIMEOUT_S),
     )
     model_name = given.state.model.served_name if given.state.model else ""
-    page = given.metrics.page(model_name, states, operations)
+    page = given.metrics.page(model_name, states, operations, storage)
     return Response(page, headers={"content-type": CONTENT_TYPE_LATEST})
 
 

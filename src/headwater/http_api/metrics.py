@@ -4,7 +4,7 @@ The names are SGLang's, so that its dashboards work; every series carries `model
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from headwater.http_api.engine_metrics import engine_metrics
 from headwater.http_api.native_format import cached_tokens_details
 from headwater.http_api.text_generation import GenerationObserver, TextGeneration
-from headwater.messages import EngineState, Operations
+from headwater.messages import EngineState, Operations, StorageInfo
 
 TTFT_BUCKETS_S = (
     0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 25, 50, 100, 200, 400,
@@ -129,6 +129,7 @@ class Metrics:
         model_name: str,
         states: list[EngineState | Exception],
         operations: list[Operations | Exception],
+        storage: Sequence[StorageInfo | Exception] = (),
     ) -> bytes:
         """The text of /metrics. An engine that did not answer shows as `headwater:engine_up 0`."""
         hit_rate = GaugeMetricFamily(
@@ -137,5 +138,5 @@ class Metrics:
             labels=("model_name",),
         )
         hit_rate.add_metric((model_name,), self._families.hit_rate())
-        self._snapshot.families = [hit_rate, *engine_metrics(model_name, states, operations)]
+        self._snapshot.families = [hit_rate, *engine_metrics(model_name, states, operations, storage)]
         return generate_latest(self._registry)

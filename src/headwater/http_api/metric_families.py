@@ -1,0 +1,27 @@
+"""Prometheus families by name, each made when its first sample comes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+LABELS = ("model_name", "dp_rank")
+
+
+class MetricFamilies:
+    """Collects the samples of one scrape for one model."""
+
+    def __init__(self, model_name: str) -> None:
+        self.families: dict[str, Any] = {}
+        self._model_name = model_name
+
+    def gauge(self, name: str, text: str, value: float, *, rank: str, **labels: str) -> None:
+        self._add(GaugeMetricFamily, name, text, value, rank, labels)
+
+    def counter(self, name: str, text: str, value: float, *, rank: str, **labels: str) -> None:
+        self._add(CounterMetricFamily, name, text, value, rank, labels)
+
+    def _add(self, kind: type, name: str, text: str, value: float, rank: str, labels: Mapping[str, str]) -> None:
+        if name not in self.families:
+            self.families[name] = kind(name, text, labels=(*LABELS, *labels))
+        self.families[name].add_metric((self._model_name, rank, *labels.values()), value)
