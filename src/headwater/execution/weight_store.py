@@ -56,9 +56,9 @@ class StagedModel:
     def _run(self) -> None:
         try:
             self._model, self._weights_id, self.num_tensors = self._store.build(self._checkpoints)
-        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: out of memory, a torn file
+        except Exception as error:  # noqa: BLE001  whatever a torn file makes its reader raise, the old weights serve on
             _log.warning("new weights were refused: %s", error)
-            self._error = str(error)
+            self._error = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 class WeightStore:

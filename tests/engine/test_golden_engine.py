@@ -1,0 +1,232 @@
+"""The whole engine with real kernels on tiny models: text is transformers', whatever the cache does meanwhile."""
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+torch = pytest.importorskip("torch")
+
+from engine_driver import CLIENT, MemoryWire  # noqa: E402
+from headwater.cache.invariants import check_invariants  # noqa: E402
+from headwater.cache.prefix_cache import HostTier  # noqa: E402
+from headwater.cache.write_policy import WritePolicy  # noqa: E402
+from headwater.clock import ManualClock  # noqa: E402
+from headwater.devices.cpu import CpuDevice  # noqa: E402
+from headwater.devices.host_memory import CpuPageCopier, HostMemory  # noqa: E402
+from headwater.engine.wiring import wire_engine  # noqa: E402
+from headwater.execution.kv_lifetime import KvLifetime  # noqa: E402
+from headwater.execution.model_runner import ModelRunner, kv_layout  # noqa: E402
+from headwater.execution.weight_store import Checkpoint, WeightStore  # noqa: E402
+from headwater.launch.assembly import ServedModel  # noqa: E402
+from headwater.messages import (  # noqa: E402
+    EngineReady,
+    FlushCache,
+    Generate,
+    Outputs,
+    ReleaseMemory,
+    ResumeMemory,
+    SamplingParams,
+    ToClient,
+    UpdateWeights,
+    pack_ids,
+)
+from headwater.models.loader import load_model, resolve_model  # noqa: E402
+from headwater.scheduling.scheduler import Limits  # noqa: E402
+from tiny_models import VOCAB_SIZE, greedy_text, make_tiny_model  # noqa: E402
+
+PAGE_SIZE = 4
+NUM_OUTPUTS = 20
+
+
+class RealEngine:
+    """Loop, scheduler, cache and a real runner in float32, a turn at a time."""
+
+    def __init__(self, folder: Path, *, num_pages: int, num_host_pages: int = 0, max_running: int = 8) -> None:
+        device = CpuDevice()
+        loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32")
+        runner = ModelRunner(
+            loaded, device, page_size=PAGE_SIZE, num_pages=num_pages, max_running=max_running, max_context=200
+        )
+        self.clock = ManualClock()
+        self.wire = MemoryWire(self.clock)
+        self.tokens: dict[str, list[int]] = {}
+        self.metas: dict[str, object] = {}
+        self.finished: set[str] = set()
+        self.replies: dict[str, ToClient] = {}
+        self.num_turns = 0
+        layout = kv_layout(loaded.config, page_size=PAGE_SIZE, dtype=loaded.dtype)
+        host = None
+        if num_host_pages:
+            memory = HostMemory(num_pages=num_host_pages, page_bytes=layout.page_bytes)
+            host = HostTier(
+                num_pages=num_host_pages,
+                copier=CpuPageCopier(lambda: runner.kv, memory),
+                pages=memory,
+                policy=WritePolicy.WRITE_THROUGH,
+                min_restore_tokens=PAGE_SIZE,
+            )
+        checkpoint = Checkpoint(str(folder), "auto")
+        self.parts = wire_engine(
+            wire=self.wire,
+            runner=ServedModel(
+                runner,
+                weights=WeightStore(runner, loaded, device=device, checkpoint=checkpoint, seed=0),
+                kv_memory=KvLifetime(runner, device),
+            ),
+            ready=EngineReady(
+                call_id="",
+                model_name="tiny",
+                architecture=loaded.config.architecture,
+                dtype="float32",
+                vocab_size=loaded.config.vocab_size,
+                max_context=200,
+                eos_token_ids=(),
+                page_size=PAGE_SIZE,
+                num_pages=num_pages,
+                page_bytes=layout.page_bytes,
+                max_running=max_running,
+                weights_id=loaded.weights_id,
+                weight_version="default",
+                load_s=0.0,
+                device="cpu",
+            ),
+            limits=Limits(
+                max_running=max_running, max_step_tokens=40, prefill_chunk_tokens=23, max_queued=100, max_context=200
+            ),
+            clock=self.clock,
+            host=host,
+        )
+
+    def send(self, message) -> None:
+        self.wire.inbound.append((CLIENT, message))
+
+    def generate(self, rid: str, prompt: list[int], **fields) -> None:
+        self.tokens[rid] = []
+        sampling = SamplingParams(max_new_tokens=NUM_OUTPUTS, temperature=0.0)
+        self.send(Generate(rid=rid, prompt_ids=pack_ids(prompt), sampling=sampling, **fields))
+
+    def turn(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.parts.loop.turn()
+            for _, message in self.wire.sent:
+                if isinstance(message, Outputs):
+                    for output in message.items:
+                        self.tokens[output.rid] += output.token_ids
+                        self.metas[output.rid] = output.meta or self.metas.get(output.rid)
+                        if output.finish is not None:
+                            self.finished.add(output.rid)
+                else:
+                    self.replies[message.call_id] = message
+            self.wire.sent = []
+            self.num_turns += 1
+            if self.num_turns % 5 == 0:
+                check_invariants(self.parts.cache)
+
+    def finish(self) -> None:
+        for _ in range(5000):
+            if self.finished == set(self.tokens):
+                return
+            self.turn()
+        raise AssertionError("requests did not finish")
+
+    def wait_for(self, call_id: str) -> ToClient:
+        for _ in range(2000):
+            if call_id in self.replies:
+                return self.replies[call_id]
+            self.turn()
+            time.sleep(0.002)  # weights are staged in a thread
+        raise AssertionError(f"no answer to {call_id}")
+
+
+def _prompts(count: int, vocab_size: int) -> list[list[int]]:
+    source = random.Random(5)
+    stems = [[source.randrange(3, vocab_size) for _ in range(60)] for _ in range(3)]
+    prompts = []
+    for _ in range(count):
+        stem = source.choice(stems)[: source.randrange(10, 61)]
+        prompts.append(stem + [source.randrange(3, vocab_size) for _ in range(source.randrange(1, 12))])
+    return prompts
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("num_host_pages", [0, 400], ids=["device", "host"])
+def test_text_is_transformers_under_sharing_retraction_restores_and_flushes(name, num_host_pages, tmp_path):
+    """Prompts in any order over a pool of a third of what they need, flushes in between."""
+
+    reference = make_tiny_model(name, tmp_path)
+    prompts = _prompts(16, VOCAB_SIZE)
+    expected = [greedy_text(reference, prompt, NUM_OUTPUTS) for prompt in prompts]
+    engine = RealEngine(tmp_path, num_pages=50, num_host_pages=num_host_pages)
+    source = random.Random(1)
+    for lap in range(2):
+        for index in source.sample(range(len(prompts)), len(prompts)):
+            engine.generate(f"{lap}-{index}", prompts[index], priority=source.choice([0, 0, 1]))
+            engine.turn(source.randrange(3))
+            if source.random() < 0.1:
+                engine.send(FlushCache(call_id=f"f{lap}-{index}", mode="now"))
+        engine.finish()
+    for lap in range(2):
+        for index, text in enumerate(expected):
+            assert engine.tokens[f"{lap}-{index}"] == text, f"prompt {index}, lap {lap}"
+    counters = engine.parts.scheduler.counters
+    assert counters.num_retractions > 0 and counters.cached_tokens_device > 0
+    if num_host_pages:
+        assert counters.cached_tokens_host > 0 and counters.num_parked > 0
+
+
+def test_new_weights_give_their_own_text_and_find_nothing_old(tmp_path):
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    old_model = make_tiny_model("llama", old)
+    make_tiny_model("llama-linear-rope", new)
+    prompt = _prompts(1, VOCAB_SIZE)[0]
+    engine = RealEngine(old, num_pages=100)
+    engine.generate("before", prompt)
+    engine.finish()
+    assert engine.tokens["before"] == greedy_text(old_model, prompt, NUM_OUTPUTS)
+
+    with torch.no_grad():
+        for parameter in old_model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    old_model.save_pretrained(tmp_path / "updated")
+    engine.send(UpdateWeights(call_id="u", path=str(tmp_path / "updated"), weight_version="2"))
+    assert engine.wait_for("u").weight_version == "2"
+    engine.generate("after", prompt)
+    engine.finish()
+    assert engine.metas["after"].cached_device == 0
+    assert engine.tokens["after"] == greedy_text(old_model, prompt, NUM_OUTPUTS) != engine.tokens["before"]
+
+    broken = tmp_path / "broken"
+    old_model.save_pretrained(broken)
+    file = broken / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    engine.send(UpdateWeights(call_id="b", path=str(broken)))
+    assert engine.wait_for("b").status == 400
+    engine.send(UpdateWeights(call_id="m", path=str(new), load_format="gguf"))
+    assert engine.wait_for("m").status == 400
+    engine.generate("still", prompt)
+    engine.finish()
+    assert engine.tokens["still"] == engine.tokens["after"] and engine.metas["still"].cached_device > 0
+
+
+def test_released_memory_comes_back_with_the_same_text(tmp_path):
+
+    reference = make_tiny_model("qwen3", tmp_path)
+    prompt = _prompts(1, VOCAB_SIZE)[0]
+    engine = RealEngine(tmp_path, num_pages=100)
+    engine.generate("a", prompt)
+    engine.finish()
+    engine.send(ReleaseMemory(call_id="r"))
+    assert engine.wait_for("r").num_bytes > 0
+    engine.generate("b", prompt)
+    engine.turn(5)
+    assert engine.tokens["b"] == []
+    engine.send(ResumeMemory(call_id="m"))
+    assert engine.wait_for("m").released == ()
+    engine.finish()
+    assert engine.tokens["b"] == engine.tokens["a"] == greedy_text(reference, prompt, NUM_OUTPUTS)
+    assert engine.metas["b"].cached_device == 0
