@@ -8,12 +8,15 @@ import os
 import random
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 from storage_keys import Tenant, make_buffers, make_pages
 
 from headwater.storage import file_staging
 from headwater.storage.backend import ReadStatus, WriteStatus
 from headwater.storage.file import FileBackend
+from headwater.storage.file_folder import StoreFolder
 
 PAGE_BYTES = 8000  # with its header: two blocks
 BLOCK_BYTES = 8192
@@ -25,11 +28,20 @@ def pages_of(text: int) -> list[memoryview]:
     return make_pages(PAGES_OF_TEXT, page_bytes=PAGE_BYTES, seed=text)
 
 
-def mix(backend: FileBackend, seed: int) -> None:
+def count_pages(folder: StoreFolder) -> int:
+    """Page files on disk. Under the lock nothing new can be reserved, so this is never more than the limit."""
+    with folder.locked():
+        inodes = set()
+        for path in [*folder.path.glob("buckets/*/*"), *folder.path.glob("trash/*/*")]:
+            with suppress(FileNotFoundError):
+                inodes.add(0 if path.name == "record" else path.stat().st_ino)
+        return len(inodes - {0})
+
+
+def mix(backend: FileBackend, folder: StoreFolder, *, num_pages: int, seed: int) -> None:
     """Put, read, evict and sometimes flush for a while; count hits and what must never happen."""
     rng = random.Random(seed)
     found = dict.fromkeys((*ReadStatus, *WriteStatus, "wrong", "over capacity"), 0)
-    capacity_bytes = backend.usage().capacity_bytes
     end_s = time.monotonic() + 1.5
     while time.monotonic() < end_s:
         text = rng.randrange(NUM_TEXTS)
@@ -43,7 +55,7 @@ def mix(backend: FileBackend, seed: int) -> None:
         for status, buffer, page in zip(backend.get(keys, buffers), buffers, pages, strict=True):
             found[status] += 1
             found["wrong"] += status is ReadStatus.HIT and buffer != page
-        found["over capacity"] += backend.usage().num_bytes > capacity_bytes
+        found["over capacity"] += count_pages(folder) > num_pages
     print(json.dumps(found), flush=True)
 
 
@@ -81,7 +93,7 @@ def main() -> None:
     backend = FileBackend(directory, capacity_bytes=int(num_pages) * BLOCK_BYTES)
     match role:
         case "mix":
-            mix(backend, int(seed))
+            mix(backend, StoreFolder(Path(directory)), num_pages=int(num_pages), seed=int(seed))
         case "middle":
             stop_in_the_middle(backend)
         case "write":

@@ -97,6 +97,18 @@ def test_a_sequence_loses_its_tail_first(directory):
     assert 6 <= sum(held) < 10
 
 
+def test_a_page_used_after_the_walk_that_chose_it_stays(directory, fine_time):
+    """A walk chooses pages for many evictions; one of them may become the newest meanwhile."""
+    backend, pages = open_store(directory, num_pages=5), make_pages(1, page_bytes=PAGE_BYTES)
+    texts = [Tenant().keys(backend, 1, text=text) for text in range(7)]
+    for keys in texts[:6]:  # the last of them walks, and evicts the first
+        backend.put(keys, pages)
+        time.sleep(0.003)
+    assert read(backend, texts[1], pages) == [HIT]
+    backend.put(texts[6], pages)
+    assert [backend.exists(keys)[0] for keys in texts] == [False, True, False, True, True, True, True]
+
+
 def test_the_order_of_use_outlives_a_restart(directory, fine_time):
     pages = make_pages(2, page_bytes=PAGE_BYTES)
     backend = open_store(directory, num_pages=4)
@@ -250,6 +262,33 @@ def test_a_deleted_bucket_is_made_anew(directory, root):
     shutil.rmtree(root / "buckets" / keys[0].bucket.id.hex())
     assert read(backend, keys, pages) == [MISS] * 3
     assert backend.put(keys, pages) == [STORED] * 3
+
+
+def test_a_bucket_that_another_server_makes_at_the_same_moment_is_shared(directory, monkeypatch):
+    backend, other, pages = open_store(directory), open_store(directory), make_pages(2)
+    keys = Tenant().keys(backend, 2)
+    real_make_folder = file_staging.Staging.make_folder
+
+    def make_folder(self) -> str:
+        monkeypatch.setattr(file_staging.Staging, "make_folder", real_make_folder)
+        other.put(keys[:1], pages[:1])  # between looking and making
+        return real_make_folder(self)
+
+    monkeypatch.setattr(file_staging.Staging, "make_folder", make_folder)
+    assert backend.put(keys, pages) == [WriteStatus.PRESENT, STORED]
+    assert read(other, keys, pages) == [HIT] * 2
+
+
+def test_a_strangers_folder_in_its_place_is_an_error_that_workers_know(directory, root):
+    """ValueError is for the user who starts a server; a running one must see a StorageError."""
+    backend = open_store(directory)
+    shutil.rmtree(root)
+    root.mkdir()
+    (root / "thesis.txt").write_text("mine")
+    with pytest.raises(StorageUnavailable, match="not a store of ours"):
+        backend.usage()
+    (root / "thesis.txt").unlink()
+    assert backend.usage().num_pages == 0
 
 
 def test_a_deleted_folder_is_noticed_by_usage(directory):

@@ -93,6 +93,17 @@ def test_calls_of_an_earlier_state_decide_nothing(breaker, clock):
     assert breaker.state is CLOSED
 
 
+def test_an_old_success_does_not_excuse_new_failures(breaker, clock):
+    old = breaker.try_enter()
+    fail(breaker, 3)
+    clock.advance(1.0)
+    breaker.succeeded(breaker.try_enter())
+    fail(breaker, 2)
+    breaker.succeeded(old)
+    fail(breaker, 1)
+    assert breaker.state is OPEN
+
+
 def test_counters_name_the_causes(breaker, clock):
     breaker.succeeded(breaker.try_enter())
     fail(breaker, 2, cause="timeout")
