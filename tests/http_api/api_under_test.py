@@ -21,7 +21,7 @@ from headwater.client.engine_client import EngineClient
 from headwater.http_api.app import create_app
 from headwater.http_api.state import ApiState, ModelFacts
 from headwater.messages import Generate
-from headwater.simulation.scripted_engine import READY, ScriptedEngine
+from headwater.simulation.scripted_engine import READY
 from headwater.tokenization.tokenizer import Tokenizer
 from headwater.tokenization.tokenizer_parts import TokenizerParts
 
@@ -79,28 +79,29 @@ def saying(text: str):
 
 @dataclass
 class Api:
-    """What a test holds: a client without network, the state and the engine behind it."""
+    """What a test holds: a client without network, the state and the (first) engine behind it."""
 
     http: httpx.AsyncClient
     state: ApiState
-    engine: ScriptedEngine
+    engine: Any
 
     async def post(self, path: str, body: Any = None, **more: Any) -> httpx.Response:
         return await self.http.post(path, json=body, **more)
 
 
 @asynccontextmanager
-async def api(engine: ScriptedEngine, *, is_ready: bool = True, **settings: Any) -> AsyncIterator[Api]:
-    """An app on `engine`, through httpx without a network. `settings` are fields of ApiState."""
-    state = ApiState(client=EngineClient([engine.endpoint]), **({"server_args": {}} | settings))
+async def api(*engines: Any, is_ready: bool = True, **settings: Any) -> AsyncIterator[Api]:
+    """An app on `engines`, through httpx without a network. `settings` are fields of ApiState."""
+    client = EngineClient([engine.endpoint for engine in engines])
+    state = ApiState(client=client, **({"server_args": {}} | settings))
     await state.client.start()
     try:
-        (ready,) = await state.client.wait_ready(timeout_s=3)
+        ready = await state.client.wait_ready(timeout_s=3)
         if is_ready:
-            state.set_ready(tokenizer=TOKENIZER, model=facts(ready))
+            state.set_ready(tokenizer=TOKENIZER, model=facts(ready[0]))
         transport = httpx.ASGITransport(create_app(state), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-            yield Api(http=http, state=state, engine=engine)
+            yield Api(http=http, state=state, engine=engines[0])
     finally:
         await state.client.close()
 
@@ -112,7 +113,7 @@ def facts(ready: Any) -> ModelFacts:
 
 
 @contextlib.contextmanager
-def served(engine: ScriptedEngine, **settings: Any) -> Iterator[tuple[str, ApiState]]:
+def served(engine: Any, **settings: Any) -> Iterator[tuple[str, ApiState]]:
     """The app in a real server on a free port of 127.0.0.1; its URL and state."""
     state = ApiState(client=EngineClient([engine.endpoint]), **({"server_args": {}} | settings))
     listener = socket.create_server(("127.0.0.1", 0))

@@ -1,65 +1,26 @@
 """HTTP down to the real loop, scheduler, cache and control plane; only the model is a fake with canary KV."""
 
 import asyncio
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
-import msgspec
 import pytest
-import zmq
-from api_under_test import ENGINE_READY, TOKENIZER, api, error_of, events, until
+from api_under_test import TOKENIZER, api, error_of, events, until
+from loop_engines import LoopEngine, loop_engines
 from prometheus_client.parser import text_string_to_metric_families
 
-from headwater.clock import MonotonicClock
-from headwater.engine.loop import EngineLoop
-from headwater.engine.wire import ZmqWire
-from headwater.engine.wiring import wire_engine
-from headwater.messages import Ping, encode
-from headwater.scheduling.scheduler import Limits
 from headwater.simulation.canary import expected_tokens
-from headwater.simulation.fake_runner import FakeRunner
 
 pytestmark = pytest.mark.anyio
-NUM_PAGES, PAGE_SIZE = 64, 4
+NUM_PAGES = 64
 PROMPT = list(range(100, 122))
 GREEDY = {"temperature": 0, "max_new_tokens": 8}
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[SimpleNamespace]:
-    """An engine in a thread; only `endpoint` is told, the rest goes over the wire."""
-    endpoint = f"ipc://{tmp_path}/engine.sock"
-    vocab_size = TOKENIZER.vocab_size
-    ready = msgspec.structs.replace(
-        ENGINE_READY,
-        max_context=200,
-        num_pages=NUM_PAGES,
-        page_size=PAGE_SIZE,
-        eos_token_ids=(),
-        max_running=8,
-    )
-    wire = ZmqWire(endpoint)
-    runner = FakeRunner(num_pages=NUM_PAGES, page_size=PAGE_SIZE, max_running=8, vocab_size=vocab_size)
-    limits = Limits(
-        max_running=8,
-        max_step_tokens=64,
-        prefill_chunk_tokens=32,
-        max_queued=4,
-        max_context=ready.max_context,
-    )
-    parts = wire_engine(wire=wire, runner=runner, ready=ready, limits=limits, clock=MonotonicClock())
-    loop: EngineLoop = parts.loop
-    thread = threading.Thread(target=loop.run, daemon=True)
-    thread.start()
-    yield SimpleNamespace(endpoint=endpoint)
-    loop.stop()
-    with zmq.Context() as context, context.socket(zmq.DEALER) as waker:
-        waker.connect(endpoint)
-        waker.send(encode(Ping(call_id="wake up")))
-        thread.join(timeout=5)
-    wire.close()
+def engine(tmp_path: Path) -> Iterator[LoopEngine]:
+    with loop_engines(tmp_path, num_pages=NUM_PAGES, max_queued=4, max_context=200) as (engine,):
+        yield engine
 
 
 def page_counts(page: str) -> dict[str, float]:

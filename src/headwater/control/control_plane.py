@@ -75,6 +75,7 @@ class ControlPlane:
         self._answers: list[tuple[bytes, ToClient]] = []
         self._ids = itertools.count(1)
         self._released = ReleasedMemory()
+        self._has_answered = False  # in the last turn: what others wait for may be so now
         self.is_paused = False
 
     # --- messages -----------------------------------------------------------------------------------
@@ -186,6 +187,7 @@ class ControlPlane:
 
     def advance(self) -> None:
         """Look at every pending operation, in order of arrival. Costs nothing when none is pending."""
+        self._has_answered = False
         if not self._pending:
             return
         has_exclusive = False
@@ -199,6 +201,7 @@ class ControlPlane:
             if answer is not None:
                 self._pending.remove(pending)
                 self._answers.append((pending.caller.client, answer))
+                self._has_answered = True
             has_exclusive |= answer is None and pending.operation.is_exclusive
 
     def take_answers(self) -> list[tuple[bytes, ToClient]]:
@@ -214,6 +217,8 @@ class ControlPlane:
 
     def next_look_s(self) -> float | None:
         """Seconds until an operation must be looked at again though nothing else happens; None if never."""
+        if self._has_answered and self._pending:
+            return 0.0  # a pause, for example, has just made the engine idle
         return min((self._wait_s(pending) for pending in self._pending), default=None)
 
     def _wait_s(self, pending: PendingOperation) -> float:
