@@ -17,6 +17,10 @@ class Pinning:
         self._board = PinBoard(cache, clock)
         self._scheduler = scheduler
 
+    @property
+    def num_pins(self) -> int:
+        return sum(1 for _ in self._board)
+
     def advance(self) -> None:
         self._board.advance()
 

@@ -1,5 +1,6 @@
 """Puts the parts of an engine together. No torch: the server, the tests and the simulation all start here."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from headwater.cache.jobs import JobRunner, ThreadJobRunner
@@ -19,7 +20,9 @@ from headwater.engine.wire import Wire
 from headwater.messages import EngineReady
 from headwater.scheduling.scheduler import Limits, Scheduler
 from headwater.scheduling.waiting_queue import SchedulePolicy
+from headwater.storage.backend import StorageBackend
 from headwater.storage.page_key import Fingerprint
+from headwater.storage.registry import open_backend
 
 _NO_FINGERPRINT = Fingerprint(  # of an engine that has no pages worth storing: tests
     weights_id="", model_config_hash="", kv_dtype="", page_size=0, num_layers=0, num_kv_heads=0, head_dim=0
@@ -36,6 +39,7 @@ class EngineParts:
     control: ControlPlane
     blockers: Blockers
     storage: StorageControl
+    pinning: Pinning
 
 
 def wire_engine(
@@ -53,6 +57,7 @@ def wire_engine(
     fingerprint: Fingerprint | None = None,
     jobs: JobRunner | None = None,
     storage_settings: StorageSettings | None = None,
+    storage_opener: Callable[..., StorageBackend] = open_backend,
 ) -> EngineParts:
     """An engine around `runner`, whose facts are in `ready`."""
     cache = PrefixCache(
@@ -82,6 +87,7 @@ def wire_engine(
         jobs=jobs or ThreadJobRunner(name="storage"),
         clock=clock,
         settings=storage_settings or StorageSettings(),
+        opener=storage_opener,
     )
     ports = EnginePorts(
         cache=CacheForControl(cache),
@@ -103,6 +109,7 @@ def wire_engine(
         blockers=blockers,
         memory_bytes=memory_bytes or {},
     )
+    pinning = Pinning(cache, clock, scheduler)
     loop = EngineLoop(
         wire=wire,
         scheduler=scheduler,
@@ -111,6 +118,14 @@ def wire_engine(
         ready=ready,
         flight=flight,
         report=report,
-        pinning=Pinning(cache, clock, scheduler),
+        pinning=pinning,
     )
-    return EngineParts(loop=loop, scheduler=scheduler, cache=cache, control=control, blockers=blockers, storage=storage)
+    return EngineParts(
+        loop=loop,
+        scheduler=scheduler,
+        cache=cache,
+        control=control,
+        blockers=blockers,
+        storage=storage,
+        pinning=pinning,
+    )
