@@ -36,6 +36,12 @@ class Scope:
     prefix: TokenIds | None = None  # int32[n], n >= 1
     tiers: frozenset[Tier] = frozenset(Tier)
 
+    @property
+    def is_everything(self) -> bool:
+        """Whether it is as wide as can be, on its tiers."""
+        narrowed = (self.cache_salt, self.extra_key, self.other_than_weights_id, self.prefix)
+        return all(part is None for part in narrowed)
+
     def has_namespace(self, namespace: Namespace) -> bool:
         return (
             (self.cache_salt is None or self.cache_salt == namespace.cache_salt)

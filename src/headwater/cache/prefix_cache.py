@@ -7,6 +7,7 @@ from headwater.cache.copier import PageCopier
 from headwater.cache.host_pages import HostPages
 from headwater.cache.lease import NO_LIMIT, Lease
 from headwater.cache.namespace import Namespace, Scope, Tier
+from headwater.cache.observer import CacheObserver
 from headwater.cache.page_pool import Owner, PageIds, PagePool
 from headwater.cache.prefetch import Prefetch
 from headwater.cache.radix_tree import Node, RadixTree
@@ -97,6 +98,11 @@ class PrefixCache:
     def tiers(self) -> tuple[Tier, ...]:
         """Enabled tiers, the device first."""
         return (*self.books, Tier.STORAGE) if self.storage is not None else tuple(self.books)
+
+    def observe(self, observer: CacheObserver) -> None:
+        """Tell `observer` from now on what comes to a tier and what leaves it."""
+        for books in self.books.values():
+            books.observer = observer
 
     # --- what requests do ---------------------------------------------------------------------------
 
@@ -301,6 +307,8 @@ class PrefixCache:
             retirement.generation = self.generation
             self.counters.retirements += 1
             self.counters.retired_tokens += num_pages * self.page_size
+        if self._device.observer is not None:
+            self._device.observer.cleared(self.generation, scope)
         return retirement
 
     def preview(self, scope: Scope) -> Retirement:

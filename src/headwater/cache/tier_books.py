@@ -2,6 +2,7 @@
 
 from headwater.cache.eviction import LruLeaves
 from headwater.cache.namespace import Tier
+from headwater.cache.observer import CacheObserver
 from headwater.cache.page_pool import Owner, PageIds, PagePool
 from headwater.cache.radix_tree import Node, RadixTree, Run
 from headwater.cache.retirement import Retirement
@@ -15,6 +16,7 @@ class TierBooks:
         self.pool = PagePool(num_pages)
         self.num_evictable = 0  # unpinned pages in the tree
         self.num_evicted = 0  # pages, ever
+        self.observer: CacheObserver | None = None
         self._tree = tree
         self._lru = LruLeaves(tier)
 
@@ -40,6 +42,8 @@ class TierBooks:
         if pins == 0:
             self.num_evictable += len(pages)
             self._lru.offer(node)
+        if self.observer is not None:
+            self.observer.stored(node, self.tier)
         return run
 
     def pin(self, run: Run) -> None:
@@ -65,6 +69,8 @@ class TierBooks:
     def cut(self, node: Node, retirement: Retirement) -> None:
         """Retire the run of `node`: free if nobody pins it, else with its last pin."""
         run = node.runs.pop(self.tier)
+        if self.observer is not None:
+            self.observer.removed(node, self.tier, reason="retired")
         num_pages = len(run.pages)
         if run.pins == 0:
             self.pool.free(run.pages, giver=Owner.TREE)
@@ -101,6 +107,8 @@ class TierBooks:
             if surplus > 0:  # give up the tail only
                 self._tree.split(node, surplus)
             run = node.runs.pop(self.tier)
+            if self.observer is not None:
+                self.observer.removed(node, self.tier, reason="evicted")
             self.pool.free(run.pages, giver=Owner.TREE)
             self.num_evictable -= len(run.pages)
             self.num_evicted += len(run.pages)

@@ -44,7 +44,8 @@ __all__ = [
 MAX_EXTRA_REQUESTS = 4  # an engine that knows the prefix may have so many more than the least loaded one
 _SHORTEST_S = 1e-9  # a timeout that has run out is still one that was given
 
-Deferred = FlushCache | UpdateWeights | ReleaseMemory | ResumeMemory | AttachStorage  # calls with a `timeout_s` of their own
+# calls with a `timeout_s` of their own
+Deferred = FlushCache | UpdateWeights | ReleaseMemory | ResumeMemory | AttachStorage
 
 
 class EngineClient:

@@ -9,6 +9,7 @@ from headwater.control.control_plane import ControlPlane
 from headwater.control.operation import Hold
 from headwater.engine.cache_view import CacheTreeView
 from headwater.engine.flight import Flight
+from headwater.engine.kv_events_publisher import KvEventsPublisher
 from headwater.engine.pinning import Pinning
 from headwater.engine.ports import ModelRunner
 from headwater.engine.wire import Wire
@@ -65,6 +66,7 @@ class EngineLoop:
         flight: Flight,
         report: Callable[[str], EngineState],
         pinning: Pinning,
+        kv_events: KvEventsPublisher | None = None,
     ) -> None:
         self._wire = wire
         self._scheduler = scheduler
@@ -73,6 +75,7 @@ class EngineLoop:
         self._ready = ready  # call_id is filled in for each client
         self._report = report
         self._pinning = pinning
+        self._kv_events = kv_events
         self._flight = flight
         self._has_progressed = False  # in the last turn: then the next may find something to run
         self._is_stopping = False
@@ -87,6 +90,8 @@ class EngineLoop:
         self._finish_previous_step()
         self._scheduler.abort("", match="all", message="the server is shutting down")
         self._send_outputs()
+        if self._kv_events is not None:
+            self._kv_events.close()
         self._wire.close()
 
     def stop(self) -> None:
@@ -109,6 +114,8 @@ class EngineLoop:
         self._flight.step = launched
         if launched is not None and launched[1].is_done():  # on a CPU the result leaves in the same turn
             self._finish_previous_step()
+        if self._kv_events is not None:  # before the answers: who has been told of a flush can have seen its events
+            self._kv_events.publish()
         self._send_outputs()
 
     def _admission(self) -> Admission:

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 
 from headwater.cache.jobs import JobRunner, ThreadJobRunner
 from headwater.cache.prefix_cache import HostTier, PrefixCache
+from headwater.cache.storage_names import StorageNames
 from headwater.cache.storage_tier import StorageSettings
 from headwater.clock import Clock
 from headwater.control.control_plane import ControlPlane, EnginePorts
 from headwater.engine.blockers import Blockers
 from headwater.engine.control_ports import CacheForControl, IdentityForControl, RequestsForControl
 from headwater.engine.flight import Flight
+from headwater.engine.kv_events_publisher import KvEventsPublisher, KvEventsSettings
+from headwater.engine.kv_events_recorder import KvEventsRecorder
 from headwater.engine.loop import EngineLoop
 from headwater.engine.pinning import Pinning
 from headwater.engine.ports import ModelRunner
@@ -58,6 +61,7 @@ def wire_engine(
     jobs: JobRunner | None = None,
     storage_settings: StorageSettings | None = None,
     storage_opener: Callable[..., StorageBackend] = open_backend,
+    kv_events: KvEventsSettings | None = None,
 ) -> EngineParts:
     """An engine around `runner`, whose facts are in `ready`."""
     cache = PrefixCache(
@@ -119,6 +123,7 @@ def wire_engine(
         flight=flight,
         report=report,
         pinning=pinning,
+        kv_events=_publisher(kv_events, cache, fingerprint or _NO_FINGERPRINT),
     )
     return EngineParts(
         loop=loop,
@@ -129,3 +134,13 @@ def wire_engine(
         storage=storage,
         pinning=pinning,
     )
+
+
+def _publisher(
+    settings: KvEventsSettings | None, cache: PrefixCache, fingerprint: Fingerprint
+) -> KvEventsPublisher | None:
+    if settings is None:
+        return None
+    recorder = KvEventsRecorder(cache.tree, StorageNames(fingerprint))
+    cache.observe(recorder)
+    return KvEventsPublisher(recorder, settings)

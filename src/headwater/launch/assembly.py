@@ -10,6 +10,7 @@ from headwater.clock import MonotonicClock
 from headwater.devices.cpu import CpuDevice
 from headwater.devices.host_memory import CpuPageCopier, HostMemory
 from headwater.devices.kv_memory import KVLayout, num_pages_in_budget
+from headwater.engine.kv_events_publisher import KvEventsSettings, endpoint_of
 from headwater.engine.loop import EngineLoop
 from headwater.engine.wire import ZmqWire
 from headwater.engine.wiring import EngineParts, wire_engine
@@ -28,8 +29,8 @@ from headwater.storage.registry import open_backend
 _log = logging.getLogger(__name__)
 
 
-def build_engine(args: ServerArgs, endpoint: str) -> EngineLoop:
-    """Load the model and return a loop that answers on `endpoint`; call its `run`.
+def build_engine(args: ServerArgs, endpoint: str, *, index: int = 0) -> EngineLoop:
+    """Load the model and return a loop that answers on `endpoint`; call its `run`. `index`: of several engines.
 
     `args.model` is a path or hub id. Raises `ValueError` or `OSError`, in words for the user, when the model
     cannot be served with these arguments.
@@ -110,6 +111,7 @@ def build_engine(args: ServerArgs, endpoint: str) -> EngineLoop:
         host=_host_tier(args, runner, layout, num_pages),
         fingerprint=_fingerprint(loaded, layout),
         storage_settings=StorageSettings(policy=PrefetchPolicy(args.hicache_storage_prefetch_policy)),
+        kv_events=_kv_events(args, index),
     )
     _attach_storage(args, parts)
     return parts.loop
@@ -201,3 +203,15 @@ def _num_pages(args: ServerArgs, layout: KVLayout, weights_bytes: int, free_byte
             f"{weights_bytes / 2**30:.2f} GiB, {free_bytes / 2**30:.2f} GiB of memory are free"
         )
     return num_pages_in_budget(budget_bytes, layout)
+
+
+def _kv_events(args: ServerArgs, index: int) -> KvEventsSettings | None:
+    if args.kv_events_endpoint is None:
+        return None
+    replay = args.kv_events_replay_endpoint
+    return KvEventsSettings(
+        endpoint=endpoint_of(args.kv_events_endpoint, index),
+        replay_endpoint=None if replay is None else endpoint_of(replay, index),
+        num_kept=args.kv_events_kept,
+        rank=index,
+    )

@@ -4,6 +4,7 @@ Every field carries its own `Flag`: help text, range and panel. `cli.py` makes t
 these and `ServerArgs` checks itself against them, so that a flag is written down once.
 """
 
+import re
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ SCHEDULE = "Scheduling"
 PROCESS = "Processes"
 
 MIB = 1 << 20
+ENDPOINT = re.compile(r"tcp://[^/:]+:\d{1,5}|tcp://\[[0-9a-fA-F:]+\]:\d{1,5}|ipc:///.+")
 GB = 10**9
 
 
@@ -138,6 +140,21 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         Flag("How long a request waits for its pages from the store.", TIERS),
     ] = "timeout"
 
+    kv_events_endpoint: Annotated[
+        str | None,
+        Flag(
+            "Publish what the cache holds on this zmq address (tcp://127.0.0.1:5557 or ipc:///path); "
+            "engine N of several adds N to the port or .N to the path.",
+            TIERS,
+        ),
+    ] = None
+    kv_events_replay_endpoint: Annotated[
+        str | None, Flag("Repeat the last events on this zmq address to those who missed them.", TIERS)
+    ] = None
+    kv_events_kept: Annotated[
+        int, Flag("Batches of events kept for that.", TIERS, low=1, high=10_000_000)
+    ] = 10_000
+
     max_running_requests: Annotated[
         int | None, Flag("Requests that run at once. Default: 64 on CPU.", SCHEDULE, low=1, high=4096)
     ] = None
@@ -198,6 +215,15 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
             if getattr(self, name) == "":
                 raise ValueError(f"{flag_name(name)} must not be empty")
         self._check_tiers()
+        self._check_events()
+
+    def _check_events(self) -> None:
+        for name in ("kv_events_endpoint", "kv_events_replay_endpoint"):
+            value = getattr(self, name)
+            if value is not None and ENDPOINT.fullmatch(value) is None:
+                raise ValueError(f"{flag_name(name)} must be tcp://ADDRESS:PORT or ipc:///PATH, got {value!r}")
+        if self.kv_events_replay_endpoint is not None and self.kv_events_endpoint is None:
+            raise ValueError("--kv-events-replay-endpoint needs --kv-events-endpoint")
 
     def _check_tiers(self) -> None:
         kind = self.hicache_storage_backend

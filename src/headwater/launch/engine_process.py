@@ -29,6 +29,7 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True):
     args: ServerArgs
     endpoint: str
     directory: str
+    index: int = 0  # of this engine among the server's
 
 
 class StartFailure(msgspec.Struct, frozen=True):
@@ -93,7 +94,7 @@ def main() -> int:
     try:
         from headwater.launch.assembly import build_engine
 
-        engine = build_engine(start.args, start.endpoint)
+        engine = build_engine(start.args, start.endpoint, index=start.index)
     except (
         ValueError,
         OSError,

@@ -110,7 +110,7 @@ class EngineSupervisor:
         self._num_starts += 1
         endpoint = f"ipc://{socket}"
         self._process = await EngineProcess.start(
-            EngineStart(args=self._args, endpoint=endpoint, directory=str(self._directory)),
+            EngineStart(args=self._args, endpoint=endpoint, directory=str(self._directory), index=self.index),
             command=self._command,
         )
         return endpoint

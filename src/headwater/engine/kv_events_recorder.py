@@ -1,0 +1,73 @@
+"""From changes of the prefix cache to events."""
+
+from headwater.cache.namespace import Scope, Tier
+from headwater.cache.radix_tree import Node, RadixTree
+from headwater.cache.storage_names import StorageNames
+from headwater.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
+
+
+class KvEventsRecorder:
+    """`cache.observer.CacheObserver` that keeps the events of a turn until `take`.
+
+    Neighbouring removals become one event; those of a flush of everything become one `AllBlocksCleared`.
+    """
+
+    def __init__(self, tree: RadixTree, names: StorageNames) -> None:
+        self._tree = tree
+        self._names = names
+        self._events: list[KvEvent] = []
+        self._removed: list[bytes] = []
+        self._removed_as: tuple[Tier, str] | None = None
+        self._num_before_cut: int | None = None  # events when the removals of the retirement under way began
+
+    def stored(self, node: Node, tier: Tier) -> None:
+        self._close_removals()
+        hashes = self._names.hashes(self._tree, node)
+        above = node.parent
+        has_parent = above is not None and not above.is_root
+        self._events.append(
+            BlockStored(
+                block_hashes=tuple(hashes),
+                parent_block_hash=self._names.hashes(self._tree, above)[-1] if above and has_parent else None,
+                token_ids=tuple(node.tokens.tolist()),
+                block_size=self._tree.page_size,
+                medium=tier.name.lower(),
+                cache_salt=node.namespace.cache_salt,
+                extra_key=node.namespace.extra_key,
+                weights_id=node.namespace.weights_id,
+            )
+        )
+
+    def removed(self, node: Node, tier: Tier, *, reason: str) -> None:
+        if self._removed_as != (tier, reason):
+            self._close_removals()
+            self._removed_as = (tier, reason)
+        if reason == "retired" and self._num_before_cut is None:
+            self._num_before_cut = len(self._events)
+        self._removed += self._names.hashes(self._tree, node)
+
+    def cleared(self, generation: int, scope: Scope) -> None:
+        self._close_removals()
+        begin, self._num_before_cut = self._num_before_cut, None
+        if not scope.is_everything:
+            return
+        if begin is not None:
+            del self._events[begin:]
+        tiers = tuple(tier.name.lower() for tier in sorted(scope.tiers))
+        self._events.append(AllBlocksCleared(generation=generation, tiers=tiers))
+
+    def take(self) -> tuple[KvEvent, ...]:
+        """All events since the last call, in order."""
+        if not self._events and not self._removed:
+            return ()
+        self._close_removals()
+        events, self._events = tuple(self._events), []
+        return events
+
+    def _close_removals(self) -> None:
+        if self._removed_as is None:
+            return
+        tier, reason = self._removed_as
+        event = BlockRemoved(block_hashes=tuple(self._removed), medium=tier.name.lower(), reason=reason)
+        self._events.append(event)
+        self._removed, self._removed_as = [], None

@@ -1,0 +1,64 @@
+"""What is published about the cache: which blocks of tokens came to a tier, which left it, and why.
+
+A block is a page. Its hash is chained over all tokens before it, the model, and the namespace
+(storage/page_key.py), so it is the same on every server of a model, and equal hashes mean equal prompts.
+Structs are arrays on the wire, with the class's name first; fields may be added at the end. docs/events.md
+tells the frames, the sequence numbers and the replay.
+"""
+
+import msgspec
+
+
+class _Event(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
+    """The base: immutable, positional on the wire, trailing defaults left out."""
+
+
+class BlockStored(_Event, tag="BlockStored"):
+    """Consecutive blocks of one sequence that a tier holds from now on.
+
+    `token_ids` are the tokens of all of them, `block_size` to a block; `parent_block_hash` is None at the
+    start of a sequence.
+    """
+
+    block_hashes: tuple[bytes, ...]
+    parent_block_hash: bytes | None
+    token_ids: tuple[int, ...]
+    block_size: int
+    lora_id: int | None = None
+    medium: str = "device"  # device, host or storage
+    cache_salt: str = ""
+    session_id: str | None = None
+    lora_name: str | None = None
+    extra_key: str = ""
+    weights_id: str = ""
+
+
+class BlockRemoved(_Event, tag="BlockRemoved"):
+    """Blocks that a tier can serve no more. `evicted`: others needed the room. `retired`: a flush, or new weights."""
+
+    block_hashes: tuple[bytes, ...]
+    medium: str = "device"
+    reason: str = "evicted"
+
+
+class AllBlocksCleared(_Event, tag="AllBlocksCleared"):
+    """A flush of everything on `tiers`. One that is narrower is told block by block."""
+
+    generation: int = 0
+    tiers: tuple[str, ...] = ()
+
+
+KvEvent = BlockStored | BlockRemoved | AllBlocksCleared
+
+
+class EventBatch(_Event):
+    """The events of one turn of the loop. `epoch` names the engine's process: another one starts empty, at 0."""
+
+    ts: float  # Unix time
+    events: tuple[KvEvent, ...]
+    data_parallel_rank: int = 0
+    epoch: str = ""
+
+
+encode_batch = msgspec.msgpack.Encoder().encode
+decode_batch = msgspec.msgpack.Decoder(EventBatch).decode

@@ -1,0 +1,224 @@
+"""Events of the cache: a reader who applies them knows at every moment what the cache holds."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from engine_driver import VOCAB_SIZE, Driver
+from headwater.cache.namespace import Tier
+from headwater.cache.storage_names import StorageNames
+from headwater.cache.write_policy import WritePolicy
+from headwater.engine.kv_events_publisher import END_OF_REPLAY, KvEventsPublisher, KvEventsSettings, endpoint_of
+from headwater.engine.kv_events_recorder import KvEventsRecorder
+from headwater.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, decode_batch
+from headwater.messages import FlushCache, UpdateWeights, pack_ids
+from headwater.storage.page_key import Fingerprint
+
+FINGERPRINT = Fingerprint(
+    weights_id="", model_config_hash="m", kv_dtype="d", page_size=4, num_layers=1, num_kv_heads=1, head_dim=1
+)
+
+
+class Reader:
+    """What somebody knows who only sees events."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, dict[bytes, tuple[int, ...]]] = {"device": {}, "host": {}}  # medium -> hash -> tokens
+
+    def apply(self, events: tuple[KvEvent, ...]) -> None:
+        for event in events:
+            if isinstance(event, AllBlocksCleared):
+                for medium in event.tiers:
+                    self.held.get(medium, {}).clear()
+            elif isinstance(event, BlockRemoved):
+                for block in event.block_hashes:
+                    del self.held[event.medium][block]
+            else:
+                self._store(event)
+
+    def _store(self, event: BlockStored) -> None:
+        size = event.block_size
+        assert len(event.token_ids) == size * len(event.block_hashes)
+        for index, block in enumerate(event.block_hashes):
+            assert block not in self.held[event.medium], "stored twice"
+            self.held[event.medium][block] = event.token_ids[index * size : (index + 1) * size]
+
+
+def truth(driver: Driver, names: StorageNames) -> dict[str, dict[bytes, tuple[int, ...]]]:
+    tree, found = driver.parts.cache.tree, {"device": {}, "host": {}}
+    for root in tree.roots.values():
+        for node in tree.subtree(root):
+            for tier in node.runs:
+                for index, block in enumerate(names.hashes(tree, node)):
+                    tokens = node.tokens[index * tree.page_size : (index + 1) * tree.page_size]
+                    found[tier.name.lower()][block] = tuple(tokens.tolist())
+    return found
+
+
+def observed(driver: Driver) -> tuple[KvEventsRecorder, StorageNames]:
+    names = StorageNames(FINGERPRINT)
+    recorder = KvEventsRecorder(driver.parts.cache.tree, names)
+    driver.parts.cache.observe(recorder)
+    return recorder, names
+
+
+@pytest.mark.parametrize("policy", list(WritePolicy))
+@pytest.mark.parametrize("seed", range(6))
+def test_a_reader_of_all_events_knows_what_the_cache_holds(policy: WritePolicy, seed: int) -> None:
+    """Through splits, evictions, offloads, restores, flushes of every width and new weights."""
+    source = random.Random(seed)
+    driver = Driver(num_pages=30, num_host_pages=40, write_policy=policy, max_copy_polls=3)
+    recorder, names = observed(driver)
+    reader = Reader()
+    stems = [[source.randrange(VOCAB_SIZE) for _ in range(24)] for _ in range(4)]
+    for step in range(60):
+        prompt = source.choice(stems)[: source.randrange(1, 25)] + [source.randrange(VOCAB_SIZE) for _ in range(8)]
+        driver.generate(f"r{step}", prompt, 3, cache_salt=source.choice(["", "t"]))
+        if source.random() < 0.15:
+            scope = source.choice(
+                [{}, {"cache_salt": "t"}, {"tiers": ("host",)}, {"prefix_ids": pack_ids(source.choice(stems)[:9])}]
+            )
+            driver.send(FlushCache(call_id=f"f{step}", mode="now", **scope))
+        if source.random() < 0.03:
+            driver.send(UpdateWeights(call_id=f"u{step}", path=f"w{step}"))
+        for _ in range(source.randrange(1, 12)):
+            driver.turn()
+            reader.apply(recorder.take())
+            assert reader.held == truth(driver, names)
+    driver.finish()
+    driver.settle()
+    reader.apply(recorder.take())
+    assert reader.held == truth(driver, names)
+    assert driver.parts.cache.books[Tier.DEVICE].num_evicted > 0, "too little happened to show anything"
+
+
+def test_events_say_where_why_and_after_what() -> None:
+    driver = Driver(num_pages=20, num_host_pages=40)
+    recorder, _ = observed(driver)
+    driver.finish(driver.generate("a", list(range(16)), 1, cache_salt="s"))
+    driver.settle()
+    events = recorder.take()
+    stored = [event for event in events if isinstance(event, BlockStored)]
+    assert [event.medium for event in stored] == ["device", "host"]
+    assert stored[0].cache_salt == "s" and stored[0].weights_id == "w0" and stored[0].parent_block_hash is None
+    driver.finish(driver.generate("b", [*range(16), *range(100, 108)], 1, cache_salt="s"))
+    (more, *_) = [event for event in recorder.take() if isinstance(event, BlockStored)]
+    assert more.parent_block_hash == stored[0].block_hashes[-1], "a reader could not put it in its place"
+    driver.settle()
+    recorder.take()
+    driver.send(FlushCache(call_id="f", cache_salt="s", tiers=("device",), mode="now"))
+    driver.turn()
+    removed = recorder.take()
+    assert removed and all(isinstance(event, BlockRemoved) for event in removed)
+    assert {(event.medium, event.reason) for event in removed} == {("device", "retired")}  # type: ignore[union-attr]
+    driver.send(FlushCache(call_id="g", mode="now"))
+    driver.turn()
+    (cleared,) = recorder.take()
+    assert isinstance(cleared, AllBlocksCleared) and cleared.tiers == ("device", "host")
+    assert cleared.generation == driver.parts.cache.generation
+
+
+def test_salts_and_weights_have_blocks_of_their_own() -> None:
+    """Equal hashes for equal tokens of two tenants would route one to the other's cache."""
+    driver = Driver()
+    recorder, _ = observed(driver)
+    for salt in ("a", "b"):
+        driver.finish(driver.generate(salt, list(range(16)), 1, cache_salt=salt))
+    one, two = (event for event in recorder.take() if isinstance(event, BlockStored))
+    assert not set(one.block_hashes) & set(two.block_hashes)
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Iterator[tuple[Driver, KvEventsPublisher, zmq.Socket, str]]:
+    driver = Driver()
+    recorder, _ = observed(driver)
+    endpoint, replay = f"ipc://{tmp_path}/events", f"ipc://{tmp_path}/replay"
+    publisher = KvEventsPublisher(recorder, KvEventsSettings(endpoint, replay, num_kept=3, rank=2))
+    subscriber = zmq.Context.instance().socket(zmq.SUB)
+    subscriber.setsockopt(zmq.RCVTIMEO, 3000)
+    subscriber.setsockopt(zmq.LINGER, 0)
+    subscriber.connect(endpoint)
+    subscriber.subscribe(b"")
+    assert publisher._socket.poll(0) == 0
+    yield driver, publisher, subscriber, replay
+    subscriber.close()
+    publisher.close()
+
+
+def replayed(endpoint: str, number: int) -> list[int]:
+    """Sequence numbers that a replay from `number` brings."""
+    request = zmq.Context.instance().socket(zmq.DEALER)
+    request.setsockopt(zmq.RCVTIMEO, 3000)
+    request.setsockopt(zmq.LINGER, 0)
+    request.connect(endpoint)
+    try:
+        request.send_multipart((b"", number.to_bytes(8, "big")))
+        numbers = []
+        while True:
+            _, got, batch = request.recv_multipart()
+            if got == END_OF_REPLAY:
+                return numbers
+            assert decode_batch(batch).events
+            numbers.append(int.from_bytes(got, "big"))
+    finally:
+        request.close()
+
+
+def test_batches_are_numbered_without_gaps_and_the_last_are_repeated(published) -> None:
+    driver, publisher, subscriber, replay = published
+    _await_subscription(publisher, subscriber, driver)
+    numbers = []
+    for index in range(5):
+        driver.finish(driver.generate(f"r{index}", [index * 7 + token for token in range(12)], 1))
+        publisher.publish()
+        topic, number, batch = subscriber.recv_multipart()
+        decoded = decode_batch(batch)
+        assert topic == b"" and decoded.data_parallel_rank == 2 and decoded.epoch
+        numbers.append(int.from_bytes(number, "big"))
+    assert numbers == list(range(numbers[0], numbers[0] + 5))
+    assert replayed(replay, 0) == numbers[-3:], "no more than is kept"
+    assert replayed(replay, numbers[-1]) == numbers[-1:]
+    assert replayed(replay, numbers[-1] + 1) == []
+
+
+def _await_subscription(publisher: KvEventsPublisher, subscriber: zmq.Socket, driver: Driver) -> None:
+    """A subscription reaches the publisher a little later; what is sent before is missed."""
+    for attempt in range(100):
+        driver.finish(driver.generate(f"probe{attempt}", [500 + attempt] * 8, 1))
+        publisher.publish()
+        if subscriber.poll(30):
+            while subscriber.poll(0):
+                subscriber.recv_multipart()
+            return
+    raise AssertionError("the subscriber hears nothing")
+
+
+def test_a_turn_in_which_nothing_happened_sends_nothing(published) -> None:
+    _, publisher, _, replay = published
+    publisher.publish()
+    assert replayed(replay, 0) == []
+
+
+def test_a_malformed_request_for_a_replay_does_not_end_the_service(published) -> None:
+    _, _, _, replay = published
+    request = zmq.Context.instance().socket(zmq.DEALER)
+    request.connect(replay)
+    request.send_multipart((b"", b"abc"))
+    assert replayed(replay, 0) == []
+    request.close(linger=0)
+
+
+def test_an_endpoint_that_is_taken_names_the_flag(tmp_path: Path) -> None:
+    driver = Driver()
+    recorder, _ = observed(driver)
+    with pytest.raises(ValueError, match="--kv-events-endpoint"):
+        KvEventsPublisher(recorder, KvEventsSettings(f"ipc://{tmp_path}/none/such"))
+
+
+def test_each_engine_has_an_address_of_its_own() -> None:
+    assert endpoint_of("tcp://127.0.0.1:5557", 2) == "tcp://127.0.0.1:5559"
+    assert endpoint_of("ipc:///tmp/events", 1) == "ipc:///tmp/events.1"
+    assert endpoint_of("ipc:///tmp/events", 0) == "ipc:///tmp/events"
