@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from step_driver import StepDriver
-from tiny_models import MODEL_NAMES, VOCAB_SIZE, greedy_text, make_tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
@@ -15,6 +14,7 @@ from headwater.devices.cpu import CpuDevice
 from headwater.execution.model_runner import ModelRunner
 from headwater.launch.default_model import ensure_default_model
 from headwater.models.loader import load_model, resolve_model
+from tiny_models import MODEL_NAMES, VOCAB_SIZE, greedy_text, make_tiny_model
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +82,18 @@ def test_requests_that_come_and_go_do_not_change_each_other(tmp_path: Path) -> N
                 done[index] = it.outputs
                 del running[slot]
     assert [done[index] for index in range(len(prompts))] == expected
+
+
+@pytest.mark.parametrize("name", ["llama-biases-mha", "qwen3"])
+def test_float16_runs_and_stays_close(name: str, tmp_path: Path) -> None:
+    """float16 is offered by --dtype; its first tokens must be float32's."""
+    reference = make_tiny_model(name, tmp_path)
+    prompts = _prompts()
+    driver = StepDriver(_runner(tmp_path, page_size=16, dtype="float16"))
+    requests = [driver.add(prompt, slot=slot) for slot, prompt in enumerate(prompts)]
+    driver.run(requests, num_outputs=4, chunk=20)
+    expected = [greedy_text(reference, prompt, 4) for prompt in prompts]
+    assert sum(it.outputs == text for it, text in zip(requests, expected, strict=True)) >= 14
 
 
 def test_a_retracted_request_goes_on_with_the_same_text(tmp_path: Path) -> None:

@@ -97,7 +97,11 @@ class StepAttention(Protocol):
 
 
 class Device(Protocol):
-    """One place to compute. All methods are called from one thread."""
+    """One place to compute. Steps run in one thread; packing may run in another meanwhile (new weights).
+
+    A row's results should not depend on the other rows of its step, nor on how its tokens are cut into chunks:
+    with the native CPU kernels they are the same bits, so text does not change with load or with cache hits.
+    """
 
     name: str
     torch_device: torch.device

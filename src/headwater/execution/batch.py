@@ -45,6 +45,7 @@ class SlotTable:
 
     def inputs(self, plan: StepPlan) -> StepInputs:
         """Flatten a plan, which must have been applied."""
+        assert plan.num_rows and (plan.num_tokens > 0).all(), "a plan computes at least one token in every row"
         ends = np.cumsum(plan.num_tokens, dtype=np.int32)
         starts = ends - plan.num_tokens
         rows = np.repeat(np.arange(plan.num_rows), plan.num_tokens)
