@@ -64,7 +64,7 @@ def engine(backend=None, **kwargs) -> Driver:
 def run(driver: Driver, rid: str, prompt: list[int], num_tokens: int = 2, weights: str = "w0", **kwargs):
     answer = driver.generate(rid, prompt, num_tokens, **kwargs)
     driver.finish(answer)
-    assert answer.tokens == expected(prompt, num_tokens, weights)
+    assert answer.tokens == expected(prompt, num_tokens, weights, cache_salt=kwargs.get("cache_salt", ""))
     driver.settle()
     return answer
 

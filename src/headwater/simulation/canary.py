@@ -18,14 +18,21 @@ def mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def next_canary(before: int, token_id: int, weights: str) -> int:
-    """The KV of a token: of the token before it, itself, and the weights that computed it."""
-    return mix(before ^ mix(token_id + 1) ^ _weights_salt(weights))
+def next_canary(before: int, token_id: int, weights: str, namespace: str = "") -> int:
+    """The KV of a token: of the token before it, itself, the weights that computed it, and for whom."""
+    return mix(before ^ mix(token_id + 1) ^ origin(weights, namespace))
 
 
 @functools.cache
-def _weights_salt(weights: str) -> int:
-    return int.from_bytes(hashlib.blake2b(weights.encode(), digest_size=8).digest(), "little")
+def origin(weights: str, namespace: str = "") -> int:
+    """What weights and namespace contribute to each canary."""
+    name = weights if not namespace else f"{weights}\0{namespace}"
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def namespace_text(cache_salt: str, extra_key: str) -> str:
+    """A namespace as canaries know it; that of requests without salt and key is empty."""
+    return f"{cache_salt}\0{extra_key}" if cache_salt or extra_key else ""
 
 
 def token_from(canaries: npt.NDArray[np.uint64], vocab_size: int) -> int:
@@ -35,19 +42,24 @@ def token_from(canaries: npt.NDArray[np.uint64], vocab_size: int) -> int:
 
 
 def expected_tokens(
-    prompt: list[int], num_tokens: int, vocab_size: int, weights: Sequence[str] | str = "w0"
+    prompt: list[int],
+    num_tokens: int,
+    vocab_size: int,
+    weights: Sequence[str] | str = "w0",
+    *,
+    namespace: str = "",
 ) -> list[int]:
-    """What greedy generation from `prompt` must give, from the tokens alone.
+    """What greedy generation from `prompt` must give, from tokens, weights and namespace alone.
 
     `weights` names those that compute each position, the last name standing for all further ones.
     """
     names = [weights] if isinstance(weights, str) else weights
-    canaries: list[int] = []
     tokens: list[int] = []
+    before, total = START, 0
     for position in range(len(prompt) + num_tokens):
         if position >= len(prompt):
-            tokens.append(token_from(np.array(canaries, dtype=np.uint64), vocab_size))
+            tokens.append(mix(total) % vocab_size)
         token = prompt[position] if position < len(prompt) else tokens[-1]
-        before = canaries[-1] if canaries else START
-        canaries.append(next_canary(before, token, names[min(position, len(names) - 1)]))
+        before = next_canary(before, token, names[min(position, len(names) - 1)], namespace)
+        total = (total + before * (2 * position + 1)) & _MASK
     return tokens

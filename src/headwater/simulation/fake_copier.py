@@ -1,88 +1,129 @@
-"""Copies of canaries between the fake runner's KV and a host tier, with scripted delays and failures."""
+"""Copies of records between the fake runner's KV and a host tier, with seeded delays, reordering and failures."""
 
-import random
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from headwater.cache.page_pool import PageIds
+from headwater.simulation.canary import mix
+from headwater.simulation.kv_records import HostRecords, Records, make_records
+from headwater.simulation.violation import demand
+
+FakeHostPages = HostRecords
+
+
+class StepPages(NamedTuple):
+    """Pages that steps in flight read, and those that they write."""
+
+    read: npt.NDArray[np.int32]
+    written: npt.NDArray[np.int32]
 
 
 class FakeCopy:
-    """A copy that happens, all at once, when it is found done: until then both sides may be looked at, not used."""
+    """A copy that happens, all at once, when it is found done: until then both sides may be looked at, not used.
+
+    Its source must stay as it was when it began, and nobody else may write to its target.
+    """
 
     def __init__(
         self,
-        source: npt.NDArray[np.uint64],
-        sources: PageIds,
-        target: npt.NDArray[np.uint64],
-        targets: PageIds,
+        kind: str,
         *,
+        source: Records,
+        sources: PageIds,
+        target: Records,
+        targets: PageIds,
         num_polls: int,
         fails: bool,
+        turn: int,
     ) -> None:
+        self.kind = kind
+        self.turn = turn  # in which it began
+        self.num_turns = 0  # it has been in flight, counted by whoever checks turns
+        self.num_turns_allowed = num_polls + 1
+        self._polls_left = num_polls
+        self.has_failed = False
+        self.is_finished = False
+        self.before = source[sources].copy()
+        self.retired = self.before["retired"].copy()  # of the target: a flush covers what is on its way there
         self._source, self._sources = source, sources.copy()
         self._target, self._targets = target, targets.copy()
-        self._polls_left = num_polls
+        self._target_before = target["canary"][targets].copy()
         self._fails = fails
-        self._is_done = False
-        self.has_failed = False
 
     def is_done(self) -> bool:
-        if not self._is_done:
+        if not self.is_finished:
             self._polls_left -= 1
             if self._polls_left < 0:
-                self._is_done = True
+                self.is_finished = True
                 self.has_failed = self._fails
-                # A copy that fails may have written anything.
-                copied = self._source[self._sources]
-                self._target[self._targets] = copied ^ np.uint64(0x5555) if self._fails else copied
-        return self._is_done
+                self._carry_out()
+        return self.is_finished
 
-
-class FakeHostPages:
-    """`cache.host_pages.HostPages` over a host tier of canaries."""
-
-    def __init__(self, host: npt.NDArray[np.uint64]) -> None:
-        self._bytes = host.view(np.uint8).reshape(host.shape[0], -1)
-
-    @property
-    def page_bytes(self) -> int:
-        return self._bytes.shape[1]
-
-    def view(self, page: int) -> memoryview:
-        return memoryview(self._bytes[page])
+    def _carry_out(self) -> None:
+        copied = self._source[self._sources]
+        same = np.array_equal(copied["canary"], self.before["canary"])
+        demand(same, "copy_source_kept", f"{self.kind}: a page was written while it was copied")
+        same = np.array_equal(self._target["canary"][self._targets], self._target_before)
+        demand(same, "copy_target_kept", f"{self.kind}: a page was written while it was the target of a copy")
+        copied["retired"] = self.retired
+        if self._fails:  # the first half has arrived, the rest is anything
+            copied["canary"][len(copied) // 2 :] ^= np.uint64(0x5555)
+        self._target[self._targets] = copied
 
 
 class FakeCopier:
-    """`cache.copier.PageCopier` over canaries. Reads its source only when the copy ends, so that a page that was
-    reused too early shows in the text."""
+    """`cache.copier.PageCopier` over records. Reads its source only when the copy ends, so that a page that was
+    reused too early shows in the text.
 
-    def __init__(self, kv: npt.NDArray[np.uint64], *, num_host_pages: int, seed: int = 0) -> None:
-        self.host = np.zeros((num_host_pages, kv.shape[1]), dtype=np.uint64)
+    Delays and failures follow from what is copied, so that they repeat though other copies come and go.
+    """
+
+    def __init__(self, kv: Records, *, num_host_pages: int, seed: int = 0) -> None:
+        self.host = make_records(num_host_pages, kv.shape[1])
         self.max_polls = 0  # a copy takes up to this many turns
         self.failure_rate = 0.0
+        self.step_pages: Callable[[], StepPages] | None = None
+        self.turn: Callable[[], int] = lambda: 0
         self._kv = kv
-        self._source = random.Random(seed)
+        self._seed = mix(seed + 1)
+        self._num_copies: Counter[int] = Counter()  # by the first canary copied
+        self._open: list[FakeCopy] = []
+
+    @property
+    def open_copies(self) -> list[FakeCopy]:
+        """Copies that have not been found done."""
+        self._open = [copy for copy in self._open if not copy.is_finished]
+        return self._open
 
     def offload(self, device_pages: PageIds, host_pages: PageIds) -> FakeCopy:
-        return self._copy(self._kv, device_pages, self.host, host_pages)
+        if self.step_pages is not None:
+            is_early = np.isin(device_pages, self.step_pages().written).any()
+            demand(not is_early, "offload_after_step", "pages are copied that a step in flight writes")
+        return self._copy("offload", self._kv, device_pages, self.host, host_pages)
 
     def restore(self, host_pages: PageIds, device_pages: PageIds) -> FakeCopy:
-        return self._copy(self.host, host_pages, self._kv, device_pages)
+        if self.step_pages is not None:
+            is_used = np.isin(device_pages, self.step_pages().read).any()
+            demand(not is_used, "restore_into_free_pages", "pages are overwritten that a step in flight reads")
+        return self._copy("restore", self.host, host_pages, self._kv, device_pages)
 
-    def _copy(
-        self,
-        source: npt.NDArray[np.uint64],
-        sources: PageIds,
-        target: npt.NDArray[np.uint64],
-        targets: PageIds,
-    ) -> FakeCopy:
-        return FakeCopy(
-            source,
-            sources,
-            target,
-            targets,
-            num_polls=self._source.randint(0, self.max_polls),
-            fails=self._source.random() < self.failure_rate,
+    def _copy(self, kind: str, source: Records, sources: PageIds, target: Records, targets: PageIds) -> FakeCopy:
+        first = int(source["canary"][sources[0], 0])
+        self._num_copies[first] += 1
+        chance = mix(first ^ self._seed ^ mix(self._num_copies[first]))
+        copy = FakeCopy(
+            kind,
+            source=source,
+            sources=sources,
+            target=target,
+            targets=targets,
+            num_polls=(chance & 0xFFFFFFFF) % (self.max_polls + 1),
+            fails=(chance >> 32) < self.failure_rate * 2**32,
+            turn=self.turn(),
         )
+        self._open = [*self.open_copies, copy]
+        return copy

@@ -6,14 +6,26 @@ from typing import Any
 
 from headwater.cache.jobs import Job
 
+_KINDS = {
+    "StorageWriter.persist": "persist",
+    "StorageReader._look_up": "prefetch",
+    "StorageReader._read_on": "prefetch",
+}
+
 
 class FakeJob(Job):
     """Runs at the `num_polls`-th look; one that hangs runs only when it has been given up, as a late thread would."""
 
     def __init__(self, work: Callable[[Job], Any], *, num_polls: int, hangs: bool) -> None:
         super().__init__(work)
+        self.kind = _KINDS.get(work.__qualname__.split(".<locals>")[0], "")  # the blocker it is counted as
         self._polls_left = num_polls
         self._hangs = hangs
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the loop waits for it."""
+        return not super().is_done() and not self._is_abandoned
 
     def is_done(self) -> bool:
         if not super().is_done() and not self._hangs:
@@ -43,13 +55,21 @@ class FakeJobRunner:
         self.max_polls = 0
         self.hang_rate = 0.0
         self.hung: list[FakeJob] = []
+        self._open: list[FakeJob] = []
         self._source = random.Random(seed)
+
+    @property
+    def open_jobs(self) -> list[FakeJob]:
+        """Jobs that the loop waits for."""
+        self._open = [job for job in self._open if job.is_open]
+        return self._open
 
     def submit(self, work: Callable[[Job], Any]) -> FakeJob:
         hangs = self._source.random() < self.hang_rate
         job = FakeJob(work, num_polls=self._source.randint(0, self.max_polls), hangs=hangs)
         if hangs:
             self.hung.append(job)
+        self._open = [*self.open_jobs, job]
         return job
 
     def let_go(self) -> None:

@@ -1,9 +1,8 @@
 """Weights and KV memory without a model, for the fake runner: what can go wrong is scripted."""
 
-from collections.abc import Sequence
-
 import numpy as np
-import numpy.typing as npt
+
+from headwater.simulation.kv_records import Records
 
 
 class FakeStagedWeights:
@@ -48,7 +47,7 @@ class FakeWeights:
         self.is_released = True
         return 1
 
-    def values(self, name: str, num_values: int) -> tuple[str, tuple[int, ...], Sequence[float]]:
+    def values(self, name: str, num_values: int) -> tuple[str, tuple[int, ...], tuple[float, ...]]:
         if name != "weight":
             raise KeyError(name)
         return "float32", (1,), (1.0,)[:num_values]
@@ -57,14 +56,14 @@ class FakeWeights:
 class FakeKvMemory:
     """Releasing forgets every canary, so that a page that is read afterwards shows."""
 
-    def __init__(self, kv: npt.NDArray[np.uint64]) -> None:
+    def __init__(self, kv: Records) -> None:
         self._kv = kv
         self.is_released = False
 
     def release(self) -> int:
         assert not self.is_released
         self.is_released = True
-        self._kv[:] = 0
+        self._kv.view(np.uint8)[:] = 0
         return self._kv.nbytes
 
     def resume(self) -> int:

@@ -1,20 +1,50 @@
 """A runner without a model: its KV are canaries, written and read through the real page tables."""
 
+from typing import Protocol
+
 import numpy as np
 import numpy.typing as npt
 
 from headwater.messages import TokenLogprob
 from headwater.scheduling.plan import NEWEST_TOKEN, SlotAssignment, StepPlan, StepResult
-from headwater.simulation.canary import START, next_canary, token_from
+from headwater.simulation.canary import START, mix, origin, token_from
 from headwater.simulation.fake_memory import FakeKvMemory, FakeWeights
+from headwater.simulation.kv_records import TOKEN, Records, make_records
 
 _UNWRITTEN = 0
+PageIds = npt.NDArray[np.int32]
+
+
+class StepAudit(Protocol):
+    """Somebody who knows what each slot should read."""
+
+    @property
+    def turn(self) -> int:
+        """The time of birth of what is computed now."""
+        ...
+
+    def entered(self, assignment: SlotAssignment, num_cached: int) -> tuple[str, int]:
+        """A request enters a slot with `num_cached` tokens' KV; its namespace, and the sequence of its pages."""
+        ...
+
+    def pages_changed(self, slot: int, first: int, records: Records) -> None:
+        """Pages from index `first` on are now those with the contents `records`. TOKEN[n, page_size]."""
+        ...
+
+    def computed(
+        self, slot: int, first: int, tokens: list[int], *, read: npt.NDArray[np.uint64], samples: bool
+    ) -> None:
+        """Positions from `first` on were computed from `tokens`; `read` is all KV up to there, uint64[n]."""
+        ...
 
 
 class FakeStep:
     """A step that has been computed, but says so only after it was asked `num_polls` times."""
 
-    def __init__(self, result: StepResult, num_polls: int) -> None:
+    def __init__(self, result: StepResult, num_polls: int, *, read: list[PageIds], written: list[PageIds]) -> None:
+        self.read = read  # pages in use until it is collected
+        self.written = written
+        self.is_collected = False
         self._result = result
         self._polls_left = num_polls
 
@@ -23,6 +53,8 @@ class FakeStep:
         return self._polls_left < 0
 
     def collect(self) -> StepResult:
+        assert not self.is_collected, "a step is collected once"
+        self.is_collected = True
         return self._result
 
 
@@ -37,34 +69,55 @@ class FakeRunner:
     def __init__(
         self, *, num_pages: int, page_size: int, max_running: int, vocab_size: int, is_async: bool = False
     ) -> None:
-        self.kv: npt.NDArray[np.uint64] = np.zeros((num_pages, page_size), dtype=np.uint64)
+        self.kv: Records = make_records(num_pages, page_size)
+        self.audit: StepAudit | None = None
         self.num_steps = 0
+        self._open: list[FakeStep] = []
+        self._flat = self.kv.reshape(-1)
+        self._canaries = self.kv["canary"]
         self._page_size = page_size
         self._vocab_size = vocab_size
         self._is_async = is_async
         self._tables = np.full((max_running, num_pages), -1, dtype=np.int32)
-        self._newest = np.zeros(max_running, dtype=np.int64)
-        self._uses = np.zeros(max_running, dtype=np.int64)
+        self._newest = [0] * max_running
+        self._uses = [0] * max_running
+        self._origins: list[tuple[str, int]] = [("", 0)] * max_running  # namespace and sequence of each slot
         self._slots: dict[int, SlotAssignment] = {}
         self.weights = FakeWeights()
         self.kv_memory = FakeKvMemory(self.kv)
 
+    @property
+    def open_steps(self) -> list[FakeStep]:
+        """Steps that were launched and have not been collected."""
+        self._open = [step for step in self._open if not step.is_collected]
+        return self._open
+
+    def pages_of(self, slot: int, num_pages: int) -> Records:
+        """Contents of the first pages of a slot. TOKEN[num_pages, page_size]."""
+        return self.kv[self._tables[slot, :num_pages]]
+
     def launch(self, plan: StepPlan) -> FakeStep:
+        assert not self.kv_memory.is_released and not self.weights.is_released, "a step runs without memory"
         self.num_steps += 1
         self._apply_changes(plan)
         tokens = np.full(plan.num_rows, -1, dtype=np.int32)
         logprobs: dict[int, TokenLogprob] = {}
         prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
+        reads, writes = [], []
+        columns = (plan.slots, plan.uses, plan.num_computed, plan.num_tokens)
         start = 0
-        for row in range(plan.num_rows):
-            slot, count = int(plan.slots[row]), int(plan.num_tokens[row])
-            assert self._uses[slot] == plan.uses[row], "a plan names a slot by an earlier use"
-            self._compute(slot, int(plan.num_computed[row]), plan.token_ids[start : start + count])
-            prompt_logprobs |= self._prompt_logprobs(plan, row)
+        for row, (slot, use, first, count) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+            assert self._uses[slot] == use, "a plan names a slot by an earlier use"
+            row_tokens = plan.token_ids[start : start + count].tolist()
+            pages, read = self._compute(slot, first, row_tokens)
+            if self.audit is not None:
+                self.audit.computed(slot, first, row_tokens, read=read, samples=bool(plan.samples[row]))
+            reads.append(pages)
+            writes.append(pages[first // self._page_size :])
+            if self._slots[slot].logprobs is not None:
+                prompt_logprobs |= self._prompt_logprobs(plan, row)
             if plan.samples[row]:
-                length = int(plan.num_computed[row]) + count
-                tokens[row] = token_from(self._read(slot, length), self._vocab_size)
-                self._newest[slot] = tokens[row]
+                tokens[row] = self._newest[slot] = token_from(read, self._vocab_size)
                 if self._slots[slot].logprobs is not None:
                     logprobs[row] = TokenLogprob(token_id=int(tokens[row]), logprob=-1.0)
             start += count
@@ -77,32 +130,44 @@ class FakeRunner:
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
         )
-        return FakeStep(result, num_polls=1 if self._is_async else 0)
+        step = FakeStep(result, num_polls=1 if self._is_async else 0, read=reads, written=writes)
+        self._open = [*self.open_steps, step]
+        return step
 
     def _apply_changes(self, plan: StepPlan) -> None:
         for assignment in plan.assignments:
-            self._slots[assignment.slot] = assignment
-            self._uses[assignment.slot] = assignment.use
-            self._tables[assignment.slot] = -1
+            slot = assignment.slot
+            self._slots[slot] = assignment
+            self._uses[slot] = assignment.use
+            self._tables[slot] = -1
+            if self.audit is not None:
+                num_cached = int(plan.num_computed[plan.slots.tolist().index(slot)])
+                self._origins[slot] = self.audit.entered(assignment, num_cached)
         for update in plan.page_updates:
             self._tables[update.slot, update.first : update.first + len(update.pages)] = update.pages
+            if self.audit is not None:
+                self.audit.pages_changed(update.slot, update.first, self.kv[update.pages])
 
-    def _compute(self, slot: int, position: int, token_ids: npt.NDArray[np.int32]) -> None:
-        before = int(self._read(slot, position)[-1]) if position else START
-        for offset, token in enumerate(token_ids.tolist()):
-            token = int(self._newest[slot]) if token == NEWEST_TOKEN else token
-            before = next_canary(before, token, self.weights.current)
-            page, at = divmod(position + offset, self._page_size)
-            assert self._tables[slot, page] >= 0, "a token has no page to be written to"
-            self.kv[self._tables[slot, page], at] = before
-
-    def _read(self, slot: int, length: int) -> npt.NDArray[np.uint64]:
-        """The canaries of positions [0, length), through the page table."""
-        pages = self._tables[slot, : -(-length // self._page_size)]
-        assert (pages >= 0).all(), "a position to be read has no page"
-        read = self.kv[pages].reshape(-1)[:length]
-        assert (read != _UNWRITTEN).all(), "KV is read that nothing has written"
-        return read
+    def _compute(self, slot: int, first: int, tokens: list[int]) -> tuple[PageIds, npt.NDArray[np.uint64]]:
+        """Write the KV of `tokens` at positions from `first` on; the pages, and all KV up to there, read again."""
+        length, size = first + len(tokens), self._page_size
+        pages = self._tables[slot, : -(-length // size)].copy()
+        assert (pages >= 0).all(), "a token has no page to be written to, or a position to be read has none"
+        before = START if first == 0 else int(self._canaries[pages[(first - 1) // size], (first - 1) % size])
+        assert before != _UNWRITTEN, "KV is read that nothing has written"
+        namespace, sequence = self._origins[slot]
+        salt, birth = origin(self.weights.current, namespace), self.audit.turn if self.audit else self.num_steps
+        written = []
+        for offset, token in enumerate(tokens):
+            if token == NEWEST_TOKEN:
+                token = tokens[offset] = self._newest[slot]
+            before = mix(before ^ mix(token + 1) ^ salt)
+            written.append((before, birth, 0, 0, sequence, first + offset))
+        at = np.arange(first, length)
+        self._flat[pages[at // size] * size + at % size] = np.array(written, dtype=TOKEN)
+        read = self._canaries[pages].reshape(-1)[:length]
+        assert read.all(), "KV is read that nothing has written"
+        return pages, read
 
     def _prompt_logprobs(self, plan: StepPlan, row: int) -> dict[int, tuple[TokenLogprob, ...]]:
         slot = self._slots[int(plan.slots[row])]

@@ -1,0 +1,133 @@
+"""A store in the simulation: says when its pages came out of it, fails by script, and writes late."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from headwater.simulation.canary import mix
+from headwater.simulation.kv_records import TOKEN
+from headwater.storage.backend import ReadStatus, StorageBackend, StorageUsage, WriteStatus
+from headwater.storage.errors import StorageTimeout, StorageUnavailable
+from headwater.storage.memory import MemoryBackend
+from headwater.storage.page_key import PageKey
+
+
+class StampedBackend:
+    """Passes calls on to `inner`; pages that are read say in which turn they came out of it."""
+
+    def __init__(self, inner: StorageBackend, *, turn: Callable[[], int]) -> None:
+        self.inner = inner
+        self._turn = turn
+
+    @property
+    def kind(self) -> str:
+        return self.inner.kind
+
+    def generations(self, scope_ids: Sequence[bytes]) -> tuple[int, ...]:
+        return self.inner.generations(scope_ids)
+
+    def raise_generation(self, scope_id: bytes) -> int:
+        return self.inner.raise_generation(scope_id)
+
+    def exists(self, keys: Sequence[PageKey]) -> list[bool]:
+        return self.inner.exists(keys)
+
+    def get(self, keys: Sequence[PageKey], into: Sequence[memoryview]) -> list[ReadStatus]:
+        statuses = self.inner.get(keys, into)
+        for buffer, status in zip(into, statuses, strict=True):
+            if status is ReadStatus.HIT:
+                records = np.frombuffer(buffer, dtype=TOKEN)
+                records["drawn"] = self._turn()
+                records["retired"] = 0  # it was covered on another tier
+        return statuses
+
+    def put(self, keys: Sequence[PageKey], pages: Sequence[memoryview]) -> list[WriteStatus]:
+        return self.inner.put(keys, pages)
+
+    def delete(self, keys: Sequence[PageKey]) -> int:
+        return self.inner.delete(keys)
+
+    def usage(self) -> StorageUsage:
+        return self.inner.usage()
+
+    def reap(self, *, max_pages: int, abandoned: Collection[bytes] = ()) -> int:
+        return self.inner.reap(max_pages=max_pages, abandoned=abandoned)
+
+    def counters(self) -> dict[str, int]:
+        return self.inner.counters()
+
+    def close(self) -> None:
+        """The store lives on: others use it."""
+
+
+@dataclass(slots=True)
+class StoreFaults:
+    """Shares of calls, or of pages, that are struck. All 0: a store as it should be."""
+
+    fails: float = 0.0  # calls that raise, and have no effect
+    writes_late: float = 0.0  # puts that raise, and whose pages arrive later all the same
+    flips: float = 0.0  # pages that are read with a bit flipped where they lie
+    full: float = 0.0  # pages that are refused for want of room
+
+
+class UnreliableStore(MemoryBackend):
+    """Pages in memory, with faults that follow from a seed and the number of the call."""
+
+    def __init__(self, *, capacity_bytes: int, seed: int) -> None:
+        super().__init__(capacity_bytes=capacity_bytes)
+        self.faults = StoreFaults()
+        self.late_writes: list[tuple[list[PageKey], list[bytes]]] = []
+        self._seed = mix(seed + 1)
+        self._num_draws = 0
+
+    def generations(self, scope_ids: Sequence[bytes]) -> tuple[int, ...]:
+        self._may_fail("generations")
+        return super().generations(scope_ids)
+
+    def raise_generation(self, scope_id: bytes) -> int:
+        self._may_fail("raise_generation")
+        generation = super().raise_generation(scope_id)
+        self._may_fail("the answer of raise_generation")  # it took effect, but nobody hears of it
+        return generation
+
+    def exists(self, keys: Sequence[PageKey]) -> list[bool]:
+        self._may_fail("exists")
+        return super().exists(keys)
+
+    def get(self, keys: Sequence[PageKey], into: Sequence[memoryview]) -> list[ReadStatus]:
+        self._may_fail("get")
+        for key in keys:
+            if self._strikes(self.faults.flips) and key in self._pages:
+                self.flip_bit(key, self._draw())
+        return super().get(keys, into)
+
+    def put(self, keys: Sequence[PageKey], pages: Sequence[memoryview]) -> list[WriteStatus]:
+        self._may_fail("put")
+        if self._strikes(self.faults.writes_late):
+            self.late_writes.append((list(keys), [bytes(page) for page in pages]))
+            raise StorageTimeout("put took too long")
+        if self._strikes(self.faults.full):
+            return [WriteStatus.FULL] * len(keys)
+        return super().put(keys, pages)
+
+    def reap(self, *, max_pages: int, abandoned: Collection[bytes] = ()) -> int:
+        self._may_fail("reap")
+        return super().reap(max_pages=max_pages, abandoned=abandoned)
+
+    def land_late_writes(self) -> None:
+        """What was thought lost arrives now."""
+        late, self.late_writes = self.late_writes, []
+        for keys, pages in late:
+            super().put(keys, [memoryview(page) for page in pages])
+
+    def _may_fail(self, operation: str) -> None:
+        if self._strikes(self.faults.fails):
+            raise StorageUnavailable(f"{operation} failed by script")
+
+    def _strikes(self, share: float) -> bool:
+        return share > 0 and (self._draw() & 0xFFFFFFFF) < share * 2**32
+
+    def _draw(self) -> int:
+        self._num_draws += 1
+        return mix(self._seed ^ mix(self._num_draws))

@@ -1,0 +1,137 @@
+"""What is checked after every turn."""
+
+from collections import Counter
+
+import numpy as np
+
+from headwater.cache.invariants import check_invariants
+from headwater.cache.page_pool import Owner
+from headwater.engine.wiring import EngineParts
+from headwater.simulation.calls import Calls
+from headwater.simulation.fake_copier import FakeCopier
+from headwater.simulation.fake_jobs import FakeJobRunner
+from headwater.simulation.fake_runner import FakeRunner
+from headwater.simulation.oracle import Oracle
+from headwater.simulation.request_model import RequestKey
+from headwater.simulation.violation import Violation, demand
+from headwater.simulation.world import World
+
+
+class Promises:
+    """Looks at the engine from outside, between two turns, and recounts everything it says of itself."""
+
+    def __init__(
+        self,
+        world: World,
+        parts: EngineParts,
+        *,
+        runner: FakeRunner,
+        copier: FakeCopier | None,
+        jobs: FakeJobRunner,
+        oracle: Oracle,
+        calls: Calls,
+        audit_every: int,
+    ) -> None:
+        self._world = world
+        self._parts = parts
+        self._runner = runner
+        self._copier = copier
+        self._jobs = jobs
+        self._oracle = oracle
+        self._calls = calls
+        self._audit_every = audit_every
+        self._num_turns = 0
+
+    def check(self, *, is_staging: bool) -> None:
+        """Everything that must hold after a turn. `is_staging`: weights are being brought for an operation."""
+        self._num_turns += 1
+        self._check_books()
+        if self._num_turns % self._audit_every == 0:
+            self.audit()
+        self._check_requests()
+        self._check_leases()
+        self._check_copies()
+        self._check_blockers(is_staging=is_staging)
+        self._calls.check_deadlines()
+
+    def audit(self) -> None:
+        """The books of the cache, page by page."""
+        try:
+            check_invariants(self._parts.cache)
+        except Violation:
+            raise
+        except AssertionError as error:
+            raise Violation("pages_add_up", str(error)) from error
+
+    def check_drained(self) -> None:
+        """Nothing is in flight: all pages are back."""
+        cache = self._parts.cache
+        demand(not cache.leases, "pages_come_back", f"{len(cache.leases)} leases are left")
+        for tier, books in cache.books.items():
+            is_back = books.num_available == books.pool.capacity
+            demand(is_back, "pages_come_back", f"{tier.name}: {books.num_available} of {books.pool.capacity}")
+        self.audit()
+
+    # ------------------------------------------------------------------------------------------------
+
+    def _check_books(self) -> None:
+        """Counts by owner, against those who own: cheap enough for every turn."""
+        cache = self._parts.cache
+        private = sum(lease.num_private + sum(map(len, lease.superseded)) for lease in cache.leases)
+        counted = cache.pool.count(Owner.PRIVATE)
+        demand(private == counted, "pages_add_up", f"{private} private pages held, {counted} counted")
+        for tier, books in cache.books.items():
+            counts = [books.pool.count(owner) for owner in Owner]
+            demand(sum(counts) == books.pool.capacity and min(counts) >= 0, "pages_add_up", (tier, counts))
+        if self._runner.open_steps:
+            used = np.concatenate([pages for step in self._runner.open_steps for pages in step.read])
+            is_free = any(cache.pool.owner_of(page) is Owner.FREE for page in set(used.tolist()))
+            demand(not is_free, "pages_outlive_steps", "a page is free that a step in flight uses")
+
+    def _check_requests(self) -> None:
+        """Every request that has not ended is in exactly one place."""
+        scheduler = self._parts.scheduler
+        found: Counter[RequestKey] = Counter(
+            (request.client, request.rid)
+            for place in (scheduler.running, scheduler.loading, scheduler.waiting)
+            for request in place
+        )
+        active = {key for key, model in self._oracle.active.items() if model.is_delivered}
+        lost = active ^ found.keys()
+        demand(not lost and max(found.values(), default=1) == 1, "no_request_is_lost", f"{lost} of {len(active)}")
+
+    def _check_leases(self) -> None:
+        """A lease belongs to a running request, to a load, to a pin, or to a step in flight."""
+        num_leases = len(self._parts.cache.leases)
+        num_loads = sum(copy.kind == "restore" for copy in self._copier.open_copies) if self._copier else 0
+        wanted = len(self._parts.scheduler.running) + num_loads + self._parts.pinning.num_pins
+        num_closing = sum(len(step.read) for step in self._runner.open_steps)
+        demand(
+            wanted <= num_leases <= wanted + num_closing,
+            "leases_end",
+            f"{num_leases} leases, {wanted} wanted, {num_closing} rows in flight",
+        )
+
+    def _check_copies(self) -> None:
+        """Copies are looked at every turn, also while paused: one that has ended is taken in."""
+        for copy in self._copier.open_copies if self._copier else ():
+            copy.num_turns += 1
+            is_kept = copy.num_turns <= copy.num_turns_allowed
+            demand(is_kept, "copies_are_taken_in", f"{copy.kind} of turn {copy.turn} ended, and nobody looked")
+
+    def _check_blockers(self, *, is_staging: bool) -> None:
+        """The engine's own idea of what keeps it from being idle, against a recount."""
+        scheduler, admission = self._parts.scheduler, self._parts.scheduler.admission
+        found: Counter[str] = Counter(copy.kind for copy in (self._copier.open_copies if self._copier else ()))
+        found.update(job.kind for job in self._jobs.open_jobs if job.kind)
+        found["running"] = len(scheduler.running)
+        found["loading"] = len(scheduler.loading)
+        found["weight_update"] = int(is_staging)
+        if admission.may_run:
+            found["queued"] = sum(
+                admission.may_start or self._oracle.active[request.client, request.rid].has_started
+                for request in scheduler.waiting
+            )
+        expected = {name: count for name, count in found.items() if count}
+        told = self._parts.blockers()
+        demand(told == expected, "blockers_agree", f"told {told}, found {expected}")

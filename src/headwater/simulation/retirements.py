@@ -1,0 +1,77 @@
+"""Marks what a flush covers, so that whoever reads it afterwards is found out."""
+
+import numpy as np
+
+from headwater.messages import FlushCache, unpack_ids
+from headwater.simulation.fake_copier import FakeCopier
+from headwater.simulation.kv_records import Records
+from headwater.simulation.world import KvSequence, StoreRetirement, World
+
+_DEFAULT_TIERS = ("device", "host")
+
+
+class Retirements:
+    """Knows by itself, from the records alone, which pages are in a flush's scope.
+
+    A page on a tier that is flushed is marked there; a copy on its way to such a tier marks its target when it
+    ends. What a store holds is known by its time of birth instead.
+    """
+
+    def __init__(self, world: World, *, engine: object, device: Records, copier: FakeCopier | None) -> None:
+        self._world = world
+        self._engine = engine
+        self._device = device
+        self._copier = copier
+        self._page_size = device.shape[1]
+
+    def apply(self, flush: FlushCache, *, turn: int) -> StoreRetirement | None:
+        """`flush` took effect in `turn`, before anything that was computed in it."""
+        tiers = flush.tiers or _DEFAULT_TIERS
+        if "device" in tiers:
+            self._mark(self._device, flush, turn)
+        if self._copier is not None:
+            if "host" in tiers:
+                self._mark(self._copier.host, flush, turn)
+            targets = {"offload": "host", "restore": "device"}
+            for copy in self._copier.open_copies:
+                if targets[copy.kind] in tiers and copy.turn < turn:
+                    for index in self._covered(copy.before, flush, turn):
+                        copy.retired[index] = turn
+        if "storage" not in tiers:
+            return None
+        retirement = StoreRetirement(flush.cache_salt, flush.extra_key, turn, self._engine)
+        self._world.store_retirements.append(retirement)
+        return retirement
+
+    def holds_any_of(self, flush: FlushCache, pages: Records, *, turn: int) -> bool:
+        """Whether `pages`, all written, hold anything that `flush` covered in `turn`."""
+        return bool(self._covered(pages, flush, turn))
+
+    def _mark(self, records: Records, flush: FlushCache, turn: int) -> None:
+        covered = self._covered(records, flush, turn)
+        records["retired"][covered] = turn
+
+    def _covered(self, records: Records, flush: FlushCache, turn: int) -> list[int]:
+        """Indices of the pages born before `turn` in the flush's scope. A page is as old as its first token."""
+        first = records[:, 0]
+        written = np.flatnonzero((first["canary"] != 0) & (first["birth"] < turn))
+        prefix = None if flush.prefix_ids is None else unpack_ids(flush.prefix_ids).tolist()
+        owners = first["sequence"][written].tolist()
+        positions = first["position"][written].tolist()
+        found: list[int] = []
+        for page, number, position in zip(written.tolist(), owners, positions, strict=True):
+            sequence = self._world.sequences[number]
+            if flush.cache_salt not in (None, sequence.cache_salt):
+                continue
+            if flush.extra_key not in (None, sequence.extra_key):
+                continue
+            if prefix is None or self._is_below(prefix, sequence, position):
+                found.append(page)
+        return found
+
+    def _is_below(self, prefix: list[int], sequence: KvSequence, position: int) -> bool:
+        """Whether the page at `position` is the one with the last token of `prefix`, or one after it."""
+        if position // self._page_size < (len(prefix) - 1) // self._page_size:
+            return False
+        common = min(len(prefix), len(sequence.tokens))
+        return sequence.tokens[:common] == prefix[:common]

@@ -1,0 +1,35 @@
+"""What the simulation found in the engine, each in its shortest form."""
+
+import pytest
+
+from engine_driver import Driver
+from headwater.messages import ContinueGeneration, PauseGeneration
+
+BOTH = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+
+
+@BOTH
+@pytest.mark.parametrize("gap", [0, 1])
+def test_a_pause_is_answered_though_continue_comes_at_once(is_async, gap):
+    """It waited for a moment without a step in flight, which under load came never again."""
+    driver = Driver(is_async=is_async)
+    driver.generate("a", list(range(20)), 200)
+    driver.turn(3)
+    driver.send(PauseGeneration(call_id="p", mode="in_place"))
+    driver.turn(gap)
+    driver.send(ContinueGeneration(call_id="c"))
+    driver.turn(3)
+    assert driver.replies["p"].num_requests == 1
+    driver.finish()
+
+
+@BOTH
+def test_a_pause_that_is_continued_in_the_same_turn_has_its_effect(is_async):
+    driver = Driver(is_async=is_async)
+    answer = driver.generate("a", list(range(20)), 200)
+    driver.turn(3)
+    driver.send(PauseGeneration(call_id="p", mode="abort"))
+    driver.send(ContinueGeneration(call_id="c"))
+    driver.turn()
+    assert answer.finish.type == "abort"
+    assert driver.replies["p"].num_requests == 1
