@@ -101,6 +101,11 @@ class ControlPlane:
 
     def resume(self, message: ContinueGeneration, client: bytes) -> None:
         self.is_paused = False
+        for pending in [p for p in self._pending if isinstance(p.operation, Pause)]:
+            # It waits for a moment without a step, which may be long in coming now.
+            self._pending.remove(pending)
+            moment = pending.moment(self._clock, self._ports.blockers())
+            self._answers.append((pending.caller.client, pending.operation.cancelled(moment, "continued")))
         self._answers.append((client, Done(call_id=message.call_id)))
 
     def update_weights(self, message: UpdateWeights, client: bytes) -> None:

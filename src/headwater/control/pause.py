@@ -32,7 +32,9 @@ class Pause:
         return self._result() if moment.has_expired or not self._step.is_step_in_flight() else None
 
     def cancelled(self, moment: Moment, reason: str) -> PauseResult:
-        return self._result()  # the pause stays, only its answer comes early
+        if self._num_requests is None:
+            self._num_requests = self._apply()
+        return self._result()  # what it did stays, only its answer comes early
 
     def _apply(self) -> int:
         if self._message.mode == "abort":
