@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from storage_keys import make_fingerprint
 
@@ -29,6 +29,7 @@ def as_tokens(values: list[int]) -> np.ndarray:
     return np.array(values, dtype=np.int32)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(token_lists, st.integers(1, 9), st.integers(0, 60))
 def test_a_chain_continued_is_the_chain_of_the_whole(values, page_size, cut):
     """Guards chains that restart after a late attach: an unrelated prompt would match."""
@@ -40,6 +41,7 @@ def test_a_chain_continued_is_the_chain_of_the_whole(values, page_size, cut):
     assert len(whole) == len(values) // page_size
 
 
+@settings(deadline=None)
 @given(token_lists, token_lists, st.integers(1, 5))
 def test_hashes_are_equal_exactly_as_far_as_the_tokens(one, two, page_size):
     hashes = [chain_hashes(SEED, as_tokens(values), page_size) for values in (one, two)]
@@ -66,6 +68,7 @@ def test_known_value():
     assert chain_hashes(SEED, as_tokens(list(range(8))), 8)[0].hex() == "41566877d0d75443a67016ef5c02d1cc"
 
 
+@settings(deadline=None)
 @given(st.tuples(names, names, names), st.tuples(names, names, names))
 def test_namespaces_are_equal_only_if_all_parts_are(one, two):
     """Guards joins without lengths: salt "ab" + key "c" must not be salt "a" + key "bc"."""
@@ -93,6 +96,7 @@ def test_config_hash_ignores_the_order_of_keys_only():
 optional_names = st.one_of(st.none(), st.sampled_from(["", "*", "=", "a", "=a"]))
 
 
+@settings(deadline=None)
 @given(st.tuples(optional_names, optional_names), st.tuples(optional_names, optional_names))
 def test_scopes_are_equal_only_if_their_parts_are(one, two):
     """Guards "all" against a salt that is spelled like it, and None against the empty salt."""
@@ -115,6 +119,7 @@ def make_bucket(generations=(1, 2)) -> Bucket:
     return Bucket.of(SEED, scope_ids=(b"a" * 16, b"b" * 16), generations=generations)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**63 - 1), min_size=2, max_size=2))
 def test_buckets_differ_when_a_generation_does(generations):
     assert (make_bucket(generations) == make_bucket()) == (generations == [1, 2])

@@ -92,16 +92,9 @@ class Evictor:
         with self._buckets.opened(page.bucket_id) as fd:
             if fd is None:
                 return 0
-            try:
-                info = os.stat(page.name, dir_fd=fd, follow_symlinks=False)
-                if info.st_mtime_ns != page.mtime_ns:
-                    return 0  # used since the walk
-                os.unlink(page.name, dir_fd=fd)
-            except FileNotFoundError:
-                return 0
-        self._ledger.free(1, page.num_bytes)
-        self._counters.add("evicted_pages")
-        return page.num_bytes
+            evicted = self._ledger.delete(lambda: _unlink_unused(page, dir_fd=fd))
+        self._counters.add("evicted_pages", evicted.num_pages)
+        return evicted.num_bytes
 
     def _walk(self) -> None:
         before, staged = self._ledger.read(), self._staging.usage()
@@ -154,6 +147,17 @@ class Evictor:
             finally:
                 os.close(fd)
         return Usage(len(sizes), sum(sizes))
+
+
+def _unlink_unused(page: PageFile, *, dir_fd: int) -> Usage:
+    try:
+        info = os.stat(page.name, dir_fd=dir_fd, follow_symlinks=False)
+        if info.st_mtime_ns != page.mtime_ns:
+            return Usage()  # used since the walk
+        os.unlink(page.name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return Usage()
+    return Usage(1, page.num_bytes)
 
 
 def page_files(dir_fd: int) -> Iterator[tuple[str, os.stat_result]]:

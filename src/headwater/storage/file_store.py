@@ -14,7 +14,7 @@ from headwater.storage.file_folder import NO_ROOM, NOT_A_FOLDER, OPEN_FILE, Stor
 from headwater.storage.file_generations import FileGenerations
 from headwater.storage.file_staging import Staging
 from headwater.storage.file_trash import Trash
-from headwater.storage.file_usage import UsageLedger, allocated_bytes
+from headwater.storage.file_usage import Usage, UsageLedger, allocated_bytes
 from headwater.storage.page_format import HEADER_BYTES, Defect, find_defect, header_of
 from headwater.storage.page_key import Bucket, PageKey
 
@@ -162,7 +162,7 @@ class FileStore:
                     staged.write(header_of(key, page), page, mtime_ns=recency_ns(key.depth))
                     staged.publish(key.page.hex(), dir_fd=dir_fd)
                 except BaseException:
-                    self._ledger.free(1, num_bytes)
+                    self._ledger.free(Usage(1, num_bytes))
                     raise
         except OSError as error:
             return _status_of(error)
@@ -176,17 +176,8 @@ class FileStore:
             self._evictor.evict(lacking)
         return False
 
-    def _delete_page(self, key: PageKey, *, dir_fd: int) -> bool:
-        name = key.page.hex()
-        try:
-            info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-            if not stat.S_ISREG(info.st_mode):
-                return False
-            os.unlink(name, dir_fd=dir_fd)
-        except FileNotFoundError:
-            return False
-        self._ledger.free(1, allocated_bytes(info.st_size))
-        return True
+    def _delete_page(self, key: PageKey, *, dir_fd: int) -> int:
+        return self._ledger.delete(lambda: _unlink_page(key, dir_fd=dir_fd)).num_pages
 
 
 def _by_bucket(keys: Sequence[PageKey]) -> Iterator[tuple[Bucket, list[int]]]:
@@ -202,6 +193,18 @@ def _page_mtime_ns(key: PageKey, *, dir_fd: int) -> int | None:
     except FileNotFoundError:
         return None
     return info.st_mtime_ns if stat.S_ISREG(info.st_mode) else None
+
+
+def _unlink_page(key: PageKey, *, dir_fd: int) -> Usage:
+    name = key.page.hex()
+    try:
+        info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        if not stat.S_ISREG(info.st_mode):
+            return Usage()
+        os.unlink(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return Usage()
+    return Usage(1, allocated_bytes(info.st_size))
 
 
 def _touch(key: PageKey, *, dir_fd: int) -> None:

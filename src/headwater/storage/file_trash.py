@@ -8,7 +8,9 @@ from headwater.storage.file_buckets import RECORD, BucketFolders
 from headwater.storage.file_eviction import page_files
 from headwater.storage.file_folder import NOT_A_FOLDER, OPEN_FOLDER, StoreFolder
 from headwater.storage.file_generations import FileGenerations
-from headwater.storage.file_usage import UsageLedger, allocated_bytes
+from headwater.storage.file_usage import Usage, UsageLedger, allocated_bytes
+
+_PORTION = 32  # pages deleted while the lock is held: a few milliseconds
 
 
 class Trash:
@@ -50,17 +52,15 @@ class Trash:
                 raise
             return 0  # a stranger's link or file
         try:
-            num_deleted = num_bytes = 0
-            for page, info in page_files(fd):
-                if num_deleted == max_pages:
+            num_deleted = 0
+            while num_deleted < max_pages:
+                portion = min(_PORTION, max_pages - num_deleted)
+                deleted = self._ledger.delete(lambda portion=portion: _delete_pages(fd, portion)).num_pages
+                num_deleted += deleted
+                if deleted < portion:
+                    _unlink(RECORD, dir_fd=fd)
+                    self._remove_folder(name)
                     break
-                if _unlink(page, dir_fd=fd):
-                    num_deleted += 1
-                    num_bytes += allocated_bytes(info.st_size)
-            self._ledger.free(num_deleted, num_bytes)
-            if num_deleted < max_pages:
-                _unlink(RECORD, dir_fd=fd)
-                self._remove_folder(name)
             return num_deleted
         finally:
             os.close(fd)
@@ -70,6 +70,16 @@ class Trash:
             os.rmdir(name, dir_fd=self._folder.trash_fd)
         except OSError:
             return  # a late page, which the next turn deletes, or a stranger's file, which stays
+
+
+def _delete_pages(dir_fd: int, max_pages: int) -> Usage:
+    deleted = Usage()
+    for name, info in page_files(dir_fd):
+        if deleted.num_pages == max_pages:
+            break
+        if _unlink(name, dir_fd=dir_fd):
+            deleted = deleted.plus(Usage(1, allocated_bytes(info.st_size)))
+    return deleted
 
 
 def _unlink(name: str, *, dir_fd: int) -> bool:

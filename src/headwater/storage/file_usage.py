@@ -8,6 +8,7 @@ and writing, two that wrote the same page, a person with `rm`. Counting what is 
 import os
 import struct
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from headwater.storage.file_folder import OPEN_FILE, StoreFolder
@@ -77,13 +78,22 @@ class UsageLedger:
             )
             return 0
 
-    def free(self, num_pages: int, num_bytes: int) -> None:
-        """Count deleted pages, or reservations that were not used, out."""
-        if num_pages:
-            pages = Usage(num_pages, num_bytes)
-            with self._folder.locked():
+    def free(self, pages: Usage) -> None:
+        """Count reservations out that came to nothing."""
+        self.delete(lambda: pages)
+
+    def delete(self, delete_pages: Callable[[], Usage]) -> Usage:
+        """Delete pages and count them out in one step; what `delete_pages` says that it deleted.
+
+        Done apart, a count by another process in between would count them out a second time.
+        """
+        with self._folder.locked():
+            deleted = delete_pages()
+            if deleted.num_pages:
                 state = self.read()
-                self._write(replace(state, in_use=state.in_use.minus(pages), freed=state.freed.plus(pages)))
+                in_use, freed = state.in_use.minus(deleted), state.freed.plus(deleted)
+                self._write(replace(state, in_use=in_use, freed=freed))
+        return deleted
 
     def correct(self, counted: Usage, *, staged: Usage, since: LedgerState) -> None:
         """Compare with a count of what is on disk that began at `since`, when `staged` was being written.
