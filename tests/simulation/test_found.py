@@ -3,7 +3,7 @@
 import pytest
 
 from engine_driver import Driver
-from headwater.messages import ContinueGeneration, PauseGeneration
+from headwater.messages import ContinueGeneration, PauseGeneration, UpdateWeights
 
 BOTH = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 
@@ -33,3 +33,15 @@ def test_a_pause_that_is_continued_in_the_same_turn_has_its_effect(is_async):
     driver.turn()
     assert answer.finish.type == "abort"
     assert driver.replies["p"].num_requests == 1
+
+
+def test_a_deadline_that_passes_between_two_turns_is_not_slept_over():
+    """An operation that polls was looked at only a poll interval after its deadline."""
+    driver = Driver()
+    driver.runner.weights.num_polls = 1000
+    driver.send(UpdateWeights(call_id="u", path="w1", timeout_s=0.01))
+    driver.turn()
+    driver.clock.advance(0.01)
+    driver.turn()
+    assert driver.wire.last_wait_s == 0
+    assert driver.replies["u"].status == 408

@@ -198,6 +198,7 @@ class ControlPlane:
         has_exclusive = False
         for pending in self._pending.copy():
             moment = pending.moment(self._clock, self._ports.blockers())
+            pending.has_seen_deadline = moment.has_expired
             if has_exclusive and pending.operation.is_exclusive:
                 reason = "the deadline passed while another operation was carried out"
                 answer = pending.operation.cancelled(moment, reason) if moment.has_expired else None
@@ -230,7 +231,7 @@ class ControlPlane:
         remaining_s = pending.deadline.remaining_s(self._clock)
         if not pending.operation.is_polling:
             return remaining_s
-        return min(remaining_s, _POLL_S) if remaining_s else _POLL_S
+        return _POLL_S if pending.has_seen_deadline else min(remaining_s, _POLL_S)
 
     def in_flight(self) -> dict[str, int]:
         """Operations being carried out; one that waits is no blocker."""

@@ -76,6 +76,7 @@ class PendingOperation:
     caller: Caller
     arrived_s: float
     deadline: Deadline
+    has_seen_deadline: bool = False  # it was looked at after its deadline, and waits on for something else
 
     def moment(self, clock: Clock, blockers: dict[str, int]) -> Moment:
         return Moment(blockers, clock.now() - self.arrived_s, self.deadline.has_passed(clock))
