@@ -5,8 +5,9 @@
 
 Decode steps of 1 to 64 rows and prefill chunks run without HTTP, tokenizer or scheduler. The floor of a step is
 the longer of two times: its bytes (weights and KV) at the read bandwidth, and its multiplications at the rate of
-a large matrix product, both measured right before it. Compare runs by `ratio`, not by milliseconds: on a shared
-machine the floor moves, too.
+a large matrix product, the better of measurements right before and right after it. Compare runs by `ratio`, not
+by milliseconds: on a shared machine the floor moves, too. A ratio below 1 means that another process took a core
+while the floor was measured; such a case says nothing.
 """
 
 import argparse
@@ -158,9 +159,11 @@ def measure(
     repeat: int,
 ) -> Measured:
     dtype = runner.kv.layout.dtype
-    bandwidth = read_bandwidth_gb_s(torch.ones(64 << 20))
-    gflops = matmul_gflops(dtype)
+    buffer = torch.ones(64 << 20)
+    before = read_bandwidth_gb_s(buffer), matmul_gflops(dtype)
     times = _times_s(lambda: runner.launch(make_plan()).collect(), repeat)
+    after = read_bandwidth_gb_s(buffer), matmul_gflops(dtype)
+    bandwidth, gflops = (max(pair) for pair in zip(before, after, strict=True))
     floor_s = max(num_bytes / bandwidth / 1e9, 2 * num_muls / gflops / 1e9)
     return Measured(
         case=name,
