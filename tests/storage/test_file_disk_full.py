@@ -1,5 +1,6 @@
 """A disk that is really full: a small tmpfs, where the machine lets us mount one."""
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from storage_keys import Tenant, make_buffers, make_pages
 
 from headwater.storage.backend import ReadStatus, WriteStatus
+from headwater.storage.errors import StorageFull
 from headwater.storage.file import FileBackend
 
 SIZE_BYTES = 4 << 20
@@ -18,15 +20,17 @@ PAGE_BYTES = 100_000
 def small_disk(tmp_path) -> Iterator[Path]:
     target = tmp_path / "disk"
     target.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_BYTES}", "tmpfs", str(target)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("no mount command here; test_file_backend.py has the same with scripted errors")
+    mount, umount = shutil.which("mount"), shutil.which("umount")
+    if mount is None or umount is None:
+        pytest.skip("no mount command here; test_file_hazards.py has the same with scripted errors")
+    command = [mount, "-t", "tmpfs", "-o", f"size={SIZE_BYTES}", "tmpfs", str(target)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
     if mounted.returncode != 0:
-        pytest.skip(f"cannot mount a tmpfs here ({mounted.stderr.strip()}); see test_file_backend.py")
-    yield target
-    subprocess.run(["umount", "--lazy", str(target)], check=True)
+        pytest.skip(f"cannot mount a tmpfs here ({mounted.stderr.strip()}); see test_file_hazards.py")
+    try:
+        yield target
+    finally:
+        subprocess.run([umount, "--lazy", str(target)], check=True)
 
 
 def test_a_full_disk_stops_writes_only(small_disk):
@@ -61,8 +65,6 @@ def test_a_full_disk_stops_writes_only(small_disk):
 
 
 def test_a_store_does_not_open_on_a_full_disk_but_says_why(small_disk):
-    from headwater.storage.errors import StorageFull
-
     with open(small_disk / "filler", "wb", buffering=0) as filler:
         try:
             while filler.write(bytes(4096)):
