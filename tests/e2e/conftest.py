@@ -4,9 +4,21 @@ from collections.abc import Iterator
 
 import pytest
 from running_server import RunningServer
+from tiered import write_byte_tokenizer
+
+from tiny_models import make_tiny_model
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[RunningServer]:
     with RunningServer() as running:
         yield running.wait_healthy()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a random model that computes in no time; its tokenizer knows bytes."""
+    folder = tmp_path_factory.mktemp("tiny")
+    make_tiny_model("llama", folder)
+    write_byte_tokenizer(folder)
+    return str(folder)

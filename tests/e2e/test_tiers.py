@@ -1,0 +1,193 @@
+"""The tiers in real processes: what is found on them, what survives, and that the text is the same."""
+
+import contextlib
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from running_server import RunningServer
+from tiered import (
+    DEVICE,
+    NUM_CACHED,
+    NUM_PROMPTS,
+    TIERS,
+    ask,
+    details,
+    prompt,
+    put_store,
+    store_of,
+    wait_idle,
+    wait_stored,
+)
+
+pytestmark = pytest.mark.slow
+MAIN = range(NUM_PROMPTS)
+
+
+def file_server(model: str, folder: Path, *more: str) -> RunningServer:
+    store = ("--hicache-storage-backend", "file", "--hicache-storage-dir", str(folder))
+    return RunningServer("--model", model, *TIERS, *store, *more).wait_healthy()
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_model: str) -> list[list[int]]:
+    """Output ids of every prompt by a server without any cache."""
+    with RunningServer("--model", tiny_model, *DEVICE, "--disable-radix-cache").wait_healthy() as plain:
+        return [ask(plain, number)["output_ids"] for number in MAIN]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model: str, tmp_path_factory: pytest.TempPathFactory, expected: list[list[int]]) -> Path:
+    """A store in which a server has left the pages of every prompt; that server's own hits are checked here."""
+    folder = tmp_path_factory.mktemp("store")
+    with file_server(tiny_model, folder, "--hicache-ratio", "1.5") as server:
+        for number in MAIN:
+            assert ask(server, number)["output_ids"] == expected[number]
+        wait_stored(server, NUM_PROMPTS * NUM_CACHED // 16)
+        found = {"device": 0, "host": 0, "storage": 0}
+        for number in reversed(MAIN):
+            answer = ask(server, number)
+            assert answer["output_ids"] == expected[number], f"prompt {number}, found on {details(answer)}"
+            for tier, num_tokens in details(answer).items():
+                found[tier] += num_tokens
+        assert all(num_tokens >= NUM_CACHED for num_tokens in found.values()), f"a tier was not tried: {found}"
+        state = server.get("/cache").json()
+        assert state["evicted_tokens"] > 0
+    return folder
+
+
+def test_a_restarted_server_finds_everything_in_the_store(
+    tiny_model: str, folder: Path, expected: list[list[int]]
+) -> None:
+    with file_server(tiny_model, folder) as server:
+        for number in MAIN:
+            answer = ask(server, number)
+            assert answer["output_ids"] == expected[number]
+            assert details(answer) == {"device": 0, "host": 0, "storage": NUM_CACHED}
+
+
+def test_two_servers_share_a_folder_and_salts_isolate(
+    tiny_model: str, tmp_path: Path, expected: list[list[int]]
+) -> None:
+    with file_server(tiny_model, tmp_path / "s") as one, file_server(tiny_model, tmp_path / "s") as two:
+        assert ask(one, 0, cache_salt="tenant")["output_ids"] == expected[0]
+        wait_stored(one, NUM_CACHED // 16)
+        for salt, num_found in (("other", 0), ("", 0), ("tenant", NUM_CACHED)):
+            answer = ask(two, 0, cache_salt=salt)
+            assert (details(answer)["storage"], answer["output_ids"]) == (num_found, expected[0]), salt
+        assert two.post("/hicache/storage-backend/clear").status_code == 200
+        assert one.post("/flush_cache?timeout=20").status_code == 200
+        assert details(ask(one, 0, cache_salt="tenant")) == {"device": 0, "host": 0, "storage": 0}
+
+
+def test_killed_in_the_middle_of_writes_leaves_no_partial_page(
+    tiny_model: str, tmp_path: Path, expected: list[list[int]]
+) -> None:
+    """What the killed server had stored is whole; what it had not is computed."""
+    with file_server(tiny_model, tmp_path / "s") as server:
+        answers = [threading.Thread(target=_ask_quietly, args=(server, number)) for number in MAIN]
+        for thread in answers:
+            thread.start()
+        while store_of(server)["counters"].get("write_stored", 0) < 5:
+            pass
+        os.kill(server.engine_pid(), signal.SIGKILL)
+        for thread in answers:
+            thread.join(60)
+    with file_server(tiny_model, tmp_path / "s") as after:
+        results = [ask(after, number) for number in MAIN]
+        assert [answer["output_ids"] for answer in results] == expected
+        assert sum(details(answer)["storage"] for answer in results) >= 16
+        assert store_of(after)["counters"].get("read_corrupt", 0) == 0
+
+
+def _ask_quietly(server: RunningServer, number: int) -> None:
+    with contextlib.suppress(AssertionError, httpx.TransportError):  # the server is killed under it
+        ask(server, number)
+
+
+def test_flipped_bits_in_files_are_misses_and_never_text(
+    tiny_model: str, folder: Path, tmp_path: Path, expected: list[list[int]]
+) -> None:
+    shutil.copytree(folder, tmp_path / "s")
+    pages = [path for path in (tmp_path / "s").rglob("*") if path.is_file() and path.stat().st_size > 4_000]
+    assert len(pages) >= NUM_PROMPTS
+    for path in pages[::2]:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    with file_server(tiny_model, tmp_path / "s") as server:
+        assert [ask(server, number)["output_ids"] for number in MAIN] == expected
+        wait_idle(server)
+        assert store_of(server)["counters"]["read_corrupt"] > 0
+
+
+def test_a_store_whose_folder_is_deleted_costs_hits_and_no_request(
+    tiny_model: str, folder: Path, tmp_path: Path, expected
+) -> None:
+    shutil.copytree(folder, tmp_path / "s")
+    with file_server(tiny_model, tmp_path / "s") as server:
+        assert ask(server, 0)["output_ids"] == expected[0]
+        shutil.rmtree(tmp_path / "s")
+        assert [ask(server, number)["output_ids"] for number in MAIN] == expected
+        assert server.health() == 200
+
+
+def test_detach_and_attach_in_the_middle_of_traffic(tiny_model: str, folder: Path, expected: list[list[int]]) -> None:
+    """Nobody waits for idle, nobody is lost; afterwards the store serves hits again."""
+    with RunningServer("--model", tiny_model, *TIERS).wait_healthy() as server:
+        results: dict[int, list[int]] = {}
+        threads = [
+            threading.Thread(target=lambda n=number: results.update({n: ask(server, n)["output_ids"]}))
+            for number in MAIN
+        ]
+        for thread in threads:
+            thread.start()
+        for _ in range(3):
+            attached = put_store(server, hicache_storage_backend="file", directory=str(folder))
+            assert attached.status_code == 200, attached.text
+            assert httpx.delete(server.url + "/hicache/storage-backend", timeout=60, trust_env=False).status_code == 200
+        for thread in threads:
+            thread.join(120)
+        assert [results[number] for number in MAIN] == expected
+        put_store(server, hicache_storage_backend="file", directory=str(folder))
+        assert server.post("/flush_cache?timeout=20").status_code == 200
+        assert details(ask(server, 0))["storage"] == NUM_CACHED
+
+
+@pytest.fixture
+def tiered(tiny_model: str, tmp_path: Path) -> Iterator[RunningServer]:
+    with file_server(tiny_model, tmp_path / "s") as server:
+        yield server
+
+
+def test_120_turns_of_rollout_and_flush(tiered: RunningServer) -> None:
+    """Write-through to host and file is under way at every flush; each of them answers and leaves nothing warm."""
+    for turn in range(120):
+        sampling = {"temperature": 0, "max_new_tokens": 1}
+        body = {"input_ids": [3 + turn, 3 + turn, *prompt(turn % 3)[:38]], "sampling_params": sampling}
+        assert details(tiered.post("/generate", json=body).json()) == {"device": 0, "host": 0, "storage": 0}
+        again = details(tiered.post("/generate", json=body).json())
+        assert again["device"] == 32, again
+        flushed = tiered.post("/flush_cache?timeout=20", headers={"accept": "application/json"})
+        assert flushed.status_code == 200, flushed.text
+        tiers = tiered.get("/cache").json()["tiers"]
+        assert [tiers[name]["cached_pages"] for name in ("device", "host")] == [0, 0]
+
+
+def test_pin_and_warm_through_a_full_pool(tiered: RunningServer, expected: list[list[int]]) -> None:
+    """A pinned prefix is found on the device after four times the pool has gone through it."""
+    pinned = tiered.post("/cache/pin", json={"input_ids": prompt(0), "ttl_s": 600}).json()
+    assert pinned["num_tokens"] == NUM_CACHED
+    for number in MAIN[1:]:
+        assert ask(tiered, number)["output_ids"] == expected[number]
+    answer = ask(tiered, 0)
+    assert (details(answer)["device"], answer["output_ids"]) == (NUM_CACHED, expected[0])
+    warmed = tiered.post("/cache/warm", json={"input_ids": prompt(1)}).json()
+    assert warmed["items"][0]["cached_tokens_details"]["device"] + warmed["cached_tokens"] >= NUM_CACHED
+    unpinned = httpx.delete(f"{tiered.url}/cache/pin/{pinned['pin_id']}", timeout=30, trust_env=False)
+    assert unpinned.status_code == 200 and tiered.get("/cache/pins").json()["pins"] == []

@@ -1,0 +1,69 @@
+"""What the tests of the tiers in real processes share: small pools, prompts that do not fit them, their texts."""
+
+import json
+import time
+from pathlib import Path
+
+import httpx
+from running_server import RunningServer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+NUM_DEVICE_TOKENS = 320  # 20 pages
+PROMPT_TOKENS = 115  # 7 whole pages; one token at least is always computed
+NUM_CACHED = 112
+NUM_PROMPTS = 12  # four times what the device holds
+DEVICE = ("--dtype", "float32", "--max-total-tokens", str(NUM_DEVICE_TOKENS), "--max-running-requests", "2")
+TIERS = (*DEVICE, "--enable-hierarchical-cache", "--hicache-storage-prefetch-policy", "wait_complete")
+
+
+def write_byte_tokenizer(folder: Path) -> None:
+    """A tokenizer whose first tokens are single characters; the tests speak in token ids."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:200]
+    backend = Tokenizer(models.BPE(vocab={char: index + 3 for index, char in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 256}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def prompt(number: int) -> list[int]:
+    """Token ids that no other prompt begins with."""
+    return [3 + (number * 17 + place * 31) % 200 for place in range(PROMPT_TOKENS)]
+
+
+def ask(server: RunningServer, number: int, **more: object) -> dict:
+    """The answer to a prompt, greedy."""
+    body = {"input_ids": prompt(number), "sampling_params": {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}}
+    response = server.post("/generate", json=body | more)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def details(answer: dict) -> dict[str, int]:
+    return answer["meta_info"]["cached_tokens_details"]
+
+
+def store_of(server: RunningServer) -> dict:
+    """What the engine says of its store."""
+    return server.get("/hicache/storage-backend").json()["engines"][0]
+
+
+def wait_stored(server: RunningServer, num_pages: int, limit_s: float = 30.0) -> None:
+    """Wait until the store has so many pages and nothing is on its way there."""
+    deadline = time.monotonic() + limit_s
+    while store_of(server)["num_pages"] < num_pages or store_of(server)["in_flight"]:
+        assert time.monotonic() < deadline, store_of(server)
+        time.sleep(0.2)
+
+
+def put_store(server: RunningServer, **body: object) -> httpx.Response:
+    return httpx.put(server.url + "/hicache/storage-backend", json=body, timeout=60, trust_env=False)
+
+
+def wait_idle(server: RunningServer, limit_s: float = 30.0) -> None:
+    """Wait until nothing blocks the engine from being idle."""
+    deadline = time.monotonic() + limit_s
+    while not server.get("/control/blockers").json()["is_idle"]:
+        assert time.monotonic() < deadline, server.get("/control/blockers").text
+        time.sleep(0.05)
