@@ -1,5 +1,6 @@
 """Host memory for pages, and the CPU device's copies between it and the KV memory."""
 
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -98,4 +99,4 @@ def _pieces(sources: Pages, targets: Pages) -> Iterator[tuple[int, int]]:
     """[start, stop) of the longest stretches that are consecutive on both sides."""
     breaks = np.flatnonzero((np.diff(sources) != 1) | (np.diff(targets) != 1)) + 1
     edges = [0, *breaks.tolist(), len(sources)]
-    yield from zip(edges[:-1], edges[1:], strict=True)
+    yield from itertools.pairwise(edges)
