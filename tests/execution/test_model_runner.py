@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from step_driver import StepDriver
-from tiny_models import VOCAB_SIZE, make_tiny_model
 from transformers import PreTrainedModel
 
 from headwater.devices.cpu import CpuDevice
 from headwater.execution.model_runner import ModelRunner, kv_layout
 from headwater.messages import LogprobParams, SamplingParams
 from headwater.models.loader import load_model, resolve_model
+from tiny_models import VOCAB_SIZE, make_tiny_model
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ BUCKETS = b"headwater:kv:1:buckets"
 PAGE_PREFIX = b"headwater:kv:1:page:"
 SCAN_COUNT = 1000
 
-PORTION_BYTES = 512 << 10  # of one pipeline: the client is slower with larger ones, and a round trip costs less than that
+PORTION_BYTES = 512 << 10  # of one pipeline: beyond, the client loses more than a round trip costs
 
 
 class Client(Protocol):
