@@ -1,17 +1,17 @@
 """How fast the storage tier's backends are, beside the plain operations they are made of, in one run.
 
-    python benchmarks/storage.py [--num-pages 200] [--page-bytes 368640] [--directory DIR] [--json FILE]
+    python benchmarks/storage.py [--num-pages 200] [--page-bytes 368640] [--directory DIR] [--save]
 
 Every figure is the median of alternating rounds. "Cold" reads come from the medium: the page cache is told to
 forget the files first. Redis is measured if a server is found on the PATH; it shares this machine's cores.
 """
 
 import argparse
-import json
 import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +25,9 @@ from headwater.storage.backend import ReadStatus, StorageBackend, WriteStatus
 from headwater.storage.file import FileBackend
 from headwater.storage.page_key import Bucket, PageKey, chain_hashes, page_keys, scope_ids
 from headwater.storage.redis import RedisBackend
+
+sys.path.insert(0, str(Path(__file__).parent / "serving"))
+from results import save, without_paths
 
 NAMESPACE, DOMAIN = b"benchmark".ljust(16), b"domain".ljust(16)
 NUM_HASHED_TOKENS = 100_000
@@ -202,7 +205,7 @@ def main() -> None:
     parser.add_argument("--page-bytes", type=int, default=368_640, help="SmolLM2-135M: 16 tokens in bfloat16")
     parser.add_argument("--num-rounds", type=int, default=7)
     parser.add_argument("--directory", type=Path, default=None, help="on the medium to measure")
-    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--save", action="store_true", help="keep the figures under results/")
     args = parser.parse_args()
 
     work, rounds = Workload(args.num_pages, args.page_bytes), Rounds()
@@ -227,8 +230,10 @@ def main() -> None:
     figures = report(rounds, work)
     for label, value in figures.items():
         print(f"{label:<55}{value:>12,.2f}")
-    if args.json is not None:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if args.save:
+        records = [{"operation": name, "times_s": times} for name, times in rounds.times_s.items()]
+        about = {"command": without_paths(sys.argv), "figures": figures}
+        print(f"saved as {save('storage', records, servers={'storage': about}).name}")
 
 
 if __name__ == "__main__":
