@@ -92,6 +92,7 @@ class LoopEngine:
         self.step_s = 0.0
         self.parts.loop.stop()
         with zmq.Context() as context, context.socket(zmq.DEALER) as waker:
+            waker.linger = 200  # the loop may have ended by itself: nobody takes the message then
             waker.connect(self.endpoint)
             waker.send(encode(Ping(call_id="wake up")))
             self._thread.join(timeout=5)

@@ -166,6 +166,9 @@ class EngineClient:
             raise RidInUse(request.rid)
         if engine is not None and not 0 <= engine < self.num_engines:
             raise NoSuchEngine(engine, self.num_engines)
+        if self._routes is None and self.num_engines > 1:
+            page_size = next((link.ready.page_size for link in self._links if link.ready), None)
+            self._routes = PrefixRoutes(page_size=page_size) if page_size else None
         link = self._choose(request) if engine is None else self._links[engine]
         generation = link.generate(request)
         if self._routes is not None:
@@ -230,11 +233,7 @@ class EngineClient:
         links = [link for link in self._links if link.ready] or [link for link in self._links if not link.gone]
         if not links:
             raise (self._links[0].gone if self._links else None) or EngineGone(0, "not started")
-        if len(self._links) == 1:
-            return links[0]
         least = min(links, key=lambda link: link.num_running)
-        if self._routes is None and least.ready is not None:
-            self._routes = PrefixRoutes(page_size=least.ready.page_size)
         for engines in self._routes.known(request) if self._routes else []:
             knowing = [link for link in links if link.index in engines]
             best = min(knowing, key=lambda link: link.num_running, default=None)
