@@ -25,6 +25,7 @@ from headwater.storage.redis_layout import (
     portions,
     storage_error,
 )
+from headwater.storage.redis_packing import CommandPacker
 
 _T = TypeVar("_T")
 _READ_BYTES = 128 << 10  # per system call; larger ones allocate more than they read
@@ -194,7 +195,7 @@ class RedisBackend:
         for bucket in buckets:
             pipeline.execute_command("HSETNX", BUCKETS, bucket.id, encode_bucket(bucket))
         for key, page in pages:
-            stored = b"".join((header_of(key, page), page))
+            stored = (header_of(key, page), page)  # one argument, see CommandPacker
             pipeline.execute_command("SET", page_name(key), stored, "NX", *self._ttl)
         answers = pipeline.execute(raise_on_error=False)
         statuses = [_status_of(answer) for answer in answers[len(buckets) :]]
@@ -257,6 +258,7 @@ def _make_pool(url: str, *, timeout_s: float) -> redis.ConnectionPool:
             socket_read_size=_READ_BYTES,
             retry=Retry(NoBackoff(), 0),
             redis_connect_func=adopt_server,
+            command_packer=CommandPacker(),
         )
         pool.make_connection()  # connects nowhere, but refuses options that it does not know
     except (ValueError, TypeError) as error:
