@@ -3,7 +3,15 @@
 import pytest
 
 from engine_driver import Driver
-from headwater.messages import ContinueGeneration, PauseGeneration, UpdateWeights
+from headwater.messages import (
+    AttachStorage,
+    ContinueGeneration,
+    DetachStorage,
+    FlushCache,
+    PauseGeneration,
+    UpdateWeights,
+)
+from headwater.simulation.fake_store import UnreliableStore
 
 BOTH = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 
@@ -45,3 +53,35 @@ def test_a_deadline_that_passes_between_two_turns_is_not_slept_over():
     driver.turn()
     assert driver.wire.last_wait_s == 0
     assert driver.replies["u"].status == 408
+
+
+@pytest.mark.parametrize("is_seen_before", [False, True], ids=["waiting for idle", "waiting for the store"])
+def test_a_flush_of_a_store_that_is_detached_meanwhile_is_owed_to_the_next_one(is_seen_before):
+    """It was answered as done, or forgotten, and the old pages were back when the store was attached again."""
+    store = UnreliableStore(capacity_bytes=1 << 20, seed=0)
+    driver = Driver(num_pages=40, num_host_pages=100, backend=store)
+    driver.store = store
+    prompt = list(range(60))
+    driver.finish(driver.generate("a", prompt, 2))
+    driver.settle()
+    busy = driver.generate("busy", list(range(500, 510)), 20)
+    driver.turn()
+    if is_seen_before:
+        driver.finish(busy)
+        driver.settle()
+        store.faults.fails = 1.0
+    driver.send(FlushCache(call_id="f", tiers=("device", "host", "storage"), timeout_s=5.0))
+    driver.turn(3)
+    driver.send(DetachStorage(call_id="d"))
+    driver.finish(busy)
+    for _ in range(1000):
+        driver.turn()
+        if "f" in driver.replies:
+            break
+    assert (driver.replies["f"].status, driver.replies["f"].pending) == (202, ("storage",))
+    store.faults.fails = 0.0
+    driver.send(AttachStorage(call_id="t", kind="memory"))
+    driver.turn(5)
+    again = driver.generate("b", prompt, 2)
+    driver.finish(again)
+    assert again.meta.cached_storage == 0

@@ -12,7 +12,7 @@ from headwater.cache.page_pool import Owner, PageIds, PagePool
 from headwater.cache.prefetch import Prefetch
 from headwater.cache.radix_tree import Node, RadixTree
 from headwater.cache.restore_cost import RestoreCost
-from headwater.cache.retirement import Retirement
+from headwater.cache.retirement import RaisedScope, Retirement
 from headwater.cache.storage_tier import PrefetchPolicy, StorageTier
 from headwater.cache.tier_books import TierBooks
 from headwater.cache.token_sequence import TokenSequence
@@ -81,6 +81,7 @@ class PrefixCache:
                 max_pages_in_flight=self.host.max_pages_in_flight,
             )
         self.storage: StorageTier | None = None
+        self._owed: list[RaisedScope] = []  # flushes that the store attached next has to carry out first
         self.restore_cost = RestoreCost(min_tokens=host.min_restore_tokens if host else 0)
         self._device = self.books[Tier.DEVICE]
 
@@ -270,12 +271,15 @@ class PrefixCache:
         """Use `storage` from now on. There is none attached, and there is a host tier to move pages through."""
         assert self.storage is None and self.host is not None
         self.storage = storage
+        owed, self._owed = self._owed, []
+        storage.generations.take_over(owed)
 
     def detach_storage(self) -> StorageTier:
         """Stop using the store; what was in flight is given up."""
         assert self.storage is not None
         storage, self.storage = self.storage, None
         storage.detach()
+        self._owed += storage.generations.unacknowledged
         for root in list(self.tree.roots.values()):
             for node in self.tree.subtree(root):
                 node.generations = None  # they are another store's
@@ -295,6 +299,9 @@ class PrefixCache:
             num_dropped += self.storage.retire(scope)
             if Tier.STORAGE in scope.tiers:
                 retirement.raised = self.storage.raise_generation(scope)
+        elif Tier.STORAGE in scope.tiers:  # detached while the flush waited
+            retirement.raised = RaisedScope(scope)
+            self._owed.append(retirement.raised)
         for root in [r for ns, r in self.tree.roots.items() if scope.has_namespace(ns)]:
             for node in self._tops(root, scope):
                 self._cut(node, scope.tiers, retirement)

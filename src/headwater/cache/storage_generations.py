@@ -51,6 +51,16 @@ class StorageGenerations:
         self._attempt()
         return raised
 
+    @property
+    def unacknowledged(self) -> list[RaisedScope]:
+        return self._raising.copy()
+
+    def take_over(self, unacknowledged: list[RaisedScope]) -> None:
+        """Go on with flushes that were not acknowledged before a store was detached."""
+        self._raising += unacknowledged
+        if unacknowledged:
+            self._attempt()
+
     def advance(self) -> None:
         if self._retry_at_s is not None and self._clock.now() >= self._retry_at_s:
             self._attempt()
