@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from headwater.messages import (
     Abort,
+    AttachStorage,
     ContinueGeneration,
     Failed,
     FlushCache,
@@ -97,9 +98,8 @@ class ControlPromises:
 
     def end_turn(self, *, has_launched: bool) -> None:
         """All answers of the turn are in."""
-        for call in self._immediate:
+        for call in self._immediate.copy():
             self._apply_if_immediate(call)
-        self._immediate.clear()
         self._apply_while_store_is_asked()
         for abort, models in self._ended_by:
             left = [model.rid for model in models if model.key in self._oracle.active]
@@ -116,7 +116,7 @@ class ControlPromises:
     @property
     def is_staging(self) -> bool:
         """Whether weights are being brought: the first exclusive call in line does that, or waits for idle."""
-        exclusive = (UpdateWeights, ReleaseMemory, ResumeMemory)
+        exclusive = (UpdateWeights, ReleaseMemory, ResumeMemory, AttachStorage)
         first = next((c.message for c in self._calls.pending.values() if isinstance(c.message, exclusive)), None)
         return isinstance(first, UpdateWeights | ResumeMemory)
 
@@ -137,7 +137,7 @@ class ControlPromises:
             is_right = answer.status == 400 and (bool(answer.blockers) or call.is_cancelled)
             demand(is_right, "refused_only_if_busy", answer)
             return
-        if flush.mode != "drain":  # a drain tells the generation of its beginning
+        if flush.mode != "drain" and "storage" not in flush.tiers:  # those tell the generation of their beginning
             demand(answer.generation >= self._generation, "generations_grow", answer)
             self._generation = answer.generation
         self._apply_if_immediate(call)

@@ -23,6 +23,7 @@ from headwater.messages import (
     ToEngine,
     TokenLogprob,
     pack_ids,
+    unpack_ids,
 )
 from headwater.scheduling.scheduler import Limits
 from headwater.scheduling.waiting_queue import SchedulePolicy
@@ -110,6 +111,7 @@ class Driver:
         self.clock = ManualClock()
         self.wire = MemoryWire(self.clock)
         self.answers: dict[str, Answer] = {}
+        self.prompts: dict[str, list[int]] = {}
         self.replies: dict[str, ToClient] = {}
         self.runner = FakeRunner(
             num_pages=shape.num_pages,
@@ -140,6 +142,7 @@ class Driver:
         """Give the engine a message for its next turn."""
         if isinstance(message, Generate):
             self.answers.setdefault(message.rid, Answer())
+            self.prompts.setdefault(message.rid, unpack_ids(message.prompt_ids).tolist())
             self.oracle.sent(client, message)
         self.wire.inbound.append((client, message))
 

@@ -29,6 +29,7 @@ class RequestModel:
         self.tokens = self.prompt.copy()
         self.num_told = 0
         self.num_kv = 0
+        self.last_turn: int | None = None  # of its last step since it entered a slot
         self.is_delivered = False  # the engine has seen it
         self.num_entered = 0  # times it has entered a slot
         self.may_end_early = False  # somebody asked for it
@@ -66,6 +67,7 @@ class RequestModel:
         self._num_known = len(known)
         self._weights = []
         self.num_kv = self._total = 0
+        self.last_turn = None
         before, cached = START, []
         for token in known[:num_cached]:
             before = next_canary(before, token, weights, self.namespace)

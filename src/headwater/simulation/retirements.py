@@ -44,8 +44,11 @@ class Retirements:
         return retirement
 
     def holds_any_of(self, flush: FlushCache, pages: Records, *, turn: int) -> bool:
-        """Whether `pages`, all written, hold anything that `flush` covered in `turn`."""
-        return bool(self._covered(pages, flush, turn))
+        """Whether `pages`, all written, hold anything that `flush` covered in `turn`.
+
+        What was copied up since from a tier that was not flushed has no mark.
+        """
+        return bool(self._covered(pages[pages["retired"][:, 0] > 0], flush, turn))
 
     def _mark(self, records: Records, flush: FlushCache, turn: int) -> None:
         covered = self._covered(records, flush, turn)

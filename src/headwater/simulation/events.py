@@ -1,0 +1,82 @@
+"""A run as data: what happened to the engines, in order. Written as JSON, played again, cut shorter."""
+
+import msgspec
+
+from headwater.messages import Generate, ToEngine
+from headwater.simulation.driver import EngineShape
+
+
+class Turns(msgspec.Struct, tag="turns", frozen=True):
+    """All engines turn `count` times; their clocks move by `advance_s` after each turn."""
+
+    count: int
+    advance_s: float
+
+
+class Deliver(msgspec.Struct, tag="deliver", frozen=True):
+    """A message for the next turn of an engine."""
+
+    message: ToEngine
+    client: str
+    engine: int = 0
+
+
+class FollowUp(msgspec.Struct, tag="follow_up", frozen=True):
+    """The next turn of a conversation: prompt and text so far of `parent`, and then the prompt of `message`."""
+
+    message: Generate
+    client: str
+    parent: str
+    engine: int = 0
+
+
+class Faults(msgspec.Struct, tag="faults", frozen=True):
+    """How things go from now on. The defaults are no faults at all."""
+
+    copy_polls: int = 0  # a copy takes up to so many turns
+    copy_failures: float = 0.0
+    job_polls: int = 0  # a call of the store takes up to so many turns
+    job_hangs: float = 0.0
+    staging_polls: int = 1  # looks until new weights are read
+    store_fails: float = 0.0
+    store_writes_late: float = 0.0
+    store_flips: float = 0.0
+    store_full: float = 0.0
+
+
+class ComeBack(msgspec.Struct, tag="come_back", frozen=True):
+    """Calls of the store that hang come back, and writes that were thought lost arrive."""
+
+
+Event = Turns | Deliver | FollowUp | Faults | ComeBack
+
+
+class Trace(msgspec.Struct, frozen=True):
+    """Everything a run depends on."""
+
+    seed: int
+    profile: str
+    shapes: tuple[EngineShape, ...]  # engines, which share a store if they have one
+    store_bytes: int  # 0: no store
+    events: tuple[Event, ...]
+
+
+encode_trace = msgspec.json.Encoder().encode
+decode_trace = msgspec.json.Decoder(Trace).decode
+
+
+def describe(event: Event) -> str:
+    """One short line."""
+    match event:
+        case Turns():
+            return f"{event.count} turns, {event.advance_s:g} s each"
+        case Deliver() | FollowUp():
+            fields = {k: v for k, v in msgspec.structs.asdict(event.message).items() if k != "sampling"}
+            shown = ", ".join(f"{k}={_short(v)}" for k, v in fields.items() if v not in ("", None, False, (), b""))
+            return f"engine {event.engine}, {event.client}: {type(event.message).__name__}({shown})"
+        case _:
+            return str(event)
+
+
+def _short(value: object) -> str:
+    return f"<{len(value) // 4} tokens>" if isinstance(value, bytes) else repr(value)

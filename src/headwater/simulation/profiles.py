@@ -1,0 +1,47 @@
+"""What random runs are made of: how often each thing happens, and how badly things go."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Relative frequencies of events, and chances of what an engine has."""
+
+    name: str
+    requests: int = 50
+    follow_ups: int = 10
+    bursts: int = 1
+    aborts: int = 5
+    flushes: int = 8
+    pauses: int = 2
+    updates: int = 2
+    releases: int = 1
+    relabels: int = 1
+    cancels: int = 2
+    pins: int = 2
+    attaches: int = 1
+    questions: int = 2
+    quiet: int = 2  # nothing comes for a while
+    fault_level: float = 1.0  # 0: none
+    has_host: float = 0.7
+    has_store: float = 0.5  # of those with a host tier
+    has_two_engines: float = 0.3  # of those with a store
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("mixed"),
+        Profile("calm", fault_level=0.0),
+        Profile("flush", flushes=40, cancels=6, pauses=1, updates=1),
+        Profile("training", pauses=10, updates=10, releases=5, flushes=15, relabels=3),
+        Profile("tiers", has_host=1.0, has_store=0.8, fault_level=2.0, flushes=12, attaches=3, pins=4),
+    )
+}
+
+
+def find_profile(name: str) -> Profile:
+    """Raises ValueError for an unknown name."""
+    if name not in PROFILES:
+        raise ValueError(f"profile must be one of {', '.join(PROFILES)}, found {name!r}")
+    return PROFILES[name]

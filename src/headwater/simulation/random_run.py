@@ -1,0 +1,203 @@
+"""Plays runs, and says what broke."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import msgspec
+
+from headwater.messages import (
+    ContinueGeneration,
+    FlushCache,
+    Generate,
+    ResumeMemory,
+    ToEngine,
+    pack_ids,
+    unpack_ids,
+)
+from headwater.simulation.driver import Driver
+from headwater.simulation.events import ComeBack, Deliver, Event, Faults, FollowUp, Trace, Turns
+from headwater.simulation.fake_store import StoreFaults, UnreliableStore
+from headwater.simulation.profiles import Profile
+from headwater.simulation.violation import Violation, demand
+from headwater.simulation.workload import Workload
+from headwater.simulation.world import World
+
+AUDIT_EVERY = 8  # turns; the rest is checked every turn
+_LAST_TURNS = 5000  # within which everything must have ended once faults are off
+_LAST_CLIENT = b"last"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A broken promise: the run up to there is all it takes to see it again."""
+
+    promise: str
+    message: str
+    turn: int
+    trace: Trace
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What one run did. `failure` is None if every promise was kept."""
+
+    seed: int
+    num_turns: int
+    num_requests: int
+    num_calls: int
+    num_pages_reused: int
+    failure: Failure | None
+
+
+class Run:
+    """Engines, the store they share, and what has happened to them."""
+
+    def __init__(self, trace: Trace, *, audit_every: int = AUDIT_EVERY) -> None:
+        self.trace = trace
+        self.world = World()
+        self.num_turns = 0
+        self.num_calls = 0
+        self.num_requests = 0
+        self.store: UnreliableStore | None = None
+        if trace.store_bytes:
+            self.store = UnreliableStore(capacity_bytes=trace.store_bytes, seed=trace.seed)
+        self.engines = [
+            Driver(shape, world=self.world, audit_every=audit_every, backend=self.store) for shape in trace.shapes
+        ]
+        for engine in self.engines:
+            engine.store = self.store
+
+    def play(self, event: Event) -> None:
+        """Let `event` happen. Raises `Violation`."""
+        match event:
+            case Turns():
+                for _ in range(event.count):
+                    self._turn(event.advance_s)
+            case Deliver():
+                self._deliver(event.message, event.client, event.engine)
+            case FollowUp():
+                prompt = self._conversation(event.parent) + unpack_ids(event.message.prompt_ids).tolist()
+                message = msgspec.structs.replace(event.message, prompt_ids=pack_ids(prompt))
+                self._deliver(message, event.client, event.engine)
+            case Faults():
+                self._set_faults(event)
+            case ComeBack():
+                self._come_back()
+
+    def finish(self) -> None:
+        """Without faults everything ends: each request, each call, each copy; all pages come back."""
+        self._set_faults(Faults())
+        for engine in self.engines:
+            engine.send(ContinueGeneration(call_id="last-continue"), client=_LAST_CLIENT)
+            engine.send(ResumeMemory(call_id="last-resume"), client=_LAST_CLIENT)
+        for _ in range(4):  # whatever was still pending may close admission again
+            self._come_back()
+            self._until(lambda engine: not engine.calls.pending)
+        for engine in self.engines:
+            for number in range(2):  # a release that was pending may have come after the first resume
+                engine.send(ResumeMemory(call_id=f"last-resume-{number}"), client=_LAST_CLIENT)
+            engine.send(ContinueGeneration(call_id="last-continue-0"), client=_LAST_CLIENT)
+        self._until(lambda engine: not engine.oracle.active and not engine.calls.pending)
+        for engine in self.engines:
+            engine.send(FlushCache(call_id="last-flush", timeout_s=60.0), client=_LAST_CLIENT)  # ends pins, too
+        self._until(lambda engine: not engine.calls.pending)
+        self._turn(30.0)
+        self._turn(0.01)  # pins that held nothing have expired
+        self._until(lambda engine: not engine.parts.blockers() and not engine.runner.open_steps)
+        for engine in self.engines:
+            engine.check_all_pages_back()
+            demand(engine.parts.control.num_pending == 0, "answered_once", "an operation is left")
+
+    # ------------------------------------------------------------------------------------------------
+
+    def _turn(self, advance_s: float) -> None:
+        self.num_turns += 1
+        for engine in self.engines:
+            engine.turn()
+            engine.clock.advance(advance_s)
+
+    def _until(self, is_reached: Callable[[Driver], bool]) -> None:
+        for _ in range(_LAST_TURNS):
+            if all(is_reached(engine) for engine in self.engines):
+                return
+            self._turn(0.02)
+        states = [(e.parts.blockers(), list(e.calls.pending), list(e.oracle.active)[:5]) for e in self.engines]
+        raise Violation("progress", f"without faults, {_LAST_TURNS} turns are not enough: {states}")
+
+    def _deliver(self, message: ToEngine, client: str, engine: int) -> None:
+        self.num_requests += isinstance(message, Generate)
+        self.num_calls += not isinstance(message, Generate)
+        self.engines[engine].send(message, client=client.encode())
+
+    def _conversation(self, parent: str) -> list[int]:
+        """Prompt and text so far of a request; empty if it never came (the run was cut)."""
+        for engine in self.engines:
+            if parent in engine.answers:
+                return engine.prompts[parent] + engine.answers[parent].tokens
+        return []
+
+    def _set_faults(self, faults: Faults) -> None:
+        for engine in self.engines:
+            if engine.shape.num_host_pages:
+                engine.copier.max_polls = faults.copy_polls
+                engine.copier.failure_rate = faults.copy_failures
+            engine.jobs.max_polls = faults.job_polls
+            engine.jobs.hang_rate = faults.job_hangs
+            engine.runner.weights.num_polls = faults.staging_polls
+        if self.store is not None:
+            self.store.faults = StoreFaults(
+                fails=faults.store_fails,
+                writes_late=faults.store_writes_late,
+                flips=faults.store_flips,
+                full=faults.store_full,
+            )
+
+    def _come_back(self) -> None:
+        for engine in self.engines:
+            engine.jobs.let_go()
+        if self.store is not None:
+            self.store.land_late_writes()
+
+
+def random_run(
+    seed: int, *, profile: Profile, num_turns: int, on_turns: Callable[[int], None] | None = None
+) -> RunResult:
+    """Play a random run of about `num_turns` turns; `on_turns` hears of each batch of turns as it goes by."""
+    workload = Workload(seed, profile)
+    header = Trace(seed, profile.name, workload.shapes, workload.store_bytes, ())
+    return _play(header, workload.events(), num_turns=num_turns, on_turns=on_turns)
+
+
+def replay(trace: Trace) -> RunResult:
+    """Play a run again, event by event."""
+    return _play(trace, trace.events, num_turns=None, on_turns=None)
+
+
+def _play(
+    header: Trace, events: Iterable[Event], *, num_turns: int | None, on_turns: Callable[[int], None] | None
+) -> RunResult:
+    run = Run(header)
+    played: list[Event] = []
+    failure = None
+    try:
+        for event in events:
+            if num_turns is not None and run.num_turns >= num_turns:
+                break
+            before = run.num_turns
+            played.append(event)
+            run.play(event)
+            if on_turns is not None and run.num_turns > before:
+                on_turns(run.num_turns - before)
+        run.finish()
+    except Violation as violation:
+        trace = Trace(header.seed, header.profile, header.shapes, header.store_bytes, tuple(played))
+        failure = Failure(violation.promise, str(violation), run.num_turns, trace)
+    return RunResult(
+        seed=header.seed,
+        num_turns=run.num_turns,
+        num_requests=run.num_requests,
+        num_calls=run.num_calls,
+        num_pages_reused=sum(engine.oracle.num_pages_reused for engine in run.engines),
+        failure=failure,
+    )
+
