@@ -25,6 +25,7 @@ from headwater.devices.host_memory import CpuPageCopier, HostMemory
 
 sys.path.append(str(Path(__file__).resolve().parent / "serving"))
 from results import save
+from server_process import busy_s
 
 POOL_TOKENS = 4096
 PROMPT_TOKENS = 1600
@@ -142,7 +143,7 @@ def copies(num_pages: int = 256, page_bytes: int = 368_640, repeat: int = 15) ->
     return records
 
 
-def never_hit(dtype: str, num_rounds: int = 3) -> list[Record]:
+def never_hit(dtype: str, num_rounds: int = 6) -> list[Record]:
     """Throughput of prompts that are never seen again, without tiers and with write-through, in turns."""
     seconds: dict[str, list[float]] = {"off": [], "on": []}
     with loaded(dtype) as off, loaded(dtype, **TIERS) as on:
@@ -201,6 +202,16 @@ def tree(num_tokens: int = 100_000, repeat: int = 5) -> list[Record]:
     ]
 
 
+def measured(part: Callable[[], list[Record]]) -> list[Record]:
+    """The part's records, with the work of others beside it, in cores: all of it runs in this process."""
+    started_s, busy, own_s = time.perf_counter(), busy_s(), time.process_time()
+    records = part()
+    wall_s = time.perf_counter() - started_s
+    foreign_cores = max(0.0, ((busy_s() - busy) - (time.process_time() - own_s)) / wall_s)
+    print(f"                 others used {foreign_cores:.2f} cores meanwhile", flush=True)
+    return [record | {"foreign_cores": foreign_cores} for record in records]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", default="auto")
@@ -213,7 +224,9 @@ def main() -> None:
         "chat": lambda: chat_ratios(args.dtype),
         "never-hit": lambda: never_hit(args.dtype),
     }
-    records = [record for name, part in parts.items() if not args.only or name in args.only for record in part()]
+    records = [
+        record for name, part in parts.items() if not args.only or name in args.only for record in measured(part)
+    ]
     if not args.no_save:
         print(save("tiers", records, servers={"headwater": {"dtype": args.dtype, "pool_tokens": POOL_TOKENS}}))
 

@@ -84,10 +84,10 @@ class ServerProcess:
     @contextlib.contextmanager
     def foreign_work(self, record: dict) -> Iterator[None]:
         """Note in `record["foreign_cores"]` how many cores were busy with anything but this server and us."""
-        started, busy_s, own_s = time.perf_counter(), _busy_s(), self._own_cpu_s()
+        started, busy_before_s, own_s = time.perf_counter(), busy_s(), self._own_cpu_s()
         yield
         wall_s = time.perf_counter() - started
-        foreign_s = (_busy_s() - busy_s) - (self._own_cpu_s() - own_s)
+        foreign_s = (busy_s() - busy_before_s) - (self._own_cpu_s() - own_s)
         record["foreign_cores"] = max(0.0, foreign_s / wall_s)
 
     def _own_cpu_s(self) -> float:
@@ -136,7 +136,7 @@ def rss_mib(pid: int) -> float:
     return int(fields[21]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if fields else 0.0
 
 
-def _busy_s() -> float:
+def busy_s() -> float:
     """Time all cores together have not been idle, steal by other machines included."""
     with open("/proc/stat") as stat:
         user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, stat.readline().split()[1:9])
