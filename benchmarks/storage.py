@@ -185,8 +185,6 @@ def report(rounds: Rounds, work: Workload) -> dict[str, float]:
     checksum_s = rounds.median_s("file get") - rounds.median_s("file get, no checksum")
     figures["checksum, share of a get from the page cache, %"] = 100 * checksum_s / rounds.median_s("file get")
     figures["checksum, share of a cold get, %"] = 100 * checksum_s / rounds.median_s("file get, cold")
-    if "redis get" in rounds.operations:
-        figures["checksum, share of a redis get, %"] = 100 * checksum_s / rounds.median_s("redis get")
     for ours, plain in (
         ("file put", "plain file write"),
         ("file get", "plain file read"),
