@@ -4,11 +4,13 @@ import pytest
 
 from engine_driver import Driver
 from headwater.messages import (
+    Abort,
     AttachStorage,
     ContinueGeneration,
     DetachStorage,
     FlushCache,
     PauseGeneration,
+    ReleaseMemory,
     UpdateWeights,
 )
 from headwater.simulation.fake_store import UnreliableStore
@@ -85,3 +87,15 @@ def test_a_flush_of_a_store_that_is_detached_meanwhile_is_owed_to_the_next_one(i
     again = driver.generate("b", prompt, 2)
     driver.finish(again)
     assert again.meta.cached_storage == 0
+
+
+def test_memory_is_not_released_under_a_step_whose_requests_have_ended():
+    """Such a step blocks nobody, but it computes: on a GPU its weights and KV were taken away."""
+    driver = Driver(is_async=True)
+    answer = driver.generate("a", list(range(20)), 200)
+    driver.turn(5)
+    driver.send(Abort(call_id="end", rid="a"))
+    driver.send(ReleaseMemory(call_id="r"))
+    driver.turn(2)
+    assert answer.finish.type == "abort"
+    assert driver.replies["r"].released == ("kv_cache", "weights")

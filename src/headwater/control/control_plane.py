@@ -125,6 +125,7 @@ class ControlPlane:
             message,
             released=self._released,
             cache=self._ports.cache,
+            step=self._ports.step,
             kv_memory=self._ports.kv_memory,
             weights=self._ports.weights,
         )

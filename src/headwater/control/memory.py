@@ -7,6 +7,7 @@ from headwater.control.ports import (
     IdentityPort,
     KvMemoryPort,
     StagedWeights,
+    StepPort,
     WeightsPort,
 )
 from headwater.control.weights import retire_other_weights
@@ -38,12 +39,14 @@ class MemoryRelease:
         *,
         released: ReleasedMemory,
         cache: CachePort,
+        step: StepPort,
         kv_memory: KvMemoryPort,
         weights: WeightsPort,
     ) -> None:
         self._message = message
         self._released = released
         self._cache = cache
+        self._step = step
         self._kv_memory = kv_memory
         self._weights = weights
 
@@ -59,6 +62,8 @@ class MemoryRelease:
             return self._result(0, moment)
         if moment.blockers:
             return self._refused(moment) if moment.has_expired else None
+        if self._step.is_step_in_flight():
+            return None  # its requests have ended, so it blocks nobody; but it still computes
         num_bytes = 0
         if "kv_cache" in wanted:
             self._cache.retire(FlushScope(tiers=("device",)))

@@ -131,11 +131,12 @@ class ControlPromises:
     def _check_flush(self, call: Call, answer: FlushResult) -> None:
         flush = call.message
         assert isinstance(flush, FlushCache)
-        if answer.dry_run:
-            return
         if not answer.success:
             is_right = answer.status == 400 and (bool(answer.blockers) or call.is_cancelled)
             demand(is_right, "refused_only_if_busy", answer)
+            return
+        demand(answer.dry_run == flush.dry_run, "dry_run_is_dry", answer)
+        if answer.dry_run:
             return
         if flush.mode != "drain" and "storage" not in flush.tiers:  # those tell the generation of their beginning
             demand(answer.generation >= self._generation, "generations_grow", answer)

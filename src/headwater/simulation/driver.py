@@ -283,6 +283,7 @@ class Driver:
             jobs=self.jobs,
             oracle=self.oracle,
             calls=self.calls,
+            retirements=retirements,
             audit_every=audit_every,
         )
         self.wire.on_receive = self._on_receive

@@ -1,5 +1,7 @@
 """Weights and KV memory without a model, for the fake runner: what can go wrong is scripted."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from headwater.simulation.kv_records import Records
@@ -28,6 +30,7 @@ class FakeWeights:
 
     def __init__(self, current: str = "w0") -> None:
         self.current = current
+        self.is_in_use: Callable[[], bool] = lambda: False  # by a step in flight
         self.num_polls = 3  # of the weights staged next
         self.is_released = False
 
@@ -39,11 +42,12 @@ class FakeWeights:
         return FakeStagedWeights(self.current, num_polls=self.num_polls, error=None)
 
     def swap(self, staged: FakeStagedWeights) -> None:
+        assert not self.is_in_use(), "weights are swapped under a step in flight"
         self.current = staged.weights_id
         self.is_released = False
 
     def release(self) -> int:
-        assert not self.is_released
+        assert not self.is_released and not self.is_in_use()
         self.is_released = True
         return 1
 
@@ -59,9 +63,10 @@ class FakeKvMemory:
     def __init__(self, kv: Records) -> None:
         self._kv = kv
         self.is_released = False
+        self.is_in_use: Callable[[], bool] = lambda: False  # by a step in flight
 
     def release(self) -> int:
-        assert not self.is_released
+        assert not self.is_released and not self.is_in_use()
         self.is_released = True
         self._kv.view(np.uint8)[:] = 0
         return self._kv.nbytes

@@ -85,6 +85,7 @@ class FakeRunner:
         self._slots: dict[int, SlotAssignment] = {}
         self.weights = FakeWeights()
         self.kv_memory = FakeKvMemory(self.kv)
+        self.weights.is_in_use = self.kv_memory.is_in_use = lambda: bool(self.open_steps)
 
     @property
     def open_steps(self) -> list[FakeStep]:

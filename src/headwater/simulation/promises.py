@@ -5,7 +5,9 @@ from collections import Counter
 import numpy as np
 
 from headwater.cache.invariants import check_invariants
+from headwater.cache.namespace import Scope
 from headwater.cache.page_pool import Owner
+from headwater.cache.retirement import Retirement
 from headwater.engine.wiring import EngineParts
 from headwater.simulation.calls import Calls
 from headwater.simulation.fake_copier import FakeCopier
@@ -13,6 +15,7 @@ from headwater.simulation.fake_jobs import FakeJobRunner
 from headwater.simulation.fake_runner import FakeRunner
 from headwater.simulation.oracle import Oracle
 from headwater.simulation.request_model import RequestKey
+from headwater.simulation.retirements import Retirements
 from headwater.simulation.violation import Violation, demand
 from headwater.simulation.world import World
 
@@ -30,6 +33,7 @@ class Promises:
         jobs: FakeJobRunner,
         oracle: Oracle,
         calls: Calls,
+        retirements: Retirements,
         audit_every: int,
     ) -> None:
         self._world = world
@@ -39,8 +43,11 @@ class Promises:
         self._jobs = jobs
         self._oracle = oracle
         self._calls = calls
+        self._retirements = retirements
         self._audit_every = audit_every
         self._num_turns = 0
+        self._retire = parts.cache.retire
+        parts.cache.retire = self._checked_retire  # the only moment to see what a flush finds
 
     def check(self, *, is_staging: bool) -> None:
         """Everything that must hold after a turn. `is_staging`: weights are being brought for an operation."""
@@ -73,6 +80,16 @@ class Promises:
         self.audit()
 
     # ------------------------------------------------------------------------------------------------
+
+    def _checked_retire(self, scope: Scope) -> Retirement:
+        """A flush cuts all pages in its scope out of the tree, and no others."""
+        books = self._parts.cache.books
+        due = self._retirements.num_pages_in_tree(scope, owners=lambda tier, page: books[tier].pool.owner_of(page))
+        retirement = self._retire(scope)
+        if scope.other_than_weights_id is None:
+            cut = {tier: retirement.freed[tier] + retirement.retired[tier] for tier in due}
+            demand(cut == due, "flush_is_exact", f"{scope}: cut {cut}, in the tree are {due}")
+        return retirement
 
     def _check_books(self) -> None:
         """Counts by owner, against those who own: cheap enough for every turn."""

@@ -1,8 +1,12 @@
 """Marks what a flush covers, so that whoever reads it afterwards is found out."""
 
+from collections.abc import Callable
+
 import numpy as np
 
-from headwater.messages import FlushCache, unpack_ids
+from headwater.cache.namespace import Scope, Tier
+from headwater.cache.page_pool import Owner
+from headwater.messages import FlushCache, pack_ids, unpack_ids
 from headwater.simulation.fake_copier import FakeCopier
 from headwater.simulation.kv_records import Records
 from headwater.simulation.world import KvSequence, StoreRetirement, World
@@ -42,6 +46,17 @@ class Retirements:
         retirement = StoreRetirement(flush.cache_salt, flush.extra_key, turn, self._engine)
         self._world.store_retirements.append(retirement)
         return retirement
+
+    def num_pages_in_tree(self, scope: Scope, *, owners: Callable[[Tier, int], Owner]) -> dict[Tier, int]:
+        """Pages by tier that requests could match now, and that `scope` covers. Whatever their weights."""
+        prefix = None if scope.prefix is None else pack_ids(scope.prefix)
+        flush = FlushCache(call_id="", cache_salt=scope.cache_salt, extra_key=scope.extra_key, prefix_ids=prefix)
+        found: dict[Tier, int] = {}
+        for tier, records in ((Tier.DEVICE, self._device), (Tier.HOST, self._copier.host if self._copier else None)):
+            if records is not None and tier in scope.tiers:
+                covered = self._covered(records, flush, self._world.turn + 1)
+                found[tier] = sum(owners(tier, page) is Owner.TREE for page in covered)
+        return found
 
     def holds_any_of(self, flush: FlushCache, pages: Records, *, turn: int) -> bool:
         """Whether `pages`, all written, hold anything that `flush` covered in `turn`.
