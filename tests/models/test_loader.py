@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from headwater.devices.cpu import CpuDevice
 from headwater.models.config import ModelConfig, parse_hf_config
-from headwater.models.loader import load_model, read_config, resolve_model
+from headwater.models.loader import load_model, open_weights, read_config, resolve_model
 from headwater.models.weights import DummyWeights
 
 pytestmark = pytest.mark.slow
@@ -103,6 +103,26 @@ def test_a_tensor_that_is_missing_extra_or_of_another_shape_is_named(tmp_path: P
         _load(tmp_path)
     leftovers = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}
     _load(_save(tmp_path, CONFIG, {**good, **leftovers}))
+
+
+def test_a_folder_must_hold_what_its_index_names(tmp_path: Path) -> None:
+    """A checkpoint that has lost a file would pass for one that holds a part of the tensors by intent."""
+    parameters = _parameters(CONFIG)
+    config = parse_hf_config(CONFIG, {})
+    _save(tmp_path, CONFIG, dict(list(parameters.items())[:5]))
+    index = tmp_path / "model.safetensors.index.json"
+    files = resolve_model(str(tmp_path))
+    assert len(open_weights(files, config, load_format="auto", seed=0).shapes()) == 5, "a part, without an index"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(list(parameters)[:5], "model.safetensors")}))
+    open_weights(files, config, load_format="auto", seed=0)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(parameters, "model.safetensors")}))
+    first = min(set(parameters) - set(list(parameters)[:5]))
+    with pytest.raises(ValueError, match=rf"names tensor '{first}'.* \({len(parameters) - 5} are missing\)"):
+        open_weights(files, config, load_format="auto", seed=0)
+    for damaged in ("{", "[]", "{}"):
+        index.write_text(damaged)
+        with pytest.raises(ValueError, match="is damaged"):
+            open_weights(files, config, load_format="auto", seed=0)
 
 
 def test_a_tied_head_may_be_in_the_file_all_the_same(tmp_path: Path) -> None:

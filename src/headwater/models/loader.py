@@ -17,7 +17,7 @@ from headwater.models.decoder import DecoderModel, build_decoder
 from headwater.models.gguf_file import GGUFFile
 from headwater.models.weights import DummyWeights, WeightSource, check_shapes
 from headwater.models.weights_gguf import GGUFWeights, read_gguf_config
-from headwater.models.weights_safetensors import SafetensorsWeights
+from headwater.models.weights_safetensors import SafetensorsWeights, check_index
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
@@ -110,7 +110,8 @@ def load_model(
 def open_weights(files: ModelFiles, config: ModelConfig, *, load_format: LoadFormat, seed: int) -> WeightSource:
     """The named tensors of `files`, which need hold no config of their own, for a model of `config`.
 
-    Raises ValueError for a format that is unknown or does not fit the files.
+    Raises ValueError for a format that is unknown or does not fit the files, and for a folder that lacks tensors
+    its own index names.
     """
     _check_format(files, load_format)
     if load_format == "dummy":
@@ -121,7 +122,9 @@ def open_weights(files: ModelFiles, config: ModelConfig, *, load_format: LoadFor
         raise ValueError(
             f"{files.folder} has no .safetensors files; other formats (.bin, .pt) can run code and are not read"
         )
-    return SafetensorsWeights(files.safetensors)
+    weights = SafetensorsWeights(files.safetensors)
+    check_index(files.folder, weights)
+    return weights
 
 
 def weights_id_of(

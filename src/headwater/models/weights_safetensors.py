@@ -1,10 +1,14 @@
 """Weights of a Hugging Face folder: one or many .safetensors files, memory-mapped."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
+
+
+INDEX_NAME = "model.safetensors.index.json"
 
 
 class SafetensorsWeights:
@@ -28,3 +32,23 @@ class SafetensorsWeights:
         # Opened anew for each tensor: a handle kept open keeps every page that was read in this process' memory.
         with safe_open(self._files[name], framework="pt", device="cpu") as file:
             return file.get_tensor(name)
+
+
+def check_index(folder: Path, weights: SafetensorsWeights) -> None:
+    """Raise ValueError if the folder's index, where it has one, names a tensor that is not there.
+
+    A folder without an index may hold any part of the tensors, and a checkpoint that has lost one of its files,
+    or is still being written, would pass for such a part.
+    """
+    index = folder / INDEX_NAME
+    if not index.exists():
+        return
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{index} is damaged: {error}") from None
+    missing = sorted(set(names) - set(weights.shapes()))
+    if missing:
+        raise ValueError(
+            f"{index} names tensor {missing[0]!r}, which is in none of the folder's files ({len(missing)} are missing)"
+        )
