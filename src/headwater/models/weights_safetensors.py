@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-
 INDEX_NAME = "model.safetensors.index.json"
 
 
