@@ -13,6 +13,7 @@ from headwater.launch.config import FLAGS, ServerArgs, flag_name
 from headwater.launch.control_cli import memory_app, pause, resume, weights_app
 from headwater.launch.flush import flush
 from headwater.launch.models_cli import models_app
+from headwater.launch.simulate_cli import simulate
 
 app = typer.Typer(
     name="headwater",
@@ -28,6 +29,7 @@ app.command()(chat)
 app.command()(flush)
 app.command()(pause)
 app.command(name="continue")(resume)
+app.command()(simulate)
 app.add_typer(weights_app, name="weights")
 app.add_typer(memory_app, name="memory")
 

@@ -267,7 +267,13 @@ class Driver:
         )
         self.runner.audit = self.oracle
         self.calls = Calls(self.clock, max_timeout_s=MAX_CONTROL_TIMEOUT_S)
-        retirements = Retirements(self.world, engine=self.oracle, device=self.runner.kv, copier=copier)
+        retirements = Retirements(
+            self.world,
+            engine=self.oracle,
+            device=self.runner.kv,
+            copier=copier,
+            prefetches=lambda: self.parts.cache.storage.reader.prefetches if self.parts.cache.storage else [],
+        )
         self.control = ControlPromises(
             self.world,
             oracle=self.oracle,

@@ -42,6 +42,7 @@ class Faults(msgspec.Struct, tag="faults", frozen=True):
     store_writes_late: float = 0.0
     store_flips: float = 0.0
     store_full: float = 0.0
+    store_is_read_only: bool = False
 
 
 class ComeBack(msgspec.Struct, tag="come_back", frozen=True):

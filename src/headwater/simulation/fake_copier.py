@@ -54,6 +54,11 @@ class FakeCopy:
         self._target_before = target["canary"][targets].copy()
         self._fails = fails
 
+    def delay(self, num_turns: int) -> None:
+        """It takes so many turns longer."""
+        self._polls_left += num_turns
+        self.num_turns_allowed += num_turns
+
     def is_done(self) -> bool:
         if not self.is_finished:
             self._polls_left -= 1

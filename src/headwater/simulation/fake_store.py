@@ -69,6 +69,7 @@ class StoreFaults:
     writes_late: float = 0.0  # puts that raise, and whose pages arrive later all the same
     flips: float = 0.0  # pages that are read with a bit flipped where they lie
     full: float = 0.0  # pages that are refused for want of room
+    is_read_only: bool = False  # nothing can be written, and no generation raised
 
 
 class UnreliableStore(MemoryBackend):
@@ -86,6 +87,7 @@ class UnreliableStore(MemoryBackend):
         return super().generations(scope_ids)
 
     def raise_generation(self, scope_id: bytes) -> int:
+        self._check_writable()
         self._may_fail("raise_generation")
         generation = super().raise_generation(scope_id)
         self._may_fail("the answer of raise_generation")  # it took effect, but nobody hears of it
@@ -103,6 +105,7 @@ class UnreliableStore(MemoryBackend):
         return super().get(keys, into)
 
     def put(self, keys: Sequence[PageKey], pages: Sequence[memoryview]) -> list[WriteStatus]:
+        self._check_writable()
         self._may_fail("put")
         if self._strikes(self.faults.writes_late):
             self.late_writes.append((list(keys), [bytes(page) for page in pages]))
@@ -120,6 +123,10 @@ class UnreliableStore(MemoryBackend):
         late, self.late_writes = self.late_writes, []
         for keys, pages in late:
             super().put(keys, [memoryview(page) for page in pages])
+
+    def _check_writable(self) -> None:
+        if self.faults.is_read_only:
+            raise StorageUnavailable("the store is read-only")
 
     def _may_fail(self, operation: str) -> None:
         if self._strikes(self.faults.fails):

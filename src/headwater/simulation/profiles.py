@@ -26,6 +26,10 @@ class Profile:
     has_host: float = 0.7
     has_store: float = 0.5  # of those with a host tier
     has_two_engines: float = 0.3  # of those with a store
+    num_device_pages: tuple[int, ...] = (24, 40, 80)  # one of these, as of what follows
+    num_host_pages: tuple[int, ...] = (20, 60, 150)
+    store_bytes: tuple[int, ...] = (3000, 20_000, 1 << 20)
+    num_stems: tuple[int, ...] = (3, 8)  # prefixes that requests share
 
 
 PROFILES = {
@@ -36,6 +40,19 @@ PROFILES = {
         Profile("flush", flushes=40, cancels=6, pauses=1, updates=1),
         Profile("training", pauses=10, updates=10, releases=5, flushes=15, relabels=3),
         Profile("tiers", has_host=1.0, has_store=0.8, fault_level=2.0, flushes=12, attaches=3, pins=4),
+        Profile(
+            "store",
+            has_host=1.0,
+            has_store=1.0,
+            flushes=10,
+            attaches=3,
+            updates=0,
+            pins=1,
+            num_device_pages=(24, 30),
+            num_host_pages=(20, 30),
+            store_bytes=(20_000, 1 << 20),
+            num_stems=(6, 12),
+        ),
     )
 }
 

@@ -53,6 +53,7 @@ class Promises:
         """Everything that must hold after a turn. `is_staging`: weights are being brought for an operation."""
         self._num_turns += 1
         self._check_books()
+        self._check_marks()
         if self._num_turns % self._audit_every == 0:
             self.audit()
         self._check_requests()
@@ -104,6 +105,14 @@ class Promises:
             used = np.concatenate([pages for step in self._runner.open_steps for pages in step.read])
             is_free = any(cache.pool.owner_of(page) is Owner.FREE for page in set(used.tolist()))
             demand(not is_free, "pages_outlive_steps", "a page is free that a step in flight uses")
+
+    def _check_marks(self) -> None:
+        """Requests can match nothing that a flush has covered."""
+        self._retirements.check()
+        for tier, books in self._parts.cache.books.items():
+            for page in self._retirements.marked_pages(tier):
+                is_gone = books.pool.owner_of(page) is not Owner.TREE
+                demand(is_gone, "flushed_is_gone", f"page {page} on {tier.name} was flushed and is in the tree")
 
     def _check_requests(self) -> None:
         """Every request that has not ended is in exactly one place."""

@@ -150,6 +150,7 @@ class Run:
                 writes_late=faults.store_writes_late,
                 flips=faults.store_flips,
                 full=faults.store_full,
+                is_read_only=faults.store_is_read_only,
             )
 
     def _come_back(self) -> None:

@@ -6,9 +6,11 @@ import numpy as np
 
 from headwater.cache.namespace import Scope, Tier
 from headwater.cache.page_pool import Owner
+from headwater.cache.prefetch import Prefetch
 from headwater.messages import FlushCache, pack_ids, unpack_ids
 from headwater.simulation.fake_copier import FakeCopier
 from headwater.simulation.kv_records import Records
+from headwater.simulation.violation import demand
 from headwater.simulation.world import KvSequence, StoreRetirement, World
 
 _DEFAULT_TIERS = ("device", "host")
@@ -21,8 +23,18 @@ class Retirements:
     ends. What a store holds is known by its time of birth instead.
     """
 
-    def __init__(self, world: World, *, engine: object, device: Records, copier: FakeCopier | None) -> None:
+    def __init__(
+        self,
+        world: World,
+        *,
+        engine: object,
+        device: Records,
+        copier: FakeCopier | None,
+        prefetches: Callable[[], list[Prefetch]],
+    ) -> None:
         self._world = world
+        self._prefetches = prefetches
+        self._doomed: list[tuple[Prefetch, int]] = []  # with the number of pages that it may have brought
         self._engine = engine
         self._device = device
         self._copier = copier
@@ -41,11 +53,24 @@ class Retirements:
                 if targets[copy.kind] in tiers and copy.turn < turn:
                     for index in self._covered(copy.before, flush, turn):
                         copy.retired[index] = turn
+        if "host" in tiers or "storage" in tiers:
+            self._doom_prefetches(flush)
         if "storage" not in tiers:
             return None
         retirement = StoreRetirement(flush.cache_salt, flush.extra_key, turn, self._engine)
         self._world.store_retirements.append(retirement)
         return retirement
+
+    def check(self) -> None:
+        """Nothing of what was covered hangs in the tree, or has come up from a store since."""
+        for prefetch, num_pages in self._doomed:
+            demand(prefetch.num_attached <= num_pages, "flushed_is_gone", "a prefetch brought what was flushed")
+        self._doomed = [(prefetch, num_pages) for prefetch, num_pages in self._doomed if not prefetch.is_done]
+
+    def marked_pages(self, tier: Tier) -> list[int]:
+        """Pages whose contents a flush has covered on `tier`, wherever they are by now."""
+        records = self._device if tier is Tier.DEVICE or self._copier is None else self._copier.host
+        return np.flatnonzero(records["retired"][:, 0]).tolist()
 
     def num_pages_in_tree(self, scope: Scope, *, owners: Callable[[Tier, int], Owner]) -> dict[Tier, int]:
         """Pages by tier that requests could match now, and that `scope` covers. Whatever their weights."""
@@ -64,6 +89,21 @@ class Retirements:
         What was copied up since from a tier that was not flushed has no mark.
         """
         return bool(self._covered(pages[pages["retired"][:, 0] > 0], flush, turn))
+
+    def _doom_prefetches(self, flush: FlushCache) -> None:
+        prefix = None if flush.prefix_ids is None else unpack_ids(flush.prefix_ids).tolist()
+        for prefetch in self._prefetches():
+            if flush.cache_salt not in (None, prefetch.namespace.cache_salt):
+                continue
+            if flush.extra_key not in (None, prefetch.namespace.extra_key):
+                continue
+            num_pages = prefetch.num_attached
+            if prefix is not None:
+                common = min(len(prefix), len(prefetch.tokens))
+                if prefetch.tokens[:common].tolist() != prefix[:common]:
+                    continue
+                num_pages = max(num_pages, (len(prefix) - 1) // self._page_size - prefetch.first_page)
+            self._doomed.append((prefetch, num_pages))
 
     def _mark(self, records: Records, flush: FlushCache, turn: int) -> None:
         covered = self._covered(records, flush, turn)

@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import msgspec
+
 from headwater.cache.storage_tier import PrefetchPolicy
 from headwater.cache.write_policy import WritePolicy
 from headwater.messages import (
@@ -37,8 +39,10 @@ from headwater.simulation.events import ComeBack, Deliver, Event, Faults, Follow
 from headwater.simulation.profiles import Profile
 
 _CLIENTS = ("one", "two")
-_SALTS = ("", "", "", "salt")
-_KEYS = ("", "", "key")
+_NAMESPACES = (  # salts and keys that the requests of a run choose from
+    (("",), ("",)),
+    (("", "", "", "salt"), ("", "", "key")),
+)
 
 
 class Workload:
@@ -48,7 +52,8 @@ class Workload:
         self._source = source = random.Random(seed)
         self._profile = profile
         self._stems = self._make_stems()
-        self._zipf = [1 / rank for rank in range(1, len(self._stems) + 1)]
+        self._zipf = [rank**-0.8 for rank in range(1, len(self._stems) + 1)]
+        self._salts, self._keys = source.choice(_NAMESPACES)
         self._num_sent = 0
         self._recent: deque[str] = deque(maxlen=12)  # rids
         self._calls: deque[tuple[int, str, str]] = deque(maxlen=8)  # engine, client, call id
@@ -56,7 +61,7 @@ class Workload:
         is_cache_enabled = source.random() < 0.97
         has_host = is_cache_enabled and source.random() < profile.has_host
         has_store = has_host and source.random() < profile.has_store
-        self.store_bytes = source.choice([3000, 20_000, 1 << 20]) if has_store else 0
+        self.store_bytes = source.choice(profile.store_bytes) if has_store else 0
         num_engines = 2 if has_store and source.random() < profile.has_two_engines else 1
         shapes = [self._make_shape(has_host=has_host) for _ in range(num_engines)]
         self.shapes = tuple(replace(shape, is_cache_enabled=is_cache_enabled) for shape in shapes)
@@ -101,7 +106,7 @@ class Workload:
     def _make_shape(self, *, has_host: bool) -> EngineShape:
         source = self._source
         return EngineShape(
-            num_pages=source.choice([24, 40, 80]),
+            num_pages=source.choice(self._profile.num_device_pages),
             max_running=source.choice([2, 4, 6]),
             max_step_tokens=source.choice([16, 64]),
             prefill_chunk_tokens=source.choice([7, 32]),
@@ -110,7 +115,7 @@ class Workload:
             is_async=source.random() < 0.5,
             policy=source.choice(["fcfs", "lpm"]),
             eos_token_ids=tuple(source.sample(range(VOCAB_SIZE), 30)),
-            num_host_pages=source.choice([20, 60, 150]) if has_host else 0,
+            num_host_pages=source.choice(self._profile.num_host_pages) if has_host else 0,
             write_policy=source.choice(list(WritePolicy)),
             prefetch_policy=source.choice(list(PrefetchPolicy)),
             seed=source.randrange(1 << 30),
@@ -119,7 +124,7 @@ class Workload:
     def _make_stems(self) -> list[list[int]]:
         """Prefixes that requests share; many begin as another one does."""
         stems: list[list[int]] = []
-        for _ in range(self._source.choice([3, 8])):
+        for _ in range(self._source.choice(self._profile.num_stems)):
             head = self._source.choice(stems) if stems and self._source.random() < 0.6 else []
             head = head[: self._source.randrange(len(head) + 1)]
             stems.append(head + self._tokens(self._source.randrange(4, 45)))
@@ -141,8 +146,9 @@ class Workload:
             staging_polls=source.choice([0, 3, 20]),
             store_fails=sometimes(0.2),
             store_writes_late=sometimes(0.1),
-            store_flips=sometimes(0.05),
+            store_flips=sometimes(0.2),
             store_full=sometimes(0.1),
+            store_is_read_only=source.random() < 0.15,
         )
 
     # --- requests -----------------------------------------------------------------------------------
@@ -184,8 +190,8 @@ class Workload:
                 ignore_eos=source.random() < 0.3,
             ),
             logprobs=logprobs,
-            cache_salt=source.choice(_SALTS),
-            extra_key=source.choice(_KEYS),
+            cache_salt=source.choice(self._salts),
+            extra_key=source.choice(self._keys),
             priority=source.choice([0, 0, 0, 1]),
             no_store=source.random() < 0.06,
         )
@@ -197,9 +203,9 @@ class Workload:
         tiers = self._tiers()
         fields: dict[str, object] = {}
         if source.random() < 0.3:
-            fields["cache_salt"] = source.choice(_SALTS)
+            fields["cache_salt"] = source.choice(self._salts)
         if source.random() < 0.2:
-            fields["extra_key"] = source.choice(_KEYS)
+            fields["extra_key"] = source.choice(self._keys)
         if source.random() < 0.3 and "storage" not in tiers:
             stem = self._stem()
             fields["prefix_ids"] = pack_ids(stem[: source.randrange(1, len(stem) + 1)])
@@ -209,7 +215,13 @@ class Workload:
             "hold": source.random() < 0.3,
             "dry_run": source.random() < 0.1,
         }
-        yield self._call(lambda call_id: FlushCache(call_id=call_id, tiers=tiers, **fields))  # type: ignore[arg-type]
+        engine = self._engine()
+        flush = FlushCache(call_id="", tiers=tiers, **fields)  # type: ignore[arg-type]
+        yield self._call(lambda call_id: msgspec.structs.replace(flush, call_id=call_id), engine)
+        if "storage" in tiers:  # who comes while the store has not acknowledged finds nothing in it
+            yield Turns(source.choice([1, 2]), 0.001)
+            for _ in range(3):
+                yield Deliver(self._generate([*self._stem(), 1]), self._client(), engine)
 
     def _tiers(self) -> tuple[str, ...]:
         choices: list[tuple[str, ...]] = [(), ()]
@@ -267,8 +279,8 @@ class Workload:
                 call_id=call_id,
                 prompt_ids=pack_ids(self._stem()),
                 ttl_s=source.choice([0.05, 1.0, 30.0]),
-                cache_salt=source.choice(_SALTS),
-                extra_key=source.choice(_KEYS),
+                cache_salt=source.choice(self._salts),
+                extra_key=source.choice(self._keys),
             )
         )
 

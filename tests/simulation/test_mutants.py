@@ -1,0 +1,40 @@
+"""Engines that are wrong in known ways do not get through: each breaks a promise within so many turns."""
+
+import pytest
+
+from headwater.simulation.mutation_check import all_mutants, hunt
+from headwater.simulation.profiles import PROFILES
+from headwater.simulation.random_run import random_run
+from headwater.simulation.shrink import shrink
+
+pytestmark = pytest.mark.slow  # half a minute
+MAX_TURNS = 150_000
+
+
+def test_there_are_enough():
+    assert len(all_mutants()) >= 15
+
+
+@pytest.mark.parametrize("mutant", all_mutants(), ids=lambda mutant: mutant.name)
+def test_every_mutant_is_caught(mutant):
+    """A check that misses one of these would miss the real thing, too."""
+    verdict = hunt(mutant, max_turns=MAX_TURNS)
+    print(f"{mutant.name}: {verdict.promise} after {verdict.num_turns} turns in {verdict.num_runs} runs")
+    assert verdict.promise is not None, f"{mutant.breaks} Not noticed in {verdict.num_turns} turns"
+
+
+def test_mutants_leave_no_trace():
+    """The engine is right again when a mutant is over; else every later test would fail."""
+    for mutant in all_mutants():
+        with mutant.in_force():
+            pass
+    assert random_run(3, profile=PROFILES["mixed"], num_turns=200).failure is None
+
+
+def test_a_failing_run_is_cut_down_to_what_it_takes():
+    (mutant,) = [mutant for mutant in all_mutants() if mutant.name == "publish_limit_is_skipped"]
+    with mutant.in_force():
+        failure = random_run(0, profile=PROFILES["flush"], num_turns=1500).failure
+        shorter = shrink(failure, may_go_on=lambda num_events: True)
+    assert shorter.promise == failure.promise
+    assert len(shorter.trace.events) <= 8 < len(failure.trace.events)

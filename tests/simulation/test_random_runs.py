@@ -1,0 +1,95 @@
+"""Random runs keep every promise: fixed seeds, a fresh seed every time, and the machinery around them."""
+
+import os
+import time
+
+import pytest
+
+from headwater.simulation.campaign import Campaign, run_campaign
+from headwater.simulation.events import Trace, decode_trace, describe, encode_trace
+from headwater.simulation.profiles import PROFILES
+from headwater.simulation.random_run import Run, random_run, replay
+from headwater.simulation.workload import Workload
+
+FRESH_S = float(os.environ.get("HEADWATER_SIMULATION_S", "8"))
+TURNS = 600
+
+# Each broke a promise once; test_found.py has the shortest form of what they found.
+REGRESSIONS = [
+    (13, "training"),  # a deadline was slept over
+    (22, "flush"),  # two flushes that take effect in one turn
+    (53, "training"),  # pages taken over before a flush, told to the runner after it
+    (56, "calm"),  # a flush of the device alone, drained while the host gives pages back
+    (119, "tiers"),  # a store that acknowledges late
+    (135, "mixed"),  # a store detached while its flush waited
+    (175, "mixed"),  # copies that begin when everything has ended
+    (283, "training"),  # memory released under a step
+    (295, "mixed"),
+    (298, "training"),
+]
+
+
+@pytest.mark.parametrize(("seed", "profile"), REGRESSIONS, ids=lambda value: str(value))
+def test_seeds_that_failed_once(seed, profile):
+    result = random_run(seed, profile=PROFILES[profile], num_turns=2 * TURNS)
+    assert result.failure is None, result.failure.message
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_each_profile(profile):
+    result = random_run(1, profile=PROFILES[profile], num_turns=TURNS)
+    assert result.failure is None, result.failure.message
+    assert result.num_pages_reused > 50  # else nothing was checked
+
+
+def test_a_fresh_seed_every_time(capsys):
+    """HEADWATER_SIMULATION_S says for how long; the seed is printed first, so that a failure can be repeated."""
+    first_seed = time.time_ns() % 10**9
+    until_s = time.monotonic() + FRESH_S
+    campaign = Campaign(first_seed, num_runs=10**6, turns_per_run=TURNS)
+    with capsys.disabled():
+        print(f"\nheadwater simulate --seed {first_seed} --turns {TURNS}")
+    for result in run_campaign(campaign):
+        failure = result.failure
+        assert failure is None, f"--seed {result.seed} --turns {TURNS} --profile {failure.trace.profile}: {failure}"
+        if time.monotonic() > until_s:
+            break
+
+
+def test_a_run_repeats_exactly():
+    """A seed that fails must fail again: nothing depends on addresses, threads or the wall clock."""
+    texts = []
+    for _ in range(2):
+        workload = Workload(7, PROFILES["tiers"])
+        run = Run(_trace_of(7, "tiers", workload))
+        for _, event in zip(range(300), workload.events(), strict=False):
+            run.play(event)
+        run.finish()
+        texts.append([engine.answers for engine in run.engines] + [run.num_turns])
+    assert texts[0] == texts[1]
+
+
+def test_a_trace_survives_the_way_through_a_file_and_tells_what_happens():
+    workload = Workload(11, PROFILES["mixed"])
+    events = tuple(event for _, event in zip(range(200), workload.events(), strict=False))
+    trace = decode_trace(encode_trace(_trace_of(11, "mixed", workload, events)))
+    assert trace.events == events and trace.shapes == workload.shapes
+    assert replay(trace).failure is None
+    assert all(describe(event) for event in events)
+
+
+def test_runs_are_the_same_on_one_core_and_on_two():
+    campaigns = [Campaign(40, num_runs=3, turns_per_run=100, num_jobs=num_jobs) for num_jobs in (1, 2)]
+    results = [sorted(run_campaign(campaign), key=lambda result: result.seed) for campaign in campaigns]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("wrong", [{"num_runs": 0}, {"turns_per_run": 0}, {"num_jobs": 0}, {"profile": "nope"}])
+def test_a_campaign_that_cannot_be_is_refused_by_name(wrong):
+    fields = {"first_seed": 0, "num_runs": 1, "turns_per_run": 1} | wrong
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Campaign(**fields)
+
+
+def _trace_of(seed, profile, workload, events=()):
+    return Trace(seed, profile, workload.shapes, workload.store_bytes, events)
