@@ -185,6 +185,8 @@ class Driver:
                 raise
             except AssertionError as error:
                 raise Violation("engine_asserts", str(error)) from error
+            except Exception as error:  # whatever it is, the loop would end here and the server with it
+                raise Violation("engine_raises", f"{type(error).__name__}: {error}") from error
             self._read()
             self.control.end_turn(has_launched=self.runner.num_steps > num_steps)
             self.promises.check(is_staging=self.control.is_staging)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from headwater.cache.namespace import Scope, Tier
 from headwater.cache.page_pool import Owner
@@ -51,8 +52,7 @@ class Retirements:
             targets = {"offload": "host", "restore": "device"}
             for copy in self._copier.open_copies:
                 if targets[copy.kind] in tiers and copy.turn < turn:
-                    for index in self._covered(copy.before, flush, turn):
-                        copy.retired[index] = turn
+                    self._set_marks(copy.retired, self._covered(copy.before, flush, turn), turn)
         if "host" in tiers or "storage" in tiers:
             self._doom_prefetches(flush)
         if "storage" not in tiers:
@@ -88,7 +88,8 @@ class Retirements:
 
         What was copied up since from a tier that was not flushed has no mark.
         """
-        return bool(self._covered(pages[pages["retired"][:, 0] > 0], flush, turn))
+        marks = pages["retired"][:, 0]
+        return bool(self._covered(pages[(marks > 0) & (marks <= turn)], flush, turn))
 
     def _doom_prefetches(self, flush: FlushCache) -> None:
         prefix = None if flush.prefix_ids is None else unpack_ids(flush.prefix_ids).tolist()
@@ -106,8 +107,12 @@ class Retirements:
             self._doomed.append((prefetch, num_pages))
 
     def _mark(self, records: Records, flush: FlushCache, turn: int) -> None:
-        covered = self._covered(records, flush, turn)
-        records["retired"][covered] = turn
+        self._set_marks(records["retired"], self._covered(records, flush, turn), turn)
+
+    def _set_marks(self, marks: npt.NDArray[np.uint32], pages: list[int], turn: int) -> None:
+        """What an earlier flush has covered keeps its mark: it has been here since then."""
+        at = [page for page in pages if not marks[page, 0]]
+        marks[at] = turn
 
     def _covered(self, records: Records, flush: FlushCache, turn: int) -> list[int]:
         """Indices of the pages born before `turn` in the flush's scope. A page is as old as its first token."""
