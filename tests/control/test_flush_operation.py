@@ -358,6 +358,7 @@ def test_drain_that_does_not_end_in_time_says_that_it_flushed():
     driver.turn()
     result = driver.replies["f"]
     assert (result.status, result.success, result.drained) == (202, True, False)
+    assert result.blockers == {"requests_holding_old_pages": 1}, "the answer says what it waited for"
     assert result.retired["device"].pages > 0
 
 

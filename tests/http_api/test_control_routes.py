@@ -140,6 +140,8 @@ async def test_other_bad_flush_parameters_are_named(engine: ScriptedEngine) -> N
         ({"timeout": float("nan")}, "timeout", "from 0 to 3600"),
         ({"mode": "later"}, "mode", "idle, now, drain"),
         ({"mode": 5}, "mode", "idle, now, drain"),
+        ({"tiers": "storage", "prefix": "some text"}, "prefix", "storage cannot be flushed by prefix"),
+        ({"tiers": ["storage"], "prefix_ids": [1, 2]}, "prefix_ids", "storage cannot be flushed by prefix"),
         ({"tiers": "device,tape"}, "tiers", "device, host, storage"),
         ({"tiers": []}, "tiers", "device, host, storage"),
         ({"tiers": 5}, "tiers", "device, host, storage"),
@@ -195,13 +197,13 @@ async def test_all_flush_parameters_reach_the_engine(engine: ScriptedEngine) -> 
         assert message.prefix_ids is None
         body = {
             "mode": "drain",
-            "tiers": ["storage"],
+            "tiers": ["host"],
             "prefix_ids": [5, 6],
             "hold": False,
             "cache_salt": None,
         }
         message = await newest_flush(server, "/flush_cache", json=body)
-        assert (message.mode, message.tiers, message.cache_salt) == ("drain", ("storage",), None)
+        assert (message.mode, message.tiers, message.cache_salt) == ("drain", ("host",), None)
         assert unpack_ids(message.prefix_ids or b"").tolist() == [5, 6]
         message = await newest_flush(server, "/flush_cache", json={"prefix": "abc"})
         assert unpack_ids(message.prefix_ids or b"").tolist() == TOKENIZER.encode("abc")[:-1]

@@ -9,6 +9,7 @@ TIMED_OUT = "Timed out waiting for idle state."
 NOT_IDLE = "Flush cache failed."
 STILL_HELD = "Cache flushed. Pages that running requests hold have not all come back."
 STILL_PENDING = "Cache flushed. The store has not acknowledged yet; until it does, it is neither read nor written."
+HOLDING_REQUESTS = "requests_holding_old_pages"
 _STORE_GRACE_S = 1.0  # for the store to acknowledge, whatever the timeout: a flush with timeout=0 may ask for it
 
 
@@ -53,9 +54,8 @@ class Flush:
 
     def cancelled(self, moment: Moment, reason: str) -> FlushResult:
         if self._retirement is not None:
-            return self._flushed(
-                moment, self._retirement, status=202, message=f"Cache flushed; {reason} while draining."
-            )
+            message = f"{FLUSHED} The wait for what is still held ended early: {reason}."
+            return self._flushed(moment, self._retirement, status=202, message=message)
         return self._refused(moment, f"{reason} before the engine was idle; nothing was flushed.")
 
     def _still_busy(self, moment: Moment) -> FlushResult | None:
@@ -69,13 +69,20 @@ class Flush:
         if not waits_for_pages and not done.pending:
             return self._flushed(moment, done)
         if waits_for_pages and moment.has_expired:
-            return self._flushed(moment, done, status=202, message=STILL_HELD)
+            holders = {HOLDING_REQUESTS: done.num_holders} if done.num_holders else {}
+            return self._flushed(moment, done, status=202, message=STILL_HELD, blockers=holders)
         if done.pending and moment.has_expired and moment.waited_s >= _STORE_GRACE_S:
             return self._flushed(moment, done, status=202, message=STILL_PENDING)
         return None
 
     def _flushed(
-        self, moment: Moment, done: RetirementView, *, status: int = 200, message: str = FLUSHED
+        self,
+        moment: Moment,
+        done: RetirementView,
+        *,
+        status: int = 200,
+        message: str = FLUSHED,
+        blockers: dict[str, int] | None = None,
     ) -> FlushResult:
         return FlushResult(
             call_id=self._message.call_id,
@@ -90,6 +97,7 @@ class Flush:
             retired=done.retired(),
             still_warm=tuple(t for t in self._cache.tiers if t not in self._scope.tiers),
             pending=done.pending,
+            blockers=blockers or {},
         )
 
     def _refused(self, moment: Moment, message: str) -> FlushResult:

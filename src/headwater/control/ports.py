@@ -33,6 +33,11 @@ class RetirementView(Protocol):
         """Tiers that have not acknowledged yet: a store is told off the loop."""
         ...
 
+    @property
+    def num_holders(self) -> int:
+        """Requests that hold pages of it now; they publish none of them."""
+        ...
+
     def freed(self) -> dict[str, PagesAndBytes]:
         """By tier: pages that were free at once."""
         ...

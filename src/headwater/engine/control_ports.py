@@ -26,6 +26,10 @@ class RetirementReport:
         return self._retirement.is_drained
 
     @property
+    def num_holders(self) -> int:
+        return self._retirement.num_leases
+
+    @property
     def pending(self) -> tuple[str, ...]:
         return () if self._retirement.is_acknowledged else ("storage",)
 

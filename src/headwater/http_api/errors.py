@@ -109,7 +109,8 @@ def as_api_error(error: BaseException) -> ApiError | None:
         case CallFailed():
             failed = error.failed
             details = {"blockers": failed.blockers} if failed.blockers else None
-            return ApiError(failed.status, failed.message, param=failed.param, details=details)
+            code = "invalid_value" if failed.status == 400 and failed.param else None
+            return ApiError(failed.status, failed.message, param=failed.param, code=code, details=details)
         case RidInUse():
             return bad_request("rid", str(error), code="rid_in_use")
         case NoSuchEngine():

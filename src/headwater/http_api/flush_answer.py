@@ -58,9 +58,9 @@ class FlushAnswer:
     def as_text(self) -> str:
         """The same in sentences; the first words are SGLang's, which scripts look for."""
         facts = self.as_json()
-        sentences = [FLUSHED] if facts["success"] and not facts.get("dry_run") else []
-        if facts["message"] != FLUSHED or not sentences:
-            sentences.append(facts["message"])
+        is_flushed = facts["success"] and not facts.get("dry_run")
+        sentences = [FLUSHED] if is_flushed and not facts["message"].startswith(FLUSHED) else []
+        sentences.append(facts["message"])
         freed, held = ("Would free", "Would stay held") if facts.get("dry_run") else ("Freed", "Still held")
         for tier, amount in facts.get("freed", {}).items():
             sentences.append(f"{freed} on {tier}: {_amount(amount)}.")
@@ -73,7 +73,7 @@ class FlushAnswer:
             sentences.append(f"Not acknowledged yet: {', '.join(facts['pending'])}.")
         if facts["blockers"]:
             blockers = ", ".join(f"{name}={count}" for name, count in sorted(facts["blockers"].items()))
-            sentences.append(f"Not idle: {blockers}.")
+            sentences.append(f"Held by: {blockers}." if is_flushed else f"Not idle: {blockers}.")
         sentences.append(f"Waited {facts['waited_s']:.3f} s.")
         return " ".join(sentences) + "\n"
 

@@ -40,11 +40,15 @@ def given_parameters(query: Iterable[tuple[str, str]], body: bytes) -> Given:
 
 async def flush_message(given: Given, generator: TextGenerator, *, max_timeout_s: float) -> FlushCache:
     """The checked message. InvalidRequest names the parameter and what it accepts."""
+    tiers = _checked(given, "tiers", _tiers, ())
+    prefix = next((name for name in ("prefix", "prefix_ids") if name in given), None)
+    if prefix is not None and "storage" in tiers:
+        raise bad_request(prefix, f"{prefix}: storage cannot be flushed by prefix, its keys are hashes; leave it out")
     return FlushCache(
         call_id=new_call_id(),
         timeout_s=_checked(given, "timeout", lambda value: timeout_seconds(value, max_timeout_s), 0.0),
         mode=_checked(given, "mode", _mode, "idle"),
-        tiers=_checked(given, "tiers", _tiers, ()),
+        tiers=tiers,
         cache_salt=_checked(given, "cache_salt", _name, None),
         extra_key=_checked(given, "extra_key", _name, None),
         prefix_ids=await _prefix(given, generator),
