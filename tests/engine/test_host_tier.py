@@ -112,6 +112,53 @@ def test_copies_that_fail_cost_a_hit_and_never_a_request(is_async):
     driver.check_all_pages_back()
 
 
+@BOTH
+@pytest.mark.parametrize("num_host_pages", [30, 60])
+def test_a_host_that_copies_fill_for_a_while_misses_no_page(is_async, num_host_pages):
+    """Offloads that found no room while others were under way were dropped: holes that nothing ever filled."""
+    driver = Driver(is_async=is_async, num_pages=120, num_host_pages=num_host_pages)
+    driver.copier.max_polls = 40
+    prompts = [prompt_of(60, i) for i in range(4)]
+    for i, prompt in enumerate(prompts):
+        driver.finish(driver.generate(f"r{i}", prompt, 2))
+    driver.settle()
+    driver.copier.max_polls = 0
+    transfers = driver.parts.cache.transfers
+    assert "host_full" not in transfers.counters.dropped_pages
+    assert transfers.counters.pages["offload"] >= 4 * 15
+    driver.send(FlushCache(call_id="f", mode="now", tiers=("device",)))
+    driver.turn()
+    assert run(driver, "again", prompts[-1]).meta.cached_host == 56
+    driver.check_all_pages_back()
+
+
+def test_a_host_that_is_too_small_says_so():
+    """Nothing is under way that could make room: waiting for ever would hide it."""
+    driver = Driver(num_pages=120, num_host_pages=4)
+    run(driver, "a", prompt_of(60))
+    transfers = driver.parts.cache.transfers
+    assert transfers.counters.dropped_pages["host_full"] > 0
+    assert not transfers._waiting
+    driver.check_all_pages_back()
+
+
+@BOTH
+@pytest.mark.parametrize("tiers", [(), ("host",), ("device", "host")])
+def test_an_offload_that_waited_for_room_brings_nothing_that_was_flushed_meanwhile(is_async, tiers):
+    driver = Driver(is_async=is_async, num_pages=120, num_host_pages=16)
+    driver.copier.max_polls = 40
+    prompts = [prompt_of(60, i) for i in range(3)]
+    for i, prompt in enumerate(prompts):
+        driver.finish(driver.generate(f"r{i}", prompt, 2))
+    assert driver.parts.cache.transfers._waiting
+    driver.send(FlushCache(call_id="f", mode="now", tiers=tiers))
+    driver.turn()
+    driver.settle()
+    assert driver.parts.cache.books[Tier.HOST].pool.num_free == 16
+    for i, prompt in enumerate(prompts):
+        assert run(driver, f"again{i}", prompt).meta.cached_host == 0
+
+
 # --- flush with copies in flight ---------------------------------------------------------------------
 
 

@@ -17,6 +17,11 @@ class CopyHandle(Protocol):
         """Whether the destination must not be used. Only when done."""
         ...
 
+    @property
+    def took_s(self) -> float:
+        """Seconds the copying itself took, without its wait for other copies. Only when done."""
+        ...
+
 
 class PageCopier(Protocol):
     """Copies pages, all layers of each. Asynchronous: both methods return at once."""

@@ -1,6 +1,6 @@
 """The prefix cache: leases on a radix tree over pages on several tiers, and retirement."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from headwater.cache.copier import PageCopier
@@ -77,8 +77,8 @@ class PrefixCache:
                 self.tree,
                 self.books,
                 self.host.copier,
-                clock=clock,
                 max_pages_in_flight=self.host.max_pages_in_flight,
+                is_host_read=lambda: self.storage is not None and bool(self.storage.in_flight()),
             )
         self.storage: StorageTier | None = None
         self._owed: list[RaisedScope] = []  # flushes that the store attached next has to carry out first
@@ -237,16 +237,16 @@ class PrefixCache:
             if self.storage is not None and transfer.destination_tier is Tier.HOST:
                 for node in nodes:
                     self.storage.persist(node)
-            if transfer.destination_tier is Tier.DEVICE:
-                seconds = self._clock.now() - transfer.started_s
-                self.restore_cost.saw_restore(len(transfer.pages) * self.page_size, seconds)
+            if transfer.destination_tier is Tier.DEVICE and not transfer.handle.has_failed:
+                self.restore_cost.saw_restore(len(transfer.pages) * self.page_size, transfer.handle.took_s)
         for load in self.transfers.take_finished_loads():
             if load.lease is not None:
                 self.release(load.lease)
                 load.lease = None
+        has_ended = self.storage.advance() if self.storage is not None else False
+        self.transfers.start_waiting()
         if self.host.policy is WritePolicy.WRITE_BACK:
             self._write_back()
-        has_ended = self.storage.advance() if self.storage is not None else False
         return bool(finished) or has_ended
 
     @property
@@ -374,21 +374,15 @@ class PrefixCache:
         if self.transfers is None:
             return 0
         num_pages = 0
-        for node in self._path_of(lease.node):
+        for node in self.tree.path_to(lease.node):  # from above: pages below a gap are of no use
             self.transfers.offload(node, is_parking=True)
             if Tier.HOST in node.runs or node.offload is not None:
                 num_pages += len(node.tokens) // self.page_size
         return num_pages
 
-    def _path_of(self, node: Node | None) -> Iterator[Node]:
-        """`node` and those above it, the root not."""
-        while node is not None and not node.is_root:
-            yield node
-            node = node.parent
-
     def _back_up_hits(self, node: Node) -> None:
         assert self.transfers is not None
-        for each in self._path_of(node):
+        for each in self.tree.path_to(node):
             self.transfers.offload(each)
 
     def _write_back(self) -> None:

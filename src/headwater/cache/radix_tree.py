@@ -193,6 +193,15 @@ class RadixTree:
             above = above.parent
         return np.concatenate(parts[::-1])
 
+    def path_to(self, node: Node) -> list[Node]:
+        """The nodes from below the root down to `node`, which is the last one."""
+        nodes: list[Node] = []
+        above: Node | None = node
+        while above is not None and not above.is_root:
+            nodes.append(above)
+            above = above.parent
+        return nodes[::-1]
+
     def subtree(self, node: Node) -> Iterator[Node]:
         """`node` and everything below it, parents first. The tree must not change meanwhile."""
         stack = [node]

@@ -22,7 +22,6 @@ class Transfer:
     sources: list[tuple[Run, int]]
     pages: PageIds  # destination, in the order of the sources
     handle: CopyHandle
-    started_s: float
     is_parking: bool = False  # its source is wanted for others as soon as it is done
     is_dropped: bool = False  # what it copies was retired: do not attach
 

@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class TransferCounters:
-    """In pages, by kind (`offload`, `restore`, `persist`, `prefetch`) and by cause."""
+    """In pages, by kind (`offload`, `restore`, `persist`, `prefetch`) and by cause.
+
+    `seconds` are those of the copies themselves: neither their wait for each other nor the loop's next look.
+    """
 
     pages: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

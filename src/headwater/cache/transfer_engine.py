@@ -1,5 +1,7 @@
 """The only mover of pages between tiers. Owns every copy in flight and its destination pages."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from headwater.cache.copier import PageCopier
@@ -9,7 +11,6 @@ from headwater.cache.radix_tree import Node, RadixTree, Run
 from headwater.cache.tier_books import TierBooks
 from headwater.cache.transfer import Load, Transfer
 from headwater.cache.transfer_counters import TransferCounters
-from headwater.clock import Clock
 
 
 class TransferEngine:
@@ -25,53 +26,54 @@ class TransferEngine:
         books: dict[Tier, TierBooks],
         copier: PageCopier,
         *,
-        clock: Clock,
         max_pages_in_flight: int,
+        is_host_read: Callable[[], bool],
     ) -> None:
+        """`is_host_read`: whether others hold host pages that will come back by themselves."""
         self.counters = TransferCounters()
         self._tree = tree
         self._books = books
         self._copier = copier
-        self._clock = clock
+        self._is_host_read = is_host_read
         self._max_pages = max_pages_in_flight
         self._num_pages = 0
         self.transfers: list[Transfer] = []
+        self._waiting: dict[Node, int] = {}  # offloads for which there is no room yet, with their pages; in order
         self._loads: dict[Transfer, Load] = {}
         self._finished_loads: list[Load] = []
 
     # --- starting -----------------------------------------------------------------------------------
 
     def offload(self, node: Node, *, is_parking: bool = False) -> bool:
-        """Begin to copy the device run of `node` to the host, unless it is there or on its way."""
-        run = node.runs.get(Tier.DEVICE)
-        if run is None or Tier.HOST in node.runs:
+        """Begin to copy the device run of `node` to the host, unless it is there or on its way.
+
+        Where copies in flight hold the room that it needs, it waits for them: see `start_waiting`. Returns
+        whether it has begun.
+        """
+        if not _lacks_host(node):
+            if isinstance(node.offload, Transfer):
+                node.offload.is_parking |= is_parking
             return False
-        if isinstance(node.offload, Transfer):
-            node.offload.is_parking |= is_parking
-            return False
-        num_pages = len(run.pages)
-        if self._num_pages + num_pages > self._max_pages:
-            self.counters.drop("queue_full", num_pages)
-            return False
-        pages = self._books[Tier.HOST].take(num_pages, owner=Owner.TRANSFER)
-        if pages is None:
-            self.counters.drop("host_full", num_pages)
-            return False
-        for each in run.chain():  # the whole path, as a lease does: nothing above a pinned run is evicted
-            self._books[Tier.DEVICE].pin(each)
-        handle = self._copier.offload(run.pages, pages)
-        transfer = Transfer(
-            source_tier=Tier.DEVICE,
-            destination_tier=Tier.HOST,
-            sources=[(run, num_pages)],
-            pages=pages,
-            handle=handle,
-            started_s=self._clock.now(),
-            is_parking=is_parking,
-        )
-        node.offload = transfer
-        self._begin(transfer)
-        return True
+        refusal = self._begin_offload(node, is_parking=is_parking)
+        if refusal is not None and node not in self._waiting:
+            self._wait(node, refusal)
+        return refusal is None
+
+    def start_waiting(self) -> None:
+        """Once a turn: begin the offloads that waited for room, in their order."""
+        while self._waiting:
+            node = next(iter(self._waiting))
+            refusal = None
+            for each in self._tree.path_to(node):  # it may have been split since
+                if _lacks_host(each):
+                    refusal = refusal or self._begin_offload(each)
+            if refusal is not None and self._is_room_coming():
+                return
+            num_pages = self._waiting.pop(node)
+            if refusal is not None:
+                self.counters.drop(refusal, num_pages)
+            elif Tier.DEVICE not in node.runs and Tier.HOST not in node.runs:
+                self.counters.drop("gone", num_pages)
 
     def restore(self, nodes: list[Node], load: Load) -> bool:
         """Begin to copy the host runs of `nodes`, a path from upper to lower, to the device."""
@@ -92,7 +94,6 @@ class TransferEngine:
             sources=sources,
             pages=pages,
             handle=handle,
-            started_s=self._clock.now(),
         )
         self._loads[transfer] = load
         self._begin(transfer)
@@ -113,15 +114,13 @@ class TransferEngine:
         """Drop, when done, every copy whose destination and token path are in `scope`; returns how many."""
         marked = 0
         for transfer in self.transfers:
-            if transfer.is_dropped or transfer.destination_tier not in scope.tiers:
-                continue
-            node = transfer.lowest
-            if not scope.has_namespace(node.namespace):
-                continue
-            limit = scope.limit_for(self._tree.path(node), self._tree.page_size)
-            if limit is not None and limit < self._tree.depth(node):
+            is_due = not transfer.is_dropped and transfer.destination_tier in scope.tiers
+            if is_due and self._is_in(scope, transfer.lowest):
                 transfer.is_dropped = True
                 marked += 1
+        if Tier.HOST in scope.tiers:
+            for node in [node for node in self._waiting if self._is_in(scope, node)]:
+                self.counters.drop("retired", self._waiting.pop(node))
         return marked
 
     def take_finished_loads(self) -> list[Load]:
@@ -149,6 +148,49 @@ class TransferEngine:
 
     # ------------------------------------------------------------------------------------------------
 
+    def _begin_offload(self, node: Node, *, is_parking: bool = False) -> str | None:
+        """Why the device run of `node` cannot be copied now; None when it has begun."""
+        run = node.runs[Tier.DEVICE]
+        num_pages = len(run.pages)
+        if self._num_pages + num_pages > self._max_pages:
+            return "queue_full"
+        pages = self._books[Tier.HOST].take(num_pages, owner=Owner.TRANSFER)
+        if pages is None:
+            return "host_full"
+        for each in run.chain():  # the whole path, as a lease does: nothing above a pinned run is evicted
+            self._books[Tier.DEVICE].pin(each)
+        transfer = Transfer(
+            source_tier=Tier.DEVICE,
+            destination_tier=Tier.HOST,
+            sources=[(run, num_pages)],
+            pages=pages,
+            handle=self._copier.offload(run.pages, pages),
+            is_parking=is_parking,
+        )
+        node.offload = transfer
+        self._begin(transfer)
+        return None
+
+    def _wait(self, node: Node, refusal: str) -> None:
+        """Let `node` wait for room, if any is to come and not too much waits already."""
+        num_pages = len(node.tokens) // self._tree.page_size
+        if not self._is_room_coming():
+            self.counters.drop(refusal, num_pages)
+        elif sum(self._waiting.values()) + num_pages > self._max_pages:
+            self.counters.drop("queue_full", num_pages)
+        else:
+            self._waiting[node] = num_pages
+
+    def _is_room_coming(self) -> bool:
+        return bool(self.transfers) or self._is_host_read()
+
+    def _is_in(self, scope: Scope, node: Node) -> bool:
+        """Whether `scope` holds any page of the path to `node`."""
+        if not scope.has_namespace(node.namespace):
+            return False
+        limit = scope.limit_for(self._tree.path(node), self._tree.page_size)
+        return limit is not None and limit < self._tree.depth(node)
+
     def _begin(self, transfer: Transfer) -> None:
         self._num_pages += len(transfer.pages)
         self.transfers.append(transfer)
@@ -156,7 +198,8 @@ class TransferEngine:
     def _take_in(self, transfer: Transfer) -> list[Node]:
         num_pages = len(transfer.pages)
         self._num_pages -= num_pages
-        self.counters.add(transfer.kind, num_pages, self._clock.now() - transfer.started_s)
+        if not transfer.handle.has_failed:
+            self.counters.add(transfer.kind, num_pages, transfer.handle.took_s)
         load = self._loads.pop(transfer, None)
         attached: list[Node] = []
         is_usable = not transfer.is_dropped and not transfer.handle.has_failed
@@ -196,3 +239,8 @@ class TransferEngine:
         if transfer.is_dropped:
             return "retired"
         return "copy_failed" if transfer.handle.has_failed else "gone"
+
+
+def _lacks_host(node: Node) -> bool:
+    """Whether `node` has pages that are neither on the host nor on their way there."""
+    return Tier.DEVICE in node.runs and Tier.HOST not in node.runs and node.offload is None

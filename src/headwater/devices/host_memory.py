@@ -1,8 +1,10 @@
 """Host memory for pages, and the CPU device's copies between it and the KV memory."""
 
 import itertools
+import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 
 from headwater.devices.kv_memory import KVMemory
 
+_log = logging.getLogger(__name__)
 Pages = npt.NDArray[np.int32]
 
 
@@ -35,55 +38,60 @@ class ThreadCopy:
 
     def __init__(self) -> None:
         self.has_failed = False
+        self.took_s = 0.0
         self._done = threading.Event()
 
     def is_done(self) -> bool:
         return self._done.is_set()
 
-    def end(self, *, has_failed: bool) -> None:
-        self.has_failed = has_failed
+    def carry_out(self, job: Callable[[], None]) -> None:
+        """In the thread: do the work. The loop may look only later, so its time is taken here."""
+        started_s = time.perf_counter()
+        try:
+            job()
+        except Exception:  # noqa: BLE001  this copy is lost, the thread has others to carry out
+            _log.exception("a copy of pages failed")
+            self.has_failed = True
+        self.took_s = time.perf_counter() - started_s
         self._done.set()
 
 
 class CpuPageCopier:
     """`cache.copier.PageCopier` between CPU KV memory and host memory: one thread, large copies.
 
-    `kv` is asked for at each copy, since the KV memory may be released and taken again.
+    Restores go first: somebody waits for them. `kv` is asked for at each copy, since the KV memory may be
+    released and taken again.
     """
 
     def __init__(self, kv: Callable[[], KVMemory], host: HostMemory) -> None:
         self._kv = kv
         self._host = host
-        self._jobs: queue.SimpleQueue[tuple[ThreadCopy, Callable[[], None]]] = queue.SimpleQueue()
+        self._jobs: queue.PriorityQueue[tuple[int, int, ThreadCopy, Callable[[], None]]] = queue.PriorityQueue()
+        self._order = itertools.count()
         threading.Thread(target=self._run, name="copy-pages", daemon=True).start()
 
     def offload(self, device_pages: Pages, host_pages: Pages) -> ThreadCopy:
         device = self._device_bytes()
-        return self._start(lambda: _copy(device, device_pages, self._host.pages, host_pages))
+        return self._start(lambda: _copy(device, device_pages, self._host.pages, host_pages), rank=1)
 
     def restore(self, host_pages: Pages, device_pages: Pages) -> ThreadCopy:
         device = self._device_bytes()
-        return self._start(lambda: _copy(self._host.pages, host_pages, device, device_pages))
+        return self._start(lambda: _copy(self._host.pages, host_pages, device, device_pages), rank=0)
 
     def _device_bytes(self) -> npt.NDArray[np.uint8]:
         """The KV memory as uint8[num_pages, page_bytes], without a copy."""
         pages = self._kv().pages
         return pages.view(pages.shape[0], -1).view(torch.uint8).numpy()
 
-    def _start(self, job: Callable[[], None]) -> ThreadCopy:
+    def _start(self, job: Callable[[], None], *, rank: int) -> ThreadCopy:
         copy = ThreadCopy()
-        self._jobs.put((copy, job))
+        self._jobs.put((rank, next(self._order), copy, job))
         return copy
 
     def _run(self) -> None:
         while True:
-            copy, job = self._jobs.get()
-            has_failed = True
-            try:
-                job()
-                has_failed = False
-            finally:
-                copy.end(has_failed=has_failed)
+            _, _, copy, job = self._jobs.get()
+            copy.carry_out(job)
 
 
 def _copy(

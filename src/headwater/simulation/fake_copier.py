@@ -46,6 +46,7 @@ class FakeCopy:
         self.num_turns_allowed = num_polls + 1
         self._polls_left = num_polls
         self.has_failed = False
+        self.took_s = 0.0
         self.is_finished = False
         self.before = source[sources].copy()
         self.retired = self.before["retired"].copy()  # of the target: a flush covers what is on its way there
