@@ -26,16 +26,47 @@ class Checkpoint:
     load_format: LoadFormat
 
 
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A checkpoint and the model's tensors that it holds."""
+
+    checkpoint: Checkpoint
+    names: frozenset[str]
+
+
+def visible_layers(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """Those of which something shows below the later ones: the files that a reload must read.
+
+    Without it a training loop would keep the files of every one of its steps in use.
+    """
+    hidden: set[str] = set()
+    visible = []
+    for layer in reversed(layers):
+        if not layer.names <= hidden:
+            visible.append(layer)
+            hidden |= layer.names
+    return tuple(reversed(visible))
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltModel:
+    """A model that is ready to be put in place."""
+
+    model: DecoderModel
+    weights_id: str
+    layers: tuple[Layer, ...]  # what was read for it
+    num_tensors: int
+
+
 class StagedModel:
     """A model on its way. Its thread reads, checks and packs; the loop asks `is_ready`."""
 
-    def __init__(self, store: "WeightStore", checkpoints: tuple[Checkpoint, ...]) -> None:
+    def __init__(self, store: "WeightStore", checkpoints: tuple[Checkpoint, ...], *, is_reload: bool) -> None:
         self._store = store
         self._checkpoints = checkpoints
-        self._model: DecoderModel | None = None
-        self._weights_id = ""
+        self._built: BuiltModel | None = None
         self._error: str | None = None
-        self.num_tensors = 0
+        self.is_reload = is_reload  # what it read is the whole model, and not laid over the one in place
         self._thread = threading.Thread(target=self._run, name="stage-weights", daemon=True)
         self._thread.start()
 
@@ -47,15 +78,27 @@ class StagedModel:
 
     @property
     def weights_id(self) -> str:
-        return self._weights_id
+        return self._ready.weights_id
+
+    @property
+    def num_tensors(self) -> int:
+        return self._ready.num_tensors
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return self._ready.layers
 
     def model(self) -> DecoderModel:
-        assert self._model is not None
-        return self._model
+        return self._ready.model
+
+    @property
+    def _ready(self) -> BuiltModel:
+        assert self._built is not None, "not loaded, or in vain"
+        return self._built
 
     def _run(self) -> None:
         try:
-            self._model, self._weights_id, self.num_tensors = self._store.build(self._checkpoints)
+            self._built = self._store.build(self._checkpoints)
         except Exception as error:  # noqa: BLE001  whatever a torn file makes its reader raise, the old weights serve on
             _log.warning("new weights were refused: %s", error)
             self._error = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
@@ -80,19 +123,20 @@ class WeightStore:
         self._weights_id = loaded.weights_id
         self._device = device
         self._seed = seed
-        self._loaded: tuple[Checkpoint, ...] = (checkpoint,)  # in order; later ones overlay earlier ones
-        self._staging: dict[StagedModel, tuple[Checkpoint, ...]] = {}
+        # What the model consists of, in order: later ones overlay earlier ones, which give what is left of them.
+        self._loaded = (Layer(checkpoint, frozenset(loaded.config.parameter_shapes())),)
 
     def stage(self, path: str, load_format: str) -> StagedModel:
-        return self._stage((Checkpoint(path, load_format),))  # type: ignore[arg-type]  # checked by the loader
+        checkpoint = Checkpoint(path, load_format)  # type: ignore[arg-type]  # checked by the loader
+        return StagedModel(self, (checkpoint,), is_reload=False)
 
     def reload(self) -> StagedModel:
-        return self._stage(self._loaded, is_reload=True)
+        return StagedModel(self, tuple(layer.checkpoint for layer in self._loaded), is_reload=True)
 
     def swap(self, staged: StagedModel) -> None:
         self._runner.replace_model(staged.model())
         self._weights_id = staged.weights_id
-        self._loaded = self._staging.pop(staged)
+        self._loaded = visible_layers(staged.layers if staged.is_reload else (*self._loaded, *staged.layers))
 
     def release(self) -> int:
         self._runner.replace_model(None)
@@ -103,40 +147,37 @@ class WeightStore:
         first = tensor.flatten()[:num_values].float().tolist()
         return str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tuple(first)
 
-    def build(self, checkpoints: tuple[Checkpoint, ...]) -> tuple[DecoderModel, str, int]:
-        """A packed model of the current weights overlaid with `checkpoints`, its identity, tensors read.
+    def build(self, checkpoints: tuple[Checkpoint, ...]) -> "BuiltModel":
+        """A packed model of the current weights overlaid with `checkpoints`.
 
         Runs in the staging thread. Raises ValueError naming what does not fit; nothing is changed then.
         """
+        shapes = self._config.parameter_shapes()
         overlay = Overlay(self._config, self._runner.model if self._runner.has_model else None)
-        ids = []
+        ids, layers = [], []
         for checkpoint in checkpoints:
             files = resolve_model(checkpoint.path)
             load_format = checkpoint.load_format
             source = open_weights(files, self._config, load_format=load_format, seed=self._seed)
             overlay.add(source)
+            layers.append(Layer(checkpoint, frozenset(source.shapes()) & shapes.keys()))
             ids.append(
                 weights_id_of(
                     files, self._config, dtype=self._dtype, load_format=load_format, seed=self._seed
                 )
             )
-        shapes = self._config.parameter_shapes()
         check_shapes(shapes, overlay, tied_head=self._config.tie_word_embeddings)
         model = build_decoder(self._config, overlay, self._device, self._dtype)
         is_whole = overlay.num_new == len(shapes)
-        return model, self._identity(ids, is_whole=is_whole), overlay.num_new
-
-    def _stage(self, checkpoints: tuple[Checkpoint, ...], *, is_reload: bool = False) -> StagedModel:
-        staged = StagedModel(self, checkpoints)
-        self._staging = {staged: checkpoints if is_reload else (*self._loaded, *checkpoints)}
-        return staged
+        weights_id = self._identity(ids, is_whole=is_whole)
+        return BuiltModel(model, weights_id=weights_id, layers=tuple(layers), num_tensors=overlay.num_new)
 
     def _identity(self, ids: list[str], *, is_whole: bool) -> str:
-        """A content hash: of the one checkpoint that holds everything, else of all that went in, in order."""
-        if is_whole and len(ids) == 1:
-            return ids[0]
-        parts = ids if is_whole else [self._weights_id, *ids]
-        return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+        """A content hash: of the one checkpoint that holds everything, then of each that was laid over, in order."""
+        first, *others = ids if is_whole else [self._weights_id, *ids]
+        for other in others:
+            first = hashlib.blake2b(f"{first}\n{other}".encode(), digest_size=16).hexdigest()
+        return first
 
 
 class Overlay:

@@ -1,0 +1,117 @@
+"""What a model consists of after many updates: names, values and files that a reload reads."""
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from headwater.devices.cpu import CpuDevice
+from headwater.execution.model_runner import ModelRunner
+from headwater.execution.weight_store import Checkpoint, Layer, StagedModel, WeightStore, visible_layers
+from headwater.models.loader import load_model, resolve_model
+from tiny_models import make_tiny_model
+
+pytestmark = pytest.mark.slow
+NORM = "model.norm.weight"
+INPUT_NORM = "model.layers.0.input_layernorm.weight"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make_tiny_model("llama", tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def store(folder: Path) -> WeightStore:
+    device = CpuDevice(num_threads=1)
+    loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32", load_format="auto", seed=0)
+    runner = ModelRunner(loaded, device, page_size=16, num_pages=8, max_running=2)
+    return WeightStore(runner, loaded, device=device, checkpoint=Checkpoint(str(folder), "auto"), seed=0)
+
+
+def wait(staged: StagedModel) -> StagedModel:
+    deadline_s = time.monotonic() + 30
+    while not staged.is_ready():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+    assert staged.error() is None, staged.error()
+    return staged
+
+
+def update(store: WeightStore, folder: Path) -> str:
+    staged = wait(store.stage(str(folder), "auto"))
+    store.swap(staged)
+    return staged.weights_id
+
+
+def reload(store: WeightStore) -> str:
+    store.release()
+    staged = wait(store.reload())
+    store.swap(staged)
+    return staged.weights_id
+
+
+def whole(folder: Path, number: int) -> Path:
+    """Another checkpoint of everything."""
+    other = folder.parent / f"step-{number}"
+    shutil.copytree(folder, other)
+    tensors = load_file(other / "model.safetensors")
+    save_file(tensors | {NORM: tensors[NORM] + number}, other / "model.safetensors", metadata={"format": "pt"})
+    return other
+
+
+def part(folder: Path, name: str, value: float) -> Path:
+    other = folder.parent / f"part-{name}-{value}"
+    other.mkdir()
+    save_file({name: torch.full((64,), value)}, other / "model.safetensors", metadata={"format": "pt"})
+    return other
+
+
+def test_a_reload_reads_the_newest_checkpoint_only(store: WeightStore, folder: Path) -> None:
+    """A trainer deletes the steps before the last; a server that wanted them all could never resume."""
+    newest = ""
+    for number in (1, 2, 3):
+        step = whole(folder, number)
+        newest = update(store, step)
+        value = store.values(NORM, 1)
+        if number < 3:
+            shutil.rmtree(step)
+    assert reload(store) == newest, "the same weights under another name would lose the cache"
+    assert store.values(NORM, 1) == value
+
+
+def test_a_reload_lays_parts_over_what_they_were_laid_over(store: WeightStore, folder: Path) -> None:
+    base = store.values(INPUT_NORM, 1)
+    hidden = part(folder, NORM, 2.0)
+    update(store, hidden)
+    newest = update(store, part(folder, NORM, 3.0))
+    assert newest != update(store, part(folder, INPUT_NORM, 5.0))
+    assert (store.values(NORM, 1)[2], store.values(INPUT_NORM, 1)[2]) == ((3.0,), (5.0,))
+    shutil.rmtree(hidden)
+    reload(store)
+    assert (store.values(NORM, 1)[2], store.values(INPUT_NORM, 1)[2]) == ((3.0,), (5.0,))
+    update(store, whole(folder, 4))
+    assert store.values(INPUT_NORM, 1) == base, "a whole checkpoint leaves nothing of earlier parts"
+
+
+def test_an_update_that_was_given_up_leaves_no_trace(store: WeightStore, folder: Path) -> None:
+    wait(store.stage(str(whole(folder, 1)), "auto"))  # and never swapped: its caller went away
+    shutil.rmtree(folder.parent / "step-1")
+    value = store.values(NORM, 1)
+    reload(store)
+    assert store.values(NORM, 1) == value
+
+
+def test_visible_layers() -> None:
+    def layer(path: str, *names: str) -> Layer:
+        return Layer(Checkpoint(path, "auto"), frozenset(names))
+
+    base, a, b, ab = layer("base", "a", "b", "c"), layer("a", "a"), layer("b", "b"), layer("ab", "a", "b")
+    assert visible_layers((base, a, b)) == (base, a, b)
+    assert visible_layers((base, a, b, ab)) == (base, ab)
+    assert visible_layers((base, a, a)) == (base, a)
+    assert visible_layers((base, a, base)) == (base,)
