@@ -2,13 +2,16 @@
 
 import random
 
+import numpy as np
 import pytest
 
 from engine_driver import VOCAB_SIZE, Driver, expected
+from headwater.cache.namespace import Namespace
 from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings
 from headwater.messages import FlushCache, UpdateWeights
 from headwater.storage.errors import StorageUnavailable
 from headwater.storage.memory import MemoryBackend
+from headwater.storage.page_key import chain_hashes, page_keys
 
 POLICIES = pytest.mark.parametrize("policy", list(PrefetchPolicy), ids=[p.value for p in PrefetchPolicy])
 
@@ -81,6 +84,120 @@ def test_a_restart_finds_its_pages_in_storage(policy):
         assert first.meta.cached_device + first.meta.cached_host + first.meta.cached_storage == 56
     else:
         assert (first.meta.cached_storage, first.meta.cached_host, first.meta.cached_device) == (56, 0, 0)
+
+
+# --- what is computed before the store has told its counters can never be stored ---------------------
+
+
+def dropped(driver: Driver) -> dict[str, int]:
+    return driver.parts.cache.transfers.counters.dropped_pages
+
+
+@POLICIES
+@pytest.mark.parametrize("num_tokens", [9, 60])
+def test_the_first_pages_of_a_namespace_are_stored_too(policy, num_tokens):
+    """They were dropped: the answer came one turn after they had been computed. Short prompts look nothing up."""
+    backend, prompt = store(), prompt_of(num_tokens)
+    driver = engine(backend, storage_settings=StorageSettings(policy=policy, min_prefetch_tokens=16))
+    driver.jobs.max_polls = 3
+    for salt in ("", "a", "b"):
+        run(driver, f"r{salt}", prompt, cache_salt=salt)
+    assert "persist_generation_unknown" not in dropped(driver)
+    assert backend.usage().num_pages == 3 * ((num_tokens + 1) // 4)
+
+
+def test_one_question_for_many_requests_of_a_new_namespace():
+    backend = store()
+    driver = engine(backend)
+    driver.jobs.max_polls = 50
+    for i in range(8):
+        driver.generate(f"r{i}", prompt_of(3, i), 2)
+    driver.turn()
+    assert len([job for job in driver.jobs.open_jobs if "ask" in job._work.__qualname__]) == 1
+    driver.finish()
+
+
+@POLICIES
+def test_nobody_waits_long_for_a_store_that_does_not_answer(policy):
+    """A namespace is new here and the store hangs: a quarter of a second, then the request computes."""
+    backend = store()
+    driver = engine(backend, storage_settings=StorageSettings(policy=policy, min_prefetch_tokens=1000))
+    driver.jobs.hang_rate = 1.0
+    answer, started_s = driver.generate("a", prompt_of(60), 2), driver.clock.now()
+    driver.finish(answer, max_turns=100_000)
+    assert driver.clock.now() - started_s < 0.3
+    assert dropped(driver)["persist_generation_unknown"] > 0, "so it was computed without knowing"
+    driver.jobs.hang_rate = 0.0
+    driver.jobs.let_go()
+
+
+def test_a_timeout_is_kept_though_the_read_under_way_hangs():
+    """The request waited for the end of the call, which may be seconds after its own time was up."""
+    backend, prompt = store(), prompt_of(60)
+    run(engine(backend), "a", prompt)
+    settings = StorageSettings(policy=PrefetchPolicy.TIMEOUT, min_prefetch_tokens=4, wait_base_s=0.5)
+    driver = engine(backend, storage_settings=settings)
+    driver.jobs.hang_rate = 1.0
+    started_s = driver.clock.now()
+    driver.finish(driver.generate("b", prompt, 2), max_turns=100_000)
+    assert 0.5 <= driver.clock.now() - started_s < 0.6
+    driver.jobs.hang_rate = 0.0
+    driver.jobs.let_go()
+    driver.settle()
+
+
+def test_a_request_that_runs_across_a_flush_by_another_server_is_not_stored_as_new():
+    """Rule 7: its first pages are older than the flush, whatever this server has heard of the store meanwhile."""
+    backend, prompt = store(), prompt_of(8)
+    one, other = engine(backend), engine(backend)
+    answer = one.generate("long", prompt, 40)
+    one.turn(10)
+    other.send(FlushCache(call_id="f", tiers=("storage",)))
+    other.turn(3)
+    assert other.replies["f"].status == 200
+    run(one, "hears", prompt_of(60, 2))  # asks the store, and is told the counters of today
+    one.finish(answer)
+    one.settle()
+    assert not backend.exists(page_keys_of(one, prompt + answer.tokens))[3]
+    assert run(engine(backend), "c", [*prompt, *answer.tokens][:40]).meta.cached_storage == 0
+
+
+def page_keys_of(driver: Driver, tokens: list[int]):
+    """Names of the pages of `tokens` under the store's counters of now."""
+    names = driver.parts.storage._names
+    namespace = Namespace("", "", "", "w0")
+    generations = driver.parts.cache.storage.backend.generations(names.scopes(namespace))
+    hashes = chain_hashes(names.seed(namespace), np.array(tokens, dtype=np.int32), 4)
+    return page_keys(names.bucket(namespace, generations), hashes)
+
+
+def test_what_runs_while_a_store_is_attached_is_not_stored_and_what_starts_then_is():
+    backend, prompt = store(), prompt_of(12)
+    driver = Driver(num_pages=60, num_host_pages=100)
+    answer = driver.generate("a", prompt, 60)
+    driver.turn(8)
+    driver.attach(backend)
+    driver.turn(2)
+    run(driver, "b", prompt_of(30, 3))
+    assert backend.usage().num_pages == 7
+    driver.finish(answer)
+    driver.settle()
+    assert backend.usage().num_pages == 7
+    assert dropped(driver)["persist_generation_unknown"] == 14
+
+
+def test_after_a_flush_of_the_store_the_next_pages_are_stored_at_once():
+    backend, prompt = store(), prompt_of(60)
+    driver = engine(backend)
+    run(driver, "a", prompt)
+    driver.send(FlushCache(call_id="f", tiers=("device", "host", "storage")))
+    driver.turn(3)
+    assert driver.replies["f"].status == 200
+    driver.turn(2)
+    assert driver.parts.cache.storage.generations.known(next(iter(driver.parts.cache.storage.generations._known)))
+    run(driver, "b", prompt)
+    assert "persist_generation_unknown" not in dropped(driver)
+    assert run(engine(backend), "c", prompt).meta.cached_storage == 56
 
 
 def test_two_servers_share_a_store_and_salts_and_weights_isolate():

@@ -18,6 +18,7 @@ class Lease:
     """
 
     __slots__ = (
+        "generations",
         "is_released",
         "node",
         "num_matched_pages",
@@ -45,6 +46,8 @@ class Lease:
         self.superseded: list[PageIds] = []  # own copies of pages found in the tree, until no step reads them
         self.retirements: list[Retirement] = []  # that lowered publish_limit and wait for this lease to end
         self.is_released = False
+        # What the store's counters were when it was acquired: what it computes is never stored under later ones.
+        self.generations: tuple[int, ...] | None = None
 
     @property
     def num_pages(self) -> int:

@@ -1,6 +1,8 @@
 """Pages on their way from storage to the host, for requests that have just arrived."""
 
+import math
 from dataclasses import dataclass, field
+from enum import Enum
 
 import numpy as np
 
@@ -10,14 +12,27 @@ from headwater.messages import TokenIds
 from headwater.storage.page_key import PageKey
 
 
+class Await(Enum):
+    """What of a prefetch a request waits for before it may start."""
+
+    NOTHING = 0
+    GENERATIONS = 1  # what it computes before they are known can never be stored
+    PAGES = 2
+
+
 @dataclass(slots=True, eq=False)
 class Prefetch:
-    """One sequence of pages, looked up and then read in batches. Several requests may wait for it."""
+    """One sequence of pages, looked up and then read in batches. Several requests may wait for it.
+
+    Without tokens it is a question for the generations of a namespace that is new here, and nothing else.
+    """
 
     namespace: Namespace
     tokens: TokenIds  # from the start of the sequence, whole pages
     first_page: int  # those before it are on the device or the host
     started_s: float
+    awaits: Await = Await.PAGES
+    awaited_until_s: float = math.inf
     wait_until_s: float | None = None  # reading stops here; what was read stays
     generations: tuple[int, ...] | None = None
     keys: list[PageKey] = field(default_factory=list)  # that the store said it has
@@ -27,6 +42,12 @@ class Prefetch:
     is_stopped: bool = False
     is_dropped: bool = False  # what it brings was retired
     is_done: bool = False
+
+    def is_awaited(self, now_s: float) -> bool:
+        """Whether a request that it was begun for should not start yet."""
+        if self.is_done or self.is_stopped or now_s >= self.awaited_until_s:
+            return False
+        return self.awaits is Await.PAGES or (self.awaits is Await.GENERATIONS and self.generations is None)
 
     def covers(self, namespace: Namespace, tokens: TokenIds, *, first_page: int) -> bool:
         """Whether somebody else's prefetch brings the next pages of `tokens`, too; never one that was retired."""

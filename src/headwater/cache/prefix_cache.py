@@ -13,7 +13,7 @@ from headwater.cache.prefetch import Prefetch
 from headwater.cache.radix_tree import Node, RadixTree
 from headwater.cache.restore_cost import RestoreCost
 from headwater.cache.retirement import RaisedScope, Retirement
-from headwater.cache.storage_tier import PrefetchPolicy, StorageTier
+from headwater.cache.storage_tier import StorageTier
 from headwater.cache.tier_books import TierBooks
 from headwater.cache.token_sequence import TokenSequence
 from headwater.cache.transfer import Load
@@ -119,6 +119,8 @@ class PrefixCache:
         lease = Lease(root=root, tokens=tokens, publish_limit=0 if is_private else NO_LIMIT)
         root.num_leases += 1
         self.leases.add(lease)
+        if self.storage is not None:
+            lease.generations = self.storage.known_generations(namespace)
         if self.is_enabled:
             lease.node = self.tree.match(root, tokens.view(0, max_cached_tokens), tier=Tier.DEVICE)
             lease.run = lease.node.runs.get(Tier.DEVICE)
@@ -260,10 +262,9 @@ class PrefixCache:
         found = dict(self.transfers.in_flight()) if self.transfers is not None else {}
         return found | (self.storage.in_flight() if self.storage is not None else {})
 
-    @property
-    def waits_for_storage(self) -> bool:
-        """Whether a request is to wait for its pages from storage before it may start."""
-        return self.storage is not None and self.storage.settings.policy is not PrefetchPolicy.BEST_EFFORT
+    def is_awaited(self, prefetch: Prefetch) -> bool:
+        """Whether the request that `prefetch` was begun for should not start yet."""
+        return prefetch.is_awaited(self._clock.now())
 
     # --- storage ------------------------------------------------------------------------------------
 
@@ -273,6 +274,8 @@ class PrefixCache:
         self.storage = storage
         owed, self._owed = self._owed, []
         storage.generations.take_over(owed)
+        if self.tree.roots:  # what is being computed now is to be stored, too
+            storage.generations.ask(list(self.tree.roots))
 
     def detach_storage(self) -> StorageTier:
         """Stop using the store; what was in flight is given up."""
@@ -283,6 +286,8 @@ class PrefixCache:
         for root in list(self.tree.roots.values()):
             for node in self.tree.subtree(root):
                 node.generations = None  # they are another store's
+        for lease in self.leases:
+            lease.generations = None
         return storage
 
     # --- what operators do --------------------------------------------------------------------------
@@ -339,8 +344,8 @@ class PrefixCache:
     def _share(self, lease: Lease, node: Node) -> None:
         """The lease's next private pages become `node`'s device run, pinned by the lease."""
         pages = lease.take_private(len(node.tokens) // self.page_size)
-        if self.storage is not None and not node.runs:
-            node.generations = self.storage.known_generations(node.namespace)
+        if not node.runs:
+            node.generations = lease.generations
         self._device.attach(node, pages, giver=Owner.PRIVATE, parent=lease.run, pins=1)
         self._descend_to(lease, node)
         if self.transfers is not None and self.host is not None and self.host.policy is WritePolicy.WRITE_THROUGH:

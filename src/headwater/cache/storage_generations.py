@@ -1,5 +1,7 @@
 """The generations of a store as this engine knows them, and those it is raising."""
 
+from collections.abc import Callable, Sequence
+
 from headwater.cache.jobs import Job
 from headwater.cache.namespace import Namespace, Scope
 from headwater.cache.retirement import RaisedScope
@@ -9,6 +11,8 @@ from headwater.clock import Clock
 from headwater.storage.backend import StorageBackend
 
 _RETRY_S = 0.5
+_MAX_KNOWN = 10_000  # namespaces; salts may be many, and who is forgotten is asked for again
+_MAX_ASKED = 64  # namespaces in one call, the last ones used
 
 
 class StorageGenerations:
@@ -23,8 +27,9 @@ class StorageGenerations:
         self._names = names
         self._calls = calls
         self._clock = clock
-        self._known: dict[Namespace, Generations] = {}
+        self._known: dict[Namespace, Generations] = {}  # the one heard last comes last
         self._raising: list[RaisedScope] = []
+        self._missed: dict[Namespace, None] = {}  # known before the flush under way, to be asked for after it
         self._retry_at_s: float | None = None  # None: an attempt is under way, or there is nothing to raise
 
     def known(self, namespace: Namespace) -> Generations | None:
@@ -32,8 +37,26 @@ class StorageGenerations:
         return self._known.get(namespace)
 
     def heard(self, namespace: Namespace, generations: Generations) -> None:
-        if not self.is_barred(namespace):
-            self._known[namespace] = generations
+        if self.is_barred(namespace):
+            return
+        self._known.pop(namespace, None)
+        self._known[namespace] = generations
+        if len(self._known) > _MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+
+    def ask(self, namespaces: Sequence[Namespace], *, ended: Callable[[], None] = lambda: None) -> None:
+        """Ask the store for the counters of `namespaces`; `ended` is called when they are known, or will not be."""
+        scopes = {namespace: self._names.scopes(namespace) for namespace in namespaces[-_MAX_ASKED:]}
+
+        def work(job: Job) -> dict[Namespace, Generations]:
+            return {namespace: self._backend.generations(ids) for namespace, ids in scopes.items()}
+
+        def finish(found: dict[Namespace, Generations]) -> None:
+            for namespace, generations in found.items():
+                self.heard(namespace, generations)
+            ended()
+
+        self._calls.begin(work, finish=finish, fail=lambda cause: ended())
 
     def forget(self, namespace: Namespace) -> None:
         """The store said that the counters of `namespace` have grown."""
@@ -47,6 +70,7 @@ class StorageGenerations:
         """Make everything in `scope` unreachable, for every server on this store. Tried until acknowledged."""
         raised = RaisedScope(scope)
         self._raising.append(raised)
+        self._missed |= dict.fromkeys(ns for ns in self._known if scope.has_namespace(ns))
         self._forget_scope(scope)
         self._attempt()
         return raised
@@ -80,6 +104,9 @@ class StorageGenerations:
                     raised.is_acknowledged = True
                     self._raising.remove(raised)
                     self._forget_scope(raised.scope)
+            missed, self._missed = list(self._missed), {}
+            if missed:  # so that what is computed from now on can be stored
+                self.ask(missed)
 
         def fail(cause: str) -> None:
             self._retry_at_s = self._clock.now() + _RETRY_S

@@ -1,5 +1,7 @@
 """From a store to the host."""
 
+import numpy as np
+
 from headwater.cache.host_pages import HostPages
 from headwater.cache.jobs import Job
 from headwater.cache.namespace import Namespace, Scope
@@ -47,18 +49,18 @@ class StorageReader:
         self._clock = clock
         self._min_tokens = min_tokens
         self.prefetches: list[Prefetch] = []
+        self._questions: dict[Namespace, Prefetch] = {}  # for generations alone
 
     def prefetch(self, namespace: Namespace, tokens: TokenIds, *, num_known_tokens: int) -> Prefetch | None:
         """Begin to look for the pages of `tokens` after the first `num_known_tokens`, and bring what is there.
 
-        Also asks for the generations of a namespace that is new here: from the answer on, pages can be stored.
+        Where that is not worth it, asks for the generations of a namespace that is new here: from the answer on,
+        pages can be stored.
         """
         if self._generations.is_barred(namespace):
             return None
         if len(tokens) - num_known_tokens < self._min_tokens:
-            if self._generations.known(namespace) is None:
-                self._ask_generations(namespace)
-            return None
+            return self._ask_generations(namespace) if self._generations.known(namespace) is None else None
         size = self._tree.page_size
         first_page = num_known_tokens // size
         for running in self.prefetches:
@@ -83,13 +85,20 @@ class StorageReader:
             if prefetch.wait_until_s is not None and self._clock.now() >= prefetch.wait_until_s:
                 prefetch.is_stopped = True
 
-    def _ask_generations(self, namespace: Namespace) -> None:
-        scopes = self._names.scopes(namespace)
-        self._calls.begin(
-            lambda job: self._backend.generations(scopes),
-            finish=lambda generations: self._generations.heard(namespace, generations),
-            fail=lambda cause: None,
+    def _ask_generations(self, namespace: Namespace) -> Prefetch:
+        if namespace in self._questions:
+            return self._questions[namespace]
+        question = Prefetch(
+            namespace=namespace, tokens=np.empty(0, dtype=np.int32), first_page=0, started_s=self._clock.now()
         )
+
+        def ended() -> None:
+            question.is_done = True
+            del self._questions[namespace]
+
+        self._questions[namespace] = question
+        self._generations.ask([namespace], ended=ended)
+        return question
 
     def _look_up(self, prefetch: Prefetch) -> None:
         namespace, tokens, first = prefetch.namespace, prefetch.tokens, prefetch.first_page

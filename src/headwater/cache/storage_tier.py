@@ -4,13 +4,14 @@ What a failing store costs is hits, never a request: every call runs off the loo
 breaker keeps a failing store from being asked, and what is not stored or not found is counted by its cause.
 """
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
 from headwater.cache.host_pages import HostPages
 from headwater.cache.jobs import Job, JobRunner
 from headwater.cache.namespace import Namespace, Scope, Tier
-from headwater.cache.prefetch import Prefetch
+from headwater.cache.prefetch import Await, Prefetch
 from headwater.cache.radix_tree import Node, RadixTree
 from headwater.cache.retirement import RaisedScope
 from headwater.cache.storage_calls import StorageCalls
@@ -46,6 +47,7 @@ class StorageSettings:
     wait_base_s: float = 2.0  # policy `timeout`: this, and so much for every 1,024 tokens, up to the maximum
     wait_per_1024_tokens_s: float = 0.1
     max_wait_s: float = 30.0
+    max_generations_wait_s: float = 0.25  # in a namespace that is new here, under any policy
 
 
 class StorageTier:
@@ -107,12 +109,21 @@ class StorageTier:
 
     def prefetch(self, namespace: Namespace, tokens: TokenIds, *, num_known_tokens: int) -> Prefetch | None:
         """Begin to bring the pages of `tokens` that no other tier has; None if that is not worth it."""
+        is_new_here = self.generations.known(namespace) is None
         prefetch = self.reader.prefetch(namespace, tokens, num_known_tokens=num_known_tokens)
-        if prefetch is not None and self.settings.policy is PrefetchPolicy.TIMEOUT and prefetch.wait_until_s is None:
-            settings = self.settings
-            wait_s = settings.wait_base_s + settings.wait_per_1024_tokens_s * len(tokens) / 1024
-            prefetch.wait_until_s = prefetch.started_s + min(wait_s, settings.max_wait_s)
+        if prefetch is not None and prefetch.awaited_until_s == math.inf:
+            self._set_wait(prefetch, is_new_here=is_new_here)
         return prefetch
+
+    def _set_wait(self, prefetch: Prefetch, *, is_new_here: bool) -> None:
+        settings = self.settings
+        if not len(prefetch.tokens) or settings.policy is PrefetchPolicy.BEST_EFFORT:
+            prefetch.awaits = Await.GENERATIONS if is_new_here else Await.NOTHING
+            prefetch.awaited_until_s = prefetch.started_s + settings.max_generations_wait_s
+        elif settings.policy is PrefetchPolicy.TIMEOUT:
+            wait_s = settings.wait_base_s + settings.wait_per_1024_tokens_s * len(prefetch.tokens) / 1024
+            prefetch.wait_until_s = prefetch.started_s + min(wait_s, settings.max_wait_s)
+            prefetch.awaited_until_s = prefetch.wait_until_s
 
     def retire(self, scope: Scope) -> int:
         """Keep what is on its way up from bringing back what `scope` retires; returns how many prefetches."""

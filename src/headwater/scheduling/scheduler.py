@@ -95,7 +95,7 @@ class Scheduler:
         """Queue a new request; if storage may have pages for it, they are sought first."""
         tokens = request.tokens.view(0, self._num_matchable(request))
         request.prefetch = self.cache.prefetch(request.namespace(self.weights_id), tokens)
-        if request.prefetch is None or not self.cache.waits_for_storage:
+        if request.prefetch is None or not self.cache.is_awaited(request.prefetch):
             self.waiting.add(request)
             return
         request.enter(Phase.LOADING)
@@ -243,7 +243,7 @@ class Scheduler:
             load, prefetch = request.load, request.prefetch
             if load is None:
                 assert prefetch is not None
-                if not prefetch.is_done:
+                if self.cache.is_awaited(prefetch):
                     continue
             elif not load.is_done:
                 continue
