@@ -93,6 +93,7 @@ class ControlPromises:
                 self.released = answer.released
             case WeightsUpdated():
                 demand(answer.weights_id == call.message.path, "weights_are_in_place", answer)  # type: ignore
+                self.released = tuple(tag for tag in self.released if tag != "weights")  # new ones took their place
             case _:
                 pass
 

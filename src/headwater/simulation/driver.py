@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from headwater.cache.prefix_cache import HostTier
+from headwater.cache.storage_names import StorageNames
 from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings
 from headwater.cache.write_policy import WritePolicy
 from headwater.clock import ManualClock
@@ -29,6 +30,7 @@ from headwater.scheduling.scheduler import Limits
 from headwater.scheduling.waiting_queue import SchedulePolicy
 from headwater.simulation.calls import Calls
 from headwater.simulation.control_promises import ControlPromises
+from headwater.simulation.event_mirror import EventMirror
 from headwater.simulation.fake_copier import FakeCopier, StepPages
 from headwater.simulation.fake_jobs import FakeJobRunner
 from headwater.simulation.fake_runner import FakeRunner
@@ -70,6 +72,7 @@ class EngineShape:
     prefetch_policy: PrefetchPolicy = PrefetchPolicy.TIMEOUT
     weights_id: str = "w0"
     seed: int = 0
+    has_events: bool = False  # the events of the cache are recorded, and held against it
 
 
 @dataclass
@@ -189,7 +192,7 @@ class Driver:
                 raise Violation("engine_raises", f"{type(error).__name__}: {error}") from error
             self._read()
             self.control.end_turn(has_launched=self.runner.num_steps > num_steps)
-            self.promises.check(is_staging=self.control.is_staging)
+            self.promises.check(is_staging=self.control.is_staging, mirror=self._mirror)
 
     def finish(self, *answers: Answer, max_turns: int = 2000) -> None:
         """Turn until all `answers` (or everything) ended. Raises `Violation` if they do not."""
@@ -294,6 +297,10 @@ class Driver:
             retirements=retirements,
             audit_every=audit_every,
         )
+        self._mirror: EventMirror | None = None
+        if self.shape.has_events:
+            self._mirror = EventMirror(self.parts.cache.tree, StorageNames(_fingerprint(self.shape)))
+            self.parts.cache.observe(self._mirror.recorder)
         self.wire.on_receive = self._on_receive
 
     # ------------------------------------------------------------------------------------------------

@@ -43,13 +43,22 @@ class Faults(msgspec.Struct, tag="faults", frozen=True):
     store_flips: float = 0.0
     store_full: float = 0.0
     store_is_read_only: bool = False
+    copy_hangs: float = 0.0  # copies that take some hundred turns
+    store_truncates: float = 0.0
+    store_loses: float = 0.0
 
 
 class ComeBack(msgspec.Struct, tag="come_back", frozen=True):
     """Calls of the store that hang come back, and writes that were thought lost arrive."""
 
 
-Event = Turns | Deliver | FollowUp | Faults | ComeBack
+class Crash(msgspec.Struct, tag="crash", frozen=True):
+    """An engine dies and is started again: its cache is empty, its clients have been told, the store stays."""
+
+    engine: int = 0
+
+
+Event = Turns | Deliver | FollowUp | Faults | ComeBack | Crash
 
 
 class Trace(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ from headwater.simulation.kv_records import HostRecords, Records, make_records
 from headwater.simulation.violation import demand
 
 FakeHostPages = HostRecords
+_HANG_POLLS = 300
 
 
 class StepPages(NamedTuple):
@@ -92,6 +93,7 @@ class FakeCopier:
         self.host = make_records(num_host_pages, kv.shape[1])
         self.max_polls = 0  # a copy takes up to this many turns
         self.failure_rate = 0.0
+        self.hang_rate = 0.0
         self.step_pages: Callable[[], StepPages] | None = None
         self.turn: Callable[[], int] = lambda: 0
         self._kv = kv
@@ -121,13 +123,14 @@ class FakeCopier:
         first = int(source["canary"][sources[0], 0])
         self._num_copies[first] += 1
         chance = mix(first ^ self._seed ^ mix(self._num_copies[first]))
+        hangs = (mix(chance) & 0xFFFFFFFF) < self.hang_rate * 2**32
         copy = FakeCopy(
             kind,
             source=source,
             sources=sources,
             target=target,
             targets=targets,
-            num_polls=(chance & 0xFFFFFFFF) % (self.max_polls + 1),
+            num_polls=(chance & 0xFFFFFFFF) % (self.max_polls + 1) + _HANG_POLLS * hangs,
             fails=(chance >> 32) < self.failure_rate * 2**32,
             turn=self.turn(),
         )

@@ -70,6 +70,8 @@ class StoreFaults:
     flips: float = 0.0  # pages that are read with a bit flipped where they lie
     full: float = 0.0  # pages that are refused for want of room
     is_read_only: bool = False  # nothing can be written, and no generation raised
+    truncates: float = 0.0  # pages that are read after half of them was lost where they lie
+    loses: float = 0.0  # pages that are gone when they are read
 
 
 class UnreliableStore(MemoryBackend):
@@ -102,6 +104,10 @@ class UnreliableStore(MemoryBackend):
         for key in keys:
             if self._strikes(self.faults.flips) and key in self._pages:
                 self.flip_bit(key, self._draw())
+            if self._strikes(self.faults.truncates) and key in self._pages:
+                self._truncate(key)
+            if self._strikes(self.faults.loses) and key in self._pages:
+                self._drop(key)
         return super().get(keys, into)
 
     def put(self, keys: Sequence[PageKey], pages: Sequence[memoryview]) -> list[WriteStatus]:
@@ -123,6 +129,12 @@ class UnreliableStore(MemoryBackend):
         late, self.late_writes = self.late_writes, []
         for keys, pages in late:
             super().put(keys, [memoryview(page) for page in pages])
+
+    def _truncate(self, key: PageKey) -> None:
+        page = self._pages[key]
+        num_left = self._draw() % len(page)
+        self._num_bytes -= len(page) - num_left
+        del page[num_left:]
 
     def _check_writable(self) -> None:
         if self.faults.is_read_only:

@@ -4,12 +4,14 @@ from typing import Any
 
 from headwater.cache.eviction import LruLeaves
 from headwater.cache.namespace import Scope, Tier
+from headwater.cache.pins import PinBoard
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.radix_tree import RadixTree, Run
 from headwater.cache.retirement import Retirement
 from headwater.cache.tier_books import TierBooks
 from headwater.cache.transfer import Transfer
 from headwater.cache.transfer_engine import TransferEngine
+from headwater.engine.kv_events_recorder import KvEventsRecorder
 from headwater.scheduling.request import Request
 from headwater.simulation.mutants import Patch, mutant
 
@@ -236,3 +238,30 @@ def split_swaps_the_pages() -> list[Patch]:
 def drained_at_once() -> list[Patch]:
     """A drain does not wait for the pages that running requests hold."""
     return [(Retirement, "is_drained", property(lambda self: True))]
+
+
+@mutant(profile="rough")
+def evictions_are_not_told() -> list[Patch]:
+    """Whoever follows the events of the cache does not hear of evictions."""
+    right = KvEventsRecorder.removed
+
+    def removed(self: KvEventsRecorder, node: Any, tier: Tier, *, reason: str) -> None:
+        if reason != "evicted":
+            right(self, node, tier, reason=reason)
+
+    return [(KvEventsRecorder, "removed", removed)]
+
+
+@mutant(profile="rough")
+def pins_hold_nothing() -> list[Patch]:
+    """A pin gives its pages back at once, and has them evicted under it."""
+    right = PinBoard.pin
+
+    def pin(self: PinBoard, *args: Any, **kwargs: Any) -> Any:
+        made = right(self, *args, **kwargs)
+        run = made.lease.run
+        for each in run.chain() if run is not None else ():
+            self._cache.books[Tier.DEVICE].unpin(each)
+        return made
+
+    return [(PinBoard, "pin", pin)]

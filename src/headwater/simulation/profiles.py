@@ -22,7 +22,15 @@ class Profile:
     attaches: int = 1
     questions: int = 2
     quiet: int = 2  # nothing comes for a while
+    inspections: int = 0
+    flushes_everywhere: int = 0
+    warmings: int = 0
+    disconnects: int = 0
+    nonsense: int = 0
+    crashes: int = 0  # of engines, which start again with an empty cache
     fault_level: float = 1.0  # 0: none
+    has_rare_faults: bool = False  # copies that hang, pages that a store has cut short or lost
+    has_events: float = 0.0  # chance that the events of the cache are followed
     has_host: float = 0.7
     has_store: float = 0.5  # of those with a host tier
     has_two_engines: float = 0.3  # of those with a store
@@ -51,6 +59,40 @@ PROFILES = {
             num_device_pages=(24, 30),
             num_host_pages=(20, 30),
             store_bytes=(20_000, 1 << 20),
+            num_stems=(6, 12),
+        ),
+        Profile(
+            "rough",
+            aborts=8,
+            flushes=12,
+            updates=3,
+            attaches=2,
+            inspections=2,
+            flushes_everywhere=3,
+            warmings=4,
+            disconnects=3,
+            nonsense=4,
+            crashes=1,
+            fault_level=1.5,
+            has_rare_faults=True,
+            has_events=0.5,
+            has_host=0.8,
+            has_store=0.7,
+        ),
+        Profile(
+            "crashes",
+            updates=1,
+            flushes=10,
+            flushes_everywhere=4,
+            disconnects=1,
+            crashes=6,
+            has_rare_faults=True,
+            has_events=0.2,
+            has_host=1.0,
+            has_store=1.0,
+            has_two_engines=0.6,
+            num_device_pages=(24, 30),
+            num_host_pages=(20, 60),
             num_stems=(6, 12),
         ),
     )

@@ -10,6 +10,7 @@ from headwater.cache.page_pool import Owner
 from headwater.cache.retirement import Retirement
 from headwater.engine.wiring import EngineParts
 from headwater.simulation.calls import Calls
+from headwater.simulation.event_mirror import EventMirror
 from headwater.simulation.fake_copier import FakeCopier
 from headwater.simulation.fake_jobs import FakeJobRunner
 from headwater.simulation.fake_runner import FakeRunner
@@ -49,13 +50,17 @@ class Promises:
         self._retire = parts.cache.retire
         parts.cache.retire = self._checked_retire  # the only moment to see what a flush finds
 
-    def check(self, *, is_staging: bool) -> None:
+    def check(self, *, is_staging: bool, mirror: EventMirror | None = None) -> None:
         """Everything that must hold after a turn. `is_staging`: weights are being brought for an operation."""
         self._num_turns += 1
         self._check_books()
         self._check_marks()
+        if mirror is not None:
+            mirror.follow()
         if self._num_turns % self._audit_every == 0:
             self.audit()
+            if mirror is not None:
+                mirror.audit()
         self._check_requests()
         self._check_leases()
         self._check_copies()

@@ -14,8 +14,8 @@ from headwater.messages import (
     pack_ids,
     unpack_ids,
 )
-from headwater.simulation.driver import Driver
-from headwater.simulation.events import ComeBack, Deliver, Event, Faults, FollowUp, Trace, Turns
+from headwater.simulation.driver import Driver, EngineShape
+from headwater.simulation.events import ComeBack, Crash, Deliver, Event, Faults, FollowUp, Trace, Turns
 from headwater.simulation.fake_store import StoreFaults, UnreliableStore
 from headwater.simulation.profiles import Profile
 from headwater.simulation.violation import Violation, demand
@@ -61,11 +61,10 @@ class Run:
         self.store: UnreliableStore | None = None
         if trace.store_bytes:
             self.store = UnreliableStore(capacity_bytes=trace.store_bytes, seed=trace.seed)
-        self.engines = [
-            Driver(shape, world=self.world, audit_every=audit_every, backend=self.store) for shape in trace.shapes
-        ]
-        for engine in self.engines:
-            engine.store = self.store
+        self._audit_every = audit_every
+        self._faults = Faults()
+        self._num_reused_before = 0  # pages, by engines that have died
+        self.engines = [self._start(shape) for shape in trace.shapes]
 
     def play(self, event: Event) -> None:
         """Let `event` happen. Raises `Violation`."""
@@ -83,6 +82,8 @@ class Run:
                 self._set_faults(event)
             case ComeBack():
                 self._come_back()
+            case Crash():
+                self._restart(event.engine)
 
     def finish(self) -> None:
         """Without faults everything ends: each request, each call, each copy; all pages come back."""
@@ -108,7 +109,23 @@ class Run:
             engine.check_all_pages_back()
             demand(engine.parts.control.num_pending == 0, "answered_once", "an operation is left")
 
+    @property
+    def num_pages_reused(self) -> int:
+        return self._num_reused_before + sum(engine.oracle.num_pages_reused for engine in self.engines)
+
     # ------------------------------------------------------------------------------------------------
+
+    def _start(self, shape: EngineShape) -> Driver:
+        engine = Driver(shape, world=self.world, audit_every=self._audit_every, backend=self.store)
+        engine.store = self.store
+        return engine
+
+    def _restart(self, index: int) -> None:
+        """Nothing of the old process is looked at any more; what it left in the store is."""
+        old = self.engines[index]
+        self._num_reused_before += old.oracle.num_pages_reused
+        self.engines[index] = self._start(old.shape)
+        self._set_faults(self._faults)
 
     def _turn(self, advance_s: float) -> None:
         self.num_turns += 1
@@ -137,10 +154,12 @@ class Run:
         return []
 
     def _set_faults(self, faults: Faults) -> None:
+        self._faults = faults
         for engine in self.engines:
             if engine.shape.num_host_pages:
                 engine.copier.max_polls = faults.copy_polls
                 engine.copier.failure_rate = faults.copy_failures
+                engine.copier.hang_rate = faults.copy_hangs
             engine.jobs.max_polls = faults.job_polls
             engine.jobs.hang_rate = faults.job_hangs
             engine.runner.weights.num_polls = faults.staging_polls
@@ -151,6 +170,8 @@ class Run:
                 flips=faults.store_flips,
                 full=faults.store_full,
                 is_read_only=faults.store_is_read_only,
+                truncates=faults.store_truncates,
+                loses=faults.store_loses,
             )
 
     def _come_back(self) -> None:
@@ -198,7 +219,6 @@ def _play(
         num_turns=run.num_turns,
         num_requests=run.num_requests,
         num_calls=run.num_calls,
-        num_pages_reused=sum(engine.oracle.num_pages_reused for engine in run.engines),
+        num_pages_reused=run.num_pages_reused,
         failure=failure,
     )
-
