@@ -115,6 +115,20 @@ async def test_weights_are_read_again_before_anything_runs(engine: LoopEngine) -
         assert (await generate(server, prompt_of(1)))["output_ids"] == expected(prompt_of(1), 4)
 
 
+async def test_new_weights_take_the_place_of_released_ones(engine: LoopEngine) -> None:
+    """A resume after them would read the same files a second time, and need their memory twice."""
+    async with api(engine) as server:
+        await server.post(RELEASE, {})
+        body = {"model_path": "w1", "weight_version": "1"}
+        assert (await server.post("/update_weights_from_disk", body)).status_code == 200
+        assert not engine.runner.weights.is_released
+        answer = (await server.post(RESUME, {"tags": ["weights"]})).json()
+        assert answer["released"] == ["kv_cache"]
+        assert (await server.post(RESUME, {})).json()["released"] == []
+        assert (await generate(server, prompt_of(1)))["meta_info"]["weight_version"] == "1"
+        assert engine.runner.weights.current == "w1"
+
+
 @pytest.mark.parametrize("path", [RELEASE, RESUME])
 async def test_bad_parameters_are_named(engine: LoopEngine, path: str) -> None:
     async with api(engine) as server:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from headwater.clock import Clock, Deadline
 from headwater.control.flush import Flush
-from headwater.control.memory import TAGS, MemoryRelease, MemoryResume, ReleasedMemory
+from headwater.control.memory import MemoryRelease, MemoryResume
 from headwater.control.operation import Caller, Hold, Operation, PendingOperation
 from headwater.control.pause import Pause
 from headwater.control.ports import (
@@ -19,6 +19,7 @@ from headwater.control.ports import (
     StoragePort,
     WeightsPort,
 )
+from headwater.control.released_memory import TAGS, ReleasedMemory
 from headwater.control.storage import StorageAttach
 from headwater.control.weights import WeightUpdate
 from headwater.messages import (
@@ -117,6 +118,7 @@ class ControlPlane:
             cache=ports.cache,
             requests=ports.requests,
             step=ports.step,
+            released=self._released,
         )
         self._start_checked(operation, message, client)
 

@@ -10,20 +10,9 @@ from headwater.control.ports import (
     StepPort,
     WeightsPort,
 )
+from headwater.control.released_memory import TAGS, ReleasedMemory
 from headwater.control.weights import retire_other_weights
 from headwater.messages import Failed, MemoryResult, ReleaseMemory, ResumeMemory, ToClient
-
-TAGS = ("kv_cache", "weights")
-
-
-class ReleasedMemory:
-    """Which memory is released now. While any is, no step is launched and requests queue."""
-
-    def __init__(self) -> None:
-        self.tags: set[str] = set()
-
-    def as_tuple(self) -> tuple[str, ...]:
-        return tuple(tag for tag in TAGS if tag in self.tags)
 
 
 class MemoryRelease:

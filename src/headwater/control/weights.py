@@ -11,6 +11,7 @@ from headwater.control.ports import (
     StepPort,
     WeightsPort,
 )
+from headwater.control.released_memory import ReleasedMemory
 from headwater.messages import Failed, ToClient, UpdateWeights, WeightsUpdated
 
 
@@ -32,6 +33,7 @@ class WeightUpdate:
         cache: CachePort,
         requests: RequestsPort,
         step: StepPort,
+        released: ReleasedMemory,
     ) -> None:
         self._message = message
         self._weights = weights
@@ -39,6 +41,7 @@ class WeightUpdate:
         self._cache = cache
         self._requests = requests
         self._step = step
+        self._released = released
         self._staged: StagedWeights | None = None
 
     @property
@@ -83,6 +86,7 @@ class WeightUpdate:
         self._identity.begin_weights(staged.weights_id)
         retirement = retire_other_weights(self._cache, staged.weights_id)
         self._weights.swap(staged)
+        self._released.tags.discard("weights")  # they are in place: there is nothing left to resume
         return WeightsUpdated(
             call_id=self._message.call_id,
             message="Weights updated.",
