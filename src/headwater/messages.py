@@ -174,7 +174,10 @@ class ResumeMemory(Struct, tag="resume_memory"):
 
 
 class AttachStorage(Struct, tag="attach_storage"):
-    """Attach a store below the host tier, or replace the one attached, under traffic. Answered by `StorageInfo`."""
+    """Attach a store below the host tier, or replace the one attached, under traffic. Answered by `StorageInfo`.
+
+    If it is the one attached and a policy is given, the store stays and the policies change.
+    """
 
     call_id: str
     kind: Literal["file", "redis", "memory"]
@@ -182,6 +185,7 @@ class AttachStorage(Struct, tag="attach_storage"):
     url: str | None = None
     size_bytes: int | None = None
     prefetch_policy: Literal["best_effort", "wait_complete", "timeout"] | None = None  # None: as it is
+    write_policy: Literal["write_through", "write_through_selective", "write_back"] | None = None  # None: as it is
     timeout_s: float = 30.0
 
 
@@ -425,6 +429,7 @@ class StorageInfo(Struct, tag="storage_info"):
     call_id: str
     kind: str = ""
     prefetch_policy: str = ""
+    write_policy: str = ""  # from the device to the host: empty without a host tier
     breaker: str = ""  # closed, open, half_open
     num_pages: int = 0
     num_bytes: int = 0

@@ -21,7 +21,7 @@ def stored(engine: ScriptedEngine) -> ScriptedEngine:
     def info(message) -> StorageInfo:
         return StorageInfo(
             call_id=message.call_id, kind="file", prefetch_policy="timeout", breaker="closed", num_pages=7,
-            capacity_bytes=1000, num_given_up=2, message="as it is",
+            capacity_bytes=1000, num_given_up=2, message="as it is", write_policy="write_back",
         )  # fmt: skip
 
     engine.script.answers = dict.fromkeys((AttachStorage, DetachStorage, GetStorage), info)
@@ -68,7 +68,7 @@ async def test_answers_are_json_when_asked(stored: ScriptedEngine) -> None:
         ({"size": True}, "size", "bytes"),
         ({"directory": ""}, "directory", "not empty"),
         ({"hicache_storage_prefetch_policy": "never"}, "hicache_storage_prefetch_policy", "best_effort"),
-        ({"hicache_write_policy": "write_back"}, "hicache_write_policy", "'write_through'"),
+        ({"hicache_write_policy": "never"}, "hicache_write_policy", "write_back"),
         ({"timeout": -1}, "timeout", "from 0"),
     ],
 )  # fmt: skip
@@ -93,8 +93,18 @@ async def test_an_engine_that_cannot_attach_is_heard(engine: ScriptedEngine) -> 
     assert answer.status_code == 400 and error_of(answer)["message"] == "the folder is not ours"
 
 
+async def test_both_policies_reach_the_engine(stored: ScriptedEngine) -> None:
+    """SGLang's clients change them at run time; refused, or dropped on the way, the server goes on as before."""
+    body = {"hicache_storage_backend": "file", "directory": "/store", "hicache_write_policy": "write_back"}
+    async with api(stored, server_args={"hicache_write_policy": "write_through"}) as server:
+        assert (await server.http.put(ROUTE, json=body)).status_code == 200
+        assert (await server.http.get(ROUTE)).json()["hicache_write_policy"] == "write_back"
+    (message,) = stored.of_type(AttachStorage)
+    assert (message.write_policy, message.prefetch_policy) == ("write_back", None)
+
+
 async def test_show_tells_what_the_engine_says(stored: ScriptedEngine) -> None:
-    async with api(stored, server_args={"hicache_write_policy": "write_back"}) as server:
+    async with api(stored, server_args={"hicache_write_policy": "write_through"}) as server:
         answer = (await server.http.get(ROUTE)).json()
         stored.script.answers[GetStorage] = lambda message: StorageInfo(call_id=message.call_id)
         empty = (await server.http.get(ROUTE)).json()

@@ -70,6 +70,7 @@ class PrefixCache:
         self.is_enabled = is_enabled
         self.leases: set[Lease] = set()
         self.host = host if is_enabled else None
+        self.write_policy = host.policy if host is not None else WritePolicy.WRITE_THROUGH  # may change at any time
         self.transfers: TransferEngine | None = None
         if self.host is not None:
             self.books[Tier.HOST] = TierBooks(Tier.HOST, self.tree, num_pages=self.host.num_pages)
@@ -128,7 +129,7 @@ class PrefixCache:
                 lease.num_shared_pages += len(run.pages)
                 self._device.pin(run)
             lease.num_matched_pages = lease.num_shared_pages
-            if self.host is not None and self.host.policy is WritePolicy.WRITE_THROUGH_SELECTIVE:
+            if self.host is not None and self.write_policy is WritePolicy.WRITE_THROUGH_SELECTIVE:
                 self._back_up_hits(lease.node)
         return lease
 
@@ -247,7 +248,7 @@ class PrefixCache:
                 load.lease = None
         has_ended = self.storage.advance() if self.storage is not None else False
         self.transfers.start_waiting()
-        if self.host.policy is WritePolicy.WRITE_BACK:
+        if self.write_policy is WritePolicy.WRITE_BACK:
             self._write_back()
         return bool(finished) or has_ended
 
@@ -348,7 +349,7 @@ class PrefixCache:
             node.generations = lease.generations
         self._device.attach(node, pages, giver=Owner.PRIVATE, parent=lease.run, pins=1)
         self._descend_to(lease, node)
-        if self.transfers is not None and self.host is not None and self.host.policy is WritePolicy.WRITE_THROUGH:
+        if self.transfers is not None and self.host is not None and self.write_policy is WritePolicy.WRITE_THROUGH:
             self.transfers.offload(node)
 
     def _go_over(self, lease: Lease, node: Node) -> PageIds:

@@ -1,45 +1,23 @@
 """What the control plane may do to the storage tier: open, attach, detach, ask."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from headwater.cache.jobs import Job, JobRunner
+from headwater.cache.jobs import JobRunner
 from headwater.cache.namespace import Tier
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.storage_names import StorageNames
 from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings, StorageTier
+from headwater.cache.write_policy import WritePolicy
 from headwater.clock import Clock
+from headwater.engine.storage_opening import Kept, Opening
 from headwater.messages import AttachStorage, StorageInfo
 from headwater.storage.backend import StorageBackend
-from headwater.storage.errors import StorageError
 from headwater.storage.page_key import Fingerprint
 from headwater.storage.registry import open_backend
 
-
-class Opening:
-    """A store that is being opened in a job."""
-
-    def __init__(self, job: Job | None) -> None:
-        self._job = job
-
-    def is_ready(self) -> bool:
-        return self._job is None or self._job.is_done()
-
-    def error(self) -> str | None:
-        if self._job is None:
-            return "too many calls of a store hang already"
-        error = self._job.error
-        if error is None:
-            return None
-        return str(error) if isinstance(error, ValueError | StorageError) else f"{type(error).__name__}: {error}"
-
-    def abandon(self) -> None:
-        if self._job is not None:
-            self._job.abandon()
-
-    def backend(self) -> StorageBackend:
-        assert self._job is not None
-        return self._job.result
+Place = tuple[str, str | None, str | None, int | None]  # kind, directory, url and size, as asked for
 
 
 class StorageControl:
@@ -61,6 +39,7 @@ class StorageControl:
         self._clock = clock
         self._settings = settings
         self._opener = opener
+        self._place: Place | None = None  # of the store attached
 
     def why_not(self) -> str | None:
         """Why no store can be attached at all; None if one can."""
@@ -68,37 +47,41 @@ class StorageControl:
             return "a store needs the host tier: start the server with --enable-hierarchical-cache"
         return None
 
-    def open(self, message: AttachStorage) -> Opening:
-        """Begin to open the store that `message` describes."""
+    def open(self, message: AttachStorage) -> Opening | Kept:
+        """Begin to open the store that `message` describes, unless it is attached and only policies are to change."""
+        has_policy = message.prefetch_policy is not None or message.write_policy is not None
+        if has_policy and self._cache.storage is not None and _place(message) == self._place:
+            return Kept()
 
-        def work(job: Job) -> StorageBackend:
-            backend = self._opener(
+        def open_store() -> StorageBackend:
+            return self._opener(
                 message.kind,
                 directory=message.directory,
                 url=message.url,
                 capacity_bytes=message.size_bytes,
             )
-            if message.kind == "redis":
-                backend.usage()  # a server that cannot be reached is better known now
-            return backend
 
-        return Opening(self._jobs.submit(work))
+        return Opening(self._jobs, open_store)
 
-    def attach(self, opening: Opening, message: AttachStorage) -> StorageInfo:
-        """Put the opened store in the place of the one attached, if any."""
-        num_given_up = self._drop() if self._cache.storage is not None else 0
+    def attach(self, opening: Opening | Kept, message: AttachStorage) -> StorageInfo:
+        """Put the opened store in the place of the one attached, if any; policies that are given hold from now on."""
         if message.prefetch_policy is not None:
-            self._settings = StorageSettings(
-                policy=PrefetchPolicy(message.prefetch_policy),
-                min_prefetch_tokens=self._settings.min_prefetch_tokens,
-                call_timeout_s=self._settings.call_timeout_s,
-            )
-        self.attach_backend(opening.backend())
+            self._settings = replace(self._settings, policy=PrefetchPolicy(message.prefetch_policy))
+        if message.write_policy is not None:
+            self._cache.write_policy = WritePolicy(message.write_policy)
+        storage = self._cache.storage
+        if isinstance(opening, Kept):
+            assert storage is not None, "it is ready in the turn it was asked for"
+            storage.settings = self._settings
+            return self.info(message.call_id, text="policies changed")
+        num_given_up = self._drop() if storage is not None else 0
+        self.attach_backend(opening.take(), place=_place(message))
         return self.info(message.call_id, num_given_up=num_given_up, text="attached")
 
-    def attach_backend(self, backend: StorageBackend) -> None:
-        """Use an open store from now on."""
+    def attach_backend(self, backend: StorageBackend, *, place: Place | None = None) -> None:
+        """Use an open store from now on. `place` says which one it is."""
         cache = self._cache
+        self._place = place
         assert cache.host is not None and cache.transfers is not None
         cache.attach_storage(
             StorageTier(
@@ -124,12 +107,13 @@ class StorageControl:
     def info(self, call_id: str, *, num_given_up: int = 0, text: str = "") -> StorageInfo:
         storage = self._cache.storage
         if storage is None:
-            return StorageInfo(call_id=call_id, message="no store is attached")
+            return StorageInfo(call_id=call_id, write_policy=self._write_policy, message="no store is attached")
         usage: Any = storage.usage
         return StorageInfo(
             call_id=call_id,
             kind=storage.backend.kind,
             prefetch_policy=storage.settings.policy.value,
+            write_policy=self._write_policy,
             breaker=storage.calls.breaker.state.value,
             num_pages=usage.num_pages if usage else 0,
             num_bytes=usage.num_bytes if usage else 0,
@@ -140,8 +124,16 @@ class StorageControl:
             message=text,
         )
 
+    @property
+    def _write_policy(self) -> str:
+        return self._cache.write_policy.value if self._cache.host is not None else ""
+
     def _drop(self) -> int:
         assert self._cache.storage is not None
         num_given_up = sum(self._cache.storage.in_flight().values())
         self._cache.detach_storage()
         return num_given_up
+
+
+def _place(message: AttachStorage) -> Place:
+    return message.kind, message.directory, message.url, message.size_bytes

@@ -57,7 +57,7 @@ class StorageBackendRequest(Body):
         default=None, description="How long a request waits for its pages; not given: as it is."
     )
     hicache_write_policy: Literal["write_through", "write_through_selective", "write_back"] | None = Field(
-        default=None, description="Must be the one the server was started with: it belongs to the host tier."
+        default=None, description="When pages go from the device to the host, from now on; not given: as it is."
     )
     directory: Text | None = Field(default=None, description="Folder of the file store.")
     url: Text | None = Field(default=None, description="Address of the redis store.")

@@ -33,13 +33,13 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 @router.put("/hicache/storage-backend", summary="Attach or replace a store")
 async def attach(body: StorageBackendRequest, request: Request, given: Given) -> Response:
-    """Put a store below the host tier while requests run. One that is attached is replaced.
+    """Put a store below the host tier while requests run. One that is attached is replaced; if it is the same one
+    and a policy is given, it stays and only the policies change.
 
     The server answers when the store is open on every engine, or says on which it is not.
     """
     arrived_s = asyncio.get_running_loop().time()
     given.require_loaded()
-    _check_write_policy(body, given)
     place = _place(body)
     timeout_s = given.control_timeout_s(body.timeout, default_s=ATTACH_TIMEOUT_S)
     message = AttachStorage(
@@ -49,6 +49,7 @@ async def attach(body: StorageBackendRequest, request: Request, given: Given) ->
         url=place.get("url"),
         size_bytes=size_bytes(place["size"]) if place.get("size") is not None else None,
         prefetch_policy=body.hicache_storage_prefetch_policy,
+        write_policy=body.hicache_write_policy,
         timeout_s=timeout_s,
     )
     answers = await while_connected(given.call_all_by(message, arrived_s=arrived_s), request.receive)
@@ -72,7 +73,7 @@ async def show(given: Given) -> Response:
             "hicache_storage_backend": info.kind or None,
             "hicache_storage_backend_extra_config": {"size": info.capacity_bytes} if info.kind else None,
             "hicache_storage_prefetch_policy": info.prefetch_policy or None,
-            "hicache_write_policy": given.state.server_args.get("hicache_write_policy"),
+            "hicache_write_policy": info.write_policy or None,
             "engines": answers.entries(_facts),
         }
     )
@@ -135,13 +136,6 @@ def _place(body: StorageBackendRequest) -> Json:
         if place.get(key) is not None and (not isinstance(place[key], str) or not place[key]):
             raise bad_request(key, f"{key}: must be a text that is not empty, got {place[key]!r}")
     return place
-
-
-def _check_write_policy(body: StorageBackendRequest, given: Services) -> None:
-    asked, current = body.hicache_write_policy, given.state.server_args.get("hicache_write_policy")
-    if asked is not None and asked != current:
-        message = f"hicache_write_policy: must be {current!r}, with which the server was started; got {asked!r}"
-        raise bad_request("hicache_write_policy", message)
 
 
 def _told(first_words: str, answers: EngineAnswers, request: Request) -> Response:

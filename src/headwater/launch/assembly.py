@@ -166,16 +166,12 @@ def _attach_storage(args: ServerArgs, parts: EngineParts) -> None:
     if kind is None:
         return
     size = args.hicache_storage_size
+    place = (kind, args.hicache_storage_dir, args.hicache_storage_url, None if size is None else int(size * GB))
     try:
-        backend = open_backend(
-            kind,
-            directory=args.hicache_storage_dir,
-            url=args.hicache_storage_url,
-            capacity_bytes=None if size is None else int(size * GB),
-        )
+        backend = open_backend(kind, directory=place[1], url=place[2], capacity_bytes=place[3])
     except StorageError as error:
         raise ValueError(f"--hicache-storage-backend {kind}: {error}") from error
-    parts.storage.attach_backend(backend)
+    parts.storage.attach_backend(backend, place=place)
 
 
 def _max_context(args: ServerArgs, loaded: LoadedModel) -> int:
