@@ -11,7 +11,7 @@ from api_under_test import Api, api, error_of, until
 from loop_engines import LoopEngine, expected, loop_engines, prompt_of
 from prometheus_client.parser import text_string_to_metric_families
 
-from headwater.client.engine_client import MAX_EXTRA_REQUESTS
+from headwater.client.engine_choice import MAX_EXTRA_REQUESTS
 
 pytestmark = pytest.mark.anyio
 JSON = {"accept": "application/json"}

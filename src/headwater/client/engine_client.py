@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import zmq.asyncio
 
+from headwater.client.engine_choice import choose_engine
 from headwater.client.errors import (
     CallFailed,
     EngineGone,
@@ -41,7 +42,6 @@ __all__ = [
     "new_call_id",
 ]
 
-MAX_EXTRA_REQUESTS = 4  # an engine that knows the prefix may have so many more than the least loaded one
 _SHORTEST_S = 1e-9  # a timeout that has run out is still one that was given
 
 # calls with a `timeout_s` of their own
@@ -233,10 +233,4 @@ class EngineClient:
         links = [link for link in self._links if link.ready] or [link for link in self._links if not link.gone]
         if not links:
             raise (self._links[0].gone if self._links else None) or EngineGone(0, "not started")
-        least = min(links, key=lambda link: link.num_running)
-        for engines in self._routes.known(request) if self._routes else []:
-            knowing = [link for link in links if link.index in engines]
-            best = min(knowing, key=lambda link: link.num_running, default=None)
-            if best is not None and best.num_running <= least.num_running + MAX_EXTRA_REQUESTS:
-                return best
-        return least
+        return choose_engine(links, self._routes.known(request) if self._routes else [])

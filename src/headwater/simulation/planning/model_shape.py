@@ -1,0 +1,121 @@
+"""Sizes of a model, as far as the time of its steps depends on them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """A dense decoder: features, heads, layers, and bytes of a weight and of a KV element."""
+
+    name: str
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    ties_embeddings: bool
+    max_context: int
+    weight_bytes: float = 2.0
+    kv_bytes: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} of the model must be at least 1, found {getattr(self, name)}")
+
+    @property
+    def q_size(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def num_layer_weights(self) -> int:
+        """Weights of all linear layers, without embeddings and head; norms and biases are left out."""
+        attention = self.hidden_size * (2 * self.q_size + 2 * self.num_kv_heads * self.head_dim)
+        return self.num_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
+
+    @property
+    def num_head_weights(self) -> int:
+        return self.hidden_size * self.vocab_size
+
+    @property
+    def total_weight_bytes(self) -> float:
+        """What the weights take in memory."""
+        num_copies = 1 if self.ties_embeddings else 2
+        return (self.num_layer_weights + num_copies * self.num_head_weights) * self.weight_bytes
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """Keys and values of one token in all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.kv_bytes
+
+
+_SIZES = (
+    "num_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "vocab_size",
+    "max_context",
+)
+MODELS = {
+    shape.name: shape
+    for shape in (
+        ModelShape("smollm2-135m", 30, 576, 1536, 9, 3, 64, 49152, True, 8192),
+        ModelShape("qwen3-0.6b", 28, 1024, 3072, 16, 8, 128, 151936, True, 40960),
+        ModelShape("llama-3.1-8b", 32, 4096, 14336, 32, 8, 128, 128256, False, 131072),
+        ModelShape("qwen3-32b", 64, 5120, 25600, 64, 8, 128, 151936, False, 40960),
+    )
+}
+
+
+def find_model(name: str) -> ModelShape:
+    """A model by its name here, or by its config.json (the file or its folder). Raises ValueError."""
+    if name in MODELS:
+        return MODELS[name]
+    path = Path(name)
+    if path.is_dir():
+        path /= "config.json"
+    if not path.is_file():
+        raise ValueError(f"model must be a config.json, its folder, or one of {', '.join(MODELS)}; found {name!r}")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"model: {path.name} is no JSON: {error}") from None
+    return shape_from_config(raw, name=path.resolve().parent.name)
+
+
+def shape_from_config(raw: Mapping[str, Any], *, name: str) -> ModelShape:
+    """From a parsed Hugging Face config.json. Raises ValueError for what is missing, and for experts."""
+    experts = next((key for key in ("num_experts", "num_local_experts", "n_routed_experts") if raw.get(key)), None)
+    if experts is not None:
+        raise ValueError(f"config.json has {experts}: the cost model knows dense models only")
+
+    def need(key: str) -> int:
+        if not isinstance(raw.get(key), int):
+            raise ValueError(f"config.json lacks the integer {key!r}")
+        return raw[key]
+
+    num_heads = need("num_attention_heads")
+    num_bytes = 4.0 if (raw.get("torch_dtype") or raw.get("dtype")) == "float32" else 2.0
+    return ModelShape(
+        name=name,
+        num_layers=need("num_hidden_layers"),
+        hidden_size=need("hidden_size"),
+        intermediate_size=need("intermediate_size"),
+        num_heads=num_heads,
+        num_kv_heads=raw.get("num_key_value_heads") or num_heads,
+        head_dim=raw.get("head_dim") or need("hidden_size") // num_heads,
+        vocab_size=need("vocab_size"),
+        ties_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        max_context=int(raw.get("max_position_embeddings") or 4096),
+        weight_bytes=num_bytes,
+        kv_bytes=num_bytes,
+    )
