@@ -204,7 +204,8 @@ class GetStorage(Struct, tag="get_storage"):
 class PinPrefix(Struct, tag="pin_prefix"):
     """Keep a prefix from being evicted for `ttl_s` seconds. Answered by `Pins` with the new pin, or `Failed`.
 
-    Only what is cached is pinned (`num_tokens` says how much); a flush in scope ends a pin.
+    Only what the device has is pinned (`num_tokens` says how much). With `host` in `tiers` it is copied there, and
+    held there as it arrives. A flush in scope ends a pin.
     """
 
     call_id: str
@@ -212,6 +213,7 @@ class PinPrefix(Struct, tag="pin_prefix"):
     ttl_s: float
     cache_salt: str = ""
     extra_key: str = ""
+    tiers: tuple[Literal["device", "host"], ...] = ("device",)
 
 
 class UnpinPrefix(Struct, tag="unpin_prefix"):
@@ -446,6 +448,8 @@ class PinInfo(Struct):
     remaining_s: float
     cache_salt: str = ""
     extra_key: str = ""
+    tiers: tuple[str, ...] = ("device",)
+    num_host_tokens: int = 0  # held on the host by now; grows to num_tokens if `host` was asked for
 
 
 class Pins(Struct, tag="pins"):

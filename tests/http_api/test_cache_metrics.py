@@ -15,7 +15,7 @@ COUNTERS = {
     "offload_tokens": 64.0, "offload_bytes": 6400.0, "offload_seconds": 0.5, "restore_tokens": 32.0,
     "restore_bytes": 3200.0, "restore_seconds": 0.25, "prefetch_tokens": 16.0, "prefetch_bytes": 1600.0,
     "prefetch_seconds": 1.0, "dropped_tokens_host_full": 48.0, "dropped_tokens_queue_full": 16.0,
-    "dropped_tokens_prefetch_corrupt": 16.0, "dropped_tokens_retired": 80.0,
+    "dropped_tokens_prefetch_corrupt": 16.0, "dropped_tokens_retired": 80.0, "tier_event_storage_lookup_timeout": 3.0,
 }  # fmt: skip
 
 
@@ -67,6 +67,13 @@ async def test_what_was_dropped_by_cause(tiered: ScriptedEngine) -> None:
     assert found['headwater:dropped_tokens_total{cause="retired"}'] == 80
     assert found["sglang:hicache_backup_dropped_tokens_total"] == 48 + 16
     assert found['sglang:storage_prefetch_unfulfilled_tokens_total{reason="corrupt"}'] == 16
+
+
+async def test_what_else_was_counted(tiered: ScriptedEngine) -> None:
+    """Look-ups that failed were counted, and shown nowhere."""
+    found = await samples(tiered)
+    assert found['headwater:tier_events_total{event="storage_lookup_timeout"}'] == 3
+    assert not any("tier_event_storage" in name for name in found), "told once, by label"
 
 
 async def test_how_the_store_is(tiered: ScriptedEngine) -> None:

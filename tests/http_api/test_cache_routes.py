@@ -117,13 +117,14 @@ async def test_messages_go_through_the_chat_template_without_the_answers_beginni
         ("warm", {"text": []}, "text", "1 to"),
         ("pin", {"text": "a", "ttl_s": 0}, "ttl_s", "above 0"),
         ("pin", {"text": "a", "ttl_s": 1e12}, "ttl_s", "at most"),
-        ("pin", {"text": "a", "tiers": ["host"]}, "tiers", "device"),
+        ("pin", {"text": "a", "tiers": ["host"]}, "tiers", "--enable-hierarchical-cache"),
+        ("pin", {"text": "a", "tiers": []}, "tiers", "at least 1"),
         ("pin", {"text": "a", "tiers": ["storage"]}, "tiers", "host"),
         ("pin", {"text": ["a", "b"]}, "text", "one prefix"),
     ],
 )
 async def test_a_wrong_parameter_is_named(engine: ScriptedEngine, path: str, body, param: str, words: str) -> None:
-    async with api(engine) as server:
+    async with api(engine, server_args={"enable_hierarchical_cache": False}) as server:
         answer = await server.post(f"/cache/{path}", body)
     error = error_of(answer)
     assert answer.status_code == 400 and error["param"].startswith(param) and words in error["message"]
@@ -139,13 +140,14 @@ async def test_pin_computes_first_then_pins_and_unpins_by_its_id(engine: Scripte
         UnpinPrefix: lambda message: Done(call_id=message.call_id),
     }
     async with api(engine) as server:
-        pinned = (await server.post("/cache/pin", {"text": "abc", "ttl_s": 60, "cache_salt": "s"})).json()
+        body = {"text": "abc", "ttl_s": 60, "cache_salt": "s", "tiers": ["host", "host"]}
+        pinned = (await server.post("/cache/pin", body)).json()
         listed = (await server.http.get("/cache/pins")).json()["pins"]
         ended = await server.http.delete(f"/cache/pin/{pinned['pin_id']}")
     kinds = [type(m) for m in engine.received if isinstance(m, Generate | PinPrefix)]
     assert kinds == [Generate, PinPrefix]
     message = engine.of_type(PinPrefix)[0]
-    assert (message.ttl_s, message.cache_salt) == (60.0, "s")
+    assert (message.ttl_s, message.cache_salt, message.tiers) == (60.0, "s", ("host",))
     assert message.prompt_ids == engine.of_type(Generate)[0].prompt_ids
     assert listed[0]["pin_id"] == pinned["pin_id"] and pinned["num_tokens"] == 16
     assert ended.status_code == 200 and engine.of_type(UnpinPrefix)[0].pin_id == "pin-4"

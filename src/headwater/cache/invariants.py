@@ -46,6 +46,9 @@ class _Holders:
         for transfer in self._transfers:
             for run in transfer.pinned():
                 self._add(run)
+        for hold in cache.host_holds:
+            for run in hold.held():
+                self._add(run)
         self._arriving: list[PageIds] = []
         if cache.storage is not None:
             for reading in cache.storage.writer.reading:

@@ -1,27 +1,42 @@
 """Prefixes that an operator keeps in the cache for a while."""
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from headwater.cache.host_hold import HostHold
 from headwater.cache.lease import Lease
-from headwater.cache.namespace import Namespace
+from headwater.cache.namespace import Namespace, Tier
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.token_sequence import TokenSequence
 from headwater.clock import Clock, Deadline
 from headwater.messages import TokenIds
 
-_MAX_PART = 0.5  # of the device's pages that may be pinned, so that requests always find some
+_MAX_PART = 0.5  # of a tier's pages that may be pinned, so that requests always find some
+_RETRY_S = 1.0  # of copies to the host that found no room
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pin:
-    """A lease nobody computes with."""
+    """A lease nobody computes with, a hold on the host, or both.
+
+    For a pin of the host alone the lease stays until everything has been copied there.
+    """
 
     pin_id: str
     namespace: Namespace
-    lease: Lease
+    tiers: frozenset[Tier]
     deadline: Deadline
     num_tokens: int
+    lease: Lease | None
+    hold: HostHold | None = None
+    retry_at_s: float = 0.0
+
+    @property
+    def is_retired(self) -> bool:
+        """Whether a flush has covered anything it keeps."""
+        is_lease_retired = self.lease is not None and bool(self.lease.retirements)
+        return is_lease_retired or (self.hold is not None and self.hold.is_retired)
 
 
 class PinLimit(ValueError):
@@ -37,38 +52,66 @@ class PinBoard:
         self._pins: dict[str, Pin] = {}
         self._ids = itertools.count(1)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Pin]:
         return iter(self._pins.values())
 
-    def pin(self, namespace: Namespace, tokens: TokenIds, *, ttl_s: float) -> Pin:
-        """Pin what the device holds of `tokens`. Raises `PinLimit`."""
+    def pin(self, namespace: Namespace, tokens: TokenIds, *, ttl_s: float, tiers: frozenset[Tier]) -> Pin:
+        """Pin what the device holds of `tokens`, on `tiers`. Pages that the host lacks are copied there first.
+
+        Raises `PinLimit`.
+        """
         lease = self._cache.acquire(namespace, TokenSequence(tokens), max_cached_tokens=len(tokens), no_store=True)
-        num_pinned = sum(pin.lease.num_pages for pin in self._pins.values()) + lease.num_pages
-        if num_pinned > _MAX_PART * self._cache.pool.capacity:
-            self._cache.release(lease)
-            raise PinLimit(f"at most {_MAX_PART:.0%} of {self._cache.pool.capacity} pages may be pinned")
         pin = Pin(
             pin_id=f"pin-{next(self._ids)}",
             namespace=namespace,
-            lease=lease,
+            tiers=tiers,
             deadline=Deadline.after(self._clock, ttl_s),
             num_tokens=lease.num_pages * self._cache.page_size,
+            lease=lease,
         )
+        for tier in sorted(tiers):
+            if self._num_pinned(tier) + lease.num_pages > _MAX_PART * self._cache.books[tier].pool.capacity:
+                self._cache.release(lease)
+                most = f"{_MAX_PART:.0%} of {self._cache.books[tier].pool.capacity}"
+                raise PinLimit(f"at most {most} {tier.name.lower()} pages may be pinned")
         self._pins[pin.pin_id] = pin
+        if Tier.HOST in tiers:
+            pin.hold = self._cache.hold_on_host()
+            self._hold_more(pin)
         return pin
 
     def unpin(self, pin_id: str) -> bool:
         """Whether there was such a pin."""
         pin = self._pins.pop(pin_id, None)
-        if pin is not None:
+        if pin is None:
+            return False
+        if pin.hold is not None:
+            self._cache.let_go_of_host(pin.hold)
+        if pin.lease is not None:
             self._cache.release(pin.lease)
-        return pin is not None
+        return True
 
     def advance(self) -> None:
-        """Once a turn: end what has expired or was retired."""
+        """Once a turn: end what has expired or was retired, hold what has come to the host."""
         for pin in list(self._pins.values()):
-            if pin.lease.retirements or pin.deadline.has_passed(self._clock):
+            if pin.is_retired or pin.deadline.has_passed(self._clock):
                 self.unpin(pin.pin_id)
+            elif pin.hold is not None and pin.lease is not None and not pin.hold.is_complete:
+                self._hold_more(pin)
 
     def remaining_s(self, pin: Pin) -> float:
         return pin.deadline.remaining_s(self._clock)
+
+    def _hold_more(self, pin: Pin) -> None:
+        assert pin.hold is not None and pin.lease is not None
+        may_copy = self._clock.now() >= pin.retry_at_s
+        if may_copy:
+            pin.retry_at_s = self._clock.now() + _RETRY_S
+        self._cache.extend_hold(pin.hold, pin.lease, may_copy=may_copy)
+        if pin.hold.is_complete and Tier.DEVICE not in pin.tiers:
+            self._cache.release(pin.lease)
+            pin.lease = None
+
+    def _num_pinned(self, tier: Tier) -> int:
+        """Pages that pins hold on `tier`, or will when their copies are done."""
+        return sum(pin.num_tokens for pin in self._pins.values() if tier in pin.tiers) // self._cache.page_size

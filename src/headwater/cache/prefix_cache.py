@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from headwater.cache.copier import PageCopier
+from headwater.cache.host_hold import HostHold
 from headwater.cache.host_pages import HostPages
 from headwater.cache.lease import NO_LIMIT, Lease
 from headwater.cache.namespace import Namespace, Scope, Tier
@@ -69,6 +70,7 @@ class PrefixCache:
         self.counters = CacheCounters()
         self.is_enabled = is_enabled
         self.leases: set[Lease] = set()
+        self.host_holds: set[HostHold] = set()
         self.host = host if is_enabled else None
         self.write_policy = host.policy if host is not None else WritePolicy.WRITE_THROUGH  # may change at any time
         self.transfers: TransferEngine | None = None
@@ -413,6 +415,23 @@ class PrefixCache:
             found.append(child)
             node, tokens = child, tokens[len(child.tokens) :]
         return found
+
+    def hold_on_host(self) -> HostHold:
+        """A hold that pins nothing yet. The caller's until `let_go_of_host`."""
+        hold = HostHold()
+        self.host_holds.add(hold)
+        return hold
+
+    def extend_hold(self, hold: HostHold, lease: Lease, *, may_copy: bool) -> None:
+        """Pin what of the lease's path is on the host; with `may_copy` begin to copy there what is not."""
+        assert self.transfers is not None
+        for node in hold.take(self.tree.path_to(lease.node), self.books[Tier.HOST]):
+            if may_copy:
+                self.transfers.offload(node)
+
+    def let_go_of_host(self, hold: HostHold) -> None:
+        self.host_holds.remove(hold)
+        hold.let_go(self.books[Tier.HOST])
 
     # --- cutting ------------------------------------------------------------------------------------
 

@@ -138,7 +138,8 @@ class StorageReader:
             return
         views = [self._host_pages.view(int(page)) for page in pages]
 
-        def work(job: Job) -> list[ReadStatus]:
+        def work(job: Job) -> tuple[list[ReadStatus], float]:
+            started_s = self._clock.now()
             # Read beside the pages: a read that hangs and comes back late must not find them in other hands.
             staging = [bytearray(self._host_pages.page_bytes) for _ in keys]
             statuses = self._backend.get(keys, [memoryview(page) for page in staging])
@@ -146,14 +147,15 @@ class StorageReader:
                 for view, page, status in zip(views, staging, statuses, strict=True):
                     if status is ReadStatus.HIT:
                         view[:] = page
-            return statuses
+            return statuses, self._clock.now() - started_s
 
-        def finish(statuses: list[ReadStatus]) -> None:
+        def finish(result: tuple[list[ReadStatus], float]) -> None:
+            statuses, took_s = result
             is_hit = [status is ReadStatus.HIT for status in statuses]
             num_good = is_hit.index(False) if False in is_hit else len(is_hit)
             for status in statuses[num_good:]:
                 self._counters.drop(f"prefetch_{status.value}", 1)
-            self._counters.add("prefetch", num_good, self._clock.now() - started_s)
+            self._counters.add("prefetch", num_good, took_s)
             self._attach(prefetch, pages, num_good)
             prefetch.num_read += num_good
             prefetch.is_stopped |= num_good < len(keys)
@@ -164,7 +166,6 @@ class StorageReader:
             self._counters.drop(f"prefetch_{cause}", len(keys))
             self._end(prefetch)
 
-        started_s = self._clock.now()
         prefetch.pages = pages
         self._calls.begin(work, finish=finish, fail=fail)
 

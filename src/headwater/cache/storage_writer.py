@@ -52,15 +52,18 @@ class StorageWriter:
         keys = self._names.keys(self._tree, node, node.generations)
         views = [self._host_pages.view(int(page)) for page in run.pages]
 
-        def work(job: Job) -> list[WriteStatus]:
+        def work(job: Job) -> tuple[list[WriteStatus], float]:
+            started_s = self._clock.now()
             with job.pages():
                 copies = [memoryview(bytes(view)) for view in views]
-            return self._backend.put(keys, copies)
+            statuses = self._backend.put(keys, copies)
+            return statuses, self._clock.now() - started_s
 
-        def finish(statuses: list[WriteStatus]) -> None:
+        def finish(result: tuple[list[WriteStatus], float]) -> None:
+            statuses, took_s = result
             self._end(run)
             num_stored = sum(1 for s in statuses if s in (WriteStatus.STORED, WriteStatus.PRESENT))
-            self._counters.add("persist", num_stored, self._clock.now() - started_s)
+            self._counters.add("persist", num_stored, took_s)
             for status in statuses:
                 if status not in (WriteStatus.STORED, WriteStatus.PRESENT):
                     self._counters.drop(f"persist_{status.value}", 1)
@@ -71,7 +74,6 @@ class StorageWriter:
             self._end(run)
             self._counters.drop(f"persist_{cause}", num_pages)
 
-        started_s = self._clock.now()
         self._host.pin(run)
         self.reading.append(run)
         self._calls.begin(work, finish=finish, fail=fail)

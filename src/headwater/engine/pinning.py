@@ -1,6 +1,6 @@
 """Messages about pins, answered at once."""
 
-from headwater.cache.namespace import Namespace
+from headwater.cache.namespace import Namespace, Tier
 from headwater.cache.pins import Pin, PinBoard, PinLimit
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.clock import Clock
@@ -14,12 +14,14 @@ class Pinning:
     """Pins and unpins for the loop."""
 
     def __init__(self, cache: PrefixCache, clock: Clock, scheduler: Scheduler) -> None:
+        self._cache = cache
         self._board = PinBoard(cache, clock)
         self._scheduler = scheduler
 
     @property
     def num_pins(self) -> int:
-        return sum(1 for _ in self._board)
+        """Pins that hold device pages, with a lease each."""
+        return sum(pin.lease is not None for pin in self._board)
 
     def advance(self) -> None:
         self._board.advance()
@@ -39,9 +41,13 @@ class Pinning:
         if not 0 < message.ttl_s <= _MAX_TTL_S:
             text = f"ttl_s must be above 0 and at most {_MAX_TTL_S:g} seconds"
             return Failed(call_id=message.call_id, status=400, message=text, param="ttl_s")
+        tiers = frozenset(Tier[name.upper()] for name in message.tiers)
+        if not tiers or not tiers <= self._cache.books.keys():
+            text = f"tiers must name one or more of {', '.join(tier.name.lower() for tier in self._cache.books)}"
+            return Failed(call_id=message.call_id, status=400, message=text, param="tiers")
         namespace = Namespace(message.cache_salt, message.extra_key, "", self._scheduler.weights_id)
         try:
-            pin = self._board.pin(namespace, unpack_ids(message.prompt_ids), ttl_s=message.ttl_s)
+            pin = self._board.pin(namespace, unpack_ids(message.prompt_ids), ttl_s=message.ttl_s, tiers=tiers)
         except PinLimit as error:
             return Failed(call_id=message.call_id, status=409, message=str(error))
         return Pins(call_id=message.call_id, items=(self._info(pin),))
@@ -53,4 +59,6 @@ class Pinning:
             remaining_s=self._board.remaining_s(pin),
             cache_salt=pin.namespace.cache_salt,
             extra_key=pin.namespace.extra_key,
+            tiers=tuple(tier.name.lower() for tier in sorted(pin.tiers)),
+            num_host_tokens=pin.hold.num_pages * self._cache.page_size if pin.hold is not None else 0,
         )

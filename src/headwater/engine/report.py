@@ -102,7 +102,7 @@ class StateReporter:
 
 
 def transfer_counters(counters: TransferCounters, page_size: int, page_bytes: int) -> dict[str, float]:
-    """`{kind}_tokens`, `_bytes`, `_seconds` and `dropped_tokens_{cause}`, as the metrics name them."""
+    """`{kind}_tokens`, `_bytes`, `_seconds`, `dropped_tokens_{cause}` and `tier_event_{event}`, for the metrics."""
     found: dict[str, float] = {}
     for kind, pages in counters.pages.items():
         found[f"{kind}_tokens"] = pages * page_size
@@ -110,4 +110,6 @@ def transfer_counters(counters: TransferCounters, page_size: int, page_bytes: in
         found[f"{kind}_seconds"] = counters.seconds[kind]
     for cause, pages in counters.dropped_pages.items():
         found[f"dropped_tokens_{cause}"] = pages * page_size
+    for event, count in counters.events.items():
+        found[f"tier_event_{event}"] = count
     return found

@@ -3,7 +3,7 @@
 SGLang's names where it has one for the same quantity; docs/metrics.md lists all.
 """
 
-from headwater.http_api.cache_report import DROPPED, TRANSFERS, transfers
+from headwater.http_api.cache_report import DROPPED, TIER_EVENT, TRANSFERS, transfers
 from headwater.http_api.metric_families import MetricFamilies
 from headwater.messages import EngineState, StorageInfo
 
@@ -27,7 +27,8 @@ TEXTS = {
 def is_shown_by_label(counter: str) -> bool:
     """Whether a counter of the engine has its place in a family of this module."""
     kind, _, quantity = counter.rpartition("_")
-    return counter.startswith(DROPPED) or (kind in TRANSFERS and quantity in ("tokens", "bytes", "seconds"))
+    is_named = counter.startswith((DROPPED, TIER_EVENT))
+    return is_named or (kind in TRANSFERS and quantity in ("tokens", "bytes", "seconds"))
 
 
 def add_transfers(page: MetricFamilies, rank: str, state: EngineState) -> None:
@@ -44,6 +45,11 @@ def add_transfers(page: MetricFamilies, rank: str, state: EngineState) -> None:
         page.counter(f"sglang:{tokens_name}", f"Tokens copied {TEXTS[kind]}.", facts["tokens"], rank=rank)
         if bytes_name is not None:
             page.counter(f"sglang:{bytes_name}", f"Bytes copied {TEXTS[kind]}.", facts["bytes"], rank=rank)
+    for name, count in state.counters.items():
+        if name.startswith(TIER_EVENT):
+            text = "What else the engine counted about its tiers."
+            event = name.removeprefix(TIER_EVENT)
+            page.counter("headwater:tier_events", text, count, rank=rank, event=event)
     _add_drops(page, rank, state)
 
 

@@ -10,6 +10,7 @@ from headwater.messages import EngineState, StorageInfo, TierState
 TIERS = ("device", "host", "storage")
 TRANSFERS = ("offload", "restore", "persist", "prefetch")
 DROPPED = "dropped_tokens_"
+TIER_EVENT = "tier_event_"
 Json = dict[str, Any]
 
 
@@ -39,13 +40,16 @@ def _sums(states: Sequence[EngineState]) -> Json:
         "tiers": {name: _tier([s.tiers[name] for s in states if name in s.tiers], size) for name in names},
         "hits": hits(counters),
         "transfers": transfers(counters, summed_counts(state.blockers for state in states)),
-        "dropped_tokens": {
-            name.removeprefix(DROPPED): value for name, value in counters.items() if name.startswith(DROPPED)
-        },
+        "dropped_tokens": _named(counters, DROPPED),
+        "tier_events": _named(counters, TIER_EVENT),
         "evicted_tokens": counters.get("evicted_tokens", 0),
         "retired_tokens": counters.get("retired_tokens", 0),
         "retirements": counters.get("retirements", 0),
     }
+
+
+def _named(counters: dict[str, Any], prefix: str) -> Json:
+    return {name.removeprefix(prefix): value for name, value in counters.items() if name.startswith(prefix)}
 
 
 def hits(counters: dict[str, Any]) -> Json:

@@ -67,10 +67,11 @@ async def warm(body: WarmRequest, request: Request, given: Given) -> Response:
 async def pin(body: PinRequest, request: Request, given: Given) -> Response:
     """Pin a prefix for `ttl_s` seconds; what of it is not cached is computed first.
 
-    Whole pages are pinned: `num_tokens` says how many tokens. A flush in scope ends a pin.
+    Whole pages are pinned: `num_tokens` says how many tokens. On the host they are held as their copies arrive:
+    `GET /cache/pins` tells `num_host_tokens`. A flush in scope ends a pin.
     """
-    if "device" not in body.tiers:
-        raise bad_request("tiers", f"tiers: must contain device, which a pin holds; got {body.tiers!r}")
+    if "host" in body.tiers and given.state.server_args.get("enable_hierarchical_cache") is False:
+        raise bad_request("tiers", "tiers: this server has no host tier; it needs --enable-hierarchical-cache")
     encoded = await encode_prefixes(body, given)
     if len(encoded.prompts) != 1:
         raise bad_request("text", "text: one prefix is pinned at a time, got a batch")
@@ -116,6 +117,7 @@ async def _pin_on(engine: int, body: PinRequest, prompt: list[int], given: Servi
         ttl_s=body.ttl_s,
         cache_salt=body.cache_salt,
         extra_key=body.extra_key,
+        tiers=tuple(dict.fromkeys(body.tiers)),
     )
     pins: Pins = await given.state.client.call(message, engine=engine, timeout_s=CALL_TIMEOUT_S)
     (item,) = pins.items

@@ -41,7 +41,8 @@ class PinRequest(Prefixes):
     )
     tiers: list[Literal["device", "host"]] = Field(
         default=["device"],
-        description="Where it has to stay. A pin holds the device; what is there can always be copied down.",
+        min_length=1,
+        description="Where it has to stay. A store evicts as it sees fit: it cannot be pinned.",
     )
     priority: Priority = 0
 
