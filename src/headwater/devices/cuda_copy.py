@@ -1,0 +1,149 @@
+"""Copies of pages between a GPU's KV memory and host memory, each direction on a stream of its own."""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from headwater.devices.cuda_host_memory import PinnedHostMemory
+from headwater.devices.host_memory import ThreadCopy
+from headwater.devices.kv_memory import KVMemory
+
+_log = logging.getLogger(__name__)
+Pages = npt.NDArray[np.int32]
+Method = Literal["copy_engine", "kernel"]
+# From this size on the copy engines reach the link's speed, and take no multiprocessor from the step beside them.
+_COPY_ENGINE_PAGE_BYTES = 256 << 10
+
+
+class PageMover(Protocol):
+    """One way to copy scattered pages on the current stream."""
+
+    def __call__(self, source: torch.Tensor, sources: Pages, target: torch.Tensor, targets: Pages) -> None:
+        """target[targets[i]] = source[sources[i]]; both int64[pages, words], one on the device, one on the host."""
+        ...
+
+
+def move_by_copy_engine(source: torch.Tensor, sources: Pages, target: torch.Tensor, targets: Pages) -> None:
+    """All pages in one call of the driver. ImportError without NVIDIA's Python bindings."""
+    from cuda.bindings import runtime  # type: ignore[import-not-found]  # comes with CUDA builds of PyTorch
+
+    num_bytes = source.shape[1] * source.element_size()
+    attributes = runtime.cudaMemcpyAttributes()
+    attributes.srcAccessOrder = runtime.cudaMemcpySrcAccessOrder.cudaMemcpySrcAccessOrderStream
+    (error, *_) = runtime.cudaMemcpyBatchAsync(
+        (target.data_ptr() + targets.astype(np.int64) * num_bytes).tolist(),
+        (source.data_ptr() + sources.astype(np.int64) * num_bytes).tolist(),
+        [num_bytes] * len(sources),
+        len(sources),
+        [attributes],
+        [0],
+        1,
+        torch.cuda.current_stream().cuda_stream,
+    )
+    if int(error) != 0:
+        raise RuntimeError(f"the driver refused a copy of {len(sources)} pages: {error}")
+
+
+def move_by_kernel(source: torch.Tensor, sources: Pages, target: torch.Tensor, targets: Pages) -> None:
+    """All pages in one launch of a kernel that reaches into host memory."""
+    from headwater.devices.triton_page_copy import copy_pages
+
+    device = source.device if source.is_cuda else target.device
+    lists = torch.from_numpy(np.stack((sources, targets)).astype(np.int32))
+    on_device = (lists.pin_memory() if device.type == "cuda" else lists).to(device, non_blocking=True)
+    copy_pages(source, on_device[0], target, on_device[1])
+
+
+def choose_mover(page_bytes: int) -> PageMover:
+    """The faster way for pages of this size (benchmarks/gpu/page_copies.py)."""
+    if page_bytes < _COPY_ENGINE_PAGE_BYTES:
+        return move_by_kernel
+    try:
+        from cuda.bindings import runtime  # type: ignore[import-not-found]
+
+        has_batches = hasattr(runtime, "cudaMemcpyBatchAsync")
+    except ImportError:
+        has_batches = False
+    return move_by_copy_engine if has_batches else move_by_kernel
+
+
+class CudaPageCopier:
+    """`cache.copier.PageCopier` between a GPU and registered host memory.
+
+    A thread for each direction launches the copy on its stream and sleeps until it has ended, so the loop neither
+    launches nor waits. A copy is seen as done only then: whoever reads its pages is launched after it, and its
+    source was written by steps that had been collected, so no event needs to order the streams.
+    """
+
+    def __init__(
+        self,
+        kv: Callable[[], KVMemory],
+        host: PinnedHostMemory,
+        *,
+        device: torch.device,
+        mover: PageMover | None = None,
+    ) -> None:
+        assert host.page_bytes % 8 == 0, "pages are copied in words of 8 bytes"
+        self._kv = kv
+        self._host = host
+        self._host_words = torch.from_numpy(host.pages).view(torch.int64)
+        self._move = mover or choose_mover(host.page_bytes)
+        self._offloads = _CopyThread("offload-pages", device, priority=0)
+        self._restores = _CopyThread("restore-pages", device, priority=-1)  # somebody waits for them
+
+    def offload(self, device_pages: Pages, host_pages: Pages) -> ThreadCopy:
+        words = self._device_words()
+
+        def job() -> None:
+            self._host.wait_ready(host_pages)
+            self._move(words, device_pages, self._host_words, host_pages)
+
+        return self._offloads.start(job)
+
+    def restore(self, host_pages: Pages, device_pages: Pages) -> ThreadCopy:
+        words = self._device_words()
+        return self._restores.start(lambda: self._move(self._host_words, host_pages, words, device_pages))
+
+    def _device_words(self) -> torch.Tensor:
+        """The KV memory as int64[pages, words], without a copy. It may have been released and taken again."""
+        pages = self._kv().pages
+        return pages.view(pages.shape[0], -1).view(torch.int64)
+
+
+class _CopyThread:
+    """Carries out one copy after another on a stream of its own."""
+
+    def __init__(self, name: str, device: torch.device, *, priority: int) -> None:
+        self._device = device
+        self._priority = priority
+        self._jobs: queue.SimpleQueue[tuple[ThreadCopy, Callable[[], None]]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def start(self, launch: Callable[[], None]) -> ThreadCopy:
+        copy = ThreadCopy()
+        self._jobs.put((copy, launch))
+        return copy
+
+    def _run(self) -> None:
+        if self._device.type != "cuda":  # the kernels' interpreter: everything has happened when they return
+            while True:
+                copy, launch = self._jobs.get()
+                copy.carry_out(launch)
+        torch.cuda.set_device(self._device)
+        with torch.cuda.stream(torch.cuda.Stream(self._device, priority=self._priority)):
+            ended = torch.cuda.Event(blocking=True)  # sleeps; the default would spin on a core
+            while True:
+                copy, launch = self._jobs.get()
+                copy.carry_out(lambda launch=launch: _launch_and_wait(launch, ended))
+
+
+def _launch_and_wait(launch: Callable[[], None], ended: torch.cuda.Event) -> None:
+    launch()
+    ended.record()
+    ended.synchronize()

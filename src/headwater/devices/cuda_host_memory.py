@@ -1,0 +1,91 @@
+"""Host memory that a GPU reads and writes in place: registered with the driver in the background, piece by piece."""
+
+import logging
+import mmap
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+_log = logging.getLogger(__name__)
+_PIECE_BYTES = 64 << 20  # short enough that launches do not wait noticeably for the driver's lock
+_NUM_THREADS = 4  # touching memory for the first time is one core's 2 to 4 GB/s
+_PORTABLE_AND_MAPPED = 0x01 | 0x02  # cudaHostRegisterPortable | cudaHostRegisterMapped
+
+Register = Callable[[int, int], None]
+
+
+def register_with_driver(address: int, num_bytes: int) -> None:
+    """Pin `num_bytes` of host memory and map them for the GPU. OSError with the driver's reason."""
+    runtime: Any = torch.cuda.cudart()
+    error = runtime.cudaHostRegister(address, num_bytes, _PORTABLE_AND_MAPPED)
+    if int(error) != 0:
+        reason = runtime.cudaGetErrorString(error)
+        raise OSError(f"the driver does not pin {num_bytes} bytes of host memory: {reason}")
+
+
+class PinnedHostMemory:
+    """`num_pages` pages of `page_bytes` bytes, page-first: all layers of a page are one contiguous run.
+
+    The memory is touched and registered by threads from the first page on, so that nobody waits for it at the
+    start; `wait_ready` does for the pages of one copy. It stays registered until the process ends.
+    """
+
+    def __init__(self, *, num_pages: int, page_bytes: int, register: Register = register_with_driver) -> None:
+        self.num_pages = num_pages
+        self.page_bytes = page_bytes
+        self._register = register
+        self._memory = mmap.mmap(-1, num_pages * page_bytes)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self._bytes = np.frombuffer(self._memory, dtype=np.uint8)
+        self.pages: npt.NDArray[np.uint8] = self._bytes.reshape(num_pages, page_bytes)
+        self._num_ready_bytes = 0
+        self._error: OSError | None = None
+        self._changed = threading.Condition()
+        threading.Thread(target=self._prepare, name="pin-host-memory", daemon=True).start()
+
+    def view(self, page: int) -> memoryview:
+        """A writable view of one page."""
+        return memoryview(self.pages[page])
+
+    @property
+    def num_ready_bytes(self) -> int:
+        """How much of it, from the first page on, the GPU can reach."""
+        return self._num_ready_bytes
+
+    def wait_ready(self, pages: npt.NDArray[np.int32]) -> None:
+        """Wait until the GPU can reach `pages`. OSError if it never will."""
+        needed_bytes = (int(pages.max()) + 1) * self.page_bytes
+        if self._num_ready_bytes >= needed_bytes:
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: self._num_ready_bytes >= needed_bytes or self._error is not None)
+            if self._num_ready_bytes < needed_bytes:
+                assert self._error is not None
+                raise self._error
+
+    def _prepare(self) -> None:
+        pieces = range(0, len(self._bytes), _PIECE_BYTES)
+        with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="pin-host-memory") as pool:
+            try:
+                for num_bytes in pool.map(self._prepare_piece, pieces):  # in order
+                    with self._changed:
+                        self._num_ready_bytes += num_bytes
+                        self._changed.notify_all()
+            except OSError as error:
+                pool.shutdown(cancel_futures=True)
+                _log.error("host memory for the cache: %s; pages beyond it are not offloaded", error)
+                with self._changed:
+                    self._error = error
+                    self._changed.notify_all()
+
+    def _prepare_piece(self, start: int) -> int:
+        piece = self._bytes[start : start + _PIECE_BYTES]
+        piece[:: mmap.PAGESIZE] = 0  # touched outside the driver's lock and the interpreter's
+        self._register(piece.ctypes.data, len(piece))
+        return len(piece)
