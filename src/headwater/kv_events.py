@@ -34,7 +34,10 @@ class BlockStored(_Event, tag="BlockStored"):
 
 
 class BlockRemoved(_Event, tag="BlockRemoved"):
-    """Blocks that a tier can serve no more. `evicted`: others needed the room. `retired`: a flush, or new weights."""
+    """Blocks that a tier can serve no more. `evicted`: others needed the room. `retired`: a flush, or new weights.
+
+    Of a store: `missing` or `damaged`, as a read found.
+    """
 
     block_hashes: tuple[bytes, ...]
     medium: str = "device"
@@ -42,10 +45,15 @@ class BlockRemoved(_Event, tag="BlockRemoved"):
 
 
 class AllBlocksCleared(_Event, tag="AllBlocksCleared"):
-    """A flush of everything on `tiers`. One that is narrower is told block by block."""
+    """A flush of everything on `tiers`. One that is narrower is told block by block, but for a store.
+
+    There `cache_salt` and `extra_key` say which namespaces it covers; None means all.
+    """
 
     generation: int = 0
     tiers: tuple[str, ...] = ()
+    cache_salt: str | None = None
+    extra_key: str | None = None
 
 
 KvEvent = BlockStored | BlockRemoved | AllBlocksCleared

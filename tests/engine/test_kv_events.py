@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,8 @@ from headwater.cache.write_policy import WritePolicy
 from headwater.engine.kv_events_publisher import END_OF_REPLAY, KvEventsPublisher, KvEventsSettings, endpoint_of
 from headwater.engine.kv_events_recorder import KvEventsRecorder
 from headwater.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, decode_batch
-from headwater.messages import FlushCache, UpdateWeights, pack_ids
-from headwater.storage.page_key import Fingerprint
-
-FINGERPRINT = Fingerprint(
-    weights_id="", model_config_hash="m", kv_dtype="d", page_size=4, num_layers=1, num_kv_heads=1, head_dim=1
-)
+from headwater.messages import DetachStorage, FlushCache, UpdateWeights, pack_ids
+from headwater.storage.memory import MemoryBackend
 
 
 class Reader:
@@ -59,7 +56,7 @@ def truth(driver: Driver, names: StorageNames) -> dict[str, dict[bytes, tuple[in
 
 
 def observed(driver: Driver) -> tuple[KvEventsRecorder, StorageNames]:
-    names = StorageNames(FINGERPRINT)
+    names = driver.parts.storage._names  # a node's hashes are computed once, for events and for the store
     recorder = KvEventsRecorder(driver.parts.cache.tree, names)
     driver.parts.cache.observe(recorder)
     return recorder, names
@@ -129,6 +126,91 @@ def test_salts_and_weights_have_blocks_of_their_own() -> None:
         driver.finish(driver.generate(salt, list(range(16)), 1, cache_salt=salt))
     one, two = (event for event in recorder.take() if isinstance(event, BlockStored))
     assert not set(one.block_hashes) & set(two.block_hashes)
+
+
+class StoreReader:
+    """What somebody knows of a store who only sees events: hints, that may come twice."""
+
+    def __init__(self) -> None:
+        self.held: dict[bytes, tuple[str, bytes | None]] = {}  # hash -> salt, hash of the page before
+
+    def apply(self, events: tuple[KvEvent, ...]) -> None:
+        for event in events:
+            if isinstance(event, AllBlocksCleared) and "storage" in event.tiers:
+                salt = event.cache_salt
+                self.held = {block: known for block, known in self.held.items() if salt not in (None, known[0])}
+            elif isinstance(event, BlockRemoved) and event.medium == "storage":
+                for block in event.block_hashes:
+                    self.held.pop(block, None)
+            elif isinstance(event, BlockStored) and event.medium == "storage":
+                for before, block in pairwise((event.parent_block_hash, *event.block_hashes)):
+                    self.held[block] = (event.cache_salt, before)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_reader_knows_what_was_written_to_the_store_and_what_was_flushed_there(seed: int) -> None:
+    """With slow calls: a page is not told as stored after the flush that made it unreachable."""
+    source = random.Random(seed)
+    backend = MemoryBackend(capacity_bytes=1 << 22)
+    driver = Driver(num_pages=40, num_host_pages=60, backend=backend, max_copy_polls=3)
+    recorder, _ = observed(driver)
+    reader = StoreReader()
+    for step in range(50):
+        driver.jobs.max_polls = source.choice([0, 3, 20])
+        prompt = [source.randrange(VOCAB_SIZE) for _ in range(source.randrange(4, 30))]
+        driver.generate(f"r{step}", prompt, 3, cache_salt=source.choice(["", "t"]))
+        if source.random() < 0.1:
+            salt = source.choice([None, "t"])
+            tiers = source.choice([("storage",), ("device", "host", "storage")])
+            driver.send(FlushCache(call_id=f"f{step}", mode="now", tiers=tiers, cache_salt=salt))
+        driver.turn(source.randrange(1, 30))
+        reader.apply(recorder.take())
+    driver.finish(max_turns=20_000)
+    driver.settle()
+    driver.finish(driver.generate("last", [source.randrange(VOCAB_SIZE) for _ in range(40)], 3))
+    driver.settle()
+    reader.apply(recorder.take())
+    held = {key.page for key in backend._pages if backend.exists([key])[0]}
+    assert reader.held.keys() == held
+    assert all(before is None or len(before) == 16 for _, before in reader.held.values())
+    assert len(reader.held) >= 10, "the last request's at least"
+
+
+def test_pages_that_the_store_has_lost_are_told_when_they_are_missed() -> None:
+    backend = MemoryBackend(capacity_bytes=1 << 20)
+    driver = Driver(num_pages=40, num_host_pages=60, backend=backend)
+    recorder, _ = observed(driver)
+    reader = StoreReader()
+    prompt = list(range(60))
+    driver.finish(driver.generate("a", prompt, 1))
+    driver.settle()
+    reader.apply(recorder.take())
+    pages = sorted(backend._pages, key=lambda key: key.depth)
+    assert [key.page for key in pages] == list(reader.held) and len(pages) == 15
+    assert [before for _, before in reader.held.values()] == [None, *(key.page for key in pages[:-1])]
+    backend.flip_bit(pages[9], 1000)
+    driver.send(FlushCache(call_id="f", mode="now"))
+    driver.turn()
+    driver.finish(driver.generate("b", prompt, 1))
+    removed = [event for event in recorder.take() if isinstance(event, BlockRemoved) and event.medium == "storage"]
+    assert removed == [BlockRemoved(block_hashes=(pages[9].page,), medium="storage", reason="damaged")]
+    driver.settle()
+    driver.send(DetachStorage(call_id="d"))
+    driver.turn()
+    assert recorder.take()[-1] == AllBlocksCleared(generation=driver.parts.cache.generation, tiers=("storage",))
+
+
+def test_a_flush_of_one_salt_in_the_store_is_one_event() -> None:
+    """Nobody knows all the blocks that other servers put there."""
+    driver = Driver(num_pages=40, num_host_pages=60, backend=MemoryBackend(capacity_bytes=1 << 20))
+    recorder, _ = observed(driver)
+    driver.finish(driver.generate("a", list(range(16)), 1, cache_salt="t"))
+    driver.settle()
+    recorder.take()
+    driver.send(FlushCache(call_id="f", mode="now", tiers=("storage",), cache_salt="t"))
+    driver.turn()
+    generation = driver.parts.cache.generation
+    assert recorder.take() == (AllBlocksCleared(generation=generation, tiers=("storage",), cache_salt="t"),)
 
 
 @pytest.fixture

@@ -291,6 +291,8 @@ class PrefixCache:
                 node.generations = None  # they are another store's
         for lease in self.leases:
             lease.generations = None
+        if self._device.observer is not None:
+            self._device.observer.cleared(self.generation, Scope(tiers=frozenset({Tier.STORAGE})))
         return storage
 
     # --- what operators do --------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from headwater.storage.backend import ReadStatus, StorageBackend
 from headwater.storage.page_key import PageKey, chain_hashes, page_keys
 
 _BATCH_PAGES = 32  # of one read: what a prefetch that is stopped early may lose
+_LOST = {ReadStatus.MISS: "missing", ReadStatus.CORRUPT: "damaged", ReadStatus.STALE: "retired"}
 
 
 class StorageReader:
@@ -153,8 +154,10 @@ class StorageReader:
             statuses, took_s = result
             is_hit = [status is ReadStatus.HIT for status in statuses]
             num_good = is_hit.index(False) if False in is_hit else len(is_hit)
-            for status in statuses[num_good:]:
+            for key, status in zip(keys[num_good:], statuses[num_good:], strict=True):
                 self._counters.drop(f"prefetch_{status.value}", 1)
+                if self._host.observer is not None and status in _LOST:
+                    self._host.observer.lost([key.page], reason=_LOST[status])
             self._counters.add("prefetch", num_good, took_s)
             self._attach(prefetch, pages, num_good)
             prefetch.num_read += num_good

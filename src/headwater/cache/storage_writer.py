@@ -1,5 +1,8 @@
 """From the host to a store."""
 
+import itertools
+from collections.abc import Callable
+
 from headwater.cache.host_pages import HostPages
 from headwater.cache.jobs import Job
 from headwater.cache.namespace import Tier
@@ -11,6 +14,7 @@ from headwater.cache.tier_books import TierBooks
 from headwater.cache.transfer_counters import TransferCounters
 from headwater.clock import Clock
 from headwater.storage.backend import StorageBackend, WriteStatus
+from headwater.storage.page_key import PageKey
 
 
 class StorageWriter:
@@ -49,7 +53,9 @@ class StorageWriter:
         if node.generations is None or self._generations.is_barred(namespace):
             self._counters.drop("persist_generation_unknown", num_pages)
             return
-        keys = self._names.keys(self._tree, node, node.generations)
+        generations = node.generations
+        keys = self._names.keys(self._tree, node, generations)
+        report = self._report_of(node, keys)
         views = [self._host_pages.view(int(page)) for page in run.pages]
 
         def work(job: Job) -> tuple[list[WriteStatus], float]:
@@ -69,6 +75,8 @@ class StorageWriter:
                     self._counters.drop(f"persist_{status.value}", 1)
             if WriteStatus.STALE in statuses:
                 self._generations.forget(namespace)
+            elif report is not None and self._generations.known(namespace) == generations:  # not flushed meanwhile
+                report([status in (WriteStatus.STORED, WriteStatus.PRESENT) for status in statuses])
 
         def fail(cause: str) -> None:
             self._end(run)
@@ -77,6 +85,28 @@ class StorageWriter:
         self._host.pin(run)
         self.reading.append(run)
         self._calls.begin(work, finish=finish, fail=fail)
+
+    def _report_of(self, node: Node, keys: list[PageKey]) -> Callable[[list[bool]], None] | None:
+        """What tells the observer which pages of `node`, as it is now, are in the store; None if there is none."""
+        observer = self._host.observer
+        if observer is None:
+            return None
+        namespace, tokens, size = node.namespace, node.tokens, self._tree.page_size
+        above = node.parent
+        has_parent = above is not None and not above.is_root
+        parent = self._names.hashes(self._tree, above)[-1] if above is not None and has_parent else None
+        hashes = [key.page for key in keys]
+
+        def report(is_there: list[bool]) -> None:
+            start = 0
+            for present, group in itertools.groupby(is_there):
+                end = start + len(list(group))
+                before = hashes[start - 1] if start else parent
+                if present:
+                    observer.persisted(namespace, hashes[start:end], tokens[start * size : end * size], parent=before)
+                start = end
+
+        return report
 
     def _end(self, run: Run) -> None:
         self.reading.remove(run)

@@ -1,9 +1,12 @@
 """From changes of the prefix cache to events."""
 
-from headwater.cache.namespace import Scope, Tier
+from collections.abc import Sequence
+
+from headwater.cache.namespace import Namespace, Scope, Tier
 from headwater.cache.radix_tree import Node, RadixTree
 from headwater.cache.storage_names import StorageNames
 from headwater.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
+from headwater.messages import TokenIds
 
 
 class KvEventsRecorder:
@@ -50,11 +53,43 @@ class KvEventsRecorder:
         self._close_removals()
         begin, self._num_before_cut = self._num_before_cut, None
         if not scope.is_everything:
+            self._store_cleared(generation, scope)
             return
         if begin is not None:
             del self._events[begin:]
         tiers = tuple(tier.name.lower() for tier in sorted(scope.tiers))
         self._events.append(AllBlocksCleared(generation=generation, tiers=tiers))
+
+    def persisted(
+        self, namespace: Namespace, hashes: Sequence[bytes], tokens: TokenIds, *, parent: bytes | None
+    ) -> None:
+        self._close_removals()
+        self._events.append(
+            BlockStored(
+                block_hashes=tuple(hashes),
+                parent_block_hash=parent,
+                token_ids=tuple(tokens.tolist()),
+                block_size=self._tree.page_size,
+                medium="storage",
+                cache_salt=namespace.cache_salt,
+                extra_key=namespace.extra_key,
+                weights_id=namespace.weights_id,
+            )
+        )
+
+    def lost(self, hashes: Sequence[bytes], *, reason: str) -> None:
+        if self._removed_as != (Tier.STORAGE, reason):
+            self._close_removals()
+            self._removed_as = (Tier.STORAGE, reason)
+        self._removed += hashes
+
+    def _store_cleared(self, generation: int, scope: Scope) -> None:
+        """A flush of some namespaces of a store: nobody here knows all their blocks."""
+        if Tier.STORAGE in scope.tiers:
+            event = AllBlocksCleared(
+                generation=generation, tiers=("storage",), cache_salt=scope.cache_salt, extra_key=scope.extra_key
+            )
+            self._events.append(event)
 
     def take(self) -> tuple[KvEvent, ...]:
         """All events since the last call, in order."""

@@ -20,6 +20,8 @@ class EventMirror:
         """Take in the events of a turn; each must make sense after those before it."""
         for event in self.recorder.take():
             match event:
+                case BlockStored(medium="storage") | BlockRemoved(medium="storage"):
+                    pass  # hints: a store belongs to others, too
                 case AllBlocksCleared():
                     for tier in event.tiers:
                         self._held.get(tier, set()).clear()
