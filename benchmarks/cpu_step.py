@@ -23,6 +23,7 @@ import torch
 
 from headwater.devices.cpu import CpuDevice
 from headwater.execution.model_runner import ModelRunner
+from headwater.execution.warm_up import warm_up
 from headwater.launch.default_model import ensure_default_model
 from headwater.messages import SamplingParams
 from headwater.models.config import ModelConfig
@@ -217,7 +218,7 @@ def main() -> None:
     loaded = load_model(resolve_model(args.model or str(ensure_default_model())), device=device, dtype=args.dtype)
     num_pages = max(rows * -(-(context + 1) // PAGE_SIZE) for rows, context in DECODES)
     runner = ModelRunner(loaded, device, page_size=PAGE_SIZE, num_pages=num_pages, max_running=MAX_ROWS)
-    runner.warmup()
+    warm_up(runner)
     results = run_cases(runner, loaded.config, args.repeat)
     if args.json:
         args.json.write_text(json.dumps([asdict(result) for result in results], indent=1))

@@ -1,7 +1,10 @@
 """What all tests share: warnings that are not ours, and nothing that reaches out of this machine."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("NO_COLOR", "1")
+if not Path("/dev/nvidiactl").exists():  # no GPU: the Triton kernels are interpreted, which must be said before import
+    os.environ.setdefault("TRITON_INTERPRET", "1")

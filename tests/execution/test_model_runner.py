@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from headwater.devices.cpu import CpuDevice
 from headwater.execution.model_runner import ModelRunner, kv_layout
+from headwater.execution.warm_up import warm_up
 from headwater.messages import LogprobParams, SamplingParams
 from headwater.models.loader import load_model, resolve_model
 from tiny_models import VOCAB_SIZE, make_tiny_model
@@ -130,7 +131,7 @@ def test_warmup_leaves_no_trace(tiny: tuple[Path, PreTrainedModel]) -> None:
     for is_warm in (False, True):
         runner = _runner(folder)
         if is_warm:
-            runner.warmup()
+            warm_up(runner)
         driver = StepDriver(runner)
         request = driver.add(PROMPT, slot=0)
         driver.run([request], num_outputs=5)

@@ -40,6 +40,9 @@ class CpuDevice:
     def free_memory_bytes(self) -> int:
         return free_memory_bytes()
 
+    def trim_memory(self) -> None:
+        """Nothing to do: freed tensors go back by themselves."""
+
     def allocate_kv(self, layout: KVLayout, num_pages: int) -> KVMemory:
         # Zeros come from the kernel page by page, so memory is taken only as it is written.
         return KVMemory(layout, torch.zeros((num_pages, *layout.page_shape), dtype=layout.dtype))

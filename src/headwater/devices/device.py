@@ -1,4 +1,4 @@
-"""What a device can do, as models and the runner need it. Implementations: cpu.py (CUDA to come).
+"""What a device can do, as models and runners need it. Implementations: cpu.py, cuda.py.
 
 Shape letters: T tokens of a step, R rows (requests) of a step, H query heads, G KV heads, D head_dim.
 With tensor parallelism every rank has its own Device, and heads and features below are the rank's share.
@@ -112,6 +112,10 @@ class Device(Protocol):
 
     def free_memory_bytes(self) -> int:
         """Memory that can still be allocated."""
+        ...
+
+    def trim_memory(self) -> None:
+        """Give memory that is no longer used back to the system."""
         ...
 
     def allocate_kv(self, layout: KVLayout, num_pages: int) -> KVMemory: ...

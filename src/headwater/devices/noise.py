@@ -12,17 +12,17 @@ import torch
 
 NoiseKeys = npt.NDArray[np.uint64]
 
-_MASK64 = (1 << 64) - 1
 _SMALLEST = 2.0**-32
 _LARGEST = 1.0 - 2.0**-24  # the largest float32 below 1: log1p(-1) would be infinite
 
 
-def noise_keys(seeds: Sequence[int], positions: Sequence[int]) -> NoiseKeys:
+def noise_keys(
+    seeds: Sequence[int] | NoiseKeys, positions: Sequence[int] | npt.NDArray[np.integer]
+) -> NoiseKeys:
     """One key per row, out of its request's seed and the position of the token to draw. uint64[rows]"""
-    return np.array(
-        [_mix64(_mix64(seed) ^ (position & _MASK64)) for seed, position in zip(seeds, positions, strict=True)],
-        dtype=np.uint64,
-    )
+    found = _mix64(np.asarray(seeds, dtype=np.uint64).reshape(-1))
+    found ^= np.asarray(positions, dtype=np.uint64).reshape(-1)
+    return _mix64(found)
 
 
 def exponential_noise(keys: NoiseKeys, token_ids: torch.Tensor) -> torch.Tensor:
@@ -38,12 +38,12 @@ def exponential_noise(keys: NoiseKeys, token_ids: torch.Tensor) -> torch.Tensor:
     return uniform.clamp_(max=_LARGEST).neg_().log1p_().neg_()
 
 
-def _mix64(x: int) -> int:
+def _mix64(x: NoiseKeys) -> NoiseKeys:
     """SplitMix64's finalizer (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014)."""
-    x = (x + 0x9E3779B97F4A7C15) & _MASK64
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
-    return x ^ (x >> 31)
+    x = x + np.uint64(0x9E3779B97F4A7C15)  # arrays of uint64 wrap around
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def _mix32(x: torch.Tensor) -> torch.Tensor:

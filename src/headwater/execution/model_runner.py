@@ -12,12 +12,13 @@ from headwater.devices.device import Device
 from headwater.devices.kv_memory import KVLayout, KVMemory
 from headwater.execution.batch import SlotTable
 from headwater.execution.logprobs import token_logprobs
+from headwater.execution.prompt_logprobs import prompt_parts
 from headwater.execution.sampler import Sampler
-from headwater.messages import LogprobParams, SamplingParams, TokenLogprob
+from headwater.messages import LogprobParams, TokenLogprob
 from headwater.models.config import ModelConfig
 from headwater.models.decoder import DecoderModel
 from headwater.models.loader import LoadedModel
-from headwater.scheduling.plan import PageUpdate, SlotAssignment, StepPlan, StepResult
+from headwater.scheduling.plan import StepPlan, StepResult
 
 # Rows of logits in memory at once: 64 rows of a vocabulary of 150,000 are 38 MB.
 _LOGIT_ROWS = 64
@@ -132,7 +133,7 @@ class ModelRunner:
             block = rows[start : start + _LOGIT_ROWS]
             self._sample(plan, block, hidden[self._to_device(inputs.last_tokens[block])], outcome)
         self._slots.set_newest(plan.slots[rows], outcome.tokens[rows])
-        self._add_prompt_logprobs(plan, hidden, inputs.last_tokens, outcome)
+        self._add_prompt_logprobs(plan, hidden, outcome)
         return FinishedStep(
             StepResult(
                 step_id=plan.step_id,
@@ -144,25 +145,6 @@ class ModelRunner:
                 prompt_logprobs=outcome.prompt_logprobs,
             )
         )
-
-    def warmup(self, *, num_tokens: int = 128) -> None:
-        """Run a chunk and a decode in slot 0, so that the first request finds everything initialised.
-
-        Writes to page 0 only; call it before any request is planned.
-        """
-        num_tokens = min(num_tokens, self.model.config.max_context - 1)
-        assignment = SlotAssignment(
-            slot=0,
-            use=-1,
-            sampling=SamplingParams(temperature=0.0),
-            token_ids=np.zeros(num_tokens, dtype=np.int32),
-            num_prompt_tokens=num_tokens,
-            stop_token_ids=(),
-        )
-        num_pages = -(-(num_tokens + 1) // self.kv.layout.page_size)
-        pages = PageUpdate(slot=0, first=0, pages=np.zeros(num_pages, dtype=np.int32))
-        self.launch(_single_row_plan(assignment.token_ids, 0, assignments=(assignment,), pages=(pages,)))
-        self.launch(_single_row_plan(np.full(1, -1, dtype=np.int32), num_tokens))
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device.torch_device)
@@ -189,24 +171,11 @@ class ModelRunner:
             answers = token_logprobs(raw, ids, [params for _, params in wanted])
             outcome.logprobs.update((int(rows[index]), it) for (index, _), it in zip(wanted, answers, strict=True))
 
-    def _add_prompt_logprobs(
-        self, plan: StepPlan, hidden: torch.Tensor, last_tokens: np.ndarray, outcome: _Outcome
-    ) -> None:
+    def _add_prompt_logprobs(self, plan: StepPlan, hidden: torch.Tensor, outcome: _Outcome) -> None:
         """Log-probabilities of the prompt tokens that the chunks of this step predicted."""
-        for row in range(plan.num_decodes, plan.num_rows):
-            assignment = self._slots.assignment(int(plan.slots[row]), int(plan.uses[row]))
-            params = assignment.logprobs
-            if params is None or params.prompt_start < 0:
-                continue
-            num_computed, num_tokens = int(plan.num_computed[row]), int(plan.num_tokens[row])
-            first = max(num_computed + 1, params.prompt_start)
-            end = min(num_computed + num_tokens + 1, assignment.num_prompt_tokens)
-            if first >= end:
-                continue
-            start = int(last_tokens[row]) - num_tokens + first - num_computed  # predicts position `first`
-            outcome.prompt_logprobs[row] = self._predictions(
-                hidden[start : start + end - first], assignment.token_ids[first:end].tolist(), params
-            )
+        for part in prompt_parts(plan, self._slots.assignment):
+            predicting = hidden[part.start : part.start + len(part.token_ids)]
+            outcome.prompt_logprobs[part.row] = self._predictions(predicting, part.token_ids, part.params)
 
     def _predictions(
         self, hidden: torch.Tensor, token_ids: list[int], params: LogprobParams
@@ -218,26 +187,3 @@ class ModelRunner:
             logits = self.model.logits(hidden[start : start + len(ids)])
             answers.extend(token_logprobs(logits, ids, [params] * len(ids)))
         return tuple(answers)
-
-
-def _single_row_plan(
-    token_ids: np.ndarray,
-    num_computed: int,
-    *,
-    assignments: tuple[SlotAssignment, ...] = (),
-    pages: tuple[PageUpdate, ...] = (),
-) -> StepPlan:
-    """A plan of slot 0 alone, for the warm-up."""
-    return StepPlan(
-        step_id=-1,
-        assignments=assignments,
-        page_updates=pages,
-        slots=np.zeros(1, dtype=np.int32),
-        uses=np.full(1, -1, dtype=np.int64),
-        num_computed=np.full(1, num_computed, dtype=np.int32),
-        num_tokens=np.full(1, len(token_ids), dtype=np.int32),
-        samples=np.ones(1, dtype=np.bool_),
-        token_ids=token_ids,
-        num_decodes=0 if num_computed == 0 else 1,
-        num_outputs=np.zeros(1, dtype=np.int32),
-    )

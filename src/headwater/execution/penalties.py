@@ -57,14 +57,14 @@ class LogitEdits:
         if len(self._bias_ids):
             logits.index_add_(0, self._bias_ids, self._biases)
         if num_outputs < sampling.min_new_tokens:
-            logits[self._stop_ids] = -math.inf
+            logits.index_fill_(0, self._stop_ids, -math.inf)
 
-    def count(self, token_id: int) -> None:
-        """Take in a token that was chosen."""
+    def count(self, token_id: torch.Tensor) -> None:
+        """Take in a token that was chosen, int64[1] on the device. Does not wait for it."""
         if self._counts is not None:
-            self._counts[token_id] += 1
+            self._counts.index_add_(0, token_id, torch.ones_like(token_id, dtype=torch.float32))
         if self._is_seen is not None:
-            self._is_seen[token_id] = True
+            self._is_seen.index_fill_(0, token_id, True)
 
     def _histogram(self, token_ids: npt.NDArray[np.int32]) -> torch.Tensor:
         counts = np.bincount(token_ids, minlength=self._vocab_size)

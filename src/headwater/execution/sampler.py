@@ -56,7 +56,7 @@ class Sampler:
             )
         tokens = tokens.cpu()
         for row, edits in edited:
-            edits.count(int(tokens[row]))
+            edits.count(tokens[row : row + 1])
         return tokens
 
     def _draw(self, logits: torch.Tensor, params: Sequence[SamplingParams], num_outputs: Sequence[int]) -> torch.Tensor:

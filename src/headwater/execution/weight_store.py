@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from headwater.devices.device import Device
-from headwater.execution.model_runner import ModelRunner
+from headwater.execution.runner import Runner
 from headwater.models.config import ModelConfig
 from headwater.models.decoder import DecoderModel, build_decoder
 from headwater.models.loader import LoadedModel, LoadFormat, open_weights, resolve_model, weights_id_of
@@ -109,7 +109,7 @@ class WeightStore:
 
     def __init__(
         self,
-        runner: ModelRunner,
+        runner: Runner,
         loaded: LoadedModel,
         *,
         device: Device,
@@ -140,6 +140,7 @@ class WeightStore:
 
     def release(self) -> int:
         self._runner.replace_model(None)
+        self._device.trim_memory()
         return self._weights_bytes
 
     def values(self, name: str, num_values: int) -> tuple[str, tuple[int, ...], tuple[float, ...]]:
@@ -152,18 +153,18 @@ class WeightStore:
 
         Runs in the staging thread. Raises ValueError naming what does not fit; nothing is changed then.
         """
-        shapes = self._config.parameter_shapes()
+        shapes, place = self._config.parameter_shapes(), self._device.torch_device
         overlay = Overlay(self._config, self._runner.model if self._runner.has_model else None)
         ids, layers = [], []
         for checkpoint in checkpoints:
             files = resolve_model(checkpoint.path)
             load_format = checkpoint.load_format
-            source = open_weights(files, self._config, load_format=load_format, seed=self._seed)
+            source = open_weights(files, self._config, load_format=load_format, seed=self._seed, device=place)
             overlay.add(source)
             layers.append(Layer(checkpoint, frozenset(source.shapes()) & shapes.keys()))
             ids.append(
                 weights_id_of(
-                    files, self._config, dtype=self._dtype, load_format=load_format, seed=self._seed
+                    files, self._config, dtype=self._dtype, load_format=load_format, seed=self._seed, device=place
                 )
             )
         check_shapes(shapes, overlay, tied_head=self._config.tie_word_embeddings)

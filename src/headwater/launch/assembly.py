@@ -7,17 +7,18 @@ from headwater.cache.prefix_cache import HostTier
 from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings
 from headwater.cache.write_policy import WritePolicy
 from headwater.clock import MonotonicClock
-from headwater.devices.cpu import CpuDevice
 from headwater.devices.host_memory import CpuPageCopier, HostMemory
-from headwater.devices.kv_memory import KVLayout, num_pages_in_budget
+from headwater.devices.kv_memory import KVLayout
 from headwater.engine.kv_events_publisher import KvEventsSettings, endpoint_of
 from headwater.engine.loop import EngineLoop
 from headwater.engine.wire import ZmqWire
 from headwater.engine.wiring import EngineParts, wire_engine
 from headwater.execution.kv_lifetime import KvLifetime
-from headwater.execution.model_runner import FinishedStep, ModelRunner, kv_layout
+from headwater.execution.model_runner import kv_layout
+from headwater.execution.runner import Handle, Runner
 from headwater.execution.weight_store import Checkpoint, WeightStore
-from headwater.launch.config import GB, MIB, ServerArgs
+from headwater.launch.config import GB, ServerArgs
+from headwater.launch.placement import make_runner, num_kv_pages, open_device, workspace_bytes
 from headwater.messages import EngineReady
 from headwater.models.loader import LoadedModel, load_model, resolve_model
 from headwater.scheduling.plan import StepPlan
@@ -38,7 +39,7 @@ def build_engine(args: ServerArgs, endpoint: str, *, index: int = 0) -> EngineLo
     started_s = time.monotonic()
     model_path = args.model
     assert model_path is not None, "the launcher resolves the default model"
-    device = CpuDevice(num_threads=args.threads)
+    device = open_device(args)
     args = args.for_device(device.name)
     assert args.max_running_requests is not None
     assert args.max_step_tokens is not None
@@ -52,16 +53,14 @@ def build_engine(args: ServerArgs, endpoint: str, *, index: int = 0) -> EngineLo
     )
     max_context = _max_context(args, loaded)
     layout = kv_layout(loaded.config, page_size=args.page_size, dtype=loaded.dtype)
-    num_pages = _num_pages(args, layout, loaded.weights_bytes, device.free_memory_bytes())
-    runner = ModelRunner(
-        loaded,
-        device,
-        page_size=args.page_size,
-        num_pages=num_pages,
-        max_running=args.max_running_requests,
-        max_context=max_context,
+    num_pages = num_kv_pages(
+        args,
+        layout,
+        weights_bytes=loaded.weights_bytes,
+        free_bytes=device.free_memory_bytes(),
+        reserved_bytes=workspace_bytes(args, loaded.config, device),
     )
-    runner.warmup()
+    runner = make_runner(args, loaded, device, num_pages=num_pages, max_context=max_context)
     load_s = time.monotonic() - started_s
     _log.info("model loaded in %.1f s; the KV cache holds %d tokens", load_s, num_pages * args.page_size)
     ready = EngineReady(
@@ -120,16 +119,16 @@ def build_engine(args: ServerArgs, endpoint: str, *, index: int = 0) -> EngineLo
 class ServedModel:
     """`engine.ports.ModelRunner`: the runner with what the control plane may do to it."""
 
-    def __init__(self, runner: ModelRunner, *, weights: WeightStore, kv_memory: KvLifetime) -> None:
+    def __init__(self, runner: Runner, *, weights: WeightStore, kv_memory: KvLifetime) -> None:
         self._runner = runner
         self.weights = weights
         self.kv_memory = kv_memory
 
-    def launch(self, plan: StepPlan) -> FinishedStep:
+    def launch(self, plan: StepPlan) -> Handle:
         return self._runner.launch(plan)
 
 
-def _host_tier(args: ServerArgs, runner: ModelRunner, layout: KVLayout, num_pages: int) -> HostTier | None:
+def _host_tier(args: ServerArgs, runner: Runner, layout: KVLayout, num_pages: int) -> HostTier | None:
     """Host memory as asked for; it is taken as pages are written."""
     if not args.enable_hierarchical_cache:
         return None
@@ -181,24 +180,6 @@ def _max_context(args: ServerArgs, loaded: LoadedModel) -> int:
     if args.context_length > longest:
         raise ValueError(f"--context-length must be at most {longest}, the model's own; got {args.context_length}")
     return args.context_length
-
-
-def _num_pages(args: ServerArgs, layout: KVLayout, weights_bytes: int, free_bytes: int) -> int:
-    """Pages of KV: as asked for in tokens, in MiB, or as a share of what weights and KV take together."""
-    if args.max_total_tokens is not None:
-        if args.max_total_tokens < args.page_size:
-            raise ValueError(f"--max-total-tokens must be at least one page, {args.page_size} tokens")
-        return args.max_total_tokens // args.page_size
-    if args.kv_cache_memory_mb is not None:
-        return num_pages_in_budget(args.kv_cache_memory_mb * MIB, layout)
-    assert args.mem_fraction_static is not None
-    budget_bytes = int(args.mem_fraction_static * (free_bytes + weights_bytes)) - weights_bytes
-    if budget_bytes < layout.page_bytes:
-        raise ValueError(
-            f"--mem-fraction-static {args.mem_fraction_static} leaves no room for KV: weights take "
-            f"{weights_bytes / 2**30:.2f} GiB, {free_bytes / 2**30:.2f} GiB of memory are free"
-        )
-    return num_pages_in_budget(budget_bytes, layout)
 
 
 def _kv_events(args: ServerArgs, index: int) -> KvEventsSettings | None:

@@ -37,6 +37,20 @@ class Flag:
     is_secret: bool = False  # never shown in /server_info or in logs
 
 
+@dataclass(frozen=True, slots=True)
+class _DeviceDefaults:
+    running: int  # requests
+    chunk: int  # prompt tokens of one request in a step
+    kv_memory_mb: int | None
+    mem_fraction: float | None
+
+
+_DEVICE_DEFAULTS = {
+    "cpu": _DeviceDefaults(running=64, chunk=512, kv_memory_mb=640, mem_fraction=None),
+    "cuda": _DeviceDefaults(running=256, chunk=8192, kv_memory_mb=None, mem_fraction=0.9),
+}
+
+
 class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """How to serve a model. `None` stands for a default that depends on the model or the device.
 
@@ -60,11 +74,26 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         Literal["auto", "float32", "bfloat16", "float16"],
         Flag("Data type of weights and KV. auto: bfloat16 where the device is quick at it.", MODEL),
     ] = "auto"
+    attention_backend: Annotated[
+        Literal["auto", "triton"], Flag("Kernels of attention on a GPU.", MODEL)
+    ] = "auto"
+    cuda_graph_max_bs: Annotated[
+        int | None,
+        Flag(
+            "Largest decode batch captured as a CUDA graph. Default: --max-running-requests.",
+            MODEL,
+            low=1,
+            high=4096,
+        ),
+    ] = None
+    disable_cuda_graph: Annotated[bool, Flag("Launch every kernel of a decode step by itself.", MODEL)] = False
     load_format: Annotated[
         Literal["auto", "safetensors", "gguf", "dummy"],
         Flag("Format of the weights. dummy: random weights from a config.json, for benchmarks.", MODEL),
     ] = "auto"
-    device: Annotated[Literal["auto", "cpu"], Flag("Where the model runs.", MODEL)] = "auto"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Flag("Where the model runs. auto: on an NVIDIA GPU if there is one.", MODEL)
+    ] = "auto"
     context_length: Annotated[
         int | None, Flag("Longest prompt plus output, in tokens. Default: the model's own.", MODEL, low=1)
     ] = None
@@ -97,7 +126,7 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
 
     page_size: Annotated[int, Flag("Tokens in a page, the unit of the KV cache.", CACHE, low=1, high=1024)] = 16
     kv_cache_memory_mb: Annotated[
-        int | None, Flag("Memory for the KV cache in MiB. Default: 640 on CPU.", CACHE, low=1)
+        int | None, Flag("Memory for the KV cache in MiB. Default: 640 on CPU, on a GPU by share.", CACHE, low=1)
     ] = None
     max_total_tokens: Annotated[
         int | None, Flag("Size of the KV cache in tokens; wins over the flags in memory.", CACHE, low=1)
@@ -105,7 +134,7 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     mem_fraction_static: Annotated[
         float | None,
         Flag(
-            "Size weights and KV cache to this share of the device's memory (0 < x < 1).",
+            "Size weights and KV cache to this share of the device's free memory (0 < x < 1). Default on a GPU: 0.9.",
             CACHE,
             low=0.01,
             high=0.99,
@@ -156,14 +185,14 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     ] = 10_000
 
     max_running_requests: Annotated[
-        int | None, Flag("Requests that run at once. Default: 64 on CPU.", SCHEDULE, low=1, high=4096)
+        int | None, Flag("Requests that run at once. Default: 64 on CPU, 256 on a GPU.", SCHEDULE, low=1, high=4096)
     ] = None
     max_queued_requests: Annotated[
         int, Flag("Requests that may wait; one more is answered 429.", SCHEDULE, low=0, high=1_000_000)
     ] = 1024
     chunked_prefill_size: Annotated[
         int | None,
-        Flag("Most prompt tokens one request computes in a step. Default: 512 on CPU.", SCHEDULE, low=1),
+        Flag("Most prompt tokens one request computes in a step. Default: 512 on CPU, 8192 on a GPU.", SCHEDULE, low=1),
     ] = None
     max_step_tokens: Annotated[
         int | None,
@@ -252,19 +281,23 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         )
 
     def for_device(self, device: str) -> "ServerArgs":
-        """These arguments with the defaults that depend on the device (`"cpu"`) filled in."""
-        if device != "cpu":
-            raise ValueError(f"no defaults are known for device {device!r}; known: cpu")
-        running = self.max_running_requests or 64
-        chunk = self.chunked_prefill_size or 512
+        """These arguments with the defaults that depend on the device (`"cpu"` or `"cuda"`) filled in."""
+        if device not in _DEVICE_DEFAULTS:
+            raise ValueError(f"no defaults are known for device {device!r}; known: {', '.join(_DEVICE_DEFAULTS)}")
+        defaults = _DEVICE_DEFAULTS[device]
+        running = self.max_running_requests or defaults.running
+        chunk = self.chunked_prefill_size or defaults.chunk
+        # where steps are long, decodes share the budget of a chunk: a little more of it would need another tile
+        step = chunk + running if device == "cpu" else max(chunk, running)
         sized = self.kv_cache_memory_mb or self.max_total_tokens or self.mem_fraction_static
         return msgspec.structs.replace(
             self,
             device=device,
             max_running_requests=running,
             chunked_prefill_size=chunk,
-            max_step_tokens=self.max_step_tokens or chunk + running,
-            kv_cache_memory_mb=self.kv_cache_memory_mb if sized else 640,
+            max_step_tokens=self.max_step_tokens or step,
+            kv_cache_memory_mb=self.kv_cache_memory_mb if sized else defaults.kv_memory_mb,
+            mem_fraction_static=self.mem_fraction_static if sized else defaults.mem_fraction,
         )
 
 

@@ -89,11 +89,14 @@ def load_model(
     torch_dtype = _torch_dtype(dtype, device)
     _check_format(files, load_format)
     config = read_config(files)
-    source = open_weights(files, config, load_format=load_format, seed=seed)
+    place = device.torch_device
+    source = open_weights(files, config, load_format=load_format, seed=seed, device=place)
     shapes = config.parameter_shapes()
     check_shapes(shapes, source, tied_head=config.tie_word_embeddings)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights-id") as pool:
-        weights_id = pool.submit(weights_id_of, files, config, dtype=torch_dtype, load_format=load_format, seed=seed)
+        weights_id = pool.submit(
+            weights_id_of, files, config, dtype=torch_dtype, load_format=load_format, seed=seed, device=place
+        )
         model = build_decoder(config, source, device, torch_dtype)
         loaded = LoadedModel(
             model=model,
@@ -107,15 +110,19 @@ def load_model(
     return loaded
 
 
-def open_weights(files: ModelFiles, config: ModelConfig, *, load_format: LoadFormat, seed: int) -> WeightSource:
+def open_weights(
+    files: ModelFiles, config: ModelConfig, *, load_format: LoadFormat, seed: int, device: torch.device | None = None
+) -> WeightSource:
     """The named tensors of `files`, which need hold no config of their own, for a model of `config`.
+
+    Dummy weights are made on `device` (the CPU if not given); others are read to the CPU.
 
     Raises ValueError for a format that is unknown or does not fit the files, and for a folder that lacks tensors
     its own index names.
     """
     _check_format(files, load_format)
     if load_format == "dummy":
-        return DummyWeights(config.parameter_shapes(), seed=seed)
+        return DummyWeights(config.parameter_shapes(), seed=seed, device=device)
     if files.gguf:
         return GGUFWeights(GGUFFile(files.gguf), config)
     if not files.safetensors:
@@ -128,11 +135,20 @@ def open_weights(files: ModelFiles, config: ModelConfig, *, load_format: LoadFor
 
 
 def weights_id_of(
-    files: ModelFiles, config: ModelConfig, *, dtype: torch.dtype, load_format: LoadFormat, seed: int
+    files: ModelFiles,
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    load_format: LoadFormat,
+    seed: int,
+    device: torch.device | None = None,
 ) -> str:
-    """Identity of weights: a hash of the files' bytes, the config and the dtype; 32 hex digits."""
+    """Identity of weights: a hash of the files' bytes, the config and the dtype; 32 hex digits.
+
+    Of dummy weights: of what they are made from, the kind of `device` included.
+    """
     is_dummy = load_format == "dummy"
-    parts = [repr(config), str(dtype), f"dummy {seed}" if is_dummy else ""]
+    parts = [repr(config), str(dtype), f"dummy {seed} {device.type if device else 'cpu'}" if is_dummy else ""]
     return _weights_id(parts, [] if is_dummy else _weight_files(files))
 
 

@@ -18,7 +18,7 @@ class WeightSource(Protocol):
         ...
 
     def load(self, name: str) -> torch.Tensor:
-        """One tensor on the CPU, in the dtype of the checkpoint (float32 where it was quantised).
+        """One tensor, in the dtype of the checkpoint (float32 where it was quantised), as a rule on the CPU.
 
         The caller may keep it but not write to it: it may be a view of a mapped file.
         """
@@ -26,23 +26,29 @@ class WeightSource(Protocol):
 
 
 class DummyWeights:
-    """Seeded random parameters: the same for the same config and seed. For benchmarks and tests."""
+    """Seeded random parameters, made on `device`: the same for the same config, seed and kind of device.
+
+    For benchmarks and tests.
+    """
 
     _SCALE = 0.02  # the initializer_range of the families served
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], *, seed: int = 0) -> None:
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], *, seed: int = 0, device: torch.device | None = None
+    ) -> None:
         self._shapes = dict(shapes)
         self._seed = seed
+        self._device = device or torch.device("cpu")  # each kind of device has random numbers of its own
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._shapes
 
     def load(self, name: str) -> torch.Tensor:
         if name.endswith("norm.weight"):
-            return torch.ones(self._shapes[name])
+            return torch.ones(self._shapes[name], device=self._device)
         digest = hashlib.blake2b(f"{self._seed}:{name}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-        return torch.randn(self._shapes[name], generator=generator) * self._SCALE
+        generator = torch.Generator(self._device).manual_seed(int.from_bytes(digest, "little") >> 1)
+        return torch.randn(self._shapes[name], generator=generator, device=self._device).mul_(self._SCALE)
 
 
 def check_shapes(expected: Mapping[str, tuple[int, ...]], source: WeightSource, *, tied_head: bool) -> None:

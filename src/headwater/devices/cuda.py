@@ -1,0 +1,145 @@
+"""An NVIDIA GPU as a device: cuBLAS for the products, our own Triton kernels for everything else."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from headwater.devices.cuda_linear import CudaGatedLinear, CudaLinear
+from headwater.devices.device import AttentionBatch, AttentionGeometry, GatedLinear, Linear, StepAttention
+from headwater.devices.kv_memory import KVLayout, KVMemory
+from headwater.devices.noise import NoiseKeys, exponential_noise
+from headwater.devices.paged_batch import PagedBatch, PromptChunks
+from headwater.devices.triton_attention import TritonStepAttention
+from headwater.devices.triton_decode import DecodeScratch
+from headwater.devices.triton_layers import rms_norm
+from headwater.devices.triton_prefill import queries_per_tile, tiles
+
+AttentionBackend = Literal["triton"]  # others may come beside it: they get a PagedBatch and the KV memory
+
+# 16-bit floats need the tensor cores of this generation at least (Ampere)
+_MIN_CAPABILITY = (8, 0)
+
+
+class CudaDevice:
+    """One GPU (device.Device).
+
+    With `torch_device` a CPU, the same code runs under Triton's interpreter: the tests' way to it.
+    """
+
+    name = "cuda"
+
+    def __init__(self, torch_device: torch.device | None = None, *, attention: AttentionBackend = "triton") -> None:
+        if torch_device is None:
+            if not torch.cuda.is_available():
+                raise ValueError("--device cuda needs an NVIDIA GPU and a build of PyTorch with CUDA; found none")
+            torch_device = torch.device("cuda", torch.cuda.current_device())
+        self.torch_device = torch_device
+        self.attention: AttentionBackend = attention
+        self.is_gpu = torch_device.type == "cuda"
+        self._scratch: DecodeScratch | None = None  # sized by the largest batch seen
+        self._max_scratch_rows = 0
+        if self.is_gpu and (found := torch.cuda.get_device_capability(torch_device)) < _MIN_CAPABILITY:
+            raise ValueError(
+                f"--device cuda needs compute capability {_MIN_CAPABILITY[0]}.{_MIN_CAPABILITY[1]} or newer; "
+                f"{torch.cuda.get_device_name(torch_device)} has {found[0]}.{found[1]}"
+            )
+
+    def auto_dtype(self) -> torch.dtype:
+        return torch.bfloat16
+
+    def free_memory_bytes(self) -> int:
+        """What the driver says is free, after unused memory of PyTorch's allocator was given back."""
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(self.torch_device)[0]
+
+    def trim_memory(self) -> None:
+        if self.is_gpu:
+            torch.cuda.empty_cache()
+
+    def enter_thread(self) -> None:
+        """Make this GPU the calling thread's, which CUDA keeps per thread."""
+        if self.is_gpu:
+            torch.cuda.set_device(self.torch_device)
+
+    def allocate_kv(self, layout: KVLayout, num_pages: int) -> KVMemory:
+        pages = torch.empty((num_pages, *layout.page_shape), dtype=layout.dtype, device=self.torch_device)
+        return KVMemory(layout, pages)
+
+    def pack_linear(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None) -> Linear:
+        return CudaLinear(weights, biases)
+
+    def pack_gated_linear(
+        self,
+        gate: torch.Tensor,
+        up: torch.Tensor,
+        *,
+        gate_bias: torch.Tensor | None = None,
+        up_bias: torch.Tensor | None = None,
+    ) -> GatedLinear:
+        return CudaGatedLinear(gate, up, gate_bias, up_bias)
+
+    def rms_norm(self, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return rms_norm(residual, weight, eps)
+
+    def argmax(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.argmax(dim=-1)
+
+    def draw(self, logits: torch.Tensor, keys: NoiseKeys) -> torch.Tensor:
+        ids = torch.arange(logits.shape[1], device=logits.device)[None]
+        return self.argmax(logits - exponential_noise(keys, ids).log_())
+
+    def plan_attention(
+        self,
+        geometry: AttentionGeometry,
+        batch: AttentionBatch,
+        *,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        kv: KVMemory,
+    ) -> StepAttention:
+        """Of a batch on the host. Single tokens before the first chunk are taken as decodes."""
+        query_lens, starts = batch.query_lens, batch.query_starts[:-1]
+        is_chunk = query_lens > 1
+        num_decodes = int(is_chunk.argmax()) if is_chunk.any() else len(query_lens)
+        slots = np.arange(len(query_lens), dtype=np.int32)
+        chunks = None
+        if num_decodes < len(query_lens):
+            rest = slice(num_decodes, None)
+            tile_rows, tile_starts = tiles(query_lens[rest], batch.context_lens[rest], queries_per_tile(geometry))
+            chunks = PromptChunks(
+                token_slots=self._on_device(np.repeat(slots[rest], query_lens[rest])),
+                slots=self._on_device(slots[rest]),
+                starts=self._on_device(starts[rest]),
+                lens=self._on_device(query_lens[rest]),
+                contexts=self._on_device(batch.context_lens[rest]),
+                tile_rows=self._on_device(tile_rows),
+                tile_starts=self._on_device(tile_starts),
+            )
+        paged = PagedBatch(
+            num_decodes=num_decodes,
+            decode_slots=self._on_device(slots[:num_decodes]),
+            positions=self._on_device(batch.positions),
+            rotary_rows=self._on_device(np.arange(len(batch.positions), dtype=np.int32)),
+            tables=self._on_device(batch.page_tables),
+            cos=cos.contiguous(),
+            sin=sin.contiguous(),
+            chunks=chunks,
+        )
+        return self.plan_paged_attention(geometry, paged, kv=kv)
+
+    def plan_paged_attention(self, geometry: AttentionGeometry, batch: PagedBatch, *, kv: KVMemory) -> StepAttention:
+        """Of a batch that lies on the device already. Launches nothing."""
+        self.reserve_decodes(geometry, batch.num_decodes)
+        return TritonStepAttention(geometry, batch, kv=kv, scratch=self._scratch)
+
+    def reserve_decodes(self, geometry: AttentionGeometry, num_rows: int) -> None:
+        """Scratch memory for up to `num_rows` decodes; what CUDA graphs have recorded stays where it is after it."""
+        if num_rows > self._max_scratch_rows:
+            self._max_scratch_rows = num_rows
+            self._scratch = DecodeScratch(max_rows=num_rows, geometry=geometry, device=self.torch_device)
+
+    def _on_device(self, array: npt.NDArray[np.int32]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int32)).to(self.torch_device)

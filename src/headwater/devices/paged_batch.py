@@ -1,0 +1,38 @@
+"""A step's attention batch on the device: what the Triton kernels read instead of AttentionBatch's host arrays."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class PromptChunks:
+    """The rows of a step that compute more than one token. C rows, M tiles of queries; all int32, on the device.
+
+    A tile is what one program of the prefill kernel computes: the queries of a row from `tile_starts` on.
+    """
+
+    token_slots: torch.Tensor  # [T - num_decodes], the page table of each token
+    slots: torch.Tensor  # [C]
+    starts: torch.Tensor  # [C], first token among the step's T
+    lens: torch.Tensor  # [C], tokens of this step
+    contexts: torch.Tensor  # [C], tokens of this step included
+    tile_rows: torch.Tensor  # [M], into the C rows
+    tile_starts: torch.Tensor  # [M], first query of the tile within its row
+
+
+@dataclass(frozen=True, slots=True)
+class PagedBatch:
+    """Which tokens a step computes and where their sequences lie. T tokens, decodes (one token a row) first.
+
+    A decode at position -1 is padding: it reads and writes nothing, and its output is undefined.
+    """
+
+    num_decodes: int
+    decode_slots: torch.Tensor  # int32[num_decodes], their page tables
+    positions: torch.Tensor  # int32[T]
+    rotary_rows: torch.Tensor  # int32[T], rows of cos and sin
+    tables: torch.Tensor  # int32[slots, pages]
+    cos: torch.Tensor  # float32[rows, D / 2]
+    sin: torch.Tensor  # float32[rows, D / 2]
+    chunks: PromptChunks | None = None

@@ -1,0 +1,235 @@
+"""Runs step plans on a GPU without waiting for it: `launch` enqueues a step, its handle reads the result later.
+
+What a step needs of the one before it, the newest token of each slot, stays on the device, so a step is enqueued
+while the one before it is computed. Steps of decodes alone are CUDA graphs. Implements `ModelRunner` of
+engine/ports.py, structurally, with `PendingStep` as its handle.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from headwater.devices.cuda import CudaDevice
+from headwater.devices.kv_memory import KVMemory
+from headwater.devices.paged_batch import PagedBatch
+from headwater.devices.triton_greedy import GreedyScratch, choose_greedy
+from headwater.devices.triton_prefill import queries_per_tile
+from headwater.execution.decode_graphs import DecodeGraphs
+from headwater.execution.device_sampler import DeviceSampler
+from headwater.execution.device_slots import DeviceSlots
+from headwater.execution.logprobs import compute_logprobs
+from headwater.execution.model_runner import kv_layout
+from headwater.execution.pending_step import PendingLogprobs, PendingStep
+from headwater.execution.prompt_logprobs import PromptPart, prompt_parts
+from headwater.execution.staging import ALIGNMENT, Fence, Ints, StagingRing, pinned, to_host
+from headwater.execution.step_inputs import stage_mixed
+from headwater.models.decoder import DecoderModel
+from headwater.models.loader import LoadedModel
+from headwater.scheduling.plan import StepPlan
+
+# Rows of logits in memory at once where a prompt's are asked for: 64 of a vocabulary of 150,000 are 38 MB.
+_LOGIT_ROWS = 64
+_NUM_RESULTS = 3  # steps whose results may be on the host: one being read, one computed, one enqueued
+
+
+class AsyncModelRunner:
+    """Owns the KV memory and the device's state of the slots; the loaded model is shared.
+
+    `max_running` slots, each of at most `max_context` tokens (the model's context if not given). `graph_sizes` are
+    the batch sizes of decodes that become CUDA graphs.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        device: CudaDevice,
+        *,
+        page_size: int,
+        num_pages: int,
+        max_running: int,
+        max_context: int | None = None,
+        graph_sizes: Sequence[int] = (),
+    ) -> None:
+        for name, value in (("num_pages", num_pages), ("max_running", max_running)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, found {value}")
+        place = device.torch_device
+        max_context = max_context or loaded.config.max_context
+        self._model: DecoderModel | None = loaded.model  # None while the weights are released
+        self._device = device
+        self._max_running = max_running
+        self._weights_bytes = loaded.weights_bytes
+        layout = kv_layout(loaded.config, page_size=page_size, dtype=loaded.dtype)
+        self._kv: KVMemory | None = device.allocate_kv(layout, num_pages)  # None while it is released
+        self._slots = DeviceSlots(place, max_running=max_running, max_pages=-(-max_context // page_size))
+        self._sampler = DeviceSampler(place, max_running=max_running, vocab_size=loaded.config.vocab_size)
+        self._greedy = GreedyScratch(max_rows=max_running, vocab_size=loaded.config.vocab_size, device=place)
+        with torch.inference_mode():
+            self._rotary = loaded.model.rotary(torch.arange(max_context, device=place))
+        device.reserve_decodes(loaded.model.geometry, max_running)
+        self._result = torch.zeros((2, max_running), dtype=torch.int32, device=place)
+        self._results = [pinned((2, max_running), torch.int32, place) for _ in range(_NUM_RESULTS)]
+        self._num_launched = 0
+        self._mixed_ring = StagingRing(place, num_ints=1 << 17)
+        self._index_ring = StagingRing(place, num_ints=max_running + 16)
+        self._input_width = -(-max_running // ALIGNMENT) * ALIGNMENT
+        self._decode_ring = StagingRing(place, num_ints=2 * self._input_width)
+        self._graphs = DecodeGraphs(self._compute_decodes, self._stage_nothing, sizes=graph_sizes)
+
+    # --- memory ------------------------------------------------------------------------------------
+
+    def memory_bytes(self) -> dict[str, int]:
+        """What the model and its KV take, for EngineState."""
+        return {"weights": self._weights_bytes, "kv_cache": 0 if self._kv is None else self._kv.num_bytes}
+
+    @property
+    def model(self) -> DecoderModel:
+        assert self._model is not None, "the weights are released"
+        return self._model
+
+    @property
+    def has_model(self) -> bool:
+        return self._model is not None
+
+    def replace_model(self, model: DecoderModel | None) -> None:
+        """Compute with `model` from the next step on; None: give the weights' memory back."""
+        self._model = model
+        self._graphs.clear()
+
+    @property
+    def kv(self) -> KVMemory:
+        assert self._kv is not None, "the KV memory is released"
+        return self._kv
+
+    def replace_kv(self, kv: KVMemory | None) -> None:
+        """Keep keys and values in `kv` from the next step on; None: give the memory back."""
+        self._kv = kv
+        self._graphs.clear()
+
+    @torch.inference_mode()
+    def capture_graphs(self) -> None:
+        """Capture the graphs of all batch sizes now, not when first needed."""
+        self._device.enter_thread()
+        self._graphs.capture_all()
+
+    # --- steps -------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """Enqueue one step."""
+        self._device.enter_thread()
+        self._slots.apply(plan)
+        for assignment in plan.assignments:
+            self._sampler.assign(assignment)
+        sampled = np.flatnonzero(plan.samples).astype(np.int32)
+        if plan.num_decodes == plan.num_rows:
+            logits, prompts = self._launch_decodes(plan), []
+        else:
+            logits, prompts = self._launch_mixed(plan, sampled)
+        logprobs = [*self._sample_special(plan, sampled, logits), *prompts]
+        outcome = self._results[self._num_launched % _NUM_RESULTS][:, : len(sampled)]
+        self._num_launched += 1
+        outcome.copy_(self._result[:, : len(sampled)], non_blocking=True)
+        done = Fence(self._device.torch_device)
+        done.record()
+        return PendingStep(plan=plan, done=done, sampled=sampled, outcome=outcome, logprobs=tuple(logprobs))
+
+    def _launch_decodes(self, plan: StepPlan) -> torch.Tensor:
+        """A step of decodes alone; returns the logits, a row for each."""
+        size = self._graphs.padded(plan.num_rows)
+        self._graphs.prepare(size)
+        self._stage_decodes(plan.slots, plan.num_computed)
+        return self._graphs.run(size)
+
+    def _stage_decodes(self, slots: Ints, positions: Ints) -> None:
+        """Static inputs: slots and positions of the rows, the others padding."""
+        inputs = np.empty((2, self._input_width), dtype=np.int32)
+        inputs[0], inputs[1] = self._slots.padding_slot, -1
+        inputs[0, : len(slots)], inputs[1, : len(slots)] = slots, positions
+        self._decode_ring.stage((inputs,))
+
+    def _stage_nothing(self) -> None:
+        none = np.empty(0, dtype=np.int32)
+        self._stage_decodes(none, none)
+
+    def _compute_decodes(self, size: int) -> torch.Tensor:
+        """Enqueue a step of `size` rows over the static inputs: greedy tokens into `_result`; returns the logits."""
+        inputs = self._decode_ring.on_device.view(2, self._input_width)
+        slots, positions = inputs[0, :size], inputs[1, :size]
+        batch = PagedBatch(
+            num_decodes=size,
+            decode_slots=slots,
+            positions=positions,
+            rotary_rows=positions,
+            tables=self._slots.tables,
+            cos=self._rotary[0],
+            sin=self._rotary[1],
+        )
+        attention = self._device.plan_paged_attention(self.model.geometry, batch, kv=self.kv)
+        hidden = self.model.forward(self._slots.newest.index_select(0, slots), attention)
+        return self._greedy_logits(hidden, slots)
+
+    def _launch_mixed(self, plan: StepPlan, sampled: Ints) -> tuple[torch.Tensor, list[PendingLogprobs]]:
+        """A step with prompt chunks; returns the logits of the rows that sample, and what prompts want."""
+        model = self.model
+        inputs = stage_mixed(
+            plan,
+            sampled,
+            ring=self._mixed_ring,
+            slots=self._slots,
+            rotary=self._rotary,
+            queries_per_tile=queries_per_tile(model.geometry),
+        )
+        token_ids = inputs.token_ids
+        if plan.num_decodes:
+            newest = self._slots.newest.index_select(0, inputs.token_slots)
+            token_ids = torch.where(token_ids < 0, newest, token_ids)
+        attention = self._device.plan_paged_attention(model.geometry, inputs.batch, kv=self.kv)
+        hidden = model.forward(token_ids, attention)
+        prompts = [it for part in prompt_parts(plan, self._slots.assignment)
+                   for it in self._prompt_logprobs(hidden, part)]  # fmt: skip
+        if not len(sampled):
+            return hidden[:0], prompts
+        return self._greedy_logits(hidden.index_select(0, inputs.last_tokens), inputs.sampled_slots), prompts
+
+    def _greedy_logits(self, hidden: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        logits = self.model.logits(hidden)
+        choose_greedy(logits, slots, newest=self._slots.newest, result=self._result, scratch=self._greedy)
+        return logits
+
+    def _sample_special(self, plan: StepPlan, sampled: Ints, logits: torch.Tensor) -> Iterator[PendingLogprobs]:
+        """Choose again where the largest logit is not enough; log-probabilities where they are wanted."""
+        slots = plan.slots[sampled]
+        wanted = np.flatnonzero(self._sampler.has_logprobs[slots]).astype(np.int32)
+        raw = at = None
+        if len(wanted):
+            (at,) = self._index_ring.stage((wanted,))
+            raw = logits.index_select(0, at)  # a copy: sampling edits the logits
+        special = np.flatnonzero(self._sampler.is_special[slots]).astype(np.int32)
+        if len(special):
+            self._sampler.choose(
+                logits,
+                special,
+                slots=slots[special],
+                num_outputs=plan.num_outputs[sampled[special]],
+                newest=self._slots.newest,
+                result=self._result,
+            )
+        if raw is not None and at is not None:
+            rows = sampled[wanted].tolist()
+            assigned = [self._slots.assignment(int(plan.slots[row]), int(plan.uses[row])) for row in rows]
+            params = [it.logprobs for it in assigned if it.logprobs is not None]
+            found = compute_logprobs(raw, self._result[0].index_select(0, at).long(), params)
+            yield PendingLogprobs(found.moved(to_host), rows, None, params)
+
+    def _prompt_logprobs(self, hidden: torch.Tensor, part: PromptPart) -> Iterator[PendingLogprobs]:
+        """Of the prompt tokens that a chunk predicted, a block of rows at a time."""
+        for start in range(0, len(part.token_ids), _LOGIT_ROWS):
+            ids = part.token_ids[start : start + _LOGIT_ROWS]
+            logits = self.model.logits(hidden[part.start + start : part.start + start + len(ids)])
+            params = [part.params] * len(ids)
+            on_device = torch.tensor(ids, device=logits.device)
+            yield PendingLogprobs(
+                compute_logprobs(logits, on_device, params).moved(to_host), [part.row], ids, params
+            )

@@ -1,0 +1,74 @@
+"""Sampling that never waits for the device: parameters per slot on the host, one kernel for all rows that draw."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from headwater.devices.noise import noise_keys
+from headwater.devices.triton_sampling import draw_tokens
+from headwater.execution.penalties import LogitEdits, needs_edits
+from headwater.execution.sampler import is_greedy
+from headwater.execution.staging import Ints, StagingRing
+from headwater.scheduling.plan import SlotAssignment
+
+
+class DeviceSampler:
+    """Chooses tokens of the rows for which the largest logit is not enough; the others were chosen before."""
+
+    def __init__(self, device: torch.device, *, max_running: int, vocab_size: int) -> None:
+        self._device = device
+        self._vocab_size = vocab_size
+        self._edits: dict[int, LogitEdits] = {}  # by slot
+        self.is_special = np.zeros(max_running, dtype=np.bool_)  # by slot: not plainly greedy
+        self.has_logprobs = np.zeros(max_running, dtype=np.bool_)  # by slot
+        self._params = np.zeros((4, max_running), dtype=np.float32)  # temperature, top_p, log(min_p), top_k
+        self._seeds = np.zeros(max_running, dtype=np.uint64)
+        self._ring = StagingRing(device, num_ints=(8 + 2) * (max_running + 16))
+
+    def assign(self, assignment: SlotAssignment) -> None:
+        """A request enters a slot."""
+        slot, sampling = assignment.slot, assignment.sampling
+        self._edits.pop(slot, None)
+        if needs_edits(sampling):
+            self._edits[slot] = LogitEdits(assignment, vocab_size=self._vocab_size, device=self._device)
+        self.has_logprobs[slot] = assignment.logprobs is not None
+        greedy = is_greedy(sampling)
+        self.is_special[slot] = not greedy or slot in self._edits
+        log_min_p = np.log(sampling.min_p) if sampling.min_p > 0 else -np.inf
+        temperature = 0.0 if greedy else sampling.temperature
+        self._params[:, slot] = (temperature, sampling.top_p, log_min_p, max(sampling.top_k, 0))
+        self._seeds[slot] = sampling.seed
+
+    def choose(
+        self,
+        logits: torch.Tensor,
+        rows: Ints,
+        *,
+        slots: Ints,
+        num_outputs: Ints,
+        newest: torch.Tensor,
+        result: torch.Tensor,
+    ) -> None:
+        """Choose for the given `rows` of float32 `logits`, which may be edited, into result[0] and `newest`.
+
+        `slots` and `num_outputs` are of these rows. Enqueues work and returns.
+        """
+        edited = [(int(row), int(num), self._edits[slot])
+                  for row, num, slot in zip(rows, num_outputs, slots.tolist(), strict=True)
+                  if slot in self._edits]  # fmt: skip
+        for row, num, edits in edited:
+            edits.apply(logits[row], num)
+        on_device = self._ring.stage((rows, slots, self._packed(slots, num_outputs)))
+        draw_tokens(logits, *on_device, newest=newest, result=result)
+        for row, _, edits in edited:
+            edits.count(result[0, row : row + 1].long())
+
+    def _packed(self, slots: Ints, num_outputs: Ints) -> Ints:
+        """The rows of numbers that `draw_tokens` wants. int32[6, N]"""
+        keys = noise_keys(self._seeds[slots], num_outputs)
+        params: npt.NDArray[np.float32] = self._params[:, slots]
+        packed = np.empty((6, len(slots)), dtype=np.int32)
+        packed[:3] = params[:3].view(np.int32)
+        packed[3] = params[3]
+        packed[4:] = keys.view(np.int32).reshape(-1, 2).T
+        return packed

@@ -1,0 +1,54 @@
+"""What the device keeps of each slot between steps: its page table and the token it sampled last."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from headwater.devices.triton_scatter import write_entries
+from headwater.execution.staging import Ints, StagingRing
+from headwater.scheduling.plan import PageUpdate, SlotAssignment, StepPlan
+
+
+class DeviceSlots:
+    """Page tables and newest tokens of `max_running` slots, and of one more that padding uses.
+
+    Only changed entries of the tables travel. A step reads tables and tokens as the steps before it left them,
+    since all of that happens in the order of one stream.
+    """
+
+    def __init__(self, device: torch.device, *, max_running: int, max_pages: int) -> None:
+        self.padding_slot = max_running
+        self.tables = torch.zeros((max_running + 1, max_pages), dtype=torch.int32, device=device)
+        self.newest = torch.zeros(max_running + 1, dtype=torch.int32, device=device)
+        self._ring = StagingRing(device, num_ints=1 << 16)
+        self._assignments: list[SlotAssignment | None] = [None] * max_running
+
+    def apply(self, plan: StepPlan) -> None:
+        """Take in the plan's new assignments and pages."""
+        for assignment in plan.assignments:
+            self._assignments[assignment.slot] = assignment
+        if plan.page_updates:
+            write_entries(self.tables, *self._ring.stage(self._entries(plan.page_updates)))
+
+    def assignment(self, slot: int, use: int) -> SlotAssignment:
+        """What was assigned to the slot; the plan's use count must be of that assignment."""
+        assignment = self._assignments[slot]
+        assert assignment is not None and assignment.use == use, f"slot {slot} has no use {use}"
+        return assignment
+
+    def _entries(self, updates: Sequence[PageUpdate]) -> tuple[Ints, Ints]:
+        """(index into the flat tables, page) of every changed entry; where two change one, the later."""
+        max_pages = self.tables.shape[1]
+        at, pages = [], []
+        for update in updates:
+            end = update.first + len(update.pages)
+            assert end <= max_pages, f"slot {update.slot}: page table too short for {end} pages"
+            first = update.slot * max_pages + update.first
+            at.append(np.arange(first, first + len(update.pages), dtype=np.int32))
+            pages.append(update.pages)
+        all_at, all_pages = np.concatenate(at), np.concatenate(pages)
+        if len({update.slot for update in updates}) < len(updates):
+            all_at, last = np.unique(all_at[::-1], return_index=True)
+            all_pages = all_pages[::-1][last]
+        return all_at, all_pages

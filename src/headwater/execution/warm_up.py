@@ -1,0 +1,51 @@
+"""The first steps of a runner, so that the first request finds everything initialised and compiled."""
+
+import numpy as np
+
+from headwater.execution.runner import Runner
+from headwater.messages import SamplingParams
+from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, StepPlan
+
+
+def warm_up(runner: Runner, *, num_tokens: int = 128) -> None:
+    """Run a chunk of at most `num_tokens` and a decode in slot 0, and wait for them.
+
+    Writes to page 0 only; call it before any request is planned.
+    """
+    num_tokens = min(num_tokens, runner.model.config.max_context - 1)
+    assignment = SlotAssignment(
+        slot=0,
+        use=-1,
+        sampling=SamplingParams(temperature=0.0),
+        token_ids=np.zeros(num_tokens, dtype=np.int32),
+        num_prompt_tokens=num_tokens,
+        stop_token_ids=(),
+    )
+    num_pages = -(-(num_tokens + 1) // runner.kv.layout.page_size)
+    pages = PageUpdate(slot=0, first=0, pages=np.zeros(num_pages, dtype=np.int32))
+    chunk = _single_row_plan(assignment.token_ids, 0, assignments=(assignment,), pages=(pages,))
+    runner.launch(chunk).collect()
+    runner.launch(_single_row_plan(np.full(1, NEWEST_TOKEN, dtype=np.int32), num_tokens)).collect()
+
+
+def _single_row_plan(
+    token_ids: np.ndarray,
+    num_computed: int,
+    *,
+    assignments: tuple[SlotAssignment, ...] = (),
+    pages: tuple[PageUpdate, ...] = (),
+) -> StepPlan:
+    """A plan of slot 0 alone, for the warm-up."""
+    return StepPlan(
+        step_id=-1,
+        assignments=assignments,
+        page_updates=pages,
+        slots=np.zeros(1, dtype=np.int32),
+        uses=np.full(1, -1, dtype=np.int64),
+        num_computed=np.full(1, num_computed, dtype=np.int32),
+        num_tokens=np.full(1, len(token_ids), dtype=np.int32),
+        samples=np.ones(1, dtype=np.bool_),
+        token_ids=token_ids,
+        num_decodes=0 if num_computed == 0 else 1,
+        num_outputs=np.zeros(1, dtype=np.int32),
+    )

@@ -1,0 +1,106 @@
+"""Where the model computes: the device, how much KV fits on it, and the runner that suits it."""
+
+import logging
+
+import torch
+
+from headwater.devices.cpu import CpuDevice
+from headwater.devices.device import Device
+from headwater.devices.kv_memory import KVLayout, num_pages_in_budget
+from headwater.execution.model_runner import ModelRunner
+from headwater.execution.runner import Runner
+from headwater.execution.warm_up import warm_up
+from headwater.launch.config import MIB, ServerArgs
+from headwater.models.config import ModelConfig
+from headwater.models.loader import LoadedModel
+
+_GIB = 1 << 30
+_GRAPH_BYTES = 512 * MIB  # CUDA graphs and what the driver keeps for them
+_TABLE_BYTES = 128 * MIB  # page tables, rotary tables, partial results of attention
+
+_log = logging.getLogger(__name__)
+
+
+def open_device(args: ServerArgs) -> Device:
+    """The device that `--device` names; auto: a GPU where there is one. Raises ValueError if there is none."""
+    if args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available()):
+        from headwater.devices.cuda import CudaDevice  # imports Triton, which a server on a CPU does without
+
+        return CudaDevice(attention="triton" if args.attention_backend == "auto" else args.attention_backend)
+    if args.attention_backend != "auto":
+        raise ValueError(f"--attention-backend {args.attention_backend} needs --device cuda")
+    return CpuDevice(num_threads=args.threads)
+
+
+def make_runner(args: ServerArgs, loaded: LoadedModel, device: Device, *, num_pages: int, max_context: int) -> Runner:
+    """A runner that is warm: kernels compiled, CUDA graphs captured. `args` have the device's defaults."""
+    assert args.max_running_requests is not None and args.max_step_tokens is not None
+    if device.torch_device.type == "cpu":
+        runner = ModelRunner(
+            loaded,
+            device,
+            page_size=args.page_size,
+            num_pages=num_pages,
+            max_running=args.max_running_requests,
+            max_context=max_context,
+        )
+        warm_up(runner)
+        return runner
+    from headwater.devices.cuda import CudaDevice  # as above: only where it is used
+    from headwater.execution.async_runner import AsyncModelRunner
+    from headwater.execution.decode_graphs import graph_sizes
+
+    assert isinstance(device, CudaDevice)
+    largest = 0 if args.disable_cuda_graph else args.cuda_graph_max_bs or args.max_running_requests
+    on_gpu = AsyncModelRunner(
+        loaded,
+        device,
+        page_size=args.page_size,
+        num_pages=num_pages,
+        max_running=args.max_running_requests,
+        max_context=max_context,
+        graph_sizes=graph_sizes(min(largest, args.max_running_requests)),
+    )
+    room = min(max_context, num_pages * args.page_size) - 1
+    warm_up(on_gpu, num_tokens=min(args.max_step_tokens, room))
+    on_gpu.capture_graphs()
+    free_bytes = device.free_memory_bytes()
+    _log.info("%.1f GiB of the GPU's memory are left free", free_bytes / _GIB)
+    return on_gpu
+
+
+def workspace_bytes(args: ServerArgs, config: ModelConfig, device: Device) -> int:
+    """What a step takes on a GPU beside weights and KV, at most; 0 on a CPU, where it is small."""
+    if device.torch_device.type == "cpu":
+        return 0
+    assert args.max_running_requests is not None and args.max_step_tokens is not None
+    # float32 residual, its norm, qkv, attention's output, gate and up, their product; a quarter more for the allocator
+    qkv = config.q_size + 2 * config.kv_size
+    token_bytes = 4 * config.hidden_size + 2 * (config.hidden_size + qkv + config.q_size + 3 * config.intermediate_size)
+    activations = args.max_step_tokens * token_bytes * 5 // 4
+    logits = 3 * 4 * args.max_running_requests * config.vocab_size
+    return activations + logits + _GRAPH_BYTES + _TABLE_BYTES
+
+
+def num_kv_pages(
+    args: ServerArgs, layout: KVLayout, *, weights_bytes: int, free_bytes: int, reserved_bytes: int = 0
+) -> int:
+    """Pages of KV: as asked for in tokens, in MiB, or what is left of a share of the memory.
+
+    The share is of `free_bytes` and `weights_bytes` together; `reserved_bytes` of it are kept for the steps.
+    """
+    if args.max_total_tokens is not None:
+        if args.max_total_tokens < args.page_size:
+            raise ValueError(f"--max-total-tokens must be at least one page, {args.page_size} tokens")
+        return args.max_total_tokens // args.page_size
+    if args.kv_cache_memory_mb is not None:
+        return num_pages_in_budget(args.kv_cache_memory_mb * MIB, layout)
+    assert args.mem_fraction_static is not None
+    budget_bytes = int(args.mem_fraction_static * (free_bytes + weights_bytes)) - weights_bytes - reserved_bytes
+    if budget_bytes < layout.page_bytes:
+        steps = f", steps need {reserved_bytes / _GIB:.2f} GiB" if reserved_bytes else ""
+        raise ValueError(
+            f"--mem-fraction-static {args.mem_fraction_static} leaves no room for KV: weights take "
+            f"{weights_bytes / _GIB:.2f} GiB{steps}, {free_bytes / _GIB:.2f} GiB of memory are free"
+        )
+    return num_pages_in_budget(budget_bytes, layout)

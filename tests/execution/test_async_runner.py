@@ -1,0 +1,140 @@
+"""The asynchronous runner. Without a GPU its kernels run under Triton's interpreter, so texts are short here;
+benchmarks/gpu/check_device.py runs the long ones on a card."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from step_driver import GREEDY, StepDriver
+from transformers import PreTrainedModel
+
+from headwater.devices.cpu import CpuDevice
+from headwater.devices.cuda import CudaDevice
+from headwater.execution.async_runner import AsyncModelRunner
+from headwater.execution.model_runner import ModelRunner
+from headwater.messages import LogprobParams, SamplingParams
+from headwater.models.loader import load_model, resolve_model
+from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, StepPlan
+from tiny_models import VOCAB_SIZE, greedy_text, make_tiny_model
+
+pytestmark = pytest.mark.slow
+
+PROMPT = np.random.default_rng(1).integers(3, VOCAB_SIZE, 21).tolist()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrainedModel]:
+    folder = tmp_path_factory.mktemp("tiny")
+    return folder, make_tiny_model("qwen3", folder)
+
+
+def _device() -> CudaDevice:
+    return CudaDevice(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _runner(folder: Path, *, page_size: int = 4, num_pages: int = 64) -> AsyncModelRunner:
+    device = _device()
+    loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32")
+    sizes = (1, 2, 4) if device.is_gpu else ()
+    return AsyncModelRunner(
+        loaded, device, page_size=page_size, num_pages=num_pages, max_running=8, max_context=64, graph_sizes=sizes
+    )
+
+
+def _cpu_runner(folder: Path) -> ModelRunner:
+    device = CpuDevice(num_threads=torch.get_num_threads())
+    loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32")
+    return ModelRunner(loaded, device, page_size=4, num_pages=64, max_running=8, max_context=64)
+
+
+@pytest.mark.parametrize("name", ["llama-biases-mha", "qwen3-tied-one-kv-head"])
+def test_greedy_text_is_that_of_transformers(name: str, tmp_path: Path) -> None:
+    """A wrong rotation, mask, page, bias or tied head changes the text of some prompt."""
+    reference = make_tiny_model(name, tmp_path)
+    prompts = [PROMPT, PROMPT[:1], PROMPT[3:12]]
+    driver = StepDriver(_runner(tmp_path))
+    requests = [driver.add(prompt, slot=slot) for slot, prompt in enumerate(prompts)]
+    driver.run(requests, num_outputs=5, chunk=9)
+    assert [it.outputs for it in requests] == [greedy_text(reference, prompt, 5) for prompt in prompts]
+
+
+def test_a_step_is_launched_before_the_one_it_needs_is_collected(tiny: tuple[Path, PreTrainedModel]) -> None:
+    """The newest token must come from the device: the host does not know it yet."""
+    folder, reference = tiny
+    runner = _runner(folder)
+    first = SlotAssignment(3, 1, GREEDY, np.array(PROMPT, dtype=np.int32), len(PROMPT), ())
+    pages = PageUpdate(3, 0, np.arange(8, dtype=np.int32)[::-1].copy())
+    handles = [runner.launch(_plan(0, 3, np.array(PROMPT, dtype=np.int32), (first,), (pages,)))]
+    for step in range(1, 6):
+        newest = np.array([NEWEST_TOKEN], dtype=np.int32)
+        handles.append(runner.launch(_plan(len(PROMPT) + step - 1, 3, newest)))
+    outputs = [int(handle.collect().tokens[0]) for handle in handles[-2:]]  # the loop has no more than two at once
+    assert outputs == greedy_text(reference, PROMPT, 6)[-2:]
+
+
+def _plan(
+    num_computed: int,
+    slot: int,
+    token_ids: np.ndarray,
+    assignments: tuple[SlotAssignment, ...] = (),
+    pages: tuple[PageUpdate, ...] = (),
+) -> StepPlan:
+    return StepPlan(
+        step_id=0,
+        assignments=assignments,
+        page_updates=pages,
+        slots=np.array([slot], dtype=np.int32),
+        uses=np.array([1], dtype=np.int64),
+        num_computed=np.array([num_computed], dtype=np.int32),
+        num_tokens=np.array([len(token_ids)], dtype=np.int32),
+        samples=np.ones(1, dtype=np.bool_),
+        token_ids=token_ids,
+        num_decodes=int(token_ids[0] == NEWEST_TOKEN),
+        num_outputs=np.zeros(1, dtype=np.int32),
+    )
+
+
+def test_sampled_text_and_logprobs_are_those_of_the_cpu(tiny: tuple[Path, PreTrainedModel]) -> None:
+    """Two samplers, one contract: the same seed draws the same tokens, and reports the same log-probabilities."""
+    folder, _ = tiny
+    kinds = [
+        SamplingParams(temperature=1.0, seed=5),
+        SamplingParams(temperature=0.8, top_p=0.7, seed=6),
+        SamplingParams(temperature=1.3, top_k=5, min_p=0.05, seed=7),
+        SamplingParams(temperature=0.0, repetition_penalty=1.4, frequency_penalty=0.3, logit_bias={9: 2.0}),
+        SamplingParams(temperature=1.0, top_k=12, top_p=0.9, presence_penalty=0.5, seed=8),
+    ]
+    told = []
+    for runner in (_cpu_runner(folder), _runner(folder)):
+        driver = StepDriver(runner)  # type: ignore[arg-type]
+        wanted = LogprobParams(top=3, token_ids=(4, 9), prompt_start=0)
+        requests = [driver.add(PROMPT[:7], slot=i, sampling=kind, logprobs=wanted) for i, kind in enumerate(kinds)]
+        requests.append(driver.add(PROMPT[:5], slot=7))
+        driver.run(requests, num_outputs=5, chunk=4)
+        told.append(requests)
+    for on_cpu, on_device in zip(*told, strict=True):
+        assert on_device.outputs == on_cpu.outputs
+        for kind in ("logprobs", "prompt_logprobs"):
+            found, expected = getattr(on_device, kind), getattr(on_cpu, kind)
+            assert [it.token_id for it in found] == [it.token_id for it in expected]
+            assert [it.top_ids for it in found] == [it.top_ids for it in expected]
+            for one, other in zip(found, expected, strict=True):
+                assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+                assert one.ids_logprobs == pytest.approx(other.ids_logprobs, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter computes with the NaN, too
+def test_a_page_of_nan_fails_its_own_row_only(tiny: tuple[Path, PreTrainedModel]) -> None:
+    folder, reference = tiny
+    runner = _runner(folder)
+    runner.kv.pages.fill_(float("nan"))
+    driver = StepDriver(runner)  # type: ignore[arg-type]
+    good, bad = driver.add(PROMPT, slot=1), driver.add(PROMPT[:9], slot=2)
+    driver.step([(good, 21), (bad, 8)])
+    runner.kv.page_as_bytes(bad.pages[0]).fill_(0xFF)  # NaN in every dtype
+    for num_tokens in (1, 1, 1):
+        result = driver.step([(good, 1), (bad, num_tokens)])
+        rows = {int(slot): bool(finite) for slot, finite in zip(result.slots, result.is_finite, strict=True)}
+        assert rows == {1: True, 2: False}
+    assert good.outputs == greedy_text(reference, PROMPT, 4)
