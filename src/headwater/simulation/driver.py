@@ -160,6 +160,7 @@ class Driver:
         extra_key: str = "",
         priority: int = 0,
         no_store: bool = False,
+        output_interval: int = 1,
         **sampling: Any,
     ) -> Answer:
         """Send a request; its answer fills as turns go by."""
@@ -173,6 +174,7 @@ class Driver:
                 extra_key=extra_key,
                 priority=priority,
                 no_store=no_store,
+                output_interval=output_interval,
             )
         )
         return self.answers[rid]

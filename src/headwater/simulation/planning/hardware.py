@@ -74,7 +74,7 @@ HARDWARE = {
         Hardware(
             name="cpu",
             flops_per_s=4e11,
-            attention_flops_per_s=4e10,
+            attention_flops_per_s=4e11,
             bytes_per_s=2.2e10,
             overlap=0.0,
             step_overhead_s=0.003,
