@@ -74,6 +74,7 @@ class Generate(Struct, tag="generate"):
     extra_key: str = ""
     priority: int = 0  # higher runs first
     no_store: bool = False  # leave nothing in the cache
+    output_interval: int = 1  # tokens in an output; the first token comes alone, the last output is what is left
 
 
 class Abort(Struct, tag="abort"):

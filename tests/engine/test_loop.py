@@ -43,6 +43,37 @@ def test_text_is_the_same_however_the_prompt_is_chunked(is_async, length):
 
 
 @BOTH
+@pytest.mark.parametrize(("interval", "num_outputs"), [(1, 9), (4, 3), (100, 2)])
+def test_tokens_come_at_the_interval_asked_for_and_none_is_lost(is_async, interval, num_outputs):
+    """Who does not stream needs no message for every token; each costs engine and client a slice of a step."""
+    driver = Driver(is_async=is_async)
+    answer = driver.generate("a", prompt_of(20), 9, output_interval=interval, logprobs=LogprobParams())
+    taken = []
+    take, answer.take = answer.take, lambda output: (taken.append(output), take(output))
+    driver.finish()
+    assert answer.tokens == expected(prompt_of(20), 9)
+    assert len(answer.logprobs) == 9
+    assert len(taken) == num_outputs
+    assert taken[0].token_ids == (answer.tokens[0],), "the first token tells how long it took"
+
+
+@BOTH
+def test_tokens_held_back_arrive_when_the_request_is_aborted_or_retracted(is_async):
+    driver = Driver(is_async=is_async, num_pages=24, max_context=90)
+    answers = [driver.generate(f"r{i}", prompt_of(10, i), 40, output_interval=1000) for i in range(6)]
+    driver.finish(*answers[:5])
+    assert driver.parts.scheduler.counters.num_retractions > 0
+    for i, answer in enumerate(answers[:5]):
+        assert answer.tokens == expected(prompt_of(10, i), 40)
+    late = driver.generate("late", prompt_of(10, 9), 40, output_interval=1000)
+    driver.turn(12)
+    driver.send(Abort(call_id="x", rid="late"))
+    driver.finish()
+    assert 1 < len(late.tokens) < 40
+    assert late.tokens == expected(prompt_of(10, 9), 40)[: len(late.tokens)]
+
+
+@BOTH
 def test_requests_in_one_batch_do_not_disturb_each_other(is_async):
     driver = Driver(is_async=is_async, num_pages=256)
     answers = {n: driver.generate(f"r{n}", prompt_of(5 + 7 * n, n), 3 + n) for n in range(12)}

@@ -110,6 +110,7 @@ class NativeApi:
                 no_store=request.no_store,
                 priority=request.priority,
                 engine=rank,
+                is_streaming=request.stream,
             )
             for index in range(given.n)
         ]

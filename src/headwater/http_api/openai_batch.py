@@ -101,6 +101,7 @@ class OpenAIBatch:
                     extra_key=given.extra_key,
                     no_store=given.no_store,
                     priority=given.priority,
+                    is_streaming=given.stream,
                 )
                 for sample in range(given.n):
                     rid = self.heading.id if is_single else f"{self.heading.id}_{number * given.n + sample}"

@@ -26,6 +26,7 @@ from headwater.messages import (
 from headwater.tokenization.text_stream import TextStream
 from headwater.tokenization.tokenizer import Tokenizer
 
+WHOLE_ANSWER = 1 << 30  # as an output interval: longer than any answer
 ENCODE_IN_THREAD_CHARS = 4096  # longer texts would hold up the event loop for a millisecond and more
 
 
@@ -45,6 +46,7 @@ class TextRequest:
     priority: int = 0
     no_store: bool = False
     engine: int | None = None  # index of the engine that must run it; None: the client chooses
+    is_streaming: bool = True  # False: all tokens but the first may come at the end, which costs the engine less
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ class TextGenerator:
             extra_key=request.extra_key,
             priority=request.priority,
             no_store=request.no_store,
+            # a stop string is found here, so every token is wanted at once
+            output_interval=1 if request.is_streaming or request.stop else WHOLE_ANSWER,
         )
         generation = self._client.generate(message, engine=request.engine)
         return TextGeneration(generation, request, self.tokenizer, observer=self._observer)

@@ -13,32 +13,40 @@ class OutputBuffer:
     def add_token(
         self, request: Request, token_id: int, *, logprob: TokenLogprob | None, meta: OutputMeta | None
     ) -> None:
+        """The newest token of `request`. It is kept back until there are as many as the request's interval."""
+        request.unsent_token_ids.append(token_id)
+        if logprob is not None:
+            request.unsent_logprobs.append(logprob)
+        if request.num_outputs > 1 and meta is None and len(request.unsent_token_ids) < request.output_interval:
+            return
         prompt_logprobs = None
         if request.num_outputs == 1 and request.prompt_logprobs:
             prompt_logprobs = tuple(request.prompt_logprobs)
-        self._put(
-            request,
+        token_ids, logprobs = _take_unsent(request)
+        items = self._items.setdefault(request.client, [])
+        items.append(
             Output(
                 rid=request.rid,
-                token_ids=(token_id,),
-                logprobs=None if logprob is None else (logprob,),
+                token_ids=token_ids,
+                logprobs=logprobs,
                 prompt_logprobs=prompt_logprobs,
                 meta=meta,
-            ),
+            )
         )
 
     def finish(self, request: Request, finish: Finish, meta: OutputMeta) -> None:
-        """End `request`; merged into its token of this turn, if it has one."""
+        """End `request`; merged into its token of this turn, if it has one, with what was kept back."""
         items = self._items.setdefault(request.client, [])
         last = items[-1] if items and items[-1].rid == request.rid else None
         if last is not None:
             items.pop()
         prompt_logprobs = tuple(request.prompt_logprobs) if request.num_outputs == 0 else None
+        token_ids, logprobs = _take_unsent(request)
         items.append(
             Output(
                 rid=request.rid,
-                token_ids=last.token_ids if last else (),
-                logprobs=last.logprobs if last else None,
+                token_ids=last.token_ids if last else token_ids,
+                logprobs=last.logprobs if last else logprobs,
                 prompt_logprobs=last.prompt_logprobs if last else prompt_logprobs or None,
                 finish=finish,
                 meta=meta,
@@ -51,5 +59,9 @@ class OutputBuffer:
         self._items = {}
         return taken
 
-    def _put(self, request: Request, output: Output) -> None:
-        self._items.setdefault(request.client, []).append(output)
+
+def _take_unsent(request: Request) -> tuple[tuple[int, ...], tuple[TokenLogprob, ...] | None]:
+    taken = tuple(request.unsent_token_ids), tuple(request.unsent_logprobs) or None
+    request.unsent_token_ids.clear()
+    request.unsent_logprobs.clear()
+    return taken

@@ -75,6 +75,9 @@ class Request:
         self.num_storage_tokens = 0  # of its prompt, found in storage
         self.weights_versions: list[tuple[str, int]] = []  # (label, first output computed with them)
         self.has_sent_meta = False
+        self.output_interval = message.output_interval
+        self.unsent_token_ids: list[int] = []
+        self.unsent_logprobs: list[TokenLogprob] = []
 
     @property
     def num_outputs(self) -> int:

@@ -58,4 +58,5 @@ class Requests:
             extra_key=source.choice(self._prompts.keys),
             priority=source.choice([0, 0, 0, 1]),
             no_store=source.random() < 0.06,
+            output_interval=(1, 1, 4, 1 << 30)[len(prompt) % 4],  # some clients do not stream
         )

@@ -49,10 +49,11 @@ class RequestModel:
     def has_started(self) -> bool:
         return self.num_entered > 0
 
-    @property
-    def known_tokens(self) -> list[int]:
-        """The prompt and what the client has been told."""
-        return self.tokens[: len(self.prompt) + self.num_told]
+    def may_enter_with(self, known: list[int]) -> bool:
+        """Whether these are the tokens known so far: all that was told, and with an interval perhaps more."""
+        num_told = len(self.prompt) + self.num_told
+        is_complete = len(known) == num_told or (self.message.output_interval > 1 and len(known) > num_told)
+        return is_complete and known == self.tokens[: len(known)]
 
     def canaries(self, length: int) -> npt.NDArray[np.uint64]:
         return self._canaries[:length]
