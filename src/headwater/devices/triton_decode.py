@@ -23,6 +23,8 @@ from headwater.devices.triton_rotary import normed
 
 MAX_SPLITS = 32
 _BLOCK = 64  # tokens at a time
+_NUM_WARPS = 4
+_NUM_STAGES = 3
 _PROGRAMS_WANTED = 512  # enough to fill the largest cards, about four to a multiprocessor
 
 
@@ -93,8 +95,8 @@ def decode(
         BLOCK=_BLOCK,
         MAX_SPLITS=MAX_SPLITS,
         HAS_NORM=q_norm is not None,
-        num_warps=4,
-        num_stages=3,
+        num_warps=_NUM_WARPS,
+        num_stages=_NUM_STAGES,
     )
 
 
@@ -217,11 +219,12 @@ def _decode_kernel(
         splits = tl.arange(0, MAX_SPLITS)
         is_split = splits < num_splits
         for member in tl.static_range(GROUP):
-            part = (head * MAX_SPLITS) + splits * GROUP + member
+            parts = (head * MAX_SPLITS) + splits * GROUP + member
             # .cg: past the first-level cache, which the other programs' stores did not go through
-            lse = tl.load(lses + part, mask=is_split, other=-float("inf"), cache_modifier=".cg")
+            lse = tl.load(lses + parts, mask=is_split, other=-float("inf"), cache_modifier=".cg")
             share = tl.exp2(lse - tl.max(lse, 0))
             is_part = is_split[:, None] & (dim[None, :] < DIM)
-            each = tl.load(partials + part[:, None] * DIM + dim[None, :], mask=is_part, other=0.0, cache_modifier=".cg")
+            part_at = partials + parts[:, None] * DIM + dim[None, :]
+            each = tl.load(part_at, mask=is_part, other=0.0, cache_modifier=".cg")
             joined = tl.sum(each * share[:, None], 0) / tl.sum(share, 0)
             tl.store(out + (head + member) * DIM + dim, joined.to(dtype), mask=dim < DIM)

@@ -21,6 +21,8 @@ from headwater.devices.paged_batch import PagedBatch
 
 _LINES = 128  # (query, head of the group) pairs of a tile
 _KEYS = 64  # tokens at a time
+_NUM_WARPS = 8
+_NUM_STAGES = 3
 
 
 def queries_per_tile(geometry: AttentionGeometry) -> int:
@@ -78,8 +80,8 @@ def prefill(
         PAGE_SIZE=kv.layout.page_size,
         LINES=_LINES,
         KEYS=_KEYS,
-        num_warps=8,
-        num_stages=3,
+        num_warps=_NUM_WARPS,
+        num_stages=_NUM_STAGES,
     )
 
 

@@ -1,0 +1,82 @@
+"""Text on a GPU against transformers on the CPU: greedy float32 token for token, 16-bit floats by their choices."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from headwater.devices.cuda import CudaDevice
+from headwater.execution.async_runner import AsyncModelRunner
+from headwater.messages import LogprobParams
+from headwater.models.loader import load_model, resolve_model
+from step_driver import StepDriver
+from tiny_models import MODEL_NAMES, VOCAB_SIZE, greedy_text, make_tiny_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+
+NUM_OUTPUTS = 24
+PROMPT_LENGTHS = (1, 2, 3, 5, 8, 13, 17, 31, 32, 33, 40, 47, 64, 65, 90, 110)
+
+
+def _runner(folder: Path, *, page_size: int, dtype: str = "float32", graphs: tuple[int, ...] = ()) -> AsyncModelRunner:
+    device = CudaDevice()
+    loaded = load_model(resolve_model(str(folder)), device=device, dtype=dtype)
+    return AsyncModelRunner(
+        loaded, device, page_size=page_size, num_pages=2400, max_running=16, max_context=2000, graph_sizes=graphs
+    )
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_greedy_text_in_any_chunks_and_batches(name: str, tmp_path: Path) -> None:
+    """Every family, with and without graphs; padded batches; pages of odd sizes; chunks beside decodes."""
+    reference = make_tiny_model(name, tmp_path)
+    random = np.random.default_rng(7)
+    prompts = [random.integers(3, VOCAB_SIZE, length).tolist() for length in PROMPT_LENGTHS]
+    expected = [greedy_text(reference, prompt, NUM_OUTPUTS) for prompt in prompts]
+    cases = ((16, 1000, 1, (1,)), (4, 7, 5, (2, 8)), (5, 19, 16, ()), (1, 33, 16, (16,)))
+    for page_size, chunk, batch_size, graphs in cases:
+        runner = _runner(tmp_path, page_size=page_size, graphs=graphs)
+        for start in range(0, len(prompts), batch_size):
+            driver = StepDriver(runner, seed=start)  # type: ignore[arg-type]
+            requests = [driver.add(prompts[start + i], slot=i) for i in range(min(batch_size, 16 - start))]
+            driver.run(requests, num_outputs=NUM_OUTPUTS, chunk=chunk)
+            assert [it.outputs for it in requests] == expected[start : start + batch_size]
+
+
+@pytest.fixture(scope="module")
+def middling(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrainedModel]:
+    """A model of real head sizes whose logits are as spread as a trained one's."""
+    folder = tmp_path_factory.mktemp("middling")
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=4000, hidden_size=1024, intermediate_size=2048, num_hidden_layers=6, num_attention_heads=8,
+        num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.05, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval().to(torch.bfloat16)
+    model.save_pretrained(folder)
+    return folder, model.float()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sixteen_bits_choose_as_float32_does(middling: tuple[Path, PreTrainedModel], dtype: str) -> None:
+    """Teacher-forced: at least 99 % of the choices are float32's, near ties aside, whatever the chunks."""
+    folder, reference = middling
+    token_ids = np.random.default_rng(5).integers(3, 4000, 1500).tolist()
+    with torch.inference_mode():
+        exact = reference.cuda()(torch.tensor([token_ids], device="cuda")).logits[0].float().cpu()
+    reference.cpu()
+    top = exact.topk(2, dim=-1)
+    is_clear = (top.values[:, 0] - top.values[:, 1]) > 0.05 * exact.std(dim=-1)
+    for chunk in (10**6, 100):
+        driver = StepDriver(_runner(folder, page_size=16, dtype=dtype))  # type: ignore[arg-type]
+        request = driver.add(token_ids, slot=0, logprobs=LogprobParams(top=1, prompt_start=0))
+        driver.run([request, driver.add(token_ids[:50], slot=1)], num_outputs=1, chunk=chunk)
+        found = torch.tensor([it.top_ids[0] for it in request.prompt_logprobs])
+        is_same = found == top.indices[:-1, 0]
+        agreement = is_same.float().mean().item()
+        clear = is_same[is_clear[:-1]].float().mean().item()
+        print(f"{dtype} chunk {chunk}: {agreement:.4f} of all, {clear:.4f} of {int(is_clear.sum())} clear choices")
+        assert clear >= 0.99
+        assert agreement >= 0.95
