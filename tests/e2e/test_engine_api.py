@@ -100,6 +100,23 @@ def test_a_flush_empties_the_cache(engine) -> None:
     assert engine.generate(long, GREEDY)["meta_info"]["cached_tokens"] == 0
 
 
+def test_a_flush_from_python_knows_the_whole_contract(engine) -> None:
+    long = "Another sentence to remember. " * 20
+    for salt in ("a", "b"):
+        engine.generate(long, GREEDY, cache_salt=salt)
+    would = engine.flush_cache(cache_salt="a", dry_run=True)
+    assert would.dry_run and would.freed["device"].pages > 0
+    assert engine.flush_cache(cache_salt="a", mode="now").freed == would.freed
+    cached = [engine.generate(long, GREEDY, cache_salt=s)["meta_info"]["cached_tokens"] for s in ("a", "b")]
+    assert cached[0] == 0 < cached[1]
+    prefix_ids = engine.encode(long)[:64]
+    assert engine.flush_cache(prefix_ids=prefix_ids, timeout=5).freed["device"].pages > 0
+    assert engine.generate(long, GREEDY, cache_salt="b")["meta_info"]["cached_tokens"] < 64
+    for wrong in ({"mode": "later"}, {"tiers": ["host"]}, {"prefix_ids": []}):
+        with pytest.raises(ValueError, match=next(iter(wrong)).rstrip("s")):
+            engine.flush_cache(**wrong)
+
+
 def test_shutdown_leaves_no_thread_and_no_socket() -> None:
     from headwater import Engine
 

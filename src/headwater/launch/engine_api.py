@@ -5,13 +5,13 @@ import atexit
 import contextlib
 import threading
 import traceback
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
 from headwater.client.engine_client import EngineClient, new_call_id
-from headwater.client.errors import EngineGone
+from headwater.client.errors import CallFailed, EngineGone
 from headwater.http_api.errors import from_validation
 from headwater.http_api.native_api import NativeApi, NativeBatch
 from headwater.http_api.schemas_native import GenerateRequest
@@ -22,7 +22,7 @@ from headwater.launch.config import ServerArgs
 from headwater.launch.model_choice import with_model
 from headwater.launch.served_model import model_facts, tokenizer_path
 from headwater.launch.supervisor import private_directory
-from headwater.messages import EngineReady, EngineState, FlushCache, FlushResult, GetState, Shutdown
+from headwater.messages import EngineReady, EngineState, FlushCache, FlushResult, GetState, Shutdown, pack_ids
 from headwater.tokenization.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -121,13 +121,41 @@ class Engine:
 
     # --- control -----------------------------------------------------------------------------------
 
-    def flush_cache(self, *, timeout: float = 0.0) -> FlushResult:
-        """Empty the KV cache at the first idle moment within `timeout` seconds; `success` tells if it was."""
+    def flush_cache(
+        self,
+        *,
+        timeout: float = 0.0,
+        mode: Literal["idle", "now", "drain"] = "idle",
+        tiers: Sequence[str] = (),
+        cache_salt: str | None = None,
+        extra_key: str | None = None,
+        prefix_ids: list[int] | None = None,
+        hold: bool = False,
+        dry_run: bool = False,
+    ) -> FlushResult:
+        """Make cached KV unreachable, as /flush_cache does (docs/flush.md); `success` tells whether it was flushed.
+
+        Raises `ValueError` that names a wrong parameter.
+        """
         if not 0 <= timeout <= self.args.max_control_timeout:
-            raise ValueError(
-                f"timeout must be from 0 to {self.args.max_control_timeout:g} seconds, got {timeout}"
-            )
-        return self._wait(self._client.call(FlushCache(call_id=new_call_id(), timeout_s=timeout)))
+            raise ValueError(f"timeout must be from 0 to {self.args.max_control_timeout:g} seconds, got {timeout}")
+        if mode not in ("idle", "now", "drain"):
+            raise ValueError(f"mode must be idle, now or drain, got {mode!r}")
+        message = FlushCache(
+            call_id=new_call_id(),
+            timeout_s=timeout,
+            mode=mode,
+            tiers=tuple(tiers),
+            cache_salt=cache_salt,
+            extra_key=extra_key,
+            prefix_ids=None if prefix_ids is None else pack_ids(prefix_ids),
+            hold=hold,
+            dry_run=dry_run,
+        )
+        try:
+            return self._wait(self._client.call(message))
+        except CallFailed as error:
+            raise ValueError(error.failed.message) from None
 
     def get_state(self) -> EngineState:
         """Requests, pages by owner and counters, between two turns of the loop."""
