@@ -7,7 +7,7 @@ from headwater.cache.prefix_cache import HostTier
 from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings
 from headwater.cache.write_policy import WritePolicy
 from headwater.clock import MonotonicClock
-from headwater.devices.host_memory import CpuPageCopier, HostMemory
+from headwater.devices.device import Device
 from headwater.devices.kv_memory import KVLayout
 from headwater.engine.kv_events_publisher import KvEventsSettings, endpoint_of
 from headwater.engine.loop import EngineLoop
@@ -18,7 +18,7 @@ from headwater.execution.model_runner import kv_layout
 from headwater.execution.runner import Handle, Runner
 from headwater.execution.weight_store import Checkpoint, WeightStore
 from headwater.launch.config import GB, ServerArgs
-from headwater.launch.placement import make_runner, num_kv_pages, open_device, workspace_bytes
+from headwater.launch.placement import make_host_memory, make_runner, num_kv_pages, open_device, workspace_bytes
 from headwater.messages import EngineReady
 from headwater.models.loader import LoadedModel, load_model, resolve_model
 from headwater.scheduling.plan import StepPlan
@@ -107,7 +107,7 @@ def build_engine(args: ServerArgs, endpoint: str, *, index: int = 0) -> EngineLo
         is_cache_enabled=not args.disable_radix_cache,
         max_control_timeout_s=args.max_control_timeout,
         memory_bytes=runner.memory_bytes(),
-        host=_host_tier(args, runner, layout, num_pages),
+        host=_host_tier(args, device, runner, layout, num_pages),
         fingerprint=_fingerprint(loaded, layout),
         storage_settings=StorageSettings(policy=PrefetchPolicy(args.hicache_storage_prefetch_policy)),
         kv_events=_kv_events(args, index),
@@ -128,8 +128,10 @@ class ServedModel:
         return self._runner.launch(plan)
 
 
-def _host_tier(args: ServerArgs, runner: Runner, layout: KVLayout, num_pages: int) -> HostTier | None:
-    """Host memory as asked for; it is taken as pages are written."""
+def _host_tier(
+    args: ServerArgs, device: Device, runner: Runner, layout: KVLayout, num_pages: int
+) -> HostTier | None:
+    """Host memory as asked for."""
     if not args.enable_hierarchical_cache:
         return None
     num_host_pages = int(num_pages * args.hicache_ratio)
@@ -137,12 +139,9 @@ def _host_tier(args: ServerArgs, runner: Runner, layout: KVLayout, num_pages: in
         num_host_pages = int(args.hicache_size * GB) // layout.page_bytes
     if num_host_pages < 1:
         raise ValueError(f"--hicache-size {args.hicache_size} holds no page: one takes {layout.page_bytes} bytes")
-    memory = HostMemory(num_pages=num_host_pages, page_bytes=layout.page_bytes)
+    memory, copier = make_host_memory(device, lambda: runner.kv, num_pages=num_host_pages, layout=layout)
     return HostTier(
-        num_pages=num_host_pages,
-        copier=CpuPageCopier(lambda: runner.kv, memory),
-        pages=memory,
-        policy=WritePolicy(args.hicache_write_policy),
+        num_pages=num_host_pages, copier=copier, pages=memory, policy=WritePolicy(args.hicache_write_policy)
     )
 
 

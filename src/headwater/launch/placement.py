@@ -1,12 +1,16 @@
 """Where the model computes: the device, how much KV fits on it, and the runner that suits it."""
 
 import logging
+from collections.abc import Callable
 
 import torch
 
+from headwater.cache.copier import PageCopier
+from headwater.cache.host_pages import HostPages
 from headwater.devices.cpu import CpuDevice
 from headwater.devices.device import Device
-from headwater.devices.kv_memory import KVLayout, num_pages_in_budget
+from headwater.devices.host_memory import CpuPageCopier, HostMemory
+from headwater.devices.kv_memory import KVLayout, KVMemory, num_pages_in_budget
 from headwater.execution.model_runner import ModelRunner
 from headwater.execution.runner import Runner
 from headwater.execution.warm_up import warm_up
@@ -67,6 +71,20 @@ def make_runner(args: ServerArgs, loaded: LoadedModel, device: Device, *, num_pa
     free_bytes = device.free_memory_bytes()
     _log.info("%.1f GiB of the GPU's memory are left free", free_bytes / _GIB)
     return on_gpu
+
+
+def make_host_memory(
+    device: Device, kv: Callable[[], KVMemory], *, num_pages: int, layout: KVLayout
+) -> tuple[HostPages, PageCopier]:
+    """Memory for the host tier, and what copies between it and the memory that `kv` gives."""
+    if device.torch_device.type == "cpu":
+        memory = HostMemory(num_pages=num_pages, page_bytes=layout.page_bytes)
+        return memory, CpuPageCopier(kv, memory)
+    from headwater.devices.cuda_copy import CudaPageCopier
+    from headwater.devices.cuda_host_memory import PinnedHostMemory
+
+    pinned = PinnedHostMemory(num_pages=num_pages, page_bytes=layout.page_bytes)
+    return pinned, CudaPageCopier(kv, pinned, device=device.torch_device)
 
 
 def workspace_bytes(args: ServerArgs, config: ModelConfig, device: Device) -> int:
