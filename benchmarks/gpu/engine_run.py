@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""B1 to B4 and a long prompt through `Engine` on one GPU, with random weights; prints and keeps every figure.
+
+    engine_run.py MODEL OUT.json [--parts B2,B3,B1,B4,long]
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from figures import Figures
+from shapes import SHAPES, make_model
+
+import workloads
+
+STARTED_S = time.perf_counter()  # what is imported above is small
+GREEDY = {"temperature": 0, "ignore_eos": True}
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=sorted(SHAPES))
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--parts", default="B2,B3,B1,B4,long")
+    parser.add_argument("--device", default="cuda")
+    options = parser.parse_args(argv)
+    figures = Figures(options.out, {"model": options.model})
+    with tempfile.TemporaryDirectory() as root:
+        folder = make_model(options.model, Path(root))
+        figures.put("make_folder_s", time.perf_counter() - STARTED_S)
+        run(folder, options.parts.split(","), figures, device=options.device)
+    return 0
+
+
+def run(folder: Path, parts: Sequence[str], figures: Figures, *, device: str) -> None:
+    before_s = time.perf_counter()
+    from headwater import Engine
+
+    figures.put("import_s", time.perf_counter() - before_s)
+    before_s = time.perf_counter()
+    is_long = "long" in parts
+    with Engine(
+        str(folder),
+        load_format="dummy",
+        device=device,
+        context_length=33_024 if is_long else 8192,
+        max_running_requests=256,
+        log_level="info",
+    ) as engine:
+        figures.put("engine_start_s", time.perf_counter() - before_s)
+
+        def generate(prompts: workloads.Prompts, lengths: Sequence[int]) -> int:
+            params = [GREEDY | {"max_new_tokens": length} for length in lengths]
+            answers = engine.generate(input_ids=prompts, sampling_params=params)
+            num_tokens = sum(len(answer["output_ids"]) for answer in answers)
+            assert num_tokens == sum(lengths), "an answer is short"
+            return num_tokens
+
+        def flush() -> None:
+            assert engine.flush_cache(timeout=30).success
+
+        generate(workloads.random_prompts(1, 64, seed=1), [1])
+        figures.put("start_to_first_answer_s", time.perf_counter() - STARTED_S)
+        figures.put("kv_tokens", engine.ready.num_pages * engine.ready.page_size)
+        workloads.warm_up(generate)
+        todo = {
+            "B2": lambda: workloads.one_stream(generate, figures.put),
+            "B3": lambda: workloads.many_streams(generate, figures.put),
+            "B1": lambda: workloads.mixed_lengths(generate, figures.put, flush),
+            "B4": lambda: workloads.shared_prefix(generate, figures.put, flush),
+            "long": lambda: workloads.long_prompt(generate, figures.put, length=32_768),
+        }
+        for part in parts:
+            todo[part]()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

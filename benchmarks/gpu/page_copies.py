@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Scattered pages between the device and host memory, by copy engine and by kernel, beside one large pinned copy.
+
+    page_copies.py OUT.json
+
+The copier is the server's own, threads and all; `share` is of the large copy measured beside it. `beside_step` is how
+much longer matrix products take while pages move.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from figures import Figures
+
+from headwater.devices.cuda_copy import CudaPageCopier, PageMover, move_by_copy_engine, move_by_kernel
+from headwater.devices.cuda_host_memory import PinnedHostMemory
+from headwater.devices.host_memory import ThreadCopy
+from headwater.devices.kv_memory import KVLayout, KVMemory
+
+DEVICE = torch.device("cuda")
+GIB = 1 << 30
+MOVED_BYTES = 512 << 20
+METHODS: dict[str, PageMover] = {"kernel": move_by_kernel, "copy_engine": move_by_copy_engine}
+
+
+def wait_s(start: Callable[[], ThreadCopy]) -> float:
+    """From the call to its end, as the loop sees it."""
+    started_s = time.perf_counter()
+    copy = start()
+    while not copy.is_done():
+        time.sleep(0.00005)
+    assert not copy.has_failed
+    return time.perf_counter() - started_s
+
+
+def large_copies() -> tuple[float, float]:
+    """GB/s to the device and to the host of one pinned copy."""
+    host = torch.empty(GIB, dtype=torch.uint8, pin_memory=True)
+    device = torch.empty(GIB, dtype=torch.uint8, device=DEVICE)
+
+    def once(target: torch.Tensor, source: torch.Tensor) -> float:
+        torch.cuda.synchronize()
+        started_s = time.perf_counter()
+        target.copy_(source, non_blocking=True)
+        torch.cuda.synchronize()
+        return GIB / (time.perf_counter() - started_s) / 1e9
+
+    rates = [(once(device, host), once(host, device)) for _ in range(6)][1:]
+    return statistics.median(r[0] for r in rates), statistics.median(r[1] for r in rates)
+
+
+def measure(kib: int, method: str, figures: Figures) -> None:
+    to_device, to_host = large_copies()
+    layout = KVLayout(num_layers=1, num_kv_heads=1, head_dim=64, page_size=kib * 4, dtype=torch.bfloat16)
+    assert layout.page_bytes == kib * 1024
+    num_pages, num_moved = 2 * GIB // layout.page_bytes, MOVED_BYTES // layout.page_bytes
+    kv = KVMemory(layout, torch.zeros((num_pages, *layout.page_shape), dtype=torch.bfloat16, device=DEVICE))
+    host = PinnedHostMemory(num_pages=num_pages, page_bytes=layout.page_bytes)
+    host.wait_ready(np.array([num_pages - 1], np.int32))
+    copier = CudaPageCopier(lambda: kv, host, device=DEVICE, mover=METHODS[method])
+    source = np.random.default_rng(kib)
+    on_device, on_host = (source.permutation(num_pages)[:num_moved].astype(np.int32) for _ in range(2))
+    restores, offloads = [], []
+    for _ in range(5):
+        offloads.append(wait_s(lambda: copier.offload(on_device, on_host)))
+        restores.append(wait_s(lambda: copier.restore(on_host, on_device)))
+    for kind, times, link in (("restore", restores[1:], to_device), ("offload", offloads[1:], to_host)):
+        rate = MOVED_BYTES / statistics.median(times) / 1e9
+        figures.put(f"{kib}_kib_{method}_{kind}_gb_per_s", rate)
+        figures.put(f"{kib}_kib_{method}_{kind}_share", rate / link)
+    figures.put(f"{kib}_kib_{method}_beside_step", beside_step(lambda: copier.restore(on_host, on_device)))
+
+
+def beside_step(start: Callable[[], ThreadCopy]) -> float:
+    """Time of memory-bound products while pages move, as a multiple of their time alone."""
+    weight = torch.randn(28672, 4096, device=DEVICE, dtype=torch.bfloat16)
+    x = torch.randn(64, 4096, device=DEVICE, dtype=torch.bfloat16)
+
+    def products() -> float:
+        started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        started.record()
+        for _ in range(60):
+            torch.nn.functional.linear(x, weight)
+        ended.record()
+        ended.synchronize()
+        return started.elapsed_time(ended)
+
+    products()
+    alone = statistics.median(products() for _ in range(3))
+    copies = [start() for _ in range(4)]
+    time.sleep(0.001)
+    beside = products()
+    while not all(copy.is_done() for copy in copies):
+        time.sleep(0.001)
+    return beside / alone
+
+
+def main() -> int:
+    figures = Figures(Path(sys.argv[1]), {"device": torch.cuda.get_device_name()})
+    for kib in (16, 64, 256, 2048):
+        for method in METHODS:
+            try:
+                measure(kib, method, figures)
+            except (ImportError, AttributeError, RuntimeError, TypeError) as error:  # one way may not exist here
+                figures.put(f"{kib}_kib_{method}_error", f"{type(error).__name__}: {error}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+"""The tiers and the flush on one GPU: what host hits bring, what tiers cost that are never hit, a flush under load.
+
+    tiers_run.py MODEL OUT.json [--parts hits,cost,flush]
+
+hits: chats whose prefixes of 4,096 tokens are together four times the device's pool; a turn that finds its prefix on
+the host beside one that computes it. cost: prompts that never hit, with tiers and without, in turns. flush: `mode=now`
+under 64 running requests: seconds to the answer, and the gaps between tokens beside those without.
+"""
+
+import argparse
+import asyncio
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from figures import Figures
+from shapes import SHAPES, kv_token_bytes, make_model
+
+import workloads
+
+GREEDY = {"temperature": 0, "ignore_eos": True}
+PREFIX_TOKENS = 4096
+POOL_TOKENS = 16 * PREFIX_TOKENS
+NUM_CHATS = 64  # four times the pool
+SETTINGS: dict[str, Any] = {
+    "load_format": "dummy",
+    "device": "cuda",
+    "context_length": 8192,
+    "max_running_requests": 64,
+    "log_level": "warning",
+}
+
+
+def open_engine(folder: Path, *, model: str, with_tiers: bool, pool_tokens: int = POOL_TOKENS) -> Any:
+    from headwater import Engine
+
+    tiers: dict[str, Any] = {}
+    if with_tiers:
+        host_gb = 1.3 * NUM_CHATS * PREFIX_TOKENS * kv_token_bytes(model) / 1e9
+        tiers = {"enable_hierarchical_cache": True, "hicache_size": host_gb}
+    return Engine(str(folder), max_total_tokens=pool_tokens, **SETTINGS, **tiers)
+
+
+def first_token_s(engine: Any, prompt: list[int]) -> tuple[float, dict[str, int]]:
+    started_s = time.perf_counter()
+    answer = engine.generate(input_ids=prompt, sampling_params=GREEDY | {"max_new_tokens": 1})
+    return time.perf_counter() - started_s, answer["meta_info"]["cached_tokens_details"]
+
+
+def wait_idle(engine: Any) -> None:
+    """Until no copy is in flight."""
+    deadline_s = time.monotonic() + 60
+    while engine.get_state().blockers:
+        assert time.monotonic() < deadline_s, "copies do not end"
+        time.sleep(0.01)
+
+
+def hits(folder: Path, model: str, figures: Figures) -> None:
+    chats = workloads.random_prompts(NUM_CHATS, PREFIX_TOKENS, seed=70)
+    ends = workloads.random_prompts(NUM_CHATS, 64, seed=71)
+    with open_engine(folder, model=model, with_tiers=True) as engine:
+        computed = [first_token_s(engine, chat + end[:32])[0] for chat, end in zip(chats, ends, strict=True)]
+        wait_idle(engine)
+        again = [first_token_s(engine, chat + end) for chat, end in zip(chats, ends, strict=True)]
+        wait_idle(engine)
+        counters = engine.get_state().counters
+    restored = [seconds for seconds, details in again if details["host"] >= PREFIX_TOKENS - 16]
+    figures.put("chats_from_host", len(restored))
+    figures.put("ttft_computed_p50_ms", statistics.median(computed[4:]) * 1e3)
+    if restored:
+        figures.put("ttft_from_host_p50_ms", statistics.median(restored) * 1e3)
+        figures.put("ttft_ratio", statistics.median(restored) / statistics.median(computed[4:]))
+    figures.put("counters", {name: value for name, value in counters.items() if "store" in name or "offload" in name})
+
+
+def cost(folder: Path, model: str, figures: Figures) -> None:
+    params = GREEDY | {"max_new_tokens": 128}
+    # a pool in which nothing that has ended stays long
+    with (
+        open_engine(folder, model=model, with_tiers=False) as without,
+        open_engine(folder, model=model, with_tiers=True) as tiered,
+    ):
+        ratios = []
+        for repeat in range(6):
+            prompts = workloads.random_prompts(96, 1024, seed=80 + repeat)
+            order = [without, tiered] if repeat % 2 else [tiered, without]
+            took = {}
+            for engine in order:
+                took[engine] = workloads.seconds(
+                    lambda engine=engine, prompts=prompts: engine.generate(input_ids=prompts, sampling_params=params)
+                )
+                wait_idle(engine)
+            if repeat:  # the first round warms up
+                ratios.append(took[without] / took[tiered])
+        figures.put("throughput_with_tiers_never_hit", statistics.median(ratios))
+        figures.put("throughput_with_tiers_never_hit_all", [round(ratio, 4) for ratio in ratios])
+
+
+async def gaps_s(engine: Any, *, flushes: bool, put: workloads.Put) -> list[float]:
+    """Seconds between the tokens of one of 64 streams; with `flushes` the cache is flushed five times meanwhile."""
+    prompts = workloads.random_prompts(64, 512, seed=90)
+    params = GREEDY | {"max_new_tokens": 400}
+    others = [asyncio.ensure_future(engine.async_generate(input_ids=p, sampling_params=params)) for p in prompts[1:]]
+    arrivals: list[float] = []
+    stream = await engine.async_generate(input_ids=prompts[0], sampling_params=params, stream=True)
+    answered: list[float] = []
+
+    async def flush() -> None:
+        await asyncio.sleep(0.5)
+        for _ in range(5):
+            started_s = time.perf_counter()
+            result = await asyncio.to_thread(engine.flush_cache, mode="now")
+            answered.append(time.perf_counter() - started_s)
+            assert result.success, result
+            await asyncio.sleep(0.2)
+
+    flushing = asyncio.ensure_future(flush()) if flushes else None
+    async for _ in stream:
+        arrivals.append(time.perf_counter())
+    if flushing is not None:
+        await flushing
+        put("flush_now_answer_p50_ms", statistics.median(answered) * 1e3)
+        put("flush_now_answer_max_ms", max(answered) * 1e3)
+    await asyncio.gather(*others)
+    found = [second - first for first, second in itertools.pairwise(arrivals)]
+    return found[50:]  # from the moment on that all are decoding
+
+
+def flush(folder: Path, model: str, figures: Figures) -> None:
+    with open_engine(folder, model=model, with_tiers=True, pool_tokens=2 * POOL_TOKENS) as engine:
+        asyncio.run(gaps_s(engine, flushes=False, put=figures.put))
+        quiet, flushed = [], []
+        for _ in range(2):
+            quiet += asyncio.run(gaps_s(engine, flushes=False, put=figures.put))
+            engine.flush_cache(timeout=30)
+            flushed += asyncio.run(gaps_s(engine, flushes=True, put=figures.put))
+            engine.flush_cache(timeout=30)
+    for label, gaps in (("quiet", quiet), ("with_flushes", flushed)):
+        ordered = sorted(gaps)
+        figures.put(f"gap_{label}_p50_ms", ordered[len(ordered) // 2] * 1e3)
+        figures.put(f"gap_{label}_p99_ms", ordered[int(len(ordered) * 0.99)] * 1e3)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=sorted(SHAPES))
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--parts", default="hits,cost,flush")
+    parser.add_argument("--device", default="cuda")
+    options = parser.parse_args(argv)
+    figures = Figures(options.out, {"model": options.model})
+    SETTINGS["device"] = options.device
+    with tempfile.TemporaryDirectory() as root:
+        folder = make_model(options.model, Path(root))
+        for part in options.parts.split(","):
+            {"hits": hits, "cost": cost, "flush": flush}[part](folder, options.model, figures)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
