@@ -91,9 +91,7 @@ class StepDriver:
         )
         self._assignments = []
         self.num_steps += 1
-        handle = self.runner.launch(plan)
-        assert handle.is_done()
-        result = handle.collect()
+        result = self.runner.launch(plan).collect()
         for row, (sequence, num_tokens) in enumerate(rows):
             sequence.num_computed += num_tokens
             if result.tokens[row] >= 0:

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from step_driver import StepDriver
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from headwater.devices.cuda import CudaDevice
 from headwater.execution.async_runner import AsyncModelRunner
 from headwater.messages import LogprobParams
 from headwater.models.loader import load_model, resolve_model
-from step_driver import StepDriver
 from tiny_models import MODEL_NAMES, VOCAB_SIZE, greedy_text, make_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]

@@ -1,4 +1,7 @@
-"""Linear layers on a GPU: cuBLAS over plain [out, in] weights, sums of the residual stream within the product."""
+"""Linear layers on a GPU over plain [out, in] weights: cuBLAS, and a kernel of our own for up to four tokens.
+
+The sums of the residual stream are part of the products.
+"""
 
 from collections.abc import Sequence
 
@@ -6,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from headwater.devices.triton_layers import silu_mul
+from headwater.devices.triton_skinny import MAX_TOKENS, add_linear, gated_linear, linear
 
 
 class CudaLinear:
@@ -19,12 +23,16 @@ class CudaLinear:
         self._widens = self._weight.is_cuda and self._weight.dtype != torch.float32
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) <= MAX_TOKENS:
+            return linear(x, self._weight, self._bias)
         return F.linear(x, self._weight, self._bias)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
         if self._bias is not None:
             residual += self._bias
-        if self._widens:
+        if len(x) <= MAX_TOKENS:
+            add_linear(residual, x, self._weight)
+        elif self._widens:
             torch.addmm(residual, x, self._weight.t(), out_dtype=torch.float32, out=residual)
         elif self._weight.dtype == torch.float32:
             residual.addmm_(x, self._weight.t())
@@ -57,6 +65,8 @@ class CudaGatedLinear:
         self._linear = CudaLinear((gate, up), biases)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) <= MAX_TOKENS:
+            return gated_linear(x, *self._linear.unpack())
         return silu_mul(self._linear(x))
 
     def unpack(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:

@@ -25,6 +25,9 @@ MAX_SPLITS = 32
 _BLOCK = 64  # tokens at a time
 _NUM_WARPS = 4
 _NUM_STAGES = 3
+_MIN_SPLIT = 64  # fewest tokens of a stretch where programs are few
+_LONG_SPLIT = 2048  # and where rows alone fill the card: then only long contexts are cut at all
+_MAX_LONG_SPLITS = 4  # so that few programs find nothing to do
 _PROGRAMS_WANTED = 512  # enough to fill the largest cards, about four to a multiprocessor
 
 
@@ -43,8 +46,9 @@ class DecodeScratch:
 def split_limits(num_rows: int, num_kv_heads: int) -> tuple[int, int]:
     """(most stretches a row is cut into, fewest tokens of one) for a step of `num_rows` decodes."""
     wanted = triton.cdiv(_PROGRAMS_WANTED, num_rows * num_kv_heads)
-    num_splits = min(MAX_SPLITS, max(4, triton.next_power_of_2(wanted)))
-    return num_splits, _BLOCK if wanted > 1 else 8 * _BLOCK
+    if wanted > 1:
+        return min(MAX_SPLITS, max(4, triton.next_power_of_2(wanted))), _MIN_SPLIT
+    return _MAX_LONG_SPLITS, _LONG_SPLIT
 
 
 def decode(
@@ -139,13 +143,16 @@ def _decode_kernel(
     split, kv_head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     position = tl.load(positions + row)
     context = position + 1
-    per_split = tl.maximum(tl.cdiv(tl.cdiv(context, max_splits), BLOCK) * BLOCK, min_split)
-    num_splits = tl.cdiv(context, per_split)
+    slot = tl.load(slots + row).to(tl.int64)
+    rotary = tl.load(rotary_rows + row) * HALF
+    wanted = tl.minimum(max_splits, tl.cdiv(context, min_split))
+    # stretches of like length, or the longest would keep the others waiting; none of a padded row
+    per_split = tl.cdiv(tl.cdiv(context, tl.maximum(wanted, 1)), BLOCK) * BLOCK
+    num_splits = tl.cdiv(context, tl.maximum(per_split, BLOCK))
     if split >= num_splits:  # also every program of a padded row
         return
-    table = tables + tl.load(slots + row).to(tl.int64) * table_stride
+    table = tables + slot * table_stride
     group, half, dim = tl.arange(0, GROUP_BLOCK), tl.arange(0, HALF_BLOCK), tl.arange(0, DIM_BLOCK)
-    rotary = tl.load(rotary_rows + row) * HALF
     cos = tl.load(cos_rows + rotary + half, mask=half < HALF, other=0.0)[None, :]
     sin = tl.load(sin_rows + rotary + half, mask=half < HALF, other=0.0)[None, :]
     tokens = qkv + row.to(tl.int64) * ((NUM_HEADS + 2 * NUM_KV_HEADS) * DIM)

@@ -21,7 +21,7 @@ from headwater.devices.paged_batch import PagedBatch
 
 _LINES = 128  # (query, head of the group) pairs of a tile
 _KEYS = 64  # tokens at a time
-_NUM_WARPS = 8
+_NUM_WARPS = 4
 _NUM_STAGES = 3
 
 
@@ -118,12 +118,12 @@ def _attend(
     if IS_MASKED:
         is_in = is_dim & (keys[:, None] < end)
     k = tl.load(at, mask=is_in, other=0.0)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     if IS_MASKED:
         scores = tl.where(keys[None, :] <= positions[:, None], scores, -float("inf"))
-    larger = tl.maximum(best, tl.max(scores, 1))
+    larger = tl.maximum(best, tl.max(scores, 1) * scale)
     shrink = tl.exp2(best - larger)
-    weights = tl.exp2(scores - larger[:, None])
+    weights = tl.exp2(scores * scale - larger[:, None])
     total = total * shrink + tl.sum(weights, 1)
     v = tl.load(at + VALUES, mask=is_in, other=0.0)
     acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")

@@ -99,16 +99,16 @@ def _lowest_kept(x_row, vocab_size, inverse, largest, floor, wanted, BY_COUNT: t
 
 
 @triton.jit
-def _draw_kernel(logits, rows, slots, params, newest, tokens, vocab_size, stride, BLOCK: tl.constexpr):
+def _draw_kernel(logits, rows, slots, numbers, newest, tokens, vocab_size, stride, BLOCK: tl.constexpr):
     index = tl.program_id(0)
     row = tl.load(rows + index)
     x_row = logits + row.to(tl.int64) * vocab_size
-    temperature = tl.load(params + index).to(tl.float32, bitcast=True)
-    top_p = tl.load(params + stride + index).to(tl.float32, bitcast=True)
-    log_min_p = tl.load(params + 2 * stride + index).to(tl.float32, bitcast=True)
-    top_k = tl.load(params + 3 * stride + index)
-    low = tl.load(params + 4 * stride + index).to(tl.uint32, bitcast=True)
-    high = tl.load(params + 5 * stride + index).to(tl.uint32, bitcast=True)
+    temperature = tl.load(numbers + index).to(tl.float32, bitcast=True)
+    top_p = tl.load(numbers + stride + index).to(tl.float32, bitcast=True)
+    log_min_p = tl.load(numbers + 2 * stride + index).to(tl.float32, bitcast=True)
+    top_k = tl.load(numbers + 3 * stride + index)
+    low = tl.load(numbers + 4 * stride + index).to(tl.uint32, bitcast=True)
+    high = tl.load(numbers + 5 * stride + index).to(tl.uint32, bitcast=True)
     is_random = temperature > 0.0
     inverse = 1.0 / tl.where(is_random, temperature, 1.0)
 

@@ -128,9 +128,9 @@ class AsyncModelRunner:
         else:
             logits, prompts = self._launch_mixed(plan, sampled)
         logprobs = [*self._sample_special(plan, sampled, logits), *prompts]
-        outcome = self._results[self._num_launched % _NUM_RESULTS][:, : len(sampled)]
+        outcome = self._results[self._num_launched % _NUM_RESULTS]
         self._num_launched += 1
-        outcome.copy_(self._result[:, : len(sampled)], non_blocking=True)
+        outcome.copy_(self._result, non_blocking=True)  # whole: a part is not contiguous, and PyTorch would wait
         done = Fence(self._device.torch_device)
         done.record()
         return PendingStep(plan=plan, done=done, sampled=sampled, outcome=outcome, logprobs=tuple(logprobs))

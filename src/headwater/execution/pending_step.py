@@ -31,7 +31,7 @@ class PendingStep:
     plan: StepPlan
     done: Fence
     sampled: np.ndarray  # rows of the plan that sample
-    outcome: torch.Tensor  # int32[2, len(sampled)] on the host: tokens, and whether their logits were finite
+    outcome: torch.Tensor  # int32[2, >= len(sampled)] on the host: tokens, and whether their logits were finite
     logprobs: tuple[PendingLogprobs, ...]
 
     def is_done(self) -> bool:
@@ -39,7 +39,7 @@ class PendingStep:
 
     def collect(self) -> StepResult:
         self.done.wait()
-        plan, outcome = self.plan, self.outcome.numpy()
+        plan, outcome = self.plan, self.outcome[:, : len(self.sampled)].numpy()
         tokens = np.full(plan.num_rows, -1, dtype=np.int32)
         is_finite = np.ones(plan.num_rows, dtype=np.bool_)
         tokens[self.sampled] = outcome[0]

@@ -1,0 +1,138 @@
+"""Linear layers of one to four tokens: every weight is read once, by plain multiplications, at the memory's speed.
+
+A library's matrix product pads so few tokens to a tile and, for small models, leaves most of the card idle. Here a
+program computes a few output features from whole rows of W; the residual's addition and the MLP's gate are part of it.
+"""
+
+# Triton kernels are no plain Python: their launch options and arithmetic are unknown to a type checker.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+
+import torch
+import triton
+import triton.language as tl
+
+MAX_TOKENS = 4
+_SMALL_OUTPUT = 2048  # up to here fewer features to a program, or too few programs would run
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x W^T + b. [T, in], [out, in], [out] -> [T, out]; T at most `MAX_TOKENS`."""
+    y = torch.empty((len(x), len(weight)), dtype=x.dtype, device=x.device)
+    _launch(x, weight, bias, y, num_features=len(weight))
+    return y
+
+
+def add_linear(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> None:
+    """residual += x W^T, of float32[T, out]."""
+    _launch(x, weight, None, residual, num_features=len(weight), adds=True)
+
+
+def gated_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """silu(x Wg^T + bg) * (x Wu^T + bu) of `weight` [Wg, Wu], one below the other. [T, in] -> [T, out]."""
+    y = torch.empty((len(x), len(weight) // 2), dtype=x.dtype, device=x.device)
+    _launch(x, weight, bias, y, num_features=len(weight) // 2, is_gated=True)
+    return y
+
+
+def _launch(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    *,
+    num_features: int,
+    adds: bool = False,
+    is_gated: bool = False,
+) -> None:
+    num_tokens, width = x.shape
+    features = 4 if num_features <= _SMALL_OUTPUT or is_gated else 8
+    _skinny_kernel[(triton.cdiv(num_features, features),)](
+        x,
+        weight,
+        weight if bias is None else bias,
+        y,
+        width,
+        num_features,
+        TOKENS=num_tokens,
+        FEATURES=features,
+        BLOCK=min(512, triton.next_power_of_2(width)),
+        HAS_BIAS=bias is not None,
+        ADDS=adds,
+        IS_GATED=is_gated,
+        num_warps=4,
+    )
+
+
+@triton.jit
+def _token(sums, bias, bias_up, up_sums, y_at, is_in, ADDS: tl.constexpr, IS_GATED: tl.constexpr):
+    """Finish one token's features from the partial sums of its columns."""
+    value = tl.sum(sums, 1) + bias
+    if IS_GATED:
+        value = value / (1.0 + tl.exp(-value)) * (tl.sum(up_sums, 1) + bias_up)
+    if ADDS:
+        value += tl.load(y_at, mask=is_in, other=0.0)
+    tl.store(y_at, value.to(y_at.dtype.element_ty), mask=is_in)
+
+
+@triton.jit
+def _skinny_kernel(
+    x,
+    weight,
+    biases,
+    y,
+    width,
+    num_features,
+    TOKENS: tl.constexpr,
+    FEATURES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ADDS: tl.constexpr,
+    IS_GATED: tl.constexpr,
+):
+    feature = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
+    is_in = feature < num_features
+    columns = tl.arange(0, BLOCK)
+    line = weight + feature.to(tl.int64)[:, None] * width
+    up_line = line + num_features.to(tl.int64) * width
+    zeros = tl.zeros((FEATURES, BLOCK), tl.float32)
+    sums0, sums1, sums2, sums3 = zeros, zeros, zeros, zeros
+    ups0, ups1, ups2, ups3 = zeros, zeros, zeros, zeros
+    for first in range(0, width, BLOCK):
+        at = first + columns
+        is_column = at < width
+        is_weight = is_in[:, None] & is_column[None, :]
+        # read once and never again: what other kernels need stays in the cache
+        w = tl.load(line + at[None, :], mask=is_weight, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        x0 = tl.load(x + at, mask=is_column, other=0.0).to(tl.float32)[None, :]
+        sums0 += w * x0
+        if TOKENS > 1:
+            x1 = tl.load(x + width + at, mask=is_column, other=0.0).to(tl.float32)[None, :]
+            sums1 += w * x1
+        if TOKENS > 2:
+            x2 = tl.load(x + 2 * width + at, mask=is_column, other=0.0).to(tl.float32)[None, :]
+            sums2 += w * x2
+        if TOKENS > 3:
+            x3 = tl.load(x + 3 * width + at, mask=is_column, other=0.0).to(tl.float32)[None, :]
+            sums3 += w * x3
+        if IS_GATED:
+            u = tl.load(up_line + at[None, :], mask=is_weight, other=0.0, eviction_policy="evict_first").to(tl.float32)
+            ups0 += u * x0
+            if TOKENS > 1:
+                ups1 += u * x1
+            if TOKENS > 2:
+                ups2 += u * x2
+            if TOKENS > 3:
+                ups3 += u * x3
+    bias = tl.zeros((FEATURES,), tl.float32)
+    bias_up = bias
+    if HAS_BIAS:
+        bias = tl.load(biases + feature, mask=is_in, other=0.0).to(tl.float32)
+        if IS_GATED:
+            bias_up = tl.load(biases + num_features + feature, mask=is_in, other=0.0).to(tl.float32)
+    _token(sums0, bias, bias_up, ups0, y + feature, is_in, ADDS, IS_GATED)
+    if TOKENS > 1:
+        _token(sums1, bias, bias_up, ups1, y + num_features + feature, is_in, ADDS, IS_GATED)
+    if TOKENS > 2:
+        _token(sums2, bias, bias_up, ups2, y + 2 * num_features + feature, is_in, ADDS, IS_GATED)
+    if TOKENS > 3:
+        _token(sums3, bias, bias_up, ups3, y + 3 * num_features + feature, is_in, ADDS, IS_GATED)
