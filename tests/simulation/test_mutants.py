@@ -2,7 +2,7 @@
 
 import pytest
 
-from headwater.simulation.mutation_check import all_mutants, hunt
+from headwater.simulation.mutation_check import TURNS_PER_RUN, all_mutants, hunt
 from headwater.simulation.profiles import PROFILES
 from headwater.simulation.random_run import random_run
 from headwater.simulation.shrink import shrink
@@ -21,6 +21,15 @@ def test_every_mutant_is_caught(mutant):
     verdict = hunt(mutant, max_turns=MAX_TURNS)
     print(f"{mutant.name}: {verdict.promise} after {verdict.num_turns} turns in {verdict.num_runs} runs")
     assert verdict.promise is not None, f"{mutant.breaks} Not noticed in {verdict.num_turns} turns"
+
+
+@pytest.mark.parametrize(
+    ("profile", "seed"), sorted({(mutant.profile, mutant.seed) for mutant in all_mutants()}), ids=str
+)
+def test_the_true_code_keeps_every_promise_in_the_same_runs(profile, seed):
+    """Else a mutant is caught by something that it has not broken."""
+    result = random_run(seed, profile=PROFILES[profile], num_turns=TURNS_PER_RUN)
+    assert result.failure is None, result.failure.message
 
 
 def test_mutants_leave_no_trace():

@@ -11,16 +11,18 @@ from typing import Any
 from unittest.mock import patch
 
 Patch = tuple[type, str, Any]
+MakePatches = Callable[[], list[Patch]]
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One way to be wrong. `profile` is one whose runs meet it often."""
+    """One way to be wrong. `profile` is one whose runs meet it often, `seed` one of a run that met it early."""
 
     name: str
     breaks: str
     profile: str
-    make_patches: Callable[[], list[Patch]]
+    seed: int
+    make_patches: MakePatches
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
@@ -44,12 +46,12 @@ class Verdict:
 MUTANTS: dict[str, Mutant] = {}
 
 
-def mutant(*, profile: str = "mixed") -> Callable[[Callable[[], list[Patch]]], Callable[[], list[Patch]]]:
+def mutant(*, profile: str = "mixed", seed: int = 0) -> Callable[[MakePatches], MakePatches]:
     """Register a function that makes the patches of a mutant; its docstring says what it breaks."""
 
-    def register(make_patches: Callable[[], list[Patch]]) -> Callable[[], list[Patch]]:
+    def register(make_patches: MakePatches) -> MakePatches:
         name = make_patches.__name__
-        MUTANTS[name] = Mutant(name, (make_patches.__doc__ or "").strip(), profile, make_patches)
+        MUTANTS[name] = Mutant(name, (make_patches.__doc__ or "").strip(), profile, seed, make_patches)
         return make_patches
 
     return register

@@ -61,7 +61,7 @@ def prefix_flush_takes_whole_nodes() -> list[Patch]:
     return [(RadixTree, "below", below)]
 
 
-@mutant(profile="training")
+@mutant(profile="training", seed=4)
 def weights_are_not_in_the_namespace() -> list[Patch]:
     """Requests match pages that other weights computed."""
     right = Request.namespace
@@ -72,7 +72,7 @@ def weights_are_not_in_the_namespace() -> list[Patch]:
     return [(Request, "namespace", namespace)]
 
 
-@mutant()
+@mutant(seed=1)
 def salt_is_not_in_the_namespace() -> list[Patch]:
     """Tenants see each other's cache."""
     right = Request.namespace
@@ -83,7 +83,7 @@ def salt_is_not_in_the_namespace() -> list[Patch]:
     return [(Request, "namespace", namespace)]
 
 
-@mutant()
+@mutant(seed=1)
 def extra_key_is_not_in_the_namespace() -> list[Patch]:
     """Requests of one extra key match pages of another."""
     right = Request.namespace
@@ -94,7 +94,7 @@ def extra_key_is_not_in_the_namespace() -> list[Patch]:
     return [(Request, "namespace", namespace)]
 
 
-@mutant()
+@mutant(seed=1)
 def no_store_is_ignored() -> list[Patch]:
     """What a request wants to leave no trace of is shared with others."""
     right = PrefixCache.acquire
@@ -123,13 +123,13 @@ def copies_pin_nothing() -> list[Patch]:
     return [(TransferEngine, "offload", offload), (Transfer, "pinned", pinned)]
 
 
-@mutant(profile="tiers")
+@mutant(profile="tiers", seed=5)
 def copies_survive_a_flush() -> list[Patch]:
     """A flush does not mark the copies in flight; they attach what was retired."""
     return [(TransferEngine, "mark_retired", lambda self, scope: 0)]
 
 
-@mutant(profile="tiers")
+@mutant(profile="tiers", seed=5)
 def dropped_copies_are_attached() -> list[Patch]:
     """A copy is marked as dropped, and attached all the same."""
     right = TransferEngine._take_in
@@ -164,7 +164,7 @@ def copies_end_only_under_load() -> list[Patch]:
     return [(PrefixCache, "apply_finished", apply_finished)]
 
 
-@mutant()
+@mutant(seed=4)
 def replaced_pages_are_freed_at_once() -> list[Patch]:
     """A request's own copies of pages found in the tree are freed while a step still reads them."""
     right = PrefixCache.publish
@@ -240,7 +240,7 @@ def drained_at_once() -> list[Patch]:
     return [(Retirement, "is_drained", property(lambda self: True))]
 
 
-@mutant(profile="rough")
+@mutant(profile="rough", seed=4)
 def evictions_are_not_told() -> list[Patch]:
     """Whoever follows the events of the cache does not hear of evictions."""
     right = KvEventsRecorder.removed

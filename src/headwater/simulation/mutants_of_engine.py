@@ -129,7 +129,7 @@ def idle_is_not_waited_for() -> list[Patch]:
     return [(Flush, "look", look)]
 
 
-@mutant(profile="training")
+@mutant(profile="training", seed=4)
 def weights_are_swapped_under_a_step() -> list[Patch]:
     """An update does not wait for the step in flight."""
     right = WeightUpdate.__init__
@@ -162,7 +162,7 @@ def released_memory_is_not_flushed() -> list[Patch]:
     return [(MemoryRelease, "__init__", init)]
 
 
-@mutant()
+@mutant(seed=4)
 def leases_end_before_their_step() -> list[Patch]:
     """A request that ends gives its pages back while a step in flight uses them."""
 
@@ -174,13 +174,13 @@ def leases_end_before_their_step() -> list[Patch]:
     return [(Scheduler, "_release_closing", release_closing)]
 
 
-@mutant()
+@mutant(seed=4)
 def results_of_earlier_requests_are_taken() -> list[Patch]:
     """The result of a step goes to whoever is in the slot now."""
     return [(Slots, "at", lambda self, slot, *, use: self._requests[slot])]
 
 
-@mutant()
+@mutant(seed=4)
 def pages_are_shared_before_they_are_written() -> list[Patch]:
     """A request publishes what its step in flight has yet to write."""
     right = Scheduler._publish
@@ -224,7 +224,7 @@ def store_keys_forget_the_salt() -> list[Patch]:
     return [(StorageNames, "seed", seed), (StorageNames, "scopes", scopes)]
 
 
-@mutant(profile="tiers")
+@mutant(profile="tiers", seed=4)
 def store_keys_forget_the_weights() -> list[Patch]:
     """Pages in the store are found by other weights."""
     right = StorageNames.seed
@@ -235,13 +235,13 @@ def store_keys_forget_the_weights() -> list[Patch]:
     return [(StorageNames, "seed", seed)]
 
 
-@mutant(profile="store")
+@mutant(profile="store", seed=9)
 def prefetches_survive_a_flush() -> list[Patch]:
     """What is on its way up from the store arrives after the flush that covers it."""
     return [(Prefetch, "retire", lambda self, scope, page_size: False)]
 
 
-@mutant(profile="store")
+@mutant(profile="store", seed=21)
 def flipped_bits_are_served() -> list[Patch]:
     """Nobody looks at the checksum of a stored page."""
     return [(memory_store, "find_defect", lambda key, header, payload: None)]  # type: ignore[list-item]

@@ -92,7 +92,7 @@ def test_requests_go_to_the_engine_that_knows_their_beginning_unless_it_has_more
 
 
 def test_nothing_happens_before_its_time_and_nothing_is_lost():
-    workload = SyntheticWorkload(num_requests=300, requests_per_s=20.0, prefix_tokens=500, seed=5)
+    workload = SyntheticWorkload(num_requests=90, requests_per_s=20.0, prefix_tokens=500, seed=5)
     trace = workload.requests()
     result = play(replace(LLAMA, host_bytes=10e9), *trace, num_engines=3)
     for planned, served in zip(trace, result.requests, strict=True):
