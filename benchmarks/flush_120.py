@@ -5,10 +5,11 @@ The first flush of a turn is given `timeout=10`, the second one none. What must 
 
 * with `timeout=10` no flush is answered with anything but 200;
 * without, every flush that is refused names its blockers;
-* no prompt finds anything in the cache: a flush that says it is done is done.
+* no prompt after a flush that was done finds anything in the cache: one that says it is done is done.
 
 flush_120.py                                                  starts `headwater serve` with the default model
 flush_120.py --serve "--enable-hierarchical-cache"            with more arguments for it
+flush_120.py --tiers device,host,storage --serve "..."        every flush covers these tiers; a store needs its own
 flush_120.py --url http://127.0.0.1:30000                     a server that is already up
 """
 
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,26 +38,35 @@ Record = dict[str, Any]
 
 
 def run(
-    http: httpx.Client, *, vocab_size: int, num_turns: int = NUM_TURNS, prompt_tokens: int = PROMPT_TOKENS
+    http: httpx.Client,
+    *,
+    vocab_size: int,
+    num_turns: int = NUM_TURNS,
+    prompt_tokens: int = PROMPT_TOKENS,
+    tiers: str = "",
 ) -> list[Record]:
-    """All turns against one server; a record for each flush. The prompts are the same ones in every run."""
+    """All turns against one server; a record for each flush, of `tiers` or of those that a flush takes by itself.
+
+    The prompts are the same ones in every run.
+    """
     tokens = random.Random(120)
     shared = [tokens.randrange(3, vocab_size) for _ in range(prompt_tokens // 2)]  # every prompt begins like this
     records: list[Record] = []
     for turn in range(num_turns):
         for timeout_s in (TIMEOUT_S, None):
             prompt = shared + [tokens.randrange(3, vocab_size) for _ in range(prompt_tokens - len(shared))]
-            records.append({"turn": turn, "timeout_s": timeout_s} | one_prompt_and_flush(http, prompt, timeout_s))
+            record = one_prompt_and_flush(http, prompt, timeout_s, tiers)
+            records.append({"turn": turn, "timeout_s": timeout_s} | record)
     return records
 
 
-def one_prompt_and_flush(http: httpx.Client, prompt: list[int], timeout_s: float | None) -> Record:
+def one_prompt_and_flush(http: httpx.Client, prompt: list[int], timeout_s: float | None, tiers: str = "") -> Record:
     sampling = {"temperature": 0, "max_new_tokens": OUTPUT_TOKENS, "ignore_eos": True}
     started_s = time.perf_counter()
     answer = http.post("/generate", json={"input_ids": prompt, "sampling_params": sampling})
     answer.raise_for_status()
     answered_s = time.perf_counter()
-    query = {} if timeout_s is None else {"timeout": timeout_s}
+    query = ({} if timeout_s is None else {"timeout": timeout_s}) | ({"tiers": tiers} if tiers else {})
     flush = http.post("/flush_cache", params=query, headers={"accept": "application/json"})
     flushed_s = time.perf_counter()
     facts = flush.json()
@@ -75,12 +86,13 @@ def summary(records: Sequence[Record]) -> Record:
     waited = [record for record in records if record["timeout_s"] is not None]
     at_once = [record for record in records if record["timeout_s"] is None]
     refused = [record for record in at_once if record["status"] != 200]
+    after_flush = [record for before, record in pairwise(records) if before["status"] == 200]  # not after a refusal
     flush_ms = [record["flush_s"] * 1000 for record in records]
     return {
         "num_flushes": len(records),
         "not_200_with_timeout": sum(record["status"] != 200 for record in waited),
         "refused_without_blockers": sum(not record["blockers"] for record in refused),
-        "cached_tokens_after_flush": sum(record["cached_tokens"] for record in records),
+        "cached_tokens_after_flush": sum(record["cached_tokens"] for record in [records[0], *after_flush]),
         "refused_without_timeout": len(refused),
         "flush_p50_ms": round(statistics.median(flush_ms), 2),
         "flush_max_ms": round(max(flush_ms), 2),
@@ -94,30 +106,31 @@ def holds(facts: Record) -> bool:
     return all(facts[name] == 0 for name in promises)
 
 
-def measure(url: str) -> list[Record]:
+def measure(url: str, tiers: str) -> list[Record]:
     with httpx.Client(base_url=url, timeout=600, trust_env=False) as http:
         vocab_size = http.get("/model_info").raise_for_status().json()["vocab_size"]
         http.post("/flush_cache", params={"timeout": TIMEOUT_S}).raise_for_status()
-        return run(http, vocab_size=vocab_size)
+        return run(http, vocab_size=vocab_size, tiers=tiers)
 
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", help="a server that is already up; otherwise `headwater serve` is started")
     parser.add_argument("--serve", default="", help="more arguments for `headwater serve`")
+    parser.add_argument("--tiers", default="", help="tiers that every flush covers, for example device,host,storage")
     parser.add_argument("--name", default="flush-120", help="part of the result file's name")
     parser.add_argument("--no-save", action="store_true", help="print, but write no result file")
     options = parser.parse_args(argv)
     servers: dict[str, Any] = {}
     if options.url:
-        records = measure(options.url)
+        records = measure(options.url, options.tiers)
     else:
         command = f"{sys.executable} -m headwater serve --port {{port}} --served-model-name m {options.serve}"
         with tempfile.TemporaryDirectory() as logs:
             server = ServerProcess(command, environment={}, model="m", extra={}, log=Path(logs) / "server.log")
             try:
                 server.wait_until_answering(limit_s=120)
-                records = measure(server.target.url)
+                records = measure(server.target.url, options.tiers)
             finally:
                 server.stop()
         servers = {"headwater": {"command": without_paths(server.argv)}}

@@ -18,11 +18,11 @@ CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "vocab_size": 211,
-    "hidden_size": 64,
-    "intermediate_size": 112,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
     "max_position_embeddings": 4096,
     "eos_token_id": 2,
 }
@@ -43,17 +43,28 @@ def flush_120(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("tiers", [(), ("--enable-hierarchical-cache",)], ids=["device", "device_and_host"])
-def test_120_turns(flush_120: ModuleType, tmp_path: Path, tiers: tuple[str, ...]) -> None:
+HOST = ("--enable-hierarchical-cache", "--hicache-write-policy", "write_through")
+
+
+@pytest.mark.parametrize("flushed", ["", "device,host,storage"], ids=["device", "device_host_and_file"])
+def test_120_turns(flush_120: ModuleType, tmp_path: Path, flushed: str) -> None:
+    """On the device alone, and with everything written through to the host and to files while it is flushed."""
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     write_byte_tokenizer(tmp_path)
+    store = ("--hicache-storage-backend", "file", "--hicache-storage-dir", str(tmp_path / "store"))
+    tiers = (*HOST, *store) if flushed else ()
     arguments = ("--model", str(tmp_path), "--load-format", "dummy", "--kv-cache-memory-mb", "16", *tiers)
     with RunningServer(*arguments) as server:
         server.wait_healthy()
         with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as http:
-            records = flush_120.run(http, vocab_size=211)
+            records = flush_120.run(http, vocab_size=211, tiers=flushed)
+            state = http.get("/cache").json()
     facts = flush_120.summary(records)
     assert facts["num_flushes"] == 240
     assert flush_120.holds(facts), facts
     assert facts["refused_without_timeout"] == 0 or tiers, "nothing is in flight after the answer without other tiers"
     assert all(record["freed_pages"]["device"] >= 137 for record in records if record["status"] == 200)
+    if flushed:
+        moved = state["transfers"]
+        num_written = min(moved["offload"]["tokens"], moved["persist"]["tokens"])
+        assert num_written > 100_000, "the tiers were not written through"

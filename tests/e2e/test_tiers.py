@@ -165,20 +165,6 @@ def tiered(tiny_model: str, tmp_path: Path) -> Iterator[RunningServer]:
         yield server
 
 
-def test_120_turns_of_rollout_and_flush(tiered: RunningServer) -> None:
-    """Write-through to host and file is under way at every flush; each of them answers and leaves nothing warm."""
-    for turn in range(120):
-        sampling = {"temperature": 0, "max_new_tokens": 1}
-        body = {"input_ids": [3 + turn, 3 + turn, *prompt(turn % 3)[:38]], "sampling_params": sampling}
-        assert details(tiered.post("/generate", json=body).json()) == {"device": 0, "host": 0, "storage": 0}
-        again = details(tiered.post("/generate", json=body).json())
-        assert again["device"] == 32, again
-        flushed = tiered.post("/flush_cache?timeout=20", headers={"accept": "application/json"})
-        assert flushed.status_code == 200, flushed.text
-        tiers = tiered.get("/cache").json()["tiers"]
-        assert [tiers[name]["cached_pages"] for name in ("device", "host")] == [0, 0]
-
-
 def test_pin_and_warm_through_a_full_pool(tiered: RunningServer, expected: list[list[int]]) -> None:
     """A pinned prefix is found on the device after four times the pool has gone through it."""
     pinned = tiered.post("/cache/pin", json={"input_ids": prompt(0), "ttl_s": 600}).json()
