@@ -35,6 +35,8 @@ class CudaDevice:
         if torch_device is None:
             if not torch.cuda.is_available():
                 raise ValueError("--device cuda needs an NVIDIA GPU and a build of PyTorch with CUDA; found none")
+            torch_device = torch.device("cuda")
+        if torch_device.type == "cuda" and torch_device.index is None:
             torch_device = torch.device("cuda", torch.cuda.current_device())
         self.torch_device = torch_device
         self.attention: AttentionBackend = attention

@@ -1,4 +1,4 @@
-"""Linear layers on a GPU over plain [out, in] weights: cuBLAS, and a kernel of our own for up to four tokens.
+"""Linear layers on a GPU over plain [out, in] weights: cuBLAS, and a kernel of our own for one token or few.
 
 The sums of the residual stream are part of the products.
 """
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from headwater.devices.triton_layers import silu_mul
-from headwater.devices.triton_skinny import MAX_TOKENS, add_linear, gated_linear, linear
+from headwater.devices.triton_skinny import add_linear, gated_linear, linear, suits
 
 
 class CudaLinear:
@@ -23,14 +23,14 @@ class CudaLinear:
         self._widens = self._weight.is_cuda and self._weight.dtype != torch.float32
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if len(x) <= MAX_TOKENS:
+        if suits(len(x), self.out_features):
             return linear(x, self._weight, self._bias)
         return F.linear(x, self._weight, self._bias)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
         if self._bias is not None:
             residual += self._bias
-        if len(x) <= MAX_TOKENS:
+        if suits(len(x), self.out_features):
             add_linear(residual, x, self._weight)
         elif self._widens:
             torch.addmm(residual, x, self._weight.t(), out_dtype=torch.float32, out=residual)
@@ -65,7 +65,7 @@ class CudaGatedLinear:
         self._linear = CudaLinear((gate, up), biases)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if len(x) <= MAX_TOKENS:
+        if len(x) == 1:
             return gated_linear(x, *self._linear.unpack())
         return silu_mul(self._linear(x))
 

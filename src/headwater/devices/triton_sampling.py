@@ -1,8 +1,8 @@
 """Drawing tokens from logits as one Triton kernel: temperature, top-k, top-p, min-p and seeded noise per row.
 
 Nothing is sorted and nothing is asked of the host. The least probable logit that top-k and top-p keep is found by
-radix selection: four bits of it in each pass over the row, by the counts (top-k) or the probabilities (top-p) above
-sixteen bounds. The noise is devices/noise.py's, so a seed draws the same everywhere from the same logits.
+radix selection: two bits of it in each pass over the row, by the counts (top-k) or the probabilities (top-p) above
+four bounds. The noise is devices/noise.py's, so a seed draws the same everywhere from the same logits.
 """
 
 # Triton kernels are no plain Python: their launch options and arithmetic are unknown to a type checker.
@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-_BLOCK = 2048
+_BLOCK = 8192
 
 
 def draw_tokens(
@@ -39,7 +39,7 @@ def draw_tokens(
         logits.shape[1],
         params.stride(0),
         BLOCK=_BLOCK,
-        num_warps=16,
+        num_warps=32,
     )
 
 
@@ -77,11 +77,11 @@ def _lowest_kept(x_row, vocab_size, inverse, largest, floor, wanted, BY_COUNT: t
 
     Probabilities are relative to that of `largest`. Keys are `_ordered` scaled logits.
     """
-    digits = tl.arange(0, 16).to(tl.uint32)
+    digits = tl.arange(0, 4).to(tl.uint32)
     found = floor * 0
-    for step in range(8):
-        bounds = found | (digits << (28 - 4 * step))
-        sums = tl.zeros((16, BLOCK), tl.float32)
+    for step in range(16):
+        bounds = found | (digits << (30 - 2 * step))
+        sums = tl.zeros((4, BLOCK), tl.float32)
         for first in range(0, vocab_size, BLOCK):
             at = first + tl.arange(0, BLOCK)
             x = tl.load(x_row + at, mask=at < vocab_size, other=-float("inf")) * inverse
@@ -94,7 +94,7 @@ def _lowest_kept(x_row, vocab_size, inverse, largest, floor, wanted, BY_COUNT: t
             sums += tl.where(key[None, :] >= bounds[:, None], weight[None, :], 0.0)
         totals = tl.sum(sums, 1)
         digit = tl.max(tl.where(totals >= wanted, digits.to(tl.int32), 0), 0).to(tl.uint32)
-        found = found | (digit << (28 - 4 * step))
+        found = found | (digit << (30 - 2 * step))
     return tl.maximum(found, floor)
 
 
