@@ -22,7 +22,7 @@ from headwater.devices.cuda_host_memory import PinnedHostMemory
 from headwater.devices.host_memory import ThreadCopy
 from headwater.devices.kv_memory import KVLayout, KVMemory
 
-DEVICE = torch.device("cuda")
+DEVICE = torch.device("cuda", 0)
 GIB = 1 << 30
 MOVED_BYTES = 512 << 20
 METHODS: dict[str, PageMover] = {"kernel": move_by_kernel, "copy_engine": move_by_copy_engine}
@@ -33,6 +33,7 @@ def wait_s(start: Callable[[], ThreadCopy]) -> float:
     started_s = time.perf_counter()
     copy = start()
     while not copy.is_done():
+        assert time.perf_counter() - started_s < 20, "the copy does not end"
         time.sleep(0.00005)
     assert not copy.has_failed
     return time.perf_counter() - started_s
@@ -74,6 +75,8 @@ def measure(kib: int, method: str, figures: Figures) -> None:
         figures.put(f"{kib}_kib_{method}_{kind}_gb_per_s", rate)
         figures.put(f"{kib}_kib_{method}_{kind}_share", rate / link)
     figures.put(f"{kib}_kib_{method}_beside_step", beside_step(lambda: copier.restore(on_host, on_device)))
+    copier.close()
+    host.close()
 
 
 def beside_step(start: Callable[[], ThreadCopy]) -> float:

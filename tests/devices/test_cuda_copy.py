@@ -62,6 +62,8 @@ def test_scattered_pages_arrive_there_and_back(mover: PageMover) -> None:
     wait(copier.restore(away, back))
     for source, target in zip(device, back, strict=True):
         assert torch.equal(kv.pages[target].view(torch.int16), before[source].view(torch.int16))
+    copier.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.endswith("-pages")]
 
 
 def test_nobody_waits_for_memory_but_a_copy_does() -> None:
@@ -90,6 +92,30 @@ def test_nobody_waits_for_memory_but_a_copy_does() -> None:
     assert sorted(registered) == [
         (start + at, min(_PIECE_BYTES, 10 * page_bytes - at)) for at in range(0, 10 * page_bytes, _PIECE_BYTES)
     ]
+
+
+def test_closing_gives_back_what_was_pinned_even_in_the_middle_of_pinning() -> None:
+    """Memory that stays pinned is lost to the machine: the third engine of a process would not fit."""
+    registered: list[int] = []
+    unregistered: list[int] = []
+    second = threading.Event()
+
+    def register(address: int, num_bytes: int) -> None:
+        if registered:
+            second.wait(LIMIT_S)
+        registered.append(address)
+
+    host = PinnedHostMemory(
+        num_pages=40, page_bytes=_PIECE_BYTES // 2, register=register, unregister=unregistered.append
+    )
+    until(lambda: host.num_ready_bytes >= _PIECE_BYTES)
+    closing = threading.Thread(target=host.close)
+    closing.start()
+    second.set()
+    closing.join(LIMIT_S)
+    assert not closing.is_alive()
+    assert sorted(unregistered) == sorted(registered)
+    assert len(registered) < 20
 
 
 def test_memory_that_cannot_be_pinned_fails_its_copies_and_no_others() -> None:

@@ -110,6 +110,12 @@ class CudaPageCopier:
         words = self._device_words()
         return self._restores.start(lambda: self._move(self._host_words, host_pages, words, device_pages))
 
+    def close(self) -> None:
+        """Carry out what was asked for, and end both threads."""
+        self._offloads.close()
+        self._restores.close()
+        self._host_words = self._host_words[:0].clone()
+
     def _device_words(self) -> torch.Tensor:
         """The KV memory as int64[pages, words], without a copy. It may have been released and taken again."""
         pages = self._kv().pages
@@ -122,25 +128,31 @@ class _CopyThread:
     def __init__(self, name: str, device: torch.device, *, priority: int) -> None:
         self._device = device
         self._priority = priority
-        self._jobs: queue.SimpleQueue[tuple[ThreadCopy, Callable[[], None]]] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        self._jobs: queue.SimpleQueue[tuple[ThreadCopy, Callable[[], None]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
 
     def start(self, launch: Callable[[], None]) -> ThreadCopy:
         copy = ThreadCopy()
         self._jobs.put((copy, launch))
         return copy
 
+    def close(self) -> None:
+        self._jobs.put(None)
+        self._thread.join()
+
     def _run(self) -> None:
         if self._device.type != "cuda":  # the kernels' interpreter: everything has happened when they return
-            while True:
-                copy, launch = self._jobs.get()
-                copy.carry_out(launch)
-        torch.cuda.set_device(self._device)
-        with torch.cuda.stream(torch.cuda.Stream(self._device, priority=self._priority)):
+            self._carry_out(lambda launch: launch())
+            return
+        with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.Stream(priority=self._priority)):
             ended = torch.cuda.Event(blocking=True)  # sleeps; the default would spin on a core
-            while True:
-                copy, launch = self._jobs.get()
-                copy.carry_out(lambda launch=launch: _launch_and_wait(launch, ended))
+            self._carry_out(lambda launch: _launch_and_wait(launch, ended))
+
+    def _carry_out(self, run: Callable[[Callable[[], None]], None]) -> None:
+        while (job := self._jobs.get()) is not None:
+            copy, launch = job
+            copy.carry_out(lambda launch=launch: run(launch))
 
 
 def _launch_and_wait(launch: Callable[[], None], ended: torch.cuda.Event) -> None:

@@ -17,6 +17,7 @@ _NUM_THREADS = 4  # touching memory for the first time is one core's 2 to 4 GB/s
 _PORTABLE_AND_MAPPED = 0x01 | 0x02  # cudaHostRegisterPortable | cudaHostRegisterMapped
 
 Register = Callable[[int, int], None]
+Unregister = Callable[[int], None]
 
 
 def register_with_driver(address: int, num_bytes: int) -> None:
@@ -28,26 +29,50 @@ def register_with_driver(address: int, num_bytes: int) -> None:
         raise OSError(f"the driver does not pin {num_bytes} bytes of host memory: {reason}")
 
 
+def unregister_with_driver(address: int) -> None:
+    """The opposite of `register_with_driver`, which was called with the same address."""
+    runtime: Any = torch.cuda.cudart()
+    runtime.cudaHostUnregister(address)
+
+
 class PinnedHostMemory:
     """`num_pages` pages of `page_bytes` bytes, page-first: all layers of a page are one contiguous run.
 
     The memory is touched and registered by threads from the first page on, so that nobody waits for it at the
-    start; `wait_ready` does for the pages of one copy. It stays registered until the process ends.
+    start; `wait_ready` does for the pages of one copy.
     """
 
-    def __init__(self, *, num_pages: int, page_bytes: int, register: Register = register_with_driver) -> None:
+    def __init__(
+        self,
+        *,
+        num_pages: int,
+        page_bytes: int,
+        register: Register = register_with_driver,
+        unregister: Unregister = unregister_with_driver,
+    ) -> None:
         self.num_pages = num_pages
         self.page_bytes = page_bytes
         self._register = register
-        self._memory = mmap.mmap(-1, num_pages * page_bytes)
+        self._unregister = unregister
+        self._is_closing = False
+        memory = mmap.mmap(-1, num_pages * page_bytes)
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
-        self._bytes = np.frombuffer(self._memory, dtype=np.uint8)
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        self._bytes: npt.NDArray[np.uint8] = np.frombuffer(memory, dtype=np.uint8)
         self.pages: npt.NDArray[np.uint8] = self._bytes.reshape(num_pages, page_bytes)
         self._num_ready_bytes = 0
         self._error: OSError | None = None
         self._changed = threading.Condition()
-        threading.Thread(target=self._prepare, name="pin-host-memory", daemon=True).start()
+        self._thread = threading.Thread(target=self._prepare, name="pin-host-memory", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Pinned no longer: the memory goes with the last view of it. No copy may be in flight."""
+        self._is_closing = True
+        self._thread.join()
+        for start in range(0, self._num_ready_bytes, _PIECE_BYTES):
+            self._unregister(self._bytes[start:].ctypes.data)
+        self._num_ready_bytes = 0
 
     def view(self, page: int) -> memoryview:
         """A writable view of one page."""
@@ -74,6 +99,8 @@ class PinnedHostMemory:
         with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="pin-host-memory") as pool:
             try:
                 for num_bytes in pool.map(self._prepare_piece, pieces):  # in order
+                    if num_bytes == 0:
+                        break  # closing
                     with self._changed:
                         self._num_ready_bytes += num_bytes
                         self._changed.notify_all()
@@ -85,6 +112,8 @@ class PinnedHostMemory:
                     self._changed.notify_all()
 
     def _prepare_piece(self, start: int) -> int:
+        if self._is_closing:
+            return 0
         piece = self._bytes[start : start + _PIECE_BYTES]
         piece[:: mmap.PAGESIZE] = 0  # touched outside the driver's lock and the interpreter's
         self._register(piece.ctypes.data, len(piece))

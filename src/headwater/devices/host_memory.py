@@ -32,6 +32,9 @@ class HostMemory:
         """A writable view of one page."""
         return memoryview(self.pages[page])
 
+    def close(self) -> None:
+        """Nothing to give back: the memory goes with the last view of it."""
+
 
 class ThreadCopy:
     """A copy that a thread carries out."""
@@ -66,9 +69,15 @@ class CpuPageCopier:
     def __init__(self, kv: Callable[[], KVMemory], host: HostMemory) -> None:
         self._kv = kv
         self._host = host
-        self._jobs: queue.PriorityQueue[tuple[int, int, ThreadCopy, Callable[[], None]]] = queue.PriorityQueue()
+        self._jobs: queue.PriorityQueue[tuple[int, int, ThreadCopy | None, Callable[[], None]]] = queue.PriorityQueue()
         self._order = itertools.count()
-        threading.Thread(target=self._run, name="copy-pages", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="copy-pages", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Carry out what was asked for, and end the thread."""
+        self._jobs.put((2, next(self._order), None, lambda: None))
+        self._thread.join()
 
     def offload(self, device_pages: Pages, host_pages: Pages) -> ThreadCopy:
         device = self._device_bytes()
@@ -91,6 +100,8 @@ class CpuPageCopier:
     def _run(self) -> None:
         while True:
             _, _, copy, job = self._jobs.get()
+            if copy is None:
+                return
             copy.carry_out(job)
 
 

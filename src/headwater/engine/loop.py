@@ -79,6 +79,11 @@ class EngineLoop:
         self._flight = flight
         self._has_progressed = False  # in the last turn: then the next may find something to run
         self._is_stopping = False
+        self._at_end: list[Callable[[], None]] = []
+
+    def call_at_end(self, close: Callable[[], None]) -> None:
+        """Have `close` called when `run` ends, in the order given: what the engine was built on gives back."""
+        self._at_end.append(close)
 
     def run(self) -> None:
         """Turn until a `Shutdown` message or `stop()`; running requests are aborted, their clients told.
@@ -93,6 +98,8 @@ class EngineLoop:
         if self._kv_events is not None:
             self._kv_events.close()
         self._wire.close()
+        for close in self._at_end:
+            close()
 
     def stop(self) -> None:
         """Make `run` return after its current turn. May be called from a signal handler or another thread."""

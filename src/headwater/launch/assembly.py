@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 
 from headwater.cache.prefix_cache import HostTier
 from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings
@@ -80,6 +81,7 @@ def build_engine(args: ServerArgs, endpoint: str, *, index: int = 0) -> EngineLo
         load_s=load_s,
         device=device.name,
     )
+    host = _host_tier(args, device, runner, layout, num_pages)
     served = ServedModel(
         runner,
         weights=WeightStore(
@@ -107,11 +109,14 @@ def build_engine(args: ServerArgs, endpoint: str, *, index: int = 0) -> EngineLo
         is_cache_enabled=not args.disable_radix_cache,
         max_control_timeout_s=args.max_control_timeout,
         memory_bytes=runner.memory_bytes(),
-        host=_host_tier(args, device, runner, layout, num_pages),
+        host=None if host is None else host[0],
         fingerprint=_fingerprint(loaded, layout),
         storage_settings=StorageSettings(policy=PrefetchPolicy(args.hicache_storage_prefetch_policy)),
         kv_events=_kv_events(args, index),
     )
+    if host is not None:
+        for close in host[1]:
+            parts.loop.call_at_end(close)
     _attach_storage(args, parts)
     return parts.loop
 
@@ -130,8 +135,8 @@ class ServedModel:
 
 def _host_tier(
     args: ServerArgs, device: Device, runner: Runner, layout: KVLayout, num_pages: int
-) -> HostTier | None:
-    """Host memory as asked for."""
+) -> tuple[HostTier, tuple[Callable[[], None], ...]] | None:
+    """Host memory as asked for, and what gives it back."""
     if not args.enable_hierarchical_cache:
         return None
     num_host_pages = int(num_pages * args.hicache_ratio)
@@ -140,9 +145,9 @@ def _host_tier(
     if num_host_pages < 1:
         raise ValueError(f"--hicache-size {args.hicache_size} holds no page: one takes {layout.page_bytes} bytes")
     memory, copier = make_host_memory(device, lambda: runner.kv, num_pages=num_host_pages, layout=layout)
-    return HostTier(
-        num_pages=num_host_pages, copier=copier, pages=memory, policy=WritePolicy(args.hicache_write_policy)
-    )
+    policy = WritePolicy(args.hicache_write_policy)
+    tier = HostTier(num_pages=num_host_pages, copier=copier, pages=memory, policy=policy)
+    return tier, (copier.close, memory.close)
 
 
 def _fingerprint(loaded: LoadedModel, layout: KVLayout) -> Fingerprint:

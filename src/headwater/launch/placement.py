@@ -2,11 +2,10 @@
 
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
-from headwater.cache.copier import PageCopier
-from headwater.cache.host_pages import HostPages
 from headwater.devices.cpu import CpuDevice
 from headwater.devices.device import Device
 from headwater.devices.host_memory import CpuPageCopier, HostMemory
@@ -17,6 +16,10 @@ from headwater.execution.warm_up import warm_up
 from headwater.launch.config import MIB, ServerArgs
 from headwater.models.config import ModelConfig
 from headwater.models.loader import LoadedModel
+
+if TYPE_CHECKING:
+    from headwater.devices.cuda_copy import CudaPageCopier
+    from headwater.devices.cuda_host_memory import PinnedHostMemory
 
 _GIB = 1 << 30
 _GRAPH_BYTES = 512 * MIB  # CUDA graphs and what the driver keeps for them
@@ -75,7 +78,7 @@ def make_runner(args: ServerArgs, loaded: LoadedModel, device: Device, *, num_pa
 
 def make_host_memory(
     device: Device, kv: Callable[[], KVMemory], *, num_pages: int, layout: KVLayout
-) -> tuple[HostPages, PageCopier]:
+) -> "tuple[HostMemory, CpuPageCopier] | tuple[PinnedHostMemory, CudaPageCopier]":
     """Memory for the host tier, and what copies between it and the memory that `kv` gives."""
     if device.torch_device.type == "cpu":
         memory = HostMemory(num_pages=num_pages, page_bytes=layout.page_bytes)

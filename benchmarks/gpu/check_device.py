@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""All tests that a GPU computes, in one call, with a report: the contract of devices, runners, the whole engine.
+
+    check_device.py [--out FOLDER] [--workers 8] [--limit-s 300] [-k EXPRESSION]
+
+Tests run as on a CPU, where Triton's interpreter stands in for the card (tests/conftest.py); golden tests of longer
+texts run on a card alone. FOLDER/check_device.json holds the outcome of every test, the device and the versions.
+"""
+
+import argparse
+import datetime
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# what runs on the card, and the slowest to compile first
+TESTS = (
+    "tests/execution/test_gpu_golden.py",
+    "tests/engine/test_golden_engine.py",
+    "tests/execution/test_async_runner.py",
+    "tests/devices/test_step_attention.py",
+    "tests/devices/test_triton_layers.py",
+    "tests/devices/test_cuda_copy.py",
+)
+
+
+def run_tests(options: argparse.Namespace, xml: Path) -> str:
+    """Run pytest within its limit; returns what it said last."""
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={xml}"]
+    command += ["-W", "default"]  # other versions of the dependencies warn of other things
+    command += [test for test in TESTS if (ROOT / test).exists()]
+    if options.k:
+        command += ["-k", options.k]
+    if importlib.util.find_spec("xdist") is not None:
+        command += ["-n", str(options.workers)]
+    # every worker compares with transformers on the CPU: with all cores in each they would only wait for each other
+    environment = os.environ | {"TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "2"}
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=options.limit_s, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        told = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
+        return f"{told}\ncut after {options.limit_s:.0f} s"
+    return done.stdout + done.stderr
+
+
+def outcomes(xml: Path) -> dict[str, str]:
+    """Test -> passed, failed with its reason, or skipped with its reason."""
+    found = {}
+    for case in ET.parse(xml).iter("testcase") if xml.exists() else ():
+        name = f"{case.get('classname')}::{case.get('name')}"
+        found[name] = "passed"
+        for kind in ("failure", "error", "skipped"):
+            for reason in case.iter(kind):
+                found[name] = f"{kind}: {(reason.get('message') or '').strip()[:400]}"
+    return found
+
+
+def device_facts() -> dict[str, str]:
+    import torch
+    import triton
+
+    if not torch.cuda.is_available():
+        raise SystemExit("no GPU: on a CPU run pytest")
+    return {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("."))
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--limit-s", type=float, default=300.0)
+    parser.add_argument("-k", default="", help="pytest's expression")
+    options = parser.parse_args(argv)
+    facts = device_facts()
+    with tempfile.TemporaryDirectory() as folder:
+        xml = Path(folder) / "results.xml"
+        told = run_tests(options, xml)
+        results = outcomes(xml)
+    counts = Counter(result.split(":")[0] for result in results.values())
+    options.out.mkdir(parents=True, exist_ok=True)
+    report = {**facts, "counts": dict(counts), "tests": results}
+    (options.out / "check_device.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(told[-6000:])
+    print(f"{facts['device']}, torch {facts['torch']}: {dict(counts)}")
+    return 0 if counts["passed"] and not counts["failure"] and not counts["error"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
