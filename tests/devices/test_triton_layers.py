@@ -77,8 +77,15 @@ def test_the_greedy_token_is_the_first_largest_and_bad_logits_are_told() -> None
 
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p", "min_p"),
-    [(1.0, 0, 1.0, 0.0), (0.7, 0, 0.9, 0.0), (1.4, 40, 1.0, 0.0), (1.0, 7, 0.6, 0.0), (2.0, 0, 1.0, 0.2), (0.0, 0, 1.0, 0.0)],
-)  # fmt: skip
+    [
+        (1.0, 0, 1.0, 0.0),
+        (0.7, 0, 0.9, 0.0),
+        (1.4, 40, 1.0, 0.0),
+        (1.0, 7, 0.6, 0.0),
+        (2.0, 0, 1.0, 0.2),
+        (0.0, 0, 1.0, 0.0),
+    ],
+)
 def test_draws_are_those_of_the_definition(temperature: float, top_k: int, top_p: float, min_p: float) -> None:
     """Sort, cut, add the noise, take the largest: the kernel does it without sorting."""
     num_rows, vocab_size = 6, 9000
@@ -127,6 +134,7 @@ def test_tiles_cover_every_query_once_the_longest_first() -> None:
     query_lens = np.array([5, 64, 1, 33], dtype=np.int32)
     contexts = np.array([5, 500, 900, 33], dtype=np.int32)
     rows, starts = tiles(query_lens, contexts, 32)
-    assert sorted(zip(rows.tolist(), starts.tolist(), strict=True)) == [(0, 0), (1, 0), (1, 32), (2, 0), (3, 0), (3, 32)]
+    found = sorted(zip(rows.tolist(), starts.tolist(), strict=True))
+    assert found == [(0, 0), (1, 0), (1, 32), (2, 0), (3, 0), (3, 32)]
     assert (rows[0], starts[0]) == (2, 0)
     assert tiles(query_lens[:0], contexts[:0], 32)[0].size == 0

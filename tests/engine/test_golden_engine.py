@@ -1,4 +1,7 @@
-"""The whole engine with real kernels on tiny models: text is transformers', whatever the cache does meanwhile."""
+"""The whole engine with real kernels on tiny models: text is transformers', whatever the cache does meanwhile.
+
+Where there is a GPU, it computes: launches ahead, CUDA graphs and copies on streams of their own included.
+"""
 
 import random
 import time
@@ -16,12 +19,14 @@ from headwater.cache.prefix_cache import HostTier  # noqa: E402
 from headwater.cache.write_policy import WritePolicy  # noqa: E402
 from headwater.clock import ManualClock  # noqa: E402
 from headwater.devices.cpu import CpuDevice  # noqa: E402
-from headwater.devices.host_memory import CpuPageCopier, HostMemory  # noqa: E402
+from headwater.devices.device import Device  # noqa: E402
 from headwater.engine.wiring import wire_engine  # noqa: E402
 from headwater.execution.kv_lifetime import KvLifetime  # noqa: E402
 from headwater.execution.model_runner import ModelRunner, kv_layout  # noqa: E402
+from headwater.execution.runner import Runner  # noqa: E402
 from headwater.execution.weight_store import Checkpoint, WeightStore  # noqa: E402
 from headwater.launch.assembly import ServedModel  # noqa: E402
+from headwater.launch.placement import make_host_memory  # noqa: E402
 from headwater.messages import (  # noqa: E402
     EngineReady,
     FlushCache,
@@ -34,7 +39,7 @@ from headwater.messages import (  # noqa: E402
     UpdateWeights,
     pack_ids,
 )
-from headwater.models.loader import load_model, resolve_model  # noqa: E402
+from headwater.models.loader import LoadedModel, load_model, resolve_model  # noqa: E402
 from headwater.scheduling.scheduler import Limits  # noqa: E402
 from tiny_models import VOCAB_SIZE, greedy_text, make_tiny_model  # noqa: E402
 
@@ -42,15 +47,30 @@ PAGE_SIZE = 4
 NUM_OUTPUTS = 20
 
 
+def _device() -> Device:
+    if not torch.cuda.is_available():
+        return CpuDevice()
+    from headwater.devices.cuda import CudaDevice
+
+    return CudaDevice()
+
+
+def _runner(loaded: LoadedModel, device: Device, *, num_pages: int, max_running: int) -> Runner:
+    sizes = {"page_size": PAGE_SIZE, "num_pages": num_pages, "max_running": max_running, "max_context": 200}
+    if device.torch_device.type == "cpu":
+        return ModelRunner(loaded, device, **sizes)
+    from headwater.execution.async_runner import AsyncModelRunner
+
+    return AsyncModelRunner(loaded, device, **sizes, graph_sizes=(1, 2, 4, 8))
+
+
 class RealEngine:
     """Loop, scheduler, cache and a real runner in float32, a turn at a time."""
 
     def __init__(self, folder: Path, *, num_pages: int, num_host_pages: int = 0, max_running: int = 8) -> None:
-        device = CpuDevice()
+        device = _device()
         loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32")
-        runner = ModelRunner(
-            loaded, device, page_size=PAGE_SIZE, num_pages=num_pages, max_running=max_running, max_context=200
-        )
+        runner = _runner(loaded, device, num_pages=num_pages, max_running=max_running)
         self.clock = ManualClock()
         self.wire = MemoryWire(self.clock)
         self.tokens: dict[str, list[int]] = {}
@@ -61,10 +81,12 @@ class RealEngine:
         layout = kv_layout(loaded.config, page_size=PAGE_SIZE, dtype=loaded.dtype)
         host = None
         if num_host_pages:
-            memory = HostMemory(num_pages=num_host_pages, page_bytes=layout.page_bytes)
+            memory, copier = make_host_memory(
+                device, lambda: runner.kv, num_pages=num_host_pages, layout=layout
+            )
             host = HostTier(
                 num_pages=num_host_pages,
-                copier=CpuPageCopier(lambda: runner.kv, memory),
+                copier=copier,
                 pages=memory,
                 policy=WritePolicy.WRITE_THROUGH,
                 min_restore_tokens=PAGE_SIZE,
