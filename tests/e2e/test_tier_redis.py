@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from running_server import RunningServer
-from tiered import DEVICE, NUM_CACHED, NUM_PROMPTS, TIERS, ask, details, store_of, wait_stored
+from tiered import NUM_CACHED, NUM_PROMPTS, TIERS, ask, details, store_of, wait_stored
 
 sys.path.append(str(Path(__file__).parents[1] / "storage"))
 from redis_server import RedisServer
@@ -30,10 +30,10 @@ def redis_server(model: str, redis: RedisServer) -> RunningServer:
     )
 
 
-def test_redis_is_shared_and_its_death_costs_hits_alone(tiny_model: str, redis: RedisServer) -> None:
+def test_redis_is_shared_and_its_death_costs_hits_alone(
+    tiny_model: str, redis: RedisServer, expected: list[list[int]]
+) -> None:
     """Two servers, one redis; then it is killed and started anew (empty) with requests under way."""
-    with RunningServer("--model", tiny_model, *DEVICE, "--disable-radix-cache").wait_healthy() as plain:
-        expected = [ask(plain, number)["output_ids"] for number in MAIN]
     with redis_server(tiny_model, redis).wait_healthy() as one:
         assert ask(one, 0)["output_ids"] == expected[0]
         wait_stored(one, NUM_CACHED // 16)
