@@ -259,7 +259,7 @@ def pins_hold_nothing() -> list[Patch]:
 
     def pin(self: PinBoard, *args: Any, **kwargs: Any) -> Any:
         made = right(self, *args, **kwargs)
-        run = made.lease.run
+        run = made.lease.run if made.lease is not None else None
         for each in run.chain() if run is not None else ():
             self._cache.books[Tier.DEVICE].unpin(each)
         return made

@@ -70,15 +70,15 @@ HARDWARE = {
         _H100,
         # The same processor with 4.8 instead of 3.35 TB/s of memory by its data sheet.
         dataclasses.replace(_H100, name="h200", bytes_per_s=2.6e12 * 4.8 / 3.35, memory_bytes=141e9),
-        # Two cores with AVX512-BF16, SmolLM2 in bfloat16; benchmarks/plan_check.py measures a machine anew.
+        # Two cores with AVX512-BF16, SmolLM2 in bfloat16, as benchmarks/plan_check.py measured them on 22 Nov 2026.
         Hardware(
             name="cpu",
-            flops_per_s=2.8e11,
-            attention_flops_per_s=4e11,
-            bytes_per_s=1.8e10,
+            flops_per_s=3.4e11,
+            attention_flops_per_s=3.4e11,
+            bytes_per_s=2.35e10,
             overlap=1.0,
-            step_overhead_s=0.002,
-            row_overhead_s=0.0006,
+            step_overhead_s=0.001,
+            row_overhead_s=0.0004,
             token_overhead_s=0.0,
             host_bytes_per_s=5e9,
             storage_bytes_per_s=1e9,
