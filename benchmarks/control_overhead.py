@@ -76,6 +76,7 @@ class NoControl:
     """In the place of the control plane: nothing can be asked of it."""
 
     hold = Hold.NOTHING
+    has_answers = False
 
     def advance(self) -> None:
         pass

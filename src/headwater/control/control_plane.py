@@ -218,6 +218,10 @@ class ControlPlane:
         return answers
 
     @property
+    def has_answers(self) -> bool:
+        return bool(self._answers)
+
+    @property
     def hold(self) -> Hold:
         """What may not run now: admission is closed while anyone holds it."""
         if self.is_paused or self._released.tags:

@@ -114,6 +114,8 @@ class EngineLoop:
         self._scheduler.admission = self._admission()
         self._control.advance()
         self._scheduler.admission = self._admission()  # an operation that ended may have opened it
+        if self._control.has_answers:  # not after the step that is computed meanwhile
+            self._send_outputs()
         plan = self._scheduler.plan_step()
         launched = (plan, self._runner.launch(plan)) if plan else None
         self._has_progressed = has_copied or launched is not None or self._flight.step is not None
@@ -121,8 +123,6 @@ class EngineLoop:
         self._flight.step = launched
         if launched is not None and launched[1].is_done():  # on a CPU the result leaves in the same turn
             self._finish_previous_step()
-        if self._kv_events is not None:  # before the answers: who has been told of a flush can have seen its events
-            self._kv_events.publish()
         self._send_outputs()
 
     def _admission(self) -> Admission:
@@ -144,6 +144,8 @@ class EngineLoop:
         self._scheduler.collect(plan, handle.collect())
 
     def _send_outputs(self) -> None:
+        if self._kv_events is not None:  # before the answers: who has been told of a flush can have seen its events
+            self._kv_events.publish()
         for client, outputs in self._scheduler.take_outputs():
             self._wire.send(client, outputs)
         for client, answer in self._control.take_answers():
