@@ -154,6 +154,9 @@ def test_attention_is_causal_softmax_over_the_pages(built: Built, mix: str, page
 def test_attention_of_every_geometry(built: Built, geometry: tuple[int, int, int], has_norm: bool) -> None:
     """Heads per KV head decide how queries are stacked; head sizes how blocks are cut (24 falls back)."""
     device, dtype = built
+    is_interpreted = isinstance(device, CudaDevice) and not device.is_gpu
+    if is_interpreted and ((geometry not in ((7, 1, 64), (4, 2, 24))) or not has_norm or dtype != torch.float32):
+        pytest.skip("Triton's interpreter takes long; on a GPU all of them run")
     setting = Setting(MIXES["chunks and decodes"], dtype=dtype, geometry=geometry, has_norm=has_norm)
     found = setting.run(device, layer=0)
     torch.testing.assert_close(found.float(), setting.expected(0), rtol=0, atol=_tolerance(dtype))

@@ -54,9 +54,9 @@ def middling(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrained
         vocab_size=4000, hidden_size=1024, intermediate_size=2048, num_hidden_layers=6, num_attention_heads=8,
         num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.05, tie_word_embeddings=True,
     )  # fmt: skip
-    model = LlamaForCausalLM(config).eval().to(torch.bfloat16)
-    model.save_pretrained(folder)
-    return folder, model.float()
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    # read again: `to` has rounded the rotary frequencies as well, and `float` would not bring them back
+    return folder, LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

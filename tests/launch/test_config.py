@@ -60,6 +60,13 @@ def test_device_defaults_fill_only_what_was_left_open() -> None:
     assert chosen.kv_cache_memory_mb is None, (
         "a size in tokens must not be overruled by the default in memory"
     )
+    on_gpu = ServerArgs().for_device("cuda")
+    assert (on_gpu.max_running_requests, on_gpu.max_step_tokens, on_gpu.mem_fraction_static) == (256, 8192, 0.9)
+    assert on_gpu.kv_cache_memory_mb is None
+    assert ServerArgs(max_total_tokens=100).for_device("cuda").mem_fraction_static is None
+    assert ServerArgs(dp_size=2).for_device("cuda").mem_fraction_static == 0.45, "two engines beside each other"
+    with pytest.raises(ValueError, match="tpu"):
+        ServerArgs().for_device("tpu")
 
 
 def test_every_flag_has_help() -> None:

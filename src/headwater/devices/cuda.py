@@ -107,12 +107,15 @@ class CudaDevice:
         is_chunk = query_lens > 1
         num_decodes = int(is_chunk.argmax()) if is_chunk.any() else len(query_lens)
         slots = np.arange(len(query_lens), dtype=np.int32)
+        rotary_rows = np.arange(len(batch.positions), dtype=np.int32)
         chunks = None
         if num_decodes < len(query_lens):
             rest = slice(num_decodes, None)
             tile_rows, tile_starts = tiles(query_lens[rest], batch.context_lens[rest], queries_per_tile(geometry))
             chunks = PromptChunks(
                 token_slots=self._on_device(np.repeat(slots[rest], query_lens[rest])),
+                positions=self._on_device(batch.positions[rest]),
+                rotary_rows=self._on_device(rotary_rows[rest]),
                 slots=self._on_device(slots[rest]),
                 starts=self._on_device(starts[rest]),
                 lens=self._on_device(query_lens[rest]),
@@ -123,8 +126,8 @@ class CudaDevice:
         paged = PagedBatch(
             num_decodes=num_decodes,
             decode_slots=self._on_device(slots[:num_decodes]),
-            positions=self._on_device(batch.positions),
-            rotary_rows=self._on_device(np.arange(len(batch.positions), dtype=np.int32)),
+            positions=self._on_device(batch.positions[:num_decodes]),
+            rotary_rows=self._on_device(rotary_rows[:num_decodes]),
             tables=self._on_device(batch.page_tables),
             cos=cos.contiguous(),
             sin=sin.contiguous(),

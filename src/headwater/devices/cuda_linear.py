@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from headwater.devices.triton_layers import silu_mul
-from headwater.devices.triton_skinny import add_linear, gated_linear, linear, suits
+from headwater.devices.triton_skinny import add_linear, gated_linear, linear, suits, suits_gated
 
 
 class CudaLinear:
@@ -65,8 +65,9 @@ class CudaGatedLinear:
         self._linear = CudaLinear((gate, up), biases)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if len(x) == 1:
-            return gated_linear(x, *self._linear.unpack())
+        weight, bias = self._linear.unpack()
+        if suits_gated(len(x), weight):
+            return gated_linear(x, weight, bias)
         return silu_mul(self._linear(x))
 
     def unpack(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:

@@ -10,9 +10,12 @@ class PromptChunks:
     """The rows of a step that compute more than one token. C rows, M tiles of queries; all int32, on the device.
 
     A tile is what one program of the prefill kernel computes: the queries of a row from `tile_starts` on.
+    No tensor is a part of another from an odd place on: kernels are compiled for the alignment they are given.
     """
 
     token_slots: torch.Tensor  # [T - num_decodes], the page table of each token
+    positions: torch.Tensor  # [T - num_decodes]
+    rotary_rows: torch.Tensor  # [T - num_decodes], rows of cos and sin
     slots: torch.Tensor  # [C]
     starts: torch.Tensor  # [C], first token among the step's T
     lens: torch.Tensor  # [C], tokens of this step
@@ -30,8 +33,8 @@ class PagedBatch:
 
     num_decodes: int
     decode_slots: torch.Tensor  # int32[num_decodes], their page tables
-    positions: torch.Tensor  # int32[T]
-    rotary_rows: torch.Tensor  # int32[T], rows of cos and sin
+    positions: torch.Tensor  # int32[num_decodes], of these
+    rotary_rows: torch.Tensor  # int32[num_decodes], rows of cos and sin
     tables: torch.Tensor  # int32[slots, pages]
     cos: torch.Tensor  # float32[rows, D / 2]
     sin: torch.Tensor  # float32[rows, D / 2]

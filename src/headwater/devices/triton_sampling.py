@@ -98,7 +98,7 @@ def _lowest_kept(x_row, vocab_size, inverse, largest, floor, wanted, BY_COUNT: t
     return tl.maximum(found, floor)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride"])
 def _draw_kernel(logits, rows, slots, numbers, newest, tokens, vocab_size, stride, BLOCK: tl.constexpr):
     index = tl.program_id(0)
     row = tl.load(rows + index)

@@ -13,12 +13,18 @@ import triton
 import triton.language as tl
 
 _MAX_TOKENS = 4
+_LARGE_GATED = 1 << 26  # weights from which cuBLAS and a kernel for the gate are as quick
 _SMALL_OUTPUT = 2048  # up to here cuBLAS runs too few programs, for some tokens as for one
 
 
 def suits(num_tokens: int, num_features: int) -> bool:
-    """Whether the functions below are the faster way; several tokens are not for `gated_linear`."""
+    """Whether `linear` and `add_linear` are the faster way."""
     return num_tokens == 1 or (num_tokens <= _MAX_TOKENS and num_features <= _SMALL_OUTPUT)
+
+
+def suits_gated(num_tokens: int, weight: torch.Tensor) -> bool:
+    """Whether `gated_linear` is the faster way."""
+    return num_tokens == 1 and weight.numel() < _LARGE_GATED
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -183,8 +183,7 @@ class AsyncModelRunner:
         )
         token_ids = inputs.token_ids
         if plan.num_decodes:
-            newest = self._slots.newest.index_select(0, inputs.token_slots)
-            token_ids = torch.where(token_ids < 0, newest, token_ids)
+            token_ids[: plan.num_decodes] = self._slots.newest.index_select(0, inputs.batch.decode_slots)
         attention = self._device.plan_paged_attention(model.geometry, inputs.batch, kv=self.kv)
         hidden = model.forward(token_ids, attention)
         prompts = [it for part in prompt_parts(plan, self._slots.assignment)

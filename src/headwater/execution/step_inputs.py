@@ -16,8 +16,7 @@ from headwater.scheduling.plan import StepPlan
 class MixedInputs:
     """The inputs of one forward pass, on the device. T tokens."""
 
-    token_ids: torch.Tensor  # int32[T], NEWEST_TOKEN where the slot's newest is meant
-    token_slots: torch.Tensor  # int32[T]
+    token_ids: torch.Tensor  # int32[T]; those of decodes are still to be filled in
     batch: PagedBatch
     last_tokens: torch.Tensor  # int32[number that sample], among the T
     sampled_slots: torch.Tensor  # int32[number that sample]
@@ -38,24 +37,24 @@ def stage_mixed(
     starts = ends - plan.num_tokens
     rows = np.repeat(np.arange(plan.num_rows), plan.num_tokens)
     positions = np.arange(len(rows), dtype=np.int32) - starts[rows] + plan.num_computed[rows]
-    token_slots = plan.slots[rows]
-    chunks = slice(plan.num_decodes, None)
+    decodes, rest = slice(None, plan.num_decodes), slice(plan.num_decodes, None)  # of rows, and of tokens as well
     contexts = plan.num_computed + plan.num_tokens
-    tile_rows, tile_starts = tiles(plan.num_tokens[chunks], contexts[chunks], queries_per_tile)
+    tile_rows, tile_starts = tiles(plan.num_tokens[rest], contexts[rest], queries_per_tile)
     arrays = (
-        plan.token_ids, token_slots, positions, plan.slots[: plan.num_decodes], token_slots[plan.num_decodes :],
-        plan.slots[chunks], starts[chunks], plan.num_tokens[chunks], contexts[chunks], tile_rows, tile_starts,
+        plan.token_ids, plan.slots[decodes], positions[decodes], plan.slots[rows[rest]], positions[rest],
+        plan.slots[rest], starts[rest], plan.num_tokens[rest], contexts[rest], tile_rows, tile_starts,
         ends[sampled] - 1, plan.slots[sampled],
     )  # fmt: skip
-    ids, all_slots, at, decode_slots, chunk_tokens, *of_chunks, last_tokens, sampled_slots = ring.stage(arrays)
+    staged = ring.stage(arrays)
+    ids, decode_slots, decode_positions, token_slots, token_positions, *of_rows, last_tokens, sampled_slots = staged
     batch = PagedBatch(
         num_decodes=plan.num_decodes,
         decode_slots=decode_slots,
-        positions=at,
-        rotary_rows=at,
+        positions=decode_positions,
+        rotary_rows=decode_positions,
         tables=slots.tables,
         cos=rotary[0],
         sin=rotary[1],
-        chunks=PromptChunks(chunk_tokens, *of_chunks) if plan.num_decodes < plan.num_rows else None,
+        chunks=PromptChunks(token_slots, token_positions, token_positions, *of_rows),
     )
-    return MixedInputs(ids, all_slots, batch, last_tokens, sampled_slots)
+    return MixedInputs(ids, batch, last_tokens, sampled_slots)

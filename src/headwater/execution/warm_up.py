@@ -8,15 +8,20 @@ from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, 
 
 
 def warm_up(runner: Runner, *, num_tokens: int = 128) -> None:
-    """Run a chunk of at most `num_tokens` and a decode in slot 0, and wait for them.
+    """Run a chunk of at most `num_tokens` and a decode in slot 0, then a short one that draws, and wait for them.
 
     Writes to page 0 only; call it before any request is planned.
     """
+    _run_request(runner, num_tokens, SamplingParams(temperature=0.0))
+    _run_request(runner, min(num_tokens, 8), SamplingParams(top_k=8, top_p=0.9, seed=1))
+
+
+def _run_request(runner: Runner, num_tokens: int, sampling: SamplingParams) -> None:
     num_tokens = min(num_tokens, runner.model.config.max_context - 1)
     assignment = SlotAssignment(
         slot=0,
         use=-1,
-        sampling=SamplingParams(temperature=0.0),
+        sampling=sampling,
         token_ids=np.zeros(num_tokens, dtype=np.int32),
         num_prompt_tokens=num_tokens,
         stop_token_ids=(),

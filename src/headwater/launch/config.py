@@ -289,6 +289,7 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         chunk = self.chunked_prefill_size or defaults.chunk
         # where steps are long, decodes share the budget of a chunk: a little more of it would need another tile
         step = chunk + running if device == "cpu" else max(chunk, running)
+        share = defaults.mem_fraction and defaults.mem_fraction / self.dp_size
         sized = self.kv_cache_memory_mb or self.max_total_tokens or self.mem_fraction_static
         return msgspec.structs.replace(
             self,
@@ -297,7 +298,7 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
             chunked_prefill_size=chunk,
             max_step_tokens=self.max_step_tokens or step,
             kv_cache_memory_mb=self.kv_cache_memory_mb if sized else defaults.kv_memory_mb,
-            mem_fraction_static=self.mem_fraction_static if sized else defaults.mem_fraction,
+            mem_fraction_static=self.mem_fraction_static if sized else share,
         )
 
 

@@ -1,0 +1,44 @@
+"""Where the model computes and how much KV fits there, in words for the user when it does not."""
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+torch = pytest.importorskip("torch")
+
+from headwater.devices.kv_memory import KVLayout  # noqa: E402
+from headwater.launch.config import ServerArgs  # noqa: E402
+from headwater.launch.placement import num_kv_pages, open_device  # noqa: E402
+
+GIB = 1 << 30
+LAYOUT = KVLayout(num_layers=32, num_kv_heads=8, head_dim=128, page_size=16, dtype=torch.bfloat16)  # 2 MiB a page
+
+
+def test_kv_gets_what_weights_and_steps_leave_of_the_share() -> None:
+    args = ServerArgs(mem_fraction_static=0.5)
+    num_pages = num_kv_pages(args, LAYOUT, weights_bytes=16 * GIB, free_bytes=64 * GIB, reserved_bytes=4 * GIB)
+    assert num_pages == (40 - 16 - 4) * GIB // LAYOUT.page_bytes
+
+
+def test_a_model_that_does_not_fit_is_told_with_the_numbers() -> None:
+    args = ServerArgs(mem_fraction_static=0.5)
+    told = r"weights take 16\.00 GiB, steps need 4\.00 GiB, 20\.00 GiB of memory are free"
+    with pytest.raises(ValueError, match=told):
+        num_kv_pages(args, LAYOUT, weights_bytes=16 * GIB, free_bytes=20 * GIB, reserved_bytes=4 * GIB)
+
+
+def test_sizes_in_tokens_win_and_hold_a_page_at_least() -> None:
+    assert num_kv_pages(ServerArgs(max_total_tokens=100), LAYOUT, weights_bytes=0, free_bytes=0) == 6
+    with pytest.raises(ValueError, match="max-total-tokens"):
+        num_kv_pages(ServerArgs(max_total_tokens=10), LAYOUT, weights_bytes=0, free_bytes=0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_a_gpu_that_is_not_there_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="--device cuda needs an NVIDIA GPU"):
+        open_device(ServerArgs(device="cuda"))
+    with pytest.raises(ValueError, match="--attention-backend triton needs --device cuda"):
+        open_device(ServerArgs(attention_backend="triton"))
+    before = torch.get_num_threads()
+    assert open_device(ServerArgs()).name == "cpu"
+    torch.set_num_threads(before)
