@@ -124,7 +124,7 @@ class Driver:
             is_async=shape.is_async,
         )
         self.runner.weights.current = shape.weights_id
-        self.jobs = FakeJobRunner(seed=shape.seed)
+        self.jobs = FakeJobRunner(seed=shape.seed, clock=self.clock)
         self.store: StorageBackend | None = None  # what `AttachStorage` attaches
         settings = storage_settings or StorageSettings(
             policy=shape.prefetch_policy, min_prefetch_tokens=shape.page_size
@@ -291,6 +291,7 @@ class Driver:
         self.promises = Promises(
             self.world,
             self.parts,
+            clock=self.clock,
             runner=self.runner,
             copier=copier,
             jobs=self.jobs,

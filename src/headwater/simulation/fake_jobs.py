@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from headwater.cache.jobs import Job
+from headwater.clock import Clock, ManualClock
 
 _KINDS = {
     "StorageWriter.persist": "persist",
@@ -16,8 +17,9 @@ _KINDS = {
 class FakeJob(Job):
     """Runs at the `num_polls`-th look; one that hangs runs only when it has been given up, as a late thread would."""
 
-    def __init__(self, work: Callable[[Job], Any], *, num_polls: int, hangs: bool) -> None:
+    def __init__(self, work: Callable[[Job], Any], *, num_polls: int, hangs: bool, began_s: float) -> None:
         super().__init__(work)
+        self.began_s = began_s
         self.kind = _KINDS.get(work.__qualname__.split(".<locals>")[0], "")  # the blocker it is counted as
         self._polls_left = num_polls
         self._hangs = hangs
@@ -51,11 +53,12 @@ class FakeJob(Job):
 class FakeJobRunner:
     """`cache.jobs.JobRunner` in the hands of a script."""
 
-    def __init__(self, *, seed: int = 0) -> None:
+    def __init__(self, *, seed: int = 0, clock: Clock | None = None) -> None:
         self.max_polls = 0
         self.hang_rate = 0.0
         self.hung: list[FakeJob] = []
         self._open: list[FakeJob] = []
+        self._clock = clock or ManualClock()
         self._source = random.Random(seed)
 
     @property
@@ -66,7 +69,8 @@ class FakeJobRunner:
 
     def submit(self, work: Callable[[Job], Any]) -> FakeJob:
         hangs = self._source.random() < self.hang_rate
-        job = FakeJob(work, num_polls=self._source.randint(0, self.max_polls), hangs=hangs)
+        num_polls = self._source.randint(0, self.max_polls)
+        job = FakeJob(work, num_polls=num_polls, hangs=hangs, began_s=self._clock.now())
         if hangs:
             self.hung.append(job)
         self._open = [*self.open_jobs, job]

@@ -5,6 +5,7 @@ from typing import Any
 
 from headwater.cache.prefetch import Prefetch
 from headwater.cache.prefix_cache import PrefixCache
+from headwater.cache.storage_calls import StorageCalls
 from headwater.cache.storage_generations import StorageGenerations
 from headwater.cache.storage_names import StorageNames
 from headwater.control.control_plane import ControlPlane
@@ -251,3 +252,14 @@ def flipped_bits_are_served() -> list[Patch]:
 def unacknowledged_flushes_are_forgotten() -> list[Patch]:
     """Detaching a store forgets the flushes that it has not acknowledged."""
     return [(StorageGenerations, "unacknowledged", property(lambda self: []))]
+
+
+@mutant(profile="store")
+def hanging_stores_are_waited_for() -> list[Patch]:
+    """A call of the store that hangs is never given up."""
+    right = StorageCalls.__init__
+
+    def init(self: StorageCalls, *args: Any, **kwargs: Any) -> None:
+        right(self, *args, **(kwargs | {"timeout_s": 1e9}))
+
+    return [(StorageCalls, "__init__", init)]

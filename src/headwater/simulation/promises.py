@@ -8,6 +8,7 @@ from headwater.cache.invariants import check_invariants
 from headwater.cache.namespace import Scope
 from headwater.cache.page_pool import Owner
 from headwater.cache.retirement import Retirement
+from headwater.clock import Clock
 from headwater.engine.wiring import EngineParts
 from headwater.simulation.calls import Calls
 from headwater.simulation.event_mirror import EventMirror
@@ -29,6 +30,7 @@ class Promises:
         world: World,
         parts: EngineParts,
         *,
+        clock: Clock,
         runner: FakeRunner,
         copier: FakeCopier | None,
         jobs: FakeJobRunner,
@@ -39,6 +41,7 @@ class Promises:
     ) -> None:
         self._world = world
         self._parts = parts
+        self._clock = clock
         self._runner = runner
         self._copier = copier
         self._jobs = jobs
@@ -64,6 +67,7 @@ class Promises:
         self._check_requests()
         self._check_leases()
         self._check_copies()
+        self._check_store_calls()
         self._check_blockers(is_staging=is_staging)
         self._calls.check_deadlines()
 
@@ -149,6 +153,16 @@ class Promises:
             copy.num_turns += 1
             is_kept = copy.num_turns <= copy.num_turns_allowed
             demand(is_kept, "copies_are_taken_in", f"{copy.kind} of turn {copy.turn} ended, and nobody looked")
+
+    def _check_store_calls(self) -> None:
+        """A call of the store that takes too long is given up: a hanging store costs hits and nothing else."""
+        storage = self._parts.cache.storage
+        if storage is None:
+            return
+        for job in self._jobs.open_jobs:
+            age_s = self._clock.now() - job.began_s
+            is_kept = not job.kind or age_s < storage.settings.call_timeout_s
+            demand(is_kept, "store_calls_are_given_up", f"{job.kind} waits since {age_s:.3f} s")
 
     def _check_blockers(self, *, is_staging: bool) -> None:
         """The engine's own idea of what keeps it from being idle, against a recount."""

@@ -9,7 +9,7 @@ from headwater.simulation.planning.fleet_result import TIERS
 
 _TIER_COLORS = {"device": "#2f6db3", "host": "#d98b1f", "storage": "#5f9e52"}
 _LINE_COLORS = ("#2f6db3", "#d1495b", "#5f9e52", "#d98b1f", "#7d5ba6", "#3a9fa8", "#8c6d4f", "#6b7280")
-_WIDTH, _LABEL_WIDTH, _ROW_HEIGHT = 760, 230, 30
+_WIDTH, _ROW_HEIGHT, _CHARACTER_WIDTH = 860, 30, 7
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c2733; --faint: #7a8794; --line: #d5dbe1; --page: #ffffff; }
 @media (prefers-color-scheme: dark) {
@@ -91,11 +91,12 @@ def _throughput_bars(compared: Sequence[Compared]) -> str:
 
 def _bars(rows: Sequence[tuple[str, list[tuple[float, str, str]], str]], *, longest: float) -> str:
     """Rows of (label, parts of (length, color, title), text at the end)."""
-    scale = (_WIDTH - _LABEL_WIDTH - 80) / longest
+    label_width = 12 + _CHARACTER_WIDTH * max(len(label) for label, _, _ in rows)
+    scale = (_WIDTH - label_width - 80) / longest
     drawn = []
     for index, (label, parts, text) in enumerate(rows):
-        y, x = index * _ROW_HEIGHT, float(_LABEL_WIDTH)
-        drawn.append(f'<text x="{_LABEL_WIDTH - 8}" y="{y + 20}" text-anchor="end">{html.escape(label)}</text>')
+        y, x = index * _ROW_HEIGHT, float(label_width)
+        drawn.append(f'<text x="{label_width - 8}" y="{y + 20}" text-anchor="end">{html.escape(label)}</text>')
         for length, color, title in parts:
             width = length * scale
             drawn.append(
