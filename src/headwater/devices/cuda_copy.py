@@ -55,8 +55,7 @@ def move_by_kernel(source: torch.Tensor, sources: Pages, target: torch.Tensor, t
     from headwater.devices.triton_page_copy import copy_pages
 
     device = source.device if source.is_cuda else target.device
-    lists = torch.from_numpy(np.stack((sources, targets)).astype(np.int32))
-    on_device = (lists.pin_memory() if device.type == "cuda" else lists).to(device, non_blocking=True)
+    on_device = torch.from_numpy(np.stack((sources, targets))).to(device)
     copy_pages(source, on_device[0], target, on_device[1])
 
 
