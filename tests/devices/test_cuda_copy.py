@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from headwater.devices import cuda_host_memory
 from headwater.devices.cuda_copy import (
     CudaPageCopier,
     PageMover,
@@ -14,7 +15,7 @@ from headwater.devices.cuda_copy import (
     move_by_copy_engine,
     move_by_kernel,
 )
-from headwater.devices.cuda_host_memory import _PIECE_BYTES, PinnedHostMemory, register_with_driver
+from headwater.devices.cuda_host_memory import PinnedHostMemory, register_with_driver
 from headwater.devices.host_memory import ThreadCopy
 from headwater.devices.kv_memory import KVLayout, KVMemory
 
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.slow  # torch, and Triton's interpreter
 LAYOUT = KVLayout(num_layers=3, num_kv_heads=1, head_dim=20, page_size=2, dtype=torch.bfloat16)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the CPU: Triton's interpreter
 LIMIT_S = 20.0
+_PIECE_BYTES = 1 << 20
 MOVERS = [move_by_kernel, *([move_by_copy_engine] if DEVICE.type == "cuda" else [])]
 
 
@@ -34,6 +36,12 @@ def wait(*copies: ThreadCopy) -> None:
     while not all(copy.is_done() for copy in copies):
         assert time.monotonic() < give_up_s
         time.sleep(0.001)
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the tests touch little memory."""
+    monkeypatch.setattr(cuda_host_memory, "_PIECE_BYTES", _PIECE_BYTES)
 
 
 def until(condition) -> None:
@@ -111,6 +119,7 @@ def test_closing_gives_back_what_was_pinned_even_in_the_middle_of_pinning() -> N
     until(lambda: host.num_ready_bytes >= _PIECE_BYTES)
     closing = threading.Thread(target=host.close)
     closing.start()
+    until(lambda: host._is_closing)
     second.set()
     closing.join(LIMIT_S)
     assert not closing.is_alive()
