@@ -31,10 +31,11 @@ class Profile:
     fault_level: float = 1.0  # 0: none
     has_rare_faults: bool = False  # copies that hang, pages that a store has cut short or lost
     has_events: float = 0.0  # chance that the events of the cache are followed
+    page_sizes: tuple[int, ...] = (4,)  # tokens; one of these for all engines of a run
     has_host: float = 0.7
     has_store: float = 0.5  # of those with a host tier
     has_two_engines: float = 0.3  # of those with a store
-    num_device_pages: tuple[int, ...] = (24, 40, 80)  # one of these, as of what follows
+    num_device_pages: tuple[int, ...] = (24, 40, 80)  # of 4 tokens; one of these, as of what follows
     num_host_pages: tuple[int, ...] = (20, 60, 150)
     store_bytes: tuple[int, ...] = (3000, 20_000, 1 << 20)
     num_stems: tuple[int, ...] = (3, 8)  # prefixes that requests share
@@ -76,6 +77,7 @@ PROFILES = {
             fault_level=1.5,
             has_rare_faults=True,
             has_events=0.5,
+            page_sizes=(1, 2, 4, 4, 8),
             has_host=0.8,
             has_store=0.7,
         ),

@@ -35,8 +35,17 @@ class Workload:
         self._callers.num_engines = 2 if has_store and source.random() < profile.has_two_engines else 1
         shapes = [self._make_shape(has_host=has_host) for _ in range(self._callers.num_engines)]
         has_events = profile.has_events > 0 and source.random() < profile.has_events
+        page_size = source.choice(profile.page_sizes) if len(profile.page_sizes) > 1 else profile.page_sizes[0]
         self.shapes = tuple(
-            replace(shape, is_cache_enabled=is_cache_enabled, has_events=has_events) for shape in shapes
+            replace(
+                shape,
+                is_cache_enabled=is_cache_enabled,
+                has_events=has_events,
+                page_size=page_size,
+                num_pages=shape.num_pages * 4 // page_size,
+                num_host_pages=shape.num_host_pages * 4 // page_size,
+            )
+            for shape in shapes
         )
         self._requests = Requests(source, prompts=self._prompts, callers=self._callers)
         self._operations = Operations(
