@@ -2,16 +2,20 @@
 
 import pytest
 
-from engine_driver import Driver
+from engine_driver import Driver, expected
 from headwater.messages import (
     Abort,
     AttachStorage,
     ContinueGeneration,
     DetachStorage,
     FlushCache,
+    Generate,
+    Output,
     PauseGeneration,
     ReleaseMemory,
+    SamplingParams,
     UpdateWeights,
+    pack_ids,
 )
 from headwater.simulation.fake_store import UnreliableStore
 
@@ -99,3 +103,32 @@ def test_memory_is_not_released_under_a_step_whose_requests_have_ended():
     driver.turn(2)
     assert answer.finish.type == "abort"
     assert driver.replies["r"].released == ("kv_cache", "weights")
+
+
+@pytest.mark.parametrize("num_turns", [4, 5])
+@pytest.mark.parametrize("output_interval", [1, 1 << 30])
+def test_a_rid_that_is_sent_again_in_the_turn_of_its_end_is_refused_and_costs_the_first_nothing(
+    output_interval, num_turns
+):
+    """The end was merged into the refusal: the first lost its tokens, the second its answer."""
+    driver = Driver()
+    request = Generate(
+        rid="a",
+        prompt_ids=pack_ids([1, 2, 3]),
+        sampling=SamplingParams(max_new_tokens=5, ignore_eos=True),
+        output_interval=output_interval,
+    )
+    driver.send(request)
+    driver.turn(num_turns)
+    told: list[Output] = []
+    driver.answers["a"].take = told.append
+    driver.send(request)
+    driver.send(request)
+    driver.turn(12)
+    ends = [output.finish for output in told if output.finish is not None]
+    if num_turns == 5:  # it had ended: the next one is a request of its own, the last one is one too many
+        assert sorted(end.status for end in ends) == [0, 400]
+    else:
+        assert sorted(end.status for end in ends) == [0, 400, 400]
+    tokens = [token for output in told for token in output.token_ids]
+    assert tokens[-5:] == expected([1, 2, 3], 5)[-len(tokens) :]

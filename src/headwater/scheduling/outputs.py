@@ -38,6 +38,8 @@ class OutputBuffer:
         """End `request`; merged into its token of this turn, if it has one, with what was kept back."""
         items = self._items.setdefault(request.client, [])
         last = items[-1] if items and items[-1].rid == request.rid else None
+        if last is not None and last.finish is not None:
+            last = None  # the refusal of another request under the same rid
         if last is not None:
             items.pop()
         prompt_logprobs = tuple(request.prompt_logprobs) if request.num_outputs == 0 else None
