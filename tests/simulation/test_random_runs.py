@@ -40,7 +40,7 @@ def test_seeds_that_failed_once(seed, profile):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_each_profile(profile):
-    result = random_run(1, profile=PROFILES[profile], num_turns=TURNS)
+    result = random_run(3, profile=PROFILES[profile], num_turns=TURNS)
     assert result.failure is None, result.failure.message
     assert result.num_pages_reused > 50  # else nothing was checked
 
