@@ -55,11 +55,12 @@ def run_tests(options: argparse.Namespace, xml: Path) -> str:
 
 
 def outcomes(xml: Path) -> dict[str, str]:
-    """Test -> passed, failed with its reason, or skipped with its reason."""
+    """Test -> passed with the figures it recorded, failed with its reason, or skipped with its reason."""
     found = {}
     for case in ET.parse(xml).iter("testcase") if xml.exists() else ():
         name = f"{case.get('classname')}::{case.get('name')}"
-        found[name] = "passed"
+        told = ", ".join(f"{each.get('name')} {each.get('value')}" for each in case.iter("property"))
+        found[name] = f"passed: {told}" if told else "passed"
         for kind in ("failure", "error", "skipped"):
             for reason in case.iter(kind):
                 found[name] = f"{kind}: {(reason.get('message') or '').strip()[:400]}"

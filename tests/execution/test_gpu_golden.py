@@ -1,5 +1,6 @@
 """Text on a GPU against transformers on the CPU: greedy float32 token for token, 16-bit floats by their choices."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -60,14 +61,23 @@ def middling(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrained
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_sixteen_bits_choose_as_float32_does(middling: tuple[Path, PreTrainedModel], dtype: str) -> None:
-    """Teacher-forced: at least 99 % of the choices are float32's, near ties aside, whatever the chunks."""
+def test_sixteen_bits_choose_as_float32_does(
+    middling: tuple[Path, PreTrainedModel], dtype: str, record_property: Callable[[str, str], None]
+) -> None:
+    """Teacher-forced, whatever the chunks: at least 99 % of the choices are float32's, near ties aside.
+
+    Near ties are many in a random model; with them, no fewer than transformers gets right in the same dtype.
+    """
     folder, reference = middling
     token_ids = np.random.default_rng(5).integers(3, 4000, 1500).tolist()
     with torch.inference_mode():
         exact = reference.cuda()(torch.tensor([token_ids], device="cuda")).logits[0].float().cpu()
     reference.cpu()
     top = exact.topk(2, dim=-1)
+    with torch.inference_mode():
+        same_dtype = LlamaForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).cuda()
+        peer = same_dtype(torch.tensor([token_ids], device="cuda")).logits[0, :-1].argmax(dim=-1).cpu()
+    peer_agreement = (peer == top.indices[:-1, 0]).float().mean().item()
     is_clear = (top.values[:, 0] - top.values[:, 1]) > 0.05 * exact.std(dim=-1)
     for chunk in (10**6, 100):
         driver = StepDriver(_runner(folder, page_size=16, dtype=dtype))  # type: ignore[arg-type]
@@ -77,6 +87,6 @@ def test_sixteen_bits_choose_as_float32_does(middling: tuple[Path, PreTrainedMod
         is_same = found == top.indices[:-1, 0]
         agreement = is_same.float().mean().item()
         clear = is_same[is_clear[:-1]].float().mean().item()
-        print(f"{dtype} chunk {chunk}: {agreement:.4f} of all, {clear:.4f} of {int(is_clear.sum())} clear choices")
+        record_property(f"chunk {chunk}", f"all {agreement:.4f} (transformers {peer_agreement:.4f}), clear {clear:.4f}")
         assert clear >= 0.99
-        assert agreement >= 0.95
+        assert agreement >= peer_agreement - 0.005

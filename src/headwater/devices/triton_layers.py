@@ -7,6 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
+from headwater.devices.triton_launch import Launcher, alignment
+
 
 def rms_norm(residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """float32[T, features] -> [T, features] in `weight`'s dtype (arXiv 1910.07467)."""
@@ -15,7 +17,8 @@ def rms_norm(residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.
     if num_tokens:
         block = triton.next_power_of_2(width)
         num_warps = max(1, min(16, block // 512))
-        _rms_norm_kernel[(num_tokens,)](residual, weight, y, width, eps, BLOCK=block, num_warps=num_warps)
+        key = (weight.device.index, weight.dtype, width, *alignment(residual, weight))
+        _launch_rms_norm((num_tokens,), residual, weight, y, width, eps, block, key=key, num_warps=num_warps)
     return y
 
 
@@ -26,7 +29,8 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     if num_tokens:
         block = 1024
         grid = (triton.cdiv(width, block), num_tokens)
-        _silu_mul_kernel[grid](gate_up, y, width, BLOCK=block, num_warps=4)
+        key = (gate_up.device.index, gate_up.dtype, width, *alignment(gate_up))
+        _launch_silu_mul(grid, gate_up, y, width, block, key=key)
     return y
 
 
@@ -50,3 +54,7 @@ def _silu_mul_kernel(gate_up, y, width, BLOCK: tl.constexpr):
     up = tl.load(gate_up + row * 2 * width + width + at, mask=is_in, other=0.0).to(tl.float32)
     value = gate / (1.0 + tl.exp(-gate)) * up
     tl.store(y + row * width + at, value.to(y.dtype.element_ty), mask=is_in)
+
+
+_launch_rms_norm = Launcher(_rms_norm_kernel)
+_launch_silu_mul = Launcher(_silu_mul_kernel)

@@ -18,19 +18,25 @@ import triton.language as tl
 from headwater.devices.device import AttentionGeometry
 from headwater.devices.kv_memory import KVMemory
 from headwater.devices.paged_batch import PagedBatch
+from headwater.devices.triton_launch import Launcher, alignment
 
-_LINES = 128  # (query, head of the group) pairs of a tile
+_LINES = 128  # (query, head of the group) pairs of a tile; half of them where heads are larger than 128
 _KEYS = 64  # tokens at a time
 _NUM_WARPS = 4
 _NUM_STAGES = 3
 
 
 def queries_per_tile(geometry: AttentionGeometry) -> int:
-    """Queries that one program computes; a group of more than `_LINES` heads is not served."""
-    num_queries = _LINES // (geometry.num_heads // geometry.num_kv_heads)
+    """Queries that one program computes. ValueError for a group of heads that does not fit in a tile."""
+    lines = _lines(geometry.head_dim)
+    num_queries = lines // (geometry.num_heads // geometry.num_kv_heads)
     if num_queries < 1:
-        raise ValueError(f"at most {_LINES} query heads may share a KV head on this device")
+        raise ValueError(f"at most {lines} query heads may share a KV head on this device")
     return num_queries
+
+
+def _lines(head_dim: int) -> int:
+    return _LINES if head_dim <= 128 else _LINES // 2
 
 
 def tiles(
@@ -58,9 +64,16 @@ def prefill(
     chunks = batch.chunks
     assert chunks is not None
     head_dim = geometry.head_dim
-    # float32 is for tests and takes twice the space: smaller blocks of keys, loaded one ahead of none
-    keys, num_warps, num_stages = (32, 8, 1) if qkv.dtype == torch.float32 else (_KEYS, _NUM_WARPS, _NUM_STAGES)
-    _prefill_kernel[(len(chunks.tile_rows), geometry.num_kv_heads)](
+    keys, num_warps, num_stages = _KEYS, _NUM_WARPS, _NUM_STAGES
+    if qkv.dtype == torch.float32:  # for tests; takes twice the space: small blocks of keys, none loaded ahead
+        keys, num_warps, num_stages = (32 if head_dim <= 128 else 16), 8, 1
+    group, page_size = geometry.num_heads // geometry.num_kv_heads, kv.layout.page_size
+    table_stride = batch.tables.stride(0)
+    page_stride, layer_offset = kv.pages.stride(0), layer * kv.pages.stride(1)
+    aligned = alignment(qkv, layer_offset, page_stride, table_stride)
+    sizes = (geometry.num_kv_heads, group, head_dim, page_size)
+    _launch_prefill(
+        (len(chunks.tile_rows), geometry.num_kv_heads),
         qkv,
         out,
         kv.pages,
@@ -71,17 +84,18 @@ def prefill(
         chunks.contexts,
         chunks.tile_rows,
         chunks.tile_starts,
-        layer * kv.pages.stride(1),
-        kv.pages.stride(0),
-        batch.tables.stride(0),
+        layer_offset,
+        page_stride,
+        table_stride,
         math.log2(math.e) / math.sqrt(head_dim),
-        NUM_KV_HEADS=geometry.num_kv_heads,
-        GROUP=geometry.num_heads // geometry.num_kv_heads,
-        DIM=head_dim,
-        DIM_BLOCK=max(16, triton.next_power_of_2(head_dim)),
-        PAGE_SIZE=kv.layout.page_size,
-        LINES=_LINES,
-        KEYS=keys,
+        geometry.num_kv_heads,
+        group,
+        head_dim,
+        max(16, triton.next_power_of_2(head_dim)),
+        page_size,
+        _lines(head_dim),
+        keys,
+        key=(qkv.device.index, qkv.dtype, sizes, aligned, table_stride == 1),
         num_warps=num_warps,
         num_stages=num_stages,
     )
@@ -195,3 +209,6 @@ def _prefill_kernel(
     o_at = token * (NUM_HEADS * DIM) + head * DIM
     result = (acc / total[:, None]).to(out.dtype.element_ty)
     tl.store(out + o_at[:, None] + dim[None, :], result, mask=is_in)
+
+
+_launch_prefill = Launcher(_prefill_kernel)

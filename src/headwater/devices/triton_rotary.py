@@ -13,6 +13,7 @@ import triton.language as tl
 from headwater.devices.device import AttentionGeometry
 from headwater.devices.kv_memory import KVMemory
 from headwater.devices.paged_batch import PagedBatch
+from headwater.devices.triton_launch import Launcher, alignment
 
 _HEADS_PER_PROGRAM = 8
 
@@ -33,10 +34,15 @@ def write_prompt_kv(
     """
     chunks = batch.chunks
     assert chunks is not None
-    half = geometry.head_dim // 2
+    half, table_stride = geometry.head_dim // 2, batch.tables.stride(0)
+    page_stride, layer_offset = kv.pages.stride(0), layer * kv.pages.stride(1)
+    tokens = qkv[batch.num_decodes :]
     grid = (len(chunks.token_slots), triton.cdiv(geometry.num_heads + 2 * geometry.num_kv_heads, _HEADS_PER_PROGRAM))
-    _write_kernel[grid](
-        qkv[batch.num_decodes :],
+    sizes = (geometry.num_heads, geometry.num_kv_heads, half, kv.layout.page_size, q_norm is not None)
+    aligned = alignment(tokens, layer_offset, page_stride, table_stride)
+    _launch_write(
+        grid,
+        tokens,
         kv.pages,
         batch.tables,
         chunks.token_slots,
@@ -46,18 +52,18 @@ def write_prompt_kv(
         batch.sin,
         qkv if q_norm is None else q_norm,
         qkv if k_norm is None else k_norm,
-        layer * kv.pages.stride(1),
-        kv.pages.stride(0),
-        batch.tables.stride(0),
+        layer_offset,
+        page_stride,
+        table_stride,
         geometry.norm_eps,
-        NUM_HEADS=geometry.num_heads,
-        NUM_KV_HEADS=geometry.num_kv_heads,
-        HALF=half,
-        HALF_BLOCK=triton.next_power_of_2(half),
-        PAGE_SIZE=kv.layout.page_size,
-        HEADS=_HEADS_PER_PROGRAM,
-        HAS_NORM=q_norm is not None,
-        num_warps=4,
+        geometry.num_heads,
+        geometry.num_kv_heads,
+        half,
+        triton.next_power_of_2(half),
+        kv.layout.page_size,
+        _HEADS_PER_PROGRAM,
+        q_norm is not None,
+        key=(qkv.device.index, qkv.dtype, sizes, aligned, table_stride == 1),
     )
 
 
@@ -130,3 +136,6 @@ def _write_kernel(
     to = kv + page * page_stride + layer_offset + lines[:, None] * (2 * HALF) + half[None, :]
     tl.store(to, y1, mask=is_in & (is_query == 0))
     tl.store(to + HALF, y2, mask=is_in & (is_query == 0))
+
+
+_launch_write = Launcher(_write_kernel)
