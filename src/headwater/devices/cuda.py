@@ -21,6 +21,8 @@ AttentionBackend = Literal["triton"]  # others may come beside it: they get a Pa
 
 # 16-bit floats need the tensor cores of this generation at least (Ampere)
 _MIN_CAPABILITY = (8, 0)
+_MAX_HEAD_DIM = 256
+_MAX_HEAD_DIM_FLOAT32 = 128  # blocks of larger ones do not fit in a multiprocessor's memory
 
 
 class CudaDevice:
@@ -102,7 +104,7 @@ class CudaDevice:
         sin: torch.Tensor,
         kv: KVMemory,
     ) -> StepAttention:
-        """Of a batch on the host. Single tokens before the first chunk are taken as decodes."""
+        """Of a batch on the host that `check_attention` accepts; single tokens before the first chunk are decodes."""
         query_lens, starts = batch.query_lens, batch.query_starts[:-1]
         is_chunk = query_lens > 1
         num_decodes = int(is_chunk.argmax()) if is_chunk.any() else len(query_lens)
@@ -134,6 +136,15 @@ class CudaDevice:
             chunks=chunks,
         )
         return self.plan_paged_attention(geometry, paged, kv=kv)
+
+    def check_attention(self, geometry: AttentionGeometry, dtype: torch.dtype) -> None:
+        """Raise ValueError for heads that the kernels do not take."""
+        if geometry.head_dim > _MAX_HEAD_DIM or (dtype == torch.float32 and geometry.head_dim > _MAX_HEAD_DIM_FLOAT32):
+            raise ValueError(
+                f"heads of {geometry.head_dim} in {str(dtype).removeprefix('torch.')} do not run on this device: at "
+                f"most {_MAX_HEAD_DIM}, and {_MAX_HEAD_DIM_FLOAT32} in float32"
+            )
+        queries_per_tile(geometry)
 
     def plan_paged_attention(self, geometry: AttentionGeometry, batch: PagedBatch, *, kv: KVMemory) -> StepAttention:
         """Of a batch that lies on the device already. Launches nothing."""

@@ -25,7 +25,6 @@ MAX_SPLITS = 32
 _BLOCK = 64  # tokens at a time
 _NUM_WARPS = 4
 _NUM_STAGES = 2
-_JOINED = 8  # stretches joined at a time
 _MIN_SPLIT = 64  # fewest tokens of a stretch where programs are few
 _LONG_SPLIT = 2048  # and where rows alone fill the card: then only long contexts are cut at all
 _MAX_LONG_SPLITS = 4  # so that few programs find nothing to do
@@ -99,8 +98,6 @@ def decode(
         PAGE_SIZE=kv.layout.page_size,
         BLOCK=_BLOCK,
         MAX_SPLITS=MAX_SPLITS,
-        MEMBERS=triton.next_power_of_2(group),
-        JOINED=_JOINED,
         HAS_NORM=q_norm is not None,
         num_warps=_NUM_WARPS,
         num_stages=_NUM_STAGES,
@@ -139,8 +136,6 @@ def _decode_kernel(
     PAGE_SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
-    MEMBERS: tl.constexpr,
-    JOINED: tl.constexpr,
     HAS_NORM: tl.constexpr,
 ):
     DIM: tl.constexpr = 2 * HALF
@@ -228,28 +223,15 @@ def _decode_kernel(
     if tl.atomic_add(counter, 1, sem="acq_rel") == num_splits - 1:
         tl.debug_barrier()
         tl.store(counter, 0)
-        member = tl.arange(0, MEMBERS)
-        is_member = member < GROUP
-        top = tl.full((MEMBERS,), -float("inf"), tl.float32)
-        weight = tl.zeros((MEMBERS,), tl.float32)
-        joined = tl.zeros((MEMBERS, DIM_BLOCK), tl.float32)
-        for first in range(0, num_splits, JOINED):
-            splits = first + tl.arange(0, JOINED)
-            is_split = splits < num_splits
-            parts = (head * MAX_SPLITS) + splits[:, None] * GROUP + member[None, :]
+        splits = tl.arange(0, MAX_SPLITS)
+        is_split = splits < num_splits
+        for member in tl.static_range(GROUP):
+            parts = (head * MAX_SPLITS) + splits * GROUP + member
             # .cg: past the first-level cache, which the other programs' stores did not go through
-            is_part = is_split[:, None] & is_member[None, :]
-            lse = tl.load(lses + parts, mask=is_part, other=0.0, cache_modifier=".cg")
-            lse = tl.where(is_split[:, None], lse, -float("inf"))
-            part_at = partials + parts[:, :, None] * DIM + dim[None, None, :]
-            each = tl.load(part_at, mask=is_part[:, :, None] & (dim[None, None, :] < DIM), other=0.0,
-                           cache_modifier=".cg")  # fmt: skip
-            larger_part = tl.maximum(top, tl.max(lse, 0))
-            shrink_part = tl.exp2(top - larger_part)
-            share = tl.exp2(lse - larger_part[None, :])
-            weight = weight * shrink_part + tl.sum(share, 0)
-            joined = joined * shrink_part[:, None] + tl.sum(each * share[:, :, None], 0)
-            top = larger_part
-        joined = joined / weight[:, None]
-        out_at = out + (head + member[:, None]) * DIM + dim[None, :]
-        tl.store(out_at, joined.to(dtype), mask=is_member[:, None] & (dim[None, :] < DIM))
+            lse = tl.load(lses + parts, mask=is_split, other=-float("inf"), cache_modifier=".cg")
+            share = tl.exp2(lse - tl.max(lse, 0))
+            is_part = is_split[:, None] & (dim[None, :] < DIM)
+            part_at = partials + parts[:, None] * DIM + dim[None, :]
+            each = tl.load(part_at, mask=is_part, other=0.0, cache_modifier=".cg")
+            joined = tl.sum(each * share[:, None], 0) / tl.sum(share, 0)
+            tl.store(out + (head + member) * DIM + dim, joined.to(dtype), mask=dim < DIM)

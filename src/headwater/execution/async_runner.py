@@ -54,6 +54,7 @@ class AsyncModelRunner:
         for name, value in (("num_pages", num_pages), ("max_running", max_running)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, found {value}")
+        device.check_attention(loaded.model.geometry, loaded.dtype)
         place = device.torch_device
         max_context = max_context or loaded.config.max_context
         self._model: DecoderModel | None = loaded.model  # None while the weights are released
