@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from headwater import Engine
 from headwater.cache.namespace import Namespace
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.token_sequence import TokenSequence
 from headwater.clock import MonotonicClock
+from headwater.devices.cpu import CpuDevice
 from headwater.devices.host_memory import CpuPageCopier, HostMemory
+from headwater.devices.kv_memory import KVLayout
 
 sys.path.append(str(Path(__file__).resolve().parent / "serving"))
 from results import save
@@ -30,6 +33,7 @@ from server_process import busy_s
 POOL_TOKENS = 4096
 PROMPT_TOKENS = 1600
 NUM_CHATS = 6  # 2.3 times what the device holds
+LAYOUT = KVLayout(num_layers=30, num_kv_heads=3, head_dim=64, page_size=16, dtype=torch.bfloat16)  # default model's
 TIERS = {"enable_hierarchical_cache": True, "hicache_storage_prefetch_policy": "wait_complete"}
 Record = dict[str, Any]
 
@@ -88,26 +92,19 @@ def chat_ratios(dtype: str) -> list[Record]:
     return records
 
 
-class _Kv:
-    """KV memory as the copier sees it: uint8 pages."""
-
-    def __init__(self, num_pages: int, page_bytes: int) -> None:
-        import torch
-
-        self.pages = torch.zeros((num_pages, page_bytes), dtype=torch.uint8)
-
-
 def by_page(target: np.ndarray, source: np.ndarray, order: np.ndarray) -> None:
     """What moving scattered pages costs at least, without a thread: small copies write through the caches."""
     for index, page in enumerate(order.tolist()):
         np.copyto(target[page], source[index])
 
 
-def copies(num_pages: int = 256, page_bytes: int = 368_640, repeat: int = 15) -> list[Record]:
+def copies(num_pages: int = 256, repeat: int = 15) -> list[Record]:
     """Offload and restore of scattered pages beside a plain copy of as many bytes, in turns."""
-    kv, host = _Kv(num_pages, page_bytes), HostMemory(num_pages=num_pages, page_bytes=page_bytes)
+    page_bytes = LAYOUT.page_bytes
+    kv, host = CpuDevice().allocate_kv(LAYOUT, num_pages), HostMemory(num_pages=num_pages, page_bytes=page_bytes)
     host.pages.fill(1)  # memory that exists
-    copier = CpuPageCopier(lambda: kv, host)  # type: ignore[arg-type,return-value]
+    kv.pages.fill_(1)
+    copier = CpuPageCopier(lambda: kv, host)
     source, target = np.ones((num_pages, page_bytes), np.uint8), np.zeros((num_pages, page_bytes), np.uint8)
     order = np.random.default_rng(0)
     pages = np.arange(num_pages, dtype=np.int32)
