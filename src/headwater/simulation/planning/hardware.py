@@ -68,8 +68,8 @@ HARDWARE = {
     hardware.name: hardware
     for hardware in (
         _H100,
-        # The same processor with 4.8 instead of 3.35 TB/s of memory by its data sheet. Held against one H200: this gives
-        # 4.7 ms a token for one stream at 8B in bfloat16, 4.5 were measured; scattered pages moved at 51 GB/s.
+        # The same processor with 4.8 instead of 3.35 TB/s of memory by its data sheet. Held against one H200: this
+        # gives 4.7 ms a token for one stream at 8B in bfloat16, 4.5 were measured; scattered pages moved at 51 GB/s.
         dataclasses.replace(_H100, name="h200", bytes_per_s=2.6e12 * 4.8 / 3.35, memory_bytes=141e9),
         # Two cores with AVX512-BF16, SmolLM2 in bfloat16, as benchmarks/plan_check.py measured them on 22 Nov 2026.
         Hardware(
