@@ -8,11 +8,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
+from headwater.cache.host_tier import HostTier
 from headwater.cache.invariants import check_invariants
 from headwater.cache.lease import Lease
 from headwater.cache.namespace import Namespace, Scope, Tier
 from headwater.cache.page_pool import Owner, PagePool
-from headwater.cache.prefix_cache import HostTier, PrefixCache
+from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.storage_names import StorageNames
 from headwater.cache.storage_tier import StorageSettings, StorageTier
 from headwater.cache.token_sequence import TokenSequence

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from headwater.cache.copier import PageCopier
+from headwater.cache.cutter import Cutter
 from headwater.cache.host_hold import HostHold
-from headwater.cache.host_pages import HostPages
+from headwater.cache.host_tier import HostTier
 from headwater.cache.lease import NO_LIMIT, Lease
 from headwater.cache.namespace import Namespace, Scope, Tier
 from headwater.cache.observer import CacheObserver
@@ -22,18 +22,6 @@ from headwater.cache.transfer_engine import TransferEngine
 from headwater.cache.write_policy import WritePolicy
 from headwater.clock import Clock
 from headwater.messages import TokenIds
-
-
-@dataclass(frozen=True, slots=True)
-class HostTier:
-    """Pages in host memory below those of the device."""
-
-    num_pages: int
-    copier: PageCopier
-    pages: HostPages
-    policy: WritePolicy
-    max_pages_in_flight: int = 4096
-    min_restore_tokens: int = 32  # less is computed rather than copied
 
 
 @dataclass(slots=True)
@@ -85,6 +73,7 @@ class PrefixCache:
             )
         self.storage: StorageTier | None = None
         self._owed: list[RaisedScope] = []  # flushes that the store attached next has to carry out first
+        self._cutter = Cutter(self.tree, self.books, self.leases)
         self.restore_cost = RestoreCost(min_tokens=host.min_restore_tokens if host else 0)
         self._device = self.books[Tier.DEVICE]
 
@@ -143,7 +132,7 @@ class PrefixCache:
         if self.host is None or self.transfers is None:
             return None
         tokens = lease.tokens.view(lease.num_shared_pages * self.page_size, max_cached_tokens)
-        nodes = self._host_path(lease.node, tokens)
+        nodes = self.tree.host_path(lease.node, tokens)
         if not nodes:
             return None
         if isinstance(nodes[0].restore, Load):  # on its way for somebody else
@@ -312,12 +301,7 @@ class PrefixCache:
         elif Tier.STORAGE in scope.tiers:  # detached while the flush waited
             retirement.raised = RaisedScope(scope)
             self._owed.append(retirement.raised)
-        for root in [r for ns, r in self.tree.roots.items() if scope.has_namespace(ns)]:
-            for node in self._tops(root, scope):
-                self._cut(node, scope.tiers, retirement)
-            self.tree.drop_root_if_unused(root)
-        if Tier.DEVICE in scope.tiers:
-            self._limit_leases(scope, retirement)
+        self._cutter.cut(scope, retirement)
         num_pages = sum(retirement.freed.values()) + sum(retirement.retired.values())
         if num_pages or retirement.num_leases or num_dropped:
             self.generation += 1
@@ -330,19 +314,7 @@ class PrefixCache:
 
     def preview(self, scope: Scope) -> Retirement:
         """What `retire(scope)` would do, without doing it."""
-        preview = Retirement(generation=self.generation)
-        for root in [r for ns, r in self.tree.roots.items() if scope.has_namespace(ns)]:
-            tops = [root] if scope.prefix is None else self.tree.below(root, scope.prefix, is_dry=True)
-            for top in tops:
-                spared = self._num_pages_above(top, scope)
-                for node in self.tree.subtree(top):
-                    for tier, run in node.runs.items():
-                        if tier in scope.tiers:
-                            side = preview.retired if run.pins else preview.freed
-                            side[tier] += len(run.pages) - (spared if node is top else 0)
-        preview.num_leases = sum(1 for lease in self.leases if self._limit_of(lease, scope) is not None)
-        preview.num_outstanding = sum(preview.retired.values())
-        return preview
+        return self._cutter.preview(scope, generation=self.generation)
 
     # --- publishing ---------------------------------------------------------------------------------
 
@@ -402,22 +374,6 @@ class PrefixCache:
         for node in self._device.least_recently_used(max(0, low_water - self.pool.num_free)):
             self.transfers.offload(node)
 
-    def _host_path(self, node: Node, tokens: TokenIds) -> list[Node]:
-        """The nodes below `node` that continue it along `tokens` on the host and not on the device."""
-        found: list[Node] = []
-        while len(tokens) >= self.page_size:
-            below = self.tree.descend(node, tokens)
-            if below is None or Tier.HOST not in below[0].runs or Tier.DEVICE in below[0].runs:
-                break
-            child, num_common = below
-            if found and (child.restore is None) != (found[0].restore is None):
-                break
-            if num_common * self.page_size < len(child.tokens):
-                child = self.tree.split(child, num_common)
-            found.append(child)
-            node, tokens = child, tokens[len(child.tokens) :]
-        return found
-
     def hold_on_host(self) -> HostHold:
         """A hold that pins nothing yet. The caller's until `let_go_of_host`."""
         hold = HostHold()
@@ -434,43 +390,3 @@ class PrefixCache:
     def let_go_of_host(self, hold: HostHold) -> None:
         self.host_holds.remove(hold)
         hold.let_go(self.books[Tier.HOST])
-
-    # --- cutting ------------------------------------------------------------------------------------
-
-    def _tops(self, root: Node, scope: Scope) -> Iterable[Node]:
-        if scope.prefix is None:
-            return list(root.children.values())
-        return self.tree.below(root, scope.prefix)
-
-    def _cut(self, top: Node, tiers: frozenset[Tier], retirement: Retirement) -> None:
-        nodes = list(self.tree.subtree(top))
-        for node in nodes:
-            for tier in tiers & node.runs.keys():
-                self.books[tier].cut(node, retirement)
-        parent = top.parent
-        for node in reversed(nodes):  # children first
-            self.tree.prune(node)
-        for tier in tiers & self.books.keys():
-            if parent is not None and not parent.is_root:
-                self.books[tier].offer(parent)
-
-    def _limit_leases(self, scope: Scope, retirement: Retirement) -> None:
-        for lease in self.leases:
-            limit = self._limit_of(lease, scope)
-            if limit is not None:
-                lease.publish_limit = min(lease.publish_limit, limit)
-                lease.retirements.append(retirement)
-                retirement.num_leases += 1
-
-    def _limit_of(self, lease: Lease, scope: Scope) -> int | None:
-        """The publish limit that `scope` sets `lease`; None if it holds no page in scope."""
-        if not scope.has_namespace(lease.root.namespace):
-            return None
-        limit = scope.limit_for(lease.tokens.view(), self.page_size)
-        return None if limit is None or lease.num_pages <= limit else limit
-
-    def _num_pages_above(self, top: Node, scope: Scope) -> int:
-        """Leading pages of `top` that lie above the scope; not 0 only where a retirement would split it."""
-        if scope.prefix is None or top.parent is None:
-            return 0
-        return max(0, scope.first_page(self.page_size) - self.tree.depth(top.parent))

@@ -127,6 +127,22 @@ class RadixTree:
             node, position = child, position + len(child.tokens)
         return node
 
+    def host_path(self, node: Node, tokens: TokenIds) -> list[Node]:
+        """The nodes below `node` that continue it along `tokens` on the host and not on the device."""
+        found: list[Node] = []
+        while len(tokens) >= self.page_size:
+            below = self.descend(node, tokens)
+            if below is None or Tier.HOST not in below[0].runs or Tier.DEVICE in below[0].runs:
+                break
+            child, num_common = below
+            if found and (child.restore is None) != (found[0].restore is None):
+                break
+            if num_common * self.page_size < len(child.tokens):
+                child = self.split(child, num_common)
+            found.append(child)
+            node, tokens = child, tokens[len(child.tokens) :]
+        return found
+
     def add_child(self, parent: Node, tokens: TokenIds) -> Node:
         """A new node below `parent` for `tokens`, whole pages that no child of `parent` begins with."""
         key = self.key(tokens)

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from headwater.cache.host_tier import HostTier
 from headwater.cache.jobs import JobRunner, ThreadJobRunner
-from headwater.cache.prefix_cache import HostTier, PrefixCache
+from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.storage_names import StorageNames
 from headwater.cache.storage_tier import StorageSettings
 from headwater.clock import Clock

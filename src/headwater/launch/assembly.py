@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from headwater.cache.prefix_cache import HostTier
+from headwater.cache.host_tier import HostTier
 from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings
 from headwater.cache.write_policy import WritePolicy
 from headwater.clock import MonotonicClock

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from headwater.cache.prefix_cache import HostTier
+from headwater.cache.host_tier import HostTier
 from headwater.cache.storage_names import StorageNames
 from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings
 from headwater.cache.write_policy import WritePolicy

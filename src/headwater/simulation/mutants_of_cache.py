@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from headwater.cache.cutter import Cutter
 from headwater.cache.eviction import LruLeaves
 from headwater.cache.namespace import Scope, Tier
 from headwater.cache.pins import PinBoard
@@ -20,10 +21,10 @@ from headwater.simulation.mutants import Patch, mutant
 def publish_limit_is_skipped() -> list[Patch]:
     """A flush leaves running requests free to publish what they computed before it."""
 
-    def limit(self: PrefixCache, scope: Scope, retirement: Retirement) -> None:
+    def limit(self: Cutter, scope: Scope, retirement: Retirement) -> None:
         pass
 
-    return [(PrefixCache, "_limit_leases", limit)]
+    return [(Cutter, "_limit_leases", limit)]
 
 
 @mutant(profile="flush")

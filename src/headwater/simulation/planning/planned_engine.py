@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from headwater.cache.prefix_cache import HostTier
+from headwater.cache.host_tier import HostTier
 from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings
 from headwater.cache.write_policy import WritePolicy
 from headwater.clock import ManualClock
