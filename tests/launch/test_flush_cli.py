@@ -3,10 +3,12 @@
 import io
 import os
 import pty
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -125,7 +127,9 @@ def test_while_it_waits_a_terminal_shows_what_blocks_and_the_time_left(script: H
 def test_ctrl_c_leaves_the_server_which_cancels_the_flush(script: HttpScript) -> None:
     script.answer("/flush_cache", "Cache flushed.", delay_s=1.0)
     command = [sys.executable, "-m", "headwater", "flush", "--timeout", "60", "--url", script.url]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    reset = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, preexec_fn=reset, **pipes) as process:
         while not script.received:
             time.sleep(0.01)
         process.send_signal(2)
