@@ -12,6 +12,7 @@ from headwater.cache.write_policy import WritePolicy
 from headwater.clock import ManualClock
 from headwater.engine.wiring import EngineParts, wire_engine
 from headwater.messages import (
+    Abort,
     EngineReady,
     Finish,
     Generate,
@@ -20,6 +21,7 @@ from headwater.messages import (
     OutputMeta,
     Outputs,
     SamplingParams,
+    SetWeightVersion,
     ToClient,
     ToEngine,
     TokenLogprob,
@@ -142,8 +144,16 @@ class Driver:
         self.parts.storage.attach_backend(StampedBackend(backend, turn=lambda: self.world.turn))
 
     def send(self, message: ToEngine, *, client: bytes = CLIENT) -> None:
-        """Give the engine a message for its next turn."""
+        """Give the engine a message for its next turn.
+
+        A request under a rid that is in use, sent together with something that ends its bearer, is not sent: no
+        client could tell whose outputs it gets.
+        """
         if isinstance(message, Generate):
+            if (client, message.rid) in self.oracle.active and any(
+                _may_end(other, message.rid) for _, other in self.wire.inbound
+            ):
+                return
             self.answers.setdefault(message.rid, Answer())
             self.prompts.setdefault(message.rid, unpack_ids(message.prompt_ids).tolist())
             self.oracle.sent(client, message)
@@ -366,3 +376,13 @@ def _fingerprint(shape: EngineShape) -> Fingerprint:
         num_kv_heads=1,
         head_dim=1,
     )
+
+
+def _may_end(message: ToEngine, rid: str) -> bool:
+    """Whether the engine ends a request of this name as soon as it reads `message`."""
+    match message:
+        case Abort():
+            return message.match == "all" or rid.startswith(message.rid)
+        case SetWeightVersion():
+            return message.abort_all_requests
+    return False
