@@ -3,6 +3,7 @@
 import pytest
 
 from engine_driver import Driver, expected
+from headwater.cache.write_policy import WritePolicy
 from headwater.messages import (
     Abort,
     AttachStorage,
@@ -132,3 +133,14 @@ def test_a_rid_that_is_sent_again_in_the_turn_of_its_end_is_refused_and_costs_th
         assert sorted(end.status for end in ends) == [0, 400, 400]
     tokens = [token for output in told for token in output.token_ids]
     assert tokens[-5:] == expected([1, 2, 3], 5)[-len(tokens) :]
+
+
+def test_writing_back_to_a_small_host_comes_to_an_end():
+    """Copies pushed out earlier ones, which were made again: never idle, no flush ever came."""
+    driver = Driver(num_pages=64, num_host_pages=5, write_policy=WritePolicy.WRITE_BACK)
+    for number in range(64):
+        driver.finish(driver.generate(f"r{number}", [number + 1, *[3] * 7], 1))
+    driver.turn(100)
+    for _ in range(4):
+        driver.turn()
+        assert driver.parts.blockers() == {}

@@ -368,11 +368,16 @@ class PrefixCache:
             self.transfers.offload(each)
 
     def _write_back(self) -> None:
-        """Copy what would be evicted next, while there are still pages to hand out."""
+        """Copy what would be evicted next, while there are still pages to hand out.
+
+        Once for each time it is used: on a small host such copies push out one another, and would go on for ever.
+        """
         assert self.transfers is not None
         low_water = self.pool.capacity // 8
         for node in self._device.least_recently_used(max(0, low_water - self.pool.num_free)):
-            self.transfers.offload(node)
+            if node.written_back_at != node.last_used:
+                node.written_back_at = node.last_used
+                self.transfers.offload(node)
 
     def hold_on_host(self) -> HostHold:
         """A hold that pins nothing yet. The caller's until `let_go_of_host`."""

@@ -58,6 +58,7 @@ class Node:
         "restore",
         "runs",
         "tokens",
+        "written_back_at",
     )
 
     def __init__(self, *, namespace: Namespace, parent: "Node | None", tokens: TokenIds) -> None:
@@ -67,6 +68,7 @@ class Node:
         self.children: dict[bytes, Node] = {}
         self.runs: dict[Tier, Run] = {}
         self.last_used = 0  # tick of the tree, for LRU
+        self.written_back_at = -1  # its `last_used` when it was last written back
         self.num_leases = 0  # roots only: leases acquired in this namespace
         self.num_hits = 0  # leases that found this node in the tree
         self.is_linked = True  # in the tree; a node that was cut keeps its parent link, for those that pin it
@@ -164,6 +166,7 @@ class RadixTree:
         assert 0 < cut < len(node.tokens)
         upper = Node(namespace=node.namespace, parent=node.parent, tokens=node.tokens[:cut])
         upper.last_used = node.last_used
+        upper.written_back_at = node.written_back_at
         upper.num_hits = node.num_hits
         upper.offload = node.offload
         upper.restore = node.restore
