@@ -147,6 +147,20 @@ def test_attention_is_causal_softmax_over_the_pages(built: Built, mix: str, page
     torch.testing.assert_close(found.float(), setting.expected(1), rtol=0, atol=_tolerance(dtype))
 
 
+@pytest.mark.parametrize("page_size", [16, 5])
+@pytest.mark.parametrize("rows", [[(20, 700)], [(1, 40), (3, 650), (1, 1100), (64, 80)]])
+def test_few_queries_over_long_contexts(built: Built, page_size: int, rows: list[tuple[int, int]]) -> None:
+    """On a GPU such contexts are cut into pieces: one read twice, left out or joined with a wrong share shows."""
+    device, dtype = built
+    setting = Setting(rows, dtype=dtype, page_size=page_size)
+    if isinstance(device, CudaDevice):
+        chunks = slice(1, None) if rows[0][0] == 1 else slice(None)
+        lens, contexts = np.diff(setting.batch.query_starts)[chunks], setting.batch.context_lens[chunks]
+        assert len(device.plan_tiles(setting.geometry, lens, contexts).joins)
+    found = setting.run(device, layer=1)
+    torch.testing.assert_close(found.float(), setting.expected(1), rtol=0, atol=_tolerance(dtype))
+
+
 @pytest.mark.parametrize(
     "geometry", [(4, 4, 32), (9, 3, 64), (7, 1, 64), (8, 2, 128), (2, 1, 96), (4, 2, 256), (4, 2, 24)]
 )

@@ -11,7 +11,6 @@ from headwater.devices.cuda import CudaDevice
 from headwater.devices.noise import exponential_noise, noise_keys
 from headwater.devices.triton_greedy import GreedyScratch, choose_greedy
 from headwater.devices.triton_layers import silu_mul
-from headwater.devices.triton_prefill import tiles
 from headwater.devices.triton_sampling import draw_tokens
 from headwater.devices.triton_scatter import write_entries
 
@@ -128,13 +127,3 @@ def test_scattered_entries_and_nothing_else_are_written() -> None:
     expected = torch.zeros(1200, dtype=torch.int32, device=PLACE)
     expected[at.long()] = at + 7
     assert torch.equal(target.view(-1), expected)
-
-
-def test_tiles_cover_every_query_once_the_longest_first() -> None:
-    query_lens = np.array([5, 64, 1, 33], dtype=np.int32)
-    contexts = np.array([5, 500, 900, 33], dtype=np.int32)
-    rows, starts = tiles(query_lens, contexts, 32)
-    found = sorted(zip(rows.tolist(), starts.tolist(), strict=True))
-    assert found == [(0, 0), (1, 0), (1, 32), (2, 0), (3, 0), (3, 32)]
-    assert (rows[0], starts[0]) == (2, 0)
-    assert tiles(query_lens[:0], contexts[:0], 32)[0].size == 0

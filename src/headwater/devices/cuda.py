@@ -12,10 +12,11 @@ from headwater.devices.device import AttentionBatch, AttentionGeometry, GatedLin
 from headwater.devices.kv_memory import KVLayout, KVMemory
 from headwater.devices.noise import NoiseKeys, exponential_noise
 from headwater.devices.paged_batch import PagedBatch, PromptChunks
+from headwater.devices.prefill_tiles import PrefillTiles, plan_tiles
 from headwater.devices.triton_attention import TritonStepAttention
 from headwater.devices.triton_decode import DecodeScratch
 from headwater.devices.triton_layers import rms_norm
-from headwater.devices.triton_prefill import queries_per_tile, tiles
+from headwater.devices.triton_prefill import PrefillScratch, queries_per_tile
 
 AttentionBackend = Literal["triton"]  # others may come beside it: they get a PagedBatch and the KV memory
 
@@ -23,6 +24,7 @@ AttentionBackend = Literal["triton"]  # others may come beside it: they get a Pa
 _MIN_CAPABILITY = (8, 0)
 _MAX_HEAD_DIM = 256
 _MAX_HEAD_DIM_FLOAT32 = 128  # blocks of larger ones do not fit in a multiprocessor's memory
+_INTERPRETED_PROGRAMS = 16  # small, yet enough for the tests to see prompts' attention in pieces
 
 
 class CudaDevice:
@@ -45,6 +47,13 @@ class CudaDevice:
         self.is_gpu = torch_device.type == "cuda"
         self._scratch: DecodeScratch | None = None  # sized by the largest batch seen
         self._max_scratch_rows = 0
+        self._prefill_scratch: PrefillScratch | None = None
+        # two programs of prompts' attention fit in a multiprocessor
+        self._num_programs = (
+            2 * torch.cuda.get_device_properties(torch_device).multi_processor_count
+            if self.is_gpu
+            else _INTERPRETED_PROGRAMS
+        )
         if self.is_gpu and (found := torch.cuda.get_device_capability(torch_device)) < _MIN_CAPABILITY:
             raise ValueError(
                 f"--device cuda needs compute capability {_MIN_CAPABILITY[0]}.{_MIN_CAPABILITY[1]} or newer; "
@@ -113,7 +122,7 @@ class CudaDevice:
         chunks = None
         if num_decodes < len(query_lens):
             rest = slice(num_decodes, None)
-            tile_rows, tile_starts = tiles(query_lens[rest], batch.context_lens[rest], queries_per_tile(geometry))
+            tiles = self.plan_tiles(geometry, query_lens[rest], batch.context_lens[rest])
             chunks = PromptChunks(
                 token_slots=self._on_device(np.repeat(slots[rest], query_lens[rest])),
                 positions=self._on_device(batch.positions[rest]),
@@ -122,8 +131,8 @@ class CudaDevice:
                 starts=self._on_device(starts[rest]),
                 lens=self._on_device(query_lens[rest]),
                 contexts=self._on_device(batch.context_lens[rest]),
-                tile_rows=self._on_device(tile_rows),
-                tile_starts=self._on_device(tile_starts),
+                tiles=self._on_device(tiles.tiles),
+                joins=self._on_device(tiles.joins),
             )
         paged = PagedBatch(
             num_decodes=num_decodes,
@@ -146,10 +155,32 @@ class CudaDevice:
             )
         queries_per_tile(geometry)
 
+    def plan_tiles(
+        self, geometry: AttentionGeometry, query_lens: npt.NDArray[np.int32], context_lens: npt.NDArray[np.int32]
+    ) -> PrefillTiles:
+        """The work of a step's prompt chunks as this device cuts it: int32[C] each, the contexts with the queries."""
+        return plan_tiles(
+            query_lens,
+            context_lens,
+            num_queries=queries_per_tile(geometry),
+            max_pieces=self.max_pieces(geometry),
+        )
+
+    def max_pieces(self, geometry: AttentionGeometry) -> int:
+        """Most pieces that `plan_tiles` cuts a step's tiles into; it may return more tiles, but none of them cut."""
+        return -(-self._num_programs // geometry.num_kv_heads)
+
     def plan_paged_attention(self, geometry: AttentionGeometry, batch: PagedBatch, *, kv: KVMemory) -> StepAttention:
         """Of a batch that lies on the device already. Launches nothing."""
         self.reserve_decodes(geometry, batch.num_decodes)
-        return TritonStepAttention(geometry, batch, kv=kv, scratch=self._scratch)
+        if self._prefill_scratch is None and batch.chunks is not None:
+            max_parts = self.max_pieces(geometry)
+            self._prefill_scratch = PrefillScratch(
+                max_parts=max_parts, geometry=geometry, device=self.torch_device
+            )
+        return TritonStepAttention(
+            geometry, batch, kv=kv, scratch=self._scratch, prefill_scratch=self._prefill_scratch
+        )
 
     def reserve_decodes(self, geometry: AttentionGeometry, num_rows: int) -> None:
         """Scratch memory for up to `num_rows` decodes; what CUDA graphs have recorded stays where it is after it."""

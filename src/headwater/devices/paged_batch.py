@@ -7,9 +7,10 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class PromptChunks:
-    """The rows of a step that compute more than one token. C rows, M tiles of queries; all int32, on the device.
+    """The rows of a step that compute more than one token. C rows; all int32, on the device.
 
-    A tile is what one program of the prefill kernel computes: the queries of a row from `tile_starts` on.
+    `tiles` and `joins` are those of prefill_tiles.PrefillTiles. A token at position -1 is padding, as are lines of
+    zeros in `tiles` and `joins`: nothing is read or written for it, and its output is undefined.
     No tensor is a part of another from an odd place on: kernels are compiled for the alignment they are given.
     """
 
@@ -20,8 +21,8 @@ class PromptChunks:
     starts: torch.Tensor  # [C], first token among the step's T
     lens: torch.Tensor  # [C], tokens of this step
     contexts: torch.Tensor  # [C], tokens of this step included
-    tile_rows: torch.Tensor  # [M], into the C rows
-    tile_starts: torch.Tensor  # [M], first query of the tile within its row
+    tiles: torch.Tensor  # [M, 5]
+    joins: torch.Tensor  # [J, 4]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Paged attention of prompt chunks as a Triton kernel (FlashAttention-2, arXiv 2307.08691).
 
 A program takes a tile of queries for all query heads of one KV head, so that keys and values are read once for the
-whole group. Chunks of any length over any cached prefix go in one launch; a list of tiles says which is whose.
+whole group. Chunks of any length over any cached prefix go in one launch; a list of tiles says which is whose. Where
+few tiles have long contexts, a program takes a piece of one, and a second kernel joins the pieces (prefill_tiles.py).
 """
 
 # Triton kernels are no plain Python: their launch options and arithmetic are unknown to a type checker.
@@ -9,8 +10,6 @@ whole group. Chunks of any length over any cached prefix go in one launch; a lis
 
 import math
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
@@ -18,12 +17,15 @@ import triton.language as tl
 from headwater.devices.device import AttentionGeometry
 from headwater.devices.kv_memory import KVMemory
 from headwater.devices.paged_batch import PagedBatch
+from headwater.devices.prefill_tiles import MAX_PIECES
+from headwater.devices.triton_float8 import power_of_two
 from headwater.devices.triton_launch import Launcher, alignment
 
 _LINES = 128  # (query, head of the group) pairs of a tile; half of them where heads are larger than 128
 _KEYS = 64  # tokens at a time
 _NUM_WARPS = 4
 _NUM_STAGES = 3
+_JOINED_LINES = 4  # lines of a tile that one program of the join takes
 
 
 def queries_per_tile(geometry: AttentionGeometry) -> int:
@@ -39,16 +41,13 @@ def _lines(head_dim: int) -> int:
     return _LINES if head_dim <= 128 else _LINES // 2
 
 
-def tiles(
-    query_lens: npt.NDArray[np.int32], context_lens: npt.NDArray[np.int32], num_queries: int
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """(row, first query) of every tile, those with the most keys first: they take longest."""
-    num_tiles = -(-query_lens // num_queries)
-    rows = np.repeat(np.arange(len(query_lens), dtype=np.int32), num_tiles)
-    ends = np.cumsum(num_tiles)
-    starts = (np.arange(len(rows)) - (ends - num_tiles)[rows]) * num_queries
-    order = np.argsort(-((context_lens - query_lens)[rows] + starts), kind="stable")
-    return rows[order], starts[order].astype(np.int32)
+class PrefillScratch:
+    """Partial results of tiles that are cut into pieces. Reused by every layer and step."""
+
+    def __init__(self, *, max_parts: int, geometry: AttentionGeometry, device: torch.device) -> None:
+        num_lines = max_parts * geometry.num_kv_heads * _lines(geometry.head_dim)
+        self.partials = torch.empty((num_lines, geometry.head_dim), dtype=torch.float32, device=device)
+        self.lse = torch.empty(num_lines, dtype=torch.float32, device=device)
 
 
 def prefill(
@@ -59,6 +58,7 @@ def prefill(
     *,
     kv: KVMemory,
     layer: int,
+    scratch: PrefillScratch,
 ) -> None:
     """Attention of the batch's chunks, whose queries in `qkv` are rotated and whose keys and values are written."""
     chunks = batch.chunks
@@ -70,20 +70,23 @@ def prefill(
     group, page_size = geometry.num_heads // geometry.num_kv_heads, kv.layout.page_size
     table_stride = batch.tables.stride(0)
     page_stride, layer_offset = kv.pages.stride(0), layer * kv.pages.stride(1)
-    aligned = alignment(qkv, layer_offset, page_stride, table_stride)
+    exponents = kv.pages if kv.exponents is None else kv.exponents
+    aligned = alignment(qkv, exponents, layer_offset, page_stride, table_stride)
     sizes = (geometry.num_kv_heads, group, head_dim, page_size)
     _launch_prefill(
-        (len(chunks.tile_rows), geometry.num_kv_heads),
+        (len(chunks.tiles), geometry.num_kv_heads),
         qkv,
         out,
         kv.pages,
+        exponents,
         batch.tables,
         chunks.slots,
         chunks.starts,
         chunks.lens,
         chunks.contexts,
-        chunks.tile_rows,
-        chunks.tile_starts,
+        chunks.tiles,
+        scratch.partials,
+        scratch.lse,
         layer_offset,
         page_stride,
         table_stride,
@@ -95,10 +98,29 @@ def prefill(
         page_size,
         _lines(head_dim),
         keys,
-        key=(qkv.device.index, qkv.dtype, sizes, aligned, table_stride == 1),
+        kv.exponents is not None,
+        key=(qkv.device.index, qkv.dtype, kv.layout.dtype, sizes, aligned, table_stride == 1),
         num_warps=num_warps,
         num_stages=num_stages,
     )
+    if len(chunks.joins):
+        _launch_join(
+            (len(chunks.joins), geometry.num_kv_heads, _lines(head_dim) // _JOINED_LINES),
+            out,
+            chunks.starts,
+            chunks.lens,
+            chunks.joins,
+            scratch.partials,
+            scratch.lse,
+            geometry.num_kv_heads,
+            group,
+            head_dim,
+            max(16, triton.next_power_of_2(head_dim)),
+            _lines(head_dim),
+            _JOINED_LINES,
+            MAX_PIECES,
+            key=(qkv.device.index, qkv.dtype, sizes),
+        )
 
 
 @triton.jit
@@ -112,13 +134,16 @@ def _attend(
     end,
     table,
     pages,
+    exponents,
     page_stride,
     scale,
     VALUES: tl.constexpr,
+    VALUE_EXPONENTS: tl.constexpr,
     DIM: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     KEYS: tl.constexpr,
+    IS_SCALED: tl.constexpr,
     IS_MASKED: tl.constexpr,
 ):
     """Take in keys [first, first + KEYS); masked: those below `end` that do not come after their query."""
@@ -133,15 +158,20 @@ def _attend(
     is_in = is_dim
     if IS_MASKED:
         is_in = is_dim & (keys[:, None] < end)
-    k = tl.load(at, mask=is_in, other=0.0)
+    k = tl.load(at, mask=is_in, other=0.0).to(q.dtype)
     scores = tl.dot(q, tl.trans(k), input_precision="tf32x3")
+    if IS_SCALED:
+        exponent_at = exponents + page * page_stride + keys % PAGE_SIZE
+        scores *= power_of_two(tl.load(exponent_at))[None, :]
     if IS_MASKED:
         scores = tl.where(keys[None, :] <= positions[:, None], scores, -float("inf"))
     larger = tl.maximum(best, tl.max(scores, 1) * scale)
     shrink = tl.exp2(best - larger)
     weights = tl.exp2(scores * scale - larger[:, None])
     total = total * shrink + tl.sum(weights, 1)
-    v = tl.load(at + VALUES, mask=is_in, other=0.0)
+    v = tl.load(at + VALUES, mask=is_in, other=0.0).to(q.dtype)
+    if IS_SCALED:
+        weights *= power_of_two(tl.load(exponent_at + VALUE_EXPONENTS))[None, :]
     acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="tf32x3")
     return acc, larger, total
 
@@ -151,13 +181,15 @@ def _prefill_kernel(
     qkv,
     out,
     kv,
+    exponents,
     tables,
     row_slots,
     row_starts,
     row_lens,
     row_contexts,
-    tile_rows,
-    tile_starts,
+    tiles,
+    partials,
+    lses,
     layer_offset,
     page_stride,
     table_stride,
@@ -169,17 +201,21 @@ def _prefill_kernel(
     PAGE_SIZE: tl.constexpr,
     LINES: tl.constexpr,
     KEYS: tl.constexpr,
+    IS_SCALED: tl.constexpr,
 ):
     QUERIES: tl.constexpr = LINES // GROUP
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
     VALUES: tl.constexpr = NUM_KV_HEADS * PAGE_SIZE * DIM
-    tile, kv_head = tl.program_id(0), tl.program_id(1)
-    row = tl.load(tile_rows + tile)
-    first_query = tl.load(tile_starts + tile)
+    tile, kv_head = tiles + tl.program_id(0) * 5, tl.program_id(1)
+    row, first_query = tl.load(tile), tl.load(tile + 1)
+    start, end, part = tl.load(tile + 2), tl.load(tile + 3), tl.load(tile + 4)
+    if end == 0:  # padding
+        return
     num_queries, context = tl.load(row_lens + row), tl.load(row_contexts + row)
     past = context - num_queries
     table = tables + tl.load(row_slots + row).to(tl.int64) * table_stride
     pages = kv + layer_offset + kv_head * PAGE_SIZE * DIM
+    exponents += layer_offset + kv_head * PAGE_SIZE
 
     line, dim = tl.arange(0, LINES), tl.arange(0, DIM_BLOCK)
     query = first_query + line // GROUP
@@ -191,24 +227,69 @@ def _prefill_kernel(
     q = tl.load(qkv + q_at[:, None] + dim[None, :], mask=is_in, other=0.0)
 
     positions = past + query
-    end = tl.minimum(past + first_query + QUERIES, context)
-    whole = (past + first_query + 1) // KEYS * KEYS  # keys that every query of the tile may see
+    whole = tl.minimum(past + first_query + 1, end) // KEYS * KEYS  # keys that every query of the tile may see
     best = tl.full((LINES,), -float("inf"), tl.float32)
     total = tl.zeros((LINES,), tl.float32)
     acc = tl.zeros((LINES, DIM_BLOCK), tl.float32)
-    for first in range(0, whole, KEYS):
+    for first in range(start, whole, KEYS):
         acc, best, total = _attend(
-            q, acc, best, total, positions, first, end, table, pages, page_stride, scale,
-            VALUES, DIM, DIM_BLOCK, PAGE_SIZE, KEYS, False,
+            q, acc, best, total, positions, first, end, table, pages, exponents, page_stride, scale,
+            VALUES, NUM_KV_HEADS * PAGE_SIZE, DIM, DIM_BLOCK, PAGE_SIZE, KEYS, IS_SCALED, False,
         )  # fmt: skip
     for first in range(whole, end, KEYS):
         acc, best, total = _attend(
-            q, acc, best, total, positions, first, end, table, pages, page_stride, scale,
-            VALUES, DIM, DIM_BLOCK, PAGE_SIZE, KEYS, True,
+            q, acc, best, total, positions, first, end, table, pages, exponents, page_stride, scale,
+            VALUES, NUM_KV_HEADS * PAGE_SIZE, DIM, DIM_BLOCK, PAGE_SIZE, KEYS, IS_SCALED, True,
         )  # fmt: skip
+    result = acc / total[:, None]
+    if part >= 0:
+        at = (part.to(tl.int64) * NUM_KV_HEADS + kv_head) * LINES + line
+        tl.store(partials + at[:, None] * DIM + dim[None, :], result, mask=is_in)
+        tl.store(lses + at, best + tl.log2(total), mask=is_query)
+        return
     o_at = token * (NUM_HEADS * DIM) + head * DIM
-    result = (acc / total[:, None]).to(out.dtype.element_ty)
-    tl.store(out + o_at[:, None] + dim[None, :], result, mask=is_in)
+    tl.store(out + o_at[:, None] + dim[None, :], result.to(out.dtype.element_ty), mask=is_in)
+
+
+@triton.jit
+def _join_kernel(
+    out,
+    row_starts,
+    row_lens,
+    joins,
+    partials,
+    lses,
+    NUM_KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_BLOCK: tl.constexpr,
+    LINES: tl.constexpr,
+    JOINED: tl.constexpr,
+    PIECES: tl.constexpr,
+):
+    join, kv_head = joins + tl.program_id(0) * 4, tl.program_id(1)
+    row, first_query = tl.load(join), tl.load(join + 1)
+    first_part, num_parts = tl.load(join + 2), tl.load(join + 3)
+    if num_parts == 0:  # padding
+        return
+    num_queries, first_token = tl.load(row_lens + row), tl.load(row_starts + row)
+    piece, dim = tl.arange(0, PIECES), tl.arange(0, DIM_BLOCK)
+    is_part, is_dim = piece < num_parts, dim < DIM
+    QUERIES: tl.constexpr = LINES // GROUP
+    for joined in tl.static_range(JOINED):
+        line = tl.program_id(2) * JOINED + joined
+        query = first_query + line // GROUP
+        if (line < QUERIES * GROUP) & (query < num_queries):
+            at = ((first_part + piece).to(tl.int64) * NUM_KV_HEADS + kv_head) * LINES + line
+            lse = tl.load(lses + at, mask=is_part, other=-float("inf"))
+            share = tl.exp2(lse - tl.max(lse, 0))
+            part_at = partials + at[:, None] * DIM + dim[None, :]
+            each = tl.load(part_at, mask=is_part[:, None] & is_dim[None, :], other=0.0)
+            value = tl.sum(each * share[:, None], 0) / tl.sum(share, 0)
+            token = (first_token + query).to(tl.int64)
+            to = out + (token * (NUM_KV_HEADS * GROUP) + kv_head * GROUP + line % GROUP) * DIM
+            tl.store(to + dim, value.to(out.dtype.element_ty), mask=is_dim)
 
 
 _launch_prefill = Launcher(_prefill_kernel)
+_launch_join = Launcher(_join_kernel)

@@ -107,6 +107,9 @@ def _write_kernel(
     HAS_NORM: tl.constexpr,
 ):
     token = tl.program_id(0)
+    position = tl.load(positions + token)
+    if position < 0:  # padding
+        return
     ALL: tl.constexpr = NUM_HEADS + 2 * NUM_KV_HEADS
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     half = tl.arange(0, HALF_BLOCK)
@@ -128,7 +131,6 @@ def _write_kernel(
     y2 = tl.where(is_value, raw2, (x2 * cos + x1 * sin).to(raw2.dtype))
     tl.store(at, y1, mask=is_in & is_query)
     tl.store(at + HALF, y2, mask=is_in & is_query)
-    position = tl.load(positions + token)
     slot = tl.load(token_slots + token).to(tl.int64)
     page = tl.load(tables + slot * table_stride + position // PAGE_SIZE).to(tl.int64)
     # The keys' heads are followed by the values' in qkv and in a page alike.

@@ -6,6 +6,7 @@ engine/ports.py, structurally, with `PendingStep` as its handle.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ from headwater.devices.cuda import CudaDevice
 from headwater.devices.kv_memory import KVMemory
 from headwater.devices.paged_batch import PagedBatch
 from headwater.devices.triton_greedy import GreedyScratch, choose_greedy
-from headwater.devices.triton_prefill import queries_per_tile
 from headwater.execution.decode_graphs import DecodeGraphs
 from headwater.execution.device_sampler import DeviceSampler
 from headwater.execution.device_slots import DeviceSlots
@@ -180,7 +180,7 @@ class AsyncModelRunner:
             ring=self._mixed_ring,
             slots=self._slots,
             rotary=self._rotary,
-            queries_per_tile=queries_per_tile(model.geometry),
+            plan_tiles=partial(self._device.plan_tiles, model.geometry),
         )
         token_ids = inputs.token_ids
         if plan.num_decodes:

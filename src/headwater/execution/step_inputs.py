@@ -1,12 +1,13 @@
 """A plan with prompt chunks in it, flattened into the integers that its kernels read."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from headwater.devices.paged_batch import PagedBatch, PromptChunks
-from headwater.devices.triton_prefill import tiles
+from headwater.devices.prefill_tiles import PrefillTiles
 from headwater.execution.device_slots import DeviceSlots
 from headwater.execution.staging import Ints, StagingRing
 from headwater.scheduling.plan import StepPlan
@@ -29,7 +30,7 @@ def stage_mixed(
     ring: StagingRing,
     slots: DeviceSlots,
     rotary: tuple[torch.Tensor, torch.Tensor],
-    queries_per_tile: int,
+    plan_tiles: Callable[[Ints, Ints], PrefillTiles],
 ) -> MixedInputs:
     """Send what a plan's kernels read to the device. `sampled`: the rows that sample; `rotary`: cos and sin."""
     assert plan.num_rows and (plan.num_tokens > 0).all(), "a plan computes at least one token in every row"
@@ -39,10 +40,10 @@ def stage_mixed(
     positions = np.arange(len(rows), dtype=np.int32) - starts[rows] + plan.num_computed[rows]
     decodes, rest = slice(None, plan.num_decodes), slice(plan.num_decodes, None)  # of rows, and of tokens as well
     contexts = plan.num_computed + plan.num_tokens
-    tile_rows, tile_starts = tiles(plan.num_tokens[rest], contexts[rest], queries_per_tile)
+    tiles = plan_tiles(plan.num_tokens[rest], contexts[rest])
     arrays = (
         plan.token_ids, plan.slots[decodes], positions[decodes], plan.slots[rows[rest]], positions[rest],
-        plan.slots[rest], starts[rest], plan.num_tokens[rest], contexts[rest], tile_rows, tile_starts,
+        plan.slots[rest], starts[rest], plan.num_tokens[rest], contexts[rest], tiles.tiles, tiles.joins,
         ends[sampled] - 1, plan.slots[sampled],
     )  # fmt: skip
     staged = ring.stage(arrays)
