@@ -17,7 +17,10 @@ import numpy as np
 from headwater.clock import MonotonicClock
 from headwater.control.operation import Hold
 from headwater.engine.wiring import EngineParts, wire_engine
-from headwater.messages import EngineReady, Generate, SamplingParams, ToClient, ToEngine, pack_ids
+from headwater.messages.base import pack_ids
+from headwater.messages.generation import Generate, SamplingParams
+from headwater.messages.state import EngineReady
+from headwater.messages.wire import ToClient, ToEngine
 from headwater.scheduling.plan import StepPlan, StepResult
 from headwater.scheduling.scheduler import Limits
 from headwater.simulation.fake_memory import FakeKvMemory, FakeWeights

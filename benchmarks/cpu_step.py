@@ -25,7 +25,7 @@ from headwater.devices.cpu import CpuDevice
 from headwater.execution.model_runner import ModelRunner
 from headwater.execution.warm_up import warm_up
 from headwater.launch.default_model import ensure_default_model
-from headwater.messages import SamplingParams
+from headwater.messages.generation import SamplingParams
 from headwater.models.config import ModelConfig
 from headwater.models.loader import load_model, resolve_model
 from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, StepPlan

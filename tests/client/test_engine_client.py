@@ -15,18 +15,10 @@ from headwater.client.engine_client import (
     ShuttingDown,
     new_call_id,
 )
-from headwater.messages import (
-    Abort,
-    CancelOperation,
-    Failed,
-    Finish,
-    FlushCache,
-    Generate,
-    Hello,
-    Ping,
-    SamplingParams,
-    pack_ids,
-)
+from headwater.messages.base import pack_ids
+from headwater.messages.control import CancelOperation, Failed, FlushCache
+from headwater.messages.generation import Abort, Finish, Generate, SamplingParams
+from headwater.messages.state import Hello, Ping
 from headwater.simulation.scripted_engine import Script, ScriptedEngine
 
 pytestmark = pytest.mark.anyio

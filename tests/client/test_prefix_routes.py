@@ -3,7 +3,8 @@
 import pytest
 
 from headwater.client.prefix_routes import MAX_DEPTH_PAGES, PrefixRoutes
-from headwater.messages import Generate, SamplingParams, pack_ids
+from headwater.messages.base import pack_ids
+from headwater.messages.generation import Generate, SamplingParams
 
 PAGE = 4
 

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from engine_driver import CLIENT, Driver, expected
-from headwater.messages import (
-    Abort,
+from headwater.messages.base import pack_ids
+from headwater.messages.control import (
     CancelOperation,
     ContinueGeneration,
     Done,
@@ -15,8 +15,8 @@ from headwater.messages import (
     FlushResult,
     GetOperations,
     PauseGeneration,
-    pack_ids,
 )
+from headwater.messages.generation import Abort
 
 BOTH = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 

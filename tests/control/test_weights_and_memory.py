@@ -3,10 +3,8 @@
 import pytest
 
 from engine_driver import Driver, expected
-from headwater.messages import (
-    Done,
-    Failed,
-    FlushCache,
+from headwater.messages.control import Done, Failed, FlushCache
+from headwater.messages.weights import (
     GetWeights,
     MemoryResult,
     ReleaseMemory,

@@ -2,7 +2,8 @@
 
 from engine_driver import Driver
 from headwater.engine.blockers import Blockers
-from headwater.messages import FlushCache, UpdateWeights
+from headwater.messages.control import FlushCache
+from headwater.messages.weights import UpdateWeights
 
 # How to make each component hold work across turns. A component registered without an entry here fails the
 # test below: whoever adds one must say what it can hold, and show that it reports it.

@@ -9,7 +9,9 @@ import random
 import pytest
 
 from engine_driver import VOCAB_SIZE, Driver, expected
-from headwater.messages import FlushCache, FlushResult, UpdateWeights, pack_ids
+from headwater.messages.base import pack_ids
+from headwater.messages.control import FlushCache, FlushResult
+from headwater.messages.weights import UpdateWeights
 from headwater.storage.memory import MemoryBackend
 
 TIERS = [("device",), ("host",), ("storage",), ("device", "host"), ("device", "host", "storage")]

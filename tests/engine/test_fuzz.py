@@ -12,18 +12,10 @@ from engine_driver import Driver, expected
 from headwater.cache.namespace import Tier
 from headwater.cache.storage_tier import PrefetchPolicy
 from headwater.cache.write_policy import WritePolicy
-from headwater.messages import (
-    Abort,
-    CancelOperation,
-    ContinueGeneration,
-    FlushCache,
-    PauseGeneration,
-    ReleaseMemory,
-    ResumeMemory,
-    SetWeightVersion,
-    UpdateWeights,
-    pack_ids,
-)
+from headwater.messages.base import pack_ids
+from headwater.messages.control import CancelOperation, ContinueGeneration, FlushCache, PauseGeneration
+from headwater.messages.generation import Abort
+from headwater.messages.weights import ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
 from headwater.storage.memory import MemoryBackend
 
 

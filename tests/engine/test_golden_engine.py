@@ -27,18 +27,12 @@ from headwater.execution.runner import Runner  # noqa: E402
 from headwater.execution.weight_store import Checkpoint, WeightStore  # noqa: E402
 from headwater.launch.assembly import ServedModel  # noqa: E402
 from headwater.launch.placement import make_host_memory  # noqa: E402
-from headwater.messages import (  # noqa: E402
-    EngineReady,
-    FlushCache,
-    Generate,
-    Outputs,
-    ReleaseMemory,
-    ResumeMemory,
-    SamplingParams,
-    ToClient,
-    UpdateWeights,
-    pack_ids,
-)
+from headwater.messages.base import pack_ids  # noqa: E402
+from headwater.messages.control import FlushCache  # noqa: E402
+from headwater.messages.generation import Generate, Outputs, SamplingParams  # noqa: E402
+from headwater.messages.state import EngineReady  # noqa: E402
+from headwater.messages.weights import ReleaseMemory, ResumeMemory, UpdateWeights  # noqa: E402
+from headwater.messages.wire import ToClient  # noqa: E402
 from headwater.models.loader import LoadedModel, load_model, resolve_model  # noqa: E402
 from headwater.scheduling.scheduler import Limits  # noqa: E402
 from tiny_models import VOCAB_SIZE, greedy_text, make_tiny_model  # noqa: E402

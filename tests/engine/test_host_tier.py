@@ -7,7 +7,8 @@ import pytest
 from engine_driver import VOCAB_SIZE, Driver, expected
 from headwater.cache.namespace import Tier
 from headwater.cache.write_policy import WritePolicy
-from headwater.messages import Abort, FlushCache, PauseGeneration
+from headwater.messages.control import FlushCache, PauseGeneration
+from headwater.messages.generation import Abort
 
 BOTH = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 POLICIES = pytest.mark.parametrize("policy", list(WritePolicy), ids=[p.value for p in WritePolicy])

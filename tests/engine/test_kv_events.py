@@ -15,7 +15,10 @@ from headwater.cache.write_policy import WritePolicy
 from headwater.engine.kv_events_publisher import END_OF_REPLAY, KvEventsPublisher, KvEventsSettings, endpoint_of
 from headwater.engine.kv_events_recorder import KvEventsRecorder
 from headwater.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, decode_batch
-from headwater.messages import DetachStorage, FlushCache, UpdateWeights, pack_ids
+from headwater.messages.base import pack_ids
+from headwater.messages.cache import DetachStorage
+from headwater.messages.control import FlushCache
+from headwater.messages.weights import UpdateWeights
 from headwater.storage.memory import MemoryBackend
 
 

@@ -5,21 +5,10 @@ import random
 import pytest
 
 from engine_driver import VOCAB_SIZE, Driver, expected
-from headwater.messages import (
-    Abort,
-    Done,
-    EngineReady,
-    EngineState,
-    Finish,
-    Generate,
-    GetState,
-    Hello,
-    LogprobParams,
-    Ping,
-    SamplingParams,
-    Shutdown,
-    pack_ids,
-)
+from headwater.messages.base import pack_ids
+from headwater.messages.control import Done
+from headwater.messages.generation import Abort, Finish, Generate, LogprobParams, SamplingParams
+from headwater.messages.state import EngineReady, EngineState, GetState, Hello, Ping, Shutdown
 
 BOTH = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 

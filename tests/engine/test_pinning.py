@@ -7,7 +7,9 @@ import pytest
 from engine_driver import VOCAB_SIZE, Driver, expected
 from headwater.cache.namespace import Tier
 from headwater.cache.write_policy import WritePolicy
-from headwater.messages import Done, Failed, FlushCache, GetPins, PinInfo, PinPrefix, UnpinPrefix, pack_ids
+from headwater.messages.base import pack_ids
+from headwater.messages.cache import GetPins, PinInfo, PinPrefix, UnpinPrefix
+from headwater.messages.control import Done, Failed, FlushCache
 
 TIERS = pytest.mark.parametrize("tiers", [("device",), ("host",), ("device", "host")], ids=["device", "host", "both"])
 

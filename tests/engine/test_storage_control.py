@@ -6,7 +6,8 @@ import pytest
 
 from engine_driver import VOCAB_SIZE, Driver, expected
 from headwater.engine.storage_opening import Opening
-from headwater.messages import AttachStorage, CancelOperation, DetachStorage, Failed, GetStorage, StorageInfo
+from headwater.messages.cache import AttachStorage, DetachStorage, GetStorage, StorageInfo
+from headwater.messages.control import CancelOperation, Failed
 from headwater.simulation.fake_jobs import FakeJobRunner
 from headwater.storage.errors import StorageUnavailable
 from headwater.storage.memory import MemoryBackend

@@ -8,7 +8,8 @@ import pytest
 from engine_driver import VOCAB_SIZE, Driver, expected
 from headwater.cache.namespace import Namespace
 from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings
-from headwater.messages import FlushCache, UpdateWeights
+from headwater.messages.control import FlushCache
+from headwater.messages.weights import UpdateWeights
 from headwater.storage.errors import StorageUnavailable
 from headwater.storage.memory import MemoryBackend
 from headwater.storage.page_key import chain_hashes, page_keys

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from headwater.execution.model_runner import ModelRunner
-from headwater.messages import LogprobParams, SamplingParams, TokenLogprob
+from headwater.messages.generation import LogprobParams, SamplingParams, TokenLogprob
 from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, StepPlan, StepResult
 
 GREEDY = SamplingParams(temperature=0.0)

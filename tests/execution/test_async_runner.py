@@ -13,7 +13,7 @@ from headwater.devices.cpu import CpuDevice
 from headwater.devices.cuda import CudaDevice
 from headwater.execution.async_runner import AsyncModelRunner
 from headwater.execution.model_runner import ModelRunner
-from headwater.messages import LogprobParams, SamplingParams
+from headwater.messages.generation import LogprobParams, SamplingParams
 from headwater.models.loader import load_model, resolve_model
 from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, StepPlan
 from tiny_models import VOCAB_SIZE, greedy_text, make_tiny_model

@@ -11,7 +11,7 @@ from headwater.devices.cpu import CpuDevice
 from headwater.devices.native_library import native_library
 from headwater.execution.model_runner import ModelRunner
 from headwater.launch.default_model import ensure_default_model
-from headwater.messages import LogprobParams
+from headwater.messages.generation import LogprobParams
 from headwater.models.loader import LoadedModel, load_model, resolve_model
 from headwater.tokenization.tokenizer import Tokenizer
 

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from headwater.devices.cuda import CudaDevice
 from headwater.execution.async_runner import AsyncModelRunner
-from headwater.messages import LogprobParams
+from headwater.messages.generation import LogprobParams
 from headwater.models.loader import load_model, resolve_model
 from tiny_models import MODEL_NAMES, VOCAB_SIZE, greedy_text, make_tiny_model
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from headwater.devices.cpu import CpuDevice
 from headwater.execution.model_runner import ModelRunner, kv_layout
 from headwater.execution.warm_up import warm_up
-from headwater.messages import LogprobParams, SamplingParams
+from headwater.messages.generation import LogprobParams, SamplingParams
 from headwater.models.loader import load_model, resolve_model
 from tiny_models import VOCAB_SIZE, make_tiny_model
 

@@ -8,7 +8,7 @@ import torch
 
 from headwater.devices.cpu import CpuDevice
 from headwater.execution.sampler import Sampler
-from headwater.messages import SamplingParams
+from headwater.messages.generation import SamplingParams
 from headwater.scheduling.plan import SlotAssignment
 
 pytestmark = pytest.mark.slow

@@ -20,7 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from headwater.client.engine_client import EngineClient
 from headwater.http_api.app import create_app
 from headwater.http_api.state import ApiState, ModelFacts
-from headwater.messages import Generate
+from headwater.messages.generation import Generate
 from headwater.simulation.scripted_engine import READY
 from headwater.tokenization.tokenizer import Tokenizer
 from headwater.tokenization.tokenizer_parts import TokenizerParts

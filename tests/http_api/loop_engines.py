@@ -14,7 +14,8 @@ from api_under_test import ENGINE_READY, TOKENIZER
 from headwater.clock import MonotonicClock
 from headwater.engine.wire import ZmqWire
 from headwater.engine.wiring import wire_engine
-from headwater.messages import Ping, encode
+from headwater.messages.state import Ping
+from headwater.messages.wire import encode
 from headwater.scheduling.scheduler import Limits
 from headwater.simulation.canary import expected_tokens
 from headwater.simulation.fake_runner import FakeRunner

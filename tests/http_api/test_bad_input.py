@@ -9,7 +9,7 @@ import pytest
 from api_under_test import MODEL, TOKENIZER, Api, api, error_of
 
 from headwater.http_api.state import Limits
-from headwater.messages import Generate
+from headwater.messages.generation import Generate
 from headwater.simulation.scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio

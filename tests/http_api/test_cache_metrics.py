@@ -5,7 +5,8 @@ import pytest
 from api_under_test import api
 from prometheus_client.parser import text_string_to_metric_families
 
-from headwater.messages import EngineState, GetState, GetStorage, StorageInfo, TierState
+from headwater.messages.cache import GetStorage, StorageInfo
+from headwater.messages.state import EngineState, GetState, TierState
 from headwater.simulation.scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio

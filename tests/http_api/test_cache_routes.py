@@ -4,16 +4,12 @@ import msgspec
 import pytest
 from api_under_test import TOKENIZER, api, error_of
 
-from headwater.messages import (
+from headwater.messages.base import unpack_ids
+from headwater.messages.cache import (
     CacheTree,
-    Done,
-    Failed,
-    Generate,
     GetCacheTree,
     GetPins,
-    GetState,
     GetStorage,
-    OutputMeta,
     PinInfo,
     PinPrefix,
     Pins,
@@ -21,8 +17,10 @@ from headwater.messages import (
     TreeNode,
     TreeRoot,
     UnpinPrefix,
-    unpack_ids,
 )
+from headwater.messages.control import Done, Failed
+from headwater.messages.generation import Generate, OutputMeta
+from headwater.messages.state import GetState
 from headwater.simulation.scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio

@@ -7,19 +7,19 @@ import pytest
 from api_under_test import TOKENIZER, Api, api, error_of, until
 
 from headwater.http_api.state import Limits
-from headwater.messages import (
+from headwater.messages.base import unpack_ids
+from headwater.messages.control import (
     CancelOperation,
     ContinueGeneration,
     Failed,
     FlushCache,
     FlushResult,
-    Generate,
     OperationInfo,
     Operations,
     PagesAndBytes,
     PauseGeneration,
-    unpack_ids,
 )
+from headwater.messages.generation import Generate
 from headwater.simulation.scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio

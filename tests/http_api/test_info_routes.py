@@ -7,7 +7,8 @@ from api_under_test import MODEL, api, error_of, until
 from prometheus_client.parser import text_string_to_metric_families
 
 from headwater.http_api.state import Limits
-from headwater.messages import Generate, OutputMeta, Ping
+from headwater.messages.generation import Generate, OutputMeta
+from headwater.messages.state import Ping
 from headwater.simulation.scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio

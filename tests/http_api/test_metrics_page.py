@@ -10,16 +10,10 @@ from api_under_test import api
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine_driver import Driver
-from headwater.messages import (
-    EngineState,
-    Finish,
-    FlushCache,
-    GetOperations,
-    GetState,
-    GetStorage,
-    OperationInfo,
-    Operations,
-)
+from headwater.messages.cache import GetStorage
+from headwater.messages.control import FlushCache, GetOperations, OperationInfo, Operations
+from headwater.messages.generation import Finish
+from headwater.messages.state import EngineState, GetState
 from headwater.simulation.scripted_engine import ScriptedEngine
 from headwater.storage.memory import MemoryBackend
 

@@ -8,7 +8,8 @@ from api_under_test import EOS_ID, TOKENIZER, api, error_of, events, saying, unt
 
 from headwater.http_api.schemas_native import GenerateRequest
 from headwater.http_api.services import Services
-from headwater.messages import Abort, Finish, Generate, LogprobParams, OutputMeta, unpack_ids
+from headwater.messages.base import unpack_ids
+from headwater.messages.generation import Abort, Finish, Generate, LogprobParams, OutputMeta
 from headwater.simulation.scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio

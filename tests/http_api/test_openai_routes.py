@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from api_under_test import EOS, MODEL, TOKENIZER, api, events, saying, until
 
-from headwater.messages import Abort, Generate, LogprobParams, OutputMeta, unpack_ids
+from headwater.messages.base import unpack_ids
+from headwater.messages.generation import Abort, Generate, LogprobParams, OutputMeta
 from headwater.simulation.scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio

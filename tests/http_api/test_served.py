@@ -13,7 +13,8 @@ import openai
 import pytest
 from api_under_test import MODEL, saying, served
 
-from headwater.messages import Abort, CancelOperation, FlushCache, Generate
+from headwater.messages.control import CancelOperation, FlushCache
+from headwater.messages.generation import Abort, Generate
 from headwater.simulation.scripted_engine import ScriptedEngine
 
 LONG = {"ignore_eos": True, "max_new_tokens": 250}

@@ -5,7 +5,8 @@ import json
 import pytest
 from api_under_test import api, error_of
 
-from headwater.messages import AttachStorage, DetachStorage, Failed, FlushCache, FlushResult, GetStorage, StorageInfo
+from headwater.messages.cache import AttachStorage, DetachStorage, GetStorage, StorageInfo
+from headwater.messages.control import Failed, FlushCache, FlushResult
 from headwater.simulation.scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio

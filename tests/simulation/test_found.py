@@ -4,20 +4,11 @@ import pytest
 
 from engine_driver import Driver, expected
 from headwater.cache.write_policy import WritePolicy
-from headwater.messages import (
-    Abort,
-    AttachStorage,
-    ContinueGeneration,
-    DetachStorage,
-    FlushCache,
-    Generate,
-    Output,
-    PauseGeneration,
-    ReleaseMemory,
-    SamplingParams,
-    UpdateWeights,
-    pack_ids,
-)
+from headwater.messages.base import pack_ids
+from headwater.messages.cache import AttachStorage, DetachStorage
+from headwater.messages.control import ContinueGeneration, FlushCache, PauseGeneration
+from headwater.messages.generation import Abort, Generate, Output, SamplingParams
+from headwater.messages.weights import ReleaseMemory, UpdateWeights
 from headwater.simulation.fake_store import UnreliableStore
 
 BOTH = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headwater.messages import TokenIds
+from headwater.messages.base import TokenIds
 
 
 class Tier(IntEnum):

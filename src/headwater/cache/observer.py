@@ -5,7 +5,7 @@ from typing import Protocol
 
 from headwater.cache.namespace import Namespace, Scope, Tier
 from headwater.cache.radix_tree import Node
-from headwater.messages import TokenIds
+from headwater.messages.base import TokenIds
 
 
 class CacheObserver(Protocol):

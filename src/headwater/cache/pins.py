@@ -10,7 +10,7 @@ from headwater.cache.namespace import Namespace, Tier
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.token_sequence import TokenSequence
 from headwater.clock import Clock, Deadline
-from headwater.messages import TokenIds
+from headwater.messages.base import TokenIds
 
 _MAX_PART = 0.5  # of a tier's pages that may be pinned, so that requests always find some
 _RETRY_S = 1.0  # of copies to the host that found no room

@@ -8,7 +8,7 @@ import numpy as np
 
 from headwater.cache.namespace import Namespace, Scope
 from headwater.cache.page_pool import PageIds
-from headwater.messages import TokenIds
+from headwater.messages.base import TokenIds
 from headwater.storage.page_key import PageKey
 
 

@@ -21,7 +21,7 @@ from headwater.cache.transfer import Load
 from headwater.cache.transfer_engine import TransferEngine
 from headwater.cache.write_policy import WritePolicy
 from headwater.clock import Clock
-from headwater.messages import TokenIds
+from headwater.messages.base import TokenIds
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ import numpy as np
 from headwater.cache.namespace import Namespace, Tier
 from headwater.cache.page_pool import PageIds
 from headwater.cache.retirement import Retirement
-from headwater.messages import TokenIds
+from headwater.messages.base import TokenIds
 
 
 class Run:

@@ -14,7 +14,7 @@ from headwater.cache.storage_names import Generations, StorageNames
 from headwater.cache.tier_books import TierBooks
 from headwater.cache.transfer_counters import TransferCounters
 from headwater.clock import Clock
-from headwater.messages import TokenIds
+from headwater.messages.base import TokenIds
 from headwater.storage.backend import ReadStatus, StorageBackend
 from headwater.storage.page_key import PageKey, chain_hashes, page_keys
 

@@ -22,7 +22,7 @@ from headwater.cache.storage_writer import StorageWriter
 from headwater.cache.tier_books import TierBooks
 from headwater.cache.transfer_counters import TransferCounters
 from headwater.clock import Clock
-from headwater.messages import TokenIds
+from headwater.messages.base import TokenIds
 from headwater.storage.backend import StorageBackend, StorageUsage
 
 _REAP_EVERY_S = 1.0

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from headwater.messages import TokenIds
+from headwater.messages.base import TokenIds
 
 
 class TokenSequence:

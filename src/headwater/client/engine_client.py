@@ -19,15 +19,11 @@ from headwater.client.errors import (
 from headwater.client.generation import Generation
 from headwater.client.link import EngineLink, new_call_id
 from headwater.client.prefix_routes import PrefixRoutes
-from headwater.messages import (
-    AttachStorage,
-    EngineReady,
-    FlushCache,
-    Generate,
-    ReleaseMemory,
-    ResumeMemory,
-    UpdateWeights,
-)
+from headwater.messages.cache import AttachStorage
+from headwater.messages.control import FlushCache
+from headwater.messages.generation import Generate
+from headwater.messages.state import EngineReady
+from headwater.messages.weights import ReleaseMemory, ResumeMemory, UpdateWeights
 
 __all__ = [
     "CallFailed",

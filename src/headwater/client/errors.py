@@ -3,7 +3,7 @@
 import time
 from datetime import UTC, datetime
 
-from headwater.messages import Failed
+from headwater.messages.control import Failed
 
 
 class EngineGone(Exception):

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from headwater.messages import Output
+from headwater.messages.generation import Output
 
 
 class Generation:

@@ -12,23 +12,12 @@ import zmq.asyncio
 
 from headwater.client.errors import CallFailed, EngineGone, RidInUse
 from headwater.client.generation import Generation
-from headwater.messages import (
-    Abort,
-    AttachStorage,
-    CancelOperation,
-    EngineReady,
-    Failed,
-    FlushCache,
-    Generate,
-    Hello,
-    Outputs,
-    PauseGeneration,
-    ReleaseMemory,
-    ResumeMemory,
-    UpdateWeights,
-    decode_to_client,
-    encode,
-)
+from headwater.messages.cache import AttachStorage
+from headwater.messages.control import CancelOperation, Failed, FlushCache, PauseGeneration
+from headwater.messages.generation import Abort, Generate, Outputs
+from headwater.messages.state import EngineReady, Hello
+from headwater.messages.weights import ReleaseMemory, ResumeMemory, UpdateWeights
+from headwater.messages.wire import decode_to_client, encode
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections import OrderedDict
 
-from headwater.messages import Generate
+from headwater.messages.generation import Generate
 
 MAX_ENTRIES = 100_000
 MAX_DEPTH_PAGES = 1024  # beyond that, two prompts that still agree go to the same engine anyway

@@ -22,26 +22,19 @@ from headwater.control.ports import (
 from headwater.control.released_memory import TAGS, ReleasedMemory
 from headwater.control.storage import StorageAttach
 from headwater.control.weights import WeightUpdate
-from headwater.messages import (
-    AttachStorage,
+from headwater.messages.base import unpack_ids
+from headwater.messages.cache import AttachStorage, DetachStorage, GetStorage
+from headwater.messages.control import (
     CancelOperation,
     ContinueGeneration,
-    DetachStorage,
     Done,
     Failed,
     FlushCache,
-    GetStorage,
-    GetWeights,
     OperationInfo,
     PauseGeneration,
-    ReleaseMemory,
-    ResumeMemory,
-    SetWeightVersion,
-    ToClient,
-    UpdateWeights,
-    Weights,
-    unpack_ids,
 )
+from headwater.messages.weights import GetWeights, ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights, Weights
+from headwater.messages.wire import ToClient
 
 _STEP_TIMEOUT_S = 600.0  # a pause answers when the step in flight is done; no step takes this long
 _POLL_S = 0.02

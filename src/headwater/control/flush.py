@@ -2,7 +2,7 @@
 
 from headwater.control.operation import Hold, Moment
 from headwater.control.ports import CachePort, FlushScope, RetirementView
-from headwater.messages import FlushCache, FlushResult
+from headwater.messages.control import FlushCache, FlushResult
 
 FLUSHED = "Cache flushed."
 TIMED_OUT = "Timed out waiting for idle state."

@@ -12,7 +12,9 @@ from headwater.control.ports import (
 )
 from headwater.control.released_memory import TAGS, ReleasedMemory
 from headwater.control.weights import retire_other_weights
-from headwater.messages import Failed, MemoryResult, ReleaseMemory, ResumeMemory, ToClient
+from headwater.messages.control import Failed
+from headwater.messages.weights import MemoryResult, ReleaseMemory, ResumeMemory
+from headwater.messages.wire import ToClient
 
 
 class MemoryRelease:

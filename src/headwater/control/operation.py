@@ -5,7 +5,7 @@ from enum import IntEnum
 from typing import Protocol
 
 from headwater.clock import Clock, Deadline
-from headwater.messages import ToClient
+from headwater.messages.wire import ToClient
 
 
 class Hold(IntEnum):

@@ -2,7 +2,7 @@
 
 from headwater.control.operation import Hold, Moment
 from headwater.control.ports import RequestsPort, StepPort
-from headwater.messages import PauseGeneration, PauseResult
+from headwater.messages.control import PauseGeneration, PauseResult
 
 
 class Pause:

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from headwater.messages import AttachStorage, PagesAndBytes, StorageInfo, TokenIds
+from headwater.messages.base import TokenIds
+from headwater.messages.cache import AttachStorage, StorageInfo
+from headwater.messages.control import PagesAndBytes
 
 
 @dataclass(frozen=True, slots=True)

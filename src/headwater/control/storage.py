@@ -2,7 +2,9 @@
 
 from headwater.control.operation import Hold, Moment
 from headwater.control.ports import OpeningStorage, StoragePort
-from headwater.messages import AttachStorage, Failed, ToClient
+from headwater.messages.cache import AttachStorage
+from headwater.messages.control import Failed
+from headwater.messages.wire import ToClient
 
 
 class StorageAttach:

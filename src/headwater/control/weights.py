@@ -12,7 +12,9 @@ from headwater.control.ports import (
     WeightsPort,
 )
 from headwater.control.released_memory import ReleasedMemory
-from headwater.messages import Failed, ToClient, UpdateWeights, WeightsUpdated
+from headwater.messages.control import Failed
+from headwater.messages.weights import UpdateWeights, WeightsUpdated
+from headwater.messages.wire import ToClient
 
 
 class WeightUpdate:

@@ -4,7 +4,7 @@ import itertools
 
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.radix_tree import Node
-from headwater.messages import CacheTree, GetCacheTree, TreeNode, TreeRoot
+from headwater.messages.cache import CacheTree, GetCacheTree, TreeNode, TreeRoot
 
 _NUM_FIRST_IDS = 8
 

@@ -6,7 +6,7 @@ from headwater.cache.namespace import Scope, Tier
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.retirement import Retirement
 from headwater.control.ports import FlushScope
-from headwater.messages import PagesAndBytes
+from headwater.messages.control import PagesAndBytes
 from headwater.scheduling.scheduler import Scheduler
 
 

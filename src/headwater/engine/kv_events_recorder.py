@@ -6,7 +6,7 @@ from headwater.cache.namespace import Namespace, Scope, Tier
 from headwater.cache.radix_tree import Node, RadixTree
 from headwater.cache.storage_names import StorageNames
 from headwater.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
-from headwater.messages import TokenIds
+from headwater.messages.base import TokenIds
 
 
 class KvEventsRecorder:

@@ -13,36 +13,28 @@ from headwater.engine.kv_events_publisher import KvEventsPublisher
 from headwater.engine.pinning import Pinning
 from headwater.engine.ports import ModelRunner
 from headwater.engine.wire import Wire
-from headwater.messages import (
-    Abort,
+from headwater.messages.cache import (
     AttachStorage,
+    DetachStorage,
+    GetCacheTree,
+    GetPins,
+    GetStorage,
+    PinPrefix,
+    UnpinPrefix,
+)
+from headwater.messages.control import (
     CancelOperation,
     ContinueGeneration,
-    DetachStorage,
     Done,
-    EngineReady,
-    EngineState,
     FlushCache,
-    Generate,
-    GetCacheTree,
     GetOperations,
-    GetPins,
-    GetState,
-    GetStorage,
-    GetWeights,
-    Hello,
     Operations,
     PauseGeneration,
-    Ping,
-    PinPrefix,
-    ReleaseMemory,
-    ResumeMemory,
-    SetWeightVersion,
-    Shutdown,
-    ToEngine,
-    UnpinPrefix,
-    UpdateWeights,
 )
+from headwater.messages.generation import Abort, Generate
+from headwater.messages.state import EngineReady, EngineState, GetState, Hello, Ping, Shutdown
+from headwater.messages.weights import GetWeights, ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
+from headwater.messages.wire import ToEngine
 from headwater.scheduling.scheduler import Admission, Scheduler
 
 _LONGEST_SLEEP_S = 1.0

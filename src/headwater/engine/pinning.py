@@ -4,7 +4,10 @@ from headwater.cache.namespace import Namespace, Tier
 from headwater.cache.pins import Pin, PinBoard, PinLimit
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.clock import Clock
-from headwater.messages import Done, Failed, GetPins, PinInfo, PinPrefix, Pins, ToClient, UnpinPrefix, unpack_ids
+from headwater.messages.base import unpack_ids
+from headwater.messages.cache import GetPins, PinInfo, PinPrefix, Pins, UnpinPrefix
+from headwater.messages.control import Done, Failed
+from headwater.messages.wire import ToClient
 from headwater.scheduling.scheduler import Scheduler
 
 _MAX_TTL_S = 30 * 86400.0

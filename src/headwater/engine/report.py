@@ -8,7 +8,7 @@ from headwater.cache.transfer_counters import TransferCounters
 from headwater.clock import Clock
 from headwater.control.control_plane import ControlPlane
 from headwater.engine.blockers import Blockers
-from headwater.messages import EngineState, TierState
+from headwater.messages.state import EngineState, TierState
 from headwater.scheduling.scheduler import Scheduler
 
 _WINDOW_S = 1.0

@@ -12,7 +12,7 @@ from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings, Storag
 from headwater.cache.write_policy import WritePolicy
 from headwater.clock import Clock
 from headwater.engine.storage_opening import Kept, Opening
-from headwater.messages import AttachStorage, StorageInfo
+from headwater.messages.cache import AttachStorage, StorageInfo
 from headwater.storage.backend import StorageBackend
 from headwater.storage.page_key import Fingerprint
 from headwater.storage.registry import open_backend

@@ -7,7 +7,7 @@ from typing import Protocol
 import msgspec
 import zmq
 
-from headwater.messages import ToClient, ToEngine, decode_to_engine, encode
+from headwater.messages.wire import ToClient, ToEngine, decode_to_engine, encode
 
 _log = logging.getLogger(__name__)
 

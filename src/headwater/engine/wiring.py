@@ -21,7 +21,7 @@ from headwater.engine.ports import ModelRunner
 from headwater.engine.report import StateReporter
 from headwater.engine.storage_control import StorageControl
 from headwater.engine.wire import Wire
-from headwater.messages import EngineReady
+from headwater.messages.state import EngineReady
 from headwater.scheduling.scheduler import Limits, Scheduler
 from headwater.scheduling.waiting_queue import SchedulePolicy
 from headwater.storage.backend import StorageBackend

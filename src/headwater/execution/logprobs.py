@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from headwater.messages import LogprobParams, TokenLogprob
+from headwater.messages.generation import LogprobParams, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)

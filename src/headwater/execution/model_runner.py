@@ -14,7 +14,7 @@ from headwater.execution.batch import SlotTable
 from headwater.execution.logprobs import token_logprobs
 from headwater.execution.prompt_logprobs import prompt_parts
 from headwater.execution.sampler import Sampler
-from headwater.messages import LogprobParams, TokenLogprob
+from headwater.messages.generation import LogprobParams, TokenLogprob
 from headwater.models.config import ModelConfig
 from headwater.models.decoder import DecoderModel
 from headwater.models.loader import LoadedModel

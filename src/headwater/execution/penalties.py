@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from headwater.messages import SamplingParams
+from headwater.messages.generation import SamplingParams
 from headwater.scheduling.plan import SlotAssignment
 
 

@@ -7,7 +7,7 @@ import torch
 
 from headwater.execution.logprobs import LogprobTensors, as_answers
 from headwater.execution.staging import Fence
-from headwater.messages import LogprobParams, TokenLogprob
+from headwater.messages.generation import LogprobParams, TokenLogprob
 from headwater.scheduling.plan import StepPlan, StepResult
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headwater.messages import LogprobParams
+from headwater.messages.generation import LogprobParams
 from headwater.scheduling.plan import SlotAssignment, StepPlan
 
 

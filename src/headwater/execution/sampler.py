@@ -8,7 +8,7 @@ import torch
 from headwater.devices.device import Device
 from headwater.devices.noise import NoiseKeys, exponential_noise, noise_keys
 from headwater.execution.penalties import LogitEdits, needs_edits
-from headwater.messages import SamplingParams
+from headwater.messages.generation import SamplingParams
 from headwater.scheduling.plan import SlotAssignment
 
 # Below this, dividing logits by the temperature overflows before it makes a difference to greedy.

@@ -3,7 +3,7 @@
 import numpy as np
 
 from headwater.execution.runner import Runner
-from headwater.messages import SamplingParams
+from headwater.messages.generation import SamplingParams
 from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, StepPlan
 
 

@@ -5,7 +5,8 @@ SGLang's names where it has one for the same quantity; docs/metrics.md lists all
 
 from headwater.http_api.cache_report import DROPPED, TIER_EVENT, TRANSFERS, transfers
 from headwater.http_api.metric_families import MetricFamilies
-from headwater.messages import EngineState, StorageInfo
+from headwater.messages.cache import StorageInfo
+from headwater.messages.state import EngineState
 
 BREAKER_STATES = ("closed", "open", "half_open")
 UNFULFILLED = "prefetch_"  # causes of dropped tokens that a prefetch had promised

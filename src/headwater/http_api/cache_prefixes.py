@@ -11,7 +11,7 @@ from headwater.http_api.sampling import check_prompt
 from headwater.http_api.schemas_cache import Prefixes
 from headwater.http_api.services import Services
 from headwater.http_api.text_generation import TextGeneration, TextRequest, run_all
-from headwater.messages import SamplingParams
+from headwater.messages.generation import SamplingParams
 
 Json = dict[str, Any]
 _PREFILL_ONLY = SamplingParams(max_new_tokens=0, temperature=0.0)

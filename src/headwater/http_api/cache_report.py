@@ -5,7 +5,8 @@ from typing import Any
 
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
 from headwater.http_api.flush_answer import summed_counts
-from headwater.messages import EngineState, StorageInfo, TierState
+from headwater.messages.cache import StorageInfo
+from headwater.messages.state import EngineState, TierState
 
 TIERS = ("device", "host", "storage")
 TRANSFERS = ("offload", "restore", "persist", "prefetch")

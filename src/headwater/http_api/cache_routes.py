@@ -14,7 +14,8 @@ from headwater.http_api.errors import ApiError, bad_request
 from headwater.http_api.schemas_cache import PinRequest, WarmRequest
 from headwater.http_api.services import CALL_TIMEOUT_S, Services, services
 from headwater.http_api.sse import while_connected
-from headwater.messages import GetCacheTree, GetPins, GetStorage, PinPrefix, Pins, UnpinPrefix, pack_ids
+from headwater.messages.base import pack_ids
+from headwater.messages.cache import GetCacheTree, GetPins, GetStorage, PinPrefix, Pins, UnpinPrefix
 
 router = APIRouter(tags=["cache"])
 Given = Annotated[Services, Depends(services)]

@@ -13,8 +13,7 @@ from headwater.http_api.flush_answer import summed_counts
 from headwater.http_api.schemas_native import AbortRequest, PauseRequest
 from headwater.http_api.services import CALL_TIMEOUT_S, Services, services
 from headwater.http_api.sse import while_connected
-from headwater.messages import (
-    Abort,
+from headwater.messages.control import (
     CancelOperation,
     ContinueGeneration,
     GetOperations,
@@ -22,6 +21,7 @@ from headwater.messages import (
     PauseGeneration,
     PauseResult,
 )
+from headwater.messages.generation import Abort
 
 router = APIRouter(tags=["control"])
 Given = Annotated[Services, Depends(services)]

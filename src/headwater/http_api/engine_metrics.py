@@ -9,7 +9,9 @@ from prometheus_client.core import Metric
 
 from headwater.http_api.cache_metrics import add_storage, add_transfers, is_shown_by_label
 from headwater.http_api.metric_families import MetricFamilies
-from headwater.messages import EngineState, Operations, StorageInfo, TierState
+from headwater.messages.cache import StorageInfo
+from headwater.messages.control import Operations
+from headwater.messages.state import EngineState, TierState
 
 OWNERS = ("free", "tree", "private", "retired", "transfer")
 

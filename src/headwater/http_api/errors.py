@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from headwater.client.errors import CallFailed, EngineGone, EngineLoading, NoSuchEngine, RidInUse, ShuttingDown
-from headwater.messages import Finish
+from headwater.messages.generation import Finish
 
 TYPES = {
     400: "invalid_request_error",

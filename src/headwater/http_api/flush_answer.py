@@ -5,7 +5,7 @@ from typing import Any
 
 from headwater.http_api.engine_answers import EngineAnswers, engine_list, error_entry, facts_of
 from headwater.http_api.errors import ApiError
-from headwater.messages import FlushResult, PagesAndBytes
+from headwater.messages.control import FlushResult, PagesAndBytes
 
 FLUSHED = "Cache flushed."
 MIB = 1 << 20

@@ -8,7 +8,8 @@ from headwater.client.engine_client import new_call_id
 from headwater.http_api.errors import ApiError, bad_request
 from headwater.http_api.text_generation import TextGenerator
 from headwater.http_api.validation import check_name, check_unicode, first_outside, timeout_seconds
-from headwater.messages import FlushCache, pack_ids
+from headwater.messages.base import pack_ids
+from headwater.messages.control import FlushCache
 
 MODES = ("idle", "now", "drain")
 TIERS = ("device", "host", "storage")

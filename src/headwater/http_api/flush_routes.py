@@ -11,7 +11,7 @@ from headwater.http_api.flush_answer import FlushAnswer
 from headwater.http_api.flush_request import flush_message, given_parameters
 from headwater.http_api.services import Services, services
 from headwater.http_api.sse import while_connected
-from headwater.messages import FlushCache
+from headwater.messages.control import FlushCache
 
 router = APIRouter(tags=["control"])
 Given = Annotated[Services, Depends(services)]

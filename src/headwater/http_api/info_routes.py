@@ -14,7 +14,9 @@ from headwater.client.engine_client import new_call_id
 from headwater.http_api.engine_answers import EngineAnswers
 from headwater.http_api.engine_metrics import used_pages
 from headwater.http_api.services import Services, services
-from headwater.messages import EngineState, GetOperations, GetStorage
+from headwater.messages.cache import GetStorage
+from headwater.messages.control import GetOperations
+from headwater.messages.state import EngineState
 
 SCRAPE_TIMEOUT_S = 2.0
 GIB = 1 << 30

@@ -11,7 +11,8 @@ from headwater.http_api.engine_answers import EngineAnswers, facts_of
 from headwater.http_api.schemas_control import MemoryTags
 from headwater.http_api.services import Services, services
 from headwater.http_api.sse import while_connected
-from headwater.messages import EngineState, MemoryResult, ReleaseMemory, ResumeMemory
+from headwater.messages.state import EngineState
+from headwater.messages.weights import MemoryResult, ReleaseMemory, ResumeMemory
 
 RESUME_TIMEOUT_S = 600.0  # weights are read from their files again
 NOTHING_TO_RELEASE = "cuda_graph"  # SGLang's third tag

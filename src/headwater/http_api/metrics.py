@@ -13,7 +13,9 @@ from prometheus_client.registry import Collector
 from headwater.http_api.engine_metrics import engine_metrics
 from headwater.http_api.native_format import cached_tokens_details
 from headwater.http_api.text_generation import GenerationObserver, TextGeneration
-from headwater.messages import EngineState, Operations, StorageInfo
+from headwater.messages.cache import StorageInfo
+from headwater.messages.control import Operations
+from headwater.messages.state import EngineState
 
 TTFT_BUCKETS_S = (
     0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 25, 50, 100, 200, 400,

@@ -12,7 +12,7 @@ from headwater.http_api.sampling import check_prompt, fit, for_sample, native_sa
 from headwater.http_api.schemas_native import GenerateRequest, SamplingInput
 from headwater.http_api.state import Limits, ModelFacts
 from headwater.http_api.text_generation import TextChunk, TextGenerator, TextRequest, merge, run_all
-from headwater.messages import LogprobParams
+from headwater.messages.generation import LogprobParams
 
 Answer = dict[str, Any]
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from headwater.http_api.text_generation import TextChunk, TextGeneration
-from headwater.messages import Finish, OutputMeta, TokenLogprob
+from headwater.messages.generation import Finish, OutputMeta, TokenLogprob
 from headwater.tokenization.tokenizer import Tokenizer
 
 Json = dict[str, Any]

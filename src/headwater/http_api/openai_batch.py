@@ -20,7 +20,7 @@ from headwater.http_api.text_generation import (
     merge,
     run_all,
 )
-from headwater.messages import LogprobParams, SamplingParams
+from headwater.messages.generation import LogprobParams, SamplingParams
 
 Json = dict[str, Any]
 

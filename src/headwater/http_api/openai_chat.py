@@ -16,7 +16,7 @@ from headwater.http_api.text_generation import (
     TextGeneration,
     TextGenerator,
 )
-from headwater.messages import LogprobParams, TokenLogprob
+from headwater.messages.generation import LogprobParams, TokenLogprob
 from headwater.tokenization.tokenizer import Tokenizer
 
 Json = dict[str, Any]

@@ -9,7 +9,7 @@ from headwater.http_api.sampling import check_prompt, openai_sampling
 from headwater.http_api.schemas_openai import CompletionRequest
 from headwater.http_api.state import Limits, ModelFacts
 from headwater.http_api.text_generation import TextChunk, TextGeneration, TextGenerator
-from headwater.messages import LogprobParams, TokenLogprob
+from headwater.messages.generation import LogprobParams, TokenLogprob
 from headwater.tokenization.tokenizer import Tokenizer
 
 Json = dict[str, Any]

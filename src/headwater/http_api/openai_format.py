@@ -7,7 +7,7 @@ import msgspec
 
 from headwater.http_api.native_format import cached_tokens, cached_tokens_details
 from headwater.http_api.text_generation import TextGeneration
-from headwater.messages import Finish, OutputMeta, TokenLogprob
+from headwater.messages.generation import Finish, OutputMeta, TokenLogprob
 from headwater.tokenization.tokenizer import Tokenizer
 
 Json = dict[str, Any]

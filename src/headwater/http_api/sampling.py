@@ -11,7 +11,7 @@ from headwater.http_api.schemas_native import SamplingInput
 from headwater.http_api.schemas_openai import ChatCompletionRequest, CompletionRequest, OpenAIRequest
 from headwater.http_api.state import ModelFacts
 from headwater.http_api.validation import first_outside
-from headwater.messages import SamplingParams
+from headwater.messages.generation import SamplingParams
 
 SEED_MASK = (1 << 63) - 1
 

@@ -15,7 +15,9 @@ from headwater.http_api.native_api import NativeApi
 from headwater.http_api.state import ApiState, ModelFacts
 from headwater.http_api.text_generation import TextGenerator, TextRequest
 from headwater.http_api.validation import timeout_seconds
-from headwater.messages import EngineState, GetState, Ping, SamplingParams, ToEngine
+from headwater.messages.generation import SamplingParams
+from headwater.messages.state import EngineState, GetState, Ping
+from headwater.messages.wire import ToEngine
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from headwater.client.engine_client import EngineClient
 from headwater.http_api.errors import ApiError, loading
-from headwater.messages import EngineReady
+from headwater.messages.state import EngineReady
 from headwater.tokenization.tokenizer import Tokenizer
 
 MIB = 1 << 20

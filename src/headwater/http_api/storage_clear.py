@@ -4,7 +4,7 @@ from typing import Any
 
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
 from headwater.http_api.errors import ApiError
-from headwater.messages import FlushResult
+from headwater.messages.control import FlushResult
 
 CLEARED = "Hierarchical cache storage backend cleared."
 NOT_YET = (

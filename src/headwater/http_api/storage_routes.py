@@ -15,7 +15,8 @@ from headwater.http_api.schemas_cache import MAX_STORE_BYTES, StorageBackendRequ
 from headwater.http_api.services import Services, services
 from headwater.http_api.sse import while_connected
 from headwater.http_api.storage_clear import ClearAnswer
-from headwater.messages import AttachStorage, DetachStorage, FlushCache, GetStorage, StorageInfo
+from headwater.messages.cache import AttachStorage, DetachStorage, GetStorage, StorageInfo
+from headwater.messages.control import FlushCache
 
 ATTACH_TIMEOUT_S = 30.0
 CLEAR_TIMEOUT_S = 5.0

@@ -13,7 +13,8 @@ from typing import Protocol
 from headwater.client.engine_client import EngineClient
 from headwater.client.generation import Generation
 from headwater.http_api.errors import from_finish, from_value_error
-from headwater.messages import (
+from headwater.messages.base import pack_ids
+from headwater.messages.generation import (
     Finish,
     Generate,
     LogprobParams,
@@ -21,7 +22,6 @@ from headwater.messages import (
     OutputMeta,
     SamplingParams,
     TokenLogprob,
-    pack_ids,
 )
 from headwater.tokenization.text_stream import TextStream
 from headwater.tokenization.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ from headwater.http_api.flush_answer import summed_pages
 from headwater.http_api.schemas_control import WeightsByName, WeightsFromDisk, WeightVersion
 from headwater.http_api.services import Services, services
 from headwater.http_api.sse import while_connected
-from headwater.messages import GetWeights, SetWeightVersion, UpdateWeights, Weights, WeightsUpdated
+from headwater.messages.weights import GetWeights, SetWeightVersion, UpdateWeights, Weights, WeightsUpdated
 
 DEFAULT_TIMEOUT_S = 600.0
 

@@ -24,7 +24,7 @@ from headwater.launch.config import ServerArgs
 from headwater.launch.serve import EXIT_FAILED, EXIT_REFUSED, print_error
 from headwater.launch.served_model import model_facts, tokenizer_path
 from headwater.launch.supervisor import EngineExit, EngineSupervisor
-from headwater.messages import EngineReady
+from headwater.messages.state import EngineReady
 from headwater.tokenization.tokenizer import Tokenizer
 
 STREAMS_GRACE_S = 1.0  # what running streams get to end by themselves before they are ended

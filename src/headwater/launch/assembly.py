@@ -20,7 +20,7 @@ from headwater.execution.runner import Handle, Runner
 from headwater.execution.weight_store import Checkpoint, WeightStore
 from headwater.launch.config import GB, ServerArgs
 from headwater.launch.placement import make_host_memory, make_runner, num_kv_pages, open_device, workspace_bytes
-from headwater.messages import EngineReady
+from headwater.messages.state import EngineReady
 from headwater.models.loader import LoadedModel, load_model, resolve_model
 from headwater.scheduling.plan import StepPlan
 from headwater.scheduling.scheduler import Limits

@@ -22,7 +22,9 @@ from headwater.launch.config import ServerArgs
 from headwater.launch.model_choice import with_model
 from headwater.launch.served_model import model_facts, tokenizer_path
 from headwater.launch.supervisor import private_directory
-from headwater.messages import EngineReady, EngineState, FlushCache, FlushResult, GetState, Shutdown, pack_ids
+from headwater.messages.base import pack_ids
+from headwater.messages.control import FlushCache, FlushResult
+from headwater.messages.state import EngineReady, EngineState, GetState, Shutdown
 from headwater.tokenization.tokenizer import Tokenizer
 
 T = TypeVar("T")

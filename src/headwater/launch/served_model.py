@@ -2,7 +2,7 @@
 
 from headwater.http_api.state import ModelFacts
 from headwater.launch.config import ServerArgs
-from headwater.messages import EngineReady
+from headwater.messages.state import EngineReady
 
 
 def tokenizer_path(args: ServerArgs) -> str:

@@ -1,6 +1,6 @@
 """What requests have to say since the last turn, one message per client."""
 
-from headwater.messages import Finish, Output, OutputMeta, Outputs, TokenLogprob
+from headwater.messages.generation import Finish, Output, OutputMeta, Outputs, TokenLogprob
 from headwater.scheduling.request import Request
 
 

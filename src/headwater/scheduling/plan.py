@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from headwater.messages import LogprobParams, SamplingParams, TokenIds, TokenLogprob
+from headwater.messages.base import TokenIds
+from headwater.messages.generation import LogprobParams, SamplingParams, TokenLogprob
 
 NEWEST_TOKEN = -1  # in StepPlan.token_ids: the token this slot sampled last, known to the runner alone
 

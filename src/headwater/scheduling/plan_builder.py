@@ -3,7 +3,7 @@
 import numpy as np
 
 from headwater.cache.page_pool import PageIds
-from headwater.messages import LogprobParams
+from headwater.messages.generation import LogprobParams
 from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, StepPlan
 from headwater.scheduling.request import Request
 

@@ -8,7 +8,8 @@ from headwater.cache.namespace import Namespace
 from headwater.cache.prefetch import Prefetch
 from headwater.cache.token_sequence import TokenSequence
 from headwater.cache.transfer import Load
-from headwater.messages import Generate, TokenLogprob, unpack_ids
+from headwater.messages.base import unpack_ids
+from headwater.messages.generation import Generate, TokenLogprob
 from headwater.scheduling.plan import PageUpdate
 
 _arrivals = itertools.count()

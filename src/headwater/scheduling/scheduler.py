@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from headwater.cache.lease import Lease
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.clock import Clock
-from headwater.messages import Finish, Generate, OutputMeta, Outputs, TokenLogprob
+from headwater.messages.generation import Finish, Generate, OutputMeta, Outputs, TokenLogprob
 from headwater.scheduling.counters import Counters
 from headwater.scheduling.outputs import OutputBuffer
 from headwater.scheduling.plan import PageUpdate, StepPlan, StepResult

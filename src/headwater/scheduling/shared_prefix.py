@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from headwater.cache.lease import Lease
-from headwater.messages import TokenIds
+from headwater.messages.base import TokenIds
 from headwater.scheduling.request import Request
 
 _MIN_TOKENS = 64  # a shorter gain is not worth a step's delay

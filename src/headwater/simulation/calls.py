@@ -3,18 +3,11 @@
 from dataclasses import dataclass
 
 from headwater.clock import ManualClock
-from headwater.messages import (
-    AttachStorage,
-    CancelOperation,
-    FlushCache,
-    Generate,
-    PauseGeneration,
-    ReleaseMemory,
-    ResumeMemory,
-    ToClient,
-    ToEngine,
-    UpdateWeights,
-)
+from headwater.messages.cache import AttachStorage
+from headwater.messages.control import CancelOperation, FlushCache, PauseGeneration
+from headwater.messages.generation import Generate
+from headwater.messages.weights import ReleaseMemory, ResumeMemory, UpdateWeights
+from headwater.messages.wire import ToClient, ToEngine
 from headwater.simulation.violation import Violation, demand
 
 CallKey = tuple[bytes, str]  # client and call id

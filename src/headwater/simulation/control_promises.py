@@ -2,25 +2,19 @@
 
 from collections.abc import Callable
 
-from headwater.messages import (
-    Abort,
-    AttachStorage,
-    ContinueGeneration,
-    Failed,
-    FlushCache,
-    FlushResult,
-    Generate,
+from headwater.messages.cache import AttachStorage
+from headwater.messages.control import ContinueGeneration, Failed, FlushCache, FlushResult, PauseGeneration
+from headwater.messages.generation import Abort, Generate
+from headwater.messages.state import Shutdown
+from headwater.messages.weights import (
     MemoryResult,
-    PauseGeneration,
     ReleaseMemory,
     ResumeMemory,
     SetWeightVersion,
-    Shutdown,
-    ToClient,
-    ToEngine,
     UpdateWeights,
     WeightsUpdated,
 )
+from headwater.messages.wire import ToClient, ToEngine
 from headwater.simulation.calls import Call, Calls
 from headwater.simulation.oracle import Oracle
 from headwater.simulation.request_model import RequestKey, RequestModel

@@ -11,9 +11,9 @@ from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings
 from headwater.cache.write_policy import WritePolicy
 from headwater.clock import ManualClock
 from headwater.engine.wiring import EngineParts, wire_engine
-from headwater.messages import (
+from headwater.messages.base import pack_ids, unpack_ids
+from headwater.messages.generation import (
     Abort,
-    EngineReady,
     Finish,
     Generate,
     LogprobParams,
@@ -21,13 +21,11 @@ from headwater.messages import (
     OutputMeta,
     Outputs,
     SamplingParams,
-    SetWeightVersion,
-    ToClient,
-    ToEngine,
     TokenLogprob,
-    pack_ids,
-    unpack_ids,
 )
+from headwater.messages.state import EngineReady
+from headwater.messages.weights import SetWeightVersion
+from headwater.messages.wire import ToClient, ToEngine
 from headwater.scheduling.scheduler import Limits
 from headwater.scheduling.waiting_queue import SchedulePolicy
 from headwater.simulation.calls import Calls

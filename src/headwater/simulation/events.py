@@ -2,7 +2,8 @@
 
 import msgspec
 
-from headwater.messages import Generate, ToEngine
+from headwater.messages.generation import Generate
+from headwater.messages.wire import ToEngine
 from headwater.simulation.driver import EngineShape
 
 

@@ -5,7 +5,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from headwater.messages import TokenLogprob
+from headwater.messages.generation import TokenLogprob
 from headwater.scheduling.plan import NEWEST_TOKEN, SlotAssignment, StepPlan, StepResult
 from headwater.simulation.canary import START, mix, origin, token_from
 from headwater.simulation.fake_memory import FakeKvMemory, FakeWeights

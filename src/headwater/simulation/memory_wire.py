@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from headwater.clock import ManualClock
-from headwater.messages import ToClient, ToEngine
+from headwater.messages.wire import ToClient, ToEngine
 
 
 class MemoryWire:

@@ -14,7 +14,7 @@ from headwater.control.memory import MemoryRelease
 from headwater.control.operation import Hold
 from headwater.control.pause import Pause
 from headwater.control.weights import WeightUpdate
-from headwater.messages import FlushResult
+from headwater.messages.control import FlushResult
 from headwater.scheduling.scheduler import Scheduler
 from headwater.scheduling.slots import Slots
 from headwater.simulation.mutants import Patch, mutant

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from headwater.messages import Generate, Output
+from headwater.messages.generation import Generate, Output
 from headwater.scheduling.plan import SlotAssignment
 from headwater.scheduling.request import Request
 from headwater.scheduling.scheduler import Limits

@@ -4,7 +4,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from headwater.messages import ToEngine
+from headwater.messages.wire import ToEngine
 from headwater.simulation.events import Deliver, Event
 
 _CLIENTS = ("one", "two")

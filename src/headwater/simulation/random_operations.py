@@ -5,29 +5,19 @@ from collections.abc import Iterator
 
 import msgspec
 
-from headwater.messages import (
+from headwater.messages.base import pack_ids
+from headwater.messages.cache import (
     AttachStorage,
-    CancelOperation,
-    ContinueGeneration,
     DetachStorage,
-    FlushCache,
     GetCacheTree,
-    GetOperations,
     GetPins,
-    GetState,
     GetStorage,
-    GetWeights,
-    Hello,
-    PauseGeneration,
-    Ping,
     PinPrefix,
-    ReleaseMemory,
-    ResumeMemory,
-    SetWeightVersion,
     UnpinPrefix,
-    UpdateWeights,
-    pack_ids,
 )
+from headwater.messages.control import CancelOperation, ContinueGeneration, FlushCache, GetOperations, PauseGeneration
+from headwater.messages.state import GetState, Hello, Ping
+from headwater.messages.weights import GetWeights, ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
 from headwater.simulation.events import Deliver, Event, Turns
 from headwater.simulation.random_callers import Callers
 from headwater.simulation.random_prompts import Prompts

@@ -3,7 +3,8 @@
 import random
 from collections.abc import Iterator
 
-from headwater.messages import Abort, Generate, LogprobParams, SamplingParams, pack_ids
+from headwater.messages.base import pack_ids
+from headwater.messages.generation import Abort, Generate, LogprobParams, SamplingParams
 from headwater.simulation.events import Deliver, Event, FollowUp
 from headwater.simulation.random_callers import Callers
 from headwater.simulation.random_prompts import Prompts

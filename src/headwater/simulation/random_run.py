@@ -5,15 +5,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from headwater.messages import (
-    ContinueGeneration,
-    FlushCache,
-    Generate,
-    ResumeMemory,
-    ToEngine,
-    pack_ids,
-    unpack_ids,
-)
+from headwater.messages.base import pack_ids, unpack_ids
+from headwater.messages.control import ContinueGeneration, FlushCache
+from headwater.messages.generation import Generate
+from headwater.messages.weights import ResumeMemory
+from headwater.messages.wire import ToEngine
 from headwater.simulation.driver import Driver, EngineShape
 from headwater.simulation.events import ComeBack, Crash, Deliver, Event, Faults, FollowUp, Trace, Turns
 from headwater.simulation.fake_store import StoreFaults, UnreliableStore

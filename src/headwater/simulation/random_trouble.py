@@ -5,18 +5,12 @@ from collections.abc import Iterator
 
 import msgspec
 
-from headwater.messages import (
-    Abort,
-    AttachStorage,
-    CancelOperation,
-    FlushCache,
-    PinPrefix,
-    ReleaseMemory,
-    ToEngine,
-    UnpinPrefix,
-    UpdateWeights,
-    pack_ids,
-)
+from headwater.messages.base import pack_ids
+from headwater.messages.cache import AttachStorage, PinPrefix, UnpinPrefix
+from headwater.messages.control import CancelOperation, FlushCache
+from headwater.messages.generation import Abort
+from headwater.messages.weights import ReleaseMemory, UpdateWeights
+from headwater.messages.wire import ToEngine
 from headwater.simulation.events import Crash, Deliver, Event, Faults
 from headwater.simulation.profiles import Profile
 from headwater.simulation.random_callers import Callers

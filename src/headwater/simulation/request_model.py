@@ -3,7 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from headwater.messages import Generate, Output, unpack_ids
+from headwater.messages.base import unpack_ids
+from headwater.messages.generation import Generate, Output
 from headwater.simulation.canary import START, expected_tokens, mix, namespace_text, next_canary
 from headwater.simulation.violation import demand
 

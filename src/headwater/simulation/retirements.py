@@ -8,7 +8,8 @@ import numpy.typing as npt
 from headwater.cache.namespace import Scope, Tier
 from headwater.cache.page_pool import Owner
 from headwater.cache.prefetch import Prefetch
-from headwater.messages import FlushCache, pack_ids, unpack_ids
+from headwater.messages.base import pack_ids, unpack_ids
+from headwater.messages.control import FlushCache
 from headwater.simulation.fake_copier import FakeCopier
 from headwater.simulation.kv_records import Records
 from headwater.simulation.violation import demand

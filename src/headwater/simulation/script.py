@@ -17,16 +17,10 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from headwater.messages import (
-    Abort,
-    ContinueGeneration,
-    FlushCache,
-    PauseGeneration,
-    ReleaseMemory,
-    ResumeMemory,
-    ToClient,
-    UpdateWeights,
-)
+from headwater.messages.control import ContinueGeneration, FlushCache, PauseGeneration
+from headwater.messages.generation import Abort
+from headwater.messages.weights import ReleaseMemory, ResumeMemory, UpdateWeights
+from headwater.messages.wire import ToClient
 from headwater.simulation.driver import CLIENT, Answer, Driver, EngineShape
 from headwater.simulation.violation import demand
 from headwater.storage.backend import StorageBackend

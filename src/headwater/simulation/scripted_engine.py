@@ -1,6 +1,6 @@
 """An engine that answers by script: a ROUTER socket in a thread, for tests of whatever talks to engines.
 
-It keeps the wire contract of messages.py and nothing else: no model, no cache, no scheduler.
+It keeps the wire contract of `messages` and nothing else: no model, no cache, no scheduler.
 """
 
 import threading
@@ -11,33 +11,29 @@ from typing import Any, TypeVar
 
 import zmq
 
-from headwater.messages import (
-    Abort,
+from headwater.messages.base import unpack_ids
+from headwater.messages.control import (
     Done,
-    EngineReady,
-    EngineState,
     Failed,
-    Finish,
     FlushCache,
     FlushResult,
-    Generate,
     GetOperations,
-    GetState,
-    Hello,
-    LogprobParams,
     Operations,
+    PauseGeneration,
+    PauseResult,
+)
+from headwater.messages.generation import (
+    Abort,
+    Finish,
+    Generate,
+    LogprobParams,
     Output,
     OutputMeta,
     Outputs,
-    PauseGeneration,
-    PauseResult,
-    Shutdown,
-    TierState,
     TokenLogprob,
-    decode_to_engine,
-    encode,
-    unpack_ids,
 )
+from headwater.messages.state import EngineReady, EngineState, GetState, Hello, Shutdown, TierState
+from headwater.messages.wire import decode_to_engine, encode
 
 POLL_MS = 5
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from headwater.messages import TokenIds
+from headwater.messages.base import TokenIds
 
 DIGEST_BYTES = 16
 LAYOUT_VERSION = 1  # order of a page's bytes: [num_layers, K and V, num_kv_heads, page_size, head_dim]

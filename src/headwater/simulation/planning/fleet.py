@@ -8,7 +8,8 @@ import numpy as np
 
 from headwater.client.engine_choice import choose_engine
 from headwater.client.prefix_routes import PrefixRoutes
-from headwater.messages import Generate, Output, SamplingParams, pack_ids
+from headwater.messages.base import pack_ids
+from headwater.messages.generation import Generate, Output, SamplingParams
 from headwater.simulation.planning.fleet_result import FleetResult, RequestResult
 from headwater.simulation.planning.planned_engine import EnginePlan, PlannedEngine
 from headwater.simulation.planning.timed_runner import foretold_tokens

@@ -8,7 +8,9 @@ from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings
 from headwater.cache.write_policy import WritePolicy
 from headwater.clock import ManualClock
 from headwater.engine.wiring import wire_engine
-from headwater.messages import EngineReady, Output, Outputs, ToClient, ToEngine
+from headwater.messages.generation import Output, Outputs
+from headwater.messages.state import EngineReady
+from headwater.messages.wire import ToClient, ToEngine
 from headwater.scheduling.scheduler import Limits
 from headwater.scheduling.waiting_queue import SchedulePolicy
 from headwater.simulation.planning.cost_model import CostModel

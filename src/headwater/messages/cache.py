@@ -1,0 +1,130 @@
+"""Stores, pins and the prefix tree: calls that look at the cache or arrange it."""
+
+from typing import Literal
+
+from msgspec import field
+
+from headwater.messages.base import Struct
+
+
+class AttachStorage(Struct, tag="attach_storage"):
+    """Attach a store below the host tier, or replace the one attached, under traffic. Answered by `StorageInfo`.
+
+    If it is the one attached and a policy is given, the store stays and the policies change.
+    """
+
+    call_id: str
+    kind: Literal["file", "redis", "memory"]
+    directory: str | None = None
+    url: str | None = None
+    size_bytes: int | None = None
+    prefetch_policy: Literal["best_effort", "wait_complete", "timeout"] | None = None  # None: as it is
+    write_policy: Literal["write_through", "write_through_selective", "write_back"] | None = None  # None: as it is
+    timeout_s: float = 30.0
+
+
+class DetachStorage(Struct, tag="detach_storage"):
+    """Stop using the store; its pages stay in it. Answered by `StorageInfo`; without a store that is harmless."""
+
+    call_id: str
+
+
+class GetStorage(Struct, tag="get_storage"):
+    """Answered by `StorageInfo`."""
+
+    call_id: str
+
+
+class PinPrefix(Struct, tag="pin_prefix"):
+    """Keep a prefix from being evicted for `ttl_s` seconds. Answered by `Pins` with the new pin, or `Failed`.
+
+    Only what the device has is pinned (`num_tokens` says how much). With `host` in `tiers` it is copied there, and
+    held there as it arrives. A flush in scope ends a pin.
+    """
+
+    call_id: str
+    prompt_ids: bytes
+    ttl_s: float
+    cache_salt: str = ""
+    extra_key: str = ""
+    tiers: tuple[Literal["device", "host"], ...] = ("device",)
+
+
+class UnpinPrefix(Struct, tag="unpin_prefix"):
+    """End a pin before its time. Answered by `Done`, or `Failed` (404)."""
+
+    call_id: str
+    pin_id: str
+
+
+class GetPins(Struct, tag="get_pins"):
+    """Answered by `Pins`."""
+
+    call_id: str
+
+
+class GetCacheTree(Struct, tag="get_cache_tree"):
+    """The prefix tree down to `depth` nodes, the most used children first. Answered by `CacheTree`."""
+
+    call_id: str
+    depth: int = 3
+    max_nodes: int = 1000
+
+
+class StorageInfo(Struct, tag="storage_info"):
+    """The attached store; `kind` is empty when there is none."""
+
+    call_id: str
+    kind: str = ""
+    prefetch_policy: str = ""
+    write_policy: str = ""  # from the device to the host: empty without a host tier
+    breaker: str = ""  # closed, open, half_open
+    num_pages: int = 0
+    num_bytes: int = 0
+    capacity_bytes: int | None = None
+    in_flight: dict[str, int] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)  # of the store and of the breaker
+    num_given_up: int = 0  # copies that a detach or replacement gave up
+    message: str = ""
+
+
+class PinInfo(Struct):
+    pin_id: str
+    num_tokens: int
+    remaining_s: float
+    cache_salt: str = ""
+    extra_key: str = ""
+    tiers: tuple[str, ...] = ("device",)
+    num_host_tokens: int = 0  # held on the host by now; grows to num_tokens if `host` was asked for
+
+
+class Pins(Struct, tag="pins"):
+    call_id: str
+    items: tuple[PinInfo, ...]
+
+
+class TreeNode(Struct):
+    """A node of the prefix tree: a run of pages, how often it was hit, and where it lies."""
+
+    num_tokens: int
+    first_ids: tuple[int, ...]  # the first few token ids
+    tiers: dict[str, int]  # tier -> pins on its run there
+    num_hits: int
+    children: tuple["TreeNode", ...] = ()
+    num_children: int = 0  # also those left out
+
+
+class TreeRoot(Struct):
+    cache_salt: str
+    extra_key: str
+    weights_id: str
+    num_tokens: int  # in all nodes
+    num_nodes: int
+    children: tuple[TreeNode, ...]
+
+
+class CacheTree(Struct, tag="cache_tree"):
+    call_id: str
+    roots: tuple[TreeRoot, ...]
+    generation: int
+    is_cut: bool  # nodes were left out

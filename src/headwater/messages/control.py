@@ -1,0 +1,107 @@
+"""Operations on the cache and the loop (flush, pause), their answers, and what all calls may be answered with."""
+
+from typing import Literal
+
+from msgspec import field
+
+from headwater.messages.base import Struct
+
+
+class FlushCache(Struct, tag="flush_cache"):
+    """Retire cached KV; the contract is docs/design.md section 6. Answered by `FlushResult`."""
+
+    call_id: str
+    timeout_s: float = 0.0
+    mode: Literal["idle", "now", "drain"] = "idle"
+    tiers: tuple[str, ...] = ()  # empty: device and host, whichever exist
+    cache_salt: str | None = None  # None: all
+    extra_key: str | None = None
+    prefix_ids: bytes | None = None
+    hold: bool = False
+    dry_run: bool = False
+
+
+class PauseGeneration(Struct, tag="pause_generation"):
+    """Stop generating. `abort` ends requests, `retract` queues them without KV, `in_place` freezes them."""
+
+    call_id: str
+    mode: Literal["abort", "retract", "in_place"] = "abort"
+
+
+class ContinueGeneration(Struct, tag="continue_generation"):
+    call_id: str
+
+
+class CancelOperation(Struct, tag="cancel_operation"):
+    """Cancel a pending operation by its id (`DELETE /control/operations/{id}`) or by the call that began it."""
+
+    call_id: str
+    operation_id: str = ""
+    started_by_call: str = ""
+
+
+class GetOperations(Struct, tag="get_operations"):
+    call_id: str
+
+
+class Done(Struct, tag="done"):
+    """A call succeeded and has nothing else to say."""
+
+    call_id: str
+
+
+class Failed(Struct, tag="failed"):
+    """A call was refused. `status` is the HTTP status that fits, `param` the parameter at fault if one is."""
+
+    call_id: str
+    status: int
+    message: str
+    param: str | None = None
+    blockers: dict[str, int] = field(default_factory=dict)
+
+
+class PagesAndBytes(Struct):
+    pages: int
+    bytes: int
+
+
+class FlushResult(Struct, tag="flush_result"):
+    """How a flush ended (docs/design.md section 6). `status` is the HTTP status of the outcome."""
+
+    call_id: str
+    status: int
+    success: bool
+    message: str
+    mode: str
+    waited_s: float
+    generation: int = 0
+    drained: bool = True
+    dry_run: bool = False
+    freed: dict[str, PagesAndBytes] = field(default_factory=dict)  # by tier
+    retired: dict[str, PagesAndBytes] = field(default_factory=dict)  # by tier: cut from the tree, still pinned
+    still_warm: tuple[str, ...] = ()
+    pending: tuple[str, ...] = ()  # tiers that have not acknowledged
+    blockers: dict[str, int] = field(default_factory=dict)
+
+
+class PauseResult(Struct, tag="pause_result"):
+    call_id: str
+    paused: bool
+    num_requests: int  # aborted, retracted or frozen
+
+
+class OperationInfo(Struct):
+    """A deferred operation as `GET /control/operations` lists it."""
+
+    operation_id: str
+    kind: str
+    phase: str
+    waited_s: float
+    remaining_s: float
+    blockers: dict[str, int]
+    call_id: str = ""  # of the call that began it; the same on every engine the call went to
+
+
+class Operations(Struct, tag="operations"):
+    call_id: str
+    items: tuple[OperationInfo, ...]

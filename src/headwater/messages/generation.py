@@ -1,0 +1,112 @@
+"""Requests for text, and what the engine sends back while they run."""
+
+from typing import Literal
+
+from headwater.messages.base import Struct
+
+
+class SamplingParams(Struct):
+    """How tokens are chosen and when generation ends, as the engine needs it; ranges are checked by the API.
+
+    Stop *strings* are not here: the engine knows no text. The client ends such a request with `Abort`.
+    """
+
+    max_new_tokens: int = 128  # 0: compute the prompt's KV only
+    min_new_tokens: int = 0  # EOS and stop tokens are masked until then
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0
+    top_k: int = -1  # -1: all
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0  # over generated tokens, times their count
+    presence_penalty: float = 0.0  # over generated tokens, once
+    repetition_penalty: float = 1.0  # over prompt and generated tokens
+    logit_bias: dict[int, float] | None = None
+    seed: int = 0  # 0 <= seed < 2**63, always set by the client (random when the user gave none)
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+class LogprobParams(Struct):
+    """Which log-probabilities (natural log, of the raw logits' softmax) a request wants."""
+
+    top: int = 0  # alternatives per position
+    token_ids: tuple[int, ...] = ()  # these ids at every position, too
+    prompt_start: int = -1  # first prompt position to report; -1: outputs only
+
+
+class Generate(Struct, tag="generate"):
+    """Run one request. Answered by `Outputs` entries, the last of which has `finish`."""
+
+    rid: str
+    prompt_ids: bytes  # int32[n], n >= 1, see pack_ids
+    sampling: SamplingParams
+    logprobs: LogprobParams | None = None
+    cache_salt: str = ""
+    extra_key: str = ""
+    priority: int = 0  # higher runs first
+    no_store: bool = False  # leave nothing in the cache
+    output_interval: int = 1  # tokens in an output; the first token comes alone, the last output is what is left
+
+
+class Abort(Struct, tag="abort"):
+    """End requests. With `match="prefix"` every rid that begins with `rid`; `match="all"` ignores `rid`.
+
+    Answered by `Done` (an unknown rid is not an error); each ended request also gets its last output.
+    `finish` tells the client's own reason, for example a stop string it found.
+    """
+
+    call_id: str
+    rid: str = ""
+    match: Literal["exact", "prefix", "all"] = "exact"
+    message: str = "aborted"
+
+
+class TokenLogprob(Struct, array_like=True):
+    """Log-probability of one token at one position, with the alternatives asked for."""
+
+    token_id: int
+    logprob: float | None  # None: the first prompt token, which nothing predicts
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+    ids_logprobs: tuple[float, ...] = ()  # in the order of LogprobParams.token_ids
+
+
+class Finish(Struct):
+    """Why a request ended. `matched` is the stop token; `status` is an HTTP status, for `abort` only."""
+
+    type: Literal["stop", "length", "abort"]
+    matched: int | str | None = None
+    message: str = ""
+    status: int = 0
+    err_type: str = ""
+
+
+class OutputMeta(Struct):
+    """Facts of a request beside its tokens; sent with its first and with its last output."""
+
+    prompt_tokens: int
+    cached_device: int = 0  # prompt tokens found on each tier
+    cached_host: int = 0
+    cached_storage: int = 0
+    num_retractions: int = 0
+    cache_generation: int = 0
+    weight_version: str = ""
+    weights_versions: tuple[tuple[str, int], ...] = ()  # (label, first output position), if more than one
+    queue_time_s: float = 0.0
+
+
+class Output(Struct, array_like=True):
+    """What one step brought one request."""
+
+    rid: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None  # once, with the first token
+    finish: Finish | None = None
+    meta: OutputMeta | None = None
+
+
+class Outputs(Struct, tag="outputs"):
+    """All outputs of one turn for one client: one message per step."""
+
+    items: tuple[Output, ...]

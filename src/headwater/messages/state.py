@@ -1,0 +1,86 @@
+"""Processes that meet, ask how the other is, and part."""
+
+from headwater.messages.base import Struct
+
+
+class Hello(Struct, tag="hello"):
+    """A client announces itself; answered by `EngineReady`."""
+
+    call_id: str
+
+
+class GetState(Struct, tag="get_state"):
+    """Ask for an `EngineState`: what /metrics, /v1/loads, /server_info and /control/blockers show."""
+
+    call_id: str
+
+
+class Ping(Struct, tag="ping"):
+    """Answered by `Done` in the next turn: the loop is alive."""
+
+    call_id: str
+
+
+class Shutdown(Struct, tag="shutdown"):
+    """End the engine process: running requests are aborted, then the loop returns."""
+
+    call_id: str
+
+
+class TierState(Struct):
+    """Pages of one tier by owner; free + tree + private + retired + transfer == capacity."""
+
+    capacity: int
+    free: int
+    tree: int
+    private: int
+    retired: int
+    transfer: int
+    evictable: int
+    page_bytes: int
+
+
+class EngineState(Struct, tag="engine_state"):
+    """A snapshot of the engine, taken between two turns. Counters only grow while the engine lives."""
+
+    call_id: str
+    num_running: int
+    num_waiting: int
+    num_retracted: int
+    num_paused: int
+    paused: bool
+    blockers: dict[str, int]
+    tiers: dict[str, TierState]
+    generation: int
+    weights_id: str
+    weight_version: str
+    page_size: int
+    gen_throughput: float  # generated tokens per second over the last window
+    uptime_s: float
+    counters: dict[str, float]  # monotonic, by name: see docs/metrics.md
+    max_running: int
+    max_total_tokens: int
+    memory_bytes: dict[str, int]  # weights, kv_cache, ...
+    namespaces: int = 0
+    num_pending_operations: int = 0
+    released_memory: tuple[str, ...] = ()
+
+
+class EngineReady(Struct, tag="engine_ready"):
+    """The engine has loaded its model and can run; sent to every client that connects with `Hello`."""
+
+    call_id: str
+    model_name: str
+    architecture: str
+    dtype: str
+    vocab_size: int
+    max_context: int
+    eos_token_ids: tuple[int, ...]
+    page_size: int
+    num_pages: int
+    page_bytes: int
+    max_running: int
+    weights_id: str
+    weight_version: str
+    load_s: float
+    device: str

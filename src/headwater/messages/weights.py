@@ -1,0 +1,87 @@
+"""Weights and memory while the server runs: updates, versions, reading, release."""
+
+from msgspec import field
+
+from headwater.messages.base import Struct
+from headwater.messages.control import PagesAndBytes
+
+
+class UpdateWeights(Struct, tag="update_weights"):
+    """Load new weights from a folder or file and swap them in, all or nothing. Answered by `WeightsUpdated`.
+
+    Requests that run go on with the new weights unless `abort_all_requests`; what they hold is not published.
+    """
+
+    call_id: str
+    path: str
+    load_format: str = "auto"
+    weight_version: str | None = None  # None: the label stays
+    abort_all_requests: bool = False
+    timeout_s: float = 600.0
+
+
+class SetWeightVersion(Struct, tag="set_weight_version"):
+    """Change the client's label for the weights; the cache is not touched. Answered by `Done`."""
+
+    call_id: str
+    weight_version: str
+    abort_all_requests: bool = False
+
+
+class GetWeights(Struct, tag="get_weights"):
+    """The first values of a parameter, by its Hugging Face name. Answered by `Weights` or `Failed` (404)."""
+
+    call_id: str
+    name: str
+    num_values: int = 100
+
+
+class ReleaseMemory(Struct, tag="release_memory"):
+    """Give memory back: any of `kv_cache`, `weights`. Waits up to `timeout_s` until nothing runs.
+
+    New requests are queued meanwhile and until `ResumeMemory`. Answered by `MemoryResult`, or `Failed` with
+    the blockers. Releasing what is released is harmless.
+    """
+
+    call_id: str
+    tags: tuple[str, ...] = ()  # empty: all
+    timeout_s: float = 0.0
+
+
+class ResumeMemory(Struct, tag="resume_memory"):
+    """Take released memory again; weights are read from their files. Answered by `MemoryResult`."""
+
+    call_id: str
+    tags: tuple[str, ...] = ()  # empty: all that is released
+    timeout_s: float = 600.0
+
+
+class WeightsUpdated(Struct, tag="weights_updated"):
+    """New weights are in place; no request can match KV of the old ones any more."""
+
+    call_id: str
+    message: str
+    weights_id: str
+    weight_version: str
+    generation: int
+    num_tensors: int
+    num_kept: int  # requests that ran on across the update
+    num_aborted: int
+    waited_s: float
+    freed: dict[str, PagesAndBytes] = field(default_factory=dict)
+    retired: dict[str, PagesAndBytes] = field(default_factory=dict)
+
+
+class Weights(Struct, tag="weights"):
+    call_id: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    values: tuple[float, ...]  # the first ones, row by row
+
+
+class MemoryResult(Struct, tag="memory_result"):
+    call_id: str
+    released: tuple[str, ...]  # what is released now
+    num_bytes: int  # released or taken again by this call
+    waited_s: float

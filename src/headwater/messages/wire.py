@@ -1,0 +1,93 @@
+"""What crosses the border between an API process and an engine process, as bytes.
+
+The API process sends `ToEngine`, the engine sends `ToClient`; both are closed unions of tagged msgspec structs in
+msgpack. Nothing here is pickled, nothing carries a tensor.
+"""
+
+import msgspec
+
+from headwater.messages.cache import (
+    AttachStorage,
+    CacheTree,
+    DetachStorage,
+    GetCacheTree,
+    GetPins,
+    GetStorage,
+    PinPrefix,
+    Pins,
+    StorageInfo,
+    UnpinPrefix,
+)
+from headwater.messages.control import (
+    CancelOperation,
+    ContinueGeneration,
+    Done,
+    Failed,
+    FlushCache,
+    FlushResult,
+    GetOperations,
+    Operations,
+    PauseGeneration,
+    PauseResult,
+)
+from headwater.messages.generation import Abort, Generate, Outputs
+from headwater.messages.state import EngineReady, EngineState, GetState, Hello, Ping, Shutdown
+from headwater.messages.weights import (
+    GetWeights,
+    MemoryResult,
+    ReleaseMemory,
+    ResumeMemory,
+    SetWeightVersion,
+    UpdateWeights,
+    Weights,
+    WeightsUpdated,
+)
+
+ToEngine = (
+    Hello
+    | Generate
+    | Abort
+    | FlushCache
+    | PauseGeneration
+    | ContinueGeneration
+    | UpdateWeights
+    | SetWeightVersion
+    | GetWeights
+    | ReleaseMemory
+    | ResumeMemory
+    | AttachStorage
+    | DetachStorage
+    | GetStorage
+    | PinPrefix
+    | UnpinPrefix
+    | GetPins
+    | GetCacheTree
+    | CancelOperation
+    | GetOperations
+    | GetState
+    | Ping
+    | Shutdown
+)
+
+ToClient = (
+    Outputs
+    | Done
+    | Failed
+    | FlushResult
+    | PauseResult
+    | WeightsUpdated
+    | Weights
+    | MemoryResult
+    | StorageInfo
+    | Pins
+    | CacheTree
+    | Operations
+    | EngineState
+    | EngineReady
+)
+
+encode = msgspec.msgpack.Encoder().encode
+
+decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+
+decode_to_client = msgspec.msgpack.Decoder(ToClient).decode
