@@ -48,7 +48,7 @@ class CpuDevice:
         # Zeros come from the kernel as they are written, so memory is taken only then. numpy asks for huge pages,
         # torch does not: copies to and from the host tier are a third faster for it.
         zeros = np.zeros((num_pages, layout.page_bytes), dtype=np.uint8)
-        return KVMemory(layout, torch.from_numpy(zeros).view(layout.dtype).view(num_pages, *layout.page_shape))
+        return KVMemory(layout, torch.from_numpy(zeros))
 
     def pack_linear(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None) -> Linear:
         if self._library and can_run_linear(weights[0]):

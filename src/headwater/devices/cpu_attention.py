@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from headwater.devices.device import AttentionBatch, AttentionGeometry
+from headwater.devices.float8 import from_float8, to_float8
 from headwater.devices.kv_memory import KVMemory
 
 
@@ -55,9 +56,8 @@ class TorchStepAttention:
         heads = qkv.view(len(qkv), shape.num_heads + 2 * shape.num_kv_heads, shape.head_dim)
         q, k, v = heads.split((shape.num_heads, shape.num_kv_heads, shape.num_kv_heads), dim=1)
         q, k = self._norm_and_rotate(q, q_norm), self._norm_and_rotate(k, k_norm)
-        pages = self._kv.pages
-        pages[self._write_pages, layer, 0, :, self._write_offsets] = k
-        pages[self._write_pages, layer, 1, :, self._write_offsets] = v
+        self._write(k, layer, 0)
+        self._write(v, layer, 1)
         out = torch.empty_like(q)
         for group in self._groups:
             out[group.tokens] = self._attend(group, q[group.tokens], layer)
@@ -80,15 +80,24 @@ class TorchStepAttention:
         q = q.view(rows, queries, shape.num_kv_heads, per_kv, shape.head_dim)
         q = q.permute(0, 2, 3, 1, 4).reshape(rows, shape.num_kv_heads, per_kv * queries, shape.head_dim)
         # Masked tokens still count as 0 * value and score - infinity, and a page used before may hold NaN.
-        k = self._gather(group, layer, 0).masked_fill_(group.hidden_keys, 0)
-        v = self._gather(group, layer, 1).masked_fill_(group.hidden_keys, 0)
+        k = self._gather(group, layer, 0).to(q.dtype).masked_fill_(group.hidden_keys, 0)
+        v = self._gather(group, layer, 1).to(q.dtype).masked_fill_(group.hidden_keys, 0)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask)
         out = out.view(rows, shape.num_kv_heads, per_kv, queries, shape.head_dim).permute(0, 3, 1, 2, 4)
         return out.reshape(rows * queries, shape.num_heads, shape.head_dim)
 
+    def _write(self, x: torch.Tensor, layer: int, which: int) -> None:
+        """Store the step's keys (0) or values (1), [T, G, D]."""
+        place = (self._write_pages, layer, which, slice(None), self._write_offsets)
+        if self._kv.exponents is not None:
+            x, self._kv.exponents[place] = to_float8(x, self._kv.layout.dtype)
+        self._kv.pages[place] = x
+
     def _gather(self, group: _Group, layer: int, which: int) -> torch.Tensor:
-        """A copy of the group's keys (0) or values (1). [rows, G, L, D]"""
+        """A copy of the group's keys (0) or values (1), 8-bit floats as float32. [rows, G, L, D]"""
         pages = self._kv.pages[:, layer, which][group.pages]  # [rows, pages, G, page_size, D]
+        if self._kv.exponents is not None:
+            pages = from_float8(pages, self._kv.exponents[:, layer, which][group.pages], torch.float32)
         return pages.transpose(1, 2).reshape(group.num_rows, pages.shape[2], -1, pages.shape[4])
 
     def _group(self, batch: AttentionBatch, members: np.ndarray) -> _Group:

@@ -78,8 +78,9 @@ class CudaDevice:
             torch.cuda.set_device(self.torch_device)
 
     def allocate_kv(self, layout: KVLayout, num_pages: int) -> KVMemory:
-        pages = torch.empty((num_pages, *layout.page_shape), dtype=layout.dtype, device=self.torch_device)
-        return KVMemory(layout, pages)
+        return KVMemory(
+            layout, torch.empty((num_pages, layout.page_bytes), dtype=torch.uint8, device=self.torch_device)
+        )
 
     def pack_linear(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None) -> Linear:
         return CudaLinear(weights, biases)

@@ -117,8 +117,7 @@ class CudaPageCopier:
 
     def _device_words(self) -> torch.Tensor:
         """The KV memory as int64[pages, words], without a copy. It may have been released and taken again."""
-        pages = self._kv().pages
-        return pages.view(pages.shape[0], -1).view(torch.int64)
+        return self._kv().memory.view(torch.int64)
 
 
 class _CopyThread:

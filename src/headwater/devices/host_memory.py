@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from headwater.devices.kv_memory import KVMemory
 
@@ -89,8 +88,7 @@ class CpuPageCopier:
 
     def _device_bytes(self) -> npt.NDArray[np.uint8]:
         """The KV memory as uint8[num_pages, page_bytes], without a copy."""
-        pages = self._kv().pages
-        return pages.view(pages.shape[0], -1).view(torch.uint8).numpy()
+        return self._kv().memory.numpy()
 
     def _start(self, job: Callable[[], None], *, rank: int) -> ThreadCopy:
         copy = ThreadCopy()

@@ -19,6 +19,7 @@ import triton.language as tl
 from headwater.devices.device import AttentionGeometry
 from headwater.devices.kv_memory import KVMemory
 from headwater.devices.paged_batch import PagedBatch
+from headwater.devices.triton_float8 import head_exponent, power_of_two
 from headwater.devices.triton_rotary import normed
 
 MAX_SPLITS = 32
@@ -71,6 +72,7 @@ def decode(
         qkv,
         out,
         kv.pages,
+        kv.pages if kv.exponents is None else kv.exponents,
         batch.tables,
         batch.decode_slots,
         batch.positions,
@@ -99,6 +101,7 @@ def decode(
         BLOCK=_BLOCK,
         MAX_SPLITS=MAX_SPLITS,
         HAS_NORM=q_norm is not None,
+        IS_SCALED=kv.exponents is not None,
         num_warps=_NUM_WARPS,
         num_stages=_NUM_STAGES,
     )
@@ -109,6 +112,7 @@ def _decode_kernel(
     qkv,
     out,
     kv,
+    exponents,
     tables,
     slots,
     positions,
@@ -137,6 +141,7 @@ def _decode_kernel(
     BLOCK: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    IS_SCALED: tl.constexpr,
 ):
     DIM: tl.constexpr = 2 * HALF
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
@@ -168,6 +173,7 @@ def _decode_kernel(
 
     pages = kv + layer_offset + kv_head * PAGE_SIZE * DIM  # of this head's keys; its values follow
     VALUES: tl.constexpr = NUM_KV_HEADS * PAGE_SIZE * DIM
+    exponents += layer_offset + kv_head * PAGE_SIZE  # likewise
     if split == num_splits - 1:
         one = tl.arange(0, 1)
         k_at = tokens + (NUM_HEADS + kv_head) * DIM + one[:, None] + half[None, :]
@@ -178,9 +184,19 @@ def _decode_kernel(
         v = tl.load(tokens + (NUM_HEADS + NUM_KV_HEADS + kv_head) * DIM + dim, mask=dim < DIM, other=0.0)
         page = tl.load(table + position // PAGE_SIZE).to(tl.int64)
         to = pages + page * page_stride + (position % PAGE_SIZE) * DIM
-        tl.store(to + one[:, None] + half[None, :], (k1 * cos - k2 * sin).to(dtype), mask=half[None, :] < HALF)
-        tl.store(to + HALF + one[:, None] + half[None, :], (k2 * cos + k1 * sin).to(dtype), mask=half[None, :] < HALF)
-        tl.store(to + VALUES + dim, v, mask=dim < DIM)
+        y1, y2 = (k1 * cos - k2 * sin).to(dtype), (k2 * cos + k1 * sin).to(dtype)
+        if IS_SCALED:
+            y1, y2, v = y1.to(tl.float32), y2.to(tl.float32), v.to(tl.float32)
+            of_key = head_exponent(tl.max(tl.max(tl.maximum(tl.abs(y1), tl.abs(y2)), 1), 0))
+            of_value = head_exponent(tl.max(tl.abs(v), 0))
+            y1, y2, v = y1 * power_of_two(-of_key), y2 * power_of_two(-of_key), v * power_of_two(-of_value)
+            exponent_to = exponents + page * page_stride + position % PAGE_SIZE
+            tl.store(exponent_to, of_key.to(tl.int8))
+            tl.store(exponent_to + NUM_KV_HEADS * PAGE_SIZE, of_value.to(tl.int8))
+        stored: tl.constexpr = kv.dtype.element_ty
+        tl.store(to + one[:, None] + half[None, :], y1.to(stored), mask=half[None, :] < HALF)
+        tl.store(to + HALF + one[:, None] + half[None, :], y2.to(stored), mask=half[None, :] < HALF)
+        tl.store(to + VALUES + dim, v.to(stored), mask=dim < DIM)
         tl.debug_barrier()  # the loop below reads them
 
     start = split * per_split
@@ -195,17 +211,22 @@ def _decode_kernel(
         line = pages + page * page_stride + (keys % PAGE_SIZE) * DIM
         k_at = line[:, None] + half[None, :]
         is_k = is_key[:, None] & (half[None, :] < HALF)
-        k1 = tl.load(k_at, mask=is_k, other=0.0)
-        k2 = tl.load(k_at + HALF, mask=is_k, other=0.0)
+        k1 = tl.load(k_at, mask=is_k, other=0.0).to(dtype)
+        k2 = tl.load(k_at + HALF, mask=is_k, other=0.0).to(dtype)
         scores = tl.dot(r1, tl.trans(k1), input_precision="tf32x3")
         scores = tl.dot(r2, tl.trans(k2), scores, input_precision="tf32x3")
+        if IS_SCALED:
+            exponent_at = exponents + page * page_stride + keys % PAGE_SIZE
+            scores *= power_of_two(tl.load(exponent_at, mask=is_key, other=0))[None, :]
         scores = tl.where(is_key[None, :], scores * scale, -float("inf"))
         larger = tl.maximum(best, tl.max(scores, 1))
         shrink = tl.exp2(best - larger)
         weights = tl.exp2(scores - larger[:, None])
         total = total * shrink + tl.sum(weights, 1)
         v_at = line[:, None] + VALUES + dim[None, :]
-        v = tl.load(v_at, mask=is_key[:, None] & (dim[None, :] < DIM), other=0.0)
+        v = tl.load(v_at, mask=is_key[:, None] & (dim[None, :] < DIM), other=0.0).to(dtype)
+        if IS_SCALED:
+            weights *= power_of_two(tl.load(exponent_at + NUM_KV_HEADS * PAGE_SIZE, mask=is_key, other=0))[None, :]
         acc = tl.dot(weights.to(dtype), v, acc * shrink[:, None], input_precision="tf32x3")
         best = larger
 

@@ -18,6 +18,7 @@ from headwater.devices.device import AttentionGeometry
 from headwater.devices.kv_memory import KVMemory
 from headwater.devices.paged_batch import PagedBatch
 from headwater.devices.prefill_tiles import MAX_PIECES
+from headwater.devices.triton_float8 import power_of_two
 from headwater.devices.triton_launch import Launcher, alignment
 
 _LINES = 128  # (query, head of the group) pairs of a tile; half of them where heads are larger than 128
@@ -69,13 +70,15 @@ def prefill(
     group, page_size = geometry.num_heads // geometry.num_kv_heads, kv.layout.page_size
     table_stride = batch.tables.stride(0)
     page_stride, layer_offset = kv.pages.stride(0), layer * kv.pages.stride(1)
-    aligned = alignment(qkv, layer_offset, page_stride, table_stride)
+    exponents = kv.pages if kv.exponents is None else kv.exponents
+    aligned = alignment(qkv, exponents, layer_offset, page_stride, table_stride)
     sizes = (geometry.num_kv_heads, group, head_dim, page_size)
     _launch_prefill(
         (len(chunks.tiles), geometry.num_kv_heads),
         qkv,
         out,
         kv.pages,
+        exponents,
         batch.tables,
         chunks.slots,
         chunks.starts,
@@ -95,7 +98,8 @@ def prefill(
         page_size,
         _lines(head_dim),
         keys,
-        key=(qkv.device.index, qkv.dtype, sizes, aligned, table_stride == 1),
+        kv.exponents is not None,
+        key=(qkv.device.index, qkv.dtype, kv.layout.dtype, sizes, aligned, table_stride == 1),
         num_warps=num_warps,
         num_stages=num_stages,
     )
@@ -130,13 +134,16 @@ def _attend(
     end,
     table,
     pages,
+    exponents,
     page_stride,
     scale,
     VALUES: tl.constexpr,
+    VALUE_EXPONENTS: tl.constexpr,
     DIM: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     KEYS: tl.constexpr,
+    IS_SCALED: tl.constexpr,
     IS_MASKED: tl.constexpr,
 ):
     """Take in keys [first, first + KEYS); masked: those below `end` that do not come after their query."""
@@ -151,15 +158,23 @@ def _attend(
     is_in = is_dim
     if IS_MASKED:
         is_in = is_dim & (keys[:, None] < end)
-    k = tl.load(at, mask=is_in, other=0.0)
+    k = tl.load(at, mask=is_in, other=0.0).to(q.dtype)
     scores = tl.dot(q, tl.trans(k), input_precision="tf32x3")
+    if IS_SCALED:
+        exponent_at = exponents + page * page_stride + keys % PAGE_SIZE
+        of_keys = tl.load(exponent_at, mask=keys < end, other=0) if IS_MASKED else tl.load(exponent_at)
+        scores *= power_of_two(of_keys)[None, :]
     if IS_MASKED:
         scores = tl.where(keys[None, :] <= positions[:, None], scores, -float("inf"))
     larger = tl.maximum(best, tl.max(scores, 1) * scale)
     shrink = tl.exp2(best - larger)
     weights = tl.exp2(scores * scale - larger[:, None])
     total = total * shrink + tl.sum(weights, 1)
-    v = tl.load(at + VALUES, mask=is_in, other=0.0)
+    v = tl.load(at + VALUES, mask=is_in, other=0.0).to(q.dtype)
+    if IS_SCALED:
+        exponent_at += VALUE_EXPONENTS
+        of_values = tl.load(exponent_at, mask=keys < end, other=0) if IS_MASKED else tl.load(exponent_at)
+        weights *= power_of_two(of_values)[None, :]
     acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="tf32x3")
     return acc, larger, total
 
@@ -169,6 +184,7 @@ def _prefill_kernel(
     qkv,
     out,
     kv,
+    exponents,
     tables,
     row_slots,
     row_starts,
@@ -188,6 +204,7 @@ def _prefill_kernel(
     PAGE_SIZE: tl.constexpr,
     LINES: tl.constexpr,
     KEYS: tl.constexpr,
+    IS_SCALED: tl.constexpr,
 ):
     QUERIES: tl.constexpr = LINES // GROUP
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
@@ -201,6 +218,7 @@ def _prefill_kernel(
     past = context - num_queries
     table = tables + tl.load(row_slots + row).to(tl.int64) * table_stride
     pages = kv + layer_offset + kv_head * PAGE_SIZE * DIM
+    exponents += layer_offset + kv_head * PAGE_SIZE
 
     line, dim = tl.arange(0, LINES), tl.arange(0, DIM_BLOCK)
     query = first_query + line // GROUP
@@ -218,13 +236,13 @@ def _prefill_kernel(
     acc = tl.zeros((LINES, DIM_BLOCK), tl.float32)
     for first in range(start, whole, KEYS):
         acc, best, total = _attend(
-            q, acc, best, total, positions, first, end, table, pages, page_stride, scale,
-            VALUES, DIM, DIM_BLOCK, PAGE_SIZE, KEYS, False,
+            q, acc, best, total, positions, first, end, table, pages, exponents, page_stride, scale,
+            VALUES, NUM_KV_HEADS * PAGE_SIZE, DIM, DIM_BLOCK, PAGE_SIZE, KEYS, IS_SCALED, False,
         )  # fmt: skip
     for first in range(whole, end, KEYS):
         acc, best, total = _attend(
-            q, acc, best, total, positions, first, end, table, pages, page_stride, scale,
-            VALUES, DIM, DIM_BLOCK, PAGE_SIZE, KEYS, True,
+            q, acc, best, total, positions, first, end, table, pages, exponents, page_stride, scale,
+            VALUES, NUM_KV_HEADS * PAGE_SIZE, DIM, DIM_BLOCK, PAGE_SIZE, KEYS, IS_SCALED, True,
         )  # fmt: skip
     result = acc / total[:, None]
     if part >= 0:

@@ -13,6 +13,7 @@ import triton.language as tl
 from headwater.devices.device import AttentionGeometry
 from headwater.devices.kv_memory import KVMemory
 from headwater.devices.paged_batch import PagedBatch
+from headwater.devices.triton_float8 import head_exponent, power_of_two
 from headwater.devices.triton_launch import Launcher, alignment
 
 _HEADS_PER_PROGRAM = 8
@@ -36,14 +37,16 @@ def write_prompt_kv(
     assert chunks is not None
     half, table_stride = geometry.head_dim // 2, batch.tables.stride(0)
     page_stride, layer_offset = kv.pages.stride(0), layer * kv.pages.stride(1)
+    exponents = kv.pages if kv.exponents is None else kv.exponents
     tokens = qkv[batch.num_decodes :]
     grid = (len(chunks.token_slots), triton.cdiv(geometry.num_heads + 2 * geometry.num_kv_heads, _HEADS_PER_PROGRAM))
     sizes = (geometry.num_heads, geometry.num_kv_heads, half, kv.layout.page_size, q_norm is not None)
-    aligned = alignment(tokens, layer_offset, page_stride, table_stride)
+    aligned = alignment(tokens, exponents, layer_offset, page_stride, table_stride)
     _launch_write(
         grid,
         tokens,
         kv.pages,
+        exponents,
         batch.tables,
         chunks.token_slots,
         chunks.positions,
@@ -63,7 +66,8 @@ def write_prompt_kv(
         kv.layout.page_size,
         _HEADS_PER_PROGRAM,
         q_norm is not None,
-        key=(qkv.device.index, qkv.dtype, sizes, aligned, table_stride == 1),
+        kv.exponents is not None,
+        key=(qkv.device.index, qkv.dtype, kv.layout.dtype, sizes, aligned, table_stride == 1),
     )
 
 
@@ -86,6 +90,7 @@ def normed(x1, x2, weight, half, HALF: tl.constexpr, eps):
 def _write_kernel(
     qkv,
     kv,
+    exponents,
     tables,
     token_slots,
     positions,
@@ -105,6 +110,7 @@ def _write_kernel(
     PAGE_SIZE: tl.constexpr,
     HEADS: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    IS_SCALED: tl.constexpr,
 ):
     token = tl.program_id(0)
     position = tl.load(positions + token)
@@ -136,8 +142,15 @@ def _write_kernel(
     # The keys' heads are followed by the values' in qkv and in a page alike.
     lines = (heads - NUM_HEADS) * PAGE_SIZE + position % PAGE_SIZE
     to = kv + page * page_stride + layer_offset + lines[:, None] * (2 * HALF) + half[None, :]
-    tl.store(to, y1, mask=is_in & (is_query == 0))
-    tl.store(to + HALF, y2, mask=is_in & (is_query == 0))
+    if IS_SCALED:
+        y1, y2 = y1.to(tl.float32), y2.to(tl.float32)
+        exponent = head_exponent(tl.max(tl.maximum(tl.abs(y1), tl.abs(y2)), 1))
+        y1, y2 = y1 * power_of_two(-exponent)[:, None], y2 * power_of_two(-exponent)[:, None]
+        exponent_to = exponents + page * page_stride + layer_offset + lines
+        tl.store(exponent_to, exponent.to(tl.int8), mask=(heads >= NUM_HEADS) & (heads < ALL))
+    stored: tl.constexpr = kv.dtype.element_ty
+    tl.store(to, y1.to(stored), mask=is_in & (is_query == 0))
+    tl.store(to + HALF, y2.to(stored), mask=is_in & (is_query == 0))
 
 
 _launch_write = Launcher(_write_kernel)
