@@ -6,7 +6,9 @@ from headwater.cache.lease import Lease
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.clock import Clock
 from headwater.messages.generation import Finish, Generate, OutputMeta, Outputs, TokenLogprob
+from headwater.scheduling.answers import NOT_FINITE, describe, refuse_length, refuse_queue, refuse_rid
 from headwater.scheduling.counters import Counters
+from headwater.scheduling.loading import LoadingRequests
 from headwater.scheduling.outputs import OutputBuffer
 from headwater.scheduling.plan import PageUpdate, StepPlan, StepResult
 from headwater.scheduling.plan_builder import PlanBuilder
@@ -62,7 +64,7 @@ class Scheduler:
         self._eos_token_ids = eos_token_ids
         self.waiting = WaitingQueue(policy)
         self.running: list[Request] = []  # in order of admission
-        self.loading: list[Request] = []
+        self.loading = LoadingRequests(cache)
         self._requests: dict[tuple[bytes, str], Request] = {}  # by client and rid
         self._slots = Slots(limits.max_running)
         self._outputs = OutputBuffer()
@@ -88,18 +90,10 @@ class Scheduler:
         room = min(self.limits.max_context, self._capacity_tokens) - request.num_prompt_tokens
         request.max_new_tokens = min(sampling.max_new_tokens, room)
         self._requests[request.client, request.rid] = request
-        self._queue(request)
-        self.counters.prompt_tokens += request.num_prompt_tokens
-
-    def _queue(self, request: Request) -> None:
-        """Queue a new request; if storage may have pages for it, they are sought first."""
         tokens = request.tokens.view(0, self._num_matchable(request))
-        request.prefetch = self.cache.prefetch(request.namespace(self.weights_id), tokens)
-        if request.prefetch is None or not self.cache.is_awaited(request.prefetch):
+        if not self.loading.seek_in_storage(request, request.namespace(self.weights_id), tokens):
             self.waiting.add(request)
-            return
-        request.enter(Phase.LOADING)
-        self.loading.append(request)
+        self.counters.prompt_tokens += request.num_prompt_tokens
 
     def abort(self, rid: str, *, match: str, message: str) -> int:
         """End requests by rid ("exact", "prefix") or "all"; returns how many. They end with `message`."""
@@ -140,7 +134,8 @@ class Scheduler:
 
     def plan_step(self) -> StepPlan | None:
         """What runs next, or None if nothing can. Launch it; its pages are in use until it is collected."""
-        self._take_in_loads()
+        for request in self.loading.take_arrived():
+            self.waiting.add(request)
         if not self.admission.may_run or not (self.running or self.waiting):
             return None
         builder = PlanBuilder(max_tokens=self.limits.max_step_tokens)
@@ -219,42 +214,13 @@ class Scheduler:
             if is_worth_waiting(lease, matchable, self.running, page_size=self.cache.page_size):
                 self.cache.release(lease)
                 continue
-            if request.may_load and self._begin_load(request, lease):
+            if self.loading.begin(request, lease, max_cached_tokens=self._num_matchable(request)):
+                self.waiting.remove(request)
                 continue
             if not self._extend_for_prompt(request, lease):
                 self.cache.release(lease)
                 return  # nobody overtakes: a long prompt is not starved by short ones
             self._start(builder, request, lease)
-
-    def _begin_load(self, request: Request, lease: Lease) -> bool:
-        """Bring up pages of other tiers first, if that is worth it; the lease is then no longer ours."""
-        load = self.cache.load(lease, max_cached_tokens=self._num_matchable(request))
-        if load is None:
-            return False
-        self.waiting.remove(request)
-        request.enter(Phase.LOADING)
-        request.load = load
-        self.loading.append(request)
-        return True
-
-    def _take_in_loads(self) -> None:
-        """Requests whose pages have come match anew; one whose load was dropped computes instead."""
-        for request in self.loading.copy():
-            load, prefetch = request.load, request.prefetch
-            if load is None:
-                assert prefetch is not None
-                if self.cache.is_awaited(prefetch):
-                    continue
-            elif not load.is_done:
-                continue
-            else:
-                request.load = None
-                request.may_load = False  # once is enough: pages that were evicted again are computed
-                if not load.was_dropped:
-                    request.num_loaded_tokens += load.num_tokens
-            self.loading.remove(request)
-            request.enter(Phase.WAITING)
-            self.waiting.add(request)
 
     def _may_admit(self, request: Request) -> bool:
         return self.admission.may_run and (self.admission.may_start or request.started_s is not None)
@@ -285,27 +251,13 @@ class Scheduler:
             request.started_s = self._clock.now()
             request.weights_versions = [(self.weight_version, 0)]
             request.num_cached_tokens = min(num_cached, request.num_prompt_tokens)
-            self._attribute_hits(request)
+            self.loading.attribute_hits(request, self.counters)
             self.counters.queue_time_s += request.started_s - request.arrived_s
             if request.logprobs is not None and request.logprobs.prompt_start == 0:
                 request.prompt_logprobs = [TokenLogprob(token_id=int(request.tokens.view(0, 1)[0]), logprob=None)]
         self.running.append(request)
         builder.assign(request, use=use, pages=lease.page_table())
         self._add_chunk(builder, request)
-
-    def _attribute_hits(self, request: Request) -> None:
-        """Say which tier each cached prompt token came from: what was brought up for this request, and the rest."""
-        num_prefetched = 0
-        if request.prefetch is not None:
-            num_prefetched = request.prefetch.num_attached * self.cache.page_size
-            request.prefetch.is_stopped = True  # best effort: it starts with what has come
-            request.prefetch = None
-        num_loaded = min(request.num_loaded_tokens, request.num_cached_tokens)
-        request.num_storage_tokens = min(num_prefetched, num_loaded)
-        request.num_host_tokens = num_loaded - request.num_storage_tokens
-        self.counters.cached_tokens_storage += request.num_storage_tokens
-        self.counters.cached_tokens_host += request.num_host_tokens
-        self.counters.cached_tokens_device += request.num_cached_tokens - num_loaded
 
     # --- results ------------------------------------------------------------------------------------
 
@@ -326,7 +278,7 @@ class Scheduler:
             if row >= plan.num_decodes:
                 self._publish(request)
             if not result.is_finite[row]:
-                self._finish(request, _NOT_FINITE)
+                self._finish(request, NOT_FINITE)
             elif plan.samples[row]:
                 self._take_token(request, int(result.tokens[row]), result.logprobs.get(row))
             elif request.max_new_tokens == 0 and request.num_written >= request.num_prompt_tokens:
@@ -362,7 +314,6 @@ class Scheduler:
             self.waiting.remove(request)
         elif request.phase is Phase.LOADING:
             self.loading.remove(request)
-            request.load = request.prefetch = None  # copies go on by themselves
         request.enter(Phase.FINISHED)
         del self._requests[request.client, request.rid]
         self.counters.num_finished += 1
@@ -405,50 +356,21 @@ class Scheduler:
                 still_in_use.append((step_id, lease))
         self._closing = still_in_use
 
-    # --- answers ------------------------------------------------------------------------------------
-
     @property
     def _capacity_tokens(self) -> int:
         """Tokens one request can hold when it is alone; one more page is needed to write the last ones."""
         return self.cache.pool.capacity * self.cache.page_size - 1
 
     def _refusal(self, request: Request) -> Finish | None:
-        num_tokens, context = request.num_prompt_tokens, self.limits.max_context
+        """Why a request can never run, or not now."""
         if (request.client, request.rid) in self._requests:
-            return _refuse(400, f"rid {request.rid!r} is already in use by a request that has not finished")
-        if num_tokens > min(context, self._capacity_tokens) - (request.sampling.max_new_tokens > 0):
-            return _refuse(
-                400,
-                f"the prompt has {num_tokens} tokens; the context holds {context} and the KV cache "
-                f"{self._capacity_tokens}, with at least one for the answer",
-            )
+            return refuse_rid(request.rid)
+        num_tokens = min(self.limits.max_context, self._capacity_tokens) - (request.sampling.max_new_tokens > 0)
+        if request.num_prompt_tokens > num_tokens:
+            return refuse_length(request, context=self.limits.max_context, capacity=self._capacity_tokens)
         if len(self.waiting) >= self.limits.max_queued:
-            return _refuse(429, f"the queue is full: {len(self.waiting)} requests wait already")
+            return refuse_queue(len(self.waiting))
         return None
 
     def _meta(self, request: Request) -> OutputMeta:
-        queued_s = 0.0 if request.started_s is None else request.started_s - request.arrived_s
-        return OutputMeta(
-            prompt_tokens=request.num_prompt_tokens,
-            cached_device=request.num_cached_tokens - request.num_host_tokens - request.num_storage_tokens,
-            cached_host=request.num_host_tokens,
-            cached_storage=request.num_storage_tokens,
-            num_retractions=request.num_retractions,
-            cache_generation=self.cache.generation,
-            weight_version=self.weight_version,
-            weights_versions=tuple(request.weights_versions) if len(request.weights_versions) > 1 else (),
-            queue_time_s=queued_s,
-        )
-
-
-def _refuse(status: int, message: str) -> Finish:
-    err_type = "rate_limit_error" if status == 429 else "invalid_request_error"
-    return Finish(type="abort", status=status, message=message, err_type=err_type)
-
-
-_NOT_FINITE = Finish(
-    type="abort",
-    status=500,
-    message="the model produced logits that are not finite",
-    err_type="internal_server_error",
-)
+        return describe(request, generation=self.cache.generation, weight_version=self.weight_version)

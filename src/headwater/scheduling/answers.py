@@ -1,0 +1,50 @@
+"""What a request is told besides its tokens: why it cannot run, and how it ran."""
+
+from headwater.messages.generation import Finish, OutputMeta
+from headwater.scheduling.request import Request
+
+NOT_FINITE = Finish(
+    type="abort",
+    status=500,
+    message="the model produced logits that are not finite",
+    err_type="internal_server_error",
+)
+
+
+def refuse_rid(rid: str) -> Finish:
+    """Two requests of one client cannot have one name: neither could be aborted."""
+    return _refuse(f"rid {rid!r} is already in use by a request that has not finished")
+
+
+def refuse_length(request: Request, *, context: int, capacity: int) -> Finish:
+    """`context` and `capacity`: tokens of the model's context and of the whole KV cache."""
+    return _refuse(
+        f"the prompt has {request.num_prompt_tokens} tokens; the context holds {context} and the KV cache "
+        f"{capacity}, with at least one for the answer"
+    )
+
+
+def refuse_queue(num_waiting: int) -> Finish:
+    """The client may come again."""
+    message = f"the queue is full: {num_waiting} requests wait already"
+    return Finish(type="abort", status=429, message=message, err_type="rate_limit_error")
+
+
+def describe(request: Request, *, generation: int, weight_version: str) -> OutputMeta:
+    """How the request stands: tokens by where they came from, retractions, versions, time in the queue."""
+    queued_s = 0.0 if request.started_s is None else request.started_s - request.arrived_s
+    return OutputMeta(
+        prompt_tokens=request.num_prompt_tokens,
+        cached_device=request.num_cached_tokens - request.num_host_tokens - request.num_storage_tokens,
+        cached_host=request.num_host_tokens,
+        cached_storage=request.num_storage_tokens,
+        num_retractions=request.num_retractions,
+        cache_generation=generation,
+        weight_version=weight_version,
+        weights_versions=tuple(request.weights_versions) if len(request.weights_versions) > 1 else (),
+        queue_time_s=queued_s,
+    )
+
+
+def _refuse(message: str) -> Finish:
+    return Finish(type="abort", status=400, message=message, err_type="invalid_request_error")
