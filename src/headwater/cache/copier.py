@@ -1,6 +1,6 @@
 """Who really copies pages between device and host: one implementation a device, one in the simulation."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from headwater.cache.page_pool import PageIds
 
@@ -23,6 +23,19 @@ class CopyHandle(Protocol):
         ...
 
 
+@runtime_checkable
+class EarlyCopyHandle(CopyHandle, Protocol):
+    """A restore whose pages steps may be planned with before it is done."""
+
+    def is_readable(self) -> bool:
+        """Whether steps launched from now on may read the destination; never blocks. Stays true.
+
+        The runner makes their kernels wait for what has not arrived, and the copy cannot fail any more. Its
+        pages stay in use, on both sides, until it is done.
+        """
+        ...
+
+
 class PageCopier(Protocol):
     """Copies pages, all layers of each. Asynchronous: both methods return at once."""
 
@@ -31,5 +44,5 @@ class PageCopier(Protocol):
         ...
 
     def restore(self, host_pages: PageIds, device_pages: PageIds) -> CopyHandle:
-        """host -> device, page by page."""
+        """host -> device, page by page. May return an `EarlyCopyHandle`."""
         ...

@@ -64,7 +64,8 @@ class _Holders:
         return [run for run in self._runs.values() if run.tier is tier]
 
     def destinations(self, tier: Tier) -> list[PageIds]:
-        pages = [transfer.pages for transfer in self._transfers if transfer.destination_tier is tier]
+        copies = [transfer for transfer in self._transfers if transfer.destination_tier is tier]
+        pages = [owned for transfer in copies for owned in transfer.owned]
         return pages + self._arriving if tier is Tier.HOST else pages
 
     def _add(self, run: Run) -> None:
@@ -81,6 +82,7 @@ def _tree_runs(cache: PrefixCache, tier: Tier) -> list[Run]:
             if run is None:
                 continue
             assert not run.is_retired and run.node is node and run.tier is tier
+            assert run.arrival is None or run.pins, "pages that a copy still writes could be evicted"
             assert len(run.pages) * cache.page_size == len(node.tokens)
             if tier is Tier.DEVICE and node.parent is not None and not node.parent.is_root:
                 assert run.parent is node.parent.runs.get(tier), "a device run hangs below a gap"

@@ -177,8 +177,9 @@ class PrefixCache:
     def publish(self, lease: Lease, num_tokens: int) -> list[tuple[int, PageIds]]:
         """Move the full pages among the first `num_tokens` tokens (whose KV is written) into the tree.
 
-        Where the tree already has a page, the lease goes over to it and sets its own copy aside until
-        `settle`. Returns these changes of the page table as (first index, pages).
+        Where the tree already has a page, the lease goes over to it and sets its own copy aside until `settle`.
+        Returns these changes of the page table as (first index, pages). Stops at pages that still arrive: a step
+        of decodes would not wait for them.
         """
         limit = min(num_tokens // self.page_size, lease.publish_limit)
         changes: list[tuple[int, PageIds]] = []
@@ -194,6 +195,8 @@ class PrefixCache:
             if Tier.DEVICE not in child.runs:
                 self._share(lease, child)
                 continue
+            if child.runs[Tier.DEVICE].arrival is not None:
+                break
             first = lease.num_shared_pages
             lease.superseded.append(lease.take_private(num_common))
             changes.append((first, self._go_over(lease, child)))
@@ -233,7 +236,7 @@ class PrefixCache:
                     self.storage.persist(node)
             if transfer.destination_tier is Tier.DEVICE and not transfer.handle.has_failed:
                 self.restore_cost.saw_restore(len(transfer.pages) * self.page_size, transfer.handle.took_s)
-        for load in self.transfers.take_finished_loads():
+        for load in (loads := self.transfers.take_finished_loads()):
             if load.lease is not None:
                 self.release(load.lease)
                 load.lease = None
@@ -241,7 +244,7 @@ class PrefixCache:
         self.transfers.start_waiting()
         if self.write_policy is WritePolicy.WRITE_BACK:
             self._write_back()
-        return bool(finished) or has_ended
+        return bool(finished or loads) or has_ended
 
     @property
     def needs_polling(self) -> bool:

@@ -21,7 +21,7 @@ from headwater.messages.base import TokenIds
 class Run:
     """The pages of one node on one tier, with the number of pins on them."""
 
-    __slots__ = ("is_retired", "node", "pages", "parent", "pins", "retirement", "tier")
+    __slots__ = ("arrival", "is_retired", "node", "pages", "parent", "pins", "retirement", "tier")
 
     def __init__(self, *, node: "Node", tier: Tier, pages: PageIds, parent: "Run | None", pins: int) -> None:
         self.node = node
@@ -31,6 +31,7 @@ class Run:
         self.pins = pins
         self.is_retired = False
         self.retirement: Retirement | None = None  # who waits for the pages of a retired run
+        self.arrival: object | None = None  # the copy that still writes its pages; None: all is there
 
     def chain(self) -> Iterator["Run"]:
         """This run and those above it, up to the root."""
@@ -179,6 +180,7 @@ class RadixTree:
         upper.children[self.key(node.tokens)] = node
         for tier, run in node.runs.items():
             above = Run(node=upper, tier=tier, pages=run.pages[:num_pages], parent=run.parent, pins=run.pins)
+            above.arrival = run.arrival
             upper.runs[tier] = above
             run.pages = run.pages[num_pages:]
             run.parent = above

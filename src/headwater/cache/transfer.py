@@ -11,7 +11,10 @@ from headwater.cache.radix_tree import Node, Run
 
 @dataclass(slots=True, eq=False)
 class Transfer:
-    """One copy. Pins its source runs and owns its destination pages until it is done.
+    """One copy. Pins its source runs until it is done.
+
+    Its destination pages are its own until they are delivered: attached to the tree, where requests find them. That is
+    when it is done, or earlier when a restore is readable; then it pins what it attached until it is done.
 
     `sources` are runs from upper to lower with the pages each had when the copy began. A run that is split
     meanwhile keeps naming its lower end, and `segments` finds the upper parts again.
@@ -24,6 +27,9 @@ class Transfer:
     handle: CopyHandle
     is_parking: bool = False  # its source is wanted for others as soon as it is done
     is_dropped: bool = False  # what it copies was retired: do not attach
+    is_delivered: bool = False
+    spare: list[PageIds] = field(default_factory=list)  # once delivered: pages that nothing could be attached to
+    arriving: Run | None = None  # the lowest run attached before it was done
 
     @property
     def kind(self) -> str:
@@ -33,11 +39,17 @@ class Transfer:
     def lowest(self) -> Node:
         return self.sources[-1][0].node
 
+    @property
+    def owned(self) -> list[PageIds]:
+        """The destination pages that are its own now."""
+        return self.spare if self.is_delivered else [self.pages]
+
     def pinned(self) -> list[Run]:
         """The runs it pins: on the device the whole path, on the host what it reads."""
         if self.source_tier is Tier.DEVICE:
             return list(self.sources[-1][0].chain())
-        return [run for run, _ in self.segments()]
+        arriving = [] if self.arriving is None else list(self.arriving.chain())
+        return arriving + [run for run, _ in self.segments()]
 
     def segments(self) -> list[tuple[Run, PageIds]]:
         """The source runs as they are now, upper first, each with its destination pages."""
@@ -58,12 +70,12 @@ class Transfer:
 class Load:
     """Pages on their way to the device for a request, which waits for them off the batch.
 
-    Several requests may wait for one load. `num_tokens` will be on the device when it is done, unless it was
-    dropped by a retirement or failed.
+    Several requests may wait for one load. When it is done, `num_tokens` are on the device or arriving there, unless
+    it was dropped by a retirement or failed.
     """
 
     num_tokens: int
-    lease: Lease | None  # keeps the path above in place; released with the last copy
+    lease: Lease | None  # keeps the path above in place; released when it is done
     is_done: bool = False
     was_dropped: bool = False
     nodes: list[Node] = field(default_factory=list)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from headwater.cache.copier import PageCopier
+from headwater.cache.copier import EarlyCopyHandle, PageCopier
 from headwater.cache.namespace import Scope, Tier
 from headwater.cache.page_pool import Owner, PageIds
 from headwater.cache.radix_tree import Node, RadixTree, Run
@@ -16,8 +16,8 @@ from headwater.cache.transfer_counters import TransferCounters
 class TransferEngine:
     """Starts copies, and takes in those that are done once a turn. Never blocks.
 
-    While a copy is in flight its source runs are pinned and its destination pages are its own, so no retirement
-    and no eviction can make either side be used for something else.
+    While a copy is in flight its source runs are pinned, and its destination pages are its own or pinned, so no
+    retirement and no eviction can make either side be used for something else.
     """
 
     def __init__(
@@ -102,19 +102,33 @@ class TransferEngine:
     # --- every turn ---------------------------------------------------------------------------------
 
     def apply_finished(self) -> list[tuple[Transfer, list[Node]]]:
-        """Take in the copies that are done: attach what is still wanted. Returns them with the nodes attached to."""
-        if not self.transfers:
-            return []
-        done = [transfer for transfer in self.transfers if transfer.handle.is_done()]
-        if done:
-            self.transfers = [transfer for transfer in self.transfers if transfer not in done]
-        return [(transfer, self._take_in(transfer)) for transfer in done]
+        """Attach what is readable and still wanted; take in the copies that are done.
+
+        Returns those that are done, with the nodes that were attached to now.
+        """
+        finished: list[tuple[Transfer, list[Node]]] = []
+        for transfer in self.transfers:
+            is_done = transfer.handle.is_done()
+            attached: list[Node] = []
+            if not transfer.is_delivered and (is_done or _is_readable(transfer)):
+                attached = self._deliver(transfer, is_done=is_done)
+            if is_done:
+                self._end(transfer)
+                finished.append((transfer, attached))
+        if finished:
+            ended = {id(transfer) for transfer, _ in finished}
+            self.transfers = [transfer for transfer in self.transfers if id(transfer) not in ended]
+        return finished
 
     def mark_retired(self, scope: Scope) -> int:
-        """Drop, when done, every copy whose destination and token path are in `scope`; returns how many."""
+        """Drop, when done, every copy whose destination and token path are in `scope`; returns how many.
+
+        What has been delivered is in the tree, and cut there.
+        """
         marked = 0
         for transfer in self.transfers:
-            is_due = not transfer.is_dropped and transfer.destination_tier in scope.tiers
+            is_under_way = not transfer.is_dropped and not transfer.is_delivered
+            is_due = is_under_way and transfer.destination_tier in scope.tiers
             if is_due and self._is_in(scope, transfer.lowest):
                 transfer.is_dropped = True
                 marked += 1
@@ -124,7 +138,7 @@ class TransferEngine:
         return marked
 
     def take_finished_loads(self) -> list[Load]:
-        """Loads whose copies are all done; the lease each holds is to be released."""
+        """Loads whose pages have been delivered; the lease each holds is to be released."""
         finished, self._finished_loads = self._finished_loads, []
         return finished
 
@@ -152,6 +166,8 @@ class TransferEngine:
         """Why the device run of `node` cannot be copied now; None when it has begun."""
         run = node.runs[Tier.DEVICE]
         num_pages = len(run.pages)
+        if run.arrival is not None:  # the host's were flushed while they came up; nothing makes this copy wait
+            return "arriving"
         if self._num_pages + num_pages > self._max_pages:
             return "queue_full"
         pages = self._books[Tier.HOST].take(num_pages, owner=Owner.TRANSFER)
@@ -195,31 +211,51 @@ class TransferEngine:
         self._num_pages += len(transfer.pages)
         self.transfers.append(transfer)
 
-    def _take_in(self, transfer: Transfer) -> list[Node]:
-        num_pages = len(transfer.pages)
-        self._num_pages -= num_pages
-        if not transfer.handle.has_failed:
-            self.counters.add(transfer.kind, num_pages, transfer.handle.took_s)
-        load = self._loads.pop(transfer, None)
-        attached: list[Node] = []
+    def _deliver(self, transfer: Transfer, *, is_done: bool) -> list[Node]:
+        """Attach the pages of `transfer`, as far as they are wanted, and let go on who waits for them."""
+        transfer.is_delivered = True
+        tier = transfer.destination_tier
         is_usable = not transfer.is_dropped and not transfer.handle.has_failed
+        attached: list[Node] = []
         for run, pages in transfer.segments():
-            if transfer.destination_tier is Tier.HOST:
+            if tier is Tier.HOST:
                 run.node.offload = None
             else:
                 run.node.restore = None
-            if is_usable and self._attach(run.node, transfer.destination_tier, pages):
+            if is_usable and self._attach(run.node, tier, pages):
                 attached.append(run.node)
             else:
-                self._books[transfer.destination_tier].pool.free(pages, giver=Owner.TRANSFER)
+                transfer.spare.append(pages)
                 self.counters.drop(self._cause(transfer), len(pages))
-        for run in transfer.pinned():
-            self._books[transfer.source_tier].unpin(run)
+        if attached and not is_done:
+            self._hold(transfer, [node.runs[tier] for node in attached])
+        load = self._loads.pop(transfer, None)
         if load is not None:
             load.is_done = True
             load.was_dropped = not is_usable
             self._finished_loads.append(load)
         return attached
+
+    def _hold(self, transfer: Transfer, runs: list[Run]) -> None:
+        """Pin the path of `runs`, upper first: they stay where they are until `transfer` has written them."""
+        transfer.arriving = runs[-1]
+        for run in runs:
+            run.arrival = transfer
+        for run in runs[-1].chain():
+            self._books[run.tier].pin(run)
+
+    def _end(self, transfer: Transfer) -> None:
+        """Nothing reads its source or writes its destination any more."""
+        assert transfer.arriving is None or not transfer.handle.has_failed, "a copy failed after it was readable"
+        self._num_pages -= len(transfer.pages)
+        if not transfer.handle.has_failed:
+            self.counters.add(transfer.kind, len(transfer.pages), transfer.handle.took_s)
+        for pages in transfer.spare:
+            self._books[transfer.destination_tier].pool.free(pages, giver=Owner.TRANSFER)
+        for run in transfer.pinned():
+            if run.arrival is transfer:
+                run.arrival = None
+            self._books[run.tier].unpin(run)
 
     def _attach(self, node: Node, tier: Tier, pages: PageIds) -> bool:
         """Whether `node` could take `pages` as its run on `tier`."""
@@ -239,6 +275,12 @@ class TransferEngine:
         if transfer.is_dropped:
             return "retired"
         return "copy_failed" if transfer.handle.has_failed else "gone"
+
+
+def _is_readable(transfer: Transfer) -> bool:
+    """Whether requests may find the pages of a restore that is not done."""
+    is_restore = transfer.destination_tier is Tier.DEVICE
+    return is_restore and isinstance(transfer.handle, EarlyCopyHandle) and transfer.handle.is_readable()
 
 
 def _lacks_host(node: Node) -> bool:

@@ -234,6 +234,7 @@ class Driver:
         self.copier.failure_rate = shape.copy_failure_rate
         self.copier.step_pages = self._step_pages
         self.copier.turn = lambda: self.world.turn
+        self.runner.wait_for_restores = self.copier.wait
         return HostTier(
             num_pages=shape.num_host_pages,
             copier=self.copier,

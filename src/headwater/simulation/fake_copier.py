@@ -14,6 +14,7 @@ from headwater.simulation.violation import demand
 
 FakeHostPages = HostRecords
 _HANG_POLLS = 300
+_NOT_YET = np.uint64(0x5555)  # in canaries that have not arrived
 
 
 class StepPages(NamedTuple):
@@ -26,7 +27,9 @@ class StepPages(NamedTuple):
 class FakeCopy:
     """A copy that happens, all at once, when it is found done: until then both sides may be looked at, not used.
 
-    Its source must stay as it was when it began, and nobody else may write to its target.
+    Its source must stay as it was when it began, and nobody else may write to its target. A restore is readable
+    before it is done (`cache.copier.EarlyCopyHandle`): then its target is anything but the canaries it should hold,
+    until a step waits for it.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class FakeCopy:
         target: Records,
         targets: PageIds,
         num_polls: int,
+        num_polls_unreadable: int,
         fails: bool,
         turn: int,
     ) -> None:
@@ -46,6 +50,9 @@ class FakeCopy:
         self.num_turns = 0  # it has been in flight, counted by whoever checks turns
         self.num_turns_allowed = num_polls + 1
         self._polls_left = num_polls
+        self._polls_unreadable = num_polls_unreadable
+        self.is_begun = False  # its target holds what it brings, perhaps without the canaries
+        self.has_arrived = False
         self.has_failed = False
         self.took_s = 0.0
         self.is_finished = False
@@ -53,7 +60,7 @@ class FakeCopy:
         self.retired = self.before["retired"].copy()  # of the target: a flush covers what is on its way there
         self._source, self._sources = source, sources.copy()
         self._target, self._targets = target, targets.copy()
-        self._target_before = target["canary"][targets].copy()
+        self._target_now = target["canary"][targets].copy()  # what must still be there when it writes
         self._fails = fails
 
     def delay(self, num_turns: int) -> None:
@@ -67,19 +74,57 @@ class FakeCopy:
             if self._polls_left < 0:
                 self.is_finished = True
                 self.has_failed = self._fails
-                self._carry_out()
+                self._check_kept()
+                self.arrive()
         return self.is_finished
 
-    def _carry_out(self) -> None:
-        copied = self._source[self._sources]
-        same = np.array_equal(copied["canary"], self.before["canary"])
-        demand(same, "copy_source_kept", f"{self.kind}: a page was written while it was copied")
-        same = np.array_equal(self._target["canary"][self._targets], self._target_before)
-        demand(same, "copy_target_kept", f"{self.kind}: a page was written while it was the target of a copy")
-        copied["retired"] = self.retired
+    def is_readable(self) -> bool:
+        """Of restores. Asked once a turn, after `is_done`."""
+        if not self.is_begun and not self._fails:
+            self._polls_unreadable -= 1
+            if self._polls_unreadable < 0:
+                self._check_kept()
+                self._begin()
+        return self.is_begun
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a step that may read its target has to wait for it."""
+        return self.is_begun and not self.has_arrived
+
+    def covers(self, pages: PageIds) -> bool:
+        """Whether any of `pages`, of its target, has not arrived."""
+        return not self.has_arrived and bool(np.isin(pages, self._targets).any())
+
+    def arrive(self) -> None:
+        """Everything is there from now on, though the copy may not say so yet."""
+        if self.has_arrived:
+            return
+        if not self.is_begun:
+            self._begin()
+        self.has_arrived = True
+        canaries = self.before["canary"].copy()
         if self._fails:  # the first half has arrived, the rest is anything
-            copied["canary"][len(copied) // 2 :] ^= np.uint64(0x5555)
-        self._target[self._targets] = copied
+            canaries[len(canaries) // 2 :] ^= _NOT_YET
+        self._write(canaries)
+
+    def _begin(self) -> None:
+        """From now on its target is what a flush can cover."""
+        self.is_begun = True
+        arriving = self.before.copy()
+        arriving["retired"] = self.retired
+        self._target[self._targets] = arriving
+        self._write(self.before["canary"] ^ _NOT_YET)
+
+    def _write(self, canaries: npt.NDArray[np.uint64]) -> None:
+        self._target["canary"][self._targets] = canaries
+        self._target_now = canaries
+
+    def _check_kept(self) -> None:
+        same = np.array_equal(self._source["canary"][self._sources], self.before["canary"])
+        demand(same, "copy_source_kept", f"{self.kind}: a page was written while it was copied")
+        same = np.array_equal(self._target["canary"][self._targets], self._target_now)
+        demand(same, "copy_target_kept", f"{self.kind}: a page was written while it was the target of a copy")
 
 
 class FakeCopier:
@@ -111,6 +156,8 @@ class FakeCopier:
         if self.step_pages is not None:
             is_early = np.isin(device_pages, self.step_pages().written).any()
             demand(not is_early, "offload_after_step", "pages are copied that a step in flight writes")
+        is_early = any(copy.kind == "restore" and copy.covers(device_pages) for copy in self.open_copies)
+        demand(not is_early, "offload_after_restore", "pages are copied that have not arrived")
         return self._copy("offload", self._kv, device_pages, self.host, host_pages)
 
     def restore(self, host_pages: PageIds, device_pages: PageIds) -> FakeCopy:
@@ -119,18 +166,26 @@ class FakeCopier:
             demand(not is_used, "restore_into_free_pages", "pages are overwritten that a step in flight reads")
         return self._copy("restore", self.host, host_pages, self._kv, device_pages)
 
+    def wait(self) -> None:
+        """What the kernels of a step with prompt tokens do: nothing reads what has not arrived."""
+        for copy in self._open:
+            if copy.kind == "restore" and copy.is_awaited:
+                copy.arrive()
+
     def _copy(self, kind: str, source: Records, sources: PageIds, target: Records, targets: PageIds) -> FakeCopy:
         first = int(source["canary"][sources[0], 0])
         self._num_copies[first] += 1
         chance = mix(first ^ self._seed ^ mix(self._num_copies[first]))
         hangs = (mix(chance) & 0xFFFFFFFF) < self.hang_rate * 2**32
+        num_polls = (chance & 0xFFFFFFFF) % (self.max_polls + 1) + _HANG_POLLS * hangs
         copy = FakeCopy(
             kind,
             source=source,
             sources=sources,
             target=target,
             targets=targets,
-            num_polls=(chance & 0xFFFFFFFF) % (self.max_polls + 1) + _HANG_POLLS * hangs,
+            num_polls=num_polls,
+            num_polls_unreadable=mix(chance ^ 1) % (num_polls + 1),
             fails=(chance >> 32) < self.failure_rate * 2**32,
             turn=self.turn(),
         )

@@ -1,5 +1,6 @@
 """A runner without a model: its KV are canaries, written and read through the real page tables."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -71,6 +72,7 @@ class FakeRunner:
     ) -> None:
         self.kv: Records = make_records(num_pages, page_size)
         self.audit: StepAudit | None = None
+        self.wait_for_restores: Callable[[], None] = lambda: None  # that are readable and not done
         self.num_steps = 0
         self._open: list[FakeStep] = []
         self._flat = self.kv.reshape(-1)
@@ -100,6 +102,8 @@ class FakeRunner:
     def launch(self, plan: StepPlan) -> FakeStep:
         assert not self.kv_memory.is_released and not self.weights.is_released, "a step runs without memory"
         self.num_steps += 1
+        if plan.num_decodes < plan.num_rows:  # no other step may need to
+            self.wait_for_restores()
         self._apply_changes(plan)
         tokens = np.full(plan.num_rows, -1, dtype=np.int32)
         logprobs: dict[int, TokenLogprob] = {}

@@ -14,6 +14,7 @@ from headwater.cache.transfer import Transfer
 from headwater.cache.transfer_engine import TransferEngine
 from headwater.engine.kv_events_recorder import KvEventsRecorder
 from headwater.scheduling.request import Request
+from headwater.simulation.fake_copier import FakeCopier
 from headwater.simulation.mutants import Patch, mutant
 
 
@@ -109,7 +110,7 @@ def no_store_is_ignored() -> list[Patch]:
 @mutant()
 def copies_pin_nothing() -> list[Patch]:
     """The pages of an offload may be evicted, freed and given away while they are copied."""
-    right = TransferEngine.offload
+    right, right_pinned = TransferEngine.offload, Transfer.pinned
 
     def offload(self: TransferEngine, node: Any, *, is_parking: bool = False) -> bool:
         has_begun = right(self, node, is_parking=is_parking)
@@ -119,7 +120,7 @@ def copies_pin_nothing() -> list[Patch]:
         return has_begun
 
     def pinned(self: Transfer) -> list[Run]:
-        return [] if self.source_tier is Tier.DEVICE else [run for run, _ in self.segments()]
+        return [] if self.source_tier is Tier.DEVICE else right_pinned(self)
 
     return [(TransferEngine, "offload", offload), (Transfer, "pinned", pinned)]
 
@@ -133,25 +134,41 @@ def copies_survive_a_flush() -> list[Patch]:
 @mutant(profile="tiers", seed=5)
 def dropped_copies_are_attached() -> list[Patch]:
     """A copy is marked as dropped, and attached all the same."""
-    right = TransferEngine._take_in
+    right = TransferEngine._deliver
 
-    def take_in(self: TransferEngine, transfer: Transfer) -> Any:
+    def deliver(self: TransferEngine, transfer: Transfer, *, is_done: bool) -> Any:
         transfer.is_dropped = False
-        return right(self, transfer)
+        return right(self, transfer, is_done=is_done)
 
-    return [(TransferEngine, "_take_in", take_in)]
+    return [(TransferEngine, "_deliver", deliver)]
 
 
 @mutant(profile="tiers")
 def failed_copies_are_attached() -> list[Patch]:
     """A copy that failed is used."""
-    right = TransferEngine._take_in
+    right = TransferEngine._deliver
 
-    def take_in(self: TransferEngine, transfer: Any) -> Any:
+    def deliver(self: TransferEngine, transfer: Any, *, is_done: bool) -> Any:
         transfer.handle.has_failed = False
-        return right(self, transfer)
+        return right(self, transfer, is_done=is_done)
 
-    return [(TransferEngine, "_take_in", take_in)]
+    return [(TransferEngine, "_deliver", deliver)]
+
+
+@mutant(profile="tiers")
+def arriving_pages_are_not_held() -> list[Patch]:
+    """Once its pages are readable, a restore lets go of them though it has not written them all."""
+
+    def hold(self: TransferEngine, transfer: Transfer, runs: list[Run]) -> None:
+        pass
+
+    return [(TransferEngine, "_hold", hold)]
+
+
+@mutant(profile="tiers")
+def steps_do_not_wait_for_arriving_pages() -> list[Patch]:
+    """A step reads restored pages as they are when it is launched."""
+    return [(FakeCopier, "wait", lambda self: None)]
 
 
 @mutant(profile="tiers")

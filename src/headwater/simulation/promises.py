@@ -138,7 +138,8 @@ class Promises:
     def _check_leases(self) -> None:
         """A lease belongs to a running request, to a load, to a pin, or to a step in flight."""
         num_leases = len(self._parts.cache.leases)
-        num_loads = sum(copy.kind == "restore" for copy in self._copier.open_copies) if self._copier else 0
+        copies = self._copier.open_copies if self._copier else []
+        num_loads = sum(copy.kind == "restore" and not copy.is_begun for copy in copies)
         wanted = len(self._parts.scheduler.running) + num_loads + self._parts.pinning.num_pins
         num_closing = sum(len(step.read) for step in self._runner.open_steps)
         demand(
