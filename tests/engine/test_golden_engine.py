@@ -75,9 +75,7 @@ class RealEngine:
         layout = kv_layout(loaded.config, page_size=PAGE_SIZE, dtype=loaded.dtype)
         host = None
         if num_host_pages:
-            memory, copier = make_host_memory(
-                device, lambda: runner.kv, num_pages=num_host_pages, layout=layout
-            )
+            memory, copier = make_host_memory(device, runner, num_pages=num_host_pages, layout=layout)
             host = HostTier(
                 num_pages=num_host_pages,
                 copier=copier,

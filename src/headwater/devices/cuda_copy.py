@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from headwater.devices.cuda_arrival import Arrival, LayerGroup, Mark, layer_groups
 from headwater.devices.cuda_host_memory import PinnedHostMemory
 from headwater.devices.host_memory import ThreadCopy
 from headwater.devices.kv_memory import KVMemory
@@ -19,13 +20,17 @@ Pages = npt.NDArray[np.int32]
 Method = Literal["copy_engine", "kernel"]
 # From this size on the copy engines reach the link's speed, and take no multiprocessor from the step beside them.
 _COPY_ENGINE_PAGE_BYTES = 256 << 10
+_KERNEL_PIECE_BYTES = 8 << 10  # what its programs copy at a time
 
 
 class PageMover(Protocol):
-    """One way to copy scattered pages on the current stream."""
+    """One way to copy scattered pages, or the same words of each, on the current stream."""
 
     def __call__(self, source: torch.Tensor, sources: Pages, target: torch.Tensor, targets: Pages) -> None:
-        """target[targets[i]] = source[sources[i]]; both int64[pages, words], one on the device, one on the host."""
+        """target[targets[i]] = source[sources[i]]; both int64[pages, words], one on the device, one on the host.
+
+        Rows need not lie next to each other, but as far apart in both.
+        """
         ...
 
 
@@ -33,12 +38,12 @@ def move_by_copy_engine(source: torch.Tensor, sources: Pages, target: torch.Tens
     """All pages in one call of the driver. ImportError without NVIDIA's Python bindings."""
     from cuda.bindings import runtime  # type: ignore[import-not-found]  # comes with CUDA builds of PyTorch
 
-    num_bytes = source.shape[1] * source.element_size()
+    num_bytes, row_bytes = source.shape[1] * source.element_size(), source.stride(0) * source.element_size()
     attributes = runtime.cudaMemcpyAttributes()
     attributes.srcAccessOrder = runtime.cudaMemcpySrcAccessOrder.cudaMemcpySrcAccessOrderStream
     (error, *_) = runtime.cudaMemcpyBatchAsync(
-        (target.data_ptr() + targets.astype(np.int64) * num_bytes).tolist(),
-        (source.data_ptr() + sources.astype(np.int64) * num_bytes).tolist(),
+        (target.data_ptr() + targets.astype(np.int64) * row_bytes).tolist(),
+        (source.data_ptr() + sources.astype(np.int64) * row_bytes).tolist(),
         [num_bytes] * len(sources),
         len(sources),
         [attributes],
@@ -76,8 +81,9 @@ class CudaPageCopier:
     """`cache.copier.PageCopier` between a GPU and registered host memory.
 
     A thread for each direction launches the copy on its stream and sleeps until it has ended, so the loop neither
-    launches nor waits. A copy is seen as done only then: whoever reads its pages is launched after it, and its
-    source was written by steps that had been collected, so no event needs to order the streams.
+    launches nor waits. A copy is seen as done only then. Its source was written by steps that had been collected, and
+    offloads are read by the host, so no event orders them and the steps' stream. A restore is readable before: steps
+    are held up by `arrivals`.
     """
 
     def __init__(
@@ -93,6 +99,10 @@ class CudaPageCopier:
         self._host = host
         self._host_words = torch.from_numpy(host.pages).view(torch.int64)
         self._move = mover or choose_mover(host.page_bytes)
+        is_kernel = self._move is move_by_kernel
+        self._min_piece_bytes = _KERNEL_PIECE_BYTES if is_kernel else _COPY_ENGINE_PAGE_BYTES
+        self._is_gpu = device.type == "cuda"
+        self._arrivals: list[Arrival] = []
         self._offloads = _CopyThread("offload-pages", device, priority=0)
         self._restores = _CopyThread("restore-pages", device, priority=-1)  # somebody waits for them
 
@@ -103,11 +113,32 @@ class CudaPageCopier:
             self._host.wait_ready(host_pages)
             self._move(words, device_pages, self._host_words, host_pages)
 
-        return self._offloads.start(job)
+        copy = ThreadCopy()
+        self._offloads.start(copy, job)
+        return copy
 
-    def restore(self, host_pages: Pages, device_pages: Pages) -> ThreadCopy:
-        words = self._device_words()
-        return self._restores.start(lambda: self._move(self._host_words, host_pages, words, device_pages))
+    def restore(self, host_pages: Pages, device_pages: Pages) -> Arrival:
+        words, layout = self._device_words(), self._kv().layout
+        groups = layer_groups(
+            num_layers=layout.num_layers,
+            layer_bytes=layout.layer_bytes,
+            num_pages=len(host_pages),
+            min_piece_bytes=self._min_piece_bytes,
+        )
+        arrival = Arrival(groups, layer_bytes=layout.layer_bytes * len(host_pages), is_gpu=self._is_gpu)
+
+        def move(group: LayerGroup) -> None:
+            columns = slice(group.first * layout.layer_bytes // 8, group.stop * layout.layer_bytes // 8)
+            self._move(self._host_words[:, columns], host_pages, words[:, columns], device_pages)
+
+        self._restores.start(arrival.copy, lambda: arrival.carry_out(move))
+        self._arrivals.append(arrival)
+        return arrival
+
+    def arrivals(self) -> list[Arrival]:
+        """Restores whose pages may be read and are not all there. To be asked in the thread that begins them."""
+        self._arrivals = [arrival for arrival in self._arrivals if not arrival.is_done()]
+        return [arrival for arrival in self._arrivals if arrival.is_readable()]
 
     def close(self) -> None:
         """Carry out what was asked for, and end both threads."""
@@ -130,30 +161,29 @@ class _CopyThread:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def start(self, launch: Callable[[], None]) -> ThreadCopy:
-        copy = ThreadCopy()
+    def start(self, copy: ThreadCopy, launch: Callable[[], None]) -> None:
         self._jobs.put((copy, launch))
-        return copy
 
     def close(self) -> None:
         self._jobs.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        if self._device.type != "cuda":  # the kernels' interpreter: everything has happened when they return
-            self._carry_out(lambda launch: launch())
+        if self._device.type != "cuda":
+            self._carry_out(Mark(is_gpu=False))
             return
         with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.Stream(priority=self._priority)):
-            ended = torch.cuda.Event(blocking=True)  # sleeps; the default would spin on a core
-            self._carry_out(lambda launch: _launch_and_wait(launch, ended))
+            self._carry_out(Mark(is_gpu=True))
 
-    def _carry_out(self, run: Callable[[Callable[[], None]], None]) -> None:
+    def _carry_out(self, ended: Mark) -> None:
         while (job := self._jobs.get()) is not None:
             copy, launch = job
-            copy.carry_out(lambda launch=launch: run(launch))
+            copy.carry_out(lambda launch=launch: _launch_and_wait(launch, ended))
 
 
-def _launch_and_wait(launch: Callable[[], None], ended: torch.cuda.Event) -> None:
-    launch()
-    ended.record()
-    ended.synchronize()
+def _launch_and_wait(launch: Callable[[], None], ended: Mark) -> None:
+    try:
+        launch()
+    finally:  # whatever was launched before an error still writes its pages
+        ended.record()
+        ended.wait()

@@ -24,10 +24,10 @@ def copy_pages(
     """target[target_pages[i]] = source[source_pages[i]] on the current stream.
 
     `source` and `target` are int64[pages, words], one on the device and one in host memory that the driver has
-    mapped; the page lists are int32 on the device.
+    mapped, rows as far apart in both; the page lists are int32 on the device.
     """
-    words = source.shape[1]
-    assert target.shape[1] == words and len(source_pages) == len(target_pages)
+    words, stride = source.shape[1], source.stride(0)
+    assert target.shape[1] == words and target.stride(0) == stride and len(source_pages) == len(target_pages)
     pieces = triton.cdiv(words, _BLOCK_WORDS)
     _copy_pages[(min(num_programs, len(source_pages) * pieces),)](
         source,
@@ -36,6 +36,7 @@ def copy_pages(
         target_pages,
         len(source_pages) * pieces,
         WORDS=words,
+        STRIDE=stride,
         PIECES=pieces,
         BLOCK=_BLOCK_WORDS,
         num_warps=8,
@@ -50,14 +51,15 @@ def _copy_pages(
     target_pages,
     num_pieces,
     WORDS: tl.constexpr,
+    STRIDE: tl.constexpr,
     PIECES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     for piece in range(tl.program_id(0), num_pieces, tl.num_programs(0)):
         page = piece // PIECES
         offsets = (piece % PIECES) * BLOCK + tl.arange(0, BLOCK)
-        start = tl.load(source_pages + page).to(tl.int64) * WORDS
-        stop = tl.load(target_pages + page).to(tl.int64) * WORDS
+        start = tl.load(source_pages + page).to(tl.int64) * STRIDE
+        stop = tl.load(target_pages + page).to(tl.int64) * STRIDE
         if WORDS % BLOCK == 0:  # no masks where none are needed
             tl.store(target + stop + offsets, tl.load(source + start + offsets))
         else:

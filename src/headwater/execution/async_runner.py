@@ -5,13 +5,14 @@ while the one before it is computed. Steps of decodes alone are CUDA graphs. Imp
 engine/ports.py, structurally, with `PendingStep` as its handle.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 import torch
 
 from headwater.devices.cuda import CudaDevice
+from headwater.devices.cuda_arrival import Arrival, ArrivingAttention
 from headwater.devices.kv_memory import KVMemory
 from headwater.devices.paged_batch import PagedBatch
 from headwater.devices.triton_greedy import GreedyScratch, choose_greedy
@@ -77,6 +78,7 @@ class AsyncModelRunner:
         self._input_width = -(-max_running // ALIGNMENT) * ALIGNMENT
         self._decode_ring = StagingRing(place, num_ints=2 * self._input_width)
         self._graphs = DecodeGraphs(self._compute_decodes, self._stage_nothing, sizes=graph_sizes)
+        self.arrivals: Callable[[], Sequence[Arrival]] = lambda: ()  # restores whose pages steps have to wait for
 
     # --- memory ------------------------------------------------------------------------------------
 
@@ -186,6 +188,8 @@ class AsyncModelRunner:
         if plan.num_decodes:
             token_ids[: plan.num_decodes] = self._slots.newest.index_select(0, inputs.batch.decode_slots)
         attention = self._device.plan_paged_attention(model.geometry, inputs.batch, kv=self.kv)
+        if arrivals := self.arrivals():
+            attention = ArrivingAttention(attention, arrivals)
         hidden = model.forward(token_ids, attention)
         prompts = [it for part in prompt_parts(plan, self._slots.assignment)
                    for it in self._prompt_logprobs(hidden, part)]  # fmt: skip

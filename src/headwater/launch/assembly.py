@@ -144,7 +144,7 @@ def _host_tier(
         num_host_pages = int(args.hicache_size * GB) // layout.page_bytes
     if num_host_pages < 1:
         raise ValueError(f"--hicache-size {args.hicache_size} holds no page: one takes {layout.page_bytes} bytes")
-    memory, copier = make_host_memory(device, lambda: runner.kv, num_pages=num_host_pages, layout=layout)
+    memory, copier = make_host_memory(device, runner, num_pages=num_host_pages, layout=layout)
     policy = WritePolicy(args.hicache_write_policy)
     tier = HostTier(num_pages=num_host_pages, copier=copier, pages=memory, policy=policy)
     return tier, (copier.close, memory.close)

@@ -1,7 +1,6 @@
 """Where the model computes: the device, how much KV fits on it, and the runner that suits it."""
 
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,7 +8,7 @@ import torch
 from headwater.devices.cpu import CpuDevice
 from headwater.devices.device import Device
 from headwater.devices.host_memory import CpuPageCopier, HostMemory
-from headwater.devices.kv_memory import KVLayout, KVMemory, num_pages_in_budget
+from headwater.devices.kv_memory import KVLayout, num_pages_in_budget
 from headwater.execution.model_runner import ModelRunner
 from headwater.execution.runner import Runner
 from headwater.execution.warm_up import warm_up
@@ -77,17 +76,21 @@ def make_runner(args: ServerArgs, loaded: LoadedModel, device: Device, *, num_pa
 
 
 def make_host_memory(
-    device: Device, kv: Callable[[], KVMemory], *, num_pages: int, layout: KVLayout
+    device: Device, runner: Runner, *, num_pages: int, layout: KVLayout
 ) -> "tuple[HostMemory, CpuPageCopier] | tuple[PinnedHostMemory, CudaPageCopier]":
-    """Memory for the host tier, and what copies between it and the memory that `kv` gives."""
+    """Memory for the host tier, and what copies between it and the runner's KV memory."""
     if device.torch_device.type == "cpu":
         memory = HostMemory(num_pages=num_pages, page_bytes=layout.page_bytes)
-        return memory, CpuPageCopier(kv, memory)
+        return memory, CpuPageCopier(lambda: runner.kv, memory)
     from headwater.devices.cuda_copy import CudaPageCopier
     from headwater.devices.cuda_host_memory import PinnedHostMemory
+    from headwater.execution.async_runner import AsyncModelRunner
 
+    assert isinstance(runner, AsyncModelRunner)
     pinned = PinnedHostMemory(num_pages=num_pages, page_bytes=layout.page_bytes)
-    return pinned, CudaPageCopier(kv, pinned, device=device.torch_device)
+    copier = CudaPageCopier(lambda: runner.kv, pinned, device=device.torch_device)
+    runner.arrivals = copier.arrivals
+    return pinned, copier
 
 
 def workspace_bytes(args: ServerArgs, config: ModelConfig, device: Device) -> int:

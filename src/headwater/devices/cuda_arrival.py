@@ -1,0 +1,115 @@
+"""Pages that arrive on a GPU a few layers at a time, and the steps that follow them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from headwater.devices.device import StepAttention
+from headwater.devices.host_memory import ThreadCopy
+
+_MAX_GROUPS = 8
+_MIN_GROUP_BYTES = 32 << 20  # less is not worth another launch: half a millisecond of the link
+# What may still be under way when steps are planned with the pages: 5 ms of the link, about what a step takes until it
+# comes to the last layers. Others in the same step would wait for more.
+_MAX_AWAITED_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroup:
+    """Layers [first, stop) of a page."""
+
+    first: int
+    stop: int
+
+
+def layer_groups(*, num_layers: int, layer_bytes: int, num_pages: int, min_piece_bytes: int) -> list[LayerGroup]:
+    """Cut pages into groups of layers, each long enough to be copied at the link's speed."""
+    num_groups = min(_MAX_GROUPS, num_layers, num_pages * num_layers * layer_bytes // _MIN_GROUP_BYTES)
+    if layer_bytes % 8:  # pages are copied in words
+        num_groups = 1
+    size = max(-(-num_layers // max(1, num_groups)), -(-min_piece_bytes // layer_bytes))
+    return [LayerGroup(first, min(first + size, num_layers)) for first in range(0, num_layers, size)]
+
+
+class Mark:
+    """A moment of a stream. Without a GPU, under the kernels' interpreter, everything happens when it is launched."""
+
+    def __init__(self, *, is_gpu: bool) -> None:
+        self._event = torch.cuda.Event(blocking=True) if is_gpu else None  # sleeps; the default would spin on a core
+
+    def record(self) -> None:
+        if self._event is not None:
+            self._event.record()
+
+    def wait(self) -> None:
+        """Sleep until the current stream has come to it."""
+        if self._event is not None:
+            self._event.synchronize()
+
+    def hold_up(self) -> None:
+        """Whatever is launched on the current stream from now on waits for it. Returns at once."""
+        if self._event is not None:
+            torch.cuda.current_stream().wait_event(self._event)
+
+
+class Arrival:
+    """A restore (`cache.copier.EarlyCopyHandle`) whose groups of layers arrive one after another."""
+
+    def __init__(self, groups: Sequence[LayerGroup], *, layer_bytes: int, is_gpu: bool) -> None:
+        """`layer_bytes`: of one layer, all pages together."""
+        self.copy = ThreadCopy()
+        self.groups = tuple(groups)
+        self._marks = [Mark(is_gpu=is_gpu) for _ in groups]
+        bytes_left = [(groups[-1].stop - group.stop) * layer_bytes for group in groups]
+        self._num_late = min(sum(left < _MAX_AWAITED_BYTES for left in bytes_left), len(groups))
+        self._is_readable = False
+
+    def is_done(self) -> bool:
+        return self.copy.is_done()
+
+    def is_readable(self) -> bool:
+        return self._is_readable
+
+    @property
+    def has_failed(self) -> bool:
+        return self.copy.has_failed
+
+    @property
+    def took_s(self) -> float:
+        return self.copy.took_s
+
+    # --- in the thread that copies, its stream the current one --------------------------------------
+
+    def carry_out(self, move: Callable[[LayerGroup], None]) -> None:
+        """Launch all groups; return when steps may be launched that wait for the last ones."""
+        for group, mark in zip(self.groups, self._marks, strict=True):
+            move(group)
+            mark.record()
+        num_early = len(self.groups) - self._num_late
+        if num_early:
+            self._marks[num_early - 1].wait()
+        self._is_readable = True  # everything is launched: nothing of it can fail alone any more
+
+    # --- where steps are launched -------------------------------------------------------------------
+
+    def hold_up(self, layer: int) -> None:
+        """Whatever is launched from now on waits for the pages' `layer`, where that begins a group."""
+        for group, mark in zip(self.groups, self._marks, strict=True):
+            if group.first == layer:
+                mark.hold_up()
+
+
+class ArrivingAttention:
+    """`device.StepAttention` of a step that may read pages of `arrivals`: each layer's waits for theirs."""
+
+    def __init__(self, attention: StepAttention, arrivals: Sequence[Arrival]) -> None:
+        self._attention = attention
+        self._arrivals = arrivals
+
+    def __call__(
+        self, qkv: torch.Tensor, layer: int, q_norm: torch.Tensor | None, k_norm: torch.Tensor | None
+    ) -> torch.Tensor:
+        for arrival in self._arrivals:
+            arrival.hold_up(layer)
+        return self._attention(qkv, layer, q_norm, k_norm)
