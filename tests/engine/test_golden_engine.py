@@ -55,7 +55,8 @@ def _runner(loaded: LoadedModel, device: Device, *, num_pages: int, max_running:
         return ModelRunner(loaded, device, **sizes)
     from headwater.execution.async_runner import AsyncModelRunner
 
-    return AsyncModelRunner(loaded, device, **sizes, graph_sizes=(1, 2, 4, 8))
+    prompts = ((0, 16), (0, 64), (4, 32))
+    return AsyncModelRunner(loaded, device, **sizes, graph_sizes=(1, 2, 4, 8), prompt_graph_sizes=prompts)
 
 
 class RealEngine:

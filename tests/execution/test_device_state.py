@@ -9,9 +9,9 @@ pytestmark = pytest.mark.slow
 
 torch = pytest.importorskip("torch")
 
-from headwater.execution.decode_graphs import DecodeGraphs, graph_sizes  # noqa: E402
 from headwater.execution.device_slots import DeviceSlots  # noqa: E402
 from headwater.execution.staging import StagingRing  # noqa: E402
+from headwater.execution.step_graphs import StepGraphs, graph_sizes, next_size  # noqa: E402
 from headwater.scheduling.plan import PageUpdate, StepPlan  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -78,8 +78,8 @@ def test_graphs_are_as_large_as_the_largest_batch_and_close_together() -> None:
 
 def test_a_batch_beyond_the_graphs_runs_as_it_is() -> None:
     ran: list[int] = []
-    graphs = DecodeGraphs(lambda size: ran.append(size) or torch.zeros(size), lambda: None, sizes=())
-    assert graphs.padded(37) == 37
+    graphs = StepGraphs(lambda size: ran.append(size) or torch.zeros(size), ran.append, shapes=(), pool=object())
+    assert next_size((1, 4, 16), 17) is None and next_size((1, 4, 16), 5) == 16 and next_size((), 1) is None
     graphs.prepare(37)
     assert len(graphs.run(37)) == 37
     assert ran == [37]

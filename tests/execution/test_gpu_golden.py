@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from headwater.devices.cuda import CudaDevice
 from headwater.execution.async_runner import AsyncModelRunner
+from headwater.execution.prompt_steps import prompt_graph_sizes
 from headwater.messages.generation import LogprobParams
 from headwater.models.loader import load_model, resolve_model
 from tiny_models import MODEL_NAMES, VOCAB_SIZE, greedy_text, make_tiny_model
@@ -25,7 +26,14 @@ def _runner(folder: Path, *, page_size: int, dtype: str = "float32", graphs: tup
     device = CudaDevice()
     loaded = load_model(resolve_model(str(folder)), device=device, dtype=dtype)
     return AsyncModelRunner(
-        loaded, device, page_size=page_size, num_pages=2400, max_running=16, max_context=2000, graph_sizes=graphs
+        loaded,
+        device,
+        page_size=page_size,
+        num_pages=2400,
+        max_running=16,
+        max_context=2000,
+        graph_sizes=graphs,
+        prompt_graph_sizes=prompt_graph_sizes(max_tokens=128, max_decodes=max(graphs)) if graphs else (),
     )
 
 

@@ -1,12 +1,11 @@
 """Runs step plans on a GPU without waiting for it: `launch` enqueues a step, its handle reads the result later.
 
 What a step needs of the one before it, the newest token of each slot, stays on the device, so a step is enqueued
-while the one before it is computed. Steps of decodes alone are CUDA graphs. Implements `ModelRunner` of
-engine/ports.py, structurally, with `PendingStep` as its handle.
+while the one before it is computed. Steps of decodes alone and small ones with prompts are CUDA graphs. Implements
+`ModelRunner` of engine/ports.py, structurally, with `PendingStep` as its handle.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -16,15 +15,16 @@ from headwater.devices.cuda_arrival import Arrival, ArrivingAttention
 from headwater.devices.kv_memory import KVMemory
 from headwater.devices.paged_batch import PagedBatch
 from headwater.devices.triton_greedy import GreedyScratch, choose_greedy
-from headwater.execution.decode_graphs import DecodeGraphs
 from headwater.execution.device_sampler import DeviceSampler
 from headwater.execution.device_slots import DeviceSlots
 from headwater.execution.logprobs import compute_logprobs
 from headwater.execution.model_runner import kv_layout
 from headwater.execution.pending_step import PendingLogprobs, PendingStep
 from headwater.execution.prompt_logprobs import PromptPart, prompt_parts
+from headwater.execution.prompt_steps import PromptSteps
 from headwater.execution.staging import ALIGNMENT, Fence, Ints, StagingRing, pinned, to_host
-from headwater.execution.step_inputs import stage_mixed
+from headwater.execution.step_graphs import StepGraphs, next_size
+from headwater.execution.step_inputs import MixedInputs
 from headwater.models.decoder import DecoderModel
 from headwater.models.loader import LoadedModel
 from headwater.scheduling.plan import StepPlan
@@ -38,7 +38,8 @@ class AsyncModelRunner:
     """Owns the KV memory and the device's state of the slots; the loaded model is shared.
 
     `max_running` slots, each of at most `max_context` tokens (the model's context if not given). `graph_sizes` are
-    the batch sizes of decodes that become CUDA graphs.
+    the batch sizes of decodes that become CUDA graphs, `prompt_graph_sizes` those of other steps: (decodes,
+    prompt tokens).
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class AsyncModelRunner:
         max_running: int,
         max_context: int | None = None,
         graph_sizes: Sequence[int] = (),
+        prompt_graph_sizes: Sequence[tuple[int, int]] = (),
     ) -> None:
         for name, value in (("num_pages", num_pages), ("max_running", max_running)):
             if value < 1:
@@ -73,11 +75,21 @@ class AsyncModelRunner:
         self._result = torch.zeros((2, max_running), dtype=torch.int32, device=place)
         self._results = [pinned((2, max_running), torch.int32, place) for _ in range(_NUM_RESULTS)]
         self._num_launched = 0
-        self._mixed_ring = StagingRing(place, num_ints=1 << 17)
         self._index_ring = StagingRing(place, num_ints=max_running + 16)
         self._input_width = -(-max_running // ALIGNMENT) * ALIGNMENT
         self._decode_ring = StagingRing(place, num_ints=2 * self._input_width)
-        self._graphs = DecodeGraphs(self._compute_decodes, self._stage_nothing, sizes=graph_sizes)
+        pool = torch.cuda.graph_pool_handle() if device.is_gpu else None
+        self._graph_sizes = tuple(graph_sizes)
+        self._graphs = StepGraphs(self._compute_decodes, self._stage_nothing, shapes=self._graph_sizes, pool=pool)
+        self._prompt_steps = PromptSteps(
+            device,
+            self._forward_mixed,
+            geometry=loaded.model.geometry,
+            slots=self._slots,
+            rotary=self._rotary,
+            sizes=prompt_graph_sizes,
+            pool=pool,
+        )
         self.arrivals: Callable[[], Sequence[Arrival]] = lambda: ()  # restores whose pages steps have to wait for
 
     # --- memory ------------------------------------------------------------------------------------
@@ -98,7 +110,7 @@ class AsyncModelRunner:
     def replace_model(self, model: DecoderModel | None) -> None:
         """Compute with `model` from the next step on; None: give the weights' memory back."""
         self._model = model
-        self._graphs.clear()
+        self._clear_graphs()
 
     @property
     def kv(self) -> KVMemory:
@@ -108,13 +120,18 @@ class AsyncModelRunner:
     def replace_kv(self, kv: KVMemory | None) -> None:
         """Keep keys and values in `kv` from the next step on; None: give the memory back."""
         self._kv = kv
+        self._clear_graphs()
+
+    def _clear_graphs(self) -> None:
         self._graphs.clear()
+        self._prompt_steps.clear()
 
     @torch.inference_mode()
     def capture_graphs(self) -> None:
-        """Capture the graphs of all batch sizes now, not when first needed."""
+        """Capture the graphs of all sizes now, not when first needed."""
         self._device.enter_thread()
-        self._graphs.capture_all()
+        self._graphs.capture_all("decode batches")
+        self._prompt_steps.capture_all()
 
     # --- steps -------------------------------------------------------------------------------------
 
@@ -140,7 +157,7 @@ class AsyncModelRunner:
 
     def _launch_decodes(self, plan: StepPlan) -> torch.Tensor:
         """A step of decodes alone; returns the logits, a row for each."""
-        size = self._graphs.padded(plan.num_rows)
+        size = next_size(self._graph_sizes, plan.num_rows) or plan.num_rows
         self._graphs.prepare(size)
         self._stage_decodes(plan.slots, plan.num_computed)
         return self._graphs.run(size)
@@ -152,7 +169,7 @@ class AsyncModelRunner:
         inputs[0, : len(slots)], inputs[1, : len(slots)] = slots, positions
         self._decode_ring.stage((inputs,))
 
-    def _stage_nothing(self) -> None:
+    def _stage_nothing(self, _size: int) -> None:
         none = np.empty(0, dtype=np.int32)
         self._stage_decodes(none, none)
 
@@ -175,27 +192,20 @@ class AsyncModelRunner:
 
     def _launch_mixed(self, plan: StepPlan, sampled: Ints) -> tuple[torch.Tensor, list[PendingLogprobs]]:
         """A step with prompt chunks; returns the logits of the rows that sample, and what prompts want."""
-        model = self.model
-        inputs = stage_mixed(
-            plan,
-            sampled,
-            ring=self._mixed_ring,
-            slots=self._slots,
-            rotary=self._rotary,
-            plan_tiles=partial(self._device.plan_tiles, model.geometry),
-        )
-        token_ids = inputs.token_ids
-        if plan.num_decodes:
-            token_ids[: plan.num_decodes] = self._slots.newest.index_select(0, inputs.batch.decode_slots)
-        attention = self._device.plan_paged_attention(model.geometry, inputs.batch, kv=self.kv)
-        if arrivals := self.arrivals():
-            attention = ArrivingAttention(attention, arrivals)
-        hidden = model.forward(token_ids, attention)
+        step = self._prompt_steps.launch(plan, sampled, self.arrivals())
         prompts = [it for part in prompt_parts(plan, self._slots.assignment)
-                   for it in self._prompt_logprobs(hidden, part)]  # fmt: skip
+                   for it in self._prompt_logprobs(step.hidden[step.shift :], part)]  # fmt: skip
         if not len(sampled):
-            return hidden[:0], prompts
-        return self._greedy_logits(hidden.index_select(0, inputs.last_tokens), inputs.sampled_slots), prompts
+            return step.hidden[:0], prompts
+        return self._greedy_logits(step.hidden.index_select(0, step.last_tokens), step.sampled_slots), prompts
+
+    def _forward_mixed(self, inputs: MixedInputs, arrivals: Sequence[Arrival]) -> torch.Tensor:
+        """Hidden states of a step with prompt chunks, decodes first; each layer waits for its part of `arrivals`."""
+        batch, token_ids, model = inputs.batch, inputs.token_ids, self.model
+        if batch.num_decodes:
+            token_ids = torch.cat((self._slots.newest.index_select(0, batch.decode_slots), token_ids))
+        attention = self._device.plan_paged_attention(model.geometry, batch, kv=self.kv)
+        return model.forward(token_ids, ArrivingAttention(attention, arrivals) if arrivals else attention)
 
     def _greedy_logits(self, hidden: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         logits = self.model.logits(hidden)

@@ -12,27 +12,67 @@ from headwater.execution.device_slots import DeviceSlots
 from headwater.execution.staging import Ints, StagingRing
 from headwater.scheduling.plan import StepPlan
 
+_IDLE_POSITION = -1  # at which kernels do nothing
+
+
+@dataclass(frozen=True, slots=True)
+class MixedShape:
+    """What the arrays of a step are padded to, so that steps of like size are of one shape."""
+
+    num_decodes: int
+    num_tokens: int  # of prompts
+    num_tiles: int  # of prompts' attention; as many rows of chunks
+    num_joins: int
+
+
+@dataclass(frozen=True, slots=True)
+class MixedArrays:
+    """The integers of a step, on the host: D decodes, then C chunks of N tokens in all. Fields as in PromptChunks."""
+
+    decode_slots: Ints  # [D]
+    decode_positions: Ints  # [D]
+    token_ids: Ints  # [N]
+    token_slots: Ints  # [N]
+    token_positions: Ints  # [N]
+    slots: Ints  # [C]
+    starts: Ints  # [C]
+    lens: Ints  # [C]
+    contexts: Ints  # [C]
+    tiles: Ints  # [M, 5]
+    joins: Ints  # [J, 4]
+    last_tokens: Ints  # [number that sample], among the D + N
+    sampled_slots: Ints  # [number that sample]
+
+    @property
+    def padded(self) -> tuple[Ints, ...]:
+        """All that a shape fixes the size of."""
+        return (
+            self.decode_slots, self.decode_positions, self.token_ids, self.token_slots, self.token_positions,
+            self.slots, self.starts, self.lens, self.contexts, self.tiles, self.joins,
+        )  # fmt: skip
+
+    def fits(self, shape: MixedShape) -> bool:
+        """Whether `pad` can make the step one of this shape."""
+        return (
+            len(self.decode_slots) <= shape.num_decodes
+            and len(self.token_ids) <= shape.num_tokens
+            and max(len(self.tiles), len(self.slots)) <= shape.num_tiles
+            and len(self.joins) <= shape.num_joins
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class MixedInputs:
-    """The inputs of one forward pass, on the device. T tokens."""
+    """The inputs of one forward pass, on the device."""
 
-    token_ids: torch.Tensor  # int32[T]; those of decodes are still to be filled in
+    token_ids: torch.Tensor  # int32[N]
     batch: PagedBatch
-    last_tokens: torch.Tensor  # int32[number that sample], among the T
+    last_tokens: torch.Tensor  # int32[number that sample], among the D + N
     sampled_slots: torch.Tensor  # int32[number that sample]
 
 
-def stage_mixed(
-    plan: StepPlan,
-    sampled: Ints,
-    *,
-    ring: StagingRing,
-    slots: DeviceSlots,
-    rotary: tuple[torch.Tensor, torch.Tensor],
-    plan_tiles: Callable[[Ints, Ints], PrefillTiles],
-) -> MixedInputs:
-    """Send what a plan's kernels read to the device. `sampled`: the rows that sample; `rotary`: cos and sin."""
+def flatten(plan: StepPlan, sampled: Ints, *, plan_tiles: Callable[[Ints, Ints], PrefillTiles]) -> MixedArrays:
+    """The integers of a plan; `sampled` are the rows that sample."""
     assert plan.num_rows and (plan.num_tokens > 0).all(), "a plan computes at least one token in every row"
     ends = np.cumsum(plan.num_tokens, dtype=np.int32)
     starts = ends - plan.num_tokens
@@ -41,15 +81,77 @@ def stage_mixed(
     decodes, rest = slice(None, plan.num_decodes), slice(plan.num_decodes, None)  # of rows, and of tokens as well
     contexts = plan.num_computed + plan.num_tokens
     tiles = plan_tiles(plan.num_tokens[rest], contexts[rest])
-    arrays = (
-        plan.token_ids, plan.slots[decodes], positions[decodes], plan.slots[rows[rest]], positions[rest],
-        plan.slots[rest], starts[rest], plan.num_tokens[rest], contexts[rest], tiles.tiles, tiles.joins,
-        ends[sampled] - 1, plan.slots[sampled],
-    )  # fmt: skip
-    staged = ring.stage(arrays)
-    ids, decode_slots, decode_positions, token_slots, token_positions, *of_rows, last_tokens, sampled_slots = staged
+    return MixedArrays(
+        decode_slots=plan.slots[decodes],
+        decode_positions=positions[decodes],
+        token_ids=plan.token_ids[rest],
+        token_slots=plan.slots[rows[rest]],
+        token_positions=positions[rest],
+        slots=plan.slots[rest],
+        starts=starts[rest],
+        lens=plan.num_tokens[rest],
+        contexts=contexts[rest],
+        tiles=tiles.tiles,
+        joins=tiles.joins,
+        last_tokens=ends[sampled] - 1,
+        sampled_slots=plan.slots[sampled],
+    )
+
+
+def pad(arrays: MixedArrays, shape: MixedShape, *, padding_slot: int) -> MixedArrays:
+    """The same step with decodes, tokens and tiles beside it that do nothing. It must fit."""
+    num_decodes = len(arrays.decode_slots)
+    shift = shape.num_decodes - num_decodes  # of all that comes behind the decodes
+    num_rows = shape.num_tiles
+    return MixedArrays(
+        decode_slots=_filled(arrays.decode_slots, shape.num_decodes, padding_slot),
+        decode_positions=_filled(arrays.decode_positions, shape.num_decodes, _IDLE_POSITION),
+        token_ids=_filled(arrays.token_ids, shape.num_tokens, 0),
+        token_slots=_filled(arrays.token_slots, shape.num_tokens, padding_slot),
+        token_positions=_filled(arrays.token_positions, shape.num_tokens, _IDLE_POSITION),
+        slots=_filled(arrays.slots, num_rows, padding_slot),
+        starts=_filled(arrays.starts + shift, num_rows, 0),
+        lens=_filled(arrays.lens, num_rows, 0),
+        contexts=_filled(arrays.contexts, num_rows, 0),
+        tiles=_filled(arrays.tiles, shape.num_tiles, 0),
+        joins=_filled(arrays.joins, shape.num_joins, 0),
+        last_tokens=arrays.last_tokens + np.where(arrays.last_tokens < num_decodes, 0, shift).astype(np.int32),
+        sampled_slots=arrays.sampled_slots,
+    )
+
+
+def idle(shape: MixedShape, *, padding_slot: int) -> MixedArrays:
+    """A step of this shape that does nothing."""
+    none = np.empty(0, dtype=np.int32)
+    empty = MixedArrays(
+        decode_slots=none,
+        decode_positions=none,
+        token_ids=none,
+        token_slots=none,
+        token_positions=none,
+        slots=none,
+        starts=none,
+        lens=none,
+        contexts=none,
+        tiles=np.empty((0, 5), dtype=np.int32),
+        joins=np.empty((0, 4), dtype=np.int32),
+        last_tokens=none,
+        sampled_slots=none,
+    )
+    return pad(empty, shape, padding_slot=padding_slot)
+
+
+def stage(
+    arrays: MixedArrays, *, ring: StagingRing, slots: DeviceSlots, rotary: tuple[torch.Tensor, torch.Tensor]
+) -> MixedInputs:
+    """Send a step's integers to the device. `rotary`: cos and sin.
+
+    Steps of one shape lie at the same addresses of one ring, `last_tokens` and `sampled_slots` aside.
+    """
+    staged = ring.stage((*arrays.padded, arrays.last_tokens, arrays.sampled_slots))
+    decode_slots, decode_positions, token_ids, token_slots, token_positions, *of_rows, last, sampled_slots = staged
     batch = PagedBatch(
-        num_decodes=plan.num_decodes,
+        num_decodes=len(decode_slots),
         decode_slots=decode_slots,
         positions=decode_positions,
         rotary_rows=decode_positions,
@@ -58,4 +160,11 @@ def stage_mixed(
         sin=rotary[1],
         chunks=PromptChunks(token_slots, token_positions, token_positions, *of_rows),
     )
-    return MixedInputs(ids, batch, last_tokens, sampled_slots)
+    return MixedInputs(token_ids, batch, last, sampled_slots)
+
+
+def _filled(array: Ints, num: int, value: int) -> Ints:
+    """`array` with lines of `value` behind it, `num` lines in all."""
+    filled = np.full((num, *array.shape[1:]), value, dtype=np.int32)
+    filled[: len(array)] = array
+    return filled

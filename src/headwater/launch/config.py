@@ -80,13 +80,13 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     cuda_graph_max_bs: Annotated[
         int | None,
         Flag(
-            "Largest decode batch captured as a CUDA graph. Default: --max-running-requests.",
+            "Most decodes of a step captured as a CUDA graph. Default: --max-running-requests.",
             MODEL,
             low=1,
             high=4096,
         ),
     ] = None
-    disable_cuda_graph: Annotated[bool, Flag("Launch every kernel of a decode step by itself.", MODEL)] = False
+    disable_cuda_graph: Annotated[bool, Flag("Launch every kernel of a step by itself.", MODEL)] = False
     load_format: Annotated[
         Literal["auto", "safetensors", "gguf", "dummy"],
         Flag("Format of the weights. dummy: random weights from a config.json, for benchmarks.", MODEL),

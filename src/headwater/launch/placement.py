@@ -54,10 +54,13 @@ def make_runner(args: ServerArgs, loaded: LoadedModel, device: Device, *, num_pa
         return runner
     from headwater.devices.cuda import CudaDevice  # as above: only where it is used
     from headwater.execution.async_runner import AsyncModelRunner
-    from headwater.execution.decode_graphs import graph_sizes
+    from headwater.execution.prompt_steps import launch_bound_tokens, prompt_graph_sizes
+    from headwater.execution.step_graphs import graph_sizes
 
     assert isinstance(device, CudaDevice)
     largest = 0 if args.disable_cuda_graph else args.cuda_graph_max_bs or args.max_running_requests
+    largest = min(largest, args.max_running_requests)
+    max_tokens = 0 if args.disable_cuda_graph else launch_bound_tokens(loaded.weights_bytes // loaded.dtype.itemsize)
     on_gpu = AsyncModelRunner(
         loaded,
         device,
@@ -65,7 +68,10 @@ def make_runner(args: ServerArgs, loaded: LoadedModel, device: Device, *, num_pa
         num_pages=num_pages,
         max_running=args.max_running_requests,
         max_context=max_context,
-        graph_sizes=graph_sizes(min(largest, args.max_running_requests)),
+        graph_sizes=graph_sizes(largest),
+        prompt_graph_sizes=prompt_graph_sizes(
+            max_tokens=min(max_tokens, args.max_step_tokens), max_decodes=largest
+        ),
     )
     room = min(max_context, num_pages * args.page_size) - 1
     warm_up(on_gpu, num_tokens=min(args.max_step_tokens, room))

@@ -1,0 +1,147 @@
+"""Forward passes of steps with prompt chunks: by a CUDA graph where the step is small, else kernel by kernel.
+
+A prompt's few new tokens behind a cached prefix, or beside decodes, keep the card busy for less time than Python takes
+to launch their kernels. What depends on lengths, positions and pages lies in the static inputs of a graph.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from headwater.devices.cuda import CudaDevice
+from headwater.devices.cuda_arrival import Arrival
+from headwater.devices.device import AttentionGeometry
+from headwater.devices.triton_prefill import queries_per_tile
+from headwater.execution.device_slots import DeviceSlots
+from headwater.execution.staging import ALIGNMENT, Ints, StagingRing
+from headwater.execution.step_graphs import StepGraphs, next_size
+from headwater.execution.step_inputs import MixedInputs, MixedShape, flatten, idle, pad, stage
+from headwater.scheduling.plan import StepPlan
+
+# What the card computes in the time that Python launches a step in, in parameters times tokens: measured on an H200,
+# where it is 9 ms for 8B parameters and 300 tokens. Beyond it the launches hide behind the card's work.
+_LAUNCH_BOUND = 2.5e12
+_MAX_TOKENS = 1024
+_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, _MAX_TOKENS)
+_TOKENS_BESIDE_DECODES = (32, 128, 512)
+_DECODES = (8, 32, 128, 256)
+_SPARE_TILES = 8  # for chunks that leave their last tile half empty
+_SPARE_JOINS = 4
+
+
+def launch_bound_tokens(num_parameters: int) -> int:
+    """Tokens of a step up to which a graph is the faster way, for a model of so many parameters."""
+    return min(_MAX_TOKENS, int(_LAUNCH_BOUND / num_parameters))
+
+
+def prompt_graph_sizes(*, max_tokens: int, max_decodes: int) -> tuple[tuple[int, int], ...]:
+    """(decodes, prompt tokens) of the steps to capture: at most `max_tokens` of both, at most `max_decodes`."""
+    sizes = [(0, tokens) for tokens in _TOKENS]
+    if max_decodes:
+        beside = sorted({min(decodes, max_decodes) for decodes in _DECODES})
+        sizes += [(decodes, tokens) for decodes in beside for tokens in _TOKENS_BESIDE_DECODES]
+    return tuple(size for size in sizes if sum(size) <= max_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptStep:
+    """A step with prompt chunks that has been enqueued."""
+
+    hidden: torch.Tensor  # float32[tokens, hidden_size], valid until the next step
+    shift: int  # tokens of padding between decodes and prompts
+    last_tokens: torch.Tensor  # int32[number that sample], among the hidden states
+    sampled_slots: torch.Tensor  # int32[number that sample]
+
+
+class PromptSteps:
+    """Stages and enqueues steps with prompt chunks.
+
+    `forward` computes the hidden states of inputs that lie on the device, and waits for arrivals as it needs them.
+    `sizes` are the (decodes, prompt tokens) that become graphs, `pool` is their memory.
+    """
+
+    def __init__(
+        self,
+        device: CudaDevice,
+        forward: Callable[[MixedInputs, Sequence[Arrival]], torch.Tensor],
+        *,
+        geometry: AttentionGeometry,
+        slots: DeviceSlots,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        sizes: Sequence[tuple[int, int]],
+        pool: Any,
+    ) -> None:
+        self._forward = forward
+        self._slots = slots
+        self._rotary = rotary
+        self._plan_tiles = partial(device.plan_tiles, geometry)
+        self._ring = StagingRing(device.torch_device, num_ints=1 << 17)
+        self._shapes = {size: _shape(*size, device, geometry) for size in sorted(sizes)}
+        self._decode_sizes = sorted({decodes for decodes, _ in self._shapes})
+        self._static: dict[MixedShape, MixedInputs] = {}
+        self._static_ring = StagingRing(device.torch_device, num_ints=self._static_ints(slots.padding_slot))
+        self._graphs = StepGraphs(
+            self._compute, self._stage_nothing, shapes=tuple(self._shapes.values()), pool=pool
+        )
+
+    def launch(self, plan: StepPlan, sampled: Ints, arrivals: Sequence[Arrival]) -> PromptStep:
+        """Enqueue the forward pass of a plan; `sampled`: the rows that sample.
+
+        While pages arrive a step is launched kernel by kernel: the launches take no longer than the link, and a
+        layer begins when its pages are there.
+        """
+        arrays = flatten(plan, sampled, plan_tiles=self._plan_tiles)
+        shape = self._shape_for(plan.num_decodes, len(arrays.token_ids))
+        if arrivals or shape is None or not arrays.fits(shape):
+            inputs = stage(arrays, ring=self._ring, slots=self._slots, rotary=self._rotary)
+            return PromptStep(self._forward(inputs, arrivals), 0, inputs.last_tokens, inputs.sampled_slots)
+        self._graphs.prepare(shape)
+        padded = pad(arrays, shape, padding_slot=self._slots.padding_slot)
+        inputs = stage(padded, ring=self._static_ring, slots=self._slots, rotary=self._rotary)
+        self._static[shape] = inputs
+        shift = shape.num_decodes - plan.num_decodes
+        return PromptStep(self._graphs.run(shape), shift, inputs.last_tokens, inputs.sampled_slots)
+
+    def capture_all(self) -> None:
+        """Capture all graphs now, not when first needed."""
+        self._graphs.capture_all("steps with prompts")
+
+    def clear(self) -> None:
+        """Forget all graphs: weights or KV memory have moved."""
+        self._graphs.clear()
+
+    def _shape_for(self, num_decodes: int, num_tokens: int) -> MixedShape | None:
+        """The shape with the fewest decodes and then the fewest tokens that a step fits in."""
+        padded = next_size(self._decode_sizes, num_decodes)
+        if padded is None:
+            return None
+        tokens = next_size([tokens for decodes, tokens in self._shapes if decodes == padded], num_tokens)
+        return None if tokens is None else self._shapes[padded, tokens]
+
+    def _compute(self, shape: MixedShape) -> torch.Tensor:
+        return self._forward(self._static[shape], ())
+
+    def _stage_nothing(self, shape: MixedShape) -> None:
+        nothing = idle(shape, padding_slot=self._slots.padding_slot)
+        self._static[shape] = stage(nothing, ring=self._static_ring, slots=self._slots, rotary=self._rotary)
+
+    def _static_ints(self, max_running: int) -> int:
+        """What the largest shape's arrays take in a ring, which must not move them."""
+        sizes = [
+            sum(array.size + ALIGNMENT for array in idle(shape, padding_slot=0).padded)
+            for shape in self._shapes.values()
+        ]
+        return max(sizes, default=0) + 2 * (max_running + ALIGNMENT)
+
+
+def _shape(num_decodes: int, num_tokens: int, device: CudaDevice, geometry: AttentionGeometry) -> MixedShape:
+    num_full = -(-num_tokens // queries_per_tile(geometry))
+    return MixedShape(
+        num_decodes,
+        num_tokens,
+        num_tiles=max(device.max_pieces(geometry), num_full + _SPARE_TILES),
+        num_joins=num_full + _SPARE_JOINS,
+    )
