@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_PIECES = 64  # of one tile: what a program of the join reads at once
-_MIN_PIECE = 256  # keys; shorter ones cost more in joins than they save
+_MIN_PIECE = 128  # keys
+_MIN_SAVED = 384  # keys that the longest tile is spared, or a join costs more
 _CUT = 64  # pieces begin at multiples of this: whole blocks of keys
 _NO_PART = -1
 
@@ -64,8 +65,9 @@ def plan_tiles(query_lens: Ints, context_lens: Ints, *, num_queries: int, max_pi
 def _pieces(firsts: np.ndarray, num_keys: np.ndarray, max_pieces: int) -> tuple[int, np.ndarray]:
     """(keys of a piece, pieces of every tile). Every query of a tile sees a key of each of its pieces."""
     longest = int(num_keys.max(initial=1))
-    if 2 * len(num_keys) > max_pieces or longest <= _MIN_PIECE:
-        return longest, np.ones(len(num_keys), dtype=np.int64)
+    whole = longest, np.ones(len(num_keys), dtype=np.int64)
+    if 2 * len(num_keys) > max_pieces or longest <= _MIN_PIECE + _MIN_SAVED:
+        return whole
 
     def counts_at(length: int) -> np.ndarray:
         return np.minimum(-(-num_keys // length), firsts // length + 1)
@@ -74,4 +76,4 @@ def _pieces(firsts: np.ndarray, num_keys: np.ndarray, max_pieces: int) -> tuple[
     length = -(-fewest // _CUT) * _CUT
     while int(counts_at(length).sum()) > max_pieces:
         length += max(_CUT, length // 16 // _CUT * _CUT)
-    return length, counts_at(length)
+    return (length, counts_at(length)) if longest - length >= _MIN_SAVED else whole

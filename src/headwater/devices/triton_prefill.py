@@ -25,7 +25,8 @@ _LINES = 128  # (query, head of the group) pairs of a tile; half of them where h
 _KEYS = 64  # tokens at a time
 _NUM_WARPS = 4
 _NUM_STAGES = 3
-_JOINED_LINES = 4  # lines of a tile that one program of the join takes
+_JOINED_LINES = 2  # lines of a tile that one program of the join takes
+_JOINED_PARTS = 16  # and parts of each at once
 
 
 def queries_per_tile(geometry: AttentionGeometry) -> int:
@@ -119,6 +120,7 @@ def prefill(
             _lines(head_dim),
             _JOINED_LINES,
             MAX_PIECES,
+            _JOINED_PARTS,
             key=(qkv.device.index, qkv.dtype, sizes),
         )
 
@@ -269,6 +271,7 @@ def _join_kernel(
     LINES: tl.constexpr,
     JOINED: tl.constexpr,
     PIECES: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ):
     join, kv_head = joins + tl.program_id(0) * 4, tl.program_id(1)
     row, first_query = tl.load(join), tl.load(join + 1)
@@ -276,22 +279,30 @@ def _join_kernel(
     if num_parts == 0:  # padding
         return
     num_queries, first_token = tl.load(row_lens + row), tl.load(row_starts + row)
-    piece, dim = tl.arange(0, PIECES), tl.arange(0, DIM_BLOCK)
-    is_part, is_dim = piece < num_parts, dim < DIM
-    QUERIES: tl.constexpr = LINES // GROUP
-    for joined in tl.static_range(JOINED):
-        line = tl.program_id(2) * JOINED + joined
-        query = first_query + line // GROUP
-        if (line < QUERIES * GROUP) & (query < num_queries):
-            at = ((first_part + piece).to(tl.int64) * NUM_KV_HEADS + kv_head) * LINES + line
-            lse = tl.load(lses + at, mask=is_part, other=-float("inf"))
-            share = tl.exp2(lse - tl.max(lse, 0))
-            part_at = partials + at[:, None] * DIM + dim[None, :]
-            each = tl.load(part_at, mask=is_part[:, None] & is_dim[None, :], other=0.0)
-            value = tl.sum(each * share[:, None], 0) / tl.sum(share, 0)
-            token = (first_token + query).to(tl.int64)
-            to = out + (token * (NUM_KV_HEADS * GROUP) + kv_head * GROUP + line % GROUP) * DIM
-            tl.store(to + dim, value.to(out.dtype.element_ty), mask=is_dim)
+    line, dim = tl.program_id(2) * JOINED + tl.arange(0, JOINED), tl.arange(0, DIM_BLOCK)
+    query = first_query + line // GROUP
+    is_line = (line < LINES // GROUP * GROUP) & (query < num_queries)
+    first_at = (first_part.to(tl.int64) * NUM_KV_HEADS + kv_head) * LINES + line
+    STRIDE: tl.constexpr = NUM_KV_HEADS * LINES  # from part to part
+
+    piece = tl.arange(0, PIECES)
+    is_in = is_line[:, None] & (piece[None, :] < num_parts)
+    lse = tl.load(lses + first_at[:, None] + piece[None, :] * STRIDE, mask=is_in, other=-float("inf"))
+    best = tl.max(tl.where(is_line[:, None], lse, 0.0), 1)
+    total = tl.sum(tl.exp2(lse - best[:, None]), 1)
+    acc = tl.zeros((JOINED, DIM_BLOCK), tl.float32)
+    for first in range(0, num_parts, AT_ONCE):
+        piece = first + tl.arange(0, AT_ONCE)
+        at = first_at[:, None] + piece[None, :] * STRIDE
+        is_in = is_line[:, None] & (piece[None, :] < num_parts)
+        share = tl.exp2(tl.load(lses + at, mask=is_in, other=-float("inf")) - best[:, None])
+        part_at = partials + at[:, :, None] * DIM + dim[None, None, :]
+        each = tl.load(part_at, mask=is_in[:, :, None] & (dim[None, None, :] < DIM), other=0.0)
+        acc += tl.sum(each * share[:, :, None], 1)
+    token = (first_token + query).to(tl.int64)
+    to = out + (token * (NUM_KV_HEADS * GROUP) + kv_head * GROUP + line % GROUP) * DIM
+    value = (acc / tl.where(is_line, total, 1.0)[:, None]).to(out.dtype.element_ty)
+    tl.store(to[:, None] + dim[None, :], value, mask=is_line[:, None] & (dim[None, :] < DIM))
 
 
 _launch_prefill = Launcher(_prefill_kernel)
