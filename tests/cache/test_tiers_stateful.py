@@ -1,18 +1,16 @@
 """Tree, pools, copies and a store against a dict model, under every order of operations Hypothesis finds."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
+from tiers_model import PAGE, Content, Copy, Flush, Memory, Store
 
 from headwater.cache.host_tier import HostTier
 from headwater.cache.invariants import check_invariants
 from headwater.cache.lease import Lease
 from headwater.cache.namespace import Namespace, Scope, Tier
-from headwater.cache.page_pool import Owner, PagePool
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.storage_names import StorageNames
 from headwater.cache.storage_tier import StorageSettings, StorageTier
@@ -20,10 +18,8 @@ from headwater.cache.token_sequence import TokenSequence
 from headwater.cache.write_policy import WritePolicy
 from headwater.clock import ManualClock
 from headwater.simulation.fake_jobs import FakeJobRunner
-from headwater.storage.memory import MemoryBackend
 from headwater.storage.page_key import Fingerprint
 
-PAGE = 2
 STEMS = ([0] * 13, [0] * 6 + [1] * 7, [1] * 13)  # few, so that what one wrote the others find
 TOKENS = st.builds(lambda stem, length: stem[:length], st.sampled_from(STEMS), st.integers(1, 13))
 SALTS = st.sampled_from(["", "", "a"])
@@ -32,60 +28,6 @@ TIERS = st.sampled_from([{DEVICE, HOST}, {DEVICE, HOST}, set(Tier), {STORAGE}, {
 FINGERPRINT = Fingerprint(
     weights_id="", model_config_hash="m", kv_dtype="d", page_size=PAGE, num_layers=1, num_kv_heads=1, head_dim=1
 )
-
-
-@dataclass(frozen=True)
-class Content:
-    """What was computed into a page."""
-
-    namespace: Namespace
-    path: tuple[int, ...]
-    time: int
-
-
-class Memory:
-    """Pages of one tier: a content's number in each; and since when what is there was on its way."""
-
-    page_bytes = 8
-
-    def __init__(self, num_pages: int) -> None:
-        self.content = np.zeros(num_pages, dtype=np.int64)
-        self.began = np.zeros(num_pages, dtype=np.int64)
-        self.is_from_store = np.zeros(num_pages, dtype=bool)
-        self.pool: PagePool | None = None
-        self.now: Callable[[], int] = lambda: 0
-
-    def view(self, page: int) -> memoryview:
-        if self.pool is not None and self.pool.owner_of(page) is Owner.TRANSFER:  # a prefetch will write it
-            self.content[page] = 0
-            self.began[page] = self.now()
-            self.is_from_store[page] = True
-        return memoryview(self.content[page : page + 1].view(np.uint8))
-
-
-class Copy:
-    """Ends when the machine says so; its source must not change before, and nobody else writes its target."""
-
-    took_s = 0.0
-
-    def __init__(self, source: Memory, sources, target: Memory, targets, time: int) -> None:
-        self.has_failed = False
-        self._is_done = False
-        self._source, self._sources, self._target, self._targets = source, sources.copy(), target, targets.copy()
-        self._before = source.content[sources].copy()
-        target.content[targets] = 0
-        target.began[targets] = time
-        target.is_from_store[targets] = False
-
-    def end(self, *, fails: bool) -> None:
-        assert np.array_equal(self._source.content[self._sources], self._before), "a page was reused while copied"
-        assert not self._target.content[self._targets].any(), "somebody wrote to the target of a copy"
-        self._target.content[self._targets] = -1 if fails else self._before
-        self.has_failed = fails
-        self._is_done = True
-
-    def is_done(self) -> bool:
-        return self._is_done
 
 
 class TiersMachine(RuleBasedStateMachine):
@@ -103,8 +45,9 @@ class TiersMachine(RuleBasedStateMachine):
         self.memory = {Tier.DEVICE: Memory(12), Tier.HOST: Memory(14)}
         self.contents: list[Content | None] = [None]  # by number
         self.copies: list[Copy] = []
-        self.retired: list[tuple[int, Scope]] = []
+        self.flushes: list[Flush] = []
         self.given: set[Lease] = set()
+        self.private: set[Lease] = set()
         self.clock, self.jobs = ManualClock(), FakeJobRunner()
         self.jobs.max_polls = 3
         self.cache = PrefixCache(
@@ -122,9 +65,9 @@ class TiersMachine(RuleBasedStateMachine):
             ),
         )
         self.memory[Tier.HOST].pool = self.cache.books[Tier.HOST].pool
-        self.memory[Tier.HOST].now = lambda: self.time
-        self.backend = MemoryBackend(capacity_bytes=1 << 20)
-        self.attach()
+        self.memory[Tier.HOST].now = lambda: (self.time, self.attached)
+        self.stores = [Store(capacity_bytes=1 << 20) for _ in range(2)]
+        self.attach(0)
 
     # --- the copier ---------------------------------------------------------------------------------
 
@@ -151,6 +94,8 @@ class TiersMachine(RuleBasedStateMachine):
             if prefetch is not None and self.cache.is_awaited(prefetch):
                 self.turn(1)
         lease = self.cache.acquire(namespace, sequence, max_cached_tokens=len(tokens) - 1, no_store=no_store)
+        if no_store:
+            self.private.add(lease)
         needed = len(tokens) // PAGE + 1 - lease.num_pages
         if self.cache.extend(lease, needed) is None:
             assert self.cache.num_available < needed
@@ -165,7 +110,7 @@ class TiersMachine(RuleBasedStateMachine):
         page = int(lease.page_table()[index])
         self.memory[Tier.DEVICE].content[page] = len(self.contents)
         self.memory[Tier.DEVICE].began[page] = time
-        self.contents.append(Content(lease.root.namespace, path, time))
+        self.contents.append(Content(lease.root.namespace, path, time, lease in self.private))
 
     @rule(tokens=TOKENS, salt=SALTS)
     def serve(self, tokens, salt):
@@ -173,6 +118,10 @@ class TiersMachine(RuleBasedStateMachine):
         lease = self.acquire(tokens, salt, no_store=False, prefetches=True)
         self.publish(lease, 1.0)
         self.release(lease, parks=False)
+
+    @rule(tokens=TOKENS, salt=SALTS)
+    def serve_and_leave_nothing(self, tokens, salt):
+        self.end(self.acquire(tokens, salt, no_store=True, prefetches=False))
 
     def is_open(self, lease) -> bool:
         return lease is not None and not lease.is_released and lease not in self.given
@@ -222,6 +171,15 @@ class TiersMachine(RuleBasedStateMachine):
         copy.end(fails=fails and self.time % 3 == 0)
         self.cache.apply_finished()
 
+    @rule(tokens=TOKENS, salt=SALTS)
+    def fail_to_copy(self, tokens, salt):
+        """Nothing arrives of what was on its way."""
+        self.serve(tokens, salt)
+        for copy in self.copies:
+            copy.end(fails=True)
+        self.copies.clear()
+        self.turn(1)
+
     @rule(count=st.integers(1, 4))
     def turn(self, count):
         """The loop looks: copies and calls that ended are taken in, new ones begun."""
@@ -240,8 +198,10 @@ class TiersMachine(RuleBasedStateMachine):
         self.serve(tokens, "")
         self.quiet(1)
         self.jobs.hang_rate = 0.0
+        hung = self.jobs.hung.copy()
         self.clock.advance(6.0)
         self.turn(1)
+        assert not any(job.is_open for job in hung), "the loop still waits"
 
     @rule()
     def come_back(self):
@@ -263,24 +223,128 @@ class TiersMachine(RuleBasedStateMachine):
         self.cache.prefetch(Namespace(salt, "", "", "w"), np.array(tokens, dtype=np.int32))
         self.turn(2)
 
+    @rule(tokens=TOKENS, salt=SALTS, length=st.integers(1, 13), tiers=TIERS)
+    def flush_under_a_request(self, tokens, salt, length, tiers):
+        """By prefix; what it computed before is not shared after."""
+        lease = self.acquire(tokens, salt, no_store=False, prefetches=False)
+        self.retire(salt, tokens[:length], tiers)
+        self.end(lease)
+
+    @rule(tokens=TOKENS, salt=SALTS, tier=st.sampled_from([HOST, DEVICE]))
+    def flush_under_a_copy(self, tokens, salt, tier):
+        """What a copy brings after the flush of its target does not appear."""
+        self.serve(tokens, salt)
+        if tier is DEVICE:
+            self.quiet(1)
+            self.retire(salt, None, frozenset({DEVICE}))
+            self.load(tokens, salt)
+        self.retire(salt, None, frozenset({tier}))
+        self.quiet(1)
+
+    @rule(salt=SALTS)
+    def crowd_the_device(self, salt):
+        """One holds what was used longest ago, and another needs more than is free."""
+        first, *_, last = STEMS
+        self.serve(first[:5], salt)
+        self.quiet(1)
+        held = self.acquire(first[:5], salt, no_store=False, prefetches=False)
+        for other in ("", "a"):
+            self.serve(last, other)
+            self.quiet(1)
+        self.end(held)
+
+    @rule(tokens=TOKENS, salt=SALTS, tiers=TIERS)
+    def flush_under_a_prefetch(self, tokens, salt, tiers):
+        """What was on its way up when it was flushed may end, but not appear."""
+        self.serve(tokens, salt)
+        self.find_in_the_store(tokens, salt)
+        self.retire(salt, None, tiers)
+        self.turn(12)
+
+    @rule(tokens=TOKENS, salt=SALTS)
+    def flush_the_store_under_a_request(self, tokens, salt):
+        """What it computed before must not be stored as if it had been computed after."""
+        lease = self.acquire(tokens, salt, no_store=False, prefetches=True)
+        self.retire(None, None, frozenset({STORAGE}))
+        self.quiet(1)
+        self.end(lease)
+        self.find_in_the_store(tokens, salt)
+        self.turn(12)
+
+    @rule(tokens=TOKENS, salt=SALTS, which=st.none() | st.integers(0, 1))
+    def flush_while_the_store_does_not_acknowledge(self, tokens, salt, which):
+        """Until it has, nothing in scope is read from it, though it would answer; nor from its successor."""
+        self.serve(tokens, salt)
+        self.quiet(1)
+        if which is not None:
+            self.attach(1 - which)
+        self.stores[self.attached].refuses_flushes = True
+        self.retire(None, None, frozenset(Tier))
+        if which is not None:
+            self.attach(which)
+        self.find_in_the_store(tokens, salt)
+        self.turn(12)
+        for store in self.stores:
+            store.refuses_flushes = False
+        self.clock.advance(1.0)
+        self.quiet(1)
+
     @rule(data=st.data())
     def flip_a_bit(self, data):
-        if self.backend._pages:
-            key = data.draw(st.sampled_from(sorted(self.backend._pages, key=lambda key: (key.page, key.bucket.id))))
-            self.backend.flip_bit(key, data.draw(st.integers(700, 831)))  # most of the page is header
+        store = self.stores[self.attached]
+        if store.held():
+            key = data.draw(st.sampled_from(store.held()))
+            store.flip_bit(key, data.draw(st.integers(700, 831)))  # most of the page is header
 
-    @rule()
-    def replace_the_store(self):
+    @rule(tokens=TOKENS, salt=SALTS, bit=st.integers(0, 831))
+    def damage_the_store(self, tokens, salt, bit):
+        self.serve(tokens, salt)
         self.quiet(1)
-        self.attach()
+        store = self.stores[self.attached]
+        for key in store.held():
+            store.flip_bit(key, bit)
+        self.find_in_the_store(tokens, salt)
+        self.turn(12)
 
-    def attach(self):
+    @rule(which=st.integers(0, 1))
+    def replace_the_store(self, which):
+        self.quiet(1)
+        self.attach(which)
+
+    @rule(tokens=TOKENS, salt=SALTS, which=st.integers(0, 1), is_on_its_way=st.booleans())
+    def replace_the_store_under_a_request(self, tokens, salt, which, is_on_its_way):
+        """What one store's generations say of it says nothing about the other's."""
+        self.retire(None, None, frozenset({STORAGE}))
+        self.quiet(1)
+        lease = self.acquire(tokens, salt, no_store=False, prefetches=True)
+        if is_on_its_way:
+            self.publish(lease, 1.0)
+        self.attach(which)
+        self.retire(None, None, frozenset({STORAGE}))
+        self.turn(12)  # it acknowledges; copies are still on their way
+        self.end(lease)
+        self.find_in_the_store(tokens, salt)
+        self.turn(12)
+
+    def end(self, lease) -> None:
+        """All that a request has computed is shared, and on its way down; it is over."""
+        self.publish(lease, 1.0)
+        self.release(lease, parks=False)
+        self.quiet(1)
+
+    def attach(self, which: int) -> None:
         if self.cache.storage is not None:
             self.cache.detach_storage()
+            for flush in self.flushes:
+                if not flush.retirement.is_acknowledged:
+                    flush.stores.add(which)  # the next store carries it out, too; this one still owes it
         assert self.cache.transfers is not None
+        self.attached = which
+        self.turn(1)  # the other is closed
+        self.stores[which].reopen()
         self.cache.attach_storage(
             StorageTier(
-                self.backend,
+                self.stores[which],
                 tree=self.cache.tree,
                 host=self.cache.books[Tier.HOST],
                 host_pages=self.memory[Tier.HOST],
@@ -289,9 +353,9 @@ class TiersMachine(RuleBasedStateMachine):
                 clock=self.clock,
                 settings=StorageSettings(min_prefetch_tokens=PAGE),
                 counters=self.cache.transfers.counters,
+                place=str(which),
             )
         )
-        self.backend._is_closed = False
 
     # --- flushes ------------------------------------------------------------------------------------
 
@@ -302,7 +366,7 @@ class TiersMachine(RuleBasedStateMachine):
         would = self.cache.preview(scope)
         did = self.cache.retire(scope)
         assert (would.freed, would.retired) == (did.freed, did.retired)
-        self.retired.append((self.time, scope))
+        self.flushes.append(Flush(self.time, scope, {self.attached}, did))
         self.time += 1
 
     @invariant()
@@ -321,18 +385,23 @@ class TiersMachine(RuleBasedStateMachine):
         first = len(path) // PAGE - len(run.pages)
         for index, page in enumerate(run.pages.tolist(), start=first):
             memory = self.memory[tier]
+            assert 0 < memory.content[page] < len(self.contents), "nobody computed this"
             content = self.contents[int(memory.content[page])]
-            assert content is not None and memory.content[page] > 0
+            assert content is not None and not content.is_private
             assert (content.namespace, content.path) == (node.namespace, path[: (index + 1) * PAGE])
-            for at, scope in self.retired:
-                if scope.has_namespace(node.namespace):
-                    limit = scope.limit_for(np.array(path, dtype=np.int32), PAGE)
-                    if limit is None or index < limit:
-                        continue
-                    began = memory.began[page]
-                    assert tier not in scope.tiers or at < began, f"flushed on {tier.name}"
-                    is_old = memory.is_from_store[page] and STORAGE in scope.tiers and content.time <= at < began
-                    assert not is_old, "read after the store was flushed, and computed before"
+            for flush in self.flushes:
+                self._check_against(flush, node, path, tier=tier, index=index, page=page)
+
+    def _check_against(self, flush: Flush, node, path, *, tier: Tier, index: int, page: int) -> None:
+        if not flush.covers(node.namespace, path, index):
+            return
+        memory = self.memory[tier]
+        began, content = memory.began[page], self.contents[int(memory.content[page])]
+        assert content is not None
+        assert tier not in flush.scope.tiers or flush.time < began, f"flushed on {tier.name}"
+        if STORAGE in flush.scope.tiers and memory.store[page] in flush.stores:
+            is_old = content.time <= flush.time < began
+            assert not is_old, "read after the store was flushed, and computed before"
 
     def teardown(self):
         for lease in list(self.cache.leases):

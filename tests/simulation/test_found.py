@@ -85,6 +85,34 @@ def test_a_flush_of_a_store_that_is_detached_meanwhile_is_owed_to_the_next_one(i
     assert again.meta.cached_storage == 0
 
 
+def test_a_flush_is_owed_by_the_store_it_was_meant_for_though_the_next_one_has_carried_it_out():
+    """Attached again after another one, it had its old pages back."""
+    stores = {name: UnreliableStore(capacity_bytes=1 << 20, seed=0) for name in ("first", "second")}
+    driver = Driver(num_pages=40, num_host_pages=100)
+    prompt = list(range(60))
+
+    def attach(name: str) -> None:
+        driver.store = stores[name]
+        stores[name]._is_closed = False
+        driver.send(AttachStorage(call_id="attach " + name, kind="file", directory=name))
+        driver.turn(5)
+
+    attach("first")
+    driver.finish(driver.generate("a", prompt, 2))
+    driver.settle()
+    stores["first"].faults.fails = 1.0
+    driver.send(FlushCache(call_id="f", mode="now", tiers=("device", "host", "storage")))
+    while "f" not in driver.replies:
+        driver.turn()
+    assert driver.replies["f"].pending == ("storage",)
+    attach("second")
+    stores["first"].faults.fails = 0.0
+    attach("first")
+    again = driver.generate("b", prompt, 2)
+    driver.finish(again)
+    assert again.meta.cached_storage == 0
+
+
 def test_memory_is_not_released_under_a_step_whose_requests_have_ended():
     """Such a step blocks nobody, but it computes: on a GPU its weights and KV were taken away."""
     driver = Driver(is_async=True)

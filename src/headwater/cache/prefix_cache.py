@@ -9,6 +9,7 @@ from headwater.cache.host_tier import HostTier
 from headwater.cache.lease import NO_LIMIT, Lease
 from headwater.cache.namespace import Namespace, Scope, Tier
 from headwater.cache.observer import CacheObserver
+from headwater.cache.owed_flushes import OwedFlushes
 from headwater.cache.page_pool import Owner, PageIds, PagePool
 from headwater.cache.prefetch import Prefetch
 from headwater.cache.radix_tree import Node, RadixTree
@@ -72,7 +73,7 @@ class PrefixCache:
                 is_host_read=lambda: self.storage is not None and bool(self.storage.in_flight()),
             )
         self.storage: StorageTier | None = None
-        self._owed: list[RaisedScope] = []  # flushes that the store attached next has to carry out first
+        self._owed = OwedFlushes()
         self._cutter = Cutter(self.tree, self.books, self.leases)
         self.restore_cost = RestoreCost(min_tokens=host.min_restore_tokens if host else 0)
         self._device = self.books[Tier.DEVICE]
@@ -267,8 +268,7 @@ class PrefixCache:
         """Use `storage` from now on. There is none attached, and there is a host tier to move pages through."""
         assert self.storage is None and self.host is not None
         self.storage = storage
-        owed, self._owed = self._owed, []
-        storage.generations.take_over(owed)
+        storage.generations.take_over(self._owed.take(storage.place))
         if self.tree.roots:  # what is being computed now is to be stored, too
             storage.generations.ask(list(self.tree.roots))
 
@@ -277,7 +277,7 @@ class PrefixCache:
         assert self.storage is not None
         storage, self.storage = self.storage, None
         storage.detach()
-        self._owed += storage.generations.unacknowledged
+        self._owed.left_by(storage.place, storage.generations.unacknowledged)
         for root in list(self.tree.roots.values()):
             for node in self.tree.subtree(root):
                 node.generations = None  # they are another store's
@@ -303,7 +303,7 @@ class PrefixCache:
                 retirement.raised = self.storage.raise_generation(scope)
         elif Tier.STORAGE in scope.tiers:  # detached while the flush waited
             retirement.raised = RaisedScope(scope)
-            self._owed.append(retirement.raised)
+            self._owed.add(retirement.raised)
         self._cutter.cut(scope, retirement)
         num_pages = sum(retirement.freed.values()) + sum(retirement.retired.values())
         if num_pages or retirement.num_leases or num_dropped:

@@ -6,10 +6,14 @@ from headwater.cache.namespace import Scope, Tier
 
 
 class RaisedScope:
-    """A store's generation that is being raised. Until it acknowledges, the scope is neither read nor written."""
+    """A store's generation that is being raised. Until it acknowledges, the scope is neither read nor written.
 
-    def __init__(self, scope: Scope) -> None:
+    `place`: of the only store that owes it; None if any will do.
+    """
+
+    def __init__(self, scope: Scope, *, place: str | None = None) -> None:
         self.scope = scope
+        self.place = place
         self.is_acknowledged = False
 
 

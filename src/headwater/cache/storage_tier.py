@@ -51,7 +51,7 @@ class StorageSettings:
 
 
 class StorageTier:
-    """One attached store. Nothing here blocks."""
+    """One attached store; `place` tells it from others. Nothing here blocks."""
 
     def __init__(
         self,
@@ -65,8 +65,10 @@ class StorageTier:
         clock: Clock,
         settings: StorageSettings,
         counters: TransferCounters,
+        place: str = "",
     ) -> None:
         self.backend = backend
+        self.place = place
         self.settings = settings
         self.calls = StorageCalls(jobs, clock=clock, timeout_s=settings.call_timeout_s)
         self.generations = StorageGenerations(backend, names, self.calls, clock)

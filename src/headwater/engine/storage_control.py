@@ -1,7 +1,9 @@
 """What the control plane may do to the storage tier: open, attach, detach, ask."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from headwater.cache.jobs import JobRunner
@@ -94,6 +96,7 @@ class StorageControl:
                 clock=self._clock,
                 settings=self._settings,
                 counters=cache.transfers.counters,
+                place=_name(place),
             )
         )
 
@@ -137,3 +140,11 @@ class StorageControl:
 
 def _place(message: AttachStorage) -> Place:
     return message.kind, message.directory, message.url, message.size_bytes
+
+
+def _name(place: Place | None) -> str:
+    """The same for the same store, however its folder is written and whatever its size."""
+    if place is None:
+        return ""
+    kind, directory, url, _ = place
+    return f"{kind} {os.path.realpath(Path(directory).expanduser()) if directory else url or ''}"
