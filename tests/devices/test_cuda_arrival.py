@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 
 from headwater.cache.copier import EarlyCopyHandle
 from headwater.devices import cuda_arrival
-from headwater.devices.cuda_arrival import Arrival, ArrivingAttention, LayerGroup, layer_groups
+from headwater.devices.cuda_arrival import Arrival, LayerGroup, layer_groups
 from headwater.devices.cuda_copy import CudaPageCopier
+from headwater.devices.cuda_gates import GatedAttention, LayerGates
 from headwater.devices.cuda_host_memory import PinnedHostMemory, register_with_driver
 from headwater.devices.kv_memory import KVLayout, KVMemory
 
@@ -57,12 +59,23 @@ def test_it_is_readable_when_little_enough_is_to_come(monkeypatch, layer_mib, nu
     monkeypatch.setattr(cuda_arrival.Mark, "wait", lambda self: waited.append(arrival._marks.index(self)))
     groups = [LayerGroup(first, first + 4) for first in range(0, 32, 4)]
     arrival = Arrival(groups, layer_bytes=layer_mib * MIB, is_gpu=False)
-    assert isinstance(arrival, EarlyCopyHandle) and not arrival.is_readable()
+    assert isinstance(arrival, EarlyCopyHandle) and not arrival.is_readable(is_alone=True)
     launched: list[LayerGroup] = []
-    arrival.carry_out(launched.append)
+    arrival.launch(launched.append)
     assert launched == groups, "nothing may be launched, and fail, once it is readable"
+    assert not arrival.is_readable(is_alone=False) and not arrival.is_awaited
+    arrival.wait()
     assert waited == ([num_early - 1] if num_early else [])
-    assert arrival.is_readable() and not arrival.is_done()
+    assert arrival.is_readable(is_alone=False) and arrival.is_awaited and not arrival.is_done()
+
+
+def test_nobody_else_has_to_wait_so_it_is_readable_when_it_is_launched():
+    """An idle server would wait for half of the pages before it launches a step that could wait for them itself."""
+    arrival = Arrival([LayerGroup(0, 2), LayerGroup(2, 3)], layer_bytes=1 << 40, is_gpu=False)
+    assert not arrival.is_readable(is_alone=True)
+    arrival.launch(lambda group: None)
+    assert arrival.is_readable(is_alone=True)
+    assert arrival.is_readable(is_alone=False), "what was told once stays true: the step may be under way"
 
 
 def test_a_copy_that_fails_in_the_middle_never_was_readable():
@@ -73,24 +86,18 @@ def test_a_copy_that_fails_in_the_middle_never_was_readable():
         if group.first:
             raise RuntimeError("refused")
 
-    arrival.copy.carry_out(lambda: arrival.carry_out(move))
-    assert arrival.is_done() and arrival.has_failed and not arrival.is_readable()
+    arrival.copy.carry_out(lambda: arrival.launch(move))
+    assert arrival.is_done() and arrival.has_failed and not arrival.is_readable(is_alone=True)
 
 
-def test_each_layer_waits_for_its_own_group_and_no_later_one():
-    told: list[str] = []
+def test_a_wait_is_for_the_group_of_its_layer_and_no_later_one():
+    told: list[int] = []
     arrival = Arrival([LayerGroup(0, 2), LayerGroup(2, 3)], layer_bytes=1, is_gpu=False)
     for index, mark in enumerate(arrival._marks):
-        mark.hold_up = lambda index=index: told.append(f"wait {index}")  # type: ignore[method-assign]
-
-    def attend(qkv, layer, q_norm, k_norm):
-        told.append(f"layer {layer}")
-        return qkv
-
-    attention = ArrivingAttention(attend, [arrival])
+        mark.hold_up = lambda index=index: told.append(index)  # type: ignore[method-assign]
     for layer in range(3):
-        attention(torch.zeros(1), layer, None, None)
-    assert told == ["wait 0", "layer 0", "layer 1", "wait 1", "layer 2"]
+        arrival.hold_up(layer)
+    assert told == [0, 0, 1]
 
 
 @pytest.fixture
@@ -131,7 +138,7 @@ def test_only_restores_that_are_readable_and_not_done_hold_steps_up(copier):
     copier.copier._move = lambda *args: (go_on.wait(LIMIT_S), move(*args))
     pages = np.arange(3, dtype=np.int32)
     begun = copier.copier.restore(pages, pages)
-    assert copier.copier.arrivals() == []
+    assert not begun.is_readable(is_alone=True) and copier.copier.arrivals() == []
     go_on.set()
     until(begun.is_done)
     assert copier.copier.arrivals() == []
@@ -148,12 +155,42 @@ def test_what_is_launched_behind_a_wait_reads_the_layer_that_arrived(copier):
         kv.zero_()
         torch.cuda.synchronize()
         arrival = copier.copier.restore(pages, pages)
-        until(arrival.is_readable)
+        until(partial(arrival.is_readable, is_alone=True))
+        assert copier.copier.arrivals() == [arrival] or arrival.is_done()
         num_early += not arrival.is_done()
         found = []
         for layer in range(8):
             arrival.hold_up(layer)
             found.append(kv[:, layer].clone())
         assert torch.equal(torch.stack(found, dim=1), expected)
+        until(arrival.is_done)
+    assert num_early > 0
+
+
+@pytest.mark.skipif(not HAS_GPU, reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("num_layers", [8, 5])
+def test_a_graph_waits_for_what_arrives_when_it_is_launched(copier, num_layers):
+    """Captured when nothing arrived; each run waits anew, layer by layer."""
+    kv, pages = copier.kv.pages, np.arange(8, dtype=np.int32)
+    expected = kv.clone()
+    until(copier.copier.offload(pages, pages).is_done)
+    found = torch.zeros_like(kv)
+    gates = LayerGates(num_layers, device=DEVICE)
+    attention = GatedAttention(lambda _, layer, *norms: found[:, layer].copy_(kv[:, layer]), gates)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        for layer in range(num_layers):
+            attention(found, layer, None, None)
+    num_early = 0
+    for _ in range(20):
+        kv.zero_()
+        found.zero_()
+        torch.cuda.synchronize()
+        arrival = copier.copier.restore(pages, pages)
+        until(partial(arrival.is_readable, is_alone=True))
+        gates.follow(copier.copier.arrivals())
+        num_early += not arrival.is_done()
+        graph.replay()
+        assert torch.equal(found[:, :num_layers], expected[:, :num_layers])
         until(arrival.is_done)
     assert num_early > 0

@@ -71,6 +71,8 @@ def test_scattered_pages_arrive_there_and_back(mover: PageMover) -> None:
     for source, target in zip(device, back, strict=True):
         assert torch.equal(kv.pages[target].view(torch.int16), before[source].view(torch.int16))
     copier.close()
+    if DEVICE.type == "cuda":
+        host.close()
     assert not [thread for thread in threading.enumerate() if thread.name.endswith("-pages")]
 
 

@@ -27,11 +27,12 @@ class CopyHandle(Protocol):
 class EarlyCopyHandle(CopyHandle, Protocol):
     """A restore whose pages steps may be planned with before it is done."""
 
-    def is_readable(self) -> bool:
+    def is_readable(self, *, is_alone: bool) -> bool:
         """Whether steps launched from now on may read the destination; never blocks. Stays true.
 
         The runner makes their kernels wait for what has not arrived, and the copy cannot fail any more. Its
-        pages stay in use, on both sides, until it is done.
+        pages stay in use, on both sides, until it is done. `is_alone`: no other request would have to wait, too,
+        however much is still to come.
         """
         ...
 

@@ -230,7 +230,7 @@ class PrefixCache:
         """Take in copies that are done, and start those that are due. Returns whether anything changed."""
         if self.transfers is None or self.host is None:
             return False
-        finished = self.transfers.apply_finished()
+        finished = self.transfers.apply_finished(num_leases=len(self.leases))
         for transfer, nodes in finished:
             if self.storage is not None and transfer.destination_tier is Tier.HOST:
                 for node in nodes:

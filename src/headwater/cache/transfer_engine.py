@@ -101,16 +101,17 @@ class TransferEngine:
 
     # --- every turn ---------------------------------------------------------------------------------
 
-    def apply_finished(self) -> list[tuple[Transfer, list[Node]]]:
+    def apply_finished(self, *, num_leases: int) -> list[tuple[Transfer, list[Node]]]:
         """Attach what is readable and still wanted; take in the copies that are done.
 
-        Returns those that are done, with the nodes that were attached to now.
+        Returns those that are done, with the nodes that were attached to now. `num_leases`: of all there are.
         """
+        is_alone = num_leases <= len(self._loads)  # each load has one
         finished: list[tuple[Transfer, list[Node]]] = []
         for transfer in self.transfers:
             is_done = transfer.handle.is_done()
             attached: list[Node] = []
-            if not transfer.is_delivered and (is_done or _is_readable(transfer)):
+            if not transfer.is_delivered and (is_done or _is_readable(transfer, is_alone)):
                 attached = self._deliver(transfer, is_done=is_done)
             if is_done:
                 self._end(transfer)
@@ -277,10 +278,11 @@ class TransferEngine:
         return "copy_failed" if transfer.handle.has_failed else "gone"
 
 
-def _is_readable(transfer: Transfer) -> bool:
+def _is_readable(transfer: Transfer, is_alone: bool) -> bool:
     """Whether requests may find the pages of a restore that is not done."""
-    is_restore = transfer.destination_tier is Tier.DEVICE
-    return is_restore and isinstance(transfer.handle, EarlyCopyHandle) and transfer.handle.is_readable()
+    if transfer.destination_tier is not Tier.DEVICE or not isinstance(transfer.handle, EarlyCopyHandle):
+        return False
+    return transfer.handle.is_readable(is_alone=is_alone)
 
 
 def _lacks_host(node: Node) -> bool:

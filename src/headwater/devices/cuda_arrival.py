@@ -1,17 +1,16 @@
-"""Pages that arrive on a GPU a few layers at a time, and the steps that follow them."""
+"""Pages that arrive on a GPU a few layers at a time."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from headwater.devices.device import StepAttention
 from headwater.devices.host_memory import ThreadCopy
 
 _MAX_GROUPS = 8
 _MIN_GROUP_BYTES = 32 << 20  # less is not worth another launch: half a millisecond of the link
-# What may still be under way when steps are planned with the pages: 5 ms of the link, about what a step takes until it
-# comes to the last layers. Others in the same step would wait for more.
+# What may still be under way when others are served, too, by the step that reads the pages: 5 ms of the link, about
+# what a step takes until it comes to the last layers. For more, it and they would stand still.
 _MAX_AWAITED_BYTES = 256 << 20
 
 
@@ -62,14 +61,22 @@ class Arrival:
         self.groups = tuple(groups)
         self._marks = [Mark(is_gpu=is_gpu) for _ in groups]
         bytes_left = [(groups[-1].stop - group.stop) * layer_bytes for group in groups]
-        self._num_late = min(sum(left < _MAX_AWAITED_BYTES for left in bytes_left), len(groups))
-        self._is_readable = False
+        self._num_early = len(groups) - sum(left < _MAX_AWAITED_BYTES for left in bytes_left)
+        self._is_launched = False
+        self._is_near = False
+        self._is_found = False
 
     def is_done(self) -> bool:
         return self.copy.is_done()
 
-    def is_readable(self) -> bool:
-        return self._is_readable
+    def is_readable(self, *, is_alone: bool) -> bool:
+        self._is_found |= self._is_launched if is_alone else self._is_near
+        return self._is_found
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody was told that its pages may be read, and they are not all there."""
+        return self._is_found and not self.copy.is_done()
 
     @property
     def has_failed(self) -> bool:
@@ -79,37 +86,26 @@ class Arrival:
     def took_s(self) -> float:
         return self.copy.took_s
 
-    # --- in the thread that copies, its stream the current one --------------------------------------
+    # --- in the threads that copy, their stream the current one -------------------------------------
 
-    def carry_out(self, move: Callable[[LayerGroup], None]) -> None:
-        """Launch all groups; return when steps may be launched that wait for the last ones."""
+    def launch(self, move: Callable[[LayerGroup], None]) -> None:
+        """Launch the copies of all groups; nothing of them can fail alone afterwards."""
         for group, mark in zip(self.groups, self._marks, strict=True):
             move(group)
             mark.record()
-        num_early = len(self.groups) - self._num_late
-        if num_early:
-            self._marks[num_early - 1].wait()
-        self._is_readable = True  # everything is launched: nothing of it can fail alone any more
+        self._is_launched = True
+
+    def wait(self) -> None:
+        """Return when little enough is to come."""
+        if self._num_early:
+            self._marks[self._num_early - 1].wait()
+        self._is_near = True
 
     # --- where steps are launched -------------------------------------------------------------------
 
     def hold_up(self, layer: int) -> None:
-        """Whatever is launched from now on waits for the pages' `layer`, where that begins a group."""
+        """Whatever is launched on the current stream from now on waits for the pages' layers up to `layer`."""
         for group, mark in zip(self.groups, self._marks, strict=True):
-            if group.first == layer:
+            if layer < group.stop:
                 mark.hold_up()
-
-
-class ArrivingAttention:
-    """`device.StepAttention` of a step that may read pages of `arrivals`: each layer's waits for theirs."""
-
-    def __init__(self, attention: StepAttention, arrivals: Sequence[Arrival]) -> None:
-        self._attention = attention
-        self._arrivals = arrivals
-
-    def __call__(
-        self, qkv: torch.Tensor, layer: int, q_norm: torch.Tensor | None, k_norm: torch.Tensor | None
-    ) -> torch.Tensor:
-        for arrival in self._arrivals:
-            arrival.hold_up(layer)
-        return self._attention(qkv, layer, q_norm, k_norm)
+                return

@@ -1,9 +1,11 @@
 """Copies of pages between a GPU's KV memory and host memory, each direction on a stream of its own."""
 
-import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -15,7 +17,6 @@ from headwater.devices.cuda_host_memory import PinnedHostMemory
 from headwater.devices.host_memory import ThreadCopy
 from headwater.devices.kv_memory import KVMemory
 
-_log = logging.getLogger(__name__)
 Pages = npt.NDArray[np.int32]
 Method = Literal["copy_engine", "kernel"]
 # From this size on the copy engines reach the link's speed, and take no multiprocessor from the step beside them.
@@ -60,7 +61,9 @@ def move_by_kernel(source: torch.Tensor, sources: Pages, target: torch.Tensor, t
     from headwater.devices.triton_page_copy import copy_pages
 
     device = source.device if source.is_cuda else target.device
-    on_device = torch.from_numpy(np.stack((sources, targets))).to(device)
+    lists = torch.empty((2, len(sources)), dtype=torch.int32, pin_memory=device.type == "cuda")
+    lists.numpy()[:] = sources, targets
+    on_device = lists.to(device, non_blocking=True)  # PyTorch keeps both until the stream is done with them
     copy_pages(source, on_device[0], target, on_device[1])
 
 
@@ -80,10 +83,10 @@ def choose_mover(page_bytes: int) -> PageMover:
 class CudaPageCopier:
     """`cache.copier.PageCopier` between a GPU and registered host memory.
 
-    A thread for each direction launches the copy on its stream and sleeps until it has ended, so the loop neither
-    launches nor waits. A copy is seen as done only then. Its source was written by steps that had been collected, and
+    Threads of each direction launch copies on its stream and sleep until they have ended, so the loop neither launches
+    nor waits. A copy is seen as done only then. Its source was written by steps that had been collected, and
     offloads are read by the host, so no event orders them and the steps' stream. A restore is readable before: steps
-    are held up by `arrivals`.
+    are held up for `arrivals`.
     """
 
     def __init__(
@@ -103,8 +106,8 @@ class CudaPageCopier:
         self._min_piece_bytes = _KERNEL_PIECE_BYTES if is_kernel else _COPY_ENGINE_PAGE_BYTES
         self._is_gpu = device.type == "cuda"
         self._arrivals: list[Arrival] = []
-        self._offloads = _CopyThread("offload-pages", device, priority=0)
-        self._restores = _CopyThread("restore-pages", device, priority=-1)  # somebody waits for them
+        self._offloads = _CopyThreads("offload-pages", device, priority=0)
+        self._restores = _CopyThreads("restore-pages", device, priority=-1)  # somebody waits for them
 
     def offload(self, device_pages: Pages, host_pages: Pages) -> ThreadCopy:
         words = self._device_words()
@@ -114,7 +117,7 @@ class CudaPageCopier:
             self._move(words, device_pages, self._host_words, host_pages)
 
         copy = ThreadCopy()
-        self._offloads.start(copy, job)
+        self._offloads.start(_Job(copy, job))
         return copy
 
     def restore(self, host_pages: Pages, device_pages: Pages) -> Arrival:
@@ -131,17 +134,17 @@ class CudaPageCopier:
             columns = slice(group.first * layout.layer_bytes // 8, group.stop * layout.layer_bytes // 8)
             self._move(self._host_words[:, columns], host_pages, words[:, columns], device_pages)
 
-        self._restores.start(arrival.copy, lambda: arrival.carry_out(move))
+        self._restores.start(_Job(arrival.copy, lambda: arrival.launch(move), arrival.wait))
         self._arrivals.append(arrival)
         return arrival
 
     def arrivals(self) -> list[Arrival]:
         """Restores whose pages may be read and are not all there. To be asked in the thread that begins them."""
         self._arrivals = [arrival for arrival in self._arrivals if not arrival.is_done()]
-        return [arrival for arrival in self._arrivals if arrival.is_readable()]
+        return [arrival for arrival in self._arrivals if arrival.is_awaited]
 
     def close(self) -> None:
-        """Carry out what was asked for, and end both threads."""
+        """Carry out what was asked for, and end the threads."""
         self._offloads.close()
         self._restores.close()
         self._host_words = self._host_words[:0].clone()
@@ -151,39 +154,78 @@ class CudaPageCopier:
         return self._kv().memory.view(torch.int64)
 
 
-class _CopyThread:
-    """Carries out one copy after another on a stream of its own."""
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A copy: `launch` enqueues it on the current stream, `wait` is called behind it, before its end is waited for."""
+
+    copy: ThreadCopy
+    launch: Callable[[], None]
+    wait: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    job: _Job
+    began_s: float
+    ended: Mark
+    error: Exception | None
+
+
+class _CopyThreads:
+    """Carries out one copy after another on a stream of its own: one thread launches, another waits for the ends."""
 
     def __init__(self, name: str, device: torch.device, *, priority: int) -> None:
         self._device = device
-        self._priority = priority
-        self._jobs: queue.SimpleQueue[tuple[ThreadCopy, Callable[[], None]] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._is_gpu = device.type == "cuda"
+        with torch.cuda.device(device) if self._is_gpu else nullcontext():
+            self._stream = torch.cuda.Stream(priority=priority) if self._is_gpu else None
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._launched: queue.SimpleQueue[_Launched | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._on_stream, args=(body,), name=name, daemon=True)
+            for body in (self._launch, self._end)
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    def start(self, copy: ThreadCopy, launch: Callable[[], None]) -> None:
-        self._jobs.put((copy, launch))
+    def start(self, job: _Job) -> None:
+        self._jobs.put(job)
 
     def close(self) -> None:
+        """Carry out what was started, and end both threads."""
         self._jobs.put(None)
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _run(self) -> None:
-        if self._device.type != "cuda":
-            self._carry_out(Mark(is_gpu=False))
+    def _on_stream(self, body: Callable[[], None]) -> None:
+        if self._stream is None:
+            body()
             return
-        with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.Stream(priority=self._priority)):
-            self._carry_out(Mark(is_gpu=True))
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            body()
 
-    def _carry_out(self, ended: Mark) -> None:
+    def _launch(self) -> None:
         while (job := self._jobs.get()) is not None:
-            copy, launch = job
-            copy.carry_out(lambda launch=launch: _launch_and_wait(launch, ended))
+            began_s, error = time.perf_counter(), None
+            try:
+                job.launch()
+            except Exception as found:  # noqa: BLE001  this copy is lost, the thread has others to carry out
+                error = found
+            ended = Mark(is_gpu=self._is_gpu)
+            ended.record()  # also behind what was launched before an error, and still writes its pages
+            self._launched.put(_Launched(job, began_s, ended, error))
+        self._launched.put(None)
 
-
-def _launch_and_wait(launch: Callable[[], None], ended: Mark) -> None:
-    try:
-        launch()
-    finally:  # whatever was launched before an error still writes its pages
-        ended.record()
-        ended.wait()
+    def _end(self) -> None:
+        last_s = 0.0
+        while (launched := self._launched.get()) is not None:
+            error = launched.error
+            try:
+                if error is None:
+                    launched.job.wait()
+                launched.ended.wait()
+            except Exception as found:  # noqa: BLE001
+                error = found
+            now_s = time.perf_counter()
+            launched.job.copy.end(took_s=now_s - max(last_s, launched.began_s), error=error)
+            last_s = now_s

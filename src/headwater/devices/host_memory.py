@@ -48,13 +48,19 @@ class ThreadCopy:
 
     def carry_out(self, job: Callable[[], None]) -> None:
         """In the thread: do the work. The loop may look only later, so its time is taken here."""
-        started_s = time.perf_counter()
+        started_s, error = time.perf_counter(), None
         try:
             job()
-        except Exception:  # noqa: BLE001  this copy is lost, the thread has others to carry out
-            _log.exception("a copy of pages failed")
+        except Exception as found:  # noqa: BLE001  this copy is lost, the thread has others to carry out
+            error = found
+        self.end(took_s=time.perf_counter() - started_s, error=error)
+
+    def end(self, *, took_s: float, error: Exception | None = None) -> None:
+        """In the thread: nothing reads its source or writes its destination any more."""
+        if error is not None:
+            _log.error("a copy of pages failed", exc_info=error)
             self.has_failed = True
-        self.took_s = time.perf_counter() - started_s
+        self.took_s = took_s
         self._done.set()
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from headwater.devices.cuda import CudaDevice
-from headwater.devices.cuda_arrival import Arrival
 from headwater.devices.device import AttentionGeometry
 from headwater.devices.triton_prefill import queries_per_tile
 from headwater.execution.device_slots import DeviceSlots
@@ -59,14 +58,14 @@ class PromptStep:
 class PromptSteps:
     """Stages and enqueues steps with prompt chunks.
 
-    `forward` computes the hidden states of inputs that lie on the device, and waits for arrivals as it needs them.
+    `forward` computes the hidden states of inputs that lie on the device.
     `sizes` are the (decodes, prompt tokens) that become graphs, `pool` is their memory.
     """
 
     def __init__(
         self,
         device: CudaDevice,
-        forward: Callable[[MixedInputs, Sequence[Arrival]], torch.Tensor],
+        forward: Callable[[MixedInputs], torch.Tensor],
         *,
         geometry: AttentionGeometry,
         slots: DeviceSlots,
@@ -87,17 +86,13 @@ class PromptSteps:
             self._compute, self._stage_nothing, shapes=tuple(self._shapes.values()), pool=pool
         )
 
-    def launch(self, plan: StepPlan, sampled: Ints, arrivals: Sequence[Arrival]) -> PromptStep:
-        """Enqueue the forward pass of a plan; `sampled`: the rows that sample.
-
-        While pages arrive a step is launched kernel by kernel: the launches take no longer than the link, and a
-        layer begins when its pages are there.
-        """
+    def launch(self, plan: StepPlan, sampled: Ints) -> PromptStep:
+        """Enqueue the forward pass of a plan; `sampled`: the rows that sample."""
         arrays = flatten(plan, sampled, plan_tiles=self._plan_tiles)
         shape = self._shape_for(plan.num_decodes, len(arrays.token_ids))
-        if arrivals or shape is None or not arrays.fits(shape):
+        if shape is None or not arrays.fits(shape):
             inputs = stage(arrays, ring=self._ring, slots=self._slots, rotary=self._rotary)
-            return PromptStep(self._forward(inputs, arrivals), 0, inputs.last_tokens, inputs.sampled_slots)
+            return PromptStep(self._forward(inputs), 0, inputs.last_tokens, inputs.sampled_slots)
         self._graphs.prepare(shape)
         padded = pad(arrays, shape, padding_slot=self._slots.padding_slot)
         inputs = stage(padded, ring=self._static_ring, slots=self._slots, rotary=self._rotary)
@@ -122,7 +117,7 @@ class PromptSteps:
         return None if tokens is None else self._shapes[padded, tokens]
 
     def _compute(self, shape: MixedShape) -> torch.Tensor:
-        return self._forward(self._static[shape], ())
+        return self._forward(self._static[shape])
 
     def _stage_nothing(self, shape: MixedShape) -> None:
         nothing = idle(shape, padding_slot=self._slots.padding_slot)

@@ -51,6 +51,7 @@ class FakeCopy:
         self.num_turns_allowed = num_polls + 1
         self._polls_left = num_polls
         self._polls_unreadable = num_polls_unreadable
+        self._polls_too_long = (num_polls_unreadable + 1) // 2  # for others than who waits for it
         self.is_begun = False  # its target holds what it brings, perhaps without the canaries
         self.has_arrived = False
         self.has_failed = False
@@ -78,11 +79,11 @@ class FakeCopy:
                 self.arrive()
         return self.is_finished
 
-    def is_readable(self) -> bool:
+    def is_readable(self, *, is_alone: bool) -> bool:
         """Of restores. Asked once a turn, after `is_done`."""
         if not self.is_begun and not self._fails:
             self._polls_unreadable -= 1
-            if self._polls_unreadable < 0:
+            if self._polls_unreadable < (self._polls_too_long if is_alone else 0):
                 self._check_kept()
                 self._begin()
         return self.is_begun
