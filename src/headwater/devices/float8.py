@@ -9,7 +9,7 @@ import torch
 
 # the largest number of a head comes to lie in [128, 256): far from the largest of float8_e4m3fn, 448
 LARGEST_EXPONENT = 7
-_MIN_EXPONENT = -126  # of a head of zeros, too
+MIN_EXPONENT = -40  # of a head of zeros, too; kernels multiply with the reverse and must not overflow
 _FLOAT32_BIAS, _FLOAT32_MANTISSA_BITS = 127, 23
 
 
@@ -17,7 +17,7 @@ def to_float8(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.
     """[..., D] -> values [..., D] of an 8-bit `dtype` and int8[...]: x is about values * 2 ** exponents."""
     wide = x.float()
     exponents = (wide.abs().amax(dim=-1).view(torch.int32) >> _FLOAT32_MANTISSA_BITS) - _FLOAT32_BIAS
-    exponents = (exponents - LARGEST_EXPONENT).clamp_(min=_MIN_EXPONENT)
+    exponents = (exponents - LARGEST_EXPONENT).clamp_(min=MIN_EXPONENT)
     return (wide * power_of_two(-exponents)[..., None]).to(dtype), exponents.to(torch.int8)
 
 

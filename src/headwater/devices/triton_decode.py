@@ -19,11 +19,12 @@ import triton.language as tl
 from headwater.devices.device import AttentionGeometry
 from headwater.devices.kv_memory import KVMemory
 from headwater.devices.paged_batch import PagedBatch
-from headwater.devices.triton_float8 import head_exponent, power_of_two
+from headwater.devices.triton_float8 import head_exponent, load_exponents, power_of_two, split_pairs
 from headwater.devices.triton_rotary import normed
 
 MAX_SPLITS = 32
 _BLOCK = 64  # tokens at a time
+_BLOCK_FLOAT8 = 128  # as many bytes
 _NUM_WARPS = 4
 _NUM_STAGES = 2
 _MIN_SPLIT = 64  # fewest tokens of a stretch where programs are few
@@ -96,9 +97,8 @@ def decode(
         GROUP_BLOCK=max(16, triton.next_power_of_2(group)),
         HALF=head_dim // 2,
         HALF_BLOCK=max(16, triton.next_power_of_2(head_dim // 2)),
-        DIM_BLOCK=max(16, triton.next_power_of_2(head_dim)),
         PAGE_SIZE=kv.layout.page_size,
-        BLOCK=_BLOCK,
+        BLOCK=_BLOCK if kv.exponents is None else _BLOCK_FLOAT8,
         MAX_SPLITS=MAX_SPLITS,
         HAS_NORM=q_norm is not None,
         IS_SCALED=kv.exponents is not None,
@@ -136,7 +136,6 @@ def _decode_kernel(
     GROUP_BLOCK: tl.constexpr,
     HALF: tl.constexpr,
     HALF_BLOCK: tl.constexpr,
-    DIM_BLOCK: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
@@ -144,6 +143,7 @@ def _decode_kernel(
     IS_SCALED: tl.constexpr,
 ):
     DIM: tl.constexpr = 2 * HALF
+    DIM_BLOCK: tl.constexpr = 2 * HALF_BLOCK
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
     split, kv_head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     position = tl.load(positions + row)
@@ -170,6 +170,9 @@ def _decode_kernel(
         q1, q2 = normed(q1, q2, q_norm, half, HALF, eps)
     dtype: tl.constexpr = qkv.dtype.element_ty
     r1, r2 = (q1 * cos - q2 * sin).to(dtype), (q2 * cos + q1 * sin).to(dtype)
+    # 8-bit floats are widened to float16 in one instruction, and their products lose nothing in it
+    product: tl.constexpr = tl.float16 if IS_SCALED and dtype == tl.bfloat16 else dtype
+    r1, r2 = r1.to(product), r2.to(product)
 
     pages = kv + layer_offset + kv_head * PAGE_SIZE * DIM  # of this head's keys; its values follow
     VALUES: tl.constexpr = NUM_KV_HEADS * PAGE_SIZE * DIM
@@ -204,31 +207,50 @@ def _decode_kernel(
     best = tl.full((GROUP_BLOCK,), -float("inf"), tl.float32)
     total = tl.zeros((GROUP_BLOCK,), tl.float32)
     acc = tl.zeros((GROUP_BLOCK, DIM_BLOCK), tl.float32)
+    if IS_SCALED:
+        even, odd = tl.zeros((GROUP_BLOCK, HALF_BLOCK), tl.float32), tl.zeros((GROUP_BLOCK, HALF_BLOCK), tl.float32)
+        # read a block ahead by hand: Triton's pipeline leaves out loads of single bytes
+        first_keys = start + tl.arange(0, BLOCK)
+        next_of_keys, next_of_values = load_exponents(
+            exponents, table, page_stride, first_keys, first_keys < stop, PAGE_SIZE, NUM_KV_HEADS * PAGE_SIZE
+        )
     for first in range(start, stop, BLOCK):
         keys = first + tl.arange(0, BLOCK)
         is_key = keys < stop  # beyond lies whatever the page held before, NaN even
         page = tl.load(table + keys // PAGE_SIZE, mask=is_key, other=0).to(tl.int64)
         line = pages + page * page_stride + (keys % PAGE_SIZE) * DIM
         k_at = line[:, None] + half[None, :]
-        is_k = is_key[:, None] & (half[None, :] < HALF)
-        k1 = tl.load(k_at, mask=is_k, other=0.0).to(dtype)
-        k2 = tl.load(k_at + HALF, mask=is_k, other=0.0).to(dtype)
+        is_half = is_key[:, None] & (half[None, :] < HALF)
+        k1 = tl.load(k_at, mask=is_half, other=0.0).to(product)
+        k2 = tl.load(k_at + HALF, mask=is_half, other=0.0).to(product)
         scores = tl.dot(r1, tl.trans(k1), input_precision="tf32x3")
-        scores = tl.dot(r2, tl.trans(k2), scores, input_precision="tf32x3")
+        scores = tl.dot(r2, tl.trans(k2), scores, input_precision="tf32x3") * scale
         if IS_SCALED:
-            exponent_at = exponents + page * page_stride + keys % PAGE_SIZE
-            scores *= power_of_two(tl.load(exponent_at, mask=is_key, other=0))[None, :]
-        scores = tl.where(is_key[None, :], scores * scale, -float("inf"))
+            of_keys, of_values = next_of_keys, next_of_values
+            next_of_keys, next_of_values = load_exponents(
+                exponents, table, page_stride, keys + BLOCK, keys + BLOCK < stop, PAGE_SIZE, NUM_KV_HEADS * PAGE_SIZE
+            )
+            # the value's power of two goes into its weight, as a logarithm, so that weights stay within [0, 1]
+            scores = scores * power_of_two(of_keys)[None, :] + of_values.to(tl.float32)[None, :]
+        scores = tl.where(is_key[None, :], scores, -float("inf"))
         larger = tl.maximum(best, tl.max(scores, 1))
         shrink = tl.exp2(best - larger)
         weights = tl.exp2(scores - larger[:, None])
-        total = total * shrink + tl.sum(weights, 1)
-        v_at = line[:, None] + VALUES + dim[None, :]
-        v = tl.load(v_at, mask=is_key[:, None] & (dim[None, :] < DIM), other=0.0).to(dtype)
         if IS_SCALED:
-            weights *= power_of_two(tl.load(exponent_at + NUM_KV_HEADS * PAGE_SIZE, mask=is_key, other=0))[None, :]
-        acc = tl.dot(weights.to(dtype), v, acc * shrink[:, None], input_precision="tf32x3")
+            total = total * shrink + tl.sum(weights * power_of_two(-of_values.to(tl.int32))[None, :], 1)
+            # two neighbours at a time: tensor cores want keys side by side, which single bytes are slow to become
+            pair_at = (line + VALUES).to(tl.pointer_type(tl.int16))[:, None] + half[None, :]
+            v1, v2 = split_pairs(tl.load(pair_at, mask=is_half, other=0), kv.dtype.element_ty, product)
+            even = tl.dot(weights.to(product), v1, even * shrink[:, None], input_precision="tf32x3")
+            odd = tl.dot(weights.to(product), v2, odd * shrink[:, None], input_precision="tf32x3")
+        else:
+            total = total * shrink + tl.sum(weights, 1)
+            v_at = line[:, None] + VALUES + dim[None, :]
+            v = tl.load(v_at, mask=is_key[:, None] & (dim[None, :] < DIM), other=0.0)
+            acc = tl.dot(weights.to(product), v, acc * shrink[:, None], input_precision="tf32x3")
         best = larger
+    if IS_SCALED:
+        acc = tl.reshape(tl.join(even, odd), (GROUP_BLOCK, DIM_BLOCK))
 
     result = acc / total[:, None]
     head = row.to(tl.int64) * NUM_HEADS + kv_head * GROUP

@@ -165,18 +165,20 @@ def _attend(
     if IS_SCALED:
         exponent_at = exponents + page * page_stride + keys % PAGE_SIZE
         of_keys = tl.load(exponent_at, mask=keys < end, other=0) if IS_MASKED else tl.load(exponent_at)
-        scores *= power_of_two(of_keys)[None, :]
+        exponent_at += VALUE_EXPONENTS
+        of_values = tl.load(exponent_at, mask=keys < end, other=0) if IS_MASKED else tl.load(exponent_at)
+        scores = scores * (power_of_two(of_keys) * scale)[None, :] + of_values.to(tl.float32)[None, :]
+        scale = 1.0
     if IS_MASKED:
         scores = tl.where(keys[None, :] <= positions[:, None], scores, -float("inf"))
     larger = tl.maximum(best, tl.max(scores, 1) * scale)
     shrink = tl.exp2(best - larger)
-    weights = tl.exp2(scores * scale - larger[:, None])
-    total = total * shrink + tl.sum(weights, 1)
-    v = tl.load(at + VALUES, mask=is_in, other=0.0).to(q.dtype)
+    weights = tl.exp2(scores * scale - larger[:, None])  # with 8 bits, the value's power of two is in it
     if IS_SCALED:
-        exponent_at += VALUE_EXPONENTS
-        of_values = tl.load(exponent_at, mask=keys < end, other=0) if IS_MASKED else tl.load(exponent_at)
-        weights *= power_of_two(of_values)[None, :]
+        total = total * shrink + tl.sum(weights * power_of_two(-of_values.to(tl.int32))[None, :], 1)
+    else:
+        total = total * shrink + tl.sum(weights, 1)
+    v = tl.load(at + VALUES, mask=is_in, other=0.0).to(q.dtype)
     acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="tf32x3")
     return acc, larger, total
 
@@ -230,6 +232,9 @@ def _prefill_kernel(
     is_in = is_query[:, None] & (dim[None, :] < DIM)
     q_at = token * ((NUM_HEADS + 2 * NUM_KV_HEADS) * DIM) + head * DIM
     q = tl.load(qkv + q_at[:, None] + dim[None, :], mask=is_in, other=0.0)
+
+    if IS_SCALED and q.dtype == tl.bfloat16:
+        q = q.to(tl.float16)  # what 8-bit floats are widened to in one instruction
 
     positions = past + query
     whole = tl.minimum(past + first_query + 1, end) // KEYS * KEYS  # keys that every query of the tile may see

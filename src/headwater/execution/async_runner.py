@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from headwater.devices.cuda import CudaDevice
-from headwater.devices.cuda_arrival import Arrival
-from headwater.devices.cuda_gates import GatedAttention, LayerGates
+from headwater.devices.cuda_arrival import Arrival, ArrivingAttention
 from headwater.devices.kv_memory import KVMemory
 from headwater.devices.paged_batch import PagedBatch
 from headwater.devices.triton_greedy import GreedyScratch, choose_greedy
@@ -38,9 +37,9 @@ _NUM_RESULTS = 3  # steps whose results may be on the host: one being read, one 
 class AsyncModelRunner:
     """Owns the KV memory and the device's state of the slots; the loaded model is shared.
 
-    `max_running` slots, each of at most `max_context` tokens (the model's context if not given). `graph_sizes` are
-    the batch sizes of decodes that become CUDA graphs, `prompt_graph_sizes` those of other steps: (decodes,
-    prompt tokens).
+    `max_running` slots, each of at most `max_context` tokens (the model's context if not given). Keys and values are
+    kept as `kv_dtype` (the model's if not given). `graph_sizes` are the batch sizes of decodes that become CUDA
+    graphs, `prompt_graph_sizes` those of other steps: (decodes, prompt tokens).
     """
 
     def __init__(
@@ -52,20 +51,21 @@ class AsyncModelRunner:
         num_pages: int,
         max_running: int,
         max_context: int | None = None,
+        kv_dtype: torch.dtype | None = None,
         graph_sizes: Sequence[int] = (),
         prompt_graph_sizes: Sequence[tuple[int, int]] = (),
     ) -> None:
         for name, value in (("num_pages", num_pages), ("max_running", max_running)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, found {value}")
-        device.check_attention(loaded.model.geometry, loaded.dtype)
+        device.check_attention(loaded.model.geometry, loaded.dtype, kv_dtype=kv_dtype)
         place = device.torch_device
         max_context = max_context or loaded.config.max_context
         self._model: DecoderModel | None = loaded.model  # None while the weights are released
         self._device = device
         self._max_running = max_running
         self._weights_bytes = loaded.weights_bytes
-        layout = kv_layout(loaded.config, page_size=page_size, dtype=loaded.dtype)
+        layout = kv_layout(loaded.config, page_size=page_size, dtype=kv_dtype or loaded.dtype)
         self._kv: KVMemory | None = device.allocate_kv(layout, num_pages)  # None while it is released
         self._slots = DeviceSlots(place, max_running=max_running, max_pages=-(-max_context // page_size))
         self._sampler = DeviceSampler(place, max_running=max_running, vocab_size=loaded.config.vocab_size)
@@ -91,7 +91,6 @@ class AsyncModelRunner:
             sizes=prompt_graph_sizes,
             pool=pool,
         )
-        self._gates = LayerGates(loaded.config.num_layers, device=place)
         self.arrivals: Callable[[], Sequence[Arrival]] = lambda: ()  # restores whose pages steps have to wait for
 
     # --- memory ------------------------------------------------------------------------------------
@@ -194,21 +193,20 @@ class AsyncModelRunner:
 
     def _launch_mixed(self, plan: StepPlan, sampled: Ints) -> tuple[torch.Tensor, list[PendingLogprobs]]:
         """A step with prompt chunks; returns the logits of the rows that sample, and what prompts want."""
-        self._gates.follow(self.arrivals())
-        step = self._prompt_steps.launch(plan, sampled)
+        step = self._prompt_steps.launch(plan, sampled, self.arrivals())
         prompts = [it for part in prompt_parts(plan, self._slots.assignment)
                    for it in self._prompt_logprobs(step.hidden[step.shift :], part)]  # fmt: skip
         if not len(sampled):
             return step.hidden[:0], prompts
         return self._greedy_logits(step.hidden.index_select(0, step.last_tokens), step.sampled_slots), prompts
 
-    def _forward_mixed(self, inputs: MixedInputs) -> torch.Tensor:
-        """Hidden states of a step with prompt chunks, decodes first; layers wait for pages that arrive."""
+    def _forward_mixed(self, inputs: MixedInputs, arrivals: Sequence[Arrival]) -> torch.Tensor:
+        """Hidden states of a step with prompt chunks, decodes first; each layer waits for its part of `arrivals`."""
         batch, token_ids, model = inputs.batch, inputs.token_ids, self.model
         if batch.num_decodes:
             token_ids = torch.cat((self._slots.newest.index_select(0, batch.decode_slots), token_ids))
         attention = self._device.plan_paged_attention(model.geometry, batch, kv=self.kv)
-        return model.forward(token_ids, GatedAttention(attention, self._gates))
+        return model.forward(token_ids, ArrivingAttention(attention, arrivals) if arrivals else attention)
 
     def _greedy_logits(self, hidden: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         logits = self.model.logits(hidden)

@@ -61,7 +61,8 @@ class _Outcome:
 class ModelRunner:
     """Owns the KV memory and the state of the slots; the loaded model is shared.
 
-    `max_running` slots, each of at most `max_context` tokens (the model's context if not given).
+    `max_running` slots, each of at most `max_context` tokens (the model's context if not given). Keys and values are
+    kept as `kv_dtype` (the model's if not given).
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class ModelRunner:
         num_pages: int,
         max_running: int,
         max_context: int | None = None,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         for name, value in (("num_pages", num_pages), ("max_running", max_running)):
             if value < 1:
@@ -80,7 +82,7 @@ class ModelRunner:
         self._model: DecoderModel | None = loaded.model  # None while the weights are released
         self._device = device
         self._weights_bytes = loaded.weights_bytes
-        layout = kv_layout(loaded.config, page_size=page_size, dtype=loaded.dtype)
+        layout = kv_layout(loaded.config, page_size=page_size, dtype=kv_dtype or loaded.dtype)
         self._kv: KVMemory | None = device.allocate_kv(layout, num_pages)  # None while it is released
         max_pages = -(-(max_context or loaded.config.max_context) // page_size)
         self._slots = SlotTable(max_running=max_running, max_pages=max_pages, page_size=page_size)

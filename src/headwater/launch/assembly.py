@@ -19,7 +19,14 @@ from headwater.execution.model_runner import kv_layout
 from headwater.execution.runner import Handle, Runner
 from headwater.execution.weight_store import Checkpoint, WeightStore
 from headwater.launch.config import GB, ServerArgs
-from headwater.launch.placement import make_host_memory, make_runner, num_kv_pages, open_device, workspace_bytes
+from headwater.launch.placement import (
+    kv_dtype,
+    make_host_memory,
+    make_runner,
+    num_kv_pages,
+    open_device,
+    workspace_bytes,
+)
 from headwater.messages.state import EngineReady
 from headwater.models.loader import LoadedModel, load_model, resolve_model
 from headwater.scheduling.plan import StepPlan
@@ -53,7 +60,7 @@ def build_engine(args: ServerArgs, endpoint: str, *, index: int = 0) -> EngineLo
         seed=args.random_seed,
     )
     max_context = _max_context(args, loaded)
-    layout = kv_layout(loaded.config, page_size=args.page_size, dtype=loaded.dtype)
+    layout = kv_layout(loaded.config, page_size=args.page_size, dtype=kv_dtype(args, loaded))
     num_pages = num_kv_pages(
         args,
         layout,

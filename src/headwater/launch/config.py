@@ -72,7 +72,7 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     ] = None
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Flag("Data type of weights and KV. auto: bfloat16 where the device is quick at it.", MODEL),
+        Flag("Data type of weights and activations. auto: bfloat16 where the device is quick at it.", MODEL),
     ] = "auto"
     attention_backend: Annotated[
         Literal["auto", "triton"], Flag("Kernels of attention on a GPU.", MODEL)
@@ -125,6 +125,10 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     ] = "info"
 
     page_size: Annotated[int, Flag("Tokens in a page, the unit of the KV cache.", CACHE, low=1, high=1024)] = 16
+    kv_cache_dtype: Annotated[
+        Literal["auto", "fp8_e4m3", "fp8_e5m2"],
+        Flag("Data type of keys and values. auto: that of --dtype; fp8: half the memory of 16 bits.", CACHE),
+    ] = "auto"
     kv_cache_memory_mb: Annotated[
         int | None, Flag("Memory for the KV cache in MiB. Default: 640 on CPU, on a GPU by share.", CACHE, low=1)
     ] = None

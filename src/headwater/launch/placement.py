@@ -24,6 +24,8 @@ _GIB = 1 << 30
 _GRAPH_BYTES = 512 * MIB  # CUDA graphs and what the driver keeps for them
 _TABLE_BYTES = 128 * MIB  # page tables, rotary tables, partial results of attention
 
+_FLOAT8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+
 _log = logging.getLogger(__name__)
 
 
@@ -38,6 +40,11 @@ def open_device(args: ServerArgs) -> Device:
     return CpuDevice(num_threads=args.threads)
 
 
+def kv_dtype(args: ServerArgs, loaded: LoadedModel) -> torch.dtype:
+    """What `--kv-cache-dtype` names; auto: the model's."""
+    return _FLOAT8.get(args.kv_cache_dtype, loaded.dtype)
+
+
 def make_runner(args: ServerArgs, loaded: LoadedModel, device: Device, *, num_pages: int, max_context: int) -> Runner:
     """A runner that is warm: kernels compiled, CUDA graphs captured. `args` have the device's defaults."""
     assert args.max_running_requests is not None and args.max_step_tokens is not None
@@ -49,6 +56,7 @@ def make_runner(args: ServerArgs, loaded: LoadedModel, device: Device, *, num_pa
             num_pages=num_pages,
             max_running=args.max_running_requests,
             max_context=max_context,
+            kv_dtype=kv_dtype(args, loaded),
         )
         warm_up(runner)
         return runner
@@ -68,6 +76,7 @@ def make_runner(args: ServerArgs, loaded: LoadedModel, device: Device, *, num_pa
         num_pages=num_pages,
         max_running=args.max_running_requests,
         max_context=max_context,
+        kv_dtype=kv_dtype(args, loaded),
         graph_sizes=graph_sizes(largest),
         prompt_graph_sizes=prompt_graph_sizes(
             max_tokens=min(max_tokens, args.max_step_tokens), max_decodes=largest
