@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from headwater.devices.cuda import CudaDevice
-from headwater.devices.cuda_arrival import Arrival, ArrivingAttention
+from headwater.devices.cuda_arrival import Arrival
+from headwater.devices.cuda_gates import GatedAttention, LayerGates
 from headwater.devices.kv_memory import KVMemory
 from headwater.devices.paged_batch import PagedBatch
 from headwater.devices.triton_greedy import GreedyScratch, choose_greedy
@@ -91,6 +92,7 @@ class AsyncModelRunner:
             sizes=prompt_graph_sizes,
             pool=pool,
         )
+        self._gates = LayerGates(loaded.config.num_layers, device=place)
         self.arrivals: Callable[[], Sequence[Arrival]] = lambda: ()  # restores whose pages steps have to wait for
 
     # --- memory ------------------------------------------------------------------------------------
@@ -193,20 +195,21 @@ class AsyncModelRunner:
 
     def _launch_mixed(self, plan: StepPlan, sampled: Ints) -> tuple[torch.Tensor, list[PendingLogprobs]]:
         """A step with prompt chunks; returns the logits of the rows that sample, and what prompts want."""
-        step = self._prompt_steps.launch(plan, sampled, self.arrivals())
+        self._gates.follow(self.arrivals())
+        step = self._prompt_steps.launch(plan, sampled)
         prompts = [it for part in prompt_parts(plan, self._slots.assignment)
                    for it in self._prompt_logprobs(step.hidden[step.shift :], part)]  # fmt: skip
         if not len(sampled):
             return step.hidden[:0], prompts
         return self._greedy_logits(step.hidden.index_select(0, step.last_tokens), step.sampled_slots), prompts
 
-    def _forward_mixed(self, inputs: MixedInputs, arrivals: Sequence[Arrival]) -> torch.Tensor:
-        """Hidden states of a step with prompt chunks, decodes first; each layer waits for its part of `arrivals`."""
+    def _forward_mixed(self, inputs: MixedInputs) -> torch.Tensor:
+        """Hidden states of a step with prompt chunks, decodes first; layers wait for pages that arrive."""
         batch, token_ids, model = inputs.batch, inputs.token_ids, self.model
         if batch.num_decodes:
             token_ids = torch.cat((self._slots.newest.index_select(0, batch.decode_slots), token_ids))
         attention = self._device.plan_paged_attention(model.geometry, batch, kv=self.kv)
-        return model.forward(token_ids, ArrivingAttention(attention, arrivals) if arrivals else attention)
+        return model.forward(token_ids, GatedAttention(attention, self._gates))
 
     def _greedy_logits(self, hidden: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         logits = self.model.logits(hidden)
