@@ -297,12 +297,12 @@ def _join_kernel(
     total = tl.sum(tl.exp2(lse - best[:, None]), 1)
     acc = tl.zeros((JOINED, DIM_BLOCK), tl.float32)
     for first in range(0, num_parts, AT_ONCE):
-        piece = first + tl.arange(0, AT_ONCE)
-        at = first_at[:, None] + piece[None, :] * STRIDE
-        is_in = is_line[:, None] & (piece[None, :] < num_parts)
-        share = tl.exp2(tl.load(lses + at, mask=is_in, other=-float("inf")) - best[:, None])
+        part = first + tl.arange(0, AT_ONCE)
+        at = first_at[:, None] + part[None, :] * STRIDE
+        is_part = is_line[:, None] & (part[None, :] < num_parts)
+        share = tl.exp2(tl.load(lses + at, mask=is_part, other=-float("inf")) - best[:, None])
         part_at = partials + at[:, :, None] * DIM + dim[None, None, :]
-        each = tl.load(part_at, mask=is_in[:, :, None] & (dim[None, None, :] < DIM), other=0.0)
+        each = tl.load(part_at, mask=is_part[:, :, None] & (dim[None, None, :] < DIM), other=0.0)
         acc += tl.sum(each * share[:, :, None], 1)
     token = (first_token + query).to(tl.int64)
     to = out + (token * (NUM_KV_HEADS * GROUP) + kv_head * GROUP + line % GROUP) * DIM
