@@ -86,7 +86,7 @@ def test_sixteen_bits_choose_as_float32_does(
         same_dtype = LlamaForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).cuda()
         peer = same_dtype(torch.tensor([token_ids], device="cuda")).logits[0, :-1].argmax(dim=-1).cpu()
     peer_agreement = (peer == top.indices[:-1, 0]).float().mean().item()
-    is_clear = (top.values[:, 0] - top.values[:, 1]) > 0.05 * exact.std(dim=-1)
+    is_clear = (top.values[:, 0] - top.values[:, 1]) > 0.06 * exact.std(dim=-1)
     for chunk in (10**6, 100):
         driver = StepDriver(_runner(folder, page_size=16, dtype=dtype))  # type: ignore[arg-type]
         request = driver.add(token_ids, slot=0, logprobs=LogprobParams(top=1, prompt_start=0))
