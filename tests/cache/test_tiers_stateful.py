@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
-from tiers_model import PAGE, Content, Copy, Flush, Memory, Store
+from tiers_model import PAGE, Content, Copy, EarlyCopy, Flush, Memory, Store
 
 from headwater.cache.host_tier import HostTier
 from headwater.cache.invariants import check_invariants
@@ -78,7 +78,8 @@ class TiersMachine(RuleBasedStateMachine):
         return self._copy(Tier.HOST, host_pages, Tier.DEVICE, device_pages)
 
     def _copy(self, source: Tier, sources, target: Tier, targets) -> Copy:
-        copy = Copy(self.memory[source], sources, self.memory[target], targets, self.time)
+        make = EarlyCopy if target is Tier.DEVICE else Copy
+        copy = make(self.memory[source], sources, self.memory[target], targets, self.time)
         self.copies.append(copy)
         return copy
 
@@ -170,6 +171,27 @@ class TiersMachine(RuleBasedStateMachine):
         copy = self.copies.pop(data.draw(st.integers(0, len(self.copies) - 1)))
         copy.end(fails=fails and self.time % 3 == 0)
         self.cache.apply_finished()
+
+    @rule()
+    def let_arrive(self):
+        """Restored pages are found while they are still being copied."""
+        for copy in self.copies:
+            if isinstance(copy, EarlyCopy) and not copy.has_arrived:
+                copy.arrive()
+        self.turn(1)
+
+    @rule(tokens=TOKENS, salt=SALTS, tiers=TIERS)
+    def use_what_arrives(self, tokens, salt, tiers):
+        """Pages that arrive are flushed, and wanted by others, before they are there."""
+        self.serve(tokens, salt)
+        self.quiet(1)
+        self.retire(salt, None, frozenset({DEVICE}))
+        self.load(tokens, salt)
+        self.let_arrive()
+        self.serve([*tokens[: len(tokens) // 2], 1], salt)
+        self.retire(salt, None, tiers)
+        for other in ("", "a"):
+            self.serve(STEMS[-1], other)
 
     @rule(tokens=TOKENS, salt=SALTS)
     def fail_to_copy(self, tokens, salt):

@@ -19,7 +19,7 @@ OF_THE_CACHE = """
     publish_limit_is_skipped prefix_flush_limits_nobody prefix_inside_a_node_is_missed prefix_flush_takes_whole_nodes
     no_store_is_ignored copies_pin_nothing copies_survive_a_flush dropped_copies_are_attached
     failed_copies_are_attached copies_end_only_under_load replaced_pages_are_forgotten unpin_compares_with_the_tree
-    retired_pages_are_freed_while_pinned pinned_pages_are_evicted split_swaps_the_pages
+    retired_pages_are_freed_while_pinned pinned_pages_are_evicted split_swaps_the_pages arriving_pages_are_not_held
 """.split()
 OF_THE_STORE = """
     store_is_read_while_it_is_flushed store_generations_are_not_in_the_key store_keys_forget_the_salt

@@ -94,11 +94,36 @@ class Copy:
         target.store[targets] = -1
 
     def end(self, *, fails: bool) -> None:
-        assert np.array_equal(self._source.content[self._sources], self._before), "a page was reused while copied"
-        assert not self._target.content[self._targets].any(), "somebody wrote to the target of a copy"
+        self._check()
         self._target.content[self._targets] = -1 if fails else self._before
         self.has_failed = fails
         self._is_done = True
 
     def is_done(self) -> bool:
         return self._is_done
+
+    def _check(self) -> None:
+        assert np.array_equal(self._source.content[self._sources], self._before), "a page was reused while copied"
+        assert not self._target.content[self._targets].any(), "somebody wrote to the target of a copy"
+
+
+class EarlyCopy(Copy):
+    """A restore: may be read before it is done, and does not fail then. Steps that wait see what it brings."""
+
+    has_arrived = False
+
+    def arrive(self) -> None:
+        self._check()
+        self._target.content[self._targets] = self._before
+        self.has_arrived = True
+
+    def end(self, *, fails: bool) -> None:
+        if not self.has_arrived:
+            super().end(fails=fails)
+            return
+        assert np.array_equal(self._source.content[self._sources], self._before), "a page was reused while copied"
+        assert np.array_equal(self._target.content[self._targets], self._before), "a page that arrives was written to"
+        self._is_done = True
+
+    def is_readable(self, *, is_alone: bool) -> bool:
+        return self.has_arrived
