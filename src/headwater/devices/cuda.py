@@ -1,7 +1,6 @@
 """An NVIDIA GPU as a device: cuBLAS for the products, our own Triton kernels for everything else."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,14 +10,13 @@ from headwater.devices.cuda_linear import CudaGatedLinear, CudaLinear
 from headwater.devices.device import AttentionBatch, AttentionGeometry, GatedLinear, Linear, StepAttention
 from headwater.devices.kv_memory import KVLayout, KVMemory
 from headwater.devices.noise import NoiseKeys, exponential_noise
-from headwater.devices.paged_batch import PagedBatch, PromptChunks
+from headwater.devices.paged_batch import PagedBatch, PromptChunks, WholePrompts
 from headwater.devices.prefill_tiles import PrefillTiles, plan_tiles
 from headwater.devices.triton_attention import TritonStepAttention
 from headwater.devices.triton_decode import DecodeScratch
 from headwater.devices.triton_layers import rms_norm
 from headwater.devices.triton_prefill import PrefillScratch, queries_per_tile
-
-AttentionBackend = Literal["triton"]  # others may come beside it: they get a PagedBatch and the KV memory
+from headwater.devices.whole_prompts import AttentionBackend, num_before_whole, open_whole_prompts
 
 # 16-bit floats need the tensor cores of this generation at least (Ampere)
 _MIN_CAPABILITY = (8, 0)
@@ -29,7 +27,7 @@ _INTERPRETED_PROGRAMS = 16  # small, yet enough for the tests to see prompts' at
 
 
 class CudaDevice:
-    """One GPU (device.Device).
+    """One GPU (device.Device). `attention` names the kernels of whole prompts; all others are our own.
 
     With `torch_device` a CPU, the same code runs under Triton's interpreter: the tests' way to it.
     """
@@ -44,7 +42,8 @@ class CudaDevice:
         if torch_device.type == "cuda" and torch_device.index is None:
             torch_device = torch.device("cuda", torch.cuda.current_device())
         self.torch_device = torch_device
-        self.attention: AttentionBackend = attention
+        self._backend: AttentionBackend = attention
+        self.whole_prompts = open_whole_prompts(attention, torch_device)
         self.is_gpu = torch_device.type == "cuda"
         self._scratch: DecodeScratch | None = None  # sized by the largest batch seen
         self._max_scratch_rows = 0
@@ -124,7 +123,12 @@ class CudaDevice:
         chunks = None
         if num_decodes < len(query_lens):
             rest = slice(num_decodes, None)
-            tiles = self.plan_tiles(geometry, query_lens[rest], batch.context_lens[rest])
+            in_tiles, whole = slice(num_decodes, None), None
+            if self.sets_whole_apart(geometry, kv.layout.dtype):
+                num_before = num_decodes + num_before_whole(query_lens[rest], batch.context_lens[rest])
+                in_tiles = slice(num_decodes, num_before)
+                whole = self._whole(batch, num_before)
+            tiles = self.plan_tiles(geometry, query_lens[in_tiles], batch.context_lens[in_tiles])
             chunks = PromptChunks(
                 token_slots=self._on_device(np.repeat(slots[rest], query_lens[rest])),
                 positions=self._on_device(batch.positions[rest]),
@@ -135,6 +139,7 @@ class CudaDevice:
                 contexts=self._on_device(batch.context_lens[rest]),
                 tiles=self._on_device(tiles.tiles),
                 joins=self._on_device(tiles.joins),
+                whole=whole,
             )
         paged = PagedBatch(
             num_decodes=num_decodes,
@@ -165,7 +170,15 @@ class CudaDevice:
                     f"{_MIN_CAPABILITY_E4M3[1]} or newer; {torch.cuda.get_device_name(self.torch_device)} has "
                     f"{found[0]}.{found[1]}: take auto or fp8_e5m2"
                 )
+        if self._backend == "fa3" and self.whole_prompts is not None:
+            reason = self.whole_prompts.refusal(geometry, dtype)
+            if reason is not None:
+                raise ValueError(f"--attention-backend fa3 {reason}")
         queries_per_tile(geometry)
+
+    def sets_whole_apart(self, geometry: AttentionGeometry, dtype: torch.dtype) -> bool:
+        """Whether batches may have whole prompts (PromptChunks.whole), of activations of `dtype`."""
+        return self.whole_prompts is not None and self.whole_prompts.refusal(geometry, dtype) is None
 
     def plan_tiles(
         self, geometry: AttentionGeometry, query_lens: npt.NDArray[np.int32], context_lens: npt.NDArray[np.int32]
@@ -191,7 +204,12 @@ class CudaDevice:
                 max_parts=max_parts, geometry=geometry, device=self.torch_device
             )
         return TritonStepAttention(
-            geometry, batch, kv=kv, scratch=self._scratch, prefill_scratch=self._prefill_scratch
+            geometry,
+            batch,
+            kv=kv,
+            scratch=self._scratch,
+            prefill_scratch=self._prefill_scratch,
+            whole_prompts=self.whole_prompts,
         )
 
     def reserve_decodes(self, geometry: AttentionGeometry, num_rows: int) -> None:
@@ -199,6 +217,16 @@ class CudaDevice:
         if num_rows > self._max_scratch_rows:
             self._max_scratch_rows = num_rows
             self._scratch = DecodeScratch(max_rows=num_rows, geometry=geometry, device=self.torch_device)
+
+    def _whole(self, batch: AttentionBatch, first_row: int) -> WholePrompts | None:
+        if first_row == len(batch.context_lens):
+            return None
+        starts = batch.query_starts[first_row:]
+        return WholePrompts(
+            first_token=int(starts[0]),
+            starts=self._on_device(starts - starts[0]),
+            longest=int(np.diff(starts).max()),
+        )
 
     def _on_device(self, array: npt.NDArray[np.int32]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int32)).to(self.torch_device)

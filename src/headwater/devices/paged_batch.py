@@ -6,6 +6,18 @@ import torch
 
 
 @dataclass(frozen=True, slots=True)
+class WholePrompts:
+    """The last of a step's chunks, all of which begin at position 0. P rows.
+
+    Their attention reads nothing from pages, so a backend that knows no pages may compute it.
+    """
+
+    first_token: int  # among the step's T, of which they are the last
+    starts: torch.Tensor  # int32[P + 1], first token of each behind `first_token`, and their end
+    longest: int  # tokens
+
+
+@dataclass(frozen=True, slots=True)
 class PromptChunks:
     """The rows of a step that compute more than one token. C rows; all int32, on the device.
 
@@ -23,6 +35,7 @@ class PromptChunks:
     contexts: torch.Tensor  # [C], tokens of this step included
     tiles: torch.Tensor  # [M, 5]
     joins: torch.Tensor  # [J, 4]
+    whole: WholePrompts | None = None  # rows that `tiles` leave out
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ on its context, which is read on the device, so a CUDA graph serves every length
 
 # Triton kernels are no plain Python: their launch options and arithmetic are unknown to a type checker.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+# pyright: reportAssignmentType=false
 
 import math
 from functools import cache

@@ -31,7 +31,8 @@ def write_prompt_kv(
 ) -> None:
     """Norm and rotate the queries of the batch's prompt tokens in place; write their keys and values to the pages.
 
-    `qkv` is [T, (H + 2G) D]; rows before `batch.num_decodes` are left alone.
+    `qkv` is [T, (H + 2G) D]; rows before `batch.num_decodes` are left alone. With whole prompts, keys are rotated in
+    place, too.
     """
     chunks = batch.chunks
     assert chunks is not None
@@ -67,7 +68,10 @@ def write_prompt_kv(
         _HEADS_PER_PROGRAM,
         q_norm is not None,
         kv.exponents is not None,
-        key=(qkv.device.index, qkv.dtype, kv.layout.dtype, sizes, aligned, table_stride == 1),
+        chunks.whole is not None,
+        key=(
+            qkv.device.index, qkv.dtype, kv.layout.dtype, sizes, aligned, table_stride == 1, chunks.whole is not None
+        ),
     )
 
 
@@ -111,6 +115,7 @@ def _write_kernel(
     HEADS: tl.constexpr,
     HAS_NORM: tl.constexpr,
     IS_SCALED: tl.constexpr,
+    KEEPS_KEYS: tl.constexpr,
 ):
     token = tl.program_id(0)
     position = tl.load(positions + token)
@@ -135,8 +140,11 @@ def _write_kernel(
     is_value = heads[:, None] >= NUM_HEADS + NUM_KV_HEADS
     y1 = tl.where(is_value, raw1, (x1 * cos - x2 * sin).to(raw1.dtype))
     y2 = tl.where(is_value, raw2, (x2 * cos + x1 * sin).to(raw2.dtype))
-    tl.store(at, y1, mask=is_in & is_query)
-    tl.store(at + HALF, y2, mask=is_in & is_query)
+    is_kept = is_query
+    if KEEPS_KEYS:
+        is_kept = heads[:, None] < NUM_HEADS + NUM_KV_HEADS
+    tl.store(at, y1, mask=is_in & is_kept)
+    tl.store(at + HALF, y2, mask=is_in & is_kept)
     slot = tl.load(token_slots + token).to(tl.int64)
     page = tl.load(tables + slot * table_stride + position // PAGE_SIZE).to(tl.int64)
     # The keys' heads are followed by the values' in qkv and in a page alike.

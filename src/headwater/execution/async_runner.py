@@ -87,6 +87,7 @@ class AsyncModelRunner:
             device,
             self._forward_mixed,
             geometry=loaded.model.geometry,
+            dtype=loaded.dtype,
             slots=self._slots,
             rotary=self._rotary,
             sizes=prompt_graph_sizes,

@@ -17,7 +17,7 @@ from headwater.devices.triton_prefill import queries_per_tile
 from headwater.execution.device_slots import DeviceSlots
 from headwater.execution.staging import ALIGNMENT, Ints, StagingRing
 from headwater.execution.step_graphs import StepGraphs, next_size
-from headwater.execution.step_inputs import MixedInputs, MixedShape, flatten, idle, pad, stage
+from headwater.execution.step_inputs import MixedInputs, MixedShape, flatten, idle, pad, set_whole_apart, stage
 from headwater.scheduling.plan import StepPlan
 
 # What the card computes in the time that Python launches a step in, in parameters times tokens: measured on an H200,
@@ -68,6 +68,7 @@ class PromptSteps:
         forward: Callable[[MixedInputs], torch.Tensor],
         *,
         geometry: AttentionGeometry,
+        dtype: torch.dtype,
         slots: DeviceSlots,
         rotary: tuple[torch.Tensor, torch.Tensor],
         sizes: Sequence[tuple[int, int]],
@@ -77,6 +78,7 @@ class PromptSteps:
         self._slots = slots
         self._rotary = rotary
         self._plan_tiles = partial(device.plan_tiles, geometry)
+        self._sets_whole_apart = device.sets_whole_apart(geometry, dtype)
         self._ring = StagingRing(device.torch_device, num_ints=1 << 17)
         self._shapes = {size: _shape(*size, device, geometry) for size in sorted(sizes)}
         self._decode_sizes = sorted({decodes for decodes, _ in self._shapes})
@@ -91,6 +93,8 @@ class PromptSteps:
         arrays = flatten(plan, sampled, plan_tiles=self._plan_tiles)
         shape = self._shape_for(plan.num_decodes, len(arrays.token_ids))
         if shape is None or not arrays.fits(shape):
+            if self._sets_whole_apart:
+                arrays = set_whole_apart(arrays, plan_tiles=self._plan_tiles)
             inputs = stage(arrays, ring=self._ring, slots=self._slots, rotary=self._rotary)
             return PromptStep(self._forward(inputs), 0, inputs.last_tokens, inputs.sampled_slots)
         self._graphs.prepare(shape)

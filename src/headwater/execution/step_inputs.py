@@ -1,13 +1,14 @@
 """A plan with prompt chunks in it, flattened into the integers that its kernels read."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from headwater.devices.paged_batch import PagedBatch, PromptChunks
+from headwater.devices.paged_batch import PagedBatch, PromptChunks, WholePrompts
 from headwater.devices.prefill_tiles import PrefillTiles
+from headwater.devices.whole_prompts import num_before_whole
 from headwater.execution.device_slots import DeviceSlots
 from headwater.execution.staging import Ints, StagingRing
 from headwater.scheduling.plan import StepPlan
@@ -42,6 +43,7 @@ class MixedArrays:
     joins: Ints  # [J, 4]
     last_tokens: Ints  # [number that sample], among the D + N
     sampled_slots: Ints  # [number that sample]
+    whole_starts: Ints | None = None  # [P + 1] of WholePrompts, where some are set apart
 
     @property
     def padded(self) -> tuple[Ints, ...]:
@@ -98,6 +100,17 @@ def flatten(plan: StepPlan, sampled: Ints, *, plan_tiles: Callable[[Ints, Ints],
     )
 
 
+def set_whole_apart(arrays: MixedArrays, *, plan_tiles: Callable[[Ints, Ints], PrefillTiles]) -> MixedArrays:
+    """The same step with the whole prompts that it ends with left out of the tiles."""
+    first = num_before_whole(arrays.lens, arrays.contexts)
+    if first == len(arrays.lens):
+        return arrays
+    tiles = plan_tiles(arrays.lens[:first], arrays.contexts[:first])
+    starts = np.zeros(len(arrays.lens) - first + 1, dtype=np.int32)
+    np.cumsum(arrays.lens[first:], out=starts[1:])
+    return replace(arrays, tiles=tiles.tiles, joins=tiles.joins, whole_starts=starts)
+
+
 def pad(arrays: MixedArrays, shape: MixedShape, *, padding_slot: int) -> MixedArrays:
     """The same step with decodes, tokens and tiles beside it that do nothing. It must fit."""
     num_decodes = len(arrays.decode_slots)
@@ -148,8 +161,14 @@ def stage(
 
     Steps of one shape lie at the same addresses of one ring, `last_tokens` and `sampled_slots` aside.
     """
-    staged = ring.stage((*arrays.padded, arrays.last_tokens, arrays.sampled_slots))
+    whole_starts = np.empty(0, dtype=np.int32) if arrays.whole_starts is None else arrays.whole_starts
+    *staged, whole_on_device = ring.stage((*arrays.padded, arrays.last_tokens, arrays.sampled_slots, whole_starts))
     decode_slots, decode_positions, token_ids, token_slots, token_positions, *of_rows, last, sampled_slots = staged
+    whole = None
+    if arrays.whole_starts is not None:
+        num_tokens = len(decode_slots) + len(token_ids)
+        first_token = num_tokens - int(whole_starts[-1])
+        whole = WholePrompts(first_token, whole_on_device, longest=int(np.diff(whole_starts).max()))
     batch = PagedBatch(
         num_decodes=len(decode_slots),
         decode_slots=decode_slots,
@@ -158,7 +177,7 @@ def stage(
         tables=slots.tables,
         cos=rotary[0],
         sin=rotary[1],
-        chunks=PromptChunks(token_slots, token_positions, token_positions, *of_rows),
+        chunks=PromptChunks(token_slots, token_positions, token_positions, *of_rows, whole=whole),
     )
     return MixedInputs(token_ids, batch, last, sampled_slots)
 

@@ -75,7 +75,8 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         Flag("Data type of weights and activations. auto: bfloat16 where the device is quick at it.", MODEL),
     ] = "auto"
     attention_backend: Annotated[
-        Literal["auto", "triton"], Flag("Kernels of attention on a GPU.", MODEL)
+        Literal["auto", "triton", "fa3"],
+        Flag("Kernels for whole prompts' attention on a GPU. auto: fa3 where it is installed and fits.", MODEL),
     ] = "auto"
     cuda_graph_max_bs: Annotated[
         int | None,

@@ -34,7 +34,7 @@ def open_device(args: ServerArgs) -> Device:
     if args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available()):
         from headwater.devices.cuda import CudaDevice  # imports Triton, which a server on a CPU does without
 
-        return CudaDevice(attention="triton" if args.attention_backend == "auto" else args.attention_backend)
+        return CudaDevice(attention=args.attention_backend)
     if args.attention_backend != "auto":
         raise ValueError(f"--attention-backend {args.attention_backend} needs --device cuda")
     return CpuDevice(num_threads=args.threads)

@@ -1,0 +1,51 @@
+"""The asynchronous runner where another backend computes whole prompts. Without a GPU, interpreted: short texts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from step_driver import StepDriver
+
+from headwater.devices.cuda import CudaDevice
+from headwater.execution.async_runner import AsyncModelRunner
+from headwater.models.loader import load_model, resolve_model
+from tiny_models import VOCAB_SIZE, greedy_text, make_tiny_model
+from torch_whole_prompts import TorchWholePrompts
+
+pytestmark = [
+    pytest.mark.slow,
+    # what padding tokens compute is undefined, and the interpreter tells of it
+    pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),
+]
+
+PROMPT = np.random.default_rng(1).integers(3, VOCAB_SIZE, 21).tolist()
+
+
+def test_greedy_text_where_whole_prompts_are_set_apart(tmp_path: Path) -> None:
+    """Prompts behind decodes and chunks, chunks of them, and steps small enough for a graph, which have none apart."""
+    reference = make_tiny_model("qwen3", tmp_path)
+    device = CudaDevice(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device.whole_prompts = backend = TorchWholePrompts()
+    loaded = load_model(resolve_model(str(tmp_path)), device=device, dtype="float32")
+    runner = AsyncModelRunner(
+        loaded,
+        device,
+        page_size=4,
+        num_pages=64,
+        max_running=8,
+        max_context=64,
+        prompt_graph_sizes=((0, 4), (4, 4)),
+    )
+    driver = StepDriver(runner)  # type: ignore[arg-type]
+    prompts = [PROMPT[:9], PROMPT[2:14], PROMPT[5:8], PROMPT[:6], PROMPT[3:5]]
+    requests = [driver.add(prompt, slot=slot) for slot, prompt in enumerate(prompts)]
+    first, long, short, late, last = requests
+    driver.step([(long, 7), (first, 9)])
+    driver.step([(first, 1), (long, 5), (short, 3), (late, 6)])
+    driver.step([(first, 1), (long, 1), (last, 2)])
+    driver.run(requests, num_outputs=4)
+    num_layers = loaded.config.num_layers
+    assert backend.seen == [[7, 9]] * num_layers + [[3, 6]] * num_layers
+    assert [it.outputs[:4] for it in requests] == [greedy_text(reference, prompt, 4) for prompt in prompts]
