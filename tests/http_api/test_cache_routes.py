@@ -49,6 +49,23 @@ async def test_cache_shows_tiers_hits_and_speeds(engine: ScriptedEngine) -> None
     device = answer["tiers"]["device"]
     assert (device["capacity_pages"], device["used_pages"], device["evictable_pages"]) == (64, 3, 2)
     assert device["used_bytes"] == 3 * 1024
+    assert device["ready_pages"] == 64
+
+
+async def test_cache_shows_how_much_of_the_host_is_pinned(engine: ScriptedEngine) -> None:
+    """An operator who sees no offloads after the start must be able to see why."""
+
+    def state(message: GetState):
+        whole = engine._state(message.call_id)
+        return msgspec.structs.replace(whole, tiers={"host": msgspec.structs.replace(whole.tiers["device"], ready=7)})
+
+    engine.script.answers[GetState] = state
+    engine.script.answers[GetStorage] = lambda message: StorageInfo(call_id=message.call_id)
+    async with api(engine) as server:
+        answer = (await server.http.get("/cache")).json()
+        metrics = (await server.http.get("/metrics")).text
+    assert answer["tiers"]["host"]["ready_pages"] == 7
+    assert [line.split()[-1] for line in metrics.splitlines() if line.startswith("headwater:pages_ready{")] == ["7.0"]
 
 
 async def test_cache_without_a_store_and_with_nothing_counted(engine: ScriptedEngine) -> None:

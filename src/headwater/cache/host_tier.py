@@ -1,5 +1,6 @@
 """What the host tier is made of."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from headwater.cache.copier import PageCopier
@@ -17,3 +18,4 @@ class HostTier:
     policy: WritePolicy
     max_pages_in_flight: int = 4096
     min_restore_tokens: int = 32  # less is computed rather than copied
+    num_ready: Callable[[], int] | None = None  # pages that copies reach by now; None: all

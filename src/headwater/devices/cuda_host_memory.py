@@ -3,6 +3,7 @@
 import logging
 import mmap
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -79,6 +80,11 @@ class PinnedHostMemory:
         return memoryview(self.pages[page])
 
     @property
+    def num_ready_pages(self) -> int:
+        """Pages, from the first on, that the GPU can reach."""
+        return self._num_ready_bytes // self.page_bytes
+
+    @property
     def num_ready_bytes(self) -> int:
         """How much of it, from the first page on, the GPU can reach."""
         return self._num_ready_bytes
@@ -96,6 +102,7 @@ class PinnedHostMemory:
 
     def _prepare(self) -> None:
         pieces = range(0, len(self._bytes), _PIECE_BYTES)
+        began_s = time.monotonic()
         with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="pin-host-memory") as pool:
             try:
                 for num_bytes in pool.map(self._prepare_piece, pieces):  # in order
@@ -104,6 +111,8 @@ class PinnedHostMemory:
                     with self._changed:
                         self._num_ready_bytes += num_bytes
                         self._changed.notify_all()
+                gib, seconds = self._num_ready_bytes / (1 << 30), time.monotonic() - began_s
+                _log.info("%.1f GiB of host memory for the cache are pinned, after %.1f s", gib, seconds)
             except OSError as error:
                 pool.shutdown(cancel_futures=True)
                 _log.error("host memory for the cache: %s; pages beyond it are not offloaded", error)

@@ -31,6 +31,11 @@ class HostMemory:
         """A writable view of one page."""
         return memoryview(self.pages[page])
 
+    @property
+    def num_ready_pages(self) -> int:
+        """All of them: nothing has to be pinned."""
+        return self.num_pages
+
     def close(self) -> None:
         """Nothing to give back: the memory goes with the last view of it."""
 

@@ -71,7 +71,7 @@ class StateReporter:
             num_paused=len(scheduler.running) + len(scheduler.waiting) if is_paused else 0,
             paused=is_paused,
             blockers=self._blockers(),
-            tiers={tier.name.lower(): self._tier_state(books) for tier, books in cache.books.items()},
+            tiers={tier.name.lower(): self._tier_state(tier, books) for tier, books in cache.books.items()},
             generation=cache.generation,
             weights_id=scheduler.weights_id,
             weight_version=scheduler.weight_version,
@@ -87,8 +87,9 @@ class StateReporter:
             released_memory=self._control.released_memory,
         )
 
-    def _tier_state(self, books: TierBooks) -> TierState:
-        pool = books.pool
+    def _tier_state(self, tier: Tier, books: TierBooks) -> TierState:
+        pool, host = books.pool, self._cache.host
+        count_ready = host.num_ready if host is not None and tier is Tier.HOST else None
         return TierState(
             capacity=pool.capacity,
             free=pool.num_free,
@@ -98,6 +99,7 @@ class StateReporter:
             transfer=pool.count(Owner.TRANSFER),
             evictable=books.num_evictable,
             page_bytes=self._cache.page_bytes,
+            ready=None if count_ready is None else count_ready(),
         )
 
 

@@ -153,7 +153,13 @@ def _host_tier(
         raise ValueError(f"--hicache-size {args.hicache_size} holds no page: one takes {layout.page_bytes} bytes")
     memory, copier = make_host_memory(device, runner, num_pages=num_host_pages, layout=layout)
     policy = WritePolicy(args.hicache_write_policy)
-    tier = HostTier(num_pages=num_host_pages, copier=copier, pages=memory, policy=policy)
+    tier = HostTier(
+        num_pages=num_host_pages,
+        copier=copier,
+        pages=memory,
+        policy=policy,
+        num_ready=lambda: memory.num_ready_pages,
+    )
     return tier, (copier.close, memory.close)
 
 

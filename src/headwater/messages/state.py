@@ -38,6 +38,7 @@ class TierState(Struct):
     transfer: int
     evictable: int
     page_bytes: int
+    ready: int | None = None  # that copies reach; fewer than the capacity while memory is still being pinned
 
 
 class EngineState(Struct, tag="engine_state"):
