@@ -3,8 +3,9 @@
 
     page_copies.py OUT.json
 
-The copier is the server's own, threads and all; `share` is of the large copy measured beside it. `beside_step` is how
-much longer matrix products take while pages move.
+The copier is the server's own, threads and all; `share` is of the large copy measured beside it, for one copy of
+512 MiB from the call to its end, and for four in flight at once. `beside_step` is how much longer matrix products take
+while pages move.
 """
 
 import statistics
@@ -17,9 +18,9 @@ import numpy as np
 import torch
 from figures import Figures
 
+from headwater.cache.copier import CopyHandle
 from headwater.devices.cuda_copy import CudaPageCopier, PageMover, move_by_copy_engine, move_by_kernel
 from headwater.devices.cuda_host_memory import PinnedHostMemory
-from headwater.devices.host_memory import ThreadCopy
 from headwater.devices.kv_memory import KVLayout, KVMemory
 
 DEVICE = torch.device("cuda", 0)
@@ -28,15 +29,15 @@ MOVED_BYTES = 512 << 20
 METHODS: dict[str, PageMover] = {"kernel": move_by_kernel, "copy_engine": move_by_copy_engine}
 
 
-def wait_s(start: Callable[[], ThreadCopy]) -> float:
-    """From the call to its end, as the loop sees it."""
+def wait_s(start: Callable[[], CopyHandle], *, num_copies: int = 1) -> float:
+    """From the call to the end of so many copies, as the loop sees it; of one of them."""
     started_s = time.perf_counter()
-    copy = start()
-    while not copy.is_done():
-        assert time.perf_counter() - started_s < 20, "the copy does not end"
+    copies = [start() for _ in range(num_copies)]
+    while not all(copy.is_done() for copy in copies):
+        assert time.perf_counter() - started_s < 20, "a copy does not end"
         time.sleep(0.00005)
-    assert not copy.has_failed
-    return time.perf_counter() - started_s
+    assert not any(copy.has_failed for copy in copies)
+    return (time.perf_counter() - started_s) / num_copies
 
 
 def large_copies() -> tuple[float, float]:
@@ -66,20 +67,21 @@ def measure(kib: int, method: str, figures: Figures) -> None:
     copier = CudaPageCopier(lambda: kv, host, device=DEVICE, mover=METHODS[method])
     source = np.random.default_rng(kib)
     on_device, on_host = (source.permutation(num_pages)[:num_moved].astype(np.int32) for _ in range(2))
-    restores, offloads = [], []
-    for _ in range(5):
-        offloads.append(wait_s(lambda: copier.offload(on_device, on_host)))
-        restores.append(wait_s(lambda: copier.restore(on_host, on_device)))
-    for kind, times, link in (("restore", restores[1:], to_device), ("offload", offloads[1:], to_host)):
-        rate = MOVED_BYTES / statistics.median(times) / 1e9
-        figures.put(f"{kib}_kib_{method}_{kind}_gb_per_s", rate)
-        figures.put(f"{kib}_kib_{method}_{kind}_share", rate / link)
+    for num_copies, label in ((1, ""), (4, "_4_in_flight")):
+        restores, offloads = [], []
+        for _ in range(5):
+            offloads.append(wait_s(lambda: copier.offload(on_device, on_host), num_copies=num_copies))
+            restores.append(wait_s(lambda: copier.restore(on_host, on_device), num_copies=num_copies))
+        for kind, times, link in (("restore", restores[1:], to_device), ("offload", offloads[1:], to_host)):
+            rate = MOVED_BYTES / statistics.median(times) / 1e9
+            figures.put(f"{kib}_kib_{method}_{kind}{label}_gb_per_s", rate)
+            figures.put(f"{kib}_kib_{method}_{kind}{label}_share", rate / link)
     figures.put(f"{kib}_kib_{method}_beside_step", beside_step(lambda: copier.restore(on_host, on_device)))
     copier.close()
     host.close()
 
 
-def beside_step(start: Callable[[], ThreadCopy]) -> float:
+def beside_step(start: Callable[[], CopyHandle]) -> float:
     """Time of memory-bound products while pages move, as a multiple of their time alone."""
     weight = torch.randn(28672, 4096, device=DEVICE, dtype=torch.bfloat16)
     x = torch.randn(64, 4096, device=DEVICE, dtype=torch.bfloat16)

@@ -1,17 +1,15 @@
 #!/usr/bin/env python3
-"""The tiers and the flush on one GPU: what host hits bring, what tiers cost that are never hit, a flush under load.
+"""The tiers on one GPU: what host hits bring, what tiers cost that are never hit.
 
-    tiers_run.py MODEL OUT.json [--parts hits,cost,flush]
+    tiers_run.py MODEL OUT.json [--parts hits,cost]
 
 hits: chats whose prefixes of 4,096 tokens are together four times the device's pool; a turn that finds its prefix on
-the host beside one that computes it. cost: prompts that never hit, with tiers and without, in turns. flush: `mode=now`
-under 64 running requests: seconds to the answer, and the gaps between tokens beside those without.
+the host beside one that computes it; short prompts while host memory is pinned, and after. cost: prompts that never
+hit, with tiers and without, in turns.
 """
 
 import argparse
-import asyncio
 import gc
-import itertools
 import statistics
 import sys
 import tempfile
@@ -54,6 +52,15 @@ def first_token_s(engine: Any, prompt: list[int]) -> tuple[float, dict[str, int]
     return time.perf_counter() - started_s, answer["meta_info"]["cached_tokens_details"]
 
 
+def wait_pinned(engine: Any) -> float:
+    """Until copies reach all of the host memory; the seconds that took."""
+    started_s = time.monotonic()
+    while (host := engine.get_state().tiers["host"]).ready < host.capacity:
+        assert time.monotonic() < started_s + 60, "host memory is not pinned"
+        time.sleep(0.05)
+    return time.monotonic() - started_s
+
+
 def wait_idle(engine: Any) -> None:
     """Until no copy is in flight."""
     deadline_s = time.monotonic() + 60
@@ -66,6 +73,12 @@ def hits(folder: Path, model: str, figures: Figures) -> None:
     chats = workloads.random_prompts(NUM_CHATS, PREFIX_TOKENS, seed=70)
     ends = workloads.random_prompts(NUM_CHATS, 64, seed=71)
     with open_engine(folder, model=model, with_tiers=True) as engine:
+        short = workloads.random_prompts(50, 64, seed=72)
+        while_pinning = [first_token_s(engine, prompt)[0] for prompt in short]
+        figures.put("pinned_after_s", wait_pinned(engine))
+        pinned = [first_token_s(engine, prompt)[0] for prompt in workloads.random_prompts(50, 64, seed=73)]
+        figures.put("ttft_64_tokens_while_pinning_p50_ms", statistics.median(while_pinning) * 1e3)
+        figures.put("ttft_64_tokens_pinned_p50_ms", statistics.median(pinned) * 1e3)
         computed = [first_token_s(engine, chat + end[:32])[0] for chat, end in zip(chats, ends, strict=True)]
         wait_idle(engine)
         again = [first_token_s(engine, chat + end) for chat, end in zip(chats, ends, strict=True)]
@@ -91,6 +104,7 @@ def cost(folder: Path, model: str, figures: Figures) -> None:
         open_engine(folder, model=model, with_tiers=False) as without,
         open_engine(folder, model=model, with_tiers=True) as tiered,
     ):
+        wait_pinned(tiered)
         ratios = []
         for repeat in range(6):
             prompts = workloads.random_prompts(96, 1024, seed=80 + repeat)
@@ -107,56 +121,11 @@ def cost(folder: Path, model: str, figures: Figures) -> None:
         figures.put("throughput_with_tiers_never_hit_all", [round(ratio, 4) for ratio in ratios])
 
 
-async def gaps_s(engine: Any, *, flushes: bool, put: workloads.Put) -> list[float]:
-    """Seconds between the tokens of one of 64 streams; with `flushes` the cache is flushed five times meanwhile."""
-    prompts = workloads.random_prompts(64, 512, seed=90)
-    params = GREEDY | {"max_new_tokens": 400}
-    others = [asyncio.ensure_future(engine.async_generate(input_ids=p, sampling_params=params)) for p in prompts[1:]]
-    arrivals: list[float] = []
-    stream = await engine.async_generate(input_ids=prompts[0], sampling_params=params, stream=True)
-    answered: list[float] = []
-
-    async def flush() -> None:
-        await asyncio.sleep(1.5)  # until all prompts are computed: a step with many takes longer
-        for _ in range(5):
-            started_s = time.perf_counter()
-            result = await asyncio.to_thread(engine.flush_cache, mode="now")
-            answered.append(time.perf_counter() - started_s)
-            assert result.success, result
-            await asyncio.sleep(0.2)
-
-    flushing = asyncio.ensure_future(flush()) if flushes else None
-    async for _ in stream:
-        arrivals.append(time.perf_counter())
-    if flushing is not None:
-        await flushing
-        put("flush_now_answer_p50_ms", statistics.median(answered) * 1e3)
-        put("flush_now_answer_max_ms", max(answered) * 1e3)
-    await asyncio.gather(*others)
-    found = [second - first for first, second in itertools.pairwise(arrivals)]
-    return found[50:]  # from the moment on that all are decoding
-
-
-def flush(folder: Path, model: str, figures: Figures) -> None:
-    with open_engine(folder, model=model, with_tiers=True, pool_tokens=2 * POOL_TOKENS) as engine:
-        asyncio.run(gaps_s(engine, flushes=False, put=figures.put))
-        quiet, flushed = [], []
-        for _ in range(2):
-            quiet += asyncio.run(gaps_s(engine, flushes=False, put=figures.put))
-            engine.flush_cache(timeout=30)
-            flushed += asyncio.run(gaps_s(engine, flushes=True, put=figures.put))
-            engine.flush_cache(timeout=30)
-    for label, gaps in (("quiet", quiet), ("with_flushes", flushed)):
-        ordered = sorted(gaps)
-        figures.put(f"gap_{label}_p50_ms", ordered[len(ordered) // 2] * 1e3)
-        figures.put(f"gap_{label}_p99_ms", ordered[int(len(ordered) * 0.99)] * 1e3)
-
-
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=sorted(SHAPES))
     parser.add_argument("out", type=Path)
-    parser.add_argument("--parts", default="hits,cost,flush")
+    parser.add_argument("--parts", default="hits,cost")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args(argv)
     figures = Figures(options.out, {"model": options.model})
@@ -164,7 +133,7 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as root:
         folder = make_model(options.model, Path(root))
         for part in options.parts.split(","):
-            {"hits": hits, "cost": cost, "flush": flush}[part](folder, options.model, figures)
+            {"hits": hits, "cost": cost}[part](folder, options.model, figures)
             gc.collect()  # tens of gigabytes of host memory each
     return 0
 
