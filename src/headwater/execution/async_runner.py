@@ -130,12 +130,17 @@ class AsyncModelRunner:
         self._graphs.clear()
         self._prompt_steps.clear()
 
+    @property
+    def num_graphs_missing(self) -> int:
+        """Graphs that `capture_graphs` would capture now."""
+        return self._graphs.num_missing + self._prompt_steps.num_missing
+
     @torch.inference_mode()
-    def capture_graphs(self) -> None:
-        """Capture the graphs of all sizes now, not when first needed."""
+    def capture_graphs(self, captured: Callable[[], None] = lambda: None) -> None:
+        """Capture the graphs of all sizes now, not when first needed. `captured` is called after each."""
         self._device.enter_thread()
-        self._graphs.capture_all("decode batches")
-        self._prompt_steps.capture_all()
+        self._graphs.capture_all("decode batches", captured)
+        self._prompt_steps.capture_all(captured)
 
     # --- steps -------------------------------------------------------------------------------------
 

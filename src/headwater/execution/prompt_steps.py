@@ -104,9 +104,14 @@ class PromptSteps:
         shift = shape.num_decodes - plan.num_decodes
         return PromptStep(self._graphs.run(shape), shift, inputs.last_tokens, inputs.sampled_slots)
 
-    def capture_all(self) -> None:
-        """Capture all graphs now, not when first needed."""
-        self._graphs.capture_all("steps with prompts")
+    @property
+    def num_missing(self) -> int:
+        """Graphs that `capture_all` would capture now."""
+        return self._graphs.num_missing
+
+    def capture_all(self, captured: Callable[[], None] = lambda: None) -> None:
+        """Capture all graphs now, not when first needed. `captured` is called after each."""
+        self._graphs.capture_all("steps with prompts", captured)
 
     def clear(self) -> None:
         """Forget all graphs: weights or KV memory have moved."""

@@ -66,13 +66,23 @@ class StepGraphs(Generic[Shape]):
         graph.replay()
         return output
 
-    def capture_all(self, what: str) -> None:
-        """Capture every shape, the last and largest first, so that the others fit into its memory."""
+    @property
+    def num_missing(self) -> int:
+        """Graphs that `capture_all` would capture now."""
+        return 0 if self._pool is None else len(self._shapes) - len(self._graphs)
+
+    def capture_all(self, what: str, captured: Callable[[], None] = lambda: None) -> None:
+        """Capture every shape, the last and largest first, so that the others fit into its memory.
+
+        `captured` is called after each.
+        """
         if self._pool is None or not self._shapes:
             return
         started_s, free_bytes = time.monotonic(), torch.cuda.mem_get_info()[0]
         for shape in reversed(self._shapes):
-            self.prepare(shape)
+            if shape not in self._graphs:
+                self.prepare(shape)
+                captured()
         seconds, taken_bytes = time.monotonic() - started_s, free_bytes - torch.cuda.mem_get_info()[0]
         _log.info(
             "captured CUDA graphs of %d %s in %.1f s, %d MiB", len(self._shapes), what, seconds, taken_bytes // _MIB

@@ -13,6 +13,7 @@ from headwater.execution.model_runner import ModelRunner
 from headwater.execution.runner import Runner
 from headwater.execution.warm_up import warm_up
 from headwater.launch.config import MIB, ServerArgs
+from headwater.launch.progress import progress_bar
 from headwater.models.config import ModelConfig
 from headwater.models.loader import LoadedModel
 
@@ -84,7 +85,8 @@ def make_runner(args: ServerArgs, loaded: LoadedModel, device: Device, *, num_pa
     )
     room = min(max_context, num_pages * args.page_size) - 1
     warm_up(on_gpu, num_tokens=min(args.max_step_tokens, room))
-    on_gpu.capture_graphs()
+    with progress_bar("capturing CUDA graphs", on_gpu.num_graphs_missing) as captured:
+        on_gpu.capture_graphs(captured)
     free_bytes = device.free_memory_bytes()
     _log.info("%.1f GiB of the GPU's memory are left free", free_bytes / _GIB)
     return on_gpu
