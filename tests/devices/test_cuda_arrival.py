@@ -52,30 +52,28 @@ def test_groups_hold_every_layer_once_in_pieces_long_enough(num_layers, layer_by
     assert [layer for group in groups for layer in range(group.first, group.stop)] == list(range(num_layers))
 
 
-@pytest.mark.parametrize(("layer_mib", "num_early"), [(1, 0), (16, 4), (400, 7)])
-def test_it_is_readable_when_little_enough_is_to_come(monkeypatch, layer_mib, num_early):
+@pytest.mark.parametrize("is_alone", [True, False])
+@pytest.mark.parametrize(
+    ("layer_mib", "num_early", "num_early_alone"), [(1, 0, 0), (16, 4, 0), (20, 5, 2), (100, 8, 7), (400, 8, 8)]
+)
+def test_it_is_readable_when_little_enough_is_to_come(monkeypatch, is_alone, layer_mib, num_early, num_early_alone):
     """Too early, and everybody in the step waits for one request's pages; too late, and nothing overlaps."""
-    waited: list[int] = []
-    monkeypatch.setattr(cuda_arrival.Mark, "wait", lambda self: waited.append(arrival._marks.index(self)))
+    told: list[bool] = []
+    monkeypatch.setattr(
+        cuda_arrival.Mark, "wait", lambda self: told.append(arrival.is_readable(is_alone=is_alone))
+    )
     groups = [LayerGroup(first, first + 4) for first in range(0, 32, 4)]
     arrival = Arrival(groups, layer_bytes=layer_mib * MIB, is_gpu=False)
     assert isinstance(arrival, EarlyCopyHandle) and not arrival.is_readable(is_alone=True)
     launched: list[LayerGroup] = []
     arrival.launch(launched.append)
     assert launched == groups, "nothing may be launched, and fail, once it is readable"
-    assert not arrival.is_readable(is_alone=False) and not arrival.is_awaited
+    assert not arrival.is_awaited
     arrival.wait()
-    assert waited == ([num_early - 1] if num_early else [])
-    assert arrival.is_readable(is_alone=False) and arrival.is_awaited and not arrival.is_done()
-
-
-def test_nobody_else_has_to_wait_so_it_is_readable_when_it_is_launched():
-    """An idle server would wait for half of the pages before it launches a step that could wait for them itself."""
-    arrival = Arrival([LayerGroup(0, 2), LayerGroup(2, 3)], layer_bytes=1 << 40, is_gpu=False)
-    assert not arrival.is_readable(is_alone=True)
-    arrival.launch(lambda group: None)
-    assert arrival.is_readable(is_alone=True)
-    assert arrival.is_readable(is_alone=False), "what was told once stays true: the step may be under way"
+    needed = num_early_alone if is_alone else num_early
+    assert told == [False] * needed + [True] * (num_early - needed)
+    assert arrival.is_readable(is_alone=is_alone) and arrival.is_awaited and not arrival.is_done()
+    assert arrival.is_readable(is_alone=False), "what was told once stays true: a step may be under way"
 
 
 def test_a_copy_that_fails_in_the_middle_never_was_readable():
@@ -104,7 +102,7 @@ def test_a_wait_is_for_the_group_of_its_layer_and_no_later_one():
 def copier(monkeypatch):
     """Restores cut into single layers; on a card, of 8 MiB each."""
     monkeypatch.setattr(cuda_arrival, "_MIN_GROUP_BYTES", 1)
-    monkeypatch.setattr(cuda_arrival, "_MAX_AWAITED_BYTES", 1 << 40)
+    monkeypatch.setattr(cuda_arrival, "_MAX_AWAITED_ALONE_BYTES", 1 << 40)
     page_size = 1024 if HAS_GPU else 2
     layout = KVLayout(num_layers=8, num_kv_heads=2, head_dim=128, page_size=page_size, dtype=torch.bfloat16)
     kv = KVMemory(layout, torch.randn(8, *layout.page_shape).to(DEVICE, layout.dtype))

@@ -59,6 +59,26 @@ def _runner(loaded: LoadedModel, device: Device, *, num_pages: int, max_running:
     return AsyncModelRunner(loaded, device, **sizes, graph_sizes=(1, 2, 4, 8), prompt_graph_sizes=prompts)
 
 
+def _slow_restores(runner: Runner, copier) -> list[int]:
+    """On a GPU: restores arrive a layer at a time, a millisecond each; counts the steps that had to wait for some."""
+    from headwater.devices import cuda_arrival
+
+    cuda_arrival._MIN_GROUP_BYTES = copier._min_piece_bytes = 1
+    move, arrivals, waits = copier._move, runner.arrivals, [0]
+
+    def slowly(source, sources, target, targets) -> None:
+        if target.is_cuda:
+            torch.cuda._sleep(2_000_000)
+        move(source, sources, target, targets)
+
+    def counted():
+        waits[0] += bool(found := arrivals())
+        return found
+
+    copier._move, runner.arrivals = slowly, counted
+    return waits
+
+
 class RealEngine:
     """Loop, scheduler, cache and a real runner in float32, a turn at a time."""
 
@@ -77,6 +97,7 @@ class RealEngine:
         host = None
         if num_host_pages:
             memory, copier = make_host_memory(device, runner, num_pages=num_host_pages, layout=layout)
+            self.num_early_reads = _slow_restores(runner, copier) if torch.cuda.is_available() else [1]
             host = HostTier(
                 num_pages=num_host_pages,
                 copier=copier,
@@ -191,6 +212,7 @@ def test_text_is_transformers_under_sharing_retraction_restores_and_flushes(name
     assert counters.num_retractions > 0 and counters.cached_tokens_device > 0
     if num_host_pages:
         assert counters.cached_tokens_host > 0 and counters.num_parked > 0
+        assert engine.num_early_reads[0] > 0
 
 
 def test_new_weights_give_their_own_text_and_find_nothing_old(tmp_path):

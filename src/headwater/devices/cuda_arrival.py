@@ -9,9 +9,11 @@ from headwater.devices.host_memory import ThreadCopy
 
 _MAX_GROUPS = 8
 _MIN_GROUP_BYTES = 32 << 20  # less is not worth another launch: half a millisecond of the link
-# What may still be under way when others are served, too, by the step that reads the pages: 5 ms of the link, about
-# what a step takes until it comes to the last layers. For more, it and they would stand still.
+# What may still be under way when a step that reads the pages is launched: 5 ms of the link, about what it computes
+# until it comes to the last layers. For more, it would stand still, and with it everybody else who is served; a request
+# that is alone may wait on the device as well as on the host, but not for so long that the next one notices.
 _MAX_AWAITED_BYTES = 256 << 20
+_MAX_AWAITED_ALONE_BYTES = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +62,19 @@ class Arrival:
         self.copy = ThreadCopy()
         self.groups = tuple(groups)
         self._marks = [Mark(is_gpu=is_gpu) for _ in groups]
-        bytes_left = [(groups[-1].stop - group.stop) * layer_bytes for group in groups]
-        self._num_early = len(groups) - sum(left < _MAX_AWAITED_BYTES for left in bytes_left)
+        bytes_left = [(groups[-1].stop - group.first) * layer_bytes for group in groups]  # before each
+        self._num_early = sum(left > _MAX_AWAITED_BYTES for left in bytes_left)
+        self._num_early_alone = sum(left > _MAX_AWAITED_ALONE_BYTES for left in bytes_left)
+        self._num_arrived = 0
         self._is_launched = False
-        self._is_near = False
         self._is_found = False
 
     def is_done(self) -> bool:
         return self.copy.is_done()
 
     def is_readable(self, *, is_alone: bool) -> bool:
-        self._is_found |= self._is_launched if is_alone else self._is_near
+        num_early = self._num_early_alone if is_alone else self._num_early
+        self._is_found |= self._is_launched and self._num_arrived >= num_early
         return self._is_found
 
     @property
@@ -96,10 +100,10 @@ class Arrival:
         self._is_launched = True
 
     def wait(self) -> None:
-        """Return when little enough is to come."""
-        if self._num_early:
-            self._marks[self._num_early - 1].wait()
-        self._is_near = True
+        """Follow the groups as they arrive, as long as somebody may wait for one."""
+        for mark in self._marks[: self._num_early]:
+            mark.wait()
+            self._num_arrived += 1
 
     # --- where steps are launched -------------------------------------------------------------------
 
