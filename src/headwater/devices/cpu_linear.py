@@ -27,8 +27,8 @@ class TorchLinear:
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
         residual += self(x)
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
-        return self(x).float()
+    def logits(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        return self(x).float() if out is None else out.copy_(self(x))
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         return F.embedding(ids, self.unpack()[0])

@@ -63,8 +63,8 @@ class NativeLinear:
         assert residual.dtype == torch.float32 and residual.is_contiguous()
         self._run(x, residual, _ADD_F32)
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
-        y = torch.empty((len(x), self.out_features), dtype=torch.float32)
+    def logits(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        y = torch.empty((len(x), self.out_features), dtype=torch.float32) if out is None else out
         self._run(x, y, _STORE_F32)
         return y
 

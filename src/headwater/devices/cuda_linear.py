@@ -39,10 +39,10 @@ class CudaLinear:
         else:
             residual += F.linear(x, self._weight)
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
+    def logits(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         if self._widens and self._bias is None:
-            return torch.mm(x, self._weight.t(), out_dtype=torch.float32)
-        return self(x).float()
+            return torch.mm(x, self._weight.t(), out_dtype=torch.float32, out=out)
+        return self(x).float() if out is None else out.copy_(self(x))
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         return F.embedding(ids, self._weight)

@@ -30,8 +30,11 @@ class Linear(Protocol):
         """residual += x W^T + b. `residual` is float32[T, out]."""
         ...
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """[T, in] -> float32[T, out], not rounded to the weight's dtype where the device can avoid it."""
+    def logits(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """[T, in] -> float32[T, out], not rounded to the weight's dtype where the device can avoid it.
+
+        Written to `out` and that returned, where given.
+        """
         ...
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:

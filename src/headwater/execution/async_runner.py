@@ -74,6 +74,8 @@ class AsyncModelRunner:
         with torch.inference_mode():
             self._rotary = loaded.model.rotary(torch.arange(max_context, device=place))
         device.reserve_decodes(loaded.model.geometry, max_running)
+        # one for all steps: every graph with logits of its own would keep them for ever
+        self._logits = torch.empty((max_running, loaded.config.vocab_size), dtype=torch.float32, device=place)
         self._result = torch.zeros((2, max_running), dtype=torch.int32, device=place)
         self._results = [pinned((2, max_running), torch.int32, place) for _ in range(_NUM_RESULTS)]
         self._num_launched = 0
@@ -218,7 +220,7 @@ class AsyncModelRunner:
         return model.forward(token_ids, GatedAttention(attention, self._gates))
 
     def _greedy_logits(self, hidden: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        logits = self.model.logits(hidden)
+        logits = self.model.logits(hidden, out=self._logits[: len(hidden)])
         choose_greedy(logits, slots, newest=self._slots.newest, result=self._result, scratch=self._greedy)
         return logits
 

@@ -5,7 +5,7 @@ to launch their kernels. What depends on lengths, positions and pages lies in th
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,16 @@ from headwater.devices.triton_prefill import queries_per_tile
 from headwater.execution.device_slots import DeviceSlots
 from headwater.execution.staging import ALIGNMENT, Ints, StagingRing
 from headwater.execution.step_graphs import StepGraphs, next_size
-from headwater.execution.step_inputs import MixedInputs, MixedShape, flatten, idle, pad, set_whole_apart, stage
+from headwater.execution.step_inputs import (
+    MixedArrays,
+    MixedInputs,
+    MixedShape,
+    flatten,
+    idle,
+    pad,
+    set_whole_apart,
+    stage,
+)
 from headwater.scheduling.plan import StepPlan
 
 # What the card computes in the time that Python launches a step in, in parameters times tokens: measured on an H200,
@@ -58,8 +67,8 @@ class PromptStep:
 class PromptSteps:
     """Stages and enqueues steps with prompt chunks.
 
-    `forward` computes the hidden states of inputs that lie on the device.
-    `sizes` are the (decodes, prompt tokens) that become graphs, `pool` is their memory.
+    `forward` computes the hidden states of inputs that lie on the device. `sizes` are the (decodes, prompt tokens) that
+    become graphs, `pool` is their memory.
     """
 
     def __init__(
@@ -80,19 +89,20 @@ class PromptSteps:
         self._plan_tiles = partial(device.plan_tiles, geometry)
         self._sets_whole_apart = device.sets_whole_apart(geometry, dtype)
         self._ring = StagingRing(device.torch_device, num_ints=1 << 17)
-        self._shapes = {size: _shape(*size, device, geometry) for size in sorted(sizes)}
+        self._shapes = {size: _shapes(*size, device, geometry) for size in sorted(sizes)}
+        shapes = tuple(shape for of_size in self._shapes.values() for shape in of_size)
         self._decode_sizes = sorted({decodes for decodes, _ in self._shapes})
         self._static: dict[MixedShape, MixedInputs] = {}
-        self._static_ring = StagingRing(device.torch_device, num_ints=self._static_ints(slots.padding_slot))
-        self._graphs = StepGraphs(
-            self._compute, self._stage_nothing, shapes=tuple(self._shapes.values()), pool=pool
+        self._static_ring = StagingRing(
+            device.torch_device, num_ints=_static_ints(shapes, max_running=slots.padding_slot)
         )
+        self._graphs = StepGraphs(self._compute, self._stage_nothing, shapes=shapes, pool=pool)
 
     def launch(self, plan: StepPlan, sampled: Ints) -> PromptStep:
         """Enqueue the forward pass of a plan; `sampled`: the rows that sample."""
         arrays = flatten(plan, sampled, plan_tiles=self._plan_tiles)
-        shape = self._shape_for(plan.num_decodes, len(arrays.token_ids))
-        if shape is None or not arrays.fits(shape):
+        shape = self._shape_for(arrays)
+        if shape is None:
             if self._sets_whole_apart:
                 arrays = set_whole_apart(arrays, plan_tiles=self._plan_tiles)
             inputs = stage(arrays, ring=self._ring, slots=self._slots, rotary=self._rotary)
@@ -117,13 +127,17 @@ class PromptSteps:
         """Forget all graphs: weights or KV memory have moved."""
         self._graphs.clear()
 
-    def _shape_for(self, num_decodes: int, num_tokens: int) -> MixedShape | None:
+    def _shape_for(self, arrays: MixedArrays) -> MixedShape | None:
         """The shape with the fewest decodes and then the fewest tokens that a step fits in."""
-        padded = next_size(self._decode_sizes, num_decodes)
-        if padded is None:
+        num_decodes = next_size(self._decode_sizes, len(arrays.decode_slots))
+        if num_decodes is None:
             return None
-        tokens = next_size([tokens for decodes, tokens in self._shapes if decodes == padded], num_tokens)
-        return None if tokens is None else self._shapes[padded, tokens]
+        num_tokens = next_size(
+            [tokens for decodes, tokens in self._shapes if decodes == num_decodes], len(arrays.token_ids)
+        )
+        if num_tokens is None:
+            return None
+        return next((shape for shape in self._shapes[num_decodes, num_tokens] if arrays.fits(shape)), None)
 
     def _compute(self, shape: MixedShape) -> torch.Tensor:
         return self._forward(self._static[shape])
@@ -132,20 +146,20 @@ class PromptSteps:
         nothing = idle(shape, padding_slot=self._slots.padding_slot)
         self._static[shape] = stage(nothing, ring=self._static_ring, slots=self._slots, rotary=self._rotary)
 
-    def _static_ints(self, max_running: int) -> int:
-        """What the largest shape's arrays take in a ring, which must not move them."""
-        sizes = [
-            sum(array.size + ALIGNMENT for array in idle(shape, padding_slot=0).padded)
-            for shape in self._shapes.values()
-        ]
-        return max(sizes, default=0) + 2 * (max_running + ALIGNMENT)
 
-
-def _shape(num_decodes: int, num_tokens: int, device: CudaDevice, geometry: AttentionGeometry) -> MixedShape:
+def _shapes(
+    num_decodes: int, num_tokens: int, device: CudaDevice, geometry: AttentionGeometry
+) -> tuple[MixedShape, MixedShape]:
+    """A shape for short contexts, and one whose attention may be cut into pieces."""
     num_full = -(-num_tokens // queries_per_tile(geometry))
-    return MixedShape(
-        num_decodes,
-        num_tokens,
-        num_tiles=max(device.max_pieces(geometry), num_full + _SPARE_TILES),
-        num_joins=num_full + _SPARE_JOINS,
+    num_tiles = num_full + _SPARE_TILES
+    whole = MixedShape(num_decodes, num_tokens, num_tiles=num_tiles, num_joins=0)
+    return whole, replace(
+        whole, num_tiles=max(device.max_pieces(geometry), num_tiles), num_joins=num_full + _SPARE_JOINS
     )
+
+
+def _static_ints(shapes: Sequence[MixedShape], *, max_running: int) -> int:
+    """What the largest shape's arrays take in a ring, which must not move them."""
+    sizes = [sum(array.size + ALIGNMENT for array in idle(shape, padding_slot=0).padded) for shape in shapes]
+    return max(sizes, default=0) + 2 * (max_running + ALIGNMENT)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _GIB = 1 << 30
 _GRAPH_BYTES = 512 * MIB  # CUDA graphs and what the driver keeps for them
-_TABLE_BYTES = 128 * MIB  # page tables, rotary tables, partial results of attention
+_TABLE_BYTES = 256 * MIB  # page tables, rotary tables, partial results of attention
 
 _FLOAT8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 

@@ -80,9 +80,9 @@ class DecoderModel:
             layer.down.add_to(residual, layer.gate_up(x))
         return residual
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """float32[N, hidden_size] -> float32[N, vocab_size]."""
-        return self._head.logits(self._device.rms_norm(hidden, self._norm, self.config.norm_eps))
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """float32[N, hidden_size] -> float32[N, vocab_size], in `out` where given."""
+        return self._head.logits(self._device.rms_norm(hidden, self._norm, self.config.norm_eps), out)
 
     def get_by_name(self, name: str) -> torch.Tensor:
         """One parameter under its Hugging Face checkpoint name; not to be written to. KeyError if unknown."""
