@@ -1,0 +1,40 @@
+"""The Triton kernels compile for a card and fit on it. The interpreter takes Python that the compiler does not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+pytest.importorskip("triton")
+
+MAX_SHARED_BYTES = 227 << 10  # of a block on a Hopper card
+KERNELS = {
+    "bfloat16": {"_decode_kernel", "_write_kernel", "_prefill_kernel", "_join_kernel"},
+    "bfloat16-large-heads": {"_decode_kernel", "_write_kernel", "_prefill_kernel", "_join_kernel"},
+    "float32": {"_decode_kernel", "_write_kernel", "_prefill_kernel", "_join_kernel"},
+    "float8": {"_decode_kernel", "_write_kernel", "_prefill_kernel", "_join_kernel"},
+    "layers": {"_rms_norm_kernel", "_silu_mul_kernel", "_skinny_kernel"},
+    "sampling": {"_greedy_kernel", "_draw_kernel", "_write_kernel", "_copy_pages"},
+}
+
+
+@pytest.mark.parametrize("group", KERNELS)
+def test_kernels_compile_and_fit(group: str) -> None:
+    """In a process of its own: kernels are interpreted or compiled by what the environment says at their import."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(Path(__file__).with_name("absent_card.py")), group],
+        env=os.environ | {"TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    sizes = json.loads(done.stdout.splitlines()[-1])
+    assert sizes.keys() == KERNELS[group]
+    assert max(sizes.values()) <= MAX_SHARED_BYTES, sizes
