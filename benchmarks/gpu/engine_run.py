@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """B1 to B4 and a long prompt through `Engine` on one GPU, with random weights; prints and keeps every figure.
 
-    engine_run.py MODEL OUT.json [--parts B2,B3,B1,B4,long]
+    engine_run.py MODEL OUT.json [--parts B2,B3,B1,B4,long] [--attention-backend fa3] [--kv-cache-dtype fp8_e4m3]
 """
 
 import argparse
@@ -26,16 +26,23 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--parts", default="B2,B3,B1,B4,long")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--attention-backend", default="auto")
+    parser.add_argument("--kv-cache-dtype", default="auto")
     options = parser.parse_args(argv)
-    figures = Figures(options.out, {"model": options.model})
+    flags = {
+        "device": options.device,
+        "attention_backend": options.attention_backend,
+        "kv_cache_dtype": options.kv_cache_dtype,
+    }
+    figures = Figures(options.out, {"model": options.model, **flags})
     with tempfile.TemporaryDirectory() as root:
         folder = make_model(options.model, Path(root))
         figures.put("make_folder_s", time.perf_counter() - STARTED_S)
-        run(folder, options.parts.split(","), figures, device=options.device)
+        run(folder, options.parts.split(","), figures, flags)
     return 0
 
 
-def run(folder: Path, parts: Sequence[str], figures: Figures, *, device: str) -> None:
+def run(folder: Path, parts: Sequence[str], figures: Figures, flags: dict[str, str]) -> None:
     before_s = time.perf_counter()
     from headwater import Engine
 
@@ -45,7 +52,7 @@ def run(folder: Path, parts: Sequence[str], figures: Figures, *, device: str) ->
     with Engine(
         str(folder),
         load_format="dummy",
-        device=device,
+        **flags,
         context_length=33_024 if is_long else 8192,
         max_running_requests=256,
         log_level="info",

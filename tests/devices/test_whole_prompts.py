@@ -40,7 +40,7 @@ def test_prompts_apart_attend_as_all_others_do(mix: str, kv_dtype: torch.dtype |
     assert backend.seen == ([whole] if whole else [])
     assert torch.equal(setting.kv.memory, beside.kv.memory)
     # over 8-bit pages, prompts apart see what was rounded to them as it was before
-    torch.testing.assert_close(found, own, rtol=0, atol=1e-5 if kv_dtype is None else 0.1)
+    torch.testing.assert_close(found, own, rtol=0, atol=1e-5 if kv_dtype is None else 0.25)
 
 
 def _lens(rows: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from step_driver import StepDriver
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from headwater.devices.cuda import CudaDevice
+from headwater.devices.whole_prompts import AttentionBackend
 from headwater.execution.async_runner import AsyncModelRunner
 from headwater.execution.prompt_steps import prompt_graph_sizes
 from headwater.messages.generation import LogprobParams
@@ -22,8 +23,19 @@ NUM_OUTPUTS = 24
 PROMPT_LENGTHS = (1, 2, 3, 5, 8, 13, 17, 31, 32, 33, 40, 47, 64, 65, 90, 110)
 
 
-def _runner(folder: Path, *, page_size: int, dtype: str = "float32", graphs: tuple[int, ...] = ()) -> AsyncModelRunner:
-    device = CudaDevice()
+def _runner(
+    folder: Path,
+    *,
+    page_size: int,
+    dtype: str = "float32",
+    graphs: tuple[int, ...] = (),
+    attention: AttentionBackend = "triton",
+    kv_dtype: torch.dtype | None = None,
+) -> AsyncModelRunner:
+    try:
+        device = CudaDevice(attention=attention)
+    except ValueError as reason:
+        pytest.skip(str(reason))
     loaded = load_model(resolve_model(str(folder)), device=device, dtype=dtype)
     return AsyncModelRunner(
         loaded,
@@ -32,6 +44,7 @@ def _runner(folder: Path, *, page_size: int, dtype: str = "float32", graphs: tup
         num_pages=2400,
         max_running=16,
         max_context=2000,
+        kv_dtype=kv_dtype,
         graph_sizes=graphs,
         prompt_graph_sizes=prompt_graph_sizes(max_tokens=128, max_decodes=max(graphs)) if graphs else (),
     )
@@ -68,9 +81,12 @@ def middling(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrained
     return folder, LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("dtype", "attention"), [("bfloat16", "triton"), ("float16", "triton"), ("bfloat16", "fa3")])
 def test_sixteen_bits_choose_as_float32_does(
-    middling: tuple[Path, PreTrainedModel], dtype: str, record_property: Callable[[str, str], None]
+    middling: tuple[Path, PreTrainedModel],
+    dtype: str,
+    attention: AttentionBackend,
+    record_property: Callable[[str, str], None],
 ) -> None:
     """Teacher-forced, whatever the chunks: at least 99 % of the choices are float32's, near ties aside.
 
@@ -88,7 +104,8 @@ def test_sixteen_bits_choose_as_float32_does(
     peer_agreement = (peer == top.indices[:-1, 0]).float().mean().item()
     is_clear = (top.values[:, 0] - top.values[:, 1]) > 0.06 * exact.std(dim=-1)
     for chunk in (10**6, 100):
-        driver = StepDriver(_runner(folder, page_size=16, dtype=dtype))  # type: ignore[arg-type]
+        runner = _runner(folder, page_size=16, dtype=dtype, attention=attention)
+        driver = StepDriver(runner)  # type: ignore[arg-type]
         request = driver.add(token_ids, slot=0, logprobs=LogprobParams(top=1, prompt_start=0))
         driver.run([request, driver.add(token_ids[:50], slot=1)], num_outputs=1, chunk=chunk)
         found = torch.tensor([it.top_ids[0] for it in request.prompt_logprobs])
@@ -98,3 +115,28 @@ def test_sixteen_bits_choose_as_float32_does(
         record_property(f"chunk {chunk}", f"all {agreement:.4f} (transformers {peer_agreement:.4f}), clear {clear:.4f}")
         assert clear >= 0.99
         assert agreement >= peer_agreement - 0.005
+
+
+@pytest.mark.parametrize("attention", ["triton", "fa3"])
+def test_eight_bits_of_kv_choose_nearly_as_sixteen_do(
+    middling: tuple[Path, PreTrainedModel], attention: AttentionBackend, record_property: Callable[[str, str], None]
+) -> None:
+    """Prompts in chunks, then decodes that read them: a head without its scale, or another's, is far below."""
+    folder, _ = middling
+    token_ids = np.random.default_rng(5).integers(3, 4000, 1500).tolist()
+    chosen, decoded = [], []
+    for kv_dtype in (None, torch.float8_e4m3fn):
+        runner = _runner(folder, page_size=16, dtype="bfloat16", attention=attention, kv_dtype=kv_dtype, graphs=(1,))
+        driver = StepDriver(runner)  # type: ignore[arg-type]
+        request = driver.add(token_ids, slot=0, logprobs=LogprobParams(top=1, prompt_start=0))
+        driver.run([request], num_outputs=1, chunk=200)
+        chosen.append([it.top_ids[0] for it in request.prompt_logprobs])
+        others = [driver.add(token_ids[:length], slot=1) for length in range(200, 1500, 50)]
+        for other in others:
+            driver.run([other], num_outputs=2)
+        decoded.append([it.outputs[1] for it in others if it.outputs])
+    agreement = float(np.mean(np.array(chosen[0]) == np.array(chosen[1])))
+    of_decodes = float(np.mean(np.array(decoded[0]) == np.array(decoded[1])))
+    record_property("agreement", f"prompts {agreement:.4f}, decodes {of_decodes:.4f}")
+    assert agreement >= 0.8
+    assert of_decodes >= 0.7
