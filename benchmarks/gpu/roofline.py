@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What the card can do at best: copies on the device, matrix products, pinned copies each way, a step's products.
+"""What the card can do at best: copies on the device, matrix products, pinned copies each way, a step's products;
+and what that makes of a long prompt: the prefill rate and the decode step that engine_run.py's are to be read beside.
 
     roofline.py OUT.json
 """
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import torch
 from figures import Figures
-from shapes import SHAPES
+from shapes import SHAPES, kv_token_bytes, prefill_flops, weight_bytes
 
 DEVICE = torch.device("cuda")
 GIB = 1 << 30
+LONG_PROMPT = 32_768
 
 
 def median_s(work: Callable[[], object], *, repeat: int = 7) -> float:
@@ -88,10 +90,23 @@ def products_of_a_step(figures: Figures) -> None:
         torch.cuda.empty_cache()
 
 
+def long_prompt(figures: Figures) -> None:
+    """No engine is faster than this: products at the best measured rate, every byte read once at the copy's."""
+    flops_per_s = max(value for name, value in figures.values.items() if name.startswith("matmul_")) * 1e12
+    bytes_per_s = figures.values["device_copy_read_and_write_tb_per_s"] * 1e12
+    for name in ("qwen3-0.6b", "llama3.1-8b"):
+        figures.put(
+            f"{name}_long_{LONG_PROMPT}_prefill_tokens_per_s_at_most",
+            LONG_PROMPT * flops_per_s / prefill_flops(name, LONG_PROMPT),
+        )
+        num_bytes = weight_bytes(name) + LONG_PROMPT * kv_token_bytes(name)
+        figures.put(f"{name}_long_{LONG_PROMPT}_ms_per_token_at_least", num_bytes / bytes_per_s * 1e3)
+
+
 def main() -> int:
     figures = Figures(Path(sys.argv[1]), {"device": torch.cuda.get_device_name(), "torch": torch.__version__})
     started_s = time.perf_counter()
-    for part in (memory, products, pinned_copies, products_of_a_step):
+    for part in (memory, products, pinned_copies, products_of_a_step, long_prompt):
         part(figures)
         torch.cuda.empty_cache()
     figures.put("took_s", time.perf_counter() - started_s)

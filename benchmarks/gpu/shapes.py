@@ -101,3 +101,13 @@ def kv_token_bytes(name: str) -> int:
     """bf16 bytes of KV of one token."""
     shape = SHAPES[name]
     return 2 * 2 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * shape["head_dim"]
+
+
+def prefill_flops(name: str, num_tokens: int) -> float:
+    """Of one whole prompt: every projection, causal attention, and the head for one token."""
+    shape = SHAPES[name]
+    hidden, head_dim = shape["hidden_size"], shape["head_dim"]
+    head = shape["vocab_size"] * hidden
+    num_weights = weight_bytes(name) // 2 - head
+    attention = 4 * num_tokens**2 / 2 * shape["num_attention_heads"] * head_dim * shape["num_hidden_layers"]
+    return 2.0 * num_weights * num_tokens + attention + 2 * head
