@@ -28,8 +28,8 @@ TESTS = (
     "tests/execution/test_async_runner.py",
     "tests/devices/test_step_attention.py",
     "tests/devices/test_float8_attention.py",
-    "tests/devices/test_whole_prompts.py",
-    "tests/execution/test_whole_prompt_steps.py",
+    "tests/devices/test_apart_attention.py",
+    "tests/execution/test_apart_steps.py",
     "tests/devices/test_triton_layers.py",
     "tests/devices/test_cuda_copy.py",
 )

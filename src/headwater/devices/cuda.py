@@ -6,17 +6,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from headwater.devices.apart_attention import (
+    MIN_APART_TOKENS,
+    AttentionBackend,
+    num_before_apart,
+    open_apart_attention,
+)
 from headwater.devices.cuda_linear import CudaGatedLinear, CudaLinear
 from headwater.devices.device import AttentionBatch, AttentionGeometry, GatedLinear, Linear, StepAttention
 from headwater.devices.kv_memory import KVLayout, KVMemory
 from headwater.devices.noise import NoiseKeys, exponential_noise
-from headwater.devices.paged_batch import PagedBatch, PromptChunks, WholePrompts
+from headwater.devices.paged_batch import ApartChunks, Contexts, PagedBatch, PromptChunks
 from headwater.devices.prefill_tiles import PrefillTiles, plan_tiles
 from headwater.devices.triton_attention import TritonStepAttention
 from headwater.devices.triton_decode import DecodeScratch
 from headwater.devices.triton_layers import rms_norm
 from headwater.devices.triton_prefill import PrefillScratch, queries_per_tile
-from headwater.devices.whole_prompts import AttentionBackend, num_before_whole, open_whole_prompts
 
 # 16-bit floats need the tensor cores of this generation at least (Ampere)
 _MIN_CAPABILITY = (8, 0)
@@ -27,7 +32,7 @@ _INTERPRETED_PROGRAMS = 16  # small, yet enough for the tests to see prompts' at
 
 
 class CudaDevice:
-    """One GPU (device.Device). `attention` names the kernels of whole prompts; all others are our own.
+    """One GPU (device.Device). `attention` names the kernels of long prompts; all others are our own.
 
     With `torch_device` a CPU, the same code runs under Triton's interpreter: the tests' way to it.
     """
@@ -43,7 +48,8 @@ class CudaDevice:
             torch_device = torch.device("cuda", torch.cuda.current_device())
         self.torch_device = torch_device
         self._backend: AttentionBackend = attention
-        self.whole_prompts = open_whole_prompts(attention, torch_device)
+        self.apart_attention = open_apart_attention(attention, torch_device)
+        self.min_apart_tokens = MIN_APART_TOKENS
         self.is_gpu = torch_device.type == "cuda"
         self._scratch: DecodeScratch | None = None  # sized by the largest batch seen
         self._max_scratch_rows = 0
@@ -123,11 +129,10 @@ class CudaDevice:
         chunks = None
         if num_decodes < len(query_lens):
             rest = slice(num_decodes, None)
-            in_tiles, whole = slice(num_decodes, None), None
-            if self.sets_whole_apart(geometry, kv.layout.dtype):
-                num_before = num_decodes + num_before_whole(query_lens[rest], batch.context_lens[rest])
-                in_tiles = slice(num_decodes, num_before)
-                whole = self._whole(batch, num_before)
+            first_apart = num_decodes + self.num_before_apart(
+                geometry, kv.layout.dtype, query_lens[rest], batch.context_lens[rest]
+            )
+            in_tiles = slice(num_decodes, first_apart)
             tiles = self.plan_tiles(geometry, query_lens[in_tiles], batch.context_lens[in_tiles])
             chunks = PromptChunks(
                 token_slots=self._on_device(np.repeat(slots[rest], query_lens[rest])),
@@ -139,7 +144,7 @@ class CudaDevice:
                 contexts=self._on_device(batch.context_lens[rest]),
                 tiles=self._on_device(tiles.tiles),
                 joins=self._on_device(tiles.joins),
-                whole=whole,
+                apart=self._apart_chunks(batch, first_apart),
             )
         paged = PagedBatch(
             num_decodes=num_decodes,
@@ -170,15 +175,23 @@ class CudaDevice:
                     f"{_MIN_CAPABILITY_E4M3[1]} or newer; {torch.cuda.get_device_name(self.torch_device)} has "
                     f"{found[0]}.{found[1]}: take auto or fp8_e5m2"
                 )
-        if self._backend == "fa3" and self.whole_prompts is not None:
-            reason = self.whole_prompts.refusal(geometry, dtype)
+        if self._backend == "fa3" and self.apart_attention is not None:
+            reason = self.apart_attention.refusal(geometry, dtype)
             if reason is not None:
                 raise ValueError(f"--attention-backend fa3 {reason}")
         queries_per_tile(geometry)
 
-    def sets_whole_apart(self, geometry: AttentionGeometry, dtype: torch.dtype) -> bool:
-        """Whether batches may have whole prompts (PromptChunks.whole), of activations of `dtype`."""
-        return self.whole_prompts is not None and self.whole_prompts.refusal(geometry, dtype) is None
+    def num_before_apart(
+        self,
+        geometry: AttentionGeometry,
+        dtype: torch.dtype,
+        query_lens: npt.NDArray[np.int32],
+        context_lens: npt.NDArray[np.int32],
+    ) -> int:
+        """Of a step's chunks, of activations of `dtype`: how many our own kernels take. The rest is to be set apart."""
+        if self.apart_attention is None or self.apart_attention.refusal(geometry, dtype) is not None:
+            return len(query_lens)
+        return num_before_apart(query_lens, context_lens, geometry, min_tokens=self.min_apart_tokens)
 
     def plan_tiles(
         self, geometry: AttentionGeometry, query_lens: npt.NDArray[np.int32], context_lens: npt.NDArray[np.int32]
@@ -209,7 +222,7 @@ class CudaDevice:
             kv=kv,
             scratch=self._scratch,
             prefill_scratch=self._prefill_scratch,
-            whole_prompts=self.whole_prompts,
+            apart_attention=self.apart_attention,
         )
 
     def reserve_decodes(self, geometry: AttentionGeometry, num_rows: int) -> None:
@@ -218,14 +231,23 @@ class CudaDevice:
             self._max_scratch_rows = num_rows
             self._scratch = DecodeScratch(max_rows=num_rows, geometry=geometry, device=self.torch_device)
 
-    def _whole(self, batch: AttentionBatch, first_row: int) -> WholePrompts | None:
+    def _apart_chunks(self, batch: AttentionBatch, first_row: int) -> ApartChunks | None:
         if first_row == len(batch.context_lens):
             return None
-        starts = batch.query_starts[first_row:]
-        return WholePrompts(
+        starts, lens = batch.query_starts[first_row:], batch.context_lens[first_row:]
+        contexts = None
+        if (np.diff(starts) < lens).any():
+            contexts = Contexts(
+                slots=self._on_device(np.arange(first_row, len(batch.context_lens), dtype=np.int32)),
+                starts=self._on_device(np.cumsum([0, *lens], dtype=np.int32)),
+                num_tokens=int(lens.sum()),
+                longest=int(lens.max()),
+            )
+        return ApartChunks(
             first_token=int(starts[0]),
             starts=self._on_device(starts - starts[0]),
             longest=int(np.diff(starts).max()),
+            contexts=contexts,
         )
 
     def _on_device(self, array: npt.NDArray[np.int32]) -> torch.Tensor:

@@ -6,15 +6,23 @@ import torch
 
 
 @dataclass(frozen=True, slots=True)
-class WholePrompts:
-    """The last of a step's chunks, all of which begin at position 0. P rows.
+class Contexts:
+    """The contexts of P chunks, cached prefixes and tokens of this step alike, as if they lay behind each other."""
 
-    Their attention reads nothing from pages, so a backend that knows no pages may compute it.
-    """
+    slots: torch.Tensor  # int32[P], their page tables
+    starts: torch.Tensor  # int32[P + 1], first token of each and the end of the last
+    num_tokens: int  # of all
+    longest: int
+
+
+@dataclass(frozen=True, slots=True)
+class ApartChunks:
+    """The last of a step's chunks, whose attention is left to a backend that knows no pages. P rows."""
 
     first_token: int  # among the step's T, of which they are the last
     starts: torch.Tensor  # int32[P + 1], first token of each behind `first_token`, and their end
     longest: int  # tokens
+    contexts: Contexts | None  # None: they are whole prompts, which need nothing from pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +43,7 @@ class PromptChunks:
     contexts: torch.Tensor  # [C], tokens of this step included
     tiles: torch.Tensor  # [M, 5]
     joins: torch.Tensor  # [J, 4]
-    whole: WholePrompts | None = None  # rows that `tiles` leave out
+    apart: ApartChunks | None = None  # rows that `tiles` leave out
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from headwater.devices.paged_batch import PagedBatch, PromptChunks, WholePrompts
+from headwater.devices.paged_batch import ApartChunks, Contexts, PagedBatch, PromptChunks
 from headwater.devices.prefill_tiles import PrefillTiles
-from headwater.devices.whole_prompts import num_before_whole
 from headwater.execution.device_slots import DeviceSlots
 from headwater.execution.staging import Ints, StagingRing
 from headwater.scheduling.plan import StepPlan
 
 _IDLE_POSITION = -1  # at which kernels do nothing
+_NONE = np.empty(0, dtype=np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,15 @@ class MixedShape:
     num_tokens: int  # of prompts
     num_tiles: int  # of prompts' attention; as many rows of chunks
     num_joins: int
+
+
+@dataclass(frozen=True, slots=True)
+class ApartArrays:
+    """The integers of ApartChunks, on the host. The last two are empty where nothing is needed from pages."""
+
+    starts: Ints  # [P + 1]
+    slots: Ints  # [P]
+    context_starts: Ints  # [P + 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +52,7 @@ class MixedArrays:
     joins: Ints  # [J, 4]
     last_tokens: Ints  # [number that sample], among the D + N
     sampled_slots: Ints  # [number that sample]
-    whole_starts: Ints | None = None  # [P + 1] of WholePrompts, where some are set apart
+    apart: ApartArrays | None = None  # where some are set apart
 
     @property
     def padded(self) -> tuple[Ints, ...]:
@@ -100,15 +109,19 @@ def flatten(plan: StepPlan, sampled: Ints, *, plan_tiles: Callable[[Ints, Ints],
     )
 
 
-def set_whole_apart(arrays: MixedArrays, *, plan_tiles: Callable[[Ints, Ints], PrefillTiles]) -> MixedArrays:
-    """The same step with the whole prompts that it ends with left out of the tiles."""
-    first = num_before_whole(arrays.lens, arrays.contexts)
-    if first == len(arrays.lens):
+def set_apart(arrays: MixedArrays, first: int, *, plan_tiles: Callable[[Ints, Ints], PrefillTiles]) -> MixedArrays:
+    """The same step with its chunks from `first` on left out of the tiles."""
+    lens, contexts = arrays.lens[first:], arrays.contexts[first:]
+    if not len(lens):
         return arrays
     tiles = plan_tiles(arrays.lens[:first], arrays.contexts[:first])
-    starts = np.zeros(len(arrays.lens) - first + 1, dtype=np.int32)
-    np.cumsum(arrays.lens[first:], out=starts[1:])
-    return replace(arrays, tiles=tiles.tiles, joins=tiles.joins, whole_starts=starts)
+    needs_pages = (lens < contexts).any()
+    apart = ApartArrays(
+        starts=_starts(lens),
+        slots=arrays.slots[first:] if needs_pages else _NONE,
+        context_starts=_starts(contexts) if needs_pages else _NONE,
+    )
+    return replace(arrays, tiles=tiles.tiles, joins=tiles.joins, apart=apart)
 
 
 def pad(arrays: MixedArrays, shape: MixedShape, *, padding_slot: int) -> MixedArrays:
@@ -161,14 +174,19 @@ def stage(
 
     Steps of one shape lie at the same addresses of one ring, `last_tokens` and `sampled_slots` aside.
     """
-    whole_starts = np.empty(0, dtype=np.int32) if arrays.whole_starts is None else arrays.whole_starts
-    *staged, whole_on_device = ring.stage((*arrays.padded, arrays.last_tokens, arrays.sampled_slots, whole_starts))
+    apart = arrays.apart or ApartArrays(_NONE, _NONE, _NONE)
+    *staged, starts, of_contexts, context_starts = ring.stage(
+        (*arrays.padded, arrays.last_tokens, arrays.sampled_slots, apart.starts, apart.slots, apart.context_starts)
+    )
     decode_slots, decode_positions, token_ids, token_slots, token_positions, *of_rows, last, sampled_slots = staged
-    whole = None
-    if arrays.whole_starts is not None:
-        num_tokens = len(decode_slots) + len(token_ids)
-        first_token = num_tokens - int(whole_starts[-1])
-        whole = WholePrompts(first_token, whole_on_device, longest=int(np.diff(whole_starts).max()))
+    chunks_apart = None
+    if arrays.apart is not None:
+        contexts = None
+        if len(apart.slots):
+            num_tokens, longest = int(apart.context_starts[-1]), int(np.diff(apart.context_starts).max())
+            contexts = Contexts(of_contexts, context_starts, num_tokens, longest)
+        first_token = len(decode_slots) + len(token_ids) - int(apart.starts[-1])
+        chunks_apart = ApartChunks(first_token, starts, int(np.diff(apart.starts).max()), contexts)
     batch = PagedBatch(
         num_decodes=len(decode_slots),
         decode_slots=decode_slots,
@@ -177,9 +195,16 @@ def stage(
         tables=slots.tables,
         cos=rotary[0],
         sin=rotary[1],
-        chunks=PromptChunks(token_slots, token_positions, token_positions, *of_rows, whole=whole),
+        chunks=PromptChunks(token_slots, token_positions, token_positions, *of_rows, apart=chunks_apart),
     )
     return MixedInputs(token_ids, batch, last, sampled_slots)
+
+
+def _starts(lens: Ints) -> Ints:
+    """Where each of `lens` begins if they lie behind each other, and the end of the last. [P + 1]"""
+    starts = np.zeros(len(lens) + 1, dtype=np.int32)
+    np.cumsum(lens, out=starts[1:])
+    return starts
 
 
 def _filled(array: Ints, num: int, value: int) -> Ints:

@@ -76,7 +76,7 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     ] = "auto"
     attention_backend: Annotated[
         Literal["auto", "triton", "fa3"],
-        Flag("Kernels for whole prompts' attention on a GPU. auto: fa3 where it is installed and fits.", MODEL),
+        Flag("Kernels of long prompts' attention on a GPU. auto: fa3 where it is installed and fits.", MODEL),
     ] = "auto"
     cuda_graph_max_bs: Annotated[
         int | None,

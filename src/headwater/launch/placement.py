@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _GIB = 1 << 30
 _GRAPH_BYTES = 512 * MIB  # CUDA graphs and what the driver keeps for them
 _TABLE_BYTES = 256 * MIB  # page tables, rotary tables, partial results of attention
+_GATHERED_BYTES = 256 * MIB  # contexts gathered for attention that knows no pages (devices/apart_attention.py)
 
 _FLOAT8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
@@ -120,7 +121,7 @@ def workspace_bytes(args: ServerArgs, config: ModelConfig, device: Device) -> in
     token_bytes = 4 * config.hidden_size + 2 * (config.hidden_size + qkv + config.q_size + 3 * config.intermediate_size)
     activations = args.max_step_tokens * token_bytes * 5 // 4
     logits = 3 * 4 * args.max_running_requests * config.vocab_size
-    return activations + logits + _GRAPH_BYTES + _TABLE_BYTES
+    return activations + logits + _GRAPH_BYTES + _TABLE_BYTES + _GATHERED_BYTES
 
 
 def num_kv_pages(

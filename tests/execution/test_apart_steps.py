@@ -1,4 +1,4 @@
-"""The asynchronous runner where another backend computes whole prompts. Without a GPU, interpreted: short texts."""
+"""The asynchronous runner where another backend computes long prompts. Without a GPU, interpreted: short texts."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from headwater.devices.cuda import CudaDevice
 from headwater.execution.async_runner import AsyncModelRunner
 from headwater.models.loader import load_model, resolve_model
 from tiny_models import VOCAB_SIZE, greedy_text, make_tiny_model
-from torch_whole_prompts import TorchWholePrompts
+from torch_apart_attention import TorchApartAttention
 
 pytestmark = [
     pytest.mark.slow,
@@ -23,11 +23,12 @@ pytestmark = [
 PROMPT = np.random.default_rng(1).integers(3, VOCAB_SIZE, 21).tolist()
 
 
-def test_greedy_text_where_whole_prompts_are_set_apart(tmp_path: Path) -> None:
+def test_greedy_text_where_apart_attention_are_set_apart(tmp_path: Path) -> None:
     """Prompts behind decodes and chunks, chunks of them, and steps small enough for a graph, which have none apart."""
     reference = make_tiny_model("qwen3", tmp_path)
     device = CudaDevice(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    device.whole_prompts = backend = TorchWholePrompts()
+    device.apart_attention = backend = TorchApartAttention()
+    device.min_apart_tokens = 5
     loaded = load_model(resolve_model(str(tmp_path)), device=device, dtype="float32")
     runner = AsyncModelRunner(
         loaded,
@@ -47,5 +48,6 @@ def test_greedy_text_where_whole_prompts_are_set_apart(tmp_path: Path) -> None:
     driver.step([(first, 1), (long, 1), (last, 2)])
     driver.run(requests, num_outputs=4)
     num_layers = loaded.config.num_layers
-    assert backend.seen == [[7, 9]] * num_layers + [[3, 6]] * num_layers
+    by_step = [[(7, 7), (9, 9)], [(5, 12), (3, 3), (6, 6)]]
+    assert backend.seen == [seen for seen in by_step for _ in range(num_layers)]
     assert [it.outputs[:4] for it in requests] == [greedy_text(reference, prompt, 4) for prompt in prompts]
