@@ -89,6 +89,22 @@ def test_a_step_is_launched_before_the_one_it_needs_is_collected(tiny: tuple[Pat
     assert outputs == greedy_text(reference, PROMPT, 6)[-2:]
 
 
+def test_new_kv_memory_is_what_all_steps_use(tiny: tuple[Path, PreTrainedModel]) -> None:
+    """CUDA graphs have recorded where the old memory was."""
+    folder, reference = tiny
+    runner = _runner(folder)
+    layout, num_pages = runner.kv.layout, runner.kv.num_pages
+    for _ in range(2):
+        driver = StepDriver(runner)  # type: ignore[arg-type]
+        request = driver.add(PROMPT[:7], slot=2)
+        driver.run([request], num_outputs=3, chunk=5)
+        assert request.outputs == greedy_text(reference, PROMPT[:7], 3)
+        old = runner.kv.memory
+        runner.replace_kv(None)
+        runner.replace_kv(_device().allocate_kv(layout, num_pages))
+        old.fill_(0xFF)  # NaN, should anything still read it
+
+
 def _plan(
     num_computed: int,
     slot: int,

@@ -83,3 +83,23 @@ def test_a_batch_beyond_the_graphs_runs_as_it_is() -> None:
     graphs.prepare(37)
     assert len(graphs.run(37)) == 37
     assert ran == [37]
+
+
+def test_cleared_graphs_are_captured_anew_when_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they had recorded, weights or KV memory, lies elsewhere."""
+    told: list[str] = []
+    graphs = StepGraphs(
+        lambda size: torch.zeros(size), lambda size: told.append(f"idle {size}"), shapes=(4, 8), pool=object()
+    )
+
+    def capture(size: int) -> None:
+        told.append(f"capture {size}")
+        graphs._graphs[size] = None  # type: ignore[assignment]
+
+    monkeypatch.setattr(graphs, "_capture", capture)
+    for _ in range(2):
+        graphs.prepare(8)
+        graphs.prepare(8)
+        graphs.prepare(5)
+        graphs.clear()
+    assert told == ["idle 8", "capture 8"] * 2
