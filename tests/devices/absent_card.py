@@ -18,6 +18,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from headwater.devices.cuda import CudaDevice
+from headwater.devices.device import AttentionGeometry
+from headwater.devices.paged_batch import ApartChunks
 from headwater.devices.triton_greedy import GreedyScratch, choose_greedy
 from headwater.devices.triton_page_copy import copy_pages
 from headwater.devices.triton_sampling import draw_tokens
@@ -40,11 +42,27 @@ class AbsentCard:
         return 0
 
 
+class AbsentAttention:
+    """A backend for the chunks that are set apart."""
+
+    name = "absent"
+
+    def refusal(self, geometry: AttentionGeometry, dtype: torch.dtype) -> str | None:
+        return None
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, chunks: ApartChunks
+    ) -> None:
+        assert len(k) == len(v) == 900
+
+
 def attention(dtype: torch.dtype, kv_dtype: torch.dtype | None, geometry: tuple[int, int, int]) -> None:
     setting = Setting(ROWS, dtype=dtype, kv_dtype=kv_dtype, geometry=geometry, has_norm=True)
     device = CudaDevice(torch.device("cpu"))
     lens, contexts = np.diff(setting.batch.query_starts)[1:], setting.batch.context_lens[1:]
     assert len(device.plan_tiles(setting.geometry, lens, contexts).joins)
+    setting.run(device, layer=1)
+    device.apart_attention, device.min_apart_tokens = AbsentAttention(), 1
     setting.run(device, layer=1)
 
 

@@ -13,11 +13,12 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("triton")
 
 MAX_SHARED_BYTES = 227 << 10  # of a block on a Hopper card
+ATTENTION = {"_decode_kernel", "_write_kernel", "_prefill_kernel", "_join_kernel", "_gather_kernel"}
 KERNELS = {
-    "bfloat16": {"_decode_kernel", "_write_kernel", "_prefill_kernel", "_join_kernel"},
-    "bfloat16-large-heads": {"_decode_kernel", "_write_kernel", "_prefill_kernel", "_join_kernel"},
-    "float32": {"_decode_kernel", "_write_kernel", "_prefill_kernel", "_join_kernel"},
-    "float8": {"_decode_kernel", "_write_kernel", "_prefill_kernel", "_join_kernel"},
+    "bfloat16": ATTENTION,
+    "bfloat16-large-heads": ATTENTION,
+    "float32": ATTENTION,
+    "float8": ATTENTION,
     "layers": {"_rms_norm_kernel", "_silu_mul_kernel", "_skinny_kernel"},
     "sampling": {"_greedy_kernel", "_draw_kernel", "_write_kernel", "_copy_pages"},
 }
