@@ -60,7 +60,7 @@ def _runner(loaded: LoadedModel, device: Device, *, num_pages: int, max_running:
 
 
 def _slow_restores(runner: Runner, copier) -> list[int]:
-    """On a GPU: restores arrive a layer at a time, a millisecond each; counts the steps that had to wait for some."""
+    """On a GPU: restores arrive a layer at a time, some milliseconds each; counts the steps that wait for some."""
     from headwater.devices import cuda_arrival
 
     cuda_arrival._MIN_GROUP_BYTES = copier._min_piece_bytes = 1
@@ -68,7 +68,7 @@ def _slow_restores(runner: Runner, copier) -> list[int]:
 
     def slowly(source, sources, target, targets) -> None:
         if target.is_cuda:
-            torch.cuda._sleep(2_000_000)
+            torch.cuda._sleep(10_000_000)
         move(source, sources, target, targets)
 
     def counted():
@@ -97,7 +97,7 @@ class RealEngine:
         host = None
         if num_host_pages:
             memory, copier = make_host_memory(device, runner, num_pages=num_host_pages, layout=layout)
-            self.num_early_reads = _slow_restores(runner, copier) if torch.cuda.is_available() else [1]
+            self.num_early_reads = _slow_restores(runner, copier) if torch.cuda.is_available() else [0]
             host = HostTier(
                 num_pages=num_host_pages,
                 copier=copier,
@@ -163,7 +163,7 @@ class RealEngine:
                 check_invariants(self.parts.cache)
 
     def finish(self) -> None:
-        for _ in range(5000):
+        for _ in range(20_000):
             if self.finished == set(self.tokens):
                 return
             self.turn()
@@ -212,7 +212,33 @@ def test_text_is_transformers_under_sharing_retraction_restores_and_flushes(name
     assert counters.num_retractions > 0 and counters.cached_tokens_device > 0
     if num_host_pages:
         assert counters.cached_tokens_host > 0 and counters.num_parked > 0
-        assert engine.num_early_reads[0] > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_text_is_transformers_while_pages_still_arrive(name, tmp_path):
+    """Steps read restored pages layer by layer, in graphs and kernel by kernel, alone and beside decodes."""
+    reference = make_tiny_model(name, tmp_path)
+    engine = RealEngine(tmp_path, num_pages=400, num_host_pages=400)
+    engine.parts.cache.restore_cost.is_worth = lambda num_tokens: True  # a clock that stands still tells it nothing
+    prompts = _prompts(8, VOCAB_SIZE)
+    expected = [greedy_text(reference, prompt, NUM_OUTPUTS) for prompt in prompts]
+    for lap in range(4):
+        for index, prompt in enumerate(prompts):
+            engine.generate(f"{lap}-{index}", prompt)
+            engine.turn(3)
+        engine.finish()
+        assert [engine.tokens[f"{lap}-{index}"] for index in range(len(prompts))] == expected
+        for _ in range(5000):
+            if not engine.parts.blockers():
+                break
+            engine.turn()
+            time.sleep(0.001)
+        engine.send(FlushCache(call_id=f"flush-{lap}", mode="now", tiers=("device",)))
+        engine.turn(2)
+    assert engine.parts.scheduler.counters.cached_tokens_host > 0
+    assert engine.num_early_reads[0] > 0
+    check_invariants(engine.parts.cache)
 
 
 def test_new_weights_give_their_own_text_and_find_nothing_old(tmp_path):

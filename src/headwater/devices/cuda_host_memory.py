@@ -64,6 +64,7 @@ class PinnedHostMemory:
         self._num_ready_bytes = 0
         self._error: OSError | None = None
         self._changed = threading.Condition()
+        self._registering = threading.Lock()
         self._thread = threading.Thread(target=self._prepare, name="pin-host-memory", daemon=True)
         self._thread.start()
 
@@ -125,5 +126,6 @@ class PinnedHostMemory:
             return 0
         piece = self._bytes[start : start + _PIECE_BYTES]
         piece[:: mmap.PAGESIZE] = 0  # touched outside the driver's lock and the interpreter's
-        self._register(piece.ctypes.data, len(piece))
+        with self._registering:  # one at a time: a launch waits for no more than that one
+            self._register(piece.ctypes.data, len(piece))
         return len(piece)
