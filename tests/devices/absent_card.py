@@ -96,6 +96,7 @@ GROUPS: dict[str, Callable[[], None]] = {
     "bfloat16": lambda: attention(torch.bfloat16, None, (8, 2, 128)),
     "bfloat16-large-heads": lambda: attention(torch.bfloat16, None, (4, 2, 256)),
     "float32": lambda: attention(torch.float32, None, (8, 2, 128)),
+    "float32-large-heads": lambda: attention(torch.float32, None, (4, 2, 256)),
     "float8": lambda: attention(torch.bfloat16, torch.float8_e4m3fn, (8, 2, 128)),
     "layers": layers,
     "sampling": sampling,

@@ -18,6 +18,7 @@ KERNELS = {
     "bfloat16": ATTENTION,
     "bfloat16-large-heads": ATTENTION,
     "float32": ATTENTION,
+    "float32-large-heads": ATTENTION,
     "float8": ATTENTION,
     "layers": {"_rms_norm_kernel", "_silu_mul_kernel", "_skinny_kernel"},
     "sampling": {"_greedy_kernel", "_draw_kernel", "_write_kernel", "_copy_pages"},

@@ -27,7 +27,6 @@ from headwater.devices.triton_prefill import PrefillScratch, queries_per_tile
 _MIN_CAPABILITY = (8, 0)
 _MIN_CAPABILITY_E4M3 = (8, 9)  # Ada; Ampere converts from float8_e5m2 only
 _MAX_HEAD_DIM = 256
-_MAX_HEAD_DIM_FLOAT32 = 128  # blocks of larger ones do not fit in a multiprocessor's memory
 _INTERPRETED_PROGRAMS = 16  # small, yet enough for the tests to see prompts' attention in pieces
 
 
@@ -162,11 +161,8 @@ class CudaDevice:
         self, geometry: AttentionGeometry, dtype: torch.dtype, *, kv_dtype: torch.dtype | None = None
     ) -> None:
         """Raise ValueError for heads that the kernels do not take, and for a dtype of the KV that the card lacks."""
-        if geometry.head_dim > _MAX_HEAD_DIM or (dtype == torch.float32 and geometry.head_dim > _MAX_HEAD_DIM_FLOAT32):
-            raise ValueError(
-                f"heads of {geometry.head_dim} in {str(dtype).removeprefix('torch.')} do not run on this device: at "
-                f"most {_MAX_HEAD_DIM}, and {_MAX_HEAD_DIM_FLOAT32} in float32"
-            )
+        if geometry.head_dim > _MAX_HEAD_DIM:
+            raise ValueError(f"heads of {geometry.head_dim} do not run on this device: at most {_MAX_HEAD_DIM}")
         if self.is_gpu and kv_dtype == torch.float8_e4m3fn:
             found = torch.cuda.get_device_capability(self.torch_device)
             if found < _MIN_CAPABILITY_E4M3:

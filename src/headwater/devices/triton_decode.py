@@ -26,6 +26,7 @@ from headwater.devices.triton_rotary import normed
 MAX_SPLITS = 32
 _BLOCK = 64  # tokens at a time
 _BLOCK_FLOAT8 = 128  # as many bytes
+_BLOCK_LARGE_FLOAT32 = 32  # of heads larger than 128: more would not fit in a multiprocessor's memory
 _NUM_WARPS = 4
 _NUM_STAGES = 2
 _MIN_SPLIT = 64  # fewest tokens of a stretch where programs are few
@@ -99,13 +100,20 @@ def decode(
         HALF=head_dim // 2,
         HALF_BLOCK=max(16, triton.next_power_of_2(head_dim // 2)),
         PAGE_SIZE=kv.layout.page_size,
-        BLOCK=_BLOCK if kv.exponents is None else _BLOCK_FLOAT8,
+        BLOCK=_block(kv),
         MAX_SPLITS=MAX_SPLITS,
         HAS_NORM=q_norm is not None,
         IS_SCALED=kv.exponents is not None,
         num_warps=_NUM_WARPS,
         num_stages=_NUM_STAGES,
     )
+
+
+def _block(kv: KVMemory) -> int:
+    if kv.exponents is not None:
+        return _BLOCK_FLOAT8
+    is_large = kv.layout.dtype == torch.float32 and kv.layout.head_dim > 128
+    return _BLOCK_LARGE_FLOAT32 if is_large else _BLOCK
 
 
 @triton.jit(do_not_specialize=["max_splits", "min_split"])

@@ -67,7 +67,7 @@ def prefill(
     head_dim = geometry.head_dim
     keys, num_warps, num_stages = _KEYS, _NUM_WARPS, _NUM_STAGES
     if qkv.dtype == torch.float32:  # for tests; takes twice the space: small blocks of keys, none loaded ahead
-        keys, num_warps, num_stages = 32, 8, 1
+        keys, num_warps, num_stages = 32 if head_dim <= 128 else 16, 8, 1
     group, page_size = geometry.num_heads // geometry.num_kv_heads, kv.layout.page_size
     table_stride = batch.tables.stride(0)
     page_stride, layer_offset = kv.pages.stride(0), layer * kv.pages.stride(1)
