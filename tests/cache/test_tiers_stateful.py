@@ -273,6 +273,7 @@ class TiersMachine(RuleBasedStateMachine):
         for other in ("", "a"):
             self.serve(last, other)
             self.quiet(1)
+        assert not self.is_open(held) or held.run is None or not held.run.is_retired, "evicted, though it is held"
         self.end(held)
 
     @rule(tokens=TOKENS, salt=SALTS, tiers=TIERS)
