@@ -13,7 +13,7 @@ from headwater.devices.apart_attention import AttentionBackend
 from headwater.devices.cuda import CudaDevice
 from headwater.execution.async_runner import AsyncModelRunner
 from headwater.execution.prompt_steps import prompt_graph_sizes
-from headwater.messages.generation import LogprobParams
+from headwater.messages.generation import LogprobParams, SamplingParams
 from headwater.models.loader import load_model, resolve_model
 from tiny_models import MODEL_NAMES, VOCAB_SIZE, greedy_text, make_tiny_model
 
@@ -118,25 +118,30 @@ def test_sixteen_bits_choose_as_float32_does(
 
 
 @pytest.mark.parametrize("attention", ["triton", "fa3"])
-def test_eight_bits_of_kv_choose_nearly_as_sixteen_do(
+def test_eight_bits_of_kv_are_near_sixteen(
     middling: tuple[Path, PreTrainedModel], attention: AttentionBackend, record_property: Callable[[str, str], None]
 ) -> None:
-    """Prompts in chunks, then decodes that read them: a head without its scale, or another's, is far below."""
+    """A head without its scale, or another's, is far off. Of a prompt in chunks, and of decodes that read prompts."""
     folder, _ = middling
-    token_ids = np.random.default_rng(5).integers(3, 4000, 1500).tolist()
-    chosen, decoded = [], []
+    token_ids = np.random.default_rng(5).integers(3, 4000, 800).tolist()
+    some_ids = tuple(range(0, 4000, 40))
+    forced = SamplingParams(temperature=0.0, logit_bias={7: 1e4})  # one output for all, or the next had other pasts
+    prompts, decodes = [], []
     for kv_dtype in (None, torch.float8_e4m3fn):
         runner = _runner(folder, page_size=16, dtype="bfloat16", attention=attention, kv_dtype=kv_dtype, graphs=(1,))
         driver = StepDriver(runner)  # type: ignore[arg-type]
         request = driver.add(token_ids, slot=0, logprobs=LogprobParams(top=1, prompt_start=0))
         driver.run([request], num_outputs=1, chunk=200)
-        chosen.append([it.top_ids[0] for it in request.prompt_logprobs])
-        others = [driver.add(token_ids[:length], slot=1) for length in range(200, 1500, 50)]
-        for other in others:
+        prompts.append(np.array([it.logprob for it in request.prompt_logprobs]))
+        found = []
+        for length in range(100, 800, 100):
+            wanted = LogprobParams(token_ids=some_ids)
+            other = driver.add(token_ids[:length], slot=1, sampling=forced, logprobs=wanted)
             driver.run([other], num_outputs=2)
-        decoded.append([it.outputs[1] for it in others if it.outputs])
-    agreement = float(np.mean(np.array(chosen[0]) == np.array(chosen[1])))
-    of_decodes = float(np.mean(np.array(decoded[0]) == np.array(decoded[1])))
-    record_property("agreement", f"prompts {agreement:.4f}, decodes {of_decodes:.4f}")
-    assert agreement >= 0.8
-    assert of_decodes >= 0.7
+            assert other.outputs == [7, 7]
+            found.append(other.logprobs[1].ids_logprobs)
+        decodes.append(np.array(found))
+    for name, (sixteen, eight) in (("prompts", prompts), ("decodes", decodes)):
+        error = float(np.sqrt(np.mean((sixteen - eight) ** 2)) / sixteen.std())
+        record_property(name, f"{error:.4f} of the spread")
+        assert error < 0.3  # 0.2 by the format: this model passes on eight times what it is given
