@@ -1,7 +1,5 @@
 """Cuts what a flush covers out of the tree, and keeps those who hold any of it from publishing it again."""
 
-from collections.abc import Iterable
-
 from headwater.cache.lease import Lease
 from headwater.cache.namespace import Scope, Tier
 from headwater.cache.radix_tree import Node, RadixTree
@@ -20,8 +18,7 @@ class Cutter:
     def cut(self, scope: Scope, retirement: Retirement) -> None:
         """Cut every run in `scope`: pages that nobody pins are free at once, the others with their last pin."""
         for root in [r for ns, r in self._tree.roots.items() if scope.has_namespace(ns)]:
-            for node in self._tops(root, scope):
-                self._cut_below(node, scope.tiers, retirement)
+            self._cut_below(self._tops(root, scope), scope.tiers, retirement)
             self._tree.drop_root_if_unused(root)
         if Tier.DEVICE in scope.tiers:
             self._limit_leases(scope, retirement)
@@ -44,22 +41,22 @@ class Cutter:
 
     # ------------------------------------------------------------------------------------------------
 
-    def _tops(self, root: Node, scope: Scope) -> Iterable[Node]:
+    def _tops(self, root: Node, scope: Scope) -> list[Node]:
         if scope.prefix is None:
             return list(root.children.values())
         return self._tree.below(root, scope.prefix)
 
-    def _cut_below(self, top: Node, tiers: frozenset[Tier], retirement: Retirement) -> None:
-        nodes = list(self._tree.subtree(top))
-        for node in nodes:
-            for tier in tiers & node.runs.keys():
-                self._books[tier].cut(node, retirement)
-        parent = top.parent
+    def _cut_below(self, tops: list[Node], tiers: frozenset[Tier], retirement: Retirement) -> None:
+        nodes = [node for top in tops for node in self._tree.subtree(top)]
+        parents = {id(top.parent): top.parent for top in tops}.values()
+        for tier in tiers & self._books.keys():
+            self._books[tier].cut(nodes, retirement)
         for node in reversed(nodes):  # children first
             self._tree.prune(node)
         for tier in tiers & self._books.keys():
-            if parent is not None and not parent.is_root:
-                self._books[tier].offer(parent)
+            for parent in parents:
+                if parent is not None and not parent.is_root:
+                    self._books[tier].offer(parent)
 
     def _limit_leases(self, scope: Scope, retirement: Retirement) -> None:
         for lease in self._leases:

@@ -1,5 +1,9 @@
 """The books of one tier: its pages, the runs of the tree that hold them, and which could be given up next."""
 
+from collections.abc import Iterable
+
+import numpy as np
+
 from headwater.cache.eviction import LruLeaves
 from headwater.cache.namespace import Tier
 from headwater.cache.observer import CacheObserver
@@ -66,22 +70,29 @@ class TierBooks:
             run.node.last_used = max(run.node.last_used, self._tree.tick)
             self._lru.offer(run.node)
 
-    def cut(self, node: Node, retirement: Retirement) -> None:
-        """Retire the run of `node`: free if nobody pins it, else with its last pin."""
-        run = node.runs.pop(self.tier)
+    def cut(self, nodes: Iterable[Node], retirement: Retirement) -> None:
+        """Retire the runs of `nodes`: free where nobody pins them, else with their last pin.
+
+        All at once: a flush under load cuts hundreds, and the next step waits for it.
+        """
+        runs = [node.runs.pop(self.tier) for node in nodes if self.tier in node.runs]
+        free, held = [run for run in runs if not run.pins], [run for run in runs if run.pins]
         if self.observer is not None:
-            self.observer.removed(node, self.tier, reason="retired")
-        num_pages = len(run.pages)
-        if run.pins == 0:
-            self.pool.free(run.pages, giver=Owner.TREE)
-            self.num_evictable -= num_pages
-            retirement.freed[self.tier] += num_pages
-            return
-        self.pool.hand_over(run.pages, giver=Owner.TREE, taker=Owner.RETIRED)
-        run.is_retired = True
-        run.retirement = retirement
-        retirement.retired[self.tier] += num_pages
-        retirement.num_outstanding += num_pages
+            for run in runs:
+                self.observer.removed(run.node, self.tier, reason="retired")
+        for run in held:
+            run.is_retired = True
+            run.retirement = retirement
+        if free:
+            pages = np.concatenate([run.pages for run in free])
+            self.pool.free(pages, giver=Owner.TREE)
+            self.num_evictable -= len(pages)
+            retirement.freed[self.tier] += len(pages)
+        if held:
+            pages = np.concatenate([run.pages for run in held])
+            self.pool.hand_over(pages, giver=Owner.TREE, taker=Owner.RETIRED)
+            retirement.retired[self.tier] += len(pages)
+            retirement.num_outstanding += len(pages)
 
     def offer(self, node: Node) -> None:
         """Consider `node` for eviction: something that kept it may be gone."""

@@ -218,9 +218,11 @@ def retired_pages_are_freed_while_pinned() -> list[Patch]:
     """A flush frees pages that running requests read."""
     right = TierBooks.cut
 
-    def cut(self: TierBooks, node: Any, retirement: Retirement) -> None:
-        node.runs[self.tier].pins = 0
-        right(self, node, retirement)
+    def cut(self: TierBooks, nodes: Any, retirement: Retirement) -> None:
+        for node in nodes:
+            if self.tier in node.runs:
+                node.runs[self.tier].pins = 0
+        right(self, nodes, retirement)
 
     return [(TierBooks, "cut", cut)]
 
