@@ -3,6 +3,8 @@
 Without a GPU a backend in PyTorch takes the place of FlashAttention 3, which runs where it is installed.
 """
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,21 @@ def test_which_chunks_are_set_apart(rows: list[tuple[int, int]], expected: int) 
 @pytest.mark.skipif(GPU, reason="is about machines without a GPU")
 def test_without_a_gpu_nothing_is_set_apart() -> None:
     assert open_apart_attention("auto", torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "reason"), [((8, 9), r"9\.0 \(Hopper\); a card has 8\.9"), ((9, 0), "fa3-fwd")]
+)
+def test_flash_attention_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], reason: str
+) -> None:
+    """Asked for, it is an error that says what is missing; auto goes on without it."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    monkeypatch.setitem(sys.modules, "fa3_fwd._C", None)  # as if it were not installed
+    with pytest.raises(ValueError, match=f"--attention-backend fa3 needs .*{reason}"):
+        open_apart_attention("fa3", torch.device("cuda"))
+    assert open_apart_attention("auto", torch.device("cuda")) is None
 
 
 def _flash_attention() -> FlashAttention3:
