@@ -115,13 +115,16 @@ def workspace_bytes(args: ServerArgs, config: ModelConfig, device: Device) -> in
     """What a step takes on a GPU beside weights and KV, at most; 0 on a CPU, where it is small."""
     if device.torch_device.type == "cpu":
         return 0
+    from headwater.devices.cuda import CudaDevice
+
     assert args.max_running_requests is not None and args.max_step_tokens is not None
     # float32 residual, its norm, qkv, attention's output, gate and up, their product; a quarter more for the allocator
     qkv = config.q_size + 2 * config.kv_size
     token_bytes = 4 * config.hidden_size + 2 * (config.hidden_size + qkv + config.q_size + 3 * config.intermediate_size)
     activations = args.max_step_tokens * token_bytes * 5 // 4
     logits = 3 * 4 * args.max_running_requests * config.vocab_size
-    return activations + logits + _GRAPH_BYTES + _TABLE_BYTES + _GATHERED_BYTES
+    gathered = _GATHERED_BYTES if isinstance(device, CudaDevice) and device.apart_attention is not None else 0
+    return activations + logits + _GRAPH_BYTES + _TABLE_BYTES + gathered
 
 
 def num_kv_pages(
