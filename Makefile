@@ -1,6 +1,7 @@
 # Everything a person or CI needs. `make help` lists the targets.
 #   PYTHON=python3.12 make setup     another interpreter (3.11 or newer)
 #   ARGS="--port 8000" make serve    arguments for the command behind the target
+#   JOBS=0 make test                 in one process, for a debugger
 #   PIP_ARGS=...                     arguments for pip, for example an index with CPU-only torch
 .DEFAULT_GOAL := help
 .PHONY: help setup serve test test-fast check lint types imports format bench clean
@@ -12,6 +13,7 @@ INSTALLED := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels-built
 KERNEL_SOURCES := $(wildcard src/headwater/devices/native/*)
 ARGS ?=
+JOBS ?= 2
 PIP_ARGS ?=
 
 help:  ## Show this list
@@ -34,8 +36,9 @@ $(KERNELS): $(INSTALLED) $(KERNEL_SOURCES)
 serve: setup  ## Serve the default model on 127.0.0.1:30000
 	@$(BIN)/headwater serve $(ARGS)
 
-test: setup  ## All tests, fast and slow
-	$(BIN)/python -m pytest $(ARGS)
+# passive: threads that wait for others would keep the other process's from the cores
+test: setup  ## All tests, fast and slow, in JOBS processes
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-fast: setup  ## The tests that need neither torch nor a model
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
