@@ -85,7 +85,8 @@ def test_a_flush_of_a_store_that_is_detached_meanwhile_is_owed_to_the_next_one(i
     assert again.meta.cached_storage == 0
 
 
-def test_a_flush_is_owed_by_the_store_it_was_meant_for_though_the_next_one_has_carried_it_out():
+@pytest.mark.parametrize("is_detached", [False, True], ids=["not acknowledged", "detached before it took effect"])
+def test_a_flush_is_owed_by_the_store_it_was_meant_for_though_the_next_one_has_carried_it_out(is_detached):
     """Attached again after another one, it had its old pages back."""
     stores = {name: UnreliableStore(capacity_bytes=1 << 20, seed=0) for name in ("first", "second")}
     driver = Driver(num_pages=40, num_host_pages=100)
@@ -100,8 +101,16 @@ def test_a_flush_is_owed_by_the_store_it_was_meant_for_though_the_next_one_has_c
     attach("first")
     driver.finish(driver.generate("a", prompt, 2))
     driver.settle()
-    stores["first"].faults.fails = 1.0
-    driver.send(FlushCache(call_id="f", mode="now", tiers=("device", "host", "storage")))
+    if is_detached:
+        busy = driver.generate("busy", list(range(500, 510)), 20)
+        driver.turn()
+        driver.send(FlushCache(call_id="f", tiers=("device", "host", "storage"), timeout_s=5.0))
+        driver.turn(3)
+        driver.send(DetachStorage(call_id="d"))
+        driver.finish(busy)
+    else:
+        stores["first"].faults.fails = 1.0
+        driver.send(FlushCache(call_id="f", mode="now", tiers=("device", "host", "storage")))
     while "f" not in driver.replies:
         driver.turn()
     assert driver.replies["f"].pending == ("storage",)

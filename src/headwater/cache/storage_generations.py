@@ -91,7 +91,7 @@ class StorageGenerations:
 
     def _attempt(self) -> None:
         raising = self._raising.copy()
-        ids = [self._names.scope(raised.scope) for raised in raising]
+        ids = dict.fromkeys(self._names.scope(raised.scope) for raised in raising)  # one may be owed twice
         self._retry_at_s = None
 
         def work(job: Job) -> None:
