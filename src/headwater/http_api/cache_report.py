@@ -89,7 +89,7 @@ def _tier(states: list[TierState], page_size: int) -> Json:
         "private_pages": sum(state.private for state in states),
         "retired_pages": sum(state.retired for state in states),
         "transfer_pages": sum(state.transfer for state in states),
-        "ready_pages": sum(state.capacity if state.ready is None else state.ready for state in states),
+        "ready_pages": sum(state.num_ready for state in states),
         "capacity_tokens": capacity * page_size,
         "used_tokens": (capacity - free) * page_size,
         "page_bytes": page_bytes,

@@ -100,7 +100,7 @@ def _add_tiers(page: MetricFamilies, rank: str, state: EngineState) -> None:
         for name, text, value in (
             ("page_capacity", "Pages of a tier.", tier.capacity),
             ("pages_evictable", "Pages that can be evicted at once.", tier.evictable),
-            ("pages_ready", "Pages that copies reach.", tier.capacity if tier.ready is None else tier.ready),
+            ("pages_ready", "Pages that copies reach.", tier.num_ready),
             ("page_bytes", "Size of a page.", tier.page_bytes),
         ):
             page.gauge(f"headwater:{name}", text, value, rank=rank, tier=tier_name)

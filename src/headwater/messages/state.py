@@ -38,7 +38,12 @@ class TierState(Struct):
     transfer: int
     evictable: int
     page_bytes: int
-    ready: int | None = None  # that copies reach; fewer than the capacity while memory is still being pinned
+    ready: int | None = None  # that copies reach while memory is still being pinned; None: all
+
+    @property
+    def num_ready(self) -> int:
+        """Pages that copies reach."""
+        return self.capacity if self.ready is None else self.ready
 
 
 class EngineState(Struct, tag="engine_state"):
