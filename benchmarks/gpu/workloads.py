@@ -54,8 +54,9 @@ def one_stream(generate: Generate, put: Put) -> None:
 
 def many_streams(generate: Generate, put: Put) -> None:
     for repeat in range(2):
-        prefill_s = seconds(lambda repeat=repeat: generate(random_prompts(64, 1024, seed=30 + 2 * repeat), [1] * 64))
-        total_s = seconds(lambda repeat=repeat: generate(random_prompts(64, 1024, seed=31 + 2 * repeat), [256] * 64))
+        first, second = (random_prompts(64, 1024, seed=30 + 2 * repeat + number) for number in range(2))
+        prefill_s = seconds(lambda first=first: generate(first, [1] * 64))
+        total_s = seconds(lambda second=second: generate(second, [256] * 64))
         put(f"B3_output_tokens_per_s_run{repeat}", 64 * 256 / total_s)
         put(f"B3_prefill_tokens_per_s_run{repeat}", 64 * 1024 / prefill_s)
         put(f"B3_step_ms_run{repeat}", (total_s - prefill_s) / 255 * 1e3)
@@ -85,7 +86,8 @@ def shared_prefix(generate: Generate, put: Put, flush: Callable[[], object]) -> 
 
 def long_prompt(generate: Generate, put: Put, *, length: int) -> None:
     """A prompt of `length` tokens alone: its prefill, and decode steps at its end."""
-    prefill_s = seconds(lambda: generate(random_prompts(1, length, seed=60), [1]))
-    total_s = seconds(lambda: generate(random_prompts(1, length, seed=61), [65]))
+    first, second = (random_prompts(1, length, seed=60 + number) for number in range(2))
+    prefill_s = seconds(lambda: generate(first, [1]))
+    total_s = seconds(lambda: generate(second, [65]))
     put(f"long_{length}_prefill_tokens_per_s", length / prefill_s)
     put(f"long_{length}_ms_per_token", (total_s - prefill_s) / 64 * 1e3)

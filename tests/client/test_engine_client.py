@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from headwater.client import link
 from headwater.client.engine_client import (
     CallFailed,
     EngineClient,
@@ -77,6 +78,48 @@ async def test_many_streams_at_once_do_not_mix(engine: ScriptedEngine) -> None:
         answers = await asyncio.gather(*(run(client, number) for number in range(300)))
         assert answers == [[number + 1] * 20 for number in range(300)]
         assert client.num_running == 0
+
+
+async def test_requests_together_come_in_one_message_and_in_order(engine: ScriptedEngine) -> None:
+    async with connected(engine.endpoint) as client:
+        with client.together():
+            generations = [client.generate(request(rid)) for rid in ("a", "b", "c")]
+        for generation in generations:
+            assert [output async for output in generation]
+        with client.together():
+            pass
+        with client.together():
+            alone = client.generate(request("d"))
+        assert [output async for output in alone]
+    assert engine.batch_sizes == [3]
+    assert [message.rid for message in engine.of_type(Generate)] == ["a", "b", "c", "d"]
+
+
+async def test_a_request_left_before_it_was_sent_is_sent_before_its_abort(engine: ScriptedEngine) -> None:
+    """An abort that came first would name nothing, and the request would run for nobody."""
+    async with connected(engine.endpoint) as client:
+        with client.together():
+            leaves = client.generate(request("a", max_new_tokens=9999))
+            leaves.close()
+            stays = client.generate(request("b"))
+        assert [output async for output in stays]
+        await until(lambda: engine.num_running == 0 and client.num_running == 0)
+    assert [m.rid for m in engine.received if isinstance(m, Generate | Abort)] == ["a", "a", "b"]
+
+
+async def test_a_very_large_batch_is_several_messages(engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides hold a message in memory, whatever the size of a batch."""
+    monkeypatch.setattr(link, "_MAX_HELD_BYTES", 4 * 8)
+    prompt = pack_ids([1, 2, 3, 4])
+    async with connected(engine.endpoint) as client:
+        with client.together():
+            generations = [
+                client.generate(Generate(rid=f"r{n}", prompt_ids=prompt, sampling=SamplingParams(max_new_tokens=1)))
+                for n in range(6)
+            ]
+        for generation in generations:
+            assert [output async for output in generation]
+    assert engine.batch_sizes == [2, 2, 2]
 
 
 async def test_leaving_a_generation_early_aborts_exactly_it(engine: ScriptedEngine) -> None:

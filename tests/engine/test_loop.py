@@ -7,7 +7,7 @@ import pytest
 from engine_driver import VOCAB_SIZE, Driver, expected
 from headwater.messages.base import pack_ids
 from headwater.messages.control import Done
-from headwater.messages.generation import Abort, Finish, Generate, LogprobParams, SamplingParams
+from headwater.messages.generation import Abort, Finish, Generate, GenerateBatch, LogprobParams, SamplingParams
 from headwater.messages.state import EngineReady, EngineState, GetState, Hello, Ping, Shutdown
 
 BOTH = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
@@ -250,6 +250,20 @@ def test_clients_may_use_the_same_rid():
         driver.wire.sent = []
     assert [finish.type for finish in ends[b"one"]] == ["length"]
     assert [finish.status for finish in ends[b"two"] if finish.type == "abort"] == [400]
+
+
+def test_requests_in_one_message_begin_in_one_step():
+    driver = Driver()
+    sampling = SamplingParams(max_new_tokens=1)
+    items = [Generate(rid=f"r{n}", prompt_ids=pack_ids(prompt_of(8, n)), sampling=sampling) for n in range(3)]
+    refused = Generate(rid="long", prompt_ids=pack_ids(prompt_of(100_000)), sampling=sampling)
+    driver.wire.inbound.append((b"one", GenerateBatch(items=(*items, refused))))
+    driver.parts.loop.turn()
+    outputs = [output for _, sent in driver.wire.sent for output in sent.items]
+    assert driver.runner.num_steps == 1
+    assert {output.rid: output.finish.type for output in outputs} == {
+        "r0": "length", "r1": "length", "r2": "length", "long": "abort",
+    }  # fmt: skip
 
 
 def test_higher_priority_is_served_first():

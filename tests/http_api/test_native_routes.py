@@ -222,6 +222,14 @@ async def test_a_batch_is_a_list_in_order_with_parameters_for_each(engine: Scrip
     assert last == {0: "a", 1: "bb", 2: "ccc"}
 
 
+async def test_a_batch_arrives_in_one_message(engine: ScriptedEngine) -> None:
+    """Else a step begins with whichever came first, and the others wait for it."""
+    body = {"text": ["a", "b", "c"], "rid": "job", "sampling_params": {"max_new_tokens": 1, "n": 2}}
+    async with api(engine) as server:
+        assert len((await server.post("/generate", body)).json()) == 6
+    assert engine.batch_sizes == [6]
+
+
 async def test_a_batch_of_one_is_still_a_list(engine: ScriptedEngine) -> None:
     body = {"input_ids": [[70, 71]], "sampling_params": {"max_new_tokens": 1}}
     async with api(engine) as server:

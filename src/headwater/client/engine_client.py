@@ -1,7 +1,8 @@
 """The API process's way to its engines: each request to one of them, control calls to one or all."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import msgspec
@@ -170,6 +171,14 @@ class EngineClient:
         if self._routes is not None:
             self._routes.learn(request, link.index)
         return generation
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What `generate` sends inside reaches each engine in one message. No `await` may be inside."""
+        with ExitStack() as held:
+            for link in self._links:
+                held.enter_context(link.together())
+            yield
 
     def forget_prefixes(self) -> None:
         """The engines' caches were emptied: a known beginning is no reason any more to prefer one."""

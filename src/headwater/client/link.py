@@ -4,6 +4,8 @@ import asyncio
 import itertools
 import logging
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -14,12 +16,14 @@ from headwater.client.errors import CallFailed, EngineGone, RidInUse
 from headwater.client.generation import Generation
 from headwater.messages.cache import AttachStorage
 from headwater.messages.control import CancelOperation, Failed, FlushCache, PauseGeneration
-from headwater.messages.generation import Abort, Generate, Outputs
+from headwater.messages.generation import Abort, Generate, GenerateBatch, Outputs
 from headwater.messages.state import EngineReady, Hello
 from headwater.messages.weights import ReleaseMemory, ResumeMemory, UpdateWeights
 from headwater.messages.wire import decode_to_client, encode
 
 log = logging.getLogger(__name__)
+
+_MAX_HELD_BYTES = 16 << 20  # of prompts in one message, which both sides hold in memory
 
 _process_tag = uuid.uuid4().hex[:12]  # the engine keys operations by call id: two API processes must differ
 _call_numbers = itertools.count(1)
@@ -50,6 +54,7 @@ class EngineLink:
         self._reader: asyncio.Task[None] | None = None
         self._generations: dict[str, Generation] = {}
         self._calls: dict[str, asyncio.Future[Any]] = {}
+        self._held: list[Generate] | None = None  # inside `together`: not sent yet
         self._gone: EngineGone | None = EngineGone(index, "not connected yet")
         self._changed = asyncio.Event()
 
@@ -123,9 +128,34 @@ class EngineLink:
         if request.rid in self._generations:  # left by its client, not yet ended by the engine
             request = msgspec.structs.replace(request, rid=f"{request.rid}~{next(_call_numbers)}")
         generation = Generation(request.rid, engine=self.index, on_close=self._leave)
-        self._send(request)
+        if self._held is None:
+            self._send(request)
+        else:
+            self._hold(request)
         self._generations[request.rid] = generation
         return generation
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Requests that begin inside travel in one message, so that one step can begin with all. Not for awaits."""
+        assert self._held is None, "held already"
+        self._held = []
+        try:
+            yield
+        finally:
+            self._send_held()
+            self._held = None
+
+    def _hold(self, request: Generate) -> None:
+        assert self._held is not None
+        self._held.append(request)
+        if sum(len(held.prompt_ids) for held in self._held) >= _MAX_HELD_BYTES:
+            self._send_held()
+
+    def _send_held(self) -> None:
+        held, self._held = self._held, []
+        if held and self._socket is not None:  # else the engine is gone, and they have been told
+            self._put(held[0] if len(held) == 1 else GenerateBatch(items=tuple(held)))
 
     def _leave(self, generation: Generation) -> None:
         if not generation.has_ended and self._socket is not None:
@@ -157,6 +187,11 @@ class EngineLink:
     # --- the wire ----------------------------------------------------------------------------------
 
     def _send(self, message: Any) -> None:
+        if self._held:
+            self._send_held()  # an Abort must not overtake what it ends
+        self._put(message)
+
+    def _put(self, message: Any) -> None:
         assert self._socket is not None, "the link is open"
         # Without a high-water mark the frame is queued inside this call; the future only reports that it was.
         self._socket.send(encode(message))

@@ -31,7 +31,7 @@ from headwater.messages.control import (
     Operations,
     PauseGeneration,
 )
-from headwater.messages.generation import Abort, Generate
+from headwater.messages.generation import Abort, Generate, GenerateBatch
 from headwater.messages.state import EngineReady, EngineState, GetState, Hello, Ping, Shutdown
 from headwater.messages.weights import GetWeights, ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
 from headwater.messages.wire import ToEngine
@@ -147,6 +147,9 @@ class EngineLoop:
         match message:
             case Generate():
                 self._scheduler.add(message, client=client)
+            case GenerateBatch():
+                for request in message.items:
+                    self._scheduler.add(request, client=client)
             case Abort():
                 self._scheduler.abort(message.rid, match=message.match, message=message.message)
                 self._wire.send(client, Done(call_id=message.call_id))

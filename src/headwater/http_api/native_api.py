@@ -50,9 +50,10 @@ class NativeApi:
             )
         batch = NativeBatch(is_list=is_list)
         try:
-            for text_request in requests:
-                generation = self._generator.start(text_request)
-                batch.answers.append(NativeAnswer(generation, texts, with_prompt_ids=request.return_prompt_token_ids))
+            with self._generator.together():
+                for text_request in requests:
+                    answer = self._generator.start(text_request)
+                    batch.answers.append(NativeAnswer(answer, texts, with_prompt_ids=request.return_prompt_token_ids))
         except BaseException:
             batch.close()
             raise

@@ -88,25 +88,26 @@ class OpenAIBatch:
         given = self.request
         is_single = len(prompts) * given.n == 1
         try:
-            for number, prompt_ids in enumerate(prompts):
-                text_request = TextRequest(
-                    rid=self.heading.id,
-                    prompt_ids=prompt_ids,
-                    sampling=fit(sampling, len(prompt_ids), model),
-                    stop=tuple(given.stop),
-                    keep_stop=given.keeps_stop,
-                    skip_special_tokens=given.skip_special_tokens,
-                    logprobs=logprobs,
-                    cache_salt=given.cache_salt,
-                    extra_key=given.extra_key,
-                    no_store=given.no_store,
-                    priority=given.priority,
-                    is_streaming=given.stream,
-                )
-                for sample in range(given.n):
-                    rid = self.heading.id if is_single else f"{self.heading.id}_{number * given.n + sample}"
-                    named = replace(text_request, rid=rid, sampling=for_sample(text_request.sampling, sample))
-                    self.generations.append(generator.start(named))
+            with generator.together():
+                for number, prompt_ids in enumerate(prompts):
+                    text_request = TextRequest(
+                        rid=self.heading.id,
+                        prompt_ids=prompt_ids,
+                        sampling=fit(sampling, len(prompt_ids), model),
+                        stop=tuple(given.stop),
+                        keep_stop=given.keeps_stop,
+                        skip_special_tokens=given.skip_special_tokens,
+                        logprobs=logprobs,
+                        cache_salt=given.cache_salt,
+                        extra_key=given.extra_key,
+                        no_store=given.no_store,
+                        priority=given.priority,
+                        is_streaming=given.stream,
+                    )
+                    for sample in range(given.n):
+                        rid = self.heading.id if is_single else f"{self.heading.id}_{number * given.n + sample}"
+                        named = replace(text_request, rid=rid, sampling=for_sample(text_request.sampling, sample))
+                        self.generations.append(generator.start(named))
         except BaseException:
             self.close()
             raise

@@ -7,6 +7,7 @@ run side by side with `merge`.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -90,6 +91,10 @@ class TextGenerator:
         except ValueError as error:
             message = str(error).removeprefix("text: ")
             raise from_value_error(ValueError(f"{param}: {message}")) from error
+
+    def together(self) -> AbstractContextManager[None]:
+        """What starts inside reaches the engine at once. No `await` may be inside."""
+        return self._client.together()
 
     def start(self, request: TextRequest) -> "TextGeneration":
         """Send the request to an engine. The caller owns the generation: it must reach its end or be closed.

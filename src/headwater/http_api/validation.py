@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field
 
 MAX_N = 128
@@ -126,8 +127,13 @@ LogitBias = Annotated[dict[int, float], AfterValidator(check_logit_bias)]
 
 def first_outside(token_ids: Sequence[int], vocab_size: int) -> int | None:
     """The first id that is not in [0, vocab_size), or None."""
-    if not token_ids or (min(token_ids) >= 0 and max(token_ids) < vocab_size):
-        return None
+    try:  # a look at every id in Python would take longer than all else that is done with a long prompt
+        ids = np.fromiter(token_ids, dtype=np.int64, count=len(token_ids))
+    except OverflowError:
+        pass
+    else:
+        if not len(ids) or (ids.min() >= 0 and ids.max() < vocab_size):
+            return None
     return next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
 
 

@@ -48,6 +48,12 @@ class Generate(Struct, tag="generate"):
     output_interval: int = 1  # tokens in an output; the first token comes alone, the last output is what is left
 
 
+class GenerateBatch(Struct, tag="generate_batch"):
+    """Run several requests, which arrive in one turn so that one step can begin with all of them. Answered as each."""
+
+    items: tuple[Generate, ...]
+
+
 class Abort(Struct, tag="abort"):
     """End requests. With `match="prefix"` every rid that begins with `rid`; `match="all"` ignores `rid`.
 

@@ -30,7 +30,7 @@ from headwater.messages.control import (
     PauseGeneration,
     PauseResult,
 )
-from headwater.messages.generation import Abort, Generate, Outputs
+from headwater.messages.generation import Abort, Generate, GenerateBatch, Outputs
 from headwater.messages.state import EngineReady, EngineState, GetState, Hello, Ping, Shutdown
 from headwater.messages.weights import (
     GetWeights,
@@ -46,6 +46,7 @@ from headwater.messages.weights import (
 ToEngine = (
     Hello
     | Generate
+    | GenerateBatch
     | Abort
     | FlushCache
     | PauseGeneration

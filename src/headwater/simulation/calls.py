@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from headwater.clock import ManualClock
 from headwater.messages.cache import AttachStorage
 from headwater.messages.control import CancelOperation, FlushCache, PauseGeneration
-from headwater.messages.generation import Generate
+from headwater.messages.generation import Generate, GenerateBatch
 from headwater.messages.weights import ReleaseMemory, ResumeMemory, UpdateWeights
 from headwater.messages.wire import ToClient, ToEngine
 from headwater.simulation.violation import Violation, demand
@@ -46,7 +46,7 @@ class Calls:
 
     def delivered(self, client: bytes, message: ToEngine, *, turn: int) -> None:
         """The engine sees `message` in this turn."""
-        if isinstance(message, Generate):
+        if isinstance(message, Generate | GenerateBatch):
             return
         deadline_s = None
         if isinstance(message, _TIMED):

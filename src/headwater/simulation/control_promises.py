@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from headwater.messages.cache import AttachStorage
 from headwater.messages.control import ContinueGeneration, Failed, FlushCache, FlushResult, PauseGeneration
-from headwater.messages.generation import Abort, Generate
+from headwater.messages.generation import Abort, Generate, GenerateBatch
 from headwater.messages.state import Shutdown
 from headwater.messages.weights import (
     MemoryResult,
@@ -61,6 +61,9 @@ class ControlPromises:
             match message:
                 case Generate():
                     self._oracle.delivered(client, message)
+                case GenerateBatch():
+                    for request in message.items:
+                        self._oracle.delivered(client, request)
                 case Abort():
                     self._abort(message)
                 case PauseGeneration():

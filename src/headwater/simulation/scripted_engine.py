@@ -26,6 +26,7 @@ from headwater.messages.generation import (
     Abort,
     Finish,
     Generate,
+    GenerateBatch,
     LogprobParams,
     Output,
     OutputMeta,
@@ -96,6 +97,7 @@ class ScriptedEngine:
         self.ready = ready
         self.script = script or Script()
         self.received: list[Any] = []
+        self.batch_sizes: list[int] = []  # of requests that came in one message
         self._running: dict[str, _Running] = {}
         self._is_stopping = False
         self._thread = threading.Thread(target=self._serve, name="scripted-engine", daemon=True)
@@ -152,6 +154,11 @@ class ScriptedEngine:
         return bool(self._running) and not self.script.is_stalled
 
     def _take(self, socket: zmq.Socket, client: bytes, message: Any) -> None:
+        if isinstance(message, GenerateBatch):
+            self.batch_sizes.append(len(message.items))
+            for request in message.items:
+                self._take(socket, client, request)
+            return
         self.received.append(message)
         if self.script.is_silent:
             return
