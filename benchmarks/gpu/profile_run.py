@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Where the time of a workload goes on one GPU: kernels by name, the card's idle time between them, and the steps.
 
-    profile_run.py MODEL OUT.json [--cases one,decode,prefill,prefix]
+    profile_run.py MODEL OUT.json [--cases one,decode,prefill,prefix,repeat]
 
 one: decodes of a single stream. decode: of 64 streams. prefill: 64 prompts of 1,024 tokens. prefix: 64 prompts of 64
-new tokens behind 4,096 cached ones (B4). Random weights, as in engine_run.py. The profiler itself costs a few per cent.
+new tokens behind 4,096 cached ones (B4); repeat: the same once more. Random weights, as in engine_run.py. The profiler
+itself costs a few per cent.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,27 @@ import workloads
 
 GREEDY = {"temperature": 0, "ignore_eos": True}
 NUM_KERNELS_TOLD = 14
-Step = tuple[float, float, int, int]  # ms since the case began, ms to launch it, decodes, prompt tokens
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step as it was launched; its time on the card is between two events around its kernels."""
+
+    started_s: float
+    launched_s: float
+    num_decodes: int
+    num_prompt_tokens: int
+    events: tuple[Any, Any]
+
+    def told(self, since_s: float) -> dict[str, float]:
+        """In ms. The card's events must be over."""
+        return {
+            "at": round((self.started_s - since_s) * 1e3, 1),
+            "launch": round((self.launched_s - self.started_s) * 1e3, 2),
+            "card": round(self.events[0].elapsed_time(self.events[1]), 2),
+            "decodes": self.num_decodes,
+            "prompt_tokens": self.num_prompt_tokens,
+        }
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,12 +86,12 @@ def case(name: str, generate: workloads.Generate) -> Callable[[], object]:
         prompts = [workloads.random_prompts(64, 1024, seed=seed) for seed in range(3)]
         generate(prompts.pop(), [1] * 64)
         return lambda: generate(prompts.pop(), [1] * 64)
-    if name == "prefix":
+    if name in ("prefix", "repeat"):
         prompts = workloads.prompts_with_shared_prefix(64, shared=4096, own=64, seed=3)
         new = [[p[:4096] + [(t * 7 + r) % 10_000 for t in p[4096:]] for p in prompts] for r in range(3)]
         generate(prompts, [1] * 64)
         generate(new.pop(), [1] * 64)
-        return lambda: generate(new.pop(), [1] * 64)
+        return lambda: generate(new.pop() if name == "prefix" else prompts, [1] * 64)
     num = {"one": 1, "decode": 64}[name]
     prompts = workloads.random_prompts(num, 1024, seed=4)
     generate(prompts, [1] * num)
@@ -78,17 +100,21 @@ def case(name: str, generate: workloads.Generate) -> Callable[[], object]:
 
 def record_steps() -> list[Step]:
     """Notes of every launch from now on; the list is emptied by whoever reads it."""
+    import torch
+
     from headwater.execution.async_runner import AsyncModelRunner
 
     steps: list[Step] = []
     launch = AsyncModelRunner.launch
 
     def noted(self: AsyncModelRunner, plan: Any) -> Any:
+        events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         started_s = time.perf_counter()
+        events[0].record()
         handle = launch(self, plan)
-        ended_s = time.perf_counter()
+        events[1].record()
         num_prompt_tokens = int(plan.num_tokens[plan.num_decodes :].sum())
-        steps.append((started_s * 1e3, (ended_s - started_s) * 1e3, plan.num_decodes, num_prompt_tokens))
+        steps.append(Step(started_s, time.perf_counter(), plan.num_decodes, num_prompt_tokens, events))
         return handle
 
     AsyncModelRunner.launch = noted
@@ -103,7 +129,8 @@ def profile(work: Callable[[], object], steps: list[Step]) -> dict[str, Any]:
     started_s = time.perf_counter()
     work()
     wall_ms = (time.perf_counter() - started_s) * 1e3
-    told = [[round(at - started_s * 1e3, 1), round(took, 2), decodes, tokens] for at, took, decodes, tokens in steps]
+    torch.cuda.synchronize()
+    told = [step.told(started_s) for step in steps]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         work()
         torch.cuda.synchronize()

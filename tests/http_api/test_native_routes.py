@@ -230,6 +230,41 @@ async def test_a_batch_arrives_in_one_message(engine: ScriptedEngine) -> None:
     assert engine.batch_sizes == [6]
 
 
+@pytest.mark.parametrize(
+    ("input_ids", "sent"),
+    [
+        ([5, 6], [[5, 6]]),
+        ([[5, 6], [7]], [[5, 6], [7]]),
+        ([5.0, 6], [[5, 6]]),
+        (["5", 6], [[5, 6]]),
+        ([[5], ["6"]], [[5], [6]]),
+    ],
+)
+async def test_token_ids_reach_the_engine_however_they_are_read(engine: ScriptedEngine, input_ids, sent) -> None:
+    """Plain integers are read as arrays, the rest by pydantic; both must come to the same."""
+    async with api(engine) as server:
+        body = {"input_ids": input_ids, "sampling_params": {"max_new_tokens": 1}, "return_prompt_token_ids": True}
+        answers = (await server.post("/generate", body)).json()
+    assert [unpack_ids(message.prompt_ids).tolist() for message in engine.of_type(Generate)] == sent
+    told = answers if isinstance(answers, list) else [answers]
+    assert [answer["meta_info"]["prompt_token_ids"] for answer in told] == sent
+
+
+@pytest.mark.parametrize(
+    "input_ids",
+    [
+        *([], [[]], [[5], []], [5.5], [5, None], ["a"], [[5], 6], [5, [6]], [[[5]]], {}),
+        *([1 << 31], [1 << 63], [1 << 70], [-1]),
+    ],
+)
+async def test_token_ids_that_are_none_are_refused_by_name(engine: ScriptedEngine, input_ids) -> None:
+    async with api(engine) as server:
+        answer = await server.post("/generate", {"input_ids": input_ids})
+    assert answer.status_code == 400
+    assert "input_ids" in answer.json()["error"]["message"]
+    assert engine.of_type(Generate) == []
+
+
 async def test_a_batch_of_one_is_still_a_list(engine: ScriptedEngine) -> None:
     body = {"input_ids": [[70, 71]], "sampling_params": {"max_new_tokens": 1}}
     async with api(engine) as server:

@@ -55,6 +55,7 @@ class EngineLink:
         self._generations: dict[str, Generation] = {}
         self._calls: dict[str, asyncio.Future[Any]] = {}
         self._held: list[Generate] | None = None  # inside `together`: not sent yet
+        self._num_held_bytes = 0
         self._gone: EngineGone | None = EngineGone(index, "not connected yet")
         self._changed = asyncio.Event()
 
@@ -149,11 +150,12 @@ class EngineLink:
     def _hold(self, request: Generate) -> None:
         assert self._held is not None
         self._held.append(request)
-        if sum(len(held.prompt_ids) for held in self._held) >= _MAX_HELD_BYTES:
+        self._num_held_bytes += len(request.prompt_ids)
+        if self._num_held_bytes >= _MAX_HELD_BYTES:
             self._send_held()
 
     def _send_held(self) -> None:
-        held, self._held = self._held, []
+        held, self._held, self._num_held_bytes = self._held, [], 0
         if held and self._socket is not None:  # else the engine is gone, and they have been told
             self._put(held[0] if len(held) == 1 else GenerateBatch(items=tuple(held)))
 

@@ -5,6 +5,8 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from headwater.http_api.errors import bad_request, from_value_error
 from headwater.http_api.native_format import cached_tokens, cached_tokens_details
 from headwater.http_api.sampling import check_prompt
@@ -52,7 +54,7 @@ async def compute(
         for prompt in prompts:
             request = TextRequest(
                 rid=f"prefix-{uuid.uuid4().hex}",
-                prompt_ids=prompt,
+                prompt_ids=np.array(prompt, dtype=np.int32),
                 sampling=_PREFILL_ONLY,
                 cache_salt=body.cache_salt,
                 extra_key=body.extra_key,

@@ -6,9 +6,11 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from headwater.http_api.errors import bad_request
 from headwater.http_api.native_format import LogprobFormat, NativeAnswer
-from headwater.http_api.sampling import check_prompt, fit, for_sample, native_sampling
+from headwater.http_api.sampling import PromptTokens, check_prompt, fit, for_sample, native_sampling
 from headwater.http_api.schemas_native import GenerateRequest, SamplingInput
 from headwater.http_api.state import Limits, ModelFacts
 from headwater.http_api.text_generation import TextChunk, TextGenerator, TextRequest, merge, run_all
@@ -33,8 +35,8 @@ class NativeApi:
         prompts, is_batch = await self._prompts(request)
         given = self._per_prompt(request, len(prompts), is_batch=is_batch)
         requests: list[TextRequest] = []
-        for prompt_ids, sampling in zip(prompts, given, strict=True):
-            requests += self._requests(request, prompt_ids, sampling)
+        for prompt, sampling in zip(prompts, given, strict=True):
+            requests += self._requests(request, prompt, sampling)
         is_list = is_batch or len(requests) > 1
         rids = _rids(request.rid, len(requests), is_list=is_list)
         named = [replace(r, rid=rid) for r, rid in zip(requests, rids, strict=True)]
@@ -59,13 +61,13 @@ class NativeApi:
             raise
         return batch
 
-    async def _prompts(self, request: GenerateRequest) -> tuple[list[list[int]], bool]:
+    async def _prompts(self, request: GenerateRequest) -> tuple[list[PromptTokens], bool]:
         """Token ids of each prompt, and whether they came as a list."""
         if (request.text is None) == (request.input_ids is None):
             raise bad_request("text", "text: exactly one of text and input_ids is needed")
         if request.input_ids is not None:
             ids = request.input_ids
-            is_batch = bool(ids) and isinstance(ids[0], list)
+            is_batch = len(ids) > 0 and isinstance(ids[0], list | np.ndarray)
             prompts: Any = ids if is_batch else [ids]
         else:
             is_batch = isinstance(request.text, list)
@@ -89,11 +91,11 @@ class NativeApi:
             raise bad_request("sampling_params", message)
         return given
 
-    def _requests(self, request: GenerateRequest, prompt_ids: list[int], given: SamplingInput) -> list[TextRequest]:
+    def _requests(self, request: GenerateRequest, prompt: PromptTokens, given: SamplingInput) -> list[TextRequest]:
         """The n requests of one prompt, not named yet."""
         sampling = native_sampling(given, self._model)
         param = "text" if request.input_ids is None else "input_ids"
-        check_prompt(prompt_ids, self._model, param=param, is_prefill=sampling.max_new_tokens == 0)
+        prompt_ids = check_prompt(prompt, self._model, param=param, is_prefill=sampling.max_new_tokens == 0)
         sampling = fit(sampling, len(prompt_ids), self._model)
         logprobs = self._logprobs(request, len(prompt_ids))
         rank = request.data_parallel_rank if request.routed_dp_rank is None else request.routed_dp_rank

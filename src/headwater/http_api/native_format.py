@@ -151,7 +151,7 @@ class NativeAnswer:
     def _input_facts(self) -> Json:
         facts: Json = {}
         if self._with_prompt_ids:
-            facts["prompt_token_ids"] = list(self.generation.request.prompt_ids)
+            facts["prompt_token_ids"] = self.generation.request.prompt_ids.tolist()
         asked = self.generation.request.logprobs
         if self._logprobs is None or asked is None:
             return facts

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from headwater.http_api.errors import bad_request, model_not_found
 from headwater.http_api.openai_format import ChunkWriter, extension, metadata, usage_event, usage_of
-from headwater.http_api.sampling import check_prompt, fit, for_sample
+from headwater.http_api.sampling import PromptTokens, check_prompt, fit, for_sample
 from headwater.http_api.schemas_openai import OpenAIRequest
 from headwater.http_api.state import ModelFacts
 from headwater.http_api.text_generation import (
@@ -76,20 +76,20 @@ class OpenAIBatch:
         self,
         generator: TextGenerator,
         model: ModelFacts,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[PromptTokens],
         *,
         param: str,
         sampling: SamplingParams,
         logprobs: LogprobParams | None,
     ) -> None:
         """Check the prompts and send everything. Raises InvalidRequest, EngineGone, RidInUse."""
-        for prompt_ids in prompts:
-            check_prompt(prompt_ids, model, param=param, is_prefill=sampling.max_new_tokens == 0)
+        is_prefill = sampling.max_new_tokens == 0
+        checked = [check_prompt(prompt, model, param=param, is_prefill=is_prefill) for prompt in prompts]
         given = self.request
         is_single = len(prompts) * given.n == 1
         try:
             with generator.together():
-                for number, prompt_ids in enumerate(prompts):
+                for number, prompt_ids in enumerate(checked):
                     text_request = TextRequest(
                         rid=self.heading.id,
                         prompt_ids=prompt_ids,

@@ -5,13 +5,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from headwater.http_api.errors import ApiError, bad_request
 from headwater.http_api.schemas_native import SamplingInput
 from headwater.http_api.schemas_openai import ChatCompletionRequest, CompletionRequest, OpenAIRequest
 from headwater.http_api.state import ModelFacts
 from headwater.http_api.validation import first_outside
+from headwater.messages.base import TokenIds
 from headwater.messages.generation import SamplingParams
+
+PromptTokens = Sequence[int] | npt.NDArray[np.int64]  # not checked yet
 
 SEED_MASK = (1 << 63) - 1
 
@@ -44,16 +49,21 @@ def openai_sampling(given: OpenAIRequest, model: ModelFacts) -> SamplingParams:
     return _sampling(given, model, max_new_tokens=max_new_tokens, min_new_tokens=given.min_tokens, seed=given.seed)
 
 
-def check_prompt(prompt_ids: Sequence[int], model: ModelFacts, *, param: str, is_prefill: bool) -> None:
-    """Refuse an empty prompt, ids out of the vocabulary, what does not fit the context. InvalidRequest."""
-    if not prompt_ids:
+def check_prompt(prompt_ids: PromptTokens, model: ModelFacts, *, param: str, is_prefill: bool) -> TokenIds:
+    """The prompt as an array. InvalidRequest: it is empty, has ids out of the vocabulary, does not fit the context."""
+    if not len(prompt_ids):
         raise bad_request(param, f"{param}: must not be empty; at least one token is needed")
-    if (outside := first_outside(prompt_ids, model.vocab_size)) is not None:
+    try:  # a look at every id in Python would take longer than all else that is done with a long prompt
+        ids = np.asarray(prompt_ids, dtype=np.int64)
+    except OverflowError:
+        ids = prompt_ids
+    if (outside := first_outside(ids, model.vocab_size)) is not None:
         raise bad_request(param, f"{param}: token ids must be from 0 to {model.vocab_size - 1}, got {outside}")
     longest = model.max_context if is_prefill else model.max_context - 1
     if len(prompt_ids) > longest:
         message = f"{param}: {len(prompt_ids)} tokens do not fit; a prompt may have at most {longest} tokens"
         raise bad_request(param, message, code="context_length_exceeded")
+    return np.asarray(ids, dtype=np.int32)
 
 
 def fit(sampling: SamplingParams, num_prompt_tokens: int, model: ModelFacts) -> SamplingParams:

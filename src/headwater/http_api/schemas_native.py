@@ -14,6 +14,7 @@ from headwater.http_api.validation import (
     NumTokens,
     Penalty,
     Priority,
+    PromptIds,
     RepetitionPenalty,
     Seed,
     Stop,
@@ -81,7 +82,7 @@ class GenerateRequest(Body):
     """Continue a prompt, or each prompt of a batch."""
 
     text: Text | list[Text] | None = Field(default=None, description="A prompt, or a list: a batch.")
-    input_ids: list[int] | list[list[int]] | None = Field(default=None, description="The same as token ids.")
+    input_ids: PromptIds | None = Field(default=None, description="The same as token ids.")
     sampling_params: SamplingInputs = Field(default_factory=SamplingInput)
     stream: bool = Field(default=False, description="Server-sent events with the text so far.")
     rid: Name | list[Name] | None = Field(

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from typing import Any
 
+import numpy as np
 from fastapi import Request
 
 from headwater.client.engine_client import Deferred, new_call_id
@@ -124,7 +125,7 @@ class Services:
 
     async def _generate_one_token(self) -> None:
         tokenizer, _ = self.state.require_model()
-        prompt = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else 0]
+        prompt = np.array([tokenizer.bos_token_id or 0], dtype=np.int32)
         sampling = SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
         request = TextRequest(rid=f"health-{new_call_id()}", prompt_ids=prompt, sampling=sampling, no_store=True)
         generation = TextGenerator(self.state.client, tokenizer).start(request)

@@ -14,7 +14,7 @@ from typing import Protocol
 from headwater.client.engine_client import EngineClient
 from headwater.client.generation import Generation
 from headwater.http_api.errors import from_finish, from_value_error
-from headwater.messages.base import pack_ids
+from headwater.messages.base import TokenIds, pack_ids
 from headwater.messages.generation import (
     Finish,
     Generate,
@@ -36,7 +36,7 @@ class TextRequest:
     """One prompt and how to continue it. Ranges have been checked; `rid` is unique among running requests."""
 
     rid: str
-    prompt_ids: Sequence[int]  # n >= 1
+    prompt_ids: TokenIds  # n >= 1
     sampling: SamplingParams
     stop: tuple[str, ...] = ()
     keep_stop: bool = False  # show the stop string or token that ended the answer

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, BeforeValidator, Field
+import numpy.typing as npt
+from pydantic import AfterValidator, BeforeValidator, Field, ValidatorFunctionWrapHandler, WrapValidator
 
 MAX_N = 128
 MAX_STOP_STRINGS = 32
@@ -121,20 +122,44 @@ def check_logit_bias(bias: dict[int, float]) -> dict[int, float]:
 
 
 StopTokenIds = Annotated[list[int], AfterValidator(_bounded(MAX_STOP_TOKEN_IDS))]
+# how they are given; `read_prompt_ids` says as what they arrive
+PromptIds = Annotated[list[int] | list[list[int]], WrapValidator(lambda value, read: read_prompt_ids(value, read))]
 LogprobTokenIds = Annotated[list[int], AfterValidator(_bounded(MAX_LOGPROB_TOKEN_IDS))]
 LogitBias = Annotated[dict[int, float], AfterValidator(check_logit_bias)]
 
 
-def first_outside(token_ids: Sequence[int], vocab_size: int) -> int | None:
+def first_outside(token_ids: Sequence[int] | npt.NDArray[np.int64], vocab_size: int) -> int | None:
     """The first id that is not in [0, vocab_size), or None."""
-    try:  # a look at every id in Python would take longer than all else that is done with a long prompt
-        ids = np.fromiter(token_ids, dtype=np.int64, count=len(token_ids))
-    except OverflowError:
-        pass
-    else:
-        if not len(ids) or (ids.min() >= 0 and ids.max() < vocab_size):
+    if isinstance(token_ids, np.ndarray):
+        if not len(token_ids) or (token_ids.min() >= 0 and token_ids.max() < vocab_size):
             return None
-    return next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+    elif not token_ids or (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+        return None
+    return next(int(token_id) for token_id in token_ids if not 0 <= token_id < vocab_size)
+
+
+def read_prompt_ids(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    """One prompt's token ids, or a list of prompts': int64 arrays, which are read once and never as Python's integers.
+
+    What is no plain list of integers is read by pydantic, and stays a list, or is refused in its words.
+    """
+    if isinstance(value, list) and value:
+        if not isinstance(value[0], list):
+            prompt = _int64_array(value)
+            return read(value) if prompt is None else prompt
+        prompts = [_int64_array(each) for each in value]
+        if all(prompt is not None for prompt in prompts):
+            return prompts
+    return read(value)
+
+
+def _int64_array(token_ids: Any) -> npt.NDArray[np.int64] | None:
+    """None unless they are a list of integers, not empty, of 64 bits."""
+    try:
+        array = np.array(token_ids if isinstance(token_ids, list) else None)
+    except ValueError:  # lists of several lengths in it
+        return None
+    return array if array.dtype == np.int64 and array.ndim == 1 else None
 
 
 def timeout_seconds(value: Any, max_s: float) -> float:

@@ -2,8 +2,12 @@
 
 import codecs
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from headwater.tokenization.token_spelling import TokenSpelling
+
+if TYPE_CHECKING:
+    from headwater.messages.base import TokenIds  # needs numpy, which a tokenizer does without
 
 _LONGEST_CHARACTER_BYTES = 4
 
@@ -23,7 +27,7 @@ class IncrementalDecoder:
     """
 
     def __init__(
-        self, spelling: TokenSpelling, *, skip_special_tokens: bool = True, prompt_ids: Sequence[int] = ()
+        self, spelling: TokenSpelling, *, skip_special_tokens: bool = True, prompt_ids: "Sequence[int] | TokenIds" = ()
     ) -> None:
         self._spelling = spelling
         self._skipped_ids = spelling.special_ids if skip_special_tokens else frozenset()
@@ -55,7 +59,7 @@ class IncrementalDecoder:
             self._num_spaces_to_strip -= 1
         return text
 
-    def _continue_from(self, prompt_ids: Sequence[int]) -> None:
+    def _continue_from(self, prompt_ids: "Sequence[int] | TokenIds") -> None:
         """Take over the state at the prompt's end, which the last bytes of the prompt decide alone."""
         tail = b""
         for token_id in reversed(prompt_ids):

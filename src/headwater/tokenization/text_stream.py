@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from headwater.tokenization.incremental import IncrementalDecoder
 from headwater.tokenization.stop_strings import StopStringMatcher
 from headwater.tokenization.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from headwater.messages.base import TokenIds  # needs numpy, which a tokenizer does without
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class TextStream:
         self,
         tokenizer: Tokenizer,
         *,
-        prompt_ids: Sequence[int] = (),
+        prompt_ids: "Sequence[int] | TokenIds" = (),
         stop: Sequence[str] = (),
         include_stop: bool = False,
         skip_special_tokens: bool = True,
