@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = (
     "tests/execution/test_gpu_golden.py",
     "tests/engine/test_golden_engine.py",
+    "tests/execution/test_step_graphs.py",
     "tests/execution/test_async_runner.py",
     "tests/devices/test_step_attention.py",
     "tests/devices/test_float8_attention.py",

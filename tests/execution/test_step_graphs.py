@@ -1,10 +1,13 @@
 """Which graphs are captured, and that whoever waits hears of each. What a graph computes is tested on a GPU."""
 
+import contextlib
+import gc
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from headwater.execution.step_graphs import StepGraphs  # noqa: E402
+from headwater.execution.step_graphs import StepGraphs, without_collection  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -42,3 +45,39 @@ def test_without_a_pool_nothing_is_captured(captured: list[int]) -> None:
     graphs.capture_all("decodes")
     assert (captured, graphs.num_missing) == ([], 0)
     assert graphs.run(2).shape == (2,)
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_the_collector_stays_away_and_is_as_it_was_afterwards(is_enabled: bool) -> None:
+    was_enabled = gc.isenabled()
+    try:
+        (gc.enable if is_enabled else gc.disable)()
+        with contextlib.suppress(ZeroDivisionError), without_collection():
+            assert not gc.isenabled()
+            _ = 1 / 0
+        assert gc.isenabled() == is_enabled
+    finally:
+        (gc.enable if was_enabled else gc.disable)()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_graph_that_becomes_garbage_does_not_spoil_a_capture() -> None:
+    """An engine that has ended keeps its graphs until the collector comes, which may be while another captures."""
+    x = torch.zeros(8, device="cuda")
+    old = StepGraphs(lambda shape: x + shape, lambda shape: None, shapes=(1,), pool=torch.cuda.graph_pool_handle())
+    old.capture_all("old")
+    left = [old]
+    del old
+
+    def compute(shape: int) -> torch.Tensor:
+        if torch.cuda.is_current_stream_capturing():
+            ring: list[object] = [left.pop()]
+            ring.append(ring)
+            del ring
+            _ = [[] for _ in range(100_000)]  # enough for the collector to come
+        return x * shape
+
+    graphs = StepGraphs(compute, lambda shape: None, shapes=(3,), pool=torch.cuda.graph_pool_handle())
+    graphs.capture_all("new")
+    x.fill_(2.0)
+    assert graphs.run(3).tolist() == [6.0] * 8

@@ -25,6 +25,8 @@ _LINES = 128  # (query, head of the group) pairs of a tile; half of them where h
 _KEYS = 64  # tokens at a time
 _NUM_WARPS = 4
 _NUM_STAGES = 3
+_FLOAT32 = 32, 8  # keys and warps
+_LARGE_FLOAT32 = 16, 4  # of heads larger than 128; with 8 warps Triton 3.6 reads beyond the shared memory on Hopper
 _JOINED_LINES = 2  # lines of a tile that one program of the join takes
 _JOINED_PARTS = 16  # and parts of each at once
 
@@ -67,7 +69,7 @@ def prefill(
     head_dim = geometry.head_dim
     keys, num_warps, num_stages = _KEYS, _NUM_WARPS, _NUM_STAGES
     if qkv.dtype == torch.float32:  # for tests; takes twice the space: small blocks of keys, none loaded ahead
-        keys, num_warps, num_stages = 32 if head_dim <= 128 else 16, 8, 1
+        keys, num_warps, num_stages = (*(_FLOAT32 if head_dim <= 128 else _LARGE_FLOAT32), 1)
     group, page_size = geometry.num_heads // geometry.num_kv_heads, kv.layout.page_size
     table_stride = batch.tables.stride(0)
     page_stride, layer_offset = kv.pages.stride(0), layer * kv.pages.stride(1)

@@ -4,9 +4,11 @@ A small step is hundreds of kernels of a few microseconds, which Python cannot l
 graph launches them all at once.
 """
 
+import gc
 import logging
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -27,6 +29,18 @@ def graph_sizes(largest: int) -> tuple[int, ...]:
 def next_size(sizes: Sequence[int], num: int) -> int | None:
     """The smallest of the ascending `sizes` that `num` fits in."""
     return next((size for size in sizes if size >= num), None)
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Python's collector stays away: a graph that it freed in the midst of a capture would spoil that."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class StepGraphs(Generic[Shape]):
@@ -97,6 +111,6 @@ class StepGraphs(Generic[Shape]):
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         # Other threads (copies, new weights) may go on calling CUDA meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with without_collection(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             output = self._compute(shape)
         self._graphs[shape] = (graph, output)

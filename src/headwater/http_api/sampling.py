@@ -1,12 +1,12 @@
 """From checked request bodies to what the engine and the text layer need."""
 
+import contextlib
 import secrets
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from headwater.http_api.errors import ApiError, bad_request
 from headwater.http_api.schemas_native import SamplingInput
@@ -16,7 +16,7 @@ from headwater.http_api.validation import first_outside
 from headwater.messages.base import TokenIds
 from headwater.messages.generation import SamplingParams
 
-PromptTokens = Sequence[int] | npt.NDArray[np.int64]  # not checked yet
+PromptTokens = Sequence[int] | TokenIds  # not checked yet
 
 SEED_MASK = (1 << 63) - 1
 
@@ -53,10 +53,9 @@ def check_prompt(prompt_ids: PromptTokens, model: ModelFacts, *, param: str, is_
     """The prompt as an array. InvalidRequest: it is empty, has ids out of the vocabulary, does not fit the context."""
     if not len(prompt_ids):
         raise bad_request(param, f"{param}: must not be empty; at least one token is needed")
-    try:  # a look at every id in Python would take longer than all else that is done with a long prompt
-        ids = np.asarray(prompt_ids, dtype=np.int64)
-    except OverflowError:
-        ids = prompt_ids
+    ids: PromptTokens = prompt_ids
+    with contextlib.suppress(OverflowError):  # one that is out of any vocabulary is found below
+        ids = np.asarray(prompt_ids, dtype=np.int32)
     if (outside := first_outside(ids, model.vocab_size)) is not None:
         raise bad_request(param, f"{param}: token ids must be from 0 to {model.vocab_size - 1}, got {outside}")
     longest = model.max_context if is_prefill else model.max_context - 1

@@ -1,12 +1,15 @@
 """Accepted ranges, written once: they check the input, word the 400 and appear in /openapi.json."""
 
 import math
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, BeforeValidator, Field, ValidatorFunctionWrapHandler, WrapValidator
+
+from headwater.messages.base import TokenIds
 
 MAX_N = 128
 MAX_STOP_STRINGS = 32
@@ -128,7 +131,7 @@ LogprobTokenIds = Annotated[list[int], AfterValidator(_bounded(MAX_LOGPROB_TOKEN
 LogitBias = Annotated[dict[int, float], AfterValidator(check_logit_bias)]
 
 
-def first_outside(token_ids: Sequence[int] | npt.NDArray[np.int64], vocab_size: int) -> int | None:
+def first_outside(token_ids: Sequence[int] | npt.NDArray[Any], vocab_size: int) -> int | None:
     """The first id that is not in [0, vocab_size), or None."""
     if isinstance(token_ids, np.ndarray):
         if not len(token_ids) or (token_ids.min() >= 0 and token_ids.max() < vocab_size):
@@ -139,27 +142,22 @@ def first_outside(token_ids: Sequence[int] | npt.NDArray[np.int64], vocab_size: 
 
 
 def read_prompt_ids(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
-    """One prompt's token ids, or a list of prompts': int64 arrays, which are read once and never as Python's integers.
+    """One prompt's token ids, or a list of prompts': int32 arrays, for which each integer is looked at once.
 
     What is no plain list of integers is read by pydantic, and stays a list, or is refused in its words.
     """
-    if isinstance(value, list) and value:
-        if not isinstance(value[0], list):
-            prompt = _int64_array(value)
-            return read(value) if prompt is None else prompt
-        prompts = [_int64_array(each) for each in value]
-        if all(prompt is not None for prompt in prompts):
-            return prompts
+    try:
+        if isinstance(value, list) and value:
+            return [_int32_array(ids) for ids in value] if isinstance(value[0], list) else _int32_array(value)
+    except (TypeError, OverflowError):  # one that is no integer, or too large for any vocabulary
+        pass
     return read(value)
 
 
-def _int64_array(token_ids: Any) -> npt.NDArray[np.int64] | None:
-    """None unless they are a list of integers, not empty, of 64 bits."""
-    try:
-        array = np.array(token_ids if isinstance(token_ids, list) else None)
-    except ValueError:  # lists of several lengths in it
-        return None
-    return array if array.dtype == np.int64 and array.ndim == 1 else None
+def _int32_array(token_ids: Any) -> TokenIds:
+    if not isinstance(token_ids, list):
+        raise TypeError("not a list")
+    return np.frombuffer(array("i", token_ids), dtype=np.int32)
 
 
 def timeout_seconds(value: Any, max_s: float) -> float:
