@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from headwater.execution.step_graphs import StepGraphs, without_collection  # noqa: E402
+from headwater.execution.step_graphs import GraphPool, StepGraphs, without_collection  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -23,11 +23,12 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(StepGraphs, "_capture", capture)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 30, 1 << 30))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
     return order
 
 
 def test_each_graph_is_captured_once_the_largest_first_and_reported(captured: list[int]) -> None:
-    graphs = StepGraphs(torch.zeros, lambda shape: None, shapes=(1, 2, 4), pool=object())
+    graphs = StepGraphs(torch.zeros, lambda shape: None, shapes=(1, 2, 4), pool=GraphPool())
     graphs.prepare(2)
     assert graphs.num_missing == 2
     reported: list[int] = []
@@ -64,7 +65,7 @@ def test_the_collector_stays_away_and_is_as_it_was_afterwards(is_enabled: bool) 
 def test_a_graph_that_becomes_garbage_does_not_spoil_a_capture() -> None:
     """An engine that has ended keeps its graphs until the collector comes, which may be while another captures."""
     x = torch.zeros(8, device="cuda")
-    old = StepGraphs(lambda shape: x + shape, lambda shape: None, shapes=(1,), pool=torch.cuda.graph_pool_handle())
+    old = StepGraphs(lambda shape: x + shape, lambda shape: None, shapes=(1,), pool=GraphPool())
     old.capture_all("old")
     left = [old]
     del old
@@ -77,7 +78,22 @@ def test_a_graph_that_becomes_garbage_does_not_spoil_a_capture() -> None:
             _ = [[] for _ in range(100_000)]  # enough for the collector to come
         return x * shape
 
-    graphs = StepGraphs(compute, lambda shape: None, shapes=(3,), pool=torch.cuda.graph_pool_handle())
+    graphs = StepGraphs(compute, lambda shape: None, shapes=(3,), pool=GraphPool())
     graphs.capture_all("new")
     x.fill_(2.0)
     assert graphs.run(3).tolist() == [6.0] * 8
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_graphs_are_captured_again_while_what_the_old_ones_left_is_in_use() -> None:
+    """As after new weights: PyTorch would not share the old memory, of which somebody still holds a part."""
+    x, pool = torch.zeros(8, device="cuda"), GraphPool()
+    graphs = StepGraphs(lambda shape: x + shape, lambda shape: None, shapes=(1,), pool=pool)
+    graphs.capture_all("old")
+    left = graphs.run(1)
+    graphs.clear()
+    pool.renew()
+    graphs.capture_all("new")
+    x.fill_(2.0)
+    assert graphs.run(1).tolist() == [3.0] * 8
+    assert left.shape == x.shape

@@ -24,7 +24,7 @@ from headwater.execution.pending_step import PendingLogprobs, PendingStep
 from headwater.execution.prompt_logprobs import PromptPart, prompt_parts
 from headwater.execution.prompt_steps import PromptSteps
 from headwater.execution.staging import ALIGNMENT, Fence, Ints, StagingRing, pinned, to_host
-from headwater.execution.step_graphs import StepGraphs, next_size
+from headwater.execution.step_graphs import GraphPool, StepGraphs, next_size
 from headwater.execution.step_inputs import MixedInputs
 from headwater.models.decoder import DecoderModel
 from headwater.models.loader import LoadedModel
@@ -82,9 +82,9 @@ class AsyncModelRunner:
         self._index_ring = StagingRing(place, num_ints=max_running + 16)
         self._input_width = -(-max_running // ALIGNMENT) * ALIGNMENT
         self._decode_ring = StagingRing(place, num_ints=2 * self._input_width)
-        pool = torch.cuda.graph_pool_handle() if device.is_gpu else None
+        self._pool = GraphPool() if device.is_gpu else None
         self._graph_sizes = tuple(graph_sizes)
-        self._graphs = StepGraphs(self._compute_decodes, self._stage_nothing, shapes=self._graph_sizes, pool=pool)
+        self._graphs = StepGraphs(self._compute_decodes, self._stage_nothing, shapes=self._graph_sizes, pool=self._pool)
         self._prompt_steps = PromptSteps(
             device,
             self._forward_mixed,
@@ -93,7 +93,7 @@ class AsyncModelRunner:
             slots=self._slots,
             rotary=self._rotary,
             sizes=prompt_graph_sizes,
-            pool=pool,
+            pool=self._pool,
         )
         self._gates = LayerGates(loaded.config.num_layers, device=place)
         self.arrivals: Callable[[], Sequence[Arrival]] = lambda: ()  # restores whose pages steps have to wait for
@@ -131,6 +131,8 @@ class AsyncModelRunner:
     def _clear_graphs(self) -> None:
         self._graphs.clear()
         self._prompt_steps.clear()
+        if self._pool is not None:
+            self._pool.renew()
 
     @property
     def num_graphs_missing(self) -> int:

@@ -7,7 +7,6 @@ to launch their kernels. What depends on lengths, positions and pages lies in th
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -16,7 +15,7 @@ from headwater.devices.device import AttentionGeometry
 from headwater.devices.triton_prefill import queries_per_tile
 from headwater.execution.device_slots import DeviceSlots
 from headwater.execution.staging import ALIGNMENT, Ints, StagingRing
-from headwater.execution.step_graphs import StepGraphs, next_size
+from headwater.execution.step_graphs import GraphPool, StepGraphs, next_size
 from headwater.execution.step_inputs import (
     MixedArrays,
     MixedInputs,
@@ -81,7 +80,7 @@ class PromptSteps:
         slots: DeviceSlots,
         rotary: tuple[torch.Tensor, torch.Tensor],
         sizes: Sequence[tuple[int, int]],
-        pool: Any,
+        pool: GraphPool | None,
     ) -> None:
         self._forward = forward
         self._slots = slots

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
@@ -43,13 +43,28 @@ def without_collection() -> Iterator[None]:
             gc.enable()
 
 
+class GraphPool:
+    """Memory that graphs share.
+
+    PyTorch refuses a capture into a pool whose graphs are all gone while something in it is still referred to, so
+    whoever forgets all graphs renews it.
+    """
+
+    def __init__(self) -> None:
+        self.handle = torch.cuda.graph_pool_handle()
+
+    def renew(self) -> None:
+        """Graphs captured from now on share other memory. The old memory goes with the last that refers to it."""
+        self.handle = torch.cuda.graph_pool_handle()
+
+
 class StepGraphs(Generic[Shape]):
     """Graphs of `compute`, captured when first needed or ahead of time.
 
     `compute(shape)` enqueues a step of a shape on static inputs and returns what the step leaves behind; `idle(shape)`
     makes the static inputs those of a step that touches nothing, and is called before a capture. Graphs of one `pool`
-    (a handle of PyTorch) share their memory: what a run returned is valid until the next run of any of them. Without
-    a pool, as on a CPU, nothing is captured and every step is computed as it is.
+    share their memory: what a run returned is valid until the next run of any of them. Without a pool, as on a CPU,
+    nothing is captured and every step is computed as it is.
     """
 
     def __init__(
@@ -58,7 +73,7 @@ class StepGraphs(Generic[Shape]):
         idle: Callable[[Shape], None],
         *,
         shapes: Sequence[Shape],
-        pool: Any = None,
+        pool: GraphPool | None = None,
     ) -> None:
         self._compute = compute
         self._idle = idle
@@ -103,14 +118,15 @@ class StepGraphs(Generic[Shape]):
         )
 
     def clear(self) -> None:
-        """Forget all graphs: what they read has moved. They are captured again when needed."""
+        """Forget all graphs: what they read has moved. They are captured again when needed, into a renewed pool."""
         self._graphs.clear()
 
     def _capture(self, shape: Shape) -> None:
         self._compute(shape)  # compiles and initialises what a capture may not
         torch.cuda.synchronize()
+        assert self._pool is not None
         graph = torch.cuda.CUDAGraph()
         # Other threads (copies, new weights) may go on calling CUDA meanwhile.
-        with without_collection(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with without_collection(), torch.cuda.graph(graph, pool=self._pool.handle, capture_error_mode="thread_local"):
             output = self._compute(shape)
         self._graphs[shape] = (graph, output)

@@ -1,6 +1,5 @@
 """Builds an engine from the server's arguments: device, model, runner, KV memory, loop."""
 
-import gc
 import logging
 import time
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from headwater.execution.model_runner import kv_layout
 from headwater.execution.runner import Handle, Runner
 from headwater.execution.weight_store import Checkpoint, WeightStore
 from headwater.launch.config import GB, ServerArgs
-from headwater.launch.heap import freeze_heap
 from headwater.launch.placement import (
     kv_dtype,
     make_host_memory,
@@ -127,8 +125,6 @@ def build_engine(args: ServerArgs, endpoint: str, *, index: int = 0) -> EngineLo
         for close in host[1]:
             parts.loop.call_at_end(close)
     _attach_storage(args, parts)
-    freeze_heap()
-    parts.loop.call_at_end(gc.unfreeze)  # where the process goes on, the engine is to become garbage
     return parts.loop
 
 
