@@ -5,14 +5,13 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from headwater.http_api.errors import bad_request, from_value_error
 from headwater.http_api.native_format import cached_tokens, cached_tokens_details
 from headwater.http_api.sampling import check_prompt
 from headwater.http_api.schemas_cache import Prefixes
 from headwater.http_api.services import Services
 from headwater.http_api.text_generation import TextGeneration, TextRequest, run_all
+from headwater.messages.base import TokenIds
 from headwater.messages.generation import SamplingParams
 
 Json = dict[str, Any]
@@ -23,7 +22,7 @@ _PREFILL_ONLY = SamplingParams(max_new_tokens=0, temperature=0.0)
 class EncodedPrefixes:
     """Checked token ids of each prefix, and whether they came as a list."""
 
-    prompts: list[list[int]]
+    prompts: list[TokenIds]
     is_batch: bool
 
 
@@ -37,13 +36,12 @@ async def encode_prefixes(body: Prefixes, given: Services) -> EncodedPrefixes:
     most = given.state.limits.max_batch
     if not 1 <= len(prompts) <= most:
         raise bad_request(param, f"{param}: a batch must hold 1 to {most} prefixes, got {len(prompts)}")
-    for prompt in prompts:
-        check_prompt(prompt, given.model, param=param, is_prefill=True)
-    return EncodedPrefixes(prompts, is_batch)
+    checked = [check_prompt(prompt, given.model, param=param, is_prefill=True) for prompt in prompts]
+    return EncodedPrefixes(checked, is_batch)
 
 
 async def compute(
-    prompts: list[list[int]], body: Prefixes, given: Services, *, engine: int | None, priority: int
+    prompts: list[TokenIds], body: Prefixes, given: Services, *, engine: int | None, priority: int
 ) -> list[Json]:
     """Bring each prefix into the cache of one engine; tells per prefix what was found there and what computed.
 
@@ -51,17 +49,18 @@ async def compute(
     """
     generations: list[TextGeneration] = []
     try:
-        for prompt in prompts:
-            request = TextRequest(
-                rid=f"prefix-{uuid.uuid4().hex}",
-                prompt_ids=np.array(prompt, dtype=np.int32),
-                sampling=_PREFILL_ONLY,
-                cache_salt=body.cache_salt,
-                extra_key=body.extra_key,
-                priority=priority,
-                engine=engine,
-            )
-            generations.append(given.generator.start(request))
+        with given.generator.together():
+            for prompt in prompts:
+                request = TextRequest(
+                    rid=f"prefix-{uuid.uuid4().hex}",
+                    prompt_ids=prompt,
+                    sampling=_PREFILL_ONLY,
+                    cache_salt=body.cache_salt,
+                    extra_key=body.extra_key,
+                    priority=priority,
+                    engine=engine,
+                )
+                generations.append(given.generator.start(request))
         await run_all(generations)
         return [_facts(generation) for generation in generations]
     finally:

@@ -14,7 +14,7 @@ from headwater.http_api.errors import ApiError, bad_request
 from headwater.http_api.schemas_cache import PinRequest, WarmRequest
 from headwater.http_api.services import CALL_TIMEOUT_S, Services, services
 from headwater.http_api.sse import while_connected
-from headwater.messages.base import pack_ids
+from headwater.messages.base import TokenIds, pack_ids
 from headwater.messages.cache import GetCacheTree, GetPins, GetStorage, PinPrefix, Pins, UnpinPrefix
 
 router = APIRouter(tags=["cache"])
@@ -109,7 +109,7 @@ async def _all(work: list[Any]) -> list[Any]:
     return await asyncio.gather(*work)
 
 
-async def _pin_on(engine: int, body: PinRequest, prompt: list[int], given: Services) -> Json:
+async def _pin_on(engine: int, body: PinRequest, prompt: TokenIds, given: Services) -> Json:
     """Compute, then pin, on one engine; the prefix cannot be evicted in between more than by a whole pool's use."""
     (found,) = await compute([prompt], body, given, engine=engine, priority=body.priority)
     message = PinPrefix(

@@ -9,6 +9,7 @@ from headwater.http_api.sampling import check_prompt, openai_sampling
 from headwater.http_api.schemas_openai import CompletionRequest
 from headwater.http_api.state import Limits, ModelFacts
 from headwater.http_api.text_generation import TextChunk, TextGeneration, TextGenerator
+from headwater.messages.base import TokenIds
 from headwater.messages.generation import LogprobParams, TokenLogprob
 from headwater.tokenization.tokenizer import Tokenizer
 
@@ -113,18 +114,17 @@ class _CompletionChoice:
 
 async def _prompts(
     request: CompletionRequest, generator: TextGenerator, model: ModelFacts, limits: Limits
-) -> tuple[list[list[int]], list[str]]:
-    """Token ids and text of each prompt; the texts are made up only if they are echoed."""
+) -> tuple[list[TokenIds], list[str]]:
+    """Checked token ids and text of each prompt; the texts are made up only if they are echoed."""
     given: Any = request.prompt
     is_one = isinstance(given, str) or not given or isinstance(given[0], int)
     items = [given] if is_one else given
     check_batch(len(items), limits.max_batch, param="prompt")
-    prompts: list[list[int]] = []
+    prompts: list[TokenIds] = []
     texts: list[str] = []
     for item in items:
         ids = await generator.encode(item, param="prompt") if isinstance(item, str) else item
-        check_prompt(ids, model, param="prompt", is_prefill=request.max_tokens == 0)
-        prompts.append(ids)
+        prompts.append(check_prompt(ids, model, param="prompt", is_prefill=request.max_tokens == 0))
         if isinstance(item, str):
             texts.append(item)
         else:

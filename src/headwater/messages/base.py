@@ -4,7 +4,7 @@ Token ids travel as packed int32 (`pack_ids`, `unpack_ids`), so that a prompt of
 100,000 objects.
 """
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 
 import msgspec
 import numpy as np
@@ -16,7 +16,7 @@ TokenIds = npt.NDArray[np.int32]
 def pack_ids(token_ids: Iterable[int] | TokenIds) -> bytes:
     """Token ids as little-endian int32 bytes."""
     if not isinstance(token_ids, np.ndarray):
-        token_ids = np.fromiter(token_ids, dtype="<i4", count=len(token_ids) if isinstance(token_ids, Sized) else -1)
+        token_ids = np.fromiter(token_ids, dtype="<i4")
     return token_ids.astype("<i4", copy=False).tobytes()
 
 
