@@ -84,9 +84,11 @@ async def test_a_prefix_does_not_pile_requests_onto_one_engine(engines: Engines)
     async with api(*engines) as server:
         await generate(server, prompt_of(1), routed_dp_rank=0)
         for engine in engines:
-            engine.step_s = 0.02
-        tasks = [asyncio.ensure_future(generate(server, prompt_of(1) + [n] * 4, 30)) for n in range(16)]
-        await until(lambda: server.state.client.num_running == 16)
+            engine.step_s = 0.1  # 30 of them outlast the sixteen arrivals, however slow the machine is
+        tasks = []
+        for n in range(16):  # one by one: only so is the first sent the first to arrive
+            tasks.append(asyncio.ensure_future(generate(server, prompt_of(1) + [n] * 4, 30)))
+            await until(lambda n=n: server.state.client.num_running == n + 1)
         for engine in engines:
             engine.step_s = 0.0
         ranks = [(await task)["dp_rank"] for task in tasks]
