@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from headwater.devices.cpu import CpuDevice
 from headwater.execution.model_runner import ModelRunner, kv_layout
-from headwater.execution.warm_up import warm_up
+from headwater.execution.warm_up import chunk_sizes, warm_up
 from headwater.messages.generation import LogprobParams, SamplingParams
 from headwater.models.loader import load_model, resolve_model
 from tiny_models import VOCAB_SIZE, make_tiny_model
@@ -124,14 +124,24 @@ def test_rows_that_do_not_sample_have_no_token(tiny: tuple[Path, PreTrainedModel
     assert not result.prompt_logprobs
 
 
-def test_warmup_leaves_no_trace(tiny: tuple[Path, PreTrainedModel]) -> None:
+@pytest.mark.parametrize(
+    ("largest", "expected"), [(8192, (8192, 6144, 4096, 3072)), (1000, (1000, 768, 512)), (512, (512,)), (100, (100,))]
+)
+def test_chunks_of_the_warmup_begin_with_the_largest(largest: int, expected: tuple[int, ...]) -> None:
+    sizes = chunk_sizes(largest)
+    assert sizes[: len(expected)] == expected
+    assert len(set(sizes)) == len(sizes)
+
+
+@pytest.mark.parametrize("sizes", [(128,), (100, 40, 7), (10_000,)])
+def test_warmup_leaves_no_trace(tiny: tuple[Path, PreTrainedModel], sizes: tuple[int, ...]) -> None:
     """The warm-up uses slot 0 and page 0; a request that takes them afterwards must not notice."""
     folder, _ = tiny
     texts = []
     for is_warm in (False, True):
         runner = _runner(folder)
         if is_warm:
-            warm_up(runner)
+            warm_up(runner, sizes=sizes)
         driver = StepDriver(runner)
         request = driver.add(PROMPT, slot=0)
         driver.run([request], num_outputs=5)

@@ -1,19 +1,31 @@
 """The first steps of a runner, so that the first request finds everything initialised and compiled."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from headwater.execution.runner import Runner
 from headwater.messages.generation import SamplingParams
 from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, StepPlan
 
+# Prompt tokens of the steps that load kernels. Matrix products are computed by other kernels at other sizes, and CUDA
+# loads each when it is first launched: tens of milliseconds that a user's prompt would wait for.
+_SIZES = (512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
 
-def warm_up(runner: Runner, *, num_tokens: int = 128) -> None:
-    """Run a chunk of at most `num_tokens` and a decode in slot 0, then a short one that draws, and wait for them.
+
+def chunk_sizes(largest: int) -> tuple[int, ...]:
+    """Chunks that make a GPU load what chunks of up to `largest` tokens need, the largest first."""
+    return (largest, *sorted((size for size in _SIZES if size < largest), reverse=True))
+
+
+def warm_up(runner: Runner, *, sizes: Sequence[int] = (128,)) -> None:
+    """Run chunks of `sizes` tokens, each with a decode after it, in slot 0, then a short one that draws; wait for them.
 
     Writes to page 0 only; call it before any request is planned.
     """
-    _run_request(runner, num_tokens, SamplingParams(temperature=0.0))
-    _run_request(runner, min(num_tokens, 8), SamplingParams(top_k=8, top_p=0.9, seed=1))
+    for num_tokens in sizes:
+        _run_request(runner, num_tokens, SamplingParams(temperature=0.0))
+    _run_request(runner, min(*sizes, 8), SamplingParams(top_k=8, top_p=0.9, seed=1))
 
 
 def _run_request(runner: Runner, num_tokens: int, sampling: SamplingParams) -> None:

@@ -11,7 +11,7 @@ from headwater.devices.host_memory import CpuPageCopier, HostMemory
 from headwater.devices.kv_memory import KVLayout, num_pages_in_budget
 from headwater.execution.model_runner import ModelRunner
 from headwater.execution.runner import Runner
-from headwater.execution.warm_up import warm_up
+from headwater.execution.warm_up import chunk_sizes, warm_up
 from headwater.launch.config import MIB, ServerArgs
 from headwater.launch.progress import progress_bar
 from headwater.models.config import ModelConfig
@@ -85,7 +85,7 @@ def make_runner(args: ServerArgs, loaded: LoadedModel, device: Device, *, num_pa
         ),
     )
     room = min(max_context, num_pages * args.page_size) - 1
-    warm_up(on_gpu, num_tokens=min(args.max_step_tokens, room))
+    warm_up(on_gpu, sizes=chunk_sizes(min(args.max_step_tokens, room)))
     with progress_bar("capturing CUDA graphs", on_gpu.num_graphs_missing) as captured:
         on_gpu.capture_graphs(captured)
     free_bytes = device.free_memory_bytes()
