@@ -21,6 +21,7 @@ from headwater.client.errors import EngineGone
 from headwater.http_api.app import create_app
 from headwater.http_api.state import ApiState, Limits, ModelFacts
 from headwater.launch.config import ServerArgs
+from headwater.launch.heap import freeze_heap
 from headwater.launch.serve import EXIT_FAILED, EXIT_REFUSED, print_error
 from headwater.launch.served_model import model_facts, tokenizer_path
 from headwater.launch.supervisor import EngineExit, EngineSupervisor
@@ -111,7 +112,9 @@ class ApiProcess:
         tokenizer.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen, even if unused
         ready = (await self._wait_for_engines())[0]  # first: if both fail, the model's own error is the one to show
         facts = model_facts(self._args, ready)
-        self._state.set_ready(tokenizer=await tokenizer, model=facts)
+        loaded = await tokenizer
+        freeze_heap()
+        self._state.set_ready(tokenizer=loaded, model=facts)
         print_banner(facts, ready, listener=self._listener, num_engines=self._args.dp_size)
 
     async def _wait_for_engines(self) -> tuple[EngineReady, ...]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from headwater.launch.config import ServerArgs
+from headwater.launch.heap import freeze_heap
 
 EXIT_CRASHED = 1
 EXIT_REFUSED = 2  # the arguments or the model cannot be served: starting again would not help
@@ -109,6 +110,7 @@ def main() -> int:
         )
         return EXIT_CRASHED
     signal.signal(signal.SIGTERM, lambda *_: engine.stop())
+    freeze_heap()
     engine.run()
     return 0
 
