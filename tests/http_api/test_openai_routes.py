@@ -1,12 +1,13 @@
 """Chat completions and completions as OpenAI's clients read them."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from api_under_test import EOS, MODEL, TOKENIZER, api, events, saying, until
 
 from headwater.messages.base import unpack_ids
-from headwater.messages.generation import Abort, Generate, LogprobParams, OutputMeta
+from headwater.messages.generation import Abort, Generate, LogprobParams, OutputMeta, SamplingParams
 from headwater.simulation.scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio
@@ -38,6 +39,27 @@ async def test_chat_answers_with_message_usage_and_ids(engine: ScriptedEngine) -
     assert answer["metadata"] == {"weight_version": "v7"}
     assert "sglext" not in answer
     assert prompt_text(engine) == "<|user|>hi<|assistant|>"
+
+
+async def test_what_a_request_leaves_out_is_what_the_model_recommends(engine: ScriptedEngine) -> None:
+    recommended = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.05, "repetition_penalty": 1.1}
+    given = {"temperature": 0.0, "top_p": 1.0, "top_k": 5, "min_p": 0.0, "repetition_penalty": 1.0}
+    async with api(engine) as server:
+        server.state.model = replace(server.state.model, sampling_defaults=recommended)
+        for body in (
+            {"messages": USER, "max_tokens": 1},
+            {"messages": USER, "max_tokens": 1} | dict.fromkeys(given),  # null is not given
+            {"messages": USER, "max_tokens": 1, "top_k": 5},
+            {"messages": USER, "max_tokens": 1} | given,
+        ):
+            assert (await server.post(CHAT, body)).status_code == 200
+        assert (await server.post(COMPLETIONS, {"prompt": "a", "max_tokens": 1})).status_code == 200
+        assert (await server.post("/generate", {"text": "a"})).status_code == 200
+        info = (await server.http.get("/model_info")).json()
+    found = [{name: getattr(it.sampling, name) for name in given} for it in engine.of_type(Generate)]
+    plain = {name: getattr(SamplingParams(), name) for name in given}
+    assert found == [recommended, recommended, recommended | {"top_k": 5}, given, recommended, plain]
+    assert info["default_sampling_params"] == recommended
 
 
 async def test_chat_accepts_what_clients_and_gateways_send(engine: ScriptedEngine) -> None:

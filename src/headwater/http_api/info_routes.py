@@ -64,6 +64,7 @@ async def model_info(given: Given) -> Response:
             "tokenizer_path": model.tokenizer_path,
             "is_generation": True,
             "preferred_sampling_params": None,
+            "default_sampling_params": dict(model.sampling_defaults),
             "weight_version": await _weight_version(given),
             "load_format": model.load_format,
             "reasoning_parser": None,

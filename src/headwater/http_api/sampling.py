@@ -1,12 +1,14 @@
 """From checked request bodies to what the engine and the text layer need."""
 
 import contextlib
+import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
+from pydantic import ValidationError
 
 from headwater.http_api.errors import ApiError, bad_request
 from headwater.http_api.schemas_native import SamplingInput
@@ -19,6 +21,8 @@ from headwater.messages.generation import SamplingParams
 PromptTokens = Sequence[int] | TokenIds  # not checked yet
 
 SEED_MASK = (1 << 63) - 1
+
+_log = logging.getLogger(__name__)
 
 
 def native_sampling(given: SamplingInput, model: ModelFacts) -> SamplingParams:
@@ -46,7 +50,22 @@ def openai_sampling(given: OpenAIRequest, model: ModelFacts) -> SamplingParams:
         assert isinstance(given, CompletionRequest)
         _refuse_best_of(given)
         max_new_tokens = given.max_tokens
+    left_out = {name: value for name, value in model.sampling_defaults.items() if name not in given.model_fields_set}
+    given = given.model_copy(update=left_out)
     return _sampling(given, model, max_new_tokens=max_new_tokens, min_new_tokens=given.min_tokens, seed=given.seed)
+
+
+def usable_defaults(recommended: Mapping[str, float]) -> dict[str, float]:
+    """What a model's files recommend, without what a request could not ask for either: that is logged."""
+    usable: dict[str, float] = {}
+    for name, value in recommended.items():
+        try:
+            checked = OpenAIRequest.model_validate({name: value})
+        except ValidationError as error:
+            _log.warning("the model's default of %s is left out: %s", name, error.errors()[0]["msg"])
+        else:
+            usable[name] = getattr(checked, name)
+    return usable
 
 
 def check_prompt(prompt_ids: PromptTokens, model: ModelFacts, *, param: str, is_prefill: bool) -> TokenIds:

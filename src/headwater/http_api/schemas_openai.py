@@ -25,6 +25,8 @@ from headwater.http_api.validation import (
     TopP,
 )
 
+_MODEL_FIRST = "Left out: what the model's files recommend (`--sampling-defaults`), else the default."
+
 
 class StreamOptions(Body):
     """What a stream tells beside its text."""
@@ -37,13 +39,13 @@ class OpenAIRequest(Body):
     """What completions and chat completions have in common."""
 
     model: str = Field(default="default", description="The served name, or `default`.")
-    temperature: Temperature = 1.0
-    top_p: TopP = 1.0
-    top_k: TopK = Field(default=-1, description="-1 (or 0): all tokens.")
-    min_p: MinP = 0.0
+    temperature: Temperature = Field(default=1.0, description=f"0 is greedy. {_MODEL_FIRST}")
+    top_p: TopP = Field(default=1.0, description=_MODEL_FIRST)
+    top_k: TopK = Field(default=-1, description=f"-1 (or 0): all tokens. {_MODEL_FIRST}")
+    min_p: MinP = Field(default=0.0, description=_MODEL_FIRST)
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
-    repetition_penalty: RepetitionPenalty = 1.0
+    repetition_penalty: RepetitionPenalty = Field(default=1.0, description=_MODEL_FIRST)
     logit_bias: LogitBias | None = None
     seed: Seed | None = None
     stop: Stop = Field(default=[])

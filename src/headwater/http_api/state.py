@@ -2,7 +2,9 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from headwater.client.engine_client import EngineClient
 from headwater.http_api.errors import ApiError, loading
@@ -30,6 +32,7 @@ class ModelFacts:
     page_size: int
     num_pages: int
     weight_version: str
+    sampling_defaults: Mapping[str, float]  # of parameters that a request to /v1 leaves out
 
     @classmethod
     def from_ready(
@@ -41,6 +44,7 @@ class ModelFacts:
         tokenizer_path: str,
         model_type: str = "",
         load_format: str = "auto",
+        sampling_defaults: Mapping[str, float] = MappingProxyType({}),
     ) -> "ModelFacts":
         """Facts from the engine's own words and from what the launcher knows of the files."""
         return cls(
@@ -58,6 +62,7 @@ class ModelFacts:
             page_size=ready.page_size,
             num_pages=ready.num_pages,
             weight_version=ready.weight_version,
+            sampling_defaults=sampling_defaults,
         )
 
 

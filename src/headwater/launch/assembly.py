@@ -29,6 +29,7 @@ from headwater.launch.placement import (
 )
 from headwater.messages.state import EngineReady
 from headwater.models.loader import LoadedModel, load_model, resolve_model
+from headwater.models.sampling_defaults import read_sampling_defaults
 from headwater.scheduling.plan import StepPlan
 from headwater.scheduling.scheduler import Limits
 from headwater.storage.errors import StorageError
@@ -52,8 +53,9 @@ def build_engine(args: ServerArgs, endpoint: str, *, index: int = 0) -> EngineLo
     assert args.max_running_requests is not None
     assert args.max_step_tokens is not None
     assert args.chunked_prefill_size is not None
+    files = resolve_model(model_path)
     loaded = load_model(
-        resolve_model(model_path),
+        files,
         device=device,
         dtype=args.dtype,
         load_format=args.load_format,
@@ -87,6 +89,7 @@ def build_engine(args: ServerArgs, endpoint: str, *, index: int = 0) -> EngineLo
         weight_version=args.weight_version,
         load_s=load_s,
         device=device.name,
+        sampling_defaults=read_sampling_defaults(files.folder, gguf=files.gguf),
     )
     host = _host_tier(args, device, runner, layout, num_pages)
     served = ServedModel(

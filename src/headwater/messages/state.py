@@ -1,5 +1,7 @@
 """Processes that meet, ask how the other is, and part."""
 
+from msgspec import field
+
 from headwater.messages.base import Struct
 
 
@@ -90,3 +92,4 @@ class EngineReady(Struct, tag="engine_ready"):
     weight_version: str
     load_s: float
     device: str
+    sampling_defaults: dict[str, float] = field(default_factory=dict)  # recommended by the model's files, unchecked

@@ -1,0 +1,36 @@
+"""How a model's authors would have it sampled: what their files recommend for parameters that a request leaves out."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from headwater.models.gguf_file import GGUFFile
+
+# our name (and that of generation_config.json) -> GGUF's
+_GGUF_KEYS = {
+    "temperature": "general.sampling.temp",
+    "top_p": "general.sampling.top_p",
+    "top_k": "general.sampling.top_k",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
+
+
+def read_sampling_defaults(folder: Path, *, gguf: Path | None) -> dict[str, float]:
+    """Names of sampling parameters and the values recommended, out of a GGUF's metadata or generation_config.json.
+
+    Empty if nothing is recommended. Ranges are not checked.
+    """
+    if gguf is not None:
+        metadata = GGUFFile(gguf).metadata
+        return _numbers({name: metadata.get(key) for name, key in _GGUF_KEYS.items()})
+    path = folder / "generation_config.json"
+    config: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return _numbers({name: config.get(name) for name in _GGUF_KEYS})
+
+
+def _numbers(given: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: value for name, value in given.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    }
