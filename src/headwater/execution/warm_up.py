@@ -9,7 +9,7 @@ from headwater.messages.generation import SamplingParams
 from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, StepPlan
 
 # Prompt tokens of the steps that load kernels. Matrix products are computed by other kernels at other sizes, and CUDA
-# loads each when it is first launched: tens of milliseconds that a user's prompt would wait for.
+# loads each when it is first launched, which a user's prompt would wait for.
 _SIZES = (512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
 
 
