@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from figures import Figures
 from served import serve, stream
@@ -26,11 +27,11 @@ NUM_PROCESSES = 4
 def client(prompts: workloads.Prompts, num_tokens: int, begin, results) -> None:
     """A process with a share of the streams: of each, when its last event came, and how many tokens."""
 
-    async def run() -> list[tuple[list[float], int]]:
+    async def run() -> list[tuple[list[float], dict[str, Any]]]:
         return await asyncio.gather(*(stream(prompt, num_tokens) for prompt in prompts))
 
     begin.wait()
-    results.put([(came_s[-1], count) for came_s, count in asyncio.run(run())])
+    results.put([(came_s[-1], last["meta_info"]["completion_tokens"]) for came_s, last in asyncio.run(run())])
 
 
 def b3(num_tokens: int, seed: int) -> float:
@@ -61,12 +62,14 @@ def main(argv: Sequence[str]) -> int:
     figures = Figures(options.out, {"model": options.model})
     with tempfile.TemporaryDirectory() as root:
         folder = make_model(options.model, Path(root))
-        with serve(folder, device=options.device) as start_s:
-            figures.put("start_to_first_answer_s", start_s)
+        with serve(folder, device=options.device) as server:
+            figures.put("start_to_first_answer_s", server.start_s)
             b3(16, 100)
             for repeat in range(2):
                 prefill_s = b3(1, 101 + 2 * repeat)
+                cpu_s = server.api_cpu_s()
                 total_s = b3(256, 102 + 2 * repeat)
+                figures.put(f"http_B3_api_busy_run{repeat}", (server.api_cpu_s() - cpu_s) / total_s)
                 figures.put(f"http_B3_output_tokens_per_s_run{repeat}", 64 * 256 / total_s)
                 figures.put(f"http_B3_prefill_tokens_per_s_run{repeat}", 64 * 1024 / prefill_s)
                 figures.put(f"http_B3_step_ms_run{repeat}", (total_s - prefill_s) / 255 * 1e3)

@@ -24,7 +24,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], int]] = {
     "llama": ("engine_run.py", ("llama3.1-8b",), ("--parts", "B2,B3,B1,B4"), 180),
     "copies": ("page_copies.py", (), (), 60),
     "tiers": ("tiers_run.py", ("llama3.1-8b",), (), 180),
-    "flush": ("flush_run.py", ("llama3.1-8b",), (), 90),
+    "flush": ("flush_run.py", ("llama3.1-8b",), (), 180),
     "http_qwen": ("http_run.py", ("qwen3-0.6b",), (), 120),
     "http_llama": ("http_run.py", ("llama3.1-8b",), (), 120),
     "long": ("engine_run.py", ("llama3.1-8b",), ("--parts", "long"), 90),

@@ -2,24 +2,42 @@
 
 import asyncio
 import json
+import math
+import os
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 PORT = 30077
 START_LIMIT_S = 180.0
+MODEL_NAME = "random"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A server that answers."""
+
+    start_s: float  # from its start to its first answer
+    pid: int  # of the API process
+
+    def api_cpu_s(self) -> float:
+        """Seconds of a core that the API process has used, in user and kernel."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
-def serve(folder: Path, *, device: str, options: Sequence[str] = ()) -> Iterator[float]:
-    """`headwater serve` with random weights; gives the seconds from its start to its first answer."""
+def serve(folder: Path, *, device: str, options: Sequence[str] = ()) -> Iterator[Served]:
+    """`headwater serve` with random weights."""
     command = [sys.executable, "-m", "headwater", "serve", "--model", str(folder), "--load-format", "dummy"]
-    command += ["--device", device, "--context-length", "8192", "--port", str(PORT), *options]
+    command += ["--served-model-name", MODEL_NAME, "--device", device, "--context-length", "8192", "--port", str(PORT)]
+    command += options
     started_s = time.perf_counter()
     server = subprocess.Popen(command)
     try:
@@ -27,7 +45,7 @@ def serve(folder: Path, *, device: str, options: Sequence[str] = ()) -> Iterator
             if server.poll() is not None or time.perf_counter() - started_s > START_LIMIT_S:
                 raise TimeoutError("the server did not start")
             time.sleep(0.2)
-        yield time.perf_counter() - started_s
+        yield Served(time.perf_counter() - started_s, server.pid)
     finally:
         server.terminate()
         server.wait(30)
@@ -41,21 +59,35 @@ def call(path: str, *, method: str = "GET") -> dict[str, Any]:
         return json.loads(answer.read())
 
 
-async def stream(prompt: list[int], num_tokens: int) -> tuple[list[float], int]:
-    """One request: when each of its events came, and how many tokens it has in the end."""
-    params = {"temperature": 0, "ignore_eos": True, "max_new_tokens": num_tokens}
-    body = json.dumps({"input_ids": prompt, "sampling_params": params, "stream": True}).encode()
+async def stream(
+    prompt: list[int], num_tokens: int, *, api: str = "generate", end_s: float = math.inf
+) -> tuple[list[float], dict[str, Any]]:
+    """One request: when each of its events came, and the last of them.
+
+    An event of `generate` repeats the answer so far, as SGLang's does; one of `completions` holds the new text alone.
+    After `end_s` (of `time.perf_counter`) the client leaves.
+    """
+    fields: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
+    if api == "generate":
+        path = "/generate"
+        body = {"input_ids": prompt, "sampling_params": fields | {"max_new_tokens": num_tokens}, "stream": True}
+    else:
+        path = "/v1/completions"
+        body = fields | {"model": MODEL_NAME, "prompt": prompt, "max_tokens": num_tokens, "stream": True}
+    content = json.dumps(body).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", PORT, limit=1 << 24)
-    head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n"
+    writer.write(head.encode() + b"Connection: close\r\n\r\n" + content)
     came_s: list[float] = []
     newest = b""
     while line := await reader.readline():
         if line.startswith(b"data: {"):
             came_s.append(time.perf_counter())
             newest = line
+            if came_s[-1] > end_s:
+                break
     writer.close()
-    return came_s, json.loads(newest[6:])["meta_info"]["completion_tokens"]
+    return came_s, json.loads(newest[6:])
 
 
 def _answers() -> bool:

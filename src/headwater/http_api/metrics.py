@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from headwater.http_api.engine_metrics import engine_metrics
 from headwater.http_api.native_format import cached_tokens_details
 from headwater.http_api.text_generation import GenerationObserver, TextGeneration
+from headwater.http_api.token_intervals import IntervalHistogram
 from headwater.messages.cache import StorageInfo
 from headwater.messages.control import Operations
 from headwater.messages.state import EngineState
@@ -41,9 +42,7 @@ class RequestMetrics:
         self._ttft.observe(waited_s)
 
     def next_tokens(self, interval_s: float, num_tokens: int) -> None:
-        per_token_s = interval_s / num_tokens
-        for _ in range(num_tokens):
-            self._itl.observe(per_token_s)
+        self._itl.add(interval_s / num_tokens, num_tokens)
 
     def ended(self, generation: TextGeneration) -> None:
         families, name = self._families, self._model_name
@@ -82,7 +81,9 @@ class RequestFamilies:
         self.generated = counter("generation_tokens", "Tokens generated.")
         self.cached = counter("cached_tokens", "Prompt tokens found in the cache.", "cache_source")
         self.ttft = histogram("time_to_first_token_seconds", "From arrival to first token.", TTFT_BUCKETS_S)
-        self.itl = histogram("inter_token_latency_seconds", "Between two tokens of an answer.", ITL_BUCKETS_S)
+        name, text = "sglang:inter_token_latency_seconds", "Between two tokens of an answer."
+        self.itl = IntervalHistogram(name, text, "model_name", buckets=ITL_BUCKETS_S)
+        registry.register(self.itl)
         self.latency = histogram("e2e_request_latency_seconds", "From arrival to last token.", LATENCY_BUCKETS_S)
         self.queue_time = histogram("queue_time_seconds", "Waiting in the engine's queue.", TTFT_BUCKETS_S)
         self.uncached = histogram(

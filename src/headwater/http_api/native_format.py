@@ -69,6 +69,11 @@ class GrowingList:
     def __init__(self) -> None:
         self._encoded = bytearray()
 
+    @property
+    def items(self) -> bytearray:
+        """The items with commas between them, without brackets."""
+        return self._encoded
+
     def extend(self, items: Sequence[Any]) -> None:
         if items:
             if self._encoded:
@@ -94,6 +99,7 @@ class NativeAnswer:
         self._with_prompt_ids = with_prompt_ids
         self._input_logprobs: bytes | None = None
         self._text = bytearray()
+        self._unchanging: tuple[OutputMeta | None, bytes] | None = None
         self._output_ids = GrowingList()
         self._grown = {name: GrowingList() for name in self._logprob_columns(())}
 
@@ -107,8 +113,8 @@ class NativeAnswer:
         """One server-sent event: the answer so far, after `chunk` was added to it."""
         self._text += json_bytes(chunk.text)[1:-1]
         self._output_ids.extend(chunk.token_ids)
-        parts = [b'data: {"text":"', self._text, b'","output_ids":', bytes(self._output_ids)]
-        parts += [b',"meta_info":', json_bytes(self._facts())[:-1], self._encoded_logprobs(chunk), b"}"]
+        parts = [b'data: {"text":"', self._text, b'","output_ids":[', self._output_ids.items]
+        parts += [b'],"meta_info":{', self._encoded_facts(), self._encoded_logprobs(chunk), b"}"]
         parts.append(b"}\n\n" if index is None else b',"index":%d}\n\n' % index)
         return b"".join(parts)
 
@@ -123,6 +129,17 @@ class NativeAnswer:
             self._grown[name].extend(items)
             parts.append(b',"%b":%b' % (name.encode(), bytes(self._grown[name])))
         return b"".join(parts)
+
+    def _encoded_facts(self) -> bytes:
+        """Members of `meta_info`. While the answer grows, they are encoded once but for the number of its tokens."""
+        generation = self.generation
+        if generation.finish is not None:
+            return json_bytes(self._facts())[1:-1]
+        if self._unchanging is None or self._unchanging[0] is not generation.meta:
+            facts = self._facts()
+            del facts["completion_tokens"]
+            self._unchanging = generation.meta, json_bytes(facts)[1:-1]
+        return b'%b,"completion_tokens":%d' % (self._unchanging[1], len(generation.token_ids))
 
     def _facts(self) -> Json:
         generation, meta = self.generation, self.generation.meta

@@ -11,6 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from headwater.http_api.error_handlers import error_response
 from headwater.http_api.errors import ApiError, ClientLeft, as_api_error
+from headwater.http_api.middleware import UNWRAPPED_SEND
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -57,6 +58,7 @@ class EventStream(Response):
             await error_response(described(error))(scope, receive, send)
             return
         await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+        send = scope.get(UNWRAPPED_SEND, send)
         await send(_part(first))
         try:
             async for piece in self._events:

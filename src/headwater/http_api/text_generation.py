@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from headwater.client.engine_client import EngineClient
 from headwater.client.generation import Generation
@@ -50,8 +50,7 @@ class TextRequest:
     is_streaming: bool = True  # False: all tokens but the first may come at the end, which costs the engine less
 
 
-@dataclass(frozen=True, slots=True)
-class TextChunk:
+class TextChunk(NamedTuple):
     """What is new since the last chunk. Tokens without text: a character or stop string is incomplete."""
 
     text: str

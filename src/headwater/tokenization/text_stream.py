@@ -1,8 +1,7 @@
 """The text of one answer, from its token ids, while they come."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from headwater.tokenization.incremental import IncrementalDecoder
 from headwater.tokenization.stop_strings import StopStringMatcher
@@ -12,8 +11,7 @@ if TYPE_CHECKING:
     from headwater.messages.base import TokenIds  # needs numpy, which a tokenizer does without
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
+class TextDelta(NamedTuple):
     """What new tokens brought."""
 
     text: str  # new final text; `TextStream.text` grew by it
