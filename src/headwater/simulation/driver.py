@@ -16,6 +16,7 @@ from headwater.messages.generation import (
     Abort,
     Finish,
     Generate,
+    GenerateBatch,
     LogprobParams,
     Output,
     OutputMeta,
@@ -147,15 +148,21 @@ class Driver:
         A request under a rid that is in use, sent together with something that ends its bearer, is not sent: no
         client could tell whose outputs it gets.
         """
-        if isinstance(message, Generate):
-            if (client, message.rid) in self.oracle.active and any(
-                _may_end(other, message.rid) for _, other in self.wire.inbound
-            ):
+        if isinstance(message, Generate | GenerateBatch):
+            items = message.items if isinstance(message, GenerateBatch) else (message,)
+            items = tuple(item for item in items if not self._is_ambiguous(client, item.rid))
+            if not items:
                 return
-            self.answers.setdefault(message.rid, Answer())
-            self.prompts.setdefault(message.rid, unpack_ids(message.prompt_ids).tolist())
-            self.oracle.sent(client, message)
+            for item in items:
+                self.answers.setdefault(item.rid, Answer())
+                self.prompts.setdefault(item.rid, unpack_ids(item.prompt_ids).tolist())
+                self.oracle.sent(client, item)
+            message = GenerateBatch(items=items) if isinstance(message, GenerateBatch) else message
         self.wire.inbound.append((client, message))
+
+    def _is_ambiguous(self, client: bytes, rid: str) -> bool:
+        is_used = (client, rid) in self.oracle.active
+        return is_used and any(_may_end(other, rid) for _, other in self.wire.inbound)
 
     def generate(
         self,

@@ -90,4 +90,9 @@ def describe(event: Event) -> str:
 
 
 def _short(value: object) -> str:
-    return f"<{len(value) // 4} tokens>" if isinstance(value, bytes) else repr(value)
+    match value:
+        case bytes():
+            return f"<{len(value) // 4} tokens>"
+        case tuple() if value and isinstance(value[0], Generate):
+            return " ".join(request.rid for request in value)
+    return repr(value)

@@ -14,7 +14,10 @@ from headwater.control.memory import MemoryRelease
 from headwater.control.operation import Hold
 from headwater.control.pause import Pause
 from headwater.control.weights import WeightUpdate
+from headwater.engine.loop import EngineLoop
 from headwater.messages.control import FlushResult
+from headwater.messages.generation import GenerateBatch
+from headwater.messages.wire import ToEngine
 from headwater.scheduling.scheduler import Scheduler
 from headwater.scheduling.slots import Slots
 from headwater.simulation.mutants import Patch, mutant
@@ -52,6 +55,19 @@ def updates_block_nobody() -> list[Patch]:
 def queued_requests_block_nobody() -> list[Patch]:
     """Requests that could be admitted are missing from the blockers."""
     return _without(Scheduler, "queued")
+
+
+@mutant()
+def batches_lose_their_last() -> list[Patch]:
+    """The last request of a batch is not taken in."""
+    right = EngineLoop._dispatch
+
+    def dispatch(self: EngineLoop, message: ToEngine, client: bytes) -> None:
+        if isinstance(message, GenerateBatch):
+            message = GenerateBatch(items=message.items[:-1])
+        right(self, message, client)
+
+    return [(EngineLoop, "_dispatch", dispatch)]
 
 
 @mutant(profile="flush")

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator
 
 from headwater.messages.base import pack_ids
-from headwater.messages.generation import Abort, Generate, LogprobParams, SamplingParams
+from headwater.messages.generation import Abort, Generate, GenerateBatch, LogprobParams, SamplingParams
 from headwater.simulation.events import Deliver, Event, FollowUp
 from headwater.simulation.random_callers import Callers
 from headwater.simulation.random_prompts import Prompts
@@ -28,10 +28,18 @@ class Requests:
             yield FollowUp(self.generate(more), self._callers.client(), parent, self._callers.engine())
 
     def burst(self) -> Iterator[Event]:
+        """Several requests with the same beginning: each by itself, or all in one message."""
         stem = self._prompts.stem()
+        events: list[Deliver] = []
+        items: list[Generate] = []
         for _ in range(self._source.randrange(3, 12)):
             tail = self._prompts.tokens(self._source.randrange(1, 4))
-            yield Deliver(self.generate(stem + tail), self._callers.client(), self._callers.engine())
+            items.append(self.generate(stem + tail))
+            events.append(Deliver(items[-1], self._callers.client(), self._callers.engine()))
+        if len(events) % 2:
+            yield Deliver(GenerateBatch(items=tuple(items)), events[0].client, events[0].engine)
+        else:
+            yield from events
 
     def abort(self) -> Iterator[Event]:
         rid = self._source.choice(self._callers.rids) if self._callers.rids else "r0"

@@ -7,7 +7,7 @@ import msgspec
 
 from headwater.messages.base import pack_ids, unpack_ids
 from headwater.messages.control import ContinueGeneration, FlushCache
-from headwater.messages.generation import Generate
+from headwater.messages.generation import Generate, GenerateBatch
 from headwater.messages.weights import ResumeMemory
 from headwater.messages.wire import ToEngine
 from headwater.simulation.driver import Driver, EngineShape
@@ -138,8 +138,13 @@ class Run:
         raise Violation("progress", f"without faults, {_LAST_TURNS} turns are not enough: {states}")
 
     def _deliver(self, message: ToEngine, client: str, engine: int) -> None:
-        self.num_requests += isinstance(message, Generate)
-        self.num_calls += not isinstance(message, Generate)
+        match message:
+            case Generate():
+                self.num_requests += 1
+            case GenerateBatch():
+                self.num_requests += len(message.items)
+            case _:
+                self.num_calls += 1
         self.engines[engine].send(message, client=client.encode())
 
     def _conversation(self, parent: str) -> list[int]:
