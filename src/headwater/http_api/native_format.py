@@ -64,24 +64,16 @@ class LogprobFormat:
 class GrowingList:
     """A JSON list that only grows, kept encoded: a chunk costs a copy, not an encoding of all its items."""
 
-    __slots__ = ("_encoded",)
+    __slots__ = ("encoded",)
 
     def __init__(self) -> None:
-        self._encoded = bytearray()
-
-    @property
-    def items(self) -> bytearray:
-        """The items with commas between them, without brackets."""
-        return self._encoded
+        self.encoded = bytearray()  # the items with commas between them, without brackets
 
     def extend(self, items: Sequence[Any]) -> None:
         if items:
-            if self._encoded:
-                self._encoded += b","
-            self._encoded += json_bytes(items)[1:-1]
-
-    def __bytes__(self) -> bytes:
-        return b"[%b]" % self._encoded
+            if self.encoded:
+                self.encoded += b","
+            self.encoded += json_bytes(items)[1:-1]
 
 
 class NativeAnswer:
@@ -113,7 +105,7 @@ class NativeAnswer:
         """One server-sent event: the answer so far, after `chunk` was added to it."""
         self._text += json_bytes(chunk.text)[1:-1]
         self._output_ids.extend(chunk.token_ids)
-        parts = [b'data: {"text":"', self._text, b'","output_ids":[', self._output_ids.items]
+        parts = [b'data: {"text":"', self._text, b'","output_ids":[', self._output_ids.encoded]
         parts += [b'],"meta_info":{', self._encoded_facts(), self._encoded_logprobs(chunk), b"}"]
         parts.append(b"}\n\n" if index is None else b',"index":%d}\n\n' % index)
         return b"".join(parts)
@@ -127,7 +119,7 @@ class NativeAnswer:
         parts = [self._input_logprobs]
         for name, items in self._logprob_columns(chunk.logprobs).items():
             self._grown[name].extend(items)
-            parts.append(b',"%b":%b' % (name.encode(), bytes(self._grown[name])))
+            parts.append(b',"%b":[%b]' % (name.encode(), self._grown[name].encoded))
         return b"".join(parts)
 
     def _encoded_facts(self) -> bytes:

@@ -165,7 +165,7 @@ class Oracle:
 
     def _check_owners(self, model: RequestModel, read: Records) -> None:
         for number in set(read["sequence"][:, 0].tolist()):
-            owner = self._world.sequences[number]
+            owner = self._world.sequence(number)
             demand(
                 not owner.no_store or owner.rid == model.rid, "no_store", f"{model.rid} reads pages of {owner.rid}"
             )

@@ -124,7 +124,7 @@ class Retirements:
         positions = first["position"][written].tolist()
         found: list[int] = []
         for page, number, position in zip(written.tolist(), owners, positions, strict=True):
-            sequence = self._world.sequences[number]
+            sequence = self._world.sequence(number)
             if flush.cache_salt not in (None, sequence.cache_salt):
                 continue
             if flush.extra_key not in (None, sequence.extra_key):

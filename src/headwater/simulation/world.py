@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from headwater.simulation.canary import namespace_text
+from headwater.simulation.violation import Violation
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,12 @@ class World:
     sequences: list[KvSequence] = field(default_factory=lambda: [KvSequence("", "", "", False, [])])
     store_retirements: list[StoreRetirement] = field(default_factory=list)
 
+    def sequence(self, number: int) -> KvSequence:
+        """Whose a record is. Raises `Violation`: it names nobody, so its bytes are no longer what was written."""
+        if number >= len(self.sequences):
+            raise Violation("kv_is_its_own", f"a page holds KV of sequence {number}, which never was")
+        return self.sequences[number]
+
     def add_sequence(self, sequence: KvSequence) -> int:
         self.sequences.append(sequence)
         return len(self.sequences) - 1
-
