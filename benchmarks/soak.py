@@ -190,7 +190,7 @@ async def _pages_when_idle(http: httpx.AsyncClient) -> dict[str, int]:
 def device_pages(metrics: str) -> dict[str, int]:
     """Device pages by owner, and the capacity, out of the text of /metrics."""
     pages = {}
-    series = re.findall(r"^headwater:(pages|page_capacity)\{([^}]*)\} (\S+)$", metrics, re.MULTILINE)
+    series = re.findall(r"^headwater_(pages|page_capacity)\{([^}]*)\} (\S+)$", metrics, re.MULTILINE)
     for name, labels, value in series:
         label = dict(re.findall(r'(\w+)="([^"]*)"', labels))
         if label["tier"] == "device":

@@ -29,14 +29,14 @@ def test_leaving_a_stream_frees_its_pages(server: RunningServer) -> None:
         for _ in range(6):
             next(lines)
         assert metric(server, "sglang:num_running_reqs") == 1
-        assert metric(server, "headwater:pages", tier="device", owner="private") > 0
+        assert metric(server, "headwater_pages", tier="device", owner="private") > 0
 
     deadline = time.monotonic() + 10
     while metric(server, "sglang:num_running_reqs") and time.monotonic() < deadline:
         time.sleep(0.05)
     owners = ("free", "tree", "private", "retired", "transfer")
-    pages = {owner: metric(server, "headwater:pages", tier="device", owner=owner) for owner in owners}
-    capacity = metric(server, "headwater:page_capacity", tier="device")
+    pages = {owner: metric(server, "headwater_pages", tier="device", owner=owner) for owner in owners}
+    capacity = metric(server, "headwater_page_capacity", tier="device")
     assert metric(server, "sglang:num_running_reqs") == 0
     assert pages["private"] == 0
     assert pages["free"] + pages["tree"] == capacity, pages

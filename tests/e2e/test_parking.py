@@ -14,7 +14,7 @@ LONG = {"sampling_params": {"temperature": 0, "max_new_tokens": NUM_NEW, "ignore
 
 def metric(server: RunningServer, name: str) -> float:
     lines = server.get("/metrics").text.splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"headwater:{name}_total{{"))
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"headwater_{name}_total{{"))
 
 
 def wait_waiting(server: RunningServer, num_requests: int, limit_s: float = 30.0) -> None:

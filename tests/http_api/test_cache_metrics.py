@@ -53,19 +53,19 @@ async def samples(engine: ScriptedEngine) -> dict[str, float]:
 
 async def test_what_moved_and_what_is_moving(tiered: ScriptedEngine) -> None:
     found = await samples(tiered)
-    assert found['headwater:transfer_bytes_total{kind="offload"}'] == 6400
-    assert found['headwater:transfer_seconds_total{kind="restore"}'] == 0.25
-    assert found['headwater:transfers_in_flight{kind="persist"}'] == 3
-    assert found['headwater:transfers_in_flight{kind="restore"}'] == 0, "a series that comes and goes alarms nobody"
+    assert found['headwater_transfer_bytes_total{kind="offload"}'] == 6400
+    assert found['headwater_transfer_seconds_total{kind="restore"}'] == 0.25
+    assert found['headwater_transfers_in_flight{kind="persist"}'] == 3
+    assert found['headwater_transfers_in_flight{kind="restore"}'] == 0, "a series that comes and goes alarms nobody"
     assert found["sglang:load_back_tokens_total"] == 32 and found["sglang:hicache_backup_bytes_total"] == 6400
     assert found["sglang:prefetched_tokens_total"] == 16 and found["sglang:backuped_tokens_total"] == 0
-    assert "headwater:offload_tokens_total" not in found, "told once, by label"
-    assert found["headwater:cached_tokens_host_total"] == 32
+    assert "headwater_offload_tokens_total" not in found, "told once, by label"
+    assert found["headwater_cached_tokens_host_total"] == 32
 
 
 async def test_what_was_dropped_by_cause(tiered: ScriptedEngine) -> None:
     found = await samples(tiered)
-    assert found['headwater:dropped_tokens_total{cause="retired"}'] == 80
+    assert found['headwater_dropped_tokens_total{cause="retired"}'] == 80
     assert found["sglang:hicache_backup_dropped_tokens_total"] == 48 + 16
     assert found['sglang:storage_prefetch_unfulfilled_tokens_total{reason="corrupt"}'] == 16
 
@@ -73,21 +73,21 @@ async def test_what_was_dropped_by_cause(tiered: ScriptedEngine) -> None:
 async def test_what_else_was_counted(tiered: ScriptedEngine) -> None:
     """Look-ups that failed were counted, and shown nowhere."""
     found = await samples(tiered)
-    assert found['headwater:tier_events_total{event="storage_lookup_timeout"}'] == 3
+    assert found['headwater_tier_events_total{event="storage_lookup_timeout"}'] == 3
     assert not any("tier_event_storage" in name for name in found), "told once, by label"
 
 
 async def test_how_the_store_is(tiered: ScriptedEngine) -> None:
     found = await samples(tiered)
-    states = [found[f'headwater:storage_breaker{{state="{name}"}}'] for name in ("closed", "open", "half_open")]
+    states = [found[f'headwater_storage_breaker{{state="{name}"}}'] for name in ("closed", "open", "half_open")]
     assert states == [0, 0, 1]
-    assert found['headwater:storage_pages{storage_backend="redis"}'] == 5
-    assert found['headwater:storage_events{event="read_corrupt"}'] == 2
-    assert not any(name.startswith("headwater:storage_capacity_bytes") for name in found), "redis has no limit of ours"
+    assert found['headwater_storage_pages{storage_backend="redis"}'] == 5
+    assert found['headwater_storage_events{event="read_corrupt"}'] == 2
+    assert not any(name.startswith("headwater_storage_capacity_bytes") for name in found), "redis has no limit of ours"
 
 
 async def test_an_engine_without_tiers_shows_none(engine: ScriptedEngine) -> None:
     engine.script.answers[GetStorage] = lambda message: StorageInfo(call_id=message.call_id)
     found = await samples(engine)
-    assert found["headwater:storage_attached"] == 0
+    assert found["headwater_storage_attached"] == 0
     assert not any("transfer_" in name or "load_back" in name for name in found)

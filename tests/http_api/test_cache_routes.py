@@ -65,7 +65,7 @@ async def test_cache_shows_how_much_of_the_host_is_pinned(engine: ScriptedEngine
         answer = (await server.http.get("/cache")).json()
         metrics = (await server.http.get("/metrics")).text
     assert answer["tiers"]["host"]["ready_pages"] == 7
-    assert [line.split()[-1] for line in metrics.splitlines() if line.startswith("headwater:pages_ready{")] == ["7.0"]
+    assert [line.split()[-1] for line in metrics.splitlines() if line.startswith("headwater_pages_ready{")] == ["7.0"]
 
 
 async def test_cache_without_a_store_and_with_nothing_counted(engine: ScriptedEngine) -> None:

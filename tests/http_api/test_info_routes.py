@@ -163,10 +163,10 @@ async def test_metrics_have_the_names_dashboards_query(engine: ScriptedEngine) -
     cached = {s.labels["cache_source"]: s.value for s in found["sglang:cached_tokens_total"]}
     assert cached == {"device": 3, "host": 0, "storage": 0}
     assert all(s.labels["model_name"] == MODEL for of_name in found.values() for s in of_name)
-    pages = {s.labels["owner"]: s.value for s in found["headwater:pages"]}
-    assert sum(pages.values()) == values["headwater:page_capacity"] == 64
-    assert values["headwater:engine_up"] == 1
-    assert {"headwater:cache_generation", "headwater:operations_pending"} <= set(found)
+    pages = {s.labels["owner"]: s.value for s in found["headwater_pages"]}
+    assert sum(pages.values()) == values["headwater_page_capacity"] == 64
+    assert values["headwater_engine_up"] == 1
+    assert {"headwater_cache_generation", "headwater_operations_pending"} <= set(found)
 
 
 async def test_metrics_do_not_fail_without_an_engine(engine: ScriptedEngine) -> None:
@@ -175,7 +175,7 @@ async def test_metrics_do_not_fail_without_an_engine(engine: ScriptedEngine) -> 
         response = await server.http.get("/metrics")
     assert response.status_code == 200
     found = samples(response.text)
-    assert found["headwater:engine_up"][0].value == 0
+    assert found["headwater_engine_up"][0].value == 0
     assert "sglang:num_running_reqs" not in found
 
 

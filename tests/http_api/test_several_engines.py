@@ -317,17 +317,17 @@ async def test_reports_have_an_entry_for_each_engine(engines: Engines) -> None:
         assert [load["dp_rank"] for load in (await server.http.get("/get_load")).json()] == [0, 1]
         page = (await server.http.get("/metrics")).text
         families = {family.name: family for family in text_string_to_metric_families(page)}
-        for name in ("headwater:engine_up", "sglang:num_running_reqs", "headwater:cache_generation"):
+        for name in ("headwater_engine_up", "sglang:num_running_reqs", "headwater_cache_generation"):
             assert {sample.labels["dp_rank"] for sample in families[name].samples} == {"0", "1"}
         tree = {
             sample.labels["dp_rank"]: sample.value
-            for sample in families["headwater:pages"].samples
+            for sample in families["headwater_pages"].samples
             if sample.labels["owner"] == "tree"
         }
         assert (tree["0"], tree["1"] > 0) == (0, True)
         server.state.client.engine_gone(0, "killed")
         page = (await server.http.get("/metrics")).text
-        (family,) = [f for f in text_string_to_metric_families(page) if f.name == "headwater:engine_up"]
+        (family,) = [f for f in text_string_to_metric_families(page) if f.name == "headwater_engine_up"]
         assert {s.labels["dp_rank"]: s.value for s in family.samples} == {"0": 0, "1": 1}
         info = (await server.http.get("/server_info")).json()
         assert [state["success"] for state in info["internal_states"]] == [False, True]

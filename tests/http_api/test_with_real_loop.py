@@ -25,7 +25,7 @@ def engine(tmp_path: Path) -> Iterator[LoopEngine]:
 
 def page_counts(page: str) -> dict[str, float]:
     families = {family.name: family for family in text_string_to_metric_families(page)}
-    return {sample.labels["owner"]: sample.value for sample in families["headwater:pages"].samples}
+    return {sample.labels["owner"]: sample.value for sample in families["headwater_pages"].samples}
 
 
 async def test_tokens_are_the_oracles_and_a_second_prompt_is_cached_until_flushed(engine) -> None:

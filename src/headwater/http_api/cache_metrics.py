@@ -39,9 +39,9 @@ def add_transfers(page: MetricFamilies, rank: str, state: EngineState) -> None:
     for kind, facts in transfers(state.counters, state.blockers).items():
         for quantity in ("tokens", "bytes", "seconds"):
             text = f"{quantity.capitalize()} of copies between tiers, by kind."
-            page.counter(f"headwater:transfer_{quantity}", text, facts[quantity], rank=rank, kind=kind)
+            page.counter(f"headwater_transfer_{quantity}", text, facts[quantity], rank=rank, kind=kind)
         text = "Copies between tiers that are under way, by kind."
-        page.gauge("headwater:transfers_in_flight", text, facts["in_flight"], rank=rank, kind=kind)
+        page.gauge("headwater_transfers_in_flight", text, facts["in_flight"], rank=rank, kind=kind)
         tokens_name, bytes_name = SGLANG_TRANSFERS[kind]
         page.counter(f"sglang:{tokens_name}", f"Tokens copied {TEXTS[kind]}.", facts["tokens"], rank=rank)
         if bytes_name is not None:
@@ -50,7 +50,7 @@ def add_transfers(page: MetricFamilies, rank: str, state: EngineState) -> None:
         if name.startswith(TIER_EVENT):
             text = "What else the engine counted about its tiers."
             event = name.removeprefix(TIER_EVENT)
-            page.counter("headwater:tier_events", text, count, rank=rank, event=event)
+            page.counter("headwater_tier_events", text, count, rank=rank, event=event)
     _add_drops(page, rank, state)
 
 
@@ -61,7 +61,7 @@ def _add_drops(page: MetricFamilies, rank: str, state: EngineState) -> None:
             continue
         cause = name.removeprefix(DROPPED)
         page.counter(
-            "headwater:dropped_tokens", "Tokens that did not get to a tier.", num_tokens, rank=rank, cause=cause
+            "headwater_dropped_tokens", "Tokens that did not get to a tier.", num_tokens, rank=rank, cause=cause
         )
         if cause in BACKUP_CAUSES:
             num_not_backed_up += num_tokens
@@ -77,20 +77,20 @@ def _add_drops(page: MetricFamilies, rank: str, state: EngineState) -> None:
 def add_storage(page: MetricFamilies, rank: str, info: StorageInfo) -> None:
     """The attached store; without one only that there is none."""
     attached = 1.0 if info.kind else 0.0
-    page.gauge("headwater:storage_attached", "1 while a store is attached.", attached, rank=rank)
+    page.gauge("headwater_storage_attached", "1 while a store is attached.", attached, rank=rank)
     if not info.kind:
         return
     for state in BREAKER_STATES:
         value = 1.0 if info.breaker == state else 0.0
         text = "The circuit breaker of the store: 1 for the state it is in."
-        page.gauge("headwater:storage_breaker", text, value, rank=rank, state=state)
+        page.gauge("headwater_storage_breaker", text, value, rank=rank, state=state)
     for name, text, value in (
         ("storage_pages", "Pages in the store, of all servers that share it.", info.num_pages),
         ("storage_bytes", "Bytes in the store, of all servers that share it.", info.num_bytes),
         ("storage_capacity_bytes", "Bytes the store may hold.", info.capacity_bytes),
     ):
         if value is not None:
-            page.gauge(f"headwater:{name}", text, value, rank=rank, storage_backend=info.kind)
+            page.gauge(f"headwater_{name}", text, value, rank=rank, storage_backend=info.kind)
     for event, count in info.counters.items():
         text = "What the store and its circuit breaker counted since it was attached."
-        page.gauge("headwater:storage_events", text, count, rank=rank, event=event)
+        page.gauge("headwater_storage_events", text, count, rank=rank, event=event)

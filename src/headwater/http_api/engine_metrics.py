@@ -59,12 +59,12 @@ def engine_metrics(
     operations: list[Operations | Exception],
     storage: Sequence[StorageInfo | Exception] = (),
 ) -> Iterable[Metric]:
-    """All families for one scrape; of an engine that did not answer only `headwater:engine_up`."""
+    """All families for one scrape; of an engine that did not answer only `headwater_engine_up`."""
     there = [(str(rank), state) for rank, state in enumerate(states) if isinstance(state, EngineState)]
     page = MetricFamilies(model_name)
     for rank, state in enumerate(states):
         up = 1.0 if isinstance(state, EngineState) else 0.0
-        page.gauge("headwater:engine_up", "1 if the engine answers.", up, rank=str(rank))
+        page.gauge("headwater_engine_up", "1 if the engine answers.", up, rank=str(rank))
     for rank, answer in enumerate(operations):
         if isinstance(answer, Operations):
             _add_operations(page, str(rank), answer)
@@ -90,7 +90,7 @@ def _add_tiers(page: MetricFamilies, rank: str, state: EngineState) -> None:
     for tier_name, tier in state.tiers.items():
         for owner in OWNERS:
             page.gauge(
-                "headwater:pages",
+                "headwater_pages",
                 "Pages by tier and owner; the owners add up to the capacity.",
                 getattr(tier, owner),
                 rank=rank,
@@ -103,14 +103,14 @@ def _add_tiers(page: MetricFamilies, rank: str, state: EngineState) -> None:
             ("pages_ready", "Pages that copies reach.", tier.num_ready),
             ("page_bytes", "Size of a page.", tier.page_bytes),
         ):
-            page.gauge(f"headwater:{name}", text, value, rank=rank, tier=tier_name)
+            page.gauge(f"headwater_{name}", text, value, rank=rank, tier=tier_name)
 
 
 def _add_counters(page: MetricFamilies, rank: str, state: EngineState) -> None:
     for name, value in state.counters.items():
         if is_shown_by_label(name):
             continue
-        page.counter(f"headwater:{name}", f"Counted by the engine: {name}.", value, rank=rank)
+        page.counter(f"headwater_{name}", f"Counted by the engine: {name}.", value, rank=rank)
         if name in SGLANG_COUNTERS:
             sglang_name, text = SGLANG_COUNTERS[name]
             page.counter(f"sglang:{sglang_name}", text, value, rank=rank)
@@ -123,11 +123,11 @@ def _add_own_gauges(page: MetricFamilies, rank: str, state: EngineState) -> None
         ("namespaces", "Separate roots of the prefix tree.", state.namespaces),
         ("uptime_seconds", "Since the engine started.", state.uptime_s),
     ):
-        page.gauge(f"headwater:{name}", text, value, rank=rank)
+        page.gauge(f"headwater_{name}", text, value, rank=rank)
     for blocker, count in state.blockers.items():
-        page.gauge("headwater:blockers", "What keeps the engine from idle.", count, rank=rank, blocker=blocker)
+        page.gauge("headwater_blockers", "What keeps the engine from idle.", count, rank=rank, blocker=blocker)
     for part, num_bytes in state.memory_bytes.items():
-        page.gauge("headwater:memory_bytes", "Memory by use.", num_bytes, rank=rank, part=part)
+        page.gauge("headwater_memory_bytes", "Memory by use.", num_bytes, rank=rank, part=part)
 
 
 def _add_operations(page: MetricFamilies, rank: str, answer: Operations) -> None:
@@ -135,4 +135,4 @@ def _add_operations(page: MetricFamilies, rank: str, answer: Operations) -> None
     for operation in answer.items:
         counts[operation.kind] = counts.get(operation.kind, 0) + 1
     for kind, count in counts.items():
-        page.gauge("headwater:operations_pending", "Operations that wait.", count, rank=rank, kind=kind)
+        page.gauge("headwater_operations_pending", "Operations that wait.", count, rank=rank, kind=kind)

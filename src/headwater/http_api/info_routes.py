@@ -160,7 +160,7 @@ async def get_load(given: Given) -> Response:
 @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 @router.head("/metrics", include_in_schema=False)
 async def metrics(given: Given) -> Response:
-    """Prometheus text. Also when the engine is gone: then `headwater:engine_up` is 0."""
+    """Prometheus text. Also when the engine is gone: then `headwater_engine_up` is 0."""
     states, operations, storage = await asyncio.gather(
         given.engine_states(timeout_s=SCRAPE_TIMEOUT_S),
         given.state.client.call_all(GetOperations(call_id=new_call_id()), timeout_s=SCRAPE_TIMEOUT_S),

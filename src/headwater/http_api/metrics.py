@@ -134,7 +134,7 @@ class Metrics:
         operations: list[Operations | Exception],
         storage: Sequence[StorageInfo | Exception] = (),
     ) -> bytes:
-        """The text of /metrics. An engine that did not answer shows as `headwater:engine_up 0`."""
+        """The text of /metrics. An engine that did not answer shows as `headwater_engine_up 0`."""
         hit_rate = GaugeMetricFamily(
             "sglang:cache_hit_rate",
             f"Cached share of the prompt tokens of the last {HIT_RATE_WINDOW} requests.",

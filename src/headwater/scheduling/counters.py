@@ -17,7 +17,7 @@ class Counters:
     num_finished: int = 0
     num_retractions: int = 0
     num_parked: int = 0  # retractions whose pages were kept on the host
-    queue_time_s: float = 0.0
+    queue_time_seconds: float = 0.0
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)

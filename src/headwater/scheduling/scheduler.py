@@ -252,7 +252,7 @@ class Scheduler:
             request.weights_versions = [(self.weight_version, 0)]
             request.num_cached_tokens = min(num_cached, request.num_prompt_tokens)
             self.loading.attribute_hits(request, self.counters)
-            self.counters.queue_time_s += request.started_s - request.arrived_s
+            self.counters.queue_time_seconds += request.started_s - request.arrived_s
             if request.logprobs is not None and request.logprobs.prompt_start == 0:
                 request.prompt_logprobs = [TokenLogprob(token_id=int(request.tokens.view(0, 1)[0]), logprob=None)]
         self.running.append(request)
