@@ -3,7 +3,7 @@
 import pytest
 
 from engine_driver import Driver, expected
-from headwater.messages.control import Done, Failed, FlushCache
+from headwater.messages.control import ContinueGeneration, Failed, FlushCache, PauseGeneration
 from headwater.messages.weights import (
     GetWeights,
     MemoryResult,
@@ -13,6 +13,7 @@ from headwater.messages.weights import (
     UpdateWeights,
     Weights,
     WeightsUpdated,
+    WeightVersionSet,
 )
 
 BOTH = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
@@ -144,8 +145,49 @@ def test_the_label_never_takes_part_in_matching():
     driver.send(SetWeightVersion(call_id="v", weight_version="v9"))
     answer = driver.generate("b", prompt_of(40), 2)
     driver.finish()
-    assert isinstance(driver.replies["v"], Done)
+    assert driver.replies["v"] == WeightVersionSet(call_id="v", weight_version="v9", num_aborted=0)
     assert answer.meta.cached_device == 36 and answer.meta.weight_version == "v9"
+
+
+@pytest.mark.parametrize("mode", ["in_place", "retract"])
+def test_a_new_label_ends_nothing_that_a_pause_holds(mode):
+    """A trainer pauses, relabels and goes on: its rollouts must be there still."""
+    driver = Driver()
+    answer = driver.generate("a", prompt_of(20), 30)
+    driver.turn(4)
+    driver.send(PauseGeneration(call_id="p", mode=mode))
+    wait_for(driver, "p")
+    driver.send(SetWeightVersion(call_id="v", weight_version="v9", abort_all_requests=None))
+    wait_for(driver, "v")
+    assert driver.replies["v"].num_aborted == 0 and answer.finish is None
+    driver.send(ContinueGeneration(call_id="c"))
+    driver.finish()
+    assert answer.finish.type == "length" and answer.tokens == expected(prompt_of(20), 30)
+
+
+def test_a_new_label_ends_what_is_held_if_it_is_asked_to_and_counts_it():
+    driver = Driver()
+    answers = [driver.generate(name, prompt_of(20, seed), 30) for seed, name in enumerate("abc")]
+    driver.turn(4)
+    driver.send(PauseGeneration(call_id="p", mode="in_place"))
+    wait_for(driver, "p")
+    driver.send(SetWeightVersion(call_id="v", weight_version="v9", abort_all_requests=True))
+    wait_for(driver, "v")
+    assert driver.replies["v"].num_aborted == 3
+    assert {answer.finish.type for answer in answers} == {"abort"}
+
+
+def test_a_new_label_ends_nothing_that_waits_for_memory():
+    driver = Driver()
+    driver.send(ReleaseMemory(call_id="r"))
+    wait_for(driver, "r")
+    answer = driver.generate("a", prompt_of(20), 3)
+    driver.send(SetWeightVersion(call_id="v", weight_version="v9", abort_all_requests=None))
+    wait_for(driver, "v")
+    assert driver.replies["v"].num_aborted == 0 and answer.finish is None
+    driver.send(ResumeMemory(call_id="back"))
+    driver.finish()
+    assert answer.finish.type == "length" and answer.meta.weight_version == "v9"
 
 
 def test_parameters_can_be_read_by_name():

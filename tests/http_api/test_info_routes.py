@@ -1,9 +1,12 @@
 """Health, info, load and metrics, while loading, serving, without an engine and at the end."""
 
 import asyncio
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from api_under_test import MODEL, api, error_of, until
+from loop_engines import LoopEngine, loop_engines
 from prometheus_client.parser import text_string_to_metric_families
 
 from headwater.http_api.state import Limits
@@ -12,6 +15,12 @@ from headwater.messages.state import Ping
 from headwater.simulation.scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def loop_engine(tmp_path: Path) -> Iterator[LoopEngine]:
+    with loop_engines(tmp_path) as (engine,):
+        yield engine
 
 
 async def statuses(server, *paths: str) -> list[int]:
@@ -84,6 +93,48 @@ async def test_health_generate_notices_an_engine_that_gives_no_tokens(engine: Sc
     async with api(engine, limits=Limits(health_timeout_s=0.1)) as server:
         assert await statuses(server, "/health_generate") == [503]
         await until(lambda: engine.num_running == 0)
+
+
+@pytest.mark.parametrize(
+    ("order", "held_by"),
+    [
+        (("/pause_generation", {"mode": "in_place"}), ["pause"]),
+        (("/release_memory_occupation", {"tags": ["kv_cache"]}), ["released_kv_cache"]),
+        (("/release_memory_occupation", {"tags": ["weights"]}), ["released_weights"]),
+        (("/release_memory_occupation", {}), ["released_kv_cache", "released_weights"]),
+    ],
+)
+async def test_health_generate_is_well_at_once_while_requests_wait_by_order(
+    loop_engine: LoopEngine, order: tuple[str, dict], held_by: list[str]
+) -> None:
+    """A trainer's monitor must not kill the server in the training phase."""
+    async with api(loop_engine, limits=Limits(health_timeout_s=60.0)) as server:
+        assert (await server.post(*order)).status_code == 200
+        async with asyncio.timeout(30):
+            response = await server.http.get("/health_generate")
+        assert response.status_code == 200
+        assert (response.json()["generating"], response.json()["held_by"]) == (False, held_by)
+
+
+async def test_health_generate_is_well_while_weights_are_taken_again(loop_engine: LoopEngine) -> None:
+    async with api(loop_engine) as server:
+        await server.post("/release_memory_occupation", {"tags": ["weights"]})
+        loop_engine.runner.weights.num_polls = 10**9
+        resume = asyncio.ensure_future(server.post("/resume_memory_occupation", {"timeout": 1.0}))
+        await until(lambda: loop_engine.parts.control.num_pending)
+        response = await server.http.get("/health_generate")
+        assert response.status_code == 200 and "resume_memory" in response.json()["held_by"]
+        await resume
+
+
+async def test_health_generate_is_well_if_a_pause_comes_while_it_waits_for_its_token(loop_engine: LoopEngine) -> None:
+    async with api(loop_engine, limits=Limits(health_timeout_s=60.0)) as server:
+        loop_engine.step_s = 0.3  # the prefill's step, in which the pause arrives before the token is told
+        probe = asyncio.ensure_future(server.http.get("/health_generate"))
+        await until(lambda: loop_engine.parts.scheduler.counters.prompt_tokens)
+        await server.post("/pause_generation", {"mode": "retract"})
+        async with asyncio.timeout(30):
+            assert (await probe).status_code == 200
 
 
 async def test_model_and_server_info_with_their_old_names(engine: ScriptedEngine) -> None:

@@ -155,9 +155,23 @@ async def test_a_new_version_aborts_unless_told_otherwise_and_keeps_the_cache(en
             response = await server.post("/update_weight_version", {"new_version": "8"} | flag)
             assert response.json()["success"] is True
             assert response.json()["new_version"] == "8"
+            assert response.json()["num_aborted"] == (end == "abort")
             engine.step_s = 0.0
             assert (await running)["meta_info"]["finish_reason"]["type"] == end
         assert (await generate(server, prompt_of(9)))["meta_info"]["cached_tokens"] == 36
+
+
+async def test_a_new_version_under_a_pause_ends_nothing_and_says_so(engine: LoopEngine) -> None:
+    async with api(engine) as server:
+        engine.step_s = 0.02
+        running = asyncio.ensure_future(generate(server, prompt_of(1), 30))
+        await until(lambda: engine.parts.scheduler.running)
+        await server.post("/pause_generation", {"mode": "in_place"})
+        response = await server.post("/update_weight_version", {"new_version": "8"})
+        assert (response.status_code, response.json()["num_aborted"]) == (200, 0)
+        engine.step_s = 0.0
+        await server.post("/continue_generation")
+        assert (await running)["output_ids"] == expected(prompt_of(1), 30)
 
 
 async def test_values_of_a_parameter(engine: LoopEngine) -> None:

@@ -33,7 +33,15 @@ from headwater.messages.control import (
     OperationInfo,
     PauseGeneration,
 )
-from headwater.messages.weights import GetWeights, ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights, Weights
+from headwater.messages.weights import (
+    GetWeights,
+    ReleaseMemory,
+    ResumeMemory,
+    SetWeightVersion,
+    UpdateWeights,
+    Weights,
+    WeightVersionSet,
+)
 from headwater.messages.wire import ToClient
 
 _STEP_TIMEOUT_S = 600.0  # a pause answers when the step in flight is done; no step takes this long
@@ -152,10 +160,17 @@ class ControlPlane:
         self._answers.append((client, self._ports.storage.info(message.call_id)))
 
     def set_weight_version(self, message: SetWeightVersion, client: bytes) -> None:
-        if message.abort_all_requests:
-            self._ports.requests.abort_all("Aborted: the weight version was changed")
+        ends_all = message.abort_all_requests
+        if ends_all is None:  # rollouts that a trainer holds are to go on under the new label
+            ends_all = not (self.is_paused or self._released.tags)
+        num_aborted = 0
+        if ends_all:
+            num_aborted = self._ports.requests.abort_all("Aborted: the weight version was changed")
         self._ports.identity.set_weight_version(message.weight_version)
-        self._answers.append((client, Done(call_id=message.call_id)))
+        answer = WeightVersionSet(
+            call_id=message.call_id, weight_version=message.weight_version, num_aborted=num_aborted
+        )
+        self._answers.append((client, answer))
 
     def get_weights(self, message: GetWeights, client: bytes) -> None:
         answer: ToClient
@@ -220,6 +235,14 @@ class ControlPlane:
         if self.is_paused or self._released.tags:
             return Hold.ALL
         return max((p.operation.hold for p in self._pending), default=Hold.NOTHING)
+
+    @property
+    def held_by(self) -> tuple[str, ...]:
+        """Orders by which requests wait now, by name; empty when whatever arrives may run."""
+        orders = ["pause"] if self.is_paused else []
+        orders += [f"released_{tag}" for tag in self._released.as_tuple()]
+        orders += [p.operation.kind for p in self._pending if p.operation.hold > Hold.NOTHING]
+        return tuple(dict.fromkeys(orders))
 
     def next_look_s(self) -> float | None:
         """Seconds until an operation must be looked at again though nothing else happens; None if never."""

@@ -85,6 +85,7 @@ class StateReporter:
             namespaces=len(cache.tree.roots),
             num_pending_operations=self._control.num_pending,
             released_memory=self._control.released_memory,
+            held_by=self._control.held_by,
         )
 
     def _tier_state(self, tier: Tier, books: TierBooks) -> TierState:

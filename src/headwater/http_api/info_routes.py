@@ -37,8 +37,17 @@ async def health(given: Given) -> Response:
 
 @router.get("/health_generate", summary="Does a token come out?", response_class=Response, responses=PROBE_RESPONSES)
 async def health_generate(given: Given) -> Response:
-    """As /health, and generates one token unless requests are running (then tokens come out anyway)."""
-    return Response(status_code=200 if await given.can_generate() else 503)
+    """As /health, and generates one token unless requests are running (then tokens come out anyway).
+
+    While requests wait by order (a pause, released memory, a weight update) it is 200 at once, and the body says so.
+    """
+    health = await given.generation_health()
+    if not health.is_well:
+        return Response(status_code=503)
+    if health.held_by:
+        message = f"well, but not generating by order: {', '.join(health.held_by)}"
+        return JSONResponse({"generating": False, "held_by": list(health.held_by), "message": message})
+    return Response(status_code=200)
 
 
 @router.get("/ping", summary="As /health", include_in_schema=False)

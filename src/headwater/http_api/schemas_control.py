@@ -32,7 +32,11 @@ class WeightVersion(Body):
     """A new label for the weights; no effect on the cache."""
 
     new_version: Name
-    abort_all_requests: bool = True
+    abort_all_requests: bool | None = Field(
+        default=None,
+        description="End running and waiting requests. Not given: yes, unless they wait by order "
+        "(/pause_generation, /release_memory_occupation).",
+    )
 
 
 class WeightsByName(Body):

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from fastapi import Request
 from headwater.client.engine_client import Deferred, new_call_id
 from headwater.client.errors import CallFailed, EngineGone, EngineLoading
 from headwater.http_api.engine_answers import EngineAnswers
-from headwater.http_api.errors import bad_request, loading
+from headwater.http_api.errors import ApiError, bad_request, loading
 from headwater.http_api.metrics import Metrics
 from headwater.http_api.native_api import NativeApi
 from headwater.http_api.state import ApiState, ModelFacts
@@ -23,7 +24,16 @@ from headwater.messages.wire import ToEngine
 log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 30.0  # for calls the engine answers in its next turn
+HOLD_POLL_S = 0.5  # how often a health check that waits for its token asks what holds it
 FRESH_S = 1.0  # an engine heard from within this time needs no ping
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationHealth:
+    """Whether tokens come out, or would but for orders that keep requests waiting (`held_by`)."""
+
+    is_well: bool
+    held_by: tuple[str, ...] = ()
 
 
 class Services:
@@ -76,15 +86,6 @@ class Services:
         """A snapshot of each engine, or why there is none."""
         return await self.state.client.call_all(GetState(call_id=new_call_id()), timeout_s=timeout_s)
 
-    async def first_engine_state(self, *, timeout_s: float = 5.0) -> EngineState:
-        """Of the first engine that answers. Raises EngineGone, TimeoutError if none does."""
-        states = await self.engine_states(timeout_s=timeout_s)
-        for state in states:
-            if isinstance(state, EngineState):
-                return state
-        assert isinstance(states[0], Exception)
-        raise states[0]
-
     async def is_alive(self) -> bool:
         """Whether an engine serves and the loop of each that does still turns. Cheap: probes share one ping.
 
@@ -109,25 +110,57 @@ class Services:
             if isinstance(answer, Exception) and not isinstance(answer, EngineGone | EngineLoading):
                 raise answer
 
-    async def can_generate(self) -> bool:
-        """Whether a token comes out within the health timeout. Not tried while requests run or are paused."""
+    async def generation_health(self) -> GenerationHealth:
+        """Whether a token comes out within the health timeout. Not tried while requests run or wait by order."""
         if not await self.is_alive():
-            return False
+            return GenerationHealth(is_well=False)
         try:
             async with asyncio.timeout(self.state.limits.health_timeout_s):
-                state = await self.first_engine_state(timeout_s=self.state.limits.health_timeout_s)
-                if not state.paused and state.num_running == 0:
-                    await self._generate_one_token()
-        except (EngineGone, EngineLoading, TimeoutError) as error:
+                return GenerationHealth(is_well=True, held_by=await self._one_token_or_holds())
+        except (EngineGone, EngineLoading, TimeoutError, ApiError) as error:
             log.warning("generating a token failed: %s", error or "no answer in time")
-            return False
-        return True
+            return GenerationHealth(is_well=False)
 
-    async def _generate_one_token(self) -> None:
+    async def _one_token_or_holds(self) -> tuple[str, ...]:
+        """Returns when a token has come, surely comes, or cannot come since all engines are held: by what."""
+        engine, held_by = await self._idle_engine()
+        if engine is None:
+            return held_by
+        generating = asyncio.ensure_future(self._generate_one_token(engine))
+        try:
+            while not (await asyncio.wait({generating}, timeout=HOLD_POLL_S))[0]:
+                now_idle, held_by = await self._idle_engine()  # an order may have come after the question
+                if now_idle is None:
+                    return held_by
+                if now_idle != engine:
+                    return await self._one_token_or_holds()
+            await generating
+            return ()
+        finally:
+            generating.cancel()
+            await asyncio.gather(generating, return_exceptions=True)
+
+    async def _idle_engine(self) -> tuple[int | None, tuple[str, ...]]:
+        """An engine to try, None if some run requests or all are held; and what holds them if all are."""
+        answers = await self.engine_states(timeout_s=self.state.limits.health_timeout_s)
+        states = [(rank, answer) for rank, answer in enumerate(answers) if isinstance(answer, EngineState)]
+        if not states:
+            assert isinstance(answers[0], Exception)
+            raise answers[0]
+        free = [(rank, state) for rank, state in states if not state.held_by]
+        if not free:
+            return None, tuple(dict.fromkeys(order for _, state in states for order in state.held_by))
+        if any(state.num_running for _, state in free):
+            return None, ()
+        return free[0][0], ()
+
+    async def _generate_one_token(self, engine: int) -> None:
         tokenizer, _ = self.state.require_model()
         prompt = np.array([tokenizer.bos_token_id or 0], dtype=np.int32)
         sampling = SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
-        request = TextRequest(rid=f"health-{new_call_id()}", prompt_ids=prompt, sampling=sampling, no_store=True)
+        request = TextRequest(
+            rid=f"health-{new_call_id()}", prompt_ids=prompt, sampling=sampling, no_store=True, engine=engine
+        )
         generation = TextGenerator(self.state.client, tokenizer).start(request)
         try:
             await generation.run()

@@ -53,7 +53,10 @@ async def update_weights_from_disk(body: WeightsFromDisk, request: Request, give
 
 @router.post("/update_weight_version", summary="A new label for the weights")
 async def update_weight_version(body: WeightVersion, given: Given) -> Response:
-    """The label alone: it never decides what matches, so the cache is not touched."""
+    """The label alone: it never decides what matches, so the cache is not touched.
+
+    Ends all requests, as SGLang does, except while they wait by order; `num_aborted` tells how many it ended.
+    """
     given.require_loaded()
     message = SetWeightVersion(
         call_id=new_call_id(), weight_version=body.new_version, abort_all_requests=body.abort_all_requests
@@ -66,7 +69,13 @@ async def update_weight_version(body: WeightVersion, given: Given) -> Response:
         return _refusal(error, new_version=body.new_version)
     text = f"Weight version updated to {body.new_version}"
     return JSONResponse(
-        {"success": True, "message": text, "new_version": body.new_version, "engines": answers.entries()}
+        {
+            "success": True,
+            "message": text,
+            "new_version": body.new_version,
+            "num_aborted": sum(answer.num_aborted for _, answer in answers.succeeded),
+            "engines": answers.entries(lambda answer: {"num_aborted": answer.num_aborted}),
+        }
     )
 
 

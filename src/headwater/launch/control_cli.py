@@ -70,7 +70,9 @@ def update(
 @weights_app.command()
 def version(
     new_version: Annotated[str | None, typer.Argument(help="New label. Without it: print the label.")] = None,
-    keep_running: Annotated[bool, typer.Option("--keep-running", help="Do not abort running requests.")] = False,
+    keep_running: Annotated[
+        bool, typer.Option("--keep-running", help="Do not abort requests (while paused none are aborted anyway).")
+    ] = False,
     url: Url = DEFAULT_URL,
     admin_key: AdminKey = None,
 ) -> None:
@@ -78,7 +80,7 @@ def version(
     if new_version is None:
         typer.echo(_ask("GET", "/get_weight_version", None, url, admin_key)["weight_version"])
         return
-    body = {"new_version": new_version, "abort_all_requests": not keep_running}
+    body = {"new_version": new_version} | ({"abort_all_requests": False} if keep_running else {})
     typer.echo(_ask("POST", "/update_weight_version", body, url, admin_key)["message"])
 
 

@@ -72,6 +72,7 @@ class EngineState(Struct, tag="engine_state"):
     namespaces: int = 0
     num_pending_operations: int = 0
     released_memory: tuple[str, ...] = ()
+    held_by: tuple[str, ...] = ()  # orders by which requests wait: pause, released memory, pending operations
 
 
 class EngineReady(Struct, tag="engine_ready"):

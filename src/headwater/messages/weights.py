@@ -21,11 +21,14 @@ class UpdateWeights(Struct, tag="update_weights"):
 
 
 class SetWeightVersion(Struct, tag="set_weight_version"):
-    """Change the client's label for the weights; the cache is not touched. Answered by `Done`."""
+    """Change the client's label for the weights; the cache is not touched. Answered by `WeightVersionSet`.
+
+    `abort_all_requests` None: end them unless they wait by order (a pause, released memory).
+    """
 
     call_id: str
     weight_version: str
-    abort_all_requests: bool = False
+    abort_all_requests: bool | None = False
 
 
 class GetWeights(Struct, tag="get_weights"):
@@ -70,6 +73,12 @@ class WeightsUpdated(Struct, tag="weights_updated"):
     waited_s: float
     freed: dict[str, PagesAndBytes] = field(default_factory=dict)
     retired: dict[str, PagesAndBytes] = field(default_factory=dict)
+
+
+class WeightVersionSet(Struct, tag="weight_version_set"):
+    call_id: str
+    weight_version: str
+    num_aborted: int
 
 
 class Weights(Struct, tag="weights"):

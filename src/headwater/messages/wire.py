@@ -41,6 +41,7 @@ from headwater.messages.weights import (
     UpdateWeights,
     Weights,
     WeightsUpdated,
+    WeightVersionSet,
 )
 
 ToEngine = (
@@ -77,6 +78,7 @@ ToClient = (
     | FlushResult
     | PauseResult
     | WeightsUpdated
+    | WeightVersionSet
     | Weights
     | MemoryResult
     | StorageInfo

@@ -70,6 +70,8 @@ class ControlPromises:
                     self._is_paused = True
                 case ContinueGeneration():
                     self._is_paused = False
+                case SetWeightVersion():
+                    self._relabel(message)
                 case FlushCache() if message.mode != "idle" and not message.dry_run:
                     self._immediate.append(self._calls.pending[client, message.call_id])
                 case _:
@@ -125,6 +127,14 @@ class ControlPromises:
         for model in models:
             model.may_end_early = True
         self._ended_by.append((message, models))
+
+    def _relabel(self, message: SetWeightVersion) -> None:
+        """Left to the engine, requests that wait by order are not ended."""
+        ends_all = message.abort_all_requests
+        if ends_all is None:
+            ends_all = not (self._is_paused or self.released)
+        for model in self._oracle.active.values():
+            model.may_end_early |= model.is_delivered and ends_all
 
     def _check_flush(self, call: Call, answer: FlushResult) -> None:
         flush = call.message
@@ -195,7 +205,7 @@ def _ends_all(message: ToEngine) -> bool:
     match message:
         case PauseGeneration():
             return message.mode == "abort"
-        case UpdateWeights() | SetWeightVersion():
+        case UpdateWeights():
             return message.abort_all_requests
         case Shutdown():
             return True
@@ -221,4 +231,3 @@ def _matches(abort: Abort, model: RequestModel) -> bool:
             return model.rid.startswith(abort.rid)
         case _:
             return model.rid == abort.rid
-

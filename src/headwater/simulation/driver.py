@@ -390,5 +390,5 @@ def _may_end(message: ToEngine, rid: str) -> bool:
         case Abort():
             return message.match == "all" or rid.startswith(message.rid)
         case SetWeightVersion():
-            return message.abort_all_requests
+            return message.abort_all_requests is not False
     return False

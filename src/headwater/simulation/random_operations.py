@@ -96,7 +96,8 @@ class Operations:
         self._callers.later(self._callers.call(lambda call_id: ResumeMemory(call_id=call_id, timeout_s=100.0), engine))
 
     def relabel(self) -> Iterator[Event]:
-        ends_all = self._source.random() < 0.2
+        chance = self._source.random()
+        ends_all = True if chance < 0.2 else None if chance < 0.3 else False
         yield self._callers.call(
             lambda call_id: SetWeightVersion(call_id=call_id, weight_version="new", abort_all_requests=ends_all)
         )

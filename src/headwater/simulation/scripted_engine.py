@@ -34,6 +34,7 @@ from headwater.messages.generation import (
     TokenLogprob,
 )
 from headwater.messages.state import EngineReady, EngineState, GetState, Hello, Shutdown, TierState
+from headwater.messages.weights import SetWeightVersion, WeightVersionSet
 from headwater.messages.wire import decode_to_engine, encode
 
 POLL_MS = 5
@@ -187,6 +188,9 @@ class ScriptedEngine:
                 return self._flush(message)
             case PauseGeneration():
                 return PauseResult(call_id=call_id, paused=True, num_requests=len(self._running))
+            case SetWeightVersion():
+                version = message.weight_version
+                return WeightVersionSet(call_id=call_id, weight_version=version, num_aborted=0)
             case Shutdown():
                 self._is_stopping = True
         return Done(call_id=call_id)
