@@ -13,12 +13,13 @@ from typing import Any
 
 import httpx
 import msgspec
-import uvicorn
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
 from headwater.client.engine_client import EngineClient
 from headwater.http_api.app import create_app
+from headwater.http_api.connection import ConnectionLimits
+from headwater.http_api.http_server import HttpServer
 from headwater.http_api.state import ApiState, ModelFacts
 from headwater.messages.generation import Generate
 from headwater.simulation.scripted_engine import READY
@@ -113,13 +114,13 @@ def facts(ready: Any) -> ModelFacts:
 
 
 @contextlib.contextmanager
-def served(engine: Any, **settings: Any) -> Iterator[tuple[str, ApiState]]:
+def served(
+    engine: Any, *, connections: ConnectionLimits = ConnectionLimits(), **settings: Any
+) -> Iterator[tuple[str, ApiState]]:
     """The app in a real server on a free port of 127.0.0.1; its URL and state."""
     state = ApiState(client=EngineClient([engine.endpoint]), **({"server_args": {}} | settings))
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(state), lifespan="on", log_level="warning", timeout_graceful_shutdown=2)
-    )
+    server = HttpServer(create_app(state), connections, log_level="warning", timeout_graceful_shutdown=2)
 
     async def run() -> None:
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))

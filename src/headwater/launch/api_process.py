@@ -9,18 +9,20 @@ import contextlib
 import logging
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
-import uvicorn
 from rich.console import Console
 from rich.markup import escape
 
 from headwater.client.engine_client import EngineClient
 from headwater.client.errors import EngineGone
 from headwater.http_api.app import create_app
+from headwater.http_api.connection import ConnectionLimits
+from headwater.http_api.http_server import HttpServer
 from headwater.http_api.state import ApiState, Limits, ModelFacts
 from headwater.launch.config import ServerArgs
+from headwater.launch.descriptors import default_max_connections, raise_descriptor_limit
 from headwater.launch.heap import freeze_heap
 from headwater.launch.serve import EXIT_FAILED, EXIT_REFUSED, print_error
 from headwater.launch.served_model import model_facts, tokenizer_path
@@ -34,14 +36,6 @@ ENGINE_GRACE_S = 1.5  # SIGTERM to SIGKILL; all together stays under 5 s
 GONE_LINGER_S = 1.0  # after the engine died, so that clients and probes read a 503 and not a closed port
 
 log = logging.getLogger(__name__)
-
-
-class ApiServer(uvicorn.Server):
-    """uvicorn without its signal handlers: a signal ends the whole server, not just its HTTP side."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class ApiProcess:
@@ -62,15 +56,13 @@ class ApiProcess:
         self._stop_requested = stop_requested
         self._client = EngineClient(endpoints)
         self._state = self._make_state()
-        config = uvicorn.Config(
+        self._http = HttpServer(
             create_app(self._state),
-            lifespan="on",
-            log_config=None,
+            self._connection_limits(),
             log_level="info" if args.log_level == "debug" else "warning",
             access_log=args.log_level == "debug",
             timeout_graceful_shutdown=int(HTTP_GRACE_S),
         )
-        self._http = ApiServer(config)
 
     async def run(self) -> int:
         """Serve; returns the exit code when all that was started has ended."""
@@ -98,6 +90,14 @@ class ApiProcess:
             limits=Limits(
                 max_body_bytes=self._args.max_body_bytes, max_control_timeout_s=self._args.max_control_timeout
             ),
+        )
+
+    def _connection_limits(self) -> ConnectionLimits:
+        args = self._args
+        return ConnectionLimits(
+            max_connections=args.max_connections or default_max_connections(raise_descriptor_limit()),
+            max_header_bytes=args.max_header_bytes,
+            header_timeout_s=args.header_timeout,
         )
 
     def _told_gone(self, index: int) -> Callable[[str], None]:

@@ -125,6 +125,23 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         ),
     ] = None
     max_body_bytes: Annotated[int, Flag("Largest accepted request body.", HTTP, low=1024, high=1 << 30)] = 4 * MIB
+    max_header_bytes: Annotated[
+        int, Flag("Largest accepted URL and headers of a request, together.", HTTP, low=1024, high=16 * MIB)
+    ] = 64 << 10
+    header_timeout: Annotated[
+        float,
+        Flag("Seconds that a client has to send the headers of a request.", HTTP, low=0.1, high=3600),
+    ] = 10.0
+    max_connections: Annotated[
+        int | None,
+        Flag(
+            "Connections open at once; one more takes the place of one without a request, or is answered 503. "
+            "Default: what the limit on open files leaves room for, at most 16384.",
+            HTTP,
+            low=1,
+            high=1_000_000,
+        ),
+    ] = None
     max_control_timeout: Annotated[
         float,
         Flag("Longest timeout, in seconds, that a control request may ask for.", HTTP, low=0, high=86400),

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from headwater.devices.cpu_topology import num_usable_cores
 from headwater.launch.config import ServerArgs
+from headwater.launch.descriptors import raise_descriptor_limit
 from headwater.launch.model_choice import with_model
 from headwater.launch.supervisor import EngineSupervisor, private_directory
 
@@ -26,6 +27,7 @@ def serve(args: ServerArgs) -> int:
     )
     for chatty in ("httpx", "asyncio", "filelock"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    raise_descriptor_limit()  # before the engines start: they inherit it
     try:
         args = with_model(args)
         listener = open_port(args.host, args.port)

@@ -1,0 +1,298 @@
+"""One client's connection: uvicorn's protocol with bounds on what a client may send before and beside a request.
+
+| a client that                                     | gets                                       |
+|---------------------------------------------------|--------------------------------------------|
+| sends headers or a URL over `max_header_bytes`    | 431, connection closed                     |
+| sends over MAX_HEADERS headers                    | 431, connection closed                     |
+| has not sent its headers after `header_timeout_s` | 408, connection closed                     |
+| sends its body slower than MIN_BODY_BYTES_PER_S   | 408, connection closed                     |
+| comes when `max_connections` are open             | the place of one that waits, or a 503      |
+| sends what is not HTTP                            | 400, connection closed                     |
+
+Answers are not bounded in time: a stream may last for hours.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, NamedTuple
+
+import httptools
+import msgspec
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from headwater.http_api.errors import ApiError
+
+MAX_HEADERS = 200
+MAX_PIPELINED = 16  # requests sent ahead on one connection; what clients of this API do not do at all
+FRAMING = frozenset({b"content-length", b"transfer-encoding"})  # headers of a request that has a body
+BODY_GRACE_S = 20.0  # a body's time before its speed counts
+MIN_BODY_BYTES_PER_S = 1024
+LINGER_S = 1.0  # a refused client's time to read its answer; closed at once, many systems would discard it
+LINGER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """Bounds of a connection that no request can change."""
+
+    max_connections: int = 1024
+    max_header_bytes: int = 64 << 10
+    header_timeout_s: float = 10.0
+
+
+class Refusal(NamedTuple):
+    """Why a connection ends before its request is read."""
+
+    status: int
+    message: str
+    code: str
+
+
+class Stage(Enum):
+    """What a connection is waiting for."""
+
+    HEADERS = auto()  # its first request, or one that has begun
+    BODY = auto()
+    NOTHING = auto()  # a request was read: its answer, or the next one within uvicorn's keep-alive
+    REFUSED = auto()  # only that its client reads the refusal
+
+
+class Connections:
+    """The open connections of a server, and those among them that hold no request, oldest first."""
+
+    def __init__(self, limits: ConnectionLimits) -> None:
+        self.limits = limits
+        self.waiting: dict[Connection, None] = {}
+        self.num_open = 0
+
+    def make_room(self) -> bool:
+        """Whether there is room for one more. A client without a request has to leave for one that comes.
+
+        So clients that send nothing cannot keep others out.
+        """
+        if self.num_open < self.limits.max_connections:
+            return True
+        if not self.waiting:
+            return False
+        oldest = next(iter(self.waiting))
+        del self.waiting[oldest]
+        oldest.transport.abort()
+        return True
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's protocol with the bounds above. uvicorn makes one for each connection."""
+
+    def __init__(self, *args: Any, shared: Connections, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.shared = shared  # by all connections of the server
+        self.stage = Stage.HEADERS
+        self._refusal: Refusal | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._num_unparsed = 0  # bytes of headers, or between pieces of a body, since the last whole one
+        self._num_header_bytes = 0
+        self._num_body_bytes = 0
+        self._body_began_s = 0.0
+        self._is_counted = False
+
+    # --- the connection ----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        has_room = self.shared.make_room()
+        self.shared.num_open += 1
+        self._is_counted = True
+        super().connection_made(transport)
+        if not has_room:
+            refusal = Refusal(503, "too many connections; see --max-connections", "too_many_connections")
+            self._refuse(refusal, linger=False)
+            return
+        self.shared.waiting[self] = None
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        self.shared.waiting.pop(self, None)
+        if self._is_counted:
+            self._is_counted = False
+            self.shared.num_open -= 1
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.stage is Stage.REFUSED:
+            self._num_unparsed += len(data)
+            if self._num_unparsed > LINGER_BYTES:
+                self.transport.abort()
+            return
+        self._unset_keepalive_if_required()
+        self._num_unparsed += len(data)
+        try:
+            self._feed(data)
+        except httptools.HttpParserError as error:
+            refusal = self._refusal or Refusal(400, f"this is not valid HTTP: {error}", "invalid_http")
+            self._refuse(refusal)
+            return
+        if self._num_unparsed > self.shared.limits.max_header_bytes and self.stage is not Stage.NOTHING:
+            self._refuse(self._headers_too_large())
+            return
+        if self.stage is Stage.NOTHING and not self._has_request():
+            self._begin_headers()  # bytes, but no request yet: blank lines
+        self._watch()  # only what did not arrive in one piece needs a timer
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:  # offered with a request, by Java's client for one: ignored
+            self.cycle.keep_alive = False
+            if self._has_body():
+                head = b"".join(b"%s: %s\r\n" % header for header in self.headers if header[0] in FRAMING)
+                self.parser = httptools.HttpRequestParser(BodyOnly(self))
+                self.parser.feed_data(b"POST / HTTP/1.1\r\n" + head + b"\r\n" + data[upgrade.args[0] :])
+
+    # --- what the parser says ------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._begin_headers()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count_header(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_header(len(name) + len(value))
+        if len(self.headers) >= MAX_HEADERS:
+            self._stop_parsing(Refusal(431, f"a request may have at most {MAX_HEADERS} headers", "headers_too_large"))
+        if self.stage is Stage.HEADERS:  # what follows a body is counted, and of no use here
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._disarm()
+        self.shared.waiting.pop(self, None)
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._stop_parsing(Refusal(503, f"at most {MAX_PIPELINED} requests may wait on a connection", "pipelined"))
+        self.stage = Stage.BODY
+        self._num_unparsed = self._num_body_bytes = 0
+        self._body_began_s = self.loop.time()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._num_unparsed = 0
+        self._num_body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade() and self._has_body():
+            return  # the parser thinks that the new protocol begins where the body does
+        self._disarm()
+        self._num_unparsed = 0
+        self.stage = Stage.NOTHING
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.stage is Stage.NOTHING and not self._has_request() and not self.transport.is_closing():
+            self.shared.waiting[self] = None
+
+    # --- bounds --------------------------------------------------------------------------------------
+
+    def _begin_headers(self) -> None:
+        self.stage = Stage.HEADERS
+        self._num_header_bytes = 0
+        if not self._has_request():
+            self.shared.waiting[self] = None
+
+    def _watch(self) -> None:
+        if self._timer is not None:
+            return
+        if self.stage is Stage.HEADERS:
+            self._arm(self.shared.limits.header_timeout_s, self._headers_late)
+        elif self.stage is Stage.BODY:
+            self._arm(BODY_GRACE_S, self._check_body)
+
+    def _has_body(self) -> bool:
+        return any(name in FRAMING and value != b"0" for name, value in self.headers)
+
+    def _has_request(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _count_header(self, num_bytes: int) -> None:
+        self._num_header_bytes += num_bytes
+        if self._num_header_bytes > self.shared.limits.max_header_bytes:
+            self._stop_parsing(self._headers_too_large())
+
+    def _headers_too_large(self) -> Refusal:
+        most = self.shared.limits.max_header_bytes
+        return Refusal(431, f"URL and headers may have at most {most} bytes", "headers_too_large")
+
+    def _headers_late(self) -> None:
+        self._timer = None
+        seconds = self.shared.limits.header_timeout_s
+        self._refuse(Refusal(408, f"the headers were not complete after {seconds:g} s", "headers_late"))
+
+    def _check_body(self) -> None:
+        """A body has BODY_GRACE_S, and more as it arrives. What we do not read ourselves is not held against it."""
+        self._timer = None
+        allowed_s = BODY_GRACE_S + self._num_body_bytes / MIN_BODY_BYTES_PER_S
+        left_s = self._body_began_s + allowed_s - self.loop.time()
+        if self.flow.read_paused:
+            left_s = max(left_s, BODY_GRACE_S)
+        if left_s > 0:
+            self._arm(left_s, self._check_body)
+        else:
+            message = f"the body came at less than {MIN_BODY_BYTES_PER_S} bytes a second"
+            self._refuse(Refusal(408, message, "body_late"))
+
+    def _arm(self, delay_s: float, action: Callable[[], None]) -> None:
+        self._disarm()
+        self._timer = self.loop.call_later(delay_s, action)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _stop_parsing(self, refusal: Refusal) -> None:
+        """Called by the parser: what is raised ends its work, and `data_received` answers."""
+        self._refusal = refusal
+        raise ValueError(refusal.message)
+
+    def _refuse(self, refusal: Refusal, *, linger: bool = True) -> None:
+        """Answer, unless an earlier request's answer would be mistaken for it, and close."""
+        is_reading = self.stage is Stage.BODY and not self.pipeline
+        can_answer = not self._has_request() or (is_reading and not self.cycle.response_started)
+        self._disarm()
+        self._unset_keepalive_if_required()
+        self.shared.waiting.pop(self, None)
+        self.stage, self._num_unparsed = Stage.REFUSED, 0
+        if self.transport.is_closing():
+            return
+        if self._has_request():  # whoever waits for its body, or answers it, ends
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if can_answer:
+            self.transport.write(answer_bytes(refusal))
+        if can_answer and linger and self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.flow.resume_reading()
+            self._arm(LINGER_S, self.transport.abort)
+        else:
+            self.transport.close()
+
+
+class BodyOnly:
+    """What a parser tells of a request whose headers are known."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.on_body = connection.on_body
+        self.on_message_complete = connection.on_message_complete
+
+
+def answer_bytes(refusal: Refusal) -> bytes:
+    """A whole answer of the one error shape, for clients whose request never reached the app."""
+    error = ApiError(refusal.status, refusal.message, code=refusal.code)
+    body = msgspec.json.encode(error.body())
+    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in (headers | error.headers).items())
+    return STATUS_LINE[refusal.status] + lines.encode() + b"\r\n" + body
