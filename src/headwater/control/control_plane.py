@@ -1,12 +1,15 @@
 """Deferred operations: started by a message, looked at every turn, answered exactly once."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import assert_never
 
 from headwater.clock import Clock, Deadline
+from headwater.control.at_once import AtOnce, PinChange
 from headwater.control.flush import Flush
 from headwater.control.memory import MemoryRelease, MemoryResume
-from headwater.control.operation import Caller, Hold, Operation, PendingOperation
+from headwater.control.operation import Caller, Hold, Operation, PendingOperation, Permit
 from headwater.control.pause import Pause
 from headwater.control.ports import (
     BlockersPort,
@@ -14,6 +17,7 @@ from headwater.control.ports import (
     FlushScope,
     IdentityPort,
     KvMemoryPort,
+    PinningPort,
     RequestsPort,
     StepPort,
     StoragePort,
@@ -22,8 +26,8 @@ from headwater.control.ports import (
 from headwater.control.released_memory import TAGS, ReleasedMemory
 from headwater.control.storage import StorageAttach
 from headwater.control.weights import WeightUpdate
-from headwater.messages.base import unpack_ids
-from headwater.messages.cache import AttachStorage, DetachStorage, GetStorage
+from headwater.messages.base import Call, unpack_ids
+from headwater.messages.cache import AttachStorage, DetachStorage, GetStorage, PinPrefix, UnpinPrefix
 from headwater.messages.control import (
     CancelOperation,
     ContinueGeneration,
@@ -33,6 +37,7 @@ from headwater.messages.control import (
     OperationInfo,
     PauseGeneration,
 )
+from headwater.messages.two_phase import Commit, Prepare, Prepared
 from headwater.messages.weights import (
     GetWeights,
     ReleaseMemory,
@@ -60,6 +65,7 @@ class EnginePorts:
     kv_memory: KvMemoryPort
     identity: IdentityPort
     storage: StoragePort
+    pinning: PinningPort
 
 
 class ControlPlane:
@@ -94,23 +100,58 @@ class ControlPlane:
             extra_key=message.extra_key,
             prefix=None if message.prefix_ids is None else unpack_ids(message.prefix_ids),
         )
-        self._start(Flush(message, scope, cache), Caller(client, message.call_id), message.timeout_s)
+        self._start(Flush(message, scope, cache), message, client, timeout_s=message.timeout_s)
 
-    def pause(self, message: PauseGeneration, client: bytes) -> None:
-        self.is_paused = True
-        pause = Pause(message, self._ports.requests, self._ports.step)
-        self._start(pause, Caller(client, message.call_id), _STEP_TIMEOUT_S)
+    def prepare(self, message: Prepare, client: bytes) -> None:
+        """Check and bring what `message.change` needs; it is carried out when `commit` says so."""
+        change, permit = message.change, Permit(is_given=False)
+        match change:
+            case ContinueGeneration():
+                self._start_at_once(
+                    "continue_generation", change, client, permit=permit, do=lambda: self._go_on(change)
+                )
+            case SetWeightVersion():
+                self._start_at_once("set_weight_version", change, client, permit=permit, do=lambda: self._label(change))
+            case DetachStorage():
+                detach = self._ports.storage.detach
+                self._start_at_once("detach_storage", change, client, permit=permit, do=lambda: detach(change.call_id))
+            case PinPrefix() | UnpinPrefix():
+                self._start(PinChange(change, self._ports.pinning, permit), change, client, permit=permit)
+            case PauseGeneration():
+                self.pause(change, client, permit=permit)
+            case UpdateWeights():
+                self.update_weights(change, client, permit=permit)
+            case ReleaseMemory():
+                self.release_memory(change, client, permit=permit)
+            case ResumeMemory():
+                self.resume_memory(change, client, permit=permit)
+            case AttachStorage():
+                self.attach_storage(change, client, permit=permit)
+            case _:
+                assert_never(change)
+
+    def commit(self, message: Commit, client: bytes) -> None:
+        """All engines could: carry out what was prepared, unless it has been given up meanwhile."""
+        caller = Caller(client, message.prepared)
+        for pending in self._pending:
+            if pending.caller == caller and pending.permit.is_awaited and not pending.has_expired(self._clock):
+                pending.commit()
+                return
+        text = "what was prepared has been given up: no word came to carry it out"
+        self._answers.append((client, Failed(call_id=message.prepared, status=410, message=text)))
+
+    def pause(self, message: PauseGeneration, client: bytes, *, permit: Permit | None = None) -> None:
+        pause = Pause(
+            message, requests=self._ports.requests, step=self._ports.step, begin=self._begin_pause, permit=permit
+        )
+        if permit is None:
+            self._begin_pause()  # in this turn, whatever comes first among what is pending
+        self._start(pause, message, client, timeout_s=_STEP_TIMEOUT_S, permit=permit)
 
     def resume(self, message: ContinueGeneration, client: bytes) -> None:
-        self.is_paused = False
-        for pending in [p for p in self._pending if isinstance(p.operation, Pause)]:
-            # It waits for a moment without a step, which may be long in coming now.
-            self._pending.remove(pending)
-            moment = pending.moment(self._clock, self._ports.blockers())
-            self._answers.append((pending.caller.client, pending.operation.cancelled(moment, "continued")))
-        self._answers.append((client, Done(call_id=message.call_id)))
+        self._answers.append((client, self._go_on(message)))
 
-    def update_weights(self, message: UpdateWeights, client: bytes) -> None:
+    def update_weights(self, message: UpdateWeights, client: bytes, *, permit: Permit | None = None) -> None:
         ports = self._ports
         operation = WeightUpdate(
             message,
@@ -120,10 +161,11 @@ class ControlPlane:
             requests=ports.requests,
             step=ports.step,
             released=self._released,
+            permit=permit,
         )
-        self._start_checked(operation, message, client)
+        self._start_checked(operation, message, client, permit=permit)
 
-    def release_memory(self, message: ReleaseMemory, client: bytes) -> None:
+    def release_memory(self, message: ReleaseMemory, client: bytes, *, permit: Permit | None = None) -> None:
         operation = MemoryRelease(
             message,
             released=self._released,
@@ -131,10 +173,11 @@ class ControlPlane:
             step=self._ports.step,
             kv_memory=self._ports.kv_memory,
             weights=self._ports.weights,
+            permit=permit,
         )
-        self._start_checked(operation, message, client)
+        self._start_checked(operation, message, client, permit=permit)
 
-    def resume_memory(self, message: ResumeMemory, client: bytes) -> None:
+    def resume_memory(self, message: ResumeMemory, client: bytes, *, permit: Permit | None = None) -> None:
         operation = MemoryResume(
             message,
             released=self._released,
@@ -142,16 +185,17 @@ class ControlPlane:
             kv_memory=self._ports.kv_memory,
             weights=self._ports.weights,
             identity=self._ports.identity,
+            permit=permit,
         )
-        self._start_checked(operation, message, client)
+        self._start_checked(operation, message, client, permit=permit)
 
-    def attach_storage(self, message: AttachStorage, client: bytes) -> None:
+    def attach_storage(self, message: AttachStorage, client: bytes, *, permit: Permit | None = None) -> None:
         why_not = self._ports.storage.why_not()
         if why_not is not None:
             failed = Failed(call_id=message.call_id, status=400, message=why_not, param="hicache_storage_backend")
             self._answers.append((client, failed))
             return
-        self._start_checked(StorageAttach(message, self._ports.storage), message, client)
+        self._start_checked(StorageAttach(message, self._ports.storage, permit), message, client, permit=permit)
 
     def detach_storage(self, message: DetachStorage, client: bytes) -> None:
         self._answers.append((client, self._ports.storage.detach(message.call_id)))
@@ -160,17 +204,7 @@ class ControlPlane:
         self._answers.append((client, self._ports.storage.info(message.call_id)))
 
     def set_weight_version(self, message: SetWeightVersion, client: bytes) -> None:
-        ends_all = message.abort_all_requests
-        if ends_all is None:  # rollouts that a trainer holds are to go on under the new label
-            ends_all = not (self.is_paused or self._released.tags)
-        num_aborted = 0
-        if ends_all:
-            num_aborted = self._ports.requests.abort_all("Aborted: the weight version was changed")
-        self._ports.identity.set_weight_version(message.weight_version)
-        answer = WeightVersionSet(
-            call_id=message.call_id, weight_version=message.weight_version, num_aborted=num_aborted
-        )
-        self._answers.append((client, answer))
+        self._answers.append((client, self._label(message)))
 
     def get_weights(self, message: GetWeights, client: bytes) -> None:
         answer: ToClient
@@ -190,6 +224,10 @@ class ControlPlane:
         for pending in self._pending:
             is_named = message.operation_id != "" and pending.operation_id == message.operation_id
             if is_named or pending.caller == started:
+                if pending.is_decided:
+                    text = "it is being carried out: every engine of the server could, and does"
+                    self._answers.append((client, Failed(call_id=message.call_id, status=409, message=text)))
+                    return
                 self._pending.remove(pending)
                 moment = pending.moment(self._clock, self._ports.blockers())
                 answer = pending.operation.cancelled(moment, "cancelled")
@@ -208,13 +246,18 @@ class ControlPlane:
             return
         has_exclusive = False
         for pending in self._pending.copy():
+            if pending not in self._pending:
+                continue  # ended by one before it: a pause, by going on
             moment = pending.moment(self._clock, self._ports.blockers())
             pending.has_seen_deadline = moment.has_expired
-            if has_exclusive and pending.operation.is_exclusive:
+            if pending.has_expired(self._clock):
+                answer = pending.operation.cancelled(moment, "nobody waits for it any more")
+            elif has_exclusive and pending.operation.is_exclusive:
                 reason = "the deadline passed while another operation was carried out"
                 answer = pending.operation.cancelled(moment, reason) if moment.has_expired else None
             else:
                 answer = pending.operation.look(moment)
+                self._report_prepared(pending)
             if answer is not None:
                 self._pending.remove(pending)
                 self._answers.append((pending.caller.client, answer))
@@ -252,6 +295,8 @@ class ControlPlane:
 
     def _wait_s(self, pending: PendingOperation) -> float:
         remaining_s = pending.deadline.remaining_s(self._clock)
+        if pending.expires_at_s is not None and (pending.permit.is_awaited or pending.has_seen_deadline):
+            return max(0.0, pending.expires_at_s - self._clock.now())
         if not pending.operation.is_polling:
             return remaining_s
         return _POLL_S if pending.has_seen_deadline else min(remaining_s, _POLL_S)
@@ -278,7 +323,7 @@ class ControlPlane:
             OperationInfo(
                 operation_id=p.operation_id,
                 kind=p.operation.kind,
-                phase=p.operation.phase,
+                phase=p.phase,
                 waited_s=self._clock.now() - p.arrived_s,
                 remaining_s=p.deadline.remaining_s(self._clock),
                 blockers=blockers,
@@ -289,19 +334,70 @@ class ControlPlane:
 
     # ------------------------------------------------------------------------------------------------
 
-    def _start(self, operation: Operation, caller: Caller, timeout_s: float) -> None:
+    def _begin_pause(self) -> None:
+        self.is_paused = True
+
+    def _go_on(self, message: ContinueGeneration) -> Done:
+        self.is_paused = False
+        for pending in [p for p in self._pending if isinstance(p.operation, Pause) and p.permit.is_given]:
+            # It waits for a moment without a step, which may be long in coming now.
+            self._pending.remove(pending)
+            moment = pending.moment(self._clock, self._ports.blockers())
+            self._answers.append((pending.caller.client, pending.operation.cancelled(moment, "continued")))
+        return Done(call_id=message.call_id)
+
+    def _label(self, message: SetWeightVersion) -> WeightVersionSet:
+        ends_all = message.abort_all_requests
+        if ends_all is None:  # rollouts that a trainer holds are to go on under the new label
+            ends_all = not (self.is_paused or self._released.tags)
+        num_aborted = 0
+        if ends_all:
+            num_aborted = self._ports.requests.abort_all("Aborted: the weight version was changed")
+        self._ports.identity.set_weight_version(message.weight_version)
+        return WeightVersionSet(
+            call_id=message.call_id, weight_version=message.weight_version, num_aborted=num_aborted
+        )
+
+    def _report_prepared(self, pending: PendingOperation) -> None:
+        permit = pending.permit
+        if permit.is_awaited and not permit.is_reported:
+            permit.is_reported = True
+            prepared = Prepared(call_id=pending.caller.call_id, weights_id=permit.weights_id)
+            self._answers.append((pending.caller.client, prepared))
+
+    def _start_at_once(
+        self, kind: str, message: Call, client: bytes, *, permit: Permit, do: Callable[[], ToClient]
+    ) -> None:
+        self._start(AtOnce(kind, message.call_id, do, permit), message, client, permit=permit)
+
+    def _start(
+        self,
+        operation: Operation,
+        message: Call,
+        client: bytes,
+        *,
+        timeout_s: float = _STEP_TIMEOUT_S,
+        permit: Permit | None = None,
+    ) -> None:
         self._pending.append(
             PendingOperation(
                 operation_id=f"op-{next(self._ids)}",
                 operation=operation,
-                caller=caller,
+                caller=Caller(client, message.call_id),
                 arrived_s=self._clock.now(),
                 deadline=Deadline.after(self._clock, timeout_s),
+                expires_at_s=message.expires_at_s,
+                permit=permit or Permit(),
             )
         )
 
     def _start_checked(
-        self, operation: Operation, message: UpdateWeights | ReleaseMemory | ResumeMemory | AttachStorage, client: bytes
+        self,
+        operation: Operation,
+        message: UpdateWeights | ReleaseMemory | ResumeMemory | AttachStorage,
+        client: bytes,
+        *,
+        permit: Permit | None,
     ) -> None:
         failure = self._timeout_refusal(message)
         if failure is None and isinstance(message, ReleaseMemory | ResumeMemory):
@@ -312,7 +408,7 @@ class ControlPlane:
         if failure is not None:
             self._answers.append((client, failure))
             return
-        self._start(operation, Caller(client, message.call_id), message.timeout_s)
+        self._start(operation, message, client, timeout_s=message.timeout_s, permit=permit)
 
     def _timeout_refusal(
         self, message: FlushCache | UpdateWeights | ReleaseMemory | ResumeMemory | AttachStorage

@@ -1,6 +1,6 @@
 """Giving memory back between bursts of work, and taking it again."""
 
-from headwater.control.operation import Hold, Moment
+from headwater.control.operation import Hold, Moment, Permit
 from headwater.control.ports import (
     CachePort,
     FlushScope,
@@ -33,8 +33,10 @@ class MemoryRelease:
         step: StepPort,
         kv_memory: KvMemoryPort,
         weights: WeightsPort,
+        permit: Permit | None = None,
     ) -> None:
         self._message = message
+        self._permit = permit or Permit()
         self._released = released
         self._cache = cache
         self._step = step
@@ -50,11 +52,14 @@ class MemoryRelease:
     def look(self, moment: Moment) -> ToClient | None:
         wanted = set(self._message.tags or TAGS) - self._released.tags
         if not wanted:
-            return self._result(0, moment)
+            return self._result(0, moment) if self._permit.ask() else None
         if moment.blockers:
-            return self._refused(moment) if moment.has_expired else None
+            is_promised = self._permit.is_awaited  # then what came in between, a copy, ends soon
+            return self._refused(moment) if moment.has_expired and not is_promised else None
         if self._step.is_step_in_flight():
             return None  # its requests have ended, so it blocks nobody; but it still computes
+        if not self._permit.ask():
+            return None
         num_bytes = 0
         if "kv_cache" in wanted:
             self._cache.retire(FlushScope(tiers=("device",)))
@@ -99,8 +104,10 @@ class MemoryResume:
         kv_memory: KvMemoryPort,
         weights: WeightsPort,
         identity: IdentityPort,
+        permit: Permit | None = None,
     ) -> None:
         self._message = message
+        self._permit = permit or Permit()
         self._released = released
         self._cache = cache
         self._kv_memory = kv_memory
@@ -113,7 +120,7 @@ class MemoryResume:
 
     @property
     def is_polling(self) -> bool:
-        return self._staged is not None
+        return self._staged is not None and not self._staged.is_ready()
 
     def in_flight(self) -> dict[str, int]:
         return {} if self._staged is None else {"weight_update": 1}
@@ -121,9 +128,17 @@ class MemoryResume:
     def look(self, moment: Moment) -> ToClient | None:
         wanted = set(self._message.tags or TAGS) & self._released.tags
         if "weights" in wanted:
-            failure = self._resume_weights(moment)
-            if failure is not None or self._staged is not None:
-                return failure
+            if self._staged is None:
+                self._staged = self._weights.reload()
+            if not self._staged.is_ready():
+                return self._failed("the weights were not loaded in time") if moment.has_expired else None
+            error = self._staged.error()
+            if error is not None:
+                return self._failed(error)
+        if not self._permit.ask(weights_id=self._staged.weights_id if self._staged is not None else ""):
+            return None
+        if self._staged is not None:
+            self._put_in_place(self._staged)
         num_bytes = self._kv_memory.resume() if "kv_cache" in wanted else 0
         self._released.tags -= wanted
         return MemoryResult(
@@ -136,20 +151,11 @@ class MemoryResume:
     def cancelled(self, moment: Moment, reason: str) -> Failed:
         return Failed(call_id=self._message.call_id, status=409, message=f"{reason}; nothing was resumed")
 
-    def _resume_weights(self, moment: Moment) -> Failed | None:
-        """Advance the loading; on success the weights are in place and `_staged` is None again."""
-        if self._staged is None:
-            self._staged = self._weights.reload()
-        if not self._staged.is_ready():
-            return self._failed("the weights were not loaded in time") if moment.has_expired else None
-        error = self._staged.error()
-        if error is not None:
-            return self._failed(error)
-        self._identity.begin_weights(self._staged.weights_id)
-        retire_other_weights(self._cache, self._staged.weights_id)
-        self._weights.swap(self._staged)
+    def _put_in_place(self, staged: StagedWeights) -> None:
+        self._identity.begin_weights(staged.weights_id)
+        retire_other_weights(self._cache, staged.weights_id)
+        self._weights.swap(staged)
         self._staged = None
-        return None
 
     def _failed(self, message: str) -> Failed:
         return Failed(call_id=self._message.call_id, status=500, message=message)

@@ -1,11 +1,13 @@
 """A control request that runs when its condition holds, or fails at its deadline."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
 from headwater.clock import Clock, Deadline
 from headwater.messages.wire import ToClient
+
+COMMITTED_S = 3600.0  # a decided operation ends by itself; its deadline is no reason any more to give it up
 
 
 class Hold(IntEnum):
@@ -14,6 +16,21 @@ class Hold(IntEnum):
     NOTHING = 0
     STARTS = 1  # requests that have never started stay queued
     ALL = 2  # no step is launched
+
+
+@dataclass(slots=True)
+class Permit:
+    """Whether an operation may carry out what it has checked. With several engines it waits for word that all could."""
+
+    is_given: bool = True
+    is_awaited: bool = False  # all that can fail has been done
+    is_reported: bool = False  # and its caller knows
+    weights_id: str = ""  # that it would put in place
+
+    def ask(self, *, weights_id: str = "") -> bool:
+        """To be asked at the point of no return, whenever the operation is looked at and stands there."""
+        self.is_awaited, self.weights_id = not self.is_given, weights_id
+        return self.is_given
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +93,23 @@ class PendingOperation:
     caller: Caller
     arrived_s: float
     deadline: Deadline
+    expires_at_s: float | None = None  # nobody waits for it from then on: it is given up
+    permit: Permit = field(default_factory=Permit)
+    is_decided: bool = False  # on several engines, so that none may leave it any more
     has_seen_deadline: bool = False  # it was looked at after its deadline, and waits on for something else
+
+    @property
+    def phase(self) -> str:
+        return "prepared" if self.permit.is_awaited else self.operation.phase
+
+    def commit(self) -> None:
+        """All engines could: carry it out, however long that takes."""
+        self.is_decided = self.permit.is_given = True
+        self.expires_at_s = None
+        self.deadline = Deadline(self.deadline.at_s + COMMITTED_S)
+
+    def has_expired(self, clock: Clock) -> bool:
+        return self.expires_at_s is not None and clock.now() >= self.expires_at_s
 
     def moment(self, clock: Clock, blockers: dict[str, int]) -> Moment:
         return Moment(blockers, clock.now() - self.arrived_s, self.deadline.has_passed(clock))

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from headwater.messages.base import TokenIds
-from headwater.messages.cache import AttachStorage, StorageInfo
+from headwater.messages.cache import AttachStorage, PinPrefix, StorageInfo, UnpinPrefix
 from headwater.messages.control import PagesAndBytes
+from headwater.messages.wire import ToClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,16 @@ class StoragePort(Protocol):
     def detach(self, call_id: str) -> StorageInfo: ...
 
     def info(self, call_id: str) -> StorageInfo: ...
+
+
+class PinningPort(Protocol):
+    """Prefixes that are kept from being evicted."""
+
+    def has(self, pin_id: str) -> bool: ...
+
+    def answer(self, message: PinPrefix | UnpinPrefix) -> ToClient:
+        """Set or take off a pin; `Pins`, `Done` or `Failed`."""
+        ...
 
 
 class IdentityPort(Protocol):

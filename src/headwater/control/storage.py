@@ -1,6 +1,6 @@
 """Attaching and detaching a store under traffic."""
 
-from headwater.control.operation import Hold, Moment
+from headwater.control.operation import Hold, Moment, Permit
 from headwater.control.ports import OpeningStorage, StoragePort
 from headwater.messages.cache import AttachStorage
 from headwater.messages.control import Failed
@@ -12,14 +12,18 @@ class StorageAttach:
 
     kind = "attach_storage"
     is_exclusive = True
-    is_polling = True
     hold = Hold.NOTHING
     phase = "opening"
 
-    def __init__(self, message: AttachStorage, storage: StoragePort) -> None:
+    def __init__(self, message: AttachStorage, storage: StoragePort, permit: Permit | None = None) -> None:
         self._message = message
+        self._permit = permit or Permit()
         self._storage = storage
         self._opening: OpeningStorage | None = None
+
+    @property
+    def is_polling(self) -> bool:
+        return not self._permit.is_awaited
 
     def in_flight(self) -> dict[str, int]:
         return {}
@@ -35,6 +39,8 @@ class StorageAttach:
         error = self._opening.error()
         if error is not None:
             return self._failed(error)
+        if not self._permit.ask():
+            return None
         return self._storage.attach(self._opening, self._message)
 
     def cancelled(self, moment: Moment, reason: str) -> Failed:

@@ -1,6 +1,6 @@
 """New weights while the server serves, in one operation (docs/design.md section 5, rule 12)."""
 
-from headwater.control.operation import Hold, Moment
+from headwater.control.operation import Hold, Moment, Permit
 from headwater.control.ports import (
     CachePort,
     FlushScope,
@@ -36,8 +36,10 @@ class WeightUpdate:
         requests: RequestsPort,
         step: StepPort,
         released: ReleasedMemory,
+        permit: Permit | None = None,
     ) -> None:
         self._message = message
+        self._permit = permit or Permit()
         self._weights = weights
         self._identity = identity
         self._cache = cache
@@ -55,7 +57,7 @@ class WeightUpdate:
     @property
     def hold(self) -> Hold:
         is_ready = self._staged is not None and self._staged.is_ready()
-        return Hold.ALL if is_ready else Hold.NOTHING
+        return Hold.ALL if is_ready and self._permit.is_given else Hold.NOTHING
 
     @property
     def is_polling(self) -> bool:
@@ -72,6 +74,8 @@ class WeightUpdate:
         error = self._staged.error()
         if error is not None:
             return self._failed(400, error)
+        if not self._permit.ask(weights_id=self._staged.weights_id):
+            return None
         if self._step.is_step_in_flight():
             return None  # one step at most: launching is held
         return self._swap(self._staged, moment)

@@ -5,6 +5,7 @@ from typing import assert_never
 
 from msgspec import structs
 
+from headwater.clock import Clock
 from headwater.control.control_plane import ControlPlane
 from headwater.control.operation import Hold
 from headwater.engine.cache_view import CacheTreeView
@@ -13,6 +14,7 @@ from headwater.engine.kv_events_publisher import KvEventsPublisher
 from headwater.engine.pinning import Pinning
 from headwater.engine.ports import ModelRunner
 from headwater.engine.wire import Wire
+from headwater.messages.base import Call, is_expired
 from headwater.messages.cache import (
     AttachStorage,
     DetachStorage,
@@ -26,6 +28,7 @@ from headwater.messages.control import (
     CancelOperation,
     ContinueGeneration,
     Done,
+    Failed,
     FlushCache,
     GetOperations,
     Operations,
@@ -33,6 +36,7 @@ from headwater.messages.control import (
 )
 from headwater.messages.generation import Abort, Generate, GenerateBatch
 from headwater.messages.state import EngineReady, EngineState, GetState, Hello, Ping, Shutdown
+from headwater.messages.two_phase import Commit, Prepare
 from headwater.messages.weights import GetWeights, ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
 from headwater.messages.wire import ToEngine
 from headwater.scheduling.scheduler import Admission, Scheduler
@@ -58,9 +62,11 @@ class EngineLoop:
         flight: Flight,
         report: Callable[[str], EngineState],
         pinning: Pinning,
+        clock: Clock,
         kv_events: KvEventsPublisher | None = None,
     ) -> None:
         self._wire = wire
+        self._clock = clock
         self._scheduler = scheduler
         self._control = control
         self._runner = runner
@@ -144,6 +150,11 @@ class EngineLoop:
             self._wire.send(client, answer)
 
     def _dispatch(self, message: ToEngine, client: bytes) -> None:
+        if isinstance(message, Call) and is_expired(message, self._clock.now()):
+            text = "the engine read the call after its deadline; nothing was done"
+            call_id = message.change.call_id if isinstance(message, Prepare) else message.call_id
+            self._wire.send(client, Failed(call_id=call_id, status=504, message=text))
+            return
         match message:
             case Generate():
                 self._scheduler.add(message, client=client)
@@ -179,6 +190,10 @@ class EngineLoop:
                 self._wire.send(client, self._pinning.answer(message))
             case GetCacheTree():
                 self._wire.send(client, CacheTreeView(self._scheduler.cache, message).take())
+            case Prepare():
+                self._control.prepare(message, client)
+            case Commit():
+                self._control.commit(message, client)
             case CancelOperation():
                 self._control.cancel(message, client)
             case GetOperations():

@@ -26,6 +26,9 @@ class Pinning:
         """Pins that hold device pages, with a lease each."""
         return sum(pin.lease is not None for pin in self._board)
 
+    def has(self, pin_id: str) -> bool:
+        return any(pin.pin_id == pin_id for pin in self._board)
+
     def advance(self) -> None:
         self._board.advance()
 

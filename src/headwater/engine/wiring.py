@@ -94,6 +94,7 @@ def wire_engine(
         settings=storage_settings or StorageSettings(),
         opener=storage_opener,
     )
+    pinning = Pinning(cache, clock, scheduler)
     ports = EnginePorts(
         cache=CacheForControl(cache),
         requests=RequestsForControl(scheduler),
@@ -103,6 +104,7 @@ def wire_engine(
         kv_memory=runner.kv_memory,
         identity=IdentityForControl(scheduler),
         storage=storage,
+        pinning=pinning,
     )
     control = ControlPlane(ports, clock=clock, max_timeout_s=max_control_timeout_s)
     blockers.register("control", control)
@@ -114,7 +116,6 @@ def wire_engine(
         blockers=blockers,
         memory_bytes=memory_bytes or {},
     )
-    pinning = Pinning(cache, clock, scheduler)
     loop = EngineLoop(
         wire=wire,
         scheduler=scheduler,
@@ -124,6 +125,7 @@ def wire_engine(
         flight=flight,
         report=report,
         pinning=pinning,
+        clock=clock,
         kv_events=_publisher(kv_events, cache, fingerprint or _NO_FINGERPRINT),
     )
     return EngineParts(

@@ -27,3 +27,19 @@ def unpack_ids(packed: bytes) -> TokenIds:
 
 class Struct(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """The base of all messages: immutable, fields by name, defaults left out on the wire."""
+
+
+class Call(Struct, kw_only=True):
+    """The base of what an engine answers under a `call_id`.
+
+    Read at or after `expires_at_s` (on CLOCK_MONOTONIC, which the processes of a host share) it is refused, and what
+    it began is given up then: who has stopped waiting for the answer can rely on nothing being done later.
+    """
+
+    call_id: str
+    expires_at_s: float | None = None  # None: never
+
+
+def is_expired(call: Call, now_s: float) -> bool:
+    """Whether nobody waits for the answer to `call` any more."""
+    return call.expires_at_s is not None and now_s >= call.expires_at_s

@@ -4,16 +4,15 @@ from typing import Literal
 
 from msgspec import field
 
-from headwater.messages.base import Struct
+from headwater.messages.base import Call, Struct
 
 
-class AttachStorage(Struct, tag="attach_storage"):
+class AttachStorage(Call, tag="attach_storage"):
     """Attach a store below the host tier, or replace the one attached, under traffic. Answered by `StorageInfo`.
 
     If it is the one attached and a policy is given, the store stays and the policies change.
     """
 
-    call_id: str
     kind: Literal["file", "redis", "memory"]
     directory: str | None = None
     url: str | None = None
@@ -23,26 +22,21 @@ class AttachStorage(Struct, tag="attach_storage"):
     timeout_s: float = 30.0
 
 
-class DetachStorage(Struct, tag="detach_storage"):
+class DetachStorage(Call, tag="detach_storage"):
     """Stop using the store; its pages stay in it. Answered by `StorageInfo`; without a store that is harmless."""
 
-    call_id: str
 
-
-class GetStorage(Struct, tag="get_storage"):
+class GetStorage(Call, tag="get_storage"):
     """Answered by `StorageInfo`."""
 
-    call_id: str
 
-
-class PinPrefix(Struct, tag="pin_prefix"):
+class PinPrefix(Call, tag="pin_prefix"):
     """Keep a prefix from being evicted for `ttl_s` seconds. Answered by `Pins` with the new pin, or `Failed`.
 
     Only what the device has is pinned (`num_tokens` says how much). With `host` in `tiers` it is copied there, and
     held there as it arrives. A flush in scope ends a pin.
     """
 
-    call_id: str
     prompt_ids: bytes
     ttl_s: float
     cache_salt: str = ""
@@ -50,23 +44,19 @@ class PinPrefix(Struct, tag="pin_prefix"):
     tiers: tuple[Literal["device", "host"], ...] = ("device",)
 
 
-class UnpinPrefix(Struct, tag="unpin_prefix"):
+class UnpinPrefix(Call, tag="unpin_prefix"):
     """End a pin before its time. Answered by `Done`, or `Failed` (404)."""
 
-    call_id: str
     pin_id: str
 
 
-class GetPins(Struct, tag="get_pins"):
+class GetPins(Call, tag="get_pins"):
     """Answered by `Pins`."""
 
-    call_id: str
 
-
-class GetCacheTree(Struct, tag="get_cache_tree"):
+class GetCacheTree(Call, tag="get_cache_tree"):
     """The prefix tree down to `depth` nodes, the most used children first. Answered by `CacheTree`."""
 
-    call_id: str
     depth: int = 3
     max_nodes: int = 1000
 

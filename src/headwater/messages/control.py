@@ -4,13 +4,12 @@ from typing import Literal
 
 from msgspec import field
 
-from headwater.messages.base import Struct
+from headwater.messages.base import Call, Struct
 
 
-class FlushCache(Struct, tag="flush_cache"):
+class FlushCache(Call, tag="flush_cache"):
     """Retire cached KV; the contract is docs/design.md section 6. Answered by `FlushResult`."""
 
-    call_id: str
     timeout_s: float = 0.0
     mode: Literal["idle", "now", "drain"] = "idle"
     tiers: tuple[str, ...] = ()  # empty: device and host, whichever exist
@@ -21,27 +20,25 @@ class FlushCache(Struct, tag="flush_cache"):
     dry_run: bool = False
 
 
-class PauseGeneration(Struct, tag="pause_generation"):
+class PauseGeneration(Call, tag="pause_generation"):
     """Stop generating. `abort` ends requests, `retract` queues them without KV, `in_place` freezes them."""
 
-    call_id: str
     mode: Literal["abort", "retract", "in_place"] = "abort"
 
 
-class ContinueGeneration(Struct, tag="continue_generation"):
-    call_id: str
+class ContinueGeneration(Call, tag="continue_generation"):
+    """End a pause. Answered by `Done`."""
 
 
-class CancelOperation(Struct, tag="cancel_operation"):
+class CancelOperation(Call, tag="cancel_operation"):
     """Cancel a pending operation by its id (`DELETE /control/operations/{id}`) or by the call that began it."""
 
-    call_id: str
     operation_id: str = ""
     started_by_call: str = ""
 
 
-class GetOperations(Struct, tag="get_operations"):
-    call_id: str
+class GetOperations(Call, tag="get_operations"):
+    """Answered by `Operations`."""
 
 
 class Done(Struct, tag="done"):

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from headwater.messages.base import Struct
+from headwater.messages.base import Call, Struct
 
 
 class SamplingParams(Struct):
@@ -54,14 +54,13 @@ class GenerateBatch(Struct, tag="generate_batch"):
     items: tuple[Generate, ...]
 
 
-class Abort(Struct, tag="abort"):
+class Abort(Call, tag="abort"):
     """End requests. With `match="prefix"` every rid that begins with `rid`; `match="all"` ignores `rid`.
 
     Answered by `Done` (an unknown rid is not an error); each ended request also gets its last output.
     `finish` tells the client's own reason, for example a stop string it found.
     """
 
-    call_id: str
     rid: str = ""
     match: Literal["exact", "prefix", "all"] = "exact"
     message: str = "aborted"

@@ -2,31 +2,23 @@
 
 from msgspec import field
 
-from headwater.messages.base import Struct
+from headwater.messages.base import Call, Struct
 
 
-class Hello(Struct, tag="hello"):
+class Hello(Call, tag="hello"):
     """A client announces itself; answered by `EngineReady`."""
 
-    call_id: str
 
-
-class GetState(Struct, tag="get_state"):
+class GetState(Call, tag="get_state"):
     """Ask for an `EngineState`: what /metrics, /v1/loads, /server_info and /control/blockers show."""
 
-    call_id: str
 
-
-class Ping(Struct, tag="ping"):
+class Ping(Call, tag="ping"):
     """Answered by `Done` in the next turn: the loop is alive."""
 
-    call_id: str
 
-
-class Shutdown(Struct, tag="shutdown"):
+class Shutdown(Call, tag="shutdown"):
     """End the engine process: running requests are aborted, then the loop returns."""
-
-    call_id: str
 
 
 class TierState(Struct):

@@ -2,17 +2,16 @@
 
 from msgspec import field
 
-from headwater.messages.base import Struct
+from headwater.messages.base import Call, Struct
 from headwater.messages.control import PagesAndBytes
 
 
-class UpdateWeights(Struct, tag="update_weights"):
+class UpdateWeights(Call, tag="update_weights"):
     """Load new weights from a folder or file and swap them in, all or nothing. Answered by `WeightsUpdated`.
 
     Requests that run go on with the new weights unless `abort_all_requests`; what they hold is not published.
     """
 
-    call_id: str
     path: str
     load_format: str = "auto"
     weight_version: str | None = None  # None: the label stays
@@ -20,41 +19,37 @@ class UpdateWeights(Struct, tag="update_weights"):
     timeout_s: float = 600.0
 
 
-class SetWeightVersion(Struct, tag="set_weight_version"):
+class SetWeightVersion(Call, tag="set_weight_version"):
     """Change the client's label for the weights; the cache is not touched. Answered by `WeightVersionSet`.
 
     `abort_all_requests` None: end them unless they wait by order (a pause, released memory).
     """
 
-    call_id: str
     weight_version: str
     abort_all_requests: bool | None = False
 
 
-class GetWeights(Struct, tag="get_weights"):
+class GetWeights(Call, tag="get_weights"):
     """The first values of a parameter, by its Hugging Face name. Answered by `Weights` or `Failed` (404)."""
 
-    call_id: str
     name: str
     num_values: int = 100
 
 
-class ReleaseMemory(Struct, tag="release_memory"):
+class ReleaseMemory(Call, tag="release_memory"):
     """Give memory back: any of `kv_cache`, `weights`. Waits up to `timeout_s` until nothing runs.
 
     New requests are queued meanwhile and until `ResumeMemory`. Answered by `MemoryResult`, or `Failed` with
     the blockers. Releasing what is released is harmless.
     """
 
-    call_id: str
     tags: tuple[str, ...] = ()  # empty: all
     timeout_s: float = 0.0
 
 
-class ResumeMemory(Struct, tag="resume_memory"):
+class ResumeMemory(Call, tag="resume_memory"):
     """Take released memory again; weights are read from their files. Answered by `MemoryResult`."""
 
-    call_id: str
     tags: tuple[str, ...] = ()  # empty: all that is released
     timeout_s: float = 600.0
 

@@ -32,6 +32,7 @@ from headwater.messages.control import (
 )
 from headwater.messages.generation import Abort, Generate, GenerateBatch, Outputs
 from headwater.messages.state import EngineReady, EngineState, GetState, Hello, Ping, Shutdown
+from headwater.messages.two_phase import Commit, Prepare, Prepared
 from headwater.messages.weights import (
     GetWeights,
     MemoryResult,
@@ -64,6 +65,8 @@ ToEngine = (
     | UnpinPrefix
     | GetPins
     | GetCacheTree
+    | Prepare
+    | Commit
     | CancelOperation
     | GetOperations
     | GetState
@@ -75,6 +78,7 @@ ToClient = (
     Outputs
     | Done
     | Failed
+    | Prepared
     | FlushResult
     | PauseResult
     | WeightsUpdated

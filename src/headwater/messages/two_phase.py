@@ -1,0 +1,45 @@
+"""Changes of several engines at once: prepared on all of them, then carried out on all, or on none.
+
+The answers to both phases go under the `call_id` of the change itself: first `Prepared` or `Failed`, then (after
+`Commit`) what the change is answered with anyway. `CancelOperation` gives a prepared change up.
+"""
+
+from headwater.messages.base import Call, Struct
+from headwater.messages.cache import AttachStorage, DetachStorage, PinPrefix, UnpinPrefix
+from headwater.messages.control import ContinueGeneration, PauseGeneration
+from headwater.messages.weights import ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
+
+Change = (
+    UpdateWeights
+    | SetWeightVersion
+    | ReleaseMemory
+    | ResumeMemory
+    | PauseGeneration
+    | ContinueGeneration
+    | AttachStorage
+    | DetachStorage
+    | PinPrefix
+    | UnpinPrefix
+)
+
+
+class Prepare(Call, tag="prepare"):
+    """Do all of `change` that can fail, and nothing that shows. Answered by `Prepared`, or `Failed`.
+
+    What is prepared waits for `Commit` until `change.expires_at_s`; then the engine undoes it by itself.
+    """
+
+    change: Change
+
+
+class Prepared(Struct, tag="prepared"):
+    """The change cannot fail any more. `weights_id`: of the weights it would put in place, for those that do."""
+
+    call_id: str
+    weights_id: str = ""
+
+
+class Commit(Call, tag="commit"):
+    """Carry out what was prepared under `prepared`. Answered as the change is; `Failed` (410) if it was given up."""
+
+    prepared: str
