@@ -217,3 +217,51 @@ def test_a_request_that_offers_http2_keeps_its_body(engine: ScriptedEngine) -> N
     with served(engine) as (url, _), connected(url) as sock:
         sock.sendall(HEAD + offer + b"content-length: %d\r\n\r\n" % len(body) + body)
         assert b" 200 " in sock.recv(65536)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/flush_cache", "/pause_generation", "/nowhere"])
+def test_a_client_that_leaves_within_its_body_is_no_error(
+    engine: ScriptedEngine, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = HEAD.replace(b"/generate", path.encode())
+    with caplog.at_level(logging.WARNING), served(engine) as (url, _):
+        for framing in (b"content-length: 100\r\n\r\n{", b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n"):
+            with connected(url) as sock:
+                sock.sendall(head + framing)
+        time.sleep(0.2)
+        assert httpx.get(f"{url}/health").status_code == 200
+    assert not caplog.records, caplog.text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"authorization: Bearer \xff\xfe",
+        b"authorization: " + b"Bearer " * 2000,
+        b"x-request-id: \xff\xfe\x80" + b"a" * 5000,
+        b"accept: \xff, application/json;q=x, ,,",
+        b"content-type: \xff/json; charset=\xff",
+        b"content-type: application/json; charset=utf-16",
+        b"content-type: application/" + b"a" * 5000 + b"+json",
+        b"origin: \xff://\xff:99999999",
+        b"host: \xff:\xff",
+        b"host: [::1",
+        b"referer: http://[",
+        b"sec-fetch-site: \xff",
+        b"content-encoding: \xff",
+        b"expect: \xff",
+        b"cookie: " + b"a=b;" * 5000,
+        b"connection: \xff, close",
+        b"last-event-id: \xff",
+    ],
+)
+def test_no_header_is_a_500(engine: ScriptedEngine, line: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING), served(engine, api_key="key") as (url, _):
+        for request in (b"GET /health", b"GET /v1/models", b"POST /generate", b"POST /flush_cache", b"OPTIONS /docs"):
+            with connected(url) as sock:
+                body = b"content-length: 2\r\n\r\n{}" if request.startswith(b"POST") else b"\r\n"
+                key = b"" if b"authorization" in line else b"authorization: Bearer key\r\n"
+                sock.sendall(request + b" HTTP/1.1\r\nconnection: close\r\n" + key + line + b"\r\n" + body)
+                status = int(read_all(sock).split()[1])
+                assert status < 500, (request, status)
+    assert not [record for record in caplog.records if record.exc_info], caplog.text

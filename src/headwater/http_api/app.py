@@ -23,6 +23,18 @@ from headwater.http_api.middleware import BodyLimit, RequestId
 from headwater.http_api.services import Services
 from headwater.http_api.state import ApiState
 
+ROUTERS = (
+    openai_routes.router,
+    native_routes.router,
+    flush_routes.router,
+    control_routes.router,
+    weight_routes.router,
+    memory_routes.router,
+    cache_routes.router,
+    storage_routes.router,
+    info_routes.router,
+)
+
 DESCRIPTION = """
 LLM inference with a KV cache that can be operated: OpenAI's API under `/v1`, SGLang's native API beside it.
 
@@ -49,18 +61,8 @@ def create_app(state: ApiState) -> FastAPI:
     )
     app.state.services = Services(state)
     install_error_handlers(app)
-    for routes in (
-        openai_routes,
-        native_routes,
-        flush_routes,
-        control_routes,
-        weight_routes,
-        memory_routes,
-        cache_routes,
-        storage_routes,
-        info_routes,
-    ):
-        app.include_router(routes.router)
+    for router in ROUTERS:
+        app.include_router(router)
     # The last one added sees a request first: even a refused one has its id.
     app.add_middleware(BodyLimit, max_body_bytes=state.limits.max_body_bytes)
     app.add_middleware(Authentication, api_key=state.api_key, admin_api_key=state.admin_api_key)

@@ -11,13 +11,14 @@ from headwater.http_api.cache_prefixes import compute, encode_prefixes, target_e
 from headwater.http_api.cache_report import cache_report
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
 from headwater.http_api.errors import ApiError, bad_request
+from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.schemas_cache import PinRequest, WarmRequest
 from headwater.http_api.services import CALL_TIMEOUT_S, Services, services
 from headwater.http_api.sse import while_connected
 from headwater.messages.base import TokenIds, pack_ids
 from headwater.messages.cache import GetCacheTree, GetPins, GetStorage, PinPrefix, Pins, UnpinPrefix
 
-router = APIRouter(tags=["cache"])
+router = APIRouter(route_class=JsonRoute, tags=["cache"])
 Given = Annotated[Services, Depends(services)]
 Json = dict[str, Any]
 

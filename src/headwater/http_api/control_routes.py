@@ -10,6 +10,7 @@ from headwater.client.engine_client import new_call_id
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
 from headwater.http_api.errors import ApiError
 from headwater.http_api.flush_answer import summed_counts
+from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.schemas_native import AbortRequest, PauseRequest
 from headwater.http_api.services import CALL_TIMEOUT_S, Services, services
 from headwater.http_api.sse import while_connected
@@ -23,7 +24,7 @@ from headwater.messages.control import (
 )
 from headwater.messages.generation import Abort
 
-router = APIRouter(tags=["control"])
+router = APIRouter(route_class=JsonRoute, tags=["control"])
 Given = Annotated[Services, Depends(services)]
 Json = dict[str, Any]
 

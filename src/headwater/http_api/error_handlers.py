@@ -5,6 +5,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from headwater.client.errors import CallFailed, EngineGone, EngineLoading, NoSuchEngine, RidInUse
@@ -32,6 +33,9 @@ def install_error_handlers(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         return error_response(_from_http(error))
 
+    async def handle_left(_: Request, error: Exception) -> Response:
+        return error_response(ApiError(499, "the client left"))
+
     async def handle_bug(_: Request, error: Exception) -> Response:
         return error_response(ApiError(500, "internal error; the server's log has the details", code="internal"))
 
@@ -49,6 +53,7 @@ def install_error_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, handle)
     app.add_exception_handler(RequestValidationError, handle_validation)
     app.add_exception_handler(HTTPException, handle_http)
+    app.add_exception_handler(ClientDisconnect, handle_left)
     app.add_exception_handler(Exception, handle_bug)
 
 

@@ -24,6 +24,8 @@ TYPES = {
     504: "timeout",
 }
 
+MAX_MESSAGE_CHARS = 1000
+
 
 class ApiError(Exception):
     """An answer that is an error. `param` is the parameter at fault, `code` a word for programs."""
@@ -52,7 +54,8 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, Any]:
         """The JSON of the answer; also the event that ends a stream in an error."""
-        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        param = None if self.param is None else _shown(self.param)
+        error = {"message": _shown(self.message), "type": self.type, "param": param, "code": self.code}
         return {"error": error | self.details}
 
     def event(self) -> dict[str, Any]:
@@ -60,6 +63,14 @@ class ApiError(Exception):
         body = self.body()
         body["error"]["retryable"] = self.status in (429, 503)
         return body
+
+
+def _shown(text: str) -> str:
+    """What the client sent may be part of a message: never all of it, and always Unicode."""
+    if len(text) > MAX_MESSAGE_CHARS:
+        half = MAX_MESSAGE_CHARS // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 class ClientLeft(Exception):

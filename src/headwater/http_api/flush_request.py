@@ -1,11 +1,11 @@
 """The parameters of a flush: from the query, or from a JSON body (docs/design.md, section 6)."""
 
-import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from headwater.client.engine_client import new_call_id
 from headwater.http_api.errors import ApiError, bad_request
+from headwater.http_api.json_body import parse_json
 from headwater.http_api.text_generation import TextGenerator
 from headwater.http_api.validation import check_name, check_unicode, first_outside, timeout_seconds
 from headwater.messages.base import pack_ids
@@ -61,11 +61,7 @@ async def flush_message(given: Given, generator: TextGenerator, *, max_timeout_s
 def _body_items(body: bytes) -> list[tuple[str, Any]]:
     if not body.strip():
         return []
-    try:
-        # pairs, so that a name given twice is seen
-        parsed = json.loads(body, object_pairs_hook=list)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
+    parsed = parse_json(body, pairs=list)  # pairs, so that a name given twice is seen
     if not isinstance(parsed, list) or not body.lstrip().startswith(b"{"):
         raise ApiError(400, "the body must be a JSON object or empty", code="invalid_body")
     return parsed

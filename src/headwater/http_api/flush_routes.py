@@ -9,11 +9,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from headwater.http_api.engine_answers import EngineAnswers
 from headwater.http_api.flush_answer import FlushAnswer
 from headwater.http_api.flush_request import flush_message, given_parameters
+from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.services import Services, services
 from headwater.http_api.sse import while_connected
 from headwater.messages.control import FlushCache
 
-router = APIRouter(tags=["control"])
+router = APIRouter(route_class=JsonRoute, tags=["control"])
 Given = Annotated[Services, Depends(services)]
 
 FLUSH_RESPONSES: dict[int | str, dict[str, Any]] = {

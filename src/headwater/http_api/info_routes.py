@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from headwater.client.engine_client import new_call_id
 from headwater.http_api.engine_answers import EngineAnswers
 from headwater.http_api.engine_metrics import used_pages
+from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.services import Services, services
 from headwater.messages.cache import GetStorage
 from headwater.messages.control import GetOperations
@@ -22,7 +23,7 @@ SCRAPE_TIMEOUT_S = 2.0
 GIB = 1 << 30
 SECRET = re.compile(r"(^|_)(key|secret|password)(_|$)")
 
-router = APIRouter(tags=["information"])
+router = APIRouter(route_class=JsonRoute, tags=["information"])
 Given = Annotated[Services, Depends(services)]
 Json = dict[str, Any]
 PROBE_RESPONSES: dict[int | str, Json] = {200: {"description": "Yes."}, 503: {"description": "No."}}

@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from headwater.client.engine_client import Deferred, new_call_id
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
+from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.schemas_control import MemoryTags
 from headwater.http_api.services import Services, services
 from headwater.http_api.sse import while_connected
@@ -17,7 +18,7 @@ from headwater.messages.weights import MemoryResult, ReleaseMemory, ResumeMemory
 RESUME_TIMEOUT_S = 600.0  # weights are read from their files again
 NOTHING_TO_RELEASE = "cuda_graph"  # SGLang's third tag
 
-router = APIRouter(tags=["memory"])
+router = APIRouter(route_class=JsonRoute, tags=["memory"])
 Given = Annotated[Services, Depends(services)]
 Tags = Annotated[MemoryTags | None, Body()]
 TagsQuery = Annotated[list[str] | None, Query(alias="tags")]

@@ -6,13 +6,14 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from headwater.http_api.errors import bad_request, from_value_error
+from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.native_format import json_bytes
 from headwater.http_api.schemas_native import DetokenizeRequest, GenerateRequest, TokenizeRequest
 from headwater.http_api.services import Services, services
 from headwater.http_api.sse import EventStream, while_connected
 from headwater.http_api.validation import first_outside
 
-router = APIRouter(tags=["native"])
+router = APIRouter(route_class=JsonRoute, tags=["native"])
 Given = Annotated[Services, Depends(services)]
 JSON = "application/json"
 STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {

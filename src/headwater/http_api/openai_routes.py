@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
 from headwater.http_api.errors import model_not_found
+from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.native_format import json_bytes
 from headwater.http_api.native_routes import JSON, STREAM_RESPONSES
 from headwater.http_api.openai_chat import Chat
@@ -16,7 +17,7 @@ from headwater.http_api.services import Services, services
 from headwater.http_api.sse import EventStream, while_connected
 from headwater.http_api.state import ModelFacts
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(route_class=JsonRoute, prefix="/v1", tags=["openai"])
 Given = Annotated[Services, Depends(services)]
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
 from headwater.http_api.schemas_native import Body
 from headwater.http_api.validation import Name, Priority, Text, within
@@ -36,7 +36,7 @@ class WarmRequest(Prefixes):
 class PinRequest(Prefixes):
     """A prefix that is not to be evicted for a while."""
 
-    ttl_s: Annotated[float, BeforeValidator(within(0, MAX_PIN_S, above_low=True))] = Field(
+    ttl_s: Annotated[float, AfterValidator(within(0, MAX_PIN_S, above_low=True))] = Field(
         default=3600.0, description="Seconds until the pin ends by itself."
     )
     tiers: list[Literal["device", "host"]] = Field(

@@ -1,7 +1,6 @@
 """Routes of the storage tier: attach, detach, look at and clear the store, under traffic (SGLang's names)."""
 
 import asyncio
-import json
 import re
 from typing import Annotated, Any
 
@@ -10,7 +9,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from headwater.client.engine_client import new_call_id
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
-from headwater.http_api.errors import bad_request
+from headwater.http_api.errors import ApiError, bad_request
+from headwater.http_api.json_body import JsonRoute, parse_json
 from headwater.http_api.schemas_cache import MAX_STORE_BYTES, StorageBackendRequest
 from headwater.http_api.services import Services, services
 from headwater.http_api.sse import while_connected
@@ -24,7 +24,7 @@ ATTACHED = "HiCache storage backend attached."
 DETACHED = "HiCache storage backend detached."
 PLACES = ("directory", "url", "size")
 
-router = APIRouter(tags=["storage"])
+router = APIRouter(route_class=JsonRoute, tags=["storage"])
 Given = Annotated[Services, Depends(services)]
 Json = dict[str, Any]
 
@@ -108,7 +108,8 @@ def size_bytes(given: Any) -> int:
     matched = _SIZE.fullmatch(given) if isinstance(given, str) else None
     if matched is not None:
         number, unit, is_binary = matched.groups()
-        value = int(float(number) * (1024 if is_binary else 1000) ** _POWERS[unit.lower()])
+        number_of_bytes = float(number) * (1024 if is_binary else 1000) ** _POWERS[unit.lower()]
+        value = int(min(number_of_bytes, 2.0 * MAX_STORE_BYTES))  # infinity is no integer
     elif isinstance(given, int) and not isinstance(given, bool):
         value = given
     else:
@@ -124,9 +125,9 @@ def _place(body: StorageBackendRequest) -> Json:
     extra: Any = body.hicache_storage_backend_extra_config_json or {}
     if isinstance(extra, str):
         try:
-            extra = json.loads(extra)
-        except (ValueError, RecursionError) as error:
-            raise bad_request(name, f"{name}: must be a JSON object; {error}") from None
+            extra = parse_json(extra.encode(), what="the text")
+        except ApiError as error:
+            raise bad_request(name, f"{name}: must be a JSON object; {error.message}") from None
     if not isinstance(extra, dict):
         raise bad_request(name, f"{name}: must be a JSON object, got {extra!r}")
     if unknown := sorted(extra.keys() - set(PLACES)):

@@ -10,6 +10,7 @@ from headwater.client.engine_client import new_call_id
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
 from headwater.http_api.errors import ApiError
 from headwater.http_api.flush_answer import summed_pages
+from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.schemas_control import WeightsByName, WeightsFromDisk, WeightVersion
 from headwater.http_api.services import Services, services
 from headwater.http_api.sse import while_connected
@@ -17,7 +18,7 @@ from headwater.messages.weights import GetWeights, SetWeightVersion, UpdateWeigh
 
 DEFAULT_TIMEOUT_S = 600.0
 
-router = APIRouter(tags=["weights"])
+router = APIRouter(route_class=JsonRoute, tags=["weights"])
 Given = Annotated[Services, Depends(services)]
 Json = dict[str, Any]
 

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from headwater.tokenization.json_nesting import MAX_NESTING, is_too_deep
+
 _TEXT_PART_TYPES = ("text", "input_text", "output_text", "refusal")
 
 
@@ -89,9 +91,11 @@ def _decode_arguments(arguments: Any, *, where: str) -> dict[str, Any]:
     if arguments is None or arguments == "":
         return {}
     if isinstance(arguments, str):
+        if is_too_deep(arguments.encode("utf-8", "surrogatepass")):
+            raise ValueError(f"{where}: must not be nested deeper than {MAX_NESTING} levels")
         try:
             arguments = json.loads(arguments)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # no JSON, or an integer of thousands of digits
             raise ValueError(f"{where}: is not valid JSON ({error})") from error
     if not isinstance(arguments, Mapping):
         raise ValueError(f"{where}: must be a JSON object")

@@ -1,0 +1,55 @@
+"""JSON from clients: what cannot be read, or should not be, is a 400 that says why.
+
+Python's own parser raises five kinds of errors, some of them only for texts made to find them.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from headwater.http_api.errors import ApiError
+from headwater.tokenization.json_nesting import MAX_NESTING, is_too_deep
+
+
+def parse_json(
+    data: bytes, *, what: str = "the body", pairs: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
+    """The value of a JSON text; `pairs` makes an object of its members. Raises ApiError 400, `what` in its words."""
+    if is_too_deep(data):
+        raise _not_json(f"{what} must not be nested deeper than {MAX_NESTING} levels")
+    try:
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=pairs)
+    except json.JSONDecodeError as error:
+        raise _not_json(f"{what} is not valid JSON: {error.msg} at character {error.pos}") from None
+    except UnicodeDecodeError:
+        raise ApiError(400, f"{what} is not valid UTF-8", code="invalid_encoding") from None
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits
+        raise _not_json(f"{what} cannot be read: {error}") from None
+
+
+def _not_json(message: str) -> ApiError:
+    return ApiError(400, message, code="invalid_json")
+
+
+class JsonRequest(Request):
+    """A request whose `json()` is `parse_json`."""
+
+    async def json(self) -> Any:
+        if not hasattr(self, "_json"):
+            self._json = parse_json(await self.body())
+        return self._json
+
+
+class JsonRoute(APIRoute):
+    """A route whose body is read as above."""
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        handle = super().get_route_handler()
+
+        async def handle_json(request: Request) -> Response:
+            return await handle(JsonRequest(request.scope, request.receive, request._send))
+
+        return handle_json
