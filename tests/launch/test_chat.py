@@ -2,13 +2,16 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
+from headwater.launch import waiting_line
+from headwater.launch.chat import waiting_reason
 from headwater.launch.cli import app
 
 
@@ -18,14 +21,24 @@ class Script(BaseHTTPRequestHandler):
     bodies: list[dict[str, Any]]
     refuse: tuple[int, str] | None
     break_off: bool
+    num_loading: int  # so many questions for the models find the server loading
+    delay_s: float  # before the answer begins
+    engines: list[dict[str, Any]]
 
     def do_GET(self) -> None:
-        self._send(200, {"data": [{"id": "some-model"}]})
+        if self.path == "/server_info":
+            self._send(200, {"internal_states": self.engines})
+        elif type(self).num_loading > 0:
+            type(self).num_loading -= 1
+            self._send(503, {"error": {"message": "the model is still loading", "code": "loading"}})
+        else:
+            self._send(200, {"data": [{"id": "some-model"}]})
 
     def do_POST(self) -> None:
         text = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         body = json.loads(text)
         self.bodies.append(body)
+        time.sleep(self.delay_s)
         if self.refuse:
             status, message = self.refuse
             self._send(status, {"error": {"message": message}})
@@ -59,6 +72,9 @@ def script() -> Iterator[type[Script]]:
         bodies: list[dict[str, Any]] = []  # noqa: RUF012
         refuse = None
         break_off = False
+        num_loading = 0
+        delay_s = 0.0
+        engines: list[dict[str, Any]] = []  # noqa: RUF012
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Fresh)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -107,6 +123,42 @@ def test_a_refusal_is_shown_in_the_servers_words(script: Any) -> None:
     result = run("chat", "hello", "--url", script.url)
     assert result.exit_code == 1
     assert "The server answered 400: max_tokens must be at least 1" in result.output
+
+
+@pytest.mark.parametrize("options", [(), ("--model", "given")])
+def test_a_server_that_loads_is_waited_for(script: Any, options: tuple[str, ...], monkeypatch: Any) -> None:
+    """The first thing a newcomer does is to type the second command before the first has got ready."""
+    monkeypatch.setattr(waiting_line, "WONDER_S", 0.0)
+    monkeypatch.setattr("headwater.launch.chat.POLL_S", 0.05)
+    script.num_loading = 3
+    result = run("chat", "How many?", "--url", script.url, *options)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == "I got 1"
+    assert script.num_loading == 0
+
+
+def test_what_an_answer_waits_for_is_shown_and_not_in_the_answer(script: Any) -> None:
+    script.engines = [{"dp_rank": 0, "paused": True, "num_running_reqs": 0, "num_waiting_reqs": 1}]
+    script.delay_s = 2.0
+    result = run("chat", "How many?", "--url", script.url)
+    assert result.stdout.strip() == "I got 1"
+    assert "(generation is paused; `headwater continue` ends the pause)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("engines", "words"),
+    [
+        ([], "waiting for the first token"),
+        ([{"num_running_reqs": 1}], "waiting for the first token"),
+        ([{"num_running_reqs": 3, "num_waiting_reqs": 2}], "4 other requests"),
+        ([{"paused": True}], "paused"),
+        ([{"paused": True}, {"paused": False}], "first token"),
+        ([{"released_memory": ["kv_cache"]}], "headwater memory resume"),
+        ([{"released_memory": ["kv_cache"]}, {"paused": True}], "paused"),
+    ],
+)
+def test_the_reason_is_what_holds_every_engine(engines: list[dict[str, Any]], words: str) -> None:
+    assert words in waiting_reason(engines)
 
 
 @pytest.mark.parametrize("command", [("chat", "hello"), ("flush",)])

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from scripted_http import HttpScript, scripted_http
-from typer.testing import CliRunner
 
 from headwater.launch.cli import app
 
@@ -49,7 +49,8 @@ def run(script: HttpScript, *arguments: str) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "path", "body", "words"),
     [
-        (["pause"], "/pause_generation", {"mode": "abort"}, "aborted: 3"),
+        (["pause"], "/pause_generation", {"mode": "retract"}, "put back into the queue: 3"),
+        (["pause", "--mode", "abort"], "/pause_generation", {"mode": "abort"}, "aborted: 3"),
         (["pause", "--mode", "in_place"], "/pause_generation", {"mode": "in_place"}, "frozen: 3"),
         (["continue"], "/continue_generation", {}, "Continued."),
         (["weights", "version"], "/get_weight_version", None, "6"),
@@ -107,7 +108,7 @@ def test_weights_update_sends_a_path_the_server_can_find(script: HttpScript, tmp
 @pytest.mark.parametrize(
     ("status", "error", "exit_code", "words"),
     [
-        (400, {"message": "not idle", "param": None, "blockers": {"running": 2}}, 1, "Not idle: running=2"),
+        (400, {"message": "not idle", "param": None, "blockers": {"running": 2}}, 1, "Not idle: 2 running requests."),
         (400, {"message": "tag 'x' is not known", "param": "tags"}, 2, "tag 'x'"),
         (403, {"message": "this route needs the admin API key", "param": None}, 1, "--admin-key"),
     ],
@@ -119,6 +120,32 @@ def test_refusals_are_sentences_with_an_exit_code(
     result = run(script, "memory", "release")
     assert result.exit_code == exit_code
     assert words in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pause"],
+        ["continue"],
+        ["flush"],
+        ["chat", "hello"],
+        ["weights", "update", "x"],
+        ["weights", "version"],
+        ["weights", "get", "x"],
+        ["memory", "release"],
+        ["memory", "resume"],
+    ],
+)
+def test_every_command_finds_the_server_by_the_environment(arguments: list[str]) -> None:
+    """Whoever serves on another port says so once; --url wins over it."""
+    with scripted_http() as script:
+        CliRunner().invoke(app, arguments, env={"HEADWATER_URL": script.url})
+        assert script.received, "HEADWATER_URL was not read"
+        with scripted_http() as other:
+            num_before = len(script.received)
+            CliRunner().invoke(app, [*arguments, "--url", other.url], env={"HEADWATER_URL": script.url})
+            assert other.received
+            assert len(script.received) == num_before
 
 
 def test_a_server_that_is_something_else_is_told_as_such(script: HttpScript) -> None:

@@ -12,9 +12,9 @@ from functools import partial
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 from scripted_http import HttpScript, scripted_http
-from typer.testing import CliRunner
 
 from headwater.launch.cli import app
 from headwater.launch.flush_view import flush_view
@@ -89,6 +89,31 @@ def test_exit_codes(script: HttpScript, status: int, content: Any, exit_code: in
     assert result.exit_code == exit_code, result.output
     assert words in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_drain_past_its_deadline_fails_and_says_what_is_left(script: HttpScript) -> None:
+    """Scripts wait for a drain to have the memory: exit code 0 would let them go on without it."""
+    said = "Cache flushed. Pages have not all come back. Held by: 2 requests that still hold old pages.\n"
+    script.answer("/flush_cache", said, status=202)
+    result = run("--mode", "drain", "--timeout", "1", "--url", script.url)
+    assert result.exit_code == 1
+    assert result.stdout == said
+    assert "longer --timeout" in result.stderr
+    assert run("--url", script.url).exit_code == 0, "another mode does not wait for what is held"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [((), ("--timeout 30", "--mode now")), (("--timeout", "1"), ("--hold", "longer --timeout", "--mode now"))],
+)
+def test_a_busy_flush_says_what_to_do_next(
+    script: HttpScript, options: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    script.answer("/flush_cache", "Flush cache failed. Not idle: 3 running requests.", status=400)
+    result = run(*options, "--url", script.url)
+    assert result.exit_code == 1
+    assert "Nothing was flushed" in result.stderr
+    assert all(word in result.stderr for word in words)
 
 
 def test_no_server_is_a_sentence_and_exit_code_1() -> None:
@@ -174,7 +199,7 @@ def test_the_view_names_each_engine_when_there_are_several() -> None:
     ]
     text = rendered({"engines": engines}, mode="idle", waited_s=2.0, timeout_s=10.0)
     assert "8.0 s left" in text
-    assert "engine 0: 1 queued, 2 running" in text
+    assert "engine 0: 1 queued request, 2 running requests" in text
     assert "engine 1: idle" in text
     assert "engine 2: engine 2 is gone" in text
 

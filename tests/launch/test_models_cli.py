@@ -3,7 +3,7 @@
 import hashlib
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from headwater.launch import default_model, models_cli
 from headwater.launch.default_model import DEFAULT_MODEL_NAME, PackagedModel, model_path
@@ -28,7 +28,7 @@ def _small_model_in_an_empty_cache(tmp_path, monkeypatch):
 
 
 def run(*arguments: str):
-    return CliRunner().invoke(models_cli.models_app, list(arguments))
+    return CliRunner().invoke(models_cli.models, list(arguments))
 
 
 def put_model_into_cache() -> None:

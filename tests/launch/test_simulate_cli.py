@@ -1,7 +1,7 @@
 """`headwater simulate`: what it says when promises are kept, when one is broken, and when asked for nonsense."""
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from headwater.launch.cli import app
 from headwater.simulation.mutation_check import MUTANTS

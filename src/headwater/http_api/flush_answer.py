@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from headwater.http_api.blocker_words import blockers_in_words
 from headwater.http_api.engine_answers import EngineAnswers, engine_list, error_entry, facts_of
 from headwater.http_api.errors import ApiError
 from headwater.messages.control import FlushResult, PagesAndBytes
@@ -72,7 +73,7 @@ class FlushAnswer:
         if facts.get("pending"):
             sentences.append(f"Not acknowledged yet: {', '.join(facts['pending'])}.")
         if facts["blockers"]:
-            blockers = ", ".join(f"{name}={count}" for name, count in sorted(facts["blockers"].items()))
+            blockers = blockers_in_words(facts["blockers"])
             sentences.append(f"Held by: {blockers}." if is_flushed else f"Not idle: {blockers}.")
         sentences.append(f"Waited {facts['waited_s']:.3f} s.")
         return " ".join(sentences) + "\n"

@@ -8,19 +8,15 @@ import asyncio
 import contextlib
 import logging
 import socket
-import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
-
-from rich.console import Console
-from rich.markup import escape
 
 from headwater.client.engine_client import EngineClient
 from headwater.client.errors import EngineGone
 from headwater.http_api.app import create_app
 from headwater.http_api.connection import ConnectionLimits
 from headwater.http_api.http_server import HttpServer
-from headwater.http_api.state import ApiState, Limits, ModelFacts
+from headwater.http_api.state import ApiState, Limits
+from headwater.launch.banner import print_banner
 from headwater.launch.config import ServerArgs
 from headwater.launch.descriptors import default_max_connections, raise_descriptor_limit
 from headwater.launch.heap import freeze_heap
@@ -49,11 +45,14 @@ class ApiProcess:
         supervisors: Sequence[EngineSupervisor],
         endpoints: Sequence[str],
         stop_requested: asyncio.Event,
+        on_ready: Callable[[], None],
     ) -> None:
+        """`on_ready` is called once, before the first line of the banner is printed."""
         self._args = args
         self._listener = listener
         self._supervisors = supervisors
         self._stop_requested = stop_requested
+        self._on_ready = on_ready
         self._client = EngineClient(endpoints)
         self._state = self._make_state()
         self._http = HttpServer(
@@ -115,7 +114,14 @@ class ApiProcess:
         loaded = await tokenizer
         freeze_heap()
         self._state.set_ready(tokenizer=loaded, model=facts)
-        print_banner(facts, ready, listener=self._listener, num_engines=self._args.dp_size)
+        self._on_ready()
+        print_banner(
+            facts,
+            ready,
+            listener=self._listener,
+            num_engines=self._args.dp_size,
+            needs_key=self._args.api_key is not None,
+        )
 
     async def _wait_for_engines(self) -> tuple[EngineReady, ...]:
         while True:
@@ -167,27 +173,3 @@ class ApiProcess:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(asyncio.gather(http, return_exceptions=True), HTTP_GRACE_S + 0.5)
         await asyncio.gather(*(supervisor.stop(ENGINE_GRACE_S) for supervisor in self._supervisors))
-
-
-def print_banner(
-    model: ModelFacts, ready: EngineReady, *, listener: socket.socket, num_engines: int = 1
-) -> None:
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host) or str(host)
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    tokens = ready.num_pages * ready.page_size
-    mib = ready.num_pages * ready.page_bytes / (1 << 20)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(
-        f"[bold]Headwater {version('headwater')}[/] serves [bold]{escape(model.served_name)}[/] "
-        f"({ready.architecture}, {ready.dtype} on {ready.device}), loaded in {ready.load_s:.1f} s"
-    )
-    console.print(f"  API      {url}/v1  (OpenAI), {url}/generate  (SGLang)")
-    console.print(f"  Docs     {url}/docs")
-    console.print(f"  Metrics  {url}/metrics")
-    each = f" in each of {num_engines} engines" if num_engines > 1 else ""
-    console.print(
-        f"  KV cache {tokens:,} tokens in {ready.num_pages:,} pages of {ready.page_size}, {mib:,.0f} MiB{each}"
-    )
-    console.print("  Try      headwater chat    (Ctrl-C here ends the server)")
-    sys.stdout.flush()

@@ -54,6 +54,7 @@ def build_engine(args: ServerArgs, endpoint: str, *, index: int = 0) -> EngineLo
     assert args.max_step_tokens is not None
     assert args.chunked_prefill_size is not None
     files = resolve_model(model_path)
+    _log.info("reading %s", files.name)
     loaded = load_model(
         files,
         device=device,
@@ -70,6 +71,7 @@ def build_engine(args: ServerArgs, endpoint: str, *, index: int = 0) -> EngineLo
         free_bytes=device.free_memory_bytes(),
         reserved_bytes=workspace_bytes(args, loaded.config, device),
     )
+    _log.info("making ready to compute: %d pages of KV, first steps", num_pages)
     runner = make_runner(args, loaded, device, num_pages=num_pages, max_context=max_context)
     load_s = time.monotonic() - started_s
     _log.info("model loaded in %.1f s; the KV cache holds %d tokens", load_s, num_pages * args.page_size)

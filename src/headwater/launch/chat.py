@@ -3,60 +3,76 @@
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
-from typing import Annotated, Any
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-import httpx
-import typer
+import click
 
-DEFAULT_URL = "http://127.0.0.1:30000"
+from headwater.launch.command_line import command, url_option
+from headwater.launch.server_call import Answer, Server, ServerError
+from headwater.launch.waiting_line import WaitingLine
+
 HELP = "/reset forgets the conversation, /system TEXT sets the system prompt, /quit (or Ctrl-D) leaves."
+STATUS_TIMEOUT_S = 5.0
+LIST_TIMEOUT_S = 30.0
+POLL_S = 0.5
 
 
 class ChatError(Exception):
-    """The server could not be asked or refused; the message is for the user."""
+    """The server refused, or broke off; the message is for the user."""
 
 
+@command()
+@click.argument("question", required=False)
+@url_option
+@click.option("--system", help="The system prompt.")
+@click.option("--model", help="Model to ask. Default: the first one the server lists.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer in tokens.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.3,
+    show_default=True,
+    help="0 always takes the likeliest token.",
+)
+@click.option("--api-key", envvar="HEADWATER_API_KEY", show_envvar=True, help="The server's --api-key.")
 def chat(
-    question: Annotated[str | None, typer.Argument(help="Ask this, print the answer and leave.")] = None,
-    url: Annotated[str, typer.Option(help="Where the server is.")] = DEFAULT_URL,
-    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Model to ask. Default: the first one the server lists.")
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer in tokens.", min=1)] = None,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.", min=0.0)] = 0.3,
-    api_key: Annotated[
-        str | None, typer.Option(help="The server's --api-key.", envvar="HEADWATER_API_KEY")
-    ] = None,
+    question: str | None,
+    url: str,
+    system: str | None,
+    model: str | None,
+    max_tokens: int | None,
+    temperature: float,
+    api_key: str | None,
 ) -> None:
-    """Chat with a running server."""
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    """Chat with a running server.
+
+    With QUESTION: ask it, print the answer and leave. Waits while the server loads its model, and says what an
+    answer waits for when it takes more than a second.
+    """
     options = {"max_tokens": max_tokens, "temperature": temperature}
     try:
-        with httpx.Client(
-            base_url=url, headers=headers, timeout=httpx.Timeout(10.0, read=None), trust_env=False
-        ) as http:
-            conversation = Conversation(
-                http, model=model or first_model(http), system=system, options=options
-            )
-            if question is not None:
-                print_answer(conversation.ask(question))
-            else:
-                converse(conversation)
-    except (ChatError, httpx.InvalidURL) as error:
-        typer.secho(str(error), err=True, fg="red")
-        raise typer.Exit(1) from None
+        server = Server(url, key=api_key)
+        listed = first_model(server)  # asked for with --model, too: this waits until there is one
+        conversation = Conversation(server, model=model or listed, system=system, options=options)
+        if question is not None:
+            print_answer(conversation, question)
+        else:
+            converse(conversation)
+    except (ChatError, ServerError) as error:
+        click.secho(str(error), err=True, fg="red")
+        raise click.exceptions.Exit(1) from None
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(130) from None
 
 
 class Conversation:
     """The messages so far, and how to ask for the next one."""
 
-    def __init__(
-        self, http: httpx.Client, *, model: str, system: str | None, options: dict[str, Any]
-    ) -> None:
+    def __init__(self, server: Server, *, model: str, system: str | None, options: dict[str, Any]) -> None:
         self.model = model
-        self._http = http
+        self._server = server
         self._options = {name: value for name, value in options.items() if value is not None}
         self.system = system
         self.messages: list[dict[str, str]] = []
@@ -71,21 +87,37 @@ class Conversation:
         messages = [*self.messages, {"role": "user", "content": question}]
         body = {"model": self.model, "messages": messages, "stream": True, **self._options}
         pieces: list[str] = []
-        try:
-            with self._http.stream("POST", "/v1/chat/completions", json=body) as answer:
-                if answer.status_code != 200:
-                    answer.read()
-                    raise ChatError(explain_refusal(answer))
-                for event in server_sent_events(answer.iter_lines()):
-                    if "error" in event:
-                        raise ChatError(f"The server ended the answer: {event['error'].get('message')}")
-                    for choice in event.get("choices", ()):
-                        if piece := (choice.get("delta") or {}).get("content"):
-                            pieces.append(piece)
-                            yield piece
-        except httpx.TransportError as error:
-            raise ChatError(explain_transport_error(error, str(self._http.base_url))) from None
+        with self._server.stream("POST", "/v1/chat/completions", body, timeout_s=None) as response:
+            if response.status != 200:
+                raise ChatError(Answer(response.status, response.read().decode("utf-8", "replace")).refusal())
+            for event in server_sent_events(response):
+                if "error" in event:
+                    raise ChatError(f"The server ended the answer: {event['error'].get('message')}")
+                for choice in event.get("choices", ()):
+                    if piece := (choice.get("delta") or {}).get("content"):
+                        pieces.append(piece)
+                        yield piece
         self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
+
+    def what_it_waits_for(self) -> str:
+        """Why no token has come yet, as far as the server tells."""
+        try:
+            answer = self._server.request("GET", "/server_info", timeout_s=STATUS_TIMEOUT_S)
+            states = [state for state in answer.json()["internal_states"] if state.get("success", True)]
+            return waiting_reason(states)
+        except (ServerError, ValueError, KeyError, TypeError, AttributeError):
+            return "waiting for the first token"
+
+
+def waiting_reason(states: list[dict[str, Any]]) -> str:
+    """In words, from the state of each engine; what holds all of them holds the answer."""
+    if states and all(state.get("released_memory") for state in states):
+        return "the server's memory is released; `headwater memory resume` takes it again"
+    if states and all(state.get("paused") or state.get("released_memory") for state in states):
+        return "generation is paused; `headwater continue` ends the pause"
+    others = sum(state.get("num_running_reqs", 0) + state.get("num_waiting_reqs", 0) for state in states) - 1
+    beside = f"; {others} other request{'s' * (others > 1)} on the server" if others > 0 else ""
+    return f"waiting for the first token{beside}"
 
 
 def converse(conversation: Conversation) -> None:
@@ -115,55 +147,42 @@ def converse(conversation: Conversation) -> None:
             print(HELP)
         elif line:
             try:
-                print_answer(conversation.ask(line))
+                print_answer(conversation, line)
             except KeyboardInterrupt:
                 print(" (stopped)")
-            except ChatError as error:
-                typer.secho(str(error), err=True, fg="red")
+            except (ChatError, ServerError) as error:
+                click.secho(str(error), err=True, fg="red")
 
 
-def print_answer(pieces: Iterator[str]) -> None:
-    for piece in pieces:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+def print_answer(conversation: Conversation, question: str) -> None:
+    with WaitingLine(conversation.what_it_waits_for) as waiting:
+        for piece in conversation.ask(question):
+            waiting.stop()
+            sys.stdout.write(piece)
+            sys.stdout.flush()
     print()
 
 
-def first_model(http: httpx.Client) -> str:
-    """The name of the first model the server lists. Raises `ChatError` if none answers or it is not ready."""
-    try:
-        answer = http.get("/v1/models")
-    except httpx.TransportError as error:
-        raise ChatError(explain_transport_error(error, str(http.base_url))) from None
+def first_model(server: Server) -> str:
+    """The name of the first model the server lists, once it has loaded one. Raises `ChatError`, `ServerError`."""
+    with WaitingLine(lambda: "the server is loading its model"):
+        answer = server.request("GET", "/v1/models", timeout_s=LIST_TIMEOUT_S)
+        while answer.error.get("code") == "loading":
+            time.sleep(POLL_S)
+            answer = server.request("GET", "/v1/models", timeout_s=LIST_TIMEOUT_S)
     if answer.status_code != 200:
-        raise ChatError(explain_refusal(answer))
+        raise ChatError(answer.refusal())
     try:
         return answer.json()["data"][0]["id"]
     except (ValueError, KeyError, IndexError, TypeError):
-        raise ChatError(f"{http.base_url} answers, but not like a server with OpenAI's API.") from None
+        raise ChatError(f"{server.url} answers, but not like a server with OpenAI's API.") from None
 
 
-def server_sent_events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+def server_sent_events(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """The JSON objects of a stream of `data:` lines, up to `[DONE]`."""
     for line in lines:
-        if line.startswith("data:"):
+        if line.startswith(b"data:"):
             data = line[5:].strip()
-            if data == "[DONE]":
+            if data == b"[DONE]":
                 return
             yield json.loads(data)
-
-
-def explain_refusal(answer: httpx.Response) -> str:
-    try:
-        message = answer.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        message = answer.text[:200]
-    return f"The server answered {answer.status_code}: {message}"
-
-
-def explain_transport_error(error: httpx.TransportError, url: str) -> str:
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return f"No server answers at {url}. Start one with `headwater serve`, or say where it is with --url."
-    if isinstance(error, httpx.UnsupportedProtocol):
-        return f"{url} is not an address like {DEFAULT_URL}."
-    return f"The connection to {url} broke: {error or type(error).__name__}"

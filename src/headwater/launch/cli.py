@@ -1,88 +1,58 @@
-"""The `headwater` command. Imports of anything heavy happen inside the commands: `--help` is instant."""
+"""The `headwater` command: a table of commands, of which only the one that was asked for is imported."""
 
-import inspect
-import sys
-from collections.abc import Callable
-from importlib.metadata import version as installed_version
-from typing import Annotated, Any
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
-import typer
+import click
 
-from headwater.launch.chat import chat
-from headwater.launch.config import FLAGS, ServerArgs, flag_name
-from headwater.launch.control_cli import memory_app, pause, resume, weights_app
-from headwater.launch.flush import flush
-from headwater.launch.models_cli import models_app
-from headwater.launch.simulate_cli import simulate
-
-app = typer.Typer(
-    name="headwater",
-    help="An LLM inference server whose KV cache can be operated while it serves.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.add_typer(models_app, name="models")
-app.command()(chat)
-app.command()(flush)
-app.command()(pause)
-app.command(name="continue")(resume)
-app.command()(simulate)
-app.add_typer(weights_app, name="weights")
-app.add_typer(memory_app, name="memory")
+from headwater.launch.command_line import SETTINGS
 
 
-def takes_server_args(command: Callable[[ServerArgs], None]) -> Callable[..., None]:
-    """Turn a function of `ServerArgs` into a typer command with one option for each of its fields."""
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a command is, as `module:name`, and its line in the list."""
 
-    def run(**options: Any) -> None:
-        try:
-            args = ServerArgs(**options)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-        command(args)
+    target: str
+    summary: str
 
-    parameters = []
-    for name, spec in FLAGS.items():
-        names = [flag_name(name), *spec.flag.also]
-        if spec.type is bool:
-            names = [flag_name(name)]  # a switch: no --no-... twin
-        option = typer.Option(
-            *names,
-            help=spec.flag.help,
-            rich_help_panel=spec.flag.panel,
-            envvar=spec.flag.env,
-            show_default=spec.default is not None and spec.default is not False,
-        )
-        kind = spec.type | None if spec.is_optional else spec.type
-        parameters.append(
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=spec.default, annotation=Annotated[kind, option]
-            )
-        )
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return run
+    def load(self) -> click.Command:
+        module, _, name = self.target.partition(":")
+        return getattr(import_module(f"headwater.launch.{module}"), name)
 
 
-@app.command()
-@takes_server_args
-def serve(args: ServerArgs) -> None:
-    """Serve a model over OpenAI's and SGLang's HTTP APIs.
+COMMANDS = {
+    "serve": Entry("serve_cli:serve", "Serve a model over OpenAI's and SGLang's HTTP APIs."),
+    "chat": Entry("chat:chat", "Chat with a running server."),
+    "flush": Entry("flush:flush", "Flush the KV cache of a running server."),
+    "pause": Entry("control_cli:pause", "Pause generation; requests that arrive meanwhile wait."),
+    "continue": Entry("control_cli:resume", "End a pause."),
+    "weights": Entry("control_cli:weights", "The weights of a running server: update, label, look at."),
+    "memory": Entry("control_cli:memory", "Give a running server's memory back, and take it again."),
+    "models": Entry("models_cli:models", "List, fetch and find the models known by name."),
+    "simulate": Entry("simulate_cli:simulate", "Run the real engine through random load, operations and faults."),
+    "version": Entry("serve_cli:version", "Print the version of Headwater."),
+}
 
-    Without --model the default model is fetched once and served. Ctrl-C ends the server.
-    """
-    from headwater.launch.serve import serve
 
-    sys.exit(serve(args))
+class CommandTable(click.Group):
+    """Lists `COMMANDS` without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command's name and summary, for lists."""
+        return click.Command(cmd_name, help=COMMANDS[cmd_name].summary) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, COMMANDS[name].load() if name and listed else None, rest
 
 
-@app.command()
-def version() -> None:
-    """Print the version of Headwater."""
-    print(f"headwater {installed_version('headwater')}")
+@click.command(cls=CommandTable, context_settings=SETTINGS, no_args_is_help=True)
+def app() -> None:
+    """An LLM inference server whose KV cache can be operated while it serves."""
 
 
 def main() -> None:

@@ -1,56 +1,73 @@
 """`headwater pause | continue | weights | memory`: operate a running server from the shell."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import typer
+import click
 
-from headwater.launch.chat import DEFAULT_URL
-from headwater.launch.control_client import AdminKey, ControlError, Timeout, Url, ask, fail
+from headwater.launch.command_line import command, group, server_options, timeout_option
+from headwater.launch.control_client import ControlError, ask, fail
 
 MIB = 1 << 20
+DONE = {"abort": "aborted", "retract": "put back into the queue", "in_place": "frozen"}
 
-weights_app = typer.Typer(help="The weights of a running server: update, label, look at.", no_args_is_help=True)
-memory_app = typer.Typer(help="Give a running server's memory back, and take it again.", no_args_is_help=True)
-
-Tags = Annotated[
-    list[str] | None, typer.Argument(help="kv_cache, weights, or both. Default: all.", show_default=False)
-]
+weights = group("weights", "The weights of a running server: update, label, look at.")
+memory = group("memory", "Give a running server's memory back, and take it again.")
 
 
-def pause(
-    mode: Annotated[
-        Literal["abort", "retract", "in_place"],
-        typer.Option(help="What becomes of running requests: end them, queue them without KV, or freeze them."),
-    ] = "abort",
-    url: Url = DEFAULT_URL,
-    admin_key: AdminKey = None,
-) -> None:
-    """Pause generation; requests that arrive meanwhile wait."""
+@command()
+@click.option(
+    "--mode",
+    type=click.Choice(list(DONE)),
+    default="retract",
+    show_default=True,
+    help="What becomes of running requests. retract: they queue without KV and go on after `headwater continue`. "
+    "in_place: they are frozen with their KV. abort: they are ended (the default of SGLang's route).",
+)
+@server_options
+def pause(mode: str, url: str, admin_key: str | None) -> None:
+    """Pause generation; requests that arrive meanwhile wait.
+
+    No request is lost unless --mode abort says so. `headwater continue` ends the pause.
+    """
     answer = _ask("POST", "/pause_generation", {"mode": mode}, url, admin_key)
-    done = {"abort": "aborted", "retract": "put back into the queue", "in_place": "frozen"}[mode]
-    typer.echo(f"Paused. Running requests {done}: {answer['num_requests']}.")
+    click.echo(f"Paused. Running requests {DONE[mode]}: {answer['num_requests']}.")
 
 
-def resume(url: Url = DEFAULT_URL, admin_key: AdminKey = None) -> None:
+@command("continue")
+@server_options
+def resume(url: str, admin_key: str | None) -> None:
     """End a pause."""
     _ask("POST", "/continue_generation", {}, url, admin_key)
-    typer.echo("Continued.")
+    click.echo("Continued.")
 
 
-@weights_app.command()
+@weights.command()
+@click.argument("path")
+@click.option("--version", "weight_version", help="New label for the weights. Default: it stays.")
+@click.option("--abort", is_flag=True, help="End running requests first.")
+@click.option(
+    "--load-format",
+    type=click.Choice(["auto", "safetensors", "gguf"]),
+    default="auto",
+    show_default=True,
+    help="Format of the files.",
+)
+@timeout_option(600.0)
+@server_options
 def update(
-    path: Annotated[str, typer.Argument(help="A safetensors folder (all tensors or some) or a .gguf file.")],
-    weight_version: Annotated[
-        str | None, typer.Option("--version", help="New label for the weights. Default: it stays.")
-    ] = None,
-    abort: Annotated[bool, typer.Option("--abort", help="End running requests first.")] = False,
-    load_format: Annotated[Literal["auto", "safetensors", "gguf"], typer.Option(help="Format of the files.")] = "auto",
-    timeout: Timeout = 600.0,
-    url: Url = DEFAULT_URL,
-    admin_key: AdminKey = None,
+    path: str,
+    weight_version: str | None,
+    abort: bool,
+    load_format: str,
+    timeout: float,
+    url: str,
+    admin_key: str | None,
 ) -> None:
-    """Load new weights while the server serves: all or nothing, and nothing cached before can match after."""
+    """Load new weights while the server serves: all or nothing, and nothing cached before can match after.
+
+    PATH is a safetensors folder (all tensors or some) or a .gguf file.
+    """
     local = Path(path).expanduser()
     body = {
         "model_path": str(local.resolve()) if local.exists() else path,
@@ -60,62 +77,78 @@ def update(
         "timeout": timeout,
     }
     answer = _ask("POST", "/update_weights_from_disk", body, url, admin_key, timeout_s=timeout)
-    typer.echo(
+    click.echo(
         f"{answer['message']} {answer['num_tensors']} tensors, version {answer['weight_version']!r}, "
         f"weights_id {answer['weights_id']}. Requests carried over: {answer['num_kept']}, "
         f"aborted: {answer['num_aborted']}."
     )
 
 
-@weights_app.command()
-def version(
-    new_version: Annotated[str | None, typer.Argument(help="New label. Without it: print the label.")] = None,
-    keep_running: Annotated[
-        bool, typer.Option("--keep-running", help="Do not abort requests (while paused none are aborted anyway).")
-    ] = False,
-    url: Url = DEFAULT_URL,
-    admin_key: AdminKey = None,
-) -> None:
-    """Print or change the label of the weights; the cache is not touched."""
+@weights.command()
+@click.argument("new_version", required=False)
+@click.option("--keep-running", is_flag=True, help="Do not abort requests (while paused none are aborted anyway).")
+@server_options
+def version(new_version: str | None, keep_running: bool, url: str, admin_key: str | None) -> None:
+    """Print or change the label of the weights; the cache is not touched.
+
+    Without NEW_VERSION: print the label.
+    """
     if new_version is None:
-        typer.echo(_ask("GET", "/get_weight_version", None, url, admin_key)["weight_version"])
+        click.echo(_ask("GET", "/get_weight_version", None, url, admin_key)["weight_version"])
         return
     body = {"new_version": new_version} | ({"abort_all_requests": False} if keep_running else {})
-    typer.echo(_ask("POST", "/update_weight_version", body, url, admin_key)["message"])
+    click.echo(_ask("POST", "/update_weight_version", body, url, admin_key)["message"])
 
 
-@weights_app.command()
-def get(
-    name: Annotated[str, typer.Argument(help="Hugging Face name, for example model.norm.weight.")],
-    num_values: Annotated[int, typer.Option(help="How many values, from the first on.", min=1)] = 10,
-    url: Url = DEFAULT_URL,
-    admin_key: AdminKey = None,
-) -> None:
-    """Print the first values of a parameter, those of each engine."""
+@weights.command()
+@click.argument("name")
+@click.option(
+    "--num-values",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="How many values, from the first on.",
+)
+@server_options
+def get(name: str, num_values: int, url: str, admin_key: str | None) -> None:
+    """Print the first values of a parameter, those of each engine.
+
+    NAME is the one of Hugging Face, for example model.norm.weight.
+    """
     body = {"name": name, "truncate_size": num_values}
     answer = _ask("POST", "/get_weights_by_name", body, url, admin_key)
-    typer.echo(f"{answer['name']}  {answer['dtype']}  {'x'.join(map(str, answer['shape']))}")
+    click.echo(f"{answer['name']}  {answer['dtype']}  {'x'.join(map(str, answer['shape']))}")
     for engine in answer["engines"]:
         label = f"engine {engine['dp_rank']}: " if len(answer["engines"]) > 1 else ""
-        typer.echo(label + " ".join(f"{value:g}" for value in engine["values"]))
+        click.echo(label + " ".join(f"{value:g}" for value in engine["values"]))
 
 
-@memory_app.command()
-def release(tags: Tags = None, timeout: Timeout = 0.0, url: Url = DEFAULT_URL, admin_key: AdminKey = None) -> None:
-    """Give memory back when nothing runs; requests queue until `headwater memory resume`."""
-    body = {"tags": tags or [], "timeout": timeout}
+@memory.command()
+@click.argument("tags", nargs=-1)
+@timeout_option(0.0)
+@server_options
+def release(tags: tuple[str, ...], timeout: float, url: str, admin_key: str | None) -> None:
+    """Give memory back when nothing runs; requests queue until `headwater memory resume`.
+
+    TAGS are kv_cache, weights, or both. Default: all.
+    """
+    body = {"tags": list(tags), "timeout": timeout}
     answer = _ask("POST", "/release_memory_occupation", body, url, admin_key, timeout_s=timeout)
-    typer.echo(f"Released {answer['num_bytes'] / MIB:,.0f} MiB. Released now: {', '.join(answer['released'])}.")
+    click.echo(f"Released {answer['num_bytes'] / MIB:,.0f} MiB. Released now: {', '.join(answer['released'])}.")
 
 
-@memory_app.command(name="resume")
-def resume_memory(
-    tags: Tags = None, timeout: Timeout = 600.0, url: Url = DEFAULT_URL, admin_key: AdminKey = None
-) -> None:
-    """Take released memory again and run what has queued."""
-    body = {"tags": tags or [], "timeout": timeout}
+@memory.command("resume")
+@click.argument("tags", nargs=-1)
+@timeout_option(600.0)
+@server_options
+def resume_memory(tags: tuple[str, ...], timeout: float, url: str, admin_key: str | None) -> None:
+    """Take released memory again and run what has queued.
+
+    TAGS are kv_cache, weights, or both. Default: all.
+    """
+    body = {"tags": list(tags), "timeout": timeout}
     answer = _ask("POST", "/resume_memory_occupation", body, url, admin_key, timeout_s=timeout)
-    typer.echo(f"Resumed. Still released: {', '.join(answer['released']) or 'nothing'}.")
+    click.echo(f"Resumed. Still released: {', '.join(answer['released']) or 'nothing'}.")
 
 
 def _ask(

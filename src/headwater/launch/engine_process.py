@@ -93,6 +93,7 @@ def main() -> int:
         stream=sys.stderr,
     )
     try:
+        logging.getLogger(__name__).info("loading PyTorch")
         from headwater.launch.assembly import build_engine
 
         engine = build_engine(start.args, start.endpoint, index=start.index)

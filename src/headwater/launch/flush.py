@@ -1,18 +1,14 @@
 """`headwater flush`: empty a running server's KV cache from the shell, watching what is in the way."""
 
-import asyncio
-import contextlib
+import sys
 import time
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import httpx
-import typer
-from rich.console import Console
-from rich.live import Live
+import click
 
-from headwater.launch.chat import DEFAULT_URL
-from headwater.launch.control_client import AdminKey, ControlError, Url, fail, headers, limits, refused, unreachable
-from headwater.launch.flush_view import flush_view
+from headwater.launch.command_line import command, server_options
+from headwater.launch.control_client import ANSWER_GRACE_S, ControlError, fail, refused, unreachable
+from headwater.launch.server_call import Answer, PendingCall, Server, ServerError
 
 EXIT_INTERRUPTED = 130
 POLL_S = 0.25
@@ -21,82 +17,97 @@ VIEW_AFTER_S = 0.3  # what is answered sooner needs no view
 Parameters = dict[str, Any]
 
 
-def flush(
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for the outcome.", min=0.0)] = 0.0,
-    mode: Annotated[
-        Literal["idle", "now", "drain"],
-        typer.Option(
-            help="idle: at the first idle moment. now: at once, under load. drain: at once, and wait for all pages."
-        ),
-    ] = "idle",
-    tiers: Annotated[
-        str | None, typer.Option(help="Any of device,host,storage. Default: device,host.", metavar="TIERS")
-    ] = None,
-    cache_salt: Annotated[str | None, typer.Option(help="Only what was cached with this cache_salt.")] = None,
-    extra_key: Annotated[str | None, typer.Option(help="Only what was cached with this extra_key.")] = None,
-    prefix: Annotated[str | None, typer.Option(help="Only prompts that begin with this text.")] = None,
-    hold: Annotated[
-        bool, typer.Option("--hold", help="With idle: let no new request start meanwhile (they queue).")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be freed and what blocks; change nothing.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the server's answer as JSON.")] = False,
-    url: Url = DEFAULT_URL,
-    admin_key: AdminKey = None,
-) -> None:
+@command()
+@click.option(
+    "--timeout", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Seconds to wait for the outcome."
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["idle", "now", "drain"]),
+    default="idle",
+    show_default=True,
+    help="idle: at the first idle moment. now: at once, under load. drain: at once, and wait for all pages.",
+)
+@click.option("--tiers", metavar="TIERS", help="Any of device,host,storage. Default: device,host.")
+@click.option("--cache-salt", help="Only what was cached with this cache_salt.")
+@click.option("--extra-key", help="Only what was cached with this extra_key.")
+@click.option("--prefix", help="Only prompts that begin with this text.")
+@click.option("--hold", is_flag=True, help="With idle: let no new request start meanwhile (they queue).")
+@click.option("--dry-run", is_flag=True, help="Say what would be freed and what blocks; change nothing.")
+@click.option("--json", is_flag=True, help="Print the server's answer as JSON.")
+@server_options
+def flush(json: bool, url: str, admin_key: str | None, **parameters: Any) -> None:
     """Flush the KV cache of a running server.
 
-    Shows what blocks while it waits; Ctrl-C cancels the flush. Exits with 0 when flushed, 1 when not, 2 when an
-    option is wrong.
+    Shows what blocks while it waits; Ctrl-C cancels the flush. Exits with 0 when flushed, 1 when not (or, with
+    drain, when requests still hold old pages at the deadline), 2 when an option is wrong.
     """
-    scope = {"tiers": tiers, "cache_salt": cache_salt, "extra_key": extra_key, "prefix": prefix}
-    parameters = {"timeout": timeout, "mode": mode, "hold": hold, "dry_run": dry_run} | scope
     given = {name: value for name, value in parameters.items() if value is not None}
     try:
-        answer = asyncio.run(_flush(given, url=url, admin_key=admin_key, wants_json=json))
+        answer = _flush(Server(url, key=admin_key), given, wants_json=json)
         if answer.status_code >= 300 and "error" in answer.text[:10]:
             raise refused(answer)
-    except (ControlError, httpx.TransportError, httpx.InvalidURL) as error:
-        raise fail(error if isinstance(error, ControlError) else unreachable(error, url)) from None
+    except (ControlError, ServerError) as error:
+        raise fail(error if isinstance(error, ControlError) else unreachable(error)) from None
     except KeyboardInterrupt:
-        typer.secho("Cancelled. What had been flushed before stays flushed.", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    typer.echo(answer.text.rstrip())
-    if answer.status_code >= 300:
-        raise typer.Exit(1)
+        click.secho("Cancelled. What had been flushed before stays flushed.", err=True)
+        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+    click.echo(answer.text.rstrip())
+    if advice := _advice(answer.status_code, given):
+        click.echo(advice, err=True)
+        raise click.exceptions.Exit(1)
 
 
-async def _flush(given: Parameters, *, url: str, admin_key: str | None, wants_json: bool) -> httpx.Response:
-    """Ask for the flush and show what blocks until it is answered. Cancelling it leaves, which the server sees."""
-    accept = {"Accept": "application/json" if wants_json else "text/plain"}
-    async with httpx.AsyncClient(
-        base_url=url.rstrip("/"),
-        headers=headers(admin_key),
-        timeout=limits(given["timeout"]),
-        trust_env=False,
-    ) as http:
-        call = asyncio.ensure_future(http.post("/flush_cache", json=given, headers=accept))
-        try:
-            await asyncio.wait({call}, timeout=VIEW_AFTER_S)
-            console = Console(stderr=True)
-            if not call.done() and console.is_terminal:
-                await _watch(call, http, given, console)
-            return await call
-        finally:
-            call.cancel()
+def _advice(status: int, given: Parameters) -> str:
+    """What to do next; empty after a success."""
+    if status == 202 and given["mode"] == "drain":
+        return (
+            "Past the deadline. Nothing old can be matched any more; requests that hold old pages give them back as "
+            "they end, and a store that has not acknowledged is neither read nor written. A longer --timeout waits "
+            "for both."
+        )
+    if status < 300:
+        return ""
+    if given["timeout"] > 0:
+        return (
+            "Nothing was flushed. Next: --hold keeps new requests from starting meanwhile, a longer --timeout waits "
+            "on, --mode now flushes under load and disturbs no request."
+        )
+    return "Nothing was flushed. Next: --timeout 30 waits for an idle moment, --mode now flushes under load."
 
 
-async def _watch(
-    call: "asyncio.Future[httpx.Response]", http: httpx.AsyncClient, given: Parameters, console: Console
-) -> None:
+def _flush(server: Server, given: Parameters, *, wants_json: bool) -> Answer:
+    """Ask for the flush and show what blocks until it is answered. Who leaves meanwhile cancels it at the server."""
+    accept = "application/json" if wants_json else "text/plain"
+    timeout_s = given["timeout"] + ANSWER_GRACE_S
+    call = PendingCall(
+        lambda: server.request("POST", "/flush_cache", given, timeout_s=timeout_s, accept=accept)
+    )
+    if not call.is_done(VIEW_AFTER_S) and sys.stderr.isatty():
+        _watch(call, server, given)
+    return call.result()
+
+
+def _watch(call: PendingCall, server: Server, given: Parameters) -> None:
+    # imported here: most flushes are answered before the import would be done
+    from rich.console import Console
+    from rich.live import Live
+
+    from headwater.launch.flush_view import flush_view
+
     started_s = time.monotonic() - VIEW_AFTER_S
     blockers: dict[str, Any] | None = None
-    with Live(console=console, transient=True, refresh_per_second=1 / POLL_S) as live:
-        while not call.done():
-            with contextlib.suppress(httpx.HTTPError, ValueError):  # the view is not worth a failure
-                answer = await http.get("/control/blockers", timeout=2.0)
-                blockers = answer.json() if answer.status_code == 200 else None
+    with Live(console=Console(stderr=True), transient=True, refresh_per_second=1 / POLL_S) as live:
+        while not call.is_done(POLL_S):
+            blockers = _blockers(server)
             waited_s = time.monotonic() - started_s
             live.update(flush_view(blockers, mode=given["mode"], waited_s=waited_s, timeout_s=given["timeout"]))
-            await asyncio.wait({call}, timeout=POLL_S)
+
+
+def _blockers(server: Server) -> dict[str, Any] | None:
+    """What is in the way now; None if it cannot be known: the view is not worth a failure."""
+    try:
+        answer = server.request("GET", "/control/blockers", timeout_s=2.0)
+        return answer.json() if answer.status_code == 200 else None
+    except (ServerError, ValueError):
+        return None

@@ -7,6 +7,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from headwater.http_api.blocker_words import blockers_in_words
+
 WAITING = {"idle": "Waiting for an idle moment", "drain": "Waiting for the pages to come back"}
 BAR_WIDTH = 40
 
@@ -31,4 +33,4 @@ def _engine_line(entry: dict[str, Any]) -> str:
     if not entry.get("success", True):
         return f"{name}: {entry.get('message', 'does not answer')}"
     blockers = entry.get("blockers") or {}
-    return f"{name}: " + (", ".join(f"{count} {what}" for what, count in sorted(blockers.items())) or "idle")
+    return f"{name}: " + (blockers_in_words(blockers) or "idle")

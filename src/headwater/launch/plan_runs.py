@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import typer
+import click
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -39,11 +39,11 @@ def play_plan(args: PlanArgs, *, seed: int) -> None:
     base = fleets[0][1]
     workload = args.describe_workload(len(trace))
     started_s = time.monotonic()
-    with typer.progressbar(length=len(fleets) * len(trace), label="requests") as bar:
+    with click.progressbar(length=len(fleets) * len(trace), label="requests") as bar:
         compared = list(compare(fleets, trace, on_end=lambda: bar.update(1)))
-    typer.echo(f"{base.model.name} on {base.hardware.name}: {workload}")
+    click.echo(f"{base.model.name} on {base.hardware.name}: {workload}")
     _print_table(compared)
-    typer.echo(
+    click.echo(
         f"{sum(each.result.duration_s for each in compared):,.0f} s of serving, "
         f"{sum(each.result.num_steps for each in compared):,} steps, in {time.monotonic() - started_s:.1f} s"
     )

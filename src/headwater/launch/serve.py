@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -36,8 +37,10 @@ def serve(args: ServerArgs) -> int:
         return EXIT_REFUSED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    with listener, private_directory() as directory:
-        return asyncio.run(run_server(args, listener=listener, directory=directory))
+    from headwater.launch.banner import SignsOfLife  # imported here: an error above needs not wait for it
+
+    with listener, private_directory() as directory, SignsOfLife() as signs:
+        return asyncio.run(run_server(args, listener=listener, directory=directory, on_ready=signs.stop))
 
 
 def open_port(host: str, port: int) -> socket.socket:
@@ -57,7 +60,9 @@ def open_port(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def run_server(args: ServerArgs, *, listener: socket.socket, directory: Path) -> int:
+async def run_server(
+    args: ServerArgs, *, listener: socket.socket, directory: Path, on_ready: Callable[[], None]
+) -> int:
     """Start the engine processes, then serve. Returns the exit code; nothing that was started is left."""
     stop_requested = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -76,6 +81,7 @@ async def run_server(args: ServerArgs, *, listener: socket.socket, directory: Pa
             supervisors=supervisors,
             endpoints=endpoints,
             stop_requested=stop_requested,
+            on_ready=on_ready,
         )
         return await api.run()
     finally:

@@ -5,7 +5,7 @@ import random
 import time
 from pathlib import Path
 
-import typer
+import click
 
 from headwater.simulation.campaign import Campaign, run_campaign
 from headwater.simulation.events import decode_trace, describe, encode_trace
@@ -30,10 +30,10 @@ def play_campaign(
     first_seed = random.SystemRandom().randrange(10**9) if seed is None else seed
     num_jobs = num_jobs or os.cpu_count() or 1
     campaign = Campaign(first_seed, num_runs, turns_per_run, profile=profile, num_jobs=num_jobs)
-    typer.echo(f"seeds {first_seed} to {first_seed + num_runs - 1}, {turns_per_run} turns each, profile {profile}")
+    click.echo(f"seeds {first_seed} to {first_seed + num_runs - 1}, {turns_per_run} turns each, profile {profile}")
     started_s = time.monotonic()
     results: list[RunResult] = []
-    with typer.progressbar(length=num_runs * turns_per_run, label="turns") as bar:
+    with click.progressbar(length=num_runs * turns_per_run, label="turns") as bar:
         for result in run_campaign(campaign, on_turns=bar.update):
             results.append(result)
             if result.failure is not None:
@@ -55,13 +55,13 @@ def play_again(path: Path) -> bool:
     if result.failure is not None:
         _describe(result.failure)
         return False
-    typer.echo(f"every promise was kept in {result.num_turns} turns")
+    click.echo(f"every promise was kept in {result.num_turns} turns")
     return True
 
 
 def _tell(results: list[RunResult], seconds: float) -> None:
     num_turns = sum(result.num_turns for result in results)
-    typer.echo(
+    click.echo(
         f"{len(results)} runs, {num_turns:,} turns, {sum(r.num_requests for r in results):,} requests, "
         f"{sum(r.num_calls for r in results):,} calls, {sum(r.num_pages_reused for r in results):,} pages reused; "
         f"{num_turns / max(seconds, 1e-9):,.0f} turns/s"
@@ -75,16 +75,16 @@ def _write_down(failure: Failure, path: Path | None, *, shrinks: bool) -> None:
     if shrinks:
         until_s = time.monotonic() + _SHRINK_S
         shorter = shrink(failure, may_go_on=lambda num_events: time.monotonic() < until_s)
-        typer.echo(f"cut from {len(trace.events)} events to {len(shorter.trace.events)}:")
+        click.echo(f"cut from {len(trace.events)} events to {len(shorter.trace.events)}:")
         _describe(shorter)
         trace = shorter.trace
     path = path or Path(f"headwater-simulation-{trace.seed}.json")
     path.write_bytes(encode_trace(trace))
-    typer.echo(f"again: headwater simulate --replay {path}")
+    click.echo(f"again: headwater simulate --replay {path}")
 
 
 def _describe(failure: Failure) -> None:
-    typer.secho(f"seed {failure.trace.seed}, profile {failure.trace.profile}, turn {failure.turn}:", fg="red")
-    typer.secho(failure.message, fg="red")
+    click.secho(f"seed {failure.trace.seed}, profile {failure.trace.profile}, turn {failure.turn}:", fg="red")
+    click.secho(failure.message, fg="red")
     for event in failure.trace.events[-_NUM_SHOWN_EVENTS:]:
-        typer.echo(f"  {describe(event)}")
+        click.echo(f"  {describe(event)}")
