@@ -29,7 +29,7 @@ from headwater.launch.assembly import ServedModel  # noqa: E402
 from headwater.launch.placement import make_host_memory  # noqa: E402
 from headwater.messages.base import pack_ids  # noqa: E402
 from headwater.messages.control import FlushCache  # noqa: E402
-from headwater.messages.generation import Generate, Outputs, SamplingParams  # noqa: E402
+from headwater.messages.generation import Finish, Generate, Outputs, SamplingParams  # noqa: E402
 from headwater.messages.state import EngineReady  # noqa: E402
 from headwater.messages.weights import ReleaseMemory, ResumeMemory, UpdateWeights  # noqa: E402
 from headwater.messages.wire import ToClient  # noqa: E402
@@ -85,12 +85,13 @@ class RealEngine:
     def __init__(self, folder: Path, *, num_pages: int, num_host_pages: int = 0, max_running: int = 8) -> None:
         device = _device()
         loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32")
-        runner = _runner(loaded, device, num_pages=num_pages, max_running=max_running)
+        self.runner = runner = _runner(loaded, device, num_pages=num_pages, max_running=max_running)
         self.clock = ManualClock()
         self.wire = MemoryWire(self.clock)
         self.tokens: dict[str, list[int]] = {}
         self.metas: dict[str, object] = {}
         self.finished: set[str] = set()
+        self.ends: dict[str, Finish] = {}
         self.replies: dict[str, ToClient] = {}
         self.num_turns = 0
         layout = kv_layout(loaded.config, page_size=PAGE_SIZE, dtype=loaded.dtype)
@@ -155,6 +156,7 @@ class RealEngine:
                         self.metas[output.rid] = output.meta or self.metas.get(output.rid)
                         if output.finish is not None:
                             self.finished.add(output.rid)
+                            self.ends[output.rid] = output.finish
                 else:
                     self.replies[message.call_id] = message
             self.wire.sent = []
@@ -293,3 +295,45 @@ def test_released_memory_comes_back_with_the_same_text(tmp_path):
     engine.finish()
     assert engine.tokens["b"] == engine.tokens["a"] == greedy_text(reference, prompt, NUM_OUTPUTS)
     assert engine.metas["b"].cached_device == 0
+
+
+def test_a_prompt_of_the_whole_context_without_a_new_token(tmp_path):
+    """It once found the page table too short, and the engine ended."""
+    reference = make_tiny_model("llama", tmp_path)
+    engine = RealEngine(tmp_path, num_pages=120)
+    prompt = [3 + (7 * place) % (VOCAB_SIZE - 3) for place in range(200)]
+    for rid, length, num_tokens in (("whole", 200, 0), ("last", 199, 1), ("again", 200, 0)):
+        engine.tokens[rid] = []
+        sampling = SamplingParams(max_new_tokens=num_tokens, temperature=0.0)
+        engine.send(Generate(rid=rid, prompt_ids=pack_ids(prompt[:length]), sampling=sampling))
+    engine.finish()
+    assert engine.tokens["whole"] == engine.tokens["again"] == []
+    assert engine.tokens["last"] == greedy_text(reference, prompt[:199], 1)
+
+
+def test_after_a_step_that_raises_other_requests_have_the_right_text(tmp_path, monkeypatch):
+    """The runner's slots, page tables and newest tokens of the others are as they were."""
+    reference = make_tiny_model("llama", tmp_path)
+    prompts = _prompts(6, VOCAB_SIZE)
+    engine = RealEngine(tmp_path, num_pages=120, max_running=3)
+    for number, prompt in enumerate(prompts):
+        engine.generate(f"r{number}", prompt)
+    engine.turn(12)
+    forward, num_left = engine.runner.model.forward, [1]
+
+    def failing(*args, **kwargs):
+        if num_left[0]:
+            num_left[0] -= 1
+            raise RuntimeError("out of memory, perhaps")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(engine.runner.model, "forward", failing)
+    engine.runner.replace_model(engine.runner.model)  # on a GPU: no graph computes in its place
+    engine.finish()
+    texts = {f"r{number}": greedy_text(reference, prompt, NUM_OUTPUTS) for number, prompt in enumerate(prompts)}
+    failed = {rid for rid, finish in engine.ends.items() if finish.status == 500}
+    assert 1 <= len(failed) <= 3
+    for rid, text in texts.items():
+        assert engine.tokens[rid] == (text[: len(engine.tokens[rid])] if rid in failed else text)
+    check_invariants(engine.parts.cache)
+    assert not engine.parts.cache.leases and engine.parts.blockers() == {}

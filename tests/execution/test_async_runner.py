@@ -170,3 +170,24 @@ def test_a_page_of_nan_fails_its_own_row_only(tiny: tuple[Path, PreTrainedModel]
         rows = {int(slot): bool(finite) for slot, finite in zip(result.slots, result.is_finite, strict=True)}
         assert rows == {1: True, 2: False}
     assert good.outputs == greedy_text(reference, PROMPT, 4)
+
+
+def test_after_a_launch_that_raised_the_next_steps_are_right(
+    tiny: tuple[Path, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others' page tables and newest tokens stay as they were, and what was enqueued has ended."""
+    folder, reference = tiny
+    runner = _runner(folder)
+    driver = StepDriver(runner)
+    staying = driver.add(PROMPT[:5], slot=0)
+    driver.run([staying], num_outputs=2, chunk=9)
+    failing = driver.add(PROMPT, slot=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "_greedy_logits", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            driver.step([(failing, len(PROMPT))])
+    runner.recover()
+    other = driver.add(PROMPT[3:12], slot=1)
+    driver.run([staying, other], num_outputs=4, chunk=9)
+    assert staying.outputs == greedy_text(reference, PROMPT[:5], 4)
+    assert other.outputs == greedy_text(reference, PROMPT[3:12], 4)

@@ -59,7 +59,11 @@ class LoopEngine:
             max_running=max_running,
         )
         self.runner = PacedRunner(
-            num_pages=num_pages, page_size=PAGE_SIZE, max_running=max_running, vocab_size=VOCAB_SIZE
+            num_pages=num_pages,
+            page_size=PAGE_SIZE,
+            max_running=max_running,
+            vocab_size=VOCAB_SIZE,
+            max_context=max_context,
         )
         self._wire = ZmqWire(endpoint)
         self.parts = wire_engine(

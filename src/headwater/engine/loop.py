@@ -1,10 +1,13 @@
 """The engine's loop: all state of the engine process changes in `turn`, in a fixed order."""
 
+import logging
+from collections import deque
 from collections.abc import Callable
 from typing import assert_never
 
 from msgspec import structs
 
+from headwater.cache.page_pool import OwnershipError
 from headwater.clock import Clock
 from headwater.control.control_plane import ControlPlane
 from headwater.control.operation import Hold
@@ -13,6 +16,7 @@ from headwater.engine.flight import Flight
 from headwater.engine.kv_events_publisher import KvEventsPublisher
 from headwater.engine.pinning import Pinning
 from headwater.engine.ports import ModelRunner
+from headwater.engine.steps import Steps
 from headwater.engine.wire import Wire
 from headwater.messages.base import Call, is_expired
 from headwater.messages.cache import (
@@ -39,9 +43,11 @@ from headwater.messages.state import EngineReady, EngineState, GetState, Hello, 
 from headwater.messages.two_phase import Commit, Prepare
 from headwater.messages.weights import GetWeights, ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
 from headwater.messages.wire import ToEngine
+from headwater.scheduling.answers import first_line
 from headwater.scheduling.scheduler import Admission, Scheduler
 
 _LONGEST_SLEEP_S = 1.0
+_log = logging.getLogger(__name__)
 _POLL_S = 0.001  # while copies are in flight: their ends send no message
 
 
@@ -69,12 +75,12 @@ class EngineLoop:
         self._clock = clock
         self._scheduler = scheduler
         self._control = control
-        self._runner = runner
         self._ready = ready  # call_id is filled in for each client
         self._report = report
         self._pinning = pinning
         self._kv_events = kv_events
         self._flight = flight
+        self._steps = Steps(scheduler, runner, flight)
         self._has_progressed = False  # in the last turn: then the next may find something to run
         self._is_stopping = False
         self._at_end: list[Callable[[], None]] = []
@@ -90,7 +96,7 @@ class EngineLoop:
         """
         while not self._is_stopping:
             self.turn()
-        self._finish_previous_step()
+        self._steps.collect_flight()
         self._scheduler.abort("", match="all", message="the server is shutting down")
         self._send_outputs()
         if self._kv_events is not None:
@@ -106,7 +112,7 @@ class EngineLoop:
     def turn(self) -> None:
         """One turn. A sleeping loop wakes for messages and deadlines; it sleeps only if nothing can run."""
         for client, message in self._wire.receive(wait_s=self._longest_useful_wait_s()):
-            self._dispatch(message, client)
+            self._take(message, client)
         has_copied = self._scheduler.cache.apply_finished()  # completions only, also while paused or idle
         self._pinning.advance()
         self._scheduler.admission = self._admission()
@@ -115,12 +121,12 @@ class EngineLoop:
         if self._control.has_answers:  # not after the step that is computed meanwhile
             self._send_outputs()
         plan = self._scheduler.plan_step()
-        launched = (plan, self._runner.launch(plan)) if plan else None
+        launched = (plan, self._steps.launch(plan)) if plan else None
         self._has_progressed = has_copied or launched is not None or self._flight.step is not None
-        self._finish_previous_step()  # on a GPU this overlaps with the step just launched
+        self._steps.collect_flight()  # on a GPU this overlaps with the step just launched
         self._flight.step = launched
-        if launched is not None and launched[1].is_done():  # on a CPU the result leaves in the same turn
-            self._finish_previous_step()
+        if launched is not None and self._steps.is_done(launched[1]):  # on a CPU the result leaves in the same turn
+            self._steps.collect_flight()
         self._send_outputs()
 
     def _admission(self) -> Admission:
@@ -134,12 +140,10 @@ class EngineLoop:
         look_s = self._control.next_look_s()
         return longest_s if look_s is None else min(look_s, longest_s)
 
-    def _finish_previous_step(self) -> None:
-        if self._flight.step is None:
-            return
-        plan, handle = self._flight.step
-        self._flight.step = None
-        self._scheduler.collect(plan, handle.collect())
+    @property
+    def survived(self) -> deque[Exception]:
+        """The newest errors after which the loop went on."""
+        return self._steps.survived
 
     def _send_outputs(self) -> None:
         if self._kv_events is not None:  # before the answers: who has been told of a flush can have seen its events
@@ -149,18 +153,30 @@ class EngineLoop:
         for client, answer in self._control.take_answers():
             self._wire.send(client, answer)
 
+    def _take(self, message: ToEngine, client: bytes) -> None:
+        """Dispatch a message. One that makes its own handling fail is answered with that, and ends nothing else."""
+        try:
+            self._dispatch(message, client)
+        except OwnershipError:  # the books are wrong
+            raise
+        except Exception as error:  # noqa: BLE001  a message must not end the engine
+            _log.exception("a message of type %s failed", type(message).__name__)
+            self.survived.append(error)
+            if not isinstance(message, Generate | GenerateBatch):  # those answer by themselves
+                text = f"the engine failed while it handled this call: {first_line(error)}"
+                self._wire.send(client, Failed(call_id=_call_id(message), status=500, message=text))
+
     def _dispatch(self, message: ToEngine, client: bytes) -> None:
         if isinstance(message, Call) and is_expired(message, self._clock.now()):
             text = "the engine read the call after its deadline; nothing was done"
-            call_id = message.change.call_id if isinstance(message, Prepare) else message.call_id
-            self._wire.send(client, Failed(call_id=call_id, status=504, message=text))
+            self._wire.send(client, Failed(call_id=_call_id(message), status=504, message=text))
             return
         match message:
             case Generate():
                 self._scheduler.add(message, client=client)
             case GenerateBatch():
                 for request in message.items:
-                    self._scheduler.add(request, client=client)
+                    self._take(request, client)
             case Abort():
                 self._scheduler.abort(message.rid, match=message.match, message=message.message)
                 self._wire.send(client, Done(call_id=message.call_id))
@@ -210,3 +226,8 @@ class EngineLoop:
                 self.stop()
             case _:
                 assert_never(message)
+
+
+def _call_id(message: Call) -> str:
+    """What the answer to `message` goes under."""
+    return message.change.call_id if isinstance(message, Prepare) else message.call_id

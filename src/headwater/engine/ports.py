@@ -23,6 +23,10 @@ class ModelRunner(Protocol):
 
     def launch(self, plan: StepPlan) -> StepHandle: ...
 
+    def recover(self) -> None:
+        """After a step that raised: wait until nothing of it runs any more. Raises if the device is lost."""
+        ...
+
     @property
     def weights(self) -> WeightsPort: ...
 

@@ -81,6 +81,7 @@ def wire_engine(
         weight_version=ready.weight_version,
         eos_token_ids=frozenset(ready.eos_token_ids),
         policy=policy,
+        vocab_size=ready.vocab_size,
     )
     flight = Flight()
     blockers = Blockers()

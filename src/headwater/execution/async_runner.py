@@ -168,6 +168,11 @@ class AsyncModelRunner:
         done.record()
         return PendingStep(plan=plan, done=done, sampled=sampled, outcome=outcome, logprobs=tuple(logprobs))
 
+    def recover(self) -> None:
+        """Wait for what a failed step has enqueued. After a sticky error of the device it raises that again."""
+        if self._device.is_gpu:
+            torch.cuda.synchronize(self._device.torch_device)
+
     def _launch_decodes(self, plan: StepPlan) -> torch.Tensor:
         """A step of decodes alone; returns the logits, a row for each."""
         size = next_size(self._graph_sizes, plan.num_rows) or plan.num_rows

@@ -148,6 +148,9 @@ class ModelRunner:
             )
         )
 
+    def recover(self) -> None:
+        """A step that raised computes nothing any more: it ran within `launch`."""
+
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device.torch_device)
 

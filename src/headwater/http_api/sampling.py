@@ -76,10 +76,14 @@ def check_prompt(prompt_ids: PromptTokens, model: ModelFacts, *, param: str, is_
     with contextlib.suppress(OverflowError):  # one that is out of any vocabulary is found below
         ids = np.asarray(prompt_ids, dtype=np.int32)
     if (outside := first_outside(ids, model.vocab_size)) is not None:
-        raise bad_request(param, f"{param}: token ids must be from 0 to {model.vocab_size - 1}, got {outside}")
+        message = f"{param}: token ids must be from 0 to {model.vocab_size - 1}, got {outside} (out-of-vocabulary)"
+        raise bad_request(param, message)
     longest = model.max_context if is_prefill else model.max_context - 1
     if len(prompt_ids) > longest:
-        message = f"{param}: {len(prompt_ids)} tokens do not fit; a prompt may have at most {longest} tokens"
+        message = (
+            f"{param}: The input ({len(prompt_ids)} tokens) is longer than the model's context length "
+            f"({model.max_context} tokens); a prompt may have at most {longest} tokens here"
+        )
         raise bad_request(param, message, code="context_length_exceeded")
     return np.asarray(ids, dtype=np.int32)
 

@@ -144,6 +144,9 @@ class ServedModel:
     def launch(self, plan: StepPlan) -> Handle:
         return self._runner.launch(plan)
 
+    def recover(self) -> None:
+        self._runner.recover()
+
 
 def _host_tier(
     args: ServerArgs, device: Device, runner: Runner, layout: KVLayout, num_pages: int

@@ -3,12 +3,36 @@
 from headwater.messages.generation import Finish, OutputMeta
 from headwater.scheduling.request import Request
 
+_MAX_ERROR_CHARS = 200
+
 NOT_FINITE = Finish(
     type="abort",
     status=500,
     message="the model produced logits that are not finite",
     err_type="internal_server_error",
 )
+
+
+def engine_failed(error: Exception) -> Finish:
+    """The step or the message of this request made the engine raise `error`."""
+    message = f"the engine failed while it computed this request: {first_line(error)}"
+    return Finish(type="abort", status=500, message=message, err_type="engine_error")
+
+
+def first_line(error: Exception) -> str:
+    """Kind and text of an error, short enough for an answer; the log has all of it."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0][:_MAX_ERROR_CHARS]}" if lines else type(error).__name__
+
+
+def refuse_empty() -> Finish:
+    """There is no position to compute."""
+    return _refuse("the prompt is empty; at least one token is needed")
+
+
+def refuse_ids(vocab_size: int) -> Finish:
+    """The embedding has no row for such an id."""
+    return _refuse(f"the prompt holds out-of-vocabulary token ids; they must be from 0 to {vocab_size - 1}")
 
 
 def refuse_rid(rid: str) -> Finish:
@@ -18,9 +42,10 @@ def refuse_rid(rid: str) -> Finish:
 
 def refuse_length(request: Request, *, context: int, capacity: int) -> Finish:
     """`context` and `capacity`: tokens of the model's context and of the whole KV cache."""
+    room = "" if request.sampling.max_new_tokens == 0 else ", with at least one for the answer"
     return _refuse(
-        f"the prompt has {request.num_prompt_tokens} tokens; the context holds {context} and the KV cache "
-        f"{capacity}, with at least one for the answer"
+        f"The input ({request.num_prompt_tokens} tokens) is longer than the model's context length ({context} tokens) "
+        f"or than the KV cache ({capacity} tokens){room}"
     )
 
 

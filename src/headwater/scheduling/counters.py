@@ -14,6 +14,8 @@ class Counters:
     cached_tokens_storage: int = 0
     num_refused: int = 0
     num_aborted: int = 0
+    num_failed: int = 0  # requests that ended since their step, or their arrival, raised
+    num_failed_steps: int = 0
     num_finished: int = 0
     num_retractions: int = 0
     num_parked: int = 0  # retractions whose pages were kept on the host

@@ -85,6 +85,11 @@ class Request:
         """Generated tokens known so far."""
         return len(self.tokens) - self.num_prompt_tokens
 
+    def has_ids_below(self, vocab_size: int) -> bool:
+        """Whether every token is one of a vocabulary of this size."""
+        ids = self.tokens.view()
+        return int(ids.min()) >= 0 and int(ids.max()) < vocab_size
+
     @property
     def is_running(self) -> bool:
         return self.phase in (Phase.PREFILLING, Phase.DECODING)

@@ -2,11 +2,22 @@
 
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from headwater.cache.lease import Lease
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.clock import Clock
-from headwater.messages.generation import Finish, Generate, OutputMeta, Outputs, TokenLogprob
-from headwater.scheduling.answers import NOT_FINITE, describe, refuse_length, refuse_queue, refuse_rid
+from headwater.messages.generation import Finish, Generate, OutputMeta, Outputs, SamplingParams, TokenLogprob
+from headwater.scheduling.answers import (
+    NOT_FINITE,
+    describe,
+    engine_failed,
+    refuse_empty,
+    refuse_ids,
+    refuse_length,
+    refuse_queue,
+    refuse_rid,
+)
 from headwater.scheduling.counters import Counters
 from headwater.scheduling.loading import LoadingRequests
 from headwater.scheduling.outputs import OutputBuffer
@@ -53,6 +64,7 @@ class Scheduler:
         eos_token_ids: frozenset[int],
         weight_version: str = "",
         policy: SchedulePolicy = "fcfs",
+        vocab_size: int = 1 << 31,
     ) -> None:
         self.cache = cache
         self.limits = limits
@@ -62,6 +74,7 @@ class Scheduler:
         self.admission = Admission()  # set by the loop, from what holds it closed
         self._clock = clock
         self._eos_token_ids = eos_token_ids
+        self._vocab_size = vocab_size
         self.waiting = WaitingQueue(policy)
         self.running: list[Request] = []  # in order of admission
         self.loading = LoadingRequests(cache)
@@ -76,15 +89,22 @@ class Scheduler:
     # --- requests come and go -----------------------------------------------------------------------
 
     def add(self, message: Generate, *, client: bytes) -> None:
-        """Queue a request. One that can never run is answered at once, with the reason."""
-        request = Request(message, client=client, arrived_s=self._clock.now())
+        """Queue a request. One that can never run is answered at once, with the reason; so is one that raises."""
+        request: Request | None = None
+        try:
+            request = Request(message, client=client, arrived_s=self._clock.now())
+            self._add(request, message.sampling)
+        except Exception as error:
+            self._fail_arrival(request or _nameless(message, client=client, arrived_s=self._clock.now()), error)
+            raise
+
+    def _add(self, request: Request, sampling: SamplingParams) -> None:
         refusal = self._refusal(request)
         if refusal is not None:
             self.counters.num_refused += 1
             request.enter(Phase.FINISHED)
             self._outputs.finish(request, refusal, self._meta(request))
             return
-        sampling = message.sampling
         eos = frozenset() if sampling.ignore_eos else self._eos_token_ids
         request.stop_token_ids = eos | frozenset(sampling.stop_token_ids)
         room = min(self.limits.max_context, self._capacity_tokens) - request.num_prompt_tokens
@@ -94,6 +114,17 @@ class Scheduler:
         if not self.loading.seek_in_storage(request, request.namespace(self.weights_id), tokens):
             self.waiting.add(request)
         self.counters.prompt_tokens += request.num_prompt_tokens
+
+    def _fail_arrival(self, request: Request, error: Exception) -> None:
+        """Answer a request that could not be taken in, wherever that was."""
+        self.counters.num_failed += 1
+        if self._requests.get((request.client, request.rid)) is request:
+            if request in self.waiting or request.phase is Phase.LOADING:
+                self._finish(request, engine_failed(error))
+                return
+            del self._requests[request.client, request.rid]
+        request.enter(Phase.FINISHED)
+        self._outputs.finish(request, engine_failed(error), self._meta(request))
 
     def abort(self, rid: str, *, match: str, message: str) -> int:
         """End requests by rid ("exact", "prefix") or "all"; returns how many. They end with `message`."""
@@ -234,7 +265,8 @@ class Scheduler:
 
     def _extend_for_prompt(self, request: Request, lease: Lease) -> bool:
         """Pages for all known tokens and the next; leaves a page for each running request to grow into."""
-        num_pages = len(request.tokens) // self.cache.page_size + 1 - lease.num_pages
+        num_tokens = len(request.tokens) + (request.max_new_tokens > 0)  # a whole context has no next
+        num_pages = -(-num_tokens // self.cache.page_size) - lease.num_pages
         if self.running and self.cache.num_available < num_pages + len(self.running):
             return False
         return self.cache.extend(lease, num_pages) is not None
@@ -284,6 +316,21 @@ class Scheduler:
             elif request.max_new_tokens == 0 and request.num_written >= request.num_prompt_tokens:
                 self._finish(request, Finish(type="length"))
         self._release_closing()
+
+    def fail(self, plan: StepPlan, error: Exception) -> int:
+        """End the requests of a step that raised; returns how many. What it wrote is never published.
+
+        Nothing of it runs any more. Steps are collected or fail in the order of their launch.
+        """
+        self._collected_step_id = plan.step_id
+        rows = zip(plan.slots.tolist(), plan.uses.tolist(), strict=True)
+        ended = [request for slot, use in rows if (request := self._slots.at(slot, use=use)) is not None]
+        for request in ended:
+            self._finish(request, engine_failed(error))
+        self.counters.num_failed += len(ended)
+        self.counters.num_failed_steps += 1
+        self._release_closing()
+        return len(ended)
 
     def _take_token(self, request: Request, token_id: int, logprob: TokenLogprob | None) -> None:
         request.tokens.append(token_id)
@@ -365,6 +412,10 @@ class Scheduler:
         """Why a request can never run, or not now."""
         if (request.client, request.rid) in self._requests:
             return refuse_rid(request.rid)
+        if request.num_prompt_tokens == 0:
+            return refuse_empty()
+        if not request.has_ids_below(self._vocab_size):
+            return refuse_ids(self._vocab_size)
         num_tokens = min(self.limits.max_context, self._capacity_tokens) - (request.sampling.max_new_tokens > 0)
         if request.num_prompt_tokens > num_tokens:
             return refuse_length(request, context=self.limits.max_context, capacity=self._capacity_tokens)
@@ -374,3 +425,8 @@ class Scheduler:
 
     def _meta(self, request: Request) -> OutputMeta:
         return describe(request, generation=self.cache.generation, weight_version=self.weight_version)
+
+
+def _nameless(message: Generate, *, client: bytes, arrived_s: float) -> Request:
+    """Stands for a request that cannot even be read: it has no prompt."""
+    return Request(structs.replace(message, prompt_ids=b""), client=client, arrived_s=arrived_s)

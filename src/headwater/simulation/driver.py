@@ -34,7 +34,7 @@ from headwater.simulation.control_promises import ControlPromises
 from headwater.simulation.event_mirror import EventMirror
 from headwater.simulation.fake_copier import FakeCopier, StepPages
 from headwater.simulation.fake_jobs import FakeJobRunner
-from headwater.simulation.fake_runner import FakeRunner
+from headwater.simulation.fake_runner import FakeRunner, StepFault
 from headwater.simulation.fake_store import StampedBackend
 from headwater.simulation.kv_records import HostRecords
 from headwater.simulation.memory_wire import MemoryWire
@@ -123,6 +123,7 @@ class Driver:
             max_running=shape.max_running,
             vocab_size=VOCAB_SIZE,
             is_async=shape.is_async,
+            max_context=shape.max_context,
         )
         self.runner.weights.current = shape.weights_id
         self.jobs = FakeJobRunner(seed=shape.seed, clock=self.clock)
@@ -207,9 +208,21 @@ class Driver:
                 raise Violation("engine_asserts", str(error)) from error
             except Exception as error:  # whatever it is, the loop would end here and the server with it
                 raise Violation("engine_raises", f"{type(error).__name__}: {error}") from error
+            self._check_survived()
             self._read()
             self.control.end_turn(has_launched=self.runner.num_steps > num_steps)
             self.promises.check(is_staging=self.control.is_staging, mirror=self._mirror)
+
+    def _check_survived(self) -> None:
+        """The loop goes on after an error of a step or a message: only those that were injected may be there."""
+        survived = self.parts.loop.survived
+        for error in survived:
+            if isinstance(error, Violation):
+                raise error
+            if not isinstance(error, StepFault):
+                promise = "engine_asserts" if isinstance(error, AssertionError) else "engine_raises"
+                raise Violation(promise, f"{type(error).__name__}: {error}") from error
+        survived.clear()
 
     def finish(self, *answers: Answer, max_turns: int = 2000) -> None:
         """Turn until all `answers` (or everything) ended. Raises `Violation` if they do not."""

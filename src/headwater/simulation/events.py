@@ -47,6 +47,7 @@ class Faults(msgspec.Struct, tag="faults", frozen=True):
     copy_hangs: float = 0.0  # copies that take some hundred turns
     store_truncates: float = 0.0
     store_loses: float = 0.0
+    step_faults: float = 0.0  # steps that raise
 
 
 class ComeBack(msgspec.Struct, tag="come_back", frozen=True):

@@ -1,5 +1,7 @@
 """A runner without a model: its KV are canaries, written and read through the real page tables."""
 
+import logging
+import random
 from collections.abc import Callable
 from typing import Protocol
 
@@ -11,6 +13,7 @@ from headwater.scheduling.plan import NEWEST_TOKEN, SlotAssignment, StepPlan, St
 from headwater.simulation.canary import START, mix, origin, token_from
 from headwater.simulation.fake_memory import FakeKvMemory, FakeWeights
 from headwater.simulation.kv_records import TOKEN, Records, make_records
+from headwater.simulation.violation import Violation
 
 _UNWRITTEN = 0
 PageIds = npt.NDArray[np.int32]
@@ -22,6 +25,10 @@ class StepAudit(Protocol):
     @property
     def turn(self) -> int:
         """The time of birth of what is computed now."""
+        ...
+
+    def failed(self, slots: set[int]) -> None:
+        """The step of the requests in `slots` raises now."""
         ...
 
     def entered(self, assignment: SlotAssignment, num_cached: int) -> tuple[str, int]:
@@ -39,12 +46,24 @@ class StepAudit(Protocol):
         ...
 
 
+class StepFault(Exception):
+    """A step that raises, by order of a test or a random run."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], StepFault | Violation))
+
+
+logging.getLogger("headwater.engine.steps").addFilter(_is_news)
+
+
 class FakeStep:
     """A step that has been computed, but says so only after it was asked `num_polls` times."""
 
     def __init__(self, result: StepResult, num_polls: int, *, read: list[PageIds], written: list[PageIds]) -> None:
         self.read = read  # pages in use until it is collected
         self.written = written
+        self.fault: Callable[[], None] | None = None  # raises when it is collected
         self.is_collected = False
         self._result = result
         self._polls_left = num_polls
@@ -56,6 +75,8 @@ class FakeStep:
     def collect(self) -> StepResult:
         assert not self.is_collected, "a step is collected once"
         self.is_collected = True
+        if self.fault is not None:
+            self.fault()
         return self._result
 
 
@@ -68,19 +89,30 @@ class FakeRunner:
     """
 
     def __init__(
-        self, *, num_pages: int, page_size: int, max_running: int, vocab_size: int, is_async: bool = False
+        self,
+        *,
+        num_pages: int,
+        page_size: int,
+        max_running: int,
+        vocab_size: int,
+        is_async: bool = False,
+        max_context: int | None = None,
     ) -> None:
         self.kv: Records = make_records(num_pages, page_size)
         self.audit: StepAudit | None = None
         self.wait_for_restores: Callable[[], None] = lambda: None  # that are readable and not done
         self.num_steps = 0
+        self.fault_rate = 0.0  # of steps that raise, half of them when launched, half when collected
+        self.next_fault: str | None = None  # where the next step raises
+        self._chance = random.Random(num_pages)
         self._open: list[FakeStep] = []
         self._flat = self.kv.reshape(-1)
         self._canaries = self.kv["canary"]
         self._page_size = page_size
         self._vocab_size = vocab_size
         self._is_async = is_async
-        self._tables = np.full((max_running, num_pages), -1, dtype=np.int32)
+        width = num_pages if max_context is None else -(-max_context // page_size)  # no wider than a real runner's
+        self._tables = np.full((max_running, width), -1, dtype=np.int32)
         self._newest = [0] * max_running
         self._uses = [0] * max_running
         self._origins: list[tuple[str, int]] = [("", 0)] * max_running  # namespace and sequence of each slot
@@ -105,6 +137,9 @@ class FakeRunner:
         if plan.num_decodes < plan.num_rows:  # no other step may need to
             self.wait_for_restores()
         self._apply_changes(plan)
+        fault_at = self._take_fault()
+        if fault_at == "launch":
+            self._fail(plan)
         tokens = np.full(plan.num_rows, -1, dtype=np.int32)
         logprobs: dict[int, TokenLogprob] = {}
         prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
@@ -137,7 +172,29 @@ class FakeRunner:
         )
         step = FakeStep(result, num_polls=1 if self._is_async else 0, read=reads, written=writes)
         self._open = [*self.open_steps, step]
+        if fault_at == "collect":
+            step.fault = lambda: self._fail(plan)
         return step
+
+    def recover(self) -> None:
+        """What a step has written is there when it raises."""
+
+    def _take_fault(self) -> str | None:
+        fault, self.next_fault = self.next_fault, None
+        if self.fault_rate > 0 and self._chance.random() < self.fault_rate:
+            return self._chance.choice(["launch", "collect"])
+        return fault
+
+    def _fail(self, plan: StepPlan) -> None:
+        """Leave nonsense where the step writes, in whose slots it is still alone, and raise."""
+        own = plan.uses == np.array(self._uses)[plan.slots]
+        for slot, first, count in zip(plan.slots[own], plan.num_computed[own], plan.num_tokens[own], strict=True):
+            at = np.arange(first, first + count)
+            pages = self._tables[slot][at // self._page_size]
+            self._flat["canary"][pages * self._page_size + at % self._page_size] ^= np.uint64(0x5A5A)
+        if self.audit is not None:
+            self.audit.failed(set(plan.slots[own].tolist()))
+        raise StepFault(f"step {plan.step_id}")
 
     def _apply_changes(self, plan: StepPlan) -> None:
         for assignment in plan.assignments:

@@ -209,6 +209,78 @@ def pages_are_shared_before_they_are_written() -> list[Patch]:
     return [(Scheduler, "_publish", publish)]
 
 
+@mutant(profile="failing")
+def failed_steps_are_published() -> list[Patch]:
+    """What a step wrote before it raised is shared."""
+    right = Scheduler.fail
+
+    def fail(self: Scheduler, plan: Any, error: Exception) -> int:
+        for slot, use in zip(plan.slots.tolist(), plan.uses.tolist(), strict=True):
+            request = self._slots.at(slot, use=use)
+            if request is not None:
+                request.num_written = request.num_computed
+        return right(self, plan, error)
+
+    return [(Scheduler, "fail", fail)]
+
+
+@mutant(profile="failing")
+def failed_steps_keep_a_slot() -> list[Patch]:
+    """A slot does not come back when its step raises."""
+    right = Scheduler.fail
+
+    def fail(self: Scheduler, plan: Any, error: Exception) -> int:
+        num_ended = right(self, plan, error)
+        if num_ended:
+            self._slots._free.pop()
+        return num_ended
+
+    return [(Scheduler, "fail", fail)]
+
+
+@mutant(profile="failing")
+def failed_steps_end_all_requests() -> list[Patch]:
+    """A step that raises ends requests that were not in it."""
+    right = Scheduler.fail
+
+    def fail(self: Scheduler, plan: Any, error: Exception) -> int:
+        return right(self, plan, error) + self.abort("", match="all", message="the engine failed")
+
+    return [(Scheduler, "fail", fail)]
+
+
+@mutant(profile="failing")
+def failed_steps_leave_their_leases() -> list[Patch]:
+    """Pages of requests that ended before their step raised stay in use until another step ends."""
+    right = Scheduler.fail
+
+    def fail(self: Scheduler, plan: Any, error: Exception) -> int:
+        before = self._collected_step_id
+        release, self._release_closing = self._release_closing, lambda: None  # type: ignore[method-assign]
+        try:
+            return right(self, plan, error)
+        finally:
+            self._release_closing, self._collected_step_id = release, before  # type: ignore[method-assign]
+
+    return [(Scheduler, "fail", fail)]
+
+
+@mutant(profile="failing")
+def failed_requests_go_on() -> list[Patch]:
+    """A request whose step has raised is computed again in silence."""
+
+    def fail(self: Scheduler, plan: Any, error: Exception) -> int:
+        self._collected_step_id = plan.step_id
+        for slot, use in zip(plan.slots.tolist(), plan.uses.tolist(), strict=True):
+            request = self._slots.at(slot, use=use)
+            if request is not None:
+                self._retract(request)
+        self._release_closing()
+        return 0
+
+    return [(Scheduler, "fail", fail)]
+
+
 @mutant(profile="store")
 def store_is_read_while_it_is_flushed() -> list[Patch]:
     """A store that has not acknowledged a flush is read all the same."""

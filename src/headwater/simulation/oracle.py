@@ -99,6 +99,17 @@ class Oracle:
 
     # --- what steps do ------------------------------------------------------------------------------
 
+    def failed(self, slots: set[int]) -> None:
+        """The step of the requests in `slots` raises: they end with an error in this turn, and no others do."""
+        for request in self._running():
+            if request.slot in slots:
+                self.active[request.client, request.rid].has_failed = True
+
+    def check_failed(self) -> None:
+        """After a turn: requests whose step has raised are over."""
+        left = [model.rid for model in self.active.values() if model.has_failed]
+        demand(not left, "failed_steps_end_their_own", f"{left} go on after their step has raised")
+
     def entered(self, assignment: SlotAssignment, num_cached: int) -> tuple[str, int]:
         request = next(each for each in self._running() if each.slot == assignment.slot)
         model = self.active.get((request.client, request.rid))

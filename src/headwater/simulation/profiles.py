@@ -30,6 +30,7 @@ class Profile:
     crashes: int = 0  # of engines, which start again with an empty cache
     fault_level: float = 1.0  # 0: none
     has_rare_faults: bool = False  # copies that hang, pages that a store has cut short or lost
+    has_step_faults: bool = False
     has_events: float = 0.0  # chance that the events of the cache are followed
     page_sizes: tuple[int, ...] = (4,)  # tokens; one of these for all engines of a run
     has_host: float = 0.7
@@ -81,6 +82,7 @@ PROFILES = {
             has_host=0.8,
             has_store=0.7,
         ),
+        Profile("failing", has_step_faults=True, bursts=4, follow_ups=20, has_host=0.4),
         Profile(
             "crashes",
             updates=1,

@@ -64,6 +64,7 @@ class Promises:
             self.audit()
             if mirror is not None:
                 mirror.audit()
+        self._oracle.check_failed()
         self._check_requests()
         self._check_leases()
         self._check_copies()

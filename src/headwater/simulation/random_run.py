@@ -164,6 +164,7 @@ class Run:
             engine.jobs.max_polls = faults.job_polls
             engine.jobs.hang_rate = faults.job_hangs
             engine.runner.weights.num_polls = faults.staging_polls
+            engine.runner.fault_rate = faults.step_faults
         if self.store is not None:
             self.store.faults = StoreFaults(
                 fails=faults.store_fails,

@@ -46,6 +46,8 @@ class Trouble:
             store_full=self._sometimes(0.1),
             store_is_read_only=source.random() < 0.15,
         )
+        if self._profile.has_step_faults:
+            faults = msgspec.structs.replace(faults, step_faults=source.choice([0.0, 0.02, 0.1]))
         if not self._profile.has_rare_faults:
             return faults
         return msgspec.structs.replace(

@@ -34,6 +34,7 @@ class RequestModel:
         self.is_delivered = False  # the engine has seen it
         self.num_entered = 0  # times it has entered a slot
         self.may_end_early = False  # somebody asked for it
+        self.has_failed = False  # its step has raised
         self.may_be_full = False  # the queue may have been full when it came
         self.is_too_long = len(self.prompt) > room - (message.sampling.max_new_tokens > 0)
         self._limit = min(message.sampling.max_new_tokens, room - len(self.prompt))
@@ -123,6 +124,7 @@ class RequestModel:
             is_right = (
                 (finish.status == 0 and self.may_end_early)
                 or (finish.status == 400 and self.is_too_long)
+                or (finish.status == 500 and self.has_failed)
                 or (finish.status == 429 and self.may_be_full)
             )
             demand(is_right, "right_end", f"{self.rid} was aborted ({finish.status} {finish.message}), asked by nobody")

@@ -56,6 +56,9 @@ class TimedRunner:
         self._free_s = 0.0  # when the last step ends
         self._seeds = np.zeros(max_running, dtype=np.uint64)
 
+    def recover(self) -> None:
+        """No step fails here."""
+
     def launch(self, plan: StepPlan) -> TimedStep:
         for assignment in plan.assignments:
             self._seeds[assignment.slot] = assignment.sampling.seed

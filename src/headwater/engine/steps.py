@@ -1,0 +1,77 @@
+"""Launches and collects steps. A step that raises ends its own requests and nothing else."""
+
+import logging
+from collections import deque
+
+from headwater.cache.page_pool import OwnershipError
+from headwater.engine.flight import Flight
+from headwater.engine.ports import ModelRunner, StepHandle
+from headwater.scheduling.plan import StepPlan, StepResult
+from headwater.scheduling.scheduler import Scheduler
+
+_MAX_FAILED_IN_A_ROW = 10  # then it is not the requests: the engine ends, and is started again
+_log = logging.getLogger(__name__)
+
+
+class FailedLaunch:
+    """The handle of a step that could not be launched: collecting it raises why."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def is_done(self) -> bool:
+        return True
+
+    def collect(self) -> StepResult:
+        raise self._error
+
+
+class Steps:
+    """Between the loop and the runner. `survived` are the newest errors after which the loop went on."""
+
+    def __init__(self, scheduler: Scheduler, runner: ModelRunner, flight: Flight) -> None:
+        self._scheduler = scheduler
+        self._runner = runner
+        self._flight = flight
+        self._num_failed_in_a_row = 0
+        self.survived: deque[Exception] = deque(maxlen=16)
+
+    def launch(self, plan: StepPlan) -> StepHandle:
+        try:
+            return self._runner.launch(plan)
+        except OwnershipError:
+            raise
+        except Exception as error:  # noqa: BLE001  it is raised again when the step is collected, after the one before it
+            return FailedLaunch(error)
+
+    def is_done(self, handle: StepHandle) -> bool:
+        """Whether to collect now: also a step that fails when it is asked."""
+        try:
+            return handle.is_done()
+        except Exception:  # noqa: BLE001  collecting it says what it is
+            return True
+
+    def collect_flight(self) -> None:
+        """Take in the step in flight, if there is one. Raises what no later step could survive."""
+        if self._flight.step is None:
+            return
+        plan, handle = self._flight.step
+        self._flight.step = None
+        try:
+            result = handle.collect()
+        except OwnershipError:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever it is, other requests go on
+            self._fail(plan, error)
+            return
+        self._num_failed_in_a_row = 0
+        self._scheduler.collect(plan, result)
+
+    def _fail(self, plan: StepPlan, error: Exception) -> None:
+        self._runner.recover()  # raises if the device is lost; else nothing of the step writes any more
+        num_ended = self._scheduler.fail(plan, error)
+        self._num_failed_in_a_row += num_ended > 0  # one of requests that have ended already says nothing new
+        self.survived.append(error)
+        _log.error("step %d failed, %d requests end with an error", plan.step_id, num_ended, exc_info=error)
+        if self._num_failed_in_a_row >= _MAX_FAILED_IN_A_ROW:
+            raise RuntimeError(f"{_MAX_FAILED_IN_A_ROW} steps in a row have failed") from error
