@@ -81,3 +81,22 @@ def test_several_engines_share_cores_and_memory() -> None:
     assert args.for_one_engine(8).mem_fraction_static == 0.4
     assert ServerArgs(dp_size=2, threads=3).for_one_engine(8).threads == 3, "a number that was given is for each"
     assert ServerArgs(mem_fraction_static=0.8).for_one_engine(8) == ServerArgs(mem_fraction_static=0.8)
+
+
+def test_origins_and_hosts_are_lists() -> None:
+    args = ServerArgs(allowed_origin="https://a.example, http://localhost:3000,*,null", allowed_host="a.example,::1")
+    assert args.allowed_origins == ("https://a.example", "http://localhost:3000", "*", "null")
+    assert args.allowed_hosts == ("a.example", "::1")
+    assert ServerArgs().allowed_origins == ServerArgs().allowed_hosts == ()
+
+
+@pytest.mark.parametrize("origin", ["a.example", "https://a.example/path", "https://", "https://a b", "a,b"])
+def test_what_is_no_origin_is_refused(origin: str) -> None:
+    with pytest.raises(ValueError, match="--allowed-origin must be"):
+        ServerArgs(allowed_origin=origin)
+
+
+@pytest.mark.parametrize("host", ["https://a.example", "a.example:80", "a/b"])
+def test_what_is_no_host_name_is_refused(host: str) -> None:
+    with pytest.raises(ValueError, match="--allowed-host must be"):
+        ServerArgs(allowed_host=host)

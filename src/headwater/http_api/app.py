@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from headwater.http_api import (
     cache_routes,
@@ -21,6 +22,7 @@ from headwater.http_api.auth import Authentication
 from headwater.http_api.error_handlers import install_error_handlers
 from headwater.http_api.middleware import BodyLimit, RequestId
 from headwater.http_api.services import Services
+from headwater.http_api.sites import SiteGuard
 from headwater.http_api.state import ApiState
 
 ROUTERS = (
@@ -66,5 +68,14 @@ def create_app(state: ApiState) -> FastAPI:
     # The last one added sees a request first: even a refused one has its id.
     app.add_middleware(BodyLimit, max_body_bytes=state.limits.max_body_bytes)
     app.add_middleware(Authentication, api_key=state.api_key, admin_api_key=state.admin_api_key)
+    app.add_middleware(SiteGuard, policy=state.sites)
+    if state.sites.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(state.sites.allowed_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id"],
+        )
     app.add_middleware(RequestId)
     return app

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from headwater.client.engine_client import EngineClient
 from headwater.http_api.errors import ApiError, loading
+from headwater.http_api.sites import SitePolicy
 from headwater.messages.state import EngineReady
 from headwater.tokenization.tokenizer import Tokenizer
 
@@ -85,6 +86,7 @@ class ApiState:
     api_key: str | None = None
     admin_api_key: str | None = None
     limits: Limits = field(default_factory=Limits)
+    sites: SitePolicy = field(default_factory=SitePolicy)
     tokenizer: Tokenizer | None = None
     model: ModelFacts | None = None
     started_at_s: float = field(default_factory=time.time)  # Unix time

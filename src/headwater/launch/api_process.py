@@ -15,6 +15,7 @@ from headwater.client.errors import EngineGone
 from headwater.http_api.app import create_app
 from headwater.http_api.connection import ConnectionLimits
 from headwater.http_api.http_server import HttpServer
+from headwater.http_api.sites import SitePolicy
 from headwater.http_api.state import ApiState, Limits
 from headwater.launch.banner import print_banner
 from headwater.launch.config import ServerArgs
@@ -86,6 +87,12 @@ class ApiProcess:
             server_args=self._args.public(),
             api_key=self._args.api_key,
             admin_api_key=self._args.admin_api_key,
+            sites=SitePolicy.of_server(
+                self._args.host,
+                has_api_key=self._args.api_key is not None,
+                origins=self._args.allowed_origins,
+                hosts=self._args.allowed_hosts,
+            ),
             limits=Limits(
                 max_body_bytes=self._args.max_body_bytes, max_control_timeout_s=self._args.max_control_timeout
             ),

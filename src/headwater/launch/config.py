@@ -21,6 +21,8 @@ PROCESS = "Processes"
 
 MIB = 1 << 20
 ENDPOINT = re.compile(r"tcp://[^/:]+:\d{1,5}|tcp://\[[0-9a-fA-F:]+\]:\d{1,5}|ipc:///.+")
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/:?#@\s\[\]]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?", re.IGNORECASE)
+HOST = re.compile(r"[^/:?#@\s\[\]]+|[0-9a-f:]+", re.IGNORECASE)
 GB = 10**9
 
 
@@ -122,6 +124,22 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
             HTTP,
             env="HEADWATER_ADMIN_API_KEY",
             is_secret=True,
+        ),
+    ] = None
+    allowed_origin: Annotated[
+        str | None,
+        Flag(
+            "Web pages that may use the server: origins such as https://chat.example, separated by commas, or *. "
+            "Default: only pages of the server itself.",
+            HTTP,
+        ),
+    ] = None
+    allowed_host: Annotated[
+        str | None,
+        Flag(
+            "Further names of this server, separated by commas, or *. Checked by default when it listens on a loopback "
+            "address without --api-key.",
+            HTTP,
         ),
     ] = None
     max_body_bytes: Annotated[int, Flag("Largest accepted request body.", HTTP, low=1024, high=1 << 30)] = 4 * MIB
@@ -275,6 +293,20 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
                 raise ValueError(f"{flag_name(name)} must not be empty")
         self._check_tiers()
         self._check_events()
+        for origin in self.allowed_origins:
+            if origin not in ("*", "null") and ORIGIN.fullmatch(origin) is None:
+                raise ValueError(f"--allowed-origin must be origins such as https://chat.example, got {origin!r}")
+        for host in self.allowed_hosts:
+            if host != "*" and HOST.fullmatch(host) is None:
+                raise ValueError(f"--allowed-host must be names without scheme and port, got {host!r}")
+
+    @property
+    def allowed_origins(self) -> tuple[str, ...]:
+        return _names(self.allowed_origin)
+
+    @property
+    def allowed_hosts(self) -> tuple[str, ...]:
+        return _names(self.allowed_host)
 
     def _check_events(self) -> None:
         for name in ("kv_events_endpoint", "kv_events_replay_endpoint"):
@@ -369,6 +401,10 @@ class FlagSpec:
         if low is not None and high is not None:
             return f"{kind} from {low} to {high}"
         return f"{kind} of at least {low}" if low is not None else kind
+
+
+def _names(listed: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (listed or "").split(",") if name.strip())
 
 
 def flag_name(field: str) -> str:

@@ -1,0 +1,138 @@
+"""Keeps web pages of other sites from using the server through the browser of somebody who visits them.
+
+A page can send requests to any address that its visitor reaches, a server on localhost above all. It cannot read the
+answers, but a flush or a thousand tokens are spent. What browsers say of such requests (`Sec-Fetch-Site`, `Origin`,
+`Referer`) no page can forge; programs say nothing of the kind. By DNS rebinding a page makes its own name mean the
+server's address; then the browser takes both for one site, and only the `Host` tells.
+"""
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from headwater.http_api.auth import OPEN_PATHS
+from headwater.http_api.error_handlers import error_response
+from headwater.http_api.errors import ApiError
+
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+CHANGING_BY_GET = frozenset(
+    {"/flush_cache", "/release_memory_occupation", "/resume_memory_occupation", "/health_generate"}
+)
+PROBES = OPEN_PATHS | {"/health", "/ready", "/metrics"}
+# this machine, as containers on it call it
+OWN_NAMES = frozenset({"localhost", "host.docker.internal", "host.containers.internal"})
+DEFAULT_PORTS = (":80", ":443")
+
+
+@dataclass(frozen=True, slots=True)
+class SitePolicy:
+    """Whose pages may use the server, and by which names it is known."""
+
+    allowed_origins: frozenset[str] = frozenset()  # as browsers spell them; "*": every one
+    allowed_hosts: frozenset[str] = frozenset()  # without port; "*": every one
+    checks_host: bool = False
+
+    @classmethod
+    def of_server(
+        cls, host: str, *, has_api_key: bool, origins: tuple[str, ...] = (), hosts: tuple[str, ...] = ()
+    ) -> "SitePolicy":
+        """For a server that listens on `host`.
+
+        Names are checked where rebinding threatens: on a server that only this machine reaches, and that asks for no
+        key. One that others reach has names that we do not know, of services and proxies; a page has no key. Naming
+        hosts turns the check on everywhere.
+        """
+        known = {name.lower() for name in (*hosts, host, socket.gethostname())}
+        return cls(
+            allowed_origins=frozenset(origin.lower().rstrip("/") for origin in origins),
+            allowed_hosts=frozenset(known),
+            checks_host=bool(hosts) or (is_loopback(host) and not has_api_key),
+        )
+
+    def refusal(self, method: str, path: str, headers: Headers) -> ApiError | None:
+        """Why this request may not pass, or None."""
+        path = path.rstrip("/") or "/"
+        if self.checks_host and method != "OPTIONS" and path not in PROBES:
+            host = headers.get("host", "")
+            if not self._is_own(host_name(host)):
+                message = f"this server is not known as {host!r}; if it should be, start it with --allowed-host"
+                return ApiError(403, message, code="foreign_host")
+        if method in READING and path not in CHANGING_BY_GET:
+            return None
+        if method != "OPTIONS" and self._is_foreign_page(headers):
+            page = headers.get("origin") or headers.get("referer") or "another site"
+            message = f"web pages of {page} may not use this route; to let them, start the server with --allowed-origin"
+            return ApiError(403, message, code="cross_site")
+        return None
+
+    def _is_own(self, name: str) -> bool:
+        if not name or name in OWN_NAMES or name.endswith(".localhost") or name in self.allowed_hosts:
+            return True
+        return "*" in self.allowed_hosts or is_address(name)
+
+    def _is_foreign_page(self, headers: Headers) -> bool:
+        origin = headers.get("origin", "").lower()
+        if origin and (origin in self.allowed_origins or "*" in self.allowed_origins):
+            return False
+        site = headers.get("sec-fetch-site")
+        if site is not None:  # the browser compared already; behind a proxy it alone knows
+            return site not in ("same-origin", "none")
+        page = origin or headers.get("referer", "").lower()
+        own = {_without_default_port(headers.get(name, "").lower()) for name in ("host", "x-forwarded-host")}
+        return bool(page) and _authority(page) not in own - {""}
+
+
+class SiteGuard:
+    """Answers 403 to pages of other sites and to foreign names."""
+
+    def __init__(self, app: ASGIApp, *, policy: SitePolicy) -> None:
+        self.app = app
+        self.policy = policy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            refusal = self.policy.refusal(scope["method"], scope["path"], Headers(scope=scope))
+            if refusal is not None:
+                await error_response(refusal)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header, in small letters: no port, no brackets, no dot at its end."""
+    name = host.strip().lower()
+    if name.startswith("["):
+        return name[1:].partition("]")[0]
+    return name.partition(":")[0].rstrip(".")
+
+
+def is_address(name: str) -> bool:
+    """Whether this is an IP address: no page can make one mean another machine."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens on `host`."""
+    return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _authority(page: str) -> str | None:
+    """Host and port of an origin or address; None for `null` and for what is neither."""
+    try:
+        return _without_default_port(urlsplit(page).netloc) or None
+    except ValueError:
+        return None
+
+
+def _without_default_port(authority: str) -> str:
+    for port in DEFAULT_PORTS:
+        authority = authority.removesuffix(port)
+    return authority
