@@ -61,9 +61,22 @@ async def test_an_engine_whose_loop_hangs_is_not_healthy(engine: ScriptedEngine,
     async with api(engine, limits=Limits(health_timeout_s=0.1)) as server:
         assert await statuses(server, "/health") == [200]
         engine.script.is_silent = True
-        assert await statuses(server, *PROBES) == [503, 503, 200, 503]
+        assert await statuses(server, *PROBES) == [503] * 4
         engine.script.is_silent = False
-        assert await statuses(server, "/health") == [200]
+        assert await statuses(server, "/health", "/ready") == [200, 200]
+
+
+async def test_a_stopped_engine_is_not_ready_long_before_it_is_not_healthy(engine: ScriptedEngine, monkeypatch) -> None:
+    """Traffic goes elsewhere at once; that it is restarted waits for the longest step."""
+    monkeypatch.setattr("headwater.http_api.services.FRESH_S", 0.0)
+    async with api(engine, limits=Limits(health_timeout_s=30, ready_timeout_s=0.2)) as server:
+        assert await statuses(server, "/ready") == [200]
+        engine.script.is_silent = True
+        health = asyncio.ensure_future(server.http.get("/health"))
+        async with asyncio.timeout(10):
+            assert await statuses(server, "/ready", "/ready") == [503, 503]
+        assert not health.done(), "the ping that it waits for goes on"
+        health.cancel()
 
 
 async def test_many_probes_share_one_ping(engine: ScriptedEngine, monkeypatch) -> None:

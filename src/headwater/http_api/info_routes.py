@@ -58,8 +58,8 @@ async def ping(given: Given) -> Response:
 
 @router.get("/ready", summary="Would a request be taken now?", response_class=Response, responses=PROBE_RESPONSES)
 async def ready(given: Given) -> Response:
-    """200 or 503, without asking the engine."""
-    return Response(status_code=200 if given.state.is_serving else 503)
+    """200 when an engine has loaded and answers within 5 s, else 503: also when one is stopped, or silent."""
+    return Response(status_code=200 if await given.is_ready() else 503)
 
 
 @router.get("/model_info", summary="The model")

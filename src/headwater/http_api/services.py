@@ -104,6 +104,14 @@ class Services:
             return False
         return self.state.is_serving
 
+    async def is_ready(self) -> bool:
+        """Whether a request would be taken now by engines that answer; told within the ready timeout."""
+        try:
+            async with asyncio.timeout(self.state.limits.ready_timeout_s):
+                return await self.is_alive()
+        except TimeoutError:  # a ping that others wait for, too, goes on
+            return False
+
     async def _ping_all(self) -> None:
         timeout_s = self.state.limits.health_timeout_s
         for answer in await self.state.client.call_all(Ping(call_id=new_call_id()), timeout_s=timeout_s):

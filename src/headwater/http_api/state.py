@@ -74,6 +74,7 @@ class Limits:
     max_body_bytes: int = 4 * MIB  # 100,000 token ids are under 1 MiB of JSON
     max_control_timeout_s: float = 3600.0
     health_timeout_s: float = 20.0  # an engine silent for longer is not healthy
+    ready_timeout_s: float = 5.0  # one silent for longer does not take a request now
     max_batch: int = 512  # prompts in one request
 
 
