@@ -46,6 +46,9 @@ GENERATE = [
     ({"text": "a", "return_logprob": True, "token_ids_logprob": [99999]}, "token_ids_logprob", "from 0 to"),
     ({"text": "a", "priority": 2**40}, "priority", "from"),
     ({"text": "a", "cache_salt": "x" * 1000}, "cache_salt", "at most 256 characters"),
+    ({"text": "a", "temperature": 0}, "temperature", "did you mean sampling_params.temperature?"),
+    ({"text": "a", "cach_salt": "tenant"}, "cach_salt", "did you mean cache_salt?"),
+    ({"prompt": "a"}, "prompt", "did you mean text?"),
 ]
 SAMPLING = [
     ({"max_new_tokens": -1}, "max_new_tokens", "0 or more"),
@@ -82,6 +85,10 @@ SAMPLING = [
     ({"sampling_seed": 2**70}, "sampling_seed", "from"),
     ({"regex": "a+"}, "regex", "not supported"),
     ({"json_schema": "{}"}, "json_schema", "not supported"),
+    ({"temprature": 0}, "temprature", "did you mean temperature?"),
+    ({"max_tokens": 5}, "max_tokens", "did you mean max_new_tokens?"),
+    ({"seed": 5}, "seed", "did you mean sampling_seed?"),
+    ({"no_such": 5}, "no_such", "known are max_new_tokens, min_new_tokens"),
 ]
 OPENAI = [
     (CHAT, {"messages": []}, "messages", "at least one message"),
@@ -110,6 +117,12 @@ OPENAI = [
     (CHAT, {"messages": USER, "stream_options": 5}, "stream_options", ""),
     (CHAT, {"messages": USER, "tools": "f"}, "tools", "list"),
     (CHAT, {"messages": USER, "model": 5}, "model", "string"),
+    (CHAT, {"messages": USER, "max_new_tokens": 5}, "max_new_tokens", "did you mean max_tokens?"),
+    (CHAT, {"messages": USER, "temprature": 0}, "temprature", "did you mean temperature?"),
+    (CHAT, {"messages": USER, "documents": [{"text": "d"}]}, "documents", "no place for documents"),
+    (CHAT, {"messages": USER, "echo": True}, "echo", "not supported"),
+    ("/v1/completions", {"prompt": "a", "messages": USER}, "messages", "did you mean prompt"),
+    ("/v1/completions", {"prompt": "a", "sampling_params": {"temperature": 0}}, "sampling_params", "top of the body"),
     ("/v1/completions", {}, "prompt", "required"),
     ("/v1/completions", {"prompt": ""}, "prompt", "must not be empty"),
     ("/v1/completions", {"prompt": []}, "prompt", "must not be empty"),
@@ -147,7 +160,7 @@ async def test_generate_refuses_bad_bodies_by_name(engine: ScriptedEngine) -> No
 async def test_generate_refuses_bad_sampling_by_name(engine: ScriptedEngine) -> None:
     async with api(engine) as server:
         for sampling, param, words in SAMPLING:
-            at_fault = param if words.startswith(("from 0 to the most", "not supp")) else None
+            at_fault = param if words.startswith("from 0 to the most") else None
             if param in ("stop_token_ids", "logit_bias") and words == "from 0 to":
                 at_fault = param
             name = at_fault or f"sampling_params.{param}"

@@ -1,11 +1,11 @@
 """Computes prefixes ahead of the requests that begin with them: what warming and pinning stand on."""
 
-import asyncio
 import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from headwater.http_api.errors import bad_request, from_value_error
+from headwater.http_api.chat_prompts import check_no_chat_fields, encode_messages
+from headwater.http_api.errors import bad_request
 from headwater.http_api.native_format import cached_tokens, cached_tokens_details
 from headwater.http_api.sampling import check_prompt
 from headwater.http_api.schemas_cache import Prefixes
@@ -32,6 +32,8 @@ async def encode_prefixes(body: Prefixes, given: Services) -> EncodedPrefixes:
     if len(named) != 1:
         raise bad_request("text", "text: exactly one of text, messages and input_ids is needed")
     (param,) = named
+    if param != "messages":
+        check_no_chat_fields(body, param=param)
     prompts, is_batch = await _prompts(body, param, given)
     most = given.state.limits.max_batch
     if not 1 <= len(prompts) <= most:
@@ -85,22 +87,19 @@ async def _prompts(body: Prefixes, param: str, given: Services) -> tuple[list[li
         is_batch = bool(ids) and isinstance(ids[0], list)
         return (ids, True) if is_batch else ([ids], False)  # type: ignore[return-value]
     if param == "messages":
-        return [await asyncio.to_thread(_encode_messages, body, given)], False
+        return [await encode_messages(body, given.generator)], False
     is_batch = isinstance(body.text, list)
     texts: Any = body.text if is_batch else [body.text]
-    return [await given.generator.encode(text, param="text") for text in texts], is_batch
-
-
-def _encode_messages(body: Prefixes, given: Services) -> list[int]:
-    try:
-        return given.generator.tokenizer.encode_chat(
-            body.messages or [],
-            tools=body.tools or None,
-            add_generation_prompt=body.add_generation_prompt,
-            template_kwargs=body.chat_template_kwargs,
+    prompts = [
+        await given.generator.encode(
+            text,
+            param="text",
+            add_special_tokens=body.add_special_tokens is not False,
+            parse_special_tokens=body.parse_special_tokens,
         )
-    except ValueError as error:
-        raise from_value_error(error) from error
+        for text in texts
+    ]
+    return prompts, is_batch
 
 
 def _facts(generation: TextGeneration) -> Json:

@@ -86,6 +86,11 @@ def bad_request(param: str, message: str, *, code: str = "invalid_value") -> Inv
     return InvalidRequest(400, message, param=param, code=code)
 
 
+def unsupported(param: str, message: str) -> InvalidRequest:
+    """A 400 for what this server cannot do; `message` names the parameter."""
+    return bad_request(param, message, code="unsupported_value")
+
+
 def from_value_error(error: ValueError) -> InvalidRequest:
     """The 400 for a `ValueError` whose text begins with the parameter, as those of `tokenization` do."""
     param = str(error).partition(":")[0]
@@ -151,6 +156,10 @@ def from_validation(problems: Any) -> ApiError:
             "the body must be a JSON object, sent with content-type: application/json",
             code="invalid_body",
         )
+    if first["type"] == "request_field":  # a name that is refused: `request_fields`
+        name, code = first["ctx"]["param"], first["ctx"]["code"]
+        param = ".".join(part for part in (_readable_path(path), name) if part)
+        return InvalidRequest(400, f"{param}: {first['msg']}", param=param, code=code)
     param = _readable_path(path)
     reason = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     text = reason[:1].lower() + reason[1:]

@@ -73,7 +73,15 @@ class NativeApi:
             is_batch = isinstance(request.text, list)
             texts: Any = request.text if is_batch else [request.text]
             self._check_batch(len(texts), "text")
-            prompts = [await self._generator.encode(text, param="text") for text in texts]
+            prompts = [
+                await self._generator.encode(
+                    text,
+                    param="text",
+                    add_special_tokens=request.add_special_tokens,
+                    parse_special_tokens=request.parse_special_tokens,
+                )
+                for text in texts
+            ]
         self._check_batch(len(prompts), "input_ids")
         return prompts, is_batch
 

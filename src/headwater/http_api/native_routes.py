@@ -5,10 +5,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from headwater.http_api.errors import bad_request, from_value_error
+from headwater.http_api.chat_prompts import check_no_chat_fields, encode_messages
+from headwater.http_api.errors import bad_request
 from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.native_format import json_bytes
-from headwater.http_api.schemas_native import DetokenizeRequest, GenerateRequest, TokenizeRequest
+from headwater.http_api.schemas_native import DetokenizeRequest, GenerateRequest
+from headwater.http_api.schemas_prompt import TokenizeRequest
 from headwater.http_api.services import Services, services
 from headwater.http_api.sse import EventStream, while_connected
 from headwater.http_api.validation import first_outside
@@ -44,27 +46,26 @@ async def generate(body: GenerateRequest, request: Request, given: Given) -> Res
 @router.post("/tokenize", summary="Text to token ids")
 @router.post("/v1/tokenize", include_in_schema=False)
 async def tokenize(body: TokenizeRequest, given: Given) -> Response:
-    """Token ids of `prompt`, of each prompt of a list, or of chat `messages`."""
+    """Token ids of `prompt`, of each prompt of a list, or of chat `messages`: those that a request would run with."""
     generator, model = given.generator, given.model
     prompt = body.prompt if body.prompt is not None else body.text
-    if (prompt is None) == (body.messages is None):
-        raise bad_request("prompt", "prompt: exactly one of prompt and messages is needed")
-    if body.messages is not None:
-        try:
-            tokens: Any = generator.tokenizer.encode_chat(
-                body.messages, add_generation_prompt=body.add_generation_prompt
-            )
-        except ValueError as error:
-            raise from_value_error(error) from error
-        count: Any = len(tokens)
-    elif isinstance(prompt, list):
-        adds = body.add_special_tokens
-        tokens = [await generator.encode(text, param="prompt", add_special_tokens=adds) for text in prompt]
-        count = [len(ids) for ids in tokens]
+    if (prompt is None) == (body.messages is None) or (body.prompt is not None and body.text is not None):
+        raise bad_request("prompt", "prompt: exactly one of prompt (or text) and messages is needed")
+    if prompt is None:
+        tokens: Any = await encode_messages(body, generator)
     else:
-        assert prompt is not None, "checked above"
-        tokens = await generator.encode(prompt, param="prompt", add_special_tokens=body.add_special_tokens)
-        count = len(tokens)
+        check_no_chat_fields(body, param="prompt")
+        tokens = [
+            await generator.encode(
+                text,
+                param="prompt",
+                add_special_tokens=body.add_special_tokens is not False,
+                parse_special_tokens=body.parse_special_tokens,
+            )
+            for text in (prompt if isinstance(prompt, list) else [prompt])
+        ]
+        tokens = tokens if isinstance(prompt, list) else tokens[0]
+    count = [len(ids) for ids in tokens] if isinstance(prompt, list) else len(tokens)
     answer = {"tokens": tokens, "count": count, "max_model_len": model.max_context}
     return Response(json_bytes(answer), media_type=JSON)
 

@@ -102,6 +102,7 @@ class OpenAIBatch:
                         extra_key=given.extra_key,
                         no_store=given.no_store,
                         priority=given.priority,
+                        engine=given.engine,
                         is_streaming=given.stream,
                     )
                     for sample in range(given.n):

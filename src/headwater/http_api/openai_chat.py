@@ -1,23 +1,17 @@
 """Chat completions: a conversation through the chat template, answered by an assistant's message."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from headwater.http_api.errors import bad_request, from_value_error
+from headwater.http_api.chat_prompts import encode_messages
+from headwater.http_api.errors import bad_request
 from headwater.http_api.openai_batch import Heading, OpenAIBatch, check_model
 from headwater.http_api.openai_format import ChatLogprobs, finish_fields, json_bytes
 from headwater.http_api.sampling import openai_sampling
 from headwater.http_api.schemas_openai import ChatCompletionRequest
 from headwater.http_api.state import ModelFacts
-from headwater.http_api.text_generation import (
-    ENCODE_IN_THREAD_CHARS,
-    TextChunk,
-    TextGeneration,
-    TextGenerator,
-)
+from headwater.http_api.text_generation import TextChunk, TextGeneration, TextGenerator
 from headwater.messages.generation import LogprobParams, TokenLogprob
-from headwater.tokenization.tokenizer import Tokenizer
 
 Json = dict[str, Any]
 
@@ -36,7 +30,7 @@ class Chat:
         sampling = openai_sampling(request, model)
         if request.top_logprobs and not request.logprobs:
             raise bad_request("top_logprobs", "top_logprobs: needs logprobs to be true")
-        prompt_ids = await encode_chat(request, generator.tokenizer)
+        prompt_ids = await encode_messages(request, generator)
         is_stream = request.stream
         heading = Heading.of(
             request,
@@ -111,25 +105,3 @@ class _ChatChoice:
 
 
 _ROLE = b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
-
-
-async def encode_chat(request: ChatCompletionRequest, tokenizer: Tokenizer) -> list[int]:
-    """Token ids of the conversation. Raises InvalidRequest that names the place in `messages`."""
-    num_chars = sum(len(m["content"]) if isinstance(m.get("content"), str) else 1024 for m in request.messages)
-
-    def encode() -> list[int]:
-        return tokenizer.encode_chat(
-            request.messages,
-            tools=None if request.tool_choice == "none" else request.tools or None,
-            add_generation_prompt=request.add_generation_prompt and not request.continue_final_message,
-            continue_final_message=request.continue_final_message,
-            template_kwargs=request.chat_template_kwargs,
-        )
-
-    try:
-        return encode() if num_chars <= ENCODE_IN_THREAD_CHARS else await asyncio.to_thread(encode)
-    except ValueError as error:
-        message = str(error)
-        raise from_value_error(
-            ValueError(message.replace("text: ", "messages: ", 1)) if message.startswith("text: ") else error
-        ) from error

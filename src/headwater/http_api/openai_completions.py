@@ -123,7 +123,14 @@ async def _prompts(
     prompts: list[TokenIds] = []
     texts: list[str] = []
     for item in items:
-        ids = await generator.encode(item, param="prompt") if isinstance(item, str) else item
+        ids = item
+        if isinstance(item, str):
+            ids = await generator.encode(
+                item,
+                param="prompt",
+                add_special_tokens=request.add_special_tokens,
+                parse_special_tokens=request.parse_special_tokens,
+            )
         prompts.append(check_prompt(ids, model, param="prompt", is_prefill=request.max_tokens == 0))
         if isinstance(item, str):
             texts.append(item)

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from pydantic import ValidationError
 
-from headwater.http_api.errors import ApiError, bad_request
+from headwater.http_api.errors import bad_request, unsupported
 from headwater.http_api.schemas_native import SamplingInput
 from headwater.http_api.schemas_openai import ChatCompletionRequest, CompletionRequest, OpenAIRequest
 from headwater.http_api.state import ModelFacts
@@ -27,9 +27,6 @@ _log = logging.getLogger(__name__)
 
 def native_sampling(given: SamplingInput, model: ModelFacts) -> SamplingParams:
     """The engine's parameters for `sampling_params` of /generate. InvalidRequest."""
-    for name in ("json_schema", "regex", "ebnf", "structural_tag", "stop_regex"):
-        if getattr(given, name) is not None:
-            raise bad_request(name, f"{name}: constrained generation is not supported yet")
     return _sampling(
         given,
         model,
@@ -43,7 +40,6 @@ def openai_sampling(given: OpenAIRequest, model: ModelFacts) -> SamplingParams:
     """The engine's parameters for an OpenAI body. InvalidRequest names what is not supported yet."""
     _refuse_response_format(given.response_format)
     if isinstance(given, ChatCompletionRequest):
-        _refuse_tool_choice(given.tool_choice)
         asked = given.max_completion_tokens or given.max_tokens
         max_new_tokens = model.max_context if asked is None else asked
     else:
@@ -137,24 +133,11 @@ def _check_ids(token_ids: Any, model: ModelFacts, *, param: str) -> None:
 def _refuse_response_format(response_format: dict[str, Any] | None) -> None:
     kind = "text" if response_format is None else response_format.get("type")
     if kind in ("json_object", "json_schema", "structural_tag"):
-        message = f"response_format: type {kind!r} is not supported yet; accepted: 'text'"
-        raise ApiError(400, message, param="response_format", code="unsupported_value")
+        raise unsupported("response_format", f"response_format: type {kind!r} is not supported yet; accepted: 'text'")
     if kind != "text":
         raise bad_request("response_format", f"response_format: type must be 'text', got {kind!r}")
-
-
-def _refuse_tool_choice(tool_choice: Any) -> None:
-    if tool_choice in ("auto", "none"):
-        return
-    if tool_choice == "required" or isinstance(tool_choice, dict):
-        message = "tool_choice: forcing a tool call is not supported yet; accepted: 'auto', 'none'"
-        raise ApiError(400, message, param="tool_choice", code="unsupported_value")
-    raise bad_request("tool_choice", f"tool_choice: must be 'auto' or 'none', got {tool_choice!r}")
 
 
 def _refuse_best_of(given: CompletionRequest) -> None:
     if given.best_of not in (None, 1, given.n):
         raise bad_request("best_of", f"best_of: must be 1 or n ({given.n}), got {given.best_of}")
-    if given.suffix:
-        message = "suffix: inserting text is not supported"
-        raise ApiError(400, message, param="suffix", code="unsupported_value")

@@ -1,27 +1,25 @@
 """Bodies of the routes that show, warm and pin the cache, and that attach a store to it."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from headwater.http_api.schemas_native import Body
+from headwater.http_api.field_table import REFUSED_OF_PROMPTS
+from headwater.http_api.request_fields import Body, Names
+from headwater.http_api.schemas_prompt import ChatPrompt
 from headwater.http_api.validation import Name, Priority, Text, within
 
 MAX_PIN_S = 30 * 86_400.0
 MAX_STORE_BYTES = 1 << 50
 
 
-class Prefixes(Body):
+class Prefixes(ChatPrompt):
     """Beginnings of prompts: exactly one of `text`, `messages` and `input_ids`."""
 
+    names: ClassVar[Names] = Names(refused=REFUSED_OF_PROMPTS)
     text: Text | list[Text] | None = Field(default=None, description="A text, or a list: a batch.")
-    messages: list[dict[str, Any]] | None = Field(
-        default=None, description="The beginning of a conversation, put through the chat template."
-    )
     input_ids: list[int] | list[list[int]] | None = Field(default=None, description="Token ids, or lists of them.")
     add_generation_prompt: bool = Field(default=False, description="`messages` only: end as a prompt ends.")
-    tools: list[dict[str, Any]] | None = Field(default=None, description="`messages` only: given to the template.")
-    chat_template_kwargs: dict[str, Any] | None = None
     cache_salt: Name = ""
     extra_key: Name = ""
     routed_dp_rank: int | None = Field(default=None, description="On this engine; not given: on every one.")

@@ -1,9 +1,12 @@
-"""Bodies of the native API: SGLang's names. Null means not given; fields that are not listed are ignored."""
+"""Bodies of the native API: SGLang's names. Null means not given; `field_table` says what happens to other names."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag
 
+from headwater.http_api.field_table import OTHER_NAMES_IN_GENERATE, OTHER_NAMES_IN_SAMPLING_PARAMS, REFUSED
+from headwater.http_api.request_fields import Body, Names
+from headwater.http_api.schemas_prompt import ParseSpecialTokens
 from headwater.http_api.validation import (
     LogitBias,
     LogprobTokenIds,
@@ -26,22 +29,10 @@ from headwater.http_api.validation import (
 )
 
 
-class Body(BaseModel):
-    """A request body. A field that is null counts as not given; unknown fields are ignored."""
-
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            return {name: value for name, value in values.items() if value is not None}
-        return values
-
-
 class SamplingInput(Body):
-    """How tokens are chosen and when generation ends."""
+    """How tokens are chosen and when generation ends. A name that is not known is a 400."""
 
+    names: ClassVar[Names] = Names(refused=REFUSED, other_names=OTHER_NAMES_IN_SAMPLING_PARAMS, refuses_unknown=True)
     max_new_tokens: NumTokens = Field(
         default=128, description="0 computes the prompt's KV only; what does not fit the context is cut off."
     )
@@ -61,11 +52,6 @@ class SamplingInput(Body):
     no_stop_trim: bool = Field(default=False, description="Leave the stop string or token in the text.")
     n: NumSamples = Field(default=1, description="Answers per prompt; each has its own noise.")
     sampling_seed: Seed | None = Field(default=None, description="Noise that depends on it and the position alone.")
-    json_schema: Any = Field(default=None, description="Not supported yet: a 400.")
-    regex: Any = Field(default=None, description="Not supported yet: a 400.")
-    ebnf: Any = Field(default=None, description="Not supported yet: a 400.")
-    structural_tag: Any = Field(default=None, description="Not supported yet: a 400.")
-    stop_regex: Any = Field(default=None, description="Not supported: a 400.")
 
 
 def _one_or_list(value: Any) -> str:
@@ -78,9 +64,13 @@ SamplingInputs = Annotated[
 ]
 
 
+_BELONG_INTO_SAMPLING_PARAMS = {name: f"sampling_params.{name}" for name in SamplingInput.model_fields}
+
+
 class GenerateRequest(Body):
     """Continue a prompt, or each prompt of a batch."""
 
+    names: ClassVar[Names] = Names(refused=REFUSED, other_names=OTHER_NAMES_IN_GENERATE | _BELONG_INTO_SAMPLING_PARAMS)
     text: Text | list[Text] | None = Field(default=None, description="A prompt, or a list: a batch.")
     input_ids: PromptIds | None = Field(default=None, description="The same as token ids.")
     sampling_params: SamplingInputs = Field(default_factory=SamplingInput)
@@ -104,6 +94,8 @@ class GenerateRequest(Body):
         default=None, description="Run on this engine, counted from 0; not given: on the one that suits best."
     )
     data_parallel_rank: int | None = Field(default=None, description="Older name of routed_dp_rank.")
+    add_special_tokens: bool = Field(default=True, description="Put BOS before a text where the model wants it.")
+    parse_special_tokens: ParseSpecialTokens = None
     model: Any = Field(default=None, description="Ignored: one model is served.")
 
 
@@ -122,17 +114,6 @@ class PauseRequest(Body):
         default="abort",
         description="End running requests, queue them without their KV, or freeze them where they are.",
     )
-
-
-class TokenizeRequest(Body):
-    """Text to encode: `prompt`, or chat `messages`."""
-
-    prompt: Text | list[Text] | None = None
-    text: Text | list[Text] | None = Field(default=None, description="The same as prompt.")
-    messages: list[dict[str, Any]] | None = None
-    add_special_tokens: bool = True
-    add_generation_prompt: bool = True
-    model: Any = None
 
 
 class DetokenizeRequest(Body):

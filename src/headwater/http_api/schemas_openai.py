@@ -1,10 +1,13 @@
 """Bodies of the OpenAI API with the extensions that SGLang and vLLM share. Null means not given."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
+from headwater.http_api.field_table import OTHER_NAMES_IN_CHAT, OTHER_NAMES_IN_COMPLETIONS, REFUSED
+from headwater.http_api.request_fields import Names
 from headwater.http_api.schemas_native import Body
+from headwater.http_api.schemas_prompt import ChatPrompt, ParseSpecialTokens
 from headwater.http_api.validation import (
     LogitBias,
     MinP,
@@ -63,6 +66,8 @@ class OpenAIRequest(Body):
     cache_salt: Name = ""
     extra_key: Name = ""
     no_store: bool = Field(default=False, description="Leave nothing of this request in the cache, on any tier.")
+    routed_dp_rank: int | None = Field(default=None, description="Run on this engine, counted from 0.")
+    data_parallel_rank: int | None = Field(default=None, description="Older name of routed_dp_rank.")
     return_cached_tokens_details: bool = Field(
         default=False, description="Tell in `sglext` on which tier cached prompt tokens were found."
     )
@@ -72,21 +77,28 @@ class OpenAIRequest(Body):
     def keeps_stop(self) -> bool:
         return self.no_stop_trim or self.include_stop_str_in_output
 
+    @property
+    def engine(self) -> int | None:
+        return self.data_parallel_rank if self.routed_dp_rank is None else self.routed_dp_rank
+
 
 class CompletionRequest(OpenAIRequest):
     """Continue a prompt, or each of several."""
 
+    names: ClassVar[Names] = Names(refused=REFUSED, other_names=OTHER_NAMES_IN_COMPLETIONS)
     prompt: Text | list[Text] | list[int] | list[list[int]] = Field(description="Text or token ids.")
     max_tokens: NumTokens = Field(default=16, description="What does not fit the context is cut off.")
     logprobs: NumLogprobs | None = Field(default=None, description="Alternatives at each position.")
     echo: bool = Field(default=False, description="Begin the text (and the log-probabilities) with the prompt.")
     best_of: int | None = Field(default=None, description="1, or the same as n.")
-    suffix: str | None = Field(default=None, description="Not supported: a 400.")
+    add_special_tokens: bool = Field(default=True, description="Put BOS before a text where the model wants it.")
+    parse_special_tokens: ParseSpecialTokens = None
 
 
-class ChatCompletionRequest(OpenAIRequest):
+class ChatCompletionRequest(OpenAIRequest, ChatPrompt):
     """Answer a conversation."""
 
+    names: ClassVar[Names] = Names(refused=REFUSED, other_names=OTHER_NAMES_IN_CHAT)
     messages: list[dict[str, Any]] = Field(
         description="Objects with `role` and `content` (a string, null, or a list of text parts).",
         json_schema_extra={"examples": [[{"role": "user", "content": "What is a radix tree?"}]]},
@@ -95,8 +107,3 @@ class ChatCompletionRequest(OpenAIRequest):
     max_completion_tokens: NumTokensFromOne | None = Field(default=None, description="Wins over max_tokens.")
     logprobs: bool = False
     top_logprobs: NumLogprobs = Field(default=0, description="Alternatives at each position; needs logprobs.")
-    tools: list[dict[str, Any]] | None = Field(default=None, description="Given to the chat template.")
-    tool_choice: Any = Field(default="auto", description="`auto` or `none`, so far.")
-    add_generation_prompt: bool = True
-    continue_final_message: bool = Field(default=False, description="Go on with the last message.")
-    chat_template_kwargs: dict[str, Any] | None = None

@@ -51,7 +51,12 @@ class Services:
     @property
     def generator(self) -> TextGenerator:
         tokenizer, model = self.state.require_model()
-        return TextGenerator(self.state.client, tokenizer, observer=self.metrics.observer(model.served_name))
+        return TextGenerator(
+            self.state.client,
+            tokenizer,
+            observer=self.metrics.observer(model.served_name),
+            special_tokens=self.state.special_tokens,
+        )
 
     @property
     def native_api(self) -> NativeApi:

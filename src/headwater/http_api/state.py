@@ -9,6 +9,7 @@ from types import MappingProxyType
 from headwater.client.engine_client import EngineClient
 from headwater.http_api.errors import ApiError, loading
 from headwater.http_api.sites import SitePolicy
+from headwater.http_api.text_generation import SpecialTokenPolicy
 from headwater.messages.state import EngineReady
 from headwater.tokenization.tokenizer import Tokenizer
 
@@ -88,6 +89,7 @@ class ApiState:
     admin_api_key: str | None = None
     limits: Limits = field(default_factory=Limits)
     sites: SitePolicy = field(default_factory=SitePolicy)
+    special_tokens: SpecialTokenPolicy = "prompts"  # in which texts spelled out ones are parsed
     tokenizer: Tokenizer | None = None
     model: ModelFacts | None = None
     started_at_s: float = field(default_factory=time.time)  # Unix time

@@ -9,7 +9,8 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import Literal, NamedTuple, Protocol
 
 from headwater.client.engine_client import EngineClient
 from headwater.client.generation import Generation
@@ -27,6 +28,7 @@ from headwater.messages.generation import (
 from headwater.tokenization.text_stream import TextStream
 from headwater.tokenization.tokenizer import Tokenizer
 
+SpecialTokenPolicy = Literal["never", "prompts", "always"]  # in which texts special tokens are parsed
 WHOLE_ANSWER = 1 << 30  # as an output interval: longer than any answer
 ENCODE_IN_THREAD_CHARS = 4096  # longer texts would hold up the event loop for a millisecond and more
 
@@ -75,21 +77,37 @@ class TextGenerator:
     """Starts generations. Shared by all requests of a process."""
 
     def __init__(
-        self, client: EngineClient, tokenizer: Tokenizer, *, observer: GenerationObserver | None = None
+        self,
+        client: EngineClient,
+        tokenizer: Tokenizer,
+        *,
+        observer: GenerationObserver | None = None,
+        special_tokens: SpecialTokenPolicy = "prompts",
     ) -> None:
         self.tokenizer = tokenizer
+        self._special_tokens = special_tokens
         self._client = client
         self._observer = observer
 
-    async def encode(self, text: str, *, param: str, add_special_tokens: bool = True) -> list[int]:
+    async def encode(
+        self, text: str, *, param: str, add_special_tokens: bool = True, parse_special_tokens: bool | None = None
+    ) -> list[int]:
         """Token ids of a text; long ones in a thread. InvalidRequest, naming `param`, if it is no Unicode."""
+        parses_special = self.parses_special(parse_special_tokens, is_chat=False)
+        encode = partial(
+            self.tokenizer.encode, text, add_special_tokens=add_special_tokens, parses_special=parses_special
+        )
         try:
-            if len(text) <= ENCODE_IN_THREAD_CHARS:
-                return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-            return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+            return encode() if len(text) <= ENCODE_IN_THREAD_CHARS else await asyncio.to_thread(encode)
         except ValueError as error:
             message = str(error).removeprefix("text: ")
             raise from_value_error(ValueError(f"{param}: {message}")) from error
+
+    def parses_special(self, given: bool | None, *, is_chat: bool) -> bool:
+        """Whether special tokens spelled out in what a request says become control tokens."""
+        if given is not None:
+            return given
+        return self._special_tokens == "always" or (self._special_tokens == "prompts" and not is_chat)
 
     def together(self) -> AbstractContextManager[None]:
         """What starts inside reaches the engine at once. No `await` may be inside."""

@@ -1,49 +1,61 @@
-"""Bring OpenAI chat messages into the form that chat templates of text models expect."""
+"""Bring OpenAI chat messages into the form that a chat template was written for."""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from headwater.tokenization.json_nesting import MAX_NESTING, is_too_deep
+from headwater.tokenization.json_nesting import is_too_deep
+from headwater.tokenization.template_form import TemplateForm
 
 _TEXT_PART_TYPES = ("text", "input_text", "output_text", "refusal")
+_REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
+BROKEN_ARGUMENTS = "invalid_arguments"  # the key under which arguments that are no JSON object are shown
+
+Message = dict[str, Any]
+Default = TemplateForm()
 
 
 def normalize_messages(
-    messages: Sequence[Mapping[str, Any]], *, developer_role: str = "system"
-) -> list[dict[str, Any]]:
-    """Copies of the messages with plain string content and decoded tool arguments.
+    messages: Sequence[Mapping[str, Any]], *, developer_role: str = "system", form: TemplateForm = Default
+) -> list[Message]:
+    """Copies of the messages in the form that the template shows whole.
 
-    Templates concatenate `content`, so null becomes "" and a list of text parts is joined by newlines. They
-    print `arguments` as JSON themselves, so its JSON text is decoded to a dict. Other null fields are
-    dropped, for templates test fields by their presence. The role `developer` becomes `developer_role`.
+    - null content becomes "", lists of text parts one string; beside tool calls, no content is what `form` says
+    - `arguments` become an object or JSON text; those that are no JSON object (cut off by a token limit, say) stay
+      text, or come under the key `invalid_arguments` where the template wants an object
+    - other null fields and an empty `tool_calls` are dropped, for templates test fields by their presence
+    - reasoning is found under each name that templates read; the role `developer` becomes `developer_role`
+    - what the template would leave out is said in content: tool calls as JSON, results of tools as a user's words
 
-    ValueError, naming the place, for what is no such message: no role, a part that is not text, arguments
-    that are not a JSON object.
+    ValueError, naming the place, for what is no such message: no role, a part that is not text.
     """
     if isinstance(messages, str) or not isinstance(messages, Sequence) or not messages:
         raise ValueError("messages: at least one message is needed")
-    return [
-        _normalize_message(message, where=f"messages[{index}]", developer_role=developer_role)
-        for index, message in enumerate(messages)
-    ]
+    normalized: list[Message] = []
+    for index, message in enumerate(messages):
+        plain = _checked(message, where=f"messages[{index}]", developer_role=developer_role)
+        normalized += _shaped(plain, form)
+    return normalized
 
 
-def _normalize_message(message: Mapping[str, Any], *, where: str, developer_role: str) -> dict[str, Any]:
+def _checked(message: Mapping[str, Any], *, where: str, developer_role: str) -> Message:
+    """A copy with text as content, "" for none, and tool calls that have names; `arguments` as given."""
     if not isinstance(message, Mapping):
         raise ValueError(f"{where}: must be an object")
     role = message.get("role")
     if not isinstance(role, str) or not role:
         raise ValueError(f"{where}.role: must be a non-empty string")
-    normalized = {key: value for key, value in message.items() if value is not None}
-    normalized["role"] = developer_role if role == "developer" else role
-    normalized["content"] = _text_of(message.get("content"), where=f"{where}.content")
-    if "reasoning" in normalized:  # the newer name of the field; templates read the older one
-        normalized.setdefault("reasoning_content", normalized["reasoning"])
-    if "tool_calls" in normalized:
-        tool_calls = _normalize_tool_calls(normalized["tool_calls"], where=f"{where}.tool_calls")
-        normalized["tool_calls"] = tool_calls
-    return normalized
+    checked = {key: value for key, value in message.items() if value is not None}
+    checked["role"] = developer_role if role == "developer" else role
+    checked["content"] = _text_of(message.get("content"), where=f"{where}.content")
+    reasoning = next((checked[name] for name in _REASONING_NAMES if name in checked), None)
+    if reasoning is not None:  # as transformers does
+        checked = {"thinking": reasoning} | checked | {"reasoning_content": reasoning}
+    if "tool_calls" in checked:
+        checked["tool_calls"] = _checked_calls(checked["tool_calls"], where=f"{where}.tool_calls")
+        if not checked["tool_calls"]:
+            del checked["tool_calls"]
+    return checked
 
 
 def _text_of(content: Any, *, where: str) -> str:
@@ -70,33 +82,84 @@ def _text_of_part(part: Any, *, where: str) -> str:
     return text
 
 
-def _normalize_tool_calls(tool_calls: Any, *, where: str) -> list[dict[str, Any]]:
+def _checked_calls(tool_calls: Any, *, where: str) -> list[Message]:
     if isinstance(tool_calls, str) or not isinstance(tool_calls, Sequence):
         raise ValueError(f"{where}: must be a list")
-    return [_normalize_tool_call(call, where=f"{where}[{index}]") for index, call in enumerate(tool_calls)]
+    return [_checked_call(call, where=f"{where}[{index}]") for index, call in enumerate(tool_calls)]
 
 
-def _normalize_tool_call(call: Any, *, where: str) -> dict[str, Any]:
+def _checked_call(call: Any, *, where: str) -> Message:
     if not isinstance(call, Mapping) or not isinstance(call.get("function"), Mapping):
         raise ValueError(f"{where}.function: must be an object")
     function = dict(call["function"])
     if not isinstance(function.get("name"), str):
         raise ValueError(f"{where}.function.name: must be a string")
     arguments = function.get("arguments")
-    function["arguments"] = _decode_arguments(arguments, where=f"{where}.function.arguments")
-    return {**call, "function": function}
+    if arguments is not None and not isinstance(arguments, str | Mapping):
+        raise ValueError(f"{where}.function.arguments: must be a string or an object")
+    return {"type": "function"} | {**call, "function": function}
 
 
-def _decode_arguments(arguments: Any, *, where: str) -> dict[str, Any]:
-    if arguments is None or arguments == "":
-        return {}
-    if isinstance(arguments, str):
-        if is_too_deep(arguments.encode("utf-8", "surrogatepass")):
-            raise ValueError(f"{where}: must not be nested deeper than {MAX_NESTING} levels")
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError) as error:  # no JSON, or an integer of thousands of digits
-            raise ValueError(f"{where}: is not valid JSON ({error})") from error
-    if not isinstance(arguments, Mapping):
-        raise ValueError(f"{where}: must be a JSON object")
-    return dict(arguments)
+def _shaped(message: Message, form: TemplateForm) -> list[Message]:
+    """The message as the template wants it: one, or two where it shows either content or calls."""
+    if message["role"] == "tool" and not form.shows_results:
+        message = {"role": "user", "content": message["content"]}
+    if "tool_calls" not in message:
+        return [_with_content(message, message["content"], form)]
+    if not form.shows_calls:
+        calls = json.dumps([_named_arguments(call) for call in message.pop("tool_calls")], ensure_ascii=False)
+        said = "\n".join(text for text in (message["content"], calls) if text)
+        return [_with_content(message, said, form)]
+    said = message["content"]
+    calls = [_shaped_call(call, form) for call in message["tool_calls"]]
+    if not said:
+        return [_without_content(message | {"tool_calls": calls}, form)]
+    if form.shows_calls_beside_content:
+        return [_with_content(message | {"tool_calls": calls}, said, form)]
+    words = _with_content({k: v for k, v in message.items() if k != "tool_calls"}, said, form)
+    return [words, _without_content({"role": message["role"], "tool_calls": calls}, form)]
+
+
+def _with_content(message: Message, text: str, form: TemplateForm) -> Message:
+    return message | {"content": [{"type": "text", "text": text}] if form.has_content_parts else text}
+
+
+def _without_content(message: Message, form: TemplateForm) -> Message:
+    message = {name: value for name, value in message.items() if name != "content"}
+    return message if form.empty_content == "absent" else message | {"content": _EMPTY[form.empty_content]}
+
+
+_EMPTY: Mapping[str, Any] = {"null": None, "empty": ""}
+
+
+def _shaped_call(call: Message, form: TemplateForm) -> Message:
+    arguments = call["function"].get("arguments")
+    return call | {"function": call["function"] | {"arguments": _shaped_arguments(arguments, form)}}
+
+
+def _shaped_arguments(arguments: Any, form: TemplateForm) -> Any:
+    given = {} if arguments is None or arguments == "" else arguments
+    if form.arguments == "text":
+        return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+    found = _as_object(given)
+    if found is None:
+        return given if form.takes_argument_text else {BROKEN_ARGUMENTS: given}
+    return found
+
+
+def _named_arguments(call: Message) -> Message:
+    function = call["function"]
+    return {"name": function["name"], "arguments": _shaped_arguments(function.get("arguments"), Default)}
+
+
+def _as_object(arguments: str | Mapping[str, Any]) -> dict[str, Any] | None:
+    """None: the text is no JSON object, or one nested deeper than it can be read."""
+    if isinstance(arguments, Mapping):
+        return dict(arguments)
+    if is_too_deep(arguments.encode("utf-8", "surrogatepass")):
+        return None
+    try:
+        found = json.loads(arguments)
+    except (ValueError, RecursionError):  # no JSON, or an integer of thousands of digits
+        return None
+    return found if isinstance(found, dict) else None

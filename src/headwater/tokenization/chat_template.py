@@ -6,17 +6,18 @@ what templates are written for, the one of Hugging Face transformers' `apply_cha
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from headwater.tokenization.chat_messages import normalize_messages
+from headwater.tokenization.template_form import TemplateForm, find_form
 
 # Marks the end of a message that is to be continued; never seen by a model.
 _CONTINUE_HERE = "\ue000continue here\ue000"
@@ -62,19 +63,33 @@ class ChatTemplate:
         if reserved := sorted(_RESERVED_NAMES & template_kwargs.keys()):
             raise ValueError(f"chat_template_kwargs: {reserved[0]!r} is set by the request itself")
         developer_role = "developer" if "developer" in self.source else "system"
-        messages = normalize_messages(messages, developer_role=developer_role)
+        shaped = normalize_messages(messages, developer_role=developer_role, form=self.form)
         if continue_final_message:
-            messages[-1]["content"] += _CONTINUE_HERE + " "
+            _mark_end(shaped[-1])
         text = self._render(
             {
                 **self._special_tokens,
                 **template_kwargs,
-                "messages": messages,
+                "messages": shaped,
                 "tools": list(tools) if tools else None,
                 "add_generation_prompt": add_generation_prompt and not continue_final_message,
             }
         )
         return _cut_at_mark(text) if continue_final_message else text
+
+    @cached_property
+    def form(self) -> TemplateForm:
+        """In which form the template wants messages; found by rendering some, once."""
+        return find_form(
+            lambda messages, tools: self._render(
+                {**self._special_tokens, "messages": messages, "tools": tools, "add_generation_prompt": True}
+            )
+        )
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """Names that the template reads and does not set itself."""
+        return frozenset(meta.find_undeclared_variables(_environment().parse(self.source)))
 
     def _render(self, variables: Mapping[str, Any]) -> str:
         try:
@@ -90,12 +105,20 @@ class ChatTemplate:
             raise ValueError(f"messages: the model's chat template is not valid Jinja: {error}") from error
 
 
+def _mark_end(message: dict[str, Any]) -> None:
+    content = message.get("content")
+    if isinstance(content, str):
+        message["content"] = content + _CONTINUE_HERE + " "
+    elif content:
+        content[-1]["text"] += _CONTINUE_HERE + " "
+    else:
+        raise ValueError("continue_final_message: the last message has no content to go on with")
+
+
 def _cut_at_mark(text: str) -> str:
     position = text.rfind(_CONTINUE_HERE)
     if position < 0:
-        raise ValueError(
-            "continue_final_message: the model's chat template does not print the last message's content"
-        )
+        raise ValueError("continue_final_message: the model's chat template does not print the last message's content")
     # Without the space that followed the mark, the template strips contents: then strip what is before, too.
     keeps_spaces = text.startswith(" ", position + len(_CONTINUE_HERE))
     return text[:position] if keeps_spaces else text[:position].rstrip()
@@ -131,8 +154,20 @@ def _to_json(
 ) -> str:
     """JSON as models were trained on it: Jinja's own filter would escape HTML's special characters."""
     return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+        default=_list_of_generator,
     )
+
+
+def _list_of_generator(value: Any) -> list[Any]:
+    """`tools | map(attribute='function') | tojson` is a generator to Python, and a list to other Jinjas."""
+    if isinstance(value, Iterator):
+        return list(value)
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def _raise_exception(message: str) -> None:

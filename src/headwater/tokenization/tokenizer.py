@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from headwater.tokenization.chat_template import ChatTemplate
 from headwater.tokenization.gguf_tokenizer import load_gguf_tokenizer
 from headwater.tokenization.hf_tokenizer import load_hf_tokenizer
 from headwater.tokenization.incremental import IncrementalDecoder
+from headwater.tokenization.literal_text import LiteralText
 from headwater.tokenization.token_spelling import TokenSpelling
 from headwater.tokenization.tokenizer_parts import TokenizerParts
+
+_NO_UNICODE = "text: must be strings of valid Unicode, without lone surrogates"
 
 
 class Tokenizer:
@@ -17,6 +20,7 @@ class Tokenizer:
 
     def __init__(self, parts: TokenizerParts) -> None:
         self._backend = parts.backend
+        self._literal = LiteralText(parts.backend)
         self.spelling = TokenSpelling(parts.backend)  # for incremental decoding
         self.special_tokens = dict(parts.special_tokens)  # "bos_token" -> "<s>", ...
         self.eos_token_ids = parts.eos_token_ids
@@ -38,12 +42,16 @@ class Tokenizer:
             return cls(load_gguf_tokenizer(Path(path)))
         return cls(load_hf_tokenizer(str(path)))
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text. Special tokens spelled out in it are parsed.
+    def encode(self, text: str, *, add_special_tokens: bool = True, parses_special: bool = True) -> list[int]:
+        """Token ids of a text. Special tokens spelled out in it are parsed; without `parses_special` they are text.
 
         With `add_special_tokens`, BOS (and EOS) go around it if the model wants them. Long texts take a while
         without holding the interpreter lock: call it in a thread. ValueError if the text is no valid Unicode.
         """
+        if not parses_special:
+            hidden = self._literal.hide(text)
+            if self._literal.is_hidden_in(hidden):
+                return self._encode_literal(hidden, add_special_tokens=add_special_tokens)
         return self.encode_batch([text], add_special_tokens=add_special_tokens)[0]
 
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
@@ -51,7 +59,7 @@ class Tokenizer:
         try:
             encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         except TypeError as error:
-            raise ValueError("text: must be strings of valid Unicode, without lone surrogates") from error
+            raise ValueError(_NO_UNICODE) from error
         return [encoding.ids for encoding in encodings]
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
@@ -70,9 +78,20 @@ class Tokenizer:
         """One token as text, special ones spelled out; U+FFFD where it is not whole characters."""
         return self.spelling.bytes_of(token_id).decode("utf-8", errors="replace")
 
+    def _encode_literal(self, hidden: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            return self._literal.encode(hidden, add_special_tokens=add_special_tokens)
+        except TypeError as error:
+            raise ValueError(_NO_UNICODE) from error
+
     @property
     def has_chat_template(self) -> bool:
         return bool(self._chat_templates)
+
+    def shows(self, name: Literal["tools", "documents"], *, has_tools: bool) -> bool:
+        """Whether the chat template prints the tools, or reads the documents, that a request gives it."""
+        template = self._chat_template(has_tools=has_tools)
+        return template.form.shows_tools if name == "tools" else name in template.variables
 
     def render_chat(
         self,
@@ -103,16 +122,27 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
+        add_special_tokens: bool = False,
+        parses_special: bool = True,
     ) -> list[int]:
-        """Token ids of `render_chat`. The template writes BOS where the model wants it; none is added."""
+        """Token ids of `render_chat`. The template writes BOS where the model wants it.
+
+        Without `parses_special`, control tokens spelled out in what is given here stay text; the template's own are
+        control tokens always.
+        """
+        given: Any = (messages, tools, template_kwargs)
+        if not parses_special:
+            given = self._literal.hide(given)
         text = self.render_chat(
-            messages,
-            tools=tools,
+            given[0],
+            tools=given[1],
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            template_kwargs=template_kwargs,
+            template_kwargs=given[2],
         )
-        return self.encode(text, add_special_tokens=False)
+        if not parses_special and self._literal.is_hidden_in(text):
+            return self._encode_literal(text, add_special_tokens=add_special_tokens)
+        return self.encode(text, add_special_tokens=add_special_tokens)
 
     def _chat_template(self, *, has_tools: bool) -> ChatTemplate:
         if has_tools and "tool_use" in self._chat_templates:
