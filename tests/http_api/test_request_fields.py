@@ -17,53 +17,60 @@ CHAT = "/v1/chat/completions"
 USER = [{"role": "user", "content": "hi"}]
 
 # names of request fields, read from the released packages
-SGLANG_GENERATE = """rid session_id text input_ids input_embeds image_data video_data audio_data mm_hashes mm_content_hashes
-    use_audio_in_video video_config sampling_params watermark return_logprob logprob_start_len
-    top_logprobs_num token_ids_logprob return_sampling_mask sampling_logprobs_mode return_text_in_logprobs
-    return_flat_raw_top_logprobs return_flat_raw_output_top_logprobs return_flat_raw_top_logprobs_b64 stream
-    log_metrics return_hidden_states return_routed_experts routed_experts_start_len return_indexer_topk
+SGLANG_GENERATE = """rid session_id text input_ids input_embeds image_data video_data audio_data
+    mm_hashes mm_content_hashes use_audio_in_video video_config sampling_params watermark
+    return_logprob logprob_start_len top_logprobs_num token_ids_logprob return_sampling_mask
+    sampling_logprobs_mode return_text_in_logprobs return_flat_raw_top_logprobs
+    return_flat_raw_output_top_logprobs return_flat_raw_top_logprobs_b64 stream log_metrics
+    return_hidden_states return_routed_experts routed_experts_start_len return_indexer_topk
     modalities session_params lora_path lora_id custom_logit_processor positional_embed_overrides
     bootstrap_host bootstrap_port bootstrap_room bootstrap_pair_key decode_tp_size routed_dp_rank
     data_parallel_rank disagg_prefill_dp_rank routing_key conversation_id http_worker_ipc background
-    require_reasoning max_thinking_tokens priority extra_key no_logs custom_labels return_bytes return_entropy
-    return_prompt_token_ids external_trace_header received_time need_wait_for_mm_inputs num_items_assigned
-    encoder_urls max_dynamic_patch min_dynamic_patch image_max_dynamic_patch video_max_dynamic_patch
-    images_config mm_processor_kwargs multi_item_delimiter_indices token_indices_to_pool cache_salt kv_hints""".split()
-SGLANG_SAMPLING = """max_new_tokens stop stop_token_ids stop_regex temperature top_p top_k min_p frequency_penalty presence_penalty
-    repetition_penalty min_new_tokens n beam_width json_schema regex ebnf structural_tag ignore_eos
-    skip_special_tokens spaces_between_special_tokens no_stop_trim stream_interval logit_bias sampling_seed
-    custom_params watermark""".split()
-SGLANG_OPENAI = """model frequency_penalty logit_bias logprobs n presence_penalty seed stop stream stream_options temperature
-    top_p user return_hidden_states return_routed_experts routed_experts_start_len
-    return_cached_tokens_details return_spec_tokens_details return_token_ids top_k min_p min_tokens regex ebnf
-    repetition_penalty stop_token_ids stop_regex no_stop_trim ignore_eos skip_special_tokens lora_path
-    session_id session_params response_format custom_params custom_logit_processor watermark images_config
-    mm_processor_kwargs data_parallel_rank rid extra_key cache_salt priority bootstrap_host bootstrap_port
+    require_reasoning max_thinking_tokens priority extra_key no_logs custom_labels return_bytes
+    return_entropy return_prompt_token_ids external_trace_header received_time
+    need_wait_for_mm_inputs num_items_assigned encoder_urls max_dynamic_patch min_dynamic_patch
+    image_max_dynamic_patch video_max_dynamic_patch images_config mm_processor_kwargs
+    multi_item_delimiter_indices token_indices_to_pool cache_salt kv_hints""".split()
+SGLANG_SAMPLING = """max_new_tokens stop stop_token_ids stop_regex temperature top_p top_k min_p
+    frequency_penalty presence_penalty repetition_penalty min_new_tokens n beam_width json_schema
+    regex ebnf structural_tag ignore_eos skip_special_tokens spaces_between_special_tokens
+    no_stop_trim stream_interval logit_bias sampling_seed custom_params watermark""".split()
+SGLANG_OPENAI = """model frequency_penalty logit_bias logprobs n presence_penalty seed stop stream
+    stream_options temperature top_p user return_hidden_states return_routed_experts
+    routed_experts_start_len return_cached_tokens_details return_spec_tokens_details
+    return_token_ids top_k min_p min_tokens regex ebnf repetition_penalty stop_token_ids stop_regex
+    no_stop_trim ignore_eos skip_special_tokens lora_path session_id session_params response_format
+    custom_params custom_logit_processor watermark images_config mm_processor_kwargs
+    data_parallel_rank rid extra_key cache_salt priority bootstrap_host bootstrap_port
     bootstrap_room routed_dp_rank disagg_prefill_dp_rank""".split()
 SGLANG_COMPLETION = "prompt best_of echo max_tokens suffix json_schema custom_labels".split()
-SGLANG_CHAT = """messages top_logprobs max_tokens max_completion_tokens tools tool_choice parallel_tool_calls
-    return_prompt_token_ids return_meta_info return_input_ids_in_sglext return_output_ids_in_sglext
-    return_sampling_mask sampling_logprobs_mode return_flat_raw_output_top_logprobs
-    return_flat_raw_top_logprobs_b64 reasoning_effort thinking task continue_final_message separate_reasoning
-    stream_reasoning chat_template_kwargs max_dynamic_patch min_dynamic_patch use_audio_in_video video_config""".split()
-VLLM_OPENAI = """model frequency_penalty logit_bias logprobs n presence_penalty response_format seed stop stream stream_options
-    temperature top_p thinking_token_budget user use_beam_search top_k min_p repetition_penalty watermarking
-    length_penalty stop_token_ids include_stop_str_in_output ignore_eos min_tokens skip_special_tokens
-    spaces_between_special_tokens truncate_prompt_tokens truncation_side prompt_logprobs logprob_token_ids
-    allowed_token_ids bad_words echo add_special_tokens structured_outputs priority request_id session_id
-    return_tokens_as_token_ids return_token_ids return_weight_versions routed_experts_prompt_start
-    return_token_offsets mm_payload return_mm_kwargs cache_salt kv_transfer_params ec_transfer_params
-    vllm_xargs repetition_detection stream_interval guided_json guided_regex guided_choice guided_grammar
+SGLANG_CHAT = """messages top_logprobs max_tokens max_completion_tokens tools tool_choice
+    parallel_tool_calls return_prompt_token_ids return_meta_info return_input_ids_in_sglext
+    return_output_ids_in_sglext return_sampling_mask sampling_logprobs_mode
+    return_flat_raw_output_top_logprobs return_flat_raw_top_logprobs_b64 reasoning_effort thinking
+    task continue_final_message separate_reasoning stream_reasoning chat_template_kwargs
+    max_dynamic_patch min_dynamic_patch use_audio_in_video video_config""".split()
+VLLM_OPENAI = """model frequency_penalty logit_bias logprobs n presence_penalty response_format
+    seed stop stream stream_options temperature top_p thinking_token_budget user use_beam_search
+    top_k min_p repetition_penalty watermarking length_penalty stop_token_ids
+    include_stop_str_in_output ignore_eos min_tokens skip_special_tokens
+    spaces_between_special_tokens truncate_prompt_tokens truncation_side prompt_logprobs
+    logprob_token_ids allowed_token_ids bad_words echo add_special_tokens structured_outputs
+    priority request_id session_id return_tokens_as_token_ids return_token_ids
+    return_weight_versions routed_experts_prompt_start return_token_offsets mm_payload
+    return_mm_kwargs cache_salt kv_transfer_params ec_transfer_params vllm_xargs
+    repetition_detection stream_interval guided_json guided_regex guided_choice guided_grammar
     guided_decoding_backend guided_whitespace_pattern logits_processors""".split()
 VLLM_COMPLETION = "prompt max_tokens suffix prompt_embeds best_of".split()
-VLLM_CHAT = """messages top_logprobs max_tokens max_completion_tokens tools tool_choice reasoning_effort include_reasoning
-    parallel_tool_calls add_generation_prompt continue_final_message documents chat_template
-    chat_template_kwargs media_io_kwargs mm_processor_kwargs return_prompt_text""".split()
-OPENAI_CHAT = """audio function_call functions metadata modalities prediction prompt_cache_key prompt_cache_retention
-    safety_identifier service_tier store verbosity web_search_options""".split()
-TOKENIZE = """model prompt messages tools tool_choice reasoning_effort continue_final_message chat_template_kwargs
-    add_special_tokens add_generation_prompt return_token_strs chat_template media_io_kwargs
-    mm_processor_kwargs""".split()
+VLLM_CHAT = """messages top_logprobs max_tokens max_completion_tokens tools tool_choice
+    reasoning_effort include_reasoning parallel_tool_calls add_generation_prompt
+    continue_final_message documents chat_template chat_template_kwargs media_io_kwargs
+    mm_processor_kwargs return_prompt_text""".split()
+OPENAI_CHAT = """audio function_call functions metadata modalities prediction prompt_cache_key
+    prompt_cache_retention safety_identifier service_tier store verbosity web_search_options""".split()
+TOKENIZE = """model prompt messages tools tool_choice reasoning_effort continue_final_message
+    chat_template_kwargs add_special_tokens add_generation_prompt return_token_strs chat_template
+    media_io_kwargs mm_processor_kwargs""".split()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Request fields that SGLang, vLLM or OpenAI know and this server does not honour: which are refused, which ignored.
 
-A field that a body's schema declares is honoured, whatever stands here: to build one, declare it there and take its line
-out here. Checked against SGLang 0.5.23 (`GenerateReqInput`, `SamplingParams`, `openai/protocol.py`) and vLLM 0.33
+A field that a body's schema declares is honoured, whatever stands here: to build one, declare it there and take its
+line out here. Checked against SGLang 0.5.23 (`GenerateReqInput`, `SamplingParams`, `openai/protocol.py`) and vLLM 0.33
 (`openai/*/protocol.py`).
 """
 

@@ -26,6 +26,7 @@ class Names:
 
     refused: Mapping[str, Refused] = field(default_factory=dict)
     other_names: Mapping[str, str] = field(default_factory=dict)  # a name of another API -> what is meant here
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of names in `other_names`: what asks for nothing
     refuses_unknown: bool = False
 
 
@@ -54,7 +55,7 @@ def check_names(given: Mapping[str, Any], honoured: Collection[str], names: Name
         if (refused := names.refused.get(name)) is not None:
             _refuse(name, value, refused)
         elif name in names.other_names:
-            if not _is_empty(value):
+            if not _is_empty(value) and value != names.defaults.get(name):
                 raise _error(name, f"not known here; did you mean {names.other_names[name]}?", code=UNKNOWN)
         elif name not in IGNORED and name not in REFUSED:
             num_unknown += 1

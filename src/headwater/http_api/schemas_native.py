@@ -65,12 +65,17 @@ SamplingInputs = Annotated[
 
 
 _BELONG_INTO_SAMPLING_PARAMS = {name: f"sampling_params.{name}" for name in SamplingInput.model_fields}
+_SAMPLING_DEFAULTS = {name: field.default for name, field in SamplingInput.model_fields.items()}
 
 
 class GenerateRequest(Body):
     """Continue a prompt, or each prompt of a batch."""
 
-    names: ClassVar[Names] = Names(refused=REFUSED, other_names=OTHER_NAMES_IN_GENERATE | _BELONG_INTO_SAMPLING_PARAMS)
+    names: ClassVar[Names] = Names(
+        refused=REFUSED,
+        other_names=OTHER_NAMES_IN_GENERATE | _BELONG_INTO_SAMPLING_PARAMS,
+        defaults=_SAMPLING_DEFAULTS,
+    )
     text: Text | list[Text] | None = Field(default=None, description="A prompt, or a list: a batch.")
     input_ids: PromptIds | None = Field(default=None, description="The same as token ids.")
     sampling_params: SamplingInputs = Field(default_factory=SamplingInput)

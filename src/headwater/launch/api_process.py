@@ -96,6 +96,7 @@ class ApiProcess:
             limits=Limits(
                 max_body_bytes=self._args.max_body_bytes, max_control_timeout_s=self._args.max_control_timeout
             ),
+            special_tokens=self._args.parse_special_tokens,
         )
 
     def _connection_limits(self) -> ConnectionLimits:

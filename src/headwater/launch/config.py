@@ -109,6 +109,14 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
             MODEL,
         ),
     ] = "model"
+    parse_special_tokens: Annotated[
+        Literal["never", "prompts", "always"],
+        Flag(
+            "Where control tokens that a request spells out (<|im_end|>) become control tokens. prompts: in text "
+            "prompts, not in chat messages, where they stay text. A request's own parse_special_tokens wins.",
+            MODEL,
+        ),
+    ] = "prompts"
     weight_version: Annotated[str, Flag("Your label for the weights, reported in answers.", MODEL)] = "default"
 
     host: Annotated[str, Flag("Address to listen on.", HTTP)] = "127.0.0.1"

@@ -57,9 +57,7 @@ class Engine:
             self.tokenizer = Tokenizer.load(tokenizer_path(self.args))
             self._engine = build_engine(self.args, endpoint)
             self._loop = asyncio.new_event_loop()
-            self._loop_thread = threading.Thread(
-                target=self._loop.run_forever, name="engine-client", daemon=True
-            )
+            self._loop_thread = threading.Thread(target=self._loop.run_forever, name="engine-client", daemon=True)
             self._loop_thread.start()
             self._client = EngineClient([endpoint])
             self._engine_thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
@@ -68,7 +66,7 @@ class Engine:
         except BaseException:
             self._resources.close()
             raise
-        generator = TextGenerator(self._client, self.tokenizer)
+        generator = TextGenerator(self._client, self.tokenizer, special_tokens=self.args.parse_special_tokens)
         self._api = NativeApi(generator, model_facts(self.args, self.ready), LIMITS)
         self._is_running = True
         atexit.register(self.shutdown)
