@@ -39,7 +39,7 @@ def test_tool_call_arguments_are_decoded_once():
     assert call["function"]["arguments"] == '{"a": 1, "b": [2]}'  # the caller's own is untouched
 
 
-NO_OBJECTS = ['{"x": "cut of', "[]", "5", '"text"', "[" * 100_000]
+NO_OBJECTS = ['{"x": "cut of', "[]", "5", '"text"', "[" * 100_000, '{"a":' * 800 + "1" + "}" * 800]
 
 
 def arguments_shown(arguments, form: TemplateForm):

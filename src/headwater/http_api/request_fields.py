@@ -65,12 +65,12 @@ def check_names(given: Mapping[str, Any], honoured: Collection[str], names: Name
 
 def _check_unknown(name: str, honoured: Collection[str], names: Names) -> None:
     meant: list[str] = []
-    if isinstance(name, str) and len(name) <= _MAX_NAME_CHARS:
+    if len(name) <= _MAX_NAME_CHARS:
         meant = get_close_matches(name, [*honoured, *names.refused], n=1, cutoff=_MISSPELT)
     if meant:
         raise _error(name, f"not known; did you mean {meant[0]}?", code=UNKNOWN)
     if names.refuses_unknown:
-        raise _error(str(name)[:_MAX_NAME_CHARS], f"not known; known are {', '.join(honoured)}", code=UNKNOWN)
+        raise _error(name, f"not known; known are {', '.join(honoured)}", code=UNKNOWN)
 
 
 def _refuse(name: str, value: Any, refused: Refused) -> None:
@@ -87,4 +87,5 @@ def _is_empty(value: Any) -> bool:
 
 
 def _error(name: str, message: str, *, code: str) -> PydanticCustomError:
+    name = name.encode("utf-8", "backslashreplace").decode()[:_MAX_NAME_CHARS]  # lone surrogates are no JSON
     return PydanticCustomError("request_field", "{message}", {"message": message, "param": name, "code": code})

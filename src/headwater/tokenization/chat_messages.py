@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
-from headwater.tokenization.json_nesting import is_too_deep
 from headwater.tokenization.template_form import TemplateForm
 
 _TEXT_PART_TYPES = ("text", "input_text", "output_text", "refusal")
 _REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
+_MAX_NESTING = 100
 BROKEN_ARGUMENTS = "invalid_arguments"  # the key under which arguments that are no JSON object are shown
 
 Message = dict[str, Any]
@@ -156,10 +157,19 @@ def _as_object(arguments: str | Mapping[str, Any]) -> dict[str, Any] | None:
     """None: the text is no JSON object, or one nested deeper than it can be read."""
     if isinstance(arguments, Mapping):
         return dict(arguments)
-    if is_too_deep(arguments.encode("utf-8", "surrogatepass")):
-        return None
     try:
         found = json.loads(arguments)
     except (ValueError, RecursionError):  # no JSON, or an integer of thousands of digits
         return None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and not _is_deep(found) else None
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether JSON is nested deeper than a template's `tojson`, which recurses, can print."""
+    level = [value]
+    for _ in range(_MAX_NESTING):
+        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        level = list(chain.from_iterable(inner))
+        if not level:
+            return False
+    return True
