@@ -115,3 +115,27 @@ def test_visible_layers() -> None:
     assert visible_layers((base, a, b, ab)) == (base, ab)
     assert visible_layers((base, a, a)) == (base, a)
     assert visible_layers((base, a, base)) == (base,)
+
+
+def test_a_hub_id_is_not_fetched_unless_allowed(store: WeightStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may update weights would otherwise choose what the server downloads."""
+    asked: list[str] = []
+    monkeypatch.setattr("headwater.execution.weight_store.resolve_model", asked.append)
+    staged = store.stage("someone/some-model", "auto")
+    deadline_s = time.monotonic() + 30
+    while staged.error() is None:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+    assert "--allow-hub" in str(staged.error())
+    assert not asked
+
+
+def test_an_allowed_hub_id_is_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = CpuDevice(num_threads=1)
+    loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32", load_format="auto", seed=0)
+    runner = ModelRunner(loaded, device, page_size=16, num_pages=8, max_running=2)
+    start = Checkpoint(str(folder), "auto")
+    allowing = WeightStore(runner, loaded, device=device, checkpoint=start, seed=0, allow_hub=True)
+    files = resolve_model(str(folder))
+    monkeypatch.setattr("headwater.execution.weight_store.resolve_model", {"someone/some-model": files}.__getitem__)
+    assert wait(allowing.stage("someone/some-model", "auto")).num_tensors > 0

@@ -11,7 +11,8 @@ from storage_keys import Tenant, make_fingerprint, make_pages
 
 from headwater.storage import file_eviction, file_generations, file_staging
 from headwater.storage.backend import ReadStatus, WriteStatus
-from headwater.storage.errors import StorageUnavailable
+from headwater.storage.errors import StorageError, StorageUnavailable
+from headwater.storage.file import FileBackend
 
 HIT, MISS, STALE = ReadStatus.HIT, ReadStatus.MISS, ReadStatus.STALE
 STORED, FULL = WriteStatus.STORED, WriteStatus.FULL
@@ -288,3 +289,20 @@ def test_a_deleted_folder_is_noticed_by_usage(directory):
     backend.put(Tenant().keys(backend, 3), make_pages(3))
     shutil.rmtree(directory)
     assert backend.usage().num_pages == 0
+
+
+def test_no_folder_is_made_outside_of_one_that_exists(tmp_path: Path) -> None:
+    """A mistyped path used to make every folder of it."""
+    wrong = tmp_path / "not" / "there"
+    with pytest.raises(ValueError, match=r"the folder .*not does not exist"):
+        FileBackend(wrong, capacity_bytes=1 << 20)
+    assert not (tmp_path / "not").exists()
+    FileBackend(tmp_path / "new", capacity_bytes=1 << 20).close()
+    assert (tmp_path / "new").is_dir()
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises((ValueError, StorageError)):
+            FileBackend(place, capacity_bytes=1 << 20)

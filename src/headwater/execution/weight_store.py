@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -115,8 +116,11 @@ class WeightStore:
         device: Device,
         checkpoint: Checkpoint,
         seed: int,
+        allow_hub: bool = False,
     ) -> None:
+        """`allow_hub`: whether a checkpoint may be fetched from the Hugging Face hub, which a caller's path names."""
         self._runner = runner
+        self._allow_hub = allow_hub
         self._config: ModelConfig = loaded.config
         self._dtype = loaded.dtype
         self._weights_bytes = loaded.weights_bytes
@@ -157,6 +161,7 @@ class WeightStore:
         overlay = Overlay(self._config, self._runner.model if self._runner.has_model else None)
         ids, layers = [], []
         for checkpoint in checkpoints:
+            self._check_local(checkpoint.path)
             files = resolve_model(checkpoint.path)
             load_format = checkpoint.load_format
             source = open_weights(files, self._config, load_format=load_format, seed=self._seed, device=place)
@@ -172,6 +177,14 @@ class WeightStore:
         is_whole = overlay.num_new == len(shapes)
         weights_id = self._identity(ids, is_whole=is_whole)
         return BuiltModel(model, weights_id=weights_id, layers=tuple(layers), num_tensors=overlay.num_new)
+
+    def _check_local(self, path: str) -> None:
+        """ValueError for what is not here: who may update weights shall not make this server reach for the network."""
+        if not self._allow_hub and not os.path.lexists(os.path.expanduser(path)):
+            raise ValueError(
+                f"model_path {path!r} is no folder or .gguf file of this machine; a hub id is fetched only by a server "
+                "that was started with --allow-hub, or with a hub id as --model"
+            )
 
     def _identity(self, ids: list[str], *, is_whole: bool) -> str:
         """A content hash: of the one checkpoint that holds everything, then of each that was laid over, in order."""

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from headwater.cache.host_tier import HostTier
 from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings
@@ -102,6 +103,7 @@ def build_engine(args: ServerArgs, endpoint: str, *, index: int = 0) -> EngineLo
             device=device,
             checkpoint=Checkpoint(model_path, args.load_format),
             seed=args.random_seed,
+            allow_hub=args.allow_hub or not Path(model_path).expanduser().exists(),  # the start used it, too
         ),
         kv_memory=KvLifetime(runner, device),
     )

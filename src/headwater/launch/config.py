@@ -119,6 +119,13 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     ] = "prompts"
     weight_version: Annotated[str, Flag("Your label for the weights, reported in answers.", MODEL)] = "default"
 
+    allow_hub: Annotated[
+        bool,
+        Flag(
+            "Let /update_weights_from_disk fetch hub ids from the network. Always so when --model is a hub id.", MODEL
+        ),
+    ] = False
+
     host: Annotated[str, Flag("Address to listen on.", HTTP)] = "127.0.0.1"
     port: Annotated[int, Flag("Port to listen on; 0 takes a free one.", HTTP, low=0, high=65535)] = 30000
     api_key: Annotated[

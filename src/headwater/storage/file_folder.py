@@ -47,9 +47,9 @@ class StoreFolder:
     """Open directories of one store; closed with the last reference, so that no call in progress loses them."""
 
     def __init__(self, directory: Path) -> None:
-        """Open the store in `directory`, or make one. ValueError if something else lies in its place."""
+        """Open the store in `directory`, or make one. ValueError if something else lies in its place, or no parent."""
         self.path = directory / SUBFOLDER
-        directory.mkdir(parents=True, exist_ok=True)
+        _make_directory(directory)
         fds: list[int] = []
         self._finalizer = weakref.finalize(self, _close_all, fds)
         self.root_fd = _open_root(self.path)
@@ -129,6 +129,16 @@ def is_hash_name(name: str) -> bool:
 
 def new_nonce() -> str:
     return secrets.token_hex(8)
+
+
+def _make_directory(directory: Path) -> None:
+    """Nothing is made outside of a folder that exists: a wrong path must not leave folders all over a disk."""
+    try:
+        directory.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        raise ValueError(f"storage directory: the folder {directory.parent} does not exist") from None
+    except FileExistsError:
+        raise ValueError(f"storage directory: {directory} must be a folder") from None
 
 
 def _open_root(path: Path) -> int:
