@@ -278,6 +278,25 @@ def test_new_weights_give_their_own_text_and_find_nothing_old(tmp_path):
     assert engine.tokens["still"] == engine.tokens["after"] and engine.metas["still"].cached_device > 0
 
 
+def test_new_weights_bring_the_ends_that_their_own_files_name(tmp_path):
+    """A policy trained to end otherwise would run on to its limit; the old ends come back with the old files."""
+
+    model = make_tiny_model("llama", tmp_path / "old")
+    prompt = _prompts(1, VOCAB_SIZE)[0]
+    text = greedy_text(model, prompt, NUM_OUTPUTS)
+    end = next(token for token in text[3:] if token not in text[:3] and token != 2)
+    model.generation_config.eos_token_id = [2, end]
+    model.save_pretrained(tmp_path / "new")
+    engine = RealEngine(tmp_path / "old", num_pages=100)
+    for call_id, folder, expected in (("a", "new", text[: text.index(end) + 1]), ("b", "old", text)):
+        engine.generate(f"waiting-{call_id}", prompt)
+        engine.send(UpdateWeights(call_id=call_id, path=str(tmp_path / folder)))
+        engine.wait_for(call_id)
+        engine.generate(f"after-{call_id}", prompt)
+        engine.finish()
+        assert engine.tokens[f"after-{call_id}"] == expected
+
+
 def test_released_memory_comes_back_with_the_same_text(tmp_path):
 
     reference = make_tiny_model("qwen3", tmp_path)

@@ -1,5 +1,6 @@
 """What a model consists of after many updates: names, values and files that a reload reads."""
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -33,12 +34,12 @@ def store(folder: Path) -> WeightStore:
     return WeightStore(runner, loaded, device=device, checkpoint=Checkpoint(str(folder), "auto"), seed=0)
 
 
-def wait(staged: StagedModel) -> StagedModel:
+def wait(staged: StagedModel, *, is_refused: bool = False) -> StagedModel:
     deadline_s = time.monotonic() + 30
     while not staged.is_ready():
         assert time.monotonic() < deadline_s
         time.sleep(0.005)
-    assert staged.error() is None, staged.error()
+    assert (staged.error() is not None) == is_refused, staged.error()
     return staged
 
 
@@ -139,3 +140,44 @@ def test_an_allowed_hub_id_is_fetched(folder: Path, monkeypatch: pytest.MonkeyPa
     files = resolve_model(str(folder))
     monkeypatch.setattr("headwater.execution.weight_store.resolve_model", {"someone/some-model": files}.__getitem__)
     assert wait(allowing.stage("someone/some-model", "auto")).num_tensors > 0
+
+
+def test_a_checkpoint_that_computes_otherwise_is_refused_and_the_old_one_serves_on(
+    store: WeightStore, folder: Path
+) -> None:
+    """Its tensors fit: only its own config tells that its positions turn otherwise."""
+    other, before = whole(folder, 1), store.values(NORM, 1)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rope_parameters": {"rope_theta": 5e5}}))
+    staged = store.stage(str(other), "auto")
+    wait(staged, is_refused=True)
+    assert "config.json: the rotary embedding is default with theta 500000" in str(staged.error())
+    assert store.values(NORM, 1) == before
+
+
+def test_the_ends_that_a_checkpoint_names_come_with_it(store: WeightStore, folder: Path) -> None:
+    other = whole(folder, 1)
+    (other / "generation_config.json").write_text('{"eos_token_id": [7, 2]}')
+    assert wait(store.stage(str(other), "auto")).end_ids == (7, 2)
+    assert wait(store.stage(str(part(folder, NORM, 2.0)), "auto")).end_ids == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        ("model.safetensors", b"", "is empty"),
+        ("model.safetensors", b"\xff" * 100, "is no whole safetensors file"),
+        ("config.json", b"{", "is not valid JSON"),
+        ("generation_config.json", b"[]", "must hold a JSON object, found a list"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "b.safetensors"}}', "names the file 'b.safetensors'"),
+    ],
+)
+def test_a_damaged_file_of_a_checkpoint_is_named_with_the_reason(
+    store: WeightStore, folder: Path, name: str, content: bytes, reason: str
+) -> None:
+    other = whole(folder, 1)
+    (other / name).write_bytes(content)
+    staged = store.stage(str(other), "auto")
+    wait(staged, is_refused=True)
+    assert staged.error() is not None and f"{name}: {reason}" in str(staged.error())

@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_gguf import write_gguf_model
 
 from headwater.devices.cpu import CpuDevice
 from headwater.models.config import ModelConfig, parse_hf_config
 from headwater.models.loader import load_model, open_weights, read_config, resolve_model
+from headwater.models.model_files import ModelFileError
 from headwater.models.weights import DummyWeights
 
 pytestmark = pytest.mark.slow
@@ -99,7 +99,7 @@ def test_a_tensor_that_is_missing_extra_or_of_another_shape_is_named(tmp_path: P
     with pytest.raises(ValueError, match=rf"'{name}' has shape \[64, 32\] in the checkpoint, expected \[32, 64\]"):
         _load(tmp_path)
     _save(tmp_path, CONFIG, {**good, "model.layers.0.mlp.up_proj.weight_scale": torch.zeros(3)})
-    with pytest.raises(ValueError, match=r"weight_scale' of shape \[3\], which this architecture does not have"):
+    with pytest.raises(ValueError, match=r"weight_scale' of shape \[3\], which this architecture lacks"):
         _load(tmp_path)
     leftovers = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}
     _load(_save(tmp_path, CONFIG, {**good, **leftovers}))
@@ -121,8 +121,42 @@ def test_a_folder_must_hold_what_its_index_names(tmp_path: Path) -> None:
         open_weights(files, config, load_format="auto", seed=0)
     for damaged in ("{", "[]", "{}"):
         index.write_text(damaged)
-        with pytest.raises(ValueError, match="is damaged"):
+        with pytest.raises(ModelFileError, match=r"model\.safetensors\.index\.json: (is|must)"):
             open_weights(files, config, load_format="auto", seed=0)
+
+
+def test_files_beside_an_index_that_it_does_not_name_are_not_read(tmp_path: Path) -> None:
+    """An adapter, or a shard of an earlier export, would be a tensor too many, or a second one of its name."""
+    parameters = _parameters(CONFIG)
+    _save(tmp_path, CONFIG)
+    weights_id = _load(tmp_path, dtype="float32").weights_id
+    save_file({"stray": torch.zeros(2)}, tmp_path / "adapter.safetensors")
+    (tmp_path / "model-00002-of-00009.safetensors").write_bytes(b"half a download")
+    index = {"weight_map": dict.fromkeys(parameters, "model.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    loaded = _load(tmp_path, dtype="float32")
+    assert loaded.weights_id == weights_id, "nor do they count for what the weights are"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("none.safetensors", "which is not there"), ("../model.safetensors", "which is not in its folder")],
+)
+def test_an_index_may_name_files_of_its_folder_alone(tmp_path: Path, name: str, reason: str) -> None:
+    _save(tmp_path / "model", CONFIG)
+    index = {"weight_map": dict.fromkeys(_parameters(CONFIG), name)}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelFileError, match=rf"index\.json: names the file '{name}', {reason}"):
+        resolve_model(str(tmp_path / "model"))
+
+
+def test_quantised_tensors_are_refused_by_name(tmp_path: Path) -> None:
+    """Read as numbers without their scales they would be weights of nobody."""
+    parameters = _parameters(CONFIG)
+    name = "model.layers.0.mlp.up_proj.weight"
+    parameters[name] = torch.zeros(parameters[name].shape, dtype=torch.int8)
+    with pytest.raises(ModelFileError, match=rf"model\.safetensors: tensor '{name}' is of type I8"):
+        _load(_save(tmp_path, CONFIG, parameters))
 
 
 def test_a_tied_head_may_be_in_the_file_all_the_same(tmp_path: Path) -> None:
@@ -192,43 +226,6 @@ def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         _load(tmp_path)
 
 
-def _write_gguf(path: Path, config: ModelConfig, architecture: str, parameters: dict[str, torch.Tensor]) -> None:
-    """As llama.cpp's converter writes: its names, and q and k rows of llama in pairs."""
-    stems = {
-        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "q_proj": "attn_q", "k_proj": "attn_k",
-        "v_proj": "attn_v", "o_proj": "attn_output", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
-        "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
-    }  # fmt: skip
-    tops = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_block_count(config.num_layers)
-    writer.add_context_length(config.max_context)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_heads)
-    writer.add_head_count_kv(config.num_kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_rope_freq_base(config.rope.theta)
-    writer.add_eos_token_id(config.eos_token_ids[0])
-    for name, tensor in parameters.items():
-        base, kind = name.rsplit(".", 1)
-        values = tensor.float().numpy()
-        if architecture == "llama" and base.endswith(("q_proj", "k_proj")):
-            num_heads = config.num_heads if base.endswith("q_proj") else config.num_kv_heads
-            halves = values.reshape(num_heads, 2, -1, *values.shape[1:])
-            values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
-        if base in tops:
-            writer.add_tensor(f"{tops[base]}.{kind}", values)
-        else:
-            layer, stem = base.split(".")[2], base.rsplit(".", 1)[1]
-            writer.add_tensor(f"blk.{layer}.{stems[stem]}.{kind}", values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 @pytest.mark.parametrize(
     ("raw", "architecture"),
     [
@@ -246,7 +243,7 @@ def test_a_gguf_file_gives_the_same_config_and_parameters(
     config = parse_hf_config(raw, {})
     parameters = _parameters(raw)
     path = tmp_path / "model.gguf"
-    _write_gguf(path, config, architecture, parameters)
+    write_gguf_model(path, config, architecture, parameters)
     found = read_config(resolve_model(str(path)))
     assert found.norm_eps == pytest.approx(config.norm_eps)
     assert {**_fields(found), "norm_eps": 0} == {**_fields(config), "norm_eps": 0}
@@ -264,9 +261,88 @@ def test_a_gguf_tensor_nobody_knows_is_named(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     parameters = _parameters(CONFIG)
     del parameters["model.layers.1.mlp.up_proj.weight"]
-    _write_gguf(path, config, "llama", parameters)
+    write_gguf_model(path, config, "llama", parameters)
     with pytest.raises(ValueError, match=r"lacks tensor 'model\.layers\.1\.mlp\.up_proj\.weight'"):
         _load(path)
+
+
+def test_a_split_gguf_file_is_read_whole_whichever_part_is_named(tmp_path: Path) -> None:
+    """Large models come in parts; the first alone would lack most of its tensors."""
+    config, parameters = parse_hf_config(CONFIG, {}), list(_parameters(CONFIG).items())
+    whole = write_gguf_model(tmp_path / "whole.gguf", config, "llama", dict(parameters))
+    parts = [tmp_path / f"model-0000{index}-of-00003.gguf" for index in (1, 2, 3)]
+    for index, part in enumerate(parts):
+        split = {"split.no": index, "split.count": 3, "split.tensors.count": len(parameters)}
+        write_gguf_model(part, config, "llama", dict(parameters[index::3]), metadata=split)
+    expected = dict(_load(whole, dtype="float32").model.iter_named())
+    ids = set()
+    for part in parts:
+        loaded = _load(part, dtype="float32")
+        ids.add(loaded.weights_id)
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.model.iter_named())
+    assert len(ids) == 1
+    parts[1].rename(tmp_path / "elsewhere.gguf")
+    with pytest.raises(ModelFileError, match=r"is one of 3 parts, and model-00002-of-00003\.gguf is not beside it"):
+        _load(parts[2])
+    with pytest.raises(ModelFileError, match=r"elsewhere\.gguf: is one of 3 parts by its metadata"):
+        _load(tmp_path / "elsewhere.gguf")
+    parts[0].rename(parts[1])
+    (tmp_path / "elsewhere.gguf").rename(parts[0])
+    with pytest.raises(ModelFileError, match="is part 2 by its metadata, part 1 by name"):
+        _load(parts[0])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("llama.rope.scaling.type", "longrope", "'longrope' is not supported"),
+        ("llama.rope.scaling.type", "yarn", "rope.scaling.factor is missing"),
+        ("llama.rope.dimension_count", 8, r"llama\.rope\.dimension_count 8 is not supported, only the key's 16"),
+        ("llama.attention.value_length", 32, "llama.attention.value_length 32 is not supported"),
+        ("llama.expert_count", 8, "llama.expert_count 8 is not supported"),
+        ("llama.logit_scale", 2.0, "llama.logit_scale 2.0 is not supported"),
+        ("llama.rope.scaling.attn_factor", 1.5, "llama.rope.scaling.attn_factor 1.5 is not supported"),
+        ("llama.some_new_trick", True, "llama.some_new_trick True is not known"),
+        ("llama.context", [1] * 2000, "llama.context 'a long array' is not known"),
+        ("llama.rope.scale_linear", "two", "rope.scale_linear must be a number"),
+        ("tokenizer.ggml.eos_token_id", 90, r"tokenizer\.ggml\.eos_token_id must be an integer from 0 to 89, found 90"),
+        ("general.alignment", 0, "general.alignment must be a power of two"),
+        ("general.alignment", 48, "general.alignment must be a power of two"),
+    ],
+)
+def test_metadata_of_a_gguf_file_that_is_not_understood_is_refused_by_name(
+    tmp_path: Path, key: str, value: Any, message: str
+) -> None:
+    """Passed over, it would be served as if it were not there: other text than the model's."""
+    path = write_gguf_model(
+        tmp_path / "model.gguf", parse_hf_config(CONFIG, {}), "llama", _parameters(CONFIG), metadata={key: value}
+    )
+    with pytest.raises(ModelFileError, match=rf"model\.gguf: .*{message}"):
+        read_config(resolve_model(str(path)))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "kind", "factor"),
+    [
+        ({"llama.rope.scale_linear": 4.0}, "linear", 4.0),  # before there were types
+        ({"llama.rope.scaling.factor": 4.0}, "linear", 4.0),  # as llama.cpp takes it
+        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}, "linear", 2.0),
+        ({"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 2.0}, "default", 1.0),
+        ({"llama.rope.scaling.factor": 0.0, "llama.rope.scale_linear": 0.0}, "default", 1.0),
+        ({"llama.rope.dimension_count": 16, "llama.vocab_size": 90, "llama.expert_count": 0}, "default", 1.0),
+        (
+            {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 2.0,
+             "llama.rope.scaling.yarn_beta_fast": 8.0, "llama.rope.scaling.original_context_length": 64},
+            "yarn", 2.0,
+        ),
+    ],
+)  # fmt: skip
+def test_the_rotary_scaling_of_a_gguf_file(tmp_path: Path, metadata: dict[str, Any], kind: str, factor: float) -> None:
+    config = parse_hf_config(CONFIG, {})
+    path = write_gguf_model(tmp_path / "model.gguf", config, "llama", _parameters(CONFIG), metadata=metadata)
+    rope = read_config(resolve_model(str(path))).rope
+    assert (rope.kind, rope.factor) == (kind, factor)
+    assert rope.beta_fast == (8.0 if kind == "yarn" else 32.0)
 
 
 def test_loading_reads_the_file_it_was_given(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from headwater.models.config import parse_hf_config, read_hf_config
+from headwater.models.model_files import ModelFileError
 
 pytestmark = pytest.mark.slow
 
@@ -85,17 +86,82 @@ def test_eos_ids_come_from_both_files(own: object, generation: dict[str, Any], e
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"num_key_value_heads": 3}, "must be a multiple"),
         ({"head_dim": 15}, "head_dim must be even"),
-        ({"vocab_size": 0}, "vocab_size of the model must be at least 1"),
+        ({"rope_scaling": {"factor": 8.0}}, "rope_scaling gives 'factor' without a rope_type"),
+        ({"rope_scaling": {"type": "linear", "factor": 2, "rope_type": "yarn"}}, "has the type 'linear' and the"),
+        ({"rope_scaling": {"type": "linear", "factor": 2, "beta": 1}}, "'linear' has the unknown parameter 'beta'"),
+        ({"rope_parameters": {"rope_type": "default", "mrope_section": [1]}}, "unknown parameter 'mrope_section'"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {"type": "linear", "factor": 3}},
+            "rope_parameters and rope_scaling differ in 'factor'",
+        ),
+        ({"rope_parameters": {"sliding_attention": {"rope_type": "default"}}}, "has nothing for 'full_attention'"),
+        (
+            {
+                "layer_types": ["full_attention", "sliding_attention"],
+                "rope_parameters": {"full_attention": {"rope_theta": 5e5}, "sliding_attention": {"rope_theta": 1e4}},
+            },
+            "rope_parameters differs by type of layer",
+        ),
+        ({"rope_theta": 0}, "rope_theta must be greater than 1"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps must be a number, at least 0, found 'small'"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings must be true or false"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures must be a list of strings"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be an integer from 1 to 4096"),
+        ({"max_position_embeddings": 10**12}, "max_position_embeddings must be an integer"),
+        ({"layer_types": ["chunked_attention"]}, "layer_types holds 'chunked_attention'"),
+        ({"eos_token_id": 1000}, "eos_token_id must name token ids from 0 to 999, found 1000"),
+        ({"eos_token_id": "<|im_end|>"}, "eos_token_id '<|im_end|>' is the text of no token"),
+        ({"vocab_size": 0}, "config.json: vocab_size must be an integer from 1 to"),
     ],
 )
 def test_what_is_not_supported_is_said(extra: dict[str, Any], message: str) -> None:
     """Each of these would otherwise serve wrong text or fail deep inside."""
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ModelFileError) as caught:
         parse_hf_config({**LLAMA, **extra}, {})
+    assert str(caught.value).startswith("config.json: ") and message in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["rms_norm_eps", "rope_scaling", "rope_parameters", "head_dim", "attention_bias",
+                                 "sliding_window", "max_window_layers", "layer_types", "quantization_config",
+                                 "hidden_act", "tie_word_embeddings", "num_key_value_heads", "rope_theta"])  # fmt: skip
+def test_null_is_the_same_as_nothing(key: str) -> None:
+    """Writers of configs put null for what they do not know; some of these ended in a TypeError."""
+    without = {name: value for name, value in LLAMA.items() if name != key}
+    assert parse_hf_config({**LLAMA, key: None}, {"eos_token_id": None}) == parse_hf_config(without, {})
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}},
+        {
+            "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5},
+            "sliding_attention": {"rope_theta": 1e4},
+        },
+    ],
+)
+def test_rotary_parameters_by_type_of_layer(rope: dict[str, Any]) -> None:
+    """Read as one flat object they had no type and passed for none."""
+    config = parse_hf_config({**LLAMA, "rope_parameters": rope, "layer_types": ["full_attention"] * 2}, {})
+    assert (config.rope.kind, config.rope.factor, config.rope.theta) == ("linear", 2.0, 5e5)
+
+
+def test_what_ends_an_answer_does_not_change_what_the_weights_are() -> None:
+    """Two servers of the same weights share a store, whichever EOS their files name."""
+    assert repr(parse_hf_config(LLAMA, {"eos_token_id": 9})) == repr(parse_hf_config(LLAMA, {}))
+
+
+def test_a_window_shorter_than_the_context_is_told() -> None:
+    mistral = {**LLAMA, "architectures": ["MistralForCausalLM"], "sliding_window": 512}
+    assert parse_hf_config(mistral, {}).window == 512
+    assert parse_hf_config({**mistral, "sliding_window": 2048}, {}).window is None
 
 
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no config\.json"):
+    with pytest.raises(ModelFileError, match=r"no config\.json"):
+        read_hf_config(tmp_path)
+    (tmp_path / "model-Q4.gguf").touch()
+    with pytest.raises(ModelFileError, match=r"it holds model-Q4\.gguf: name that file"):
         read_hf_config(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 9}')

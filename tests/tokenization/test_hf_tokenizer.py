@@ -34,14 +34,15 @@ def test_a_tokenizer_saved_with_truncation_and_padding_does_neither_here(load, t
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({"generation_config.json": {"eos_token_id": [2, 0]}}, (0, 2)),
-        ({"generation_config.json": {"eos_token_id": 2}}, (0, 2)),
-        ({"config.json": {"eos_token_id": 2}}, (0, 2)),
-        ({"generation_config.json": {"eos_token_id": 1}, "config.json": {"eos_token_id": 2}}, (0, 1)),
+        ({"generation_config.json": {"eos_token_id": [2, 0]}}, (2, 0)),
+        ({"generation_config.json": {"eos_token_id": 2}}, (2, 0)),
+        ({"config.json": {"eos_token_id": 2}}, (2, 0)),
+        ({"generation_config.json": {"eos_token_id": 1}, "config.json": {"eos_token_id": 2}}, (1, 2, 0)),
         ({"generation_config.json": {"eos_token_id": None}}, (0,)),
+        ({"generation_config.json": {"eos_token_id": ["<|user|>", None]}}, (2, 0)),
     ],
 )
-def test_eos_is_the_tokenizers_and_the_generation_configs(load, files, expected):
+def test_eos_is_what_any_of_the_files_names(load, files, expected):
     """Chat models end with one of several tokens; missing one, they run into max_tokens every time."""
     assert load(files=files).eos_token_ids == expected
 
@@ -54,6 +55,7 @@ def test_eos_is_the_tokenizers_and_the_generation_configs(load, files, expected)
         ({"add_bos_token": True, "add_eos_token": True}, [1, 0]),
         ({"add_eos_token": True}, [0]),
         ({"add_bos_token": True, "bos_token": None}, []),
+        ({"add_bos_token": None}, []),
     ],
 )
 def test_the_config_says_what_goes_around_a_text(load, config, around):
@@ -70,6 +72,7 @@ def test_what_tokenizer_json_puts_around_a_text_stays_if_the_config_is_silent(lo
     )
     files = {"tokenizer.json": backend.to_str()}
     assert load(files=files).backend.encode("").ids == [1]
+    assert load(files=files, add_bos_token=None).backend.encode("").ids == [1], "null is not false"
     assert load(files=files, add_bos_token=False).backend.encode("").ids == []
 
 
@@ -164,3 +167,24 @@ def test_a_folder_without_tokenizer_json_is_converted_by_transformers(tmp_path):
 def test_a_folder_with_nothing_in_it_is_a_clear_error(tmp_path):
     with pytest.raises(ValueError, match="has no tokenizer that can be loaded"):
         load_hf_tokenizer(str(tmp_path))
+
+
+def test_an_added_token_whose_id_is_taken_is_refused(load):
+    """Put at the next free id instead, the model would be shown another token than it was trained with."""
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: added_tokens_decoder gives '<x>' the id 5"):
+        load(added_tokens_decoder={"5": {"content": "<x>", "special": True}})
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"add_bos_token": "yes"}, "add_bos_token must be true or false, found 'yes'"),
+        ({"added_tokens_decoder": []}, "added_tokens_decoder must be an object"),
+        ({"added_tokens_decoder": {"x": {}}}, "added_tokens_decoder holds 'x', which is no token"),
+        ({"chat_template": [{"name": "default"}]}, "chat_template holds an entry without a name and a template"),
+        ({"chat_template": 5}, "chat_template must be a string or a list"),
+    ],
+)
+def test_what_the_config_says_in_another_form_is_refused_by_name(load, config, reason):
+    with pytest.raises(ValueError, match=rf"tokenizer_config\.json: {reason}"):
+        load(**config)

@@ -100,7 +100,7 @@ def reference():
 
 def test_the_file_says_what_the_model_is(tokenizer):
     assert tokenizer.vocab_size == 49_152
-    assert tokenizer.eos_token_ids == (2,)
+    assert tokenizer.eos_token_ids == (2, 0)
     assert tokenizer.token_text(2) == "<|im_end|>"
     assert tokenizer.encode("") == []  # the model takes no BOS of its own
 

@@ -1,6 +1,7 @@
 """Tokenizers small enough to build in a test: both kinds of vocabularies, as objects and as files."""
 
 import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -122,3 +123,23 @@ def sentencepiece_metadata(**more: Any) -> dict[str, Any]:
 
 def _under_tokenizer(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {f"tokenizer.ggml.{key}": value for key, value in metadata.items() if value is not None}
+
+
+def sentencepiece_proto(
+    *, model_type: int = 2, charsmap: bytes = b"", has_space_prefix: bool = True, removes_extra_spaces: bool = False
+) -> bytes:
+    """The SentencePiece vocabulary as a `tokenizer.model`: the protocol buffer, written by hand."""
+    pieces = b"".join(
+        _proto(1, _proto(1, token.encode()) + b"\x15" + struct.pack("<f", score) + b"\x18" + bytes([kind]))
+        for token, score, kind in zip(*sentencepiece_tokens(), strict=True)
+    )
+    trainer = _proto(2, b"\x18" + bytes([model_type]) + b"\x98\x02\x01")  # field 3; field 35: byte fallback
+    flags = b"\x18" + bytes([has_space_prefix]) + b"\x20" + bytes([removes_extra_spaces])
+    return pieces + trainer + _proto(3, _proto(2, charsmap) + flags)
+
+
+def _proto(number: int, content: bytes) -> bytes:
+    """A length-delimited field."""
+    length = len(content)
+    size = bytes([length]) if length < 128 else bytes([length & 127 | 128, length >> 7])
+    return bytes([number << 3 | 2]) + size + content

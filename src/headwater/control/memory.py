@@ -152,7 +152,7 @@ class MemoryResume:
         return Failed(call_id=self._message.call_id, status=409, message=f"{reason}; nothing was resumed")
 
     def _put_in_place(self, staged: StagedWeights) -> None:
-        self._identity.begin_weights(staged.weights_id)
+        self._identity.begin_weights(staged.weights_id, end_ids=staged.end_ids)
         retire_other_weights(self._cache, staged.weights_id)
         self._weights.swap(staged)
         self._staged = None

@@ -97,6 +97,11 @@ class StagedWeights(Protocol):
     @property
     def num_tensors(self) -> int: ...
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer, as the checkpoint's own files know them. Only when ready and without error."""
+        ...
+
 
 class WeightsPort(Protocol):
     """The model's weights."""
@@ -182,8 +187,11 @@ class IdentityPort(Protocol):
 
     def set_weight_version(self, weight_version: str) -> None: ...
 
-    def begin_weights(self, weights_id: str) -> None:
-        """Requests that acquire from now on use namespaces of `weights_id`; running ones are marked."""
+    def begin_weights(self, weights_id: str, *, end_ids: tuple[int, ...] = ()) -> None:
+        """Requests that acquire from now on use namespaces of `weights_id`; running ones are marked.
+
+        `end_ids` end answers, too, beside what has ended them since the start, while these weights serve.
+        """
         ...
 
 

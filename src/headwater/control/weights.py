@@ -89,7 +89,7 @@ class WeightUpdate:
             num_aborted = self._requests.abort_all("Aborted: the weights were updated")
         if self._message.weight_version is not None:
             self._identity.set_weight_version(self._message.weight_version)
-        self._identity.begin_weights(staged.weights_id)
+        self._identity.begin_weights(staged.weights_id, end_ids=staged.end_ids)
         retirement = retire_other_weights(self._cache, staged.weights_id)
         self._weights.swap(staged)
         self._released.tags.discard("weights")  # they are in place: there is nothing left to resume

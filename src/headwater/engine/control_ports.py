@@ -94,8 +94,8 @@ class IdentityForControl:
     def set_weight_version(self, weight_version: str) -> None:
         self._scheduler.weight_version = weight_version
 
-    def begin_weights(self, weights_id: str) -> None:
-        self._scheduler.begin_weights(weights_id)
+    def begin_weights(self, weights_id: str, *, end_ids: tuple[int, ...] = ()) -> None:
+        self._scheduler.begin_weights(weights_id, end_ids=end_ids)
 
 
 def _cache_scope(scope: FlushScope) -> Scope:

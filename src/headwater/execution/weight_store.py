@@ -6,14 +6,17 @@ import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from headwater.devices.device import Device
 from headwater.execution.runner import Runner
+from headwater.models.checkpoint_config import read_checkpoint_config
 from headwater.models.config import ModelConfig
 from headwater.models.decoder import DecoderModel, build_decoder
 from headwater.models.loader import LoadedModel, LoadFormat, open_weights, resolve_model, weights_id_of
+from headwater.models.model_files import ModelFileError
 from headwater.models.weights import WeightSource, check_shapes
 
 _log = logging.getLogger(__name__)
@@ -57,6 +60,7 @@ class BuiltModel:
     weights_id: str
     layers: tuple[Layer, ...]  # what was read for it
     num_tensors: int
+    end_ids: tuple[int, ...]  # the tokens that end an answer, as the newest checkpoint's own files know them
 
 
 class StagedModel:
@@ -84,6 +88,10 @@ class StagedModel:
     @property
     def num_tensors(self) -> int:
         return self._ready.num_tensors
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        return self._ready.end_ids
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -160,10 +168,13 @@ class WeightStore:
         shapes, place = self._config.parameter_shapes(), self._device.torch_device
         overlay = Overlay(self._config, self._runner.model if self._runner.has_model else None)
         ids, layers = [], []
+        ends: tuple[int, ...] = ()
         for checkpoint in checkpoints:
             self._check_local(checkpoint.path)
             files = resolve_model(checkpoint.path)
             load_format = checkpoint.load_format
+            config = read_checkpoint_config(files, self._config)
+            ends = ends if config is None else config.eos_token_ids
             source = open_weights(files, self._config, load_format=load_format, seed=self._seed, device=place)
             overlay.add(source)
             layers.append(Layer(checkpoint, frozenset(source.shapes()) & shapes.keys()))
@@ -176,7 +187,7 @@ class WeightStore:
         model = build_decoder(self._config, overlay, self._device, self._dtype)
         is_whole = overlay.num_new == len(shapes)
         weights_id = self._identity(ids, is_whole=is_whole)
-        return BuiltModel(model, weights_id=weights_id, layers=tuple(layers), num_tensors=overlay.num_new)
+        return BuiltModel(model, weights_id=weights_id, layers=tuple(layers), num_tensors=overlay.num_new, end_ids=ends)
 
     def _check_local(self, path: str) -> None:
         """ValueError for what is not here: who may update weights shall not make this server reach for the network."""
@@ -197,6 +208,8 @@ class WeightStore:
 class Overlay:
     """A `WeightSource` of a model's own tensors, each hidden by the newest checkpoint that holds it."""
 
+    place: Path | str = "the served weights"
+
     def __init__(self, config: ModelConfig, model: DecoderModel | None) -> None:
         self._model = model
         self._own = config.parameter_shapes()
@@ -210,7 +223,8 @@ class Overlay:
     def add(self, source: WeightSource) -> None:
         """Lay `source` over what is there. ValueError if it holds nothing this model has."""
         if not any(name in self._own for name in source.shapes()):
-            raise ValueError("the checkpoint holds no tensor of this model")
+            raise ModelFileError(source.place, "the checkpoint holds no tensor of this model")
+        self.place = source.place
         self._newest |= dict.fromkeys(source.shapes(), source)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:

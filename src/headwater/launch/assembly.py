@@ -29,7 +29,9 @@ from headwater.launch.placement import (
     workspace_bytes,
 )
 from headwater.messages.state import EngineReady
-from headwater.models.loader import LoadedModel, load_model, resolve_model
+from headwater.models.config import ModelConfig
+from headwater.models.end_tokens import union, within
+from headwater.models.loader import LoadedModel, load_model, resolve_model, tokenizer_end_ids
 from headwater.models.sampling_defaults import read_sampling_defaults
 from headwater.scheduling.plan import StepPlan
 from headwater.scheduling.scheduler import Limits
@@ -73,7 +75,8 @@ def build_engine(args: ServerArgs, endpoint: str, *, index: int = 0) -> EngineLo
         reserved_bytes=workspace_bytes(args, loaded.config, device),
     )
     _log.info("making ready to compute: %d pages of KV, first steps", num_pages)
-    runner = make_runner(args, loaded, device, num_pages=num_pages, max_context=max_context)
+    held_context = min(max_context, num_pages * args.page_size)  # tables for more would only take memory
+    runner = make_runner(args, loaded, device, num_pages=num_pages, max_context=held_context)
     load_s = time.monotonic() - started_s
     _log.info("model loaded in %.1f s; the KV cache holds %d tokens", load_s, num_pages * args.page_size)
     ready = EngineReady(
@@ -83,7 +86,7 @@ def build_engine(args: ServerArgs, endpoint: str, *, index: int = 0) -> EngineLo
         dtype=str(loaded.dtype).removeprefix("torch."),
         vocab_size=loaded.config.vocab_size,
         max_context=min(max_context, num_pages * args.page_size - 1),
-        eos_token_ids=tuple(loaded.config.eos_token_ids),
+        eos_token_ids=_end_ids(args, loaded.config),
         page_size=args.page_size,
         num_pages=num_pages,
         page_bytes=layout.page_bytes,
@@ -201,12 +204,23 @@ def _attach_storage(args: ServerArgs, parts: EngineParts) -> None:
 
 
 def _max_context(args: ServerArgs, loaded: LoadedModel) -> int:
-    longest = loaded.config.max_context
-    if args.context_length is None:
-        return longest
-    if args.context_length > longest:
-        raise ValueError(f"--context-length must be at most {longest}, the model's own; got {args.context_length}")
-    return args.context_length
+    longest, window = loaded.config.max_context, loaded.config.window
+    context = longest if args.context_length is None else args.context_length
+    if context > longest:
+        raise ValueError(f"--context-length must be at most {longest}, the model's own; got {context}")
+    if window is not None and context > window:
+        raise ValueError(
+            f"the model attends to a sliding window of {window} tokens, which is not supported beyond it: its context "
+            f"is {longest} tokens; --context-length {window} (or less) serves it within its window"
+        )
+    return context
+
+
+def _end_ids(args: ServerArgs, config: ModelConfig) -> tuple[int, ...]:
+    """The tokens that end an answer: what the model's files know, and those of another tokenizer if one was named."""
+    if args.tokenizer in (None, args.model):
+        return config.eos_token_ids
+    return union(config.eos_token_ids, within(tokenizer_end_ids(args.tokenizer), vocab_size=config.vocab_size))
 
 
 def _kv_events(args: ServerArgs, index: int) -> KvEventsSettings | None:

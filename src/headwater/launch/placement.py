@@ -26,6 +26,7 @@ _GRAPH_BYTES = 512 * MIB  # CUDA graphs and what the driver keeps for them
 _TABLE_BYTES = 256 * MIB  # page tables, rotary tables, partial results of attention
 _GATHERED_BYTES = 256 * MIB  # contexts gathered for attention that knows no pages (devices/apart_attention.py)
 
+_WARM_UP_TOKENS = 128  # of the first step on a CPU
 _FLOAT8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 _log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ def kv_dtype(args: ServerArgs, loaded: LoadedModel) -> torch.dtype:
 def make_runner(args: ServerArgs, loaded: LoadedModel, device: Device, *, num_pages: int, max_context: int) -> Runner:
     """A runner that is warm: kernels compiled, CUDA graphs captured. `args` have the device's defaults."""
     assert args.max_running_requests is not None and args.max_step_tokens is not None
+    room = max(min(max_context, num_pages * args.page_size) - 1, 1)
     if device.torch_device.type == "cpu":
         runner = ModelRunner(
             loaded,
@@ -60,7 +62,7 @@ def make_runner(args: ServerArgs, loaded: LoadedModel, device: Device, *, num_pa
             max_context=max_context,
             kv_dtype=kv_dtype(args, loaded),
         )
-        warm_up(runner)
+        warm_up(runner, sizes=(min(_WARM_UP_TOKENS, room),))
         return runner
     from headwater.devices.cuda import CudaDevice  # as above: only where it is used
     from headwater.execution.async_runner import AsyncModelRunner
@@ -84,7 +86,6 @@ def make_runner(args: ServerArgs, loaded: LoadedModel, device: Device, *, num_pa
             max_tokens=min(max_tokens, args.max_step_tokens), max_decodes=largest
         ),
     )
-    room = min(max_context, num_pages * args.page_size) - 1
     warm_up(on_gpu, sizes=chunk_sizes(min(args.max_step_tokens, room)))
     with progress_bar("capturing CUDA graphs", on_gpu.num_graphs_missing) as captured:
         on_gpu.capture_graphs(captured)

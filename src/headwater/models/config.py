@@ -1,13 +1,19 @@
 """What the server must know of a model before it reads a weight: shapes, rotary embedding, context, EOS."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from headwater.models.end_tokens import named_end_ids, union, vocabulary_end_ids, within
+from headwater.models.fields import Fields
+from headwater.models.model_files import ModelFileError, is_there, read_json_if_there, read_json_object, without_nulls
 from headwater.models.registry import family_of
 from headwater.models.rope import RopeConfig
+from headwater.models.vocabulary import Vocabulary, read_folder_vocabulary
+
+# Far beyond any model: what is larger is damage, and must not be allocated or walked through.
+MOST_LAYERS, MOST_VOCABULARY, MOST_FEATURES, MOST_CONTEXT = 1 << 12, 1 << 24, 1 << 20, 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +21,8 @@ class ModelConfig:
     """A dense decoder-only transformer with rotary positions, RMSNorm and a gated SiLU MLP.
 
     Sizes are counts of features, heads or tokens. The biases and `qk_norm` say which optional parameters the
-    checkpoint holds. `max_context` counts prompt and output together.
+    checkpoint holds. `max_context` counts prompt and output together. The `repr` names what decides the KV: it is part
+    of `weights_id`.
     """
 
     architecture: str  # the Hugging Face class name
@@ -34,7 +41,8 @@ class ModelConfig:
     mlp_bias: bool
     qk_norm: bool
     max_context: int
-    eos_token_ids: tuple[int, ...] = ()
+    window: int | None = None  # tokens that some layer sees at most, where that is less than max_context
+    eos_token_ids: tuple[int, ...] = field(default=(), repr=False)  # they change no KV
 
     def __post_init__(self) -> None:
         for name in (
@@ -97,63 +105,84 @@ class ModelConfig:
         return shapes
 
 
-def read_hf_config(folder: Path) -> ModelConfig:
-    """The config of a Hugging Face model folder: config.json, and the EOS ids of generation_config.json.
+def read_hf_config(folder: Path, *, architecture: str | None = None) -> ModelConfig:
+    """The config of a Hugging Face model folder: config.json, and the ends that its other files know.
 
-    Raises ValueError for an unknown architecture or an option that the families here do not have.
+    `architecture` is what to take it for where it does not say.
+
+    ModelFileError for an unknown architecture, an option that the families here do not have, and a damaged file.
     """
     path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} has no config.json: it is no Hugging Face model folder")
-    generation = folder / "generation_config.json"
+    if not is_there(path):
+        others = sorted(each.name for each in folder.glob("*.gguf"))
+        hint = f"; it holds {others[0]}: name that file" if others else ""
+        raise ModelFileError(folder, f"has no config.json: it is no Hugging Face model folder{hint}")
+    default = {} if architecture is None else {"architectures": [architecture]}
     return parse_hf_config(
-        json.loads(path.read_text(encoding="utf-8")),
-        json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {},
+        default | read_json_object(path),
+        read_json_if_there(folder / "generation_config.json"),
+        vocabulary=read_folder_vocabulary(folder),
+        folder=folder,
     )
 
 
-def parse_hf_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
-    """A ModelConfig from the parsed config.json and generation_config.json."""
-    architectures = raw.get("architectures") or ["(none given)"]
-    family = family_of(architectures[0])
-    required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    missing = [name for name in required if not isinstance(raw.get(name), int)]
-    if missing:
-        raise ValueError(f"config.json lacks the integer {missing[0]!r}")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"hidden_act {raw['hidden_act']!r} is not supported, only 'silu'")
-    if raw.get("quantization_config"):
-        raise ValueError("quantization_config is not supported: use the unquantized checkpoint or a GGUF file")
-    max_position = int(raw.get("max_position_embeddings") or 2048)
-    rope = RopeConfig.from_hf(raw, max_position=max_position)
+def parse_hf_config(
+    raw: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    *,
+    vocabulary: Vocabulary | None = None,
+    folder: Path | None = None,
+) -> ModelConfig:
+    """A ModelConfig from the parsed config.json and generation_config.json; `folder` is named in errors."""
+    place = "" if folder is None else f"{folder}/"
+    fields = Fields(without_nulls(raw), source=f"{place}config.json")
+    architectures = fields.texts("architectures") or ["(none given)"]
+    try:
+        family = family_of(architectures[0])
+    except ValueError as error:
+        raise fields.refuse(str(error)) from None
+    _refuse_unsupported(fields)
+    max_position = fields.integer("max_position_embeddings", 2048, high=MOST_CONTEXT)
+    rope = RopeConfig.from_fields(fields, max_position=max_position)
     max_context = max(max_position, rope.scaled_context)
-    family.reject_sliding_window(raw, max_context)
-    num_heads = raw["num_attention_heads"]
-    return ModelConfig(
-        architecture=architectures[0],
-        vocab_size=raw["vocab_size"],
-        hidden_size=raw["hidden_size"],
-        intermediate_size=raw["intermediate_size"],
-        num_layers=raw["num_hidden_layers"],
-        num_heads=num_heads,
-        num_kv_heads=raw.get("num_key_value_heads") or num_heads,
-        head_dim=raw.get("head_dim") or raw["hidden_size"] // num_heads,
-        rope=rope,
-        norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        qkv_bias=family.has_qkv_bias(raw),
-        o_bias=family.has_o_bias(raw),
-        mlp_bias=family.has_mlp_bias(raw),
-        qk_norm=family.qk_norm,
-        max_context=max_context,
-        eos_token_ids=_eos_ids(generation.get("eos_token_id"), raw.get("eos_token_id")),
-    )
+    if max_context > MOST_CONTEXT:
+        raise fields.refuse(f"the context of {max_context} tokens is out of range: at most {MOST_CONTEXT}")
+    num_heads = fields.integer("num_attention_heads", high=MOST_FEATURES)
+    hidden_size = fields.integer("hidden_size", high=MOST_FEATURES)
+    vocab_size = fields.integer("vocab_size", high=MOST_VOCABULARY)
+    ends = Fields(without_nulls(generation), source=f"{place}generation_config.json")
+    known = vocabulary or Vocabulary()
+    named = [named_end_ids(source, known, vocab_size=vocab_size) for source in (ends, fields)]
+    try:
+        return ModelConfig(
+            architecture=architectures[0],
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            intermediate_size=fields.integer("intermediate_size", high=MOST_FEATURES),
+            num_layers=fields.integer("num_hidden_layers", high=MOST_LAYERS),
+            num_heads=num_heads,
+            num_kv_heads=fields.integer("num_key_value_heads", num_heads, high=MOST_FEATURES),
+            head_dim=fields.integer("head_dim", max(hidden_size // num_heads, 1), high=MOST_FEATURES),
+            rope=rope,
+            norm_eps=fields.number("rms_norm_eps", 1e-6, low=0.0),
+            tie_word_embeddings=fields.flag("tie_word_embeddings", False),
+            qkv_bias=family.has_qkv_bias(fields),
+            o_bias=family.has_o_bias(fields),
+            mlp_bias=family.has_mlp_bias(fields),
+            qk_norm=family.qk_norm,
+            max_context=max_context,
+            window=family.window_of(fields, max_context),
+            eos_token_ids=union(*named, within(vocabulary_end_ids(known), vocab_size=vocab_size)),
+        )
+    except ModelFileError:
+        raise
+    except ValueError as error:
+        raise ModelFileError(fields.source, str(error)) from None
 
 
-def _eos_ids(*sources: int | list[int] | None) -> tuple[int, ...]:
-    """The union of what generation_config.json and config.json name, in that order."""
-    ids: dict[int, None] = {}
-    for source in sources:
-        if source is not None:
-            ids.update(dict.fromkeys([source] if isinstance(source, int) else source))
-    return tuple(ids)
+def _refuse_unsupported(fields: Fields) -> None:
+    act = fields.text("hidden_act", "silu")
+    if act != "silu":
+        raise fields.refuse(f"hidden_act {act!r} is not supported, only 'silu'")
+    if fields.raw("quantization_config"):
+        raise fields.refuse("quantization_config is not supported: use the unquantized checkpoint or a GGUF file")

@@ -1,33 +1,18 @@
-"""Read the header of a GGUF file: its metadata and where its tensors lie. No torch, no weights.
+"""A GGUF file, or all files of a split one: metadata, and where each tensor lies. No torch, no weights."""
 
-The `gguf` package's own reader makes numpy objects of every string of the vocabulary, which takes seconds;
-here arrays are read only when asked for. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
-"""
-
-import mmap
-import struct
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
 
-_SCALARS = {
-    0: "<B",
-    1: "<b",
-    2: "<H",
-    3: "<h",
-    4: "<I",
-    5: "<i",
-    6: "<f",
-    7: "<?",
-    10: "<Q",
-    11: "<q",
-    12: "<d",
-}
-_STRING, _ARRAY = 8, 9
-_DEFAULT_ALIGNMENT = 32
+from headwater.models.fields import Fields
+from headwater.models.gguf_header import GGUFHeader, TensorInfo, parts_of
+from headwater.models.model_files import ModelFileError, is_there
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,105 +22,96 @@ class GGUFTensor:
     name: str
     shape: tuple[int, ...]
     type: GGMLQuantizationType
-    offset: int  # bytes from the start of the file
+    offset: int  # bytes from the start of its file
     num_bytes: int
+    part: int = 0  # index of the file, of a split one
 
 
 class GGUFFile:
-    """A memory-mapped GGUF file.
+    """Memory-mapped GGUF: `path` may be a whole file, or any part of a split one.
 
     `metadata` holds strings, numbers and short arrays of numbers; longer arrays and arrays of strings are
-    read by `array`. Raises ValueError for a file that is no little-endian GGUF of version 2 or 3.
+    read by `array`. ModelFileError for what is no whole GGUF, and for a split one that lacks a part.
     """
 
-    _LONGEST_EAGER_ARRAY = 1024
-
     def __init__(self, path: Path) -> None:
-        self.path = path
-        with open(path, "rb") as file:
-            if file.read(4) != b"GGUF":
-                raise ValueError(f"{path} is no GGUF file: it does not begin with 'GGUF'")
-            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._at = 4
-        try:
-            self._read_header()
-        except struct.error as error:
-            raise ValueError(f"{path} is a truncated GGUF file") from error
+        paths = parts_of(path)
+        for part in paths:
+            if len(paths) > 1 and not is_there(part):
+                raise ModelFileError(path, f"is one of {len(paths)} parts, and {part.name} is not beside it")
+        self._parts = [GGUFHeader(part) for part in paths]
+        self._head = self._parts[0]
+        self.path = self._head.path
+        self.metadata = self._head.metadata
+        self._check_split()
+        self.tensors: dict[str, GGUFTensor] = {}
+        for index, part in enumerate(self._parts):
+            self._take_tensors(part, index)
 
     def array(self, key: str) -> list[Any]:
-        """All items of the array under `key`."""
-        if key in self._long_arrays:
-            self._at, item_type, count = self._long_arrays[key]
-            return [self._value(item_type) for _ in range(count)]
-        value = self.metadata[key]
-        assert isinstance(value, list), f"{key} is not an array"
-        return value
+        """All items of the array under `key`. ModelFileError if there is none."""
+        return self._head.array(key)
+
+    @property
+    def array_keys(self) -> tuple[str, ...]:
+        """Keys of the arrays that `metadata` leaves out."""
+        return self._head.array_keys
 
     def array_length(self, key: str) -> int:
-        return self._long_arrays[key][2] if key in self._long_arrays else len(self.metadata[key])
+        return self._head.array_length(key)
+
+    def fields(self, *arrays: str) -> Fields:
+        """The metadata with types and ranges checked, and of the arrays left out of it those that are named."""
+        found = {key: self.array(key) for key in arrays if key in self.array_keys}
+        return Fields(self.metadata | found, source=str(self.path))
 
     def raw(self, tensor: GGUFTensor) -> np.ndarray:
         """The tensor's bytes as they are in the file, uint8[num_bytes], a read-only view of the mapping."""
-        return np.frombuffer(self._data, dtype=np.uint8, count=tensor.num_bytes, offset=tensor.offset)
+        data = self._parts[tensor.part].data
+        return np.frombuffer(data, dtype=np.uint8, count=tensor.num_bytes, offset=tensor.offset)
 
-    def _read_header(self) -> None:
-        version = self._scalar("<I")
-        if version not in (2, 3):
-            raise ValueError(f"{self.path} is GGUF version {version}, known versions: 2, 3 (little-endian)")
-        num_tensors, num_entries = self._scalar("<Q"), self._scalar("<Q")
-        self.metadata: dict[str, Any] = {}
-        self._long_arrays: dict[str, tuple[int, int, int]] = {}  # key -> position, item type, count
-        for _ in range(num_entries):
-            key = self._string()
-            self._read_entry(key, self._scalar("<I"))
-        infos = [self._tensor_info() for _ in range(num_tensors)]
-        alignment = self.metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
-        start = -(-self._at // alignment) * alignment
-        self.tensors = {name: self._tensor(name, shape, kind, start + at) for name, shape, kind, at in infos}
+    def values(self, tensor: GGUFTensor) -> np.ndarray:
+        """The tensor's values, float32[shape]; a view of the mapping where it is float32 in the file."""
+        try:
+            values = dequantize(self.raw(tensor), tensor.type)
+        except (NotImplementedError, KeyError, ValueError) as error:
+            raise ModelFileError(
+                self._parts[tensor.part].path, f"tensor {tensor.name!r} of type {tensor.type.name}: {error}"
+            ) from None
+        return values.astype(np.float32, copy=False).reshape(tensor.shape)
 
-    def _read_entry(self, key: str, kind: int) -> None:
-        if kind != _ARRAY:
-            self.metadata[key] = self._value(kind)
-            return
-        item_type, count = self._scalar("<I"), self._scalar("<Q")
-        if item_type != _STRING and count <= self._LONGEST_EAGER_ARRAY:
-            self.metadata[key] = [self._value(item_type) for _ in range(count)]
-            return
-        self._long_arrays[key] = (self._at, item_type, count)
-        if item_type == _STRING:
-            for _ in range(count):
-                self._at += 8 + struct.unpack_from("<Q", self._data, self._at)[0]
-        else:
-            self._at += count * struct.calcsize(_SCALARS[item_type])
+    def _check_split(self) -> None:
+        for index, part in enumerate(self._parts):
+            fields = Fields(part.metadata, source=str(part.path))
+            count = fields.integer("split.count", 0, low=0) or 1
+            if count != len(self._parts):
+                raise part.refuse(
+                    f"is one of {count} parts by its metadata; all of them must lie beside it, named "
+                    f"NAME-00001-of-{count:05d}.gguf and so on"
+                )
+            if count > 1 and fields.integer("split.no", low=0) != index:
+                raise part.refuse(f"is part {part.metadata['split.no'] + 1} by its metadata, part {index + 1} by name")
 
-    def _tensor_info(self) -> tuple[str, tuple[int, ...], int, int]:
-        name = self._string()
-        num_dims = self._scalar("<I")
-        shape = tuple(self._scalar("<Q") for _ in range(num_dims))[::-1]
-        return name, shape, self._scalar("<I"), self._scalar("<Q")
+    def _take_tensors(self, part: GGUFHeader, index: int) -> None:
+        found = [_tensor(info, part, index) for info in part.tensors]
+        for tensor in found:
+            if tensor.name in self.tensors:
+                raise part.refuse(f"holds tensor {tensor.name!r}, which is there already")
+            self.tensors[tensor.name] = tensor
+        for one, other in pairwise(sorted(found, key=lambda each: each.offset)):
+            if one.offset + one.num_bytes > other.offset:
+                raise part.refuse(f"is damaged: tensors {one.name!r} and {other.name!r} overlap")
 
-    def _tensor(self, name: str, shape: tuple[int, ...], kind: int, offset: int) -> GGUFTensor:
-        tensor_type = GGMLQuantizationType(kind)
+
+def _tensor(info: TensorInfo, part: GGUFHeader, index: int) -> GGUFTensor:
+    try:
+        tensor_type = GGMLQuantizationType(info.kind)
         block_size, block_bytes = GGML_QUANT_SIZES[tensor_type]
-        num_bytes = int(np.prod(shape, dtype=np.int64)) // block_size * block_bytes
-        if offset + num_bytes > len(self._data):
-            raise ValueError(f"{self.path} is truncated: tensor {name!r} ends behind the end of the file")
-        return GGUFTensor(name=name, shape=shape, type=tensor_type, offset=offset, num_bytes=num_bytes)
-
-    def _value(self, kind: int) -> Any:
-        if kind == _STRING:
-            return self._string()
-        if kind not in _SCALARS:
-            raise ValueError(f"{self.path} holds a value of unknown GGUF type {kind}")
-        return self._scalar(_SCALARS[kind])
-
-    def _scalar(self, form: str) -> Any:
-        value = struct.unpack_from(form, self._data, self._at)[0]
-        self._at += struct.calcsize(form)
-        return value
-
-    def _string(self) -> str:
-        length = self._scalar("<Q")
-        text = self._data[self._at : self._at + length].decode("utf-8", errors="replace")
-        self._at += length
-        return text
+    except (ValueError, KeyError):
+        raise part.refuse(f"tensor {info.name!r} has the unknown type {info.kind}") from None
+    if info.shape and info.shape[-1] % block_size:
+        raise part.refuse(f"is damaged: rows of tensor {info.name!r} are no whole blocks of {block_size} values")
+    num_bytes = math.prod(info.shape) // block_size * block_bytes
+    if info.offset + num_bytes > len(part.data):
+        raise part.refuse(f"is truncated: tensor {info.name!r} ends behind the end of the file")
+    return GGUFTensor(info.name, info.shape, type=tensor_type, offset=info.offset, num_bytes=num_bytes, part=index)

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import stat
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,29 +15,34 @@ import torch
 from headwater.devices.device import Device
 from headwater.models.config import ModelConfig, read_hf_config
 from headwater.models.decoder import DecoderModel, build_decoder
+from headwater.models.end_tokens import gguf_end_ids, vocabulary_end_ids
 from headwater.models.gguf_file import GGUFFile
+from headwater.models.gguf_header import parts_of
+from headwater.models.model_files import ModelFileError, is_there, open_regular
+from headwater.models.vocabulary import read_folder_vocabulary
 from headwater.models.weights import DummyWeights, WeightSource, check_shapes
 from headwater.models.weights_gguf import GGUFWeights, read_gguf_config
-from headwater.models.weights_safetensors import SafetensorsWeights, check_index
+from headwater.models.weights_safetensors import SafetensorsWeights, check_index, read_index
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 
 _HASH_BLOCK_BYTES = 4 << 20
 _ID_BYTES = 16
-_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+_TOKENIZER_FILES = ("*.json", "tokenizer.model")
+_HUB_FILES = ("*.safetensors", "*.jinja", *_TOKENIZER_FILES)
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """Where a model lies: a Hugging Face folder or one GGUF file."""
+    """Where a model lies: a Hugging Face folder or a GGUF file."""
 
     name: str  # as the user gave it
     format: Literal["safetensors", "gguf"]
     folder: Path
-    gguf: Path | None = None  # the file, for GGUF
+    gguf: Path | None = None  # the file, for GGUF; the first one of a split file
     safetensors: tuple[Path, ...] = ()  # sorted by name; may be empty for --load-format dummy
 
 
@@ -55,21 +61,29 @@ class LoadedModel:
 def resolve_model(model: str) -> ModelFiles:
     """Find the files of a folder, a .gguf file or a Hugging Face hub id (which is downloaded if need be).
 
-    Raises ValueError if there is no such model, saying what could be done.
+    Raises ValueError if there is no such model, saying what could be done, and ModelFileError for a file that is not
+    what its name says.
     """
-    path = Path(model).expanduser()
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise ValueError(f"model {model!r} is a file but no .gguf file; give a .gguf file or a model folder")
-        return ModelFiles(name=model, format="gguf", folder=path.parent, gguf=path)
-    if not path.is_dir():
+    path = _existing(model)
+    if path is None:
         path = _snapshot(model)
+    elif not path.is_dir():
+        return ModelFiles(name=model, format="gguf", folder=path.parent, gguf=parts_of(path)[0])
     return ModelFiles(name=model, format="safetensors", folder=path, safetensors=_safetensors_in(path))
 
 
 def read_config(files: ModelFiles) -> ModelConfig:
     """The model's config, without its weights."""
     return read_gguf_config(GGUFFile(files.gguf)) if files.gguf else read_hf_config(files.folder)
+
+
+def tokenizer_end_ids(tokenizer: str) -> tuple[int, ...]:
+    """The tokens that end an answer by a tokenizer's own files: a folder, a .gguf file or a hub id."""
+    path = _existing(tokenizer) or _snapshot(tokenizer, patterns=_TOKENIZER_FILES)
+    if path.is_dir():
+        return vocabulary_end_ids(read_folder_vocabulary(path))
+    fields = GGUFFile(path).fields("tokenizer.ggml.tokens", "tokenizer.ggml.token_type")
+    return gguf_end_ids(fields, vocab_size=len(fields.texts("tokenizer.ggml.tokens")))
 
 
 def load_model(
@@ -126,8 +140,9 @@ def open_weights(
     if files.gguf:
         return GGUFWeights(GGUFFile(files.gguf), config)
     if not files.safetensors:
-        raise ValueError(
-            f"{files.folder} has no .safetensors files; other formats (.bin, .pt) can run code and are not read"
+        raise ModelFileError(
+            files.folder,
+            "has no .safetensors files; other formats (.bin, .pt) can run code and are not read",
         )
     weights = SafetensorsWeights(files.safetensors)
     check_index(files.folder, weights)
@@ -165,12 +180,36 @@ def _torch_dtype(dtype: DtypeName, device: Device) -> torch.dtype:
     return device.auto_dtype() if dtype == "auto" else cast(torch.dtype, getattr(torch, dtype))
 
 
+def _existing(model: str) -> Path | None:
+    """The folder or .gguf file that `model` names; None if there is none, so that it may be a hub id."""
+    try:
+        path = Path(model).expanduser()
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if is_there(Path(model)):
+            raise ModelFileError(model, "is a link that leads nowhere") from None
+        return None
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelFileError(model, f"cannot be opened ({reason})") from None
+    is_gguf = path.suffix == ".gguf"
+    if stat.S_ISDIR(mode) and not is_gguf:
+        return path
+    if not is_gguf:
+        raise ValueError(f"model {model!r} is a file but no .gguf file; give a .gguf file or a model folder")
+    open_regular(path).close()
+    return path
+
+
 def _safetensors_in(folder: Path) -> tuple[Path, ...]:
-    """The weight files of a folder. `consolidated*` is Mistral's second copy under other names."""
+    """The weight files of a folder: those that its index names, else all. `consolidated*` is Mistral's second copy."""
+    index = read_index(folder)
+    if index is not None:
+        return tuple(folder / name for name in sorted(set(index.values())))
     return tuple(sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated")))
 
 
-def _snapshot(model: str) -> Path:
+def _snapshot(model: str, *, patterns: tuple[str, ...] = _HUB_FILES) -> Path:
     from huggingface_hub import snapshot_download  # slow to import, and most models are local
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -178,7 +217,7 @@ def _snapshot(model: str) -> Path:
     if looks_like_path or model.count("/") > 1:
         raise ValueError(f"model {model!r} does not exist: there is no such folder or .gguf file")
     try:
-        return Path(snapshot_download(model, allow_patterns=list(_HUB_FILES)))
+        return Path(snapshot_download(model, allow_patterns=list(patterns)))
     except HFValidationError as error:
         raise ValueError(f"model {model!r} is neither a folder, a .gguf file nor a hub id: {error}") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -190,7 +229,7 @@ def _snapshot(model: str) -> Path:
 
 
 def _weight_files(files: ModelFiles) -> list[Path]:
-    return [files.gguf] if files.gguf else list(files.safetensors)
+    return list(parts_of(files.gguf) if files.gguf else files.safetensors)
 
 
 def _weights_id(parts: list[str], paths: list[Path]) -> str:
@@ -207,6 +246,6 @@ def _weights_id(parts: list[str], paths: list[Path]) -> str:
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while block := file.read(_HASH_BLOCK_BYTES):
             yield block

@@ -1,8 +1,9 @@
 """Which architectures are served, and in what their families differ: data, not code."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from headwater.models.fields import Fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,28 +23,31 @@ class Family:
     sliding_window_switch: str | None = None  # the config key that turns `sliding_window` on; None: always on
     gguf_permutes_qk: bool = False  # llama.cpp stores q and k with rotary pairs interleaved
 
-    def has_qkv_bias(self, raw: Mapping[str, Any]) -> bool:
-        return bool(raw.get("attention_bias")) if self.qkv_bias == "config" else self.qkv_bias
+    def has_qkv_bias(self, fields: Fields) -> bool:
+        return fields.flag("attention_bias", False) if self.qkv_bias == "config" else self.qkv_bias
 
-    def has_o_bias(self, raw: Mapping[str, Any]) -> bool:
-        return bool(raw.get("attention_bias")) if self.o_bias == "config" else self.o_bias
+    def has_o_bias(self, fields: Fields) -> bool:
+        return fields.flag("attention_bias", False) if self.o_bias == "config" else self.o_bias
 
-    def has_mlp_bias(self, raw: Mapping[str, Any]) -> bool:
-        return bool(raw.get("mlp_bias")) if self.mlp_bias == "config" else self.mlp_bias
+    def has_mlp_bias(self, fields: Fields) -> bool:
+        return fields.flag("mlp_bias", False) if self.mlp_bias == "config" else self.mlp_bias
 
-    def reject_sliding_window(self, raw: Mapping[str, Any], max_context: int) -> None:
-        """Raise ValueError if the config's sliding window would ever hide a token."""
-        window = raw.get("sliding_window")
-        is_on = self.sliding_window_switch is None or bool(raw.get(self.sliding_window_switch))
-        if raw.get("layer_types"):
-            has_windowed_layer = "sliding_attention" in raw["layer_types"]
+    def window_of(self, fields: Fields, max_context: int) -> int | None:
+        """The config's sliding window, if it would ever hide a token. ModelFileError for a layer of unknown kind."""
+        layer_types = fields.texts("layer_types")
+        for kind in layer_types:
+            if kind not in ("full_attention", "sliding_attention"):
+                raise fields.refuse(f"layer_types holds {kind!r}; known: 'full_attention', 'sliding_attention'")
+        switch = self.sliding_window_switch
+        if "sliding_window" not in fields or (switch is not None and not fields.flag(switch, False)):
+            return None
+        window = fields.integer("sliding_window")
+        if layer_types:
+            has_windowed_layer = "sliding_attention" in layer_types
         else:
-            has_windowed_layer = raw.get("max_window_layers", 0) < raw["num_hidden_layers"]
-        if window and is_on and has_windowed_layer and window < max_context:
-            raise ValueError(
-                f"sliding_window of {window} tokens is not supported: this model attends to a window that is "
-                f"shorter than its context of {max_context} tokens"
-            )
+            num_layers = fields.integer("num_hidden_layers")
+            has_windowed_layer = fields.integer("max_window_layers", 0, low=0) < num_layers
+        return window if has_windowed_layer and window < max_context else None
 
 
 FAMILIES = (

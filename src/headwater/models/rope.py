@@ -2,13 +2,29 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
+from headwater.models.fields import Fields
+from headwater.models.model_files import without_nulls
+
 RopeKind = Literal["default", "linear", "llama3", "yarn"]
 KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3", "yarn")
+_LARGEST_FACTOR = 1e6
+_COMMON_KEYS = frozenset({"rope_type", "rope_theta", "partial_rotary_factor"})
+_LLAMA3_KEYS = frozenset({"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"})
+_YARN_KEYS = frozenset(
+    {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate", "attention_factor"}
+    | {"mscale", "mscale_all_dim", "finetuned"}  # the last says that the model was trained so: it changes nothing
+)
+_KEYS: dict[RopeKind, frozenset[str]] = {
+    "default": frozenset(),
+    "linear": frozenset({"factor"}),
+    "llama3": _LLAMA3_KEYS,
+    "yarn": _YARN_KEYS,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,35 +54,50 @@ class RopeConfig:
 
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any], *, max_position: int) -> "RopeConfig":
-        """From a config.json: `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (before)."""
-        scaling: Mapping[str, Any] = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-        kind = scaling.get("rope_type") or scaling.get("type") or "default"
-        theta = float(scaling.get("rope_theta") or raw.get("rope_theta") or 10000.0)
-        if kind not in KINDS:
-            raise ValueError(f"rope type {kind!r} is not supported, known types: {', '.join(KINDS)}")
-        partial = scaling.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
+        """From a parsed config.json; see `from_fields`."""
+        return cls.from_fields(Fields(without_nulls(raw), source="config.json"), max_position=max_position)
+
+    @classmethod
+    def from_fields(cls, fields: Fields, *, max_position: int) -> "RopeConfig":
+        """From a config.json: `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (before).
+
+        ModelFileError for a kind or a parameter that is not known: served without it, text would be wrong.
+        """
+        scaling = scaling_of(fields)
+        kind = kind_of(scaling)
+        theta = scaling.number("rope_theta", fields.number("rope_theta", 10000.0))
+        if theta <= 1.0:
+            raise fields.refuse(f"rope_theta must be greater than 1, found {theta}")
+        partial = scaling.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
         if partial != 1.0:
-            raise ValueError(f"partial_rotary_factor {partial} is not supported, only 1.0")
+            raise fields.refuse(f"partial_rotary_factor {partial} is not supported, only 1.0")
         if kind == "default":
             return cls(theta=theta)
-        original = int(scaling.get("original_max_position_embeddings") or max_position)
-        factor = scaling.get("factor")
-        if factor is None and kind == "yarn":
-            factor = max_position / original
-        if not isinstance(factor, int | float) or not factor >= 1.0:
-            raise ValueError(f"factor of rope type {kind!r} must be a number >= 1, found {factor!r}")
+        original = scaling.integer("original_max_position_embeddings", max_position)
+        original = fields.integer("original_max_position_embeddings", original)  # transformers lets this one win
+        factor = scaling.number("factor", max_position / original if kind == "yarn" else 0.0)
+        if not 1.0 <= factor <= _LARGEST_FACTOR:
+            given = scaling.raw("factor")
+            raise fields.refuse(f"factor of rope type {kind!r} must be a number from 1 to 1e6, found {given!r}")
+        low, high = scaling.number("low_freq_factor", 1.0), scaling.number("high_freq_factor", 4.0)
+        if not 0 < low < high:
+            raise fields.refuse(f"low_freq_factor ({low}) must be above 0 and below high_freq_factor ({high})")
         return cls(
             theta=theta,
             kind=kind,
-            factor=float(factor),
+            factor=factor,
             original_context=original,
-            low_freq_factor=float(scaling.get("low_freq_factor") or 1.0),
-            high_freq_factor=float(scaling.get("high_freq_factor") or 4.0),
-            beta_fast=float(scaling.get("beta_fast") or 32.0),
-            beta_slow=float(scaling.get("beta_slow") or 1.0),
-            truncate=bool(scaling.get("truncate", True)),
-            attention_factor=_attention_factor(scaling, float(factor)) if kind == "yarn" else 1.0,
+            low_freq_factor=low,
+            high_freq_factor=high,
+            beta_fast=scaling.number("beta_fast", 32.0, low=1e-6),
+            beta_slow=scaling.number("beta_slow", 1.0, low=1e-6),
+            truncate=scaling.flag("truncate", True),
+            attention_factor=_attention_factor(scaling, factor) if kind == "yarn" else 1.0,
         )
+
+    def with_freq_factors(self, factors: tuple[float, ...]) -> "RopeConfig":
+        """The same, each frequency divided by its factor; none: as it is."""
+        return replace(self, freq_factors=factors)
 
     def inv_freq(self, head_dim: int) -> torch.Tensor:
         """Angle per position of each rotary pair. float32[head_dim / 2]."""
@@ -105,14 +136,62 @@ class RopeConfig:
         return inv_freq / self.factor * interpolated + inv_freq * (1 - interpolated)
 
 
-def _attention_factor(scaling: Mapping[str, Any], factor: float) -> float:
+def scaling_of(fields: Fields) -> Fields:
+    """The rotary parameters of a config.json, wherever it keeps them; those of each type of layer must be the same."""
+    places = [_for_all_layers(fields, key) for key in ("rope_parameters", "rope_scaling")]
+    merged: dict[str, Any] = {}
+    for place in places:
+        for key, value in place.items():
+            if merged.setdefault(key, value) != value:
+                raise fields.refuse(f"rope_parameters and rope_scaling differ in {key!r}: which one is meant?")
+    return Fields(merged, source=fields.source)
+
+
+def kind_of(scaling: Fields) -> RopeKind:
+    """The kind of scaling, whose parameters are all known. ModelFileError that names what is not."""
+    kind = scaling.text("rope_type", "default")
+    if kind not in KINDS:
+        raise scaling.refuse(f"rope type {kind!r} is not supported, known types: {', '.join(KINDS)}")
+    given = [key for key in scaling if key not in _COMMON_KEYS]
+    if "rope_type" not in scaling and given:
+        raise scaling.refuse(f"rope_scaling gives {given[0]!r} without a rope_type; known types: {', '.join(KINDS)}")
+    unknown = [key for key in given if key not in _KEYS[kind]]
+    if unknown and not (unknown == ["factor"] and scaling.number("factor") == 1.0):
+        raise scaling.refuse(f"rope_scaling of type {kind!r} has the unknown parameter {unknown[0]!r}")
+    return kind
+
+
+def _for_all_layers(fields: Fields, key: str) -> dict[str, Any]:
+    """The parameters under `key`, `type` under its newer name."""
+    inner = fields.inner(key)
+    found = {name: inner.raw(name) for name in inner}
+    if any(isinstance(value, Mapping) for value in found.values()):
+        used = list(dict.fromkeys(fields.texts("layer_types"))) or ["full_attention"]
+        missing = [kind for kind in used if not isinstance(found.get(kind), Mapping)]
+        if missing:
+            raise fields.refuse(f"{key} is by type of layer, and has nothing for {missing[0]!r}")
+        if any(found[kind] != found[used[0]] for kind in used):
+            raise fields.refuse(f"{key} differs by type of layer ({', '.join(used)}), which is not supported")
+        found = dict(found[used[0]])
+    if "type" in found:
+        old = found.pop("type")
+        if found.setdefault("rope_type", old) != old:
+            raise fields.refuse(f"{key} has the type {old!r} and the rope_type {found['rope_type']!r}")
+    return found
+
+
+def _attention_factor(scaling: Fields, factor: float) -> float:
     """YaRN's temperature of the attention, as a factor on cos and sin."""
 
     def mscale(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
-    if scaling.get("attention_factor") is not None:
-        return float(scaling["attention_factor"])
-    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
-        return mscale(float(scaling["mscale"])) / mscale(float(scaling["mscale_all_dim"]))
+    if "attention_factor" in scaling:
+        return scaling.number("attention_factor", low=0.0)
+    over, under = scaling.number("mscale", 0.0), scaling.number("mscale_all_dim", 0.0)
+    if over and under:
+        divisor = mscale(under)
+        if divisor <= 0:
+            raise scaling.refuse(f"mscale_all_dim {under} is out of range")
+        return mscale(over) / divisor
     return mscale(1.0)

@@ -1,11 +1,11 @@
 """How a model's authors would have it sampled: what their files recommend for parameters that a request leaves out."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headwater.models.gguf_file import GGUFFile
+from headwater.models.gguf_header import GGUFHeader, parts_of
+from headwater.models.model_files import read_json_if_there
 
 # our name (and that of generation_config.json) -> GGUF's
 _GGUF_KEYS = {
@@ -23,10 +23,9 @@ def read_sampling_defaults(folder: Path, *, gguf: Path | None) -> dict[str, floa
     Empty if nothing is recommended. Ranges are not checked.
     """
     if gguf is not None:
-        metadata = GGUFFile(gguf).metadata
+        metadata = GGUFHeader(parts_of(gguf)[0]).metadata
         return _numbers({name: metadata.get(key) for name, key in _GGUF_KEYS.items()})
-    path = folder / "generation_config.json"
-    config: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = read_json_if_there(folder / "generation_config.json")
     return _numbers({name: config.get(name) for name in _GGUF_KEYS})
 
 

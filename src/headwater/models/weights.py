@@ -2,9 +2,12 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Protocol
 
 import torch
+
+from headwater.models.model_files import ModelFileError
 
 # Left in old checkpoints; derived from the config instead.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
@@ -12,6 +15,11 @@ _IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
 
 class WeightSource(Protocol):
     """Named tensors of one checkpoint. Reading one does not load the others."""
+
+    @property
+    def place(self) -> Path | str:
+        """Where they come from, for errors."""
+        ...
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of every tensor of the checkpoint."""
@@ -31,6 +39,7 @@ class DummyWeights:
     For benchmarks and tests.
     """
 
+    place = "dummy weights"
     _SCALE = 0.02  # the initializer_range of the families served
 
     def __init__(
@@ -52,17 +61,17 @@ class DummyWeights:
 
 
 def check_shapes(expected: Mapping[str, tuple[int, ...]], source: WeightSource, *, tied_head: bool) -> None:
-    """Raise ValueError if the checkpoint lacks a tensor, has one of another shape, or one nobody would read."""
+    """Raise ModelFileError if the checkpoint lacks a tensor, has one of another shape, or one nobody would read."""
     found = source.shapes()
     for name, shape in expected.items():
         if name not in found:
-            raise ValueError(f"the checkpoint lacks tensor {name!r} (expected shape {list(shape)})")
+            raise ModelFileError(source.place, f"the checkpoint lacks tensor {name!r} (expected shape {list(shape)})")
         if tuple(found[name]) != shape:
-            raise ValueError(f"tensor {name!r} has shape {list(found[name])} in the checkpoint, expected {list(shape)}")
+            reason = f"tensor {name!r} has shape {list(found[name])} in the checkpoint, expected {list(shape)}"
+            raise ModelFileError(source.place, reason)
     for name in unexpected_names(expected, found, tied_head=tied_head):
-        raise ValueError(
-            f"the checkpoint holds tensor {name!r} of shape {list(found[name])}, which this architecture does not have"
-        )
+        reason = f"the checkpoint holds tensor {name!r} of shape {list(found[name])}, which this architecture lacks"
+        raise ModelFileError(source.place, reason)
 
 
 def unexpected_names(expected: Iterable[str], found: Iterable[str], *, tied_head: bool) -> Iterator[str]:

@@ -2,17 +2,43 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from gguf.quants import dequantize
 
-from headwater.models.config import ModelConfig
+from headwater.models.config import MOST_CONTEXT, MOST_FEATURES, MOST_LAYERS, ModelConfig
+from headwater.models.end_tokens import gguf_end_ids
+from headwater.models.fields import Fields
 from headwater.models.gguf_file import GGUFFile
+from headwater.models.gguf_rope import FREQ_FACTORS, ROPE_KEYS, ROPE_NEUTRAL_VALUES, read_gguf_rope
+from headwater.models.model_files import ModelFileError
 from headwater.models.registry import family_of_gguf
-from headwater.models.rope import RopeConfig
 
-_FREQ_FACTORS = "rope_freqs.weight"
+# Keys of an architecture that are read, or that say nothing of how the model computes.
+_KNOWN_KEYS = ROPE_KEYS | {
+    "context_length", "embedding_length", "block_count", "feed_forward_length", "vocab_size", "tensor_data_layout",
+    "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
+    "attention.layer_norm_rms_epsilon", "attention.sliding_window", "rope.dimension_count",
+}  # fmt: skip
+# Keys that change how a model computes, and the values with which they do not.
+_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = ROPE_NEUTRAL_VALUES | {
+    "attention.causal": (True,),
+    "use_parallel_residual": (False,),
+    "pooling_type": (0,),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "expert_shared_count": (0,),
+    "nextn_predict_layers": (0,),
+    "logit_scale": (0.0, 1.0),
+    "embedding_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "attention.scale": (0.0,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attn_logit_softcapping": (0.0,),
+    "final_logit_softcapping": (0.0,),
+}
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _IN_LAYER = {
     "attn_norm": "input_layernorm",
@@ -37,17 +63,17 @@ class GGUFWeights:
     """
 
     def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
+        self.place = file.path
         self._file = file
         self._config = config
         self._permuted = family_of_gguf(file.metadata["general.architecture"]).gguf_permutes_qk
-        self._names = {_hf_name(name): name for name in file.tensors if name != _FREQ_FACTORS}
+        self._names = {_hf_name(name): name for name in file.tensors if name != FREQ_FACTORS}
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: self._file.tensors[stored].shape for name, stored in self._names.items()}
 
     def load(self, name: str) -> torch.Tensor:
-        tensor = self._file.tensors[self._names[name]]
-        weight = dequantize(self._file.raw(tensor), tensor.type).astype(np.float32, copy=False).reshape(tensor.shape)
+        weight = self._file.values(self._file.tensors[self._names[name]])
         if self._permuted and ".self_attn.q_proj." in name:
             weight = _unpermute(weight, self._config.num_heads)
         elif self._permuted and ".self_attn.k_proj." in name:
@@ -56,63 +82,68 @@ class GGUFWeights:
 
 
 def read_gguf_config(file: GGUFFile) -> ModelConfig:
-    """The config that a GGUF file's metadata and tensor names state."""
-    meta = file.metadata
-    family = family_of_gguf(meta.get("general.architecture", "(none given)"))
-    prefix = meta["general.architecture"] + "."
-
-    def need(key: str) -> int:
-        if not isinstance(meta.get(prefix + key), int):
-            raise ValueError(f"{file.path.name} lacks the metadata key {prefix + key!r}")
-        return meta[prefix + key]
-
-    hidden_size, num_heads = need("embedding_length"), need("attention.head_count")
-    if "token_embd.weight" not in file.tensors:
-        raise ValueError(f"{file.path.name} lacks tensor 'token_embd.weight'")
-    context = need("context_length")
-    return ModelConfig(
-        architecture=family.architectures[0],
-        vocab_size=file.tensors["token_embd.weight"].shape[0],
-        hidden_size=hidden_size,
-        intermediate_size=need("feed_forward_length"),
-        num_layers=need("block_count"),
-        num_heads=num_heads,
-        num_kv_heads=meta.get(prefix + "attention.head_count_kv", num_heads),
-        head_dim=meta.get(prefix + "attention.key_length", hidden_size // num_heads),
-        rope=_rope(file, prefix, context),
-        norm_eps=float(meta.get(prefix + "attention.layer_norm_rms_epsilon", 1e-5)),
-        tie_word_embeddings="output.weight" not in file.tensors,
-        qkv_bias="blk.0.attn_q.bias" in file.tensors,
-        o_bias="blk.0.attn_output.bias" in file.tensors,
-        mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
-        qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
-        max_context=context,
-        eos_token_ids=_eos_ids(meta),
-    )
-
-
-def _rope(file: GGUFFile, prefix: str, context: int) -> RopeConfig:
-    """Rotary parameters. `rope_freqs.weight` carries llama3's scaling as one divisor per frequency."""
-    meta = file.metadata
-    theta = float(meta.get(prefix + "rope.freq_base", 10000.0))
-    kind = meta.get(prefix + "rope.scaling.type", "none")
-    if _FREQ_FACTORS in file.tensors:
-        tensor = file.tensors[_FREQ_FACTORS]
-        factors = dequantize(file.raw(tensor), tensor.type)
-        return RopeConfig(theta=theta, freq_factors=tuple(float(factor) for factor in factors))
-    if kind == "none":
-        return RopeConfig(theta=theta)
-    original = meta.get(prefix + "rope.scaling.original_context_length")
-    scaling = {"rope_type": kind, "rope_theta": theta, "factor": meta.get(prefix + "rope.scaling.factor")}
-    if original:
-        scaling["original_max_position_embeddings"] = original
-    return RopeConfig.from_hf({"rope_parameters": scaling}, max_position=context)
+    """The config that a GGUF file's metadata and tensor names state. ModelFileError for what is not understood."""
+    fields = file.fields("tokenizer.ggml.tokens", "tokenizer.ggml.token_type")
+    architecture = fields.text("general.architecture", "(none given)")
+    try:
+        family = family_of_gguf(architecture)
+    except ValueError as error:
+        raise fields.refuse(str(error)) from None
+    model = Fields(_of_architecture(file, architecture), source=fields.source)
+    _refuse_unknown(model, architecture)
+    hidden_size = model.integer("embedding_length", high=MOST_FEATURES)
+    num_heads = model.integer("attention.head_count", high=MOST_FEATURES)
+    head_dim = model.integer("attention.key_length", max(hidden_size // num_heads, 1), high=MOST_FEATURES)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if model.integer(key, head_dim) != head_dim:
+            raise fields.refuse(f"{architecture}.{key} {model.raw(key)} is not supported, only the key's {head_dim}")
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise fields.refuse("lacks tensor 'token_embd.weight' with rows for a vocabulary")
+    context = model.integer("context_length", high=MOST_CONTEXT)
+    window = model.integer("attention.sliding_window", 0, low=0)
+    try:
+        return ModelConfig(
+            architecture=family.architectures[0],
+            vocab_size=embedding.shape[0],
+            hidden_size=hidden_size,
+            intermediate_size=model.integer("feed_forward_length", high=MOST_FEATURES),
+            num_layers=model.integer("block_count", high=MOST_LAYERS),
+            num_heads=num_heads,
+            num_kv_heads=model.integer("attention.head_count_kv", num_heads, high=MOST_FEATURES),
+            head_dim=head_dim,
+            rope=read_gguf_rope(file, model, head_dim=head_dim, context=context),
+            norm_eps=model.number("attention.layer_norm_rms_epsilon", 1e-5, low=0.0),
+            tie_word_embeddings="output.weight" not in file.tensors,
+            qkv_bias="blk.0.attn_q.bias" in file.tensors,
+            o_bias="blk.0.attn_output.bias" in file.tensors,
+            mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
+            qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
+            max_context=context,
+            window=window if 0 < window < context else None,
+            eos_token_ids=gguf_end_ids(fields, vocab_size=embedding.shape[0]),
+        )
+    except ModelFileError:
+        raise
+    except ValueError as error:
+        raise fields.refuse(str(error)) from None
 
 
-def _eos_ids(meta: Mapping[str, object]) -> tuple[int, ...]:
-    """End-of-text and end-of-turn, where given."""
-    ids = (meta.get("tokenizer.ggml.eos_token_id"), meta.get("tokenizer.ggml.eot_token_id"))
-    return tuple(dict.fromkeys(id for id in ids if isinstance(id, int)))
+def _of_architecture(file: GGUFFile, architecture: str) -> dict[str, object]:
+    prefix = architecture + "."
+    found = {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)}
+    return found | {key.removeprefix(prefix): "a long array" for key in file.array_keys if key.startswith(prefix)}
+
+
+def _refuse_unknown(model: Fields, architecture: str) -> None:
+    """What a file says of its model and nobody here reads would be served as if it were not there."""
+    for key in model:
+        if key in _KNOWN_KEYS:
+            continue
+        if key not in _NEUTRAL_VALUES:
+            raise model.refuse(f"{architecture}.{key} {model.raw(key)!r} is not known: without it text could be wrong")
+        if model.raw(key) not in _NEUTRAL_VALUES[key]:
+            raise model.refuse(f"{architecture}.{key} {model.raw(key)!r} is not supported")
 
 
 def _hf_name(name: str) -> str:

@@ -75,6 +75,7 @@ class Scheduler:
         self._clock = clock
         self._eos_token_ids = eos_token_ids
         self._vocab_size = vocab_size
+        self._end_ids_of_weights: frozenset[int] = frozenset()  # that a later checkpoint's files name
         self.waiting = WaitingQueue(policy)
         self.running: list[Request] = []  # in order of admission
         self.loading = LoadingRequests(cache)
@@ -105,7 +106,7 @@ class Scheduler:
             request.enter(Phase.FINISHED)
             self._outputs.finish(request, refusal, self._meta(request))
             return
-        eos = frozenset() if sampling.ignore_eos else self._eos_token_ids
+        eos = frozenset() if sampling.ignore_eos else self._eos_token_ids | self._end_ids_of_weights
         request.stop_token_ids = eos | frozenset(sampling.stop_token_ids)
         room = min(self.limits.max_context, self._capacity_tokens) - request.num_prompt_tokens
         request.max_new_tokens = min(sampling.max_new_tokens, room)
@@ -148,10 +149,16 @@ class Scheduler:
             self._retract(request)
         return len(running)
 
-    def begin_weights(self, weights_id: str) -> None:
-        """From now on requests are matched against `weights_id`; those that have begun are marked."""
+    def begin_weights(self, weights_id: str, *, end_ids: tuple[int, ...] = ()) -> None:
+        """From now on requests are matched against `weights_id`; those that have begun are marked.
+
+        Answers end at `end_ids`, too, until other weights begin; those of requests that are here already as well.
+        """
         self.weights_id = weights_id
+        self._end_ids_of_weights = frozenset(end_ids)
         for request in self._requests.values():
+            if not request.sampling.ignore_eos:
+                request.stop_token_ids |= self._end_ids_of_weights
             if request.is_running or request.num_outputs:
                 request.weights_versions.append((self.weight_version, request.num_outputs))
 

@@ -11,6 +11,7 @@ class FakeStagedWeights:
     """Weights that are ready after `num_polls` looks; their id is the path they were asked for by."""
 
     num_tensors = 1
+    end_ids = ()
 
     def __init__(self, weights_id: str, *, num_polls: int, error: str | None) -> None:
         self.weights_id = weights_id

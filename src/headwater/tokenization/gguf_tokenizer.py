@@ -5,20 +5,21 @@ below are those of the models behind the names, as their own `tokenizer.json` ha
 error: a wrong split gives plausible text and wrong token ids.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 
+from headwater.models.end_tokens import NO_TOKEN, gguf_end_ids
+from headwater.models.fields import Fields
+from headwater.models.model_files import ModelFileError
 from headwater.tokenization.gguf_metadata import read_gguf_metadata
+from headwater.tokenization.sentencepiece_bpe import bpe, sentencepiece_bpe
 from headwater.tokenization.tokenizer_parts import TokenizerParts, set_begin_and_end_tokens
 
 # token types of tokenizer.ggml.token_type
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
-
-_SPM_SPACE = "\u2581"
 
 _NAMED_TOKENS = {
     "bos_token": "tokenizer.ggml.bos_token_id",
@@ -26,7 +27,7 @@ _NAMED_TOKENS = {
     "unk_token": "tokenizer.ggml.unknown_token_id",
     "pad_token": "tokenizer.ggml.padding_token_id",
 }
-_EOS_KEYS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+_LONGEST_TOKEN = 1 << 12  # characters: the ways to cut one grow with their square
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,31 +79,32 @@ _WORD_SPLITS = {
 def load_gguf_tokenizer(path: Path) -> TokenizerParts:
     """The tokenizer of a `.gguf` file: byte-level BPE (`gpt2`) or SentencePiece BPE (`llama`).
 
-    ValueError if the file is damaged, has no tokenizer or one of another kind; OSError if it cannot be read.
+    ModelFileError if the file cannot be read, is damaged, has no tokenizer or one of another kind.
     """
-    metadata = read_gguf_metadata(path)
+    metadata = Fields(read_gguf_metadata(path), source=str(path))
     try:
         return _build(metadata)
-    except KeyError as error:
-        raise ValueError(f"{path}: the GGUF metadata has no {error.args[0]!r}") from error
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    except ModelFileError:
+        raise
+    except ValueError as error:
+        raise metadata.refuse(str(error)) from None
 
 
-def _build(metadata: Mapping[str, Any]) -> TokenizerParts:
-    model = metadata["tokenizer.ggml.model"]
-    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+def _build(metadata: Fields) -> TokenizerParts:
+    model = metadata.text("tokenizer.ggml.model")
+    tokens = _tokens(metadata)
     if model == "gpt2":
         split = _word_split(metadata)
-        backend, adds_bos = _byte_level_bpe(metadata, split), split.adds_bos
+        backend, adds_bos = _byte_level_bpe(metadata, tokens, split), split.adds_bos
     elif model == "llama":
-        backend, adds_bos = _sentencepiece_bpe(metadata), True
+        backend, adds_bos = _sentencepiece_bpe(metadata, tokens), True
     else:
-        raise ValueError(f"tokenizer.ggml.model: {model!r} is not supported, only 'gpt2' and 'llama'")
-    _add_tokens_matched_whole(backend, tokens, metadata.get("tokenizer.ggml.token_type", []))
-    special_tokens = {name: tokens[metadata[key]] for name, key in _NAMED_TOKENS.items() if key in metadata}
-    adds_bos = metadata.get("tokenizer.ggml.add_bos_token", adds_bos)
-    adds_eos = metadata.get("tokenizer.ggml.add_eos_token", False)
+        raise metadata.refuse(f"tokenizer.ggml.model: {model!r} is not supported, only 'gpt2' and 'llama'")
+    _add_tokens_matched_whole(backend, tokens, _integers(metadata, "tokenizer.ggml.token_type"))
+    ids = {name: _token_id(metadata, key, tokens) for name, key in _NAMED_TOKENS.items()}
+    special_tokens = {name: tokens[token_id] for name, token_id in ids.items() if token_id is not None}
+    adds_bos = metadata.flag("tokenizer.ggml.add_bos_token", adds_bos)
+    adds_eos = metadata.flag("tokenizer.ggml.add_eos_token", False)
     set_begin_and_end_tokens(
         backend,
         bos_token=special_tokens.get("bos_token") if adds_bos else None,
@@ -111,23 +113,48 @@ def _build(metadata: Mapping[str, Any]) -> TokenizerParts:
     return TokenizerParts(
         backend=backend,
         special_tokens=special_tokens,
-        eos_token_ids=tuple(dict.fromkeys(metadata[key] for key in _EOS_KEYS if key in metadata)),
+        eos_token_ids=gguf_end_ids(metadata, vocab_size=len(tokens)),
         chat_templates=_chat_templates(metadata),
     )
 
 
-def _word_split(metadata: Mapping[str, Any]) -> _WordSplit:
-    name = metadata.get("tokenizer.ggml.pre", "default")
+def _tokens(metadata: Fields) -> list[str]:
+    tokens = metadata.texts("tokenizer.ggml.tokens")
+    if not tokens:
+        raise metadata.refuse("the GGUF metadata has no 'tokenizer.ggml.tokens'")
+    longest = max(map(len, tokens))
+    if longest > _LONGEST_TOKEN:
+        raise metadata.refuse(f"tokenizer.ggml.tokens holds a token of {longest} characters, at most {_LONGEST_TOKEN}")
+    return tokens
+
+
+def _integers(metadata: Fields, key: str) -> list[int]:
+    values = metadata.raw(key) or []
+    if not isinstance(values, list) or not all(isinstance(value, int) for value in values):
+        raise metadata.refuse(f"{key} must be an array of integers")
+    return values
+
+
+def _token_id(metadata: Fields, key: str, tokens: list[str]) -> int | None:
+    if metadata.raw(key) in (None, NO_TOKEN, -1):
+        return None
+    return metadata.integer(key, low=0, high=len(tokens) - 1)
+
+
+def _word_split(metadata: Fields) -> _WordSplit:
+    name = metadata.text("tokenizer.ggml.pre", "default")
     if name not in _WORD_SPLITS:
         known = ", ".join(_WORD_SPLITS)
-        raise ValueError(f"tokenizer.ggml.pre: {name!r} is not supported, only {known}")
+        raise metadata.refuse(f"tokenizer.ggml.pre: {name!r} is not supported, only {known}")
     return _WORD_SPLITS[name]
 
 
-def _byte_level_bpe(metadata: Mapping[str, Any], split: _WordSplit) -> Tokenizer:
-    vocabulary = {token: index for index, token in enumerate(metadata["tokenizer.ggml.tokens"])}
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
-    backend = Tokenizer(_bpe(vocab=vocabulary, merges=merges, ignore_merges=split.ignores_merges))
+def _byte_level_bpe(metadata: Fields, tokens: list[str], split: _WordSplit) -> Tokenizer:
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    if "tokenizer.ggml.merges" not in metadata:
+        raise metadata.refuse("the GGUF metadata has no 'tokenizer.ggml.merges'")
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata.texts("tokenizer.ggml.merges")]
+    backend = Tokenizer(bpe(vocab=vocabulary, merges=merges, ignore_merges=split.ignores_merges))
     if split.is_nfc:
         backend.normalizer = normalizers.NFC()
     steps: list[Any] = []
@@ -141,48 +168,16 @@ def _byte_level_bpe(metadata: Mapping[str, Any], split: _WordSplit) -> Tokenizer
     return backend
 
 
-def _sentencepiece_bpe(metadata: Mapping[str, Any]) -> Tokenizer:
-    """SentencePiece's BPE: the text is one word, a pair whose union scores highest is merged first."""
-    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    unknown_id = metadata.get("tokenizer.ggml.unknown_token_id")
-    backend = Tokenizer(
-        _bpe(
-            vocab=vocabulary,
-            merges=_merges_from_scores(vocabulary, metadata["tokenizer.ggml.scores"]),
-            unk_token=None if unknown_id is None else tokens[unknown_id],
-            fuse_unk=True,
-            byte_fallback=True,
-        )
+def _sentencepiece_bpe(metadata: Fields, tokens: list[str]) -> Tokenizer:
+    scores = metadata.raw("tokenizer.ggml.scores")
+    if not isinstance(scores, list) or len(scores) != len(tokens):
+        raise metadata.refuse(f"tokenizer.ggml.scores must be an array of {len(tokens)} numbers, one for each token")
+    return sentencepiece_bpe(
+        tokens,
+        scores,
+        unknown_id=_token_id(metadata, "tokenizer.ggml.unknown_token_id", tokens),
+        has_space_prefix=metadata.flag("tokenizer.ggml.add_space_prefix", True),
     )
-    has_space_prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
-    spaces_to_marks = normalizers.Replace(" ", _SPM_SPACE)
-    marks_to_text: list[Any] = [decoders.Replace(_SPM_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if has_space_prefix:
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPM_SPACE), spaces_to_marks])
-        marks_to_text.append(decoders.Strip(content=" ", left=1, right=0))
-    else:
-        backend.normalizer = spaces_to_marks
-    backend.decoder = decoders.Sequence(marks_to_text)
-    return backend
-
-
-def _merges_from_scores(vocabulary: Mapping[str, int], scores: list[float]) -> list[tuple[str, str]]:
-    """All pairs of tokens whose union is a token, the union with the highest score first."""
-    ranked = sorted(vocabulary, key=lambda token: (-scores[vocabulary[token]], vocabulary[token]))
-    return [
-        (token[:cut], token[cut:])
-        for token in ranked
-        for cut in range(1, len(token))
-        if token[:cut] in vocabulary and token[cut:] in vocabulary
-    ]
-
-
-def _bpe(**parameters: Any) -> models.BPE:
-    try:
-        return models.BPE(**parameters)
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"tokenizer.ggml.merges: {error}") from error
 
 
 def _add_tokens_matched_whole(backend: Tokenizer, tokens: list[str], token_types: list[int]) -> None:
@@ -197,10 +192,10 @@ def _add_tokens_matched_whole(backend: Tokenizer, tokens: list[str], token_types
     backend.add_tokens(plain)
 
 
-def _chat_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+def _chat_templates(metadata: Fields) -> dict[str, str]:
     prefix = "tokenizer.chat_template"
-    templates = {"default": metadata[prefix]} if prefix in metadata else {}
-    for key, value in metadata.items():
-        if key.startswith(prefix + ".") and isinstance(value, str):
-            templates[key.removeprefix(prefix + ".")] = value
+    templates = {"default": metadata.text(prefix)} if prefix in metadata else {}
+    for key in metadata:
+        if key.startswith(prefix + "."):
+            templates[key.removeprefix(prefix + ".")] = metadata.text(key)
     return templates

@@ -1,6 +1,5 @@
 """Load the tokenizer of a model in Hugging Face's layout: a local folder, or a repository of the hub."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,11 @@ import huggingface_hub
 import tokenizers
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from headwater.models.end_tokens import folder_end_ids, union
+from headwater.models.fields import Fields
+from headwater.models.model_files import ModelFileError, is_there, open_regular, read_json_if_there, read_text
+from headwater.models.vocabulary import added_tokens_of
+from headwater.tokenization.sentencepiece_tokenizer import load_sentencepiece
 from headwater.tokenization.tokenizer_parts import TokenizerParts, set_begin_and_end_tokens
 
 _HUB_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
@@ -17,12 +21,14 @@ _HUB_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 def load_hf_tokenizer(source: str) -> TokenizerParts:
     """The tokenizer of a folder or a hub id, from `tokenizer.json` where there is one.
 
-    Without that file transformers converts what there is; that imports torch. ValueError if there is no such
-    folder or repository, or its tokenizer cannot be read.
+    Without it a SentencePiece `tokenizer.model` is read; else transformers converts what there is, which imports torch.
+    ValueError if there is no such folder or repository, ModelFileError if its tokenizer cannot be read.
     """
     folder = Path(source) if Path(source).is_dir() else _download(source)
-    if (folder / "tokenizer.json").is_file():
+    if is_there(folder / "tokenizer.json"):
         return _load_tokenizer_json(folder)
+    if is_there(folder / "tokenizer.model"):
+        return _load_sentencepiece(folder)
     return _convert_with_transformers(folder)
 
 
@@ -39,22 +45,41 @@ def _download(repository: str) -> Path:
 
 def _load_tokenizer_json(folder: Path) -> TokenizerParts:
     path = folder / "tokenizer.json"
+    open_regular(path).close()
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{path}: not a tokenizer ({error})") from error
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001  the library raises nothing narrower, and its panics are no Exception
+        raise ModelFileError(path, f"is no tokenizer ({error})") from None
+    config = read_json_if_there(folder / "tokenizer_config.json")
+    return _finished(backend, folder, config, special_tokens=_special_tokens(_named(folder, config)))
+
+
+def _load_sentencepiece(folder: Path) -> TokenizerParts:
+    """`tokenizer.model` alone, as the first Llama and Mistral models came."""
+    path = folder / "tokenizer.model"
+    backend, own_tokens = load_sentencepiece(path)
+    config = read_json_if_there(folder / "tokenizer_config.json")
+    special_tokens = {**own_tokens, **_special_tokens(_named(folder, config))}
+    set_begin_and_end_tokens(backend, bos_token=own_tokens.get("bos_token"), eos_token=None)
+    return _finished(backend, folder, config, special_tokens=special_tokens)
+
+
+def _finished(
+    backend: tokenizers.Tokenizer, folder: Path, config: Mapping[str, Any], *, special_tokens: Mapping[str, str]
+) -> TokenizerParts:
     # A file saved after training may cut or pad; a server does neither.
     backend.no_truncation()
     backend.no_padding()
-    config = _read_json(folder / "tokenizer_config.json")
-    special_tokens = _special_tokens({**_read_json(folder / "special_tokens_map.json"), **config})
-    _add_missing_tokens(backend, config, special_tokens)
-    _apply_begin_and_end(backend, config, special_tokens)
+    fields = Fields(config, source=str(folder / "tokenizer_config.json"))
+    _add_missing_tokens(backend, fields, special_tokens)
+    _apply_begin_and_end(backend, fields, special_tokens)
     return TokenizerParts(
         backend=backend,
         special_tokens=special_tokens,
-        eos_token_ids=_eos_token_ids(folder, backend.token_to_id(special_tokens.get("eos_token", ""))),
-        chat_templates=_chat_templates(folder, config),
+        eos_token_ids=folder_end_ids(folder),
+        chat_templates=_chat_templates(folder, fields),
     )
 
 
@@ -64,31 +89,25 @@ def _convert_with_transformers(folder: Path) -> TokenizerParts:
 
     try:
         converted = AutoTokenizer.from_pretrained(str(folder))
-    except (ValueError, OSError, ImportError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder}: has no tokenizer that can be loaded ({error})") from error
+    except (ValueError, OSError, ImportError, KeyError, TypeError, AttributeError) as error:
+        raise ModelFileError(folder, f"has no tokenizer that can be loaded ({error})") from error
     backend = getattr(converted, "backend_tokenizer", None)
     if backend is None:
-        raise ValueError(f"{folder}: its tokenizer ({type(converted).__name__}) has no fast version")
+        raise ModelFileError(folder, f"its tokenizer ({type(converted).__name__}) has no fast version")
     backend.no_truncation()
     backend.no_padding()
+    config = read_json_if_there(folder / "tokenizer_config.json")
+    own = () if converted.eos_token_id is None else (converted.eos_token_id,)
     return TokenizerParts(
         backend=backend,
         special_tokens={name: str(token) for name, token in converted.special_tokens_map.items()},
-        eos_token_ids=_eos_token_ids(folder, converted.eos_token_id),
-        chat_templates=_chat_templates(folder, _read_json(folder / "tokenizer_config.json")),
+        eos_token_ids=union(own, folder_end_ids(folder)),
+        chat_templates=_chat_templates(folder, Fields(config, source=str(folder / "tokenizer_config.json"))),
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: must hold a JSON object")
-    return content
+def _named(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {**read_json_if_there(folder / "special_tokens_map.json"), **config}
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
@@ -98,27 +117,28 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
         for name, value in config.items()
         if name.endswith("_token")
     }
-    return {name: content for name, content in contents.items() if isinstance(content, str)}
+    return {name: content for name, content in contents.items() if isinstance(content, str) and content}
 
 
 def _add_missing_tokens(
-    backend: tokenizers.Tokenizer, config: Mapping[str, Any], special_tokens: Mapping[str, str]
+    backend: tokenizers.Tokenizer, config: Fields, special_tokens: Mapping[str, str]
 ) -> None:
     """Add tokens that only `tokenizer_config.json` knows, in the order of their ids."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    listed = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
-    for _, token in listed:
+    for token_id, token in sorted(added_tokens_of(config), key=lambda entry: entry[0]):
         if token["content"] not in known:
             known.add(token["content"])
             flags = {key: bool(token.get(key)) for key in ("lstrip", "rstrip", "single_word", "special")}
             normalized = bool(token.get("normalized", not flags["special"]))
             backend.add_tokens([tokenizers.AddedToken(token["content"], normalized=normalized, **flags)])
+            if backend.token_to_id(token["content"]) != token_id:
+                raise config.refuse(f"added_tokens_decoder gives {token['content']!r} the id {token_id}, which is not free")
     missing = [content for content in dict.fromkeys(special_tokens.values()) if content not in known]
     backend.add_special_tokens([tokenizers.AddedToken(content, normalized=False) for content in missing])
 
 
 def _apply_begin_and_end(
-    backend: tokenizers.Tokenizer, config: Mapping[str, Any], special_tokens: Mapping[str, str]
+    backend: tokenizers.Tokenizer, config: Fields, special_tokens: Mapping[str, str]
 ) -> None:
     """`add_bos_token` and `add_eos_token` of the config win over what `tokenizer.json` does."""
     bos_token, eos_token = special_tokens.get("bos_token"), special_tokens.get("eos_token")
@@ -127,35 +147,40 @@ def _apply_begin_and_end(
     adds_eos = eos_token is not None and backend.token_to_id(eos_token) in around[-1:]
     if bos_token == eos_token and len(around) == 1:
         adds_eos = False
-    wanted_bos = config.get("add_bos_token", adds_bos) and bos_token is not None
-    wanted_eos = config.get("add_eos_token", adds_eos) and eos_token is not None
+    wanted_bos = config.flag("add_bos_token", adds_bos) and bos_token is not None
+    wanted_eos = config.flag("add_eos_token", adds_eos) and eos_token is not None
     if (wanted_bos, wanted_eos) != (adds_bos, adds_eos):
         set_begin_and_end_tokens(
             backend, bos_token=bos_token if wanted_bos else None, eos_token=eos_token if wanted_eos else None
         )
 
 
-def _eos_token_ids(folder: Path, own_id: int | None) -> tuple[int, ...]:
-    """The tokenizer's own EOS, and those of the generation config (chat models have several)."""
-    ids = [] if own_id is None else [own_id]
-    config = _read_json(folder / "generation_config.json") or _read_json(folder / "config.json")
-    configured = config.get("eos_token_id")
-    ids += configured if isinstance(configured, list) else [configured]
-    return tuple(dict.fromkeys(token_id for token_id in ids if isinstance(token_id, int)))
-
-
-def _chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+def _chat_templates(folder: Path, config: Fields) -> dict[str, str]:
     """Templates by name; files win over the config."""
-    configured = config.get("chat_template")
-    if isinstance(configured, list):  # several named ones
-        templates = {entry["name"]: entry["template"] for entry in configured}
-    else:
-        templates = {"default": configured} if isinstance(configured, str) else {}
+    configured = config.raw("chat_template")
+    templates = {"default": configured} if isinstance(configured, str) else _named_templates(config)
     file = folder / "chat_template.jinja"
-    if file.is_file():
-        templates["default"] = file.read_text(encoding="utf-8")
-    elif isinstance(source := _read_json(folder / "chat_template.json").get("chat_template"), str):
-        templates["default"] = source
+    if is_there(file):
+        templates["default"] = read_text(file)
+    else:
+        path = folder / "chat_template.json"
+        source = Fields(read_json_if_there(path), source=str(path)).text("chat_template", "")
+        templates |= {"default": source} if source else {}
     for file in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        templates[file.stem] = file.read_text(encoding="utf-8")
+        templates[file.stem] = read_text(file)
     return templates
+
+
+def _named_templates(config: Fields) -> dict[str, str]:
+    """Several templates in one config: a list of objects with `name` and `template`."""
+    configured = config.raw("chat_template")
+    entries = [] if configured is None else configured
+    if isinstance(entries, dict):
+        entries = [{"name": name, "template": template} for name, template in entries.items()]
+    if not isinstance(entries, list):
+        raise config.refuse("chat_template must be a string or a list of named templates")
+    for entry in entries:
+        keys = ("name", "template")
+        if not (isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in keys)):
+            raise config.refuse("chat_template holds an entry without a name and a template")
+    return {entry["name"]: entry["template"] for entry in entries}

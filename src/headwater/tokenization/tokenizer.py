@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from headwater.models.model_files import ModelFileError
 from headwater.tokenization.chat_template import ChatTemplate
 from headwater.tokenization.gguf_tokenizer import load_gguf_tokenizer
 from headwater.tokenization.hf_tokenizer import load_hf_tokenizer
@@ -35,12 +36,14 @@ class Tokenizer:
     def load(cls, path: str | Path) -> "Tokenizer":
         """The tokenizer of a `.gguf` file, a Hugging Face folder or a hub id.
 
-        ValueError that says what is wrong if there is none or it is not supported; OSError if it cannot be
-        read.
+        ValueError if there is none, ModelFileError that names the file if it cannot be read or is not supported.
         """
-        if str(path).endswith(".gguf"):
-            return cls(load_gguf_tokenizer(Path(path)))
-        return cls(load_hf_tokenizer(str(path)))
+        is_gguf = str(path).endswith(".gguf")
+        parts = load_gguf_tokenizer(Path(path).expanduser()) if is_gguf else load_hf_tokenizer(str(path))
+        try:
+            return cls(parts)
+        except ValueError as error:
+            raise ModelFileError(path, str(error)) from None
 
     def encode(self, text: str, *, add_special_tokens: bool = True, parses_special: bool = True) -> list[int]:
         """Token ids of a text. Special tokens spelled out in it are parsed; without `parses_special` they are text.

@@ -1,0 +1,42 @@
+"""Whether a checkpoint that is to be laid over a served model computes as that model does."""
+
+import math
+
+import torch
+
+from headwater.models.config import ModelConfig, read_hf_config
+from headwater.models.loader import ModelFiles, read_config
+from headwater.models.model_files import ModelFileError, is_there
+
+_COMPARED = ("num_heads", "num_kv_heads", "head_dim", "tie_word_embeddings", "qkv_bias", "o_bias", "mlp_bias")
+_EQUAL = 1e-4  # relative: GGUF files hold float32, and llama3's frequencies as factors
+
+
+def read_checkpoint_config(files: ModelFiles, served: ModelConfig) -> ModelConfig | None:
+    """The config that comes with a checkpoint; None if it holds weights alone, as many of a training run do.
+
+    ModelFileError if it is damaged, or if it asks for another computation than `served`: the shapes of the weights
+    would not tell, and the text would be wrong.
+    """
+    if files.gguf is None and not is_there(files.folder / "config.json"):
+        return None
+    found = read_config(files) if files.gguf else read_hf_config(files.folder, architecture=served.architecture)
+    place = files.gguf or files.folder / "config.json"
+    for name in _COMPARED:
+        if getattr(found, name) != getattr(served, name):
+            raise _differs(place, name, getattr(found, name), getattr(served, name))
+    if not math.isclose(found.norm_eps, served.norm_eps, rel_tol=_EQUAL):
+        raise _differs(place, "rms_norm_eps", found.norm_eps, served.norm_eps)
+    ours, theirs = (config.rope.inv_freq(served.head_dim) for config in (served, found))
+    is_same = torch.allclose(ours, theirs, rtol=_EQUAL, atol=0.0)
+    if not is_same or not math.isclose(found.rope.attention_factor, served.rope.attention_factor, rel_tol=_EQUAL):
+        raise _differs(place, "the rotary embedding", _rope_words(found), _rope_words(served))
+    return found
+
+
+def _rope_words(config: ModelConfig) -> str:
+    return f"{config.rope.kind} with theta {config.rope.theta:g} and factor {config.rope.factor:g}"
+
+
+def _differs(place: object, name: str, found: object, served: object) -> ModelFileError:
+    return ModelFileError(str(place), f"{name} is {found}, and {served} in the model that is served; restart with it")

@@ -1,0 +1,53 @@
+"""What an engine is built with, from the arguments and the model's files."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headwater.launch.assembly import build_engine
+from headwater.launch.config import ServerArgs
+from tiny_models import make_tiny_model
+
+pytestmark = pytest.mark.slow
+
+
+def built(folder: Path, tmp_path: Path, **args: Any) -> Any:
+    """The facts that an engine tells its clients."""
+    given = ServerArgs(model=str(folder), dtype="float32", max_total_tokens=400, device="cpu", **args)
+    loop = build_engine(given, f"ipc://{tmp_path}/engine")
+    ready = loop._ready
+    loop.stop()
+    loop.run()
+    return ready
+
+
+@pytest.fixture
+def windowed(tmp_path: Path) -> Path:
+    """A model that sees 64 tokens at most, of a context of 256."""
+    make_tiny_model("mistral", tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace('"sliding_window": null', '"sliding_window": 64'))
+    return tmp_path / "model"
+
+
+def test_a_windowed_model_is_served_within_its_window(windowed: Path, tmp_path: Path) -> None:
+    """Up to the window it is a model like any other; beyond it the text would be wrong."""
+    hint = r"sliding window of 64 tokens.*--context-length 64 \(or less\) serves it within its window"
+    for context in ({}, {"context_length": 65}):
+        with pytest.raises(ValueError, match=hint):
+            built(windowed, tmp_path, **context)
+    assert built(windowed, tmp_path, context_length=64).max_context == 64
+
+
+def test_an_answer_ends_where_the_tokenizer_named_ends(tmp_path: Path) -> None:
+    """With --tokenizer the vocabulary that is served has its own control tokens."""
+    make_tiny_model("llama", tmp_path / "model")
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text(
+        '{"added_tokens": [{"id": 5, "content": "<|im_end|>", "special": true},'
+        ' {"id": 5000, "content": "<|eot_id|>", "special": true}]}'
+    )
+    assert built(tmp_path / "model", tmp_path).eos_token_ids == (2,)
+    ready = built(tmp_path / "model", tmp_path, tokenizer=str(tmp_path / "tokenizer"))
+    assert ready.eos_token_ids == (2, 5), "5000 is beyond the model's vocabulary"

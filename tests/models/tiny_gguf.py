@@ -1,0 +1,70 @@
+"""A tiny model as a GGUF file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+
+from headwater.models.config import ModelConfig
+
+
+def add_metadata(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    """One entry, of the type that fits the value."""
+    kinds = ((bool, writer.add_bool), (int, writer.add_uint32), (float, writer.add_float32), (str, writer.add_string))
+    for kind, add in kinds:
+        if isinstance(value, kind):
+            add(key, value)
+            return
+    writer.add_array(key, value)
+
+
+def write_gguf_model(
+    path: Path,
+    config: ModelConfig,
+    architecture: str,
+    parameters: Mapping[str, torch.Tensor],
+    *,
+    metadata: Mapping[str, Any] = MappingProxyType({}),
+) -> Path:
+    """As llama.cpp's converter writes: its names, and q and k rows of llama in pairs. `metadata` is added."""
+    stems = {
+        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "q_proj": "attn_q", "k_proj": "attn_k",
+        "v_proj": "attn_v", "o_proj": "attn_output", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
+        "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
+    }  # fmt: skip
+    tops = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(config.num_layers)
+    writer.add_context_length(config.max_context)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(config.rope.theta)
+    if "tokenizer.ggml.eos_token_id" not in metadata:
+        writer.add_eos_token_id(config.eos_token_ids[0])
+    for key, value in metadata.items():
+        add_metadata(writer, key, value)
+    for name, tensor in parameters.items():
+        base, kind = name.rsplit(".", 1)
+        values = tensor.float().numpy()
+        if architecture == "llama" and base.endswith(("q_proj", "k_proj")):
+            num_heads = config.num_heads if base.endswith("q_proj") else config.num_kv_heads
+            halves = values.reshape(num_heads, 2, -1, *values.shape[1:])
+            values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
+        if base in tops:
+            writer.add_tensor(f"{tops[base]}.{kind}", values)
+        else:
+            layer, stem = base.split(".")[2], base.rsplit(".", 1)[1]
+            writer.add_tensor(f"blk.{layer}.{stems[stem]}.{kind}", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
