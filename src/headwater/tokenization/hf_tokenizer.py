@@ -132,7 +132,8 @@ def _add_missing_tokens(
             normalized = bool(token.get("normalized", not flags["special"]))
             backend.add_tokens([tokenizers.AddedToken(token["content"], normalized=normalized, **flags)])
             if backend.token_to_id(token["content"]) != token_id:
-                raise config.refuse(f"added_tokens_decoder gives {token['content']!r} the id {token_id}, which is not free")
+                reason = f"added_tokens_decoder gives {token['content']!r} the id {token_id}, which is not free"
+                raise config.refuse(reason)
     missing = [content for content in dict.fromkeys(special_tokens.values()) if content not in known]
     backend.add_special_tokens([tokenizers.AddedToken(content, normalized=False) for content in missing])
 
