@@ -172,6 +172,18 @@ def test_names_in_host_headers() -> None:
     assert [is_loopback(host) for host in ("::1", "127.1.2.3", "0.0.0.0", "gpu")] == [True, True, False, False]
 
 
+async def test_head_is_where_get_is_and_changes_nothing(engine: ScriptedEngine) -> None:
+    """Proxies, monitors and `curl -I` ask so."""
+    async with api(engine) as server:
+        for path in READING - {"/v1/models/{model_id:path}", "/get_weights_by_name"}:
+            got, head = await server.http.get(path), await server.http.head(path)
+            assert (head.status_code, head.content) == (got.status_code, b""), path
+            assert head.headers.get("content-type") == got.headers.get("content-type"), path
+        for path in CHANGING_BY_GET:
+            assert (await server.http.head(path)).status_code == 405, path
+    assert not engine.of_type(FlushCache)
+
+
 async def test_the_refusal_says_what_to_do_and_nothing_reaches_the_engine(engine: ScriptedEngine) -> None:
     async with api(engine, sites=LOCAL) as server:
         server.http.headers["host"] = "127.0.0.1"

@@ -1,10 +1,12 @@
 """The web application: routes, middleware and error shape put together."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
 from headwater.http_api import (
@@ -19,10 +21,11 @@ from headwater.http_api import (
     weight_routes,
 )
 from headwater.http_api.auth import Authentication
+from headwater.http_api.compressed_body import CompressedBody
 from headwater.http_api.error_handlers import install_error_handlers
 from headwater.http_api.middleware import BodyLimit, RequestId
 from headwater.http_api.services import Services
-from headwater.http_api.sites import SiteGuard
+from headwater.http_api.sites import CHANGING_BY_GET, SiteGuard
 from headwater.http_api.state import ApiState
 
 ROUTERS = (
@@ -65,7 +68,9 @@ def create_app(state: ApiState) -> FastAPI:
     install_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
+    app.include_router(head_routes())
     # The last one added sees a request first: even a refused one has its id.
+    app.add_middleware(CompressedBody, max_body_bytes=state.limits.max_body_bytes)
     app.add_middleware(BodyLimit, max_body_bytes=state.limits.max_body_bytes)
     app.add_middleware(Authentication, api_key=state.api_key, admin_api_key=state.admin_api_key)
     app.add_middleware(SiteGuard, policy=state.sites)
@@ -79,3 +84,18 @@ def create_app(state: ApiState) -> FastAPI:
         )
     app.add_middleware(RequestId)
     return app
+
+
+def head_routes() -> APIRouter:
+    """HEAD wherever GET is and changes nothing: proxies, monitors and `curl -I` ask so."""
+    router = APIRouter()
+    for path, endpoint in _reading_routes():
+        router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
+    return router
+
+
+def _reading_routes() -> Iterator[tuple[str, Callable[..., Any]]]:
+    for router in ROUTERS:
+        for route in router.routes:
+            if isinstance(route, APIRoute) and "GET" in route.methods and route.path not in CHANGING_BY_GET:
+                yield route.path, route.endpoint

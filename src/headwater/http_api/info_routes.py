@@ -30,7 +30,6 @@ PROBE_RESPONSES: dict[int | str, Json] = {200: {"description": "Yes."}, 503: {"d
 
 
 @router.get("/health", summary="Is the engine alive?", response_class=Response, responses=PROBE_RESPONSES)
-@router.head("/health", include_in_schema=False)
 async def health(given: Given) -> Response:
     """200 when an engine has loaded and its loop turns; 503 while starting, ending, or when all are gone."""
     return Response(status_code=200 if await given.is_alive() else 503)
@@ -168,7 +167,6 @@ async def get_load(given: Given) -> Response:
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
-@router.head("/metrics", include_in_schema=False)
 async def metrics(given: Given) -> Response:
     """Prometheus text. Also when the engine is gone: then `headwater_engine_up` is 0."""
     states, operations, storage = await asyncio.gather(

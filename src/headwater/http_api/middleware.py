@@ -55,7 +55,7 @@ class BodyLimit:
         if announced.isdigit() and int(announced) > self.max_body_bytes:
             if headers.get("expect", "").lower() != "100-continue":
                 await drain(receive)
-            await error_response(self._too_large())(scope, receive, send)
+            await error_response(body_too_large(self.max_body_bytes))(scope, receive, send)
             return
         num_bytes = 0
 
@@ -65,7 +65,7 @@ class BodyLimit:
             num_bytes += len(message.get("body", b""))
             if num_bytes > self.max_body_bytes:
                 await drain(receive)
-                raise self._too_large()
+                raise body_too_large(self.max_body_bytes)
             return message
 
         try:
@@ -73,8 +73,9 @@ class BodyLimit:
         except ApiError as error:  # raised above while a route outside of the error handlers read the body
             await error_response(error)(scope, receive, send)
 
-    def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body must not be larger than {self.max_body_bytes} bytes", code="body_too_large")
+
+def body_too_large(max_body_bytes: int) -> ApiError:
+    return ApiError(413, f"the body must not be larger than {max_body_bytes} bytes", code="body_too_large")
 
 
 async def drain(receive: Receive) -> None:
