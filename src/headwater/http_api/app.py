@@ -17,6 +17,7 @@ from headwater.http_api import (
     memory_routes,
     native_routes,
     openai_routes,
+    page_routes,
     storage_routes,
     weight_routes,
 )
@@ -38,6 +39,7 @@ ROUTERS = (
     cache_routes.router,
     storage_routes.router,
     info_routes.router,
+    page_routes.router,
 )
 
 DESCRIPTION = """
@@ -62,6 +64,7 @@ def create_app(state: ApiState) -> FastAPI:
         version=version("headwater"),
         description=DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,  # in page_routes, without a CDN
         redoc_url=None,
     )
     app.state.services = Services(state)

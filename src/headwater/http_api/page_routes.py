@@ -1,0 +1,74 @@
+"""Pages for people: the front page and the documentation. Everything they need comes from this server."""
+
+from html import escape
+from importlib.metadata import version
+from importlib.resources import files
+from string import Template
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+
+from headwater.http_api.errors import ApiError
+from headwater.http_api.json_body import JsonRoute
+from headwater.http_api.services import Services, services
+
+# FastAPI's page takes these from a CDN
+SWAGGER_FILES = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon.png": "image/png"}
+# nothing from elsewhere, and in no other site's frame: a click there would be one on this server's page
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+}
+LINKS = {
+    "docs": "/docs",
+    "openapi": "/openapi.json",
+    "health": "/health",
+    "metrics": "/metrics",
+    "models": "/v1/models",
+}
+
+router = APIRouter(route_class=JsonRoute, tags=["information"])
+Given = Annotated[Services, Depends(services)]
+
+
+@router.get("/", summary="What this is")
+async def front_page(request: Request, given: Given) -> Response:
+    """A short page for browsers, the same as JSON for programs. Also while the model loads."""
+    model, is_serving = given.state.model, given.state.is_serving
+    name = model.served_name if model else None
+    if "text/html" not in request.headers.get("accept", ""):
+        facts: dict[str, Any] = {
+            "name": "Headwater",
+            "version": version("headwater"),
+            "model": name,
+            "status": "ready" if is_serving else "not ready",
+        }
+        return JSONResponse(facts | LINKS)
+    status = f"It serves <code>{escape(name)}</code>." if name and is_serving else "It is not ready to serve yet."
+    page = Template(files("headwater.http_api").joinpath("front_page.html").read_text(encoding="utf-8"))
+    url = escape(str(request.base_url).rstrip("/"))
+    text = page.substitute(version=version("headwater"), status=status, url=url)
+    return HTMLResponse(text, headers=PAGE_HEADERS)
+
+
+@router.get("/docs", include_in_schema=False)
+async def documentation(request: Request) -> Response:
+    """Swagger UI. Its addresses are relative: a proxy may serve it below a path."""
+    page = get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title="Headwater",
+        swagger_js_url="docs/swagger-ui-bundle.js",
+        swagger_css_url="docs/swagger-ui.css",
+        swagger_favicon_url="docs/favicon.png",
+    )
+    page.headers.update(PAGE_HEADERS)
+    return page
+
+
+@router.get("/docs/{name}", include_in_schema=False)
+async def documentation_file(name: str) -> Response:
+    if name not in SWAGGER_FILES:
+        raise ApiError(404, "there is no such page; see /docs", code="not_found")
+    path = str(files("fastapi_offline").joinpath("static", name))
+    return FileResponse(path, media_type=SWAGGER_FILES[name], headers={"Cache-Control": "max-age=86400"})
