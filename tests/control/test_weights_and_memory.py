@@ -3,7 +3,7 @@
 import pytest
 
 from engine_driver import Driver, expected
-from headwater.messages.control import ContinueGeneration, Failed, FlushCache, PauseGeneration
+from headwater.messages.control import CancelOperation, ContinueGeneration, Failed, FlushCache, PauseGeneration
 from headwater.messages.weights import (
     GetWeights,
     MemoryResult,
@@ -261,3 +261,75 @@ def test_an_unknown_tag_is_refused_by_name():
     driver.send(ReleaseMemory(call_id="r", tags=("cuda_graph",)))
     driver.turn()
     assert driver.replies["r"].param == "tags" and "kv_cache" in driver.replies["r"].message
+
+
+def released(driver: Driver) -> None:
+    driver.send(ReleaseMemory(call_id="r"))
+    wait_for(driver, "r")
+
+
+def test_a_resume_refuses_files_that_hold_other_weights_and_does_nothing():
+    """A trainer writes each step into one folder: the next step must not serve under the label of the last."""
+    driver = Driver()
+    released(driver)
+    waiting = driver.generate("a", prompt_of(12), 3)
+    driver.runner.weights.on_disk = "w9"
+    driver.send(ResumeMemory(call_id="back"))
+    wait_for(driver, "back")
+    failed = driver.replies["back"]
+    assert isinstance(failed, Failed) and (failed.status, failed.param) == (409, "accept_changed_weights")
+    assert "w0 was released, w9 found" in failed.message and "nothing was resumed" in failed.message
+    assert driver.parts.control.released_memory == ("kv_cache", "weights"), "all or nothing"
+    assert driver.runner.weights.is_released and driver.runner.kv_memory.is_released and waiting.finish is None
+    driver.runner.weights.on_disk = None  # the old files are back
+    driver.send(ResumeMemory(call_id="again"))
+    driver.finish()
+    result = driver.replies["again"]
+    assert (result.weights_id, result.weight_version, result.has_changed_weights) == ("w0", "default", False)
+    assert waiting.tokens == expected(prompt_of(12), 3) and waiting.meta.weight_version == "default"
+
+
+def test_changed_files_that_are_accepted_get_their_own_id_and_no_label():
+    driver = Driver()
+    driver.generate("old", prompt_of(40), 2)
+    driver.finish()
+    driver.send(ReleaseMemory(call_id="r", tags=("weights",)))  # the KV stays: it must not match
+    wait_for(driver, "r")
+    driver.runner.weights.on_disk = "w9"
+    driver.send(ResumeMemory(call_id="back", accept_changed_weights=True))
+    wait_for(driver, "back")
+    result = driver.replies["back"]
+    assert (result.weights_id, result.weight_version, result.has_changed_weights) == ("w9", "", True)
+    answer = driver.generate("new", prompt_of(40), 2)
+    driver.finish()
+    assert answer.meta.cached_device == 0 and answer.meta.weight_version == ""
+    assert answer.tokens == expected(prompt_of(40), 2, "w9")
+
+
+@pytest.mark.parametrize(
+    "message", [UpdateWeights(call_id="u", path="w1", timeout_s=0.1), ResumeMemory(call_id="u", timeout_s=0.1)]
+)
+def test_weights_that_never_come_are_answered_in_time_and_given_up(message):
+    """A thread that hangs in a read cannot be ended: nothing may wait for it, and the next update works."""
+    driver = Driver()
+    if isinstance(message, ResumeMemory):
+        released(driver)
+    driver.runner.weights.num_polls = 1 << 40
+    driver.send(message)
+    wait_for(driver, "u")
+    assert isinstance(driver.replies["u"], Failed) and "not loaded in time" in driver.replies["u"].message
+    assert driver.runner.weights.staged[-1].is_abandoned
+    driver.runner.weights.num_polls = 3
+    driver.send(UpdateWeights(call_id="next", path="w2"))
+    wait_for(driver, "next")
+    assert driver.replies["next"].weights_id == "w2"
+
+
+def test_who_leaves_gives_its_weights_up():
+    driver = Driver()
+    driver.runner.weights.num_polls = 1 << 40
+    driver.send(UpdateWeights(call_id="u", path="w1"))
+    driver.turn(2)
+    driver.send(CancelOperation(call_id="c", started_by_call="u"))
+    wait_for(driver, "c")
+    assert driver.runner.weights.staged[-1].is_abandoned

@@ -1,6 +1,7 @@
 """What a model consists of after many updates: names, values and files that a reload reads."""
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -10,8 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from headwater.devices.cpu import CpuDevice
+from headwater.execution import weight_store
 from headwater.execution.model_runner import ModelRunner
-from headwater.execution.weight_store import Checkpoint, Layer, StagedModel, WeightStore, visible_layers
+from headwater.execution.weight_store import (
+    Checkpoint,
+    HostTensors,
+    Layer,
+    StagedModel,
+    WeightStore,
+    visible_layers,
+)
 from headwater.models.loader import load_model, resolve_model
 from tiny_models import make_tiny_model
 
@@ -105,6 +114,137 @@ def test_an_update_that_was_given_up_leaves_no_trace(store: WeightStore, folder:
     value = store.values(NORM, 1)
     reload(store)
     assert store.values(NORM, 1) == value
+
+
+def replace_file(folder: Path, number: int) -> None:
+    """What a trainer does that writes every step into one folder."""
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {NORM: tensors[NORM] + number}, folder / "next", metadata={"format": "pt"})
+    (folder / "next").rename(folder / "model.safetensors")
+
+
+def ended(staged: StagedModel) -> StagedModel:
+    deadline_s = time.monotonic() + 30
+    while not staged.is_ready():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+    return staged
+
+
+def test_files_that_have_changed_since_the_release_are_refused_by_name(store: WeightStore, folder: Path) -> None:
+    """The next step's weights must not serve under the last one's label and id."""
+    latest = whole(folder, 1)
+    old = update(store, latest)
+    value = store.values(NORM, 1)
+    store.release()
+    replace_file(latest, 5)
+    staged = ended(store.reload())
+    assert staged.has_changed
+    assert old in staged.error() and str(latest) in staged.error() and "would give" in staged.error()
+    accepted = wait(store.reload(accepts_changes=True))
+    assert accepted.has_changed and accepted.weights_id != old and accepted.weights_id in staged.error()
+    store.swap(accepted)
+    assert store.values(NORM, 1) != value
+    assert reload(store) == accepted.weights_id, "they are what is released now"
+
+
+def test_a_part_that_has_changed_is_noticed_too(store: WeightStore, folder: Path) -> None:
+    overlay = part(folder, NORM, 2.0)
+    newest = update(store, overlay)
+    assert reload(store) == newest
+    store.release()
+    save_file({NORM: torch.full((64,), 9.0)}, overlay / "model.safetensors", metadata={"format": "pt"})
+    assert ended(store.reload()).has_changed
+    save_file({NORM: torch.full((64,), 2.0)}, overlay / "model.safetensors", metadata={"format": "pt"})
+    staged = wait(store.reload())
+    assert not staged.has_changed and staged.weights_id == newest, "the same bytes again are the same weights"
+
+
+def test_covered_parts_do_not_make_a_reload_other_weights(store: WeightStore, folder: Path) -> None:
+    update(store, part(folder, NORM, 2.0))
+    newest = update(store, part(folder, NORM, 3.0))
+    assert reload(store) == newest, "else the cache would be lost"
+
+
+def test_kept_weights_need_no_files(folder: Path, store: WeightStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_keeps_on_host", True)
+    newest = update(store, latest := whole(folder, 1))
+    value = store.values(NORM, 1)
+    assert store.release() == 0, "a CPU's memory is the host's"
+    shutil.rmtree(latest)
+    staged = wait(store.reload())
+    store.swap(staged)
+    assert (staged.weights_id, staged.has_changed, store.values(NORM, 1)) == (newest, False, value)
+    update(store, whole(folder, 2))
+    assert store.values(NORM, 1) != value, "what was kept is not laid over new ones"
+
+
+def test_weights_copied_to_the_host_are_the_same(store: WeightStore, folder: Path) -> None:
+    """What a GPU's release keeps."""
+    model = store._runner.model
+    store._kept = HostTensors(model)
+    store._runner.replace_model(None)
+    staged = wait(store.reload())
+    store.swap(staged)
+    for name in model.config.parameter_shapes():
+        assert torch.equal(store._runner.model.get_by_name(name), model.get_by_name(name))
+
+
+def fifo_in(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_a_pipe_among_the_files_is_refused_at_once(store: WeightStore, folder: Path, name: str) -> None:
+    """Opening it would wait for a writer, with Python's lock held: the whole engine would stop."""
+    value = store.values(NORM, 1)
+    step = whole(folder, 1)
+    fifo_in(step, name)
+    staged = ended(store.stage(str(step), "auto"))
+    assert f"{name}: is no regular file" in staged.error()
+    assert store.values(NORM, 1) == value
+
+
+def test_a_read_that_hangs_stops_nobody_and_the_next_update_works(
+    store: WeightStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network mount that has gone away: its thread can be abandoned, never joined."""
+    step, other = whole(folder, 1), whole(folder, 2)
+    pipe_out, pipe_in = os.pipe()
+    preadv = os.preadv
+
+    def hanging(descriptor: int, buffers, offset: int) -> int:
+        if offset > 8 and os.readlink(f"/proc/self/fd/{descriptor}").startswith(str(step)):
+            os.read(pipe_out, 1)  # the system call blocks, as one of a hung mount does
+        return preadv(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", hanging)
+    hung = store.stage(str(step), "auto")
+    time.sleep(0.05)
+    assert not hung.is_ready()
+    hung.abandon()
+    newest = update(store, other)
+    assert not hung.is_ready()
+    os.close(pipe_in)  # the mount is back
+    assert ended(hung).error() == "given up"
+    assert store._weights_id == newest
+    os.close(pipe_out)
+
+
+def test_files_that_change_while_they_are_read_are_refused(
+    store: WeightStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the tensors of one step would serve under the hash of another."""
+    step = whole(folder, 1)
+    hash_files = weight_store.weights_id_of
+
+    def replaced_before_it_is_hashed(*args, **kwargs) -> str:
+        replace_file(step, 7)
+        return hash_files(*args, **kwargs)
+
+    monkeypatch.setattr(weight_store, "weights_id_of", replaced_before_it_is_hashed)
+    assert "model.safetensors: changed while it was read" in ended(store.stage(str(step), "auto")).error()
 
 
 def test_visible_layers() -> None:

@@ -164,3 +164,22 @@ async def test_control_keys_guard_weights_and_memory(engine: LoopEngine) -> None
                 assert (await server.http.post(path, headers=headers)).status_code == status, path
         headers = {"authorization": "Bearer user"}
         assert (await server.http.get("/get_weight_version", headers=headers)).status_code == 200
+
+
+async def test_files_that_changed_since_the_release_are_a_409_or_lose_their_label(engine: LoopEngine) -> None:
+    async with api(engine) as server:
+        await server.post("/release_memory_occupation", {})
+        engine.runner.weights.on_disk = "w9"
+        response = await server.post("/resume_memory_occupation", {})
+        error = error_of(response)
+        assert (response.status_code, error["param"]) == (409, "accept_changed_weights")
+        assert "w0 was released, w9 found" in error["message"] and "nothing was resumed" in error["message"]
+        (state,) = (await server.http.get("/server_info")).json()["internal_states"]
+        assert state["released_memory"] == ["kv_cache", "weights"]
+        response = await server.post("/resume_memory_occupation", {"accept_changed_weights": True})
+        answer = response.json()
+        assert response.status_code == 200, answer
+        assert (answer["weights_id"], answer["weight_version"], answer["has_changed_weights"]) == ("w9", "", True)
+        assert (await server.http.get("/get_weight_version")).json() == {"weight_version": ""}
+        response = await server.post("/resume_memory_occupation", {"accept_changed_weights": "perhaps"})
+        assert (response.status_code, error_of(response)["param"]) == (400, "accept_changed_weights")

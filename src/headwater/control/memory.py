@@ -129,15 +129,17 @@ class MemoryResume:
         wanted = set(self._message.tags or TAGS) & self._released.tags
         if "weights" in wanted:
             if self._staged is None:
-                self._staged = self._weights.reload()
+                self._staged = self._weights.reload(accepts_changes=self._message.accept_changed_weights)
             if not self._staged.is_ready():
-                return self._failed("the weights were not loaded in time") if moment.has_expired else None
+                return self._too_late() if moment.has_expired else None
             error = self._staged.error()
             if error is not None:
-                return self._failed(error)
+                return self._changed(error) if self._staged.has_changed else self._failed(error)
         if not self._permit.ask(weights_id=self._staged.weights_id if self._staged is not None else ""):
             return None
+        has_changed = False
         if self._staged is not None:
+            has_changed = self._staged.has_changed
             self._put_in_place(self._staged)
         num_bytes = self._kv_memory.resume() if "kv_cache" in wanted else 0
         self._released.tags -= wanted
@@ -146,16 +148,36 @@ class MemoryResume:
             released=self._released.as_tuple(),
             num_bytes=num_bytes,
             waited_s=moment.waited_s,
+            weights_id=self._identity.weights_id,
+            weight_version=self._identity.weight_version,
+            has_changed_weights=has_changed,
         )
 
     def cancelled(self, moment: Moment, reason: str) -> Failed:
+        if self._staged is not None:
+            self._staged.abandon()
         return Failed(call_id=self._message.call_id, status=409, message=f"{reason}; nothing was resumed")
 
     def _put_in_place(self, staged: StagedWeights) -> None:
+        if staged.has_changed:
+            self._identity.set_weight_version("")  # the label was of other weights
         self._identity.begin_weights(staged.weights_id, end_ids=staged.end_ids)
         retire_other_weights(self._cache, staged.weights_id)
         self._weights.swap(staged)
         self._staged = None
+
+    def _too_late(self) -> Failed:
+        assert self._staged is not None
+        self._staged.abandon()
+        return self._failed("the weights were not loaded in time")
+
+    def _changed(self, error: str) -> Failed:
+        text = (
+            f"{error}; nothing was resumed. Put the old files back, resume with accept_changed_weights to serve the "
+            f"new ones without a label, or load weights with /update_weights_from_disk"
+        )
+        param = "accept_changed_weights"
+        return Failed(call_id=self._message.call_id, status=409, message=text, param=param)
 
     def _failed(self, message: str) -> Failed:
         return Failed(call_id=self._message.call_id, status=500, message=message)

@@ -102,6 +102,15 @@ class StagedWeights(Protocol):
         """Tokens that end an answer, as the checkpoint's own files know them. Only when ready and without error."""
         ...
 
+    @property
+    def has_changed(self) -> bool:
+        """Of a reload: the files hold other weights than were released. Only when ready, with or without error."""
+        ...
+
+    def abandon(self) -> None:
+        """They will not be put in place: stop reading, let go of what was read. Never blocks."""
+        ...
+
 
 class WeightsPort(Protocol):
     """The model's weights."""
@@ -110,8 +119,11 @@ class WeightsPort(Protocol):
         """Begin to load; never blocks, never raises for the user's mistakes."""
         ...
 
-    def reload(self) -> StagedWeights:
-        """Begin to load again what was loaded last, after a release."""
+    def reload(self, *, accepts_changes: bool = False) -> StagedWeights:
+        """Begin to load again what was loaded last, after a release.
+
+        If the files hold something else now, that is an error unless it is accepted.
+        """
         ...
 
     def swap(self, staged: Any) -> None:
@@ -181,6 +193,9 @@ class PinningPort(Protocol):
 
 class IdentityPort(Protocol):
     """Which weights requests are matched against from now on."""
+
+    @property
+    def weights_id(self) -> str: ...
 
     @property
     def weight_version(self) -> str: ...

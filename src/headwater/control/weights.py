@@ -70,7 +70,10 @@ class WeightUpdate:
         if self._staged is None:
             self._staged = self._weights.stage(self._message.path, self._message.load_format)
         if not self._staged.is_ready():
-            return self._failed(408, "the weights were not loaded in time") if moment.has_expired else None
+            if not moment.has_expired:
+                return None
+            self._staged.abandon()
+            return self._failed(408, "the weights were not loaded in time")
         error = self._staged.error()
         if error is not None:
             return self._failed(400, error)
@@ -81,6 +84,8 @@ class WeightUpdate:
         return self._swap(self._staged, moment)
 
     def cancelled(self, moment: Moment, reason: str) -> Failed:
+        if self._staged is not None:
+            self._staged.abandon()
         return self._failed(409, f"{reason}; the old weights serve on")
 
     def _swap(self, staged: StagedWeights, moment: Moment) -> WeightsUpdated:

@@ -88,6 +88,10 @@ class IdentityForControl:
         self._scheduler = scheduler
 
     @property
+    def weights_id(self) -> str:
+        return self._scheduler.weights_id
+
+    @property
     def weight_version(self) -> str:
         return self._scheduler.weight_version
 

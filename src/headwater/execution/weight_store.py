@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,17 @@ from headwater.execution.runner import Runner
 from headwater.models.checkpoint_config import read_checkpoint_config
 from headwater.models.config import ModelConfig
 from headwater.models.decoder import DecoderModel, build_decoder
-from headwater.models.loader import LoadedModel, LoadFormat, open_weights, resolve_model, weights_id_of
+from headwater.models.loader import (
+    LoadedModel,
+    LoadFormat,
+    ModelFiles,
+    Signature,
+    check_unchanged,
+    open_weights,
+    resolve_model,
+    weights_id_of,
+    weights_signature,
+)
 from headwater.models.model_files import ModelFileError
 from headwater.models.weights import WeightSource, check_shapes
 
@@ -36,6 +46,25 @@ class Layer:
 
     checkpoint: Checkpoint
     names: frozenset[str]
+    content_id: str = ""  # hash of its files when it was read
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedCheckpoint:
+    """A checkpoint that is being read. `end_ids` as its own files know them, None if they do not say."""
+
+    layer: Layer
+    files: ModelFiles
+    signature: Signature
+    end_ids: tuple[int, ...] | None
+
+
+class ChangedWeights(ValueError):
+    """The files of released weights hold others now."""
+
+
+class Abandoned(Exception):
+    """Nobody waits for these weights any more."""
 
 
 def visible_layers(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
@@ -61,16 +90,21 @@ class BuiltModel:
     layers: tuple[Layer, ...]  # what was read for it
     num_tensors: int
     end_ids: tuple[int, ...]  # the tokens that end an answer, as the newest checkpoint's own files know them
+    has_changed: bool = False  # of a reload: other content than was released
 
 
 class StagedModel:
-    """A model on its way. Its thread reads, checks and packs; the loop asks `is_ready`."""
+    """A model on its way. Its thread reads, checks and packs; the loop asks `is_ready`.
 
-    def __init__(self, store: "WeightStore", checkpoints: tuple[Checkpoint, ...], *, is_reload: bool) -> None:
-        self._store = store
-        self._checkpoints = checkpoints
+    The thread may hang for ever in a read that never ends (a network mount): nobody joins it, nothing waits for it.
+    """
+
+    def __init__(self, build: Callable[[threading.Event], BuiltModel], *, is_reload: bool) -> None:
+        self._build = build
         self._built: BuiltModel | None = None
         self._error: str | None = None
+        self._abandoned = threading.Event()
+        self.has_changed = False
         self.is_reload = is_reload  # what it read is the whole model, and not laid over the one in place
         self._thread = threading.Thread(target=self._run, name="stage-weights", daemon=True)
         self._thread.start()
@@ -80,6 +114,11 @@ class StagedModel:
 
     def error(self) -> str | None:
         return self._error
+
+    def abandon(self) -> None:
+        """Nobody will put it in place: stop reading soon, and let go of what was read."""
+        self._abandoned.set()
+        self._built = None
 
     @property
     def weights_id(self) -> str:
@@ -107,14 +146,26 @@ class StagedModel:
 
     def _run(self) -> None:
         try:
-            self._built = self._store.build(self._checkpoints)
+            built = self._build(self._abandoned)
+            self.has_changed = built.has_changed
+            if not self._abandoned.is_set():
+                self._built = built
+        except Abandoned:
+            self._error = "given up"
+        except ChangedWeights as error:
+            self.has_changed = True
+            self._error = str(error)
         except Exception as error:  # noqa: BLE001  whatever a torn file makes its reader raise, the old weights serve on
             _log.warning("new weights were refused: %s", error)
             self._error = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 class WeightStore:
-    """A runner's weights, for the control plane. A later checkpoint may hold a part of the tensors."""
+    """A runner's weights, for the control plane. A later checkpoint may hold a part of the tensors.
+
+    With `keeps_on_host` a release keeps a copy in host memory (on a CPU: the weights themselves, where they are), and a
+    reload takes that instead of the files.
+    """
 
     def __init__(
         self,
@@ -125,6 +176,7 @@ class WeightStore:
         checkpoint: Checkpoint,
         seed: int,
         allow_hub: bool = False,
+        keeps_on_host: bool = False,
     ) -> None:
         """`allow_hub`: whether a checkpoint may be fetched from the Hugging Face hub, which a caller's path names."""
         self._runner = runner
@@ -136,58 +188,104 @@ class WeightStore:
         self._device = device
         self._seed = seed
         # What the model consists of, in order: later ones overlay earlier ones, which give what is left of them.
-        self._loaded = (Layer(checkpoint, frozenset(loaded.config.parameter_shapes())),)
+        self._loaded = (Layer(checkpoint, frozenset(loaded.config.parameter_shapes()), loaded.weights_id),)
+        self._end_ids: tuple[int, ...] = ()  # of the weights in place, beside those of the start
+        self._keeps_on_host = keeps_on_host
+        self._kept: DecoderModel | HostTensors | None = None  # of released weights
 
     def stage(self, path: str, load_format: str) -> StagedModel:
         checkpoint = Checkpoint(path, load_format)  # type: ignore[arg-type]  # checked by the loader
-        return StagedModel(self, (checkpoint,), is_reload=False)
+        return StagedModel(lambda abandoned: self.build((checkpoint,), abandoned), is_reload=False)
 
-    def reload(self) -> StagedModel:
-        return StagedModel(self, tuple(layer.checkpoint for layer in self._loaded), is_reload=True)
+    def reload(self, *, accepts_changes: bool = False) -> StagedModel:
+        kept, released = self._kept, self._loaded
+        if kept is not None:
+            return StagedModel(lambda _: self._build_kept(kept), is_reload=True)
+        return StagedModel(
+            lambda abandoned: self.build(
+                tuple(layer.checkpoint for layer in released),
+                abandoned,
+                released=released,
+                accepts_changes=accepts_changes,
+            ),
+            is_reload=True,
+        )
 
     def swap(self, staged: StagedModel) -> None:
         self._runner.replace_model(staged.model())
-        self._weights_id = staged.weights_id
+        self._weights_id, self._end_ids = staged.weights_id, staged.end_ids
+        self._kept = None
         self._loaded = visible_layers(staged.layers if staged.is_reload else (*self._loaded, *staged.layers))
 
     def release(self) -> int:
+        stays = self._keeps_on_host and self._device.torch_device.type == "cpu"
+        if self._keeps_on_host:
+            model = self._runner.model
+            self._kept = model if stays else HostTensors(model)
         self._runner.replace_model(None)
         self._device.trim_memory()
-        return self._weights_bytes
+        return 0 if stays else self._weights_bytes
 
     def values(self, name: str, num_values: int) -> tuple[str, tuple[int, ...], tuple[float, ...]]:
         tensor = self._runner.model.get_by_name(name)
         first = tensor.flatten()[:num_values].float().tolist()
         return str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tuple(first)
 
-    def build(self, checkpoints: tuple[Checkpoint, ...]) -> "BuiltModel":
+    def build(
+        self,
+        checkpoints: tuple[Checkpoint, ...],
+        abandoned: threading.Event,
+        *,
+        released: tuple[Layer, ...] = (),
+        accepts_changes: bool = False,
+    ) -> BuiltModel:
         """A packed model of the current weights overlaid with `checkpoints`.
 
-        Runs in the staging thread. Raises ValueError naming what does not fit; nothing is changed then.
+        `released`, of a reload: what they held. If they hold something else now that is ChangedWeights, before a
+        tensor is read, unless that is accepted. Runs in the staging thread. Raises ValueError naming what does not
+        fit; nothing is changed then.
         """
-        shapes, place = self._config.parameter_shapes(), self._device.torch_device
-        overlay = Overlay(self._config, self._runner.model if self._runner.has_model else None)
-        ids, layers = [], []
-        ends: tuple[int, ...] = ()
-        for checkpoint in checkpoints:
-            self._check_local(checkpoint.path)
-            files = resolve_model(checkpoint.path)
-            load_format = checkpoint.load_format
-            config = read_checkpoint_config(files, self._config)
-            ends = ends if config is None else config.eos_token_ids
-            source = open_weights(files, self._config, load_format=load_format, seed=self._seed, device=place)
-            overlay.add(source)
-            layers.append(Layer(checkpoint, frozenset(source.shapes()) & shapes.keys()))
-            ids.append(
-                weights_id_of(
-                    files, self._config, dtype=self._dtype, load_format=load_format, seed=self._seed, device=place
-                )
+        shapes = self._config.parameter_shapes()
+        overlay = Overlay(self._config, self._runner.model if self._runner.has_model else None, abandoned)
+        opened = [self._open(checkpoint, overlay) for checkpoint in checkpoints]
+        layers = tuple(each.layer for each in opened)
+        is_whole = overlay.num_new == len(shapes)
+        ids = [layer.content_id for layer in layers]
+        has_changed = bool(released) and ids != [layer.content_id for layer in released]
+        weights_id = self._weights_id if released and not has_changed else self._identity(ids, is_whole=is_whole)
+        if has_changed and not accepts_changes:
+            raise ChangedWeights(
+                f"the files of the released weights have changed: weights_id {self._weights_id} was released, "
+                f"{', '.join(checkpoint.path for checkpoint in checkpoints)} would give {weights_id}"
             )
         check_shapes(shapes, overlay, tied_head=self._config.tie_word_embeddings)
         model = build_decoder(self._config, overlay, self._device, self._dtype)
-        is_whole = overlay.num_new == len(shapes)
-        weights_id = self._identity(ids, is_whole=is_whole)
-        return BuiltModel(model, weights_id=weights_id, layers=tuple(layers), num_tensors=overlay.num_new, end_ids=ends)
+        for each in opened:
+            check_unchanged(each.files, each.signature)
+        return BuiltModel(
+            model,
+            weights_id=weights_id,
+            layers=layers,
+            num_tensors=overlay.num_new,
+            end_ids=next((each.end_ids for each in reversed(opened) if each.end_ids is not None), ()),
+            has_changed=has_changed,
+        )
+
+    def _open(self, checkpoint: Checkpoint, overlay: "Overlay") -> OpenedCheckpoint:
+        """Lay a checkpoint over what is there, and hash it."""
+        self._check_local(checkpoint.path)
+        files, place = resolve_model(checkpoint.path), self._device.torch_device
+        signature = weights_signature(files)
+        load_format = checkpoint.load_format
+        config = read_checkpoint_config(files, self._config)
+        source = open_weights(files, self._config, load_format=load_format, seed=self._seed, device=place)
+        overlay.add(source)
+        content_id = weights_id_of(
+            files, self._config, dtype=self._dtype, load_format=load_format, seed=self._seed, device=place
+        )
+        names = frozenset(source.shapes()) & self._config.parameter_shapes().keys()
+        end_ids = None if config is None else config.eos_token_ids
+        return OpenedCheckpoint(Layer(checkpoint, names, content_id), files, signature, end_ids)
 
     def _check_local(self, path: str) -> None:
         """ValueError for what is not here: who may update weights shall not make this server reach for the network."""
@@ -197,6 +295,16 @@ class WeightStore:
                 "that was started with --allow-hub, or with a hub id as --model"
             )
 
+    def _build_kept(self, kept: "DecoderModel | HostTensors") -> BuiltModel:
+        model = kept if isinstance(kept, DecoderModel) else build_decoder(self._config, kept, self._device, self._dtype)
+        return BuiltModel(
+            model,
+            weights_id=self._weights_id,
+            layers=self._loaded,
+            num_tensors=len(self._config.parameter_shapes()),
+            end_ids=self._end_ids,
+        )
+
     def _identity(self, ids: list[str], *, is_whole: bool) -> str:
         """A content hash: of the one checkpoint that holds everything, then of each that was laid over, in order."""
         first, *others = ids if is_whole else [self._weights_id, *ids]
@@ -205,13 +313,29 @@ class WeightStore:
         return first
 
 
+class HostTensors:
+    """A `WeightSource`: all parameters of a model, copied to host memory."""
+
+    place = "the weights kept in host memory"
+
+    def __init__(self, model: DecoderModel) -> None:
+        self._tensors = {name: model.get_by_name(name).cpu() for name in model.config.parameter_shapes()}
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+
+    def load(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+
 class Overlay:
     """A `WeightSource` of a model's own tensors, each hidden by the newest checkpoint that holds it."""
 
     place: Path | str = "the served weights"
 
-    def __init__(self, config: ModelConfig, model: DecoderModel | None) -> None:
+    def __init__(self, config: ModelConfig, model: DecoderModel | None, abandoned: threading.Event) -> None:
         self._model = model
+        self._abandoned = abandoned
         self._own = config.parameter_shapes()
         self._newest: dict[str, WeightSource] = {}
 
@@ -232,6 +356,8 @@ class Overlay:
         return {**own, **{name: source.shapes()[name] for name, source in self._newest.items()}}
 
     def load(self, name: str) -> torch.Tensor:
+        if self._abandoned.is_set():
+            raise Abandoned
         source = self._newest.get(name)
         if source is not None:
             return source.load(name)

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from headwater.client.engine_client import Deferred, new_call_id
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
 from headwater.http_api.json_body import JsonRoute
-from headwater.http_api.schemas_control import MemoryTags
+from headwater.http_api.schemas_control import MemoryTags, ResumeTags
 from headwater.http_api.services import Services, services
 from headwater.http_api.sse import while_connected
 from headwater.messages.state import EngineState
@@ -21,6 +21,7 @@ NOTHING_TO_RELEASE = "cuda_graph"  # SGLang's third tag
 router = APIRouter(route_class=JsonRoute, tags=["memory"])
 Given = Annotated[Services, Depends(services)]
 Tags = Annotated[MemoryTags | None, Body()]
+Resumed = Annotated[ResumeTags | None, Body()]
 TagsQuery = Annotated[list[str] | None, Query(alias="tags")]
 Json = dict[str, Any]
 
@@ -44,15 +45,21 @@ async def release_memory_occupation(
 @router.get("/resume_memory_occupation", operation_id="resume_memory_occupation_get")
 @router.post("/resume_memory_occupation", summary="Take memory again")
 async def resume_memory_occupation(
-    request: Request, given: Given, body: Tags = None, tags: TagsQuery = None, timeout: str | None = None
+    request: Request, given: Given, body: Resumed = None, tags: TagsQuery = None, timeout: str | None = None
 ) -> Response:
     """Take released memory again (weights are read from their files) and run what has queued meanwhile.
 
-    Resuming what is not released is harmless.
+    Files that hold other weights by now are a 409 that names both, unless `accept_changed_weights`; then they are
+    served under their own `weights_id`, and the label becomes empty. Resuming what is not released is harmless.
     """
     asked = _asked(body, tags, timeout)
     timeout_s = given.control_timeout_s(asked.timeout, default_s=RESUME_TIMEOUT_S)
-    message = ResumeMemory(call_id=new_call_id(), tags=_known_tags(asked), timeout_s=timeout_s)
+    message = ResumeMemory(
+        call_id=new_call_id(),
+        tags=_known_tags(asked),
+        timeout_s=timeout_s,
+        accept_changed_weights=body is not None and body.accept_changed_weights,
+    )
     return await _carry_out(message, asked, request, given)
 
 
@@ -68,7 +75,21 @@ async def _carry_out(message: Deferred, asked: MemoryTags, request: Request, giv
     if answers.succeeded:
         given.state.client.forget_prefixes()
     answers.all_or_raise(_memory_facts)
-    return JSONResponse(_summary(answers.entries(_memory_facts)))
+    return JSONResponse(_summary(answers.entries(_memory_facts)) | _weights_now(answers, given))
+
+
+def _weights_now(answers: EngineAnswers, given: Services) -> Json:
+    """Which weights a resume has put in place. A label that went with other weights is forgotten here, too."""
+    resumed = [result for _, result in answers.succeeded if result.weights_id]
+    if not resumed:
+        return {}
+    if any(result.has_changed_weights for result in resumed):
+        given.state.set_weight_version(resumed[0].weight_version)
+    return {
+        "weights_id": resumed[0].weights_id,
+        "weight_version": resumed[0].weight_version,
+        "has_changed_weights": any(result.has_changed_weights for result in resumed),
+    }
 
 
 def _asked(body: MemoryTags | None, tags: list[str] | None, timeout: str | None) -> MemoryTags:
@@ -96,7 +117,8 @@ def _summary(entries: list[Json]) -> Json:
 
 
 def _memory_facts(result: MemoryResult) -> Json:
-    return facts_of(result, without=("call_id",))
+    of_weights = () if result.weights_id else ("weights_id", "weight_version", "has_changed_weights")
+    return facts_of(result, without=("call_id", *of_weights))
 
 
 def _released_now(state: EngineState) -> Json:

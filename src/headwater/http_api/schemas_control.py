@@ -57,3 +57,13 @@ class MemoryTags(Body):
 
     tags: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)] = ()
     timeout: Seconds = None
+
+
+class ResumeTags(MemoryTags):
+    """Which memory to take again."""
+
+    accept_changed_weights: bool = Field(
+        default=False,
+        description="Take weights whose files have changed since the release, with their own weights_id and an empty "
+        "label. Otherwise that is a 409, and nothing is resumed.",
+    )

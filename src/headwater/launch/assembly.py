@@ -107,6 +107,7 @@ def build_engine(args: ServerArgs, endpoint: str, *, index: int = 0) -> EngineLo
             checkpoint=Checkpoint(model_path, args.load_format),
             seed=args.random_seed,
             allow_hub=args.allow_hub or not Path(model_path).expanduser().exists(),  # the start used it, too
+            keeps_on_host=args.keep_weights_on_host,
         ),
         kv_memory=KvLifetime(runner, device),
     )

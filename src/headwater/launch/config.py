@@ -94,6 +94,10 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         Literal["auto", "safetensors", "gguf", "dummy"],
         Flag("Format of the weights. dummy: random weights from a config.json, for benchmarks.", MODEL),
     ] = "auto"
+    keep_weights_on_host: Annotated[
+        bool,
+        Flag("Weights whose memory is released stay in host memory, and are resumed from there.", MODEL),
+    ] = False
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Flag("Where the model runs. auto: on an NVIDIA GPU if there is one.", MODEL)
     ] = "auto"

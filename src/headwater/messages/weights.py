@@ -48,10 +48,15 @@ class ReleaseMemory(Call, tag="release_memory"):
 
 
 class ResumeMemory(Call, tag="resume_memory"):
-    """Take released memory again; weights are read from their files. Answered by `MemoryResult`."""
+    """Take released memory again; weights are read from their files. Answered by `MemoryResult`.
+
+    Files that hold other weights by now are refused (409) with nothing done, unless `accept_changed_weights`: then
+    they are taken with their own `weights_id`, and the label becomes empty.
+    """
 
     tags: tuple[str, ...] = ()  # empty: all that is released
     timeout_s: float = 600.0
+    accept_changed_weights: bool = False
 
 
 class WeightsUpdated(Struct, tag="weights_updated"):
@@ -89,3 +94,6 @@ class MemoryResult(Struct, tag="memory_result"):
     released: tuple[str, ...]  # what is released now
     num_bytes: int  # released or taken again by this call
     waited_s: float
+    weights_id: str = ""  # of what is in place after a resume
+    weight_version: str = ""
+    has_changed_weights: bool = False  # others than were released

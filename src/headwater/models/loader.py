@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import stat
 import time
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from headwater.models.weights_safetensors import SafetensorsWeights, check_index
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
+
+Signature = tuple[tuple[str, int, int, int, int], ...]  # path, device, inode, bytes, time of the last change
 
 _HASH_BLOCK_BYTES = 4 << 20
 _ID_BYTES = 16
@@ -104,6 +107,7 @@ def load_model(
     _check_format(files, load_format)
     config = read_config(files)
     place = device.torch_device
+    before = weights_signature(files)
     source = open_weights(files, config, load_format=load_format, seed=seed, device=place)
     shapes = config.parameter_shapes()
     check_shapes(shapes, source, tied_head=config.tie_word_embeddings)
@@ -120,6 +124,7 @@ def load_model(
             weights_bytes=sum(torch.Size(shape).numel() for shape in shapes.values()) * torch_dtype.itemsize,
             load_s=time.monotonic() - start_s,
         )
+    check_unchanged(files, before)
     logger.info("loaded %s (%s, %s) in %.1f s", files.name, config.architecture, dtype, loaded.load_s)
     return loaded
 
@@ -165,6 +170,19 @@ def weights_id_of(
     is_dummy = load_format == "dummy"
     parts = [repr(config), str(dtype), f"dummy {seed} {device.type if device else 'cpu'}" if is_dummy else ""]
     return _weights_id(parts, [] if is_dummy else _weight_files(files))
+
+
+def weights_signature(files: ModelFiles) -> Signature:
+    """What changes when a file of the weights is written to or replaced. OSError if one is not there."""
+    stats = [(str(path), os.stat(path)) for path in _weight_files(files)]
+    return tuple((path, it.st_dev, it.st_ino, it.st_size, it.st_mtime_ns) for path, it in stats)
+
+
+def check_unchanged(files: ModelFiles, before: Signature) -> None:
+    """Raise ModelFileError if a file of the weights is not what it was: its bytes and their hash may not agree."""
+    for was, now in zip(before, weights_signature(files), strict=True):
+        if was != now:
+            raise ModelFileError(was[0], "changed while it was read")
 
 
 def _check_format(files: ModelFiles, load_format: LoadFormat) -> None:

@@ -1,13 +1,13 @@
-"""Weights of a Hugging Face folder: one or many .safetensors files, memory-mapped."""
+"""Weights of a Hugging Face folder: one or many .safetensors files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from headwater.models.model_files import ModelFileError, is_there, open_regular, read_json_object
+from headwater.models.model_files import ModelFileError, is_there, read_json_object
+from headwater.models.safetensors_file import SafetensorsFile
 
 INDEX_NAME = "model.safetensors.index.json"
 _DTYPES = ("F64", "F32", "F16", "BF16")
@@ -18,30 +18,24 @@ class SafetensorsWeights:
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.place = files[0] if len(files) == 1 else files[0].parent
-        self._files: dict[str, Path] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        for path in files:
-            for name, dtype, shape in _tensors_in(path):
+        self._files: dict[str, SafetensorsFile] = {}
+        for file in map(SafetensorsFile, files):
+            for name, stored in file.tensors.items():
                 if name in self._files:
-                    raise ModelFileError(path, f"tensor {name!r} is in both {self._files[name].name} and {path.name}")
-                if dtype not in _DTYPES:
+                    other = self._files[name].path.name
+                    raise ModelFileError(file.path, f"tensor {name!r} is in both {other} and {file.path.name}")
+                if stored.dtype not in _DTYPES:
                     raise ModelFileError(
-                        path, f"tensor {name!r} is of type {dtype}; weights are read of {', '.join(_DTYPES)}"
+                        file.path,
+                        f"tensor {name!r} is of type {stored.dtype}; weights are read of {', '.join(_DTYPES)}",
                     )
-                self._files[name] = path
-                self._shapes[name] = shape
+                self._files[name] = file
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return self._shapes
+        return {name: file.tensors[name].shape for name, file in self._files.items()}
 
     def load(self, name: str) -> torch.Tensor:
-        # Opened anew for each tensor: a handle kept open keeps every page that was read in this process' memory.
-        path = self._files[name]
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                return file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise ModelFileError(path, f"tensor {name!r} cannot be read ({error})") from None
+        return self._files[name].load(name)
 
 
 def read_index(folder: Path) -> dict[str, str] | None:
@@ -75,14 +69,3 @@ def check_index(folder: Path, weights: SafetensorsWeights) -> None:
             folder / INDEX_NAME,
             f"names tensor {missing[0]!r}, which is in none of the folder's files ({len(missing)} are missing)",
         )
-
-
-def _tensors_in(path: Path) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Name, type and shape of each tensor of a file."""
-    open_regular(path).close()
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            slices = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118 - it is not a mapping
-            return [(name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices]
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelFileError(path, f"is no whole safetensors file ({error})") from None

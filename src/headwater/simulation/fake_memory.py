@@ -1,5 +1,6 @@
 """Weights and KV memory without a model, for the fake runner: what can go wrong is scripted."""
 
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +14,9 @@ class FakeStagedWeights:
     num_tensors = 1
     end_ids = ()
 
-    def __init__(self, weights_id: str, *, num_polls: int, error: str | None) -> None:
+    def __init__(self, weights_id: str, *, num_polls: int, error: str | None, has_changed: bool = False) -> None:
+        self.has_changed = has_changed
+        self.is_abandoned = False
         self.weights_id = weights_id
         self._polls_left = num_polls
         self._error = error
@@ -25,6 +28,9 @@ class FakeStagedWeights:
     def error(self) -> str | None:
         return self._error
 
+    def abandon(self) -> None:
+        self.is_abandoned = True
+
 
 class FakeWeights:
     """The current weights are a name. A path that begins with "corrupt" cannot be used."""
@@ -34,17 +40,29 @@ class FakeWeights:
         self.is_in_use: Callable[[], bool] = lambda: False  # by a step in flight
         self.num_polls = 3  # of the weights staged next
         self.is_released = False
+        self.staged: deque[FakeStagedWeights] = deque(maxlen=4)  # the newest
+        self.on_disk: str | None = None  # what the files hold, if somebody has written others there
 
     def stage(self, path: str, load_format: str) -> FakeStagedWeights:
         error = f"{path} is broken" if path.startswith("corrupt") else None
-        return FakeStagedWeights(path, num_polls=self.num_polls, error=error)
+        return self._begin(FakeStagedWeights(path, num_polls=self.num_polls, error=error))
 
-    def reload(self) -> FakeStagedWeights:
-        return FakeStagedWeights(self.current, num_polls=self.num_polls, error=None)
+    def reload(self, *, accepts_changes: bool = False) -> FakeStagedWeights:
+        found = self.on_disk or self.current
+        has_changed = found != self.current
+        error = f"{self.current} was released, {found} found" if has_changed and not accepts_changes else None
+        return self._begin(
+            FakeStagedWeights(found, num_polls=self.num_polls, error=error, has_changed=has_changed)
+        )
+
+    def _begin(self, staged: FakeStagedWeights) -> FakeStagedWeights:
+        self.staged.append(staged)
+        return staged
 
     def swap(self, staged: FakeStagedWeights) -> None:
         assert not self.is_in_use(), "weights are swapped under a step in flight"
         self.current = staged.weights_id
+        self.on_disk = None
         self.is_released = False
 
     def release(self) -> int:

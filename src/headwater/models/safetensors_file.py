@@ -1,0 +1,110 @@
+"""One .safetensors file, read with plain reads.
+
+The safetensors package maps the file: who touches a page that a network mount does not bring, or that another
+process has cut off, hangs with Python's lock held, or dies. Format:
+https://github.com/huggingface/safetensors#format
+"""
+
+import json
+import math
+import os
+import struct
+import weakref
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from headwater.models.model_files import ModelFileError, open_regular
+
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the format
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class StoredTensor(NamedTuple):
+    """Where a tensor lies. `start` and `num_bytes` in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    num_bytes: int
+
+
+class SafetensorsFile:
+    """The tensors of one file, which stays open: what replaces it under its name does not mix in.
+
+    ModelFileError for what is no whole regular .safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = open_regular(path)
+        weakref.finalize(self, self._file.close)
+        self.tensors = self._read_header()
+
+    def load(self, name: str) -> torch.Tensor:
+        """A copy of one tensor, on the CPU. Other Python threads run while it is read."""
+        stored = self.tensors[name]
+        buffer = torch.empty(stored.num_bytes, dtype=torch.uint8)
+        self._read(memoryview(buffer.numpy()), offset=stored.start)
+        return buffer.view(_DTYPES[stored.dtype]).reshape(stored.shape)
+
+    def _read_header(self) -> dict[str, StoredTensor]:
+        size = os.fstat(self._file.fileno()).st_size
+        head = bytearray(8)
+        self._read(memoryview(head), offset=0)
+        (length,) = struct.unpack("<Q", head)
+        if length > min(_MAX_HEADER_BYTES, size - 8):
+            raise self._damaged(f"its header would have {length} bytes")
+        text = bytearray(length)
+        self._read(memoryview(text), offset=8)
+        try:
+            entries = json.loads(text.decode("utf-8"))
+            if not isinstance(entries, dict):
+                raise ValueError("its header is no JSON object")
+            entries.pop("__metadata__", None)
+            return {name: _stored(name, entry, data_start=8 + length, size=size) for name, entry in entries.items()}
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise self._damaged(f"{type(error).__name__}: {error}") from None
+
+    def _read(self, buffer: memoryview, *, offset: int) -> None:
+        """Fill `buffer` from `offset` on. The system call runs without Python's lock."""
+        at = 0
+        while at < len(buffer):
+            try:
+                num_read = os.preadv(self._file.fileno(), [buffer[at:]], offset + at)
+            except OSError as error:
+                raise ModelFileError(self.path, f"cannot be read ({error.strerror or error})") from None
+            if num_read == 0:
+                raise self._damaged(f"it ends at byte {offset + at}")
+            at += num_read
+
+    def _damaged(self, reason: str) -> ModelFileError:
+        return ModelFileError(self.path, f"is no whole safetensors file ({reason[:200]})")
+
+
+def _stored(name: str, entry: dict[str, Any], *, data_start: int, size: int) -> StoredTensor:
+    dtype, shape = entry["dtype"], tuple(entry["shape"])
+    begin, end = entry["data_offsets"]
+    if dtype not in _DTYPES:
+        raise ValueError(f"tensor {name!r} has the unknown dtype {dtype!r}")
+    if not all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end)):
+        raise ValueError(f"tensor {name!r} has a shape or place that is no number")
+    if end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
+        raise ValueError(f"tensor {name!r} of shape {list(shape)} does not fill its {end - begin} bytes")
+    if data_start + end > size:
+        raise ValueError(f"tensor {name!r} ends behind the end of the file")
+    return StoredTensor(dtype, shape, data_start + begin, end - begin)
