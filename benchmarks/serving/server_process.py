@@ -42,6 +42,11 @@ class ServerProcess:
         self._ended = threading.Event()
         threading.Thread(target=self._watch_memory, daemon=True).start()
 
+    @property
+    def pid(self) -> int:
+        """Of the process that was started."""
+        return self._process.pid
+
     def wait_until_answering(self, limit_s: float) -> None:
         """Wait for the first chat answer. Raises `RuntimeError` if the server ends or takes longer."""
         body = {
