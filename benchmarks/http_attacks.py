@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent / "serving"))
 from results import save
 
 PROBE_EVERY_S = 0.02
+WATCHED_AT_LEAST_S = 3.0
 PIECE = b"a" * 65536
 HALF_HEAD = b"POST /generate HTTP/1.1\r\nhost: localhost\r\nx-half: sent"
 TRICKLE_HEAD = b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\n{"
@@ -74,6 +75,7 @@ class Victim:
             yield record
         finally:
             record["attack_s"] = round(time.perf_counter() - began_s, 3)
+            time.sleep(max(0.0, WATCHED_AT_LEAST_S - record["attack_s"]))
             record["server_cpu_s"] = round(self.cpu_s() - cpu_s, 3)
             ended.set()
             thread.join()

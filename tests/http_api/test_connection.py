@@ -14,6 +14,7 @@ from api_under_test import saying, served
 
 from headwater.http_api import connection
 from headwater.http_api.connection import ConnectionLimits
+from headwater.messages.generation import Generate
 from headwater.simulation.scripted_engine import ScriptedEngine
 
 HEAD = b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
@@ -152,13 +153,15 @@ def test_an_endless_body_behind_an_answer_is_cut_off(engine: ScriptedEngine, mon
         assert time.monotonic() - began_s < 9
 
 
-def test_clients_without_a_request_make_room_for_those_who_have_one(engine: ScriptedEngine) -> None:
+@pytest.mark.parametrize("half", [b"", b"GET /health HTTP/1.1\r\nx-half: 1", HEAD + b"content-length: 9\r\n\r\n{"])
+def test_clients_without_a_whole_request_make_room_for_others(engine: ScriptedEngine, half: bytes) -> None:
     """Half-sent requests cannot keep others out, long before their time is over."""
     limits = ConnectionLimits(max_connections=20, header_timeout_s=60)
     with contextlib.ExitStack() as stack:
         url, state = stack.enter_context(served(engine, connections=limits))
         for _ in range(100):
-            stack.enter_context(connected(url)).sendall(b"GET /health HTTP/1.1\r\nx-half: 1")
+            with contextlib.suppress(ConnectionError):
+                stack.enter_context(connected(url)).sendall(half)
         for _ in range(5):
             assert httpx.get(f"{url}/health").status_code == 200
         assert state.is_serving
@@ -166,22 +169,35 @@ def test_clients_without_a_request_make_room_for_those_who_have_one(engine: Scri
 
 def test_beyond_the_most_connections_with_requests_the_answer_is_a_503(engine: ScriptedEngine) -> None:
     """Requests under way are not given up for one that comes."""
-    limits = ConnectionLimits(max_connections=3)
+    engine.script.reply = saying("yes")
+    engine.script.is_stalled = True
     with contextlib.ExitStack() as stack:
-        url, _ = stack.enter_context(served(engine, connections=limits))
+        url, _ = stack.enter_context(served(engine, connections=ConnectionLimits(max_connections=3)))
         busy = [stack.enter_context(connected(url)) for _ in range(3)]
         for sock in busy:
-            sock.sendall(HEAD + b"expect: 100-continue\r\ncontent-length: 15\r\n\r\n")
-            assert b" 100 " in sock.recv(65536), "its headers were read"
+            sock.sendall(HEAD + b'content-length: 13\r\n\r\n{"text": "a"}')
+        engine.wait_for(Generate, count=3)
         with connected(url) as late:
             answer = read_all(late)
         status, error = status_and_error(answer)
         assert (status, error["code"]) == (503, "too_many_connections")
         assert b"retry-after" in answer.lower()
-        engine.script.reply = saying("yes")
+        engine.script.is_stalled = False
         for sock in busy:
-            sock.sendall(b'{"text": "a"}  ')
             assert b" 200 " in sock.recv(65536)
+
+
+@pytest.mark.parametrize(("stall_s", "gets_all"), [(0.3, False), (60, True)])
+def test_a_client_that_reads_nothing_does_not_stay(
+    engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, stall_s: float, gets_all: bool
+) -> None:
+    """It would keep its connection, and its stream, for as long as it likes."""
+    monkeypatch.setattr(connection, "WRITE_STALL_S", stall_s)
+    with served(engine) as (url, _), connected(url) as sock:
+        sock.sendall(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: localhost\r\n\r\n" * 15)
+        sock.sendall(b"GET /docs/x HTTP/1.1\r\nconnection: close\r\n\r\n")
+        time.sleep(1.5)
+        assert (b"HTTP/1.1 404" in read_all(sock)) is gets_all
 
 
 def test_many_requests_in_one_piece_are_bounded(engine: ScriptedEngine) -> None:

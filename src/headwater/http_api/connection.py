@@ -8,6 +8,7 @@
 | sends its body slower than MIN_BODY_BYTES_PER_S   | 408, connection closed                     |
 | comes when `max_connections` are open             | the place of one that waits, or a 503      |
 | sends what is not HTTP                            | 400, connection closed                     |
+| reads nothing of its answer for WRITE_STALL_S     | connection closed                          |
 
 Answers are not bounded in time: a stream may last for hours.
 """
@@ -29,6 +30,7 @@ MAX_PIPELINED = 16  # requests sent ahead on one connection; what clients of thi
 FRAMING = frozenset({b"content-length", b"transfer-encoding"})  # headers of a request that has a body
 BODY_GRACE_S = 20.0  # a body's time before its speed counts
 MIN_BODY_BYTES_PER_S = 1024
+WRITE_STALL_S = 120.0  # a client's time to read what its connection holds, some 100 KB
 LINGER_S = 1.0  # a refused client's time to read its answer; closed at once, many systems would discard it
 LINGER_BYTES = 1 << 20
 
@@ -53,14 +55,14 @@ class Refusal(NamedTuple):
 class Stage(Enum):
     """What a connection is waiting for."""
 
-    HEADERS = auto()  # its first request, or one that has begun
+    HEADERS = auto()  # of its first request, or of one that has begun
     BODY = auto()
     NOTHING = auto()  # a request was read: its answer, or the next one within uvicorn's keep-alive
     REFUSED = auto()  # only that its client reads the refusal
 
 
 class Connections:
-    """The open connections of a server, and those among them that hold no request, oldest first."""
+    """The open connections of a server, and those among them without a whole request, oldest first."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
@@ -68,9 +70,9 @@ class Connections:
         self.num_open = 0
 
     def make_room(self) -> bool:
-        """Whether there is room for one more. A client without a request has to leave for one that comes.
+        """Whether there is room for one more. A client that has sent no whole request has to leave for one that comes.
 
-        So clients that send nothing cannot keep others out.
+        So clients that send nothing, or half of something, cannot keep others out.
         """
         if self.num_open < self.limits.max_connections:
             return True
@@ -91,6 +93,7 @@ class Connection(HttpToolsProtocol):
         self.stage = Stage.HEADERS
         self._refusal: Refusal | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
         self._num_unparsed = 0  # bytes of headers, or between pieces of a body, since the last whole one
         self._num_header_bytes = 0
         self._num_body_bytes = 0
@@ -113,6 +116,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        if self._stall is not None:
+            self._stall.cancel()
         self.shared.waiting.pop(self, None)
         if self._is_counted:
             self._is_counted = False
@@ -169,7 +174,6 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._disarm()
-        self.shared.waiting.pop(self, None)
         if len(self.pipeline) >= MAX_PIPELINED:
             self._stop_parsing(Refusal(503, f"at most {MAX_PIPELINED} requests may wait on a connection", "pipelined"))
         self.stage = Stage.BODY
@@ -186,14 +190,25 @@ class Connection(HttpToolsProtocol):
         if self.parser.should_upgrade() and self._has_body():
             return  # the parser thinks that the new protocol begins where the body does
         self._disarm()
+        self.shared.waiting.pop(self, None)
         self._num_unparsed = 0
         self.stage = Stage.NOTHING
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.stage is Stage.NOTHING and not self._has_request() and not self.transport.is_closing():
+        if self.stage is not Stage.REFUSED and not self._has_request() and not self.transport.is_closing():
             self.shared.waiting[self] = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stall = self.loop.call_later(WRITE_STALL_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+        super().resume_writing()
 
     # --- bounds --------------------------------------------------------------------------------------
 
