@@ -196,7 +196,7 @@ async def test_an_engine_that_is_back_serves_again(engine: ScriptedEngine, tmp_p
         with ScriptedEngine(f"ipc://{tmp_path}/second.sock") as second:
             client.engine_back(0, second.endpoint)
             await client.wait_ready(timeout_s=3)
-            assert client.is_healthy
+            await until(lambda: client.is_healthy)  # it has been found to be as it should be
             assert [output async for output in client.generate(request("a"))]
             client.engine_gone(0, "end of the test")
 

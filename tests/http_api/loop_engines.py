@@ -35,6 +35,21 @@ class PacedRunner(FakeRunner):
         return super().launch(plan)
 
 
+class FreezableWire(ZmqWire):
+    """A wire whose engine can be stopped as SIGSTOP stops one: it reads nothing and says nothing until it goes on."""
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(endpoint)
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+
+    def receive(self, *, wait_s: float) -> list[tuple[bytes, Any]]:
+        received = super().receive(wait_s=min(wait_s, 0.02))
+        if not self.may_go_on.is_set():
+            self.may_go_on.wait()
+        return received
+
+
 class LoopEngine:
     """One engine; a context manager. `step_s` may be changed while it runs, `parts` is what it is made of."""
 
@@ -65,7 +80,7 @@ class LoopEngine:
             vocab_size=VOCAB_SIZE,
             max_context=max_context,
         )
-        self._wire = ZmqWire(endpoint)
+        self._wire = FreezableWire(endpoint)
         self.parts = wire_engine(
             wire=self._wire,
             runner=self.runner,
@@ -81,6 +96,13 @@ class LoopEngine:
         )
         self._thread = threading.Thread(target=self.parts.loop.run, daemon=True)
 
+    def freeze(self) -> None:
+        self._wire.may_go_on.clear()
+        time.sleep(0.05)  # a turn that had begun ends
+
+    def thaw(self) -> None:
+        self._wire.may_go_on.set()
+
     @property
     def step_s(self) -> float:
         return self.runner.step_s
@@ -95,6 +117,7 @@ class LoopEngine:
 
     def __exit__(self, *_: object) -> None:
         self.step_s = 0.0
+        self.thaw()
         self.parts.loop.stop()
         with zmq.Context() as context, context.socket(zmq.DEALER) as waker:
             waker.linger = 200  # the loop may have ended by itself: nobody takes the message then

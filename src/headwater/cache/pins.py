@@ -55,14 +55,18 @@ class PinBoard:
     def __iter__(self) -> Iterator[Pin]:
         return iter(self._pins.values())
 
-    def pin(self, namespace: Namespace, tokens: TokenIds, *, ttl_s: float, tiers: frozenset[Tier]) -> Pin:
+    def pin(
+        self, namespace: Namespace, tokens: TokenIds, *, ttl_s: float, tiers: frozenset[Tier], pin_id: str = ""
+    ) -> Pin:
         """Pin what the device holds of `tokens`, on `tiers`. Pages that the host lacks are copied there first.
+
+        A pin of the same `pin_id` is replaced; without one it gets a new name.
 
         Raises `PinLimit`.
         """
         lease = self._cache.acquire(namespace, TokenSequence(tokens), max_cached_tokens=len(tokens), no_store=True)
         pin = Pin(
-            pin_id=f"pin-{next(self._ids)}",
+            pin_id=pin_id or f"pin-{next(self._ids)}",
             namespace=namespace,
             tiers=tiers,
             deadline=Deadline.after(self._clock, ttl_s),
@@ -74,6 +78,7 @@ class PinBoard:
                 self._cache.release(lease)
                 most = f"{_MAX_PART:.0%} of {self._cache.books[tier].pool.capacity}"
                 raise PinLimit(f"at most {most} {tier.name.lower()} pages may be pinned")
+        self.unpin(pin.pin_id)
         self._pins[pin.pin_id] = pin
         if Tier.HOST in tiers:
             pin.hold = self._cache.hold_on_host()

@@ -1,6 +1,8 @@
 """The API process's way to its engines: each request to one of them, control calls to one or all."""
 
 import asyncio
+import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -8,27 +10,30 @@ from typing import Any
 import msgspec
 import zmq.asyncio
 
+from headwater.client.change_call import ChangeCall, Outcome
+from headwater.client.desired_state import DesiredPin
 from headwater.client.engine_choice import choose_engine
 from headwater.client.errors import (
     CallFailed,
     EngineGone,
     EngineLoading,
+    EngineOut,
     NoSuchEngine,
     RidInUse,
     ShuttingDown,
 )
+from headwater.client.fleet import Fleet
 from headwater.client.generation import Generation
 from headwater.client.link import EngineLink, new_call_id
 from headwater.client.prefix_routes import PrefixRoutes
-from headwater.messages.cache import AttachStorage
+from headwater.client.standing import LOADING
 from headwater.messages.control import FlushCache
-from headwater.messages.generation import Generate
+from headwater.messages.generation import Generate, SamplingParams
 from headwater.messages.state import EngineReady
-from headwater.messages.weights import ReleaseMemory, ResumeMemory, UpdateWeights
+from headwater.messages.two_phase import Change
 
 __all__ = [
     "CallFailed",
-    "Deferred",
     "EngineClient",
     "EngineGone",
     "EngineLoading",
@@ -39,10 +44,10 @@ __all__ = [
     "new_call_id",
 ]
 
-_SHORTEST_S = 1e-9  # a timeout that has run out is still one that was given
+log = logging.getLogger(__name__)
 
-# calls with a `timeout_s` of their own
-Deferred = FlushCache | UpdateWeights | ReleaseMemory | ResumeMemory | AttachStorage
+_PIN_TIMEOUT_S = 60.0  # to compute a prefix and pin it
+_SHORTEST_S = 1e-9  # a timeout that has run out is still one that was given
 
 
 class EngineClient:
@@ -51,8 +56,11 @@ class EngineClient:
     All methods belong to the event loop in which `start` ran.
     """
 
-    def __init__(self, endpoints: Sequence[str]) -> None:
-        """`endpoints`: a zmq address for each engine, by index; the engines may bind them later."""
+    def __init__(self, endpoints: Sequence[str], *, started_with: tuple[str, str] = ("", "auto")) -> None:
+        """`endpoints`: a zmq address for each engine, by index; the engines may bind them later.
+
+        `started_with`: path and format of the weights that they load when nothing else is told.
+        """
         if not endpoints:
             raise ValueError("endpoints must name at least one engine")
         self._endpoints = tuple(endpoints)
@@ -60,6 +68,10 @@ class EngineClient:
         self._links: tuple[EngineLink, ...] = ()
         self._routes: PrefixRoutes | None = None  # made when several engines are there to choose from
         self._refusal: ShuttingDown | None = None
+        self._fleet = Fleet(len(endpoints), new_call_id=new_call_id, started_with=started_with)
+        self._waiting: dict[ChangeCall, asyncio.Future[Outcome]] = {}
+        self._setting_pins: dict[int, asyncio.Task[None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
     # --- life --------------------------------------------------------------------------------------
 
@@ -68,7 +80,10 @@ class EngineClient:
         if self._context is not None:
             return
         self._context = zmq.asyncio.Context()
-        self._links = tuple(EngineLink(index, self._context) for index in range(len(self._endpoints)))
+        self._links = tuple(
+            EngineLink(index, self._context, on_ready=self._engine_ready, on_answer=self._heard)
+            for index in range(len(self._endpoints))
+        )
         for link, endpoint in zip(self._links, self._endpoints, strict=True):
             link.open(endpoint)
 
@@ -81,6 +96,11 @@ class EngineClient:
     async def close(self) -> None:
         """Fail what is under way and close the sockets."""
         self.refuse_all("the server has shut down")
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._setting_pins.values():
+            task.cancel()
+        await asyncio.gather(*self._setting_pins.values(), return_exceptions=True)
         await asyncio.sleep(0)  # let the reader tasks see their cancellation
         if self._context is not None:
             self._context.term()
@@ -90,7 +110,7 @@ class EngineClient:
         """Shutdown: whatever runs fails with ShuttingDown at once, and nothing new is taken."""
         self.refuse_new(reason)
         for link in self._links:
-            link.fail(ShuttingDown(link.index, reason))
+            self._fail(link, ShuttingDown(link.index, reason))
 
     def refuse_new(self, reason: str) -> None:
         """Take no new generations; what runs goes on, and calls still go through."""
@@ -98,7 +118,7 @@ class EngineClient:
 
     def engine_gone(self, index: int, reason: str) -> None:
         """The supervisor's word that an engine's process ended."""
-        self._links[index].fail(EngineGone(index, reason))
+        self._fail(self._links[index], EngineGone(index, reason))
         if self._routes is not None:
             self._routes.forget(index)
 
@@ -106,7 +126,7 @@ class EngineClient:
         """The supervisor's word that an engine was started again; `wait_ready` waits for its model."""
         link = self._links[index]
         if link.gone is None:
-            link.fail(EngineGone(index, "replaced by a new process"))
+            self._fail(link, EngineGone(index, "replaced by a new process"))
         link.open(endpoint)
 
     # --- state -------------------------------------------------------------------------------------
@@ -127,27 +147,41 @@ class EngineClient:
 
     @property
     def is_healthy(self) -> bool:
-        """Every engine is there and has loaded, and this client takes requests."""
-        return self._refusal is None and bool(self._links) and all(link.ready for link in self._links)
+        """Every engine is there and is as the server was told, and this client takes requests."""
+        return self._refusal is None and bool(self._links) and not self.engines_out
 
     @property
     def can_serve(self) -> bool:
-        """At least one engine has loaded, and this client takes requests."""
-        return self._refusal is None and any(link.ready for link in self._links)
+        """At least one engine is as the server was told, and this client takes requests."""
+        return self._refusal is None and bool(self._fleet.candidates())
+
+    @property
+    def engines_out(self) -> dict[int, str]:
+        """Engines that take no requests now, and why."""
+        return {link.index: self._why_out(link) for link in self._links if not self._serves(link)}
+
+    @property
+    def weights_to_load(self) -> tuple[str, str] | None:
+        """Path and format of the whole checkpoint that a new engine process loads first; None: as it was started."""
+        desired = self._fleet.desired
+        if desired is None or desired.revision == 0 or not desired.weights[0].path:
+            return None
+        return desired.weights[0].path, desired.weights[0].load_format
 
     def why_unhealthy(self) -> str | None:
         """A sentence for people, or None when healthy."""
         if self._refusal is not None:
             return self._refusal.reason
+        out = self.engines_out
         gone = next((link.gone for link in self._links if link.gone is not None), None)
         if gone is not None:
             return str(gone)
-        return None if self.is_healthy else "the engine is still loading its model"
+        return next((f"engine {engine} takes no requests: {why}" for engine, why in out.items()), None)
 
     def silent_for_s(self) -> float:
         """Seconds since the engine heard from least recently, of those that serve, sent anything."""
         now_s = asyncio.get_running_loop().time()
-        return now_s - min((link.last_heard_s for link in self._links if link.ready), default=float("-inf"))
+        return now_s - min((link.last_heard_s for link in self._links if self._serves(link)), default=float("-inf"))
 
     # --- work --------------------------------------------------------------------------------------
 
@@ -163,6 +197,8 @@ class EngineClient:
             raise RidInUse(request.rid)
         if engine is not None and not 0 <= engine < self.num_engines:
             raise NoSuchEngine(engine, self.num_engines)
+        if engine is not None and self._links and (why := self._fleet.why_out(engine)) is not None:
+            raise EngineOut(engine, why)
         if self._routes is None and self.num_engines > 1:
             page_size = next((link.ready.page_size for link in self._links if link.ready), None)
             self._routes = PrefixRoutes(page_size=page_size) if page_size else None
@@ -185,6 +221,29 @@ class EngineClient:
         if self._routes is not None:
             self._routes.clear()
 
+    def flushed(self, flush: FlushCache) -> None:
+        """A flush was carried out: what it ended is not to be brought back."""
+        self._fleet.flushed(flush)
+
+    async def change(self, change: Change, *, deadline_s: float, engines: Sequence[int] | None = None) -> Outcome:
+        """A change of what the server is told, made by all engines (or those named) or by none.
+
+        `deadline_s` is a time of the event loop; the outcome comes within a second of it, whatever an engine does.
+        Cancelling it cancels the change, unless it is decided.
+        """
+        loop = asyncio.get_running_loop()
+        call = self._fleet.begin(change, deadline_s=deadline_s, now_s=loop.time(), engines=engines)
+        future = self._waiting[call] = loop.create_future()
+        self._pump()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._fleet.abandon(call, loop.time())
+            raise
+        finally:
+            self._waiting.pop(call, None)
+            self._pump()
+
     async def call(self, message: Any, *, engine: int = 0, timeout_s: float | None = None) -> Any:
         """Send a message of `ToEngine` with a fresh call_id to one engine; the struct it answers.
 
@@ -198,30 +257,31 @@ class EngineClient:
     async def call_all(self, message: Any, *, timeout_s: float | None = None) -> list[Any]:
         """Send a message to every engine; per engine its answer, or the exception that stands for it.
 
-        One that is still loading is not waited for: EngineLoading.
+        One that is still loading is not waited for: EngineLoading. One that takes no requests: EngineOut.
         """
 
         async def call(index: int) -> Any:
             if self._links and self._links[index].is_loading:
                 raise EngineLoading(index)
+            if (why := self._fleet.why_out(index)) is not None:
+                raise EngineOut(index, why)
             return await self.call(message, engine=index, timeout_s=timeout_s)
 
         return await asyncio.gather(*map(call, range(self.num_engines)), return_exceptions=True)
 
-    async def call_all_by(self, message: Deferred, *, deadline_s: float, grace_s: float) -> list[Any]:
-        """Send a deferred message to every engine; per engine its answer, or the exception that stands for it.
+    async def call_all_by(self, message: FlushCache, *, deadline_s: float, answer_by_s: float) -> list[Any]:
+        """Send a flush to every engine; per engine its answer, or the exception that stands for it.
 
-        `deadline_s` is a time of the event loop. Every engine gets what is left until then, also one that is
-        still loading and has to be waited for. The engines keep the deadline themselves; one that is silent
-        for `grace_s` more has failed with TimeoutError.
+        Both are times of the event loop. Every engine gets what is left until `deadline_s`, also one that is
+        still loading and has to be waited for. One that is silent at `answer_by_s` has failed with TimeoutError.
         """
         calls = [
-            self._call_by(message, engine=index, deadline_s=deadline_s, grace_s=grace_s)
+            self._call_by(message, engine=index, deadline_s=deadline_s, answer_by_s=answer_by_s)
             for index in range(self.num_engines)
         ]
         return await asyncio.gather(*calls, return_exceptions=True)
 
-    async def _call_by(self, message: Deferred, *, engine: int, deadline_s: float, grace_s: float) -> Any:
+    async def _call_by(self, message: FlushCache, *, engine: int, deadline_s: float, answer_by_s: float) -> Any:
         clock = asyncio.get_running_loop().time
         if self._links:
             try:
@@ -231,11 +291,93 @@ class EngineClient:
                 raise EngineLoading(engine) from None
         left_s = max(deadline_s - clock(), min(message.timeout_s, _SHORTEST_S))
         message = msgspec.structs.replace(message, timeout_s=min(left_s, message.timeout_s))
-        return await self.call(message, engine=engine, timeout_s=message.timeout_s + grace_s)
+        return await self.call(message, engine=engine, timeout_s=max(0.0, answer_by_s - clock()))
 
     def _choose(self, request: Generate) -> EngineLink:
         """The engine that knows most of the prompt, unless it has much more to do; else the least loaded."""
-        links = [link for link in self._links if link.ready] or [link for link in self._links if not link.gone]
+        links = [self._links[index] for index in self._fleet.candidates()]
+        if not links and self._fleet.desired is None:
+            links = [link for link in self._links if not link.gone]  # those that are loading for the first time
         if not links:
+            out = next((link for link in self._links if self._fleet.why_out(link.index) is not None), None)
+            if out is not None:
+                raise EngineOut(out.index, self._why_out(out))
             raise (self._links[0].gone if self._links else None) or EngineGone(0, "not started")
         return choose_engine(links, self._routes.known(request) if self._routes else [])
+
+    # --- the fleet ---------------------------------------------------------------------------------
+
+    def _serves(self, link: EngineLink) -> bool:
+        return link.ready is not None and self._fleet.why_out(link.index) is None
+
+    def _why_out(self, link: EngineLink) -> str:
+        if link.gone is not None:
+            return str(link.gone)
+        return self._fleet.why_out(link.index) or LOADING
+
+    def _engine_ready(self, index: int, ready: EngineReady) -> None:
+        self._fleet.engine_ready(index, ready, asyncio.get_running_loop().time())
+        self._pump()
+
+    def _heard(self, index: int, answer: Any) -> None:
+        self._fleet.heard(index, answer, asyncio.get_running_loop().time())
+        self._pump()
+
+    def _fail(self, link: EngineLink, error: EngineGone) -> None:
+        link.fail(error)
+        self._fleet.engine_gone(link.index, error, asyncio.get_running_loop().time())
+        self._pump()
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._fleet.tick(asyncio.get_running_loop().time())
+        self._pump()
+
+    def _pump(self) -> None:
+        """Send what the fleet wants sent, tell what has ended, and look again when it is due."""
+        for engine, message in self._fleet.take_outbox():
+            self._links[engine].post(message)
+        for call, future in self._waiting.items():
+            if call.outcome is not None and not future.done():
+                future.set_result(call.outcome)
+        for index in range(self.num_engines):
+            self._set_pins(index)
+        if self._timer is not None:
+            self._timer.cancel()
+        due_s = self._fleet.next_tick_s
+        loop = asyncio.get_running_loop()
+        self._timer = None if math.isinf(due_s) else loop.call_at(due_s, self._tick)
+
+    def _set_pins(self, index: int) -> None:
+        """Have a restarted engine compute and set its pins again, if it has come to that."""
+        task = self._setting_pins.get(index)
+        if task is not None and not task.done():
+            return
+        pins = self._fleet.pins_to_set(index, now_s=asyncio.get_running_loop().time())
+        if pins:
+            self._setting_pins[index] = asyncio.create_task(self._set_pins_again(index, pins))
+
+    async def _set_pins_again(self, index: int, pins: list[DesiredPin]) -> None:
+        """One that cannot be set (no room) is dropped with a warning: it is worth time, not correctness."""
+        loop = asyncio.get_running_loop()
+        for pin in pins:
+            prefix = pin.message
+            sampling = SamplingParams(max_new_tokens=0, temperature=0.0)
+            request = Generate(
+                rid=f"pin-{new_call_id()}",
+                prompt_ids=prefix.prompt_ids,
+                sampling=sampling,
+                cache_salt=prefix.cache_salt,
+                extra_key=prefix.extra_key,
+            )
+            try:
+                async with asyncio.timeout(_PIN_TIMEOUT_S):
+                    async for _ in self._links[index].generate(request):
+                        pass
+                ttl_s = max(_SHORTEST_S, pin.ends_at_s - loop.time())
+                again = msgspec.structs.replace(prefix, call_id=new_call_id(), ttl_s=ttl_s, expires_at_s=None)
+                await self.call(again, engine=index, timeout_s=_PIN_TIMEOUT_S)
+            except (EngineGone, CallFailed, TimeoutError) as error:
+                log.warning("engine %d: pin %s could not be set again: %s", index, prefix.pin_id, error or "no answer")
+        self._fleet.pins_are_set(index, now_s=loop.time())
+        self._pump()

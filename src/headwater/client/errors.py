@@ -34,6 +34,24 @@ class EngineLoading(Exception):
         self.engine = engine
 
 
+class EngineOut(EngineLoading):
+    """The engine is not in the state that the server was told, and takes nothing until it is. HTTP 503."""
+
+    def __init__(self, engine: int, reason: str) -> None:
+        Exception.__init__(self, f"engine {engine} takes no requests: {reason}")
+        self.engine = engine
+        self.reason = reason
+
+
+class NotTheSame(Exception):
+    """Two engines have read different weights where they were told to read the same. HTTP 409."""
+
+    def __init__(self, engine: int, weights_id: str, others_weights_id: str) -> None:
+        found = f"{weights_id}, not {others_weights_id}"
+        super().__init__(f"engine {engine} read other weights than the others did: {found}; nothing was changed")
+        self.engine = engine
+
+
 class CallFailed(Exception):
     """The engine refused a call; `failed` is its answer."""
 

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
+from headwater.client.change_call import ANSWER_GRACE_S, EXPIRY_GRACE_S
 from headwater.client.errors import CallFailed, EngineGone, RidInUse
 from headwater.client.generation import Generation
 from headwater.messages.cache import AttachStorage
@@ -45,8 +46,18 @@ class EngineLink:
     Open it inside the running event loop.
     """
 
-    def __init__(self, index: int, context: zmq.asyncio.Context) -> None:
+    def __init__(
+        self,
+        index: int,
+        context: zmq.asyncio.Context,
+        *,
+        on_ready: Callable[[int, EngineReady], None] = lambda index, ready: None,
+        on_answer: Callable[[int, Any], None] = lambda index, answer: None,
+    ) -> None:
+        """`on_ready`: the engine has loaded. `on_answer`: it answers what was sent by `post`."""
         self.index = index
+        self._on_ready = on_ready
+        self._on_answer = on_answer
         self.ready: EngineReady | None = None
         self.last_heard_s = float("-inf")  # loop time of the newest message
         self._context = context
@@ -166,9 +177,16 @@ class EngineLink:
     # --- calls -------------------------------------------------------------------------------------
 
     async def call(self, message: Any, *, timeout_s: float | None = None) -> Any:
-        """Send a message that has a call_id; its answer. Raises CallFailed, EngineGone, TimeoutError."""
+        """Send a message that has a call_id; its answer. Raises CallFailed, EngineGone, TimeoutError.
+
+        The engine does nothing of it later than `timeout_s` and the moment that it and the answer may take.
+        """
         if self._gone is not None:
             raise self._gone
+        if timeout_s is not None:
+            deadline_s = asyncio.get_running_loop().time() + timeout_s
+            message = msgspec.structs.replace(message, expires_at_s=deadline_s + EXPIRY_GRACE_S)
+            timeout_s += ANSWER_GRACE_S
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         assert message.call_id not in self._calls, "call ids are unique"
         self._send(message)
@@ -185,6 +203,11 @@ class EngineLink:
         if isinstance(answer, Failed):
             raise CallFailed(answer)
         return answer
+
+    def post(self, message: Any) -> None:
+        """Send a message whose answer goes to `on_answer`. An engine that is gone gets none."""
+        if self._socket is not None:
+            self._send(message)
 
     # --- the wire ----------------------------------------------------------------------------------
 
@@ -213,6 +236,7 @@ class EngineLink:
                 self._deliver(message)
             elif isinstance(message, EngineReady):
                 self.ready = message
+                self._on_ready(self.index, message)
                 self._announce_change()
             else:
                 self._answer(message)
@@ -234,7 +258,8 @@ class EngineLink:
                 future.set_result(message)
         elif isinstance(message, Failed) and message.call_id in self._generations:
             self._generations.pop(message.call_id).fail(CallFailed(message))
-        # Anything else answers a call nobody waits for: an Abort, a cancelled call, a call that timed out.
+        else:  # to what was posted, or to a call nobody waits for any more
+            self._on_answer(self.index, message)
 
     def _announce_change(self) -> None:
         self._changed.set()

@@ -314,6 +314,10 @@ class ControlPlane:
         return len(self._pending)
 
     @property
+    def num_decided(self) -> int:
+        return sum(pending.is_decided for pending in self._pending)
+
+    @property
     def released_memory(self) -> tuple[str, ...]:
         return self._released.as_tuple()
 
@@ -354,15 +358,13 @@ class ControlPlane:
         if ends_all:
             num_aborted = self._ports.requests.abort_all("Aborted: the weight version was changed")
         self._ports.identity.set_weight_version(message.weight_version)
-        return WeightVersionSet(
-            call_id=message.call_id, weight_version=message.weight_version, num_aborted=num_aborted
-        )
+        return WeightVersionSet(call_id=message.call_id, weight_version=message.weight_version, num_aborted=num_aborted)
 
     def _report_prepared(self, pending: PendingOperation) -> None:
         permit = pending.permit
         if permit.is_awaited and not permit.is_reported:
             permit.is_reported = True
-            prepared = Prepared(call_id=pending.caller.call_id, weights_id=permit.weights_id)
+            prepared = Prepared(call_id=pending.caller.call_id, weights_id=permit.weights_id, is_whole=permit.is_whole)
             self._answers.append((pending.caller.client, prepared))
 
     def _start_at_once(

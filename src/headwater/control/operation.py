@@ -26,10 +26,11 @@ class Permit:
     is_awaited: bool = False  # all that can fail has been done
     is_reported: bool = False  # and its caller knows
     weights_id: str = ""  # that it would put in place
+    is_whole: bool = True  # and nothing is left of those before
 
-    def ask(self, *, weights_id: str = "") -> bool:
+    def ask(self, *, weights_id: str = "", is_whole: bool = True) -> bool:
         """To be asked at the point of no return, whenever the operation is looked at and stands there."""
-        self.is_awaited, self.weights_id = not self.is_given, weights_id
+        self.is_awaited, self.weights_id, self.is_whole = not self.is_given, weights_id, is_whole
         return self.is_given
 
 

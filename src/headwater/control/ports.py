@@ -111,6 +111,11 @@ class StagedWeights(Protocol):
         """They will not be put in place: stop reading, let go of what was read. Never blocks."""
         ...
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is left of the weights before. Only when ready and without error."""
+        ...
+
 
 class WeightsPort(Protocol):
     """The model's weights."""

@@ -77,7 +77,7 @@ class WeightUpdate:
         error = self._staged.error()
         if error is not None:
             return self._failed(400, error)
-        if not self._permit.ask(weights_id=self._staged.weights_id):
+        if not self._permit.ask(weights_id=self._staged.weights_id, is_whole=self._staged.is_whole):
             return None
         if self._step.is_step_in_flight():
             return None  # one step at most: launching is held
@@ -110,6 +110,7 @@ class WeightUpdate:
             waited_s=moment.waited_s,
             freed=retirement.freed(),
             retired=retirement.retired(),
+            is_whole=staged.is_whole,
         )
 
     def _failed(self, status: int, message: str) -> Failed:

@@ -53,7 +53,9 @@ class Pinning:
             return Failed(call_id=message.call_id, status=400, message=text, param="tiers")
         namespace = Namespace(message.cache_salt, message.extra_key, "", self._scheduler.weights_id)
         try:
-            pin = self._board.pin(namespace, unpack_ids(message.prompt_ids), ttl_s=message.ttl_s, tiers=tiers)
+            pin = self._board.pin(
+                namespace, unpack_ids(message.prompt_ids), ttl_s=message.ttl_s, tiers=tiers, pin_id=message.pin_id
+            )
         except PinLimit as error:
             return Failed(call_id=message.call_id, status=409, message=str(error))
         return Pins(call_id=message.call_id, items=(self._info(pin),))

@@ -90,6 +90,7 @@ class BuiltModel:
     layers: tuple[Layer, ...]  # what was read for it
     num_tensors: int
     end_ids: tuple[int, ...]  # the tokens that end an answer, as the newest checkpoint's own files know them
+    is_whole: bool  # it holds nothing of the model before
     has_changed: bool = False  # of a reload: other content than was released
 
 
@@ -131,6 +132,10 @@ class StagedModel:
     @property
     def end_ids(self) -> tuple[int, ...]:
         return self._ready.end_ids
+
+    @property
+    def is_whole(self) -> bool:
+        return self._ready.is_whole
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -269,6 +274,7 @@ class WeightStore:
             num_tensors=overlay.num_new,
             end_ids=next((each.end_ids for each in reversed(opened) if each.end_ids is not None), ()),
             has_changed=has_changed,
+            is_whole=is_whole,
         )
 
     def _open(self, checkpoint: Checkpoint, overlay: "Overlay") -> OpenedCheckpoint:

@@ -16,7 +16,7 @@ from headwater.http_api.schemas_cache import PinRequest, WarmRequest
 from headwater.http_api.services import CALL_TIMEOUT_S, Services, services
 from headwater.http_api.sse import while_connected
 from headwater.messages.base import TokenIds, pack_ids
-from headwater.messages.cache import GetCacheTree, GetPins, GetStorage, PinPrefix, Pins, UnpinPrefix
+from headwater.messages.cache import GetCacheTree, GetPins, GetStorage, PinPrefix, UnpinPrefix
 
 router = APIRouter(route_class=JsonRoute, tags=["cache"])
 Given = Annotated[Services, Depends(services)]
@@ -77,10 +77,11 @@ async def pin(body: PinRequest, request: Request, given: Given) -> Response:
     encoded = await encode_prefixes(body, given)
     if len(encoded.prompts) != 1:
         raise bad_request("text", "text: one prefix is pinned at a time, got a batch")
-    work = [_pin_on(engine, body, encoded.prompts[0], given) for engine in target_engines(body, given)]
-    pins = await while_connected(_all(work), request.receive)
+    work = _pin(body, encoded.prompts[0], given, engines=target_engines(body, given))
+    pins, status = await while_connected(work, request.receive)
     pin_id = ",".join(entry["pin_id"] for entry in pins)
-    return JSONResponse({"success": True, "pin_id": pin_id, "num_tokens": pins[0]["num_tokens"], "pins": pins})
+    facts = {"success": True, "pin_id": pin_id, "num_tokens": pins[0].get("num_tokens", 0), "pins": pins}
+    return JSONResponse(facts, status)
 
 
 @router.get("/cache/pins", summary="Pinned prefixes")
@@ -95,24 +96,30 @@ async def list_pins(given: Given) -> Response:
 @router.delete("/cache/pin/{pin_id}", summary="End a pin")
 async def unpin(pin_id: str, given: Given) -> Response:
     """End a pin before its time, by the `pin_id` that pinning answered."""
-    targets = [_parse_pin(part, given) for part in pin_id.split(",")]
-    calls = [
-        given.state.client.call(
-            UnpinPrefix(call_id=new_call_id(), pin_id=name), engine=engine, timeout_s=CALL_TIMEOUT_S
-        )
-        for engine, name in targets
-    ]
-    EngineAnswers(await asyncio.gather(*calls, return_exceptions=True)).all_or_raise()
-    return JSONResponse({"success": True, "pin_id": pin_id})
+    arrived_s = asyncio.get_running_loop().time()
+    by_name: dict[str, list[int]] = {}
+    for engine, name in [_parse_pin(part, given) for part in pin_id.split(",")]:
+        by_name.setdefault(name, []).append(engine)
+    status = 200
+    for name, engines in by_name.items():
+        message = UnpinPrefix(call_id=new_call_id(), pin_id=name)
+        answers = await given.change(message, arrived_s=arrived_s, engines=engines)
+        answers.all_or_raise()
+        status = max(status, answers.status)
+    return JSONResponse({"success": True, "pin_id": pin_id}, status)
 
 
 async def _all(work: list[Any]) -> list[Any]:
     return await asyncio.gather(*work)
 
 
-async def _pin_on(engine: int, body: PinRequest, prompt: TokenIds, given: Services) -> Json:
-    """Compute, then pin, on one engine; the prefix cannot be evicted in between more than by a whole pool's use."""
-    (found,) = await compute([prompt], body, given, engine=engine, priority=body.priority)
+async def _pin(body: PinRequest, prompt: TokenIds, given: Services, *, engines: list[int]) -> tuple[list[Json], int]:
+    """Compute, then pin, on each engine; the prefix cannot be evicted in between more than by a whole pool's use.
+
+    An entry for each engine, and the status of the answer.
+    """
+    work = [compute([prompt], body, given, engine=engine, priority=body.priority) for engine in engines]
+    found = {engine: items[0] for engine, items in zip(engines, await _all(work), strict=True)}
     message = PinPrefix(
         call_id=new_call_id(),
         prompt_ids=pack_ids(prompt),
@@ -120,10 +127,20 @@ async def _pin_on(engine: int, body: PinRequest, prompt: TokenIds, given: Servic
         cache_salt=body.cache_salt,
         extra_key=body.extra_key,
         tiers=tuple(dict.fromkeys(body.tiers)),
+        pin_id=given.new_pin_id(),
     )
-    pins: Pins = await given.state.client.call(message, engine=engine, timeout_s=CALL_TIMEOUT_S)
-    (item,) = pins.items
-    return _pin_facts(engine, item) | {name: found[name] for name in ("cached_tokens", "computed_tokens")}
+    answers = await given.change(message, arrived_s=asyncio.get_running_loop().time(), engines=engines)
+    answers.all_or_raise()
+    pins = {rank: result.items[0] for rank, result in answers.succeeded}
+    entries = []
+    for entry in answers.entries():
+        rank = entry["dp_rank"]
+        counts = {name: found[rank][name] for name in ("cached_tokens", "computed_tokens")}
+        if rank in pins:
+            entries.append(_pin_facts(rank, pins[rank]) | counts)
+        else:
+            entries.append({"pin_id": f"{rank}.{message.pin_id}"} | entry)
+    return entries, answers.status
 
 
 def _pin_facts(engine: int, item: Any) -> Json:

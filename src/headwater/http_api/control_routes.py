@@ -23,10 +23,12 @@ from headwater.messages.control import (
     PauseResult,
 )
 from headwater.messages.generation import Abort
+from headwater.messages.state import EngineState
 
 router = APIRouter(route_class=JsonRoute, tags=["control"])
 Given = Annotated[Services, Depends(services)]
 Json = dict[str, Any]
+WAITING_FOR_MEMORY = "waiting_for_memory"
 
 
 @router.post("/pause_generation", summary="Pause generation")
@@ -37,28 +39,32 @@ async def pause_generation(
 
     Answers when the step under way has ended: from then on nothing computes.
     """
+    arrived_s = asyncio.get_running_loop().time()
     mode = (body or PauseRequest()).mode
     message = PauseGeneration(call_id=new_call_id(), mode=mode)
-    call = given.state.client.call_all(message, timeout_s=CALL_TIMEOUT_S)
-    answers = EngineAnswers(await while_connected(call, request.receive))
-    results: list[PauseResult] = answers.all_or_raise(_pause_facts)
+    answers = await while_connected(given.change(message, arrived_s=arrived_s), request.receive)
+    answers.all_or_raise(_pause_facts)
+    results: list[PauseResult] = answers.results
     return JSONResponse(
         {
             "message": "Generation paused successfully.",
             "status": "ok",
             "num_requests": sum(result.num_requests for result in results),
             "engines": answers.entries(_pause_facts),
-        }
+        },
+        answers.status,
     )
 
 
 @router.post("/continue_generation", summary="End a pause")
 async def continue_generation(given: Given) -> Response:
     """Go on with what a pause held. Harmless when nothing is paused. A body is accepted and not read."""
-    answers = await given.ask_all(ContinueGeneration(call_id=new_call_id()))
+    arrived_s = asyncio.get_running_loop().time()
+    answers = await given.change(ContinueGeneration(call_id=new_call_id()), arrived_s=arrived_s)
     answers.all_or_raise()
     return JSONResponse(
-        {"message": "Generation continued successfully.", "status": "ok", "engines": answers.entries()}
+        {"message": "Generation continued successfully.", "status": "ok", "engines": answers.entries()},
+        answers.status,
     )
 
 
@@ -82,11 +88,14 @@ async def list_operations(given: Given) -> Response:
     """Flushes, pauses, weight updates and releases that wait for their moment.
 
     An operation runs on every engine; `engines` tells its phase, age, time left and blockers on each that it
-    is still pending on. The facts of the one that has waited longest stand for all.
+    is still pending on. The facts of the one that has waited longest stand for all. `waiting_for_memory`: requests
+    that cannot begin before released memory is resumed, if there are any.
     """
-    answers = await _operations(given)
+    answers, states = await asyncio.gather(_operations(given), given.engine_states())
     missing = [entry for entry in answers.entries() if not entry["success"]]
-    return JSONResponse({"operations": _by_call(answers), **({"engines_missing": missing} if missing else {})})
+    waiting = summed_counts(_waiting_for_memory(state) for state in states if isinstance(state, EngineState))
+    facts = {"operations": _by_call(answers)} | waiting
+    return JSONResponse(facts | ({"engines_missing": missing} if missing else {}))
 
 
 @router.delete("/control/operations/{operation_id}", summary="Cancel a pending operation")
@@ -115,17 +124,29 @@ async def cancel_operation(operation_id: str, given: Given) -> Response:
 
 @router.get("/control/blockers", summary="What keeps the engines from being idle")
 async def blockers(given: Given) -> Response:
-    """Names and counts, empty when idle; the one definition of idleness that flushes wait for."""
+    """Names and counts, empty when idle; the one definition of idleness that flushes wait for.
+
+    And `waiting_for_memory`: requests that cannot begin before released memory is resumed. No flush waits for those.
+    """
     answers = EngineAnswers(await given.engine_states())
     states = answers.some_or_raise()
-    total = summed_counts(state.blockers for _, state in states)
+    total = summed_counts(_blockers_of(state) for _, state in states)
     return JSONResponse(
         {
             "is_idle": not total and not answers.errors,
             "blockers": total,
-            "engines": answers.entries(lambda state: {"blockers": state.blockers}),
+            "engines": answers.entries(lambda state: {"blockers": _blockers_of(state)}),
         }
     )
+
+
+def _blockers_of(state: EngineState) -> dict[str, int]:
+    return state.blockers | _waiting_for_memory(state)
+
+
+def _waiting_for_memory(state: EngineState) -> dict[str, int]:
+    is_waiting = state.released_memory and state.num_waiting
+    return {WAITING_FOR_MEMORY: state.num_waiting} if is_waiting else {}
 
 
 def _pause_facts(result: PauseResult) -> Json:
@@ -152,4 +173,3 @@ def _by_call(answers: EngineAnswers) -> list[Json]:
             if facts["waited_s"] > entry["waited_s"]:
                 entry |= facts
     return list(operations.values())
-

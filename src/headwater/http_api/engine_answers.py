@@ -1,10 +1,15 @@
-"""What all engines said to one control call: each of them is heard, and success means all of them did it."""
+"""What all engines said to one control call: each of them is heard, and success means all of them did it.
+
+Of a change that all make or none (`EngineClient.change`), success means that it is decided: an engine that has not
+confirmed it takes no requests until it has, and is named with `pending`.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
+from headwater.client.change_call import Outcome, Pending, Untouched
 from headwater.http_api.errors import ApiError, as_api_error
 
 Json = dict[str, Any]
@@ -13,19 +18,34 @@ Json = dict[str, Any]
 class EngineAnswers:
     """Per engine, by index, its answer or the `ApiError` that stands for it. Holds at least one."""
 
-    def __init__(self, answers: Sequence[Any]) -> None:
+    def __init__(self, answers: Sequence[Any], *, ranks: Sequence[int] | None = None) -> None:
         """`answers` as `EngineClient.call_all` returns them. Raises an exception that is a bug."""
         self.by_rank: list[Any] = [_told(answer) for answer in answers]
+        self._ranks = range(len(answers)) if ranks is None else ranks
+
+    @classmethod
+    def of_change(cls, outcome: Outcome) -> "EngineAnswers":
+        return cls(list(outcome.answers.values()), ranks=list(outcome.answers))
+
+    @property
+    def status(self) -> int:
+        """Of a success: 202 while an engine has not confirmed it."""
+        return 202 if any(isinstance(answer, Pending) for answer in self.by_rank) else 200
+
+    @property
+    def results(self) -> list[Any]:
+        """The answers of the engines that did it."""
+        return [answer for _, answer in self.succeeded]
 
     @property
     def succeeded(self) -> list[tuple[int, Any]]:
         """(index, answer) of the engines that did it."""
-        return [(rank, a) for rank, a in enumerate(self.by_rank) if not isinstance(a, ApiError)]
+        return [(rank, a) for rank, a in self._ranked if not isinstance(a, ApiError | Pending | Untouched)]
 
     @property
     def errors(self) -> list[tuple[int, ApiError]]:
         """(index, error) of the others."""
-        return [(rank, a) for rank, a in enumerate(self.by_rank) if isinstance(a, ApiError)]
+        return [(rank, a) for rank, a in self._ranked if isinstance(a, ApiError)]
 
     def all_or_raise(self, describe: Callable[[Any], Json] | None = None) -> list[Any]:
         """The answers, if every engine gave one. Else ApiError, in which each engine is heard."""
@@ -48,7 +68,9 @@ class EngineAnswers:
         if len(self.by_rank) == 1:
             return worst
         message = worst.message
-        if self.succeeded:
+        if any(isinstance(answer, Untouched) for answer in self.by_rank):
+            message += "; nothing was changed on any engine"
+        elif self.succeeded:
             message += f"; done on {engine_list([rank for rank, _ in self.succeeded])}"
         return ApiError(
             worst.status,
@@ -61,11 +83,20 @@ class EngineAnswers:
 
     def entries(self, describe: Callable[[Any], Json] | None = None) -> list[Json]:
         """For `engines` in an answer: index, success, and `describe` of the answer or the error's facts."""
-        return [self._entry(rank, answer, describe) for rank, answer in enumerate(self.by_rank)]
+        return [self._entry(rank, answer, describe) for rank, answer in self._ranked]
+
+    @property
+    def _ranked(self) -> list[tuple[int, Any]]:
+        return list(zip(self._ranks, self.by_rank, strict=True))
 
     def _entry(self, rank: int, answer: Any, describe: Callable[[Any], Json] | None) -> Json:
         if isinstance(answer, ApiError):
             return error_entry(rank, answer)
+        if isinstance(answer, Pending):
+            text = f"decided, not confirmed; the engine takes no requests until it is: {answer.reason}"
+            return {"dp_rank": rank, "success": False, "pending": True, "message": text}
+        if isinstance(answer, Untouched):
+            return {"dp_rank": rank, "success": False, "message": "nothing was changed: another engine could not"}
         return {"dp_rank": rank, "success": True} | (describe(answer) if describe else {})
 
 

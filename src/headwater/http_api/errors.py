@@ -5,7 +5,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from headwater.client.errors import CallFailed, EngineGone, EngineLoading, NoSuchEngine, RidInUse, ShuttingDown
+from headwater.client.errors import (
+    CallFailed,
+    EngineGone,
+    EngineLoading,
+    EngineOut,
+    NoSuchEngine,
+    NotTheSame,
+    RidInUse,
+    ShuttingDown,
+)
 from headwater.messages.generation import Finish
 
 TYPES = {
@@ -123,6 +132,10 @@ def as_api_error(error: BaseException) -> ApiError | None:
         case EngineGone():
             details = {"engine": error.engine, "since": error.since}
             return ApiError(503, f"{error} (since {error.since})", code="engine_gone", details=details)
+        case EngineOut():
+            return ApiError(503, str(error), code="engine_out", details={"engine": error.engine})
+        case NotTheSame():
+            return ApiError(409, str(error), code="not_the_same", details={"engine": error.engine})
         case EngineLoading():
             return ApiError(503, str(error), code="loading", details={"engine": error.engine})
         case CallFailed():
@@ -139,7 +152,7 @@ def as_api_error(error: BaseException) -> ApiError | None:
         case ClientLeft():
             return ApiError(499, "the client left")
         case TimeoutError():
-            return ApiError(504, "the engine did not answer in time", code="timeout")
+            return ApiError(504, "the engine did not answer in time; it does nothing of this any more", code="timeout")
     return None
 
 

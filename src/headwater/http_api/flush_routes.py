@@ -63,7 +63,7 @@ async def flush_cache(request: Request, given: Given) -> Response:
     body = await request.body()
     parameters = given_parameters(request.query_params.multi_items(), body)
     message = await flush_message(parameters, given.generator, max_timeout_s=given.state.limits.max_control_timeout_s)
-    calls = given.call_all_by(message, arrived_s=arrived_s)
+    calls = given.flush_all(message, arrived_s=arrived_s, has_timeout="timeout" in parameters)
     answer = FlushAnswer(EngineAnswers(await while_connected(calls, request.receive)))
     if answer.is_success and _is_whole(message):
         given.state.client.forget_prefixes()

@@ -31,8 +31,15 @@ PROBE_RESPONSES: dict[int | str, Json] = {200: {"description": "Yes."}, 503: {"d
 
 @router.get("/health", summary="Is the engine alive?", response_class=Response, responses=PROBE_RESPONSES)
 async def health(given: Given) -> Response:
-    """200 when an engine has loaded and its loop turns; 503 while starting, ending, or when all are gone."""
-    return Response(status_code=200 if await given.is_alive() else 503)
+    """200 when an engine has loaded and its loop turns; 503 while starting, ending, or when all are gone.
+
+    The body is empty, or tells which engines take no requests, and why.
+    """
+    status = 200 if await given.is_alive() else 503
+    out = given.state.client.engines_out if given.state.model is not None else {}
+    if not out:
+        return Response(status_code=status)
+    return JSONResponse({"engines_out": [{"dp_rank": rank, "message": why} for rank, why in out.items()]}, status)
 
 
 @router.get("/health_generate", summary="Does a token come out?", response_class=Response, responses=PROBE_RESPONSES)

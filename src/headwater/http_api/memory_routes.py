@@ -1,12 +1,13 @@
 """Routes that give memory back between bursts of work and take it again."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Query, Request
 from starlette.responses import JSONResponse, Response
 
-from headwater.client.engine_client import Deferred, new_call_id
+from headwater.client.engine_client import new_call_id
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
 from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.schemas_control import MemoryTags, ResumeTags
@@ -63,19 +64,22 @@ async def resume_memory_occupation(
     return await _carry_out(message, asked, request, given)
 
 
-async def _carry_out(message: Deferred, asked: MemoryTags, request: Request, given: Services) -> Response:
+async def _carry_out(
+    message: ReleaseMemory | ResumeMemory, asked: MemoryTags, request: Request, given: Services
+) -> Response:
     arrived_s = asyncio.get_running_loop().time()
     given.require_loaded()
     if asked.tags and not _known_tags(asked):  # no tags at all would mean every one
         states = EngineAnswers(await given.engine_states())
         states.all_or_raise(_released_now)
-        return JSONResponse(_summary(states.entries(_released_now)))
-    calls = given.call_all_by(message, arrived_s=arrived_s)
-    answers = EngineAnswers(await while_connected(calls, request.receive))
+        return JSONResponse(_summary(states, _released_now))
+    has_timeout = asked.timeout is not None or message.timeout_s > 0
+    call = given.change(message, arrived_s=arrived_s, timeout_s=message.timeout_s if has_timeout else None)
+    answers = await while_connected(call, request.receive)
     if answers.succeeded:
         given.state.client.forget_prefixes()
     answers.all_or_raise(_memory_facts)
-    return JSONResponse(_summary(answers.entries(_memory_facts)) | _weights_now(answers, given))
+    return JSONResponse(_summary(answers, _memory_facts) | _weights_now(answers, given), answers.status)
 
 
 def _weights_now(answers: EngineAnswers, given: Services) -> Json:
@@ -106,13 +110,14 @@ def _known_tags(asked: MemoryTags) -> tuple[str, ...]:
     return tuple(tag for tag in asked.tags if tag != NOTHING_TO_RELEASE)
 
 
-def _summary(entries: list[Json]) -> Json:
+def _summary(answers: EngineAnswers, describe: Callable[[Any], Json]) -> Json:
+    facts = [describe(result) for result in answers.results]
     return {
         "success": True,
-        "released": entries[0]["released"],
-        "num_bytes": sum(entry["num_bytes"] for entry in entries),
-        "waited_s": max(entry["waited_s"] for entry in entries),
-        "engines": entries,
+        "released": facts[0]["released"] if facts else [],
+        "num_bytes": sum(each["num_bytes"] for each in facts),
+        "waited_s": max((each["waited_s"] for each in facts), default=0.0),
+        "engines": answers.entries(describe),
     }
 
 

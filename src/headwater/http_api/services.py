@@ -1,6 +1,7 @@
 """What a route asks for: the state, and what is made from it once the model has loaded."""
 
 import asyncio
+import itertools
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 from fastapi import Request
 
-from headwater.client.engine_client import Deferred, new_call_id
+from headwater.client.engine_client import new_call_id
 from headwater.client.errors import CallFailed, EngineGone, EngineLoading
 from headwater.http_api.engine_answers import EngineAnswers
 from headwater.http_api.errors import ApiError, bad_request, loading
@@ -17,8 +18,10 @@ from headwater.http_api.native_api import NativeApi
 from headwater.http_api.state import ApiState, ModelFacts
 from headwater.http_api.text_generation import TextGenerator, TextRequest
 from headwater.http_api.validation import timeout_seconds
+from headwater.messages.control import FlushCache, FlushResult
 from headwater.messages.generation import SamplingParams
 from headwater.messages.state import EngineState, GetState, Ping
+from headwater.messages.two_phase import Change
 from headwater.messages.wire import ToEngine
 
 log = logging.getLogger(__name__)
@@ -42,6 +45,7 @@ class Services:
     def __init__(self, state: ApiState) -> None:
         self.state = state
         self.metrics = Metrics()
+        self._pin_numbers = itertools.count(1)
         self._ping: asyncio.Task[None] | None = None
 
     @property
@@ -62,6 +66,10 @@ class Services:
     def native_api(self) -> NativeApi:
         return NativeApi(self.generator, self.model, self.state.limits)
 
+    def new_pin_id(self) -> str:
+        """The same on every engine, and kept by one that is started anew."""
+        return f"pin-{next(self._pin_numbers)}"
+
     def require_loaded(self) -> None:
         """Raises ApiError 503 while the model loads."""
         if self.state.model is None:
@@ -81,11 +89,28 @@ class Services:
         """What all engines say to a call that they answer in their next turn."""
         return EngineAnswers(await self.state.client.call_all(message, timeout_s=CALL_TIMEOUT_S))
 
-    async def call_all_by(self, message: Deferred, *, arrived_s: float) -> list[Any]:
-        """What all engines say to a call that waits up to `message.timeout_s` from `arrived_s` (loop time)."""
-        deadline_s = arrived_s + message.timeout_s  # the engines keep it themselves
-        grace_s = self.state.limits.health_timeout_s
-        return await self.state.client.call_all_by(message, deadline_s=deadline_s, grace_s=grace_s)
+    async def flush_all(self, message: FlushCache, *, arrived_s: float, has_timeout: bool) -> list[Any]:
+        """What all engines say to a flush that waits up to `message.timeout_s` from `arrived_s` (loop time).
+
+        A caller who gave a timeout has an answer within a second of it; another may wait for a busy engine.
+        """
+        deadline_s = arrived_s + message.timeout_s
+        answer_by_s = deadline_s if has_timeout else arrived_s + CALL_TIMEOUT_S
+        answers = await self.state.client.call_all_by(message, deadline_s=deadline_s, answer_by_s=answer_by_s)
+        if any(isinstance(answer, FlushResult) and answer.success for answer in answers):
+            self.state.client.flushed(message)
+        return answers
+
+    async def change(
+        self, message: Change, *, arrived_s: float, timeout_s: float | None = None, engines: list[int] | None = None
+    ) -> EngineAnswers:
+        """What became of a change that all engines make, or none, answered within a second of `timeout_s`.
+
+        None: the caller gave none, and has 30 s for engines that are busy with a step.
+        """
+        deadline_s = arrived_s + (CALL_TIMEOUT_S if timeout_s is None else timeout_s)
+        outcome = await self.state.client.change(message, deadline_s=deadline_s, engines=engines)
+        return EngineAnswers.of_change(outcome)
 
     async def engine_states(self, *, timeout_s: float = 5.0) -> list[EngineState | Exception]:
         """A snapshot of each engine, or why there is none."""

@@ -53,15 +53,17 @@ async def attach(body: StorageBackendRequest, request: Request, given: Given) ->
         write_policy=body.hicache_write_policy,
         timeout_s=timeout_s,
     )
-    answers = await while_connected(given.call_all_by(message, arrived_s=arrived_s), request.receive)
-    return _told(ATTACHED, EngineAnswers(answers), request)
+    call = given.change(message, arrived_s=arrived_s, timeout_s=timeout_s)
+    return _told(ATTACHED, await while_connected(call, request.receive), request)
 
 
 @router.delete("/hicache/storage-backend", summary="Detach the store")
 async def detach(request: Request, given: Given) -> Response:
     """Stop using the store while requests run; its pages stay in it. Harmless when there is none."""
+    arrived_s = asyncio.get_running_loop().time()
     given.require_loaded()
-    return _told(DETACHED, await given.ask_all(DetachStorage(call_id=new_call_id())), request)
+    answers = await given.change(DetachStorage(call_id=new_call_id()), arrived_s=arrived_s)
+    return _told(DETACHED, answers, request)
 
 
 @router.get("/hicache/storage-backend", summary="The attached store")
@@ -95,7 +97,8 @@ async def clear(
     arrived_s = asyncio.get_running_loop().time()
     timeout_s = given.control_timeout_s(timeout, default_s=CLEAR_TIMEOUT_S)
     message = FlushCache(call_id=new_call_id(), mode="now", tiers=("storage",), timeout_s=timeout_s)
-    answers = await while_connected(given.call_all_by(message, arrived_s=arrived_s), request.receive)
+    call = given.flush_all(message, arrived_s=arrived_s, has_timeout=timeout is not None)
+    answers = await while_connected(call, request.receive)
     answer = ClearAnswer(EngineAnswers(answers))
     if _wants_json(request):
         return JSONResponse(answer.as_json(), answer.status)
@@ -146,8 +149,9 @@ def _told(first_words: str, answers: EngineAnswers, request: Request) -> Respons
     words = sorted({info.message for _, info in answers.succeeded if info.message})
     message = " ".join([first_words, *words])
     if not _wants_json(request):
-        return PlainTextResponse(message + "\n")
-    return JSONResponse({"success": True, "message": message, "engines": answers.entries(_facts)})
+        return PlainTextResponse(message + "\n", answers.status)
+    facts = {"success": True, "message": message, "engines": answers.entries(_facts)}
+    return JSONResponse(facts, answers.status)
 
 
 def _facts(info: StorageInfo) -> Json:

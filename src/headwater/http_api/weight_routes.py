@@ -7,7 +7,7 @@ from fastapi import APIRouter, Body, Depends, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from headwater.client.engine_client import new_call_id
-from headwater.http_api.engine_answers import EngineAnswers, facts_of
+from headwater.http_api.engine_answers import facts_of
 from headwater.http_api.errors import ApiError
 from headwater.http_api.flush_answer import summed_pages
 from headwater.http_api.json_body import JsonRoute
@@ -40,16 +40,19 @@ async def update_weights_from_disk(body: WeightsFromDisk, request: Request, give
         timeout_s=given.control_timeout_s(body.timeout, default_s=DEFAULT_TIMEOUT_S),
     )
     given.require_loaded()
-    answers = EngineAnswers(
-        await while_connected(given.call_all_by(message, arrived_s=arrived_s), request.receive)
-    )
+    call = given.change(message, arrived_s=arrived_s, timeout_s=message.timeout_s)
+    answers = await while_connected(call, request.receive)
     for _, updated in answers.succeeded:
         given.state.client.forget_prefixes()
         given.state.set_weight_version(updated.weight_version)
     error = answers.error(_update_facts)
     if error is not None:
         return _refusal(error, num_paused_requests=0)
-    return JSONResponse(_updated([updated for _, updated in answers.succeeded], answers.entries(_update_facts)))
+    if not answers.results:
+        text = "The update is decided; no engine has confirmed it yet, and none takes requests until it has."
+        facts: Json = {"success": True, "message": text, "num_paused_requests": 0}
+        return JSONResponse(facts | {"engines": answers.entries()}, answers.status)
+    return JSONResponse(_updated(answers.results, answers.entries(_update_facts)), answers.status)
 
 
 @router.post("/update_weight_version", summary="A new label for the weights")
@@ -58,16 +61,16 @@ async def update_weight_version(body: WeightVersion, given: Given) -> Response:
 
     Ends all requests, as SGLang does, except while they wait by order; `num_aborted` tells how many it ended.
     """
+    arrived_s = asyncio.get_running_loop().time()
     given.require_loaded()
     message = SetWeightVersion(
         call_id=new_call_id(), weight_version=body.new_version, abort_all_requests=body.abort_all_requests
     )
-    answers = await given.ask_all(message)
-    if answers.succeeded:
-        given.state.set_weight_version(body.new_version)
+    answers = await given.change(message, arrived_s=arrived_s)
     error = answers.error()
     if error is not None:
         return _refusal(error, new_version=body.new_version)
+    given.state.set_weight_version(body.new_version)
     text = f"Weight version updated to {body.new_version}"
     return JSONResponse(
         {
@@ -76,7 +79,8 @@ async def update_weight_version(body: WeightVersion, given: Given) -> Response:
             "new_version": body.new_version,
             "num_aborted": sum(answer.num_aborted for _, answer in answers.succeeded),
             "engines": answers.entries(lambda answer: {"num_aborted": answer.num_aborted}),
-        }
+        },
+        answers.status,
     )
 
 

@@ -54,7 +54,10 @@ class ApiProcess:
         self._supervisors = supervisors
         self._stop_requested = stop_requested
         self._on_ready = on_ready
-        self._client = EngineClient(endpoints)
+        self._client = EngineClient(endpoints, started_with=(args.model or "", args.load_format))
+        for supervisor in supervisors:
+            supervisor.weights = lambda: self._client.weights_to_load
+            supervisor.is_missed = lambda: not self._client.can_serve
         self._state = self._make_state()
         self._http = HttpServer(
             create_app(self._state),
@@ -153,9 +156,7 @@ class ApiProcess:
                 log.info("shutting down")
                 return 0
             for engine in done.intersection(engines):
-                return await self._after_engine_ended(
-                    engine.result(), was_ready=self._state.model is not None
-                )
+                return await self._after_engine_ended(engine.result(), was_ready=self._state.model is not None)
             if http in done:
                 http.result()
                 print_error("the HTTP server ended unexpectedly")

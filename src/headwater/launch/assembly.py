@@ -29,6 +29,7 @@ from headwater.launch.placement import (
     workspace_bytes,
 )
 from headwater.messages.state import EngineReady
+from headwater.models.checkpoint_config import read_checkpoint_config
 from headwater.models.config import ModelConfig
 from headwater.models.end_tokens import union, within
 from headwater.models.loader import LoadedModel, load_model, resolve_model, tokenizer_end_ids
@@ -42,11 +43,14 @@ from headwater.storage.registry import open_backend
 _log = logging.getLogger(__name__)
 
 
-def build_engine(args: ServerArgs, endpoint: str, *, index: int = 0) -> EngineLoop:
+def build_engine(
+    args: ServerArgs, endpoint: str, *, index: int = 0, weights: tuple[str, str] | None = None
+) -> EngineLoop:
     """Load the model and return a loop that answers on `endpoint`; call its `run`. `index`: of several engines.
 
-    `args.model` is a path or hub id. Raises `ValueError` or `OSError`, in words for the user, when the model
-    cannot be served with these arguments.
+    `args.model` is a path or hub id. `weights`: path and format of a whole checkpoint that is loaded instead of the
+    model's own, as if it had been put in their place since. Raises `ValueError` or `OSError`, in words for the user,
+    when the model cannot be served with these arguments.
     """
     started_s = time.monotonic()
     model_path = args.model
@@ -57,13 +61,15 @@ def build_engine(args: ServerArgs, endpoint: str, *, index: int = 0) -> EngineLo
     assert args.max_step_tokens is not None
     assert args.chunked_prefill_size is not None
     files = resolve_model(model_path)
+    checkpoint = Checkpoint(*(weights or (model_path, args.load_format)))
     _log.info("reading %s", files.name)
     loaded = load_model(
         files,
         device=device,
         dtype=args.dtype,
-        load_format=args.load_format,
+        load_format=checkpoint.load_format,
         seed=args.random_seed,
+        weights=None if weights is None else resolve_model(checkpoint.path),
     )
     max_context = _max_context(args, loaded)
     layout = kv_layout(loaded.config, page_size=args.page_size, dtype=kv_dtype(args, loaded))
@@ -104,7 +110,7 @@ def build_engine(args: ServerArgs, endpoint: str, *, index: int = 0) -> EngineLo
             runner,
             loaded,
             device=device,
-            checkpoint=Checkpoint(model_path, args.load_format),
+            checkpoint=checkpoint,
             seed=args.random_seed,
             allow_hub=args.allow_hub or not Path(model_path).expanduser().exists(),  # the start used it, too
             keeps_on_host=args.keep_weights_on_host,
@@ -132,6 +138,9 @@ def build_engine(args: ServerArgs, endpoint: str, *, index: int = 0) -> EngineLo
         storage_settings=StorageSettings(policy=PrefetchPolicy(args.hicache_storage_prefetch_policy)),
         kv_events=_kv_events(args, index),
     )
+    if weights is not None:
+        own = read_checkpoint_config(resolve_model(checkpoint.path), loaded.config)
+        parts.scheduler.begin_weights(loaded.weights_id, end_ids=() if own is None else own.eos_token_ids)
     if host is not None:
         for close in host[1]:
             parts.loop.call_at_end(close)

@@ -31,6 +31,7 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: str
     directory: str
     index: int = 0  # of this engine among the server's
+    weights: tuple[str, str] | None = None  # path and format, if others than the arguments' are to be loaded
 
 
 class StartFailure(msgspec.Struct, frozen=True):
@@ -96,7 +97,7 @@ def main() -> int:
         logging.getLogger(__name__).info("loading PyTorch")
         from headwater.launch.assembly import build_engine
 
-        engine = build_engine(start.args, start.endpoint, index=start.index)
+        engine = build_engine(start.args, start.endpoint, index=start.index, weights=start.weights)
     except (
         ValueError,
         OSError,
@@ -106,9 +107,7 @@ def main() -> int:
         return EXIT_REFUSED
     except Exception as error:  # noqa: BLE001  whatever it is, the parent must hear of it
         traceback.print_exc()
-        reports.write(
-            pack_frame(StartFailure(f"the engine failed to start: {type(error).__name__}: {error}"))
-        )
+        reports.write(pack_frame(StartFailure(f"the engine failed to start: {type(error).__name__}: {error}")))
         return EXIT_CRASHED
     signal.signal(signal.SIGTERM, lambda *_: engine.stop())
     freeze_heap()

@@ -15,6 +15,7 @@ import msgspec
 from headwater.launch.config import ServerArgs
 from headwater.launch.engine_process import EXIT_REFUSED, EngineStart, StartFailure, pack_frame
 
+RETRY_S = 5.0  # after a start that was refused: files may come back, or others be named
 ENGINE_COMMAND = (sys.executable, "-m", "headwater.launch.engine_process")
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,9 @@ class EngineSupervisor:
         self._directory = directory
         self._command = command
         self._num_starts = 0
+        self._num_restarts = 0
+        self.weights: Callable[[], tuple[str, str] | None] = lambda: None  # that an engine loads, if others than args'
+        self.is_missed: Callable[[], bool] = lambda: True  # nobody else serves: without this engine the server ends
         self._process: EngineProcess | None = None
         self._is_stopping = False
 
@@ -110,13 +114,21 @@ class EngineSupervisor:
         self._num_starts += 1
         endpoint = f"ipc://{socket}"
         self._process = await EngineProcess.start(
-            EngineStart(args=self._args, endpoint=endpoint, directory=str(self._directory), index=self.index),
+            EngineStart(
+                args=self._args,
+                endpoint=endpoint,
+                directory=str(self._directory),
+                index=self.index,
+                weights=self.weights(),
+            ),
             command=self._command,
         )
         return endpoint
 
     async def run(self, *, on_gone: Callable[[str], None], on_back: Callable[[str], None]) -> EngineExit:
         """Restart the engine whenever it ends, as often as `--engine-restarts` allows; return its last end.
+
+        One that was refused (the weights that the server was told are gone) is tried again while others serve.
 
         `on_gone(reason)` is called when a process has ended, `on_back(endpoint)` when another one is being
         loaded in its place.
@@ -126,15 +138,19 @@ class EngineSupervisor:
             end = await self._process.wait()
             if not self._is_stopping:
                 on_gone(end.reason)
-            if self._is_stopping or end.was_refused or self._num_starts > self._args.engine_restarts:
+            if self._is_stopping:
                 return end
-            log.warning(
-                "engine %d: %s; starting it anew (%d of %d)",
-                self.index,
-                end.reason,
-                self._num_starts,
-                self._args.engine_restarts,
-            )
+            if end.was_refused:
+                if self._num_starts == 1 or self.is_missed():
+                    return end
+                log.warning("engine %d: %s; trying again in %.0f s", self.index, end.reason, RETRY_S)
+                await asyncio.sleep(RETRY_S)
+            else:
+                self._num_restarts += 1
+                if self._num_restarts > self._args.engine_restarts:
+                    return end
+                progress = f"{self._num_restarts} of {self._args.engine_restarts}"
+                log.warning("engine %d: %s; starting it anew (%s)", self.index, end.reason, progress)
             on_back(await self.start())
             if self._is_stopping:  # told so while the new process was being made
                 await self._process.stop(grace_s=0.0)

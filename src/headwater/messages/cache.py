@@ -42,6 +42,7 @@ class PinPrefix(Call, tag="pin_prefix"):
     cache_salt: str = ""
     extra_key: str = ""
     tiers: tuple[Literal["device", "host"], ...] = ("device",)
+    pin_id: str = ""  # its name on every engine; empty: the engine finds one
 
 
 class UnpinPrefix(Call, tag="unpin_prefix"):

@@ -33,10 +33,12 @@ class Prepare(Call, tag="prepare"):
 
 
 class Prepared(Struct, tag="prepared"):
-    """The change cannot fail any more. `weights_id`: of the weights it would put in place, for those that do."""
+    """The change cannot fail any more. For one that puts weights in place: their identity, and whether nothing is left
+    of those before."""
 
     call_id: str
     weights_id: str = ""
+    is_whole: bool = True
 
 
 class Commit(Call, tag="commit"):

@@ -73,6 +73,7 @@ class WeightsUpdated(Struct, tag="weights_updated"):
     waited_s: float
     freed: dict[str, PagesAndBytes] = field(default_factory=dict)
     retired: dict[str, PagesAndBytes] = field(default_factory=dict)
+    is_whole: bool = True  # nothing is left of the weights before
 
 
 class WeightVersionSet(Struct, tag="weight_version_set"):

@@ -96,24 +96,28 @@ def load_model(
     dtype: DtypeName = "auto",
     load_format: LoadFormat = "auto",
     seed: int = 0,
+    weights: ModelFiles | None = None,
 ) -> LoadedModel:
     """Read, check, convert and pack the weights. `seed` is for `load_format="dummy"` alone.
+
+    The tensors come from `weights`, if given, which needs no config: that of `files` holds.
 
     Raises ValueError for an unknown dtype or format, files that do not fit the format, an unknown
     architecture, and a tensor that is missing, unexpected or of another shape.
     """
     start_s = time.monotonic()
     torch_dtype = _torch_dtype(dtype, device)
-    _check_format(files, load_format)
+    weights = weights or files
+    _check_format(weights, load_format)
     config = read_config(files)
     place = device.torch_device
-    before = weights_signature(files)
-    source = open_weights(files, config, load_format=load_format, seed=seed, device=place)
+    before = weights_signature(weights)
+    source = open_weights(weights, config, load_format=load_format, seed=seed, device=place)
     shapes = config.parameter_shapes()
     check_shapes(shapes, source, tied_head=config.tie_word_embeddings)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights-id") as pool:
         weights_id = pool.submit(
-            weights_id_of, files, config, dtype=torch_dtype, load_format=load_format, seed=seed, device=place
+            weights_id_of, weights, config, dtype=torch_dtype, load_format=load_format, seed=seed, device=place
         )
         model = build_decoder(config, source, device, torch_dtype)
         loaded = LoadedModel(
@@ -124,8 +128,8 @@ def load_model(
             weights_bytes=sum(torch.Size(shape).numel() for shape in shapes.values()) * torch_dtype.itemsize,
             load_s=time.monotonic() - start_s,
         )
-    check_unchanged(files, before)
-    logger.info("loaded %s (%s, %s) in %.1f s", files.name, config.architecture, dtype, loaded.load_s)
+    check_unchanged(weights, before)
+    logger.info("loaded %s (%s, %s) in %.1f s", weights.name, config.architecture, dtype, loaded.load_s)
     return loaded
 
 

@@ -13,6 +13,7 @@ class FakeStagedWeights:
 
     num_tensors = 1
     end_ids = ()
+    is_whole = True
 
     def __init__(self, weights_id: str, *, num_polls: int, error: str | None, has_changed: bool = False) -> None:
         self.has_changed = has_changed

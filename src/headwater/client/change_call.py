@@ -1,0 +1,86 @@
+"""One change on its way: prepared on all engines, then decided, then committed on all. No sockets, no clock."""
+
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from headwater.messages.two_phase import Change
+
+# After the caller's deadline, in this order, all within the second that an answer may take longer:
+PREPARE_GRACE_S = 0.45  # an engine that has not said by then whether it could has not: nothing is done
+EXPIRY_GRACE_S = 0.6  # engines give up by themselves what nobody has committed
+ANSWER_GRACE_S = 0.9  # whoever waits is told what is known
+
+
+class Phase(Enum):
+    DIRECT = "direct"  # one engine: it gets the change itself
+    PREPARING = "preparing"
+    PREPARED = "prepared"  # on all engines; another change is being committed
+    COMMITTING = "committing"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """The change is decided, and this engine has not confirmed it: it takes no requests until it has."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Untouched:
+    """The change was not made here, since another engine could not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """By engine what it answered, an exception, `Pending` or `Untouched`. `is_decided`: it is in force."""
+
+    is_decided: bool
+    answers: dict[int, Any]
+
+
+@dataclass(slots=True, eq=False)
+class ChangeCall:
+    """A change, the engines that are asked to make it, and how far each has come."""
+
+    change: Change
+    named: frozenset[int]  # whom it is for
+    engines: tuple[int, ...]  # those of them that serve now; the others make it before they serve again
+    is_for_all: bool
+    deadline_s: float  # the caller's
+    phase: Phase = Phase.PREPARING
+    heard: dict[int, Any] = field(default_factory=dict)  # by engine: its word on the present phase
+    weights_id: str = ""  # as prepared
+    is_whole: bool = True
+    outcome: Outcome | None = None
+
+    @property
+    def call_id(self) -> str:
+        """The same on every engine."""
+        return self.change.call_id
+
+    @property
+    def prepare_by_s(self) -> float:
+        return self.deadline_s + PREPARE_GRACE_S
+
+    @property
+    def expires_at_s(self) -> float:
+        return self.deadline_s + EXPIRY_GRACE_S
+
+    @property
+    def answer_by_s(self) -> float:
+        return self.deadline_s + ANSWER_GRACE_S
+
+    @property
+    def next_look_s(self) -> float:
+        """When it must be looked at though nobody says anything."""
+        if self.outcome is not None:
+            return math.inf
+        return self.prepare_by_s if self.phase in (Phase.PREPARING, Phase.PREPARED) else self.answer_by_s
+
+    @property
+    def missing(self) -> list[int]:
+        """Engines that have said nothing in the present phase."""
+        return [engine for engine in self.engines if engine not in self.heard]

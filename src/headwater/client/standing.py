@@ -1,0 +1,185 @@
+"""How each engine stands to what the server was told, and the way back of one that has fallen behind."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from headwater.client.desired_state import DesiredState, WeightsStep
+from headwater.messages.cache import AttachStorage, DetachStorage
+from headwater.messages.control import ContinueGeneration, Failed, PauseGeneration
+from headwater.messages.state import EngineState, GetState
+from headwater.messages.weights import (
+    ReleaseMemory,
+    ResumeMemory,
+    SetWeightVersion,
+    UpdateWeights,
+    WeightsUpdated,
+)
+
+GONE = "its process has ended"
+LOADING = "it is still loading its model"
+RETURNING = "it is being brought to the state of the server"
+_ASK_S = 5.0  # for an answer to `GetState`
+_STEP_S = 60.0  # for a step that waits for nothing but the engine
+_LOAD_S = 600.0  # for one that reads weights
+_LATE_S = 1.0  # after the moment at which the engine gives a step up
+_RETRY_S = 10.0  # after a step that failed: files may come back
+
+
+@dataclass(slots=True)
+class Standing:
+    """One engine. It serves only while it is known to be as the server was told."""
+
+    index: int
+    is_loaded: bool = False
+    is_serving: bool = False
+    is_first: bool = True  # its process has not been replaced
+    why_out: str | None = LOADING  # None: it serves
+    store_revision: int = 0  # of the last order about the store that it has carried out
+    has_pins: bool = True
+    wants_pins: bool = False  # all else is restored
+    asked: str | None = None  # call id
+    step: Any = None  # what was asked; None: for its state
+    asked_until_s: float = 0.0
+    asked_revision: int = 0  # of the desired state when it was asked
+    retry_at_s: float = 0.0
+
+    def loaded(self) -> None:
+        self.is_loaded, self.is_serving, self.why_out = True, False, RETURNING
+        self.asked, self.retry_at_s = None, 0.0
+
+    def gone(self) -> None:
+        """A process that comes in its place knows nothing of what was told."""
+        self.is_loaded = self.is_serving = self.is_first = self.has_pins = self.wants_pins = False
+        self.why_out, self.asked, self.store_revision = GONE, None, 0
+
+    def fence(self, reason: str) -> None:
+        """It takes no requests until it has been found to be as told."""
+        self.is_serving, self.why_out, self.asked, self.retry_at_s = False, reason, None, 0.0
+
+    def serve(self, desired: DesiredState) -> None:
+        self.is_serving, self.why_out, self.asked = True, None, None
+        self.store_revision = desired.store_revision
+
+    @property
+    def next_look_s(self) -> float:
+        if not self.is_loaded or self.is_serving or self.wants_pins:
+            return math.inf
+        return self.retry_at_s if self.asked is None else self.asked_until_s
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """There is no way to what was told from here."""
+
+    reason: str
+
+
+class Restoring:
+    """Asks an engine for its state, sends what makes the first difference smaller, asks again; until there is none."""
+
+    def __init__(self, send: Callable[[int, Any], None], new_call_id: Callable[[], str]) -> None:
+        self._send = send
+        self._new_call_id = new_call_id
+
+    def advance(self, standing: Standing, desired: DesiredState, now_s: float) -> None:
+        """Ask, if it is time to."""
+        if now_s < standing.next_look_s:
+            return
+        call_id = self._new_call_id()
+        self._ask(standing, GetState(call_id=call_id, expires_at_s=now_s + _ASK_S), None, now_s + _ASK_S)
+
+    def heard(self, standing: Standing, answer: Any, desired: DesiredState, now_s: float) -> None:
+        """An answer; ignored unless it is the one that is waited for."""
+        if answer.call_id != standing.asked:
+            return
+        standing.asked, standing.retry_at_s = None, now_s
+        if isinstance(answer, Failed):
+            what = "" if standing.step is None else f" ({_name(standing.step)})"
+            self._stop(standing, f"it could not be brought to the state of the server{what}: {answer.message}", now_s)
+        elif isinstance(answer, EngineState):
+            self._next_step(standing, answer, desired, now_s)
+        else:
+            self._carried_out(standing, answer, desired, now_s)
+
+    def _next_step(self, standing: Standing, state: EngineState, desired: DesiredState, now_s: float) -> None:
+        if state.num_decided:  # of an order that has come late: what it leaves is not known yet
+            standing.retry_at_s = now_s + 0.05
+            return
+        step = difference(standing, state, desired, call_id=self._new_call_id())
+        runs = not (state.paused or state.released_memory)  # else pins cannot be computed any more
+        is_last = step is None or isinstance(step, PauseGeneration | ReleaseMemory)
+        if not standing.has_pins and is_last and runs and desired.pins_on(standing.index, now_s=now_s):
+            standing.wants_pins = True
+        elif isinstance(step, Stuck):
+            self._stop(standing, step.reason, now_s)
+        elif step is not None:
+            limit_s = _LOAD_S if isinstance(step, UpdateWeights | ResumeMemory) else _STEP_S
+            step = msgspec.structs.replace(step, expires_at_s=now_s + limit_s)
+            if isinstance(step, UpdateWeights | ResumeMemory | ReleaseMemory | AttachStorage):
+                step = msgspec.structs.replace(step, timeout_s=limit_s)
+            standing.asked_revision = desired.revision
+            self._ask(standing, step, step, now_s + limit_s)
+        else:
+            standing.serve(desired)
+
+    def _carried_out(self, standing: Standing, answer: Any, desired: DesiredState, now_s: float) -> None:
+        step = standing.step
+        if isinstance(step, AttachStorage | DetachStorage):
+            standing.store_revision = standing.asked_revision
+        if isinstance(answer, WeightsUpdated):
+            expected = next(
+                (s for s in desired.weights if (s.path, s.load_format) == (step.path, step.load_format)), None
+            )
+            if expected is not None and answer.weights_id != expected.weights_id:
+                self._stop(standing, _other_weights(expected, answer.weights_id), now_s)
+
+    def _ask(self, standing: Standing, message: Any, step: Any, until_s: float) -> None:
+        standing.asked, standing.step, standing.asked_until_s = message.call_id, step, until_s + _LATE_S
+        self._send(standing.index, message)
+
+    def _stop(self, standing: Standing, reason: str, now_s: float) -> None:
+        standing.why_out, standing.retry_at_s = reason, now_s + _RETRY_S
+
+
+def difference(standing: Standing, state: EngineState, desired: DesiredState, *, call_id: str) -> Any:
+    """The message that makes the first difference smaller; `Stuck`; None if the engine is as it should be."""
+    if standing.store_revision < desired.store_revision:
+        if desired.store is None:
+            return DetachStorage(call_id=call_id)
+        return msgspec.structs.replace(desired.store, call_id=call_id)
+    if state.weights_id != desired.weights_id:
+        return _next_weights(state.weights_id, desired.weights, call_id=call_id)
+    if state.weight_version != desired.weight_version:
+        return SetWeightVersion(call_id=call_id, weight_version=desired.weight_version, abort_all_requests=False)
+    if desired.pause is None and state.paused:
+        return ContinueGeneration(call_id=call_id)
+    if desired.pause is not None and not state.paused:
+        return msgspec.structs.replace(desired.pause, call_id=call_id)
+    released = frozenset(state.released_memory)
+    if extra := released - desired.released:
+        return ResumeMemory(call_id=call_id, tags=tuple(sorted(extra)))
+    if missing := desired.released - released:
+        return ReleaseMemory(call_id=call_id, tags=tuple(sorted(missing)))
+    return None
+
+
+def _next_weights(weights_id: str, steps: tuple[WeightsStep, ...], *, call_id: str) -> UpdateWeights | Stuck:
+    """The checkpoint after the last one of `steps` that is in place; the first if it has other weights."""
+    known = [step.weights_id for step in steps]
+    step = steps[known.index(weights_id) + 1 if weights_id in known else 0]
+    if not step.path:
+        return Stuck(_other_weights(step, weights_id))
+    return UpdateWeights(call_id=call_id, path=step.path, load_format=step.load_format)
+
+
+def _other_weights(expected: WeightsStep, found: str) -> str:
+    where = f"what lies at {expected.path} now" if expected.path else "what it loaded"
+    return f"{where} is not what the server serves: weights {found}, not {expected.weights_id}"
+
+
+def _name(step: Any) -> str:
+    return step.__struct_config__.tag.replace("_", " ")
