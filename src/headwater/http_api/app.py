@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -28,6 +27,7 @@ from headwater.http_api.middleware import BodyLimit, RequestId
 from headwater.http_api.services import Services
 from headwater.http_api.sites import CHANGING_BY_GET, SiteGuard
 from headwater.http_api.state import ApiState
+from headwater.version import version
 
 ROUTERS = (
     openai_routes.router,
@@ -61,7 +61,7 @@ def create_app(state: ApiState) -> FastAPI:
 
     app = FastAPI(
         title="Headwater",
-        version=version("headwater"),
+        version=version(),
         description=DESCRIPTION,
         lifespan=lifespan,
         docs_url=None,  # in page_routes, without a CDN

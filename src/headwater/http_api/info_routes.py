@@ -3,7 +3,6 @@
 import asyncio
 import re
 import time
-from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -18,6 +17,7 @@ from headwater.http_api.services import Services, services
 from headwater.messages.cache import GetStorage
 from headwater.messages.control import GetOperations
 from headwater.messages.state import EngineState
+from headwater.version import version
 
 SCRAPE_TIMEOUT_S = 2.0
 GIB = 1 << 30
@@ -121,7 +121,7 @@ async def server_info(given: Given) -> Response:
             "dp_size": state.client.num_engines,
             "status": "ready" if state.is_serving else "not ready",
             "startup_time": state.started_at_s,
-            "version": version("headwater"),
+            "version": version(),
             "internal_states": engines,
         }
     )
@@ -141,7 +141,7 @@ async def loads(
     return JSONResponse(
         {
             "timestamp": time.time(),
-            "version": version("headwater"),
+            "version": version(),
             "dp_rank_count": len(entries),
             "loads": entries,
             "aggregate": {

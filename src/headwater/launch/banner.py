@@ -7,7 +7,6 @@ import shutil
 import socket
 import sys
 import threading
-from importlib.metadata import version
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,6 +15,7 @@ from headwater.http_api.state import ModelFacts
 from headwater.launch.command_line import DEFAULT_URL
 from headwater.launch.process_age import process_age_s
 from headwater.messages.state import EngineReady
+from headwater.version import version
 
 SIGN_EVERY_S = 5.0
 

@@ -50,6 +50,6 @@ serve = SectionedCommand(
 @command()
 def version() -> None:
     """Print the version of Headwater."""
-    from importlib.metadata import version as installed_version
+    from headwater.version import version
 
-    print(f"headwater {installed_version('headwater')}")
+    print(f"headwater {version()}")
