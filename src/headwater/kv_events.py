@@ -6,6 +6,9 @@ Structs are arrays on the wire, with the class's name first; fields may be added
 tells the frames, the sequence numbers and the replay.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 
 
@@ -54,6 +57,28 @@ class AllBlocksCleared(_Event, tag="AllBlocksCleared"):
     tiers: tuple[str, ...] = ()
     cache_salt: str | None = None
     extra_key: str | None = None
+
+
+def stored_in_tree(engine: Mapping[str, Any]) -> tuple[BlockStored, ...]:
+    """What an entry of `engines` in the answer of `GET /cache/tree?blocks=true` holds, as the events that told it.
+
+    A mirror that missed some forgets what it knows, takes these, and goes on with batch `next_event`.
+    """
+    size = engine["block_size"]
+    return tuple(
+        BlockStored(
+            block_hashes=tuple(bytes.fromhex(block) for block in node["block_hashes"]),
+            parent_block_hash=None if node["parent_block_hash"] is None else bytes.fromhex(node["parent_block_hash"]),
+            token_ids=tuple(node["token_ids"]),
+            block_size=size,
+            medium=medium,
+            cache_salt=node["cache_salt"],
+            extra_key=node["extra_key"],
+            weights_id=node["weights_id"],
+        )
+        for node in engine["blocks"]
+        for medium in node["mediums"]
+    )
 
 
 KvEvent = BlockStored | BlockRemoved | AllBlocksCleared

@@ -1,6 +1,8 @@
 """Events of the cache: a reader who applies them knows at every moment what the cache holds."""
 
+import json
 import random
+from collections import deque
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -14,9 +16,17 @@ from headwater.cache.storage_names import StorageNames
 from headwater.cache.write_policy import WritePolicy
 from headwater.engine.kv_events_publisher import END_OF_REPLAY, KvEventsPublisher, KvEventsSettings, endpoint_of
 from headwater.engine.kv_events_recorder import KvEventsRecorder
-from headwater.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, decode_batch
+from headwater.http_api.cache_tree import tree_facts_with_blocks
+from headwater.kv_events import (
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    KvEvent,
+    decode_batch,
+    stored_in_tree,
+)
 from headwater.messages.base import pack_ids
-from headwater.messages.cache import DetachStorage
+from headwater.messages.cache import CacheTree, DetachStorage, GetCacheTree
 from headwater.messages.control import FlushCache
 from headwater.messages.weights import UpdateWeights
 from headwater.storage.memory import MemoryBackend
@@ -93,6 +103,92 @@ def test_a_reader_of_all_events_knows_what_the_cache_holds(policy: WritePolicy, 
     reader.apply(recorder.take())
     assert reader.held == truth(driver, names)
     assert driver.parts.cache.books[Tier.DEVICE].num_evicted > 0, "too little happened to show anything"
+
+
+class Mirror:
+    """A subscriber that loses batches, sees so in the numbers, and begins again from the tree."""
+
+    def __init__(self, driver: Driver, publisher: KvEventsPublisher) -> None:
+        self.reader = Reader()
+        self.num_recoveries = 0
+        self._driver = driver
+        self._publisher = publisher
+        self._expected = 0  # number of the next batch
+        self._asked: str | None = None
+        self._buffered: list[tuple[int, tuple[KvEvent, ...]]] = []
+
+    def follow(self, source: random.Random) -> None:
+        """Take in what was published, less what is lost on the way."""
+        kept, self._publisher._kept = list(self._publisher._kept), deque()
+        self._buffered += [(int.from_bytes(number, "big"), decode_batch(batch).events) for number, batch in kept]
+        if source.random() < 0.1:
+            self._buffered = self._buffered[1:]
+        if self._asked is not None:
+            self._recover()
+        while self._asked is None and self._buffered:
+            number, events = self._buffered[0]
+            if number != self._expected:
+                self._ask()
+                return
+            self.reader.apply(events)
+            self._expected += 1
+            del self._buffered[0]
+
+    def _ask(self) -> None:
+        self._asked = f"tree{self.num_recoveries}"
+        self._driver.send(GetCacheTree(call_id=self._asked, depth=1, max_nodes=1, blocks=True))
+
+    def _recover(self) -> None:
+        answer = self._driver.replies.get(str(self._asked))
+        if not isinstance(answer, CacheTree):
+            return
+        facts = json.loads(json.dumps(tree_facts_with_blocks(answer)))  # as HTTP brings it
+        assert facts["epoch"] == self._publisher._epoch
+        self.reader = Reader()
+        self.reader.apply(stored_in_tree(facts))
+        self._expected = facts["next_event"]
+        self._buffered = [(number, events) for number, events in self._buffered if number >= self._expected]
+        self.num_recoveries += 1
+        self._asked = None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it believes to know everything: a batch that is lost shows with the next."""
+        return self._asked is None and self._expected == self._publisher._next_number
+
+
+@pytest.mark.parametrize("policy", list(WritePolicy))
+@pytest.mark.parametrize("seed", range(3))
+def test_a_mirror_that_lost_events_recovers_from_the_tree_and_later_events(
+    policy: WritePolicy, seed: int, tmp_path: Path
+) -> None:
+    """Exactly: what the tree holds already is not told again, and what changes in the same turn is told."""
+    source = random.Random(seed)
+    driver = Driver(num_pages=30, num_host_pages=40, write_policy=policy, max_copy_polls=3)
+    recorder, names = observed(driver)
+    publisher = KvEventsPublisher(recorder, KvEventsSettings(f"ipc://{tmp_path}/events", num_kept=10_000))
+    driver.parts.loop._kv_events, driver.parts.loop._names = publisher, names
+    mirror = Mirror(driver, publisher)
+    stems = [[source.randrange(VOCAB_SIZE) for _ in range(24)] for _ in range(4)]
+    num_compared = 0
+    try:
+        for step in range(150):
+            prompt = source.choice(stems)[: source.randrange(1, 25)] + [source.randrange(VOCAB_SIZE) for _ in range(8)]
+            driver.generate(f"r{step}", prompt, 3, cache_salt=source.choice(["", "t"]))
+            if source.random() < 0.15:
+                scope = source.choice([{}, {"cache_salt": "t"}, {"tiers": ("host",)}])
+                driver.send(FlushCache(call_id=f"f{step}", mode="now", **scope))
+            if source.random() < 0.03:
+                driver.send(UpdateWeights(call_id=f"u{step}", path=f"w{step}"))
+            for _ in range(source.randrange(1, 8)):
+                driver.turn()
+                mirror.follow(source)
+                if mirror.is_current:
+                    assert mirror.reader.held == truth(driver, names)
+                    num_compared += 1
+    finally:
+        publisher.close()
+    assert mirror.num_recoveries > 5 and num_compared > 100, "too little was lost to show anything"
 
 
 def test_events_say_where_why_and_after_what() -> None:

@@ -4,7 +4,8 @@ import msgspec
 import pytest
 from api_under_test import TOKENIZER, api, error_of
 
-from headwater.messages.base import unpack_ids
+from headwater.kv_events import BlockStored, stored_in_tree
+from headwater.messages.base import pack_ids, unpack_ids
 from headwater.messages.cache import (
     CacheTree,
     GetCacheTree,
@@ -14,6 +15,7 @@ from headwater.messages.cache import (
     PinPrefix,
     Pins,
     StorageInfo,
+    TreeBlocks,
     TreeNode,
     TreeRoot,
     UnpinPrefix,
@@ -90,6 +92,32 @@ async def test_tree(engine: ScriptedEngine) -> None:
     assert one["roots"][0]["children"][0]["first_ids"] == [1, 2] and one["generation"] == 2
     assert engine.of_type(GetCacheTree)[0].depth == 5
     assert too_deep.status_code == 400 and error_of(too_deep)["param"] == "depth"
+
+
+async def test_tree_with_blocks(engine: ScriptedEngine) -> None:
+    """What a mirror of the events begins from: hashes, tokens and the number of the next batch."""
+    root = TreeRoot(cache_salt="s", extra_key="k", weights_id="w0", num_tokens=6, num_nodes=2, children=())
+    one = TreeBlocks(root=0, block_hashes=b"a" * 16 + b"b" * 16, parent=b"", token_ids=pack_ids([1, 2, 3, 4]),
+                     tiers=("device", "host"))  # fmt: skip
+    two = TreeBlocks(root=0, block_hashes=b"c" * 16, parent=b"b" * 16, token_ids=pack_ids([5, 6]), tiers=("host",))
+    engine.script.answers[GetCacheTree] = lambda message: CacheTree(
+        call_id=message.call_id, roots=(root,), generation=2, is_cut=True, block_size=2, blocks=(one, two), epoch="e",
+        next_event=7,
+    )  # fmt: skip
+    async with api(engine) as server:
+        plain = (await server.http.get("/cache/tree")).json()["engines"][0]
+        (entry,) = (await server.http.get("/cache/tree?blocks=true")).json()["engines"]
+    assert "blocks" not in plain and not engine.of_type(GetCacheTree)[0].blocks
+    assert (entry["epoch"], entry["next_event"], entry["block_size"], entry["dp_rank"]) == ("e", 7, 2, 0)
+    names = {"block_size": 2, "cache_salt": "s", "extra_key": "k", "weights_id": "w0"}
+    first = {"block_hashes": (b"a" * 16, b"b" * 16), "parent_block_hash": None, "token_ids": (1, 2, 3, 4)}
+    assert stored_in_tree(entry) == (
+        BlockStored(medium="device", **first, **names),
+        BlockStored(medium="host", **first, **names),
+        BlockStored(
+            block_hashes=(b"c" * 16,), parent_block_hash=b"b" * 16, token_ids=(5, 6), medium="host", **names
+        ),
+    )
 
 
 async def test_warm_computes_without_generating(engine: ScriptedEngine) -> None:

@@ -1,20 +1,36 @@
 """The prefix tree as operators see it."""
 
 import itertools
+from collections.abc import Iterator
 
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.radix_tree import Node
-from headwater.messages.cache import CacheTree, GetCacheTree, TreeNode, TreeRoot
+from headwater.cache.storage_names import StorageNames
+from headwater.engine.kv_events_publisher import KvEventsPublisher
+from headwater.messages.base import pack_ids
+from headwater.messages.cache import CacheTree, GetCacheTree, TreeBlocks, TreeNode, TreeRoot
 
 _NUM_FIRST_IDS = 8
 
 
 class CacheTreeView:
-    """Takes a bounded picture of the tree: `max_nodes` nodes at most, down to `depth`."""
+    """Takes a bounded picture of the tree: `max_nodes` nodes at most, down to `depth`.
 
-    def __init__(self, cache: PrefixCache, message: GetCacheTree) -> None:
+    With all blocks, if the message asks for them, as of what `events` have told so far.
+    """
+
+    def __init__(
+        self,
+        cache: PrefixCache,
+        message: GetCacheTree,
+        *,
+        names: StorageNames,
+        events: KvEventsPublisher | None = None,
+    ) -> None:
         self._cache = cache
         self._message = message
+        self._names = names
+        self._events = events
         self._num_left = message.max_nodes
         self._is_cut = False
 
@@ -32,12 +48,33 @@ class CacheTreeView:
                     children=self._children(root, self._message.depth),
                 )
             )
+        has_blocks = self._message.blocks
+        epoch, next_event = self._events.position() if self._events is not None and has_blocks else ("", None)
         return CacheTree(
             call_id=self._message.call_id,
             roots=tuple(roots),
             generation=self._cache.generation,
             is_cut=self._is_cut,
+            block_size=self._cache.tree.page_size,
+            blocks=tuple(self._blocks()) if has_blocks else (),
+            epoch=epoch,
+            next_event=next_event,
         )
+
+    def _blocks(self) -> Iterator[TreeBlocks]:
+        """Every node's blocks. Bytes are packed as they lie: making numbers of them is for the API process."""
+        tree = self._cache.tree
+        for index, root in enumerate(tree.roots.values()):
+            for node in itertools.islice(tree.subtree(root), 1, None):
+                above = node.parent
+                is_first = above is None or above.is_root
+                yield TreeBlocks(
+                    root=index,
+                    block_hashes=b"".join(self._names.hashes(tree, node)),
+                    parent=b"" if is_first or above is None else self._names.hashes(tree, above)[-1],
+                    token_ids=pack_ids(node.tokens),
+                    tiers=tuple(tier.name.lower() for tier in node.runs),
+                )
 
     def _children(self, node: Node, depth: int) -> tuple[TreeNode, ...]:
         if depth <= 0:

@@ -76,6 +76,11 @@ class KvEventsPublisher:
         except zmq.Again:  # PUB drops by itself; should that change, the batch is still there to be replayed
             _log.warning("events %d were not sent", self._next_number - 1)
 
+    def position(self) -> tuple[str, int]:
+        """Epoch, and the number of the batch that will tell of the next change: all before it has been sent."""
+        self.publish()
+        return self._epoch, self._next_number
+
     def close(self) -> None:
         """Let go of the sockets. Waits for a replay under way to notice."""
         self._is_stopping = True

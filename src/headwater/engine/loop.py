@@ -8,6 +8,7 @@ from typing import assert_never
 from msgspec import structs
 
 from headwater.cache.page_pool import OwnershipError
+from headwater.cache.storage_names import StorageNames
 from headwater.clock import Clock
 from headwater.control.control_plane import ControlPlane
 from headwater.control.operation import Hold
@@ -69,6 +70,7 @@ class EngineLoop:
         report: Callable[[str], EngineState],
         pinning: Pinning,
         clock: Clock,
+        names: StorageNames,
         kv_events: KvEventsPublisher | None = None,
     ) -> None:
         self._wire = wire
@@ -78,6 +80,7 @@ class EngineLoop:
         self._ready = ready  # call_id is filled in for each client
         self._report = report
         self._pinning = pinning
+        self._names = names  # of the cache's blocks
         self._kv_events = kv_events
         self._flight = flight
         self._steps = Steps(scheduler, runner, flight)
@@ -205,7 +208,8 @@ class EngineLoop:
             case PinPrefix() | UnpinPrefix() | GetPins():
                 self._wire.send(client, self._pinning.answer(message))
             case GetCacheTree():
-                self._wire.send(client, CacheTreeView(self._scheduler.cache, message).take())
+                view = CacheTreeView(self._scheduler.cache, message, names=self._names, events=self._kv_events)
+                self._wire.send(client, view.take())
             case Prepare():
                 self._control.prepare(message, client)
             case Commit():

@@ -95,6 +95,7 @@ def wire_engine(
         settings=storage_settings or StorageSettings(),
         opener=storage_opener,
     )
+    names = StorageNames(fingerprint or _NO_FINGERPRINT)
     pinning = Pinning(cache, clock, scheduler)
     ports = EnginePorts(
         cache=CacheForControl(cache),
@@ -127,7 +128,8 @@ def wire_engine(
         report=report,
         pinning=pinning,
         clock=clock,
-        kv_events=_publisher(kv_events, cache, fingerprint or _NO_FINGERPRINT),
+        names=names,
+        kv_events=_publisher(kv_events, cache, names),
     )
     return EngineParts(
         loop=loop,
@@ -141,10 +143,10 @@ def wire_engine(
 
 
 def _publisher(
-    settings: KvEventsSettings | None, cache: PrefixCache, fingerprint: Fingerprint
+    settings: KvEventsSettings | None, cache: PrefixCache, names: StorageNames
 ) -> KvEventsPublisher | None:
     if settings is None:
         return None
-    recorder = KvEventsRecorder(cache.tree, StorageNames(fingerprint))
+    recorder = KvEventsRecorder(cache.tree, names)
     cache.observe(recorder)
     return KvEventsPublisher(recorder, settings)

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 from headwater.client.engine_client import new_call_id
 from headwater.http_api.cache_prefixes import compute, encode_prefixes, target_engines
 from headwater.http_api.cache_report import cache_report
+from headwater.http_api.cache_tree import tree_facts, tree_facts_with_blocks
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
 from headwater.http_api.errors import ApiError, bad_request
 from headwater.http_api.json_body import JsonRoute
@@ -41,11 +42,22 @@ async def show_tree(
     given: Given,
     depth: Annotated[int, Query(ge=1, le=64, description="Nodes from a root downwards.")] = 3,
     max_nodes: Annotated[int, Query(ge=1, le=100_000, description="Most nodes in the answer.")] = 1000,
+    blocks: Annotated[
+        bool, Query(description="Also every block's hash and tokens, for a mirror of the events that missed some.")
+    ] = False,
 ) -> Response:
-    """Namespaces and the nodes below them, most used first: tokens, first ids, hits, and pins by tier."""
-    answers = await given.ask_all(GetCacheTree(call_id=new_call_id(), depth=depth, max_nodes=max_nodes))
+    """Namespaces and the nodes below them, most used first: tokens, first ids, hits, and pins by tier.
+
+    With `blocks=true` also all blocks of the device and of the host, whatever `depth` and `max_nodes` are, and
+    `next_event`, the number of the first batch of events that is not in them: docs/events.md.
+    """
+    message = GetCacheTree(call_id=new_call_id(), depth=depth, max_nodes=max_nodes, blocks=blocks)
+    answers = await given.ask_all(message)
     answers.some_or_raise()
-    return JSONResponse({"engines": answers.entries(lambda tree: facts_of(tree, without=("call_id",)))})
+    if not blocks:
+        return JSONResponse({"engines": answers.entries(tree_facts)})
+    # A thread: a million tokens are megabytes of JSON, and streams must go on meanwhile.
+    return await asyncio.to_thread(lambda: JSONResponse({"engines": answers.entries(tree_facts_with_blocks)}))
 
 
 @router.post("/cache/warm", summary="Compute or prefetch prefixes ahead")

@@ -56,10 +56,14 @@ class GetPins(Call, tag="get_pins"):
 
 
 class GetCacheTree(Call, tag="get_cache_tree"):
-    """The prefix tree down to `depth` nodes, the most used children first. Answered by `CacheTree`."""
+    """The prefix tree down to `depth` nodes, the most used children first. Answered by `CacheTree`.
+
+    `blocks`: also all of its blocks, and where in the stream of events they were read.
+    """
 
     depth: int = 3
     max_nodes: int = 1000
+    blocks: bool = False
 
 
 class StorageInfo(Struct, tag="storage_info"):
@@ -114,8 +118,22 @@ class TreeRoot(Struct):
     children: tuple[TreeNode, ...]
 
 
+class TreeBlocks(Struct):
+    """The blocks of one node, each after its parent: what a mirror of the cache's events begins from."""
+
+    root: int  # whose namespace it is: an index into `CacheTree.roots`
+    block_hashes: bytes  # 16 bytes each
+    parent: bytes  # hash of the block before; empty at the start of a sequence
+    token_ids: bytes  # of all blocks, as `pack_ids` writes them
+    tiers: tuple[str, ...]  # device, host
+
+
 class CacheTree(Struct, tag="cache_tree"):
     call_id: str
     roots: tuple[TreeRoot, ...]
     generation: int
-    is_cut: bool  # nodes were left out
+    is_cut: bool  # nodes were left out of `roots`; of `blocks` never
+    block_size: int = 0
+    blocks: tuple[TreeBlocks, ...] = ()  # parents first
+    epoch: str = ""  # of the events; empty if none are published
+    next_event: int | None = None  # sequence number of the first batch that is not in `blocks` already
