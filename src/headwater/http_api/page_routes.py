@@ -1,7 +1,6 @@
 """Pages for people: the front page and the documentation. Everything they need comes from this server."""
 
 from html import escape
-from importlib.metadata import version
 from importlib.resources import files
 from string import Template
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from headwater.http_api.errors import ApiError
 from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.services import Services, services
+from headwater.version import version
 
 # FastAPI's page takes these from a CDN
 SWAGGER_FILES = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon.png": "image/png"}
@@ -40,7 +40,7 @@ async def front_page(request: Request, given: Given) -> Response:
     if "text/html" not in request.headers.get("accept", ""):
         facts: dict[str, Any] = {
             "name": "Headwater",
-            "version": version("headwater"),
+            "version": version(),
             "model": name,
             "status": "ready" if is_serving else "not ready",
         }
@@ -48,7 +48,7 @@ async def front_page(request: Request, given: Given) -> Response:
     status = f"It serves <code>{escape(name)}</code>." if name and is_serving else "It is not ready to serve yet."
     page = Template(files("headwater.http_api").joinpath("front_page.html").read_text(encoding="utf-8"))
     url = escape(str(request.base_url).rstrip("/"))
-    text = page.substitute(version=version("headwater"), status=status, url=url)
+    text = page.substitute(version=version(), status=status, url=url)
     return HTMLResponse(text, headers=PAGE_HEADERS)
 
 
