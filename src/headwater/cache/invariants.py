@@ -5,15 +5,16 @@ import numpy as np
 from headwater.cache.namespace import Tier
 from headwater.cache.page_pool import Owner, PageIds, PagePool
 from headwater.cache.prefix_cache import PrefixCache
-from headwater.cache.radix_tree import Run
+from headwater.cache.radix_tree import Node, Run
 
 
 def check_invariants(cache: PrefixCache) -> None:
     """Raise AssertionError if pages, tree, pins, leases and copies disagree. Walks everything."""
     holders = _Holders(cache)
+    nodes = [node for root in cache.tree.roots.values() for node in cache.tree.subtree(root)]
     for tier, books in cache.books.items():
         books.pool.check()
-        tree_runs = _tree_runs(cache, tier)
+        tree_runs = _tree_runs(cache, nodes, tier)
         for run in tree_runs:
             assert run.pins == holders.pins_on(run), "pins on a run differ from the leases and copies that hold it"
         num_evictable = sum(len(run.pages) for run in tree_runs if run.pins == 0)
@@ -22,10 +23,13 @@ def check_invariants(cache: PrefixCache) -> None:
         cut = [run for run in holders.pinned_runs(tier) if id(run) not in in_tree]
         for run in cut:
             assert run.is_retired and run.pins == holders.pins_on(run)
-        _check_owner(books.pool, Owner.TREE, [run.pages for run in tree_runs])
-        _check_owner(books.pool, Owner.RETIRED, [run.pages for run in cut])
-        _check_owner(books.pool, Owner.PRIVATE, holders.private if tier is Tier.DEVICE else [])
-        _check_owner(books.pool, Owner.TRANSFER, holders.destinations(tier))
+        held = {
+            Owner.TREE: [run.pages for run in tree_runs],
+            Owner.RETIRED: [run.pages for run in cut],
+            Owner.PRIVATE: holders.private if tier is Tier.DEVICE else [],
+            Owner.TRANSFER: holders.destinations(tier),
+        }
+        _check_owners(books.pool, held)
 
 
 class _Holders:
@@ -73,25 +77,33 @@ class _Holders:
         self._runs[id(run)] = run
 
 
-def _tree_runs(cache: PrefixCache, tier: Tier) -> list[Run]:
+def _tree_runs(cache: PrefixCache, nodes: list[Node], tier: Tier) -> list[Run]:
     found: list[Run] = []
-    for root in cache.tree.roots.values():
-        for node in cache.tree.subtree(root):
-            assert node.is_root or node.runs or node.children, "an empty node stayed in the tree"
-            run = node.runs.get(tier)
-            if run is None:
-                continue
-            assert not run.is_retired and run.node is node and run.tier is tier
-            assert run.arrival is None or run.pins, "pages that a copy still writes could be evicted"
-            assert len(run.pages) * cache.page_size == len(node.tokens)
-            if tier is Tier.DEVICE and node.parent is not None and not node.parent.is_root:
-                assert run.parent is node.parent.runs.get(tier), "a device run hangs below a gap"
-            found.append(run)
+    is_device = tier is Tier.DEVICE
+    for node in nodes:
+        assert node.is_root or node.runs or node.children, "an empty node stayed in the tree"
+        run = node.runs.get(tier)
+        if run is None:
+            continue
+        assert not run.is_retired and run.node is node and run.tier is tier
+        assert run.arrival is None or run.pins, "pages that a copy still writes could be evicted"
+        assert len(run.pages) * cache.page_size == len(node.tokens)
+        if is_device and node.parent is not None and not node.parent.is_root:
+            assert run.parent is node.parent.runs.get(tier), "a device run hangs below a gap"
+        found.append(run)
     return found
 
 
-def _check_owner(pool: PagePool, owner: Owner, pages: list[PageIds]) -> None:
-    flat = np.concatenate(pages) if pages else np.empty(0, dtype=np.int32)
-    assert len(np.unique(flat)) == len(flat), f"a {owner.name} page is held twice"
-    assert len(flat) == pool.count(owner), f"{owner.name}: {len(flat)} held, {pool.count(owner)} counted"
-    assert all(pool.owner_of(int(page)) == owner for page in flat)
+def _check_owners(pool: PagePool, held: dict[Owner, list[PageIds]]) -> None:
+    """Each owner holds as many pages as are counted, and the pool says the same of each page.
+
+    So none is held twice: it would be missing elsewhere.
+    """
+    owners = np.zeros(pool.capacity, dtype=np.uint8)
+    for owner, pages in held.items():
+        num_pages = 0
+        for each in pages:
+            owners[each] = int(owner)
+            num_pages += len(each)
+        assert num_pages == pool.count(owner), f"{owner.name}: {num_pages} held, {pool.count(owner)} counted"
+    assert pool.has_owners(owners), "a page is held twice, or by another than its owner"

@@ -20,13 +20,13 @@ class Job:
     def __init__(self, work: Callable[["Job"], Any]) -> None:
         self._work = work
         self._lock = threading.Lock()
-        self._done = threading.Event()
+        self._has_ended = False  # set last, by whoever runs it: the loop asks again and again, and never waits
         self._is_abandoned = False
         self.result: Any = None
         self.error: Exception | None = None
 
     def is_done(self) -> bool:
-        return self._done.is_set()
+        return self._has_ended
 
     def abandon(self) -> None:
         """Give the job up. Waits at most for a copy of pages that is under way, never for I/O."""
@@ -49,7 +49,7 @@ class Job:
         except Exception as error:  # noqa: BLE001  a thread has nobody else to tell
             self.error = error
         finally:
-            self._done.set()
+            self._has_ended = True
 
 
 class JobRunner(Protocol):

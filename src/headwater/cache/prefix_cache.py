@@ -255,8 +255,8 @@ class PrefixCache:
 
     def in_flight(self) -> dict[str, int]:
         """Copies between tiers. Leases are no work of the cache: they belong to requests."""
-        found = dict(self.transfers.in_flight()) if self.transfers is not None else {}
-        return found | (self.storage.in_flight() if self.storage is not None else {})
+        found = self.transfers.in_flight() if self.transfers is not None else {}
+        return found if self.storage is None else found | self.storage.in_flight()
 
     def is_awaited(self, prefetch: Prefetch) -> bool:
         """Whether the request that `prefetch` was begun for should not start yet."""

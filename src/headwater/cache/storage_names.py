@@ -1,6 +1,7 @@
 """From namespaces and token paths to the names of pages in storage."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import TypeVar
 
 from headwater.cache.namespace import Namespace, Scope
 from headwater.cache.radix_tree import Node, RadixTree
@@ -16,33 +17,43 @@ from headwater.storage.page_key import (
 )
 
 Generations = tuple[int, ...]
+_Name = TypeVar("_Name")
+_MAX_KEPT = 4096  # namespaces; salts may be many
 
 
-@dataclass(frozen=True, slots=True)
 class StorageNames:
     """Names for one model on one rank; the weights come from the namespace."""
 
-    fingerprint: Fingerprint
+    def __init__(self, fingerprint: Fingerprint) -> None:
+        self._fingerprint = fingerprint
+        self._domain = fingerprint.scope_domain()
+        self._seeds: dict[Namespace, bytes] = {}  # asked for at every lookup and write
+        self._scopes: dict[Namespace, tuple[bytes, ...]] = {}
 
     def seed(self, namespace: Namespace) -> bytes:
         """Where the chain of hashes of a namespace begins."""
-        fingerprint = replace(self.fingerprint, weights_id=namespace.weights_id)
-        return namespace_id(
-            fingerprint,
-            cache_salt=namespace.cache_salt,
-            extra_key=namespace.extra_key,
-            adapter=namespace.adapter,
-        )
+        found = self._seeds.get(namespace)
+        if found is None:
+            found = namespace_id(
+                replace(self._fingerprint, weights_id=namespace.weights_id),
+                cache_salt=namespace.cache_salt,
+                extra_key=namespace.extra_key,
+                adapter=namespace.adapter,
+            )
+            _keep(self._seeds, namespace, found)
+        return found
 
     def scopes(self, namespace: Namespace) -> tuple[bytes, ...]:
         """The counters that a namespace depends on."""
-        domain = self.fingerprint.scope_domain()
-        return scope_ids(domain, cache_salt=namespace.cache_salt, extra_key=namespace.extra_key)
+        found = self._scopes.get(namespace)
+        if found is None:
+            found = scope_ids(self._domain, cache_salt=namespace.cache_salt, extra_key=namespace.extra_key)
+            _keep(self._scopes, namespace, found)
+        return found
 
     def scope(self, scope: Scope) -> bytes:
         """The counter that a flush of `scope` raises."""
-        domain = self.fingerprint.scope_domain()
-        return scope_id(domain, cache_salt=scope.cache_salt, extra_key=scope.extra_key)
+        return scope_id(self._domain, cache_salt=scope.cache_salt, extra_key=scope.extra_key)
 
     def bucket(self, namespace: Namespace, generations: Generations) -> Bucket:
         return Bucket.of(self.seed(namespace), scope_ids=self.scopes(namespace), generations=generations)
@@ -66,3 +77,9 @@ class StorageNames:
         hashes = self.hashes(tree, node)
         first_depth = tree.depth(node) - len(hashes)
         return page_keys(self.bucket(node.namespace, generations), hashes, first_depth=first_depth)
+
+
+def _keep(kept: dict[Namespace, _Name], namespace: Namespace, name: _Name) -> None:
+    if len(kept) >= _MAX_KEPT:
+        kept.clear()
+    kept[namespace] = name

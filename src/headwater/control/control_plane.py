@@ -277,7 +277,9 @@ class ControlPlane:
         """What may not run now: admission is closed while anyone holds it."""
         if self.is_paused or self._released.tags:
             return Hold.ALL
-        return max((p.operation.hold for p in self._pending), default=Hold.NOTHING)
+        if not self._pending:
+            return Hold.NOTHING
+        return max(p.operation.hold for p in self._pending)
 
     @property
     def held_by(self) -> tuple[str, ...]:

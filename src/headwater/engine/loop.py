@@ -49,6 +49,7 @@ from headwater.scheduling.scheduler import Admission, Scheduler
 
 _LONGEST_SLEEP_S = 1.0
 _log = logging.getLogger(__name__)
+_ADMISSIONS = {hold: Admission(may_run=hold < Hold.ALL, may_start=hold < Hold.STARTS) for hold in Hold}
 _POLL_S = 0.001  # while copies are in flight: their ends send no message
 
 
@@ -133,8 +134,7 @@ class EngineLoop:
         self._send_outputs()
 
     def _admission(self) -> Admission:
-        hold = self._control.hold
-        return Admission(may_run=hold < Hold.ALL, may_start=hold < Hold.STARTS)
+        return _ADMISSIONS[self._control.hold]
 
     def _longest_useful_wait_s(self) -> float:
         if self._has_progressed or self._flight.step is not None:

@@ -50,6 +50,7 @@ class Request:
         self.no_store = message.no_store
         self.cache_salt = message.cache_salt
         self.extra_key = message.extra_key
+        self._namespace = Namespace(message.cache_salt, message.extra_key, "", "")  # of the weights asked for last
         self.tokens = TokenSequence(unpack_ids(message.prompt_ids))
         self.num_prompt_tokens = len(self.tokens)
         self.max_new_tokens = message.sampling.max_new_tokens  # the scheduler cuts it to what fits
@@ -100,7 +101,9 @@ class Request:
         return (-self.priority, self.arrival)
 
     def namespace(self, weights_id: str) -> Namespace:
-        return Namespace(self.cache_salt, self.extra_key, "", weights_id)
+        if self._namespace.weights_id != weights_id:
+            self._namespace = self._namespace._replace(weights_id=weights_id)
+        return self._namespace
 
     def enter(self, phase: Phase) -> None:
         assert phase in _NEXT[self.phase], f"{self.rid}: {self.phase.value} -> {phase.value}"

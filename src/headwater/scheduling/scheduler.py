@@ -164,7 +164,10 @@ class Scheduler:
 
     def in_flight(self) -> dict[str, int]:
         """What keeps the engine from being idle. Requests that the admission keeps out hold nothing."""
-        queued = sum(1 for r in self.waiting if self._may_admit(r))
+        if not self._requests:
+            return {}
+        is_open = self.admission.may_run and self.admission.may_start
+        queued = len(self.waiting) if is_open else sum(1 for r in self.waiting if self._may_admit(r))
         counts = {"running": len(self.running), "loading": len(self.loading), "queued": queued}
         return {name: count for name, count in counts.items() if count}
 
@@ -235,7 +238,7 @@ class Scheduler:
     # --- admission ----------------------------------------------------------------------------------
 
     def _admit(self, builder: PlanBuilder) -> None:
-        if not self.waiting:
+        if not self.waiting or self._slots.is_full or builder.num_tokens_left <= 0:
             return
         for request in self.waiting.in_service_order(self.cache, self.weights_id)[:_NUM_EXAMINED_PER_TURN]:
             if self._slots.is_full or builder.num_tokens_left <= 0:
@@ -303,7 +306,7 @@ class Scheduler:
     def collect(self, plan: StepPlan, result: StepResult) -> None:
         """Take in what a step produced. Rows of requests that ended or left meanwhile are dropped here."""
         self._collected_step_id = plan.step_id
-        num_prefill = int(plan.num_tokens[plan.num_decodes :].sum())
+        num_prefill = len(plan.token_ids) - plan.num_decodes
         if num_prefill >= _MIN_PREFILL_SAMPLE:
             self.cache.restore_cost.saw_prefill(num_prefill, self._clock.now() - self._launched_s)
         for row, (slot, use) in enumerate(zip(result.slots.tolist(), result.uses.tolist(), strict=True)):

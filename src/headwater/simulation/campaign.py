@@ -1,5 +1,6 @@
 """Many random runs, on one core or several."""
 
+import gc
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -38,11 +39,12 @@ def run_campaign(campaign: Campaign, *, on_turns: Callable[[int], None] | None =
     """Results as they come, not in order of the seeds. `on_turns` hears how many turns have gone by."""
     seeds = range(campaign.first_seed, campaign.first_seed + campaign.num_runs)
     if campaign.num_jobs == 1:
+        collect_rarely()
         for seed in seeds:
             yield _run(seed, campaign.profile_of(seed), campaign.turns_per_run, on_turns)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(campaign.num_jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(campaign.num_jobs, mp_context=context, initializer=collect_rarely) as pool:
         waiting: set[Future[RunResult]] = set()
         for seed in seeds:  # a few ahead: who stops early leaves little behind
             waiting.add(pool.submit(_run, seed, campaign.profile_of(seed), campaign.turns_per_run))
@@ -50,6 +52,11 @@ def run_campaign(campaign: Campaign, *, on_turns: Callable[[int], None] | None =
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 yield from _collect(done, on_turns)
         yield from _collect(wait(waiting).done, on_turns)
+
+
+def collect_rarely() -> None:
+    """Have Python look for cycles less often, in this process: trees live a whole run, requests are few."""
+    gc.set_threshold(20_000, 20, 20)
 
 
 def _collect(done: set[Future[RunResult]], on_turns: Callable[[int], None] | None) -> Iterator[RunResult]:

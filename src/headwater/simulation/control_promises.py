@@ -108,9 +108,10 @@ class ControlPromises:
         is_released = self._was_released and bool(self.released)
         demand(not (has_launched and self._is_paused), "pause_holds", "a step was launched while paused")
         demand(not (has_launched and is_released), "release_holds", "a step was launched without memory")
-        holds = [call.message for call in self._calls.pending.values() if _holds_starts(call.message)]
         started = [model.rid for model in self._oracle.entered_now if model.num_entered == 1]
-        demand(not (holds and started), "hold_holds", f"{started} started while held by {holds[:1]}")
+        if started:
+            holds = [call.message for call in self._calls.pending.values() if _holds_starts(call.message)]
+            demand(not holds, "hold_holds", f"{started} started while held by {holds[:1]}")
         self._oracle.entered_now.clear()
 
     @property
@@ -175,6 +176,8 @@ class ControlPromises:
 
     def _apply_while_store_is_asked(self) -> None:
         """A flush that waited for idle has taken effect, and is not answered until the store acknowledges."""
+        if not self._calls.pending:
+            return
         waiting = [
             call
             for key, call in self._calls.pending.items()

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from headwater.cache.host_tier import HostTier
 from headwater.cache.storage_names import StorageNames
 from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings
@@ -349,9 +347,10 @@ class Driver:
 
     def _step_pages(self) -> StepPages:
         steps = self.runner.open_steps
-        none = [np.empty(0, dtype=np.int32)]
-        read = np.concatenate(none + [pages for step in steps for pages in step.read])
-        return StepPages(read, np.concatenate(none + [pages for step in steps for pages in step.written]))
+        return StepPages(
+            {page for step in steps for pages in step.read for page in pages.tolist()},
+            {page for step in steps for pages in step.written for page in pages.tolist()},
+        )
 
     def _read(self) -> None:
         sent, self.wire.sent = self.wire.sent, []

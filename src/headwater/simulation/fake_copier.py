@@ -20,8 +20,8 @@ _NOT_YET = np.uint64(0x5555)  # in canaries that have not arrived
 class StepPages(NamedTuple):
     """Pages that steps in flight read, and those that they write."""
 
-    read: npt.NDArray[np.int32]
-    written: npt.NDArray[np.int32]
+    read: set[int]
+    written: set[int]
 
 
 class FakeCopy:
@@ -57,11 +57,11 @@ class FakeCopy:
         self.has_failed = False
         self.took_s = 0.0
         self.is_finished = False
-        self.before = source[sources].copy()
+        self.before = source.take(sources, axis=0)
         self.retired = self.before["retired"].copy()  # of the target: a flush covers what is on its way there
         self._source, self._sources = source, sources.copy()
         self._target, self._targets = target, targets.copy()
-        self._target_now = target["canary"][targets].copy()  # what must still be there when it writes
+        self._target_now = target["canary"][targets]  # what must still be there when it writes
         self._fails = fails
 
     def delay(self, num_turns: int) -> None:
@@ -95,7 +95,7 @@ class FakeCopy:
 
     def covers(self, pages: PageIds) -> bool:
         """Whether any of `pages`, of its target, has not arrived."""
-        return not self.has_arrived and bool(np.isin(pages, self._targets).any())
+        return not self.has_arrived and not set(self._targets.tolist()).isdisjoint(pages.tolist())
 
     def arrive(self) -> None:
         """Everything is there from now on, though the copy may not say so yet."""
@@ -122,9 +122,9 @@ class FakeCopy:
         self._target_now = canaries
 
     def _check_kept(self) -> None:
-        same = np.array_equal(self._source["canary"][self._sources], self.before["canary"])
+        same = _have_equal_canaries(self._source, self._sources, self.before["canary"])
         demand(same, "copy_source_kept", f"{self.kind}: a page was written while it was copied")
-        same = np.array_equal(self._target["canary"][self._targets], self._target_now)
+        same = _have_equal_canaries(self._target, self._targets, self._target_now)
         demand(same, "copy_target_kept", f"{self.kind}: a page was written while it was the target of a copy")
 
 
@@ -150,21 +150,22 @@ class FakeCopier:
     @property
     def open_copies(self) -> list[FakeCopy]:
         """Copies that have not been found done."""
-        self._open = [copy for copy in self._open if not copy.is_finished]
+        if self._open:
+            self._open = [copy for copy in self._open if not copy.is_finished]
         return self._open
 
     def offload(self, device_pages: PageIds, host_pages: PageIds) -> FakeCopy:
         if self.step_pages is not None:
-            is_early = np.isin(device_pages, self.step_pages().written).any()
-            demand(not is_early, "offload_after_step", "pages are copied that a step in flight writes")
+            is_kept = self.step_pages().written.isdisjoint(device_pages.tolist())
+            demand(is_kept, "offload_after_step", "pages are copied that a step in flight writes")
         is_early = any(copy.kind == "restore" and copy.covers(device_pages) for copy in self.open_copies)
         demand(not is_early, "offload_after_restore", "pages are copied that have not arrived")
         return self._copy("offload", self._kv, device_pages, self.host, host_pages)
 
     def restore(self, host_pages: PageIds, device_pages: PageIds) -> FakeCopy:
         if self.step_pages is not None:
-            is_used = np.isin(device_pages, self.step_pages().read).any()
-            demand(not is_used, "restore_into_free_pages", "pages are overwritten that a step in flight reads")
+            is_unused = self.step_pages().read.isdisjoint(device_pages.tolist())
+            demand(is_unused, "restore_into_free_pages", "pages are overwritten that a step in flight reads")
         return self._copy("restore", self.host, host_pages, self._kv, device_pages)
 
     def wait(self) -> None:
@@ -192,3 +193,7 @@ class FakeCopier:
         )
         self._open = [*self.open_copies, copy]
         return copy
+
+
+def _have_equal_canaries(records: Records, pages: PageIds, canaries: npt.NDArray[np.uint64]) -> bool:
+    return records["canary"][pages].tobytes() == canaries.tobytes()

@@ -27,18 +27,18 @@ class FakeJob(Job):
     @property
     def is_open(self) -> bool:
         """Whether the loop waits for it."""
-        return not super().is_done() and not self._is_abandoned
+        return not self._has_ended and not self._is_abandoned
 
     def is_done(self) -> bool:
-        if not super().is_done() and not self._hangs:
+        if not self._has_ended and not self._hangs:
             self._polls_left -= 1
             if self._polls_left < 0:
                 self.run()
-        return super().is_done()
+        return self._has_ended
 
     def run_late(self) -> None:
         """What a thread that hung does in the end."""
-        if not super().is_done():
+        if not self._has_ended:
             self._hangs = False
             self._work_late()
 
@@ -47,7 +47,7 @@ class FakeJob(Job):
             self.result = self._work(self)
         except Exception as error:  # noqa: BLE001  as in Job.run
             self.error = error
-        self._done.set()
+        self._has_ended = True
 
 
 class FakeJobRunner:
@@ -64,7 +64,8 @@ class FakeJobRunner:
     @property
     def open_jobs(self) -> list[FakeJob]:
         """Jobs that the loop waits for."""
-        self._open = [job for job in self._open if job.is_open]
+        if self._open:
+            self._open = [job for job in self._open if job.is_open]
         return self._open
 
     def submit(self, work: Callable[[Job], Any]) -> FakeJob:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from headwater.messages.generation import TokenLogprob
 from headwater.scheduling.plan import NEWEST_TOKEN, SlotAssignment, StepPlan, StepResult
-from headwater.simulation.canary import START, mix, origin, token_from
+from headwater.simulation.canary import START, next_canaries, origin, token_from
 from headwater.simulation.fake_memory import FakeKvMemory, FakeWeights
 from headwater.simulation.kv_records import TOKEN, Records, make_records
 from headwater.simulation.violation import Violation
@@ -42,7 +42,10 @@ class StepAudit(Protocol):
     def computed(
         self, slot: int, first: int, tokens: list[int], *, read: npt.NDArray[np.uint64], samples: bool
     ) -> None:
-        """Positions from `first` on were computed from `tokens`; `read` is all KV up to there, uint64[n]."""
+        """Positions from `first` on were computed from `tokens`; `read` is all KV up to there, uint64[n].
+
+        Checks `read`, with `check_written` where it is not what it should be.
+        """
         ...
 
 
@@ -55,6 +58,11 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("headwater.engine.steps").addFilter(_is_news)
+
+
+def check_written(read: npt.NDArray[np.uint64]) -> None:
+    """No position is read that nothing has written."""
+    assert np.count_nonzero(read) == len(read), "KV is read that nothing has written"
 
 
 class FakeStep:
@@ -113,6 +121,7 @@ class FakeRunner:
         self._is_async = is_async
         width = num_pages if max_context is None else -(-max_context // page_size)  # no wider than a real runner's
         self._tables = np.full((max_running, width), -1, dtype=np.int32)
+        self._num_mapped = [0] * max_running  # leading entries of each table that name a page
         self._newest = [0] * max_running
         self._uses = [0] * max_running
         self._origins: list[tuple[str, int]] = [("", 0)] * max_running  # namespace and sequence of each slot
@@ -124,7 +133,8 @@ class FakeRunner:
     @property
     def open_steps(self) -> list[FakeStep]:
         """Steps that were launched and have not been collected."""
-        self._open = [step for step in self._open if not step.is_collected]
+        if self._open:
+            self._open = [step for step in self._open if not step.is_collected]
         return self._open
 
     def pages_of(self, slot: int, num_pages: int) -> Records:
@@ -140,33 +150,36 @@ class FakeRunner:
         fault_at = self._take_fault()
         if fault_at == "launch":
             self._fail(plan)
-        tokens = np.full(plan.num_rows, -1, dtype=np.int32)
+        tokens = [-1] * plan.num_rows
         logprobs: dict[int, TokenLogprob] = {}
         prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
         reads, writes = [], []
-        columns = (plan.slots, plan.uses, plan.num_computed, plan.num_tokens)
+        columns = (plan.slots, plan.uses, plan.num_computed, plan.num_tokens, plan.samples)
+        all_tokens = plan.token_ids.tolist()
         start = 0
-        for row, (slot, use, first, count) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+        for row, (slot, use, first, count, samples) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
             assert self._uses[slot] == use, "a plan names a slot by an earlier use"
-            row_tokens = plan.token_ids[start : start + count].tolist()
+            row_tokens = all_tokens[start : start + count]
             pages, read = self._compute(slot, first, row_tokens)
             if self.audit is not None:
-                self.audit.computed(slot, first, row_tokens, read=read, samples=bool(plan.samples[row]))
+                self.audit.computed(slot, first, row_tokens, read=read, samples=samples)
+            else:
+                check_written(read)
             reads.append(pages)
             writes.append(pages[first // self._page_size :])
             if self._slots[slot].logprobs is not None:
                 prompt_logprobs |= self._prompt_logprobs(plan, row)
-            if plan.samples[row]:
+            if samples:
                 tokens[row] = self._newest[slot] = token_from(read, self._vocab_size)
                 if self._slots[slot].logprobs is not None:
-                    logprobs[row] = TokenLogprob(token_id=int(tokens[row]), logprob=-1.0)
+                    logprobs[row] = TokenLogprob(token_id=tokens[row], logprob=-1.0)
             start += count
         result = StepResult(
             step_id=plan.step_id,
             slots=plan.slots,
             uses=plan.uses,
-            tokens=tokens,
-            is_finite=np.ones(plan.num_rows, dtype=np.bool_),
+            tokens=np.array(tokens, dtype=np.int32),
+            is_finite=np.array([True] * plan.num_rows),
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
         )
@@ -197,39 +210,46 @@ class FakeRunner:
         raise StepFault(f"step {plan.step_id}")
 
     def _apply_changes(self, plan: StepPlan) -> None:
+        slots = plan.slots.tolist() if plan.assignments else []
         for assignment in plan.assignments:
             slot = assignment.slot
             self._slots[slot] = assignment
             self._uses[slot] = assignment.use
             self._tables[slot] = -1
+            self._num_mapped[slot] = 0
             if self.audit is not None:
-                num_cached = int(plan.num_computed[plan.slots.tolist().index(slot)])
+                num_cached = int(plan.num_computed[slots.index(slot)])
                 self._origins[slot] = self.audit.entered(assignment, num_cached)
         for update in plan.page_updates:
-            self._tables[update.slot, update.first : update.first + len(update.pages)] = update.pages
+            table = self._tables[update.slot]
+            table[update.first : update.first + len(update.pages)] = update.pages
+            first_unmapped = (table < 0).tobytes().find(1)
+            self._num_mapped[update.slot] = len(table) if first_unmapped < 0 else first_unmapped
             if self.audit is not None:
-                self.audit.pages_changed(update.slot, update.first, self.kv[update.pages])
+                self.audit.pages_changed(update.slot, update.first, self.kv.take(update.pages, axis=0))
 
     def _compute(self, slot: int, first: int, tokens: list[int]) -> tuple[PageIds, npt.NDArray[np.uint64]]:
         """Write the KV of `tokens` at positions from `first` on; the pages, and all KV up to there, read again."""
         length, size = first + len(tokens), self._page_size
-        pages = self._tables[slot, : -(-length // size)].copy()
-        assert (pages >= 0).all(), "a token has no page to be written to, or a position to be read has none"
+        num_pages = -(-length // size)
+        is_mapped = num_pages <= self._num_mapped[slot]
+        assert is_mapped, "a token has no page to be written to, or a position to be read has none"
+        pages = self._tables[slot, :num_pages].copy()
         before = START if first == 0 else int(self._canaries[pages[(first - 1) // size], (first - 1) % size])
         assert before != _UNWRITTEN, "KV is read that nothing has written"
         namespace, sequence = self._origins[slot]
-        salt, birth = origin(self.weights.current, namespace), self.audit.turn if self.audit else self.num_steps
-        written = []
-        for offset, token in enumerate(tokens):
-            if token == NEWEST_TOKEN:
-                token = tokens[offset] = self._newest[slot]
-            before = mix(before ^ mix(token + 1) ^ salt)
-            written.append((before, birth, 0, 0, sequence, first + offset))
-        at = np.arange(first, length)
-        self._flat[pages[at // size] * size + at % size] = np.array(written, dtype=TOKEN)
-        read = self._canaries[pages].reshape(-1)[:length]
-        assert read.all(), "KV is read that nothing has written"
-        return pages, read
+        birth = self.audit.turn if self.audit else self.num_steps
+        if NEWEST_TOKEN in tokens:
+            tokens[:] = [self._newest[slot] if token == NEWEST_TOKEN else token for token in tokens]
+        written = next_canaries(before, tokens, origin(self.weights.current, namespace))
+        if len(tokens) == 1:  # a decode
+            self._flat[int(pages[-1]) * size + first % size] = (written[0], birth, 0, 0, sequence, first)
+        else:
+            at = np.arange(first, length)
+            records = np.zeros(len(at), dtype=TOKEN)
+            records["canary"], records["birth"], records["sequence"], records["position"] = written, birth, sequence, at
+            self._flat[pages[at // size] * size + at % size] = records
+        return pages, self._canaries[pages].reshape(-1)[:length]
 
     def _prompt_logprobs(self, plan: StepPlan, row: int) -> dict[int, tuple[TokenLogprob, ...]]:
         slot = self._slots[int(plan.slots[row])]

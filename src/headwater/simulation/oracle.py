@@ -10,6 +10,7 @@ from headwater.scheduling.plan import SlotAssignment
 from headwater.scheduling.request import Request
 from headwater.scheduling.scheduler import Limits
 from headwater.simulation.fake_memory import FakeWeights
+from headwater.simulation.fake_runner import check_written
 from headwater.simulation.kv_records import Records
 from headwater.simulation.request_model import RequestKey, RequestModel
 from headwater.simulation.violation import Violation, demand
@@ -132,22 +133,27 @@ class Oracle:
             return
         read = records[:num_pages]
         self.num_pages_reused += len(read)
-        retired = read["retired"][(read["retired"] > 0) & (read["retired"] <= self._acquired_turn(model))]
-        if len(retired):
-            raise Violation("flushed_is_gone", f"{model.rid} reads pages that a flush covered in turn {retired.max()}")
+        marks = read["retired"]
+        if marks[marks.nonzero()].tolist():
+            retired = marks[(marks > 0) & (marks <= self._acquired_turn(model))]
+            text = f"{model.rid} reads pages that a flush covered in turn"
+            demand(not len(retired), "flushed_is_gone", f"{text} {retired.max(initial=0)}")
         self._check_owners(model, read)
-        if read["drawn"].any():
+        if len(read["drawn"].nonzero()[0]):
             self._check_drawn(model, read)
 
     def computed(
         self, slot: int, first: int, tokens: list[int], *, read: npt.NDArray[np.uint64], samples: bool
     ) -> None:
         model = self._slots[slot]
-        demand(first == model.num_kv, "positions_in_order", f"{model.rid} computes {first}, has {model.num_kv}")
+        if first != model.num_kv:
+            raise Violation("positions_in_order", f"{model.rid} computes {first}, has {model.num_kv}")
         right = model.tokens[first : first + len(tokens)]
-        demand(tokens == right, "right_tokens_computed", f"{model.rid} at {first}: {tokens}, not {right}")
+        if tokens != right:
+            raise Violation("right_tokens_computed", f"{model.rid} at {first}: {tokens}, not {right}")
         expected = model.canaries(first)
-        if not np.array_equal(read[:first], expected):
+        if read[:first].tobytes() != expected.tobytes():
+            check_written(read)
             at = int(np.argmax(read[:first] != expected))
             raise Violation("kv_is_its_own", f"{model.rid} reads KV at position {at} of {first} that is not its own")
         model.extend(read[first:], weights=self._weights.current)
@@ -177,9 +183,8 @@ class Oracle:
     def _check_owners(self, model: RequestModel, read: Records) -> None:
         for number in set(read["sequence"][:, 0].tolist()):
             owner = self._world.sequence(number)
-            demand(
-                not owner.no_store or owner.rid == model.rid, "no_store", f"{model.rid} reads pages of {owner.rid}"
-            )
+            if owner.no_store and owner.rid != model.rid:
+                raise Violation("no_store", f"{model.rid} reads pages of {owner.rid}")
 
     def _check_drawn(self, model: RequestModel, read: Records) -> None:
         message = model.message

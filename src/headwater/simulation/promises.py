@@ -1,7 +1,5 @@
 """What is checked after every turn."""
 
-from collections import Counter
-
 import numpy as np
 
 from headwater.cache.invariants import check_invariants
@@ -12,11 +10,10 @@ from headwater.clock import Clock
 from headwater.engine.wiring import EngineParts
 from headwater.simulation.calls import Calls
 from headwater.simulation.event_mirror import EventMirror
-from headwater.simulation.fake_copier import FakeCopier
-from headwater.simulation.fake_jobs import FakeJobRunner
+from headwater.simulation.fake_copier import FakeCopier, FakeCopy
+from headwater.simulation.fake_jobs import FakeJob, FakeJobRunner
 from headwater.simulation.fake_runner import FakeRunner
 from headwater.simulation.oracle import Oracle
-from headwater.simulation.request_model import RequestKey
 from headwater.simulation.retirements import Retirements
 from headwater.simulation.violation import Violation, demand
 from headwater.simulation.world import World
@@ -66,10 +63,12 @@ class Promises:
                 mirror.audit()
         self._oracle.check_failed()
         self._check_requests()
-        self._check_leases()
-        self._check_copies()
-        self._check_store_calls()
-        self._check_blockers(is_staging=is_staging)
+        copies = self._copier.open_copies if self._copier else []
+        self._check_leases(copies)
+        self._check_copies(copies)
+        jobs = self._jobs.open_jobs
+        self._check_store_calls(jobs)
+        self._check_blockers(copies, jobs, is_staging=is_staging)
         self._calls.check_deadlines()
 
     def audit(self) -> None:
@@ -95,7 +94,7 @@ class Promises:
     def _checked_retire(self, scope: Scope) -> Retirement:
         """A flush cuts all pages in its scope out of the tree, and no others."""
         books = self._parts.cache.books
-        due = self._retirements.num_pages_in_tree(scope, owners=lambda tier, page: books[tier].pool.owner_of(page))
+        due = self._retirements.num_pages_in_tree(scope, pools={tier: each.pool for tier, each in books.items()})
         retirement = self._retire(scope)
         if scope.other_than_weights_id is None:
             cut = {tier: retirement.freed[tier] + retirement.retired[tier] for tier in due}
@@ -105,80 +104,86 @@ class Promises:
     def _check_books(self) -> None:
         """Counts by owner, against those who own: cheap enough for every turn."""
         cache = self._parts.cache
-        private = sum(lease.num_private + sum(map(len, lease.superseded)) for lease in cache.leases)
+        private = sum([each.num_private + sum(map(len, each.superseded)) for each in cache.leases])
         counted = cache.pool.count(Owner.PRIVATE)
-        demand(private == counted, "pages_add_up", f"{private} private pages held, {counted} counted")
+        if private != counted:
+            raise Violation("pages_add_up", f"{private} private pages held, {counted} counted")
         for tier, books in cache.books.items():
-            counts = [books.pool.count(owner) for owner in Owner]
-            demand(sum(counts) == books.pool.capacity and min(counts) >= 0, "pages_add_up", (tier, counts))
-        if self._runner.open_steps:
-            used = np.concatenate([pages for step in self._runner.open_steps for pages in step.read])
-            is_free = any(cache.pool.owner_of(page) is Owner.FREE for page in set(used.tolist()))
-            demand(not is_free, "pages_outlive_steps", "a page is free that a step in flight uses")
+            counts = books.pool.counts()
+            if sum(counts) != books.pool.capacity or min(counts) < 0:
+                raise Violation("pages_add_up", f"{tier}: {counts}")
+        steps = self._runner.open_steps
+        if steps:
+            used = np.concatenate([pages for step in steps for pages in step.read])
+            num_free = cache.pool.num_owned(used, Owner.FREE)
+            demand(not num_free, "pages_outlive_steps", "a page is free that a step in flight uses")
 
     def _check_marks(self) -> None:
         """Requests can match nothing that a flush has covered."""
         self._retirements.check()
         for tier, books in self._parts.cache.books.items():
-            for page in self._retirements.marked_pages(tier):
-                is_gone = books.pool.owner_of(page) is not Owner.TREE
-                demand(is_gone, "flushed_is_gone", f"page {page} on {tier.name} was flushed and is in the tree")
+            marked = self._retirements.marked_pages(tier)
+            if len(marked) and books.pool.num_owned(marked, Owner.TREE):
+                page = next(page for page in marked.tolist() if books.pool.owner_of(page) is Owner.TREE)
+                raise Violation("flushed_is_gone", f"page {page} on {tier.name} was flushed and is in the tree")
 
     def _check_requests(self) -> None:
         """Every request that has not ended is in exactly one place."""
         scheduler = self._parts.scheduler
-        found: Counter[RequestKey] = Counter(
-            (request.client, request.rid)
-            for place in (scheduler.running, scheduler.loading, scheduler.waiting)
-            for request in place
-        )
+        places = (scheduler.running, scheduler.loading, scheduler.waiting)
+        found = [(request.client, request.rid) for place in places for request in place]
         active = {key for key, model in self._oracle.active.items() if model.is_delivered}
-        lost = active ^ found.keys()
-        demand(not lost and max(found.values(), default=1) == 1, "no_request_is_lost", f"{lost} of {len(active)}")
+        lost = active.symmetric_difference(found)
+        if lost or len(found) != len(active):
+            raise Violation("no_request_is_lost", f"{lost} of {len(active)}, {len(found)} in places")
 
-    def _check_leases(self) -> None:
+    def _check_leases(self, copies: list[FakeCopy]) -> None:
         """A lease belongs to a running request, to a load, to a pin, or to a step in flight."""
         num_leases = len(self._parts.cache.leases)
-        copies = self._copier.open_copies if self._copier else []
-        num_loads = sum(copy.kind == "restore" and not copy.is_begun for copy in copies)
+        num_loads = len([1 for copy in copies if copy.kind == "restore" and not copy.is_begun])
         wanted = len(self._parts.scheduler.running) + num_loads + self._parts.pinning.num_pins
         num_closing = sum(len(step.read) for step in self._runner.open_steps)
-        demand(
-            wanted <= num_leases <= wanted + num_closing,
-            "leases_end",
-            f"{num_leases} leases, {wanted} wanted, {num_closing} rows in flight",
-        )
+        if not wanted <= num_leases <= wanted + num_closing:
+            text = f"{num_leases} leases, {wanted} wanted, {num_closing} rows in flight"
+            raise Violation("leases_end", text)
 
-    def _check_copies(self) -> None:
+    def _check_copies(self, copies: list[FakeCopy]) -> None:
         """Copies are looked at every turn, also while paused: one that has ended is taken in."""
-        for copy in self._copier.open_copies if self._copier else ():
+        for copy in copies:
             copy.num_turns += 1
-            is_kept = copy.num_turns <= copy.num_turns_allowed
-            demand(is_kept, "copies_are_taken_in", f"{copy.kind} of turn {copy.turn} ended, and nobody looked")
+            if copy.num_turns > copy.num_turns_allowed:
+                text = f"{copy.kind} of turn {copy.turn} ended, and nobody looked"
+                raise Violation("copies_are_taken_in", text)
 
-    def _check_store_calls(self) -> None:
+    def _check_store_calls(self, jobs: list[FakeJob]) -> None:
         """A call of the store that takes too long is given up: a hanging store costs hits and nothing else."""
         storage = self._parts.cache.storage
         if storage is None:
             return
-        for job in self._jobs.open_jobs:
-            age_s = self._clock.now() - job.began_s
-            is_kept = not job.kind or age_s < storage.settings.call_timeout_s
-            demand(is_kept, "store_calls_are_given_up", f"{job.kind} waits since {age_s:.3f} s")
+        began_before_s = self._clock.now() - storage.settings.call_timeout_s
+        for job in jobs:
+            if job.kind and job.began_s <= began_before_s:
+                raise Violation("store_calls_are_given_up", f"{job.kind} waits since {job.began_s:.3f} s")
 
-    def _check_blockers(self, *, is_staging: bool) -> None:
+    def _check_blockers(self, copies: list[FakeCopy], jobs: list[FakeJob], *, is_staging: bool) -> None:
         """The engine's own idea of what keeps it from being idle, against a recount."""
         scheduler, admission = self._parts.scheduler, self._parts.scheduler.admission
-        found: Counter[str] = Counter(copy.kind for copy in (self._copier.open_copies if self._copier else ()))
-        found.update(job.kind for job in self._jobs.open_jobs if job.kind)
-        found["running"] = len(scheduler.running)
-        found["loading"] = len(scheduler.loading)
-        found["weight_update"] = int(is_staging)
-        if admission.may_run:
-            found["queued"] = sum(
-                admission.may_start or self._oracle.active[request.client, request.rid].has_started
-                for request in scheduler.waiting
-            )
-        expected = {name: count for name, count in found.items() if count}
+        found = {
+            "running": len(scheduler.running),
+            "loading": len(scheduler.loading),
+            "weight_update": int(is_staging),
+        }
+        if admission.may_run and admission.may_start:
+            found["queued"] = len(scheduler.waiting)
+        elif admission.may_run:
+            active = self._oracle.active
+            waiting = [active[r.client, r.rid].has_started for r in scheduler.waiting]
+            found["queued"] = sum(waiting)
+        for copy in copies:
+            found[copy.kind] = found.get(copy.kind, 0) + 1
+        for job in jobs:
+            found[job.kind] = found.get(job.kind, 0) + 1
+        expected = {name: count for name, count in found.items() if count and name}
         told = self._parts.blockers()
-        demand(told == expected, "blockers_agree", f"told {told}, found {expected}")
+        if told != expected:
+            raise Violation("blockers_agree", f"told {told}, found {expected}")

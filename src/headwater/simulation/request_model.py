@@ -5,8 +5,8 @@ import numpy.typing as npt
 
 from headwater.messages.base import unpack_ids
 from headwater.messages.generation import Generate, Output
-from headwater.simulation.canary import START, expected_tokens, mix, namespace_text, next_canary
-from headwater.simulation.violation import demand
+from headwater.simulation.canary import START, expected_tokens, mix, namespace_text, next_canaries, origin
+from headwater.simulation.violation import Violation, demand
 
 RequestKey = tuple[bytes, str]  # client and rid
 _MASK = (1 << 64) - 1
@@ -71,10 +71,7 @@ class RequestModel:
         self._weights = []
         self.num_kv = self._total = 0
         self.last_turn = None
-        before, cached = START, []
-        for token in known[:num_cached]:
-            before = next_canary(before, token, weights, self.namespace)
-            cached.append(before)
+        cached = next_canaries(START, known[:num_cached], origin(weights, self.namespace))
         self.extend(np.array(cached, dtype=np.uint64), weights=weights)
 
     def extend(self, canaries: npt.NDArray[np.uint64], *, weights: str) -> None:
@@ -100,7 +97,8 @@ class RequestModel:
         if output.token_ids:
             first = len(self.prompt) + self.num_told
             right = tuple(self.tokens[first : first + len(output.token_ids)])
-            demand(output.token_ids == right, "right_text", f"{self.rid} is told {output.token_ids}, not {right}")
+            if output.token_ids != right:
+                raise Violation("right_text", f"{self.rid} is told {output.token_ids}, not {right}")
             self.num_told += len(output.token_ids)
             demand(self.num_told <= self._limit, "right_end", f"{self.rid} got more tokens than it asked for")
         self._num_logprobs += len(output.logprobs or ())

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headwater.cache.namespace import Scope, Tier
-from headwater.cache.page_pool import Owner
+from headwater.cache.page_pool import Owner, PageIds, PagePool
 from headwater.cache.prefetch import Prefetch
 from headwater.messages.base import pack_ids, unpack_ids
 from headwater.messages.control import FlushCache
@@ -41,6 +41,9 @@ class Retirements:
         self._device = device
         self._copier = copier
         self._page_size = device.shape[1]
+        self._marks = {Tier.DEVICE: device["retired"][:, 0]}
+        if copier is not None:
+            self._marks[Tier.HOST] = copier.host["retired"][:, 0]
 
     def apply(self, flush: FlushCache, *, turn: int) -> StoreRetirement | None:
         """`flush` took effect in `turn`, before anything that was computed in it."""
@@ -68,12 +71,11 @@ class Retirements:
             demand(prefetch.num_attached <= num_pages, "flushed_is_gone", "a prefetch brought what was flushed")
         self._doomed = [(prefetch, num_pages) for prefetch, num_pages in self._doomed if not prefetch.is_done]
 
-    def marked_pages(self, tier: Tier) -> list[int]:
+    def marked_pages(self, tier: Tier) -> PageIds:
         """Pages whose contents a flush has covered on `tier`, wherever they are by now."""
-        records = self._device if tier is Tier.DEVICE or self._copier is None else self._copier.host
-        return np.flatnonzero(records["retired"][:, 0]).tolist()
+        return self._marks[tier].nonzero()[0]
 
-    def num_pages_in_tree(self, scope: Scope, *, owners: Callable[[Tier, int], Owner]) -> dict[Tier, int]:
+    def num_pages_in_tree(self, scope: Scope, *, pools: dict[Tier, PagePool]) -> dict[Tier, int]:
         """Pages by tier that requests could match now, and that `scope` covers. Whatever their weights."""
         prefix = None if scope.prefix is None else pack_ids(scope.prefix)
         flush = FlushCache(call_id="", cache_salt=scope.cache_salt, extra_key=scope.extra_key, prefix_ids=prefix)
@@ -81,7 +83,7 @@ class Retirements:
         for tier, records in ((Tier.DEVICE, self._device), (Tier.HOST, self._copier.host if self._copier else None)):
             if records is not None and tier in scope.tiers:
                 covered = self._covered(records, flush, self._world.turn + 1)
-                found[tier] = sum(owners(tier, page) is Owner.TREE for page in covered)
+                found[tier] = pools[tier].num_owned(np.array(covered, dtype=np.int32), Owner.TREE)
         return found
 
     def holds_any_of(self, flush: FlushCache, pages: Records, *, turn: int) -> bool:

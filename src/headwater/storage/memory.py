@@ -77,7 +77,9 @@ class MemoryBackend:
     def reap(self, *, max_pages: int, abandoned: Collection[bytes] = ()) -> int:
         with self._lock:
             self._check_open()
-            dead = [key for key in self._pages if key.bucket.id in abandoned or self._is_stale(key.bucket)]
+            buckets = {key.bucket.id: key.bucket for key in self._pages}.values()
+            dead_ids = {bucket.id for bucket in buckets if bucket.id in abandoned or self._is_stale(bucket)}
+            dead = [key for key in self._pages if key.bucket.id in dead_ids] if dead_ids else []
             for key in dead[:max_pages]:
                 self._drop(key)
         num_reaped = min(len(dead), max_pages)
