@@ -1,29 +1,38 @@
 """The CPU's layers, native and PyTorch, against the definition in float32: the contract of devices/device.py."""
 
+import logging
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from headwater.devices import cpu_linear
 from headwater.devices.cpu import CpuDevice
-from headwater.devices.cpu_linear import TorchLinear
+from headwater.devices.cpu_linear import TorchLinear, can_pack
 from headwater.devices.cpu_native import NativeLinear
+from headwater.devices.cpu_topology import cpu_flags
 from headwater.devices.native_library import native_library
 
 pytestmark = pytest.mark.slow
 
-KINDS = ["torch-float32", "torch-bfloat16", "native-bfloat16"]
+# `plain`: 16-bit weights that oneDNN does not pack, as on a lesser processor
+KINDS = [
+    "torch-float32", "torch-bfloat16", "torch-float16", "plain-bfloat16", "plain-float16", "native-bfloat16",
+]  # fmt: skip
 Built = tuple[CpuDevice, torch.dtype]
 
 
 @pytest.fixture(params=KINDS)
-def built(request: pytest.FixtureRequest) -> Iterator[Built]:
+def built(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Built]:
     """A device and a dtype it computes in."""
     before = torch.get_num_threads()
     flavour, dtype = request.param.split("-")
     if flavour == "native" and native_library() is None:
         pytest.skip("native kernels are not built or not for this CPU")
+    if flavour == "plain":
+        monkeypatch.setattr(cpu_linear, "can_pack", lambda dtype: False)
     yield CpuDevice(use_native=flavour == "native"), getattr(torch, dtype)
     torch.set_num_threads(before)
 
@@ -35,7 +44,7 @@ def _random(*shape: int, dtype: torch.dtype, scale: float = 1.0, seed: int = 0) 
 
 def _assert_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
     """Up to the rounding of `dtype` relative to the largest value."""
-    tolerance = (2e-2 if dtype == torch.bfloat16 else 1e-5) * float(expected.abs().max())
+    tolerance = {torch.bfloat16: 2e-2, torch.float16: 3e-3, torch.float32: 1e-5}[dtype] * float(expected.abs().max())
     torch.testing.assert_close(found.float(), expected.float(), rtol=0, atol=tolerance)
 
 
@@ -129,6 +138,16 @@ def test_rms_norm(built: Built, size: int, rows: int) -> None:
     _assert_close(found, expected, dtype)
 
 
+def test_a_weight_of_several_blocks_is_widened_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last block is shorter than the others."""
+    monkeypatch.setattr(cpu_linear, "can_pack", lambda dtype: False)
+    monkeypatch.setattr(cpu_linear, "_WIDE_NUMBERS", 3 * 40)
+    weight, bias = _random(10, 40, dtype=torch.bfloat16), _random(10, dtype=torch.bfloat16, seed=1)
+    x = _random(5, 40, dtype=torch.bfloat16, seed=2)
+    found = TorchLinear([weight], [bias]).logits(x)
+    torch.testing.assert_close(found, F.linear(x.float(), weight.float(), bias.float()))
+
+
 def test_the_fast_path_is_the_one_in_use() -> None:
     """Falling back silently would pass every other test and be three times slower."""
     weight = torch.zeros(32, 32, dtype=torch.bfloat16)
@@ -136,5 +155,59 @@ def test_the_fast_path_is_the_one_in_use() -> None:
     plain = CpuDevice(use_native=False).pack_linear([weight])
     assert isinstance(native, NativeLinear if native_library() else TorchLinear)
     assert isinstance(plain, TorchLinear)
-    assert plain.is_packed == torch.backends.mkldnn.is_available()
+    assert plain.is_packed == can_pack(torch.bfloat16)
     assert isinstance(CpuDevice().pack_linear([weight.float()]), TorchLinear)
+
+
+@pytest.mark.skipif(
+    not cpu_flags() >= {"avx512bw", "avx512vl", "avx512dq"} or "ONEDNN_MAX_CPU_ISA" in os.environ,
+    reason="oneDNN packs bfloat16 with AVX512 alone",
+)
+def test_onednn_is_used_where_it_computes_bfloat16() -> None:
+    """A probe that always says no would be slow and right."""
+    assert can_pack(torch.bfloat16)
+
+
+def _raises(*_: object) -> None:
+    raise RuntimeError("this processor cannot\nand here is where")
+
+
+@pytest.mark.parametrize(
+    ("operator", "instead"),
+    [
+        ("_reorder_linear_weight", _raises),
+        ("_linear_pointwise", _raises),
+        ("_linear_pointwise", lambda x, w, *_: torch.zeros(len(x), 48)),
+    ],
+    ids=["no packing", "no product", "wrong product"],
+)
+def test_a_library_that_cannot_is_not_used(
+    operator: str,
+    instead: object,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """oneDNN refuses on processors without AVX512, and where the environment caps its instructions."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda weight: weight.to_mkldnn())
+    monkeypatch.setattr(torch.ops.mkldnn, operator, instead)
+    with caplog.at_level(logging.INFO):
+        assert not can_pack.__wrapped__(torch.bfloat16)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("oneDNN does not compute bfloat16 here")
+    assert "\n" not in caplog.messages[0]
+
+
+def test_auto_is_bfloat16_only_where_something_computes_it_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flag alone says nothing of a library whose instructions are capped."""
+    monkeypatch.setattr("headwater.devices.cpu.has_fast_bfloat16", lambda: True)
+    for can, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr("headwater.devices.cpu.can_pack", lambda dtype, can=can: can)
+        assert CpuDevice(use_native=False).auto_dtype() == expected
+    monkeypatch.setattr("headwater.devices.cpu.has_fast_bfloat16", lambda: False)
+    assert CpuDevice(use_native=False).auto_dtype() == torch.float32
+
+
+def test_the_native_kernels_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paths of other processors are tested on this one."""
+    monkeypatch.setenv("HEADWATER_NATIVE", "0")
+    assert native_library.__wrapped__() is None

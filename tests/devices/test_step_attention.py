@@ -19,7 +19,8 @@ pytestmark = pytest.mark.slow
 
 Built = tuple[Device, torch.dtype]
 FLAVOURS = (
-    "torch-float32", "torch-bfloat16", "native-bfloat16", "cuda-float32", "cuda-float16", "cuda-bfloat16",
+    "torch-float32", "torch-bfloat16", "torch-float16", "native-bfloat16", "cuda-float32", "cuda-float16",
+    "cuda-bfloat16",
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from headwater.devices.cpu_attention import TorchStepAttention
-from headwater.devices.cpu_linear import TorchGatedLinear, TorchLinear
+from headwater.devices.cpu_linear import TorchGatedLinear, TorchLinear, can_pack
 from headwater.devices.cpu_native import (
     NativeGatedLinear,
     NativeLinear,
@@ -36,7 +36,8 @@ class CpuDevice:
         self._library = native_library() if use_native else None
 
     def auto_dtype(self) -> torch.dtype:
-        return torch.bfloat16 if has_fast_bfloat16() else torch.float32
+        is_fast = has_fast_bfloat16() and (self._library is not None or can_pack(torch.bfloat16))
+        return torch.bfloat16 if is_fast else torch.float32
 
     def free_memory_bytes(self) -> int:
         return free_memory_bytes()

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import logging
+import os
 from typing import Any
 
 from headwater.devices.native_build import library_path, missing_cpu_flags
@@ -57,6 +58,9 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 @functools.cache
 def native_library() -> ctypes.CDLL | None:
     """The library, or None with one line in the log that says why and what to do."""
+    if os.environ.get("HEADWATER_NATIVE") == "0":
+        logger.info("native CPU kernels not used: HEADWATER_NATIVE=0")
+        return None
     if missing := missing_cpu_flags():
         logger.info("native CPU kernels not used: this CPU lacks %s", ", ".join(missing))
         return None
