@@ -4,7 +4,7 @@
 #   JOBS=0 make test                 in one process, for a debugger
 #   PIP_ARGS=...                     arguments for pip, for example an index with CPU-only torch
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast check lint types imports format bench clean
+.PHONY: help setup serve test test-fast test-isa check lint types imports format bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -25,7 +25,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[dev]'
+	@echo "Installing what pyproject.toml names into $(VENV). The first time that is 2 to 3 GB to download, nearly all of it"
+	@echo "PyTorch with CUDA, and 6 GB of disk: about 5 minutes at 100 Mbit/s. Without an NVIDIA GPU, stop now and set PIP_ARGS"
+	@echo "to an index with CPU-only builds of PyTorch (pytorch.org has one): 600 MB, 2 minutes. pip tells how it goes:"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[dev]'
 	@touch $@
 
 # optional: without a compiler or on another CPU the server computes in plain PyTorch, and says so
@@ -36,9 +39,16 @@ $(KERNELS): $(INSTALLED) $(KERNEL_SOURCES)
 serve: setup  ## Serve the default model on 127.0.0.1:30000
 	@$(BIN)/headwater serve $(ARGS)
 
-# passive: threads that wait for others would keep the other process's from the cores
 test: setup  ## All tests, fast and slow, in JOBS processes
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+# the instruction sets that oneDNN and PyTorch may use, each capped by its own variable; a cap above the processor is none
+ISA_TESTS := tests/devices/test_cpu_layers.py tests/devices/test_step_attention.py tests/models/test_loader.py
+test-isa: setup  ## The CPU's layers, attention and loading as on lesser processors
+	HEADWATER_NATIVE=0 ONEDNN_MAX_CPU_ISA=AVX512_CORE $(BIN)/python -m pytest -q -k "not cuda" $(ISA_TESTS)
+	HEADWATER_NATIVE=0 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -q -k "not cuda" $(ISA_TESTS)
+	HEADWATER_NATIVE=0 ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default \
+	  $(BIN)/python -m pytest -q -k "not cuda" $(ISA_TESTS)
 
 test-fast: setup  ## The tests that need neither torch nor a model
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

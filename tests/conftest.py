@@ -6,5 +6,6 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("NO_COLOR", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: other processes need the cores, too
 if not Path("/dev/nvidiactl").exists():  # no GPU: the Triton kernels are interpreted, which must be said before import
     os.environ.setdefault("TRITON_INTERPRET", "1")

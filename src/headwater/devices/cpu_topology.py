@@ -10,7 +10,7 @@ _CGROUP_MEMORY_CURRENT = Path("/sys/fs/cgroup/memory.current")
 
 
 def num_usable_cores() -> int:
-    """Cores of this process: its affinity mask, cut by the cgroup's CPU quota."""
+    """Cores of this process: its affinity mask, cut by the cgroup's CPU quota and by OMP_NUM_THREADS."""
     if hasattr(os, "sched_getaffinity"):
         num_cores = len(os.sched_getaffinity(0))
     else:
@@ -18,6 +18,9 @@ def num_usable_cores() -> int:
     quota, _, period = _read(_CGROUP_CPU_MAX).partition(" ")
     if quota.isdigit() and period.isdigit():
         num_cores = min(num_cores, math.ceil(int(quota) / int(period)))
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        num_cores = min(num_cores, int(wanted))
     return max(1, num_cores)
 
 

@@ -74,7 +74,7 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     ] = None
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Flag("Data type of weights and activations. auto: bfloat16 where the device is quick at it.", MODEL),
+        Flag("Data type of weights and activations. auto: bfloat16 where that is quick, else float32.", MODEL),
     ] = "auto"
     attention_backend: Annotated[
         Literal["auto", "triton", "fa3"],

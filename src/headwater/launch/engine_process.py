@@ -19,6 +19,7 @@ import msgspec
 
 from headwater.launch.config import ServerArgs
 from headwater.launch.heap import freeze_heap
+from headwater.launch.openmp import sleeping_threads
 
 EXIT_CRASHED = 1
 EXIT_REFUSED = 2  # the arguments or the model cannot be served: starting again would not help
@@ -95,7 +96,8 @@ def main() -> int:
     )
     try:
         logging.getLogger(__name__).info("loading PyTorch")
-        from headwater.launch.assembly import build_engine
+        with sleeping_threads():
+            from headwater.launch.assembly import build_engine
 
         engine = build_engine(start.args, start.endpoint, index=start.index, weights=start.weights)
     except (

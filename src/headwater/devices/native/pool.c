@@ -1,17 +1,18 @@
 // A pool whose caller waits for chunks, not for threads. Where another process takes a core (the API process does,
 // in every step), an OpenMP barrier waits until the thread that had been there runs again, also if it has nothing
-// to do. Here a thread that is not running claims nothing, and the others do the work.
+// to do. Here a thread that is not running claims nothing, and the others do the work. Who waits spins for a moment,
+// and sleeps at once where the core was wanted by others lately: a spinning thread would keep it from the one that works.
 
 #define _GNU_SOURCE
 #include "pool.h"
 
 #include <immintrin.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <sys/resource.h>
 
-enum { MAX_WORKERS = 255, SPINS_BEFORE_SLEEP = 4000, SPINS_BEFORE_YIELD = 1000 };
+enum { MAX_WORKERS = 255, SPINS_BEFORE_SLEEP = 4000, SPINS_OF_CALLER = 2000, WAITS_WITHOUT_SPINS = 1000 };
 
 // Chunks of the current job not claimed yet. A claim comes first and reads the job afterwards: from then on the
 // job cannot end, hence not change, before the claimed chunk is done.
@@ -25,6 +26,19 @@ static int num_workers;
 static _Atomic int num_sleeping;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t work_arrived = PTHREAD_COND_INITIALIZER;
+static pthread_cond_t work_done = PTHREAD_COND_INITIALIZER;
+static _Atomic int is_caller_asleep;
+
+// Whether this thread may spin now: not for a while after the system has given its core to another thread.
+static int may_spin(void) {
+    static _Thread_local long switches_before = -1;
+    static _Thread_local int waits_left;
+    struct rusage usage;
+    if (getrusage(RUSAGE_THREAD, &usage) != 0) return 0;
+    if (switches_before >= 0 && usage.ru_nivcsw != switches_before) waits_left = WAITS_WITHOUT_SPINS;
+    switches_before = usage.ru_nivcsw;
+    return waits_left == 0 || waits_left-- == 0;
+}
 
 static int run_one_chunk(void) {
     long left = atomic_load(&unclaimed);
@@ -32,15 +46,20 @@ static int run_one_chunk(void) {
         if (left <= 0) return 0;
     } while (!atomic_compare_exchange_weak(&unclaimed, &left, left - 1));
     current_function(current_job, current_num_chunks - left);
-    atomic_fetch_sub(&unfinished, 1);
+    if (atomic_fetch_sub(&unfinished, 1) == 1 && atomic_load(&is_caller_asleep)) {
+        pthread_mutex_lock(&lock);
+        pthread_cond_signal(&work_done);
+        pthread_mutex_unlock(&lock);
+    }
     return 1;
 }
 
 static void *work(void *unused) {
     (void)unused;
     for (;;) {
-        for (int spins = 0; spins < SPINS_BEFORE_SLEEP; spins++) {
-            if (run_one_chunk()) spins = 0;
+        while (run_one_chunk()) {}
+        for (int spins = may_spin() ? SPINS_BEFORE_SLEEP : 0; spins > 0; spins--) {
+            if (run_one_chunk()) spins = SPINS_BEFORE_SLEEP;
             else _mm_pause();
         }
         pthread_mutex_lock(&lock);
@@ -61,6 +80,20 @@ static void start_workers(int wanted) {
     }
 }
 
+// The caller has nothing left to claim; others still compute what they claimed.
+static void wait_for_workers(void) {
+    if (atomic_load(&unfinished) == 0) return;
+    for (int spins = may_spin() ? SPINS_OF_CALLER : 0; spins > 0; spins--) {
+        if (atomic_load(&unfinished) == 0) return;
+        _mm_pause();
+    }
+    pthread_mutex_lock(&lock);
+    atomic_store(&is_caller_asleep, 1);
+    while (atomic_load(&unfinished) > 0) pthread_cond_wait(&work_done, &lock);
+    atomic_store(&is_caller_asleep, 0);
+    pthread_mutex_unlock(&lock);
+}
+
 void pool_run(chunk_function function, void *job, long num_chunks, int threads) {
     if (threads <= 1 || num_chunks <= 1) {
         for (long chunk = 0; chunk < num_chunks; chunk++) function(job, chunk);
@@ -78,8 +111,5 @@ void pool_run(chunk_function function, void *job, long num_chunks, int threads) 
         pthread_mutex_unlock(&lock);
     }
     while (run_one_chunk()) {}
-    for (int spins = 0; atomic_load(&unfinished) > 0; spins++) {
-        if (spins < SPINS_BEFORE_YIELD) _mm_pause();
-        else sched_yield();  // the thread we wait for may need this very core
-    }
+    wait_for_workers();
 }
