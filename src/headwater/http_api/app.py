@@ -100,5 +100,5 @@ def head_routes() -> APIRouter:
 def _reading_routes() -> Iterator[tuple[str, Callable[..., Any]]]:
     for router in ROUTERS:
         for route in router.routes:
-            if isinstance(route, APIRoute) and "GET" in route.methods and route.path not in CHANGING_BY_GET:
+            if isinstance(route, APIRoute) and "GET" in (route.methods or ()) and route.path not in CHANGING_BY_GET:
                 yield route.path, route.endpoint

@@ -40,11 +40,11 @@ class CompressedBody:
             if message["type"] != "http.request":
                 return message
             is_last = not message.get("more_body", False)
-            return message | {"body": inflater.feed(message.get("body", b""), is_last=is_last)}
+            return {**message, "body": inflater.feed(message.get("body", b""), is_last=is_last)}
 
         headers = [header for header in scope["headers"] if header[0] not in ABOUT_THE_BODY]
         try:
-            await self.app(scope | {"headers": headers}, inflated_receive, send)
+            await self.app({**scope, "headers": headers}, inflated_receive, send)
         except ApiError as error:  # raised above while a route outside of the error handlers read the body
             await error_response(error)(scope, receive, send)
 

@@ -13,14 +13,12 @@ from collections.abc import Callable, Sequence
 from headwater.client.engine_client import EngineClient
 from headwater.client.errors import EngineGone
 from headwater.http_api.app import create_app
-from headwater.http_api.connection import ConnectionLimits
 from headwater.http_api.http_server import HttpServer
-from headwater.http_api.sites import SitePolicy
 from headwater.http_api.state import ApiState, Limits
 from headwater.launch.banner import print_banner
 from headwater.launch.config import ServerArgs
-from headwater.launch.descriptors import default_max_connections, raise_descriptor_limit
 from headwater.launch.heap import freeze_heap
+from headwater.launch.http_bounds import connection_limits, site_policy
 from headwater.launch.serve import EXIT_FAILED, EXIT_REFUSED, print_error
 from headwater.launch.served_model import model_facts, tokenizer_path
 from headwater.launch.supervisor import EngineExit, EngineSupervisor
@@ -61,7 +59,7 @@ class ApiProcess:
         self._state = self._make_state()
         self._http = HttpServer(
             create_app(self._state),
-            self._connection_limits(),
+            connection_limits(args),
             log_level="info" if args.log_level == "debug" else "warning",
             access_log=args.log_level == "debug",
             timeout_graceful_shutdown=int(HTTP_GRACE_S),
@@ -90,24 +88,11 @@ class ApiProcess:
             server_args=self._args.public(),
             api_key=self._args.api_key,
             admin_api_key=self._args.admin_api_key,
-            sites=SitePolicy.of_server(
-                self._args.host,
-                has_api_key=self._args.api_key is not None,
-                origins=self._args.allowed_origins,
-                hosts=self._args.allowed_hosts,
-            ),
+            sites=site_policy(self._args),
             limits=Limits(
                 max_body_bytes=self._args.max_body_bytes, max_control_timeout_s=self._args.max_control_timeout
             ),
             special_tokens=self._args.parse_special_tokens,
-        )
-
-    def _connection_limits(self) -> ConnectionLimits:
-        args = self._args
-        return ConnectionLimits(
-            max_connections=args.max_connections or default_max_connections(raise_descriptor_limit()),
-            max_header_bytes=args.max_header_bytes,
-            header_timeout_s=args.header_timeout,
         )
 
     def _told_gone(self, index: int) -> Callable[[str], None]:

@@ -313,7 +313,7 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         self._check_tiers()
         self._check_events()
         for origin in self.allowed_origins:
-            if origin not in ("*", "null") and ORIGIN.fullmatch(origin) is None:
+            if origin not in ("*", "null") and ORIGIN.fullmatch(origin.rstrip("/")) is None:
                 raise ValueError(f"--allowed-origin must be origins such as https://chat.example, got {origin!r}")
         for host in self.allowed_hosts:
             if host != "*" and HOST.fullmatch(host) is None:
