@@ -344,12 +344,12 @@ class ControlPlane:
         self.is_paused = True
 
     def _go_on(self, message: ContinueGeneration) -> Done:
-        self.is_paused = False
         for pending in [p for p in self._pending if isinstance(p.operation, Pause) and p.permit.is_given]:
             # It waits for a moment without a step, which may be long in coming now.
             self._pending.remove(pending)
             moment = pending.moment(self._clock, self._ports.blockers())
             self._answers.append((pending.caller.client, pending.operation.cancelled(moment, "continued")))
+        self.is_paused = False  # last: a pause of this very turn has only begun now
         return Done(call_id=message.call_id)
 
     def _label(self, message: SetWeightVersion) -> WeightVersionSet:
