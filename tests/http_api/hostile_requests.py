@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from random import Random
 from typing import Any, NamedTuple
 
 JSON = "application/json"
@@ -114,6 +115,48 @@ class Operations:
                 yield Call(method, f"{plain}?{parameter['name']}=1&{parameter['name']}=2")
         for body in self._bodies(path, operation):
             yield Call(method, plain, json.dumps(body).encode())
+
+    def random_calls(self, path: str, method: str, *, seed: int, count: int) -> Iterator[Call]:
+        """Several members at a time, hostile or nearly right, of the schema and of none."""
+        content = self._schema["paths"][path][method].get("requestBody", {}).get("content", {}).get(JSON)
+        if content is None:
+            return
+        random = Random(f"{seed} {path}")
+        members = self._members(content["schema"])
+        plain = path.replace("{", "").replace("}", "").replace(":path", "")
+        for _ in range(count):
+            body = dict(self._examples.get(path, {}))
+            for name in random.sample(sorted(members), k=min(len(members), random.randint(1, 5))):
+                body[name] = self._value(members[name], random)
+            yield Call(method.upper(), plain, json.dumps(body).encode())
+
+    def _value(self, schema: dict[str, Any], random: Random, depth: int = 0) -> Any:
+        """A value that fits the schema, or one that does not."""
+        if depth > 4 or random.random() < 0.15:
+            return random.choice(VALUES)
+        if "$ref" in schema:
+            schema = self._schema["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        choices = schema.get("anyOf") or schema.get("oneOf") or ()
+        if choices:
+            return self._value(random.choice(choices), random, depth)
+        if "enum" in schema:
+            return random.choice(schema["enum"])
+        match schema.get("type"):
+            case "object":
+                inner = schema.get("properties") or {random.choice("ab1"): {}}
+                names = random.sample(sorted(inner), k=min(len(inner), random.randint(0, 4)))
+                return {name: self._value(inner[name], random, depth + 1) for name in names}
+            case "array":
+                return [self._value(schema.get("items", {}), random, depth + 1) for _ in range(random.randint(0, 3))]
+            case "integer":
+                return random.choice([0, 1, 2, 7, schema.get("maximum", 3), schema.get("minimum", -1)])
+            case "number":
+                return random.choice([0, 0.5, 1, 2.5])
+            case "boolean":
+                return random.random() < 0.5
+            case "string":
+                return random.choice(["a", "user", "text", "hello there", "é", "auto", "{}", "1"])
+        return random.choice(VALUES)
 
     def _bodies(self, path: str, operation: dict[str, Any]) -> Iterator[Any]:
         content = operation.get("requestBody", {}).get("content", {}).get(JSON)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 }
 # 501: not built. 503: no such store. 504: not done in the time asked for
 DECLARED = {501, 503, 504}
+SEED = int(os.environ.get("HOSTILE_SEED", "1"))
+NUM_RANDOM = int(os.environ.get("HOSTILE_REQUESTS", "60"))  # of each route; more find more
 
 
 @pytest.fixture
@@ -88,6 +91,20 @@ async def test_no_request_is_a_500(
                 await send(server, call)
                 tracebacks = [record for record in caplog.records if record.exc_info]
                 assert not tracebacks, (call, tracebacks)
+            assert (await server.http.get("/health")).status_code == 200
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES))
+async def test_no_mixture_of_values_is_a_500(
+    engine: LoopEngine, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Values that fit alone, or are read only beside others."""
+    method = next(iter(SCHEMA["paths"][path].keys() - {"get"}))
+    with caplog.at_level(logging.WARNING):
+        async with api(engine) as server:
+            for call in OPERATIONS.random_calls(path, method, seed=SEED, count=NUM_RANDOM):
+                await send(server, call)
+                assert not [record for record in caplog.records if record.exc_info], call
             assert (await server.http.get("/health")).status_code == 200
 
 

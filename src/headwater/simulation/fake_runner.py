@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from headwater.messages.generation import TokenLogprob
+from headwater.messages.generation import LogprobParams, TokenLogprob
 from headwater.scheduling.plan import NEWEST_TOKEN, SlotAssignment, StepPlan, StepResult
 from headwater.simulation.canary import START, next_canaries, origin, token_from
 from headwater.simulation.fake_memory import FakeKvMemory, FakeWeights
@@ -171,8 +171,9 @@ class FakeRunner:
                 prompt_logprobs |= self._prompt_logprobs(plan, row)
             if samples:
                 tokens[row] = self._newest[slot] = token_from(read, self._vocab_size)
-                if self._slots[slot].logprobs is not None:
-                    logprobs[row] = TokenLogprob(token_id=tokens[row], logprob=-1.0)
+                asked = self._slots[slot].logprobs
+                if asked is not None:
+                    logprobs[row] = _logprob(tokens[row], asked)
             start += count
         result = StepResult(
             step_id=plan.step_id,
@@ -259,4 +260,15 @@ class FakeRunner:
         first = max(computed + 1, slot.logprobs.prompt_start)
         stop = min(computed + int(plan.num_tokens[row]) + 1, slot.num_prompt_tokens)
         tokens = slot.token_ids[first:stop].tolist()
-        return {row: tuple(TokenLogprob(token_id=t, logprob=-1.0) for t in tokens)} if tokens else {}
+        return {row: tuple(_logprob(token, slot.logprobs) for token in tokens)} if tokens else {}
+
+
+def _logprob(token_id: int, asked: LogprobParams) -> TokenLogprob:
+    """All that was asked for, whatever the numbers."""
+    return TokenLogprob(
+        token_id=token_id,
+        logprob=-1.0,
+        top_ids=tuple(range(asked.top)),
+        top_logprobs=(-1.0,) * asked.top,
+        ids_logprobs=(-1.0,) * len(asked.token_ids),
+    )
