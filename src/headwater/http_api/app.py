@@ -23,9 +23,9 @@ from headwater.http_api import (
 from headwater.http_api.auth import Authentication
 from headwater.http_api.compressed_body import CompressedBody
 from headwater.http_api.error_handlers import install_error_handlers
-from headwater.http_api.middleware import BodyLimit, RequestId
+from headwater.http_api.middleware import BodyLimit, RequestId, SiteGuard
 from headwater.http_api.services import Services
-from headwater.http_api.sites import CHANGING_BY_GET, SiteGuard
+from headwater.http_api.sites import CHANGING_BY_GET
 from headwater.http_api.state import ApiState
 from headwater.version import version
 

@@ -1,4 +1,7 @@
-"""What happens to every request before its route: an id, a bound on the body. Plain ASGI: cheap per chunk."""
+"""What happens to every request before its route: an id, a look at its site, a bound on the body.
+
+Plain ASGI: cheap per chunk.
+"""
 
 import asyncio
 import uuid
@@ -8,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headwater.http_api.error_handlers import error_response
 from headwater.http_api.errors import ApiError
+from headwater.http_api.sites import SitePolicy
 
 MAX_REQUEST_ID_CHARS = 256
 DRAIN_BYTES = 64 << 20  # of a refused body: most clients read no answer before they have sent it all
@@ -90,3 +94,19 @@ async def drain(receive: Receive) -> None:
                 num_bytes += len(message.get("body", b""))
     except TimeoutError:
         return
+
+
+class SiteGuard:
+    """Answers 403 to pages of other sites and to foreign names."""
+
+    def __init__(self, app: ASGIApp, *, policy: SitePolicy) -> None:
+        self.app = app
+        self.policy = policy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            refusal = self.policy.refusal(scope["method"], scope["path"], Headers(scope=scope))
+            if refusal is not None:
+                await error_response(refusal)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)

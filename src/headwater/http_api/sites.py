@@ -8,21 +8,17 @@ server's address; then the browser takes both for one site, and only the `Host` 
 
 import ipaddress
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
-
-from headwater.http_api.auth import OPEN_PATHS
-from headwater.http_api.error_handlers import error_response
 from headwater.http_api.errors import ApiError
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 CHANGING_BY_GET = frozenset(
     {"/flush_cache", "/release_memory_occupation", "/resume_memory_occupation", "/health_generate"}
 )
-PROBES = OPEN_PATHS | {"/health", "/ready", "/metrics"}
+PROBES = frozenset({"/health", "/ready", "/ping", "/metrics"})
 # this machine, as containers on it call it
 OWN_NAMES = frozenset({"localhost", "host.docker.internal", "host.containers.internal"})
 DEFAULT_PORTS = (":80", ":443")
@@ -53,8 +49,8 @@ class SitePolicy:
             checks_host=bool(hosts) or (is_loopback(host) and not has_api_key),
         )
 
-    def refusal(self, method: str, path: str, headers: Headers) -> ApiError | None:
-        """Why this request may not pass, or None."""
+    def refusal(self, method: str, path: str, headers: Mapping[str, str]) -> ApiError | None:
+        """Why this request may not pass, or None. Names of `headers` are in small letters."""
         path = path.rstrip("/") or "/"
         if self.checks_host and method != "OPTIONS" and path not in PROBES:
             host = headers.get("host", "")
@@ -74,7 +70,7 @@ class SitePolicy:
             return True
         return "*" in self.allowed_hosts or is_address(name)
 
-    def _is_foreign_page(self, headers: Headers) -> bool:
+    def _is_foreign_page(self, headers: Mapping[str, str]) -> bool:
         origin = headers.get("origin", "").lower()
         if origin and (origin in self.allowed_origins or "*" in self.allowed_origins):
             return False
@@ -84,22 +80,6 @@ class SitePolicy:
         page = origin or headers.get("referer", "").lower()
         own = {_without_default_port(headers.get(name, "").lower()) for name in ("host", "x-forwarded-host")}
         return bool(page) and _authority(page) not in own - {""}
-
-
-class SiteGuard:
-    """Answers 403 to pages of other sites and to foreign names."""
-
-    def __init__(self, app: ASGIApp, *, policy: SitePolicy) -> None:
-        self.app = app
-        self.policy = policy
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            refusal = self.policy.refusal(scope["method"], scope["path"], Headers(scope=scope))
-            if refusal is not None:
-                await error_response(refusal)(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
 
 
 def host_name(host: str) -> str:
