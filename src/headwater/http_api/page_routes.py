@@ -53,7 +53,7 @@ async def front_page(request: Request, given: Given) -> Response:
 
 
 @router.get("/docs", include_in_schema=False)
-async def documentation(request: Request) -> Response:
+async def documentation() -> Response:
     """Swagger UI. Its addresses are relative: a proxy may serve it below a path."""
     page = get_swagger_ui_html(
         openapi_url="openapi.json",
@@ -61,6 +61,7 @@ async def documentation(request: Request) -> Response:
         swagger_js_url="docs/swagger-ui-bundle.js",
         swagger_css_url="docs/swagger-ui.css",
         swagger_favicon_url="docs/favicon.png",
+        swagger_ui_parameters={"validatorUrl": None},  # it would ask a server elsewhere
     )
     page.headers.update(PAGE_HEADERS)
     return page
