@@ -6,6 +6,7 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 
 from headwater.http_api.app import ROUTERS
+from headwater.http_api.middleware import MAX_TOLD
 from headwater.http_api.sites import CHANGING_BY_GET, SitePolicy, host_name, is_loopback
 from headwater.messages.control import FlushCache
 from headwater.messages.generation import Generate
@@ -203,6 +204,24 @@ async def test_the_refusal_says_what_to_do_and_nothing_reaches_the_engine(engine
         assert (await server.http.get("/v1/models", headers={"origin": EVIL})).status_code == 200
     assert not engine.of_type(Generate)
     assert not engine.of_type(FlushCache)
+
+
+async def test_the_log_says_once_what_would_let_a_page_in(
+    engine: ScriptedEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A browser asks first, and shows its user hardly more than that it failed."""
+    asked = {"origin": "http://localhost:3000", "access-control-request-method": "POST"}
+    async with api(engine, sites=LOCAL) as server:
+        server.http.headers["host"] = "127.0.0.1"
+        for _ in range(3):
+            await server.http.request("OPTIONS", "/v1/chat/completions", headers=asked)
+        (record,) = caplog.records
+        assert "http://localhost:3000" in record.getMessage()
+        assert "--allowed-origin" in record.getMessage()
+        for number in range(100):
+            await server.http.post("/generate", headers={"origin": f"http://{number}.example"})
+        assert len(caplog.records) == MAX_TOLD
+        assert max(len(record.getMessage()) for record in caplog.records) < 500
 
 
 async def test_an_allowed_page_gets_what_its_browser_asks_for(engine: ScriptedEngine) -> None:

@@ -4,6 +4,7 @@ Plain ASGI: cheap per chunk.
 """
 
 import asyncio
+import logging
 import uuid
 
 from starlette.datastructures import Headers
@@ -16,6 +17,9 @@ from headwater.http_api.sites import SitePolicy
 MAX_REQUEST_ID_CHARS = 256
 DRAIN_BYTES = 64 << 20  # of a refused body: most clients read no answer before they have sent it all
 DRAIN_S = 10.0
+PREFLIGHT = "access-control-request-method"
+MAX_TOLD = 20  # refusals of web pages that the log tells
+log = logging.getLogger(__name__)
 # A key of the scope: `send` as it is below the layers of middleware and routing. They look at the start of an answer
 # alone, so a stream sends the rest past them: in a profile each layer took 2 to 4 % of an event.
 UNWRAPPED_SEND = "headwater.unwrapped_send"
@@ -97,16 +101,30 @@ async def drain(receive: Receive) -> None:
 
 
 class SiteGuard:
-    """Answers 403 to pages of other sites and to foreign names."""
+    """Answers 403 to pages of other sites and to foreign names.
+
+    The page's own browser shows little of that; so the log says once of each what would let it in.
+    """
 
     def __init__(self, app: ASGIApp, *, policy: SitePolicy) -> None:
         self.app = app
         self.policy = policy
+        self._told: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            refusal = self.policy.refusal(scope["method"], scope["path"], Headers(scope=scope))
-            if refusal is not None:
+            headers = Headers(scope=scope)
+            method = scope["method"]
+            refusal = self.policy.refusal(method, scope["path"], headers)
+            if method == "OPTIONS":  # a browser asks whether it may; without CORS headers it does not
+                self._tell(self.policy.refusal(headers.get(PREFLIGHT, method), scope["path"], headers))
+            elif refusal is not None:
+                self._tell(refusal)
                 await error_response(refusal)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+    def _tell(self, refusal: ApiError | None) -> None:
+        if refusal is not None and refusal.message not in self._told and len(self._told) < MAX_TOLD:
+            self._told.add(refusal.message)
+            log.warning("refused: %s", refusal.message)

@@ -21,6 +21,7 @@ CHANGING_BY_GET = frozenset(
 PROBES = frozenset({"/health", "/ready", "/ping", "/metrics"})
 # this machine, as containers on it call it
 OWN_NAMES = frozenset({"localhost", "host.docker.internal", "host.containers.internal"})
+MAX_SHOWN = 200  # characters of a name that a client sent
 DEFAULT_PORTS = (":80", ":443")
 
 
@@ -55,12 +56,13 @@ class SitePolicy:
         if self.checks_host and method != "OPTIONS" and path not in PROBES:
             host = headers.get("host", "")
             if not self._is_own(host_name(host)):
-                message = f"this server is not known as {host!r}; if it should be, start it with --allowed-host"
+                name = host[:MAX_SHOWN]
+                message = f"this server is not known as {name!r}; if it should be, start it with --allowed-host"
                 return ApiError(403, message, code="foreign_host")
         if method in READING and path not in CHANGING_BY_GET:
             return None
         if method != "OPTIONS" and self._is_foreign_page(headers):
-            page = headers.get("origin") or headers.get("referer") or "another site"
+            page = (headers.get("origin") or headers.get("referer") or "another site")[:MAX_SHOWN]
             message = f"web pages of {page} may not use this route; to let them, start the server with --allowed-origin"
             return ApiError(403, message, code="cross_site")
         return None
