@@ -122,6 +122,12 @@ def from_finish(finish: Finish) -> ApiError | None:
     return ApiError(finish.status, finish.message or "the request was aborted", type=finish.err_type or None)
 
 
+def aborted(finish: Finish) -> ApiError:
+    """For a client of OpenAI's API: its request was ended by somebody. 499, which SDKs do not repeat by themselves."""
+    message = f"the request was ended before its answer was whole: {finish.message or 'aborted'}"
+    return ApiError(499, message, code="aborted", type="aborted")
+
+
 def as_api_error(error: BaseException) -> ApiError | None:
     """The answer for an exception of the layers below; None for what is a bug here."""
     match error:

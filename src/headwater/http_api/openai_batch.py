@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from headwater.http_api.errors import bad_request, model_not_found
+from headwater.http_api.errors import aborted, bad_request, model_not_found
 from headwater.http_api.openai_format import ChunkWriter, extension, metadata, usage_event, usage_of
 from headwater.http_api.sampling import PromptTokens, check_prompt, fit, for_sample
 from headwater.http_api.schemas_openai import OpenAIRequest
@@ -20,7 +20,7 @@ from headwater.http_api.text_generation import (
     merge,
     run_all,
 )
-from headwater.messages.generation import LogprobParams, SamplingParams
+from headwater.messages.generation import Finish, LogprobParams, SamplingParams
 
 Json = dict[str, Any]
 
@@ -116,6 +116,8 @@ class OpenAIBatch:
     async def collect(self) -> Json:
         """Run to the end; the fields of a whole answer, choices aside. Raises EngineGone, ApiError."""
         await run_all(self.generations)
+        for generation in self.generations:
+            self._raise_if_aborted(generation)
         n = self.request.n
         answer = self.heading.fields() | {"usage": usage_of(self.generations, n=n)}
         answer["metadata"] = metadata(self.generations[0].meta)
@@ -131,12 +133,16 @@ class OpenAIBatch:
                 pieces = b"".join(self._events_of(choices[index], index, chunk) for index, chunk in chunks)
                 if pieces:
                     yield pieces
+                for index, _ in chunks:
+                    self._raise_if_aborted(self.generations[index])
         if given.stream_options.include_usage:
             yield usage_event(**self.heading.fields(), usage=usage_of(self.generations, n=given.n))
 
     def _events_of(self, choice: ChoiceStream, index: int, chunk: TextChunk) -> bytes:
         if chunk.finish is None:
             return choice.events(chunk)
+        if self._is_error(chunk.finish):  # which comes next
+            return choice.events(chunk) if chunk.text else b""
         return choice.events(chunk) + choice.last_event(self._last_fields(index))
 
     def continuous_usage(self, index: int) -> Json | None:
@@ -144,6 +150,15 @@ class OpenAIBatch:
         if not self.request.stream_options.continuous_usage_stats:
             return None
         return {"usage": usage_of([self.generations[index]], n=1)}
+
+    def _is_error(self, finish: Finish) -> bool:
+        return finish.type == "abort" and not self.request.return_partial_on_abort
+
+    def _raise_if_aborted(self, generation: TextGeneration) -> None:
+        """An answer that somebody ended is none, and must not look like one. Raises ApiError."""
+        finish = generation.finish
+        if finish is not None and self._is_error(finish):
+            raise aborted(finish)
 
     def close(self) -> None:
         """Abort what still runs."""

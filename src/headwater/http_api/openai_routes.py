@@ -61,7 +61,7 @@ async def get_model(model_id: str, given: Given) -> Response:
 
 async def _answer(running: Running, request: Request, *, is_stream: bool) -> Response:
     if is_stream:
-        return EventStream(running.events(), close=running.close)
+        return EventStream(running.events(), close=running.close, closes_errors=False)
     try:
         answer = await while_connected(running.collect(), request.receive)
     finally:

@@ -71,6 +71,10 @@ class OpenAIRequest(Body):
     return_cached_tokens_details: bool = Field(
         default=False, description="Tell in `sglext` on which tier cached prompt tokens were found."
     )
+    return_partial_on_abort: bool = Field(
+        default=False,
+        description="Answer an aborted request with the text so far and `finish_reason: abort`, not with an error.",
+    )
     response_format: dict[str, Any] | None = Field(default=None, description="`text` only, so far.")
 
     @property

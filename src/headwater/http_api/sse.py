@@ -33,14 +33,18 @@ class EventStream(Response):
     """Sends the events of an asynchronous generator, then `[DONE]`; calls `close` whatever happens.
 
     The status is decided by the generator's first event: if it raises before, the answer is that error with
-    its own status; if it raises later, the stream ends with an error event. A client that leaves ends it.
+    its own status; if it raises later, the stream ends with an error event, and `[DONE]` if `closes_errors` (a client
+    that looks for nothing else takes that for success). A client that leaves ends it.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes], *, close: Callable[[], None]) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes], *, close: Callable[[], None], closes_errors: bool = True
+    ) -> None:
         self.status_code = 200
         self.background = None
         self._events = events
         self._close = close
+        self._closes_errors = closes_errors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -60,12 +64,13 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
         send = scope.get(UNWRAPPED_SEND, send)
         await send(_part(first))
+        end = DONE
         try:
             async for piece in self._events:
                 await send(_part(piece))
         except Exception as error:  # noqa: BLE001 - as above, inside the stream
-            await send(_part(event(described(error).event())))
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+            end = event(described(error).event()) + (DONE if self._closes_errors else b"")
+        await send({"type": "http.response.body", "body": end, "more_body": False})
 
 
 async def while_connected(work: Coroutine[Any, Any, T], receive: Receive) -> T:
