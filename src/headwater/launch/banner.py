@@ -64,7 +64,7 @@ def print_banner(
     mib = ready.num_pages * ready.page_bytes / (1 << 20)
     console = Console(highlight=False, soft_wrap=True)
     console.print(
-        f"[bold]Headwater {version('headwater')}[/] serves [bold]{escape(model.served_name)}[/] "
+        f"[bold]Headwater {version()}[/] serves [bold]{escape(model.served_name)}[/] "
         f"({ready.architecture}, {ready.dtype} on {ready.device}), ready {process_age_s():.1f} s after its start"
     )
     console.print(f"  API      {url}/v1  (OpenAI), {url}/generate  (SGLang)")
