@@ -309,6 +309,7 @@ class WeightStore:
             layers=self._loaded,
             num_tensors=len(self._config.parameter_shapes()),
             end_ids=self._end_ids,
+            is_whole=True,
         )
 
     def _identity(self, ids: list[str], *, is_whole: bool) -> str:
