@@ -139,6 +139,26 @@ OPENAI = [
 ]  # fmt: skip
 
 
+async def test_errors_have_the_phrases_that_clients_of_sglang_look_for(engine: ScriptedEngine) -> None:
+    """Its tests, routers and trainers match on them, to shorten a prompt or to choose another name."""
+    long, wrong = [1] * 300, [10**6]
+    async with api(engine) as server:
+        for path, body, phrase in (
+            ("/generate", {"input_ids": long}, "is longer than the model's context length (256 tokens)"),
+            ("/v1/completions", {"prompt": long}, "is longer than the model's context length (256 tokens)"),
+            (CHAT, {"messages": [{"role": "user", "content": "x" * 300}]}, "is longer than the model's context length"),
+            ("/generate", {"input_ids": wrong}, "out-of-vocabulary"),
+            ("/generate", {"text": "a", "return_logprob": True, "token_ids_logprob": wrong}, "out-of-vocabulary"),
+            ("/v1/completions", {"prompt": wrong}, "out-of-vocabulary"),
+            ("/v1/completions", {"prompt": "a", "logit_bias": {"1000000": 1}}, "out-of-vocabulary"),
+            ("/detokenize", {"tokens": wrong}, "out-of-vocabulary"),
+            ("/generate", {"text": ["a", "b"], "rid": ["r", "r"]}, "Duplicate request ID"),
+        ):
+            response = await server.post(path, body)
+            assert response.status_code == 400
+            assert phrase in error_of(response)["message"]
+
+
 async def check(server: Api, path: str, body: Any, param: str, words: str) -> None:
     """Sent as Python's json writes it: NaN, Infinity and lone surrogates included."""
     response = await server.http.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
