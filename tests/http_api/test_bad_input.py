@@ -123,6 +123,8 @@ OPENAI = [
     (CHAT, {"messages": USER, "temprature": 0}, "temprature", "did you mean temperature?"),
     (CHAT, {"messages": USER, "documents": [{"text": "d"}]}, "documents", "no place for documents"),
     (CHAT, {"messages": USER, "echo": True}, "echo", "not supported"),
+    (CHAT, {"messages": USER, "routed_dp_rank": 3}, "routed_dp_rank", "3"),
+    ("/v1/completions", {"prompt": "a", "data_parallel_rank": 3}, "routed_dp_rank", "3"),
     ("/v1/completions", {"prompt": "a", "messages": USER}, "messages", "did you mean prompt"),
     ("/v1/completions", {"prompt": "a", "sampling_params": {"temperature": 0}}, "sampling_params", "top of the body"),
     ("/v1/completions", {}, "prompt", "required"),
