@@ -1,7 +1,8 @@
 // A pool whose caller waits for chunks, not for threads. Where another process takes a core (the API process does,
 // in every step), an OpenMP barrier waits until the thread that had been there runs again, also if it has nothing
-// to do. Here a thread that is not running claims nothing, and the others do the work. Who waits spins for a moment,
-// and sleeps at once where the core was wanted by others lately: a spinning thread would keep it from the one that works.
+// to do. Here a thread that is not running claims nothing, and the others do the work. Who waits spins for
+// about 0.1 ms, then sleeps: a spinning thread may keep the core from the one that works. (Not to spin at all after
+// others had taken the core made decoding a third slower on two busy cores: every wait then ends with a wake-up.)
 
 #define _GNU_SOURCE
 #include "pool.h"
@@ -10,9 +11,8 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
-#include <sys/resource.h>
 
-enum { MAX_WORKERS = 255, SPINS_BEFORE_SLEEP = 4000, SPINS_OF_CALLER = 2000, WAITS_WITHOUT_SPINS = 1000 };
+enum { MAX_WORKERS = 255, SPINS_BEFORE_SLEEP = 4000, SPINS_OF_CALLER = 2000 };
 
 // Chunks of the current job not claimed yet. A claim comes first and reads the job afterwards: from then on the
 // job cannot end, hence not change, before the claimed chunk is done.
@@ -28,17 +28,6 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t work_arrived = PTHREAD_COND_INITIALIZER;
 static pthread_cond_t work_done = PTHREAD_COND_INITIALIZER;
 static _Atomic int is_caller_asleep;
-
-// Whether this thread may spin now: not for a while after the system has given its core to another thread.
-static int may_spin(void) {
-    static _Thread_local long switches_before = -1;
-    static _Thread_local int waits_left;
-    struct rusage usage;
-    if (getrusage(RUSAGE_THREAD, &usage) != 0) return 0;
-    if (switches_before >= 0 && usage.ru_nivcsw != switches_before) waits_left = WAITS_WITHOUT_SPINS;
-    switches_before = usage.ru_nivcsw;
-    return waits_left == 0 || waits_left-- == 0;
-}
 
 static int run_one_chunk(void) {
     long left = atomic_load(&unclaimed);
@@ -58,7 +47,7 @@ static void *work(void *unused) {
     (void)unused;
     for (;;) {
         while (run_one_chunk()) {}
-        for (int spins = may_spin() ? SPINS_BEFORE_SLEEP : 0; spins > 0; spins--) {
+        for (int spins = SPINS_BEFORE_SLEEP; spins > 0; spins--) {
             if (run_one_chunk()) spins = SPINS_BEFORE_SLEEP;
             else _mm_pause();
         }
@@ -83,7 +72,7 @@ static void start_workers(int wanted) {
 // The caller has nothing left to claim; others still compute what they claimed.
 static void wait_for_workers(void) {
     if (atomic_load(&unfinished) == 0) return;
-    for (int spins = may_spin() ? SPINS_OF_CALLER : 0; spins > 0; spins--) {
+    for (int spins = SPINS_OF_CALLER; spins > 0; spins--) {
         if (atomic_load(&unfinished) == 0) return;
         _mm_pause();
     }
