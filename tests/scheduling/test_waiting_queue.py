@@ -1,0 +1,85 @@
+"""The order in which waiting requests are served."""
+
+import numpy as np
+import pytest
+from scheduler_steps import request
+
+from headwater.scheduling.waiting_queue import WaitingQueue
+
+
+class KnownPrefixes:
+    """A cache that knows the beginning of some prompts, by their first token."""
+
+    def __init__(self, **num_known: int) -> None:
+        self._num_known = {int(first[1:]): number for first, number in num_known.items()}
+
+    def peek(self, namespace, tokens: np.ndarray) -> int:
+        return self._num_known.get(int(tokens[0]), 0)
+
+
+def in_order(queue: WaitingQueue, cache=None) -> list[str]:
+    return [r.rid for r in queue.in_service_order(cache or KnownPrefixes(), "w")]
+
+
+def test_a_request_that_comes_back_takes_its_old_place():
+    """A retracted request that went to the end of the queue could wait for ever under steady load."""
+    first, second, third = request("first"), request("second"), request("third")
+    queue = WaitingQueue("fcfs")
+    for each in (second, third, first):
+        queue.add(each)
+    assert in_order(queue) == ["first", "second", "third"]
+    queue.remove(second)
+    assert in_order(queue) == ["first", "third"]
+    queue.add(second)
+    assert in_order(queue) == ["first", "second", "third"]
+
+
+def test_only_a_request_that_waits_can_be_removed():
+    queue = WaitingQueue("fcfs")
+    queue.add(request("a"))
+    stranger = request("b")
+    with pytest.raises((AssertionError, IndexError)):
+        queue.remove(stranger)
+
+
+def test_lpm_prefers_known_prompts_within_a_priority_only():
+    queue = WaitingQueue("lpm")
+    for each in (
+        request("unknown", first_id=0),
+        request("known", first_id=100),
+        request("best known", first_id=200),
+        request("urgent", first_id=300, priority=1),
+    ):
+        queue.add(each)
+    assert in_order(queue, KnownPrefixes(t100=4, t200=8)) == ["urgent", "best known", "known", "unknown"]
+
+
+def test_lpm_serves_equally_known_prompts_by_arrival():
+    early, late = request("early"), request("late")
+    queue = WaitingQueue("lpm")
+    queue.add(late)
+    queue.add(early)
+    assert in_order(queue) == ["early", "late"]
+
+
+def test_a_snapshot_does_not_change_with_the_queue():
+    """The scheduler removes requests while it goes through the snapshot."""
+    one, two = request("one"), request("two")
+    queue = WaitingQueue("fcfs")
+    queue.add(one)
+    queue.add(two)
+    served = []
+    for each in queue.in_service_order(KnownPrefixes(), "w"):
+        queue.remove(each)
+        served.append(each.rid)
+    assert served == ["one", "two"]
+    assert len(queue) == 0
+
+
+def test_membership_is_by_identity():
+    one = request("a")
+    queue = WaitingQueue("fcfs")
+    assert one not in queue
+    queue.add(one)
+    assert one in queue
+    assert request("a") not in queue
