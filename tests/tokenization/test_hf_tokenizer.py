@@ -132,6 +132,13 @@ def test_what_is_neither_folder_nor_repository_is_a_clear_error(source):
         load_hf_tokenizer(source)
 
 
+@pytest.mark.parametrize("make", [lambda path: path.write_text("x"), lambda path: path.symlink_to(path)])
+def test_what_is_here_and_no_folder_is_not_looked_for_elsewhere(tmp_path, make):
+    make(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match="tokenizer: is no folder with a tokenizer"):
+        load_hf_tokenizer(str(tmp_path / "tokenizer"))
+
+
 def test_a_repository_in_the_hubs_cache_is_loaded_without_a_network(tmp_path, monkeypatch):
     """A model that was downloaded once must start on a train."""
     commit = "0" * 40

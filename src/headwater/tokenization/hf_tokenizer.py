@@ -24,7 +24,10 @@ def load_hf_tokenizer(source: str) -> TokenizerParts:
     Without it a SentencePiece `tokenizer.model` is read; else transformers converts what there is, which imports torch.
     ValueError if there is no such folder or repository, ModelFileError if its tokenizer cannot be read.
     """
-    folder = Path(source) if Path(source).is_dir() else _download(source)
+    path = Path(source).expanduser() if source.startswith("~/") else Path(source)
+    if is_there(path) and not path.is_dir():
+        raise ModelFileError(source, "is no folder with a tokenizer, and no .gguf file")
+    folder = path if path.is_dir() else _download(source)
     if is_there(folder / "tokenizer.json"):
         return _load_tokenizer_json(folder)
     if is_there(folder / "tokenizer.model"):

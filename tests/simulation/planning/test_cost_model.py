@@ -78,12 +78,20 @@ def test_shapes_are_read_from_a_config(tmp_path):
     [
         ({"hidden_size": None}, "hidden_size"),
         ({"num_experts": 8}, "dense models only"),
-        ({"num_hidden_layers": 0}, "num_layers"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"max_position_embeddings": "long"}, "max_position_embeddings must be an integer"),
     ],
 )
 def test_configs_that_cannot_be_planned_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         shape_from_config(CONFIG | change, name="x")
+
+
+def test_null_is_the_same_as_nothing():
+    names = ("num_key_value_heads", "head_dim", "max_position_embeddings", "torch_dtype", "tie_word_embeddings")
+    without = {key: value for key, value in CONFIG.items() if key not in names}
+    nulls = CONFIG | dict.fromkeys(names)
+    assert shape_from_config(nulls, name="x") == shape_from_config(without, name="x")
 
 
 def test_hardware_from_a_file_changes_a_preset(tmp_path):

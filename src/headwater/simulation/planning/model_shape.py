@@ -1,10 +1,12 @@
 """Sizes of a model, as far as the time of its steps depends on them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from headwater.models.fields import Fields
+from headwater.models.model_files import is_there, read_json_object, without_nulls
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,39 +85,30 @@ def find_model(name: str) -> ModelShape:
     path = Path(name)
     if path.is_dir():
         path /= "config.json"
-    if not path.is_file():
+    if not is_there(path):
         raise ValueError(f"model must be a config.json, its folder, or one of {', '.join(MODELS)}; found {name!r}")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"model: {path.name} is no JSON: {error}") from None
-    return shape_from_config(raw, name=path.resolve().parent.name)
+    return shape_from_config(read_json_object(path), name=path.resolve().parent.name)
 
 
 def shape_from_config(raw: Mapping[str, Any], *, name: str) -> ModelShape:
     """From a parsed Hugging Face config.json. Raises ValueError for what is missing, and for experts."""
-    experts = next((key for key in ("num_experts", "num_local_experts", "n_routed_experts") if raw.get(key)), None)
+    fields = Fields(without_nulls(raw), source="config.json")
+    experts = next((key for key in ("num_experts", "num_local_experts", "n_routed_experts") if fields.raw(key)), None)
     if experts is not None:
-        raise ValueError(f"config.json has {experts}: the cost model knows dense models only")
-
-    def need(key: str) -> int:
-        if not isinstance(raw.get(key), int):
-            raise ValueError(f"config.json lacks the integer {key!r}")
-        return raw[key]
-
-    num_heads = need("num_attention_heads")
-    num_bytes = 4.0 if (raw.get("torch_dtype") or raw.get("dtype")) == "float32" else 2.0
+        raise fields.refuse(f"has {experts}: the cost model knows dense models only")
+    num_heads, hidden_size = fields.integer("num_attention_heads"), fields.integer("hidden_size")
+    num_bytes = 4.0 if fields.text("torch_dtype", fields.text("dtype", "")) == "float32" else 2.0
     return ModelShape(
         name=name,
-        num_layers=need("num_hidden_layers"),
-        hidden_size=need("hidden_size"),
-        intermediate_size=need("intermediate_size"),
+        num_layers=fields.integer("num_hidden_layers"),
+        hidden_size=hidden_size,
+        intermediate_size=fields.integer("intermediate_size"),
         num_heads=num_heads,
-        num_kv_heads=raw.get("num_key_value_heads") or num_heads,
-        head_dim=raw.get("head_dim") or need("hidden_size") // num_heads,
-        vocab_size=need("vocab_size"),
-        ties_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        max_context=int(raw.get("max_position_embeddings") or 4096),
+        num_kv_heads=fields.integer("num_key_value_heads", num_heads),
+        head_dim=fields.integer("head_dim", max(hidden_size // num_heads, 1)),
+        vocab_size=fields.integer("vocab_size"),
+        ties_embeddings=fields.flag("tie_word_embeddings", False),
+        max_context=fields.integer("max_position_embeddings", 4096),
         weight_bytes=num_bytes,
         kv_bytes=num_bytes,
     )
