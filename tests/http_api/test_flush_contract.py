@@ -413,6 +413,21 @@ async def test_a_parameter_given_twice_is_refused(engine: LoopEngine, name: str)
             assert (response.status_code, error_of(response)["param"]) == (400, name)
 
 
+@pytest.mark.parametrize("name", ["cach_salt", "cache_sal", "extrakey", "prefx", "prefix_id", "timeot", "dryrun"])
+async def test_a_misspelt_parameter_is_refused_and_flushes_nothing(engine: LoopEngine, name: str) -> None:
+    """A flush whose scope is not read would flush every tenant."""
+    async with api(engine) as server:
+        await generate(server, list(range(60, 100)))
+        for response in (
+            await server.http.get(f"/flush_cache?{name}=1"),
+            await server.http.post("/flush_cache", json={name: 1}),
+        ):
+            assert (response.status_code, error_of(response)["param"]) == (400, name)
+            assert "did you mean" in error_of(response)["message"]
+        assert (await generate(server, list(range(60, 100))))["meta_info"]["cached_tokens"] > 0
+        assert (await server.http.post("/flush_cache?trace=1", json={"caller": "me"})).status_code == 200
+
+
 async def test_keys(engine: LoopEngine) -> None:
     async with api(engine, api_key="user", admin_api_key="admin") as server:
         for key, status in ((None, 401), ("wrong", 401), ("user", 403), ("admin", 200)):

@@ -6,6 +6,7 @@ from typing import Any
 from headwater.client.engine_client import new_call_id
 from headwater.http_api.errors import ApiError, bad_request
 from headwater.http_api.json_body import parse_json
+from headwater.http_api.request_fields import likely_meant
 from headwater.http_api.text_generation import TextGenerator
 from headwater.http_api.validation import check_name, check_unicode, first_outside, timeout_seconds
 from headwater.messages.base import pack_ids
@@ -31,6 +32,9 @@ def given_parameters(query: Iterable[tuple[str, str]], body: bytes) -> Given:
     """What was given, by name, unchecked. ApiError if a name comes twice or the body is no object."""
     given: Given = {}
     for name, value in [*query, *_body_items(body)]:
+        if name not in NAMES and (meant := likely_meant(name, NAMES)) is not None:
+            # a scope that is not read would flush everything
+            raise bad_request(name, f"{name}: not known; did you mean {meant}?", code="unknown_parameter")
         if name not in NAMES or value is None:
             continue
         if name in given:

@@ -4,7 +4,7 @@ Names that nobody knows are ignored, since gateways add their own, unless they l
 `sampling_params` they are refused. docs/api.md lists what is refused.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, ClassVar
@@ -64,13 +64,17 @@ def check_names(given: Mapping[str, Any], honoured: Collection[str], names: Name
 
 
 def _check_unknown(name: str, honoured: Collection[str], names: Names) -> None:
-    meant: list[str] = []
-    if len(name) <= _MAX_NAME_CHARS:
-        meant = get_close_matches(name, [*honoured, *names.refused], n=1, cutoff=_MISSPELT)
-    if meant:
-        raise _error(name, f"not known; did you mean {meant[0]}?", code=UNKNOWN)
+    if (meant := likely_meant(name, [*honoured, *names.refused])) is not None:
+        raise _error(name, f"not known; did you mean {meant}?", code=UNKNOWN)
     if names.refuses_unknown:
         raise _error(name, f"not known; known are {', '.join(honoured)}", code=UNKNOWN)
+
+
+def likely_meant(name: str, known: Iterable[str]) -> str | None:
+    """The known name of which `name` is probably a misspelling."""
+    if len(name) > _MAX_NAME_CHARS:
+        return None
+    return next(iter(get_close_matches(name, list(known), n=1, cutoff=_MISSPELT)), None)
 
 
 def _refuse(name: str, value: Any, refused: Refused) -> None:
