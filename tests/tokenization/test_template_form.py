@@ -109,6 +109,13 @@ def test_cut_arguments_stay_in_the_conversation(source):
     assert "Rom" in template(source).render([QUESTION, call, RESULT | {"content": "bad arguments"}])
 
 
+def test_a_null_that_a_template_tests_for_in_one_place_and_measures_in_another():
+    body = _JSON_CALLS + "{{ m.content | length if loop.last else m.content or '' }}"
+    call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    assert template(looped(body)).form.empty_content == "null"
+    assert "Rome" in template(looped(body)).render([QUESTION, call])
+
+
 def test_text_arguments_are_not_written_anew_where_the_template_takes_text():
     """What the model said must come back as it was said: other blanks are other tokens."""
     spaced = CALL | {"function": {"name": "f", "arguments": '{"a":1,\n "b": 1.0}'}}

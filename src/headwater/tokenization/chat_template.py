@@ -7,6 +7,7 @@ what templates are written for, the one of Hugging Face transformers' `apply_cha
 import datetime
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -62,20 +63,34 @@ class ChatTemplate:
         template_kwargs = template_kwargs or {}
         if reserved := sorted(_RESERVED_NAMES & template_kwargs.keys()):
             raise ValueError(f"chat_template_kwargs: {reserved[0]!r} is set by the request itself")
-        developer_role = "developer" if "developer" in self.source else "system"
-        shaped = normalize_messages(messages, developer_role=developer_role, form=self.form)
-        if continue_final_message:
-            _mark_end(shaped[-1])
-        text = self._render(
-            {
-                **self._special_tokens,
-                **template_kwargs,
-                "messages": shaped,
-                "tools": list(tools) if tools else None,
-                "add_generation_prompt": add_generation_prompt and not continue_final_message,
-            }
-        )
+        variables = {
+            **self._special_tokens,
+            **template_kwargs,
+            "tools": list(tools) if tools else None,
+            "add_generation_prompt": add_generation_prompt and not continue_final_message,
+        }
+        try:
+            text = self._render_in(self.form, messages, variables, marks_end=continue_final_message)
+        except ValueError:
+            if self.form.empty_content == "empty":
+                raise
+            form = replace(self.form, empty_content="empty")  # a null that it tests for may not do everywhere
+            text = self._render_in(form, messages, variables, marks_end=continue_final_message)
         return _cut_at_mark(text) if continue_final_message else text
+
+    def _render_in(
+        self,
+        form: TemplateForm,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        *,
+        marks_end: bool,
+    ) -> str:
+        developer_role = "developer" if "developer" in self.source else "system"
+        shaped = normalize_messages(messages, developer_role=developer_role, form=form)
+        if marks_end:
+            _mark_end(shaped[-1])
+        return self._render({**variables, "messages": shaped})
 
     @cached_property
     def form(self) -> TemplateForm:
