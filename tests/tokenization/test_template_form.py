@@ -44,16 +44,9 @@ OWN_NOTATION = looped(  # Gemma: text is printed, too, but is not what the model
         before="{{ m.content or '' }}",
     )
 )
-ABSENT = looped(
-    "{% if m.content is defined %}"
-    + _PLAIN
-    + "{% else %}"
-    + calls("{{ c.function.arguments | tojson }}")
-    + "{% endif %}"
-)
-PARTS = looped(
-    "{% for part in m.content or [] %}{{ part.text }}{% endfor %}" + calls("{{ c.function.arguments | tojson }}")
-)
+_JSON_CALLS = calls("{{ c.function.arguments | tojson }}")
+ABSENT = looped("{% if m.content is defined %}" + _PLAIN + "{% else %}" + _JSON_CALLS + "{% endif %}")
+PARTS = looped("{% for part in m.content or [] %}{{ part.text }}{% endfor %}" + _JSON_CALLS)
 NO_TOOLS = _LOOP.replace("BODY", _PLAIN)  # SmolLM2, Llama 2: a loop over roles and contents
 ROLES = "{% for m in messages if m.role in ('user', 'assistant') %}" + _PLAIN + "{% endfor %}"  # Phi 3.5
 REFUSES = "{{ raise_exception('no') }}"
