@@ -45,6 +45,9 @@ def entry(**changes: object) -> dict[str, object]:
     [
         (entry(), b"1234567", None, "ends behind the end of the file"),
         (entry(data_offsets=[0, 4]), bytes(8), None, "does not fill its 4 bytes"),
+        (entry(data_offsets=[4, 12]), bytes(12), None, "'w' does not begin where the one before it ends"),
+        (entry() | {"v": entry(data_offsets=[4, 12])["w"]}, bytes(12), None, "'v' does not begin where"),
+        (entry(), bytes(9), None, "1 bytes at its end belong to no tensor"),
         (entry(data_offsets=[8, 0]), bytes(8), None, "does not fill its -8 bytes"),
         (entry(data_offsets=[0]), bytes(8), None, "not enough values"),
         (entry(shape=[1 << 60]), bytes(8), None, "does not fill"),

@@ -76,7 +76,9 @@ class SafetensorsFile:
             if not isinstance(entries, dict):
                 raise ValueError("its header is no JSON object")
             entries.pop("__metadata__", None)
-            return {name: _stored(name, entry, data_start=8 + length, size=size) for name, entry in entries.items()}
+            found = {name: _stored(name, entry, data_start=8 + length, size=size) for name, entry in entries.items()}
+            _check_whole(found, data_start=8 + length, size=size)
+            return found
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._damaged(f"{type(error).__name__}: {error}") from None
 
@@ -108,3 +110,14 @@ def _stored(name: str, entry: dict[str, Any], *, data_start: int, size: int) -> 
     if data_start + end > size:
         raise ValueError(f"tensor {name!r} ends behind the end of the file")
     return StoredTensor(dtype, shape, data_start + begin, end - begin)
+
+
+def _check_whole(tensors: dict[str, StoredTensor], *, data_start: int, size: int) -> None:
+    """The format has no holes and no overlaps: an offset that was damaged would give another tensor's values."""
+    at = data_start
+    for name, stored in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].num_bytes)):
+        if stored.start != at:
+            raise ValueError(f"tensor {name!r} does not begin where the one before it ends")
+        at += stored.num_bytes
+    if at != size:
+        raise ValueError(f"{size - at} bytes at its end belong to no tensor")
