@@ -182,8 +182,12 @@ class WeightStore:
         seed: int,
         allow_hub: bool = False,
         keeps_on_host: bool = False,
+        end_ids: tuple[int, ...] = (),
     ) -> None:
-        """`allow_hub`: whether a checkpoint may be fetched from the Hugging Face hub, which a caller's path names."""
+        """`allow_hub`: whether a checkpoint may be fetched from the Hugging Face hub, which a caller's path names.
+
+        `end_ids` of the weights in place: tokens that end an answer, beside those of the start.
+        """
         self._runner = runner
         self._allow_hub = allow_hub
         self._config: ModelConfig = loaded.config
@@ -194,7 +198,7 @@ class WeightStore:
         self._seed = seed
         # What the model consists of, in order: later ones overlay earlier ones, which give what is left of them.
         self._loaded = (Layer(checkpoint, frozenset(loaded.config.parameter_shapes()), loaded.weights_id),)
-        self._end_ids: tuple[int, ...] = ()  # of the weights in place, beside those of the start
+        self._end_ids = end_ids
         self._keeps_on_host = keeps_on_host
         self._kept: DecoderModel | HostTensors | None = None  # of released weights
 

@@ -62,6 +62,7 @@ def build_engine(
     assert args.chunked_prefill_size is not None
     files = resolve_model(model_path)
     checkpoint = Checkpoint(*(weights or (model_path, args.load_format)))
+    weight_files = None if weights is None else resolve_model(checkpoint.path)
     _log.info("reading %s", files.name)
     loaded = load_model(
         files,
@@ -69,8 +70,10 @@ def build_engine(
         dtype=args.dtype,
         load_format=checkpoint.load_format,
         seed=args.random_seed,
-        weights=None if weights is None else resolve_model(checkpoint.path),
+        weights=weight_files,
     )
+    own = None if weight_files is None else read_checkpoint_config(weight_files, loaded.config)
+    end_ids = () if own is None else own.eos_token_ids
     max_context = _max_context(args, loaded)
     layout = kv_layout(loaded.config, page_size=args.page_size, dtype=kv_dtype(args, loaded))
     num_pages = num_kv_pages(
@@ -114,6 +117,7 @@ def build_engine(
             seed=args.random_seed,
             allow_hub=args.allow_hub or not Path(model_path).expanduser().exists(),  # the start used it, too
             keeps_on_host=args.keep_weights_on_host,
+            end_ids=end_ids,
         ),
         kv_memory=KvLifetime(runner, device),
     )
@@ -138,9 +142,7 @@ def build_engine(
         storage_settings=StorageSettings(policy=PrefetchPolicy(args.hicache_storage_prefetch_policy)),
         kv_events=_kv_events(args, index),
     )
-    if weights is not None:
-        own = read_checkpoint_config(resolve_model(checkpoint.path), loaded.config)
-        parts.scheduler.begin_weights(loaded.weights_id, end_ids=() if own is None else own.eos_token_ids)
+    parts.scheduler.begin_weights(loaded.weights_id, end_ids=end_ids)
     if host is not None:
         for close in host[1]:
             parts.loop.call_at_end(close)

@@ -23,12 +23,12 @@ from headwater.models.model_files import ModelFileError, is_there, open_regular
 from headwater.models.vocabulary import read_folder_vocabulary
 from headwater.models.weights import DummyWeights, WeightSource, check_shapes
 from headwater.models.weights_gguf import GGUFWeights, read_gguf_config
-from headwater.models.weights_safetensors import SafetensorsWeights, check_index, read_index
+from headwater.models.weights_safetensors import SafetensorsWeights, check_files, check_index, read_index
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 
-Signature = tuple[tuple[str, int, int, int, int], ...]  # path, device, inode, bytes, time of the last change
+Signature = tuple[tuple[str | int, ...], ...]  # path, device, inode, bytes, time of the last change
 
 _HASH_BLOCK_BYTES = 4 << 20
 _ID_BYTES = 16
@@ -153,6 +153,7 @@ def open_weights(
             files.folder,
             "has no .safetensors files; other formats (.bin, .pt) can run code and are not read",
         )
+    check_files(files.folder)
     weights = SafetensorsWeights(files.safetensors)
     check_index(files.folder, weights)
     return weights
@@ -177,16 +178,23 @@ def weights_id_of(
 
 
 def weights_signature(files: ModelFiles) -> Signature:
-    """What changes when a file of the weights is written to or replaced. OSError if one is not there."""
-    stats = [(str(path), os.stat(path)) for path in _weight_files(files)]
-    return tuple((path, it.st_dev, it.st_ino, it.st_size, it.st_mtime_ns) for path, it in stats)
+    """What changes when a file of the weights is written to or replaced."""
+    return tuple((str(path), *_stamp(path)) for path in _weight_files(files))
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()  # whoever reads it says what is wrong with it
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def check_unchanged(files: ModelFiles, before: Signature) -> None:
     """Raise ModelFileError if a file of the weights is not what it was: its bytes and their hash may not agree."""
     for was, now in zip(before, weights_signature(files), strict=True):
         if was != now:
-            raise ModelFileError(was[0], "changed while it was read")
+            raise ModelFileError(str(was[0]), "changed while it was read")
 
 
 def _check_format(files: ModelFiles, load_format: LoadFormat) -> None:

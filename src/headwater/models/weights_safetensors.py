@@ -41,7 +41,7 @@ class SafetensorsWeights:
 def read_index(folder: Path) -> dict[str, str] | None:
     """Which file holds which tensor, as the folder's index says; None if it has none.
 
-    ModelFileError for an index that is damaged, or names a file outside of the folder or one that is not there.
+    ModelFileError for an index that is damaged, or names a file outside of the folder.
     """
     path = folder / INDEX_NAME
     if not is_there(path):
@@ -52,9 +52,14 @@ def read_index(folder: Path) -> dict[str, str] | None:
     for name in sorted(set(names.values())):
         if Path(name).name != name:
             raise ModelFileError(path, f"names the file {name!r}, which is not in its folder")
-        if not is_there(folder / name):
-            raise ModelFileError(path, f"names the file {name!r}, which is not there")
     return names
+
+
+def check_files(folder: Path) -> None:
+    """Raise ModelFileError if the folder's index, where it has one, names a file that is not there."""
+    for name in sorted(set((read_index(folder) or {}).values())):
+        if not is_there(folder / name):
+            raise ModelFileError(folder / INDEX_NAME, f"names the file {name!r}, which is not there")
 
 
 def check_index(folder: Path, weights: SafetensorsWeights) -> None:
