@@ -82,6 +82,10 @@ class PagePool:
         """Whether `owners` are those of all pages. uint8[capacity] of `Owner`."""
         return owners.tobytes() == self._owner.tobytes()
 
+    def pages_of(self, owner: Owner) -> list[int]:
+        """All pages that belong to `owner`."""
+        return (self._owner == int(owner)).nonzero()[0].tolist()
+
     def num_owned(self, pages: PageIds, owner: Owner) -> int:
         """How many of `pages` belong to `owner`."""
         return self._owner.take(pages).tobytes().count(owner)  # a fifth of the time of numpy's own ways

@@ -24,6 +24,7 @@ class Call:
     client: bytes
     message: ToEngine
     turn: int
+    number: int  # in the order of arrival
     deadline_s: float | None  # None: must be answered in the same turn, or when the step in flight is done
     num_late_turns: int = 0
     is_cancelled: bool = False
@@ -43,6 +44,7 @@ class Calls:
         self.pending: dict[CallKey, Call] = {}
         self._clock = clock
         self._max_timeout_s = max_timeout_s
+        self._num_delivered = 0
 
     def delivered(self, client: bytes, message: ToEngine, *, turn: int) -> None:
         """The engine sees `message` in this turn."""
@@ -56,7 +58,8 @@ class Calls:
                 deadline_s = max(deadline_s, self._clock.now() + _STORE_GRACE_S) + _POLL_S
         key = (client, message.call_id)
         assert key not in self.pending, f"call id {message.call_id} is used twice at the same time"
-        self.pending[key] = Call(client, message, turn, deadline_s)
+        self.pending[key] = Call(client, message, turn, self._num_delivered, deadline_s)
+        self._num_delivered += 1
         if isinstance(message, CancelOperation):
             target = self.pending.get((client, message.started_by_call))
             if target is not None and target.deadline_s is not None:

@@ -16,9 +16,12 @@ from headwater.messages.weights import (
 )
 from headwater.messages.wire import ToClient, ToEngine
 from headwater.simulation.calls import Call, Calls
+from headwater.simulation.cuts import Cuts
+from headwater.simulation.fake_memory import FakeWeights
 from headwater.simulation.oracle import Oracle
 from headwater.simulation.request_model import RequestKey, RequestModel
 from headwater.simulation.retirements import Retirements
+from headwater.simulation.service_promises import ServicePromises
 from headwater.simulation.violation import demand
 from headwater.simulation.world import StoreRetirement, World
 
@@ -33,6 +36,9 @@ class ControlPromises:
         oracle: Oracle,
         calls: Calls,
         retirements: Retirements,
+        cuts: Cuts,
+        service: ServicePromises,
+        weights: FakeWeights,
         phases: Callable[[], dict[str, str]],
     ) -> None:
         self.released: tuple[str, ...] = ()
@@ -46,6 +52,14 @@ class ControlPromises:
         self._running_before: set[RequestKey] = set()
         self._was_released = False
         self._ended_by: list[tuple[Abort, list[RequestModel]]] = []
+        self._cuts = cuts
+        self._weights = weights
+        self._applied_now: list[Call] = []  # flushes, in this turn
+        self._flushes_answered: list[tuple[Call, FlushResult]] = []  # in this turn
+        self._service = service
+        self._messages: list[ToEngine] = []  # read in this turn
+        self._answers: list[tuple[Call, ToClient]] = []  # told in this turn
+        self._may_release = False  # memory may have been given back in this turn
         self._immediate: list[Call] = []  # flushes that take effect in the turn that sees them
         self._applied: dict[tuple[bytes, str], tuple[int, StoreRetirement | None]] = {}
 
@@ -54,6 +68,7 @@ class ControlPromises:
     def begin_turn(self, messages: list[tuple[bytes, ToEngine]]) -> None:
         """The engine is about to see `messages`, in this order."""
         turn = self._world.turn
+        self._messages = [message for _, message in messages]
         self._was_released = bool(self.released)
         self._running_before = self._oracle.running_keys()
         for client, message in messages:
@@ -84,12 +99,14 @@ class ControlPromises:
 
     def answered(self, call: Call, answer: ToClient) -> None:
         """`call` has got its answer in this turn."""
+        self._answers.append((call, answer))
         call.was_refused = isinstance(answer, Failed) or (isinstance(answer, FlushResult) and not answer.success)
         match answer:
             case FlushResult():
                 self._check_flush(call, answer)
             case MemoryResult():
                 self.released = answer.released
+                self._may_release |= isinstance(call.message, ReleaseMemory)
             case WeightsUpdated():
                 demand(answer.weights_id == call.message.path, "weights_are_in_place", answer)  # type: ignore
                 self.released = tuple(tag for tag in self.released if tag != "weights")  # new ones took their place
@@ -101,6 +118,17 @@ class ControlPromises:
         for call in self._immediate.copy():
             self._apply_if_immediate(call)
         self._apply_while_store_is_asked()
+        self._cuts.end_turn(
+            self._applied_now,
+            self._flushes_answered,
+            weights_id=self._weights.current,
+            may_release=self._may_release,
+        )
+        self._service.end_turn(self._messages, self._answers)
+        self._answers.clear()
+        self._applied_now.clear()
+        self._flushes_answered.clear()
+        self._may_release = False
         for abort, models in self._ended_by:
             left = [model.rid for model in models if model.key in self._oracle.active]
             demand(not left, "abort_ends", f"{left} go on after {abort}")
@@ -140,6 +168,7 @@ class ControlPromises:
     def _check_flush(self, call: Call, answer: FlushResult) -> None:
         flush = call.message
         assert isinstance(flush, FlushCache)
+        self._flushes_answered.append((call, answer))
         if not answer.success:
             is_right = answer.status == 400 and (bool(answer.blockers) or call.is_cancelled)
             demand(is_right, "refused_only_if_busy", answer)
@@ -194,6 +223,7 @@ class ControlPromises:
         flush = call.message
         assert isinstance(flush, FlushCache)
         turn = self._world.turn
+        self._applied_now.append(call)
         self._applied[call.client, flush.call_id] = (turn, self._retirements.apply(flush, turn=turn))
 
     def _check_drained(self, flush: FlushCache, turn: int) -> None:

@@ -10,6 +10,7 @@ from headwater.cache.write_policy import WritePolicy
 from headwater.clock import ManualClock
 from headwater.engine.wiring import EngineParts, wire_engine
 from headwater.messages.base import pack_ids, unpack_ids
+from headwater.messages.control import FlushCache
 from headwater.messages.generation import (
     Abort,
     Finish,
@@ -29,6 +30,7 @@ from headwater.scheduling.scheduler import Limits
 from headwater.scheduling.waiting_queue import SchedulePolicy
 from headwater.simulation.calls import Calls
 from headwater.simulation.control_promises import ControlPromises
+from headwater.simulation.cuts import Cuts
 from headwater.simulation.event_mirror import EventMirror
 from headwater.simulation.fake_copier import FakeCopier, StepPages
 from headwater.simulation.fake_jobs import FakeJobRunner
@@ -39,10 +41,11 @@ from headwater.simulation.memory_wire import MemoryWire
 from headwater.simulation.oracle import Oracle
 from headwater.simulation.promises import Promises
 from headwater.simulation.retirements import Retirements
+from headwater.simulation.service_promises import ServicePromises
 from headwater.simulation.violation import Violation
 from headwater.simulation.world import World
 from headwater.storage.backend import StorageBackend
-from headwater.storage.page_key import Fingerprint
+from headwater.storage.page_key import Fingerprint, scope_id
 
 VOCAB_SIZE = 1000
 CLIENT = b"client"
@@ -125,6 +128,7 @@ class Driver:
         )
         self.runner.weights.current = shape.weights_id
         self.jobs = FakeJobRunner(seed=shape.seed, clock=self.clock)
+        self._scopes_due: set[bytes] = set()  # counters that flushes of a store have named
         self.store: StorageBackend | None = None  # what `AttachStorage` attaches
         settings = storage_settings or StorageSettings(
             policy=shape.prefetch_policy, min_prefetch_tokens=shape.page_size
@@ -139,7 +143,7 @@ class Driver:
 
     def attach(self, backend: StorageBackend) -> None:
         """Attach a store, whose calls are carried out when the loop looks at them."""
-        self.parts.storage.attach_backend(StampedBackend(backend, turn=lambda: self.world.turn))
+        self.parts.storage.attach_backend(self._stamped(backend))
 
     def send(self, message: ToEngine, *, client: bytes = CLIENT) -> None:
         """Give the engine a message for its next turn.
@@ -308,11 +312,29 @@ class Driver:
             copier=copier,
             prefetches=lambda: self.parts.cache.storage.reader.prefetches if self.parts.cache.storage else [],
         )
+        cuts = Cuts(
+            self.parts.cache,
+            retirements=retirements,
+            calls=self.calls,
+            held_pages=self._held_pages,
+            is_quiet=lambda: not self.parts.blockers() and not self.runner.open_steps and not self.parts.cache.leases,
+        )
+        service = ServicePromises(
+            self.parts.scheduler,
+            oracle=self.oracle,
+            max_queued=self.shape.max_queued,
+            is_fcfs=self.shape.policy == "fcfs",
+            advance=self.parts.control.advance,
+        )
+        self.parts.control.advance = service.checked_advance  # type: ignore[method-assign]
         self.control = ControlPromises(
             self.world,
             oracle=self.oracle,
             calls=self.calls,
             retirements=retirements,
+            cuts=cuts,
+            service=service,
+            weights=self.runner.weights,
             phases=lambda: {info.call_id: info.phase for info in self.parts.control.operations()},
         )
         self.promises = Promises(
@@ -338,12 +360,24 @@ class Driver:
     def _on_receive(self, wait_s: float, messages: list[tuple[bytes, ToEngine]]) -> None:
         if not messages:
             self.calls.check_sleep(wait_s)
+        domain = _fingerprint(self.shape).scope_domain()
+        for _, message in messages:
+            if isinstance(message, FlushCache) and "storage" in message.tiers:
+                named = scope_id(domain, cache_salt=message.cache_salt, extra_key=message.extra_key)
+                self._scopes_due.add(named)
         self.control.begin_turn(messages)
 
     def _open_store(self, kind: str, **options: Any) -> StorageBackend:
         if self.store is None:
             raise ValueError("there is no store to attach")
-        return StampedBackend(self.store, turn=lambda: self.world.turn)
+        return self._stamped(self.store)
+
+    def _stamped(self, backend: StorageBackend) -> StampedBackend:
+        return StampedBackend(backend, turn=lambda: self.world.turn, due=self._scopes_due)
+
+    def _held_pages(self) -> set[int]:
+        leases = [request.lease for request in self.parts.scheduler.running if request.lease is not None]
+        return {page for lease in leases for page in lease.page_table().tolist()}
 
     def _step_pages(self) -> StepPages:
         steps = self.runner.open_steps

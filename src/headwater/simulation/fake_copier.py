@@ -97,6 +97,10 @@ class FakeCopy:
         """Whether any of `pages`, of its target, has not arrived."""
         return not self.has_arrived and not set(self._targets.tolist()).isdisjoint(pages.tolist())
 
+    def reads(self, pages: PageIds) -> bool:
+        """Whether any of `pages` is among its sources."""
+        return not set(self._sources.tolist()).isdisjoint(pages.tolist())
+
     def arrive(self) -> None:
         """Everything is there from now on, though the copy may not say so yet."""
         if self.has_arrived:
@@ -158,6 +162,8 @@ class FakeCopier:
         if self.step_pages is not None:
             is_kept = self.step_pages().written.isdisjoint(device_pages.tolist())
             demand(is_kept, "offload_after_step", "pages are copied that a step in flight writes")
+        is_again = any(copy.kind == "offload" and copy.reads(device_pages) for copy in self.open_copies)
+        demand(not is_again, "copied_once", "pages are copied to the host that are on their way there")
         is_early = any(copy.kind == "restore" and copy.covers(device_pages) for copy in self.open_copies)
         demand(not is_early, "offload_after_restore", "pages are copied that have not arrived")
         return self._copy("offload", self._kv, device_pages, self.host, host_pages)

@@ -6,6 +6,7 @@ from typing import Any
 
 from headwater.cache.jobs import Job
 from headwater.clock import Clock, ManualClock
+from headwater.simulation.violation import Violation
 
 _KINDS = {
     "StorageWriter.persist": "persist",
@@ -34,6 +35,8 @@ class FakeJob(Job):
             self._polls_left -= 1
             if self._polls_left < 0:
                 self.run()
+                if isinstance(self.error, Violation):
+                    raise self.error
         return self._has_ended
 
     def run_late(self) -> None:
@@ -45,6 +48,8 @@ class FakeJob(Job):
     def _work_late(self) -> None:
         try:
             self.result = self._work(self)
+        except Violation:
+            raise
         except Exception as error:  # noqa: BLE001  as in Job.run
             self.error = error
         self._has_ended = True

@@ -57,7 +57,8 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], StepFault | Violation))
 
 
-logging.getLogger("headwater.engine.steps").addFilter(_is_news)
+for _name in ("headwater.engine.steps", "headwater.engine.loop"):
+    logging.getLogger(_name).addFilter(_is_news)
 
 
 def check_written(read: npt.NDArray[np.uint64]) -> None:

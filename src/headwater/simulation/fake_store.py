@@ -7,6 +7,7 @@ import numpy as np
 
 from headwater.simulation.canary import mix
 from headwater.simulation.kv_records import TOKEN
+from headwater.simulation.violation import Violation
 from headwater.storage.backend import ReadStatus, StorageBackend, StorageUsage, WriteStatus
 from headwater.storage.errors import StorageTimeout, StorageUnavailable
 from headwater.storage.memory import MemoryBackend
@@ -14,11 +15,15 @@ from headwater.storage.page_key import PageKey
 
 
 class StampedBackend:
-    """Passes calls on to `inner`; pages that are read say in which turn they came out of it."""
+    """Passes calls on to `inner`; pages that are read say in which turn they came out of it.
 
-    def __init__(self, inner: StorageBackend, *, turn: Callable[[], int]) -> None:
+    `due`: the counters that flushes of the store may raise.
+    """
+
+    def __init__(self, inner: StorageBackend, *, turn: Callable[[], int], due: Collection[bytes]) -> None:
         self.inner = inner
         self._turn = turn
+        self._due = due
 
     @property
     def kind(self) -> str:
@@ -28,6 +33,8 @@ class StampedBackend:
         return self.inner.generations(scope_ids)
 
     def raise_generation(self, scope_id: bytes) -> int:
+        if scope_id not in self._due:
+            raise Violation("flush_is_exact", "a store is flushed of what no flush has named")
         return self.inner.raise_generation(scope_id)
 
     def exists(self, keys: Sequence[PageKey]) -> list[bool]:

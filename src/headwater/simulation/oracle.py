@@ -40,6 +40,7 @@ class Oracle:
         self.active: dict[RequestKey, RequestModel] = {}
         self.entered_now: list[RequestModel] = []  # in this turn; emptied by whoever checks turns
         self.num_pages_reused = 0
+        self._num_delivered = 0
         self._num_refusals_due: dict[RequestKey, int] = {}  # of requests under a rid that is in use
         self._world = world
         self._page_size = page_size
@@ -81,8 +82,8 @@ class Oracle:
             self.sent(client, message)
         model = self.active[client, message.rid]
         if not model.is_delivered:  # else another is running under its rid
-            num_before = sum(other.is_delivered for other in self.active.values())
-            model.may_be_full = num_before >= self._limits.max_queued
+            model.number = self._num_delivered
+            self._num_delivered += 1
             model.is_delivered = True
 
     def told(self, client: bytes, output: Output) -> None:
@@ -120,8 +121,9 @@ class Oracle:
         known = assignment.token_ids.tolist()
         demand(model.may_enter_with(known), "right_tokens_computed", f"{request.rid} enters with other tokens")
         demand(num_cached < max(1, len(known)), "one_token_is_computed", request.rid)
-        sequence = KvSequence(message.rid, message.cache_salt, message.extra_key, message.no_store, known)
-        model.enter(known, num_cached, weights=self._weights.current)
+        weights = self._weights.current
+        sequence = KvSequence(message.rid, message.cache_salt, message.extra_key, message.no_store, known, weights)
+        model.enter(known, num_cached, weights=weights)
         self._slots[assignment.slot] = model
         self.entered_now.append(model)
         return sequence.namespace, self._world.add_sequence(sequence)

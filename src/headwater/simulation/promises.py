@@ -3,9 +3,7 @@
 import numpy as np
 
 from headwater.cache.invariants import check_invariants
-from headwater.cache.namespace import Scope
 from headwater.cache.page_pool import Owner
-from headwater.cache.retirement import Retirement
 from headwater.clock import Clock
 from headwater.engine.wiring import EngineParts
 from headwater.simulation.calls import Calls
@@ -47,8 +45,6 @@ class Promises:
         self._retirements = retirements
         self._audit_every = audit_every
         self._num_turns = 0
-        self._retire = parts.cache.retire
-        parts.cache.retire = self._checked_retire  # the only moment to see what a flush finds
 
     def check(self, *, is_staging: bool, mirror: EventMirror | None = None) -> None:
         """Everything that must hold after a turn. `is_staging`: weights are being brought for an operation."""
@@ -90,16 +86,6 @@ class Promises:
         self.audit()
 
     # ------------------------------------------------------------------------------------------------
-
-    def _checked_retire(self, scope: Scope) -> Retirement:
-        """A flush cuts all pages in its scope out of the tree, and no others."""
-        books = self._parts.cache.books
-        due = self._retirements.num_pages_in_tree(scope, pools={tier: each.pool for tier, each in books.items()})
-        retirement = self._retire(scope)
-        if scope.other_than_weights_id is None:
-            cut = {tier: retirement.freed[tier] + retirement.retired[tier] for tier in due}
-            demand(cut == due, "flush_is_exact", f"{scope}: cut {cut}, in the tree are {due}")
-        return retirement
 
     def _check_books(self) -> None:
         """Counts by owner, against those who own: cheap enough for every turn."""

@@ -31,11 +31,13 @@ class RequestModel:
         self.num_told = 0
         self.num_kv = 0
         self.last_turn: int | None = None  # of its last step since it entered a slot
+        self.number = 0  # in the order of arrival
+        self.is_refused = False  # the engine has said no, or will in this turn
+        self.must_be_refused = False  # as many waited as may when it came
         self.is_delivered = False  # the engine has seen it
         self.num_entered = 0  # times it has entered a slot
         self.may_end_early = False  # somebody asked for it
         self.has_failed = False  # its step has raised
-        self.may_be_full = False  # the queue may have been full when it came
         self.is_too_long = len(self.prompt) > room - (message.sampling.max_new_tokens > 0)
         self._limit = min(message.sampling.max_new_tokens, room - len(self.prompt))
         self._stop_ids = stop_ids
@@ -123,7 +125,7 @@ class RequestModel:
                 (finish.status == 0 and self.may_end_early)
                 or (finish.status == 400 and self.is_too_long)
                 or (finish.status == 500 and self.has_failed)
-                or (finish.status == 429 and self.may_be_full)
+                or (finish.status == 429 and self.must_be_refused)
             )
             demand(is_right, "right_end", f"{self.rid} was aborted ({finish.status} {finish.message}), asked by nobody")
             return

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from headwater.cache.namespace import Scope, Tier
-from headwater.cache.page_pool import Owner, PageIds, PagePool
+from headwater.cache.namespace import Tier
+from headwater.cache.page_pool import PageIds
 from headwater.cache.prefetch import Prefetch
-from headwater.messages.base import pack_ids, unpack_ids
+from headwater.messages.base import unpack_ids
 from headwater.messages.control import FlushCache
 from headwater.simulation.fake_copier import FakeCopier
 from headwater.simulation.kv_records import Records
@@ -75,16 +75,28 @@ class Retirements:
         """Pages whose contents a flush has covered on `tier`, wherever they are by now."""
         return self._marks[tier].nonzero()[0]
 
-    def num_pages_in_tree(self, scope: Scope, *, pools: dict[Tier, PagePool]) -> dict[Tier, int]:
-        """Pages by tier that requests could match now, and that `scope` covers. Whatever their weights."""
-        prefix = None if scope.prefix is None else pack_ids(scope.prefix)
-        flush = FlushCache(call_id="", cache_salt=scope.cache_salt, extra_key=scope.extra_key, prefix_ids=prefix)
-        found: dict[Tier, int] = {}
-        for tier, records in ((Tier.DEVICE, self._device), (Tier.HOST, self._copier.host if self._copier else None)):
-            if records is not None and tier in scope.tiers:
-                covered = self._covered(records, flush, self._world.turn + 1)
-                found[tier] = pools[tier].num_owned(np.array(covered, dtype=np.int32), Owner.TREE)
+    def pages_in_scope(self, flush: FlushCache, in_tree: dict[Tier, frozenset[int]]) -> dict[Tier, frozenset[int]]:
+        """Of the pages `in_tree`, by tier, those that the parameters of `flush` name. Whatever their weights."""
+        tiers = flush.tiers or _DEFAULT_TIERS
+        found: dict[Tier, frozenset[int]] = {}
+        for tier, pages in in_tree.items():
+            is_named = tier.name.lower() in tiers and pages
+            covered = self._covered(self._records(tier), flush, self._world.turn + 1) if is_named else []
+            found[tier] = pages.intersection(covered)
         return found
+
+    def pages_of_other_weights(
+        self, weights_id: str, in_tree: dict[Tier, frozenset[int]]
+    ) -> dict[Tier, frozenset[int]]:
+        """Of the pages `in_tree`, by tier, those that other weights computed."""
+        found: dict[Tier, frozenset[int]] = {}
+        for tier, pages in in_tree.items():
+            owners = self._records(tier)["sequence"][:, 0]
+            found[tier] = frozenset(p for p in pages if self._world.sequence(int(owners[p])).weights != weights_id)
+        return found
+
+    def _records(self, tier: Tier) -> Records:
+        return self._device if tier is Tier.DEVICE or self._copier is None else self._copier.host
 
     def holds_any_of(self, flush: FlushCache, pages: Records, *, turn: int) -> bool:
         """Whether `pages`, all written, hold anything that `flush` covered in `turn`.

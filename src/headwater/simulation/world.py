@@ -18,6 +18,7 @@ class KvSequence:
     extra_key: str
     no_store: bool
     tokens: list[int]
+    weights: str = ""  # in place when it began
 
     @property
     def namespace(self) -> str:
