@@ -5,8 +5,6 @@ from typing import Any
 
 from headwater.cache.cutter import Cutter
 from headwater.cache.namespace import Scope
-from headwater.cache.prefetch import Prefetch
-from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.radix_tree import RadixTree
 from headwater.cache.storage_names import StorageNames
 from headwater.engine import control_ports
@@ -206,26 +204,3 @@ def splits_forget_the_offload() -> list[Patch]:
         return upper
 
     return [(RadixTree, "split", split)]
-
-
-@mutant(profile="store")
-def later_publishers_give_their_generations() -> list[Patch]:
-    """A node takes the store's counters of whoever publishes to it last, though older pages of it are elsewhere."""
-    right = PrefixCache._share
-
-    def share(self: PrefixCache, lease: Any, node: Any) -> None:
-        node.generations = lease.generations
-        right(self, lease, node)
-
-    return [(PrefixCache, "_share", share)]
-
-
-@mutant(profile="store")
-def prefetches_are_joined_across_namespaces() -> list[Patch]:
-    """A request waits for what comes up from the store for another tenant."""
-    right = Prefetch.covers
-
-    def covers(self: Prefetch, namespace: Any, tokens: Any, *, first_page: int) -> bool:
-        return right(self, self.namespace, tokens, first_page=first_page)
-
-    return [(Prefetch, "covers", covers)]
