@@ -15,6 +15,8 @@ MIXES = {
     "a whole prompt": [(70, 70)],
     "chunks and decodes": [(1, 33), (1, 150), (40, 200), (97, 97), (2, 66)],
 }
+# for tests that ask where something is read or written, not how it is computed
+FEW_OF_EACH = [(1, 33), (1, 70), (20, 60), (2, 18)]
 
 
 class Setting:

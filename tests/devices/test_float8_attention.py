@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from attention_setting import MIXES, Setting
+from attention_setting import FEW_OF_EACH, MIXES, Setting
 
 from headwater.devices.cpu import CpuDevice
 from headwater.devices.cuda import CudaDevice
@@ -94,7 +94,7 @@ def test_attention_over_what_the_pages_hold(device: Device, mix: str, dtype: tor
 
 def test_what_is_written_is_what_torch_would_write(device: Device) -> None:
     """Keys and values of decodes and chunks, bit for bit; pages do not depend on who wrote them."""
-    rows = MIXES["chunks and decodes"]
+    rows = FEW_OF_EACH
     setting = Setting(rows, dtype=torch.float32, kv_dtype=torch.float8_e4m3fn)
     assert setting.kv.exponents is not None
     before = setting.kv.memory.view(len(setting.kv.pages), 2, -1)[:, 0].clone()
@@ -115,7 +115,7 @@ def test_what_is_written_is_what_torch_would_write(device: Device) -> None:
 
 def test_garbage_behind_a_context_does_not_matter(device: Device) -> None:
     """The rest of a last page, and pages of nobody, hold any bytes, NaN and exponents out of range among them."""
-    rows = MIXES["chunks and decodes"]
+    rows = FEW_OF_EACH
     settings = [Setting(rows, dtype=torch.float32, kv_dtype=torch.float8_e4m3fn) for _ in range(2)]
     dirty = settings[1].kv
     assert dirty.exponents is not None

@@ -41,10 +41,10 @@ def _prompts(seed: int = 7) -> list[list[int]]:
     return [random.integers(3, VOCAB_SIZE, length).tolist() for length in PROMPT_LENGTHS]
 
 
-def _runner(folder: Path, *, page_size: int, dtype: str = "float32", **options: int) -> ModelRunner:
+def _runner(folder: Path, *, page_size: int, dtype: str = "float32", max_running: int = 16) -> ModelRunner:
     device = CpuDevice()
     loaded = load_model(resolve_model(str(folder)), device=device, dtype=dtype)
-    return ModelRunner(loaded, device, page_size=page_size, num_pages=1200, max_running=16, **options)
+    return ModelRunner(loaded, device, page_size=page_size, num_pages=1200, max_running=max_running)
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
@@ -116,13 +116,11 @@ def test_the_default_model_matches_transformers_on_the_same_file() -> None:
     path = ensure_default_model()
     tokenizer = Tokenizer.load(path)
     prompts = [tokenizer.encode(TEXT.format(subject)) for subject in SUBJECTS]
-    runner = _runner(path, page_size=16)
-    outputs = []
-    for start in (0, 10):
-        driver = StepDriver(runner)
-        requests = [driver.add(prompt, slot=slot) for slot, prompt in enumerate(prompts[start : start + 10])]
-        driver.run(requests, num_outputs=64, chunk=37)
-        outputs += [it.outputs for it in requests]
+    runner = _runner(path, page_size=16, max_running=len(prompts))
+    driver = StepDriver(runner)
+    requests = [driver.add(prompt, slot=slot) for slot, prompt in enumerate(prompts)]
+    driver.run(requests, num_outputs=64, chunk=37)
+    outputs = [it.outputs for it in requests]
     reference = _load_gguf_with_transformers(path)
     assert [greedy_text(reference, prompt, 64) for prompt in prompts[:1]] == outputs[:1]
     for prompt, output in zip(prompts, outputs, strict=True):  # the same question, 64 tokens at once
