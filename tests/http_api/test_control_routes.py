@@ -101,7 +101,7 @@ async def test_a_flush_that_was_not_done_says_what_is_in_the_way(engine: Scripte
         response = await server.http.get("/flush_cache?timeout=1.5")
         assert response.status_code == 400
         assert response.text.startswith("Timed out waiting for idle state.")
-        assert "queued=1, running=2" in response.text
+        assert "1 queued request, 2 running requests" in response.text
         answer = (await server.http.get("/flush_cache", headers=JSON)).json()
         assert answer["success"] is False
         assert answer["blockers"] == {"running": 2, "queued": 1}
