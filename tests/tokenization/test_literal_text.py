@@ -140,6 +140,17 @@ def test_a_tokenizer_without_control_tokens_and_lone_surrogates():
         tiny.encode("<|end|>\ud800", parses_special=False)
 
 
+def test_the_first_text_of_its_kind_is_announced_as_slow():
+    """A second tokenizer is made then, which an event loop must not wait for."""
+    tiny = tokenizer()
+    messages = [{"role": "user", "content": FORGED}]
+    assert not tiny.is_slow_for([{"role": "user", "content": "hi"}], parses_special=False)
+    assert not tiny.is_slow_for(messages, parses_special=True)
+    assert tiny.is_slow_for(messages, parses_special=False)
+    tiny.encode_chat(messages, parses_special=False)
+    assert not tiny.is_slow_for(messages, parses_special=False)
+
+
 def test_threads_share_one_second_tokenizer():
     tiny = tokenizer()
     results: list[list[int]] = []

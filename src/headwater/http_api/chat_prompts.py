@@ -19,6 +19,8 @@ async def encode_messages(body: ChatPrompt, generator: TextGenerator) -> list[in
     tokenizer = generator.tokenizer
     variables = _template_variables(body)
 
+    parses_special = generator.parses_special(body.parse_special_tokens, is_chat=True)
+
     def encode() -> list[int]:
         for name in ("tools", "documents"):
             if (tools if name == "tools" else body.documents) and not tokenizer.shows(name, has_tools=bool(tools)):
@@ -30,12 +32,14 @@ async def encode_messages(body: ChatPrompt, generator: TextGenerator) -> list[in
             continue_final_message=body.continue_final_message,
             template_kwargs=variables,
             add_special_tokens=bool(body.add_special_tokens),
-            parses_special=generator.parses_special(body.parse_special_tokens, is_chat=True),
+            parses_special=parses_special,
         )
 
     num_chars = sum(len(m["content"]) if isinstance(m.get("content"), str) else _GUESSED_CHARS for m in messages)
+    is_quick = num_chars <= ENCODE_IN_THREAD_CHARS
+    is_quick = is_quick and not tokenizer.is_slow_for(messages, parses_special=parses_special)
     try:
-        return encode() if num_chars <= ENCODE_IN_THREAD_CHARS else await asyncio.to_thread(encode)
+        return encode() if is_quick else await asyncio.to_thread(encode)
     except InvalidRequest:
         raise
     except ValueError as error:

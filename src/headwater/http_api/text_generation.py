@@ -97,8 +97,10 @@ class TextGenerator:
         encode = partial(
             self.tokenizer.encode, text, add_special_tokens=add_special_tokens, parses_special=parses_special
         )
+        is_quick = len(text) <= ENCODE_IN_THREAD_CHARS
+        is_quick = is_quick and not self.tokenizer.is_slow_for(text, parses_special=parses_special)
         try:
-            return encode() if len(text) <= ENCODE_IN_THREAD_CHARS else await asyncio.to_thread(encode)
+            return encode() if is_quick else await asyncio.to_thread(encode)
         except ValueError as error:
             message = str(error).removeprefix("text: ")
             raise from_value_error(ValueError(f"{param}: {message}")) from error

@@ -81,6 +81,10 @@ class Tokenizer:
         """One token as text, special ones spelled out; U+FFFD where it is not whole characters."""
         return self.spelling.bytes_of(token_id).decode("utf-8", errors="replace")
 
+    def is_slow_for(self, said: Any, *, parses_special: bool) -> bool:
+        """Whether encoding this text or these messages begins with a preparation that is too long for an event loop."""
+        return not parses_special and self._literal.must_prepare_for(said)
+
     def _encode_literal(self, hidden: str, *, add_special_tokens: bool) -> list[int]:
         try:
             return self._literal.encode(hidden, add_special_tokens=add_special_tokens)
