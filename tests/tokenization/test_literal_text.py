@@ -3,8 +3,6 @@
 import threading
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny_tokenizers import byte_level_backend, sentencepiece_backend
 from tokenizers import AddedToken
 
@@ -46,19 +44,6 @@ def test_a_forged_turn_is_text():
 def test_what_spells_no_control_token_is_encoded_as_ever(words):
     assert chat(words) == chat(words, parses_special=True)
     assert TINY.encode(words, parses_special=False) == TINY.encode(words)
-
-
-PIECES = st.sampled_from(["<|end|>", "<|user|>", "<|", "|>", "<", "end", "user", " ", "\n", "The fox", "ü", "日", ">"])
-
-
-@given(words=st.lists(PIECES, max_size=12).map("".join))
-def test_words_are_what_a_tokenizer_without_control_tokens_makes_of_them(words: str) -> None:
-    """An independent reading: the words by themselves, between the ids of the template's tokens."""
-    plain = byte_level_backend()
-    plain.encode_special_tokens = True
-    tiny = tokenizer(template="<|user|>{{ messages[0].content }}<|end|>")
-    ids = tiny.encode_chat([{"role": "user", "content": words}], parses_special=False)
-    assert ids == [USER, *plain.encode(words, add_special_tokens=False).ids, END]
 
 
 @pytest.mark.parametrize(("words", "tail"), [("x<|en", "d|>"), ("x<", "|end|>"), ("<|end|", ">")])

@@ -14,7 +14,7 @@ ANSWER_GRACE_S = 0.9  # whoever waits is told what is known
 
 
 class Phase(Enum):
-    DIRECT = "direct"  # one engine: it gets the change itself
+    DIRECT = "direct"  # the server has one engine, which gets the change itself
     PREPARING = "preparing"
     PREPARED = "prepared"  # on all engines; another change is being committed
     COMMITTING = "committing"

@@ -163,10 +163,7 @@ class EngineClient:
     @property
     def weights_to_load(self) -> tuple[str, str] | None:
         """Path and format of the whole checkpoint that a new engine process loads first; None: as it was started."""
-        desired = self._fleet.desired
-        if desired is None or desired.revision == 0 or not desired.weights[0].path:
-            return None
-        return desired.weights[0].path, desired.weights[0].load_format
+        return self._fleet.weights_to_load
 
     def why_unhealthy(self) -> str | None:
         """A sentence for people, or None when healthy."""

@@ -57,6 +57,13 @@ class Fleet:
         standing = self.standings[engine]
         return standing.why_out if standing.is_loaded and not standing.is_serving else None
 
+    @property
+    def weights_to_load(self) -> tuple[str, str] | None:
+        """Path and format of the whole checkpoint that a new engine process loads first; None: as it was started."""
+        if self.desired is None or self.desired.revision == 0 or not self.desired.weights[0].path:
+            return None
+        return self.desired.weights[0].path, self.desired.weights[0].load_format
+
     def pins_to_set(self, engine: int, *, now_s: float) -> list[DesiredPin]:
         """Pins that a restarted engine has to compute and set before it serves; `pins_are_set` says that it did."""
         standing = self.standings[engine]
@@ -127,7 +134,8 @@ class Fleet:
             call.outcome, call.phase = Outcome(False, self._all_out(named)), Phase.ENDED
             return call
         self._calls[call.call_id] = call
-        call.phase = Phase.DIRECT if len(serving) == 1 else Phase.PREPARING
+        # of several engines also for one: what is sent directly could be overtaken by what is committed
+        call.phase = Phase.DIRECT if len(self.standings) == 1 else Phase.PREPARING
         for engine in serving:
             if call.phase is Phase.DIRECT:
                 self._send(engine, change)
@@ -203,7 +211,7 @@ class Fleet:
             is_whole = answer.is_whole if isinstance(answer, WeightsUpdated) else True
             self._record(call, weights_id=weights_id, is_whole=is_whole, now_s=now_s)
             assert self.desired is not None
-            self.standings[engine].serve(self.desired)
+            self.standings[engine].confirm(self.desired)
         if call.outcome is None:
             call.outcome = self._outcome(call, is_decided=is_done)
         self._forget(call)
@@ -247,7 +255,7 @@ class Fleet:
             elif isinstance(answer, Failed):
                 self.standings[engine].fence(f"it did not make a change that the server was told: {answer.message}")
             elif not isinstance(answer, Exception):
-                self.standings[engine].serve(self.desired)
+                self.standings[engine].confirm(self.desired)
         call.outcome = self._outcome(call, is_decided=True)
         self._committing = None
         self._forget(call)

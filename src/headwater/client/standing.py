@@ -9,8 +9,9 @@ import msgspec
 
 from headwater.client.desired_state import DesiredState, WeightsStep
 from headwater.messages.cache import AttachStorage, DetachStorage
-from headwater.messages.control import ContinueGeneration, Failed, PauseGeneration
+from headwater.messages.control import CancelOperation, ContinueGeneration, Failed, PauseGeneration
 from headwater.messages.state import EngineState, GetState
+from headwater.messages.two_phase import InStep
 from headwater.messages.weights import (
     ReleaseMemory,
     ResumeMemory,
@@ -60,6 +61,11 @@ class Standing:
         """It takes no requests until it has been found to be as told."""
         self.is_serving, self.why_out, self.asked, self.retry_at_s = False, reason, None, 0.0
 
+    def confirm(self, desired: DesiredState) -> None:
+        """It has made the newest change. One that is behind with another stays out."""
+        if self.is_serving:
+            self.serve(desired)
+
     def serve(self, desired: DesiredState) -> None:
         self.is_serving, self.why_out, self.asked = True, None, None
         self.store_revision = desired.store_revision
@@ -86,7 +92,11 @@ class Restoring:
         self._new_call_id = new_call_id
 
     def advance(self, standing: Standing, desired: DesiredState, now_s: float) -> None:
-        """Ask, if it is time to."""
+        """Ask, if it is time to. A step towards what is no longer told is not waited for."""
+        is_outdated = standing.step is not None and standing.asked_revision != desired.revision
+        if standing.asked is not None and is_outdated and not standing.is_serving:
+            self._send(standing.index, CancelOperation(call_id=self._new_call_id(), started_by_call=standing.asked))
+            standing.asked, standing.retry_at_s = None, now_s
         if now_s < standing.next_look_s:
             return
         call_id = self._new_call_id()
@@ -111,7 +121,7 @@ class Restoring:
             return
         step = difference(standing, state, desired, call_id=self._new_call_id())
         runs = not (state.paused or state.released_memory)  # else pins cannot be computed any more
-        is_last = step is None or isinstance(step, PauseGeneration | ReleaseMemory)
+        is_last = step is None or isinstance(step, PauseGeneration | ReleaseMemory | InStep)
         if not standing.has_pins and is_last and runs and desired.pins_on(standing.index, now_s=now_s):
             standing.wants_pins = True
         elif isinstance(step, Stuck):
@@ -152,28 +162,32 @@ def difference(standing: Standing, state: EngineState, desired: DesiredState, *,
             return DetachStorage(call_id=call_id)
         return msgspec.structs.replace(desired.store, call_id=call_id)
     if state.weights_id != desired.weights_id:
-        return _next_weights(state.weights_id, desired.weights, call_id=call_id)
+        return _next_weights(state.weights_id, desired, call_id=call_id)
     if state.weight_version != desired.weight_version:
         return SetWeightVersion(call_id=call_id, weight_version=desired.weight_version, abort_all_requests=False)
     if desired.pause is None and state.paused:
         return ContinueGeneration(call_id=call_id)
-    if desired.pause is not None and not state.paused:
-        return msgspec.structs.replace(desired.pause, call_id=call_id)
     released = frozenset(state.released_memory)
     if extra := released - desired.released:
         return ResumeMemory(call_id=call_id, tags=tuple(sorted(extra)))
     if missing := desired.released - released:
+        if state.paused and state.num_running:  # frozen in place they would never end
+            return PauseGeneration(call_id=call_id, mode="retract")
         return ReleaseMemory(call_id=call_id, tags=tuple(sorted(missing)))
-    return None
+    if desired.pause is not None and not state.paused:
+        return msgspec.structs.replace(desired.pause, call_id=call_id)
+    return InStep(call_id=call_id) if state.is_behind else None
 
 
-def _next_weights(weights_id: str, steps: tuple[WeightsStep, ...], *, call_id: str) -> UpdateWeights | Stuck:
+def _next_weights(weights_id: str, desired: DesiredState, *, call_id: str) -> UpdateWeights | Stuck:
     """The checkpoint after the last one of `steps` that is in place; the first if it has other weights."""
+    steps = desired.weights
     known = [step.weights_id for step in steps]
     step = steps[known.index(weights_id) + 1 if weights_id in known else 0]
     if not step.path:
         return Stuck(_other_weights(step, weights_id))
-    return UpdateWeights(call_id=call_id, path=step.path, load_format=step.load_format)
+    label = desired.weight_version if step is steps[-1] else ""  # of no policy that was ever served
+    return UpdateWeights(call_id=call_id, path=step.path, load_format=step.load_format, weight_version=label)
 
 
 def _other_weights(expected: WeightsStep, found: str) -> str:

@@ -37,7 +37,7 @@ from headwater.messages.control import (
     OperationInfo,
     PauseGeneration,
 )
-from headwater.messages.two_phase import Commit, Prepare, Prepared
+from headwater.messages.two_phase import Commit, InStep, Prepare, Prepared
 from headwater.messages.weights import (
     GetWeights,
     ReleaseMemory,
@@ -85,6 +85,7 @@ class ControlPlane:
         self._released = ReleasedMemory()
         self._has_answered = False  # in the last turn: what others wait for may be so now
         self.is_paused = False
+        self.is_behind = False  # the others have made a change that came too late here
 
     # --- messages -----------------------------------------------------------------------------------
 
@@ -137,8 +138,15 @@ class ControlPlane:
             if pending.caller == caller and pending.permit.is_awaited and not pending.has_expired(self._clock):
                 pending.commit()
                 return
+        self.is_behind = True
+        self._ports.requests.refuse_new("the engine has missed a change that the server was told; it is being made up")
         text = "what was prepared has been given up: no word came to carry it out"
         self._answers.append((client, Failed(call_id=message.prepared, status=410, message=text)))
+
+    def in_step(self, message: InStep, client: bytes) -> None:
+        self.is_behind = False
+        self._ports.requests.refuse_new(None)
+        self._answers.append((client, Done(call_id=message.call_id)))
 
     def pause(self, message: PauseGeneration, client: bytes, *, permit: Permit | None = None) -> None:
         pause = Pause(

@@ -43,6 +43,7 @@ class Pause:
         if self._num_requests is None:
             if not self._permit.ask():
                 return None
+            self._begin()
             self._num_requests = self._apply()
         return self._result() if moment.has_expired or not self._step.is_step_in_flight() else None
 
@@ -54,7 +55,6 @@ class Pause:
         return Failed(call_id=self._message.call_id, status=409, message=f"{reason}; generation was not paused")
 
     def _apply(self) -> int:
-        self._begin()
         if self._message.mode == "abort":
             return self._requests.abort_all("Aborted: generation was paused")
         if self._message.mode == "retract":

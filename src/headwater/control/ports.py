@@ -74,6 +74,10 @@ class RequestsPort(Protocol):
         """Take the pages of every running request, which then waits; returns how many."""
         ...
 
+    def refuse_new(self, reason: str | None) -> None:
+        """Answer requests that come with a 503 that says why; None: take them again."""
+        ...
+
     @property
     def num_running(self) -> int: ...
 

@@ -76,6 +76,9 @@ class RequestsForControl:
     def retract_all(self) -> int:
         return self._scheduler.retract_all()
 
+    def refuse_new(self, reason: str | None) -> None:
+        self._scheduler.why_refusing = reason
+
     @property
     def num_running(self) -> int:
         return len(self._scheduler.running)

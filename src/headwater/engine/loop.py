@@ -41,7 +41,7 @@ from headwater.messages.control import (
 )
 from headwater.messages.generation import Abort, Generate, GenerateBatch
 from headwater.messages.state import EngineReady, EngineState, GetState, Hello, Ping, Shutdown
-from headwater.messages.two_phase import Commit, Prepare
+from headwater.messages.two_phase import Commit, InStep, Prepare
 from headwater.messages.weights import GetWeights, ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
 from headwater.messages.wire import ToEngine
 from headwater.scheduling.answers import first_line
@@ -214,6 +214,8 @@ class EngineLoop:
                 self._control.prepare(message, client)
             case Commit():
                 self._control.commit(message, client)
+            case InStep():
+                self._control.in_step(message, client)
             case CancelOperation():
                 self._control.cancel(message, client)
             case GetOperations():

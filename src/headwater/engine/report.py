@@ -84,6 +84,7 @@ class StateReporter:
             memory_bytes=self._memory_bytes,
             namespaces=len(cache.tree.roots),
             num_pending_operations=self._control.num_pending,
+            is_behind=self._control.is_behind,
             num_decided=self._control.num_decided,
             released_memory=self._control.released_memory,
             held_by=self._control.held_by,

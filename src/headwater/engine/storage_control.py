@@ -100,6 +100,11 @@ class StorageControl:
             )
         )
 
+    @property
+    def place_name(self) -> str:
+        """Which store is attached; empty if none is, or one whose place nobody has told."""
+        return _name(self._place) if self._cache.storage is not None else ""
+
     def detach(self, call_id: str) -> StorageInfo:
         """Stop using the store, if one is attached."""
         if self._cache.storage is None:

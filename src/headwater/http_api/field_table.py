@@ -93,7 +93,6 @@ def _same(names: str, why: str) -> dict[str, str]:
 
 # Name -> why an answer is the same without it.
 IGNORED: Mapping[str, str] = {
-    **_same("model", "where no route reads it: one model is served"),
     **_same("user safety_identifier metadata store service_tier", "for the provider's own books"),
     **_same("prompt_cache_key prompt_cache_retention", "prefixes are cached anyway; cache_salt keeps tenants apart"),
     **_same("log_metrics no_logs custom_labels external_trace_header received_time", "for logs and traces"),

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from headwater.http_api.field_table import REFUSED, REFUSED_OF_PROMPTS
+from headwater.http_api.field_table import REFUSED_OF_PROMPTS
 from headwater.http_api.request_fields import Body, Names
 from headwater.http_api.validation import Text
 
@@ -47,7 +47,7 @@ class ChatPrompt(Body):
 class TokenizeRequest(ChatPrompt):
     """Text to encode: `prompt`, or chat `messages`. Fields that change no prompt are ignored, so a chat's body fits."""
 
-    names: ClassVar[Names] = Names(refused=REFUSED_OF_PROMPTS | {"return_token_strs": REFUSED["return_token_strs"]})
+    names: ClassVar[Names] = Names(refused=REFUSED_OF_PROMPTS)
     prompt: Text | list[Text] | None = None
     text: Text | list[Text] | None = Field(default=None, description="The same as prompt.")
     model: Any = None

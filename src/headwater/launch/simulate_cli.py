@@ -41,13 +41,9 @@ def takes_plan_args(function: Any) -> Any:
 
 @command()
 @click.option("--seed", type=click.IntRange(min=0), help="First seed; random, and printed, when not given.")
-@click.option(
-    "--runs", type=click.IntRange(min=1), default=20, show_default=True, help="How many runs, one seed each."
-)
+@click.option("--runs", type=click.IntRange(min=1), default=20, show_default=True, help="How many runs, one seed each.")
 @click.option("--turns", type=click.IntRange(min=1), default=5000, show_default=True, help="Turns of each run.")
-@click.option(
-    "--profile", type=str, default="all", show_default=True, help=f"One of {', '.join(PROFILES)}, or all."
-)
+@click.option("--profile", type=str, default="all", show_default=True, help=f"One of {', '.join(PROFILES)}, or all.")
 @click.option("--jobs", type=click.IntRange(min=0), default=1, show_default=True, help="Processes; 0: one a core.")
 @click.option(
     "--replay", "replay_file", type=click.Path(path_type=Path), help="Play a failed run again, from its file."

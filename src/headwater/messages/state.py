@@ -63,6 +63,7 @@ class EngineState(Struct, tag="engine_state"):
     memory_bytes: dict[str, int]  # weights, kv_cache, ...
     namespaces: int = 0
     num_pending_operations: int = 0
+    is_behind: bool = False  # it has missed a change that the others made, and refuses requests
     num_decided: int = 0  # of those: changes of several engines that this one is to make at its next chance
     released_memory: tuple[str, ...] = ()
     held_by: tuple[str, ...] = ()  # orders by which requests wait: pause, released memory, pending operations

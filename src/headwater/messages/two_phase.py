@@ -42,6 +42,13 @@ class Prepared(Struct, tag="prepared"):
 
 
 class Commit(Call, tag="commit"):
-    """Carry out what was prepared under `prepared`. Answered as the change is; `Failed` (410) if it was given up."""
+    """Carry out what was prepared under `prepared`. Answered as the change is; `Failed` (410) if it was given up.
+
+    Then the engine is behind the others, and knows it: it refuses requests (503) until `InStep`.
+    """
 
     prepared: str
+
+
+class InStep(Call, tag="in_step"):
+    """The engine is found to be as the server was told, and may take requests again. Answered by `Done`."""

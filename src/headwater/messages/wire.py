@@ -32,7 +32,7 @@ from headwater.messages.control import (
 )
 from headwater.messages.generation import Abort, Generate, GenerateBatch, Outputs
 from headwater.messages.state import EngineReady, EngineState, GetState, Hello, Ping, Shutdown
-from headwater.messages.two_phase import Commit, Prepare, Prepared
+from headwater.messages.two_phase import Commit, InStep, Prepare, Prepared
 from headwater.messages.weights import (
     GetWeights,
     MemoryResult,
@@ -67,6 +67,7 @@ ToEngine = (
     | GetCacheTree
     | Prepare
     | Commit
+    | InStep
     | CancelOperation
     | GetOperations
     | GetState

@@ -55,6 +55,11 @@ def refuse_queue(num_waiting: int) -> Finish:
     return Finish(type="abort", status=429, message=message, err_type="rate_limit_error")
 
 
+def refuse_now(reason: str) -> Finish:
+    """Nothing new is taken at the moment; another engine, or the same one later, may take it."""
+    return Finish(type="abort", status=503, message=reason, err_type="service_unavailable")
+
+
 def describe(request: Request, *, generation: int, weight_version: str) -> OutputMeta:
     """How the request stands: tokens by where they came from, retractions, versions, time in the queue."""
     queued_s = 0.0 if request.started_s is None else request.started_s - request.arrived_s

@@ -1,6 +1,6 @@
 """One engine of a simulated fleet: the real loop on a fake model, turned by hand."""
 
-import numpy as np
+from dataclasses import dataclass
 
 from headwater.cache.host_tier import HostTier
 from headwater.cache.write_policy import WritePolicy
@@ -9,8 +9,9 @@ from headwater.engine.wiring import wire_engine
 from headwater.messages.state import EngineReady
 from headwater.messages.wire import ToClient, ToEngine, decode_to_client, decode_to_engine, encode
 from headwater.scheduling.scheduler import Limits
-from headwater.simulation.fake_copier import FakeCopier, StepPages
+from headwater.simulation.fake_copier import FakeCopier
 from headwater.simulation.fake_jobs import FakeJobRunner
+from headwater.simulation.fake_memory import FakeWeights
 from headwater.simulation.fake_runner import FakeRunner
 from headwater.simulation.kv_records import HostRecords
 from headwater.storage.backend import StorageBackend
@@ -19,6 +20,22 @@ from headwater.storage.memory import MemoryBackend
 CLIENT = b"api"
 VOCAB_SIZE = 1000
 NUM_PAGES, NUM_HOST_PAGES, PAGE_SIZE, MAX_RUNNING, MAX_CONTEXT = 64, 32, 4, 4, 200
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """All that a server is told, and each of its engines must do."""
+
+    weights: str
+    label: str
+    is_paused: bool = False
+    released: frozenset[str] = frozenset()
+    store: str = ""
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether requests run, and do not wait by order."""
+        return not self.is_paused and not self.released
 
 
 class FleetWire:
@@ -42,16 +59,18 @@ class FleetWire:
 class FleetEngine:
     """Messages that were `sent` are read in the next `turn`; what it says is taken from `take`."""
 
-    def __init__(self, clock: Clock, *, weights_id: str = "w0", weight_version: str = "default") -> None:
+    def __init__(self, clock: Clock, *, weights: FakeWeights | None = None, weight_version: str = "default") -> None:
         self.wire = FleetWire()
         self.runner = FakeRunner(
             num_pages=NUM_PAGES, page_size=PAGE_SIZE, max_running=MAX_RUNNING, vocab_size=VOCAB_SIZE
         )
-        self.runner.weights.current = weights_id
+        if weights is not None:
+            weights.is_in_use = self.runner.weights.is_in_use
+            self.runner.weights = weights
         self.parts = wire_engine(
             wire=self.wire,
             runner=self.runner,
-            ready=_ready(weights_id, weight_version),
+            ready=_ready(self.runner.weights.current, weight_version),
             limits=Limits(
                 max_running=MAX_RUNNING,
                 max_step_tokens=64,
@@ -63,6 +82,18 @@ class FleetEngine:
             host=self._host(),
             jobs=FakeJobRunner(),
             storage_opener=_open_store,
+        )
+
+    @property
+    def order(self) -> "Order":
+        """What it has been told and does, seen from outside."""
+        scheduler, control = self.parts.scheduler, self.parts.control
+        return Order(
+            weights=self.runner.weights.current,
+            label=scheduler.weight_version,
+            is_paused=control.is_paused,
+            released=frozenset(control.released_memory),
+            store=self.parts.storage.place_name,
         )
 
     def send(self, message: ToEngine) -> None:
@@ -78,7 +109,6 @@ class FleetEngine:
 
     def _host(self) -> HostTier:
         copier = FakeCopier(self.runner.kv, num_host_pages=NUM_HOST_PAGES)
-        copier.step_pages = lambda: StepPages(np.empty(0, np.int32), np.empty(0, np.int32))
         copier.turn = lambda: 1
         return HostTier(
             num_pages=NUM_HOST_PAGES,
