@@ -56,6 +56,12 @@ def takes_plan_args(function: Any) -> Any:
     show_default=True,
     help="Cut a failed run down before it is written.",
 )
+@click.option(
+    "--fleet",
+    "is_fleet",
+    is_flag=True,
+    help="Servers of several engines: changes that all make or none, deaths, silence, late answers.",
+)
 @click.option("--plan", "is_plan", is_flag=True, help="Serve a workload with planned fleets, and compare them.")
 @takes_plan_args
 def simulate(
@@ -67,6 +73,7 @@ def simulate(
     replay_file: Path | None,
     save: Path | None,
     shrinks: bool,
+    is_fleet: bool,
     is_plan: bool,
     *,
     plan_args: PlanArgs,
@@ -78,7 +85,7 @@ def simulate(
     instead, in virtual time: hit rates, times, throughput.
     """
     from headwater.launch.plan_runs import play_plan
-    from headwater.launch.simulation_runs import play_again, play_campaign
+    from headwater.launch.simulation_runs import play_again, play_campaign, play_fleets
 
     try:
         if not is_plan and plan_args.changed():
@@ -86,7 +93,9 @@ def simulate(
         if is_plan:
             play_plan(plan_args, seed=seed or 0)
             return
-        if replay_file is not None:
+        if is_fleet:
+            has_kept = play_fleets(seed, num_runs=runs, turns_per_run=turns)
+        elif replay_file is not None:
             has_kept = play_again(replay_file)
         else:
             has_kept = play_campaign(

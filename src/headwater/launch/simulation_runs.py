@@ -9,6 +9,7 @@ import click
 
 from headwater.simulation.campaign import Campaign, run_campaign
 from headwater.simulation.events import decode_trace, describe, encode_trace
+from headwater.simulation.fleet_run import FleetResult, fleet_run
 from headwater.simulation.random_run import Failure, RunResult, replay
 from headwater.simulation.shrink import shrink
 
@@ -42,6 +43,29 @@ def play_campaign(
     failure = results[-1].failure
     if failure is not None:
         _write_down(failure, save, shrinks=shrinks)
+    return failure is None
+
+
+def play_fleets(seed: int | None, *, num_runs: int, turns_per_run: int) -> bool:
+    """Whether servers of several engines kept every promise; a seed that did not is told, and fails again."""
+    first_seed = random.SystemRandom().randrange(10**9) if seed is None else seed
+    typer.echo(f"seeds {first_seed} to {first_seed + num_runs - 1}, {turns_per_run} turns each, several engines")
+    results: list[FleetResult] = []
+    started_s = time.monotonic()
+    for each in range(first_seed, first_seed + num_runs):
+        results.append(fleet_run(each, num_turns=turns_per_run))
+        if results[-1].failure is not None:
+            break
+    num_turns, seconds = sum(result.num_turns for result in results), time.monotonic() - started_s
+    typer.echo(
+        f"{len(results)} runs, {num_turns:,} turns, {sum(r.num_changes for r in results):,} changes, "
+        f"{sum(r.num_requests for r in results):,} requests, {sum(r.num_deaths for r in results):,} deaths; "
+        f"{num_turns / max(seconds, 1e-9):,.0f} turns/s"
+    )
+    failure = results[-1].failure
+    if failure is not None:
+        typer.secho(f"seed {results[-1].seed}, turn {failure.turn}:\n{failure.message}", fg="red")
+        typer.echo(f"again: headwater simulate --fleet --runs 1 --seed {results[-1].seed} --turns {turns_per_run}")
     return failure is None
 
 

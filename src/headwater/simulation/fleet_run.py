@@ -157,7 +157,10 @@ class FleetRun:
             disk.gone.clear()
             disk.torn.clear()
         else:
-            self._source.choice([disk.gone, disk.torn]).add(updates[-1].path)
+            disk.gone.add(updates[-1].path)
+            desired = self.server.fleet.desired
+            if desired is not None and self._source.random() < 0.5:  # under weights that serve already
+                disk.torn.add(desired.weights[-1].path)
 
     # --- changes ------------------------------------------------------------------------------------
 
