@@ -49,7 +49,7 @@ def play_campaign(
 def play_fleets(seed: int | None, *, num_runs: int, turns_per_run: int) -> bool:
     """Whether servers of several engines kept every promise; a seed that did not is told, and fails again."""
     first_seed = random.SystemRandom().randrange(10**9) if seed is None else seed
-    typer.echo(f"seeds {first_seed} to {first_seed + num_runs - 1}, {turns_per_run} turns each, several engines")
+    click.echo(f"seeds {first_seed} to {first_seed + num_runs - 1}, {turns_per_run} turns each, several engines")
     results: list[FleetResult] = []
     started_s = time.monotonic()
     for each in range(first_seed, first_seed + num_runs):
@@ -57,15 +57,15 @@ def play_fleets(seed: int | None, *, num_runs: int, turns_per_run: int) -> bool:
         if results[-1].failure is not None:
             break
     num_turns, seconds = sum(result.num_turns for result in results), time.monotonic() - started_s
-    typer.echo(
+    click.echo(
         f"{len(results)} runs, {num_turns:,} turns, {sum(r.num_changes for r in results):,} changes, "
         f"{sum(r.num_requests for r in results):,} requests, {sum(r.num_deaths for r in results):,} deaths; "
         f"{num_turns / max(seconds, 1e-9):,.0f} turns/s"
     )
     failure = results[-1].failure
     if failure is not None:
-        typer.secho(f"seed {results[-1].seed}, turn {failure.turn}:\n{failure.message}", fg="red")
-        typer.echo(f"again: headwater simulate --fleet --runs 1 --seed {results[-1].seed} --turns {turns_per_run}")
+        click.secho(f"seed {results[-1].seed}, turn {failure.turn}:\n{failure.message}", fg="red")
+        click.echo(f"again: headwater simulate --fleet --runs 1 --seed {results[-1].seed} --turns {turns_per_run}")
     return failure is None
 
 
