@@ -30,11 +30,7 @@ async def check_aftermath(
     """Undo what the operators left, then compare the engines with each other and with the books."""
     await operators.lasting("/continue_generation", {})
     await operators.lasting("/resume_memory_occupation", {"tags": [], "timeout": 60.0}, timeout_s=60.0)
-    states = (await http.get("/server_info")).json()["internal_states"]
-    for name in SAME:
-        values = [state.get(name) for state in states]
-        if any(value != values[0] for value in values):
-            outcome.fail("engines differ", f"{name}: {values}")
+    states = await _agreed_states(http, outcome)
     for rank, state in enumerate(states):
         label = state.get("weight_version")
         if label not in weights.now:
@@ -47,6 +43,20 @@ async def check_aftermath(
     body = {"timeout": IDLE_LIMIT_S, "tiers": "device,host"}
     await operators.call("POST", "/flush_cache", body, allowed=(200,), timeout_s=IDLE_LIMIT_S)
     await _check_pages(http, outcome)
+
+
+async def _agreed_states(http: httpx.AsyncClient, outcome: Outcome) -> list[dict[str, Any]]:
+    """The states of all engines once they are the same in what they were told; a failure if they never are."""
+    deadline_s = time.monotonic() + IDLE_LIMIT_S
+    while True:
+        states = (await http.get("/server_info")).json()["internal_states"]
+        told = [[state.get(name) for name in SAME] for state in states]
+        if all(values == told[0] for values in told) and "weights_id" in states[0]:
+            return states
+        if time.monotonic() > deadline_s:
+            outcome.fail("engines differ", f"in {SAME}: {told}")
+            return states
+        await asyncio.sleep(0.5)
 
 
 async def _check_text(http: httpx.AsyncClient, case: Case, right: Answer, *, rank: int, outcome: Outcome) -> None:

@@ -14,7 +14,8 @@ from chaos_parts.weights_log import WeightsLog
 
 Json = dict[str, Any]
 HANG_S = 120.0  # beyond an operation's own deadline: nobody waits longer
-GONE = (503, 504)  # an engine is gone, loads or is silent
+DONE = (200, 202)  # 202: decided for all engines, of which one has not confirmed it and takes no requests until then
+GONE = (503, 504)  # an engine is gone, loads or is silent: nothing was changed
 LASTING_S = 120.0  # until a pause can be ended or memory taken again, restarts of engines included
 UPDATE_TIMEOUT_S = 60.0
 
@@ -81,7 +82,7 @@ class Operators:
     async def lasting(self, path: str, body: Json, *, timeout_s: float = 0.0) -> None:
         """Repeat a call that undoes something until it is done: engines come back within a while."""
         deadline_s = time.monotonic() + LASTING_S
-        while await self.call("POST", path, body, allowed=(200, *GONE), timeout_s=timeout_s) != 200:
+        while await self.call("POST", path, body, allowed=(*DONE, *GONE), timeout_s=timeout_s) not in DONE:
             if time.monotonic() > deadline_s:
                 self._outcome.fail("not undone", f"{path} was refused for {LASTING_S:g} s")
                 return
@@ -95,19 +96,19 @@ class Operators:
         body |= dice.choice(({}, {}, {"tiers": "device"}, {"dry_run": True}))
         if mode == "idle" and dice.random() < 0.3:
             body["hold"] = True
-        allowed = (200, 202, 400, *GONE)  # 400: not idle
+        allowed = (*DONE, 400, *GONE)  # 400: not idle; 202: what was flushed is not all free
         await self.call("POST", "/flush_cache", body, allowed=allowed, timeout_s=timeout_s)
 
     async def _pause(self) -> None:
         mode = self._dice.choice(("abort", "retract", "retract", "in_place", "in_place"))
-        await self.call("POST", "/pause_generation", {"mode": mode}, allowed=(200, *GONE))
+        await self.call("POST", "/pause_generation", {"mode": mode}, allowed=(*DONE, *GONE))
         await asyncio.sleep(self._dice.uniform(0.1, 2.0))
         await self.lasting("/continue_generation", {})
 
     async def _memory(self) -> None:
         tags = self._dice.choice((["kv_cache"], ["weights"], []))
         body = {"tags": tags, "timeout": 3.0}
-        allowed = (200, 400, *GONE)  # 400: not idle in time
+        allowed = (*DONE, 400, *GONE)  # 400: not idle in time
         await self.call("POST", "/release_memory_occupation", body, allowed=allowed, timeout_s=3.0)
         await asyncio.sleep(self._dice.uniform(0.1, 1.0))
         await self.lasting("/resume_memory_occupation", {"tags": [], "timeout": 60.0}, timeout_s=60.0)
@@ -123,21 +124,20 @@ class Operators:
             "timeout": UPDATE_TIMEOUT_S,
         }
         before = self._weights.begin(target)
-        allowed = (200, 400, *GONE)
         status = await self.call(
-            "POST", "/update_weights_from_disk", body, allowed=allowed, timeout_s=UPDATE_TIMEOUT_S
+            "POST", "/update_weights_from_disk", body, allowed=(*DONE, *GONE), timeout_s=UPDATE_TIMEOUT_S
         )
-        is_done = {200: True, 400: False}.get(status or 0)
+        is_done = None if status is None else status in DONE
         self._weights.end(before=before, target=target, is_done=is_done)
 
     async def _storage(self) -> None:
         if self._dice.random() < 0.5:
             await self.call(
-                "DELETE", "/hicache/storage-backend", allowed=(200, 202, 400, *GONE), timeout_s=30.0
+                "DELETE", "/hicache/storage-backend", allowed=(*DONE, *GONE), timeout_s=30.0
             )
             return
         body = {"hicache_storage_backend": "file", "directory": str(self._store), "size": "200MB", "timeout": 30}
-        await self.call("PUT", "/hicache/storage-backend", body, allowed=(200, 202, 400, *GONE), timeout_s=30.0)
+        await self.call("PUT", "/hicache/storage-backend", body, allowed=(*DONE, *GONE), timeout_s=30.0)
 
     async def _pin(self) -> None:
         body = {"text": f"You know all about bread. Pin {self._dice.randrange(3)}." * 4, "ttl_s": 5}

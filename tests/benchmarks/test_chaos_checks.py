@@ -53,7 +53,7 @@ def test_the_right_answer_is_right() -> None:
         (Answer(error="engine 1 is gone", status=503), None),
         (Answer(text="wa", error="engine 1 is gone", status=200, label="first-0"), None),
         (Answer(text="co", error="engine 1 is gone", status=200, label="first-0"), "wrong text"),
-        (Answer(error="the request was aborted", status=400), None),
+        (Answer(error="the request was aborted", status=499), None),
         (Answer(error="max_tokens must be positive", status=400), "wrong status"),
     ],
 )

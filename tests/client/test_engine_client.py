@@ -161,7 +161,7 @@ async def test_late_outputs_of_an_aborted_request_do_not_reach_its_successor(eng
 async def test_a_rid_in_use_is_refused(engine: ScriptedEngine) -> None:
     async with connected(engine.endpoint) as client:
         generation = client.generate(request("a", max_new_tokens=9999))
-        with pytest.raises(RidInUse, match="Duplicate request ID detected: a;"):
+        with pytest.raises(RidInUse, match="rid 'a' is already in use"):
             client.generate(request("a"))
         generation.close()
 

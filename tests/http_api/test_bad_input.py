@@ -123,8 +123,6 @@ OPENAI = [
     (CHAT, {"messages": USER, "temprature": 0}, "temprature", "did you mean temperature?"),
     (CHAT, {"messages": USER, "documents": [{"text": "d"}]}, "documents", "no place for documents"),
     (CHAT, {"messages": USER, "echo": True}, "echo", "not supported"),
-    (CHAT, {"messages": USER, "routed_dp_rank": 3}, "routed_dp_rank", "3"),
-    ("/v1/completions", {"prompt": "a", "data_parallel_rank": 3}, "routed_dp_rank", "3"),
     ("/v1/completions", {"prompt": "a", "messages": USER}, "messages", "did you mean prompt"),
     ("/v1/completions", {"prompt": "a", "sampling_params": {"temperature": 0}}, "sampling_params", "top of the body"),
     ("/v1/completions", {}, "prompt", "required"),
@@ -139,26 +137,6 @@ OPENAI = [
     ("/v1/completions", {"prompt": "a", "suffix": "b"}, "suffix", "not supported"),
     ("/v1/completions", {"prompt": "a", "min_tokens": 17}, "min_tokens", "asked for (16)"),
 ]  # fmt: skip
-
-
-async def test_errors_have_the_phrases_that_clients_of_sglang_look_for(engine: ScriptedEngine) -> None:
-    """Its tests, routers and trainers match on them, to shorten a prompt or to choose another name."""
-    long, wrong = [1] * 300, [10**6]
-    async with api(engine) as server:
-        for path, body, phrase in (
-            ("/generate", {"input_ids": long}, "is longer than the model's context length (256 tokens)"),
-            ("/v1/completions", {"prompt": long}, "is longer than the model's context length (256 tokens)"),
-            (CHAT, {"messages": [{"role": "user", "content": "x" * 300}]}, "is longer than the model's context length"),
-            ("/generate", {"input_ids": wrong}, "out-of-vocabulary"),
-            ("/generate", {"text": "a", "return_logprob": True, "token_ids_logprob": wrong}, "out-of-vocabulary"),
-            ("/v1/completions", {"prompt": wrong}, "out-of-vocabulary"),
-            ("/v1/completions", {"prompt": "a", "logit_bias": {"1000000": 1}}, "out-of-vocabulary"),
-            ("/detokenize", {"tokens": wrong}, "out-of-vocabulary"),
-            ("/generate", {"text": ["a", "b"], "rid": ["r", "r"]}, "Duplicate request ID"),
-        ):
-            response = await server.post(path, body)
-            assert response.status_code == 400
-            assert phrase in error_of(response)["message"]
 
 
 async def check(server: Api, path: str, body: Any, param: str, words: str) -> None:

@@ -341,7 +341,6 @@ async def test_a_rid_in_use_is_a_400(engine: ScriptedEngine) -> None:
         response = await server.post("/generate", {"text": "a", "rid": "x"})
         assert response.status_code == 400
         assert error_of(response)["param"] == "rid"
-        assert "Duplicate request ID" in error_of(response)["message"], "SGLang's words"
         running.cancel()
 
 

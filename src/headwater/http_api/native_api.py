@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from headwater.http_api.errors import bad_request, out_of_vocabulary
+from headwater.http_api.errors import bad_request
 from headwater.http_api.native_format import LogprobFormat, NativeAnswer
 from headwater.http_api.sampling import PromptTokens, check_prompt, fit, for_sample, native_sampling
 from headwater.http_api.schemas_native import GenerateRequest, SamplingInput
 from headwater.http_api.state import Limits, ModelFacts
 from headwater.http_api.text_generation import TextChunk, TextGenerator, TextRequest, merge, run_all
-from headwater.http_api.validation import first_outside
 from headwater.messages.generation import LogprobParams
 
 Answer = dict[str, Any]
@@ -134,8 +133,9 @@ class NativeApi:
         if start > num_prompt_tokens:
             message = f"logprob_start_len: must be from -1 to the prompt's length ({num_prompt_tokens})"
             raise bad_request("logprob_start_len", message)
-        if (outside := first_outside(request.token_ids_logprob, vocab_size)) is not None:
-            raise out_of_vocabulary("token_ids_logprob", outside, vocab_size)
+        if any(not 0 <= token_id < vocab_size for token_id in request.token_ids_logprob):
+            message = f"token_ids_logprob: token ids must be from 0 to {vocab_size - 1}"
+            raise bad_request("token_ids_logprob", message)
         return LogprobParams(
             top=request.top_logprobs_num,
             token_ids=tuple(request.token_ids_logprob),
@@ -185,9 +185,8 @@ def _rids(given: str | list[str] | None, num_requests: int, *, is_list: bool) ->
     """One name for each request. A single name given for several becomes their prefix."""
     if isinstance(given, list):
         if len(given) != num_requests or len(set(given)) != num_requests:
-            names = f"a list must hold {num_requests} different names, one for each answer"
-            duplicates = "Duplicate request IDs detected within the request; " if len(set(given)) < len(given) else ""
-            raise bad_request("rid", f"rid: {duplicates}{names}")
+            message = f"rid: a list must hold {num_requests} different names, one for each answer"
+            raise bad_request("rid", message)
         return given
     name = given or uuid.uuid4().hex
     return [f"{name}_{index}" for index in range(num_requests)] if is_list else [name]

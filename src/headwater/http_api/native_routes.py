@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from headwater.http_api.chat_prompts import check_no_chat_fields, encode_messages
-from headwater.http_api.errors import bad_request, out_of_vocabulary
+from headwater.http_api.errors import bad_request
 from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.native_format import json_bytes
 from headwater.http_api.schemas_native import DetokenizeRequest, GenerateRequest
@@ -79,7 +79,8 @@ async def detokenize(body: DetokenizeRequest, given: Given) -> Response:
     texts: list[str] = []
     for ids in lists:
         if (outside := first_outside(ids, model.vocab_size)) is not None:  # type: ignore[arg-type]
-            raise out_of_vocabulary("tokens", outside, model.vocab_size)
+            message = f"tokens: token ids must be from 0 to {model.vocab_size - 1}, got {outside}"
+            raise bad_request("tokens", message)
         texts.append(tokenizer.decode(ids, skip_special_tokens=body.skip_special_tokens))  # type: ignore[arg-type]
     is_many = lists is body.tokens
     return Response(json_bytes({"text": texts if is_many else texts[0]}), media_type=JSON)

@@ -10,7 +10,7 @@ from headwater.http_api.schemas_openai import CompletionRequest
 from headwater.http_api.state import Limits, ModelFacts
 from headwater.http_api.text_generation import TextChunk, TextGeneration, TextGenerator
 from headwater.messages.base import TokenIds
-from headwater.messages.generation import LogprobParams
+from headwater.messages.generation import LogprobParams, TokenLogprob
 from headwater.tokenization.tokenizer import Tokenizer
 
 Json = dict[str, Any]
@@ -54,7 +54,7 @@ class Completion:
         """The answer as server-sent events."""
         choices = [
             _CompletionChoice(
-                self._batch, index, echo=echo, logprobs=self._new_logprobs(index) if self._has_logprobs else None
+                self._batch, index, echo=echo, logprobs=self._new_logprobs() if self._has_logprobs else None
             )
             for index, echo in enumerate(self._echoes)
         ]
@@ -63,18 +63,15 @@ class Completion:
     def close(self) -> None:
         self._batch.close()
 
-    def _new_logprobs(self, index: int) -> CompletionLogprobs:
-        return CompletionLogprobs(self._batch.generations[index], self._tokenizer, echo=self._echoes[index])
+    def _new_logprobs(self) -> CompletionLogprobs:
+        return CompletionLogprobs(self._tokenizer)
 
     def _choice(self, index: int, generation: TextGeneration) -> Json:
         assert generation.finish is not None, "it has run to its end"
-        text = self._echoes[index] + generation.text
         logprobs = None
         if self._has_logprobs:
-            told = self._new_logprobs(index)
-            told.add_prompt(generation.prompt_logprobs)
-            told.add(generation.logprobs)
-            logprobs = told.columns(len(text), is_end=True)
+            logprobs = self._new_logprobs().columns([*generation.prompt_logprobs, *generation.logprobs])
+        text = self._echoes[index] + generation.text
         return {"index": index, "text": text, "logprobs": logprobs} | finish_fields(generation.finish)
 
 
@@ -88,7 +85,7 @@ class _CompletionChoice:
         self._logprobs = logprobs
         self._writer = batch.heading.writer(index, has_usage=batch.request.stream_options.include_usage)
         self._has_begun = False
-        self._num_chars = 0  # given out
+        self._untold: list[TokenLogprob] = []  # of tokens whose text is held back
 
     def events(self, chunk: TextChunk) -> bytes:
         text = chunk.text
@@ -96,16 +93,15 @@ class _CompletionChoice:
             self._has_begun = True
             text = self._echo + text
             if self._logprobs is not None:
-                self._logprobs.add_prompt(self._batch.generations[self._index].prompt_logprobs)
-        self._num_chars += len(text)
-        is_end = chunk.finish is not None
+                self._untold.extend(self._batch.generations[self._index].prompt_logprobs)
         if self._logprobs is not None:
-            self._logprobs.add(chunk.logprobs)
-        if not text and not (is_end and self._logprobs is not None and self._logprobs.has_untold):
+            self._untold.extend(chunk.logprobs)
+        if not text and not (chunk.finish is not None and self._untold):
             return b""
         logprobs = b"null"
         if self._logprobs is not None:
-            logprobs = json_bytes(self._logprobs.columns(self._num_chars, is_end=is_end))
+            logprobs = json_bytes(self._logprobs.columns(self._untold))
+            self._untold = []
         choice = b'"text":%b,"logprobs":%b,"finish_reason":null' % (json_bytes(text), logprobs)
         return self._writer.event(choice, extra=self._batch.continuous_usage(self._index))
 

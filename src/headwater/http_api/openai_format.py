@@ -8,7 +8,6 @@ import msgspec
 from headwater.http_api.native_format import cached_tokens, cached_tokens_details
 from headwater.http_api.text_generation import TextGeneration
 from headwater.messages.generation import Finish, OutputMeta, TokenLogprob
-from headwater.tokenization.incremental import IncrementalDecoder
 from headwater.tokenization.tokenizer import Tokenizer
 
 Json = dict[str, Any]
@@ -96,60 +95,30 @@ class ChatLogprobs:
 
 
 class CompletionLogprobs:
-    """`logprobs` of one choice of a completion, told as its text is: `text_offset` counts characters of that text.
+    """`logprobs` of one choice of a completion; keeps the offset in the text from chunk to chunk."""
 
-    A token that shows nothing of its own (special, a part of a character, of a stop string that was cut off) has the
-    offset where the text goes on.
-    """
-
-    def __init__(self, generation: TextGeneration, tokenizer: Tokenizer, *, echo: str) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._echo = echo  # what the text begins with; "" unless the prompt is echoed
-        self._untold: list[tuple[int, TokenLogprob]] = []  # with their offsets
-        self._offset = 0
-        self._decoder = IncrementalDecoder(
-            tokenizer.spelling,
-            skip_special_tokens=generation.request.skip_special_tokens,
-            prompt_ids=generation.request.prompt_ids,
-        )
+        self._offset = 0  # in characters
 
-    def add_prompt(self, items: Iterable[TokenLogprob]) -> None:
-        """The positions of an echoed prompt. A BOS that was put before its text has no characters."""
-        echo = self._echo
-        decoder = IncrementalDecoder(self._tokenizer.spelling, skip_special_tokens=False)
-        bos_id = self._tokenizer.bos_token_id
-        for index, item in enumerate(items):
-            self._untold.append((min(self._offset, len(echo)), item))
-            is_bos = index == 0 and item.token_id == bos_id
-            if not (is_bos and not echo.startswith(self._tokenizer.token_text(item.token_id))):
-                self._offset += len(decoder.feed((item.token_id,)))
-        self._offset = len(echo)
-
-    def add(self, items: Iterable[TokenLogprob]) -> None:
-        """The next positions of the answer."""
+    def columns(self, items: Iterable[TokenLogprob]) -> Json:
+        """The next positions. What nothing predicts, a prompt's first token, has null."""
+        tokens: list[str] = []
+        offsets: list[int] = []
+        logprobs: list[float | None] = []
+        top_logprobs: list[dict[str, float] | None] = []
         for item in items:
-            self._untold.append((self._offset, item))
-            self._offset += len(self._decoder.feed((item.token_id,)))
-
-    @property
-    def has_untold(self) -> bool:
-        return bool(self._untold)
-
-    def columns(self, num_chars: int, *, is_end: bool) -> Json:
-        """Positions that begin in the first `num_chars` characters and were not told yet; at the end, all.
-
-        What nothing predicts, a prompt's first token, has null.
-        """
-        num_told = len(self._untold)
-        if not is_end:
-            num_told = next((n for n, (offset, _) in enumerate(self._untold) if offset >= num_chars), num_told)
-        told, self._untold = self._untold[:num_told], self._untold[num_told:]
-        tokens = [self._tokenizer.token_text(item.token_id) for _, item in told]
+            token = self._tokenizer.token_text(item.token_id)
+            tokens.append(token)
+            offsets.append(self._offset)
+            logprobs.append(item.logprob)
+            top_logprobs.append(self._top(token, item))
+            self._offset += len(token)
         return {
             "tokens": tokens,
-            "token_logprobs": [item.logprob for _, item in told],
-            "top_logprobs": [self._top(token, item) for token, (_, item) in zip(tokens, told, strict=True)],
-            "text_offset": [min(offset, num_chars) for offset, _ in told],
+            "token_logprobs": logprobs,
+            "top_logprobs": top_logprobs,
+            "text_offset": offsets,
         }
 
     def _top(self, token: str, item: TokenLogprob) -> dict[str, float] | None:

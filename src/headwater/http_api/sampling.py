@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from pydantic import ValidationError
 
-from headwater.http_api.errors import bad_request, out_of_vocabulary, unsupported
+from headwater.http_api.errors import bad_request, unsupported
 from headwater.http_api.schemas_native import SamplingInput
 from headwater.http_api.schemas_openai import ChatCompletionRequest, CompletionRequest, OpenAIRequest
 from headwater.http_api.state import ModelFacts
@@ -72,7 +72,8 @@ def check_prompt(prompt_ids: PromptTokens, model: ModelFacts, *, param: str, is_
     with contextlib.suppress(OverflowError):  # one that is out of any vocabulary is found below
         ids = np.asarray(prompt_ids, dtype=np.int32)
     if (outside := first_outside(ids, model.vocab_size)) is not None:
-        raise out_of_vocabulary(param, outside, model.vocab_size)
+        message = f"{param}: token ids must be from 0 to {model.vocab_size - 1}, got {outside} (out-of-vocabulary)"
+        raise bad_request(param, message)
     longest = model.max_context if is_prefill else model.max_context - 1
     if len(prompt_ids) > longest:
         message = (
@@ -126,7 +127,7 @@ def _sampling(
 
 def _check_ids(token_ids: Any, model: ModelFacts, *, param: str) -> None:
     if (outside := first_outside(list(token_ids), model.vocab_size)) is not None:
-        raise out_of_vocabulary(param, outside, model.vocab_size)
+        raise bad_request(param, f"{param}: token ids must be from 0 to {model.vocab_size - 1}, got {outside}")
 
 
 def _refuse_response_format(response_format: dict[str, Any] | None) -> None:

@@ -37,7 +37,7 @@ def refuse_ids(vocab_size: int) -> Finish:
 
 def refuse_rid(rid: str) -> Finish:
     """Two requests of one client cannot have one name: neither could be aborted."""
-    return _refuse(f"rid: Duplicate request ID detected: {rid}; it is in use by a request that has not finished")
+    return _refuse(f"rid {rid!r} is already in use by a request that has not finished")
 
 
 def refuse_length(request: Request, *, context: int, capacity: int) -> Finish:
