@@ -308,6 +308,8 @@ def test_a_split_gguf_file_is_read_whole_whichever_part_is_named(tmp_path: Path)
         ("llama.context", [1] * 2000, "llama.context 'a long array' is not known"),
         ("llama.rope.scale_linear", "two", "rope.scale_linear must be a number"),
         ("tokenizer.ggml.eos_token_id", 90, r"tokenizer\.ggml\.eos_token_id must be an integer from 0 to 89, found 90"),
+        ("general.type", "adapter", "general.type 'adapter' is not supported, only 'model'"),
+        ("general.quantization_version", 1, "general.quantization_version 1 is not supported, only 2"),
         ("general.alignment", 0, "general.alignment must be a power of two"),
         ("general.alignment", 48, "general.alignment must be a power of two"),
     ],

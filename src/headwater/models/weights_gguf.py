@@ -21,6 +21,7 @@ _KNOWN_KEYS = ROPE_KEYS | {
     "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
     "attention.layer_norm_rms_epsilon", "attention.sliding_window", "rope.dimension_count",
 }  # fmt: skip
+_GENERAL_VALUES = {"general.type": "model", "general.quantization_version": 2}  # else an adapter, or other blocks
 # Keys that change how a model computes, and the values with which they do not.
 _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = ROPE_NEUTRAL_VALUES | {
     "attention.causal": (True,),
@@ -84,6 +85,9 @@ class GGUFWeights:
 def read_gguf_config(file: GGUFFile) -> ModelConfig:
     """The config that a GGUF file's metadata and tensor names state. ModelFileError for what is not understood."""
     fields = file.fields("tokenizer.ggml.tokens", "tokenizer.ggml.token_type")
+    for key, value in _GENERAL_VALUES.items():
+        if fields.raw(key) not in (None, value):
+            raise fields.refuse(f"{key} {fields.raw(key)!r} is not supported, only {value!r}")
     architecture = fields.text("general.architecture", "(none given)")
     try:
         family = family_of_gguf(architecture)
