@@ -317,13 +317,14 @@ class Scheduler:
                 continue
             assert request.lease is not None
             self.cache.settle(request.lease)
+            if not result.is_finite[row]:  # what it wrote is as bad as its logits: nobody is to find it
+                self._finish(request, NOT_FINITE)
+                continue
             request.num_written = int(plan.num_computed[row] + plan.num_tokens[row])
             request.prompt_logprobs += result.prompt_logprobs.get(row, ())
             if row >= plan.num_decodes:
                 self._publish(request)
-            if not result.is_finite[row]:
-                self._finish(request, NOT_FINITE)
-            elif plan.samples[row]:
+            if plan.samples[row]:
                 self._take_token(request, int(result.tokens[row]), result.logprobs.get(row))
             elif request.max_new_tokens == 0 and request.num_written >= request.num_prompt_tokens:
                 self._finish(request, Finish(type="length"))

@@ -59,7 +59,7 @@ class ControlPromises:
         self._service = service
         self._messages: list[ToEngine] = []  # read in this turn
         self._answers: list[tuple[Call, ToClient]] = []  # told in this turn
-        self._may_release = False  # memory may have been given back in this turn
+        self._num_releases = 0  # of memory, in this turn
         self._immediate: list[Call] = []  # flushes that take effect in the turn that sees them
         self._applied: dict[tuple[bytes, str], tuple[int, StoreRetirement | None]] = {}
 
@@ -106,7 +106,7 @@ class ControlPromises:
                 self._check_flush(call, answer)
             case MemoryResult():
                 self.released = answer.released
-                self._may_release |= isinstance(call.message, ReleaseMemory)
+                self._num_releases += isinstance(call.message, ReleaseMemory)
             case WeightsUpdated():
                 demand(answer.weights_id == call.message.path, "weights_are_in_place", answer)  # type: ignore
                 self.released = tuple(tag for tag in self.released if tag != "weights")  # new ones took their place
@@ -122,13 +122,13 @@ class ControlPromises:
             self._applied_now,
             self._flushes_answered,
             weights_id=self._weights.current,
-            may_release=self._may_release,
+            num_releases=self._num_releases,
         )
         self._service.end_turn(self._messages, self._answers)
         self._answers.clear()
         self._applied_now.clear()
         self._flushes_answered.clear()
-        self._may_release = False
+        self._num_releases = 0
         for abort, models in self._ended_by:
             left = [model.rid for model in models if model.key in self._oracle.active]
             demand(not left, "abort_ends", f"{left} go on after {abort}")

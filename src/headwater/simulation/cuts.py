@@ -61,17 +61,17 @@ class Cuts:
         cache.preview = self._checked_preview  # type: ignore[method-assign]
 
     def end_turn(
-        self, applied: list[Call], answers: list[tuple[Call, FlushResult]], *, weights_id: str, may_release: bool
+        self, applied: list[Call], answers: list[tuple[Call, FlushResult]], *, weights_id: str, num_releases: int
     ) -> None:
         """`applied` took effect in this turn, `answers` were told; `weights_id` are in place.
 
-        `may_release`: memory may have been given back, which cuts, too.
+        `num_releases`: memory may have been given back so often, which cuts, too.
         """
         cuts, self._cuts = self._cuts, []
         previews, self._previews = self._previews, []
         applied = sorted(applied, key=lambda call: call.number)
         told = {_key(call): _told(answer) for call, answer in answers if not answer.dry_run and answer.success}
-        self._assign(applied, cuts, told=told, num_others=int(may_release))
+        self._assign(applied, cuts, told=told, num_others=num_releases)
         dry = sorted((a for a in answers if a[1].dry_run), key=lambda each: each[0].number)
         demand(len(dry) == len(previews), "dry_run_is_dry", f"{len(dry)} are answered, {len(previews)} looked")
         for (call, answer), preview in zip(dry, previews, strict=True):

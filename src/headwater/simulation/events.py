@@ -48,6 +48,7 @@ class Faults(msgspec.Struct, tag="faults", frozen=True):
     store_truncates: float = 0.0
     store_loses: float = 0.0
     step_faults: float = 0.0  # steps that raise
+    not_finite: float = 0.0  # rows whose logits are not finite
 
 
 class ComeBack(msgspec.Struct, tag="come_back", frozen=True):

@@ -39,6 +39,10 @@ class StepAudit(Protocol):
         """Pages from index `first` on are now those with the contents `records`. TOKEN[n, page_size]."""
         ...
 
+    def spoilt(self, slot: int) -> None:
+        """What the request in `slot` has just computed is nonsense, and so is what it computes after that."""
+        ...
+
     def computed(
         self, slot: int, first: int, tokens: list[int], *, read: npt.NDArray[np.uint64], samples: bool
     ) -> None:
@@ -73,6 +77,7 @@ class FakeStep:
         self.read = read  # pages in use until it is collected
         self.written = written
         self.fault: Callable[[], None] | None = None  # raises when it is collected
+        self.on_collect: Callable[[], None] = lambda: None
         self.is_collected = False
         self._result = result
         self._polls_left = num_polls
@@ -86,6 +91,7 @@ class FakeStep:
         self.is_collected = True
         if self.fault is not None:
             self.fault()
+        self.on_collect()
         return self._result
 
 
@@ -111,6 +117,7 @@ class FakeRunner:
         self.audit: StepAudit | None = None
         self.wait_for_restores: Callable[[], None] = lambda: None  # that are readable and not done
         self.num_steps = 0
+        self.not_finite_rate = 0.0  # of rows that sample
         self.fault_rate = 0.0  # of steps that raise, half of them when launched, half when collected
         self.next_fault: str | None = None  # where the next step raises
         self._chance = random.Random(num_pages)
@@ -176,12 +183,13 @@ class FakeRunner:
                 if asked is not None:
                     logprobs[row] = _logprob(tokens[row], asked)
             start += count
+        spoilt = self._spoil(plan) if self.not_finite_rate > 0 else {}
         result = StepResult(
             step_id=plan.step_id,
             slots=plan.slots,
             uses=plan.uses,
             tokens=np.array(tokens, dtype=np.int32),
-            is_finite=np.array([True] * plan.num_rows),
+            is_finite=np.array([row not in spoilt for row in range(plan.num_rows)]),
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
         )
@@ -189,6 +197,8 @@ class FakeRunner:
         self._open = [*self.open_steps, step]
         if fault_at == "collect":
             step.fault = lambda: self._fail(plan)
+        if spoilt:
+            step.on_collect = lambda: self._tell_spoilt(spoilt)
         return step
 
     def recover(self) -> None:
@@ -200,13 +210,31 @@ class FakeRunner:
             return self._chance.choice(["launch", "collect"])
         return fault
 
+    def _spoil(self, plan: StepPlan) -> dict[int, tuple[int, int]]:
+        """Rows whose logits are not finite, with their slot and its use: what they wrote is nonsense, too."""
+        rows = [row for row in np.flatnonzero(plan.samples).tolist() if self._chance.random() < self.not_finite_rate]
+        for row in rows:
+            slot, first = int(plan.slots[row]), int(plan.num_computed[row])
+            self._garble(slot, first, int(plan.num_tokens[row]))
+            if self.audit is not None:
+                self.audit.spoilt(slot)
+        return {row: (int(plan.slots[row]), int(plan.uses[row])) for row in rows}
+
+    def _tell_spoilt(self, spoilt: dict[int, tuple[int, int]]) -> None:
+        """The engine is about to hear of these rows: requests that are still in their slots end."""
+        if self.audit is not None:
+            self.audit.failed({slot for slot, use in spoilt.values() if self._uses[slot] == use})
+
+    def _garble(self, slot: int, first: int, count: int) -> None:
+        at = np.arange(first, first + count)
+        pages = self._tables[slot][at // self._page_size]
+        self._flat["canary"][pages * self._page_size + at % self._page_size] ^= np.uint64(0x5A5A)
+
     def _fail(self, plan: StepPlan) -> None:
         """Leave nonsense where the step writes, in whose slots it is still alone, and raise."""
         own = plan.uses == np.array(self._uses)[plan.slots]
         for slot, first, count in zip(plan.slots[own], plan.num_computed[own], plan.num_tokens[own], strict=True):
-            at = np.arange(first, first + count)
-            pages = self._tables[slot][at // self._page_size]
-            self._flat["canary"][pages * self._page_size + at % self._page_size] ^= np.uint64(0x5A5A)
+            self._garble(int(slot), int(first), int(count))
         if self.audit is not None:
             self.audit.failed(set(plan.slots[own].tolist()))
         raise StepFault(f"step {plan.step_id}")

@@ -10,6 +10,7 @@ from headwater.cache.storage_names import StorageNames
 from headwater.engine import control_ports
 from headwater.engine.control_ports import RequestsForControl
 from headwater.messages.generation import Finish
+from headwater.scheduling.answers import NOT_FINITE
 from headwater.scheduling.request import Request
 from headwater.scheduling.scheduler import Scheduler
 from headwater.scheduling.waiting_queue import WaitingQueue
@@ -204,3 +205,27 @@ def splits_forget_the_offload() -> list[Patch]:
         return upper
 
     return [(RadixTree, "split", split)]
+
+
+@mutant(profile="failing")
+def logits_that_are_not_finite_are_sampled() -> list[Patch]:
+    """A request goes on with a token from logits that hold NaN."""
+    right = Scheduler.collect
+
+    def collect(self: Scheduler, plan: Any, result: Any) -> None:
+        right(self, plan, replace(result, is_finite=result.is_finite | True))
+
+    return [(Scheduler, "collect", collect)]
+
+
+@mutant(profile="failing")
+def what_is_not_finite_is_shared() -> list[Patch]:
+    """A request whose logits hold NaN leaves the pages of that step in the cache."""
+    right = Scheduler._finish
+
+    def finish(self: Scheduler, request: Request, finish: Finish) -> None:
+        if finish is NOT_FINITE:
+            request.num_written = request.num_computed
+        right(self, request, finish)
+
+    return [(Scheduler, "_finish", finish)]

@@ -101,6 +101,9 @@ class Oracle:
 
     # --- what steps do ------------------------------------------------------------------------------
 
+    def spoilt(self, slot: int) -> None:
+        self._slots[slot].is_spoilt = True
+
     def failed(self, slots: set[int]) -> None:
         """The step of the requests in `slots` raises: they end with an error in this turn, and no others do."""
         for request in self._running():
@@ -148,6 +151,8 @@ class Oracle:
         self, slot: int, first: int, tokens: list[int], *, read: npt.NDArray[np.uint64], samples: bool
     ) -> None:
         model = self._slots[slot]
+        if model.is_spoilt:
+            return
         if first != model.num_kv:
             raise Violation("positions_in_order", f"{model.rid} computes {first}, has {model.num_kv}")
         right = model.tokens[first : first + len(tokens)]

@@ -165,6 +165,7 @@ class Run:
             engine.jobs.hang_rate = faults.job_hangs
             engine.runner.weights.num_polls = faults.staging_polls
             engine.runner.fault_rate = faults.step_faults
+            engine.runner.not_finite_rate = faults.not_finite
         if self.store is not None:
             self.store.faults = StoreFaults(
                 fails=faults.store_fails,

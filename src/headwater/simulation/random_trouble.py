@@ -48,6 +48,7 @@ class Trouble:
         )
         if self._profile.has_step_faults:
             faults = msgspec.structs.replace(faults, step_faults=source.choice([0.0, 0.02, 0.1]))
+            faults = msgspec.structs.replace(faults, not_finite=source.choice([0.0, 0.02]))
         if not self._profile.has_rare_faults:
             return faults
         return msgspec.structs.replace(

@@ -37,7 +37,8 @@ class RequestModel:
         self.is_delivered = False  # the engine has seen it
         self.num_entered = 0  # times it has entered a slot
         self.may_end_early = False  # somebody asked for it
-        self.has_failed = False  # its step has raised
+        self.has_failed = False  # its step has raised, or its logits were not finite
+        self.is_spoilt = False  # what it computes since it entered its slot is nonsense
         self.is_too_long = len(self.prompt) > room - (message.sampling.max_new_tokens > 0)
         self._limit = min(message.sampling.max_new_tokens, room - len(self.prompt))
         self._stop_ids = stop_ids
@@ -68,6 +69,7 @@ class RequestModel:
         """Begin anew with `known` tokens, `num_cached` of which have KV of `weights`. Keeps `known`."""
         self._check_from_scratch()
         self.num_entered += 1
+        self.is_spoilt = False
         self.tokens = known
         self._num_known = len(known)
         self._weights = []

@@ -1,0 +1,124 @@
+"""Promises of service, scopes and counts: each in its shortest form, with the engine as it is and broken."""
+
+import pytest
+
+from headwater.messages.control import FlushCache, PauseGeneration
+from headwater.simulation.driver import Driver, EngineShape
+from headwater.simulation.mutants import MUTANTS
+from headwater.simulation.mutation_check import all_mutants
+from headwater.simulation.violation import Violation
+
+assert all_mutants()
+
+
+def warm(driver: Driver) -> None:
+    """Pages of three namespaces."""
+    for number, (salt, key) in enumerate((("a", "k"), ("a", "l"), ("b", "k"))):
+        driver.generate(f"r{number}", list(range(12)), 2, cache_salt=salt, extra_key=key)
+    driver.finish()
+
+
+def flush_by_salt_and_key() -> Driver:
+    driver = Driver(EngineShape())
+    warm(driver)
+    driver.send(FlushCache(call_id="f", mode="now", cache_salt="a", extra_key="k"))
+    driver.turn()
+    return driver
+
+
+def test_a_flush_takes_what_its_parameters_name():
+    answer = flush_by_salt_and_key().replies["f"]
+    assert (answer.freed["device"].pages, answer.retired["device"].pages) == (3, 0)
+
+
+def test_a_flush_that_drops_a_parameter_is_noticed():
+    """The scope is read from the message, not from what the engine made of it."""
+    with MUTANTS["flush_by_salt_and_key_drops_the_key"].in_force(), pytest.raises(Violation, match="flush_is_exact"):
+        flush_by_salt_and_key()
+
+
+def fill_the_queue() -> Driver:
+    driver = Driver(EngineShape(max_running=1, max_queued=2))
+    for number in range(5):
+        driver.generate(f"r{number}", list(range(number, number + 6)), 3)
+        driver.turn(number == 0)
+    driver.turn()
+    return driver
+
+
+def test_a_queue_takes_as_many_as_it_may_and_no_more():
+    driver = fill_the_queue()
+    ended = {rid: answer.finish for rid, answer in driver.answers.items()}
+    assert [ended[rid].status if ended[rid] else 0 for rid in sorted(ended)] == [0, 0, 0, 429, 429]
+    driver.finish()
+
+
+@pytest.mark.parametrize("mutant", ["the_queue_takes_one_more", "running_requests_fill_the_queue"])
+def test_a_queue_of_another_length_is_noticed(mutant):
+    with MUTANTS[mutant].in_force(), pytest.raises(Violation, match="refused_only_if_full"):
+        fill_the_queue()
+
+
+def overtake() -> None:
+    driver = Driver(EngineShape(max_running=1))
+    driver.generate("first", list(range(5)), 3)
+    driver.turn()
+    driver.generate("low", list(range(10, 15)), 2)
+    driver.generate("later", list(range(20, 25)), 2)
+    driver.generate("high", list(range(30, 35)), 2, priority=1)
+    driver.finish()
+
+
+def test_service_is_by_priority_and_then_by_arrival():
+    overtake()
+
+
+@pytest.mark.parametrize("mutant", ["the_newest_is_served_first", "priorities_are_ignored"])
+def test_overtaking_is_noticed(mutant):
+    with MUTANTS[mutant].in_force(), pytest.raises(Violation, match="served_in_order"):
+        overtake()
+
+
+def pause_with_retract() -> Driver:
+    driver = Driver(EngineShape())
+    for number in range(3):
+        driver.generate(f"r{number}", list(range(number, number + 6)), 8)
+    driver.turn(2)
+    driver.send(PauseGeneration(call_id="p", mode="retract"))
+    driver.turn()
+    return driver
+
+
+def test_a_pause_tells_how_many_it_retracted():
+    assert pause_with_retract().replies["p"].num_requests == 3
+
+
+def test_a_request_that_keeps_its_pages_through_a_retraction_is_noticed():
+    with MUTANTS["retract_spares_one"].in_force(), pytest.raises(Violation, match="retract_spares_nobody"):
+        pause_with_retract()
+
+
+def spoil(*, is_async: bool) -> Driver:
+    """A prompt is computed with logits that are not finite; then others ask for the same prompt."""
+    driver = Driver(EngineShape(is_async=is_async))
+    driver.runner.not_finite_rate = 1.0
+    spoilt = driver.generate("spoilt", list(range(20)), 8)
+    driver.turn()
+    driver.runner.not_finite_rate = 0.0
+    driver.finish(spoilt)
+    assert spoilt.finish is not None and spoilt.finish.status == 500
+    driver.generate("next", list(range(20)), 8)
+    driver.finish()
+    return driver
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_nobody_finds_what_came_with_logits_that_are_not_finite(is_async):
+    """Its pages were published before the logits were looked at: one bad step was served from the cache for ever."""
+    assert spoil(is_async=is_async).answers["next"].finish.type in ("length", "stop")
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_pages_of_a_step_that_is_not_finite_are_noticed(is_async):
+    with MUTANTS["what_is_not_finite_is_shared"].in_force(), pytest.raises(Violation, match="kv_is_its_own"):
+        spoil(is_async=is_async)
