@@ -36,7 +36,7 @@ def test_without_options_it_asks_as_sglang_would(script: HttpScript) -> None:
     assert result.exit_code == 0
     assert result.stdout == "Cache flushed. Freed on device: 3 pages, 1.0 MiB. Waited 0.0 s.\n"
     (request,) = script.to("/flush_cache")
-    assert request.body == {"timeout": 0.0, "mode": "idle", "hold": False, "dry_run": False}
+    assert request.body == {"mode": "idle", "hold": False, "dry_run": False}
     assert request.key is None
 
 

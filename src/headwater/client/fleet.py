@@ -150,7 +150,7 @@ class Fleet:
         if call.phase in (Phase.PREPARING, Phase.PREPARED):
             self._give_up(call)
         elif call.phase is Phase.DIRECT:
-            self._cancel(call)
+            self._cancel(call, call.engines)
         self._advance(now_s)
 
     def heard(self, engine: int, answer: Any, now_s: float) -> None:
@@ -222,13 +222,20 @@ class Fleet:
             ready = next((call for call in self._calls.values() if call.phase is Phase.PREPARED), None)
             if ready is None:
                 break
-            if now_s >= ready.prepare_by_s:
+            self._leave_out_fenced(ready)
+            if now_s >= ready.prepare_by_s or not ready.engines:
                 self._give_up(ready)
             else:
                 self._decide(ready, now_s)
         if self.desired is not None:
             for standing in self.standings:
                 self._restoring.advance(standing, self.desired, now_s)
+
+    def _leave_out_fenced(self, call: ChangeCall) -> None:
+        """What an engine prepared before it fell behind stands on what is no longer told."""
+        fenced = [engine for engine in call.engines if not self.standings[engine].is_serving]
+        self._cancel(call, fenced)
+        call.engines = tuple(engine for engine in call.engines if engine not in fenced)
 
     def _decide(self, call: ChangeCall, now_s: float) -> None:
         """From here on the change is in force, whatever becomes of an engine."""
@@ -262,12 +269,12 @@ class Fleet:
 
     def _give_up(self, call: ChangeCall) -> None:
         """Nobody makes it. Engines that hear nothing of this undo what they prepared by themselves."""
-        self._cancel(call)
+        self._cancel(call, call.engines)
         call.outcome = self._outcome(call, is_decided=False)
         self._forget(call)
 
-    def _cancel(self, call: ChangeCall) -> None:
-        for engine in call.engines:
+    def _cancel(self, call: ChangeCall, engines: Iterable[int]) -> None:
+        for engine in engines:
             if self.standings[engine].is_loaded:
                 self._send(engine, CancelOperation(call_id=self._new_call_id(), started_by_call=call.call_id))
 
@@ -277,7 +284,7 @@ class Fleet:
 
     def _outcome(self, call: ChangeCall, *, is_decided: bool) -> Outcome:
         answers: dict[int, Any] = {}
-        overdue = call.missing or call.engines  # the silent ones; all, if another change held them up
+        overdue = call.missing or call.engines or call.named  # the silent ones; all, if another change held them up
         has_failed = any(isinstance(answer, Failed | Exception) for answer in call.heard.values())
         for engine in sorted(call.named):
             answer = call.heard.get(engine)

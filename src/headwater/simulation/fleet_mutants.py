@@ -1,7 +1,7 @@
 """Servers of several engines that are wrong in known ways. `python -m` this module hunts them all."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -152,11 +152,11 @@ def a_given_up_change_is_committed() -> list[Patch]:
     """Engines are told to carry a change out that was given up."""
     right = Fleet._cancel
 
-    def cancel(self: Fleet, call: ChangeCall) -> None:
+    def cancel(self: Fleet, call: ChangeCall, engines: Iterable[int]) -> None:
         if call.phase is not Phase.PREPARING:
-            right(self, call)
+            right(self, call, engines)
             return
-        for engine in call.engines:
+        for engine in engines:
             self._send(engine, Commit(call_id=self._new_call_id(), prepared=call.call_id))
 
     return [(Fleet, "_cancel", cancel)]
