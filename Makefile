@@ -4,7 +4,7 @@
 #   JOBS=0 make test                 in one process, for a debugger
 #   PIP_ARGS=...                     arguments for pip, for example an index with CPU-only torch
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast test-isa check lint types imports format bench clean
+.PHONY: help setup serve test test-fast test-isa test-templates check lint types imports format bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -49,6 +49,15 @@ test-isa: setup  ## The CPU's layers, attention and loading as on lesser process
 	HEADWATER_NATIVE=0 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -q -k "not cuda" $(ISA_TESTS)
 	HEADWATER_NATIVE=0 ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default \
 	  $(BIN)/python -m pytest -q -k "not cuda" $(ISA_TESTS)
+
+# other people's files, so they are fetched and not kept: 76 MB, in llama-cpp-python's sources
+test-templates: setup  ## Official chat templates, rendered beside transformers
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps --no-binary llama-cpp-python \
+	  --dest "$$folder" llama-cpp-python==0.3.36 && \
+	tar xzf "$$folder"/*.tar.gz -C "$$folder" --wildcards '*/llama.cpp/models/templates/*.jinja' && \
+	HEADWATER_CHAT_TEMPLATES=$$(dirname "$$(find "$$folder" -name 'Qwen-*.jinja' | head -n 1)") \
+	  $(BIN)/python -m pytest -q tests/tokenization/test_templates_of_models.py
 
 test-fast: setup  ## The tests that need neither torch nor a model
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

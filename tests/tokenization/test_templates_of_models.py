@@ -1,13 +1,14 @@
 """Our rendering beside Hugging Face transformers', tool history included.
 
 `HEADWATER_CHAT_TEMPLATES` names a folder of `*.jinja` files to add to our own small ones: templates of models are other
-people's files and not in this repository. The source distribution of `llama-cpp-python` has 70 official ones, under
-`vendor/llama.cpp/models/templates`.
+people's files and not in this repository. `make test-templates` fetches 70 official ones, which are in the source
+distribution of `llama-cpp-python`.
 """
 
 import json
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,14 @@ def transformers_text(source: str, messages: list[Any], tools: Any) -> str | Non
     return rendered[0]
 
 
+@cache
+def template_of(source: str) -> ChatTemplate:
+    return ChatTemplate(source, special_tokens=SPECIAL)
+
+
 def our_text(source: str, messages: list[Any], tools: Any) -> str | None:
     try:
-        return ChatTemplate(source, special_tokens=SPECIAL).render(messages, tools=tools)
+        return template_of(source).render(messages, tools=tools)
     except ValueError:
         return None
 
@@ -87,7 +93,7 @@ def test_texts_are_those_of_transformers(source: str, name: str) -> None:
     """Each text is one that transformers makes of the conversation in one form, and shows the call."""
     messages, tools = CONVERSATIONS[name]
     ours = our_text(source, messages, tools)
-    form = ChatTemplate(source, special_tokens=SPECIAL).form
+    form = template_of(source).form
     theirs = {transformers_text(source, shaped, tools) for shaped in forms(messages)}
     if "tool" in {message["role"] for message in messages}:
         if ours is not None:
