@@ -88,6 +88,20 @@ def test_missing_metadata_is_an_error_that_names_the_key(load, key):
         load(byte_level_metadata(**{key: None}))
 
 
+@pytest.mark.parametrize(
+    "more", [{"remove_extra_whitespaces": True}, {"precompiled_charsmap": [1, 2, 3]}, {"add_sep_token": True}]
+)
+def test_rules_that_change_the_cut_and_are_not_known_are_refused_by_name(load, more):
+    """Passed over, the prompt would be other tokens than those the model was trained with."""
+    with pytest.raises(ValueError, match=rf"tiny\.gguf: tokenizer\.ggml\.{next(iter(more))} changes how text is cut"):
+        load(sentencepiece_metadata(**more))
+
+
+def test_no_bos_by_name_of_no_token(load):
+    """2**32 - 1 is GGUF's way to write that there is none; it is no index."""
+    assert "bos_token" not in load(sentencepiece_metadata(bos_token_id=0xFFFFFFFF)).special_tokens
+
+
 def test_a_special_token_id_outside_of_the_vocabulary_is_an_error(load):
     with pytest.raises(ValueError, match=r"tiny\.gguf"):
         load(byte_level_metadata(eos_token_id=70_000))

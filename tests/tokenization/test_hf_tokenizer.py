@@ -171,6 +171,25 @@ def test_a_folder_without_tokenizer_json_is_converted_by_transformers(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("files", "config"),
+    [
+        ({"vocab.json": "{", "merges.txt": "#version: 0.2\n"}, {}),
+        ({"vocab.json": "[1, 2]", "merges.txt": "#version: 0.2\n"}, {}),
+        ({"vocab.json": '{"a": 0}', "merges.txt": "#version: 0.2\nx y\n"}, {}),
+        ({"vocab.json": '{"a": 0}'}, {"auto_map": {"AutoTokenizer": ["code.Tokenizer", None]}, "tokenizer_class": "X"}),
+    ],
+)
+def test_older_files_that_are_damaged_or_want_code_are_refused(tmp_path, files, config):
+    """Whatever the library raises; and it must not ask at the terminal whether to run what came with a model."""
+    folder = write_hf_folder(tmp_path / "model", files=files, **{"tokenizer_class": "GPT2Tokenizer", **config})
+    (folder / "tokenizer.json").unlink()
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match=r"model: has no tokenizer that can be loaded|vocab\.json"):
+        load_hf_tokenizer(str(folder))
+
+
+@pytest.mark.slow
 def test_a_folder_with_nothing_in_it_is_a_clear_error(tmp_path):
     with pytest.raises(ValueError, match="has no tokenizer that can be loaded"):
         load_hf_tokenizer(str(tmp_path))

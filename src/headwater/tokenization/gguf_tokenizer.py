@@ -27,6 +27,12 @@ _NAMED_TOKENS = {
     "unk_token": "tokenizer.ggml.unknown_token_id",
     "pad_token": "tokenizer.ggml.padding_token_id",
 }
+# Keys that change how text is cut, and the values with which they do not.
+_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    "tokenizer.ggml.remove_extra_whitespaces": (False,),
+    "tokenizer.ggml.precompiled_charsmap": ([],),
+    "tokenizer.ggml.add_sep_token": (False,),
+}
 _LONGEST_TOKEN = 1 << 12  # characters: the ways to cut one grow with their square
 
 
@@ -91,6 +97,9 @@ def load_gguf_tokenizer(path: Path) -> TokenizerParts:
 
 
 def _build(metadata: Fields) -> TokenizerParts:
+    for key, values in _NEUTRAL_VALUES.items():
+        if key in metadata and metadata.raw(key) not in values:
+            raise metadata.refuse(f"{key} changes how text is cut, which is not supported")
     model = metadata.text("tokenizer.ggml.model")
     tokens = _tokens(metadata)
     if model == "gpt2":

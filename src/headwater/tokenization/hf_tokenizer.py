@@ -91,8 +91,8 @@ def _convert_with_transformers(folder: Path) -> TokenizerParts:
     from transformers import AutoTokenizer
 
     try:
-        converted = AutoTokenizer.from_pretrained(str(folder))
-    except (ValueError, OSError, ImportError, KeyError, TypeError, AttributeError) as error:
+        converted = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except Exception as error:
         raise ModelFileError(folder, f"has no tokenizer that can be loaded ({error})") from error
     backend = getattr(converted, "backend_tokenizer", None)
     if backend is None:
