@@ -281,9 +281,11 @@ def test_a_resume_refuses_files_that_hold_other_weights_and_does_nothing():
     assert "w0 was released, w9 found" in failed.message and "nothing was resumed" in failed.message
     assert driver.parts.control.released_memory == ("kv_cache", "weights"), "all or nothing"
     assert driver.runner.weights.is_released and driver.runner.kv_memory.is_released and waiting.finish is None
+    assert "w9 found" in driver.parts.scheduler.why_refusing["changed_weights"]
     driver.runner.weights.on_disk = None  # the old files are back
     driver.send(ResumeMemory(call_id="again"))
     driver.finish()
+    assert not driver.parts.scheduler.why_refusing
     result = driver.replies["again"]
     assert (result.weights_id, result.weight_version, result.has_changed_weights) == ("w0", "default", False)
     assert waiting.tokens == expected(prompt_of(12), 3) and waiting.meta.weight_version == "default"

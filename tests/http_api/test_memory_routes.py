@@ -176,10 +176,14 @@ async def test_files_that_changed_since_the_release_are_a_409_or_lose_their_labe
         assert "w0 was released, w9 found" in error["message"] and "nothing was resumed" in error["message"]
         (state,) = (await server.http.get("/server_info")).json()["internal_states"]
         assert state["released_memory"] == ["kv_cache", "weights"]
+        response = await server.post("/generate", {"input_ids": prompt_of(1)})
+        assert response.status_code == 503, "nobody waits for weights that do not come"
+        assert "not resumed: w0 was released, w9 found" in error_of(response)["message"]
         response = await server.post("/resume_memory_occupation", {"accept_changed_weights": True})
         answer = response.json()
         assert response.status_code == 200, answer
         assert (answer["weights_id"], answer["weight_version"], answer["has_changed_weights"]) == ("w9", "", True)
         assert (await server.http.get("/get_weight_version")).json() == {"weight_version": ""}
+        assert (await server.post("/generate", {"input_ids": prompt_of(1)})).status_code == 200
         response = await server.post("/resume_memory_occupation", {"accept_changed_weights": "perhaps"})
         assert (response.status_code, error_of(response)["param"]) == (400, "accept_changed_weights")

@@ -193,6 +193,7 @@ class ControlPlane:
             kv_memory=self._ports.kv_memory,
             weights=self._ports.weights,
             identity=self._ports.identity,
+            requests=self._ports.requests,
             permit=permit,
         )
         self._start_checked(operation, message, client, permit=permit)

@@ -6,12 +6,13 @@ from headwater.control.ports import (
     FlushScope,
     IdentityPort,
     KvMemoryPort,
+    RequestsPort,
     StagedWeights,
     StepPort,
     WeightsPort,
 )
 from headwater.control.released_memory import TAGS, ReleasedMemory
-from headwater.control.weights import retire_other_weights
+from headwater.control.weights import CHANGED_WEIGHTS, retire_other_weights
 from headwater.messages.control import Failed
 from headwater.messages.weights import MemoryResult, ReleaseMemory, ResumeMemory
 from headwater.messages.wire import ToClient
@@ -104,6 +105,7 @@ class MemoryResume:
         kv_memory: KvMemoryPort,
         weights: WeightsPort,
         identity: IdentityPort,
+        requests: RequestsPort,
         permit: Permit | None = None,
     ) -> None:
         self._message = message
@@ -113,6 +115,7 @@ class MemoryResume:
         self._kv_memory = kv_memory
         self._weights = weights
         self._identity = identity
+        self._requests = requests
         self._staged: StagedWeights | None = None
 
     phase = "resuming"
@@ -129,6 +132,7 @@ class MemoryResume:
         wanted = set(self._message.tags or TAGS) & self._released.tags
         if "weights" in wanted:
             if self._staged is None:
+                self._requests.refuse_new(None, cause=CHANGED_WEIGHTS)
                 self._staged = self._weights.reload(accepts_changes=self._message.accept_changed_weights)
             if not self._staged.is_ready():
                 return self._too_late() if moment.has_expired else None
@@ -176,6 +180,8 @@ class MemoryResume:
             f"{error}; nothing was resumed. Put the old files back, resume with accept_changed_weights to serve the "
             f"new ones without a label, or load weights with /update_weights_from_disk"
         )
+        # Who has not looked at this answer must not wait for weights that do not come.
+        self._requests.refuse_new(f"the weights were released, and not resumed: {error}", cause=CHANGED_WEIGHTS)
         param = "accept_changed_weights"
         return Failed(call_id=self._message.call_id, status=409, message=text, param=param)
 

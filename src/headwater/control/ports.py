@@ -74,8 +74,8 @@ class RequestsPort(Protocol):
         """Take the pages of every running request, which then waits; returns how many."""
         ...
 
-    def refuse_new(self, reason: str | None) -> None:
-        """Answer requests that come with a 503 that says why; None: take them again."""
+    def refuse_new(self, reason: str | None, *, cause: str = "behind") -> None:
+        """Answer requests that come with a 503 that says why; None: `cause` is over. They wait for all causes."""
         ...
 
     @property

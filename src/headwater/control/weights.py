@@ -16,6 +16,8 @@ from headwater.messages.control import Failed
 from headwater.messages.weights import UpdateWeights, WeightsUpdated
 from headwater.messages.wire import ToClient
 
+CHANGED_WEIGHTS = "changed_weights"  # why new requests are refused
+
 
 class WeightUpdate:
     """Stages while requests run; then stops launching, collects, takes the new id, retires, swaps.
@@ -97,6 +99,7 @@ class WeightUpdate:
         self._identity.begin_weights(staged.weights_id, end_ids=staged.end_ids)
         retirement = retire_other_weights(self._cache, staged.weights_id)
         self._weights.swap(staged)
+        self._requests.refuse_new(None, cause=CHANGED_WEIGHTS)
         self._released.tags.discard("weights")  # they are in place: there is nothing left to resume
         return WeightsUpdated(
             call_id=self._message.call_id,

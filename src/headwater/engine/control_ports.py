@@ -76,8 +76,11 @@ class RequestsForControl:
     def retract_all(self) -> int:
         return self._scheduler.retract_all()
 
-    def refuse_new(self, reason: str | None) -> None:
-        self._scheduler.why_refusing = reason
+    def refuse_new(self, reason: str | None, *, cause: str = "behind") -> None:
+        if reason is None:
+            self._scheduler.why_refusing.pop(cause, None)
+        else:
+            self._scheduler.why_refusing[cause] = reason
 
     @property
     def num_running(self) -> int:

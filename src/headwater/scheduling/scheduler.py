@@ -72,7 +72,7 @@ class Scheduler:
         self.weights_id = weights_id
         self.weight_version = weight_version
         self.counters = Counters()
-        self.why_refusing: str | None = None  # nothing new is taken, for this reason
+        self.why_refusing: dict[str, str] = {}  # nothing new is taken, for these reasons
         self.admission = Admission()  # set by the loop, from what holds it closed
         self._clock = clock
         self._eos_token_ids = eos_token_ids
@@ -423,8 +423,8 @@ class Scheduler:
 
     def _refusal(self, request: Request) -> Finish | None:
         """Why a request can never run, or not now."""
-        if self.why_refusing is not None:
-            return refuse_now(self.why_refusing)
+        if self.why_refusing:
+            return refuse_now(next(iter(self.why_refusing.values())))
         if (request.client, request.rid) in self._requests:
             return refuse_rid(request.rid)
         if request.num_prompt_tokens == 0:
