@@ -10,6 +10,7 @@ Each attack runs while a client without keep-alive asks `/health` every 20 ms. T
 
 import argparse
 import contextlib
+import http.client
 import os
 import resource
 import socket
@@ -21,8 +22,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-import httpx
 
 sys.path.insert(0, str(Path(__file__).parent / "serving"))
 from results import save
@@ -89,12 +88,16 @@ class Victim:
     def _probe(self, ended: threading.Event, latencies_s: list[float], failures: list[str]) -> None:
         while not ended.wait(PROBE_EVERY_S):
             began_s = time.perf_counter()
+            connection = http.client.HTTPConnection(*self._address, timeout=30)  # a new one: nobody makes it a place
             try:
-                status = httpx.get(f"{self.url}/health", timeout=30, trust_env=False).status_code
+                connection.request("GET", "/health")
+                status = connection.getresponse().status
                 if status != 200:
                     failures.append(f"status {status}")
-            except httpx.HTTPError as error:
+            except (OSError, http.client.HTTPException) as error:
                 failures.append(repr(error))
+            finally:
+                connection.close()
             latencies_s.append(time.perf_counter() - began_s)
 
 
