@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from headwater.http_api.connection import Connection, ConnectionLimits, Connections
 
-ACCEPTED_AT_ONCE = 128  # per turn of the event loop; fewer than the descriptors that connections leave free
+ACCEPTED_AT_ONCE = 32  # per turn of the event loop; four turns of it must fit into the descriptors that are left free
 QUEUE = 512  # connections that the system holds for us to accept
 OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 COMPLAIN_EVERY_S = 10.0
