@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from headwater.http_api.connection import Connection, ConnectionLimits, Connections
 
 ACCEPTED_AT_ONCE = 32  # per turn of the event loop; four turns of it must fit into the descriptors that are left free
-QUEUE = 512  # connections that the system holds for us to accept
+QUEUE = 2048  # connections that the system holds for us: beyond it their clients try again after a second
 OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 COMPLAIN_EVERY_S = 10.0
 
