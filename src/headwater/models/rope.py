@@ -149,9 +149,10 @@ def scaling_of(fields: Fields) -> Fields:
 
 def kind_of(scaling: Fields) -> RopeKind:
     """The kind of scaling, whose parameters are all known. ModelFileError that names what is not."""
-    kind = scaling.text("rope_type", "default")
-    if kind not in KINDS:
-        raise scaling.refuse(f"rope type {kind!r} is not supported, known types: {', '.join(KINDS)}")
+    name = scaling.text("rope_type", "default")
+    kind = next((known for known in KINDS if known == name), None)
+    if kind is None:
+        raise scaling.refuse(f"rope type {name!r} is not supported, known types: {', '.join(KINDS)}")
     given = [key for key in scaling if key not in _COMMON_KEYS]
     if "rope_type" not in scaling and given:
         raise scaling.refuse(f"rope_scaling gives {given[0]!r} without a rope_type; known types: {', '.join(KINDS)}")
