@@ -163,7 +163,7 @@ class Mirror:
 
 
 @pytest.mark.parametrize("policy", list(WritePolicy))
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_mirror_that_lost_events_recovers_from_the_tree_and_later_events(
     policy: WritePolicy, seed: int, tmp_path: Path
 ) -> None:
@@ -177,7 +177,7 @@ def test_a_mirror_that_lost_events_recovers_from_the_tree_and_later_events(
     stems = [[source.randrange(VOCAB_SIZE) for _ in range(24)] for _ in range(4)]
     num_compared = 0
     try:
-        for step in range(150):
+        for step in range(100):
             prompt = source.choice(stems)[: source.randrange(1, 25)] + [source.randrange(VOCAB_SIZE) for _ in range(8)]
             driver.generate(f"r{step}", prompt, 3, cache_salt=source.choice(["", "t"]))
             if source.random() < 0.15:
