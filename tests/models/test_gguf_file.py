@@ -1,5 +1,6 @@
 """The GGUF header reader against the gguf package's writer."""
 
+import os
 from pathlib import Path
 
 import gguf
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from headwater.models.gguf_file import GGUFFile
+from headwater.models.model_files import ModelFileError
 
 
 @pytest.fixture
@@ -69,3 +71,19 @@ def test_what_is_no_gguf_file_is_refused(tmp_path: Path, written: Path) -> None:
     other.write_bytes(b"")
     with pytest.raises(ValueError, match="is empty"):
         GGUFFile(other)
+
+
+def test_a_file_cut_off_while_it_is_open_is_an_error_and_no_crash(tmp_path: Path):
+    """Reading the tensor from a mapping would end the process with SIGBUS."""
+    path = tmp_path / "x.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("w", np.ones((64, 64), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GGUFFile(path)
+    assert file.values(file.tensors["w"]).sum() == 64 * 64
+    os.truncate(path, path.stat().st_size - 100)
+    with pytest.raises(ModelFileError, match="is cut off"):
+        file.raw(file.tensors["w"])

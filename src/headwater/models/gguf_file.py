@@ -28,7 +28,7 @@ class GGUFTensor:
 
 
 class GGUFFile:
-    """Memory-mapped GGUF: `path` may be a whole file, or any part of a split one.
+    """GGUF: `path` may be a whole file, or any part of a split one.
 
     `metadata` holds strings, numbers and short arrays of numbers; longer arrays and arrays of strings are
     read by `array`. ModelFileError for what is no whole GGUF, and for a split one that lacks a part.
@@ -66,12 +66,11 @@ class GGUFFile:
         return Fields(self.metadata | found, source=str(self.path))
 
     def raw(self, tensor: GGUFTensor) -> np.ndarray:
-        """The tensor's bytes as they are in the file, uint8[num_bytes], a read-only view of the mapping."""
-        data = self._parts[tensor.part].data
-        return np.frombuffer(data, dtype=np.uint8, count=tensor.num_bytes, offset=tensor.offset)
+        """A copy of the tensor's bytes as they are in the file, uint8[num_bytes]."""
+        return self._parts[tensor.part].read(tensor.offset, tensor.num_bytes)
 
     def values(self, tensor: GGUFTensor) -> np.ndarray:
-        """The tensor's values, float32[shape]; a view of the mapping where it is float32 in the file."""
+        """The tensor's values, float32[shape]."""
         try:
             values = dequantize(self.raw(tensor), tensor.type)
         except (NotImplementedError, KeyError, ValueError) as error:

@@ -8,11 +8,14 @@ anything is made of it. Format: https://github.com/ggml-org/ggml/blob/master/doc
 import mmap
 import re
 import struct
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from headwater.models.model_files import ModelFileError, open_regular
+import numpy as np
+
+from headwater.models.model_files import ModelFileError, open_regular, read_into
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -44,10 +47,11 @@ class GGUFHeader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with open_regular(path) as file:
-            if file.read(4) != b"GGUF":
-                raise ModelFileError(path, "is no GGUF file: it does not begin with 'GGUF'")
-            self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file = open_regular(path)  # stays open: what replaces it under its name does not mix in
+        weakref.finalize(self, self._file.close)
+        if self._file.read(4) != b"GGUF":
+            raise ModelFileError(path, "is no GGUF file: it does not begin with 'GGUF'")
+        self.data = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)  # the head; `read` for tensors
         self._at = 4
         self.metadata: dict[str, Any] = {}
         self._positions: dict[str, int] = {}  # of arrays that were passed over
@@ -61,6 +65,12 @@ class GGUFHeader:
     def array_keys(self) -> tuple[str, ...]:
         """Keys of the arrays that `metadata` leaves out."""
         return tuple(self._positions)
+
+    def read(self, offset: int, num_bytes: int) -> np.ndarray:
+        """Bytes of the file, uint8[num_bytes]. Other Python threads run meanwhile."""
+        buffer = np.empty(num_bytes, dtype=np.uint8)
+        read_into(self._file, self.path, memoryview(buffer), offset=offset)
+        return buffer
 
     def array(self, key: str) -> list[Any]:
         """All items of the array under `key`. ModelFileError if there is none."""

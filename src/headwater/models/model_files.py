@@ -47,6 +47,23 @@ def open_regular(path: Path) -> BinaryIO:
     return file
 
 
+def read_into(file: BinaryIO, path: Path, buffer: memoryview, *, offset: int) -> None:
+    """Fill `buffer` from `offset` on. ModelFileError if the file cannot be read or ends before.
+
+    The system call runs without Python's lock: a network mount that hangs stops this thread alone. (A mapping would
+    hang with the lock held, and end the process when another cuts the file off.)
+    """
+    at = 0
+    while at < len(buffer):
+        try:
+            num_read = os.preadv(file.fileno(), [buffer[at:]], offset + at)
+        except OSError as error:
+            raise ModelFileError(path, f"cannot be read ({_words(error)})") from None
+        if num_read == 0:
+            raise ModelFileError(path, f"is cut off: it ends at byte {offset + at}")
+        at += num_read
+
+
 def read_bytes(path: Path, *, most_bytes: int = _MOST_JSON_BYTES) -> bytes:
     """All of a small file. ModelFileError if it cannot be read or is too large to be what it should be."""
     with open_regular(path) as file:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from headwater.models.model_files import ModelFileError, open_regular
+from headwater.models.model_files import ModelFileError, open_regular, read_into
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format
 _DTYPES = {
@@ -83,16 +83,7 @@ class SafetensorsFile:
             raise self._damaged(f"{type(error).__name__}: {error}") from None
 
     def _read(self, buffer: memoryview, *, offset: int) -> None:
-        """Fill `buffer` from `offset` on. The system call runs without Python's lock."""
-        at = 0
-        while at < len(buffer):
-            try:
-                num_read = os.preadv(self._file.fileno(), [buffer[at:]], offset + at)
-            except OSError as error:
-                raise ModelFileError(self.path, f"cannot be read ({error.strerror or error})") from None
-            if num_read == 0:
-                raise self._damaged(f"it ends at byte {offset + at}")
-            at += num_read
+        read_into(self._file, self.path, buffer, offset=offset)
 
     def _damaged(self, reason: str) -> ModelFileError:
         return ModelFileError(self.path, f"is no whole safetensors file ({reason[:200]})")
