@@ -69,7 +69,7 @@ class GGUFHeader:
     def read(self, offset: int, num_bytes: int) -> np.ndarray:
         """Bytes of the file, uint8[num_bytes]. Other Python threads run meanwhile."""
         buffer = np.empty(num_bytes, dtype=np.uint8)
-        read_into(self._file, self.path, memoryview(buffer), offset=offset)
+        read_into(self._file, self.path, buffer.data, offset=offset)
         return buffer
 
     def array(self, key: str) -> list[Any]:

@@ -59,7 +59,7 @@ class SafetensorsFile:
         """A copy of one tensor, on the CPU. Other Python threads run while it is read."""
         stored = self.tensors[name]
         buffer = torch.empty(stored.num_bytes, dtype=torch.uint8)
-        self._read(memoryview(buffer.numpy()), offset=stored.start)
+        self._read(buffer.numpy().data, offset=stored.start)
         return buffer.view(_DTYPES[stored.dtype]).reshape(stored.shape)
 
     def _read_header(self) -> dict[str, StoredTensor]:
