@@ -10,6 +10,7 @@ from headwater.messages.control import ContinueGeneration, FlushCache, PauseGene
 from headwater.messages.generation import Abort, Generate, Output, SamplingParams
 from headwater.messages.weights import ReleaseMemory, UpdateWeights
 from headwater.simulation.fake_store import UnreliableStore
+from headwater.simulation.store_media import MemoryMedium
 
 BOTH = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 
@@ -56,7 +57,7 @@ def test_a_deadline_that_passes_between_two_turns_is_not_slept_over():
 @pytest.mark.parametrize("is_seen_before", [False, True], ids=["waiting for idle", "waiting for the store"])
 def test_a_flush_of_a_store_that_is_detached_meanwhile_is_owed_to_the_next_one(is_seen_before):
     """It was answered as done, or forgotten, and the old pages were back when the store was attached again."""
-    store = UnreliableStore(capacity_bytes=1 << 20, seed=0)
+    store = UnreliableStore(MemoryMedium(capacity_bytes=1 << 20), seed=0)
     driver = Driver(num_pages=40, num_host_pages=100, backend=store)
     driver.store = store
     prompt = list(range(60))
@@ -88,13 +89,12 @@ def test_a_flush_of_a_store_that_is_detached_meanwhile_is_owed_to_the_next_one(i
 @pytest.mark.parametrize("is_detached", [False, True], ids=["not acknowledged", "detached before it took effect"])
 def test_a_flush_is_owed_by_the_store_it_was_meant_for_though_the_next_one_has_carried_it_out(is_detached):
     """Attached again after another one, it had its old pages back."""
-    stores = {name: UnreliableStore(capacity_bytes=1 << 20, seed=0) for name in ("first", "second")}
+    stores = {name: UnreliableStore(MemoryMedium(capacity_bytes=1 << 20), seed=0) for name in ("first", "second")}
     driver = Driver(num_pages=40, num_host_pages=100)
     prompt = list(range(60))
 
     def attach(name: str) -> None:
         driver.store = stores[name]
-        stores[name]._is_closed = False
         driver.send(AttachStorage(call_id="attach " + name, kind="file", directory=name))
         driver.turn(5)
 

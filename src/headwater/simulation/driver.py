@@ -244,6 +244,12 @@ class Driver:
             self.turn()
         raise Violation("progress", f"copies are in flight after {max_turns} turns")
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a call, a copy or a store is still to end, which requests may have to wait for."""
+        is_copying = self.shape.num_host_pages > 0 and bool(self.copier.open_copies)
+        return bool(self.calls.pending or self.jobs.open_jobs) or is_copying
+
     def check_all_pages_back(self) -> None:
         self.promises.check_drained()
 

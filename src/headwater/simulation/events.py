@@ -1,5 +1,7 @@
 """A run as data: what happened to the engines, in order. Written as JSON, played again, cut shorter."""
 
+from typing import Literal
+
 import msgspec
 
 from headwater.messages.generation import Generate
@@ -72,6 +74,7 @@ class Trace(msgspec.Struct, frozen=True):
     shapes: tuple[EngineShape, ...]  # engines, which share a store if they have one
     store_bytes: int  # 0: no store
     events: tuple[Event, ...]
+    store_kind: Literal["memory", "file"] = "memory"
 
 
 encode_trace = msgspec.json.Encoder().encode

@@ -7,10 +7,10 @@ import numpy as np
 
 from headwater.simulation.canary import mix
 from headwater.simulation.kv_records import TOKEN
+from headwater.simulation.store_media import Medium
 from headwater.simulation.violation import Violation
 from headwater.storage.backend import ReadStatus, StorageBackend, StorageUsage, WriteStatus
 from headwater.storage.errors import StorageTimeout, StorageUnavailable
-from headwater.storage.memory import MemoryBackend
 from headwater.storage.page_key import PageKey
 
 
@@ -81,41 +81,45 @@ class StoreFaults:
     loses: float = 0.0  # pages that are gone when they are read
 
 
-class UnreliableStore(MemoryBackend):
-    """Pages in memory, with faults that follow from a seed and the number of the call."""
+class UnreliableStore:
+    """A store whose faults follow from a seed and the number of the call. Its pages lie on `medium`."""
 
-    def __init__(self, *, capacity_bytes: int, seed: int) -> None:
-        super().__init__(capacity_bytes=capacity_bytes)
+    def __init__(self, medium: Medium, *, seed: int) -> None:
         self.faults = StoreFaults()
         self.late_writes: list[tuple[list[PageKey], list[bytes]]] = []
+        self._medium = medium
         self._seed = mix(seed + 1)
         self._num_draws = 0
 
+    @property
+    def kind(self) -> str:
+        return self._medium.kind
+
     def generations(self, scope_ids: Sequence[bytes]) -> tuple[int, ...]:
         self._may_fail("generations")
-        return super().generations(scope_ids)
+        return self._medium.generations(scope_ids)
 
     def raise_generation(self, scope_id: bytes) -> int:
         self._check_writable()
         self._may_fail("raise_generation")
-        generation = super().raise_generation(scope_id)
+        generation = self._medium.raise_generation(scope_id)
         self._may_fail("the answer of raise_generation")  # it took effect, but nobody hears of it
         return generation
 
     def exists(self, keys: Sequence[PageKey]) -> list[bool]:
         self._may_fail("exists")
-        return super().exists(keys)
+        return self._medium.exists(keys)
 
     def get(self, keys: Sequence[PageKey], into: Sequence[memoryview]) -> list[ReadStatus]:
         self._may_fail("get")
         for key in keys:
-            if self._strikes(self.faults.flips) and key in self._pages:
-                self.flip_bit(key, self._draw())
-            if self._strikes(self.faults.truncates) and key in self._pages:
-                self._truncate(key)
-            if self._strikes(self.faults.loses) and key in self._pages:
-                self._drop(key)
-        return super().get(keys, into)
+            if self._strikes(self.faults.flips) and self._medium.has(key):
+                self._medium.flip_bit(key, self._draw())
+            if self._strikes(self.faults.truncates) and self._medium.has(key):
+                self._medium.truncate(key, self._draw())
+            if self._strikes(self.faults.loses) and self._medium.has(key):
+                self._medium.lose(key)
+        return self._medium.get(keys, into)
 
     def put(self, keys: Sequence[PageKey], pages: Sequence[memoryview]) -> list[WriteStatus]:
         self._check_writable()
@@ -125,23 +129,29 @@ class UnreliableStore(MemoryBackend):
             raise StorageTimeout("put took too long")
         if self._strikes(self.faults.full):
             return [WriteStatus.FULL] * len(keys)
-        return super().put(keys, pages)
+        return self._medium.put(keys, pages)
+
+    def delete(self, keys: Sequence[PageKey]) -> int:
+        return self._medium.delete(keys)
+
+    def usage(self) -> StorageUsage:
+        return self._medium.usage()
 
     def reap(self, *, max_pages: int, abandoned: Collection[bytes] = ()) -> int:
         self._may_fail("reap")
-        return super().reap(max_pages=max_pages, abandoned=abandoned)
+        return self._medium.reap(max_pages=max_pages, abandoned=abandoned)
+
+    def counters(self) -> dict[str, int]:
+        return self._medium.counters()
+
+    def close(self) -> None:
+        self._medium.close()
 
     def land_late_writes(self) -> None:
         """What was thought lost arrives now."""
         late, self.late_writes = self.late_writes, []
         for keys, pages in late:
-            super().put(keys, [memoryview(page) for page in pages])
-
-    def _truncate(self, key: PageKey) -> None:
-        page = self._pages[key]
-        num_left = self._draw() % len(page)
-        self._num_bytes -= len(page) - num_left
-        del page[num_left:]
+            self._medium.put(keys, [memoryview(page) for page in pages])
 
     def _check_writable(self) -> None:
         if self.faults.is_read_only:

@@ -5,6 +5,7 @@ from typing import Any
 
 from headwater.cache.cutter import Cutter
 from headwater.cache.namespace import Scope
+from headwater.cache.prefetch import Prefetch
 from headwater.cache.radix_tree import RadixTree
 from headwater.cache.storage_names import StorageNames
 from headwater.engine import control_ports
@@ -229,3 +230,14 @@ def what_is_not_finite_is_shared() -> list[Patch]:
         right(self, request, finish)
 
     return [(Scheduler, "_finish", finish)]
+
+
+@mutant(profile="store")
+def prefetches_are_joined_across_namespaces() -> list[Patch]:
+    """A request waits for what comes up from the store for another tenant."""
+    right = Prefetch.covers
+
+    def covers(self: Prefetch, namespace: Any, tokens: Any, *, first_page: int) -> bool:
+        return right(self, self.namespace, tokens, first_page=first_page)
+
+    return [(Prefetch, "covers", covers)]

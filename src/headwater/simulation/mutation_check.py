@@ -5,7 +5,12 @@ Each hunt begins at seed 0 there, so that the figures are not those of chosen se
 
 import sys
 
-from headwater.simulation import mutants_of_answers, mutants_of_cache, mutants_of_engine  # noqa: F401  they register themselves
+from headwater.simulation import (  # noqa: F401  they register themselves
+    mutants_of_answers,
+    mutants_of_cache,
+    mutants_of_engine,
+    mutants_of_files,
+)
 from headwater.simulation.mutants import MUTANTS, Mutant, Verdict
 from headwater.simulation.profiles import PROFILES
 from headwater.simulation.random_run import random_run

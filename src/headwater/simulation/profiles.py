@@ -1,6 +1,7 @@
 """What random runs are made of: how often each thing happens, and how badly things go."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Profile:
     num_device_pages: tuple[int, ...] = (24, 40, 80)  # of 4 tokens; one of these, as of what follows
     num_host_pages: tuple[int, ...] = (20, 60, 150)
     store_bytes: tuple[int, ...] = (3000, 20_000, 1 << 20)
+    store_kind: Literal["memory", "file"] = "memory"
+    has_split_flushes: bool = False  # of the store and one other tier
     num_stems: tuple[int, ...] = (3, 8)  # prefixes that requests share
 
 
@@ -81,6 +84,23 @@ PROFILES = {
             page_sizes=(1, 2, 4, 4, 8),
             has_host=0.8,
             has_store=0.7,
+        ),
+        Profile(
+            "files",
+            updates=1,
+            flushes=10,
+            attaches=2,
+            crashes=1,
+            fault_level=1.5,
+            has_rare_faults=True,
+            has_host=1.0,
+            has_store=1.0,
+            has_split_flushes=True,
+            num_device_pages=(24, 30),
+            num_host_pages=(20, 60),
+            store_bytes=(1 << 26,),
+            store_kind="file",
+            num_stems=(6, 12),
         ),
         Profile("failing", has_step_faults=True, bursts=4, follow_ups=20, has_host=0.4),
         Profile(

@@ -36,6 +36,7 @@ class Operations:
         requests: Requests,
         has_host: bool,
         has_store: bool,
+        has_split_flushes: bool,
     ) -> None:
         self._source = source
         self._prompts = prompts
@@ -43,6 +44,7 @@ class Operations:
         self._requests = requests
         self._has_host = has_host
         self._has_store = has_store
+        self._has_split_flushes = has_split_flushes
 
     def flush(self) -> Iterator[Event]:
         source = self._source
@@ -180,4 +182,6 @@ class Operations:
             choices += [("host",), ("device",), ("device", "host")]
         if self._has_store:
             choices += [("device", "host", "storage"), ("device", "host", "storage"), ("storage",)]
+        if self._has_split_flushes:
+            choices += [("device", "storage"), ("host", "storage")]
         return self._source.choice(choices)

@@ -14,12 +14,14 @@ from headwater.simulation.driver import Driver, EngineShape
 from headwater.simulation.events import ComeBack, Crash, Deliver, Event, Faults, FollowUp, Trace, Turns
 from headwater.simulation.fake_store import StoreFaults, UnreliableStore
 from headwater.simulation.profiles import Profile
+from headwater.simulation.store_media import open_medium
 from headwater.simulation.violation import Violation, demand
 from headwater.simulation.workload import Workload
 from headwater.simulation.world import World
 
 AUDIT_EVERY = 8  # turns; the rest is checked every turn
 _LAST_TURNS = 5000  # within which everything must have ended once faults are off
+_MAX_STALL = 10  # turns that requests may wait for nothing
 _LAST_CLIENT = b"last"
 
 
@@ -56,7 +58,8 @@ class Run:
         self.num_requests = 0
         self.store: UnreliableStore | None = None
         if trace.store_bytes:
-            self.store = UnreliableStore(capacity_bytes=trace.store_bytes, seed=trace.seed)
+            medium = open_medium(trace.store_kind, capacity_bytes=trace.store_bytes)
+            self.store = UnreliableStore(medium, seed=trace.seed)
         self._audit_every = audit_every
         self._faults = Faults()
         self._num_reused_before = 0  # pages, by engines that have died
@@ -105,6 +108,11 @@ class Run:
             engine.check_all_pages_back()
             demand(engine.parts.control.num_pending == 0, "answered_once", "an operation is left")
 
+    def close(self) -> None:
+        """Let go of the store, and of the files that it has."""
+        if self.store is not None:
+            self.store.close()
+
     @property
     def num_pages_reused(self) -> int:
         return self._num_reused_before + sum(engine.oracle.num_pages_reused for engine in self.engines)
@@ -130,10 +138,17 @@ class Run:
             engine.clock.advance(advance_s)
 
     def _until(self, is_reached: Callable[[Driver], bool]) -> None:
+        stalls = [0] * len(self.engines)  # turns in a row in which an engine has work, and does nothing
         for _ in range(_LAST_TURNS):
             if all(is_reached(engine) for engine in self.engines):
                 return
+            num_steps = [engine.runner.num_steps for engine in self.engines]
             self._turn(0.02)
+            for index, engine in enumerate(self.engines):
+                has_moved = engine.runner.num_steps > num_steps[index] or not engine.oracle.active
+                stalls[index] = 0 if has_moved or engine.is_waiting else stalls[index] + 1
+                text = f"without faults, requests wait for {stalls[index]} turns: {list(engine.oracle.active)[:5]}"
+                demand(stalls[index] < _MAX_STALL, "progress", text)
         states = [(e.parts.blockers(), list(e.calls.pending), list(e.oracle.active)[:5]) for e in self.engines]
         raise Violation("progress", f"without faults, {_LAST_TURNS} turns are not enough: {states}")
 
@@ -189,7 +204,7 @@ def random_run(
 ) -> RunResult:
     """Play a random run of about `num_turns` turns; `on_turns` hears of each batch of turns as it goes by."""
     workload = Workload(seed, profile)
-    header = Trace(seed, profile.name, workload.shapes, workload.store_bytes, ())
+    header = Trace(seed, profile.name, workload.shapes, workload.store_bytes, (), store_kind=profile.store_kind)
     return _play(header, workload.events(), num_turns=num_turns, on_turns=on_turns)
 
 
@@ -215,8 +230,10 @@ def _play(
                 on_turns(run.num_turns - before)
         run.finish()
     except Violation as violation:
-        trace = Trace(header.seed, header.profile, header.shapes, header.store_bytes, tuple(played))
+        trace = msgspec.structs.replace(header, events=tuple(played))
         failure = Failure(violation.promise, str(violation), run.num_turns, trace)
+    finally:
+        run.close()
     return RunResult(
         seed=header.seed,
         num_turns=run.num_turns,

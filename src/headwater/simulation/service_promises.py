@@ -52,6 +52,7 @@ class ServicePromises:
         for call, answer in answers:
             self._check_count(answer, call.message)
         self._check_order()
+        self._check_loading()
         self._ended_all.clear()
         self._relabelled.clear()
         self._retracted.clear()
@@ -149,6 +150,19 @@ class ServicePromises:
             return False
         running = (self._oracle.active[key] for key in self._running() if key in self._oracle.active)
         return any(each.namespace == model.namespace and each.tokens[: len(head)] == head for each in running)
+
+    def _check_loading(self) -> None:
+        """Who waits for pages from a store waits for those of its own namespace and tokens."""
+        for request in self._scheduler.loading:
+            prefetch = request.prefetch
+            if prefetch is None:
+                continue
+            model = self._oracle.active[request.client, request.rid]
+            is_own = prefetch.namespace[:2] == (model.message.cache_salt, model.message.extra_key)
+            if model.message.logprobs is None:  # else it asks for less than its prompt
+                shared = min(len(prefetch.tokens), len(model.prompt) - 1)
+                is_own = is_own and prefetch.tokens[:shared].tolist() == model.prompt[:shared]
+            demand(is_own, "waits_for_its_own", f"{model.rid} waits for pages of {prefetch.namespace}")
 
     # ------------------------------------------------------------------------------------------------
 

@@ -55,6 +55,7 @@ class Workload:
             requests=self._requests,
             has_host=has_host,
             has_store=has_store,
+            has_split_flushes=profile.has_split_flushes and has_store,
         )
         self._trouble = Trouble(source, profile, callers=self._callers, requests=self._requests, has_store=has_store)
 
