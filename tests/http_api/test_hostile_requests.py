@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,9 @@ def schema() -> dict[str, Any]:
 SCHEMA = schema()
 OPERATIONS = Operations(SCHEMA, EXAMPLES)
 ALL = [(path, method) for path, methods in SCHEMA["paths"].items() for method in methods]
+# other names of a route get its raw bodies and the like, not every value once more
+ALIASES = {("/generate", "put"), ("/v1/tokenize", "post"), ("/v1/detokenize", "post")}
+NUM_FOR_ALIASES = 50
 
 
 async def send(server: Api, call: Call) -> None:
@@ -87,7 +91,8 @@ async def test_no_request_is_a_500(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         async with api(engine) as server:
-            for call in OPERATIONS.calls(path, method):
+            most = NUM_FOR_ALIASES if (path, method) in ALIASES else None
+            for call in islice(OPERATIONS.calls(path, method), most):
                 await send(server, call)
                 tracebacks = [record for record in caplog.records if record.exc_info]
                 assert not tracebacks, (call, tracebacks)
