@@ -17,7 +17,7 @@ from headwater.messages.control import (
 )
 from headwater.messages.generation import Generate, Outputs, SamplingParams
 from headwater.messages.state import GetState
-from headwater.messages.two_phase import Commit, Prepare, Prepared
+from headwater.messages.two_phase import Commit, InStep, Prepare, Prepared
 from headwater.messages.weights import ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
 from headwater.simulation.fleet_engine import FleetEngine
 
@@ -49,6 +49,7 @@ class Bench:
         self.engine = FleetEngine(self.clock)
         self.said: dict[str, list[Any]] = {}
         self.num_outputs = 0
+        self.finish: dict[str, Any] = {}
 
     def ask(self, *messages: Any, turns: int = 8) -> None:
         for message in messages:
@@ -58,6 +59,7 @@ class Bench:
             for answer in self.engine.take():
                 if isinstance(answer, Outputs):
                     self.num_outputs += len(answer.items)
+                    self.finish |= {output.rid: output.finish for output in answer.items}
                 else:
                     self.said.setdefault(answer.call_id, []).append(answer)
 
@@ -169,6 +171,21 @@ def test_a_committed_change_is_not_cancelled_and_does_not_expire() -> None:
     bench.clock.advance(1000.0)
     bench.ask()
     assert bench.said["c"][-1].weights_id == "w1"
+
+
+def test_an_engine_that_hears_too_late_of_a_decision_refuses_requests_until_it_is_in_step() -> None:
+    """What was routed behind the decision would be computed in the old state."""
+    bench = Bench()
+    bench.prepare("update")
+    bench.clock.advance(5.0)
+    sampling = SamplingParams(max_new_tokens=2)
+    request = Generate(rid="r", prompt_ids=pack_ids(PROMPT), sampling=sampling)
+    bench.ask(Commit(call_id="go", prepared="c"), request)
+    assert bench.finish["r"].status == 503
+    bench.ask(GetState(call_id="s"))
+    assert bench.said["s"][-1].is_behind
+    bench.ask(InStep(call_id="i"), Generate(rid="r2", prompt_ids=pack_ids(PROMPT), sampling=sampling))
+    assert bench.finish["r2"].type == "length"
 
 
 def test_operations_say_what_is_prepared() -> None:

@@ -119,6 +119,41 @@ def test_a_refused_model_is_not_tried_again(tmp_path: Path) -> None:
     assert endpoints == []
 
 
+def test_an_engine_whose_told_weights_are_gone_is_tried_again_while_others_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And gets those that are told by then: the server goes on with the engines it has."""
+    monkeypatch.setattr("headwater.launch.supervisor.RETRY_S", 0.05)
+    told = [("gone", "auto")]
+    gone: list[str] = []
+    others_serve = [True]
+
+    def on_gone(reason: str) -> None:
+        gone.append(reason)
+        if len(gone) == 3:
+            told[0] = ("here", "auto")
+
+    async def run() -> EngineExit:
+        body = (
+            "first = Path(start.directory) / 'first'\n"
+            "if not first.exists():\n    first.touch()\n    sys.exit(1)\n"
+            "if start.weights[0] == 'gone':\n    sys.exit(2)\n"
+            "Path(start.directory, 'loaded').touch()\n"
+            "sys.exit(5)\n"
+        )
+        supervisor = EngineSupervisor(
+            ServerArgs(engine_restarts=1), directory=tmp_path, command=engine_that("from pathlib import Path\n" + body)
+        )
+        supervisor.weights = lambda: told[0]
+        supervisor.is_missed = lambda: not others_serve[0]
+        await supervisor.start()
+        return await asyncio.wait_for(supervisor.run(on_gone=on_gone, on_back=lambda _: None), 30)
+
+    assert asyncio.run(run()).code == 5
+    assert (tmp_path / "loaded").exists()
+    assert len(gone) == 4, "a crash, two refusals, and the crash for which no restart was left"
+
+
 def test_stop_kills_an_engine_that_ignores_sigterm(tmp_path: Path) -> None:
     gone: list[str] = []
 

@@ -140,7 +140,7 @@ class Restoring:
         step = standing.step
         if isinstance(step, AttachStorage | DetachStorage):
             standing.store_revision = standing.asked_revision
-        if isinstance(answer, WeightsUpdated):
+        if isinstance(answer, WeightsUpdated) and isinstance(step, UpdateWeights):
             expected = next(
                 (s for s in desired.weights if (s.path, s.load_format) == (step.path, step.load_format)), None
             )

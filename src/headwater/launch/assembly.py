@@ -61,7 +61,8 @@ def build_engine(
     assert args.max_step_tokens is not None
     assert args.chunked_prefill_size is not None
     files = resolve_model(model_path)
-    checkpoint = Checkpoint(*(weights or (model_path, args.load_format)))
+    path, load_format = weights or (model_path, args.load_format)
+    checkpoint = Checkpoint(path, load_format)  # type: ignore[arg-type]  # checked by the loader
     weight_files = None if weights is None else resolve_model(checkpoint.path)
     _log.info("reading %s", files.name)
     loaded = load_model(

@@ -178,7 +178,7 @@ class FleetRun:
         return SetWeightVersion(call_id=self.server.new_name(), weight_version=self.server.new_name("v"))
 
     def _pause(self) -> Any:
-        mode = self._source.choice(["abort", "retract", "in_place"])
+        mode: Any = self._source.choice(["abort", "retract", "in_place"])
         return PauseGeneration(call_id=self.server.new_name(), mode=mode)
 
     def _continue(self) -> Any:
