@@ -318,6 +318,43 @@ def test_files_that_are_gone_or_changed_keep_a_restarted_engine_out_and_it_says_
         assert server.fleet.candidates() == [0, 1], "it is tried again"
 
 
+def test_an_engine_on_its_way_back_never_has_other_weights_under_the_label_that_was_told() -> None:
+    """Requests that still run there would be computed by a policy that nobody serves."""
+    server = Server()
+    server.change(update())
+    server.kill(1)
+    engine = server.restart(1)
+    stage = engine.runner.weights.stage
+    engine.runner.weights.stage = lambda path, form: stage("other", form)  # type: ignore[method-assign]
+    pairs = set()
+    for _ in range(100):
+        server.run(1)
+        server.clock.advance(0.2)
+        pairs.add((engine.runner.weights.current, engine.parts.scheduler.weight_version))
+    assert pairs == {("w0", "default")}, "they were read, compared and refused"
+    engine.runner.weights.stage = stage  # type: ignore[method-assign]
+    for _ in range(100):
+        server.run(1)
+        server.clock.advance(0.2)
+        pairs.add((engine.runner.weights.current, engine.parts.scheduler.weight_version))
+    assert pairs == {("w0", "default"), ("w1", "new")}, "weights and label come in one step"
+    assert server.fleet.candidates() == [0, 1]
+
+
+def test_the_way_back_does_not_wait_for_a_step_towards_what_is_no_longer_told() -> None:
+    server = Server()
+    server.change(ReleaseMemory(call_id="r", tags=("kv_cache",)))
+    server.kill(1)
+    server.restart(1)
+    server.run(1)
+    server.silent = {1}
+    server.run(3)
+    server.change(ResumeMemory(call_id="m"))
+    server.silent = set()
+    server.run(20)
+    assert server.fleet.candidates() == [0, 1], "without the time that a release may take having passed"
+
+
 def test_partial_checkpoints_are_laid_over_each_other_again_in_their_order() -> None:
     server = Server(1)
     engine = server.engines[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from headwater.client.desired_state import DesiredState, WeightsStep
+from headwater.client.desired_state import DesiredState
 from headwater.messages.cache import AttachStorage, DetachStorage
 from headwater.messages.control import CancelOperation, ContinueGeneration, Failed, PauseGeneration
 from headwater.messages.state import EngineState, GetState
@@ -17,7 +17,6 @@ from headwater.messages.weights import (
     ResumeMemory,
     SetWeightVersion,
     UpdateWeights,
-    WeightsUpdated,
 )
 
 GONE = "its process has ended"
@@ -113,7 +112,7 @@ class Restoring:
         elif isinstance(answer, EngineState):
             self._next_step(standing, answer, desired, now_s)
         else:
-            self._carried_out(standing, answer, desired, now_s)
+            self._carried_out(standing)
 
     def _next_step(self, standing: Standing, state: EngineState, desired: DesiredState, now_s: float) -> None:
         if state.num_decided:  # of an order that has come late: what it leaves is not known yet
@@ -136,16 +135,9 @@ class Restoring:
         else:
             standing.serve(desired)
 
-    def _carried_out(self, standing: Standing, answer: Any, desired: DesiredState, now_s: float) -> None:
-        step = standing.step
-        if isinstance(step, AttachStorage | DetachStorage):
+    def _carried_out(self, standing: Standing) -> None:
+        if isinstance(standing.step, AttachStorage | DetachStorage):
             standing.store_revision = standing.asked_revision
-        if isinstance(answer, WeightsUpdated) and isinstance(step, UpdateWeights):
-            expected = next(
-                (s for s in desired.weights if (s.path, s.load_format) == (step.path, step.load_format)), None
-            )
-            if expected is not None and answer.weights_id != expected.weights_id:
-                self._stop(standing, _other_weights(expected, answer.weights_id), now_s)
 
     def _ask(self, standing: Standing, message: Any, step: Any, until_s: float) -> None:
         standing.asked, standing.step, standing.asked_until_s = message.call_id, step, until_s + _LATE_S
@@ -185,14 +177,15 @@ def _next_weights(weights_id: str, desired: DesiredState, *, call_id: str) -> Up
     known = [step.weights_id for step in steps]
     step = steps[known.index(weights_id) + 1 if weights_id in known else 0]
     if not step.path:
-        return Stuck(_other_weights(step, weights_id))
+        return Stuck(f"it loaded other weights than the server serves: {weights_id}, not {step.weights_id}")
     label = desired.weight_version if step is steps[-1] else ""  # of no policy that was ever served
-    return UpdateWeights(call_id=call_id, path=step.path, load_format=step.load_format, weight_version=label)
-
-
-def _other_weights(expected: WeightsStep, found: str) -> str:
-    where = f"what lies at {expected.path} now" if expected.path else "what it loaded"
-    return f"{where} is not what the server serves: weights {found}, not {expected.weights_id}"
+    return UpdateWeights(
+        call_id=call_id,
+        path=step.path,
+        load_format=step.load_format,
+        weight_version=label,
+        only_weights_id=step.weights_id,
+    )
 
 
 def _name(step: Any) -> str:

@@ -79,6 +79,10 @@ class WeightUpdate:
         error = self._staged.error()
         if error is not None:
             return self._failed(400, error)
+        only = self._message.only_weights_id
+        if only and self._staged.weights_id != only:
+            found = f"what lies at {self._message.path} now is not what the server serves"
+            return self._failed(409, f"{found}: weights {self._staged.weights_id}, not {only}")
         if not self._permit.ask(weights_id=self._staged.weights_id, is_whole=self._staged.is_whole):
             return None
         if self._step.is_step_in_flight():

@@ -17,6 +17,7 @@ class UpdateWeights(Call, tag="update_weights"):
     weight_version: str | None = None  # None: the label stays
     abort_all_requests: bool = False
     timeout_s: float = 600.0
+    only_weights_id: str = ""  # refused (409) if the files hold others; empty: whatever they hold
 
 
 class SetWeightVersion(Call, tag="set_weight_version"):

@@ -25,7 +25,6 @@ class FleetPromises:
         self._server = server
         self._told = Order(weights=FIRST_WEIGHTS, label="default")  # by the answers that callers got, in their order
         self._is_known = True  # no answer was due from an engine that was asked alone, and may have done it
-        self._history: list[tuple[float, Order]] = [(0.0, self._told)]  # from when on the server says what
         self._num_followed = 0  # of the changes asked for
         self._open: list[Asked] = []  # not told, or still being carried out
         self._by_mark: dict[str, Asked] = {}
@@ -37,7 +36,6 @@ class FleetPromises:
         """After a turn."""
         now_s = self._server.clock.now()
         self._take_new()
-        self._remember(now_s)
         self._check_marks(now_s)
         for asked in self._open.copy():
             self._check_asked(asked, now_s)
@@ -86,11 +84,6 @@ class FleetPromises:
         self._open_requests += requests[self._num_requests :]
         self._num_requests = len(requests)
 
-    def _remember(self, now_s: float) -> None:
-        says = self._server.says
-        if says is not None and says != self._history[-1][1]:
-            self._history.append((now_s, says))
-
     def _check_marks(self, now_s: float) -> None:
         """Every update, label and store has a mark of its own, which names the call that brought it."""
         for place in self._server.places:
@@ -131,8 +124,9 @@ class FleetPromises:
     def _check_text(self, sent: Sent) -> None:
         """It comes from the weights, and bears the label, that the server said it has at some moment meanwhile."""
         prompt = unpack_ids(sent.request.prompt_ids).tolist()
-        ends = [since_s for since_s, _ in self._history[1:]] + [float("inf")]
-        possible = [order for (_, order), end_s in zip(self._history, ends, strict=True) if end_s >= sent.sent_s]
+        history = self._server.history
+        ends = [since_s for since_s, _ in history[1:]] + [float("inf")]
+        possible = [order for (_, order), end_s in zip(history, ends, strict=True) if end_s >= sent.sent_s]
         weights = {order.weights for order in possible}
         by = {each for each in weights if expected_tokens(prompt, len(sent.tokens), VOCAB_SIZE, each) == sent.tokens}
         where = f"{sent.request.rid} on engine {sent.engine}"

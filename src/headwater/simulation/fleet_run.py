@@ -126,7 +126,7 @@ class FleetRun:
                 self.server.abandon(source.choice(waiting))
         elif chance < 0.165 + 0.02 * self._trouble:
             self._fall_silent(source.choice(self.server.places).index)
-        elif chance < 0.19 + 0.01 * self._trouble and self._trouble:
+        elif 0.2 < chance < 0.23:
             self._die_or_return(source.choice(self.server.places).index)
         elif chance > 0.995:
             self._touch_files()
@@ -146,7 +146,7 @@ class FleetRun:
     def _die_or_return(self, index: int) -> None:
         if self.server.places[index].engine is None:
             self.server.start(index, load_s=self._source.choice([0.0, 1.0]))
-        else:
+        elif self._source.random() < 0.2 * self._trouble:
             self.num_deaths += 1
             self.server.kill(index)
 

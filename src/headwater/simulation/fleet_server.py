@@ -102,6 +102,7 @@ class FleetServer:
         self.asked: list[Asked] = []
         self.sent: dict[str, Sent] = {}
         self.max_delay_s = 0.0
+        self.history = [(0.0, Order(weights=FIRST_WEIGHTS, label="default"))]  # from when on the server says what
         self._names = itertools.count()
         self.fleet = Fleet(num_engines, new_call_id=self.new_name, started_with=(FIRST_WEIGHTS, "auto"))
         self.places = [Place(index) for index in range(num_engines)]
@@ -220,6 +221,9 @@ class FleetServer:
         self._post()
 
     def _post(self) -> None:
+        says = self.says
+        if says is not None and says != self.history[-1][1]:
+            self.history.append((self.clock.now(), says))
         for index, message in self.fleet.take_outbox():
             self._put(self.places[index], message)
 
