@@ -8,8 +8,7 @@ concatenate it.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Message = dict[str, Any]
 Render = Callable[[Sequence[Message], Sequence[Mapping[str, Any]] | None], str]  # ValueError: it refuses
@@ -22,6 +21,10 @@ _KEY, _VALUE, _RESULT, _WORDS, _TOOL = (
 _ARGUMENTS = {_KEY: [_VALUE, True]}
 _PARAMETERS = {"type": "object", "properties": {_KEY: {"type": "array", "description": "d"}}, "required": [_KEY]}
 _TOOLS = [{"type": "function", "function": {"name": _TOOL, "description": "d", "parameters": _PARAMETERS}}]
+_FORMS: list[tuple[ArgumentsForm, EmptyContent]] = [
+    (arguments, content) for arguments in get_args(ArgumentsForm) for content in get_args(EmptyContent)
+]
+_DEFAULT_FORM: tuple[ArgumentsForm, EmptyContent] = ("object", "empty")
 _CALL_ID = "call12345"  # Mistral's templates want nine letters and digits
 
 
@@ -43,15 +46,14 @@ def find_form(render: Render) -> TemplateForm:
     """The form in which `render` shows everything: some twenty renderings of a few messages."""
     has_parts = _shows_only_parts(render)
     probe = _Probe(render, has_parts=has_parts)
-    forms = list(product(("object", "text"), ("null", "empty", "absent")))
-    grades = {form: probe.grade(_call(*form)) for form in forms}
+    grades = {form: probe.grade(_call(*form)) for form in _FORMS}
     best = max(grades.values())
-    arguments, content = next(form for form in forms if grades[form] == best) if best else ("object", "empty")
+    arguments, content = next(form for form in _FORMS if grades[form] == best) if best else _DEFAULT_FORM
     call = _call(arguments, content) if best else _said("assistant", "Hi", has_parts=has_parts)
     beside = _call(arguments, "empty") | {"content": _content(_WORDS, has_parts=has_parts)}
     return TemplateForm(
         arguments=arguments,
-        takes_argument_text=best > 0 and max(grades[form] for form in forms if form[0] == "text") == best,
+        takes_argument_text=best > 0 and max(grades[form] for form in _FORMS if form[0] == "text") == best,
         empty_content=content,
         shows_calls=best > 0 or probe.is_refused(_call("object", "empty")),
         shows_calls_beside_content=best == 0 or probe.grade(beside) > 0 or probe.is_refused(beside),
