@@ -103,7 +103,7 @@ class ChatCompletionRequest(OpenAIRequest, ChatPrompt):
     """Answer a conversation."""
 
     names: ClassVar[Names] = Names(refused=REFUSED, other_names=OTHER_NAMES_IN_CHAT)
-    messages: list[dict[str, Any]] = Field(  # pyright: ignore[reportIncompatibleVariableOverride] - needed here
+    messages: list[dict[str, Any]] = Field(
         description="Objects with `role` and `content` (a string, null, or a list of text parts).",
         json_schema_extra={"examples": [[{"role": "user", "content": "What is a radix tree?"}]]},
     )
