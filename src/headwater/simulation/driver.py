@@ -318,12 +318,16 @@ class Driver:
             copier=copier,
             prefetches=lambda: self.parts.cache.storage.reader.prefetches if self.parts.cache.storage else [],
         )
+        def is_quiet() -> bool:
+            cache = self.parts.cache
+            return not (cache.leases or cache.host_holds or self.runner.open_steps or self.parts.blockers())
+
         cuts = Cuts(
             self.parts.cache,
             retirements=retirements,
             calls=self.calls,
             held_pages=self._held_pages,
-            is_quiet=lambda: not self.parts.blockers() and not self.runner.open_steps and not self.parts.cache.leases,
+            is_quiet=is_quiet,
         )
         service = ServicePromises(
             self.parts.scheduler,
@@ -331,6 +335,7 @@ class Driver:
             max_queued=self.shape.max_queued,
             is_fcfs=self.shape.policy == "fcfs",
             advance=self.parts.control.advance,
+            is_quiet=is_quiet,
         )
         self.parts.control.advance = service.checked_advance  # type: ignore[method-assign]
         self.control = ControlPromises(

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from headwater.messages.control import PauseGeneration, PauseResult
+from headwater.messages.control import FlushResult, PauseGeneration, PauseResult
 from headwater.messages.generation import Generate
 from headwater.messages.weights import SetWeightVersion, UpdateWeights, WeightsUpdated, WeightVersionSet
 from headwater.messages.wire import ToClient, ToEngine
@@ -21,14 +21,26 @@ class ServicePromises:
     """Watches the scheduler of one engine: its decisions, against the requests that it had before it."""
 
     def __init__(
-        self, scheduler: Scheduler, *, oracle: Oracle, max_queued: int, is_fcfs: bool, advance: Callable[[], None]
+        self,
+        scheduler: Scheduler,
+        *,
+        oracle: Oracle,
+        max_queued: int,
+        is_fcfs: bool,
+        advance: Callable[[], None],
+        is_quiet: Callable[[], bool],
     ) -> None:
-        """`advance` is the control plane's; the caller puts `checked_advance` in its place."""
+        """`advance` is the control plane's; the caller puts `checked_advance` in its place.
+
+        `is_quiet`: nobody holds anything.
+        """
         self._scheduler = scheduler
         self._oracle = oracle
         self._max_queued = max_queued
         self._is_fcfs = is_fcfs
         self._advance = advance
+        self._is_quiet = is_quiet
+        self._was_quiet = False  # when the control plane was looked at last
         self._is_advancing = False
         self._num_running = 0  # when the control plane was looked at last
         self._ended_all: list[int] = []  # requests that an abort of all ended, in this turn by the control plane
@@ -43,6 +55,7 @@ class ServicePromises:
     def checked_advance(self) -> None:
         self._is_advancing = True
         self._num_running = len(self._scheduler.running)
+        self._was_quiet = not self._scheduler.cache.leases and self._is_quiet()
         self._advance()
         self._is_advancing = False
 
@@ -108,6 +121,9 @@ class ServicePromises:
     def _check_count(self, answer: ToClient, call: Any) -> None:
         told: int
         match answer:
+            case FlushResult() if answer.status == 202 and not answer.drained:
+                told, right = 0, 0
+                demand(not self._was_quiet, "drained_is_drained", f"{answer}, though nobody held anything")
             case PauseResult():
                 told, right = answer.num_requests, self._paused.pop(answer.call_id, answer.num_requests)
             case WeightsUpdated() if isinstance(call, UpdateWeights):
