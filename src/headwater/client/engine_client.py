@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import msgspec
 import zmq.asyncio
 
-from headwater.client.change_call import ChangeCall, Outcome
+from headwater.client.change_call import Outcome
 from headwater.client.desired_state import DesiredPin
 from headwater.client.engine_choice import choose_engine
 from headwater.client.errors import (
@@ -23,6 +22,7 @@ from headwater.client.errors import (
     ShuttingDown,
 )
 from headwater.client.fleet import Fleet
+from headwater.client.fleet_driver import FleetDriver
 from headwater.client.generation import Generation
 from headwater.client.link import EngineLink, new_call_id
 from headwater.client.prefix_routes import PrefixRoutes
@@ -69,9 +69,11 @@ class EngineClient:
         self._routes: PrefixRoutes | None = None  # made when several engines are there to choose from
         self._refusal: ShuttingDown | None = None
         self._fleet = Fleet(len(endpoints), new_call_id=new_call_id, started_with=started_with)
-        self._waiting: dict[ChangeCall, asyncio.Future[Outcome]] = {}
-        self._setting_pins: dict[int, asyncio.Task[None]] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._driver = FleetDriver(
+            self._fleet,
+            post=lambda engine, message: self._links[engine].post(message),
+            set_pin=self._set_pin_again,
+        )
 
     # --- life --------------------------------------------------------------------------------------
 
@@ -81,7 +83,7 @@ class EngineClient:
             return
         self._context = zmq.asyncio.Context()
         self._links = tuple(
-            EngineLink(index, self._context, on_ready=self._engine_ready, on_answer=self._heard)
+            EngineLink(index, self._context, on_ready=self._driver.engine_ready, on_answer=self._driver.heard)
             for index in range(len(self._endpoints))
         )
         for link, endpoint in zip(self._links, self._endpoints, strict=True):
@@ -96,11 +98,7 @@ class EngineClient:
     async def close(self) -> None:
         """Fail what is under way and close the sockets."""
         self.refuse_all("the server has shut down")
-        if self._timer is not None:
-            self._timer.cancel()
-        for task in self._setting_pins.values():
-            task.cancel()
-        await asyncio.gather(*self._setting_pins.values(), return_exceptions=True)
+        await self._driver.close()
         await asyncio.sleep(0)  # let the reader tasks see their cancellation
         if self._context is not None:
             self._context.term()
@@ -228,18 +226,7 @@ class EngineClient:
         `deadline_s` is a time of the event loop; the outcome comes within a second of it, whatever an engine does.
         Cancelling it cancels the change, unless it is decided.
         """
-        loop = asyncio.get_running_loop()
-        call = self._fleet.begin(change, deadline_s=deadline_s, now_s=loop.time(), engines=engines)
-        future = self._waiting[call] = loop.create_future()
-        self._pump()
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self._fleet.abandon(call, loop.time())
-            raise
-        finally:
-            self._waiting.pop(call, None)
-            self._pump()
+        return await self._driver.change(change, deadline_s=deadline_s, engines=engines)
 
     async def call(self, message: Any, *, engine: int = 0, timeout_s: float | None = None) -> Any:
         """Send a message of `ToEngine` with a fresh call_id to one engine; the struct it answers.
@@ -312,69 +299,26 @@ class EngineClient:
             return str(link.gone)
         return self._fleet.why_out(link.index) or LOADING
 
-    def _engine_ready(self, index: int, ready: EngineReady) -> None:
-        self._fleet.engine_ready(index, ready, asyncio.get_running_loop().time())
-        self._pump()
-
-    def _heard(self, index: int, answer: Any) -> None:
-        self._fleet.heard(index, answer, asyncio.get_running_loop().time())
-        self._pump()
-
     def _fail(self, link: EngineLink, error: EngineGone) -> None:
         link.fail(error)
-        self._fleet.engine_gone(link.index, error, asyncio.get_running_loop().time())
-        self._pump()
+        self._driver.engine_gone(error)
 
-    def _tick(self) -> None:
-        self._timer = None
-        self._fleet.tick(asyncio.get_running_loop().time())
-        self._pump()
-
-    def _pump(self) -> None:
-        """Send what the fleet wants sent, tell what has ended, and look again when it is due."""
-        for engine, message in self._fleet.take_outbox():
-            self._links[engine].post(message)
-        for call, future in self._waiting.items():
-            if call.outcome is not None and not future.done():
-                future.set_result(call.outcome)
-        for index in range(self.num_engines):
-            self._set_pins(index)
-        if self._timer is not None:
-            self._timer.cancel()
-        due_s = self._fleet.next_tick_s
-        loop = asyncio.get_running_loop()
-        self._timer = None if math.isinf(due_s) else loop.call_at(due_s, self._tick)
-
-    def _set_pins(self, index: int) -> None:
-        """Have a restarted engine compute and set its pins again, if it has come to that."""
-        task = self._setting_pins.get(index)
-        if task is not None and not task.done():
-            return
-        pins = self._fleet.pins_to_set(index, now_s=asyncio.get_running_loop().time())
-        if pins:
-            self._setting_pins[index] = asyncio.create_task(self._set_pins_again(index, pins))
-
-    async def _set_pins_again(self, index: int, pins: list[DesiredPin]) -> None:
+    async def _set_pin_again(self, engine: int, pin: DesiredPin) -> None:
         """One that cannot be set (no room) is dropped with a warning: it is worth time, not correctness."""
-        loop = asyncio.get_running_loop()
-        for pin in pins:
-            prefix = pin.message
-            sampling = SamplingParams(max_new_tokens=0, temperature=0.0)
-            request = Generate(
-                rid=f"pin-{new_call_id()}",
-                prompt_ids=prefix.prompt_ids,
-                sampling=sampling,
-                cache_salt=prefix.cache_salt,
-                extra_key=prefix.extra_key,
-            )
-            try:
-                async with asyncio.timeout(_PIN_TIMEOUT_S):
-                    async for _ in self._links[index].generate(request):
-                        pass
-                ttl_s = max(_SHORTEST_S, pin.ends_at_s - loop.time())
-                again = msgspec.structs.replace(prefix, call_id=new_call_id(), ttl_s=ttl_s, expires_at_s=None)
-                await self.call(again, engine=index, timeout_s=_PIN_TIMEOUT_S)
-            except (EngineGone, CallFailed, TimeoutError) as error:
-                log.warning("engine %d: pin %s could not be set again: %s", index, prefix.pin_id, error or "no answer")
-        self._fleet.pins_are_set(index, now_s=loop.time())
-        self._pump()
+        prefix, clock = pin.message, asyncio.get_running_loop().time
+        request = Generate(
+            rid=f"pin-{new_call_id()}",
+            prompt_ids=prefix.prompt_ids,
+            sampling=SamplingParams(max_new_tokens=0, temperature=0.0),
+            cache_salt=prefix.cache_salt,
+            extra_key=prefix.extra_key,
+        )
+        try:
+            async with asyncio.timeout(_PIN_TIMEOUT_S):
+                async for _ in self._links[engine].generate(request):
+                    pass
+            ttl_s = max(_SHORTEST_S, pin.ends_at_s - clock())
+            again = msgspec.structs.replace(prefix, call_id=new_call_id(), ttl_s=ttl_s, expires_at_s=None)
+            await self.call(again, engine=engine, timeout_s=_PIN_TIMEOUT_S)
+        except (EngineGone, CallFailed, TimeoutError) as error:
+            log.warning("engine %d: pin %s could not be set again: %s", engine, prefix.pin_id, error or "no answer")

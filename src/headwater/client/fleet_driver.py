@@ -1,0 +1,98 @@
+"""Drives a `Fleet` with what it does not know: the event loop's time, its timers, sockets, and pins to be computed."""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from headwater.client.change_call import ChangeCall, Outcome
+from headwater.client.desired_state import DesiredPin
+from headwater.client.errors import EngineGone
+from headwater.client.fleet import Fleet
+from headwater.messages.state import EngineReady
+from headwater.messages.two_phase import Change
+
+
+class FleetDriver:
+    """All methods belong to one running event loop."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        *,
+        post: Callable[[int, Any], None],
+        set_pin: Callable[[int, DesiredPin], Awaitable[None]],
+    ) -> None:
+        """`post` sends a message to an engine; `set_pin` has an engine compute and pin a prefix, and never raises."""
+        self.fleet = fleet
+        self._post = post
+        self._set_pin = set_pin
+        self._waiting: dict[ChangeCall, asyncio.Future[Outcome]] = {}
+        self._setting_pins: dict[int, asyncio.Task[None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._setting_pins.values():
+            task.cancel()
+        await asyncio.gather(*self._setting_pins.values(), return_exceptions=True)
+
+    async def change(self, change: Change, *, deadline_s: float, engines: Sequence[int] | None) -> Outcome:
+        """See `EngineClient.change`."""
+        loop = asyncio.get_running_loop()
+        call = self.fleet.begin(change, deadline_s=deadline_s, now_s=loop.time(), engines=engines)
+        future = self._waiting[call] = loop.create_future()
+        self._pump()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.fleet.abandon(call, loop.time())
+            raise
+        finally:
+            self._waiting.pop(call, None)
+            self._pump()
+
+    def engine_ready(self, engine: int, ready: EngineReady) -> None:
+        self.fleet.engine_ready(engine, ready, asyncio.get_running_loop().time())
+        self._pump()
+
+    def engine_gone(self, error: EngineGone) -> None:
+        self.fleet.engine_gone(error.engine, error, asyncio.get_running_loop().time())
+        self._pump()
+
+    def heard(self, engine: int, answer: Any) -> None:
+        """An engine has answered something that nobody else waits for."""
+        self.fleet.heard(engine, answer, asyncio.get_running_loop().time())
+        self._pump()
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.fleet.tick(asyncio.get_running_loop().time())
+        self._pump()
+
+    def _pump(self) -> None:
+        """Send what the fleet wants sent, tell what has ended, and look again when it is due."""
+        loop = asyncio.get_running_loop()
+        for engine, message in self.fleet.take_outbox():
+            self._post(engine, message)
+        for call, future in self._waiting.items():
+            if call.outcome is not None and not future.done():
+                future.set_result(call.outcome)
+        for standing in self.fleet.standings:
+            pins = self.fleet.pins_to_set(standing.index, now_s=loop.time())
+            task = self._setting_pins.get(standing.index)
+            if pins and (task is None or task.done()):
+                self._setting_pins[standing.index] = loop.create_task(self._set_pins(standing.index, pins))
+        if self._timer is not None:
+            self._timer.cancel()
+        due_s = self.fleet.next_tick_s
+        self._timer = None if math.isinf(due_s) else loop.call_at(due_s, self._tick)
+
+    async def _set_pins(self, engine: int, pins: list[DesiredPin]) -> None:
+        """A restarted engine computes and sets its pins again."""
+        for pin in pins:
+            await self._set_pin(engine, pin)
+        self.fleet.pins_are_set(engine, now_s=asyncio.get_running_loop().time())
+        self._setting_pins.pop(engine, None)
+        self._pump()
