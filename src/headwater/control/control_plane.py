@@ -23,7 +23,8 @@ from headwater.control.ports import (
     StoragePort,
     WeightsPort,
 )
-from headwater.control.released_memory import TAGS, ReleasedMemory
+from headwater.control.refusals import refuse_scope, refuse_tags, refuse_timeout
+from headwater.control.released_memory import ReleasedMemory
 from headwater.control.storage import StorageAttach
 from headwater.control.weights import WeightUpdate
 from headwater.messages.base import Call, unpack_ids
@@ -90,11 +91,11 @@ class ControlPlane:
     # --- messages -----------------------------------------------------------------------------------
 
     def flush(self, message: FlushCache, client: bytes) -> None:
-        failure = self._timeout_refusal(message) or self._scope_refusal(message)
+        cache = self._ports.cache
+        failure = refuse_timeout(message, max_s=self._max_timeout_s) or refuse_scope(message, tiers=cache.tiers)
         if failure is not None:
             self._answers.append((client, failure))
             return
-        cache = self._ports.cache
         scope = FlushScope(
             tiers=message.tiers or tuple(tier for tier in cache.tiers if tier != "storage"),
             cache_salt=message.cache_salt,
@@ -412,35 +413,10 @@ class ControlPlane:
         *,
         permit: Permit | None,
     ) -> None:
-        failure = self._timeout_refusal(message)
+        failure = refuse_timeout(message, max_s=self._max_timeout_s)
         if failure is None and isinstance(message, ReleaseMemory | ResumeMemory):
-            unknown = [tag for tag in message.tags if tag not in TAGS]
-            if unknown:
-                text = f"tag {unknown[0]!r} is not known; known: {', '.join(TAGS)}"
-                failure = Failed(call_id=message.call_id, status=400, message=text, param="tags")
+            failure = refuse_tags(message)
         if failure is not None:
             self._answers.append((client, failure))
             return
         self._start(operation, message, client, timeout_s=message.timeout_s, permit=permit)
-
-    def _timeout_refusal(
-        self, message: FlushCache | UpdateWeights | ReleaseMemory | ResumeMemory | AttachStorage
-    ) -> Failed | None:
-        if 0 <= message.timeout_s <= self._max_timeout_s:  # also false for NaN
-            return None
-        text = f"timeout must be between 0 and {self._max_timeout_s:g} seconds"
-        return Failed(call_id=message.call_id, status=400, message=text, param="timeout")
-
-    def _scope_refusal(self, message: FlushCache) -> Failed | None:
-        param, text = None, ""
-        tiers = self._ports.cache.tiers
-        unknown = [tier for tier in message.tiers if tier not in tiers]
-        if unknown:
-            param, text = "tiers", f"tier {unknown[0]!r} is not enabled; enabled: {', '.join(tiers)}"
-        if message.prefix_ids is not None and not message.prefix_ids:
-            param, text = "prefix_ids", "prefix_ids must hold at least one token"
-        if message.prefix_ids is not None and "storage" in message.tiers:
-            param, text = "prefix_ids", "storage cannot be flushed by prefix: its keys are hashes"
-        if param is None:
-            return None
-        return Failed(call_id=message.call_id, status=400, message=text, param=param)
