@@ -187,10 +187,10 @@ def aborted_requests_are_not_counted() -> list[Patch]:
 @mutant(profile="training")
 def waiting_requests_count_as_frozen() -> list[Patch]:
     """A pause counts those that wait among those that it froze."""
-    right = RequestsForControl.num_running.fget  # type: ignore[attr-defined]
+    right: Any = RequestsForControl.num_running
 
     def num_running(self: RequestsForControl) -> int:
-        return right(self) + len(self._scheduler.waiting)
+        return right.fget(self) + len(self._scheduler.waiting)
 
     return [(RequestsForControl, "num_running", property(num_running))]
 

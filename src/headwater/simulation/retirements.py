@@ -73,7 +73,7 @@ class Retirements:
 
     def marked_pages(self, tier: Tier) -> PageIds:
         """Pages whose contents a flush has covered on `tier`, wherever they are by now."""
-        return self._marks[tier].nonzero()[0]
+        return self._marks[tier].nonzero()[0].astype(np.int32)
 
     def pages_in_scope(self, flush: FlushCache, in_tree: dict[Tier, frozenset[int]]) -> dict[Tier, frozenset[int]]:
         """Of the pages `in_tree`, by tier, those that the parameters of `flush` name. Whatever their weights."""
