@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -150,9 +150,9 @@ def scaling_of(fields: Fields) -> Fields:
 def kind_of(scaling: Fields) -> RopeKind:
     """The kind of scaling, whose parameters are all known. ModelFileError that names what is not."""
     name = scaling.text("rope_type", "default")
-    kind = next((known for known in KINDS if known == name), None)
-    if kind is None:
+    if name not in KINDS:
         raise scaling.refuse(f"rope type {name!r} is not supported, known types: {', '.join(KINDS)}")
+    kind = cast(RopeKind, name)
     given = [key for key in scaling if key not in _COMMON_KEYS]
     if "rope_type" not in scaling and given:
         raise scaling.refuse(f"rope_scaling gives {given[0]!r} without a rope_type; known types: {', '.join(KINDS)}")

@@ -133,7 +133,7 @@ def read_gguf_config(file: GGUFFile) -> ModelConfig:
         raise fields.refuse(str(error)) from None
 
 
-def _of_architecture(file: GGUFFile, architecture: str) -> dict[str, object]:
+def _of_architecture(file: GGUFFile, architecture: str) -> dict[str, Any]:
     prefix = architecture + "."
     found = {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)}
     return found | {key.removeprefix(prefix): "a long array" for key in file.array_keys if key.startswith(prefix)}
