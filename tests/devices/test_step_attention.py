@@ -64,6 +64,8 @@ def test_attention_is_causal_softmax_over_the_pages(built: Built, mix: str, page
 def test_few_queries_over_long_contexts(built: Built, page_size: int, rows: list[tuple[int, int]]) -> None:
     """On a GPU such contexts are cut into pieces: one read twice, left out or joined with a wrong share shows."""
     device, dtype = built
+    if isinstance(device, CudaDevice) and not device.is_gpu and (page_size == 16) == (len(rows) > 1):
+        pytest.skip("Triton's interpreter takes long; on a GPU each mix has each size of pages")
     setting = Setting(rows, dtype=dtype, page_size=page_size)
     if isinstance(device, CudaDevice):
         chunks = slice(1, None) if rows[0][0] == 1 else slice(None)
