@@ -1,5 +1,7 @@
 """Messages about pins, answered at once."""
 
+from collections.abc import Iterable
+
 from headwater.cache.namespace import Namespace, Tier
 from headwater.cache.pins import Pin, PinBoard, PinLimit
 from headwater.cache.prefix_cache import PrefixCache
@@ -20,6 +22,10 @@ class Pinning:
         self._cache = cache
         self._board = PinBoard(cache, clock)
         self._scheduler = scheduler
+
+    @property
+    def pins(self) -> Iterable[Pin]:
+        return self._board
 
     @property
     def num_pins(self) -> int:

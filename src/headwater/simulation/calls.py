@@ -73,6 +73,9 @@ class Calls:
             raise Violation("answered_once", f"call {key[1]} was answered, though nobody waits for that")
         return call
 
+    def now_s(self) -> float:
+        return self._clock.now()
+
     def check_deadlines(self) -> None:
         """At the end of a turn: no call that should have been answered in it is pending."""
         now_s = self._clock.now()

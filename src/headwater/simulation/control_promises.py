@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from headwater.messages.cache import AttachStorage
+from headwater.messages.cache import AttachStorage, PinPrefix, Pins
 from headwater.messages.control import ContinueGeneration, Failed, FlushCache, FlushResult, PauseGeneration
 from headwater.messages.generation import Abort, Generate, GenerateBatch
 from headwater.messages.state import Shutdown
@@ -38,6 +38,7 @@ class ControlPromises:
         retirements: Retirements,
         cuts: Cuts,
         service: ServicePromises,
+        live_pins: Callable[[], set[str]],
         weights: FakeWeights,
         phases: Callable[[], dict[str, str]],
     ) -> None:
@@ -57,6 +58,9 @@ class ControlPromises:
         self._applied_now: list[Call] = []  # flushes, in this turn
         self._flushes_answered: list[tuple[Call, FlushResult]] = []  # in this turn
         self._service = service
+        self._live_pins = live_pins
+        self._pins: dict[str, float] = {}  # until when each may last
+        self._pins_due: set[str] = set()  # whose time was over when the turn began
         self._messages: list[ToEngine] = []  # read in this turn
         self._answers: list[tuple[Call, ToClient]] = []  # told in this turn
         self._num_releases = 0  # of memory, in this turn
@@ -68,6 +72,7 @@ class ControlPromises:
     def begin_turn(self, messages: list[tuple[bytes, ToEngine]]) -> None:
         """The engine is about to see `messages`, in this order."""
         turn = self._world.turn
+        self._pins_due = {pin_id for pin_id, until_s in self._pins.items() if self._calls.now_s() >= until_s}
         self._messages = [message for _, message in messages]
         self._was_released = bool(self.released)
         self._running_before = self._oracle.running_keys()
@@ -104,6 +109,8 @@ class ControlPromises:
         match answer:
             case FlushResult():
                 self._check_flush(call, answer)
+            case Pins() if isinstance(call.message, PinPrefix):
+                self._pins |= {pin.pin_id: self._calls.now_s() + call.message.ttl_s for pin in answer.items}
             case MemoryResult():
                 self.released = answer.released
                 self._num_releases += isinstance(call.message, ReleaseMemory)
@@ -115,6 +122,7 @@ class ControlPromises:
 
     def end_turn(self, *, has_launched: bool) -> None:
         """All answers of the turn are in."""
+        self._check_pins()
         for call in self._immediate.copy():
             self._apply_if_immediate(call)
         self._apply_while_store_is_asked()
@@ -189,6 +197,13 @@ class ControlPromises:
             store.acknowledged_turn = self._world.turn
         if flush.mode == "drain" and answer.drained and answer.status == 200:
             self._check_drained(flush, turn)
+
+    def _check_pins(self) -> None:
+        """A pin ends when its time is over: its pages can be evicted again."""
+        late = self._pins_due & self._live_pins()
+        demand(not late, "pins_end", f"{late} are held though their time is over")
+        for pin_id in self._pins_due:
+            del self._pins[pin_id]
 
     def _check_was_idle(self) -> None:
         """Who ran before this turn, and runs on without having entered anew, was running all the time."""

@@ -345,6 +345,7 @@ class Driver:
             retirements=retirements,
             cuts=cuts,
             service=service,
+            live_pins=lambda: {pin.pin_id for pin in self.parts.pinning.pins},
             weights=self.runner.weights,
             phases=lambda: {info.call_id: info.phase for info in self.parts.control.operations()},
         )

@@ -1,15 +1,18 @@
 """Mutants of token paths: what is matched, published, limited and put together from pages."""
 
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 from headwater.cache.lease import Lease
 from headwater.cache.namespace import Scope
 from headwater.cache.page_pool import PageIds
+from headwater.cache.pins import PinBoard
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.radix_tree import Node, RadixTree
 from headwater.cache.tier_books import TierBooks
+from headwater.clock import Deadline
 from headwater.engine.flight import Flight
 from headwater.engine.loop import EngineLoop
 from headwater.messages.control import ContinueGeneration
@@ -127,3 +130,15 @@ def other_weights_are_the_same_to_a_scope() -> list[Patch]:
         return self.other_than_weights_id == namespace.weights_id
 
     return [(Scope, "has_namespace", has_namespace)]
+
+
+@mutant(profile="rough")
+def pins_last_for_ever() -> list[Patch]:
+    """A pin is held on after its time."""
+    right = PinBoard.advance
+
+    def advance(self: PinBoard) -> None:
+        with patch.object(Deadline, "has_passed", lambda self, clock: False):
+            right(self)
+
+    return [(PinBoard, "advance", advance)]
