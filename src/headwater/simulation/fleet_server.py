@@ -205,7 +205,7 @@ class FleetServer:
                 place.engine.send(place.inbound.pop(0)[1])
             place.engine.turn()
             place.outbound += [(self._arrival(place.outbound), said) for said in place.engine.take()]
-        while place.outbound and place.outbound[0][0] <= now_s and place.engine is not None:
+        while place.outbound and place.outbound[0][0] <= now_s and place.can_turn(now_s):
             self._deliver(place.index, place.outbound.pop(0)[1])
 
     def _deliver(self, index: int, said: Any) -> None:
