@@ -127,13 +127,14 @@ class Client:
         elif answer.text and self._has_seen_several(case, answer, possible):
             self._outcome.requests["under changing weights"] += 1
         elif answer.text:
-            self._compare(case, answer, where=where, label=answer.label or min(possible))
+            self._compare(case, answer, where=f"{where} {sorted(possible)}", label=answer.label or min(possible))
         elif answer.finish is not None:
             self._outcome.requests["aborted before the first token"] += 1
 
     def _has_seen_several(self, case: Case, answer: Answer, possible: frozenset[str]) -> bool:
-        """Whether the weights may have changed between its tokens; /generate tells, for the others the clock does."""
-        labels = {label for label, _ in answer.spans} if case.kind == "generate" else possible
+        """Whether weights may have changed between its tokens: the last chunk of /generate tells, or the clock."""
+        tells = case.kind == "generate" and answer.finish is not None
+        labels = {label for label, _ in answer.spans} if tells else possible
         return len({checkpoint_of(label) for label in labels}) > 1
 
     def _compare(self, case: Case, answer: Answer, *, where: str, label: str) -> None:

@@ -15,7 +15,7 @@ from chaos_parts.weights_log import WeightsLog
 Json = dict[str, Any]
 HANG_S = 120.0  # beyond an operation's own deadline: nobody waits longer
 DONE = (200, 202)  # 202: decided for all engines, of which one has not confirmed it and takes no requests until then
-GONE = (503, 504)  # an engine is gone, loads or is silent: nothing was changed
+GONE = (409, 503, 504)  # an engine is gone, loads, is silent, or busy with another operation: nothing was changed
 LASTING_S = 120.0  # until a pause can be ended or memory taken again, restarts of engines included
 UPDATE_TIMEOUT_S = 60.0
 

@@ -68,6 +68,9 @@ def test_an_answer_under_two_weights_has_no_one_text() -> None:
     assert judged(mixed, weights=weights).failures == []
     assert judged(whole(text="wald", ids=None), case=CHAT, weights=weights).failures == [], "chats tell no spans"
     assert judged(whole(text="wald", ids=(1, 5, 6)), weights=weights).kinds() == {"wrong text": 1}
+    cut = Answer(text="wal", ids=(1, 5), label="first-0", error="engine 1 is gone")  # the last chunk never came
+    assert judged(cut, weights=weights).failures == []
+    assert judged(cut).kinds() == {"wrong text": 1}
 
 
 def test_the_log_knows_what_was_in_force() -> None:
