@@ -123,7 +123,7 @@ async def _prompts(
     prompts: list[TokenIds] = []
     texts: list[str] = []
     for item in items:
-        ids = item
+        ids: Any = item
         if isinstance(item, str):
             ids = await generator.encode(
                 item,

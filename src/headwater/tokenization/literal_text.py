@@ -71,7 +71,8 @@ class LiteralText:
                 secret_of = {spelling: f"{self._secret}c{number}x" for number, spelling in enumerate(self._spellings)}
                 known = self._backend.get_added_tokens_decoder()
                 copy.add_tokens([_renamed(known[self._control[old]], new) for old, new in secret_of.items()])
-                id_of = {copy.token_to_id(new): self._control[old] for old, new in secret_of.items()}
+                new_ids = {old: copy.token_to_id(new) for old, new in secret_of.items()}
+                id_of = {new_id: self._control[old] for old, new_id in new_ids.items() if new_id is not None}
                 self._second = copy, secret_of, id_of
             return self._second
 
