@@ -123,7 +123,6 @@ async def _prompts(
     prompts: list[TokenIds] = []
     texts: list[str] = []
     for item in items:
-        ids: Any = item
         if isinstance(item, str):
             ids = await generator.encode(
                 item,
@@ -131,6 +130,8 @@ async def _prompts(
                 add_special_tokens=request.add_special_tokens,
                 parse_special_tokens=request.parse_special_tokens,
             )
+        else:
+            ids = item
         prompts.append(check_prompt(ids, model, param="prompt", is_prefill=request.max_tokens == 0))
         if isinstance(item, str):
             texts.append(item)
