@@ -137,5 +137,5 @@ async def _prompts(
             texts.append(item)
         else:
             skips = request.skip_special_tokens
-            texts.append(generator.tokenizer.decode(ids, skip_special_tokens=skips) if request.echo else "")
+            texts.append(generator.tokenizer.decode(item, skip_special_tokens=skips) if request.echo else "")
     return prompts, texts

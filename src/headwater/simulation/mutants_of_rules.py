@@ -1,4 +1,4 @@
-"""Mutants of single comparisons, fields and steps of scheduling, control and the loop: one rule each, slightly wrong."""
+"""Mutants of single rules of scheduling, control and pins: a comparison, a field or a step that is slightly wrong."""
 
 from typing import Any
 

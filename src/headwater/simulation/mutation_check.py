@@ -11,6 +11,7 @@ from headwater.simulation import (  # noqa: F401  they register themselves
     mutants_of_engine,
     mutants_of_files,
     mutants_of_paths,
+    mutants_of_rules,
 )
 from headwater.simulation.mutants import MUTANTS, Mutant, Verdict
 from headwater.simulation.profiles import PROFILES
