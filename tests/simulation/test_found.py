@@ -42,6 +42,19 @@ def test_a_pause_that_is_continued_in_the_same_turn_has_its_effect(is_async):
     assert driver.replies["p"].num_requests == 1
 
 
+@BOTH
+def test_a_pause_that_is_continued_counts_those_that_a_later_message_of_the_turn_ends(is_async):
+    """The checks took the number that ran after the abort for the one that the pause should have told."""
+    driver = Driver(is_async=is_async)
+    driver.generate("a", list(range(20)), 200)
+    driver.turn(3)
+    driver.send(PauseGeneration(call_id="p", mode="in_place"))
+    driver.send(ContinueGeneration(call_id="c"))
+    driver.send(Abort(call_id="x", match="all"))
+    driver.turn()
+    assert driver.replies["p"].num_requests == 1
+
+
 def test_a_deadline_that_passes_between_two_turns_is_not_slept_over():
     """An operation that polls was looked at only a poll interval after its deadline."""
     driver = Driver()

@@ -38,7 +38,7 @@ class ControlPromises:
         retirements: Retirements,
         cuts: Cuts,
         service: ServicePromises,
-        live_pins: Callable[[], set[str]],
+        live_pins: Callable[[], dict[str, bool]],
         weights: FakeWeights,
         phases: Callable[[], dict[str, str]],
     ) -> None:
@@ -58,7 +58,8 @@ class ControlPromises:
         self._applied_now: list[Call] = []  # flushes, in this turn
         self._flushes_answered: list[tuple[Call, FlushResult]] = []  # in this turn
         self._service = service
-        self._live_pins = live_pins
+        self._live_pins = live_pins  # and whether a flush has retired what they hold
+        self._pins_retired: set[str] = set()  # when the last turn ended
         self._pins: dict[str, float] = {}  # until when each may last
         self._pins_due: set[str] = set()  # whose time was over when the turn began
         self._messages: list[ToEngine] = []  # read in this turn
@@ -200,8 +201,12 @@ class ControlPromises:
 
     def _check_pins(self) -> None:
         """A pin ends when its time is over: its pages can be evicted again."""
-        late = self._pins_due & self._live_pins()
+        pins = self._live_pins()
+        late = self._pins_due & pins.keys()
         demand(not late, "pins_end", f"{late} are held though their time is over")
+        flushed = self._pins_retired & pins.keys()
+        demand(not flushed, "pins_end", f"{flushed} hold what a flush has retired")
+        self._pins_retired = {pin_id for pin_id, is_retired in pins.items() if is_retired}
         for pin_id in self._pins_due:
             del self._pins[pin_id]
 

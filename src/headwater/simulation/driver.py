@@ -318,6 +318,7 @@ class Driver:
             copier=copier,
             prefetches=lambda: self.parts.cache.storage.reader.prefetches if self.parts.cache.storage else [],
         )
+
         def is_quiet() -> bool:
             cache = self.parts.cache
             return not (cache.leases or cache.host_holds or self.runner.open_steps or self.parts.blockers())
@@ -345,7 +346,9 @@ class Driver:
             retirements=retirements,
             cuts=cuts,
             service=service,
-            live_pins=lambda: {pin.pin_id for pin in self.parts.pinning.pins},
+            live_pins=lambda: {
+                pin.pin_id: bool(pin.lease and pin.lease.retirements) for pin in self.parts.pinning.pins
+            },
             weights=self.runner.weights,
             phases=lambda: {info.call_id: info.phase for info in self.parts.control.operations()},
         )

@@ -36,6 +36,8 @@ class FleetPromises:
         """After a turn."""
         now_s = self._server.clock.now()
         self._take_new()
+        decided = self._server.decided_without
+        demand(not decided, "decided_by_all", f"decided though engines had not said that they can: {decided}")
         self._check_marks(now_s)
         for asked in self._open.copy():
             self._check_asked(asked, now_s)

@@ -125,7 +125,7 @@ class FleetRun:
             if waiting:
                 self.server.abandon(source.choice(waiting))
         elif chance < 0.165 + 0.02 * self._trouble:
-            self._fall_silent(source.choice(self.server.places).index)
+            self._fall_silent()
         elif 0.2 < chance < 0.23:
             self._die_or_return(source.choice(self.server.places).index)
         elif chance > 0.995:
@@ -139,9 +139,11 @@ class FleetRun:
         if sent is not None:
             self.promises.check_routed(sent)
 
-    def _fall_silent(self, index: int) -> None:
+    def _fall_silent(self) -> None:
+        """An engine stops for a while: often one that has done something, and has not said so yet."""
+        places = [place for place in self.server.places if place.outbound] or self.server.places
         lasts_s = self._source.choice([0.1, 0.5, 1.5, 4.0])
-        self.server.places[index].silent_until_s = self.server.clock.now() + lasts_s
+        self._source.choice(places).silent_until_s = self.server.clock.now() + lasts_s
 
     def _die_or_return(self, index: int) -> None:
         if self.server.places[index].engine is None:

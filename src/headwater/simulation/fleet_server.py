@@ -12,7 +12,7 @@ from headwater.client.fleet import Fleet
 from headwater.clock import ManualClock
 from headwater.messages.generation import Generate, Outputs
 from headwater.messages.state import EngineReady, Hello
-from headwater.messages.two_phase import Change
+from headwater.messages.two_phase import Change, Commit, Prepare, Prepared
 from headwater.simulation.fake_memory import FakeStagedWeights, FakeWeights
 from headwater.simulation.fleet_engine import FleetEngine, Order
 
@@ -102,6 +102,8 @@ class FleetServer:
         self.asked: list[Asked] = []
         self.sent: dict[str, Sent] = {}
         self.max_delay_s = 0.0
+        self.not_prepared: dict[str, set[int]] = {}  # by the id of a change: engines asked that have not said they can
+        self.decided_without: list[tuple[str, set[int]]] = []  # changes that were decided though some had not
         self.history = [(0.0, Order(weights=FIRST_WEIGHTS, label="default"))]  # from when on the server says what
         self._names = itertools.count()
         self.fleet = Fleet(num_engines, new_call_id=self.new_name, started_with=(FIRST_WEIGHTS, "auto"))
@@ -217,6 +219,8 @@ class FleetServer:
         elif isinstance(said, EngineReady):
             self.fleet.engine_ready(index, said, self.clock.now())
         else:
+            if isinstance(said, Prepared):
+                self.not_prepared.get(said.call_id, set()).discard(index)
             self.fleet.heard(index, said, self.clock.now())
         self._post()
 
@@ -225,6 +229,10 @@ class FleetServer:
         if says is not None and says != self.history[-1][1]:
             self.history.append((self.clock.now(), says))
         for index, message in self.fleet.take_outbox():
+            if isinstance(message, Prepare):
+                self.not_prepared.setdefault(message.change.call_id, set()).add(index)
+            elif isinstance(message, Commit) and (missing := self.not_prepared.pop(message.prepared, None)):
+                self.decided_without.append((message.prepared, missing))
             self._put(self.places[index], message)
 
     def _put(self, place: Place, message: Any) -> None:

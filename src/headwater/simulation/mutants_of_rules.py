@@ -13,7 +13,6 @@ from headwater.control.weights import WeightUpdate
 from headwater.engine.control_ports import IdentityForControl, RequestsForControl
 from headwater.messages.generation import Generate
 from headwater.scheduling import outputs
-from headwater.scheduling.loading import LoadingRequests
 from headwater.scheduling.outputs import OutputBuffer
 from headwater.scheduling.plan import PageUpdate
 from headwater.scheduling.plan_builder import PlanBuilder
@@ -180,20 +179,6 @@ def prompts_are_reported_again_after_a_retraction() -> list[Patch]:
         request.prompt_logprobs = known
 
     return [(Scheduler, "_retract", retract)]
-
-
-@mutant(profile="tiers")
-def dropped_loads_are_tried_again() -> list[Patch]:
-    """A request whose pages were dropped on their way loads again, however often they are dropped."""
-    right = LoadingRequests.take_arrived
-
-    def take_arrived(self: LoadingRequests) -> list[Request]:
-        arrived = right(self)
-        for request in arrived:
-            request.may_load = True
-        return arrived
-
-    return [(LoadingRequests, "take_arrived", take_arrived)]
 
 
 @mutant(profile="training")

@@ -44,6 +44,8 @@ class Requests:
     def abort(self) -> Iterator[Event]:
         rid = self._source.choice(self._callers.rids) if self._callers.rids else "r0"
         match = self._source.choices(["exact", "prefix", "all"], [12, 1, 1])[0]
+        if match == "prefix":  # which others begin with, too
+            rid = rid[:-1]
         yield self._callers.call(lambda call_id: Abort(call_id=call_id, rid=rid, match=match))  # type: ignore[arg-type]
 
     def generate(self, prompt: list[int], *, max_new_tokens: int | None = None) -> Generate:

@@ -38,6 +38,7 @@ class RequestModel:
         self.num_entered = 0  # times it has entered a slot
         self.may_end_early = False  # somebody asked for it
         self.has_failed = False  # its step has raised, or its logits were not finite
+        self.num_weights_changes = 0  # new weights that came after it had begun
         self.is_spoilt = False  # what it computes since it entered its slot is nonsense
         self.is_too_long = len(self.prompt) > room - (message.sampling.max_new_tokens > 0)
         self._limit = min(message.sampling.max_new_tokens, room - len(self.prompt))
@@ -121,7 +122,10 @@ class RequestModel:
 
     def _check_end(self, output: Output) -> None:
         finish = output.finish
-        assert finish is not None
+        assert finish is not None and output.meta is not None
+        num_named, num_due = len(output.meta.weights_versions), self.num_weights_changes
+        is_named = num_named == (num_due + 1 if num_due else 0)
+        demand(is_named, "labels_are_told", f"{self.rid} names {num_named} weights, {num_due} came while it ran")
         if finish.type == "abort":
             is_right = (
                 (finish.status == 0 and self.may_end_early)

@@ -3,7 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from headwater.messages.control import FlushResult, PauseGeneration, PauseResult
+from headwater.messages.control import (
+    CancelOperation,
+    ContinueGeneration,
+    FlushCache,
+    FlushResult,
+    PauseGeneration,
+    PauseResult,
+)
 from headwater.messages.generation import Generate
 from headwater.messages.weights import SetWeightVersion, UpdateWeights, WeightsUpdated, WeightVersionSet
 from headwater.messages.wire import ToClient, ToEngine
@@ -47,7 +54,10 @@ class ServicePromises:
         self._relabelled: list[int] = []  # and by messages
         self._retracted: list[int] = []
         self._paused: dict[str, int] = {}  # what each pause is to tell, by call id
+        self._cancelled: set[str] = set()  # calls that were cancelled in this turn
         self._add, self._abort, self._retract_all = scheduler.add, scheduler.abort, scheduler.retract_all
+        self._begin_weights = scheduler.begin_weights
+        scheduler.begin_weights = self._checked_begin_weights  # type: ignore[method-assign]
         scheduler.add = self._checked_add  # type: ignore[method-assign]
         scheduler.abort = self._checked_abort  # type: ignore[method-assign]
         scheduler.retract_all = self._checked_retract_all  # type: ignore[method-assign]
@@ -61,7 +71,8 @@ class ServicePromises:
 
     def end_turn(self, messages: list[ToEngine], answers: list[tuple[Call, ToClient]]) -> None:
         """`messages` were read in this turn, `answers` told."""
-        self._bind_pauses([m for m in messages if isinstance(m, PauseGeneration)])
+        self._bind_pauses(_lasting_pauses(messages))
+        self._cancelled = {m.started_by_call for m in messages if isinstance(m, CancelOperation)}
         for call, answer in answers:
             self._check_count(answer, call.message)
         self._check_order()
@@ -121,12 +132,14 @@ class ServicePromises:
     def _check_count(self, answer: ToClient, call: Any) -> None:
         told: int
         match answer:
-            case FlushResult() if answer.status == 202 and not answer.drained:
-                told, right = 0, 0
-                demand(not self._was_quiet, "drained_is_drained", f"{answer}, though nobody held anything")
+            case FlushResult() if isinstance(call, FlushCache):
+                self._check_flush(answer, call)
+                return
             case PauseResult():
                 told, right = answer.num_requests, self._paused.pop(answer.call_id, answer.num_requests)
             case WeightsUpdated() if isinstance(call, UpdateWeights):
+                is_labelled = call.weight_version in (None, answer.weight_version)
+                demand(is_labelled, "labels_are_told", f"{answer.weight_version} after {call}")
                 right = self._ended_all[0] if len(self._ended_all) == 1 else answer.num_aborted
                 told, right = answer.num_aborted, right if call.abort_all_requests else 0
                 if not self._ended_all and not self._retracted:
@@ -138,6 +151,25 @@ class ServicePromises:
             case _:
                 return
         demand(told == right, "counts_are_right", f"{answer}: it were {right}")
+
+    def _check_flush(self, answer: FlushResult, call: FlushCache) -> None:
+        if answer.status == 202 and not answer.drained and call.call_id not in self._cancelled:
+            demand(not self._was_quiet, "drained_is_drained", f"{answer}, though nobody held anything")
+        if answer.success:
+            asked = call.tiers or ("device", "host")
+            warm = {tier.name.lower() for tier in self._scheduler.cache.books}.difference(asked)
+            told = set(answer.still_warm) - {"storage"}  # which may have come or gone in this turn
+            demand(told == warm, "still_warm_is_told", f"{told} after {call}, left are {warm}")
+
+    def _checked_begin_weights(self, weights_id: str, *, end_ids: tuple[int, ...] = ()) -> None:
+        """Requests that have begun are computed by one weights more: their last output says from where on."""
+        scheduler = self._scheduler
+        for place in (scheduler.running, scheduler.loading, scheduler.waiting):
+            for request in place:
+                model = self._oracle.active.get((request.client, request.rid))
+                if model is not None and (request.is_running or request.num_outputs):
+                    model.num_weights_changes += 1
+        self._begin_weights(weights_id, end_ids=end_ids)
 
     # --- order --------------------------------------------------------------------------------------
 
@@ -189,6 +221,17 @@ class ServicePromises:
         scheduler = self._scheduler
         places = (scheduler.running, scheduler.loading, scheduler.waiting)
         return {(request.client, request.rid) for place in places for request in place}
+
+
+def _lasting_pauses(messages: list[ToEngine]) -> list[PauseGeneration]:
+    """Pauses of a turn that nothing ended in it: those were answered before what came after them was read."""
+    pauses: list[PauseGeneration] = []
+    for message in messages:
+        if isinstance(message, PauseGeneration):
+            pauses.append(message)
+        elif isinstance(message, ContinueGeneration):
+            pauses.clear()
+    return pauses
 
 
 def _is_meant(rid: str, wanted: str, match: str) -> bool:
