@@ -54,9 +54,12 @@ def _runner(loaded: LoadedModel, device: Device, *, num_pages: int, max_running:
     if device.torch_device.type == "cpu":
         return ModelRunner(loaded, device, **sizes)
     from headwater.execution.async_runner import AsyncModelRunner
+    from headwater.execution.step_graphs import graph_sizes
 
-    prompts = ((0, 16), (0, 64), (4, 32))
-    return AsyncModelRunner(loaded, device, **sizes, graph_sizes=(1, 2, 4, 8), prompt_graph_sizes=prompts)
+    prompts = ((0, 16), (0, 64), (min(4, max_running), 32))
+    return AsyncModelRunner(
+        loaded, device, **sizes, graph_sizes=graph_sizes(max_running), prompt_graph_sizes=prompts
+    )
 
 
 def _slow_restores(runner: Runner, copier) -> list[int]:

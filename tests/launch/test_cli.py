@@ -30,6 +30,19 @@ def test_serve_without_options_uses_the_defaults(served: list[ServerArgs]) -> No
     assert served == [ServerArgs()]
 
 
+@pytest.mark.parametrize("name", [name for name, spec in FLAGS.items() if spec.type is not bool])
+def test_every_option_of_serve_takes_a_value_of_its_type(served: list[ServerArgs], name: str) -> None:
+    """An option whose type click cannot call ends `serve` with a traceback: `Literal[...] | None` did."""
+    spec = FLAGS[name]
+    value = spec.choices[-1] if spec.choices else str(spec.flag.low or 1) if spec.type in (int, float) else "x"
+    result = run("serve", flag_name(name), value)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    if result.exit_code == 0:  # else it asks for another option, in a sentence
+        assert str(getattr(served[0], name)) in (value, f"{value}.0")
+    else:
+        assert "Error" in result.output or "error" in result.output
+
+
 def test_options_reach_the_server(served: list[ServerArgs]) -> None:
     result = run(
         "serve", "--model-path", "x.gguf", "--page-size", "32", "--disable-radix-cache", "--dtype", "float32"

@@ -150,7 +150,7 @@ for path in {[str(folder), str(file)]!r}:
     TextStream(tokenizer, prompt_ids=ids, stop=["x"]).feed(ids)
 tokenizer = Tokenizer.load({str(folder)!r})
 tokenizer.encode_chat([{{"role": "user", "content": "Hi"}}])
-heavy = sorted({{"torch", "transformers", "fastapi", "gguf", "numpy"}} & set(sys.modules))
+heavy = sorted({{"torch", "transformers", "fastapi", "gguf"}} & set(sys.modules))
 print("imported:", *heavy)
 """
     command = [sys.executable, "-c", script]

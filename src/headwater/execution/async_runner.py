@@ -59,6 +59,8 @@ class AsyncModelRunner:
         for name, value in (("num_pages", num_pages), ("max_running", max_running)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, found {value}")
+        if max(graph_sizes, default=0) > max_running:
+            raise ValueError(f"graph_sizes must be at most max_running ({max_running}), got {max(graph_sizes)}")
         device.check_attention(loaded.model.geometry, loaded.dtype, kv_dtype=kv_dtype)
         place = device.torch_device
         max_context = max_context or loaded.config.max_context

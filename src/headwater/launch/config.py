@@ -6,9 +6,8 @@ these and `ServerArgs` checks itself against them, so that a flag is written dow
 
 import re
 import types
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -436,10 +435,17 @@ def _read_flags(struct: type) -> dict[str, FlagSpec]:
     specs = {}
     for field in msgspec.structs.fields(struct):
         annotated, flag = get_args(hints[field.name])
-        parts: Sequence[Any] = get_args(annotated) if isinstance(annotated, types.UnionType) else (annotated,)
-        (kind,) = [part for part in parts if part is not types.NoneType]
-        specs[field.name] = FlagSpec(field.name, flag, kind, len(parts) > 1, field.default)
+        kind, is_optional = without_none(annotated)
+        specs[field.name] = FlagSpec(field.name, flag, kind, is_optional, field.default)
     return specs
+
+
+def without_none(annotated: Any) -> tuple[Any, bool]:
+    """The type of a field that may be None, and whether it may."""
+    if get_origin(annotated) not in (types.UnionType, Union):  # `Literal[...] | None` is the latter
+        return annotated, False
+    (kind,) = [part for part in get_args(annotated) if part is not types.NoneType]
+    return kind, True
 
 
 FLAGS: dict[str, FlagSpec] = _read_flags(ServerArgs)  # by field name, in the order of the struct

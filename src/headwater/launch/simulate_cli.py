@@ -1,13 +1,13 @@
 """`headwater simulate`: random runs of the real engine against faults, and plans of fleets, in virtual time."""
 
-import types
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import click
 import msgspec
 
 from headwater.launch.command_line import SectionedOption, command, option_type
+from headwater.launch.config import without_none
 from headwater.launch.plan_args import PlanArgs
 from headwater.simulation.profiles import PROFILES
 
@@ -24,8 +24,7 @@ def takes_plan_args(function: Any) -> Any:
     run.__name__, run.__doc__ = function.__name__, function.__doc__
     for each in reversed(fields):
         kind, text = get_args(hints[each.name])
-        if get_origin(kind) is types.UnionType:
-            (kind,) = [part for part in get_args(kind) if part is not types.NoneType]
+        kind, _ = without_none(kind)
         click.option(
             "--" + each.name.replace("_", "-"),
             each.name,
