@@ -85,7 +85,7 @@ def a_refusal_is_overheard() -> list[Patch]:
     return [(Fleet, "_hear", hear)]
 
 
-@fleet_mutant()
+@fleet_mutant(seed=1)
 def files_are_not_compared() -> list[Patch]:
     """Two engines that have read different files under one path both put them in place."""
     right = Fleet._hear
@@ -112,7 +112,7 @@ def prepared_is_done() -> list[Patch]:
     return [(ControlPlane, "_report_prepared", report_prepared)]
 
 
-@fleet_mutant()
+@fleet_mutant(seed=1)
 def commits_overlap() -> list[Patch]:
     """A change is decided while another one is being confirmed."""
     right = Fleet._advance
@@ -128,13 +128,13 @@ def commits_overlap() -> list[Patch]:
 # --- nothing after a no ----------------------------------------------------------------------------------
 
 
-@fleet_mutant(seed=296)
+@fleet_mutant(seed=57)
 def late_calls_are_taken() -> list[Patch]:
     """A call that is read after its deadline is carried out."""
     return [(loop_module, "is_expired", lambda call, now_s: False)]
 
 
-@fleet_mutant()
+@fleet_mutant(seed=3)
 def operations_outlive_their_caller() -> list[Patch]:
     """What an engine has begun is not given up when nobody waits for it any more, and is carried out at last."""
     right = PendingOperation.has_expired
@@ -177,7 +177,7 @@ def the_unconfirmed_serve_on() -> list[Patch]:
     return [(Standing, "fence", lambda self, reason: None)]
 
 
-@fleet_mutant()
+@fleet_mutant(seed=5)
 def a_fence_falls_with_the_next_change() -> list[Patch]:
     """An engine that confirms a change serves again, whatever it missed before."""
     return [(Standing, "confirm", Standing.serve)]
@@ -202,7 +202,7 @@ def those_behind_get_requests() -> list[Patch]:
     return [(Fleet, "candidates", lambda self: [s.index for s in self.standings if s.is_serving])]
 
 
-@fleet_mutant()
+@fleet_mutant(seed=85)
 def late_commits_are_shrugged_off() -> list[Patch]:
     """An engine that hears too late of a decision goes on taking requests in its old state."""
     right = ControlPlane.commit
@@ -276,7 +276,7 @@ def a_detach_is_forgotten() -> list[Patch]:
     return [(DesiredState, "after", after)]
 
 
-@fleet_mutant()
+@fleet_mutant(seed=1)
 def other_weights_will_do() -> list[Patch]:
     """An engine that reads other weights than were told, from the same path, serves with them."""
     right = Restoring._next_step
@@ -289,7 +289,7 @@ def other_weights_will_do() -> list[Patch]:
     return [(Restoring, "_next_step", next_step)]
 
 
-@fleet_mutant()
+@fleet_mutant(seed=3)
 def who_comes_during_a_change_misses_it() -> list[Patch]:
     """An engine that begins to serve while a change is being prepared is taken to have made it."""
     right = Fleet._record
@@ -301,7 +301,7 @@ def who_comes_during_a_change_misses_it() -> list[Patch]:
     return [(Fleet, "_record", record)]
 
 
-@fleet_mutant(seed=275)
+@fleet_mutant(seed=14)
 def late_answers_are_lost() -> list[Patch]:
     """What the only engine did in time, but said too late, is not remembered: a restart loses it."""
     right = Fleet._hear_direct

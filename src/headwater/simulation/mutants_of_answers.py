@@ -18,7 +18,7 @@ from headwater.scheduling.waiting_queue import WaitingQueue
 from headwater.simulation.mutants import Patch, mutant
 
 
-@mutant(profile="flush")
+@mutant(profile="flush", seed=1)
 def flush_by_salt_and_key_drops_the_key() -> list[Patch]:
     """A flush by salt and key takes all keys of the salt."""
     right = control_ports._cache_scope
@@ -30,7 +30,7 @@ def flush_by_salt_and_key_drops_the_key() -> list[Patch]:
     return [(control_ports, "_cache_scope", scope)]  # type: ignore[list-item]
 
 
-@mutant(profile="flush")
+@mutant(profile="flush", seed=1)
 def flush_by_key_is_of_the_salt() -> list[Patch]:
     """A flush by key takes the salt of that name."""
     right = control_ports._cache_scope
@@ -140,7 +140,7 @@ def running_requests_fill_the_queue() -> list[Patch]:
     return [(Scheduler, "_refusal", refusal)]
 
 
-@mutant()
+@mutant(seed=1)
 def the_newest_is_served_first() -> list[Patch]:
     """Within a priority, who came last is served first."""
     right = WaitingQueue.in_service_order
@@ -151,7 +151,7 @@ def the_newest_is_served_first() -> list[Patch]:
     return [(WaitingQueue, "in_service_order", in_service_order)]
 
 
-@mutant()
+@mutant(seed=1)
 def priorities_are_ignored() -> list[Patch]:
     """All requests are served in the order of their arrival."""
     return [(Request, "queue_key", property(lambda self: (0, self.arrival)))]
@@ -219,7 +219,7 @@ def logits_that_are_not_finite_are_sampled() -> list[Patch]:
     return [(Scheduler, "collect", collect)]
 
 
-@mutant(profile="failing")
+@mutant(profile="failing", seed=4)
 def what_is_not_finite_is_shared() -> list[Patch]:
     """A request whose logits hold NaN leaves the pages of that step in the cache."""
     right = Scheduler._finish

@@ -63,7 +63,7 @@ def prefix_flush_takes_whole_nodes() -> list[Patch]:
     return [(RadixTree, "below", below)]
 
 
-@mutant(profile="training", seed=4)
+@mutant(profile="training")
 def weights_are_not_in_the_namespace() -> list[Patch]:
     """Requests match pages that other weights computed."""
     right = Request.namespace
@@ -96,7 +96,7 @@ def extra_key_is_not_in_the_namespace() -> list[Patch]:
     return [(Request, "namespace", namespace)]
 
 
-@mutant(seed=1)
+@mutant()
 def no_store_is_ignored() -> list[Patch]:
     """What a request wants to leave no trace of is shared with others."""
     right = PrefixCache.acquire
@@ -125,13 +125,13 @@ def copies_pin_nothing() -> list[Patch]:
     return [(TransferEngine, "offload", offload), (Transfer, "pinned", pinned)]
 
 
-@mutant(profile="tiers", seed=5)
+@mutant(profile="tiers", seed=4)
 def copies_survive_a_flush() -> list[Patch]:
     """A flush does not mark the copies in flight; they attach what was retired."""
     return [(TransferEngine, "mark_retired", lambda self, scope: 0)]
 
 
-@mutant(profile="tiers", seed=5)
+@mutant(profile="tiers", seed=4)
 def dropped_copies_are_attached() -> list[Patch]:
     """A copy is marked as dropped, and attached all the same."""
     right = TransferEngine._deliver

@@ -324,19 +324,19 @@ def store_keys_forget_the_weights() -> list[Patch]:
     return [(StorageNames, "seed", seed)]
 
 
-@mutant(profile="store", seed=9)
+@mutant(profile="store")
 def prefetches_survive_a_flush() -> list[Patch]:
     """What is on its way up from the store arrives after the flush that covers it."""
     return [(Prefetch, "retire", lambda self, scope, page_size: False)]
 
 
-@mutant(profile="store", seed=21)
+@mutant(profile="store", seed=12)
 def flipped_bits_are_served() -> list[Patch]:
     """Nobody looks at the checksum of a stored page."""
     return [(memory_store, "find_defect", lambda key, header, payload: None)]  # type: ignore[list-item]
 
 
-@mutant(profile="store")
+@mutant(profile="store", seed=1)
 def unacknowledged_flushes_are_forgotten() -> list[Patch]:
     """Detaching a store forgets the flushes that it has not acknowledged."""
     return [(StorageGenerations, "unacknowledged", property(lambda self: []))]

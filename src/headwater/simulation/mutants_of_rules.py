@@ -90,7 +90,7 @@ def held_back_tokens_are_lost_at_the_end() -> list[Patch]:
     return [(OutputBuffer, "finish", finish)]
 
 
-@mutant()
+@mutant(seed=1)
 def aborts_by_name_take_all_that_begin_with_it() -> list[Patch]:
     """An abort of one request ends those whose names begin with its."""
     right = Scheduler.abort
@@ -132,7 +132,7 @@ def short_prompts_overtake() -> list[Patch]:
     return [(Scheduler, "_admit", admit)]
 
 
-@mutant()
+@mutant(seed=1)
 def retracted_requests_go_to_the_end() -> list[Patch]:
     """Who had to give way begins anew behind those that came later."""
     right = Scheduler._retract
@@ -294,7 +294,7 @@ def retract_ends_requests() -> list[Patch]:
     return [(RequestsForControl, "retract_all", retract_all)]
 
 
-@mutant(profile="training")
+@mutant(profile="training", seed=7)
 def memory_is_released_under_a_step() -> list[Patch]:
     """Memory is given back while a step of requests that have ended still computes."""
     right = MemoryRelease.__init__
