@@ -201,6 +201,9 @@ class ControlPromises:
 
     def _check_pins(self) -> None:
         """A pin ends when its time is over: its pages can be evicted again."""
+        if not self._pins:  # each is known until its time is over, whatever ends it before
+            self._pins_retired.clear()
+            return
         pins = self._live_pins()
         late = self._pins_due & pins.keys()
         demand(not late, "pins_end", f"{late} are held though their time is over")

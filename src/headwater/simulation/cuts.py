@@ -67,6 +67,8 @@ class Cuts:
 
         `num_releases`: memory may have been given back so often, which cuts, too.
         """
+        if not (applied or answers or self._cuts or self._previews or self._weights):
+            return  # as in most turns
         cuts, self._cuts = self._cuts, []
         previews, self._previews = self._previews, []
         applied = sorted(applied, key=lambda call: call.number)

@@ -71,8 +71,9 @@ class ServicePromises:
 
     def end_turn(self, messages: list[ToEngine], answers: list[tuple[Call, ToClient]]) -> None:
         """`messages` were read in this turn, `answers` told."""
-        self._bind_pauses(_lasting_pauses(messages))
-        self._cancelled = {m.started_by_call for m in messages if isinstance(m, CancelOperation)}
+        if messages:
+            self._bind_pauses(_lasting_pauses(messages))
+            self._cancelled = {m.started_by_call for m in messages if isinstance(m, CancelOperation)}
         for call, answer in answers:
             self._check_count(answer, call.message)
         self._check_order()
@@ -80,6 +81,7 @@ class ServicePromises:
         self._ended_all.clear()
         self._relabelled.clear()
         self._retracted.clear()
+        self._cancelled.clear()
 
     # --- taking in ----------------------------------------------------------------------------------
 
