@@ -2,7 +2,7 @@
 """Serve with two engines while clients ask, operators interfere and engines are killed, and check every answer.
 
     chaos.py                         5 minutes, the default model in float32, 30 clients, 4 kills
-    chaos.py --model FOLDER --minutes 20 --seed 7
+    chaos.py --model FOLDER --minutes 20 --seed 7 --rest 4
     chaos.py --tiny --minutes 0.5    two random checkpoints that compute in no time
 
 Clients know the right answers: the same server gave them before the trouble began, under both weights. Operators
@@ -55,13 +55,14 @@ async def chaos(
     num_kills: int = 4,
     num_cases: int = 36,
     max_tokens: int = 24,
+    rest: float = 1.0,
 ) -> Outcome:
     """Bring trouble over a server of at least two engines that can serve `checkpoints`, two of them by name."""
     outcome, weights = Outcome(), WeightsLog(f"{FIRST}-0")
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=num_clients)
     async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits, trust_env=False) as http:
         operators = Operators(
-            http, seed=seed, checkpoints=checkpoints, store=store, weights=weights, outcome=outcome
+            http, seed=seed, checkpoints=checkpoints, store=store, weights=weights, outcome=outcome, rest=rest
         )
         cases = make_cases(seed, num_cases=num_cases, max_tokens=max_tokens)
         expected: Expected = {name: await _learn(http, name, checkpoints[name], cases) for name in (SECOND, FIRST)}
@@ -120,6 +121,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clients", type=int, default=30)
     parser.add_argument("--kills", type=int, default=4)
+    parser.add_argument(
+        "--rest",
+        type=float,
+        default=1.0,
+        help="operators rest so many times as long: on a slow machine more answers come to their end",
+    )
     parser.add_argument("--log", type=Path, help="where the server's log is kept")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="headwater-chaos-") as name:
@@ -141,6 +148,7 @@ def main(argv: Sequence[str]) -> int:
                     seed=options.seed,
                     num_clients=options.clients,
                     num_kills=options.kills,
+                    rest=options.rest,
                 )
             )
         finally:
@@ -172,7 +180,7 @@ def report(outcome: Outcome, options: argparse.Namespace) -> int:
     print(f"{num_requests} requests, {num_operations} operations, {len(outcome.failures)} failures")
     model = "tiny" if options.tiny else Path(options.model).name if options.model else "default"
     settings = {"model": model, "minutes": options.minutes, "seed": options.seed, "clients": options.clients}
-    print(save("chaos", [record], servers={"headwater": settings | {"engines": ENGINES, "kills": options.kills}}))
+    print(save("chaos", [record], servers={"headwater": settings | {"engines": ENGINES, "kills": options.kills, "rest": options.rest}}))
     return 1 if outcome.failures else 0
 
 

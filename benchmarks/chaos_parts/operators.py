@@ -32,8 +32,10 @@ class Operators:
         store: Path,
         weights: WeightsLog,
         outcome: Outcome,
+        rest: float = 1.0,
     ) -> None:
-        """`checkpoints`: name to path."""
+        """`checkpoints`: name to path. `rest`: they rest so many times as long between two acts."""
+        self._rest = rest
         self._http = http
         self._dice = random.Random(seed)
         self._checkpoints = checkpoints
@@ -57,7 +59,7 @@ class Operators:
 
     async def _repeat(self, act: Callable[[], Awaitable[None]], rest_s: float, until_s: float) -> None:
         while time.monotonic() < until_s:
-            await asyncio.sleep(self._dice.uniform(0.2, 2.0) * rest_s)
+            await asyncio.sleep(self._dice.uniform(0.2, 2.0) * rest_s * self._rest)
             if time.monotonic() < until_s:
                 await act()
 
