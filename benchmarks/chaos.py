@@ -179,8 +179,8 @@ def report(outcome: Outcome, options: argparse.Namespace) -> int:
     num_requests, num_operations = outcome.requests.total(), outcome.operations.total()
     print(f"{num_requests} requests, {num_operations} operations, {len(outcome.failures)} failures")
     model = "tiny" if options.tiny else Path(options.model).name if options.model else "default"
-    settings = {"model": model, "minutes": options.minutes, "seed": options.seed, "clients": options.clients}
-    print(save("chaos", [record], servers={"headwater": settings | {"engines": ENGINES, "kills": options.kills, "rest": options.rest}}))
+    settings = {name: getattr(options, name) for name in ("minutes", "seed", "clients", "kills", "rest")}
+    print(save("chaos", [record], servers={"headwater": settings | {"model": model, "engines": ENGINES}}))
     return 1 if outcome.failures else 0
 
 
