@@ -39,8 +39,9 @@ $(KERNELS): $(INSTALLED) $(KERNEL_SOURCES)
 serve: setup  ## Serve the default model on 127.0.0.1:30000
 	@$(BIN)/headwater serve $(ARGS)
 
+# in the order of the folders: by the number of tests, the files with one long test would come last, one after another
 test: setup  ## All tests, fast and slow, in JOBS processes
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # the instruction sets that oneDNN and PyTorch may use, each capped by its own variable; a cap above the processor is none
 ISA_TESTS := tests/devices/test_cpu_layers.py tests/devices/test_step_attention.py tests/models/test_loader.py

@@ -8,7 +8,8 @@ import pytest
 from headwater.simulation.fleet_mutants import FLEET_MUTANTS, hunt_fleet
 from headwater.simulation.fleet_run import fleet_run
 
-FRESH_S = float(os.environ.get("HEADWATER_SIMULATION_S", "4"))
+FRESH_S = float(os.environ.get("HEADWATER_SIMULATION_S", "8")) / 2  # half of what one engine gets
+
 
 @pytest.mark.parametrize("seed", range(8))
 def test_fixed_seeds(seed: int) -> None:
