@@ -48,8 +48,6 @@ class Request:
         self.logprobs = message.logprobs
         self.priority = message.priority
         self.no_store = message.no_store
-        self.cache_salt = message.cache_salt
-        self.extra_key = message.extra_key
         self._namespace = Namespace(message.cache_salt, message.extra_key, "", "")  # of the weights asked for last
         self.tokens = TokenSequence(unpack_ids(message.prompt_ids))
         self.num_prompt_tokens = len(self.tokens)
