@@ -1,0 +1,22 @@
+"""The pictures of the documentation are what their scripts draw."""
+
+import runpy
+from pathlib import Path
+from xml.etree import ElementTree
+
+PICTURES = Path(__file__).parents[2] / "docs/pictures"
+
+
+def test_the_picture_of_the_tiers_is_what_its_script_draws() -> None:
+    """A change of the script that is not run, or of the picture by hand."""
+    drawn = runpy.run_path(str(PICTURES / "draw_tiers.py"))["draw"]()
+    assert (PICTURES / "tiers.svg").read_text(encoding="utf-8") == drawn
+
+
+def test_the_picture_of_the_tiers_can_be_read_in_light_and_dark() -> None:
+    """A colour that dark mode forgets: every class that light mode colours for words has one there."""
+    root = ElementTree.fromstring((PICTURES / "tiers.svg").read_text(encoding="utf-8"))
+    light, dark = (root.findtext("{*}style") or "").split("prefers-color-scheme: dark")
+    for shown in (".card {", "text {", ".soft {", *(f".t-{name} {{" for name in ("tree", "private", "retired", "cut"))):
+        assert shown in light, shown
+        assert shown in dark, shown
