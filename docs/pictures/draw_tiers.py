@@ -19,7 +19,8 @@ STYLE = """
   .link { fill: none; stroke: #9aa9bb; stroke-width: 2 } .cutlink { stroke-dasharray: 4 4 }
   .tree { fill: #2f7dd1 } .stored { fill: #93bde9 } .private { fill: #1c9c76 } .retired { fill: url(#hatch) }
   .retired { stroke: #d9822b } .transfer { fill: #8b5fd0 } .free { fill: none; stroke: #a9b6c6 }
-  .gone { fill: none; stroke: #d9822b; stroke-dasharray: 3 3 } .hatchground { fill: #fbe3c6 } .hatchline { stroke: #d9822b; stroke-width: 3 }
+  .gone { fill: none; stroke: #d9822b; stroke-dasharray: 3 3 }
+  .hatchground { fill: #fbe3c6 } .hatchline { stroke: #d9822b; stroke-width: 3 }
   .t-tree { fill: #1f66b3 } .t-private { fill: #0f7a5a } .t-retired { fill: #a85a10 } .t-transfer { fill: #7040bd }
   .cut { fill: none; stroke: #cf2f48; stroke-width: 2.5; stroke-linecap: round } .t-cut { fill: #b91f39 }
   .pill { fill: #fdecef; stroke: #cf2f48 } .flow { fill: none; stroke: #8b5fd0; stroke-width: 1.6 }
