@@ -4,7 +4,7 @@ import runpy
 from pathlib import Path
 from xml.etree import ElementTree
 
-PICTURES = Path(__file__).parents[2] / "docs/pictures"
+PICTURES = Path(__file__).parents[1] / "docs/pictures"
 
 
 def test_the_picture_of_the_tiers_is_what_its_script_draws() -> None:
