@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels-built
-KERNEL_SOURCES := $(wildcard src/headwater/devices/native/*)
+KERNEL_SOURCES := $(wildcard src/headwater/devices/cpu/native/*)
 ARGS ?=
 JOBS ?= 2
 PIP_ARGS ?=
@@ -33,7 +33,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # optional: without a compiler or on another CPU the server computes in plain PyTorch, and says so
 $(KERNELS): $(INSTALLED) $(KERNEL_SOURCES)
-	@$(BIN)/python -m headwater.devices.native_build
+	@$(BIN)/python -m headwater.devices.cpu.native_build
 	@touch $@
 
 serve: setup  ## Serve the default model on 127.0.0.1:30000

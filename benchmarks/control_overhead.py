@@ -22,8 +22,8 @@ from headwater.messages.generation import Generate, SamplingParams
 from headwater.messages.state import EngineReady
 from headwater.messages.wire import ToClient, ToEngine
 from headwater.scheduling.plan import StepPlan, StepResult
-from headwater.scheduling.scheduler import Limits
-from headwater.simulation.fake_memory import FakeKvMemory, FakeWeights
+from headwater.scheduling.scheduler import SchedulerLimits
+from headwater.simulation.fakes.memory import FakeKvMemory, FakeWeights
 
 sys.path.append(str(Path(__file__).resolve().parent / "serving"))
 from results import save
@@ -110,7 +110,7 @@ def make_engine() -> tuple[EngineParts, Sink]:
         load_s=0.0,
         device="none",
     )
-    limits = Limits(
+    limits = SchedulerLimits(
         max_running=NUM_REQUESTS,
         max_step_tokens=4096,
         prefill_chunk_tokens=4096,

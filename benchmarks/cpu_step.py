@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from headwater.devices.cpu import CpuDevice
+from headwater.devices.cpu.device import CpuDevice
 from headwater.execution.model_runner import ModelRunner
 from headwater.execution.warm_up import warm_up
 from headwater.launch.default_model import ensure_default_model

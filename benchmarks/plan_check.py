@@ -25,13 +25,13 @@ import numpy as np
 
 from headwater import Engine
 from headwater.launch.default_model import ensure_default_model
-from headwater.simulation.planning.fleet import Fleet
-from headwater.simulation.planning.fleet_result import TIERS, FleetResult, RequestResult, percentile
-from headwater.simulation.planning.hardware import HARDWARE, Hardware
-from headwater.simulation.planning.model_shape import ModelShape, find_model
-from headwater.simulation.planning.planned_engine import EnginePlan
-from headwater.simulation.planning.synthetic import SyntheticWorkload
-from headwater.simulation.planning.trace import PlannedRequest
+from headwater.planning.fleet import Fleet
+from headwater.planning.fleet_result import TIERS, FleetResult, RequestResult, percentile
+from headwater.planning.hardware import HARDWARE, Hardware
+from headwater.planning.model_shape import ModelShape, find_model
+from headwater.planning.planned_engine import EnginePlan
+from headwater.planning.synthetic import SyntheticWorkload
+from headwater.planning.trace import PlannedRequest
 
 sys.path.append(str(Path(__file__).resolve().parent / "serving"))
 from results import save

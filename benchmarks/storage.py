@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import redis
 
-from headwater.storage import file_store
 from headwater.storage.backend import ReadStatus, StorageBackend, WriteStatus
-from headwater.storage.file import FileBackend
+from headwater.storage.file import store as file_store
+from headwater.storage.file.backend import FileBackend
 from headwater.storage.page_key import Bucket, PageKey, chain_hashes, page_keys, scope_ids
-from headwater.storage.redis import RedisBackend
+from headwater.storage.redis.backend import RedisBackend
 
 sys.path.insert(0, str(Path(__file__).parent / "serving"))
 from results import save, without_paths

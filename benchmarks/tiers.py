@@ -22,8 +22,8 @@ from headwater.cache.namespace import Namespace
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.token_sequence import TokenSequence
 from headwater.clock import MonotonicClock
-from headwater.devices.cpu import CpuDevice
-from headwater.devices.host_memory import CpuPageCopier, HostMemory
+from headwater.devices.cpu.device import CpuDevice
+from headwater.devices.cpu.host_memory import CpuPageCopier, HostMemory
 from headwater.devices.kv_memory import KVLayout
 
 sys.path.append(str(Path(__file__).resolve().parent / "serving"))

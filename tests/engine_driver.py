@@ -3,12 +3,12 @@
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from headwater.cache.storage_tier import StorageSettings
+from headwater.cache.storage.tier import StorageSettings
 from headwater.simulation import driver
-from headwater.simulation.canary import expected_tokens, namespace_text
 from headwater.simulation.driver import CLIENT, VOCAB_SIZE, EngineShape
-from headwater.simulation.memory_wire import MemoryWire
-from headwater.simulation.world import World
+from headwater.simulation.fakes.canary import expected_tokens, namespace_text
+from headwater.simulation.fakes.shared_world import World
+from headwater.simulation.fakes.wire import MemoryWire
 from headwater.storage.backend import StorageBackend
 
 __all__ = ["CLIENT", "VOCAB_SIZE", "Driver", "MemoryWire", "expected"]

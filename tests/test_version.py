@@ -36,8 +36,8 @@ def test_commands_run_from_a_source_tree_without_package_metadata() -> None:
         "    if name == 'headwater': raise importlib.metadata.PackageNotFoundError(name)\n"
         "    return installed(name)\n"
         "importlib.metadata.version = of_others\n"
-        "import headwater.http_api.app, headwater.launch.banner\n"
-        "from headwater.launch.cli import main\n"
+        "import headwater.http_api.app, headwater.server.banner\n"
+        "from headwater.cli.main import main\n"
         "sys.argv = ['headwater', 'version']\n"
         "main()\n"
     )

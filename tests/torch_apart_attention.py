@@ -5,8 +5,8 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 
+from headwater.devices.cuda.paged_batch import ApartChunks
 from headwater.devices.device import AttentionGeometry
-from headwater.devices.paged_batch import ApartChunks
 
 
 class TorchApartAttention:

@@ -29,10 +29,10 @@ TESTS = (
     "tests/execution/test_async_runner.py",
     "tests/devices/test_step_attention.py",
     "tests/devices/test_float8_attention.py",
-    "tests/devices/test_apart_attention.py",
+    "tests/devices/cuda/test_external_attention.py",
     "tests/execution/test_apart_steps.py",
-    "tests/devices/test_triton_layers.py",
-    "tests/devices/test_cuda_copy.py",
+    "tests/devices/cuda/test_triton_layers.py",
+    "tests/devices/cuda/test_cuda_copy.py",
 )
 
 

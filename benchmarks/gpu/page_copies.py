@@ -19,8 +19,8 @@ import torch
 from figures import Figures
 
 from headwater.cache.copier import CopyHandle
-from headwater.devices.cuda_copy import CudaPageCopier, PageMover, move_by_copy_engine, move_by_kernel
-from headwater.devices.cuda_host_memory import PinnedHostMemory
+from headwater.devices.cuda.host_memory import PinnedHostMemory
+from headwater.devices.cuda.page_copies import CudaPageCopier, PageMover, move_by_copy_engine, move_by_kernel
 from headwater.devices.kv_memory import KVLayout, KVMemory
 
 DEVICE = torch.device("cuda", 0)

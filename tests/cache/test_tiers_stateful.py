@@ -12,12 +12,12 @@ from headwater.cache.invariants import check_invariants
 from headwater.cache.lease import Lease
 from headwater.cache.namespace import Namespace, Scope, Tier
 from headwater.cache.prefix_cache import PrefixCache
-from headwater.cache.storage_names import StorageNames
-from headwater.cache.storage_tier import StorageSettings, StorageTier
+from headwater.cache.storage.names import StorageNames
+from headwater.cache.storage.tier import StorageSettings, StorageTier
 from headwater.cache.token_sequence import TokenSequence
 from headwater.cache.write_policy import WritePolicy
 from headwater.clock import ManualClock
-from headwater.simulation.fake_jobs import FakeJobRunner
+from headwater.simulation.fakes.jobs import FakeJobRunner
 from headwater.storage.page_key import Fingerprint
 
 STEMS = ([0] * 13, [0] * 6 + [1] * 7, [1] * 13)  # few, so that what one wrote the others find

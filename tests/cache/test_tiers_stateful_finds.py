@@ -10,10 +10,11 @@ from test_tiers_stateful import TiersMachine
 from headwater.cache.lease import Lease
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.radix_tree import Node
-from headwater.cache.storage_reader import StorageReader
-from headwater.cache.storage_tier import StorageTier
-from headwater.simulation import mutants_of_cache, mutants_of_engine
-from headwater.simulation.mutants import MUTANTS, Mutant, Patch
+from headwater.cache.storage.reader import StorageReader
+from headwater.cache.storage.tier import StorageTier
+from headwater.simulation.mutants import cache as mutants_of_cache
+from headwater.simulation.mutants import engine as mutants_of_engine
+from headwater.simulation.mutants.registry import MUTANTS, Mutant, Patch
 
 OF_THE_CACHE = """
     publish_limit_is_skipped prefix_flush_limits_nobody prefix_inside_a_node_is_missed prefix_flush_takes_whole_nodes

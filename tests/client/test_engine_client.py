@@ -20,7 +20,7 @@ from headwater.messages.base import pack_ids
 from headwater.messages.control import CancelOperation, Failed, FlushCache
 from headwater.messages.generation import Abort, Finish, Generate, SamplingParams
 from headwater.messages.state import Hello, Ping
-from headwater.simulation.scripted_engine import Script, ScriptedEngine
+from scripted_engine import Script, ScriptedEngine
 
 pytestmark = pytest.mark.anyio
 

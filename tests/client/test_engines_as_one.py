@@ -16,7 +16,7 @@ from headwater.messages.control import ContinueGeneration, FlushCache, PauseGene
 from headwater.messages.generation import Generate, SamplingParams
 from headwater.messages.state import EngineReady, EngineState, Hello
 from headwater.messages.weights import ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
-from headwater.simulation.fleet_engine import FleetEngine
+from headwater.simulation.fleet.engine import FleetEngine
 
 PROMPT = tuple(range(5, 25))
 

@@ -19,7 +19,7 @@ from headwater.messages.generation import Generate, Outputs, SamplingParams
 from headwater.messages.state import GetState
 from headwater.messages.two_phase import Commit, InStep, Prepare, Prepared
 from headwater.messages.weights import ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
-from headwater.simulation.fleet_engine import FleetEngine
+from headwater.simulation.fleet.engine import FleetEngine
 
 PROMPT = list(range(5, 25))
 CHANGES: dict[str, Any] = {

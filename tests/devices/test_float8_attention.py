@@ -7,8 +7,8 @@ import pytest
 import torch
 from attention_setting import FEW_OF_EACH, MIXES, Setting
 
-from headwater.devices.cpu import CpuDevice
-from headwater.devices.cuda import CudaDevice
+from headwater.devices.cpu.device import CpuDevice
+from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.device import Device
 from headwater.devices.float8 import from_float8, to_float8
 from headwater.devices.kv_memory import FLOAT8_DTYPES, KVLayout, KVMemory

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from headwater.devices.host_memory import CpuPageCopier, HostMemory, ThreadCopy
+from headwater.devices.cpu.host_memory import CpuPageCopier, HostMemory, ThreadCopy
 from headwater.devices.kv_memory import KVLayout, KVMemory
 
 pytestmark = pytest.mark.slow  # torch

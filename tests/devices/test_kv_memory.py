@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from headwater.devices.cpu import CpuDevice
+from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.kv_memory import KVLayout, num_pages_in_budget
 
 pytestmark = pytest.mark.slow

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from headwater.devices.cpu import CpuDevice
-from headwater.devices.native_library import native_library
+from headwater.devices.cpu.device import CpuDevice
+from headwater.devices.cpu.native_library import native_library
 from headwater.devices.noise import exponential_noise, noise_keys
 
 pytestmark = pytest.mark.slow

@@ -10,10 +10,10 @@ import pytest
 import torch
 from attention_setting import FEW_OF_EACH, MIXES, Setting
 
-from headwater.devices.cpu import CpuDevice
-from headwater.devices.cuda import CudaDevice
+from headwater.devices.cpu.device import CpuDevice
+from headwater.devices.cpu.native_library import native_library
+from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.device import AttentionGeometry, Device
-from headwater.devices.native_library import native_library
 
 pytestmark = pytest.mark.slow
 

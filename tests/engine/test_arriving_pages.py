@@ -7,7 +7,7 @@ from headwater.cache.namespace import Tier
 from headwater.messages.base import pack_ids
 from headwater.messages.control import FlushCache
 from headwater.messages.generation import Abort, Generate, LogprobParams, SamplingParams
-from headwater.simulation.fake_copier import FakeCopy
+from headwater.simulation.fakes.copier import FakeCopy
 
 BOTH = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 PROMPT = [7 * i * i % 97 for i in range(38)]

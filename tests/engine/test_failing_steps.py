@@ -8,8 +8,8 @@ from headwater.messages.control import Failed
 from headwater.messages.generation import Generate, SamplingParams
 from headwater.messages.state import Ping
 from headwater.messages.weights import GetWeights
-from headwater.simulation.fake_runner import StepFault
-from headwater.simulation.violation import Violation
+from headwater.simulation.checks.violation import Violation
+from headwater.simulation.fakes.runner import StepFault
 
 BOTH = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 WHERE = pytest.mark.parametrize("where", ["launch", "collect"])

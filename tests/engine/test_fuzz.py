@@ -10,7 +10,7 @@ import pytest
 
 from engine_driver import Driver, expected
 from headwater.cache.namespace import Tier
-from headwater.cache.storage_tier import PrefetchPolicy
+from headwater.cache.storage.tier import PrefetchPolicy
 from headwater.cache.write_policy import WritePolicy
 from headwater.messages.base import pack_ids
 from headwater.messages.control import CancelOperation, ContinueGeneration, FlushCache, PauseGeneration

@@ -18,7 +18,7 @@ from headwater.cache.host_tier import HostTier  # noqa: E402
 from headwater.cache.invariants import check_invariants  # noqa: E402
 from headwater.cache.write_policy import WritePolicy  # noqa: E402
 from headwater.clock import ManualClock  # noqa: E402
-from headwater.devices.cpu import CpuDevice  # noqa: E402
+from headwater.devices.cpu.device import CpuDevice  # noqa: E402
 from headwater.devices.device import Device  # noqa: E402
 from headwater.engine.wiring import wire_engine  # noqa: E402
 from headwater.execution.kv_lifetime import KvLifetime  # noqa: E402
@@ -34,7 +34,7 @@ from headwater.messages.state import EngineReady  # noqa: E402
 from headwater.messages.weights import ReleaseMemory, ResumeMemory, UpdateWeights  # noqa: E402
 from headwater.messages.wire import ToClient  # noqa: E402
 from headwater.models.loader import LoadedModel, load_model, resolve_model  # noqa: E402
-from headwater.scheduling.scheduler import Limits  # noqa: E402
+from headwater.scheduling.scheduler import SchedulerLimits  # noqa: E402
 from tiny_models import VOCAB_SIZE, greedy_text, make_tiny_model  # noqa: E402
 
 PAGE_SIZE = 4
@@ -44,7 +44,7 @@ NUM_OUTPUTS = 20
 def _device() -> Device:
     if not torch.cuda.is_available():
         return CpuDevice()
-    from headwater.devices.cuda import CudaDevice
+    from headwater.devices.cuda.device import CudaDevice
 
     return CudaDevice()
 
@@ -64,7 +64,7 @@ def _runner(loaded: LoadedModel, device: Device, *, num_pages: int, max_running:
 
 def _slow_restores(runner: Runner, copier) -> list[int]:
     """On a GPU: restores arrive a layer at a time, some milliseconds each; counts the steps that wait for some."""
-    from headwater.devices import cuda_arrival
+    from headwater.devices.cuda import arrivals as cuda_arrival
 
     cuda_arrival._MIN_GROUP_BYTES = copier._min_piece_bytes = 1
     move, arrivals, waits = copier._move, runner.arrivals, [0]
@@ -134,7 +134,7 @@ class RealEngine:
                 load_s=0.0,
                 device="cpu",
             ),
-            limits=Limits(
+            limits=SchedulerLimits(
                 max_running=max_running, max_step_tokens=40, prefill_chunk_tokens=23, max_queued=100, max_context=200
             ),
             clock=self.clock,

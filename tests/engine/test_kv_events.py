@@ -12,11 +12,11 @@ import zmq
 
 from engine_driver import CLIENT, VOCAB_SIZE, Driver
 from headwater.cache.namespace import Tier
-from headwater.cache.storage_names import StorageNames
+from headwater.cache.storage.names import StorageNames
 from headwater.cache.write_policy import WritePolicy
 from headwater.engine.kv_events_publisher import END_OF_REPLAY, KvEventsPublisher, KvEventsSettings, endpoint_of
 from headwater.engine.kv_events_recorder import KvEventsRecorder
-from headwater.http_api.cache_tree import tree_facts_with_blocks
+from headwater.http_api.control.cache_tree import tree_facts_with_blocks
 from headwater.kv_events import (
     AllBlocksCleared,
     BlockRemoved,

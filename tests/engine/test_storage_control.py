@@ -8,7 +8,7 @@ from engine_driver import VOCAB_SIZE, Driver, expected
 from headwater.engine.storage_opening import Opening
 from headwater.messages.cache import AttachStorage, DetachStorage, GetStorage, StorageInfo
 from headwater.messages.control import CancelOperation, Failed
-from headwater.simulation.fake_jobs import FakeJobRunner
+from headwater.simulation.fakes.jobs import FakeJobRunner
 from headwater.storage.errors import StorageUnavailable
 from headwater.storage.memory import MemoryBackend
 

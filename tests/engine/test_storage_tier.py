@@ -7,7 +7,7 @@ import pytest
 
 from engine_driver import VOCAB_SIZE, Driver, expected
 from headwater.cache.namespace import Namespace
-from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings
+from headwater.cache.storage.tier import PrefetchPolicy, StorageSettings
 from headwater.messages.control import FlushCache
 from headwater.messages.weights import UpdateWeights
 from headwater.storage.errors import StorageUnavailable

@@ -7,8 +7,8 @@ import pytest
 import torch
 from step_driver import StepDriver
 
-from headwater.devices import cuda_linear
-from headwater.devices.cuda import CudaDevice
+from headwater.devices.cuda import linear as cuda_linear
+from headwater.devices.cuda.device import CudaDevice
 from headwater.execution.async_runner import AsyncModelRunner
 from headwater.models.loader import load_model, resolve_model
 from tiny_models import VOCAB_SIZE, greedy_text, make_tiny_model

@@ -9,9 +9,9 @@ import torch
 from step_driver import GREEDY, StepDriver
 from transformers import PreTrainedModel
 
-from headwater.devices import cuda_linear
-from headwater.devices.cpu import CpuDevice
-from headwater.devices.cuda import CudaDevice
+from headwater.devices.cpu.device import CpuDevice
+from headwater.devices.cuda import linear as cuda_linear
+from headwater.devices.cuda.device import CudaDevice
 from headwater.execution.async_runner import AsyncModelRunner
 from headwater.execution.model_runner import ModelRunner
 from headwater.messages.generation import LogprobParams, SamplingParams

@@ -7,8 +7,8 @@ import pytest
 import torch
 from step_driver import StepDriver
 
-from headwater.devices.cpu import CpuDevice
-from headwater.devices.native_library import native_library
+from headwater.devices.cpu.device import CpuDevice
+from headwater.devices.cpu.native_library import native_library
 from headwater.execution.model_runner import ModelRunner
 from headwater.launch.default_model import ensure_default_model
 from headwater.messages.generation import LogprobParams

@@ -9,8 +9,8 @@ import torch
 from step_driver import StepDriver
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from headwater.devices.apart_attention import AttentionBackend
-from headwater.devices.cuda import CudaDevice
+from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.cuda.external_attention import AttentionBackend
 from headwater.execution.async_runner import AsyncModelRunner
 from headwater.execution.prompt_steps import prompt_graph_sizes
 from headwater.messages.generation import LogprobParams, SamplingParams

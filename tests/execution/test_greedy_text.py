@@ -10,7 +10,7 @@ from step_driver import StepDriver
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from headwater.devices.cpu import CpuDevice
+from headwater.devices.cpu.device import CpuDevice
 from headwater.execution.model_runner import ModelRunner
 from headwater.launch.default_model import ensure_default_model
 from headwater.models.loader import load_model, resolve_model

@@ -9,7 +9,7 @@ import torch
 from step_driver import StepDriver
 from transformers import PreTrainedModel
 
-from headwater.devices.cpu import CpuDevice
+from headwater.devices.cpu.device import CpuDevice
 from headwater.execution.model_runner import ModelRunner, kv_layout
 from headwater.execution.warm_up import chunk_sizes, warm_up
 from headwater.messages.generation import LogprobParams, SamplingParams

@@ -7,7 +7,7 @@ pytestmark = pytest.mark.slow
 
 pytest.importorskip("torch")
 
-from headwater.devices.prefill_tiles import plan_tiles  # noqa: E402
+from headwater.devices.cuda.prefill_tiles import plan_tiles  # noqa: E402
 from headwater.execution.prompt_steps import launch_bound_tokens, prompt_graph_sizes  # noqa: E402
 from headwater.execution.step_inputs import MixedArrays, MixedShape, flatten, idle, pad  # noqa: E402
 from headwater.scheduling.plan import NEWEST_TOKEN, StepPlan  # noqa: E402

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from headwater.devices.cpu import CpuDevice
+from headwater.devices.cpu.device import CpuDevice
 from headwater.execution.sampler import Sampler
 from headwater.messages.generation import SamplingParams
 from headwater.scheduling.plan import SlotAssignment

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from headwater.devices.cpu import CpuDevice
+from headwater.devices.cpu.device import CpuDevice
 from headwater.execution import weight_store
 from headwater.execution.model_runner import ModelRunner
 from headwater.execution.weight_store import (

@@ -17,14 +17,15 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
 from headwater.client.engine_client import EngineClient
+from headwater.generation.model_facts import ModelFacts
 from headwater.http_api.app import create_app
 from headwater.http_api.connection import ConnectionLimits
 from headwater.http_api.http_server import HttpServer
-from headwater.http_api.state import ApiState, ModelFacts
+from headwater.http_api.state import ApiState
 from headwater.messages.generation import Generate
-from headwater.simulation.scripted_engine import READY
 from headwater.tokenization.tokenizer import Tokenizer
 from headwater.tokenization.tokenizer_parts import TokenizerParts
+from scripted_engine import READY
 
 EOS = "<|end|>"
 SPECIAL_TOKENS = [EOS, "<|user|>", "<|assistant|>"]

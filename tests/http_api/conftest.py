@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from api_under_test import ENGINE_READY
 
-from headwater.simulation.scripted_engine import ScriptedEngine
+from scripted_engine import ScriptedEngine
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from headwater.engine.wire import ZmqWire
 from headwater.engine.wiring import wire_engine
 from headwater.messages.state import Ping
 from headwater.messages.wire import encode
-from headwater.scheduling.scheduler import Limits
-from headwater.simulation.canary import expected_tokens
-from headwater.simulation.fake_runner import FakeRunner
+from headwater.scheduling.scheduler import SchedulerLimits
+from headwater.simulation.fakes.canary import expected_tokens
+from headwater.simulation.fakes.runner import FakeRunner
 
 PAGE_SIZE = 4
 VOCAB_SIZE = TOKENIZER.vocab_size
@@ -85,7 +85,7 @@ class LoopEngine:
             wire=self._wire,
             runner=self.runner,
             ready=ready,
-            limits=Limits(
+            limits=SchedulerLimits(
                 max_running=max_running,
                 max_step_tokens=max_step_tokens,
                 prefill_chunk_tokens=prefill_chunk_tokens,

@@ -4,7 +4,7 @@ import pytest
 from api_under_test import api, error_of
 
 from headwater.http_api.auth import Authentication
-from headwater.simulation.scripted_engine import ScriptedEngine
+from scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio
 

@@ -8,9 +8,9 @@ import httpx
 import pytest
 from api_under_test import MODEL, TOKENIZER, Api, api, error_of
 
-from headwater.http_api.state import Limits
+from headwater.generation.model_facts import RequestLimits
 from headwater.messages.generation import Generate
-from headwater.simulation.scripted_engine import ScriptedEngine
+from scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
@@ -216,7 +216,7 @@ async def test_a_body_over_the_limit_is_413_announced_or_not(engine: ScriptedEng
         assert (await server.http.post("/generate", content=in_pieces())).status_code == 413
         assert (await server.http.post("/flush_cache", content=in_pieces())).status_code == 413
         assert (await server.http.post("/nowhere", content=b" " * (10 << 20))).status_code == 413
-    async with api(engine, limits=Limits(max_body_bytes=100)) as server:
+    async with api(engine, limits=RequestLimits(max_body_bytes=100)) as server:
         assert (await server.http.post("/generate", content=b" " * 101)).status_code == 413
 
 
@@ -245,7 +245,7 @@ async def test_a_bug_is_a_500_without_a_stack_trace(engine: ScriptedEngine, monk
     def broken(*_: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr("headwater.http_api.native_routes.json_bytes", broken)
+    monkeypatch.setattr("headwater.http_api.native.routes.json_bytes", broken)
     async with api(engine) as server:
         response: httpx.Response = await server.post("/tokenize", {"prompt": "a"})
     assert response.status_code == 500

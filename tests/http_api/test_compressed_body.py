@@ -7,11 +7,11 @@ import zlib
 import pytest
 from api_under_test import api, error_of, saying
 
+from headwater.generation.errors import ApiError
+from headwater.generation.model_facts import RequestLimits
 from headwater.http_api.compressed_body import MAX_MEMBERS, Inflater
-from headwater.http_api.errors import ApiError
-from headwater.http_api.state import Limits
 from headwater.messages.generation import Generate
-from headwater.simulation.scripted_engine import ScriptedEngine
+from scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio
 BODY = json.dumps({"text": "hello"}).encode()
@@ -42,7 +42,7 @@ async def test_other_encodings_are_a_415_that_says_which_are_read(engine: Script
 @pytest.mark.parametrize("path", ["/generate", "/flush_cache", "/v1/chat/completions"])
 async def test_a_bomb_is_a_413_before_it_is_unpacked(engine: ScriptedEngine, path: str) -> None:
     bomb = gzip.compress(b" " * (64 << 20))  # 64 KiB of it
-    async with api(engine, limits=Limits(max_body_bytes=1 << 20)) as server:
+    async with api(engine, limits=RequestLimits(max_body_bytes=1 << 20)) as server:
         response = await server.http.post(path, content=bomb, headers=HEADERS)
         assert (response.status_code, error_of(response)["code"]) == (413, "body_too_large")
 

@@ -15,7 +15,7 @@ from api_under_test import saying, served
 from headwater.http_api import connection
 from headwater.http_api.connection import ConnectionLimits
 from headwater.messages.generation import Generate
-from headwater.simulation.scripted_engine import ScriptedEngine
+from scripted_engine import ScriptedEngine
 
 HEAD = b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 

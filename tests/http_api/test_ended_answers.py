@@ -13,7 +13,7 @@ import pytest
 from api_under_test import Api, api, error_of, served, until
 from loop_engines import LoopEngine, loop_engines, prompt_of
 
-from headwater.simulation.fake_runner import StepFault
+from headwater.simulation.fakes.runner import StepFault
 
 pytestmark = pytest.mark.anyio
 CHAT = {"messages": [{"role": "user", "content": "abcdefgh"}], "max_tokens": 200, "ignore_eos": True, "rid": "r"}

@@ -16,8 +16,8 @@ from fastapi.routing import APIRoute
 from hostile_requests import DEEP, Call, Operations
 from loop_engines import LoopEngine, loop_engines
 
+from headwater.generation.errors import ApiError
 from headwater.http_api.app import ROUTERS
-from headwater.http_api.errors import ApiError
 from headwater.http_api.json_body import parse_json
 from headwater.tokenization.json_nesting import MAX_NESTING, is_too_deep
 

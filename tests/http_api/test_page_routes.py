@@ -8,7 +8,7 @@ import pytest
 from api_under_test import MODEL, api, error_of
 from loop_engines import LoopEngine, loop_engines
 
-from headwater.simulation.scripted_engine import ScriptedEngine
+from scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio
 BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from api_under_test import api, error_of
 
-from headwater.http_api.field_table import IGNORED, REFUSED, REFUSED_OF_PROMPTS
-from headwater.http_api.schemas_native import GenerateRequest, SamplingInput
-from headwater.http_api.schemas_openai import ChatCompletionRequest, CompletionRequest
-from headwater.http_api.schemas_prompt import TokenizeRequest
+from headwater.generation.field_table import IGNORED, REFUSED, REFUSED_OF_PROMPTS
+from headwater.generation.native_schemas import GenerateRequest, SamplingInput
+from headwater.generation.prompt_schemas import TokenizeRequest
+from headwater.http_api.openai.schemas import ChatCompletionRequest, CompletionRequest
 from headwater.messages.generation import Generate
-from headwater.simulation.scripted_engine import ScriptedEngine
+from scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"

@@ -15,7 +15,7 @@ from api_under_test import MODEL, saying, served
 
 from headwater.messages.control import CancelOperation, FlushCache
 from headwater.messages.generation import Abort, Generate
-from headwater.simulation.scripted_engine import ScriptedEngine
+from scripted_engine import ScriptedEngine
 
 LONG = {"ignore_eos": True, "max_new_tokens": 250}
 

@@ -10,7 +10,7 @@ from headwater.http_api.middleware import MAX_TOLD
 from headwater.http_api.sites import CHANGING_BY_GET, SitePolicy, host_name, is_loopback
 from headwater.messages.control import FlushCache
 from headwater.messages.generation import Generate
-from headwater.simulation.scripted_engine import ScriptedEngine
+from scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio
 LOCAL = SitePolicy.of_server("127.0.0.1", has_api_key=False)

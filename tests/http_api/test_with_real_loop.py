@@ -9,7 +9,7 @@ from api_under_test import TOKENIZER, api, error_of, events, until
 from loop_engines import LoopEngine, loop_engines
 from prometheus_client.parser import text_string_to_metric_families
 
-from headwater.simulation.canary import expected_tokens
+from headwater.simulation.fakes.canary import expected_tokens
 
 pytestmark = pytest.mark.anyio
 NUM_PAGES = 64

@@ -6,7 +6,7 @@ from msgspec import structs
 from headwater.launch.config import ServerArgs
 from headwater.launch.default_model import DEFAULT_MODEL, model_path
 from headwater.launch.served_model import model_facts
-from headwater.simulation.scripted_engine import READY
+from scripted_engine import READY
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from headwater import Engine
-from headwater.devices.cpu import CpuDevice
-from headwater.devices.host_memory import CpuPageCopier, HostMemory, ThreadCopy
+from headwater.devices.cpu.device import CpuDevice
+from headwater.devices.cpu.host_memory import CpuPageCopier, HostMemory, ThreadCopy
 from headwater.execution.model_runner import ModelRunner
 from headwater.launch.default_model import ensure_default_model
 from headwater.models.loader import load_model, resolve_model
 from headwater.storage.backend import ReadStatus, WriteStatus
-from headwater.storage.file import FileBackend
+from headwater.storage.file.backend import FileBackend
 
 sys.path += [str(Path(__file__).parents[1] / name) for name in ("storage", "execution")]
 from redis_server import RedisServer

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_gguf import write_gguf_model
 
-from headwater.devices.cpu import CpuDevice
+from headwater.devices.cpu.device import CpuDevice
 from headwater.models.config import ModelConfig, parse_hf_config
 from headwater.models.loader import load_model, open_weights, read_config, resolve_model
 from headwater.models.model_files import ModelFileError

@@ -8,7 +8,7 @@ from headwater.messages.base import pack_ids
 from headwater.messages.generation import Generate, LogprobParams, Output, SamplingParams
 from headwater.scheduling.plan import StepPlan, StepResult
 from headwater.scheduling.request import Request
-from headwater.scheduling.scheduler import Limits, Scheduler
+from headwater.scheduling.scheduler import Scheduler, SchedulerLimits
 
 PAGE = 4
 CLIENT = b"client"
@@ -62,7 +62,7 @@ class Steps:
     ) -> None:
         self.clock = ManualClock()
         self.cache = PrefixCache(num_pages=num_pages, page_size=PAGE, page_bytes=64, clock=self.clock)
-        limits = Limits(
+        limits = SchedulerLimits(
             max_running=max_running,
             max_step_tokens=max_step_tokens,
             prefill_chunk_tokens=prefill_chunk_tokens,

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from headwater.simulation.fleet_mutants import FLEET_MUTANTS, hunt_fleet
-from headwater.simulation.fleet_run import fleet_run
+from headwater.simulation.fleet.run import fleet_run
+from headwater.simulation.mutants.fleet import FLEET_MUTANTS, hunt_fleet
 
 FRESH_S = float(os.environ.get("HEADWATER_SIMULATION_S", "8")) / 2  # half of what one engine gets
 

@@ -9,8 +9,8 @@ from headwater.messages.cache import AttachStorage, DetachStorage
 from headwater.messages.control import ContinueGeneration, FlushCache, PauseGeneration
 from headwater.messages.generation import Abort, Generate, Output, SamplingParams
 from headwater.messages.weights import ReleaseMemory, UpdateWeights
-from headwater.simulation.fake_store import UnreliableStore
-from headwater.simulation.store_media import MemoryMedium
+from headwater.simulation.fakes.store import UnreliableStore
+from headwater.simulation.fakes.store_media import MemoryMedium
 
 BOTH = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 

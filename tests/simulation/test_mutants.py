@@ -2,10 +2,10 @@
 
 import pytest
 
-from headwater.simulation.mutation_check import TURNS_PER_RUN, all_mutants, hunt
-from headwater.simulation.profiles import PROFILES
-from headwater.simulation.random_run import random_run
-from headwater.simulation.shrink import shrink
+from headwater.simulation.mutants.check import TURNS_PER_RUN, all_mutants, hunt
+from headwater.simulation.random_runs.profiles import PROFILES
+from headwater.simulation.random_runs.run import random_run
+from headwater.simulation.random_runs.shrink import shrink
 
 pytestmark = pytest.mark.slow  # half a minute
 MAX_TURNS = 150_000

@@ -6,12 +6,12 @@ from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.write_policy import WritePolicy
 from headwater.messages.control import FlushCache, PauseGeneration
 from headwater.messages.generation import LogprobParams
+from headwater.simulation.checks.violation import Violation
 from headwater.simulation.driver import Answer, Driver, EngineShape
-from headwater.simulation.fake_store import UnreliableStore
-from headwater.simulation.mutants import MUTANTS
-from headwater.simulation.mutation_check import all_mutants
-from headwater.simulation.store_media import MemoryMedium
-from headwater.simulation.violation import Violation
+from headwater.simulation.fakes.store import UnreliableStore
+from headwater.simulation.fakes.store_media import MemoryMedium
+from headwater.simulation.mutants.check import all_mutants
+from headwater.simulation.mutants.registry import MUTANTS
 
 assert all_mutants()
 

@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from headwater.simulation.campaign import Campaign, run_campaign
-from headwater.simulation.events import Trace, decode_trace, describe, encode_trace
-from headwater.simulation.profiles import PROFILES
-from headwater.simulation.random_run import Run, random_run, replay
-from headwater.simulation.workload import Workload
+from headwater.simulation.random_runs.campaign import Campaign, run_campaign
+from headwater.simulation.random_runs.events import Trace, decode_trace, describe, encode_trace
+from headwater.simulation.random_runs.profiles import PROFILES
+from headwater.simulation.random_runs.run import Run, random_run, replay
+from headwater.simulation.random_runs.workload import Workload
 
 FRESH_S = float(os.environ.get("HEADWATER_SIMULATION_S", "8"))
 TURNS = 600

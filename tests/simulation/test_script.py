@@ -1,11 +1,11 @@
 """Scripted runs: the interleavings that went wrong elsewhere, one turn after the other."""
 
 import pytest
+from script import Script, Turns, run_script
 
 from headwater.cache.write_policy import WritePolicy
+from headwater.simulation.checks.violation import Violation
 from headwater.simulation.driver import EngineShape
-from headwater.simulation.script import Script, Turns, run_script
-from headwater.simulation.violation import Violation
 
 PROMPT = list(range(100, 140))
 BOTH = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])

@@ -6,11 +6,11 @@ from typing import Protocol
 import redis
 
 from headwater.storage.backend import StorageBackend
-from headwater.storage.file import FileBackend
+from headwater.storage.file.backend import FileBackend
 from headwater.storage.memory import MemoryBackend
 from headwater.storage.page_key import PageKey
-from headwater.storage.redis import RedisBackend
-from headwater.storage.redis_layout import page_name
+from headwater.storage.redis.backend import RedisBackend
+from headwater.storage.redis.layout import page_name
 
 CAPACITY_BYTES = 64 << 20
 

@@ -3,11 +3,11 @@
 import threading
 
 import pytest
+from faulty_store import Fault, FaultRule, FaultyBackend
 from storage_keys import Tenant, make_buffers, make_pages
 
 from headwater.storage.backend import ReadStatus, WriteStatus
 from headwater.storage.errors import StorageTimeout, StorageUnavailable
-from headwater.storage.faulty import Fault, FaultRule, FaultyBackend
 from headwater.storage.memory import MemoryBackend
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from storage_keys import make_fingerprint
 
-from headwater.storage.bucket_record import decode_bucket, encode_bucket
+from headwater.storage.file.bucket_record import decode_bucket, encode_bucket
 from headwater.storage.page_key import (
     Bucket,
     Fingerprint,

@@ -9,7 +9,7 @@ from tiny_tokenizers import byte_level_backend, sentencepiece_backend
 from tokenizers import Tokenizer
 
 from headwater.tokenization.incremental import IncrementalDecoder
-from headwater.tokenization.token_spelling import TokenSpelling
+from headwater.tokenization.token_bytes import TokenSpelling
 
 byte_level = cache(byte_level_backend)
 sentencepiece = cache(sentencepiece_backend)

@@ -15,7 +15,7 @@ from headwater.cache.prefetch import Prefetch
 from headwater.cache.radix_tree import Node, RadixTree
 from headwater.cache.restore_cost import RestoreCost
 from headwater.cache.retirement import RaisedScope, Retirement
-from headwater.cache.storage_tier import StorageTier
+from headwater.cache.storage.tier import StorageTier
 from headwater.cache.tier_books import TierBooks
 from headwater.cache.token_sequence import TokenSequence
 from headwater.cache.transfer import Load

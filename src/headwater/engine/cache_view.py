@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.radix_tree import Node
-from headwater.cache.storage_names import StorageNames
+from headwater.cache.storage.names import StorageNames
 from headwater.engine.kv_events_publisher import KvEventsPublisher
 from headwater.messages.base import pack_ids
 from headwater.messages.cache import CacheTree, GetCacheTree, TreeBlocks, TreeNode, TreeRoot

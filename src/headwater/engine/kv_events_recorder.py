@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from headwater.cache.namespace import Namespace, Scope, Tier
 from headwater.cache.radix_tree import Node, RadixTree
-from headwater.cache.storage_names import StorageNames
+from headwater.cache.storage.names import StorageNames
 from headwater.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
 from headwater.messages.base import TokenIds
 

@@ -8,7 +8,7 @@ from typing import assert_never
 from msgspec import structs
 
 from headwater.cache.page_pool import OwnershipError
-from headwater.cache.storage_names import StorageNames
+from headwater.cache.storage.names import StorageNames
 from headwater.clock import Clock
 from headwater.control.control_plane import ControlPlane
 from headwater.control.operation import Hold

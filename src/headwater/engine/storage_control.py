@@ -9,8 +9,8 @@ from typing import Any
 from headwater.cache.jobs import JobRunner
 from headwater.cache.namespace import Tier
 from headwater.cache.prefix_cache import PrefixCache
-from headwater.cache.storage_names import StorageNames
-from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings, StorageTier
+from headwater.cache.storage.names import StorageNames
+from headwater.cache.storage.tier import PrefetchPolicy, StorageSettings, StorageTier
 from headwater.cache.write_policy import WritePolicy
 from headwater.clock import Clock
 from headwater.engine.storage_opening import Kept, Opening

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from headwater.cache.host_tier import HostTier
 from headwater.cache.jobs import JobRunner, ThreadJobRunner
 from headwater.cache.prefix_cache import PrefixCache
-from headwater.cache.storage_names import StorageNames
-from headwater.cache.storage_tier import StorageSettings
+from headwater.cache.storage.names import StorageNames
+from headwater.cache.storage.tier import StorageSettings
 from headwater.clock import Clock
 from headwater.control.control_plane import ControlPlane, EnginePorts
 from headwater.engine.blockers import Blockers
@@ -22,7 +22,7 @@ from headwater.engine.report import StateReporter
 from headwater.engine.storage_control import StorageControl
 from headwater.engine.wire import Wire
 from headwater.messages.state import EngineReady
-from headwater.scheduling.scheduler import Limits, Scheduler
+from headwater.scheduling.scheduler import Scheduler, SchedulerLimits
 from headwater.scheduling.waiting_queue import SchedulePolicy
 from headwater.storage.backend import StorageBackend
 from headwater.storage.page_key import Fingerprint
@@ -51,7 +51,7 @@ def wire_engine(
     wire: Wire,
     runner: ModelRunner,
     ready: EngineReady,
-    limits: Limits,
+    limits: SchedulerLimits,
     clock: Clock,
     policy: SchedulePolicy = "fcfs",
     is_cache_enabled: bool = True,

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from headwater.devices.cuda import CudaDevice
-from headwater.devices.cuda_arrival import Arrival
-from headwater.devices.cuda_gates import GatedAttention, LayerGates
+from headwater.devices.cuda.arrivals import Arrival
+from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_greedy
+from headwater.devices.cuda.layer_gates import GatedAttention, LayerGates
+from headwater.devices.cuda.paged_batch import PagedBatch
 from headwater.devices.kv_memory import KVMemory
-from headwater.devices.paged_batch import PagedBatch
-from headwater.devices.triton_greedy import GreedyScratch, choose_greedy
 from headwater.execution.device_sampler import DeviceSampler
 from headwater.execution.device_slots import DeviceSlots
 from headwater.execution.logprobs import compute_logprobs

@@ -4,8 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from headwater.devices.cuda.kernels.sampling import draw_tokens
 from headwater.devices.noise import noise_keys
-from headwater.devices.triton_sampling import draw_tokens
 from headwater.execution.penalties import LogitEdits, needs_edits
 from headwater.execution.sampler import is_greedy
 from headwater.execution.staging import Ints, StagingRing

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from headwater.devices.triton_scatter import write_entries
+from headwater.devices.cuda.kernels.scatter import write_entries
 from headwater.execution.staging import Ints, StagingRing
 from headwater.scheduling.plan import PageUpdate, SlotAssignment, StepPlan
 

@@ -10,9 +10,9 @@ from functools import partial
 
 import torch
 
-from headwater.devices.cuda import CudaDevice
+from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.cuda.kernels.prefill import queries_per_tile
 from headwater.devices.device import AttentionGeometry
-from headwater.devices.triton_prefill import queries_per_tile
 from headwater.execution.device_slots import DeviceSlots
 from headwater.execution.staging import ALIGNMENT, Ints, StagingRing
 from headwater.execution.step_graphs import GraphPool, StepGraphs, next_size

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from headwater.devices.paged_batch import ApartChunks, Contexts, PagedBatch, PromptChunks
-from headwater.devices.prefill_tiles import PrefillTiles
+from headwater.devices.cuda.paged_batch import ApartChunks, Contexts, PagedBatch, PromptChunks
+from headwater.devices.cuda.prefill_tiles import PrefillTiles
 from headwater.execution.device_slots import DeviceSlots
 from headwater.execution.staging import Ints, StagingRing
 from headwater.scheduling.plan import StepPlan

@@ -8,22 +8,22 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
-from headwater.http_api import (
+from headwater.http_api import page_routes
+from headwater.http_api.auth import Authentication
+from headwater.http_api.compressed_body import CompressedBody
+from headwater.http_api.control import (
     cache_routes,
     control_routes,
     flush_routes,
-    info_routes,
     memory_routes,
-    native_routes,
-    openai_routes,
-    page_routes,
     storage_routes,
     weight_routes,
 )
-from headwater.http_api.auth import Authentication
-from headwater.http_api.compressed_body import CompressedBody
 from headwater.http_api.error_handlers import install_error_handlers
 from headwater.http_api.middleware import BodyLimit, RequestId, SiteGuard
+from headwater.http_api.monitoring import info_routes
+from headwater.http_api.native import routes as native_routes
+from headwater.http_api.openai import routes as openai_routes
 from headwater.http_api.services import Services
 from headwater.http_api.sites import CHANGING_BY_GET
 from headwater.http_api.state import ApiState

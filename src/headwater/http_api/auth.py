@@ -12,8 +12,8 @@ import hmac
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from headwater.generation.errors import ApiError
 from headwater.http_api.error_handlers import error_response
-from headwater.http_api.errors import ApiError
 
 OPEN_PREFIXES = ("/health", "/ready", "/metrics")
 OPEN_PATHS = frozenset({"/ping"})

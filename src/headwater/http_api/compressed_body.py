@@ -5,8 +5,8 @@ import zlib
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from headwater.generation.errors import ApiError
 from headwater.http_api.error_handlers import error_response
-from headwater.http_api.errors import ApiError
 from headwater.http_api.middleware import body_too_large, drain
 
 GZIP = frozenset({"gzip", "x-gzip"})

@@ -23,7 +23,7 @@ import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from headwater.http_api.errors import ApiError
+from headwater.generation.errors import ApiError
 
 MAX_HEADERS = 200
 MAX_PIPELINED = 16  # requests sent ahead on one connection; what clients of this API do not do at all

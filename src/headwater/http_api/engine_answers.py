@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from headwater.client.change_call import Outcome, Pending, Untouched
-from headwater.http_api.errors import ApiError, as_api_error
+from headwater.generation.errors import ApiError, as_api_error
 
 Json = dict[str, Any]
 

@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from headwater.client.errors import CallFailed, EngineGone, EngineLoading, NoSuchEngine, RidInUse
-from headwater.http_api.errors import ApiError, ClientLeft, as_api_error, from_validation
+from headwater.generation.errors import ApiError, ClientLeft, as_api_error, from_validation
 
 
 def error_response(error: ApiError) -> Response:

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-from headwater.http_api.errors import ApiError
+from headwater.generation.errors import ApiError
 from headwater.tokenization.json_nesting import MAX_NESTING, is_too_deep
 
 

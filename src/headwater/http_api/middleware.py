@@ -10,8 +10,8 @@ import uuid
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from headwater.generation.errors import ApiError
 from headwater.http_api.error_handlers import error_response
-from headwater.http_api.errors import ApiError
 from headwater.http_api.sites import SitePolicy
 
 MAX_REQUEST_ID_CHARS = 256

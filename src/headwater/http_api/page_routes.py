@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
-from headwater.http_api.errors import ApiError
+from headwater.generation.errors import ApiError
 from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.services import Services, services
 from headwater.version import version

@@ -11,13 +11,14 @@ from fastapi import Request
 
 from headwater.client.engine_client import new_call_id
 from headwater.client.errors import CallFailed, EngineGone, EngineLoading
+from headwater.generation.errors import ApiError, bad_request, loading
+from headwater.generation.model_facts import ModelFacts
+from headwater.generation.native import NativeApi
+from headwater.generation.text_generation import TextGenerator, TextRequest
+from headwater.generation.validation import timeout_seconds
 from headwater.http_api.engine_answers import EngineAnswers
-from headwater.http_api.errors import ApiError, bad_request, loading
-from headwater.http_api.metrics import Metrics
-from headwater.http_api.native_api import NativeApi
-from headwater.http_api.state import ApiState, ModelFacts
-from headwater.http_api.text_generation import TextGenerator, TextRequest
-from headwater.http_api.validation import timeout_seconds
+from headwater.http_api.monitoring.metrics import Metrics
+from headwater.http_api.state import ApiState
 from headwater.messages.control import FlushCache, FlushResult
 from headwater.messages.generation import SamplingParams
 from headwater.messages.state import EngineState, GetState, Ping

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from headwater.http_api.errors import ApiError
+from headwater.generation.errors import ApiError
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 CHANGING_BY_GET = frozenset(

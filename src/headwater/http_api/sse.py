@@ -9,12 +9,20 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from headwater.generation.errors import ApiError, ClientLeft, as_api_error
 from headwater.http_api.error_handlers import error_response
-from headwater.http_api.errors import ApiError, ClientLeft, as_api_error
 from headwater.http_api.middleware import UNWRAPPED_SEND
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+JSON = "application/json"
+STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The answer, or its events.", "content": {JSON: {}, "text/event-stream": {}}},
+    400: {"description": "A parameter is wrong; `error.param` names it."},
+    429: {"description": "The queue is full."},
+    503: {"description": "Loading, shutting down, or the engine is gone."},
+}
 
 DONE = b"data: [DONE]\n\n"
 HEADERS = [

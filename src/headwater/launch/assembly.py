@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from headwater.cache.host_tier import HostTier
-from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings
+from headwater.cache.storage.tier import PrefetchPolicy, StorageSettings
 from headwater.cache.write_policy import WritePolicy
 from headwater.clock import MonotonicClock
 from headwater.devices.device import Device
@@ -35,7 +35,7 @@ from headwater.models.end_tokens import union, within
 from headwater.models.loader import LoadedModel, load_model, resolve_model, tokenizer_end_ids
 from headwater.models.sampling_defaults import read_sampling_defaults
 from headwater.scheduling.plan import StepPlan
-from headwater.scheduling.scheduler import Limits
+from headwater.scheduling.scheduler import SchedulerLimits
 from headwater.storage.errors import StorageError
 from headwater.storage.page_key import Fingerprint, config_hash
 from headwater.storage.registry import open_backend
@@ -126,7 +126,7 @@ def build_engine(
         wire=ZmqWire(endpoint),
         runner=served,
         ready=ready,
-        limits=Limits(
+        limits=SchedulerLimits(
             max_running=args.max_running_requests,
             max_step_tokens=args.max_step_tokens,
             prefill_chunk_tokens=args.chunked_prefill_size,

@@ -12,16 +12,16 @@ from pydantic import ValidationError
 
 from headwater.client.engine_client import EngineClient, new_call_id
 from headwater.client.errors import CallFailed, EngineGone
-from headwater.http_api.errors import from_validation
-from headwater.http_api.native_api import NativeApi, NativeBatch
-from headwater.http_api.schemas_native import GenerateRequest
-from headwater.http_api.state import Limits
-from headwater.http_api.text_generation import TextGenerator
+from headwater.generation.errors import from_validation
+from headwater.generation.model_facts import RequestLimits
+from headwater.generation.native import NativeApi, NativeBatch
+from headwater.generation.native_schemas import GenerateRequest
+from headwater.generation.text_generation import TextGenerator
 from headwater.launch.assembly import build_engine
 from headwater.launch.config import ServerArgs
 from headwater.launch.model_choice import with_model
+from headwater.launch.private_directory import private_directory
 from headwater.launch.served_model import model_facts, tokenizer_path
-from headwater.launch.supervisor import private_directory
 from headwater.messages.base import pack_ids
 from headwater.messages.control import FlushCache, FlushResult
 from headwater.messages.state import EngineReady, EngineState, GetState, Shutdown
@@ -31,7 +31,7 @@ T = TypeVar("T")
 Answer = dict[str, Any]
 
 # a batch from Python may be as large as memory allows: nobody else waits for this process
-LIMITS = Limits(max_batch=1_000_000)
+LIMITS = RequestLimits(max_batch=1_000_000)
 
 
 class Engine:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from headwater.devices.cpu import CpuDevice
+from headwater.devices.cpu.device import CpuDevice
+from headwater.devices.cpu.host_memory import CpuPageCopier, HostMemory
 from headwater.devices.device import Device
-from headwater.devices.host_memory import CpuPageCopier, HostMemory
 from headwater.devices.kv_memory import KVLayout, num_pages_in_budget
 from headwater.execution.model_runner import ModelRunner
 from headwater.execution.runner import Runner
@@ -18,13 +18,13 @@ from headwater.models.config import ModelConfig
 from headwater.models.loader import LoadedModel
 
 if TYPE_CHECKING:
-    from headwater.devices.cuda_copy import CudaPageCopier
-    from headwater.devices.cuda_host_memory import PinnedHostMemory
+    from headwater.devices.cuda.host_memory import PinnedHostMemory
+    from headwater.devices.cuda.page_copies import CudaPageCopier
 
 _GIB = 1 << 30
 _GRAPH_BYTES = 512 * MIB  # CUDA graphs and what the driver keeps for them
 _TABLE_BYTES = 256 * MIB  # page tables, rotary tables, partial results of attention
-_GATHERED_BYTES = 256 * MIB  # contexts gathered for attention that knows no pages (devices/apart_attention.py)
+_GATHERED_BYTES = 256 * MIB  # contexts gathered for attention that knows no pages (devices/cuda/external_attention.py)
 
 _WARM_UP_TOKENS = 128  # of the first step on a CPU
 _FLOAT8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 def open_device(args: ServerArgs) -> Device:
     """The device that `--device` names; auto: a GPU where there is one. Raises ValueError if there is none."""
     if args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available()):
-        from headwater.devices.cuda import CudaDevice  # imports Triton, which a server on a CPU does without
+        from headwater.devices.cuda.device import CudaDevice  # imports Triton, which a server on a CPU does without
 
         return CudaDevice(attention=args.attention_backend)
     if args.attention_backend != "auto":
@@ -64,7 +64,7 @@ def make_runner(args: ServerArgs, loaded: LoadedModel, device: Device, *, num_pa
         )
         warm_up(runner, sizes=(min(_WARM_UP_TOKENS, room),))
         return runner
-    from headwater.devices.cuda import CudaDevice  # as above: only where it is used
+    from headwater.devices.cuda.device import CudaDevice  # as above: only where it is used
     from headwater.execution.async_runner import AsyncModelRunner
     from headwater.execution.prompt_steps import launch_bound_tokens, prompt_graph_sizes
     from headwater.execution.step_graphs import graph_sizes
@@ -101,8 +101,8 @@ def make_host_memory(
     if device.torch_device.type == "cpu":
         memory = HostMemory(num_pages=num_pages, page_bytes=layout.page_bytes)
         return memory, CpuPageCopier(lambda: runner.kv, memory)
-    from headwater.devices.cuda_copy import CudaPageCopier
-    from headwater.devices.cuda_host_memory import PinnedHostMemory
+    from headwater.devices.cuda.host_memory import PinnedHostMemory
+    from headwater.devices.cuda.page_copies import CudaPageCopier
     from headwater.execution.async_runner import AsyncModelRunner
 
     assert isinstance(runner, AsyncModelRunner)
@@ -116,7 +116,7 @@ def workspace_bytes(args: ServerArgs, config: ModelConfig, device: Device) -> in
     """What a step takes on a GPU beside weights and KV, at most; 0 on a CPU, where it is small."""
     if device.torch_device.type == "cpu":
         return 0
-    from headwater.devices.cuda import CudaDevice
+    from headwater.devices.cuda.device import CudaDevice
 
     assert args.max_running_requests is not None and args.max_step_tokens is not None
     # float32 residual, its norm, qkv, attention's output, gate and up, their product; a quarter more for the allocator

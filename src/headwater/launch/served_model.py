@@ -1,7 +1,7 @@
 """The facts about the loaded model that the APIs show, from the arguments and the engine's own words."""
 
-from headwater.http_api.sampling import usable_defaults
-from headwater.http_api.state import ModelFacts
+from headwater.generation.model_facts import ModelFacts
+from headwater.generation.sampling import usable_defaults
 from headwater.launch.config import ServerArgs
 from headwater.launch.default_model import packaged_at
 from headwater.messages.state import EngineReady

@@ -34,7 +34,7 @@ _MIN_PREFILL_SAMPLE = 64  # prompt tokens of a step from which its time says som
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SchedulerLimits:
     """Sizes the scheduler keeps to."""
 
     max_running: int  # slots
@@ -59,7 +59,7 @@ class Scheduler:
         self,
         cache: PrefixCache,
         *,
-        limits: Limits,
+        limits: SchedulerLimits,
         clock: Clock,
         weights_id: str,
         eos_token_ids: frozenset[int],

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from headwater.cache.host_tier import HostTier
-from headwater.cache.storage_names import StorageNames
-from headwater.cache.storage_tier import PrefetchPolicy, StorageSettings
+from headwater.cache.storage.names import StorageNames
+from headwater.cache.storage.tier import PrefetchPolicy, StorageSettings
 from headwater.cache.write_policy import WritePolicy
 from headwater.clock import ManualClock
 from headwater.engine.wiring import EngineParts, wire_engine
@@ -26,24 +26,24 @@ from headwater.messages.generation import (
 from headwater.messages.state import EngineReady
 from headwater.messages.weights import SetWeightVersion
 from headwater.messages.wire import ToClient, ToEngine
-from headwater.scheduling.scheduler import Limits
+from headwater.scheduling.scheduler import SchedulerLimits
 from headwater.scheduling.waiting_queue import SchedulePolicy
-from headwater.simulation.calls import Calls
-from headwater.simulation.control_promises import ControlPromises
-from headwater.simulation.cuts import Cuts
-from headwater.simulation.event_mirror import EventMirror
-from headwater.simulation.fake_copier import FakeCopier, StepPages
-from headwater.simulation.fake_jobs import FakeJobRunner
-from headwater.simulation.fake_runner import FakeRunner, StepFault
-from headwater.simulation.fake_store import StampedBackend
-from headwater.simulation.kv_records import HostRecords
-from headwater.simulation.memory_wire import MemoryWire
-from headwater.simulation.oracle import Oracle
-from headwater.simulation.promises import Promises
-from headwater.simulation.retirements import Retirements
-from headwater.simulation.service_promises import ServicePromises
-from headwater.simulation.violation import Violation
-from headwater.simulation.world import World
+from headwater.simulation.checks.control_promises import ControlPromises
+from headwater.simulation.checks.cuts import Cuts
+from headwater.simulation.checks.event_mirror import EventMirror
+from headwater.simulation.checks.oracle import Oracle
+from headwater.simulation.checks.pending_calls import Calls
+from headwater.simulation.checks.promises import Promises
+from headwater.simulation.checks.retirements import Retirements
+from headwater.simulation.checks.service_promises import ServicePromises
+from headwater.simulation.checks.violation import Violation
+from headwater.simulation.fakes.copier import FakeCopier, StepPages
+from headwater.simulation.fakes.jobs import FakeJobRunner
+from headwater.simulation.fakes.kv_records import HostRecords
+from headwater.simulation.fakes.runner import FakeRunner, StepFault
+from headwater.simulation.fakes.shared_world import World
+from headwater.simulation.fakes.store import StampedBackend
+from headwater.simulation.fakes.wire import MemoryWire
 from headwater.storage.backend import StorageBackend
 from headwater.storage.page_key import Fingerprint, scope_id
 
@@ -273,7 +273,7 @@ class Driver:
 
     def _wire_engine(self, host: HostTier | None, settings: StorageSettings) -> EngineParts:
         shape = self.shape
-        self._limits = Limits(
+        self._limits = SchedulerLimits(
             max_running=shape.max_running,
             max_step_tokens=shape.max_step_tokens,
             prefill_chunk_tokens=shape.prefill_chunk_tokens,

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from headwater.storage.backend import StorageBackend
-from headwater.storage.file import FileBackend
+from headwater.storage.file.backend import FileBackend
 from headwater.storage.memory import MemoryBackend
-from headwater.storage.redis import RedisBackend
+from headwater.storage.redis.backend import RedisBackend
 
 KINDS = ("file", "redis", "memory")
 DEFAULT_CAPACITY_BYTES = 16 << 30

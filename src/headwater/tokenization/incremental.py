@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from headwater.tokenization.token_spelling import TokenSpelling
+from headwater.tokenization.token_bytes import TokenSpelling
 
 if TYPE_CHECKING:
     from headwater.messages.base import TokenIds  # needs numpy, which a tokenizer does without

@@ -10,7 +10,7 @@ from headwater.tokenization.gguf_tokenizer import load_gguf_tokenizer
 from headwater.tokenization.hf_tokenizer import load_hf_tokenizer
 from headwater.tokenization.incremental import IncrementalDecoder
 from headwater.tokenization.literal_text import LiteralText
-from headwater.tokenization.token_spelling import TokenSpelling
+from headwater.tokenization.token_bytes import TokenSpelling
 from headwater.tokenization.tokenizer_parts import TokenizerParts
 
 _NO_UNICODE = "text: must be strings of valid Unicode, without lone surrogates"

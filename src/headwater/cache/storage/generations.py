@@ -1,0 +1,118 @@
+"""The generations of a store as this engine knows them, and those it is raising."""
+
+from collections.abc import Callable, Sequence
+
+from headwater.cache.jobs import Job
+from headwater.cache.namespace import Namespace, Scope
+from headwater.cache.retirement import RaisedScope
+from headwater.cache.storage.calls import StorageCalls
+from headwater.cache.storage.names import Generations, StorageNames
+from headwater.clock import Clock
+from headwater.storage.backend import StorageBackend
+
+_RETRY_S = 0.5
+_MAX_KNOWN = 10_000  # namespaces; salts may be many, and who is forgotten is asked for again
+_MAX_ASKED = 64  # namespaces in one call, the last ones used
+
+
+class StorageGenerations:
+    """Counters last heard from the store, by namespace. They live in the store: here are only copies.
+
+    What is computed is marked with the copy of its time. The store refuses a page under a counter that has
+    grown since, so nothing computed before a flush, by any server, is stored after it.
+    """
+
+    def __init__(self, backend: StorageBackend, names: StorageNames, calls: StorageCalls, clock: Clock) -> None:
+        self._backend = backend
+        self._names = names
+        self._calls = calls
+        self._clock = clock
+        self._known: dict[Namespace, Generations] = {}  # the one heard last comes last
+        self._raising: list[RaisedScope] = []
+        self._missed: dict[Namespace, None] = {}  # known before the flush under way, to be asked for after it
+        self._retry_at_s: float | None = None  # None: an attempt is under way, or there is nothing to raise
+
+    def known(self, namespace: Namespace) -> Generations | None:
+        """None if never heard: what is computed now cannot be stored."""
+        return self._known.get(namespace)
+
+    def heard(self, namespace: Namespace, generations: Generations) -> None:
+        if self.is_barred(namespace):
+            return
+        self._known.pop(namespace, None)
+        self._known[namespace] = generations
+        if len(self._known) > _MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+
+    def ask(self, namespaces: Sequence[Namespace], *, ended: Callable[[], None] = lambda: None) -> None:
+        """Ask the store for the counters of `namespaces`; `ended` is called when they are known, or will not be."""
+        scopes = {namespace: self._names.scopes(namespace) for namespace in namespaces[-_MAX_ASKED:]}
+
+        def work(job: Job) -> dict[Namespace, Generations]:
+            return {namespace: self._backend.generations(ids) for namespace, ids in scopes.items()}
+
+        def finish(found: dict[Namespace, Generations]) -> None:
+            for namespace, generations in found.items():
+                self.heard(namespace, generations)
+            ended()
+
+        self._calls.begin(work, finish=finish, fail=lambda cause: ended())
+
+    def forget(self, namespace: Namespace) -> None:
+        """The store said that the counters of `namespace` have grown."""
+        self._known.pop(namespace, None)
+
+    def is_barred(self, namespace: Namespace) -> bool:
+        """Whether the store has yet to acknowledge a flush of `namespace`."""
+        return any(raised.scope.has_namespace(namespace) for raised in self._raising)
+
+    def raise_scope(self, scope: Scope) -> RaisedScope:
+        """Make everything in `scope` unreachable, for every server on this store. Tried until acknowledged."""
+        raised = RaisedScope(scope)
+        self._raising.append(raised)
+        self._missed |= dict.fromkeys(ns for ns in self._known if scope.has_namespace(ns))
+        self._forget_scope(scope)
+        self._attempt()
+        return raised
+
+    @property
+    def unacknowledged(self) -> list[RaisedScope]:
+        return self._raising.copy()
+
+    def take_over(self, unacknowledged: list[RaisedScope]) -> None:
+        """Go on with flushes that were not acknowledged before a store was detached."""
+        self._raising += unacknowledged
+        if unacknowledged:
+            self._attempt()
+
+    def advance(self) -> None:
+        if self._retry_at_s is not None and self._clock.now() >= self._retry_at_s:
+            self._attempt()
+
+    def _attempt(self) -> None:
+        raising = self._raising.copy()
+        ids = dict.fromkeys(self._names.scope(raised.scope) for raised in raising)  # one may be owed twice
+        self._retry_at_s = None
+
+        def work(job: Job) -> None:
+            for scope_id in ids:
+                self._backend.raise_generation(scope_id)
+
+        def finish(_: None) -> None:
+            for raised in raising:
+                if not raised.is_acknowledged:
+                    raised.is_acknowledged = True
+                    self._raising.remove(raised)
+                    self._forget_scope(raised.scope)
+            missed, self._missed = list(self._missed), {}
+            if missed:  # so that what is computed from now on can be stored
+                self.ask(missed)
+
+        def fail(cause: str) -> None:
+            self._retry_at_s = self._clock.now() + _RETRY_S
+
+        self._calls.begin(work, finish=finish, fail=fail, is_guarded=False)
+
+    def _forget_scope(self, scope: Scope) -> None:
+        for namespace in [ns for ns in self._known if scope.has_namespace(ns)]:
+            del self._known[namespace]

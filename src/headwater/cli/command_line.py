@@ -1,0 +1,82 @@
+"""What the commands share: how they are declared, their help in sections, the options that name a server."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+
+from headwater.server.address import DEFAULT_URL
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+class SectionedOption(click.Option):
+    """An option that stands in a section of its own in the help."""
+
+    def __init__(self, *args: Any, section: str = "Options", **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.section = section
+
+
+class SectionedCommand(click.Command):
+    """Shows its options by section, in the order in which they are declared."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(parameter, "section", "Options"), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def command(name: str | None = None) -> Callable[[Callable[..., None]], click.Command]:
+    """`click.command` with our settings."""
+    return click.command(name, cls=SectionedCommand, context_settings=SETTINGS)
+
+
+def group(name: str, help: str) -> click.Group:
+    """Commands below a command."""
+    return click.Group(name, help=help, context_settings=SETTINGS, no_args_is_help=True)
+
+
+def url_option(function: Callable[..., None]) -> Callable[..., None]:
+    return click.option(
+        "--url",
+        default=DEFAULT_URL,
+        envvar="HEADWATER_URL",
+        show_default=True,
+        show_envvar=True,
+        help="Where the server is.",
+    )(function)
+
+
+def server_options(function: Callable[..., None]) -> Callable[..., None]:
+    """--url and --admin-key."""
+    key = click.option(
+        "--admin-key",
+        envvar="HEADWATER_ADMIN_API_KEY",
+        show_envvar=True,
+        help="The server's --admin-api-key, or its --api-key if it has no other.",
+    )
+    return url_option(key(function))
+
+
+def timeout_option(default_s: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(min=0),
+        default=default_s,
+        show_default=True,
+        help="Seconds to wait, at most.",
+    )
+
+
+def option_type(kind: Any) -> Any:
+    """The click type of a field's type."""
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
+    return click.Path(path_type=Path) if kind is Path else kind

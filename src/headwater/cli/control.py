@@ -1,0 +1,160 @@
+"""`headwater pause | continue | weights | memory`: operate a running server from the shell."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from headwater.cli.command_line import command, group, server_options, timeout_option
+from headwater.cli.control_client import ControlError, ask, fail
+
+MIB = 1 << 20
+DONE = {"abort": "aborted", "retract": "put back into the queue", "in_place": "frozen"}
+
+weights = group("weights", "The weights of a running server: update, label, look at.")
+memory = group("memory", "Give a running server's memory back, and take it again.")
+
+
+@command()
+@click.option(
+    "--mode",
+    type=click.Choice(list(DONE)),
+    default="retract",
+    show_default=True,
+    help="What becomes of running requests. retract: they queue without KV and go on after `headwater continue`. "
+    "in_place: they are frozen with their KV. abort: they are ended (the default of SGLang's route).",
+)
+@server_options
+def pause(mode: str, url: str, admin_key: str | None) -> None:
+    """Pause generation; requests that arrive meanwhile wait.
+
+    No request is lost unless --mode abort says so. `headwater continue` ends the pause.
+    """
+    answer = _ask("POST", "/pause_generation", {"mode": mode}, url, admin_key)
+    click.echo(f"Paused. Running requests {DONE[mode]}: {answer['num_requests']}.")
+
+
+@command("continue")
+@server_options
+def resume(url: str, admin_key: str | None) -> None:
+    """End a pause."""
+    _ask("POST", "/continue_generation", {}, url, admin_key)
+    click.echo("Continued.")
+
+
+@weights.command()
+@click.argument("path")
+@click.option("--version", "weight_version", help="New label for the weights. Default: it stays.")
+@click.option("--abort", is_flag=True, help="End running requests first.")
+@click.option(
+    "--load-format",
+    type=click.Choice(["auto", "safetensors", "gguf"]),
+    default="auto",
+    show_default=True,
+    help="Format of the files.",
+)
+@timeout_option(600.0)
+@server_options
+def update(
+    path: str,
+    weight_version: str | None,
+    abort: bool,
+    load_format: str,
+    timeout: float,
+    url: str,
+    admin_key: str | None,
+) -> None:
+    """Load new weights while the server serves: all or nothing, and nothing cached before can match after.
+
+    PATH is a safetensors folder (all tensors or some) or a .gguf file.
+    """
+    local = Path(path).expanduser()
+    body = {
+        "model_path": str(local.resolve()) if local.exists() else path,
+        "weight_version": weight_version,
+        "abort_all_requests": abort,
+        "load_format": load_format,
+        "timeout": timeout,
+    }
+    answer = _ask("POST", "/update_weights_from_disk", body, url, admin_key, timeout_s=timeout)
+    click.echo(
+        f"{answer['message']} {answer['num_tensors']} tensors, version {answer['weight_version']!r}, "
+        f"weights_id {answer['weights_id']}. Requests carried over: {answer['num_kept']}, "
+        f"aborted: {answer['num_aborted']}."
+    )
+
+
+@weights.command()
+@click.argument("new_version", required=False)
+@click.option("--keep-running", is_flag=True, help="Do not abort requests (while paused none are aborted anyway).")
+@server_options
+def version(new_version: str | None, keep_running: bool, url: str, admin_key: str | None) -> None:
+    """Print or change the label of the weights; the cache is not touched.
+
+    Without NEW_VERSION: print the label.
+    """
+    if new_version is None:
+        click.echo(_ask("GET", "/get_weight_version", None, url, admin_key)["weight_version"])
+        return
+    body = {"new_version": new_version} | ({"abort_all_requests": False} if keep_running else {})
+    click.echo(_ask("POST", "/update_weight_version", body, url, admin_key)["message"])
+
+
+@weights.command()
+@click.argument("name")
+@click.option(
+    "--num-values",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="How many values, from the first on.",
+)
+@server_options
+def get(name: str, num_values: int, url: str, admin_key: str | None) -> None:
+    """Print the first values of a parameter, those of each engine.
+
+    NAME is the one of Hugging Face, for example model.norm.weight.
+    """
+    body = {"name": name, "truncate_size": num_values}
+    answer = _ask("POST", "/get_weights_by_name", body, url, admin_key)
+    click.echo(f"{answer['name']}  {answer['dtype']}  {'x'.join(map(str, answer['shape']))}")
+    for engine in answer["engines"]:
+        label = f"engine {engine['dp_rank']}: " if len(answer["engines"]) > 1 else ""
+        click.echo(label + " ".join(f"{value:g}" for value in engine["values"]))
+
+
+@memory.command()
+@click.argument("tags", nargs=-1)
+@timeout_option(0.0)
+@server_options
+def release(tags: tuple[str, ...], timeout: float, url: str, admin_key: str | None) -> None:
+    """Give memory back when nothing runs; requests queue until `headwater memory resume`.
+
+    TAGS are kv_cache, weights, or both. Default: all.
+    """
+    body = {"tags": list(tags), "timeout": timeout}
+    answer = _ask("POST", "/release_memory_occupation", body, url, admin_key, timeout_s=timeout)
+    click.echo(f"Released {answer['num_bytes'] / MIB:,.0f} MiB. Released now: {', '.join(answer['released'])}.")
+
+
+@memory.command("resume")
+@click.argument("tags", nargs=-1)
+@timeout_option(600.0)
+@server_options
+def resume_memory(tags: tuple[str, ...], timeout: float, url: str, admin_key: str | None) -> None:
+    """Take released memory again and run what has queued.
+
+    TAGS are kv_cache, weights, or both. Default: all.
+    """
+    body = {"tags": list(tags), "timeout": timeout}
+    answer = _ask("POST", "/resume_memory_occupation", body, url, admin_key, timeout_s=timeout)
+    click.echo(f"Resumed. Still released: {', '.join(answer['released']) or 'nothing'}.")
+
+
+def _ask(
+    method: str, path: str, body: dict[str, Any] | None, url: str, admin_key: str | None, *, timeout_s: float = 0.0
+) -> dict[str, Any]:
+    try:
+        return ask(method, path, url=url, admin_key=admin_key, body=body, timeout_s=timeout_s)
+    except ControlError as error:
+        raise fail(error) from None

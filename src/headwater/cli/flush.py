@@ -1,0 +1,114 @@
+"""`headwater flush`: empty a running server's KV cache from the shell, watching what is in the way."""
+
+import sys
+import time
+from typing import Any
+
+import click
+
+from headwater.cli.command_line import command, server_options
+from headwater.cli.control_client import ANSWER_GRACE_S, ControlError, fail, refused, unreachable
+from headwater.cli.server_call import Answer, PendingCall, Server, ServerError
+
+EXIT_INTERRUPTED = 130
+POLL_S = 0.25
+VIEW_AFTER_S = 0.3  # what is answered sooner needs no view
+
+Parameters = dict[str, Any]
+
+
+@command()
+@click.option(
+    "--timeout", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Seconds to wait for the outcome."
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["idle", "now", "drain"]),
+    default="idle",
+    show_default=True,
+    help="idle: at the first idle moment. now: at once, under load. drain: at once, and wait for all pages.",
+)
+@click.option("--tiers", metavar="TIERS", help="Any of device,host,storage. Default: device,host.")
+@click.option("--cache-salt", help="Only what was cached with this cache_salt.")
+@click.option("--extra-key", help="Only what was cached with this extra_key.")
+@click.option("--prefix", help="Only prompts that begin with this text.")
+@click.option("--hold", is_flag=True, help="With idle: let no new request start meanwhile (they queue).")
+@click.option("--dry-run", is_flag=True, help="Say what would be freed and what blocks; change nothing.")
+@click.option("--json", is_flag=True, help="Print the server's answer as JSON.")
+@server_options
+def flush(json: bool, url: str, admin_key: str | None, **parameters: Any) -> None:
+    """Flush the KV cache of a running server.
+
+    Shows what blocks while it waits; Ctrl-C cancels the flush. Exits with 0 when flushed, 1 when not (or, with
+    drain, when requests still hold old pages at the deadline), 2 when an option is wrong.
+    """
+    given = {name: value for name, value in parameters.items() if value is not None}
+    try:
+        answer = _flush(Server(url, key=admin_key), given, wants_json=json)
+        if answer.status_code >= 300 and "error" in answer.text[:10]:
+            raise refused(answer)
+    except (ControlError, ServerError) as error:
+        raise fail(error if isinstance(error, ControlError) else unreachable(error)) from None
+    except KeyboardInterrupt:
+        click.secho("Cancelled. What had been flushed before stays flushed.", err=True)
+        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+    click.echo(answer.text.rstrip())
+    if advice := _advice(answer.status_code, given):
+        click.echo(advice, err=True)
+        raise click.exceptions.Exit(1)
+
+
+def _advice(status: int, given: Parameters) -> str:
+    """What to do next; empty after a success."""
+    if status == 202 and given["mode"] == "drain":
+        return (
+            "Past the deadline. Nothing old can be matched any more; requests that hold old pages give them back as "
+            "they end, and a store that has not acknowledged is neither read nor written. A longer --timeout waits "
+            "for both."
+        )
+    if status < 300:
+        return ""
+    if given["timeout"] > 0:
+        return (
+            "Nothing was flushed. Next: --hold keeps new requests from starting meanwhile, a longer --timeout waits "
+            "on, --mode now flushes under load and disturbs no request."
+        )
+    return "Nothing was flushed. Next: --timeout 30 waits for an idle moment, --mode now flushes under load."
+
+
+def _flush(server: Server, given: Parameters, *, wants_json: bool) -> Answer:
+    """Ask for the flush and show what blocks until it is answered. Who leaves meanwhile cancels it at the server."""
+    accept = "application/json" if wants_json else "text/plain"
+    timeout_s = given["timeout"] + ANSWER_GRACE_S
+    asked = {
+        name: value for name, value in given.items() if (name, value) != ("timeout", 0.0)
+    }  # a busy engine has time
+    call = PendingCall(lambda: server.request("POST", "/flush_cache", asked, timeout_s=timeout_s, accept=accept))
+    if not call.is_done(VIEW_AFTER_S) and sys.stderr.isatty():
+        _watch(call, server, given)
+    return call.result()
+
+
+def _watch(call: PendingCall, server: Server, given: Parameters) -> None:
+    # imported here: most flushes are answered before the import would be done
+    from rich.console import Console
+    from rich.live import Live
+
+    from headwater.cli.flush_view import flush_view
+
+    started_s = time.monotonic() - VIEW_AFTER_S
+    blockers: dict[str, Any] | None = None
+    with Live(console=Console(stderr=True), transient=True, refresh_per_second=1 / POLL_S) as live:
+        while not call.is_done(POLL_S):
+            blockers = _blockers(server)
+            waited_s = time.monotonic() - started_s
+            live.update(flush_view(blockers, mode=given["mode"], waited_s=waited_s, timeout_s=given["timeout"]))
+
+
+def _blockers(server: Server) -> dict[str, Any] | None:
+    """What is in the way now; None if it cannot be known: the view is not worth a failure."""
+    try:
+        answer = server.request("GET", "/control/blockers", timeout_s=2.0)
+        return answer.json() if answer.status_code == 200 else None
+    except (ServerError, ValueError):
+        return None

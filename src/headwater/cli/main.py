@@ -1,0 +1,59 @@
+"""The `headwater` command: a table of commands, of which only the one that was asked for is imported."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import click
+
+from headwater.cli.command_line import SETTINGS
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a command is, as `module:name`, and its line in the list."""
+
+    target: str
+    summary: str
+
+    def load(self) -> click.Command:
+        module, _, name = self.target.partition(":")
+        return getattr(import_module(f"headwater.launch.{module}"), name)
+
+
+COMMANDS = {
+    "serve": Entry("serve_cli:serve", "Serve a model over OpenAI's and SGLang's HTTP APIs."),
+    "chat": Entry("chat:chat", "Chat with a running server."),
+    "flush": Entry("flush:flush", "Flush the KV cache of a running server."),
+    "pause": Entry("control_cli:pause", "Pause generation; requests that arrive meanwhile wait."),
+    "continue": Entry("control_cli:resume", "End a pause."),
+    "weights": Entry("control_cli:weights", "The weights of a running server: update, label, look at."),
+    "memory": Entry("control_cli:memory", "Give a running server's memory back, and take it again."),
+    "models": Entry("models_cli:models", "List, fetch and find the models known by name."),
+    "simulate": Entry("simulate_cli:simulate", "Run the real engine through random load, operations and faults."),
+    "version": Entry("serve_cli:version", "Print the version of Headwater."),
+}
+
+
+class CommandTable(click.Group):
+    """Lists `COMMANDS` without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command's name and summary, for lists."""
+        return click.Command(cmd_name, help=COMMANDS[cmd_name].summary) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, COMMANDS[name].load() if name and listed else None, rest
+
+
+@click.command(cls=CommandTable, context_settings=SETTINGS, no_args_is_help=True)
+def app() -> None:
+    """An LLM inference server whose KV cache can be operated while it serves."""
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,72 @@
+"""The attention of one step by our own Triton kernels: decodes and prompt chunks over paged KV.
+
+Chunks that a batch sets apart go to another backend's kernels.
+"""
+
+import torch
+
+from headwater.devices.cuda.external_attention import ApartAttention
+from headwater.devices.cuda.kernels.decode import DecodeScratch, decode
+from headwater.devices.cuda.kernels.gather import gather
+from headwater.devices.cuda.kernels.prefill import PrefillScratch, prefill
+from headwater.devices.cuda.kernels.rotary import write_prompt_kv
+from headwater.devices.cuda.paged_batch import ApartChunks, PagedBatch
+from headwater.devices.device import AttentionGeometry
+from headwater.devices.kv_memory import KVMemory
+
+
+class TritonStepAttention:
+    """device.StepAttention over a batch that lies on the device."""
+
+    def __init__(
+        self,
+        geometry: AttentionGeometry,
+        batch: PagedBatch,
+        *,
+        kv: KVMemory,
+        scratch: DecodeScratch | None,
+        prefill_scratch: PrefillScratch | None,
+        apart_attention: ApartAttention | None = None,
+    ) -> None:
+        assert scratch is not None or not batch.num_decodes
+        assert prefill_scratch is not None or batch.chunks is None
+        assert apart_attention is not None or batch.chunks is None or batch.chunks.apart is None
+        self._geometry = geometry
+        self._batch = batch
+        self._kv = kv
+        self._scratch = scratch
+        self._prefill_scratch = prefill_scratch
+        self._apart_attention = apart_attention
+
+    def __call__(
+        self, qkv: torch.Tensor, layer: int, q_norm: torch.Tensor | None, k_norm: torch.Tensor | None
+    ) -> torch.Tensor:
+        shape, batch, kv = self._geometry, self._batch, self._kv
+        out = torch.empty((len(qkv), shape.num_heads * shape.head_dim), dtype=qkv.dtype, device=qkv.device)
+        if batch.num_decodes:
+            assert self._scratch is not None
+            decode(
+                qkv, out, shape, batch, kv=kv, layer=layer, scratch=self._scratch, q_norm=q_norm, k_norm=k_norm
+            )
+        if batch.chunks is not None:
+            assert self._prefill_scratch is not None
+            write_prompt_kv(qkv, shape, batch, kv=kv, layer=layer, q_norm=q_norm, k_norm=k_norm)
+            if len(batch.chunks.tiles):
+                prefill(qkv, out, shape, batch, kv=kv, layer=layer, scratch=self._prefill_scratch)
+            if batch.chunks.apart is not None:
+                self._attend_apart(qkv, out, layer, batch.chunks.apart)
+        return out
+
+    def _attend_apart(self, qkv: torch.Tensor, out: torch.Tensor, layer: int, chunks: ApartChunks) -> None:
+        """Of queries that are rotated and keys and values that are written, in place and to pages."""
+        shape = self._geometry
+        assert self._apart_attention is not None
+        heads = qkv[chunks.first_token :].unflatten(-1, (-1, shape.head_dim))
+        q, k, v = heads.split((shape.num_heads, shape.num_kv_heads, shape.num_kv_heads), dim=1)
+        if chunks.contexts is not None:
+            gathered = gather(
+                chunks.contexts, self._batch.tables, shape, kv=self._kv, layer=layer, dtype=qkv.dtype
+            )
+            k, v = gathered.unbind(1)
+        to = out[chunks.first_token :].unflatten(-1, (shape.num_heads, shape.head_dim))
+        self._apart_attention.attend(q, k, v, to, chunks)

@@ -1,0 +1,132 @@
+"""Attention of prompt chunks by kernels of others: what one needs to do, and FlashAttention 3 (arXiv 2407.08608).
+
+They know no pages. Whole prompts need nothing from pages; the contexts of long chunks are gathered first, which takes
+far less time than their attention.
+"""
+
+import importlib
+import logging
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from headwater.devices.cuda.paged_batch import ApartChunks
+from headwater.devices.device import AttentionGeometry
+
+AttentionBackend = Literal["auto", "triton", "fa3"]
+Ints = npt.NDArray[np.int32]
+
+MAX_GATHERED_BYTES = 256 << 20  # keys and values of one layer
+MIN_APART_TOKENS = 1024  # of a chunk behind a prefix: fewer queries leave much of a card idle
+_HOPPER = (9, 0)
+_MAX_HEAD_DIM = 256
+
+_log = logging.getLogger(__name__)
+
+
+class ApartAttention(Protocol):
+    """One way to compute it."""
+
+    name: str
+
+    def refusal(self, geometry: AttentionGeometry, dtype: torch.dtype) -> str | None:
+        """Why it cannot compute such heads, in words that follow its name; None if it can."""
+        ...
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, chunks: ApartChunks
+    ) -> None:
+        """Causal attention of the chunks: their last queries see all keys of their contexts.
+
+        `q` and `out` are [T, H, D] from `chunks.first_token` on, `k` and `v` [tokens of the contexts, G, D]; all may
+        be parts of larger rows.
+        """
+        ...
+
+
+class FlashAttention3:
+    """The forward kernels of FlashAttention 3 as the package fa3-fwd brings them: bfloat16, no pages.
+
+    ValueError where they are not installed, do not load, or were not made for the card.
+    """
+
+    name = "fa3"
+
+    def __init__(self, device: torch.device) -> None:
+        found = torch.cuda.get_device_capability(device)
+        if found != _HOPPER:
+            raise ValueError(
+                f"--attention-backend fa3 needs compute capability 9.0 (Hopper); {torch.cuda.get_device_name(device)} "
+                f"has {found[0]}.{found[1]}"
+            )
+        try:
+            importlib.import_module("fa3_fwd._C")  # registers the operator
+        except (ImportError, OSError) as error:
+            raise ValueError(
+                f"--attention-backend fa3 needs the package fa3-fwd (pip install 'headwater[fa3]'): {error}"
+            ) from error
+        self._forward = torch.ops.fa3_fwd.fwd
+
+    def refusal(self, geometry: AttentionGeometry, dtype: torch.dtype) -> str | None:
+        if dtype != torch.bfloat16:
+            return f"computes bfloat16, not {str(dtype).removeprefix('torch.')}"
+        if geometry.head_dim > _MAX_HEAD_DIM or geometry.head_dim % 8:
+            return f"takes heads of at most {_MAX_HEAD_DIM} numbers, a multiple of 8, not {geometry.head_dim}"
+        return None
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, chunks: ApartChunks
+    ) -> None:
+        contexts = chunks.contexts or chunks
+        self._forward(
+            q,
+            k,
+            v,
+            out=out,
+            cu_seqlens_q=chunks.starts,
+            cu_seqlens_k=contexts.starts,
+            max_seqlen_q=chunks.longest,
+            max_seqlen_k=contexts.longest,
+            softmax_scale=q.shape[-1] ** -0.5,
+            is_causal=True,
+            num_splits=1,
+        )
+
+
+def open_apart_attention(backend: AttentionBackend, device: torch.device) -> ApartAttention | None:
+    """What computes chunks set apart: None where our own kernels compute all. auto: the fastest that is there.
+
+    ValueError if the one that is asked for is not there.
+    """
+    if backend == "triton" or device.type != "cuda":
+        return None
+    try:
+        return FlashAttention3(device)
+    except ValueError as reason:
+        if backend == "auto":
+            _log.debug("all attention by our own kernels: %s", reason)
+            return None
+        raise
+
+
+def num_before_apart(
+    query_lens: Ints, context_lens: Ints, geometry: AttentionGeometry, *, min_tokens: int
+) -> int:
+    """Of a step's chunks, in their order: how many come before those that are worth setting apart.
+
+    These are whole prompts, and chunks of at least `min_tokens` as long as their contexts fit where they are gathered.
+    """
+    is_whole = query_lens == context_lens
+    first = _last(~is_whole & (query_lens < min_tokens)) + 1
+    token_bytes = 2 * geometry.num_kv_heads * geometry.head_dim * torch.bfloat16.itemsize
+    if not is_whole[first:].all() and int(context_lens[first:].sum()) * token_bytes > MAX_GATHERED_BYTES:
+        return _last(~is_whole) + 1
+    return first
+
+
+def _last(marked: npt.NDArray[np.bool_]) -> int:
+    """Index of the last one that is marked, -1 if none is."""
+    found = np.flatnonzero(marked)
+    return int(found[-1]) if len(found) else -1

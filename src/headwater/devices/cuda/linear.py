@@ -1,0 +1,77 @@
+"""Linear layers on a GPU over plain [out, in] weights: cuBLAS, and a kernel of our own for one token or few.
+
+The sums of the residual stream are part of the products.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from headwater.devices.cuda.kernels.layers import silu_mul
+from headwater.devices.cuda.kernels.skinny import add_linear, gated_linear, linear, suits, suits_gated
+
+
+class CudaLinear:
+    """A linear layer (device.Linear)."""
+
+    def __init__(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None) -> None:
+        self._weight = weights[0].contiguous() if len(weights) == 1 else torch.cat(list(weights))
+        self._bias = None if biases is None else torch.cat(list(biases))
+        self.out_features, self.in_features = self._weight.shape
+        # float32 out of bfloat16 factors: neither the residual stream nor the logits are rounded on the way
+        self._widens = self._weight.is_cuda and self._weight.dtype != torch.float32
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if suits(len(x), self.out_features):
+            return linear(x, self._weight, self._bias)
+        return F.linear(x, self._weight, self._bias)
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
+        if self._bias is not None:
+            residual += self._bias
+        if suits(len(x), self.out_features):
+            add_linear(residual, x, self._weight)
+        elif self._widens:
+            torch.addmm(residual, x, self._weight.t(), out_dtype=torch.float32, out=residual)
+        elif self._weight.dtype == torch.float32:
+            residual.addmm_(x, self._weight.t())
+        else:
+            residual += F.linear(x, self._weight)
+
+    def logits(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        if self._widens and self._bias is None:
+            return torch.mm(x, self._weight.t(), out_dtype=torch.float32, out=out)
+        return self(x).float() if out is None else out.copy_(self(x))
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        return F.embedding(ids, self._weight)
+
+    def unpack(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self._weight, self._bias
+
+
+class CudaGatedLinear:
+    """The gated half of an MLP (device.GatedLinear): one product for both halves, then one kernel."""
+
+    def __init__(
+        self,
+        gate: torch.Tensor,
+        up: torch.Tensor,
+        gate_bias: torch.Tensor | None,
+        up_bias: torch.Tensor | None,
+    ) -> None:
+        biases = None if gate_bias is None or up_bias is None else (gate_bias, up_bias)
+        self._linear = CudaLinear((gate, up), biases)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        weight, bias = self._linear.unpack()
+        if suits_gated(len(x), weight):
+            return gated_linear(x, weight, bias)
+        return silu_mul(self._linear(x))
+
+    def unpack(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        weight, bias = self._linear.unpack()
+        gate, up = weight.chunk(2)
+        gate_bias, up_bias = (None, None) if bias is None else bias.chunk(2)
+        return gate, up, gate_bias, up_bias

@@ -1,0 +1,72 @@
+"""Facts about the served model, and the limits on one request."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from headwater.messages.state import EngineReady
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What is known of the served model once it has loaded."""
+
+    served_name: str
+    model_path: str
+    tokenizer_path: str
+    architecture: str
+    model_type: str
+    dtype: str
+    device: str
+    load_format: str
+    vocab_size: int
+    max_context: int  # tokens of prompt plus output that fit both the model and the KV cache
+    eos_token_ids: tuple[int, ...]
+    page_size: int
+    num_pages: int
+    weight_version: str
+    sampling_defaults: Mapping[str, float]  # of parameters that a request to /v1 leaves out
+
+    @classmethod
+    def from_ready(
+        cls,
+        ready: EngineReady,
+        *,
+        served_name: str,
+        model_path: str,
+        tokenizer_path: str,
+        model_type: str = "",
+        load_format: str = "auto",
+        sampling_defaults: Mapping[str, float] = MappingProxyType({}),
+    ) -> "ModelFacts":
+        """Facts from the engine's own words and from what the launcher knows of the files."""
+        return cls(
+            served_name=served_name,
+            model_path=model_path,
+            tokenizer_path=tokenizer_path,
+            architecture=ready.architecture,
+            model_type=model_type,
+            dtype=ready.dtype,
+            device=ready.device,
+            load_format=load_format,
+            vocab_size=ready.vocab_size,
+            max_context=min(ready.max_context, ready.num_pages * ready.page_size),
+            eos_token_ids=ready.eos_token_ids,
+            page_size=ready.page_size,
+            num_pages=ready.num_pages,
+            weight_version=ready.weight_version,
+            sampling_defaults=sampling_defaults,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What one request may ask for; beyond it the answer is a 4xx that names the limit."""
+
+    max_body_bytes: int = 4 * MIB  # 100,000 token ids are under 1 MiB of JSON
+    max_control_timeout_s: float = 3600.0
+    health_timeout_s: float = 20.0  # an engine silent for longer is not healthy
+    ready_timeout_s: float = 5.0  # one silent for longer does not take a request now
+    max_batch: int = 512  # prompts in one request

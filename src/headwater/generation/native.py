@@ -1,0 +1,192 @@
+"""What /generate does, without HTTP: the Python API calls the same."""
+
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from headwater.generation.errors import bad_request
+from headwater.generation.model_facts import ModelFacts, RequestLimits
+from headwater.generation.native_answer import LogprobFormat, NativeAnswer
+from headwater.generation.native_schemas import GenerateRequest, SamplingInput
+from headwater.generation.sampling import PromptTokens, check_prompt, fit, for_sample, native_sampling
+from headwater.generation.text_generation import TextChunk, TextGenerator, TextRequest, merge, run_all
+from headwater.messages.generation import LogprobParams
+
+Answer = dict[str, Any]
+
+
+class NativeApi:
+    """Turns bodies of /generate into running batches."""
+
+    def __init__(self, generator: TextGenerator, model: ModelFacts, limits: RequestLimits) -> None:
+        self._generator = generator
+        self._model = model
+        self._limits = limits
+
+    async def start(self, request: GenerateRequest) -> "NativeBatch":
+        """Check the request and send it to the engine. The caller owns the batch and closes it.
+
+        Raises InvalidRequest (a ValueError) for the user's mistakes, EngineGone, RidInUse.
+        """
+        prompts, is_batch = await self._prompts(request)
+        given = self._per_prompt(request, len(prompts), is_batch=is_batch)
+        requests: list[TextRequest] = []
+        for prompt, sampling in zip(prompts, given, strict=True):
+            requests += self._requests(request, prompt, sampling)
+        is_list = is_batch or len(requests) > 1
+        rids = _rids(request.rid, len(requests), is_list=is_list)
+        named = [replace(r, rid=rid) for r, rid in zip(requests, rids, strict=True)]
+        return self._send(request, named, is_list=is_list)
+
+    def _send(self, request: GenerateRequest, requests: list[TextRequest], *, is_list: bool) -> "NativeBatch":
+        texts = None
+        if request.return_logprob:
+            texts = LogprobFormat(
+                self._generator.tokenizer,
+                with_text=request.return_text_in_logprobs,
+                asked_ids=request.token_ids_logprob,
+            )
+        batch = NativeBatch(is_list=is_list)
+        try:
+            with self._generator.together():
+                for text_request in requests:
+                    answer = self._generator.start(text_request)
+                    batch.answers.append(NativeAnswer(answer, texts, with_prompt_ids=request.return_prompt_token_ids))
+        except BaseException:
+            batch.close()
+            raise
+        return batch
+
+    async def _prompts(self, request: GenerateRequest) -> tuple[list[PromptTokens], bool]:
+        """Token ids of each prompt, and whether they came as a list."""
+        if (request.text is None) == (request.input_ids is None):
+            raise bad_request("text", "text: exactly one of text and input_ids is needed")
+        if request.input_ids is not None:
+            ids = request.input_ids
+            is_batch = len(ids) > 0 and isinstance(ids[0], list | np.ndarray)
+            prompts: Any = ids if is_batch else [ids]
+        else:
+            is_batch = isinstance(request.text, list)
+            texts: Any = request.text if is_batch else [request.text]
+            self._check_batch(len(texts), "text")
+            prompts = [
+                await self._generator.encode(
+                    text,
+                    param="text",
+                    add_special_tokens=request.add_special_tokens,
+                    parse_special_tokens=request.parse_special_tokens,
+                )
+                for text in texts
+            ]
+        self._check_batch(len(prompts), "input_ids")
+        return prompts, is_batch
+
+    def _check_batch(self, num_prompts: int, param: str) -> None:
+        if not 1 <= num_prompts <= self._limits.max_batch:
+            message = f"{param}: a batch must hold 1 to {self._limits.max_batch} prompts, got {num_prompts}"
+            raise bad_request(param, message)
+
+    def _per_prompt(self, request: GenerateRequest, num_prompts: int, *, is_batch: bool) -> list[SamplingInput]:
+        given = request.sampling_params
+        if isinstance(given, SamplingInput):
+            return [given] * num_prompts
+        if not is_batch or len(given) != num_prompts:
+            message = f"sampling_params: a list must have one item for each of the {num_prompts} prompts"
+            raise bad_request("sampling_params", message)
+        return given
+
+    def _requests(self, request: GenerateRequest, prompt: PromptTokens, given: SamplingInput) -> list[TextRequest]:
+        """The n requests of one prompt, not named yet."""
+        sampling = native_sampling(given, self._model)
+        param = "text" if request.input_ids is None else "input_ids"
+        prompt_ids = check_prompt(prompt, self._model, param=param, is_prefill=sampling.max_new_tokens == 0)
+        sampling = fit(sampling, len(prompt_ids), self._model)
+        logprobs = self._logprobs(request, len(prompt_ids))
+        rank = request.data_parallel_rank if request.routed_dp_rank is None else request.routed_dp_rank
+        return [
+            TextRequest(
+                rid="",
+                prompt_ids=prompt_ids,
+                sampling=for_sample(sampling, index),
+                stop=tuple(given.stop),
+                keep_stop=given.no_stop_trim,
+                skip_special_tokens=given.skip_special_tokens,
+                logprobs=logprobs,
+                cache_salt=request.cache_salt,
+                extra_key=request.extra_key,
+                no_store=request.no_store,
+                priority=request.priority,
+                engine=rank,
+                is_streaming=request.stream,
+            )
+            for index in range(given.n)
+        ]
+
+    def _logprobs(self, request: GenerateRequest, num_prompt_tokens: int) -> LogprobParams | None:
+        if not request.return_logprob:
+            return None
+        start, vocab_size = request.logprob_start_len, self._model.vocab_size
+        if start > num_prompt_tokens:
+            message = f"logprob_start_len: must be from -1 to the prompt's length ({num_prompt_tokens})"
+            raise bad_request("logprob_start_len", message)
+        if any(not 0 <= token_id < vocab_size for token_id in request.token_ids_logprob):
+            message = f"token_ids_logprob: token ids must be from 0 to {vocab_size - 1}"
+            raise bad_request("token_ids_logprob", message)
+        return LogprobParams(
+            top=request.top_logprobs_num,
+            token_ids=tuple(request.token_ids_logprob),
+            prompt_start=start if start < num_prompt_tokens else -1,
+        )
+
+
+class NativeBatch:
+    """Running generations of one body; `is_list` says whether the answer is a list."""
+
+    def __init__(self, *, is_list: bool) -> None:
+        self.answers: list[NativeAnswer] = []
+        self.is_list = is_list
+
+    async def collect(self) -> Answer | list[Answer]:
+        """The whole answer. Raises EngineGone, ApiError."""
+        await run_all([answer.generation for answer in self.answers])
+        results = [answer.whole() for answer in self.answers]
+        return results if self.is_list else results[0]
+
+    async def stream(self) -> AsyncGenerator[Answer]:
+        """Answers so far, as dicts; those of a list carry their `index`."""
+        async with aclosing(self._merged()) as news:
+            async for chunks in news:
+                answers = [(index, self.answers[index].whole()) for index, _ in chunks]
+                for index, answer in answers:
+                    yield answer | {"index": index} if self.is_list else answer
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        """The same as server-sent events, without the closing [DONE]."""
+        async with aclosing(self._merged()) as news:
+            async for chunks in news:
+                yield b"".join(
+                    self.answers[index].event(chunk, index=index if self.is_list else None) for index, chunk in chunks
+                )
+
+    def _merged(self) -> AsyncGenerator[list[tuple[int, TextChunk]]]:
+        return merge([answer.generation for answer in self.answers])
+
+    def close(self) -> None:
+        """Abort what still runs."""
+        for answer in self.answers:
+            answer.generation.close()
+
+
+def _rids(given: str | list[str] | None, num_requests: int, *, is_list: bool) -> list[str]:
+    """One name for each request. A single name given for several becomes their prefix."""
+    if isinstance(given, list):
+        if len(given) != num_requests or len(set(given)) != num_requests:
+            message = f"rid: a list must hold {num_requests} different names, one for each answer"
+            raise bad_request("rid", message)
+        return given
+    name = given or uuid.uuid4().hex
+    return [f"{name}_{index}" for index in range(num_requests)] if is_list else [name]

@@ -1,0 +1,129 @@
+"""Bodies of the native API: SGLang's names. Null means not given; `field_table` says what happens to other names."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from headwater.generation.field_table import OTHER_NAMES_IN_GENERATE, OTHER_NAMES_IN_SAMPLING_PARAMS, REFUSED
+from headwater.generation.prompt_schemas import ParseSpecialTokens
+from headwater.generation.request_fields import Body, Names
+from headwater.generation.validation import (
+    LogitBias,
+    LogprobTokenIds,
+    MinP,
+    Name,
+    NumLogprobs,
+    NumSamples,
+    NumTokens,
+    Penalty,
+    Priority,
+    PromptIds,
+    RepetitionPenalty,
+    Seed,
+    Stop,
+    StopTokenIds,
+    Temperature,
+    Text,
+    TopK,
+    TopP,
+)
+
+
+class SamplingInput(Body):
+    """How tokens are chosen and when generation ends. A name that is not known is a 400."""
+
+    names: ClassVar[Names] = Names(refused=REFUSED, other_names=OTHER_NAMES_IN_SAMPLING_PARAMS, refuses_unknown=True)
+    max_new_tokens: NumTokens = Field(
+        default=128, description="0 computes the prompt's KV only; what does not fit the context is cut off."
+    )
+    min_new_tokens: NumTokens = Field(default=0, description="No end of text or stop token before.")
+    temperature: Temperature = Field(default=1.0, description="0 is greedy.")
+    top_p: TopP = 1.0
+    top_k: TopK = Field(default=-1, description="-1 (or 0): all tokens.")
+    min_p: MinP = 0.0
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    repetition_penalty: RepetitionPenalty = 1.0
+    logit_bias: LogitBias | None = None
+    stop: Stop = Field(default=[], description="Strings that end the answer; not part of it.")
+    stop_token_ids: StopTokenIds = Field(default=[], description="Tokens that end the answer, like EOS.")
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    no_stop_trim: bool = Field(default=False, description="Leave the stop string or token in the text.")
+    n: NumSamples = Field(default=1, description="Answers per prompt; each has its own noise.")
+    sampling_seed: Seed | None = Field(default=None, description="Noise that depends on it and the position alone.")
+
+
+def _one_or_list(value: Any) -> str:
+    return "list" if isinstance(value, list) else "dict"
+
+
+SamplingInputs = Annotated[
+    Annotated[SamplingInput, Tag("dict")] | Annotated[list[SamplingInput], Tag("list")],
+    Discriminator(_one_or_list),
+]
+
+
+_BELONG_INTO_SAMPLING_PARAMS = {name: f"sampling_params.{name}" for name in SamplingInput.model_fields}
+_SAMPLING_DEFAULTS = {name: field.default for name, field in SamplingInput.model_fields.items()}
+
+
+class GenerateRequest(Body):
+    """Continue a prompt, or each prompt of a batch."""
+
+    names: ClassVar[Names] = Names(
+        refused=REFUSED,
+        other_names=OTHER_NAMES_IN_GENERATE | _BELONG_INTO_SAMPLING_PARAMS,
+        defaults=_SAMPLING_DEFAULTS,
+    )
+    text: Text | list[Text] | None = Field(default=None, description="A prompt, or a list: a batch.")
+    input_ids: PromptIds | None = Field(default=None, description="The same as token ids.")
+    sampling_params: SamplingInputs = Field(default_factory=SamplingInput)
+    stream: bool = Field(default=False, description="Server-sent events with the text so far.")
+    rid: Name | list[Name] | None = Field(
+        default=None, description="Name of the request for /abort_request; in a batch a prefix of the names."
+    )
+    return_logprob: bool = False
+    logprob_start_len: int = Field(
+        default=-1, ge=-1, description="First prompt position whose log-probability is returned; -1: none."
+    )
+    top_logprobs_num: NumLogprobs = Field(default=0, description="Alternatives at each position.")
+    token_ids_logprob: LogprobTokenIds = Field(default=[], description="Report these ids at each position.")
+    return_text_in_logprobs: bool = False
+    return_prompt_token_ids: bool = False
+    priority: Priority = Field(default=0, description="Higher runs first.")
+    cache_salt: Name = Field(default="", description="Prompts share cached KV only under the same salt and key.")
+    extra_key: Name = ""
+    no_store: bool = Field(default=False, description="Leave nothing of this request in the cache, on any tier.")
+    routed_dp_rank: int | None = Field(
+        default=None, description="Run on this engine, counted from 0; not given: on the one that suits best."
+    )
+    data_parallel_rank: int | None = Field(default=None, description="Older name of routed_dp_rank.")
+    add_special_tokens: bool = Field(default=True, description="Put BOS before a text where the model wants it.")
+    parse_special_tokens: ParseSpecialTokens = None
+    model: Any = Field(default=None, description="Ignored: one model is served.")
+
+
+class AbortRequest(Body):
+    """Which running requests to end."""
+
+    rid: Name = Field(default="", description="Every request whose rid begins with it.")
+    abort_all: bool = False
+    abort_message: Name = "aborted by request"
+
+
+class PauseRequest(Body):
+    """How to pause."""
+
+    mode: Literal["abort", "retract", "in_place"] = Field(
+        default="abort",
+        description="End running requests, queue them without their KV, or freeze them where they are.",
+    )
+
+
+class DetokenizeRequest(Body):
+    """Token ids to decode, one list or several."""
+
+    tokens: list[int] | list[list[int]]
+    skip_special_tokens: bool = True
+    model: Any = None

@@ -1,0 +1,117 @@
+"""From checked request bodies to what the engine and the text layer need."""
+
+import contextlib
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from pydantic import ValidationError
+
+from headwater.generation.errors import bad_request
+from headwater.generation.model_facts import ModelFacts
+from headwater.generation.native_schemas import SamplingInput
+from headwater.generation.validation import first_outside
+from headwater.messages.base import TokenIds
+from headwater.messages.generation import SamplingParams
+
+PromptTokens = Sequence[int] | TokenIds  # not checked yet
+
+SEED_MASK = (1 << 63) - 1
+
+_log = logging.getLogger(__name__)
+
+
+def native_sampling(given: SamplingInput, model: ModelFacts) -> SamplingParams:
+    """The engine's parameters for `sampling_params` of /generate. InvalidRequest."""
+    return engine_sampling(
+        given,
+        model,
+        max_new_tokens=given.max_new_tokens,
+        min_new_tokens=given.min_new_tokens,
+        seed=given.sampling_seed,
+        min_tokens_name="min_new_tokens",
+    )
+
+
+def usable_defaults(recommended: Mapping[str, float]) -> dict[str, float]:
+    """What a model's files recommend, without what a request could not ask for either: that is logged."""
+    usable: dict[str, float] = {}
+    for name, value in recommended.items():
+        try:
+            checked = SamplingInput.model_validate({name: value})
+        except ValidationError as error:
+            _log.warning("the model's default of %s is left out: %s", name, error.errors()[0]["msg"])
+        else:
+            usable[name] = getattr(checked, name)
+    return usable
+
+
+def check_prompt(prompt_ids: PromptTokens, model: ModelFacts, *, param: str, is_prefill: bool) -> TokenIds:
+    """The prompt as an array. InvalidRequest: it is empty, has ids out of the vocabulary, does not fit the context."""
+    if not len(prompt_ids):
+        raise bad_request(param, f"{param}: must not be empty; at least one token is needed")
+    ids: PromptTokens = prompt_ids
+    with contextlib.suppress(OverflowError):  # one that is out of any vocabulary is found below
+        ids = np.asarray(prompt_ids, dtype=np.int32)
+    if (outside := first_outside(ids, model.vocab_size)) is not None:
+        message = f"{param}: token ids must be from 0 to {model.vocab_size - 1}, got {outside} (out-of-vocabulary)"
+        raise bad_request(param, message)
+    longest = model.max_context if is_prefill else model.max_context - 1
+    if len(prompt_ids) > longest:
+        message = (
+            f"{param}: The input ({len(prompt_ids)} tokens) is longer than the model's context length "
+            f"({model.max_context} tokens); a prompt may have at most {longest} tokens here"
+        )
+        raise bad_request(param, message, code="context_length_exceeded")
+    return np.asarray(ids, dtype=np.int32)
+
+
+def fit(sampling: SamplingParams, num_prompt_tokens: int, model: ModelFacts) -> SamplingParams:
+    """`sampling` with `max_new_tokens` cut to what the context has left."""
+    left = model.max_context - num_prompt_tokens
+    return sampling if sampling.max_new_tokens <= left else msgspec.structs.replace(sampling, max_new_tokens=left)
+
+
+def for_sample(sampling: SamplingParams, index: int) -> SamplingParams:
+    """The parameters of the `index`-th answer to one prompt: the same but for the noise."""
+    return sampling if index == 0 else msgspec.structs.replace(sampling, seed=(sampling.seed + index) & SEED_MASK)
+
+
+def engine_sampling(
+    given: Any,
+    model: ModelFacts,
+    *,
+    max_new_tokens: int,
+    min_new_tokens: int,
+    seed: int | None,
+    min_tokens_name: str,
+) -> SamplingParams:
+    """The engine's parameters from the fields that both APIs name alike. `min_tokens_name` is for the error."""
+    _check_ids(given.logit_bias or (), model, param="logit_bias")
+    _check_ids(given.stop_token_ids, model, param="stop_token_ids")
+    if min_new_tokens > max_new_tokens:
+        message = f"{min_tokens_name}: must be from 0 to the most tokens asked for ({max_new_tokens})"
+        raise bad_request(min_tokens_name, message)
+    return SamplingParams(
+        max_new_tokens=min(max_new_tokens, model.max_context),
+        min_new_tokens=min(min_new_tokens, model.max_context),
+        temperature=given.temperature,
+        top_p=given.top_p,
+        top_k=-1 if given.top_k == 0 else given.top_k,
+        min_p=given.min_p,
+        frequency_penalty=given.frequency_penalty,
+        presence_penalty=given.presence_penalty,
+        repetition_penalty=given.repetition_penalty,
+        logit_bias=given.logit_bias or None,
+        seed=(secrets.randbits(63) if seed is None else seed) & SEED_MASK,
+        stop_token_ids=tuple(given.stop_token_ids),
+        ignore_eos=given.ignore_eos,
+    )
+
+
+def _check_ids(token_ids: Any, model: ModelFacts, *, param: str) -> None:
+    if (outside := first_outside(list(token_ids), model.vocab_size)) is not None:
+        raise bad_request(param, f"{param}: token ids must be from 0 to {model.vocab_size - 1}, got {outside}")

@@ -1,0 +1,144 @@
+"""The parameters of a flush: from the query, or from a JSON body (docs/design.md, section 6)."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from headwater.client.engine_client import new_call_id
+from headwater.generation.errors import ApiError, bad_request
+from headwater.generation.request_fields import likely_meant
+from headwater.generation.text_generation import TextGenerator
+from headwater.generation.validation import check_name, check_unicode, first_outside, timeout_seconds
+from headwater.http_api.json_body import parse_json
+from headwater.messages.base import pack_ids
+from headwater.messages.control import FlushCache
+
+MODES = ("idle", "now", "drain")
+TIERS = ("device", "host", "storage")
+NAMES = (
+    "timeout",
+    "mode",
+    "tiers",
+    "cache_salt",
+    "extra_key",
+    "prefix",
+    "prefix_ids",
+    "hold",
+    "dry_run",
+)
+Given = dict[str, Any]
+
+
+def given_parameters(query: Iterable[tuple[str, str]], body: bytes) -> Given:
+    """What was given, by name, unchecked. ApiError if a name comes twice or the body is no object."""
+    given: Given = {}
+    for name, value in [*query, *_body_items(body)]:
+        if name not in NAMES and (meant := likely_meant(name, NAMES)) is not None:
+            # a scope that is not read would flush everything
+            raise bad_request(name, f"{name}: not known; did you mean {meant}?", code="unknown_parameter")
+        if name not in NAMES or value is None:
+            continue
+        if name in given:
+            raise bad_request(name, f"{name}: given twice; give it once, in the query or in the body")
+        given[name] = value
+    return given
+
+
+async def flush_message(given: Given, generator: TextGenerator, *, max_timeout_s: float) -> FlushCache:
+    """The checked message. InvalidRequest names the parameter and what it accepts."""
+    tiers = _checked(given, "tiers", _tiers, ())
+    prefix = next((name for name in ("prefix", "prefix_ids") if name in given), None)
+    if prefix is not None and "storage" in tiers:
+        raise bad_request(prefix, f"{prefix}: storage cannot be flushed by prefix, its keys are hashes; leave it out")
+    return FlushCache(
+        call_id=new_call_id(),
+        timeout_s=_checked(given, "timeout", lambda value: timeout_seconds(value, max_timeout_s), 0.0),
+        mode=_checked(given, "mode", _mode, "idle"),
+        tiers=tiers,
+        cache_salt=_checked(given, "cache_salt", _name, None),
+        extra_key=_checked(given, "extra_key", _name, None),
+        prefix_ids=await _prefix(given, generator),
+        hold=_checked(given, "hold", _flag, False),
+        dry_run=_checked(given, "dry_run", _flag, False),
+    )
+
+
+def _body_items(body: bytes) -> list[tuple[str, Any]]:
+    if not body.strip():
+        return []
+    parsed = parse_json(body, pairs=list)  # pairs, so that a name given twice is seen
+    if not isinstance(parsed, list) or not body.lstrip().startswith(b"{"):
+        raise ApiError(400, "the body must be a JSON object or empty", code="invalid_body")
+    return parsed
+
+
+def _checked(given: Given, name: str, check: Callable[[Any], Any], default: Any) -> Any:
+    if name not in given:
+        return default
+    try:
+        return check(given[name])
+    except ValueError as error:
+        raise bad_request(name, f"{name}: {error}") from None
+
+
+def _mode(value: Any) -> str:
+    if value not in MODES:
+        raise ValueError(f"must be one of {', '.join(MODES)}, got {value!r}")
+    return value
+
+
+def _tiers(value: Any) -> tuple[str, ...]:
+    tiers = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(tiers, list) or not tiers or any(tier not in TIERS for tier in tiers):
+        raise ValueError(f"must be any of {', '.join(TIERS)}, separated by commas, got {value!r}")
+    return tuple(tier for tier in TIERS if tier in tiers)
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be a string, got {value!r}")
+    return check_name(value)
+
+
+def _flag(value: Any) -> bool:
+    known = {"true": True, "1": True, "false": False, "0": False}
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or value.lower() not in known:
+        raise ValueError(f"must be true or false, got {value!r}")
+    return known[value.lower()]
+
+
+async def _prefix(given: Given, generator: TextGenerator) -> bytes | None:
+    """The prefix as packed ids. A text's last token is left out: with more text behind it, it may split."""
+    if "prefix" in given and "prefix_ids" in given:
+        raise bad_request("prefix", "prefix: give either prefix or prefix_ids, not both")
+    if "prefix_ids" in given:
+        vocab_size = generator.tokenizer.vocab_size
+        ids = _checked(given, "prefix_ids", lambda value: _token_ids(value, vocab_size), [])
+        return pack_ids(ids)
+    if "prefix" not in given:
+        return None
+    text = _checked(given, "prefix", _text, "")
+    ids = (await generator.encode(text, param="prefix"))[:-1]
+    if not ids:
+        raise bad_request("prefix", "prefix: must be at least two tokens long")
+    return pack_ids(ids)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("must be a text that is not empty")
+    return check_unicode(value)
+
+
+def _token_ids(value: Any, vocab_size: int) -> list[int]:
+    expected = f"must be token ids from 0 to {vocab_size - 1}"
+    try:
+        ids = [int(part) for part in value.split(",")] if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError(f"{expected}, separated by commas, got {value!r}") from None
+    if not isinstance(ids, list) or not ids or any(type(token_id) is not int for token_id in ids):
+        raise ValueError(f"{expected}, at least one, got {value!r}")
+    if (outside := first_outside(ids, vocab_size)) is not None:
+        raise ValueError(f"{expected}, got {outside}")
+    return ids

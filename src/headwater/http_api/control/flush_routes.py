@@ -1,0 +1,83 @@
+"""`/flush_cache`: the contract of docs/design.md, section 6."""
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from headwater.http_api.control.flush_answer import FlushAnswer
+from headwater.http_api.control.flush_request import flush_message, given_parameters
+from headwater.http_api.engine_answers import EngineAnswers
+from headwater.http_api.json_body import JsonRoute
+from headwater.http_api.services import Services, services
+from headwater.http_api.sse import while_connected
+from headwater.messages.control import FlushCache
+
+router = APIRouter(route_class=JsonRoute, tags=["control"])
+Given = Annotated[Services, Depends(services)]
+
+FLUSH_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Flushed.", "content": {"text/plain": {}, "application/json": {}}},
+    202: {"description": "Nothing old can match any more, but not every page is back yet."},
+    400: {"description": "Not idle within the timeout (nothing was flushed), or a bad parameter."},
+    401: {"description": "A key is needed: the admin key if one is set, else the API key."},
+    403: {"description": "The API key was sent, but flushing needs the admin key."},
+    503: {"description": "An engine is gone or still loading; the answer tells which, and since when."},
+}
+
+
+def _flush_query(
+    timeout: Annotated[str | None, Query(description="Seconds to wait for the outcome; default 0.")] = None,
+    mode: Annotated[
+        Literal["idle", "now", "drain"] | str | None,
+        Query(description="`idle`: at an idle moment. `now`: under load. `drain`: until all pages are back."),
+    ] = None,
+    tiers: Annotated[str | None, Query(description="Any of `device,host,storage`; default `device,host`.")] = None,
+    cache_salt: Annotated[str | None, Query(description="Only namespaces with this salt.")] = None,
+    extra_key: Annotated[str | None, Query(description="Only namespaces with this key.")] = None,
+    prefix: Annotated[str | None, Query(description="Only what begins with this text.")] = None,
+    prefix_ids: Annotated[str | None, Query(description="Only what begins with these token ids.")] = None,
+    hold: Annotated[str | None, Query(description="With `idle`: let no new request start meanwhile.")] = None,
+    dry_run: Annotated[str | None, Query(description="Tell what would be freed, change nothing.")] = None,
+) -> None:
+    """Declares the parameters for the documentation; `given_parameters` reads them."""
+
+
+_flush = {
+    "summary": "Retire cached KV",
+    "responses": FLUSH_RESPONSES,
+    "dependencies": [Depends(_flush_query)],
+}
+
+
+@router.get("/flush_cache", operation_id="flush_cache", **_flush)
+@router.post("/flush_cache", operation_id="flush_cache_post", **_flush)
+async def flush_cache(request: Request, given: Given) -> Response:
+    """Make cached KV unmatchable and give its pages back.
+
+    Parameters come in the query, or by the same names in a JSON body. A client that disconnects cancels its
+    pending flush. The answer is text that begins as SGLang's, or JSON with `Accept: application/json`.
+    """
+    arrived_s = asyncio.get_running_loop().time()
+    body = await request.body()
+    parameters = given_parameters(request.query_params.multi_items(), body)
+    message = await flush_message(parameters, given.generator, max_timeout_s=given.state.limits.max_control_timeout_s)
+    calls = given.flush_all(message, arrived_s=arrived_s, has_timeout="timeout" in parameters)
+    answer = FlushAnswer(EngineAnswers(await while_connected(calls, request.receive)))
+    if answer.is_success and _is_whole(message):
+        given.state.client.forget_prefixes()
+    if "application/json" in request.headers.get("accept", ""):
+        return JSONResponse(answer.as_json(), answer.status)
+    return PlainTextResponse(answer.as_text(), answer.status)
+
+
+@router.post("/reset_prefix_cache", summary="The same as /flush_cache (vLLM's name)", responses=FLUSH_RESPONSES)
+async def reset_prefix_cache(request: Request, given: Given) -> Response:
+    """See `/flush_cache`."""
+    return await flush_cache(request, given)
+
+
+def _is_whole(message: FlushCache) -> bool:
+    scope = (message.cache_salt, message.extra_key, message.prefix_ids)
+    return scope == (None, None, None) and not message.dry_run

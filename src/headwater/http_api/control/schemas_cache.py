@@ -1,0 +1,64 @@
+"""Bodies of the routes that show, warm and pin the cache, and that attach a store to it."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+
+from headwater.generation.field_table import REFUSED_OF_PROMPTS
+from headwater.generation.prompt_schemas import ChatPrompt
+from headwater.generation.request_fields import Body, Names
+from headwater.generation.validation import Name, Priority, Text, within
+
+MAX_PIN_S = 30 * 86_400.0
+MAX_STORE_BYTES = 1 << 50
+
+
+class Prefixes(ChatPrompt):
+    """Beginnings of prompts: exactly one of `text`, `messages` and `input_ids`."""
+
+    names: ClassVar[Names] = Names(refused=REFUSED_OF_PROMPTS)
+    text: Text | list[Text] | None = Field(default=None, description="A text, or a list: a batch.")
+    input_ids: list[int] | list[list[int]] | None = Field(default=None, description="Token ids, or lists of them.")
+    add_generation_prompt: bool = Field(default=False, description="`messages` only: end as a prompt ends.")
+    cache_salt: Name = ""
+    extra_key: Name = ""
+    routed_dp_rank: int | None = Field(default=None, description="On this engine; not given: on every one.")
+
+
+class WarmRequest(Prefixes):
+    """What to have in the cache before it is asked for."""
+
+    priority: Priority = Field(default=-100, description="Higher runs first; requests that serve have 0.")
+
+
+class PinRequest(Prefixes):
+    """A prefix that is not to be evicted for a while."""
+
+    ttl_s: Annotated[float, AfterValidator(within(0, MAX_PIN_S, above_low=True))] = Field(
+        default=3600.0, description="Seconds until the pin ends by itself."
+    )
+    tiers: list[Literal["device", "host"]] = Field(
+        default=["device"],
+        min_length=1,
+        description="Where it has to stay. A store evicts as it sees fit: it cannot be pinned.",
+    )
+    priority: Priority = 0
+
+
+class StorageBackendRequest(Body):
+    """A store to attach: SGLang's names, or ours (`directory`, `url`, `size`)."""
+
+    hicache_storage_backend: Literal["file", "redis", "memory"]
+    hicache_storage_backend_extra_config_json: dict[str, Any] | Text | None = Field(
+        default=None, description="`directory`, `url` and `size` as a JSON object, or as its text."
+    )
+    hicache_storage_prefetch_policy: Literal["best_effort", "wait_complete", "timeout"] | None = Field(
+        default=None, description="How long a request waits for its pages; not given: as it is."
+    )
+    hicache_write_policy: Literal["write_through", "write_through_selective", "write_back"] | None = Field(
+        default=None, description="When pages go from the device to the host, from now on; not given: as it is."
+    )
+    directory: Text | None = Field(default=None, description="Folder of the file store.")
+    url: Text | None = Field(default=None, description="Address of the redis store.")
+    size: Any = Field(default=None, description="What the store may hold: bytes, or `200MB`, `16GiB`.")
+    timeout: Any = Field(default=None, description="Seconds to wait for the store to open; default 30.")

@@ -1,0 +1,135 @@
+"""Routes for the weights: new ones from disk, their label, and a look at their values."""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Query, Request
+from starlette.responses import JSONResponse, Response
+
+from headwater.client.engine_client import new_call_id
+from headwater.generation.errors import ApiError
+from headwater.http_api.control.flush_answer import summed_pages
+from headwater.http_api.control.schemas_control import WeightsByName, WeightsFromDisk, WeightVersion
+from headwater.http_api.engine_answers import facts_of
+from headwater.http_api.json_body import JsonRoute
+from headwater.http_api.services import Services, services
+from headwater.http_api.sse import while_connected
+from headwater.messages.weights import GetWeights, SetWeightVersion, UpdateWeights, Weights, WeightsUpdated
+
+DEFAULT_TIMEOUT_S = 600.0
+
+router = APIRouter(route_class=JsonRoute, tags=["weights"])
+Given = Annotated[Services, Depends(services)]
+Json = dict[str, Any]
+
+
+@router.post("/update_weights_from_disk", summary="New weights while serving")
+async def update_weights_from_disk(body: WeightsFromDisk, request: Request, given: Given) -> Response:
+    """Load, check and swap in new weights, all or nothing, in one operation.
+
+    Requests go on with the old weights while the new ones load. From the swap on no request can match KV of the
+    old ones, flushed or not. Requests that run go on with the new weights, and say so in `weights_versions`.
+    """
+    arrived_s = asyncio.get_running_loop().time()
+    message = UpdateWeights(
+        call_id=new_call_id(),
+        path=body.model_path,
+        load_format=body.load_format,
+        weight_version=body.weight_version,
+        abort_all_requests=body.abort_all_requests,
+        timeout_s=given.control_timeout_s(body.timeout, default_s=DEFAULT_TIMEOUT_S),
+    )
+    given.require_loaded()
+    call = given.change(message, arrived_s=arrived_s, timeout_s=message.timeout_s)
+    answers = await while_connected(call, request.receive)
+    for _, updated in answers.succeeded:
+        given.state.client.forget_prefixes()
+        given.state.set_weight_version(updated.weight_version)
+    error = answers.error(_update_facts)
+    if error is not None:
+        return _refusal(error, num_paused_requests=0)
+    if not answers.results:
+        text = "The update is decided; no engine has confirmed it yet, and none takes requests until it has."
+        facts: Json = {"success": True, "message": text, "num_paused_requests": 0}
+        return JSONResponse(facts | {"engines": answers.entries()}, answers.status)
+    return JSONResponse(_updated(answers.results, answers.entries(_update_facts)), answers.status)
+
+
+@router.post("/update_weight_version", summary="A new label for the weights")
+async def update_weight_version(body: WeightVersion, given: Given) -> Response:
+    """The label alone: it never decides what matches, so the cache is not touched.
+
+    Ends all requests, as SGLang does, except while they wait by order; `num_aborted` tells how many it ended.
+    """
+    arrived_s = asyncio.get_running_loop().time()
+    given.require_loaded()
+    message = SetWeightVersion(
+        call_id=new_call_id(), weight_version=body.new_version, abort_all_requests=body.abort_all_requests
+    )
+    answers = await given.change(message, arrived_s=arrived_s)
+    error = answers.error()
+    if error is not None:
+        return _refusal(error, new_version=body.new_version)
+    given.state.set_weight_version(body.new_version)
+    text = f"Weight version updated to {body.new_version}"
+    return JSONResponse(
+        {
+            "success": True,
+            "message": text,
+            "new_version": body.new_version,
+            "num_aborted": sum(answer.num_aborted for _, answer in answers.succeeded),
+            "engines": answers.entries(lambda answer: {"num_aborted": answer.num_aborted}),
+        },
+        answers.status,
+    )
+
+
+@router.get("/get_weights_by_name", summary="The first values of a parameter")
+async def get_weights_by_name(query: Annotated[WeightsByName, Query()], given: Given) -> Response:
+    """By its Hugging Face name; with several engines each one's values are in `engines`."""
+    return await _weights(query, given)
+
+
+@router.post("/get_weights_by_name", summary="The first values of a parameter", include_in_schema=False)
+async def post_weights_by_name(body: Annotated[WeightsByName, Body()], given: Given) -> Response:
+    return await _weights(body, given)
+
+
+async def _weights(asked: WeightsByName, given: Services) -> Response:
+    given.require_loaded()
+    message = GetWeights(call_id=new_call_id(), name=asked.name, num_values=asked.truncate_size)
+    answers = await given.ask_all(message)
+    first: Weights = answers.all_or_raise()[0]
+    facts = facts_of(first, without=("call_id",))
+    return JSONResponse(facts | {"engines": answers.entries(lambda weights: {"values": list(weights.values)})})
+
+
+def _updated(results: list[WeightsUpdated], entries: list[Json]) -> Json:
+    """SGLang's three keys, then what else is known. `num_paused_requests`: held for the moment of the swap."""
+    first = results[0]
+    return {
+        "success": True,
+        "message": first.message,
+        "num_paused_requests": sum(result.num_kept for result in results),
+        "weights_id": first.weights_id,
+        "weight_version": first.weight_version,
+        "generation": max(result.generation for result in results),
+        "num_tensors": first.num_tensors,
+        "num_kept": sum(result.num_kept for result in results),
+        "num_aborted": sum(result.num_aborted for result in results),
+        "waited_s": max(result.waited_s for result in results),
+        "freed": summed_pages(result.freed for result in results),
+        "retired": summed_pages(result.retired for result in results),
+        "engines": entries,
+    }
+
+
+def _update_facts(result: WeightsUpdated) -> Json:
+    return facts_of(result, without=("call_id",))
+
+
+def _refusal(error: ApiError, **keys: Any) -> Response:
+    """The keys of a success, so that clients which read them find them, beside the error itself."""
+    status = error.status if error.status in (503, 504) else 400
+    body = {"success": False, "message": error.message} | keys | error.body()
+    return JSONResponse(body, status, headers=error.headers)

@@ -1,0 +1,138 @@
+"""Prometheus families out of snapshots of the engines.
+
+What SGLang names has its name (`sglang:`); pages by owner, generations, blockers and operations are ours.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from prometheus_client.core import Metric
+
+from headwater.http_api.monitoring.cache_metrics import add_storage, add_transfers, is_shown_by_label
+from headwater.http_api.monitoring.metric_families import MetricFamilies
+from headwater.messages.cache import StorageInfo
+from headwater.messages.control import Operations
+from headwater.messages.state import EngineState, TierState
+
+OWNERS = ("free", "tree", "private", "retired", "transfer")
+
+SGLANG_GAUGES: tuple[tuple[str, str, Callable[[EngineState], float]], ...] = (
+    ("num_running_reqs", "Requests in the batch.", lambda s: s.num_running),
+    ("num_queue_reqs", "Requests waiting.", lambda s: s.num_waiting),
+    (
+        "num_retracted_reqs",
+        "Waiting requests that ran before and gave their pages back.",
+        lambda s: s.num_retracted,
+    ),
+    ("num_paused_reqs", "Requests held by a pause.", lambda s: s.num_paused),
+    ("gen_throughput", "Generated tokens per second.", lambda s: s.gen_throughput),
+    ("max_total_num_tokens", "Tokens the device's KV cache holds.", lambda s: s.max_total_tokens),
+)
+DEVICE_GAUGES: tuple[tuple[str, str, Callable[[TierState, int], float]], ...] = (
+    ("token_usage", "Share of the KV cache in use; what could be evicted is not.", lambda t, _: _usage(t)),
+    ("kv_used_tokens", "Tokens in use; what could be evicted is not.", lambda t, size: used_pages(t) * size),
+    ("kv_available_tokens", "Tokens in free pages.", lambda t, size: t.free * size),
+    ("kv_evictable_tokens", "Cached tokens that can be evicted at once.", lambda t, size: t.evictable * size),
+    ("kv_cache_memory_usage_gb", "Size of the KV cache.", lambda t, _: t.capacity * t.page_bytes / (1 << 30)),
+)
+HOST_GAUGES: tuple[tuple[str, str, Callable[[TierState, int], float]], ...] = (
+    ("hicache_host_used_tokens", "Tokens on the host tier.", lambda t, size: (t.capacity - t.free) * size),
+    ("hicache_host_total_tokens", "Tokens the host tier holds.", lambda t, size: t.capacity * size),
+)
+SGLANG_COUNTERS = {  # our counter -> SGLang's name and text
+    "evicted_tokens": ("evicted_tokens", "Cached tokens evicted from the device."),
+    "num_retractions": ("num_retracted_requests", "Requests that gave their pages back to let others run."),
+}
+
+
+def used_pages(tier: TierState) -> int:
+    """Pages that hold something which cannot be evicted at once."""
+    return tier.capacity - tier.free - tier.evictable
+
+
+def _usage(tier: TierState) -> float:
+    return used_pages(tier) / tier.capacity if tier.capacity else 0.0
+
+
+def engine_metrics(
+    model_name: str,
+    states: list[EngineState | Exception],
+    operations: list[Operations | Exception],
+    storage: Sequence[StorageInfo | Exception] = (),
+) -> Iterable[Metric]:
+    """All families for one scrape; of an engine that did not answer only `headwater_engine_up`."""
+    there = [(str(rank), state) for rank, state in enumerate(states) if isinstance(state, EngineState)]
+    page = MetricFamilies(model_name)
+    for rank, state in enumerate(states):
+        up = 1.0 if isinstance(state, EngineState) else 0.0
+        page.gauge("headwater_engine_up", "1 if the engine answers.", up, rank=str(rank))
+    for rank, answer in enumerate(operations):
+        if isinstance(answer, Operations):
+            _add_operations(page, str(rank), answer)
+    for rank, info in enumerate(storage):
+        if isinstance(info, StorageInfo):
+            add_storage(page, str(rank), info)
+    for rank, state in there:
+        for name, text, value in SGLANG_GAUGES:
+            page.gauge(f"sglang:{name}", text, value(state), rank=rank)
+        _add_tiers(page, rank, state)
+        _add_counters(page, rank, state)
+        add_transfers(page, rank, state)
+        _add_own_gauges(page, rank, state)
+    return page.families.values()
+
+
+def _add_tiers(page: MetricFamilies, rank: str, state: EngineState) -> None:
+    for tier_name, gauges in (("device", DEVICE_GAUGES), ("host", HOST_GAUGES)):
+        tier = state.tiers.get(tier_name)
+        if tier is not None:
+            for name, text, value in gauges:
+                page.gauge(f"sglang:{name}", text, value(tier, state.page_size), rank=rank)
+    for tier_name, tier in state.tiers.items():
+        for owner in OWNERS:
+            page.gauge(
+                "headwater_pages",
+                "Pages by tier and owner; the owners add up to the capacity.",
+                getattr(tier, owner),
+                rank=rank,
+                tier=tier_name,
+                owner=owner,
+            )
+        for name, text, value in (
+            ("page_capacity", "Pages of a tier.", tier.capacity),
+            ("pages_evictable", "Pages that can be evicted at once.", tier.evictable),
+            ("pages_ready", "Pages that copies reach.", tier.num_ready),
+            ("page_bytes", "Size of a page.", tier.page_bytes),
+        ):
+            page.gauge(f"headwater_{name}", text, value, rank=rank, tier=tier_name)
+
+
+def _add_counters(page: MetricFamilies, rank: str, state: EngineState) -> None:
+    for name, value in state.counters.items():
+        if is_shown_by_label(name):
+            continue
+        page.counter(f"headwater_{name}", f"Counted by the engine: {name}.", value, rank=rank)
+        if name in SGLANG_COUNTERS:
+            sglang_name, text = SGLANG_COUNTERS[name]
+            page.counter(f"sglang:{sglang_name}", text, value, rank=rank)
+
+
+def _add_own_gauges(page: MetricFamilies, rank: str, state: EngineState) -> None:
+    for name, text, value in (
+        ("cache_generation", "Retirements of cached KV so far.", state.generation),
+        ("paused", "1 while generation is paused.", float(state.paused)),
+        ("namespaces", "Separate roots of the prefix tree.", state.namespaces),
+        ("uptime_seconds", "Since the engine started.", state.uptime_s),
+    ):
+        page.gauge(f"headwater_{name}", text, value, rank=rank)
+    for blocker, count in state.blockers.items():
+        page.gauge("headwater_blockers", "What keeps the engine from idle.", count, rank=rank, blocker=blocker)
+    for part, num_bytes in state.memory_bytes.items():
+        page.gauge("headwater_memory_bytes", "Memory by use.", num_bytes, rank=rank, part=part)
+
+
+def _add_operations(page: MetricFamilies, rank: str, answer: Operations) -> None:
+    counts: dict[str, int] = {"flush_cache": 0}
+    for operation in answer.items:
+        counts[operation.kind] = counts.get(operation.kind, 0) + 1
+    for kind, count in counts.items():
+        page.gauge("headwater_operations_pending", "Operations that wait.", count, rank=rank, kind=kind)

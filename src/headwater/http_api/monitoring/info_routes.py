@@ -1,0 +1,256 @@
+"""Routes that tell how the server is: health, model, load, metrics."""
+
+import asyncio
+import re
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from headwater.client.engine_client import new_call_id
+from headwater.http_api.engine_answers import EngineAnswers
+from headwater.http_api.json_body import JsonRoute
+from headwater.http_api.monitoring.engine_metrics import used_pages
+from headwater.http_api.services import Services, services
+from headwater.messages.cache import GetStorage
+from headwater.messages.control import GetOperations
+from headwater.messages.state import EngineState
+from headwater.version import version
+
+SCRAPE_TIMEOUT_S = 2.0
+GIB = 1 << 30
+SECRET = re.compile(r"(^|_)(key|secret|password)(_|$)")
+
+router = APIRouter(route_class=JsonRoute, tags=["information"])
+Given = Annotated[Services, Depends(services)]
+Json = dict[str, Any]
+PROBE_RESPONSES: dict[int | str, Json] = {200: {"description": "Yes."}, 503: {"description": "No."}}
+
+
+@router.get("/health", summary="Is the engine alive?", response_class=Response, responses=PROBE_RESPONSES)
+async def health(given: Given) -> Response:
+    """200 when an engine has loaded and its loop turns; 503 while starting, ending, or when all are gone.
+
+    The body is empty, or tells which engines take no requests, and why.
+    """
+    status = 200 if await given.is_alive() else 503
+    out = given.state.client.engines_out if given.state.model is not None else {}
+    if not out:
+        return Response(status_code=status)
+    return JSONResponse({"engines_out": [{"dp_rank": rank, "message": why} for rank, why in out.items()]}, status)
+
+
+@router.get("/health_generate", summary="Does a token come out?", response_class=Response, responses=PROBE_RESPONSES)
+async def health_generate(given: Given) -> Response:
+    """As /health, and generates one token unless requests are running (then tokens come out anyway).
+
+    While requests wait by order (a pause, released memory, a weight update) it is 200 at once, and the body says so.
+    """
+    health = await given.generation_health()
+    if not health.is_well:
+        return Response(status_code=503)
+    if health.held_by:
+        message = f"well, but not generating by order: {', '.join(health.held_by)}"
+        return JSONResponse({"generating": False, "held_by": list(health.held_by), "message": message})
+    return Response(status_code=200)
+
+
+@router.get("/ping", summary="As /health", include_in_schema=False)
+async def ping(given: Given) -> Response:
+    return Response(status_code=200 if await given.is_alive() else 503)
+
+
+@router.get("/ready", summary="Would a request be taken now?", response_class=Response, responses=PROBE_RESPONSES)
+async def ready(given: Given) -> Response:
+    """200 when an engine has loaded and answers within 5 s, else 503: also when one is stopped, or silent."""
+    return Response(status_code=200 if await given.is_ready() else 503)
+
+
+@router.get("/model_info", summary="The model")
+@router.get("/get_model_info", include_in_schema=False)
+async def model_info(given: Given) -> Response:
+    """Names, paths and kind of the model, and the version of its weights."""
+    model = given.model
+    return JSONResponse(
+        {
+            "model_path": model.model_path,
+            "served_model_name": model.served_name,
+            "tokenizer_path": model.tokenizer_path,
+            "is_generation": True,
+            "preferred_sampling_params": None,
+            "default_sampling_params": dict(model.sampling_defaults),
+            "weight_version": await _weight_version(given),
+            "load_format": model.load_format,
+            "reasoning_parser": None,
+            "tool_call_parser": None,
+            "disaggregation_mode": "null",
+            "has_image_understanding": False,
+            "has_audio_understanding": False,
+            "model_type": model.model_type,
+            "architectures": [model.architecture],
+            "dtype": model.dtype,
+            "device": model.device,
+            "vocab_size": model.vocab_size,
+            "max_model_len": model.max_context,
+        }
+    )
+
+
+@router.get("/get_weight_version", summary="The client's label of the weights")
+async def get_weight_version(given: Given) -> Response:
+    return JSONResponse({"weight_version": await _weight_version(given)})
+
+
+@router.get("/server_info", summary="Arguments and state")
+@router.get("/get_server_info", include_in_schema=False)
+async def server_info(given: Given) -> Response:
+    """The arguments in force, secrets masked, and a snapshot of each engine in `internal_states`."""
+    model, state = given.model, given.state
+    engines = EngineAnswers(await given.engine_states()).entries(_internal_state)
+    arguments = {name: _masked(name, value) for name, value in state.server_args.items()}
+    return JSONResponse(
+        arguments
+        | {
+            "model_path": model.model_path,
+            "served_model_name": model.served_name,
+            "tokenizer_path": model.tokenizer_path,
+            "max_total_num_tokens": model.num_pages * model.page_size,
+            "max_model_len": model.max_context,
+            "dp_size": state.client.num_engines,
+            "status": "ready" if state.is_serving else "not ready",
+            "startup_time": state.started_at_s,
+            "version": version(),
+            "internal_states": engines,
+        }
+    )
+
+
+@router.get("/v1/loads", summary="Load of each engine")
+async def loads(
+    given: Given,
+    include: Annotated[str, Query(description="Sections: core, memory, queues, disagg, all.")] = "all",
+) -> Response:
+    """Requests, tokens and throughput, as gateways ask for them."""
+    sections = {section.strip() for section in include.split(",")}
+    states = [(r, s) for r, s in enumerate(await given.engine_states()) if isinstance(s, EngineState)]
+    entries = [_load(rank, state, sections) for rank, state in states]
+    running, waiting = (sum(e[k] for e in entries) for k in ("num_running_reqs", "num_waiting_reqs"))
+    count = max(1, len(entries))
+    return JSONResponse(
+        {
+            "timestamp": time.time(),
+            "version": version(),
+            "dp_rank_count": len(entries),
+            "loads": entries,
+            "aggregate": {
+                "total_running_reqs": running,
+                "total_waiting_reqs": waiting,
+                "total_reqs": running + waiting,
+                "avg_token_usage": sum(e["token_usage"] for e in entries) / count,
+                "avg_throughput": sum(e["gen_throughput"] for e in entries) / count,
+                "avg_utilization": sum(e["utilization"] for e in entries) / count,
+            },
+        }
+    )
+
+
+@router.get("/get_load", summary="Load of each engine, in short")
+async def get_load(given: Given) -> Response:
+    """SGLang's older form of /v1/loads."""
+    states = [(r, s) for r, s in enumerate(await given.engine_states()) if isinstance(s, EngineState)]
+    return JSONResponse(
+        [
+            {
+                "dp_rank": rank,
+                "num_reqs": state.num_running + state.num_waiting,
+                "num_waiting_reqs": state.num_waiting,
+                "num_tokens": _used_tokens(state),
+            }
+            for rank, state in states
+        ]
+    )
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
+async def metrics(given: Given) -> Response:
+    """Prometheus text. Also when the engine is gone: then `headwater_engine_up` is 0."""
+    states, operations, storage = await asyncio.gather(
+        given.engine_states(timeout_s=SCRAPE_TIMEOUT_S),
+        given.state.client.call_all(GetOperations(call_id=new_call_id()), timeout_s=SCRAPE_TIMEOUT_S),
+        given.state.client.call_all(GetStorage(call_id=new_call_id()), timeout_s=SCRAPE_TIMEOUT_S),
+    )
+    model_name = given.state.model.served_name if given.state.model else ""
+    page = given.metrics.page(model_name, states, operations, storage)
+    return Response(page, headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+async def _weight_version(given: Services) -> str:
+    """The engine's own word, which weight updates change; the one it loaded with if it does not answer."""
+    for state in await given.engine_states(timeout_s=SCRAPE_TIMEOUT_S):
+        if isinstance(state, EngineState):
+            return state.weight_version
+    return given.model.weight_version
+
+
+def _masked(name: str, value: object) -> object:
+    return "***" if value is not None and SECRET.search(name) else value
+
+
+def _used_tokens(state: EngineState) -> int:
+    device = state.tiers.get("device")
+    return used_pages(device) * state.page_size if device else 0
+
+
+def _internal_state(state: EngineState) -> Json:
+    return {
+        "last_gen_throughput": state.gen_throughput,
+        "memory_usage": {name: num_bytes / GIB for name, num_bytes in state.memory_bytes.items()},
+        "effective_max_running_requests_per_dp": state.max_running,
+        "max_total_num_tokens": state.max_total_tokens,
+        "num_running_reqs": state.num_running,
+        "num_waiting_reqs": state.num_waiting,
+        "paused": state.paused,
+        "page_size": state.page_size,
+        "weight_version": state.weight_version,
+        "weights_id": state.weights_id,
+        "cache_generation": state.generation,
+        "released_memory": list(state.released_memory),
+        "blockers": state.blockers,
+        "uptime_s": state.uptime_s,
+    }
+
+
+def _load(rank: int, state: EngineState, sections: set[str]) -> Json:
+    used = _used_tokens(state)
+    entry: Json = {
+        "dp_rank": rank,
+        "timestamp": time.time(),
+        "num_running_reqs": state.num_running,
+        "num_waiting_reqs": state.num_waiting,
+        "num_reqs": state.num_running + state.num_waiting,
+        "num_used_tokens": used,
+        "max_total_num_tokens": state.max_total_tokens,
+        "token_usage": used / state.max_total_tokens if state.max_total_tokens else 0.0,
+        "gen_throughput": state.gen_throughput,
+        "utilization": state.num_running / state.max_running if state.max_running else 0.0,
+        "max_running_requests": state.max_running,
+    }
+    if sections & {"memory", "all"}:
+        entry["memory"] = {
+            "weight_gb": state.memory_bytes.get("weights", 0) / GIB,
+            "kv_cache_gb": state.memory_bytes.get("kv_cache", 0) / GIB,
+            "graph_gb": 0.0,
+            "token_capacity": state.max_total_tokens,
+        }
+    if sections & {"queues", "all"}:
+        entry["queues"] = {
+            "waiting": state.num_waiting,
+            "grammar": 0,
+            "paused": state.num_paused,
+            "retracted": state.num_retracted,
+        }
+    if sections & {"disagg", "all"}:
+        entry["disaggregation"] = {"mode": "null"}
+    return entry

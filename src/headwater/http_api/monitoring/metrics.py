@@ -1,0 +1,145 @@
+"""Prometheus metrics that the API process keeps itself: latencies and tokens of requests.
+
+The names are SGLang's, so that its dashboards work; every series carries `model_name`.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from headwater.generation.answer_fields import cached_tokens_details
+from headwater.generation.text_generation import GenerationObserver, TextGeneration
+from headwater.http_api.monitoring.engine_metrics import engine_metrics
+from headwater.http_api.monitoring.token_intervals import IntervalHistogram
+from headwater.messages.cache import StorageInfo
+from headwater.messages.control import Operations
+from headwater.messages.state import EngineState
+
+TTFT_BUCKETS_S = (
+    0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 25, 50, 100, 200, 400,
+)  # fmt: skip
+ITL_BUCKETS_S = (
+    0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.2, 0.4, 1, 2, 5,
+)  # fmt: skip
+LATENCY_BUCKETS_S = (0.1, 0.2, 0.4, 0.8, 1.5, 3, 5, 10, 20, 40, 80, 150, 300, 600, 1200, 2400)
+LENGTH_BUCKETS = tuple(1 << power for power in range(18))
+HIT_RATE_WINDOW = 100  # finished requests
+
+
+class RequestMetrics:
+    """A `GenerationObserver` for one served name. Not for several threads."""
+
+    def __init__(self, families: "RequestFamilies", model_name: str) -> None:
+        self._families = families
+        self._model_name = model_name
+        self._ttft = families.ttft.labels(model_name)
+        self._itl = families.itl.labels(model_name)
+
+    def first_token(self, waited_s: float) -> None:
+        self._ttft.observe(waited_s)
+
+    def next_tokens(self, interval_s: float, num_tokens: int) -> None:
+        self._itl.add(interval_s / num_tokens, num_tokens)
+
+    def ended(self, generation: TextGeneration) -> None:
+        families, name = self._families, self._model_name
+        finish = generation.finish
+        families.requests.labels(name).inc()
+        families.generated.labels(name).inc(len(generation.token_ids))
+        if finish is None or finish.type == "abort":
+            families.aborted.labels(name).inc()
+        else:
+            families.latency.labels(name).observe(generation.elapsed_s)
+        if generation.meta is None:
+            return
+        families.prompts.labels(name).inc(generation.num_prompt_tokens)
+        families.queue_time.labels(name).observe(generation.meta.queue_time_s)
+        num_cached = 0
+        for tier, num_tokens in cached_tokens_details(generation.meta).items():
+            families.cached.labels(name, tier).inc(num_tokens)
+            num_cached += num_tokens
+        families.uncached.labels(name).observe(generation.num_prompt_tokens - num_cached)
+        families.recent_hits.append((num_cached, generation.num_prompt_tokens))
+
+
+class RequestFamilies:
+    """The metric families behind `RequestMetrics`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"sglang:{name}", text, ("model_name", *labels), registry=registry)
+
+        def histogram(name: str, text: str, buckets: Iterable[float]) -> Histogram:
+            return Histogram(f"sglang:{name}", text, ("model_name",), registry=registry, buckets=tuple(buckets))
+
+        self.requests = counter("num_requests", "Requests that ended, however.")
+        self.aborted = counter("num_aborted_requests", "Requests that were aborted, failed or left by their client.")
+        self.prompts = counter("prompt_tokens", "Prompt tokens of requests that started.")
+        self.generated = counter("generation_tokens", "Tokens generated.")
+        self.cached = counter("cached_tokens", "Prompt tokens found in the cache.", "cache_source")
+        self.ttft = histogram("time_to_first_token_seconds", "From arrival to first token.", TTFT_BUCKETS_S)
+        name, text = "sglang:inter_token_latency_seconds", "Between two tokens of an answer."
+        self.itl = IntervalHistogram(name, text, "model_name", buckets=ITL_BUCKETS_S)
+        registry.register(self.itl)
+        self.latency = histogram("e2e_request_latency_seconds", "From arrival to last token.", LATENCY_BUCKETS_S)
+        self.queue_time = histogram("queue_time_seconds", "Waiting in the engine's queue.", TTFT_BUCKETS_S)
+        self.uncached = histogram(
+            "uncached_prompt_tokens_histogram", "Prompt tokens that had to be computed.", LENGTH_BUCKETS
+        )
+        self.recent_hits: deque[tuple[int, int]] = deque(maxlen=HIT_RATE_WINDOW)
+
+    def hit_rate(self) -> float:
+        """Cached share of the prompt tokens of the last requests."""
+        num_tokens = sum(num_prompt_tokens for _, num_prompt_tokens in self.recent_hits)
+        return sum(num_cached for num_cached, _ in self.recent_hits) / num_tokens if num_tokens else 0.0
+
+
+class _Snapshot(Collector):
+    """Families made for one scrape."""
+
+    def __init__(self) -> None:
+        self.families: list[Metric] = []
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())  # so that registering does not collect
+
+    def collect(self) -> list[Metric]:
+        return self.families
+
+
+class Metrics:
+    """The page /metrics of one app."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # a second series beside each counter that nobody reads
+        self._registry = CollectorRegistry()
+        self._families = RequestFamilies(self._registry)
+        self._snapshot = _Snapshot()
+        self._registry.register(self._snapshot)
+        self._observers: dict[str, RequestMetrics] = {}
+
+    def observer(self, model_name: str) -> GenerationObserver:
+        """Who counts the requests of a served name."""
+        if model_name not in self._observers:
+            self._observers[model_name] = RequestMetrics(self._families, model_name)
+        return self._observers[model_name]
+
+    def page(
+        self,
+        model_name: str,
+        states: list[EngineState | Exception],
+        operations: list[Operations | Exception],
+        storage: Sequence[StorageInfo | Exception] = (),
+    ) -> bytes:
+        """The text of /metrics. An engine that did not answer shows as `headwater_engine_up 0`."""
+        hit_rate = GaugeMetricFamily(
+            "sglang:cache_hit_rate",
+            f"Cached share of the prompt tokens of the last {HIT_RATE_WINDOW} requests.",
+            labels=("model_name",),
+        )
+        hit_rate.add_metric((model_name,), self._families.hit_rate())
+        self._snapshot.families = [hit_rate, *engine_metrics(model_name, states, operations, storage)]
+        return generate_latest(self._registry)

@@ -1,0 +1,62 @@
+"""Workloads drawn from distributions: shared prefixes by Zipf, conversations, Poisson arrivals."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from headwater.planning.trace import Piece, PlannedRequest
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticWorkload:
+    """Sessions that begin with one of some shared prefixes. Lengths and pauses are exponential around their means."""
+
+    num_requests: int = 1000
+    requests_per_s: float = 2.0  # on average, over all sessions
+    num_prefixes: int = 20
+    prefix_tokens: int = 1000  # 0: nothing is shared
+    zipf: float = 1.0  # 0: all prefixes are as likely
+    turns_per_session: int = 3
+    think_s: float = 10.0  # between an answer and the next turn
+    user_tokens: int = 100  # new ones, a turn
+    output_tokens: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"num_requests": 1, "num_prefixes": 1, "turns_per_session": 1, "user_tokens": 1, "output_tokens": 1}
+        for name in ("prefix_tokens", "zipf", "think_s", "seed"):
+            least[name] = 0
+        for name, low in least.items():
+            if not getattr(self, name) >= low:
+                raise ValueError(f"{name} must be at least {low}, found {getattr(self, name)}")
+        if not 0 < self.requests_per_s < float("inf"):
+            raise ValueError(f"requests_per_s must be above 0, found {self.requests_per_s}")
+
+    def requests(self) -> list[PlannedRequest]:
+        """All requests, by the arrival of their sessions."""
+        source = np.random.default_rng(self.seed)
+        weights = np.arange(1, self.num_prefixes + 1, dtype=np.float64) ** -self.zipf
+        weights /= weights.sum()
+        found: list[PlannedRequest] = []
+        now_s = 0.0
+        while len(found) < self.num_requests:
+            now_s += source.exponential(self.turns_per_session / self.requests_per_s)
+            prefix = int(source.choice(self.num_prefixes, p=weights))
+            session = f"session {len(found)}"
+            for turn in range(min(self.turns_per_session, self.num_requests - len(found))):
+                shared = (Piece(f"prefix {prefix}", self.prefix_tokens),) if turn == 0 and self.prefix_tokens else ()
+                found.append(
+                    PlannedRequest(
+                        arrival_s=now_s,
+                        num_output_tokens=_around(source, self.output_tokens),
+                        pieces=shared,
+                        new_tokens=_around(source, self.user_tokens),
+                        session=session,
+                        think_s=float(source.exponential(self.think_s)) if turn else 0.0,
+                    )
+                )
+        return found
+
+
+def _around(source: np.random.Generator, mean: int) -> int:
+    return max(1, round(source.exponential(mean)))

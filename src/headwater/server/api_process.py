@@ -1,0 +1,170 @@
+"""The API process once its port is open: the HTTP side, the engines' supervisors, and the way down.
+
+The engine processes load the model while this one imports the web framework and loads the tokenizer; until
+both are done /health says 503. Nothing here may import torch.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Sequence
+
+from headwater.client.engine_client import EngineClient
+from headwater.client.errors import EngineGone
+from headwater.generation.model_facts import RequestLimits
+from headwater.http_api.app import create_app
+from headwater.http_api.http_server import HttpServer
+from headwater.http_api.state import ApiState
+from headwater.launch.config import ServerArgs
+from headwater.launch.served_model import model_facts, tokenizer_path
+from headwater.messages.state import EngineReady
+from headwater.server.banner import print_banner
+from headwater.server.exits import EXIT_FAILED, EXIT_REFUSED, print_error
+from headwater.server.heap import freeze_heap
+from headwater.server.http_bounds import connection_limits, site_policy
+from headwater.server.supervisor import EngineExit, EngineSupervisor
+from headwater.tokenization.tokenizer import Tokenizer
+
+STREAMS_GRACE_S = 1.0  # what running streams get to end by themselves before they are ended
+HTTP_GRACE_S = 2.0  # then connections are closed
+ENGINE_GRACE_S = 1.5  # SIGTERM to SIGKILL; all together stays under 5 s
+GONE_LINGER_S = 1.0  # after the engine died, so that clients and probes read a 503 and not a closed port
+
+log = logging.getLogger(__name__)
+
+
+class ApiProcess:
+    """Serves HTTP for engines that supervisors have started, until something ends it."""
+
+    def __init__(
+        self,
+        args: ServerArgs,
+        *,
+        listener: socket.socket,
+        supervisors: Sequence[EngineSupervisor],
+        endpoints: Sequence[str],
+        stop_requested: asyncio.Event,
+        on_ready: Callable[[], None],
+    ) -> None:
+        """`on_ready` is called once, before the first line of the banner is printed."""
+        self._args = args
+        self._listener = listener
+        self._supervisors = supervisors
+        self._stop_requested = stop_requested
+        self._on_ready = on_ready
+        self._client = EngineClient(endpoints, started_with=(args.model or "", args.load_format))
+        for supervisor in supervisors:
+            supervisor.weights = lambda: self._client.weights_to_load
+            supervisor.is_missed = lambda: not self._client.can_serve
+        self._state = self._make_state()
+        self._http = HttpServer(
+            create_app(self._state),
+            connection_limits(args),
+            log_level="info" if args.log_level == "debug" else "warning",
+            access_log=args.log_level == "debug",
+            timeout_graceful_shutdown=int(HTTP_GRACE_S),
+        )
+
+    async def run(self) -> int:
+        """Serve; returns the exit code when all that was started has ended."""
+        await self._client.start()
+        http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
+        engines = [
+            asyncio.create_task(s.run(on_gone=self._told_gone(s.index), on_back=self._told_back(s.index)))
+            for s in self._supervisors
+        ]
+        loading = asyncio.create_task(self._load())
+        try:
+            return await self._watch(http, engines, loading)
+        finally:
+            loading.cancel()
+            await self._shut_down(http)
+            ending: list[asyncio.Task] = [*engines, loading]
+            await asyncio.gather(*ending, return_exceptions=True)
+
+    def _make_state(self) -> ApiState:
+        return ApiState(
+            client=self._client,
+            server_args=self._args.public(),
+            api_key=self._args.api_key,
+            admin_api_key=self._args.admin_api_key,
+            sites=site_policy(self._args),
+            limits=RequestLimits(
+                max_body_bytes=self._args.max_body_bytes, max_control_timeout_s=self._args.max_control_timeout
+            ),
+            special_tokens=self._args.parse_special_tokens,
+        )
+
+    def _told_gone(self, index: int) -> Callable[[str], None]:
+        return lambda reason: self._client.engine_gone(index, reason)
+
+    def _told_back(self, index: int) -> Callable[[str], None]:
+        return lambda endpoint: self._client.engine_back(index, endpoint)
+
+    async def _load(self) -> None:
+        """Load the tokenizer and wait for the engines; from then on requests are served."""
+        tokenizer = asyncio.create_task(asyncio.to_thread(Tokenizer.load, tokenizer_path(self._args)))
+        tokenizer.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen, even if unused
+        ready = (await self._wait_for_engines())[0]  # first: if both fail, the model's own error is the one to show
+        facts = model_facts(self._args, ready)
+        loaded = await tokenizer
+        freeze_heap()
+        self._state.set_ready(tokenizer=loaded, model=facts)
+        self._on_ready()
+        print_banner(
+            facts,
+            ready,
+            listener=self._listener,
+            num_engines=self._args.dp_size,
+            needs_key=self._args.api_key is not None,
+        )
+
+    async def _wait_for_engines(self) -> tuple[EngineReady, ...]:
+        while True:
+            try:
+                return await self._client.wait_ready()
+            except EngineGone:  # it may be started anew; if not, `_watch` ends us
+                await asyncio.sleep(0.1)
+
+    async def _watch(
+        self,
+        http: "asyncio.Task[None]",
+        engines: "Sequence[asyncio.Task[EngineExit]]",
+        loading: "asyncio.Task[None]",
+    ) -> int:
+        """Wait for whatever ends this server, and say which exit code that is."""
+        stop = asyncio.create_task(self._stop_requested.wait())
+        waiting: set[asyncio.Task] = {http, *engines, loading, stop}
+        while True:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if stop in done:
+                log.info("shutting down")
+                return 0
+            for engine in done.intersection(engines):
+                return await self._after_engine_ended(engine.result(), was_ready=self._state.model is not None)
+            if http in done:
+                http.result()
+                print_error("the HTTP server ended unexpectedly")
+                return EXIT_FAILED
+            error = loading.exception()
+            if isinstance(error, ValueError | OSError):
+                print_error(str(error))
+                return EXIT_REFUSED
+            if error is not None:
+                raise error
+
+    async def _after_engine_ended(self, end: EngineExit, *, was_ready: bool) -> int:
+        print_error(end.reason)
+        if was_ready:
+            await asyncio.sleep(GONE_LINGER_S)
+        return EXIT_REFUSED if end.was_refused else EXIT_FAILED
+
+    async def _shut_down(self, http: "asyncio.Task[None]") -> None:
+        """End streams, then connections, then the engines. Takes under 5 s whatever hangs."""
+        streams_grace_s = STREAMS_GRACE_S if self._client.num_running else 0.0
+        self._state.begin_shutdown(grace_s=streams_grace_s)
+        self._http.should_exit = True
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.gather(http, return_exceptions=True), HTTP_GRACE_S + 0.5)
+        await asyncio.gather(*(supervisor.stop(ENGINE_GRACE_S) for supervisor in self._supervisors))

@@ -1,0 +1,121 @@
+"""The engine process: `python -m headwater.server.engine_process`, started by the supervisor only.
+
+Its standard input brings one `EngineStart` and then stays open: its end means that the parent is gone, and
+then this process goes too. Its standard output carries at most one `StartFailure`; everything that is
+printed goes to standard error. Keys and paths thus never show on a command line.
+"""
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from io import FileIO, RawIOBase
+from pathlib import Path
+
+import msgspec
+
+from headwater.launch.config import ServerArgs
+from headwater.server.heap import freeze_heap
+from headwater.server.openmp import sleeping_threads
+
+EXIT_CRASHED = 1
+EXIT_REFUSED = 2  # the arguments or the model cannot be served: starting again would not help
+
+
+class EngineStart(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine process needs to know. `directory` is the server's private one, with the sockets."""
+
+    args: ServerArgs
+    endpoint: str
+    directory: str
+    index: int = 0  # of this engine among the server's
+    weights: tuple[str, str] | None = None  # path and format, if others than the arguments' are to be loaded
+
+
+class StartFailure(msgspec.Struct, frozen=True):
+    """Why no engine came up, in words for the user."""
+
+    message: str
+
+
+def pack_frame(message: msgspec.Struct) -> bytes:
+    """Four bytes of length, little-endian, then the message in msgpack."""
+    body = msgspec.msgpack.encode(message)
+    return len(body).to_bytes(4, "little") + body
+
+
+def read_start(stream: RawIOBase) -> EngineStart:
+    """The inverse of `pack_frame`. Raises `EOFError` if the parent went away before it had written all."""
+    num_bytes = int.from_bytes(read_exactly(stream, 4), "little")
+    return msgspec.msgpack.decode(read_exactly(stream, num_bytes), type=EngineStart)
+
+
+def read_exactly(stream: RawIOBase, num_bytes: int) -> bytes:
+    """Read that many bytes from a pipe, which gives them in portions as it likes. Raises `EOFError`."""
+    data = b""
+    while len(data) < num_bytes:
+        portion = stream.read(num_bytes - len(data))
+        if not portion:
+            raise EOFError("the parent process ended before it said what to serve")
+        data += portion
+    return data
+
+
+def take_standard_output() -> RawIOBase:
+    """Keep the real standard output for reports; what anything prints from here on goes to standard error."""
+    reports = FileIO(os.dup(1), "w")
+    os.dup2(2, 1)
+    return reports
+
+
+def exit_with_parent(stream: RawIOBase, directory: Path) -> None:
+    """Watch the parent's pipe in a thread; at its end remove the private directory and leave at once."""
+
+    def watch() -> None:
+        while stream.read(4096):
+            pass
+        shutil.rmtree(directory, ignore_errors=True)  # nobody else is left to do it
+        os._exit(EXIT_CRASHED)
+
+    threading.Thread(target=watch, name="watch-parent", daemon=True).start()
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    reports = take_standard_output()
+    stdin = FileIO(0, closefd=False)
+    start = read_start(stdin)
+    exit_with_parent(stdin, Path(start.directory))
+    logging.basicConfig(
+        level=start.args.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        logging.getLogger(__name__).info("loading PyTorch")
+        with sleeping_threads():
+            from headwater.launch.assembly import build_engine
+
+        engine = build_engine(start.args, start.endpoint, index=start.index, weights=start.weights)
+    except (
+        ValueError,
+        OSError,
+    ) as error:  # user's mistakes: a wrong model, a missing file, too little memory
+        logging.getLogger(__name__).debug("the engine could not start", exc_info=True)
+        reports.write(pack_frame(StartFailure(str(error))))
+        return EXIT_REFUSED
+    except Exception as error:  # noqa: BLE001  whatever it is, the parent must hear of it
+        traceback.print_exc()
+        reports.write(pack_frame(StartFailure(f"the engine failed to start: {type(error).__name__}: {error}")))
+        return EXIT_CRASHED
+    signal.signal(signal.SIGTERM, lambda *_: engine.stop())
+    freeze_heap()
+    engine.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""`headwater serve`, from its arguments to its exit code."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from headwater.devices.cpu.topology import num_usable_cores
+from headwater.launch.config import ServerArgs
+from headwater.launch.model_choice import with_model
+from headwater.launch.private_directory import private_directory
+from headwater.server.descriptors import raise_descriptor_limit
+from headwater.server.exits import EXIT_INTERRUPTED, EXIT_REFUSED, print_error
+from headwater.server.supervisor import EngineSupervisor
+
+
+def serve(args: ServerArgs) -> int:
+    """Serve until Ctrl-C or SIGTERM, or until the engine is gone for good. Returns the exit code."""
+    logging.basicConfig(
+        level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for chatty in ("httpx", "asyncio", "filelock"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    raise_descriptor_limit()  # before the engines start: they inherit it
+    try:
+        args = with_model(args)
+        listener = open_port(args.host, args.port)
+    except (ValueError, OSError) as error:
+        print_error(str(error))
+        return EXIT_REFUSED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    from headwater.server.banner import SignsOfLife  # imported here: an error above needs not wait for it
+
+    with listener, private_directory() as directory, SignsOfLife() as signs:
+        return asyncio.run(run_server(args, listener=listener, directory=directory, on_ready=signs.stop))
+
+
+def open_port(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `OSError` that says which address could not be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; see --host and --port"
+        ) from None
+    return listener
+
+
+async def run_server(
+    args: ServerArgs, *, listener: socket.socket, directory: Path, on_ready: Callable[[], None]
+) -> int:
+    """Start the engine processes, then serve. Returns the exit code; nothing that was started is left."""
+    stop_requested = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stop_requested.set)
+    engine_args = args.for_one_engine(num_usable_cores())
+    supervisors = [EngineSupervisor(engine_args, directory=directory, index=i) for i in range(args.dp_size)]
+    try:
+        endpoints = [await supervisor.start() for supervisor in supervisors]
+        # imported here: the web framework's second of imports passes while the engines load
+        from headwater.server.api_process import ApiProcess
+
+        api = ApiProcess(
+            args,
+            listener=listener,
+            supervisors=supervisors,
+            endpoints=endpoints,
+            stop_requested=stop_requested,
+            on_ready=on_ready,
+        )
+        return await api.run()
+    finally:
+        await asyncio.gather(*(supervisor.stop(grace_s=1.0) for supervisor in supervisors))

@@ -1,0 +1,289 @@
+"""What control operations promise: what may run while they hold, and what their answers mean."""
+
+from collections.abc import Callable
+
+from headwater.messages.cache import AttachStorage, PinPrefix, Pins
+from headwater.messages.control import ContinueGeneration, Failed, FlushCache, FlushResult, PauseGeneration
+from headwater.messages.generation import Abort, Generate, GenerateBatch
+from headwater.messages.state import Shutdown
+from headwater.messages.weights import (
+    MemoryResult,
+    ReleaseMemory,
+    ResumeMemory,
+    SetWeightVersion,
+    UpdateWeights,
+    WeightsUpdated,
+)
+from headwater.messages.wire import ToClient, ToEngine
+from headwater.simulation.checks.cuts import Cuts
+from headwater.simulation.checks.oracle import Oracle
+from headwater.simulation.checks.pending_calls import Call, Calls
+from headwater.simulation.checks.request_model import RequestKey, RequestModel
+from headwater.simulation.checks.retirements import Retirements
+from headwater.simulation.checks.service_promises import ServicePromises
+from headwater.simulation.checks.violation import demand
+from headwater.simulation.fakes.memory import FakeWeights
+from headwater.simulation.fakes.shared_world import StoreRetirement, World
+
+
+class ControlPromises:
+    """Follows the calls of one engine, and checks a turn against them when it is over."""
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        oracle: Oracle,
+        calls: Calls,
+        retirements: Retirements,
+        cuts: Cuts,
+        service: ServicePromises,
+        live_pins: Callable[[], dict[str, bool]],
+        weights: FakeWeights,
+        phases: Callable[[], dict[str, str]],
+    ) -> None:
+        self.released: tuple[str, ...] = ()
+        self._world = world
+        self._phases = phases  # of pending operations, by call id
+        self._oracle = oracle
+        self._calls = calls
+        self._retirements = retirements
+        self._is_paused = False
+        self._generation = 0
+        self._running_before: set[RequestKey] = set()
+        self._was_released = False
+        self._ended_by: list[tuple[Abort, list[RequestModel]]] = []
+        self._cuts = cuts
+        self._weights = weights
+        self._applied_now: list[Call] = []  # flushes, in this turn
+        self._flushes_answered: list[tuple[Call, FlushResult]] = []  # in this turn
+        self._service = service
+        self._live_pins = live_pins  # and whether a flush has retired what they hold
+        self._pins_retired: set[str] = set()  # when the last turn ended
+        self._pins: dict[str, float] = {}  # until when each may last
+        self._pins_due: set[str] = set()  # whose time was over when the turn began
+        self._messages: list[ToEngine] = []  # read in this turn
+        self._answers: list[tuple[Call, ToClient]] = []  # told in this turn
+        self._num_releases = 0  # of memory, in this turn
+        self._immediate: list[Call] = []  # flushes that take effect in the turn that sees them
+        self._applied: dict[tuple[bytes, str], tuple[int, StoreRetirement | None]] = {}
+
+    # --- before a turn ------------------------------------------------------------------------------
+
+    def begin_turn(self, messages: list[tuple[bytes, ToEngine]]) -> None:
+        """The engine is about to see `messages`, in this order."""
+        turn = self._world.turn
+        self._pins_due = {pin_id for pin_id, until_s in self._pins.items() if self._calls.now_s() >= until_s}
+        self._messages = [message for _, message in messages]
+        self._was_released = bool(self.released)
+        self._running_before = self._oracle.running_keys()
+        for client, message in messages:
+            self._calls.delivered(client, message, turn=turn)
+            match message:
+                case Generate():
+                    self._oracle.delivered(client, message)
+                case GenerateBatch():
+                    for request in message.items:
+                        self._oracle.delivered(client, request)
+                case Abort():
+                    self._abort(message)
+                case PauseGeneration():
+                    self._is_paused = True
+                case ContinueGeneration():
+                    self._is_paused = False
+                case SetWeightVersion():
+                    self._relabel(message)
+                case FlushCache() if message.mode != "idle" and not message.dry_run:
+                    self._immediate.append(self._calls.pending[client, message.call_id])
+                case _:
+                    pass
+        if any(_ends_all(call.message) for call in self._calls.pending.values()):
+            for model in self._oracle.active.values():
+                model.may_end_early |= model.is_delivered
+
+    # --- after a turn -------------------------------------------------------------------------------
+
+    def answered(self, call: Call, answer: ToClient) -> None:
+        """`call` has got its answer in this turn."""
+        self._answers.append((call, answer))
+        call.was_refused = isinstance(answer, Failed) or (isinstance(answer, FlushResult) and not answer.success)
+        match answer:
+            case FlushResult():
+                self._check_flush(call, answer)
+            case Pins() if isinstance(call.message, PinPrefix):
+                self._pins |= {pin.pin_id: self._calls.now_s() + call.message.ttl_s for pin in answer.items}
+            case MemoryResult():
+                self.released = answer.released
+                self._num_releases += isinstance(call.message, ReleaseMemory)
+            case WeightsUpdated():
+                demand(answer.weights_id == call.message.path, "weights_are_in_place", answer)  # type: ignore
+                self.released = tuple(tag for tag in self.released if tag != "weights")  # new ones took their place
+            case _:
+                pass
+
+    def end_turn(self, *, has_launched: bool) -> None:
+        """All answers of the turn are in."""
+        self._check_pins()
+        for call in self._immediate.copy():
+            self._apply_if_immediate(call)
+        self._apply_while_store_is_asked()
+        self._cuts.end_turn(
+            self._applied_now,
+            self._flushes_answered,
+            weights_id=self._weights.current,
+            num_releases=self._num_releases,
+        )
+        self._service.end_turn(self._messages, self._answers)
+        self._answers.clear()
+        self._applied_now.clear()
+        self._flushes_answered.clear()
+        self._num_releases = 0
+        for abort, models in self._ended_by:
+            left = [model.rid for model in models if model.key in self._oracle.active]
+            demand(not left, "abort_ends", f"{left} go on after {abort}")
+        self._ended_by.clear()
+        is_released = self._was_released and bool(self.released)
+        demand(not (has_launched and self._is_paused), "pause_holds", "a step was launched while paused")
+        demand(not (has_launched and is_released), "release_holds", "a step was launched without memory")
+        started = [model.rid for model in self._oracle.entered_now if model.num_entered == 1]
+        if started:
+            holds = [call.message for call in self._calls.pending.values() if _holds_starts(call.message)]
+            demand(not holds, "hold_holds", f"{started} started while held by {holds[:1]}")
+        self._oracle.entered_now.clear()
+
+    @property
+    def is_staging(self) -> bool:
+        """Whether weights are being brought: the first exclusive call in line does that, or waits for idle."""
+        exclusive = (UpdateWeights, ReleaseMemory, ResumeMemory, AttachStorage)
+        first = next((c.message for c in self._calls.pending.values() if isinstance(c.message, exclusive)), None)
+        return isinstance(first, UpdateWeights | ResumeMemory)
+
+    # ------------------------------------------------------------------------------------------------
+
+    def _abort(self, message: Abort) -> None:
+        models = [model for model in self._oracle.active.values() if model.is_delivered and _matches(message, model)]
+        for model in models:
+            model.may_end_early = True
+        self._ended_by.append((message, models))
+
+    def _relabel(self, message: SetWeightVersion) -> None:
+        """Left to the engine, requests that wait by order are not ended."""
+        ends_all = message.abort_all_requests
+        if ends_all is None:
+            ends_all = not (self._is_paused or self.released)
+        for model in self._oracle.active.values():
+            model.may_end_early |= model.is_delivered and ends_all
+
+    def _check_flush(self, call: Call, answer: FlushResult) -> None:
+        flush = call.message
+        assert isinstance(flush, FlushCache)
+        self._flushes_answered.append((call, answer))
+        if not answer.success:
+            is_right = answer.status == 400 and (bool(answer.blockers) or call.is_cancelled)
+            demand(is_right, "refused_only_if_busy", answer)
+            return
+        demand(answer.dry_run == flush.dry_run, "dry_run_is_dry", answer)
+        if answer.dry_run:
+            return
+        if flush.mode != "drain" and "storage" not in flush.tiers:  # those tell the generation of their beginning
+            demand(answer.generation >= self._generation, "generations_grow", answer)
+            self._generation = answer.generation
+        self._apply_if_immediate(call)
+        key = (call.client, flush.call_id)
+        if key not in self._applied:
+            self._check_was_idle()
+            self._apply(call)
+        turn, store = self._applied.pop(key)
+        if store is not None and not answer.pending:
+            store.acknowledged_turn = self._world.turn
+        if flush.mode == "drain" and answer.drained and answer.status == 200:
+            self._check_drained(flush, turn)
+
+    def _check_pins(self) -> None:
+        """A pin ends when its time is over: its pages can be evicted again."""
+        if not self._pins:  # each is known until its time is over, whatever ends it before
+            self._pins_retired.clear()
+            return
+        pins = self._live_pins()
+        late = self._pins_due & pins.keys()
+        demand(not late, "pins_end", f"{late} are held though their time is over")
+        flushed = self._pins_retired & pins.keys()
+        demand(not flushed, "pins_end", f"{flushed} hold what a flush has retired")
+        self._pins_retired = {pin_id for pin_id, is_retired in pins.items() if is_retired}
+        for pin_id in self._pins_due:
+            del self._pins[pin_id]
+
+    def _check_was_idle(self) -> None:
+        """Who ran before this turn, and runs on without having entered anew, was running all the time."""
+        entered = {model.key for model in self._oracle.entered_now}
+        still = (self._running_before & self._oracle.running_keys()) - entered
+        demand(not still, "idle_is_idle", f"flushed as idle while {still} ran")
+
+    def _apply_if_immediate(self, call: Call) -> None:
+        """A flush that waits for nothing, was seen in this turn and not refused, took effect in it."""
+        if call in self._immediate:
+            self._immediate.remove(call)
+            if not call.was_refused:
+                self._apply(call)
+
+    def _apply_while_store_is_asked(self) -> None:
+        """A flush that waited for idle has taken effect, and is not answered until the store acknowledges."""
+        if not self._calls.pending:
+            return
+        waiting = [
+            call
+            for key, call in self._calls.pending.items()
+            if isinstance(call.message, FlushCache) and "storage" in call.message.tiers and key not in self._applied
+        ]
+        if not waiting:
+            return
+        phases = self._phases()
+        for call in waiting:
+            if phases.get(call.message.call_id) == "waiting_for_store":  # type: ignore[union-attr]
+                self._apply(call)
+
+    def _apply(self, call: Call) -> None:
+        flush = call.message
+        assert isinstance(flush, FlushCache)
+        turn = self._world.turn
+        self._applied_now.append(call)
+        self._applied[call.client, flush.call_id] = (turn, self._retirements.apply(flush, turn=turn))
+
+    def _check_drained(self, flush: FlushCache, turn: int) -> None:
+        if flush.tiers and "device" not in flush.tiers:
+            return
+        for model, pages in self._oracle.pages_in_slots():
+            is_left = self._retirements.holds_any_of(flush, pages, turn=turn)
+            demand(not is_left, "drained_is_drained", f"{model.rid} holds what was flushed in turn {turn}")
+
+
+def _ends_all(message: ToEngine) -> bool:
+    match message:
+        case PauseGeneration():
+            return message.mode == "abort"
+        case UpdateWeights():
+            return message.abort_all_requests
+        case Shutdown():
+            return True
+        case _:
+            return False
+
+
+def _holds_starts(message: ToEngine) -> bool:
+    match message:
+        case FlushCache():
+            return message.hold and message.mode == "idle" and not message.dry_run
+        case ReleaseMemory():
+            return True
+        case _:
+            return False
+
+
+def _matches(abort: Abort, model: RequestModel) -> bool:
+    match abort.match:
+        case "all":
+            return True
+        case "prefix":
+            return model.rid.startswith(abort.rid)
+        case _:
+            return model.rid == abort.rid

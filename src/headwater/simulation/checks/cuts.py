@@ -1,0 +1,173 @@
+"""What flushes cut out of the tree, held against what their callers asked for."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from headwater.cache.namespace import Scope, Tier
+from headwater.cache.page_pool import Owner
+from headwater.cache.prefix_cache import PrefixCache
+from headwater.cache.retirement import Retirement
+from headwater.messages.control import FlushCache, FlushResult
+from headwater.simulation.checks.pending_calls import Call, CallKey, Calls
+from headwater.simulation.checks.retirements import Retirements
+from headwater.simulation.checks.violation import Violation, demand
+
+Pages = dict[Tier, frozenset[int]]
+Counts = dict[str, tuple[int, int]]  # by tier: pages freed, and pages that somebody still holds
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One retirement, or one preview of it: what each call that waits would have had cut, and what was."""
+
+    due: dict[CallKey, Pages]
+    pages: Pages  # of a preview: none
+    counts: Counts  # of a preview: what it says
+    held: frozenset[int] = frozenset()  # pages of the device that requests read at the time of a preview
+    is_quiet: bool = False  # nobody held anything at the time of a preview
+
+
+class Cuts:
+    """Watches the cache of one engine. Scopes are read from the callers' messages alone, never from the engine's.
+
+    A flush cuts in the turn in which it takes effect, flushes one after another in the order of their arrival.
+    """
+
+    def __init__(
+        self,
+        cache: PrefixCache,
+        *,
+        retirements: Retirements,
+        calls: Calls,
+        held_pages: Callable[[], set[int]],
+        is_quiet: Callable[[], bool],
+    ) -> None:
+        """`held_pages`: of the device, that running requests read. `is_quiet`: nobody holds anything."""
+        self._cache = cache
+        self._retirements = retirements
+        self._calls = calls
+        self._held_pages = held_pages
+        self._is_quiet = is_quiet
+        self._cuts: list[Cut] = []  # of this turn
+        self._previews: list[Cut] = []
+        self._weights: list[str] = []  # that others' pages were cut for
+        self._counts: dict[CallKey, list[Counts]] = {}  # of flushes that have cut, and are not answered
+        self._retire, self._preview = cache.retire, cache.preview
+        cache.retire = self._checked_retire  # type: ignore[method-assign]  # the only moment to see what a flush finds
+        cache.preview = self._checked_preview  # type: ignore[method-assign]
+
+    def end_turn(
+        self, applied: list[Call], answers: list[tuple[Call, FlushResult]], *, weights_id: str, num_releases: int
+    ) -> None:
+        """`applied` took effect in this turn, `answers` were told; `weights_id` are in place.
+
+        `num_releases`: memory may have been given back so often, which cuts, too.
+        """
+        if not (applied or answers or self._cuts or self._previews or self._weights):
+            return  # as in most turns
+        cuts, self._cuts = self._cuts, []
+        previews, self._previews = self._previews, []
+        applied = sorted(applied, key=lambda call: call.number)
+        self._assign(applied, cuts, num_others=num_releases)
+        dry = sorted((a for a in answers if a[1].dry_run), key=lambda each: each[0].number)
+        demand(len(dry) == len(previews), "dry_run_is_dry", f"{len(dry)} are answered, {len(previews)} looked")
+        for (call, answer), preview in zip(dry, previews, strict=True):
+            self._check_preview(call, answer, preview)
+        for call, answer in answers:
+            counts = self._counts.pop((call.client, answer.call_id), None)
+            if not answer.dry_run and answer.success:
+                told = _told(answer)
+                demand(told in (counts or []), "counts_are_right", f"{call.message}: told {told}, cut {counts}")
+        cut_for = self._weights[-1:]  # several updates may end in one turn
+        demand(cut_for in ([], [weights_id]), "flush_is_exact", f"cut for {cut_for}, {weights_id} are in place")
+        self._weights.clear()
+
+    # ------------------------------------------------------------------------------------------------
+
+    def _checked_retire(self, scope: Scope) -> Retirement:
+        before = self._in_tree()
+        due = self._due(before)
+        other_than = scope.other_than_weights_id
+        due_of_weights = self._retirements.pages_of_other_weights(other_than, before) if other_than is not None else {}
+        retirement = self._retire(scope)
+        after = self._in_tree()
+        pages = {tier: before[tier] - after[tier] for tier in before}
+        counts: Counts = {}
+        for tier, cut in pages.items():
+            pool = self._cache.books[tier].pool
+            num_freed = pool.num_owned(np.array(sorted(cut), dtype=np.int32), Owner.FREE)
+            counts[tier.name.lower()] = (num_freed, len(cut) - num_freed)
+        if other_than is not None:
+            demand(pages == due_of_weights, "flush_is_exact", f"{scope}: {_differ(pages, due_of_weights)}")
+            self._weights.append(other_than)
+        else:
+            self._cuts.append(Cut(due, pages, counts))
+        return retirement
+
+    def _checked_preview(self, scope: Scope) -> Retirement:
+        due = self._due(self._in_tree())
+        preview = self._preview(scope)
+        counts = {t.name.lower(): (preview.freed[t], preview.retired[t]) for t in self._cache.books}
+        self._previews.append(Cut(due, {}, counts, held=frozenset(self._held_pages()), is_quiet=self._is_quiet()))
+        return preview
+
+    def _assign(self, applied: list[Call], cuts: list[Cut], *, num_others: int) -> None:
+        """Each flush that took effect has cut what it named. Of the cuts, `num_others` may be none of theirs."""
+        is_right = len(applied) <= len(cuts) <= len(applied) + num_others
+        choices = [zip(applied, chosen, strict=True) for chosen in combinations(cuts, len(applied))] if is_right else []
+        pairs = [list(pairs) for pairs in choices]
+        pairs = [each for each in pairs if all(cut.pages == cut.due.get(_key(call)) for call, cut in each)]
+        if pairs:  # several where a release cut, too: whose cut is whose is not seen
+            for call, cut in (pair for each in pairs for pair in each):
+                self._counts.setdefault(_key(call), []).append(cut.counts)
+            return
+        text = f"{len(cuts)} cuts, {len(applied)} flushes took effect"
+        for call, cut in zip(applied, cuts, strict=False):
+            text += f"; {call.message}: {_differ(cut.pages, cut.due.get(_key(call), {}))}"
+        raise Violation("flush_is_exact", text)
+
+    def _check_preview(self, call: Call, answer: FlushResult, preview: Cut) -> None:
+        due = preview.due[_key(call)]
+        told = _told(answer)
+        demand(told == preview.counts, "counts_are_right", f"{call.message}: told {told}, saw {preview.counts}")
+        for tier, pages in due.items():
+            num_freed, num_held = told[tier.name.lower()]
+            text = f"{call.message}: {num_freed} and {num_held} pages on {tier.name}, in scope are {len(pages)}"
+            demand(num_freed + num_held == len(pages), "counts_are_right", text)
+            demand(not num_held or not preview.is_quiet, "counts_are_right", f"{text}, and nobody holds any")
+        num_held = told["device"][1]
+        num_read = len(due[Tier.DEVICE] & preview.held)
+        demand(num_held >= num_read, "counts_are_right", f"{num_held} pages are held, requests read {num_read}")
+
+    def _due(self, in_tree: Pages) -> dict[CallKey, Pages]:
+        return {_key(call): self._retirements.pages_in_scope(flush, in_tree) for call, flush in self._waiting()}
+
+    def _waiting(self) -> Iterator[tuple[Call, FlushCache]]:
+        for key, call in self._calls.pending.items():
+            if isinstance(call.message, FlushCache) and key not in self._counts:
+                yield call, call.message
+
+    def _in_tree(self) -> Pages:
+        return {tier: frozenset(books.pool.pages_of(Owner.TREE)) for tier, books in self._cache.books.items()}
+
+
+def _key(call: Call) -> CallKey:
+    message: Any = call.message
+    return call.client, message.call_id
+
+
+def _told(answer: FlushResult) -> Counts:
+    return {tier: (answer.freed[tier].pages, answer.retired[tier].pages) for tier in answer.freed}
+
+
+def _differ(cut: Pages, due: Pages) -> str:
+    return ", ".join(
+        f"{tier.name}: pages {sorted(pages - due.get(tier, frozenset()))} beside it, "
+        f"{sorted(due.get(tier, frozenset()) - pages)} left"
+        for tier, pages in cut.items()
+        if pages != due.get(tier)
+    )

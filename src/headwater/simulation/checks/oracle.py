@@ -1,0 +1,205 @@
+"""What every step must read and every client must be told, known from the requests alone."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from headwater.messages.generation import Generate, Output
+from headwater.scheduling.plan import SlotAssignment
+from headwater.scheduling.request import Request
+from headwater.scheduling.scheduler import SchedulerLimits
+from headwater.simulation.checks.request_model import RequestKey, RequestModel
+from headwater.simulation.checks.violation import Violation, demand
+from headwater.simulation.fakes.kv_records import Records
+from headwater.simulation.fakes.memory import FakeWeights
+from headwater.simulation.fakes.runner import check_written
+from headwater.simulation.fakes.shared_world import KvSequence, World
+
+
+class Oracle:
+    """`fake_runner.StepAudit`: holds each step's reads and each answer against models of the requests.
+
+    A model follows its request through the slots: which weights compute which position is what the engine
+    says by launching; everything else (tokens, canaries, where a text ends) the model knows by itself.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        page_size: int,
+        vocab_size: int,
+        limits: SchedulerLimits,
+        capacity_tokens: int,
+        eos_token_ids: frozenset[int],
+        weights: FakeWeights,
+        running: Callable[[], Iterable[Request]],
+        pages_of: Callable[[int, int], Records],
+    ) -> None:
+        self.active: dict[RequestKey, RequestModel] = {}
+        self.entered_now: list[RequestModel] = []  # in this turn; emptied by whoever checks turns
+        self.num_pages_reused = 0
+        self._num_delivered = 0
+        self._num_refusals_due: dict[RequestKey, int] = {}  # of requests under a rid that is in use
+        self._world = world
+        self._page_size = page_size
+        self._vocab_size = vocab_size
+        self._limits = limits
+        self._capacity_tokens = capacity_tokens
+        self._eos_token_ids = eos_token_ids
+        self._weights = weights
+        self._running = running
+        self._pages_of = pages_of  # contents of the first pages of a slot
+        self._slots: dict[int, RequestModel] = {}
+
+    @property
+    def turn(self) -> int:
+        return self._world.turn
+
+    # --- what clients send and are told -------------------------------------------------------------
+
+    def sent(self, client: bytes, message: Generate) -> None:
+        """A client has sent a request; the engine will see it in its next turn."""
+        key = (client, message.rid)
+        if key in self.active:
+            self._num_refusals_due[key] = self._num_refusals_due.get(key, 0) + 1
+            return
+        sampling = message.sampling
+        stop_ids = frozenset(sampling.stop_token_ids)
+        model = RequestModel(
+            key,
+            message,
+            room=min(self._limits.max_context, self._capacity_tokens),
+            stop_ids=stop_ids if sampling.ignore_eos else stop_ids | self._eos_token_ids,
+            vocab_size=self._vocab_size,
+        )
+        self.active[key] = model
+
+    def delivered(self, client: bytes, message: Generate) -> None:
+        """The engine sees a request now."""
+        if (client, message.rid) not in self.active:
+            self.sent(client, message)
+        model = self.active[client, message.rid]
+        if not model.is_delivered:  # else another is running under its rid
+            model.number = self._num_delivered
+            self._num_delivered += 1
+            model.is_delivered = True
+
+    def told(self, client: bytes, output: Output) -> None:
+        """A client has got an output."""
+        key = (client, output.rid)
+        if output.finish is not None and output.finish.status == 400 and self._num_refusals_due.get(key):
+            self._num_refusals_due[key] -= 1
+            return
+        model = self.active.get(key)
+        if model is None:
+            raise Violation("answered_once", f"{output.rid} is told something though it has not begun or has ended")
+        model.told(output)
+        if output.finish is not None:
+            del self.active[key]
+
+    # --- what steps do ------------------------------------------------------------------------------
+
+    def spoilt(self, slot: int) -> None:
+        self._slots[slot].is_spoilt = True
+
+    def failed(self, slots: set[int]) -> None:
+        """The step of the requests in `slots` raises: they end with an error in this turn, and no others do."""
+        for request in self._running():
+            if request.slot in slots:
+                self.active[request.client, request.rid].has_failed = True
+
+    def check_failed(self) -> None:
+        """After a turn: requests whose step has raised are over."""
+        left = [model.rid for model in self.active.values() if model.has_failed]
+        demand(not left, "failed_steps_end_their_own", f"{left} go on after their step has raised")
+
+    def entered(self, assignment: SlotAssignment, num_cached: int) -> tuple[str, int]:
+        request = next(each for each in self._running() if each.slot == assignment.slot)
+        model = self.active.get((request.client, request.rid))
+        if model is None:
+            raise Violation("only_the_living_run", f"{request.rid} enters a slot after it has ended")
+        message = model.message
+        known = assignment.token_ids.tolist()
+        demand(model.may_enter_with(known), "right_tokens_computed", f"{request.rid} enters with other tokens")
+        demand(num_cached < max(1, len(known)), "one_token_is_computed", request.rid)
+        weights = self._weights.current
+        sequence = KvSequence(message.rid, message.cache_salt, message.extra_key, message.no_store, known, weights)
+        model.enter(known, num_cached, weights=weights)
+        self._slots[assignment.slot] = model
+        self.entered_now.append(model)
+        return sequence.namespace, self._world.add_sequence(sequence)
+
+    def pages_changed(self, slot: int, first: int, records: Records) -> None:
+        model = self._slots[slot]
+        num_pages = model.num_kv // self._page_size - first  # of those with KV that the request will read
+        if num_pages <= 0:
+            return
+        read = records[:num_pages]
+        self.num_pages_reused += len(read)
+        marks = read["retired"]
+        if marks[marks.nonzero()].tolist():
+            retired = marks[(marks > 0) & (marks <= self._acquired_turn(model))]
+            text = f"{model.rid} reads pages that a flush covered in turn"
+            demand(not len(retired), "flushed_is_gone", f"{text} {retired.max(initial=0)}")
+        self._check_owners(model, read)
+        if len(read["drawn"].nonzero()[0]):
+            self._check_drawn(model, read)
+
+    def computed(
+        self, slot: int, first: int, tokens: list[int], *, read: npt.NDArray[np.uint64], samples: bool
+    ) -> None:
+        model = self._slots[slot]
+        if model.is_spoilt:
+            return
+        if first != model.num_kv:
+            raise Violation("positions_in_order", f"{model.rid} computes {first}, has {model.num_kv}")
+        right = model.tokens[first : first + len(tokens)]
+        if tokens != right:
+            raise Violation("right_tokens_computed", f"{model.rid} at {first}: {tokens}, not {right}")
+        expected = model.canaries(first)
+        if read[:first].tobytes() != expected.tobytes():
+            check_written(read)
+            at = int(np.argmax(read[:first] != expected))
+            raise Violation("kv_is_its_own", f"{model.rid} reads KV at position {at} of {first} that is not its own")
+        model.extend(read[first:], weights=self._weights.current)
+        model.last_turn = self.turn
+        if samples:
+            model.sample()
+
+    def running_keys(self) -> set[RequestKey]:
+        return {(request.client, request.rid) for request in self._running()}
+
+    def pages_in_slots(self) -> Iterator[tuple[RequestModel, Records]]:
+        """Of each running request, the pages that have KV."""
+        for request in self._running():
+            model = self.active[request.client, request.rid]
+            yield model, self._pages_of(request.slot, -(-model.num_kv // self._page_size))
+
+    # ------------------------------------------------------------------------------------------------
+
+    def _acquired_turn(self, model: RequestModel) -> int:
+        """When a request took over pages that its table names now.
+
+        One that enters does so in this turn; one that runs found them in the tree when a step was collected, not
+        before its last one was launched. That it is told may take longer: nothing is launched during a pause.
+        """
+        return self.turn if model.last_turn is None else model.last_turn
+
+    def _check_owners(self, model: RequestModel, read: Records) -> None:
+        for number in set(read["sequence"][:, 0].tolist()):
+            owner = self._world.sequence(number)
+            if owner.no_store and owner.rid != model.rid:
+                raise Violation("no_store", f"{model.rid} reads pages of {owner.rid}")
+
+    def _check_drawn(self, model: RequestModel, read: Records) -> None:
+        message = model.message
+        for retirement in self._world.store_retirements:
+            since = retirement.in_force_for(self)
+            is_covered = retirement.covers(cache_salt=message.cache_salt, extra_key=message.extra_key)
+            if since is None or not is_covered:
+                continue
+            old = (read["drawn"] > since) & (read["birth"] < retirement.turn)
+            text = f"{model.rid} reads pages that came out of the store after it was flushed in turn {retirement.turn}"
+            demand(not old.any(), "flushed_store_is_gone", text)

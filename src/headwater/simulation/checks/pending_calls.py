@@ -1,0 +1,99 @@
+"""Control calls on their way: who waits for an answer since when, and how late it may come."""
+
+from dataclasses import dataclass
+
+from headwater.clock import ManualClock
+from headwater.messages.cache import AttachStorage
+from headwater.messages.control import CancelOperation, FlushCache, PauseGeneration
+from headwater.messages.generation import Generate, GenerateBatch
+from headwater.messages.weights import ReleaseMemory, ResumeMemory, UpdateWeights
+from headwater.messages.wire import ToClient, ToEngine
+from headwater.simulation.checks.violation import Violation, demand
+
+CallKey = tuple[bytes, str]  # client and call id
+_TIMED = (FlushCache, UpdateWeights, ReleaseMemory, ResumeMemory, AttachStorage)
+_SLEEP_TOLERANCE_S = 0.005
+_STORE_GRACE_S = 1.0  # that a store has to acknowledge a flush, whatever its timeout
+_POLL_S = 0.02  # how often a loop looks after that
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A call that the engine has seen. `turn` is the one in which it saw it first."""
+
+    client: bytes
+    message: ToEngine
+    turn: int
+    number: int  # in the order of arrival
+    deadline_s: float | None  # None: must be answered in the same turn, or when the step in flight is done
+    num_late_turns: int = 0
+    is_cancelled: bool = False
+    was_refused: bool = False
+
+    @property
+    def num_late_turns_allowed(self) -> int:
+        if isinstance(self.message, PauseGeneration | UpdateWeights | ReleaseMemory):
+            return 2  # a step in flight is waited for
+        return 0
+
+
+class Calls:
+    """Checks that every call is answered exactly once, and not too late."""
+
+    def __init__(self, clock: ManualClock, *, max_timeout_s: float) -> None:
+        self.pending: dict[CallKey, Call] = {}
+        self._clock = clock
+        self._max_timeout_s = max_timeout_s
+        self._num_delivered = 0
+
+    def delivered(self, client: bytes, message: ToEngine, *, turn: int) -> None:
+        """The engine sees `message` in this turn."""
+        if isinstance(message, Generate | GenerateBatch):
+            return
+        deadline_s = None
+        if isinstance(message, _TIMED):
+            is_valid = 0 <= message.timeout_s <= self._max_timeout_s
+            deadline_s = self._clock.now() + message.timeout_s if is_valid else None
+            if deadline_s is not None and _asks_store(message):
+                deadline_s = max(deadline_s, self._clock.now() + _STORE_GRACE_S) + _POLL_S
+        key = (client, message.call_id)
+        assert key not in self.pending, f"call id {message.call_id} is used twice at the same time"
+        self.pending[key] = Call(client, message, turn, self._num_delivered, deadline_s)
+        self._num_delivered += 1
+        if isinstance(message, CancelOperation):
+            target = self.pending.get((client, message.started_by_call))
+            if target is not None and target.deadline_s is not None:
+                target.is_cancelled = True
+
+    def answered(self, client: bytes, answer: ToClient) -> Call:
+        """A client has got `answer`; the call it belongs to."""
+        key = (client, answer.call_id)  # type: ignore[union-attr]
+        call = self.pending.pop(key, None)
+        if call is None:
+            raise Violation("answered_once", f"call {key[1]} was answered, though nobody waits for that")
+        return call
+
+    def now_s(self) -> float:
+        return self._clock.now()
+
+    def check_deadlines(self) -> None:
+        """At the end of a turn: no call that should have been answered in it is pending."""
+        now_s = self._clock.now()
+        for call in self.pending.values():
+            if call.deadline_s is None or now_s >= call.deadline_s or call.is_cancelled:
+                call.num_late_turns += 1
+                is_kept = call.num_late_turns <= call.num_late_turns_allowed
+                demand(is_kept, "deadline_kept", f"{call.message} of turn {call.turn} at {now_s:.3f} s")
+
+    def check_sleep(self, wait_s: float) -> None:
+        """The loop is about to sleep: a deadline must wake it."""
+        until_s = self._clock.now() + wait_s
+        for call in self.pending.values():
+            if call.deadline_s is None or _asks_store(call.message):
+                continue
+            is_kept = until_s <= max(call.deadline_s, self._clock.now()) + _SLEEP_TOLERANCE_S
+            demand(is_kept, "deadline_wakes", f"the loop sleeps {wait_s} s past the deadline of {call.message}")
+
+
+def _asks_store(message: ToEngine) -> bool:
+    return isinstance(message, FlushCache) and "storage" in message.tiers

@@ -1,0 +1,175 @@
+"""What is checked after every turn."""
+
+import numpy as np
+
+from headwater.cache.invariants import check_invariants
+from headwater.cache.page_pool import Owner
+from headwater.clock import Clock
+from headwater.engine.wiring import EngineParts
+from headwater.simulation.checks.event_mirror import EventMirror
+from headwater.simulation.checks.oracle import Oracle
+from headwater.simulation.checks.pending_calls import Calls
+from headwater.simulation.checks.retirements import Retirements
+from headwater.simulation.checks.violation import Violation, demand
+from headwater.simulation.fakes.copier import FakeCopier, FakeCopy
+from headwater.simulation.fakes.jobs import FakeJob, FakeJobRunner
+from headwater.simulation.fakes.runner import FakeRunner
+from headwater.simulation.fakes.shared_world import World
+
+
+class Promises:
+    """Looks at the engine from outside, between two turns, and recounts everything it says of itself."""
+
+    def __init__(
+        self,
+        world: World,
+        parts: EngineParts,
+        *,
+        clock: Clock,
+        runner: FakeRunner,
+        copier: FakeCopier | None,
+        jobs: FakeJobRunner,
+        oracle: Oracle,
+        calls: Calls,
+        retirements: Retirements,
+        audit_every: int,
+    ) -> None:
+        self._world = world
+        self._parts = parts
+        self._clock = clock
+        self._runner = runner
+        self._copier = copier
+        self._jobs = jobs
+        self._oracle = oracle
+        self._calls = calls
+        self._retirements = retirements
+        self._audit_every = audit_every
+        self._num_turns = 0
+
+    def check(self, *, is_staging: bool, mirror: EventMirror | None = None) -> None:
+        """Everything that must hold after a turn. `is_staging`: weights are being brought for an operation."""
+        self._num_turns += 1
+        self._check_books()
+        self._check_marks()
+        if mirror is not None:
+            mirror.follow()
+        if self._num_turns % self._audit_every == 0:
+            self.audit()
+            if mirror is not None:
+                mirror.audit()
+        self._oracle.check_failed()
+        self._check_requests()
+        copies = self._copier.open_copies if self._copier else []
+        self._check_leases(copies)
+        self._check_copies(copies)
+        jobs = self._jobs.open_jobs
+        self._check_store_calls(jobs)
+        self._check_blockers(copies, jobs, is_staging=is_staging)
+        self._calls.check_deadlines()
+
+    def audit(self) -> None:
+        """The books of the cache, page by page."""
+        try:
+            check_invariants(self._parts.cache)
+        except Violation:
+            raise
+        except AssertionError as error:
+            raise Violation("pages_add_up", str(error)) from error
+
+    def check_drained(self) -> None:
+        """Nothing is in flight: all pages are back."""
+        cache = self._parts.cache
+        demand(not cache.leases, "pages_come_back", f"{len(cache.leases)} leases are left")
+        for tier, books in cache.books.items():
+            is_back = books.num_available == books.pool.capacity
+            demand(is_back, "pages_come_back", f"{tier.name}: {books.num_available} of {books.pool.capacity}")
+        self.audit()
+
+    # ------------------------------------------------------------------------------------------------
+
+    def _check_books(self) -> None:
+        """Counts by owner, against those who own: cheap enough for every turn."""
+        cache = self._parts.cache
+        private = sum([each.num_private + sum(map(len, each.superseded)) for each in cache.leases])
+        counted = cache.pool.count(Owner.PRIVATE)
+        if private != counted:
+            raise Violation("pages_add_up", f"{private} private pages held, {counted} counted")
+        for tier, books in cache.books.items():
+            counts = books.pool.counts()
+            if sum(counts) != books.pool.capacity or min(counts) < 0:
+                raise Violation("pages_add_up", f"{tier}: {counts}")
+        steps = self._runner.open_steps
+        if steps:
+            used = np.concatenate([pages for step in steps for pages in step.read])
+            num_free = cache.pool.num_owned(used, Owner.FREE)
+            demand(not num_free, "pages_outlive_steps", "a page is free that a step in flight uses")
+
+    def _check_marks(self) -> None:
+        """Requests can match nothing that a flush has covered."""
+        self._retirements.check()
+        for tier, books in self._parts.cache.books.items():
+            marked = self._retirements.marked_pages(tier)
+            if len(marked) and books.pool.num_owned(marked, Owner.TREE):
+                page = next(page for page in marked.tolist() if books.pool.owner_of(page) is Owner.TREE)
+                raise Violation("flushed_is_gone", f"page {page} on {tier.name} was flushed and is in the tree")
+
+    def _check_requests(self) -> None:
+        """Every request that has not ended is in exactly one place."""
+        scheduler = self._parts.scheduler
+        places = (scheduler.running, scheduler.loading, scheduler.waiting)
+        found = [(request.client, request.rid) for place in places for request in place]
+        active = {key for key, model in self._oracle.active.items() if model.is_delivered}
+        lost = active.symmetric_difference(found)
+        if lost or len(found) != len(active):
+            raise Violation("no_request_is_lost", f"{lost} of {len(active)}, {len(found)} in places")
+
+    def _check_leases(self, copies: list[FakeCopy]) -> None:
+        """A lease belongs to a running request, to a load, to a pin, or to a step in flight."""
+        num_leases = len(self._parts.cache.leases)
+        num_loads = len([1 for copy in copies if copy.kind == "restore" and not copy.is_begun])
+        wanted = len(self._parts.scheduler.running) + num_loads + self._parts.pinning.num_pins
+        num_closing = sum(len(step.read) for step in self._runner.open_steps)
+        if not wanted <= num_leases <= wanted + num_closing:
+            text = f"{num_leases} leases, {wanted} wanted, {num_closing} rows in flight"
+            raise Violation("leases_end", text)
+
+    def _check_copies(self, copies: list[FakeCopy]) -> None:
+        """Copies are looked at every turn, also while paused: one that has ended is taken in."""
+        for copy in copies:
+            copy.num_turns += 1
+            if copy.num_turns > copy.num_turns_allowed:
+                text = f"{copy.kind} of turn {copy.turn} ended, and nobody looked"
+                raise Violation("copies_are_taken_in", text)
+
+    def _check_store_calls(self, jobs: list[FakeJob]) -> None:
+        """A call of the store that takes too long is given up: a hanging store costs hits and nothing else."""
+        storage = self._parts.cache.storage
+        if storage is None:
+            return
+        began_before_s = self._clock.now() - storage.settings.call_timeout_s
+        for job in jobs:
+            if job.kind and job.began_s <= began_before_s:
+                raise Violation("store_calls_are_given_up", f"{job.kind} waits since {job.began_s:.3f} s")
+
+    def _check_blockers(self, copies: list[FakeCopy], jobs: list[FakeJob], *, is_staging: bool) -> None:
+        """The engine's own idea of what keeps it from being idle, against a recount."""
+        scheduler, admission = self._parts.scheduler, self._parts.scheduler.admission
+        found = {
+            "running": len(scheduler.running),
+            "loading": len(scheduler.loading),
+            "weight_update": int(is_staging),
+        }
+        if admission.may_run and admission.may_start:
+            found["queued"] = len(scheduler.waiting)
+        elif admission.may_run:
+            active = self._oracle.active
+            waiting = [active[r.client, r.rid].has_started for r in scheduler.waiting]
+            found["queued"] = sum(waiting)
+        for copy in copies:
+            found[copy.kind] = found.get(copy.kind, 0) + 1
+        for job in jobs:
+            found[job.kind] = found.get(job.kind, 0) + 1
+        expected = {name: count for name, count in found.items() if count and name}
+        told = self._parts.blockers()
+        if told != expected:
+            raise Violation("blockers_agree", f"told {told}, found {expected}")

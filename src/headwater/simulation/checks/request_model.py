@@ -1,0 +1,163 @@
+"""One request as its client and an ideal engine see it."""
+
+import numpy as np
+import numpy.typing as npt
+
+from headwater.messages.base import unpack_ids
+from headwater.messages.generation import Generate, Output
+from headwater.simulation.checks.violation import Violation, demand
+from headwater.simulation.fakes.canary import START, expected_tokens, mix, namespace_text, next_canaries, origin
+
+RequestKey = tuple[bytes, str]  # client and rid
+_MASK = (1 << 64) - 1
+
+
+class RequestModel:
+    """Tokens, canaries and the end of one request.
+
+    Each time it enters a slot its KV is of the weights then in place; what it computes later is of those in
+    place then. `tokens` are the prompt and all that was sampled, told to the client or not yet.
+    """
+
+    def __init__(
+        self, key: RequestKey, message: Generate, *, room: int, stop_ids: frozenset[int], vocab_size: int
+    ) -> None:
+        self.key = key
+        self.rid = message.rid
+        self.message = message
+        self.namespace = namespace_text(message.cache_salt, message.extra_key)
+        self.prompt: list[int] = unpack_ids(message.prompt_ids).tolist()
+        self.tokens = self.prompt.copy()
+        self.num_told = 0
+        self.num_kv = 0
+        self.last_turn: int | None = None  # of its last step since it entered a slot
+        self.number = 0  # in the order of arrival
+        self.is_refused = False  # the engine has said no, or will in this turn
+        self.must_be_refused = False  # as many waited as may when it came
+        self.is_delivered = False  # the engine has seen it
+        self.num_entered = 0  # times it has entered a slot
+        self.may_end_early = False  # somebody asked for it
+        self.has_failed = False  # its step has raised, or its logits were not finite
+        self.num_weights_changes = 0  # new weights that came after it had begun
+        self.is_spoilt = False  # what it computes since it entered its slot is nonsense
+        self.is_too_long = len(self.prompt) > room - (message.sampling.max_new_tokens > 0)
+        self._limit = min(message.sampling.max_new_tokens, room - len(self.prompt))
+        self._stop_ids = stop_ids
+        self._vocab_size = vocab_size
+        self._canaries = np.zeros(64, dtype=np.uint64)
+        self._total = 0  # what the next token is made of
+        self._num_known = len(self.prompt)  # tokens when it last entered a slot
+        self._weights: list[str] = []  # by position, since then
+        self._num_logprobs = 0
+        self._num_prompt_logprobs = 0
+
+    @property
+    def has_started(self) -> bool:
+        return self.num_entered > 0
+
+    def may_enter_with(self, known: list[int]) -> bool:
+        """Whether these are the tokens known so far: all that was told, and with an interval perhaps more."""
+        num_told = len(self.prompt) + self.num_told
+        is_complete = len(known) == num_told or (self.message.output_interval > 1 and len(known) > num_told)
+        return is_complete and known == self.tokens[: len(known)]
+
+    def canaries(self, length: int) -> npt.NDArray[np.uint64]:
+        return self._canaries[:length]
+
+    # --- in slots -----------------------------------------------------------------------------------
+
+    def enter(self, known: list[int], num_cached: int, *, weights: str) -> None:
+        """Begin anew with `known` tokens, `num_cached` of which have KV of `weights`. Keeps `known`."""
+        self._check_from_scratch()
+        self.num_entered += 1
+        self.is_spoilt = False
+        self.tokens = known
+        self._num_known = len(known)
+        self._weights = []
+        self.num_kv = self._total = 0
+        self.last_turn = None
+        cached = next_canaries(START, known[:num_cached], origin(weights, self.namespace))
+        self.extend(np.array(cached, dtype=np.uint64), weights=weights)
+
+    def extend(self, canaries: npt.NDArray[np.uint64], *, weights: str) -> None:
+        """The next positions have these canaries."""
+        for position, canary in enumerate(canaries.tolist(), self.num_kv):
+            self._total += canary * (2 * position + 1)
+        length = self.num_kv + len(canaries)
+        if length > len(self._canaries):
+            self._canaries = np.concatenate([self._canaries, np.zeros(length, dtype=np.uint64)])
+        self._canaries[self.num_kv : length] = canaries
+        self._weights += [weights] * len(canaries)
+        self.num_kv = length
+
+    def sample(self) -> None:
+        """The next token follows from all KV."""
+        demand(self.num_kv == len(self.tokens), "samples_from_all_kv", self.rid)
+        self.tokens.append(mix(self._total & _MASK) % self._vocab_size)
+
+    # --- as the client sees it ----------------------------------------------------------------------
+
+    def told(self, output: Output) -> None:
+        """The client got `output`."""
+        if output.token_ids:
+            first = len(self.prompt) + self.num_told
+            right = tuple(self.tokens[first : first + len(output.token_ids)])
+            if output.token_ids != right:
+                raise Violation("right_text", f"{self.rid} is told {output.token_ids}, not {right}")
+            self.num_told += len(output.token_ids)
+            demand(self.num_told <= self._limit, "right_end", f"{self.rid} got more tokens than it asked for")
+        self._num_logprobs += len(output.logprobs or ())
+        self._num_prompt_logprobs += len(output.prompt_logprobs or ())
+        is_over = self._end_due() is not None and output.finish is None
+        demand(not is_over, "right_end", f"{self.rid} goes on after its end")
+        if output.finish is not None:
+            self._check_end(output)
+
+    def _end_due(self) -> str | None:
+        """How it must have ended by now."""
+        last = self.tokens[len(self.prompt) + self.num_told - 1]
+        if self.num_told and last in self._stop_ids and self.num_told > self.message.sampling.min_new_tokens:
+            return "stop"
+        return "length" if self.num_told >= self._limit and self.num_told else None
+
+    def _check_end(self, output: Output) -> None:
+        finish = output.finish
+        assert finish is not None and output.meta is not None
+        num_named, num_due = len(output.meta.weights_versions), self.num_weights_changes
+        is_named = num_named == (num_due + 1 if num_due else 0)
+        demand(is_named, "labels_are_told", f"{self.rid} names {num_named} weights, {num_due} came while it ran")
+        if finish.type == "abort":
+            is_right = (
+                (finish.status == 0 and self.may_end_early)
+                or (finish.status == 400 and self.is_too_long)
+                or (finish.status == 500 and self.has_failed)
+                or (finish.status == 429 and self.must_be_refused)
+            )
+            demand(is_right, "right_end", f"{self.rid} was aborted ({finish.status} {finish.message}), asked by nobody")
+            return
+        due = self._end_due() or ("length" if self._limit <= 0 else None)
+        demand(finish.type == due, "right_end", f"{self.rid} ended by {finish.type}, due was {due}")
+        self._check_from_scratch()
+        self._check_logprobs()
+
+    def _check_logprobs(self) -> None:
+        wanted = self.message.logprobs
+        if wanted is None:
+            return
+        demand(self._num_logprobs == self.num_told, "logprobs_complete", f"{self.rid}: {self._num_logprobs}")
+        num_prompt = len(self.prompt) - wanted.prompt_start if wanted.prompt_start >= 0 else 0
+        demand(
+            self._num_prompt_logprobs == num_prompt,
+            "logprobs_complete",
+            f"{self.rid}: {self._num_prompt_logprobs} of {num_prompt} prompt tokens",
+        )
+
+    def _check_from_scratch(self) -> None:
+        """What was told since it last entered a slot follows from tokens, weights by position and namespace."""
+        told = self.tokens[self._num_known : len(self.prompt) + self.num_told]
+        if not told:
+            return
+        right = expected_tokens(
+            self.tokens[: self._num_known], len(told), self._vocab_size, self._weights, namespace=self.namespace
+        )
+        demand(told == right, "right_text", f"{self.rid} was told {told}, not {right}")

@@ -1,0 +1,155 @@
+"""Marks what a flush covers, so that whoever reads it afterwards is found out."""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from headwater.cache.namespace import Tier
+from headwater.cache.page_pool import PageIds
+from headwater.cache.prefetch import Prefetch
+from headwater.messages.base import unpack_ids
+from headwater.messages.control import FlushCache
+from headwater.simulation.checks.violation import demand
+from headwater.simulation.fakes.copier import FakeCopier
+from headwater.simulation.fakes.kv_records import Records
+from headwater.simulation.fakes.shared_world import KvSequence, StoreRetirement, World
+
+_DEFAULT_TIERS = ("device", "host")
+
+
+class Retirements:
+    """Knows by itself, from the records alone, which pages are in a flush's scope.
+
+    A page on a tier that is flushed is marked there; a copy on its way to such a tier marks its target when it
+    ends. What a store holds is known by its time of birth instead.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        engine: object,
+        device: Records,
+        copier: FakeCopier | None,
+        prefetches: Callable[[], list[Prefetch]],
+    ) -> None:
+        self._world = world
+        self._prefetches = prefetches
+        self._doomed: list[tuple[Prefetch, int]] = []  # with the number of pages that it may have brought
+        self._engine = engine
+        self._device = device
+        self._copier = copier
+        self._page_size = device.shape[1]
+        self._marks = {Tier.DEVICE: device["retired"][:, 0]}
+        if copier is not None:
+            self._marks[Tier.HOST] = copier.host["retired"][:, 0]
+
+    def apply(self, flush: FlushCache, *, turn: int) -> StoreRetirement | None:
+        """`flush` took effect in `turn`, before anything that was computed in it."""
+        tiers = flush.tiers or _DEFAULT_TIERS
+        if "device" in tiers:
+            self._mark(self._device, flush, turn)
+        if self._copier is not None:
+            if "host" in tiers:
+                self._mark(self._copier.host, flush, turn)
+            targets = {"offload": "host", "restore": "device"}
+            for copy in self._copier.open_copies:
+                if targets[copy.kind] in tiers and copy.turn < turn:
+                    self._set_marks(copy.retired, self._covered(copy.before, flush, turn), turn)
+        if "host" in tiers or "storage" in tiers:
+            self._doom_prefetches(flush)
+        if "storage" not in tiers:
+            return None
+        retirement = StoreRetirement(flush.cache_salt, flush.extra_key, turn, self._engine)
+        self._world.store_retirements.append(retirement)
+        return retirement
+
+    def check(self) -> None:
+        """Nothing of what was covered hangs in the tree, or has come up from a store since."""
+        for prefetch, num_pages in self._doomed:
+            demand(prefetch.num_attached <= num_pages, "flushed_is_gone", "a prefetch brought what was flushed")
+        self._doomed = [(prefetch, num_pages) for prefetch, num_pages in self._doomed if not prefetch.is_done]
+
+    def marked_pages(self, tier: Tier) -> PageIds:
+        """Pages whose contents a flush has covered on `tier`, wherever they are by now."""
+        return self._marks[tier].nonzero()[0].astype(np.int32)
+
+    def pages_in_scope(self, flush: FlushCache, in_tree: dict[Tier, frozenset[int]]) -> dict[Tier, frozenset[int]]:
+        """Of the pages `in_tree`, by tier, those that the parameters of `flush` name. Whatever their weights."""
+        tiers = flush.tiers or _DEFAULT_TIERS
+        found: dict[Tier, frozenset[int]] = {}
+        for tier, pages in in_tree.items():
+            is_named = tier.name.lower() in tiers and pages
+            covered = self._covered(self._records(tier), flush, self._world.turn + 1) if is_named else []
+            found[tier] = pages.intersection(covered)
+        return found
+
+    def pages_of_other_weights(
+        self, weights_id: str, in_tree: dict[Tier, frozenset[int]]
+    ) -> dict[Tier, frozenset[int]]:
+        """Of the pages `in_tree`, by tier, those that other weights computed."""
+        found: dict[Tier, frozenset[int]] = {}
+        for tier, pages in in_tree.items():
+            owners = self._records(tier)["sequence"][:, 0]
+            found[tier] = frozenset(p for p in pages if self._world.sequence(int(owners[p])).weights != weights_id)
+        return found
+
+    def _records(self, tier: Tier) -> Records:
+        return self._device if tier is Tier.DEVICE or self._copier is None else self._copier.host
+
+    def holds_any_of(self, flush: FlushCache, pages: Records, *, turn: int) -> bool:
+        """Whether `pages`, all written, hold anything that `flush` covered in `turn`.
+
+        What was copied up since from a tier that was not flushed has no mark.
+        """
+        marks = pages["retired"][:, 0]
+        return bool(self._covered(pages[(marks > 0) & (marks <= turn)], flush, turn))
+
+    def _doom_prefetches(self, flush: FlushCache) -> None:
+        prefix = None if flush.prefix_ids is None else unpack_ids(flush.prefix_ids).tolist()
+        for prefetch in self._prefetches():
+            if flush.cache_salt not in (None, prefetch.namespace.cache_salt):
+                continue
+            if flush.extra_key not in (None, prefetch.namespace.extra_key):
+                continue
+            num_pages = prefetch.num_attached
+            if prefix is not None:
+                common = min(len(prefix), len(prefetch.tokens))
+                if prefetch.tokens[:common].tolist() != prefix[:common]:
+                    continue
+                num_pages = max(num_pages, (len(prefix) - 1) // self._page_size - prefetch.first_page)
+            self._doomed.append((prefetch, num_pages))
+
+    def _mark(self, records: Records, flush: FlushCache, turn: int) -> None:
+        self._set_marks(records["retired"], self._covered(records, flush, turn), turn)
+
+    def _set_marks(self, marks: npt.NDArray[np.uint32], pages: list[int], turn: int) -> None:
+        """What an earlier flush has covered keeps its mark: it has been here since then."""
+        at = [page for page in pages if not marks[page, 0]]
+        marks[at] = turn
+
+    def _covered(self, records: Records, flush: FlushCache, turn: int) -> list[int]:
+        """Indices of the pages born before `turn` in the flush's scope. A page is as old as its first token."""
+        first = records[:, 0]
+        written = np.flatnonzero((first["canary"] != 0) & (first["birth"] < turn))
+        prefix = None if flush.prefix_ids is None else unpack_ids(flush.prefix_ids).tolist()
+        owners = first["sequence"][written].tolist()
+        positions = first["position"][written].tolist()
+        found: list[int] = []
+        for page, number, position in zip(written.tolist(), owners, positions, strict=True):
+            sequence = self._world.sequence(number)
+            if flush.cache_salt not in (None, sequence.cache_salt):
+                continue
+            if flush.extra_key not in (None, sequence.extra_key):
+                continue
+            if prefix is None or self._is_below(prefix, sequence, position):
+                found.append(page)
+        return found
+
+    def _is_below(self, prefix: list[int], sequence: KvSequence, position: int) -> bool:
+        """Whether the page at `position` is the one with the last token of `prefix`, or one after it."""
+        if position // self._page_size < (len(prefix) - 1) // self._page_size:
+            return False
+        common = min(len(prefix), len(sequence.tokens))
+        return sequence.tokens[:common] == prefix[:common]

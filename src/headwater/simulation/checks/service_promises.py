@@ -1,0 +1,240 @@
+"""What the scheduler promises its clients: who is taken in, in which order they are served, and true counts."""
+
+from collections.abc import Callable
+from typing import Any
+
+from headwater.messages.control import (
+    CancelOperation,
+    ContinueGeneration,
+    FlushCache,
+    FlushResult,
+    PauseGeneration,
+    PauseResult,
+)
+from headwater.messages.generation import Generate
+from headwater.messages.weights import SetWeightVersion, UpdateWeights, WeightsUpdated, WeightVersionSet
+from headwater.messages.wire import ToClient, ToEngine
+from headwater.scheduling.request import Request
+from headwater.scheduling.scheduler import Scheduler
+from headwater.simulation.checks.oracle import Oracle
+from headwater.simulation.checks.pending_calls import Call
+from headwater.simulation.checks.request_model import RequestKey, RequestModel
+from headwater.simulation.checks.violation import demand
+
+_MIN_SHARED_TOKENS = 64  # a prefix that is computed by another and shorter than that is not waited for
+
+
+class ServicePromises:
+    """Watches the scheduler of one engine: its decisions, against the requests that it had before it."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        *,
+        oracle: Oracle,
+        max_queued: int,
+        is_fcfs: bool,
+        advance: Callable[[], None],
+        is_quiet: Callable[[], bool],
+    ) -> None:
+        """`advance` is the control plane's; the caller puts `checked_advance` in its place.
+
+        `is_quiet`: nobody holds anything.
+        """
+        self._scheduler = scheduler
+        self._oracle = oracle
+        self._max_queued = max_queued
+        self._is_fcfs = is_fcfs
+        self._advance = advance
+        self._is_quiet = is_quiet
+        self._was_quiet = False  # when the control plane was looked at last
+        self._is_advancing = False
+        self._num_running = 0  # when the control plane was looked at last
+        self._ended_all: list[int] = []  # requests that an abort of all ended, in this turn by the control plane
+        self._relabelled: list[int] = []  # and by messages
+        self._retracted: list[int] = []
+        self._paused: dict[str, int] = {}  # what each pause is to tell, by call id
+        self._cancelled: set[str] = set()  # calls that were cancelled in this turn
+        self._add, self._abort, self._retract_all = scheduler.add, scheduler.abort, scheduler.retract_all
+        self._begin_weights = scheduler.begin_weights
+        scheduler.begin_weights = self._checked_begin_weights  # type: ignore[method-assign]
+        scheduler.add = self._checked_add  # type: ignore[method-assign]
+        scheduler.abort = self._checked_abort  # type: ignore[method-assign]
+        scheduler.retract_all = self._checked_retract_all  # type: ignore[method-assign]
+
+    def checked_advance(self) -> None:
+        self._is_advancing = True
+        self._num_running = len(self._scheduler.running)
+        self._was_quiet = not self._scheduler.cache.leases and self._is_quiet()
+        self._advance()
+        self._is_advancing = False
+
+    def end_turn(self, messages: list[ToEngine], answers: list[tuple[Call, ToClient]]) -> None:
+        """`messages` were read in this turn, `answers` told."""
+        if messages:
+            self._bind_pauses(_lasting_pauses(messages))
+            self._cancelled = {m.started_by_call for m in messages if isinstance(m, CancelOperation)}
+        for call, answer in answers:
+            self._check_count(answer, call.message)
+        self._check_order()
+        self._check_loading()
+        self._ended_all.clear()
+        self._relabelled.clear()
+        self._retracted.clear()
+        self._cancelled.clear()
+
+    # --- taking in ----------------------------------------------------------------------------------
+
+    def _checked_add(self, message: Generate, *, client: bytes) -> None:
+        """The queue is full when as many wait as may: then a request is refused, and never before."""
+        key, num_waiting = (client, message.rid), len(self._scheduler.waiting)
+        is_new = key not in self._places()
+        self._add(message, client=client)
+        model = self._oracle.active.get(key)
+        if model is None or not is_new or model.is_refused:
+            return
+        is_in = key in self._places()
+        is_full = num_waiting >= self._max_queued
+        model.is_refused = not is_in
+        model.must_be_refused = is_full
+        if not model.is_too_long:
+            text = f"{message.rid} came when {num_waiting} of {self._max_queued} waited"
+            demand(is_in != is_full, "refused_only_if_full", f"{text}, and {'is in' if is_in else 'was refused'}")
+
+    # --- ending and retracting ----------------------------------------------------------------------
+
+    def _checked_abort(self, rid: str, *, match: str, message: str) -> int:
+        due = {key for key in self._places() if _is_meant(key[1], rid, match)}
+        count = self._abort(rid, match=match, message=message)
+        left = due & self._places()
+        demand(not left, "abort_ends", f"an abort of {rid!r} ({match}) spares {left}")
+        demand(count == len(due), "counts_are_right", f"an abort ended {len(due)} and says {count}")
+        if match == "all":
+            (self._ended_all if self._is_advancing else self._relabelled).append(len(due))
+        return count
+
+    def _checked_retract_all(self) -> int:
+        running = self._running()
+        count = self._retract_all()
+        spared = running & self._running()
+        demand(not spared, "retract_spares_nobody", f"{spared} keep their pages")
+        demand(count == len(running), "counts_are_right", f"{len(running)} were retracted, told are {count}")
+        self._retracted.append(count)
+        return count
+
+    def _bind_pauses(self, pauses: list[PauseGeneration]) -> None:
+        """What pauses of this turn did to how many requests; several of one kind follow one another."""
+        for mode, counts in (("abort", self._ended_all), ("retract", self._retracted)):
+            calls = [pause.call_id for pause in pauses if pause.mode == mode]
+            if len(calls) == len(counts):  # else a weight update ended requests, too
+                self._paused |= dict(zip(calls, counts, strict=True))
+        if not self._ended_all and not self._retracted:
+            self._paused |= {pause.call_id: self._num_running for pause in pauses if pause.mode == "in_place"}
+
+    def _check_count(self, answer: ToClient, call: Any) -> None:
+        told: int
+        match answer:
+            case FlushResult() if isinstance(call, FlushCache):
+                self._check_flush(answer, call)
+                return
+            case PauseResult():
+                told, right = answer.num_requests, self._paused.pop(answer.call_id, answer.num_requests)
+            case WeightsUpdated() if isinstance(call, UpdateWeights):
+                is_labelled = call.weight_version in (None, answer.weight_version)
+                demand(is_labelled, "labels_are_told", f"{answer.weight_version} after {call}")
+                right = self._ended_all[0] if len(self._ended_all) == 1 else answer.num_aborted
+                told, right = answer.num_aborted, right if call.abort_all_requests else 0
+                if not self._ended_all and not self._retracted:
+                    kept = f"{answer.num_kept} requests are said to go on, {self._num_running} ran"
+                    demand(answer.num_kept == self._num_running, "counts_are_right", kept)
+            case WeightVersionSet() if isinstance(call, SetWeightVersion):
+                right = self._relabelled[0] if len(self._relabelled) == 1 else answer.num_aborted
+                told, right = answer.num_aborted, 0 if call.abort_all_requests is False else right
+            case _:
+                return
+        demand(told == right, "counts_are_right", f"{answer}: it were {right}")
+
+    def _check_flush(self, answer: FlushResult, call: FlushCache) -> None:
+        if answer.status == 202 and not answer.drained and call.call_id not in self._cancelled:
+            demand(not self._was_quiet, "drained_is_drained", f"{answer}, though nobody held anything")
+        if answer.success:
+            asked = call.tiers or ("device", "host")
+            warm = {tier.name.lower() for tier in self._scheduler.cache.books}.difference(asked)
+            told = set(answer.still_warm) - {"storage"}  # which may have come or gone in this turn
+            demand(told == warm, "still_warm_is_told", f"{told} after {call}, left are {warm}")
+
+    def _checked_begin_weights(self, weights_id: str, *, end_ids: tuple[int, ...] = ()) -> None:
+        """Requests that have begun are computed by one weights more: their last output says from where on."""
+        scheduler = self._scheduler
+        for place in (scheduler.running, scheduler.loading, scheduler.waiting):
+            for request in place:
+                model = self._oracle.active.get((request.client, request.rid))
+                if model is not None and (request.is_running or request.num_outputs):
+                    model.num_weights_changes += 1
+        self._begin_weights(weights_id, end_ids=end_ids)
+
+    # --- order --------------------------------------------------------------------------------------
+
+    def _check_order(self) -> None:
+        """Nobody is overtaken by who has a lower priority, or came later; unless it waits for pages, or is held."""
+        entered = self._oracle.entered_now
+        if not entered or not len(self._scheduler.waiting):
+            return
+        last = max(entered, key=self._place)
+        may_start = self._scheduler.admission.may_start
+        for request in self._scheduler.waiting:
+            model = self._oracle.active[request.client, request.rid]
+            if self._place(model) >= self._place(last) or not (may_start or model.has_started):
+                continue
+            is_excused = self._waits_for_prefix(request)
+            demand(is_excused, "served_in_order", f"{last.rid} is served before {model.rid}")
+
+    def _place(self, model: RequestModel) -> tuple[int, int]:
+        return (-model.message.priority, model.number if self._is_fcfs else 0)
+
+    def _waits_for_prefix(self, request: Request) -> bool:
+        """Whether a running request of its namespace begins with as many of its tokens as are worth waiting for."""
+        model = self._oracle.active[request.client, request.rid]
+        head = model.tokens[:_MIN_SHARED_TOKENS]
+        if len(head) < _MIN_SHARED_TOKENS:
+            return False
+        running = (self._oracle.active[key] for key in self._running() if key in self._oracle.active)
+        return any(each.namespace == model.namespace and each.tokens[: len(head)] == head for each in running)
+
+    def _check_loading(self) -> None:
+        """Who waits for pages from a store waits for those of its own namespace and tokens."""
+        for request in self._scheduler.loading:
+            prefetch = request.prefetch
+            if prefetch is None:
+                continue
+            model = self._oracle.active[request.client, request.rid]
+            is_own = prefetch.namespace[:2] == (model.message.cache_salt, model.message.extra_key)
+            if model.message.logprobs is None:  # else it asks for less than its prompt
+                shared = min(len(prefetch.tokens), len(model.prompt) - 1)
+                is_own = is_own and prefetch.tokens[:shared].tolist() == model.prompt[:shared]
+            demand(is_own, "waits_for_its_own", f"{model.rid} waits for pages of {prefetch.namespace}")
+
+    # ------------------------------------------------------------------------------------------------
+
+    def _running(self) -> set[RequestKey]:
+        return {(request.client, request.rid) for request in self._scheduler.running}
+
+    def _places(self) -> set[RequestKey]:
+        scheduler = self._scheduler
+        places = (scheduler.running, scheduler.loading, scheduler.waiting)
+        return {(request.client, request.rid) for place in places for request in place}
+
+
+def _lasting_pauses(messages: list[ToEngine]) -> list[PauseGeneration]:
+    """Pauses of a turn that nothing ended in it: those were answered before what came after them was read."""
+    pauses: list[PauseGeneration] = []
+    for message in messages:
+        if isinstance(message, PauseGeneration):
+            pauses.append(message)
+        elif isinstance(message, ContinueGeneration):
+            pauses.clear()
+    return pauses
+
+
+def _is_meant(rid: str, wanted: str, match: str) -> bool:
+    return match == "all" or rid == wanted or (match == "prefix" and rid.startswith(wanted))

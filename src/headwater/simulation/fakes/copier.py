@@ -1,0 +1,205 @@
+"""Copies of records between the fake runner's KV and a host tier, with seeded delays, reordering and failures."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from headwater.cache.page_pool import PageIds
+from headwater.simulation.checks.violation import demand
+from headwater.simulation.fakes.canary import mix
+from headwater.simulation.fakes.kv_records import HostRecords, Records, make_records
+
+FakeHostPages = HostRecords
+_HANG_POLLS = 300
+_NOT_YET = np.uint64(0x5555)  # in canaries that have not arrived
+
+
+class StepPages(NamedTuple):
+    """Pages that steps in flight read, and those that they write."""
+
+    read: set[int]
+    written: set[int]
+
+
+class FakeCopy:
+    """A copy that happens, all at once, when it is found done: until then both sides may be looked at, not used.
+
+    Its source must stay as it was when it began, and nobody else may write to its target. A restore is readable
+    before it is done (`cache.copier.EarlyCopyHandle`): then its target is anything but the canaries it should hold,
+    until a step waits for it.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        *,
+        source: Records,
+        sources: PageIds,
+        target: Records,
+        targets: PageIds,
+        num_polls: int,
+        num_polls_unreadable: int,
+        fails: bool,
+        turn: int,
+    ) -> None:
+        self.kind = kind
+        self.turn = turn  # in which it began
+        self.num_turns = 0  # it has been in flight, counted by whoever checks turns
+        self.num_turns_allowed = num_polls + 1
+        self._polls_left = num_polls
+        self._polls_unreadable = num_polls_unreadable
+        self._polls_too_long = (num_polls_unreadable + 1) // 2  # for others than who waits for it
+        self.is_begun = False  # its target holds what it brings, perhaps without the canaries
+        self.has_arrived = False
+        self.has_failed = False
+        self.took_s = 0.0
+        self.is_finished = False
+        self.before = source.take(sources, axis=0)
+        self.retired = self.before["retired"].copy()  # of the target: a flush covers what is on its way there
+        self._source, self._sources = source, sources.copy()
+        self._target, self._targets = target, targets.copy()
+        self._target_now = target["canary"][targets]  # what must still be there when it writes
+        self._fails = fails
+
+    def delay(self, num_turns: int) -> None:
+        """It takes so many turns longer."""
+        self._polls_left += num_turns
+        self.num_turns_allowed += num_turns
+
+    def is_done(self) -> bool:
+        if not self.is_finished:
+            self._polls_left -= 1
+            if self._polls_left < 0:
+                self.is_finished = True
+                self.has_failed = self._fails
+                self._check_kept()
+                self.arrive()
+        return self.is_finished
+
+    def is_readable(self, *, is_alone: bool) -> bool:
+        """Of restores. Asked once a turn, after `is_done`."""
+        if not self.is_begun and not self._fails:
+            self._polls_unreadable -= 1
+            if self._polls_unreadable < (self._polls_too_long if is_alone else 0):
+                self._check_kept()
+                self._begin()
+        return self.is_begun
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a step that may read its target has to wait for it."""
+        return self.is_begun and not self.has_arrived
+
+    def covers(self, pages: PageIds) -> bool:
+        """Whether any of `pages`, of its target, has not arrived."""
+        return not self.has_arrived and not set(self._targets.tolist()).isdisjoint(pages.tolist())
+
+    def reads(self, pages: PageIds) -> bool:
+        """Whether any of `pages` is among its sources."""
+        return not set(self._sources.tolist()).isdisjoint(pages.tolist())
+
+    def arrive(self) -> None:
+        """Everything is there from now on, though the copy may not say so yet."""
+        if self.has_arrived:
+            return
+        if not self.is_begun:
+            self._begin()
+        self.has_arrived = True
+        canaries = self.before["canary"].copy()
+        if self._fails:  # the first half has arrived, the rest is anything
+            canaries[len(canaries) // 2 :] ^= _NOT_YET
+        self._write(canaries)
+
+    def _begin(self) -> None:
+        """From now on its target is what a flush can cover."""
+        self.is_begun = True
+        arriving = self.before.copy()
+        arriving["retired"] = self.retired
+        self._target[self._targets] = arriving
+        self._write(self.before["canary"] ^ _NOT_YET)
+
+    def _write(self, canaries: npt.NDArray[np.uint64]) -> None:
+        self._target["canary"][self._targets] = canaries
+        self._target_now = canaries
+
+    def _check_kept(self) -> None:
+        same = _have_equal_canaries(self._source, self._sources, self.before["canary"])
+        demand(same, "copy_source_kept", f"{self.kind}: a page was written while it was copied")
+        same = _have_equal_canaries(self._target, self._targets, self._target_now)
+        demand(same, "copy_target_kept", f"{self.kind}: a page was written while it was the target of a copy")
+
+
+class FakeCopier:
+    """`cache.copier.PageCopier` over records. Reads its source only when the copy ends, so that a page that was
+    reused too early shows in the text.
+
+    Delays and failures follow from what is copied, so that they repeat though other copies come and go.
+    """
+
+    def __init__(self, kv: Records, *, num_host_pages: int, seed: int = 0) -> None:
+        self.host = make_records(num_host_pages, kv.shape[1])
+        self.max_polls = 0  # a copy takes up to this many turns
+        self.failure_rate = 0.0
+        self.hang_rate = 0.0
+        self.step_pages: Callable[[], StepPages] | None = None
+        self.turn: Callable[[], int] = lambda: 0
+        self._kv = kv
+        self._seed = mix(seed + 1)
+        self._num_copies: Counter[int] = Counter()  # by the first canary copied
+        self._open: list[FakeCopy] = []
+
+    @property
+    def open_copies(self) -> list[FakeCopy]:
+        """Copies that have not been found done."""
+        if self._open:
+            self._open = [copy for copy in self._open if not copy.is_finished]
+        return self._open
+
+    def offload(self, device_pages: PageIds, host_pages: PageIds) -> FakeCopy:
+        if self.step_pages is not None:
+            is_kept = self.step_pages().written.isdisjoint(device_pages.tolist())
+            demand(is_kept, "offload_after_step", "pages are copied that a step in flight writes")
+        is_again = any(copy.kind == "offload" and copy.reads(device_pages) for copy in self.open_copies)
+        demand(not is_again, "copied_once", "pages are copied to the host that are on their way there")
+        is_early = any(copy.kind == "restore" and copy.covers(device_pages) for copy in self.open_copies)
+        demand(not is_early, "offload_after_restore", "pages are copied that have not arrived")
+        return self._copy("offload", self._kv, device_pages, self.host, host_pages)
+
+    def restore(self, host_pages: PageIds, device_pages: PageIds) -> FakeCopy:
+        if self.step_pages is not None:
+            is_unused = self.step_pages().read.isdisjoint(device_pages.tolist())
+            demand(is_unused, "restore_into_free_pages", "pages are overwritten that a step in flight reads")
+        return self._copy("restore", self.host, host_pages, self._kv, device_pages)
+
+    def wait(self) -> None:
+        """What the kernels of a step with prompt tokens do: nothing reads what has not arrived."""
+        for copy in self._open:
+            if copy.kind == "restore" and copy.is_awaited:
+                copy.arrive()
+
+    def _copy(self, kind: str, source: Records, sources: PageIds, target: Records, targets: PageIds) -> FakeCopy:
+        first = int(source["canary"][sources[0], 0])
+        self._num_copies[first] += 1
+        chance = mix(first ^ self._seed ^ mix(self._num_copies[first]))
+        hangs = (mix(chance) & 0xFFFFFFFF) < self.hang_rate * 2**32
+        num_polls = (chance & 0xFFFFFFFF) % (self.max_polls + 1) + _HANG_POLLS * hangs
+        copy = FakeCopy(
+            kind,
+            source=source,
+            sources=sources,
+            target=target,
+            targets=targets,
+            num_polls=num_polls,
+            num_polls_unreadable=mix(chance ^ 1) % (num_polls + 1),
+            fails=(chance >> 32) < self.failure_rate * 2**32,
+            turn=self.turn(),
+        )
+        self._open = [*self.open_copies, copy]
+        return copy
+
+
+def _have_equal_canaries(records: Records, pages: PageIds, canaries: npt.NDArray[np.uint64]) -> bool:
+    return records["canary"][pages].tobytes() == canaries.tobytes()

@@ -1,0 +1,97 @@
+"""Weights and KV memory without a model, for the fake runner: what can go wrong is scripted."""
+
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from headwater.simulation.fakes.kv_records import Records
+
+
+class FakeStagedWeights:
+    """Weights that are ready after `num_polls` looks; their id is the path they were asked for by."""
+
+    num_tensors = 1
+    end_ids = ()
+    is_whole = True
+
+    def __init__(self, weights_id: str, *, num_polls: int, error: str | None, has_changed: bool = False) -> None:
+        self.has_changed = has_changed
+        self.is_abandoned = False
+        self.weights_id = weights_id
+        self._polls_left = num_polls
+        self._error = error
+
+    def is_ready(self) -> bool:
+        self._polls_left -= 1
+        return self._polls_left < 0
+
+    def error(self) -> str | None:
+        return self._error
+
+    def abandon(self) -> None:
+        self.is_abandoned = True
+
+
+class FakeWeights:
+    """The current weights are a name. A path that begins with "corrupt" cannot be used."""
+
+    def __init__(self, current: str = "w0") -> None:
+        self.current = current
+        self.is_in_use: Callable[[], bool] = lambda: False  # by a step in flight
+        self.num_polls = 3  # of the weights staged next
+        self.is_released = False
+        self.staged: deque[FakeStagedWeights] = deque(maxlen=4)  # the newest
+        self.on_disk: str | None = None  # what the files hold, if somebody has written others there
+
+    def stage(self, path: str, load_format: str) -> FakeStagedWeights:
+        error = f"{path} is broken" if path.startswith("corrupt") else None
+        return self._begin(FakeStagedWeights(path, num_polls=self.num_polls, error=error))
+
+    def reload(self, *, accepts_changes: bool = False) -> FakeStagedWeights:
+        found = self.on_disk or self.current
+        has_changed = found != self.current
+        error = f"{self.current} was released, {found} found" if has_changed and not accepts_changes else None
+        return self._begin(
+            FakeStagedWeights(found, num_polls=self.num_polls, error=error, has_changed=has_changed)
+        )
+
+    def _begin(self, staged: FakeStagedWeights) -> FakeStagedWeights:
+        self.staged.append(staged)
+        return staged
+
+    def swap(self, staged: FakeStagedWeights) -> None:
+        assert not self.is_in_use(), "weights are swapped under a step in flight"
+        self.current = staged.weights_id
+        self.on_disk = None
+        self.is_released = False
+
+    def release(self) -> int:
+        assert not self.is_released and not self.is_in_use()
+        self.is_released = True
+        return 1
+
+    def values(self, name: str, num_values: int) -> tuple[str, tuple[int, ...], tuple[float, ...]]:
+        if name != "weight":
+            raise KeyError(name)
+        return "float32", (1,), (1.0,)[:num_values]
+
+
+class FakeKvMemory:
+    """Releasing forgets every canary, so that a page that is read afterwards shows."""
+
+    def __init__(self, kv: Records) -> None:
+        self._kv = kv
+        self.is_released = False
+        self.is_in_use: Callable[[], bool] = lambda: False  # by a step in flight
+
+    def release(self) -> int:
+        assert not self.is_released and not self.is_in_use()
+        self.is_released = True
+        self._kv.view(np.uint8)[:] = 0
+        return self._kv.nbytes
+
+    def resume(self) -> int:
+        assert self.is_released
+        self.is_released = False
+        return self._kv.nbytes

@@ -1,0 +1,303 @@
+"""A runner without a model: its KV are canaries, written and read through the real page tables."""
+
+import logging
+import random
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from headwater.messages.generation import LogprobParams, TokenLogprob
+from headwater.scheduling.plan import NEWEST_TOKEN, SlotAssignment, StepPlan, StepResult
+from headwater.simulation.checks.violation import Violation
+from headwater.simulation.fakes.canary import START, next_canaries, origin, token_from
+from headwater.simulation.fakes.kv_records import TOKEN, Records, make_records
+from headwater.simulation.fakes.memory import FakeKvMemory, FakeWeights
+
+_UNWRITTEN = 0
+PageIds = npt.NDArray[np.int32]
+
+
+class StepAudit(Protocol):
+    """Somebody who knows what each slot should read."""
+
+    @property
+    def turn(self) -> int:
+        """The time of birth of what is computed now."""
+        ...
+
+    def failed(self, slots: set[int]) -> None:
+        """The step of the requests in `slots` raises now."""
+        ...
+
+    def entered(self, assignment: SlotAssignment, num_cached: int) -> tuple[str, int]:
+        """A request enters a slot with `num_cached` tokens' KV; its namespace, and the sequence of its pages."""
+        ...
+
+    def pages_changed(self, slot: int, first: int, records: Records) -> None:
+        """Pages from index `first` on are now those with the contents `records`. TOKEN[n, page_size]."""
+        ...
+
+    def spoilt(self, slot: int) -> None:
+        """What the request in `slot` has just computed is nonsense, and so is what it computes after that."""
+        ...
+
+    def computed(
+        self, slot: int, first: int, tokens: list[int], *, read: npt.NDArray[np.uint64], samples: bool
+    ) -> None:
+        """Positions from `first` on were computed from `tokens`; `read` is all KV up to there, uint64[n].
+
+        Checks `read`, with `check_written` where it is not what it should be.
+        """
+        ...
+
+
+class StepFault(Exception):
+    """A step that raises, by order of a test or a random run."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], StepFault | Violation))
+
+
+for _name in ("headwater.engine.steps", "headwater.engine.loop"):
+    logging.getLogger(_name).addFilter(_is_news)
+
+
+def check_written(read: npt.NDArray[np.uint64]) -> None:
+    """No position is read that nothing has written."""
+    assert np.count_nonzero(read) == len(read), "KV is read that nothing has written"
+
+
+class FakeStep:
+    """A step that has been computed, but says so only after it was asked `num_polls` times."""
+
+    def __init__(self, result: StepResult, num_polls: int, *, read: list[PageIds], written: list[PageIds]) -> None:
+        self.read = read  # pages in use until it is collected
+        self.written = written
+        self.fault: Callable[[], None] | None = None  # raises when it is collected
+        self.on_collect: Callable[[], None] = lambda: None
+        self.is_collected = False
+        self._result = result
+        self._polls_left = num_polls
+
+    def is_done(self) -> bool:
+        self._polls_left -= 1
+        return self._polls_left < 0
+
+    def collect(self) -> StepResult:
+        assert not self.is_collected, "a step is collected once"
+        self.is_collected = True
+        if self.fault is not None:
+            self.fault()
+        self.on_collect()
+        return self._result
+
+
+class FakeRunner:
+    """Computes canaries for tokens and tokens from canaries.
+
+    With `is_async`, a step is never done in the turn that launched it, as on a GPU. Sampling parameters are
+    ignored: every choice is the greedy one, and every log-probability is -1. The canary of a token depends on
+    the weights that were in place when it was computed.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_pages: int,
+        page_size: int,
+        max_running: int,
+        vocab_size: int,
+        is_async: bool = False,
+        max_context: int | None = None,
+    ) -> None:
+        self.kv: Records = make_records(num_pages, page_size)
+        self.audit: StepAudit | None = None
+        self.wait_for_restores: Callable[[], None] = lambda: None  # that are readable and not done
+        self.num_steps = 0
+        self.not_finite_rate = 0.0  # of rows that sample
+        self.fault_rate = 0.0  # of steps that raise, half of them when launched, half when collected
+        self.next_fault: str | None = None  # where the next step raises
+        self._chance = random.Random(num_pages)
+        self._open: list[FakeStep] = []
+        self._flat = self.kv.reshape(-1)
+        self._canaries = self.kv["canary"]
+        self._page_size = page_size
+        self._vocab_size = vocab_size
+        self._is_async = is_async
+        width = num_pages if max_context is None else -(-max_context // page_size)  # no wider than a real runner's
+        self._tables = np.full((max_running, width), -1, dtype=np.int32)
+        self._num_mapped = [0] * max_running  # leading entries of each table that name a page
+        self._newest = [0] * max_running
+        self._uses = [0] * max_running
+        self._origins: list[tuple[str, int]] = [("", 0)] * max_running  # namespace and sequence of each slot
+        self._slots: dict[int, SlotAssignment] = {}
+        self.weights = FakeWeights()
+        self.kv_memory = FakeKvMemory(self.kv)
+        self.weights.is_in_use = self.kv_memory.is_in_use = lambda: bool(self.open_steps)
+
+    @property
+    def open_steps(self) -> list[FakeStep]:
+        """Steps that were launched and have not been collected."""
+        if self._open:
+            self._open = [step for step in self._open if not step.is_collected]
+        return self._open
+
+    def pages_of(self, slot: int, num_pages: int) -> Records:
+        """Contents of the first pages of a slot. TOKEN[num_pages, page_size]."""
+        return self.kv[self._tables[slot, :num_pages]]
+
+    def launch(self, plan: StepPlan) -> FakeStep:
+        assert not self.kv_memory.is_released and not self.weights.is_released, "a step runs without memory"
+        self.num_steps += 1
+        if plan.num_decodes < plan.num_rows:  # no other step may need to
+            self.wait_for_restores()
+        self._apply_changes(plan)
+        fault_at = self._take_fault()
+        if fault_at == "launch":
+            self._fail(plan)
+        tokens = [-1] * plan.num_rows
+        logprobs: dict[int, TokenLogprob] = {}
+        prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
+        reads, writes = [], []
+        columns = (plan.slots, plan.uses, plan.num_computed, plan.num_tokens, plan.samples)
+        all_tokens = plan.token_ids.tolist()
+        start = 0
+        for row, (slot, use, first, count, samples) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+            assert self._uses[slot] == use, "a plan names a slot by an earlier use"
+            row_tokens = all_tokens[start : start + count]
+            pages, read = self._compute(slot, first, row_tokens)
+            if self.audit is not None:
+                self.audit.computed(slot, first, row_tokens, read=read, samples=samples)
+            else:
+                check_written(read)
+            reads.append(pages)
+            writes.append(pages[first // self._page_size :])
+            if self._slots[slot].logprobs is not None:
+                prompt_logprobs |= self._prompt_logprobs(plan, row)
+            if samples:
+                tokens[row] = self._newest[slot] = token_from(read, self._vocab_size)
+                asked = self._slots[slot].logprobs
+                if asked is not None:
+                    logprobs[row] = _logprob(tokens[row], asked)
+            start += count
+        spoilt = self._spoil(plan) if self.not_finite_rate > 0 else {}
+        result = StepResult(
+            step_id=plan.step_id,
+            slots=plan.slots,
+            uses=plan.uses,
+            tokens=np.array(tokens, dtype=np.int32),
+            is_finite=np.array([row not in spoilt for row in range(plan.num_rows)]),
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+        step = FakeStep(result, num_polls=1 if self._is_async else 0, read=reads, written=writes)
+        self._open = [*self.open_steps, step]
+        if fault_at == "collect":
+            step.fault = lambda: self._fail(plan)
+        if spoilt:
+            step.on_collect = lambda: self._tell_spoilt(spoilt)
+        return step
+
+    def recover(self) -> None:
+        """What a step has written is there when it raises."""
+
+    def _take_fault(self) -> str | None:
+        fault, self.next_fault = self.next_fault, None
+        if self.fault_rate > 0 and self._chance.random() < self.fault_rate:
+            return self._chance.choice(["launch", "collect"])
+        return fault
+
+    def _spoil(self, plan: StepPlan) -> dict[int, tuple[int, int]]:
+        """Rows whose logits are not finite, with their slot and its use: what they wrote is nonsense, too."""
+        rows = [row for row in np.flatnonzero(plan.samples).tolist() if self._chance.random() < self.not_finite_rate]
+        for row in rows:
+            slot, first = int(plan.slots[row]), int(plan.num_computed[row])
+            self._garble(slot, first, int(plan.num_tokens[row]))
+            if self.audit is not None:
+                self.audit.spoilt(slot)
+        return {row: (int(plan.slots[row]), int(plan.uses[row])) for row in rows}
+
+    def _tell_spoilt(self, spoilt: dict[int, tuple[int, int]]) -> None:
+        """The engine is about to hear of these rows: requests that are still in their slots end."""
+        if self.audit is not None:
+            self.audit.failed({slot for slot, use in spoilt.values() if self._uses[slot] == use})
+
+    def _garble(self, slot: int, first: int, count: int) -> None:
+        at = np.arange(first, first + count)
+        pages = self._tables[slot][at // self._page_size]
+        self._flat["canary"][pages * self._page_size + at % self._page_size] ^= np.uint64(0x5A5A)
+
+    def _fail(self, plan: StepPlan) -> None:
+        """Leave nonsense where the step writes, in whose slots it is still alone, and raise."""
+        own = plan.uses == np.array(self._uses)[plan.slots]
+        for slot, first, count in zip(plan.slots[own], plan.num_computed[own], plan.num_tokens[own], strict=True):
+            self._garble(int(slot), int(first), int(count))
+        if self.audit is not None:
+            self.audit.failed(set(plan.slots[own].tolist()))
+        raise StepFault(f"step {plan.step_id}")
+
+    def _apply_changes(self, plan: StepPlan) -> None:
+        slots = plan.slots.tolist() if plan.assignments else []
+        for assignment in plan.assignments:
+            slot = assignment.slot
+            self._slots[slot] = assignment
+            self._uses[slot] = assignment.use
+            self._tables[slot] = -1
+            self._num_mapped[slot] = 0
+            if self.audit is not None:
+                num_cached = int(plan.num_computed[slots.index(slot)])
+                self._origins[slot] = self.audit.entered(assignment, num_cached)
+        for update in plan.page_updates:
+            table = self._tables[update.slot]
+            table[update.first : update.first + len(update.pages)] = update.pages
+            first_unmapped = (table < 0).tobytes().find(1)
+            self._num_mapped[update.slot] = len(table) if first_unmapped < 0 else first_unmapped
+            if self.audit is not None:
+                self.audit.pages_changed(update.slot, update.first, self.kv.take(update.pages, axis=0))
+
+    def _compute(self, slot: int, first: int, tokens: list[int]) -> tuple[PageIds, npt.NDArray[np.uint64]]:
+        """Write the KV of `tokens` at positions from `first` on; the pages, and all KV up to there, read again."""
+        length, size = first + len(tokens), self._page_size
+        num_pages = -(-length // size)
+        is_mapped = num_pages <= self._num_mapped[slot]
+        assert is_mapped, "a token has no page to be written to, or a position to be read has none"
+        pages = self._tables[slot, :num_pages].copy()
+        before = START if first == 0 else int(self._canaries[pages[(first - 1) // size], (first - 1) % size])
+        assert before != _UNWRITTEN, "KV is read that nothing has written"
+        namespace, sequence = self._origins[slot]
+        birth = self.audit.turn if self.audit else self.num_steps
+        if NEWEST_TOKEN in tokens:
+            tokens[:] = [self._newest[slot] if token == NEWEST_TOKEN else token for token in tokens]
+        written = next_canaries(before, tokens, origin(self.weights.current, namespace))
+        if len(tokens) == 1:  # a decode
+            self._flat[int(pages[-1]) * size + first % size] = (written[0], birth, 0, 0, sequence, first)
+        else:
+            at = np.arange(first, length)
+            records = np.zeros(len(at), dtype=TOKEN)
+            records["canary"], records["birth"], records["sequence"], records["position"] = written, birth, sequence, at
+            self._flat[pages[at // size] * size + at % size] = records
+        return pages, self._canaries[pages].reshape(-1)[:length]
+
+    def _prompt_logprobs(self, plan: StepPlan, row: int) -> dict[int, tuple[TokenLogprob, ...]]:
+        slot = self._slots[int(plan.slots[row])]
+        if slot.logprobs is None or slot.logprobs.prompt_start < 0:
+            return {}
+        computed = int(plan.num_computed[row])
+        first = max(computed + 1, slot.logprobs.prompt_start)
+        stop = min(computed + int(plan.num_tokens[row]) + 1, slot.num_prompt_tokens)
+        tokens = slot.token_ids[first:stop].tolist()
+        return {row: tuple(_logprob(token, slot.logprobs) for token in tokens)} if tokens else {}
+
+
+def _logprob(token_id: int, asked: LogprobParams) -> TokenLogprob:
+    """All that was asked for, whatever the numbers."""
+    return TokenLogprob(
+        token_id=token_id,
+        logprob=-1.0,
+        top_ids=tuple(range(asked.top)),
+        top_logprobs=(-1.0,) * asked.top,
+        ids_logprobs=(-1.0,) * len(asked.token_ids),
+    )

@@ -1,0 +1,243 @@
+"""Mutants of what callers name and are told: scopes, queues, order, counts."""
+
+from dataclasses import replace
+from typing import Any
+
+from headwater.cache.cutter import Cutter
+from headwater.cache.namespace import Scope
+from headwater.cache.prefetch import Prefetch
+from headwater.cache.radix_tree import RadixTree
+from headwater.cache.storage.names import StorageNames
+from headwater.engine import control_ports
+from headwater.engine.control_ports import RequestsForControl
+from headwater.messages.generation import Finish
+from headwater.scheduling.answers import NOT_FINITE
+from headwater.scheduling.request import Request
+from headwater.scheduling.scheduler import Scheduler
+from headwater.scheduling.waiting_queue import WaitingQueue
+from headwater.simulation.mutants.registry import Patch, mutant
+
+
+@mutant(profile="flush", seed=1)
+def flush_by_salt_and_key_drops_the_key() -> list[Patch]:
+    """A flush by salt and key takes all keys of the salt."""
+    right = control_ports._cache_scope
+
+    def scope(asked: Any) -> Scope:
+        found = right(asked)
+        return replace(found, extra_key=None) if found.cache_salt is not None else found
+
+    return [(control_ports, "_cache_scope", scope)]  # type: ignore[list-item]
+
+
+@mutant(profile="flush", seed=1)
+def flush_by_key_is_of_the_salt() -> list[Patch]:
+    """A flush by key takes the salt of that name."""
+    right = control_ports._cache_scope
+
+    def scope(asked: Any) -> Scope:
+        found = right(asked)
+        if found.cache_salt is None and found.extra_key is not None:
+            return replace(found, cache_salt=found.extra_key, extra_key=None)
+        return found
+
+    return [(control_ports, "_cache_scope", scope)]  # type: ignore[list-item]
+
+
+@mutant(profile="tiers")
+def flush_forgets_the_host() -> list[Patch]:
+    """A flush of device and host leaves the host as it is."""
+    right = control_ports._cache_scope
+
+    def scope(asked: Any) -> Scope:
+        found = right(asked)
+        is_of_both = asked.other_than_weights_id is None and {"device", "host"} <= set(asked.tiers)
+        return replace(found, tiers=found.tiers - {control_ports.Tier.HOST}) if is_of_both else found
+
+    return [(control_ports, "_cache_scope", scope)]  # type: ignore[list-item]
+
+
+@mutant(profile="training")
+def updates_leave_the_host_as_it_is() -> list[Patch]:
+    """Pages of earlier weights stay on the host for ever."""
+    right = control_ports._cache_scope
+
+    def scope(asked: Any) -> Scope:
+        found = right(asked)
+        is_update = asked.other_than_weights_id is not None
+        return replace(found, tiers=found.tiers - {control_ports.Tier.HOST}) if is_update else found
+
+    return [(control_ports, "_cache_scope", scope)]  # type: ignore[list-item]
+
+
+@mutant(profile="store")
+def stores_are_flushed_of_all_keys() -> list[Patch]:
+    """A flush of a store by key raises the counter of everything."""
+    right = StorageNames.scope
+
+    def scope(self: StorageNames, scope: Scope) -> bytes:
+        return right(self, replace(scope, extra_key=None))
+
+    return [(StorageNames, "scope", scope)]
+
+
+@mutant(profile="flush", seed=36)
+def limits_compare_whole_pages() -> list[Patch]:
+    """A flush by prefix overlooks a lease that has begun the page of the prefix's last token."""
+    right = Scope.limit_for
+
+    def limit_for(self: Scope, tokens: Any, page_size: int) -> int | None:
+        return right(self, tokens[: len(tokens) // page_size * page_size], page_size)
+
+    return [(Scope, "limit_for", limit_for)]
+
+
+@mutant(profile="flush")
+def previews_count_whole_nodes() -> list[Patch]:
+    """A dry run by prefix counts the pages before the prefix, too."""
+    return [(Cutter, "_num_pages_above", lambda self, top, scope: 0)]
+
+
+@mutant(profile="flush")
+def previews_take_held_pages_for_free() -> list[Patch]:
+    """A dry run tells pages that somebody holds as such that would be free at once."""
+    right = Cutter.preview
+
+    def preview(self: Cutter, scope: Scope, *, generation: int) -> Any:
+        found = right(self, scope, generation=generation)
+        for tier, count in found.retired.items():
+            found.freed[tier] += count
+            found.retired[tier] = 0
+        return found
+
+    return [(Cutter, "preview", preview)]
+
+
+@mutant()
+def the_queue_takes_one_more() -> list[Patch]:
+    """A request is taken in when as many wait as may."""
+    right = Scheduler._refusal
+
+    def refusal(self: Scheduler, request: Request) -> Finish | None:
+        found = right(self, request)
+        is_by_one = found is not None and found.status == 429 and len(self.waiting) == self.limits.max_queued
+        return None if is_by_one else found
+
+    return [(Scheduler, "_refusal", refusal)]
+
+
+@mutant()
+def running_requests_fill_the_queue() -> list[Patch]:
+    """A request is refused when as many wait and run as may wait."""
+    right = Scheduler._refusal
+
+    def refusal(self: Scheduler, request: Request) -> Finish | None:
+        found = right(self, request)
+        if found is None and len(self.waiting) + len(self.running) >= self.limits.max_queued:
+            return Finish(type="abort", status=429)
+        return found
+
+    return [(Scheduler, "_refusal", refusal)]
+
+
+@mutant(seed=1)
+def the_newest_is_served_first() -> list[Patch]:
+    """Within a priority, who came last is served first."""
+    right = WaitingQueue.in_service_order
+
+    def in_service_order(self: WaitingQueue, *args: Any) -> list[Request]:
+        return sorted(right(self, *args), key=lambda r: (-r.priority, -r.arrival))
+
+    return [(WaitingQueue, "in_service_order", in_service_order)]
+
+
+@mutant(seed=1)
+def priorities_are_ignored() -> list[Patch]:
+    """All requests are served in the order of their arrival."""
+    return [(Request, "queue_key", property(lambda self: (0, self.arrival)))]
+
+
+@mutant(profile="training")
+def retract_spares_one() -> list[Patch]:
+    """A pause that retracts leaves the last request its pages."""
+    right = Scheduler.retract_all
+
+    def retract_all(self: Scheduler) -> int:
+        spared = self.running.pop() if self.running else None
+        count = right(self)
+        if spared is not None:
+            self.running.append(spared)
+        return count + (spared is not None)
+
+    return [(Scheduler, "retract_all", retract_all)]
+
+
+@mutant(profile="training")
+def aborted_requests_are_not_counted() -> list[Patch]:
+    """A pause or update that ends requests says that it ended none."""
+    right = RequestsForControl.abort_all
+
+    def abort_all(self: RequestsForControl, message: str) -> int:
+        right(self, message)
+        return 0
+
+    return [(RequestsForControl, "abort_all", abort_all)]
+
+
+@mutant(profile="training")
+def waiting_requests_count_as_frozen() -> list[Patch]:
+    """A pause counts those that wait among those that it froze."""
+    right: Any = RequestsForControl.num_running
+
+    def num_running(self: RequestsForControl) -> int:
+        return right.fget(self) + len(self._scheduler.waiting)
+
+    return [(RequestsForControl, "num_running", property(num_running))]
+
+
+@mutant(profile="tiers")
+def splits_forget_the_offload() -> list[Patch]:
+    """The upper part of a node that is split while it is copied is copied again."""
+    right = RadixTree.split
+
+    def split(self: RadixTree, node: Any, num_pages: int) -> Any:
+        upper = right(self, node, num_pages)
+        upper.offload = None
+        return upper
+
+    return [(RadixTree, "split", split)]
+
+
+@mutant(profile="failing")
+def logits_that_are_not_finite_are_sampled() -> list[Patch]:
+    """A request goes on with a token from logits that hold NaN."""
+    right = Scheduler.collect
+
+    def collect(self: Scheduler, plan: Any, result: Any) -> None:
+        right(self, plan, replace(result, is_finite=result.is_finite | True))
+
+    return [(Scheduler, "collect", collect)]
+
+
+@mutant(profile="failing", seed=4)
+def what_is_not_finite_is_shared() -> list[Patch]:
+    """A request whose logits hold NaN leaves the pages of that step in the cache."""
+    right = Scheduler._finish
+
+    def finish(self: Scheduler, request: Request, finish: Finish) -> None:
+        if finish is NOT_FINITE:
+            request.num_written = request.num_computed
+        right(self, request, finish)
+
+    return [(Scheduler, "_finish", finish)]
+
+
+@mutant(profile="store")
+def prefetches_are_joined_across_namespaces() -> list[Patch]:
+    """A request waits for what comes up from the store for another tenant."""
+    right = Prefetch.covers
+
+    def covers(self: Prefetch, namespace: Any, tokens: Any, *, first_page: int) -> bool:
+        return right(self, self.namespace, tokens, first_page=first_page)
+
+    return [(Prefetch, "covers", covers)]

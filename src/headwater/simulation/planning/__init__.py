@@ -1,1 +1,0 @@
-"""Planning: how a fleet would serve a workload, by the real scheduler and cache in virtual time."""

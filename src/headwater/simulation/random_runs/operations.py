@@ -1,0 +1,187 @@
+"""What operators do to random runs: flushes, pauses, new weights, memory, pins, stores."""
+
+import random
+from collections.abc import Iterator
+
+import msgspec
+
+from headwater.messages.base import pack_ids
+from headwater.messages.cache import (
+    AttachStorage,
+    DetachStorage,
+    GetCacheTree,
+    GetPins,
+    GetStorage,
+    PinPrefix,
+    UnpinPrefix,
+)
+from headwater.messages.control import CancelOperation, ContinueGeneration, FlushCache, GetOperations, PauseGeneration
+from headwater.messages.state import GetState, Hello, Ping
+from headwater.messages.weights import GetWeights, ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
+from headwater.simulation.random_runs.callers import Callers
+from headwater.simulation.random_runs.events import Deliver, Event, Turns
+from headwater.simulation.random_runs.prompts import Prompts
+from headwater.simulation.random_runs.requests import Requests
+
+
+class Operations:
+    """Each method is one thing that an operator does, as events."""
+
+    def __init__(
+        self,
+        source: random.Random,
+        *,
+        prompts: Prompts,
+        callers: Callers,
+        requests: Requests,
+        has_host: bool,
+        has_store: bool,
+        has_split_flushes: bool,
+    ) -> None:
+        self._source = source
+        self._prompts = prompts
+        self._callers = callers
+        self._requests = requests
+        self._has_host = has_host
+        self._has_store = has_store
+        self._has_split_flushes = has_split_flushes
+
+    def flush(self) -> Iterator[Event]:
+        source = self._source
+        tiers = self._tiers()
+        fields: dict[str, object] = {}
+        if source.random() < 0.3:
+            fields["cache_salt"] = source.choice(self._prompts.salts)
+        if source.random() < 0.2:
+            fields["extra_key"] = source.choice(self._prompts.keys)
+        if source.random() < 0.3 and "storage" not in tiers:
+            stem = self._prompts.stem()
+            fields["prefix_ids"] = pack_ids(stem[: source.randrange(1, len(stem) + 1)])
+        fields |= {
+            "mode": source.choice(["idle", "idle", "now", "drain"]),
+            "timeout_s": source.choice([0.0, 0.0, 0.005, 0.5, 20.0]),
+            "hold": source.random() < 0.3,
+            "dry_run": source.random() < 0.1,
+        }
+        engine = self._callers.engine()
+        flush = FlushCache(call_id="", tiers=tiers, **fields)  # type: ignore[arg-type]
+        yield self._callers.call(lambda call_id: msgspec.structs.replace(flush, call_id=call_id), engine)
+        if "storage" in tiers:  # who comes while the store has not acknowledged finds nothing in it
+            yield Turns(source.choice([1, 2]), 0.001)
+            for _ in range(3):
+                yield Deliver(self._requests.generate([*self._prompts.stem(), 1]), self._callers.client(), engine)
+
+    def pause(self) -> Iterator[Event]:
+        mode = self._source.choice(["abort", "retract", "in_place"])
+        engine = self._callers.engine()
+        yield self._callers.call(lambda call_id: PauseGeneration(call_id=call_id, mode=mode), engine)  # type: ignore[arg-type]
+        self._callers.later(self._callers.call(lambda call_id: ContinueGeneration(call_id=call_id), engine))
+
+    def update(self) -> Iterator[Event]:
+        source = self._source
+        path = f"w{source.randrange(3)}" if source.random() < 0.8 else "corrupt"
+        yield self._callers.call(
+            lambda call_id: UpdateWeights(
+                call_id=call_id,
+                path=path,
+                weight_version=source.choice([None, "label"]),
+                abort_all_requests=source.random() < 0.2,
+                timeout_s=source.choice([0.01, 20.0, 20.0]),
+            )
+        )
+
+    def release(self) -> Iterator[Event]:
+        tags = self._source.choice([(), ("kv_cache",), ("weights",)])
+        timeout_s = self._source.choice([0.0, 0.5, 5.0])
+        engine = self._callers.engine()
+        yield self._callers.call(lambda call_id: ReleaseMemory(call_id=call_id, tags=tags, timeout_s=timeout_s), engine)
+        self._callers.later(self._callers.call(lambda call_id: ResumeMemory(call_id=call_id, timeout_s=100.0), engine))
+
+    def relabel(self) -> Iterator[Event]:
+        chance = self._source.random()
+        ends_all = True if chance < 0.2 else None if chance < 0.3 else False
+        yield self._callers.call(
+            lambda call_id: SetWeightVersion(call_id=call_id, weight_version="new", abort_all_requests=ends_all)
+        )
+
+    def cancel(self) -> Iterator[Event]:
+        if self._callers.calls:
+            engine, client, started = self._source.choice(self._callers.calls)
+            message = CancelOperation(call_id=self._callers.call_id(), started_by_call=started)
+            yield Deliver(message, client, engine)
+
+    def pin(self) -> Iterator[Event]:
+        source = self._source
+        if source.random() < 0.3:
+            yield self._callers.call(
+                lambda call_id: UnpinPrefix(call_id=call_id, pin_id=f"pin-{source.randrange(1, 9)}")
+            )
+            return
+        yield self._callers.call(
+            lambda call_id: PinPrefix(
+                call_id=call_id,
+                prompt_ids=pack_ids(self._prompts.stem()),
+                ttl_s=source.choice([0.05, 1.0, 30.0]),
+                cache_salt=source.choice(self._prompts.salts),
+                extra_key=source.choice(self._prompts.keys),
+            )
+        )
+
+    def attach(self) -> Iterator[Event]:
+        engine = self._callers.engine()
+        if self._source.random() < 0.6:
+            yield self._callers.call(lambda call_id: DetachStorage(call_id=call_id), engine)
+            self._callers.later(
+                self._callers.call(lambda call_id: AttachStorage(call_id=call_id, kind="memory"), engine)
+            )
+            return
+        yield self._callers.call(lambda call_id: AttachStorage(call_id=call_id, kind="memory", timeout_s=1.0), engine)
+
+    def question(self) -> Iterator[Event]:
+        ask = self._source.choice([GetState, GetOperations, Ping, GetPins, GetCacheTree])
+        yield self._callers.call(lambda call_id: ask(call_id=call_id))
+
+    def inspection(self) -> Iterator[Event]:
+        choice = self._source.choice([0, 1, 2])
+        if choice == 0:
+            yield self._callers.call(lambda call_id: GetStorage(call_id=call_id))
+        elif choice == 1:
+            yield self._callers.call(lambda call_id: Hello(call_id=call_id))
+        else:
+            name = self._source.choice(["weight", "no such"])
+            yield self._callers.call(lambda call_id: GetWeights(call_id=call_id, name=name))
+
+    def everywhere(self) -> Iterator[Event]:
+        """One flush of everything to every engine, as the API process sends it."""
+        source = self._source
+        tiers = ("device", "host", "storage") if self._has_store and source.random() < 0.5 else ()
+        flush = FlushCache(call_id="", tiers=tiers, mode=source.choice(["idle", "now", "drain"]), timeout_s=5.0)
+        for engine in range(self._callers.num_engines):
+            yield self._callers.call(lambda call_id: msgspec.structs.replace(flush, call_id=call_id), engine)
+
+    def warming(self) -> Iterator[Event]:
+        """A prefix is computed ahead, and pinned when it should be there."""
+        engine = self._callers.engine()
+        stem = self._prompts.stem()
+        request = self._requests.generate(stem, max_new_tokens=0)
+        yield Deliver(request, self._callers.client(), engine)
+        pin = PinPrefix(
+            call_id="",
+            prompt_ids=pack_ids(stem),
+            ttl_s=self._source.choice([0.1, 5.0]),
+            cache_salt=request.cache_salt,
+            extra_key=request.extra_key,
+        )
+        self._callers.later(self._callers.call(lambda call_id: msgspec.structs.replace(pin, call_id=call_id), engine))
+
+    # ------------------------------------------------------------------------------------------------
+
+    def _tiers(self) -> tuple[str, ...]:
+        choices: list[tuple[str, ...]] = [(), ()]
+        if self._has_host:
+            choices += [("host",), ("device",), ("device", "host")]
+        if self._has_store:
+            choices += [("device", "host", "storage"), ("device", "host", "storage"), ("storage",)]
+        if self._has_split_flushes:
+            choices += [("device", "storage"), ("host", "storage")]
+        return self._source.choice(choices)

@@ -1,0 +1,46 @@
+"""What prompts random runs send: prefixes that requests share, under the namespaces of tenants."""
+
+import random
+
+from headwater.simulation.driver import VOCAB_SIZE
+from headwater.simulation.random_runs.profiles import Profile
+
+_NAMESPACES = (  # salts and keys that the requests of a run choose from
+    (("",), ("",)),
+    (("", "", "", "salt"), ("", "", "key")),
+)
+_SKEW = 0.8  # of Zipf's law over the shared prefixes
+
+
+class Prompts:
+    """Draws prompts. `salts` and `keys` are the namespaces of the run, as often as they are used."""
+
+    def __init__(self, source: random.Random, profile: Profile) -> None:
+        self._source = source
+        self._stems = self._make_stems(source.choice(profile.num_stems))
+        self._weights = [rank**-_SKEW for rank in range(1, len(self._stems) + 1)]
+        self.salts, self.keys = source.choice(_NAMESPACES)
+
+    def stem(self) -> list[int]:
+        """One of the shared prefixes, the first ones more often."""
+        return self._source.choices(self._stems, self._weights)[0]
+
+    def prompt(self) -> list[int]:
+        """Mostly a shared prefix or a part of it, and a few tokens."""
+        if self._source.random() < 0.1:
+            return self.tokens(self._source.randrange(1, 90))  # some are longer than the context
+        stem = self.stem()
+        cut = len(stem) if self._source.random() < 0.6 else self._source.randrange(1, len(stem) + 1)
+        return stem[:cut] + self.tokens(self._source.randrange(6)) or [1]
+
+    def tokens(self, count: int) -> list[int]:
+        return [self._source.randrange(VOCAB_SIZE) for _ in range(count)]
+
+    def _make_stems(self, count: int) -> list[list[int]]:
+        """Many begin as another one does."""
+        stems: list[list[int]] = []
+        for _ in range(count):
+            head = self._source.choice(stems) if stems and self._source.random() < 0.6 else []
+            head = head[: self._source.randrange(len(head) + 1)]
+            stems.append(head + self.tokens(self._source.randrange(4, 45)))
+        return stems

@@ -1,0 +1,73 @@
+"""Requests of random runs: alone, in conversations, in bursts, given up."""
+
+import random
+from collections.abc import Iterator
+
+from headwater.messages.base import pack_ids
+from headwater.messages.generation import Abort, Generate, GenerateBatch, LogprobParams, SamplingParams
+from headwater.simulation.random_runs.callers import Callers
+from headwater.simulation.random_runs.events import Deliver, Event, FollowUp
+from headwater.simulation.random_runs.prompts import Prompts
+
+
+class Requests:
+    """Each method is one thing that clients do, as events."""
+
+    def __init__(self, source: random.Random, *, prompts: Prompts, callers: Callers) -> None:
+        self._source = source
+        self._prompts = prompts
+        self._callers = callers
+
+    def request(self) -> Iterator[Event]:
+        yield Deliver(self.generate(self._prompts.prompt()), self._callers.client(), self._callers.engine())
+
+    def follow_up(self) -> Iterator[Event]:
+        if self._callers.rids:
+            parent = self._source.choice(self._callers.rids)
+            more = self._prompts.tokens(self._source.randrange(1, 6))
+            yield FollowUp(self.generate(more), self._callers.client(), parent, self._callers.engine())
+
+    def burst(self) -> Iterator[Event]:
+        """Several requests with the same beginning: each by itself, or all in one message."""
+        stem = self._prompts.stem()
+        events: list[Deliver] = []
+        items: list[Generate] = []
+        for _ in range(self._source.randrange(3, 12)):
+            tail = self._prompts.tokens(self._source.randrange(1, 4))
+            items.append(self.generate(stem + tail))
+            events.append(Deliver(items[-1], self._callers.client(), self._callers.engine()))
+        if len(events) % 2:
+            yield Deliver(GenerateBatch(items=tuple(items)), events[0].client, events[0].engine)
+        else:
+            yield from events
+
+    def abort(self) -> Iterator[Event]:
+        rid = self._source.choice(self._callers.rids) if self._callers.rids else "r0"
+        match = self._source.choices(["exact", "prefix", "all"], [12, 1, 1])[0]
+        if match == "prefix":  # which others begin with, too
+            rid = rid[:-1]
+        yield self._callers.call(lambda call_id: Abort(call_id=call_id, rid=rid, match=match))  # type: ignore[arg-type]
+
+    def generate(self, prompt: list[int], *, max_new_tokens: int | None = None) -> Generate:
+        """A request with this prompt and random parameters. `max_new_tokens`: None for a random number."""
+        source = self._source
+        rid = self._callers.rid()
+        logprobs = None
+        if source.random() < 0.1:
+            logprobs = LogprobParams(prompt_start=source.choice([-1, 0, len(prompt) // 2]))
+        num_tokens = source.choice([0, 1, 3, 8, 8, 20, 40])
+        return Generate(
+            rid=rid,
+            prompt_ids=pack_ids(prompt),
+            sampling=SamplingParams(
+                max_new_tokens=num_tokens if max_new_tokens is None else max_new_tokens,
+                min_new_tokens=source.choice([0, 0, 0, 4]),
+                ignore_eos=source.random() < 0.3,
+            ),
+            logprobs=logprobs,
+            cache_salt=source.choice(self._prompts.salts),
+            extra_key=source.choice(self._prompts.keys),
+            priority=source.choice([0, 0, 0, 1]),
+            no_store=source.random() < 0.06,
+            output_interval=(1, 1, 4, 1 << 30)[len(prompt) % 4],  # some clients do not stream
+        )

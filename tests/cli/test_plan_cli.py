@@ -1,0 +1,85 @@
+"""`headwater simulate --plan`: what it prints and writes, and what it refuses."""
+
+import builtins
+import json
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from click.testing import CliRunner
+
+from headwater.cli.main import app
+
+runner = CliRunner()
+SMALL = ["simulate", "--plan", "--requests", "40", "--rate", "20", "--seed", "1"]
+
+
+def test_fleets_are_compared_and_the_figures_written(tmp_path):
+    page, figures = tmp_path / "plan.html", tmp_path / "plan.json"
+    sizes = ["--engines", "1,2", "--device-gb", "1", "--host-gb", "0,20"]
+    done = runner.invoke(app, [*SMALL, *sizes, "--html", str(page), "--json", str(figures)])
+    assert done.exit_code == 0, done.output
+    assert "found on device" in done.output and "llama-3.1-8b on h100: 40 requests" in done.output
+    fleets = json.loads(figures.read_text())["fleets"]
+    assert [(each["num_engines"], each["host_gb"]) for each in fleets] == [(1, 0), (1, 20), (2, 0), (2, 20)]
+    assert all(each["num_requests"] == 40 and each["ttft_p50_s"] > 0 for each in fleets)
+    text = page.read_text()
+    drawings = [part.split("</svg>")[0] for part in text.split("<svg")[1:]]
+    assert len(drawings) == 3
+    for drawing in drawings:
+        assert len(ElementTree.fromstring(f"<svg{drawing}</svg>")) > 4
+    assert text.count("2 engines, host 20 GB") >= 4  # in the table, at the bars and in the legend
+
+
+def test_drawings_as_png(tmp_path):
+    file = tmp_path / "plan.png"
+    done = runner.invoke(app, [*SMALL, "--png", str(file)])
+    assert done.exit_code == 0, done.output
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_a_png_is_refused_before_anything_is_played(tmp_path, monkeypatch):
+    right = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return right(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    done = runner.invoke(app, [*SMALL, "--png", str(tmp_path / "plan.png")])
+    assert done.exit_code == 2 and "headwater[plot]" in done.output
+
+
+def test_a_trace_is_played(tmp_path):
+    trace = tmp_path / "trace.jsonl"
+    lines = [{"arrival_s": place, "output_tokens": 4, "pieces": [["system", 640]]} for place in range(4)]
+    trace.write_text("\n".join(map(json.dumps, lines)))
+    figures = tmp_path / "plan.json"
+    arguments = ["--trace", str(trace), "--model", "smollm2-135m", "--hardware", "cpu", "--json", str(figures)]
+    done = runner.invoke(app, ["simulate", "--plan", *arguments])
+    assert done.exit_code == 0, done.output
+    (fleet,) = json.loads(figures.read_text())["fleets"]
+    assert fleet["hit_rate_device"] == pytest.approx(3 * 624 / (4 * 640))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engines", "1.5"], "engines must be whole numbers"),
+        (["--host-gb", "x"], "host-gb must be numbers"),
+        (["--storage-gb", "5"], "needs host memory"),
+        (["--rate", "0"], "requests_per_s must be above 0"),
+        (["--model", "nope"], "model must be"),
+        (["--trace", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--json", "no/such/folder/x.json"], "is no folder"),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(arguments, message):
+    done = runner.invoke(app, ["simulate", "--plan", *arguments])
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.replace("│", " ").split())
+
+
+def test_options_of_plans_need_plan():
+    done = runner.invoke(app, ["simulate", "--host-gb", "5"])
+    assert done.exit_code == 2 and "--host-gb needs --plan" in done.output

@@ -1,0 +1,123 @@
+"""Compiles the Triton kernels for a card that is not there; run by test_triton_compiles.py in a process of its own.
+
+    absent_card.py GROUP
+
+Their callers run as they are, on tensors in ordinary memory; in place of a launch stands the compilation for a Hopper
+card. Prints a line of JSON: kernel -> shared memory in bytes.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import triton
+from attention_setting import Setting
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_greedy
+from headwater.devices.cuda.kernels.page_copy import copy_pages
+from headwater.devices.cuda.kernels.sampling import draw_tokens
+from headwater.devices.cuda.kernels.scatter import write_entries
+from headwater.devices.cuda.paged_batch import ApartChunks
+from headwater.devices.device import AttentionGeometry
+
+# the kinds of rows that have kernels of their own: decodes, whole chunks and chunks in pieces
+ROWS = [(1, 300), (20, 900)]
+
+
+class AbsentCard:
+    """As much of a Triton driver as compiling asks for."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+
+class AbsentAttention:
+    """A backend for the chunks that are set apart."""
+
+    name = "absent"
+
+    def refusal(self, geometry: AttentionGeometry, dtype: torch.dtype) -> str | None:
+        return None
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, chunks: ApartChunks
+    ) -> None:
+        assert len(k) == len(v) == 900
+
+
+def attention(dtype: torch.dtype, kv_dtype: torch.dtype | None, geometry: tuple[int, int, int]) -> None:
+    setting = Setting(ROWS, dtype=dtype, kv_dtype=kv_dtype, geometry=geometry, has_norm=True)
+    device = CudaDevice(torch.device("cpu"))
+    lens, contexts = np.diff(setting.batch.query_starts)[1:], setting.batch.context_lens[1:]
+    assert len(device.plan_tiles(setting.geometry, lens, contexts).joins)
+    setting.run(device, layer=1)
+    device.apart_attention, device.min_apart_tokens = AbsentAttention(), 1
+    setting.run(device, layer=1)
+
+
+def layers() -> None:
+    """Norm, gate, and products of one token and of four, with and without a bias."""
+    device = CudaDevice(torch.device("cpu"))
+    device.rms_norm(torch.zeros(3, 512), torch.ones(512, dtype=torch.bfloat16), 1e-6)
+    weight, bias = torch.zeros(1024, 512, dtype=torch.bfloat16), torch.zeros(1024, dtype=torch.bfloat16)
+    for num_tokens in (1, 4, 9):
+        x = torch.zeros(num_tokens, 512, dtype=torch.bfloat16)
+        device.pack_linear([weight], [bias])(x)
+        device.pack_linear([weight]).add_to(torch.zeros(num_tokens, 1024), x)
+        device.pack_gated_linear(weight, weight)(x)
+
+
+def sampling() -> None:
+    """The choice of tokens, and what moves integers and pages."""
+    logits, slots = torch.zeros(2, 9000), torch.zeros(2, dtype=torch.int32)
+    newest, result = torch.zeros(4, dtype=torch.int32), torch.zeros((2, 2), dtype=torch.int32)
+    scratch = GreedyScratch(max_rows=2, vocab_size=9000, device=torch.device("cpu"))
+    choose_greedy(logits, slots, newest=newest, result=result, scratch=scratch)
+    params = torch.zeros((6, 2), dtype=torch.int32)
+    draw_tokens(logits, slots, slots, params, newest=newest, result=result)
+    write_entries(torch.zeros(64, dtype=torch.int32), slots, slots)
+    for words in (2048, 2056):
+        pages = torch.zeros((4, words), dtype=torch.int64)
+        copy_pages(pages, slots, pages, slots)
+
+
+GROUPS: dict[str, Callable[[], None]] = {
+    "bfloat16": lambda: attention(torch.bfloat16, None, (8, 2, 128)),
+    "bfloat16-large-heads": lambda: attention(torch.bfloat16, None, (4, 2, 256)),
+    "float32": lambda: attention(torch.float32, None, (8, 2, 128)),
+    "float32-large-heads": lambda: attention(torch.float32, None, (4, 2, 256)),
+    "float8": lambda: attention(torch.bfloat16, torch.float8_e4m3fn, (8, 2, 128)),
+    "layers": layers,
+    "sampling": sampling,
+}
+
+
+def main() -> None:
+    sizes: dict[str, int] = {}
+
+    def compile_only(kernel: JITFunction, grid: object) -> Callable[..., None]:
+        def launch(*args: object, **options: object) -> None:
+            compiled = kernel.warmup(*args, grid=grid, **options)
+            sizes[kernel.__name__] = max(compiled.metadata.shared, sizes.get(kernel.__name__, 0))
+
+        return launch
+
+    triton.runtime.driver.set_active(AbsentCard())
+    JITFunction.__getitem__ = compile_only
+    GROUPS[sys.argv[1]]()
+    print(json.dumps(sizes))
+
+
+if __name__ == "__main__":
+    main()

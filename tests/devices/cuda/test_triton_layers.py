@@ -1,0 +1,129 @@
+"""The small Triton kernels against PyTorch; without a GPU under Triton's interpreter."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_greedy
+from headwater.devices.cuda.kernels.layers import silu_mul
+from headwater.devices.cuda.kernels.sampling import draw_tokens
+from headwater.devices.cuda.kernels.scatter import write_entries
+from headwater.devices.noise import exponential_noise, noise_keys
+
+pytestmark = pytest.mark.slow
+
+PLACE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(PLACE)
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (5, 96), (3, 1000)])
+def test_rms_norm_and_gate(shape: tuple[int, int]) -> None:
+    x, weight = _random(*shape), _random(shape[1], seed=1).to(torch.bfloat16)
+    expected = F.rms_norm(x, x.shape[-1:], weight.float(), 1e-5).to(torch.bfloat16)
+    torch.testing.assert_close(CudaDevice(PLACE).rms_norm(x, weight, 1e-5), expected, rtol=1e-2, atol=1e-2)
+    gate, up = x.chunk(2, dim=-1)
+    torch.testing.assert_close(silu_mul(x), F.silu(gate) * up, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_linear_layers_of_few_tokens(num_tokens: int, has_bias: bool) -> None:
+    """One token, several and many take different ways to the same numbers; sizes are no multiples of the blocks."""
+    device = CudaDevice(PLACE)
+    x, residual = _random(num_tokens, 1300), _random(num_tokens, 70, seed=2)
+    weight, bias = _random(70, 1300, seed=3) / 36, _random(70, seed=4) if has_bias else None
+    linear = device.pack_linear([weight[:50], weight[50:]], None if bias is None else [bias[:50], bias[50:]])
+    expected = F.linear(x, weight, bias)
+    torch.testing.assert_close(linear(x), expected, rtol=1e-4, atol=1e-4)
+    total = residual.clone()
+    linear.add_to(total, x)
+    torch.testing.assert_close(total, residual + expected, rtol=1e-4, atol=1e-4)
+    gate, up = weight.chunk(2)
+    gate_bias, up_bias = (None, None) if bias is None else bias.chunk(2)
+    gated = device.pack_gated_linear(gate, up, gate_bias=gate_bias, up_bias=up_bias)
+    expected = F.silu(F.linear(x, gate, gate_bias)) * F.linear(x, up, up_bias)
+    torch.testing.assert_close(gated(x), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(gated.unpack()[1], up)
+
+
+def test_the_greedy_token_is_the_first_largest_and_bad_logits_are_told() -> None:
+    """A tie at a block's border, NaN and infinity: torch.argmax's answer, or the row is marked."""
+    vocab_size = 9000
+    logits = _random(5, vocab_size) * 3
+    logits[1, [4095, 4096, 8999]] = 50.0
+    logits[2, 7000] = math.nan
+    logits[3, 10] = math.inf
+    logits[4] = -7.0
+    slots = torch.tensor([3, 0, 1, 4, 2], dtype=torch.int32, device=PLACE)
+    newest = torch.full((6,), -1, dtype=torch.int32, device=PLACE)
+    result = torch.full((2, 8), -1, dtype=torch.int32, device=PLACE)
+    scratch = GreedyScratch(max_rows=5, vocab_size=vocab_size, device=PLACE)
+    for _ in range(2):  # the second finds the counters as the first left them
+        choose_greedy(logits, slots, newest=newest, result=result, scratch=scratch)
+        assert result[1].tolist() == [1, 1, 0, 0, 1, -1, -1, -1]
+        assert result[0, [0, 1, 4]].tolist() == [int(logits[0].argmax()), 4095, 0]
+        assert result[0].lt(vocab_size).all()
+        assert newest[slots.long()].tolist() == result[0, :5].tolist()
+        assert newest[5] == -1
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p", "min_p"),
+    [
+        (1.0, 0, 1.0, 0.0),
+        (0.7, 0, 0.9, 0.0),
+        (1.4, 40, 1.0, 0.0),
+        (1.0, 7, 0.6, 0.0),
+        (2.0, 0, 1.0, 0.2),
+        (0.0, 0, 1.0, 0.0),
+    ],
+)
+def test_draws_are_those_of_the_definition(temperature: float, top_k: int, top_p: float, min_p: float) -> None:
+    """Sort, cut, add the noise, take the largest: the kernel does it without sorting."""
+    num_rows, vocab_size = 6, 9000
+    logits = _random(num_rows, vocab_size, seed=5) * 3
+    rows = torch.tensor([5, 0, 3, 1], dtype=torch.int32, device=PLACE)
+    keys = noise_keys([11, 12, 13, 14], [0, 1, 2, 3])
+    numbers = np.zeros((6, len(rows)), dtype=np.int32)
+    log_min_p = math.log(min_p) if min_p else -math.inf
+    numbers[:3] = np.array([[temperature], [top_p], [log_min_p]], dtype=np.float32).view(np.int32)
+    numbers[3] = top_k
+    numbers[4:] = keys.view(np.int32).reshape(-1, 2).T
+    newest = torch.full((10,), -1, dtype=torch.int32, device=PLACE)
+    result = torch.full((2, num_rows), -1, dtype=torch.int32, device=PLACE)
+    draw_tokens(logits, rows, rows + 2, torch.from_numpy(numbers).to(PLACE), newest=newest, result=result)
+    for index, row in enumerate(rows.tolist()):
+        expected = _drawn(logits[row].cpu(), keys[index : index + 1], temperature, top_k, top_p, log_min_p)
+        assert int(result[0, row]) == expected == int(newest[row + 2])
+    assert result[0, [2, 4]].tolist() == [-1, -1]
+
+
+def _drawn(
+    row: torch.Tensor, key: np.ndarray, temperature: float, top_k: int, top_p: float, log_min_p: float
+) -> int:
+    if temperature == 0:
+        return int(row.argmax())
+    scaled = row / temperature
+    values, ids = scaled.sort(descending=True, stable=True)
+    values = values[: top_k or None]
+    probabilities = values.softmax(dim=0)
+    before = probabilities.cumsum(dim=0) - probabilities
+    num_kept = int(((before < top_p) & (values - values[0] >= log_min_p)).sum())
+    noise = exponential_noise(key, ids[None, :num_kept])[0]
+    return int(ids[(values[:num_kept] - noise.log()).argmax()])
+
+
+def test_scattered_entries_and_nothing_else_are_written() -> None:
+    target = torch.zeros((4, 300), dtype=torch.int32, device=PLACE)
+    at = torch.randperm(1200, generator=torch.Generator().manual_seed(1))[:600].int().to(PLACE)
+    write_entries(target, at, at + 7)
+    expected = torch.zeros(1200, dtype=torch.int32, device=PLACE)
+    expected[at.long()] = at + 7
+    assert torch.equal(target.view(-1), expected)

@@ -1,0 +1,156 @@
+"""Chunks set apart for another backend: what it is given, and that nothing else changes.
+
+Without a GPU a backend in PyTorch takes the place of FlashAttention 3, which runs where it is installed.
+"""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from attention_setting import Setting
+
+from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.cuda.external_attention import (
+    MAX_GATHERED_BYTES,
+    ApartAttention,
+    FlashAttention3,
+    num_before_apart,
+    open_apart_attention,
+)
+from headwater.devices.cuda.kernels.gather import gather
+from headwater.devices.cuda.paged_batch import Contexts
+from headwater.devices.device import AttentionGeometry
+from headwater.devices.kv_memory import KVMemory
+from torch_apart_attention import TorchApartAttention
+
+pytestmark = pytest.mark.slow
+
+GPU = torch.cuda.is_available()
+PLACE = torch.device("cuda" if GPU else "cpu")
+MIN_TOKENS = 20  # of a chunk behind a prefix; on a card it is more, for speed alone
+MIXES = {
+    "prompts alone": [(33, 33), (20, 20), (2, 2)],
+    "decodes, a short chunk, prompts": [(1, 33), (1, 70), (19, 90), (37, 37), (26, 26)],
+    "a long chunk behind a prompt": [(25, 25), (20, 60), (30, 30)],
+    "a short chunk at the end": [(1, 9), (25, 25), (10, 60)],
+    "long chunks": [(1, 9), (10, 50), (40, 200), (20, 21)],
+}
+APART = {
+    "prompts alone": [(33, 33), (20, 20), (2, 2)],
+    "decodes, a short chunk, prompts": [(37, 37), (26, 26)],
+    "a long chunk behind a prompt": [(25, 25), (20, 60), (30, 30)],
+    "a short chunk at the end": [],
+    "long chunks": [(40, 200), (20, 21)],
+}
+
+
+def _device(backend: ApartAttention | None) -> CudaDevice:
+    device = CudaDevice(PLACE)
+    device.apart_attention, device.min_apart_tokens = backend, MIN_TOKENS
+    return device
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("kv_dtype", [None, torch.float8_e4m3fn] if GPU else [None])  # interpreted, 8 bits round oddly
+def test_chunks_apart_attend_as_all_others_do(mix: str, kv_dtype: torch.dtype | None) -> None:
+    """A wrong first token, keys left as they were, or rows computed twice or not at all show in the output."""
+    backend = TorchApartAttention()
+    setting, beside = (Setting(MIXES[mix], dtype=torch.float32, kv_dtype=kv_dtype, has_norm=True) for _ in range(2))
+    own = beside.run(_device(None), layer=1)
+    found = setting.run(_device(backend), layer=1)
+    assert backend.seen == ([APART[mix]] if APART[mix] else [])
+    assert torch.equal(setting.kv.memory, beside.kv.memory)
+    # whole prompts see what was rounded to 8-bit pages as it was before
+    torch.testing.assert_close(found, own, rtol=0, atol=1e-5 if kv_dtype is None else 0.25)
+
+
+@pytest.mark.parametrize("page_size", [16, 5])
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_gathered_contexts_are_what_the_pages_hold(page_size: int, kv_dtype: torch.dtype) -> None:
+    """Keys and values by token and head, in the order of the rows; nothing of what lies behind a context."""
+    rows = [(1, 70), (1, 3), (1, 130)]
+    setting = Setting(rows, dtype=torch.float32, kv_dtype=kv_dtype, page_size=page_size, geometry=(6, 2, 24))
+    starts = torch.tensor([0, 70, 73, 203], dtype=torch.int32, device=PLACE)
+    contexts = Contexts(torch.arange(3, dtype=torch.int32, device=PLACE), starts, num_tokens=203, longest=130)
+    tables = torch.from_numpy(setting.tables).to(PLACE)
+    kv = KVMemory(setting.kv.layout, setting.kv.memory.to(PLACE))
+    found = gather(contexts, tables, setting.geometry, kv=kv, layer=1, dtype=torch.float32).cpu()
+    for which in (0, 1):
+        expected = torch.cat([setting.tokens(row, 1, which) for row in range(3)])
+        assert torch.equal(found[:, which], expected)
+
+
+GEOMETRY = AttentionGeometry(32, 8, 128, 1e-6)
+LONG = MAX_GATHERED_BYTES // 4096  # tokens of this geometry that fit where contexts are gathered
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([(5, 5), (3, 3)], 0),
+        ([(5, 9), (3, 3)], 1),
+        ([(5, 5), (3, 9)], 2),
+        ([(5, 9), (20, 40), (3, 3)], 1),
+        ([(20, 40)], 0),
+        ([(20, 40), (5, 9)], 2),
+        ([(20, LONG - 3), (3, 3)], 0),
+        ([(20, LONG - 2), (3, 3)], 1),  # too long to be gathered; the prompt behind it needs no gathering
+        ([(LONG, LONG), (9, 9)], 0),
+        ([], 0),
+    ],
+)
+def test_which_chunks_are_set_apart(rows: list[tuple[int, int]], expected: int) -> None:
+    lens = np.array(rows, dtype=np.int32).reshape(-1, 2)
+    assert num_before_apart(lens[:, 0], lens[:, 1], GEOMETRY, min_tokens=MIN_TOKENS) == expected
+
+
+@pytest.mark.skipif(GPU, reason="is about machines without a GPU")
+def test_without_a_gpu_nothing_is_set_apart() -> None:
+    assert open_apart_attention("auto", torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "reason"), [((8, 9), r"9\.0 \(Hopper\); a card has 8\.9"), ((9, 0), "fa3-fwd")]
+)
+def test_flash_attention_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], reason: str
+) -> None:
+    """Asked for, it is an error that says what is missing; auto goes on without it."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    monkeypatch.setitem(sys.modules, "fa3_fwd._C", None)  # as if it were not installed
+    with pytest.raises(ValueError, match=f"--attention-backend fa3 needs .*{reason}"):
+        open_apart_attention("fa3", torch.device("cuda"))
+    assert open_apart_attention("auto", torch.device("cuda")) is None
+
+
+def _flash_attention() -> FlashAttention3:
+    if not GPU:
+        pytest.skip("needs an NVIDIA GPU")
+    try:
+        return FlashAttention3(PLACE)
+    except ValueError as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("geometry", [(6, 2, 64), (8, 8, 128), (7, 1, 64), (4, 2, 256), (4, 2, 96)])
+def test_flash_attention_attends_as_our_kernels_do(mix: str, geometry: tuple[int, int, int]) -> None:
+    device = _device(_flash_attention())
+    setting = Setting(MIXES[mix], dtype=torch.bfloat16, geometry=geometry, has_norm=True)
+    found = setting.run(device, layer=1)
+    torch.testing.assert_close(found.float(), setting.expected(1), rtol=0, atol=0.03)
+
+
+def test_flash_attention_says_what_it_does_not_take() -> None:
+    backend = _flash_attention()
+    geometry = AttentionGeometry(4, 2, 64, 1e-6)
+    assert backend.refusal(geometry, torch.bfloat16) is None
+    assert "not float16" in str(backend.refusal(geometry, torch.float16))
+    device = CudaDevice(PLACE, attention="fa3")
+    with pytest.raises(ValueError, match="--attention-backend fa3 computes bfloat16, not float32"):
+        device.check_attention(geometry, torch.float32)
+    prompt = np.array([9], dtype=np.int32)
+    assert device.num_before_apart(geometry, torch.float32, prompt, prompt) == 1
+    assert device.num_before_apart(geometry, torch.bfloat16, prompt, prompt) == 0

@@ -1,0 +1,126 @@
+"""The cost model gives the times that serving engines were measured to take, and grows with what is computed."""
+
+import json
+
+import pytest
+
+from headwater.planning.cost_model import CostModel
+from headwater.planning.hardware import HARDWARE, find_hardware
+from headwater.planning.model_shape import MODELS, find_model, shape_from_config
+
+LLAMA = MODELS["llama-3.1-8b"]
+CONFIG = {
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "torch_dtype": "bfloat16",
+}
+
+
+def decode_s(costs: CostModel, rows: int, context: int) -> float:
+    return costs.seconds(
+        num_tokens=rows, num_rows=rows, num_samples=rows, num_read=rows * context, num_scores=rows * context
+    )
+
+
+def prefill_s(costs: CostModel, tokens: int, before: int = 0) -> float:
+    scores = tokens * before + tokens * (tokens + 1) / 2
+    return costs.seconds(num_tokens=tokens, num_rows=1, num_samples=1, num_read=before + tokens, num_scores=scores)
+
+
+def test_an_8b_model_on_an_h100_takes_what_was_measured():
+    """Other engines on one H100: 6.6 ms a token alone, 10.2 ms with 64 streams, 42,850 and 40,211 prompt tokens/s."""
+    costs = CostModel(LLAMA, HARDWARE["h100"])
+    assert decode_s(costs, 1, 1152) == pytest.approx(6.6e-3, rel=0.1)
+    assert decode_s(costs, 64, 1152) == pytest.approx(10.24e-3, rel=0.1)
+    assert 8192 / sum(prefill_s(costs, 1024) for _ in range(8)) == pytest.approx(42_850, rel=0.15)
+    assert 4160 / (prefill_s(costs, 2080) + prefill_s(costs, 2080, 2080)) == pytest.approx(40_211, rel=0.1)
+
+
+def test_two_cores_take_what_was_measured():
+    """SmolLM2: 13 ms a token alone, 21.7 ms a step of 16, 0.35 s for 512 prompt tokens, 1.18 s for 1,500."""
+    costs = CostModel(MODELS["smollm2-135m"], HARDWARE["cpu"])
+    assert decode_s(costs, 1, 96) == pytest.approx(13e-3, rel=0.1)
+    assert decode_s(costs, 16, 96) == pytest.approx(21.7e-3, rel=0.15)
+    assert prefill_s(costs, 512) == pytest.approx(0.345, rel=0.1)
+    assert sum(prefill_s(costs, size, 512 * place) for place, size in enumerate((512, 512, 476))) == pytest.approx(
+        1.18, rel=0.1
+    )
+
+
+@pytest.mark.parametrize("name", HARDWARE)
+def test_more_work_takes_longer(name):
+    costs = CostModel(LLAMA, HARDWARE[name])
+    assert decode_s(costs, 1, 100) < decode_s(costs, 64, 100) < decode_s(costs, 64, 10_000)
+    assert prefill_s(costs, 1000) < prefill_s(costs, 2000) < prefill_s(costs, 2000, before=50_000)
+
+
+def test_a_model_takes_its_bytes():
+    assert LLAMA.kv_bytes_per_token == 2 * 32 * 8 * 128 * 2
+    assert LLAMA.total_weight_bytes == pytest.approx(16.06e9, rel=0.01)
+    assert MODELS["smollm2-135m"].total_weight_bytes == pytest.approx(2 * 134.5e6, rel=0.01)
+
+
+def test_shapes_are_read_from_a_config(tmp_path):
+    shape = shape_from_config(CONFIG, name="llama-3.1-8b")
+    assert shape == LLAMA
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert find_model(str(tmp_path)) == find_model(str(tmp_path / "config.json"))
+    assert find_model(str(tmp_path)).num_layer_weights == LLAMA.num_layer_weights
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": None}, "hidden_size"),
+        ({"num_experts": 8}, "dense models only"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"max_position_embeddings": "long"}, "max_position_embeddings must be an integer"),
+    ],
+)
+def test_configs_that_cannot_be_planned_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        shape_from_config(CONFIG | change, name="x")
+
+
+def test_null_is_the_same_as_nothing():
+    names = ("num_key_value_heads", "head_dim", "max_position_embeddings", "torch_dtype", "tie_word_embeddings")
+    without = {key: value for key, value in CONFIG.items() if key not in names}
+    nulls = CONFIG | dict.fromkeys(names)
+    assert shape_from_config(nulls, name="x") == shape_from_config(without, name="x")
+
+
+def test_hardware_from_a_file_changes_a_preset(tmp_path):
+    file = tmp_path / "b200.json"
+    file.write_text('{"base": "h200", "bytes_per_s": 6e12, "overlap": 0.5}')
+    found = find_hardware(str(file))
+    assert (found.name, found.bytes_per_s, found.overlap) == ("b200", 6e12, 0.5)
+    assert found.host_bytes_per_s == HARDWARE["h200"].host_bytes_per_s
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"base": "tpu"}', "base must be one of"),
+        ('{"flops": 1}', "'flops' is not known"),
+        ('{"bytes_per_s": 0}', "bytes_per_s of the hardware must be above 0"),
+        ('{"overlap": 2}', "overlap of the hardware must be from 0 to 1"),
+        ("[]", "hardware wrong.json"),
+    ],
+)
+def test_wrong_hardware_files_are_refused(tmp_path, text, message):
+    file = tmp_path / "wrong.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        find_hardware(str(file))
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="hardware must be a JSON file or one of h100"):
+        find_hardware("abacus")
+    with pytest.raises(ValueError, match=r"model must be a config\.json"):
+        find_model("gpt-9")

@@ -1,0 +1,88 @@
+"""What `headwater serve` says: a command that can be typed as it stands, and signs of life while it starts."""
+
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from headwater.server import banner
+from headwater.server.address import own_url
+from headwater.server.banner import SignsOfLife, chat_command, program
+from headwater.server.process_age import process_age_s
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """A program called headwater that nobody's PATH leads to."""
+    path = tmp_path / "some folder" / "headwater"
+    path.parent.mkdir()
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_program_that_is_not_on_the_path_is_named_as_it_was_started(
+    installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`headwater chat` is "command not found" for everybody who followed the README."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert program(".venv/bin/headwater") == ".venv/bin/headwater"
+    assert program(str(installed)) == f"'{installed}'", "quoted for the shell"
+
+
+def test_a_program_on_the_path_is_named_by_its_name(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(installed.parent))
+    assert program(str(installed)) == "headwater"
+
+
+def test_another_program_of_that_name_on_the_path_is_not_meant(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "headwater"
+    shutil.copy(installed, other)
+    monkeypatch.setenv("PATH", str(installed.parent))
+    assert program(str(other)) == str(other)
+
+
+def test_started_as_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = program("/x/headwater/__main__.py").split()
+    assert words == [sys.executable, "-m", "headwater"]
+
+
+def test_the_address_is_told_where_it_is_not_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(banner, "program", lambda _: "headwater")
+    assert chat_command("http://127.0.0.1:30000", needs_key=False) == "headwater chat"
+    assert chat_command("http://[::1]:80", needs_key=False) == "headwater chat --url 'http://[::1]:80'"
+    assert chat_command("http://127.0.0.1:30000", needs_key=True) == "headwater chat --api-key KEY"
+
+
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1")])
+def test_the_address_is_one_that_a_client_can_use(host: str, shown: str) -> None:
+    with socket.create_server((host, 0)) as listener:
+        assert own_url(listener) == f"http://{shown}:{listener.getsockname()[1]}"
+
+
+def test_a_long_start_says_that_it_lives(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), SignsOfLife(every_s=0.01) as signs:
+        while len(caplog.messages) < 2:
+            time.sleep(0.01)
+        signs.stop()
+        num_said = len(caplog.messages)
+        time.sleep(0.05)
+        assert len(caplog.messages) == num_said, "nothing after the banner"
+    assert "still starting" in caplog.messages[0]
+
+
+def test_the_age_counts_from_the_start_of_the_process_and_not_of_the_import() -> None:
+    """Imports are the larger part of what a person waits for."""
+    code = "import time; time.sleep(0.3); from headwater.server.process_age import process_age_s as age; print(age())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    can_tell = os.path.exists("/proc/self/stat")
+    assert float(done.stdout) >= (0.3 if can_tell else 0.0)
+    assert process_age_s() > 0
