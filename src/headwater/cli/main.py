@@ -18,20 +18,20 @@ class Entry:
 
     def load(self) -> click.Command:
         module, _, name = self.target.partition(":")
-        return getattr(import_module(f"headwater.launch.{module}"), name)
+        return getattr(import_module(f"headwater.cli.{module}"), name)
 
 
 COMMANDS = {
-    "serve": Entry("serve_cli:serve", "Serve a model over OpenAI's and SGLang's HTTP APIs."),
+    "serve": Entry("serve:serve", "Serve a model over OpenAI's and SGLang's HTTP APIs."),
     "chat": Entry("chat:chat", "Chat with a running server."),
     "flush": Entry("flush:flush", "Flush the KV cache of a running server."),
-    "pause": Entry("control_cli:pause", "Pause generation; requests that arrive meanwhile wait."),
-    "continue": Entry("control_cli:resume", "End a pause."),
-    "weights": Entry("control_cli:weights", "The weights of a running server: update, label, look at."),
-    "memory": Entry("control_cli:memory", "Give a running server's memory back, and take it again."),
-    "models": Entry("models_cli:models", "List, fetch and find the models known by name."),
-    "simulate": Entry("simulate_cli:simulate", "Run the real engine through random load, operations and faults."),
-    "version": Entry("serve_cli:version", "Print the version of Headwater."),
+    "pause": Entry("control:pause", "Pause generation; requests that arrive meanwhile wait."),
+    "continue": Entry("control:resume", "End a pause."),
+    "weights": Entry("control:weights", "The weights of a running server: update, label, look at."),
+    "memory": Entry("control:memory", "Give a running server's memory back, and take it again."),
+    "models": Entry("models:models", "List, fetch and find the models known by name."),
+    "simulate": Entry("simulate:simulate", "Run the real engine through random load, operations and faults."),
+    "version": Entry("serve:version", "Print the version of Headwater."),
 }
 
 
