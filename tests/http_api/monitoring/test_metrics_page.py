@@ -44,7 +44,7 @@ NOT_BASE = set(
     "mebibytes gibibytes percent kelvin fahrenheit meters kilometers grams kilograms".split()
 )
 KINDS = {"counter", "gauge", "histogram", "summary"}
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "metrics.md"
 
 
 def documented() -> set[str]:
