@@ -52,6 +52,31 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     assert not [path for path in named if not any((root / path).exists() for root in roots)]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_in_python_exist(page: Path) -> None:
+    """`python -m headwater.x` has a module, `python benchmarks/x.py` a file; when these move, the pages follow."""
+    modules = re.findall(r"python -m (headwater[\w.]*)", page.read_text())
+    scripts = re.findall(r"python ([\w/]+\.py)", page.read_text())
+    files = [SOURCE.parent / (module.replace(".", "/") + ".py") for module in modules]
+    assert not [file for file in files + [ROOT / script for script in scripts] if not file.exists()]
+
+
+def test_the_mutants_of_the_page_are_those_of_the_code() -> None:
+    """What each breaks is its docstring: `python -m headwater.simulation.mutants.check` prints the page's table."""
+    broken: set[str | None] = set()
+    for file in (SOURCE / "simulation" / "mutants").glob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and "mutant" in {
+                call.func.id
+                for call in node.decorator_list
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+            }:
+                broken.add(ast.get_docstring(node))
+    rows = re.findall(r"^\| (.*?) \| \w+ \| `\w+` \|", (ROOT / "docs" / "mutants.md").read_text(), re.MULTILINE)
+    assert len(rows) > 100
+    assert set(rows) == broken
+
+
 def test_the_index_lists_every_page() -> None:
     index = ROOT / "docs" / "index.md"
     listed = set(LINK.findall(index.read_text()))

@@ -59,7 +59,7 @@ def flush_forgets_the_host() -> list[Patch]:
 
 @mutant(profile="training")
 def updates_leave_the_host_as_it_is() -> list[Patch]:
-    """Pages of earlier weights stay on the host for ever."""
+    """Pages of earlier weights stay on the host forever."""
     right = control_ports._cache_scope
 
     def scope(asked: Any) -> Scope:
@@ -83,7 +83,7 @@ def stores_are_flushed_of_all_keys() -> list[Patch]:
 
 @mutant(profile="flush", seed=36)
 def limits_compare_whole_pages() -> list[Patch]:
-    """A flush by prefix overlooks a lease that has begun the page of the prefix's last token."""
+    """A flush by prefix misses a lease that has begun the page of the prefix's last token."""
     right = Scope.limit_for
 
     def limit_for(self: Scope, tokens: Any, page_size: int) -> int | None:
@@ -94,13 +94,13 @@ def limits_compare_whole_pages() -> list[Patch]:
 
 @mutant(profile="flush")
 def previews_count_whole_nodes() -> list[Patch]:
-    """A dry run by prefix counts the pages before the prefix, too."""
+    """A dry run by prefix also counts the pages before the prefix."""
     return [(Cutter, "_num_pages_above", lambda self, top, scope: 0)]
 
 
 @mutant(profile="flush")
 def previews_take_held_pages_for_free() -> list[Patch]:
-    """A dry run tells pages that somebody holds as such that would be free at once."""
+    """A dry run reports pages in use as pages that would be freed immediately."""
     right = Cutter.preview
 
     def preview(self: Cutter, scope: Scope, *, generation: int) -> Any:
@@ -115,7 +115,7 @@ def previews_take_held_pages_for_free() -> list[Patch]:
 
 @mutant()
 def the_queue_takes_one_more() -> list[Patch]:
-    """A request is taken in when as many wait as may."""
+    """The queue accepts one request more than its limit."""
     right = Scheduler._refusal
 
     def refusal(self: Scheduler, request: Request) -> Finish | None:
@@ -128,7 +128,7 @@ def the_queue_takes_one_more() -> list[Patch]:
 
 @mutant()
 def running_requests_fill_the_queue() -> list[Patch]:
-    """A request is refused when as many wait and run as may wait."""
+    """The limit of the queue also counts running requests."""
     right = Scheduler._refusal
 
     def refusal(self: Scheduler, request: Request) -> Finish | None:
@@ -142,7 +142,7 @@ def running_requests_fill_the_queue() -> list[Patch]:
 
 @mutant(seed=1)
 def the_newest_is_served_first() -> list[Patch]:
-    """Within a priority, who came last is served first."""
+    """Within a priority, the request that arrived last is served first."""
     right = WaitingQueue.in_service_order
 
     def in_service_order(self: WaitingQueue, *args: Any) -> list[Request]:
@@ -159,7 +159,7 @@ def priorities_are_ignored() -> list[Patch]:
 
 @mutant(profile="training")
 def retract_spares_one() -> list[Patch]:
-    """A pause that retracts leaves the last request its pages."""
+    """A pause that retracts leaves one request its pages."""
     right = Scheduler.retract_all
 
     def retract_all(self: Scheduler) -> int:
@@ -174,7 +174,7 @@ def retract_spares_one() -> list[Patch]:
 
 @mutant(profile="training")
 def aborted_requests_are_not_counted() -> list[Patch]:
-    """A pause or update that ends requests says that it ended none."""
+    """A pause or update that ends requests reports that it ended none."""
     right = RequestsForControl.abort_all
 
     def abort_all(self: RequestsForControl, message: str) -> int:
@@ -186,7 +186,7 @@ def aborted_requests_are_not_counted() -> list[Patch]:
 
 @mutant(profile="training")
 def waiting_requests_count_as_frozen() -> list[Patch]:
-    """A pause counts those that wait among those that it froze."""
+    """A pause counts waiting requests as frozen."""
     right: Any = RequestsForControl.num_running
 
     def num_running(self: RequestsForControl) -> int:
@@ -197,7 +197,7 @@ def waiting_requests_count_as_frozen() -> list[Patch]:
 
 @mutant(profile="tiers")
 def splits_forget_the_offload() -> list[Patch]:
-    """The upper part of a node that is split while it is copied is copied again."""
+    """If a node is split during its copy, the upper part is copied again."""
     right = RadixTree.split
 
     def split(self: RadixTree, node: Any, num_pages: int) -> Any:
@@ -210,7 +210,7 @@ def splits_forget_the_offload() -> list[Patch]:
 
 @mutant(profile="failing")
 def logits_that_are_not_finite_are_sampled() -> list[Patch]:
-    """A request goes on with a token from logits that hold NaN."""
+    """A request continues with a token sampled from logits with NaN."""
     right = Scheduler.collect
 
     def collect(self: Scheduler, plan: Any, result: Any) -> None:
@@ -221,7 +221,7 @@ def logits_that_are_not_finite_are_sampled() -> list[Patch]:
 
 @mutant(profile="failing", seed=4)
 def what_is_not_finite_is_shared() -> list[Patch]:
-    """A request whose logits hold NaN leaves the pages of that step in the cache."""
+    """A request whose logits have NaN leaves the pages of that step in the cache."""
     right = Scheduler._finish
 
     def finish(self: Scheduler, request: Request, finish: Finish) -> None:
@@ -234,7 +234,7 @@ def what_is_not_finite_is_shared() -> list[Patch]:
 
 @mutant(profile="store")
 def prefetches_are_joined_across_namespaces() -> list[Patch]:
-    """A request waits for what comes up from the store for another tenant."""
+    """A request waits for pages from the store that belong to another tenant."""
     right = Prefetch.covers
 
     def covers(self: Prefetch, namespace: Any, tokens: Any, *, first_page: int) -> bool:

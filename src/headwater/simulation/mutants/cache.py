@@ -20,7 +20,7 @@ from headwater.simulation.mutants.registry import Patch, mutant
 
 @mutant(profile="flush")
 def publish_limit_is_skipped() -> list[Patch]:
-    """A flush leaves running requests free to publish what they computed before it."""
+    """After a flush, running requests still publish pages that they computed before it."""
 
     def limit(self: Cutter, scope: Scope, retirement: Retirement) -> None:
         pass
@@ -30,7 +30,7 @@ def publish_limit_is_skipped() -> list[Patch]:
 
 @mutant(profile="flush")
 def prefix_flush_limits_nobody() -> list[Patch]:
-    """A flush by prefix overlooks the leases below it: they publish after the retirement."""
+    """A flush by prefix misses the leases below it: they publish after the retirement."""
     right = Scope.limit_for
 
     def limit_for(self: Scope, tokens: Any, page_size: int) -> int | None:
@@ -54,7 +54,7 @@ def prefix_inside_a_node_is_missed() -> list[Patch]:
 
 @mutant(profile="flush")
 def prefix_flush_takes_whole_nodes() -> list[Patch]:
-    """A flush by prefix takes the pages before the prefix's last one, too."""
+    """A flush by prefix also takes the pages before the prefix's last one."""
     right = RadixTree.below
 
     def below(self: RadixTree, root: Any, prefix: Any, *, is_dry: bool = False) -> list[Any]:
@@ -98,7 +98,7 @@ def extra_key_is_not_in_the_namespace() -> list[Patch]:
 
 @mutant()
 def no_store_is_ignored() -> list[Patch]:
-    """What a request wants to leave no trace of is shared with others."""
+    """A `no_store` request's pages are shared."""
     right = PrefixCache.acquire
 
     def acquire(self: PrefixCache, *args: Any, no_store: bool = False, **kwargs: Any) -> Any:
@@ -109,7 +109,7 @@ def no_store_is_ignored() -> list[Patch]:
 
 @mutant()
 def copies_pin_nothing() -> list[Patch]:
-    """The pages of an offload may be evicted, freed and given away while they are copied."""
+    """The pages of an offload can be evicted, freed and reused during the copy."""
     right, right_pinned = TransferEngine.offload, Transfer.pinned
 
     def offload(self: TransferEngine, node: Any, *, is_parking: bool = False) -> bool:
@@ -127,13 +127,13 @@ def copies_pin_nothing() -> list[Patch]:
 
 @mutant(profile="tiers", seed=4)
 def copies_survive_a_flush() -> list[Patch]:
-    """A flush does not mark the copies in flight; they attach what was retired."""
+    """A flush does not mark the copies in flight; they attach retired pages."""
     return [(TransferEngine, "mark_retired", lambda self, scope: 0)]
 
 
 @mutant(profile="tiers", seed=4)
 def dropped_copies_are_attached() -> list[Patch]:
-    """A copy is marked as dropped, and attached all the same."""
+    """A copy that is marked as dropped is attached."""
     right = TransferEngine._deliver
 
     def deliver(self: TransferEngine, transfer: Transfer, *, is_done: bool) -> Any:
@@ -157,7 +157,7 @@ def failed_copies_are_attached() -> list[Patch]:
 
 @mutant(profile="tiers")
 def arriving_pages_are_not_held() -> list[Patch]:
-    """Once its pages are readable, a restore lets go of them though it has not written them all."""
+    """A restore releases its pages when they are readable, before it has written them all."""
 
     def hold(self: TransferEngine, transfer: Transfer, runs: list[Run]) -> None:
         pass
@@ -167,13 +167,13 @@ def arriving_pages_are_not_held() -> list[Patch]:
 
 @mutant(profile="tiers")
 def steps_do_not_wait_for_arriving_pages() -> list[Patch]:
-    """A step reads restored pages as they are when it is launched."""
+    """A step does not wait for restored pages that are still arriving."""
     return [(FakeCopier, "wait", lambda self: None)]
 
 
 @mutant(profile="tiers")
 def copies_end_only_under_load() -> list[Patch]:
-    """Ends of copies are read only while somebody holds a lease: an idle engine never gets done."""
+    """The engine notices finished copies only while a lease exists: an idle engine never becomes idle."""
     right = PrefixCache.apply_finished
 
     def apply_finished(self: PrefixCache) -> bool:
@@ -203,7 +203,7 @@ def replaced_pages_are_forgotten() -> list[Patch]:
 
 @mutant(profile="flush")
 def unpin_compares_with_the_tree() -> list[Patch]:
-    """Only what is still in today's tree is unpinned: retired pages never come back."""
+    """Only pages that are still in the tree are unpinned: retired pages are never freed."""
     right = TierBooks.unpin
 
     def unpin(self: TierBooks, run: Run) -> None:
@@ -229,7 +229,7 @@ def retired_pages_are_freed_while_pinned() -> list[Patch]:
 
 @mutant()
 def pinned_pages_are_evicted() -> list[Patch]:
-    """Eviction does not look at pins."""
+    """Eviction ignores pins."""
 
     def is_candidate(self: LruLeaves, node: Any) -> bool:
         below = (child.runs for child in node.children.values())
@@ -240,7 +240,7 @@ def pinned_pages_are_evicted() -> list[Patch]:
 
 @mutant()
 def split_swaps_the_pages() -> list[Patch]:
-    """After a split the upper node has the lower one's pages, where there are as many of both."""
+    """After a split into equal halves, the upper node has the lower node's pages."""
     right = RadixTree.split
 
     def split(self: RadixTree, node: Any, num_pages: int) -> Any:
@@ -262,7 +262,7 @@ def drained_at_once() -> list[Patch]:
 
 @mutant(profile="rough", seed=4)
 def evictions_are_not_told() -> list[Patch]:
-    """Whoever follows the events of the cache does not hear of evictions."""
+    """Evictions are missing from the events of the cache."""
     right = KvEventsRecorder.removed
 
     def removed(self: KvEventsRecorder, node: Any, tier: Tier, *, reason: str) -> None:
@@ -274,7 +274,7 @@ def evictions_are_not_told() -> list[Patch]:
 
 @mutant(profile="rough")
 def pins_hold_nothing() -> list[Patch]:
-    """A pin gives its pages back at once, and has them evicted under it."""
+    """A pin releases its pages immediately, and they are evicted."""
     right = PinBoard.pin
 
     def pin(self: PinBoard, *args: Any, **kwargs: Any) -> Any:

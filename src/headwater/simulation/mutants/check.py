@@ -1,4 +1,4 @@
-"""Shows that random runs notice every mutant, and how soon. `python -m headwater.simulation.mutants.check` tells it.
+"""Shows that random runs notice every mutant, and how soon. Run `python -m headwater.simulation.mutants.check`.
 
 Each hunt begins at seed 0 there, so that the figures are not those of chosen seeds.
 """

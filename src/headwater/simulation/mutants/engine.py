@@ -47,7 +47,7 @@ def loading_blocks_nobody() -> list[Patch]:
 
 @mutant(profile="training")
 def updates_block_nobody() -> list[Patch]:
-    """A weight update that is carried out is missing from the blockers."""
+    """A weight update in progress is missing from the blockers."""
     return _without(WeightUpdate, "weight_update")
 
 
@@ -59,7 +59,7 @@ def queued_requests_block_nobody() -> list[Patch]:
 
 @mutant()
 def batches_lose_their_last() -> list[Patch]:
-    """The last request of a batch is not taken in."""
+    """The last request of a batch is lost."""
     right = EngineLoop._dispatch
 
     def dispatch(self: EngineLoop, message: ToEngine, client: bytes) -> None:
@@ -72,7 +72,7 @@ def batches_lose_their_last() -> list[Patch]:
 
 @mutant(profile="flush")
 def flushes_are_answered_twice() -> list[Patch]:
-    """The answer of a flush leaves twice."""
+    """The answer of a flush is sent twice."""
     right = ControlPlane.take_answers
 
     def take_answers(self: ControlPlane) -> list[Any]:
@@ -84,7 +84,7 @@ def flushes_are_answered_twice() -> list[Patch]:
 
 @mutant(profile="flush")
 def cancelled_operations_are_not_answered() -> list[Patch]:
-    """Who waits for an operation that is cancelled waits for ever."""
+    """A cancelled operation is never answered."""
     right = ControlPlane.cancel
 
     def cancel(self: ControlPlane, message: Any, client: bytes) -> None:
@@ -98,25 +98,25 @@ def cancelled_operations_are_not_answered() -> list[Patch]:
 
 @mutant(profile="flush")
 def deadlines_are_ignored() -> list[Patch]:
-    """A flush waits for idle however long it takes."""
+    """A flush waits for an idle moment beyond its deadline."""
     return [(Flush, "_still_busy", lambda self, moment: None)]
 
 
 @mutant(profile="flush")
 def deadlines_do_not_wake() -> list[Patch]:
-    """A sleeping loop does not know when an operation has to be looked at."""
+    """A sleeping loop does not wake for the deadline of an operation."""
     return [(ControlPlane, "next_look_s", lambda self: None)]
 
 
 @mutant(profile="flush")
 def hold_is_ignored() -> list[Patch]:
-    """New requests start though a flush holds them."""
+    """New requests start although a flush holds them."""
     return [(Flush, "hold", property(lambda self: Hold.NOTHING))]
 
 
 @mutant(profile="training")
 def pause_is_ignored() -> list[Patch]:
-    """Steps are launched while paused."""
+    """Steps are launched during a pause."""
     right: Any = ControlPlane.hold
 
     def hold(self: ControlPlane) -> Hold:
@@ -131,13 +131,13 @@ def pause_is_ignored() -> list[Patch]:
 
 @mutant(profile="training")
 def pause_is_never_answered() -> list[Patch]:
-    """A pause waits for a step that is not there."""
+    """A pause waits for a step that does not exist."""
     return [(Pause, "look", lambda self, moment: None)]
 
 
 @mutant(profile="flush")
 def idle_is_not_waited_for() -> list[Patch]:
-    """A flush of mode `idle` does not look at the blockers."""
+    """A flush of mode `idle` ignores the blockers."""
     right = Flush.look
 
     def look(self: Flush, moment: Any) -> Any:
@@ -163,7 +163,7 @@ def weights_are_swapped_under_a_step() -> list[Patch]:
 
 @mutant(profile="training")
 def released_memory_is_not_flushed() -> list[Patch]:
-    """The KV memory is given back, and the tree still names its pages."""
+    """The KV memory is released while the tree still names its pages."""
     right = MemoryRelease.__init__
 
     class KeepsAll:
@@ -181,7 +181,7 @@ def released_memory_is_not_flushed() -> list[Patch]:
 
 @mutant(seed=4)
 def leases_end_before_their_step() -> list[Patch]:
-    """A request that ends gives its pages back while a step in flight uses them."""
+    """A request that ends frees its pages while a step in flight uses them."""
 
     def release_closing(self: Scheduler) -> None:
         closing, self._closing = self._closing, []
@@ -193,13 +193,13 @@ def leases_end_before_their_step() -> list[Patch]:
 
 @mutant(seed=4)
 def results_of_earlier_requests_are_taken() -> list[Patch]:
-    """The result of a step goes to whoever is in the slot now."""
+    """The result of a step goes to the request that has the slot now."""
     return [(Slots, "at", lambda self, slot, *, use: self._requests[slot])]
 
 
 @mutant(seed=4)
 def pages_are_shared_before_they_are_written() -> list[Patch]:
-    """A request publishes what its step in flight has yet to write."""
+    """A request publishes pages that its step in flight has yet to write."""
     right = Scheduler._publish
 
     def publish(self: Scheduler, request: Any) -> None:
@@ -211,7 +211,7 @@ def pages_are_shared_before_they_are_written() -> list[Patch]:
 
 @mutant(profile="failing")
 def failed_steps_are_published() -> list[Patch]:
-    """What a step wrote before it raised is shared."""
+    """Pages that a failed step wrote are shared."""
     right = Scheduler.fail
 
     def fail(self: Scheduler, plan: Any, error: Exception) -> int:
@@ -226,7 +226,7 @@ def failed_steps_are_published() -> list[Patch]:
 
 @mutant(profile="failing")
 def failed_steps_keep_a_slot() -> list[Patch]:
-    """A slot does not come back when its step raises."""
+    """The slot of a failed step is never freed."""
     right = Scheduler.fail
 
     def fail(self: Scheduler, plan: Any, error: Exception) -> int:
@@ -251,7 +251,7 @@ def failed_steps_end_all_requests() -> list[Patch]:
 
 @mutant(profile="failing")
 def failed_steps_leave_their_leases() -> list[Patch]:
-    """Pages of requests that ended before their step raised stay in use until another step ends."""
+    """If a step fails, pages of its requests that had already ended stay in use until another step ends."""
     right = Scheduler.fail
 
     def fail(self: Scheduler, plan: Any, error: Exception) -> int:
@@ -267,7 +267,7 @@ def failed_steps_leave_their_leases() -> list[Patch]:
 
 @mutant(profile="failing")
 def failed_requests_go_on() -> list[Patch]:
-    """A request whose step has raised is computed again in silence."""
+    """A request whose step failed is computed again without an error."""
 
     def fail(self: Scheduler, plan: Any, error: Exception) -> int:
         self._collected_step_id = plan.step_id
@@ -283,13 +283,13 @@ def failed_requests_go_on() -> list[Patch]:
 
 @mutant(profile="store")
 def store_is_read_while_it_is_flushed() -> list[Patch]:
-    """A store that has not acknowledged a flush is read all the same."""
+    """A store is read before it has acknowledged a flush."""
     return [(StorageGenerations, "is_barred", lambda self, namespace: False)]
 
 
 @mutant(profile="store")
 def store_generations_are_not_in_the_key() -> list[Patch]:
-    """Pages of a store are named without the generation: a flush of it has no effect."""
+    """Keys in the store lack the generation: a flush of the store has no effect."""
     right = StorageNames.bucket
 
     def bucket(self: StorageNames, namespace: Any, generations: Any) -> Any:
@@ -315,7 +315,7 @@ def store_keys_forget_the_salt() -> list[Patch]:
 
 @mutant(profile="tiers", seed=4)
 def store_keys_forget_the_weights() -> list[Patch]:
-    """Pages in the store are found by other weights."""
+    """Other weights find pages in the store."""
     right = StorageNames.seed
 
     def seed(self: StorageNames, namespace: Any) -> bytes:
@@ -326,13 +326,13 @@ def store_keys_forget_the_weights() -> list[Patch]:
 
 @mutant(profile="store")
 def prefetches_survive_a_flush() -> list[Patch]:
-    """What is on its way up from the store arrives after the flush that covers it."""
+    """Pages on their way up from the store arrive after the flush that covers them."""
     return [(Prefetch, "retire", lambda self, scope, page_size: False)]
 
 
 @mutant(profile="store", seed=12)
 def flipped_bits_are_served() -> list[Patch]:
-    """Nobody looks at the checksum of a stored page."""
+    """The checksum of a stored page is not verified."""
     return [(memory_store, "find_defect", lambda key, header, payload: None)]  # type: ignore[list-item]
 
 
@@ -344,7 +344,7 @@ def unacknowledged_flushes_are_forgotten() -> list[Patch]:
 
 @mutant(profile="store")
 def hanging_stores_are_waited_for() -> list[Patch]:
-    """A call of the store that hangs is never given up."""
+    """The engine never gives up a hanging call of the store."""
     right = StorageCalls.__init__
 
     def init(self: StorageCalls, *args: Any, **kwargs: Any) -> None:

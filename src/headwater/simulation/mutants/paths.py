@@ -22,7 +22,7 @@ from headwater.simulation.mutants.registry import Patch, mutant
 
 @mutant()
 def one_page_more_is_common() -> list[Patch]:
-    """Two paths that part inside a node are taken to part a page later."""
+    """Two paths that differ inside a node are split one page too late."""
     right = RadixTree._num_common_pages
 
     def num_common_pages(self: RadixTree, left: Any, right_tokens: Any) -> int:
@@ -34,7 +34,7 @@ def one_page_more_is_common() -> list[Patch]:
 
 @mutant()
 def the_whole_prompt_is_matched() -> list[Patch]:
-    """A request takes all of its tokens from the cache, and has none left to compute."""
+    """A request takes all of its tokens from the cache and has none left to compute."""
     return [(Scheduler, "_num_matchable", lambda self, request: len(request.tokens))]
 
 
@@ -52,7 +52,7 @@ def begun_pages_are_published() -> list[Patch]:
 
 @mutant()
 def page_tables_begin_at_the_lower_end() -> list[Patch]:
-    """The runs of a path are put together from below."""
+    """The runs of a path are joined in reverse order."""
 
     def page_table(self: Lease) -> PageIds:
         shared = [] if self.run is None else [run.pages for run in self.run.chain()]
@@ -63,7 +63,7 @@ def page_tables_begin_at_the_lower_end() -> list[Patch]:
 
 @mutant()
 def splits_forget_the_pins() -> list[Patch]:
-    """The upper part of a node that is split counts as held by nobody."""
+    """The upper part of a split node counts as unpinned."""
     right = RadixTree.split
 
     def split(self: RadixTree, node: Node, num_pages: int) -> Node:
@@ -77,7 +77,7 @@ def splits_forget_the_pins() -> list[Patch]:
 
 @mutant(profile="flush")
 def prefixes_begin_a_page_early() -> list[Patch]:
-    """A flush by prefix takes the page before the one with the prefix's last token, too."""
+    """A flush by prefix also takes the page before the one with the prefix's last token."""
     right = RadixTree.below
 
     def below(self: RadixTree, root: Node, prefix: Any, *, is_dry: bool = False) -> list[Node]:
@@ -88,7 +88,7 @@ def prefixes_begin_a_page_early() -> list[Patch]:
 
 @mutant(profile="flush")
 def retired_pages_that_come_back_are_not_counted() -> list[Patch]:
-    """A drain does not hear of the pages that come back."""
+    """A drain does not notice pages that are freed."""
     right = TierBooks.unpin
 
     def unpin(self: TierBooks, run: Any) -> None:
@@ -101,13 +101,13 @@ def retired_pages_that_come_back_are_not_counted() -> list[Patch]:
 
 @mutant(profile="training", seed=4)
 def steps_in_flight_are_not_seen() -> list[Patch]:
-    """Whoever asks is told that no step is in flight."""
+    """The engine always reports that no step is in flight."""
     return [(Flight, "is_step_in_flight", lambda self: False)]
 
 
 @mutant(profile="training")
 def continuing_is_answered_and_not_done() -> list[Patch]:
-    """A pause lasts, though its end is acknowledged."""
+    """A pause continues although its end is acknowledged."""
     right = EngineLoop._dispatch
 
     def dispatch(self: EngineLoop, message: Any, client: bytes) -> None:
@@ -134,7 +134,7 @@ def other_weights_are_the_same_to_a_scope() -> list[Patch]:
 
 @mutant(profile="rough")
 def pins_last_for_ever() -> list[Patch]:
-    """A pin is held on after its time."""
+    """A pin is held after its time."""
     right = PinBoard.advance
 
     def advance(self: PinBoard) -> None:

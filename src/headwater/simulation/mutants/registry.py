@@ -1,6 +1,6 @@
 """Known-wrong engines: each breaks one rule of the design, and random runs must notice.
 
-A mutant replaces one method while it is in force. What it breaks is told by its text; docs/reliability.md
+A mutant replaces one method while it is in force. Its docstring says what it breaks; docs/mutants.md
 lists how many turns each took.
 """
 

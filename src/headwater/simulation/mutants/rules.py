@@ -25,7 +25,7 @@ from headwater.simulation.mutants.registry import Patch, mutant
 
 @mutant()
 def chunks_sample_before_the_prompt_ends() -> list[Patch]:
-    """Every chunk of a prompt brings a token."""
+    """Every chunk of a prompt samples a token."""
     right = PlanBuilder.add_chunk
 
     def add_chunk(self: PlanBuilder, request: Request, num_tokens: int, *, samples: bool) -> None:
@@ -36,7 +36,7 @@ def chunks_sample_before_the_prompt_ends() -> list[Patch]:
 
 @mutant()
 def answers_are_one_token_longer() -> list[Patch]:
-    """A request ends when it has more tokens than it asked for."""
+    """A request ends one token late."""
     right = Scheduler._add
 
     def add(self: Scheduler, request: Request, sampling: Any) -> None:
@@ -69,7 +69,7 @@ def stop_tokens_count_one_too_early() -> list[Patch]:
 
 @mutant()
 def eos_ends_those_that_ignore_it() -> list[Patch]:
-    """`ignore_eos` is not looked at."""
+    """`ignore_eos` is ignored."""
     right = Scheduler._add
 
     def add(self: Scheduler, request: Request, sampling: Any) -> None:
@@ -80,7 +80,7 @@ def eos_ends_those_that_ignore_it() -> list[Patch]:
 
 @mutant()
 def held_back_tokens_are_lost_at_the_end() -> list[Patch]:
-    """The last output of a request leaves out what its interval kept back."""
+    """The last output of a request omits the tokens that its interval kept back."""
     right = OutputBuffer.finish
 
     def finish(self: OutputBuffer, request: Request, finish: Any, meta: Any) -> None:
@@ -92,7 +92,7 @@ def held_back_tokens_are_lost_at_the_end() -> list[Patch]:
 
 @mutant(seed=1)
 def aborts_by_name_take_all_that_begin_with_it() -> list[Patch]:
-    """An abort of one request ends those whose names begin with its."""
+    """An abort of one request ends all requests whose names begin with its name."""
     right = Scheduler.abort
 
     def abort(self: Scheduler, rid: str, *, match: str, message: str) -> int:
@@ -103,7 +103,7 @@ def aborts_by_name_take_all_that_begin_with_it() -> list[Patch]:
 
 @mutant()
 def aborts_by_prefix_take_one() -> list[Patch]:
-    """An abort by prefix ends the request of that very name only."""
+    """An abort by prefix ends only the request of exactly that name."""
     right = Scheduler.abort
 
     def abort(self: Scheduler, rid: str, *, match: str, message: str) -> int:
@@ -114,7 +114,7 @@ def aborts_by_prefix_take_one() -> list[Patch]:
 
 @mutant(profile="flush")
 def short_prompts_overtake() -> list[Patch]:
-    """A prompt that waits for pages is passed by whoever fits, for ever."""
+    """Smaller requests overtake a prompt that waits for pages, forever."""
     right = Scheduler._admit
 
     def admit(self: Scheduler, builder: PlanBuilder) -> None:
@@ -134,7 +134,7 @@ def short_prompts_overtake() -> list[Patch]:
 
 @mutant(seed=1)
 def retracted_requests_go_to_the_end() -> list[Patch]:
-    """Who had to give way begins anew behind those that came later."""
+    """A retracted request is queued behind later arrivals."""
     right = Scheduler._retract
 
     def retract(self: Scheduler, request: Request) -> None:
@@ -148,7 +148,7 @@ def retracted_requests_go_to_the_end() -> list[Patch]:
 
 @mutant()
 def the_oldest_gives_way() -> list[Patch]:
-    """Out of pages, the request that came first loses its own."""
+    """If pages run out, the oldest request loses its pages."""
 
     def has_page(self: Scheduler, request: Request) -> bool:
         lease = request.lease
@@ -170,7 +170,7 @@ def the_oldest_gives_way() -> list[Patch]:
 
 @mutant()
 def prompts_are_reported_again_after_a_retraction() -> list[Patch]:
-    """Log-probabilities of a prompt that is computed twice are all kept."""
+    """Log-probabilities of a prompt that is computed twice are kept twice."""
     right = Scheduler._retract
 
     def retract(self: Scheduler, request: Request) -> None:
@@ -183,7 +183,7 @@ def prompts_are_reported_again_after_a_retraction() -> list[Patch]:
 
 @mutant(profile="training")
 def weights_versions_are_not_noted() -> list[Patch]:
-    """An answer that two weights computed names the first alone."""
+    """An answer that two weights computed names only the first."""
     right = Scheduler.begin_weights
 
     def begin_weights(self: Scheduler, weights_id: str, *, end_ids: tuple[int, ...] = ()) -> None:
@@ -197,7 +197,7 @@ def weights_versions_are_not_noted() -> list[Patch]:
 
 @mutant()
 def priorities_are_not_taken_in() -> list[Patch]:
-    """A request's priority is not taken in."""
+    """A request's priority is ignored."""
     right = Request.__init__
 
     def init(self: Request, message: Generate, **kwargs: Any) -> None:
@@ -211,7 +211,7 @@ def priorities_are_not_taken_in() -> list[Patch]:
 
 @mutant(profile="flush")
 def flushes_now_wait_for_idle() -> list[Patch]:
-    """A flush of mode `now` or `drain` waits for an idle moment, too."""
+    """A flush of mode `now` or `drain` also waits for an idle moment."""
     right = Flush.look
 
     def look(self: Flush, moment: Any) -> Any:
@@ -224,7 +224,7 @@ def flushes_now_wait_for_idle() -> list[Patch]:
 
 @mutant(profile="flush")
 def dry_runs_flush() -> list[Patch]:
-    """A dry run does what it was to foretell."""
+    """A dry run carries out the flush."""
 
     def preview(self: Flush, moment: Any) -> Any:
         return self._flushed(moment, self._cache.retire(self._scope))
@@ -234,7 +234,7 @@ def dry_runs_flush() -> list[Patch]:
 
 @mutant(profile="flush")
 def still_warm_is_left_out() -> list[Patch]:
-    """A flush does not tell which tiers it left as they were."""
+    """A flush does not report which tiers it left warm."""
     right = Flush._flushed
 
     def flushed(self: Flush, *args: Any, **kwargs: Any) -> Any:
@@ -245,7 +245,7 @@ def still_warm_is_left_out() -> list[Patch]:
 
 @mutant(profile="flush")
 def blockers_are_left_out_of_refusals() -> list[Patch]:
-    """A flush that was refused does not say what it waited for."""
+    """A refused flush does not report its blockers."""
     right = Flush._refused
 
     def refused(self: Flush, *args: Any) -> Any:
@@ -256,7 +256,7 @@ def blockers_are_left_out_of_refusals() -> list[Patch]:
 
 @mutant(profile="training")
 def holds_outlast_their_operation() -> list[Patch]:
-    """A hold that once was in force stays."""
+    """A hold never ends."""
     right: Any = ControlPlane.hold
 
     def hold(self: ControlPlane) -> Hold:
@@ -269,7 +269,7 @@ def holds_outlast_their_operation() -> list[Patch]:
 
 @mutant(profile="training")
 def updates_end_requests_unasked() -> list[Patch]:
-    """New weights end all requests whether that was asked for or not."""
+    """A weight update always ends all requests."""
     right = WeightUpdate.__init__
 
     def init(self: WeightUpdate, message: Any, **kwargs: Any) -> None:
@@ -280,13 +280,13 @@ def updates_end_requests_unasked() -> list[Patch]:
 
 @mutant(profile="training")
 def labels_are_not_changed_by_updates() -> list[Patch]:
-    """New weights serve under the label of the old ones."""
+    """New weights serve under the old label."""
     return [(IdentityForControl, "set_weight_version", lambda self, weight_version: None)]
 
 
 @mutant(profile="training")
 def retract_ends_requests() -> list[Patch]:
-    """A pause that should take pages away ends the requests."""
+    """A pause that should retract requests ends them."""
 
     def retract_all(self: RequestsForControl) -> int:
         return self.abort_all("Aborted: generation was paused")
@@ -296,7 +296,7 @@ def retract_ends_requests() -> list[Patch]:
 
 @mutant(profile="training", seed=7)
 def memory_is_released_under_a_step() -> list[Patch]:
-    """Memory is given back while a step of requests that have ended still computes."""
+    """Memory is released while a step of ended requests still computes."""
     right = MemoryRelease.__init__
 
     class NoStep:
@@ -328,5 +328,5 @@ def pins_never_end() -> list[Patch]:
 
 @mutant()
 def pins_outlive_a_flush() -> list[Patch]:
-    """A pin keeps what a flush has retired, and a drain waits for it for ever."""
+    """A pin keeps retired pages, and a drain waits for them forever."""
     return [(Pin, "is_retired", property(lambda self: False))]
