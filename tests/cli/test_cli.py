@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from headwater.cli.main import COMMANDS, app
-from headwater.launch.config import FLAGS, ServerArgs, flag_name
+from headwater.launch.config import FLAGS, ServerArgs
+from headwater.launch.flags import flag_name
 from headwater.server import serve as serve_module
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from headwater.cli.command_line import SETTINGS, SectionedCommand, SectionedOption, command, option_type
-from headwater.launch.config import FLAGS, FlagSpec, ServerArgs, flag_name
+from headwater.launch.config import FLAGS, ServerArgs
+from headwater.launch.flags import FlagSpec, flag_name
 
 
 def _option(name: str, spec: FlagSpec) -> SectionedOption:

@@ -8,7 +8,7 @@ import msgspec
 
 from headwater.cli.command_line import SectionedOption, command, option_type
 from headwater.cli.plan_args import PlanArgs
-from headwater.launch.config import without_none
+from headwater.launch.flags import without_none
 from headwater.simulation.random_runs.profiles import PROFILES
 
 

@@ -1,15 +1,16 @@
 """The server's arguments: one struct that the command line, the Python API and the engine process share.
 
-Every field carries its own `Flag`: help text, range and panel. `cli.py` makes the command line options out of
-these and `ServerArgs` checks itself against them, so that a flag is written down once.
+Every field carries its own `Flag`: help text, range and panel. `cli/serve.py` makes the command line options
+out of these, and `ServerArgs` checks itself against them. So a flag is written down once.
 """
 
 import re
-import types
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import msgspec
+
+from headwater.launch.flags import Flag, FlagSpec, flag_name, read_flags
 
 MODEL = "Model"
 HTTP = "HTTP server"
@@ -23,19 +24,6 @@ ENDPOINT = re.compile(r"tcp://[^/:]+:\d{1,5}|tcp://\[[0-9a-fA-F:]+\]:\d{1,5}|ipc
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/:?#@\s\[\]]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?", re.IGNORECASE)
 HOST = re.compile(r"[^/:?#@\s\[\]]+|[0-9a-f:]+", re.IGNORECASE)
 GB = 10**9
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """What the command line shows and checks for one field of `ServerArgs`; the bounds are inclusive."""
-
-    help: str
-    panel: str
-    low: float | None = None
-    high: float | None = None
-    also: tuple[str, ...] = ()  # further spellings
-    env: str | None = None  # an environment variable that sets it
-    is_secret: bool = False  # never shown in /server_info or in logs
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,70 +370,8 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class FlagSpec:
-    """A field's flag together with its type and default."""
-
-    name: str
-    flag: Flag
-    type: Any  # str, int, float, bool or a Literal
-    is_optional: bool
-    default: Any
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        return get_args(self.type) if get_origin(self.type) is Literal else ()
-
-    def check(self, value: Any) -> None:
-        """Raise `ValueError` unless `value` has the field's type and lies in its range."""
-        if value is None and self.is_optional:
-            return
-        try:
-            value = msgspec.convert(value, self.type)
-        except msgspec.ValidationError:
-            raise ValueError(f"{flag_name(self.name)} must be {self._expected()}, got {value!r}") from None
-        low, high = self.flag.low, self.flag.high
-        # written so that NaN, for which every comparison is false, is refused
-        if (low is not None and not value >= low) or (high is not None and not value <= high):
-            raise ValueError(f"{flag_name(self.name)} must be {self._expected()}, got {value!r}")
-
-    def _expected(self) -> str:
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
-        kind = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}[self.type]
-        low, high = self.flag.low, self.flag.high
-        if low is not None and low == high:
-            return f"{low}"
-        if low is not None and high is not None:
-            return f"{kind} from {low} to {high}"
-        return f"{kind} of at least {low}" if low is not None else kind
-
-
 def _names(listed: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (listed or "").split(",") if name.strip())
 
 
-def flag_name(field: str) -> str:
-    """`page_size` → `--page-size`."""
-    return "--" + field.replace("_", "-")
-
-
-def _read_flags(struct: type) -> dict[str, FlagSpec]:
-    hints = get_type_hints(struct, include_extras=True)
-    specs = {}
-    for field in msgspec.structs.fields(struct):
-        annotated, flag = get_args(hints[field.name])
-        kind, is_optional = without_none(annotated)
-        specs[field.name] = FlagSpec(field.name, flag, kind, is_optional, field.default)
-    return specs
-
-
-def without_none(annotated: Any) -> tuple[Any, bool]:
-    """The type of a field that may be None, and whether it may."""
-    if get_origin(annotated) not in (types.UnionType, Union):  # `Literal[...] | None` is the latter
-        return annotated, False
-    (kind,) = [part for part in get_args(annotated) if part is not types.NoneType]
-    return kind, True
-
-
-FLAGS: dict[str, FlagSpec] = _read_flags(ServerArgs)  # by field name, in the order of the struct
+FLAGS: dict[str, FlagSpec] = read_flags(ServerArgs)  # by field name, in the order of the struct

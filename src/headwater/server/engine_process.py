@@ -18,8 +18,8 @@ from pathlib import Path
 import msgspec
 
 from headwater.launch.config import ServerArgs
+from headwater.launch.openmp import sleeping_threads
 from headwater.server.heap import freeze_heap
-from headwater.server.openmp import sleeping_threads
 
 EXIT_CRASHED = 1
 EXIT_REFUSED = 2  # the arguments or the model cannot be served: starting again would not help

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from headwater.launch.config import ServerArgs
+from headwater.launch.openmp import sleeping_threads
 from headwater.server.engine_process import EngineStart, pack_frame
-from headwater.server.openmp import sleeping_threads
 
 PASSIVE, ACTIVE = "OMP_WAIT_POLICY = 'PASSIVE'", "OMP_WAIT_POLICY = 'ACTIVE'"
 
