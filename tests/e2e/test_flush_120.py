@@ -23,9 +23,10 @@ CONFIG = {
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
-    "max_position_embeddings": 4096,
+    "max_position_embeddings": 1024,
     "eos_token_id": 2,
 }
+NUM_PAGES = 20  # of a prompt; in the benchmark 137
 
 
 @pytest.fixture
@@ -57,14 +58,14 @@ def test_120_turns(flush_120: ModuleType, tmp_path: Path, flushed: str) -> None:
     with RunningServer(*arguments) as server:
         server.wait_healthy()
         with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as http:
-            records = flush_120.run(http, vocab_size=211, tiers=flushed)
+            records = flush_120.run(http, vocab_size=211, prompt_tokens=NUM_PAGES * 16 + 8, tiers=flushed)
             state = http.get("/cache").json()
     facts = flush_120.summary(records)
     assert facts["num_flushes"] == 240
     assert flush_120.holds(facts), facts
     assert facts["refused_without_timeout"] == 0 or tiers, "nothing is in flight after the answer without other tiers"
-    assert all(record["freed_pages"]["device"] >= 137 for record in records if record["status"] == 200)
+    assert all(record["freed_pages"]["device"] >= NUM_PAGES for record in records if record["status"] == 200)
     if flushed:
         moved = state["transfers"]
         num_written = min(moved["offload"]["tokens"], moved["persist"]["tokens"])
-        assert num_written > 100_000, "the tiers were not written through"
+        assert num_written > 15_000, "the tiers were not written through"

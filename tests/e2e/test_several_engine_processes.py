@@ -20,9 +20,10 @@ JSON = {"accept": "application/json"}
 LONG = {"temperature": 0, "max_new_tokens": 120, "ignore_eos": True}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server(tiny_model: str) -> Iterator[RunningServer]:
-    arguments = ("--model", tiny_model, *DEVICE, "--dp-size", "2", "--engine-restarts", "1")
+    """Shared; the last test ends it."""
+    arguments = ("--model", tiny_model, *DEVICE, "--dp-size", "2", "--engine-restarts", "4")
     with RunningServer(*arguments) as running:
         yield running.wait_healthy()
 
@@ -126,35 +127,32 @@ def test_an_engine_that_is_killed_during_a_flush_is_named_and_comes_back(server:
 
 
 def test_an_engine_comes_back_with_what_was_told_and_stays_out_while_the_files_are_gone(
-    tiny_model: str, tmp_path: Path
+    server: RunningServer, tiny_model: str, tmp_path: Path
 ) -> None:
     told = shutil.copytree(tiny_model, tmp_path / "told")
-    arguments = ("--model", tiny_model, *DEVICE, "--dp-size", "2", "--engine-restarts", "3")
-    with RunningServer(*arguments) as server:
-        server.wait_healthy()
 
-        def wait_until(condition: Callable[[], bool]) -> None:
-            deadline = time.monotonic() + 90
-            while not condition():
-                assert time.monotonic() < deadline, server.log
-                time.sleep(0.2)
+    def wait_until(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 90
+        while not condition():
+            assert time.monotonic() < deadline, server.log
+            time.sleep(0.2)
 
-        def labels() -> list[str | None]:
-            return [state.get("weight_version") for state in server.get("/server_info").json()["internal_states"]]
+    def labels() -> list[str | None]:
+        return [state.get("weight_version") for state in server.get("/server_info").json()["internal_states"]]
 
-        body = {"model_path": str(told), "weight_version": "told"}
-        assert server.post("/update_weights_from_disk", json=body).status_code == 200
-        os.kill(rank_of_process(server)[1], signal.SIGKILL)
-        wait_until(lambda: labels() == ["told", None])
-        wait_until(lambda: labels() == ["told", "told"])
-        assert ask(server, 1, routed_dp_rank=1)["meta_info"]["weight_version"] == "told"
-        told.rename(tmp_path / "away")
-        os.kill(rank_of_process(server)[1], signal.SIGKILL)
-        wait_until(lambda: "does not exist" in server.get("/health").text)
-        assert server.get("/health").json()["engines_out"][0]["dp_rank"] == 1
-        assert ask(server, 3)["meta_info"]["dp_rank"] == 0
-        (tmp_path / "away").rename(told)
-        wait_until(lambda: labels() == ["told", "told"])
+    body = {"model_path": str(told), "weight_version": "told"}
+    assert server.post("/update_weights_from_disk", json=body).status_code == 200
+    os.kill(rank_of_process(server)[1], signal.SIGKILL)
+    wait_until(lambda: labels() == ["told", None])
+    wait_until(lambda: labels() == ["told", "told"])
+    assert ask(server, 1, routed_dp_rank=1)["meta_info"]["weight_version"] == "told"
+    told.rename(tmp_path / "away")
+    os.kill(rank_of_process(server)[1], signal.SIGKILL)
+    wait_until(lambda: "does not exist" in server.get("/health").text)
+    assert server.get("/health").json()["engines_out"][0]["dp_rank"] == 1
+    assert ask(server, 3)["meta_info"]["dp_rank"] == 0
+    (tmp_path / "away").rename(told)
+    wait_until(lambda: labels() == ["told", "told"])
 
 
 def test_the_server_ends_with_an_engine_that_cannot_come_back(tiny_model: str) -> None:

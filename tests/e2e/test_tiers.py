@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,32 +54,51 @@ def folder(tiny_model: str, tmp_path_factory: pytest.TempPathFactory, expected: 
     return folder
 
 
-def test_a_restarted_server_finds_everything_in_the_store(
-    tiny_model: str, folder: Path, expected: list[list[int]]
-) -> None:
+@pytest.fixture(scope="module")
+def shared(tiny_model: str, folder: Path) -> Iterator[RunningServer]:
+    """A server that was started on the folder; each test gives it the store that it needs."""
     with file_server(tiny_model, folder) as server:
-        for number in MAIN:
-            answer = ask(server, number)
-            assert answer["output_ids"] == expected[number]
-            assert details(answer) == {"device": 0, "host": 0, "storage": NUM_CACHED}
+        yield server
+
+
+def use_store(server: RunningServer, folder: Path) -> None:
+    """From here on this folder is the store, and nothing is on the other tiers."""
+    attached = put_store(
+        server,
+        hicache_storage_backend="file",
+        directory=str(folder),
+        hicache_storage_prefetch_policy="wait_complete",
+    )
+    assert attached.status_code == 200, attached.text
+    assert server.post("/flush_cache?timeout=20&tiers=device,host").status_code == 200
+
+
+def test_a_restarted_server_finds_everything_in_the_store(
+    shared: RunningServer, expected: list[list[int]]
+) -> None:
+    for number in MAIN:
+        answer = ask(shared, number)
+        assert answer["output_ids"] == expected[number]
+        assert details(answer) == {"device": 0, "host": 0, "storage": NUM_CACHED}
 
 
 def test_two_servers_share_a_folder_and_salts_isolate(
-    tiny_model: str, tmp_path: Path, expected: list[list[int]]
+    shared: RunningServer, tiny_model: str, tmp_path: Path, expected: list[list[int]]
 ) -> None:
-    with file_server(tiny_model, tmp_path / "s") as one, file_server(tiny_model, tmp_path / "s") as two:
+    use_store(shared, tmp_path / "s")
+    with file_server(tiny_model, tmp_path / "s") as one:
         assert ask(one, 0, cache_salt="tenant")["output_ids"] == expected[0]
         wait_stored(one, NUM_CACHED // 16)
         for salt, num_found in (("other", 0), ("", 0), ("tenant", NUM_CACHED)):
-            answer = ask(two, 0, cache_salt=salt)
+            answer = ask(shared, 0, cache_salt=salt)
             assert (details(answer)["storage"], answer["output_ids"]) == (num_found, expected[0]), salt
-        assert two.post("/hicache/storage-backend/clear").status_code == 200
+        assert shared.post("/hicache/storage-backend/clear").status_code == 200
         assert one.post("/flush_cache?timeout=20").status_code == 200
         assert details(ask(one, 0, cache_salt="tenant")) == {"device": 0, "host": 0, "storage": 0}
 
 
 def test_killed_in_the_middle_of_writes_leaves_no_partial_page(
-    tiny_model: str, tmp_path: Path, expected: list[list[int]]
+    shared: RunningServer, tiny_model: str, tmp_path: Path, expected: list[list[int]]
 ) -> None:
     """What the killed server had stored is whole; what it had not is computed."""
     with file_server(tiny_model, tmp_path / "s") as server:
@@ -86,15 +106,15 @@ def test_killed_in_the_middle_of_writes_leaves_no_partial_page(
         for thread in answers:
             thread.start()
         while store_of(server)["counters"].get("write_stored", 0) < 5:
-            pass
+            time.sleep(0.005)
         os.kill(server.engine_pid(), signal.SIGKILL)
         for thread in answers:
             thread.join(60)
-    with file_server(tiny_model, tmp_path / "s") as after:
-        results = [ask(after, number) for number in MAIN]
-        assert [answer["output_ids"] for answer in results] == expected
-        assert sum(details(answer)["storage"] for answer in results) >= 16
-        assert store_of(after)["counters"].get("read_corrupt", 0) == 0
+    use_store(shared, tmp_path / "s")
+    results = [ask(shared, number) for number in MAIN]
+    assert [answer["output_ids"] for answer in results] == expected
+    assert sum(details(answer)["storage"] for answer in results) >= 16
+    assert store_of(shared)["counters"].get("read_corrupt", 0) == 0
 
 
 def _ask_quietly(server: RunningServer, number: int) -> None:
@@ -103,7 +123,7 @@ def _ask_quietly(server: RunningServer, number: int) -> None:
 
 
 def test_flipped_bits_in_files_are_misses_and_never_text(
-    tiny_model: str, folder: Path, tmp_path: Path, expected: list[list[int]]
+    shared: RunningServer, folder: Path, tmp_path: Path, expected: list[list[int]]
 ) -> None:
     """One bit in every page, in its header, its checksum or its content: every one is detected."""
     shutil.copytree(folder, tmp_path / "s")
@@ -114,51 +134,49 @@ def test_flipped_bits_in_files_are_misses_and_never_text(
         bit = index * 8 if index < 90 else index * 7919 % (len(content) * 8)  # all over the header, then anywhere
         content[bit // 8] ^= 1 << bit % 8
         path.write_bytes(content)
-    with file_server(tiny_model, tmp_path / "s") as server:
-        answers = [ask(server, number) for number in MAIN]
-        assert [answer["output_ids"] for answer in answers] == expected
-        assert all(details(answer)["storage"] == 0 for answer in answers)
-        wait_idle(server)
-        assert store_of(server)["counters"]["read_corrupt"] == NUM_PROMPTS * NUM_CACHED // 16
+    use_store(shared, tmp_path / "s")
+    answers = [ask(shared, number) for number in MAIN]
+    assert [answer["output_ids"] for answer in answers] == expected
+    assert all(details(answer)["storage"] == 0 for answer in answers)
+    wait_idle(shared)
+    assert store_of(shared)["counters"]["read_corrupt"] == NUM_PROMPTS * NUM_CACHED // 16
 
 
-def test_detach_and_attach_in_the_middle_of_traffic(tiny_model: str, folder: Path, expected: list[list[int]]) -> None:
+def test_detach_and_attach_in_the_middle_of_traffic(
+    shared: RunningServer, folder: Path, expected: list[list[int]]
+) -> None:
     """Nobody waits for idle, nobody is lost; afterwards the store serves hits again."""
-    with RunningServer("--model", tiny_model, *TIERS).wait_healthy() as server:
-        results: dict[int, list[int]] = {}
-        threads = [
-            threading.Thread(target=lambda n=number: results.update({n: ask(server, n)["output_ids"]}))
-            for number in MAIN
-        ]
-        for thread in threads:
-            thread.start()
-        for _ in range(3):
-            attached = put_store(server, hicache_storage_backend="file", directory=str(folder))
-            assert attached.status_code == 200, attached.text
-            assert httpx.delete(server.url + "/hicache/storage-backend", timeout=60, trust_env=False).status_code == 200
-        for thread in threads:
-            thread.join(120)
-        assert [results[number] for number in MAIN] == expected
-        put_store(server, hicache_storage_backend="file", directory=str(folder))
-        assert server.post("/flush_cache?timeout=20").status_code == 200
-        assert details(ask(server, 0))["storage"] == NUM_CACHED
+    assert shared.delete("/hicache/storage-backend").status_code == 200
+    assert shared.post("/flush_cache?timeout=20").status_code == 200
+    results: dict[int, list[int]] = {}
+    threads = [
+        threading.Thread(target=lambda n=number: results.update({n: ask(shared, n)["output_ids"]})) for number in MAIN
+    ]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        attached = put_store(shared, hicache_storage_backend="file", directory=str(folder))
+        assert attached.status_code == 200, attached.text
+        assert shared.delete("/hicache/storage-backend").status_code == 200
+    for thread in threads:
+        thread.join(120)
+    assert [results[number] for number in MAIN] == expected
+    use_store(shared, folder)
+    assert details(ask(shared, 0))["storage"] == NUM_CACHED
 
 
-@pytest.fixture
-def tiered(tiny_model: str, tmp_path: Path) -> Iterator[RunningServer]:
-    with file_server(tiny_model, tmp_path / "s") as server:
-        yield server
-
-
-def test_pin_and_warm_through_a_full_pool(tiered: RunningServer, expected: list[list[int]]) -> None:
+def test_pin_and_warm_through_a_full_pool(
+    shared: RunningServer, tmp_path: Path, expected: list[list[int]]
+) -> None:
     """A pinned prefix is found on the device after four times the pool has gone through it."""
-    pinned = tiered.post("/cache/pin", json={"input_ids": prompt(0), "ttl_s": 600}).json()
+    use_store(shared, tmp_path / "s")
+    pinned = shared.post("/cache/pin", json={"input_ids": prompt(0), "ttl_s": 600}).json()
     assert pinned["num_tokens"] == NUM_CACHED
     for number in MAIN[1:]:
-        assert ask(tiered, number)["output_ids"] == expected[number]
-    answer = ask(tiered, 0)
+        assert ask(shared, number)["output_ids"] == expected[number]
+    answer = ask(shared, 0)
     assert (details(answer)["device"], answer["output_ids"]) == (NUM_CACHED, expected[0])
-    warmed = tiered.post("/cache/warm", json={"input_ids": prompt(1)}).json()
+    warmed = shared.post("/cache/warm", json={"input_ids": prompt(1)}).json()
     assert warmed["items"][0]["cached_tokens_details"]["device"] + warmed["cached_tokens"] >= NUM_CACHED
-    unpinned = httpx.delete(f"{tiered.url}/cache/pin/{pinned['pin_id']}", timeout=30, trust_env=False)
-    assert unpinned.status_code == 200 and tiered.get("/cache/pins").json()["pins"] == []
+    unpinned = shared.delete(f"/cache/pin/{pinned['pin_id']}")
+    assert unpinned.status_code == 200 and shared.get("/cache/pins").json()["pins"] == []

@@ -11,31 +11,41 @@ import httpx
 import pytest
 import torch
 from running_server import RunningServer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from tiered import write_byte_tokenizer
 
-from headwater.launch.default_model import ensure_default_model
-from headwater.models.loader import open_weights, read_config, resolve_model
+from tiny_models import make_tiny_model
 
 pytestmark = pytest.mark.slow
 
-PROMPT = "The capital of France is a city that has been known for a thousand years as " * 3  # several pages
+PROMPT = [3 + place * 31 % 200 for place in range(60)]  # several pages
+NUM_STREAMED = 1000
 NORM = "model.norm.weight"
-LAST = "model.layers.29.mlp.down_proj.weight"
+LAST = "model.layers.2.mlp.down_proj.weight"
 Tensors = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def original() -> Tensors:
-    """The default model's weights by their Hugging Face names."""
-    files = resolve_model(str(ensure_default_model()))
-    config = read_config(files)
-    source = open_weights(files, config, load_format="auto", seed=0)
-    return {name: source.load(name).to(torch.bfloat16).contiguous() for name in config.parameter_shapes()}
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model whose context is long enough for a stream that an update overtakes."""
+    folder = tmp_path_factory.mktemp("served")
+    make_tiny_model("llama", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2 * NUM_STREAMED}))
+    write_byte_tokenizer(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RunningServer]:
-    with RunningServer() as running:
+def original(folder: Path) -> Tensors:
+    """The served weights by their Hugging Face names."""
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[RunningServer]:
+    arguments = ("--model", str(folder), "--dtype", "float32", "--max-total-tokens", str(2 * NUM_STREAMED))
+    with RunningServer(*arguments) as running:
         yield running.wait_healthy()
 
 
@@ -56,10 +66,11 @@ def changed(tensors: Tensors) -> Tensors:
     return tensors | {LAST: tensors[LAST] * -1.0}
 
 
-def ask(server: RunningServer, num_tokens: int = 16) -> tuple[str, dict[str, Any]]:
-    sampling = {"temperature": 0, "max_new_tokens": num_tokens, "ignore_eos": True}
-    answer = server.post("/generate", json={"text": PROMPT, "sampling_params": sampling}).json()
-    return answer["text"], answer["meta_info"]
+def ask(server: RunningServer) -> tuple[list[int], dict[str, Any]]:
+    """The answer's tokens, and what is said of it."""
+    sampling = {"temperature": 0, "max_new_tokens": 16, "ignore_eos": True}
+    answer = server.post("/generate", json={"input_ids": PROMPT, "sampling_params": sampling}).json()
+    return answer["output_ids"], answer["meta_info"]
 
 
 def update(server: RunningServer, path: Path, status: int = 200, **more: Any) -> dict[str, Any]:
@@ -81,34 +92,35 @@ def test_a_stream_goes_on_across_an_update_and_the_new_weights_match_nothing_old
     has_begun = threading.Event()
 
     def read_stream() -> None:
-        sampling = {"temperature": 0, "max_new_tokens": 400, "ignore_eos": True}
-        body = {"text": PROMPT + " the", "sampling_params": sampling, "stream": True}
+        sampling = {"temperature": 0, "max_new_tokens": NUM_STREAMED, "ignore_eos": True}
+        body = {"input_ids": [*PROMPT, 3], "sampling_params": sampling, "stream": True}
         with httpx.stream("POST", server.url + "/generate", json=body, timeout=120, trust_env=False) as answer:
             for line in answer.iter_lines():
                 if line.startswith("data: {"):
                     chunks.append(json.loads(line[6:]))
                     has_begun.set()
 
+    second = checkpoint(changed(original))
     streaming = threading.Thread(target=read_stream)
     streaming.start()
     assert has_begun.wait(30)
-    done = update(server, checkpoint(changed(original)), weight_version="second")
+    done = update(server, second, weight_version="second")
     assert (done["num_kept"], done["num_tensors"], done["weight_version"]) == (1, len(original), "second")
     during = ask(server)
     streaming.join(120)
-    assert chunks[-1]["meta_info"]["completion_tokens"] == 400
+    assert chunks[-1]["meta_info"]["completion_tokens"] == NUM_STREAMED
     spans = chunks[-1]["meta_info"]["weights_versions"]
     assert [label for label, _ in spans] == ["default", "second"]
-    assert 0 < spans[1][1] < 400
+    assert 0 < spans[1][1] < NUM_STREAMED
     assert during[1]["cached_tokens"] == 0, "KV of the old weights was matched"
     assert during[1]["weight_version"] == "second"
-    assert during[0] != before, "the changed layer does not show in the text"
+    assert during[0] != before, "the changed layer does not show in the answer"
     assert ask(server)[1]["cached_tokens"] > 0, "the new weights' own KV is shared"
 
-    # and back: the text is the first one again, from KV that was computed anew
+    # and back: the answer is the first one again, from KV that was computed anew
     update(server, checkpoint(original, "back"), weight_version="third")
-    text, meta = ask(server)
-    assert (text, meta["cached_tokens"]) == (before, 0)
+    output, meta = ask(server)
+    assert (output, meta["cached_tokens"]) == (before, 0)
 
 
 def test_a_part_of_the_tensors_is_laid_over_the_rest(
@@ -121,8 +133,8 @@ def test_a_part_of_the_tensors_is_laid_over_the_rest(
     assert norm_values(server) == (norm * 2)[:4].float().tolist()
     assert ask(server)[1]["cached_tokens"] == 0
     update(server, checkpoint({NORM: norm}, "back"))
-    text, meta = ask(server)
-    assert (text, meta["cached_tokens"]) == (before, 0)
+    output, meta = ask(server)
+    assert (output, meta["cached_tokens"]) == (before, 0)
 
 
 @pytest.mark.parametrize(
@@ -159,8 +171,8 @@ def test_a_broken_checkpoint_changes_nothing(
     assert answer["error"]["param"] == "model_path"
     named = {"wrong_shape": LAST, "missing_tensor": LAST}.get(damage, "")
     assert named in answer["message"]
-    text, meta = ask(server)
-    assert text == before
+    output, meta = ask(server)
+    assert output == before
     assert meta["cached_tokens"] > 0, "the weights are the same, so their cache is still good"
     assert norm_values(server) == values
     assert server.get("/get_weight_version").json() == version

@@ -207,6 +207,6 @@ class Services:
             generation.close()
 
 
-def services(request: Request) -> Services:
-    """The dependency of every route."""
+async def services(request: Request) -> Services:
+    """The dependency of every route. A coroutine: FastAPI calls a plain function in a thread, each time."""
     return request.app.state.services
