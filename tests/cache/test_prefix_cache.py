@@ -239,3 +239,23 @@ def test_the_pool_notices_a_page_that_is_freed_behind_the_trees_back(cache):
     lease = start(cache, range(4))
     with pytest.raises(OwnershipError):
         cache.pool.free(lease.private[:1], giver=Owner.TREE)
+
+
+def test_the_version_grows_whenever_peek_finds_something_else(cache):
+    """A queue that orders by cached prefixes looks again only then: what it missed would be served out of order."""
+    prompt, seen = ids(*range(12)), set()
+
+    def look(num_tokens: int) -> None:
+        assert cache.peek(NS, prompt) == num_tokens
+        assert cache.version not in seen
+        seen.add(cache.version)
+
+    look(0)
+    run(cache, range(8))
+    look(8)
+    run(cache, range(12))
+    look(12)
+    run(cache, range(100, 100 + 30 * PAGE))  # evicts from the end
+    look(8)
+    cache.retire(Scope())
+    look(0)

@@ -12,6 +12,11 @@ class KnownPrefixes:
 
     def __init__(self, **num_known: int) -> None:
         self._num_known = {int(first[1:]): number for first, number in num_known.items()}
+        self.version = 0
+
+    def learn(self, first_id: int, number: int) -> None:
+        self._num_known[first_id] = number
+        self.version += 1
 
     def peek(self, namespace, tokens: np.ndarray) -> int:
         return self._num_known.get(int(tokens[0]), 0)
@@ -83,3 +88,18 @@ def test_membership_is_by_identity():
     queue.add(one)
     assert one in queue
     assert request("a") not in queue
+
+
+def test_lpm_looks_again_when_the_cache_or_a_request_has_changed():
+    """Where nothing has changed the queue does not look: a wrong order would stay for ever."""
+    cache, queue = KnownPrefixes(t100=4), WaitingQueue("lpm")
+    other, known = request("other", first_id=0), request("known", first_id=100)
+    queue.add(other)
+    queue.add(known)
+    assert in_order(queue, cache) == ["known", "other"]
+    cache.learn(0, 8)
+    assert in_order(queue, cache) == ["other", "known"]
+    cache._num_known[100] = 12  # unseen by the version: only a longer request is looked up
+    assert in_order(queue, cache) == ["other", "known"]
+    known.tokens.append(1)
+    assert in_order(queue, cache) == ["known", "other"]

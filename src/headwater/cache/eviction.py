@@ -34,6 +34,6 @@ class LruLeaves:
 
     def _is_candidate(self, node: Node) -> bool:
         run = node.runs.get(self._tier)
-        return (
-            run is not None and run.pins == 0 and not any(self._tier in child.runs for child in node.children.values())
-        )
+        if run is None or run.pins:
+            return False
+        return not node.children or not any(self._tier in child.runs for child in node.children.values())

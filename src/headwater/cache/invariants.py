@@ -11,18 +11,21 @@ from headwater.cache.radix_tree import Node, Run
 def check_invariants(cache: PrefixCache) -> None:
     """Raise AssertionError if pages, tree, pins, leases and copies disagree. Walks everything."""
     holders = _Holders(cache)
+    pins = holders.pins
     nodes = [node for root in cache.tree.roots.values() for node in cache.tree.subtree(root)]
     for tier, books in cache.books.items():
         books.pool.check()
         tree_runs = _tree_runs(cache, nodes, tier)
+        num_evictable = 0
         for run in tree_runs:
-            assert run.pins == holders.pins_on(run), "pins on a run differ from the leases and copies that hold it"
-        num_evictable = sum(len(run.pages) for run in tree_runs if run.pins == 0)
+            assert run.pins == pins.get(id(run), 0), "pins on a run differ from the leases and copies that hold it"
+            if run.pins == 0:
+                num_evictable += len(run.pages)
         assert num_evictable == books.num_evictable, (tier, num_evictable, books.num_evictable)
         in_tree = {id(run) for run in tree_runs}
         cut = [run for run in holders.pinned_runs(tier) if id(run) not in in_tree]
         for run in cut:
-            assert run.is_retired and run.pins == holders.pins_on(run)
+            assert run.is_retired and run.pins == pins.get(id(run), 0)
         held = {
             Owner.TREE: [run.pages for run in tree_runs],
             Owner.RETIRED: [run.pages for run in cut],
@@ -37,7 +40,7 @@ class _Holders:
 
     def __init__(self, cache: PrefixCache) -> None:
         self.private: list[PageIds] = []
-        self._pins: dict[int, int] = {}
+        self.pins: dict[int, int] = {}  # by id of the run
         self._runs: dict[int, Run] = {}
         self._transfers = cache.transfers.transfers if cache.transfers else []
         for lease in cache.leases:
@@ -61,9 +64,6 @@ class _Holders:
             arriving = (prefetch.pages for prefetch in cache.storage.reader.prefetches)
             self._arriving = [pages for pages in arriving if pages is not None]
 
-    def pins_on(self, run: Run) -> int:
-        return self._pins.get(id(run), 0)
-
     def pinned_runs(self, tier: Tier) -> list[Run]:
         return [run for run in self._runs.values() if run.tier is tier]
 
@@ -73,7 +73,7 @@ class _Holders:
         return pages + self._arriving if tier is Tier.HOST else pages
 
     def _add(self, run: Run) -> None:
-        self._pins[id(run)] = self._pins.get(id(run), 0) + 1
+        self.pins[id(run)] = self.pins.get(id(run), 0) + 1
         self._runs[id(run)] = run
 
 
@@ -81,15 +81,16 @@ def _tree_runs(cache: PrefixCache, nodes: list[Node], tier: Tier) -> list[Run]:
     found: list[Run] = []
     is_device = tier is Tier.DEVICE
     for node in nodes:
-        assert node.is_root or node.runs or node.children, "an empty node stayed in the tree"
+        above = node.parent
+        assert above is None or node.runs or node.children, "an empty node stayed in the tree"
         run = node.runs.get(tier)
         if run is None:
             continue
         assert not run.is_retired and run.node is node and run.tier is tier
         assert run.arrival is None or run.pins, "pages that a copy still writes could be evicted"
         assert len(run.pages) * cache.page_size == len(node.tokens)
-        if is_device and node.parent is not None and not node.parent.is_root:
-            assert run.parent is node.parent.runs.get(tier), "a device run hangs below a gap"
+        if is_device and above is not None and above.parent is not None:
+            assert run.parent is above.runs.get(tier), "a device run hangs below a gap"
         found.append(run)
     return found
 
@@ -102,8 +103,9 @@ def _check_owners(pool: PagePool, held: dict[Owner, list[PageIds]]) -> None:
     owners = np.zeros(pool.capacity, dtype=np.uint8)
     for owner, pages in held.items():
         num_pages = 0
-        for each in pages:
-            owners[each] = int(owner)
-            num_pages += len(each)
+        if pages:
+            together = np.concatenate(pages)
+            owners[together] = int(owner)
+            num_pages = len(together)
         assert num_pages == pool.count(owner), f"{owner.name}: {num_pages} held, {pool.count(owner)} counted"
     assert pool.has_owners(owners), "a page is held twice, or by another than its owner"

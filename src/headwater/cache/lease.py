@@ -70,6 +70,6 @@ class Lease:
     def take_private(self, num_pages: int) -> PageIds:
         """Remove and return the first `num_pages` private pages."""
         taken = self.private[:num_pages].copy()
-        self.private = self.private[num_pages:].copy()
+        self.private = self.private[num_pages:]
         self.num_private -= num_pages
         return taken

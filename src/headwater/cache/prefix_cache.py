@@ -84,6 +84,11 @@ class PrefixCache:
         return self._device.pool
 
     @property
+    def version(self) -> int:
+        """Grows with every change of what `peek` may find on the device."""
+        return self._device.version
+
+    @property
     def num_available(self) -> int:
         """Device pages that `extend` could hand out now."""
         return self._device.num_available
@@ -160,7 +165,7 @@ class PrefixCache:
         node, num_tokens = self.tree.roots.get(namespace), 0
         while node is not None and len(tokens) - num_tokens >= self.page_size:
             found = self.tree.descend(node, tokens[num_tokens:])
-            if found is None or not any(tier in found[0].runs for tier in tiers):
+            if found is None or found[0].runs.keys().isdisjoint(tiers):
                 break
             node, num_pages = found
             num_tokens += num_pages * self.page_size

@@ -107,8 +107,9 @@ class RadixTree:
 
     def descend(self, node: Node, tokens: TokenIds) -> tuple[Node, int] | None:
         """The child of `node` that shares at least one page with `tokens`, and how many pages it shares."""
-        key = self.key(tokens)
-        child = node.children.get(key)
+        if not node.children:
+            return None
+        child = node.children.get(self.key(tokens))
         return None if child is None else (child, self._num_common_pages(child.tokens, tokens))
 
     def match(self, root: Node, tokens: TokenIds, *, tier: Tier) -> Node:
@@ -264,6 +265,6 @@ class RadixTree:
 
     def _num_common_pages(self, left: TokenIds, right: TokenIds) -> int:
         length = min(len(left), len(right)) // self.page_size * self.page_size
-        differs = left[:length] != right[:length]
-        at = int(differs.argmax()) if length else 0
-        return (at if length and differs[at] else length) // self.page_size
+        if left[:length].tobytes() == right[:length].tobytes():  # as mostly, and told fastest
+            return length // self.page_size
+        return int((left[:length] != right[:length]).argmax()) // self.page_size

@@ -20,6 +20,7 @@ class TierBooks:
         self.pool = PagePool(num_pages)
         self.num_evictable = 0  # unpinned pages in the tree
         self.num_evicted = 0  # pages, ever
+        self.version = 0  # grows with every change of what the tree has on this tier
         self.observer: CacheObserver | None = None
         self._tree = tree
         self._lru = LruLeaves(tier)
@@ -40,6 +41,7 @@ class TierBooks:
     def attach(self, node: Node, pages: PageIds, *, giver: Owner, parent: Run | None, pins: int) -> Run:
         """`pages`, owned by `giver` until now, become the run of `node` on this tier."""
         assert self.tier not in node.runs
+        self.version += 1
         self.pool.hand_over(pages, giver=giver, taker=Owner.TREE)
         run = Run(node=node, tier=self.tier, pages=pages, parent=parent, pins=pins)
         node.runs[self.tier] = run
@@ -75,6 +77,7 @@ class TierBooks:
 
         All at once: a flush under load cuts hundreds, and the next step waits for it.
         """
+        self.version += 1
         runs = [node.runs.pop(self.tier) for node in nodes if self.tier in node.runs]
         free, held = [run for run in runs if not run.pins], [run for run in runs if run.pins]
         if self.observer is not None:
@@ -109,6 +112,7 @@ class TierBooks:
         return found
 
     def _evict(self, num_pages: int) -> None:
+        self.version += 1
         while num_pages > 0:
             node = self._lru.pop()
             if node is None:  # on the host, a run above one that is being copied is no leaf

@@ -28,6 +28,8 @@ class Blockers:
     def __call__(self) -> dict[str, int]:
         found: dict[str, int] = {}
         for component in self._components.values():
-            for blocker, count in component.in_flight().items():
-                found[blocker] = found.get(blocker, 0) + count
+            work = component.in_flight()
+            if work:
+                for blocker, count in work.items():
+                    found[blocker] = found.get(blocker, 0) + count
         return found

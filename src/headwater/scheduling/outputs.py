@@ -17,10 +17,11 @@ class OutputBuffer:
         request.unsent_token_ids.append(token_id)
         if logprob is not None:
             request.unsent_logprobs.append(logprob)
-        if request.num_outputs > 1 and meta is None and len(request.unsent_token_ids) < request.output_interval:
+        num_outputs = request.num_outputs
+        if num_outputs > 1 and meta is None and len(request.unsent_token_ids) < request.output_interval:
             return
         prompt_logprobs = None
-        if request.num_outputs == 1 and request.prompt_logprobs:
+        if num_outputs == 1 and request.prompt_logprobs:
             prompt_logprobs = tuple(request.prompt_logprobs)
         token_ids, logprobs = _take_unsent(request)
         items = self._items.setdefault(request.client, [])
@@ -57,6 +58,8 @@ class OutputBuffer:
 
     def take(self) -> list[tuple[bytes, Outputs]]:
         """(client, message) of everything collected; the buffer is empty afterwards."""
+        if not self._items:
+            return []
         taken = [(client, Outputs(items=tuple(items))) for client, items in self._items.items() if items]
         self._items = {}
         return taken

@@ -1,13 +1,12 @@
-"""What the scheduler hands to the runner, and what comes back: plain frozen data, numpy only.
+"""What the scheduler hands to the runner, and what comes back: plain frozen data, numpy and msgspec only.
 
 A plan says what *changes*: a runner keeps the state of its slots (page table, sampling parameters, token
 counts, newest token) between steps, so a decode step carries a few integers per slot.
 """
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct, field
 
 from headwater.messages.base import TokenIds
 from headwater.messages.generation import LogprobParams, SamplingParams, TokenLogprob
@@ -15,8 +14,7 @@ from headwater.messages.generation import LogprobParams, SamplingParams, TokenLo
 NEWEST_TOKEN = -1  # in StepPlan.token_ids: the token this slot sampled last, known to the runner alone
 
 
-@dataclass(frozen=True, slots=True)
-class SlotAssignment:
+class SlotAssignment(Struct, frozen=True, eq=False):
     """A request enters a slot; everything the slot held before is void."""
 
     slot: int
@@ -28,8 +26,7 @@ class SlotAssignment:
     logprobs: LogprobParams | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PageUpdate:
+class PageUpdate(Struct, frozen=True, eq=False):
     """Entries [first, first + len(pages)) of a slot's page table are now `pages`."""
 
     slot: int
@@ -37,8 +34,7 @@ class PageUpdate:
     pages: npt.NDArray[np.int32]
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
+class StepPlan(Struct, frozen=True, eq=False):
     """One forward pass. Rows [0, num_decodes) compute one token each and sample; the rest are prefill chunks.
 
     Row r computes positions num_computed[r] .. num_computed[r] + num_tokens[r] - 1 of its sequence, attends
@@ -62,8 +58,7 @@ class StepPlan:
         return len(self.slots)
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(Struct, frozen=True, eq=False):
     """What a step produced, row by row as in its plan."""
 
     step_id: int

@@ -1,5 +1,7 @@
 """Puts the rows of a step together."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from headwater.cache.page_pool import PageIds
@@ -47,26 +49,28 @@ class PlanBuilder:
         self._chunks.append((request, num_tokens, samples))
         self.num_tokens_left -= num_tokens
 
-    def build(self, step_id: int, uses: np.ndarray) -> StepPlan:
-        """The plan of the collected rows; page updates of the requests in it leave with it."""
-        rows = [(r, 1, True) for r in self._decodes] + self._chunks
-        slots = np.array([r.slot for r, _, _ in rows], dtype=np.int32)
-        tokens = [np.full(len(self._decodes), NEWEST_TOKEN, dtype=np.int32)]
-        tokens += [r.tokens.view(r.num_computed, r.num_computed + n) for r, n, _ in self._chunks]
+    def build(self, step_id: int, uses: Sequence[int]) -> StepPlan:
+        """The plan of the collected rows; page updates of the requests in it leave with it. `uses`: of all slots."""
+        rows = self.rows
+        token_ids = np.array([NEWEST_TOKEN] * len(self._decodes), dtype=np.int32)
+        if self._chunks:
+            chunks = [r.tokens.view(r.num_computed, r.num_computed + n) for r, n, _ in self._chunks]
+            token_ids = np.concatenate([token_ids, *chunks])
         updates: list[PageUpdate] = []
         for request, _, _ in rows:
-            updates += request.page_updates
-            request.page_updates = []
+            if request.page_updates:
+                updates += request.page_updates
+                request.page_updates = []
         return StepPlan(
             step_id=step_id,
             assignments=tuple(self._assignments),
             page_updates=tuple(updates),
-            slots=slots,
-            uses=uses[slots],
+            slots=np.array([r.slot for r, _, _ in rows], dtype=np.int32),
+            uses=np.array([uses[r.slot] for r, _, _ in rows], dtype=np.int64),
             num_computed=np.array([r.num_computed for r, _, _ in rows], dtype=np.int32),
             num_tokens=np.array([n for _, n, _ in rows], dtype=np.int32),
             samples=np.array([s for _, _, s in rows], dtype=np.bool_),
-            token_ids=np.concatenate(tokens),
+            token_ids=token_ids,
             num_decodes=len(self._decodes),
             num_outputs=np.array([r.num_launched_samples for r, _, _ in rows], dtype=np.int32),
         )

@@ -73,6 +73,8 @@ class Request:
         self.num_loaded_tokens = 0  # brought up from the host for it
         self.num_host_tokens = 0  # of its prompt, found on the host
         self.num_storage_tokens = 0  # of its prompt, found in storage
+        self.num_matched = 0  # tokens that the device had when the queue (lpm) looked last
+        self.matched_at: object = None  # state of cache and request at that time: in the same one it is the same
         self.weights_versions: list[tuple[str, int]] = []  # (label, first output computed with them)
         self.has_sent_meta = False
         self.output_interval = message.output_interval
@@ -82,7 +84,7 @@ class Request:
     @property
     def num_outputs(self) -> int:
         """Generated tokens known so far."""
-        return len(self.tokens) - self.num_prompt_tokens
+        return self.tokens.length - self.num_prompt_tokens
 
     def has_ids_below(self, vocab_size: int) -> bool:
         """Whether every token is one of a vocabulary of this size."""

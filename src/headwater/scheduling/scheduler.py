@@ -1,6 +1,7 @@
 """Decides what runs next. Knows requests, slots and the cache; no torch, no I/O, no clock of its own."""
 
 from dataclasses import dataclass
+from operator import attrgetter
 
 from msgspec import structs
 
@@ -30,6 +31,7 @@ from headwater.scheduling.slots import Slots
 from headwater.scheduling.waiting_queue import SchedulePolicy, WaitingQueue
 
 _NUM_EXAMINED_PER_TURN = 64  # waiting requests looked at in one turn, so that a long queue costs nothing
+_queue_key = attrgetter("queue_key")
 _MIN_PREFILL_SAMPLE = 64  # prompt tokens of a step from which its time says something about prefill
 
 
@@ -170,8 +172,8 @@ class Scheduler:
             return {}
         is_open = self.admission.may_run and self.admission.may_start
         queued = len(self.waiting) if is_open else sum(1 for r in self.waiting if self._may_admit(r))
-        counts = {"running": len(self.running), "loading": len(self.loading), "queued": queued}
-        return {name: count for name, count in counts.items() if count}
+        counts = (("running", len(self.running)), ("loading", len(self.loading)), ("queued", queued))
+        return {name: count for name, count in counts if count}
 
     # --- planning -----------------------------------------------------------------------------------
 
@@ -200,7 +202,7 @@ class Scheduler:
 
     def _plan_decodes(self, builder: PlanBuilder) -> None:
         # In order of service: whoever is retracted for pages comes later, so its row is not planned yet.
-        for request in sorted(self.running, key=lambda r: r.queue_key):
+        for request in sorted(self.running, key=_queue_key):
             if request.phase is not Phase.DECODING:  # still prefilling, or retracted for one before it
                 continue
             if request.num_launched_samples >= request.max_new_tokens:
@@ -311,21 +313,23 @@ class Scheduler:
         num_prefill = len(plan.token_ids) - plan.num_decodes
         if num_prefill >= _MIN_PREFILL_SAMPLE:
             self.cache.restore_cost.saw_prefill(num_prefill, self._clock.now() - self._launched_s)
-        for row, (slot, use) in enumerate(zip(result.slots.tolist(), result.uses.tolist(), strict=True)):
+        columns = (result.slots, result.uses, result.is_finite, plan.num_computed, plan.num_tokens, plan.samples)
+        rows = zip(*[column.tolist() for column in columns], result.tokens.tolist(), strict=True)
+        for row, (slot, use, is_finite, first, num_tokens, samples, token_id) in enumerate(rows):
             request = self._slots.at(slot, use=use)
             if request is None:
                 continue
             assert request.lease is not None
             self.cache.settle(request.lease)
-            if not result.is_finite[row]:  # what it wrote is as bad as its logits: nobody is to find it
+            if not is_finite:  # what it wrote is as bad as its logits: nobody is to find it
                 self._finish(request, NOT_FINITE)
                 continue
-            request.num_written = int(plan.num_computed[row] + plan.num_tokens[row])
+            request.num_written = first + num_tokens
             request.prompt_logprobs += result.prompt_logprobs.get(row, ())
             if row >= plan.num_decodes:
                 self._publish(request)
-            if plan.samples[row]:
-                self._take_token(request, int(result.tokens[row]), result.logprobs.get(row))
+            if samples:
+                self._take_token(request, token_id, result.logprobs.get(row))
             elif request.max_new_tokens == 0 and request.num_written >= request.num_prompt_tokens:
                 self._finish(request, Finish(type="length"))
         self._release_closing()
@@ -348,14 +352,14 @@ class Scheduler:
     def _take_token(self, request: Request, token_id: int, logprob: TokenLogprob | None) -> None:
         request.tokens.append(token_id)
         self.counters.generated_tokens += 1
-        meta = None
+        num_outputs, meta = request.num_outputs, None
         if not request.has_sent_meta:
             meta = self._meta(request)
             request.has_sent_meta = True
         self._outputs.add_token(request, token_id, logprob=logprob, meta=meta)
         if request.is_stop_token(token_id):
             self._finish(request, Finish(type="stop", matched=token_id))
-        elif request.num_outputs >= request.max_new_tokens:
+        elif num_outputs >= request.max_new_tokens:
             self._finish(request, Finish(type="length"))
 
     def _publish(self, request: Request) -> None:
@@ -408,6 +412,8 @@ class Scheduler:
         self._release_closing()
 
     def _release_closing(self) -> None:
+        if not self._closing:
+            return
         still_in_use = []
         for step_id, lease in self._closing:
             if step_id <= self._collected_step_id:

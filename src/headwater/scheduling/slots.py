@@ -1,8 +1,5 @@
 """The runner's slots: who is in which, and how often each has been used."""
 
-import numpy as np
-import numpy.typing as npt
-
 from headwater.scheduling.request import Request
 
 
@@ -10,7 +7,7 @@ class Slots:
     """A slot's use count tells results of its present request from those of an earlier one."""
 
     def __init__(self, num_slots: int) -> None:
-        self.uses: npt.NDArray[np.int64] = np.zeros(num_slots, dtype=np.int64)
+        self.uses = [0] * num_slots
         self._requests: list[Request | None] = [None] * num_slots
         self._free = list(range(num_slots - 1, -1, -1))
 
@@ -24,7 +21,7 @@ class Slots:
         self.uses[slot] += 1
         self._requests[slot] = request
         request.slot = slot
-        return int(self.uses[slot])
+        return self.uses[slot]
 
     def leave(self, request: Request) -> None:
         self._requests[request.slot] = None

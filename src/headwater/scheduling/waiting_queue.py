@@ -34,9 +34,13 @@ class WaitingQueue:
 
     def in_service_order(self, cache: PrefixCache, weights_id: str) -> list[Request]:
         """A snapshot, next first."""
-        if self._policy == "fcfs":
+        if self._policy == "fcfs" or len(self._requests) < 2:
             return self._requests.copy()
         head = self._requests[:_NUM_MATCHED_AHEAD]
-        matched = {r.rid: cache.peek(r.namespace(weights_id), r.tokens.view()) for r in head}
-        head.sort(key=lambda r: (-r.priority, -matched[r.rid], r.arrival))
+        for request in head:
+            state = (cache.version, weights_id, len(request.tokens))
+            if request.matched_at != state:
+                request.matched_at = state
+                request.num_matched = cache.peek(request.namespace(weights_id), request.tokens.view())
+        head.sort(key=lambda r: (-r.priority, -r.num_matched, r.arrival))
         return head + self._requests[_NUM_MATCHED_AHEAD:]

@@ -128,6 +128,7 @@ class Driver:
         )
         self.runner.weights.current = shape.weights_id
         self.jobs = FakeJobRunner(seed=shape.seed, clock=self.clock)
+        self._scope_domain = _fingerprint(shape).scope_domain()
         self._scopes_due: set[bytes] = set()  # counters that flushes of a store have named
         self.store: StorageBackend | None = None  # what `AttachStorage` attaches
         settings = storage_settings or StorageSettings(
@@ -375,10 +376,9 @@ class Driver:
     def _on_receive(self, wait_s: float, messages: list[tuple[bytes, ToEngine]]) -> None:
         if not messages:
             self.calls.check_sleep(wait_s)
-        domain = _fingerprint(self.shape).scope_domain()
         for _, message in messages:
             if isinstance(message, FlushCache) and "storage" in message.tiers:
-                named = scope_id(domain, cache_salt=message.cache_salt, extra_key=message.extra_key)
+                named = scope_id(self._scope_domain, cache_salt=message.cache_salt, extra_key=message.extra_key)
                 self._scopes_due.add(named)
         self.control.begin_turn(messages)
 

@@ -145,8 +145,12 @@ class StorageTier:
 
     def in_flight(self) -> dict[str, int]:
         """Copies under way. Raising a generation and reaping hold nothing of anybody's."""
-        found = {"persist": len(self.writer.reading), "prefetch": len(self.reader.prefetches)}
-        return {name: count for name, count in found.items() if count}
+        found: dict[str, int] = {}
+        if self.writer.reading:
+            found["persist"] = len(self.writer.reading)
+        if self.reader.prefetches:
+            found["prefetch"] = len(self.reader.prefetches)
+        return found
 
     @property
     def needs_polling(self) -> bool:

@@ -21,9 +21,11 @@ from headwater.simulation.checks.pending_calls import Call, Calls
 from headwater.simulation.checks.request_model import RequestKey, RequestModel
 from headwater.simulation.checks.retirements import Retirements
 from headwater.simulation.checks.service_promises import ServicePromises
-from headwater.simulation.checks.violation import demand
+from headwater.simulation.checks.violation import Violation, demand
 from headwater.simulation.fakes.memory import FakeWeights
 from headwater.simulation.fakes.shared_world import StoreRetirement, World
+
+_EXCLUSIVE = (UpdateWeights, ReleaseMemory, ResumeMemory, AttachStorage)
 
 
 class ControlPromises:
@@ -73,7 +75,9 @@ class ControlPromises:
     def begin_turn(self, messages: list[tuple[bytes, ToEngine]]) -> None:
         """The engine is about to see `messages`, in this order."""
         turn = self._world.turn
-        self._pins_due = {pin_id for pin_id, until_s in self._pins.items() if self._calls.now_s() >= until_s}
+        if self._pins:
+            now_s = self._calls.now_s()
+            self._pins_due = {pin_id for pin_id, until_s in self._pins.items() if now_s >= until_s}
         self._messages = [message for _, message in messages]
         self._was_released = bool(self.released)
         self._running_before = self._oracle.running_keys()
@@ -97,7 +101,7 @@ class ControlPromises:
                     self._immediate.append(self._calls.pending[client, message.call_id])
                 case _:
                     pass
-        if any(_ends_all(call.message) for call in self._calls.pending.values()):
+        if self._calls.pending and any(_ends_all(call.message) for call in self._calls.pending.values()):
             for model in self._oracle.active.values():
                 model.may_end_early |= model.is_delivered
 
@@ -124,8 +128,9 @@ class ControlPromises:
     def end_turn(self, *, has_launched: bool) -> None:
         """All answers of the turn are in."""
         self._check_pins()
-        for call in self._immediate.copy():
-            self._apply_if_immediate(call)
+        if self._immediate:
+            for call in self._immediate.copy():
+                self._apply_if_immediate(call)
         self._apply_while_store_is_asked()
         self._cuts.end_turn(
             self._applied_now,
@@ -140,25 +145,33 @@ class ControlPromises:
         self._num_releases = 0
         for abort, models in self._ended_by:
             left = [model.rid for model in models if model.key in self._oracle.active]
-            demand(not left, "abort_ends", f"{left} go on after {abort}")
+            if left:
+                raise Violation("abort_ends", f"{left} go on after {abort}")
         self._ended_by.clear()
-        is_released = self._was_released and bool(self.released)
-        demand(not (has_launched and self._is_paused), "pause_holds", "a step was launched while paused")
-        demand(not (has_launched and is_released), "release_holds", "a step was launched without memory")
-        started = [model.rid for model in self._oracle.entered_now if model.num_entered == 1]
-        if started:
-            holds = [call.message for call in self._calls.pending.values() if _holds_starts(call.message)]
-            demand(not holds, "hold_holds", f"{started} started while held by {holds[:1]}")
-        self._oracle.entered_now.clear()
+        if has_launched:
+            demand(not self._is_paused, "pause_holds", "a step was launched while paused")
+            is_released = self._was_released and bool(self.released)
+            demand(not is_released, "release_holds", "a step was launched without memory")
+        if self._oracle.entered_now:
+            self._check_starts()
+            self._oracle.entered_now.clear()
 
     @property
     def is_staging(self) -> bool:
         """Whether weights are being brought: the first exclusive call in line does that, or waits for idle."""
-        exclusive = (UpdateWeights, ReleaseMemory, ResumeMemory, AttachStorage)
-        first = next((c.message for c in self._calls.pending.values() if isinstance(c.message, exclusive)), None)
-        return isinstance(first, UpdateWeights | ResumeMemory)
+        for call in self._calls.pending.values():
+            if isinstance(call.message, _EXCLUSIVE):
+                return isinstance(call.message, UpdateWeights | ResumeMemory)
+        return False
 
     # ------------------------------------------------------------------------------------------------
+
+    def _check_starts(self) -> None:
+        """Nobody has started for the first time while a call holds starts."""
+        started = [model.rid for model in self._oracle.entered_now if model.num_entered == 1]
+        holds = [call.message for call in self._calls.pending.values() if started and _holds_starts(call.message)]
+        if holds:
+            raise Violation("hold_holds", f"{started} started while held by {holds[:1]}")
 
     def _abort(self, message: Abort) -> None:
         models = [model for model in self._oracle.active.values() if model.is_delivered and _matches(message, model)]
@@ -205,13 +218,15 @@ class ControlPromises:
             self._pins_retired.clear()
             return
         pins = self._live_pins()
-        late = self._pins_due & pins.keys()
-        demand(not late, "pins_end", f"{late} are held though their time is over")
-        flushed = self._pins_retired & pins.keys()
-        demand(not flushed, "pins_end", f"{flushed} hold what a flush has retired")
+        late, flushed = self._pins_due & pins.keys(), self._pins_retired & pins.keys()
+        if late:
+            raise Violation("pins_end", f"{late} are held though their time is over")
+        if flushed:
+            raise Violation("pins_end", f"{flushed} hold what a flush has retired")
         self._pins_retired = {pin_id for pin_id, is_retired in pins.items() if is_retired}
         for pin_id in self._pins_due:
             del self._pins[pin_id]
+        self._pins_due = set()
 
     def _check_was_idle(self) -> None:
         """Who ran before this turn, and runs on without having entered anew, was running all the time."""

@@ -112,8 +112,9 @@ class Oracle:
 
     def check_failed(self) -> None:
         """After a turn: requests whose step has raised are over."""
-        left = [model.rid for model in self.active.values() if model.has_failed]
-        demand(not left, "failed_steps_end_their_own", f"{left} go on after their step has raised")
+        for model in self.active.values():
+            if model.has_failed:
+                raise Violation("failed_steps_end_their_own", f"{model.rid} goes on after its step has raised")
 
     def entered(self, assignment: SlotAssignment, num_cached: int) -> tuple[str, int]:
         request = next(each for each in self._running() if each.slot == assignment.slot)
@@ -122,7 +123,8 @@ class Oracle:
             raise Violation("only_the_living_run", f"{request.rid} enters a slot after it has ended")
         message = model.message
         known = assignment.token_ids.tolist()
-        demand(model.may_enter_with(known), "right_tokens_computed", f"{request.rid} enters with other tokens")
+        if not model.may_enter_with(known):
+            raise Violation("right_tokens_computed", f"{request.rid} enters with other tokens")
         demand(num_cached < max(1, len(known)), "one_token_is_computed", request.rid)
         weights = self._weights.current
         sequence = KvSequence(message.rid, message.cache_salt, message.extra_key, message.no_store, known, weights)
@@ -158,13 +160,13 @@ class Oracle:
         right = model.tokens[first : first + len(tokens)]
         if tokens != right:
             raise Violation("right_tokens_computed", f"{model.rid} at {first}: {tokens}, not {right}")
-        expected = model.canaries(first)
-        if read[:first].tobytes() != expected.tobytes():
+        kv = read.tobytes()
+        if kv[: 8 * first] != model.kv:
             check_written(read)
-            at = int(np.argmax(read[:first] != expected))
+            at = int(np.argmax(read[:first] != np.frombuffer(model.kv, dtype=np.uint64)))
             raise Violation("kv_is_its_own", f"{model.rid} reads KV at position {at} of {first} that is not its own")
-        model.extend(read[first:], weights=self._weights.current)
-        model.last_turn = self.turn
+        model.extend(kv[8 * first :], weights=self._weights.current)
+        model.last_turn = self._world.turn
         if samples:
             model.sample()
 

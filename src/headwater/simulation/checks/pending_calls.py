@@ -8,7 +8,7 @@ from headwater.messages.control import CancelOperation, FlushCache, PauseGenerat
 from headwater.messages.generation import Generate, GenerateBatch
 from headwater.messages.weights import ReleaseMemory, ResumeMemory, UpdateWeights
 from headwater.messages.wire import ToClient, ToEngine
-from headwater.simulation.checks.violation import Violation, demand
+from headwater.simulation.checks.violation import Violation
 
 CallKey = tuple[bytes, str]  # client and call id
 _TIMED = (FlushCache, UpdateWeights, ReleaseMemory, ResumeMemory, AttachStorage)
@@ -78,21 +78,25 @@ class Calls:
 
     def check_deadlines(self) -> None:
         """At the end of a turn: no call that should have been answered in it is pending."""
+        if not self.pending:
+            return
         now_s = self._clock.now()
         for call in self.pending.values():
             if call.deadline_s is None or now_s >= call.deadline_s or call.is_cancelled:
                 call.num_late_turns += 1
-                is_kept = call.num_late_turns <= call.num_late_turns_allowed
-                demand(is_kept, "deadline_kept", f"{call.message} of turn {call.turn} at {now_s:.3f} s")
+                if call.num_late_turns > call.num_late_turns_allowed:
+                    raise Violation("deadline_kept", f"{call.message} of turn {call.turn} at {now_s:.3f} s")
 
     def check_sleep(self, wait_s: float) -> None:
         """The loop is about to sleep: a deadline must wake it."""
+        if not self.pending:
+            return
         until_s = self._clock.now() + wait_s
         for call in self.pending.values():
             if call.deadline_s is None or _asks_store(call.message):
                 continue
-            is_kept = until_s <= max(call.deadline_s, self._clock.now()) + _SLEEP_TOLERANCE_S
-            demand(is_kept, "deadline_wakes", f"the loop sleeps {wait_s} s past the deadline of {call.message}")
+            if until_s > max(call.deadline_s, self._clock.now()) + _SLEEP_TOLERANCE_S:
+                raise Violation("deadline_wakes", f"the loop sleeps {wait_s} s past the deadline of {call.message}")
 
 
 def _asks_store(message: ToEngine) -> bool:

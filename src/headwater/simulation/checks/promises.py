@@ -90,7 +90,11 @@ class Promises:
     def _check_books(self) -> None:
         """Counts by owner, against those who own: cheap enough for every turn."""
         cache = self._parts.cache
-        private = sum([each.num_private + sum(map(len, each.superseded)) for each in cache.leases])
+        private = 0
+        for lease in cache.leases:
+            private += lease.num_private
+            for pages in lease.superseded:
+                private += len(pages)
         counted = cache.pool.count(Owner.PRIVATE)
         if private != counted:
             raise Violation("pages_add_up", f"{private} private pages held, {counted} counted")
@@ -98,10 +102,8 @@ class Promises:
             counts = books.pool.counts()
             if sum(counts) != books.pool.capacity or min(counts) < 0:
                 raise Violation("pages_add_up", f"{tier}: {counts}")
-        steps = self._runner.open_steps
-        if steps:
-            used = np.concatenate([pages for step in steps for pages in step.read])
-            num_free = cache.pool.num_owned(used, Owner.FREE)
+        for step in self._runner.open_steps:
+            num_free = cache.pool.num_owned(np.concatenate(step.read), Owner.FREE)
             demand(not num_free, "pages_outlive_steps", "a page is free that a step in flight uses")
 
     def _check_marks(self) -> None:
@@ -118,17 +120,21 @@ class Promises:
         scheduler = self._parts.scheduler
         places = (scheduler.running, scheduler.loading, scheduler.waiting)
         found = [(request.client, request.rid) for place in places for request in place]
-        active = {key for key, model in self._oracle.active.items() if model.is_delivered}
-        lost = active.symmetric_difference(found)
-        if lost or len(found) != len(active):
+        active = [key for key, model in self._oracle.active.items() if model.is_delivered]
+        if len(found) != len(active) or set(found) != set(active):
+            lost = set(active).symmetric_difference(found)
             raise Violation("no_request_is_lost", f"{lost} of {len(active)}, {len(found)} in places")
 
     def _check_leases(self, copies: list[FakeCopy]) -> None:
         """A lease belongs to a running request, to a load, to a pin, or to a step in flight."""
         num_leases = len(self._parts.cache.leases)
-        num_loads = len([1 for copy in copies if copy.kind == "restore" and not copy.is_begun])
-        wanted = len(self._parts.scheduler.running) + num_loads + self._parts.pinning.num_pins
-        num_closing = sum(len(step.read) for step in self._runner.open_steps)
+        wanted = len(self._parts.scheduler.running) + self._parts.pinning.num_pins
+        for copy in copies:
+            if copy.kind == "restore" and not copy.is_begun:  # a load
+                wanted += 1
+        num_closing = 0
+        for step in self._runner.open_steps:
+            num_closing += len(step.read)
         if not wanted <= num_leases <= wanted + num_closing:
             text = f"{num_leases} leases, {wanted} wanted, {num_closing} rows in flight"
             raise Violation("leases_end", text)
@@ -154,11 +160,9 @@ class Promises:
     def _check_blockers(self, copies: list[FakeCopy], jobs: list[FakeJob], *, is_staging: bool) -> None:
         """The engine's own idea of what keeps it from being idle, against a recount."""
         scheduler, admission = self._parts.scheduler, self._parts.scheduler.admission
-        found = {
-            "running": len(scheduler.running),
-            "loading": len(scheduler.loading),
-            "weight_update": int(is_staging),
-        }
+        found = {"running": len(scheduler.running), "loading": len(scheduler.loading)}
+        if is_staging:
+            found["weight_update"] = 1
         if admission.may_run and admission.may_start:
             found["queued"] = len(scheduler.waiting)
         elif admission.may_run:

@@ -1,7 +1,8 @@
 """One request as its client and an ideal engine see it."""
 
+import struct
+
 import numpy as np
-import numpy.typing as npt
 
 from headwater.messages.base import unpack_ids
 from headwater.messages.generation import Generate, Output
@@ -44,7 +45,7 @@ class RequestModel:
         self._limit = min(message.sampling.max_new_tokens, room - len(self.prompt))
         self._stop_ids = stop_ids
         self._vocab_size = vocab_size
-        self._canaries = np.zeros(64, dtype=np.uint64)
+        self.kv = bytearray()  # canaries up to `num_kv`, uint64 each
         self._total = 0  # what the next token is made of
         self._num_known = len(self.prompt)  # tokens when it last entered a slot
         self._weights: list[str] = []  # by position, since then
@@ -61,9 +62,6 @@ class RequestModel:
         is_complete = len(known) == num_told or (self.message.output_interval > 1 and len(known) > num_told)
         return is_complete and known == self.tokens[: len(known)]
 
-    def canaries(self, length: int) -> npt.NDArray[np.uint64]:
-        return self._canaries[:length]
-
     # --- in slots -----------------------------------------------------------------------------------
 
     def enter(self, known: list[int], num_cached: int, *, weights: str) -> None:
@@ -77,22 +75,25 @@ class RequestModel:
         self.num_kv = self._total = 0
         self.last_turn = None
         cached = next_canaries(START, known[:num_cached], origin(weights, self.namespace))
-        self.extend(np.array(cached, dtype=np.uint64), weights=weights)
+        self.kv = bytearray()
+        self.extend(np.array(cached, dtype=np.uint64).tobytes(), weights=weights)
 
-    def extend(self, canaries: npt.NDArray[np.uint64], *, weights: str) -> None:
+    def extend(self, kv: bytes, *, weights: str) -> None:
         """The next positions have these canaries."""
-        for position, canary in enumerate(canaries.tolist(), self.num_kv):
-            self._total += canary * (2 * position + 1)
-        length = self.num_kv + len(canaries)
-        if length > len(self._canaries):
-            self._canaries = np.concatenate([self._canaries, np.zeros(length, dtype=np.uint64)])
-        self._canaries[self.num_kv : length] = canaries
+        canaries = struct.unpack(f"<{len(kv) // 8}Q", kv)
+        total, weight = self._total, 2 * self.num_kv + 1
+        for canary in canaries:
+            total += canary * weight
+            weight += 2
+        self._total = total
+        self.kv += kv
         self._weights += [weights] * len(canaries)
-        self.num_kv = length
+        self.num_kv += len(canaries)
 
     def sample(self) -> None:
         """The next token follows from all KV."""
-        demand(self.num_kv == len(self.tokens), "samples_from_all_kv", self.rid)
+        if self.num_kv != len(self.tokens):
+            raise Violation("samples_from_all_kv", self.rid)
         self.tokens.append(mix(self._total & _MASK) % self._vocab_size)
 
     # --- as the client sees it ----------------------------------------------------------------------
@@ -105,13 +106,14 @@ class RequestModel:
             if output.token_ids != right:
                 raise Violation("right_text", f"{self.rid} is told {output.token_ids}, not {right}")
             self.num_told += len(output.token_ids)
-            demand(self.num_told <= self._limit, "right_end", f"{self.rid} got more tokens than it asked for")
+            if self.num_told > self._limit:
+                raise Violation("right_end", f"{self.rid} got more tokens than it asked for")
         self._num_logprobs += len(output.logprobs or ())
         self._num_prompt_logprobs += len(output.prompt_logprobs or ())
-        is_over = self._end_due() is not None and output.finish is None
-        demand(not is_over, "right_end", f"{self.rid} goes on after its end")
         if output.finish is not None:
             self._check_end(output)
+        elif self._end_due() is not None:
+            raise Violation("right_end", f"{self.rid} goes on after its end")
 
     def _end_due(self) -> str | None:
         """How it must have ended by now."""

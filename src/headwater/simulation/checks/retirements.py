@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 from headwater.cache.namespace import Tier
-from headwater.cache.page_pool import PageIds
 from headwater.cache.prefetch import Prefetch
 from headwater.messages.base import unpack_ids
 from headwater.messages.control import FlushCache
@@ -71,9 +70,9 @@ class Retirements:
             demand(prefetch.num_attached <= num_pages, "flushed_is_gone", "a prefetch brought what was flushed")
         self._doomed = [(prefetch, num_pages) for prefetch, num_pages in self._doomed if not prefetch.is_done]
 
-    def marked_pages(self, tier: Tier) -> PageIds:
+    def marked_pages(self, tier: Tier) -> npt.NDArray[np.intp]:
         """Pages whose contents a flush has covered on `tier`, wherever they are by now."""
-        return self._marks[tier].nonzero()[0].astype(np.int32)
+        return self._marks[tier].nonzero()[0]
 
     def pages_in_scope(self, flush: FlushCache, in_tree: dict[Tier, frozenset[int]]) -> dict[Tier, frozenset[int]]:
         """Of the pages `in_tree`, by tier, those that the parameters of `flush` name. Whatever their weights."""
@@ -136,12 +135,13 @@ class Retirements:
         prefix = None if flush.prefix_ids is None else unpack_ids(flush.prefix_ids).tolist()
         owners = first["sequence"][written].tolist()
         positions = first["position"][written].tolist()
+        salt, key = flush.cache_salt, flush.extra_key
         found: list[int] = []
         for page, number, position in zip(written.tolist(), owners, positions, strict=True):
             sequence = self._world.sequence(number)
-            if flush.cache_salt not in (None, sequence.cache_salt):
+            if salt is not None and salt != sequence.cache_salt:
                 continue
-            if flush.extra_key not in (None, sequence.extra_key):
+            if key is not None and key != sequence.extra_key:
                 continue
             if prefix is None or self._is_below(prefix, sequence, position):
                 found.append(page)

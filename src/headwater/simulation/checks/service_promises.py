@@ -19,7 +19,7 @@ from headwater.scheduling.scheduler import Scheduler
 from headwater.simulation.checks.oracle import Oracle
 from headwater.simulation.checks.pending_calls import Call
 from headwater.simulation.checks.request_model import RequestKey, RequestModel
-from headwater.simulation.checks.violation import demand
+from headwater.simulation.checks.violation import Violation, demand
 
 _MIN_SHARED_TOKENS = 64  # a prefix that is computed by another and shorter than that is not waited for
 
@@ -88,18 +88,18 @@ class ServicePromises:
     def _checked_add(self, message: Generate, *, client: bytes) -> None:
         """The queue is full when as many wait as may: then a request is refused, and never before."""
         key, num_waiting = (client, message.rid), len(self._scheduler.waiting)
-        is_new = key not in self._places()
+        is_new = not self._is_in_place(key)
         self._add(message, client=client)
         model = self._oracle.active.get(key)
         if model is None or not is_new or model.is_refused:
             return
-        is_in = key in self._places()
+        is_in = self._is_in_place(key)
         is_full = num_waiting >= self._max_queued
         model.is_refused = not is_in
         model.must_be_refused = is_full
-        if not model.is_too_long:
+        if not model.is_too_long and is_in == is_full:
             text = f"{message.rid} came when {num_waiting} of {self._max_queued} waited"
-            demand(is_in != is_full, "refused_only_if_full", f"{text}, and {'is in' if is_in else 'was refused'}")
+            raise Violation("refused_only_if_full", f"{text}, and {'is in' if is_in else 'was refused'}")
 
     # --- ending and retracting ----------------------------------------------------------------------
 
@@ -212,12 +212,21 @@ class ServicePromises:
             if model.message.logprobs is None:  # else it asks for less than its prompt
                 shared = min(len(prefetch.tokens), len(model.prompt) - 1)
                 is_own = is_own and prefetch.tokens[:shared].tolist() == model.prompt[:shared]
-            demand(is_own, "waits_for_its_own", f"{model.rid} waits for pages of {prefetch.namespace}")
+            if not is_own:
+                raise Violation("waits_for_its_own", f"{model.rid} waits for pages of {prefetch.namespace}")
 
     # ------------------------------------------------------------------------------------------------
 
     def _running(self) -> set[RequestKey]:
         return {(request.client, request.rid) for request in self._scheduler.running}
+
+    def _is_in_place(self, key: RequestKey) -> bool:
+        scheduler = self._scheduler
+        for place in (scheduler.running, scheduler.loading, scheduler.waiting):
+            for request in place:
+                if request.rid == key[1] and request.client == key[0]:
+                    return True
+        return False
 
     def _places(self) -> set[RequestKey]:
         scheduler = self._scheduler

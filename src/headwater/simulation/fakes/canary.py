@@ -56,7 +56,7 @@ def namespace_text(cache_salt: str, extra_key: str) -> str:
 
 def token_from(canaries: npt.NDArray[np.uint64], vocab_size: int) -> int:
     """The next token, a function of all KV that is read: one wrong page and the text differs."""
-    return mix(int(np.dot(canaries, _ODD[: len(canaries)]))) % vocab_size
+    return mix(int(canaries.dot(_ODD[: len(canaries)]))) % vocab_size
 
 
 def expected_tokens(
@@ -74,10 +74,14 @@ def expected_tokens(
     names = [weights] if isinstance(weights, str) else weights
     origins = [origin(name, namespace) for name in names]
     tokens = prompt.copy()
+    origins += origins[-1:] * (len(prompt) + num_tokens - len(origins))
     before, total = START, 0
-    for position in range(len(prompt) + num_tokens):
+    for position, origin_ in enumerate(origins[: len(prompt) + num_tokens]):
         if position >= len(prompt):
             tokens.append(mix(total & _MASK) % vocab_size)
-        before = mix(before ^ mixed_token(tokens[position]) ^ origins[min(position, len(origins) - 1)])
+        value = before ^ mixed_token(tokens[position]) ^ origin_  # `mix`, written out as above
+        value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+        value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
+        before = value ^ (value >> 31)
         total += before * (2 * position + 1)
     return tokens[len(prompt) :]

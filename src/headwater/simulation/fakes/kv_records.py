@@ -1,5 +1,7 @@
 """What a token's place in a page holds in the simulation: its canary, and beside it where it came from."""
 
+import struct
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,6 +15,7 @@ TOKEN = np.dtype(
         ("position", "<u4"),  # in that sequence
     ]
 )
+PACKED = struct.Struct("<Q5I")  # one TOKEN
 Records = npt.NDArray[np.void]  # of TOKEN
 
 

@@ -12,11 +12,11 @@ from headwater.messages.generation import LogprobParams, TokenLogprob
 from headwater.scheduling.plan import NEWEST_TOKEN, SlotAssignment, StepPlan, StepResult
 from headwater.simulation.checks.violation import Violation
 from headwater.simulation.fakes.canary import START, next_canaries, origin, token_from
-from headwater.simulation.fakes.kv_records import TOKEN, Records, make_records
+from headwater.simulation.fakes.kv_records import PACKED, TOKEN, Records, make_records
 from headwater.simulation.fakes.memory import FakeKvMemory, FakeWeights
 
 _UNWRITTEN = 0
-PageIds = npt.NDArray[np.int32]
+PageIds = npt.NDArray[np.intp]  # what numpy looks up by without a conversion
 
 
 class StepAudit(Protocol):
@@ -123,12 +123,14 @@ class FakeRunner:
         self._chance = random.Random(num_pages)
         self._open: list[FakeStep] = []
         self._flat = self.kv.reshape(-1)
+        self._pages = self.kv.view(np.uint8)  # [num_pages, bytes of a page]: numpy copies bytes fastest
+        self._bytes = self._pages.reshape(-1).data
         self._canaries = self.kv["canary"]
         self._page_size = page_size
         self._vocab_size = vocab_size
         self._is_async = is_async
         width = num_pages if max_context is None else -(-max_context // page_size)  # no wider than a real runner's
-        self._tables = np.full((max_running, width), -1, dtype=np.int32)
+        self._tables = np.full((max_running, width), -1, dtype=np.intp)
         self._num_mapped = [0] * max_running  # leading entries of each table that name a page
         self._newest = [0] * max_running
         self._uses = [0] * max_running
@@ -149,16 +151,21 @@ class FakeRunner:
         """Contents of the first pages of a slot. TOKEN[num_pages, page_size]."""
         return self.kv[self._tables[slot, :num_pages]]
 
+    def _records(self, pages: npt.NDArray[np.integer]) -> Records:
+        """A copy of the contents of `pages`. TOKEN[len(pages), page_size]."""
+        return np.frombuffer(self._pages.take(pages, axis=0), dtype=TOKEN).reshape(-1, self._page_size)
+
     def launch(self, plan: StepPlan) -> FakeStep:
         assert not self.kv_memory.is_released and not self.weights.is_released, "a step runs without memory"
         self.num_steps += 1
-        if plan.num_decodes < plan.num_rows:  # no other step may need to
+        if plan.num_decodes < len(plan.slots):  # no other step may need to
             self.wait_for_restores()
         self._apply_changes(plan)
         fault_at = self._take_fault()
         if fault_at == "launch":
             self._fail(plan)
-        tokens = [-1] * plan.num_rows
+        num_rows = len(plan.slots)
+        tokens = [-1] * num_rows
         logprobs: dict[int, TokenLogprob] = {}
         prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
         reads, writes = [], []
@@ -189,7 +196,7 @@ class FakeRunner:
             slots=plan.slots,
             uses=plan.uses,
             tokens=np.array(tokens, dtype=np.int32),
-            is_finite=np.array([row not in spoilt for row in range(plan.num_rows)]),
+            is_finite=np.array([row not in spoilt for row in range(num_rows)]),
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
         )
@@ -256,7 +263,7 @@ class FakeRunner:
             first_unmapped = (table < 0).tobytes().find(1)
             self._num_mapped[update.slot] = len(table) if first_unmapped < 0 else first_unmapped
             if self.audit is not None:
-                self.audit.pages_changed(update.slot, update.first, self.kv.take(update.pages, axis=0))
+                self.audit.pages_changed(update.slot, update.first, self._records(update.pages))
 
     def _compute(self, slot: int, first: int, tokens: list[int]) -> tuple[PageIds, npt.NDArray[np.uint64]]:
         """Write the KV of `tokens` at positions from `first` on; the pages, and all KV up to there, read again."""
@@ -273,13 +280,14 @@ class FakeRunner:
             tokens[:] = [self._newest[slot] if token == NEWEST_TOKEN else token for token in tokens]
         written = next_canaries(before, tokens, origin(self.weights.current, namespace))
         if len(tokens) == 1:  # a decode
-            self._flat[int(pages[-1]) * size + first % size] = (written[0], birth, 0, 0, sequence, first)
+            at_byte = (int(pages[-1]) * size + first % size) * PACKED.size
+            PACKED.pack_into(self._bytes, at_byte, written[0], birth, 0, 0, sequence, first)
         else:
             at = np.arange(first, length)
             records = np.zeros(len(at), dtype=TOKEN)
             records["canary"], records["birth"], records["sequence"], records["position"] = written, birth, sequence, at
             self._flat[pages[at // size] * size + at % size] = records
-        return pages, self._canaries[pages].reshape(-1)[:length]
+        return pages, np.frombuffer(self._pages.take(pages, axis=0), dtype=TOKEN, count=length)["canary"].copy()
 
     def _prompt_logprobs(self, plan: StepPlan, row: int) -> dict[int, tuple[TokenLogprob, ...]]:
         slot = self._slots[int(plan.slots[row])]

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+from msgspec import structs
+
 from headwater.cache.cutter import Cutter
 from headwater.cache.namespace import Scope
 from headwater.cache.prefetch import Prefetch
@@ -214,7 +216,7 @@ def logits_that_are_not_finite_are_sampled() -> list[Patch]:
     right = Scheduler.collect
 
     def collect(self: Scheduler, plan: Any, result: Any) -> None:
-        right(self, plan, replace(result, is_finite=result.is_finite | True))
+        right(self, plan, structs.replace(result, is_finite=result.is_finite | True))
 
     return [(Scheduler, "collect", collect)]
 

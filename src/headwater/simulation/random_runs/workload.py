@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import accumulate
 
 from headwater.cache.storage.tier import PrefetchPolicy
 from headwater.cache.write_policy import WritePolicy
@@ -63,10 +64,10 @@ class Workload:
         """What happens, without end."""
         yield self._trouble.faults()
         weighted = self._weighted()
-        actions, weights = list(weighted), list(weighted.values())
+        actions, weights = list(weighted), list(accumulate(weighted.values()))
         while True:
             yield from self._callers.take_due()
-            yield from self._source.choices(actions, weights)[0]()
+            yield from self._source.choices(actions, cum_weights=weights)[0]()
             count = self._source.choice([0, 1, 1, 2, 2, 3, 5])
             if count:
                 yield Turns(count, self._source.choice([0.0, 0.001, 0.01, 0.01, 0.1]))
