@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from headwater import Engine
+from headwater.cache.lease import TokenSequence
 from headwater.cache.namespace import Namespace
 from headwater.cache.prefix_cache import PrefixCache
-from headwater.cache.token_sequence import TokenSequence
 from headwater.clock import MonotonicClock
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.host_memory import CpuPageCopier, HostMemory

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from headwater.cache.invariants import check_invariants
-from headwater.cache.lease import Lease
+from headwater.cache.lease import Lease, TokenSequence
 from headwater.cache.namespace import Namespace, Scope, Tier
 from headwater.cache.page_pool import Owner, OwnershipError
 from headwater.cache.prefix_cache import PrefixCache
-from headwater.cache.token_sequence import TokenSequence
 from headwater.clock import ManualClock
 
 PAGE = 4
@@ -67,7 +66,7 @@ def test_two_requests_that_compute_the_same_end_up_on_the_same_pages(cache):
     cache.release(first)
     cache.release(second)
     check_invariants(cache)
-    assert cache.books[Tier.DEVICE].num_evictable == 3
+    assert cache.tier_pages[Tier.DEVICE].num_evictable == 3
 
 
 def test_a_split_under_a_running_lease_keeps_its_pins(cache):

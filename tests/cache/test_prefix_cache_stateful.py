@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from headwater.cache.invariants import check_invariants
+from headwater.cache.lease import TokenSequence
 from headwater.cache.namespace import Namespace, Scope
 from headwater.cache.prefix_cache import PrefixCache
-from headwater.cache.token_sequence import TokenSequence
 from headwater.clock import ManualClock
 
 PAGE = 2

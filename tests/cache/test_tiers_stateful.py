@@ -7,15 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 from tiers_model import PAGE, Content, Copy, EarlyCopy, Flush, Memory, Store
 
-from headwater.cache.host_tier import HostTier
+from headwater.cache.host_tier import HostTier, WritePolicy
 from headwater.cache.invariants import check_invariants
-from headwater.cache.lease import Lease
+from headwater.cache.lease import Lease, TokenSequence
 from headwater.cache.namespace import Namespace, Scope, Tier
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.storage.names import StorageNames
 from headwater.cache.storage.tier import StorageSettings, StorageTier
-from headwater.cache.token_sequence import TokenSequence
-from headwater.cache.write_policy import WritePolicy
 from headwater.clock import ManualClock
 from headwater.simulation.fakes.jobs import FakeJobRunner
 from headwater.storage.page_key import Fingerprint
@@ -64,7 +62,7 @@ class TiersMachine(RuleBasedStateMachine):
                 min_restore_tokens=1,
             ),
         )
-        self.memory[Tier.HOST].pool = self.cache.books[Tier.HOST].pool
+        self.memory[Tier.HOST].pool = self.cache.tier_pages[Tier.HOST].pool
         self.memory[Tier.HOST].now = lambda: (self.time, self.attached)
         self.stores = [Store(capacity_bytes=1 << 20) for _ in range(2)]
         self.attach(0)
@@ -369,7 +367,7 @@ class TiersMachine(RuleBasedStateMachine):
             StorageTier(
                 self.stores[which],
                 tree=self.cache.tree,
-                host=self.cache.books[Tier.HOST],
+                host=self.cache.tier_pages[Tier.HOST],
                 host_pages=self.memory[Tier.HOST],
                 names=StorageNames(FINGERPRINT),
                 jobs=self.jobs,
@@ -441,8 +439,8 @@ class TiersMachine(RuleBasedStateMachine):
                 break
         check_invariants(self.cache)
         assert not self.cache.leases and not self.cache.in_flight()
-        for books in self.cache.books.values():
-            assert books.num_available == books.pool.capacity, f"pages of {books.tier.name} did not come back"
+        for pages in self.cache.tier_pages.values():
+            assert pages.num_available == pages.pool.capacity, f"pages of {pages.tier.name} did not come back"
 
 
 TiersMachine.TestCase.settings = settings(

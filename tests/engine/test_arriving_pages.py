@@ -60,8 +60,8 @@ def test_pages_are_held_until_the_copy_is_done_though_nobody_uses_them(is_async)
     driver.turn()
     copy = begin_restore(driver, is_readable=True)
     driver.turn(4)
-    books = driver.parts.cache.books[Tier.DEVICE]
-    assert books.num_evictable < len(PROMPT) // 4
+    tier_pages = driver.parts.cache.tier_pages[Tier.DEVICE]
+    assert tier_pages.num_evictable < len(PROMPT) // 4
     other = driver.generate("other", list(range(100, 190)), 2)
     driver.finish(other, max_turns=50)
     end(copy)

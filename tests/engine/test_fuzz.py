@@ -9,9 +9,9 @@ import random
 import pytest
 
 from engine_driver import Driver, expected
+from headwater.cache.host_tier import WritePolicy
 from headwater.cache.namespace import Tier
 from headwater.cache.storage.tier import PrefetchPolicy
-from headwater.cache.write_policy import WritePolicy
 from headwater.messages.base import pack_ids
 from headwater.messages.control import CancelOperation, ContinueGeneration, FlushCache, PauseGeneration
 from headwater.messages.generation import Abort
@@ -37,7 +37,7 @@ class Fuzz:
             max_copy_polls=self.source.choice([0, 3, 20]),
             copy_failure_rate=self.source.choice([0.0, 0.0, 0.2]),
         )
-        if Tier.HOST in self.driver.parts.cache.books and self.source.random() < 0.7:
+        if Tier.HOST in self.driver.parts.cache.tier_pages and self.source.random() < 0.7:
             self.driver.jobs.max_polls = self.source.choice([0, 5])
             self.driver.jobs.hang_rate = self.source.choice([0.0, 0.0, 0.1])
             self.source.choice(list(PrefetchPolicy))
@@ -93,7 +93,7 @@ class Fuzz:
         )
 
     def tiers(self) -> tuple[str, ...]:
-        if Tier.HOST not in self.driver.parts.cache.books:
+        if Tier.HOST not in self.driver.parts.cache.tier_pages:
             return ()
         choices = [(), (), ("host",), ("device",)]
         if self.driver.parts.cache.storage is not None:

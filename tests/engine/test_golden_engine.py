@@ -14,9 +14,8 @@ pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch")
 
 from engine_driver import CLIENT, MemoryWire  # noqa: E402
-from headwater.cache.host_tier import HostTier  # noqa: E402
+from headwater.cache.host_tier import HostTier, WritePolicy  # noqa: E402
 from headwater.cache.invariants import check_invariants  # noqa: E402
-from headwater.cache.write_policy import WritePolicy  # noqa: E402
 from headwater.clock import ManualClock  # noqa: E402
 from headwater.devices.cpu.device import CpuDevice  # noqa: E402
 from headwater.devices.device import Device  # noqa: E402

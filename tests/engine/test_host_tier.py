@@ -5,8 +5,8 @@ import random
 import pytest
 
 from engine_driver import VOCAB_SIZE, Driver, expected
+from headwater.cache.host_tier import WritePolicy
 from headwater.cache.namespace import Tier
-from headwater.cache.write_policy import WritePolicy
 from headwater.messages.control import FlushCache, PauseGeneration
 from headwater.messages.generation import Abort
 
@@ -155,7 +155,7 @@ def test_an_offload_that_waited_for_room_brings_nothing_that_was_flushed_meanwhi
     driver.send(FlushCache(call_id="f", mode="now", tiers=tiers))
     driver.turn()
     driver.settle()
-    assert driver.parts.cache.books[Tier.HOST].pool.num_free == 16
+    assert driver.parts.cache.tier_pages[Tier.HOST].pool.num_free == 16
     for i, prompt in enumerate(prompts):
         assert run(driver, f"again{i}", prompt).meta.cached_host == 0
 
@@ -177,7 +177,7 @@ def test_an_offload_that_ends_after_its_page_was_retired_does_not_come_back(is_a
     driver.turn()
     assert driver.replies["f"].status == 200
     driver.settle()
-    host = driver.parts.cache.books[Tier.HOST]
+    host = driver.parts.cache.tier_pages[Tier.HOST]
     assert host.pool.num_free == 100
     again = driver.generate("b", prompt, 2)
     driver.finish(again)

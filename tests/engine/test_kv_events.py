@@ -11,9 +11,9 @@ import pytest
 import zmq
 
 from engine_driver import CLIENT, VOCAB_SIZE, Driver
+from headwater.cache.host_tier import WritePolicy
 from headwater.cache.namespace import Tier
 from headwater.cache.storage.names import StorageNames
-from headwater.cache.write_policy import WritePolicy
 from headwater.engine.kv_events_publisher import END_OF_REPLAY, KvEventsPublisher, KvEventsSettings, endpoint_of
 from headwater.engine.kv_events_recorder import KvEventsRecorder
 from headwater.http_api.control.cache_tree import tree_facts_with_blocks
@@ -103,7 +103,7 @@ def test_a_reader_of_all_events_knows_what_the_cache_holds(policy: WritePolicy, 
     driver.settle()
     reader.apply(recorder.take())
     assert reader.held == truth(driver, names)
-    assert driver.parts.cache.books[Tier.DEVICE].num_evicted > 0, "too little happened to show anything"
+    assert driver.parts.cache.tier_pages[Tier.DEVICE].num_evicted > 0, "too little happened to show anything"
 
 
 class Mirror:

@@ -5,8 +5,8 @@ import random
 import pytest
 
 from engine_driver import VOCAB_SIZE, Driver, expected
+from headwater.cache.host_tier import WritePolicy
 from headwater.cache.namespace import Tier
-from headwater.cache.write_policy import WritePolicy
 from headwater.messages.base import pack_ids
 from headwater.messages.cache import GetPins, PinInfo, PinPrefix, UnpinPrefix
 from headwater.messages.control import Done, Failed, FlushCache
@@ -51,7 +51,7 @@ def test_a_pinned_prefix_stays_while_everything_else_is_evicted(tiers, policy) -
     assert pins(driver)[0].num_host_tokens == (60 if "host" in tiers else 0)
     for i in range(8):
         run(driver, f"other{i}", prompt_of(90, 10 + i))
-    evicted = {tier: books.num_evicted for tier, books in driver.parts.cache.books.items()}
+    evicted = {tier: tier_pages.num_evicted for tier, tier_pages in driver.parts.cache.tier_pages.items()}
     assert evicted[Tier.DEVICE] > 40 and (evicted[Tier.HOST] > 20 or policy is not WritePolicy.WRITE_THROUGH)
     if tiers == ("host",):
         assert driver.parts.pinning.num_pins == 0, "the device pages are free for others once the host has them"

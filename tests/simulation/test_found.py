@@ -3,7 +3,7 @@
 import pytest
 
 from engine_driver import Driver, expected
-from headwater.cache.write_policy import WritePolicy
+from headwater.cache.host_tier import WritePolicy
 from headwater.messages.base import pack_ids
 from headwater.messages.cache import AttachStorage, DetachStorage
 from headwater.messages.control import ContinueGeneration, FlushCache, PauseGeneration

@@ -2,8 +2,8 @@
 
 import pytest
 
+from headwater.cache.host_tier import WritePolicy
 from headwater.cache.prefix_cache import PrefixCache
-from headwater.cache.write_policy import WritePolicy
 from headwater.messages.control import FlushCache, PauseGeneration
 from headwater.messages.generation import LogprobParams
 from headwater.simulation.checks.violation import Violation

@@ -3,7 +3,7 @@
 import pytest
 from script import Script, Turns, run_script
 
-from headwater.cache.write_policy import WritePolicy
+from headwater.cache.host_tier import WritePolicy
 from headwater.simulation.checks.violation import Violation
 from headwater.simulation.driver import EngineShape
 

@@ -2,7 +2,7 @@
 
 from headwater.cache.namespace import Tier
 from headwater.cache.radix_tree import Node, Run
-from headwater.cache.tier_books import TierBooks
+from headwater.cache.tier_pages import TierPages
 
 
 class HostHold:
@@ -25,7 +25,7 @@ class HostHold:
         """Whether a flush has cut out anything it pins."""
         return any(run.is_retired for run in self.held())
 
-    def take(self, path: list[Node], books: TierBooks) -> list[Node]:
+    def take(self, path: list[Node], tier_pages: TierPages) -> list[Node]:
         """Pin what of `path` is on the host; returns the nodes that are not."""
         held = {id(run) for run in self.held()}
         missing: list[Node] = []
@@ -34,12 +34,12 @@ class HostHold:
             if run is None:
                 missing.append(node)
             elif id(run) not in held:
-                books.pin(run)
+                tier_pages.pin(run)
                 self._runs.append(run)
         self.is_complete = not missing
         return missing
 
-    def let_go(self, books: TierBooks) -> None:
+    def let_go(self, tier_pages: TierPages) -> None:
         for run in self.held():
-            books.unpin(run)
+            tier_pages.unpin(run)
         self._runs.clear()

@@ -1,11 +1,34 @@
-"""What the host tier is made of."""
+"""The parts of the host tier: its pages, the copier, and the policy that fills it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
 
 from headwater.cache.copier import PageCopier
-from headwater.cache.host_pages import HostPages
-from headwater.cache.write_policy import WritePolicy
+
+
+class WritePolicy(Enum):
+    """When device pages are copied to the host.
+
+    `write_through`: when they are shared. `write_through_selective`: when they are hit again. `write_back`: before they
+    are evicted. A page that is evicted before its copy began is lost to the host tier; answers stay right.
+    """
+
+    WRITE_THROUGH = "write_through"
+    WRITE_THROUGH_SELECTIVE = "write_through_selective"
+    WRITE_BACK = "write_back"
+
+
+class HostPages(Protocol):
+    """Host memory by page id."""
+
+    @property
+    def page_bytes(self) -> int: ...
+
+    def view(self, page: int) -> memoryview:
+        """A writable view of one page's bytes, for the owner of the page."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,15 +13,15 @@ def check_invariants(cache: PrefixCache) -> None:
     holders = _Holders(cache)
     pins = holders.pins
     nodes = [node for root in cache.tree.roots.values() for node in cache.tree.subtree(root)]
-    for tier, books in cache.books.items():
-        books.pool.check()
+    for tier, tier_pages in cache.tier_pages.items():
+        tier_pages.pool.check()
         tree_runs = _tree_runs(cache, nodes, tier)
         num_evictable = 0
         for run in tree_runs:
             assert run.pins == pins.get(id(run), 0), "pins on a run differ from the leases and copies that hold it"
             if run.pins == 0:
                 num_evictable += len(run.pages)
-        assert num_evictable == books.num_evictable, (tier, num_evictable, books.num_evictable)
+        assert num_evictable == tier_pages.num_evictable, (tier, num_evictable, tier_pages.num_evictable)
         in_tree = {id(run) for run in tree_runs}
         cut = [run for run in holders.pinned_runs(tier) if id(run) not in in_tree]
         for run in cut:
@@ -32,7 +32,7 @@ def check_invariants(cache: PrefixCache) -> None:
             Owner.PRIVATE: holders.private if tier is Tier.DEVICE else [],
             Owner.TRANSFER: holders.destinations(tier),
         }
-        _check_owners(books.pool, held)
+        _check_owners(tier_pages.pool, held)
 
 
 class _Holders:

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from headwater.cache.host_hold import HostHold
-from headwater.cache.lease import Lease
+from headwater.cache.lease import Lease, TokenSequence
 from headwater.cache.namespace import Namespace, Tier
 from headwater.cache.prefix_cache import PrefixCache
-from headwater.cache.token_sequence import TokenSequence
 from headwater.clock import Clock, Deadline
 from headwater.messages.base import TokenIds
 
@@ -74,9 +73,9 @@ class PinBoard:
             lease=lease,
         )
         for tier in sorted(tiers):
-            if self._num_pinned(tier) + lease.num_pages > _MAX_PART * self._cache.books[tier].pool.capacity:
+            if self._num_pinned(tier) + lease.num_pages > _MAX_PART * self._cache.tier_pages[tier].pool.capacity:
                 self._cache.release(lease)
-                most = f"{_MAX_PART:.0%} of {self._cache.books[tier].pool.capacity}"
+                most = f"{_MAX_PART:.0%} of {self._cache.tier_pages[tier].pool.capacity}"
                 raise PinLimit(f"at most {most} {tier.name.lower()} pages may be pinned")
         self.unpin(pin.pin_id)
         self._pins[pin.pin_id] = pin

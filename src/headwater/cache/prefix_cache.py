@@ -3,24 +3,22 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from headwater.cache.cutter import Cutter
 from headwater.cache.host_hold import HostHold
-from headwater.cache.host_tier import HostTier
-from headwater.cache.lease import NO_LIMIT, Lease
+from headwater.cache.host_tier import HostTier, WritePolicy
+from headwater.cache.lease import NO_LIMIT, Lease, TokenSequence
 from headwater.cache.namespace import Namespace, Scope, Tier
 from headwater.cache.observer import CacheObserver
-from headwater.cache.owed_flushes import OwedFlushes
 from headwater.cache.page_pool import Owner, PageIds, PagePool
 from headwater.cache.prefetch import Prefetch
 from headwater.cache.radix_tree import Node, RadixTree
 from headwater.cache.restore_cost import RestoreCost
 from headwater.cache.retirement import RaisedScope, Retirement
+from headwater.cache.storage.generations import UnacknowledgedFlushes
 from headwater.cache.storage.tier import StorageTier
-from headwater.cache.tier_books import TierBooks
-from headwater.cache.token_sequence import TokenSequence
+from headwater.cache.tier_pages import TierPages
 from headwater.cache.transfer import Load
 from headwater.cache.transfer_engine import TransferEngine
-from headwater.cache.write_policy import WritePolicy
+from headwater.cache.tree_cutter import TreeCutter
 from headwater.clock import Clock
 from headwater.messages.base import TokenIds
 
@@ -54,7 +52,7 @@ class PrefixCache:
         self.page_bytes = page_bytes
         self._clock = clock
         self.tree = RadixTree(page_size)
-        self.books = {Tier.DEVICE: TierBooks(Tier.DEVICE, self.tree, num_pages=num_pages)}
+        self.tier_pages = {Tier.DEVICE: TierPages(Tier.DEVICE, self.tree, num_pages=num_pages)}
         self.generation = 0
         self.counters = CacheCounters()
         self.is_enabled = is_enabled
@@ -64,19 +62,19 @@ class PrefixCache:
         self.write_policy = host.policy if host is not None else WritePolicy.WRITE_THROUGH  # may change at any time
         self.transfers: TransferEngine | None = None
         if self.host is not None:
-            self.books[Tier.HOST] = TierBooks(Tier.HOST, self.tree, num_pages=self.host.num_pages)
+            self.tier_pages[Tier.HOST] = TierPages(Tier.HOST, self.tree, num_pages=self.host.num_pages)
             self.transfers = TransferEngine(
                 self.tree,
-                self.books,
+                self.tier_pages,
                 self.host.copier,
                 max_pages_in_flight=self.host.max_pages_in_flight,
                 is_host_read=lambda: self.storage is not None and bool(self.storage.in_flight()),
             )
         self.storage: StorageTier | None = None
-        self._owed = OwedFlushes()
-        self._cutter = Cutter(self.tree, self.books, self.leases)
+        self._owed = UnacknowledgedFlushes()
+        self._cutter = TreeCutter(self.tree, self.tier_pages, self.leases)
         self.restore_cost = RestoreCost(min_tokens=host.min_restore_tokens if host else 0)
-        self._device = self.books[Tier.DEVICE]
+        self._device = self.tier_pages[Tier.DEVICE]
 
     @property
     def pool(self) -> PagePool:
@@ -96,12 +94,12 @@ class PrefixCache:
     @property
     def tiers(self) -> tuple[Tier, ...]:
         """Enabled tiers, the device first."""
-        return (*self.books, Tier.STORAGE) if self.storage is not None else tuple(self.books)
+        return (*self.tier_pages, Tier.STORAGE) if self.storage is not None else tuple(self.tier_pages)
 
     def observe(self, observer: CacheObserver) -> None:
         """Tell `observer` from now on what comes to a tier and what leaves it."""
-        for books in self.books.values():
-            books.observer = observer
+        for tier_pages in self.tier_pages.values():
+            tier_pages.observer = observer
 
     # --- what requests do ---------------------------------------------------------------------------
 
@@ -157,7 +155,7 @@ class PrefixCache:
         """Begin to bring up from storage what device and host lack of `tokens`, if that is worth it."""
         if self.storage is None:
             return None
-        num_known = self.peek(namespace, tokens, tiers=tuple(self.books))
+        num_known = self.peek(namespace, tokens, tiers=tuple(self.tier_pages))
         return self.storage.prefetch(namespace, tokens, num_known_tokens=num_known)
 
     def peek(self, namespace: Namespace, tokens: TokenIds, *, tiers: Iterable[Tier] = (Tier.DEVICE,)) -> int:
@@ -396,10 +394,10 @@ class PrefixCache:
     def extend_hold(self, hold: HostHold, lease: Lease, *, may_copy: bool) -> None:
         """Pin what of the lease's path is on the host; with `may_copy` begin to copy there what is not."""
         assert self.transfers is not None
-        for node in hold.take(self.tree.path_to(lease.node), self.books[Tier.HOST]):
+        for node in hold.take(self.tree.path_to(lease.node), self.tier_pages[Tier.HOST]):
             if may_copy:
                 self.transfers.offload(node)
 
     def let_go_of_host(self, hold: HostHold) -> None:
         self.host_holds.remove(hold)
-        hold.let_go(self.books[Tier.HOST])
+        hold.let_go(self.tier_pages[Tier.HOST])

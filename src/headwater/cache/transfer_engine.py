@@ -8,9 +8,8 @@ from headwater.cache.copier import EarlyCopyHandle, PageCopier
 from headwater.cache.namespace import Scope, Tier
 from headwater.cache.page_pool import Owner, PageIds
 from headwater.cache.radix_tree import Node, RadixTree, Run
-from headwater.cache.tier_books import TierBooks
-from headwater.cache.transfer import Load, Transfer
-from headwater.cache.transfer_counters import TransferCounters
+from headwater.cache.tier_pages import TierPages
+from headwater.cache.transfer import Load, Transfer, TransferCounters
 
 
 class TransferEngine:
@@ -23,7 +22,7 @@ class TransferEngine:
     def __init__(
         self,
         tree: RadixTree,
-        books: dict[Tier, TierBooks],
+        tier_pages: dict[Tier, TierPages],
         copier: PageCopier,
         *,
         max_pages_in_flight: int,
@@ -32,7 +31,7 @@ class TransferEngine:
         """`is_host_read`: whether others hold host pages that will come back by themselves."""
         self.counters = TransferCounters()
         self._tree = tree
-        self._books = books
+        self._tier_pages = tier_pages
         self._copier = copier
         self._is_host_read = is_host_read
         self._max_pages = max_pages_in_flight
@@ -79,13 +78,13 @@ class TransferEngine:
         """Begin to copy the host runs of `nodes`, a path from upper to lower, to the device."""
         runs = [node.runs[Tier.HOST] for node in nodes]
         num_pages = sum(len(run.pages) for run in runs)
-        pages = self._books[Tier.DEVICE].take(num_pages, owner=Owner.TRANSFER)
+        pages = self._tier_pages[Tier.DEVICE].take(num_pages, owner=Owner.TRANSFER)
         if pages is None:
             return False
         sources: list[tuple[Run, int]] = []
         for node, run in zip(nodes, runs, strict=True):
             node.restore = load
-            self._books[Tier.HOST].pin(run)
+            self._tier_pages[Tier.HOST].pin(run)
             sources.append((run, len(run.pages)))
         handle = self._copier.restore(np.concatenate([run.pages for run in runs]), pages)
         transfer = Transfer(
@@ -171,11 +170,11 @@ class TransferEngine:
             return "arriving"
         if self._num_pages + num_pages > self._max_pages:
             return "queue_full"
-        pages = self._books[Tier.HOST].take(num_pages, owner=Owner.TRANSFER)
+        pages = self._tier_pages[Tier.HOST].take(num_pages, owner=Owner.TRANSFER)
         if pages is None:
             return "host_full"
         for each in run.chain():  # the whole path, as a lease does: nothing above a pinned run is evicted
-            self._books[Tier.DEVICE].pin(each)
+            self._tier_pages[Tier.DEVICE].pin(each)
         transfer = Transfer(
             source_tier=Tier.DEVICE,
             destination_tier=Tier.HOST,
@@ -243,7 +242,7 @@ class TransferEngine:
         for run in runs:
             run.arrival = transfer
         for run in runs[-1].chain():
-            self._books[run.tier].pin(run)
+            self._tier_pages[run.tier].pin(run)
 
     def _end(self, transfer: Transfer) -> None:
         """Nothing reads its source or writes its destination any more."""
@@ -252,11 +251,11 @@ class TransferEngine:
         if not transfer.handle.has_failed:
             self.counters.add(transfer.kind, len(transfer.pages), transfer.handle.took_s)
         for pages in transfer.spare:
-            self._books[transfer.destination_tier].pool.free(pages, giver=Owner.TRANSFER)
+            self._tier_pages[transfer.destination_tier].pool.free(pages, giver=Owner.TRANSFER)
         for run in transfer.pinned():
             if run.arrival is transfer:
                 run.arrival = None
-            self._books[run.tier].unpin(run)
+            self._tier_pages[run.tier].unpin(run)
 
     def _attach(self, node: Node, tier: Tier, pages: PageIds) -> bool:
         """Whether `node` could take `pages` as its run on `tier`."""
@@ -269,7 +268,7 @@ class TransferEngine:
             parent = node.parent.runs.get(Tier.DEVICE)
             if parent is None:  # evicted meanwhile: a device run needs its path on the device
                 return False
-        self._books[tier].attach(node, pages, giver=Owner.TRANSFER, parent=parent, pins=0)
+        self._tier_pages[tier].attach(node, pages, giver=Owner.TRANSFER, parent=parent, pins=0)
         return True
 
     def _cause(self, transfer: Transfer) -> str:

@@ -13,8 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from headwater.cache.host_tier import WritePolicy
 from headwater.cache.storage.tier import PrefetchPolicy
-from headwater.cache.write_policy import WritePolicy
 from headwater.cli.plan_args import PlanArgs
 from headwater.launch.config import GB
 from headwater.planning.comparison import Compared, FleetSizes, all_sizes, compare

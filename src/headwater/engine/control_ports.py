@@ -42,7 +42,7 @@ class RetirementReport:
     def _by_tier(self, pages: dict[Tier, int]) -> dict[str, PagesAndBytes]:
         return {
             tier.name.lower(): PagesAndBytes(pages=pages[tier], bytes=pages[tier] * self._cache.page_bytes)
-            for tier in self._cache.books
+            for tier in self._cache.tier_pages
         }
 
 

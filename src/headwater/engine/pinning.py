@@ -54,8 +54,8 @@ class Pinning:
             text = f"ttl_s must be above 0 and at most {_MAX_TTL_S:g} seconds"
             return Failed(call_id=message.call_id, status=400, message=text, param="ttl_s")
         tiers = frozenset(Tier[name.upper()] for name in message.tiers)
-        if not tiers or not tiers <= self._cache.books.keys():
-            text = f"tiers must name one or more of {', '.join(tier.name.lower() for tier in self._cache.books)}"
+        if not tiers or not tiers <= self._cache.tier_pages.keys():
+            text = f"tiers must name one or more of {', '.join(tier.name.lower() for tier in self._cache.tier_pages)}"
             return Failed(call_id=message.call_id, status=400, message=text, param="tiers")
         namespace = Namespace(message.cache_salt, message.extra_key, "", self._scheduler.weights_id)
         try:

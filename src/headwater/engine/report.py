@@ -3,8 +3,8 @@
 from headwater.cache.namespace import Tier
 from headwater.cache.page_pool import Owner
 from headwater.cache.prefix_cache import PrefixCache
-from headwater.cache.tier_books import TierBooks
-from headwater.cache.transfer_counters import TransferCounters
+from headwater.cache.tier_pages import TierPages
+from headwater.cache.transfer import TransferCounters
 from headwater.clock import Clock
 from headwater.control.control_plane import ControlPlane
 from headwater.engine.blockers import Blockers
@@ -57,7 +57,7 @@ class StateReporter:
         scheduler, cache = self._scheduler, self._cache
         is_paused = self._control.is_paused
         counters = scheduler.counters.as_dict() | {
-            "evicted_tokens": cache.books[Tier.DEVICE].num_evicted * cache.page_size,
+            "evicted_tokens": cache.tier_pages[Tier.DEVICE].num_evicted * cache.page_size,
             "retired_tokens": cache.counters.retired_tokens,
             "retirements": cache.counters.retirements,
         }
@@ -71,7 +71,7 @@ class StateReporter:
             num_paused=len(scheduler.running) + len(scheduler.waiting) if is_paused else 0,
             paused=is_paused,
             blockers=self._blockers(),
-            tiers={tier.name.lower(): self._tier_state(tier, books) for tier, books in cache.books.items()},
+            tiers={tier.name.lower(): self._tier_state(tier, pages) for tier, pages in cache.tier_pages.items()},
             generation=cache.generation,
             weights_id=scheduler.weights_id,
             weight_version=scheduler.weight_version,
@@ -90,8 +90,8 @@ class StateReporter:
             held_by=self._control.held_by,
         )
 
-    def _tier_state(self, tier: Tier, books: TierBooks) -> TierState:
-        pool, host = books.pool, self._cache.host
+    def _tier_state(self, tier: Tier, tier_pages: TierPages) -> TierState:
+        pool, host = tier_pages.pool, self._cache.host
         count_ready = host.num_ready if host is not None and tier is Tier.HOST else None
         return TierState(
             capacity=pool.capacity,
@@ -100,7 +100,7 @@ class StateReporter:
             private=pool.count(Owner.PRIVATE),
             retired=pool.count(Owner.RETIRED),
             transfer=pool.count(Owner.TRANSFER),
-            evictable=books.num_evictable,
+            evictable=tier_pages.num_evictable,
             page_bytes=self._cache.page_bytes,
             ready=None if count_ready is None else count_ready(),
         )

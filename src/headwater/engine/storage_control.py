@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from headwater.cache.host_tier import WritePolicy
 from headwater.cache.jobs import JobRunner
 from headwater.cache.namespace import Tier
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.storage.names import StorageNames
 from headwater.cache.storage.tier import PrefetchPolicy, StorageSettings, StorageTier
-from headwater.cache.write_policy import WritePolicy
 from headwater.clock import Clock
 from headwater.engine.storage_opening import Kept, Opening
 from headwater.messages.cache import AttachStorage, StorageInfo
@@ -89,7 +89,7 @@ class StorageControl:
             StorageTier(
                 backend,
                 tree=cache.tree,
-                host=cache.books[Tier.HOST],
+                host=cache.tier_pages[Tier.HOST],
                 host_pages=cache.host.pages,
                 names=self._names,
                 jobs=self._jobs,

@@ -5,9 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from headwater.cache.host_tier import HostTier
+from headwater.cache.host_tier import HostTier, WritePolicy
 from headwater.cache.storage.tier import PrefetchPolicy, StorageSettings
-from headwater.cache.write_policy import WritePolicy
 from headwater.clock import MonotonicClock
 from headwater.devices.device import Device
 from headwater.devices.kv_memory import KVLayout

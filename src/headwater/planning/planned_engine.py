@@ -3,9 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from headwater.cache.host_tier import HostTier
+from headwater.cache.host_tier import HostTier, WritePolicy
 from headwater.cache.storage.tier import PrefetchPolicy, StorageSettings
-from headwater.cache.write_policy import WritePolicy
 from headwater.clock import ManualClock
 from headwater.engine.wiring import wire_engine
 from headwater.messages.generation import Output, Outputs

@@ -3,10 +3,9 @@
 import itertools
 from enum import Enum
 
-from headwater.cache.lease import Lease
+from headwater.cache.lease import Lease, TokenSequence
 from headwater.cache.namespace import Namespace
 from headwater.cache.prefetch import Prefetch
-from headwater.cache.token_sequence import TokenSequence
 from headwater.cache.transfer import Load
 from headwater.messages.base import unpack_ids
 from headwater.messages.generation import Generate, TokenLogprob

@@ -3,10 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from headwater.cache.host_tier import HostTier
+from headwater.cache.host_tier import HostTier, WritePolicy
 from headwater.cache.storage.names import StorageNames
 from headwater.cache.storage.tier import PrefetchPolicy, StorageSettings
-from headwater.cache.write_policy import WritePolicy
 from headwater.clock import ManualClock
 from headwater.engine.wiring import EngineParts, wire_engine
 from headwater.messages.base import pack_ids, unpack_ids

@@ -116,3 +116,40 @@ class StorageGenerations:
     def _forget_scope(self, scope: Scope) -> None:
         for namespace in [ns for ns in self._known if scope.has_namespace(ns)]:
             del self._known[namespace]
+
+
+_Counter = tuple[str | None, str | None]  # of a store: salt and key of the scope
+
+
+class UnacknowledgedFlushes:
+    """Flushes that detached stores have not acknowledged, kept for as long as the engine lives.
+
+    The store that is attached next carries out each flush that no store has carried out, so that the flush ends. The
+    stores that the flush was meant for must carry it out as well when they are attached again, since they still hold
+    the old pages: the store that was attached, or, if none was, every store that has been.
+    """
+
+    def __init__(self) -> None:
+        self._next: list[RaisedScope] = []
+        self._by_place: dict[str, dict[_Counter, Scope]] = {}  # of all stores that have been attached
+
+    def add(self, raised: RaisedScope) -> None:
+        """A flush while no store is attached."""
+        self._next.append(raised)
+        for owed in self._by_place.values():
+            owed[_counter(raised.scope)] = raised.scope
+
+    def left_by(self, place: str, unacknowledged: list[RaisedScope]) -> None:
+        """The store at `place` is detached without having acknowledged these flushes."""
+        self._next += [raised for raised in unacknowledged if raised.place is None]
+        self._by_place[place] = {_counter(raised.scope): raised.scope for raised in unacknowledged}
+
+    def take(self, place: str) -> list[RaisedScope]:
+        """The flushes that the store at `place` must carry out before anything is read from it: it is attached now."""
+        own = [RaisedScope(scope, place=place) for scope in self._by_place.pop(place, {}).values()]
+        owed, self._next = self._next, []
+        return owed + own
+
+
+def _counter(scope: Scope) -> _Counter:
+    return scope.cache_salt, scope.extra_key

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from headwater.cache.host_pages import HostPages
+from headwater.cache.host_tier import HostPages
 from headwater.cache.jobs import Job
 from headwater.cache.namespace import Namespace, Scope
 from headwater.cache.page_pool import Owner, PageIds
@@ -11,8 +11,8 @@ from headwater.cache.radix_tree import Node, RadixTree
 from headwater.cache.storage.calls import StorageCalls
 from headwater.cache.storage.generations import StorageGenerations
 from headwater.cache.storage.names import Generations, StorageNames
-from headwater.cache.tier_books import TierBooks
-from headwater.cache.transfer_counters import TransferCounters
+from headwater.cache.tier_pages import TierPages
+from headwater.cache.transfer import TransferCounters
 from headwater.clock import Clock
 from headwater.messages.base import TokenIds
 from headwater.storage.backend import ReadStatus, StorageBackend
@@ -30,7 +30,7 @@ class StorageReader:
         backend: StorageBackend,
         *,
         tree: RadixTree,
-        host: TierBooks,
+        host: TierPages,
         host_pages: HostPages,
         names: StorageNames,
         calls: StorageCalls,

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-from headwater.cache.host_pages import HostPages
+from headwater.cache.host_tier import HostPages
 from headwater.cache.jobs import Job, JobRunner
 from headwater.cache.namespace import Namespace, Scope, Tier
 from headwater.cache.prefetch import Await, Prefetch
@@ -19,8 +19,8 @@ from headwater.cache.storage.generations import StorageGenerations
 from headwater.cache.storage.names import Generations, StorageNames
 from headwater.cache.storage.reader import StorageReader
 from headwater.cache.storage.writer import StorageWriter
-from headwater.cache.tier_books import TierBooks
-from headwater.cache.transfer_counters import TransferCounters
+from headwater.cache.tier_pages import TierPages
+from headwater.cache.transfer import TransferCounters
 from headwater.clock import Clock
 from headwater.messages.base import TokenIds
 from headwater.storage.backend import StorageBackend, StorageUsage
@@ -58,7 +58,7 @@ class StorageTier:
         backend: StorageBackend,
         *,
         tree: RadixTree,
-        host: TierBooks,
+        host: TierPages,
         host_pages: HostPages,
         names: StorageNames,
         jobs: JobRunner,

@@ -3,15 +3,15 @@
 import itertools
 from collections.abc import Callable
 
-from headwater.cache.host_pages import HostPages
+from headwater.cache.host_tier import HostPages
 from headwater.cache.jobs import Job
 from headwater.cache.namespace import Tier
 from headwater.cache.radix_tree import Node, RadixTree, Run
 from headwater.cache.storage.calls import StorageCalls
 from headwater.cache.storage.generations import StorageGenerations
 from headwater.cache.storage.names import StorageNames
-from headwater.cache.tier_books import TierBooks
-from headwater.cache.transfer_counters import TransferCounters
+from headwater.cache.tier_pages import TierPages
+from headwater.cache.transfer import TransferCounters
 from headwater.clock import Clock
 from headwater.storage.backend import StorageBackend, WriteStatus
 from headwater.storage.page_key import PageKey
@@ -25,7 +25,7 @@ class StorageWriter:
         backend: StorageBackend,
         *,
         tree: RadixTree,
-        host: TierBooks,
+        host: TierPages,
         host_pages: HostPages,
         names: StorageNames,
         calls: StorageCalls,

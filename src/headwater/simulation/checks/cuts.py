@@ -98,7 +98,7 @@ class Cuts:
         pages = {tier: before[tier] - after[tier] for tier in before}
         counts: Counts = {}
         for tier, cut in pages.items():
-            pool = self._cache.books[tier].pool
+            pool = self._cache.tier_pages[tier].pool
             num_freed = pool.num_owned(np.array(sorted(cut), dtype=np.int32), Owner.FREE)
             counts[tier.name.lower()] = (num_freed, len(cut) - num_freed)
         if other_than is not None:
@@ -111,7 +111,7 @@ class Cuts:
     def _checked_preview(self, scope: Scope) -> Retirement:
         due = self._due(self._in_tree())
         preview = self._preview(scope)
-        counts = {t.name.lower(): (preview.freed[t], preview.retired[t]) for t in self._cache.books}
+        counts = {t.name.lower(): (preview.freed[t], preview.retired[t]) for t in self._cache.tier_pages}
         self._previews.append(Cut(due, {}, counts, held=frozenset(self._held_pages()), is_quiet=self._is_quiet()))
         return preview
 
@@ -152,7 +152,7 @@ class Cuts:
                 yield call, call.message
 
     def _in_tree(self) -> Pages:
-        return {tier: frozenset(books.pool.pages_of(Owner.TREE)) for tier, books in self._cache.books.items()}
+        return {tier: frozenset(pages.pool.pages_of(Owner.TREE)) for tier, pages in self._cache.tier_pages.items()}
 
 
 def _key(call: Call) -> CallKey:

@@ -80,9 +80,9 @@ class Promises:
         """Nothing is in flight: all pages are back."""
         cache = self._parts.cache
         demand(not cache.leases, "pages_come_back", f"{len(cache.leases)} leases are left")
-        for tier, books in cache.books.items():
-            is_back = books.num_available == books.pool.capacity
-            demand(is_back, "pages_come_back", f"{tier.name}: {books.num_available} of {books.pool.capacity}")
+        for tier, tier_pages in cache.tier_pages.items():
+            is_back = tier_pages.num_available == tier_pages.pool.capacity
+            demand(is_back, "pages_come_back", f"{tier.name}: {tier_pages.num_available} of {tier_pages.pool.capacity}")
         self.audit()
 
     # ------------------------------------------------------------------------------------------------
@@ -98,9 +98,9 @@ class Promises:
         counted = cache.pool.count(Owner.PRIVATE)
         if private != counted:
             raise Violation("pages_add_up", f"{private} private pages held, {counted} counted")
-        for tier, books in cache.books.items():
-            counts = books.pool.counts()
-            if sum(counts) != books.pool.capacity or min(counts) < 0:
+        for tier, tier_pages in cache.tier_pages.items():
+            counts = tier_pages.pool.counts()
+            if sum(counts) != tier_pages.pool.capacity or min(counts) < 0:
                 raise Violation("pages_add_up", f"{tier}: {counts}")
         for step in self._runner.open_steps:
             num_free = cache.pool.num_owned(np.concatenate(step.read), Owner.FREE)
@@ -109,10 +109,10 @@ class Promises:
     def _check_marks(self) -> None:
         """Requests can match nothing that a flush has covered."""
         self._retirements.check()
-        for tier, books in self._parts.cache.books.items():
+        for tier, tier_pages in self._parts.cache.tier_pages.items():
             marked = self._retirements.marked_pages(tier)
-            if len(marked) and books.pool.num_owned(marked, Owner.TREE):
-                page = next(page for page in marked.tolist() if books.pool.owner_of(page) is Owner.TREE)
+            if len(marked) and tier_pages.pool.num_owned(marked, Owner.TREE):
+                page = next(page for page in marked.tolist() if tier_pages.pool.owner_of(page) is Owner.TREE)
                 raise Violation("flushed_is_gone", f"page {page} on {tier.name} was flushed and is in the tree")
 
     def _check_requests(self) -> None:

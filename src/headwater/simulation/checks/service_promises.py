@@ -159,7 +159,7 @@ class ServicePromises:
             demand(not self._was_quiet, "drained_is_drained", f"{answer}, though nobody held anything")
         if answer.success:
             asked = call.tiers or ("device", "host")
-            warm = {tier.name.lower() for tier in self._scheduler.cache.books}.difference(asked)
+            warm = {tier.name.lower() for tier in self._scheduler.cache.tier_pages}.difference(asked)
             told = set(answer.still_warm) - {"storage"}  # which may have come or gone in this turn
             demand(told == warm, "still_warm_is_told", f"{told} after {call}, left are {warm}")
 

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from headwater.cache.host_tier import HostTier
-from headwater.cache.write_policy import WritePolicy
+from headwater.cache.host_tier import HostTier, WritePolicy
 from headwater.clock import Clock
 from headwater.engine.wiring import wire_engine
 from headwater.messages.state import EngineReady

@@ -5,11 +5,11 @@ from typing import Any
 
 from msgspec import structs
 
-from headwater.cache.cutter import Cutter
 from headwater.cache.namespace import Scope
 from headwater.cache.prefetch import Prefetch
 from headwater.cache.radix_tree import RadixTree
 from headwater.cache.storage.names import StorageNames
+from headwater.cache.tree_cutter import TreeCutter
 from headwater.engine import control_ports
 from headwater.engine.control_ports import RequestsForControl
 from headwater.messages.generation import Finish
@@ -97,22 +97,22 @@ def limits_compare_whole_pages() -> list[Patch]:
 @mutant(profile="flush")
 def previews_count_whole_nodes() -> list[Patch]:
     """A dry run by prefix also counts the pages before the prefix."""
-    return [(Cutter, "_num_pages_above", lambda self, top, scope: 0)]
+    return [(TreeCutter, "_num_pages_above", lambda self, top, scope: 0)]
 
 
 @mutant(profile="flush")
 def previews_take_held_pages_for_free() -> list[Patch]:
     """A dry run reports pages in use as pages that would be freed immediately."""
-    right = Cutter.preview
+    right = TreeCutter.preview
 
-    def preview(self: Cutter, scope: Scope, *, generation: int) -> Any:
+    def preview(self: TreeCutter, scope: Scope, *, generation: int) -> Any:
         found = right(self, scope, generation=generation)
         for tier, count in found.retired.items():
             found.freed[tier] += count
             found.retired[tier] = 0
         return found
 
-    return [(Cutter, "preview", preview)]
+    return [(TreeCutter, "preview", preview)]
 
 
 @mutant()

@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from headwater.cache.cutter import Cutter
 from headwater.cache.eviction import LruLeaves
 from headwater.cache.namespace import Scope, Tier
 from headwater.cache.pins import PinBoard
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.radix_tree import RadixTree, Run
 from headwater.cache.retirement import Retirement
-from headwater.cache.tier_books import TierBooks
+from headwater.cache.tier_pages import TierPages
 from headwater.cache.transfer import Transfer
 from headwater.cache.transfer_engine import TransferEngine
+from headwater.cache.tree_cutter import TreeCutter
 from headwater.engine.kv_events_recorder import KvEventsRecorder
 from headwater.scheduling.request import Request
 from headwater.simulation.fakes.copier import FakeCopier
@@ -22,10 +22,10 @@ from headwater.simulation.mutants.registry import Patch, mutant
 def publish_limit_is_skipped() -> list[Patch]:
     """After a flush, running requests still publish pages that they computed before it."""
 
-    def limit(self: Cutter, scope: Scope, retirement: Retirement) -> None:
+    def limit(self: TreeCutter, scope: Scope, retirement: Retirement) -> None:
         pass
 
-    return [(Cutter, "_limit_leases", limit)]
+    return [(TreeCutter, "_limit_leases", limit)]
 
 
 @mutant(profile="flush")
@@ -116,7 +116,7 @@ def copies_pin_nothing() -> list[Patch]:
         has_begun = right(self, node, is_parking=is_parking)
         if has_begun:
             for run in node.runs[Tier.DEVICE].chain():
-                self._books[Tier.DEVICE].unpin(run)
+                self._tier_pages[Tier.DEVICE].unpin(run)
         return has_begun
 
     def pinned(self: Transfer) -> list[Run]:
@@ -204,27 +204,27 @@ def replaced_pages_are_forgotten() -> list[Patch]:
 @mutant(profile="flush")
 def unpin_compares_with_the_tree() -> list[Patch]:
     """Only pages that are still in the tree are unpinned: retired pages are never freed."""
-    right = TierBooks.unpin
+    right = TierPages.unpin
 
-    def unpin(self: TierBooks, run: Run) -> None:
+    def unpin(self: TierPages, run: Run) -> None:
         if run.node.runs.get(self.tier) is run:
             right(self, run)
 
-    return [(TierBooks, "unpin", unpin)]
+    return [(TierPages, "unpin", unpin)]
 
 
 @mutant(profile="flush")
 def retired_pages_are_freed_while_pinned() -> list[Patch]:
     """A flush frees pages that running requests read."""
-    right = TierBooks.cut
+    right = TierPages.cut
 
-    def cut(self: TierBooks, nodes: Any, retirement: Retirement) -> None:
+    def cut(self: TierPages, nodes: Any, retirement: Retirement) -> None:
         for node in nodes:
             if self.tier in node.runs:
                 node.runs[self.tier].pins = 0
         right(self, nodes, retirement)
 
-    return [(TierBooks, "cut", cut)]
+    return [(TierPages, "cut", cut)]
 
 
 @mutant()
@@ -281,7 +281,7 @@ def pins_hold_nothing() -> list[Patch]:
         made = right(self, *args, **kwargs)
         run = made.lease.run if made.lease is not None else None
         for each in run.chain() if run is not None else ():
-            self._cache.books[Tier.DEVICE].unpin(each)
+            self._cache.tier_pages[Tier.DEVICE].unpin(each)
         return made
 
     return [(PinBoard, "pin", pin)]

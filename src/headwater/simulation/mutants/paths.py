@@ -11,7 +11,7 @@ from headwater.cache.page_pool import PageIds
 from headwater.cache.pins import PinBoard
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.radix_tree import Node, RadixTree
-from headwater.cache.tier_books import TierBooks
+from headwater.cache.tier_pages import TierPages
 from headwater.clock import Deadline
 from headwater.engine.flight import Flight
 from headwater.engine.loop import EngineLoop
@@ -89,14 +89,14 @@ def prefixes_begin_a_page_early() -> list[Patch]:
 @mutant(profile="flush")
 def retired_pages_that_come_back_are_not_counted() -> list[Patch]:
     """A drain does not notice pages that are freed."""
-    right = TierBooks.unpin
+    right = TierPages.unpin
 
-    def unpin(self: TierBooks, run: Any) -> None:
+    def unpin(self: TierPages, run: Any) -> None:
         right(self, run)
         if run.is_retired and not run.pins:
             run.retirement.num_outstanding += len(run.pages)
 
-    return [(TierBooks, "unpin", unpin)]
+    return [(TierPages, "unpin", unpin)]
 
 
 @mutant(profile="training", seed=4)

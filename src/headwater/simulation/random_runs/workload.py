@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import accumulate
 
+from headwater.cache.host_tier import WritePolicy
 from headwater.cache.storage.tier import PrefetchPolicy
-from headwater.cache.write_policy import WritePolicy
 from headwater.simulation.driver import VOCAB_SIZE, EngineShape
 from headwater.simulation.random_runs.callers import Callers
 from headwater.simulation.random_runs.events import ComeBack, Event, Turns

@@ -4,15 +4,15 @@ from headwater.cache.lease import Lease
 from headwater.cache.namespace import Scope, Tier
 from headwater.cache.radix_tree import Node, RadixTree
 from headwater.cache.retirement import Retirement
-from headwater.cache.tier_books import TierBooks
+from headwater.cache.tier_pages import TierPages
 
 
-class Cutter:
+class TreeCutter:
     """The part of a retirement that happens in the tree and to the leases, in one turn."""
 
-    def __init__(self, tree: RadixTree, books: dict[Tier, TierBooks], leases: set[Lease]) -> None:
+    def __init__(self, tree: RadixTree, tier_pages: dict[Tier, TierPages], leases: set[Lease]) -> None:
         self._tree = tree
-        self._books = books
+        self._tier_pages = tier_pages
         self._leases = leases
 
     def cut(self, scope: Scope, retirement: Retirement) -> None:
@@ -49,14 +49,14 @@ class Cutter:
     def _cut_below(self, tops: list[Node], tiers: frozenset[Tier], retirement: Retirement) -> None:
         nodes = [node for top in tops for node in self._tree.subtree(top)]
         parents = {id(top.parent): top.parent for top in tops}.values()
-        for tier in tiers & self._books.keys():
-            self._books[tier].cut(nodes, retirement)
+        for tier in tiers & self._tier_pages.keys():
+            self._tier_pages[tier].cut(nodes, retirement)
         for node in reversed(nodes):  # children first
             self._tree.prune(node)
-        for tier in tiers & self._books.keys():
+        for tier in tiers & self._tier_pages.keys():
             for parent in parents:
                 if parent is not None and not parent.is_root:
-                    self._books[tier].offer(parent)
+                    self._tier_pages[tier].offer(parent)
 
     def _limit_leases(self, scope: Scope, retirement: Retirement) -> None:
         for lease in self._leases:

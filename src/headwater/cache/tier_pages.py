@@ -1,4 +1,4 @@
-"""The books of one tier: its pages, the runs of the tree that hold them, and which could be given up next."""
+"""The pages of one tier: its pool, the runs of the tree that hold pages, and which run is evicted next."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ from headwater.cache.radix_tree import Node, RadixTree, Run
 from headwater.cache.retirement import Retirement
 
 
-class TierBooks:
+class TierPages:
     """Attaches, pins, cuts and evicts runs. Every page it hands out or takes back goes through its pool."""
 
     def __init__(self, tier: Tier, tree: RadixTree, *, num_pages: int) -> None:
