@@ -7,7 +7,6 @@ from headwater.cache.radix_tree import Node, Run
 from headwater.cache.retirement import Retirement
 from headwater.messages.base import TokenIds
 
-
 NO_LIMIT = 2**31 - 1
 _NO_PAGES = np.empty(0, dtype=np.int32)
 
