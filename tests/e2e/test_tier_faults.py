@@ -190,6 +190,7 @@ def test_a_full_disk_stops_writes_and_not_serving(
         give_up_s = time.monotonic() + 60
         while store_of(server)["num_pages"] < NUM_PAGES // 2:  # the breaker lets a probe through within 30 s
             assert time.monotonic() < give_up_s, store_of(server)
+            time.sleep(1.0)
             assert flush(server)[0] == 200
             for number in range(NUM_PROMPTS):
                 assert ask(server, number)["output_ids"] == expected[number]
