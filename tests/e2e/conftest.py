@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from running_server import RunningServer
-from tiered import DEVICE, NUM_PROMPTS, ask, write_byte_tokenizer
+from tiered import NUM_PROMPTS, SAMPLING, prompt, write_byte_tokenizer
 
 from tiny_models import make_tiny_model
 
@@ -26,6 +26,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def expected(tiny_model: str) -> list[list[int]]:
-    """Output ids of every prompt of tiered.py, by a server without any cache."""
-    with RunningServer("--model", tiny_model, *DEVICE, "--disable-radix-cache").wait_healthy() as plain:
-        return [ask(plain, number)["output_ids"] for number in range(NUM_PROMPTS)]
+    """Output ids of every prompt of tiered.py, by an engine without any cache."""
+    from headwater import Engine  # here: it imports torch
+
+    with Engine(tiny_model, dtype="float32", disable_radix_cache=True, log_level="warning") as plain:
+        return [
+            plain.generate(input_ids=prompt(number), sampling_params=SAMPLING)["output_ids"]
+            for number in range(NUM_PROMPTS)
+        ]

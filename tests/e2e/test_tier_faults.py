@@ -1,5 +1,6 @@
 """Stores and hosts that fail under load, with real servers: no request is lost or wrong, none waits for long."""
 
+import contextlib
 import itertools
 import os
 import resource
@@ -145,6 +146,29 @@ def _check_hang(server: RunningServer, redis: RedisServer, expected: list[list[i
     assert details(ask(server, 0))["storage"] == 0, "from before the flush"
 
 
+@pytest.fixture(scope="module")
+def shared(tiny_model: str) -> Iterator[RunningServer]:
+    """A server without a store; a test gives it one, and takes it away."""
+    with tiered(tiny_model, "--hicache-ratio", "1") as server:
+        yield server
+
+
+@contextlib.contextmanager
+def with_store(server: RunningServer, folder: Path) -> Iterator[None]:
+    """This folder is the store, and nothing is on the other tiers."""
+    answer = put_store(server, hicache_storage_backend="file", directory=str(folder))
+    assert answer.status_code == 200, answer.text
+    assert flush(server)[0] == 200
+    yield
+    assert server.delete("/hicache/storage-backend").status_code == 200
+
+
+def num_refused(server: RunningServer) -> int:
+    """Tokens that a store did not take."""
+    dropped = server.get("/cache").json()["dropped_tokens"]
+    return sum(count for cause, count in dropped.items() if cause.startswith("persist_"))
+
+
 @pytest.fixture(params=["tmpfs", "file size limit"])
 def full_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, Callable[[RunningServer], None]]]:
     """A folder whose disk is full, and what makes room there. The second works without the right to mount."""
@@ -171,29 +195,29 @@ def full_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[
 
 
 def test_a_full_disk_stops_writes_and_not_serving(
-    tiny_model: str, full_disk: tuple[Path, Callable[[RunningServer], None]], expected: list[list[int]]
+    shared: RunningServer, full_disk: tuple[Path, Callable[[RunningServer], None]], expected: list[list[int]]
 ) -> None:
     folder, make_room = full_disk
-    with file_server(tiny_model, folder / "s") as server:
+    with with_store(shared, folder / "s"):
+        before = num_refused(shared)
         if not folder.is_mount():
             limits = (8_000, resource.RLIM_INFINITY)  # a page of this model has 12,000 bytes
-            resource.prlimit(server.engine_pid(), resource.RLIMIT_FSIZE, limits)
-        with Load(server, expected) as load:
+            resource.prlimit(shared.engine_pid(), resource.RLIMIT_FSIZE, limits)
+        with Load(shared, expected) as load:
             load.wait_for(2 * NUM_PROMPTS)
-            stored = store_of(server)
+            stored = store_of(shared)
             assert stored["num_pages"] < NUM_PAGES // 2, "the disk was not full"
-            assert flush(server)[0] == 200
-            make_room(server)
+            assert flush(shared)[0] == 200
+            make_room(shared)
             load.wait_for(NUM_PROMPTS)
-        dropped = server.get("/cache").json()["dropped_tokens"]
-        assert sum(count for cause, count in dropped.items() if cause.startswith("persist_")) > 0
+        assert num_refused(shared) > before
         give_up_s = time.monotonic() + 60
-        while store_of(server)["num_pages"] < NUM_PAGES // 2:  # the breaker lets a probe through within 30 s
-            assert time.monotonic() < give_up_s, store_of(server)
+        while store_of(shared)["num_pages"] < NUM_PAGES // 2:  # the breaker lets a probe through within 30 s
+            assert time.monotonic() < give_up_s, store_of(shared)
             time.sleep(1.0)
-            assert flush(server)[0] == 200
+            assert flush(shared)[0] == 200
             for number in range(NUM_PROMPTS):
-                assert ask(server, number)["output_ids"] == expected[number]
+                assert ask(shared, number)["output_ids"] == expected[number]
 
 
 def test_a_host_that_holds_less_than_a_prompt(tiny_model: str, tmp_path: Path, expected: list[list[int]]) -> None:
@@ -209,11 +233,12 @@ def test_a_host_that_holds_less_than_a_prompt(tiny_model: str, tmp_path: Path, e
 
 
 def test_folder_deleted_and_store_replaced_and_flushed_in_every_way_under_load(
-    tiny_model: str, tmp_path: Path, expected: list[list[int]]
+    shared: RunningServer, tmp_path: Path, expected: list[list[int]]
 ) -> None:
     """Nobody waits for idle to delete, detach, attach or flush: all of it happens to a server that is busy."""
     places = itertools.cycle([tmp_path / "a", tmp_path / "b"])
-    with file_server(tiny_model, tmp_path / "a", "--hicache-ratio", "1") as server:
+    server = shared
+    with with_store(server, tmp_path / "a"):
         with Load(server, expected) as load:
             scopes = itertools.cycle(["", "&cache_salt=nobody", "&cache_salt=", "&extra_key="])
             every = ("device", "host", "storage", "device,host", "device,host,storage")

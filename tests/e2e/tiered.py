@@ -13,6 +13,7 @@ PROMPT_TOKENS = 115  # 7 whole pages; one token at least is always computed
 NUM_CACHED = 112
 NUM_PROMPTS = 12  # four times what the device holds
 DEVICE = ("--dtype", "float32", "--max-total-tokens", str(NUM_DEVICE_TOKENS), "--max-running-requests", "2")
+SAMPLING = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}
 TIERS = (*DEVICE, "--enable-hierarchical-cache", "--hicache-storage-prefetch-policy", "wait_complete")
 
 
@@ -34,7 +35,7 @@ def prompt(number: int) -> list[int]:
 
 def ask(server: RunningServer, number: int, **more: object) -> dict:
     """The answer to a prompt, greedy."""
-    body = {"input_ids": prompt(number), "sampling_params": {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}}
+    body = {"input_ids": prompt(number), "sampling_params": SAMPLING}
     response = server.post("/generate", json=body | more)
     assert response.status_code == 200, response.text
     return response.json()
