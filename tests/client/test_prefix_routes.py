@@ -4,13 +4,13 @@ import pytest
 
 from headwater.client.prefix_routes import MAX_DEPTH_PAGES, PrefixRoutes
 from headwater.messages.base import pack_ids
-from headwater.messages.generation import Generate, SamplingParams
+from headwater.messages.generation import Generate, RequestOptions, SamplingParams
 
 PAGE = 4
 
 
 def request(ids: list[int], **scope: str) -> Generate:
-    return Generate(rid="r", prompt_ids=pack_ids(ids), sampling=SamplingParams(), **scope)  # type: ignore[arg-type]
+    return Generate(rid="r", prompt_ids=pack_ids(ids), sampling=SamplingParams(), options=RequestOptions(**scope))
 
 
 def routes(**settings: int) -> PrefixRoutes:

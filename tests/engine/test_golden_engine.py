@@ -28,7 +28,7 @@ from headwater.launch.assembly import ServedModel  # noqa: E402
 from headwater.launch.placement import make_host_memory  # noqa: E402
 from headwater.messages.base import pack_ids  # noqa: E402
 from headwater.messages.control import FlushCache  # noqa: E402
-from headwater.messages.generation import Finish, Generate, Outputs, SamplingParams  # noqa: E402
+from headwater.messages.generation import Finish, Generate, Outputs, RequestOptions, SamplingParams  # noqa: E402
 from headwater.messages.state import EngineReady  # noqa: E402
 from headwater.messages.weights import ReleaseMemory, ResumeMemory, UpdateWeights  # noqa: E402
 from headwater.messages.wire import ToClient  # noqa: E402
@@ -56,9 +56,7 @@ def _runner(loaded: LoadedModel, device: Device, *, num_pages: int, max_running:
     from headwater.execution.step_graphs import graph_sizes
 
     prompts = ((0, 16), (0, 64), (min(4, max_running), 32))
-    return AsyncModelRunner(
-        loaded, device, **sizes, graph_sizes=graph_sizes(max_running), prompt_graph_sizes=prompts
-    )
+    return AsyncModelRunner(loaded, device, **sizes, graph_sizes=graph_sizes(max_running), prompt_graph_sizes=prompts)
 
 
 def _slow_restores(runner: Runner, copier) -> list[int]:
@@ -143,10 +141,11 @@ class RealEngine:
     def send(self, message) -> None:
         self.wire.inbound.append((CLIENT, message))
 
-    def generate(self, rid: str, prompt: list[int], **fields) -> None:
+    def generate(self, rid: str, prompt: list[int], *, priority: int = 0) -> None:
         self.tokens[rid] = []
         sampling = SamplingParams(max_new_tokens=NUM_OUTPUTS, temperature=0.0)
-        self.send(Generate(rid=rid, prompt_ids=pack_ids(prompt), sampling=sampling, **fields))
+        options = RequestOptions(priority=priority)
+        self.send(Generate(rid=rid, prompt_ids=pack_ids(prompt), sampling=sampling, options=options))
 
     def turn(self, count: int = 1) -> None:
         for _ in range(count):

@@ -88,7 +88,7 @@ SAMPLING = [
     ({"temprature": 0}, "temprature", "did you mean temperature?"),
     ({"max_tokens": 5}, "max_tokens", "did you mean max_new_tokens?"),
     ({"seed": 5}, "seed", "did you mean sampling_seed?"),
-    ({"no_such": 5}, "no_such", "known are max_new_tokens, min_new_tokens"),
+    ({"no_such": 5}, "no_such", "known are temperature, top_p"),
     ({"\ud800": 5}, "\\ud800", "not known"),
     ({"x" * 10_000: 5}, "x" * 64, "not known"),
 ]

@@ -5,7 +5,7 @@ import numpy as np
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.clock import ManualClock
 from headwater.messages.base import pack_ids
-from headwater.messages.generation import Generate, LogprobParams, Output, SamplingParams
+from headwater.messages.generation import Generate, LogprobParams, Output, RequestOptions, SamplingParams
 from headwater.scheduling.plan import StepPlan, StepResult
 from headwater.scheduling.request import Request
 from headwater.scheduling.scheduler import Scheduler, SchedulerLimits
@@ -20,21 +20,17 @@ def message(
     num_tokens: int = 4,
     *,
     first_id: int = 0,
-    priority: int = 0,
-    cache_salt: str = "",
-    no_store: bool = False,
     logprobs: LogprobParams | None = None,
     output_interval: int = 1,
-    **sampling: object,
+    **fields: object,
 ) -> Generate:
-    """A request whose prompt is `first_id`, `first_id` + 1, ..."""
+    """A request whose prompt is `first_id`, `first_id` + 1, ...; `fields` of RequestOptions and SamplingParams."""
+    options = {name: fields.pop(name) for name in RequestOptions.__struct_fields__ if name in fields}
     return Generate(
         rid=rid,
         prompt_ids=pack_ids(list(range(first_id, first_id + num_prompt_tokens))),
-        sampling=SamplingParams(max_new_tokens=num_tokens, **sampling),
-        priority=priority,
-        cache_salt=cache_salt,
-        no_store=no_store,
+        sampling=SamplingParams(max_new_tokens=num_tokens, **fields),
+        options=RequestOptions(**options),
         logprobs=logprobs,
         output_interval=output_interval,
     )

@@ -28,7 +28,7 @@ from headwater.client.link import EngineLink, new_call_id
 from headwater.client.prefix_routes import PrefixRoutes
 from headwater.client.standing import LOADING
 from headwater.messages.control import FlushCache
-from headwater.messages.generation import Generate, SamplingParams
+from headwater.messages.generation import Generate, RequestOptions, SamplingParams
 from headwater.messages.state import EngineReady
 from headwater.messages.two_phase import Change
 
@@ -310,8 +310,7 @@ class EngineClient:
             rid=f"pin-{new_call_id()}",
             prompt_ids=prefix.prompt_ids,
             sampling=SamplingParams(max_new_tokens=0, temperature=0.0),
-            cache_salt=prefix.cache_salt,
-            extra_key=prefix.extra_key,
+            options=RequestOptions(cache_salt=prefix.cache_salt, extra_key=prefix.extra_key),
         )
         try:
             async with asyncio.timeout(_PIN_TIMEOUT_S):

@@ -52,8 +52,8 @@ class PrefixRoutes:
 
     def _beginnings(self, request: Generate) -> list[bytes]:
         """Digests of the first 1, 2, 4, ... whole pages; one pass over the prompt."""
-        prompt = memoryview(request.prompt_ids)
-        hasher = hashlib.blake2b(f"{request.cache_salt}\0{request.extra_key}".encode(), digest_size=16)
+        prompt, options = memoryview(request.prompt_ids), request.options
+        hasher = hashlib.blake2b(f"{options.cache_salt}\0{options.extra_key}".encode(), digest_size=16)
         digests, start, depth = [], 0, 1
         while depth <= MAX_DEPTH_PAGES and (end := depth * self._page_bytes) <= len(prompt):
             hasher.update(prompt[start:end])

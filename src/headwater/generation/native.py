@@ -13,7 +13,8 @@ from headwater.generation.model_facts import ModelFacts, RequestLimits
 from headwater.generation.native_answer import LogprobFormat, NativeAnswer
 from headwater.generation.native_schemas import GenerateRequest, SamplingInput
 from headwater.generation.sampling import PromptTokens, check_prompt, fit, for_sample, native_sampling
-from headwater.generation.text_generation import TextChunk, TextGenerator, TextRequest, merge, run_all
+from headwater.generation.text_generation import TextChunk, TextGenerator, merge, run_all
+from headwater.generation.text_request import TextRequest
 from headwater.messages.generation import LogprobParams
 
 Answer = dict[str, Any]
@@ -106,21 +107,16 @@ class NativeApi:
         prompt_ids = check_prompt(prompt, self._model, param=param, is_prefill=sampling.max_new_tokens == 0)
         sampling = fit(sampling, len(prompt_ids), self._model)
         logprobs = self._logprobs(request, len(prompt_ids))
-        rank = request.data_parallel_rank if request.routed_dp_rank is None else request.routed_dp_rank
+        options, text = request.engine_options(), given.text_options()
         return [
             TextRequest(
                 rid="",
                 prompt_ids=prompt_ids,
                 sampling=for_sample(sampling, index),
-                stop=tuple(given.stop),
-                keep_stop=given.no_stop_trim,
-                skip_special_tokens=given.skip_special_tokens,
                 logprobs=logprobs,
-                cache_salt=request.cache_salt,
-                extra_key=request.extra_key,
-                no_store=request.no_store,
-                priority=request.priority,
-                engine=rank,
+                options=options,
+                text=text,
+                engine=request.engine,
                 is_streaming=request.stream,
             )
             for index in range(given.n)

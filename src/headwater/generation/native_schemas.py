@@ -7,29 +7,11 @@ from pydantic import Discriminator, Field, Tag
 from headwater.generation.field_table import OTHER_NAMES_IN_GENERATE, OTHER_NAMES_IN_SAMPLING_PARAMS, REFUSED
 from headwater.generation.prompt_schemas import ParseSpecialTokens
 from headwater.generation.request_fields import Body, Names
-from headwater.generation.validation import (
-    LogitBias,
-    LogprobTokenIds,
-    MinP,
-    Name,
-    NumLogprobs,
-    NumSamples,
-    NumTokens,
-    Penalty,
-    Priority,
-    PromptIds,
-    RepetitionPenalty,
-    Seed,
-    Stop,
-    StopTokenIds,
-    Temperature,
-    Text,
-    TopK,
-    TopP,
-)
+from headwater.generation.request_schemas import OptionFields, SamplingFields
+from headwater.generation.validation import LogprobTokenIds, Name, NumLogprobs, NumTokens, PromptIds, Seed, Text
 
 
-class SamplingInput(Body):
+class SamplingInput(SamplingFields):
     """How tokens are chosen and when generation ends. A name that is not known is a 400."""
 
     names: ClassVar[Names] = Names(refused=REFUSED, other_names=OTHER_NAMES_IN_SAMPLING_PARAMS, refuses_unknown=True)
@@ -37,20 +19,6 @@ class SamplingInput(Body):
         default=128, description="0 computes the prompt's KV only; what does not fit the context is cut off."
     )
     min_new_tokens: NumTokens = Field(default=0, description="No end of text or stop token before.")
-    temperature: Temperature = Field(default=1.0, description="0 is greedy.")
-    top_p: TopP = 1.0
-    top_k: TopK = Field(default=-1, description="-1 (or 0): all tokens.")
-    min_p: MinP = 0.0
-    frequency_penalty: Penalty = 0.0
-    presence_penalty: Penalty = 0.0
-    repetition_penalty: RepetitionPenalty = 1.0
-    logit_bias: LogitBias | None = None
-    stop: Stop = Field(default=[], description="Strings that end the answer; not part of it.")
-    stop_token_ids: StopTokenIds = Field(default=[], description="Tokens that end the answer, like EOS.")
-    ignore_eos: bool = False
-    skip_special_tokens: bool = True
-    no_stop_trim: bool = Field(default=False, description="Leave the stop string or token in the text.")
-    n: NumSamples = Field(default=1, description="Answers per prompt; each has its own noise.")
     sampling_seed: Seed | None = Field(default=None, description="Noise that depends on it and the position alone.")
 
 
@@ -68,7 +36,7 @@ _BELONG_INTO_SAMPLING_PARAMS = {name: f"sampling_params.{name}" for name in Samp
 _SAMPLING_DEFAULTS = {name: field.default for name, field in SamplingInput.model_fields.items()}
 
 
-class GenerateRequest(Body):
+class GenerateRequest(OptionFields):
     """Continue a prompt, or each prompt of a batch."""
 
     names: ClassVar[Names] = Names(
@@ -79,7 +47,6 @@ class GenerateRequest(Body):
     text: Text | list[Text] | None = Field(default=None, description="A prompt, or a list: a batch.")
     input_ids: PromptIds | None = Field(default=None, description="The same as token ids.")
     sampling_params: SamplingInputs = Field(default_factory=SamplingInput)
-    stream: bool = Field(default=False, description="Server-sent events with the text so far.")
     rid: Name | list[Name] | None = Field(
         default=None, description="Name of the request for /abort_request; in a batch a prefix of the names."
     )
@@ -91,14 +58,6 @@ class GenerateRequest(Body):
     token_ids_logprob: LogprobTokenIds = Field(default=[], description="Report these ids at each position.")
     return_text_in_logprobs: bool = False
     return_prompt_token_ids: bool = False
-    priority: Priority = Field(default=0, description="Higher runs first.")
-    cache_salt: Name = Field(default="", description="Prompts share cached KV only under the same salt and key.")
-    extra_key: Name = ""
-    no_store: bool = Field(default=False, description="Leave nothing of this request in the cache, on any tier.")
-    routed_dp_rank: int | None = Field(
-        default=None, description="Run on this engine, counted from 0; not given: on the one that suits best."
-    )
-    data_parallel_rank: int | None = Field(default=None, description="Older name of routed_dp_rank.")
     add_special_tokens: bool = Field(default=True, description="Put BOS before a text where the model wants it.")
     parse_special_tokens: ParseSpecialTokens = None
     model: Any = Field(default=None, description="Ignored: one model is served.")

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from headwater.generation.errors import bad_request
 from headwater.generation.model_facts import ModelFacts
 from headwater.generation.native_schemas import SamplingInput
+from headwater.generation.request_schemas import SamplingFields
 from headwater.generation.validation import first_outside
 from headwater.messages.base import TokenIds
 from headwater.messages.generation import SamplingParams
@@ -20,6 +21,7 @@ from headwater.messages.generation import SamplingParams
 PromptTokens = Sequence[int] | TokenIds  # not checked yet
 
 SEED_MASK = (1 << 63) - 1
+_SHARED_NAMES = tuple(name for name in SamplingFields.model_fields if name in SamplingParams.__struct_fields__)
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +83,7 @@ def for_sample(sampling: SamplingParams, index: int) -> SamplingParams:
 
 
 def engine_sampling(
-    given: Any,
+    given: SamplingFields,
     model: ModelFacts,
     *,
     max_new_tokens: int,
@@ -89,27 +91,24 @@ def engine_sampling(
     seed: int | None,
     min_tokens_name: str,
 ) -> SamplingParams:
-    """The engine's parameters from the fields that both APIs name alike. `min_tokens_name` is for the error."""
+    """The engine's parameters: fields that both APIs name alike are copied by name. InvalidRequest.
+
+    `min_tokens_name` is the API's name of `min_new_tokens`, for the error.
+    """
     _check_ids(given.logit_bias or (), model, param="logit_bias")
     _check_ids(given.stop_token_ids, model, param="stop_token_ids")
     if min_new_tokens > max_new_tokens:
         message = f"{min_tokens_name}: must be from 0 to the most tokens asked for ({max_new_tokens})"
         raise bad_request(min_tokens_name, message)
-    return SamplingParams(
-        max_new_tokens=min(max_new_tokens, model.max_context),
-        min_new_tokens=min(min_new_tokens, model.max_context),
-        temperature=given.temperature,
-        top_p=given.top_p,
-        top_k=-1 if given.top_k == 0 else given.top_k,
-        min_p=given.min_p,
-        frequency_penalty=given.frequency_penalty,
-        presence_penalty=given.presence_penalty,
-        repetition_penalty=given.repetition_penalty,
-        logit_bias=given.logit_bias or None,
-        seed=(secrets.randbits(63) if seed is None else seed) & SEED_MASK,
-        stop_token_ids=tuple(given.stop_token_ids),
-        ignore_eos=given.ignore_eos,
-    )
+    shared = {name: getattr(given, name) for name in _SHARED_NAMES}
+    converted = {
+        "max_new_tokens": min(max_new_tokens, model.max_context),
+        "min_new_tokens": min(min_new_tokens, model.max_context),
+        "top_k": given.top_k or -1,
+        "logit_bias": given.logit_bias or None,
+        "seed": (secrets.randbits(63) if seed is None else seed) & SEED_MASK,
+    }
+    return msgspec.convert(shared | converted, SamplingParams)
 
 
 def _check_ids(token_ids: Any, model: ModelFacts, *, param: str) -> None:

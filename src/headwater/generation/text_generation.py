@@ -8,48 +8,21 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
 from headwater.client.engine_client import EngineClient
 from headwater.client.generation import Generation
 from headwater.generation.errors import from_finish, from_value_error
-from headwater.messages.base import TokenIds, pack_ids
-from headwater.messages.generation import (
-    Finish,
-    Generate,
-    LogprobParams,
-    Output,
-    OutputMeta,
-    SamplingParams,
-    TokenLogprob,
-)
+from headwater.generation.text_request import TextRequest
+from headwater.messages.base import pack_ids
+from headwater.messages.generation import Finish, Generate, Output, OutputMeta, TokenLogprob
 from headwater.tokenization.text_stream import TextStream
 from headwater.tokenization.tokenizer import Tokenizer
 
 SpecialTokenPolicy = Literal["never", "prompts", "always"]  # in which texts special tokens are parsed
 WHOLE_ANSWER = 1 << 30  # as an output interval: longer than any answer
 ENCODE_IN_THREAD_CHARS = 4096  # longer texts would hold up the event loop for a millisecond and more
-
-
-@dataclass(frozen=True, slots=True)
-class TextRequest:
-    """One prompt and how to continue it. Ranges have been checked; `rid` is unique among running requests."""
-
-    rid: str
-    prompt_ids: TokenIds  # n >= 1
-    sampling: SamplingParams
-    stop: tuple[str, ...] = ()
-    keep_stop: bool = False  # show the stop string or token that ended the answer
-    skip_special_tokens: bool = True
-    logprobs: LogprobParams | None = None
-    cache_salt: str = ""
-    extra_key: str = ""
-    priority: int = 0
-    no_store: bool = False
-    engine: int | None = None  # index of the engine that must run it; None: the client chooses
-    is_streaming: bool = True  # False: all tokens but the first may come at the end, which costs the engine less
 
 
 class TextChunk(NamedTuple):
@@ -125,12 +98,9 @@ class TextGenerator:
             prompt_ids=pack_ids(request.prompt_ids),
             sampling=request.sampling,
             logprobs=request.logprobs,
-            cache_salt=request.cache_salt,
-            extra_key=request.extra_key,
-            priority=request.priority,
-            no_store=request.no_store,
+            options=request.options,
             # a stop string is found here, so every token is wanted at once
-            output_interval=1 if request.is_streaming or request.stop else WHOLE_ANSWER,
+            output_interval=1 if request.is_streaming or request.text.stop else WHOLE_ANSWER,
         )
         generation = self._client.generate(message, engine=request.engine)
         return TextGeneration(generation, request, self.tokenizer, observer=self._observer)
@@ -165,9 +135,9 @@ class TextGeneration:
         self._stream = TextStream(
             tokenizer,
             prompt_ids=request.prompt_ids,
-            stop=request.stop,
-            include_stop=request.keep_stop,
-            skip_special_tokens=request.skip_special_tokens,
+            stop=request.text.stop,
+            include_stop=request.text.keep_stop,
+            skip_special_tokens=request.text.skip_special_tokens,
         )
 
     @property
@@ -240,7 +210,7 @@ class TextGeneration:
         token_ids, finish = output.token_ids, output.finish
         hides_last = (
             finish is not None
-            and not self.request.keep_stop
+            and not self.request.text.keep_stop
             and bool(token_ids)
             and finish.type == "stop"
             and finish.matched == token_ids[-1]

@@ -14,13 +14,14 @@ from headwater.client.errors import CallFailed, EngineGone, EngineLoading
 from headwater.generation.errors import ApiError, bad_request, loading
 from headwater.generation.model_facts import ModelFacts
 from headwater.generation.native import NativeApi
-from headwater.generation.text_generation import TextGenerator, TextRequest
+from headwater.generation.text_generation import TextGenerator
+from headwater.generation.text_request import TextRequest
 from headwater.generation.validation import timeout_seconds
 from headwater.http_api.engine_answers import EngineAnswers
 from headwater.http_api.monitoring.metrics import Metrics
 from headwater.http_api.state import ApiState
 from headwater.messages.control import FlushCache, FlushResult
-from headwater.messages.generation import SamplingParams
+from headwater.messages.generation import RequestOptions, SamplingParams
 from headwater.messages.state import EngineState, GetState, Ping
 from headwater.messages.two_phase import Change
 from headwater.messages.wire import ToEngine
@@ -198,7 +199,11 @@ class Services:
         prompt = np.array([tokenizer.bos_token_id or 0], dtype=np.int32)
         sampling = SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
         request = TextRequest(
-            rid=f"health-{new_call_id()}", prompt_ids=prompt, sampling=sampling, no_store=True, engine=engine
+            rid=f"health-{new_call_id()}",
+            prompt_ids=prompt,
+            sampling=sampling,
+            options=RequestOptions(no_store=True),
+            engine=engine,
         )
         generation = TextGenerator(self.state.client, tokenizer).start(request)
         try:

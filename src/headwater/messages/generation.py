@@ -34,6 +34,15 @@ class LogprobParams(Struct):
     prompt_start: int = -1  # first prompt position to report; -1: outputs only
 
 
+class RequestOptions(Struct):
+    """How the engine schedules and caches a request. Filled by name from the body's fields (`OptionFields`)."""
+
+    priority: int = 0  # higher runs first
+    cache_salt: str = ""
+    extra_key: str = ""
+    no_store: bool = False  # leave nothing in the cache
+
+
 class Generate(Struct, tag="generate"):
     """Run one request. Answered by `Outputs` entries, the last of which has `finish`."""
 
@@ -41,10 +50,7 @@ class Generate(Struct, tag="generate"):
     prompt_ids: bytes  # int32[n], n >= 1, see pack_ids
     sampling: SamplingParams
     logprobs: LogprobParams | None = None
-    cache_salt: str = ""
-    extra_key: str = ""
-    priority: int = 0  # higher runs first
-    no_store: bool = False  # leave nothing in the cache
+    options: RequestOptions = RequestOptions()
     output_interval: int = 1  # tokens in an output; the first token comes alone, the last output is what is left
 
 

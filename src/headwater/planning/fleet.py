@@ -9,7 +9,7 @@ import numpy as np
 from headwater.client.engine_choice import choose_engine
 from headwater.client.prefix_routes import PrefixRoutes
 from headwater.messages.base import pack_ids
-from headwater.messages.generation import Generate, Output, SamplingParams
+from headwater.messages.generation import Generate, Output, RequestOptions, SamplingParams
 from headwater.planning.fleet_result import FleetResult, RequestResult
 from headwater.planning.planned_engine import EnginePlan, PlannedEngine
 from headwater.planning.timed_runner import foretold_tokens
@@ -93,7 +93,7 @@ class Fleet:
             rid=str(number),
             prompt_ids=pack_ids(prompt),
             sampling=SamplingParams(max_new_tokens=planned.num_output_tokens, ignore_eos=True, seed=number),
-            cache_salt=planned.cache_salt,
+            options=RequestOptions(cache_salt=planned.cache_salt),
         )
         for each in self._members:
             each.look(now_s)

@@ -45,9 +45,9 @@ class Request:
         self.client = client  # who gets the outputs
         self.sampling = message.sampling
         self.logprobs = message.logprobs
-        self.priority = message.priority
-        self.no_store = message.no_store
-        self._namespace = Namespace(message.cache_salt, message.extra_key, "", "")  # of the weights asked for last
+        self.options = message.options
+        scope = message.options.cache_salt, message.options.extra_key
+        self._namespace = Namespace(*scope, "", "")  # of the weights asked for last
         self.tokens = TokenSequence(unpack_ids(message.prompt_ids))
         self.num_prompt_tokens = len(self.tokens)
         self.max_new_tokens = message.sampling.max_new_tokens  # the scheduler cuts it to what fits
@@ -97,7 +97,7 @@ class Request:
     @property
     def queue_key(self) -> tuple[int, int]:
         """Order of service: higher priority first, then who came first, retracted or not."""
-        return (-self.priority, self.arrival)
+        return (-self.options.priority, self.arrival)
 
     def namespace(self, weights_id: str) -> Namespace:
         if self._namespace.weights_id != weights_id:

@@ -253,7 +253,7 @@ class Scheduler:
                 request.namespace(self.weights_id),
                 request.tokens,
                 max_cached_tokens=self._num_matchable(request),
-                no_store=request.no_store,
+                no_store=request.options.no_store,
             )
             matchable = request.tokens.view(0, self._num_matchable(request))
             if is_worth_waiting(lease, matchable, self.running, page_size=self.cache.page_size):

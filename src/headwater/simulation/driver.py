@@ -19,6 +19,7 @@ from headwater.messages.generation import (
     Output,
     OutputMeta,
     Outputs,
+    RequestOptions,
     SamplingParams,
     TokenLogprob,
 )
@@ -174,24 +175,18 @@ class Driver:
         num_tokens: int = 8,
         *,
         logprobs: LogprobParams | None = None,
-        cache_salt: str = "",
-        extra_key: str = "",
-        priority: int = 0,
-        no_store: bool = False,
         output_interval: int = 1,
-        **sampling: Any,
+        **fields: Any,
     ) -> Answer:
-        """Send a request; its answer fills as turns go by."""
+        """Send a request; its answer fills as turns go by. `fields` are those of RequestOptions and SamplingParams."""
+        options = {name: fields.pop(name) for name in RequestOptions.__struct_fields__ if name in fields}
         self.send(
             Generate(
                 rid=rid,
                 prompt_ids=pack_ids(prompt),
-                sampling=SamplingParams(max_new_tokens=num_tokens, **sampling),
+                sampling=SamplingParams(max_new_tokens=num_tokens, **fields),
                 logprobs=logprobs,
-                cache_salt=cache_salt,
-                extra_key=extra_key,
-                priority=priority,
-                no_store=no_store,
+                options=RequestOptions(**options),
                 output_interval=output_interval,
             )
         )

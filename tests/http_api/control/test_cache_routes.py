@@ -21,7 +21,7 @@ from headwater.messages.cache import (
     UnpinPrefix,
 )
 from headwater.messages.control import Done, Failed
-from headwater.messages.generation import Generate, OutputMeta
+from headwater.messages.generation import Generate, OutputMeta, RequestOptions
 from headwater.messages.state import GetState
 from scripted_engine import ScriptedEngine
 
@@ -114,9 +114,7 @@ async def test_tree_with_blocks(engine: ScriptedEngine) -> None:
     assert stored_in_tree(entry) == (
         BlockStored(medium="device", **first, **names),
         BlockStored(medium="host", **first, **names),
-        BlockStored(
-            block_hashes=(b"c" * 16,), parent_block_hash=b"b" * 16, token_ids=(5, 6), medium="host", **names
-        ),
+        BlockStored(block_hashes=(b"c" * 16,), parent_block_hash=b"b" * 16, token_ids=(5, 6), medium="host", **names),
     )
 
 
@@ -135,9 +133,9 @@ async def test_warm_computes_without_generating(engine: ScriptedEngine) -> None:
     assert (two["prompt_tokens"], two["cached_tokens"], two["computed_tokens"]) == (12, 8, 4)
     messages = engine.of_type(Generate)
     assert [message.sampling.max_new_tokens for message in messages] == [0, 0, 0]
-    assert (messages[0].cache_salt, messages[0].extra_key, messages[0].no_store) == ("s", "k", False)
+    assert messages[0].options == RequestOptions(cache_salt="s", extra_key="k", priority=-100)
     assert unpack_ids(messages[0].prompt_ids).tolist() == TOKENIZER.encode("abcdef")
-    assert all(message.priority < 0 for message in messages), "it must not overtake those who wait for an answer"
+    assert all(each.options.priority < 0 for each in messages), "it must not overtake those who wait for an answer"
 
 
 async def test_messages_go_through_the_chat_template_without_the_answers_beginning(engine: ScriptedEngine) -> None:
@@ -226,4 +224,4 @@ async def test_no_store_reaches_the_engine_from_every_api(engine: ScriptedEngine
         message = {"role": "user", "content": "a"}
         await server.post("/v1/chat/completions", {"messages": [message], "no_store": True, "max_tokens": 1})
         await server.post("/generate", {"text": "a", "sampling_params": sampling})
-    assert [message.no_store for message in engine.of_type(Generate)] == [True, True, True, False]
+    assert [message.options.no_store for message in engine.of_type(Generate)] == [True, True, True, False]

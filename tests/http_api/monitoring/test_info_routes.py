@@ -91,7 +91,7 @@ async def test_health_generate_makes_one_token_that_is_not_kept(engine: Scripted
     async with api(engine) as server:
         assert await statuses(server, "/health_generate") == [200]
         (message,) = engine.of_type(Generate)
-        assert message.no_store
+        assert message.options.no_store
         assert message.sampling.max_new_tokens == 1
         engine.script.is_stalled = True
         running = asyncio.ensure_future(server.post("/generate", {"text": "a"}))

@@ -9,7 +9,7 @@ from api_under_test import EOS_ID, TOKENIZER, api, error_of, events, saying, unt
 from headwater.generation.native_schemas import GenerateRequest
 from headwater.http_api.services import Services
 from headwater.messages.base import unpack_ids
-from headwater.messages.generation import Abort, Finish, Generate, LogprobParams, OutputMeta
+from headwater.messages.generation import Abort, Finish, Generate, LogprobParams, OutputMeta, RequestOptions
 from scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio
@@ -109,7 +109,7 @@ async def test_sampling_parameters_reach_the_engine(engine: ScriptedEngine) -> N
     )
     assert (sampling.logit_bias, sampling.seed, sampling.stop_token_ids) == ({5: -1.5}, 42, (9,))
     assert sampling.ignore_eos
-    assert (message.priority, message.cache_salt, message.extra_key) == (3, "s", "k")
+    assert message.options == RequestOptions(priority=3, cache_salt="s", extra_key="k")
     assert message.logprobs == LogprobParams(top=2, token_ids=(4, 5), prompt_start=1)
 
 

@@ -8,11 +8,12 @@ from headwater.generation.answer_fields import cached_tokens, cached_tokens_deta
 from headwater.generation.chat_prompts import check_no_chat_fields, encode_messages
 from headwater.generation.errors import bad_request
 from headwater.generation.sampling import check_prompt
-from headwater.generation.text_generation import TextGeneration, TextRequest, run_all
+from headwater.generation.text_generation import TextGeneration, run_all
+from headwater.generation.text_request import TextRequest
 from headwater.http_api.control.schemas_cache import Prefixes
 from headwater.http_api.services import Services
 from headwater.messages.base import TokenIds
-from headwater.messages.generation import SamplingParams
+from headwater.messages.generation import RequestOptions, SamplingParams
 
 Json = dict[str, Any]
 _PREFILL_ONLY = SamplingParams(max_new_tokens=0, temperature=0.0)
@@ -57,9 +58,7 @@ async def compute(
                     rid=f"prefix-{uuid.uuid4().hex}",
                     prompt_ids=prompt,
                     sampling=_PREFILL_ONLY,
-                    cache_salt=body.cache_salt,
-                    extra_key=body.extra_key,
-                    priority=priority,
+                    options=RequestOptions(priority=priority, cache_salt=body.cache_salt, extra_key=body.extra_key),
                     engine=engine,
                 )
                 generations.append(given.generator.start(request))

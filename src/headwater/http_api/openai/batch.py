@@ -10,14 +10,8 @@ from typing import Any, Protocol
 from headwater.generation.errors import aborted, bad_request, model_not_found
 from headwater.generation.model_facts import ModelFacts
 from headwater.generation.sampling import PromptTokens, check_prompt, fit, for_sample
-from headwater.generation.text_generation import (
-    TextChunk,
-    TextGeneration,
-    TextGenerator,
-    TextRequest,
-    merge,
-    run_all,
-)
+from headwater.generation.text_generation import TextChunk, TextGeneration, TextGenerator, merge, run_all
+from headwater.generation.text_request import TextRequest
 from headwater.http_api.openai.format import ChunkWriter, extension, metadata, usage_event, usage_of
 from headwater.http_api.openai.schemas import OpenAIRequest
 from headwater.messages.generation import Finish, LogprobParams, SamplingParams
@@ -86,6 +80,7 @@ class OpenAIBatch:
         is_prefill = sampling.max_new_tokens == 0
         checked = [check_prompt(prompt, model, param=param, is_prefill=is_prefill) for prompt in prompts]
         given = self.request
+        options, text = given.engine_options(), given.text_options()
         is_single = len(prompts) * given.n == 1
         try:
             with generator.together():
@@ -94,14 +89,9 @@ class OpenAIBatch:
                         rid=self.heading.id,
                         prompt_ids=prompt_ids,
                         sampling=fit(sampling, len(prompt_ids), model),
-                        stop=tuple(given.stop),
-                        keep_stop=given.keeps_stop,
-                        skip_special_tokens=given.skip_special_tokens,
                         logprobs=logprobs,
-                        cache_salt=given.cache_salt,
-                        extra_key=given.extra_key,
-                        no_store=given.no_store,
-                        priority=given.priority,
+                        options=options,
+                        text=text,
                         engine=given.engine,
                         is_streaming=given.stream,
                     )

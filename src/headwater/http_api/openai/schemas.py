@@ -2,32 +2,15 @@
 
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from headwater.generation.field_table import OTHER_NAMES_IN_CHAT, OTHER_NAMES_IN_COMPLETIONS, REFUSED
-from headwater.generation.native_schemas import Body
 from headwater.generation.prompt_schemas import ChatPrompt, ParseSpecialTokens
-from headwater.generation.request_fields import Names
-from headwater.generation.validation import (
-    LogitBias,
-    MinP,
-    Name,
-    NumLogprobs,
-    NumSamples,
-    NumTokens,
-    NumTokensFromOne,
-    Penalty,
-    Priority,
-    RepetitionPenalty,
-    Seed,
-    Stop,
-    StopTokenIds,
-    Temperature,
-    Text,
-    TopK,
-    TopP,
-)
+from headwater.generation.request_fields import Body, Names
+from headwater.generation.request_schemas import OptionFields, SamplingFields
+from headwater.generation.validation import Name, NumLogprobs, NumTokens, NumTokensFromOne, Seed, Text
 
+RECOMMENDABLE = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # by a model's files
 _MODEL_FIRST = "Left out: what the model's files recommend (`--sampling-defaults`), else the default."
 
 
@@ -38,38 +21,24 @@ class StreamOptions(Body):
     continuous_usage_stats: bool = Field(default=False, description="Usage in every chunk.")
 
 
-class OpenAIRequest(Body):
-    """What completions and chat completions have in common."""
+def _describe_defaults(schema: dict[str, Any]) -> None:
+    for name in RECOMMENDABLE:
+        field = schema["properties"][name]
+        field["description"] = f"{field['description']} {_MODEL_FIRST}"
 
+
+class OpenAIRequest(SamplingFields, OptionFields):
+    """The options that completions and chat completions share."""
+
+    model_config = ConfigDict(json_schema_extra=_describe_defaults)
     model: str = Field(default="default", description="The served name, or `default`.")
-    temperature: Temperature = Field(default=1.0, description=f"0 is greedy. {_MODEL_FIRST}")
-    top_p: TopP = Field(default=1.0, description=_MODEL_FIRST)
-    top_k: TopK = Field(default=-1, description=f"-1 (or 0): all tokens. {_MODEL_FIRST}")
-    min_p: MinP = Field(default=0.0, description=_MODEL_FIRST)
-    frequency_penalty: Penalty = 0.0
-    presence_penalty: Penalty = 0.0
-    repetition_penalty: RepetitionPenalty = Field(default=1.0, description=_MODEL_FIRST)
-    logit_bias: LogitBias | None = None
-    seed: Seed | None = None
-    stop: Stop = Field(default=[])
-    stop_token_ids: StopTokenIds = Field(default=[])
-    min_tokens: NumTokens = 0
-    ignore_eos: bool = False
-    skip_special_tokens: bool = True
-    no_stop_trim: bool = False
+    seed: Seed | None = Field(default=None, description="Noise that depends on the seed and the position alone.")
+    min_tokens: NumTokens = Field(default=0, description="No end of text or stop token before.")
     include_stop_str_in_output: bool = Field(default=False, description="The same as no_stop_trim.")
-    n: NumSamples = 1
-    stream: bool = False
     stream_options: StreamOptions = Field(default_factory=StreamOptions)
-    rid: Name | None = None
-    priority: Priority = 0
-    cache_salt: Name = ""
-    extra_key: Name = ""
-    no_store: bool = Field(default=False, description="Leave nothing of this request in the cache, on any tier.")
-    routed_dp_rank: int | None = Field(default=None, description="Run on this engine, counted from 0.")
-    data_parallel_rank: int | None = Field(default=None, description="Older name of routed_dp_rank.")
+    rid: Name | None = Field(default=None, description="Name of the request for /abort_request, and its `id`.")
     return_cached_tokens_details: bool = Field(
-        default=False, description="Tell in `sglext` on which tier cached prompt tokens were found."
+        default=False, description="Report in `sglext` on which tier cached prompt tokens were found."
     )
     return_partial_on_abort: bool = Field(
         default=False,
@@ -80,10 +49,6 @@ class OpenAIRequest(Body):
     @property
     def keeps_stop(self) -> bool:
         return self.no_stop_trim or self.include_stop_str_in_output
-
-    @property
-    def engine(self) -> int | None:
-        return self.data_parallel_rank if self.routed_dp_rank is None else self.routed_dp_rank
 
 
 class CompletionRequest(OpenAIRequest):

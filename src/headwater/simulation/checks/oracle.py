@@ -127,7 +127,8 @@ class Oracle:
             raise Violation("right_tokens_computed", f"{request.rid} enters with other tokens")
         demand(num_cached < max(1, len(known)), "one_token_is_computed", request.rid)
         weights = self._weights.current
-        sequence = KvSequence(message.rid, message.cache_salt, message.extra_key, message.no_store, known, weights)
+        options = message.options
+        sequence = KvSequence(message.rid, options.cache_salt, options.extra_key, options.no_store, known, weights)
         model.enter(known, num_cached, weights=weights)
         self._slots[assignment.slot] = model
         self.entered_now.append(model)
@@ -196,10 +197,10 @@ class Oracle:
                 raise Violation("no_store", f"{model.rid} reads pages of {owner.rid}")
 
     def _check_drawn(self, model: RequestModel, read: Records) -> None:
-        message = model.message
+        options = model.message.options
         for retirement in self._world.store_retirements:
             since = retirement.in_force_for(self)
-            is_covered = retirement.covers(cache_salt=message.cache_salt, extra_key=message.extra_key)
+            is_covered = retirement.covers(cache_salt=options.cache_salt, extra_key=options.extra_key)
             if since is None or not is_covered:
                 continue
             old = (read["drawn"] > since) & (read["birth"] < retirement.turn)

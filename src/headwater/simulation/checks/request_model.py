@@ -26,7 +26,7 @@ class RequestModel:
         self.key = key
         self.rid = message.rid
         self.message = message
-        self.namespace = namespace_text(message.cache_salt, message.extra_key)
+        self.namespace = namespace_text(message.options.cache_salt, message.options.extra_key)
         self.prompt: list[int] = unpack_ids(message.prompt_ids).tolist()
         self.tokens = self.prompt.copy()
         self.num_told = 0

@@ -190,7 +190,7 @@ class ServicePromises:
             demand(is_excused, "served_in_order", f"{last.rid} is served before {model.rid}")
 
     def _place(self, model: RequestModel) -> tuple[int, int]:
-        return (-model.message.priority, model.number if self._is_fcfs else 0)
+        return (-model.message.options.priority, model.number if self._is_fcfs else 0)
 
     def _waits_for_prefix(self, request: Request) -> bool:
         """Whether a running request of its namespace begins with as many of its tokens as are worth waiting for."""
@@ -208,7 +208,8 @@ class ServicePromises:
             if prefetch is None:
                 continue
             model = self._oracle.active[request.client, request.rid]
-            is_own = prefetch.namespace[:2] == (model.message.cache_salt, model.message.extra_key)
+            options = model.message.options
+            is_own = prefetch.namespace[:2] == (options.cache_salt, options.extra_key)
             if model.message.logprobs is None:  # else it asks for less than its prompt
                 shared = min(len(prefetch.tokens), len(model.prompt) - 1)
                 is_own = is_own and prefetch.tokens[:shared].tolist() == model.prompt[:shared]

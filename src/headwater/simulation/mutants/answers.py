@@ -148,7 +148,7 @@ def the_newest_is_served_first() -> list[Patch]:
     right = WaitingQueue.in_service_order
 
     def in_service_order(self: WaitingQueue, *args: Any) -> list[Request]:
-        return sorted(right(self, *args), key=lambda r: (-r.priority, -r.arrival))
+        return sorted(right(self, *args), key=lambda r: (-r.options.priority, -r.arrival))
 
     return [(WaitingQueue, "in_service_order", in_service_order)]
 

@@ -201,7 +201,7 @@ def priorities_are_not_taken_in() -> list[Patch]:
     right = Request.__init__
 
     def init(self: Request, message: Generate, **kwargs: Any) -> None:
-        right(self, structs.replace(message, priority=0), **kwargs)
+        right(self, structs.replace(message, options=structs.replace(message.options, priority=0)), **kwargs)
 
     return [(Request, "__init__", init)]
 

@@ -169,8 +169,8 @@ class Operations:
             call_id="",
             prompt_ids=pack_ids(stem),
             ttl_s=self._source.choice([0.1, 5.0]),
-            cache_salt=request.cache_salt,
-            extra_key=request.extra_key,
+            cache_salt=request.options.cache_salt,
+            extra_key=request.options.extra_key,
         )
         self._callers.later(self._callers.call(lambda call_id: msgspec.structs.replace(pin, call_id=call_id), engine))
 

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator
 
 from headwater.messages.base import pack_ids
-from headwater.messages.generation import Abort, Generate, GenerateBatch, LogprobParams, SamplingParams
+from headwater.messages.generation import Abort, Generate, GenerateBatch, LogprobParams, RequestOptions, SamplingParams
 from headwater.simulation.random_runs.callers import Callers
 from headwater.simulation.random_runs.events import Deliver, Event, FollowUp
 from headwater.simulation.random_runs.prompts import Prompts
@@ -65,9 +65,11 @@ class Requests:
                 ignore_eos=source.random() < 0.3,
             ),
             logprobs=logprobs,
-            cache_salt=source.choice(self._prompts.salts),
-            extra_key=source.choice(self._prompts.keys),
-            priority=source.choice([0, 0, 0, 1]),
-            no_store=source.random() < 0.06,
+            options=RequestOptions(
+                cache_salt=source.choice(self._prompts.salts),
+                extra_key=source.choice(self._prompts.keys),
+                priority=source.choice([0, 0, 0, 1]),
+                no_store=source.random() < 0.06,
+            ),
             output_interval=(1, 1, 4, 1 << 30)[len(prompt) % 4],  # some clients do not stream
         )

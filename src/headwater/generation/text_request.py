@@ -1,0 +1,34 @@
+"""One prompt and how to continue it: what every API makes of its body."""
+
+from dataclasses import dataclass
+
+from headwater.messages.base import TokenIds
+from headwater.messages.generation import LogprobParams, RequestOptions, SamplingParams
+
+NO_OPTIONS = RequestOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """How token ids become text. The engine knows no text, so these options stay in this process."""
+
+    stop: tuple[str, ...] = ()
+    keep_stop: bool = False  # show the stop string or token that ended the answer
+    skip_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TextRequest:
+    """Ranges have been checked; `rid` is unique among running requests.
+
+    `sampling`, `logprobs` and `options` reach the engine as they are.
+    """
+
+    rid: str
+    prompt_ids: TokenIds  # n >= 1
+    sampling: SamplingParams
+    logprobs: LogprobParams | None = None
+    options: RequestOptions = NO_OPTIONS
+    text: TextOptions = TextOptions()
+    engine: int | None = None  # index of the engine that must run it; None: the client chooses
+    is_streaming: bool = True  # False: all tokens but the first may come at the end, which costs the engine less
