@@ -1,8 +1,12 @@
 """What the answers of all APIs are made of."""
 
+from typing import Any
+
 import msgspec
 
 from headwater.messages.generation import OutputMeta
+
+Json = dict[str, Any]  # a JSON object
 
 json_bytes = msgspec.json.Encoder().encode
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from headwater.generation.answer_fields import Json
 from headwater.generation.errors import bad_request
 from headwater.generation.model_facts import ModelFacts, RequestLimits
 from headwater.generation.native_answer import LogprobFormat, NativeAnswer
@@ -16,8 +17,6 @@ from headwater.generation.sampling import PromptTokens, check_prompt, fit, for_s
 from headwater.generation.text_generation import TextChunk, TextGenerator, merge, run_all
 from headwater.generation.text_request import TextRequest
 from headwater.messages.generation import LogprobParams
-
-Answer = dict[str, Any]
 
 
 class NativeApi:
@@ -146,13 +145,13 @@ class NativeBatch:
         self.answers: list[NativeAnswer] = []
         self.is_list = is_list
 
-    async def collect(self) -> Answer | list[Answer]:
+    async def collect(self) -> Json | list[Json]:
         """The whole answer. Raises EngineGone, ApiError."""
         await run_all([answer.generation for answer in self.answers])
         results = [answer.whole() for answer in self.answers]
         return results if self.is_list else results[0]
 
-    async def stream(self) -> AsyncGenerator[Answer]:
+    async def stream(self) -> AsyncGenerator[Json]:
         """Answers so far, as dicts; those of a list carry their `index`."""
         async with aclosing(self._merged()) as news:
             async for chunks in news:

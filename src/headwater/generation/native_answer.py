@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from headwater.generation.answer_fields import cached_tokens, cached_tokens_details, json_bytes
+from headwater.generation.answer_fields import Json, cached_tokens, cached_tokens_details, json_bytes
 from headwater.generation.text_generation import TextChunk, TextGeneration
 from headwater.messages.generation import Finish, OutputMeta, TokenLogprob
 from headwater.tokenization.tokenizer import Tokenizer
-
-Json = dict[str, Any]
 
 
 def finish_reason(finish: Finish, num_tokens: int) -> Json:

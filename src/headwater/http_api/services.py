@@ -4,10 +4,10 @@ import asyncio
 import itertools
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import Request
+from fastapi import Depends, Request
 
 from headwater.client.engine_client import new_call_id
 from headwater.client.errors import CallFailed, EngineGone, EngineLoading
@@ -215,3 +215,6 @@ class Services:
 async def services(request: Request) -> Services:
     """The dependency of every route. A coroutine: FastAPI calls a plain function in a thread, each time."""
     return request.app.state.services
+
+
+InjectedServices = Annotated[Services, Depends(services)]  # the type of a route's parameter `services`

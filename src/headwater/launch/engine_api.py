@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from headwater.client.engine_client import EngineClient, new_call_id
 from headwater.client.errors import CallFailed, EngineGone
+from headwater.generation.answer_fields import Json
 from headwater.generation.errors import from_validation
 from headwater.generation.model_facts import RequestLimits
 from headwater.generation.native import NativeApi, NativeBatch
@@ -28,7 +29,6 @@ from headwater.messages.state import EngineReady, EngineState, GetState, Shutdow
 from headwater.tokenization.tokenizer import Tokenizer
 
 T = TypeVar("T")
-Answer = dict[str, Any]
 
 # a batch from Python may be as large as memory allows: nobody else waits for this process
 LIMITS = RequestLimits(max_batch=1_000_000)
@@ -76,7 +76,7 @@ class Engine:
     def generate(
         self,
         prompt: str | list[str] | None = None,
-        sampling_params: Answer | list[Answer] | None = None,
+        sampling_params: Json | list[Json] | None = None,
         *,
         input_ids: list[int] | list[list[int]] | None = None,
         stream: bool = False,
@@ -97,7 +97,7 @@ class Engine:
     async def async_generate(
         self,
         prompt: str | list[str] | None = None,
-        sampling_params: Answer | list[Answer] | None = None,
+        sampling_params: Json | list[Json] | None = None,
         *,
         input_ids: list[int] | list[list[int]] | None = None,
         stream: bool = False,
@@ -161,7 +161,7 @@ class Engine:
         """Requests, pages by owner and counters, between two turns of the loop."""
         return self._wait(self._client.call(GetState(call_id=new_call_id())))
 
-    def get_server_info(self) -> Answer:
+    def get_server_info(self) -> Json:
         """The arguments in force, what was loaded, and a snapshot of the engine."""
         state = self.get_state()
         return {
@@ -218,7 +218,7 @@ class Engine:
         finally:
             batch.close()
 
-    def _iterate(self, request: GenerateRequest) -> Iterator[Answer]:
+    def _iterate(self, request: GenerateRequest) -> Iterator[Json]:
         batch: NativeBatch = self._wait(self._api.start(request))
         chunks = batch.stream()
         try:
@@ -227,7 +227,7 @@ class Engine:
         finally:
             self._loop.call_soon_threadsafe(batch.close)
 
-    async def _iterate_async(self, request: GenerateRequest) -> AsyncIterator[Answer]:
+    async def _iterate_async(self, request: GenerateRequest) -> AsyncIterator[Json]:
         batch: NativeBatch = await self._submit(self._api.start(request))
         chunks = batch.stream()
         try:
@@ -245,10 +245,10 @@ class Engine:
 
 def _request(
     prompt: str | list[str] | None,
-    sampling_params: Answer | list[Answer] | None,
+    sampling_params: Json | list[Json] | None,
     input_ids: list[int] | list[list[int]] | None,
     stream: bool,
-    options: Answer,
+    options: Json,
 ) -> GenerateRequest:
     """The body of /generate for a call; an option it does not know is a `TypeError`, as in any call."""
     if unknown := options.keys() - GenerateRequest.model_fields.keys():
@@ -267,5 +267,5 @@ def _request(
         raise from_validation(error.errors()) from None
 
 
-async def _next(chunks: AsyncIterator[Answer]) -> Answer | None:
+async def _next(chunks: AsyncIterator[Json]) -> Json | None:
     return await anext(chunks, None)

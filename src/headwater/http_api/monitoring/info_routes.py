@@ -3,17 +3,18 @@
 import asyncio
 import re
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from headwater.client.engine_client import new_call_id
+from headwater.generation.answer_fields import Json
 from headwater.http_api.engine_answers import EngineAnswers
 from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.monitoring.engine_metrics import used_pages
-from headwater.http_api.services import Services, services
+from headwater.http_api.services import InjectedServices, Services
 from headwater.messages.cache import GetStorage
 from headwater.messages.control import GetOperations
 from headwater.messages.state import EngineState
@@ -24,31 +25,29 @@ GIB = 1 << 30
 SECRET = re.compile(r"(^|_)(key|secret|password)(_|$)")
 
 router = APIRouter(route_class=JsonRoute, tags=["information"])
-Given = Annotated[Services, Depends(services)]
-Json = dict[str, Any]
 PROBE_RESPONSES: dict[int | str, Json] = {200: {"description": "Yes."}, 503: {"description": "No."}}
 
 
 @router.get("/health", summary="Is the engine alive?", response_class=Response, responses=PROBE_RESPONSES)
-async def health(given: Given) -> Response:
+async def health(services: InjectedServices) -> Response:
     """200 when an engine has loaded and its loop turns; 503 while starting, ending, or when all are gone.
 
     The body is empty, or tells which engines take no requests, and why.
     """
-    status = 200 if await given.is_alive() else 503
-    out = given.state.client.engines_out if given.state.model is not None else {}
+    status = 200 if await services.is_alive() else 503
+    out = services.state.client.engines_out if services.state.model is not None else {}
     if not out:
         return Response(status_code=status)
     return JSONResponse({"engines_out": [{"dp_rank": rank, "message": why} for rank, why in out.items()]}, status)
 
 
 @router.get("/health_generate", summary="Does a token come out?", response_class=Response, responses=PROBE_RESPONSES)
-async def health_generate(given: Given) -> Response:
+async def health_generate(services: InjectedServices) -> Response:
     """As /health, and generates one token unless requests are running (then tokens come out anyway).
 
     While requests wait by order (a pause, released memory, a weight update) it is 200 at once, and the body says so.
     """
-    health = await given.generation_health()
+    health = await services.generation_health()
     if not health.is_well:
         return Response(status_code=503)
     if health.held_by:
@@ -58,21 +57,21 @@ async def health_generate(given: Given) -> Response:
 
 
 @router.get("/ping", summary="As /health", include_in_schema=False)
-async def ping(given: Given) -> Response:
-    return Response(status_code=200 if await given.is_alive() else 503)
+async def ping(services: InjectedServices) -> Response:
+    return Response(status_code=200 if await services.is_alive() else 503)
 
 
 @router.get("/ready", summary="Would a request be taken now?", response_class=Response, responses=PROBE_RESPONSES)
-async def ready(given: Given) -> Response:
+async def ready(services: InjectedServices) -> Response:
     """200 when an engine has loaded and answers within 5 s, else 503: also when one is stopped, or silent."""
-    return Response(status_code=200 if await given.is_ready() else 503)
+    return Response(status_code=200 if await services.is_ready() else 503)
 
 
 @router.get("/model_info", summary="The model")
 @router.get("/get_model_info", include_in_schema=False)
-async def model_info(given: Given) -> Response:
+async def model_info(services: InjectedServices) -> Response:
     """Names, paths and kind of the model, and the version of its weights."""
-    model = given.model
+    model = services.model
     return JSONResponse(
         {
             "model_path": model.model_path,
@@ -81,7 +80,7 @@ async def model_info(given: Given) -> Response:
             "is_generation": True,
             "preferred_sampling_params": None,
             "default_sampling_params": dict(model.sampling_defaults),
-            "weight_version": await _weight_version(given),
+            "weight_version": await _weight_version(services),
             "load_format": model.load_format,
             "reasoning_parser": None,
             "tool_call_parser": None,
@@ -99,16 +98,16 @@ async def model_info(given: Given) -> Response:
 
 
 @router.get("/get_weight_version", summary="The client's label of the weights")
-async def get_weight_version(given: Given) -> Response:
-    return JSONResponse({"weight_version": await _weight_version(given)})
+async def get_weight_version(services: InjectedServices) -> Response:
+    return JSONResponse({"weight_version": await _weight_version(services)})
 
 
 @router.get("/server_info", summary="Arguments and state")
 @router.get("/get_server_info", include_in_schema=False)
-async def server_info(given: Given) -> Response:
+async def server_info(services: InjectedServices) -> Response:
     """The arguments in force, secrets masked, and a snapshot of each engine in `internal_states`."""
-    model, state = given.model, given.state
-    engines = EngineAnswers(await given.engine_states()).entries(_internal_state)
+    model, state = services.model, services.state
+    engines = EngineAnswers(await services.engine_states()).entries(_internal_state)
     arguments = {name: _masked(name, value) for name, value in state.server_args.items()}
     return JSONResponse(
         arguments
@@ -129,12 +128,12 @@ async def server_info(given: Given) -> Response:
 
 @router.get("/v1/loads", summary="Load of each engine")
 async def loads(
-    given: Given,
+    services: InjectedServices,
     include: Annotated[str, Query(description="Sections: core, memory, queues, disagg, all.")] = "all",
 ) -> Response:
     """Requests, tokens and throughput, as gateways ask for them."""
     sections = {section.strip() for section in include.split(",")}
-    states = [(r, s) for r, s in enumerate(await given.engine_states()) if isinstance(s, EngineState)]
+    states = [(r, s) for r, s in enumerate(await services.engine_states()) if isinstance(s, EngineState)]
     entries = [_load(rank, state, sections) for rank, state in states]
     running, waiting = (sum(e[k] for e in entries) for k in ("num_running_reqs", "num_waiting_reqs"))
     count = max(1, len(entries))
@@ -157,9 +156,9 @@ async def loads(
 
 
 @router.get("/get_load", summary="Load of each engine, in short")
-async def get_load(given: Given) -> Response:
+async def get_load(services: InjectedServices) -> Response:
     """SGLang's older form of /v1/loads."""
-    states = [(r, s) for r, s in enumerate(await given.engine_states()) if isinstance(s, EngineState)]
+    states = [(r, s) for r, s in enumerate(await services.engine_states()) if isinstance(s, EngineState)]
     return JSONResponse(
         [
             {
@@ -174,24 +173,24 @@ async def get_load(given: Given) -> Response:
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
-async def metrics(given: Given) -> Response:
+async def metrics(services: InjectedServices) -> Response:
     """Prometheus text. Also when the engine is gone: then `headwater_engine_up` is 0."""
     states, operations, storage = await asyncio.gather(
-        given.engine_states(timeout_s=SCRAPE_TIMEOUT_S),
-        given.state.client.call_all(GetOperations(call_id=new_call_id()), timeout_s=SCRAPE_TIMEOUT_S),
-        given.state.client.call_all(GetStorage(call_id=new_call_id()), timeout_s=SCRAPE_TIMEOUT_S),
+        services.engine_states(timeout_s=SCRAPE_TIMEOUT_S),
+        services.state.client.call_all(GetOperations(call_id=new_call_id()), timeout_s=SCRAPE_TIMEOUT_S),
+        services.state.client.call_all(GetStorage(call_id=new_call_id()), timeout_s=SCRAPE_TIMEOUT_S),
     )
-    model_name = given.state.model.served_name if given.state.model else ""
-    page = given.metrics.page(model_name, states, operations, storage)
+    model_name = services.state.model.served_name if services.state.model else ""
+    page = services.metrics.page(model_name, states, operations, storage)
     return Response(page, headers={"content-type": CONTENT_TYPE_LATEST})
 
 
-async def _weight_version(given: Services) -> str:
+async def _weight_version(services: Services) -> str:
     """The engine's own word, which weight updates change; the one it loaded with if it does not answer."""
-    for state in await given.engine_states(timeout_s=SCRAPE_TIMEOUT_S):
+    for state in await services.engine_states(timeout_s=SCRAPE_TIMEOUT_S):
         if isinstance(state, EngineState):
             return state.weight_version
-    return given.model.weight_version
+    return services.model.weight_version
 
 
 def _masked(name: str, value: object) -> object:

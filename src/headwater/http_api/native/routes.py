@@ -1,8 +1,8 @@
 """Routes of the native API (SGLang's): generate, tokenize, detokenize."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from headwater.generation.answer_fields import json_bytes
@@ -12,21 +12,20 @@ from headwater.generation.native_schemas import DetokenizeRequest, GenerateReque
 from headwater.generation.prompt_schemas import TokenizeRequest
 from headwater.generation.validation import first_outside
 from headwater.http_api.json_body import JsonRoute
-from headwater.http_api.services import Services, services
+from headwater.http_api.services import InjectedServices
 from headwater.http_api.sse import JSON, STREAM_RESPONSES, EventStream, while_connected
 
 router = APIRouter(route_class=JsonRoute, tags=["native"])
-Given = Annotated[Services, Depends(services)]
 
 
 @router.post("/generate", summary="Continue prompts", operation_id="generate", responses=STREAM_RESPONSES)
 @router.put("/generate", include_in_schema=False)
-async def generate(body: GenerateRequest, request: Request, given: Given) -> Response:
+async def generate(body: GenerateRequest, request: Request, services: InjectedServices) -> Response:
     """Continue a text or token ids, one or a batch. A stream's events repeat the text so far.
 
     A client that disconnects aborts its request.
     """
-    batch = await given.native_api.start(body)
+    batch = await services.native_api.start(body)
     if body.stream:
         return EventStream(batch.events(), close=batch.close)
     try:
@@ -38,9 +37,9 @@ async def generate(body: GenerateRequest, request: Request, given: Given) -> Res
 
 @router.post("/tokenize", summary="Text to token ids")
 @router.post("/v1/tokenize", include_in_schema=False)
-async def tokenize(body: TokenizeRequest, given: Given) -> Response:
+async def tokenize(body: TokenizeRequest, services: InjectedServices) -> Response:
     """Token ids of `prompt`, of each prompt of a list, or of chat `messages`: those that a request would run with."""
-    generator, model = given.generator, given.model
+    generator, model = services.generator, services.model
     prompt = body.prompt if body.prompt is not None else body.text
     if (prompt is None) == (body.messages is None) or (body.prompt is not None and body.text is not None):
         raise bad_request("prompt", "prompt: exactly one of prompt (or text) and messages is needed")
@@ -65,9 +64,9 @@ async def tokenize(body: TokenizeRequest, given: Given) -> Response:
 
 @router.post("/detokenize", summary="Token ids to text")
 @router.post("/v1/detokenize", include_in_schema=False)
-async def detokenize(body: DetokenizeRequest, given: Given) -> Response:
+async def detokenize(body: DetokenizeRequest, services: InjectedServices) -> Response:
     """The text of `tokens`, or of each of several lists."""
-    tokenizer, model = given.generator.tokenizer, given.model
+    tokenizer, model = services.generator.tokenizer, services.model
     lists = body.tokens if body.tokens and isinstance(body.tokens[0], list) else [body.tokens]
     texts: list[str] = []
     for ids in lists:

@@ -1,17 +1,11 @@
-"""The parts of OpenAI's answers: usage, log-probabilities, chunks of a stream."""
+"""The parts of OpenAI's answers: usage, finish reasons, log-probabilities."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-import msgspec
-
-from headwater.generation.answer_fields import cached_tokens, cached_tokens_details
+from headwater.generation.answer_fields import Json, cached_tokens, cached_tokens_details
 from headwater.generation.text_generation import TextGeneration
 from headwater.messages.generation import Finish, OutputMeta, TokenLogprob
 from headwater.tokenization.tokenizer import Tokenizer
-
-Json = dict[str, Any]
-json_bytes = msgspec.json.Encoder().encode
 
 
 def usage_of(generations: Iterable[TextGeneration], *, n: int) -> Json:
@@ -44,31 +38,6 @@ def extension(generations: Sequence[TextGeneration], *, n: int) -> Json:
 
 def metadata(meta: OutputMeta | None) -> Json:
     return {"weight_version": "" if meta is None else meta.weight_version}
-
-
-class ChunkWriter:
-    """Server-sent events of one choice. What does not change from chunk to chunk is encoded once."""
-
-    def __init__(self, *, id: str, object: str, created: int, model: str, index: int, has_usage: bool) -> None:
-        head = json_bytes({"id": id, "object": object, "created": created, "model": model})
-        self._start = b'data: %b,"choices":[{"index":%d,' % (head[:-1], index)
-        self._end = b',"usage":null}\n\n' if has_usage else b"}\n\n"
-
-    def event(self, choice: bytes, *, extra: Json | None = None) -> bytes:
-        """One chunk. `choice` is JSON: the choice's fields without braces.
-
-        `extra` are fields of the chunk itself, the usage perhaps.
-        """
-        if not extra:
-            return b"%b%b}]%b" % (self._start, choice, self._end)
-        end = b"}\n\n" if "usage" in extra else self._end
-        return b"%b%b}],%b%b" % (self._start, choice, json_bytes(extra)[1:-1], end)
-
-
-def usage_event(*, id: str, object: str, created: int, model: str, usage: Json) -> bytes:
-    """The last chunk of a stream that asked for its usage."""
-    chunk = {"id": id, "object": object, "created": created, "model": model, "choices": [], "usage": usage}
-    return b"data: " + json_bytes(chunk) + b"\n\n"
 
 
 class ChatLogprobs:

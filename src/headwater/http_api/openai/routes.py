@@ -1,64 +1,52 @@
 """Routes of the OpenAI API: chat completions, completions, models."""
 
-from collections.abc import AsyncGenerator
-from typing import Annotated, Any, Protocol
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from headwater.generation.answer_fields import json_bytes
+from headwater.generation.answer_fields import Json, json_bytes
 from headwater.generation.errors import model_not_found
 from headwater.generation.model_facts import ModelFacts
 from headwater.http_api.json_body import JsonRoute
-from headwater.http_api.openai.chat import Chat
-from headwater.http_api.openai.completions import Completion
+from headwater.http_api.openai.chat import start_chat
+from headwater.http_api.openai.completions import start_completion
+from headwater.http_api.openai.running_request import RunningRequest
 from headwater.http_api.openai.schemas import ChatCompletionRequest, CompletionRequest
-from headwater.http_api.services import Services, services
+from headwater.http_api.services import InjectedServices
 from headwater.http_api.sse import JSON, STREAM_RESPONSES, EventStream, while_connected
 
 router = APIRouter(route_class=JsonRoute, prefix="/v1", tags=["openai"])
-Given = Annotated[Services, Depends(services)]
-
-
-class Running(Protocol):
-    """A request that both routes have started."""
-
-    async def collect(self) -> dict[str, Any]: ...
-
-    def events(self) -> AsyncGenerator[bytes]: ...
-
-    def close(self) -> None: ...
 
 
 @router.post("/chat/completions", summary="Answer a conversation", responses=STREAM_RESPONSES)
-async def chat_completions(body: ChatCompletionRequest, request: Request, given: Given) -> Response:
+async def chat_completions(body: ChatCompletionRequest, request: Request, services: InjectedServices) -> Response:
     """OpenAI's chat completions; with `stream` as server-sent events. A client that disconnects aborts it."""
-    running = await Chat.start(body, given.generator, given.model)
+    running = await start_chat(body, services.generator, services.model)
     return await _answer(running, request, is_stream=body.stream)
 
 
 @router.post("/completions", summary="Continue prompts", responses=STREAM_RESPONSES)
-async def completions(body: CompletionRequest, request: Request, given: Given) -> Response:
+async def completions(body: CompletionRequest, request: Request, services: InjectedServices) -> Response:
     """OpenAI's completions: text or token ids, one prompt or several; `echo` with `logprobs` scores them."""
-    running = await Completion.start(body, given.generator, given.model, given.state.limits)
+    running = await start_completion(body, services.generator, services.model, services.state.limits)
     return await _answer(running, request, is_stream=body.stream)
 
 
 @router.get("/models", summary="The served model")
-async def list_models(given: Given) -> Response:
+async def list_models(services: InjectedServices) -> Response:
     """One model: what this server serves."""
-    return JSONResponse({"object": "list", "data": [_card(given.model, given.state.started_at_s)]})
+    return JSONResponse({"object": "list", "data": [_card(services.model, services.state.started_at_s)]})
 
 
 @router.get("/models/{model_id:path}", summary="One model")
-async def get_model(model_id: str, given: Given) -> Response:
+async def get_model(model_id: str, services: InjectedServices) -> Response:
     """The served model by its name; 404 for any other."""
-    if model_id != given.model.served_name:
-        raise model_not_found(model_id, given.model.served_name)
-    return JSONResponse(_card(given.model, given.state.started_at_s))
+    if model_id != services.model.served_name:
+        raise model_not_found(model_id, services.model.served_name)
+    return JSONResponse(_card(services.model, services.state.started_at_s))
 
 
-async def _answer(running: Running, request: Request, *, is_stream: bool) -> Response:
+async def _answer(running: RunningRequest, request: Request, *, is_stream: bool) -> Response:
     if is_stream:
         return EventStream(running.events(), close=running.close, closes_errors=False)
     try:
@@ -68,7 +56,7 @@ async def _answer(running: Running, request: Request, *, is_stream: bool) -> Res
     return Response(json_bytes(answer), media_type=JSON)
 
 
-def _card(model: ModelFacts, created_s: float) -> dict[str, Any]:
+def _card(model: ModelFacts, created_s: float) -> Json:
     return {
         "id": model.served_name,
         "object": "model",
