@@ -12,6 +12,7 @@ from headwater.cache.invariants import check_invariants
 from headwater.cache.lease import Lease, TokenSequence
 from headwater.cache.namespace import Namespace, Scope, Tier
 from headwater.cache.prefix_cache import PrefixCache
+from headwater.cache.storage.host_side import HostSide
 from headwater.cache.storage.names import StorageNames
 from headwater.cache.storage.tier import StorageSettings, StorageTier
 from headwater.clock import ManualClock
@@ -363,19 +364,17 @@ class TiersMachine(RuleBasedStateMachine):
         self.attached = which
         self.turn(1)  # the other is closed
         self.stores[which].reopen()
+        host = HostSide(
+            tree=self.cache.tree,
+            tier=self.cache.tier_pages[Tier.HOST],
+            memory=self.memory[Tier.HOST],
+            names=StorageNames(FINGERPRINT),
+            counters=self.cache.transfers.counters,
+            clock=self.clock,
+        )
+        settings = StorageSettings(min_prefetch_tokens=PAGE)
         self.cache.attach_storage(
-            StorageTier(
-                self.stores[which],
-                tree=self.cache.tree,
-                host=self.cache.tier_pages[Tier.HOST],
-                host_pages=self.memory[Tier.HOST],
-                names=StorageNames(FINGERPRINT),
-                jobs=self.jobs,
-                clock=self.clock,
-                settings=StorageSettings(min_prefetch_tokens=PAGE),
-                counters=self.cache.transfers.counters,
-                place=str(which),
-            )
+            StorageTier(self.stores[which], host, jobs=self.jobs, settings=settings, place=str(which))
         )
 
     # --- flushes ------------------------------------------------------------------------------------

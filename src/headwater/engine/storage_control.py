@@ -10,6 +10,7 @@ from headwater.cache.host_tier import WritePolicy
 from headwater.cache.jobs import JobRunner
 from headwater.cache.namespace import Tier
 from headwater.cache.prefix_cache import PrefixCache
+from headwater.cache.storage.host_side import HostSide
 from headwater.cache.storage.names import StorageNames
 from headwater.cache.storage.tier import PrefetchPolicy, StorageSettings, StorageTier
 from headwater.clock import Clock
@@ -85,20 +86,15 @@ class StorageControl:
         cache = self._cache
         self._place = place
         assert cache.host is not None and cache.transfers is not None
-        cache.attach_storage(
-            StorageTier(
-                backend,
-                tree=cache.tree,
-                host=cache.tier_pages[Tier.HOST],
-                host_pages=cache.host.pages,
-                names=self._names,
-                jobs=self._jobs,
-                clock=self._clock,
-                settings=self._settings,
-                counters=cache.transfers.counters,
-                place=_name(place),
-            )
+        host = HostSide(
+            tree=cache.tree,
+            tier=cache.tier_pages[Tier.HOST],
+            memory=cache.host.pages,
+            names=self._names,
+            counters=cache.transfers.counters,
+            clock=self._clock,
         )
+        cache.attach_storage(StorageTier(backend, host, jobs=self._jobs, settings=self._settings, place=_name(place)))
 
     @property
     def place_name(self) -> str:

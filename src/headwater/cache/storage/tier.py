@@ -8,20 +8,17 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-from headwater.cache.host_tier import HostPages
 from headwater.cache.jobs import Job, JobRunner
 from headwater.cache.namespace import Namespace, Scope, Tier
 from headwater.cache.prefetch import Await, Prefetch
-from headwater.cache.radix_tree import Node, RadixTree
+from headwater.cache.radix_tree import Node
 from headwater.cache.retirement import RaisedScope
 from headwater.cache.storage.calls import StorageCalls
 from headwater.cache.storage.generations import StorageGenerations
-from headwater.cache.storage.names import Generations, StorageNames
+from headwater.cache.storage.host_side import HostSide
+from headwater.cache.storage.names import Generations
 from headwater.cache.storage.reader import StorageReader
 from headwater.cache.storage.writer import StorageWriter
-from headwater.cache.tier_pages import TierPages
-from headwater.cache.transfer import TransferCounters
-from headwater.clock import Clock
 from headwater.messages.base import TokenIds
 from headwater.storage.backend import StorageBackend, StorageUsage
 
@@ -56,49 +53,25 @@ class StorageTier:
     def __init__(
         self,
         backend: StorageBackend,
+        host: HostSide,
         *,
-        tree: RadixTree,
-        host: TierPages,
-        host_pages: HostPages,
-        names: StorageNames,
         jobs: JobRunner,
-        clock: Clock,
         settings: StorageSettings,
-        counters: TransferCounters,
         place: str = "",
     ) -> None:
         self.backend = backend
         self.place = place
         self.settings = settings
-        self.calls = StorageCalls(jobs, clock=clock, timeout_s=settings.call_timeout_s)
-        self.generations = StorageGenerations(backend, names, self.calls, clock)
-        self.writer = StorageWriter(
-            backend,
-            tree=tree,
-            host=host,
-            host_pages=host_pages,
-            names=names,
-            calls=self.calls,
-            generations=self.generations,
-            counters=counters,
-            clock=clock,
-        )
+        self.calls = StorageCalls(jobs, clock=host.clock, timeout_s=settings.call_timeout_s)
+        self.generations = StorageGenerations(backend, host.names, self.calls, host.clock)
+        self.writer = StorageWriter(backend, host, calls=self.calls, generations=self.generations)
         self.reader = StorageReader(
-            backend,
-            tree=tree,
-            host=host,
-            host_pages=host_pages,
-            names=names,
-            calls=self.calls,
-            generations=self.generations,
-            counters=counters,
-            clock=clock,
-            min_tokens=settings.min_prefetch_tokens,
+            backend, host, calls=self.calls, generations=self.generations, min_tokens=settings.min_prefetch_tokens
         )
         self._jobs = jobs
-        self._clock = clock
-        self._counters = counters
-        self._reap_at_s = clock.now()
+        self._clock = host.clock
+        self._counters = host.counters
+        self._reap_at_s = host.clock.now()
         self._is_reaping = False
         self.usage: StorageUsage | None = None  # as last heard
 

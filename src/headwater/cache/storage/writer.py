@@ -3,16 +3,12 @@
 import itertools
 from collections.abc import Callable
 
-from headwater.cache.host_tier import HostPages
 from headwater.cache.jobs import Job
 from headwater.cache.namespace import Tier
-from headwater.cache.radix_tree import Node, RadixTree, Run
+from headwater.cache.radix_tree import Node, Run
 from headwater.cache.storage.calls import StorageCalls
 from headwater.cache.storage.generations import StorageGenerations
-from headwater.cache.storage.names import StorageNames
-from headwater.cache.tier_pages import TierPages
-from headwater.cache.transfer import TransferCounters
-from headwater.clock import Clock
+from headwater.cache.storage.host_side import HostSide
 from headwater.storage.backend import StorageBackend, WriteStatus
 from headwater.storage.page_key import PageKey
 
@@ -23,25 +19,15 @@ class StorageWriter:
     def __init__(
         self,
         backend: StorageBackend,
+        host: HostSide,
         *,
-        tree: RadixTree,
-        host: TierPages,
-        host_pages: HostPages,
-        names: StorageNames,
         calls: StorageCalls,
         generations: StorageGenerations,
-        counters: TransferCounters,
-        clock: Clock,
     ) -> None:
         self._backend = backend
-        self._tree = tree
         self._host = host
-        self._host_pages = host_pages
-        self._names = names
         self._calls = calls
         self._generations = generations
-        self._counters = counters
-        self._clock = clock
         self.reading: list[Run] = []  # host runs that are being persisted
 
     def persist(self, node: Node) -> None:
@@ -51,28 +37,28 @@ class StorageWriter:
             return
         num_pages, namespace = len(run.pages), node.namespace
         if node.generations is None or self._generations.is_barred(namespace):
-            self._counters.drop("persist_generation_unknown", num_pages)
+            self._host.counters.drop("persist_generation_unknown", num_pages)
             return
         generations = node.generations
-        keys = self._names.keys(self._tree, node, generations)
+        keys = self._host.names.keys(self._host.tree, node, generations)
         report = self._report_of(node, keys)
-        views = [self._host_pages.view(int(page)) for page in run.pages]
+        views = [self._host.memory.view(int(page)) for page in run.pages]
 
         def work(job: Job) -> tuple[list[WriteStatus], float]:
-            started_s = self._clock.now()
+            started_s = self._host.clock.now()
             with job.pages():
                 copies = [memoryview(bytes(view)) for view in views]
             statuses = self._backend.put(keys, copies)
-            return statuses, self._clock.now() - started_s
+            return statuses, self._host.clock.now() - started_s
 
         def finish(result: tuple[list[WriteStatus], float]) -> None:
             statuses, took_s = result
             self._end(run)
             num_stored = sum(1 for s in statuses if s in (WriteStatus.STORED, WriteStatus.PRESENT))
-            self._counters.add("persist", num_stored, took_s)
+            self._host.counters.add("persist", num_stored, took_s)
             for status in statuses:
                 if status not in (WriteStatus.STORED, WriteStatus.PRESENT):
-                    self._counters.drop(f"persist_{status.value}", 1)
+                    self._host.counters.drop(f"persist_{status.value}", 1)
             if WriteStatus.STALE in statuses:
                 self._generations.forget(namespace)
             elif report is not None and self._generations.known(namespace) == generations:  # not flushed meanwhile
@@ -80,21 +66,21 @@ class StorageWriter:
 
         def fail(cause: str) -> None:
             self._end(run)
-            self._counters.drop(f"persist_{cause}", num_pages)
+            self._host.counters.drop(f"persist_{cause}", num_pages)
 
-        self._host.pin(run)
+        self._host.tier.pin(run)
         self.reading.append(run)
         self._calls.begin(work, finish=finish, fail=fail)
 
     def _report_of(self, node: Node, keys: list[PageKey]) -> Callable[[list[bool]], None] | None:
         """What tells the observer which pages of `node`, as it is now, are in the store; None if there is none."""
-        observer = self._host.observer
+        observer = self._host.tier.observer
         if observer is None:
             return None
-        namespace, tokens, size = node.namespace, node.tokens, self._tree.page_size
+        namespace, tokens, size = node.namespace, node.tokens, self._host.tree.page_size
         above = node.parent
         has_parent = above is not None and not above.is_root
-        parent = self._names.hashes(self._tree, above)[-1] if above is not None and has_parent else None
+        parent = self._host.names.hashes(self._host.tree, above)[-1] if above is not None and has_parent else None
         hashes = [key.page for key in keys]
 
         def report(is_there: list[bool]) -> None:
@@ -111,4 +97,4 @@ class StorageWriter:
     def _end(self, run: Run) -> None:
         self.reading.remove(run)
         for part in list(run.chain()):  # a split meanwhile made several runs of it
-            self._host.unpin(part)
+            self._host.tier.unpin(part)

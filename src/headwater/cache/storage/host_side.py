@@ -1,0 +1,22 @@
+"""The host tier as the readers and writers of a store use it."""
+
+from dataclasses import dataclass
+
+from headwater.cache.host_tier import HostPages
+from headwater.cache.radix_tree import RadixTree
+from headwater.cache.storage.names import StorageNames
+from headwater.cache.tier_pages import TierPages
+from headwater.cache.transfer import TransferCounters
+from headwater.clock import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class HostSide:
+    """What a page passes between a store and the host tier: tree, owners, memory, and its name in stores."""
+
+    tree: RadixTree
+    tier: TierPages
+    memory: HostPages
+    names: StorageNames
+    counters: TransferCounters
+    clock: Clock
