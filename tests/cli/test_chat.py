@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from headwater.cli import waiting_line
-from headwater.cli.chat import waiting_reason
+from headwater.cli.chat import reason_of
 from headwater.cli.main import app
 
 
@@ -158,7 +158,7 @@ def test_what_an_answer_waits_for_is_shown_and_not_in_the_answer(script: Any) ->
     ],
 )
 def test_the_reason_is_what_holds_every_engine(engines: list[dict[str, Any]], words: str) -> None:
-    assert words in waiting_reason(engines)
+    assert words in reason_of(engines)
 
 
 @pytest.mark.parametrize("command", [("chat", "hello"), ("flush",)])

@@ -7,7 +7,7 @@ import pytest
 from tiny_tokenizers import byte_level_metadata, write_gguf
 
 from headwater.models.model_files import ModelFileError
-from headwater.tokenization.gguf_metadata import read_gguf_metadata
+from headwater.tokenization.gguf_tokenizer import read_gguf_metadata
 
 
 def test_every_kind_of_value_comes_back_as_the_gguf_writer_wrote_it(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from headwater.cli.command_line import command, url_option
-from headwater.cli.server_call import Answer, Server, ServerError
+from headwater.cli.server_call import HttpAnswer, Server, ServerError
 from headwater.cli.waiting_line import WaitingLine
 
 HELP = "/reset forgets the conversation, /system TEXT sets the system prompt, /quit (or Ctrl-D) leaves."
@@ -20,21 +20,21 @@ POLL_S = 0.5
 
 
 class ChatError(Exception):
-    """The server refused, or broke off; the message is for the user."""
+    """The server refused the request or ended the answer early; the message is for the user."""
 
 
 @command()
 @click.argument("question", required=False)
 @url_option
 @click.option("--system", help="The system prompt.")
-@click.option("--model", help="Model to ask. Default: the first one the server lists.")
+@click.option("--model", help="Model to chat with. Default: the first one that the server lists.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer in tokens.")
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0),
     default=0.3,
     show_default=True,
-    help="0 always takes the likeliest token.",
+    help="0 always takes the most likely token.",
 )
 @click.option("--api-key", envvar="HEADWATER_API_KEY", show_envvar=True, help="The server's --api-key.")
 def chat(
@@ -48,13 +48,13 @@ def chat(
 ) -> None:
     """Chat with a running server.
 
-    With QUESTION: ask it, print the answer and leave. Waits while the server loads its model, and says what an
-    answer waits for when it takes more than a second.
+    With QUESTION: ask it, print the answer and exit. The command waits while the server loads its model. If an answer
+    takes more than a second to begin, the command shows the reason.
     """
     options = {"max_tokens": max_tokens, "temperature": temperature}
     try:
         server = Server(url, key=api_key)
-        listed = first_model(server)  # asked for with --model, too: this waits until there is one
+        listed = first_model(server)  # also with --model: the call waits until a model is loaded
         conversation = Conversation(server, model=model or listed, system=system, options=options)
         if question is not None:
             print_answer(conversation, question)
@@ -68,7 +68,7 @@ def chat(
 
 
 class Conversation:
-    """The messages so far, and how to ask for the next one."""
+    """The messages so far; `ask` adds a question and its answer."""
 
     def __init__(self, server: Server, *, model: str, system: str | None, options: dict[str, Any]) -> None:
         self.model = model
@@ -83,13 +83,13 @@ class Conversation:
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
     def ask(self, question: str) -> Iterator[str]:
-        """Yield the answer in pieces; question and answer are kept only if the answer came to its end."""
+        """Yield the answer in pieces; question and answer are kept only if the answer is complete."""
         messages = [*self.messages, {"role": "user", "content": question}]
         body = {"model": self.model, "messages": messages, "stream": True, **self._options}
         pieces: list[str] = []
         with self._server.stream("POST", "/v1/chat/completions", body, timeout_s=None) as response:
             if response.status != 200:
-                raise ChatError(Answer(response.status, response.read().decode("utf-8", "replace")).refusal())
+                raise ChatError(HttpAnswer(response.status, response.read().decode("utf-8", "replace")).refusal())
             for event in server_sent_events(response):
                 if "error" in event:
                     raise ChatError(f"The server ended the answer: {event['error'].get('message')}")
@@ -99,18 +99,18 @@ class Conversation:
                         yield piece
         self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
-    def what_it_waits_for(self) -> str:
-        """Why no token has come yet, as far as the server tells."""
+    def waiting_reason(self) -> str:
+        """The reason why no token has arrived yet, as far as the server reports one."""
         try:
             answer = self._server.request("GET", "/server_info", timeout_s=STATUS_TIMEOUT_S)
             states = [state for state in answer.json()["internal_states"] if state.get("success", True)]
-            return waiting_reason(states)
+            return reason_of(states)
         except (ServerError, ValueError, KeyError, TypeError, AttributeError):
             return "waiting for the first token"
 
 
-def waiting_reason(states: list[dict[str, Any]]) -> str:
-    """In words, from the state of each engine; what holds all of them holds the answer."""
+def reason_of(states: list[dict[str, Any]]) -> str:
+    """The reason in words, from the state of each engine: an answer is held only if all engines are."""
     if states and all(state.get("released_memory") for state in states):
         return "the server's memory is released; `headwater memory resume` takes it again"
     if states and all(state.get("paused") or state.get("released_memory") for state in states):
@@ -121,10 +121,8 @@ def waiting_reason(states: list[dict[str, Any]]) -> str:
 
 
 def converse(conversation: Conversation) -> None:
-    """Read questions from the terminal. Ctrl-C stops an answer; at the prompt it leaves, as Ctrl-D does."""
-    with contextlib.suppress(
-        ImportError
-    ):  # not on every platform; with it, the arrow keys bring old lines back
+    """Read questions from the terminal. Ctrl-C stops an answer; at the prompt it exits, as Ctrl-D does."""
+    with contextlib.suppress(ImportError):  # missing on some platforms; with it, the arrow keys recall earlier lines
         import readline  # noqa: F401
     print(f"Chatting with {conversation.model}. {HELP}")
     while True:
@@ -155,7 +153,7 @@ def converse(conversation: Conversation) -> None:
 
 
 def print_answer(conversation: Conversation, question: str) -> None:
-    with WaitingLine(conversation.what_it_waits_for) as waiting:
+    with WaitingLine(conversation.waiting_reason) as waiting:
         for piece in conversation.ask(question):
             waiting.stop()
             sys.stdout.write(piece)
@@ -164,7 +162,7 @@ def print_answer(conversation: Conversation, question: str) -> None:
 
 
 def first_model(server: Server) -> str:
-    """The name of the first model the server lists, once it has loaded one. Raises `ChatError`, `ServerError`."""
+    """Wait until the server has loaded a model; the name of the first one. Raises `ChatError`, `ServerError`."""
     with WaitingLine(lambda: "the server is loading its model"):
         answer = server.request("GET", "/v1/models", timeout_s=LIST_TIMEOUT_S)
         while answer.error.get("code") == "loading":

@@ -1,4 +1,4 @@
-"""What the commands share: how they are declared, their help in sections, the options that name a server."""
+"""Shared by all commands: their declaration, help in sections, and the options that name a server."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 class SectionedOption(click.Option):
-    """An option that stands in a section of its own in the help."""
+    """An option that the help shows in a named section."""
 
     def __init__(self, *args: Any, section: str = "Options", **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -20,7 +20,7 @@ class SectionedOption(click.Option):
 
 
 class SectionedCommand(click.Command):
-    """Shows its options by section, in the order in which they are declared."""
+    """Shows its options by section, in the order of their declaration."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -39,7 +39,7 @@ def command(name: str | None = None) -> Callable[[Callable[..., None]], click.Co
 
 
 def group(name: str, help: str) -> click.Group:
-    """Commands below a command."""
+    """A command that has subcommands."""
     return click.Group(name, help=help, context_settings=SETTINGS, no_args_is_help=True)
 
 
@@ -50,7 +50,7 @@ def url_option(function: Callable[..., None]) -> Callable[..., None]:
         envvar="HEADWATER_URL",
         show_default=True,
         show_envvar=True,
-        help="Where the server is.",
+        help="Address of the server.",
     )(function)
 
 
@@ -60,7 +60,7 @@ def server_options(function: Callable[..., None]) -> Callable[..., None]:
         "--admin-key",
         envvar="HEADWATER_ADMIN_API_KEY",
         show_envvar=True,
-        help="The server's --admin-api-key, or its --api-key if it has no other.",
+        help="The server's --admin-api-key, or its --api-key if it has no admin key.",
     )
     return url_option(key(function))
 
@@ -71,7 +71,7 @@ def timeout_option(default_s: float) -> Callable[[Callable[..., None]], Callable
         type=click.FloatRange(min=0),
         default=default_s,
         show_default=True,
-        help="Seconds to wait, at most.",
+        help="Maximum seconds to wait.",
     )
 
 

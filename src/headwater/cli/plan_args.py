@@ -1,4 +1,4 @@
-"""The options of `headwater simulate --plan`: what is served, and by which fleets. Imports nothing heavy."""
+"""The options of `headwater simulate --plan`: the workload and the fleets. Imports nothing heavy."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,13 +10,13 @@ from headwater.planning.model_shape import MODELS
 
 
 class PlanArgs(msgspec.Struct, kw_only=True, frozen=True):
-    """Each field is an option of the command line. Of lists with commas, every combination is a fleet."""
+    """Each field is an option of the command line. Options with lists make one fleet for every combination."""
 
     trace: Annotated[Path | None, "JSONL file with requests; without it, a synthetic workload."] = None
     model: Annotated[str, f"A config.json, its folder, or one of {', '.join(MODELS)}."] = "llama-3.1-8b"
     hardware: Annotated[str, f"A JSON file, or one of {', '.join(HARDWARE)}."] = "h100"
-    engines: Annotated[str, "Engines of the fleet; a list compares fleets: 1,2,4."] = "1"
-    device_gb: Annotated[str, "KV memory of each engine in GB; a list. Default: what weights leave."] = ""
+    engines: Annotated[str, "Number of engines; a list compares fleets: 1,2,4."] = "1"
+    device_gb: Annotated[str, "KV memory of each engine in GB; a list. Default: all that the weights leave."] = ""
     host_gb: Annotated[str, "Host memory of each engine for KV in GB; a list."] = "0"
     storage_gb: Annotated[str, "Size of the store that all engines share in GB; a list."] = "0"
     page_size: Annotated[int, "Tokens of a page."] = 16
@@ -25,31 +25,31 @@ class PlanArgs(msgspec.Struct, kw_only=True, frozen=True):
     schedule_policy: Annotated[Literal["fcfs", "lpm"], "Order of the queue."] = "fcfs"
     write_policy: Annotated[
         Literal["write_through", "write_through_selective", "write_back"],
-        "When pages go to the host.",
+        "When pages are copied to the host.",
     ] = "write_through"
     prefetch_policy: Annotated[
         Literal["best_effort", "wait_complete", "timeout"],
         "How long a request waits for the store.",
     ] = "timeout"
-    requests: Annotated[int, "Synthetic: how many requests."] = 1000
-    rate: Annotated[float, "Synthetic: requests a second, on average."] = 2.0
-    prefixes: Annotated[int, "Synthetic: prefixes that sessions share."] = 20
-    prefix_tokens: Annotated[int, "Synthetic: tokens of each of them."] = 1000
-    zipf: Annotated[float, "Synthetic: skew between them; 0: none."] = 1.0
+    requests: Annotated[int, "Synthetic: number of requests."] = 1000
+    rate: Annotated[float, "Synthetic: mean requests per second."] = 2.0
+    prefixes: Annotated[int, "Synthetic: number of prefixes that sessions share."] = 20
+    prefix_tokens: Annotated[int, "Synthetic: tokens of each shared prefix."] = 1000
+    zipf: Annotated[float, "Synthetic: skew of the prefixes' popularity; 0: none."] = 1.0
     session_turns: Annotated[int, "Synthetic: requests of a session."] = 3
-    think_s: Annotated[float, "Synthetic: seconds from an answer to the next turn, on average."] = 10.0
-    user_tokens: Annotated[int, "Synthetic: new prompt tokens of a turn, on average."] = 100
-    output_tokens: Annotated[int, "Synthetic: tokens of an answer, on average."] = 200
-    html: Annotated[Path | None, "Write a page with drawings here."] = None
-    png: Annotated[Path | None, "Write the drawings here (needs headwater[plot])."] = None
-    json: Annotated[Path | None, "Write the figures here."] = None
+    think_s: Annotated[float, "Synthetic: mean seconds from an answer to the next turn."] = 10.0
+    user_tokens: Annotated[int, "Synthetic: mean new prompt tokens of a turn."] = 100
+    output_tokens: Annotated[int, "Synthetic: mean tokens of an answer."] = 200
+    html: Annotated[Path | None, "Write an HTML page with charts to this file."] = None
+    png: Annotated[Path | None, "Write the charts to this file (needs headwater[plot])."] = None
+    json: Annotated[Path | None, "Write the figures to this file."] = None
 
     def changed(self) -> list[str]:
-        """Names of the fields that are not at their defaults."""
+        """Names of the fields whose values are not the defaults."""
         return [each.name for each in msgspec.structs.fields(self) if getattr(self, each.name) != each.default]
 
     def describe_workload(self, num_requests: int) -> str:
-        """In a sentence."""
+        """The workload in a sentence."""
         if self.trace is not None:
             return f"{num_requests} requests of {self.trace.name}"
         return (

@@ -1,4 +1,4 @@
-"""What `headwater simulate --plan` does, once its arguments are known."""
+"""The work of `headwater simulate --plan`, after its arguments are parsed."""
 
 import json
 import math
@@ -28,7 +28,7 @@ from headwater.planning.trace import PlannedRequest, read_trace
 
 
 def play_plan(args: PlanArgs, *, seed: int) -> None:
-    """Play the workload on every fleet, print the figures, write what was asked for. ValueError for bad arguments."""
+    """Run the workload on every fleet, print the figures, write the requested files. ValueError for bad arguments."""
     for path in (args.html, args.png, args.json):
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"{path.parent} is no folder")
@@ -56,7 +56,7 @@ def play_plan(args: PlanArgs, *, seed: int) -> None:
 
 
 def workload_of(args: PlanArgs, *, seed: int) -> list[PlannedRequest]:
-    """Raises ValueError for a file that cannot be read, or for sizes that cannot be."""
+    """The requests of a file or of the synthetic workload. ValueError for an unreadable file or impossible sizes."""
     if args.trace is not None:
         return read_trace(args.trace)
     synthetic = SyntheticWorkload(
@@ -75,7 +75,7 @@ def workload_of(args: PlanArgs, *, seed: int) -> list[PlannedRequest]:
 
 
 def engine_plan(args: PlanArgs, sizes: FleetSizes) -> EnginePlan:
-    """Raises ValueError for an engine that cannot be."""
+    """The setup of each engine. ValueError for impossible sizes."""
     hardware = find_hardware(args.hardware)
     max_running, chunk_tokens = (256, 2048) if hardware.is_async else (64, 512)
     return EnginePlan(
@@ -94,7 +94,7 @@ def engine_plan(args: PlanArgs, sizes: FleetSizes) -> EnginePlan:
 
 
 def fleet_sizes(args: PlanArgs) -> list[FleetSizes]:
-    """Every combination of the lists. Raises ValueError."""
+    """Every combination of the lists. ValueError for a malformed list."""
     engines = _numbers("engines", args.engines)
     if any(number != int(number) or number < 1 for number in engines):
         raise ValueError(f"engines must be whole numbers of at least 1, found {args.engines!r}")
@@ -104,7 +104,7 @@ def fleet_sizes(args: PlanArgs) -> list[FleetSizes]:
 
 
 def _numbers(name: str, text: str) -> list[float]:
-    """The numbers of a list with commas. Raises ValueError."""
+    """The numbers of a comma-separated list. ValueError for anything else."""
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:
@@ -145,7 +145,7 @@ def _as_json(compared: Sequence[Compared], workload: str) -> dict[str, Any]:
 
 
 def _matplotlib() -> Any:
-    """matplotlib, drawing into files. Raises ValueError if it is not installed."""
+    """matplotlib with its backend for files. ValueError if it is not installed."""
     try:
         import matplotlib
     except ImportError:

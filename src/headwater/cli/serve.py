@@ -1,4 +1,4 @@
-"""`headwater serve`: one option for each field of `ServerArgs`; and `headwater version`."""
+"""`headwater serve`, with one option for each field of `ServerArgs`, and `headwater version`."""
 
 import sys
 from typing import Any
@@ -11,7 +11,7 @@ from headwater.launch.flags import FlagSpec, flag_name
 
 
 def _option(name: str, spec: FlagSpec) -> SectionedOption:
-    is_switch = spec.type is bool  # without a --no-... twin
+    is_switch = spec.type is bool  # has no --no-... form
     return SectionedOption(
         [flag_name(name), *spec.flag.also, name],
         section=spec.flag.panel,
@@ -28,7 +28,7 @@ def _option(name: str, spec: FlagSpec) -> SectionedOption:
 def _serve(**options: Any) -> None:
     """Serve a model over OpenAI's and SGLang's HTTP APIs.
 
-    Without --model the default model is fetched once and served. Ctrl-C ends the server.
+    Without --model, the server fetches the default model once and serves it. Ctrl-C ends the server.
     """
     try:
         args = ServerArgs(**options)

@@ -1,6 +1,6 @@
-"""How the shell commands ask a running server, on the standard library alone.
+"""HTTP calls of the shell commands, with the standard library alone.
 
-A client library takes longer to import than the server takes to answer most commands.
+Importing a client library takes longer than most answers of the server.
 """
 
 import http.client
@@ -20,16 +20,16 @@ Json = dict[str, Any]
 
 
 class ServerError(Exception):
-    """The server could not be asked; the message is for the user."""
+    """The server could not be reached; the message is for the user."""
 
 
 class MalformedUrl(ServerError):
-    """What was given is no address of a server."""
+    """The given URL is not the address of a server."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What the server said to one request."""
+class HttpAnswer:
+    """The server's answer to one request."""
 
     status_code: int
     text: str
@@ -48,12 +48,12 @@ class Answer:
         return error if isinstance(error, dict) else {}
 
     def refusal(self) -> str:
-        """Why the server said no, as a sentence."""
+        """The reason for a refusal, as a sentence."""
         return f"The server answered {self.status_code}: {self.error.get('message') or self.text[:200]}"
 
 
 class Server:
-    """A server by its address. Every request has a connection of its own."""
+    """A server, known by its address. Every request opens its own connection."""
 
     def __init__(self, url: str, *, key: str | None = None) -> None:
         """Raises `MalformedUrl`."""
@@ -72,10 +72,10 @@ class Server:
 
     def request(
         self, method: str, path: str, body: Json | None = None, *, timeout_s: float, accept: str = "application/json"
-    ) -> Answer:
-        """Ask once; `timeout_s` is for the answer. Raises `ServerError`."""
+    ) -> HttpAnswer:
+        """Send one request; `timeout_s` limits the whole answer. Raises `ServerError`."""
         with self.stream(method, path, body, timeout_s=timeout_s, accept=accept) as response:
-            return Answer(response.status, response.read().decode("utf-8", "replace"))
+            return HttpAnswer(response.status, response.read().decode("utf-8", "replace"))
 
     @contextmanager
     def stream(
@@ -87,7 +87,7 @@ class Server:
         timeout_s: float | None,
         accept: str = "application/json",
     ) -> Iterator[http.client.HTTPResponse]:
-        """The response while it is read; leaving closes the connection. `timeout_s` is for each read."""
+        """A context with the open response, closed at its end; `timeout_s` limits each read."""
         connection = self._connection_class(self._host, self._port, timeout=CONNECT_TIMEOUT_S)
         try:
             self._connect(connection)
@@ -111,27 +111,27 @@ class Server:
         except OSError as error:
             raise ServerError(
                 f"No server answers at {self.url} ({error.strerror or error}). "
-                "Start one with `headwater serve`, or say where it is with --url or HEADWATER_URL."
+                "Start one with `headwater serve`, or give its address with --url or HEADWATER_URL."
             ) from None
 
 
-class PendingCall:
-    """A call in a thread of its own, so that its caller can show something meanwhile and be interrupted."""
+class BackgroundCall:
+    """A call in its own thread, so that the caller can show progress and be interrupted."""
 
-    def __init__(self, call: Callable[[], Answer]) -> None:
+    def __init__(self, call: Callable[[], HttpAnswer]) -> None:
         self._call = call
-        self._answer: Answer | None = None
+        self._answer: HttpAnswer | None = None
         self._error: ServerError | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def is_done(self, wait_s: float) -> bool:
-        """Whether it has ended, after waiting up to `wait_s` for that."""
+        """Wait up to `wait_s` for the end of the call; whether it has ended."""
         self._thread.join(wait_s)
         return not self._thread.is_alive()
 
-    def result(self) -> Answer:
-        """Wait for the end. Raises `ServerError`."""
+    def result(self) -> HttpAnswer:
+        """Wait for the answer. Raises `ServerError`."""
         self._thread.join()
         if self._error is not None:
             raise self._error

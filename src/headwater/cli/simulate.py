@@ -1,4 +1,4 @@
-"""`headwater simulate`: random runs of the real engine against faults, and plans of fleets, in virtual time."""
+"""`headwater simulate`: random runs of the real engine with faults, and plans of fleets, in virtual time."""
 
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -13,7 +13,7 @@ from headwater.simulation.random_runs.profiles import PROFILES
 
 
 def takes_plan_args(function: Any) -> Any:
-    """Give `function`, whose last parameter is `plan_args`, an option for each field of `PlanArgs` instead."""
+    """Replace the last parameter of `function`, `plan_args`, by an option for each field of `PlanArgs`."""
     fields = msgspec.structs.fields(PlanArgs)
     hints = get_type_hints(PlanArgs, include_extras=True)
 
@@ -39,29 +39,27 @@ def takes_plan_args(function: Any) -> Any:
 
 
 @command()
-@click.option("--seed", type=click.IntRange(min=0), help="First seed; random, and printed, when not given.")
-@click.option("--runs", type=click.IntRange(min=1), default=20, show_default=True, help="How many runs, one seed each.")
+@click.option("--seed", type=click.IntRange(min=0), help="First seed. Default: a random one, which is printed.")
+@click.option("--runs", type=click.IntRange(min=1), default=20, show_default=True, help="Number of runs.")
 @click.option("--turns", type=click.IntRange(min=1), default=5000, show_default=True, help="Turns of each run.")
 @click.option("--profile", type=str, default="all", show_default=True, help=f"One of {', '.join(PROFILES)}, or all.")
-@click.option("--jobs", type=click.IntRange(min=0), default=1, show_default=True, help="Processes; 0: one a core.")
-@click.option(
-    "--replay", "replay_file", type=click.Path(path_type=Path), help="Play a failed run again, from its file."
-)
-@click.option("--save", type=click.Path(path_type=Path), help="Where a failed run is written.")
+@click.option("--jobs", type=click.IntRange(min=0), default=1, show_default=True, help="Processes; 0: one per core.")
+@click.option("--replay", "replay_file", type=click.Path(path_type=Path), help="Repeat a failed run from its file.")
+@click.option("--save", type=click.Path(path_type=Path), help="Write a failed run to this file.")
 @click.option(
     "--shrink/--no-shrink",
     "shrinks",
     default=True,
     show_default=True,
-    help="Cut a failed run down before it is written.",
+    help="Shorten a failed run before it is written.",
 )
 @click.option(
     "--fleet",
     "is_fleet",
     is_flag=True,
-    help="Servers of several engines: changes that all make or none, deaths, silence, late answers.",
+    help="Simulate servers with several engines: all-or-nothing changes, crashes, silent engines, late answers.",
 )
-@click.option("--plan", "is_plan", is_flag=True, help="Serve a workload with planned fleets, and compare them.")
+@click.option("--plan", "is_plan", is_flag=True, help="Run a workload on planned fleets, and compare the fleets.")
 @takes_plan_args
 def simulate(
     seed: int | None,
@@ -79,9 +77,9 @@ def simulate(
 ) -> None:
     """Run the real engine through random load, operations and faults.
 
-    Loop, scheduler, cache and control plane are the server's own. Exits with 1 at the first broken promise, and
-    writes down what it takes to see it again. With --plan, serve a workload with fleets at their real speed
-    instead, in virtual time: hit rates, times, throughput.
+    Loop, scheduler, cache and control plane are those of the server. At the first broken promise the command writes a
+    file that repeats the failure, and exits with 1. With --plan, the command instead serves a workload with fleets at
+    their real speed, in virtual time, and reports hit rates, latencies and throughput.
     """
     from headwater.cli.plan_runs import play_plan
     from headwater.cli.simulation_runs import play_again, play_campaign, play_fleets

@@ -1,4 +1,4 @@
-"""What `headwater simulate` does, once its arguments are known."""
+"""The work of `headwater simulate`, after its arguments are parsed."""
 
 import os
 import random
@@ -27,7 +27,7 @@ def play_campaign(
     save: Path | None,
     shrinks: bool,
 ) -> bool:
-    """Whether every promise was kept; if not, one failure is told and written down. ValueError for bad arguments."""
+    """Whether every promise was kept; one failure is reported and written to a file. ValueError for bad arguments."""
     first_seed = random.SystemRandom().randrange(10**9) if seed is None else seed
     num_jobs = num_jobs or os.cpu_count() or 1
     campaign = Campaign(first_seed, num_runs, turns_per_run, profile=profile, num_jobs=num_jobs)
@@ -47,7 +47,7 @@ def play_campaign(
 
 
 def play_fleets(seed: int | None, *, num_runs: int, turns_per_run: int) -> bool:
-    """Whether servers of several engines kept every promise; a seed that did not is told, and fails again."""
+    """Whether servers with several engines kept every promise; the seed of a failure is printed and repeats it."""
     first_seed = random.SystemRandom().randrange(10**9) if seed is None else seed
     click.echo(f"seeds {first_seed} to {first_seed + num_runs - 1}, {turns_per_run} turns each, several engines")
     results: list[FleetResult] = []
@@ -93,7 +93,7 @@ def _tell(results: list[RunResult], seconds: float) -> None:
 
 
 def _write_down(failure: Failure, path: Path | None, *, shrinks: bool) -> None:
-    """Say what broke, cut the run down, and write it to a file."""
+    """Print the failure, shorten its run, and write the run to a file."""
     _describe(failure)
     trace = failure.trace
     if shrinks:

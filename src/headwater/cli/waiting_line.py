@@ -1,4 +1,4 @@
-"""A line on stderr that says what is being waited for, from the moment on at which a person begins to wonder."""
+"""A line on stderr that shows the reason for a wait, once the wait is long enough to notice."""
 
 import sys
 import threading
@@ -6,24 +6,26 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-WONDER_S = 1.0  # what comes sooner needs no word
+WONDER_S = 1.0  # shorter waits show nothing
 REFRESH_S = 0.5
 CLEAR = "\r\x1b[K"
 
 
 class WaitingLine:
-    """Shows `reason()` and the seconds until `stop`. A terminal sees one line that is gone afterwards; a file gets a
-    line for each new reason. Use as a context manager."""
+    """Shows `reason()` and the seconds until `stop`. Use as a context manager.
+
+    A terminal shows one line, which is erased at the end; a file gets a line for each new reason.
+    """
 
     def __init__(self, reason: Callable[[], str], *, stream: TextIO | None = None, wonder_s: float = WONDER_S) -> None:
-        """`reason` is asked in a thread of its own and may take its time."""
+        """`reason` is called in a separate thread and may block."""
         self._reason = reason
         self._stream = stream or sys.stderr
         self._wonder_s = wonder_s
         self._started_s = time.monotonic()
         self._stopped = threading.Event()
         self._painting = threading.Lock()
-        self._last = ""  # what a file was told last
+        self._last = ""  # the last reason written to a file
         self._is_shown = False
 
     def __enter__(self) -> "WaitingLine":
@@ -34,7 +36,7 @@ class WaitingLine:
         self.stop()
 
     def stop(self) -> None:
-        """Take the line away; nothing is shown after this. Harmless when repeated."""
+        """Erase the line for good. Repeated calls do nothing."""
         with self._painting:
             self._stopped.set()
             if self._is_shown:

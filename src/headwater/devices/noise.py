@@ -16,9 +16,7 @@ _SMALLEST = 2.0**-32
 _LARGEST = 1.0 - 2.0**-24  # the largest float32 below 1: log1p(-1) would be infinite
 
 
-def noise_keys(
-    seeds: Sequence[int] | NoiseKeys, positions: Sequence[int] | npt.NDArray[np.integer]
-) -> NoiseKeys:
+def noise_keys(seeds: Sequence[int] | NoiseKeys, positions: Sequence[int] | npt.NDArray[np.integer]) -> NoiseKeys:
     """One key per row, out of its request's seed and the position of the token to draw. uint64[rows]"""
     found = _mix64(np.asarray(seeds, dtype=np.uint64).reshape(-1))
     found ^= np.asarray(positions, dtype=np.uint64).reshape(-1)

@@ -20,9 +20,9 @@ from headwater.generation.native_schemas import GenerateRequest
 from headwater.generation.text_generation import TextGenerator
 from headwater.launch.assembly import build_engine
 from headwater.launch.config import ServerArgs
+from headwater.launch.facts_builder import build_model_facts, tokenizer_path
 from headwater.launch.model_choice import with_model
 from headwater.launch.private_directory import private_directory
-from headwater.launch.served_model import model_facts, tokenizer_path
 from headwater.messages.base import pack_ids
 from headwater.messages.control import FlushCache, FlushResult
 from headwater.messages.state import EngineReady, EngineState, GetState, Shutdown
@@ -67,7 +67,7 @@ class Engine:
             self._resources.close()
             raise
         generator = TextGenerator(self._client, self.tokenizer, special_tokens=self.args.parse_special_tokens)
-        self._api = NativeApi(generator, model_facts(self.args, self.ready), LIMITS)
+        self._api = NativeApi(generator, build_model_facts(self.args, self.ready), LIMITS)
         self._is_running = True
         atexit.register(self.shutdown)
 

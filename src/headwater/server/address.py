@@ -6,7 +6,7 @@ DEFAULT_URL = "http://127.0.0.1:30000"
 
 
 def own_url(listener: socket.socket) -> str:
-    """Where a client on this machine finds the server."""
+    """The server's URL for a client on the same machine."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host) or str(host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,7 +1,7 @@
 """The API process once its port is open: the HTTP side, the engines' supervisors, and the way down.
 
-The engine processes load the model while this one imports the web framework and loads the tokenizer; until
-both are done /health says 503. Nothing here may import torch.
+The engine processes load the model while this process imports the web framework and loads the tokenizer.
+Until both are done, /health answers 503. Nothing here may import torch.
 """
 
 import asyncio
@@ -14,28 +14,30 @@ from headwater.client.engine_client import EngineClient
 from headwater.client.errors import EngineGone
 from headwater.generation.model_facts import RequestLimits
 from headwater.http_api.app import create_app
+from headwater.http_api.connection import ConnectionLimits
 from headwater.http_api.http_server import HttpServer
+from headwater.http_api.sites import SitePolicy
 from headwater.http_api.state import ApiState
 from headwater.launch.config import ServerArgs
-from headwater.launch.served_model import model_facts, tokenizer_path
+from headwater.launch.facts_builder import build_model_facts, tokenizer_path
 from headwater.messages.state import EngineReady
 from headwater.server.banner import print_banner
+from headwater.server.descriptors import default_max_connections, raise_descriptor_limit
 from headwater.server.exits import EXIT_FAILED, EXIT_REFUSED, print_error
 from headwater.server.heap import freeze_heap
-from headwater.server.http_bounds import connection_limits, site_policy
 from headwater.server.supervisor import EngineExit, EngineSupervisor
 from headwater.tokenization.tokenizer import Tokenizer
 
-STREAMS_GRACE_S = 1.0  # what running streams get to end by themselves before they are ended
-HTTP_GRACE_S = 2.0  # then connections are closed
-ENGINE_GRACE_S = 1.5  # SIGTERM to SIGKILL; all together stays under 5 s
-GONE_LINGER_S = 1.0  # after the engine died, so that clients and probes read a 503 and not a closed port
+STREAMS_GRACE_S = 1.0  # for running streams to finish before they are ended
+HTTP_GRACE_S = 2.0  # for connections, before they are closed
+ENGINE_GRACE_S = 1.5  # from SIGTERM to SIGKILL; the sum of all graces stays under 5 s
+GONE_LINGER_S = 1.0  # after the engine died, so that clients and probes get a 503 instead of a closed port
 
 log = logging.getLogger(__name__)
 
 
 class ApiProcess:
-    """Serves HTTP for engines that supervisors have started, until something ends it."""
+    """Serves HTTP for engines that supervisors have started, until a signal, an error or the last engine's end."""
 
     def __init__(
         self,
@@ -47,7 +49,7 @@ class ApiProcess:
         stop_requested: asyncio.Event,
         on_ready: Callable[[], None],
     ) -> None:
-        """`on_ready` is called once, before the first line of the banner is printed."""
+        """`on_ready` is called once, directly before the banner."""
         self._args = args
         self._listener = listener
         self._supervisors = supervisors
@@ -67,11 +69,11 @@ class ApiProcess:
         )
 
     async def run(self) -> int:
-        """Serve; returns the exit code when all that was started has ended."""
+        """Serve; return the exit code when the HTTP server and all engines have ended."""
         await self._client.start()
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
         engines = [
-            asyncio.create_task(s.run(on_gone=self._told_gone(s.index), on_back=self._told_back(s.index)))
+            asyncio.create_task(s.run(on_gone=self._on_gone(s.index), on_back=self._on_back(s.index)))
             for s in self._supervisors
         ]
         loading = asyncio.create_task(self._load())
@@ -96,18 +98,18 @@ class ApiProcess:
             special_tokens=self._args.parse_special_tokens,
         )
 
-    def _told_gone(self, index: int) -> Callable[[str], None]:
+    def _on_gone(self, index: int) -> Callable[[str], None]:
         return lambda reason: self._client.engine_gone(index, reason)
 
-    def _told_back(self, index: int) -> Callable[[str], None]:
+    def _on_back(self, index: int) -> Callable[[str], None]:
         return lambda endpoint: self._client.engine_back(index, endpoint)
 
     async def _load(self) -> None:
-        """Load the tokenizer and wait for the engines; from then on requests are served."""
+        """Load the tokenizer, wait for the engines, then begin to serve requests."""
         tokenizer = asyncio.create_task(asyncio.to_thread(Tokenizer.load, tokenizer_path(self._args)))
-        tokenizer.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen, even if unused
-        ready = (await self._wait_for_engines())[0]  # first: if both fail, the model's own error is the one to show
-        facts = model_facts(self._args, ready)
+        tokenizer.add_done_callback(lambda task: task.cancelled() or task.exception())  # an unused error is no warning
+        ready = (await self._wait_for_engines())[0]  # awaited first: if both fail, the model's error is shown
+        facts = build_model_facts(self._args, ready)
         loaded = await tokenizer
         freeze_heap()
         self._state.set_ready(tokenizer=loaded, model=facts)
@@ -124,7 +126,7 @@ class ApiProcess:
         while True:
             try:
                 return await self._client.wait_ready()
-            except EngineGone:  # it may be started anew; if not, `_watch` ends us
+            except EngineGone:  # it may be restarted; if not, `_watch` ends the server
                 await asyncio.sleep(0.1)
 
     async def _watch(
@@ -133,7 +135,7 @@ class ApiProcess:
         engines: "Sequence[asyncio.Task[EngineExit]]",
         loading: "asyncio.Task[None]",
     ) -> int:
-        """Wait for whatever ends this server, and say which exit code that is."""
+        """Wait for the first event that ends this server; return its exit code."""
         stop = asyncio.create_task(self._stop_requested.wait())
         waiting: set[asyncio.Task] = {http, *engines, loading, stop}
         while True:
@@ -161,10 +163,29 @@ class ApiProcess:
         return EXIT_REFUSED if end.was_refused else EXIT_FAILED
 
     async def _shut_down(self, http: "asyncio.Task[None]") -> None:
-        """End streams, then connections, then the engines. Takes under 5 s whatever hangs."""
+        """End streams, then connections, then the engines; under 5 s, even if one of them hangs."""
         streams_grace_s = STREAMS_GRACE_S if self._client.num_running else 0.0
         self._state.begin_shutdown(grace_s=streams_grace_s)
         self._http.should_exit = True
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(asyncio.gather(http, return_exceptions=True), HTTP_GRACE_S + 0.5)
         await asyncio.gather(*(supervisor.stop(ENGINE_GRACE_S) for supervisor in self._supervisors))
+
+
+def connection_limits(args: ServerArgs) -> ConnectionLimits:
+    """Limits of connections. Without --max-connections, their number follows from the limit on open files."""
+    return ConnectionLimits(
+        max_connections=args.max_connections or default_max_connections(raise_descriptor_limit()),
+        max_header_bytes=args.max_header_bytes,
+        header_timeout_s=args.header_timeout,
+    )
+
+
+def site_policy(args: ServerArgs) -> SitePolicy:
+    """The web origins that may use the server, and the host names that it accepts."""
+    return SitePolicy.of_server(
+        args.host,
+        has_api_key=args.api_key is not None,
+        origins=args.allowed_origins,
+        hosts=args.allowed_hosts,
+    )

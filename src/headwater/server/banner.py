@@ -1,4 +1,4 @@
-"""What `headwater serve` prints when it is ready, and what it says until then."""
+"""The banner of `headwater serve`, and its messages during the start."""
 
 import logging
 import os
@@ -7,6 +7,8 @@ import shutil
 import socket
 import sys
 import threading
+import time
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,18 +16,18 @@ from rich.markup import escape
 from headwater.generation.model_facts import ModelFacts
 from headwater.messages.state import EngineReady
 from headwater.server.address import DEFAULT_URL, own_url
-from headwater.server.process_age import process_age_s
 from headwater.version import version
 
 SIGN_EVERY_S = 5.0
+_imported_s = time.monotonic()
 
 log = logging.getLogger(__name__)
 
 
 class SignsOfLife:
-    """Says every few seconds that the server is still starting, from a thread that long imports do not hold up.
+    """Logs every few seconds that the server is still starting, from a thread that long imports do not block.
 
-    Use as a context manager; `stop` when the server is ready.
+    Use as a context manager; call `stop` when the server is ready.
     """
 
     def __init__(self, every_s: float = SIGN_EVERY_S) -> None:
@@ -41,13 +43,13 @@ class SignsOfLife:
         self.stop()
 
     def stop(self) -> None:
-        """Say nothing more. Harmless when repeated."""
+        """Log nothing more. Repeated calls do nothing."""
         self._stopped.set()
         self._thread.join()
 
     def _run(self) -> None:
         while not self._stopped.wait(self._every_s):
-            log.info("still starting, %.0f s so far; requests are answered 503 until then", process_age_s())
+            log.info("still starting after %.0f s; requests get 503 until the server is ready", process_age_s())
 
 
 def print_banner(
@@ -58,14 +60,14 @@ def print_banner(
     num_engines: int = 1,
     needs_key: bool = False,
 ) -> None:
-    """Where the server is, what it serves, how long the start took, and how to talk to it."""
+    """Print the server's address and model, the time of the start, and a command to chat with it."""
     url = own_url(listener)
     tokens = ready.num_pages * ready.page_size
     mib = ready.num_pages * ready.page_bytes / (1 << 20)
     console = Console(highlight=False, soft_wrap=True)
     console.print(
         f"[bold]Headwater {version()}[/] serves [bold]{escape(model.served_name)}[/] "
-        f"({ready.architecture}, {ready.dtype} on {ready.device}), ready {process_age_s():.1f} s after its start"
+        f"({ready.architecture}, {ready.dtype} on {ready.device}), ready in {process_age_s():.1f} s"
     )
     console.print(f"  API      {url}/v1  (OpenAI), {url}/generate  (SGLang)")
     console.print(f"  Docs     {url}/docs")
@@ -79,7 +81,7 @@ def print_banner(
 
 
 def chat_command(url: str, *, needs_key: bool) -> str:
-    """What to type, in another terminal in the same folder, to chat with the server at `url`."""
+    """The command to chat with the server at `url`, from another terminal in the same folder."""
     command = f"{program(sys.argv[0])} chat"
     if url != DEFAULT_URL:
         command += f" --url {shlex.quote(url)}"
@@ -87,10 +89,20 @@ def chat_command(url: str, *, needs_key: bool) -> str:
 
 
 def program(started_as: str) -> str:
-    """How to start this program again: by its name where the shell finds it, else as it was started now."""
+    """The command that starts this program: its name if the shell finds it, else the present spelling."""
     found = shutil.which("headwater")
     if os.path.basename(started_as) != "headwater":  # python -m headwater, or from a test
         return f"{shlex.quote(sys.executable)} -m headwater"
     if found is not None and os.path.realpath(found) == os.path.realpath(started_as):
         return "headwater"
     return shlex.quote(started_as)
+
+
+def process_age_s() -> float:
+    """Seconds since the start of this process, or since the import of this module if the system does not report it."""
+    try:
+        # field 22: ticks from boot to start; counted from the end of the name, which may contain spaces
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return time.monotonic() - _imported_s

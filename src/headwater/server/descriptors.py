@@ -1,4 +1,4 @@
-"""File descriptors: as many as the system permits, and how many of them connections may take."""
+"""File descriptors: raise their limit, and reserve some of them beside client connections."""
 
 import contextlib
 import resource
@@ -9,11 +9,11 @@ MOST_CONNECTIONS = 16_384  # by default
 
 
 def raise_descriptor_limit() -> int:
-    """Let this process, and those it starts, open as many files and sockets as the system permits; how many."""
+    """Raise the limit on open files to the system's maximum, for this process and its children; return the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = WANTED if hard == resource.RLIM_INFINITY else min(hard, WANTED)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        # some systems permit less than they say
+        # some systems permit less than their reported maximum
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -21,5 +21,5 @@ def raise_descriptor_limit() -> int:
 
 
 def default_max_connections(num_descriptors: int) -> int:
-    """How many connections leave enough descriptors for everything else."""
+    """The number of connections that leaves enough descriptors for everything else."""
     return max(16, min(MOST_CONNECTIONS, max(num_descriptors - RESERVED, num_descriptors // 2)))

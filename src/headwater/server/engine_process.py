@@ -1,8 +1,8 @@
 """The engine process: `python -m headwater.server.engine_process`, started by the supervisor only.
 
-Its standard input brings one `EngineStart` and then stays open: its end means that the parent is gone, and
-then this process goes too. Its standard output carries at most one `StartFailure`; everything that is
-printed goes to standard error. Keys and paths thus never show on a command line.
+The parent writes one `EngineStart` to its standard input, so keys and paths never show on a command line. The
+pipe then stays open; its end means that the parent has died, and this process exits. Standard output carries
+at most one `StartFailure`; all other output goes to standard error.
 """
 
 import logging
@@ -22,21 +22,21 @@ from headwater.launch.openmp import sleeping_threads
 from headwater.server.heap import freeze_heap
 
 EXIT_CRASHED = 1
-EXIT_REFUSED = 2  # the arguments or the model cannot be served: starting again would not help
+EXIT_REFUSED = 2  # wrong arguments or an unusable model: a restart would not help
 
 
 class EngineStart(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine process needs to know. `directory` is the server's private one, with the sockets."""
+    """The arguments of an engine process. `directory` is the server's private directory, with the sockets."""
 
     args: ServerArgs
     endpoint: str
     directory: str
-    index: int = 0  # of this engine among the server's
-    weights: tuple[str, str] | None = None  # path and format, if others than the arguments' are to be loaded
+    index: int = 0  # of this engine among the server's engines
+    weights: tuple[str, str] | None = None  # path and format, if they differ from the arguments
 
 
 class StartFailure(msgspec.Struct, frozen=True):
-    """Why no engine came up, in words for the user."""
+    """The reason why the engine did not start, for the user."""
 
     message: str
 
@@ -48,43 +48,43 @@ def pack_frame(message: msgspec.Struct) -> bytes:
 
 
 def read_start(stream: RawIOBase) -> EngineStart:
-    """The inverse of `pack_frame`. Raises `EOFError` if the parent went away before it had written all."""
+    """The inverse of `pack_frame`. Raises `EOFError` if the parent died before it had written the whole frame."""
     num_bytes = int.from_bytes(read_exactly(stream, 4), "little")
     return msgspec.msgpack.decode(read_exactly(stream, num_bytes), type=EngineStart)
 
 
 def read_exactly(stream: RawIOBase, num_bytes: int) -> bytes:
-    """Read that many bytes from a pipe, which gives them in portions as it likes. Raises `EOFError`."""
+    """Read `num_bytes` from a pipe, which may return them in several portions. Raises `EOFError`."""
     data = b""
     while len(data) < num_bytes:
         portion = stream.read(num_bytes - len(data))
         if not portion:
-            raise EOFError("the parent process ended before it said what to serve")
+            raise EOFError("the parent process ended before it sent the arguments")
         data += portion
     return data
 
 
 def take_standard_output() -> RawIOBase:
-    """Keep the real standard output for reports; what anything prints from here on goes to standard error."""
+    """Keep the real standard output for reports, and redirect later output to standard error."""
     reports = FileIO(os.dup(1), "w")
     os.dup2(2, 1)
     return reports
 
 
 def exit_with_parent(stream: RawIOBase, directory: Path) -> None:
-    """Watch the parent's pipe in a thread; at its end remove the private directory and leave at once."""
+    """Watch the parent's pipe in a thread; at its end remove the private directory and exit immediately."""
 
     def watch() -> None:
         while stream.read(4096):
             pass
-        shutil.rmtree(directory, ignore_errors=True)  # nobody else is left to do it
+        shutil.rmtree(directory, ignore_errors=True)  # the parent, which would do it, is dead
         os._exit(EXIT_CRASHED)
 
     threading.Thread(target=watch, name="watch-parent", daemon=True).start()
 
 
 def main() -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     reports = take_standard_output()
     stdin = FileIO(0, closefd=False)
     start = read_start(stdin)
@@ -103,11 +103,11 @@ def main() -> int:
     except (
         ValueError,
         OSError,
-    ) as error:  # user's mistakes: a wrong model, a missing file, too little memory
+    ) as error:  # mistakes of the user: a wrong model, a missing file, too little memory
         logging.getLogger(__name__).debug("the engine could not start", exc_info=True)
         reports.write(pack_frame(StartFailure(str(error))))
         return EXIT_REFUSED
-    except Exception as error:  # noqa: BLE001  whatever it is, the parent must hear of it
+    except Exception as error:  # noqa: BLE001  the parent must report any error
         traceback.print_exc()
         reports.write(pack_frame(StartFailure(f"the engine failed to start: {type(error).__name__}: {error}")))
         return EXIT_CRASHED

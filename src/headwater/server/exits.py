@@ -1,4 +1,4 @@
-"""Exit codes of `headwater serve`, and how it reports an error before it ends."""
+"""Exit codes of `headwater serve`, and its error message before it ends."""
 
 from rich.console import Console
 from rich.markup import escape

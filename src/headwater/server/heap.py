@@ -1,14 +1,13 @@
-"""What a server's process has loaded stays until its end, so Python's collector need not look through it."""
+"""Exclude the objects of a server's start from Python's garbage collection: they live as long as the process."""
 
 import gc
 
 
 def freeze_heap() -> None:
-    """Leave all objects of now out of the collector's rounds.
+    """Exclude all present objects from later collections, after one full collection.
 
-    A full round takes 50 to 100 ms where torch or the web framework is loaded, and nothing else runs meanwhile. What is
-    garbage now is collected first, or it would stay for ever. For processes of our own: in a user's, the user's objects
-    would be frozen with ours.
+    A full collection takes 50 to 100 ms when torch or the web framework is loaded, and stops the process meanwhile.
+    Call it only in the server's own processes: in a user's process it would also freeze the user's objects.
     """
     gc.collect()
     gc.freeze()

@@ -17,13 +17,11 @@ from headwater.server.supervisor import EngineSupervisor
 
 
 def serve(args: ServerArgs) -> int:
-    """Serve until Ctrl-C or SIGTERM, or until the engine is gone for good. Returns the exit code."""
-    logging.basicConfig(
-        level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    """Serve until Ctrl-C or SIGTERM, or until the last engine ends for good. Returns the exit code."""
+    logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("httpx", "asyncio", "filelock"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    raise_descriptor_limit()  # before the engines start: they inherit it
+    raise_descriptor_limit()  # before the engines start, since they inherit it
     try:
         args = with_model(args)
         listener = open_port(args.host, args.port)
@@ -32,14 +30,14 @@ def serve(args: ServerArgs) -> int:
         return EXIT_REFUSED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    from headwater.server.banner import SignsOfLife  # imported here: an error above needs not wait for it
+    from headwater.server.banner import SignsOfLife  # imported here, so that an error above appears sooner
 
     with listener, private_directory() as directory, SignsOfLife() as signs:
         return asyncio.run(run_server(args, listener=listener, directory=directory, on_ready=signs.stop))
 
 
 def open_port(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `OSError` that says which address could not be had."""
+    """A listening socket. Raises `OSError` that names the address if it is not available."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -58,7 +56,7 @@ def open_port(host: str, port: int) -> socket.socket:
 async def run_server(
     args: ServerArgs, *, listener: socket.socket, directory: Path, on_ready: Callable[[], None]
 ) -> int:
-    """Start the engine processes, then serve. Returns the exit code; nothing that was started is left."""
+    """Start the engine processes, then serve. Returns the exit code; all started processes have ended then."""
     stop_requested = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -67,7 +65,7 @@ async def run_server(
     supervisors = [EngineSupervisor(engine_args, directory=directory, index=i) for i in range(args.dp_size)]
     try:
         endpoints = [await supervisor.start() for supervisor in supervisors]
-        # imported here: the web framework's second of imports passes while the engines load
+        # imported here: the engines load during the second that this import takes
         from headwater.server.api_process import ApiProcess
 
         api = ApiProcess(

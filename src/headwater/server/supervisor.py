@@ -1,4 +1,4 @@
-"""Starts an engine process, notices its end, and starts it anew while restarts are left."""
+"""Starts an engine process, notices its end, and restarts it while restarts are left."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ import msgspec
 from headwater.launch.config import ServerArgs
 from headwater.server.engine_process import EXIT_REFUSED, EngineStart, StartFailure, pack_frame
 
-RETRY_S = 5.0  # after a start that was refused: files may come back, or others be named
+RETRY_S = 5.0  # after a refused start: the files may return, or an update may name others
 ENGINE_COMMAND = (sys.executable, "-m", "headwater.server.engine_process")
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class EngineExit:
     """How an engine process ended. `code` is negative for a signal, as in `subprocess`."""
 
     code: int
-    message: str | None = None  # its own words, when it failed to start
+    message: str | None = None  # the process's own report, if it failed to start
 
     @property
     def was_refused(self) -> bool:
@@ -41,7 +41,7 @@ class EngineExit:
 
 
 class EngineProcess:
-    """One engine process. The pipe to its standard input is its life line: it ends when the pipe does."""
+    """One engine process. It ends when the pipe to its standard input is closed."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -54,11 +54,11 @@ class EngineProcess:
             *command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            process_group=0,  # a terminal's Ctrl-C goes to this process alone, which ends the engine in order
+            process_group=0,  # so that a terminal's Ctrl-C reaches only this process, which ends the engine in order
         )
         assert process.stdin is not None
         process.stdin.write(pack_frame(start))
-        with contextlib.suppress(ConnectionError):  # it died at once: `wait` tells
+        with contextlib.suppress(ConnectionError):  # it died immediately; `wait` reports it
             await process.stdin.drain()
         return cls(process)
 
@@ -72,7 +72,7 @@ class EngineProcess:
         return EngineExit(code, msgspec.msgpack.decode(report[4:], type=StartFailure).message)
 
     async def stop(self, grace_s: float) -> None:
-        """Ask the process to end (SIGTERM), kill it after `grace_s`. Returns when it is gone."""
+        """Send SIGTERM, and SIGKILL after `grace_s`. Returns when the process has ended."""
         for send in (self._process.terminate, self._process.kill):
             if self._process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -82,26 +82,29 @@ class EngineProcess:
 
 
 class EngineSupervisor:
-    """Keeps one engine running: `start`, then `run` until it is gone for good, `stop` at any time."""
+    """Keeps one engine running. Call `start`, then `run`, which returns when the engine has ended for good.
+
+    `stop` may be called at any time.
+    """
 
     def __init__(
         self, args: ServerArgs, *, directory: Path, index: int = 0, command: Sequence[str] = ENGINE_COMMAND
     ) -> None:
-        """`args` as this engine gets them, `index` its place among the server's engines."""
+        """`args` are those of this engine; `index` is its number among the server's engines."""
         self.index = index
         self._args = args
         self._directory = directory
         self._command = command
         self._num_starts = 0
         self._num_restarts = 0
-        self.weights: Callable[[], tuple[str, str] | None] = lambda: None  # that an engine loads, if others than args'
-        self.is_missed: Callable[[], bool] = lambda: True  # nobody else serves: without this engine the server ends
+        self.weights: Callable[[], tuple[str, str] | None] = lambda: None  # to load instead of those in `args`
+        self.is_missed: Callable[[], bool] = lambda: True  # no other engine serves: without this one the server ends
         self._process: EngineProcess | None = None
         self._is_stopping = False
 
     async def start(self) -> str:
-        """Start an engine process; it loads on its own. Returns the endpoint it will listen at."""
-        # a new name each time: no stale socket
+        """Start an engine process without waiting for it to load. Returns the endpoint that it will listen at."""
+        # a new name each time avoids stale sockets
         socket = self._directory / f"engine-{self.index}-{self._num_starts}.sock"
         self._num_starts += 1
         endpoint = f"ipc://{socket}"
@@ -120,10 +123,9 @@ class EngineSupervisor:
     async def run(self, *, on_gone: Callable[[str], None], on_back: Callable[[str], None]) -> EngineExit:
         """Restart the engine whenever it ends, as often as `--engine-restarts` allows; return its last end.
 
-        One that was refused (the weights that the server was told are gone) is tried again while others serve.
+        A refused start (for example, the current weights are missing) is retried while other engines serve.
 
-        `on_gone(reason)` is called when a process has ended, `on_back(endpoint)` when another one is being
-        loaded in its place.
+        `on_gone(reason)` is called when a process has ended, `on_back(endpoint)` when its successor begins to load.
         """
         while True:
             assert self._process is not None, "start() comes before run()"
@@ -135,20 +137,20 @@ class EngineSupervisor:
             if end.was_refused:
                 if self._num_starts == 1 or self.is_missed():
                     return end
-                log.warning("engine %d: %s; trying again in %.0f s", self.index, end.reason, RETRY_S)
+                log.warning("engine %d: %s; retrying in %.0f s", self.index, end.reason, RETRY_S)
                 await asyncio.sleep(RETRY_S)
             else:
                 self._num_restarts += 1
                 if self._num_restarts > self._args.engine_restarts:
                     return end
                 progress = f"{self._num_restarts} of {self._args.engine_restarts}"
-                log.warning("engine %d: %s; starting it anew (%s)", self.index, end.reason, progress)
+                log.warning("engine %d: %s; restarting it (%s)", self.index, end.reason, progress)
             on_back(await self.start())
-            if self._is_stopping:  # told so while the new process was being made
+            if self._is_stopping:  # `stop` was called while the new process was being created
                 await self._process.stop(grace_s=0.0)
 
     async def stop(self, grace_s: float) -> None:
-        """End the engine process for good; it is gone when this returns, at the latest after two graces."""
+        """End the engine process for good. Returns when it has ended, after two graces at most."""
         self._is_stopping = True
         if self._process is not None:
             await self._process.stop(grace_s)

@@ -13,8 +13,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 
 from headwater.models.end_tokens import NO_TOKEN, gguf_end_ids
 from headwater.models.fields import Fields
+from headwater.models.gguf_header import GGUFHeader, parts_of
 from headwater.models.model_files import ModelFileError
-from headwater.tokenization.gguf_metadata import read_gguf_metadata
 from headwater.tokenization.sentencepiece_bpe import bpe, sentencepiece_bpe
 from headwater.tokenization.tokenizer_parts import TokenizerParts, set_begin_and_end_tokens
 
@@ -94,6 +94,16 @@ def load_gguf_tokenizer(path: Path) -> TokenizerParts:
         raise
     except ValueError as error:
         raise metadata.refuse(str(error)) from None
+
+
+def read_gguf_metadata(path: Path) -> dict[str, Any]:
+    """All metadata of a `.gguf` file by key; of a split file, the first part has all of it.
+
+    Reading takes tens of milliseconds, so the API process has its tokenizer before the engine has its weights.
+    ModelFileError if the file is not GGUF, is damaged, or has an obsolete version or byte order.
+    """
+    header = GGUFHeader(parts_of(path)[0])
+    return header.metadata | {key: header.array(key) for key in header.array_keys}
 
 
 def _build(metadata: Fields) -> TokenizerParts:

@@ -114,9 +114,7 @@ class CpuPageCopier:
             copy.carry_out(job)
 
 
-def _copy(
-    source: npt.NDArray[np.uint8], sources: Pages, target: npt.NDArray[np.uint8], targets: Pages
-) -> None:
+def _copy(source: npt.NDArray[np.uint8], sources: Pages, target: npt.NDArray[np.uint8], targets: Pages) -> None:
     """target[targets[i]] = source[sources[i]], neighbours in one piece. numpy copies without the GIL."""
     for start, stop in _pieces(sources, targets):
         first, to = int(sources[start]), int(targets[start])

@@ -45,9 +45,7 @@ class TritonStepAttention:
         out = torch.empty((len(qkv), shape.num_heads * shape.head_dim), dtype=qkv.dtype, device=qkv.device)
         if batch.num_decodes:
             assert self._scratch is not None
-            decode(
-                qkv, out, shape, batch, kv=kv, layer=layer, scratch=self._scratch, q_norm=q_norm, k_norm=k_norm
-            )
+            decode(qkv, out, shape, batch, kv=kv, layer=layer, scratch=self._scratch, q_norm=q_norm, k_norm=k_norm)
         if batch.chunks is not None:
             assert self._prefill_scratch is not None
             write_prompt_kv(qkv, shape, batch, kv=kv, layer=layer, q_norm=q_norm, k_norm=k_norm)
@@ -64,9 +62,7 @@ class TritonStepAttention:
         heads = qkv[chunks.first_token :].unflatten(-1, (-1, shape.head_dim))
         q, k, v = heads.split((shape.num_heads, shape.num_kv_heads, shape.num_kv_heads), dim=1)
         if chunks.contexts is not None:
-            gathered = gather(
-                chunks.contexts, self._batch.tables, shape, kv=self._kv, layer=layer, dtype=qkv.dtype
-            )
+            gathered = gather(chunks.contexts, self._batch.tables, shape, kv=self._kv, layer=layer, dtype=qkv.dtype)
             k, v = gathered.unbind(1)
         to = out[chunks.first_token :].unflatten(-1, (shape.num_heads, shape.head_dim))
         self._apart_attention.attend(q, k, v, to, chunks)

@@ -209,9 +209,7 @@ class CudaDevice:
         self.reserve_decodes(geometry, batch.num_decodes)
         if self._prefill_scratch is None and batch.chunks is not None:
             max_parts = self.max_pieces(geometry)
-            self._prefill_scratch = PrefillScratch(
-                max_parts=max_parts, geometry=geometry, device=self.torch_device
-            )
+            self._prefill_scratch = PrefillScratch(max_parts=max_parts, geometry=geometry, device=self.torch_device)
         return TritonStepAttention(
             geometry,
             batch,

@@ -35,9 +35,7 @@ class ApartAttention(Protocol):
         """Why it cannot compute such heads, in words that follow its name; None if it can."""
         ...
 
-    def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, chunks: ApartChunks
-    ) -> None:
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, chunks: ApartChunks) -> None:
         """Causal attention of the chunks: their last queries see all keys of their contexts.
 
         `q` and `out` are [T, H, D] from `chunks.first_token` on, `k` and `v` [tokens of the contexts, G, D]; all may
@@ -76,9 +74,7 @@ class FlashAttention3:
             return f"takes heads of at most {_MAX_HEAD_DIM} numbers, a multiple of 8, not {geometry.head_dim}"
         return None
 
-    def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, chunks: ApartChunks
-    ) -> None:
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, chunks: ApartChunks) -> None:
         contexts = chunks.contexts or chunks
         self._forward(
             q,
@@ -111,9 +107,7 @@ def open_apart_attention(backend: AttentionBackend, device: torch.device) -> Apa
         raise
 
 
-def num_before_apart(
-    query_lens: Ints, context_lens: Ints, geometry: AttentionGeometry, *, min_tokens: int
-) -> int:
+def num_before_apart(query_lens: Ints, context_lens: Ints, geometry: AttentionGeometry, *, min_tokens: int) -> int:
     """Of a step's chunks, in their order: how many come before those that are worth setting apart.
 
     These are whole prompts, and chunks of at least `min_tokens` as long as their contexts fit where they are gathered.

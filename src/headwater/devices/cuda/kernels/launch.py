@@ -36,6 +36,4 @@ class Launcher:
 
 def alignment(*values: torch.Tensor | int) -> tuple[bool, ...]:
     """What Triton sees of pointers and of integers other than 1, for a key."""
-    return tuple(
-        (value if isinstance(value, int) else value.data_ptr()) % _ALIGNMENT == 0 for value in values
-    )
+    return tuple((value if isinstance(value, int) else value.data_ptr()) % _ALIGNMENT == 0 for value in values)

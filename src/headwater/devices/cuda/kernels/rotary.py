@@ -69,9 +69,7 @@ def write_prompt_kv(
         q_norm is not None,
         kv.exponents is not None,
         chunks.apart is not None,
-        key=(
-            qkv.device.index, qkv.dtype, kv.layout.dtype, sizes, aligned, table_stride == 1, chunks.apart is not None
-        ),
+        key=(qkv.device.index, qkv.dtype, kv.layout.dtype, sizes, aligned, table_stride == 1, chunks.apart is not None),
     )
 
 

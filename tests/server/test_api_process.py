@@ -1,8 +1,8 @@
 """What is said on the command line is what holds for connections and web pages."""
 
 from headwater.launch.config import ServerArgs
+from headwater.server.api_process import connection_limits, site_policy
 from headwater.server.descriptors import default_max_connections, raise_descriptor_limit
-from headwater.server.http_bounds import connection_limits, site_policy
 
 
 def test_connections_are_bounded_as_the_flags_say() -> None:

@@ -13,7 +13,7 @@ def tokenizer_path(args: ServerArgs) -> str:
     return args.tokenizer or args.model
 
 
-def model_facts(args: ServerArgs, ready: EngineReady) -> ModelFacts:
+def build_model_facts(args: ServerArgs, ready: EngineReady) -> ModelFacts:
     assert args.model is not None, "with_model comes first"
     return ModelFacts.from_ready(
         ready,

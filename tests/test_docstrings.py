@@ -1,0 +1,84 @@
+"""Docstrings and comments read easily: plain words, short sentences. The pages have the same rules (test_prose.py)."""
+
+import ast
+import inspect
+import io
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+
+from test_prose import BANNED, LIST_ITEM, MAX_WORDS, ROOT, num_words, plain, sentences
+
+SOURCE = ROOT / "src" / "headwater"
+AREAS = [  # packages and modules that have been revised
+    SOURCE / "cli",
+    SOURCE / "server",
+]
+FILES = sorted(file for area in AREAS for file in ([area] if area.suffix else area.rglob("*.py")))
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def docstrings(source: str) -> list[str]:
+    found = [ast.get_docstring(node) for node in ast.walk(ast.parse(source)) if isinstance(node, DOCUMENTED)]
+    return [text for text in found if text]
+
+
+def comments(source: str) -> list[str]:
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return [token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT]
+
+
+def blocks(docstring: str) -> list[str]:
+    """Paragraphs and list items, without code and tables, which are indented or begin with `|`."""
+    found, was_item = [""], False
+    for line in inspect.cleandoc(docstring).splitlines():
+        if not line.strip() or line.startswith("|") or (line.startswith("    ") and not was_item):
+            found.append("")
+            was_item = False
+        elif item := LIST_ITEM.match(line):
+            found.append(line[item.end() :])
+            was_item = True
+        else:
+            found[-1] += " " + line.strip()
+    return [block for block in found if block.strip()]
+
+
+def faults(source: str) -> list[str]:
+    """A line for each fault of a Python file; empty for a good one."""
+    texts = docstrings(source)
+    found = [
+        f"{num_words(sentence)} words: {sentence}"
+        for text in texts
+        for block in blocks(text)
+        for sentence in sentences(block)
+        if num_words(sentence) > MAX_WORDS
+    ]
+    return found + [
+        f"`{bad[0]}`: {' '.join(text.split())}"
+        for text in [*texts, *comments(source)]
+        for bad in BANNED.finditer(plain(re.sub(r"\s+", " ", text)))
+    ]
+
+
+def test_areas_exist() -> None:
+    """A package that was renamed must not leave the check."""
+    assert all(area.exists() for area in AREAS)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_a_file_reads_easily(file: Path) -> None:
+    found = faults(file.read_text())
+    assert not found, f"{file.relative_to(ROOT)}:\n" + "\n".join(found)
+
+
+def test_each_fault_is_found() -> None:
+    """In all docstrings and comments, across lines; code that is shown, tables and other strings are left out."""
+    long = "very " * 40 + "long"
+    assert faults(f'"""It is {long}."""') == [f"43 words: It is {long}."]
+    assert faults(f'class A:\n    def f():\n        """It is.\n\n        It is {long}.\n        """') != []
+    assert faults(f'"""As follows:\n\n    {long}\n\n| {long} |\n\n- one\n- {"very " * 30}\n- {"very " * 30}\n"""') == []
+    assert faults('"""The loop\ntold it."""') == ["`told`: The loop told it."]
+    assert faults("count = 1  # of this, too") == ["`, too`: of this, too"]
+    assert faults('"""See `told`."""\nname = "somebody"') == []
