@@ -78,6 +78,13 @@ def make_tiny_model(name: str, folder: Path, *, num_layers: int = 3) -> PreTrain
     return model
 
 
+@torch.inference_mode()
+def is_greedy_text(model: PreTrainedModel, prompt: list[int], output: list[int]) -> bool:
+    """Whether `greedy_text` is `output`: the same question, all tokens at once."""
+    logits = model(torch.tensor([[*prompt, *output]])).logits[0]
+    return logits.argmax(dim=-1)[len(prompt) - 1 : -1].tolist() == output
+
+
 def greedy_text(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> list[int]:
     """What transformers generates, EOS ignored."""
     output = model.generate(

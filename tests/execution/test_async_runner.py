@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cuda import linear as cuda_linear
 from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.cuda.kernels import decode as triton_decode
 from headwater.execution.async_runner import AsyncModelRunner
 from headwater.execution.model_runner import ModelRunner
 from headwater.messages.generation import LogprobParams, SamplingParams
@@ -33,8 +34,14 @@ PROMPT = np.random.default_rng(1).integers(3, VOCAB_SIZE, 21).tolist()
 
 @pytest.fixture(autouse=True)
 def _few_interpreted_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interpreted, the kernel for few tokens takes two thirds of the time: decodes of one test here have it."""
-    if not torch.cuda.is_available() and "is_launched_before" not in request.node.name:
+    """Interpreted, the kernel for few tokens takes two thirds of the time: decodes of one test here have it.
+
+    And no context here is long enough to be cut: of the programs for stretches of one nearly all find nothing to do.
+    """
+    if torch.cuda.is_available():
+        return
+    monkeypatch.setattr(triton_decode, "split_limits", lambda *_: (2, 64))
+    if "is_launched_before" not in request.node.name:
         monkeypatch.setattr(cuda_linear, "suits", lambda *_: False)
         monkeypatch.setattr(cuda_linear, "suits_gated", lambda *_: False)
 
@@ -80,8 +87,8 @@ def test_greedy_text_is_that_of_transformers(name: str, tmp_path: Path) -> None:
     prompts = [PROMPT, PROMPT[:1], PROMPT[3:12]]
     driver = StepDriver(_runner(tmp_path))
     requests = [driver.add(prompt, slot=slot) for slot, prompt in enumerate(prompts)]
-    driver.run(requests, num_outputs=5, chunk=9)
-    assert [it.outputs for it in requests] == [greedy_text(reference, prompt, 5) for prompt in prompts]
+    driver.run(requests, num_outputs=4, chunk=9)
+    assert [it.outputs for it in requests] == [greedy_text(reference, prompt, 4) for prompt in prompts]
 
 
 def test_a_step_is_launched_before_the_one_it_needs_is_collected(tiny: tuple[Path, PreTrainedModel]) -> None:
@@ -91,11 +98,11 @@ def test_a_step_is_launched_before_the_one_it_needs_is_collected(tiny: tuple[Pat
     first = SlotAssignment(3, 1, GREEDY, np.array(PROMPT, dtype=np.int32), len(PROMPT), ())
     pages = PageUpdate(3, 0, np.arange(8, dtype=np.int32)[::-1].copy())
     handles = [runner.launch(_plan(0, 3, np.array(PROMPT, dtype=np.int32), (first,), (pages,)))]
-    for step in range(1, 6):
+    for step in range(1, 4):
         newest = np.array([NEWEST_TOKEN], dtype=np.int32)
         handles.append(runner.launch(_plan(len(PROMPT) + step - 1, 3, newest)))
     outputs = [int(handle.collect().tokens[0]) for handle in handles[-2:]]  # the loop has no more than two at once
-    assert outputs == greedy_text(reference, PROMPT, 6)[-2:]
+    assert outputs == greedy_text(reference, PROMPT, 4)[-2:]
 
 
 def test_new_kv_memory_is_what_all_steps_use(tiny: tuple[Path, PreTrainedModel]) -> None:

@@ -15,16 +15,15 @@ from headwater.execution.model_runner import ModelRunner
 from headwater.launch.default_model import ensure_default_model
 from headwater.models.loader import load_model, resolve_model
 from headwater.tokenization.tokenizer import Tokenizer
-from tiny_models import MODEL_NAMES, VOCAB_SIZE, greedy_text, make_tiny_model
+from tiny_models import MODEL_NAMES, VOCAB_SIZE, greedy_text, is_greedy_text, make_tiny_model
 
 pytestmark = pytest.mark.slow
 
 NUM_OUTPUTS = 24
 TEXT = "<|im_start|>user\nTell me something about {}, in detail.<|im_end|>\n<|im_start|>assistant\n"
 SUBJECTS = (
-    "rivers", "the number 12345", "Paris", "how bread is made", "the moon", "Python lists", "whales", "chess",
-    "the year 1969", "gravity", "tea", "photosynthesis", "trains in Japan", "prime numbers", "the Roman empire",
-    "volcanoes", "how a bicycle stays upright", "jazz", "honey bees", "the colour blue",
+    "rivers", "the number 12345", "how bread is made", "Python lists", "the year 1969", "photosynthesis",
+    "trains in Japan", "how a bicycle stays upright",
 )  # fmt: skip
 PROMPT_LENGTHS = (1, 2, 3, 5, 8, 13, 17, 31, 32, 33, 40, 47, 64, 65, 90, 110)
 
@@ -52,22 +51,26 @@ def test_tiny_models_match_transformers_in_any_chunks_and_batches(name: str, tmp
     """A wrong rotation, mask, page, bias or tied head changes the text of some prompt."""
     reference = make_tiny_model(name, tmp_path)
     prompts = _prompts()
-    expected = [greedy_text(reference, prompt, NUM_OUTPUTS) for prompt in prompts]
-    assert len({token for text in expected for token in text}) > 20, "degenerate text would prove nothing"
-    for page_size, chunk, batch_size in ((16, 1000, 1), (4, 7, 5), (5, 19, 16), (1, 33, 16)):
+    expected: list[list[int]] = []
+    for page_size, chunk, batch_size in ((16, 1000, 16), (4, 7, 5), (5, 19, 16), (1, 33, 16)):
         runner = _runner(tmp_path, page_size=page_size)
         for start in range(0, len(prompts), batch_size):
             driver = StepDriver(runner, seed=start)
             requests = [driver.add(prompts[start + i], slot=i) for i in range(min(batch_size, 16 - start))]
             driver.run(requests, num_outputs=NUM_OUTPUTS, chunk=chunk)
-            assert [it.outputs for it in requests] == expected[start : start + batch_size]
+            outputs = [it.outputs for it in requests]
+            expected = expected or outputs
+            assert outputs == expected[start : start + batch_size]
+    assert len({token for text in expected for token in text}) > 20, "degenerate text would prove nothing"
+    assert expected[0] == greedy_text(reference, prompts[0], NUM_OUTPUTS)
+    for prompt, output in zip(prompts, expected, strict=True):
+        assert is_greedy_text(reference, prompt, output)
 
 
 def test_requests_that_come_and_go_do_not_change_each_other(tmp_path: Path) -> None:
     """A slot reused too early, or a stale page table, would change the text of a request that joins late."""
     reference = make_tiny_model("llama", tmp_path)
     prompts = _prompts(seed=11)
-    expected = [greedy_text(reference, prompt, NUM_OUTPUTS) for prompt in prompts]
     driver = StepDriver(_runner(tmp_path, page_size=8))
     waiting = list(range(len(prompts)))
     running = {}
@@ -82,7 +85,7 @@ def test_requests_that_come_and_go_do_not_change_each_other(tmp_path: Path) -> N
             if len(it.outputs) == NUM_OUTPUTS:
                 done[index] = it.outputs
                 del running[slot]
-    assert [done[index] for index in range(len(prompts))] == expected
+    assert all(is_greedy_text(reference, prompt, done[index]) for index, prompt in enumerate(prompts))
 
 
 @pytest.mark.parametrize("name", ["llama-biases-mha", "qwen3"])
@@ -112,21 +115,20 @@ def test_a_retracted_request_goes_on_with_the_same_text(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(900)  # two models in float32; minutes where other processes take the cores
 def test_the_default_model_matches_transformers_on_the_same_file() -> None:
-    """20 prompts of 64 tokens out of the quantised GGUF: dequantisation, row order and tied head are right."""
+    """8 texts of 24 tokens out of the quantised GGUF: dequantisation, row order and tied head are right.
+
+    Chunks, batches and pages are crossed; that any of them gives the same text is a matter of the tiny models.
+    """
     path = ensure_default_model()
     tokenizer = Tokenizer.load(path)
     prompts = [tokenizer.encode(TEXT.format(subject)) for subject in SUBJECTS]
     runner = _runner(path, page_size=16, max_running=len(prompts))
     driver = StepDriver(runner)
     requests = [driver.add(prompt, slot=slot) for slot, prompt in enumerate(prompts)]
-    driver.run(requests, num_outputs=64, chunk=37)
-    outputs = [it.outputs for it in requests]
+    driver.run(requests, num_outputs=NUM_OUTPUTS, chunk=37)
     reference = _load_gguf_with_transformers(path)
-    assert [greedy_text(reference, prompt, 64) for prompt in prompts[:1]] == outputs[:1]
-    for prompt, output in zip(prompts, outputs, strict=True):  # the same question, 64 tokens at once
-        with torch.inference_mode():
-            logits = reference(torch.tensor([[*prompt, *output]])).logits[0]
-        assert logits.argmax(dim=-1)[len(prompt) - 1 : -1].tolist() == output
+    for prompt, request in zip(prompts, requests, strict=True):
+        assert is_greedy_text(reference, prompt, request.outputs)
 
 
 def _load_gguf_with_transformers(path: Path) -> PreTrainedModel:
