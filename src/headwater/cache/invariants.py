@@ -12,7 +12,9 @@ def check_invariants(cache: PrefixCache) -> None:
     """Raise AssertionError if pages, tree, pins, leases and copies disagree. Walks everything."""
     holders = _Holders(cache)
     pins = holders.pins
-    nodes = [node for root in cache.tree.roots.values() for node in cache.tree.subtree(root)]
+    nodes = list(cache.tree.roots.values())
+    for node in nodes:  # grows meanwhile
+        nodes.extend(node.children.values())
     for tier, tier_pages in cache.tier_pages.items():
         tier_pages.pool.check()
         tree_runs = _tree_runs(cache, nodes, tier)

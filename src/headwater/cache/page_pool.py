@@ -95,7 +95,8 @@ class PagePool:
 
     def check(self) -> None:
         """Raise `OwnershipError` if the counts, the owners and the free list disagree."""
-        counts = np.bincount(self._owner, minlength=len(Owner)).tolist()
+        owners = self._owner.tobytes()
+        counts = [owners.count(owner) for owner in Owner]
         if counts != self._counts or sum(counts) != self.capacity:
             raise OwnershipError(f"pages by owner {counts}, counted {self._counts}, capacity {self.capacity}")
         free = self._stack[: self.num_free]

@@ -287,9 +287,7 @@ class ControlPlane:
         """What may not run now: admission is closed while anyone holds it."""
         if self.is_paused or self._released.tags:
             return Hold.ALL
-        if not self._pending:
-            return Hold.NOTHING
-        return max(p.operation.hold for p in self._pending)
+        return max([p.operation.hold for p in self._pending], default=Hold.NOTHING)
 
     @property
     def held_by(self) -> tuple[str, ...]:

@@ -171,9 +171,9 @@ class Scheduler:
         if not self._requests:
             return {}
         is_open = self.admission.may_run and self.admission.may_start
-        queued = len(self.waiting) if is_open else sum(1 for r in self.waiting if self._may_admit(r))
-        counts = (("running", len(self.running)), ("loading", len(self.loading)), ("queued", queued))
-        return {name: count for name, count in counts if count}
+        counts = {"running": len(self.running), "loading": len(self.loading)}
+        counts["queued"] = len(self.waiting) if is_open else sum([self._may_admit(r) for r in self.waiting])
+        return {name: count for name, count in counts.items() if count}
 
     # --- planning -----------------------------------------------------------------------------------
 
@@ -320,7 +320,8 @@ class Scheduler:
             if request is None:
                 continue
             assert request.lease is not None
-            self.cache.settle(request.lease)
+            if request.lease.superseded:
+                self.cache.settle(request.lease)
             if not is_finite:  # what it wrote is as bad as its logits: nobody is to find it
                 self._finish(request, NOT_FINITE)
                 continue

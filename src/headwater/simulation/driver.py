@@ -213,6 +213,8 @@ class Driver:
     def _check_survived(self) -> None:
         """The loop goes on after an error of a step or a message: only those that were injected may be there."""
         survived = self.parts.loop.survived
+        if not survived:
+            return
         for error in survived:
             if isinstance(error, Violation):
                 raise error

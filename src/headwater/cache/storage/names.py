@@ -29,6 +29,7 @@ class StorageNames:
         self._domain = fingerprint.scope_domain()
         self._seeds: dict[Namespace, bytes] = {}  # asked for at every lookup and write
         self._scopes: dict[Namespace, tuple[bytes, ...]] = {}
+        self._buckets: dict[Namespace, Bucket] = {}  # the one asked for last
 
     def seed(self, namespace: Namespace) -> bytes:
         """Where the chain of hashes of a namespace begins."""
@@ -56,7 +57,11 @@ class StorageNames:
         return scope_id(self._domain, cache_salt=scope.cache_salt, extra_key=scope.extra_key)
 
     def bucket(self, namespace: Namespace, generations: Generations) -> Bucket:
-        return Bucket.of(self.seed(namespace), scope_ids=self.scopes(namespace), generations=generations)
+        found = self._buckets.get(namespace)
+        if found is None or found.generations != generations:
+            found = Bucket.of(self.seed(namespace), scope_ids=self.scopes(namespace), generations=generations)
+            _keep(self._buckets, namespace, found)
+        return found
 
     def hashes(self, tree: RadixTree, node: Node) -> list[bytes]:
         """The chain hashes of a node's pages; computed once, with those of the nodes above."""

@@ -142,12 +142,12 @@ class Oracle:
         read = records[:num_pages]
         self.num_pages_reused += len(read)
         marks = read["retired"]
-        if marks[marks.nonzero()].tolist():
+        if marks.tobytes().strip(b"\0"):  # any: numpy's own ways take longer
             retired = marks[(marks > 0) & (marks <= self._acquired_turn(model))]
             text = f"{model.rid} reads pages that a flush covered in turn"
             demand(not len(retired), "flushed_is_gone", f"{text} {retired.max(initial=0)}")
         self._check_owners(model, read)
-        if len(read["drawn"].nonzero()[0]):
+        if read["drawn"].tobytes().strip(b"\0"):
             self._check_drawn(model, read)
 
     def computed(

@@ -89,7 +89,7 @@ class Promises:
 
     def _check_books(self) -> None:
         """Counts by owner, against those who own: cheap enough for every turn."""
-        cache = self._parts.cache
+        cache, steps = self._parts.cache, self._runner.open_steps
         private = 0
         for lease in cache.leases:
             private += lease.num_private
@@ -102,7 +102,7 @@ class Promises:
             counts = tier_pages.pool.counts()
             if sum(counts) != tier_pages.pool.capacity or min(counts) < 0:
                 raise Violation("pages_add_up", f"{tier}: {counts}")
-        for step in self._runner.open_steps:
+        for step in steps:
             num_free = cache.pool.num_owned(np.concatenate(step.read), Owner.FREE)
             demand(not num_free, "pages_outlive_steps", "a page is free that a step in flight uses")
 

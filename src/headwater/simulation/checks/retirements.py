@@ -137,8 +137,9 @@ class Retirements:
         positions = first["position"][written].tolist()
         salt, key = flush.cache_salt, flush.extra_key
         found: list[int] = []
+        sequences = self._world.sequences
         for page, number, position in zip(written.tolist(), owners, positions, strict=True):
-            sequence = self._world.sequence(number)
+            sequence = sequences[number] if number < len(sequences) else self._world.sequence(number)
             if salt is not None and salt != sequence.cache_salt:
                 continue
             if key is not None and key != sequence.extra_key:

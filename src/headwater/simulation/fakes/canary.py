@@ -21,14 +21,15 @@ def mix(value: int) -> int:
 
 def next_canary(before: int, token_id: int, weights: str, namespace: str = "") -> int:
     """The KV of a token: of the token before it, itself, the weights that computed it, and for whom."""
-    return mix(before ^ mixed_token(token_id) ^ origin(weights, namespace))
+    return mix(before ^ _mixed[token_id] ^ origin(weights, namespace))
 
 
 def next_canaries(before: int, token_ids: Iterable[int], origin: int) -> list[int]:
     """`next_canary` of each token in turn, the first one after `before`. `origin`: see below."""
     canaries: list[int] = []
+    mixed = _mixed
     for token_id in token_ids:  # `mix`, written out: most of a simulation's time goes by here
-        value = before ^ mixed_token(token_id) ^ origin
+        value = before ^ mixed[token_id] ^ origin
         value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
         value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
         before = value ^ (value >> 31)
@@ -36,10 +37,15 @@ def next_canaries(before: int, token_ids: Iterable[int], origin: int) -> list[in
     return canaries
 
 
-@functools.cache
-def mixed_token(token_id: int) -> int:
-    """What a token contributes to its canary."""
-    return mix(token_id + 1)
+class _MixedTokens(dict[int, int]):
+    """What each token contributes to its canary. A dict, since it is looked up for every token that is computed."""
+
+    def __missing__(self, token_id: int) -> int:
+        self[token_id] = mixed = mix(token_id + 1)
+        return mixed
+
+
+_mixed = _MixedTokens()
 
 
 @functools.cache
@@ -79,7 +85,7 @@ def expected_tokens(
     for position, origin_ in enumerate(origins[: len(prompt) + num_tokens]):
         if position >= len(prompt):
             tokens.append(mix(total & _MASK) % vocab_size)
-        value = before ^ mixed_token(tokens[position]) ^ origin_  # `mix`, written out as above
+        value = before ^ _mixed[tokens[position]] ^ origin_  # `mix`, written out as above
         value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
         value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
         before = value ^ (value >> 31)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from headwater.cache.page_pool import PageIds
 from headwater.simulation.checks.violation import demand
 from headwater.simulation.fakes.canary import mix
-from headwater.simulation.fakes.kv_records import HostRecords, Records, make_records
+from headwater.simulation.fakes.kv_records import TOKEN, HostRecords, Records, make_records
 
 FakeHostPages = HostRecords
 _HANG_POLLS = 300
@@ -57,11 +57,11 @@ class FakeCopy:
         self.has_failed = False
         self.took_s = 0.0
         self.is_finished = False
-        self.before = source.take(sources, axis=0)
+        self._source, self._sources = source, sources.astype(np.intp)  # which numpy looks up fastest
+        self._target, self._targets = target, targets.astype(np.intp)
+        self.before = source.take(self._sources, axis=0)
         self.retired = self.before["retired"].copy()  # of the target: a flush covers what is on its way there
-        self._source, self._sources = source, sources.copy()
-        self._target, self._targets = target, targets.copy()
-        self._target_now = target["canary"][targets]  # what must still be there when it writes
+        self._target_now = target["canary"][self._targets]  # what must still be there when it writes
         self._fails = fails
 
     def delay(self, num_turns: int) -> None:
@@ -85,7 +85,7 @@ class FakeCopy:
             self._polls_unreadable -= 1
             if self._polls_unreadable < (self._polls_too_long if is_alone else 0):
                 self._check_kept()
-                self._begin()
+                self._begin(self.before["canary"] ^ _NOT_YET)
         return self.is_begun
 
     @property
@@ -105,24 +105,24 @@ class FakeCopy:
         """Everything is there from now on, though the copy may not say so yet."""
         if self.has_arrived:
             return
-        if not self.is_begun:
-            self._begin()
         self.has_arrived = True
         canaries = self.before["canary"].copy()
         if self._fails:  # the first half has arrived, the rest is anything
             canaries[len(canaries) // 2 :] ^= _NOT_YET
-        self._write(canaries)
+        if self.is_begun:
+            self._target["canary"][self._targets] = canaries
+            self._target_now = canaries
+        else:
+            self._begin(canaries)
 
-    def _begin(self) -> None:
+    def _begin(self, canaries: npt.NDArray[np.uint64]) -> None:
         """From now on its target is what a flush can cover."""
         self.is_begun = True
-        arriving = self.before.copy()
+        copied = bytearray(self.before)  # numpy copies bytes several times faster than records
+        arriving = np.frombuffer(copied, dtype=TOKEN).reshape(self.before.shape)
         arriving["retired"] = self.retired
-        self._target[self._targets] = arriving
-        self._write(self.before["canary"] ^ _NOT_YET)
-
-    def _write(self, canaries: npt.NDArray[np.uint64]) -> None:
-        self._target["canary"][self._targets] = canaries
+        arriving["canary"] = canaries
+        self._target.view(np.uint8)[self._targets] = np.frombuffer(copied, dtype=np.uint8).reshape(len(arriving), -1)
         self._target_now = canaries
 
     def _check_kept(self) -> None:

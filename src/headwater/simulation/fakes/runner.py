@@ -125,7 +125,6 @@ class FakeRunner:
         self._flat = self.kv.reshape(-1)
         self._pages = self.kv.view(np.uint8)  # [num_pages, bytes of a page]: numpy copies bytes fastest
         self._bytes = self._pages.reshape(-1).data
-        self._canaries = self.kv["canary"]
         self._page_size = page_size
         self._vocab_size = vocab_size
         self._is_async = is_async
@@ -172,7 +171,7 @@ class FakeRunner:
         columns = (plan.slots, plan.uses, plan.num_computed, plan.num_tokens, plan.samples)
         all_tokens = plan.token_ids.tolist()
         start = 0
-        for row, (slot, use, first, count, samples) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+        for row, (slot, use, first, count, samples) in enumerate(zip(*[c.tolist() for c in columns], strict=True)):
             assert self._uses[slot] == use, "a plan names a slot by an earlier use"
             row_tokens = all_tokens[start : start + count]
             pages, read = self._compute(slot, first, row_tokens)
@@ -272,21 +271,20 @@ class FakeRunner:
         is_mapped = num_pages <= self._num_mapped[slot]
         assert is_mapped, "a token has no page to be written to, or a position to be read has none"
         pages = self._tables[slot, :num_pages].copy()
-        before = START if first == 0 else int(self._canaries[pages[(first - 1) // size], (first - 1) % size])
+        ids = pages.tolist()
+        before = START
+        if first:
+            place = ids[(first - 1) // size] * size + (first - 1) % size
+            before = int.from_bytes(self._bytes[place * PACKED.size : place * PACKED.size + 8], "little")
         assert before != _UNWRITTEN, "KV is read that nothing has written"
         namespace, sequence = self._origins[slot]
         birth = self.audit.turn if self.audit else self.num_steps
         if NEWEST_TOKEN in tokens:
             tokens[:] = [self._newest[slot] if token == NEWEST_TOKEN else token for token in tokens]
         written = next_canaries(before, tokens, origin(self.weights.current, namespace))
-        if len(tokens) == 1:  # a decode
-            at_byte = (int(pages[-1]) * size + first % size) * PACKED.size
-            PACKED.pack_into(self._bytes, at_byte, written[0], birth, 0, 0, sequence, first)
-        else:
-            at = np.arange(first, length)
-            records = np.zeros(len(at), dtype=TOKEN)
-            records["canary"], records["birth"], records["sequence"], records["position"] = written, birth, sequence, at
-            self._flat[pages[at // size] * size + at % size] = records
+        for position, canary in enumerate(written, first):
+            place = ids[position // size] * size + position % size
+            PACKED.pack_into(self._bytes, place * PACKED.size, canary, birth, 0, 0, sequence, position)
         return pages, np.frombuffer(self._pages.take(pages, axis=0), dtype=TOKEN, count=length)["canary"].copy()
 
     def _prompt_logprobs(self, plan: StepPlan, row: int) -> dict[int, tuple[TokenLogprob, ...]]:

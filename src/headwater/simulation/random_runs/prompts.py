@@ -1,6 +1,7 @@
 """What prompts random runs send: prefixes that requests share, under the namespaces of tenants."""
 
 import random
+from itertools import accumulate
 
 from headwater.simulation.driver import VOCAB_SIZE
 from headwater.simulation.random_runs.profiles import Profile
@@ -18,12 +19,12 @@ class Prompts:
     def __init__(self, source: random.Random, profile: Profile) -> None:
         self._source = source
         self._stems = self._make_stems(source.choice(profile.num_stems))
-        self._weights = [rank**-_SKEW for rank in range(1, len(self._stems) + 1)]
+        self._weights = list(accumulate(rank**-_SKEW for rank in range(1, len(self._stems) + 1)))
         self.salts, self.keys = source.choice(_NAMESPACES)
 
     def stem(self) -> list[int]:
         """One of the shared prefixes, the first ones more often."""
-        return self._source.choices(self._stems, self._weights)[0]
+        return self._source.choices(self._stems, cum_weights=self._weights)[0]
 
     def prompt(self) -> list[int]:
         """Mostly a shared prefix or a part of it, and a few tokens."""
@@ -34,7 +35,14 @@ class Prompts:
         return stem[:cut] + self.tokens(self._source.randrange(6)) or [1]
 
     def tokens(self, count: int) -> list[int]:
-        return [self._source.randrange(VOCAB_SIZE) for _ in range(count)]
+        """Drawn as `randrange` draws them, without what it checks: most of what a workload draws are these."""
+        draw, num_bits = self._source.getrandbits, VOCAB_SIZE.bit_length()
+        tokens: list[int] = []
+        while len(tokens) < count:
+            token = draw(num_bits)
+            if token < VOCAB_SIZE:
+                tokens.append(token)
+        return tokens
 
     def _make_stems(self, count: int) -> list[list[int]]:
         """Many begin as another one does."""
