@@ -25,7 +25,7 @@ import numpy as np
 
 from headwater import Engine
 from headwater.launch.default_model import ensure_default_model
-from headwater.planning.fleet import Fleet
+from headwater.planning.fleet import PlannedFleet
 from headwater.planning.fleet_result import TIERS, FleetResult, RequestResult, percentile
 from headwater.planning.hardware import HARDWARE, Hardware
 from headwater.planning.model_shape import ModelShape, find_model
@@ -285,7 +285,7 @@ async def check(engine: Engine, model: ModelShape, *, patience_s: float) -> list
             return await serve(engine, trace)
 
         real, foreign = await undisturbed(once, until_s=until_s)
-        record = compare(name, real, Fleet(plan, num_engines=1).play(trace))
+        record = compare(name, real, PlannedFleet(plan, num_engines=1).play(trace))
         print(f"{name} beside {foreign:.2f} cores of others")
         records.append(record | {"foreign_cores": foreign})
     return records

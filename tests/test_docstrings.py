@@ -15,6 +15,17 @@ SOURCE = ROOT / "src" / "headwater"
 AREAS = [  # packages and modules that have been revised
     SOURCE / "cli",
     SOURCE / "server",
+    SOURCE / "clock.py",
+    SOURCE / "kv_events.py",
+    SOURCE / "planning",
+    SOURCE / "launch" / "config.py",
+    SOURCE / "launch" / "default_model.py",
+    SOURCE / "launch" / "engine_api.py",
+    SOURCE / "launch" / "facts_builder.py",
+    SOURCE / "launch" / "flags.py",
+    SOURCE / "launch" / "model_choice.py",
+    SOURCE / "launch" / "openmp.py",
+    SOURCE / "launch" / "private_directory.py",
 ]
 FILES = sorted(file for area in AREAS for file in ([area] if area.suffix else area.rglob("*.py")))
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

@@ -1,4 +1,4 @@
-"""Time as the engine sees it: a clock that tests and the simulation can replace, and deadlines on it."""
+"""The engine's clock, which tests and the simulation replace, and deadlines on it."""
 
 import math
 import time
@@ -7,20 +7,20 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """A monotonic clock, in seconds. Only differences of its values mean anything."""
+    """A monotonic clock, in seconds. Only differences between its values have a meaning."""
 
     def now(self) -> float: ...
 
 
 class MonotonicClock:
-    """The machine's monotonic clock: not moved by changes of the date, runs on while the process sleeps."""
+    """The machine's monotonic clock: changes of the date do not move it, and it runs while the process sleeps."""
 
     def now(self) -> float:
         return time.monotonic()
 
 
 class ManualClock:
-    """A clock that moves only when told to; for tests and the simulation."""
+    """A clock that only `advance` moves; for tests and the simulation."""
 
     def __init__(self, start_s: float = 0.0) -> None:
         self._now_s = start_s
@@ -36,7 +36,7 @@ class ManualClock:
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """A moment on a clock. Made from a duration on arrival, so that time spent in queues counts."""
+    """A moment on a clock. It is computed when a request arrives, so that time in queues counts."""
 
     at_s: float
 

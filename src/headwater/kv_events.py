@@ -1,9 +1,9 @@
-"""What is published about the cache: which blocks of tokens came to a tier, which left it, and why.
+"""The published events of the cache: blocks of tokens that enter or leave a tier, and the reasons.
 
 A block is a page. Its hash is chained over all tokens before it, the model, and the namespace
 (storage/page_key.py), so it is the same on every server of a model, and equal hashes mean equal prompts.
 Structs are arrays on the wire, with the class's name first; fields may be added at the end. docs/events.md
-tells the frames, the sequence numbers and the replay.
+describes the frames, the sequence numbers and the replay.
 """
 
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ class _Event(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, g
 
 
 class BlockStored(_Event, tag="BlockStored"):
-    """Consecutive blocks of one sequence that a tier holds from now on.
+    """Consecutive blocks of one sequence that a tier now holds.
 
-    `token_ids` are the tokens of all of them, `block_size` to a block; `parent_block_hash` is None at the
-    start of a sequence.
+    `token_ids` are the tokens of all blocks, `block_size` for each; `parent_block_hash` is None at the start of a
+    sequence.
     """
 
     block_hashes: tuple[bytes, ...]
@@ -37,9 +37,9 @@ class BlockStored(_Event, tag="BlockStored"):
 
 
 class BlockRemoved(_Event, tag="BlockRemoved"):
-    """Blocks that a tier can serve no more. `evicted`: others needed the room. `retired`: a flush, or new weights.
+    """Blocks that a tier no longer serves. `evicted`: for room. `retired`: by a flush or new weights.
 
-    Of a store: `missing` or `damaged`, as a read found.
+    Blocks of a store can also be `missing` or `damaged`, if a read found them so.
     """
 
     block_hashes: tuple[bytes, ...]
@@ -48,9 +48,9 @@ class BlockRemoved(_Event, tag="BlockRemoved"):
 
 
 class AllBlocksCleared(_Event, tag="AllBlocksCleared"):
-    """A flush of everything on `tiers`. One that is narrower is told block by block, but for a store.
+    """A flush of everything on `tiers`. A narrower flush is reported block by block, except for a store.
 
-    There `cache_salt` and `extra_key` say which namespaces it covers; None means all.
+    For a store, `cache_salt` and `extra_key` name the namespaces that the flush covers; None means all.
     """
 
     generation: int = 0
@@ -60,9 +60,9 @@ class AllBlocksCleared(_Event, tag="AllBlocksCleared"):
 
 
 def stored_in_tree(engine: Mapping[str, Any]) -> tuple[BlockStored, ...]:
-    """What an entry of `engines` in the answer of `GET /cache/tree?blocks=true` holds, as the events that told it.
+    """The cache in an entry of `engines` of `GET /cache/tree?blocks=true`, as the events that would report it.
 
-    A mirror that missed some forgets what it knows, takes these, and goes on with batch `next_event`.
+    A mirror that missed events drops its state, applies these events, and continues with batch `next_event`.
     """
     size = engine["block_size"]
     return tuple(
@@ -85,7 +85,7 @@ KvEvent = BlockStored | BlockRemoved | AllBlocksCleared
 
 
 class EventBatch(_Event):
-    """The events of one turn of the loop. `epoch` names the engine's process: another one starts empty, at 0."""
+    """The events of one turn of the loop. `epoch` names the engine's process; a new process starts empty, at 0."""
 
     ts: float  # Unix time
     events: tuple[KvEvent, ...]

@@ -70,7 +70,7 @@ def test_device_defaults_fill_only_what_was_left_open() -> None:
 
 
 def test_every_flag_has_help() -> None:
-    assert all(spec.flag.help.endswith(".") and spec.flag.panel for spec in FLAGS.values())
+    assert all(spec.flag.help.endswith(".") and spec.flag.section for spec in FLAGS.values())
 
 
 def test_several_engines_share_cores_and_memory() -> None:

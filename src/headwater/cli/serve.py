@@ -14,7 +14,7 @@ def _option(name: str, spec: FlagSpec) -> SectionedOption:
     is_switch = spec.type is bool  # has no --no-... form
     return SectionedOption(
         [flag_name(name), *spec.flag.also, name],
-        section=spec.flag.panel,
+        section=spec.flag.section,
         help=spec.flag.help,
         type=None if is_switch else option_type(spec.type),
         is_flag=is_switch,

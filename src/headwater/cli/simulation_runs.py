@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from headwater.simulation.fleet.run import FleetResult, fleet_run
+from headwater.simulation.fleet.run import FleetRunResult, fleet_run
 from headwater.simulation.random_runs.campaign import Campaign, run_campaign
 from headwater.simulation.random_runs.events import decode_trace, describe, encode_trace
 from headwater.simulation.random_runs.run import Failure, RunResult, replay
@@ -50,7 +50,7 @@ def play_fleets(seed: int | None, *, num_runs: int, turns_per_run: int) -> bool:
     """Whether servers with several engines kept every promise; the seed of a failure is printed and repeats it."""
     first_seed = random.SystemRandom().randrange(10**9) if seed is None else seed
     click.echo(f"seeds {first_seed} to {first_seed + num_runs - 1}, {turns_per_run} turns each, several engines")
-    results: list[FleetResult] = []
+    results: list[FleetRunResult] = []
     started_s = time.monotonic()
     for each in range(first_seed, first_seed + num_runs):
         results.append(fleet_run(each, num_turns=turns_per_run))

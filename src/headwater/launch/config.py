@@ -1,7 +1,7 @@
 """The server's arguments: one struct that the command line, the Python API and the engine process share.
 
-Every field carries its own `Flag`: help text, range and panel. `cli/serve.py` makes the command line options
-out of these, and `ServerArgs` checks itself against them. So a flag is written down once.
+Every field carries its own `Flag`: help text, range and section. `cli/serve.py` makes the command line options
+from these flags, and `ServerArgs` checks its values against them. So each flag is defined in one place.
 """
 
 import re
@@ -15,7 +15,7 @@ from headwater.launch.flags import Flag, FlagSpec, flag_name, read_flags
 MODEL = "Model"
 HTTP = "HTTP server"
 CACHE = "KV cache"
-TIERS = "KV cache tiers"
+TIERED = "KV cache tiers"
 SCHEDULE = "Scheduling"
 PROCESS = "Processes"
 
@@ -41,9 +41,9 @@ _DEVICE_DEFAULTS = {
 
 
 class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """How to serve a model. `None` stands for a default that depends on the model or the device.
+    """The arguments of a server. `None` stands for a default that depends on the model or the device.
 
-    Raises `ValueError` that names the flag and the accepted range when a value does not fit.
+    Raises `ValueError` that names the flag and its range if a value is out of range.
     """
 
     model: Annotated[
@@ -57,36 +57,36 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     served_model_name: Annotated[str | None, Flag("The model's name in the APIs. Default: from --model.", MODEL)] = None
     tokenizer: Annotated[
         str | None,
-        Flag("Take the tokenizer from here and not from --model.", MODEL, also=("--tokenizer-path",)),
+        Flag("Load the tokenizer from here instead of --model.", MODEL, also=("--tokenizer-path",)),
     ] = None
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Flag("Data type of weights and activations. auto: bfloat16 where that is quick, else float32.", MODEL),
+        Flag("Data type of weights and activations. auto: bfloat16 where it is fast, else float32.", MODEL),
     ] = "auto"
     attention_backend: Annotated[
         Literal["auto", "triton", "fa3"],
-        Flag("Kernels of long prompts' attention on a GPU. auto: fa3 where it is installed and fits.", MODEL),
+        Flag("Attention kernels for long prompts on a GPU. auto: fa3 if it is available.", MODEL),
     ] = "auto"
     cuda_graph_max_bs: Annotated[
         int | None,
         Flag(
-            "Most decodes of a step captured as a CUDA graph. Default: --max-running-requests.",
+            "Largest decode batch captured as a CUDA graph. Default: --max-running-requests.",
             MODEL,
             low=1,
             high=4096,
         ),
     ] = None
-    disable_cuda_graph: Annotated[bool, Flag("Launch every kernel of a step by itself.", MODEL)] = False
+    disable_cuda_graph: Annotated[bool, Flag("Run every step without CUDA graphs.", MODEL)] = False
     load_format: Annotated[
         Literal["auto", "safetensors", "gguf", "dummy"],
         Flag("Format of the weights. dummy: random weights from a config.json, for benchmarks.", MODEL),
     ] = "auto"
     keep_weights_on_host: Annotated[
         bool,
-        Flag("Weights whose memory is released stay in host memory, and are resumed from there.", MODEL),
+        Flag("Keep released weights in host memory, and resume them from there.", MODEL),
     ] = False
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], Flag("Where the model runs. auto: on an NVIDIA GPU if there is one.", MODEL)
+        Literal["auto", "cpu", "cuda"], Flag("Where the model runs. auto: an NVIDIA GPU if there is one.", MODEL)
     ] = "auto"
     context_length: Annotated[
         int | None, Flag("Longest prompt plus output, in tokens. Default: the model's own.", MODEL, low=1)
@@ -95,16 +95,16 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     sampling_defaults: Annotated[
         Literal["model", "openai"],
         Flag(
-            "What /v1 requests get for sampling parameters that they leave out. model: what the model's files "
-            "recommend (generation_config.json, GGUF metadata). openai: temperature 1 and nothing else.",
+            "Sampling parameters of /v1 requests that do not set them. model: the recommendation in the model's files "
+            "(generation_config.json, GGUF metadata). openai: temperature 1 and nothing else.",
             MODEL,
         ),
     ] = "model"
     parse_special_tokens: Annotated[
         Literal["never", "prompts", "always"],
         Flag(
-            "Where control tokens that a request spells out (<|im_end|>) become control tokens. prompts: in text "
-            "prompts, not in chat messages, where they stay text. A request's own parse_special_tokens wins.",
+            "Where the spelling of a control token (<|im_end|>) in a request becomes that token. prompts: in text "
+            "prompts, but not in chat messages. A request's own parse_special_tokens wins.",
             MODEL,
         ),
     ] = "prompts"
@@ -113,7 +113,7 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     allow_hub: Annotated[
         bool,
         Flag(
-            "Let /update_weights_from_disk fetch hub ids from the network. Always so when --model is a hub id.", MODEL
+            "Let /update_weights_from_disk fetch hub ids from the network. Implied when --model is a hub id.", MODEL
         ),
     ] = False
 
@@ -135,32 +135,34 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     allowed_origin: Annotated[
         str | None,
         Flag(
-            "Web pages that may use the server: origins such as https://chat.example, separated by commas, or *. "
-            "Default: only pages of the server itself.",
+            "Origins of web pages that may use the server, such as https://chat.example, separated by commas, or *. "
+            "Default: only the server's own pages.",
             HTTP,
         ),
     ] = None
     allowed_host: Annotated[
         str | None,
         Flag(
-            "Further names of this server, separated by commas, or *. Checked by default when it listens on a loopback "
-            "address without --api-key.",
+            "Additional host names of this server, separated by commas, or *. By default, names are checked only if "
+            "the server listens on a loopback address without --api-key.",
             HTTP,
         ),
     ] = None
-    max_body_bytes: Annotated[int, Flag("Largest accepted request body.", HTTP, low=1024, high=1 << 30)] = 4 * MIB
+    max_body_bytes: Annotated[
+        int, Flag("Largest accepted request body, in bytes.", HTTP, low=1024, high=1 << 30)
+    ] = 4 * MIB
     max_header_bytes: Annotated[
-        int, Flag("Largest accepted URL and headers of a request, together.", HTTP, low=1024, high=16 * MIB)
+        int, Flag("Largest accepted total of a request's URL and headers, in bytes.", HTTP, low=1024, high=16 * MIB)
     ] = 64 << 10
     header_timeout: Annotated[
         float,
-        Flag("Seconds that a client has to send the headers of a request.", HTTP, low=0.1, high=3600),
+        Flag("Seconds within which a client must send the headers of a request.", HTTP, low=0.1, high=3600),
     ] = 10.0
     max_connections: Annotated[
         int | None,
         Flag(
-            "Connections open at once; one more takes the place of one without a request, or is answered 503. "
-            "Default: what the limit on open files leaves room for, at most 16384.",
+            "Most open connections; one more replaces an idle connection, or gets 503. Default: as many as the limit "
+            "on open files permits, at most 16384.",
             HTTP,
             low=1,
             high=1_000_000,
@@ -168,10 +170,10 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     ] = None
     max_control_timeout: Annotated[
         float,
-        Flag("Longest timeout, in seconds, that a control request may ask for.", HTTP, low=0, high=86400),
+        Flag("Longest timeout of a control request, in seconds.", HTTP, low=0, high=86400),
     ] = 3600.0
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Flag("Least severe log messages shown.", HTTP)
+        Literal["debug", "info", "warning", "error"], Flag("Lowest level of log messages.", HTTP)
     ] = "info"
 
     page_size: Annotated[int, Flag("Tokens in a page, the unit of the KV cache.", CACHE, low=1, high=1024)] = 16
@@ -180,73 +182,74 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         Flag("Data type of keys and values. auto: that of --dtype; fp8: half the memory of 16 bits.", CACHE),
     ] = "auto"
     kv_cache_memory_mb: Annotated[
-        int | None, Flag("Memory for the KV cache in MiB. Default: 640 on CPU, on a GPU by share.", CACHE, low=1)
+        int | None,
+        Flag("Memory for the KV cache in MiB. Default: 640 on CPU; on a GPU see --mem-fraction-static.", CACHE, low=1),
     ] = None
     max_total_tokens: Annotated[
-        int | None, Flag("Size of the KV cache in tokens; wins over the flags in memory.", CACHE, low=1)
+        int | None, Flag("Size of the KV cache in tokens; wins over the flags for memory.", CACHE, low=1)
     ] = None
     mem_fraction_static: Annotated[
         float | None,
         Flag(
-            "Size weights and KV cache to this share of the device's free memory (0 < x < 1). Default on a GPU: 0.9.",
+            "Share of the device's free memory for weights and KV cache (0 < x < 1). Default on a GPU: 0.9.",
             CACHE,
             low=0.01,
             high=0.99,
         ),
     ] = None
-    disable_radix_cache: Annotated[bool, Flag("Keep no KV for later requests.", CACHE)] = False
+    disable_radix_cache: Annotated[bool, Flag("Do not reuse KV across requests.", CACHE)] = False
 
     enable_hierarchical_cache: Annotated[
-        bool, Flag("Keep pages in host memory, too, below those of the device.", TIERS)
+        bool, Flag("Add a tier in host memory below the device's pages.", TIERED)
     ] = False
-    hicache_ratio: Annotated[float, Flag("Host pages as a multiple of the device's.", TIERS, low=0.01, high=1000)] = 2.0
+    hicache_ratio: Annotated[float, Flag("Host pages per device page.", TIERED, low=0.01, high=1000)] = 2.0
     hicache_size: Annotated[
-        float, Flag("Size of the host tier in GB; wins over --hicache-ratio. 0: not set.", TIERS, low=0)
+        float, Flag("Size of the host tier in GB; wins over --hicache-ratio. 0: not set.", TIERED, low=0)
     ] = 0.0
     hicache_write_policy: Annotated[
         Literal["write_through", "write_through_selective", "write_back"],
-        Flag("When pages go to the host: at once, when hit again, or before they are evicted.", TIERS),
+        Flag("When pages are copied to the host: immediately, at their second use, or on eviction.", TIERED),
     ] = "write_through"
     hicache_storage_backend: Annotated[
         Literal["file", "redis", "memory"] | None,
-        Flag("A store below the host tier, which outlives the server.", TIERS),
+        Flag("Add a store below the host tier; its pages survive a restart.", TIERED),
     ] = None
-    hicache_storage_dir: Annotated[str | None, Flag("Folder of the file store.", TIERS)] = None
+    hicache_storage_dir: Annotated[str | None, Flag("Folder of the file store.", TIERED)] = None
     hicache_storage_url: Annotated[
-        str | None, Flag("Address of the Redis or Valkey store.", TIERS, env="HEADWATER_STORAGE_URL", is_secret=True)
+        str | None, Flag("Address of the Redis or Valkey store.", TIERED, env="HEADWATER_STORAGE_URL", is_secret=True)
     ] = None
     hicache_storage_size: Annotated[
-        float | None, Flag("Size of the store in GB. Default: 16, or what redis allows.", TIERS, low=0.001)
+        float | None, Flag("Size of the store in GB. Default: 16; for redis the server's own limit.", TIERED, low=0.001)
     ] = None
     hicache_storage_prefetch_policy: Annotated[
         Literal["best_effort", "wait_complete", "timeout"],
-        Flag("How long a request waits for its pages from the store.", TIERS),
+        Flag("How long a request waits for its pages in the store.", TIERED),
     ] = "timeout"
 
     kv_events_endpoint: Annotated[
         str | None,
         Flag(
-            "Publish what the cache holds on this zmq address (tcp://127.0.0.1:5557 or ipc:///path); "
-            "engine N of several adds N to the port or .N to the path.",
-            TIERS,
+            "Publish the cache's events on this zmq address (tcp://127.0.0.1:5557 or ipc:///path); with several "
+            "engines, engine N adds N to the port or .N to the path.",
+            TIERED,
         ),
     ] = None
     kv_events_replay_endpoint: Annotated[
-        str | None, Flag("Repeat the last events on this zmq address to those who missed them.", TIERS)
+        str | None, Flag("Zmq address where subscribers can request events that they missed.", TIERED)
     ] = None
     kv_events_kept: Annotated[
-        int, Flag("Batches of events kept for that.", TIERS, low=1, high=10_000_000)
+        int, Flag("Batches of events kept for such requests.", TIERED, low=1, high=10_000_000)
     ] = 10_000
 
     max_running_requests: Annotated[
-        int | None, Flag("Requests that run at once. Default: 64 on CPU, 256 on a GPU.", SCHEDULE, low=1, high=4096)
+        int | None, Flag("Most running requests. Default: 64 on CPU, 256 on a GPU.", SCHEDULE, low=1, high=4096)
     ] = None
     max_queued_requests: Annotated[
-        int, Flag("Requests that may wait; one more is answered 429.", SCHEDULE, low=0, high=1_000_000)
+        int, Flag("Most waiting requests; one more gets 429.", SCHEDULE, low=0, high=1_000_000)
     ] = 1024
     chunked_prefill_size: Annotated[
         int | None,
-        Flag("Most prompt tokens one request computes in a step. Default: 512 on CPU, 8192 on a GPU.", SCHEDULE, low=1),
+        Flag("Most prompt tokens of one request in a step. Default: 512 on CPU, 8192 on a GPU.", SCHEDULE, low=1),
     ] = None
     max_step_tokens: Annotated[
         int | None,
@@ -265,7 +268,7 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     threads: Annotated[
         int | None,
         Flag(
-            "Threads that compute, in each engine. Default: the cores available, divided among the engines.",
+            "Compute threads of each engine. Default: the available cores, divided among the engines.",
             PROCESS,
             low=1,
             high=1024,
@@ -274,7 +277,7 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     engine_restarts: Annotated[
         int,
         Flag(
-            "Times each engine process that died is started anew before the server gives up.",
+            "Restarts of each engine process before the server gives up.",
             PROCESS,
             low=0,
             high=1000,
@@ -283,7 +286,7 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     dp_size: Annotated[
         int,
         Flag(
-            "Engine processes (replicas), each with weights and a KV cache of its own.",
+            "Engine processes (replicas), each with its own weights and KV cache.",
             PROCESS,
             low=1,
             high=64,
@@ -333,12 +336,12 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
                 raise ValueError(f"{flag_name(name)} and --hicache-storage-backend {wanted} go together")
 
     def public(self) -> dict[str, Any]:
-        """All arguments by field name, secrets masked: what /server_info shows."""
+        """All arguments by field name, with secrets masked, for /server_info."""
         values = {name: getattr(self, name) for name in FLAGS}
         return {name: "***" if v is not None and FLAGS[name].flag.is_secret else v for name, v in values.items()}
 
     def for_one_engine(self, num_cores: int) -> "ServerArgs":
-        """These arguments as each of the `dp_size` engines gets them: its share of cores and of memory."""
+        """The arguments of one of the `dp_size` engines, with its share of cores and memory."""
         if self.dp_size == 1:
             return self
         share = self.mem_fraction_static
@@ -349,13 +352,13 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         )
 
     def for_device(self, device: str) -> "ServerArgs":
-        """These arguments with the defaults that depend on the device (`"cpu"` or `"cuda"`) filled in."""
+        """The arguments with the defaults of a device (`"cpu"` or `"cuda"`) filled in."""
         if device not in _DEVICE_DEFAULTS:
             raise ValueError(f"no defaults are known for device {device!r}; known: {', '.join(_DEVICE_DEFAULTS)}")
         defaults = _DEVICE_DEFAULTS[device]
         running = self.max_running_requests or defaults.running
         chunk = self.chunked_prefill_size or defaults.chunk
-        # where steps are long, decodes share the budget of a chunk: a little more of it would need another tile
+        # with large chunks, decodes share the chunk's budget: a few tokens more would need another tile
         step = chunk + running if device == "cpu" else max(chunk, running)
         share = defaults.mem_fraction and defaults.mem_fraction / self.dp_size
         sized = self.kv_cache_memory_mb or self.max_total_tokens or self.mem_fraction_static

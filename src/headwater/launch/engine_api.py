@@ -1,4 +1,4 @@
-"""`from headwater import Engine`: the engine in this process, without HTTP."""
+"""`from headwater import Engine`: an engine in the user's process, without HTTP."""
 
 import asyncio
 import atexit
@@ -30,22 +30,23 @@ from headwater.tokenization.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
-# a batch from Python may be as large as memory allows: nobody else waits for this process
+# a batch from Python may be as large as memory allows, since no other client uses this process
 LIMITS = RequestLimits(max_batch=1_000_000)
 
 
 class Engine:
-    """A loaded model with its scheduler and KV cache, answering like the server's /generate.
+    """A loaded model with its scheduler and KV cache. Its answers are those of the server's /generate.
 
-    The engine loop runs in a thread of this process and a second thread talks to it, so that the calling
-    thread may block and an event loop of the caller stays free. Use it as a context manager, or call
-    `shutdown`; it also ends with the interpreter. All methods may be called from any thread.
+    The engine loop runs in one thread of this process and its client in another, so the caller's event loop stays
+    free. Use an `Engine` as a context manager, or call `shutdown`; otherwise it ends with the interpreter. All methods
+    may be called from any thread.
     """
 
     def __init__(self, model: str | None = None, **server_args: Any) -> None:
         """Load a model. `server_args` are the fields of `ServerArgs`, e.g. `page_size=16, threads=2`.
 
-        Raises `ValueError` or `OSError` as `headwater serve` reports them, `TypeError` for unknown arguments.
+        Raises `ValueError` and `OSError` for the errors that `headwater serve` reports, `TypeError` for unknown
+        arguments.
         """
         self.args = with_model(ServerArgs(model=model, **server_args))
         if self.args.dp_size != 1:
@@ -84,10 +85,10 @@ class Engine:
     ) -> Any:
         """Generate for one prompt or a batch, given as text or as token ids.
 
-        `sampling_params` and `options` are those of /generate: `temperature`, `max_new_tokens`, ...; and
-        `return_logprob`, `top_logprobs_num`, `cache_salt`, ... Returns a dict with `text`, `output_ids` and
-        `meta_info`, a list of them for a batch, or with `stream=True` an iterator of dicts whose text is
-        cumulative (a batch's carry their `index`). Raises `ValueError` that names a wrong parameter.
+        `sampling_params` are those of /generate (`temperature`, `max_new_tokens`, ...), and so are `options`
+        (`return_logprob`, `top_logprobs_num`, `cache_salt`, ...). Returns a dict with `text`, `output_ids` and
+        `meta_info`, or a list of such dicts for a batch. With `stream=True` it returns an iterator of dicts with
+        cumulative text; those of a batch carry their `index`. Raises `ValueError` that names a wrong parameter.
         """
         request = _request(prompt, sampling_params, input_ids, stream, options)
         if stream:
@@ -133,7 +134,7 @@ class Engine:
         hold: bool = False,
         dry_run: bool = False,
     ) -> FlushResult:
-        """Make cached KV unreachable, as /flush_cache does (docs/flush.md); `success` tells whether it was flushed.
+        """Make cached KV unreachable, as /flush_cache does (docs/flush.md); `success` is whether it was flushed.
 
         Raises `ValueError` that names a wrong parameter.
         """
@@ -158,11 +159,11 @@ class Engine:
             raise ValueError(error.failed.message) from None
 
     def get_state(self) -> EngineState:
-        """Requests, pages by owner and counters, between two turns of the loop."""
+        """The requests, pages by owner and counters of the engine, between two turns of its loop."""
         return self._wait(self._client.call(GetState(call_id=new_call_id())))
 
     def get_server_info(self) -> Json:
-        """The arguments in force, what was loaded, and a snapshot of the engine."""
+        """The arguments in effect, the loaded model, and a snapshot of the engine."""
         state = self.get_state()
         return {
             **self.args.public(),
@@ -174,13 +175,13 @@ class Engine:
         }
 
     def shutdown(self) -> None:
-        """End running requests and free everything. Harmless when repeated."""
+        """End running requests and free everything. Repeated calls do nothing."""
         if not self._is_running:
             return
         self._is_running = False
         atexit.unregister(self.shutdown)
         with contextlib.suppress(EngineGone, TimeoutError):
-            # a message wakes a sleeping loop, a flag would be seen later
+            # a message wakes a sleeping loop, which would notice a flag only later
             self._wait(self._client.call(Shutdown(call_id=new_call_id()), timeout_s=10.0))
         self._engine.stop()
         self._engine_thread.join(timeout=10.0)
@@ -199,10 +200,10 @@ class Engine:
     # --- threads -----------------------------------------------------------------------------------
 
     def _run_engine(self) -> None:
-        """The engine thread. If the loop dies, whoever waits for an answer must hear of it."""
+        """The engine's thread. If the loop dies, all callers that wait for an answer get an error."""
         try:
             self._engine.run()
-        except BaseException as error:  # noqa: BLE001  whatever it is, the clients must hear of it
+        except BaseException as error:  # noqa: BLE001  the clients must get any error
             reason = f"the engine loop failed: {type(error).__name__}: {error}"
             traceback.print_exc()
             self._loop.call_soon_threadsafe(self._client.engine_gone, 0, reason)
@@ -250,7 +251,7 @@ def _request(
     stream: bool,
     options: Json,
 ) -> GenerateRequest:
-    """The body of /generate for a call; an option it does not know is a `TypeError`, as in any call."""
+    """The body of /generate for a call. An unknown option is a `TypeError`, as in any Python call."""
     if unknown := options.keys() - GenerateRequest.model_fields.keys():
         raise TypeError(f"generate() got unexpected arguments: {', '.join(sorted(unknown))}")
     body = {

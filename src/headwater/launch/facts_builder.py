@@ -1,4 +1,4 @@
-"""The facts about the loaded model that the APIs show, from the arguments and the engine's own words."""
+"""Builds `ModelFacts`, which the APIs report, from the server's arguments and the engine's report."""
 
 from headwater.generation.model_facts import ModelFacts
 from headwater.generation.sampling import usable_defaults
@@ -8,7 +8,7 @@ from headwater.messages.state import EngineReady
 
 
 def tokenizer_path(args: ServerArgs) -> str:
-    """Where the tokenizer comes from: the user's choice, else the model."""
+    """The source of the tokenizer: --tokenizer, or else the model."""
     assert args.model is not None, "with_model comes first"
     return args.tokenizer or args.model
 

@@ -1,4 +1,4 @@
-"""A command-line flag as part of a struct's field: its help, its range, and the check of a value."""
+"""A command-line flag as annotation of a struct's field: help text, range, and the check of a value."""
 
 import types
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ import msgspec
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """What the command line shows and checks for one field of a struct; the bounds are inclusive."""
+    """Help text and bounds (inclusive) of one field of a struct."""
 
     help: str
-    panel: str
+    section: str
     low: float | None = None
     high: float | None = None
-    also: tuple[str, ...] = ()  # further spellings
+    also: tuple[str, ...] = ()  # aliases
     env: str | None = None  # an environment variable that sets it
     is_secret: bool = False  # never shown in /server_info or in logs
 
@@ -43,7 +43,7 @@ class FlagSpec:
         except msgspec.ValidationError:
             raise ValueError(f"{flag_name(self.name)} must be {self._expected()}, got {value!r}") from None
         low, high = self.flag.low, self.flag.high
-        # written so that NaN, for which every comparison is false, is refused
+        # in this form, NaN is rejected: all of its comparisons are false
         if (low is not None and not value >= low) or (high is not None and not value <= high):
             raise ValueError(f"{flag_name(self.name)} must be {self._expected()}, got {value!r}")
 
@@ -77,7 +77,7 @@ def read_flags(struct: type) -> dict[str, FlagSpec]:
 
 def without_none(annotated: Any) -> tuple[Any, bool]:
     """The type of a field that may be None, and whether it may."""
-    if get_origin(annotated) not in (types.UnionType, Union):  # `Literal[...] | None` is the latter
+    if get_origin(annotated) not in (types.UnionType, Union):  # `Literal[...] | None` is a `Union`
         return annotated, False
     (kind,) = [part for part in get_args(annotated) if part is not types.NoneType]
     return kind, True

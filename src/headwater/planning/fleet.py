@@ -1,4 +1,4 @@
-"""Several engines in one virtual time, behind the API process's routing."""
+"""Several planned engines in virtual time, behind the API process's routing."""
 
 import heapq
 from collections import Counter
@@ -18,26 +18,26 @@ from headwater.planning.trace import PlannedRequest, Tokens
 
 
 class _Member:
-    """`client.engine_choice.Candidate`: an engine, with what the API process knows of it at a moment."""
+    """`client.engine_choice.Candidate`: an engine as the API process sees it at a moment."""
 
     def __init__(self, engine: PlannedEngine) -> None:
         self.engine = engine
         self.index = engine.index
         self.num_running = 0
-        self._ends_s: list[float] = []  # of requests that have ended, perhaps later than the moment
+        self._ends_s: list[float] = []  # ends of requests, some of them after that moment
 
     def ended(self, at_s: float) -> None:
         heapq.heappush(self._ends_s, at_s)
 
     def look(self, now_s: float) -> None:
-        """Hear of what has ended by now."""
+        """Count the requests that have ended by `now_s`."""
         while self._ends_s and self._ends_s[0] <= now_s:
             heapq.heappop(self._ends_s)
             self.num_running -= 1
 
 
-class Fleet:
-    """Plays a workload once. Engines turn in the order of their clocks, so that none gets ahead of an arrival."""
+class PlannedFleet:
+    """Runs a workload once. Engines turn in the order of their clocks, so that no clock passes an arrival."""
 
     def __init__(self, plan: EnginePlan, *, num_engines: int) -> None:
         if num_engines < 1:
@@ -46,14 +46,14 @@ class Fleet:
         store = MeteredStore(num_pages=plan.num_storage_pages) if plan.num_storage_pages else None
         self._members = [_Member(PlannedEngine(index, plan, store)) for index in range(num_engines)]
         self._routes = PrefixRoutes(page_size=plan.page_size) if num_engines > 1 else None
-        self._arrivals: list[tuple[float, int]] = []  # a heap: when, and the request's number
+        self._arrivals: list[tuple[float, int]] = []  # a heap of times and request numbers
         self._conversations: dict[str, Tokens] = {}
-        self._next_turns: dict[int, int] = {}  # the request that follows another one in its session
+        self._next_turns: dict[int, int] = {}  # the next request of the session, by request
         self._results: list[RequestResult] = []
         self._trace: Sequence[PlannedRequest] = ()
 
     def play(self, trace: Sequence[PlannedRequest], *, on_end: Callable[[], None] | None = None) -> FleetResult:
-        """Serve all of `trace`. `on_end` is told of each request that has ended."""
+        """Serve all of `trace`. `on_end` is called at the end of each request."""
         self._trace = trace
         self._results = [RequestResult() for _ in trace]
         self._queue_arrivals(trace)

@@ -1,4 +1,4 @@
-"""How a fleet served a workload: by request, and summed up."""
+"""The result of a fleet for a workload: by request, and as a summary."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ TIERS = ("device", "host", "storage")
 
 @dataclass(slots=True)
 class RequestResult:
-    """One request, in the fleet's time."""
+    """The result of one request, in the fleet's time."""
 
     sent_s: float = 0.0
     first_token_s: float = 0.0
@@ -17,7 +17,7 @@ class RequestResult:
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     num_retractions: int = 0
-    cached: dict[str, int] = field(default_factory=dict)  # prompt tokens found, by tier
+    cached: dict[str, int] = field(default_factory=dict)  # prompt tokens found in the cache, by tier
     is_refused: bool = False
 
     @property
@@ -26,17 +26,17 @@ class RequestResult:
 
     @property
     def itl_s(self) -> float:
-        """Mean time between its tokens; only of requests with two or more."""
+        """Mean time between tokens, of a request with at least two."""
         return (self.ended_s - self.first_token_s) / (self.num_output_tokens - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class FleetResult:
-    """All requests of a workload, in its order."""
+    """The results of all requests of a workload, in its order."""
 
     requests: tuple[RequestResult, ...]
     num_steps: int
-    busy_s: tuple[float, ...]  # seconds of steps, by engine
+    busy_s: tuple[float, ...]  # seconds spent in steps, by engine
     moved_pages: dict[str, int]  # by kind of transfer
     dropped_pages: dict[str, int]  # by cause
 
@@ -50,7 +50,7 @@ class FleetResult:
 
     @property
     def duration_s(self) -> float:
-        """From the first request sent to the last one ended."""
+        """Seconds from the first arrival to the end of the last request."""
         served = self.served
         if not served:
             return 0.0
@@ -58,7 +58,7 @@ class FleetResult:
 
     @property
     def ttft_s(self) -> list[float]:
-        """Times to the first token, ascending."""
+        """Times to first token, ascending."""
         return sorted(request.ttft_s for request in self.served if request.num_output_tokens)
 
     @property
@@ -67,12 +67,12 @@ class FleetResult:
         return sorted(request.itl_s for request in self.served if request.num_output_tokens > 1)
 
     def hit_rate(self, tier: str) -> float:
-        """Share of all prompt tokens that were found on `tier`."""
+        """Share of all prompt tokens found on `tier`."""
         num_tokens = sum(request.num_prompt_tokens for request in self.served)
         return sum(request.cached.get(tier, 0) for request in self.served) / max(1, num_tokens)
 
     def summary(self) -> dict[str, float]:
-        """Figures by name, as tables and files show them."""
+        """Figures by name, for tables and files."""
         served, seconds = self.served, max(self.duration_s, 1e-9)
         num_output = sum(request.num_output_tokens for request in served)
         return {
@@ -91,7 +91,7 @@ class FleetResult:
 
 
 def percentile(ascending: Sequence[float], percent: float) -> float:
-    """The least value that so many percent do not exceed (nearest rank); 0 of nothing."""
+    """The percentile of sorted values by nearest rank; 0 without values."""
     if not ascending:
         return 0.0
     rank = -(-len(ascending) * percent // 100)

@@ -1,4 +1,4 @@
-"""What a device does in a second: presets, and files that change them."""
+"""The rates of a device: presets, and files that change them."""
 
 import dataclasses
 import math
@@ -10,21 +10,21 @@ import msgspec
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """Rates of one engine's device, as reached by a serving engine, not as printed on the box."""
+    """Rates of one engine's device. They are those that a serving engine reaches, not those of the data sheet."""
 
     name: str
-    flops_per_s: float  # of the linear layers, in large products
+    flops_per_s: float  # of linear layers, in large products
     attention_flops_per_s: float
     bytes_per_s: float  # reading weights and KV
-    overlap: float  # 1: a product takes the longer of bytes and FLOPs; 0: their sum
-    step_overhead_s: float  # of a step, whatever is in it
+    overlap: float  # 1: a product takes the longer time of bytes and FLOPs; 0: their sum
+    step_overhead_s: float  # of every step
     row_overhead_s: float  # of each request in a step
     token_overhead_s: float  # of each token computed: norms, rotary embedding, writing KV
-    host_bytes_per_s: float  # copies between device and host, each way
+    host_bytes_per_s: float  # copies between device and host, in each direction
     storage_bytes_per_s: float
-    storage_latency_s: float  # of one call of the store
+    storage_latency_s: float  # of one call to the store
     memory_bytes: float  # of the device: weights and KV
-    is_async: bool  # a step is launched while the one before it runs
+    is_async: bool  # a step is launched while the previous one runs
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -46,9 +46,9 @@ def _range_of(name: str) -> str:
     return "at least 0" if name in _MAY_BE_ZERO else "above 0"
 
 
-# From measurements of 22 Nov 2026 on one H100 80GB: products 757 TFLOP/s and reads 3.10 TB/s at best, of which
-# serving engines reached 81 % in prefill and 2.6 TB/s in decode; 0.7 ms a step beside those; paged attention in
-# prefill 510 TFLOP/s; scattered pages 52 GB/s to and from pinned memory.
+# Measured on 22 Nov 2026 on one H100 80GB: at best 757 TFLOP/s in products and 3.10 TB/s in reads. Serving engines
+# reached 81 % of the former in prefill and 2.6 TB/s in decode, plus 0.7 ms a step. Paged attention in prefill
+# reached 510 TFLOP/s; scattered pages moved at 52 GB/s to and from pinned memory.
 _H100 = Hardware(
     name="h100",
     flops_per_s=6.1e14,
@@ -68,10 +68,10 @@ HARDWARE = {
     hardware.name: hardware
     for hardware in (
         _H100,
-        # The same processor with 4.8 instead of 3.35 TB/s of memory by its data sheet. Held against one H200: this
-        # gives 4.7 ms a token for one stream at 8B in bfloat16, 4.5 were measured; scattered pages moved at 51 GB/s.
+        # The same processor with 4.8 instead of 3.35 TB/s of memory in its data sheet. For one stream at 8B in bfloat16
+        # the model gives 4.7 ms a token; one H200 took 4.5 ms, and moved scattered pages at 51 GB/s.
         dataclasses.replace(_H100, name="h200", bytes_per_s=2.6e12 * 4.8 / 3.35, memory_bytes=141e9),
-        # Two cores with AVX512-BF16, SmolLM2 in bfloat16, as benchmarks/plan_check.py measured them on 22 Nov 2026.
+        # Two cores with AVX512-BF16, SmolLM2 in bfloat16, measured by benchmarks/plan_check.py on 22 Nov 2026.
         Hardware(
             name="cpu",
             flops_per_s=3.4e11,
@@ -92,7 +92,7 @@ HARDWARE = {
 
 
 def find_hardware(name: str) -> Hardware:
-    """A preset by name, or a JSON file: fields of `Hardware`, and `base`, the preset that has the rest."""
+    """A preset by name, or a JSON file with fields of `Hardware` and `base`, a preset for the other fields."""
     if name in HARDWARE:
         return HARDWARE[name]
     path = Path(name)

@@ -1,4 +1,4 @@
-"""Sizes of a model, as far as the time of its steps depends on them."""
+"""The sizes of a model that determine the time of its steps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from headwater.models.model_files import is_there, read_json_object, without_nul
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A dense decoder: features, heads, layers, and bytes of a weight and of a KV element."""
+    """A dense decoder: features, heads, layers, and bytes per weight and per KV element."""
 
     name: str
     num_layers: int
@@ -37,7 +37,7 @@ class ModelShape:
 
     @property
     def num_layer_weights(self) -> int:
-        """Weights of all linear layers, without embeddings and head; norms and biases are left out."""
+        """Number of weights of all linear layers, without embeddings, head, norms and biases."""
         attention = self.hidden_size * (2 * self.q_size + 2 * self.num_kv_heads * self.head_dim)
         return self.num_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
 
@@ -47,13 +47,13 @@ class ModelShape:
 
     @property
     def total_weight_bytes(self) -> float:
-        """What the weights take in memory."""
+        """Memory of the weights."""
         num_copies = 1 if self.ties_embeddings else 2
         return (self.num_layer_weights + num_copies * self.num_head_weights) * self.weight_bytes
 
     @property
     def kv_bytes_per_token(self) -> float:
-        """Keys and values of one token in all layers."""
+        """Bytes of one token's keys and values in all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.kv_bytes
 
 
@@ -79,7 +79,7 @@ MODELS = {
 
 
 def find_model(name: str) -> ModelShape:
-    """A model by its name here, or by its config.json (the file or its folder). Raises ValueError."""
+    """A model by its name in this module, or by its config.json (the file or its folder). Raises ValueError."""
     if name in MODELS:
         return MODELS[name]
     path = Path(name)
@@ -91,7 +91,7 @@ def find_model(name: str) -> ModelShape:
 
 
 def shape_from_config(raw: Mapping[str, Any], *, name: str) -> ModelShape:
-    """From a parsed Hugging Face config.json. Raises ValueError for what is missing, and for experts."""
+    """The shape of a parsed Hugging Face config.json. ValueError for missing fields and for models with experts."""
     fields = Fields(without_nulls(raw), source="config.json")
     experts = next((key for key in ("num_experts", "num_local_experts", "n_routed_experts") if fields.raw(key)), None)
     if experts is not None:

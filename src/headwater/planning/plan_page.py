@@ -1,4 +1,4 @@
-"""The comparison as one HTML page with drawings, which needs nothing else to be looked at."""
+"""The comparison as one self-contained HTML page with charts."""
 
 import html
 import math
@@ -39,7 +39,7 @@ _COLUMNS = (  # name in FleetResult.summary, heading, how it is shown
 
 
 def plan_page(compared: Sequence[Compared], *, workload: str) -> str:
-    """A whole page. `workload` says in a sentence what was served."""
+    """The whole page. `workload` describes the workload in a sentence."""
     plan = compared[0].plan
     facts = (
         f"{plan.model.name} on {plan.hardware.name}, pages of {plan.page_size} tokens "
@@ -57,8 +57,8 @@ def plan_page(compared: Sequence[Compared], *, workload: str) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Headwater: fleets compared</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>'
         f"<h1>Fleets compared</h1><p>{html.escape(workload)}<br>{html.escape(facts)}</p>{body}"
-        "<footer>Played by the real scheduler and cache in virtual time; steps and copies take what the cost model "
-        "says. Made by <code>headwater simulate --plan</code>.</footer></body></html>\n"
+        "<footer>Computed by the real scheduler and cache in virtual time; the times of steps and copies come from the "
+        "cost model. Made by <code>headwater simulate --plan</code>.</footer></body></html>\n"
     )
 
 
@@ -90,7 +90,7 @@ def _throughput_bars(compared: Sequence[Compared]) -> str:
 
 
 def _bars(rows: Sequence[tuple[str, list[tuple[float, str, str]], str]], *, longest: float) -> str:
-    """Rows of (label, parts of (length, color, title), text at the end)."""
+    """A bar chart with rows of (label, parts of (length, color, title), text at the end)."""
     label_width = 12 + _CHARACTER_WIDTH * max(len(label) for label, _, _ in rows)
     scale = (_WIDTH - label_width - 80) / longest
     drawn = []
@@ -109,7 +109,7 @@ def _bars(rows: Sequence[tuple[str, list[tuple[float, str, str]], str]], *, long
 
 
 def _ttft_curves(compared: Sequence[Compared]) -> str:
-    """Share of requests by the time within which they had their first token; the time axis is logarithmic."""
+    """Curves of the share of requests with a first token by a time, on a logarithmic axis."""
     times = [each.result.ttft_s for each in compared]
     positive = [time for series in times for time in series if time > 0]
     if not positive:
@@ -143,7 +143,7 @@ def _ttft_curves(compared: Sequence[Compared]) -> str:
 
 
 def _thinned(series: Sequence[float], most: int = 400) -> list[tuple[int, float]]:
-    """At most so many of the values with their ranks, the last one among them."""
+    """At most `most` of the values with their ranks, always with the last one."""
     step = max(1, len(series) // most)
     ranks = sorted({*range(0, len(series), step), len(series) - 1})
     return [(rank, series[rank]) for rank in ranks]

@@ -1,4 +1,4 @@
-"""One engine of a planned fleet: the real loop, scheduler and cache on a clock of its own."""
+"""One engine of a planned fleet: the real loop, scheduler and cache with a virtual clock."""
 
 import math
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ _CLIENT = b"planner"
 
 @dataclass(frozen=True, slots=True)
 class EnginePlan:
-    """How each engine is set up. Sizes are in bytes; what is 0 is not there."""
+    """The setup of each engine. Sizes are in bytes; a tier of size 0 is absent."""
 
     model: ModelShape
     hardware: Hardware
-    device_bytes: float | None = None  # for KV; None: nine tenths of the device's memory, less the weights
+    device_bytes: float | None = None  # for KV; None: 90 % of the device's memory, minus the weights
     host_bytes: float = 0.0
-    storage_bytes: float = 0.0  # of the store that all engines share
+    storage_bytes: float = 0.0  # of the store, which all engines share
     page_size: int = 16
     max_running: int = 256
     prefill_chunk_tokens: int = 2048
-    max_step_tokens: int | None = None  # None: a chunk and a token for each request
+    max_step_tokens: int | None = None  # None: one chunk plus one token per request
     max_queued: int = 1_000_000
     policy: SchedulePolicy = "fcfs"
     write_policy: WritePolicy = WritePolicy.WRITE_THROUGH
@@ -76,7 +76,7 @@ class EnginePlan:
 
 
 class PlannedEngine:
-    """Takes messages, turns, and says at what time each output left it. `wake_s` bounds its sleep."""
+    """An engine that takes messages and turns on its own clock. `wake_s` limits its sleep."""
 
     def __init__(self, index: int, plan: EnginePlan, store: MeteredStore | None) -> None:
         self.index = index
@@ -114,17 +114,17 @@ class PlannedEngine:
 
     @property
     def is_busy(self) -> bool:
-        """Whether turns would change anything before the next message."""
+        """Whether a turn would change anything before the next message."""
         return bool(self._inbound or self.parts.blockers() or self.parts.scheduler.running)
 
     def deliver(self, message: ToEngine, *, now_s: float) -> None:
-        """Send a message at `now_s`; an engine that slept wakes."""
+        """Send a message at `now_s`, which wakes a sleeping engine."""
         if not self.is_busy:
             self.clock.advance(max(0.0, now_s - self.clock.now()))
         self._inbound.append((_CLIENT, message))
 
     def turn(self) -> list[Output]:
-        """Turn the loop; what it told, all at the time that the clock now shows."""
+        """Turn the loop once; return its outputs, whose time is the clock's present time."""
         self.parts.loop.turn()
         outputs, self._outputs = self._outputs, []
         return outputs
@@ -142,7 +142,7 @@ class PlannedEngine:
             self._outputs += message.items
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """There is nothing to close."""
 
     # ------------------------------------------------------------------------------------------------
 

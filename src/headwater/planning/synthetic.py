@@ -4,21 +4,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headwater.planning.trace import Piece, PlannedRequest
+from headwater.planning.trace import PlannedRequest, PromptPiece
 
 
 @dataclass(frozen=True, slots=True)
 class SyntheticWorkload:
-    """Sessions that begin with one of some shared prefixes. Lengths and pauses are exponential around their means."""
+    """Sessions that begin with one of several shared prefixes. Lengths and pauses are exponentially distributed."""
 
     num_requests: int = 1000
     requests_per_s: float = 2.0  # on average, over all sessions
     num_prefixes: int = 20
-    prefix_tokens: int = 1000  # 0: nothing is shared
-    zipf: float = 1.0  # 0: all prefixes are as likely
+    prefix_tokens: int = 1000  # 0: no shared prefixes
+    zipf: float = 1.0  # 0: all prefixes are equally likely
     turns_per_session: int = 3
     think_s: float = 10.0  # between an answer and the next turn
-    user_tokens: int = 100  # new ones, a turn
+    user_tokens: int = 100  # new tokens of a turn
     output_tokens: int = 200
     seed: int = 0
 
@@ -33,7 +33,7 @@ class SyntheticWorkload:
             raise ValueError(f"requests_per_s must be above 0, found {self.requests_per_s}")
 
     def requests(self) -> list[PlannedRequest]:
-        """All requests, by the arrival of their sessions."""
+        """All requests, in the order of their sessions' arrivals."""
         source = np.random.default_rng(self.seed)
         weights = np.arange(1, self.num_prefixes + 1, dtype=np.float64) ** -self.zipf
         weights /= weights.sum()
@@ -44,7 +44,8 @@ class SyntheticWorkload:
             prefix = int(source.choice(self.num_prefixes, p=weights))
             session = f"session {len(found)}"
             for turn in range(min(self.turns_per_session, self.num_requests - len(found))):
-                shared = (Piece(f"prefix {prefix}", self.prefix_tokens),) if turn == 0 and self.prefix_tokens else ()
+                is_shared = turn == 0 and self.prefix_tokens > 0
+                shared = (PromptPiece(f"prefix {prefix}", self.prefix_tokens),) if is_shared else ()
                 found.append(
                     PlannedRequest(
                         arrival_s=now_s,

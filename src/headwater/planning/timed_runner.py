@@ -1,4 +1,4 @@
-"""A runner that computes nothing and takes its time: every request generates the tokens its trace foretells."""
+"""A runner that computes nothing but takes the modelled time: each request generates predetermined tokens."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,22 +9,22 @@ from headwater.scheduling.plan import StepPlan, StepResult
 from headwater.simulation.fakes.kv_records import make_records
 from headwater.simulation.fakes.memory import FakeKvMemory, FakeWeights
 
-_FIRST_TOKEN, _NUM_TOKENS = 1000, 30_000  # generated ids lie in between; which ones does not matter
+_FIRST_TOKEN, _NUM_TOKENS = 1000, 30_000  # any ids will do
 
 
 def foretold_tokens(seed: int, first: int, count: int) -> npt.NDArray[np.int32]:
-    """What a request with this sampling seed generates from its output position `first` on. int32[count]."""
+    """The output tokens of a request with this sampling seed, from position `first` on. int32[count]."""
     return _tokens(np.full(count, seed, dtype=np.uint64), np.arange(first, first + count, dtype=np.uint64))
 
 
 def _tokens(seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
-    """A multiplicative hash of both (Knuth, TAOCP 3, 6.4)."""
+    """A multiplicative hash of seed and position (Knuth, TAOCP 3, 6.4)."""
     mixed = (seeds * np.uint64(0x9E3779B97F4A7C15)) ^ (positions * np.uint64(0xD6E8FEB86659FD93))
     return ((mixed >> np.uint64(33)) % np.uint64(_NUM_TOKENS) + np.uint64(_FIRST_TOKEN)).astype(np.int32)
 
 
 class TimedStep:
-    """A step that ends at a moment of the engine's clock. Collecting it earlier waits until then."""
+    """A step that ends at a moment of the engine's clock. Collecting it earlier advances the clock to that moment."""
 
     def __init__(self, result: StepResult, *, ends_s: float, clock: ManualClock) -> None:
         self.ends_s = ends_s
@@ -42,7 +42,7 @@ class TimedStep:
 class TimedRunner:
     """`engine.ports.ModelRunner` on a virtual clock. One step after another, as on one stream of a GPU.
 
-    Without `is_async` a launch returns when the step is over, as on a CPU.
+    Without `is_async` a launch returns at the end of the step, as on a CPU.
     """
 
     def __init__(self, costs: CostModel, *, clock: ManualClock, max_running: int, is_async: bool) -> None:
@@ -53,11 +53,11 @@ class TimedRunner:
         self._costs = costs
         self._clock = clock
         self._is_async = is_async
-        self._free_s = 0.0  # when the last step ends
+        self._free_s = 0.0  # the end of the last step
         self._seeds = np.zeros(max_running, dtype=np.uint64)
 
     def recover(self) -> None:
-        """No step fails here."""
+        """There is nothing to recover: planned steps do not fail."""
 
     def launch(self, plan: StepPlan) -> TimedStep:
         for assignment in plan.assignments:

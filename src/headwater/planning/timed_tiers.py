@@ -1,4 +1,4 @@
-"""Host and storage without bytes: copies and calls that take as long as their pages would."""
+"""Host and storage tiers without contents, whose copies and calls take the time of real pages."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from headwater.storage.memory import MemoryBackend
 from headwater.storage.page_format import HEADER_BYTES
 from headwater.storage.page_key import PageKey
 
-_STAND_IN_BYTES = 8  # what stands for a page
+_STAND_IN_BYTES = 8  # in the place of a page
 _MAX_QUEUED_JOBS = 256
 
 
 class Link:
-    """Something that carries bytes, one load after the other."""
+    """A connection that carries one transfer after the other."""
 
     def __init__(self, clock: Clock, *, bytes_per_s: float, latency_s: float = 0.0) -> None:
         self._clock = clock
@@ -25,14 +25,14 @@ class Link:
         self._free_s = 0.0
 
     def carry(self, num_bytes: float) -> tuple[float, float]:
-        """Begin as soon as the link is free; when it ends, and how long it takes by itself."""
+        """Carry `num_bytes` as soon as the link is free; return the end and the duration of the transfer."""
         took_s = self._latency_s + num_bytes / self._bytes_per_s
         self._free_s = max(self._clock.now(), self._free_s) + took_s
         return self._free_s, took_s
 
 
 class TimedCopy:
-    """A copy that is done at a moment of the clock."""
+    """A copy that ends at a moment of the clock."""
 
     has_failed = False
 
@@ -46,7 +46,7 @@ class TimedCopy:
 
 
 class TimedCopier:
-    """`cache.copier.PageCopier` with a link each way."""
+    """`cache.copier.PageCopier` with a link for each direction."""
 
     def __init__(self, clock: Clock, *, page_bytes: float, bytes_per_s: float) -> None:
         self._clock = clock
@@ -66,7 +66,7 @@ class TimedCopier:
 
 
 class StandInPages:
-    """`cache.host_pages.HostPages` of a few bytes each, which nobody looks at."""
+    """`cache.host_pages.HostPages` of a few bytes each, whose contents are never used."""
 
     page_bytes = _STAND_IN_BYTES
 
@@ -78,7 +78,7 @@ class StandInPages:
 
 
 class MeteredStore(MemoryBackend):
-    """A store of stand-ins that counts the pages it reads and writes. Engines of a fleet share one."""
+    """A store of stand-ins that counts the pages read and written. All engines of a fleet share it."""
 
     def __init__(self, *, num_pages: int) -> None:
         super().__init__(capacity_bytes=num_pages * (HEADER_BYTES + _STAND_IN_BYTES))
@@ -96,7 +96,7 @@ class MeteredStore(MemoryBackend):
 
 
 class TimedJob(Job):
-    """Done at a moment of the clock; its work has been carried out before."""
+    """A job that ends at a moment of the clock; its work has been done at the start."""
 
     def __init__(self, work: Callable[[Job], Any], clock: Clock) -> None:
         super().__init__(work)
@@ -108,7 +108,7 @@ class TimedJob(Job):
 
 
 class TimedJobs:
-    """`cache.jobs.JobRunner` over one link to `store`. What a job writes is there when it begins."""
+    """`cache.jobs.JobRunner` over one link to `store`. A job's writes are visible from its start."""
 
     def __init__(self, store: MeteredStore, link: Link, *, clock: Clock, page_bytes: float) -> None:
         self._store = store

@@ -1,19 +1,19 @@
-"""Workloads as data: requests with their times, prompts as tokens or as named pieces, and conversations.
+"""Workloads as data: requests with their times, prompts (tokens or named pieces), and conversations.
 
 A trace file has one JSON object a line, in any order:
 
 | field | meaning |
 |---|---|
-| `arrival_s` | when the request is sent; in a session not before the answer to the one before it |
-| `output_tokens` | how many tokens it generates |
-| `prompt_ids` | its token ids, or instead: |
-| `pieces` | a list of [name, tokens]: what has the same name begins with the same tokens everywhere |
-| `new_tokens` | so many tokens of its own, after the others |
-| `session` | requests with the same session are turns of a conversation: each begins with all before it |
-| `cache_salt` | its tenant |
+| `arrival_s` | time of the request; in a session, it is sent after the answer to the previous request |
+| `output_tokens` | number of generated tokens |
+| `prompt_ids` | token ids of the prompt; or instead: |
+| `pieces` | a list of [name, tokens]; pieces with the same name begin with the same tokens everywhere |
+| `new_tokens` | number of unique tokens after the pieces |
+| `session` | requests of one session are turns of a conversation: each begins with all earlier turns |
+| `cache_salt` | the tenant |
 
-Lines of the Mooncake traces (`timestamp` in ms, `input_length`, `output_length`, `hash_ids` of 512-token blocks)
-are read, too.
+Lines of the Mooncake traces are accepted as well (`timestamp` in ms, `input_length`, `output_length`, `hash_ids` of
+512-token blocks).
 """
 
 import hashlib
@@ -30,27 +30,27 @@ _FIRST_TOKEN, _NUM_TOKENS = 1000, 30_000
 Tokens = npt.NDArray[np.int32]
 
 
-class Piece(msgspec.Struct, frozen=True, array_like=True):
-    """A part of a prompt: the first `num_tokens` tokens of what `name` stands for."""
+class PromptPiece(msgspec.Struct, frozen=True, array_like=True):
+    """A part of a prompt: the first `num_tokens` tokens of the text called `name`."""
 
     name: str
     num_tokens: int
 
 
 class PlannedRequest(msgspec.Struct, frozen=True, rename={"num_output_tokens": "output_tokens"}):
-    """One line of a trace; see the module's text."""
+    """One line of a trace; the module's docstring describes the fields."""
 
     arrival_s: float
     num_output_tokens: int
     prompt_ids: tuple[int, ...] = ()
-    pieces: tuple[Piece, ...] = ()
+    pieces: tuple[PromptPiece, ...] = ()
     new_tokens: int = 0
     session: str = ""
     cache_salt: str = ""
-    think_s: float = 0.0  # in a session: at least so long after the answer before it
+    think_s: float = 0.0  # in a session: least time after the previous answer
 
     def own_tokens(self, number: int) -> Tokens:
-        """The prompt without the turns before it. `number` is the request's place in the trace."""
+        """The prompt without earlier turns. `number` is the request's index in the trace."""
         parts = [np.array(self.prompt_ids, dtype=np.int32)]
         parts += [tokens_of(piece.name, piece.num_tokens) for piece in self.pieces]
         if self.new_tokens:
@@ -62,7 +62,7 @@ class PlannedRequest(msgspec.Struct, frozen=True, rename={"num_output_tokens": "
         return len(self.prompt_ids) + sum(piece.num_tokens for piece in self.pieces) + self.new_tokens
 
     def check(self) -> None:
-        """Raises ValueError for what cannot be."""
+        """Raise ValueError for invalid fields."""
         if not 0 <= self.arrival_s < float("inf"):
             raise ValueError(f"arrival_s must be at least 0, found {self.arrival_s}")
         if self.num_output_tokens < 0:
@@ -76,13 +76,13 @@ class PlannedRequest(msgspec.Struct, frozen=True, rename={"num_output_tokens": "
 
 
 def tokens_of(name: str, count: int) -> Tokens:
-    """The first `count` tokens of what `name` stands for, always the same. int32[count]."""
+    """The first `count` tokens of the text called `name`, always the same. int32[count]."""
     seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
     return np.random.default_rng(seed).integers(_FIRST_TOKEN, _FIRST_TOKEN + _NUM_TOKENS, count, dtype=np.int32)
 
 
 def read_trace(path: Path) -> list[PlannedRequest]:
-    """All requests of a file, by arrival. Raises ValueError that names the line."""
+    """All requests of a file, in the order of arrival. Raises ValueError that names the line."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -124,8 +124,8 @@ def _from_mooncake(line: _MooncakeLine) -> PlannedRequest:
     )
 
 
-def _blocks(line: _MooncakeLine) -> Iterator[Piece]:
+def _blocks(line: _MooncakeLine) -> Iterator[PromptPiece]:
     for index, block in enumerate(line.hash_ids):
         num_tokens = min(_BLOCK_TOKENS, line.input_length - index * _BLOCK_TOKENS)
         if num_tokens > 0:
-            yield Piece(f"block {block}", num_tokens)
+            yield PromptPiece(f"block {block}", num_tokens)

@@ -25,7 +25,7 @@ class FleetFailure:
 
 
 @dataclass(frozen=True, slots=True)
-class FleetResult:
+class FleetRunResult:
     """What one run did. `failure` is None if every promise was kept."""
 
     seed: int
@@ -37,7 +37,7 @@ class FleetResult:
     failure: FleetFailure | None
 
 
-def fleet_run(seed: int, *, num_turns: int, on_turns: Callable[[int], None] | None = None) -> FleetResult:
+def fleet_run(seed: int, *, num_turns: int, on_turns: Callable[[int], None] | None = None) -> FleetRunResult:
     """`num_turns` turns of trouble, then all heals and is looked at. The same for the same seed."""
     run = FleetRun(seed)
     failure = None
@@ -51,7 +51,7 @@ def fleet_run(seed: int, *, num_turns: int, on_turns: Callable[[int], None] | No
     if on_turns is not None:
         on_turns(run.server.num_turns)
     asked = run.server.asked
-    return FleetResult(
+    return FleetRunResult(
         seed=seed,
         num_turns=run.server.num_turns,
         num_changes=len(asked),
