@@ -201,5 +201,5 @@ class FakeCopier:
         return copy
 
 
-def _have_equal_canaries(records: Records, pages: PageIds, canaries: npt.NDArray[np.uint64]) -> bool:
+def _have_equal_canaries(records: Records, pages: npt.NDArray[np.intp], canaries: npt.NDArray[np.uint64]) -> bool:
     return records["canary"][pages].tobytes() == canaries.tobytes()
