@@ -99,10 +99,10 @@ def test_a_call_that_makes_its_handling_raise_is_answered(monkeypatch):
     running = driver.generate("a", prompt_of(20), 30)
     driver.turn(2)
 
-    def get_weights(message: GetWeights, client: bytes) -> None:
+    def values(name: str, num_values: int) -> None:
         raise StepFault("no such thing")
 
-    monkeypatch.setattr(driver.parts.control, "get_weights", get_weights)
+    monkeypatch.setattr(driver.runner.weights, "values", values)
     driver.send(GetWeights(call_id="w", name="weight"))
     driver.send(Ping(call_id="p"))
     driver.turn()

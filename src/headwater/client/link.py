@@ -15,11 +15,10 @@ import zmq.asyncio
 from headwater.client.change_call import ANSWER_GRACE_S, EXPIRY_GRACE_S
 from headwater.client.errors import CallFailed, EngineGone, RidInUse
 from headwater.client.generation import Generation
-from headwater.messages.cache import AttachStorage
-from headwater.messages.control import CancelOperation, Failed, FlushCache, PauseGeneration
+from headwater.messages.base import DeferredCall
+from headwater.messages.control import CancelOperation, Failed
 from headwater.messages.generation import Abort, Generate, GenerateBatch, Outputs
 from headwater.messages.state import EngineReady, Hello
-from headwater.messages.weights import ReleaseMemory, ResumeMemory, UpdateWeights
 from headwater.messages.wire import decode_to_client, encode
 
 log = logging.getLogger(__name__)
@@ -28,9 +27,6 @@ _MAX_HELD_BYTES = 16 << 20  # of prompts in one message, which both sides hold i
 
 _process_tag = uuid.uuid4().hex[:12]  # the engine keys operations by call id: two API processes must differ
 _call_numbers = itertools.count(1)
-
-# calls that may be pending in the engine and can be cancelled there
-DEFERRED = (FlushCache, PauseGeneration, UpdateWeights, ReleaseMemory, ResumeMemory, AttachStorage)
 
 
 def new_call_id() -> str:
@@ -195,7 +191,7 @@ class EngineLink:
             async with asyncio.timeout(timeout_s):
                 answer = await future
         except (asyncio.CancelledError, TimeoutError):
-            if isinstance(message, DEFERRED) and self._socket is not None:
+            if isinstance(message, DeferredCall) and self._socket is not None:
                 self._send(CancelOperation(call_id=new_call_id(), started_by_call=message.call_id))
             raise
         finally:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from headwater.client.desired_state import DesiredState
+from headwater.messages.base import TimedCall
 from headwater.messages.cache import AttachStorage, DetachStorage
 from headwater.messages.control import CancelOperation, ContinueGeneration, Failed, PauseGeneration
 from headwater.messages.state import EngineState, GetState
@@ -128,7 +129,7 @@ class Restoring:
         elif step is not None:
             limit_s = _LOAD_S if isinstance(step, UpdateWeights | ResumeMemory) else _STEP_S
             step = msgspec.structs.replace(step, expires_at_s=now_s + limit_s)
-            if isinstance(step, UpdateWeights | ResumeMemory | ReleaseMemory | AttachStorage):
+            if isinstance(step, TimedCall):
                 step = msgspec.structs.replace(step, timeout_s=limit_s)
             standing.asked_revision = desired.revision
             self._ask(standing, step, step, now_s + limit_s)

@@ -1,8 +1,11 @@
 """Flush: retire what is in scope, at once or when the engine is idle (docs/design.md section 6)."""
 
-from headwater.control.operation import Hold, Moment
-from headwater.control.ports import CachePort, FlushScope, RetirementView
-from headwater.messages.control import FlushCache, FlushResult
+from headwater.cache.namespace import Scope, Tier
+from headwater.cache.retirement import Retirement
+from headwater.control.controlled_engine import ControlledEngine
+from headwater.control.operation import Hold, Moment, Operation, Permit
+from headwater.messages.base import unpack_ids
+from headwater.messages.control import Failed, FlushCache, FlushResult
 
 FLUSHED = "Cache flushed."
 TIMED_OUT = "Timed out waiting for idle state."
@@ -13,23 +16,23 @@ HOLDING_REQUESTS = "requests_holding_old_pages"
 _STORE_GRACE_S = 1.0  # for the store to acknowledge, whatever the timeout: a flush with timeout=0 may ask for it
 
 
-class Flush:
-    """One flush. `idle` waits for an idle moment, `now` retires at once, `drain` waits for the pages, too."""
+class Flush(Operation):
+    """One flush. `idle` waits for an idle moment, `now` retires at once, `drain` also waits for the retired pages."""
 
     kind = "flush_cache"
-    is_exclusive = False
 
-    def __init__(self, message: FlushCache, scope: FlushScope, cache: CachePort) -> None:
+    def __init__(self, message: FlushCache, engine: ControlledEngine, permit: Permit) -> None:
         self._message = message
-        self._scope = scope
-        self._cache = cache
-        self._retirement: RetirementView | None = None
+        self._engine = engine
+        tiers = message.tiers or tuple(name for name in engine.tier_names if name != "storage")
+        self._tiers = tiers  # by name, as they were when the flush arrived
+        self._retirement: Retirement | None = None
 
     @property
     def phase(self) -> str:
         if self._retirement is None:
             return "waiting_for_idle"
-        return "waiting_for_store" if self._retirement.pending else "draining"
+        return "draining" if self._retirement.is_acknowledged else "waiting_for_store"
 
     @property
     def hold(self) -> Hold:
@@ -38,10 +41,21 @@ class Flush:
     @property
     def is_polling(self) -> bool:
         """Requests end inside the loop; a store acknowledges outside."""
-        return self._retirement is not None and bool(self._retirement.pending)
+        return self._retirement is not None and not self._retirement.is_acknowledged
 
-    def in_flight(self) -> dict[str, int]:
-        return {}
+    def arrive(self) -> Failed | None:
+        message, enabled = self._message, self._engine.tier_names
+        param, text = None, ""
+        unknown = [tier for tier in message.tiers if tier not in enabled]
+        if unknown:
+            param, text = "tiers", f"tier {unknown[0]!r} is not enabled; enabled: {', '.join(enabled)}"
+        if message.prefix_ids is not None and not message.prefix_ids:
+            param, text = "prefix_ids", "prefix_ids must hold at least one token"
+        if message.names_prefix_of_store:
+            param, text = "prefix_ids", "storage cannot be flushed by prefix: its keys are hashes"
+        if param is None:
+            return None
+        return Failed(call_id=message.call_id, status=400, message=text, param=param)
 
     def look(self, moment: Moment) -> FlushResult | None:
         if self._message.dry_run:
@@ -49,7 +63,7 @@ class Flush:
         if self._retirement is None:
             if self._message.mode == "idle" and moment.blockers:
                 return self._still_busy(moment)
-            self._retirement = self._cache.retire(self._scope)
+            self._retirement = self._engine.cache.retire(self.scope())
         return self._look_retired(moment, self._retirement)
 
     def cancelled(self, moment: Moment, reason: str) -> FlushResult:
@@ -58,27 +72,36 @@ class Flush:
             return self._flushed(moment, self._retirement, status=202, message=message)
         return self._refused(moment, f"{reason} before the engine was idle; nothing was flushed.")
 
+    def scope(self) -> Scope:
+        message = self._message
+        return Scope(
+            cache_salt=message.cache_salt,
+            extra_key=message.extra_key,
+            prefix=None if message.prefix_ids is None else unpack_ids(message.prefix_ids),
+            tiers=frozenset(Tier[name.upper()] for name in self._tiers),
+        )
+
     def _still_busy(self, moment: Moment) -> FlushResult | None:
         if moment.has_expired:
             return self._refused(moment, TIMED_OUT if self._message.timeout_s > 0 else NOT_IDLE)
         return None
 
-    def _look_retired(self, moment: Moment, done: RetirementView) -> FlushResult | None:
-        """It is retired: no later request can match it here. What is left is to hear of pages and of the store."""
+    def _look_retired(self, moment: Moment, done: Retirement) -> FlushResult | None:
+        """After the retirement, when no later request can match here: wait for pages and for the store."""
         waits_for_pages = self._message.mode == "drain" and not done.is_drained
-        if not waits_for_pages and not done.pending:
+        if not waits_for_pages and done.is_acknowledged:
             return self._flushed(moment, done)
         if waits_for_pages and moment.has_expired:
-            holders = {HOLDING_REQUESTS: done.num_holders} if done.num_holders else {}
+            holders = {HOLDING_REQUESTS: done.num_leases} if done.num_leases else {}
             return self._flushed(moment, done, status=202, message=STILL_HELD, blockers=holders)
-        if done.pending and moment.has_expired and moment.waited_s >= _STORE_GRACE_S:
+        if not done.is_acknowledged and moment.has_expired and moment.waited_s >= _STORE_GRACE_S:
             return self._flushed(moment, done, status=202, message=STILL_PENDING)
         return None
 
     def _flushed(
         self,
         moment: Moment,
-        done: RetirementView,
+        done: Retirement,
         *,
         status: int = 200,
         message: str = FLUSHED,
@@ -93,10 +116,10 @@ class Flush:
             waited_s=moment.waited_s,
             generation=done.generation,
             drained=done.is_drained,
-            freed=done.freed(),
-            retired=done.retired(),
-            still_warm=tuple(t for t in self._cache.tiers if t not in self._scope.tiers),
-            pending=done.pending,
+            freed=self._engine.amounts(done.freed),
+            retired=self._engine.amounts(done.retired),
+            still_warm=self._still_warm(),
+            pending=() if done.is_acknowledged else ("storage",),
             blockers=blockers or {},
         )
 
@@ -112,7 +135,7 @@ class Flush:
         )
 
     def _preview(self, moment: Moment) -> FlushResult:
-        would = self._cache.preview(self._scope)
+        would = self._engine.cache.preview(self.scope())
         return FlushResult(
             call_id=self._message.call_id,
             status=200,
@@ -123,8 +146,12 @@ class Flush:
             generation=would.generation,
             drained=would.is_drained,
             dry_run=True,
-            freed=would.freed(),
-            retired=would.retired(),
-            still_warm=tuple(t for t in self._cache.tiers if t not in self._scope.tiers),
+            freed=self._engine.amounts(would.freed),
+            retired=self._engine.amounts(would.retired),
+            still_warm=self._still_warm(),
             blockers=moment.blockers,
         )
+
+    def _still_warm(self) -> tuple[str, ...]:
+        """Enabled tiers that this flush does not name."""
+        return tuple(name for name in self._engine.tier_names if name not in self._tiers)

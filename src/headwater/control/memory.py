@@ -1,73 +1,57 @@
 """Giving memory back between bursts of work, and taking it again."""
 
-from headwater.control.operation import Hold, Moment, Permit
-from headwater.control.ports import (
-    CachePort,
-    FlushScope,
-    IdentityPort,
-    KvMemoryPort,
-    RequestsPort,
-    StagedWeights,
-    StepPort,
-    WeightsPort,
-)
-from headwater.control.released_memory import TAGS, ReleasedMemory
+from headwater.cache.namespace import Scope, Tier
+from headwater.control.controlled_engine import ControlledEngine
+from headwater.control.operation import Hold, Moment, Operation, Permit
+from headwater.control.orders import TAGS
+from headwater.control.ports import StagedWeights
 from headwater.control.weights import CHANGED_WEIGHTS, retire_other_weights
+from headwater.messages.base import Answer
 from headwater.messages.control import Failed
 from headwater.messages.weights import MemoryResult, ReleaseMemory, ResumeMemory
-from headwater.messages.wire import ToClient
 
 
-class MemoryRelease:
+class MemoryRelease(Operation):
     """Releases when nothing runs. Requests that have never started are held, so that the moment comes."""
 
     kind = "release_memory"
     is_exclusive = True
-    is_polling = False
 
-    def __init__(
-        self,
-        message: ReleaseMemory,
-        *,
-        released: ReleasedMemory,
-        cache: CachePort,
-        step: StepPort,
-        kv_memory: KvMemoryPort,
-        weights: WeightsPort,
-        permit: Permit | None = None,
-    ) -> None:
+    def __init__(self, message: ReleaseMemory, engine: ControlledEngine, permit: Permit) -> None:
         self._message = message
-        self._permit = permit or Permit()
-        self._released = released
-        self._cache = cache
-        self._step = step
-        self._kv_memory = kv_memory
-        self._weights = weights
+        self._engine = engine
+        self._permit = permit
+        self._released = engine.orders.released
 
-    phase = "waiting_for_idle"
-    hold = Hold.STARTS
+    @property
+    def phase(self) -> str:
+        return "waiting_for_idle"
 
-    def in_flight(self) -> dict[str, int]:
-        return {}
+    @property
+    def hold(self) -> Hold:
+        return Hold.STARTS
 
-    def look(self, moment: Moment) -> ToClient | None:
-        wanted = set(self._message.tags or TAGS) - self._released.tags
+    def arrive(self) -> Failed | None:
+        return _unknown_tag(self._message)
+
+    def look(self, moment: Moment) -> Answer | None:
+        wanted = set(self._message.tags or TAGS) - self._released
         if not wanted:
             return self._result(0, moment) if self._permit.ask() else None
         if moment.blockers:
             is_promised = self._permit.is_awaited  # then what came in between, a copy, ends soon
             return self._refused(moment) if moment.has_expired and not is_promised else None
-        if self._step.is_step_in_flight():
+        if self._engine.is_step_in_flight():
             return None  # its requests have ended, so it blocks nobody; but it still computes
         if not self._permit.ask():
             return None
         num_bytes = 0
         if "kv_cache" in wanted:
-            self._cache.retire(FlushScope(tiers=("device",)))
-            num_bytes += self._kv_memory.release()
+            self._engine.cache.retire(Scope(tiers=frozenset({Tier.DEVICE})))
+            num_bytes += self._engine.kv_memory.release()
         if "weights" in wanted:
-            num_bytes += self._weights.release()
-        self._released.tags |= wanted
+            num_bytes += self._engine.weights.release()
+        self._released |= wanted
         return self._result(num_bytes, moment)
 
     def cancelled(self, moment: Moment, reason: str) -> Failed:
@@ -76,7 +60,7 @@ class MemoryRelease:
     def _result(self, num_bytes: int, moment: Moment) -> MemoryResult:
         return MemoryResult(
             call_id=self._message.call_id,
-            released=self._released.as_tuple(),
+            released=self._engine.orders.released_tags(),
             num_bytes=num_bytes,
             waited_s=moment.waited_s,
         )
@@ -90,36 +74,26 @@ class MemoryRelease:
         )
 
 
-class MemoryResume:
+class MemoryResume(Operation):
     """Takes released memory again; weights are read from their files in a thread of their own."""
 
     kind = "resume_memory"
     is_exclusive = True
 
-    def __init__(
-        self,
-        message: ResumeMemory,
-        *,
-        released: ReleasedMemory,
-        cache: CachePort,
-        kv_memory: KvMemoryPort,
-        weights: WeightsPort,
-        identity: IdentityPort,
-        requests: RequestsPort,
-        permit: Permit | None = None,
-    ) -> None:
+    def __init__(self, message: ResumeMemory, engine: ControlledEngine, permit: Permit) -> None:
         self._message = message
-        self._permit = permit or Permit()
-        self._released = released
-        self._cache = cache
-        self._kv_memory = kv_memory
-        self._weights = weights
-        self._identity = identity
-        self._requests = requests
+        self._engine = engine
+        self._permit = permit
+        self._released = engine.orders.released
         self._staged: StagedWeights | None = None
 
-    phase = "resuming"
-    hold = Hold.ALL
+    @property
+    def phase(self) -> str:
+        return "resuming"
+
+    @property
+    def hold(self) -> Hold:
+        return Hold.ALL
 
     @property
     def is_polling(self) -> bool:
@@ -128,12 +102,15 @@ class MemoryResume:
     def in_flight(self) -> dict[str, int]:
         return {} if self._staged is None else {"weight_update": 1}
 
-    def look(self, moment: Moment) -> ToClient | None:
-        wanted = set(self._message.tags or TAGS) & self._released.tags
+    def arrive(self) -> Failed | None:
+        return _unknown_tag(self._message)
+
+    def look(self, moment: Moment) -> Answer | None:
+        wanted = set(self._message.tags or TAGS) & self._released
         if "weights" in wanted:
             if self._staged is None:
-                self._requests.refuse_new(None, cause=CHANGED_WEIGHTS)
-                self._staged = self._weights.reload(accepts_changes=self._message.accept_changed_weights)
+                self._engine.scheduler.why_refusing.pop(CHANGED_WEIGHTS, None)
+                self._staged = self._engine.weights.reload(accepts_changes=self._message.accept_changed_weights)
             if not self._staged.is_ready():
                 return self._too_late() if moment.has_expired else None
             error = self._staged.error()
@@ -145,15 +122,15 @@ class MemoryResume:
         if self._staged is not None:
             has_changed = self._staged.has_changed
             self._put_in_place(self._staged)
-        num_bytes = self._kv_memory.resume() if "kv_cache" in wanted else 0
-        self._released.tags -= wanted
+        num_bytes = self._engine.kv_memory.resume() if "kv_cache" in wanted else 0
+        self._released -= wanted
         return MemoryResult(
             call_id=self._message.call_id,
-            released=self._released.as_tuple(),
+            released=self._engine.orders.released_tags(),
             num_bytes=num_bytes,
             waited_s=moment.waited_s,
-            weights_id=self._identity.weights_id,
-            weight_version=self._identity.weight_version,
+            weights_id=self._engine.scheduler.weights_id,
+            weight_version=self._engine.scheduler.weight_version,
             has_changed_weights=has_changed,
         )
 
@@ -163,11 +140,12 @@ class MemoryResume:
         return Failed(call_id=self._message.call_id, status=409, message=f"{reason}; nothing was resumed")
 
     def _put_in_place(self, staged: StagedWeights) -> None:
+        scheduler = self._engine.scheduler
         if staged.has_changed:
-            self._identity.set_weight_version("")  # the label was of other weights
-        self._identity.begin_weights(staged.weights_id, end_ids=staged.end_ids)
-        retire_other_weights(self._cache, staged.weights_id)
-        self._weights.swap(staged)
+            scheduler.weight_version = ""  # the label was of other weights
+        scheduler.begin_weights(staged.weights_id, end_ids=staged.end_ids)
+        retire_other_weights(self._engine, staged.weights_id)
+        self._engine.weights.swap(staged)
         self._staged = None
 
     def _too_late(self) -> Failed:
@@ -180,10 +158,19 @@ class MemoryResume:
             f"{error}; nothing was resumed. Put the old files back, resume with accept_changed_weights to serve the "
             f"new ones without a label, or load weights with /update_weights_from_disk"
         )
-        # Who has not looked at this answer must not wait for weights that do not come.
-        self._requests.refuse_new(f"the weights were released, and not resumed: {error}", cause=CHANGED_WEIGHTS)
+        # Clients that have not seen this answer must not wait for weights that do not come.
+        why = f"the weights were released, and not resumed: {error}"
+        self._engine.scheduler.why_refusing[CHANGED_WEIGHTS] = why
         param = "accept_changed_weights"
         return Failed(call_id=self._message.call_id, status=409, message=text, param=param)
 
     def _failed(self, message: str) -> Failed:
         return Failed(call_id=self._message.call_id, status=500, message=message)
+
+
+def _unknown_tag(message: ReleaseMemory | ResumeMemory) -> Failed | None:
+    unknown = [tag for tag in message.tags if tag not in TAGS]
+    if not unknown:
+        return None
+    text = f"tag {unknown[0]!r} is not known; known: {', '.join(TAGS)}"
+    return Failed(call_id=message.call_id, status=400, message=text, param="tags")

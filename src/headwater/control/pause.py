@@ -1,65 +1,65 @@
-"""Pause: stop launching steps, and what becomes of the requests meanwhile."""
+"""Pause: no step is launched any more, and requests are ended, retracted or frozen."""
 
-from collections.abc import Callable
-
-from headwater.control.operation import Hold, Moment, Permit
-from headwater.control.ports import RequestsPort, StepPort
+from headwater.control.controlled_engine import ControlledEngine
+from headwater.control.operation import Moment, Operation, Permit
 from headwater.messages.control import Failed, PauseGeneration, PauseResult
 
 
-class Pause:
-    """Answers when the step in flight has been collected: from then on nothing computes until `continue`."""
+class Pause(Operation):
+    """Answers when the step in flight has been collected: from then on nothing computes until `continue`.
+
+    It holds nothing itself: `orders.is_paused` does, also when this has been answered.
+    """
 
     kind = "pause_generation"
-    is_exclusive = False
-    hold = Hold.NOTHING  # the pause itself bars all requests, also when this has been answered
-    is_polling = False
 
-    def __init__(
-        self,
-        message: PauseGeneration,
-        *,
-        requests: RequestsPort,
-        step: StepPort,
-        begin: Callable[[], None],
-        permit: Permit | None = None,
-    ) -> None:
-        """`begin` bars all requests."""
+    def __init__(self, message: PauseGeneration, engine: ControlledEngine, permit: Permit) -> None:
         self._message = message
-        self._begin = begin
-        self._permit = permit or Permit()
-        self._requests = requests
-        self._step = step
+        self._engine = engine
+        self._permit = permit
         self._num_requests: int | None = None
+        self._is_continued = False
 
     @property
     def phase(self) -> str:
         return "waiting_for_step"
 
-    def in_flight(self) -> dict[str, int]:
-        return {}
+    def arrive(self) -> None:
+        """A pause that needs no permit begins in this turn, whatever comes before it among the pending operations."""
+        self._engine.orders.when_continued.append(self._continued)
+        if self._permit.is_given:
+            self._engine.orders.is_paused = True
 
     def look(self, moment: Moment) -> PauseResult | None:
         if self._num_requests is None:
             if not self._permit.ask():
                 return None
-            self._begin()
+            self._engine.orders.is_paused = True
             self._num_requests = self._apply()
-        return self._result() if moment.has_expired or not self._step.is_step_in_flight() else None
+        is_over = moment.has_expired or self._is_continued or not self._engine.is_step_in_flight()
+        return self._result(self._num_requests) if is_over else None
 
     def cancelled(self, moment: Moment, reason: str) -> PauseResult | Failed:
         if self._num_requests is None and self._permit.is_given:
             self._num_requests = self._apply()
         if self._num_requests is not None:
-            return self._result()  # what it did stays, only its answer comes early
+            return self._result(self._num_requests)  # what it did stays, only its answer comes early
+        self._engine.orders.when_continued.remove(self._continued)
         return Failed(call_id=self._message.call_id, status=409, message=f"{reason}; generation was not paused")
+
+    def _continued(self) -> None:
+        if self._permit.is_given:
+            self._is_continued = True
+            if self._num_requests is None:
+                self._num_requests = self._apply()
 
     def _apply(self) -> int:
         if self._message.mode == "abort":
-            return self._requests.abort_all("Aborted: generation was paused")
+            return self._engine.abort_all("Aborted: generation was paused")
         if self._message.mode == "retract":
-            return self._requests.retract_all()
-        return self._requests.num_running
+            return self._engine.scheduler.retract_all()
+        return len(self._engine.scheduler.running)
 
-    def _result(self) -> PauseResult:
-        return PauseResult(call_id=self._message.call_id, paused=True, num_requests=self._num_requests or 0)
+    def _result(self, num_requests: int) -> PauseResult:
+        self._engine.orders.when_continued.remove(self._continued)
+        return PauseResult(call_id=self._message.call_id, paused=True, num_requests=num_requests)

@@ -3,7 +3,6 @@
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import assert_never
 
 from msgspec import structs
 
@@ -12,37 +11,17 @@ from headwater.cache.storage.names import StorageNames
 from headwater.clock import Clock
 from headwater.control.control_plane import ControlPlane
 from headwater.control.operation import Hold
+from headwater.control.pinning import Pinning
 from headwater.engine.cache_view import CacheTreeView
-from headwater.engine.flight import Flight
 from headwater.engine.kv_events_publisher import KvEventsPublisher
-from headwater.engine.pinning import Pinning
-from headwater.engine.ports import ModelRunner
 from headwater.engine.steps import Steps
 from headwater.engine.wire import Wire
 from headwater.messages.base import Call, is_expired
-from headwater.messages.cache import (
-    AttachStorage,
-    DetachStorage,
-    GetCacheTree,
-    GetPins,
-    GetStorage,
-    PinPrefix,
-    UnpinPrefix,
-)
-from headwater.messages.control import (
-    CancelOperation,
-    ContinueGeneration,
-    Done,
-    Failed,
-    FlushCache,
-    GetOperations,
-    Operations,
-    PauseGeneration,
-)
+from headwater.messages.cache import GetCacheTree
+from headwater.messages.control import Done, Failed
 from headwater.messages.generation import Abort, Generate, GenerateBatch
 from headwater.messages.state import EngineReady, EngineState, GetState, Hello, Ping, Shutdown
-from headwater.messages.two_phase import Commit, InStep, Prepare
-from headwater.messages.weights import GetWeights, ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
+from headwater.messages.two_phase import Prepare
 from headwater.messages.wire import ToEngine
 from headwater.scheduling.answers import first_line
 from headwater.scheduling.scheduler import Admission, Scheduler
@@ -65,9 +44,8 @@ class EngineLoop:
         wire: Wire,
         scheduler: Scheduler,
         control: ControlPlane,
-        runner: ModelRunner,
+        steps: Steps,
         ready: EngineReady,
-        flight: Flight,
         report: Callable[[str], EngineState],
         pinning: Pinning,
         clock: Clock,
@@ -83,24 +61,23 @@ class EngineLoop:
         self._pinning = pinning
         self._names = names  # of the cache's blocks
         self._kv_events = kv_events
-        self._flight = flight
-        self._steps = Steps(scheduler, runner, flight)
+        self._steps = steps
         self._has_progressed = False  # in the last turn: then the next may find something to run
         self._is_stopping = False
         self._at_end: list[Callable[[], None]] = []
 
     def call_at_end(self, close: Callable[[], None]) -> None:
-        """Have `close` called when `run` ends, in the order given: what the engine was built on gives back."""
+        """Have `close` called when `run` ends, in the order given: it frees what the engine was built on."""
         self._at_end.append(close)
 
     def run(self) -> None:
-        """Turn until a `Shutdown` message or `stop()`; running requests are aborted, their clients told.
+        """Turn until a `Shutdown` message or `stop()`; running requests are aborted.
 
         Closes the wire: a loop runs once.
         """
         while not self._is_stopping:
             self.turn()
-        self._steps.collect_flight()
+        self._steps.collect()
         self._scheduler.abort("", match="all", message="the server is shutting down")
         self._send_outputs()
         if self._kv_events is not None:
@@ -126,21 +103,21 @@ class EngineLoop:
             self._send_outputs()
         plan = self._scheduler.plan_step()
         launched = (plan, self._steps.launch(plan)) if plan else None
-        self._has_progressed = has_copied or launched is not None or self._flight.step is not None
-        self._steps.collect_flight()  # on a GPU this overlaps with the step just launched
-        self._flight.step = launched
+        self._has_progressed = has_copied or launched is not None or self._steps.uncollected is not None
+        self._steps.collect()  # on a GPU this overlaps with the step just launched
+        self._steps.uncollected = launched
         if launched is not None and self._steps.is_done(launched[1]):  # on a CPU the result leaves in the same turn
-            self._steps.collect_flight()
+            self._steps.collect()
         self._send_outputs()
 
     def _admission(self) -> Admission:
         return _ADMISSIONS[self._control.hold]
 
     def _longest_useful_wait_s(self) -> float:
-        if self._has_progressed or self._flight.step is not None:
+        if self._has_progressed or self._steps.uncollected is not None:
             return 0.0
         longest_s = _POLL_S if self._scheduler.cache.needs_polling else _LONGEST_SLEEP_S
-        look_s = self._control.next_look_s()
+        look_s = self._control.pending.next_look_s()
         return longest_s if look_s is None else min(look_s, longest_s)
 
     @property
@@ -149,7 +126,7 @@ class EngineLoop:
         return self._steps.survived
 
     def _send_outputs(self) -> None:
-        if self._kv_events is not None:  # before the answers: who has been told of a flush can have seen its events
+        if self._kv_events is not None:  # before the answers: a client that knows of a flush can have seen its events
             self._kv_events.publish()
         for client, outputs in self._scheduler.take_outputs():
             self._wire.send(client, outputs)
@@ -183,44 +160,9 @@ class EngineLoop:
             case Abort():
                 self._scheduler.abort(message.rid, match=message.match, message=message.message)
                 self._wire.send(client, Done(call_id=message.call_id))
-            case FlushCache():
-                self._control.flush(message, client)
-            case PauseGeneration():
-                self._control.pause(message, client)
-            case ContinueGeneration():
-                self._control.resume(message, client)
-            case UpdateWeights():
-                self._control.update_weights(message, client)
-            case SetWeightVersion():
-                self._control.set_weight_version(message, client)
-            case GetWeights():
-                self._control.get_weights(message, client)
-            case ReleaseMemory():
-                self._control.release_memory(message, client)
-            case ResumeMemory():
-                self._control.resume_memory(message, client)
-            case AttachStorage():
-                self._control.attach_storage(message, client)
-            case DetachStorage():
-                self._control.detach_storage(message, client)
-            case GetStorage():
-                self._control.get_storage(message, client)
-            case PinPrefix() | UnpinPrefix() | GetPins():
-                self._wire.send(client, self._pinning.answer(message))
             case GetCacheTree():
                 view = CacheTreeView(self._scheduler.cache, message, names=self._names, events=self._kv_events)
                 self._wire.send(client, view.take())
-            case Prepare():
-                self._control.prepare(message, client)
-            case Commit():
-                self._control.commit(message, client)
-            case InStep():
-                self._control.in_step(message, client)
-            case CancelOperation():
-                self._control.cancel(message, client)
-            case GetOperations():
-                items = self._control.operations()
-                self._wire.send(client, Operations(call_id=message.call_id, items=items))
             case GetState():
                 self._wire.send(client, self._report(message.call_id))
             case Ping():
@@ -231,7 +173,7 @@ class EngineLoop:
                 self._wire.send(client, Done(call_id=message.call_id))
                 self.stop()
             case _:
-                assert_never(message)
+                self._control.handle(message, client)
 
 
 def _call_id(message: Call) -> str:

@@ -85,7 +85,7 @@ class StateReporter:
             namespaces=len(cache.tree.roots),
             num_pending_operations=self._control.num_pending,
             is_behind=self._control.is_behind,
-            num_decided=self._control.num_decided,
+            num_decided=self._control.pending.num_decided,
             released_memory=self._control.released_memory,
             held_by=self._control.held_by,
         )

@@ -4,7 +4,6 @@ import logging
 from collections import deque
 
 from headwater.cache.page_pool import OwnershipError
-from headwater.engine.flight import Flight
 from headwater.engine.ports import ModelRunner, StepHandle
 from headwater.scheduling.plan import StepPlan, StepResult
 from headwater.scheduling.scheduler import Scheduler
@@ -29,12 +28,15 @@ class FailedLaunch:
 class Steps:
     """Between the loop and the runner. `survived` are the newest errors after which the loop went on."""
 
-    def __init__(self, scheduler: Scheduler, runner: ModelRunner, flight: Flight) -> None:
+    def __init__(self, scheduler: Scheduler, runner: ModelRunner) -> None:
         self._scheduler = scheduler
         self._runner = runner
-        self._flight = flight
         self._num_failed_in_a_row = 0
+        self.uncollected: tuple[StepPlan, StepHandle] | None = None  # launched, not collected; the loop sets it
         self.survived: deque[Exception] = deque(maxlen=16)
+
+    def is_step_in_flight(self) -> bool:
+        return self.uncollected is not None
 
     def launch(self, plan: StepPlan) -> StepHandle:
         try:
@@ -51,12 +53,12 @@ class Steps:
         except Exception:  # noqa: BLE001  collecting it says what it is
             return True
 
-    def collect_flight(self) -> None:
+    def collect(self) -> None:
         """Take in the step in flight, if there is one. Raises what no later step could survive."""
-        if self._flight.step is None:
+        if self.uncollected is None:
             return
-        plan, handle = self._flight.step
-        self._flight.step = None
+        plan, handle = self.uncollected
+        self.uncollected = None
         try:
             result = handle.collect()
         except OwnershipError:

@@ -9,17 +9,18 @@ from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.storage.names import StorageNames
 from headwater.cache.storage.tier import StorageSettings
 from headwater.clock import Clock
-from headwater.control.control_plane import ControlPlane, EnginePorts
+from headwater.control.control_plane import ControlPlane
+from headwater.control.controlled_engine import ControlledEngine
+from headwater.control.orders import Orders
+from headwater.control.pinning import Pinning
+from headwater.control.storage_control import StorageControl
 from headwater.engine.blockers import Blockers
-from headwater.engine.control_ports import CacheForControl, IdentityForControl, RequestsForControl
-from headwater.engine.flight import Flight
 from headwater.engine.kv_events_publisher import KvEventsPublisher, KvEventsSettings
 from headwater.engine.kv_events_recorder import KvEventsRecorder
 from headwater.engine.loop import EngineLoop
-from headwater.engine.pinning import Pinning
 from headwater.engine.ports import ModelRunner
 from headwater.engine.report import StateReporter
-from headwater.engine.storage_control import StorageControl
+from headwater.engine.steps import Steps
 from headwater.engine.wire import Wire
 from headwater.messages.state import EngineReady
 from headwater.scheduling.scheduler import Scheduler, SchedulerLimits
@@ -44,6 +45,7 @@ class EngineParts:
     blockers: Blockers
     storage: StorageControl
     pinning: Pinning
+    orders: Orders
 
 
 def wire_engine(
@@ -83,7 +85,7 @@ def wire_engine(
         policy=policy,
         vocab_size=ready.vocab_size,
     )
-    flight = Flight()
+    steps = Steps(scheduler, runner)
     blockers = Blockers()
     blockers.register("scheduler", scheduler)
     blockers.register("cache", cache)
@@ -97,18 +99,18 @@ def wire_engine(
     )
     names = StorageNames(fingerprint or _NO_FINGERPRINT)
     pinning = Pinning(cache, clock, scheduler)
-    ports = EnginePorts(
-        cache=CacheForControl(cache),
-        requests=RequestsForControl(scheduler),
-        step=flight,
-        blockers=blockers,
-        weights=runner.weights,
-        kv_memory=runner.kv_memory,
-        identity=IdentityForControl(scheduler),
+    orders = Orders()
+    engine = ControlledEngine(
+        scheduler=scheduler,
         storage=storage,
         pinning=pinning,
+        weights=runner.weights,
+        kv_memory=runner.kv_memory,
+        orders=orders,
+        blockers=blockers,
+        is_step_in_flight=steps.is_step_in_flight,
     )
-    control = ControlPlane(ports, clock=clock, max_timeout_s=max_control_timeout_s)
+    control = ControlPlane(engine, clock=clock, max_timeout_s=max_control_timeout_s)
     blockers.register("control", control)
     report = StateReporter(
         clock=clock,
@@ -122,9 +124,8 @@ def wire_engine(
         wire=wire,
         scheduler=scheduler,
         control=control,
-        runner=runner,
+        steps=steps,
         ready=ready,
-        flight=flight,
         report=report,
         pinning=pinning,
         clock=clock,
@@ -139,12 +140,11 @@ def wire_engine(
         blockers=blockers,
         storage=storage,
         pinning=pinning,
+        orders=orders,
     )
 
 
-def _publisher(
-    settings: KvEventsSettings | None, cache: PrefixCache, names: StorageNames
-) -> KvEventsPublisher | None:
+def _publisher(settings: KvEventsSettings | None, cache: PrefixCache, names: StorageNames) -> KvEventsPublisher | None:
     if settings is None:
         return None
     recorder = KvEventsRecorder(cache.tree, names)

@@ -32,14 +32,36 @@ class Struct(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
 class Call(Struct, kw_only=True):
     """The base of what an engine answers under a `call_id`.
 
-    Read at or after `expires_at_s` (on CLOCK_MONOTONIC, which the processes of a host share) it is refused, and what
-    it began is given up then: who has stopped waiting for the answer can rely on nothing being done later.
+    An engine that reads a call at or after `expires_at_s` (on CLOCK_MONOTONIC, which the processes of a host share)
+    refuses it, and gives up then what the call began. So a caller that no longer waits can rely on it: nothing is
+    done later.
     """
 
     call_id: str
     expires_at_s: float | None = None  # None: never
 
 
+class DeferredCall(Call, kw_only=True):
+    """The base of calls that may stay pending in the engine. A caller that leaves early cancels them there."""
+
+
+class TimedCall(DeferredCall, kw_only=True):
+    """The base of deferred calls with a deadline: the engine answers `timeout_s` after their arrival at the latest."""
+
+    timeout_s: float = 0.0
+
+
+class Answer(Struct, kw_only=True):
+    """The base of what answers a call, under the `call_id` of that call."""
+
+    call_id: str
+
+
 def is_expired(call: Call, now_s: float) -> bool:
-    """Whether nobody waits for the answer to `call` any more."""
+    """Whether the caller of `call` has stopped waiting for the answer."""
     return call.expires_at_s is not None and now_s >= call.expires_at_s
+
+
+def is_timeout(timeout_s: float, *, max_s: float) -> bool:
+    """Whether a call may wait this long: 0 to `max_s` seconds. NaN may not."""
+    return 0 <= timeout_s <= max_s

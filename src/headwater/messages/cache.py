@@ -4,10 +4,10 @@ from typing import Literal
 
 from msgspec import field
 
-from headwater.messages.base import Call, Struct
+from headwater.messages.base import Answer, Call, Struct, TimedCall
 
 
-class AttachStorage(Call, tag="attach_storage"):
+class AttachStorage(TimedCall, tag="attach_storage", kw_only=True):
     """Attach a store below the host tier, or replace the one attached, under traffic. Answered by `StorageInfo`.
 
     If it is the one attached and a policy is given, the store stays and the policies change.
@@ -66,10 +66,9 @@ class GetCacheTree(Call, tag="get_cache_tree"):
     blocks: bool = False
 
 
-class StorageInfo(Struct, tag="storage_info"):
+class StorageInfo(Answer, tag="storage_info"):
     """The attached store; `kind` is empty when there is none."""
 
-    call_id: str
     kind: str = ""
     prefetch_policy: str = ""
     write_policy: str = ""  # from the device to the host: empty without a host tier
@@ -93,8 +92,7 @@ class PinInfo(Struct):
     num_host_tokens: int = 0  # held on the host by now; grows to num_tokens if `host` was asked for
 
 
-class Pins(Struct, tag="pins"):
-    call_id: str
+class Pins(Answer, tag="pins"):
     items: tuple[PinInfo, ...]
 
 
@@ -128,8 +126,7 @@ class TreeBlocks(Struct):
     tiers: tuple[str, ...]  # device, host
 
 
-class CacheTree(Struct, tag="cache_tree"):
-    call_id: str
+class CacheTree(Answer, tag="cache_tree"):
     roots: tuple[TreeRoot, ...]
     generation: int
     is_cut: bool  # nodes were left out of `roots`; of `blocks` never

@@ -4,13 +4,12 @@ from typing import Literal
 
 from msgspec import field
 
-from headwater.messages.base import Call, Struct
+from headwater.messages.base import Answer, Call, DeferredCall, Struct, TimedCall
 
 
-class FlushCache(Call, tag="flush_cache"):
+class FlushCache(TimedCall, tag="flush_cache"):
     """Retire cached KV; the contract is docs/design.md section 6. Answered by `FlushResult`."""
 
-    timeout_s: float = 0.0
     mode: Literal["idle", "now", "drain"] = "idle"
     tiers: tuple[str, ...] = ()  # empty: device and host, whichever exist
     cache_salt: str | None = None  # None: all
@@ -19,8 +18,13 @@ class FlushCache(Call, tag="flush_cache"):
     hold: bool = False
     dry_run: bool = False
 
+    @property
+    def names_prefix_of_store(self) -> bool:
+        """Always refused: a store's keys are hashes, which cannot be listed by prefix."""
+        return self.prefix_ids is not None and "storage" in self.tiers
 
-class PauseGeneration(Call, tag="pause_generation"):
+
+class PauseGeneration(DeferredCall, tag="pause_generation"):
     """Stop generating. `abort` ends requests, `retract` queues them without KV, `in_place` freezes them."""
 
     mode: Literal["abort", "retract", "in_place"] = "abort"
@@ -41,16 +45,13 @@ class GetOperations(Call, tag="get_operations"):
     """Answered by `Operations`."""
 
 
-class Done(Struct, tag="done"):
+class Done(Answer, tag="done"):
     """A call succeeded and has nothing else to say."""
 
-    call_id: str
 
-
-class Failed(Struct, tag="failed"):
+class Failed(Answer, tag="failed"):
     """A call was refused. `status` is the HTTP status that fits, `param` the parameter at fault if one is."""
 
-    call_id: str
     status: int
     message: str
     param: str | None = None
@@ -62,10 +63,9 @@ class PagesAndBytes(Struct):
     bytes: int
 
 
-class FlushResult(Struct, tag="flush_result"):
+class FlushResult(Answer, tag="flush_result"):
     """How a flush ended (docs/design.md section 6). `status` is the HTTP status of the outcome."""
 
-    call_id: str
     status: int
     success: bool
     message: str
@@ -81,8 +81,7 @@ class FlushResult(Struct, tag="flush_result"):
     blockers: dict[str, int] = field(default_factory=dict)
 
 
-class PauseResult(Struct, tag="pause_result"):
-    call_id: str
+class PauseResult(Answer, tag="pause_result"):
     paused: bool
     num_requests: int  # aborted, retracted or frozen
 
@@ -99,6 +98,5 @@ class OperationInfo(Struct):
     call_id: str = ""  # of the call that began it; the same on every engine the call went to
 
 
-class Operations(Struct, tag="operations"):
-    call_id: str
+class Operations(Answer, tag="operations"):
     items: tuple[OperationInfo, ...]

@@ -2,7 +2,7 @@
 
 from msgspec import field
 
-from headwater.messages.base import Call, Struct
+from headwater.messages.base import Answer, Call, Struct
 
 
 class Hello(Call, tag="hello"):
@@ -40,10 +40,9 @@ class TierState(Struct):
         return self.capacity if self.ready is None else self.ready
 
 
-class EngineState(Struct, tag="engine_state"):
+class EngineState(Answer, tag="engine_state"):
     """A snapshot of the engine, taken between two turns. Counters only grow while the engine lives."""
 
-    call_id: str
     num_running: int
     num_waiting: int
     num_retracted: int
@@ -69,10 +68,9 @@ class EngineState(Struct, tag="engine_state"):
     held_by: tuple[str, ...] = ()  # orders by which requests wait: pause, released memory, pending operations
 
 
-class EngineReady(Struct, tag="engine_ready"):
+class EngineReady(Answer, tag="engine_ready"):
     """The engine has loaded its model and can run; sent to every client that connects with `Hello`."""
 
-    call_id: str
     model_name: str
     architecture: str
     dtype: str

@@ -4,7 +4,7 @@ The answers to both phases go under the `call_id` of the change itself: first `P
 `Commit`) what the change is answered with anyway. `CancelOperation` gives a prepared change up.
 """
 
-from headwater.messages.base import Call, Struct
+from headwater.messages.base import Answer, Call
 from headwater.messages.cache import AttachStorage, DetachStorage, PinPrefix, UnpinPrefix
 from headwater.messages.control import ContinueGeneration, PauseGeneration
 from headwater.messages.weights import ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
@@ -32,11 +32,10 @@ class Prepare(Call, tag="prepare"):
     change: Change
 
 
-class Prepared(Struct, tag="prepared"):
+class Prepared(Answer, tag="prepared"):
     """The change cannot fail any more. For one that puts weights in place: their identity, and whether nothing is left
     of those before."""
 
-    call_id: str
     weights_id: str = ""
     is_whole: bool = True
 

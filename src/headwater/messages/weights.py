@@ -2,11 +2,11 @@
 
 from msgspec import field
 
-from headwater.messages.base import Call, Struct
+from headwater.messages.base import Answer, Call, TimedCall
 from headwater.messages.control import PagesAndBytes
 
 
-class UpdateWeights(Call, tag="update_weights"):
+class UpdateWeights(TimedCall, tag="update_weights", kw_only=True):
     """Load new weights from a folder or file and swap them in, all or nothing. Answered by `WeightsUpdated`.
 
     Requests that run go on with the new weights unless `abort_all_requests`; what they hold is not published.
@@ -37,7 +37,7 @@ class GetWeights(Call, tag="get_weights"):
     num_values: int = 100
 
 
-class ReleaseMemory(Call, tag="release_memory"):
+class ReleaseMemory(TimedCall, tag="release_memory"):
     """Give memory back: any of `kv_cache`, `weights`. Waits up to `timeout_s` until nothing runs.
 
     New requests are queued meanwhile and until `ResumeMemory`. Answered by `MemoryResult`, or `Failed` with
@@ -45,10 +45,9 @@ class ReleaseMemory(Call, tag="release_memory"):
     """
 
     tags: tuple[str, ...] = ()  # empty: all
-    timeout_s: float = 0.0
 
 
-class ResumeMemory(Call, tag="resume_memory"):
+class ResumeMemory(TimedCall, tag="resume_memory"):
     """Take released memory again; weights are read from their files. Answered by `MemoryResult`.
 
     Files that hold other weights by now are refused (409) with nothing done, unless `accept_changed_weights`: then
@@ -60,10 +59,9 @@ class ResumeMemory(Call, tag="resume_memory"):
     accept_changed_weights: bool = False
 
 
-class WeightsUpdated(Struct, tag="weights_updated"):
+class WeightsUpdated(Answer, tag="weights_updated"):
     """New weights are in place; no request can match KV of the old ones any more."""
 
-    call_id: str
     message: str
     weights_id: str
     weight_version: str
@@ -77,22 +75,19 @@ class WeightsUpdated(Struct, tag="weights_updated"):
     is_whole: bool = True  # nothing is left of the weights before
 
 
-class WeightVersionSet(Struct, tag="weight_version_set"):
-    call_id: str
+class WeightVersionSet(Answer, tag="weight_version_set"):
     weight_version: str
     num_aborted: int
 
 
-class Weights(Struct, tag="weights"):
-    call_id: str
+class Weights(Answer, tag="weights"):
     name: str
     dtype: str
     shape: tuple[int, ...]
     values: tuple[float, ...]  # the first ones, row by row
 
 
-class MemoryResult(Struct, tag="memory_result"):
-    call_id: str
+class MemoryResult(Answer, tag="memory_result"):
     released: tuple[str, ...]  # what is released now
     num_bytes: int  # released or taken again by this call
     waited_s: float

@@ -1,101 +1,38 @@
 """What crosses the border between an API process and an engine process, as bytes.
 
-The API process sends `ToEngine`, the engine sends `ToClient`; both are closed unions of tagged msgspec structs in
-msgpack. Nothing here is pickled, nothing carries a tensor.
+The API process sends `ToEngine`, the engine sends `ToClient`. Both are closed unions of tagged msgspec structs in
+msgpack: every call and every answer of this package that has a tag. Nothing here is pickled, nothing carries a tensor.
 """
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Union
 
 import msgspec
 
-from headwater.messages.cache import (
-    AttachStorage,
-    CacheTree,
-    DetachStorage,
-    GetCacheTree,
-    GetPins,
-    GetStorage,
-    PinPrefix,
-    Pins,
-    StorageInfo,
-    UnpinPrefix,
-)
-from headwater.messages.control import (
-    CancelOperation,
-    ContinueGeneration,
-    Done,
-    Failed,
-    FlushCache,
-    FlushResult,
-    GetOperations,
-    Operations,
-    PauseGeneration,
-    PauseResult,
-)
-from headwater.messages.generation import Abort, Generate, GenerateBatch, Outputs
-from headwater.messages.state import EngineReady, EngineState, GetState, Hello, Ping, Shutdown
-from headwater.messages.two_phase import Commit, InStep, Prepare, Prepared
-from headwater.messages.weights import (
-    GetWeights,
-    MemoryResult,
-    ReleaseMemory,
-    ResumeMemory,
-    SetWeightVersion,
-    UpdateWeights,
-    Weights,
-    WeightsUpdated,
-    WeightVersionSet,
-)
+from headwater.messages import cache, control, state, two_phase, weights
+from headwater.messages.base import Answer, Call, Struct
+from headwater.messages.generation import Generate, GenerateBatch, Outputs
 
-ToEngine = (
-    Hello
-    | Generate
-    | GenerateBatch
-    | Abort
-    | FlushCache
-    | PauseGeneration
-    | ContinueGeneration
-    | UpdateWeights
-    | SetWeightVersion
-    | GetWeights
-    | ReleaseMemory
-    | ResumeMemory
-    | AttachStorage
-    | DetachStorage
-    | GetStorage
-    | PinPrefix
-    | UnpinPrefix
-    | GetPins
-    | GetCacheTree
-    | Prepare
-    | Commit
-    | InStep
-    | CancelOperation
-    | GetOperations
-    | GetState
-    | Ping
-    | Shutdown
-)
+_SUBJECTS = (cache, control, state, two_phase, weights)  # imported, so that their structs exist
 
-ToClient = (
-    Outputs
-    | Done
-    | Failed
-    | Prepared
-    | FlushResult
-    | PauseResult
-    | WeightsUpdated
-    | WeightVersionSet
-    | Weights
-    | MemoryResult
-    | StorageInfo
-    | Pins
-    | CacheTree
-    | Operations
-    | EngineState
-    | EngineReady
-)
+
+def tagged(base: type[Struct]) -> list[type[Struct]]:
+    """The structs that can be sent of those that inherit from `base`."""
+    found = [base] if base.__struct_config__.tag is not None else []
+    for kind in base.__subclasses__():
+        found += tagged(kind)
+    return found
+
+
+if TYPE_CHECKING:
+    ToEngine = Call | Generate | GenerateBatch
+    ToClient = Answer | Outputs
+else:  # a decoder has to know each struct
+    ToEngine = Union[(Generate, GenerateBatch, *tagged(Call))]
+    ToClient = Union[(Outputs, *tagged(Answer))]
 
 encode = msgspec.msgpack.Encoder().encode
 
-decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+decode_to_engine: Callable[[bytes], ToEngine] = msgspec.msgpack.Decoder(ToEngine).decode
 
-decode_to_client = msgspec.msgpack.Decoder(ToClient).decode
+decode_to_client: Callable[[bytes], ToClient] = msgspec.msgpack.Decoder(ToClient).decode

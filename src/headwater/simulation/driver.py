@@ -347,7 +347,7 @@ class Driver:
                 pin.pin_id: bool(pin.lease and pin.lease.retirements) for pin in self.parts.pinning.pins
             },
             weights=self.runner.weights,
-            phases=lambda: {info.call_id: info.phase for info in self.parts.control.operations()},
+            phases=lambda: {info.call_id: info.phase for info in self.parts.control.pending.infos()},
         )
         self.promises = Promises(
             self.world,

@@ -93,12 +93,12 @@ async def test_an_engine_that_misses_the_decision_is_named_gets_no_requests_and_
 ) -> None:
     async with api(*engines) as server:
         control = engines[1].parts.control
-        on_commit = control.commit
+        on_commit = control._commit
 
         def die_away(*_: Any) -> None:
             engines[1]._wire.may_go_on.clear()
 
-        control.commit = die_away  # type: ignore[method-assign]
+        control._commit = die_away  # type: ignore[method-assign]
         body = {"model_path": "w1", "weight_version": "1", "timeout": 0.5}
         began_s = time.monotonic()
         response = await server.post("/update_weights_from_disk", body)
@@ -117,7 +117,7 @@ async def test_an_engine_that_misses_the_decision_is_named_gets_no_requests_and_
         assert "has not confirmed" in health.json()["engines_out"][0]["message"]
         states = (await server.http.get("/server_info")).json()["internal_states"]
         assert [state["success"] for state in states] == [True, False]
-        control.commit = on_commit  # type: ignore[method-assign]
+        control._commit = on_commit  # type: ignore[method-assign]
         engines[1].thaw()
         await until(lambda: server.state.client.is_healthy, 10)
         assert [picture(engine)[:2] for engine in engines] == [("w1", "1")] * 2

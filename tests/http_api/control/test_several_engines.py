@@ -223,8 +223,8 @@ async def test_an_engine_that_loads_again_is_waited_for_and_gets_what_is_left_of
         assert not pending.done()
         with LoopEngine(later) as again:
             taken: list[float] = []
-            on_flush = again.parts.control.flush
-            again.parts.control.flush = lambda m, c: (taken.append(m.timeout_s), on_flush(m, c))  # type: ignore[assignment,return-value]
+            handle = again.parts.control.handle
+            again.parts.control.handle = lambda m, c: (taken.append(m.timeout_s), handle(m, c))  # type: ignore[assignment,return-value]
             assert (await pending)["success"]
             assert 15 < taken[0] < 19.8, "the time it took to load is gone"
             client.engine_gone(1, "end of the test")

@@ -281,10 +281,10 @@ async def test_health_generate_of_several_engines_asks_one_that_is_not_held(tmp_
     """One engine asleep must not make the server ill, nor be the one that is tried."""
     with loop_engines(tmp_path, count=2) as engines:
         async with api(*engines) as server:
-            engines[0].parts.control.is_paused = True
+            engines[0].parts.orders.is_paused = True
             response = await server.http.get("/health_generate")
             assert (response.status_code, response.content) == (200, b"")
             assert engines[1].parts.scheduler.counters.generated_tokens == 1
-            engines[1].parts.control.is_paused = True
+            engines[1].parts.orders.is_paused = True
             response = await server.http.get("/health_generate")
             assert (response.status_code, response.json()["held_by"]) == (200, ["pause"])

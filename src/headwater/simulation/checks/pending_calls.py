@@ -3,15 +3,14 @@
 from dataclasses import dataclass
 
 from headwater.clock import ManualClock
-from headwater.messages.cache import AttachStorage
+from headwater.messages.base import Answer, TimedCall
 from headwater.messages.control import CancelOperation, FlushCache, PauseGeneration
 from headwater.messages.generation import Generate, GenerateBatch
-from headwater.messages.weights import ReleaseMemory, ResumeMemory, UpdateWeights
-from headwater.messages.wire import ToClient, ToEngine
+from headwater.messages.weights import ReleaseMemory, UpdateWeights
+from headwater.messages.wire import ToEngine
 from headwater.simulation.checks.violation import Violation
 
 CallKey = tuple[bytes, str]  # client and call id
-_TIMED = (FlushCache, UpdateWeights, ReleaseMemory, ResumeMemory, AttachStorage)
 _SLEEP_TOLERANCE_S = 0.005
 _STORE_GRACE_S = 1.0  # that a store has to acknowledge a flush, whatever its timeout
 _POLL_S = 0.02  # how often a loop looks after that
@@ -51,7 +50,7 @@ class Calls:
         if isinstance(message, Generate | GenerateBatch):
             return
         deadline_s = None
-        if isinstance(message, _TIMED):
+        if isinstance(message, TimedCall):
             is_valid = 0 <= message.timeout_s <= self._max_timeout_s
             deadline_s = self._clock.now() + message.timeout_s if is_valid else None
             if deadline_s is not None and _asks_store(message):
@@ -65,9 +64,9 @@ class Calls:
             if target is not None and target.deadline_s is not None:
                 target.is_cancelled = True
 
-    def answered(self, client: bytes, answer: ToClient) -> Call:
+    def answered(self, client: bytes, answer: Answer) -> Call:
         """A client has got `answer`; the call it belongs to."""
-        key = (client, answer.call_id)  # type: ignore[union-attr]
+        key = (client, answer.call_id)
         call = self.pending.pop(key, None)
         if call is None:
             raise Violation("answered_once", f"call {key[1]} was answered, though nobody waits for that")

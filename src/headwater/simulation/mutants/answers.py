@@ -5,13 +5,15 @@ from typing import Any
 
 from msgspec import structs
 
-from headwater.cache.namespace import Scope
+from headwater.cache.namespace import Scope, Tier
 from headwater.cache.prefetch import Prefetch
+from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.radix_tree import RadixTree
 from headwater.cache.storage.names import StorageNames
 from headwater.cache.tree_cutter import TreeCutter
-from headwater.engine import control_ports
-from headwater.engine.control_ports import RequestsForControl
+from headwater.control.controlled_engine import ControlledEngine
+from headwater.control.flush import Flush
+from headwater.control.pause import Pause
 from headwater.messages.generation import Finish
 from headwater.scheduling.answers import NOT_FINITE
 from headwater.scheduling.request import Request
@@ -23,53 +25,52 @@ from headwater.simulation.mutants.registry import Patch, mutant
 @mutant(profile="flush", seed=1)
 def flush_by_salt_and_key_drops_the_key() -> list[Patch]:
     """A flush by salt and key takes all keys of the salt."""
-    right = control_ports._cache_scope
+    right = Flush.scope
 
-    def scope(asked: Any) -> Scope:
-        found = right(asked)
+    def scope(self: Flush) -> Scope:
+        found = right(self)
         return replace(found, extra_key=None) if found.cache_salt is not None else found
 
-    return [(control_ports, "_cache_scope", scope)]  # type: ignore[list-item]
+    return [(Flush, "scope", scope)]
 
 
 @mutant(profile="flush", seed=1)
 def flush_by_key_is_of_the_salt() -> list[Patch]:
     """A flush by key takes the salt of that name."""
-    right = control_ports._cache_scope
+    right = Flush.scope
 
-    def scope(asked: Any) -> Scope:
-        found = right(asked)
+    def scope(self: Flush) -> Scope:
+        found = right(self)
         if found.cache_salt is None and found.extra_key is not None:
             return replace(found, cache_salt=found.extra_key, extra_key=None)
         return found
 
-    return [(control_ports, "_cache_scope", scope)]  # type: ignore[list-item]
+    return [(Flush, "scope", scope)]
 
 
 @mutant(profile="tiers")
 def flush_forgets_the_host() -> list[Patch]:
     """A flush of device and host leaves the host as it is."""
-    right = control_ports._cache_scope
+    right = Flush.scope
 
-    def scope(asked: Any) -> Scope:
-        found = right(asked)
-        is_of_both = asked.other_than_weights_id is None and {"device", "host"} <= set(asked.tiers)
-        return replace(found, tiers=found.tiers - {control_ports.Tier.HOST}) if is_of_both else found
+    def scope(self: Flush) -> Scope:
+        found = right(self)
+        is_of_both = {Tier.DEVICE, Tier.HOST} <= found.tiers
+        return replace(found, tiers=found.tiers - {Tier.HOST}) if is_of_both else found
 
-    return [(control_ports, "_cache_scope", scope)]  # type: ignore[list-item]
+    return [(Flush, "scope", scope)]
 
 
 @mutant(profile="training")
 def updates_leave_the_host_as_it_is() -> list[Patch]:
     """Pages of earlier weights stay on the host forever."""
-    right = control_ports._cache_scope
+    right = PrefixCache.retire
 
-    def scope(asked: Any) -> Scope:
-        found = right(asked)
-        is_update = asked.other_than_weights_id is not None
-        return replace(found, tiers=found.tiers - {control_ports.Tier.HOST}) if is_update else found
+    def retire(self: PrefixCache, scope: Scope) -> Any:
+        is_update = scope.other_than_weights_id is not None
+        return right(self, replace(scope, tiers=scope.tiers - {Tier.HOST}) if is_update else scope)
 
-    return [(control_ports, "_cache_scope", scope)]  # type: ignore[list-item]
+    return [(PrefixCache, "retire", retire)]
 
 
 @mutant(profile="store")
@@ -177,24 +178,25 @@ def retract_spares_one() -> list[Patch]:
 @mutant(profile="training")
 def aborted_requests_are_not_counted() -> list[Patch]:
     """A pause or update that ends requests reports that it ended none."""
-    right = RequestsForControl.abort_all
+    right = ControlledEngine.abort_all
 
-    def abort_all(self: RequestsForControl, message: str) -> int:
+    def abort_all(self: ControlledEngine, message: str) -> int:
         right(self, message)
         return 0
 
-    return [(RequestsForControl, "abort_all", abort_all)]
+    return [(ControlledEngine, "abort_all", abort_all)]
 
 
 @mutant(profile="training")
 def waiting_requests_count_as_frozen() -> list[Patch]:
     """A pause counts waiting requests as frozen."""
-    right: Any = RequestsForControl.num_running
+    right = Pause._apply
 
-    def num_running(self: RequestsForControl) -> int:
-        return right.fget(self) + len(self._scheduler.waiting)
+    def apply(self: Pause) -> int:
+        is_freeze = self._message.mode == "in_place"
+        return right(self) + (len(self._engine.scheduler.waiting) if is_freeze else 0)
 
-    return [(RequestsForControl, "num_running", property(num_running))]
+    return [(Pause, "_apply", apply)]
 
 
 @mutant(profile="tiers")

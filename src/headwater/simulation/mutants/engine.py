@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 from headwater.cache.prefetch import Prefetch
 from headwater.cache.prefix_cache import PrefixCache
@@ -9,10 +10,12 @@ from headwater.cache.storage.calls import StorageCalls
 from headwater.cache.storage.generations import StorageGenerations
 from headwater.cache.storage.names import StorageNames
 from headwater.control.control_plane import ControlPlane
+from headwater.control.controlled_engine import ControlledEngine
 from headwater.control.flush import Flush
 from headwater.control.memory import MemoryRelease
 from headwater.control.operation import Hold
 from headwater.control.pause import Pause
+from headwater.control.pending_operations import PendingOperations
 from headwater.control.weights import WeightUpdate
 from headwater.engine.loop import EngineLoop
 from headwater.messages.control import FlushResult
@@ -85,15 +88,13 @@ def flushes_are_answered_twice() -> list[Patch]:
 @mutant(profile="flush")
 def cancelled_operations_are_not_answered() -> list[Patch]:
     """A cancelled operation is never answered."""
-    right = ControlPlane.cancel
+    right = PendingOperations.cancel
 
-    def cancel(self: ControlPlane, message: Any, client: bytes) -> None:
-        before = self._pending.copy()
-        right(self, message, client)
-        gone = {pending.caller.call_id for pending in before if pending not in self._pending}
-        self._answers = [(to, answer) for to, answer in self._answers if getattr(answer, "call_id", "") not in gone]
+    def cancel(self: PendingOperations, message: Any, client: bytes) -> Any:
+        with patch.object(self, "_reply", lambda client, answer: None):
+            return right(self, message, client)
 
-    return [(ControlPlane, "cancel", cancel)]
+    return [(PendingOperations, "cancel", cancel)]
 
 
 @mutant(profile="flush")
@@ -105,7 +106,7 @@ def deadlines_are_ignored() -> list[Patch]:
 @mutant(profile="flush")
 def deadlines_do_not_wake() -> list[Patch]:
     """A sleeping loop does not wake for the deadline of an operation."""
-    return [(ControlPlane, "next_look_s", lambda self: None)]
+    return [(PendingOperations, "next_look_s", lambda self: None)]
 
 
 @mutant(profile="flush")
@@ -120,11 +121,12 @@ def pause_is_ignored() -> list[Patch]:
     right: Any = ControlPlane.hold
 
     def hold(self: ControlPlane) -> Hold:
-        was_paused, self.is_paused = self.is_paused, False
+        orders = self._engine.orders
+        was_paused, orders.is_paused = orders.is_paused, False
         try:
             return right.fget(self)
         finally:
-            self.is_paused = was_paused
+            orders.is_paused = was_paused
 
     return [(ControlPlane, "hold", property(hold))]
 
@@ -151,12 +153,8 @@ def weights_are_swapped_under_a_step() -> list[Patch]:
     """An update does not wait for the step in flight."""
     right = WeightUpdate.__init__
 
-    class NoStep:
-        def is_step_in_flight(self) -> bool:
-            return False
-
-    def init(self: WeightUpdate, *args: Any, **kwargs: Any) -> None:
-        right(self, *args, **(kwargs | {"step": NoStep()}))
+    def init(self: WeightUpdate, message: Any, engine: ControlledEngine, *rest: Any) -> None:
+        right(self, message, replace(engine, is_step_in_flight=lambda: False), *rest)
 
     return [(WeightUpdate, "__init__", init)]
 
@@ -164,19 +162,13 @@ def weights_are_swapped_under_a_step() -> list[Patch]:
 @mutant(profile="training")
 def released_memory_is_not_flushed() -> list[Patch]:
     """The KV memory is released while the tree still names its pages."""
-    right = MemoryRelease.__init__
+    right = MemoryRelease.look
 
-    class KeepsAll:
-        def __init__(self, cache: Any) -> None:
-            self._cache = cache
+    def look(self: MemoryRelease, moment: Any) -> Any:
+        with patch.object(PrefixCache, "retire", PrefixCache.preview):
+            return right(self, moment)
 
-        def retire(self, scope: Any) -> Any:
-            return self._cache.preview(scope)
-
-    def init(self: MemoryRelease, *args: Any, **kwargs: Any) -> None:
-        right(self, *args, **(kwargs | {"cache": KeepsAll(kwargs["cache"])}))
-
-    return [(MemoryRelease, "__init__", init)]
+    return [(MemoryRelease, "look", look)]
 
 
 @mutant(seed=4)

@@ -14,6 +14,7 @@ from headwater.client.fleet import Fleet
 from headwater.client.standing import Restoring, Standing
 from headwater.control.control_plane import ControlPlane
 from headwater.control.operation import PendingOperation
+from headwater.control.pending_operations import PendingOperations
 from headwater.engine import loop as loop_module
 from headwater.messages.control import PauseGeneration
 from headwater.messages.state import EngineState
@@ -101,15 +102,15 @@ def files_are_not_compared() -> list[Patch]:
 @fleet_mutant()
 def prepared_is_done() -> list[Patch]:
     """An engine carries a change out when it has prepared it, without waiting for the word."""
-    right = ControlPlane._report_prepared
+    right = PendingOperations._report_prepared
 
-    def report_prepared(self: ControlPlane, pending: PendingOperation) -> None:
+    def report_prepared(self: PendingOperations, pending: PendingOperation) -> None:
         is_new = pending.permit.is_awaited and not pending.permit.is_reported
         right(self, pending)
         if is_new:
             pending.permit.is_given = True
 
-    return [(ControlPlane, "_report_prepared", report_prepared)]
+    return [(PendingOperations, "_report_prepared", report_prepared)]
 
 
 @fleet_mutant(seed=1)
@@ -205,15 +206,14 @@ def those_behind_get_requests() -> list[Patch]:
 @fleet_mutant(seed=85)
 def late_commits_are_shrugged_off() -> list[Patch]:
     """An engine that hears too late of a decision goes on taking requests in its old state."""
-    right = ControlPlane.commit
+    right = ControlPlane._commit
 
     def commit(self: ControlPlane, message: Commit, client: bytes) -> None:
         right(self, message, client)
-        if self.is_behind:
-            self.is_behind = False
-            self._ports.requests.refuse_new(None)
+        self.is_behind = False
+        self._engine.scheduler.why_refusing.clear()
 
-    return [(ControlPlane, "commit", commit)]
+    return [(ControlPlane, "_commit", commit)]
 
 
 # --- what a restarted engine gets back --------------------------------------------------------------------

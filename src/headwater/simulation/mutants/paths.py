@@ -13,9 +13,8 @@ from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.radix_tree import Node, RadixTree
 from headwater.cache.tier_pages import TierPages
 from headwater.clock import Deadline
-from headwater.engine.flight import Flight
-from headwater.engine.loop import EngineLoop
-from headwater.messages.control import ContinueGeneration
+from headwater.control.orders import Orders
+from headwater.engine.steps import Steps
 from headwater.scheduling.scheduler import Scheduler
 from headwater.simulation.mutants.registry import Patch, mutant
 
@@ -102,21 +101,20 @@ def retired_pages_that_come_back_are_not_counted() -> list[Patch]:
 @mutant(profile="training", seed=4)
 def steps_in_flight_are_not_seen() -> list[Patch]:
     """The engine always reports that no step is in flight."""
-    return [(Flight, "is_step_in_flight", lambda self: False)]
+    return [(Steps, "is_step_in_flight", lambda self: False)]
 
 
 @mutant(profile="training")
 def continuing_is_answered_and_not_done() -> list[Patch]:
     """A pause continues although its end is acknowledged."""
-    right = EngineLoop._dispatch
+    right = Orders.continue_generation
 
-    def dispatch(self: EngineLoop, message: Any, client: bytes) -> None:
-        was_paused = self._control.is_paused
-        right(self, message, client)
-        if isinstance(message, ContinueGeneration):
-            self._control.is_paused = was_paused
+    def continue_generation(self: Orders) -> None:
+        was_paused = self.is_paused
+        right(self)
+        self.is_paused = was_paused
 
-    return [(EngineLoop, "_dispatch", dispatch)]
+    return [(Orders, "continue_generation", continue_generation)]
 
 
 @mutant(profile="training")

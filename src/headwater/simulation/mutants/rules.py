@@ -1,16 +1,17 @@
 """Mutants of single rules of scheduling, control and pins: a comparison, a field or a step that is slightly wrong."""
 
+from dataclasses import replace
 from typing import Any
 
 from msgspec import structs
 
 from headwater.cache.pins import Pin, PinBoard
 from headwater.control.control_plane import ControlPlane
+from headwater.control.controlled_engine import ControlledEngine
 from headwater.control.flush import Flush
 from headwater.control.memory import MemoryRelease
 from headwater.control.operation import Hold
 from headwater.control.weights import WeightUpdate
-from headwater.engine.control_ports import IdentityForControl, RequestsForControl
 from headwater.messages.generation import Generate
 from headwater.scheduling import outputs
 from headwater.scheduling.outputs import OutputBuffer
@@ -227,7 +228,7 @@ def dry_runs_flush() -> list[Patch]:
     """A dry run carries out the flush."""
 
     def preview(self: Flush, moment: Any) -> Any:
-        return self._flushed(moment, self._cache.retire(self._scope))
+        return self._flushed(moment, self._engine.cache.retire(self.scope()))
 
     return [(Flush, "_preview", preview)]
 
@@ -272,8 +273,8 @@ def updates_end_requests_unasked() -> list[Patch]:
     """A weight update always ends all requests."""
     right = WeightUpdate.__init__
 
-    def init(self: WeightUpdate, message: Any, **kwargs: Any) -> None:
-        right(self, structs.replace(message, abort_all_requests=True), **kwargs)
+    def init(self: WeightUpdate, message: Any, *rest: Any) -> None:
+        right(self, structs.replace(message, abort_all_requests=True), *rest)
 
     return [(WeightUpdate, "__init__", init)]
 
@@ -281,17 +282,23 @@ def updates_end_requests_unasked() -> list[Patch]:
 @mutant(profile="training")
 def labels_are_not_changed_by_updates() -> list[Patch]:
     """New weights serve under the old label."""
-    return [(IdentityForControl, "set_weight_version", lambda self, weight_version: None)]
+    right = WeightUpdate._swap
+
+    def swap(self: WeightUpdate, *args: Any) -> Any:
+        self._message = structs.replace(self._message, weight_version=None)
+        return right(self, *args)
+
+    return [(WeightUpdate, "_swap", swap)]
 
 
 @mutant(profile="training")
 def retract_ends_requests() -> list[Patch]:
     """A pause that should retract requests ends them."""
 
-    def retract_all(self: RequestsForControl) -> int:
-        return self.abort_all("Aborted: generation was paused")
+    def retract_all(self: Scheduler) -> int:
+        return self.abort("", match="all", message="Aborted: generation was paused")
 
-    return [(RequestsForControl, "retract_all", retract_all)]
+    return [(Scheduler, "retract_all", retract_all)]
 
 
 @mutant(profile="training", seed=7)
@@ -299,12 +306,8 @@ def memory_is_released_under_a_step() -> list[Patch]:
     """Memory is released while a step of ended requests still computes."""
     right = MemoryRelease.__init__
 
-    class NoStep:
-        def is_step_in_flight(self) -> bool:
-            return False
-
-    def init(self: MemoryRelease, *args: Any, **kwargs: Any) -> None:
-        right(self, *args, **(kwargs | {"step": NoStep()}))
+    def init(self: MemoryRelease, message: Any, engine: ControlledEngine, *rest: Any) -> None:
+        right(self, message, replace(engine, is_step_in_flight=lambda: False), *rest)
 
     return [(MemoryRelease, "__init__", init)]
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from engine_driver import VOCAB_SIZE, Driver, expected
-from headwater.engine.storage_opening import Opening
+from headwater.control.storage_opening import Opening
 from headwater.messages.cache import AttachStorage, DetachStorage, GetStorage, StorageInfo
 from headwater.messages.control import CancelOperation, Failed
 from headwater.simulation.fakes.jobs import FakeJobRunner

@@ -1,34 +1,38 @@
-"""Attaching and detaching a store under traffic."""
+"""Attaching a store under traffic."""
 
-from headwater.control.operation import Hold, Moment, Permit
-from headwater.control.ports import OpeningStorage, StoragePort
+from headwater.control.controlled_engine import ControlledEngine
+from headwater.control.operation import Moment, Operation, Permit
+from headwater.control.storage_opening import Kept, Opening
+from headwater.messages.base import Answer
 from headwater.messages.cache import AttachStorage
 from headwater.messages.control import Failed
-from headwater.messages.wire import ToClient
 
 
-class StorageAttach:
-    """Opens the store off the loop; then it takes the place of the one attached, if any. Nothing waits for idle."""
+class StorageAttach(Operation):
+    """Opens the store off the loop, then puts it in the place of the one attached. Neither waits for idle."""
 
     kind = "attach_storage"
     is_exclusive = True
-    hold = Hold.NOTHING
-    phase = "opening"
 
-    def __init__(self, message: AttachStorage, storage: StoragePort, permit: Permit | None = None) -> None:
+    def __init__(self, message: AttachStorage, engine: ControlledEngine, permit: Permit) -> None:
         self._message = message
-        self._permit = permit or Permit()
-        self._storage = storage
-        self._opening: OpeningStorage | None = None
+        self._permit = permit
+        self._storage = engine.storage
+        self._opening: Opening | Kept | None = None
+
+    @property
+    def phase(self) -> str:
+        return "opening"
+
+    def arrive(self) -> Failed | None:
+        why_not = self._storage.why_not()
+        return None if why_not is None else self._failed(why_not)
 
     @property
     def is_polling(self) -> bool:
         return not self._permit.is_awaited
 
-    def in_flight(self) -> dict[str, int]:
-        return {}
-
-    def look(self, moment: Moment) -> ToClient | None:
+    def look(self, moment: Moment) -> Answer | None:
         if self._opening is None:
             self._opening = self._storage.open(self._message)
         if not self._opening.is_ready():

@@ -1,4 +1,4 @@
-"""What the control plane may do to the storage tier: open, attach, detach, ask."""
+"""The storage tier under control: stores are opened, attached, detached and described."""
 
 import os
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from headwater.cache.storage.host_side import HostSide
 from headwater.cache.storage.names import StorageNames
 from headwater.cache.storage.tier import PrefetchPolicy, StorageSettings, StorageTier
 from headwater.clock import Clock
-from headwater.engine.storage_opening import Kept, Opening
+from headwater.control.storage_opening import Kept, Opening
 from headwater.messages.cache import AttachStorage, StorageInfo
 from headwater.storage.backend import StorageBackend
 from headwater.storage.page_key import Fingerprint
@@ -24,7 +24,7 @@ Place = tuple[str, str | None, str | None, int | None]  # kind, directory, url a
 
 
 class StorageControl:
-    """`control.ports.StoragePort` over the prefix cache."""
+    """Knows which store is attached to the prefix cache, and with which settings."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class StorageControl:
 
     @property
     def place_name(self) -> str:
-        """Which store is attached; empty if none is, or one whose place nobody has told."""
+        """Which store is attached; empty if none is, or one whose place is not known."""
         return _name(self._place) if self._cache.storage is not None else ""
 
     def detach(self, call_id: str) -> StorageInfo:

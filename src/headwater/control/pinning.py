@@ -1,4 +1,4 @@
-"""Messages about pins, answered at once."""
+"""Pins: prefixes that an operator keeps from being evicted."""
 
 from collections.abc import Iterable
 
@@ -9,14 +9,13 @@ from headwater.clock import Clock
 from headwater.messages.base import unpack_ids
 from headwater.messages.cache import GetPins, PinInfo, PinPrefix, Pins, UnpinPrefix
 from headwater.messages.control import Done, Failed
-from headwater.messages.wire import ToClient
 from headwater.scheduling.scheduler import Scheduler
 
 _MAX_TTL_S = 30 * 86400.0
 
 
 class Pinning:
-    """Pins and unpins for the loop."""
+    """Answers messages about pins, and ends those whose time is over (`advance`, every turn)."""
 
     def __init__(self, cache: PrefixCache, clock: Clock, scheduler: Scheduler) -> None:
         self._cache = cache
@@ -38,18 +37,15 @@ class Pinning:
     def advance(self) -> None:
         self._board.advance()
 
-    def answer(self, message: PinPrefix | UnpinPrefix | GetPins) -> ToClient:
-        match message:
-            case PinPrefix():
-                return self._pin(message)
-            case UnpinPrefix():
-                if self._board.unpin(message.pin_id):
-                    return Done(call_id=message.call_id)
-                return Failed(call_id=message.call_id, status=404, message=f"no pin {message.pin_id!r}", param="pin_id")
-            case GetPins():
-                return Pins(call_id=message.call_id, items=tuple(self._info(pin) for pin in self._board))
+    def list(self, message: GetPins) -> Pins:
+        return Pins(call_id=message.call_id, items=tuple(self._info(pin) for pin in self._board))
 
-    def _pin(self, message: PinPrefix) -> ToClient:
+    def unpin(self, message: UnpinPrefix) -> Done | Failed:
+        if self._board.unpin(message.pin_id):
+            return Done(call_id=message.call_id)
+        return Failed(call_id=message.call_id, status=404, message=f"no pin {message.pin_id!r}", param="pin_id")
+
+    def pin(self, message: PinPrefix) -> Pins | Failed:
         if not 0 < message.ttl_s <= _MAX_TTL_S:
             text = f"ttl_s must be above 0 and at most {_MAX_TTL_S:g} seconds"
             return Failed(call_id=message.call_id, status=400, message=text, param="ttl_s")

@@ -1,0 +1,35 @@
+"""Which operation each control message starts: a new one needs its struct, its operation, and a line here."""
+
+from collections.abc import Callable
+from typing import Any
+
+from headwater.control import at_once
+from headwater.control.at_once import PinChange
+from headwater.control.controlled_engine import ControlledEngine
+from headwater.control.flush import Flush
+from headwater.control.memory import MemoryRelease, MemoryResume
+from headwater.control.operation import Operation, Permit
+from headwater.control.pause import Pause
+from headwater.control.storage_attach import StorageAttach
+from headwater.control.weights import WeightUpdate
+from headwater.messages.base import Call
+from headwater.messages.cache import AttachStorage, DetachStorage, GetPins, GetStorage, PinPrefix, UnpinPrefix
+from headwater.messages.control import ContinueGeneration, FlushCache, PauseGeneration
+from headwater.messages.weights import GetWeights, ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
+
+OPERATIONS: dict[type[Call], Callable[[Any, ControlledEngine, Permit], Operation]] = {
+    FlushCache: Flush,
+    PauseGeneration: Pause,
+    ContinueGeneration: at_once.at_once(at_once.continue_generation),
+    UpdateWeights: WeightUpdate,
+    SetWeightVersion: at_once.at_once(at_once.set_weight_version),
+    GetWeights: at_once.at_once(at_once.get_weights),
+    ReleaseMemory: MemoryRelease,
+    ResumeMemory: MemoryResume,
+    AttachStorage: StorageAttach,
+    DetachStorage: at_once.at_once(at_once.detach_storage),
+    GetStorage: at_once.at_once(at_once.get_storage),
+    PinPrefix: PinChange,
+    UnpinPrefix: PinChange,
+    GetPins: at_once.at_once(at_once.get_pins),
+}
