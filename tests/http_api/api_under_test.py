@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import msgspec
+from fastapi import FastAPI
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
@@ -86,6 +87,7 @@ class Api:
     http: httpx.AsyncClient
     state: ApiState
     engine: Any
+    app: FastAPI
 
     async def post(self, path: str, body: Any = None, **more: Any) -> httpx.Response:
         return await self.http.post(path, json=body, **more)
@@ -101,9 +103,10 @@ async def api(*engines: Any, is_ready: bool = True, **settings: Any) -> AsyncIte
         ready = await state.client.wait_ready(timeout_s=3)
         if is_ready:
             state.set_ready(tokenizer=TOKENIZER, model=facts(ready[0]))
-        transport = httpx.ASGITransport(create_app(state), raise_app_exceptions=False)
+        app = create_app(state)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-            yield Api(http=http, state=state, engine=engines[0])
+            yield Api(http=http, state=state, engine=engines[0], app=app)
     finally:
         await state.client.close()
 

@@ -1,15 +1,14 @@
 """The web application: routes, middleware and error shape put together."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
 from headwater.http_api import page_routes
-from headwater.http_api.auth import Authentication
+from headwater.http_api.auth import Authentication, Keys
 from headwater.http_api.compressed_body import CompressedBody
 from headwater.http_api.control import (
     cache_routes,
@@ -37,6 +36,7 @@ ROUTERS = (
     weight_routes.router,
     memory_routes.router,
     cache_routes.router,
+    cache_routes.report_router,
     storage_routes.router,
     info_routes.router,
     page_routes.router,
@@ -68,6 +68,7 @@ def create_app(state: ApiState) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = Services(state)
+    app.state.keys = Keys(state.api_key, state.admin_api_key)
     install_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
@@ -75,7 +76,7 @@ def create_app(state: ApiState) -> FastAPI:
     # The last one added sees a request first: even a refused one has its id.
     app.add_middleware(CompressedBody, max_body_bytes=state.limits.max_body_bytes)
     app.add_middleware(BodyLimit, max_body_bytes=state.limits.max_body_bytes)
-    app.add_middleware(Authentication, api_key=state.api_key, admin_api_key=state.admin_api_key)
+    app.add_middleware(Authentication, keys=app.state.keys)
     app.add_middleware(SiteGuard, policy=state.sites)
     if state.sites.allowed_origins:
         app.add_middleware(
@@ -92,13 +93,15 @@ def create_app(state: ApiState) -> FastAPI:
 def head_routes() -> APIRouter:
     """HEAD wherever GET is and changes nothing: proxies, monitors and `curl -I` ask so."""
     router = APIRouter()
-    for path, endpoint in _reading_routes():
-        router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
+    for route in _reading_routes():
+        router.add_api_route(
+            route.path, route.endpoint, methods=["HEAD"], include_in_schema=False, route_class_override=type(route)
+        )
     return router
 
 
-def _reading_routes() -> Iterator[tuple[str, Callable[..., Any]]]:
+def _reading_routes() -> Iterator[APIRoute]:
     for router in ROUTERS:
         for route in router.routes:
             if isinstance(route, APIRoute) and "GET" in (route.methods or ()) and route.path not in CHANGING_BY_GET:
-                yield route.path, route.endpoint
+                yield route

@@ -3,77 +3,101 @@
 | route | no key set | only api key set | admin key set |
 |---|---|---|---|
 | /health*, /ready, /ping, /metrics, OPTIONS | open | open | open |
-| control routes | open | api key | admin key |
-| all others | open | api key | api key if set, else open (the admin key opens them, too) |
+| control routes (`AdminRoute`) | open | api key | admin key |
+| all others | open | api key | api key if set, else open (the admin key opens them as well) |
 """
 
 import hmac
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
+from fastapi import APIRouter, Request, Response
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headwater.generation.errors import ApiError
 from headwater.http_api.error_handlers import error_response
+from headwater.http_api.json_body import JsonRoute
 
 OPEN_PREFIXES = ("/health", "/ready", "/metrics")
 OPEN_PATHS = frozenset({"/ping"})
-CONTROL_PREFIXES = ("/control/", "/hicache/", "/cache/")
-CONTROL_PATHS = frozenset(
-    {
-        "/flush_cache",
-        "/clear_hicache_storage_backend",
-        "/reset_prefix_cache",
-        "/pause_generation",
-        "/continue_generation",
-        "/abort_request",
-        "/update_weights_from_disk",
-        "/update_weight_version",
-        "/get_weights_by_name",
-        "/release_memory_occupation",
-        "/resume_memory_occupation",
-    }
-)
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    401: {"description": "A key is needed: the admin key if one is set, else the API key."},
+    403: {"description": "The API key was sent, but this route needs the admin key."},
+}
 
 
-def is_open(method: str, path: str) -> bool:
-    return method == "OPTIONS" or path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys that the server was started with; None: not set."""
 
+    api_key: str | None = None
+    admin_api_key: str | None = None
 
-def is_control(path: str) -> bool:
-    return path.rstrip("/") in CONTROL_PATHS or path.startswith(CONTROL_PREFIXES)
+    def user_refusal(self, authorization: str) -> ApiError | None:
+        """Why a request with this header may call no route that needs a key; None: it may."""
+        key = _bearer(authorization)
+        if self.api_key is None or _equal(key, self.api_key) or _equal(key, self.admin_api_key):
+            return None
+        return _unauthorized("a valid API key is needed as `Authorization: Bearer <key>`")
+
+    def admin_refusal(self, authorization: str) -> ApiError | None:
+        """Why a request that `user_refusal` let through may call no control route; None: it may."""
+        key = _bearer(authorization)
+        if self.admin_api_key is None or _equal(key, self.admin_api_key):
+            return None
+        if _equal(key, self.api_key):
+            return ApiError(403, "this route needs the admin API key", code="admin_key_required")
+        return _unauthorized("this route needs the admin API key as `Authorization: Bearer <key>`")
 
 
 class Authentication:
-    """Answers 401 without a valid key, and 403 when a user's key tries a control route."""
+    """Answers 401 without a valid key, on every path that is not open: also on paths that do not exist."""
 
-    def __init__(self, app: ASGIApp, *, api_key: str | None, admin_api_key: str | None) -> None:
+    def __init__(self, app: ASGIApp, *, keys: Keys) -> None:
         self.app = app
-        self.api_key = api_key
-        self.admin_api_key = admin_api_key
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            refusal = self.refusal(scope["method"], scope["path"], Headers(scope=scope).get("authorization", ""))
+        if scope["type"] == "http" and not _is_open(scope["method"], scope["path"]):
+            refusal = self._keys.user_refusal(Headers(scope=scope).get("authorization", ""))
             if refusal is not None:
                 await error_response(refusal)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
-    def refusal(self, method: str, path: str, authorization: str) -> ApiError | None:
-        """Why this request may not pass, or None."""
-        if is_open(method, path):
-            return None
-        key = _bearer(authorization)
-        is_user, is_admin = _equal(key, self.api_key), _equal(key, self.admin_api_key)
-        if is_control(path) and self.admin_api_key is not None:
-            if is_admin:
-                return None
-            if is_user:
-                return ApiError(403, "this route needs the admin API key", code="admin_key_required")
-            return _unauthorized("this route needs the admin API key as `Authorization: Bearer <key>`")
-        if self.api_key is None or is_user or is_admin:
-            return None
-        return _unauthorized("a valid API key is needed as `Authorization: Bearer <key>`")
+
+class AdminRoute(JsonRoute):
+    """A control route: if an admin key is set, only that key opens it.
+
+    A route class and no dependency: FastAPI reads and parses the body before it asks dependencies.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        options["responses"] = REFUSALS | (options.get("responses") or {})
+        super().__init__(*args, **options)
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        handle = super().get_route_handler()
+
+        async def handle_admin(request: Request) -> Response:
+            keys: Keys = request.app.state.keys
+            refusal = keys.admin_refusal(request.headers.get("authorization", ""))
+            if refusal is not None:
+                raise refusal
+            return await handle(request)
+
+        return handle_admin
+
+
+def control_router(tag: str) -> APIRouter:
+    """A router for operations on the engines: every route of it is an `AdminRoute`."""
+    return APIRouter(route_class=AdminRoute, tags=[tag])
+
+
+def _is_open(method: str, path: str) -> bool:
+    return method == "OPTIONS" or path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
 
 
 def _bearer(authorization: str) -> str:
@@ -82,7 +106,7 @@ def _bearer(authorization: str) -> str:
 
 
 def _equal(given: str, expected: str | None) -> bool:
-    """Compared in constant time, so that answers do not tell how much of a guess is right."""
+    """Compared in constant time, so that the time of an answer does not show how much of a guess is right."""
     return bool(given) and expected is not None and hmac.compare_digest(given.encode(), expected.encode())
 
 

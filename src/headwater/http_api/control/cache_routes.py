@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from headwater.client.engine_client import new_call_id
 from headwater.generation.errors import ApiError, bad_request
+from headwater.http_api.auth import control_router
 from headwater.http_api.control.cache_prefixes import compute, encode_prefixes, target_engines
 from headwater.http_api.control.cache_report import cache_report
 from headwater.http_api.control.cache_tree import tree_facts, tree_facts_with_blocks
@@ -19,12 +20,13 @@ from headwater.http_api.sse import while_connected
 from headwater.messages.base import TokenIds, pack_ids
 from headwater.messages.cache import GetCacheTree, GetPins, GetStorage, PinPrefix, UnpinPrefix
 
-router = APIRouter(route_class=JsonRoute, tags=["cache"])
+router = control_router("cache")
+report_router = APIRouter(route_class=JsonRoute, tags=["cache"])  # open to users
 Given = Annotated[Services, Depends(services)]
 Json = dict[str, Any]
 
 
-@router.get("/cache", summary="What the cache holds and what it is worth")
+@report_router.get("/cache", summary="What the cache holds and what it is worth")
 async def show_cache(given: Given) -> Response:
     """Tiers (used, capacity, evictable), hit rates by tier, what moved between them and how fast, the store.
 

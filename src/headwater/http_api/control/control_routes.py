@@ -3,15 +3,15 @@
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Request
+from fastapi import Body, Depends, Request
 from starlette.responses import JSONResponse, Response
 
 from headwater.client.engine_client import new_call_id
 from headwater.generation.errors import ApiError
 from headwater.generation.native_schemas import AbortRequest, PauseRequest
+from headwater.http_api.auth import control_router
 from headwater.http_api.control.flush_answer import summed_counts
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
-from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.services import CALL_TIMEOUT_S, Services, services
 from headwater.http_api.sse import while_connected
 from headwater.messages.control import (
@@ -25,7 +25,7 @@ from headwater.messages.control import (
 from headwater.messages.generation import Abort
 from headwater.messages.state import EngineState
 
-router = APIRouter(route_class=JsonRoute, tags=["control"])
+router = control_router("control")
 Given = Annotated[Services, Depends(services)]
 Json = dict[str, Any]
 WAITING_FOR_MEMORY = "waiting_for_memory"

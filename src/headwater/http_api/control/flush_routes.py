@@ -3,26 +3,24 @@
 import asyncio
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import Depends, Query, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from headwater.http_api.auth import control_router
 from headwater.http_api.control.flush_answer import FlushAnswer
 from headwater.http_api.control.flush_request import flush_message, given_parameters
 from headwater.http_api.engine_answers import EngineAnswers
-from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.services import Services, services
 from headwater.http_api.sse import while_connected
 from headwater.messages.control import FlushCache
 
-router = APIRouter(route_class=JsonRoute, tags=["control"])
+router = control_router("control")
 Given = Annotated[Services, Depends(services)]
 
 FLUSH_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "Flushed.", "content": {"text/plain": {}, "application/json": {}}},
     202: {"description": "Nothing old can match any more, but not every page is back yet."},
     400: {"description": "Not idle within the timeout (nothing was flushed), or a bad parameter."},
-    401: {"description": "A key is needed: the admin key if one is set, else the API key."},
-    403: {"description": "The API key was sent, but flushing needs the admin key."},
     503: {"description": "An engine is gone or still loading; the answer tells which, and since when."},
 }
 

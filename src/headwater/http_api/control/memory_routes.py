@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Query, Request
+from fastapi import Body, Depends, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from headwater.client.engine_client import new_call_id
+from headwater.http_api.auth import control_router
 from headwater.http_api.control.schemas_control import MemoryTags, ResumeTags
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
-from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.services import Services, services
 from headwater.http_api.sse import while_connected
 from headwater.messages.state import EngineState
@@ -19,7 +19,7 @@ from headwater.messages.weights import MemoryResult, ReleaseMemory, ResumeMemory
 RESUME_TIMEOUT_S = 600.0  # weights are read from their files again
 NOTHING_TO_RELEASE = "cuda_graph"  # SGLang's third tag
 
-router = APIRouter(route_class=JsonRoute, tags=["memory"])
+router = control_router("memory")
 Given = Annotated[Services, Depends(services)]
 Tags = Annotated[MemoryTags | None, Body()]
 Resumed = Annotated[ResumeTags | None, Body()]

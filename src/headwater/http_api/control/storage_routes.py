@@ -4,15 +4,16 @@ import asyncio
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import Depends, Query, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from headwater.client.engine_client import new_call_id
 from headwater.generation.errors import ApiError, bad_request
+from headwater.http_api.auth import control_router
 from headwater.http_api.control.schemas_cache import MAX_STORE_BYTES, StorageBackendRequest
 from headwater.http_api.control.storage_clear import ClearAnswer
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
-from headwater.http_api.json_body import JsonRoute, parse_json
+from headwater.http_api.json_body import parse_json
 from headwater.http_api.services import Services, services
 from headwater.http_api.sse import while_connected
 from headwater.messages.cache import AttachStorage, DetachStorage, GetStorage, StorageInfo
@@ -24,7 +25,7 @@ ATTACHED = "HiCache storage backend attached."
 DETACHED = "HiCache storage backend detached."
 PLACES = ("directory", "url", "size")
 
-router = APIRouter(route_class=JsonRoute, tags=["storage"])
+router = control_router("storage")
 Given = Annotated[Services, Depends(services)]
 Json = dict[str, Any]
 

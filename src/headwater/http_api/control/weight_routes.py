@@ -3,22 +3,22 @@
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Query, Request
+from fastapi import Body, Depends, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from headwater.client.engine_client import new_call_id
 from headwater.generation.errors import ApiError
+from headwater.http_api.auth import control_router
 from headwater.http_api.control.flush_answer import summed_pages
 from headwater.http_api.control.schemas_control import WeightsByName, WeightsFromDisk, WeightVersion
 from headwater.http_api.engine_answers import facts_of
-from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.services import Services, services
 from headwater.http_api.sse import while_connected
 from headwater.messages.weights import GetWeights, SetWeightVersion, UpdateWeights, Weights, WeightsUpdated
 
 DEFAULT_TIMEOUT_S = 600.0
 
-router = APIRouter(route_class=JsonRoute, tags=["weights"])
+router = control_router("weights")
 Given = Annotated[Services, Depends(services)]
 Json = dict[str, Any]
 

@@ -165,7 +165,8 @@ def released_memory_is_not_flushed() -> list[Patch]:
     right = MemoryRelease.look
 
     def look(self: MemoryRelease, moment: Any) -> Any:
-        with patch.object(PrefixCache, "retire", PrefixCache.preview):
+        cache = self._engine.cache
+        with patch.object(cache, "retire", cache.preview):
             return right(self, moment)
 
     return [(MemoryRelease, "look", look)]
