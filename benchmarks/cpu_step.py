@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from headwater.devices.cpu.device import CpuDevice
-from headwater.execution.model_runner import ModelRunner
+from headwater.execution.cpu_runner import CpuRunner
 from headwater.execution.warm_up import warm_up
 from headwater.launch.default_model import ensure_default_model
 from headwater.messages.generation import SamplingParams
@@ -54,7 +54,7 @@ class Measured:
 class Slots:
     """Requests at a given context, in slots and pages of their own; the KV before the step is left as it is."""
 
-    def __init__(self, runner: ModelRunner, vocab_size: int) -> None:
+    def __init__(self, runner: CpuRunner, vocab_size: int) -> None:
         self._runner = runner
         self._random = np.random.default_rng(0)
         self._vocab_size = vocab_size
@@ -151,7 +151,7 @@ def num_multiplications(config: ModelConfig, num_rows: int, context: int, prompt
 
 def measure(
     name: str,
-    runner: ModelRunner,
+    runner: CpuRunner,
     make_plan: Callable[[], StepPlan],
     *,
     num_bytes: int,
@@ -178,7 +178,7 @@ def measure(
     )
 
 
-def run_cases(runner: ModelRunner, config: ModelConfig, repeat: int) -> list[Measured]:
+def run_cases(runner: CpuRunner, config: ModelConfig, repeat: int) -> list[Measured]:
     slots = Slots(runner, config.vocab_size)
     weights = runner.memory_bytes()["weights"]
     token_bytes = runner.kv.layout.token_bytes
@@ -217,7 +217,7 @@ def main() -> None:
     device = CpuDevice(num_threads=args.threads, use_native=not args.no_native)
     loaded = load_model(resolve_model(args.model or str(ensure_default_model())), device=device, dtype=args.dtype)
     num_pages = max(rows * -(-(context + 1) // PAGE_SIZE) for rows, context in DECODES)
-    runner = ModelRunner(loaded, device, page_size=PAGE_SIZE, num_pages=num_pages, max_running=MAX_ROWS)
+    runner = CpuRunner(loaded, device, page_size=PAGE_SIZE, num_pages=num_pages, max_running=MAX_ROWS)
     warm_up(runner)
     results = run_cases(runner, loaded.config, args.repeat)
     if args.json:

@@ -102,12 +102,12 @@ def record_steps() -> list[Step]:
     """Notes of every launch from now on; the list is emptied by whoever reads it."""
     import torch
 
-    from headwater.execution.async_runner import AsyncModelRunner
+    from headwater.execution.gpu_runner import GpuRunner
 
     steps: list[Step] = []
-    launch = AsyncModelRunner.launch
+    launch = GpuRunner.launch
 
-    def noted(self: AsyncModelRunner, plan: Any) -> Any:
+    def noted(self: GpuRunner, plan: Any) -> Any:
         events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         started_s = time.perf_counter()
         events[0].record()
@@ -117,7 +117,7 @@ def record_steps() -> list[Step]:
         steps.append(Step(started_s, time.perf_counter(), plan.num_decodes, num_prompt_tokens, events))
         return handle
 
-    AsyncModelRunner.launch = noted
+    GpuRunner.launch = noted
     return steps
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from attention_setting import FEW_OF_EACH, MIXES, Setting
 
+from attention_setting import FEW_OF_EACH, MIXES, Setting
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.device import Device

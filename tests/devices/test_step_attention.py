@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from attention_setting import FEW_OF_EACH, MIXES, Setting
 
+from attention_setting import FEW_OF_EACH, MIXES, Setting
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.native_library import native_library
 from headwater.devices.cuda.device import CudaDevice
@@ -145,9 +145,7 @@ def test_large_scores_do_not_overflow(built: Built) -> None:
     setting.kv.pages[:, :, 0] *= 60
     found = setting.run(device, layer=0)
     assert found.isfinite().all()
-    torch.testing.assert_close(
-        found.float(), setting.expected(0), rtol=0, atol=1e-3 if dtype == torch.float32 else 0.2
-    )
+    torch.testing.assert_close(found.float(), setting.expected(0), rtol=0, atol=1e-3 if dtype == torch.float32 else 0.2)
 
 
 def test_threads_do_not_change_the_result() -> None:

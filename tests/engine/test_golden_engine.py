@@ -20,8 +20,8 @@ from headwater.clock import ManualClock  # noqa: E402
 from headwater.devices.cpu.device import CpuDevice  # noqa: E402
 from headwater.devices.device import Device  # noqa: E402
 from headwater.engine.wiring import wire_engine  # noqa: E402
+from headwater.execution.cpu_runner import CpuRunner, kv_layout  # noqa: E402
 from headwater.execution.kv_lifetime import KvLifetime  # noqa: E402
-from headwater.execution.model_runner import ModelRunner, kv_layout  # noqa: E402
 from headwater.execution.runner import Runner  # noqa: E402
 from headwater.execution.weight_store import Checkpoint, WeightStore  # noqa: E402
 from headwater.launch.assembly import ServedModel  # noqa: E402
@@ -51,12 +51,12 @@ def _device() -> Device:
 def _runner(loaded: LoadedModel, device: Device, *, num_pages: int, max_running: int) -> Runner:
     sizes = {"page_size": PAGE_SIZE, "num_pages": num_pages, "max_running": max_running, "max_context": 200}
     if device.torch_device.type == "cpu":
-        return ModelRunner(loaded, device, **sizes)
-    from headwater.execution.async_runner import AsyncModelRunner
+        return CpuRunner(loaded, device, **sizes)
+    from headwater.execution.gpu_runner import GpuRunner
     from headwater.execution.step_graphs import graph_sizes
 
     prompts = ((0, 16), (0, 64), (min(4, max_running), 32))
-    return AsyncModelRunner(loaded, device, **sizes, graph_sizes=graph_sizes(max_running), prompt_graph_sizes=prompts)
+    return GpuRunner(loaded, device, **sizes, graph_sizes=graph_sizes(max_running), prompt_graph_sizes=prompts)
 
 
 def _slow_restores(runner: Runner, copier) -> list[int]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from headwater.execution.model_runner import ModelRunner
+from headwater.execution.cpu_runner import CpuRunner
 from headwater.messages.generation import LogprobParams, SamplingParams, TokenLogprob
 from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, StepPlan, StepResult
 
@@ -31,7 +31,7 @@ class DrivenRequest:
 class StepDriver:
     """Runs sequences on a runner: hands out pages in a random order, chunks prompts, batches what runs."""
 
-    def __init__(self, runner: ModelRunner, *, seed: int = 0) -> None:
+    def __init__(self, runner: CpuRunner, *, seed: int = 0) -> None:
         self.runner = runner
         self._random = np.random.default_rng(seed)
         self._free_pages = self._random.permutation(runner.kv.num_pages).tolist()

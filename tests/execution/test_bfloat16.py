@@ -9,7 +9,7 @@ from step_driver import StepDriver
 
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.native_library import native_library
-from headwater.execution.model_runner import ModelRunner
+from headwater.execution.cpu_runner import CpuRunner
 from headwater.launch.default_model import ensure_default_model
 from headwater.messages.generation import LogprobParams
 from headwater.models.loader import LoadedModel, load_model, resolve_model
@@ -57,7 +57,7 @@ class Computed:
         kv_dtype: torch.dtype | None = None,
     ) -> None:
         loaded, device = _loaded(dtype, use_native)
-        runner = ModelRunner(loaded, device, page_size=16, num_pages=40, max_running=2, kv_dtype=kv_dtype)
+        runner = CpuRunner(loaded, device, page_size=16, num_pages=40, max_running=2, kv_dtype=kv_dtype)
         driver = StepDriver(runner, seed=chunk)
         request = driver.add(token_ids, slot=0, logprobs=LogprobParams(top=1, prompt_start=0))
         other = driver.add(token_ids[:50], slot=1)
@@ -72,9 +72,7 @@ class Computed:
 
 
 @functools.cache
-def _computed(
-    token_ids: tuple[int, ...], *, dtype: str, use_native: bool = True, chunk: int = 10**6
-) -> Computed:
+def _computed(token_ids: tuple[int, ...], *, dtype: str, use_native: bool = True, chunk: int = 10**6) -> Computed:
     """The same computation for all tests that compare with it."""
     return Computed(list(token_ids), dtype=dtype, chunk=chunk, use_native=use_native)
 

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.external_attention import AttentionBackend
-from headwater.execution.async_runner import AsyncModelRunner
+from headwater.execution.gpu_runner import GpuRunner
 from headwater.execution.prompt_steps import prompt_graph_sizes
 from headwater.messages.generation import LogprobParams, SamplingParams
 from headwater.models.loader import load_model, resolve_model
@@ -31,13 +31,13 @@ def _runner(
     graphs: tuple[int, ...] = (),
     attention: AttentionBackend = "triton",
     kv_dtype: torch.dtype | None = None,
-) -> AsyncModelRunner:
+) -> GpuRunner:
     try:
         device = CudaDevice(attention=attention)
     except ValueError as reason:
         pytest.skip(str(reason))
     loaded = load_model(resolve_model(str(folder)), device=device, dtype=dtype)
-    return AsyncModelRunner(
+    return GpuRunner(
         loaded,
         device,
         page_size=page_size,

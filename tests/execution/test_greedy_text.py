@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from headwater.devices.cpu.device import CpuDevice
-from headwater.execution.model_runner import ModelRunner
+from headwater.execution.cpu_runner import CpuRunner
 from headwater.launch.default_model import ensure_default_model
 from headwater.models.loader import load_model, resolve_model
 from headwater.tokenization.tokenizer import Tokenizer
@@ -40,10 +40,10 @@ def _prompts(seed: int = 7) -> list[list[int]]:
     return [random.integers(3, VOCAB_SIZE, length).tolist() for length in PROMPT_LENGTHS]
 
 
-def _runner(folder: Path, *, page_size: int, dtype: str = "float32", max_running: int = 16) -> ModelRunner:
+def _runner(folder: Path, *, page_size: int, dtype: str = "float32", max_running: int = 16) -> CpuRunner:
     device = CpuDevice()
     loaded = load_model(resolve_model(str(folder)), device=device, dtype=dtype)
-    return ModelRunner(loaded, device, page_size=page_size, num_pages=1200, max_running=max_running)
+    return CpuRunner(loaded, device, page_size=page_size, num_pages=1200, max_running=max_running)
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)

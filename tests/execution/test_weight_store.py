@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from headwater.devices.cpu.device import CpuDevice
 from headwater.execution import weight_store
-from headwater.execution.model_runner import ModelRunner
+from headwater.execution.cpu_runner import CpuRunner
 from headwater.execution.weight_store import (
     Checkpoint,
     HostTensors,
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 def store(folder: Path) -> WeightStore:
     device = CpuDevice(num_threads=1)
     loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32", load_format="auto", seed=0)
-    runner = ModelRunner(loaded, device, page_size=16, num_pages=8, max_running=2)
+    runner = CpuRunner(loaded, device, page_size=16, num_pages=8, max_running=2)
     return WeightStore(runner, loaded, device=device, checkpoint=Checkpoint(str(folder), "auto"), seed=0)
 
 
@@ -274,7 +274,7 @@ def test_a_hub_id_is_not_fetched_unless_allowed(store: WeightStore, monkeypatch:
 def test_an_allowed_hub_id_is_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = CpuDevice(num_threads=1)
     loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32", load_format="auto", seed=0)
-    runner = ModelRunner(loaded, device, page_size=16, num_pages=8, max_running=2)
+    runner = CpuRunner(loaded, device, page_size=16, num_pages=8, max_running=2)
     start = Checkpoint(str(folder), "auto")
     allowing = WeightStore(runner, loaded, device=device, checkpoint=start, seed=0, allow_hub=True)
     files = resolve_model(str(folder))

@@ -11,7 +11,7 @@ import torch
 from headwater import Engine
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.host_memory import CpuPageCopier, HostMemory, ThreadCopy
-from headwater.execution.model_runner import ModelRunner
+from headwater.execution.cpu_runner import CpuRunner
 from headwater.launch.default_model import ensure_default_model
 from headwater.models.loader import load_model, resolve_model
 from headwater.storage.backend import ReadStatus, WriteStatus
@@ -147,7 +147,7 @@ def wait_for(copy: ThreadCopy) -> None:
 def test_bfloat16_pages_have_the_same_bytes_after_the_way_to_the_store_and_back(tmp_path: Path) -> None:
     device = CpuDevice()
     loaded = load_model(resolve_model(str(ensure_default_model())), device=device, dtype="bfloat16")
-    driver = StepDriver(ModelRunner(loaded, device, page_size=16, num_pages=24, max_running=1))
+    driver = StepDriver(CpuRunner(loaded, device, page_size=16, num_pages=24, max_running=1))
     request = driver.add(prompt(0), slot=0)
     driver.run([request], num_outputs=1, chunk=64)
     kv = driver.runner.kv

@@ -1,21 +1,12 @@
-"""What the loop needs from the side that computes. The real one is execution/, the simulation has a fake."""
+"""What the loop needs from the side that computes.
+
+The server's is `ServedModel` (launch/assembly.py) over a runner of execution/; the simulation has a fake.
+"""
 
 from typing import Protocol
 
 from headwater.control.ports import KvMemoryPort, WeightsPort
-from headwater.scheduling.plan import StepPlan, StepResult
-
-
-class StepHandle(Protocol):
-    """A launched step."""
-
-    def is_done(self) -> bool:
-        """Whether `collect` would return without waiting."""
-        ...
-
-    def collect(self) -> StepResult:
-        """Wait for the step and return its result. Called exactly once."""
-        ...
+from headwater.scheduling.plan import StepHandle, StepPlan
 
 
 class ModelRunner(Protocol):

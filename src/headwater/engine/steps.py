@@ -4,8 +4,8 @@ import logging
 from collections import deque
 
 from headwater.cache.page_pool import OwnershipError
-from headwater.engine.ports import ModelRunner, StepHandle
-from headwater.scheduling.plan import StepPlan, StepResult
+from headwater.engine.ports import ModelRunner
+from headwater.scheduling.plan import StepHandle, StepPlan, StepResult
 from headwater.scheduling.scheduler import Scheduler
 
 _MAX_FAILED_IN_A_ROW = 10  # then it is not the requests: the engine ends, and is started again

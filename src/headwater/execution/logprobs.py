@@ -21,9 +21,7 @@ class LogprobTensors:
         return LogprobTensors(move(self.own), move(self.top_values), move(self.top_ids), move(self.asked))
 
 
-def compute_logprobs(
-    logits: torch.Tensor, token_ids: torch.Tensor, params: Sequence[LogprobParams]
-) -> LogprobTensors:
+def compute_logprobs(logits: torch.Tensor, token_ids: torch.Tensor, params: Sequence[LogprobParams]) -> LogprobTensors:
     """For each row: of its token, of the top alternatives, and of the ids asked for.
 
     `logits` is float32[rows, vocab_size] and is not changed; `token_ids` is int64[rows] on the same device. Does not
@@ -41,9 +39,7 @@ def compute_logprobs(
     return LogprobTensors(own[:, 0], top_values - totals, top_ids, asked)
 
 
-def as_answers(
-    found: LogprobTensors, token_ids: Sequence[int], params: Sequence[LogprobParams]
-) -> list[TokenLogprob]:
+def as_answers(found: LogprobTensors, token_ids: Sequence[int], params: Sequence[LogprobParams]) -> list[TokenLogprob]:
     """One answer per row of `found`, which is on the host. Alternatives come most probable first."""
     own, asked = found.own.tolist(), found.asked.tolist()
     top_values, top_ids = found.top_values.tolist(), found.top_ids.tolist()

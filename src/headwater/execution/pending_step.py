@@ -26,7 +26,7 @@ class PendingLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class PendingStep:
-    """engine.ports.StepHandle. What it reads on the host is there once `done` is passed."""
+    """A launched step (plan.StepHandle). Its results are on the host once `done` is passed."""
 
     plan: StepPlan
     done: Fence

@@ -23,7 +23,7 @@ from headwater.execution.step_inputs import (
     flatten,
     idle,
     pad,
-    set_apart,
+    split_external,
     stage,
 )
 from headwater.scheduling.plan import StepPlan
@@ -86,7 +86,7 @@ class PromptSteps:
         self._slots = slots
         self._rotary = rotary
         self._plan_tiles = partial(device.plan_tiles, geometry)
-        self._num_before_apart = partial(device.num_before_apart, geometry, dtype)
+        self._num_own_chunks = partial(device.num_own_chunks, geometry, dtype)
         self._ring = StagingRing(device.torch_device, num_ints=1 << 17)
         self._shapes = {size: _shapes(*size, device, geometry) for size in sorted(sizes)}
         shapes = tuple(shape for of_size in self._shapes.values() for shape in of_size)
@@ -102,8 +102,8 @@ class PromptSteps:
         arrays = flatten(plan, sampled, plan_tiles=self._plan_tiles)
         shape = self._shape_for(arrays)
         if shape is None:
-            first = self._num_before_apart(arrays.lens, arrays.contexts)
-            arrays = set_apart(arrays, first, plan_tiles=self._plan_tiles)
+            first = self._num_own_chunks(arrays.lens, arrays.contexts)
+            arrays = split_external(arrays, first, plan_tiles=self._plan_tiles)
             inputs = stage(arrays, ring=self._ring, slots=self._slots, rotary=self._rotary)
             return PromptStep(self._forward(inputs), 0, inputs.last_tokens, inputs.sampled_slots)
         self._graphs.prepare(shape)

@@ -1,18 +1,10 @@
-"""What weights, KV memory and the warm-up need of a runner, whichever it is."""
+"""What the weights, the KV memory and the warm-up need from a runner. CpuRunner and GpuRunner implement it."""
 
 from typing import Protocol
 
 from headwater.devices.kv_memory import KVMemory
 from headwater.models.decoder import DecoderModel
-from headwater.scheduling.plan import StepPlan, StepResult
-
-
-class Handle(Protocol):
-    """engine.ports.StepHandle, which lies above this package."""
-
-    def is_done(self) -> bool: ...
-
-    def collect(self) -> StepResult: ...
+from headwater.scheduling.plan import StepHandle, StepPlan
 
 
 class Runner(Protocol):
@@ -39,7 +31,7 @@ class Runner(Protocol):
         """What the model and its KV take, for EngineState."""
         ...
 
-    def launch(self, plan: StepPlan) -> Handle: ...
+    def launch(self, plan: StepPlan) -> StepHandle: ...
 
     def recover(self) -> None:
         """After a step that raised: wait until nothing of it runs any more. Raises if the device is lost."""

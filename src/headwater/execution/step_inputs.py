@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from headwater.devices.cuda.paged_batch import ApartChunks, Contexts, PagedBatch, PromptChunks
+from headwater.devices.cuda.paged_batch import Contexts, ExternalChunks, PagedBatch, PromptChunks
 from headwater.devices.cuda.prefill_tiles import PrefillTiles
 from headwater.execution.device_slots import DeviceSlots
 from headwater.execution.staging import Ints, StagingRing
@@ -27,12 +27,16 @@ class MixedShape:
 
 
 @dataclass(frozen=True, slots=True)
-class ApartArrays:
-    """The integers of ApartChunks, on the host. The last two are empty where nothing is needed from pages."""
+class ExternalArrays:
+    """The integers of ExternalChunks, on the host. The last two are empty where nothing is needed from pages."""
 
     starts: Ints  # [P + 1]
     slots: Ints  # [P]
     context_starts: Ints  # [P + 1]
+
+    @property
+    def arrays(self) -> tuple[Ints, Ints, Ints]:
+        return self.starts, self.slots, self.context_starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class MixedArrays:
     joins: Ints  # [J, 4]
     last_tokens: Ints  # [number that sample], among the D + N
     sampled_slots: Ints  # [number that sample]
-    apart: ApartArrays | None = None  # where some are set apart
+    external: ExternalArrays | None = None  # of the chunks that `tiles` leaves out
 
     @property
     def padded(self) -> tuple[Ints, ...]:
@@ -109,19 +113,19 @@ def flatten(plan: StepPlan, sampled: Ints, *, plan_tiles: Callable[[Ints, Ints],
     )
 
 
-def set_apart(arrays: MixedArrays, first: int, *, plan_tiles: Callable[[Ints, Ints], PrefillTiles]) -> MixedArrays:
-    """The same step with its chunks from `first` on left out of the tiles."""
+def split_external(arrays: MixedArrays, first: int, *, plan_tiles: Callable[[Ints, Ints], PrefillTiles]) -> MixedArrays:
+    """The same step with the chunks from `first` on left to the external backend."""
     lens, contexts = arrays.lens[first:], arrays.contexts[first:]
     if not len(lens):
         return arrays
     tiles = plan_tiles(arrays.lens[:first], arrays.contexts[:first])
     needs_pages = (lens < contexts).any()
-    apart = ApartArrays(
+    external = ExternalArrays(
         starts=_starts(lens),
         slots=arrays.slots[first:] if needs_pages else _NONE,
         context_starts=_starts(contexts) if needs_pages else _NONE,
     )
-    return replace(arrays, tiles=tiles.tiles, joins=tiles.joins, apart=apart)
+    return replace(arrays, tiles=tiles.tiles, joins=tiles.joins, external=external)
 
 
 def pad(arrays: MixedArrays, shape: MixedShape, *, padding_slot: int) -> MixedArrays:
@@ -174,19 +178,19 @@ def stage(
 
     Steps of one shape lie at the same addresses of one ring, `last_tokens` and `sampled_slots` aside.
     """
-    apart = arrays.apart or ApartArrays(_NONE, _NONE, _NONE)
+    external = arrays.external or ExternalArrays(_NONE, _NONE, _NONE)
     *staged, starts, of_contexts, context_starts = ring.stage(
-        (*arrays.padded, arrays.last_tokens, arrays.sampled_slots, apart.starts, apart.slots, apart.context_starts)
+        (*arrays.padded, arrays.last_tokens, arrays.sampled_slots, *external.arrays)
     )
     decode_slots, decode_positions, token_ids, token_slots, token_positions, *of_rows, last, sampled_slots = staged
-    chunks_apart = None
-    if arrays.apart is not None:
+    external_chunks = None
+    if arrays.external is not None:
         contexts = None
-        if len(apart.slots):
-            num_tokens, longest = int(apart.context_starts[-1]), int(np.diff(apart.context_starts).max())
+        if len(external.slots):
+            num_tokens, longest = int(external.context_starts[-1]), int(np.diff(external.context_starts).max())
             contexts = Contexts(of_contexts, context_starts, num_tokens, longest)
-        first_token = len(decode_slots) + len(token_ids) - int(apart.starts[-1])
-        chunks_apart = ApartChunks(first_token, starts, int(np.diff(apart.starts).max()), contexts)
+        first_token = len(decode_slots) + len(token_ids) - int(external.starts[-1])
+        external_chunks = ExternalChunks(first_token, starts, int(np.diff(external.starts).max()), contexts)
     batch = PagedBatch(
         num_decodes=len(decode_slots),
         decode_slots=decode_slots,
@@ -195,7 +199,7 @@ def stage(
         tables=slots.tables,
         cos=rotary[0],
         sin=rotary[1],
-        chunks=PromptChunks(token_slots, token_positions, token_positions, *of_rows, apart=chunks_apart),
+        chunks=PromptChunks(token_slots, token_positions, token_positions, *of_rows, external=external_chunks),
     )
     return MixedInputs(token_ids, batch, last, sampled_slots)
 

@@ -14,9 +14,9 @@ from headwater.engine.kv_events_publisher import KvEventsSettings, endpoint_of
 from headwater.engine.loop import EngineLoop
 from headwater.engine.wire import ZmqWire
 from headwater.engine.wiring import EngineParts, wire_engine
+from headwater.execution.cpu_runner import kv_layout
 from headwater.execution.kv_lifetime import KvLifetime
-from headwater.execution.model_runner import kv_layout
-from headwater.execution.runner import Handle, Runner
+from headwater.execution.runner import Runner
 from headwater.execution.weight_store import Checkpoint, WeightStore
 from headwater.launch.config import GB, ServerArgs
 from headwater.launch.placement import (
@@ -33,7 +33,7 @@ from headwater.models.config import ModelConfig
 from headwater.models.end_tokens import union, within
 from headwater.models.loader import LoadedModel, load_model, resolve_model, tokenizer_end_ids
 from headwater.models.sampling_defaults import read_sampling_defaults
-from headwater.scheduling.plan import StepPlan
+from headwater.scheduling.plan import StepHandle, StepPlan
 from headwater.scheduling.scheduler import SchedulerLimits
 from headwater.storage.errors import StorageError
 from headwater.storage.page_key import Fingerprint, config_hash
@@ -158,7 +158,7 @@ class ServedModel:
         self.weights = weights
         self.kv_memory = kv_memory
 
-    def launch(self, plan: StepPlan) -> Handle:
+    def launch(self, plan: StepPlan) -> StepHandle:
         return self._runner.launch(plan)
 
     def recover(self) -> None:

@@ -9,7 +9,7 @@ from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.host_memory import CpuPageCopier, HostMemory
 from headwater.devices.device import Device
 from headwater.devices.kv_memory import KVLayout, num_pages_in_budget
-from headwater.execution.model_runner import ModelRunner
+from headwater.execution.cpu_runner import CpuRunner
 from headwater.execution.runner import Runner
 from headwater.execution.warm_up import chunk_sizes, warm_up
 from headwater.launch.config import MIB, ServerArgs
@@ -53,7 +53,7 @@ def make_runner(args: ServerArgs, loaded: LoadedModel, device: Device, *, num_pa
     assert args.max_running_requests is not None and args.max_step_tokens is not None
     room = max(min(max_context, num_pages * args.page_size) - 1, 1)
     if device.torch_device.type == "cpu":
-        runner = ModelRunner(
+        runner = CpuRunner(
             loaded,
             device,
             page_size=args.page_size,
@@ -65,7 +65,7 @@ def make_runner(args: ServerArgs, loaded: LoadedModel, device: Device, *, num_pa
         warm_up(runner, sizes=(min(_WARM_UP_TOKENS, room),))
         return runner
     from headwater.devices.cuda.device import CudaDevice  # as above: only where it is used
-    from headwater.execution.async_runner import AsyncModelRunner
+    from headwater.execution.gpu_runner import GpuRunner
     from headwater.execution.prompt_steps import launch_bound_tokens, prompt_graph_sizes
     from headwater.execution.step_graphs import graph_sizes
 
@@ -73,7 +73,7 @@ def make_runner(args: ServerArgs, loaded: LoadedModel, device: Device, *, num_pa
     largest = 0 if args.disable_cuda_graph else args.cuda_graph_max_bs or args.max_running_requests
     largest = min(largest, args.max_running_requests)
     max_tokens = 0 if args.disable_cuda_graph else launch_bound_tokens(loaded.weights_bytes // loaded.dtype.itemsize)
-    on_gpu = AsyncModelRunner(
+    on_gpu = GpuRunner(
         loaded,
         device,
         page_size=args.page_size,
@@ -82,9 +82,7 @@ def make_runner(args: ServerArgs, loaded: LoadedModel, device: Device, *, num_pa
         max_context=max_context,
         kv_dtype=kv_dtype(args, loaded),
         graph_sizes=graph_sizes(largest),
-        prompt_graph_sizes=prompt_graph_sizes(
-            max_tokens=min(max_tokens, args.max_step_tokens), max_decodes=largest
-        ),
+        prompt_graph_sizes=prompt_graph_sizes(max_tokens=min(max_tokens, args.max_step_tokens), max_decodes=largest),
     )
     warm_up(on_gpu, sizes=chunk_sizes(min(args.max_step_tokens, room)))
     with progress_bar("capturing CUDA graphs", on_gpu.num_graphs_missing) as captured:
@@ -103,9 +101,9 @@ def make_host_memory(
         return memory, CpuPageCopier(lambda: runner.kv, memory)
     from headwater.devices.cuda.host_memory import PinnedHostMemory
     from headwater.devices.cuda.page_copies import CudaPageCopier
-    from headwater.execution.async_runner import AsyncModelRunner
+    from headwater.execution.gpu_runner import GpuRunner
 
-    assert isinstance(runner, AsyncModelRunner)
+    assert isinstance(runner, GpuRunner)
     pinned = PinnedHostMemory(num_pages=num_pages, page_bytes=layout.page_bytes)
     copier = CudaPageCopier(lambda: runner.kv, pinned, device=device.torch_device)
     runner.arrivals = copier.arrivals
@@ -124,7 +122,7 @@ def workspace_bytes(args: ServerArgs, config: ModelConfig, device: Device) -> in
     token_bytes = 4 * config.hidden_size + 2 * (config.hidden_size + qkv + config.q_size + 3 * config.intermediate_size)
     activations = args.max_step_tokens * token_bytes * 5 // 4
     logits = 3 * 4 * args.max_running_requests * config.vocab_size
-    gathered = _GATHERED_BYTES if isinstance(device, CudaDevice) and device.apart_attention is not None else 0
+    gathered = _GATHERED_BYTES if isinstance(device, CudaDevice) and device.external_attention is not None else 0
     return activations + logits + _GRAPH_BYTES + _TABLE_BYTES + gathered
 
 

@@ -4,6 +4,8 @@ A plan says what *changes*: a runner keeps the state of its slots (page table, s
 counts, newest token) between steps, so a decode step carries a few integers per slot.
 """
 
+from typing import Protocol
+
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct, field
@@ -70,3 +72,15 @@ class StepResult(Struct, frozen=True, eq=False):
     # row -> of the prompt tokens this chunk *predicted*: positions num_computed+1 .. num_computed+num_tokens,
     # clipped to the prompt, and only from LogprobParams.prompt_start on
     prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = field(default_factory=dict)
+
+
+class StepHandle(Protocol):
+    """A launched step."""
+
+    def is_done(self) -> bool:
+        """Whether `collect` would return without waiting."""
+        ...
+
+    def collect(self) -> StepResult:
+        """Wait for the step and return its result. Called exactly once."""
+        ...

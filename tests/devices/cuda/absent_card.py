@@ -11,16 +11,16 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import triton
-from attention_setting import Setting
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from attention_setting import Setting
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_greedy
 from headwater.devices.cuda.kernels.page_copy import copy_pages
 from headwater.devices.cuda.kernels.sampling import draw_tokens
 from headwater.devices.cuda.kernels.scatter import write_entries
-from headwater.devices.cuda.paged_batch import ApartChunks
+from headwater.devices.cuda.paged_batch import ExternalChunks
 from headwater.devices.device import AttentionGeometry
 
 # the kinds of rows that have kernels of their own: decodes, whole chunks and chunks in pieces
@@ -41,7 +41,7 @@ class AbsentCard:
 
 
 class AbsentAttention:
-    """A backend for the chunks that are set apart."""
+    """A backend for the external chunks."""
 
     name = "absent"
 
@@ -49,7 +49,7 @@ class AbsentAttention:
         return None
 
     def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, chunks: ApartChunks
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, chunks: ExternalChunks
     ) -> None:
         assert len(k) == len(v) == 900
 
@@ -60,7 +60,7 @@ def attention(dtype: torch.dtype, kv_dtype: torch.dtype | None, geometry: tuple[
     lens, contexts = np.diff(setting.batch.query_starts)[1:], setting.batch.context_lens[1:]
     assert len(device.plan_tiles(setting.geometry, lens, contexts).joins)
     setting.run(device, layer=1)
-    device.apart_attention, device.min_apart_tokens = AbsentAttention(), 1
+    device.external_attention, device.min_external_tokens = AbsentAttention(), 1
     setting.run(device, layer=1)
 
 

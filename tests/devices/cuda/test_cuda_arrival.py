@@ -59,9 +59,7 @@ def test_groups_hold_every_layer_once_in_pieces_long_enough(num_layers, layer_by
 def test_it_is_readable_when_little_enough_is_to_come(monkeypatch, is_alone, layer_mib, num_early, num_early_alone):
     """Too early, and everybody in the step waits for one request's pages; too late, and nothing overlaps."""
     told: list[bool] = []
-    monkeypatch.setattr(
-        cuda_arrival.Mark, "wait", lambda self: told.append(arrival.is_readable(is_alone=is_alone))
-    )
+    monkeypatch.setattr(cuda_arrival.Mark, "wait", lambda self: told.append(arrival.is_readable(is_alone=is_alone)))
     groups = [LayerGroup(first, first + 4) for first in range(0, 32, 4)]
     arrival = Arrival(groups, layer_bytes=layer_mib * MIB, is_gpu=False)
     assert isinstance(arrival, EarlyCopyHandle) and not arrival.is_readable(is_alone=True)

@@ -28,7 +28,7 @@ KERNELS = {
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, dict[str, int] | str]:
     """By a process of its own: kernels are interpreted or compiled by what the environment says at their import."""
-    shared = str(Path(__file__).parents[1])  # attention_setting.py
+    shared = str(Path(__file__).parents[2])  # attention_setting.py
     path = os.pathsep.join(filter(None, (shared, os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(Path(__file__).with_name("absent_card.py"))],

@@ -105,9 +105,7 @@ def test_draws_are_those_of_the_definition(temperature: float, top_k: int, top_p
     assert result[0, [2, 4]].tolist() == [-1, -1]
 
 
-def _drawn(
-    row: torch.Tensor, key: np.ndarray, temperature: float, top_k: int, top_p: float, log_min_p: float
-) -> int:
+def _drawn(row: torch.Tensor, key: np.ndarray, temperature: float, top_k: int, top_p: float, log_min_p: float) -> int:
     if temperature == 0:
         return int(row.argmax())
     scaled = row / temperature

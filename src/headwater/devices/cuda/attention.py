@@ -1,16 +1,16 @@
 """The attention of one step by our own Triton kernels: decodes and prompt chunks over paged KV.
 
-Chunks that a batch sets apart go to another backend's kernels.
+The external chunks of a batch go to another backend's kernels.
 """
 
 import torch
 
-from headwater.devices.cuda.external_attention import ApartAttention
+from headwater.devices.cuda.external_attention import ExternalAttention
 from headwater.devices.cuda.kernels.decode import DecodeScratch, decode
 from headwater.devices.cuda.kernels.gather import gather
 from headwater.devices.cuda.kernels.prefill import PrefillScratch, prefill
 from headwater.devices.cuda.kernels.rotary import write_prompt_kv
-from headwater.devices.cuda.paged_batch import ApartChunks, PagedBatch
+from headwater.devices.cuda.paged_batch import ExternalChunks, PagedBatch
 from headwater.devices.device import AttentionGeometry
 from headwater.devices.kv_memory import KVMemory
 
@@ -26,17 +26,17 @@ class TritonStepAttention:
         kv: KVMemory,
         scratch: DecodeScratch | None,
         prefill_scratch: PrefillScratch | None,
-        apart_attention: ApartAttention | None = None,
+        external_attention: ExternalAttention | None = None,
     ) -> None:
         assert scratch is not None or not batch.num_decodes
         assert prefill_scratch is not None or batch.chunks is None
-        assert apart_attention is not None or batch.chunks is None or batch.chunks.apart is None
+        assert external_attention is not None or batch.chunks is None or batch.chunks.external is None
         self._geometry = geometry
         self._batch = batch
         self._kv = kv
         self._scratch = scratch
         self._prefill_scratch = prefill_scratch
-        self._apart_attention = apart_attention
+        self._external_attention = external_attention
 
     def __call__(
         self, qkv: torch.Tensor, layer: int, q_norm: torch.Tensor | None, k_norm: torch.Tensor | None
@@ -51,18 +51,18 @@ class TritonStepAttention:
             write_prompt_kv(qkv, shape, batch, kv=kv, layer=layer, q_norm=q_norm, k_norm=k_norm)
             if len(batch.chunks.tiles):
                 prefill(qkv, out, shape, batch, kv=kv, layer=layer, scratch=self._prefill_scratch)
-            if batch.chunks.apart is not None:
-                self._attend_apart(qkv, out, layer, batch.chunks.apart)
+            if batch.chunks.external is not None:
+                self._attend_external(qkv, out, layer, batch.chunks.external)
         return out
 
-    def _attend_apart(self, qkv: torch.Tensor, out: torch.Tensor, layer: int, chunks: ApartChunks) -> None:
-        """Of queries that are rotated and keys and values that are written, in place and to pages."""
+    def _attend_external(self, qkv: torch.Tensor, out: torch.Tensor, layer: int, chunks: ExternalChunks) -> None:
+        """Queries are rotated in place already, and keys and values are in their pages."""
         shape = self._geometry
-        assert self._apart_attention is not None
+        assert self._external_attention is not None
         heads = qkv[chunks.first_token :].unflatten(-1, (-1, shape.head_dim))
         q, k, v = heads.split((shape.num_heads, shape.num_kv_heads, shape.num_kv_heads), dim=1)
         if chunks.contexts is not None:
             gathered = gather(chunks.contexts, self._batch.tables, shape, kv=self._kv, layer=layer, dtype=qkv.dtype)
             k, v = gathered.unbind(1)
         to = out[chunks.first_token :].unflatten(-1, (shape.num_heads, shape.head_dim))
-        self._apart_attention.attend(q, k, v, to, chunks)
+        self._external_attention.attend(q, k, v, to, chunks)

@@ -8,16 +8,16 @@ import torch
 
 from headwater.devices.cuda.attention import TritonStepAttention
 from headwater.devices.cuda.external_attention import (
-    MIN_APART_TOKENS,
+    MIN_EXTERNAL_TOKENS,
     AttentionBackend,
-    num_before_apart,
-    open_apart_attention,
+    num_own_chunks,
+    open_external_attention,
 )
 from headwater.devices.cuda.kernels.decode import DecodeScratch
 from headwater.devices.cuda.kernels.layers import rms_norm
 from headwater.devices.cuda.kernels.prefill import PrefillScratch, queries_per_tile
 from headwater.devices.cuda.linear import CudaGatedLinear, CudaLinear
-from headwater.devices.cuda.paged_batch import ApartChunks, Contexts, PagedBatch, PromptChunks
+from headwater.devices.cuda.paged_batch import Contexts, ExternalChunks, PagedBatch, PromptChunks
 from headwater.devices.cuda.prefill_tiles import PrefillTiles, plan_tiles
 from headwater.devices.device import AttentionBatch, AttentionGeometry, GatedLinear, Linear, StepAttention
 from headwater.devices.kv_memory import KVLayout, KVMemory
@@ -47,8 +47,8 @@ class CudaDevice:
             torch_device = torch.device("cuda", torch.cuda.current_device())
         self.torch_device = torch_device
         self._backend: AttentionBackend = attention
-        self.apart_attention = open_apart_attention(attention, torch_device)
-        self.min_apart_tokens = MIN_APART_TOKENS
+        self.external_attention = open_external_attention(attention, torch_device)
+        self.min_external_tokens = MIN_EXTERNAL_TOKENS
         self.is_gpu = torch_device.type == "cuda"
         self._scratch: DecodeScratch | None = None  # sized by the largest batch seen
         self._max_scratch_rows = 0
@@ -128,10 +128,10 @@ class CudaDevice:
         chunks = None
         if num_decodes < len(query_lens):
             rest = slice(num_decodes, None)
-            first_apart = num_decodes + self.num_before_apart(
+            first_external = num_decodes + self.num_own_chunks(
                 geometry, kv.layout.dtype, query_lens[rest], batch.context_lens[rest]
             )
-            in_tiles = slice(num_decodes, first_apart)
+            in_tiles = slice(num_decodes, first_external)
             tiles = self.plan_tiles(geometry, query_lens[in_tiles], batch.context_lens[in_tiles])
             chunks = PromptChunks(
                 token_slots=self._on_device(np.repeat(slots[rest], query_lens[rest])),
@@ -143,7 +143,7 @@ class CudaDevice:
                 contexts=self._on_device(batch.context_lens[rest]),
                 tiles=self._on_device(tiles.tiles),
                 joins=self._on_device(tiles.joins),
-                apart=self._apart_chunks(batch, first_apart),
+                external=self._external_chunks(batch, first_external),
             )
         paged = PagedBatch(
             num_decodes=num_decodes,
@@ -171,23 +171,23 @@ class CudaDevice:
                     f"{_MIN_CAPABILITY_E4M3[1]} or newer; {torch.cuda.get_device_name(self.torch_device)} has "
                     f"{found[0]}.{found[1]}: take auto or fp8_e5m2"
                 )
-        if self._backend == "fa3" and self.apart_attention is not None:
-            reason = self.apart_attention.refusal(geometry, dtype)
+        if self._backend == "fa3" and self.external_attention is not None:
+            reason = self.external_attention.refusal(geometry, dtype)
             if reason is not None:
                 raise ValueError(f"--attention-backend fa3 {reason}")
         queries_per_tile(geometry)
 
-    def num_before_apart(
+    def num_own_chunks(
         self,
         geometry: AttentionGeometry,
         dtype: torch.dtype,
         query_lens: npt.NDArray[np.int32],
         context_lens: npt.NDArray[np.int32],
     ) -> int:
-        """Of a step's chunks, of activations of `dtype`: how many our own kernels take. The rest is to be set apart."""
-        if self.apart_attention is None or self.apart_attention.refusal(geometry, dtype) is not None:
+        """How many of a step's chunks our own kernels take; the rest are external. `dtype` is the activations'."""
+        if self.external_attention is None or self.external_attention.refusal(geometry, dtype) is not None:
             return len(query_lens)
-        return num_before_apart(query_lens, context_lens, geometry, min_tokens=self.min_apart_tokens)
+        return num_own_chunks(query_lens, context_lens, geometry, min_tokens=self.min_external_tokens)
 
     def plan_tiles(
         self, geometry: AttentionGeometry, query_lens: npt.NDArray[np.int32], context_lens: npt.NDArray[np.int32]
@@ -216,7 +216,7 @@ class CudaDevice:
             kv=kv,
             scratch=self._scratch,
             prefill_scratch=self._prefill_scratch,
-            apart_attention=self.apart_attention,
+            external_attention=self.external_attention,
         )
 
     def reserve_decodes(self, geometry: AttentionGeometry, num_rows: int) -> None:
@@ -225,7 +225,7 @@ class CudaDevice:
             self._max_scratch_rows = num_rows
             self._scratch = DecodeScratch(max_rows=num_rows, geometry=geometry, device=self.torch_device)
 
-    def _apart_chunks(self, batch: AttentionBatch, first_row: int) -> ApartChunks | None:
+    def _external_chunks(self, batch: AttentionBatch, first_row: int) -> ExternalChunks | None:
         if first_row == len(batch.context_lens):
             return None
         starts, lens = batch.query_starts[first_row:], batch.context_lens[first_row:]
@@ -237,7 +237,7 @@ class CudaDevice:
                 num_tokens=int(lens.sum()),
                 longest=int(lens.max()),
             )
-        return ApartChunks(
+        return ExternalChunks(
             first_token=int(starts[0]),
             starts=self._on_device(starts - starts[0]),
             longest=int(np.diff(starts).max()),

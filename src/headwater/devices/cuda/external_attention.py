@@ -1,7 +1,7 @@
-"""Attention of prompt chunks by kernels of others: what one needs to do, and FlashAttention 3 (arXiv 2407.08608).
+"""Attention of prompt chunks by another project's kernels: the protocol, and FlashAttention 3 (arXiv 2407.08608).
 
-They know no pages. Whole prompts need nothing from pages; the contexts of long chunks are gathered first, which takes
-far less time than their attention.
+External kernels know no pages. Whole prompts need nothing from pages. The contexts of long chunks are gathered first,
+which takes far less time than their attention.
 """
 
 import importlib
@@ -12,30 +12,32 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from headwater.devices.cuda.paged_batch import ApartChunks
+from headwater.devices.cuda.paged_batch import ExternalChunks
 from headwater.devices.device import AttentionGeometry
 
 AttentionBackend = Literal["auto", "triton", "fa3"]
 Ints = npt.NDArray[np.int32]
 
 MAX_GATHERED_BYTES = 256 << 20  # keys and values of one layer
-MIN_APART_TOKENS = 1024  # of a chunk behind a prefix: fewer queries leave much of a card idle
+MIN_EXTERNAL_TOKENS = 1024  # of a chunk behind a prefix: fewer queries leave much of a card idle
 _HOPPER = (9, 0)
 _MAX_HEAD_DIM = 256
 
 _log = logging.getLogger(__name__)
 
 
-class ApartAttention(Protocol):
-    """One way to compute it."""
+class ExternalAttention(Protocol):
+    """One external backend."""
 
     name: str
 
     def refusal(self, geometry: AttentionGeometry, dtype: torch.dtype) -> str | None:
-        """Why it cannot compute such heads, in words that follow its name; None if it can."""
+        """Why the backend cannot compute such heads, in words that follow its name; None if it can."""
         ...
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, chunks: ApartChunks) -> None:
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, chunks: ExternalChunks
+    ) -> None:
         """Causal attention of the chunks: their last queries see all keys of their contexts.
 
         `q` and `out` are [T, H, D] from `chunks.first_token` on, `k` and `v` [tokens of the contexts, G, D]; all may
@@ -45,9 +47,9 @@ class ApartAttention(Protocol):
 
 
 class FlashAttention3:
-    """The forward kernels of FlashAttention 3 as the package fa3-fwd brings them: bfloat16, no pages.
+    """The forward kernels of FlashAttention 3 from the package fa3-fwd: bfloat16, no pages.
 
-    ValueError where they are not installed, do not load, or were not made for the card.
+    ValueError if they are not installed, do not load, or do not support the GPU.
     """
 
     name = "fa3"
@@ -74,7 +76,9 @@ class FlashAttention3:
             return f"takes heads of at most {_MAX_HEAD_DIM} numbers, a multiple of 8, not {geometry.head_dim}"
         return None
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, chunks: ApartChunks) -> None:
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, chunks: ExternalChunks
+    ) -> None:
         contexts = chunks.contexts or chunks
         self._forward(
             q,
@@ -91,10 +95,10 @@ class FlashAttention3:
         )
 
 
-def open_apart_attention(backend: AttentionBackend, device: torch.device) -> ApartAttention | None:
-    """What computes chunks set apart: None where our own kernels compute all. auto: the fastest that is there.
+def open_external_attention(backend: AttentionBackend, device: torch.device) -> ExternalAttention | None:
+    """The backend of external chunks: None if our own kernels compute everything. auto: the fastest one installed.
 
-    ValueError if the one that is asked for is not there.
+    ValueError if the named backend is not available.
     """
     if backend == "triton" or device.type != "cuda":
         return None
@@ -107,10 +111,10 @@ def open_apart_attention(backend: AttentionBackend, device: torch.device) -> Apa
         raise
 
 
-def num_before_apart(query_lens: Ints, context_lens: Ints, geometry: AttentionGeometry, *, min_tokens: int) -> int:
-    """Of a step's chunks, in their order: how many come before those that are worth setting apart.
+def num_own_chunks(query_lens: Ints, context_lens: Ints, geometry: AttentionGeometry, *, min_tokens: int) -> int:
+    """How many of a step's chunks, in their order, come before those that are worth leaving to an external backend.
 
-    These are whole prompts, and chunks of at least `min_tokens` as long as their contexts fit where they are gathered.
+    These are whole prompts, and chunks of at least `min_tokens` if their contexts fit into the gathering buffer.
     """
     is_whole = query_lens == context_lens
     first = _last(~is_whole & (query_lens < min_tokens)) + 1
@@ -121,6 +125,6 @@ def num_before_apart(query_lens: Ints, context_lens: Ints, geometry: AttentionGe
 
 
 def _last(marked: npt.NDArray[np.bool_]) -> int:
-    """Index of the last one that is marked, -1 if none is."""
+    """Index of the last marked entry, -1 if there is none."""
     found = np.flatnonzero(marked)
     return int(found[-1]) if len(found) else -1

@@ -16,8 +16,8 @@ class Contexts:
 
 
 @dataclass(frozen=True, slots=True)
-class ApartChunks:
-    """The last of a step's chunks, whose attention is left to a backend that knows no pages. P rows."""
+class ExternalChunks:
+    """The last of a step's chunks, whose attention an external backend computes, which knows no pages. P rows."""
 
     first_token: int  # among the step's T, of which they are the last
     starts: torch.Tensor  # int32[P + 1], first token of each behind `first_token`, and their end
@@ -43,7 +43,7 @@ class PromptChunks:
     contexts: torch.Tensor  # [C], tokens of this step included
     tiles: torch.Tensor  # [M, 5]
     joins: torch.Tensor  # [J, 4]
-    apart: ApartChunks | None = None  # rows that `tiles` leave out
+    external: ExternalChunks | None = None  # rows that `tiles` leaves out
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@
 
 #include <math.h>
 
-#include "attention.h"
 #include "pool.h"
+#include "qkv.h"
 
 enum { BLOCK_KEYS = 64, MAX_STACKED = 96 };  // keys per block; query heads times queries per chunk
 

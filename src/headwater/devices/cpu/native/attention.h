@@ -1,4 +1,4 @@
-// The job that attention.c and norm.c share. Filled in by cpu_native.py: keep the two in step.
+// One step's attention, which attention.c and qkv.c compute. `AttentionJob` of native_library.py has the same fields.
 
 #pragma once
 
@@ -43,6 +43,3 @@ static inline bf16 *kv_page(const Attention *job, int which, long head, long pag
 static inline bf16 *kv_token(const Attention *job, int which, long head, long slot) {
     return kv_page(job, which, head, slot / job->page_size) + slot % job->page_size * job->head_dim;
 }
-
-// Norm and rotate queries and keys, write keys and values to their pages.
-void prepare_qkv(const Attention *job);

@@ -31,7 +31,7 @@ def write_prompt_kv(
 ) -> None:
     """Norm and rotate the queries of the batch's prompt tokens in place; write their keys and values to the pages.
 
-    `qkv` is [T, (H + 2G) D]; rows before `batch.num_decodes` are left alone. With chunks set apart, keys are rotated in
+    `qkv` is [T, (H + 2G) D]; rows before `batch.num_decodes` are left alone. With external chunks, keys are rotated in
     place, too.
     """
     chunks = batch.chunks
@@ -68,8 +68,16 @@ def write_prompt_kv(
         _HEADS_PER_PROGRAM,
         q_norm is not None,
         kv.exponents is not None,
-        chunks.apart is not None,
-        key=(qkv.device.index, qkv.dtype, kv.layout.dtype, sizes, aligned, table_stride == 1, chunks.apart is not None),
+        chunks.external is not None,
+        key=(
+            qkv.device.index,
+            qkv.dtype,
+            kv.layout.dtype,
+            sizes,
+            aligned,
+            table_stride == 1,
+            chunks.external is not None,
+        ),
     )
 
 

@@ -13,8 +13,8 @@ from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cuda import linear as cuda_linear
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels import decode as triton_decode
-from headwater.execution.async_runner import AsyncModelRunner
-from headwater.execution.model_runner import ModelRunner
+from headwater.execution.cpu_runner import CpuRunner
+from headwater.execution.gpu_runner import GpuRunner
 from headwater.messages.generation import LogprobParams, SamplingParams
 from headwater.models.loader import load_model, resolve_model
 from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, StepPlan
@@ -58,11 +58,11 @@ def _device() -> CudaDevice:
 
 def _runner(
     folder: Path, *, page_size: int = 4, num_pages: int = 64, prompts: tuple[tuple[int, int], ...] = PROMPT_SIZES
-) -> AsyncModelRunner:
+) -> GpuRunner:
     device = _device()
     loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32")
     sizes = (1, 2, 4) if device.is_gpu else ()
-    return AsyncModelRunner(
+    return GpuRunner(
         loaded,
         device,
         page_size=page_size,
@@ -74,10 +74,10 @@ def _runner(
     )
 
 
-def _cpu_runner(folder: Path) -> ModelRunner:
+def _cpu_runner(folder: Path) -> CpuRunner:
     device = CpuDevice(num_threads=torch.get_num_threads())
     loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32")
-    return ModelRunner(loaded, device, page_size=4, num_pages=64, max_running=8, max_context=64)
+    return CpuRunner(loaded, device, page_size=4, num_pages=64, max_running=8, max_context=64)
 
 
 @pytest.mark.parametrize("name", ["llama-biases-mha", "qwen3-tied-one-kv-head"])

@@ -1,8 +1,7 @@
-"""Runs step plans on a GPU without waiting for it: `launch` enqueues a step, its handle reads the result later.
+"""Runs step plans on a GPU (runner.Runner) without waiting: `launch` enqueues a step, its handle reads the result.
 
-What a step needs of the one before it, the newest token of each slot, stays on the device, so a step is enqueued
-while the one before it is computed. Steps of decodes alone and small ones with prompts are CUDA graphs. Implements
-`ModelRunner` of engine/ports.py, structurally, with `PendingStep` as its handle.
+A step needs the newest token of each slot from the step before it. These tokens stay on the device, so a step is
+enqueued while the one before it is computed. Steps of decodes alone and small steps with prompts are CUDA graphs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +15,10 @@ from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_greedy
 from headwater.devices.cuda.layer_gates import GatedAttention, LayerGates
 from headwater.devices.cuda.paged_batch import PagedBatch
 from headwater.devices.kv_memory import KVMemory
+from headwater.execution.cpu_runner import kv_layout
 from headwater.execution.device_sampler import DeviceSampler
 from headwater.execution.device_slots import DeviceSlots
 from headwater.execution.logprobs import compute_logprobs
-from headwater.execution.model_runner import kv_layout
 from headwater.execution.pending_step import PendingLogprobs, PendingStep
 from headwater.execution.prompt_logprobs import PromptPart, prompt_parts
 from headwater.execution.prompt_steps import PromptSteps
@@ -35,7 +34,7 @@ _LOGIT_ROWS = 64
 _NUM_RESULTS = 3  # steps whose results may be on the host: one being read, one computed, one enqueued
 
 
-class AsyncModelRunner:
+class GpuRunner:
     """Owns the KV memory and the device's state of the slots; the loaded model is shared.
 
     `max_running` slots, each of at most `max_context` tokens (the model's context if not given). Keys and values are
@@ -265,6 +264,4 @@ class AsyncModelRunner:
             logits = self.model.logits(hidden[part.start + start : part.start + start + len(ids)])
             params = [part.params] * len(ids)
             on_device = torch.tensor(ids, device=logits.device)
-            yield PendingLogprobs(
-                compute_logprobs(logits, on_device, params).moved(to_host), [part.row], ids, params
-            )
+            yield PendingLogprobs(compute_logprobs(logits, on_device, params).moved(to_host), [part.row], ids, params)

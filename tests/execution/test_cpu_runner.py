@@ -10,7 +10,7 @@ from step_driver import StepDriver
 from transformers import PreTrainedModel
 
 from headwater.devices.cpu.device import CpuDevice
-from headwater.execution.model_runner import ModelRunner, kv_layout
+from headwater.execution.cpu_runner import CpuRunner, kv_layout
 from headwater.execution.warm_up import chunk_sizes, warm_up
 from headwater.messages.generation import LogprobParams, SamplingParams
 from headwater.models.loader import load_model, resolve_model
@@ -29,10 +29,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, PreTr
     torch.set_num_threads(before)
 
 
-def _runner(folder: Path, *, page_size: int = 8, num_pages: int = 64, max_running: int = 8) -> ModelRunner:
+def _runner(folder: Path, *, page_size: int = 8, num_pages: int = 64, max_running: int = 8) -> CpuRunner:
     device = CpuDevice()
     loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32")
-    return ModelRunner(loaded, device, page_size=page_size, num_pages=num_pages, max_running=max_running)
+    return CpuRunner(loaded, device, page_size=page_size, num_pages=num_pages, max_running=max_running)
 
 
 @torch.inference_mode()

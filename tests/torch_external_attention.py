@@ -1,15 +1,15 @@
-"""A second implementation of ApartAttention, in PyTorch, which takes the place of packages for GPUs."""
+"""A second implementation of ExternalAttention, in PyTorch, which takes the place of packages for GPUs."""
 
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 
-from headwater.devices.cuda.paged_batch import ApartChunks
+from headwater.devices.cuda.paged_batch import ExternalChunks
 from headwater.devices.device import AttentionGeometry
 
 
-class TorchApartAttention:
+class TorchExternalAttention:
     """The protocol by its definition. `seen`: (queries, context) of the chunks of each call."""
 
     name = "torch"
@@ -21,7 +21,7 @@ class TorchApartAttention:
         return None
 
     def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, chunks: ApartChunks
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, chunks: ExternalChunks
     ) -> None:
         starts = chunks.starts.tolist()
         keys = starts if chunks.contexts is None else chunks.contexts.starts.tolist()

@@ -1,7 +1,4 @@
-"""Runs step plans on a model: inputs, forward pass, head where it is needed, sampling.
-
-Implements the `ModelRunner` and `StepHandle` protocols of engine/ports.py, structurally.
-"""
+"""Runs step plans on a CPU (runner.Runner): inputs, forward pass, logits of the rows that need them, sampling."""
 
 from dataclasses import dataclass
 
@@ -37,7 +34,7 @@ def kv_layout(config: ModelConfig, *, page_size: int, dtype: torch.dtype) -> KVL
 
 @dataclass(frozen=True, slots=True)
 class FinishedStep:
-    """A step whose result is there already: the CPU computes within `launch`."""
+    """A step (plan.StepHandle) whose result is there already: the CPU computes within `launch`."""
 
     result: StepResult
 
@@ -58,7 +55,7 @@ class _Outcome:
     prompt_logprobs: dict[int, tuple[TokenLogprob, ...]]
 
 
-class ModelRunner:
+class CpuRunner:
     """Owns the KV memory and the state of the slots; the loaded model is shared.
 
     `max_running` slots, each of at most `max_context` tokens (the model's context if not given). Keys and values are

@@ -10,10 +10,10 @@ from step_driver import StepDriver
 from headwater.devices.cuda import linear as cuda_linear
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels import decode as triton_decode
-from headwater.execution.async_runner import AsyncModelRunner
+from headwater.execution.gpu_runner import GpuRunner
 from headwater.models.loader import load_model, resolve_model
 from tiny_models import VOCAB_SIZE, greedy_text, make_tiny_model
-from torch_apart_attention import TorchApartAttention
+from torch_external_attention import TorchExternalAttention
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,18 +25,18 @@ pytestmark = [
 PROMPT = np.random.default_rng(1).integers(3, VOCAB_SIZE, 21).tolist()
 
 
-def test_greedy_text_where_apart_attention_are_set_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts behind decodes and chunks, chunks of them, and steps small enough for a graph, which have none apart."""
-    if not torch.cuda.is_available():  # interpreted, these take most of the time: see test_async_runner.py
+def test_greedy_text_with_external_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts behind decodes and chunks, chunks of them, and steps small enough for a graph, which have none."""
+    if not torch.cuda.is_available():  # interpreted, these take most of the time: see test_gpu_runner.py
         monkeypatch.setattr(triton_decode, "split_limits", lambda *_: (2, 64))
         monkeypatch.setattr(cuda_linear, "suits", lambda *_: False)
         monkeypatch.setattr(cuda_linear, "suits_gated", lambda *_: False)
     reference = make_tiny_model("qwen3", tmp_path, num_layers=2)
     device = CudaDevice(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    device.apart_attention = backend = TorchApartAttention()
-    device.min_apart_tokens = 5
+    device.external_attention = backend = TorchExternalAttention()
+    device.min_external_tokens = 5
     loaded = load_model(resolve_model(str(tmp_path)), device=device, dtype="float32")
-    runner = AsyncModelRunner(
+    runner = GpuRunner(
         loaded,
         device,
         page_size=4,

@@ -1,4 +1,4 @@
-"""Chunks set apart for another backend: what it is given, and that nothing else changes.
+"""Chunks that an external backend computes: what it is given, and that nothing else changes.
 
 Without a GPU a backend in PyTorch takes the place of FlashAttention 3, which runs where it is installed.
 """
@@ -8,21 +8,21 @@ import sys
 import numpy as np
 import pytest
 import torch
-from attention_setting import Setting
 
+from attention_setting import Setting
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.external_attention import (
     MAX_GATHERED_BYTES,
-    ApartAttention,
+    ExternalAttention,
     FlashAttention3,
-    num_before_apart,
-    open_apart_attention,
+    num_own_chunks,
+    open_external_attention,
 )
 from headwater.devices.cuda.kernels.gather import gather
 from headwater.devices.cuda.paged_batch import Contexts
 from headwater.devices.device import AttentionGeometry
 from headwater.devices.kv_memory import KVMemory
-from torch_apart_attention import TorchApartAttention
+from torch_external_attention import TorchExternalAttention
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ MIXES = {
     "a short chunk at the end": [(1, 9), (10, 10), (5, 60)],
     "long chunks": [(1, 9), (5, 50), (16, 200), (8, 9)],
 }
-APART = {
+EXTERNAL = {
     "prompts alone": [(11, 11), (8, 8), (2, 2)],
     "decodes, a short chunk, prompts": [(15, 15), (9, 9)],
     "a long chunk behind a prompt": [(10, 10), (8, 60), (12, 12)],
@@ -45,21 +45,21 @@ APART = {
 }
 
 
-def _device(backend: ApartAttention | None) -> CudaDevice:
+def _device(backend: ExternalAttention | None) -> CudaDevice:
     device = CudaDevice(PLACE)
-    device.apart_attention, device.min_apart_tokens = backend, MIN_TOKENS
+    device.external_attention, device.min_external_tokens = backend, MIN_TOKENS
     return device
 
 
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("kv_dtype", [None, torch.float8_e4m3fn] if GPU else [None])  # interpreted, 8 bits round oddly
-def test_chunks_apart_attend_as_all_others_do(mix: str, kv_dtype: torch.dtype | None) -> None:
+def test_external_chunks_attend_as_all_others_do(mix: str, kv_dtype: torch.dtype | None) -> None:
     """A wrong first token, keys left as they were, or rows computed twice or not at all show in the output."""
-    backend = TorchApartAttention()
+    backend = TorchExternalAttention()
     setting, beside = (Setting(MIXES[mix], dtype=torch.float32, kv_dtype=kv_dtype, has_norm=True) for _ in range(2))
     own = beside.run(_device(None), layer=1)
     found = setting.run(_device(backend), layer=1)
-    assert backend.seen == ([APART[mix]] if APART[mix] else [])
+    assert backend.seen == ([EXTERNAL[mix]] if EXTERNAL[mix] else [])
     assert torch.equal(setting.kv.memory, beside.kv.memory)
     # whole prompts see what was rounded to 8-bit pages as it was before
     torch.testing.assert_close(found, own, rtol=0, atol=1e-5 if kv_dtype is None else 0.25)
@@ -100,19 +100,17 @@ LONG = MAX_GATHERED_BYTES // 4096  # tokens of this geometry that fit where cont
         ([], 0),
     ],
 )
-def test_which_chunks_are_set_apart(rows: list[tuple[int, int]], expected: int) -> None:
+def test_which_chunks_are_external(rows: list[tuple[int, int]], expected: int) -> None:
     lens = np.array(rows, dtype=np.int32).reshape(-1, 2)
-    assert num_before_apart(lens[:, 0], lens[:, 1], GEOMETRY, min_tokens=MIN_TOKENS) == expected
+    assert num_own_chunks(lens[:, 0], lens[:, 1], GEOMETRY, min_tokens=MIN_TOKENS) == expected
 
 
 @pytest.mark.skipif(GPU, reason="is about machines without a GPU")
-def test_without_a_gpu_nothing_is_set_apart() -> None:
-    assert open_apart_attention("auto", torch.device("cpu")) is None
+def test_without_a_gpu_nothing_is_external() -> None:
+    assert open_external_attention("auto", torch.device("cpu")) is None
 
 
-@pytest.mark.parametrize(
-    ("capability", "reason"), [((8, 9), r"9\.0 \(Hopper\); a card has 8\.9"), ((9, 0), "fa3-fwd")]
-)
+@pytest.mark.parametrize(("capability", "reason"), [((8, 9), r"9\.0 \(Hopper\); a card has 8\.9"), ((9, 0), "fa3-fwd")])
 def test_flash_attention_that_is_not_there(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], reason: str
 ) -> None:
@@ -121,8 +119,8 @@ def test_flash_attention_that_is_not_there(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
     monkeypatch.setitem(sys.modules, "fa3_fwd._C", None)  # as if it were not installed
     with pytest.raises(ValueError, match=f"--attention-backend fa3 needs .*{reason}"):
-        open_apart_attention("fa3", torch.device("cuda"))
-    assert open_apart_attention("auto", torch.device("cuda")) is None
+        open_external_attention("fa3", torch.device("cuda"))
+    assert open_external_attention("auto", torch.device("cuda")) is None
 
 
 def _flash_attention() -> FlashAttention3:
@@ -152,5 +150,5 @@ def test_flash_attention_says_what_it_does_not_take() -> None:
     with pytest.raises(ValueError, match="--attention-backend fa3 computes bfloat16, not float32"):
         device.check_attention(geometry, torch.float32)
     prompt = np.array([9], dtype=np.int32)
-    assert device.num_before_apart(geometry, torch.float32, prompt, prompt) == 1
-    assert device.num_before_apart(geometry, torch.bfloat16, prompt, prompt) == 0
+    assert device.num_own_chunks(geometry, torch.float32, prompt, prompt) == 1
+    assert device.num_own_chunks(geometry, torch.bfloat16, prompt, prompt) == 0
