@@ -18,6 +18,8 @@ AREAS = [  # packages and modules that have been revised
     SOURCE / "clock.py",
     SOURCE / "kv_events.py",
     SOURCE / "planning",
+    SOURCE / "storage",
+    SOURCE / "tokenization",
     SOURCE / "launch" / "config.py",
     SOURCE / "launch" / "default_model.py",
     SOURCE / "launch" / "engine_api.py",

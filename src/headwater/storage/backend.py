@@ -1,4 +1,4 @@
-"""What a store of the storage tier must do. The example, and the double for tests, is memory.py."""
+"""The interface of a store in the storage tier. memory.py is the example, and the double for tests."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -9,98 +9,97 @@ from headwater.storage.page_key import Bucket, PageKey
 
 
 class ReadStatus(StrEnum):
-    """What became of one page of a `get`. Only after HIT does its buffer hold anything that may be used."""
+    """The result for one page of a `get`. Only after HIT may its buffer be used."""
 
     HIT = "hit"
     MISS = "miss"
-    CORRUPT = "corrupt"  # found, but damaged; it has been deleted
-    STALE = "stale"  # a counter of its bucket was raised since the caller read the generations
+    CORRUPT = "corrupt"  # the page was damaged and has been deleted
+    STALE = "stale"  # a counter of its bucket was raised after the caller read the generations
 
 
 class WriteStatus(StrEnum):
-    """What became of one page of a `put`."""
+    """The result for one page of a `put`."""
 
     STORED = "stored"
-    PRESENT = "present"  # the store had it
-    FULL = "full"  # no room: disk full, memory limit, or larger than the whole store
-    STALE = "stale"  # as in ReadStatus: nothing was written
-    SKIPPED = "skipped"  # its place vanished while it was written; harmless
+    PRESENT = "present"  # the store already had it
+    FULL = "full"  # no room: the disk is full, the memory limit is reached, or the page exceeds the whole store
+    STALE = "stale"  # as in ReadStatus; nothing was written
+    SKIPPED = "skipped"  # its folder was deleted during the write; harmless
 
 
 @dataclass(frozen=True, slots=True)
 class StorageUsage:
-    """What a store holds, of all servers that share it. It may lag behind by what is being written."""
+    """The contents of a store, of all servers that share it. Writes in progress may be missing."""
 
     num_pages: int
     num_bytes: int
-    capacity_bytes: int | None  # None: no limit of ours
+    capacity_bytes: int | None  # None: no limit was set
 
 
 class StorageBackend(Protocol):
     """A store of pages. Synchronous and thread-safe; called from worker threads, never from the loop.
 
-    A call may block for as long as the medium does: the caller keeps deadlines and abandons the thread. Every
-    method may raise `StorageError`; nothing else escapes. Buffers are one-dimensional, contiguous bytes and
-    stay the caller's; a backend keeps no reference after it returns.
+    A call may block as long as the medium does: the caller keeps the deadlines and abandons the thread. Every method
+    may raise `StorageError`, and no other exception. Buffers are one-dimensional, contiguous bytes of the caller; a
+    backend keeps no reference to them after it returns.
 
-    Generations are counters in the store itself, one per scope (page_key.scope_id), that only grow. A page
-    is found only while all counters of its bucket are what they were when the bucket was made. `exists`,
-    `get` and `put` compare them at their start, on the store. So no call that begins after
-    `raise_generation` returned, from any server, finds a page of before. A store that lost its counters
-    numbers them anew from a random start: what lies there stays unreachable.
+    Generations are counters in the store itself, one per scope (page_key.scope_id), that only grow. A page is found
+    only while all counters of its bucket have the values with which the bucket was made. `exists`, `get` and `put`
+    compare them in the store, at their start. So no call of any server that begins after `raise_generation` has
+    returned finds an older page. A store that lost its counters starts them again at random numbers, so old pages stay
+    unreachable.
     """
 
     @property
     def kind(self) -> str:
-        """The name that `registry.open_backend` knows it by."""
+        """The name of this kind in `registry.open_backend`."""
         ...
 
     def generations(self, scope_ids: Sequence[bytes]) -> tuple[int, ...]:
-        """The counters of these scopes, in their order. Cheap: meant to be read with every batch."""
+        """The counters of these scopes, in the same order. Cheap enough to be read with every batch."""
         ...
 
     def raise_generation(self, scope_id: bytes) -> int:
-        """Add one to a counter and return it, atomically; it is durable when this returns."""
+        """Increment a counter atomically and return it. It is durable when the call returns."""
         ...
 
     def exists(self, keys: Sequence[PageKey]) -> list[bool]:
-        """Which pages the store has. A page may still turn out damaged, or be gone, when read."""
+        """Whether the store has each page. When it is read, a page may still be damaged or deleted."""
         ...
 
     def get(self, keys: Sequence[PageKey], into: Sequence[memoryview]) -> list[ReadStatus]:
-        """Read pages, each into its own buffer of exactly its size; checksum, key and length are verified."""
+        """Read each page into its own buffer of exactly the page's size, and verify checksum, key and length."""
         ...
 
     def put(self, keys: Sequence[PageKey], pages: Sequence[memoryview]) -> list[WriteStatus]:
-        """Store pages. Each becomes visible whole or not at all, also if this process is killed."""
+        """Store pages. Each one becomes visible whole or not at all, even if this process is killed."""
         ...
 
     def delete(self, keys: Sequence[PageKey]) -> int:
-        """Delete pages if they are there; how many were."""
+        """Delete those pages that exist; return their number."""
         ...
 
     def usage(self) -> StorageUsage: ...
 
     def reap(self, *, max_pages: int, abandoned: Collection[bytes] = ()) -> int:
-        """Delete up to `max_pages` pages that nobody can name any more; how many were. For the background.
+        """Delete up to `max_pages` unreachable pages; return their number. Meant for the background.
 
-        These are the pages of buckets made under counters that have grown since, whoever made them, and of
-        the bucket ids in `abandoned`, of which the caller knows that no server will come back to them.
-        Everything else stays: other servers may use it. Call again until it returns 0.
+        Unreachable are the pages of all buckets whose counters have grown, and of the bucket ids in `abandoned`, which
+        no server will use again. All other pages stay, since other servers may use them. Call again until it returns 0.
         """
         ...
 
     def counters(self) -> dict[str, int]:
-        """Monotonic counts, see counters.py."""
+        """Monotonic counts; see counters.py."""
         ...
 
     def close(self) -> None:
-        """Let go of files and connections. Later calls raise `StorageClosed`; calls in progress may, too."""
+        """Release files and connections. Later calls raise `StorageClosed`; calls in progress may raise it as well."""
         ...
 
 
 def check_batch(keys: Sequence[PageKey], buffers: Sequence[memoryview], *, writable: bool) -> None:
-    """Assert that buffers fit the protocol: a wrong one would be found far from its place."""
+    """Assert that the buffers fit the protocol; a wrong buffer would be noticed only much later."""
     assert len(keys) == len(buffers)
     for buffer in buffers:
         assert buffer.ndim == 1 and buffer.itemsize == 1 and buffer.contiguous
@@ -108,5 +107,5 @@ def check_batch(keys: Sequence[PageKey], buffers: Sequence[memoryview], *, writa
 
 
 def is_outdated(bucket: Bucket, current: Sequence[int]) -> bool:
-    """Whether the counters of the bucket's scopes make it unreachable: for ever, since they only grow."""
+    """Whether the counters of its scopes make a bucket unreachable, which is final since they only grow."""
     return bucket.generations != tuple(current)

@@ -1,4 +1,4 @@
-"""Counts of what a backend did, shared by its threads."""
+"""The counters of a backend, shared by its threads."""
 
 import threading
 from collections import Counter
@@ -8,10 +8,10 @@ from headwater.storage.backend import ReadStatus, WriteStatus
 
 
 class StorageCounters:
-    """Monotonic counts by name, from zero when the backend is made; for metrics.
+    """Monotonic counts by name, for metrics; zero when the backend is made.
 
     Names: `read_<status>` and `write_<status>` in pages, `read_bytes` and `written_bytes` of payload,
-    `defect_<kind>` (why pages were corrupt), `evicted_pages`, `reaped_pages`, `reopened`.
+    `defect_<kind>` (reasons why pages were corrupt), `evicted_pages`, `reaped_pages`, `reopened`.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
-"""A circuit breaker: a store that fails or has become slow is left alone, and tried again now and then.
+"""A circuit breaker: a failing or slow store gets no calls, except a probe from time to time.
 
-After M. Nygard, "Release It!" (2007). It sits with whoever calls a backend, so that one breaker covers every
-kind of failure: errors, deadlines that passed, calls that succeeded too late.
+After M. Nygard, "Release It!" (2007). The caller of a backend owns the breaker, so that it covers every kind of
+failure: errors, missed deadlines, calls that succeeded too late.
 """
 
 import threading
@@ -14,25 +14,25 @@ from headwater.clock import Clock
 
 class BreakerState(StrEnum):
     CLOSED = "closed"  # calls pass
-    OPEN = "open"  # calls are refused until the time is up
-    HALF_OPEN = "half_open"  # the next call is the probe, everything else is refused until it ends
+    OPEN = "open"  # calls are refused until the pause ends
+    HALF_OPEN = "half_open"  # the next call is the probe; other calls are refused until it ends
 
 
 @dataclass(frozen=True, slots=True)
-class Permit:
-    """Leave for one call; hand it back exactly once, to `succeeded` or to `failed`."""
+class CallPermit:
+    """Permission for one call. Return it exactly once, to `succeeded` or to `failed`."""
 
-    term: int  # counts changes of state: how calls of an earlier state ended decides nothing
+    term: int  # counts changes of state; results of calls from an earlier state are ignored
     is_probe: bool
     entered_s: float
 
 
 class CircuitBreaker:
-    """Refuses calls to a store after failures in a row. Thread-safe.
+    """Refuses calls to a store after consecutive failures. Thread-safe.
 
-    `failure_threshold` failures without a success between them open it for `open_s` seconds; then one probe
-    is let through. If the probe fails, the pause doubles, up to `max_open_s`. A call that took longer than
-    `slow_call_s` counts as a failure with the cause `slow`.
+    `failure_threshold` consecutive failures open the breaker for `open_s` seconds; then one probe may pass. If the
+    probe fails, the pause doubles, up to `max_open_s`. A call that took longer than `slow_call_s` counts as a failure
+    with the cause `slow`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class CircuitBreaker:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._term = 0
-        self._num_failures = 0  # in a row
+        self._num_failures = 0  # consecutive
         self._pause_s = open_s
         self._probe_at_s: float | None = None  # when a probe may pass; None: closed
         self._has_probe = False
@@ -68,8 +68,8 @@ class CircuitBreaker:
         with self._lock:
             return self._state()
 
-    def try_enter(self) -> Permit | None:
-        """Leave to call the store now, or None: do without it."""
+    def try_enter(self) -> CallPermit | None:
+        """Permission to call the store now, or None if the caller must do without the store."""
         with self._lock:
             state = self._state()
             if state is BreakerState.OPEN or (state is BreakerState.HALF_OPEN and self._has_probe):
@@ -78,10 +78,10 @@ class CircuitBreaker:
             is_probe = state is BreakerState.HALF_OPEN
             self._has_probe = is_probe
             self._counts["probes"] += is_probe
-            return Permit(self._term, is_probe, self._clock.now())
+            return CallPermit(self._term, is_probe, self._clock.now())
 
-    def succeeded(self, permit: Permit) -> None:
-        """The call ended well; if it was too slow, that counts as a failure."""
+    def succeeded(self, permit: CallPermit) -> None:
+        """The call succeeded; a slow call still counts as a failure."""
         took_s = self._clock.now() - permit.entered_s
         if self._slow_call_s is not None and took_s > self._slow_call_s:
             return self.failed(permit, cause="slow")
@@ -95,8 +95,8 @@ class CircuitBreaker:
                 self._pause_s = self._first_pause_s
                 self._begin_term("closed")
 
-    def failed(self, permit: Permit, *, cause: str) -> None:
-        """The call failed, was too late or was given up; `cause` names it in the counters."""
+    def failed(self, permit: CallPermit, *, cause: str) -> None:
+        """The call failed, missed its deadline or was abandoned; `cause` is its name in the counters."""
         with self._lock:
             self._counts["failed"] += 1
             self._counts[f"failed_{cause}"] += 1

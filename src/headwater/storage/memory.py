@@ -1,4 +1,4 @@
-"""A store in this process's memory, immediate and bounded: example of a backend, and double for tests."""
+"""A bounded store in the memory of this process: the example of a backend, and the double for tests."""
 
 import threading
 from collections import Counter, OrderedDict
@@ -12,7 +12,7 @@ from headwater.storage.page_key import Bucket, PageKey
 
 
 class MemoryBackend:
-    """Pages as bytes in a dict, the least recently used ones dropped first. Owns copies of all pages."""
+    """Pages as bytes in a dict, evicted in LRU order. The backend owns copies of all pages."""
 
     kind = "memory"
 
@@ -141,7 +141,7 @@ class MemoryBackend:
         return WriteStatus.STORED
 
     def _mark_used(self, keys: Sequence[PageKey]) -> None:
-        # deepest first: a prefix that lost its head is of no use, one that lost its tail is
+        # deepest first: a prefix is useful without its tail, but not without its head
         for key in sorted(keys, key=lambda key: key.depth, reverse=True):
             if key in self._pages:
                 self._pages.move_to_end(key)

@@ -1,4 +1,4 @@
-"""The bytes of a stored page: a header of 96 bytes, then the payload as it lies in memory.
+"""The bytes of a stored page: a header of 96 bytes, then the payload as it is in memory.
 
     offset  bytes  field (integers little-endian)
     0       8      magic "HWKVPAGE"
@@ -12,7 +12,7 @@
     80      16     XXH3-128 of bytes 0..79 and the payload
     96             payload
 
-The checksum finds damage, not forgery: who can write to the store can write wrong pages.
+The checksum finds damage, not forgery: a process that can write to the store can write wrong pages.
 """
 
 import struct
@@ -33,7 +33,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Defect(StrEnum):
-    """Why a stored page is not the one that was asked for."""
+    """The reason why a stored page is not the requested one."""
 
     TRUNCATED = "truncated"
     MAGIC = "magic"
@@ -50,7 +50,7 @@ def header_of(key: PageKey, payload: Buffer) -> bytes:
 
 
 def find_defect(key: PageKey, header: Buffer, payload: Buffer) -> Defect | None:
-    """None if `header` and `payload` are whole and are the page of `key`; else what is wrong."""
+    """The defect of a stored page; None if `header` and `payload` are whole and belong to `key`."""
     if len(header) != HEADER_BYTES:
         return Defect.TRUNCATED
     magic, version, _, payload_bytes, _, bucket, page = _FIELDS.unpack_from(header)

@@ -22,10 +22,9 @@ def open_backend(
 ) -> StorageBackend:
     """Open a store; the caller closes it.
 
-    `file` needs `directory`, `redis` needs `url` and alone uses `ttl_s` and `timeout_s`. Without
-    `capacity_bytes` `file` and `memory` hold 16 GiB, and `redis` what its server allows. ValueError for what a
-    user can mend; StorageError when the place of a file store cannot be opened. A redis server is reached by
-    the first call, not here.
+    `file` needs `directory`. `redis` needs `url`; only `redis` uses `ttl_s` and `timeout_s`. Without `capacity_bytes`,
+    `file` and `memory` hold 16 GiB, and `redis` as much as its server allows. ValueError for mistakes of the user,
+    StorageError if a file store's folder cannot be opened. A redis server is contacted by the first call, not here.
     """
     if kind not in KINDS:
         raise ValueError(f"storage backend must be one of {', '.join(KINDS)}, found {kind!r}")

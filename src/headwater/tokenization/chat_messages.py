@@ -1,4 +1,4 @@
-"""Bring OpenAI chat messages into the form that a chat template was written for."""
+"""Convert OpenAI chat messages to the form that a chat template expects."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from headwater.tokenization.template_form import TemplateForm
 _TEXT_PART_TYPES = ("text", "input_text", "output_text", "refusal")
 _REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
 _MAX_NESTING = 100
-BROKEN_ARGUMENTS = "invalid_arguments"  # the key under which arguments that are no JSON object are shown
+BROKEN_ARGUMENTS = "invalid_arguments"  # the key for arguments that are not a JSON object
 
 Message = dict[str, Any]
 Default = TemplateForm()
@@ -19,16 +19,17 @@ Default = TemplateForm()
 def normalize_messages(
     messages: Sequence[Mapping[str, Any]], *, developer_role: str = "system", form: TemplateForm = Default
 ) -> list[Message]:
-    """Copies of the messages in the form that the template shows whole.
+    """Copies of the messages in a form that the template prints completely.
 
-    - null content becomes "", lists of text parts one string; beside tool calls, no content is what `form` says
-    - `arguments` become an object or JSON text; those that are no JSON object (cut off by a token limit, say) stay
-      text, or come under the key `invalid_arguments` where the template wants an object
-    - other null fields and an empty `tool_calls` are dropped, for templates test fields by their presence
-    - reasoning is found under each name that templates read; the role `developer` becomes `developer_role`
-    - what the template would leave out is said in content: tool calls as JSON, results of tools as a user's words
+    - null content becomes "", and lists of text parts become one string; beside tool calls, `form` determines the value
+      of missing content
+    - `arguments` become an object or JSON text; arguments that are not a JSON object (for example, cut off by a token
+      limit) stay text, or get the key `invalid_arguments` if the template wants an object
+    - other null fields and an empty `tool_calls` are dropped, because templates test whether fields are present
+    - reasoning gets every name that templates read; the role `developer` becomes `developer_role`
+    - fields that the template would omit go into the content: tool calls as JSON, results of tools as user messages
 
-    ValueError, naming the place, for what is no such message: no role, a part that is not text.
+    ValueError that names the place for an invalid message: without a role, or with a part that is not text.
     """
     if isinstance(messages, str) or not isinstance(messages, Sequence) or not messages:
         raise ValueError("messages: at least one message is needed")
@@ -40,7 +41,7 @@ def normalize_messages(
 
 
 def _checked(message: Mapping[str, Any], *, where: str, developer_role: str) -> Message:
-    """A copy with text as content, "" for none, and tool calls that have names; `arguments` as given."""
+    """A copy with text as content ("" for none) and checked tool calls; `arguments` are unchanged."""
     if not isinstance(message, Mapping):
         raise ValueError(f"{where}: must be an object")
     role = message.get("role")
@@ -50,7 +51,7 @@ def _checked(message: Mapping[str, Any], *, where: str, developer_role: str) -> 
     checked["role"] = developer_role if role == "developer" else role
     checked["content"] = _text_of(message.get("content"), where=f"{where}.content")
     reasoning = next((checked[name] for name in _REASONING_NAMES if name in checked), None)
-    if reasoning is not None:  # as transformers does
+    if reasoning is not None:  # as in transformers
         checked = {"thinking": reasoning} | checked | {"reasoning_content": reasoning}
     if "tool_calls" in checked:
         checked["tool_calls"] = _checked_calls(checked["tool_calls"], where=f"{where}.tool_calls")
@@ -102,7 +103,7 @@ def _checked_call(call: Any, *, where: str) -> Message:
 
 
 def _shaped(message: Message, form: TemplateForm) -> list[Message]:
-    """The message as the template wants it: one, or two where it shows either content or calls."""
+    """The message in the template's form: two messages if it prints either content or calls, else one."""
     if message["role"] == "tool" and not form.shows_results:
         message = {"role": "user", "content": message["content"]}
     if "tool_calls" not in message:
@@ -154,18 +155,18 @@ def _named_arguments(call: Message) -> Message:
 
 
 def _as_object(arguments: str | Mapping[str, Any]) -> dict[str, Any] | None:
-    """None: the text is no JSON object, or one nested deeper than it can be read."""
+    """The arguments as an object; None if the text is not a JSON object, or is nested too deeply to be read."""
     if isinstance(arguments, Mapping):
         return dict(arguments)
     try:
         found = json.loads(arguments)
-    except (ValueError, RecursionError):  # no JSON, or an integer of thousands of digits
+    except (ValueError, RecursionError):  # not JSON, or an integer with thousands of digits
         return None
     return found if isinstance(found, dict) and not _is_deep(found) else None
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether JSON is nested deeper than a template's `tojson`, which recurses, can print."""
+    """Whether JSON is nested too deeply for a template's `tojson`, which recurses."""
     level = [value]
     for _ in range(_MAX_NESTING):
         inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]

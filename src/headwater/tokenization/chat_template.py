@@ -1,7 +1,7 @@
 """Render a model's chat template to the text of a prompt.
 
-A chat template is a Jinja program out of the model's files, so it runs in Jinja's sandbox. The environment is
-what templates are written for, the one of Hugging Face transformers' `apply_chat_template`.
+A chat template is a Jinja program from the model's files, so it runs in Jinja's sandbox. Its environment is that of
+`apply_chat_template` in Hugging Face transformers, for which templates are written.
 """
 
 import datetime
@@ -20,12 +20,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from headwater.tokenization.chat_messages import normalize_messages
 from headwater.tokenization.template_form import TemplateForm, find_form
 
-# Marks the end of a message that is to be continued; never seen by a model.
+# Marks the end of a message that the model continues; the mark never reaches the model.
 _CONTINUE_HERE = "\ue000continue here\ue000"
 
 _RESERVED_NAMES = frozenset({"messages", "tools", "add_generation_prompt"})
 
-# What a sandboxed template can raise with messages its author did not think of.
+# The errors of a sandboxed template with messages that its author did not expect.
 _RENDER_ERRORS = (
     jinja2.TemplateError,
     TypeError,
@@ -38,7 +38,7 @@ _RENDER_ERRORS = (
 
 
 class ChatTemplate:
-    """One Jinja chat template with the model's named special tokens."""
+    """A Jinja chat template with the model's named special tokens."""
 
     def __init__(self, source: str, *, special_tokens: Mapping[str, str]) -> None:
         self.source = source
@@ -53,12 +53,12 @@ class ChatTemplate:
         continue_final_message: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt's text, special tokens spelled out.
+        """The prompt's text, with special tokens spelled out.
 
-        `messages` and `tools` are OpenAI's objects. With `continue_final_message` the text ends within the
-        last message, for the model to go on with it, and `add_generation_prompt` is ignored.
-        `template_kwargs` are more variables for the template (`enable_thinking`). ValueError if the messages
-        are malformed, the template refuses them or does not run.
+        `messages` and `tools` are OpenAI's objects. With `continue_final_message`, the text ends within the last
+        message, which the model continues, and `add_generation_prompt` is ignored. `template_kwargs` are additional
+        variables for the template (`enable_thinking`). ValueError if the messages are malformed, or if the template
+        rejects them or fails.
         """
         template_kwargs = template_kwargs or {}
         if reserved := sorted(_RESERVED_NAMES & template_kwargs.keys()):
@@ -74,7 +74,7 @@ class ChatTemplate:
         except ValueError:
             if self.form.empty_content == "empty":
                 raise
-            form = replace(self.form, empty_content="empty")  # a null that it tests for may not do everywhere
+            form = replace(self.form, empty_content="empty")  # the template may test for null in one place only
             text = self._render_in(form, messages, variables, marks_end=continue_final_message)
         return _cut_at_mark(text) if continue_final_message else text
 
@@ -94,7 +94,7 @@ class ChatTemplate:
 
     @cached_property
     def form(self) -> TemplateForm:
-        """In which form the template wants messages; found by rendering some, once."""
+        """The form of messages that the template expects, found once by rendering examples."""
         return find_form(
             lambda messages, tools: self._render(
                 {**self._special_tokens, "messages": messages, "tools": tools, "add_generation_prompt": True}
@@ -103,7 +103,7 @@ class ChatTemplate:
 
     @cached_property
     def variables(self) -> frozenset[str]:
-        """Names that the template reads and does not set itself."""
+        """The variables that the template reads but does not set."""
         return frozenset(meta.find_undeclared_variables(_environment().parse(self.source)))
 
     def _render(self, variables: Mapping[str, Any]) -> str:
@@ -134,13 +134,13 @@ def _cut_at_mark(text: str) -> str:
     position = text.rfind(_CONTINUE_HERE)
     if position < 0:
         raise ValueError("continue_final_message: the model's chat template does not print the last message's content")
-    # Without the space that followed the mark, the template strips contents: then strip what is before, too.
+    # without the space after the mark, the template strips contents, so the text before is stripped as well
     keeps_spaces = text.startswith(" ", position + len(_CONTINUE_HERE))
     return text[:position] if keeps_spaces else text[:position].rstrip()
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %} ... {% endgeneration %}` marks the assistant's text, for training; here it prints."""
+    """`{% generation %} ... {% endgeneration %}` marks the assistant's text for training; here it only prints."""
 
     tags: ClassVar[set[str]] = {"generation"}
 
@@ -167,7 +167,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as models were trained on it: Jinja's own filter would escape HTML's special characters."""
+    """JSON in the form of the models' training data; Jinja's own filter would escape HTML's special characters."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -179,7 +179,7 @@ def _to_json(
 
 
 def _list_of_generator(value: Any) -> list[Any]:
-    """`tools | map(attribute='function') | tojson` is a generator to Python, and a list to other Jinjas."""
+    """`tools | map(attribute='function') | tojson` gives a generator in Python, but a list in other Jinjas."""
     if isinstance(value, Iterator):
         return list(value)
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")

@@ -1,8 +1,8 @@
 """Build a tokenizer from the metadata of a GGUF file.
 
-A GGUF names how its text is split into words (`tokenizer.ggml.pre`) instead of describing it; the splits
-below are those of the models behind the names, as their own `tokenizer.json` has them. An unknown name is an
-error: a wrong split gives plausible text and wrong token ids.
+A GGUF file does not describe how text is split into words; it only has the split's name (`tokenizer.ggml.pre`). The
+splits below come from the `tokenizer.json` of the models behind the names. An unknown name is an error, since a wrong
+split gives plausible text and wrong token ids.
 """
 
 from dataclasses import dataclass
@@ -27,24 +27,24 @@ _NAMED_TOKENS = {
     "unk_token": "tokenizer.ggml.unknown_token_id",
     "pad_token": "tokenizer.ggml.padding_token_id",
 }
-# Keys that change how text is cut, and the values with which they do not.
+# Keys that change the tokenization, and the values with which they do not.
 _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "tokenizer.ggml.remove_extra_whitespaces": (False,),
     "tokenizer.ggml.precompiled_charsmap": ([],),
     "tokenizer.ggml.add_sep_token": (False,),
 }
-_LONGEST_TOKEN = 1 << 12  # characters: the ways to cut one grow with their square
+_LONGEST_TOKEN = 1 << 12  # in characters; the ways to cut a token grow with its square
 
 
 @dataclass(frozen=True, slots=True)
 class _WordSplit:
-    """How a byte-level vocabulary cuts text into words before merging."""
+    """The rules by which a byte-level vocabulary splits text into words before it merges."""
 
-    regex: str | None = None  # None: GPT-2's, which the ByteLevel pre-tokenizer brings
-    has_single_digits: bool = False  # each numeric character is a word; done before the regex
-    is_nfc: bool = False  # text is brought into Unicode's composed form first
-    ignores_merges: bool = False  # a word that is in the vocabulary is one token, whatever the merges
-    adds_bos: bool = False  # where the file does not say
+    regex: str | None = None  # None: that of GPT-2, which is built into the ByteLevel pre-tokenizer
+    has_single_digits: bool = False  # each numeric character is a word, before the regex applies
+    is_nfc: bool = False  # text is first normalized to Unicode's composed form
+    ignores_merges: bool = False  # a word in the vocabulary is one token, regardless of merges
+    adds_bos: bool = False  # if the file does not say
 
 
 _LLAMA3 = _WordSplit(
@@ -200,7 +200,7 @@ def _sentencepiece_bpe(metadata: Fields, tokens: list[str]) -> Tokenizer:
 
 
 def _add_tokens_matched_whole(backend: Tokenizer, tokens: list[str], token_types: list[int]) -> None:
-    """Control tokens are special; user-defined ones (`<think>`) are text, but never cut either."""
+    """Add control tokens, which are special, and user-defined ones (`<think>`), which are text but stay whole."""
     special, plain = [], []
     for token, token_type in zip(tokens, token_types, strict=False):
         if token_type in (_CONTROL, _UNKNOWN):

@@ -1,4 +1,4 @@
-"""Load the tokenizer of a model in Hugging Face's layout: a local folder, or a repository of the hub."""
+"""Load the tokenizer of a model in Hugging Face's layout, from a local folder or a repository of the hub."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,9 +19,10 @@ _HUB_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 
 
 def load_hf_tokenizer(source: str) -> TokenizerParts:
-    """The tokenizer of a folder or a hub id, from `tokenizer.json` where there is one.
+    """The tokenizer of a folder or a hub id, from `tokenizer.json` if there is one.
 
-    Without it a SentencePiece `tokenizer.model` is read; else transformers converts what there is, which imports torch.
+    Otherwise a SentencePiece `tokenizer.model` is read. All other kinds are converted by transformers, which imports
+    torch.
     ValueError if there is no such folder or repository, ModelFileError if its tokenizer cannot be read.
     """
     path = Path(source).expanduser() if source.startswith("~/") else Path(source)
@@ -36,7 +37,7 @@ def load_hf_tokenizer(source: str) -> TokenizerParts:
 
 
 def _download(repository: str) -> Path:
-    """The repository's small files, in the hub's local cache; that cache alone without a network."""
+    """Folder with the repository's small files, in the hub's local cache. Without a network, only the cache is used."""
     try:
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=_HUB_FILES))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -53,14 +54,14 @@ def _load_tokenizer_json(folder: Path) -> TokenizerParts:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # noqa: BLE001  the library raises nothing narrower, and its panics are no Exception
+    except BaseException as error:  # noqa: BLE001  the library raises nothing narrower, its panics are not Exceptions
         raise ModelFileError(path, f"is no tokenizer ({error})") from None
     config = read_json_if_there(folder / "tokenizer_config.json")
     return _finished(backend, folder, config, special_tokens=_special_tokens(_named(folder, config)))
 
 
 def _load_sentencepiece(folder: Path) -> TokenizerParts:
-    """`tokenizer.model` alone, as the first Llama and Mistral models came."""
+    """The tokenizer of a folder with only `tokenizer.model`, as in the first Llama and Mistral models."""
     path = folder / "tokenizer.model"
     backend, own_tokens = load_sentencepiece(path)
     config = read_json_if_there(folder / "tokenizer_config.json")
@@ -72,7 +73,7 @@ def _load_sentencepiece(folder: Path) -> TokenizerParts:
 def _finished(
     backend: tokenizers.Tokenizer, folder: Path, config: Mapping[str, Any], *, special_tokens: Mapping[str, str]
 ) -> TokenizerParts:
-    # A file saved after training may cut or pad; a server does neither.
+    # A file saved after training may truncate or pad; a server does neither.
     backend.no_truncation()
     backend.no_padding()
     fields = Fields(config, source=str(folder / "tokenizer_config.json"))
@@ -87,7 +88,7 @@ def _finished(
 
 
 def _convert_with_transformers(folder: Path) -> TokenizerParts:
-    # Imported here: it takes seconds and brings torch, which an API process does not need otherwise.
+    # Imported here: it takes seconds and imports torch, which an API process does not need otherwise.
     from transformers import AutoTokenizer
 
     try:
@@ -126,7 +127,7 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 def _add_missing_tokens(
     backend: tokenizers.Tokenizer, config: Fields, special_tokens: Mapping[str, str]
 ) -> None:
-    """Add tokens that only `tokenizer_config.json` knows, in the order of their ids."""
+    """Add the tokens that only `tokenizer_config.json` has, in the order of their ids."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     for token_id, token in sorted(added_tokens_of(config), key=lambda entry: entry[0]):
         if token["content"] not in known:
@@ -144,7 +145,7 @@ def _add_missing_tokens(
 def _apply_begin_and_end(
     backend: tokenizers.Tokenizer, config: Fields, special_tokens: Mapping[str, str]
 ) -> None:
-    """`add_bos_token` and `add_eos_token` of the config win over what `tokenizer.json` does."""
+    """Apply the config's `add_bos_token` and `add_eos_token`, which win over `tokenizer.json`."""
     bos_token, eos_token = special_tokens.get("bos_token"), special_tokens.get("eos_token")
     around = backend.encode("").ids
     adds_bos = bos_token is not None and backend.token_to_id(bos_token) in around[:1]
@@ -160,7 +161,7 @@ def _apply_begin_and_end(
 
 
 def _chat_templates(folder: Path, config: Fields) -> dict[str, str]:
-    """Templates by name; files win over the config."""
+    """Chat templates by name; files win over the config."""
     configured = config.raw("chat_template")
     templates = {"default": configured} if isinstance(configured, str) else _named_templates(config)
     file = folder / "chat_template.jinja"
@@ -176,7 +177,7 @@ def _chat_templates(folder: Path, config: Fields) -> dict[str, str]:
 
 
 def _named_templates(config: Fields) -> dict[str, str]:
-    """Several templates in one config: a list of objects with `name` and `template`."""
+    """The templates of a config with several: a list of objects with `name` and `template`."""
     configured = config.raw("chat_template")
     entries = [] if configured is None else configured
     if isinstance(entries, dict):

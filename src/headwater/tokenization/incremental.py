@@ -1,4 +1,4 @@
-"""Decode token ids to text as they come, one step at a time."""
+"""Decode token ids to text incrementally."""
 
 import codecs
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from headwater.tokenization.token_bytes import TokenSpelling
 
 if TYPE_CHECKING:
-    from headwater.messages.base import TokenIds  # needs numpy, which a tokenizer does without
+    from headwater.messages.base import TokenIds  # it imports numpy, which a tokenizer does not need
 
 _LONGEST_CHARACTER_BYTES = 4
 
@@ -15,15 +15,15 @@ _new_utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class IncrementalDecoder:
-    """Turns token ids into text that never changes once given out.
+    """Turns token ids into text; returned text never changes later.
 
-    The pieces returned by `feed` and `finish`, joined, are the text of all ids. A character whose bytes are
-    spread over several tokens comes with its last byte; bytes that can no longer become a character come as
-    one U+FFFD for each maximal ill-formed part (Unicode 15, section 3.9), as Rust and Python decode. The cost
-    of a token does not depend on how many came before.
+    The pieces returned by `feed` and `finish` join to the text of all ids. A character with bytes in several tokens is
+    returned with its last byte. Bytes that cannot become a character are returned as one U+FFFD for each maximal
+    ill-formed part (Unicode 15, section 3.9), as in Rust and Python. The cost of a token does not depend on the number
+    of earlier tokens.
 
-    With `prompt_ids` the text continues the prompt: a SentencePiece space at the start of the answer is a
-    space and not the dummy prefix, and a character begun by the prompt's last tokens is completed.
+    With `prompt_ids`, the text continues the prompt: a SentencePiece space at the start of the answer is a space and
+    not the dummy prefix, and a character that the prompt's last tokens began is completed.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class IncrementalDecoder:
         self._continue_from(prompt_ids)
 
     def feed(self, token_ids: Iterable[int]) -> str:
-        """The text that these tokens make final; may be empty. ValueError for an id that cannot be one."""
+        """The text that becomes final with these tokens; may be empty. ValueError for an invalid id."""
         text = self._utf8.decode(self._bytes_of(token_ids))
         return self._strip(text) if self._num_spaces_to_strip else text
 
     def finish(self) -> str:
-        """What is left at the end: U+FFFD if the last character is incomplete, else nothing."""
+        """The rest of the text: U+FFFD if the last character is incomplete, else nothing."""
         text = self._utf8.decode(b"", True)
         return self._strip(text) if self._num_spaces_to_strip else text
 
@@ -50,7 +50,7 @@ class IncrementalDecoder:
         return b"".join([bytes_of(token_id) for token_id in token_ids if token_id not in skipped])
 
     def _strip(self, text: str) -> str:
-        """Remove spaces at the very start of the text, as many as the tokenizer's decoder does."""
+        """Remove as many spaces from the start of the text as the tokenizer's decoder does."""
         while text and self._num_spaces_to_strip:
             if not text.startswith(" "):
                 self._num_spaces_to_strip = 0
@@ -60,7 +60,7 @@ class IncrementalDecoder:
         return text
 
     def _continue_from(self, prompt_ids: "Sequence[int] | TokenIds") -> None:
-        """Take over the state at the prompt's end, which the last bytes of the prompt decide alone."""
+        """Adopt the state at the prompt's end, which depends only on the prompt's last bytes."""
         tail = b""
         for token_id in reversed(prompt_ids):
             tail = self._bytes_of([int(token_id)]) + tail

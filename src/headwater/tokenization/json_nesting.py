@@ -1,11 +1,11 @@
-"""How deeply a JSON text is nested, told without parsing it: parsers and all that reads their result recurse."""
+"""The nesting depth of a JSON text, found without parsing it, since parsers and users of their result recurse."""
 
 import re
 
 import numpy as np
 
 MAX_NESTING = 100
-# whatever is not a bracket: strings, with their escapes, and all that stands between
+# everything but brackets: strings with their escapes, and the characters in between
 _NO_BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|$)|[^\[\]{}"]++', re.DOTALL)
 _STEPS = np.zeros(256, dtype=np.int8)
 _STEPS[[ord("["), ord("{")]] = 1
@@ -13,7 +13,7 @@ _STEPS[[ord("]"), ord("}")]] = -1
 
 
 def is_too_deep(text: bytes) -> bool:
-    """Whether arrays and objects are nested deeper than MAX_NESTING. `text` is UTF-8, and may be no JSON at all."""
+    """Whether arrays and objects are nested deeper than MAX_NESTING. `text` is UTF-8 and need not be valid JSON."""
     if text.count(b"[") + text.count(b"{") <= MAX_NESTING:
         return False
     brackets = _NO_BRACKETS.sub(b"", text)

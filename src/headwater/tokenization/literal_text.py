@@ -1,9 +1,9 @@
-"""Keep control tokens that somebody spells out as text: `<|im_end|>` in a user's message ends no turn.
+"""Treats spelled-out control tokens in a request as text: `<|im_end|>` in a user's message does not end a turn.
 
-A chat template writes control tokens and a user's words into one text. So before it is rendered, each control token
-spelled in the words is replaced by a placeholder that nobody can guess. In the rendered text the control tokens that
-are left are the template's: they get secret spellings, the placeholders become text again, and a second tokenizer
-encodes all at once. It knows the secret spellings only, so everything else is cut into tokens exactly as before.
+A chat template writes control tokens and the user's text into one string. So before rendering, each spelled-out control
+token in the user's text is replaced by a placeholder that cannot be guessed. The remaining control tokens in the
+rendered string are those of the template. They get secret spellings, the placeholders become text again, and a second
+tokenizer encodes the whole string. It recognizes only the secret spellings, so all other text has the usual tokens.
 """
 
 import re
@@ -16,7 +16,7 @@ import tokenizers
 
 
 class LiteralText:
-    """Finds control tokens in what a request says, and encodes texts in which they are text. Any thread may call it."""
+    """Finds spelled-out control tokens in a request, and encodes them as text. Any thread may call it."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
@@ -26,13 +26,13 @@ class LiteralText:
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._beginnings = {spelling[:end] for spelling in self._spellings for end in range(1, len(spelling))}
         self._max_beginning = max(map(len, self._beginnings), default=0)
-        self._secret = secrets.token_hex(8)  # plain letters and digits, which no filter of a template changes
+        self._secret = secrets.token_hex(8)  # letters and digits, which no filter of a template changes
         self._placeholder = re.compile(f"{self._secret}(\\d*)x")
         self._lock = threading.Lock()
         self._second: tuple[tokenizers.Tokenizer, dict[str, str], dict[int, int]] | None = None
 
     def hide(self, value: Any) -> Any:
-        """A copy of JSON with placeholders for control tokens; equal to `value` if there are none."""
+        """A copy of JSON with placeholders for control tokens; equal to `value` if it has none."""
         if isinstance(value, str):
             return self._hide_in_text(value)
         if isinstance(value, Mapping):
@@ -45,11 +45,11 @@ class LiteralText:
         return self._secret in text
 
     def must_prepare_for(self, value: Any) -> bool:
-        """Whether the first `encode` is due for this JSON: it takes a third of a second and more, once."""
+        """Whether this JSON needs the first `encode`, which once takes a third of a second or more."""
         return self._second is None and self.is_hidden_in(str(self.hide(value)))
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of a text: placeholders are what they stand for, as text; all other control tokens are parsed."""
+        """Token ids of a text. Placeholders are encoded as the text they stand for; other control tokens are parsed."""
         backend, secret_of, id_of = self._second_tokenizer()
         text = self._pattern.sub(lambda match: secret_of[match[0]], text)
         text = self._placeholder.sub(lambda match: self._spellings[int(match[1])] if match[1] else "", text)
@@ -58,12 +58,12 @@ class LiteralText:
 
     def _hide_in_text(self, text: str) -> str:
         text = self._pattern.sub(lambda match: f"{self._secret}{self._spellings.index(match[0])}x", text)
-        # the beginning of one at the end might be completed by what the template writes next
+        # a partial token at the end might be completed by the template's next text
         ends = range(1, min(self._max_beginning, len(text)) + 1)
         return f"{text}{self._secret}x" if any(text[-end:] in self._beginnings for end in ends) else text
 
     def _second_tokenizer(self) -> tuple[tokenizers.Tokenizer, dict[str, str], dict[int, int]]:
-        """A copy that takes control tokens for text, the secret spellings it knows instead, and the ids these mean."""
+        """A copy that treats control tokens as text, its secret spellings for them, and the ids of these spellings."""
         with self._lock:
             if self._second is None:
                 copy = tokenizers.Tokenizer.from_str(self._backend.to_str())

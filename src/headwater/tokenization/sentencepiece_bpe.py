@@ -1,4 +1,4 @@
-"""SentencePiece's BPE, put together of pieces and scores, whatever kind of file these came from."""
+"""SentencePiece's BPE from pieces and scores, for any kind of file."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ _SPACE = "\u2581"
 def sentencepiece_bpe(
     tokens: Sequence[str], scores: Sequence[float], *, unknown_id: int | None, has_space_prefix: bool
 ) -> Tokenizer:
-    """The text is one word, a pair whose union scores highest is merged first. ValueError if it cannot be built."""
+    """A tokenizer that treats the text as one word and merges by score. ValueError if it cannot be built."""
     vocabulary = {token: index for index, token in enumerate(tokens)}
     backend = Tokenizer(
         bpe(
@@ -34,17 +34,17 @@ def sentencepiece_bpe(
 
 
 def bpe(**parameters: Any) -> models.BPE:
-    """The library's model, its errors as ValueError."""
+    """The library's model, with its errors as ValueError."""
     try:
         return models.BPE(**parameters)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # noqa: BLE001  it raises nothing narrower, and its panics are no Exception
+    except BaseException as error:  # noqa: BLE001  it raises nothing narrower, and its panics are not Exceptions
         raise ValueError(f"tokenizer.ggml.merges: {error}") from None
 
 
 def _merges_from_scores(vocabulary: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """All pairs of tokens whose union is a token, the union with the highest score first."""
+    """All pairs of tokens whose union is a token, in the order of falling scores."""
     ranked = sorted(vocabulary, key=lambda token: (-scores[vocabulary[token]], vocabulary[token]))
     return [
         (token[:cut], token[cut:])

@@ -1,4 +1,4 @@
-"""A tokenizer from SentencePiece's `tokenizer.model`, as the first Llama and Mistral models came."""
+"""A tokenizer from SentencePiece's `tokenizer.model`, the format of the first Llama and Mistral models."""
 
 from pathlib import Path
 
@@ -14,14 +14,14 @@ from headwater.models.sentencepiece_file import (
 )
 from headwater.tokenization.sentencepiece_bpe import sentencepiece_bpe
 
-_LONGEST_PIECE = 1 << 12  # characters: the ways to cut one grow with their square
+_LONGEST_PIECE = 1 << 12  # in characters; the ways to cut a piece grow with its square
 
 
 def load_sentencepiece(path: Path) -> tuple[Tokenizer, dict[str, str]]:
-    """The backend, and the named special tokens (`bos_token`, `eos_token`, `unk_token`) that the file tells of.
+    """The backend, and the named special tokens of the file (`bos_token`, `eos_token`, `unk_token`).
 
-    ModelFileError for a damaged file, and for models that cut text in another way than Llama's: unigram, or with
-    rules that change the text first.
+    ModelFileError for a damaged file, and for models that differ from Llama's: unigram models, and models with rules
+    that change the text first.
     """
     model = read_sentencepiece(path)
     _refuse_other_kinds(path, model)

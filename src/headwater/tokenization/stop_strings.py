@@ -1,4 +1,4 @@
-"""Find the first of several stop strings in text that arrives in pieces."""
+"""Finds the first of several stop strings in text that arrives in pieces."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -7,23 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class _Node:
-    """A state: the last `depth` characters read are the longest suffix that some stop string begins with."""
+    """A state: the last `depth` characters are the longest suffix of the text that begins some stop string."""
 
     depth: int
     next: dict[str, int]
-    fallback: int = 0  # node of the longest proper suffix that is also such a prefix
+    fallback: int = 0  # node of the longest proper suffix that also begins a stop string
     match: str | None = None  # longest stop string that ends here
 
 
 class StopStringMatcher:
-    """Lets text through until a stop string is complete, holding back what may be the beginning of one.
+    """Passes text until a stop string is complete, and holds back text that may begin one.
 
-    The match is the stop string whose last character comes first, the longest of those that end there. It is
-    found by an Aho-Corasick automaton (Aho and Corasick, 1975), which reads one character at a time, so the
-    result does not depend on how the text was cut into pieces, and the cost not on the number of stop
-    strings.
+    The match is the stop string whose last character comes first, and the longest of those that end there. An
+    Aho-Corasick automaton finds it (Aho and Corasick, 1975), one character at a time. So the result does not depend on
+    the pieces of the text, and the cost does not depend on the number of stop strings.
 
-    With `include_stop` the stop string itself is part of the text. ValueError if a stop string is empty.
+    With `include_stop`, the stop string is part of the text. ValueError if a stop string is empty.
     """
 
     def __init__(self, stop: Sequence[str], *, include_stop: bool = False) -> None:
@@ -33,10 +32,10 @@ class StopStringMatcher:
         self._include_stop = include_stop
         self._state = 0
         self._held = ""
-        self.matched: str | None = None  # the stop string found; nothing is read after it
+        self.matched: str | None = None  # the stop string found; later text is ignored
 
     def feed(self, text: str) -> str:
-        """The text that is certain to be in front of any stop string; once one is matched, always empty."""
+        """The text that certainly precedes any stop string; empty after a match."""
         if self.matched is not None:
             return ""
         nodes, state = self._nodes, self._state
@@ -50,7 +49,7 @@ class StopStringMatcher:
         return self._hold_back(self._held + text, nodes[state].depth)
 
     def finish(self) -> str:
-        """The text held back, when no more will come."""
+        """The text held back, at the end of the input."""
         held, self._held = self._held, ""
         self._state = 0
         return held
@@ -83,7 +82,7 @@ def _build_automaton(stop: Sequence[str]) -> list[_Node]:
 
 
 def _link_fallbacks(nodes: list[_Node]) -> None:
-    """Set every node's fallback, breadth first: a fallback is always shallower, so it is complete by then."""
+    """Set every node's fallback, breadth first, since a fallback is always shallower than its node."""
     queue = deque(nodes[0].next.values())
     while queue:
         node = nodes[queue.popleft()]

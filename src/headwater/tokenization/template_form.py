@@ -1,8 +1,8 @@
-"""In which form a chat template wants a conversation: found out by rendering a short one in every form.
+"""The form of a conversation that a chat template expects, found by rendering a short one in every form.
 
-OpenAI's clients send a tool call's arguments as JSON text, and null as the content of its message. Templates were
-written for either form: some concatenate the text, some iterate over an object; some ask `content is none`, some
-concatenate it.
+OpenAI's clients send a tool call's arguments as JSON text, and null as the content of its message. Templates differ:
+some concatenate the arguments' text, others iterate over an object; some test `content is none`, others concatenate
+the content.
 """
 
 import json
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 Message = dict[str, Any]
-Render = Callable[[Sequence[Message], Sequence[Mapping[str, Any]] | None], str]  # ValueError: it refuses
+Render = Callable[[Sequence[Message], Sequence[Mapping[str, Any]] | None], str]  # ValueError: the template rejects it
 ArgumentsForm = Literal["object", "text"]
 EmptyContent = Literal["null", "empty", "absent"]
 
@@ -30,20 +30,23 @@ _CALL_ID = "call12345"  # Mistral's templates want nine letters and digits
 
 @dataclass(frozen=True, slots=True)
 class TemplateForm:
-    """How `normalize_messages` prepares a conversation for one template; the defaults suit what refuses every form."""
+    """The form in which `normalize_messages` prepares a conversation for a template.
+
+    The defaults are for templates that reject every form.
+    """
 
     arguments: ArgumentsForm = "object"  # of tool calls
-    takes_argument_text: bool = False  # prints a text as it is, so that arguments that are no JSON may pass
-    empty_content: EmptyContent = "empty"  # what stands beside tool calls for no content
+    takes_argument_text: bool = False  # prints text as it is, so that arguments that are not JSON may pass
+    empty_content: EmptyContent = "empty"  # the value of missing content beside tool calls
     shows_calls: bool = True
     shows_calls_beside_content: bool = True
     shows_results: bool = True  # prints messages of the role `tool`
-    shows_tools: bool = True  # prints the tools that may be called
-    has_content_parts: bool = False  # prints contents that are lists of parts, not strings
+    shows_tools: bool = True  # prints the available tools
+    has_content_parts: bool = False  # prints content given as a list of parts
 
 
 def find_form(render: Render) -> TemplateForm:
-    """The form in which `render` shows everything: some twenty renderings of a few messages."""
+    """The form in which `render` prints everything, found with about twenty renderings of a few messages."""
     has_parts = _shows_only_parts(render)
     probe = _Probe(render, has_parts=has_parts)
     grades = {form: probe.grade(_call(*form)) for form in _FORMS}
@@ -69,14 +72,14 @@ def _shows_only_parts(render: Render) -> bool:
 
 
 class _Probe:
-    """Renders an assistant's message with what comes before and after it in a real conversation."""
+    """Renders an assistant's message within a realistic conversation."""
 
     def __init__(self, render: Render, *, has_parts: bool) -> None:
         self._render = render
         self._has_parts = has_parts
 
     def grade(self, call: Message) -> int:
-        """How the call's arguments are printed: 0 not at all, 1 quoted twice or in Python's notation, 2 well."""
+        """A grade for the printed arguments: 0 if absent, 1 if quoted twice or in Python's notation, 2 if good."""
         text = self.text(call)
         if _KEY not in text or _VALUE not in text or self._prints_null(call, text):
             return 0
@@ -86,7 +89,7 @@ class _Probe:
         return not self.text(call)
 
     def text(self, call: Message) -> str:
-        """The conversation's text; "" if the template refuses it."""
+        """The conversation's text; "" if the template rejects it."""
         result = _said("tool", _RESULT, has_parts=self._has_parts) | {"tool_call_id": _CALL_ID, "name": _TOOL}
         user, end = (_said(role, "Hi", has_parts=self._has_parts) for role in ("user", "assistant"))
         for messages in ([user, call, result, end, user], [user, call, result]):

@@ -1,4 +1,4 @@
-"""The text of one answer, from its token ids, while they come."""
+"""The text of one answer, decoded while its token ids arrive."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -8,27 +8,26 @@ from headwater.tokenization.stop_strings import StopStringMatcher
 from headwater.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from headwater.messages.base import TokenIds  # needs numpy, which a tokenizer does without
+    from headwater.messages.base import TokenIds  # it imports numpy, which a tokenizer does not need
 
 
 class TextDelta(NamedTuple):
-    """What new tokens brought."""
+    """The result of feeding new tokens."""
 
     text: str  # new final text; `TextStream.text` grew by it
-    num_tokens_used: int  # how many of the tokens just fed belong to the answer: those up to the matched stop
-    matched_stop: str | None = None  # the stop string that ended the answer, in the delta that found it only
+    num_tokens_used: int  # how many of the new tokens belong to the answer: those up to the matched stop
+    matched_stop: str | None = None  # the stop string that ended the answer, only in the delta that found it
 
 
 class TextStream:
-    """Text of one request: incremental decoding, then stop strings.
+    """The text of one answer: incremental decoding, then stop strings.
 
-    Feed it every output token in order; a stop token that is not to be shown is left out by the caller (with
-    `skip_special_tokens` EOS shows nothing anyway). After a delta with `matched_stop` the answer is over:
-    tell the engine to abort the request; tokens fed later are dropped. Otherwise end with `finish`.
+    Feed every output token in order. The caller leaves out a hidden stop token (with `skip_special_tokens`, EOS has no
+    text anyway). A delta with `matched_stop` ends the answer: the caller aborts the request, and later tokens are
+    dropped. Otherwise, `finish` ends the answer.
 
-    `prompt_ids` makes the text continue the prompt (see `IncrementalDecoder`); pass the prompt's ids always.
-    With `include_stop` (SGLang's `no_stop_trim`, vLLM's `include_stop_str_in_output`) the stop string is
-    shown.
+    Always pass the prompt's ids as `prompt_ids`, so that the text continues the prompt (see `IncrementalDecoder`). With
+    `include_stop` (SGLang's `no_stop_trim`, vLLM's `include_stop_str_in_output`), the text includes the stop string.
     """
 
     def __init__(
@@ -49,28 +48,28 @@ class TextStream:
 
     @property
     def text(self) -> str:
-        """Everything given out so far."""
+        """The whole text returned so far."""
         if len(self._pieces) > 1:
             self._pieces = ["".join(self._pieces)]
         return self._pieces[0] if self._pieces else ""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the answer so far, the one that completed a stop string included."""
+        """Number of the answer's tokens so far, including the token that completed a stop string."""
         return self._num_tokens
 
     @property
     def matched_stop(self) -> str | None:
-        """The stop string that ended the answer."""
+        """The stop string that ended the answer, if any."""
         return None if self._matcher is None else self._matcher.matched
 
     def feed(self, token_ids: Sequence[int]) -> TextDelta:
-        """Take the next tokens. ValueError for an id that cannot be one."""
+        """Feed the next tokens. ValueError for an invalid id."""
         if self._matcher is None:
             return self._delta(self._decoder.feed(token_ids), num_tokens=len(token_ids))
         if self._matcher.matched is not None:
             return TextDelta(text="", num_tokens_used=0)
-        # One token at a time, to know which of them completed the stop string.
+        # One token at a time, to find the token that completes a stop string.
         pieces: list[str] = []
         for num_tokens, token_id in enumerate(token_ids, start=1):
             pieces.append(self._matcher.feed(self._decoder.feed((token_id,))))
@@ -79,7 +78,7 @@ class TextStream:
         return self._delta("".join(pieces), len(token_ids))
 
     def finish(self) -> TextDelta:
-        """The end of the answer: gives out what was held back, in which a stop string may still be found."""
+        """End the answer; return the text held back, which may still complete a stop string."""
         if self._matcher is None:
             return self._delta(self._decoder.finish(), num_tokens=0)
         if self._matcher.matched is not None:

@@ -1,9 +1,8 @@
-"""The bytes each token stands for, from which text is put together.
+"""The bytes of each token, from which text is decoded.
 
-Both families of vocabularies that language models use spell tokens in bytes: byte-level BPE writes every byte
-as one printable character (GPT-2's table), SentencePiece writes text with U+2581 for the space and single
-bytes as `<0xE2>`. Knowing the bytes, text can be decoded one token at a time with a plain incremental UTF-8
-decoder.
+Language models use two families of vocabularies, and both spell tokens in bytes. Byte-level BPE writes every byte as
+one printable character (GPT-2's table). SentencePiece writes text with U+2581 for the space, and single bytes as
+`<0xE2>`. With the bytes, a plain incremental UTF-8 decoder decodes text one token at a time.
 """
 
 import json
@@ -16,9 +15,9 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def _byte_level_table() -> dict[str, int]:
-    """Character -> byte of byte-level BPE (Radford et al. 2019).
+    """The table from characters to bytes of byte-level BPE (Radford et al. 2019).
 
-    Printable Latin-1 characters stand for themselves; the other bytes take the characters from U+0100 on.
+    Printable Latin-1 characters stand for themselves; the other bytes use the characters from U+0100 on.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
@@ -31,10 +30,9 @@ _BYTE_OF_CHAR = _byte_level_table()
 
 
 class TokenSpelling:
-    """Bytes of token ids of one tokenizer, computed when first asked for and kept.
+    """The bytes of a tokenizer's token ids, computed at their first use and cached.
 
-    ValueError from the constructor if the tokenizer decodes in a way that is not made of bytes (WordPiece,
-    CTC).
+    The constructor raises ValueError if the tokenizer's decoder does not work on bytes (WordPiece, CTC).
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
@@ -55,7 +53,7 @@ class TokenSpelling:
         self._bytes_of_id: dict[int, bytes] = {}
 
     def bytes_of(self, token_id: int) -> bytes:
-        """The token's bytes, possibly not whole characters; empty for an id that names no token.
+        """The token's bytes, which may be incomplete characters; empty for an id without a token.
 
         Models pad their vocabularies, so such ids can be sampled. ValueError for an id outside of 0..2**32-1.
         """
@@ -73,7 +71,7 @@ class TokenSpelling:
         if self._is_byte_level:
             if all(char in _BYTE_OF_CHAR for char in token):
                 return bytes(_BYTE_OF_CHAR[char] for char in token)
-            return token.encode()  # an added token, kept as text
+            return token.encode()  # an added token, which is stored as text
         if self._has_byte_tokens and (match := _BYTE_TOKEN.fullmatch(token)):
             return bytes([int(match[1], 16)])
         return token.replace("\u2581", " ").encode()
@@ -89,7 +87,7 @@ def _decoder_steps(backend: tokenizers.Tokenizer) -> list[dict[str, Any]]:
 
 
 def _leading_spaces(step: dict[str, Any]) -> int:
-    """How many spaces at the start of a text this decoder step removes."""
+    """The number of spaces that this decoder step removes from the start of a text."""
     if step["type"] == "Strip" and step["content"] == " ":
         return step["start"]
     if step["type"] == "Metaspace" and step["prepend_scheme"] != "never":

@@ -1,4 +1,4 @@
-"""The tokenizer of a served model: text to token ids and back, and chat messages to a prompt."""
+"""The tokenizer of a served model: encodes and decodes text, and renders chat messages to a prompt."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -46,10 +46,10 @@ class Tokenizer:
             raise ModelFileError(path, str(error)) from None
 
     def encode(self, text: str, *, add_special_tokens: bool = True, parses_special: bool = True) -> list[int]:
-        """Token ids of a text. Special tokens spelled out in it are parsed; without `parses_special` they are text.
+        """Token ids of a text. Spelled-out special tokens are parsed; without `parses_special` they stay text.
 
-        With `add_special_tokens`, BOS (and EOS) go around it if the model wants them. Long texts take a while
-        without holding the interpreter lock: call it in a thread. ValueError if the text is no valid Unicode.
+        With `add_special_tokens`, BOS (and EOS) are added if the model wants them. Encoding a long text takes a while
+        and releases the interpreter lock, so call it in a thread. ValueError if the text is not valid Unicode.
         """
         if not parses_special:
             hidden = self._literal.hide(text)
@@ -66,23 +66,23 @@ class Tokenizer:
         return [encoding.ids for encoding in encodings]
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids, exactly what streaming them gives. Ids that name no token are silent.
+        """The text of token ids, equal to the text of a stream. Ids without a token have no text.
 
-        ValueError for an id that cannot be one.
+        ValueError for an invalid id.
         """
         decoder = IncrementalDecoder(self.spelling, skip_special_tokens=skip_special_tokens)
         return decoder.feed(token_ids) + decoder.finish()
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The UTF-8 bytes of one token; not always whole characters. Empty for an id that names no token."""
+        """The UTF-8 bytes of a token, which may be incomplete characters. Empty for an id without a token."""
         return self.spelling.bytes_of(token_id)
 
     def token_text(self, token_id: int) -> str:
-        """One token as text, special ones spelled out; U+FFFD where it is not whole characters."""
+        """A token as text, with special tokens spelled out and U+FFFD for incomplete characters."""
         return self.spelling.bytes_of(token_id).decode("utf-8", errors="replace")
 
     def is_slow_for(self, said: Any, *, parses_special: bool) -> bool:
-        """Whether encoding this text or these messages begins with a preparation that is too long for an event loop."""
+        """Whether encoding this text or these messages needs a preparation that would block an event loop."""
         return not parses_special and self._literal.must_prepare_for(said)
 
     def _encode_literal(self, hidden: str, *, add_special_tokens: bool) -> list[int]:
@@ -96,7 +96,7 @@ class Tokenizer:
         return bool(self._chat_templates)
 
     def shows(self, name: Literal["tools", "documents"], *, has_tools: bool) -> bool:
-        """Whether the chat template prints the tools, or reads the documents, that a request gives it."""
+        """Whether the chat template prints the tools, or reads the documents, of a request."""
         template = self._chat_template(has_tools=has_tools)
         return template.form.shows_tools if name == "tools" else name in template.variables
 
@@ -111,7 +111,7 @@ class Tokenizer:
     ) -> str:
         """The prompt's text for OpenAI chat messages; see `ChatTemplate.render`.
 
-        ValueError if the model has no chat template, or the messages are malformed or refused by it.
+        ValueError if the model has no chat template, if the messages are malformed, or if the template rejects them.
         """
         return self._chat_template(has_tools=bool(tools)).render(
             messages,
@@ -132,10 +132,10 @@ class Tokenizer:
         add_special_tokens: bool = False,
         parses_special: bool = True,
     ) -> list[int]:
-        """Token ids of `render_chat`. The template writes BOS where the model wants it.
+        """Token ids of `render_chat`. The template writes BOS if the model wants it.
 
-        Without `parses_special`, control tokens spelled out in what is given here stay text; the template's own are
-        control tokens always.
+        Without `parses_special`, spelled-out control tokens in the arguments stay text. Those of the template are
+        always control tokens.
         """
         given: Any = (messages, tools, template_kwargs)
         if not parses_special:

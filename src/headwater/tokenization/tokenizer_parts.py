@@ -1,4 +1,4 @@
-"""What a tokenizer is made of, whatever kind of file it came from."""
+"""The parts of a tokenizer, which every kind of tokenizer file provides."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ from tokenizers import processors
 
 @dataclass(frozen=True, slots=True)
 class TokenizerParts:
-    """A loaded tokenizer, before it is wrapped in `Tokenizer`, which owns it from then on."""
+    """A loaded tokenizer. `Tokenizer` wraps it and owns it then."""
 
     backend: tokenizers.Tokenizer
-    special_tokens: Mapping[str, str]  # named ones as chat templates know them: "bos_token" -> "<s>"
+    special_tokens: Mapping[str, str]  # by the names that chat templates use: "bos_token" -> "<s>"
     eos_token_ids: tuple[int, ...]  # the tokenizer's own first, then those of the generation config
-    chat_templates: Mapping[str, str]  # Jinja sources; "default", and "tool_use" where a model has two
+    chat_templates: Mapping[str, str]  # Jinja sources: "default", and "tool_use" if the model has two
 
 
 def set_begin_and_end_tokens(
     backend: tokenizers.Tokenizer, *, bos_token: str | None, eos_token: str | None
 ) -> None:
-    """Make `encode(add_special_tokens=True)` put these around a text; None: nothing there."""
+    """Make `encode(add_special_tokens=True)` add these tokens before and after a text; None adds nothing."""
     before = [] if bos_token is None else [bos_token]
     after = [] if eos_token is None else [eos_token]
     ids = [(token, backend.token_to_id(token)) for token in dict.fromkeys(before + after)]

@@ -7,13 +7,13 @@ from typing import Any
 from headwater.cache.jobs import Job, JobRunner
 from headwater.clock import Clock, Deadline
 from headwater.storage.errors import StorageError
-from headwater.storage.guard import CircuitBreaker, Permit
+from headwater.storage.guard import CallPermit, CircuitBreaker
 
 
 @dataclass(slots=True, eq=False)
 class _Call:
     job: Job
-    permit: Permit | None
+    permit: CallPermit | None
     deadline: Deadline
     finish: Callable[[Any], None]
     fail: Callable[[str], None]

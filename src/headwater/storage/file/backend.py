@@ -1,4 +1,4 @@
-"""The embedded store: pages as files in a folder that any number of processes may share."""
+"""The embedded store: pages as files in a folder, which any number of processes may share."""
 
 import threading
 from collections.abc import Callable, Collection, Sequence
@@ -13,20 +13,20 @@ from headwater.storage.file.store import FileStore
 from headwater.storage.page_key import PageKey
 
 _T = TypeVar("_T")
-_OPEN_ATTEMPTS = 3  # the folder may be deleted again while we make it
+_OPEN_ATTEMPTS = 3  # the folder may be deleted again during its creation
 
 
 class FileBackend:
-    """Pages in `directory`, at most `capacity_bytes` of them, the least recently used ones dropped first.
+    """At most `capacity_bytes` of pages in `directory`, evicted in LRU order.
 
-    The limit holds for all processes together (each applies its own to what all have written). A folder
-    that is deleted under it means misses; it is made anew by the next call.
+    Every process applies its own limit to the pages of all processes. If the folder is deleted during use, reads miss
+    and the next call makes a new folder.
     """
 
     kind = "file"
 
     def __init__(self, directory: str | Path, *, capacity_bytes: int) -> None:
-        """ValueError for a limit below 1 or a place that is not ours; StorageError if it cannot be opened."""
+        """ValueError for a limit below 1 or a folder of something else; StorageError if it cannot be opened."""
         if capacity_bytes < 1:
             raise ValueError(f"capacity_bytes must be at least 1, found {capacity_bytes}")
         self._directory = Path(directory).expanduser().absolute()
@@ -77,7 +77,7 @@ class FileBackend:
     def close(self) -> None:
         with self._lock:
             self._is_closed = True
-            self._store = None  # its files close with the last call that uses them
+            self._store = None  # the last call in progress closes its files
 
     def _call(self, operation: Callable[[FileStore], _T]) -> _T:
         try:
@@ -92,7 +92,7 @@ class FileBackend:
             raise kind(f"file store in {self._directory}: {error}") from error
         except ValueError as error:
             if not self._was_open:
-                raise  # the user's mistake; later, somebody else's
+                raise  # at the start, a mistake of the user
             raise StorageUnavailable(str(error)) from error
         raise StorageUnavailable(f"the folder {self._directory} is deleted again and again")
 

@@ -1,4 +1,4 @@
-"""What a store keeps of each bucket, so that any server can tell when it has become unreachable."""
+"""The record that a store keeps of each bucket, from which any server determines whether it is unreachable."""
 
 import msgspec
 
@@ -15,12 +15,12 @@ _decode = msgspec.msgpack.Decoder(_Record).decode
 
 
 def encode_bucket(bucket: Bucket) -> bytes:
-    """The record of a bucket; at most some hundred bytes."""
+    """The record of a bucket, at most a few hundred bytes."""
     return msgspec.msgpack.encode(_Record(bucket.namespace, bucket.scope_ids, bucket.generations))
 
 
 def decode_bucket(bucket_id: bytes, record: bytes) -> Bucket | None:
-    """The bucket, or None if the record is damaged: the id is a hash of what the record says."""
+    """The bucket, or None if the record is damaged, which shows since the id is a hash of the record's contents."""
     try:
         found = _decode(record)
     except msgspec.DecodeError:

@@ -1,4 +1,4 @@
-"""The bucket folders of a file store: made and taken away in one step each, so that none is half there."""
+"""The bucket folders of a file store. Each is created and removed in one step, so that none is incomplete."""
 
 import os
 from collections.abc import Iterator
@@ -23,16 +23,16 @@ RECORD = "record"
 
 
 class BucketFolders:
-    """Finds, makes and discards the folders of buckets. Their pages are not its business."""
+    """Finds, makes and discards the folders of buckets, without regard to their pages."""
 
     def __init__(self, folder: StoreFolder, staging: Staging) -> None:
         self._folder = folder
         self._staging = staging
-        self._records: dict[bytes, Bucket | None] = {}  # as read from disk; a record never changes
+        self._records: dict[bytes, Bucket | None] = {}  # from disk; a record never changes
 
     @contextmanager
     def opened(self, bucket_id: bytes) -> Iterator[int | None]:
-        """The open folder of a bucket; None if there is none, or something that is no folder."""
+        """The open folder of a bucket; None if there is none, or if the name is not a folder."""
         try:
             fd = os.open(bucket_id.hex(), OPEN_FOLDER, dir_fd=self._folder.buckets_fd)
         except FileNotFoundError:
@@ -48,7 +48,7 @@ class BucketFolders:
                 os.close(fd)
 
     def make(self, bucket: Bucket) -> None:
-        """Make the folder with its record, unless it is there."""
+        """Make the folder with its record unless it exists."""
         name = bucket.id.hex()
         if _exists(name, dir_fd=self._folder.buckets_fd):
             return
@@ -66,18 +66,18 @@ class BucketFolders:
             self._staging.discard_folder(staged)
             if isinstance(error, FileNotFoundError):
                 raise StoreVanished from None
-            if not _exists(name, dir_fd=self._folder.buckets_fd):  # else somebody else was quicker
+            if not _exists(name, dir_fd=self._folder.buckets_fd):  # else another process was faster
                 raise
 
     def ids(self) -> list[bytes]:
-        """All buckets on disk, of all servers and models."""
+        """The ids of all buckets on disk, of all servers and models."""
         names = os.listdir(self._folder.buckets_fd)
         found = [bytes.fromhex(name) for name in names if is_hash_name(name)]
         self._records = {bucket_id: self._records[bucket_id] for bucket_id in found if bucket_id in self._records}
         return found
 
     def record(self, bucket_id: bytes) -> Bucket | None:
-        """What a bucket was made with; None if its record cannot be read, then nothing is known of it."""
+        """The scopes and generations of a bucket; None if its record cannot be read."""
         if bucket_id not in self._records:
             with self.opened(bucket_id) as fd:
                 try:
@@ -88,9 +88,9 @@ class BucketFolders:
         return self._records[bucket_id]
 
     def discard(self, bucket_id: bytes) -> bool:
-        """Move a bucket to the trash in one step; False if somebody else did.
+        """Move a bucket to the trash in one step; False if another process did.
 
-        Who has it open still reads and writes there; what is written is deleted with the rest.
+        Processes that have it open still read and write there; their writes are deleted with the rest.
         """
         name = bucket_id.hex()
         folder = self._folder

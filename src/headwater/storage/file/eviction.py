@@ -1,7 +1,7 @@
-"""Making room in a file store: the least recently used pages go first, whoever wrote them.
+"""Eviction in a file store: the least recently used pages first, from any process.
 
-The order of use lives in the files' modification times, which all processes share and a restart keeps. There
-is no index to rebuild: a walk over the folders finds the oldest pages, enough of them for many evictions.
+The files' modification times keep the order of use, across processes and restarts. So no index has to be rebuilt:
+one walk over the folders finds enough of the oldest pages for many evictions.
 """
 
 import heapq
@@ -18,7 +18,7 @@ from headwater.storage.file.folder import StoreFolder, is_hash_name
 from headwater.storage.file.staging import Staging
 from headwater.storage.file.usage import Usage, UsageLedger, allocated_bytes
 
-WINDOW_NS = 10 * 10**9  # uses within one window count as simultaneous, and touch a file once
+WINDOW_NS = 10 * 10**9  # uses within one window count as simultaneous and touch a file only once
 _DEPTH_STEP_NS = 1000
 _MIN_CANDIDATES = 256
 _CANDIDATE_SHARE = 8  # a walk remembers the oldest eighth
@@ -26,7 +26,7 @@ _EMPTY_BUCKET_AGE_S = 3600.0
 
 
 class PageFile(NamedTuple):
-    """A page as a walk found it. Compares by age."""
+    """A page as found by a walk. Pages compare by age."""
 
     mtime_ns: int
     bucket_id: bytes
@@ -35,21 +35,21 @@ class PageFile(NamedTuple):
 
 
 def recency_ns(depth: int) -> int:
-    """Modification time for a page that is used now: the end of the current window, less its depth.
+    """Modification time for a page that is used now: the end of the current window, minus a term for its depth.
 
-    So of pages used together the deeper ones look older: a sequence loses its tail first, never its head.
+    So of pages used together the deeper ones look older, and a sequence loses its tail before its head.
     """
     window_start = time.time_ns() // WINDOW_NS * WINDOW_NS
     return window_start + WINDOW_NS - 1 - min(depth * _DEPTH_STEP_NS, WINDOW_NS - 1)
 
 
 def is_recent(mtime_ns: int) -> bool:
-    """Whether a page was already touched in the current window."""
+    """Whether a page has already been touched in the current window."""
     return mtime_ns // WINDOW_NS >= time.time_ns() // WINDOW_NS
 
 
 class Evictor:
-    """Deletes old pages of one open store. One thread at a time; processes may overlap."""
+    """Deletes old pages of one open store. One thread at a time; several processes may evict at the same time."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Evictor:
         self._oldest: deque[PageFile] = deque()
 
     def evict(self, num_bytes: int) -> int:
-        """Delete the oldest pages, at least `num_bytes` of them; the bytes that came free, 0 if none could."""
+        """Delete at least `num_bytes` of the oldest pages; return the freed bytes, 0 if none could be deleted."""
         with self._lock:
             freed = self._evict_known(num_bytes)
             if freed < num_bytes:
@@ -78,7 +78,7 @@ class Evictor:
         return freed
 
     def recount(self) -> None:
-        """Count what is on disk, and mend the ledger."""
+        """Count the pages on disk, and correct the ledger."""
         with self._lock:
             self._walk()
 
@@ -129,7 +129,7 @@ class Evictor:
                 yield PageFile(info.st_mtime_ns, bucket_id, name, allocated_bytes(info.st_size))
 
     def _discard_if_forgotten(self, bucket_id: bytes) -> None:
-        """Take away a bucket without pages, unless somebody may be about to write into it."""
+        """Remove an empty bucket, unless a process may be about to write into it."""
         with self._buckets.opened(bucket_id) as fd:
             is_old = fd is not None and time.time() - os.fstat(fd).st_mtime > _EMPTY_BUCKET_AGE_S
         if is_old:
@@ -161,7 +161,7 @@ def _unlink_unused(page: PageFile, *, dir_fd: int) -> Usage:
 
 
 def page_files(dir_fd: int) -> Iterator[tuple[str, os.stat_result]]:
-    """Name and state of the page files in an open bucket folder; what is not ours is left out."""
+    """Name and state of the page files in an open bucket folder; foreign files are left out."""
     with os.scandir(dir_fd) as entries:
         for entry in entries:
             if is_hash_name(entry.name) and entry.is_file(follow_symlinks=False):

@@ -1,15 +1,15 @@
-"""The folder of a file store: our own subfolder, opened once, and the lock that processes share.
+"""The folder of a file store: its own subfolder, opened once, and the lock that processes share.
 
     <directory>/headwater-kv-1/
-        STORE           marks the folder as ours
+        STORE           marks the folder as a store
         lock            flock: counters and accounting change under it
         generations     counters, replaced by rename
         usage           pages and bytes, of all processes
         buckets/<id>/   `record`, and one file per page
-        staging/        what is being written
-        trash/          buckets that nobody can name any more, being deleted
+        staging/        files that are being written
+        trash/          unreachable buckets that are being deleted
 
-Everything is addressed relative to open directories and links are never followed, so nothing leaves the folder.
+All paths are relative to open directories, and links are never followed, so no access leaves the folder.
 """
 
 import errno
@@ -32,7 +32,7 @@ _OUR_NAMES = frozenset(
     {MARKER, "lock", "generations", "generations.new", "usage", "buckets", "staging", "trash"}
 )
 OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-OPEN_FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe in the place of a file must not block us
+OPEN_FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # opening a pipe in the place of a file must not block
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NOT_A_FOLDER = frozenset({errno.ELOOP, errno.ENOTDIR})
 LOCK_TIMEOUT_S = 10.0
@@ -40,14 +40,14 @@ LOCK_POLL_S = 0.0005
 
 
 class StoreVanished(Exception):
-    """The folder, or a part of it, was deleted under us."""
+    """The folder, or a part of it, was deleted while it was open."""
 
 
 class StoreFolder:
-    """Open directories of one store; closed with the last reference, so that no call in progress loses them."""
+    """The open directories of one store. The last reference closes them, so that no call in progress loses them."""
 
     def __init__(self, directory: Path) -> None:
-        """Open the store in `directory`, or make one. ValueError if something else lies in its place, or no parent."""
+        """Open or make the store in `directory`. ValueError if other files are there or the parent does not exist."""
         self.path = directory / SUBFOLDER
         _make_directory(directory)
         fds: list[int] = []
@@ -56,7 +56,7 @@ class StoreFolder:
         fds.append(self.root_fd)
         self._lock_fd = os.open("lock", os.O_RDWR | os.O_CREAT | OPEN_FILE, 0o600, dir_fd=self.root_fd)
         fds.append(self._lock_fd)
-        self._thread_lock = threading.Lock()  # flock does not keep threads of one process apart
+        self._thread_lock = threading.Lock()  # flock does not exclude threads of one process
         with self.locked():
             self._mark()
             for name in ("buckets", "staging", "trash"):
@@ -70,7 +70,7 @@ class StoreFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the store's lock among all threads and processes. StorageTimeout if it does not come free."""
+        """Hold the store's lock against all threads and processes. StorageTimeout if it stays locked."""
         give_up_s = time.monotonic() + LOCK_TIMEOUT_S
         if not self._thread_lock.acquire(timeout=LOCK_TIMEOUT_S):
             raise StorageTimeout(f"the lock of {self.path} was not free for {LOCK_TIMEOUT_S} s")
@@ -96,7 +96,7 @@ class StoreFolder:
 
 
 def try_flock(fd: int) -> bool:
-    """Take an exclusive lock on an open file if it is free. It ends with the process, also by SIGKILL."""
+    """Take an exclusive lock on an open file if it is free. The lock ends with the process, even after SIGKILL."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -105,14 +105,14 @@ def try_flock(fd: int) -> bool:
 
 
 def read_small(name: str, *, dir_fd: int) -> bytes:
-    """All bytes of a small file, links not followed."""
+    """All bytes of a small file; links are not followed."""
     fd = os.open(name, os.O_RDONLY | OPEN_FILE, dir_fd=dir_fd)
     with open(fd, "rb") as file:
         return file.read()
 
 
 def write_all(fd: int, *buffers: bytes | memoryview) -> None:
-    """Write buffers one after another; OSError if the medium takes less."""
+    """Write the buffers one after another; OSError if the medium accepts fewer bytes."""
     views = [memoryview(buffer) for buffer in buffers if len(buffer)]
     while views:
         written = os.writev(fd, views)
@@ -123,7 +123,7 @@ def write_all(fd: int, *buffers: bytes | memoryview) -> None:
 
 
 def is_hash_name(name: str) -> bool:
-    """Whether a file may be one of ours, judged by its name."""
+    """Whether a file's name is that of a page or bucket."""
     return len(name) == 32 and all(digit in "0123456789abcdef" for digit in name)
 
 
@@ -132,7 +132,7 @@ def new_nonce() -> str:
 
 
 def _make_directory(directory: Path) -> None:
-    """Nothing is made outside of a folder that exists: a wrong path must not leave folders all over a disk."""
+    """Make a folder whose parent exists: a wrong path must not leave folders all over a disk."""
     try:
         directory.mkdir(exist_ok=True)
     except FileNotFoundError:
@@ -153,7 +153,7 @@ def _open_root(path: Path) -> int:
 
 def _make_folder(name: str | Path, *, dir_fd: int | None = None) -> None:
     try:
-        os.mkdir(name, mode=stat.S_IRWXU, dir_fd=dir_fd)  # KV is as private as the text it was made from
+        os.mkdir(name, mode=stat.S_IRWXU, dir_fd=dir_fd)  # KV is as private as its text
     except FileExistsError:
         return
 

@@ -1,7 +1,7 @@
 """Generations of a file store: one small file, replaced as a whole under the store's lock.
 
-Readers compare inodes with every batch, which costs a stat. They keep the file they read open, so its inode
-cannot come back as another file's, and so any replacement is seen, however quickly it follows another.
+Readers compare the file's inode with every batch, which costs one stat. They keep the file open, so its inode cannot
+be reused, and they notice every replacement, even of two in quick succession.
 """
 
 import os
@@ -16,26 +16,26 @@ import xxhash
 from headwater.storage.file.folder import OPEN_FILE, StoreFolder, StoreVanished, write_all
 
 _NAME = "generations"
-_NEW_NAME = "generations.new"  # one name is enough: it is written under the lock
+_NEW_NAME = "generations.new"  # one name is enough, since it is written under the lock
 _CHECKSUM_BYTES = 16
 
 
 class _Counters(msgspec.Struct, array_like=True, frozen=True):
-    start: int  # random, made with the file: if it is lost and made anew, no old number comes back
-    raised: dict[bytes, int]  # scope id -> how often it was raised; the others never were
+    start: int  # random, made with the file: if the file is lost, its successor repeats no old number
+    raised: dict[bytes, int]  # scope id -> number of times it was raised, if any
 
 
 _decode = msgspec.msgpack.Decoder(_Counters).decode
 
 
 class FileGenerations:
-    """The counters of one open store."""
+    """The generation counters of one open store."""
 
     def __init__(self, folder: StoreFolder) -> None:
         self._folder = folder
         self._lock = threading.Lock()
         self._counters = _Counters(0, {})
-        self._inode: tuple[int, int] | None = None  # device and inode of the file that was read
+        self._inode: tuple[int, int] | None = None  # device and inode of the file read last
         self._close_held = weakref.finalize(self, _nothing_held)
         with folder.locked():
             try:
@@ -44,14 +44,14 @@ class FileGenerations:
                 self._publish(_Counters(secrets.randbits(62), {}))
 
     def current(self, scope_ids: Sequence[bytes]) -> tuple[int, ...]:
-        """The counters of these scopes now. StoreVanished if they have been deleted."""
+        """The present counters of these scopes. StoreVanished if the file was deleted."""
         with self._lock:
             self._refresh()
             start, raised = self._counters.start, self._counters.raised
         return tuple(start + raised.get(scope_id, 0) for scope_id in scope_ids)
 
     def raise_one(self, scope_id: bytes) -> int:
-        """Raise one counter; on disk when this returns."""
+        """Raise one counter, which is on disk when this returns."""
         with self._folder.locked(), self._lock:
             self._refresh()
             start, raised = self._counters.start, dict(self._counters.raised)
@@ -86,7 +86,7 @@ class FileGenerations:
             write_all(fd, xxhash.xxh3_128_digest(encoded), encoded)
             os.fsync(fd)
             os.rename(_NEW_NAME, _NAME, src_dir_fd=root_fd, dst_dir_fd=root_fd)
-            os.fsync(root_fd)  # the rename itself: else a power cut could bring the old counters back
+            os.fsync(root_fd)  # the rename as well: else a power failure could restore the old counters
         except BaseException:
             os.close(fd)
             raise
@@ -101,4 +101,4 @@ class FileGenerations:
 
 
 def _nothing_held() -> None:
-    """What closes the held file before there is one."""
+    """Close nothing: the finaliser before the first file is held."""

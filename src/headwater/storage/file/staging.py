@@ -1,7 +1,7 @@
-"""Where a file store writes before it publishes: a reader sees a page whole or not at all.
+"""Staging of a file store: files are written here and then published, so readers see whole pages only.
 
 Each process stages under its own random name and holds a lock on a file of that name. The lock ends with the
-process, however it ends; whoever finds it free deletes what was left.
+process in any case; a process that finds it free deletes the files that were left.
 """
 
 import itertools
@@ -23,11 +23,11 @@ from headwater.storage.file.folder import (
 from headwater.storage.file.usage import Usage
 
 _SUFFIX = ".staged"
-_ORPHAN_AGE_S = 3600.0  # staged files whose lock file is gone; younger ones may be of a process just starting
+_ORPHAN_AGE_S = 3600.0  # of staged files without a lock file; younger ones may belong to a process that is starting
 
 
 class StagedFile:
-    """One file being written by this process. See `Staging.new_file`."""
+    """One file that this process is writing. See `Staging.new_file`."""
 
     def __init__(self, name: str, *, dir_fd: int) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | OPEN_FILE
@@ -39,21 +39,21 @@ class StagedFile:
     def write(self, *buffers: bytes | memoryview, mtime_ns: int) -> None:
         """Fill and close the file.
 
-        Not synced: after a power cut a page may be torn, then its checksum makes it a miss. A sync per page
-        would cost more than the page is worth.
+        The file is not synced: after a power failure a page may be torn, and then its checksum makes it a miss. A sync
+        per page would cost more than the page is worth.
         """
         assert self._fd is not None
         write_all(self._fd, *buffers)
         os.utime(self._fd, ns=(mtime_ns, mtime_ns))
-        self._close()  # may be the call that tells of a full disk
+        self._close()  # may be the call that reports a full disk
 
     def publish(self, target: str, *, dir_fd: int) -> None:
-        """Move the file to its place, in one step."""
+        """Move the file to its place in one step."""
         os.rename(self._name, target, src_dir_fd=self._dir_fd, dst_dir_fd=dir_fd)
         self._is_published = True
 
     def end(self) -> None:
-        """Delete the file unless it was published."""
+        """Delete the file if it was not published."""
         self._close()
         if not self._is_published:
             _discard(self._name, dir_fd=self._dir_fd)
@@ -65,7 +65,7 @@ class StagedFile:
 
 
 class Staging:
-    """The staged files of this process, and those that dead processes left behind."""
+    """The staged files of this process, and those left by dead processes."""
 
     def __init__(self, folder: StoreFolder) -> None:
         self._dir_fd = folder.staging_fd
@@ -75,7 +75,7 @@ class Staging:
 
     @contextmanager
     def new_file(self, *, num_bytes: int) -> Iterator[StagedFile]:
-        """A new file for a page that will take `num_bytes`; gone afterwards unless it was published."""
+        """A new file for a page of `num_bytes`, which is deleted at the end unless it was published."""
         try:
             staged = StagedFile(self._new_name(num_bytes), dir_fd=self._dir_fd)
         except FileNotFoundError:
@@ -86,13 +86,13 @@ class Staging:
             staged.end()
 
     def usage(self) -> Usage:
-        """The pages that are being written by anyone, at the size they will have."""
+        """The pages that all processes are writing, at their final size."""
         names = [name for name in os.listdir(self._dir_fd) if name.endswith(_SUFFIX)]
         sizes = [int(size) for name in names if (size := name.removesuffix(_SUFFIX).rpartition("-")[2]).isdigit()]
         return Usage(sum(size > 0 for size in sizes), sum(sizes))
 
     def make_folder(self) -> str:
-        """Stage an empty folder; its name."""
+        """Stage an empty folder; return its name."""
         name = self._new_name(0)
         try:
             os.mkdir(name, mode=0o700, dir_fd=self._dir_fd)
@@ -101,14 +101,14 @@ class Staging:
         return name
 
     def publish_folder(self, name: str, *, target: str, dir_fd: int) -> None:
-        """Move a staged folder to its place, in one step."""
+        """Move a staged folder to its place in one step."""
         os.rename(name, target, src_dir_fd=self._dir_fd, dst_dir_fd=dir_fd)
 
     def discard_folder(self, name: str) -> None:
         _discard(name, dir_fd=self._dir_fd)
 
     def sweep(self) -> int:
-        """Delete what dead processes left; the number of files and folders."""
+        """Delete the files and folders of dead processes; return their number."""
         names = os.listdir(self._dir_fd)
         owners = {name.removesuffix(".lock") for name in names if name.endswith(".lock")}
         staged = [name for name in names if name.endswith(_SUFFIX)]
@@ -141,7 +141,7 @@ class Staging:
             owner = new_nonce()
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | OPEN_FILE
             fd = os.open(f"{owner}.lock", flags, 0o600, dir_fd=self._dir_fd)
-            # a sweeper may have found the file between these two calls and deleted it
+            # another process may have deleted the file between these two calls
             if try_flock(fd) and os.fstat(fd).st_nlink == 1:
                 return owner, fd
             os.close(fd)
@@ -154,7 +154,7 @@ class Staging:
             info = os.stat(name, dir_fd=self._dir_fd, follow_symlinks=False)
         except FileNotFoundError:
             return 0.0
-        return time.time() - info.st_ctime  # not mtime: that carries the page's place in the LRU order
+        return time.time() - info.st_ctime  # not mtime, which keeps the page's position in the LRU order
 
 
 def _discard(name: str, *, dir_fd: int) -> None:

@@ -1,4 +1,4 @@
-"""One opened file store: how pages are found, read, written and deleted in its folder."""
+"""One open file store: finds, reads, writes and deletes pages in its folder."""
 
 import os
 import stat
@@ -18,12 +18,12 @@ from headwater.storage.file.usage import Usage, UsageLedger, allocated_bytes
 from headwater.storage.page_format import HEADER_BYTES, Defect, find_defect, header_of
 from headwater.storage.page_key import Bucket, PageKey
 
-RECOUNT_INTERVAL_S = 3600.0  # mends what killed processes, and people with `rm`, did to the accounting
-_RESERVE_ATTEMPTS = 4  # others may take the room that was just made
+RECOUNT_INTERVAL_S = 3600.0  # corrects the ledger after killed processes and manual deletions
+_RESERVE_ATTEMPTS = 4  # other processes may take the room that was just made
 
 
 class FileStore:
-    """What is open of a store. Raises StoreVanished when the folder was deleted: then open a new one."""
+    """An open store. Raises StoreVanished if the folder was deleted: the caller then opens a new one."""
 
     def __init__(self, directory: Path, *, capacity_bytes: int, counters: StorageCounters) -> None:
         self._capacity_bytes = capacity_bytes
@@ -88,7 +88,7 @@ class FileStore:
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-        self._evictor.evict(1 << 20)  # a flush must not fail because of what it is to flush
+        self._evictor.evict(1 << 20)  # a flush must not fail because of the pages that it covers
         return self.generations.raise_one(scope_id)
 
     def delete(self, keys: Sequence[PageKey]) -> int:
@@ -100,7 +100,7 @@ class FileStore:
         return num_deleted
 
     def usage(self) -> StorageUsage:
-        self.generations.current(())  # notices a deleted folder, whose ledger would tell of what is gone
+        self.generations.current(())  # notices a deleted folder, whose ledger would be outdated
         usage = self._ledger.read().in_use
         return StorageUsage(usage.num_pages, usage.num_bytes, self._capacity_bytes)
 
@@ -129,7 +129,7 @@ class FileStore:
         except OSError as error:
             if error.errno not in NOT_A_FOLDER:
                 raise
-            return ReadStatus.MISS  # a link in its place: not ours, not followed
+            return ReadStatus.MISS  # a foreign link, which is not followed
         try:
             info = os.fstat(fd)
             defect = _read_verified(fd, key, into, num_file_bytes=info.st_size)
@@ -154,7 +154,7 @@ class FileStore:
         if num_bytes > self._capacity_bytes:
             return WriteStatus.FULL
         try:
-            # the file before the reservation: whoever counts meanwhile sees one or the other
+            # the file before the reservation, so that a concurrent count sees one of them
             with self._staging.new_file(num_bytes=num_bytes) as staged:
                 if not self._reserve(num_bytes):
                     return WriteStatus.FULL
@@ -212,7 +212,7 @@ def _touch(key: PageKey, *, dir_fd: int) -> None:
     try:
         os.utime(key.page.hex(), ns=(mtime_ns, mtime_ns), dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:
-        return  # evicted this moment: a lost hit, no more
+        return  # evicted at this moment: it costs one hit, no more
 
 
 def _read_verified(fd: int, key: PageKey, into: memoryview, *, num_file_bytes: int) -> Defect | None:
@@ -220,7 +220,7 @@ def _read_verified(fd: int, key: PageKey, into: memoryview, *, num_file_bytes: i
         return Defect.LENGTH
     header = bytearray(HEADER_BYTES)
     num_read = more = os.preadv(fd, [header, into], 0)
-    while more and HEADER_BYTES <= num_read < num_file_bytes:  # rare: a read that was interrupted
+    while more and HEADER_BYTES <= num_read < num_file_bytes:  # rare: the read was interrupted
         more = os.preadv(fd, [into[num_read - HEADER_BYTES :]], num_read)
         num_read += more
     if num_read < num_file_bytes:
@@ -229,9 +229,9 @@ def _read_verified(fd: int, key: PageKey, into: memoryview, *, num_file_bytes: i
 
 
 def _status_of(error: OSError) -> WriteStatus:
-    """What an error while writing means for the page; raised on if it is the store that fails."""
+    """The page's status after an error of its write. Raises the error if the store itself has failed."""
     if error.errno in NO_ROOM:
         return WriteStatus.FULL
     if isinstance(error, FileNotFoundError | NotADirectoryError | FileExistsError | IsADirectoryError):
-        return WriteStatus.SKIPPED  # its folder went to the trash meanwhile, or a stranger's file is in its place
+        return WriteStatus.SKIPPED  # its folder went to the trash meanwhile, or a foreign file is in its place
     raise error

@@ -1,4 +1,4 @@
-"""Deleting, in small portions, the pages of a file store that nobody can name any more."""
+"""Deletes the unreachable pages of a file store, in small portions."""
 
 import os
 from collections.abc import Collection
@@ -14,7 +14,7 @@ _PORTION = 32  # pages deleted while the lock is held: a few milliseconds
 
 
 class Trash:
-    """Buckets on their way out: discarded in one step, emptied page by page, by any process."""
+    """Discarded buckets. Each is discarded in one step, then any process deletes its pages one by one."""
 
     def __init__(self, folder: StoreFolder, buckets: BucketFolders, *, ledger: UsageLedger) -> None:
         self._folder = folder
@@ -22,9 +22,9 @@ class Trash:
         self._ledger = ledger
 
     def discard_unreachable(self, generations: FileGenerations, *, abandoned: Collection[bytes]) -> None:
-        """Move the buckets here whose counters have been raised, and those in `abandoned`.
+        """Discard the buckets whose counters have been raised, and those in `abandoned`.
 
-        A bucket whose record cannot be read stays: another version may know it. Eviction reaches it.
+        A bucket with an unreadable record stays, since another version may use it; eviction still covers it.
         """
         for bucket_id in self._buckets.ids():
             if bucket_id not in abandoned:
@@ -34,7 +34,7 @@ class Trash:
             self._buckets.discard(bucket_id)
 
     def empty(self, *, max_pages: int) -> int:
-        """Delete up to `max_pages` pages; how many were."""
+        """Delete up to `max_pages` pages; return their number."""
         num_deleted = 0
         for name in os.listdir(self._folder.trash_fd):
             if num_deleted >= max_pages:
@@ -50,7 +50,7 @@ class Trash:
         except OSError as error:
             if error.errno not in NOT_A_FOLDER:
                 raise
-            return 0  # a stranger's link or file
+            return 0  # a foreign link or file
         try:
             num_deleted = 0
             while num_deleted < max_pages:
@@ -69,7 +69,7 @@ class Trash:
         try:
             os.rmdir(name, dir_fd=self._folder.trash_fd)
         except OSError:
-            return  # a late page, which the next turn deletes, or a stranger's file, which stays
+            return  # a late page, which the next call deletes, or a foreign file, which stays
 
 
 def _delete_pages(dir_fd: int, max_pages: int) -> Usage:

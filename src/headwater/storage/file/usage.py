@@ -1,8 +1,8 @@
-"""How full a file store is, as all its processes know it: a few numbers in a file, changed under the lock.
+"""The ledger of a file store's usage: a few numbers in a file, which all processes change under the lock.
 
-Room is reserved before a page is written and given back after it is deleted, so the numbers are never below the
-truth and the store never grows over its capacity. They can be above it: a process killed between reserving
-and writing, two that wrote the same page, a person with `rm`. Counting what is on disk mends that.
+Room is reserved before a page is written and freed after it is deleted. So the numbers are never too low, and the
+store never exceeds its capacity. They can be too high: after a process was killed between reservation and write,
+after two processes wrote the same page, and after manual deletions. A count of the pages on disk corrects them.
 """
 
 import os
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from headwater.storage.file.folder import OPEN_FILE, StoreFolder
 
 _NUMBERS = struct.Struct("<6q")
-_BLOCK_BYTES = 4096  # of common file systems: what a file takes is a multiple of it
+_BLOCK_BYTES = 4096  # of common file systems: files occupy multiples of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class LedgerState:
-    """What is in use now, and all that was ever reserved and freed."""
+    """The present usage, and the sums of all reservations and releases."""
 
     in_use: Usage = Usage()
     reserved: Usage = Usage()
@@ -45,12 +45,12 @@ class LedgerState:
 
 
 def allocated_bytes(file_bytes: int) -> int:
-    """About what a file of this size takes from the disk."""
+    """The approximate disk space of a file of this size."""
     return -(-file_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
 
 
 class UsageLedger:
-    """The shared numbers of one open store."""
+    """The shared ledger of one open store."""
 
     def __init__(self, folder: StoreFolder) -> None:
         self._folder = folder
@@ -66,7 +66,7 @@ class UsageLedger:
         return LedgerState(Usage(*numbers[0:2]), Usage(*numbers[2:4]), Usage(*numbers[4:6]))
 
     def try_reserve(self, num_bytes: int, *, capacity_bytes: int) -> int:
-        """Count one page of `num_bytes` in if there is room: 0; else change nothing: the bytes that lack."""
+        """Reserve room for a page of `num_bytes`. Returns 0, or the missing bytes if there is no room."""
         page = Usage(1, num_bytes)
         with self._folder.locked():
             state = self.read()
@@ -79,13 +79,13 @@ class UsageLedger:
             return 0
 
     def free(self, pages: Usage) -> None:
-        """Count reservations out that came to nothing."""
+        """Release reservations that were not used."""
         self.delete(lambda: pages)
 
     def delete(self, delete_pages: Callable[[], Usage]) -> Usage:
-        """Delete pages and count them out in one step; what `delete_pages` says that it deleted.
+        """Delete pages and release their room in one step; return the result of `delete_pages`.
 
-        Done apart, a count by another process in between would count them out a second time.
+        In two steps, a count by another process in between would release the room a second time.
         """
         with self._folder.locked():
             deleted = delete_pages()
@@ -96,10 +96,10 @@ class UsageLedger:
         return deleted
 
     def correct(self, counted: Usage, *, staged: Usage, since: LedgerState) -> None:
-        """Compare with a count of what is on disk that began at `since`, when `staged` was being written.
+        """Compare the ledger with a count of the disk that began at `since`, when `staged` was being written.
 
-        Others went on meanwhile, so a count only tells bounds; numbers within them are left alone, others
-        are set to the upper one.
+        Other processes continued meanwhile, so a count gives bounds only. Numbers within them stay; others are set to
+        the upper bound.
         """
         with self._folder.locked():
             now = self.read()
@@ -113,5 +113,5 @@ class UsageLedger:
         numbers: list[int] = []
         for usage in (state.in_use, state.reserved, state.freed):
             numbers += (max(0, usage.num_pages), max(0, usage.num_bytes))
-        # one pwrite: a reader without the lock sees all numbers of one state
+        # one pwrite, so that a reader without the lock sees a consistent state
         os.pwrite(self._fd, _NUMBERS.pack(*numbers), 0)

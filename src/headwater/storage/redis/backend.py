@@ -28,15 +28,15 @@ from headwater.storage.redis.layout import (
 from headwater.storage.redis.packing import CommandPacker
 
 _T = TypeVar("_T")
-_READ_BYTES = 128 << 10  # per system call; larger ones allocate more than they read
+_READ_BYTES = 128 << 10  # per system call; larger reads allocate more than they return
 
 
 class RedisBackend:
-    """Pages as strings with a time to live, which each use renews; what to evict is the server's decision.
+    """Pages as strings with a time to live, which each use renews. The Redis server decides about eviction.
 
-    Nothing is sent before the first call, so a server that is down does not stop ours from starting. A counter
-    raised on a server with an append-only file survives its crash (of its machine: as `appendfsync` says);
-    without such a file the pages of before a restart are not found after it (redis_generations.py).
+    The first call connects, so Headwater starts even if the Redis server is down. With an append-only file, raised
+    counters survive a crash of the Redis server (and one of its machine, depending on `appendfsync`). Without such a
+    file, pages from before a restart are not found after it (generations.py).
     """
 
     kind = "redis"
@@ -51,8 +51,8 @@ class RedisBackend:
     ) -> None:
         """`url` is redis://[user:password@]host:port/db, rediss://... or unix:///path?db=0&password=...
 
-        With `capacity_bytes` nothing is put while the server uses more memory than that, whatever uses it.
-        `ttl_s` None keeps pages until the server evicts them. `timeout_s` is for each answer of the server.
+        With `capacity_bytes`, nothing is put while the server's total memory exceeds that limit. `ttl_s` None keeps
+        pages until the server evicts them. `timeout_s` limits each answer of the server.
         """
         if capacity_bytes is not None and capacity_bytes < 1:
             raise ValueError(f"capacity_bytes must be at least 1, found {capacity_bytes}")
@@ -173,7 +173,7 @@ class RedisBackend:
         return ReadStatus.CORRUPT
 
     def _write(self, keys: Sequence[PageKey], pages: Sequence[memoryview]) -> list[WriteStatus]:
-        # asked first, so that what is there already does not cross the network
+        # asks first, so that present pages do not cross the network
         if self._ttl:
             stale, answers = self._ask(keys, lambda name: ("EXPIRE", name, self._ttl[1]))
         else:
@@ -206,7 +206,7 @@ class RedisBackend:
     def _ask(
         self, keys: Sequence[PageKey], command_for: Callable[[bytes], tuple[Any, ...]]
     ) -> tuple[set[Bucket], list[Any]]:
-        """One command per page, together with the counters: the buckets that are stale, and the answers."""
+        """Send one command per page together with the counters; return the stale buckets and the answers."""
         buckets = list(dict.fromkeys(key.bucket for key in keys))
         pipeline = self._client.pipeline(transaction=False)
         for bucket in buckets:
@@ -222,7 +222,7 @@ class RedisBackend:
         return stale, answers[len(buckets) :]
 
     def _adopt_anew(self) -> None:
-        """Start lost counters again (the server was emptied): what a new connection does."""
+        """Start lost counters again, after the server was emptied, by opening a new connection."""
         connection = self._pool.get_connection()
         try:
             connection.disconnect()
@@ -240,8 +240,8 @@ class RedisBackend:
             try:
                 return operation()
             except redis.exceptions.ConnectionError:
-                # the pool may have given us a connection of a server that was restarted; a new one tells.
-                # Doing twice what was perhaps done is harmless here: pages are equal, a flush flushes
+                # the connection may be older than a restart of the server, so a new one is tried; a repeated command
+                # is harmless: pages are equal, and a second flush only flushes again
                 self._check_open()
                 return operation()
         except (redis.exceptions.RedisError, OSError) as error:
@@ -260,7 +260,7 @@ def _make_pool(url: str, *, timeout_s: float) -> redis.ConnectionPool:
             redis_connect_func=adopt_server,
             command_packer=CommandPacker(),
         )
-        pool.make_connection()  # connects nowhere, but refuses options that it does not know
+        pool.make_connection()  # does not connect, but rejects unknown options
     except (ValueError, TypeError) as error:
         raise ValueError(f"storage url must be redis://, rediss:// or unix://: {error}") from error
     return pool

@@ -1,9 +1,9 @@
-"""Generations in Redis: counters that can be lost with the server's memory, but never go back.
+"""Generations in Redis: counters that can be lost with the server's memory, but never decrease.
 
-A server that is killed may come back with an older snapshot, in which a flush has not happened yet. Only a
-server with an append-only file has written a counter down before it answers. So each new connection compares
-the server's run id with the one beside the counters; after a restart without an append-only file the counters
-start again at a random number, and what the snapshot brought back stays unreachable.
+A killed server may restart with an older snapshot, from before a flush. Only a server with an append-only file
+writes a counter to disk before it answers. So each new connection compares the server's run id with the one stored
+beside the counters. After a restart without an append-only file, the counters start again at a random number, and
+the pages of the snapshot stay unreachable.
 """
 
 import secrets
@@ -43,7 +43,7 @@ return {start, redis.call('HINCRBY', KEYS[1], ARGV[1], 1)}
 
 
 def adopt_server(connection: Connection) -> None:
-    """Set up a new connection, and make sure that the counters are those of this run of the server."""
+    """Set up a new connection, and ensure that the counters belong to this run of the server."""
 
     def execute(*args: Any) -> Any:
         connection.send_command(*args)
@@ -57,13 +57,13 @@ def adopt_server(connection: Connection) -> None:
 
 
 def raise_counter(execute: Execute, scope_id: bytes) -> int | None:
-    """Add one to a counter and return it; None if the store has lost its counters."""
+    """Increment a counter and return it; None if the store has lost its counters."""
     raised = _write(execute, "EVAL", _RAISE, 1, GENERATIONS, scope_id)
     return None if raised is None else int(raised[0]) + int(raised[1])
 
 
 def counters_of(values: Sequence[bytes | None]) -> tuple[int, ...] | None:
-    """Counters out of the answer to HMGET start, scope, scope, ...; None if the store has lost them."""
+    """The counters in the answer to HMGET start, scope, scope, ...; None if the store has lost them."""
     if values[0] is None:
         return None
     start = int(values[0])
@@ -76,9 +76,9 @@ def _parse_info(answer: bytes) -> dict[bytes, bytes]:
 
 
 def _write(execute: Execute, *args: Any) -> Any:
-    """Run a command; if the server has no memory for it, delete some pages of ours and try again.
+    """Run a command. If the server has no memory for it, delete some of our pages and try again.
 
-    Else a flush could fail because of the very pages that it is to flush.
+    Otherwise a flush could fail because of the very pages that it covers.
     """
     try:
         return execute(*args)

@@ -1,4 +1,4 @@
-"""What Redis holds of ours: counting pages and memory, and deleting what nobody can name any more."""
+"""Our pages in Redis: counting them and their memory, and deleting unreachable ones."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from headwater.storage.file.bucket_record import decode_bucket
 from headwater.storage.redis.generations import START
 from headwater.storage.redis.layout import BUCKETS, GENERATIONS, PAGE_PREFIX, SCAN_COUNT, Client, bucket_of
 
-COUNT_AGE_S = 30.0  # a count walks over all keys: a scraper must not cause one each time
+COUNT_AGE_S = 30.0  # a count walks over all keys, so a scrape of the metrics must not always cause one
 MEMORY_AGE_S = 1.0
 
 
@@ -23,7 +23,7 @@ class PageCount:
 
 
 class PageCounter:
-    """Counts our pages now and then; in between only what this process adds and deletes is seen."""
+    """Counts our pages from time to time; in between, it sees only the changes made by this process."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -43,7 +43,7 @@ class PageCounter:
             self._count = PageCount(self._count.num_pages + num_pages, self._count.num_bytes + num_bytes)
 
     def subtract(self, num_pages: int) -> None:
-        """Count deleted pages out, at the mean size."""
+        """Subtract deleted pages, at the mean size."""
         with self._lock:
             left = max(0, self._count.num_pages - num_pages)
             self._count = PageCount(left, self._count.num_bytes * left // max(1, self._count.num_pages))
@@ -58,7 +58,7 @@ class PageCounter:
 
 
 class MemoryRoom:
-    """Whether the server's memory in use is under a limit of ours; asked at most once a second."""
+    """Whether the server uses less memory than a limit; asked at most once a second."""
 
     def __init__(self, client: Client, capacity_bytes: int | None) -> None:
         self._client = client
@@ -76,28 +76,28 @@ class MemoryRoom:
         return self._left_bytes >= 0
 
     def limit_bytes(self) -> int | None:
-        """The lower of our limit and the server's."""
+        """The lower one of our limit and the server's."""
         server_limit = self._client.info("memory").get("maxmemory", 0)
         limits = [limit for limit in (self._capacity_bytes, server_limit) if limit]
         return min(limits, default=None)
 
 
 class Reaper:
-    """Deletes the pages of unreachable buckets. One thread at a time; servers may overlap.
+    """Deletes the pages of unreachable buckets. One thread at a time; several servers may reap at the same time.
 
-    Keys are found by walking over all of them, in portions that go on where the last one ended: no list of a
-    bucket's pages has to be kept true while pages expire and are evicted.
+    The reaper walks over all keys in portions. So no list of a bucket's pages has to be kept up to date while pages
+    expire and are evicted.
     """
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._lock = threading.Lock()
-        self._dead: frozenset[bytes] = frozenset()  # what the walk in progress looks for, from its begin
+        self._dead: frozenset[bytes] = frozenset()  # buckets that the present walk deletes, fixed at its start
         self._walk: Iterator[list[bytes]] | None = None
         self._found: deque[bytes] = deque()
 
     def reap(self, *, max_pages: int, abandoned: Collection[bytes]) -> int:
-        """Delete up to `max_pages` pages; how many were. 0: none are left."""
+        """Delete up to `max_pages` pages; return their number, 0 if none are left."""
         with self._lock:
             return self._reap(max_pages, abandoned)
 
@@ -121,10 +121,10 @@ class Reaper:
         return num_deleted
 
     def _dead_buckets(self, abandoned: Collection[bytes]) -> frozenset[bytes]:
-        """Those with a record: once their pages are gone the record is deleted, and they are looked for no more."""
+        """The unreachable buckets that have a record; it is deleted after their pages, which ends the search."""
         records, raised = _pipelined(self._client, [("HGETALL", BUCKETS), ("HGETALL", GENERATIONS)])
         if START not in raised:
-            return frozenset()  # the counters are lost; the next connection starts them anew
+            return frozenset()  # the counters are lost; the next connection starts them again
         start = int(raised[START])
         dead: set[bytes] = set()
         for bucket_id, record in records.items():

@@ -1,10 +1,10 @@
-"""Names and limits of what we keep in Redis or Valkey. Everything begins with one prefix; nothing else is touched.
+"""Names and limits of our keys in Redis or Valkey. All begin with one prefix; no other key is touched.
 
     headwater:kv:1:generations          hash: start, run, aof, and one field per raised scope
     headwater:kv:1:buckets              hash: bucket id -> its record
     headwater:kv:1:page:<bucket><hash>  string: a stored page (page_format.py)
 
-All counters lie in one hash: if the server evicts it, all are gone at once, and nothing old matches.
+All counters are in one hash: if the server evicts it, all counters are lost together, and no old page matches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,11 +20,11 @@ BUCKETS = b"headwater:kv:1:buckets"
 PAGE_PREFIX = b"headwater:kv:1:page:"
 SCAN_COUNT = 1000
 
-PORTION_BYTES = 512 << 10  # of one pipeline: beyond, the client loses more than a round trip costs
+PORTION_BYTES = 512 << 10  # of one pipeline; in larger ones the client loses more time than a round trip takes
 
 
 class Client(Protocol):
-    """What we use of redis.Redis; answers are as the server sent them, in bytes."""
+    """The methods of redis.Redis in use; answers are the server's bytes."""
 
     def execute_command(self, *args: Any) -> Any: ...
 
@@ -43,7 +43,7 @@ def bucket_of(name: bytes) -> bytes:
 
 
 def portions(sizes: Sequence[int]) -> Iterator[range]:
-    """Ranges of indices with at most PORTION_BYTES each, or one page."""
+    """Ranges of indices, each with at most PORTION_BYTES or a single page."""
     start = total = 0
     for index, size in enumerate(sizes):
         if index > start and total + size > PORTION_BYTES:
@@ -59,7 +59,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def storage_error(error: Exception) -> StorageError:
-    """What a failure of the client means in our terms."""
+    """The `StorageError` for a failure of the client."""
     if isinstance(error, redis.exceptions.TimeoutError | TimeoutError):
         return StorageTimeout(f"redis: {error}")
     if is_out_of_memory(error):

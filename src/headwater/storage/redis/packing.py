@@ -1,22 +1,22 @@
-"""Commands on their way to Redis: large arguments are sent from where they lie.
+"""Packs commands for Redis without copying large arguments.
 
-The client's own packers copy every argument, the one in C several times, which for pages costs more than the
-server's work.
+The client's own packers copy every argument, the one in C several times. For pages this costs more than the work of
+the server.
 """
 
-_COPIED_BYTES = 6000  # arguments up to this size are joined; larger ones go to the socket by themselves
+_COPIED_BYTES = 6000  # arguments up to this size are joined; larger ones go to the socket separately
 
 Argument = str | int | bytes | memoryview | tuple[bytes | memoryview, ...]
 
 
 class CommandPacker:
-    """Writes commands in RESP (redis.io/docs/reference/protocol-spec); for a connection's `command_packer`.
+    """Writes commands in RESP (redis.io/docs/reference/protocol-spec), as a connection's `command_packer`.
 
-    An argument may be a tuple of buffers: it is sent as if they were joined.
+    An argument may be a tuple of buffers, which is sent as if they were joined.
     """
 
     def pack(self, *args: Argument) -> list[bytes | memoryview]:
-        """The chunks to send, one after another. They refer to the caller's buffers."""
+        """The chunks to send, in order. They refer to the caller's buffers."""
         chunks: list[bytes | memoryview] = []
         small = bytearray(b"*%d\r\n" % len(args))
         for arg in args:
