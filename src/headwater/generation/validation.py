@@ -1,6 +1,5 @@
 """Accepted ranges, written once: they check the input, word the 400 and appear in /openapi.json."""
 
-import math
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -9,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, BeforeValidator, Field, ValidatorFunctionWrapHandler, WrapValidator
 
-from headwater.messages.base import TokenIds
+from headwater.messages.base import TokenIds, is_timeout
 
 MAX_N = 128
 MAX_STOP_STRINGS = 32
@@ -169,6 +168,6 @@ def timeout_seconds(value: Any, max_s: float) -> float:
         seconds = float(value)
     except (ValueError, OverflowError):
         raise ValueError(f"{expected}, got {value!r}") from None
-    if math.isnan(seconds) or not 0 <= seconds <= max_s:
+    if not is_timeout(seconds, max_s=max_s):
         raise ValueError(f"{expected}, got {value!r}")
     return seconds

@@ -10,9 +10,8 @@ from typing import Any
 import msgspec
 
 from headwater.client.change_call import Outcome, Pending, Untouched
+from headwater.generation.answer_fields import Json
 from headwater.generation.errors import ApiError, as_api_error
-
-Json = dict[str, Any]
 
 
 class EngineAnswers:

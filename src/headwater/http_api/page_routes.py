@@ -3,15 +3,15 @@
 from html import escape
 from importlib.resources import files
 from string import Template
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
 from headwater.generation.errors import ApiError
 from headwater.http_api.json_body import JsonRoute
-from headwater.http_api.services import Services, services
+from headwater.http_api.services import InjectedServices
 from headwater.version import version
 
 # FastAPI's page takes these from a CDN
@@ -29,13 +29,12 @@ LINKS = {
 }
 
 router = APIRouter(route_class=JsonRoute, tags=["information"])
-Given = Annotated[Services, Depends(services)]
 
 
 @router.get("/", summary="What this is")
-async def front_page(request: Request, given: Given) -> Response:
+async def front_page(request: Request, services: InjectedServices) -> Response:
     """A short page for browsers, the same as JSON for programs. Also while the model loads."""
-    model, is_serving = given.state.model, given.state.is_serving
+    model, is_serving = services.state.model, services.state.is_serving
     name = model.served_name if model else None
     if "text/html" not in request.headers.get("accept", ""):
         facts: dict[str, Any] = {

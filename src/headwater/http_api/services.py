@@ -212,9 +212,9 @@ class Services:
             generation.close()
 
 
-async def services(request: Request) -> Services:
-    """The dependency of every route. A coroutine: FastAPI calls a plain function in a thread, each time."""
+async def _services_of(request: Request) -> Services:
+    """A coroutine: FastAPI calls a plain function in a thread, each time."""
     return request.app.state.services
 
 
-InjectedServices = Annotated[Services, Depends(services)]  # the type of a route's parameter `services`
+InjectedServices = Annotated[Services, Depends(_services_of)]  # the type of a route's parameter `services`

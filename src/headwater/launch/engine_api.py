@@ -23,7 +23,7 @@ from headwater.launch.config import ServerArgs
 from headwater.launch.facts_builder import build_model_facts, tokenizer_path
 from headwater.launch.model_choice import with_model
 from headwater.launch.private_directory import private_directory
-from headwater.messages.base import pack_ids
+from headwater.messages.base import is_timeout, pack_ids
 from headwater.messages.control import FlushCache, FlushResult
 from headwater.messages.state import EngineReady, EngineState, GetState, Shutdown
 from headwater.tokenization.tokenizer import Tokenizer
@@ -138,7 +138,7 @@ class Engine:
 
         Raises `ValueError` that names a wrong parameter.
         """
-        if not 0 <= timeout <= self.args.max_control_timeout:
+        if not is_timeout(timeout, max_s=self.args.max_control_timeout):
             raise ValueError(f"timeout must be from 0 to {self.args.max_control_timeout:g} seconds, got {timeout}")
         if mode not in ("idle", "now", "drain"):
             raise ValueError(f"mode must be idle, now or drain, got {mode!r}")

@@ -148,20 +148,20 @@ async def test_bad_parameters_are_named(engine: LoopEngine, path: str) -> None:
 async def test_control_keys_guard_weights_and_memory(engine: LoopEngine) -> None:
     """Whoever may generate may not look at the weights, change them, or stop the server."""
     async with api(engine, api_key="user", admin_api_key="admin") as server:
-        for path in (
-            RELEASE,
-            RESUME,
-            "/update_weights_from_disk",
-            "/update_weight_version",
-            "/get_weights_by_name",
-            "/pause_generation",
-            "/continue_generation",
-            "/control/operations",
-            "/control/blockers",
+        for method, path in (
+            ("POST", RELEASE),
+            ("POST", RESUME),
+            ("POST", "/update_weights_from_disk"),
+            ("POST", "/update_weight_version"),
+            ("POST", "/get_weights_by_name"),
+            ("POST", "/pause_generation"),
+            ("POST", "/continue_generation"),
+            ("GET", "/control/operations"),
+            ("GET", "/control/blockers"),
         ):
             for key, status in ((None, 401), ("user", 403)):
                 headers = {"authorization": f"Bearer {key}"} if key else {}
-                assert (await server.http.post(path, headers=headers)).status_code == status, path
+                assert (await server.http.request(method, path, headers=headers)).status_code == status, path
         headers = {"authorization": "Bearer user"}
         assert (await server.http.get("/get_weight_version", headers=headers)).status_code == 200
 

@@ -4,7 +4,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from headwater.generation.answer_fields import cached_tokens, cached_tokens_details
+from headwater.generation.answer_fields import Json, cached_tokens, cached_tokens_details
 from headwater.generation.chat_prompts import check_no_chat_fields, encode_messages
 from headwater.generation.errors import bad_request
 from headwater.generation.sampling import check_prompt
@@ -15,7 +15,6 @@ from headwater.http_api.services import Services
 from headwater.messages.base import TokenIds
 from headwater.messages.generation import RequestOptions, SamplingParams
 
-Json = dict[str, Any]
 _PREFILL_ONLY = SamplingParams(max_new_tokens=0, temperature=0.0)
 
 
@@ -27,7 +26,7 @@ class EncodedPrefixes:
     is_batch: bool
 
 
-async def encode_prefixes(body: Prefixes, given: Services) -> EncodedPrefixes:
+async def encode_prefixes(body: Prefixes, services: Services) -> EncodedPrefixes:
     """Token ids of what the body names. InvalidRequest names the parameter."""
     named = [name for name in ("text", "messages", "input_ids") if getattr(body, name) is not None]
     if len(named) != 1:
@@ -35,16 +34,16 @@ async def encode_prefixes(body: Prefixes, given: Services) -> EncodedPrefixes:
     (param,) = named
     if param != "messages":
         check_no_chat_fields(body, param=param)
-    prompts, is_batch = await _prompts(body, param, given)
-    most = given.state.limits.max_batch
+    prompts, is_batch = await _prompts(body, param, services)
+    most = services.state.limits.max_batch
     if not 1 <= len(prompts) <= most:
         raise bad_request(param, f"{param}: a batch must hold 1 to {most} prefixes, got {len(prompts)}")
-    checked = [check_prompt(prompt, given.model, param=param, is_prefill=True) for prompt in prompts]
+    checked = [check_prompt(prompt, services.model, param=param, is_prefill=True) for prompt in prompts]
     return EncodedPrefixes(checked, is_batch)
 
 
 async def compute(
-    prompts: list[TokenIds], body: Prefixes, given: Services, *, engine: int | None, priority: int
+    prompts: list[TokenIds], body: Prefixes, services: Services, *, engine: int | None, priority: int
 ) -> list[Json]:
     """Bring each prefix into the cache of one engine; tells per prefix what was found there and what computed.
 
@@ -52,7 +51,7 @@ async def compute(
     """
     generations: list[TextGeneration] = []
     try:
-        with given.generator.together():
+        with services.generator.together():
             for prompt in prompts:
                 request = TextRequest(
                     rid=f"prefix-{uuid.uuid4().hex}",
@@ -61,7 +60,7 @@ async def compute(
                     options=RequestOptions(priority=priority, cache_salt=body.cache_salt, extra_key=body.extra_key),
                     engine=engine,
                 )
-                generations.append(given.generator.start(request))
+                generations.append(services.generator.start(request))
         await run_all(generations)
         return [_facts(generation) for generation in generations]
     finally:
@@ -69,9 +68,9 @@ async def compute(
             generation.close()
 
 
-def target_engines(body: Prefixes, given: Services) -> list[int]:
+def target_engines(body: Prefixes, services: Services) -> list[int]:
     """Indices of the engines that are meant. InvalidRequest for one that does not exist."""
-    num_engines = given.state.client.num_engines
+    num_engines = services.state.client.num_engines
     if body.routed_dp_rank is None:
         return list(range(num_engines))
     if not 0 <= body.routed_dp_rank < num_engines:
@@ -80,17 +79,17 @@ def target_engines(body: Prefixes, given: Services) -> list[int]:
     return [body.routed_dp_rank]
 
 
-async def _prompts(body: Prefixes, param: str, given: Services) -> tuple[list[list[int]], bool]:
+async def _prompts(body: Prefixes, param: str, services: Services) -> tuple[list[list[int]], bool]:
     if param == "input_ids":
         ids = body.input_ids or []
         is_batch = bool(ids) and isinstance(ids[0], list)
         return (ids, True) if is_batch else ([ids], False)  # type: ignore[return-value]
     if param == "messages":
-        return [await encode_messages(body, given.generator)], False
+        return [await encode_messages(body, services.generator)], False
     is_batch = isinstance(body.text, list)
     texts: Any = body.text if is_batch else [body.text]
     prompts = [
-        await given.generator.encode(
+        await services.generator.encode(
             text,
             param="text",
             add_special_tokens=body.add_special_tokens is not False,

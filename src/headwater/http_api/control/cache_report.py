@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from headwater.generation.answer_fields import Json
 from headwater.http_api.control.flush_answer import summed_counts
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
 from headwater.messages.cache import StorageInfo
@@ -12,7 +13,6 @@ TIERS = ("device", "host", "storage")
 TRANSFERS = ("offload", "restore", "persist", "prefetch")
 DROPPED = "dropped_tokens_"
 TIER_EVENT = "tier_event_"
-Json = dict[str, Any]
 
 
 def cache_report(states: EngineAnswers, storage: EngineAnswers) -> Json:

@@ -3,10 +3,11 @@
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from headwater.client.engine_client import new_call_id
+from headwater.generation.answer_fields import Json
 from headwater.generation.errors import ApiError, bad_request
 from headwater.http_api.auth import control_router
 from headwater.http_api.control.cache_prefixes import compute, encode_prefixes, target_engines
@@ -15,33 +16,31 @@ from headwater.http_api.control.cache_tree import tree_facts, tree_facts_with_bl
 from headwater.http_api.control.schemas_cache import PinRequest, WarmRequest
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
 from headwater.http_api.json_body import JsonRoute
-from headwater.http_api.services import CALL_TIMEOUT_S, Services, services
+from headwater.http_api.services import CALL_TIMEOUT_S, InjectedServices, Services
 from headwater.http_api.sse import while_connected
 from headwater.messages.base import TokenIds, pack_ids
 from headwater.messages.cache import GetCacheTree, GetPins, GetStorage, PinPrefix, UnpinPrefix
 
 router = control_router("cache")
 report_router = APIRouter(route_class=JsonRoute, tags=["cache"])  # open to users
-Given = Annotated[Services, Depends(services)]
-Json = dict[str, Any]
 
 
 @report_router.get("/cache", summary="What the cache holds and what it is worth")
-async def show_cache(given: Given) -> Response:
+async def show_cache(services: InjectedServices) -> Response:
     """Tiers (used, capacity, evictable), hit rates by tier, what moved between them and how fast, the store.
 
     The sums over all engines, and each engine in `engines`. docs/cache.md says what each number means.
     """
     states, storage = await asyncio.gather(
-        given.engine_states(),
-        given.state.client.call_all(GetStorage(call_id=new_call_id()), timeout_s=CALL_TIMEOUT_S),
+        services.engine_states(),
+        services.state.client.call_all(GetStorage(call_id=new_call_id()), timeout_s=CALL_TIMEOUT_S),
     )
     return JSONResponse(cache_report(EngineAnswers(states), EngineAnswers(storage)))
 
 
 @router.get("/cache/tree", summary="The prefix tree")
 async def show_tree(
-    given: Given,
+    services: InjectedServices,
     depth: Annotated[int, Query(ge=1, le=64, description="Nodes from a root downwards.")] = 3,
     max_nodes: Annotated[int, Query(ge=1, le=100_000, description="Most nodes in the answer.")] = 1000,
     blocks: Annotated[
@@ -54,7 +53,7 @@ async def show_tree(
     `next_event`, the number of the first batch of events that is not in them: docs/events.md.
     """
     message = GetCacheTree(call_id=new_call_id(), depth=depth, max_nodes=max_nodes, blocks=blocks)
-    answers = await given.ask_all(message)
+    answers = await services.ask_all(message)
     answers.some_or_raise()
     if not blocks:
         return JSONResponse({"engines": answers.entries(tree_facts)})
@@ -63,15 +62,15 @@ async def show_tree(
 
 
 @router.post("/cache/warm", summary="Compute or prefetch prefixes ahead")
-async def warm(body: WarmRequest, request: Request, given: Given) -> Response:
+async def warm(body: WarmRequest, request: Request, services: InjectedServices) -> Response:
     """Have prefixes in the cache before they are asked for: found on a tier, brought up, or computed.
 
     Answers when that is done, with tokens by where they came from. A caller who disconnects ends it.
     """
-    encoded = await encode_prefixes(body, given)
+    encoded = await encode_prefixes(body, services)
     work = [
-        compute(encoded.prompts, body, given, engine=engine, priority=body.priority)
-        for engine in target_engines(body, given)
+        compute(encoded.prompts, body, services, engine=engine, priority=body.priority)
+        for engine in target_engines(body, services)
     ]
     by_engine = await while_connected(_all(work), request.receive)
     items = [item for items in by_engine for item in items]
@@ -80,18 +79,18 @@ async def warm(body: WarmRequest, request: Request, given: Given) -> Response:
 
 
 @router.post("/cache/pin", summary="Keep a prefix from being evicted")
-async def pin(body: PinRequest, request: Request, given: Given) -> Response:
+async def pin(body: PinRequest, request: Request, services: InjectedServices) -> Response:
     """Pin a prefix for `ttl_s` seconds; what of it is not cached is computed first.
 
     Whole pages are pinned: `num_tokens` says how many tokens. On the host they are held as their copies arrive:
     `GET /cache/pins` tells `num_host_tokens`. A flush in scope ends a pin.
     """
-    if "host" in body.tiers and given.state.server_args.get("enable_hierarchical_cache") is False:
+    if "host" in body.tiers and services.state.server_args.get("enable_hierarchical_cache") is False:
         raise bad_request("tiers", "tiers: this server has no host tier; it needs --enable-hierarchical-cache")
-    encoded = await encode_prefixes(body, given)
+    encoded = await encode_prefixes(body, services)
     if len(encoded.prompts) != 1:
         raise bad_request("text", "text: one prefix is pinned at a time, got a batch")
-    work = _pin(body, encoded.prompts[0], given, engines=target_engines(body, given))
+    work = _pin(body, encoded.prompts[0], services, engines=target_engines(body, services))
     pins, status = await while_connected(work, request.receive)
     pin_id = ",".join(entry["pin_id"] for entry in pins)
     facts = {"success": True, "pin_id": pin_id, "num_tokens": pins[0].get("num_tokens", 0), "pins": pins}
@@ -99,25 +98,25 @@ async def pin(body: PinRequest, request: Request, given: Given) -> Response:
 
 
 @router.get("/cache/pins", summary="Pinned prefixes")
-async def list_pins(given: Given) -> Response:
+async def list_pins(services: InjectedServices) -> Response:
     """Pins with their length, namespace and time left."""
-    answers = await given.ask_all(GetPins(call_id=new_call_id()))
+    answers = await services.ask_all(GetPins(call_id=new_call_id()))
     found = [_pin_facts(rank, item) for rank, pins in answers.some_or_raise() for item in pins.items]
     missing = [entry for entry in answers.entries() if not entry["success"]]
     return JSONResponse({"pins": found, **({"engines_missing": missing} if missing else {})})
 
 
 @router.delete("/cache/pin/{pin_id}", summary="End a pin")
-async def unpin(pin_id: str, given: Given) -> Response:
+async def unpin(pin_id: str, services: InjectedServices) -> Response:
     """End a pin before its time, by the `pin_id` that pinning answered."""
     arrived_s = asyncio.get_running_loop().time()
     by_name: dict[str, list[int]] = {}
-    for engine, name in [_parse_pin(part, given) for part in pin_id.split(",")]:
+    for engine, name in [_parse_pin(part, services) for part in pin_id.split(",")]:
         by_name.setdefault(name, []).append(engine)
     status = 200
     for name, engines in by_name.items():
         message = UnpinPrefix(call_id=new_call_id(), pin_id=name)
-        answers = await given.change(message, arrived_s=arrived_s, engines=engines)
+        answers = await services.change(message, arrived_s=arrived_s, engines=engines)
         answers.all_or_raise()
         status = max(status, answers.status)
     return JSONResponse({"success": True, "pin_id": pin_id}, status)
@@ -127,12 +126,12 @@ async def _all(work: list[Any]) -> list[Any]:
     return await asyncio.gather(*work)
 
 
-async def _pin(body: PinRequest, prompt: TokenIds, given: Services, *, engines: list[int]) -> tuple[list[Json], int]:
+async def _pin(body: PinRequest, prompt: TokenIds, services: Services, *, engines: list[int]) -> tuple[list[Json], int]:
     """Compute, then pin, on each engine; the prefix cannot be evicted in between more than by a whole pool's use.
 
     An entry for each engine, and the status of the answer.
     """
-    work = [compute([prompt], body, given, engine=engine, priority=body.priority) for engine in engines]
+    work = [compute([prompt], body, services, engine=engine, priority=body.priority) for engine in engines]
     found = {engine: items[0] for engine, items in zip(engines, await _all(work), strict=True)}
     message = PinPrefix(
         call_id=new_call_id(),
@@ -141,9 +140,9 @@ async def _pin(body: PinRequest, prompt: TokenIds, given: Services, *, engines: 
         cache_salt=body.cache_salt,
         extra_key=body.extra_key,
         tiers=tuple(dict.fromkeys(body.tiers)),
-        pin_id=given.new_pin_id(),
+        pin_id=services.new_pin_id(),
     )
-    answers = await given.change(message, arrived_s=asyncio.get_running_loop().time(), engines=engines)
+    answers = await services.change(message, arrived_s=asyncio.get_running_loop().time(), engines=engines)
     answers.all_or_raise()
     pins = {rank: result.items[0] for rank, result in answers.succeeded}
     entries = []
@@ -161,8 +160,8 @@ def _pin_facts(engine: int, item: Any) -> Json:
     return facts_of(item) | {"pin_id": f"{engine}.{item.pin_id}", "dp_rank": engine}
 
 
-def _parse_pin(pin_id: str, given: Services) -> tuple[int, str]:
+def _parse_pin(pin_id: str, services: Services) -> tuple[int, str]:
     engine, _, name = pin_id.partition(".")
-    if not engine.isdecimal() or not name or int(engine) >= given.state.client.num_engines:
+    if not engine.isdecimal() or not name or int(engine) >= services.state.client.num_engines:
         raise ApiError(404, f"no pin {pin_id!r} exists", param="pin_id", code="not_found")
     return int(engine), name

@@ -1,13 +1,12 @@
 """`GET /cache/tree`: the prefix tree of each engine, with all of its blocks where they are asked for."""
 
-from typing import Any
 
+from headwater.generation.answer_fields import Json
 from headwater.http_api.engine_answers import facts_of
 from headwater.messages.base import unpack_ids
 from headwater.messages.cache import CacheTree, TreeBlocks
 
 HASH_BYTES = 16
-Json = dict[str, Any]
 
 
 def tree_facts(tree: CacheTree) -> Json:

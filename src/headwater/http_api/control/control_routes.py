@@ -1,18 +1,19 @@
 """Routes that operate the engines: pause, abort, and what is pending."""
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import Body, Depends, Request
+from fastapi import Body, Request
 from starlette.responses import JSONResponse, Response
 
 from headwater.client.engine_client import new_call_id
+from headwater.generation.answer_fields import Json
 from headwater.generation.errors import ApiError
 from headwater.generation.native_schemas import AbortRequest, PauseRequest
 from headwater.http_api.auth import control_router
 from headwater.http_api.control.flush_answer import summed_counts
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
-from headwater.http_api.services import CALL_TIMEOUT_S, Services, services
+from headwater.http_api.services import CALL_TIMEOUT_S, InjectedServices, Services
 from headwater.http_api.sse import while_connected
 from headwater.messages.control import (
     CancelOperation,
@@ -26,14 +27,12 @@ from headwater.messages.generation import Abort
 from headwater.messages.state import EngineState
 
 router = control_router("control")
-Given = Annotated[Services, Depends(services)]
-Json = dict[str, Any]
 WAITING_FOR_MEMORY = "waiting_for_memory"
 
 
 @router.post("/pause_generation", summary="Pause generation")
 async def pause_generation(
-    given: Given, request: Request, body: Annotated[PauseRequest | None, Body()] = None
+    services: InjectedServices, request: Request, body: Annotated[PauseRequest | None, Body()] = None
 ) -> Response:
     """Pause until `/continue_generation`; requests that arrive meanwhile wait.
 
@@ -42,7 +41,7 @@ async def pause_generation(
     arrived_s = asyncio.get_running_loop().time()
     mode = (body or PauseRequest()).mode
     message = PauseGeneration(call_id=new_call_id(), mode=mode)
-    answers = await while_connected(given.change(message, arrived_s=arrived_s), request.receive)
+    answers = await while_connected(services.change(message, arrived_s=arrived_s), request.receive)
     answers.all_or_raise(_pause_facts)
     results: list[PauseResult] = answers.results
     return JSONResponse(
@@ -57,10 +56,10 @@ async def pause_generation(
 
 
 @router.post("/continue_generation", summary="End a pause")
-async def continue_generation(given: Given) -> Response:
+async def continue_generation(services: InjectedServices) -> Response:
     """Go on with what a pause held. Harmless when nothing is paused. A body is accepted and not read."""
     arrived_s = asyncio.get_running_loop().time()
-    answers = await given.change(ContinueGeneration(call_id=new_call_id()), arrived_s=arrived_s)
+    answers = await services.change(ContinueGeneration(call_id=new_call_id()), arrived_s=arrived_s)
     answers.all_or_raise()
     return JSONResponse(
         {"message": "Generation continued successfully.", "status": "ok", "engines": answers.entries()},
@@ -69,7 +68,7 @@ async def continue_generation(given: Given) -> Response:
 
 
 @router.post("/abort_request", summary="End running requests", response_class=Response)
-async def abort_request(given: Given, body: Annotated[AbortRequest | None, Body()] = None) -> Response:
+async def abort_request(services: InjectedServices, body: Annotated[AbortRequest | None, Body()] = None) -> Response:
     """End every request whose `rid` begins with the given one, or all. Unknown names are no error."""
     asked = body or AbortRequest()
     if asked.rid or asked.abort_all:
@@ -79,19 +78,19 @@ async def abort_request(given: Given, body: Annotated[AbortRequest | None, Body(
             match="all" if asked.abort_all else "prefix",
             message=asked.abort_message,
         )
-        (await given.ask_all(message)).all_or_raise()
+        (await services.ask_all(message)).all_or_raise()
     return Response(status_code=200)
 
 
 @router.get("/control/operations", summary="Pending operations")
-async def list_operations(given: Given) -> Response:
+async def list_operations(services: InjectedServices) -> Response:
     """Flushes, pauses, weight updates and releases that wait for their moment.
 
     An operation runs on every engine; `engines` tells its phase, age, time left and blockers on each that it
     is still pending on. The facts of the one that has waited longest stand for all. `waiting_for_memory`: requests
     that cannot begin before released memory is resumed, if there are any.
     """
-    answers, states = await asyncio.gather(_operations(given), given.engine_states())
+    answers, states = await asyncio.gather(_operations(services), services.engine_states())
     missing = [entry for entry in answers.entries() if not entry["success"]]
     waiting = summed_counts(_waiting_for_memory(state) for state in states if isinstance(state, EngineState))
     facts = {"operations": _by_call(answers)} | waiting
@@ -99,9 +98,9 @@ async def list_operations(given: Given) -> Response:
 
 
 @router.delete("/control/operations/{operation_id}", summary="Cancel a pending operation")
-async def cancel_operation(operation_id: str, given: Given) -> Response:
+async def cancel_operation(operation_id: str, services: InjectedServices) -> Response:
     """On all engines. Its caller gets the answer that nothing was done; what has been applied stays applied."""
-    pending = await _operations(given)
+    pending = await _operations(services)
     found = [op for op in _by_call(pending) if op["operation_id"] == operation_id]
     if not found:
         pending.all_or_raise()  # an engine that does not answer may know it
@@ -109,7 +108,7 @@ async def cancel_operation(operation_id: str, given: Given) -> Response:
         raise ApiError(404, message, param="operation_id", code="not_found")
     ranks = [engine["dp_rank"] for engine in found[0]["engines"]]
     calls = [
-        given.state.client.call(
+        services.state.client.call(
             CancelOperation(call_id=new_call_id(), operation_id=engine["engine_operation_id"]),
             engine=engine["dp_rank"],
             timeout_s=CALL_TIMEOUT_S,
@@ -123,12 +122,12 @@ async def cancel_operation(operation_id: str, given: Given) -> Response:
 
 
 @router.get("/control/blockers", summary="What keeps the engines from being idle")
-async def blockers(given: Given) -> Response:
+async def blockers(services: InjectedServices) -> Response:
     """Names and counts, empty when idle; the one definition of idleness that flushes wait for.
 
     And `waiting_for_memory`: requests that cannot begin before released memory is resumed. No flush waits for those.
     """
-    answers = EngineAnswers(await given.engine_states())
+    answers = EngineAnswers(await services.engine_states())
     states = answers.some_or_raise()
     total = summed_counts(_blockers_of(state) for _, state in states)
     return JSONResponse(
@@ -153,8 +152,8 @@ def _pause_facts(result: PauseResult) -> Json:
     return {"num_requests": result.num_requests}
 
 
-async def _operations(given: Services) -> EngineAnswers:
-    answers = await given.ask_all(GetOperations(call_id=new_call_id()))
+async def _operations(services: Services) -> EngineAnswers:
+    answers = await services.ask_all(GetOperations(call_id=new_call_id()))
     answers.some_or_raise()
     return answers
 

@@ -1,8 +1,8 @@
 """How flushes ended, for programs (JSON) and for people and SGLang's scripts (text)."""
 
 from collections.abc import Iterable
-from typing import Any
 
+from headwater.generation.answer_fields import Json
 from headwater.generation.errors import ApiError
 from headwater.http_api.control.blocker_words import blockers_in_words
 from headwater.http_api.engine_answers import EngineAnswers, engine_list, error_entry, facts_of
@@ -10,7 +10,6 @@ from headwater.messages.control import FlushResult, PagesAndBytes
 
 FLUSHED = "Cache flushed."
 MIB = 1 << 20
-Json = dict[str, Any]
 
 
 class FlushAnswer:

@@ -25,41 +25,41 @@ NAMES = (
     "hold",
     "dry_run",
 )
-Given = dict[str, Any]
+ClientParameters = dict[str, Any]  # what the client sent, by name, unchecked
 
 
-def given_parameters(query: Iterable[tuple[str, str]], body: bytes) -> Given:
+def client_parameters(query: Iterable[tuple[str, str]], body: bytes) -> ClientParameters:
     """What was given, by name, unchecked. ApiError if a name comes twice or the body is no object."""
-    given: Given = {}
+    sent: ClientParameters = {}
     for name, value in [*query, *_body_items(body)]:
         if name not in NAMES and (meant := likely_meant(name, NAMES)) is not None:
             # a scope that is not read would flush everything
             raise bad_request(name, f"{name}: not known; did you mean {meant}?", code="unknown_parameter")
         if name not in NAMES or value is None:
             continue
-        if name in given:
+        if name in sent:
             raise bad_request(name, f"{name}: given twice; give it once, in the query or in the body")
-        given[name] = value
-    return given
+        sent[name] = value
+    return sent
 
 
-async def flush_message(given: Given, generator: TextGenerator, *, max_timeout_s: float) -> FlushCache:
+async def flush_message(sent: ClientParameters, generator: TextGenerator, *, max_timeout_s: float) -> FlushCache:
     """The checked message. InvalidRequest names the parameter and what it accepts."""
-    tiers = _checked(given, "tiers", _tiers, ())
-    prefix = next((name for name in ("prefix", "prefix_ids") if name in given), None)
-    if prefix is not None and "storage" in tiers:
-        raise bad_request(prefix, f"{prefix}: storage cannot be flushed by prefix, its keys are hashes; leave it out")
-    return FlushCache(
+    message = FlushCache(
         call_id=new_call_id(),
-        timeout_s=_checked(given, "timeout", lambda value: timeout_seconds(value, max_timeout_s), 0.0),
-        mode=_checked(given, "mode", _mode, "idle"),
-        tiers=tiers,
-        cache_salt=_checked(given, "cache_salt", _name, None),
-        extra_key=_checked(given, "extra_key", _name, None),
-        prefix_ids=await _prefix(given, generator),
-        hold=_checked(given, "hold", _flag, False),
-        dry_run=_checked(given, "dry_run", _flag, False),
+        timeout_s=_checked(sent, "timeout", lambda value: timeout_seconds(value, max_timeout_s), 0.0),
+        mode=_checked(sent, "mode", _mode, "idle"),
+        tiers=_checked(sent, "tiers", _tiers, ()),
+        cache_salt=_checked(sent, "cache_salt", _name, None),
+        extra_key=_checked(sent, "extra_key", _name, None),
+        prefix_ids=await _prefix(sent, generator),
+        hold=_checked(sent, "hold", _flag, False),
+        dry_run=_checked(sent, "dry_run", _flag, False),
     )
+    if message.names_prefix_of_store:
+        name = "prefix" if "prefix" in sent else "prefix_ids"
+        raise bad_request(name, f"{name}: storage cannot be flushed by prefix, its keys are hashes; leave it out")
+    return message
 
 
 def _body_items(body: bytes) -> list[tuple[str, Any]]:
@@ -71,11 +71,11 @@ def _body_items(body: bytes) -> list[tuple[str, Any]]:
     return parsed
 
 
-def _checked(given: Given, name: str, check: Callable[[Any], Any], default: Any) -> Any:
-    if name not in given:
+def _checked(sent: ClientParameters, name: str, check: Callable[[Any], Any], default: Any) -> Any:
+    if name not in sent:
         return default
     try:
-        return check(given[name])
+        return check(sent[name])
     except ValueError as error:
         raise bad_request(name, f"{name}: {error}") from None
 
@@ -108,17 +108,17 @@ def _flag(value: Any) -> bool:
     return known[value.lower()]
 
 
-async def _prefix(given: Given, generator: TextGenerator) -> bytes | None:
+async def _prefix(sent: ClientParameters, generator: TextGenerator) -> bytes | None:
     """The prefix as packed ids. A text's last token is left out: with more text behind it, it may split."""
-    if "prefix" in given and "prefix_ids" in given:
+    if "prefix" in sent and "prefix_ids" in sent:
         raise bad_request("prefix", "prefix: give either prefix or prefix_ids, not both")
-    if "prefix_ids" in given:
+    if "prefix_ids" in sent:
         vocab_size = generator.tokenizer.vocab_size
-        ids = _checked(given, "prefix_ids", lambda value: _token_ids(value, vocab_size), [])
+        ids = _checked(sent, "prefix_ids", lambda value: _token_ids(value, vocab_size), [])
         return pack_ids(ids)
-    if "prefix" not in given:
+    if "prefix" not in sent:
         return None
-    text = _checked(given, "prefix", _text, "")
+    text = _checked(sent, "prefix", _text, "")
     ids = (await generator.encode(text, param="prefix"))[:-1]
     if not ids:
         raise bad_request("prefix", "prefix: must be at least two tokens long")

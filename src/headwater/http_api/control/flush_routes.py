@@ -8,14 +8,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from headwater.http_api.auth import control_router
 from headwater.http_api.control.flush_answer import FlushAnswer
-from headwater.http_api.control.flush_request import flush_message, given_parameters
+from headwater.http_api.control.flush_request import client_parameters, flush_message
 from headwater.http_api.engine_answers import EngineAnswers
-from headwater.http_api.services import Services, services
+from headwater.http_api.services import InjectedServices
 from headwater.http_api.sse import while_connected
 from headwater.messages.control import FlushCache
 
 router = control_router("control")
-Given = Annotated[Services, Depends(services)]
 
 FLUSH_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "Flushed.", "content": {"text/plain": {}, "application/json": {}}},
@@ -39,7 +38,7 @@ def _flush_query(
     hold: Annotated[str | None, Query(description="With `idle`: let no new request start meanwhile.")] = None,
     dry_run: Annotated[str | None, Query(description="Tell what would be freed, change nothing.")] = None,
 ) -> None:
-    """Declares the parameters for the documentation; `given_parameters` reads them."""
+    """Declares the parameters for the documentation; `client_parameters` reads them."""
 
 
 _flush = {
@@ -51,7 +50,7 @@ _flush = {
 
 @router.get("/flush_cache", operation_id="flush_cache", **_flush)
 @router.post("/flush_cache", operation_id="flush_cache_post", **_flush)
-async def flush_cache(request: Request, given: Given) -> Response:
+async def flush_cache(request: Request, services: InjectedServices) -> Response:
     """Make cached KV unmatchable and give its pages back.
 
     Parameters come in the query, or by the same names in a JSON body. A client that disconnects cancels its
@@ -59,21 +58,22 @@ async def flush_cache(request: Request, given: Given) -> Response:
     """
     arrived_s = asyncio.get_running_loop().time()
     body = await request.body()
-    parameters = given_parameters(request.query_params.multi_items(), body)
-    message = await flush_message(parameters, given.generator, max_timeout_s=given.state.limits.max_control_timeout_s)
-    calls = given.flush_all(message, arrived_s=arrived_s, has_timeout="timeout" in parameters)
+    parameters = client_parameters(request.query_params.multi_items(), body)
+    max_timeout_s = services.state.limits.max_control_timeout_s
+    message = await flush_message(parameters, services.generator, max_timeout_s=max_timeout_s)
+    calls = services.flush_all(message, arrived_s=arrived_s, has_timeout="timeout" in parameters)
     answer = FlushAnswer(EngineAnswers(await while_connected(calls, request.receive)))
     if answer.is_success and _is_whole(message):
-        given.state.client.forget_prefixes()
+        services.state.client.forget_prefixes()
     if "application/json" in request.headers.get("accept", ""):
         return JSONResponse(answer.as_json(), answer.status)
     return PlainTextResponse(answer.as_text(), answer.status)
 
 
 @router.post("/reset_prefix_cache", summary="The same as /flush_cache (vLLM's name)", responses=FLUSH_RESPONSES)
-async def reset_prefix_cache(request: Request, given: Given) -> Response:
+async def reset_prefix_cache(request: Request, services: InjectedServices) -> Response:
     """See `/flush_cache`."""
-    return await flush_cache(request, given)
+    return await flush_cache(request, services)
 
 
 def _is_whole(message: FlushCache) -> bool:

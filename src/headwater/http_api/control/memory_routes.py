@@ -4,14 +4,15 @@ import asyncio
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import Body, Depends, Query, Request
+from fastapi import Body, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from headwater.client.engine_client import new_call_id
+from headwater.generation.answer_fields import Json
 from headwater.http_api.auth import control_router
 from headwater.http_api.control.schemas_control import MemoryTags, ResumeTags
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
-from headwater.http_api.services import Services, services
+from headwater.http_api.services import InjectedServices, Services
 from headwater.http_api.sse import while_connected
 from headwater.messages.state import EngineState
 from headwater.messages.weights import MemoryResult, ReleaseMemory, ResumeMemory
@@ -20,17 +21,15 @@ RESUME_TIMEOUT_S = 600.0  # weights are read from their files again
 NOTHING_TO_RELEASE = "cuda_graph"  # SGLang's third tag
 
 router = control_router("memory")
-Given = Annotated[Services, Depends(services)]
 Tags = Annotated[MemoryTags | None, Body()]
 Resumed = Annotated[ResumeTags | None, Body()]
 TagsQuery = Annotated[list[str] | None, Query(alias="tags")]
-Json = dict[str, Any]
 
 
 @router.get("/release_memory_occupation", operation_id="release_memory_occupation_get")
 @router.post("/release_memory_occupation", summary="Give memory back")
 async def release_memory_occupation(
-    request: Request, given: Given, body: Tags = None, tags: TagsQuery = None, timeout: str | None = None
+    request: Request, services: InjectedServices, body: Tags = None, tags: TagsQuery = None, timeout: str | None = None
 ) -> Response:
     """Release the memory of the KV cache, the weights, or both; requests queue until it is resumed.
 
@@ -38,15 +37,19 @@ async def release_memory_occupation(
     400 with the blockers, and nothing was released. Releasing what is released is harmless.
     """
     asked = _asked(body, tags, timeout)
-    timeout_s = given.control_timeout_s(asked.timeout, default_s=0.0)
+    timeout_s = services.control_timeout_s(asked.timeout, default_s=0.0)
     message = ReleaseMemory(call_id=new_call_id(), tags=_known_tags(asked), timeout_s=timeout_s)
-    return await _carry_out(message, asked, request, given)
+    return await _carry_out(message, asked, request, services)
 
 
 @router.get("/resume_memory_occupation", operation_id="resume_memory_occupation_get")
 @router.post("/resume_memory_occupation", summary="Take memory again")
 async def resume_memory_occupation(
-    request: Request, given: Given, body: Resumed = None, tags: TagsQuery = None, timeout: str | None = None
+    request: Request,
+    services: InjectedServices,
+    body: Resumed = None,
+    tags: TagsQuery = None,
+    timeout: str | None = None,
 ) -> Response:
     """Take released memory again (weights are read from their files) and run what has queued meanwhile.
 
@@ -54,41 +57,41 @@ async def resume_memory_occupation(
     served under their own `weights_id`, and the label becomes empty. Resuming what is not released is harmless.
     """
     asked = _asked(body, tags, timeout)
-    timeout_s = given.control_timeout_s(asked.timeout, default_s=RESUME_TIMEOUT_S)
+    timeout_s = services.control_timeout_s(asked.timeout, default_s=RESUME_TIMEOUT_S)
     message = ResumeMemory(
         call_id=new_call_id(),
         tags=_known_tags(asked),
         timeout_s=timeout_s,
         accept_changed_weights=body is not None and body.accept_changed_weights,
     )
-    return await _carry_out(message, asked, request, given)
+    return await _carry_out(message, asked, request, services)
 
 
 async def _carry_out(
-    message: ReleaseMemory | ResumeMemory, asked: MemoryTags, request: Request, given: Services
+    message: ReleaseMemory | ResumeMemory, asked: MemoryTags, request: Request, services: Services
 ) -> Response:
     arrived_s = asyncio.get_running_loop().time()
-    given.require_loaded()
+    services.require_loaded()
     if asked.tags and not _known_tags(asked):  # no tags at all would mean every one
-        states = EngineAnswers(await given.engine_states())
+        states = EngineAnswers(await services.engine_states())
         states.all_or_raise(_released_now)
         return JSONResponse(_summary(states, _released_now))
     has_timeout = asked.timeout is not None or message.timeout_s > 0
-    call = given.change(message, arrived_s=arrived_s, timeout_s=message.timeout_s if has_timeout else None)
+    call = services.change(message, arrived_s=arrived_s, timeout_s=message.timeout_s if has_timeout else None)
     answers = await while_connected(call, request.receive)
     if answers.succeeded:
-        given.state.client.forget_prefixes()
+        services.state.client.forget_prefixes()
     answers.all_or_raise(_memory_facts)
-    return JSONResponse(_summary(answers, _memory_facts) | _weights_now(answers, given), answers.status)
+    return JSONResponse(_summary(answers, _memory_facts) | _weights_now(answers, services), answers.status)
 
 
-def _weights_now(answers: EngineAnswers, given: Services) -> Json:
+def _weights_now(answers: EngineAnswers, services: Services) -> Json:
     """Which weights a resume has put in place. A label that went with other weights is forgotten here, too."""
     resumed = [result for _, result in answers.succeeded if result.weights_id]
     if not resumed:
         return {}
     if any(result.has_changed_weights for result in resumed):
-        given.state.set_weight_version(resumed[0].weight_version)
+        services.state.set_weight_version(resumed[0].weight_version)
     return {
         "weights_id": resumed[0].weights_id,
         "weight_version": resumed[0].weight_version,

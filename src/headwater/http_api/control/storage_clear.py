@@ -1,7 +1,7 @@
 """How clearing a store ended, told per tier."""
 
-from typing import Any
 
+from headwater.generation.answer_fields import Json
 from headwater.generation.errors import ApiError
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
 from headwater.messages.control import FlushResult
@@ -11,7 +11,6 @@ NOT_YET = (
     "Hierarchical cache storage backend not cleared yet: the store has not acknowledged. "
     "Until it does, this server neither reads nor writes it."
 )
-Json = dict[str, Any]
 
 
 class ClearAnswer:

@@ -4,17 +4,18 @@ import asyncio
 import re
 from typing import Annotated, Any
 
-from fastapi import Depends, Query, Request
+from fastapi import Query, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from headwater.client.engine_client import new_call_id
+from headwater.generation.answer_fields import Json
 from headwater.generation.errors import ApiError, bad_request
 from headwater.http_api.auth import control_router
 from headwater.http_api.control.schemas_cache import MAX_STORE_BYTES, StorageBackendRequest
 from headwater.http_api.control.storage_clear import ClearAnswer
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
 from headwater.http_api.json_body import parse_json
-from headwater.http_api.services import Services, services
+from headwater.http_api.services import InjectedServices
 from headwater.http_api.sse import while_connected
 from headwater.messages.cache import AttachStorage, DetachStorage, GetStorage, StorageInfo
 from headwater.messages.control import FlushCache
@@ -26,24 +27,22 @@ DETACHED = "HiCache storage backend detached."
 PLACES = ("directory", "url", "size")
 
 router = control_router("storage")
-Given = Annotated[Services, Depends(services)]
-Json = dict[str, Any]
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 @router.put("/hicache/storage-backend", summary="Attach or replace a store")
-async def attach(body: StorageBackendRequest, request: Request, given: Given) -> Response:
+async def attach(body: StorageBackendRequest, request: Request, services: InjectedServices) -> Response:
     """Put a store below the host tier while requests run. One that is attached is replaced; if it is the same one
-    and a policy is given, it stays and only the policies change.
+    and a policy is services, it stays and only the policies change.
 
     The server answers when the store is open on every engine, or says on which it is not.
     """
     arrived_s = asyncio.get_running_loop().time()
-    given.require_loaded()
+    services.require_loaded()
     place = _place(body)
-    timeout_s = given.control_timeout_s(body.timeout, default_s=ATTACH_TIMEOUT_S)
+    timeout_s = services.control_timeout_s(body.timeout, default_s=ATTACH_TIMEOUT_S)
     message = AttachStorage(
         call_id=new_call_id(),
         kind=body.hicache_storage_backend,
@@ -54,23 +53,23 @@ async def attach(body: StorageBackendRequest, request: Request, given: Given) ->
         write_policy=body.hicache_write_policy,
         timeout_s=timeout_s,
     )
-    call = given.change(message, arrived_s=arrived_s, timeout_s=timeout_s)
+    call = services.change(message, arrived_s=arrived_s, timeout_s=timeout_s)
     return _told(ATTACHED, await while_connected(call, request.receive), request)
 
 
 @router.delete("/hicache/storage-backend", summary="Detach the store")
-async def detach(request: Request, given: Given) -> Response:
+async def detach(request: Request, services: InjectedServices) -> Response:
     """Stop using the store while requests run; its pages stay in it. Harmless when there is none."""
     arrived_s = asyncio.get_running_loop().time()
-    given.require_loaded()
-    answers = await given.change(DetachStorage(call_id=new_call_id()), arrived_s=arrived_s)
+    services.require_loaded()
+    answers = await services.change(DetachStorage(call_id=new_call_id()), arrived_s=arrived_s)
     return _told(DETACHED, answers, request)
 
 
 @router.get("/hicache/storage-backend", summary="The attached store")
-async def show(given: Given) -> Response:
+async def show(services: InjectedServices) -> Response:
     """The engines' own word: kind, prefetch policy, circuit breaker, what it holds, counters, what is in flight."""
-    answers = await given.ask_all(GetStorage(call_id=new_call_id()))
+    answers = await services.ask_all(GetStorage(call_id=new_call_id()))
     info: StorageInfo = answers.some_or_raise()[0][1]
     return JSONResponse(
         {
@@ -87,7 +86,7 @@ async def show(given: Given) -> Response:
 @router.post("/hicache/storage-backend/clear", summary="Make everything in the store unreachable")
 async def clear(
     request: Request,
-    given: Given,
+    services: InjectedServices,
     timeout: Annotated[str | None, Query(description="Seconds to wait for the store; default 5.")] = None,
 ) -> Response:
     """Flush the storage tier alone, at once and under load; device and host stay warm.
@@ -96,9 +95,9 @@ async def clear(
     server neither reads nor writes it until it has.
     """
     arrived_s = asyncio.get_running_loop().time()
-    timeout_s = given.control_timeout_s(timeout, default_s=CLEAR_TIMEOUT_S)
+    timeout_s = services.control_timeout_s(timeout, default_s=CLEAR_TIMEOUT_S)
     message = FlushCache(call_id=new_call_id(), mode="now", tiers=("storage",), timeout_s=timeout_s)
-    call = given.flush_all(message, arrived_s=arrived_s, has_timeout=timeout is not None)
+    call = services.flush_all(message, arrived_s=arrived_s, has_timeout=timeout is not None)
     answers = await while_connected(call, request.receive)
     answer = ClearAnswer(EngineAnswers(answers))
     if _wants_json(request):
@@ -106,20 +105,20 @@ async def clear(
     return PlainTextResponse(answer.as_text(), answer.status)
 
 
-def size_bytes(given: Any) -> int:
+def size_bytes(size: Any) -> int:
     """A size as bytes: a whole number, or a text such as `200MB` (10^6) or `16GiB` (2^30)."""
     expected = f"size: must be bytes from 1 to {MAX_STORE_BYTES}, or a text such as 200MB or 16GiB"
-    matched = _SIZE.fullmatch(given) if isinstance(given, str) else None
+    matched = _SIZE.fullmatch(size) if isinstance(size, str) else None
     if matched is not None:
         number, unit, is_binary = matched.groups()
         number_of_bytes = float(number) * (1024 if is_binary else 1000) ** _POWERS[unit.lower()]
         value = int(min(number_of_bytes, 2.0 * MAX_STORE_BYTES))  # infinity is no integer
-    elif isinstance(given, int) and not isinstance(given, bool):
-        value = given
+    elif isinstance(size, int) and not isinstance(size, bool):
+        value = size
     else:
-        raise bad_request("size", f"{expected}; got {given!r}")
+        raise bad_request("size", f"{expected}; got {size!r}")
     if not 1 <= value <= MAX_STORE_BYTES:
-        raise bad_request("size", f"{expected}; got {given!r}")
+        raise bad_request("size", f"{expected}; got {size!r}")
     return value
 
 

@@ -3,28 +3,27 @@
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import Body, Depends, Query, Request
+from fastapi import Body, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from headwater.client.engine_client import new_call_id
+from headwater.generation.answer_fields import Json
 from headwater.generation.errors import ApiError
 from headwater.http_api.auth import control_router
 from headwater.http_api.control.flush_answer import summed_pages
 from headwater.http_api.control.schemas_control import WeightsByName, WeightsFromDisk, WeightVersion
 from headwater.http_api.engine_answers import facts_of
-from headwater.http_api.services import Services, services
+from headwater.http_api.services import InjectedServices, Services
 from headwater.http_api.sse import while_connected
 from headwater.messages.weights import GetWeights, SetWeightVersion, UpdateWeights, Weights, WeightsUpdated
 
 DEFAULT_TIMEOUT_S = 600.0
 
 router = control_router("weights")
-Given = Annotated[Services, Depends(services)]
-Json = dict[str, Any]
 
 
 @router.post("/update_weights_from_disk", summary="New weights while serving")
-async def update_weights_from_disk(body: WeightsFromDisk, request: Request, given: Given) -> Response:
+async def update_weights_from_disk(body: WeightsFromDisk, request: Request, services: InjectedServices) -> Response:
     """Load, check and swap in new weights, all or nothing, in one operation.
 
     Requests go on with the old weights while the new ones load. From the swap on no request can match KV of the
@@ -37,14 +36,14 @@ async def update_weights_from_disk(body: WeightsFromDisk, request: Request, give
         load_format=body.load_format,
         weight_version=body.weight_version,
         abort_all_requests=body.abort_all_requests,
-        timeout_s=given.control_timeout_s(body.timeout, default_s=DEFAULT_TIMEOUT_S),
+        timeout_s=services.control_timeout_s(body.timeout, default_s=DEFAULT_TIMEOUT_S),
     )
-    given.require_loaded()
-    call = given.change(message, arrived_s=arrived_s, timeout_s=message.timeout_s)
+    services.require_loaded()
+    call = services.change(message, arrived_s=arrived_s, timeout_s=message.timeout_s)
     answers = await while_connected(call, request.receive)
     for _, updated in answers.succeeded:
-        given.state.client.forget_prefixes()
-        given.state.set_weight_version(updated.weight_version)
+        services.state.client.forget_prefixes()
+        services.state.set_weight_version(updated.weight_version)
     error = answers.error(_update_facts)
     if error is not None:
         return _refusal(error, num_paused_requests=0)
@@ -56,21 +55,21 @@ async def update_weights_from_disk(body: WeightsFromDisk, request: Request, give
 
 
 @router.post("/update_weight_version", summary="A new label for the weights")
-async def update_weight_version(body: WeightVersion, given: Given) -> Response:
+async def update_weight_version(body: WeightVersion, services: InjectedServices) -> Response:
     """The label alone: it never decides what matches, so the cache is not touched.
 
     Ends all requests, as SGLang does, except while they wait by order; `num_aborted` tells how many it ended.
     """
     arrived_s = asyncio.get_running_loop().time()
-    given.require_loaded()
+    services.require_loaded()
     message = SetWeightVersion(
         call_id=new_call_id(), weight_version=body.new_version, abort_all_requests=body.abort_all_requests
     )
-    answers = await given.change(message, arrived_s=arrived_s)
+    answers = await services.change(message, arrived_s=arrived_s)
     error = answers.error()
     if error is not None:
         return _refusal(error, new_version=body.new_version)
-    given.state.set_weight_version(body.new_version)
+    services.state.set_weight_version(body.new_version)
     text = f"Weight version updated to {body.new_version}"
     return JSONResponse(
         {
@@ -85,20 +84,20 @@ async def update_weight_version(body: WeightVersion, given: Given) -> Response:
 
 
 @router.get("/get_weights_by_name", summary="The first values of a parameter")
-async def get_weights_by_name(query: Annotated[WeightsByName, Query()], given: Given) -> Response:
+async def get_weights_by_name(query: Annotated[WeightsByName, Query()], services: InjectedServices) -> Response:
     """By its Hugging Face name; with several engines each one's values are in `engines`."""
-    return await _weights(query, given)
+    return await _weights(query, services)
 
 
 @router.post("/get_weights_by_name", summary="The first values of a parameter", include_in_schema=False)
-async def post_weights_by_name(body: Annotated[WeightsByName, Body()], given: Given) -> Response:
-    return await _weights(body, given)
+async def post_weights_by_name(body: Annotated[WeightsByName, Body()], services: InjectedServices) -> Response:
+    return await _weights(body, services)
 
 
-async def _weights(asked: WeightsByName, given: Services) -> Response:
-    given.require_loaded()
+async def _weights(asked: WeightsByName, services: Services) -> Response:
+    services.require_loaded()
     message = GetWeights(call_id=new_call_id(), name=asked.name, num_values=asked.truncate_size)
-    answers = await given.ask_all(message)
+    answers = await services.ask_all(message)
     first: Weights = answers.all_or_raise()[0]
     facts = facts_of(first, without=("call_id",))
     return JSONResponse(facts | {"engines": answers.entries(lambda weights: {"values": list(weights.values)})})
