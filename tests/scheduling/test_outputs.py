@@ -2,7 +2,7 @@
 
 from scheduler_steps import message
 
-from headwater.messages.generation import Finish, OutputMeta, TokenLogprob
+from headwater.messages.generation import Finish, LogprobParams, OutputMeta, TokenLogprob
 from headwater.scheduling.outputs import OutputBuffer
 from headwater.scheduling.request import Request
 
@@ -92,8 +92,8 @@ def test_logprobs_stay_with_their_tokens():
 
 
 def test_prompt_logprobs_come_once_with_the_first_token():
-    buffer, request = OutputBuffer(), make()
-    request.prompt_logprobs = [TokenLogprob(token_id=0, logprob=None)]
+    buffer, request = OutputBuffer(), make(logprobs=LogprobParams(prompt_start=0))
+    buffer.begin_prompt(request)
     take_token(buffer, request, 1)
     take_token(buffer, request, 2)
     first, second = items(buffer)
@@ -102,8 +102,24 @@ def test_prompt_logprobs_come_once_with_the_first_token():
 
 
 def test_prompt_logprobs_come_with_the_end_where_no_token_was_asked_for():
-    buffer, request = OutputBuffer(), make(num_tokens=0)
-    request.prompt_logprobs = [TokenLogprob(token_id=0, logprob=None)]
+    buffer, request = OutputBuffer(), make(num_tokens=0, logprobs=LogprobParams(prompt_start=0))
+    buffer.begin_prompt(request)
     buffer.finish(request, DONE, META)
     (only,) = items(buffer)
     assert only.prompt_logprobs == (TokenLogprob(token_id=0, logprob=None),)
+
+
+def test_a_prompt_that_is_computed_again_is_reported_once():
+    buffer, request = OutputBuffer(), make(logprobs=LogprobParams(prompt_start=0))
+    rest = (TokenLogprob(token_id=1, logprob=-1.0),)
+    for _ in range(2):
+        buffer.begin_prompt(request)
+        buffer.add_prompt_logprobs(request, rest)
+    take_token(buffer, request, 9)
+    assert [o.prompt_logprobs for o in items(buffer)] == [(TokenLogprob(token_id=0, logprob=None), *rest)]
+
+
+def test_a_prompt_reported_from_later_on_has_no_entry_for_its_first_token():
+    buffer, request = OutputBuffer(), make(logprobs=LogprobParams(prompt_start=1))
+    buffer.begin_prompt(request)
+    assert request.unsent.prompt_logprobs == []

@@ -1,4 +1,4 @@
-"""Rows of a step: their order, what they carry, and that changes of the page tables leave exactly once."""
+"""Rows of a step: their order, and what they carry."""
 
 import numpy as np
 from scheduler_steps import Steps, request
@@ -6,8 +6,6 @@ from scheduler_steps import Steps, request
 from headwater.messages.generation import LogprobParams
 from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate
 from headwater.scheduling.plan_builder import PlanBuilder
-
-PAGES = np.array([3, 4], dtype=np.int32)
 
 
 def in_slot(slot: int, **kwargs):
@@ -18,14 +16,15 @@ def in_slot(slot: int, **kwargs):
 
 def test_decodes_come_before_chunks_and_each_row_says_where_it_reads():
     decoding, prefilling = in_slot(1), in_slot(0, num_prompt_tokens=8)
-    decoding.num_computed, decoding.num_launched_samples = 6, 1
-    prefilling.num_computed = 2
+    decoding.progress.num_computed, decoding.progress.num_launched_samples = 6, 1
+    prefilling.progress.num_computed = 2
+    updates = (PageUpdate(0, 0, np.array([3, 4], dtype=np.int32)),)
     builder = PlanBuilder(max_tokens=16)
     builder.add_chunk(prefilling, 5, samples=False)
     builder.add_decode(decoding)
     assert builder.num_tokens_left == 10
-    plan = builder.build(7, np.array([10, 20], dtype=np.int64))
-    assert (plan.step_id, plan.num_decodes, plan.num_rows) == (7, 1, 2)
+    plan = builder.build(7, uses=[10, 20], page_updates=updates)
+    assert (plan.step_id, plan.num_decodes, plan.num_rows, plan.page_updates) == (7, 1, 2, updates)
     assert plan.slots.tolist() == [1, 0]
     assert plan.uses.tolist() == [20, 10]
     assert plan.num_computed.tolist() == [6, 2]
@@ -35,51 +34,27 @@ def test_decodes_come_before_chunks_and_each_row_says_where_it_reads():
     assert plan.token_ids.tolist() == [NEWEST_TOKEN, 2, 3, 4, 5, 6]
 
 
-def test_page_updates_leave_with_the_first_plan_that_has_the_row():
-    """Sent twice they would undo what came after; not sent, the runner reads pages of somebody else."""
-    one = in_slot(0)
-    one.page_updates = [PageUpdate(0, 2, PAGES)]
-    builder = PlanBuilder(max_tokens=4)
-    builder.add_decode(one)
-    (update,) = builder.build(0, np.zeros(1, dtype=np.int64)).page_updates
-    assert (update.slot, update.first, update.pages.tolist()) == (0, 2, [3, 4])
-    again = PlanBuilder(max_tokens=4)
-    again.add_decode(one)
-    assert again.build(1, np.zeros(1, dtype=np.int64)).page_updates == ()
-
-
-def test_updates_of_a_request_outside_the_plan_wait():
-    inside, outside = in_slot(0), in_slot(1)
-    outside.page_updates = [PageUpdate(1, 0, PAGES)]
-    builder = PlanBuilder(max_tokens=4)
-    builder.add_decode(inside)
-    assert builder.build(0, np.zeros(2, dtype=np.int64)).page_updates == ()
-    assert len(outside.page_updates) == 1
-
-
-def test_a_slot_is_assigned_with_all_tokens_and_a_whole_page_table():
+def test_a_slot_is_assigned_with_all_tokens():
     one = in_slot(0, num_prompt_tokens=3, stop_token_ids=(5,))
     one.tokens.append(50)  # it was retracted after a token
     one.stop_token_ids = frozenset({5})
-    one.page_updates = [PageUpdate(0, 9, PAGES)]  # of the slot that it left
     builder = PlanBuilder(max_tokens=8)
-    builder.assign(one, use=4, pages=PAGES)
+    builder.assign(one, use=4)
     builder.add_chunk(one, 4, samples=True)
-    plan = builder.build(0, np.array([4], dtype=np.int64))
+    plan = builder.build(0, uses=[4], page_updates=())
     (assignment,) = plan.assignments
     assert (assignment.slot, assignment.use, assignment.num_prompt_tokens) == (0, 4, 3)
     assert assignment.token_ids.tolist() == [0, 1, 2, 50]
     assert assignment.stop_token_ids == (5,)
-    assert [(u.first, u.pages.tolist()) for u in plan.page_updates] == [(0, [3, 4])]
 
 
 def test_the_tokens_of_an_assignment_are_a_copy():
     """The runner keeps them while the request goes on growing."""
     one = in_slot(0, num_prompt_tokens=3)
     builder = PlanBuilder(max_tokens=8)
-    builder.assign(one, use=1, pages=PAGES)
+    builder.assign(one, use=1)
     builder.add_chunk(one, 3, samples=True)
-    (assignment,) = builder.build(0, np.array([1], dtype=np.int64)).assignments
+    (assignment,) = builder.build(0, uses=[1], page_updates=()).assignments
     assert not np.shares_memory(assignment.token_ids, one.tokens.view())
 
 
@@ -91,9 +66,9 @@ def test_prompt_logprobs_are_not_asked_for_again_after_a_retraction():
         for _ in range(num_outputs):
             one.tokens.append(1)
         builder = PlanBuilder(max_tokens=8)
-        builder.assign(one, use=1, pages=PAGES)
+        builder.assign(one, use=1)
         builder.add_chunk(one, 2, samples=False)
-        (assignment,) = builder.build(0, np.array([1], dtype=np.int64)).assignments
+        (assignment,) = builder.build(0, uses=[1], page_updates=()).assignments
         assert assignment.logprobs == LogprobParams(top=2, token_ids=(7,), prompt_start=prompt_start)
 
 

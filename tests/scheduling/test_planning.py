@@ -224,5 +224,5 @@ def test_requests_end_in_the_phase_that_the_plan_puts_them_in():
     phases = []
     for _ in range(3):
         steps.step()
-        phases.append(steps.scheduler.running[0].phase)
+        phases.append(next(iter(steps.scheduler.running)).phase)
     assert phases == [Phase.PREFILLING, Phase.DECODING, Phase.DECODING]

@@ -13,7 +13,7 @@ def setting(*, num_other: int = 80, num_own: int = 80, num_written: int = 0, sal
     steps.add("other", num_other, cache_salt=salt)
     steps.plan()
     (other,) = steps.scheduler.running
-    other.num_written = num_written
+    other.progress.num_written = num_written
     own = request("own", num_own, no_store=no_store)
     lease = steps.cache.acquire(own.namespace("w"), own.tokens, max_cached_tokens=num_own - 1, no_store=no_store)
     return lease, own.tokens.view(0, num_own - 1), [other]

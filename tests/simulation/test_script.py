@@ -149,7 +149,7 @@ def test_a_wrong_page_shows():
     def script(s: Script) -> Turns:
         answer = s.start("a", PROMPT, 20)
         yield from s.to_token(answer, 2)
-        lease = s.driver.parts.scheduler.running[0].lease
+        lease = next(iter(s.driver.parts.scheduler.running)).lease
         s.driver.runner.kv["canary"][lease.page_table()[3], 1] ^= 1
         yield from s.end_of(answer)
 

@@ -25,28 +25,26 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:_MAX_ERROR_CHARS]}" if lines else type(error).__name__
 
 
-def refuse_empty() -> Finish:
-    """There is no position to compute."""
-    return _refuse("the prompt is empty; at least one token is needed")
-
-
-def refuse_ids(vocab_size: int) -> Finish:
-    """The embedding has no row for such an id."""
-    return _refuse(f"the prompt holds out-of-vocabulary token ids; they must be from 0 to {vocab_size - 1}")
-
-
 def refuse_rid(rid: str) -> Finish:
     """Two requests of one client cannot have one name: neither could be aborted."""
     return _refuse(f"rid {rid!r} is already in use by a request that has not finished")
 
 
-def refuse_length(request: Request, *, context: int, capacity: int) -> Finish:
-    """`context` and `capacity`: tokens of the model's context and of the whole KV cache."""
-    room = "" if request.sampling.max_new_tokens == 0 else ", with at least one for the answer"
-    return _refuse(
-        f"The input ({request.num_prompt_tokens} tokens) is longer than the model's context length ({context} tokens) "
-        f"or than the KV cache ({capacity} tokens){room}"
-    )
+def refuse_for_ever(request: Request, *, vocab_size: int, context: int, capacity: int) -> Finish | None:
+    """Why `request` can never run. `context` and `capacity`: tokens of the model's context and of the KV cache."""
+    num_tokens = request.num_prompt_tokens
+    if num_tokens == 0:
+        return _refuse("the prompt is empty; at least one token is needed")
+    if not request.has_ids_below(vocab_size):
+        return _refuse(f"the prompt holds out-of-vocabulary token ids; they must be from 0 to {vocab_size - 1}")
+    generates = request.sampling.max_new_tokens > 0
+    if num_tokens > min(context, capacity) - generates:
+        room = ", with at least one for the answer" if generates else ""
+        return _refuse(
+            f"The input ({num_tokens} tokens) is longer than the model's context length ({context} tokens) "
+            f"or than the KV cache ({capacity} tokens){room}"
+        )
+    return None
 
 
 def refuse_queue(num_waiting: int) -> Finish:
@@ -63,11 +61,12 @@ def refuse_now(reason: str) -> Finish:
 def describe(request: Request, *, generation: int, weight_version: str) -> OutputMeta:
     """How the request stands: tokens by where they came from, retractions, versions, time in the queue."""
     queued_s = 0.0 if request.started_s is None else request.started_s - request.arrived_s
+    found = request.loading
     return OutputMeta(
         prompt_tokens=request.num_prompt_tokens,
-        cached_device=request.num_cached_tokens - request.num_host_tokens - request.num_storage_tokens,
-        cached_host=request.num_host_tokens,
-        cached_storage=request.num_storage_tokens,
+        cached_device=found.num_cached_tokens - found.num_host_tokens - found.num_storage_tokens,
+        cached_host=found.num_host_tokens,
+        cached_storage=found.num_storage_tokens,
         num_retractions=request.num_retractions,
         cache_generation=generation,
         weight_version=weight_version,

@@ -1,28 +1,45 @@
-"""What requests have to say since the last turn, one message per client."""
+"""What requests have produced since the last turn, one message per client."""
+
+from collections.abc import Sequence
 
 from headwater.messages.generation import Finish, Output, OutputMeta, Outputs, TokenLogprob
 from headwater.scheduling.request import Request
 
 
 class OutputBuffer:
-    """Collects outputs of one turn. The first and the last output of a request carry its facts."""
+    """Collects outputs of one turn, and writes `Request.unsent`.
+
+    The first and the last output of a request carry its facts.
+    """
 
     def __init__(self) -> None:
         self._items: dict[bytes, list[Output]] = {}
+
+    def begin_prompt(self, request: Request) -> None:
+        """The prompt is computed from its start, perhaps again; its log-probabilities are collected anew."""
+        asked = request.logprobs
+        reports_first = asked is not None and asked.prompt_start == 0  # which nothing predicts
+        first = [TokenLogprob(token_id=int(request.tokens.view(0, 1)[0]), logprob=None)] if reports_first else []
+        request.unsent.prompt_logprobs = first
+
+    def add_prompt_logprobs(self, request: Request, items: Sequence[TokenLogprob]) -> None:
+        """Log-probabilities of the next prompt tokens. They leave with the first output."""
+        request.unsent.prompt_logprobs += items
 
     def add_token(
         self, request: Request, token_id: int, *, logprob: TokenLogprob | None, meta: OutputMeta | None
     ) -> None:
         """The newest token of `request`. It is kept back until there are as many as the request's interval."""
-        request.unsent_token_ids.append(token_id)
+        unsent = request.unsent
+        unsent.token_ids.append(token_id)
         if logprob is not None:
-            request.unsent_logprobs.append(logprob)
+            unsent.logprobs.append(logprob)
         num_outputs = request.num_outputs
-        if num_outputs > 1 and meta is None and len(request.unsent_token_ids) < request.output_interval:
+        if num_outputs > 1 and meta is None and len(unsent.token_ids) < request.output_interval:
             return
         prompt_logprobs = None
-        if num_outputs == 1 and request.prompt_logprobs:
-            prompt_logprobs = tuple(request.prompt_logprobs)
+        if num_outputs == 1 and unsent.prompt_logprobs:
+            prompt_logprobs = tuple(unsent.prompt_logprobs)
         token_ids, logprobs = _take_unsent(request)
         items = self._items.setdefault(request.client, [])
         items.append(
@@ -43,7 +60,7 @@ class OutputBuffer:
             last = None  # the refusal of another request under the same rid
         if last is not None:
             items.pop()
-        prompt_logprobs = tuple(request.prompt_logprobs) if request.num_outputs == 0 else None
+        prompt_logprobs = tuple(request.unsent.prompt_logprobs) if request.num_outputs == 0 else None
         token_ids, logprobs = _take_unsent(request)
         items.append(
             Output(
@@ -66,7 +83,8 @@ class OutputBuffer:
 
 
 def _take_unsent(request: Request) -> tuple[tuple[int, ...], tuple[TokenLogprob, ...] | None]:
-    taken = tuple(request.unsent_token_ids), tuple(request.unsent_logprobs) or None
-    request.unsent_token_ids.clear()
-    request.unsent_logprobs.clear()
+    unsent = request.unsent
+    taken = tuple(unsent.token_ids), tuple(unsent.logprobs) or None
+    unsent.token_ids.clear()
+    unsent.logprobs.clear()
     return taken

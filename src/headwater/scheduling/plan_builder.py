@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from headwater.cache.page_pool import PageIds
 from headwater.messages.generation import LogprobParams
 from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, StepPlan
 from headwater.scheduling.request import Request
+
+Row = tuple[Request, int, bool]  # request, tokens, whether it samples
 
 
 class PlanBuilder:
@@ -16,15 +17,15 @@ class PlanBuilder:
     def __init__(self, *, max_tokens: int) -> None:
         self.num_tokens_left = max_tokens
         self._decodes: list[Request] = []
-        self._chunks: list[tuple[Request, int, bool]] = []
+        self._chunks: list[Row] = []
         self._assignments: list[SlotAssignment] = []
 
     @property
     def is_empty(self) -> bool:
         return not self._decodes and not self._chunks
 
-    def assign(self, request: Request, *, use: int, pages: PageIds) -> None:
-        """`request` enters its slot with the page table `pages`."""
+    def assign(self, request: Request, *, use: int) -> None:
+        """`request` has entered its slot, for the `use`-th time that the slot is used."""
         logprobs = request.logprobs
         if logprobs is not None and request.num_outputs:  # its prompt was reported with its first token
             logprobs = LogprobParams(top=logprobs.top, token_ids=logprobs.token_ids)
@@ -39,7 +40,6 @@ class PlanBuilder:
                 logprobs=logprobs,
             )
         )
-        request.page_updates = [PageUpdate(request.slot, 0, pages)]
 
     def add_decode(self, request: Request) -> None:
         self._decodes.append(request)
@@ -49,33 +49,28 @@ class PlanBuilder:
         self._chunks.append((request, num_tokens, samples))
         self.num_tokens_left -= num_tokens
 
-    def build(self, step_id: int, uses: Sequence[int]) -> StepPlan:
-        """The plan of the collected rows; page updates of the requests in it leave with it. `uses`: of all slots."""
+    def build(self, step_id: int, *, uses: Sequence[int], page_updates: tuple[PageUpdate, ...]) -> StepPlan:
+        """The plan of the collected rows. `uses`: of all slots."""
         rows = self.rows
         token_ids = np.array([NEWEST_TOKEN] * len(self._decodes), dtype=np.int32)
         if self._chunks:
-            chunks = [r.tokens.view(r.num_computed, r.num_computed + n) for r, n, _ in self._chunks]
+            chunks = [r.tokens.view(r.progress.num_computed, r.progress.num_computed + n) for r, n, _ in self._chunks]
             token_ids = np.concatenate([token_ids, *chunks])
-        updates: list[PageUpdate] = []
-        for request, _, _ in rows:
-            if request.page_updates:
-                updates += request.page_updates
-                request.page_updates = []
         return StepPlan(
             step_id=step_id,
             assignments=tuple(self._assignments),
-            page_updates=tuple(updates),
+            page_updates=page_updates,
             slots=np.array([r.slot for r, _, _ in rows], dtype=np.int32),
             uses=np.array([uses[r.slot] for r, _, _ in rows], dtype=np.int64),
-            num_computed=np.array([r.num_computed for r, _, _ in rows], dtype=np.int32),
+            num_computed=np.array([r.progress.num_computed for r, _, _ in rows], dtype=np.int32),
             num_tokens=np.array([n for _, n, _ in rows], dtype=np.int32),
             samples=np.array([s for _, _, s in rows], dtype=np.bool_),
             token_ids=token_ids,
             num_decodes=len(self._decodes),
-            num_outputs=np.array([r.num_launched_samples for r, _, _ in rows], dtype=np.int32),
+            num_outputs=np.array([r.progress.num_launched_samples for r, _, _ in rows], dtype=np.int32),
         )
 
     @property
-    def rows(self) -> list[tuple[Request, int, bool]]:
-        """(request, tokens, samples) in the order of the plan."""
+    def rows(self) -> list[Row]:
+        """In the order of the plan."""
         return [(r, 1, True) for r in self._decodes] + self._chunks

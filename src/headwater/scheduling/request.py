@@ -1,6 +1,7 @@
 """One generation, from its arrival to its last token."""
 
 import itertools
+from dataclasses import dataclass, field
 from enum import Enum
 
 from headwater.cache.lease import Lease, TokenSequence
@@ -33,12 +34,45 @@ _NEXT = {
 }
 
 
-class Request:
-    """One generation. Changed by the scheduler only.
+@dataclass(slots=True)
+class Progress:
+    """How far steps have computed a request that is in a slot. Written by `RunningRequests`.
 
-    `num_computed` counts tokens whose KV launched steps have written or will write, `num_written` those whose
-    step has been collected. They differ only while a step is in flight.
+    `num_computed` counts tokens whose KV launched steps have written or will write, `num_written` those whose step has
+    been collected. They differ only while a step is in flight.
     """
+
+    num_computed: int = 0
+    num_written: int = 0
+    num_launched_samples: int = 0  # tokens sampled by launched steps, collected or not
+    last_step_id: int = -1  # last launched step that uses its pages
+    page_updates: list[PageUpdate] = field(default_factory=list)  # for the next plan its slot is in
+
+
+@dataclass(slots=True)
+class Loading:
+    """Pages on their way to the device for a request, and where its prompt was found. Written by `LoadingRequests`."""
+
+    load: Load | None = None  # what it waits for while loading
+    prefetch: Prefetch | None = None  # on its way from storage for it
+    may_load: bool = True  # False after one load, so that a request cannot load forever
+    num_loaded_tokens: int = 0  # brought up from the host for it
+    num_cached_tokens: int = 0  # of its prompt, found in the cache when it first started
+    num_host_tokens: int = 0  # of these, found on the host
+    num_storage_tokens: int = 0  # of these, found in storage
+
+
+@dataclass(slots=True)
+class Unsent:
+    """What a request has produced and its client has not received. Written by `OutputBuffer`."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
+class Request:
+    """One generation: who asked for what, and its phase. Each part of its state is written by the part's owner."""
 
     def __init__(self, message: Generate, *, client: bytes, arrived_s: float) -> None:
         self.rid = message.rid
@@ -52,33 +86,20 @@ class Request:
         self.num_prompt_tokens = len(self.tokens)
         self.max_new_tokens = message.sampling.max_new_tokens  # the scheduler cuts it to what fits
         self.stop_token_ids: frozenset[int] = frozenset()  # EOS included, set by the scheduler
-        self.arrival = next(_arrivals)
+        self.output_interval = message.output_interval
+        self.queue_key = (-message.options.priority, next(_arrivals))  # higher priority first, then earlier arrival
         self.arrived_s = arrived_s
         self.started_s: float | None = None  # first admitted
         self.phase = Phase.WAITING
-        self.lease: Lease | None = None
-        self.slot = -1
-        self.num_computed = 0
-        self.num_written = 0
-        self.num_launched_samples = 0  # tokens sampled by launched steps, collected or not
-        self.last_step_id = -1  # last launched step that uses its pages
-        self.page_updates: list[PageUpdate] = []  # for the next plan its slot is in
-        self.prompt_logprobs: list[TokenLogprob] = []
+        self.slot = -1  # written by `Slots`
+        self.lease: Lease | None = None  # written by `RunningRequests`
+        self.progress = Progress()
+        self.loading = Loading()
+        self.unsent = Unsent()
         self.num_retractions = 0
-        self.num_cached_tokens = 0  # prompt tokens found in the cache when it first started
-        self.load: Load | None = None  # what it waits for while loading
-        self.prefetch: Prefetch | None = None  # on its way from storage for it
-        self.may_load = True  # False after one load: nothing can make it load for ever
-        self.num_loaded_tokens = 0  # brought up from the host for it
-        self.num_host_tokens = 0  # of its prompt, found on the host
-        self.num_storage_tokens = 0  # of its prompt, found in storage
+        self.weights_versions: list[tuple[str, int]] = []  # (label, first output computed with them)
         self.num_matched = 0  # tokens that the device had when the queue (lpm) looked last
         self.matched_at: object = None  # state of cache and request at that time: in the same one it is the same
-        self.weights_versions: list[tuple[str, int]] = []  # (label, first output computed with them)
-        self.has_sent_meta = False
-        self.output_interval = message.output_interval
-        self.unsent_token_ids: list[int] = []
-        self.unsent_logprobs: list[TokenLogprob] = []
 
     @property
     def num_outputs(self) -> int:
@@ -93,11 +114,6 @@ class Request:
     @property
     def is_running(self) -> bool:
         return self.phase in (Phase.PREFILLING, Phase.DECODING)
-
-    @property
-    def queue_key(self) -> tuple[int, int]:
-        """Order of service: higher priority first, then who came first, retracted or not."""
-        return (-self.options.priority, self.arrival)
 
     def namespace(self, weights_id: str) -> Namespace:
         if self._namespace.weights_id != weights_id:

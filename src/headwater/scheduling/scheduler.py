@@ -13,9 +13,7 @@ from headwater.scheduling.answers import (
     NOT_FINITE,
     describe,
     engine_failed,
-    refuse_empty,
-    refuse_ids,
-    refuse_length,
+    refuse_for_ever,
     refuse_now,
     refuse_queue,
     refuse_rid,
@@ -23,11 +21,11 @@ from headwater.scheduling.answers import (
 from headwater.scheduling.counters import Counters
 from headwater.scheduling.loading import LoadingRequests
 from headwater.scheduling.outputs import OutputBuffer
-from headwater.scheduling.plan import PageUpdate, StepPlan, StepResult
+from headwater.scheduling.plan import StepPlan, StepResult
 from headwater.scheduling.plan_builder import PlanBuilder
 from headwater.scheduling.request import Phase, Request
+from headwater.scheduling.running import RunningRequests
 from headwater.scheduling.shared_prefix import is_worth_waiting
-from headwater.scheduling.slots import Slots
 from headwater.scheduling.waiting_queue import SchedulePolicy, WaitingQueue
 
 _NUM_EXAMINED_PER_TURN = 64  # waiting requests looked at in one turn, so that a long queue costs nothing
@@ -81,15 +79,12 @@ class Scheduler:
         self._vocab_size = vocab_size
         self._end_ids_of_weights: frozenset[int] = frozenset()  # that a later checkpoint's files name
         self.waiting = WaitingQueue(policy)
-        self.running: list[Request] = []  # in order of admission
+        self.running = RunningRequests(cache, num_slots=limits.max_running)
         self.loading = LoadingRequests(cache)
         self._requests: dict[tuple[bytes, str], Request] = {}  # by client and rid
-        self._slots = Slots(limits.max_running)
         self._outputs = OutputBuffer()
         self._num_launched = 0  # the id of the next step
-        self._collected_step_id = -1
         self._launched_s = 0.0
-        self._closing: list[tuple[int, Lease]] = []  # leases that a step in flight still uses
 
     # --- requests come and go -----------------------------------------------------------------------
 
@@ -148,7 +143,7 @@ class Scheduler:
 
     def retract_all(self) -> int:
         """Take the pages of every running request, which then waits; returns how many."""
-        running = self.running.copy()
+        running = list(self.running)
         for request in running:
             self._retract(request)
         return len(running)
@@ -189,13 +184,10 @@ class Scheduler:
         self._admit(builder)
         if builder.is_empty:
             return None
-        plan = builder.build(self._num_launched, self._slots.uses)
-        for request, num_tokens, samples in builder.rows:
-            request.num_computed += num_tokens
-            request.num_launched_samples += samples
-            request.last_step_id = plan.step_id
-            if request.phase is Phase.PREFILLING and request.num_computed >= len(request.tokens):
-                request.enter(Phase.DECODING)
+        rows = builder.rows
+        page_updates = self.running.take_page_updates(rows)
+        plan = builder.build(self._num_launched, uses=self.running.slots.uses, page_updates=page_updates)
+        self.running.launched(rows, plan.step_id)
         self._num_launched += 1
         self._launched_s = self._clock.now()
         return plan
@@ -205,28 +197,23 @@ class Scheduler:
         for request in sorted(self.running, key=_queue_key):
             if request.phase is not Phase.DECODING:  # still prefilling, or retracted for one before it
                 continue
-            if request.num_launched_samples >= request.max_new_tokens:
+            if request.progress.num_launched_samples >= request.max_new_tokens:
                 continue  # its last token is in flight
             if builder.num_tokens_left > 0 and self._has_page_for_next_token(request):
                 builder.add_decode(request)
 
     def _has_page_for_next_token(self, request: Request) -> bool:
-        """Make sure of a page for position `num_computed`, retracting later requests if it must be."""
-        lease = request.lease
-        assert lease is not None
-        if request.num_computed < lease.num_pages * self.cache.page_size:
+        """Make sure of a page for position `num_computed`, retracting later requests if necessary."""
+        if self.running.has_page_for_next_token(request):
             return True
-        while True:
-            pages = self.cache.extend(lease, 1)
-            if pages is not None:
-                request.page_updates.append(PageUpdate(request.slot, lease.num_pages - 1, pages))
-                return True
-            if self._closing or self.cache.has_pages_coming:
-                return False  # pages come back when the step in flight has been collected
-            victim = max(self.running, key=lambda r: r.queue_key)
+        while not self.running.extend(request):
+            if self.running.has_leaving_pages or self.cache.has_pages_coming:
+                return False  # pages are freed when the step in flight has been collected
+            victim = max(self.running, key=_queue_key)
             self._retract(victim)
             if victim is request:
                 return False
+        return True
 
     def _plan_chunks(self, builder: PlanBuilder) -> None:
         for request in self.running:
@@ -234,7 +221,7 @@ class Scheduler:
                 self._add_chunk(builder, request)
 
     def _add_chunk(self, builder: PlanBuilder, request: Request) -> None:
-        num_left = len(request.tokens) - request.num_computed
+        num_left = len(request.tokens) - request.progress.num_computed
         num_tokens = min(num_left, builder.num_tokens_left, self.limits.prefill_chunk_tokens)
         samples = num_tokens == num_left and request.max_new_tokens > 0
         builder.add_chunk(request, num_tokens, samples=samples)
@@ -242,10 +229,10 @@ class Scheduler:
     # --- admission ----------------------------------------------------------------------------------
 
     def _admit(self, builder: PlanBuilder) -> None:
-        if not self.waiting or self._slots.is_full or builder.num_tokens_left <= 0:
+        if not self.waiting or self.running.slots.is_full or builder.num_tokens_left <= 0:
             return
         for request in self.waiting.in_service_order(self.cache, self.weights_id)[:_NUM_EXAMINED_PER_TURN]:
-            if self._slots.is_full or builder.num_tokens_left <= 0:
+            if self.running.slots.is_full or builder.num_tokens_left <= 0:
                 return
             if not self._may_admit(request):
                 continue
@@ -286,37 +273,31 @@ class Scheduler:
         return self.cache.extend(lease, num_pages) is not None
 
     def _start(self, builder: PlanBuilder, request: Request, lease: Lease) -> None:
-        num_cached = lease.num_matched_pages * self.cache.page_size
         self.waiting.remove(request)
         request.enter(Phase.PREFILLING)
-        request.lease = lease
-        use = self._slots.enter(request)
-        request.num_computed = request.num_written = num_cached
-        request.num_launched_samples = request.num_outputs
+        use = self.running.enter(request, lease)
         if request.started_s is None:
             request.started_s = self._clock.now()
             request.weights_versions = [(self.weight_version, 0)]
-            request.num_cached_tokens = min(num_cached, request.num_prompt_tokens)
-            self.loading.attribute_hits(request, self.counters)
+            num_cached = min(request.progress.num_computed, request.num_prompt_tokens)
+            self.loading.attribute_hits(request, num_cached, self.counters)
             self.counters.queue_time_seconds += request.started_s - request.arrived_s
-            if request.logprobs is not None and request.logprobs.prompt_start == 0:
-                request.prompt_logprobs = [TokenLogprob(token_id=int(request.tokens.view(0, 1)[0]), logprob=None)]
-        self.running.append(request)
-        builder.assign(request, use=use, pages=lease.page_table())
+            self._outputs.begin_prompt(request)
+        builder.assign(request, use=use)
         self._add_chunk(builder, request)
 
     # --- results ------------------------------------------------------------------------------------
 
     def collect(self, plan: StepPlan, result: StepResult) -> None:
         """Take in what a step produced. Rows of requests that ended or left meanwhile are dropped here."""
-        self._collected_step_id = plan.step_id
+        self.running.collected(plan.step_id)
         num_prefill = len(plan.token_ids) - plan.num_decodes
         if num_prefill >= _MIN_PREFILL_SAMPLE:
             self.cache.restore_cost.saw_prefill(num_prefill, self._clock.now() - self._launched_s)
         columns = (result.slots, result.uses, result.is_finite, plan.num_computed, plan.num_tokens, plan.samples)
         rows = zip(*[column.tolist() for column in columns], result.tokens.tolist(), strict=True)
         for row, (slot, use, is_finite, first, num_tokens, samples, token_id) in enumerate(rows):
-            request = self._slots.at(slot, use=use)
+            request = self.running.slots.at(slot, use=use)
             if request is None:
                 continue
             assert request.lease is not None
@@ -325,56 +306,47 @@ class Scheduler:
             if not is_finite:  # what it wrote is as bad as its logits: nobody is to find it
                 self._finish(request, NOT_FINITE)
                 continue
-            request.num_written = first + num_tokens
-            request.prompt_logprobs += result.prompt_logprobs.get(row, ())
+            self.running.written(request, first + num_tokens)
             if row >= plan.num_decodes:
-                self._publish(request)
+                self.running.publish(request)
+            if row in result.prompt_logprobs:
+                self._outputs.add_prompt_logprobs(request, result.prompt_logprobs[row])
             if samples:
                 self._take_token(request, token_id, result.logprobs.get(row))
-            elif request.max_new_tokens == 0 and request.num_written >= request.num_prompt_tokens:
+            elif request.max_new_tokens == 0 and first + num_tokens >= request.num_prompt_tokens:
                 self._finish(request, Finish(type="length"))
-        self._release_closing()
+        self.running.release_leaving()
 
     def fail(self, plan: StepPlan, error: Exception) -> int:
         """End the requests of a step that raised; returns how many. What it wrote is never published.
 
         Nothing of it runs any more. Steps are collected or fail in the order of their launch.
         """
-        self._collected_step_id = plan.step_id
+        self.running.collected(plan.step_id)
         rows = zip(plan.slots.tolist(), plan.uses.tolist(), strict=True)
-        ended = [request for slot, use in rows if (request := self._slots.at(slot, use=use)) is not None]
+        ended = [request for slot, use in rows if (request := self.running.slots.at(slot, use=use)) is not None]
         for request in ended:
             self._finish(request, engine_failed(error))
         self.counters.num_failed += len(ended)
         self.counters.num_failed_steps += 1
-        self._release_closing()
+        self.running.release_leaving()
         return len(ended)
 
     def _take_token(self, request: Request, token_id: int, logprob: TokenLogprob | None) -> None:
         request.tokens.append(token_id)
         self.counters.generated_tokens += 1
-        num_outputs, meta = request.num_outputs, None
-        if not request.has_sent_meta:
-            meta = self._meta(request)
-            request.has_sent_meta = True
+        num_outputs = request.num_outputs
+        meta = self._meta(request) if num_outputs == 1 else None
         self._outputs.add_token(request, token_id, logprob=logprob, meta=meta)
         if request.is_stop_token(token_id):
             self._finish(request, Finish(type="stop", matched=token_id))
         elif num_outputs >= request.max_new_tokens:
             self._finish(request, Finish(type="length"))
 
-    def _publish(self, request: Request) -> None:
-        lease = request.lease
-        assert lease is not None
-        for first, pages in self.cache.publish(lease, request.num_written):
-            request.page_updates.append(PageUpdate(request.slot, first, pages))
-        if request.last_step_id <= self._collected_step_id:
-            self.cache.settle(lease)
-
     def _finish(self, request: Request, finish: Finish) -> None:
         if request.is_running:
-            self._publish(request)
-            self._leave_slot(request)
+            self.running.publish(request)
+            self.running.leave(request)
         elif request.phase is Phase.WAITING:
             self.waiting.remove(request)
         elif request.phase is Phase.LOADING:
@@ -386,42 +358,18 @@ class Scheduler:
 
     def _retract(self, request: Request) -> None:
         """Take a request's pages away; it continues later from its tokens, with the same text."""
-        self._publish(request)
+        self.running.publish(request)
         assert request.lease is not None
         if self.cache.back_up(request.lease):  # parked: it will find its pages on the host
             self.counters.num_parked += 1
-            request.may_load = True
-        self._leave_slot(request)
+            self.loading.allow_again(request)
+        self.running.leave(request)
         request.enter(Phase.WAITING)
         request.num_retractions += 1
         if not request.num_outputs:
-            request.prompt_logprobs = request.prompt_logprobs[:1] if self._reports_first(request) else []
+            self._outputs.begin_prompt(request)
         self.counters.num_retractions += 1
         self.waiting.add(request)
-
-    def _reports_first(self, request: Request) -> bool:
-        return request.logprobs is not None and request.logprobs.prompt_start == 0
-
-    def _leave_slot(self, request: Request) -> None:
-        """Give up slot and lease; the lease ends when no step in flight uses its pages any more."""
-        assert request.lease is not None
-        self._closing.append((request.last_step_id, request.lease))
-        request.lease = None
-        self._slots.leave(request)
-        request.page_updates = []
-        self.running.remove(request)
-        self._release_closing()
-
-    def _release_closing(self) -> None:
-        if not self._closing:
-            return
-        still_in_use = []
-        for step_id, lease in self._closing:
-            if step_id <= self._collected_step_id:
-                self.cache.release(lease)
-            else:
-                still_in_use.append((step_id, lease))
-        self._closing = still_in_use
 
     @property
     def _capacity_tokens(self) -> int:
@@ -434,16 +382,10 @@ class Scheduler:
             return refuse_now(next(iter(self.why_refusing.values())))
         if (request.client, request.rid) in self._requests:
             return refuse_rid(request.rid)
-        if request.num_prompt_tokens == 0:
-            return refuse_empty()
-        if not request.has_ids_below(self._vocab_size):
-            return refuse_ids(self._vocab_size)
-        num_tokens = min(self.limits.max_context, self._capacity_tokens) - (request.sampling.max_new_tokens > 0)
-        if request.num_prompt_tokens > num_tokens:
-            return refuse_length(request, context=self.limits.max_context, capacity=self._capacity_tokens)
-        if len(self.waiting) >= self.limits.max_queued:
-            return refuse_queue(len(self.waiting))
-        return None
+        sizes = {"context": self.limits.max_context, "capacity": self._capacity_tokens}
+        if (refusal := refuse_for_ever(request, vocab_size=self._vocab_size, **sizes)) is not None:
+            return refusal
+        return refuse_queue(len(self.waiting)) if len(self.waiting) >= self.limits.max_queued else None
 
     def _meta(self, request: Request) -> OutputMeta:
         return describe(request, generation=self.cache.generation, weight_version=self.weight_version)

@@ -28,7 +28,7 @@ def is_worth_waiting(lease: Lease, matchable: TokenIds, running: Iterable[Reques
             continue
         # Only what it has yet to publish counts, and only while it is being computed.
         num_coming = min(len(other.tokens), other.lease.publish_limit * page_size)
-        if num_coming < len(wanted) or other.num_written >= num_coming - 1:
+        if num_coming < len(wanted) or other.progress.num_written >= num_coming - 1:
             continue
         if np.array_equal(other.tokens.view(0, len(wanted)), wanted):
             return True

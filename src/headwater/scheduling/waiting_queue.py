@@ -42,5 +42,5 @@ class WaitingQueue:
             if request.matched_at != state:
                 request.matched_at = state
                 request.num_matched = cache.peek(request.namespace(weights_id), request.tokens.view())
-        head.sort(key=lambda r: (-r.options.priority, -r.num_matched, r.arrival))
+        head.sort(key=lambda r: (r.queue_key[0], -r.num_matched, r.queue_key[1]))
         return head + self._requests[_NUM_MATCHED_AHEAD:]

@@ -204,7 +204,7 @@ class ServicePromises:
     def _check_loading(self) -> None:
         """Who waits for pages from a store waits for those of its own namespace and tokens."""
         for request in self._scheduler.loading:
-            prefetch = request.prefetch
+            prefetch = request.loading.prefetch
             if prefetch is None:
                 continue
             model = self._oracle.active[request.client, request.rid]

@@ -149,7 +149,7 @@ def the_newest_is_served_first() -> list[Patch]:
     right = WaitingQueue.in_service_order
 
     def in_service_order(self: WaitingQueue, *args: Any) -> list[Request]:
-        return sorted(right(self, *args), key=lambda r: (-r.options.priority, -r.arrival))
+        return sorted(right(self, *args), key=lambda r: (r.queue_key[0], -r.queue_key[1]))
 
     return [(WaitingQueue, "in_service_order", in_service_order)]
 
@@ -157,7 +157,13 @@ def the_newest_is_served_first() -> list[Patch]:
 @mutant(seed=1)
 def priorities_are_ignored() -> list[Patch]:
     """All requests are served in the order of their arrival."""
-    return [(Request, "queue_key", property(lambda self: (0, self.arrival)))]
+    right = Request.__init__
+
+    def init(self: Request, *args: Any, **kwargs: Any) -> None:
+        right(self, *args, **kwargs)
+        self.queue_key = (0, self.queue_key[1])
+
+    return [(Request, "__init__", init)]
 
 
 @mutant(profile="training")
@@ -166,10 +172,11 @@ def retract_spares_one() -> list[Patch]:
     right = Scheduler.retract_all
 
     def retract_all(self: Scheduler) -> int:
-        spared = self.running.pop() if self.running else None
+        running = self.running._requests
+        spared = running.pop() if running else None
         count = right(self)
         if spared is not None:
-            self.running.append(spared)
+            running.append(spared)
         return count + (spared is not None)
 
     return [(Scheduler, "retract_all", retract_all)]
@@ -230,7 +237,7 @@ def what_is_not_finite_is_shared() -> list[Patch]:
 
     def finish(self: Scheduler, request: Request, finish: Finish) -> None:
         if finish is NOT_FINITE:
-            request.num_written = request.num_computed
+            request.progress.num_written = request.progress.num_computed
         right(self, request, finish)
 
     return [(Scheduler, "_finish", finish)]

@@ -21,6 +21,7 @@ from headwater.engine.loop import EngineLoop
 from headwater.messages.control import FlushResult
 from headwater.messages.generation import GenerateBatch
 from headwater.messages.wire import ToEngine
+from headwater.scheduling.running import RunningRequests
 from headwater.scheduling.scheduler import Scheduler
 from headwater.scheduling.slots import Slots
 from headwater.simulation.mutants.registry import Patch, mutant
@@ -176,12 +177,12 @@ def released_memory_is_not_flushed() -> list[Patch]:
 def leases_end_before_their_step() -> list[Patch]:
     """A request that ends frees its pages while a step in flight uses them."""
 
-    def release_closing(self: Scheduler) -> None:
-        closing, self._closing = self._closing, []
-        for _, lease in closing:
-            self.cache.release(lease)
+    def release_leaving(self: RunningRequests) -> None:
+        leaving, self._leaving = self._leaving, []
+        for _, lease in leaving:
+            self._cache.release(lease)
 
-    return [(Scheduler, "_release_closing", release_closing)]
+    return [(RunningRequests, "release_leaving", release_leaving)]
 
 
 @mutant(seed=4)
@@ -193,13 +194,13 @@ def results_of_earlier_requests_are_taken() -> list[Patch]:
 @mutant(seed=4)
 def pages_are_shared_before_they_are_written() -> list[Patch]:
     """A request publishes pages that its step in flight has yet to write."""
-    right = Scheduler._publish
+    right = RunningRequests.publish
 
-    def publish(self: Scheduler, request: Any) -> None:
-        request.num_written = request.num_computed
+    def publish(self: RunningRequests, request: Any) -> None:
+        request.progress.num_written = request.progress.num_computed
         right(self, request)
 
-    return [(Scheduler, "_publish", publish)]
+    return [(RunningRequests, "publish", publish)]
 
 
 @mutant(profile="failing")
@@ -209,9 +210,9 @@ def failed_steps_are_published() -> list[Patch]:
 
     def fail(self: Scheduler, plan: Any, error: Exception) -> int:
         for slot, use in zip(plan.slots.tolist(), plan.uses.tolist(), strict=True):
-            request = self._slots.at(slot, use=use)
+            request = self.running.slots.at(slot, use=use)
             if request is not None:
-                request.num_written = request.num_computed
+                request.progress.num_written = request.progress.num_computed
         return right(self, plan, error)
 
     return [(Scheduler, "fail", fail)]
@@ -225,7 +226,7 @@ def failed_steps_keep_a_slot() -> list[Patch]:
     def fail(self: Scheduler, plan: Any, error: Exception) -> int:
         num_ended = right(self, plan, error)
         if num_ended:
-            self._slots._free.pop()
+            self.running.slots._free.pop()
         return num_ended
 
     return [(Scheduler, "fail", fail)]
@@ -248,12 +249,13 @@ def failed_steps_leave_their_leases() -> list[Patch]:
     right = Scheduler.fail
 
     def fail(self: Scheduler, plan: Any, error: Exception) -> int:
-        before = self._collected_step_id
-        release, self._release_closing = self._release_closing, lambda: None  # type: ignore[method-assign]
+        running = self.running
+        before = running._collected_step_id
+        release, running.release_leaving = running.release_leaving, lambda: None  # type: ignore[method-assign]
         try:
             return right(self, plan, error)
         finally:
-            self._release_closing, self._collected_step_id = release, before  # type: ignore[method-assign]
+            running.release_leaving, running._collected_step_id = release, before  # type: ignore[method-assign]
 
     return [(Scheduler, "fail", fail)]
 
@@ -263,12 +265,12 @@ def failed_requests_go_on() -> list[Patch]:
     """A request whose step failed is computed again without an error."""
 
     def fail(self: Scheduler, plan: Any, error: Exception) -> int:
-        self._collected_step_id = plan.step_id
+        self.running.collected(plan.step_id)
         for slot, use in zip(plan.slots.tolist(), plan.uses.tolist(), strict=True):
-            request = self._slots.at(slot, use=use)
+            request = self.running.slots.at(slot, use=use)
             if request is not None:
                 self._retract(request)
-        self._release_closing()
+        self.running.release_leaving()
         return 0
 
     return [(Scheduler, "fail", fail)]

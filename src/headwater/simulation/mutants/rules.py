@@ -15,7 +15,6 @@ from headwater.control.weights import WeightUpdate
 from headwater.messages.generation import Generate
 from headwater.scheduling import outputs
 from headwater.scheduling.outputs import OutputBuffer
-from headwater.scheduling.plan import PageUpdate
 from headwater.scheduling.plan_builder import PlanBuilder
 from headwater.scheduling.request import Request
 from headwater.scheduling.scheduler import Scheduler
@@ -141,7 +140,8 @@ def retracted_requests_go_to_the_end() -> list[Patch]:
     def retract(self: Scheduler, request: Request) -> None:
         right(self, request)
         self.waiting.remove(request)
-        request.arrival += 1_000_000
+        priority, arrival = request.queue_key
+        request.queue_key = (priority, arrival + 1_000_000)
         self.waiting.add(request)
 
     return [(Scheduler, "_retract", retract)]
@@ -152,18 +152,15 @@ def the_oldest_gives_way() -> list[Patch]:
     """If pages run out, the oldest request loses its pages."""
 
     def has_page(self: Scheduler, request: Request) -> bool:
-        lease = request.lease
-        assert lease is not None
-        if request.num_computed < lease.num_pages * self.cache.page_size:
+        if self.running.has_page_for_next_token(request):
             return True
-        while (pages := self.cache.extend(lease, 1)) is None:
-            if self._closing or self.cache.has_pages_coming:
+        while not self.running.extend(request):
+            if self.running.has_leaving_pages or self.cache.has_pages_coming:
                 return False
             victim = min(self.running, key=lambda r: r.queue_key)
             self._retract(victim)
             if victim is request:
                 return False
-        request.page_updates.append(PageUpdate(request.slot, lease.num_pages - 1, pages))
         return True
 
     return [(Scheduler, "_has_page_for_next_token", has_page)]
@@ -175,9 +172,9 @@ def prompts_are_reported_again_after_a_retraction() -> list[Patch]:
     right = Scheduler._retract
 
     def retract(self: Scheduler, request: Request) -> None:
-        known = list(request.prompt_logprobs)
+        known = list(request.unsent.prompt_logprobs)
         right(self, request)
-        request.prompt_logprobs = known
+        request.unsent.prompt_logprobs = known
 
     return [(Scheduler, "_retract", retract)]
 

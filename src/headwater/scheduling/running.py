@@ -1,0 +1,122 @@
+"""Requests in slots: their pages, and how far steps have computed them."""
+
+from collections.abc import Iterable, Iterator
+
+from headwater.cache.lease import Lease
+from headwater.cache.prefix_cache import PrefixCache
+from headwater.scheduling.plan import PageUpdate
+from headwater.scheduling.plan_builder import Row
+from headwater.scheduling.request import Phase, Progress, Request
+from headwater.scheduling.slots import Slots
+
+
+class RunningRequests:
+    """In order of admission. Owns their leases, and writes `Request.progress`.
+
+    When a request leaves, its lease is released after the last step that uses its pages.
+    """
+
+    def __init__(self, cache: PrefixCache, *, num_slots: int) -> None:
+        self.slots = Slots(num_slots)
+        self._cache = cache
+        self._requests: list[Request] = []
+        self._collected_step_id = -1
+        self._leaving: list[tuple[int, Lease]] = []  # last step that uses its pages, lease
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._requests)
+
+    @property
+    def has_leaving_pages(self) -> bool:
+        """Whether a step in flight keeps pages of requests that have left."""
+        return bool(self._leaving)
+
+    def enter(self, request: Request, lease: Lease) -> int:
+        """Take `request` in with its pages; returns the use count of its slot."""
+        use = self.slots.enter(request)
+        request.lease = lease
+        num_cached = lease.num_matched_pages * self._cache.page_size
+        request.progress = Progress(
+            num_computed=num_cached,
+            num_written=num_cached,
+            num_launched_samples=request.num_outputs,
+            page_updates=[PageUpdate(request.slot, 0, lease.page_table())],
+        )
+        self._requests.append(request)
+        return use
+
+    def leave(self, request: Request) -> None:
+        """Give up slot and lease."""
+        assert request.lease is not None
+        self._leaving.append((request.progress.last_step_id, request.lease))
+        request.lease = None
+        request.progress.page_updates = []
+        self.slots.leave(request)
+        self._requests.remove(request)
+        self.release_leaving()
+
+    def has_page_for_next_token(self, request: Request) -> bool:
+        assert request.lease is not None
+        return request.progress.num_computed < request.lease.num_pages * self._cache.page_size
+
+    def extend(self, request: Request) -> bool:
+        """Add a page, if the cache has one."""
+        lease = request.lease
+        assert lease is not None
+        pages = self._cache.extend(lease, 1)
+        if pages is None:
+            return False
+        request.progress.page_updates.append(PageUpdate(request.slot, lease.num_pages - 1, pages))
+        return True
+
+    def take_page_updates(self, rows: Iterable[Row]) -> tuple[PageUpdate, ...]:
+        """The changes of the page tables of `rows` since their last step."""
+        taken: list[PageUpdate] = []
+        for request, _, _ in rows:
+            progress = request.progress
+            if progress.page_updates:
+                taken += progress.page_updates
+                progress.page_updates = []
+        return tuple(taken)
+
+    def launched(self, rows: Iterable[Row], step_id: int) -> None:
+        """A step that computes `rows` is under way."""
+        for request, num_tokens, samples in rows:
+            progress = request.progress
+            progress.num_computed += num_tokens
+            progress.num_launched_samples += samples
+            progress.last_step_id = step_id
+            if request.phase is Phase.PREFILLING and progress.num_computed >= len(request.tokens):
+                request.enter(Phase.DECODING)
+
+    def collected(self, step_id: int) -> None:
+        """Steps up to `step_id` run no longer."""
+        self._collected_step_id = step_id
+
+    def written(self, request: Request, num_tokens: int) -> None:
+        """The KV of the first `num_tokens` tokens is there."""
+        request.progress.num_written = num_tokens
+
+    def publish(self, request: Request) -> None:
+        """Share the full pages that collected steps have written."""
+        lease, progress = request.lease, request.progress
+        assert lease is not None
+        for first, pages in self._cache.publish(lease, progress.num_written):
+            progress.page_updates.append(PageUpdate(request.slot, first, pages))
+        if progress.last_step_id <= self._collected_step_id:
+            self._cache.settle(lease)
+
+    def release_leaving(self) -> None:
+        """Release the leases that no step in flight uses any more."""
+        if not self._leaving:
+            return
+        still_in_use = []
+        for step_id, lease in self._leaving:
+            if step_id <= self._collected_step_id:
+                self._cache.release(lease)
+            else:
+                still_in_use.append((step_id, lease))
+        self._leaving = still_in_use
