@@ -6,7 +6,7 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 
 from headwater.http_api.app import ROUTERS
-from headwater.http_api.middleware import MAX_TOLD
+from headwater.http_api.middleware import MAX_LOGGED
 from headwater.http_api.sites import CHANGING_BY_GET, SitePolicy, host_name, is_loopback
 from headwater.messages.control import FlushCache
 from headwater.messages.generation import Generate
@@ -220,7 +220,7 @@ async def test_the_log_says_once_what_would_let_a_page_in(
         assert "--allowed-origin" in record.getMessage()
         for number in range(100):
             await server.http.post("/generate", headers={"origin": f"http://{number}.example"})
-        assert len(caplog.records) == MAX_TOLD
+        assert len(caplog.records) == MAX_LOGGED
         assert max(len(record.getMessage()) for record in caplog.records) < 500
 
 

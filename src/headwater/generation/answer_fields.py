@@ -1,4 +1,4 @@
-"""What the answers of all APIs are made of."""
+"""Parts of answers that all APIs share."""
 
 from typing import Any
 

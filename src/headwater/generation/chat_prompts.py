@@ -1,4 +1,4 @@
-"""From the `messages` of any route to the token ids of a prompt."""
+"""From the `messages` of a body to the token ids of a prompt."""
 
 import asyncio
 from typing import Any
@@ -8,7 +8,7 @@ from headwater.generation.prompt_schemas import ChatPrompt
 from headwater.generation.text_generation import ENCODE_IN_THREAD_CHARS, TextGenerator
 
 _OF_MESSAGES = ("tools", "documents", "reasoning_effort", "continue_final_message", "chat_template_kwargs")
-_GUESSED_CHARS = 1024  # of a content that is no string
+_GUESSED_CHARS = 1024  # of content that is not a string
 
 
 async def encode_messages(body: ChatPrompt, generator: TextGenerator) -> list[int]:
@@ -50,7 +50,7 @@ async def encode_messages(body: ChatPrompt, generator: TextGenerator) -> list[in
 
 
 def check_no_chat_fields(body: ChatPrompt, *, param: str) -> None:
-    """InvalidRequest for a field that only `messages` have, given beside a text or token ids."""
+    """InvalidRequest for a field of `messages` that is given with a text or token ids."""
     for name in _OF_MESSAGES:
         if getattr(body, name):
             raise bad_request(name, f"{name}: goes with messages, not with {param}")

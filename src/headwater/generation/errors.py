@@ -1,4 +1,4 @@
-"""Every error as `{"error": {message, type, param, code}}`; no web framework, the Python API has the same."""
+"""Errors of all APIs, as `{"error": {message, type, param, code}}`. No web framework: the Python API has the same."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -37,7 +37,7 @@ MAX_MESSAGE_CHARS = 1000
 
 
 class ApiError(Exception):
-    """An answer that is an error. `param` is the parameter at fault, `code` a word for programs."""
+    """An error answer. `param` is the invalid parameter, `code` a word for programs."""
 
     def __init__(
         self,
@@ -68,14 +68,14 @@ class ApiError(Exception):
         return {"error": error | self.details}
 
     def event(self) -> dict[str, Any]:
-        """The same inside a stream, where a client cannot see the status: `retryable` tells it."""
+        """The same inside a stream, where the client sees no status: `retryable` stands for it."""
         body = self.body()
         body["error"]["retryable"] = self.status in (429, 503)
         return body
 
 
 def _shown(text: str) -> str:
-    """What the client sent may be part of a message: never all of it, and always Unicode."""
+    """A message may quote what the client sent: it is cut, and always valid Unicode."""
     if len(text) > MAX_MESSAGE_CHARS:
         half = MAX_MESSAGE_CHARS // 2
         text = f"{text[:half]} ... {text[-half:]}"
@@ -83,11 +83,11 @@ def _shown(text: str) -> str:
 
 
 class ClientLeft(Exception):
-    """The client disconnected before its answer was ready; nobody reads what follows."""
+    """The client disconnected before its answer was ready."""
 
 
 class InvalidRequest(ApiError, ValueError):
-    """A 400 that names the parameter; a `ValueError` for those who call without HTTP."""
+    """A 400 that names the parameter; a `ValueError` for callers without HTTP."""
 
 
 def bad_request(param: str, message: str, *, code: str = "invalid_value") -> InvalidRequest:
@@ -96,7 +96,7 @@ def bad_request(param: str, message: str, *, code: str = "invalid_value") -> Inv
 
 
 def unsupported(param: str, message: str) -> InvalidRequest:
-    """A 400 for what this server cannot do; `message` names the parameter."""
+    """A 400 for a feature that this server lacks; `message` names the parameter."""
     return bad_request(param, message, code="unsupported_value")
 
 
@@ -116,20 +116,20 @@ def model_not_found(name: str, served_name: str) -> ApiError:
 
 
 def from_finish(finish: Finish) -> ApiError | None:
-    """The error of a request that the engine refused or gave up; None for an ordinary end."""
+    """The error of a request that the engine refused or aborted with an error; None for an ordinary end."""
     if finish.type != "abort" or finish.status < 400:
         return None
     return ApiError(finish.status, finish.message or "the request was aborted", type=finish.err_type or None)
 
 
 def aborted(finish: Finish) -> ApiError:
-    """For a client of OpenAI's API: its request was ended by somebody. 499, which SDKs do not repeat by themselves."""
+    """For clients of OpenAI's API: their request was aborted. 499, because SDKs do not retry it."""
     message = f"the request was ended before its answer was whole: {finish.message or 'aborted'}"
     return ApiError(499, message, code="aborted", type="aborted")
 
 
 def as_api_error(error: BaseException) -> ApiError | None:
-    """The answer for an exception of the layers below; None for what is a bug here."""
+    """The answer for an exception of the layers below; None for a bug."""
     match error:
         case ApiError():
             return error
@@ -163,7 +163,7 @@ def as_api_error(error: BaseException) -> ApiError | None:
 
 
 def from_validation(problems: Any) -> ApiError:
-    """The 400 for what pydantic found; `problems` is its list of errors."""
+    """The 400 for pydantic's list of errors; only the first one is reported."""
     first = problems[0]
     path = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     if first["type"] == "json_invalid":
@@ -175,7 +175,7 @@ def from_validation(problems: Any) -> ApiError:
             "the body must be a JSON object, sent with content-type: application/json",
             code="invalid_body",
         )
-    if first["type"] == "request_field":  # a name that is refused: `request_fields`
+    if first["type"] == "request_field":  # a refused name, see `request_fields`
         name, code = first["ctx"]["param"], first["ctx"]["code"]
         param = ".".join(part for part in (_readable_path(path), name) if part)
         return InvalidRequest(400, f"{param}: {first['msg']}", param=param, code=code)
@@ -187,7 +187,7 @@ def from_validation(problems: Any) -> ApiError:
 
 
 def _readable_path(path: list[str]) -> str:
-    """`messages[0].content` out of pydantic's location; names of union members are left out."""
+    """`messages[0].content` from pydantic's location; names of union members are left out."""
     readable = ""
     for part in path:
         if part.isdigit():

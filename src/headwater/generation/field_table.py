@@ -1,7 +1,7 @@
-"""Request fields that SGLang, vLLM or OpenAI know and this server does not honour: which are refused, which ignored.
+"""Request fields of SGLang, vLLM or OpenAI that this server does not honour: which are refused, which ignored.
 
-A field that a body's schema declares is honoured, whatever stands here: to build one, declare it there and take its
-line out here. Checked against SGLang 0.5.23 (`GenerateReqInput`, `SamplingParams`, `openai/protocol.py`) and vLLM 0.33
+A field that a body's schema declares is honoured, whatever this table says. To add one, declare it there and remove
+its line here. Checked against SGLang 0.5.23 (`GenerateReqInput`, `SamplingParams`, `openai/protocol.py`) and vLLM 0.33
 (`openai/*/protocol.py`).
 """
 
@@ -12,11 +12,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A field that changes the answer. Null asks for nothing, nor do the `neutral` values."""
+    """A field that would change the answer. Null and the `neutral` values are accepted."""
 
     why: str
     neutral: tuple[Any, ...] = ()
-    is_empty_neutral: bool = True  # false, "", [] and {} ask for nothing, either
+    is_empty_neutral: bool = True  # false, "", [] and {} are accepted as well
     is_of_prompt: bool = False  # changes the prompt: also refused where prompts are only encoded or cached
 
 
@@ -64,7 +64,7 @@ REFUSED: Mapping[str, Refused] = {
     ),
     "include_reasoning": Refused("thinking is not told from the answer yet", neutral=(True,), is_empty_neutral=False),
     "verbosity": Refused("say it in the prompt", neutral=("medium",)),
-    # what the answer tells
+    # what the answer reports
     "echo": Refused("only /v1/completions repeats its prompt", neutral=(0,)),
     "suffix": Refused("text is continued, never inserted"),
     **_each("return_hidden_states return_routed_experts return_indexer_topk return_bytes", _NOT_REPORTED),
@@ -118,7 +118,7 @@ IGNORED: Mapping[str, str] = {
     **_same("encoder_urls mm_payload return_mm_kwargs", "go with media"),
 }
 
-# Names of other routes and servers: what is meant has another name here.
+# Names of other routes and servers, and the name here.
 OTHER_NAMES_IN_SAMPLING_PARAMS = {
     "max_tokens": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",

@@ -11,7 +11,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What is known of the served model once it has loaded."""
+    """Facts about the served model, known once it has loaded."""
 
     served_name: str
     model_path: str
@@ -41,7 +41,7 @@ class ModelFacts:
         load_format: str = "auto",
         sampling_defaults: Mapping[str, float] = MappingProxyType({}),
     ) -> "ModelFacts":
-        """Facts from the engine's own words and from what the launcher knows of the files."""
+        """Facts that the engine reported, and those that the launcher knows from the files."""
         return cls(
             served_name=served_name,
             model_path=model_path,
@@ -63,10 +63,10 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What one request may ask for; beyond it the answer is a 4xx that names the limit."""
+    """Limits of one request. Beyond a limit the answer is a 4xx that names it."""
 
     max_body_bytes: int = 4 * MIB  # 100,000 token ids are under 1 MiB of JSON
     max_control_timeout_s: float = 3600.0
-    health_timeout_s: float = 20.0  # an engine silent for longer is not healthy
-    ready_timeout_s: float = 5.0  # one silent for longer does not take a request now
+    health_timeout_s: float = 20.0  # an engine that is silent for longer is unhealthy
+    ready_timeout_s: float = 5.0  # an engine that is silent for longer is not ready
     max_batch: int = 512  # prompts in one request

@@ -1,4 +1,4 @@
-"""What /generate does, without HTTP: the Python API calls the same."""
+"""The work of /generate, for the HTTP route and the Python API."""
 
 import uuid
 from collections.abc import AsyncGenerator
@@ -100,7 +100,7 @@ class NativeApi:
         return given
 
     def _requests(self, request: GenerateRequest, prompt: PromptTokens, given: SamplingInput) -> list[TextRequest]:
-        """The n requests of one prompt, not named yet."""
+        """The n requests of one prompt, without rids."""
         sampling = native_sampling(given, self._model)
         param = "text" if request.input_ids is None else "input_ids"
         prompt_ids = check_prompt(prompt, self._model, param=param, is_prefill=sampling.max_new_tokens == 0)
@@ -152,7 +152,7 @@ class NativeBatch:
         return results if self.is_list else results[0]
 
     async def stream(self) -> AsyncGenerator[Json]:
-        """Answers so far, as dicts; those of a list carry their `index`."""
+        """Answers so far, as dicts. If there are several, each has its `index`."""
         async with aclosing(self._merged()) as news:
             async for chunks in news:
                 answers = [(index, self.answers[index].whole()) for index, _ in chunks]
@@ -177,7 +177,7 @@ class NativeBatch:
 
 
 def _rids(given: str | list[str] | None, num_requests: int, *, is_list: bool) -> list[str]:
-    """One name for each request. A single name given for several becomes their prefix."""
+    """One rid for each request. A single rid given for several requests becomes their prefix."""
     if isinstance(given, list):
         if len(given) != num_requests or len(set(given)) != num_requests:
             message = f"rid: a list must hold {num_requests} different names, one for each answer"

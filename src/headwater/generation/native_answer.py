@@ -1,4 +1,4 @@
-"""Answers of /generate, and their stream: every chunk repeats all that came before, as SGLang's does."""
+"""Answers of /generate. As with SGLang, each event of a stream repeats everything so far."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -47,7 +47,7 @@ class LogprobFormat:
 
 
 class GrowingList:
-    """A JSON list that only grows, kept encoded: a chunk costs a copy, not an encoding of all its items."""
+    """A JSON list that only grows, kept encoded: an event copies it instead of encoding all items."""
 
     __slots__ = ("encoded",)
 
@@ -98,7 +98,7 @@ class NativeAnswer:
     def _encoded_logprobs(self, chunk: TextChunk) -> bytes:
         if self._logprobs is None:
             return b""
-        if self._input_logprobs is None:  # known with the first chunk and fixed from then on
+        if self._input_logprobs is None:  # known with the first chunk, then fixed
             facts = json_bytes(self._input_facts())[1:-1]
             self._input_logprobs = b"," + facts if facts else b""
         parts = [self._input_logprobs]
@@ -108,7 +108,7 @@ class NativeAnswer:
         return b"".join(parts)
 
     def _encoded_facts(self) -> bytes:
-        """Members of `meta_info`. While the answer grows, they are encoded once but for the number of its tokens."""
+        """Members of `meta_info`. While the answer grows, only the number of its tokens is encoded again."""
         generation = self.generation
         if generation.finish is not None:
             return json_bytes(self._facts())[1:-1]

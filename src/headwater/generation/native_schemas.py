@@ -1,4 +1,4 @@
-"""Bodies of the native API: SGLang's names. Null means not given; `field_table` says what happens to other names."""
+"""Bodies of the native API, with SGLang's names. A null counts as left out; `field_table` has the other names."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,14 +12,14 @@ from headwater.generation.validation import LogprobTokenIds, Name, NumLogprobs, 
 
 
 class SamplingInput(SamplingFields):
-    """How tokens are chosen and when generation ends. A name that is not known is a 400."""
+    """How tokens are chosen and when generation ends. An unknown name is a 400."""
 
     names: ClassVar[Names] = Names(refused=REFUSED, other_names=OTHER_NAMES_IN_SAMPLING_PARAMS, refuses_unknown=True)
     max_new_tokens: NumTokens = Field(
-        default=128, description="0 computes the prompt's KV only; what does not fit the context is cut off."
+        default=128, description="Reduced to what fits the context; 0 only computes the KV of the prompt."
     )
-    min_new_tokens: NumTokens = Field(default=0, description="No end of text or stop token before.")
-    sampling_seed: Seed | None = Field(default=None, description="Noise that depends on it and the position alone.")
+    min_new_tokens: NumTokens = Field(default=0, description="No end of text and no stop token before this many.")
+    sampling_seed: Seed | None = Field(default=None, description="Same seed, same noise at each position.")
 
 
 def _one_or_list(value: Any) -> str:
@@ -44,29 +44,29 @@ class GenerateRequest(OptionFields):
         other_names=OTHER_NAMES_IN_GENERATE | _BELONG_INTO_SAMPLING_PARAMS,
         defaults=_SAMPLING_DEFAULTS,
     )
-    text: Text | list[Text] | None = Field(default=None, description="A prompt, or a list: a batch.")
+    text: Text | list[Text] | None = Field(default=None, description="A prompt, or a list of prompts.")
     input_ids: PromptIds | None = Field(default=None, description="The same as token ids.")
     sampling_params: SamplingInputs = Field(default_factory=SamplingInput)
     rid: Name | list[Name] | None = Field(
-        default=None, description="Name of the request for /abort_request; in a batch a prefix of the names."
+        default=None, description="Name for /abort_request; for a batch, a list of names or their prefix."
     )
-    return_logprob: bool = False
+    return_logprob: bool = Field(default=False, description="Report log-probabilities of the generated tokens.")
     logprob_start_len: int = Field(
-        default=-1, ge=-1, description="First prompt position whose log-probability is returned; -1: none."
+        default=-1, ge=-1, description="First prompt position whose log-probability is reported; -1: none."
     )
-    top_logprobs_num: NumLogprobs = Field(default=0, description="Alternatives at each position.")
+    top_logprobs_num: NumLogprobs = Field(default=0, description="Report this many alternatives at each position.")
     token_ids_logprob: LogprobTokenIds = Field(default=[], description="Report these ids at each position.")
-    return_text_in_logprobs: bool = False
-    return_prompt_token_ids: bool = False
-    add_special_tokens: bool = Field(default=True, description="Put BOS before a text where the model wants it.")
+    return_text_in_logprobs: bool = Field(default=False, description="Report the text of each of these tokens.")
+    return_prompt_token_ids: bool = Field(default=False, description="Report the token ids of the prompt.")
+    add_special_tokens: bool = Field(default=True, description="Prepend BOS to a text if the model expects it.")
     parse_special_tokens: ParseSpecialTokens = None
-    model: Any = Field(default=None, description="Ignored: one model is served.")
+    model: Any = Field(default=None, description="Ignored, since one model is served.")
 
 
 class AbortRequest(Body):
     """Which running requests to end."""
 
-    rid: Name = Field(default="", description="Every request whose rid begins with it.")
+    rid: Name = Field(default="", description="Abort every request whose rid begins with this text.")
     abort_all: bool = False
     abort_message: Name = "aborted by request"
 
@@ -76,7 +76,7 @@ class PauseRequest(Body):
 
     mode: Literal["abort", "retract", "in_place"] = Field(
         default="abort",
-        description="End running requests, queue them without their KV, or freeze them where they are.",
+        description="`abort` ends running requests, `retract` queues them without KV, `in_place` freezes them.",
     )
 
 

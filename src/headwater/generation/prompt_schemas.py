@@ -1,4 +1,4 @@
-"""What makes a prompt out of a conversation or a text: the same fields on every route that takes them."""
+"""Fields that turn a conversation or a text into a prompt, the same on every route that takes them."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -12,40 +12,39 @@ ParseSpecialTokens = Annotated[
     bool | None,
     Field(
         description="Whether special tokens spelled out in the text become control tokens. "
-        "Left out: as `--parse-special-tokens` says; by default in `text` and `prompt`, not in `messages`."
+        "Left out: `--parse-special-tokens` decides; by default in `text` and `prompt`, not in `messages`."
     ),
 ]
 
 
 class ChatPrompt(Body):
-    """A conversation and all that changes how the chat template shows it."""
+    """A conversation, and the fields that change how the chat template renders it."""
 
     messages: list[dict[str, Any]] | None = Field(
-        default=None, description="A conversation, put through the chat template."
+        default=None, description="A conversation, rendered by the chat template."
     )
     tools: list[dict[str, Any]] | None = Field(
-        default=None, description="Given to the chat template; a 400 where it shows none."
+        default=None, description="Passed to the chat template; a 400 if the template does not use them."
     )
-    tool_choice: Any = Field(default="auto", description="`auto` or `none` (hides the tools), so far.")
+    tool_choice: Any = Field(default="auto", description="`auto`, or `none`, which hides the tools.")
     documents: list[dict[str, Any]] | None = Field(
-        default=None, description="Given to the chat template; a 400 where it shows none."
+        default=None, description="Passed to the chat template; a 400 if the template does not use them."
     )
-    reasoning_effort: Text | None = Field(default=None, description="Given to the chat template.")
-    add_generation_prompt: bool = Field(default=True, description="End where the assistant begins to speak.")
-    continue_final_message: bool = Field(default=False, description="Go on with the last message.")
+    reasoning_effort: Text | None = Field(default=None, description="Passed to the chat template.")
+    add_generation_prompt: bool = Field(default=True, description="End with the header of the assistant's message.")
+    continue_final_message: bool = Field(default=False, description="Continue the last message.")
     chat_template_kwargs: dict[str, Any] | None = Field(
-        default=None, description="More variables for the chat template, like `enable_thinking`."
+        default=None, description="Further variables for the chat template, for example `enable_thinking`."
     )
     add_special_tokens: bool | None = Field(
         default=None,
-        description="Put BOS before the prompt where the model wants it. Default: before a text, not before "
-        "`messages`, whose template writes it.",
+        description="Prepend BOS if the model expects it. Default: for a text, but not for `messages`.",
     )
     parse_special_tokens: ParseSpecialTokens = None
 
 
 class TokenizeRequest(ChatPrompt):
-    """Text to encode: `prompt`, or chat `messages`. Fields that change no prompt are ignored, so a chat's body fits."""
+    """A `prompt` or chat `messages` to encode. Other fields of a chat request are accepted and ignored."""
 
     names: ClassVar[Names] = Names(refused=REFUSED_OF_PROMPTS)
     prompt: Text | list[Text] | None = None

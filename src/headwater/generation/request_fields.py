@@ -1,7 +1,7 @@
 """Which names a request body may have: a field that changes the answer is honoured or refused, never ignored.
 
-Names that nobody knows are ignored, since gateways add their own, unless they look like a known one misspelt; in
-`sampling_params` they are refused. docs/api.md lists what is refused.
+Unknown names are ignored, since gateways add their own, unless they look like a misspelt name. In `sampling_params`
+they are refused. docs/api.md lists the refused names.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -16,22 +16,22 @@ from headwater.generation.field_table import IGNORED, REFUSED, Refused
 
 UNKNOWN = "unknown_parameter"
 _MISSPELT = 0.85  # difflib's ratio: one letter wrong in seven or so
-_MAX_NAME_CHARS = 64  # longer names are compared with nothing
-_MAX_UNKNOWN = 32  # nor more names of one body
+_MAX_NAME_CHARS = 64  # longer names are not compared
+_MAX_UNKNOWN = 32  # names of one body that are compared
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The rules of one body, beside the fields of its schema."""
+    """The rules of one body for fields that its schema does not declare."""
 
     refused: Mapping[str, Refused] = field(default_factory=dict)
     other_names: Mapping[str, str] = field(default_factory=dict)  # a name of another API -> what is meant here
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # of names in `other_names`: what asks for nothing
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of names in `other_names`: values that are accepted
     refuses_unknown: bool = False
 
 
 class Body(BaseModel):
-    """A request body. A field that is null counts as not given; `names` says what happens to those not declared."""
+    """A request body. A null counts as left out; `names` has the rules for undeclared fields."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
     names: ClassVar[Names] = Names()
@@ -71,7 +71,7 @@ def _check_unknown(name: str, honoured: Collection[str], names: Names) -> None:
 
 
 def likely_meant(name: str, known: Iterable[str]) -> str | None:
-    """The known name of which `name` is probably a misspelling."""
+    """The known name that `name` probably misspells."""
     if len(name) > _MAX_NAME_CHARS:
         return None
     return next(iter(get_close_matches(name, list(known), n=1, cutoff=_MISSPELT)), None)
@@ -84,12 +84,12 @@ def _refuse(name: str, value: Any, refused: Refused) -> None:
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether a value asks for nothing: null, false, an empty string or collection, or one of such."""
+    """Whether a value asks for nothing: null, false, an empty string or collection, or a list of these."""
     if isinstance(value, list):
         return all(_is_empty(item) for item in value)
     return value is None or value is False or value in ("", {})
 
 
 def _error(name: str, message: str, *, code: str) -> PydanticCustomError:
-    name = name.encode("utf-8", "backslashreplace").decode()[:_MAX_NAME_CHARS]  # lone surrogates are no JSON
+    name = name.encode("utf-8", "backslashreplace").decode()[:_MAX_NAME_CHARS]  # lone surrogates are invalid in JSON
     return PydanticCustomError("request_field", "{message}", {"message": message, "param": name, "code": code})

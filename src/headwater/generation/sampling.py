@@ -1,4 +1,4 @@
-"""From checked request bodies to what the engine and the text layer need."""
+"""From checked request bodies to the engine's sampling parameters; checks of prompts."""
 
 import contextlib
 import logging
@@ -39,7 +39,7 @@ def native_sampling(given: SamplingInput, model: ModelFacts) -> SamplingParams:
 
 
 def usable_defaults(recommended: Mapping[str, float]) -> dict[str, float]:
-    """What a model's files recommend, without what a request could not ask for either: that is logged."""
+    """The values that a model's files recommend. Values that a request could not ask for are logged and left out."""
     usable: dict[str, float] = {}
     for name, value in recommended.items():
         try:
@@ -52,11 +52,11 @@ def usable_defaults(recommended: Mapping[str, float]) -> dict[str, float]:
 
 
 def check_prompt(prompt_ids: PromptTokens, model: ModelFacts, *, param: str, is_prefill: bool) -> TokenIds:
-    """The prompt as an array. InvalidRequest: it is empty, has ids out of the vocabulary, does not fit the context."""
+    """The prompt as an array. InvalidRequest if it is empty, has ids outside the vocabulary or exceeds the context."""
     if not len(prompt_ids):
         raise bad_request(param, f"{param}: must not be empty; at least one token is needed")
     ids: PromptTokens = prompt_ids
-    with contextlib.suppress(OverflowError):  # one that is out of any vocabulary is found below
+    with contextlib.suppress(OverflowError):  # an id outside any vocabulary is found below
         ids = np.asarray(prompt_ids, dtype=np.int32)
     if (outside := first_outside(ids, model.vocab_size)) is not None:
         message = f"{param}: token ids must be from 0 to {model.vocab_size - 1}, got {outside} (out-of-vocabulary)"
@@ -72,13 +72,13 @@ def check_prompt(prompt_ids: PromptTokens, model: ModelFacts, *, param: str, is_
 
 
 def fit(sampling: SamplingParams, num_prompt_tokens: int, model: ModelFacts) -> SamplingParams:
-    """`sampling` with `max_new_tokens` cut to what the context has left."""
+    """`sampling` with `max_new_tokens` reduced to the room that the prompt leaves in the context."""
     left = model.max_context - num_prompt_tokens
     return sampling if sampling.max_new_tokens <= left else msgspec.structs.replace(sampling, max_new_tokens=left)
 
 
 def for_sample(sampling: SamplingParams, index: int) -> SamplingParams:
-    """The parameters of the `index`-th answer to one prompt: the same but for the noise."""
+    """The parameters of the `index`-th answer to one prompt: only the noise differs."""
     return sampling if index == 0 else msgspec.structs.replace(sampling, seed=(sampling.seed + index) & SEED_MASK)
 
 

@@ -1,7 +1,6 @@
-"""From token ids to text, request by request: what both HTTP APIs and the Python API stand on.
+"""From token ids to text, for both HTTP APIs and the Python API.
 
-No web framework here. A `TextGeneration` is one prompt and one answer; several of them (n, batches) are
-run side by side with `merge`.
+A `TextGeneration` is one prompt and one answer; `merge` runs several of them (n, batches) side by side.
 """
 
 import asyncio
@@ -20,13 +19,13 @@ from headwater.messages.generation import Finish, Generate, Output, OutputMeta, 
 from headwater.tokenization.text_stream import TextStream
 from headwater.tokenization.tokenizer import Tokenizer
 
-SpecialTokenPolicy = Literal["never", "prompts", "always"]  # in which texts special tokens are parsed
+SpecialTokenPolicy = Literal["never", "prompts", "always"]  # texts in which special tokens are parsed
 WHOLE_ANSWER = 1 << 30  # as an output interval: longer than any answer
-ENCODE_IN_THREAD_CHARS = 4096  # longer texts would hold up the event loop for a millisecond and more
+ENCODE_IN_THREAD_CHARS = 4096  # longer texts would block the event loop for a millisecond or more
 
 
 class TextChunk(NamedTuple):
-    """What is new since the last chunk. Tokens without text: a character or stop string is incomplete."""
+    """What is new since the last chunk. Tokens may lack text while a character or stop string is incomplete."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -35,7 +34,7 @@ class TextChunk(NamedTuple):
 
 
 class GenerationObserver(Protocol):
-    """Told of every request's course; what the metrics are made of. Durations in seconds."""
+    """Observes every request, for the metrics. Durations are in seconds."""
 
     def first_token(self, waited_s: float) -> None: ...
 
@@ -79,13 +78,13 @@ class TextGenerator:
             raise from_value_error(ValueError(f"{param}: {message}")) from error
 
     def parses_special(self, given: bool | None, *, is_chat: bool) -> bool:
-        """Whether special tokens spelled out in what a request says become control tokens."""
+        """Whether special tokens spelled out in a request's text become control tokens."""
         if given is not None:
             return given
         return self._special_tokens == "always" or (self._special_tokens == "prompts" and not is_chat)
 
     def together(self) -> AbstractContextManager[None]:
-        """What starts inside reaches the engine at once. No `await` may be inside."""
+        """Requests that start inside reach the engine together. No `await` may be inside."""
         return self._client.together()
 
     def start(self, request: TextRequest) -> "TextGeneration":
@@ -99,7 +98,7 @@ class TextGenerator:
             sampling=request.sampling,
             logprobs=request.logprobs,
             options=request.options,
-            # a stop string is found here, so every token is wanted at once
+            # stop strings are found in this process, so every token is needed at once
             output_interval=1 if request.is_streaming or request.text.stop else WHOLE_ANSWER,
         )
         generation = self._client.generate(message, engine=request.engine)
@@ -109,8 +108,8 @@ class TextGenerator:
 class TextGeneration:
     """An asynchronous iterator of `TextChunk` that also keeps everything so far.
 
-    Raises while iterating: EngineGone, and ApiError when the engine refuses the request (429 for a full
-    queue). A request somebody aborted ends like any other, with `finish.type == "abort"`.
+    Raises while iterating: EngineGone, and ApiError if the engine refuses the request (429 for a full queue). An
+    aborted request ends like any other, with `finish.type == "abort"`.
     """
 
     def __init__(
@@ -177,13 +176,13 @@ class TextGeneration:
         return chunk
 
     async def run(self) -> "TextGeneration":
-        """Go to the end; self."""
+        """Iterate to the end; returns self."""
         async for _ in self:
             pass
         return self
 
     def close(self) -> None:
-        """Stop; the engine is told unless it has ended the request. Harmless when repeated."""
+        """Stop. The engine aborts the request unless it has ended. Harmless when repeated."""
         if self._is_open:
             self._is_open = False
             self._generation.close()
@@ -202,7 +201,7 @@ class TextGeneration:
         return TextChunk("".join(pieces), token_ids, tuple(self.logprobs[num_logprobs:]), self.finish)
 
     def _absorb_one(self, output: Output) -> str:
-        """Take in one step's output; the text it brought."""
+        """Add the output of one step; returns its text."""
         if output.meta is not None:
             self.meta = output.meta
         if output.prompt_logprobs is not None:
@@ -242,12 +241,12 @@ class TextGeneration:
 
 
 async def merge(generations: Sequence[TextGeneration]) -> AsyncGenerator[list[tuple[int, TextChunk]]]:
-    """What several generations have brought since the last time: (index, chunk), one at most of each.
+    """New chunks of several generations as (index, chunk), at most one of each generation at a time.
 
-    The chunks agree with the state of their generations until the next one is asked for: use them before any
-    await. All generations are closed at the end. Raises the first error of any of them.
+    The chunks agree with the state of their generations only until the next iteration: use them before any await. All
+    generations are closed at the end. Raises the first error of any generation.
     """
-    if len(generations) == 1:  # no task in between: it would cost as much as the rest of a chunk
+    if len(generations) == 1:  # without a task, which would cost as much as the rest of a chunk
         try:
             async for chunk in generations[0]:
                 yield [(0, chunk)]
@@ -263,7 +262,7 @@ async def merge(generations: Sequence[TextGeneration]) -> AsyncGenerator[list[tu
             async for chunk in generation:
                 arrived[index] = _joined(arrived[index], chunk) if index in arrived else chunk
                 news.set()
-        except Exception as error:  # noqa: BLE001 - raised again below, by whoever iterates
+        except Exception as error:  # noqa: BLE001 - raised again below, in the iterating task
             errors.append(error)
             news.set()
 

@@ -1,4 +1,4 @@
-"""Accepted ranges, written once: they check the input, word the 400 and appear in /openapi.json."""
+"""Accepted ranges, each written once: for the check, the words of the 400 and /openapi.json."""
 
 from array import array
 from collections.abc import Callable, Sequence
@@ -63,7 +63,7 @@ Priority = Annotated[int, AfterValidator(within(-(2**31), 2**31 - 1)), _span(-(2
 
 
 def check_unicode(text: Any) -> Any:
-    """JSON may spell half a surrogate pair; no tokenizer can encode one."""
+    """JSON may contain half a surrogate pair, which no tokenizer can encode."""
     if isinstance(text, str) and not text.isascii():
         try:
             text.encode()
@@ -124,7 +124,7 @@ def check_logit_bias(bias: dict[int, float]) -> dict[int, float]:
 
 
 StopTokenIds = Annotated[list[int], AfterValidator(_bounded(MAX_STOP_TOKEN_IDS))]
-# how they are given; `read_prompt_ids` says as what they arrive
+# the type in /openapi.json; `read_prompt_ids` makes arrays
 PromptIds = Annotated[list[int] | list[list[int]], WrapValidator(lambda value, read: read_prompt_ids(value, read))]
 LogprobTokenIds = Annotated[list[int], AfterValidator(_bounded(MAX_LOGPROB_TOKEN_IDS))]
 LogitBias = Annotated[dict[int, float], AfterValidator(check_logit_bias)]
@@ -141,14 +141,14 @@ def first_outside(token_ids: Sequence[int] | npt.NDArray[Any], vocab_size: int) 
 
 
 def read_prompt_ids(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
-    """One prompt's token ids, or a list of prompts': int32 arrays, for which each integer is looked at once.
+    """One prompt's token ids, or a list of prompts', as int32 arrays.
 
-    What is no plain list of integers is read by pydantic, and stays a list, or is refused in its words.
+    Anything but a plain list of integers is read by pydantic: it stays a list, or is refused in pydantic's words.
     """
     try:
         if isinstance(value, list) and value:
             return [_int32_array(ids) for ids in value] if isinstance(value[0], list) else _int32_array(value)
-    except (TypeError, OverflowError):  # one that is no integer, or too large for any vocabulary
+    except (TypeError, OverflowError):  # an item that is not an integer, or too large for any vocabulary
         pass
     return read(value)
 
@@ -160,7 +160,7 @@ def _int32_array(token_ids: Any) -> TokenIds:
 
 
 def timeout_seconds(value: Any, max_s: float) -> float:
-    """A duration from a query string or JSON. ValueError that tells the range."""
+    """A duration from a query string or JSON. Raises ValueError that names the range."""
     expected = f"must be a number of seconds from 0 to {max_s:g}"
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{expected}, got {value!r}")

@@ -1,4 +1,4 @@
-"""The web application: routes, middleware and error shape put together."""
+"""The web application: routes, middleware and error handlers."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -51,7 +51,7 @@ With keys set, send `Authorization: Bearer <key>`.
 
 
 def create_app(state: ApiState) -> FastAPI:
-    """The application for one state. Its lifespan starts the client (unless it has been) and closes it."""
+    """The application for one state. Its lifespan starts the client, unless it has started, and closes it."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -73,7 +73,7 @@ def create_app(state: ApiState) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     app.include_router(head_routes())
-    # The last one added sees a request first: even a refused one has its id.
+    # The last one added sees a request first, so even a refused request has its id.
     app.add_middleware(CompressedBody, max_body_bytes=state.limits.max_body_bytes)
     app.add_middleware(BodyLimit, max_body_bytes=state.limits.max_body_bytes)
     app.add_middleware(Authentication, keys=app.state.keys)
@@ -91,7 +91,7 @@ def create_app(state: ApiState) -> FastAPI:
 
 
 def head_routes() -> APIRouter:
-    """HEAD wherever GET is and changes nothing: proxies, monitors and `curl -I` ask so."""
+    """HEAD for each GET that changes nothing: proxies, monitors and `curl -I` use it."""
     router = APIRouter()
     for route in _reading_routes():
         router.add_api_route(

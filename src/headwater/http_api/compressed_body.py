@@ -11,12 +11,12 @@ from headwater.http_api.middleware import body_too_large, drain
 
 GZIP = frozenset({"gzip", "x-gzip"})
 GZIP_WBITS = 31
-MAX_MEMBERS = 16  # gzip files may be strung together; thousands of empty ones only cost time
-ABOUT_THE_BODY = frozenset({b"content-encoding", b"content-length"})  # as it was sent
+MAX_MEMBERS = 16  # a gzip body may have several members; thousands of empty ones only cost time
+ABOUT_THE_BODY = frozenset({b"content-encoding", b"content-length"})  # of the compressed body
 
 
 class CompressedBody:
-    """Hands the app a body as it was before it was compressed."""
+    """Gives the app the decompressed body."""
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
         self.app = app
@@ -50,7 +50,7 @@ class CompressedBody:
 
 
 class Inflater:
-    """Gunzips a body as it arrives, never more than `max_bytes` of it."""
+    """Decompresses a body as it arrives, up to `max_bytes`."""
 
     def __init__(self, *, max_bytes: int) -> None:
         self._max_bytes = self._left_bytes = max_bytes
@@ -58,7 +58,7 @@ class Inflater:
         self._num_members = 1
 
     def feed(self, data: bytes, *, is_last: bool) -> bytes:
-        """What `data` holds. Raises ApiError: 413 beyond the bound, 400 for what is no gzip or ends too early."""
+        """The decompressed `data`. Raises ApiError: 413 beyond the bound, 400 if it is not gzip or is truncated."""
         pieces = []
         try:
             while data:

@@ -6,7 +6,7 @@
 | sends over MAX_HEADERS headers                    | 431, connection closed                     |
 | has not sent its headers after `header_timeout_s` | 408, connection closed                     |
 | sends its body slower than MIN_BODY_BYTES_PER_S   | 408, connection closed                     |
-| comes when `max_connections` are open             | the place of one that waits, or a 503      |
+| connects when `max_connections` are open          | the place of a waiting connection, or 503  |
 | sends what is not HTTP                            | 400, connection closed                     |
 | reads nothing of its answer for WRITE_STALL_S     | connection closed                          |
 
@@ -26,11 +26,11 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from headwater.generation.errors import ApiError
 
 MAX_HEADERS = 200
-MAX_PIPELINED = 16  # requests sent ahead on one connection; what clients of this API do not do at all
+MAX_PIPELINED = 16  # requests sent ahead on one connection; clients of this API send none
 FRAMING = frozenset({b"content-length", b"transfer-encoding"})  # headers of a request that has a body
 BODY_GRACE_S = 20.0  # a body's time before its speed counts
 MIN_BODY_BYTES_PER_S = 1024
-WRITE_STALL_S = 120.0  # a client's time to read what its connection holds, some 100 KB
+WRITE_STALL_S = 120.0  # a client's time to read the bytes that its connection holds, some 100 KB
 LINGER_S = 1.0  # a refused client's time to read its answer; closed at once, many systems would discard it
 LINGER_BYTES = 1 << 20
 
@@ -55,10 +55,10 @@ class Refusal(NamedTuple):
 class Stage(Enum):
     """What a connection is waiting for."""
 
-    HEADERS = auto()  # of its first request, or of one that has begun
+    HEADERS = auto()  # of the first request, or of one that has begun
     BODY = auto()
-    NOTHING = auto()  # a request was read: its answer, or the next one within uvicorn's keep-alive
-    REFUSED = auto()  # only that its client reads the refusal
+    NOTHING = auto()  # a request was read: the server answers, or uvicorn's keep-alive runs
+    REFUSED = auto()  # the client has yet to read the refusal
 
 
 class Connections:
@@ -70,9 +70,9 @@ class Connections:
         self.num_open = 0
 
     def make_room(self) -> bool:
-        """Whether there is room for one more. A client that has sent no whole request has to leave for one that comes.
+        """Whether there is room for one more connection. If not, the oldest one without a whole request is closed.
 
-        So clients that send nothing, or half of something, cannot keep others out.
+        So clients that send nothing, or half a request, cannot keep others out.
         """
         if self.num_open < self.limits.max_connections:
             return True
@@ -155,7 +155,7 @@ class Connection(HttpToolsProtocol):
                 self.parser = httptools.HttpRequestParser(BodyOnly(self))
                 self.parser.feed_data(b"POST / HTTP/1.1\r\n" + head + b"\r\n" + data[upgrade.args[0] :])
 
-    # --- what the parser says ------------------------------------------------------------------------
+    # --- calls of the parser ------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -169,7 +169,7 @@ class Connection(HttpToolsProtocol):
         self._count_header(len(name) + len(value))
         if len(self.headers) >= MAX_HEADERS:
             self._stop_parsing(Refusal(431, f"a request may have at most {MAX_HEADERS} headers", "headers_too_large"))
-        if self.stage is Stage.HEADERS:  # what follows a body is counted, and of no use here
+        if self.stage is Stage.HEADERS:  # trailers after a body are counted, and not used
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -247,7 +247,7 @@ class Connection(HttpToolsProtocol):
         self._refuse(Refusal(408, f"the headers were not complete after {seconds:g} s", "headers_late"))
 
     def _check_body(self) -> None:
-        """A body has BODY_GRACE_S, and more as it arrives. What we do not read ourselves is not held against it."""
+        """A body has BODY_GRACE_S, and more as it arrives. Time in which the server does not read does not count."""
         self._timer = None
         allowed_s = BODY_GRACE_S + self._num_body_bytes / MIN_BODY_BYTES_PER_S
         left_s = self._body_began_s + allowed_s - self.loop.time()
@@ -283,7 +283,7 @@ class Connection(HttpToolsProtocol):
         self.stage, self._num_unparsed = Stage.REFUSED, 0
         if self.transport.is_closing():
             return
-        if self._has_request():  # whoever waits for its body, or answers it, ends
+        if self._has_request():  # the route that reads the body, or answers, ends
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if can_answer:
@@ -297,7 +297,7 @@ class Connection(HttpToolsProtocol):
 
 
 class BodyOnly:
-    """What a parser tells of a request whose headers are known."""
+    """Facts of a request whose headers have been parsed."""
 
     def __init__(self, connection: Connection) -> None:
         self.on_body = connection.on_body
@@ -305,7 +305,7 @@ class BodyOnly:
 
 
 def answer_bytes(refusal: Refusal) -> bytes:
-    """A whole answer of the one error shape, for clients whose request never reached the app."""
+    """A complete error answer in the usual shape, for clients whose request never reached the app."""
     error = ApiError(refusal.status, refusal.message, code=refusal.code)
     body = msgspec.json.encode(error.body())
     headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}

@@ -1,4 +1,4 @@
-"""Exceptions of routes, as the web framework hands them over, become answers of the one error shape."""
+"""Exceptions of routes become error answers of one shape."""
 
 import msgspec
 from fastapi import FastAPI, Request
@@ -18,7 +18,7 @@ def error_response(error: ApiError) -> Response:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Make every exception of a route a JSON answer. What is none of ours is a 500 and goes to the log."""
+    """Answer every exception of a route with JSON. Unknown exceptions are logged and answered with 500."""
 
     async def handle(_: Request, error: Exception) -> Response:
         answer = as_api_error(error)

@@ -1,4 +1,4 @@
-"""The HTTP server: uvicorn with bounded connections, which stays quiet when there are no descriptors left."""
+"""The HTTP server: uvicorn with bounded connections. It survives running out of file descriptors."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from headwater.http_api.connection import Connection, ConnectionLimits, Connections
 
 ACCEPTED_AT_ONCE = 32  # per turn of the event loop; four turns of it must fit into the descriptors that are left free
-QUEUE = 2048  # connections that the system holds for us: beyond it their clients try again after a second
+QUEUE = 2048  # connections that the system holds until we accept them; further clients retry after a second
 OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 COMPLAIN_EVERY_S = 10.0
 
@@ -46,9 +46,9 @@ class HttpServer(uvicorn.Server):
 
 
 class AcceptErrors:
-    """An exception handler of the event loop: one line, now and then, when there are no descriptors to accept with.
+    """An exception handler of the event loop: logs a line from time to time when file descriptors have run out.
 
-    The loop itself tries again every second; it would log a traceback for each connection that it cannot accept.
+    The loop retries every second, and by itself would log a traceback for each connection that it cannot accept.
     """
 
     def __init__(self) -> None:

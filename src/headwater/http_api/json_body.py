@@ -1,6 +1,6 @@
-"""JSON from clients: what cannot be read, or should not be, is a 400 that says why.
+"""JSON from clients. Invalid or too deeply nested JSON is a 400 that gives the reason.
 
-Python's own parser raises five kinds of errors, some of them only for texts made to find them.
+Python's parser raises five kinds of errors, some of them only for texts made to find them.
 """
 
 import json
@@ -17,7 +17,7 @@ from headwater.tokenization.json_nesting import MAX_NESTING, is_too_deep
 def parse_json(
     data: bytes, *, what: str = "the body", pairs: Callable[[list[tuple[str, Any]]], Any] | None = None
 ) -> Any:
-    """The value of a JSON text; `pairs` makes an object of its members. Raises ApiError 400, `what` in its words."""
+    """The value of a JSON text; `pairs` builds an object from its members. Raises ApiError 400 that names `what`."""
     if is_too_deep(data):
         raise _not_json(f"{what} must not be nested deeper than {MAX_NESTING} levels")
     try:

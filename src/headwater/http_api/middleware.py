@@ -1,4 +1,4 @@
-"""What happens to every request before its route: an id, a look at its site, a bound on the body.
+"""Steps before every route: a request id, a check of the web page that sends it, a bound on the body.
 
 Plain ASGI: cheap per chunk.
 """
@@ -18,7 +18,7 @@ MAX_REQUEST_ID_CHARS = 256
 DRAIN_BYTES = 64 << 20  # of a refused body: most clients read no answer before they have sent it all
 DRAIN_S = 10.0
 PREFLIGHT = "access-control-request-method"
-MAX_TOLD = 20  # refusals of web pages that the log tells
+MAX_LOGGED = 20  # refused web pages that the log reports
 log = logging.getLogger(__name__)
 # A key of the scope: `send` as it is below the layers of middleware and routing. They look at the start of an answer
 # alone, so a stream sends the rest past them: in a profile each layer took 2 to 4 % of an event.
@@ -26,7 +26,7 @@ UNWRAPPED_SEND = "headwater.unwrapped_send"
 
 
 class RequestId:
-    """Echoes X-Request-ID, or makes one."""
+    """Returns the X-Request-ID of the request, or a new one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -103,7 +103,7 @@ async def drain(receive: Receive) -> None:
 class SiteGuard:
     """Answers 403 to pages of other sites and to foreign names.
 
-    The page's own browser shows little of that; so the log says once of each what would let it in.
+    The page's browser shows little of this, so the log names once for each page the flag that would admit it.
     """
 
     def __init__(self, app: ASGIApp, *, policy: SitePolicy) -> None:
@@ -116,7 +116,7 @@ class SiteGuard:
             headers = Headers(scope=scope)
             method = scope["method"]
             refusal = self.policy.refusal(method, scope["path"], headers)
-            if method == "OPTIONS":  # a browser asks whether it may; without CORS headers it does not
+            if method == "OPTIONS":  # a browser asks for permission; an answer without CORS headers refuses it
                 self._tell(self.policy.refusal(headers.get(PREFLIGHT, method), scope["path"], headers))
             elif refusal is not None:
                 self._tell(refusal)
@@ -125,6 +125,6 @@ class SiteGuard:
         await self.app(scope, receive, send)
 
     def _tell(self, refusal: ApiError | None) -> None:
-        if refusal is not None and refusal.message not in self._told and len(self._told) < MAX_TOLD:
+        if refusal is not None and refusal.message not in self._told and len(self._told) < MAX_LOGGED:
             self._told.add(refusal.message)
             log.warning("refused: %s", refusal.message)

@@ -1,4 +1,4 @@
-"""Pages for people: the front page and the documentation. Everything they need comes from this server."""
+"""Pages for people: the front page and the documentation. They load nothing from other servers."""
 
 from html import escape
 from importlib.resources import files
@@ -16,7 +16,7 @@ from headwater.version import version
 
 # FastAPI's page takes these from a CDN
 SWAGGER_FILES = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon.png": "image/png"}
-# nothing from elsewhere, and in no other site's frame: a click there would be one on this server's page
+# loads nothing from other servers, and no other site may frame the page and capture clicks on it
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
 }
@@ -33,7 +33,7 @@ router = APIRouter(route_class=JsonRoute, tags=["information"])
 
 @router.get("/", summary="What this is")
 async def front_page(request: Request, services: InjectedServices) -> Response:
-    """A short page for browsers, the same as JSON for programs. Also while the model loads."""
+    """A short page for browsers, the same facts as JSON for programs. It also answers while the model loads."""
     model, is_serving = services.state.model, services.state.is_serving
     name = model.served_name if model else None
     if "text/html" not in request.headers.get("accept", ""):
@@ -53,14 +53,14 @@ async def front_page(request: Request, services: InjectedServices) -> Response:
 
 @router.get("/docs", include_in_schema=False)
 async def documentation() -> Response:
-    """Swagger UI. Its addresses are relative: a proxy may serve it below a path."""
+    """Swagger UI. Its addresses are relative, so a proxy may serve it below a path."""
     page = get_swagger_ui_html(
         openapi_url="openapi.json",
         title="Headwater",
         swagger_js_url="docs/swagger-ui-bundle.js",
         swagger_css_url="docs/swagger-ui.css",
         swagger_favicon_url="docs/favicon.png",
-        swagger_ui_parameters={"validatorUrl": None},  # it would ask a server elsewhere
+        swagger_ui_parameters={"validatorUrl": None},  # would send the schema to another server
     )
     page.headers.update(PAGE_HEADERS)
     return page

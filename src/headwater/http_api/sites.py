@@ -1,9 +1,11 @@
-"""Keeps web pages of other sites from using the server through the browser of somebody who visits them.
+"""Keeps web pages of other sites from using the server through their visitors' browsers.
 
-A page can send requests to any address that its visitor reaches, a server on localhost above all. It cannot read the
-answers, but a flush or a thousand tokens are spent. What browsers say of such requests (`Sec-Fetch-Site`, `Origin`,
-`Referer`) no page can forge; programs say nothing of the kind. By DNS rebinding a page makes its own name mean the
-server's address; then the browser takes both for one site, and only the `Host` tells.
+A page can send requests to any address that its visitor reaches, above all to a server on localhost. It cannot read
+the answers, but it can flush the cache or spend tokens. Browsers mark such requests (`Sec-Fetch-Site`, `Origin`,
+`Referer`), and no page can forge these headers; programs do not send them.
+
+With DNS rebinding a page makes its own name resolve to the server's address. The browser then takes both for one site,
+and only the `Host` header shows the difference.
 """
 
 import ipaddress
@@ -19,7 +21,7 @@ CHANGING_BY_GET = frozenset(
     {"/flush_cache", "/release_memory_occupation", "/resume_memory_occupation", "/health_generate"}
 )
 PROBES = frozenset({"/health", "/ready", "/ping", "/metrics"})
-# this machine, as containers on it call it
+# names that containers use for their host
 OWN_NAMES = frozenset({"localhost", "host.docker.internal", "host.containers.internal"})
 MAX_SHOWN = 200  # characters of a name that a client sent
 DEFAULT_PORTS = (":80", ":443")
@@ -27,7 +29,7 @@ DEFAULT_PORTS = (":80", ":443")
 
 @dataclass(frozen=True, slots=True)
 class SitePolicy:
-    """Whose pages may use the server, and by which names it is known."""
+    """Which sites' pages may use the server, and which names the server has."""
 
     allowed_origins: frozenset[str] = frozenset()  # as browsers spell them; "*": every one
     allowed_hosts: frozenset[str] = frozenset()  # without port; "*": every one
@@ -39,9 +41,9 @@ class SitePolicy:
     ) -> "SitePolicy":
         """For a server that listens on `host`.
 
-        Names are checked where rebinding threatens: on a server that only this machine reaches, and that asks for no
-        key. One that others reach has names that we do not know, of services and proxies; a page has no key. Naming
-        hosts turns the check on everywhere.
+        Names are checked where rebinding threatens: on a server that only this machine reaches and that needs no key.
+        Other servers have names of services and proxies that we do not know, and pages have no key. `hosts` turns the
+        check on everywhere.
         """
         known = {name.lower() for name in (*hosts, host, socket.gethostname())}
         return cls(
@@ -51,7 +53,7 @@ class SitePolicy:
         )
 
     def refusal(self, method: str, path: str, headers: Mapping[str, str]) -> ApiError | None:
-        """Why this request may not pass, or None. Names of `headers` are in small letters."""
+        """Why this request is refused, or None. Names of `headers` are in lower case."""
         path = path.rstrip("/") or "/"
         if self.checks_host and method != "OPTIONS" and path not in PROBES:
             host = headers.get("host", "")
@@ -77,7 +79,7 @@ class SitePolicy:
         if origin and (origin in self.allowed_origins or "*" in self.allowed_origins):
             return False
         site = headers.get("sec-fetch-site")
-        if site is not None:  # the browser compared already; behind a proxy it alone knows
+        if site is not None:  # the browser has compared them; behind a proxy only the browser can
             return site not in ("same-origin", "none")
         page = origin or headers.get("referer", "").lower()
         own = {_without_default_port(headers.get(name, "").lower()) for name in ("host", "x-forwarded-host")}
@@ -85,7 +87,7 @@ class SitePolicy:
 
 
 def host_name(host: str) -> str:
-    """The name in a Host header, in small letters: no port, no brackets, no dot at its end."""
+    """The name in a Host header, in lower case, without port, brackets and final dot."""
     name = host.strip().lower()
     if name.startswith("["):
         return name[1:].partition("]")[0]
@@ -93,7 +95,7 @@ def host_name(host: str) -> str:
 
 
 def is_address(name: str) -> bool:
-    """Whether this is an IP address: no page can make one mean another machine."""
+    """Whether this is an IP address, which no page can redirect to another machine."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -107,7 +109,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _authority(page: str) -> str | None:
-    """Host and port of an origin or address; None for `null` and for what is neither."""
+    """Host and port of an origin or address; None for `null` and anything else."""
     try:
         return _without_default_port(urlsplit(page).netloc) or None
     except ValueError:

@@ -1,4 +1,4 @@
-"""Answers that last: server-sent events, and work that ends when its client has left."""
+"""Long answers: server-sent events, and work that ends when its client disconnects."""
 
 import asyncio
 import logging
@@ -18,17 +18,17 @@ T = TypeVar("T")
 
 JSON = "application/json"
 STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The answer, or its events.", "content": {JSON: {}, "text/event-stream": {}}},
-    400: {"description": "A parameter is wrong; `error.param` names it."},
+    200: {"description": "The answer, or a stream of events.", "content": {JSON: {}, "text/event-stream": {}}},
+    400: {"description": "A parameter is invalid; `error.param` names it."},
     429: {"description": "The queue is full."},
-    503: {"description": "Loading, shutting down, or the engine is gone."},
+    503: {"description": "The model is loading, the server is shutting down, or the engine is gone."},
 }
 
 DONE = b"data: [DONE]\n\n"
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # proxies that know it pass each event on at once
+    (b"x-accel-buffering", b"no"),  # proxies that know the header forward each event at once
 ]
 
 
@@ -40,9 +40,9 @@ def event(payload: object) -> bytes:
 class EventStream(Response):
     """Sends the events of an asynchronous generator, then `[DONE]`; calls `close` whatever happens.
 
-    The status is decided by the generator's first event: if it raises before, the answer is that error with
-    its own status; if it raises later, the stream ends with an error event, and `[DONE]` if `closes_errors` (a client
-    that looks for nothing else takes that for success). A client that leaves ends it.
+    If the generator raises before its first event, the answer is that error with its own status. If it raises later,
+    the stream ends with an error event, followed by `[DONE]` if `closes_errors`: clients that look for `[DONE]` alone
+    take it for success. A client that disconnects ends the stream.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class EventStream(Response):
     async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             first = await anext(self._events, b"")
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+        except Exception as error:  # noqa: BLE001 - the client gets an answer in any case
             await error_response(described(error))(scope, receive, send)
             return
         await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
@@ -82,7 +82,7 @@ class EventStream(Response):
 
 
 async def while_connected(work: Coroutine[Any, Any, T], receive: Receive) -> T:
-    """The result of `work`, which is cancelled (and awaited) when the client leaves. Raises ClientLeft.
+    """The result of `work`, which is cancelled (and awaited) when the client disconnects. Raises ClientLeft.
 
     The request's body must have been read.
     """
@@ -110,7 +110,7 @@ def _part(body: bytes) -> Message:
 
 
 def described(error: Exception) -> ApiError:
-    """The answer for any exception; a bug goes to the log and is told as such, without details."""
+    """The answer for any exception. A bug is logged, and its answer has no details."""
     answer = as_api_error(error)
     if answer is None:
         log.error("a stream failed", exc_info=error)

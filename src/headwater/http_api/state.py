@@ -1,4 +1,4 @@
-"""What the routes work with: one explicit object, built by the launcher."""
+"""The state that all routes share: one object, built by the launcher."""
 
 import asyncio
 import time
@@ -22,14 +22,14 @@ class ApiState:
     admin_api_key: str | None = None
     limits: RequestLimits = field(default_factory=RequestLimits)
     sites: SitePolicy = field(default_factory=SitePolicy)
-    special_tokens: SpecialTokenPolicy = "prompts"  # in which texts spelled out ones are parsed
+    special_tokens: SpecialTokenPolicy = "prompts"  # in which texts special tokens are parsed
     tokenizer: Tokenizer | None = None
     model: ModelFacts | None = None
     started_at_s: float = field(default_factory=time.time)  # Unix time
     is_shutting_down: bool = False
 
     def set_ready(self, *, tokenizer: Tokenizer, model: ModelFacts) -> None:
-        """The model has loaded: requests are taken from now on."""
+        """The model has loaded: requests are accepted from now on."""
         self.tokenizer = tokenizer
         self.model = model
 
@@ -40,7 +40,7 @@ class ApiState:
 
     @property
     def is_serving(self) -> bool:
-        """Whether a request that arrives now would be taken."""
+        """Whether a request that arrives now would be accepted."""
         return self.model is not None and not self.is_shutting_down and self.client.can_serve
 
     def require_model(self) -> tuple[Tokenizer, ModelFacts]:
@@ -52,7 +52,7 @@ class ApiState:
         return self.tokenizer, self.model
 
     def begin_shutdown(self, *, grace_s: float = 1.0) -> None:
-        """Take nothing new from now on; after `grace_s` end running streams with a final error event.
+        """Refuse new requests from now on; after `grace_s` end running streams with a final error event.
 
         Runs inside the event loop. /health answers 503 at once.
         """

@@ -30,7 +30,7 @@ class LogprobParams(Struct):
     """Which log-probabilities (natural log, of the raw logits' softmax) a request wants."""
 
     top: int = 0  # alternatives per position
-    token_ids: tuple[int, ...] = ()  # these ids at every position, too
+    token_ids: tuple[int, ...] = ()  # further ids to report at every position
     prompt_start: int = -1  # first prompt position to report; -1: outputs only
 
 
@@ -64,7 +64,7 @@ class Abort(Call, tag="abort"):
     """End requests. With `match="prefix"` every rid that begins with `rid`; `match="all"` ignores `rid`.
 
     Answered by `Done` (an unknown rid is not an error); each ended request also gets its last output.
-    `finish` tells the client's own reason, for example a stop string it found.
+    `message` is the reason that this output reports.
     """
 
     rid: str = ""
@@ -93,7 +93,7 @@ class Finish(Struct):
 
 
 class OutputMeta(Struct):
-    """Facts of a request beside its tokens; sent with its first and with its last output."""
+    """Facts of a request besides its tokens; sent with its first and its last output."""
 
     prompt_tokens: int
     cached_device: int = 0  # prompt tokens found on each tier
@@ -107,7 +107,7 @@ class OutputMeta(Struct):
 
 
 class Output(Struct, array_like=True):
-    """What one step brought one request."""
+    """What one step produced for one request."""
 
     rid: str
     token_ids: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""What a request is told besides its tokens: why it cannot run, and how it ran."""
+"""The answers of a request besides its tokens: why it cannot run, and how it ran."""
 
 from headwater.messages.generation import Finish, OutputMeta
 from headwater.scheduling.request import Request
@@ -20,13 +20,13 @@ def engine_failed(error: Exception) -> Finish:
 
 
 def first_line(error: Exception) -> str:
-    """Kind and text of an error, short enough for an answer; the log has all of it."""
+    """Kind and text of an error, short enough for an answer; the log has the whole text."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0][:_MAX_ERROR_CHARS]}" if lines else type(error).__name__
 
 
 def refuse_rid(rid: str) -> Finish:
-    """Two requests of one client cannot have one name: neither could be aborted."""
+    """Two requests of one client cannot share a rid: an abort could not choose between them."""
     return _refuse(f"rid {rid!r} is already in use by a request that has not finished")
 
 
@@ -48,18 +48,18 @@ def refuse_for_ever(request: Request, *, vocab_size: int, context: int, capacity
 
 
 def refuse_queue(num_waiting: int) -> Finish:
-    """The client may come again."""
+    """The client may try again."""
     message = f"the queue is full: {num_waiting} requests wait already"
     return Finish(type="abort", status=429, message=message, err_type="rate_limit_error")
 
 
 def refuse_now(reason: str) -> Finish:
-    """Nothing new is taken at the moment; another engine, or the same one later, may take it."""
+    """No new request is accepted now; another engine, or this engine later, may accept it."""
     return Finish(type="abort", status=503, message=reason, err_type="service_unavailable")
 
 
 def describe(request: Request, *, generation: int, weight_version: str) -> OutputMeta:
-    """How the request stands: tokens by where they came from, retractions, versions, time in the queue."""
+    """Facts of the request so far: prompt tokens by tier, retractions, versions of the weights, time in the queue."""
     queued_s = 0.0 if request.started_s is None else request.started_s - request.arrived_s
     found = request.loading
     return OutputMeta(

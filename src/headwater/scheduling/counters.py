@@ -14,7 +14,7 @@ class Counters:
     cached_tokens_storage: int = 0
     num_refused: int = 0
     num_aborted: int = 0
-    num_failed: int = 0  # requests that ended since their step, or their arrival, raised
+    num_failed: int = 0  # requests that ended because their step or their arrival raised
     num_failed_steps: int = 0
     num_finished: int = 0
     num_retractions: int = 0

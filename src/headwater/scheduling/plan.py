@@ -39,8 +39,8 @@ class PageUpdate(Struct, frozen=True, eq=False):
 class StepPlan(Struct, frozen=True, eq=False):
     """One forward pass. Rows [0, num_decodes) compute one token each and sample; the rest are prefill chunks.
 
-    Row r computes positions num_computed[r] .. num_computed[r] + num_tokens[r] - 1 of its sequence, attends
-    to everything before them through the slot's page table, and samples the next token if samples[r].
+    Row r computes positions num_computed[r] .. num_computed[r] + num_tokens[r] - 1 of its sequence. It attends to all
+    earlier positions through the slot's page table, and samples the next token if samples[r].
     """
 
     step_id: int

@@ -1,4 +1,4 @@
-"""Puts the rows of a step together."""
+"""Builds the plan of a step from its rows."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ Row = tuple[Request, int, bool]  # request, tokens, whether it samples
 
 
 class PlanBuilder:
-    """Collects rows, decodes before prefill chunks, and what must change in the runner's slots first."""
+    """Collects the rows of a step, decodes before prefill chunks, and the requests that enter slots with it."""
 
     def __init__(self, *, max_tokens: int) -> None:
         self.num_tokens_left = max_tokens

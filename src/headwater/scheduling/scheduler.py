@@ -1,4 +1,4 @@
-"""Decides what runs next. Knows requests, slots and the cache; no torch, no I/O, no clock of its own."""
+"""Decides what runs next, from requests, slots and the cache. No torch, no I/O, no clock of its own."""
 
 from dataclasses import dataclass
 from operator import attrgetter
@@ -35,7 +35,7 @@ _MIN_PREFILL_SAMPLE = 64  # prompt tokens of a step from which its time says som
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """Sizes the scheduler keeps to."""
+    """Sizes that the scheduler respects."""
 
     max_running: int  # slots
     max_step_tokens: int  # tokens of one step, decodes and prefill chunks together
@@ -46,7 +46,7 @@ class SchedulerLimits:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What may run now. Closed while a pause, a holding flush or a weight update wants it so."""
+    """What may run now. A pause, a holding flush or a weight update closes it."""
 
     may_run: bool = True  # launch steps at all
     may_start: bool = True  # admit requests that have never started
@@ -72,8 +72,8 @@ class Scheduler:
         self.weights_id = weights_id
         self.weight_version = weight_version
         self.counters = Counters()
-        self.why_refusing: dict[str, str] = {}  # nothing new is taken, for these reasons
-        self.admission = Admission()  # set by the loop, from what holds it closed
+        self.why_refusing: dict[str, str] = {}  # new requests are refused for these reasons, by their source
+        self.admission = Admission()  # set by the loop in each turn
         self._clock = clock
         self._eos_token_ids = eos_token_ids
         self._vocab_size = vocab_size
@@ -89,7 +89,7 @@ class Scheduler:
     # --- requests come and go -----------------------------------------------------------------------
 
     def add(self, message: Generate, *, client: bytes) -> None:
-        """Queue a request. One that can never run is answered at once, with the reason; so is one that raises."""
+        """Queue a request. If it can never run, or raises, it is answered at once with the reason."""
         request: Request | None = None
         try:
             request = Request(message, client=client, arrived_s=self._clock.now())
@@ -116,7 +116,7 @@ class Scheduler:
         self.counters.prompt_tokens += request.num_prompt_tokens
 
     def _fail_arrival(self, request: Request, error: Exception) -> None:
-        """Answer a request that could not be taken in, wherever that was."""
+        """Answer a request whose arrival raised, at whatever point."""
         self.counters.num_failed += 1
         if self._requests.get((request.client, request.rid)) is request:
             if request in self.waiting or request.phase is Phase.LOADING:
@@ -142,16 +142,16 @@ class Scheduler:
         return self._outputs.take()
 
     def retract_all(self) -> int:
-        """Take the pages of every running request, which then waits; returns how many."""
+        """Return every running request to the queue, without its pages; returns how many."""
         running = list(self.running)
         for request in running:
             self._retract(request)
         return len(running)
 
     def begin_weights(self, weights_id: str, *, end_ids: tuple[int, ...] = ()) -> None:
-        """From now on requests are matched against `weights_id`; those that have begun are marked.
+        """Match requests against `weights_id` from now on, and note the change in those that have begun.
 
-        Answers end at `end_ids`, too, until other weights begin; those of requests that are here already as well.
+        Until other weights begin, `end_ids` end answers as well, also those of requests that are here already.
         """
         self.weights_id = weights_id
         self._end_ids_of_weights = frozenset(end_ids)
@@ -162,7 +162,7 @@ class Scheduler:
                 request.weights_versions.append((self.weight_version, request.num_outputs))
 
     def in_flight(self) -> dict[str, int]:
-        """What keeps the engine from being idle. Requests that the admission keeps out hold nothing."""
+        """The blockers: requests that keep the engine from being idle. Those that admission keeps out do not count."""
         if not self._requests:
             return {}
         is_open = self.admission.may_run and self.admission.may_start
@@ -173,7 +173,7 @@ class Scheduler:
     # --- planning -----------------------------------------------------------------------------------
 
     def plan_step(self) -> StepPlan | None:
-        """What runs next, or None if nothing can. Launch it; its pages are in use until it is collected."""
+        """The next step, or None if nothing can run. The caller launches it; its pages are in use until `collect`."""
         for request in self.loading.take_arrived():
             self.waiting.add(request)
         if not self.admission.may_run or not (self.running or self.waiting):
@@ -193,7 +193,7 @@ class Scheduler:
         return plan
 
     def _plan_decodes(self, builder: PlanBuilder) -> None:
-        # In order of service: whoever is retracted for pages comes later, so its row is not planned yet.
+        # In order of service: a request that is retracted for pages is served later, so its row is not planned yet.
         for request in sorted(self.running, key=_queue_key):
             if request.phase is not Phase.DECODING:  # still prefilling, or retracted for one before it
                 continue
@@ -251,22 +251,22 @@ class Scheduler:
                 continue
             if not self._extend_for_prompt(request, lease):
                 self.cache.release(lease)
-                return  # nobody overtakes: a long prompt is not starved by short ones
+                return  # no request overtakes: short prompts cannot starve a long one
             self._start(builder, request, lease)
 
     def _may_admit(self, request: Request) -> bool:
         return self.admission.may_run and (self.admission.may_start or request.started_s is not None)
 
     def _num_matchable(self, request: Request) -> int:
-        """How many tokens' KV may come from the cache: one is always computed, and what logprobs ask for."""
+        """How many tokens' KV may come from the cache. One token is always computed, as are those with logprobs."""
         limit = len(request.tokens) - 1
         if request.logprobs is not None and request.logprobs.prompt_start >= 0 and not request.num_outputs:
             limit = min(limit, max(0, request.logprobs.prompt_start - 1))
         return limit
 
     def _extend_for_prompt(self, request: Request, lease: Lease) -> bool:
-        """Pages for all known tokens and the next; leaves a page for each running request to grow into."""
-        num_tokens = len(request.tokens) + (request.max_new_tokens > 0)  # a whole context has no next
+        """Pages for all known tokens and the next one. Each running request keeps a free page to grow into."""
+        num_tokens = len(request.tokens) + (request.max_new_tokens > 0)  # a full context has no next token
         num_pages = -(-num_tokens // self.cache.page_size) - lease.num_pages
         if self.running and self.cache.num_available < num_pages + len(self.running):
             return False
@@ -289,7 +289,7 @@ class Scheduler:
     # --- results ------------------------------------------------------------------------------------
 
     def collect(self, plan: StepPlan, result: StepResult) -> None:
-        """Take in what a step produced. Rows of requests that ended or left meanwhile are dropped here."""
+        """Apply the result of a step. Rows of requests that have left their slot are dropped here."""
         self.running.collected(plan.step_id)
         num_prefill = len(plan.token_ids) - plan.num_decodes
         if num_prefill >= _MIN_PREFILL_SAMPLE:
@@ -303,7 +303,7 @@ class Scheduler:
             assert request.lease is not None
             if request.lease.superseded:
                 self.cache.settle(request.lease)
-            if not is_finite:  # what it wrote is as bad as its logits: nobody is to find it
+            if not is_finite:  # its pages are as bad as its logits and must not be shared
                 self._finish(request, NOT_FINITE)
                 continue
             self.running.written(request, first + num_tokens)
@@ -318,9 +318,9 @@ class Scheduler:
         self.running.release_leaving()
 
     def fail(self, plan: StepPlan, error: Exception) -> int:
-        """End the requests of a step that raised; returns how many. What it wrote is never published.
+        """End the requests of a step that raised; returns how many. The pages that it wrote are never published.
 
-        Nothing of it runs any more. Steps are collected or fail in the order of their launch.
+        The step no longer runs. Steps are collected or fail in the order of their launch.
         """
         self.running.collected(plan.step_id)
         rows = zip(plan.slots.tolist(), plan.uses.tolist(), strict=True)
@@ -357,7 +357,7 @@ class Scheduler:
         self._outputs.finish(request, finish, self._meta(request))
 
     def _retract(self, request: Request) -> None:
-        """Take a request's pages away; it continues later from its tokens, with the same text."""
+        """Return a request to the queue without its pages. It continues from its tokens, with the same text."""
         self.running.publish(request)
         assert request.lease is not None
         if self.cache.back_up(request.lease):  # parked: it will find its pages on the host
@@ -373,7 +373,7 @@ class Scheduler:
 
     @property
     def _capacity_tokens(self) -> int:
-        """Tokens one request can hold when it is alone; one more page is needed to write the last ones."""
+        """Tokens that a request can have if it runs alone: all pages, less the position of the next token."""
         return self.cache.pool.capacity * self.cache.page_size - 1
 
     def _refusal(self, request: Request) -> Finish | None:
@@ -392,5 +392,5 @@ class Scheduler:
 
 
 def _nameless(message: Generate, *, client: bytes, arrived_s: float) -> Request:
-    """Stands for a request that cannot even be read: it has no prompt."""
+    """Stands for a request that cannot be read, so that it can be answered; it has no prompt."""
     return Request(structs.replace(message, prompt_ids=b""), client=client, arrived_s=arrived_s)

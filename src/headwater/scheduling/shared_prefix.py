@@ -13,9 +13,9 @@ _MIN_PART = 0.25  # of what the request would otherwise compute
 
 
 def is_worth_waiting(lease: Lease, matchable: TokenIds, running: Iterable[Request], *, page_size: int) -> bool:
-    """Whether a running prefill will soon publish a good part of what a request would compute itself.
+    """Whether a running prefill will soon publish a good part of the tokens that a request would compute itself.
 
-    `lease` is what the request has matched so far, `matchable` its tokens that may come from the cache.
+    `lease` holds the pages matched so far; `matchable` are the request's tokens that may come from the cache.
     """
     num_cached = lease.num_shared_pages * page_size
     num_missing = len(matchable) - num_cached
@@ -26,7 +26,7 @@ def is_worth_waiting(lease: Lease, matchable: TokenIds, running: Iterable[Reques
     for other in running:
         if other.lease is None or other.lease.root is not lease.root:
             continue
-        # Only what it has yet to publish counts, and only while it is being computed.
+        # Only pages that it has yet to publish count, and only while it computes them.
         num_coming = min(len(other.tokens), other.lease.publish_limit * page_size)
         if num_coming < len(wanted) or other.progress.num_written >= num_coming - 1:
             continue

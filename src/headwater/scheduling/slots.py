@@ -1,10 +1,10 @@
-"""The runner's slots: who is in which, and how often each has been used."""
+"""The runner's slots: which request is in which, and how often each has been used."""
 
 from headwater.scheduling.request import Request
 
 
 class Slots:
-    """A slot's use count tells results of its present request from those of an earlier one."""
+    """The use count of a slot separates results of its present request from those of earlier ones."""
 
     def __init__(self, num_slots: int) -> None:
         self.uses = [0] * num_slots
@@ -16,7 +16,7 @@ class Slots:
         return not self._free
 
     def enter(self, request: Request) -> int:
-        """Give `request` a slot; returns the use count it has it under."""
+        """Give `request` a slot; returns the use count of the slot."""
         slot = self._free.pop()
         self.uses[slot] += 1
         self._requests[slot] = request
@@ -29,5 +29,5 @@ class Slots:
         request.slot = -1
 
     def at(self, slot: int, *, use: int) -> Request | None:
-        """The request a result belongs to; None if that request has left the slot."""
+        """The request that a result belongs to; None if it has left the slot."""
         return self._requests[slot] if self.uses[slot] == use else None

@@ -1,4 +1,4 @@
-"""Requests that hold nothing yet, in the order in which they are to be served."""
+"""Requests that hold no pages, in the order of service."""
 
 import bisect
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
-"""The families of the tiers: what moved between them, what did not and why, and how the store is.
+"""Metric families of the tiers: copies between them, dropped copies by cause, and the state of the store.
 
-SGLang's names where it has one for the same quantity; docs/metrics.md lists all.
+Quantities that SGLang measures have its names; docs/metrics.md lists all.
 """
 
 from headwater.http_api.control.cache_report import DROPPED, TIER_EVENT, TRANSFERS, transfers
@@ -26,7 +26,7 @@ TEXTS = {
 
 
 def is_shown_by_label(counter: str) -> bool:
-    """Whether a counter of the engine has its place in a family of this module."""
+    """Whether a family of this module shows this counter of the engine."""
     kind, _, quantity = counter.rpartition("_")
     is_named = counter.startswith((DROPPED, TIER_EVENT))
     return is_named or (kind in TRANSFERS and quantity in ("tokens", "bytes", "seconds"))
@@ -75,7 +75,7 @@ def _add_drops(page: MetricFamilies, rank: str, state: EngineState) -> None:
 
 
 def add_storage(page: MetricFamilies, rank: str, info: StorageInfo) -> None:
-    """The attached store; without one only that there is none."""
+    """The attached store, or only that no store is attached."""
     attached = 1.0 if info.kind else 0.0
     page.gauge("headwater_storage_attached", "1 while a store is attached.", attached, rank=rank)
     if not info.kind:

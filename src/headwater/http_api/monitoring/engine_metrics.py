@@ -1,6 +1,6 @@
-"""Prometheus families out of snapshots of the engines.
+"""Prometheus families from snapshots of the engines.
 
-What SGLang names has its name (`sglang:`); pages by owner, generations, blockers and operations are ours.
+Metrics that SGLang has keep its names (`sglang:`). Pages by owner, generations, blockers and operations are ours.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -45,7 +45,7 @@ SGLANG_COUNTERS = {  # our counter -> SGLang's name and text
 
 
 def used_pages(tier: TierState) -> int:
-    """Pages that hold something which cannot be evicted at once."""
+    """Pages in use that cannot be evicted at once."""
     return tier.capacity - tier.free - tier.evictable
 
 
@@ -59,7 +59,7 @@ def engine_metrics(
     operations: list[Operations | Exception],
     storage: Sequence[StorageInfo | Exception] = (),
 ) -> Iterable[Metric]:
-    """All families for one scrape; of an engine that did not answer only `headwater_engine_up`."""
+    """All families for one scrape. An engine that did not answer has only `headwater_engine_up`."""
     there = [(str(rank), state) for rank, state in enumerate(states) if isinstance(state, EngineState)]
     page = MetricFamilies(model_name)
     for rank, state in enumerate(states):

@@ -1,4 +1,4 @@
-"""Routes that tell how the server is: health, model, load, metrics."""
+"""Routes that report the state of the server: health, model, load, metrics."""
 
 import asyncio
 import re
@@ -25,14 +25,14 @@ GIB = 1 << 30
 SECRET = re.compile(r"(^|_)(key|secret|password)(_|$)")
 
 router = APIRouter(route_class=JsonRoute, tags=["information"])
-PROBE_RESPONSES: dict[int | str, Json] = {200: {"description": "Yes."}, 503: {"description": "No."}}
+PROBE_RESPONSES: dict[int | str, Json] = {200: {"description": "Yes"}, 503: {"description": "No"}}
 
 
-@router.get("/health", summary="Is the engine alive?", response_class=Response, responses=PROBE_RESPONSES)
+@router.get("/health", summary="Check liveness", response_class=Response, responses=PROBE_RESPONSES)
 async def health(services: InjectedServices) -> Response:
-    """200 when an engine has loaded and its loop turns; 503 while starting, ending, or when all are gone.
+    """200 if an engine has loaded and its loop turns; 503 during start and shutdown, and if all engines are gone.
 
-    The body is empty, or tells which engines take no requests, and why.
+    The body is empty, or names the engines that take no requests, with the reasons.
     """
     status = 200 if await services.is_alive() else 503
     out = services.state.client.engines_out if services.state.model is not None else {}
@@ -41,11 +41,11 @@ async def health(services: InjectedServices) -> Response:
     return JSONResponse({"engines_out": [{"dp_rank": rank, "message": why} for rank, why in out.items()]}, status)
 
 
-@router.get("/health_generate", summary="Does a token come out?", response_class=Response, responses=PROBE_RESPONSES)
+@router.get("/health_generate", summary="Generate a token", response_class=Response, responses=PROBE_RESPONSES)
 async def health_generate(services: InjectedServices) -> Response:
-    """As /health, and generates one token unless requests are running (then tokens come out anyway).
+    """Like /health, and generates one token, unless requests are running.
 
-    While requests wait by order (a pause, released memory, a weight update) it is 200 at once, and the body says so.
+    While an operation holds requests (a pause, released memory, a weight update), it returns 200 at once and names it.
     """
     health = await services.generation_health()
     if not health.is_well:
@@ -56,21 +56,21 @@ async def health_generate(services: InjectedServices) -> Response:
     return Response(status_code=200)
 
 
-@router.get("/ping", summary="As /health", include_in_schema=False)
+@router.get("/ping", summary="Like /health", include_in_schema=False)
 async def ping(services: InjectedServices) -> Response:
     return Response(status_code=200 if await services.is_alive() else 503)
 
 
-@router.get("/ready", summary="Would a request be taken now?", response_class=Response, responses=PROBE_RESPONSES)
+@router.get("/ready", summary="Check readiness", response_class=Response, responses=PROBE_RESPONSES)
 async def ready(services: InjectedServices) -> Response:
-    """200 when an engine has loaded and answers within 5 s, else 503: also when one is stopped, or silent."""
+    """200 if an engine has loaded and answers within 5 s, else 503."""
     return Response(status_code=200 if await services.is_ready() else 503)
 
 
-@router.get("/model_info", summary="The model")
+@router.get("/model_info", summary="Show the model")
 @router.get("/get_model_info", include_in_schema=False)
 async def model_info(services: InjectedServices) -> Response:
-    """Names, paths and kind of the model, and the version of its weights."""
+    """Names, paths and architecture of the model, and the version of its weights."""
     model = services.model
     return JSONResponse(
         {
@@ -97,12 +97,12 @@ async def model_info(services: InjectedServices) -> Response:
     )
 
 
-@router.get("/get_weight_version", summary="The client's label of the weights")
+@router.get("/get_weight_version", summary="Show the label of the weights")
 async def get_weight_version(services: InjectedServices) -> Response:
     return JSONResponse({"weight_version": await _weight_version(services)})
 
 
-@router.get("/server_info", summary="Arguments and state")
+@router.get("/server_info", summary="Show arguments and state")
 @router.get("/get_server_info", include_in_schema=False)
 async def server_info(services: InjectedServices) -> Response:
     """The arguments in force, secrets masked, and a snapshot of each engine in `internal_states`."""
@@ -126,12 +126,12 @@ async def server_info(services: InjectedServices) -> Response:
     )
 
 
-@router.get("/v1/loads", summary="Load of each engine")
+@router.get("/v1/loads", summary="Show the load of each engine")
 async def loads(
     services: InjectedServices,
     include: Annotated[str, Query(description="Sections: core, memory, queues, disagg, all.")] = "all",
 ) -> Response:
-    """Requests, tokens and throughput, as gateways ask for them."""
+    """Requests, tokens and throughput of each engine, for gateways."""
     sections = {section.strip() for section in include.split(",")}
     states = [(r, s) for r, s in enumerate(await services.engine_states()) if isinstance(s, EngineState)]
     entries = [_load(rank, state, sections) for rank, state in states]
@@ -155,7 +155,7 @@ async def loads(
     )
 
 
-@router.get("/get_load", summary="Load of each engine, in short")
+@router.get("/get_load", summary="Show the load of each engine, briefly")
 async def get_load(services: InjectedServices) -> Response:
     """SGLang's older form of /v1/loads."""
     states = [(r, s) for r, s in enumerate(await services.engine_states()) if isinstance(s, EngineState)]
@@ -174,7 +174,7 @@ async def get_load(services: InjectedServices) -> Response:
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 async def metrics(services: InjectedServices) -> Response:
-    """Prometheus text. Also when the engine is gone: then `headwater_engine_up` is 0."""
+    """Prometheus text. If an engine is gone, its `headwater_engine_up` is 0."""
     states, operations, storage = await asyncio.gather(
         services.engine_states(timeout_s=SCRAPE_TIMEOUT_S),
         services.state.client.call_all(GetOperations(call_id=new_call_id()), timeout_s=SCRAPE_TIMEOUT_S),
@@ -186,7 +186,7 @@ async def metrics(services: InjectedServices) -> Response:
 
 
 async def _weight_version(services: Services) -> str:
-    """The engine's own word, which weight updates change; the one it loaded with if it does not answer."""
+    """The label as the engine reports it; if it does not answer, the label of the weights that it loaded first."""
     for state in await services.engine_states(timeout_s=SCRAPE_TIMEOUT_S):
         if isinstance(state, EngineState):
             return state.weight_version

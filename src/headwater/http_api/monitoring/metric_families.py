@@ -1,4 +1,4 @@
-"""Prometheus families by name, each made when its first sample comes."""
+"""Prometheus families by name, each created with its first sample."""
 
 from collections.abc import Mapping
 from typing import Any

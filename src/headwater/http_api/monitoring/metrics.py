@@ -30,7 +30,7 @@ HIT_RATE_WINDOW = 100  # finished requests
 
 
 class RequestMetrics:
-    """A `GenerationObserver` for one served name. Not for several threads."""
+    """A `GenerationObserver` for one served name. Not thread-safe."""
 
     def __init__(self, families: "RequestFamilies", model_name: str) -> None:
         self._families = families
@@ -104,7 +104,7 @@ class _Snapshot(Collector):
         self.families: list[Metric] = []
 
     def describe(self) -> Iterator[Metric]:
-        return iter(())  # so that registering does not collect
+        return iter(())  # so that registration does not collect
 
     def collect(self) -> list[Metric]:
         return self.families
@@ -114,7 +114,7 @@ class Metrics:
     """The page /metrics of one app."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a second series beside each counter that nobody reads
+        disable_created_metrics()  # a second, useless series beside each counter
         self._registry = CollectorRegistry()
         self._families = RequestFamilies(self._registry)
         self._snapshot = _Snapshot()
@@ -122,7 +122,7 @@ class Metrics:
         self._observers: dict[str, RequestMetrics] = {}
 
     def observer(self, model_name: str) -> GenerationObserver:
-        """Who counts the requests of a served name."""
+        """The observer that counts the requests of a served name."""
         if model_name not in self._observers:
             self._observers[model_name] = RequestMetrics(self._families, model_name)
         return self._observers[model_name]
@@ -134,7 +134,7 @@ class Metrics:
         operations: list[Operations | Exception],
         storage: Sequence[StorageInfo | Exception] = (),
     ) -> bytes:
-        """The text of /metrics. An engine that did not answer shows as `headwater_engine_up 0`."""
+        """The text of /metrics. An engine that did not answer has `headwater_engine_up 0`."""
         hit_rate = GaugeMetricFamily(
             "sglang:cache_hit_rate",
             f"Cached share of the prompt tokens of the last {HIT_RATE_WINDOW} requests.",

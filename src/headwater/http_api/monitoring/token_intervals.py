@@ -1,4 +1,4 @@
-"""A Prometheus histogram that every token of every stream is counted in."""
+"""A Prometheus histogram that counts every token of every stream."""
 
 import math
 from bisect import bisect_left
@@ -10,7 +10,7 @@ from prometheus_client.utils import floatToGoString
 
 
 class Intervals:
-    """The counts of one label value. Not for several threads."""
+    """The counts of one label value. Not thread-safe."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
 
@@ -34,7 +34,7 @@ class Intervals:
 
 
 class IntervalHistogram(Collector):
-    """What `prometheus_client.Histogram` is, at a fraction of its cost: no lock, and no bucket looked at in vain."""
+    """Like `prometheus_client.Histogram`, at a fraction of its cost: no lock, and a binary search for the bucket."""
 
     def __init__(self, name: str, text: str, label: str, *, buckets: Sequence[float]) -> None:
         self._name, self._text, self._label = name, text, label

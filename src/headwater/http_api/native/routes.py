@@ -21,7 +21,7 @@ router = APIRouter(route_class=JsonRoute, tags=["native"])
 @router.post("/generate", summary="Continue prompts", operation_id="generate", responses=STREAM_RESPONSES)
 @router.put("/generate", include_in_schema=False)
 async def generate(body: GenerateRequest, request: Request, services: InjectedServices) -> Response:
-    """Continue a text or token ids, one or a batch. A stream's events repeat the text so far.
+    """Continue one prompt or a batch, text or token ids. Each event of a stream repeats the text so far.
 
     A client that disconnects aborts its request.
     """
@@ -35,10 +35,10 @@ async def generate(body: GenerateRequest, request: Request, services: InjectedSe
     return Response(json_bytes(answer), media_type=JSON)
 
 
-@router.post("/tokenize", summary="Text to token ids")
+@router.post("/tokenize", summary="Encode text")
 @router.post("/v1/tokenize", include_in_schema=False)
 async def tokenize(body: TokenizeRequest, services: InjectedServices) -> Response:
-    """Token ids of `prompt`, of each prompt of a list, or of chat `messages`: those that a request would run with."""
+    """The token ids that a request with this `prompt`, list of prompts or chat `messages` would run with."""
     generator, model = services.generator, services.model
     prompt = body.prompt if body.prompt is not None else body.text
     if (prompt is None) == (body.messages is None) or (body.prompt is not None and body.text is not None):
@@ -62,7 +62,7 @@ async def tokenize(body: TokenizeRequest, services: InjectedServices) -> Respons
     return Response(json_bytes(answer), media_type=JSON)
 
 
-@router.post("/detokenize", summary="Token ids to text")
+@router.post("/detokenize", summary="Decode token ids")
 @router.post("/v1/detokenize", include_in_schema=False)
 async def detokenize(body: DetokenizeRequest, services: InjectedServices) -> Response:
     """The text of `tokens`, or of each of several lists."""

@@ -1,4 +1,4 @@
-"""Completions: prompts as text or token ids, continued; with `echo` also scored."""
+"""Completions: prompts as text or token ids, continued or, with `echo`, scored."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -82,7 +82,7 @@ class CompletionChoice:
 async def _prompts(
     request: CompletionRequest, generator: TextGenerator, model: ModelFacts, limits: RequestLimits
 ) -> tuple[list[TokenIds], list[str]]:
-    """Checked token ids and text of each prompt; the texts are made up only if they are echoed."""
+    """Checked token ids and text of each prompt. Token ids are decoded only if they are echoed."""
     given: Any = request.prompt
     is_one = isinstance(given, str) or not given or isinstance(given[0], int)
     items = [given] if is_one else given

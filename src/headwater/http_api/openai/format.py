@@ -71,7 +71,7 @@ class CompletionLogprobs:
         self._offset = 0  # in characters
 
     def columns(self, items: Iterable[TokenLogprob]) -> Json:
-        """The next positions. What nothing predicts, a prompt's first token, has null."""
+        """The next positions. The first token of a prompt has null, since nothing predicts it."""
         tokens: list[str] = []
         offsets: list[int] = []
         logprobs: list[float | None] = []
@@ -95,5 +95,5 @@ class CompletionLogprobs:
             return None
         top: dict[str, float] = {}
         for token_id, logprob in zip(item.top_ids, item.top_logprobs, strict=True):
-            top.setdefault(self._tokenizer.token_text(token_id), logprob)  # the likelier of two that look alike
+            top.setdefault(self._tokenizer.token_text(token_id), logprob)  # the likelier of two with one text
         return top | {token: item.logprob}

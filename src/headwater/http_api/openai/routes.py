@@ -20,25 +20,25 @@ router = APIRouter(route_class=JsonRoute, prefix="/v1", tags=["openai"])
 
 @router.post("/chat/completions", summary="Answer a conversation", responses=STREAM_RESPONSES)
 async def chat_completions(body: ChatCompletionRequest, request: Request, services: InjectedServices) -> Response:
-    """OpenAI's chat completions; with `stream` as server-sent events. A client that disconnects aborts it."""
+    """OpenAI's chat completions, with `stream` as server-sent events. A client that disconnects aborts its request."""
     running = await start_chat(body, services.generator, services.model)
     return await _answer(running, request, is_stream=body.stream)
 
 
 @router.post("/completions", summary="Continue prompts", responses=STREAM_RESPONSES)
 async def completions(body: CompletionRequest, request: Request, services: InjectedServices) -> Response:
-    """OpenAI's completions: text or token ids, one prompt or several; `echo` with `logprobs` scores them."""
+    """OpenAI's completions of one prompt or several, text or token ids. `echo` with `logprobs` scores prompts."""
     running = await start_completion(body, services.generator, services.model, services.state.limits)
     return await _answer(running, request, is_stream=body.stream)
 
 
-@router.get("/models", summary="The served model")
+@router.get("/models", summary="List the served model")
 async def list_models(services: InjectedServices) -> Response:
-    """One model: what this server serves."""
+    """The list has one item, the served model."""
     return JSONResponse({"object": "list", "data": [_card(services.model, services.state.started_at_s)]})
 
 
-@router.get("/models/{model_id:path}", summary="One model")
+@router.get("/models/{model_id:path}", summary="Show a model")
 async def get_model(model_id: str, services: InjectedServices) -> Response:
     """The served model by its name; 404 for any other."""
     if model_id != services.model.served_name:

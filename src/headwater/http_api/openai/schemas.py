@@ -1,4 +1,4 @@
-"""Bodies of the OpenAI API with the extensions that SGLang and vLLM share. Null means not given."""
+"""Bodies of the OpenAI API with the extensions that SGLang and vLLM share. A null counts as left out."""
 
 from typing import Any, ClassVar
 
@@ -11,14 +11,14 @@ from headwater.generation.request_schemas import OptionFields, SamplingFields
 from headwater.generation.validation import Name, NumLogprobs, NumTokens, NumTokensFromOne, Seed, Text
 
 RECOMMENDABLE = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # by a model's files
-_MODEL_FIRST = "Left out: what the model's files recommend (`--sampling-defaults`), else the default."
+_MODEL_FIRST = "Left out: the value that the model's files recommend (`--sampling-defaults`), else the default."
 
 
 class StreamOptions(Body):
-    """What a stream tells beside its text."""
+    """What a stream reports besides its text."""
 
-    include_usage: bool = Field(default=False, description="A last chunk without choices but with usage.")
-    continuous_usage_stats: bool = Field(default=False, description="Usage in every chunk.")
+    include_usage: bool = Field(default=False, description="End with a chunk that has usage and no choices.")
+    continuous_usage_stats: bool = Field(default=False, description="Report usage in every chunk.")
 
 
 def _describe_defaults(schema: dict[str, Any]) -> None:
@@ -32,8 +32,8 @@ class OpenAIRequest(SamplingFields, OptionFields):
 
     model_config = ConfigDict(json_schema_extra=_describe_defaults)
     model: str = Field(default="default", description="The served name, or `default`.")
-    seed: Seed | None = Field(default=None, description="Noise that depends on the seed and the position alone.")
-    min_tokens: NumTokens = Field(default=0, description="No end of text or stop token before.")
+    seed: Seed | None = Field(default=None, description="Same seed, same noise at each position.")
+    min_tokens: NumTokens = Field(default=0, description="No end of text and no stop token before this many.")
     include_stop_str_in_output: bool = Field(default=False, description="The same as no_stop_trim.")
     stream_options: StreamOptions = Field(default_factory=StreamOptions)
     rid: Name | None = Field(default=None, description="Name of the request for /abort_request, and its `id`.")
@@ -44,7 +44,7 @@ class OpenAIRequest(SamplingFields, OptionFields):
         default=False,
         description="Answer an aborted request with the text so far and `finish_reason: abort`, not with an error.",
     )
-    response_format: dict[str, Any] | None = Field(default=None, description="`text` only, so far.")
+    response_format: dict[str, Any] | None = Field(default=None, description="Only `text` is supported.")
 
     @property
     def keeps_stop(self) -> bool:
@@ -52,15 +52,15 @@ class OpenAIRequest(SamplingFields, OptionFields):
 
 
 class CompletionRequest(OpenAIRequest):
-    """Continue a prompt, or each of several."""
+    """Continue one prompt or several."""
 
     names: ClassVar[Names] = Names(refused=REFUSED, other_names=OTHER_NAMES_IN_COMPLETIONS)
     prompt: Text | list[Text] | list[int] | list[list[int]] = Field(description="Text or token ids.")
-    max_tokens: NumTokens = Field(default=16, description="What does not fit the context is cut off.")
-    logprobs: NumLogprobs | None = Field(default=None, description="Alternatives at each position.")
-    echo: bool = Field(default=False, description="Begin the text (and the log-probabilities) with the prompt.")
-    best_of: int | None = Field(default=None, description="1, or the same as n.")
-    add_special_tokens: bool = Field(default=True, description="Put BOS before a text where the model wants it.")
+    max_tokens: NumTokens = Field(default=16, description="Reduced to what fits the context.")
+    logprobs: NumLogprobs | None = Field(default=None, description="Report this many alternatives at each position.")
+    echo: bool = Field(default=False, description="Begin the text and the log-probabilities with the prompt.")
+    best_of: int | None = Field(default=None, description="1 or the value of n.")
+    add_special_tokens: bool = Field(default=True, description="Prepend BOS to a text if the model expects it.")
     parse_special_tokens: ParseSpecialTokens = None
 
 
@@ -72,7 +72,7 @@ class ChatCompletionRequest(OpenAIRequest, ChatPrompt):
         description="Objects with `role` and `content` (a string, null, or a list of text parts).",
         json_schema_extra={"examples": [[{"role": "user", "content": "What is a radix tree?"}]]},
     )
-    max_tokens: NumTokensFromOne | None = Field(default=None, description="Default: up to the context.")
-    max_completion_tokens: NumTokensFromOne | None = Field(default=None, description="Wins over max_tokens.")
-    logprobs: bool = False
-    top_logprobs: NumLogprobs = Field(default=0, description="Alternatives at each position; needs logprobs.")
+    max_tokens: NumTokensFromOne | None = Field(default=None, description="Left out: up to the context length.")
+    max_completion_tokens: NumTokensFromOne | None = Field(default=None, description="Overrides max_tokens.")
+    logprobs: bool = Field(default=False, description="Report log-probabilities of the generated tokens.")
+    top_logprobs: NumLogprobs = Field(default=0, description="Alternatives at each position; needs `logprobs`.")
