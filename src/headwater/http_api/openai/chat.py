@@ -7,8 +7,8 @@ from headwater.generation.chat_prompts import encode_messages
 from headwater.generation.errors import bad_request
 from headwater.generation.model_facts import ModelFacts
 from headwater.generation.text_generation import TextChunk, TextGeneration, TextGenerator
+from headwater.http_api.openai.answer import Envelope, OpenAIAnswer, check_model, start_generations
 from headwater.http_api.openai.format import ChatLogprobs, finish_fields
-from headwater.http_api.openai.running_request import Envelope, RunningRequest, check_model, start_generations
 from headwater.http_api.openai.sampling import openai_sampling
 from headwater.http_api.openai.schemas import ChatCompletionRequest
 from headwater.messages.generation import Finish, LogprobParams, TokenLogprob
@@ -16,7 +16,7 @@ from headwater.messages.generation import Finish, LogprobParams, TokenLogprob
 _ROLE = b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
 
 
-async def start_chat(request: ChatCompletionRequest, generator: TextGenerator, model: ModelFacts) -> RunningRequest:
+async def start_chat(request: ChatCompletionRequest, generator: TextGenerator, model: ModelFacts) -> OpenAIAnswer:
     """Check the request and send it. Raises ApiError (404 for an unknown model), EngineGone, RidInUse."""
     check_model(request.model, model)
     sampling = openai_sampling(request, model, max_new_tokens=_max_tokens(request, model))
@@ -30,7 +30,7 @@ async def start_chat(request: ChatCompletionRequest, generator: TextGenerator, m
         request, envelope.id, generator, model, [prompt_ids], param="messages", sampling=sampling, logprobs=asked
     )
     logprobs = ChatLogprobs(generator.tokenizer) if request.logprobs else None
-    return RunningRequest(request, envelope, [ChatChoice(generation, logprobs) for generation in generations])
+    return OpenAIAnswer(request, envelope, [ChatChoice(generation, logprobs) for generation in generations])
 
 
 class ChatChoice:

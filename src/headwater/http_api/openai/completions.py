@@ -8,8 +8,8 @@ from headwater.generation.errors import bad_request
 from headwater.generation.model_facts import ModelFacts, RequestLimits
 from headwater.generation.sampling import check_prompt
 from headwater.generation.text_generation import TextChunk, TextGeneration, TextGenerator
+from headwater.http_api.openai.answer import Envelope, OpenAIAnswer, check_model, start_generations
 from headwater.http_api.openai.format import CompletionLogprobs, finish_fields
-from headwater.http_api.openai.running_request import Envelope, RunningRequest, check_model, start_generations
 from headwater.http_api.openai.sampling import openai_sampling
 from headwater.http_api.openai.schemas import CompletionRequest
 from headwater.messages.base import TokenIds
@@ -18,7 +18,7 @@ from headwater.messages.generation import Finish, LogprobParams, TokenLogprob
 
 async def start_completion(
     request: CompletionRequest, generator: TextGenerator, model: ModelFacts, limits: RequestLimits
-) -> RunningRequest:
+) -> OpenAIAnswer:
     """Check the request and send it. Raises ApiError (404 for an unknown model), EngineGone, RidInUse."""
     check_model(request.model, model)
     sampling = openai_sampling(request, model, max_new_tokens=request.max_tokens)
@@ -36,7 +36,7 @@ async def start_completion(
         echo = texts[number // request.n] if request.echo else ""
         logprobs = None if asked is None else CompletionLogprobs(generator.tokenizer)
         choices.append(CompletionChoice(generation, echo=echo, logprobs=logprobs))
-    return RunningRequest(request, envelope, choices)
+    return OpenAIAnswer(request, envelope, choices)
 
 
 class CompletionChoice:

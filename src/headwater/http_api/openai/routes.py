@@ -8,9 +8,9 @@ from headwater.generation.answer_fields import Json, json_bytes
 from headwater.generation.errors import model_not_found
 from headwater.generation.model_facts import ModelFacts
 from headwater.http_api.json_body import JsonRoute
+from headwater.http_api.openai.answer import OpenAIAnswer
 from headwater.http_api.openai.chat import start_chat
 from headwater.http_api.openai.completions import start_completion
-from headwater.http_api.openai.running_request import RunningRequest
 from headwater.http_api.openai.schemas import ChatCompletionRequest, CompletionRequest
 from headwater.http_api.services import InjectedServices
 from headwater.http_api.sse import JSON, STREAM_RESPONSES, EventStream, while_connected
@@ -21,15 +21,15 @@ router = APIRouter(route_class=JsonRoute, prefix="/v1", tags=["openai"])
 @router.post("/chat/completions", summary="Answer a conversation", responses=STREAM_RESPONSES)
 async def chat_completions(body: ChatCompletionRequest, request: Request, services: InjectedServices) -> Response:
     """OpenAI's chat completions, with `stream` as server-sent events. A client that disconnects aborts its request."""
-    running = await start_chat(body, services.generator, services.model)
-    return await _answer(running, request, is_stream=body.stream)
+    answer = await start_chat(body, services.generator, services.model)
+    return await _answer(answer, request, is_stream=body.stream)
 
 
 @router.post("/completions", summary="Continue prompts", responses=STREAM_RESPONSES)
 async def completions(body: CompletionRequest, request: Request, services: InjectedServices) -> Response:
     """OpenAI's completions of one prompt or several, text or token ids. `echo` with `logprobs` scores prompts."""
-    running = await start_completion(body, services.generator, services.model, services.state.limits)
-    return await _answer(running, request, is_stream=body.stream)
+    answer = await start_completion(body, services.generator, services.model, services.state.limits)
+    return await _answer(answer, request, is_stream=body.stream)
 
 
 @router.get("/models", summary="List the served model")
@@ -46,14 +46,14 @@ async def get_model(model_id: str, services: InjectedServices) -> Response:
     return JSONResponse(_card(services.model, services.state.started_at_s))
 
 
-async def _answer(running: RunningRequest, request: Request, *, is_stream: bool) -> Response:
+async def _answer(answer: OpenAIAnswer, request: Request, *, is_stream: bool) -> Response:
     if is_stream:
-        return EventStream(running.events(), close=running.close, closes_errors=False)
+        return EventStream(answer.events(), close=answer.close, closes_errors=False)
     try:
-        answer = await while_connected(running.collect(), request.receive)
+        body = await while_connected(answer.collect(), request.receive)
     finally:
-        running.close()
-    return Response(json_bytes(answer), media_type=JSON)
+        answer.close()
+    return Response(json_bytes(body), media_type=JSON)
 
 
 def _card(model: ModelFacts, created_s: float) -> Json:

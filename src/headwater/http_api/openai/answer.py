@@ -112,8 +112,8 @@ def start_generations(
     return generations
 
 
-class RunningRequest:
-    """Owns the generations of one body, through its choices."""
+class OpenAIAnswer:
+    """The answer to one body, whole or as a stream. It owns the generations, through its choices."""
 
     def __init__(self, request: OpenAIRequest, envelope: Envelope, choices: Sequence[Choice]) -> None:
         self._request = request
