@@ -32,7 +32,7 @@ def test_every_step_names_a_file_and_what_is_in_it() -> None:
             if name.endswith(".py"):
                 path = SOURCE / name
                 known = defined_in(path) if path.exists() else None
-                missing += [] if known else [name]
+                missing += [name] if known is None else []
             elif known is not None and name not in known:
                 missing.append(name)
         assert "`" in step
