@@ -148,7 +148,7 @@ class TiersMachine(RuleBasedStateMachine):
         if self.is_open(lease):
             if parks:
                 self.cache.publish(lease, len(lease.tokens))
-                self.cache.back_up(lease)
+                self.cache.lower.back_up(lease)
             self.cache.release(lease)
 
     @rule(tokens=TOKENS, salt=SALTS)
@@ -355,12 +355,12 @@ class TiersMachine(RuleBasedStateMachine):
         self.quiet(1)
 
     def attach(self, which: int) -> None:
-        if self.cache.storage is not None:
+        if self.cache.lower.storage is not None:
             self.cache.detach_storage()
             for flush in self.flushes:
                 if not flush.retirement.is_acknowledged:
                     flush.stores.add(which)  # the next store carries it out, too; this one still owes it
-        assert self.cache.transfers is not None
+        assert self.cache.lower.transfers is not None
         self.attached = which
         self.turn(1)  # the other is closed
         self.stores[which].reopen()
@@ -369,11 +369,11 @@ class TiersMachine(RuleBasedStateMachine):
             tier=self.cache.tier_pages[Tier.HOST],
             memory=self.memory[Tier.HOST],
             names=StorageNames(FINGERPRINT),
-            counters=self.cache.transfers.counters,
+            counters=self.cache.lower.transfers.counters,
             clock=self.clock,
         )
         settings = StorageSettings(min_prefetch_tokens=PAGE)
-        self.cache.attach_storage(
+        self.cache.lower.attach(
             StorageTier(self.stores[which], host, jobs=self.jobs, settings=settings, place=str(which))
         )
 
@@ -434,10 +434,10 @@ class TiersMachine(RuleBasedStateMachine):
                 self.copies.pop().end(fails=False)
             self.clock.advance(0.01)
             self.cache.apply_finished()
-            if not self.cache.in_flight():
+            if not self.cache.lower.in_flight():
                 break
         check_invariants(self.cache)
-        assert not self.cache.leases and not self.cache.in_flight()
+        assert not self.cache.leases and not self.cache.lower.in_flight()
         for pages in self.cache.tier_pages.values():
             assert pages.num_available == pages.pool.capacity, f"pages of {pages.tier.name} did not come back"
 

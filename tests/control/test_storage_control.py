@@ -95,7 +95,7 @@ def test_an_attach_that_is_cancelled_or_late_leaves_no_store_open() -> None:
     driver.jobs.hang_rate = 0.0
     driver.jobs.let_go()
     driver.turn(3)
-    assert store.num_closed == 2 and driver.parts.cache.storage is None
+    assert store.num_closed == 2 and driver.parts.cache.lower.storage is None
 
 
 def test_the_same_store_with_a_policy_keeps_it_and_changes_the_policy() -> None:
@@ -104,14 +104,14 @@ def test_the_same_store_with_a_policy_keeps_it_and_changes_the_policy() -> None:
     stores: list[Store] = []
     driver.parts.storage._opener = lambda kind, **options: stores.append(Store()) or stores[-1]
     assert attach(driver).message == "attached"
-    tier = driver.parts.cache.storage
+    tier = driver.parts.cache.lower.storage
     info = attach(driver, prefetch_policy="best_effort", write_policy="write_through_selective")
     assert (info.message, info.prefetch_policy, info.write_policy) == (
         "policies changed", "best_effort", "write_through_selective",
     )  # fmt: skip
-    assert driver.parts.cache.storage is tier and len(stores) == 1
+    assert driver.parts.cache.lower.storage is tier and len(stores) == 1
     assert attach(driver).message == "attached", "without a policy it is opened anew: it may have been broken"
-    assert len(stores) == 2 and driver.parts.cache.storage.settings.policy.value == "best_effort"
+    assert len(stores) == 2 and driver.parts.cache.lower.storage.settings.policy.value == "best_effort"
     assert attach(driver, size_bytes=1 << 20, write_policy="write_back").message == "attached", "another size"
     run_all(driver.jobs)
     assert [store.num_closed for store in stores] == [1, 1, 0]
@@ -122,12 +122,12 @@ def test_a_write_policy_holds_from_the_moment_it_is_set() -> None:
     driver.store = Store()
 
     def num_offloaded(seed: int) -> int:
-        before = driver.parts.cache.transfers.counters.pages.get("offload", 0)
+        before = driver.parts.cache.lower.transfers.counters.pages.get("offload", 0)
         answer = driver.generate(f"r{seed}", prompt_of(40, seed), 2)
         driver.finish(answer)
         assert answer.tokens == expected(prompt_of(40, seed), 2)
         driver.settle()
-        return driver.parts.cache.transfers.counters.pages.get("offload", 0) - before
+        return driver.parts.cache.lower.transfers.counters.pages.get("offload", 0) - before
 
     assert num_offloaded(1) == 10
     attach(driver, write_policy="write_back")

@@ -104,7 +104,7 @@ def test_pages_flushed_on_the_host_are_offloaded_again_only_when_they_are_there(
     (root,) = cache.tree.roots.values()
     nodes = [node for node in cache.tree.subtree(root) if Tier.DEVICE in node.runs]
     for node in nodes:
-        cache.transfers.offload(node)
+        cache.lower.transfers.offload(node)
     driver.turn(2)
     assert driver.parts.blockers() == {"restore": 1}
     end(copy)
@@ -130,7 +130,7 @@ def test_a_running_request_goes_over_to_no_page_that_still_arrives():
     driver.turn()
     cache = driver.parts.cache
     (lease,) = cache.leases
-    arriving = next(transfer for transfer in cache.transfers.transfers if transfer.arriving is not None)
+    arriving = next(transfer for transfer in cache.lower.transfers.transfers if transfer.arriving is not None)
     assert lease.num_shared_pages == 0 and arriving.handle is copy
     assert loads.finish is not None
     driver.finish()

@@ -96,7 +96,7 @@ class Fuzz:
         if Tier.HOST not in self.driver.parts.cache.tier_pages:
             return ()
         choices = [(), (), ("host",), ("device",)]
-        if self.driver.parts.cache.storage is not None:
+        if self.driver.parts.cache.lower.storage is not None:
             choices += [("storage",), ("device", "host", "storage")]
         return self.source.choice(choices)
 

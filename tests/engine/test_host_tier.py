@@ -100,7 +100,7 @@ def test_a_retracted_request_resumes_from_the_host_instead_of_computing_again(is
         assert answer.tokens == expected(prompt_of(10, i), 40)
     counters = driver.parts.scheduler.counters
     assert counters.num_parked > 0
-    assert driver.parts.cache.transfers.counters.pages["restore"] > 0
+    assert driver.parts.cache.lower.transfers.counters.pages["restore"] > 0
 
 
 @BOTH
@@ -109,7 +109,7 @@ def test_copies_that_fail_cost_a_hit_and_never_a_request(is_async):
     for lap in range(3):
         for i in range(5):
             run(driver, f"{lap}-{i}", prompt_of(60, i))
-    assert driver.parts.cache.transfers.counters.dropped_pages["copy_failed"] > 0
+    assert driver.parts.cache.lower.transfers.counters.dropped_pages["copy_failed"] > 0
     driver.check_all_pages_back()
 
 
@@ -124,7 +124,7 @@ def test_a_host_that_copies_fill_for_a_while_misses_no_page(is_async, num_host_p
         driver.finish(driver.generate(f"r{i}", prompt, 2))
     driver.settle()
     driver.copier.max_polls = 0
-    transfers = driver.parts.cache.transfers
+    transfers = driver.parts.cache.lower.transfers
     assert "host_full" not in transfers.counters.dropped_pages
     assert transfers.counters.pages["offload"] >= 4 * 15
     driver.send(FlushCache(call_id="f", mode="now", tiers=("device",)))
@@ -137,7 +137,7 @@ def test_a_host_that_is_too_small_says_so():
     """Nothing is under way that could make room: waiting for ever would hide it."""
     driver = Driver(num_pages=120, num_host_pages=4)
     run(driver, "a", prompt_of(60))
-    transfers = driver.parts.cache.transfers
+    transfers = driver.parts.cache.lower.transfers
     assert transfers.counters.dropped_pages["host_full"] > 0
     assert not transfers._waiting
     driver.check_all_pages_back()
@@ -151,7 +151,7 @@ def test_an_offload_that_waited_for_room_brings_nothing_that_was_flushed_meanwhi
     prompts = [prompt_of(60, i) for i in range(3)]
     for i, prompt in enumerate(prompts):
         driver.finish(driver.generate(f"r{i}", prompt, 2))
-    assert driver.parts.cache.transfers._waiting
+    assert driver.parts.cache.lower.transfers._waiting
     driver.send(FlushCache(call_id="f", mode="now", tiers=tiers))
     driver.turn()
     driver.settle()

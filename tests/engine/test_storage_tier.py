@@ -91,7 +91,7 @@ def test_a_restart_finds_its_pages_in_storage(policy):
 
 
 def dropped(driver: Driver) -> dict[str, int]:
-    return driver.parts.cache.transfers.counters.dropped_pages
+    return driver.parts.cache.lower.transfers.counters.dropped_pages
 
 
 @POLICIES
@@ -167,7 +167,7 @@ def page_keys_of(driver: Driver, tokens: list[int]):
     """Names of the pages of `tokens` under the store's counters of now."""
     names = driver.parts.storage._names
     namespace = Namespace("", "", "", "w0")
-    generations = driver.parts.cache.storage.backend.generations(names.scopes(namespace))
+    generations = driver.parts.cache.lower.storage.backend.generations(names.scopes(namespace))
     hashes = chain_hashes(names.seed(namespace), np.array(tokens, dtype=np.int32), 4)
     return page_keys(names.bucket(namespace, generations), hashes)
 
@@ -195,7 +195,8 @@ def test_after_a_flush_of_the_store_the_next_pages_are_stored_at_once():
     driver.turn(3)
     assert driver.replies["f"].status == 200
     driver.turn(2)
-    assert driver.parts.cache.storage.generations.known(next(iter(driver.parts.cache.storage.generations._known)))
+    generations = driver.parts.cache.lower.storage.generations
+    assert generations.known(next(iter(generations._known)))
     run(driver, "b", prompt)
     assert "persist_generation_unknown" not in dropped(driver)
     assert run(engine(backend), "c", prompt).meta.cached_storage == 56
@@ -305,7 +306,7 @@ def test_a_broken_store_costs_hits_and_never_a_request(down_from):
         if i == 4:
             backend.is_down = True
         run(driver, f"r{i}", prompt_of(60, i))
-    assert driver.parts.cache.storage.calls.breaker.counters()["opened"] >= 1
+    assert driver.parts.cache.lower.storage.calls.breaker.counters()["opened"] >= 1
 
 
 def test_a_store_that_hangs_stops_neither_requests_nor_a_flush():

@@ -208,7 +208,7 @@ def test_only_steps_with_enough_prompt_tokens_say_how_fast_prefill_is(num_tokens
     """A step of decodes would make the copy of a page look dear."""
     seen = []
     steps = Steps(max_step_tokens=128, prefill_chunk_tokens=128)
-    monkeypatch.setattr(steps.cache.restore_cost, "saw_prefill", lambda num, seconds: seen.append((num, seconds)))
+    monkeypatch.setattr(steps.cache.lower.restore_cost, "saw_prefill", lambda num, seconds: seen.append((num, seconds)))
     steps.add("a", num_tokens, 1)
     plan = steps.plan()
     steps.clock.advance(0.5)

@@ -39,7 +39,7 @@ class HostHold:
         self.is_complete = not missing
         return missing
 
-    def let_go(self, tier_pages: TierPages) -> None:
+    def release(self, tier_pages: TierPages) -> None:
         for run in self.held():
             tier_pages.unpin(run)
         self._runs.clear()

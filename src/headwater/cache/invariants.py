@@ -44,7 +44,7 @@ class _Holders:
         self.private: list[PageIds] = []
         self.pins: dict[int, int] = {}  # by id of the run
         self._runs: dict[int, Run] = {}
-        self._transfers = cache.transfers.transfers if cache.transfers else []
+        self._transfers = cache.lower.transfers.transfers if cache.lower.transfers else []
         for lease in cache.leases:
             self.private += [lease.private[: lease.num_private], *lease.superseded]
             total = 0
@@ -55,15 +55,15 @@ class _Holders:
         for transfer in self._transfers:
             for run in transfer.pinned():
                 self._add(run)
-        for hold in cache.host_holds:
+        for hold in cache.lower.holds:
             for run in hold.held():
                 self._add(run)
         self._arriving: list[PageIds] = []
-        if cache.storage is not None:
-            for reading in cache.storage.writer.reading:
+        if cache.lower.storage is not None:
+            for reading in cache.lower.storage.writer.reading:
                 for run in reading.chain():
                     self._add(run)
-            arriving = (prefetch.pages for prefetch in cache.storage.reader.prefetches)
+            arriving = (prefetch.pages for prefetch in cache.lower.storage.reader.prefetches)
             self._arriving = [pages for pages in arriving if pages is not None]
 
     def pinned_runs(self, tier: Tier) -> list[Run]:

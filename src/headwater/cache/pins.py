@@ -80,7 +80,7 @@ class PinBoard:
         self.unpin(pin.pin_id)
         self._pins[pin.pin_id] = pin
         if Tier.HOST in tiers:
-            pin.hold = self._cache.hold_on_host()
+            pin.hold = self._cache.lower.hold()
             self._hold_more(pin)
         return pin
 
@@ -90,7 +90,7 @@ class PinBoard:
         if pin is None:
             return False
         if pin.hold is not None:
-            self._cache.let_go_of_host(pin.hold)
+            self._cache.lower.release_hold(pin.hold)
         if pin.lease is not None:
             self._cache.release(pin.lease)
         return True
@@ -111,7 +111,7 @@ class PinBoard:
         may_copy = self._clock.now() >= pin.retry_at_s
         if may_copy:
             pin.retry_at_s = self._clock.now() + _RETRY_S
-        self._cache.extend_hold(pin.hold, pin.lease, may_copy=may_copy)
+        self._cache.lower.extend_hold(pin.hold, pin.lease, may_copy=may_copy)
         if pin.hold.is_complete and Tier.DEVICE not in pin.tiers:
             self._cache.release(pin.lease)
             pin.lease = None

@@ -3,21 +3,18 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from headwater.cache.host_hold import HostHold
-from headwater.cache.host_tier import HostTier, WritePolicy
+from headwater.cache.host_tier import HostTier
 from headwater.cache.lease import NO_LIMIT, Lease, TokenSequence
+from headwater.cache.lower_tiers import LowerTiers
 from headwater.cache.namespace import Namespace, Scope, Tier
 from headwater.cache.observer import CacheObserver
 from headwater.cache.page_pool import Owner, PageIds, PagePool
 from headwater.cache.prefetch import Prefetch
 from headwater.cache.radix_tree import Node, RadixTree
-from headwater.cache.restore_cost import RestoreCost
-from headwater.cache.retirement import RaisedScope, Retirement
-from headwater.cache.storage.generations import UnacknowledgedFlushes
+from headwater.cache.retirement import Retirement
 from headwater.cache.storage.tier import StorageTier
 from headwater.cache.tier_pages import TierPages
 from headwater.cache.transfer import Load
-from headwater.cache.transfer_engine import TransferEngine
 from headwater.cache.tree_cutter import TreeCutter
 from headwater.clock import Clock
 from headwater.messages.base import TokenIds
@@ -57,23 +54,8 @@ class PrefixCache:
         self.counters = CacheCounters()
         self.is_enabled = is_enabled
         self.leases: set[Lease] = set()
-        self.host_holds: set[HostHold] = set()
-        self.host = host if is_enabled else None
-        self.write_policy = host.policy if host is not None else WritePolicy.WRITE_THROUGH  # may change at any time
-        self.transfers: TransferEngine | None = None
-        if self.host is not None:
-            self.tier_pages[Tier.HOST] = TierPages(Tier.HOST, self.tree, num_pages=self.host.num_pages)
-            self.transfers = TransferEngine(
-                self.tree,
-                self.tier_pages,
-                self.host.copier,
-                max_pages_in_flight=self.host.max_pages_in_flight,
-                is_host_read=lambda: self.storage is not None and bool(self.storage.in_flight()),
-            )
-        self.storage: StorageTier | None = None
-        self._owed = UnacknowledgedFlushes()
+        self.lower = LowerTiers(self.tree, self.tier_pages, self.leases, host=host if is_enabled else None)
         self._cutter = TreeCutter(self.tree, self.tier_pages, self.leases)
-        self.restore_cost = RestoreCost(min_tokens=host.min_restore_tokens if host else 0)
         self._device = self.tier_pages[Tier.DEVICE]
 
     @property
@@ -94,7 +76,7 @@ class PrefixCache:
     @property
     def tiers(self) -> tuple[Tier, ...]:
         """Enabled tiers, the device first."""
-        return (*self.tier_pages, Tier.STORAGE) if self.storage is not None else tuple(self.tier_pages)
+        return (*self.tier_pages, Tier.STORAGE) if self.lower.storage is not None else tuple(self.tier_pages)
 
     def observe(self, observer: CacheObserver) -> None:
         """Tell `observer` from now on what comes to a tier and what leaves it."""
@@ -115,8 +97,8 @@ class PrefixCache:
         lease = Lease(root=root, tokens=tokens, publish_limit=0 if is_private else NO_LIMIT)
         root.num_leases += 1
         self.leases.add(lease)
-        if self.storage is not None:
-            lease.generations = self.storage.known_generations(namespace)
+        if self.lower.storage is not None:
+            lease.generations = self.lower.storage.known_generations(namespace)
         if self.is_enabled:
             lease.node = self.tree.match(root, tokens.view(0, max_cached_tokens), tier=Tier.DEVICE)
             lease.run = lease.node.runs.get(Tier.DEVICE)
@@ -124,8 +106,7 @@ class PrefixCache:
                 lease.num_shared_pages += len(run.pages)
                 self._device.pin(run)
             lease.num_matched_pages = lease.num_shared_pages
-            if self.host is not None and self.write_policy is WritePolicy.WRITE_THROUGH_SELECTIVE:
-                self._back_up_hits(lease.node)
+            self.lower.saw_hit(lease.node)
         return lease
 
     def load(self, lease: Lease, *, max_cached_tokens: int) -> Load | None:
@@ -133,7 +114,8 @@ class PrefixCache:
 
         On success the lease belongs to the load, and the caller acquires anew when the load is done.
         """
-        if self.host is None or self.transfers is None:
+        transfers = self.lower.transfers
+        if transfers is None:
             return None
         tokens = lease.tokens.view(lease.num_shared_pages * self.page_size, max_cached_tokens)
         nodes = self.tree.host_path(lease.node, tokens)
@@ -141,22 +123,22 @@ class PrefixCache:
             return None
         if isinstance(nodes[0].restore, Load):  # on its way for somebody else
             load = nodes[0].restore
-            if load.was_dropped or not self.transfers.is_wanted(load):
+            if load.was_dropped or not transfers.is_wanted(load):
                 return None
             self.release(lease)
             return load
         num_tokens = sum(len(node.tokens) for node in nodes)
-        if not self.restore_cost.is_worth(num_tokens):
+        if not self.lower.restore_cost.is_worth(num_tokens):
             return None
         load = Load(num_tokens=num_tokens, lease=lease)
-        return load if self.transfers.restore(nodes, load) else None
+        return load if transfers.restore(nodes, load) else None
 
     def prefetch(self, namespace: Namespace, tokens: TokenIds) -> Prefetch | None:
         """Begin to bring up from storage what device and host lack of `tokens`, if that is worth it."""
-        if self.storage is None:
+        if self.lower.storage is None:
             return None
         num_known = self.peek(namespace, tokens, tiers=tuple(self.tier_pages))
-        return self.storage.prefetch(namespace, tokens, num_known_tokens=num_known)
+        return self.lower.storage.prefetch(namespace, tokens, num_known_tokens=num_known)
 
     def peek(self, namespace: Namespace, tokens: TokenIds, *, tiers: Iterable[Tier] = (Tier.DEVICE,)) -> int:
         """How many leading tokens of `tokens` the given tiers hold now. Pins and changes nothing."""
@@ -231,66 +213,19 @@ class PrefixCache:
 
     def apply_finished(self) -> bool:
         """Take in copies that are done, and start those that are due. Returns whether anything changed."""
-        if self.transfers is None or self.host is None:
-            return False
-        finished = self.transfers.apply_finished(num_leases=len(self.leases))
-        for transfer, nodes in finished:
-            if self.storage is not None and transfer.destination_tier is Tier.HOST:
-                for node in nodes:
-                    self.storage.persist(node)
-            if transfer.destination_tier is Tier.DEVICE and not transfer.handle.has_failed:
-                self.restore_cost.saw_restore(len(transfer.pages) * self.page_size, transfer.handle.took_s)
-        for load in (loads := self.transfers.take_finished_loads()):
-            if load.lease is not None:
-                self.release(load.lease)
-                load.lease = None
-        has_ended = self.storage.advance() if self.storage is not None else False
-        self.transfers.start_waiting()
-        if self.write_policy is WritePolicy.WRITE_BACK:
-            self._write_back()
-        return bool(finished or loads) or has_ended
-
-    @property
-    def needs_polling(self) -> bool:
-        """Whether copies may end soon that send no message."""
-        is_copying = self.transfers is not None and self.transfers.num_in_flight > 0
-        return is_copying or (self.storage is not None and self.storage.needs_polling)
-
-    def in_flight(self) -> dict[str, int]:
-        """Copies between tiers. Leases are no work of the cache: they belong to requests."""
-        found = self.transfers.in_flight() if self.transfers is not None else {}
-        return found if self.storage is None else found | self.storage.in_flight()
+        return self.lower.apply_finished(self.release)
 
     def is_awaited(self, prefetch: Prefetch) -> bool:
         """Whether the request that `prefetch` was begun for should not start yet."""
         return prefetch.is_awaited(self._clock.now())
 
-    # --- storage ------------------------------------------------------------------------------------
-
-    def attach_storage(self, storage: StorageTier) -> None:
-        """Use `storage` from now on. There is none attached, and there is a host tier to move pages through."""
-        assert self.storage is None and self.host is not None
-        self.storage = storage
-        storage.generations.take_over(self._owed.take(storage.place))
-        if self.tree.roots:  # what is being computed now is to be stored, too
-            storage.generations.ask(list(self.tree.roots))
+    # --- what operators do --------------------------------------------------------------------------
 
     def detach_storage(self) -> StorageTier:
-        """Stop using the store; what was in flight is given up."""
-        assert self.storage is not None
-        storage, self.storage = self.storage, None
-        storage.detach()
-        self._owed.left_by(storage.place, storage.generations.unacknowledged)
-        for root in list(self.tree.roots.values()):
-            for node in self.tree.subtree(root):
-                node.generations = None  # they are another store's
-        for lease in self.leases:
-            lease.generations = None
-        if self._device.observer is not None:
-            self._device.observer.cleared(self.generation, Scope(tiers=frozenset({Tier.STORAGE})))
+        """Stop using the store, and give up what is in flight to and from it."""
+        storage = self.lower.detach()
+        self._report_cleared(Scope(tiers=frozenset({Tier.STORAGE})))
         return storage
-
-    # --- what operators do --------------------------------------------------------------------------
 
     def retire(self, scope: Scope) -> Retirement:
         """Cut what is in `scope` out of the tree, so that no later `acquire` can match it.
@@ -299,14 +234,7 @@ class PrefixCache:
         in scope are dropped when they end. A scope that holds nothing is a no-op and makes no new generation.
         """
         retirement = Retirement(generation=self.generation)
-        num_dropped = self.transfers.mark_retired(scope) if self.transfers else 0
-        if self.storage is not None:
-            num_dropped += self.storage.retire(scope)
-            if Tier.STORAGE in scope.tiers:
-                retirement.raised = self.storage.raise_generation(scope)
-        elif Tier.STORAGE in scope.tiers:  # detached while the flush waited
-            retirement.raised = RaisedScope(scope)
-            self._owed.add(retirement.raised)
+        num_dropped = self.lower.retire(scope, retirement)
         self._cutter.cut(scope, retirement)
         num_pages = sum(retirement.freed.values()) + sum(retirement.retired.values())
         if num_pages or retirement.num_leases or num_dropped:
@@ -314,13 +242,16 @@ class PrefixCache:
             retirement.generation = self.generation
             self.counters.retirements += 1
             self.counters.retired_tokens += num_pages * self.page_size
-        if self._device.observer is not None:
-            self._device.observer.cleared(self.generation, scope)
+        self._report_cleared(scope)
         return retirement
 
     def preview(self, scope: Scope) -> Retirement:
         """What `retire(scope)` would do, without doing it."""
         return self._cutter.preview(scope, generation=self.generation)
+
+    def _report_cleared(self, scope: Scope) -> None:
+        if self._device.observer is not None:
+            self._device.observer.cleared(self.generation, scope)
 
     # --- publishing ---------------------------------------------------------------------------------
 
@@ -331,8 +262,7 @@ class PrefixCache:
             node.generations = lease.generations
         self._device.attach(node, pages, giver=Owner.PRIVATE, parent=lease.run, pins=1)
         self._descend_to(lease, node)
-        if self.transfers is not None and self.host is not None and self.write_policy is WritePolicy.WRITE_THROUGH:
-            self.transfers.offload(node)
+        self.lower.saw_published(node)
 
     def _go_over(self, lease: Lease, node: Node) -> PageIds:
         """The lease pins `node`'s device run as its next pages, which are returned."""
@@ -346,58 +276,3 @@ class PrefixCache:
         lease.node = node
         lease.run = node.runs[Tier.DEVICE]
         lease.num_shared_pages += len(lease.run.pages)
-
-    # --- the host tier ------------------------------------------------------------------------------
-
-    @property
-    def has_pages_coming(self) -> bool:
-        """Whether pages that were given up come back as soon as their copies are done."""
-        return self.transfers is not None and self.transfers.is_parking
-
-    def back_up(self, lease: Lease) -> int:
-        """See to it that the lease's shared pages are on the host; returns how many are, or soon will be.
-
-        For a request that gives its pages up for others: it finds them again on the host.
-        """
-        if self.transfers is None:
-            return 0
-        num_pages = 0
-        for node in self.tree.path_to(lease.node):  # from above: pages below a gap are of no use
-            self.transfers.offload(node, is_parking=True)
-            if Tier.HOST in node.runs or node.offload is not None:
-                num_pages += len(node.tokens) // self.page_size
-        return num_pages
-
-    def _back_up_hits(self, node: Node) -> None:
-        assert self.transfers is not None
-        for each in self.tree.path_to(node):
-            self.transfers.offload(each)
-
-    def _write_back(self) -> None:
-        """Copy what would be evicted next, while there are still pages to hand out.
-
-        Once for each time it is used: on a small host such copies push out one another, and would go on for ever.
-        """
-        assert self.transfers is not None
-        low_water = self.pool.capacity // 8
-        for node in self._device.least_recently_used(max(0, low_water - self.pool.num_free)):
-            if node.written_back_at != node.last_used:
-                node.written_back_at = node.last_used
-                self.transfers.offload(node)
-
-    def hold_on_host(self) -> HostHold:
-        """A hold that pins nothing yet. The caller's until `let_go_of_host`."""
-        hold = HostHold()
-        self.host_holds.add(hold)
-        return hold
-
-    def extend_hold(self, hold: HostHold, lease: Lease, *, may_copy: bool) -> None:
-        """Pin what of the lease's path is on the host; with `may_copy` begin to copy there what is not."""
-        assert self.transfers is not None
-        for node in hold.take(self.tree.path_to(lease.node), self.tier_pages[Tier.HOST]):
-            if may_copy:
-                self.transfers.offload(node)
-
-    def let_go_of_host(self, hold: HostHold) -> None:
-        self.host_holds.remove(hold)
-        hold.let_go(self.tier_pages[Tier.HOST])

@@ -46,14 +46,14 @@ class StorageControl:
 
     def why_not(self) -> str | None:
         """Why no store can be attached at all; None if one can."""
-        if self._cache.host is None:
+        if self._cache.lower.host is None:
             return "a store needs the host tier: start the server with --enable-hierarchical-cache"
         return None
 
     def open(self, message: AttachStorage) -> Opening | Kept:
         """Begin to open the store that `message` describes, unless it is attached and only policies are to change."""
         has_policy = message.prefetch_policy is not None or message.write_policy is not None
-        if has_policy and self._cache.storage is not None and _place(message) == self._place:
+        if has_policy and self._cache.lower.storage is not None and _place(message) == self._place:
             return Kept()
 
         def open_store() -> StorageBackend:
@@ -71,8 +71,8 @@ class StorageControl:
         if message.prefetch_policy is not None:
             self._settings = replace(self._settings, policy=PrefetchPolicy(message.prefetch_policy))
         if message.write_policy is not None:
-            self._cache.write_policy = WritePolicy(message.write_policy)
-        storage = self._cache.storage
+            self._cache.lower.write_policy = WritePolicy(message.write_policy)
+        storage = self._cache.lower.storage
         if isinstance(opening, Kept):
             assert storage is not None, "it is ready in the turn it was asked for"
             storage.settings = self._settings
@@ -85,31 +85,31 @@ class StorageControl:
         """Use an open store from now on. `place` says which one it is."""
         cache = self._cache
         self._place = place
-        assert cache.host is not None and cache.transfers is not None
+        assert cache.lower.host is not None and cache.lower.transfers is not None
         host = HostSide(
             tree=cache.tree,
             tier=cache.tier_pages[Tier.HOST],
-            memory=cache.host.pages,
+            memory=cache.lower.host.pages,
             names=self._names,
-            counters=cache.transfers.counters,
+            counters=cache.lower.transfers.counters,
             clock=self._clock,
         )
-        cache.attach_storage(StorageTier(backend, host, jobs=self._jobs, settings=self._settings, place=_name(place)))
+        cache.lower.attach(StorageTier(backend, host, jobs=self._jobs, settings=self._settings, place=_name(place)))
 
     @property
     def place_name(self) -> str:
         """Which store is attached; empty if none is, or one whose place is not known."""
-        return _name(self._place) if self._cache.storage is not None else ""
+        return _name(self._place) if self._cache.lower.storage is not None else ""
 
     def detach(self, call_id: str) -> StorageInfo:
         """Stop using the store, if one is attached."""
-        if self._cache.storage is None:
+        if self._cache.lower.storage is None:
             return StorageInfo(call_id=call_id, message="no store was attached")
         num_given_up = self._drop()
         return StorageInfo(call_id=call_id, num_given_up=num_given_up, message="detached")
 
     def info(self, call_id: str, *, num_given_up: int = 0, text: str = "") -> StorageInfo:
-        storage = self._cache.storage
+        storage = self._cache.lower.storage
         if storage is None:
             return StorageInfo(call_id=call_id, write_policy=self._write_policy, message="no store is attached")
         usage: Any = storage.usage
@@ -130,11 +130,11 @@ class StorageControl:
 
     @property
     def _write_policy(self) -> str:
-        return self._cache.write_policy.value if self._cache.host is not None else ""
+        return self._cache.lower.write_policy.value if self._cache.lower.host is not None else ""
 
     def _drop(self) -> int:
-        assert self._cache.storage is not None
-        num_given_up = sum(self._cache.storage.in_flight().values())
+        assert self._cache.lower.storage is not None
+        num_given_up = sum(self._cache.lower.storage.in_flight().values())
         self._cache.detach_storage()
         return num_given_up
 

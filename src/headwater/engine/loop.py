@@ -116,7 +116,7 @@ class EngineLoop:
     def _longest_useful_wait_s(self) -> float:
         if self._has_progressed or self._steps.uncollected is not None:
             return 0.0
-        longest_s = _POLL_S if self._scheduler.cache.needs_polling else _LONGEST_SLEEP_S
+        longest_s = _POLL_S if self._scheduler.cache.lower.needs_polling else _LONGEST_SLEEP_S
         look_s = self._control.pending.next_look_s()
         return longest_s if look_s is None else min(look_s, longest_s)
 

@@ -61,8 +61,8 @@ class StateReporter:
             "retired_tokens": cache.counters.retired_tokens,
             "retirements": cache.counters.retirements,
         }
-        if cache.transfers is not None:
-            counters |= transfer_counters(cache.transfers.counters, cache.page_size, cache.page_bytes)
+        if cache.lower.transfers is not None:
+            counters |= transfer_counters(cache.lower.transfers.counters, cache.page_size, cache.page_bytes)
         return EngineState(
             call_id=call_id,
             num_running=len(scheduler.running),
@@ -91,7 +91,7 @@ class StateReporter:
         )
 
     def _tier_state(self, tier: Tier, tier_pages: TierPages) -> TierState:
-        pool, host = tier_pages.pool, self._cache.host
+        pool, host = tier_pages.pool, self._cache.lower.host
         count_ready = host.num_ready if host is not None and tier is Tier.HOST else None
         return TierState(
             capacity=pool.capacity,

@@ -88,7 +88,7 @@ def wire_engine(
     steps = Steps(scheduler, runner)
     blockers = Blockers()
     blockers.register("scheduler", scheduler)
-    blockers.register("cache", cache)
+    blockers.register("cache", cache.lower)
     storage = StorageControl(
         cache,
         fingerprint=fingerprint or _NO_FINGERPRINT,

@@ -139,7 +139,7 @@ class PlannedFleet:
         moved: Counter[str] = Counter()
         dropped: Counter[str] = Counter()
         for engine in engines:
-            transfers = engine.parts.cache.transfers
+            transfers = engine.parts.cache.lower.transfers
             if transfers is not None:
                 moved.update(transfers.counters.pages)
                 dropped.update(transfers.counters.dropped_pages)

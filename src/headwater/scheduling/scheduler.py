@@ -207,7 +207,7 @@ class Scheduler:
         if self.running.has_page_for_next_token(request):
             return True
         while not self.running.extend(request):
-            if self.running.has_leaving_pages or self.cache.has_pages_coming:
+            if self.running.has_leaving_pages or self.cache.lower.is_parking:
                 return False  # pages are freed when the step in flight has been collected
             victim = max(self.running, key=_queue_key)
             self._retract(victim)
@@ -293,7 +293,7 @@ class Scheduler:
         self.running.collected(plan.step_id)
         num_prefill = len(plan.token_ids) - plan.num_decodes
         if num_prefill >= _MIN_PREFILL_SAMPLE:
-            self.cache.restore_cost.saw_prefill(num_prefill, self._clock.now() - self._launched_s)
+            self.cache.lower.restore_cost.saw_prefill(num_prefill, self._clock.now() - self._launched_s)
         columns = (result.slots, result.uses, result.is_finite, plan.num_computed, plan.num_tokens, plan.samples)
         rows = zip(*[column.tolist() for column in columns], result.tokens.tolist(), strict=True)
         for row, (slot, use, is_finite, first, num_tokens, samples, token_id) in enumerate(rows):
@@ -360,7 +360,7 @@ class Scheduler:
         """Return a request to the queue without its pages. It continues from its tokens, with the same text."""
         self.running.publish(request)
         assert request.lease is not None
-        if self.cache.back_up(request.lease):  # parked: it will find its pages on the host
+        if self.cache.lower.back_up(request.lease):  # parked: it will find its pages on the host
             self.counters.num_parked += 1
             self.loading.allow_again(request)
         self.running.leave(request)

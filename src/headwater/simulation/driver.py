@@ -236,7 +236,7 @@ class Driver:
         """Turn until nothing is in flight."""
         self.turn(3)
         for _ in range(max_turns):
-            if not self.parts.cache.in_flight():
+            if not self.parts.cache.lower.in_flight():
                 return
             self.turn()
         raise Violation("progress", f"copies are in flight after {max_turns} turns")
@@ -308,17 +308,18 @@ class Driver:
         )
         self.runner.audit = self.oracle
         self.calls = Calls(self.clock, max_timeout_s=MAX_CONTROL_TIMEOUT_S)
+        lower = self.parts.cache.lower
         retirements = Retirements(
             self.world,
             engine=self.oracle,
             device=self.runner.kv,
             copier=copier,
-            prefetches=lambda: self.parts.cache.storage.reader.prefetches if self.parts.cache.storage else [],
+            prefetches=lambda: lower.storage.reader.prefetches if lower.storage else [],
         )
 
         def is_quiet() -> bool:
             cache = self.parts.cache
-            return not (cache.leases or cache.host_holds or self.runner.open_steps or self.parts.blockers())
+            return not (cache.leases or cache.lower.holds or self.runner.open_steps or self.parts.blockers())
 
         cuts = Cuts(
             self.parts.cache,

@@ -149,7 +149,7 @@ class Promises:
 
     def _check_store_calls(self, jobs: list[FakeJob]) -> None:
         """A call of the store that takes too long is given up: a hanging store costs hits and nothing else."""
-        storage = self._parts.cache.storage
+        storage = self._parts.cache.lower.storage
         if storage is None:
             return
         began_before_s = self._clock.now() - storage.settings.call_timeout_s

@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
+from headwater.cache.lower_tiers import LowerTiers
 from headwater.cache.prefetch import Prefetch
-from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.storage.calls import StorageCalls
 from headwater.cache.storage.generations import StorageGenerations
 from headwater.cache.storage.names import StorageNames
@@ -40,7 +40,7 @@ def _without(component: type, blocker: str) -> list[Patch]:
 @mutant(profile="tiers")
 def offloads_block_nobody() -> list[Patch]:
     """Copies to the host are missing from the blockers."""
-    return _without(PrefixCache, "offload")
+    return _without(LowerTiers, "offload")
 
 
 @mutant(profile="tiers")
