@@ -50,7 +50,7 @@ class Server:
                     if isinstance(answer, EngineReady):
                         self.fleet.engine_ready(index, answer, self.clock.now())
                     elif hasattr(answer, "call_id"):
-                        self.fleet.heard(index, answer, self.clock.now())
+                        self.fleet.take_answer(index, answer, self.clock.now())
             self.fleet.tick(self.clock.now())
 
     def post(self) -> None:
@@ -201,7 +201,7 @@ def decided_while_engine_1_falls_silent(change: Any) -> tuple[Server, ChangeCall
     """Both have prepared; the second one hears of nothing any more."""
     server = Server()
     call = server.begin(change, timeout_s=2.0)
-    while len(call.heard) < 2 and call.outcome is None and server.fleet._committing is None:
+    while len(call.answers) < 2 and call.outcome is None and server.fleet._committing is None:
         server.run(1)
     server.silent = {1}
     server.run()
@@ -361,16 +361,16 @@ def test_an_engine_that_has_yet_to_make_a_decided_change_is_looked_at_again() ->
     server = Server()
     server.kill(1)
     server.restart(1)
-    heard = server.fleet.heard
+    heard = server.fleet.take_answer
 
     def not_yet(engine: int, answer: Any, now_s: float) -> None:
         is_state = isinstance(answer, EngineState)
         heard(engine, msgspec.structs.replace(answer, num_decided=1) if is_state else answer, now_s)
 
-    server.fleet.heard = not_yet  # type: ignore[method-assign]
+    server.fleet.take_answer = not_yet  # type: ignore[method-assign]
     server.wait(1.0)
     assert server.fleet.candidates() == [0]
-    server.fleet.heard = heard  # type: ignore[method-assign]
+    server.fleet.take_answer = heard  # type: ignore[method-assign]
     server.wait(1.0)
     assert server.fleet.candidates() == [0, 1]
 

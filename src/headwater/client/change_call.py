@@ -8,9 +8,9 @@ from typing import Any
 from headwater.messages.two_phase import Change
 
 # After the caller's deadline, in this order, all within the second that an answer may take longer:
-PREPARE_GRACE_S = 0.45  # an engine that has not said by then whether it could has not: nothing is done
-EXPIRY_GRACE_S = 0.6  # engines give up by themselves what nobody has committed
-ANSWER_GRACE_S = 0.9  # whoever waits is told what is known
+PREPARE_GRACE_S = 0.45  # an engine that has not prepared by then ends the change: nothing is done
+EXPIRY_GRACE_S = 0.6  # engines give up by themselves what has not been committed
+ANSWER_GRACE_S = 0.9  # the caller gets an answer from what is known
 
 
 class Phase(Enum):
@@ -23,19 +23,19 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """The change is decided, and this engine has not confirmed it: it takes no requests until it has."""
+    """The change is decided, but this engine has not confirmed it: it takes no requests until it has."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Untouched:
-    """The change was not made here, since another engine could not."""
+    """The change was not made here, because another engine could not make it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """By engine what it answered, an exception, `Pending` or `Untouched`. `is_decided`: it is in force."""
+    """Per engine its answer, an exception, `Pending` or `Untouched`. `is_decided`: the change is in force."""
 
     is_decided: bool
     answers: dict[int, Any]
@@ -43,16 +43,16 @@ class Outcome:
 
 @dataclass(slots=True, eq=False)
 class ChangeCall:
-    """A change, the engines that are asked to make it, and how far each has come."""
+    """A change, the engines that are asked to make it, and how far each of them is."""
 
     change: Change
-    named: frozenset[int]  # whom it is for
-    engines: tuple[int, ...]  # those of them that serve now; the others make it before they serve again
+    named: frozenset[int]  # the engines that it is for
+    engines: tuple[int, ...]  # those of `named` that serve now; the others make the change before they serve again
     is_for_all: bool
     deadline_s: float  # the caller's
     phase: Phase = Phase.PREPARING
-    heard: dict[int, Any] = field(default_factory=dict)  # by engine: its word on the present phase
-    weights_id: str = ""  # as prepared
+    answers: dict[int, Any] = field(default_factory=dict)  # by engine, in the present phase
+    weights_id: str = ""  # of the weights that were prepared
     is_whole: bool = True
     outcome: Outcome | None = None
 
@@ -75,12 +75,12 @@ class ChangeCall:
 
     @property
     def next_look_s(self) -> float:
-        """When it must be looked at though nobody says anything."""
+        """When the call must be looked at even if no message arrives."""
         if self.outcome is not None:
             return math.inf
         return self.prepare_by_s if self.phase in (Phase.PREPARING, Phase.PREPARED) else self.answer_by_s
 
     @property
     def missing(self) -> list[int]:
-        """Engines that have said nothing in the present phase."""
-        return [engine for engine in self.engines if engine not in self.heard]
+        """Engines that have not answered in the present phase."""
+        return [engine for engine in self.engines if engine not in self.answers]

@@ -1,4 +1,4 @@
-"""What the server was told: the state that every engine has to be in before it takes requests."""
+"""The desired state of the server: every engine has to be in it before it takes requests."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -27,14 +27,14 @@ class WeightsStep:
 
 @dataclass(frozen=True, slots=True)
 class DesiredPin:
-    """A prefix that is to be kept from eviction on some engines until `ends_at_s` (CLOCK_MONOTONIC)."""
+    """A prefix that some engines keep from eviction until `ends_at_s` (CLOCK_MONOTONIC)."""
 
     message: PinPrefix
     engines: frozenset[int]
     ends_at_s: float
 
     def is_in(self, flush: FlushCache) -> bool:
-        """Whether a flush ends it: as the engine has it, whatever the flush retires of what is held."""
+        """Whether a flush ends the pin. The engine ends it by the same rule, however little of it the flush retires."""
         salt_fits = flush.cache_salt in (None, self.message.cache_salt)
         if not salt_fits or flush.extra_key not in (None, self.message.extra_key):
             return False
@@ -48,14 +48,14 @@ class DesiredPin:
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """Frozen: every decided change makes a new one. `revision` counts them."""
+    """Frozen: every decided change makes a new state. `revision` counts the changes."""
 
-    weights: tuple[WeightsStep, ...]  # a whole checkpoint, then those that were laid over it
+    weights: tuple[WeightsStep, ...]  # a whole checkpoint, then partial ones on top of it
     weight_version: str
     pause: PauseGeneration | None = None
     released: frozenset[str] = frozenset()
     store: AttachStorage | None = None
-    store_revision: int = 0  # of the last order about the store; 0: as the command line has it
+    store_revision: int = 0  # of the last change of the store; 0: the store of the command line
     pins: tuple[DesiredPin, ...] = ()
     revision: int = 0
 
@@ -66,46 +66,47 @@ class DesiredState:
     def after(
         self, change: Change, *, engines: frozenset[int], weights_id: str = "", is_whole: bool = True, now_s: float
     ) -> "DesiredState":
-        """The state once `change` is in force on `engines`: on all, or for pins on those named.
+        """The state once `change` is in force on `engines`: on all, or on those that a pin names.
 
-        `weights_id`: of the weights that it puts in place, if it does; `is_whole`: nothing is left of those before.
+        `weights_id`: of the weights that the change puts in place, if any; `is_whole`: they replace every earlier one.
         """
-        told = replace(self, revision=self.revision + 1, pins=tuple(p for p in self.pins if p.ends_at_s > now_s))
+        desired = replace(self, revision=self.revision + 1, pins=tuple(p for p in self.pins if p.ends_at_s > now_s))
         match change:
             case UpdateWeights():
                 step = WeightsStep(change.path, change.load_format, weights_id)
-                label = told.weight_version if change.weight_version is None else change.weight_version
-                told = replace(told, weights=(step,) if is_whole else (*told.weights, step), weight_version=label)
-                told = replace(told, released=told.released - {"weights"})
-                return told if weights_id == self.weights_id else replace(told, pins=())
+                label = desired.weight_version if change.weight_version is None else change.weight_version
+                weights = (step,) if is_whole else (*desired.weights, step)
+                released = desired.released - {"weights"}
+                desired = replace(desired, weights=weights, weight_version=label, released=released)
+                return desired if weights_id == self.weights_id else replace(desired, pins=())
             case SetWeightVersion():
-                return replace(told, weight_version=change.weight_version)
+                return replace(desired, weight_version=change.weight_version)
             case ReleaseMemory():
-                released = told.released | set(change.tags or MEMORY_TAGS)
-                return replace(told, released=released, pins=() if "kv_cache" in released else told.pins)
+                released = desired.released | set(change.tags or MEMORY_TAGS)
+                return replace(desired, released=released, pins=() if "kv_cache" in released else desired.pins)
             case ResumeMemory():
-                told = replace(told, released=told.released - set(change.tags or MEMORY_TAGS))
-                if weights_id in ("", told.weights_id):
-                    return told
-                newest = replace(told.weights[-1], weights_id=weights_id)  # other files, taken as they are
-                return replace(told, weights=(*told.weights[:-1], newest), weight_version="", pins=())
+                desired = replace(desired, released=desired.released - set(change.tags or MEMORY_TAGS))
+                if weights_id in ("", desired.weights_id):
+                    return desired
+                newest = replace(desired.weights[-1], weights_id=weights_id)  # the files had changed
+                return replace(desired, weights=(*desired.weights[:-1], newest), weight_version="", pins=())
             case PauseGeneration():
-                return replace(told, pause=change)
+                return replace(desired, pause=change)
             case ContinueGeneration():
-                return replace(told, pause=None)
+                return replace(desired, pause=None)
             case AttachStorage():
-                return replace(told, store=_with_policies_of(change, told.store), store_revision=told.revision)
+                return replace(desired, store=_with_policies_of(change, desired.store), store_revision=desired.revision)
             case DetachStorage():
-                return replace(told, store=None, store_revision=told.revision)
+                return replace(desired, store=None, store_revision=desired.revision)
             case PinPrefix():
                 pin = DesiredPin(change, engines, now_s + change.ttl_s)
-                return replace(told, pins=(*told.pins, pin))
+                return replace(desired, pins=(*desired.pins, pin))
             case UnpinPrefix():
-                return replace(told, pins=tuple(_without(told.pins, change.pin_id, engines)))
+                return replace(desired, pins=tuple(_without(desired.pins, change.pin_id, engines)))
         assert_never(change)
 
     def after_flush(self, flush: FlushCache) -> "DesiredState":
-        """What a flush that was carried out leaves of the pins."""
+        """The state after a flush: without the pins that it has ended."""
         return replace(self, pins=tuple(pin for pin in self.pins if not pin.is_in(flush)))
 
     def pins_on(self, engine: int, *, now_s: float) -> list[DesiredPin]:
@@ -113,7 +114,7 @@ class DesiredState:
 
 
 def _with_policies_of(attach: AttachStorage, before: AttachStorage | None) -> AttachStorage:
-    """A policy that is not given stays as it was told before."""
+    """A policy that is not given stays as it was."""
     if before is None:
         return attach
     return msgspec.structs.replace(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
-MAX_EXTRA_REQUESTS = 4  # an engine that knows the prefix may have so many more than the least loaded one
+MAX_EXTRA_REQUESTS = 4  # by which an engine that knows the prefix may exceed the least loaded one
 
 
 class Candidate(Protocol):
@@ -20,9 +20,9 @@ C = TypeVar("C", bound=Candidate)
 
 
 def choose_engine(candidates: Sequence[C], known: Iterable[set[int]]) -> C:
-    """The candidate that knows most of the prompt, unless it has much more to do; else the least loaded.
+    """The candidate that knows most of the prompt, unless it is much busier; else the least loaded.
 
-    `known`: indices of engines that know a beginning of it, those of the longest beginning first.
+    `known`: indices of engines that know a prefix of the prompt, the longest prefix first.
     """
     least = min(candidates, key=lambda each: each.num_running)
     for indices in known:

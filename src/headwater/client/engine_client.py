@@ -47,7 +47,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _PIN_TIMEOUT_S = 60.0  # to compute a prefix and pin it
-_SHORTEST_S = 1e-9  # a timeout that has run out is still one that was given
+_SHORTEST_S = 1e-9  # a timeout that has run out is still a timeout, unlike 0
 
 
 class EngineClient:
@@ -59,14 +59,14 @@ class EngineClient:
     def __init__(self, endpoints: Sequence[str], *, started_with: tuple[str, str] = ("", "auto")) -> None:
         """`endpoints`: a zmq address for each engine, by index; the engines may bind them later.
 
-        `started_with`: path and format of the weights that they load when nothing else is told.
+        `started_with`: path and format of the weights of the command line.
         """
         if not endpoints:
             raise ValueError("endpoints must name at least one engine")
         self._endpoints = tuple(endpoints)
         self._context: zmq.asyncio.Context | None = None
         self._links: tuple[EngineLink, ...] = ()
-        self._routes: PrefixRoutes | None = None  # made when several engines are there to choose from
+        self._routes: PrefixRoutes | None = None  # only with several engines
         self._refusal: ShuttingDown | None = None
         self._fleet = Fleet(len(endpoints), new_call_id=new_call_id, started_with=started_with)
         self._driver = FleetDriver(
@@ -83,7 +83,7 @@ class EngineClient:
             return
         self._context = zmq.asyncio.Context()
         self._links = tuple(
-            EngineLink(index, self._context, on_ready=self._driver.engine_ready, on_answer=self._driver.heard)
+            EngineLink(index, self._context, on_ready=self._driver.engine_ready, on_answer=self._driver.take_answer)
             for index in range(len(self._endpoints))
         )
         for link, endpoint in zip(self._links, self._endpoints, strict=True):
@@ -96,7 +96,7 @@ class EngineClient:
             return tuple([await link.wait_ready() for link in self._links])
 
     async def close(self) -> None:
-        """Fail what is under way and close the sockets."""
+        """Fail all requests and calls, and close the sockets."""
         self.refuse_all("the server has shut down")
         await self._driver.close()
         await asyncio.sleep(0)  # let the reader tasks see their cancellation
@@ -105,23 +105,23 @@ class EngineClient:
             self._context = None
 
     def refuse_all(self, reason: str) -> None:
-        """Shutdown: whatever runs fails with ShuttingDown at once, and nothing new is taken."""
+        """Shutdown: all requests and calls fail with ShuttingDown at once, and no new ones are taken."""
         self.refuse_new(reason)
         for link in self._links:
             self._fail(link, ShuttingDown(link.index, reason))
 
     def refuse_new(self, reason: str) -> None:
-        """Take no new generations; what runs goes on, and calls still go through."""
+        """Take no new generations; running ones go on, and calls still go through."""
         self._refusal = ShuttingDown(0, reason)
 
     def engine_gone(self, index: int, reason: str) -> None:
-        """The supervisor's word that an engine's process ended."""
+        """The supervisor reports that the process of an engine has ended."""
         self._fail(self._links[index], EngineGone(index, reason))
         if self._routes is not None:
             self._routes.forget(index)
 
     def engine_back(self, index: int, endpoint: str) -> None:
-        """The supervisor's word that an engine was started again; `wait_ready` waits for its model."""
+        """The supervisor reports that an engine was started again; `wait_ready` waits for its model."""
         link = self._links[index]
         if link.gone is None:
             self._fail(link, EngineGone(index, "replaced by a new process"))
@@ -140,17 +140,17 @@ class EngineClient:
 
     @property
     def ready(self) -> tuple[EngineReady | None, ...]:
-        """What each engine said of itself; None while it loads or is gone."""
+        """The facts that each engine reported after loading; None while it loads or is gone."""
         return tuple(link.ready for link in self._links)
 
     @property
     def is_healthy(self) -> bool:
-        """Every engine is there and is as the server was told, and this client takes requests."""
+        """Every engine serves, and this client takes requests."""
         return self._refusal is None and bool(self._links) and not self.engines_out
 
     @property
     def can_serve(self) -> bool:
-        """At least one engine is as the server was told, and this client takes requests."""
+        """At least one engine serves, and this client takes requests."""
         return self._refusal is None and bool(self._fleet.candidates())
 
     @property
@@ -174,7 +174,7 @@ class EngineClient:
         return next((f"engine {engine} takes no requests: {why}" for engine, why in out.items()), None)
 
     def silent_for_s(self) -> float:
-        """Seconds since the engine heard from least recently, of those that serve, sent anything."""
+        """Seconds since the last message of the serving engine that has been silent longest."""
         now_s = asyncio.get_running_loop().time()
         return now_s - min((link.last_heard_s for link in self._links if self._serves(link)), default=float("-inf"))
 
@@ -205,25 +205,25 @@ class EngineClient:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What `generate` sends inside reaches each engine in one message. No `await` may be inside."""
+        """Requests that `generate` sends inside reach each engine in one message. No `await` may be inside."""
         with ExitStack() as held:
             for link in self._links:
                 held.enter_context(link.together())
             yield
 
     def forget_prefixes(self) -> None:
-        """The engines' caches were emptied: a known beginning is no reason any more to prefer one."""
+        """The engines' caches were emptied: a known prefix is no longer a reason to prefer an engine."""
         if self._routes is not None:
             self._routes.clear()
 
     def flushed(self, flush: FlushCache) -> None:
-        """A flush was carried out: what it ended is not to be brought back."""
+        """A flush was carried out: the pins that it ended are not set again on a restarted engine."""
         self._fleet.flushed(flush)
 
     async def change(self, change: Change, *, deadline_s: float, engines: Sequence[int] | None = None) -> Outcome:
-        """A change of what the server is told, made by all engines (or those named) or by none.
+        """A change of the desired state, made by all engines (or by `engines`) or by none.
 
-        `deadline_s` is a time of the event loop; the outcome comes within a second of it, whatever an engine does.
+        `deadline_s` is a time of the event loop; the outcome comes within a second of it, even if an engine is silent.
         Cancelling it cancels the change, unless it is decided.
         """
         return await self._driver.change(change, deadline_s=deadline_s, engines=engines)
@@ -231,7 +231,7 @@ class EngineClient:
     async def call(self, message: Any, *, engine: int = 0, timeout_s: float | None = None) -> Any:
         """Send a message of `ToEngine` with a fresh call_id to one engine; the struct it answers.
 
-        Cancelling (or the timeout of) a deferred call cancels it in the engine, too.
+        Cancelling a deferred call, or its timeout, cancels it in the engine as well.
         Raises CallFailed when refused, EngineGone, TimeoutError.
         """
         if not self._links:
@@ -241,7 +241,7 @@ class EngineClient:
     async def call_all(self, message: Any, *, timeout_s: float | None = None) -> list[Any]:
         """Send a message to every engine; per engine its answer, or the exception that stands for it.
 
-        One that is still loading is not waited for: EngineLoading. One that takes no requests: EngineOut.
+        It does not wait for engines that are loading (EngineLoading) or take no requests (EngineOut).
         """
 
         async def call(index: int) -> Any:
@@ -256,8 +256,8 @@ class EngineClient:
     async def call_all_by(self, message: FlushCache, *, deadline_s: float, answer_by_s: float) -> list[Any]:
         """Send a flush to every engine; per engine its answer, or the exception that stands for it.
 
-        Both are times of the event loop. Every engine gets what is left until `deadline_s`, also one that is
-        still loading and has to be waited for. One that is silent at `answer_by_s` has failed with TimeoutError.
+        Both are times of the event loop. Every engine gets the time that is left until `deadline_s`, also an engine
+        that has to be waited for because it is loading. An engine that is silent at `answer_by_s` is a TimeoutError.
         """
         calls = [
             self._call_by(message, engine=index, deadline_s=deadline_s, answer_by_s=answer_by_s)
@@ -278,7 +278,7 @@ class EngineClient:
         return await self.call(message, engine=engine, timeout_s=max(0.0, answer_by_s - clock()))
 
     def _choose(self, request: Generate) -> EngineLink:
-        """The engine that knows most of the prompt, unless it has much more to do; else the least loaded."""
+        """See `choose_engine`. While all engines load for the first time, each of them is a candidate."""
         links = [self._links[index] for index in self._fleet.candidates()]
         if not links and self._fleet.desired is None:
             links = [link for link in self._links if not link.gone]  # those that are loading for the first time
@@ -304,7 +304,7 @@ class EngineClient:
         self._driver.engine_gone(error)
 
     async def _set_pin_again(self, engine: int, pin: DesiredPin) -> None:
-        """One that cannot be set (no room) is dropped with a warning: it is worth time, not correctness."""
+        """Compute a prefix and pin it. A pin without room is dropped with a warning: it costs time, not correctness."""
         prefix, clock = pin.message, asyncio.get_running_loop().time
         request = Generate(
             rid=f"pin-{new_call_id()}",

@@ -35,7 +35,7 @@ class EngineLoading(Exception):
 
 
 class EngineOut(EngineLoading):
-    """The engine is not in the state that the server was told, and takes nothing until it is. HTTP 503."""
+    """The engine is not in the desired state, and takes no requests until it is. HTTP 503."""
 
     def __init__(self, engine: int, reason: str) -> None:
         Exception.__init__(self, f"engine {engine} takes no requests: {reason}")
@@ -44,7 +44,7 @@ class EngineOut(EngineLoading):
 
 
 class NotTheSame(Exception):
-    """Two engines have read different weights where they were told to read the same. HTTP 409."""
+    """Two engines have read different weights where they should have read the same. HTTP 409."""
 
     def __init__(self, engine: int, weights_id: str, others_weights_id: str) -> None:
         found = f"{weights_id}, not {others_weights_id}"

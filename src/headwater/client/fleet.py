@@ -1,4 +1,4 @@
-"""Several engines that answer as one server: changes that all make or none, and engines that have fallen behind.
+"""Several engines that answer as one server: changes that all of them make or none, and engines that are behind.
 
 No sockets and no clock: messages and time go in, messages to be sent are taken from `take_outbox`. `EngineClient`
 drives it in the server, the simulation drives it in virtual time.
@@ -19,11 +19,12 @@ from headwater.messages.state import EngineReady
 from headwater.messages.two_phase import Change, Commit, Prepare, Prepared
 from headwater.messages.weights import MemoryResult, WeightsUpdated
 
-BEHIND = "it has not made a change that the server was told"
+IN_FORCE = "a change that is in force on the server"
+BEHIND = f"it has not made {IN_FORCE}"
 
 
 class Fleet:
-    """Owns the desired state, the standing of each engine, and every change that is under way."""
+    """Owns the desired state, the standing of each engine, and every change in progress."""
 
     def __init__(
         self,
@@ -32,20 +33,20 @@ class Fleet:
         new_call_id: Callable[[], str],
         started_with: tuple[str, str] = ("", "auto"),
     ) -> None:
-        """`started_with`: path and format of the weights that the engines load when nothing else is told."""
+        """`started_with`: path and format of the weights of the command line."""
         self.desired: DesiredState | None = None  # known when the first engine has loaded
         self.standings = [Standing(index) for index in range(num_engines)]
         self._new_call_id = new_call_id
         self._started_with = started_with
         self._outbox: list[tuple[int, Any]] = []
-        self._calls: dict[str, ChangeCall] = {}  # those under way, in the order of their arrival
+        self._calls: dict[str, ChangeCall] = {}  # in progress, in the order of arrival
         self._committing: ChangeCall | None = None
         self._restoring = Restoring(self._send, new_call_id)
 
     # --- what is known ------------------------------------------------------------------------------
 
     def candidates(self) -> list[int]:
-        """Engines that a request may go to: those that have confirmed all that was told, if there are any."""
+        """Engines that a request may go to: those that have confirmed every change, if there are any."""
         serving = [standing.index for standing in self.standings if standing.is_serving]
         if self._committing is None:
             return serving
@@ -65,7 +66,7 @@ class Fleet:
         return self.desired.weights[0].path, self.desired.weights[0].load_format
 
     def pins_to_set(self, engine: int, *, now_s: float) -> list[DesiredPin]:
-        """Pins that a restarted engine has to compute and set before it serves; `pins_are_set` says that it did."""
+        """Pins that a restarted engine has to compute and set before it serves; then call `pins_are_set`."""
         standing = self.standings[engine]
         if self.desired is None or not standing.wants_pins:
             return []
@@ -83,14 +84,14 @@ class Fleet:
         return min(looks + [standing.next_look_s for standing in self.standings], default=math.inf)
 
     def take_outbox(self) -> list[tuple[int, Any]]:
-        """(engine, message) to be sent, in this order."""
+        """(engine, message) pairs to send, in this order."""
         taken, self._outbox = self._outbox, []
         return taken
 
     # --- engines come and go ------------------------------------------------------------------------
 
     def engine_ready(self, engine: int, ready: EngineReady, now_s: float) -> None:
-        """An engine has loaded. It serves at once if it is as it should be, else it is brought there first."""
+        """An engine has loaded. It serves at once if it is in the desired state, else it is brought there first."""
         standing = self.standings[engine]
         if standing.is_loaded:
             return
@@ -99,17 +100,17 @@ class Fleet:
             first = WeightsStep(path, load_format, ready.weights_id)
             self.desired = DesiredState(weights=(first,), weight_version=ready.weight_version)
         standing.loaded()
-        is_as_told = self.desired.revision == 0 and ready.weights_id == self.desired.weights_id
-        if is_as_told and standing.is_first:
+        is_as_desired = self.desired.revision == 0 and ready.weights_id == self.desired.weights_id
+        if is_as_desired and standing.is_first:
             standing.serve(self.desired)
         self.tick(now_s)
 
     def engine_gone(self, engine: int, error: Exception, now_s: float) -> None:
-        """Its process has ended: what it was to answer fails, what it had is lost."""
+        """The process of `engine` has ended: its calls fail, and its state is lost."""
         self.standings[engine].gone()
         for call in list(self._calls.values()):
-            if engine in call.engines and engine not in call.heard:
-                self._hear(call, engine, error, now_s)
+            if engine in call.engines and engine not in call.answers:
+                self._take_answer(call, engine, error, now_s)
         self.tick(now_s)
 
     def flushed(self, flush: FlushCache) -> None:
@@ -122,9 +123,9 @@ class Fleet:
     def begin(
         self, change: Change, *, deadline_s: float, now_s: float, engines: Sequence[int] | None = None
     ) -> ChangeCall:
-        """Start a change on all engines, or on those named. Its `outcome` comes by `deadline_s` and a second.
+        """Start a change on all engines, or on `engines`. Its `outcome` comes within a second of `deadline_s`.
 
-        Those that do not serve are not waited for: they do not serve again before they have made it.
+        It does not wait for engines that do not serve: these make the change before they serve again.
         """
         named = frozenset(range(len(self.standings)) if engines is None else engines)
         serving = tuple(engine for engine in sorted(named) if self.standings[engine].is_serving)
@@ -134,7 +135,7 @@ class Fleet:
             call.outcome, call.phase = Outcome(False, self._all_out(named)), Phase.ENDED
             return call
         self._calls[call.call_id] = call
-        # of several engines also for one: what is sent directly could be overtaken by what is committed
+        # With several engines also a change of one: a direct message could be overtaken by a commit.
         call.phase = Phase.DIRECT if len(self.standings) == 1 else Phase.PREPARING
         for engine in serving:
             if call.phase is Phase.DIRECT:
@@ -146,24 +147,24 @@ class Fleet:
         return call
 
     def abandon(self, call: ChangeCall, now_s: float) -> None:
-        """Nobody waits for the answer any more: what is not decided is cancelled."""
+        """The caller has left: a change that is not decided is cancelled."""
         if call.phase in (Phase.PREPARING, Phase.PREPARED):
             self._give_up(call)
         elif call.phase is Phase.DIRECT:
             self._cancel(call, call.engines)
         self._advance(now_s)
 
-    def heard(self, engine: int, answer: Any, now_s: float) -> None:
-        """An engine has answered something. What belongs to nothing here is ignored."""
+    def take_answer(self, engine: int, answer: Any, now_s: float) -> None:
+        """An answer to a change or to a step of a restoration. Any other answer is ignored."""
         call = self._calls.get(answer.call_id)
         if call is not None and engine in call.engines:
-            self._hear(call, engine, answer, now_s)
+            self._take_answer(call, engine, answer, now_s)
         elif self.desired is not None:
-            self._restoring.heard(self.standings[engine], answer, self.desired, now_s)
+            self._restoring.take_answer(self.standings[engine], answer, self.desired, now_s)
         self._advance(now_s)
 
     def tick(self, now_s: float) -> None:
-        """Time has passed: what is overdue ends."""
+        """Time has passed: overdue changes end."""
         for call in list(self._calls.values()):
             if now_s < call.next_look_s:
                 continue
@@ -172,39 +173,39 @@ class Fleet:
             elif call.phase is Phase.COMMITTING:
                 self._end_commit(call)
             elif call.phase is Phase.DIRECT and call.outcome is None:
-                call.outcome = self._outcome(call, is_decided=False)  # a late answer still counts: see _hear_direct
+                call.outcome = self._outcome(call, is_decided=False)  # a late answer still counts
         self._advance(now_s)
 
     # --- the phases of a change ---------------------------------------------------------------------
 
-    def _hear(self, call: ChangeCall, engine: int, answer: Any, now_s: float) -> None:
+    def _take_answer(self, call: ChangeCall, engine: int, answer: Any, now_s: float) -> None:
         if call.phase is Phase.DIRECT:
-            self._hear_direct(call, engine, answer, now_s)
+            self._take_direct_answer(call, engine, answer, now_s)
         elif call.phase is Phase.PREPARING:
             if not isinstance(answer, Prepared):
-                call.heard[engine] = answer
+                call.answers[engine] = answer
                 self._give_up(call)
                 return
-            if call.heard and answer.weights_id != call.weights_id:
-                call.heard[engine] = NotTheSame(engine, answer.weights_id, call.weights_id)
+            if call.answers and answer.weights_id != call.weights_id:
+                call.answers[engine] = NotTheSame(engine, answer.weights_id, call.weights_id)
                 self._give_up(call)
                 return
-            call.heard[engine] = answer
+            call.answers[engine] = answer
             call.weights_id, call.is_whole = answer.weights_id, answer.is_whole
             if not call.missing:
                 call.phase = Phase.PREPARED
         elif call.phase is Phase.PREPARED and not isinstance(answer, Prepared):
-            call.heard[engine] = answer  # given up, or dead, while another change was being committed
+            call.answers[engine] = answer  # given up, or dead, while another change was being committed
             self._give_up(call)
         elif call.phase is Phase.COMMITTING:
-            call.heard[engine] = answer
+            call.answers[engine] = answer
             if not call.missing:
                 self._end_commit(call)
         self._advance(now_s)
 
-    def _hear_direct(self, call: ChangeCall, engine: int, answer: Any, now_s: float) -> None:
-        """The only engine's word. It counts, too, if it comes after the caller has been told that none came."""
-        call.heard[engine] = answer
+    def _take_direct_answer(self, call: ChangeCall, engine: int, answer: Any, now_s: float) -> None:
+        """The answer of the only engine. It counts even if it comes after the caller got a timeout."""
+        call.answers[engine] = answer
         is_done = not isinstance(answer, Failed | Exception)
         if is_done:
             weights_id = answer.weights_id if isinstance(answer, WeightsUpdated | MemoryResult) else ""
@@ -217,7 +218,7 @@ class Fleet:
         self._forget(call)
 
     def _advance(self, now_s: float) -> None:
-        """Decide the next change whose engines could all make it, and bring engines back that are behind."""
+        """Decide the next change that all its engines have prepared, and restore engines that are behind."""
         while self._committing is None:
             ready = next((call for call in self._calls.values() if call.phase is Phase.PREPARED), None)
             if ready is None:
@@ -232,15 +233,15 @@ class Fleet:
                 self._restoring.advance(standing, self.desired, now_s)
 
     def _leave_out_fenced(self, call: ChangeCall) -> None:
-        """What an engine prepared before it fell behind stands on what is no longer told."""
+        """A change that an engine prepared before it fell behind rests on a state that is no longer desired."""
         fenced = [engine for engine in call.engines if not self.standings[engine].is_serving]
         self._cancel(call, fenced)
         call.engines = tuple(engine for engine in call.engines if engine not in fenced)
 
     def _decide(self, call: ChangeCall, now_s: float) -> None:
-        """From here on the change is in force, whatever becomes of an engine."""
+        """From here on the change is in force, whatever happens to an engine."""
         self._record(call, weights_id=call.weights_id, is_whole=call.is_whole, now_s=now_s)
-        call.phase, call.heard, self._committing = Phase.COMMITTING, {}, call
+        call.phase, call.answers, self._committing = Phase.COMMITTING, {}, call
         for engine in call.engines:
             self._send(engine, Commit(call_id=self._new_call_id(), prepared=call.call_id))
 
@@ -249,18 +250,18 @@ class Fleet:
         self.desired = self.desired.after(
             call.change, engines=call.named, weights_id=weights_id, is_whole=is_whole, now_s=now_s
         )
-        for standing in self.standings:  # an engine that came while the change was being prepared
+        for standing in self.standings:  # an engine that began to serve while the change was being prepared
             if standing.is_serving and standing.index in call.named and standing.index not in call.engines:
                 standing.fence(BEHIND)
 
     def _end_commit(self, call: ChangeCall) -> None:
         assert self.desired is not None
         for engine in call.engines:
-            answer = call.heard.get(engine)
+            answer = call.answers.get(engine)
             if answer is None:
-                self.standings[engine].fence("it has not confirmed a change that the server was told")
+                self.standings[engine].fence(f"it has not confirmed {IN_FORCE}")
             elif isinstance(answer, Failed):
-                self.standings[engine].fence(f"it did not make a change that the server was told: {answer.message}")
+                self.standings[engine].fence(f"it did not make {IN_FORCE}: {answer.message}")
             elif not isinstance(answer, Exception):
                 self.standings[engine].confirm(self.desired)
         call.outcome = self._outcome(call, is_decided=True)
@@ -268,7 +269,7 @@ class Fleet:
         self._forget(call)
 
     def _give_up(self, call: ChangeCall) -> None:
-        """Nobody makes it. Engines that hear nothing of this undo what they prepared by themselves."""
+        """No engine makes the change. Engines that this does not reach undo their preparation by themselves."""
         self._cancel(call, call.engines)
         call.outcome = self._outcome(call, is_decided=False)
         self._forget(call)
@@ -284,21 +285,21 @@ class Fleet:
 
     def _outcome(self, call: ChangeCall, *, is_decided: bool) -> Outcome:
         answers: dict[int, Any] = {}
-        overdue = call.missing or call.engines or call.named  # the silent ones; all, if another change held them up
-        has_failed = any(isinstance(answer, Failed | Exception) for answer in call.heard.values())
+        overdue = call.missing or call.engines or call.named  # the silent engines; all, if another change held them up
+        has_failed = any(isinstance(answer, Failed | Exception) for answer in call.answers.values())
         for engine in sorted(call.named):
-            answer = call.heard.get(engine)
-            has_said_no = answer is None or isinstance(answer, Failed | Exception)
-            if is_decided and has_said_no:
+            answer = call.answers.get(engine)
+            has_refused = answer is None or isinstance(answer, Failed | Exception)
+            if is_decided and has_refused:
                 answers[engine] = Pending(self.standings[engine].why_out or BEHIND)
-            elif is_decided or (answer is not None and has_said_no):
+            elif is_decided or (answer is not None and has_refused):
                 answers[engine] = answer
             elif engine in overdue and not has_failed:
                 answers[engine] = TimeoutError()
             else:
                 answers[engine] = Untouched()
-        told = {e: CallFailed(answer) if isinstance(answer, Failed) else answer for e, answer in answers.items()}
-        return Outcome(is_decided, told)
+        by_engine = {e: CallFailed(answer) if isinstance(answer, Failed) else answer for e, answer in answers.items()}
+        return Outcome(is_decided, by_engine)
 
     def _all_out(self, engines: Iterable[int]) -> dict[int, Any]:
         return {e: EngineOut(e, self.standings[e].why_out or LOADING) for e in sorted(engines)}

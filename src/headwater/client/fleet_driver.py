@@ -1,4 +1,4 @@
-"""Drives a `Fleet` with what it does not know: the event loop's time, its timers, sockets, and pins to be computed."""
+"""Gives a `Fleet` the parts that it does not know: the event loop's time and timers, sockets, and computed pins."""
 
 import asyncio
 import math
@@ -61,9 +61,9 @@ class FleetDriver:
         self.fleet.engine_gone(error.engine, error, asyncio.get_running_loop().time())
         self._pump()
 
-    def heard(self, engine: int, answer: Any) -> None:
-        """An engine has answered something that nobody else waits for."""
-        self.fleet.heard(engine, answer, asyncio.get_running_loop().time())
+    def take_answer(self, engine: int, answer: Any) -> None:
+        """An answer that no caller waits for."""
+        self.fleet.take_answer(engine, answer, asyncio.get_running_loop().time())
         self._pump()
 
     def _tick(self) -> None:
@@ -72,7 +72,7 @@ class FleetDriver:
         self._pump()
 
     def _pump(self) -> None:
-        """Send what the fleet wants sent, tell what has ended, and look again when it is due."""
+        """Send the fleet's messages, resolve the changes that have ended, and set the timer for the next tick."""
         loop = asyncio.get_running_loop()
         for engine, message in self.fleet.take_outbox():
             self._post(engine, message)

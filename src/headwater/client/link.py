@@ -1,4 +1,4 @@
-"""The connection to one engine: a DEALER socket, one reader task, and what is under way on it."""
+"""The connection to one engine: a DEALER socket, one reader task, and the requests and calls on it."""
 
 import asyncio
 import itertools
@@ -35,7 +35,7 @@ def new_call_id() -> str:
 
 
 class EngineLink:
-    """Owns the socket to one engine and the table of what waits for an answer from it.
+    """Owns the socket to one engine, and the tables of requests and calls that wait for its answers.
 
     An entry leaves the table when the engine answers (for a generation: with its `finish`) or is gone; a
     generation whose consumer left stays until then, so that its late outputs cannot reach another request.
@@ -50,7 +50,7 @@ class EngineLink:
         on_ready: Callable[[int, EngineReady], None] = lambda index, ready: None,
         on_answer: Callable[[int, Any], None] = lambda index, answer: None,
     ) -> None:
-        """`on_ready`: the engine has loaded. `on_answer`: it answers what was sent by `post`."""
+        """`on_ready`: the engine has loaded. `on_answer`: it answers a message that `post` sent."""
         self.index = index
         self._on_ready = on_ready
         self._on_answer = on_answer
@@ -80,7 +80,7 @@ class EngineLink:
         self._send(Hello(call_id=new_call_id()))
 
     def fail(self, error: EngineGone) -> None:
-        """The engine is gone: end everything that waits for it, and refuse what comes until `open`."""
+        """The engine is gone: end all requests and calls, and refuse new ones until `open`."""
         self._gone = error
         self.ready = None
         if self._reader is not None:
@@ -108,7 +108,7 @@ class EngineLink:
 
     @property
     def num_running(self) -> int:
-        """Requests the engine still has, those included whose client has left."""
+        """Requests that the engine still has, including those whose client has left."""
         return len(self._generations)
 
     @property
@@ -123,7 +123,7 @@ class EngineLink:
     # --- requests ----------------------------------------------------------------------------------
 
     def has_running(self, rid: str) -> bool:
-        """Whether somebody still listens to the request `rid`."""
+        """Whether a client still reads the request `rid`."""
         generation = self._generations.get(rid)
         return generation is not None and not generation.is_closed
 
@@ -133,7 +133,7 @@ class EngineLink:
             raise self._gone
         if self.has_running(request.rid):
             raise RidInUse(request.rid)
-        if request.rid in self._generations:  # left by its client, not yet ended by the engine
+        if request.rid in self._generations:  # its client has left, the engine has not ended it yet
             request = msgspec.structs.replace(request, rid=f"{request.rid}~{next(_call_numbers)}")
         generation = Generation(request.rid, engine=self.index, on_close=self._leave)
         if self._held is None:
@@ -145,7 +145,7 @@ class EngineLink:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Requests that begin inside travel in one message, so that one step can begin with all. Not for awaits."""
+        """Requests that begin inside travel in one message, so that one step can begin with all. No `await` inside."""
         assert self._held is None, "held already"
         self._held = []
         try:
@@ -163,7 +163,7 @@ class EngineLink:
 
     def _send_held(self) -> None:
         held, self._held, self._num_held_bytes = self._held, [], 0
-        if held and self._socket is not None:  # else the engine is gone, and they have been told
+        if held and self._socket is not None:  # else the engine is gone, and they have failed
             self._put(held[0] if len(held) == 1 else GenerateBatch(items=tuple(held)))
 
     def _leave(self, generation: Generation) -> None:
@@ -175,7 +175,7 @@ class EngineLink:
     async def call(self, message: Any, *, timeout_s: float | None = None) -> Any:
         """Send a message that has a call_id; its answer. Raises CallFailed, EngineGone, TimeoutError.
 
-        The engine does nothing of it later than `timeout_s` and the moment that it and the answer may take.
+        The engine does nothing for it later than `timeout_s` plus EXPIRY_GRACE_S.
         """
         if self._gone is not None:
             raise self._gone
@@ -254,7 +254,7 @@ class EngineLink:
                 future.set_result(message)
         elif isinstance(message, Failed) and message.call_id in self._generations:
             self._generations.pop(message.call_id).fail(CallFailed(message))
-        else:  # to what was posted, or to a call nobody waits for any more
+        else:  # to a posted message, or to a call whose caller has left
             self._on_answer(self.index, message)
 
     def _announce_change(self) -> None:

@@ -1,4 +1,4 @@
-"""Which engine has computed the beginning of a prompt, as far as this process knows."""
+"""Which engines have computed the beginning of a prompt, as far as this process knows."""
 
 import hashlib
 from collections import OrderedDict
@@ -14,7 +14,7 @@ class PrefixRoutes:
     """A bounded map from beginnings of prompts to the engines that were sent them, newest kept.
 
     A beginning is the first 1, 2, 4, ... pages of token ids under one namespace, so a prompt costs a dozen
-    entries at most. It is a hint and never more: an engine may have evicted the pages, which costs a prefill.
+    entries at most. The map is only a hint: an engine may have evicted the pages, which costs a prefill.
     """
 
     def __init__(self, *, page_size: int, max_entries: int = MAX_ENTRIES) -> None:
@@ -26,7 +26,7 @@ class PrefixRoutes:
         return len(self._engines)
 
     def known(self, request: Generate) -> list[set[int]]:
-        """Engines that were sent a prompt with the same beginning, those of the longest beginning first."""
+        """Engines that were sent a prompt with the same beginning, the longest beginning first."""
         found = []
         for digest in reversed(self._beginnings(request)):
             mask = self._engines.get(digest, 0)

@@ -1,4 +1,4 @@
-"""How each engine stands to what the server was told, and the way back of one that has fallen behind."""
+"""How each engine stands to the desired state, and the way back of an engine that is behind."""
 
 import math
 from collections.abc import Callable
@@ -32,18 +32,18 @@ _RETRY_S = 10.0  # after a step that failed: files may come back
 
 @dataclass(slots=True)
 class Standing:
-    """One engine. It serves only while it is known to be as the server was told."""
+    """One engine. It serves only while it is known to be in the desired state."""
 
     index: int
     is_loaded: bool = False
     is_serving: bool = False
     is_first: bool = True  # its process has not been replaced
     why_out: str | None = LOADING  # None: it serves
-    store_revision: int = 0  # of the last order about the store that it has carried out
+    store_revision: int = 0  # of the last change of the store that it has made
     has_pins: bool = True
-    wants_pins: bool = False  # all else is restored
+    wants_pins: bool = False  # everything else is restored
     asked: str | None = None  # call id
-    step: Any = None  # what was asked; None: for its state
+    step: Any = None  # the message that was sent; None: `GetState`
     asked_until_s: float = 0.0
     asked_revision: int = 0  # of the desired state when it was asked
     retry_at_s: float = 0.0
@@ -53,16 +53,16 @@ class Standing:
         self.asked, self.retry_at_s = None, 0.0
 
     def gone(self) -> None:
-        """A process that comes in its place knows nothing of what was told."""
+        """The process that replaces this one knows nothing of the desired state."""
         self.is_loaded = self.is_serving = self.is_first = self.has_pins = self.wants_pins = False
         self.why_out, self.asked, self.store_revision = GONE, None, 0
 
     def fence(self, reason: str) -> None:
-        """It takes no requests until it has been found to be as told."""
+        """It takes no requests until it is found to be in the desired state."""
         self.is_serving, self.why_out, self.asked, self.retry_at_s = False, reason, None, 0.0
 
     def confirm(self, desired: DesiredState) -> None:
-        """It has made the newest change. One that is behind with another stays out."""
+        """It has made the newest change. An engine that is behind with another change stays out."""
         if self.is_serving:
             self.serve(desired)
 
@@ -79,20 +79,20 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Stuck:
-    """There is no way to what was told from here."""
+    """The desired state cannot be reached from here."""
 
     reason: str
 
 
 class Restoring:
-    """Asks an engine for its state, sends what makes the first difference smaller, asks again; until there is none."""
+    """Asks an engine for its state, corrects the first difference, and asks again until none is left."""
 
     def __init__(self, send: Callable[[int, Any], None], new_call_id: Callable[[], str]) -> None:
         self._send = send
         self._new_call_id = new_call_id
 
     def advance(self, standing: Standing, desired: DesiredState, now_s: float) -> None:
-        """Ask, if it is time to. A step towards what is no longer told is not waited for."""
+        """Ask if it is time to. A step towards a state that is no longer desired is cancelled."""
         is_outdated = standing.step is not None and standing.asked_revision != desired.revision
         if standing.asked is not None and is_outdated and not standing.is_serving:
             self._send(standing.index, CancelOperation(call_id=self._new_call_id(), started_by_call=standing.asked))
@@ -102,8 +102,8 @@ class Restoring:
         call_id = self._new_call_id()
         self._ask(standing, GetState(call_id=call_id, expires_at_s=now_s + _ASK_S), None, now_s + _ASK_S)
 
-    def heard(self, standing: Standing, answer: Any, desired: DesiredState, now_s: float) -> None:
-        """An answer; ignored unless it is the one that is waited for."""
+    def take_answer(self, standing: Standing, answer: Any, desired: DesiredState, now_s: float) -> None:
+        """An answer from the engine; ignored unless it answers the last question."""
         if answer.call_id != standing.asked:
             return
         standing.asked, standing.retry_at_s = None, now_s
@@ -116,11 +116,11 @@ class Restoring:
             self._carried_out(standing)
 
     def _next_step(self, standing: Standing, state: EngineState, desired: DesiredState, now_s: float) -> None:
-        if state.num_decided:  # of an order that has come late: what it leaves is not known yet
+        if state.num_decided:  # a late change: its result is not known yet
             standing.retry_at_s = now_s + 0.05
             return
         step = difference(standing, state, desired, call_id=self._new_call_id())
-        runs = not (state.paused or state.released_memory)  # else pins cannot be computed any more
+        runs = not (state.paused or state.released_memory)  # else pins can no longer be computed
         is_last = step is None or isinstance(step, PauseGeneration | ReleaseMemory | InStep)
         if not standing.has_pins and is_last and runs and desired.pins_on(standing.index, now_s=now_s):
             standing.wants_pins = True
@@ -149,7 +149,7 @@ class Restoring:
 
 
 def difference(standing: Standing, state: EngineState, desired: DesiredState, *, call_id: str) -> Any:
-    """The message that makes the first difference smaller; `Stuck`; None if the engine is as it should be."""
+    """The message that corrects the first difference; `Stuck`; None if the engine is in the desired state."""
     if standing.store_revision < desired.store_revision:
         if desired.store is None:
             return DetachStorage(call_id=call_id)
@@ -164,7 +164,7 @@ def difference(standing: Standing, state: EngineState, desired: DesiredState, *,
     if extra := released - desired.released:
         return ResumeMemory(call_id=call_id, tags=tuple(sorted(extra)))
     if missing := desired.released - released:
-        if state.paused and state.num_running:  # frozen in place they would never end
+        if state.paused and state.num_running:  # frozen requests would never end
             return PauseGeneration(call_id=call_id, mode="retract")
         return ReleaseMemory(call_id=call_id, tags=tuple(sorted(missing)))
     if desired.pause is not None and not state.paused:
@@ -173,13 +173,13 @@ def difference(standing: Standing, state: EngineState, desired: DesiredState, *,
 
 
 def _next_weights(weights_id: str, desired: DesiredState, *, call_id: str) -> UpdateWeights | Stuck:
-    """The checkpoint after the last one of `steps` that is in place; the first if it has other weights."""
+    """The checkpoint after the last one that the engine has; the first if the engine has other weights."""
     steps = desired.weights
     known = [step.weights_id for step in steps]
     step = steps[known.index(weights_id) + 1 if weights_id in known else 0]
     if not step.path:
         return Stuck(f"it loaded other weights than the server serves: {weights_id}, not {step.weights_id}")
-    label = desired.weight_version if step is steps[-1] else ""  # of no policy that was ever served
+    label = desired.weight_version if step is steps[-1] else ""  # these weights were never served by themselves
     return UpdateWeights(
         call_id=call_id,
         path=step.path,

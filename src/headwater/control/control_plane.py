@@ -99,9 +99,9 @@ class ControlPlane:
         if self.pending.commit(Caller(client, message.prepared)):
             return
         self.is_behind = True
-        text = "the engine has missed a change that the server was told; it is being made up"
-        self._engine.scheduler.why_refusing[BEHIND] = text
-        text = "what was prepared has been given up: no word came to carry it out"
+        why = "the engine has missed a change that is in force on the server, and is catching up"
+        self._engine.scheduler.why_refusing[BEHIND] = why
+        text = "the prepared change has been given up: no commit came in time"
         self._reply(client, Failed(call_id=message.prepared, status=410, message=text))
 
     def _reply(self, client: bytes, answer: Answer) -> None:

@@ -39,10 +39,10 @@ class MemoryRelease(Operation):
         if not wanted:
             return self._result(0, moment) if self._permit.ask() else None
         if moment.blockers:
-            is_promised = self._permit.is_awaited  # then what came in between, a copy, ends soon
+            is_promised = self._permit.is_awaited  # then the blocker, a copy that began since, ends soon
             return self._refused(moment) if moment.has_expired and not is_promised else None
         if self._engine.is_step_in_flight():
-            return None  # its requests have ended, so it blocks nobody; but it still computes
+            return None  # its requests have ended, so it is no blocker; but it still computes
         if not self._permit.ask():
             return None
         num_bytes = 0

@@ -81,7 +81,7 @@ class PendingOperations:
             moment = pending.moment(self._clock, self._blockers())
             pending.has_seen_deadline = moment.has_expired
             if pending.has_expired(self._clock):
-                answer = pending.operation.cancelled(moment, "nobody waits for it any more")
+                answer = pending.operation.cancelled(moment, "its caller no longer waits")
             elif has_exclusive and pending.operation.is_exclusive:
                 reason = "the deadline passed while another operation was carried out"
                 answer = pending.operation.cancelled(moment, reason) if moment.has_expired else None

@@ -67,14 +67,14 @@ class StorageControl:
         return Opening(self._jobs, open_store)
 
     def attach(self, opening: Opening | Kept, message: AttachStorage) -> StorageInfo:
-        """Put the opened store in the place of the one attached, if any; policies that are given hold from now on."""
+        """Put the opened store in the place of the attached one, if any; policies of `message` hold from now on."""
         if message.prefetch_policy is not None:
             self._settings = replace(self._settings, policy=PrefetchPolicy(message.prefetch_policy))
         if message.write_policy is not None:
             self._cache.lower.write_policy = WritePolicy(message.write_policy)
         storage = self._cache.lower.storage
         if isinstance(opening, Kept):
-            assert storage is not None, "it is ready in the turn it was asked for"
+            assert storage is not None, "ready in the turn in which it was asked for"
             storage.settings = self._settings
             return self.info(message.call_id, text="policies changed")
         num_given_up = self._drop() if storage is not None else 0
@@ -82,7 +82,7 @@ class StorageControl:
         return self.info(message.call_id, num_given_up=num_given_up, text="attached")
 
     def attach_backend(self, backend: StorageBackend, *, place: Place | None = None) -> None:
-        """Use an open store from now on. `place` says which one it is."""
+        """Use an open store from now on. `place` says which store it is."""
         cache = self._cache
         self._place = place
         assert cache.lower.host is not None and cache.lower.transfers is not None

@@ -8,12 +8,12 @@ from headwater.storage.errors import StorageError
 
 
 class Opening:
-    """A store that is being opened in a job. One that opens after it was given up is closed again."""
+    """A store that is being opened in a job. If it opens after it was given up, it is closed again."""
 
     def __init__(self, jobs: JobRunner, open_store: Callable[[], StorageBackend]) -> None:
         self._jobs = jobs
         self._open_store = open_store
-        self._backend: StorageBackend | None = None  # open, and not taken yet
+        self._backend: StorageBackend | None = None  # open, not taken yet
         self._job = jobs.submit(self._open)
 
     def is_ready(self) -> bool:
@@ -28,7 +28,7 @@ class Opening:
         return str(error) if isinstance(error, ValueError | StorageError) else f"{type(error).__name__}: {error}"
 
     def abandon(self) -> None:
-        """Nobody will take the store. Does not wait for it."""
+        """The store will not be taken: close it when it is open. Does not wait."""
         if self._job is None:
             return
         self._job.abandon()  # from here on the job closes what it opens
@@ -37,7 +37,7 @@ class Opening:
             self._jobs.submit(lambda job: backend.close())
 
     def take(self) -> StorageBackend:
-        """The open store, which is the caller's from now on. Once, when ready and without error."""
+        """The open store, which the caller owns from now on. Once, when ready and without error."""
         backend, self._backend = self._backend, None
         assert backend is not None
         return backend
@@ -46,8 +46,8 @@ class Opening:
         backend = self._open_store()
         try:
             if backend.kind == "redis":
-                backend.usage()  # a server that cannot be reached is better known now
-            with job.pages():  # the lock of the job decides who has the store: the loop, or nobody
+                backend.usage()  # fails now if the server cannot be reached
+            with job.pages():  # the lock of the job decides whether the loop still gets the store
                 self._backend = backend
         except (JobAbandoned, StorageError):
             backend.close()
@@ -55,7 +55,7 @@ class Opening:
 
 
 class Kept:
-    """The store that is attached already: only how it is used is to change."""
+    """The store that is already attached: only its policies change."""
 
     def is_ready(self) -> bool:
         return True

@@ -16,7 +16,7 @@ _NUM_FIRST_IDS = 8
 class CacheTreeView:
     """Takes a bounded picture of the tree: `max_nodes` nodes at most, down to `depth`.
 
-    With all blocks, if the message asks for them, as of what `events` have told so far.
+    With all blocks, if the message asks for them, as of the events that have been published so far.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class CacheTreeView:
         )
 
     def _blocks(self) -> Iterator[TreeBlocks]:
-        """Every node's blocks. Bytes are packed as they lie: making numbers of them is for the API process."""
+        """Every node's blocks, as packed bytes: the API process unpacks them."""
         tree = self._cache.tree
         for index, root in enumerate(tree.roots.values()):
             for node in itertools.islice(tree.subtree(root), 1, None):

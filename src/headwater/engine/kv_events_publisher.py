@@ -77,7 +77,7 @@ class KvEventsPublisher:
             _log.warning("events %d were not sent", self._next_number - 1)
 
     def position(self) -> tuple[str, int]:
-        """Epoch, and the number of the batch that will tell of the next change: all before it has been sent."""
+        """Epoch, and the number of the batch that will hold the next change; all earlier ones have been sent."""
         self.publish()
         return self._epoch, self._next_number
 

@@ -84,7 +84,7 @@ class KvEventsRecorder:
         self._removed += hashes
 
     def _store_cleared(self, generation: int, scope: Scope) -> None:
-        """A flush of some namespaces of a store: nobody here knows all their blocks."""
+        """A flush of some namespaces of a store: this engine does not know all their blocks."""
         if Tier.STORAGE in scope.tiers:
             event = AllBlocksCleared(
                 generation=generation, tiers=("storage",), cache_salt=scope.cache_salt, extra_key=scope.extra_key

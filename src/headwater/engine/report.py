@@ -1,4 +1,4 @@
-"""The snapshot of an engine that metrics, loads and server info are made of."""
+"""The snapshot of an engine for metrics, loads and server info."""
 
 from headwater.cache.namespace import Tier
 from headwater.cache.page_pool import Owner
@@ -15,7 +15,7 @@ _WINDOW_S = 1.0
 
 
 class Throughput:
-    """Generated tokens per second, over windows of at least a second between two questions."""
+    """Generated tokens per second, over windows of at least a second."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -8,7 +8,7 @@ from headwater.engine.ports import ModelRunner
 from headwater.scheduling.plan import StepHandle, StepPlan, StepResult
 from headwater.scheduling.scheduler import Scheduler
 
-_MAX_FAILED_IN_A_ROW = 10  # then it is not the requests: the engine ends, and is started again
+_MAX_FAILED_IN_A_ROW = 10  # then the requests are not the cause: the engine ends, and is started again
 _log = logging.getLogger(__name__)
 
 
@@ -47,14 +47,14 @@ class Steps:
             return FailedLaunch(error)
 
     def is_done(self, handle: StepHandle) -> bool:
-        """Whether to collect now: also a step that fails when it is asked."""
+        """Whether to collect now. True also of a step whose `is_done` raises."""
         try:
             return handle.is_done()
-        except Exception:  # noqa: BLE001  collecting it says what it is
+        except Exception:  # noqa: BLE001  collecting it raises the same
             return True
 
     def collect(self) -> None:
-        """Take in the step in flight, if there is one. Raises what no later step could survive."""
+        """Collect the step in flight, if there is one. Raises only errors that no later step could survive."""
         if self.uncollected is None:
             return
         plan, handle = self.uncollected
@@ -72,7 +72,7 @@ class Steps:
     def _fail(self, plan: StepPlan, error: Exception) -> None:
         self._runner.recover()  # raises if the device is lost; else nothing of the step writes any more
         num_ended = self._scheduler.fail(plan, error)
-        self._num_failed_in_a_row += num_ended > 0  # one of requests that have ended already says nothing new
+        self._num_failed_in_a_row += num_ended > 0  # a step whose requests had all ended says nothing about the next
         self.survived.append(error)
         _log.error("step %d failed, %d requests end with an error", plan.step_id, num_ended, exc_info=error)
         if self._num_failed_in_a_row >= _MAX_FAILED_IN_A_ROW:

@@ -13,16 +13,16 @@ _log = logging.getLogger(__name__)
 
 
 class Wire(Protocol):
-    """Messages in and out. `client` says who sent a message and who gets an answer."""
+    """Messages in and out. `client` is the sender of a message, and the receiver of an answer."""
 
     def receive(self, *, wait_s: float) -> list[tuple[bytes, ToEngine]]:
-        """What has arrived; waits up to `wait_s` if nothing has."""
+        """The messages that have arrived; waits up to `wait_s` for one."""
         ...
 
     def send(self, client: bytes, message: ToClient) -> None: ...
 
     def close(self) -> None:
-        """Let go of the sockets, after what was sent has left."""
+        """Close the sockets after the messages sent have left."""
         ...
 
 

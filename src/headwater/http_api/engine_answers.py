@@ -1,7 +1,7 @@
-"""What all engines said to one control call: each of them is heard, and success means all of them did it.
+"""The answers of all engines to one control call. Success means that all of them did it.
 
-Of a change that all make or none (`EngineClient.change`), success means that it is decided: an engine that has not
-confirmed it takes no requests until it has, and is named with `pending`.
+A change that all engines make or none (`EngineClient.change`) succeeds when it is decided. An engine that has not
+confirmed it takes no requests until it has, and is listed as `pending`.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ class EngineAnswers:
 
     def __init__(self, answers: Sequence[Any], *, ranks: Sequence[int] | None = None) -> None:
         """`answers` as `EngineClient.call_all` returns them. Raises an exception that is a bug."""
-        self.by_rank: list[Any] = [_told(answer) for answer in answers]
+        self.by_rank: list[Any] = [_or_error(answer) for answer in answers]
         self._ranks = range(len(answers)) if ranks is None else ranks
 
     @classmethod
@@ -47,20 +47,20 @@ class EngineAnswers:
         return [(rank, a) for rank, a in self._ranked if isinstance(a, ApiError)]
 
     def all_or_raise(self, describe: Callable[[Any], Json] | None = None) -> list[Any]:
-        """The answers, if every engine gave one. Else ApiError, in which each engine is heard."""
+        """The answers, if every engine gave one. Else ApiError, which lists each engine."""
         error = self.error(describe)
         if error is not None:
             raise error
         return self.by_rank
 
     def some_or_raise(self) -> list[tuple[int, Any]]:
-        """What could be had, for reports that a missing engine leaves incomplete. ApiError if there is nothing."""
+        """The answers that came, for reports that may be incomplete. ApiError if there is none."""
         if not self.succeeded:
             self.all_or_raise()
         return self.succeeded
 
     def error(self, describe: Callable[[Any], Json] | None = None) -> ApiError | None:
-        """The worst error, None if there is none. With several engines it tells what became of each."""
+        """The worst error, None if there is none. With several engines it lists the outcome of each."""
         if not self.errors:
             return None
         rank, worst = max(self.errors, key=lambda item: item[1].status)
@@ -100,13 +100,13 @@ class EngineAnswers:
 
 
 def error_entry(rank: int, error: ApiError) -> Json:
-    """What became of one engine that did not do it."""
+    """The entry of an engine that failed."""
     facts = {"dp_rank": rank, "success": False, "status": error.status, "message": error.message, "code": error.code}
     return facts | {name: value for name, value in error.details.items() if name != "engine"}
 
 
 def facts_of(answer: msgspec.Struct, *, without: Sequence[str] = ()) -> Json:
-    """All fields of an engine's answer, those that have their default value, too."""
+    """All fields of an engine's answer, including those with their default value."""
     names = [name for name in answer.__struct_fields__ if name not in without]
     return {name: msgspec.to_builtins(getattr(answer, name)) for name in names}
 
@@ -119,7 +119,7 @@ def engine_list(ranks: Sequence[int]) -> str:
     return f"engines {', '.join(names[:-1])} and {names[-1]}"
 
 
-def _told(answer: Any) -> Any:
+def _or_error(answer: Any) -> Any:
     if not isinstance(answer, BaseException):
         return answer
     error = as_api_error(answer)

@@ -1,4 +1,4 @@
-"""What a route asks for: the state, and what is made from it once the model has loaded."""
+"""What routes work with: the state, and the parts made from it once the model has loaded."""
 
 import asyncio
 import itertools
@@ -35,7 +35,7 @@ FRESH_S = 1.0  # an engine heard from within this time needs no ping
 
 @dataclass(frozen=True, slots=True)
 class GenerationHealth:
-    """Whether tokens come out, or would but for orders that keep requests waiting (`held_by`)."""
+    """Whether tokens come out, or would if no orders (`held_by`) kept requests waiting."""
 
     is_well: bool
     held_by: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class Services:
         return NativeApi(self.generator, self.model, self.state.limits)
 
     def new_pin_id(self) -> str:
-        """The same on every engine, and kept by one that is started anew."""
+        """The same on every engine, also after a restart."""
         return f"pin-{next(self._pin_numbers)}"
 
     def require_loaded(self) -> None:
@@ -88,13 +88,13 @@ class Services:
             raise bad_request("timeout", f"timeout: {error}") from None
 
     async def ask_all(self, message: ToEngine) -> EngineAnswers:
-        """What all engines say to a call that they answer in their next turn."""
+        """The answers of all engines to a call that they answer in their next turn."""
         return EngineAnswers(await self.state.client.call_all(message, timeout_s=CALL_TIMEOUT_S))
 
     async def flush_all(self, message: FlushCache, *, arrived_s: float, has_timeout: bool) -> list[Any]:
-        """What all engines say to a flush that waits up to `message.timeout_s` from `arrived_s` (loop time).
+        """The answers of all engines to a flush that waits up to `message.timeout_s` from `arrived_s` (loop time).
 
-        A caller who gave a timeout has an answer within a second of it; another may wait for a busy engine.
+        A caller who gave a timeout is answered within a second of it; without one, a busy engine is waited for.
         """
         deadline_s = arrived_s + message.timeout_s
         answer_by_s = deadline_s if has_timeout else arrived_s + CALL_TIMEOUT_S
@@ -106,9 +106,9 @@ class Services:
     async def change(
         self, message: Change, *, arrived_s: float, timeout_s: float | None = None, engines: list[int] | None = None
     ) -> EngineAnswers:
-        """What became of a change that all engines make, or none, answered within a second of `timeout_s`.
+        """The outcome of a change that all engines make, or none, within a second of `timeout_s`.
 
-        None: the caller gave none, and has 30 s for engines that are busy with a step.
+        None: the caller gave no timeout, and engines that are busy with a step have 30 s.
         """
         deadline_s = arrived_s + (CALL_TIMEOUT_S if timeout_s is None else timeout_s)
         outcome = await self.state.client.change(message, deadline_s=deadline_s, engines=engines)
@@ -119,9 +119,9 @@ class Services:
         return await self.state.client.call_all(GetState(call_id=new_call_id()), timeout_s=timeout_s)
 
     async def is_alive(self) -> bool:
-        """Whether an engine serves and the loop of each that does still turns. Cheap: probes share one ping.
+        """Whether an engine serves, and the loop of each serving engine still turns. Cheap: probes share one ping.
 
-        An engine that is being started again does not make the others ill.
+        An engine that is being restarted does not make the server unhealthy.
         """
         if not self.state.is_serving:
             return False
@@ -137,11 +137,11 @@ class Services:
         return self.state.is_serving
 
     async def is_ready(self) -> bool:
-        """Whether a request would be taken now by engines that answer; told within the ready timeout."""
+        """Whether a request would be taken now by engines that answer. Returns within the ready timeout."""
         try:
             async with asyncio.timeout(self.state.limits.ready_timeout_s):
                 return await self.is_alive()
-        except TimeoutError:  # a ping that others wait for, too, goes on
+        except TimeoutError:  # the ping goes on: others may wait for it
             return False
 
     async def _ping_all(self) -> None:
@@ -169,7 +169,7 @@ class Services:
         generating = asyncio.ensure_future(self._generate_one_token(engine))
         try:
             while not (await asyncio.wait({generating}, timeout=HOLD_POLL_S))[0]:
-                now_idle, held_by = await self._idle_engine()  # an order may have come after the question
+                now_idle, held_by = await self._idle_engine()  # an order may have come since
                 if now_idle is None:
                     return held_by
                 if now_idle != engine:

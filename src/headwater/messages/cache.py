@@ -1,4 +1,4 @@
-"""Stores, pins and the prefix tree: calls that look at the cache or arrange it."""
+"""Calls about stores, pins and the prefix tree."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from headwater.messages.base import Answer, Call, Struct, TimedCall
 class AttachStorage(TimedCall, tag="attach_storage", kw_only=True):
     """Attach a store below the host tier, or replace the one attached, under traffic. Answered by `StorageInfo`.
 
-    If it is the one attached and a policy is given, the store stays and the policies change.
+    If it names the attached store and a policy, the store stays and only the policies change.
     """
 
     kind: Literal["file", "redis", "memory"]
@@ -23,7 +23,7 @@ class AttachStorage(TimedCall, tag="attach_storage", kw_only=True):
 
 
 class DetachStorage(Call, tag="detach_storage"):
-    """Stop using the store; its pages stay in it. Answered by `StorageInfo`; without a store that is harmless."""
+    """Stop using the store, which keeps its pages. Answered by `StorageInfo`. Harmless without a store."""
 
 
 class GetStorage(Call, tag="get_storage"):
@@ -33,8 +33,8 @@ class GetStorage(Call, tag="get_storage"):
 class PinPrefix(Call, tag="pin_prefix"):
     """Keep a prefix from being evicted for `ttl_s` seconds. Answered by `Pins` with the new pin, or `Failed`.
 
-    Only what the device has is pinned (`num_tokens` says how much). With `host` in `tiers` it is copied there, and
-    held there as it arrives. A flush in scope ends a pin.
+    Only pages on the device are pinned (`num_tokens` says how many tokens). With `host` in `tiers` they are copied
+    to the host, and held there as the copies arrive. A flush in scope ends a pin.
     """
 
     prompt_ids: bytes
@@ -42,7 +42,7 @@ class PinPrefix(Call, tag="pin_prefix"):
     cache_salt: str = ""
     extra_key: str = ""
     tiers: tuple[Literal["device", "host"], ...] = ("device",)
-    pin_id: str = ""  # its name on every engine; empty: the engine finds one
+    pin_id: str = ""  # its name on every engine; empty: the engine makes one up
 
 
 class UnpinPrefix(Call, tag="unpin_prefix"):
@@ -58,7 +58,7 @@ class GetPins(Call, tag="get_pins"):
 class GetCacheTree(Call, tag="get_cache_tree"):
     """The prefix tree down to `depth` nodes, the most used children first. Answered by `CacheTree`.
 
-    `blocks`: also all of its blocks, and where in the stream of events they were read.
+    `blocks`: also all of its blocks, and the position in the stream of events at which they were read.
     """
 
     depth: int = 3
@@ -117,7 +117,7 @@ class TreeRoot(Struct):
 
 
 class TreeBlocks(Struct):
-    """The blocks of one node, each after its parent: what a mirror of the cache's events begins from."""
+    """The blocks of one node, each after its parent. A mirror of the cache's events begins with them."""
 
     root: int  # whose namespace it is: an index into `CacheTree.roots`
     block_hashes: bytes  # 16 bytes each

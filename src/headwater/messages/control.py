@@ -1,4 +1,4 @@
-"""Operations on the cache and the loop (flush, pause), their answers, and what all calls may be answered with."""
+"""Flush, pause and pending operations, and the answers that every call may get: `Done`, `Failed`."""
 
 from typing import Literal
 
@@ -46,7 +46,7 @@ class GetOperations(Call, tag="get_operations"):
 
 
 class Done(Answer, tag="done"):
-    """A call succeeded and has nothing else to say."""
+    """A call succeeded and has no result."""
 
 
 class Failed(Answer, tag="failed"):

@@ -1,4 +1,4 @@
-"""Processes that meet, ask how the other is, and part."""
+"""Connecting to an engine, its state, and its shutdown."""
 
 from msgspec import field
 
@@ -32,7 +32,7 @@ class TierState(Struct):
     transfer: int
     evictable: int
     page_bytes: int
-    ready: int | None = None  # that copies reach while memory is still being pinned; None: all
+    ready: int | None = None  # pages that copies reach while memory is still being pinned; None: all
 
     @property
     def num_ready(self) -> int:
@@ -62,8 +62,8 @@ class EngineState(Answer, tag="engine_state"):
     memory_bytes: dict[str, int]  # weights, kv_cache, ...
     namespaces: int = 0
     num_pending_operations: int = 0
-    is_behind: bool = False  # it has missed a change that the others made, and refuses requests
-    num_decided: int = 0  # of those: changes of several engines that this one is to make at its next chance
+    is_behind: bool = False  # it has missed a change that the other engines made, and refuses requests
+    num_decided: int = 0  # of those: committed changes of several engines that this one has not made yet
     released_memory: tuple[str, ...] = ()
     held_by: tuple[str, ...] = ()  # orders by which requests wait: pause, released memory, pending operations
 

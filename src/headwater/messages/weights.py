@@ -9,7 +9,7 @@ from headwater.messages.control import PagesAndBytes
 class UpdateWeights(TimedCall, tag="update_weights", kw_only=True):
     """Load new weights from a folder or file and swap them in, all or nothing. Answered by `WeightsUpdated`.
 
-    Requests that run go on with the new weights unless `abort_all_requests`; what they hold is not published.
+    Running requests go on with the new weights unless `abort_all_requests`; their pages are not published.
     """
 
     path: str
@@ -17,7 +17,7 @@ class UpdateWeights(TimedCall, tag="update_weights", kw_only=True):
     weight_version: str | None = None  # None: the label stays
     abort_all_requests: bool = False
     timeout_s: float = 600.0
-    only_weights_id: str = ""  # refused (409) if the files hold others; empty: whatever they hold
+    only_weights_id: str = ""  # refused (409) if the files hold other weights; empty: any
 
 
 class SetWeightVersion(Call, tag="set_weight_version"):
@@ -41,7 +41,7 @@ class ReleaseMemory(TimedCall, tag="release_memory"):
     """Give memory back: any of `kv_cache`, `weights`. Waits up to `timeout_s` until nothing runs.
 
     New requests are queued meanwhile and until `ResumeMemory`. Answered by `MemoryResult`, or `Failed` with
-    the blockers. Releasing what is released is harmless.
+    the blockers. Releasing released memory is harmless.
     """
 
     tags: tuple[str, ...] = ()  # empty: all
@@ -50,8 +50,8 @@ class ReleaseMemory(TimedCall, tag="release_memory"):
 class ResumeMemory(TimedCall, tag="resume_memory"):
     """Take released memory again; weights are read from their files. Answered by `MemoryResult`.
 
-    Files that hold other weights by now are refused (409) with nothing done, unless `accept_changed_weights`: then
-    they are taken with their own `weights_id`, and the label becomes empty.
+    Files that hold other weights by now are refused (409) and nothing is done. With `accept_changed_weights` they are
+    loaded under their own `weights_id`, and the label becomes empty.
     """
 
     tags: tuple[str, ...] = ()  # empty: all that is released
@@ -72,7 +72,7 @@ class WeightsUpdated(Answer, tag="weights_updated"):
     waited_s: float
     freed: dict[str, PagesAndBytes] = field(default_factory=dict)
     retired: dict[str, PagesAndBytes] = field(default_factory=dict)
-    is_whole: bool = True  # nothing is left of the weights before
+    is_whole: bool = True  # every earlier weight is replaced
 
 
 class WeightVersionSet(Answer, tag="weight_version_set"):
@@ -91,6 +91,6 @@ class MemoryResult(Answer, tag="memory_result"):
     released: tuple[str, ...]  # what is released now
     num_bytes: int  # released or taken again by this call
     waited_s: float
-    weights_id: str = ""  # of what is in place after a resume
+    weights_id: str = ""  # of the weights in place after a resume
     weight_version: str = ""
-    has_changed_weights: bool = False  # others than were released
+    has_changed_weights: bool = False  # other weights than were released

@@ -1,4 +1,4 @@
-"""Computes prefixes ahead of the requests that begin with them: what warming and pinning stand on."""
+"""Computes prefixes ahead of the requests that begin with them, for warming and pinning."""
 
 import uuid
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class EncodedPrefixes:
 
 
 async def encode_prefixes(body: Prefixes, services: Services) -> EncodedPrefixes:
-    """Token ids of what the body names. InvalidRequest names the parameter."""
+    """Token ids of the prefixes in the body. InvalidRequest names the parameter."""
     named = [name for name in ("text", "messages", "input_ids") if getattr(body, name) is not None]
     if len(named) != 1:
         raise bad_request("text", "text: exactly one of text, messages and input_ids is needed")
@@ -45,9 +45,9 @@ async def encode_prefixes(body: Prefixes, services: Services) -> EncodedPrefixes
 async def compute(
     prompts: list[TokenIds], body: Prefixes, services: Services, *, engine: int | None, priority: int
 ) -> list[Json]:
-    """Bring each prefix into the cache of one engine; tells per prefix what was found there and what computed.
+    """Bring each prefix into the cache of one engine. Returns per prefix how much was cached and how much computed.
 
-    A request with no token to generate: it matches, restores, prefetches and computes as any other.
+    Each prefix is a request without a token to generate: it matches, restores, prefetches and computes as usual.
     """
     generations: list[TextGeneration] = []
     try:
@@ -69,7 +69,7 @@ async def compute(
 
 
 def target_engines(body: Prefixes, services: Services) -> list[int]:
-    """Indices of the engines that are meant. InvalidRequest for one that does not exist."""
+    """Indices of the engines that the body names. InvalidRequest for an engine that does not exist."""
     num_engines = services.state.client.num_engines
     if body.routed_dp_rank is None:
         return list(range(num_engines))

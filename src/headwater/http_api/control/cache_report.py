@@ -16,7 +16,7 @@ TIER_EVENT = "tier_event_"
 
 
 def cache_report(states: EngineAnswers, storage: EngineAnswers) -> Json:
-    """The answer. Raises ApiError if no engine gave its state; a store that no engine told of is null."""
+    """The answer. Raises ApiError if no engine gave its state; `storage` is null if no engine reports a store."""
     found = [state for _, state in states.some_or_raise()]
     report = _sums(found)
     stores = [info for _, info in storage.succeeded if info.kind]
@@ -63,7 +63,7 @@ def hits(counters: dict[str, Any]) -> Json:
 
 
 def transfers(counters: dict[str, Any], in_flight: dict[str, int]) -> Json:
-    """Per kind: what was moved, in how much time (summed over copies), at which speed, and what is under way."""
+    """Per kind: tokens and bytes copied, their time (summed over copies) and speed, and the copies in flight."""
     found: Json = {}
     for kind in TRANSFERS:
         num_bytes, seconds = counters.get(f"{kind}_bytes", 0), counters.get(f"{kind}_seconds", 0.0)

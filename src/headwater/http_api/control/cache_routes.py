@@ -27,7 +27,7 @@ report_router = APIRouter(route_class=JsonRoute, tags=["cache"])  # open to user
 
 @report_router.get("/cache", summary="What the cache holds and what it is worth")
 async def show_cache(services: InjectedServices) -> Response:
-    """Tiers (used, capacity, evictable), hit rates by tier, what moved between them and how fast, the store.
+    """Tiers (used, capacity, evictable), hit rates by tier, copies between tiers and their speed, the store.
 
     The sums over all engines, and each engine in `engines`. docs/cache.md says what each number means.
     """
@@ -63,9 +63,9 @@ async def show_tree(
 
 @router.post("/cache/warm", summary="Compute or prefetch prefixes ahead")
 async def warm(body: WarmRequest, request: Request, services: InjectedServices) -> Response:
-    """Have prefixes in the cache before they are asked for: found on a tier, brought up, or computed.
+    """Bring prefixes into the cache before requests need them: found on a tier, copied up, or computed.
 
-    Answers when that is done, with tokens by where they came from. A caller who disconnects ends it.
+    Answers when that is done, with the tokens by origin. A caller who disconnects ends it.
     """
     encoded = await encode_prefixes(body, services)
     work = [
@@ -80,10 +80,10 @@ async def warm(body: WarmRequest, request: Request, services: InjectedServices) 
 
 @router.post("/cache/pin", summary="Keep a prefix from being evicted")
 async def pin(body: PinRequest, request: Request, services: InjectedServices) -> Response:
-    """Pin a prefix for `ttl_s` seconds; what of it is not cached is computed first.
+    """Pin a prefix for `ttl_s` seconds; the part that is not cached is computed first.
 
     Whole pages are pinned: `num_tokens` says how many tokens. On the host they are held as their copies arrive:
-    `GET /cache/pins` tells `num_host_tokens`. A flush in scope ends a pin.
+    `GET /cache/pins` reports `num_host_tokens`. A flush in scope ends a pin.
     """
     if "host" in body.tiers and services.state.server_args.get("enable_hierarchical_cache") is False:
         raise bad_request("tiers", "tiers: this server has no host tier; it needs --enable-hierarchical-cache")
@@ -108,7 +108,7 @@ async def list_pins(services: InjectedServices) -> Response:
 
 @router.delete("/cache/pin/{pin_id}", summary="End a pin")
 async def unpin(pin_id: str, services: InjectedServices) -> Response:
-    """End a pin before its time, by the `pin_id` that pinning answered."""
+    """End a pin before its time, by the `pin_id` that `POST /cache/pin` returned."""
     arrived_s = asyncio.get_running_loop().time()
     by_name: dict[str, list[int]] = {}
     for engine, name in [_parse_pin(part, services) for part in pin_id.split(",")]:
@@ -127,9 +127,9 @@ async def _all(work: list[Any]) -> list[Any]:
 
 
 async def _pin(body: PinRequest, prompt: TokenIds, services: Services, *, engines: list[int]) -> tuple[list[Json], int]:
-    """Compute, then pin, on each engine; the prefix cannot be evicted in between more than by a whole pool's use.
+    """Compute, then pin, on each engine: in between, only requests that use the whole pool could evict the prefix.
 
-    An entry for each engine, and the status of the answer.
+    Returns an entry for each engine, and the status of the answer.
     """
     work = [compute([prompt], body, services, engine=engine, priority=body.priority) for engine in engines]
     found = {engine: items[0] for engine, items in zip(engines, await _all(work), strict=True)}

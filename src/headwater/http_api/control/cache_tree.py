@@ -15,7 +15,7 @@ def tree_facts(tree: CacheTree) -> Json:
 
 
 def tree_facts_with_blocks(tree: CacheTree) -> Json:
-    """The picture, its blocks, and the number of the first batch of events that tells of something later."""
+    """The picture, its blocks, and the number of the first batch of events that is not in them."""
     facts = {"epoch": tree.epoch or None, "next_event": tree.next_event, "block_size": tree.block_size}
     return tree_facts(tree) | facts | {"blocks": [_blocks(node, tree) for node in tree.blocks]}
 

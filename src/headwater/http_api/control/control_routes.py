@@ -57,7 +57,7 @@ async def pause_generation(
 
 @router.post("/continue_generation", summary="End a pause")
 async def continue_generation(services: InjectedServices) -> Response:
-    """Go on with what a pause held. Harmless when nothing is paused. A body is accepted and not read."""
+    """Run the requests that a pause held. Harmless when nothing is paused. A body is accepted and not read."""
     arrived_s = asyncio.get_running_loop().time()
     answers = await services.change(ContinueGeneration(call_id=new_call_id()), arrived_s=arrived_s)
     answers.all_or_raise()
@@ -86,8 +86,8 @@ async def abort_request(services: InjectedServices, body: Annotated[AbortRequest
 async def list_operations(services: InjectedServices) -> Response:
     """Flushes, pauses, weight updates and releases that wait for their moment.
 
-    An operation runs on every engine; `engines` tells its phase, age, time left and blockers on each that it
-    is still pending on. The facts of the one that has waited longest stand for all. `waiting_for_memory`: requests
+    An operation runs on every engine; `engines` reports its phase, age, time left and blockers on each that it
+    is still pending on. The engine that has waited longest stands for all. `waiting_for_memory`: requests
     that cannot begin before released memory is resumed, if there are any.
     """
     answers, states = await asyncio.gather(_operations(services), services.engine_states())
@@ -99,11 +99,11 @@ async def list_operations(services: InjectedServices) -> Response:
 
 @router.delete("/control/operations/{operation_id}", summary="Cancel a pending operation")
 async def cancel_operation(operation_id: str, services: InjectedServices) -> Response:
-    """On all engines. Its caller gets the answer that nothing was done; what has been applied stays applied."""
+    """On all engines. Its caller is answered that nothing was done; an effect already applied stays."""
     pending = await _operations(services)
     found = [op for op in _by_call(pending) if op["operation_id"] == operation_id]
     if not found:
-        pending.all_or_raise()  # an engine that does not answer may know it
+        pending.all_or_raise()  # an engine that does not answer may have it
         message = f"no operation {operation_id!r} is pending"
         raise ApiError(404, message, param="operation_id", code="not_found")
     ranks = [engine["dp_rank"] for engine in found[0]["engines"]]

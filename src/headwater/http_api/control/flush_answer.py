@@ -16,7 +16,7 @@ class FlushAnswer:
     """The outcome over all engines. Each flushed at a moment of its own; success means that all did."""
 
     def __init__(self, answers: EngineAnswers) -> None:
-        """Raises ApiError if no engine has answered with a result: then there is nothing to tell but the error."""
+        """Raises ApiError if no engine has answered with a result: then the error is the only fact."""
         self._by_rank: list[FlushResult | ApiError] = answers.by_rank
         self._results: list[FlushResult] = [result for _, result in answers.succeeded]
         if not self._results:
@@ -78,7 +78,7 @@ class FlushAnswer:
         return " ".join(sentences) + "\n"
 
     def _message(self) -> str:
-        """The worst engine's words; where engines differ in success, which of them flushed."""
+        """The message of the worst engine; if only some engines flushed, which ones."""
         worst = max(self._by_rank, key=lambda outcome: outcome.status)
         ranks = enumerate(self._by_rank)
         flushed = [rank for rank, outcome in ranks if isinstance(outcome, FlushResult) and outcome.success]

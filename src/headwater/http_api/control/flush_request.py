@@ -29,11 +29,11 @@ ClientParameters = dict[str, Any]  # what the client sent, by name, unchecked
 
 
 def client_parameters(query: Iterable[tuple[str, str]], body: bytes) -> ClientParameters:
-    """What was given, by name, unchecked. ApiError if a name comes twice or the body is no object."""
+    """The parameters by name, unchecked. ApiError if a name comes twice or the body is no object."""
     sent: ClientParameters = {}
     for name, value in [*query, *_body_items(body)]:
         if name not in NAMES and (meant := likely_meant(name, NAMES)) is not None:
-            # a scope that is not read would flush everything
+            # an ignored scope would flush everything
             raise bad_request(name, f"{name}: not known; did you mean {meant}?", code="unknown_parameter")
         if name not in NAMES or value is None:
             continue
@@ -65,7 +65,7 @@ async def flush_message(sent: ClientParameters, generator: TextGenerator, *, max
 def _body_items(body: bytes) -> list[tuple[str, Any]]:
     if not body.strip():
         return []
-    parsed = parse_json(body, pairs=list)  # pairs, so that a name given twice is seen
+    parsed = parse_json(body, pairs=list)  # pairs, so that a repeated name is seen
     if not isinstance(parsed, list) or not body.lstrip().startswith(b"{"):
         raise ApiError(400, "the body must be a JSON object or empty", code="invalid_body")
     return parsed
@@ -109,7 +109,7 @@ def _flag(value: Any) -> bool:
 
 
 async def _prefix(sent: ClientParameters, generator: TextGenerator) -> bytes | None:
-    """The prefix as packed ids. A text's last token is left out: with more text behind it, it may split."""
+    """The prefix as packed ids, without the last token of a text: more text behind it may split it differently."""
     if "prefix" in sent and "prefix_ids" in sent:
         raise bad_request("prefix", "prefix: give either prefix or prefix_ids, not both")
     if "prefix_ids" in sent:

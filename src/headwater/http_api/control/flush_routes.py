@@ -20,7 +20,7 @@ FLUSH_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "Flushed.", "content": {"text/plain": {}, "application/json": {}}},
     202: {"description": "Nothing old can match any more, but not every page is back yet."},
     400: {"description": "Not idle within the timeout (nothing was flushed), or a bad parameter."},
-    503: {"description": "An engine is gone or still loading; the answer tells which, and since when."},
+    503: {"description": "An engine is gone or still loading; the answer names it, and since when."},
 }
 
 
@@ -36,7 +36,7 @@ def _flush_query(
     prefix: Annotated[str | None, Query(description="Only what begins with this text.")] = None,
     prefix_ids: Annotated[str | None, Query(description="Only what begins with these token ids.")] = None,
     hold: Annotated[str | None, Query(description="With `idle`: let no new request start meanwhile.")] = None,
-    dry_run: Annotated[str | None, Query(description="Tell what would be freed, change nothing.")] = None,
+    dry_run: Annotated[str | None, Query(description="Report what would be freed, change nothing.")] = None,
 ) -> None:
     """Declares the parameters for the documentation; `client_parameters` reads them."""
 

@@ -1,4 +1,4 @@
-"""Routes that give memory back between bursts of work and take it again."""
+"""Routes that release memory between bursts of work and take it again."""
 
 import asyncio
 from collections.abc import Callable
@@ -86,7 +86,7 @@ async def _carry_out(
 
 
 def _weights_now(answers: EngineAnswers, services: Services) -> Json:
-    """Which weights a resume has put in place. A label that went with other weights is forgotten here, too."""
+    """Which weights a resume has put in place. The label of other weights is forgotten here as well."""
     resumed = [result for _, result in answers.succeeded if result.weights_id]
     if not resumed:
         return {}
@@ -100,7 +100,7 @@ def _weights_now(answers: EngineAnswers, services: Services) -> Json:
 
 
 def _asked(body: MemoryTags | None, tags: list[str] | None, timeout: str | None) -> MemoryTags:
-    """The body, where there is one; what it does not say comes from the query (`tags=a&tags=b` or `tags=a,b`)."""
+    """The body, completed by the query (`tags=a&tags=b` or `tags=a,b`)."""
     body = body or MemoryTags()
     queried = tuple(tag for part in tags or () for tag in part.split(",") if tag)
     return MemoryTags(

@@ -26,13 +26,13 @@ class Prefixes(ChatPrompt):
 
 
 class WarmRequest(Prefixes):
-    """What to have in the cache before it is asked for."""
+    """Prefixes to bring into the cache ahead of requests."""
 
     priority: Priority = Field(default=-100, description="Higher runs first; requests that serve have 0.")
 
 
 class PinRequest(Prefixes):
-    """A prefix that is not to be evicted for a while."""
+    """A prefix that must not be evicted for a while."""
 
     ttl_s: Annotated[float, AfterValidator(within(0, MAX_PIN_S, above_low=True))] = Field(
         default=3600.0, description="Seconds until the pin ends by itself."
@@ -40,7 +40,7 @@ class PinRequest(Prefixes):
     tiers: list[Literal["device", "host"]] = Field(
         default=["device"],
         min_length=1,
-        description="Where it has to stay. A store evicts as it sees fit: it cannot be pinned.",
+        description="Where it must stay. A store evicts by itself, so pages there cannot be pinned.",
     )
     priority: Priority = 0
 

@@ -12,12 +12,12 @@ Seconds = Annotated[Any, Field(description="Seconds to wait, 0 to `--max-control
 
 
 class WeightsFromDisk(Body):
-    """New weights out of a folder or file that the server can read."""
+    """New weights from a folder or file that the server can read."""
 
     model_path: Text = Field(min_length=1, description="A safetensors folder (all tensors or some), or a .gguf file.")
     load_format: Text = Field(default="auto", description="auto, safetensors or gguf.")
     weight_version: Name | None = Field(default=None, description="New label; not given: it stays.")
-    abort_all_requests: bool = Field(default=False, description="End running requests and not carry them over.")
+    abort_all_requests: bool = Field(default=False, description="End running requests instead of carrying them over.")
     timeout: Seconds = None
     flush_cache: Any = Field(default=True, description="Ignored: no request ever matches KV of other weights.")
     keep_pause: Any = Field(default=False, description="Ignored: a pause always stays until /continue_generation.")
@@ -40,7 +40,7 @@ class WeightVersion(Body):
 
 
 class WeightsByName(Body):
-    """Which parameter to look at, and how many of its values."""
+    """Which parameter, and how many of its values."""
 
     name: Text = Field(min_length=1, description="Its Hugging Face name, for example model.norm.weight.")
     truncate_size: Annotated[int, AfterValidator(within(1, MAX_WEIGHT_VALUES))] = Field(
@@ -65,5 +65,5 @@ class ResumeTags(MemoryTags):
     accept_changed_weights: bool = Field(
         default=False,
         description="Take weights whose files have changed since the release, with their own weights_id and an empty "
-        "label. Otherwise that is a 409, and nothing is resumed.",
+        "label. Otherwise the answer is 409, and nothing is resumed.",
     )

@@ -1,4 +1,4 @@
-"""How clearing a store ended, told per tier."""
+"""How clearing a store ended, per tier."""
 
 
 from headwater.generation.answer_fields import Json
@@ -14,10 +14,10 @@ NOT_YET = (
 
 
 class ClearAnswer:
-    """The outcome over all engines. 200: all have the store's word. 202: some still wait for it."""
+    """The outcome over all engines. 200: the store has acknowledged to all. 202: some still wait for it."""
 
     def __init__(self, answers: EngineAnswers) -> None:
-        """Raises ApiError if an engine failed or refused, telling what became of the others."""
+        """Raises ApiError if an engine failed or refused; its details have the outcome on the others."""
         self._answers = answers
         self._results: list[FlushResult] = answers.all_or_raise(_facts)
         refused = next((result for result in self._results if not result.success), None)
@@ -33,7 +33,7 @@ class ClearAnswer:
         return 202 if self.is_pending else 200
 
     def as_json(self) -> Json:
-        """`tiers` says of each tier what became of it: `dropped`, `kept` or `pending`."""
+        """`tiers` has the outcome of each tier: `dropped`, `kept` or `pending`."""
         kept = sorted({tier for result in self._results for tier in result.still_warm})
         return {
             "success": True,

@@ -34,10 +34,10 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 @router.put("/hicache/storage-backend", summary="Attach or replace a store")
 async def attach(body: StorageBackendRequest, request: Request, services: InjectedServices) -> Response:
-    """Put a store below the host tier while requests run. One that is attached is replaced; if it is the same one
-    and a policy is services, it stays and only the policies change.
+    """Put a store below the host tier while requests run. It replaces the attached store; if it is the same store
+    and a policy is given, the store stays and only the policies change.
 
-    The server answers when the store is open on every engine, or says on which it is not.
+    The server answers when the store is open on every engine, or names an engine on which it is not.
     """
     arrived_s = asyncio.get_running_loop().time()
     services.require_loaded()
@@ -54,7 +54,7 @@ async def attach(body: StorageBackendRequest, request: Request, services: Inject
         timeout_s=timeout_s,
     )
     call = services.change(message, arrived_s=arrived_s, timeout_s=timeout_s)
-    return _told(ATTACHED, await while_connected(call, request.receive), request)
+    return _outcome(ATTACHED, await while_connected(call, request.receive), request)
 
 
 @router.delete("/hicache/storage-backend", summary="Detach the store")
@@ -63,12 +63,12 @@ async def detach(request: Request, services: InjectedServices) -> Response:
     arrived_s = asyncio.get_running_loop().time()
     services.require_loaded()
     answers = await services.change(DetachStorage(call_id=new_call_id()), arrived_s=arrived_s)
-    return _told(DETACHED, answers, request)
+    return _outcome(DETACHED, answers, request)
 
 
 @router.get("/hicache/storage-backend", summary="The attached store")
 async def show(services: InjectedServices) -> Response:
-    """The engines' own word: kind, prefetch policy, circuit breaker, what it holds, counters, what is in flight."""
+    """As the engines report it: kind, prefetch policy, circuit breaker, what it holds, counters, what is in flight."""
     answers = await services.ask_all(GetStorage(call_id=new_call_id()))
     info: StorageInfo = answers.some_or_raise()[0][1]
     return JSONResponse(
@@ -91,8 +91,8 @@ async def clear(
 ) -> Response:
     """Flush the storage tier alone, at once and under load; device and host stay warm.
 
-    200 when the store has acknowledged: no server finds anything of before in it. 202 while it has not: this
-    server neither reads nor writes it until it has.
+    200 when the store has acknowledged: no server finds earlier pages in it. 202 while it has not: until then this
+    server neither reads nor writes it.
     """
     arrived_s = asyncio.get_running_loop().time()
     timeout_s = services.control_timeout_s(timeout, default_s=CLEAR_TIMEOUT_S)
@@ -143,8 +143,8 @@ def _place(body: StorageBackendRequest) -> Json:
     return place
 
 
-def _told(first_words: str, answers: EngineAnswers, request: Request) -> Response:
-    """Success of every engine, as text or JSON; ApiError tells which engine did not do it."""
+def _outcome(first_words: str, answers: EngineAnswers, request: Request) -> Response:
+    """Success of every engine, as text or JSON; ApiError names an engine that failed."""
     answers.all_or_raise(_facts)
     words = sorted({info.message for _, info in answers.succeeded if info.message})
     message = " ".join([first_words, *words])

@@ -27,7 +27,7 @@ async def update_weights_from_disk(body: WeightsFromDisk, request: Request, serv
     """Load, check and swap in new weights, all or nothing, in one operation.
 
     Requests go on with the old weights while the new ones load. From the swap on no request can match KV of the
-    old ones, flushed or not. Requests that run go on with the new weights, and say so in `weights_versions`.
+    old ones, flushed or not. Running requests go on with the new weights, and report it in `weights_versions`.
     """
     arrived_s = asyncio.get_running_loop().time()
     message = UpdateWeights(
@@ -58,7 +58,7 @@ async def update_weights_from_disk(body: WeightsFromDisk, request: Request, serv
 async def update_weight_version(body: WeightVersion, services: InjectedServices) -> Response:
     """The label alone: it never decides what matches, so the cache is not touched.
 
-    Ends all requests, as SGLang does, except while they wait by order; `num_aborted` tells how many it ended.
+    Ends all requests, as SGLang does, except while they wait by order; `num_aborted` counts them.
     """
     arrived_s = asyncio.get_running_loop().time()
     services.require_loaded()
@@ -104,7 +104,7 @@ async def _weights(asked: WeightsByName, services: Services) -> Response:
 
 
 def _updated(results: list[WeightsUpdated], entries: list[Json]) -> Json:
-    """SGLang's three keys, then what else is known. `num_paused_requests`: held for the moment of the swap."""
+    """SGLang's three keys, then ours. `num_paused_requests`: held for the moment of the swap."""
     first = results[0]
     return {
         "success": True,

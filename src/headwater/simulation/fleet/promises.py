@@ -57,7 +57,7 @@ class FleetPromises:
             call = asked.call
             if call.phase is not Phase.COMMITTING:
                 continue
-            said = {e: answer for e, answer in call.heard.items() if server.fleet.standings[e].is_serving}
+            said = {e: answer for e, answer in call.answers.items() if server.fleet.standings[e].is_serving}
             confirmed = [e for e, answer in said.items() if not isinstance(answer, Failed | Exception)]
             is_behind = sent.engine in call.missing and bool(confirmed)
             demand(not is_behind, "routed_to_who_serves", f"engine {sent.engine} is behind, {confirmed} are not")

@@ -221,7 +221,7 @@ class FleetServer:
         else:
             if isinstance(said, Prepared):
                 self.not_prepared.get(said.call_id, set()).discard(index)
-            self.fleet.heard(index, said, self.clock.now())
+            self.fleet.take_answer(index, said, self.clock.now())
         self._post()
 
     def _post(self) -> None:
