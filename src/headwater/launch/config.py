@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from headwater.launch.flags import Flag, FlagSpec, flag_name, read_flags
+from headwater.messages.choices import PrefetchPolicyName, StoreKind, WritePolicyName
 
 MODEL = "Model"
 HTTP = "HTTP server"
@@ -207,11 +208,11 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         float, Flag("Size of the host tier in GB; wins over --hicache-ratio. 0: not set.", TIERED, low=0)
     ] = 0.0
     hicache_write_policy: Annotated[
-        Literal["write_through", "write_through_selective", "write_back"],
+        WritePolicyName,
         Flag("When pages are copied to the host: immediately, at their second use, or on eviction.", TIERED),
     ] = "write_through"
     hicache_storage_backend: Annotated[
-        Literal["file", "redis", "memory"] | None,
+        StoreKind | None,
         Flag("Add a store below the host tier; its pages survive a restart.", TIERED),
     ] = None
     hicache_storage_dir: Annotated[str | None, Flag("Folder of the file store.", TIERED)] = None
@@ -222,7 +223,7 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         float | None, Flag("Size of the store in GB. Default: 16; for redis the server's own limit.", TIERED, low=0.001)
     ] = None
     hicache_storage_prefetch_policy: Annotated[
-        Literal["best_effort", "wait_complete", "timeout"],
+        PrefetchPolicyName,
         Flag("How long a request waits for its pages in the store.", TIERED),
     ] = "timeout"
 

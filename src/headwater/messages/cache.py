@@ -5,6 +5,7 @@ from typing import Literal
 from msgspec import field
 
 from headwater.messages.base import Answer, Call, Struct, TimedCall
+from headwater.messages.choices import PrefetchPolicyName, StoreKind, WritePolicyName
 
 
 class AttachStorage(TimedCall, tag="attach_storage", kw_only=True):
@@ -13,12 +14,12 @@ class AttachStorage(TimedCall, tag="attach_storage", kw_only=True):
     If it names the attached store and a policy, the store stays and only the policies change.
     """
 
-    kind: Literal["file", "redis", "memory"]
+    kind: StoreKind
     directory: str | None = None
     url: str | None = None
     size_bytes: int | None = None
-    prefetch_policy: Literal["best_effort", "wait_complete", "timeout"] | None = None  # None: as it is
-    write_policy: Literal["write_through", "write_through_selective", "write_back"] | None = None  # None: as it is
+    prefetch_policy: PrefetchPolicyName | None = None  # None: as it is
+    write_policy: WritePolicyName | None = None  # None: as it is
     timeout_s: float = 30.0
 
 

@@ -1,13 +1,15 @@
 """Storage backends by name."""
 
 from pathlib import Path
+from typing import get_args
 
+from headwater.messages.choices import StoreKind
 from headwater.storage.backend import StorageBackend
 from headwater.storage.file.backend import FileBackend
 from headwater.storage.memory import MemoryBackend
 from headwater.storage.redis.backend import RedisBackend
 
-KINDS = ("file", "redis", "memory")
+KINDS: tuple[str, ...] = get_args(StoreKind)
 DEFAULT_CAPACITY_BYTES = 16 << 30
 
 

@@ -8,6 +8,7 @@ from headwater.generation.field_table import REFUSED_OF_PROMPTS
 from headwater.generation.prompt_schemas import ChatPrompt
 from headwater.generation.request_fields import Body, Names
 from headwater.generation.validation import Name, Priority, Text, within
+from headwater.messages.choices import PrefetchPolicyName, StoreKind, WritePolicyName
 
 MAX_PIN_S = 30 * 86_400.0
 MAX_STORE_BYTES = 1 << 50
@@ -48,14 +49,14 @@ class PinRequest(Prefixes):
 class StorageBackendRequest(Body):
     """A store to attach: SGLang's names, or ours (`directory`, `url`, `size`)."""
 
-    hicache_storage_backend: Literal["file", "redis", "memory"]
+    hicache_storage_backend: StoreKind
     hicache_storage_backend_extra_config_json: dict[str, Any] | Text | None = Field(
         default=None, description="`directory`, `url` and `size` as a JSON object, or as its text."
     )
-    hicache_storage_prefetch_policy: Literal["best_effort", "wait_complete", "timeout"] | None = Field(
+    hicache_storage_prefetch_policy: PrefetchPolicyName | None = Field(
         default=None, description="How long a request waits for its pages; not given: as it is."
     )
-    hicache_write_policy: Literal["write_through", "write_through_selective", "write_back"] | None = Field(
+    hicache_write_policy: WritePolicyName | None = Field(
         default=None, description="When pages go from the device to the host, from now on; not given: as it is."
     )
     directory: Text | None = Field(default=None, description="Folder of the file store.")
