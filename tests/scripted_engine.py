@@ -18,7 +18,7 @@ from headwater.messages.control import (
     FlushCache,
     FlushResult,
     GetOperations,
-    Operations,
+    OperationList,
     PauseGeneration,
     PauseResult,
 )
@@ -87,7 +87,7 @@ class Script:
     meta: OutputMeta = field(default_factory=lambda: OutputMeta(prompt_tokens=0, weight_version="default"))
     flush: Callable[[FlushCache], FlushResult | None] | None = None  # None: never answers
     answers: dict[type, Callable[[Any], Any]] = field(default_factory=dict)  # by message type; these come first
-    operations: Operations = field(default_factory=lambda: Operations(call_id="", items=()))
+    operations: OperationList = field(default_factory=lambda: OperationList(call_id="", items=()))
 
 
 class ScriptedEngine:
@@ -183,7 +183,7 @@ class ScriptedEngine:
             case GetState():
                 return self._state(call_id)
             case GetOperations():
-                return Operations(call_id=call_id, items=self.script.operations.items)
+                return OperationList(call_id=call_id, items=self.script.operations.items)
             case FlushCache():
                 return self._flush(message)
             case PauseGeneration():

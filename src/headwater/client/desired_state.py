@@ -11,9 +11,7 @@ from headwater.messages.base import unpack_ids
 from headwater.messages.cache import AttachStorage, DetachStorage, PinPrefix, UnpinPrefix
 from headwater.messages.control import ContinueGeneration, FlushCache, PauseGeneration
 from headwater.messages.two_phase import Change
-from headwater.messages.weights import ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
-
-MEMORY_TAGS = ("kv_cache", "weights")
+from headwater.messages.weights import MEMORY_TAGS, ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
 
 
 @dataclass(frozen=True, slots=True)

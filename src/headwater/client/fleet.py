@@ -110,7 +110,7 @@ class Fleet:
         self.standings[engine].gone()
         for call in list(self._calls.values()):
             if engine in call.engines and engine not in call.answers:
-                self._take_answer(call, engine, error, now_s)
+                self._answered(call, engine, error, now_s)
         self.tick(now_s)
 
     def flushed(self, flush: FlushCache) -> None:
@@ -158,7 +158,7 @@ class Fleet:
         """An answer to a change or to a step of a restoration. Any other answer is ignored."""
         call = self._calls.get(answer.call_id)
         if call is not None and engine in call.engines:
-            self._take_answer(call, engine, answer, now_s)
+            self._answered(call, engine, answer, now_s)
         elif self.desired is not None:
             self._restoring.take_answer(self.standings[engine], answer, self.desired, now_s)
         self._advance(now_s)
@@ -178,9 +178,9 @@ class Fleet:
 
     # --- the phases of a change ---------------------------------------------------------------------
 
-    def _take_answer(self, call: ChangeCall, engine: int, answer: Any, now_s: float) -> None:
+    def _answered(self, call: ChangeCall, engine: int, answer: Any, now_s: float) -> None:
         if call.phase is Phase.DIRECT:
-            self._take_direct_answer(call, engine, answer, now_s)
+            self._answered_directly(call, engine, answer, now_s)
         elif call.phase is Phase.PREPARING:
             if not isinstance(answer, Prepared):
                 call.answers[engine] = answer
@@ -203,7 +203,7 @@ class Fleet:
                 self._end_commit(call)
         self._advance(now_s)
 
-    def _take_direct_answer(self, call: ChangeCall, engine: int, answer: Any, now_s: float) -> None:
+    def _answered_directly(self, call: ChangeCall, engine: int, answer: Any, now_s: float) -> None:
         """The answer of the only engine. It counts even if it comes after the caller got a timeout."""
         call.answers[engine] = answer
         is_done = not isinstance(answer, Failed | Exception)

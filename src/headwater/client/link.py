@@ -45,7 +45,6 @@ class EngineLink:
     def __init__(
         self,
         index: int,
-        context: zmq.asyncio.Context,
         *,
         on_ready: Callable[[int, EngineReady], None] = lambda index, ready: None,
         on_answer: Callable[[int, Any], None] = lambda index, answer: None,
@@ -56,7 +55,6 @@ class EngineLink:
         self._on_answer = on_answer
         self.ready: EngineReady | None = None
         self.last_heard_s = float("-inf")  # loop time of the newest message
-        self._context = context
         self._socket: zmq.asyncio.Socket | None = None
         self._reader: asyncio.Task[None] | None = None
         self._generations: dict[str, Generation] = {}
@@ -68,11 +66,11 @@ class EngineLink:
 
     # --- life --------------------------------------------------------------------------------------
 
-    def open(self, endpoint: str) -> None:
+    def open(self, endpoint: str, context: zmq.asyncio.Context) -> None:
         """Connect (the engine may bind later) and say Hello."""
         assert self._socket is None, "close a link before it is opened again"
         self._gone = None
-        self._socket = self._context.socket(zmq.DEALER)
+        self._socket = context.socket(zmq.DEALER)
         self._socket.set_hwm(0)  # a send never blocks; the engine bounds its own queue
         self._socket.linger = 200
         self._socket.connect(endpoint)

@@ -6,7 +6,7 @@ from headwater.control.operation import Caller, Hold, Moment, Permit
 from headwater.control.operations import OPERATIONS
 from headwater.control.pending_operations import PendingOperations
 from headwater.messages.base import Answer, Call, TimedCall, is_timeout
-from headwater.messages.control import CancelOperation, Done, Failed, GetOperations, Operations
+from headwater.messages.control import CancelOperation, Done, Failed, GetOperations, OperationList
 from headwater.messages.two_phase import Commit, InStep, Prepare
 
 BEHIND = "behind"  # why new requests are refused
@@ -36,7 +36,7 @@ class ControlPlane:
             case CancelOperation():
                 self._reply(client, self.pending.cancel(message, client))
             case GetOperations():
-                self._reply(client, Operations(call_id=message.call_id, items=self.pending.infos()))
+                self._reply(client, OperationList(call_id=message.call_id, items=self.pending.infos()))
             case _:
                 self._start(message, client, permit=Permit())
 

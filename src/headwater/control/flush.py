@@ -5,13 +5,12 @@ from headwater.cache.retirement import Retirement
 from headwater.control.controlled_engine import ControlledEngine
 from headwater.control.operation import Hold, Moment, Operation, Permit
 from headwater.messages.base import unpack_ids
-from headwater.messages.control import Failed, FlushCache, FlushResult
+from headwater.messages.control import FLUSHED, Failed, FlushCache, FlushResult
 
-FLUSHED = "Cache flushed."
 TIMED_OUT = "Timed out waiting for idle state."
 NOT_IDLE = "Flush cache failed."
-STILL_HELD = "Cache flushed. Pages that running requests hold have not all come back."
-STILL_PENDING = "Cache flushed. The store has not acknowledged yet; until it does, it is neither read nor written."
+STILL_HELD = f"{FLUSHED} Pages that running requests hold have not all come back."
+STILL_PENDING = f"{FLUSHED} The store has not acknowledged yet; until it does, it is neither read nor written."
 HOLDING_REQUESTS = "requests_holding_old_pages"
 _STORE_GRACE_S = 1.0  # for the store to acknowledge, whatever the timeout: a flush with timeout=0 may ask for it
 

@@ -3,12 +3,11 @@
 from headwater.cache.namespace import Scope, Tier
 from headwater.control.controlled_engine import ControlledEngine
 from headwater.control.operation import Hold, Moment, Operation, Permit
-from headwater.control.orders import TAGS
 from headwater.control.ports import StagedWeights
 from headwater.control.weights import CHANGED_WEIGHTS, retire_other_weights
 from headwater.messages.base import Answer
 from headwater.messages.control import Failed
-from headwater.messages.weights import MemoryResult, ReleaseMemory, ResumeMemory
+from headwater.messages.weights import MEMORY_TAGS, MemoryResult, ReleaseMemory, ResumeMemory
 
 
 class MemoryRelease(Operation):
@@ -35,7 +34,7 @@ class MemoryRelease(Operation):
         return _unknown_tag(self._message)
 
     def look(self, moment: Moment) -> Answer | None:
-        wanted = set(self._message.tags or TAGS) - self._released
+        wanted = set(self._message.tags or MEMORY_TAGS) - self._released
         if not wanted:
             return self._result(0, moment) if self._permit.ask() else None
         if moment.blockers:
@@ -106,7 +105,7 @@ class MemoryResume(Operation):
         return _unknown_tag(self._message)
 
     def look(self, moment: Moment) -> Answer | None:
-        wanted = set(self._message.tags or TAGS) & self._released
+        wanted = set(self._message.tags or MEMORY_TAGS) & self._released
         if "weights" in wanted:
             if self._staged is None:
                 self._engine.scheduler.why_refusing.pop(CHANGED_WEIGHTS, None)
@@ -169,8 +168,8 @@ class MemoryResume(Operation):
 
 
 def _unknown_tag(message: ReleaseMemory | ResumeMemory) -> Failed | None:
-    unknown = [tag for tag in message.tags if tag not in TAGS]
+    unknown = [tag for tag in message.tags if tag not in MEMORY_TAGS]
     if not unknown:
         return None
-    text = f"tag {unknown[0]!r} is not known; known: {', '.join(TAGS)}"
+    text = f"tag {unknown[0]!r} is not known; known: {', '.join(MEMORY_TAGS)}"
     return Failed(call_id=message.call_id, status=400, message=text, param="tags")

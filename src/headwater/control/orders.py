@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-TAGS = ("kv_cache", "weights")
+from headwater.messages.weights import MEMORY_TAGS
 
 
 class Orders:
@@ -20,4 +20,4 @@ class Orders:
         self.is_paused = False  # last: a pause of this very turn has only begun now
 
     def released_tags(self) -> tuple[str, ...]:
-        return tuple(tag for tag in TAGS if tag in self.released)
+        return tuple(tag for tag in MEMORY_TAGS if tag in self.released)

@@ -6,6 +6,8 @@ from msgspec import field
 
 from headwater.messages.base import Answer, Call, DeferredCall, Struct, TimedCall
 
+FLUSHED = "Cache flushed."  # SGLang's words, which scripts look for
+
 
 class FlushCache(TimedCall, tag="flush_cache"):
     """Retire cached KV; the contract is docs/design.md section 6. Answered by `FlushResult`."""
@@ -42,7 +44,7 @@ class CancelOperation(Call, tag="cancel_operation"):
 
 
 class GetOperations(Call, tag="get_operations"):
-    """Answered by `Operations`."""
+    """Answered by `OperationList`."""
 
 
 class Done(Answer, tag="done"):
@@ -98,5 +100,5 @@ class OperationInfo(Struct):
     call_id: str = ""  # of the call that began it; the same on every engine the call went to
 
 
-class Operations(Answer, tag="operations"):
+class OperationList(Answer, tag="operations"):
     items: tuple[OperationInfo, ...]

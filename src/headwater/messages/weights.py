@@ -5,6 +5,8 @@ from msgspec import field
 from headwater.messages.base import Answer, Call, TimedCall
 from headwater.messages.control import PagesAndBytes
 
+MEMORY_TAGS = ("kv_cache", "weights")  # memory that can be released
+
 
 class UpdateWeights(TimedCall, tag="update_weights", kw_only=True):
     """Load new weights from a folder or file and swap them in, all or nothing. Answered by `WeightsUpdated`.

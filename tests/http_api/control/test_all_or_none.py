@@ -119,7 +119,7 @@ async def test_an_engine_that_misses_the_decision_is_named_gets_no_requests_and_
         assert [state["success"] for state in states] == [True, False]
         control._commit = on_commit  # type: ignore[method-assign]
         engines[1].thaw()
-        await until(lambda: server.state.client.is_healthy, 10)
+        await until(lambda: not server.state.client.engines_out, 10)
         assert [picture(engine)[:2] for engine in engines] == [("w1", "1")] * 2
         assert (await server.http.get("/health")).content == b""
 
@@ -171,7 +171,7 @@ async def test_a_restarted_engine_gets_its_pins_and_the_rest_before_it_serves(
         client.engine_gone(1, "killed")
         with LoopEngine(f"ipc://{tmp_path}/again.sock") as again:
             client.engine_back(1, again.endpoint)
-            await until(lambda: client.is_healthy, 10)
+            await until(lambda: not client.engines_out, 10)
             assert again.parts.control.is_paused
             assert again.parts.scheduler.weight_version == "7"
             assert again.parts.pinning.has("pin-1")

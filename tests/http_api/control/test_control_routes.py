@@ -15,7 +15,7 @@ from headwater.messages.control import (
     FlushCache,
     FlushResult,
     OperationInfo,
-    Operations,
+    OperationList,
     PagesAndBytes,
     PauseGeneration,
 )
@@ -241,7 +241,7 @@ async def test_operations_are_listed_and_cancelled(engine: ScriptedEngine) -> No
         blockers={"running": 1},
         call_id="call-7",
     )
-    engine.script.operations = Operations(call_id="", items=(info,))
+    engine.script.operations = OperationList(call_id="", items=(info,))
     async with api(engine) as server:
         (listed,) = (await server.http.get("/control/operations")).json()["operations"]
         assert (listed["operation_id"], listed["blockers"]) == ("call-7", {"running": 1})

@@ -19,7 +19,7 @@ from headwater.messages.control import (
     CancelOperation,
     ContinueGeneration,
     GetOperations,
-    Operations,
+    OperationList,
     PauseGeneration,
     PauseResult,
 )
@@ -162,7 +162,7 @@ def _by_call(answers: EngineAnswers) -> list[Json]:
     """Pending operations, one entry for each call, whatever number of engines it went to."""
     operations: dict[str, Json] = {}
     for rank, answer in answers.succeeded:
-        assert isinstance(answer, Operations)
+        assert isinstance(answer, OperationList)
         for item in answer.items:
             facts = facts_of(item)
             call_id, engine_operation_id = facts.pop("call_id"), facts.pop("operation_id")

@@ -6,9 +6,8 @@ from headwater.generation.answer_fields import Json
 from headwater.generation.errors import ApiError
 from headwater.http_api.control.blocker_words import blockers_in_words
 from headwater.http_api.engine_answers import EngineAnswers, engine_list, error_entry, facts_of
-from headwater.messages.control import FlushResult, PagesAndBytes
+from headwater.messages.control import FLUSHED, FlushResult, PagesAndBytes
 
-FLUSHED = "Cache flushed."
 MIB = 1 << 20
 
 

@@ -10,7 +10,7 @@ from prometheus_client.core import Metric
 from headwater.http_api.monitoring.cache_metrics import add_storage, add_transfers, is_shown_by_label
 from headwater.http_api.monitoring.metric_families import MetricFamilies
 from headwater.messages.cache import StorageInfo
-from headwater.messages.control import Operations
+from headwater.messages.control import OperationList
 from headwater.messages.state import EngineState, TierState
 
 OWNERS = ("free", "tree", "private", "retired", "transfer")
@@ -56,7 +56,7 @@ def _usage(tier: TierState) -> float:
 def engine_metrics(
     model_name: str,
     states: list[EngineState | Exception],
-    operations: list[Operations | Exception],
+    operations: list[OperationList | Exception],
     storage: Sequence[StorageInfo | Exception] = (),
 ) -> Iterable[Metric]:
     """All families for one scrape. An engine that did not answer has only `headwater_engine_up`."""
@@ -66,7 +66,7 @@ def engine_metrics(
         up = 1.0 if isinstance(state, EngineState) else 0.0
         page.gauge("headwater_engine_up", "1 if the engine answers.", up, rank=str(rank))
     for rank, answer in enumerate(operations):
-        if isinstance(answer, Operations):
+        if isinstance(answer, OperationList):
             _add_operations(page, str(rank), answer)
     for rank, info in enumerate(storage):
         if isinstance(info, StorageInfo):
@@ -130,7 +130,7 @@ def _add_own_gauges(page: MetricFamilies, rank: str, state: EngineState) -> None
         page.gauge("headwater_memory_bytes", "Memory by use.", num_bytes, rank=rank, part=part)
 
 
-def _add_operations(page: MetricFamilies, rank: str, answer: Operations) -> None:
+def _add_operations(page: MetricFamilies, rank: str, answer: OperationList) -> None:
     counts: dict[str, int] = {"flush_cache": 0}
     for operation in answer.items:
         counts[operation.kind] = counts.get(operation.kind, 0) + 1

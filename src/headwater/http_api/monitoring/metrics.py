@@ -15,7 +15,7 @@ from headwater.generation.text_generation import GenerationObserver, TextGenerat
 from headwater.http_api.monitoring.engine_metrics import engine_metrics
 from headwater.http_api.monitoring.token_intervals import IntervalHistogram
 from headwater.messages.cache import StorageInfo
-from headwater.messages.control import Operations
+from headwater.messages.control import OperationList
 from headwater.messages.state import EngineState
 
 TTFT_BUCKETS_S = (
@@ -131,7 +131,7 @@ class Metrics:
         self,
         model_name: str,
         states: list[EngineState | Exception],
-        operations: list[Operations | Exception],
+        operations: list[OperationList | Exception],
         storage: Sequence[StorageInfo | Exception] = (),
     ) -> bytes:
         """The text of /metrics. An engine that did not answer has `headwater_engine_up 0`."""

@@ -58,20 +58,20 @@ def hunt_fleet(mutant: Mutant, *, max_turns: int, first_seed: int | None = None)
 @fleet_mutant()
 def the_first_to_be_ready_decides() -> list[Patch]:
     """A change is decided when one engine has prepared it, not all."""
-    right = Fleet._take_answer
+    right = Fleet._answered
 
     def hear(self: Fleet, call: ChangeCall, engine: int, answer: Any, now_s: float) -> None:
         if call.phase is Phase.PREPARING and isinstance(answer, Prepared) and not call.answers:
             call.engines = (engine,)
         right(self, call, engine, answer, now_s)
 
-    return [(Fleet, "_take_answer", hear)]
+    return [(Fleet, "_answered", hear)]
 
 
 @fleet_mutant()
 def a_refusal_is_overheard() -> list[Patch]:
     """An engine that cannot make a change is left out, and the others make it."""
-    right = Fleet._take_answer
+    right = Fleet._answered
 
     def hear(self: Fleet, call: ChangeCall, engine: int, answer: Any, now_s: float) -> None:
         if call.phase is Phase.PREPARING and not isinstance(answer, Prepared) and len(call.engines) > 1:
@@ -83,20 +83,20 @@ def a_refusal_is_overheard() -> list[Patch]:
             return
         right(self, call, engine, answer, now_s)
 
-    return [(Fleet, "_take_answer", hear)]
+    return [(Fleet, "_answered", hear)]
 
 
 @fleet_mutant(seed=1)
 def files_are_not_compared() -> list[Patch]:
     """Two engines that have read different files under one path both put them in place."""
-    right = Fleet._take_answer
+    right = Fleet._answered
 
     def hear(self: Fleet, call: ChangeCall, engine: int, answer: Any, now_s: float) -> None:
         if call.phase is Phase.PREPARING and isinstance(answer, Prepared) and call.answers:
             answer = msgspec.structs.replace(answer, weights_id=call.weights_id)
         right(self, call, engine, answer, now_s)
 
-    return [(Fleet, "_take_answer", hear)]
+    return [(Fleet, "_answered", hear)]
 
 
 @fleet_mutant()
@@ -304,7 +304,7 @@ def who_comes_during_a_change_misses_it() -> list[Patch]:
 @fleet_mutant(seed=14)
 def late_answers_are_lost() -> list[Patch]:
     """What the only engine did in time, but said too late, is not remembered: a restart loses it."""
-    right = Fleet._take_direct_answer
+    right = Fleet._answered_directly
 
     def hear_direct(self: Fleet, call: ChangeCall, engine: int, answer: Any, now_s: float) -> None:
         if call.outcome is None:
@@ -312,7 +312,7 @@ def late_answers_are_lost() -> list[Patch]:
         else:
             self._forget(call)
 
-    return [(Fleet, "_take_direct_answer", hear_direct)]
+    return [(Fleet, "_answered_directly", hear_direct)]
 
 
 def main() -> int:
