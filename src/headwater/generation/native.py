@@ -13,10 +13,10 @@ from headwater.generation.errors import bad_request
 from headwater.generation.model_facts import ModelFacts, RequestLimits
 from headwater.generation.native_answer import LogprobFormat, NativeAnswer
 from headwater.generation.native_schemas import GenerateRequest, SamplingInput
-from headwater.generation.sampling import PromptTokens, check_prompt, fit, for_sample, native_sampling
+from headwater.generation.sampling import PromptTokens, check_prompt, engine_sampling, fit, for_sample
 from headwater.generation.text_generation import TextChunk, TextGenerator, merge, run_all
 from headwater.generation.text_request import TextRequest
-from headwater.messages.generation import LogprobParams
+from headwater.messages.generation import LogprobParams, SamplingParams
 
 
 class NativeApi:
@@ -136,6 +136,18 @@ class NativeApi:
             token_ids=tuple(request.token_ids_logprob),
             prompt_start=start if start < num_prompt_tokens else -1,
         )
+
+
+def native_sampling(given: SamplingInput, model: ModelFacts) -> SamplingParams:
+    """The engine's parameters for `sampling_params` of /generate. InvalidRequest."""
+    return engine_sampling(
+        given,
+        model,
+        max_new_tokens=given.max_new_tokens,
+        min_new_tokens=given.min_new_tokens,
+        seed=given.sampling_seed,
+        min_tokens_name="min_new_tokens",
+    )
 
 
 class NativeBatch:

@@ -1,6 +1,6 @@
 """Bodies of the native API, with SGLang's names. A null counts as left out; `field_table` has the other names."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Field, Tag
 
@@ -46,7 +46,9 @@ class GenerateRequest(OptionFields):
     )
     text: Text | list[Text] | None = Field(default=None, description="A prompt, or a list of prompts.")
     input_ids: PromptIds | None = Field(default=None, description="The same as token ids.")
-    sampling_params: SamplingInputs = Field(default_factory=SamplingInput)
+    sampling_params: SamplingInputs = Field(
+        default_factory=SamplingInput, description="How tokens are chosen; a list has one item for each prompt."
+    )
     rid: Name | list[Name] | None = Field(
         default=None, description="Name for /abort_request; for a batch, a list of names or their prefix."
     )
@@ -63,26 +65,9 @@ class GenerateRequest(OptionFields):
     model: Any = Field(default=None, description="Ignored, since one model is served.")
 
 
-class AbortRequest(Body):
-    """Which running requests to end."""
-
-    rid: Name = Field(default="", description="Abort every request whose rid begins with this text.")
-    abort_all: bool = False
-    abort_message: Name = "aborted by request"
-
-
-class PauseRequest(Body):
-    """How to pause."""
-
-    mode: Literal["abort", "retract", "in_place"] = Field(
-        default="abort",
-        description="`abort` ends running requests, `retract` queues them without KV, `in_place` freezes them.",
-    )
-
-
 class DetokenizeRequest(Body):
     """Token ids to decode, one list or several."""
 
-    tokens: list[int] | list[list[int]]
-    skip_special_tokens: bool = True
-    model: Any = None
+    tokens: list[int] | list[list[int]] = Field(description="Token ids, or several lists of them.")
+    skip_special_tokens: bool = Field(default=True, description="Leave special tokens out of the text.")
+    model: Any = Field(default=None, description="Ignored, since one model is served.")

@@ -47,6 +47,6 @@ class TokenizeRequest(ChatPrompt):
     """A `prompt` or chat `messages` to encode. Other fields of a chat request are accepted and ignored."""
 
     names: ClassVar[Names] = Names(refused=REFUSED_OF_PROMPTS)
-    prompt: Text | list[Text] | None = None
+    prompt: Text | list[Text] | None = Field(default=None, description="A text, or a list of texts.")
     text: Text | list[Text] | None = Field(default=None, description="The same as prompt.")
-    model: Any = None
+    model: Any = Field(default=None, description="Ignored, since one model is served.")

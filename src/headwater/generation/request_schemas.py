@@ -57,13 +57,18 @@ class SamplingFields(Body):
         )
 
 
-class OptionFields(Body):
+class NamespaceFields(Body):
+    """The part of the cache that a request uses."""
+
+    cache_salt: Name = Field(default="", description="Prompts share cached KV only under the same salt and key.")
+    extra_key: Name = Field(default="", description="Like cache_salt: both must match.")
+
+
+class OptionFields(NamespaceFields):
     """How a request is scheduled, cached, routed and answered. The fields of `RequestOptions` go to the engine."""
 
     stream: bool = Field(default=False, description="Answer with server-sent events.")
     priority: Priority = Field(default=0, description="Higher runs first.")
-    cache_salt: Name = Field(default="", description="Prompts share cached KV only under the same salt and key.")
-    extra_key: Name = Field(default="", description="Like cache_salt: both must match.")
     no_store: bool = Field(default=False, description="Leave nothing of this request in the cache, on any tier.")
     routed_dp_rank: int | None = Field(
         default=None, description="Index of the engine to run on; left out: the one that suits best."

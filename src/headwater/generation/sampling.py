@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from headwater.generation.errors import bad_request
 from headwater.generation.model_facts import ModelFacts
-from headwater.generation.native_schemas import SamplingInput
 from headwater.generation.request_schemas import SamplingFields
 from headwater.generation.validation import first_outside
 from headwater.messages.base import TokenIds
@@ -26,24 +25,12 @@ _SHARED_NAMES = tuple(name for name in SamplingFields.model_fields if name in Sa
 _log = logging.getLogger(__name__)
 
 
-def native_sampling(given: SamplingInput, model: ModelFacts) -> SamplingParams:
-    """The engine's parameters for `sampling_params` of /generate. InvalidRequest."""
-    return engine_sampling(
-        given,
-        model,
-        max_new_tokens=given.max_new_tokens,
-        min_new_tokens=given.min_new_tokens,
-        seed=given.sampling_seed,
-        min_tokens_name="min_new_tokens",
-    )
-
-
 def usable_defaults(recommended: Mapping[str, float]) -> dict[str, float]:
     """The values that a model's files recommend. Values that a request could not ask for are logged and left out."""
     usable: dict[str, float] = {}
     for name, value in recommended.items():
         try:
-            checked = SamplingInput.model_validate({name: value})
+            checked = SamplingFields.model_validate({name: value})
         except ValidationError as error:
             _log.warning("the model's default of %s is left out: %s", name, error.errors()[0]["msg"])
         else:

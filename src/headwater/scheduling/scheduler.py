@@ -294,10 +294,11 @@ class Scheduler:
         num_prefill = len(plan.token_ids) - plan.num_decodes
         if num_prefill >= _MIN_PREFILL_SAMPLE:
             self.cache.lower.restore_cost.saw_prefill(num_prefill, self._clock.now() - self._launched_s)
+        running, slots, prompt_logprobs = self.running, self.running.slots, result.prompt_logprobs
         columns = (result.slots, result.uses, result.is_finite, plan.num_computed, plan.num_tokens, plan.samples)
         rows = zip(*[column.tolist() for column in columns], result.tokens.tolist(), strict=True)
         for row, (slot, use, is_finite, first, num_tokens, samples, token_id) in enumerate(rows):
-            request = self.running.slots.at(slot, use=use)
+            request = slots.at(slot, use=use)
             if request is None:
                 continue
             assert request.lease is not None
@@ -306,11 +307,11 @@ class Scheduler:
             if not is_finite:  # its pages are as bad as its logits and must not be shared
                 self._finish(request, NOT_FINITE)
                 continue
-            self.running.written(request, first + num_tokens)
+            running.written(request, first + num_tokens)
             if row >= plan.num_decodes:
-                self.running.publish(request)
-            if row in result.prompt_logprobs:
-                self._outputs.add_prompt_logprobs(request, result.prompt_logprobs[row])
+                running.publish(request)
+            if row in prompt_logprobs:
+                self._outputs.add_prompt_logprobs(request, prompt_logprobs[row])
             if samples:
                 self._take_token(request, token_id, result.logprobs.get(row))
             elif request.max_new_tokens == 0 and first + num_tokens >= request.num_prompt_tokens:

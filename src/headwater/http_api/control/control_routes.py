@@ -9,9 +9,9 @@ from starlette.responses import JSONResponse, Response
 from headwater.client.engine_client import new_call_id
 from headwater.generation.answer_fields import Json
 from headwater.generation.errors import ApiError
-from headwater.generation.native_schemas import AbortRequest, PauseRequest
 from headwater.http_api.auth import control_router
 from headwater.http_api.control.flush_answer import summed_counts
+from headwater.http_api.control.schemas_control import AbortRequest, PauseRequest
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
 from headwater.http_api.services import CALL_TIMEOUT_S, InjectedServices, Services
 from headwater.http_api.sse import while_connected

@@ -1,10 +1,10 @@
-"""Bodies of the routes for weights and memory: SGLang's names, `timeout` is ours."""
+"""Bodies of the routes for pauses, aborts, weights and memory: SGLang's names, `timeout` is ours."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from headwater.generation.native_schemas import Body
+from headwater.generation.request_fields import Body
 from headwater.generation.validation import Name, Text, within
 
 MAX_WEIGHT_VALUES = 100_000
@@ -16,12 +16,12 @@ class WeightsFromDisk(Body):
 
     model_path: Text = Field(min_length=1, description="A safetensors folder (all tensors or some), or a .gguf file.")
     load_format: Text = Field(default="auto", description="auto, safetensors or gguf.")
-    weight_version: Name | None = Field(default=None, description="New label; not given: it stays.")
-    abort_all_requests: bool = Field(default=False, description="End running requests instead of carrying them over.")
+    weight_version: Name | None = Field(default=None, description="New label; left out: the label stays.")
+    abort_all_requests: bool = Field(default=False, description="Abort running requests; otherwise they continue.")
     timeout: Seconds = None
-    flush_cache: Any = Field(default=True, description="Ignored: no request ever matches KV of other weights.")
+    flush_cache: Any = Field(default=True, description="Ignored: requests never match KV of other weights.")
     keep_pause: Any = Field(default=False, description="Ignored: a pause always stays until /continue_generation.")
-    is_async: Any = Field(default=False, description="Ignored: loading never stops the requests that run.")
+    is_async: Any = Field(default=False, description="Ignored: loading never stops running requests.")
     torch_empty_cache: Any = Field(default=False, description="Ignored.")
     recapture_cuda_graph: Any = Field(default=False, description="Ignored.")
     token_step: Any = Field(default=0, description="Ignored.")
@@ -31,20 +31,20 @@ class WeightsFromDisk(Body):
 class WeightVersion(Body):
     """A new label for the weights; no effect on the cache."""
 
-    new_version: Name
+    new_version: Name = Field(description="The new label.")
     abort_all_requests: bool | None = Field(
         default=None,
-        description="End running and waiting requests. Not given: yes, unless they wait by order "
+        description="Abort running and waiting requests. Left out: yes, unless an operation holds them "
         "(/pause_generation, /release_memory_occupation).",
     )
 
 
 class WeightsByName(Body):
-    """Which parameter, and how many of its values."""
+    """The parameter to show, and the number of its values."""
 
-    name: Text = Field(min_length=1, description="Its Hugging Face name, for example model.norm.weight.")
+    name: Text = Field(min_length=1, description="Hugging Face's name of the parameter, for example model.norm.weight.")
     truncate_size: Annotated[int, AfterValidator(within(1, MAX_WEIGHT_VALUES))] = Field(
-        default=100, description="Values to return, row by row, from the first on."
+        default=100, description="Number of values to return, row by row from the first."
     )
 
 
@@ -53,17 +53,36 @@ def _as_tuple(value: Any) -> Any:
 
 
 class MemoryTags(Body):
-    """Which memory: `kv_cache`, `weights`; none: all. `cuda_graph` is accepted, there is none to give back."""
+    """The memory to release: `kv_cache`, `weights`. `cuda_graph` is accepted and has no effect."""
 
-    tags: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)] = ()
+    tags: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)] = Field(
+        default=(), description="`kv_cache`, `weights`, or both; left out: both."
+    )
     timeout: Seconds = None
 
 
 class ResumeTags(MemoryTags):
-    """Which memory to take again."""
+    """The memory to allocate again."""
 
     accept_changed_weights: bool = Field(
         default=False,
         description="Take weights whose files have changed since the release, with their own weights_id and an empty "
         "label. Otherwise the answer is 409, and nothing is resumed.",
+    )
+
+
+class AbortRequest(Body):
+    """Which running requests to end."""
+
+    rid: Name = Field(default="", description="Abort every request whose rid begins with this text.")
+    abort_all: bool = Field(default=False, description="Abort all requests.")
+    abort_message: Name = Field(default="aborted by request", description="The reason that the aborted answers report.")
+
+
+class PauseRequest(Body):
+    """How to pause."""
+
+    mode: Literal["abort", "retract", "in_place"] = Field(
+        default="abort",
+        description="`abort` ends running requests, `retract` queues them without KV, `in_place` freezes them.",
     )

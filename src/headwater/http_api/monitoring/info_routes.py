@@ -99,6 +99,7 @@ async def model_info(services: InjectedServices) -> Response:
 
 @router.get("/get_weight_version", summary="Show the label of the weights")
 async def get_weight_version(services: InjectedServices) -> Response:
+    """The label that a client gave the weights."""
     return JSONResponse({"weight_version": await _weight_version(services)})
 
 

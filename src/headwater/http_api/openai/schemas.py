@@ -35,7 +35,7 @@ class OpenAIRequest(SamplingFields, OptionFields):
     seed: Seed | None = Field(default=None, description="Same seed, same noise at each position.")
     min_tokens: NumTokens = Field(default=0, description="No end of text and no stop token before this many.")
     include_stop_str_in_output: bool = Field(default=False, description="The same as no_stop_trim.")
-    stream_options: StreamOptions = Field(default_factory=StreamOptions)
+    stream_options: StreamOptions = Field(default_factory=StreamOptions, description="What a stream reports.")
     rid: Name | None = Field(default=None, description="Name of the request for /abort_request, and its `id`.")
     return_cached_tokens_details: bool = Field(
         default=False, description="Report in `sglext` on which tier cached prompt tokens were found."

@@ -21,9 +21,8 @@ from headwater.engine.loop import EngineLoop
 from headwater.messages.control import FlushResult
 from headwater.messages.generation import GenerateBatch
 from headwater.messages.wire import ToEngine
-from headwater.scheduling.running import RunningRequests
+from headwater.scheduling.running import RunningRequests, Slots
 from headwater.scheduling.scheduler import Scheduler
-from headwater.scheduling.slots import Slots
 from headwater.simulation.mutants.registry import Patch, mutant
 from headwater.storage import memory as memory_store
 
