@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine_driver import Driver
 from headwater.messages.cache import GetStorage
-from headwater.messages.control import FlushCache, GetOperations, OperationInfo, Operations
+from headwater.messages.control import FlushCache, GetOperations, OperationInfo, OperationList
 from headwater.messages.generation import Finish
 from headwater.messages.state import EngineState, GetState
 from headwater.storage.memory import MemoryBackend
@@ -97,7 +97,7 @@ async def full_page(engine: ScriptedEngine) -> str:
     engine.script.answers |= {
         GetState: lambda message: msgspec.structs.replace(full, call_id=message.call_id),
         GetStorage: lambda message: msgspec.structs.replace(store, call_id=message.call_id),
-        GetOperations: lambda message: Operations(call_id=message.call_id, items=(info,)),
+        GetOperations: lambda message: OperationList(call_id=message.call_id, items=(info,)),
     }
     async with api(engine) as server:
         answer = await server.post("/generate", {"text": "abc", "sampling_params": {"max_new_tokens": 2}})
