@@ -1,16 +1,20 @@
 """An option is declared once, and no option is lost between the body and the engine."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+import headwater
 from headwater.generation.native_schemas import GenerateRequest, SamplingInput
 from headwater.generation.request_schemas import OptionFields, SamplingFields
 from headwater.generation.text_request import TextOptions
 from headwater.http_api.openai.schemas import ChatCompletionRequest, CompletionRequest
 from headwater.messages.generation import RequestOptions, SamplingParams
 
+SOURCE = Path(headwater.__file__).parent
 NAMED_BY_EACH_API = {"max_new_tokens", "min_new_tokens", "seed"}
 BODIES: list[Any] = [
     lambda **given: GenerateRequest(text="a", **given),
@@ -63,3 +67,17 @@ def test_openai_bodies_say_which_defaults_come_from_the_model() -> None:
     fields = ChatCompletionRequest.model_json_schema()["properties"]
     assert "recommend" in fields["temperature"]["description"]
     assert "recommend" not in fields["frequency_penalty"]["description"]
+
+
+def test_no_code_between_schema_and_use_names_an_option() -> None:
+    """An option that is retyped on its way gets lost wherever one of the retypings is forgotten."""
+    converted = {"top_k", "logit_bias"}  # 0 and {} mean none
+    names = [*defaults(RequestOptions), *(defaults(SamplingParams).keys() - NAMED_BY_EACH_API - converted)]
+    retyped = re.compile(rf"\b({'|'.join(names)})=|\"({'|'.join(names)})\":")
+    way = [
+        *("generation/native.py", "generation/sampling.py", "generation/text_generation.py"),
+        *(f"http_api/openai/{name}.py" for name in ("answer", "chat", "completions", "sampling")),
+        "scheduling/request.py",
+    ]
+    found = {name: retyped.findall((SOURCE / name).read_text()) for name in way}
+    assert {name: hits for name, hits in found.items() if hits} == {}

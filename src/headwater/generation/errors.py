@@ -175,7 +175,7 @@ def from_validation(problems: Any) -> ApiError:
             "the body must be a JSON object, sent with content-type: application/json",
             code="invalid_body",
         )
-    if first["type"] == "request_field":  # a refused name, see `request_fields`
+    if first["type"] == "request_field":  # a refused name, see `body`
         name, code = first["ctx"]["param"], first["ctx"]["code"]
         param = ".".join(part for part in (_readable_path(path), name) if part)
         return InvalidRequest(400, f"{param}: {first['msg']}", param=param, code=code)

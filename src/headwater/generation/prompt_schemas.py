@@ -4,8 +4,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from headwater.generation.body import Body, Names
 from headwater.generation.field_table import REFUSED_OF_PROMPTS
-from headwater.generation.request_fields import Body, Names
 from headwater.generation.validation import Text
 
 ParseSpecialTokens = Annotated[

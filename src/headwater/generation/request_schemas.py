@@ -7,7 +7,7 @@ The code between schema and use copies by name and names no option.
 import msgspec
 from pydantic import Field
 
-from headwater.generation.request_fields import Body
+from headwater.generation.body import Body
 from headwater.generation.text_request import TextOptions
 from headwater.generation.validation import (
     LogitBias,

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from headwater.client.engine_client import new_call_id
+from headwater.generation.body import likely_meant
 from headwater.generation.errors import ApiError, bad_request
-from headwater.generation.request_fields import likely_meant
 from headwater.generation.text_generation import TextGenerator
 from headwater.generation.validation import check_name, check_unicode, first_outside, timeout_seconds
 from headwater.http_api.json_body import parse_json

@@ -4,9 +4,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from headwater.generation.body import Body, Names
 from headwater.generation.field_table import REFUSED_OF_PROMPTS
 from headwater.generation.prompt_schemas import ChatPrompt
-from headwater.generation.request_fields import Body, Names
 from headwater.generation.request_schemas import NamespaceFields
 from headwater.generation.validation import Priority, Text, within
 from headwater.messages.choices import PrefetchPolicyName, StoreKind, WritePolicyName

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from headwater.generation.request_fields import Body
+from headwater.generation.body import Body
 from headwater.generation.validation import Name, Text, within
 
 MAX_WEIGHT_VALUES = 100_000
