@@ -5,7 +5,7 @@ import pytest
 from engine_driver import Driver
 from headwater.control.operations import OPERATIONS
 from headwater.messages.base import Call, DeferredCall, TimedCall
-from headwater.messages.control import Failed
+from headwater.messages.control import ContinueGeneration, Failed, PauseGeneration
 from headwater.messages.two_phase import Commit, Prepare
 from headwater.messages.weights import UpdateWeights
 from headwater.messages.wire import decode_to_engine, encode, tagged
@@ -63,6 +63,22 @@ def test_operations_that_stay_pending_are_of_deferred_calls(kind):
     is_pending = driver.parts.control.num_pending > 0
     assert is_pending == (kind.__name__ in WAITING)
     assert issubclass(kind, DeferredCall) or not is_pending
+
+
+@pytest.mark.parametrize("is_waiting", [True, False])
+def test_a_pause_is_answered_before_the_continue_that_ends_it(is_waiting):
+    """A server of one engine records changes in the order of their answers: it would stay paused for its restarts."""
+    driver = Driver(is_async=True)
+    driver.generate("a", list(range(40)), 200)
+    driver.turn(2)
+    driver.send(PauseGeneration(call_id="pause", mode="in_place"))
+    if is_waiting:
+        driver.turn()
+        assert "pause" not in driver.replies, "a step is in flight"
+    driver.send(ContinueGeneration(call_id="continue"))
+    driver.turn()
+    assert list(driver.replies) == ["pause", "continue"]
+    assert not driver.parts.control.is_paused and driver.parts.control.num_pending == 0
 
 
 @pytest.mark.parametrize("timeout_s", [-1.0, float("nan"), 1e9])

@@ -1,10 +1,13 @@
 """One change on its way: prepared on all engines, then decided, then committed on all. No sockets, no clock."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from headwater.client.errors import CallFailed
+from headwater.messages.control import Failed
 from headwater.messages.two_phase import Change
 
 # After the caller's deadline, in this order, all within the second that an answer may take longer:
@@ -84,3 +87,22 @@ class ChangeCall:
     def missing(self) -> list[int]:
         """Engines that have not answered in the present phase."""
         return [engine for engine in self.engines if engine not in self.answers]
+
+
+def outcome_of(call: ChangeCall, *, is_decided: bool, reasons: Mapping[int, str]) -> Outcome:
+    """What the caller gets for each engine. `reasons`: why an engine that has not confirmed takes no requests."""
+    outcomes: dict[int, Any] = {}
+    overdue = call.missing or call.engines or call.named  # the silent engines; all, if another change held them up
+    has_failed = any(isinstance(answer, Failed | Exception) for answer in call.answers.values())
+    for engine in sorted(call.named):
+        answer = call.answers.get(engine)
+        has_refused = answer is None or isinstance(answer, Failed | Exception)
+        if is_decided and has_refused:
+            outcomes[engine] = Pending(reasons[engine])
+        elif is_decided or (answer is not None and has_refused):
+            outcomes[engine] = CallFailed(answer) if isinstance(answer, Failed) else answer
+        elif engine in overdue and not has_failed:
+            outcomes[engine] = TimeoutError()
+        else:
+            outcomes[engine] = Untouched()
+    return Outcome(is_decided, outcomes)

@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from headwater.client.change_call import EXPIRY_GRACE_S, ChangeCall, Outcome, Pending, Phase, Untouched
+from headwater.client.change_call import EXPIRY_GRACE_S, ChangeCall, Outcome, Phase, outcome_of
 from headwater.client.desired_state import DesiredPin, DesiredState, WeightsStep
-from headwater.client.errors import CallFailed, EngineOut, NotTheSame
+from headwater.client.errors import EngineOut, NotTheSame
 from headwater.client.standing import LOADING, Restoring, Standing
 from headwater.messages.control import CancelOperation, Failed, FlushCache
 from headwater.messages.state import EngineReady
@@ -132,7 +132,8 @@ class Fleet:
         change = msgspec.structs.replace(change, expires_at_s=deadline_s + EXPIRY_GRACE_S)
         call = ChangeCall(change, named, serving, is_for_all=engines is None, deadline_s=deadline_s)
         if not serving:
-            call.outcome, call.phase = Outcome(False, self._all_out(named)), Phase.ENDED
+            out = {engine: EngineOut(engine, self.standings[engine].why_out or LOADING) for engine in sorted(named)}
+            call.outcome, call.phase = Outcome(False, out), Phase.ENDED
             return call
         self._calls[call.call_id] = call
         # With several engines also a change of one: a direct message could be overtaken by a commit.
@@ -173,7 +174,7 @@ class Fleet:
             elif call.phase is Phase.COMMITTING:
                 self._end_commit(call)
             elif call.phase is Phase.DIRECT and call.outcome is None:
-                call.outcome = self._outcome(call, is_decided=False)  # a late answer still counts
+                self._set_outcome(call, is_decided=False)  # a late answer still counts
         self._advance(now_s)
 
     # --- the phases of a change ---------------------------------------------------------------------
@@ -214,7 +215,7 @@ class Fleet:
             assert self.desired is not None
             self.standings[engine].confirm(self.desired)
         if call.outcome is None:
-            call.outcome = self._outcome(call, is_decided=is_done)
+            self._set_outcome(call, is_decided=is_done)
         self._forget(call)
 
     def _advance(self, now_s: float) -> None:
@@ -264,14 +265,14 @@ class Fleet:
                 self.standings[engine].fence(f"it did not make {IN_FORCE}: {answer.message}")
             elif not isinstance(answer, Exception):
                 self.standings[engine].confirm(self.desired)
-        call.outcome = self._outcome(call, is_decided=True)
+        self._set_outcome(call, is_decided=True)
         self._committing = None
         self._forget(call)
 
     def _give_up(self, call: ChangeCall) -> None:
         """No engine makes the change. Engines that this does not reach undo their preparation by themselves."""
         self._cancel(call, call.engines)
-        call.outcome = self._outcome(call, is_decided=False)
+        self._set_outcome(call, is_decided=False)
         self._forget(call)
 
     def _cancel(self, call: ChangeCall, engines: Iterable[int]) -> None:
@@ -283,26 +284,9 @@ class Fleet:
         call.phase = Phase.ENDED
         del self._calls[call.call_id]
 
-    def _outcome(self, call: ChangeCall, *, is_decided: bool) -> Outcome:
-        answers: dict[int, Any] = {}
-        overdue = call.missing or call.engines or call.named  # the silent engines; all, if another change held them up
-        has_failed = any(isinstance(answer, Failed | Exception) for answer in call.answers.values())
-        for engine in sorted(call.named):
-            answer = call.answers.get(engine)
-            has_refused = answer is None or isinstance(answer, Failed | Exception)
-            if is_decided and has_refused:
-                answers[engine] = Pending(self.standings[engine].why_out or BEHIND)
-            elif is_decided or (answer is not None and has_refused):
-                answers[engine] = answer
-            elif engine in overdue and not has_failed:
-                answers[engine] = TimeoutError()
-            else:
-                answers[engine] = Untouched()
-        by_engine = {e: CallFailed(answer) if isinstance(answer, Failed) else answer for e, answer in answers.items()}
-        return Outcome(is_decided, by_engine)
-
-    def _all_out(self, engines: Iterable[int]) -> dict[int, Any]:
-        return {e: EngineOut(e, self.standings[e].why_out or LOADING) for e in sorted(engines)}
+    def _set_outcome(self, call: ChangeCall, *, is_decided: bool) -> None:
+        reasons = {engine: self.standings[engine].why_out or BEHIND for engine in call.named}
+        call.outcome = outcome_of(call, is_decided=is_decided, reasons=reasons)
 
     def _send(self, engine: int, message: Any) -> None:
         self._outbox.append((engine, message))

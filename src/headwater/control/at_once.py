@@ -19,8 +19,9 @@ class AtOnce(Operation):
 
     is_immediate = True
 
-    def __init__(self, do: Do, message: Call, engine: ControlledEngine, permit: Permit) -> None:
+    def __init__(self, do: Do, ends: str | None, message: Call, engine: ControlledEngine, permit: Permit) -> None:
         self.kind = str(message.__struct_config__.tag)
+        self.ends = ends
         self._do = do
         self._message = message
         self._engine = engine
@@ -33,9 +34,9 @@ class AtOnce(Operation):
         return Failed(call_id=self._message.call_id, status=409, message=f"{reason}; nothing was changed")
 
 
-def at_once(do: Do) -> Callable[[Any, ControlledEngine, Permit], Operation]:
+def at_once(do: Do, *, ends: str | None = None) -> Callable[[Any, ControlledEngine, Permit], Operation]:
     """`do` as an entry of the table of operations."""
-    return partial(AtOnce, do)
+    return partial(AtOnce, do, ends)
 
 
 class PinChange(Operation):
@@ -69,7 +70,7 @@ class PinChange(Operation):
 
 
 def continue_generation(message: ContinueGeneration, engine: ControlledEngine) -> Done:
-    engine.orders.continue_generation()
+    engine.orders.is_paused = False
     return Done(call_id=message.call_id)
 
 

@@ -60,6 +60,7 @@ class Operation(ABC):
 
     kind: str  # its name in `GET /control/operations`
     is_exclusive = False  # begins only when no earlier exclusive operation is pending: weights and memory
+    ends: str | None = None  # kind of the pending operations that end, and are answered, before it is answered
     is_immediate = False  # with its permit given, it answers in the turn of its message, before what is pending
 
     @property

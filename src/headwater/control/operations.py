@@ -20,7 +20,7 @@ from headwater.messages.weights import GetWeights, ReleaseMemory, ResumeMemory, 
 OPERATIONS: dict[type[Call], Callable[[Any, ControlledEngine, Permit], Operation]] = {
     FlushCache: Flush,
     PauseGeneration: Pause,
-    ContinueGeneration: at_once.at_once(at_once.continue_generation),
+    ContinueGeneration: at_once.at_once(at_once.continue_generation, ends=Pause.kind),
     UpdateWeights: WeightUpdate,
     SetWeightVersion: at_once.at_once(at_once.set_weight_version),
     GetWeights: at_once.at_once(at_once.get_weights),

@@ -18,7 +18,6 @@ class Pause(Operation):
         self._engine = engine
         self._permit = permit
         self._num_requests: int | None = None
-        self._is_continued = False
 
     @property
     def phase(self) -> str:
@@ -26,7 +25,6 @@ class Pause(Operation):
 
     def arrive(self) -> None:
         """A pause that needs no permit begins in this turn, whatever comes before it among the pending operations."""
-        self._engine.orders.when_continued.append(self._continued)
         if self._permit.is_given:
             self._engine.orders.is_paused = True
 
@@ -36,7 +34,7 @@ class Pause(Operation):
                 return None
             self._engine.orders.is_paused = True
             self._num_requests = self._apply()
-        is_over = moment.has_expired or self._is_continued or not self._engine.is_step_in_flight()
+        is_over = moment.has_expired or not self._engine.is_step_in_flight()
         return self._result(self._num_requests) if is_over else None
 
     def cancelled(self, moment: Moment, reason: str) -> PauseResult | Failed:
@@ -44,14 +42,7 @@ class Pause(Operation):
             self._num_requests = self._apply()
         if self._num_requests is not None:
             return self._result(self._num_requests)  # what it did stays, only its answer comes early
-        self._engine.orders.when_continued.remove(self._continued)
         return Failed(call_id=self._message.call_id, status=409, message=f"{reason}; generation was not paused")
-
-    def _continued(self) -> None:
-        if self._permit.is_given:
-            self._is_continued = True
-            if self._num_requests is None:
-                self._num_requests = self._apply()
 
     def _apply(self) -> int:
         if self._message.mode == "abort":
@@ -61,5 +52,4 @@ class Pause(Operation):
         return len(self._engine.scheduler.running)
 
     def _result(self, num_requests: int) -> PauseResult:
-        self._engine.orders.when_continued.remove(self._continued)
         return PauseResult(call_id=self._message.call_id, paused=True, num_requests=num_requests)

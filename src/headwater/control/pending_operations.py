@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable
 
 from headwater.clock import Clock, Deadline
-from headwater.control.operation import Caller, Hold, Operation, PendingOperation, Permit
+from headwater.control.operation import Caller, Hold, Moment, Operation, PendingOperation, Permit
 from headwater.messages.base import Answer, Call, TimedCall
 from headwater.messages.control import CancelOperation, Done, Failed, OperationInfo
 from headwater.messages.two_phase import Prepared
@@ -55,6 +55,16 @@ class PendingOperations:
                 return True
         return False
 
+    def look(self, operation: Operation, moment: Moment) -> Answer | None:
+        """The answer of `operation`, after those of the operations that it ends: callers rely on this order."""
+        answer = operation.look(moment)
+        if answer is not None and operation.ends is not None:
+            for pending in [p for p in self._pending if p.operation.kind == operation.ends and p.permit.is_given]:
+                self._pending.remove(pending)
+                ended = pending.operation.cancelled(pending.moment(self._clock, self._blockers()), "ended by another")
+                self._reply(pending.caller.client, ended)
+        return answer
+
     def cancel(self, message: CancelOperation, client: bytes) -> Answer:
         """Cancel by operation id, or by the call that started it (its caller left). The answer for `client`."""
         started = Caller(client, message.started_by_call)
@@ -78,6 +88,8 @@ class PendingOperations:
             return
         has_exclusive = False
         for pending in self._pending.copy():
+            if pending not in self._pending:
+                continue  # ended by an operation before it
             moment = pending.moment(self._clock, self._blockers())
             pending.has_seen_deadline = moment.has_expired
             if pending.has_expired(self._clock):
@@ -86,7 +98,7 @@ class PendingOperations:
                 reason = "the deadline passed while another operation was carried out"
                 answer = pending.operation.cancelled(moment, reason) if moment.has_expired else None
             else:
-                answer = pending.operation.look(moment)
+                answer = self.look(pending.operation, moment)
                 self._report_prepared(pending)
             if answer is not None:
                 self._pending.remove(pending)

@@ -57,7 +57,7 @@ async def test_probes_when_the_engine_is_gone(engine: ScriptedEngine) -> None:
 
 
 async def test_an_engine_whose_loop_hangs_is_not_healthy(engine: ScriptedEngine, monkeypatch) -> None:
-    monkeypatch.setattr("headwater.http_api.services.FRESH_S", 0.0)
+    monkeypatch.setattr("headwater.http_api.monitoring.health.FRESH_S", 0.0)
     async with api(engine, limits=RequestLimits(health_timeout_s=0.1)) as server:
         assert await statuses(server, "/health") == [200]
         engine.script.is_silent = True
@@ -68,7 +68,7 @@ async def test_an_engine_whose_loop_hangs_is_not_healthy(engine: ScriptedEngine,
 
 async def test_a_stopped_engine_is_not_ready_long_before_it_is_not_healthy(engine: ScriptedEngine, monkeypatch) -> None:
     """Traffic goes elsewhere at once; that it is restarted waits for the longest step."""
-    monkeypatch.setattr("headwater.http_api.services.FRESH_S", 0.0)
+    monkeypatch.setattr("headwater.http_api.monitoring.health.FRESH_S", 0.0)
     async with api(engine, limits=RequestLimits(health_timeout_s=30, ready_timeout_s=0.2)) as server:
         assert await statuses(server, "/ready") == [200]
         engine.script.is_silent = True
@@ -80,7 +80,7 @@ async def test_a_stopped_engine_is_not_ready_long_before_it_is_not_healthy(engin
 
 
 async def test_many_probes_share_one_ping(engine: ScriptedEngine, monkeypatch) -> None:
-    monkeypatch.setattr("headwater.http_api.services.FRESH_S", 0.0)
+    monkeypatch.setattr("headwater.http_api.monitoring.health.FRESH_S", 0.0)
     async with api(engine) as server:
         answers = await asyncio.gather(*(server.http.get("/health") for _ in range(20)))
         assert {answer.status_code for answer in answers} == {200}

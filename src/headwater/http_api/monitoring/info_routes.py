@@ -34,7 +34,7 @@ async def health(services: InjectedServices) -> Response:
 
     The body is empty, or names the engines that take no requests, with the reasons.
     """
-    status = 200 if await services.is_alive() else 503
+    status = 200 if await services.health.is_alive() else 503
     out = services.state.client.engines_out if services.state.model is not None else {}
     if not out:
         return Response(status_code=status)
@@ -47,7 +47,7 @@ async def health_generate(services: InjectedServices) -> Response:
 
     While an operation holds requests (a pause, released memory, a weight update), it returns 200 at once and names it.
     """
-    health = await services.generation_health()
+    health = await services.health.of_generation()
     if not health.is_well:
         return Response(status_code=503)
     if health.held_by:
@@ -58,13 +58,13 @@ async def health_generate(services: InjectedServices) -> Response:
 
 @router.get("/ping", summary="Like /health", include_in_schema=False)
 async def ping(services: InjectedServices) -> Response:
-    return Response(status_code=200 if await services.is_alive() else 503)
+    return Response(status_code=200 if await services.health.is_alive() else 503)
 
 
 @router.get("/ready", summary="Check readiness", response_class=Response, responses=PROBE_RESPONSES)
 async def ready(services: InjectedServices) -> Response:
     """200 if an engine has loaded and answers within 5 s, else 503."""
-    return Response(status_code=200 if await services.is_ready() else 503)
+    return Response(status_code=200 if await services.health.is_ready() else 503)
 
 
 @router.get("/model_info", summary="Show the model")

@@ -13,7 +13,7 @@ from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.radix_tree import Node, RadixTree
 from headwater.cache.tier_pages import TierPages
 from headwater.clock import Deadline
-from headwater.control.orders import Orders
+from headwater.control.at_once import AtOnce
 from headwater.engine.steps import Steps
 from headwater.scheduling.scheduler import Scheduler
 from headwater.simulation.mutants.registry import Patch, mutant
@@ -107,14 +107,16 @@ def steps_in_flight_are_not_seen() -> list[Patch]:
 @mutant(profile="training")
 def continuing_is_answered_and_not_done() -> list[Patch]:
     """A pause continues although its end is acknowledged."""
-    right = Orders.continue_generation
+    right = AtOnce.look
 
-    def continue_generation(self: Orders) -> None:
-        was_paused = self.is_paused
-        right(self)
-        self.is_paused = was_paused
+    def look(self: AtOnce, moment: Any) -> Any:
+        orders = self._engine.orders
+        was_paused = orders.is_paused
+        answer = right(self, moment)
+        orders.is_paused = was_paused
+        return answer
 
-    return [(Orders, "continue_generation", continue_generation)]
+    return [(AtOnce, "look", look)]
 
 
 @mutant(profile="training")
