@@ -106,6 +106,14 @@ class Request:
         """Generated tokens known so far."""
         return self.tokens.length - self.num_prompt_tokens
 
+    @property
+    def num_matchable(self) -> int:
+        """How many tokens' KV may come from the cache. One token is always computed, as are those with logprobs."""
+        limit = len(self.tokens) - 1
+        if self.logprobs is not None and self.logprobs.prompt_start >= 0 and not self.num_outputs:
+            limit = min(limit, max(0, self.logprobs.prompt_start - 1))
+        return limit
+
     def has_ids_below(self, vocab_size: int) -> bool:
         """Whether every token is one of a vocabulary of this size."""
         ids = self.tokens.view()

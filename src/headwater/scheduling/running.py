@@ -63,6 +63,14 @@ class RunningRequests:
         """Whether a step in flight keeps pages of requests that have left."""
         return bool(self._leaving)
 
+    def reserve(self, request: Request, lease: Lease) -> bool:
+        """Extend `lease` to all known tokens and the next one. Each running request keeps a free page to grow into."""
+        num_tokens = len(request.tokens) + (request.max_new_tokens > 0)  # a full context has no next token
+        num_pages = -(-num_tokens // self._cache.page_size) - lease.num_pages
+        if self._requests and self._cache.num_available < num_pages + len(self._requests):
+            return False
+        return self._cache.extend(lease, num_pages) is not None
+
     def enter(self, request: Request, lease: Lease) -> int:
         """Take `request` in with its pages; returns the use count of its slot."""
         use = self.slots.enter(request)

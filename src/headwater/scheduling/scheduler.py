@@ -51,6 +51,13 @@ class Admission:
     may_run: bool = True  # launch steps at all
     may_start: bool = True  # admit requests that have never started
 
+    @property
+    def is_open(self) -> bool:
+        return self.may_run and self.may_start
+
+    def admits(self, request: Request) -> bool:
+        return self.may_run and (self.may_start or request.started_s is not None)
+
 
 class Scheduler:
     """Continuous batching: a step takes all decodes and fills the rest of its token budget with prefill."""
@@ -110,7 +117,7 @@ class Scheduler:
         room = min(self.limits.max_context, self._capacity_tokens) - request.num_prompt_tokens
         request.max_new_tokens = min(sampling.max_new_tokens, room)
         self._requests[request.client, request.rid] = request
-        tokens = request.tokens.view(0, self._num_matchable(request))
+        tokens = request.tokens.view(0, request.num_matchable)
         if not self.loading.seek_in_storage(request, request.namespace(self.weights_id), tokens):
             self.waiting.add(request)
         self.counters.prompt_tokens += request.num_prompt_tokens
@@ -165,9 +172,9 @@ class Scheduler:
         """The blockers: requests that keep the engine from being idle. Those that admission keeps out do not count."""
         if not self._requests:
             return {}
-        is_open = self.admission.may_run and self.admission.may_start
+        admission, waiting = self.admission, self.waiting
         counts = {"running": len(self.running), "loading": len(self.loading)}
-        counts["queued"] = len(self.waiting) if is_open else sum([self._may_admit(r) for r in self.waiting])
+        counts["queued"] = len(waiting) if admission.is_open else sum([admission.admits(r) for r in waiting])
         return {name: count for name, count in counts.items() if count}
 
     # --- planning -----------------------------------------------------------------------------------
@@ -234,43 +241,26 @@ class Scheduler:
         for request in self.waiting.in_service_order(self.cache, self.weights_id)[:_NUM_EXAMINED_PER_TURN]:
             if self.running.slots.is_full or builder.num_tokens_left <= 0:
                 return
-            if not self._may_admit(request):
+            if not self.admission.admits(request):
                 continue
+            num_matchable = request.num_matchable
             lease = self.cache.acquire(
                 request.namespace(self.weights_id),
                 request.tokens,
-                max_cached_tokens=self._num_matchable(request),
+                max_cached_tokens=num_matchable,
                 no_store=request.options.no_store,
             )
-            matchable = request.tokens.view(0, self._num_matchable(request))
+            matchable = request.tokens.view(0, num_matchable)
             if is_worth_waiting(lease, matchable, self.running, page_size=self.cache.page_size):
                 self.cache.release(lease)
                 continue
-            if self.loading.begin(request, lease, max_cached_tokens=self._num_matchable(request)):
+            if self.loading.begin(request, lease, max_cached_tokens=num_matchable):
                 self.waiting.remove(request)
                 continue
-            if not self._extend_for_prompt(request, lease):
+            if not self.running.reserve(request, lease):
                 self.cache.release(lease)
                 return  # no request overtakes: short prompts cannot starve a long one
             self._start(builder, request, lease)
-
-    def _may_admit(self, request: Request) -> bool:
-        return self.admission.may_run and (self.admission.may_start or request.started_s is not None)
-
-    def _num_matchable(self, request: Request) -> int:
-        """How many tokens' KV may come from the cache. One token is always computed, as are those with logprobs."""
-        limit = len(request.tokens) - 1
-        if request.logprobs is not None and request.logprobs.prompt_start >= 0 and not request.num_outputs:
-            limit = min(limit, max(0, request.logprobs.prompt_start - 1))
-        return limit
-
-    def _extend_for_prompt(self, request: Request, lease: Lease) -> bool:
-        """Pages for all known tokens and the next one. Each running request keeps a free page to grow into."""
-        num_tokens = len(request.tokens) + (request.max_new_tokens > 0)  # a full context has no next token
-        num_pages = -(-num_tokens // self.cache.page_size) - lease.num_pages
-        if self.running and self.cache.num_available < num_pages + len(self.running):
-            return False
-        return self.cache.extend(lease, num_pages) is not None
 
     def _start(self, builder: PlanBuilder, request: Request, lease: Lease) -> None:
         self.waiting.remove(request)

@@ -15,7 +15,7 @@ from headwater.cache.tier_pages import TierPages
 from headwater.clock import Deadline
 from headwater.control.at_once import AtOnce
 from headwater.engine.steps import Steps
-from headwater.scheduling.scheduler import Scheduler
+from headwater.scheduling.request import Request
 from headwater.simulation.mutants.registry import Patch, mutant
 
 
@@ -34,7 +34,7 @@ def one_page_more_is_common() -> list[Patch]:
 @mutant()
 def the_whole_prompt_is_matched() -> list[Patch]:
     """A request takes all of its tokens from the cache and has none left to compute."""
-    return [(Scheduler, "_num_matchable", lambda self, request: len(request.tokens))]
+    return [(Request, "num_matchable", property(lambda self: len(self.tokens)))]
 
 
 @mutant()
