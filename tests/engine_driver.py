@@ -5,14 +5,15 @@ from weakref import WeakKeyDictionary
 
 from headwater.cache.storage.tier import StorageSettings
 from headwater.simulation import driver
-from headwater.simulation.driver import CLIENT, VOCAB_SIZE, EngineShape
+from headwater.simulation.driver import CLIENT
+from headwater.simulation.engine_shape import VOCAB_SIZE, EngineShape
 from headwater.simulation.fakes.canary import expected_tokens, namespace_text
-from headwater.simulation.fakes.shared_world import World
+from headwater.simulation.fakes.shared_world import SharedWorld
 from headwater.simulation.fakes.wire import MemoryWire
 from headwater.storage.backend import StorageBackend
 
 __all__ = ["CLIENT", "VOCAB_SIZE", "Driver", "MemoryWire", "expected"]
-_worlds: WeakKeyDictionary[StorageBackend, World] = WeakKeyDictionary()  # of engines that share a store
+_worlds: WeakKeyDictionary[StorageBackend, SharedWorld] = WeakKeyDictionary()  # of engines that share a store
 
 
 class Driver(driver.Driver):
@@ -25,7 +26,7 @@ class Driver(driver.Driver):
         storage_settings: StorageSettings | None = None,
         **shape: Any,
     ) -> None:
-        world = None if backend is None else _worlds.setdefault(backend, World())
+        world = None if backend is None else _worlds.setdefault(backend, SharedWorld())
         super().__init__(EngineShape(**shape), world=world, backend=backend, storage_settings=storage_settings)
 
 

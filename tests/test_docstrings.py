@@ -18,6 +18,7 @@ AREAS = [  # packages and modules that have been revised
     SOURCE / "clock.py",
     SOURCE / "kv_events.py",
     SOURCE / "planning",
+    SOURCE / "simulation",
     SOURCE / "storage",
     SOURCE / "generation",
     SOURCE / "http_api",

@@ -226,7 +226,7 @@ class TiersMachine(RuleBasedStateMachine):
 
     @rule()
     def come_back(self):
-        self.jobs.let_go()
+        self.jobs.release_hanging()
 
     @rule(rounds=st.integers(1, 3))
     def quiet(self, rounds):
@@ -428,7 +428,7 @@ class TiersMachine(RuleBasedStateMachine):
             if lease not in self.given:
                 self.cache.release(lease)
         self.jobs.hang_rate = 0.0
-        self.jobs.let_go()
+        self.jobs.release_hanging()
         for _ in range(300):
             while self.copies:
                 self.copies.pop().end(fails=False)

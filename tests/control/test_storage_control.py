@@ -93,7 +93,7 @@ def test_an_attach_that_is_cancelled_or_late_leaves_no_store_open() -> None:
     driver.turn()
     assert isinstance(driver.replies["b"], Failed)
     driver.jobs.hang_rate = 0.0
-    driver.jobs.let_go()
+    driver.jobs.release_hanging()
     driver.turn(3)
     assert store.num_closed == 2 and driver.parts.cache.lower.storage is None
 
@@ -119,7 +119,7 @@ def test_the_same_store_with_a_policy_keeps_it_and_changes_the_policy() -> None:
 
 def test_a_write_policy_holds_from_the_moment_it_is_set() -> None:
     driver = Driver(num_pages=40, num_host_pages=100)
-    driver.store = Store()
+    driver.engine.store = Store()
 
     def num_offloaded(seed: int) -> int:
         before = driver.parts.cache.lower.transfers.counters.pages.get("offload", 0)

@@ -155,7 +155,7 @@ class Fuzz:
             self.driver.turn(self.source.choice([0, 1, 1, 2, 5]))
             self.driver.clock.advance(self.source.choice([0.0, 0.001, 0.3]))
             if self.source.random() < 0.05:
-                self.driver.jobs.let_go()
+                self.driver.jobs.release_hanging()
 
     def finish(self) -> None:
         driver = self.driver

@@ -129,7 +129,7 @@ def test_nobody_waits_long_for_a_store_that_does_not_answer(policy):
     assert driver.clock.now() - started_s < 0.3
     assert dropped(driver)["persist_generation_unknown"] > 0, "so it was computed without knowing"
     driver.jobs.hang_rate = 0.0
-    driver.jobs.let_go()
+    driver.jobs.release_hanging()
 
 
 def test_a_timeout_is_kept_though_the_read_under_way_hangs():
@@ -143,7 +143,7 @@ def test_a_timeout_is_kept_though_the_read_under_way_hangs():
     driver.finish(driver.generate("b", prompt, 2), max_turns=100_000)
     assert 0.5 <= driver.clock.now() - started_s < 0.6
     driver.jobs.hang_rate = 0.0
-    driver.jobs.let_go()
+    driver.jobs.release_hanging()
     driver.settle()
 
 
@@ -262,7 +262,7 @@ def test_pages_computed_before_a_flush_are_never_stored_after_it():
     other.turn(3)
     assert other.replies["f"].status == 200
     slow.jobs.hang_rate = 0.0
-    slow.jobs.let_go()  # the late writes arrive
+    slow.jobs.release_hanging()  # the late writes arrive
     slow.turn(5)
     assert run(other, "b", prompt).meta.cached_storage == 0
     assert run(engine(backend), "c", prompt).meta.cached_storage in (0, 56)  # b's own pages at most
@@ -325,7 +325,7 @@ def test_a_store_that_hangs_stops_neither_requests_nor_a_flush():
             break
     assert driver.replies["f"].status == 200
     driver.jobs.hang_rate = 0.0
-    driver.jobs.let_go()  # threads that come back late find their pages in other hands, and leave them alone
+    driver.jobs.release_hanging()  # threads that come back late find their pages in other hands, and leave them alone
     for i in range(4):
         run(driver, f"z{i}", prompt_of(60, 20 + i))
     driver.check_all_pages_back()

@@ -22,7 +22,8 @@ from headwater.messages.generation import Abort
 from headwater.messages.weights import ReleaseMemory, ResumeMemory, UpdateWeights
 from headwater.messages.wire import ToClient
 from headwater.simulation.checks.violation import demand
-from headwater.simulation.driver import CLIENT, Answer, Driver, EngineShape
+from headwater.simulation.driver import CLIENT, Driver, GeneratedAnswer
+from headwater.simulation.engine_shape import EngineShape
 from headwater.storage.backend import StorageBackend
 
 Turns = Iterator[None]
@@ -38,7 +39,7 @@ class Script:
 
     # --- what clients do ----------------------------------------------------------------------------
 
-    def start(self, rid: str, prompt: list[int], num_tokens: int = 8, **fields: Any) -> Answer:
+    def start(self, rid: str, prompt: list[int], num_tokens: int = 8, **fields: Any) -> GeneratedAnswer:
         """Send a request; its answer fills as turns go by."""
         return self.driver.generate(rid, prompt, num_tokens, **fields)
 
@@ -84,11 +85,11 @@ class Script:
         model = self.driver.oracle.active[CLIENT, rid]
         return self.until(lambda: model.num_kv >= min(chunk * number, len(model.prompt)), f"chunk {number} of {rid}")
 
-    def to_token(self, answer: Answer, number: int) -> Turns:
+    def to_token(self, answer: GeneratedAnswer, number: int) -> Turns:
         """Turns until an answer has `number` tokens."""
         return self.until(lambda: len(answer.tokens) >= number, f"token {number}")
 
-    def end_of(self, *answers: Answer) -> Turns:
+    def end_of(self, *answers: GeneratedAnswer) -> Turns:
         """Turns until these answers have ended."""
         return self.until(lambda: all(answer.finish for answer in answers), "the end of an answer")
 

@@ -72,7 +72,7 @@ def test_a_flush_of_a_store_that_is_detached_meanwhile_is_owed_to_the_next_one(i
     """It was answered as done, or forgotten, and the old pages were back when the store was attached again."""
     store = UnreliableStore(MemoryMedium(capacity_bytes=1 << 20), seed=0)
     driver = Driver(num_pages=40, num_host_pages=100, backend=store)
-    driver.store = store
+    driver.engine.store = store
     prompt = list(range(60))
     driver.finish(driver.generate("a", prompt, 2))
     driver.settle()
@@ -107,7 +107,7 @@ def test_a_flush_is_owed_by_the_store_it_was_meant_for_though_the_next_one_has_c
     prompt = list(range(60))
 
     def attach(name: str) -> None:
-        driver.store = stores[name]
+        driver.engine.store = stores[name]
         driver.send(AttachStorage(call_id="attach " + name, kind="file", directory=name))
         driver.turn(5)
 

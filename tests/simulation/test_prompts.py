@@ -2,7 +2,7 @@
 
 import random
 
-from headwater.simulation.driver import VOCAB_SIZE
+from headwater.simulation.engine_shape import VOCAB_SIZE
 from headwater.simulation.random_runs.profiles import find_profile
 from headwater.simulation.random_runs.prompts import Prompts
 

@@ -8,7 +8,7 @@ import pytest
 from headwater.simulation.random_runs.campaign import Campaign, run_campaign
 from headwater.simulation.random_runs.events import Trace, decode_trace, describe, encode_trace
 from headwater.simulation.random_runs.profiles import PROFILES
-from headwater.simulation.random_runs.run import Run, random_run, replay
+from headwater.simulation.random_runs.run import RandomRun, random_run, replay
 from headwater.simulation.random_runs.workload import Workload
 
 FRESH_S = float(os.environ.get("HEADWATER_SIMULATION_S", "8"))
@@ -65,7 +65,7 @@ def test_a_run_repeats_exactly():
     texts = []
     for _ in range(2):
         workload = Workload(7, PROFILES["tiers"])
-        run = Run(_trace_of(7, "tiers", workload))
+        run = RandomRun(_trace_of(7, "tiers", workload))
         for _, event in zip(range(300), workload.events(), strict=False):
             run.play(event)
         run.finish()

@@ -5,7 +5,7 @@ from script import Script, Turns, run_script
 
 from headwater.cache.host_tier import WritePolicy
 from headwater.simulation.checks.violation import Violation
-from headwater.simulation.driver import EngineShape
+from headwater.simulation.engine_shape import EngineShape
 
 PROMPT = list(range(100, 140))
 BOTH = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])

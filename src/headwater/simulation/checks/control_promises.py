@@ -1,4 +1,4 @@
-"""What control operations promise: what may run while they hold, and what their answers mean."""
+"""The promises of control operations: which requests may run while they hold, and the meaning of their answers."""
 
 from collections.abc import Callable
 
@@ -17,26 +17,26 @@ from headwater.messages.weights import (
 from headwater.messages.wire import ToClient, ToEngine
 from headwater.simulation.checks.cuts import Cuts
 from headwater.simulation.checks.oracle import Oracle
-from headwater.simulation.checks.pending_calls import Call, Calls
+from headwater.simulation.checks.pending_calls import PendingCall, PendingCalls
 from headwater.simulation.checks.request_model import RequestKey, RequestModel
 from headwater.simulation.checks.retirements import Retirements
 from headwater.simulation.checks.service_promises import ServicePromises
 from headwater.simulation.checks.violation import Violation, demand
 from headwater.simulation.fakes.memory import FakeWeights
-from headwater.simulation.fakes.shared_world import StoreRetirement, World
+from headwater.simulation.fakes.shared_world import SharedWorld, StoreRetirement
 
 _EXCLUSIVE = (UpdateWeights, ReleaseMemory, ResumeMemory, AttachStorage)
 
 
 class ControlPromises:
-    """Follows the calls of one engine, and checks a turn against them when it is over."""
+    """Follows the calls of one engine, and checks each turn against them at its end."""
 
     def __init__(
         self,
-        world: World,
+        world: SharedWorld,
         *,
         oracle: Oracle,
-        calls: Calls,
+        calls: PendingCalls,
         retirements: Retirements,
         cuts: Cuts,
         service: ServicePromises,
@@ -46,7 +46,7 @@ class ControlPromises:
     ) -> None:
         self.released: tuple[str, ...] = ()
         self._world = world
-        self._phases = phases  # of pending operations, by call id
+        self._phases = phases  # phase of each pending operation, by call id
         self._oracle = oracle
         self._calls = calls
         self._retirements = retirements
@@ -57,23 +57,23 @@ class ControlPromises:
         self._ended_by: list[tuple[Abort, list[RequestModel]]] = []
         self._cuts = cuts
         self._weights = weights
-        self._applied_now: list[Call] = []  # flushes, in this turn
-        self._flushes_answered: list[tuple[Call, FlushResult]] = []  # in this turn
+        self._applied_now: list[PendingCall] = []  # flushes of this turn
+        self._flushes_answered: list[tuple[PendingCall, FlushResult]] = []  # of this turn
         self._service = service
-        self._live_pins = live_pins  # and whether a flush has retired what they hold
-        self._pins_retired: set[str] = set()  # when the last turn ended
-        self._pins: dict[str, float] = {}  # until when each may last
-        self._pins_due: set[str] = set()  # whose time was over when the turn began
-        self._messages: list[ToEngine] = []  # read in this turn
-        self._answers: list[tuple[Call, ToClient]] = []  # told in this turn
-        self._num_releases = 0  # of memory, in this turn
-        self._immediate: list[Call] = []  # flushes that take effect in the turn that sees them
+        self._live_pins = live_pins  # by id: whether a flush has retired their pages
+        self._pins_retired: set[str] = set()  # at the end of the last turn
+        self._pins: dict[str, float] = {}  # end of each pin's time
+        self._pins_due: set[str] = set()  # whose time had ended at the start of the turn
+        self._messages: list[ToEngine] = []  # of this turn
+        self._answers: list[tuple[PendingCall, ToClient]] = []  # of this turn
+        self._num_releases = 0  # of memory in this turn
+        self._immediate: list[PendingCall] = []  # flushes that take effect in the turn that reads them
         self._applied: dict[tuple[bytes, str], tuple[int, StoreRetirement | None]] = {}
 
     # --- before a turn ------------------------------------------------------------------------------
 
     def begin_turn(self, messages: list[tuple[bytes, ToEngine]]) -> None:
-        """The engine is about to see `messages`, in this order."""
+        """The engine is about to read `messages`, in this order."""
         turn = self._world.turn
         if self._pins:
             now_s = self._calls.now_s()
@@ -107,8 +107,8 @@ class ControlPromises:
 
     # --- after a turn -------------------------------------------------------------------------------
 
-    def answered(self, call: Call, answer: ToClient) -> None:
-        """`call` has got its answer in this turn."""
+    def answered(self, call: PendingCall, answer: ToClient) -> None:
+        """The client has received the answer of `call` in this turn."""
         self._answers.append((call, answer))
         call.was_refused = isinstance(answer, Failed) or (isinstance(answer, FlushResult) and not answer.success)
         match answer:
@@ -121,12 +121,12 @@ class ControlPromises:
                 self._num_releases += isinstance(call.message, ReleaseMemory)
             case WeightsUpdated():
                 demand(answer.weights_id == call.message.path, "weights_are_in_place", answer)  # type: ignore
-                self.released = tuple(tag for tag in self.released if tag != "weights")  # new ones took their place
+                self.released = tuple(tag for tag in self.released if tag != "weights")  # an update brings new ones
             case _:
                 pass
 
     def end_turn(self, *, has_launched: bool) -> None:
-        """All answers of the turn are in."""
+        """The turn is over, and its answers have been received."""
         self._check_pins()
         if self._immediate:
             for call in self._immediate.copy():
@@ -158,7 +158,7 @@ class ControlPromises:
 
     @property
     def is_staging(self) -> bool:
-        """Whether weights are being brought: the first exclusive call in line does that, or waits for idle."""
+        """Whether new weights are being staged: the first exclusive call stages them, or waits for idle."""
         for call in self._calls.pending.values():
             if isinstance(call.message, _EXCLUSIVE):
                 return isinstance(call.message, UpdateWeights | ResumeMemory)
@@ -167,7 +167,7 @@ class ControlPromises:
     # ------------------------------------------------------------------------------------------------
 
     def _check_starts(self) -> None:
-        """Nobody has started for the first time while a call holds starts."""
+        """No request has started for the first time while a call holds starts."""
         started = [model.rid for model in self._oracle.entered_now if model.num_entered == 1]
         holds = [call.message for call in self._calls.pending.values() if started and _holds_starts(call.message)]
         if holds:
@@ -180,14 +180,14 @@ class ControlPromises:
         self._ended_by.append((message, models))
 
     def _relabel(self, message: SetWeightVersion) -> None:
-        """Left to the engine, requests that wait by order are not ended."""
+        """By default, the engine does not end requests during a pause or while memory is released."""
         ends_all = message.abort_all_requests
         if ends_all is None:
             ends_all = not (self._is_paused or self.released)
         for model in self._oracle.active.values():
             model.may_end_early |= model.is_delivered and ends_all
 
-    def _check_flush(self, call: Call, answer: FlushResult) -> None:
+    def _check_flush(self, call: PendingCall, answer: FlushResult) -> None:
         flush = call.message
         assert isinstance(flush, FlushCache)
         self._flushes_answered.append((call, answer))
@@ -198,7 +198,7 @@ class ControlPromises:
         demand(answer.dry_run == flush.dry_run, "dry_run_is_dry", answer)
         if answer.dry_run:
             return
-        if flush.mode != "drain" and "storage" not in flush.tiers:  # those tell the generation of their beginning
+        if flush.mode != "drain" and "storage" not in flush.tiers:  # those report an older one
             demand(answer.generation >= self._generation, "generations_grow", answer)
             self._generation = answer.generation
         self._apply_if_immediate(call)
@@ -213,8 +213,8 @@ class ControlPromises:
             self._check_drained(flush, turn)
 
     def _check_pins(self) -> None:
-        """A pin ends when its time is over: its pages can be evicted again."""
-        if not self._pins:  # each is known until its time is over, whatever ends it before
+        """A pin ends after its time, so that its pages can be evicted again."""
+        if not self._pins:  # each pin is kept until its time ends, even if it ended earlier
             self._pins_retired.clear()
             return
         pins = self._live_pins()
@@ -229,20 +229,20 @@ class ControlPromises:
         self._pins_due = set()
 
     def _check_was_idle(self) -> None:
-        """Who ran before this turn, and runs on without having entered anew, was running all the time."""
+        """No request has been running all the time: before this turn, after it, and without a new entry."""
         entered = {model.key for model in self._oracle.entered_now}
         still = (self._running_before & self._oracle.running_keys()) - entered
         demand(not still, "idle_is_idle", f"flushed as idle while {still} ran")
 
-    def _apply_if_immediate(self, call: Call) -> None:
-        """A flush that waits for nothing, was seen in this turn and not refused, took effect in it."""
+    def _apply_if_immediate(self, call: PendingCall) -> None:
+        """A flush that waits for nothing took effect in the turn that read it, unless it was refused."""
         if call in self._immediate:
             self._immediate.remove(call)
             if not call.was_refused:
                 self._apply(call)
 
     def _apply_while_store_is_asked(self) -> None:
-        """A flush that waited for idle has taken effect, and is not answered until the store acknowledges."""
+        """A flush that waited for idle has taken effect, even if its answer waits for the store."""
         if not self._calls.pending:
             return
         waiting = [
@@ -257,7 +257,7 @@ class ControlPromises:
             if phases.get(call.message.call_id) == "waiting_for_store":  # type: ignore[union-attr]
                 self._apply(call)
 
-    def _apply(self, call: Call) -> None:
+    def _apply(self, call: PendingCall) -> None:
         flush = call.message
         assert isinstance(flush, FlushCache)
         turn = self._world.turn

@@ -1,4 +1,4 @@
-"""What flushes cut out of the tree, held against what their callers asked for."""
+"""Compares the pages that flushes cut out of the tree with the pages that their callers named."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,29 +12,29 @@ from headwater.cache.page_pool import Owner
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.retirement import Retirement
 from headwater.messages.control import FlushCache, FlushResult
-from headwater.simulation.checks.pending_calls import Call, CallKey, Calls
+from headwater.simulation.checks.pending_calls import CallKey, PendingCall, PendingCalls
 from headwater.simulation.checks.retirements import Retirements
 from headwater.simulation.checks.violation import Violation, demand
 
 Pages = dict[Tier, frozenset[int]]
-Counts = dict[str, tuple[int, int]]  # by tier: pages freed, and pages that somebody still holds
+Counts = dict[str, tuple[int, int]]  # by tier: pages freed, and pages still held
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """One retirement, or one preview of it: what each call that waits would have had cut, and what was."""
+    """One retirement or preview: the pages due for each waiting call, and the pages that were cut."""
 
     due: dict[CallKey, Pages]
-    pages: Pages  # of a preview: none
-    counts: Counts  # of a preview: what it says
-    held: frozenset[int] = frozenset()  # pages of the device that requests read at the time of a preview
-    is_quiet: bool = False  # nobody held anything at the time of a preview
+    pages: Pages  # empty for a preview
+    counts: Counts  # for a preview, those that it reports
+    held: frozenset[int] = frozenset()  # device pages that requests held at the time of a preview
+    is_quiet: bool = False  # nothing was held at the time of a preview
 
 
 class Cuts:
-    """Watches the cache of one engine. Scopes are read from the callers' messages alone, never from the engine's.
+    """Watches the cache of one engine. Scopes come from the callers' messages only, never from the engine.
 
-    A flush cuts in the turn in which it takes effect, flushes one after another in the order of their arrival.
+    A flush cuts in the turn in which it takes effect; several flushes cut in the order of their arrival.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class Cuts:
         cache: PrefixCache,
         *,
         retirements: Retirements,
-        calls: Calls,
+        calls: PendingCalls,
         held_pages: Callable[[], set[int]],
         is_quiet: Callable[[], bool],
     ) -> None:
-        """`held_pages`: of the device, that running requests read. `is_quiet`: nobody holds anything."""
+        """`held_pages`: device pages of running requests. `is_quiet`: whether nothing is held."""
         self._cache = cache
         self._retirements = retirements
         self._calls = calls
@@ -54,21 +54,26 @@ class Cuts:
         self._is_quiet = is_quiet
         self._cuts: list[Cut] = []  # of this turn
         self._previews: list[Cut] = []
-        self._weights: list[str] = []  # that others' pages were cut for
-        self._counts: dict[CallKey, list[Counts]] = {}  # of flushes that have cut, and are not answered
+        self._weights: list[str] = []  # for which pages of other weights were cut
+        self._counts: dict[CallKey, list[Counts]] = {}  # of flushes that have cut but are not answered
         self._retire, self._preview = cache.retire, cache.preview
-        cache.retire = self._checked_retire  # type: ignore[method-assign]  # the only moment to see what a flush finds
+        cache.retire = self._checked_retire  # type: ignore[method-assign]  # sees the pages before a flush
         cache.preview = self._checked_preview  # type: ignore[method-assign]
 
     def end_turn(
-        self, applied: list[Call], answers: list[tuple[Call, FlushResult]], *, weights_id: str, num_releases: int
+        self,
+        applied: list[PendingCall],
+        answers: list[tuple[PendingCall, FlushResult]],
+        *,
+        weights_id: str,
+        num_releases: int,
     ) -> None:
-        """`applied` took effect in this turn, `answers` were told; `weights_id` are in place.
+        """`applied` took effect in this turn, `answers` were received, and `weights_id` is in place.
 
-        `num_releases`: memory may have been given back so often, which cuts, too.
+        Memory may have been released up to `num_releases` times, and each release cuts as well.
         """
         if not (applied or answers or self._cuts or self._previews or self._weights):
-            return  # as in most turns
+            return  # the case in most turns
         cuts, self._cuts = self._cuts, []
         previews, self._previews = self._previews, []
         applied = sorted(applied, key=lambda call: call.number)
@@ -80,8 +85,8 @@ class Cuts:
         for call, answer in answers:
             counts = self._counts.pop((call.client, answer.call_id), None)
             if not answer.dry_run and answer.success:
-                told = _told(answer)
-                demand(told in (counts or []), "counts_are_right", f"{call.message}: told {told}, cut {counts}")
+                counted = _reported(answer)
+                demand(counted in (counts or []), "counts_are_right", f"{call.message}: {counted}, cut {counts}")
         cut_for = self._weights[-1:]  # several updates may end in one turn
         demand(cut_for in ([], [weights_id]), "flush_is_exact", f"cut for {cut_for}, {weights_id} are in place")
         self._weights.clear()
@@ -115,13 +120,13 @@ class Cuts:
         self._previews.append(Cut(due, {}, counts, held=frozenset(self._held_pages()), is_quiet=self._is_quiet()))
         return preview
 
-    def _assign(self, applied: list[Call], cuts: list[Cut], *, num_others: int) -> None:
-        """Each flush that took effect has cut what it named. Of the cuts, `num_others` may be none of theirs."""
+    def _assign(self, applied: list[PendingCall], cuts: list[Cut], *, num_others: int) -> None:
+        """Each flush that took effect has cut the pages it named. Up to `num_others` cuts may belong to releases."""
         is_right = len(applied) <= len(cuts) <= len(applied) + num_others
         choices = [zip(applied, chosen, strict=True) for chosen in combinations(cuts, len(applied))] if is_right else []
         pairs = [list(pairs) for pairs in choices]
         pairs = [each for each in pairs if all(cut.pages == cut.due.get(_key(call)) for call, cut in each)]
-        if pairs:  # several where a release cut, too: whose cut is whose is not seen
+        if pairs:  # several, if a release cut as well: its cut looks the same
             for call, cut in (pair for each in pairs for pair in each):
                 self._counts.setdefault(_key(call), []).append(cut.counts)
             return
@@ -130,23 +135,23 @@ class Cuts:
             text += f"; {call.message}: {_differ(cut.pages, cut.due.get(_key(call), {}))}"
         raise Violation("flush_is_exact", text)
 
-    def _check_preview(self, call: Call, answer: FlushResult, preview: Cut) -> None:
+    def _check_preview(self, call: PendingCall, answer: FlushResult, preview: Cut) -> None:
         due = preview.due[_key(call)]
-        told = _told(answer)
-        demand(told == preview.counts, "counts_are_right", f"{call.message}: told {told}, saw {preview.counts}")
+        counted = _reported(answer)
+        demand(counted == preview.counts, "counts_are_right", f"{call.message}: {counted}, saw {preview.counts}")
         for tier, pages in due.items():
-            num_freed, num_held = told[tier.name.lower()]
+            num_freed, num_held = counted[tier.name.lower()]
             text = f"{call.message}: {num_freed} and {num_held} pages on {tier.name}, in scope are {len(pages)}"
             demand(num_freed + num_held == len(pages), "counts_are_right", text)
-            demand(not num_held or not preview.is_quiet, "counts_are_right", f"{text}, and nobody holds any")
-        num_held = told["device"][1]
+            demand(not num_held or not preview.is_quiet, "counts_are_right", f"{text}, and none is held")
+        num_held = counted["device"][1]
         num_read = len(due[Tier.DEVICE] & preview.held)
         demand(num_held >= num_read, "counts_are_right", f"{num_held} pages are held, requests read {num_read}")
 
     def _due(self, in_tree: Pages) -> dict[CallKey, Pages]:
         return {_key(call): self._retirements.pages_in_scope(flush, in_tree) for call, flush in self._waiting()}
 
-    def _waiting(self) -> Iterator[tuple[Call, FlushCache]]:
+    def _waiting(self) -> Iterator[tuple[PendingCall, FlushCache]]:
         for key, call in self._calls.pending.items():
             if isinstance(call.message, FlushCache) and key not in self._counts:
                 yield call, call.message
@@ -155,12 +160,12 @@ class Cuts:
         return {tier: frozenset(pages.pool.pages_of(Owner.TREE)) for tier, pages in self._cache.tier_pages.items()}
 
 
-def _key(call: Call) -> CallKey:
+def _key(call: PendingCall) -> CallKey:
     message: Any = call.message
     return call.client, message.call_id
 
 
-def _told(answer: FlushResult) -> Counts:
+def _reported(answer: FlushResult) -> Counts:
     return {tier: (answer.freed[tier].pages, answer.retired[tier].pages) for tier in answer.freed}
 
 

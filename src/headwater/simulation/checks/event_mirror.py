@@ -1,4 +1,4 @@
-"""Somebody who only sees the events of the cache, and must know at any time what it holds."""
+"""A subscriber of the cache's events, which must know the cache's contents from the events alone."""
 
 from headwater.cache.radix_tree import RadixTree
 from headwater.cache.storage.names import StorageNames
@@ -8,7 +8,7 @@ from headwater.simulation.checks.violation import demand
 
 
 class EventMirror:
-    """Applies events turn by turn. `recorder` is to be told by the cache."""
+    """Applies events turn by turn. The cache reports them to `recorder`."""
 
     def __init__(self, tree: RadixTree, names: StorageNames) -> None:
         self.recorder = KvEventsRecorder(tree, names)
@@ -17,11 +17,11 @@ class EventMirror:
         self._held: dict[str, set[bytes]] = {"device": set(), "host": set()}  # hashes of pages, by tier
 
     def follow(self) -> None:
-        """Take in the events of a turn; each must make sense after those before it."""
+        """Apply the events of a turn; each must be consistent with the earlier ones."""
         for event in self.recorder.take():
             match event:
                 case BlockStored(medium="storage") | BlockRemoved(medium="storage"):
-                    pass  # hints: a store belongs to others, too
+                    pass  # hints only: a store has other users
                 case AllBlocksCleared():
                     for tier in event.tiers:
                         self._held.get(tier, set()).clear()
@@ -35,7 +35,7 @@ class EventMirror:
                     held |= new
 
     def audit(self) -> None:
-        """What the events tell is what the tree holds."""
+        """The state from the events is that of the tree."""
         found: dict[str, set[bytes]] = {"device": set(), "host": set()}
         for root in self._tree.roots.values():
             for node in self._tree.subtree(root):

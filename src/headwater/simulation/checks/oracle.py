@@ -1,4 +1,4 @@
-"""What every step must read and every client must be told, known from the requests alone."""
+"""The expected reads of every step and the expected answers to every client, derived from the requests alone."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -14,19 +14,19 @@ from headwater.simulation.checks.violation import Violation, demand
 from headwater.simulation.fakes.kv_records import Records
 from headwater.simulation.fakes.memory import FakeWeights
 from headwater.simulation.fakes.runner import check_written
-from headwater.simulation.fakes.shared_world import KvSequence, World
+from headwater.simulation.fakes.shared_world import KvSequence, SharedWorld
 
 
 class Oracle:
-    """`fake_runner.StepAudit`: holds each step's reads and each answer against models of the requests.
+    """`fakes.runner.StepAudit`: compares each step's reads and each answer with models of the requests.
 
-    A model follows its request through the slots: which weights compute which position is what the engine
-    says by launching; everything else (tokens, canaries, where a text ends) the model knows by itself.
+    A model follows its request through the slots. The engine's launches determine which weights compute a position; the
+    model derives everything else (tokens, canaries, the end of the text) itself.
     """
 
     def __init__(
         self,
-        world: World,
+        world: SharedWorld,
         *,
         page_size: int,
         vocab_size: int,
@@ -38,10 +38,10 @@ class Oracle:
         pages_of: Callable[[int, int], Records],
     ) -> None:
         self.active: dict[RequestKey, RequestModel] = {}
-        self.entered_now: list[RequestModel] = []  # in this turn; emptied by whoever checks turns
+        self.entered_now: list[RequestModel] = []  # in this turn; `ControlPromises` clears it
         self.num_pages_reused = 0
         self._num_delivered = 0
-        self._num_refusals_due: dict[RequestKey, int] = {}  # of requests under a rid that is in use
+        self._num_refusals_due: dict[RequestKey, int] = {}  # for requests whose rid is in use
         self._world = world
         self._page_size = page_size
         self._vocab_size = vocab_size
@@ -57,10 +57,10 @@ class Oracle:
     def turn(self) -> int:
         return self._world.turn
 
-    # --- what clients send and are told -------------------------------------------------------------
+    # --- messages and outputs of clients ------------------------------------------------------------
 
     def sent(self, client: bytes, message: Generate) -> None:
-        """A client has sent a request; the engine will see it in its next turn."""
+        """A client has sent a request, which the engine will read in its next turn."""
         key = (client, message.rid)
         if key in self.active:
             self._num_refusals_due[key] = self._num_refusals_due.get(key, 0) + 1
@@ -77,41 +77,41 @@ class Oracle:
         self.active[key] = model
 
     def delivered(self, client: bytes, message: Generate) -> None:
-        """The engine sees a request now."""
+        """The engine reads a request now."""
         if (client, message.rid) not in self.active:
             self.sent(client, message)
         model = self.active[client, message.rid]
-        if not model.is_delivered:  # else another is running under its rid
+        if not model.is_delivered:  # else another request has its rid
             model.number = self._num_delivered
             self._num_delivered += 1
             model.is_delivered = True
 
-    def told(self, client: bytes, output: Output) -> None:
-        """A client has got an output."""
+    def received(self, client: bytes, output: Output) -> None:
+        """A client has received an output."""
         key = (client, output.rid)
         if output.finish is not None and output.finish.status == 400 and self._num_refusals_due.get(key):
             self._num_refusals_due[key] -= 1
             return
         model = self.active.get(key)
         if model is None:
-            raise Violation("answered_once", f"{output.rid} is told something though it has not begun or has ended")
-        model.told(output)
+            raise Violation("answered_once", f"{output.rid} got an output before its start or after its end")
+        model.received(output)
         if output.finish is not None:
             del self.active[key]
 
-    # --- what steps do ------------------------------------------------------------------------------
+    # --- reports of steps ---------------------------------------------------------------------------
 
-    def spoilt(self, slot: int) -> None:
-        self._slots[slot].is_spoilt = True
+    def invalidated(self, slot: int) -> None:
+        self._slots[slot].is_invalid = True
 
     def failed(self, slots: set[int]) -> None:
-        """The step of the requests in `slots` raises: they end with an error in this turn, and no others do."""
+        """The step of the requests in `slots` raises: exactly these requests end with an error in this turn."""
         for request in self._running():
             if request.slot in slots:
                 self.active[request.client, request.rid].has_failed = True
 
     def check_failed(self) -> None:
-        """After a turn: requests whose step has raised are over."""
+        """After a turn, all requests whose step raised have ended."""
         for model in self.active.values():
             if model.has_failed:
                 raise Violation("failed_steps_end_their_own", f"{model.rid} goes on after its step has raised")
@@ -136,13 +136,13 @@ class Oracle:
 
     def pages_changed(self, slot: int, first: int, records: Records) -> None:
         model = self._slots[slot]
-        num_pages = model.num_kv // self._page_size - first  # of those with KV that the request will read
+        num_pages = model.num_kv // self._page_size - first  # pages with KV that the request will read
         if num_pages <= 0:
             return
         read = records[:num_pages]
         self.num_pages_reused += len(read)
         marks = read["retired"]
-        if marks.tobytes().strip(b"\0"):  # any: numpy's own ways take longer
+        if marks.tobytes().strip(b"\0"):  # faster than numpy's `any`
             retired = marks[(marks > 0) & (marks <= self._acquired_turn(model))]
             text = f"{model.rid} reads pages that a flush covered in turn"
             demand(not len(retired), "flushed_is_gone", f"{text} {retired.max(initial=0)}")
@@ -154,7 +154,7 @@ class Oracle:
         self, slot: int, first: int, tokens: list[int], *, read: npt.NDArray[np.uint64], samples: bool
     ) -> None:
         model = self._slots[slot]
-        if model.is_spoilt:
+        if model.is_invalid:
             return
         if first != model.num_kv:
             raise Violation("positions_in_order", f"{model.rid} computes {first}, has {model.num_kv}")
@@ -175,7 +175,7 @@ class Oracle:
         return {(request.client, request.rid) for request in self._running()}
 
     def pages_in_slots(self) -> Iterator[tuple[RequestModel, Records]]:
-        """Of each running request, the pages that have KV."""
+        """For each running request, its pages with KV."""
         for request in self._running():
             model = self.active[request.client, request.rid]
             yield model, self._pages_of(request.slot, -(-model.num_kv // self._page_size))
@@ -183,10 +183,10 @@ class Oracle:
     # ------------------------------------------------------------------------------------------------
 
     def _acquired_turn(self, model: RequestModel) -> int:
-        """When a request took over pages that its table names now.
+        """The turn in which a request acquired the pages that its table now names.
 
-        One that enters does so in this turn; one that runs found them in the tree when a step was collected, not
-        before its last one was launched. That it is told may take longer: nothing is launched during a pause.
+        A request that enters acquires them in this turn. A running request found them in the tree when a step was
+        collected, after the launch of its last step. The report may come later, since a pause stops launches.
         """
         return self.turn if model.last_turn is None else model.last_turn
 

@@ -1,4 +1,4 @@
-"""Control calls on their way: who waits for an answer since when, and how late it may come."""
+"""Control calls without an answer: their callers, their arrival and their deadlines."""
 
 from dataclasses import dataclass
 
@@ -12,19 +12,19 @@ from headwater.simulation.checks.violation import Violation
 
 CallKey = tuple[bytes, str]  # client and call id
 _SLEEP_TOLERANCE_S = 0.005
-_STORE_GRACE_S = 1.0  # that a store has to acknowledge a flush, whatever its timeout
-_POLL_S = 0.02  # how often a loop looks after that
+_STORE_GRACE_S = 1.0  # least time for a store to acknowledge a flush, with any timeout
+_POLL_S = 0.02  # interval at which the loop polls the store after the timeout
 
 
 @dataclass(slots=True, eq=False)
-class Call:
-    """A call that the engine has seen. `turn` is the one in which it saw it first."""
+class PendingCall:
+    """A call that the engine has read, in `turn`."""
 
     client: bytes
     message: ToEngine
     turn: int
     number: int  # in the order of arrival
-    deadline_s: float | None  # None: must be answered in the same turn, or when the step in flight is done
+    deadline_s: float | None  # None: due in the same turn, or at the end of the step in flight
     num_late_turns: int = 0
     is_cancelled: bool = False
     was_refused: bool = False
@@ -32,21 +32,21 @@ class Call:
     @property
     def num_late_turns_allowed(self) -> int:
         if isinstance(self.message, PauseGeneration | UpdateWeights | ReleaseMemory):
-            return 2  # a step in flight is waited for
+            return 2  # it may wait for the step in flight
         return 0
 
 
-class Calls:
-    """Checks that every call is answered exactly once, and not too late."""
+class PendingCalls:
+    """Checks that every call is answered exactly once and in time."""
 
     def __init__(self, clock: ManualClock, *, max_timeout_s: float) -> None:
-        self.pending: dict[CallKey, Call] = {}
+        self.pending: dict[CallKey, PendingCall] = {}
         self._clock = clock
         self._max_timeout_s = max_timeout_s
         self._num_delivered = 0
 
     def delivered(self, client: bytes, message: ToEngine, *, turn: int) -> None:
-        """The engine sees `message` in this turn."""
+        """The engine reads `message` in this turn."""
         if isinstance(message, Generate | GenerateBatch):
             return
         deadline_s = None
@@ -57,26 +57,26 @@ class Calls:
                 deadline_s = max(deadline_s, self._clock.now() + _STORE_GRACE_S) + _POLL_S
         key = (client, message.call_id)
         assert key not in self.pending, f"call id {message.call_id} is used twice at the same time"
-        self.pending[key] = Call(client, message, turn, self._num_delivered, deadline_s)
+        self.pending[key] = PendingCall(client, message, turn, self._num_delivered, deadline_s)
         self._num_delivered += 1
         if isinstance(message, CancelOperation):
             target = self.pending.get((client, message.started_by_call))
             if target is not None and target.deadline_s is not None:
                 target.is_cancelled = True
 
-    def answered(self, client: bytes, answer: Answer) -> Call:
-        """A client has got `answer`; the call it belongs to."""
+    def answered(self, client: bytes, answer: Answer) -> PendingCall:
+        """A client has received `answer`; return its call, which is no longer pending."""
         key = (client, answer.call_id)
         call = self.pending.pop(key, None)
         if call is None:
-            raise Violation("answered_once", f"call {key[1]} was answered, though nobody waits for that")
+            raise Violation("answered_once", f"call {key[1]} was answered, though it is not pending")
         return call
 
     def now_s(self) -> float:
         return self._clock.now()
 
     def check_deadlines(self) -> None:
-        """At the end of a turn: no call that should have been answered in it is pending."""
+        """At the end of a turn, no call is pending that was due in it."""
         if not self.pending:
             return
         now_s = self._clock.now()
@@ -87,7 +87,7 @@ class Calls:
                     raise Violation("deadline_kept", f"{call.message} of turn {call.turn} at {now_s:.3f} s")
 
     def check_sleep(self, wait_s: float) -> None:
-        """The loop is about to sleep: a deadline must wake it."""
+        """The loop is about to sleep, and must wake for the next deadline."""
         if not self.pending:
             return
         until_s = self._clock.now() + wait_s

@@ -1,4 +1,4 @@
-"""What is checked after every turn."""
+"""The invariants of the engine, checked after every turn."""
 
 import numpy as np
 
@@ -8,21 +8,21 @@ from headwater.clock import Clock
 from headwater.engine.wiring import EngineParts
 from headwater.simulation.checks.event_mirror import EventMirror
 from headwater.simulation.checks.oracle import Oracle
-from headwater.simulation.checks.pending_calls import Calls
+from headwater.simulation.checks.pending_calls import PendingCalls
 from headwater.simulation.checks.retirements import Retirements
 from headwater.simulation.checks.violation import Violation, demand
 from headwater.simulation.fakes.copier import FakeCopier, FakeCopy
 from headwater.simulation.fakes.jobs import FakeJob, FakeJobRunner
 from headwater.simulation.fakes.runner import FakeRunner
-from headwater.simulation.fakes.shared_world import World
+from headwater.simulation.fakes.shared_world import SharedWorld
 
 
 class Promises:
-    """Looks at the engine from outside, between two turns, and recounts everything it says of itself."""
+    """Inspects the engine between two turns, and recounts all of its own figures."""
 
     def __init__(
         self,
-        world: World,
+        world: SharedWorld,
         parts: EngineParts,
         *,
         clock: Clock,
@@ -30,7 +30,7 @@ class Promises:
         copier: FakeCopier | None,
         jobs: FakeJobRunner,
         oracle: Oracle,
-        calls: Calls,
+        calls: PendingCalls,
         retirements: Retirements,
         audit_every: int,
     ) -> None:
@@ -47,7 +47,7 @@ class Promises:
         self._num_turns = 0
 
     def check(self, *, is_staging: bool, mirror: EventMirror | None = None) -> None:
-        """Everything that must hold after a turn. `is_staging`: weights are being brought for an operation."""
+        """Check all invariants after a turn. `is_staging`: weights are being staged for an operation."""
         self._num_turns += 1
         self._check_books()
         self._check_marks()
@@ -68,7 +68,7 @@ class Promises:
         self._calls.check_deadlines()
 
     def audit(self) -> None:
-        """The books of the cache, page by page."""
+        """Check the books of the cache, page by page."""
         try:
             check_invariants(self._parts.cache)
         except Violation:
@@ -77,7 +77,7 @@ class Promises:
             raise Violation("pages_add_up", str(error)) from error
 
     def check_drained(self) -> None:
-        """Nothing is in flight: all pages are back."""
+        """With nothing in flight, all pages are free or in the tree."""
         cache = self._parts.cache
         demand(not cache.leases, "pages_come_back", f"{len(cache.leases)} leases are left")
         for tier, tier_pages in cache.tier_pages.items():
@@ -88,7 +88,7 @@ class Promises:
     # ------------------------------------------------------------------------------------------------
 
     def _check_books(self) -> None:
-        """Counts by owner, against those who own: cheap enough for every turn."""
+        """Compare the counts by owner with the owners' own lists, which is cheap enough for every turn."""
         cache, steps = self._parts.cache, self._runner.open_steps
         private = 0
         for lease in cache.leases:
@@ -107,7 +107,7 @@ class Promises:
             demand(not num_free, "pages_outlive_steps", "a page is free that a step in flight uses")
 
     def _check_marks(self) -> None:
-        """Requests can match nothing that a flush has covered."""
+        """No page that a flush has covered is in the tree, where requests would match it."""
         self._retirements.check()
         for tier, tier_pages in self._parts.cache.tier_pages.items():
             marked = self._retirements.marked_pages(tier)
@@ -116,7 +116,7 @@ class Promises:
                 raise Violation("flushed_is_gone", f"page {page} on {tier.name} was flushed and is in the tree")
 
     def _check_requests(self) -> None:
-        """Every request that has not ended is in exactly one place."""
+        """Every open request is in exactly one queue."""
         scheduler = self._parts.scheduler
         places = (scheduler.running, scheduler.loading, scheduler.waiting)
         found = [(request.client, request.rid) for place in places for request in place]
@@ -126,7 +126,7 @@ class Promises:
             raise Violation("no_request_is_lost", f"{lost} of {len(active)}, {len(found)} in places")
 
     def _check_leases(self, copies: list[FakeCopy]) -> None:
-        """A lease belongs to a running request, to a load, to a pin, or to a step in flight."""
+        """Every lease belongs to a running request, a load, a pin or a step in flight."""
         num_leases = len(self._parts.cache.leases)
         wanted = len(self._parts.scheduler.running) + self._parts.pinning.num_pins
         for copy in copies:
@@ -140,7 +140,7 @@ class Promises:
             raise Violation("leases_end", text)
 
     def _check_copies(self, copies: list[FakeCopy]) -> None:
-        """Copies are looked at every turn, also while paused: one that has ended is taken in."""
+        """The engine polls copies in every turn, even during a pause, and applies those that have ended."""
         for copy in copies:
             copy.num_turns += 1
             if copy.num_turns > copy.num_turns_allowed:
@@ -148,7 +148,7 @@ class Promises:
                 raise Violation("copies_are_taken_in", text)
 
     def _check_store_calls(self, jobs: list[FakeJob]) -> None:
-        """A call of the store that takes too long is given up: a hanging store costs hits and nothing else."""
+        """A store call that takes too long is abandoned: a hanging store costs hits and nothing else."""
         storage = self._parts.cache.lower.storage
         if storage is None:
             return
@@ -158,7 +158,7 @@ class Promises:
                 raise Violation("store_calls_are_given_up", f"{job.kind} waits since {job.began_s:.3f} s")
 
     def _check_blockers(self, copies: list[FakeCopy], jobs: list[FakeJob], *, is_staging: bool) -> None:
-        """The engine's own idea of what keeps it from being idle, against a recount."""
+        """Compare the engine's blockers with a recount."""
         scheduler, admission = self._parts.scheduler, self._parts.scheduler.admission
         found = {"running": len(scheduler.running), "loading": len(scheduler.loading)}
         if is_staging:

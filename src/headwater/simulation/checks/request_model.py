@@ -1,4 +1,4 @@
-"""One request as its client and an ideal engine see it."""
+"""A model of one request, as seen by its client and by an ideal engine."""
 
 import struct
 
@@ -14,10 +14,10 @@ _MASK = (1 << 64) - 1
 
 
 class RequestModel:
-    """Tokens, canaries and the end of one request.
+    """The tokens, canaries and end of one request.
 
-    Each time it enters a slot its KV is of the weights then in place; what it computes later is of those in
-    place then. `tokens` are the prompt and all that was sampled, told to the client or not yet.
+    When a request enters a slot, its cached KV is that of the current weights; later KV is that of the weights current
+    at its computation. `tokens` are the prompt and all sampled tokens, including those not yet sent to the client.
     """
 
     def __init__(
@@ -33,20 +33,20 @@ class RequestModel:
         self.num_kv = 0
         self.last_turn: int | None = None  # of its last step since it entered a slot
         self.number = 0  # in the order of arrival
-        self.is_refused = False  # the engine has said no, or will in this turn
-        self.must_be_refused = False  # as many waited as may when it came
-        self.is_delivered = False  # the engine has seen it
-        self.num_entered = 0  # times it has entered a slot
-        self.may_end_early = False  # somebody asked for it
+        self.is_refused = False  # the engine has refused it, or will in this turn
+        self.must_be_refused = False  # the queue was full when it arrived
+        self.is_delivered = False  # the engine has read it
+        self.num_entered = 0  # number of entries into a slot
+        self.may_end_early = False  # an abort, pause or update asked for it
         self.has_failed = False  # its step has raised, or its logits were not finite
-        self.num_weights_changes = 0  # new weights that came after it had begun
-        self.is_spoilt = False  # what it computes since it entered its slot is nonsense
+        self.num_weights_changes = 0  # weight updates since its start
+        self.is_invalid = False  # its KV since it entered its slot is invalid
         self.is_too_long = len(self.prompt) > room - (message.sampling.max_new_tokens > 0)
         self._limit = min(message.sampling.max_new_tokens, room - len(self.prompt))
         self._stop_ids = stop_ids
         self._vocab_size = vocab_size
         self.kv = bytearray()  # canaries up to `num_kv`, uint64 each
-        self._total = 0  # what the next token is made of
+        self._total = 0  # the sum that determines the next token
         self._num_known = len(self.prompt)  # tokens when it last entered a slot
         self._weights: list[str] = []  # by position, since then
         self._num_logprobs = 0
@@ -57,7 +57,7 @@ class RequestModel:
         return self.num_entered > 0
 
     def may_enter_with(self, known: list[int]) -> bool:
-        """Whether these are the tokens known so far: all that was told, and with an interval perhaps more."""
+        """Whether these are the known tokens: all that were sent, and with an interval possibly more."""
         num_told = len(self.prompt) + self.num_told
         is_complete = len(known) == num_told or (self.message.output_interval > 1 and len(known) > num_told)
         return is_complete and known == self.tokens[: len(known)]
@@ -65,10 +65,10 @@ class RequestModel:
     # --- in slots -----------------------------------------------------------------------------------
 
     def enter(self, known: list[int], num_cached: int, *, weights: str) -> None:
-        """Begin anew with `known` tokens, `num_cached` of which have KV of `weights`. Keeps `known`."""
+        """Start again with `known` tokens, of which `num_cached` have KV of `weights`. Keeps `known`."""
         self._check_from_scratch()
         self.num_entered += 1
-        self.is_spoilt = False
+        self.is_invalid = False
         self.tokens = known
         self._num_known = len(known)
         self._weights = []
@@ -79,7 +79,7 @@ class RequestModel:
         self.extend(np.array(cached, dtype=np.uint64).tobytes(), weights=weights)
 
     def extend(self, kv: bytes, *, weights: str) -> None:
-        """The next positions have these canaries."""
+        """Append the canaries of the next positions."""
         canaries = struct.unpack(f"<{len(kv) // 8}Q", kv)
         total, weight = self._total, 2 * self.num_kv + 1
         for canary in canaries:
@@ -91,15 +91,15 @@ class RequestModel:
         self.num_kv += len(canaries)
 
     def sample(self) -> None:
-        """The next token follows from all KV."""
+        """Append the next token, which follows from all KV."""
         if self.num_kv != len(self.tokens):
             raise Violation("samples_from_all_kv", self.rid)
         self.tokens.append(mix(self._total & _MASK) % self._vocab_size)
 
-    # --- as the client sees it ----------------------------------------------------------------------
+    # --- the client's view --------------------------------------------------------------------------
 
-    def told(self, output: Output) -> None:
-        """The client got `output`."""
+    def received(self, output: Output) -> None:
+        """The client has received `output`."""
         if output.token_ids:
             first = len(self.prompt) + self.num_told
             right = tuple(self.tokens[first : first + len(output.token_ids)])
@@ -116,7 +116,7 @@ class RequestModel:
             raise Violation("right_end", f"{self.rid} goes on after its end")
 
     def _end_due(self) -> str | None:
-        """How it must have ended by now."""
+        """The type of end that is due by now."""
         last = self.tokens[len(self.prompt) + self.num_told - 1]
         if self.num_told and last in self._stop_ids and self.num_told > self.message.sampling.min_new_tokens:
             return "stop"
@@ -155,7 +155,7 @@ class RequestModel:
         )
 
     def _check_from_scratch(self) -> None:
-        """What was told since it last entered a slot follows from tokens, weights by position and namespace."""
+        """Recompute the tokens sent since the last entry from tokens, weights by position and namespace."""
         told = self.tokens[self._num_known : len(self.prompt) + self.num_told]
         if not told:
             return

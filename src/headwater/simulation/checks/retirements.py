@@ -1,4 +1,4 @@
-"""Marks what a flush covers, so that whoever reads it afterwards is found out."""
+"""Marks the pages that a flush covers, so that a later read of them is noticed."""
 
 from collections.abc import Callable
 
@@ -12,21 +12,21 @@ from headwater.messages.control import FlushCache
 from headwater.simulation.checks.violation import demand
 from headwater.simulation.fakes.copier import FakeCopier
 from headwater.simulation.fakes.kv_records import Records
-from headwater.simulation.fakes.shared_world import KvSequence, StoreRetirement, World
+from headwater.simulation.fakes.shared_world import KvSequence, SharedWorld, StoreRetirement
 
 _DEFAULT_TIERS = ("device", "host")
 
 
 class Retirements:
-    """Knows by itself, from the records alone, which pages are in a flush's scope.
+    """Determines the pages in a flush's scope from the records alone.
 
-    A page on a tier that is flushed is marked there; a copy on its way to such a tier marks its target when it
-    ends. What a store holds is known by its time of birth instead.
+    A page on a flushed tier is marked there; a copy to such a tier marks its target at its end. Pages of a store are
+    identified by their time of birth instead.
     """
 
     def __init__(
         self,
-        world: World,
+        world: SharedWorld,
         *,
         engine: object,
         device: Records,
@@ -35,7 +35,7 @@ class Retirements:
     ) -> None:
         self._world = world
         self._prefetches = prefetches
-        self._doomed: list[tuple[Prefetch, int]] = []  # with the number of pages that it may have brought
+        self._doomed: list[tuple[Prefetch, int]] = []  # with the number of pages that it may attach
         self._engine = engine
         self._device = device
         self._copier = copier
@@ -45,7 +45,7 @@ class Retirements:
             self._marks[Tier.HOST] = copier.host["retired"][:, 0]
 
     def apply(self, flush: FlushCache, *, turn: int) -> StoreRetirement | None:
-        """`flush` took effect in `turn`, before anything that was computed in it."""
+        """`flush` took effect in `turn`, before the computations of that turn."""
         tiers = flush.tiers or _DEFAULT_TIERS
         if "device" in tiers:
             self._mark(self._device, flush, turn)
@@ -65,17 +65,17 @@ class Retirements:
         return retirement
 
     def check(self) -> None:
-        """Nothing of what was covered hangs in the tree, or has come up from a store since."""
+        """No prefetch from a store has attached pages that a flush covered."""
         for prefetch, num_pages in self._doomed:
             demand(prefetch.num_attached <= num_pages, "flushed_is_gone", "a prefetch brought what was flushed")
         self._doomed = [(prefetch, num_pages) for prefetch, num_pages in self._doomed if not prefetch.is_done]
 
     def marked_pages(self, tier: Tier) -> npt.NDArray[np.intp]:
-        """Pages whose contents a flush has covered on `tier`, wherever they are by now."""
+        """Pages of `tier` whose contents a flush has covered, with any owner."""
         return self._marks[tier].nonzero()[0]
 
     def pages_in_scope(self, flush: FlushCache, in_tree: dict[Tier, frozenset[int]]) -> dict[Tier, frozenset[int]]:
-        """Of the pages `in_tree`, by tier, those that the parameters of `flush` name. Whatever their weights."""
+        """The pages of `in_tree`, by tier, that the parameters of `flush` name. They may be of any weights."""
         tiers = flush.tiers or _DEFAULT_TIERS
         found: dict[Tier, frozenset[int]] = {}
         for tier, pages in in_tree.items():
@@ -87,7 +87,7 @@ class Retirements:
     def pages_of_other_weights(
         self, weights_id: str, in_tree: dict[Tier, frozenset[int]]
     ) -> dict[Tier, frozenset[int]]:
-        """Of the pages `in_tree`, by tier, those that other weights computed."""
+        """The pages of `in_tree`, by tier, that other weights computed."""
         found: dict[Tier, frozenset[int]] = {}
         for tier, pages in in_tree.items():
             owners = self._records(tier)["sequence"][:, 0]
@@ -98,9 +98,9 @@ class Retirements:
         return self._device if tier is Tier.DEVICE or self._copier is None else self._copier.host
 
     def holds_any_of(self, flush: FlushCache, pages: Records, *, turn: int) -> bool:
-        """Whether `pages`, all written, hold anything that `flush` covered in `turn`.
+        """Whether any of `pages`, all of them written, was covered by `flush` in `turn`.
 
-        What was copied up since from a tier that was not flushed has no mark.
+        Pages that were copied later from a tier outside of the flush have no mark.
         """
         marks = pages["retired"][:, 0]
         return bool(self._covered(pages[(marks > 0) & (marks <= turn)], flush, turn))
@@ -124,12 +124,12 @@ class Retirements:
         self._set_marks(records["retired"], self._covered(records, flush, turn), turn)
 
     def _set_marks(self, marks: npt.NDArray[np.uint32], pages: list[int], turn: int) -> None:
-        """What an earlier flush has covered keeps its mark: it has been here since then."""
+        """Mark pages; those that an earlier flush covered keep its mark."""
         at = [page for page in pages if not marks[page, 0]]
         marks[at] = turn
 
     def _covered(self, records: Records, flush: FlushCache, turn: int) -> list[int]:
-        """Indices of the pages born before `turn` in the flush's scope. A page is as old as its first token."""
+        """Indices of the pages in the flush's scope born before `turn`. A page is as old as its first token."""
         first = records[:, 0]
         written = np.flatnonzero((first["canary"] != 0) & (first["birth"] < turn))
         prefix = None if flush.prefix_ids is None else unpack_ids(flush.prefix_ids).tolist()
@@ -149,7 +149,7 @@ class Retirements:
         return found
 
     def _is_below(self, prefix: list[int], sequence: KvSequence, position: int) -> bool:
-        """Whether the page at `position` is the one with the last token of `prefix`, or one after it."""
+        """Whether the page at `position` has the last token of `prefix`, or comes after that page."""
         if position // self._page_size < (len(prefix) - 1) // self._page_size:
             return False
         common = min(len(prefix), len(sequence.tokens))

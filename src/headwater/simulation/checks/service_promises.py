@@ -1,4 +1,4 @@
-"""What the scheduler promises its clients: who is taken in, in which order they are served, and true counts."""
+"""The promises of the scheduler: which requests it accepts, the order of service, and correct counts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,15 +17,15 @@ from headwater.messages.wire import ToClient, ToEngine
 from headwater.scheduling.request import Request
 from headwater.scheduling.scheduler import Scheduler
 from headwater.simulation.checks.oracle import Oracle
-from headwater.simulation.checks.pending_calls import Call
+from headwater.simulation.checks.pending_calls import PendingCall
 from headwater.simulation.checks.request_model import RequestKey, RequestModel
 from headwater.simulation.checks.violation import Violation, demand
 
-_MIN_SHARED_TOKENS = 64  # a prefix that is computed by another and shorter than that is not waited for
+_MIN_SHARED_TOKENS = 64  # requests do not wait for another's computation of a shorter prefix
 
 
 class ServicePromises:
-    """Watches the scheduler of one engine: its decisions, against the requests that it had before it."""
+    """Watches the scheduler of one engine, and compares its decisions with the requests it had."""
 
     def __init__(
         self,
@@ -37,9 +37,9 @@ class ServicePromises:
         advance: Callable[[], None],
         is_quiet: Callable[[], bool],
     ) -> None:
-        """`advance` is the control plane's; the caller puts `checked_advance` in its place.
+        """`advance` is that of the control plane; the caller replaces it by `checked_advance`.
 
-        `is_quiet`: nobody holds anything.
+        `is_quiet`: whether nothing is held.
         """
         self._scheduler = scheduler
         self._oracle = oracle
@@ -47,14 +47,14 @@ class ServicePromises:
         self._is_fcfs = is_fcfs
         self._advance = advance
         self._is_quiet = is_quiet
-        self._was_quiet = False  # when the control plane was looked at last
+        self._was_quiet = False  # at the last `advance`
         self._is_advancing = False
-        self._num_running = 0  # when the control plane was looked at last
-        self._ended_all: list[int] = []  # requests that an abort of all ended, in this turn by the control plane
-        self._relabelled: list[int] = []  # and by messages
+        self._num_running = 0  # at the last `advance`
+        self._ended_all: list[int] = []  # counts of aborts of all requests in this turn, by the control plane
+        self._relabelled: list[int] = []  # the same, by messages
         self._retracted: list[int] = []
-        self._paused: dict[str, int] = {}  # what each pause is to tell, by call id
-        self._cancelled: set[str] = set()  # calls that were cancelled in this turn
+        self._paused: dict[str, int] = {}  # the count that each pause must report, by call id
+        self._cancelled: set[str] = set()  # calls cancelled in this turn
         self._add, self._abort, self._retract_all = scheduler.add, scheduler.abort, scheduler.retract_all
         self._begin_weights = scheduler.begin_weights
         scheduler.begin_weights = self._checked_begin_weights  # type: ignore[method-assign]
@@ -69,8 +69,8 @@ class ServicePromises:
         self._advance()
         self._is_advancing = False
 
-    def end_turn(self, messages: list[ToEngine], answers: list[tuple[Call, ToClient]]) -> None:
-        """`messages` were read in this turn, `answers` told."""
+    def end_turn(self, messages: list[ToEngine], answers: list[tuple[PendingCall, ToClient]]) -> None:
+        """The engine has read `messages` in this turn, and clients have received `answers`."""
         if messages:
             self._bind_pauses(_lasting_pauses(messages))
             self._cancelled = {m.started_by_call for m in messages if isinstance(m, CancelOperation)}
@@ -83,10 +83,10 @@ class ServicePromises:
         self._retracted.clear()
         self._cancelled.clear()
 
-    # --- taking in ----------------------------------------------------------------------------------
+    # --- admission ----------------------------------------------------------------------------------
 
     def _checked_add(self, message: Generate, *, client: bytes) -> None:
-        """The queue is full when as many wait as may: then a request is refused, and never before."""
+        """A request is refused if and only if the queue is full."""
         key, num_waiting = (client, message.rid), len(self._scheduler.waiting)
         is_new = not self._is_in_place(key)
         self._add(message, client=client)
@@ -98,7 +98,7 @@ class ServicePromises:
         model.is_refused = not is_in
         model.must_be_refused = is_full
         if not model.is_too_long and is_in == is_full:
-            text = f"{message.rid} came when {num_waiting} of {self._max_queued} waited"
+            text = f"{message.rid} arrived when {num_waiting} of {self._max_queued} waited"
             raise Violation("refused_only_if_full", f"{text}, and {'is in' if is_in else 'was refused'}")
 
     # --- ending and retracting ----------------------------------------------------------------------
@@ -117,54 +117,54 @@ class ServicePromises:
         running = self._running()
         count = self._retract_all()
         spared = running & self._running()
-        demand(not spared, "retract_spares_nobody", f"{spared} keep their pages")
-        demand(count == len(running), "counts_are_right", f"{len(running)} were retracted, told are {count}")
+        demand(not spared, "retract_spares_none", f"{spared} keep their pages")
+        demand(count == len(running), "counts_are_right", f"{len(running)} were retracted, {count} are reported")
         self._retracted.append(count)
         return count
 
     def _bind_pauses(self, pauses: list[PauseGeneration]) -> None:
-        """What pauses of this turn did to how many requests; several of one kind follow one another."""
+        """Assign the counts of this turn to its pauses; those of one mode are in the same order."""
         for mode, counts in (("abort", self._ended_all), ("retract", self._retracted)):
             calls = [pause.call_id for pause in pauses if pause.mode == mode]
-            if len(calls) == len(counts):  # else a weight update ended requests, too
+            if len(calls) == len(counts):  # else a weight update has ended requests as well
                 self._paused |= dict(zip(calls, counts, strict=True))
         if not self._ended_all and not self._retracted:
             self._paused |= {pause.call_id: self._num_running for pause in pauses if pause.mode == "in_place"}
 
     def _check_count(self, answer: ToClient, call: Any) -> None:
-        told: int
+        reported: int
         match answer:
             case FlushResult() if isinstance(call, FlushCache):
                 self._check_flush(answer, call)
                 return
             case PauseResult():
-                told, right = answer.num_requests, self._paused.pop(answer.call_id, answer.num_requests)
+                reported, right = answer.num_requests, self._paused.pop(answer.call_id, answer.num_requests)
             case WeightsUpdated() if isinstance(call, UpdateWeights):
                 is_labelled = call.weight_version in (None, answer.weight_version)
-                demand(is_labelled, "labels_are_told", f"{answer.weight_version} after {call}")
+                demand(is_labelled, "labels_are_reported", f"{answer.weight_version} after {call}")
                 right = self._ended_all[0] if len(self._ended_all) == 1 else answer.num_aborted
-                told, right = answer.num_aborted, right if call.abort_all_requests else 0
+                reported, right = answer.num_aborted, right if call.abort_all_requests else 0
                 if not self._ended_all and not self._retracted:
-                    kept = f"{answer.num_kept} requests are said to go on, {self._num_running} ran"
+                    kept = f"{answer.num_kept} requests are reported to go on, {self._num_running} ran"
                     demand(answer.num_kept == self._num_running, "counts_are_right", kept)
             case WeightVersionSet() if isinstance(call, SetWeightVersion):
                 right = self._relabelled[0] if len(self._relabelled) == 1 else answer.num_aborted
-                told, right = answer.num_aborted, 0 if call.abort_all_requests is False else right
+                reported, right = answer.num_aborted, 0 if call.abort_all_requests is False else right
             case _:
                 return
-        demand(told == right, "counts_are_right", f"{answer}: it were {right}")
+        demand(reported == right, "counts_are_right", f"{answer}, but there were {right}")
 
     def _check_flush(self, answer: FlushResult, call: FlushCache) -> None:
         if answer.status == 202 and not answer.drained and call.call_id not in self._cancelled:
-            demand(not self._was_quiet, "drained_is_drained", f"{answer}, though nobody held anything")
+            demand(not self._was_quiet, "drained_is_drained", f"{answer}, though nothing was held")
         if answer.success:
             asked = call.tiers or ("device", "host")
             warm = {tier.name.lower() for tier in self._scheduler.cache.tier_pages}.difference(asked)
-            told = set(answer.still_warm) - {"storage"}  # which may have come or gone in this turn
-            demand(told == warm, "still_warm_is_told", f"{told} after {call}, left are {warm}")
+            reported = set(answer.still_warm) - {"storage"}  # which may have been attached or detached in this turn
+            demand(reported == warm, "still_warm_is_reported", f"{reported} after {call}, left are {warm}")
 
     def _checked_begin_weights(self, weights_id: str, *, end_ids: tuple[int, ...] = ()) -> None:
-        """Requests that have begun are computed by one weights more: their last output says from where on."""
+        """Count the update for all requests that have begun: their last output reports where it took effect."""
         scheduler = self._scheduler
         for place in (scheduler.running, scheduler.loading, scheduler.waiting):
             for request in place:
@@ -176,7 +176,7 @@ class ServicePromises:
     # --- order --------------------------------------------------------------------------------------
 
     def _check_order(self) -> None:
-        """Nobody is overtaken by who has a lower priority, or came later; unless it waits for pages, or is held."""
+        """No later or lower-priority request overtakes another, unless that one waits for pages or is held."""
         entered = self._oracle.entered_now
         if not entered or not len(self._scheduler.waiting):
             return
@@ -193,7 +193,7 @@ class ServicePromises:
         return (-model.message.options.priority, model.number if self._is_fcfs else 0)
 
     def _waits_for_prefix(self, request: Request) -> bool:
-        """Whether a running request of its namespace begins with as many of its tokens as are worth waiting for."""
+        """Whether a running request of the same namespace computes enough of its prefix to be worth waiting for."""
         model = self._oracle.active[request.client, request.rid]
         head = model.tokens[:_MIN_SHARED_TOKENS]
         if len(head) < _MIN_SHARED_TOKENS:
@@ -202,7 +202,7 @@ class ServicePromises:
         return any(each.namespace == model.namespace and each.tokens[: len(head)] == head for each in running)
 
     def _check_loading(self) -> None:
-        """Who waits for pages from a store waits for those of its own namespace and tokens."""
+        """A request that waits for pages from a store waits for its own namespace and tokens."""
         for request in self._scheduler.loading:
             prefetch = request.loading.prefetch
             if prefetch is None:
@@ -210,7 +210,7 @@ class ServicePromises:
             model = self._oracle.active[request.client, request.rid]
             options = model.message.options
             is_own = prefetch.namespace[:2] == (options.cache_salt, options.extra_key)
-            if model.message.logprobs is None:  # else it asks for less than its prompt
+            if model.message.logprobs is None:  # else the prefetch is shorter than its prompt
                 shared = min(len(prefetch.tokens), len(model.prompt) - 1)
                 is_own = is_own and prefetch.tokens[:shared].tolist() == model.prompt[:shared]
             if not is_own:
@@ -236,7 +236,7 @@ class ServicePromises:
 
 
 def _lasting_pauses(messages: list[ToEngine]) -> list[PauseGeneration]:
-    """Pauses of a turn that nothing ended in it: those were answered before what came after them was read."""
+    """The pauses that still hold at the end of the turn's messages; earlier ones have been answered."""
     pauses: list[PauseGeneration] = []
     for message in messages:
         if isinstance(message, PauseGeneration):

@@ -1,8 +1,8 @@
-"""What the simulation raises."""
+"""The exception of all checks."""
 
 
 class Violation(AssertionError):
-    """The engine broke a promise. `promise` is its short name, the same for the same kind of failure."""
+    """The engine broke a promise. `promise` is its short name, one for each kind of failure."""
 
     def __init__(self, promise: str, details: str) -> None:
         super().__init__(f"{promise}: {details}")

@@ -1,4 +1,4 @@
-"""KV that tells where it came from: one 64-bit number a token, made of everything before it."""
+"""KV that identifies its origin: one 64-bit number per token, made of all earlier tokens."""
 
 import functools
 import hashlib
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 _MASK = (1 << 64) - 1
-_ODD = np.arange(1, 1 << 17, 2, dtype=np.uint64)  # weights of positions: no simulated context is longer
+_ODD = np.arange(1, 1 << 17, 2, dtype=np.uint64)  # factors of positions; no simulated context is longer
 START = 0x9E3779B97F4A7C15  # the canary before position 0
 
 
@@ -20,15 +20,15 @@ def mix(value: int) -> int:
 
 
 def next_canary(before: int, token_id: int, weights: str, namespace: str = "") -> int:
-    """The KV of a token: of the token before it, itself, the weights that computed it, and for whom."""
+    """The KV of a token, made of the previous canary, the token, the weights and the namespace."""
     return mix(before ^ _mixed[token_id] ^ origin(weights, namespace))
 
 
 def next_canaries(before: int, token_ids: Iterable[int], origin: int) -> list[int]:
-    """`next_canary` of each token in turn, the first one after `before`. `origin`: see below."""
+    """`next_canary` of each token in order, starting after `before`. `origin` is the result of that function."""
     canaries: list[int] = []
     mixed = _mixed
-    for token_id in token_ids:  # `mix`, written out: most of a simulation's time goes by here
+    for token_id in token_ids:  # `mix`, inlined: a simulation spends most of its time here
         value = before ^ mixed[token_id] ^ origin
         value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
         value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
@@ -38,7 +38,7 @@ def next_canaries(before: int, token_ids: Iterable[int], origin: int) -> list[in
 
 
 class _MixedTokens(dict[int, int]):
-    """What each token contributes to its canary. A dict, since it is looked up for every token that is computed."""
+    """The contribution of each token to its canary. A dict, since every computed token needs a lookup."""
 
     def __missing__(self, token_id: int) -> int:
         self[token_id] = mixed = mix(token_id + 1)
@@ -50,18 +50,18 @@ _mixed = _MixedTokens()
 
 @functools.cache
 def origin(weights: str, namespace: str = "") -> int:
-    """What weights and namespace contribute to each canary."""
+    """The contribution of weights and namespace to each canary."""
     name = weights if not namespace else f"{weights}\0{namespace}"
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
 def namespace_text(cache_salt: str, extra_key: str) -> str:
-    """A namespace as canaries know it; that of requests without salt and key is empty."""
+    """The text of a namespace in canaries; empty for requests without salt and key."""
     return f"{cache_salt}\0{extra_key}" if cache_salt or extra_key else ""
 
 
 def token_from(canaries: npt.NDArray[np.uint64], vocab_size: int) -> int:
-    """The next token, a function of all KV that is read: one wrong page and the text differs."""
+    """The next token, a function of all KV that is read: with one wrong page the text differs."""
     return mix(int(canaries.dot(_ODD[: len(canaries)]))) % vocab_size
 
 
@@ -73,9 +73,9 @@ def expected_tokens(
     *,
     namespace: str = "",
 ) -> list[int]:
-    """What greedy generation from `prompt` must give, from tokens, weights and namespace alone.
+    """The result of greedy generation from `prompt`, from tokens, weights and namespace alone.
 
-    `weights` names those that compute each position, the last name standing for all further ones.
+    `weights` names the weights of each position; the last name applies to all further positions.
     """
     names = [weights] if isinstance(weights, str) else weights
     origins = [origin(name, namespace) for name in names]
@@ -85,7 +85,7 @@ def expected_tokens(
     for position, origin_ in enumerate(origins[: len(prompt) + num_tokens]):
         if position >= len(prompt):
             tokens.append(mix(total & _MASK) % vocab_size)
-        value = before ^ _mixed[tokens[position]] ^ origin_  # `mix`, written out as above
+        value = before ^ _mixed[tokens[position]] ^ origin_  # `mix`, inlined as above
         value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
         value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
         before = value ^ (value >> 31)

@@ -18,18 +18,17 @@ _NOT_YET = np.uint64(0x5555)  # in canaries that have not arrived
 
 
 class StepPages(NamedTuple):
-    """Pages that steps in flight read, and those that they write."""
+    """The pages that steps in flight read, and those that they write."""
 
     read: set[int]
     written: set[int]
 
 
 class FakeCopy:
-    """A copy that happens, all at once, when it is found done: until then both sides may be looked at, not used.
+    """A copy that happens all at once, when a poll finds it done. Before that, neither side may be reused.
 
-    Its source must stay as it was when it began, and nobody else may write to its target. A restore is readable
-    before it is done (`cache.copier.EarlyCopyHandle`): then its target is anything but the canaries it should hold,
-    until a step waits for it.
+    Its source must not change from its start on, and nothing else may write to its target. A restore is readable before
+    it is done (`cache.copier.EarlyCopyHandle`). Then its target holds wrong canaries until a step waits for it.
     """
 
     def __init__(
@@ -46,26 +45,26 @@ class FakeCopy:
         turn: int,
     ) -> None:
         self.kind = kind
-        self.turn = turn  # in which it began
-        self.num_turns = 0  # it has been in flight, counted by whoever checks turns
+        self.turn = turn  # of its start
+        self.num_turns = 0  # in flight, counted by `Promises`
         self.num_turns_allowed = num_polls + 1
         self._polls_left = num_polls
         self._polls_unreadable = num_polls_unreadable
-        self._polls_too_long = (num_polls_unreadable + 1) // 2  # for others than who waits for it
-        self.is_begun = False  # its target holds what it brings, perhaps without the canaries
+        self._polls_too_long = (num_polls_unreadable + 1) // 2  # for requests other than the one that waits for it
+        self.is_begun = False  # its target has its records, possibly without the canaries
         self.has_arrived = False
         self.has_failed = False
         self.took_s = 0.0
         self.is_finished = False
-        self._source, self._sources = source, sources.astype(np.intp)  # which numpy looks up fastest
+        self._source, self._sources = source, sources.astype(np.intp)  # the type of numpy's fastest lookups
         self._target, self._targets = target, targets.astype(np.intp)
         self.before = source.take(self._sources, axis=0)
-        self.retired = self.before["retired"].copy()  # of the target: a flush covers what is on its way there
-        self._target_now = target["canary"][self._targets]  # what must still be there when it writes
+        self.retired = self.before["retired"].copy()  # of the target: a flush covers copies in flight
+        self._target_now = target["canary"][self._targets]  # which must be unchanged when it writes
         self._fails = fails
 
     def delay(self, num_turns: int) -> None:
-        """It takes so many turns longer."""
+        """Delay the end by `num_turns`."""
         self._polls_left += num_turns
         self.num_turns_allowed += num_turns
 
@@ -80,7 +79,7 @@ class FakeCopy:
         return self.is_finished
 
     def is_readable(self, *, is_alone: bool) -> bool:
-        """Of restores. Asked once a turn, after `is_done`."""
+        """Whether a restore is readable; asked once a turn, after `is_done`."""
         if not self.is_begun and not self._fails:
             self._polls_unreadable -= 1
             if self._polls_unreadable < (self._polls_too_long if is_alone else 0):
@@ -90,24 +89,24 @@ class FakeCopy:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether a step that may read its target has to wait for it."""
+        """Whether a step that may read the target has to wait."""
         return self.is_begun and not self.has_arrived
 
     def covers(self, pages: PageIds) -> bool:
-        """Whether any of `pages`, of its target, has not arrived."""
+        """Whether any of `pages` is a target that has not arrived."""
         return not self.has_arrived and not set(self._targets.tolist()).isdisjoint(pages.tolist())
 
     def reads(self, pages: PageIds) -> bool:
-        """Whether any of `pages` is among its sources."""
+        """Whether any of `pages` is a source."""
         return not set(self._sources.tolist()).isdisjoint(pages.tolist())
 
     def arrive(self) -> None:
-        """Everything is there from now on, though the copy may not say so yet."""
+        """Complete the target, though the copy may not report its end yet."""
         if self.has_arrived:
             return
         self.has_arrived = True
         canaries = self.before["canary"].copy()
-        if self._fails:  # the first half has arrived, the rest is anything
+        if self._fails:  # the first half has arrived, the rest is undefined
             canaries[len(canaries) // 2 :] ^= _NOT_YET
         if self.is_begun:
             self._target["canary"][self._targets] = canaries
@@ -116,7 +115,7 @@ class FakeCopy:
             self._begin(canaries)
 
     def _begin(self, canaries: npt.NDArray[np.uint64]) -> None:
-        """From now on its target is what a flush can cover."""
+        """Write the records to the target; from now on a flush covers them there."""
         self.is_begun = True
         copied = bytearray(self.before)  # numpy copies bytes several times faster than records
         arriving = np.frombuffer(copied, dtype=TOKEN).reshape(self.before.shape)
@@ -133,27 +132,26 @@ class FakeCopy:
 
 
 class FakeCopier:
-    """`cache.copier.PageCopier` over records. Reads its source only when the copy ends, so that a page that was
-    reused too early shows in the text.
+    """`cache.copier.PageCopier` over records. It reads a source at the copy's end, so early reuse of a page shows.
 
-    Delays and failures follow from what is copied, so that they repeat though other copies come and go.
+    Delays and failures follow from the copied contents, so they repeat even if other copies are added or removed.
     """
 
     def __init__(self, kv: Records, *, num_host_pages: int, seed: int = 0) -> None:
         self.host = make_records(num_host_pages, kv.shape[1])
-        self.max_polls = 0  # a copy takes up to this many turns
+        self.max_polls = 0  # most turns of a copy
         self.failure_rate = 0.0
         self.hang_rate = 0.0
         self.step_pages: Callable[[], StepPages] | None = None
         self.turn: Callable[[], int] = lambda: 0
         self._kv = kv
         self._seed = mix(seed + 1)
-        self._num_copies: Counter[int] = Counter()  # by the first canary copied
+        self._num_copies: Counter[int] = Counter()  # by the first copied canary
         self._open: list[FakeCopy] = []
 
     @property
     def open_copies(self) -> list[FakeCopy]:
-        """Copies that have not been found done."""
+        """Copies that no poll has found done."""
         if self._open:
             self._open = [copy for copy in self._open if not copy.is_finished]
         return self._open
@@ -175,7 +173,7 @@ class FakeCopier:
         return self._copy("restore", self.host, host_pages, self._kv, device_pages)
 
     def wait(self) -> None:
-        """What the kernels of a step with prompt tokens do: nothing reads what has not arrived."""
+        """Wait for all restores, as the kernels of a step with prompt tokens do."""
         for copy in self._open:
             if copy.kind == "restore" and copy.is_awaited:
                 copy.arrive()

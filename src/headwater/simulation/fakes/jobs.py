@@ -1,4 +1,4 @@
-"""Jobs without threads: they run on the loop when it looks at them, after as many looks as the script says."""
+"""Jobs without threads. A job runs on the loop, after a scripted number of polls."""
 
 import random
 from collections.abc import Callable
@@ -16,12 +16,12 @@ _KINDS = {
 
 
 class FakeJob(Job):
-    """Runs at the `num_polls`-th look; one that hangs runs only when it has been given up, as a late thread would."""
+    """Runs at poll `num_polls`. A hanging job runs only after it was abandoned, like a late thread."""
 
     def __init__(self, work: Callable[[Job], Any], *, num_polls: int, hangs: bool, began_s: float) -> None:
         super().__init__(work)
         self.began_s = began_s
-        self.kind = _KINDS.get(work.__qualname__.split(".<locals>")[0], "")  # the blocker it is counted as
+        self.kind = _KINDS.get(work.__qualname__.split(".<locals>")[0], "")  # the name of its blocker
         self._polls_left = num_polls
         self._hangs = hangs
 
@@ -40,7 +40,7 @@ class FakeJob(Job):
         return self._has_ended
 
     def run_late(self) -> None:
-        """What a thread that hung does in the end."""
+        """Do the work after all, as a thread does that hung."""
         if not self._has_ended:
             self._hangs = False
             self._work_late()
@@ -56,7 +56,7 @@ class FakeJob(Job):
 
 
 class FakeJobRunner:
-    """`cache.jobs.JobRunner` in the hands of a script."""
+    """`cache.jobs.JobRunner` with scripted delays."""
 
     def __init__(self, *, seed: int = 0, clock: Clock | None = None) -> None:
         self.max_polls = 0
@@ -68,7 +68,7 @@ class FakeJobRunner:
 
     @property
     def open_jobs(self) -> list[FakeJob]:
-        """Jobs that the loop waits for."""
+        """The jobs that the loop waits for."""
         if self._open:
             self._open = [job for job in self._open if job.is_open]
         return self._open
@@ -82,8 +82,8 @@ class FakeJobRunner:
         self._open = [*self.open_jobs, job]
         return job
 
-    def let_go(self) -> None:
-        """Every job that hangs comes back, late."""
+    def release_hanging(self) -> None:
+        """Let all hanging jobs run, late."""
         hung, self.hung = self.hung, []
         for job in hung:
             job.run_late()

@@ -1,4 +1,4 @@
-"""What a token's place in a page holds in the simulation: its canary, and beside it where it came from."""
+"""The simulation's contents of a page: for each token its canary and its origin."""
 
 import struct
 
@@ -8,10 +8,10 @@ import numpy.typing as npt
 TOKEN = np.dtype(
     [
         ("canary", "<u8"),  # 0: never written
-        ("birth", "<u4"),  # turn in which a step computed it
-        ("retired", "<u4"),  # turn in which a flush covered it on the tier it lies on; 0: none did
-        ("drawn", "<u4"),  # turn in which it last came out of a store; 0: never
-        ("sequence", "<u4"),  # whose it is: an index into `Sequences`
+        ("birth", "<u4"),  # turn of its computation
+        ("retired", "<u4"),  # turn in which a flush covered it on its tier; 0: none
+        ("drawn", "<u4"),  # turn in which it was last read from a store; 0: never
+        ("sequence", "<u4"),  # its owner, an index into `SharedWorld.sequences`
         ("position", "<u4"),  # in that sequence
     ]
 )
@@ -20,12 +20,12 @@ Records = npt.NDArray[np.void]  # of TOKEN
 
 
 def make_records(num_pages: int, page_size: int) -> Records:
-    """Pages that nothing has been written to. TOKEN[num_pages, page_size]."""
+    """Unwritten pages. TOKEN[num_pages, page_size]."""
     return np.zeros((num_pages, page_size), dtype=TOKEN)
 
 
 class HostRecords:
-    """`cache.host_pages.HostPages` over a host tier of records: storage carries them whole."""
+    """`cache.host_pages.HostPages` over a host tier of records, which storage carries unchanged."""
 
     def __init__(self, records: Records) -> None:
         self._bytes = records.view(np.uint8).reshape(records.shape[0], -1)

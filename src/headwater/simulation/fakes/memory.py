@@ -1,4 +1,4 @@
-"""Weights and KV memory without a model, for the fake runner: what can go wrong is scripted."""
+"""Weights and KV memory without a model, for the fake runner, with scripted failures."""
 
 from collections import deque
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from headwater.simulation.fakes.kv_records import Records
 
 
 class FakeStagedWeights:
-    """Weights that are ready after `num_polls` looks; their id is the path they were asked for by."""
+    """Weights that are ready after `num_polls` polls. Their id is the requested path."""
 
     num_tensors = 1
     end_ids = ()
@@ -34,15 +34,15 @@ class FakeStagedWeights:
 
 
 class FakeWeights:
-    """The current weights are a name. A path that begins with "corrupt" cannot be used."""
+    """Weights that are only a name. A path that begins with "corrupt" cannot be loaded."""
 
     def __init__(self, current: str = "w0") -> None:
         self.current = current
         self.is_in_use: Callable[[], bool] = lambda: False  # by a step in flight
-        self.num_polls = 3  # of the weights staged next
+        self.num_polls = 3  # of the next staged weights
         self.is_released = False
-        self.staged: deque[FakeStagedWeights] = deque(maxlen=4)  # the newest
-        self.on_disk: str | None = None  # what the files hold, if somebody has written others there
+        self.staged: deque[FakeStagedWeights] = deque(maxlen=4)  # the latest ones
+        self.on_disk: str | None = None  # the contents of the files, if they were overwritten
 
     def stage(self, path: str, load_format: str) -> FakeStagedWeights:
         error = f"{path} is broken" if path.startswith("corrupt") else None
@@ -78,7 +78,7 @@ class FakeWeights:
 
 
 class FakeKvMemory:
-    """Releasing forgets every canary, so that a page that is read afterwards shows."""
+    """A release erases every canary, so that a later read of a page is noticed."""
 
     def __init__(self, kv: Records) -> None:
         self._kv = kv

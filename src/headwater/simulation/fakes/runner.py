@@ -1,4 +1,4 @@
-"""A runner without a model: its KV are canaries, written and read through the real page tables."""
+"""A runner without a model. Its KV are canaries, which it writes and reads through the real page tables."""
 
 import logging
 import random
@@ -16,15 +16,15 @@ from headwater.simulation.fakes.kv_records import PACKED, TOKEN, Records, make_r
 from headwater.simulation.fakes.memory import FakeKvMemory, FakeWeights
 
 _UNWRITTEN = 0
-PageIds = npt.NDArray[np.intp]  # what numpy looks up by without a conversion
+PageIds = npt.NDArray[np.intp]  # the type that numpy indexes by without a conversion
 
 
 class StepAudit(Protocol):
-    """Somebody who knows what each slot should read."""
+    """An observer that knows the right contents of each slot."""
 
     @property
     def turn(self) -> int:
-        """The time of birth of what is computed now."""
+        """The time of birth of KV that is computed now."""
         ...
 
     def failed(self, slots: set[int]) -> None:
@@ -32,29 +32,29 @@ class StepAudit(Protocol):
         ...
 
     def entered(self, assignment: SlotAssignment, num_cached: int) -> tuple[str, int]:
-        """A request enters a slot with `num_cached` tokens' KV; its namespace, and the sequence of its pages."""
+        """A request enters a slot with `num_cached` tokens' KV. Returns its namespace and its sequence's index."""
         ...
 
     def pages_changed(self, slot: int, first: int, records: Records) -> None:
-        """Pages from index `first` on are now those with the contents `records`. TOKEN[n, page_size]."""
+        """The slot's pages from index `first` on now have the contents `records`. TOKEN[n, page_size]."""
         ...
 
-    def spoilt(self, slot: int) -> None:
-        """What the request in `slot` has just computed is nonsense, and so is what it computes after that."""
+    def invalidated(self, slot: int) -> None:
+        """The last KV of the request in `slot` is invalid, and so is all that follows from it."""
         ...
 
     def computed(
         self, slot: int, first: int, tokens: list[int], *, read: npt.NDArray[np.uint64], samples: bool
     ) -> None:
-        """Positions from `first` on were computed from `tokens`; `read` is all KV up to there, uint64[n].
+        """Positions from `first` on were computed from `tokens`; `read` is all KV up to their end, uint64[n].
 
-        Checks `read`, with `check_written` where it is not what it should be.
+        Checks `read`, and calls `check_written` if it is wrong.
         """
         ...
 
 
 class StepFault(Exception):
-    """A step that raises, by order of a test or a random run."""
+    """The error of a step that a test or a random run made fail."""
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -66,17 +66,17 @@ for _name in ("headwater.engine.steps", "headwater.engine.loop"):
 
 
 def check_written(read: npt.NDArray[np.uint64]) -> None:
-    """No position is read that nothing has written."""
+    """Check that no unwritten position is read."""
     assert np.count_nonzero(read) == len(read), "KV is read that nothing has written"
 
 
 class FakeStep:
-    """A step that has been computed, but says so only after it was asked `num_polls` times."""
+    """A computed step that reports its end only at poll `num_polls`."""
 
     def __init__(self, result: StepResult, num_polls: int, *, read: list[PageIds], written: list[PageIds]) -> None:
-        self.read = read  # pages in use until it is collected
+        self.read = read  # pages in use until its collection
         self.written = written
-        self.fault: Callable[[], None] | None = None  # raises when it is collected
+        self.fault: Callable[[], None] | None = None  # raises at its collection
         self.on_collect: Callable[[], None] = lambda: None
         self.is_collected = False
         self._result = result
@@ -98,9 +98,9 @@ class FakeStep:
 class FakeRunner:
     """Computes canaries for tokens and tokens from canaries.
 
-    With `is_async`, a step is never done in the turn that launched it, as on a GPU. Sampling parameters are
-    ignored: every choice is the greedy one, and every log-probability is -1. The canary of a token depends on
-    the weights that were in place when it was computed.
+    With `is_async`, a step is never done in the turn that launched it, as on a GPU. Sampling parameters are ignored:
+    every choice is greedy, and every log-probability is -1. The canary of a token depends on the weights at the time of
+    its computation.
     """
 
     def __init__(
@@ -115,22 +115,22 @@ class FakeRunner:
     ) -> None:
         self.kv: Records = make_records(num_pages, page_size)
         self.audit: StepAudit | None = None
-        self.wait_for_restores: Callable[[], None] = lambda: None  # that are readable and not done
+        self.wait_for_restores: Callable[[], None] = lambda: None  # for those that are readable but not done
         self.num_steps = 0
         self.not_finite_rate = 0.0  # of rows that sample
-        self.fault_rate = 0.0  # of steps that raise, half of them when launched, half when collected
-        self.next_fault: str | None = None  # where the next step raises
+        self.fault_rate = 0.0  # of steps that raise, half of them at launch, half at collection
+        self.next_fault: str | None = None  # place at which the next step raises
         self._chance = random.Random(num_pages)
         self._open: list[FakeStep] = []
         self._flat = self.kv.reshape(-1)
-        self._pages = self.kv.view(np.uint8)  # [num_pages, bytes of a page]: numpy copies bytes fastest
+        self._pages = self.kv.view(np.uint8)  # [num_pages, bytes of a page], since numpy copies bytes fastest
         self._bytes = self._pages.reshape(-1).data
         self._page_size = page_size
         self._vocab_size = vocab_size
         self._is_async = is_async
-        width = num_pages if max_context is None else -(-max_context // page_size)  # no wider than a real runner's
+        width = num_pages if max_context is None else -(-max_context // page_size)  # as in a real runner
         self._tables = np.full((max_running, width), -1, dtype=np.intp)
-        self._num_mapped = [0] * max_running  # leading entries of each table that name a page
+        self._num_mapped = [0] * max_running  # leading entries of each table that are in use
         self._newest = [0] * max_running
         self._uses = [0] * max_running
         self._origins: list[tuple[str, int]] = [("", 0)] * max_running  # namespace and sequence of each slot
@@ -141,7 +141,7 @@ class FakeRunner:
 
     @property
     def open_steps(self) -> list[FakeStep]:
-        """Steps that were launched and have not been collected."""
+        """Steps that were launched but not collected."""
         if self._open:
             self._open = [step for step in self._open if not step.is_collected]
         return self._open
@@ -157,7 +157,7 @@ class FakeRunner:
     def launch(self, plan: StepPlan) -> FakeStep:
         assert not self.kv_memory.is_released and not self.weights.is_released, "a step runs without memory"
         self.num_steps += 1
-        if plan.num_decodes < len(plan.slots):  # no other step may need to
+        if plan.num_decodes < len(plan.slots):  # decodes need not wait
             self.wait_for_restores()
         self._apply_changes(plan)
         fault_at = self._take_fault()
@@ -189,13 +189,13 @@ class FakeRunner:
                 if asked is not None:
                     logprobs[row] = _logprob(tokens[row], asked)
             start += count
-        spoilt = self._spoil(plan) if self.not_finite_rate > 0 else {}
+        not_finite = self._make_not_finite(plan) if self.not_finite_rate > 0 else {}
         result = StepResult(
             step_id=plan.step_id,
             slots=plan.slots,
             uses=plan.uses,
             tokens=np.array(tokens, dtype=np.int32),
-            is_finite=np.array([row not in spoilt for row in range(num_rows)]),
+            is_finite=np.array([row not in not_finite for row in range(num_rows)]),
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
         )
@@ -203,12 +203,12 @@ class FakeRunner:
         self._open = [*self.open_steps, step]
         if fault_at == "collect":
             step.fault = lambda: self._fail(plan)
-        if spoilt:
-            step.on_collect = lambda: self._tell_spoilt(spoilt)
+        if not_finite:
+            step.on_collect = lambda: self._end_requests_of(not_finite)
         return step
 
     def recover(self) -> None:
-        """What a step has written is there when it raises."""
+        """There is nothing to recover: writes of a failed step stay."""
 
     def _take_fault(self) -> str | None:
         fault, self.next_fault = self.next_fault, None
@@ -216,20 +216,20 @@ class FakeRunner:
             return self._chance.choice(["launch", "collect"])
         return fault
 
-    def _spoil(self, plan: StepPlan) -> dict[int, tuple[int, int]]:
-        """Rows whose logits are not finite, with their slot and its use: what they wrote is nonsense, too."""
+    def _make_not_finite(self, plan: StepPlan) -> dict[int, tuple[int, int]]:
+        """Choose rows with logits that are not finite, and make their KV invalid. Returns slot and use by row."""
         rows = [row for row in np.flatnonzero(plan.samples).tolist() if self._chance.random() < self.not_finite_rate]
         for row in rows:
             slot, first = int(plan.slots[row]), int(plan.num_computed[row])
             self._garble(slot, first, int(plan.num_tokens[row]))
             if self.audit is not None:
-                self.audit.spoilt(slot)
+                self.audit.invalidated(slot)
         return {row: (int(plan.slots[row]), int(plan.uses[row])) for row in rows}
 
-    def _tell_spoilt(self, spoilt: dict[int, tuple[int, int]]) -> None:
-        """The engine is about to hear of these rows: requests that are still in their slots end."""
+    def _end_requests_of(self, not_finite: dict[int, tuple[int, int]]) -> None:
+        """Report the failure of the requests that are still in the slots of these rows."""
         if self.audit is not None:
-            self.audit.failed({slot for slot, use in spoilt.values() if self._uses[slot] == use})
+            self.audit.failed({slot for slot, use in not_finite.values() if self._uses[slot] == use})
 
     def _garble(self, slot: int, first: int, count: int) -> None:
         at = np.arange(first, first + count)
@@ -237,7 +237,7 @@ class FakeRunner:
         self._flat["canary"][pages * self._page_size + at % self._page_size] ^= np.uint64(0x5A5A)
 
     def _fail(self, plan: StepPlan) -> None:
-        """Leave nonsense where the step writes, in whose slots it is still alone, and raise."""
+        """Make the step's writes invalid in slots that still have the same request, and raise."""
         own = plan.uses == np.array(self._uses)[plan.slots]
         for slot, first, count in zip(plan.slots[own], plan.num_computed[own], plan.num_tokens[own], strict=True):
             self._garble(int(slot), int(first), int(count))
@@ -265,7 +265,7 @@ class FakeRunner:
                 self.audit.pages_changed(update.slot, update.first, self._records(update.pages))
 
     def _compute(self, slot: int, first: int, tokens: list[int]) -> tuple[PageIds, npt.NDArray[np.uint64]]:
-        """Write the KV of `tokens` at positions from `first` on; the pages, and all KV up to there, read again."""
+        """Write the KV of `tokens` from position `first` on. Returns the pages, and all KV as read back."""
         length, size = first + len(tokens), self._page_size
         num_pages = -(-length // size)
         is_mapped = num_pages <= self._num_mapped[slot]
@@ -299,7 +299,7 @@ class FakeRunner:
 
 
 def _logprob(token_id: int, asked: LogprobParams) -> TokenLogprob:
-    """All that was asked for, whatever the numbers."""
+    """All requested fields, with arbitrary numbers."""
     return TokenLogprob(
         token_id=token_id,
         logprob=-1.0,

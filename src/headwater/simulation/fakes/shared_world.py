@@ -1,4 +1,4 @@
-"""What several simulated engines share: the order of their turns, and whose pages there are."""
+"""The state that simulated engines share: the count of turns, and the owners of all KV."""
 
 from dataclasses import dataclass, field
 
@@ -8,9 +8,9 @@ from headwater.simulation.fakes.canary import namespace_text
 
 @dataclass(frozen=True, slots=True)
 class KvSequence:
-    """One run of a request: pages computed in it name it in their records.
+    """One stay of a request in a slot. The records of pages computed in it name it as their owner.
 
-    `tokens` grows with what is computed and is never changed otherwise.
+    `tokens` only grows, by the computed tokens.
     """
 
     rid: str
@@ -18,7 +18,7 @@ class KvSequence:
     extra_key: str
     no_store: bool
     tokens: list[int]
-    weights: str = ""  # in place when it began
+    weights: str = ""  # current at its start
 
     @property
     def namespace(self) -> str:
@@ -27,9 +27,9 @@ class KvSequence:
 
 @dataclass(slots=True)
 class StoreRetirement:
-    """A flush of a store: nothing in its scope born before `turn` may come out of the store any more.
+    """A flush of a store. Pages in its scope that were born before `turn` may no longer be read from the store.
 
-    For the engine that flushed that holds at once, for others on the store once the flush was acknowledged.
+    This holds immediately for the engine that flushed, and from the acknowledgement on for other engines.
     """
 
     cache_salt: str | None
@@ -42,22 +42,22 @@ class StoreRetirement:
         return self.cache_salt in (None, cache_salt) and self.extra_key in (None, extra_key)
 
     def in_force_for(self, engine: object) -> int | None:
-        """From which turn on; None if it is not, yet."""
+        """The turn from which on it holds for `engine`; None if it does not hold yet."""
         return self.turn if engine is self.flushed_by else self.acknowledged_turn
 
 
 @dataclass(slots=True)
-class World:
-    """Engines that share a store share one of these."""
+class SharedWorld:
+    """The turns and owners of one engine, or of several that share a store."""
 
-    turn: int = 1  # of all engines together; also the time of birth of what they compute
+    turn: int = 1  # of all engines together; also the time of birth of the KV computed in it
     sequences: list[KvSequence] = field(default_factory=lambda: [KvSequence("", "", "", False, [])])
     store_retirements: list[StoreRetirement] = field(default_factory=list)
 
     def sequence(self, number: int) -> KvSequence:
-        """Whose a record is. Raises `Violation`: it names nobody, so its bytes are no longer what was written."""
+        """The owner of a record. Raises `Violation` for an unknown one, since the record's bytes are then damaged."""
         if number >= len(self.sequences):
-            raise Violation("kv_is_its_own", f"a page holds KV of sequence {number}, which never was")
+            raise Violation("kv_is_its_own", f"a page holds KV of sequence {number}, which never existed")
         return self.sequences[number]
 
     def add_sequence(self, sequence: KvSequence) -> int:

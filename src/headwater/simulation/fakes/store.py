@@ -1,4 +1,4 @@
-"""A store in the simulation: says when its pages came out of it, fails by script, and writes late."""
+"""Stores for the simulation: one stamps pages with the turn of their read, one has scripted faults."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from headwater.storage.page_key import PageKey
 
 
 class StampedBackend:
-    """Passes calls on to `inner`; pages that are read say in which turn they came out of it.
+    """Passes calls on to `inner`, and stamps pages with the turn in which they were read.
 
     `due`: the counters that flushes of the store may raise.
     """
@@ -46,7 +46,7 @@ class StampedBackend:
             if status is ReadStatus.HIT:
                 records = np.frombuffer(buffer, dtype=TOKEN)
                 records["drawn"] = self._turn()
-                records["retired"] = 0  # it was covered on another tier
+                records["retired"] = 0  # the mark is that of another tier
         return statuses
 
     def put(self, keys: Sequence[PageKey], pages: Sequence[memoryview]) -> list[WriteStatus]:
@@ -65,24 +65,24 @@ class StampedBackend:
         return self.inner.counters()
 
     def close(self) -> None:
-        """The store lives on: others use it."""
+        """Keep the store open for its other users."""
 
 
 @dataclass(slots=True)
 class StoreFaults:
-    """Shares of calls, or of pages, that are struck. All 0: a store as it should be."""
+    """The shares of calls or pages with each fault. With all at 0 the store is reliable."""
 
-    fails: float = 0.0  # calls that raise, and have no effect
-    writes_late: float = 0.0  # puts that raise, and whose pages arrive later all the same
-    flips: float = 0.0  # pages that are read with a bit flipped where they lie
-    full: float = 0.0  # pages that are refused for want of room
-    is_read_only: bool = False  # nothing can be written, and no generation raised
-    truncates: float = 0.0  # pages that are read after half of them was lost where they lie
-    loses: float = 0.0  # pages that are gone when they are read
+    fails: float = 0.0  # calls that raise without effect
+    writes_late: float = 0.0  # puts that raise, but whose pages arrive later
+    flips: float = 0.0  # pages damaged by a flipped bit before a read
+    full: float = 0.0  # pages refused for lack of room
+    is_read_only: bool = False  # no page can be written and no generation raised
+    truncates: float = 0.0  # pages truncated before a read
+    loses: float = 0.0  # pages deleted before a read
 
 
 class UnreliableStore:
-    """A store whose faults follow from a seed and the number of the call. Its pages lie on `medium`."""
+    """A store on `medium` whose faults follow from a seed and the number of the call."""
 
     def __init__(self, medium: Medium, *, seed: int) -> None:
         self.faults = StoreFaults()
@@ -103,7 +103,7 @@ class UnreliableStore:
         self._check_writable()
         self._may_fail("raise_generation")
         generation = self._medium.raise_generation(scope_id)
-        self._may_fail("the answer of raise_generation")  # it took effect, but nobody hears of it
+        self._may_fail("the answer of raise_generation")  # it took effect, but the caller gets an error
         return generation
 
     def exists(self, keys: Sequence[PageKey]) -> list[bool]:
@@ -148,7 +148,7 @@ class UnreliableStore:
         self._medium.close()
 
     def land_late_writes(self) -> None:
-        """What was thought lost arrives now."""
+        """Carry out the late writes, whose puts have failed."""
         late, self.late_writes = self.late_writes, []
         for keys, pages in late:
             self._medium.put(keys, [memoryview(page) for page in pages])

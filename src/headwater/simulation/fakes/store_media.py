@@ -1,4 +1,4 @@
-"""What simulated stores keep their pages on: memory, or files in a folder; and how pages are damaged there."""
+"""The media of simulated stores (memory, or files in a folder), with ways to damage their pages."""
 
 import os
 import tempfile
@@ -11,27 +11,27 @@ from headwater.storage.file.folder import SUBFOLDER
 from headwater.storage.memory import MemoryBackend
 from headwater.storage.page_key import PageKey
 
-_IN_MEMORY = Path("/dev/shm")  # files that never reach a disk, where there is such a place
+_IN_MEMORY = Path("/dev/shm")  # a file system in memory, where it exists
 
 
 class Medium(StorageBackend, Protocol):
-    """A store whose pages can be damaged where they lie. Each of these is for a page that it has."""
+    """A store whose pages can be damaged in place. The methods take a page that it has."""
 
     def has(self, key: PageKey) -> bool: ...
 
     def flip_bit(self, key: PageKey, bit: int) -> None:
-        """Bits are counted from the start of header and payload, and begin anew after the last one."""
+        """Flip a bit of a page, counted from the start of its header and modulo its size."""
         ...
 
     def truncate(self, key: PageKey, chance: int) -> None:
-        """Keep some bytes from its start; how many follows from `chance`."""
+        """Truncate a page to a length that follows from `chance`."""
         ...
 
     def lose(self, key: PageKey) -> None: ...
 
 
 class MemoryMedium(MemoryBackend):
-    """The store in memory."""
+    """The memory store."""
 
     def has(self, key: PageKey) -> bool:
         return key in self._pages
@@ -47,9 +47,9 @@ class MemoryMedium(MemoryBackend):
 
 
 class FileMedium(FileBackend):
-    """The file store as it serves, in a folder that is deleted with `close`.
+    """The real file store, in a folder that `close` deletes.
 
-    Runs repeat as long as it has room: which page it evicts depends on the clock of the machine.
+    Runs are repeatable while it has room; its choice of evicted pages depends on the machine's clock.
     """
 
     def __init__(self, *, capacity_bytes: int) -> None:
@@ -83,5 +83,5 @@ class FileMedium(FileBackend):
 
 
 def open_medium(kind: str, *, capacity_bytes: int) -> Medium:
-    """`memory` or `file`."""
+    """Open the medium `memory` or `file`."""
     return {"memory": MemoryMedium, "file": FileMedium}[kind](capacity_bytes=capacity_bytes)

@@ -1,4 +1,4 @@
-"""The wire in memory, and the sleep of the loop in virtual time."""
+"""A wire in memory, whose loop sleeps in virtual time."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from headwater.messages.wire import ToClient, ToEngine
 
 
 class MemoryWire:
-    """`engine.wire.Wire` between a driver and its engine. A loop that would sleep moves the clock."""
+    """`engine.wire.Wire` between a driver and its engine. The loop's sleep moves the clock."""
 
     def __init__(self, clock: ManualClock) -> None:
         self.inbound: list[tuple[bytes, ToEngine]] = []
@@ -29,4 +29,4 @@ class MemoryWire:
         self.sent.append((client, message))
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """There is nothing to close."""

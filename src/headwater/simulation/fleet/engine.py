@@ -1,4 +1,4 @@
-"""One engine of a simulated fleet: the real loop on a fake model, turned by hand."""
+"""One engine of a simulated fleet: the real loop on a fake model, which its owner turns."""
 
 from dataclasses import dataclass
 
@@ -22,8 +22,8 @@ NUM_PAGES, NUM_HOST_PAGES, PAGE_SIZE, MAX_RUNNING, MAX_CONTEXT = 64, 32, 4, 4, 2
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """All that a server is told, and each of its engines must do."""
+class FleetState:
+    """The state that clients give a server, and that each of its engines must have."""
 
     weights: str
     label: str
@@ -33,12 +33,12 @@ class Order:
 
     @property
     def is_serving(self) -> bool:
-        """Whether requests run, and do not wait by order."""
+        """Whether requests run, without a pause and with all memory."""
         return not self.is_paused and not self.released
 
 
 class FleetWire:
-    """`engine.wire.Wire` in memory. Nobody sleeps in it: the time of a fleet is its driver's."""
+    """`engine.wire.Wire` in memory. It never sleeps, since the server moves the clock of the whole fleet."""
 
     def __init__(self) -> None:
         self.inbound: list[bytes] = []
@@ -52,11 +52,11 @@ class FleetWire:
         self.outbound.append(decode_to_client(encode(message)))
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """There is nothing to close."""
 
 
 class FleetEngine:
-    """Messages that were `sent` are read in the next `turn`; what it says is taken from `take`."""
+    """An engine whose next `turn` reads the messages of `send`; `take` returns its answers."""
 
     def __init__(self, clock: Clock, *, weights: FakeWeights | None = None, weight_version: str = "default") -> None:
         self.wire = FleetWire()
@@ -84,10 +84,10 @@ class FleetEngine:
         )
 
     @property
-    def order(self) -> "Order":
-        """What it has been told and does, seen from outside."""
+    def state(self) -> FleetState:
+        """Its present state, read from its parts."""
         scheduler, control = self.parts.scheduler, self.parts.control
-        return Order(
+        return FleetState(
             weights=self.runner.weights.current,
             label=scheduler.weight_version,
             is_paused=control.is_paused,
@@ -102,7 +102,7 @@ class FleetEngine:
         self.parts.loop.turn()
 
     def take(self) -> list[ToClient]:
-        """What it has said since the last time."""
+        """The messages sent since the last call."""
         said, self.wire.outbound = self.wire.outbound, []
         return said
 

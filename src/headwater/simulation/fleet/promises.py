@@ -1,4 +1,4 @@
-"""What several engines promise together, checked from outside after every turn."""
+"""The common promises of several engines, checked after every turn."""
 
 from dataclasses import replace
 from typing import assert_never
@@ -12,32 +12,32 @@ from headwater.messages.two_phase import Change
 from headwater.messages.weights import ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
 from headwater.simulation.checks.violation import demand
 from headwater.simulation.fakes.canary import expected_tokens
-from headwater.simulation.fleet.engine import VOCAB_SIZE, Order
+from headwater.simulation.fleet.engine import VOCAB_SIZE, FleetState
 from headwater.simulation.fleet.server import FIRST_WEIGHTS, TURN_S, Asked, FleetServer, Sent
 
-ALLOWED_S = 1.0 + TURN_S  # after a deadline; somebody looks once a turn
+ALLOWED_S = 1.0 + TURN_S  # after a deadline, which is checked once a turn
 
 
 class FleetPromises:
-    """Follows what callers were told, and holds the engines against it."""
+    """Follows the answers to callers, and compares the engines with them."""
 
     def __init__(self, server: FleetServer) -> None:
         self._server = server
-        self._told = Order(weights=FIRST_WEIGHTS, label="default")  # by the answers that callers got, in their order
-        self._is_known = True  # no answer was due from an engine that was asked alone, and may have done it
-        self._num_followed = 0  # of the changes asked for
-        self._open: list[Asked] = []  # not told, or still being carried out
+        self._reported = FleetState(weights=FIRST_WEIGHTS, label="default")  # by the answers to callers, in their order
+        self._is_known = True  # false after an only engine failed to answer a change that it may have made
+        self._num_followed = 0  # of the requested changes
+        self._open: list[Asked] = []  # not answered, or still in progress
         self._by_mark: dict[str, Asked] = {}
         self._seen_marks: set[str] = set()
         self._open_requests: list[Sent] = []
         self._num_requests = 0
 
     def check(self) -> None:
-        """After a turn."""
+        """Check all promises after a turn."""
         now_s = self._server.clock.now()
         self._take_new()
         decided = self._server.decided_without
-        demand(not decided, "decided_by_all", f"decided though engines had not said that they can: {decided}")
+        demand(not decided, "decided_by_all", f"decided before all engines were prepared: {decided}")
         self._check_marks(now_s)
         for asked in self._open.copy():
             self._check_asked(asked, now_s)
@@ -49,10 +49,10 @@ class FleetPromises:
                 self._check_text(sent)
 
     def check_routed(self, sent: Sent) -> None:
-        """A request goes to an engine that is as told, if there is one."""
+        """A request goes to an engine that serves and is not behind another one."""
         server = self._server
         why_out = server.fleet.why_out(sent.engine)
-        demand(why_out is None, "routed_to_who_serves", f"engine {sent.engine}: {why_out}")
+        demand(why_out is None, "routed_to_serving", f"engine {sent.engine}: {why_out}")
         for asked in self._open:
             call = asked.call
             if call.phase is not Phase.COMMITTING:
@@ -60,19 +60,19 @@ class FleetPromises:
             said = {e: answer for e, answer in call.answers.items() if server.fleet.standings[e].is_serving}
             confirmed = [e for e, answer in said.items() if not isinstance(answer, Failed | Exception)]
             is_behind = sent.engine in call.missing and bool(confirmed)
-            demand(not is_behind, "routed_to_who_serves", f"engine {sent.engine} is behind, {confirmed} are not")
+            demand(not is_behind, "routed_to_serving", f"engine {sent.engine} is behind, {confirmed} are not")
 
     def check_end(self) -> None:
-        """Everything has healed and nothing is under way: all engines serve, and are as callers were told."""
+        """All faults and changes have ended: all engines serve, in the state reported to callers."""
         fleet, places = self._server.fleet, self._server.places
         out = {place.index: fleet.why_out(place.index) for place in places}
         demand(fleet.candidates() == [place.index for place in places], "engines_come_back", out)
-        orders = {place.engine.order for place in places if place.engine is not None}
-        demand(len(orders) == 1, "all_or_none", orders)
+        states = {place.engine.state for place in places if place.engine is not None}
+        demand(len(states) == 1, "all_or_none", states)
         if self._is_known:
-            demand(orders == {self._told}, "all_or_none", f"told {self._told}, found {orders}")
+            demand(states == {self._reported}, "all_or_none", f"reported {self._reported}, found {states}")
         left = [sent.request.rid for sent in self._open_requests]
-        is_running = self._told.is_serving if self._is_known else next(iter(orders)).is_serving
+        is_running = self._reported.is_serving if self._is_known else next(iter(states)).is_serving
         demand(not (left and is_running), "requests_end", left)
 
     # ------------------------------------------------------------------------------------------------
@@ -87,44 +87,44 @@ class FleetPromises:
         self._num_requests = len(requests)
 
     def _check_marks(self, now_s: float) -> None:
-        """Every update, label and store has a mark of its own, which names the call that brought it."""
+        """Every update, label and store has a unique mark, which identifies its call."""
         for place in self._server.places:
             if place.engine is None:
                 continue
-            order = place.engine.order
+            order = place.engine.state
             for mark in {order.weights, order.label, order.store} - self._seen_marks:
                 self._seen_marks.add(mark)
                 asked = self._by_mark.get(mark)
-                if asked is None or asked.told_s is None or asked.is_abandoned:
+                if asked is None or asked.answered_s is None or asked.is_abandoned:
                     continue
-                is_allowed = asked.is_told_done or now_s <= asked.told_s
+                is_allowed = asked.is_reported_done or now_s <= asked.answered_s
                 demand(is_allowed, "not_done_is_never_done", f"{asked.change} at {now_s:.2f} s")
 
     def _check_asked(self, asked: Asked, now_s: float) -> None:
-        if asked.told_s is None:
+        if asked.answered_s is None:
             is_late = now_s > asked.call.deadline_s + ALLOWED_S
             demand(asked.is_abandoned or not is_late, "answered_in_time", f"{asked.change} at {now_s:.2f} s")
         elif not asked.is_followed:
             asked.is_followed = True
-            if asked.is_told_done:
-                self._told = _after(self._told, asked.change)
+            if asked.is_reported_done:
+                self._reported = _after(self._reported, asked.change)
             elif len(self._server.places) == 1:
                 self._is_known = False
         if asked.call.phase is Phase.ENDED:
             self._open.remove(asked)
 
     def _check_serving(self) -> None:
-        """Nothing is being carried out: who may get requests is as the server says it is."""
+        """With no change in progress, engines that get requests are in the state that the server reports."""
         says, server = self._server.says, self._server
         if says is None:
             return
         for index in server.fleet.candidates():
             engine = server.places[index].engine
             if engine is not None:
-                demand(engine.order == says, "serves_as_told", f"engine {index} is {engine.order}, told {says}")
+                demand(engine.state == says, "serves_as_reported", f"engine {index} is {engine.state}, reported {says}")
 
     def _check_text(self, sent: Sent) -> None:
-        """It comes from the weights, and bears the label, that the server said it has at some moment meanwhile."""
+        """An answer has the weights and the label that the server reported at some moment during the request."""
         prompt = unpack_ids(sent.request.prompt_ids).tolist()
         history = self._server.history
         ends = [since_s for since_s, _ in history[1:]] + [float("inf")]
@@ -137,28 +137,28 @@ class FleetPromises:
         demand(sent.meta.weight_version in labels, "one_policy", f"{where}: {sent.meta.weight_version} not in {labels}")
 
 
-def _after(order: Order, change: Change) -> Order:
-    """What a server does that was told `change`."""
+def _after(state: FleetState, change: Change) -> FleetState:
+    """The state of a server after `change`."""
     match change:
         case UpdateWeights():
-            label = change.weight_version or order.label
-            return replace(order, weights=change.path, label=label, released=order.released - {"weights"})
+            label = change.weight_version or state.label
+            return replace(state, weights=change.path, label=label, released=state.released - {"weights"})
         case SetWeightVersion():
-            return replace(order, label=change.weight_version)
+            return replace(state, label=change.weight_version)
         case PauseGeneration():
-            return replace(order, is_paused=True)
+            return replace(state, is_paused=True)
         case ContinueGeneration():
-            return replace(order, is_paused=False)
+            return replace(state, is_paused=False)
         case ReleaseMemory():
-            return replace(order, released=order.released | set(change.tags or MEMORY_TAGS))
+            return replace(state, released=state.released | set(change.tags or MEMORY_TAGS))
         case ResumeMemory():
-            return replace(order, released=order.released - set(change.tags or MEMORY_TAGS))
+            return replace(state, released=state.released - set(change.tags or MEMORY_TAGS))
         case AttachStorage():
-            return replace(order, store=f"memory {change.url}")
+            return replace(state, store=f"memory {change.url}")
         case DetachStorage():
-            return replace(order, store="")
+            return replace(state, store="")
         case PinPrefix() | UnpinPrefix():
-            return order
+            return state
     assert_never(change)
 
 

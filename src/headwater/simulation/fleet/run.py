@@ -1,4 +1,4 @@
-"""Random runs of a server with several engines: changes, requests, silence, death, late answers, files that go."""
+"""Random runs of a server with several engines: changes, requests, silence, crashes, late answers, lost files."""
 
 import random
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from headwater.simulation.checks.violation import Violation
 from headwater.simulation.fleet.promises import FleetPromises
 from headwater.simulation.fleet.server import FleetServer
 
-HEAL_S = 40.0  # for everything to end once all engines are there and answer
+HEAL_S = 40.0  # for everything to end after all engines are back
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class FleetFailure:
 
 @dataclass(frozen=True, slots=True)
 class FleetRunResult:
-    """What one run did. `failure` is None if every promise was kept."""
+    """The figures of one run. `failure` is None if every promise was kept."""
 
     seed: int
     num_turns: int
@@ -38,7 +38,7 @@ class FleetRunResult:
 
 
 def fleet_run(seed: int, *, num_turns: int, on_turns: Callable[[int], None] | None = None) -> FleetRunResult:
-    """`num_turns` turns of trouble, then all heals and is looked at. The same for the same seed."""
+    """Run `num_turns` turns with faults, then heal all faults and check the end. A seed determines the run."""
     run = FleetRun(seed)
     failure = None
     try:
@@ -46,7 +46,7 @@ def fleet_run(seed: int, *, num_turns: int, on_turns: Callable[[int], None] | No
         run.heal()
     except Violation as violation:
         failure = FleetFailure(violation.promise, str(violation), run.server.num_turns)
-    except Exception as error:  # noqa: BLE001  whatever it is, the server would end here
+    except Exception as error:  # noqa: BLE001  any error would end the server
         failure = FleetFailure("fleet_raises", f"{type(error).__name__}: {error}", run.server.num_turns)
     if on_turns is not None:
         on_turns(run.server.num_turns)
@@ -55,7 +55,7 @@ def fleet_run(seed: int, *, num_turns: int, on_turns: Callable[[int], None] | No
         seed=seed,
         num_turns=run.server.num_turns,
         num_changes=len(asked),
-        num_decided=sum(each.is_told_done for each in asked),
+        num_decided=sum(each.is_reported_done for each in asked),
         num_requests=len(run.server.sent),
         num_deaths=run.num_deaths,
         failure=failure,
@@ -63,14 +63,14 @@ def fleet_run(seed: int, *, num_turns: int, on_turns: Callable[[int], None] | No
 
 
 class FleetRun:
-    """One run; all that is random comes from its seed."""
+    """One run; its seed determines all random choices."""
 
     def __init__(self, seed: int) -> None:
         self._source = random.Random(seed)
         self.server = FleetServer(seed, num_engines=self._source.choice([1, 2, 2, 2, 3]))
         self.promises = FleetPromises(self.server)
         self.num_deaths = 0
-        self._trouble = self._source.choice([0.0, 0.5, 1.0])  # how much of it this run has
+        self._trouble = self._source.choice([0.0, 0.5, 1.0])  # how many faults this run has
         self.server.max_delay_s = self._source.choice([0.0, 0.05, 0.3])
         self._changes = [
             self._update, self._update, self._label, self._pause, self._continue, self._release, self._resume,
@@ -83,7 +83,7 @@ class FleetRun:
             self._turn()
 
     def heal(self) -> None:
-        """Files are back, engines are started and answer; in the end everything is resumed."""
+        """Restore files, start silent and dead engines, and finally resume everything."""
         server = self.server
         server.disk.gone.clear()
         server.disk.torn.clear()
@@ -110,7 +110,7 @@ class FleetRun:
         self.server.turn()
         self.promises.check()
 
-    # --- what happens -------------------------------------------------------------------------------
+    # --- events -------------------------------------------------------------------------------------
 
     def _happen(self) -> None:
         chance, source = self._source.random(), self._source
@@ -121,7 +121,7 @@ class FleetRun:
             change = source.choice(self._changes)()
             self.server.ask(change, timeout_s=timeout_s)
         elif chance < 0.165:
-            waiting = [asked for asked in self.server.asked[-3:] if asked.told_s is None and not asked.is_abandoned]
+            waiting = [asked for asked in self.server.asked[-3:] if asked.answered_s is None and not asked.is_abandoned]
             if waiting:
                 self.server.abandon(source.choice(waiting))
         elif chance < 0.165 + 0.02 * self._trouble:
@@ -140,7 +140,7 @@ class FleetRun:
             self.promises.check_routed(sent)
 
     def _fall_silent(self) -> None:
-        """An engine stops for a while: often one that has done something, and has not said so yet."""
+        """Silence an engine for a while, often one that has made a change and not answered yet."""
         places = [place for place in self.server.places if place.outbound] or self.server.places
         lasts_s = self._source.choice([0.1, 0.5, 1.5, 4.0])
         self._source.choice(places).silent_until_s = self.server.clock.now() + lasts_s
@@ -153,7 +153,7 @@ class FleetRun:
             self.server.kill(index)
 
     def _touch_files(self) -> None:
-        """The trainer removes a checkpoint, or writes over it while engines read it; later it is whole again."""
+        """Remove a checkpoint, or overwrite it while engines read it; later it is whole again."""
         disk, updates = self.server.disk, [a.change for a in self.server.asked if isinstance(a.change, UpdateWeights)]
         if disk.gone or disk.torn or not updates:
             disk.gone.clear()
@@ -161,7 +161,7 @@ class FleetRun:
         else:
             disk.gone.add(updates[-1].path)
             desired = self.server.fleet.desired
-            if desired is not None and self._source.random() < 0.5:  # under weights that serve already
+            if desired is not None and self._source.random() < 0.5:  # the files of the present weights
                 disk.torn.add(desired.weights[-1].path)
 
     # --- changes ------------------------------------------------------------------------------------

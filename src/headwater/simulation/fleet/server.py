@@ -1,4 +1,4 @@
-"""A server of several engines in virtual time: the real fleet, real loops, and messages that take their time."""
+"""A server with several engines in virtual time: the real fleet, real loops, and messages with delays."""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ from headwater.messages.generation import Generate, Outputs
 from headwater.messages.state import EngineReady, Hello
 from headwater.messages.two_phase import Change, Commit, Prepare, Prepared
 from headwater.simulation.fakes.memory import FakeStagedWeights, FakeWeights
-from headwater.simulation.fleet.engine import FleetEngine, Order
+from headwater.simulation.fleet.engine import FleetEngine, FleetState
 
 FIRST_WEIGHTS = "w0"
 TURN_S = 0.02
@@ -22,11 +22,11 @@ TURN_S = 0.02
 
 @dataclass(slots=True)
 class Place:
-    """Where one engine runs: its process, if there is one, and what is on its way to and from it."""
+    """The place of one engine: its process, if one runs, and the messages in transit."""
 
     index: int
     engine: FleetEngine | None = None
-    loads_at_s: float = 0.0  # until then a new process loads, and reads nothing
+    loads_at_s: float = 0.0  # end of loading, before which a new process reads nothing
     silent_until_s: float = 0.0
     inbound: list[tuple[float, Any]] = field(default_factory=list)  # (arrival, message), in order
     outbound: list[tuple[float, Any]] = field(default_factory=list)
@@ -37,23 +37,23 @@ class Place:
 
 @dataclass(slots=True, eq=False)
 class Asked:
-    """A change that somebody asked for, and when he was told what."""
+    """A change requested by a caller, with its answer."""
 
     call: ChangeCall
     change: Change
     began_s: float
-    told_s: float | None = None
+    answered_s: float | None = None
     is_abandoned: bool = False
-    is_followed: bool = False  # by whoever checks the answers
+    is_followed: bool = False  # by `FleetPromises`
 
     @property
-    def is_told_done(self) -> bool:
+    def is_reported_done(self) -> bool:
         return self.call.outcome is not None and self.call.outcome.is_decided
 
 
 @dataclass(slots=True, eq=False)
 class Sent:
-    """A request, and what came of it."""
+    """A request and its result."""
 
     request: Generate
     engine: int
@@ -65,7 +65,7 @@ class Sent:
 
 
 class Disk:
-    """A path holds the weights of its own name, unless it is gone; one that is torn is read differently by each."""
+    """Weights by path, named like the path. A path can be gone, or torn, so that each reader gets other weights."""
 
     def __init__(self) -> None:
         self.gone: set[str] = set()
@@ -78,7 +78,7 @@ class Disk:
 
 
 class DiskWeights(FakeWeights):
-    """Weights that are read from a disk which others change."""
+    """Weights read from a disk that a trainer changes."""
 
     def __init__(self, disk: Disk, current: str, *, reader: int) -> None:
         super().__init__(current)
@@ -92,7 +92,7 @@ class DiskWeights(FakeWeights):
 
 
 class FleetServer:
-    """Engines, the fleet before them, callers and requests. `turn` moves the time by `TURN_S`."""
+    """Engines, the fleet in front of them, callers and requests. `turn` advances the clock by `TURN_S`."""
 
     def __init__(self, seed: int, num_engines: int) -> None:
         self.clock = ManualClock()
@@ -102,9 +102,9 @@ class FleetServer:
         self.asked: list[Asked] = []
         self.sent: dict[str, Sent] = {}
         self.max_delay_s = 0.0
-        self.not_prepared: dict[str, set[int]] = {}  # by the id of a change: engines asked that have not said they can
-        self.decided_without: list[tuple[str, set[int]]] = []  # changes that were decided though some had not
-        self.history = [(0.0, Order(weights=FIRST_WEIGHTS, label="default"))]  # from when on the server says what
+        self.not_prepared: dict[str, set[int]] = {}  # by id of a change: engines that have not prepared it
+        self.decided_without: list[tuple[str, set[int]]] = []  # changes decided before these engines had prepared
+        self.history = [(0.0, FleetState(weights=FIRST_WEIGHTS, label="default"))]  # reported states, by time
         self._names = itertools.count()
         self.fleet = Fleet(num_engines, new_call_id=self.new_name, started_with=(FIRST_WEIGHTS, "auto"))
         self.places = [Place(index) for index in range(num_engines)]
@@ -115,12 +115,12 @@ class FleetServer:
         return f"{kind}-{next(self._names)}"
 
     @property
-    def says(self) -> Order | None:
-        """What the server says it does; None before the first engine has loaded."""
+    def says(self) -> FleetState | None:
+        """The state that the server reports; None before the first engine has loaded."""
         desired = self.fleet.desired
         if desired is None:
             return None
-        return Order(
+        return FleetState(
             weights=desired.weights_id,
             label=desired.weight_version,
             is_paused=desired.pause is not None,
@@ -130,7 +130,7 @@ class FleetServer:
 
     @property
     def is_busy(self) -> bool:
-        """Whether anything is under way: a message, a change, a request, an engine that is coming back."""
+        """Whether a message, a change, a request or a restart of an engine is in progress."""
         if any(place.inbound or place.outbound for place in self.places) or not math.isinf(self.fleet.next_tick_s):
             return True
         waits = self.says is not None and not self.says.is_serving
@@ -139,11 +139,11 @@ class FleetServer:
     # --- engines ------------------------------------------------------------------------------------
 
     def start(self, index: int, *, load_s: float = 0.0) -> None:
-        """A new process, as the supervisor starts it: with the weights that were told, if they can be read."""
+        """Start a new process, like the supervisor: with the server's present weights, if they can be read."""
         place, told = self.places[index], self.fleet.weights_to_load
         weights_id = FIRST_WEIGHTS if told is None else self.disk.read(told[0], reader=index)
         if weights_id is None:
-            weights_id = FIRST_WEIGHTS  # the real one waits; this one comes with the wrong ones, and must not serve
+            weights_id = FIRST_WEIGHTS  # unlike a real process, it starts with wrong weights, and must not serve
         weights = DiskWeights(self.disk, weights_id, reader=index)
         weights.num_polls = self.source.randint(0, 20)
         place.engine = FleetEngine(self.clock, weights=weights)
@@ -177,7 +177,7 @@ class FleetServer:
         self._post()
 
     def send(self, request: Generate) -> Sent | None:
-        """A request, to an engine that the fleet offers; None if it offers none."""
+        """Send a request to one of the fleet's candidates; None if there is none."""
         offered = self.fleet.candidates()
         if not offered:
             return None
@@ -196,8 +196,8 @@ class FleetServer:
         self.fleet.tick(self.clock.now())
         self._post()
         for asked in self.asked:
-            if asked.told_s is None and asked.call.outcome is not None:
-                asked.told_s = self.clock.now()
+            if asked.answered_s is None and asked.call.outcome is not None:
+                asked.answered_s = self.clock.now()
 
     def _turn(self, place: Place) -> None:
         now_s = self.clock.now()
@@ -240,6 +240,6 @@ class FleetServer:
             place.inbound.append((self._arrival(place.inbound), message))
 
     def _arrival(self, before: list[tuple[float, Any]]) -> float:
-        """Messages may be late, and never overtake each other."""
+        """The arrival of a message, which may be late but never overtakes an earlier one."""
         at_s = self.clock.now() + self.source.random() * self.max_delay_s
         return max(at_s, before[-1][0]) if before else at_s

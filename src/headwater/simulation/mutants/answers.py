@@ -1,4 +1,4 @@
-"""Mutants of what callers name and are told: scopes, queues, order, counts."""
+"""Mutants of scopes, queues, order and the counts in answers."""
 
 from dataclasses import replace
 from typing import Any
@@ -36,7 +36,7 @@ def flush_by_salt_and_key_drops_the_key() -> list[Patch]:
 
 @mutant(profile="flush", seed=1)
 def flush_by_key_is_of_the_salt() -> list[Patch]:
-    """A flush by key takes the salt of that name."""
+    """A flush by key covers the salt of that name."""
     right = Flush.scope
 
     def scope(self: Flush) -> Scope:

@@ -1,4 +1,4 @@
-"""Mutants of tree, pages, leases and copies."""
+"""Mutants of the tree, pages, leases and copies."""
 
 from typing import Any
 

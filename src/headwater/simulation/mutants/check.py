@@ -1,6 +1,6 @@
-"""Shows that random runs notice every mutant, and how soon. Run `python -m headwater.simulation.mutants.check`.
+"""Checks that random runs notice every mutant, and how soon: `python -m headwater.simulation.mutants.check`.
 
-Each hunt begins at seed 0 there, so that the figures are not those of chosen seeds.
+Each hunt begins at seed 0, so that the figures are not those of chosen seeds.
 """
 
 import sys
@@ -24,9 +24,9 @@ def all_mutants() -> list[Mutant]:
 
 
 def hunt(mutant: Mutant, *, max_turns: int, first_seed: int | None = None) -> Verdict:
-    """Play runs with `mutant` in force until a promise is broken, or `max_turns` have gone by.
+    """Play runs with `mutant` in force until a promise is broken, for at most about `max_turns` turns.
 
-    `first_seed`: None for the seed by which it was met early.
+    `first_seed` of None is the seed of an early meeting.
     """
     first_seed = mutant.seed if first_seed is None else first_seed
     num_turns = num_runs = 0

@@ -1,4 +1,4 @@
-"""Servers of several engines that are wrong in known ways. `python -m` this module hunts them all."""
+"""Mutants of servers with several engines. `python -m` this module hunts all of them."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -57,7 +57,7 @@ def hunt_fleet(mutant: Mutant, *, max_turns: int, first_seed: int | None = None)
 
 @fleet_mutant()
 def the_first_to_be_ready_decides() -> list[Patch]:
-    """A change is decided when one engine has prepared it, not all."""
+    """A change is decided as soon as one engine has prepared it."""
     right = Fleet._answered
 
     def hear(self: Fleet, call: ChangeCall, engine: int, answer: Any, now_s: float) -> None:
@@ -70,7 +70,7 @@ def the_first_to_be_ready_decides() -> list[Patch]:
 
 @fleet_mutant()
 def a_refusal_is_overheard() -> list[Patch]:
-    """An engine that cannot make a change is left out, and the others make it."""
+    """The other engines make a change that one engine cannot make."""
     right = Fleet._answered
 
     def hear(self: Fleet, call: ChangeCall, engine: int, answer: Any, now_s: float) -> None:
@@ -88,7 +88,7 @@ def a_refusal_is_overheard() -> list[Patch]:
 
 @fleet_mutant(seed=1)
 def files_are_not_compared() -> list[Patch]:
-    """Two engines that have read different files under one path both put them in place."""
+    """Two engines that read different files under one path both install them."""
     right = Fleet._answered
 
     def hear(self: Fleet, call: ChangeCall, engine: int, answer: Any, now_s: float) -> None:
@@ -101,7 +101,7 @@ def files_are_not_compared() -> list[Patch]:
 
 @fleet_mutant()
 def prepared_is_done() -> list[Patch]:
-    """An engine carries a change out when it has prepared it, without waiting for the word."""
+    """An engine makes a change as soon as it is prepared, without waiting for the decision."""
     right = PendingOperations._report_prepared
 
     def report_prepared(self: PendingOperations, pending: PendingOperation) -> None:
@@ -131,13 +131,13 @@ def commits_overlap() -> list[Patch]:
 
 @fleet_mutant(seed=57)
 def late_calls_are_taken() -> list[Patch]:
-    """A call that is read after its deadline is carried out."""
+    """An engine carries out a call that it reads after the deadline."""
     return [(loop_module, "is_expired", lambda call, now_s: False)]
 
 
 @fleet_mutant(seed=3)
 def operations_outlive_their_caller() -> list[Patch]:
-    """What an engine has begun is not given up when nobody waits for it any more, and is carried out at last."""
+    """An engine finishes an operation that it has begun, even if its caller has gone."""
     right = PendingOperation.has_expired
 
     def has_expired(self: PendingOperation, clock: Any) -> bool:
@@ -150,7 +150,7 @@ def operations_outlive_their_caller() -> list[Patch]:
 
 @fleet_mutant()
 def a_given_up_change_is_committed() -> list[Patch]:
-    """Engines are told to carry a change out that was given up."""
+    """Engines get the decision to make a change that was given up."""
     right = Fleet._cancel
 
     def cancel(self: Fleet, call: ChangeCall, engines: Iterable[int]) -> None:
@@ -186,7 +186,7 @@ def a_fence_falls_with_the_next_change() -> list[Patch]:
 
 @fleet_mutant()
 def a_new_process_serves_at_once() -> list[Patch]:
-    """An engine that was started anew gets requests before anybody has looked at it."""
+    """A restarted engine gets requests before its state was checked."""
     right = Fleet.engine_ready
 
     def engine_ready(self: Fleet, engine: int, ready: Any, now_s: float) -> None:
@@ -199,13 +199,13 @@ def a_new_process_serves_at_once() -> list[Patch]:
 
 @fleet_mutant()
 def those_behind_get_requests() -> list[Patch]:
-    """While a change is being confirmed, requests go to engines that have not, though others have."""
+    """While a change is being confirmed, requests go to engines that have not confirmed it, although others have."""
     return [(Fleet, "candidates", lambda self: [s.index for s in self.standings if s.is_serving])]
 
 
 @fleet_mutant(seed=85)
 def late_commits_are_shrugged_off() -> list[Patch]:
-    """An engine that hears too late of a decision goes on taking requests in its old state."""
+    """An engine that gets a decision too late continues to take requests in its old state."""
     right = ControlPlane._commit
 
     def commit(self: ControlPlane, message: Commit, client: bytes) -> None:
@@ -216,7 +216,7 @@ def late_commits_are_shrugged_off() -> list[Patch]:
     return [(ControlPlane, "_commit", commit)]
 
 
-# --- what a restarted engine gets back --------------------------------------------------------------------
+# --- the state of a restarted engine ----------------------------------------------------------------------
 
 
 def _forgets(kind: type) -> list[Patch]:
@@ -243,19 +243,19 @@ def the_label_is_not_brought_back() -> list[Patch]:
 
 @fleet_mutant()
 def the_pause_is_not_brought_back() -> list[Patch]:
-    """An engine that is started while the server is paused runs."""
+    """An engine that starts during a pause runs requests."""
     return _forgets(PauseGeneration)
 
 
 @fleet_mutant()
 def released_memory_is_taken_again() -> list[Patch]:
-    """An engine that is started while memory is released keeps its own."""
+    """An engine that starts while memory is released keeps its memory."""
     return _forgets(ReleaseMemory)
 
 
 @fleet_mutant()
 def the_store_is_not_brought_back() -> list[Patch]:
-    """A restarted engine has no store, or that of the command line."""
+    """A restarted engine has no store, or the one of the command line."""
     right = standing_module.difference
 
     def difference(standing: Standing, state: EngineState, desired: DesiredState, *, call_id: str) -> Any:
@@ -266,7 +266,7 @@ def the_store_is_not_brought_back() -> list[Patch]:
 
 @fleet_mutant()
 def a_detach_is_forgotten() -> list[Patch]:
-    """A store that was detached comes back with an engine that missed it."""
+    """A detached store returns with an engine that missed the detach."""
     right = DesiredState.after
 
     def after(self: DesiredState, change: Change, **more: Any) -> DesiredState:
@@ -278,7 +278,7 @@ def a_detach_is_forgotten() -> list[Patch]:
 
 @fleet_mutant(seed=1)
 def other_weights_will_do() -> list[Patch]:
-    """An engine that reads other weights than were told, from the same path, serves with them."""
+    """An engine that reads other weights from the same path serves with them."""
     right = Restoring._next_step
 
     def next_step(self: Restoring, standing: Standing, state: EngineState, desired: DesiredState, now_s: float) -> None:
@@ -291,7 +291,7 @@ def other_weights_will_do() -> list[Patch]:
 
 @fleet_mutant(seed=3)
 def who_comes_during_a_change_misses_it() -> list[Patch]:
-    """An engine that begins to serve while a change is being prepared is taken to have made it."""
+    """An engine that begins to serve while a change is being prepared counts as having made it."""
     right = Fleet._record
 
     def record(self: Fleet, call: ChangeCall, **more: Any) -> None:
@@ -303,7 +303,7 @@ def who_comes_during_a_change_misses_it() -> list[Patch]:
 
 @fleet_mutant(seed=14)
 def late_answers_are_lost() -> list[Patch]:
-    """What the only engine did in time, but said too late, is not remembered: a restart loses it."""
+    """A change that the only engine made in time but reported too late is forgotten, so a restart loses it."""
     right = Fleet._answered_directly
 
     def hear_direct(self: Fleet, call: ChangeCall, engine: int, answer: Any, now_s: float) -> None:

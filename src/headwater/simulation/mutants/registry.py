@@ -1,7 +1,7 @@
-"""Known-wrong engines: each breaks one rule of the design, and random runs must notice.
+"""Mutants: engines that break one rule of the design each, which random runs must notice.
 
-A mutant replaces one method while it is in force. Its docstring says what it breaks; docs/mutants.md
-lists how many turns each took.
+A mutant replaces one method while it is in force. Its docstring names the broken rule; docs/mutants.md lists the turns
+that each hunt took.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ MakePatches = Callable[[], list[Patch]]
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One way to be wrong. `profile` is one whose runs meet it often, `seed` one of a run that met it early."""
+    """One broken rule. Runs of `profile` meet it often, and the run of `seed` meets it early."""
 
     name: str
     breaks: str
@@ -26,7 +26,7 @@ class Mutant:
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
-        """The engine is wrong in this way within the block."""
+        """Break the rule within the block."""
         with ExitStack() as stack:
             for owner, name, replacement in self.make_patches():
                 stack.enter_context(patch.object(owner, name, replacement))
@@ -35,7 +35,7 @@ class Mutant:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether and how a mutant was caught; `num_turns` is the sum over all runs it took."""
+    """Whether and how a mutant was noticed; `num_turns` is the sum over all runs of the hunt."""
 
     mutant: str
     promise: str | None

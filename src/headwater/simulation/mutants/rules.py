@@ -309,7 +309,7 @@ def memory_is_released_under_a_step() -> list[Patch]:
     return [(MemoryRelease, "__init__", init)]
 
 
-# --- the loop and what it looks after ---------------------------------------------------------------
+# --- the loop and pins ------------------------------------------------------------------------------
 
 
 @mutant()

@@ -1,4 +1,4 @@
-"""Who sends what in random runs: clients, engines, and what was sent lately."""
+"""The callers of random runs: their clients, engines and recent messages."""
 
 import random
 from collections import deque
@@ -11,18 +11,18 @@ _CLIENTS = ("one", "two")
 
 
 class Callers:
-    """Makes deliveries of messages, and remembers the last ones so that they can be aborted and cancelled."""
+    """Makes deliveries of messages, and keeps the latest ones so that they can be aborted and cancelled."""
 
     def __init__(self, source: random.Random) -> None:
         self._source = source
         self._num_sent = 0
-        self._due: list[tuple[int, Event]] = []  # and after how many events
+        self._due: list[tuple[int, Event]] = []  # with the number of events before them
         self.num_engines = 1
         self.rids: deque[str] = deque(maxlen=12)
         self.calls: deque[tuple[int, str, str]] = deque(maxlen=8)  # engine, client, call id
 
     def call(self, make: Callable[[str], ToEngine], engine: int | None = None) -> Deliver:
-        """A call with a fresh id, to `engine` or any."""
+        """A call with a fresh id, to `engine` or to a random one."""
         call_id = self.call_id()
         client = self.client()
         engine = self.engine() if engine is None else engine
@@ -45,7 +45,7 @@ class Callers:
         return self._source.choice(_CLIENTS)
 
     def later(self, event: Event) -> None:
-        """Let `event` happen a few events from now: what ends a pause or a release."""
+        """Schedule `event` a few events from now, such as the end of a pause or a release."""
         self._due.append((self._source.randrange(1, 12), event))
 
     def take_due(self) -> Iterator[Event]:

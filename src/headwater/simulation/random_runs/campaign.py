@@ -14,12 +14,12 @@ ALL_PROFILES = "all"
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """`num_runs` runs from `first_seed` on. Raises ValueError for what cannot be."""
+    """`num_runs` runs from `first_seed` on. Raises ValueError for invalid values."""
 
     first_seed: int
     num_runs: int
     turns_per_run: int
-    profile: str = ALL_PROFILES  # or one name; with all, each seed has its own
+    profile: str = ALL_PROFILES  # or one name; with all, the seed determines the profile
     num_jobs: int = 1
 
     def __post_init__(self) -> None:
@@ -30,13 +30,13 @@ class Campaign:
             find_profile(self.profile)
 
     def profile_of(self, seed: int) -> str:
-        """Which profile a seed has: the same in every campaign over all profiles."""
+        """The profile of a seed, the same in every campaign over all profiles."""
         names = list(PROFILES)
         return names[seed % len(names)] if self.profile == ALL_PROFILES else self.profile
 
 
 def run_campaign(campaign: Campaign, *, on_turns: Callable[[int], None] | None = None) -> Iterator[RunResult]:
-    """Results as they come, not in order of the seeds. `on_turns` hears how many turns have gone by."""
+    """Yield results as they arrive, not in the order of seeds. `on_turns` gets the turns since its last call."""
     seeds = range(campaign.first_seed, campaign.first_seed + campaign.num_runs)
     if campaign.num_jobs == 1:
         collect_rarely()
@@ -46,7 +46,7 @@ def run_campaign(campaign: Campaign, *, on_turns: Callable[[int], None] | None =
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(campaign.num_jobs, mp_context=context, initializer=collect_rarely) as pool:
         waiting: set[Future[RunResult]] = set()
-        for seed in seeds:  # a few ahead: who stops early leaves little behind
+        for seed in seeds:  # only a few ahead, so that an early stop discards little
             waiting.add(pool.submit(_run, seed, campaign.profile_of(seed), campaign.turns_per_run))
             if len(waiting) >= 2 * campaign.num_jobs:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -55,7 +55,7 @@ def run_campaign(campaign: Campaign, *, on_turns: Callable[[int], None] | None =
 
 
 def collect_rarely() -> None:
-    """Have Python look for cycles less often, in this process: trees live a whole run, requests are few."""
+    """Make this process collect garbage less often: trees live for a whole run, and requests are few."""
     gc.set_threshold(20_000, 20, 20)
 
 

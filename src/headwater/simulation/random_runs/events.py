@@ -1,4 +1,4 @@
-"""A run as data: what happened to the engines, in order. Written as JSON, played again, cut shorter."""
+"""A run as data: the events of its engines in order, for a JSON file, for replay and for shortening."""
 
 from typing import Literal
 
@@ -6,18 +6,18 @@ import msgspec
 
 from headwater.messages.generation import Generate
 from headwater.messages.wire import ToEngine
-from headwater.simulation.driver import EngineShape
+from headwater.simulation.engine_shape import EngineShape
 
 
 class Turns(msgspec.Struct, tag="turns", frozen=True):
-    """All engines turn `count` times; their clocks move by `advance_s` after each turn."""
+    """All engines turn `count` times; their clocks advance by `advance_s` after each turn."""
 
     count: int
     advance_s: float
 
 
 class Deliver(msgspec.Struct, tag="deliver", frozen=True):
-    """A message for the next turn of an engine."""
+    """A message for an engine's next turn."""
 
     message: ToEngine
     client: str
@@ -25,7 +25,7 @@ class Deliver(msgspec.Struct, tag="deliver", frozen=True):
 
 
 class FollowUp(msgspec.Struct, tag="follow_up", frozen=True):
-    """The next turn of a conversation: prompt and text so far of `parent`, and then the prompt of `message`."""
+    """The next turn of a conversation: prompt and text of `parent`, then the prompt of `message`."""
 
     message: Generate
     client: str
@@ -34,19 +34,19 @@ class FollowUp(msgspec.Struct, tag="follow_up", frozen=True):
 
 
 class Faults(msgspec.Struct, tag="faults", frozen=True):
-    """How things go from now on. The defaults are no faults at all."""
+    """The faults from now on; none by default."""
 
-    copy_polls: int = 0  # a copy takes up to so many turns
+    copy_polls: int = 0  # most turns of a copy
     copy_failures: float = 0.0
-    job_polls: int = 0  # a call of the store takes up to so many turns
+    job_polls: int = 0  # most turns of a store call
     job_hangs: float = 0.0
-    staging_polls: int = 1  # looks until new weights are read
+    staging_polls: int = 1  # polls until new weights are read
     store_fails: float = 0.0
     store_writes_late: float = 0.0
     store_flips: float = 0.0
     store_full: float = 0.0
     store_is_read_only: bool = False
-    copy_hangs: float = 0.0  # copies that take some hundred turns
+    copy_hangs: float = 0.0  # copies that take several hundred turns
     store_truncates: float = 0.0
     store_loses: float = 0.0
     step_faults: float = 0.0  # steps that raise
@@ -54,11 +54,11 @@ class Faults(msgspec.Struct, tag="faults", frozen=True):
 
 
 class ComeBack(msgspec.Struct, tag="come_back", frozen=True):
-    """Calls of the store that hang come back, and writes that were thought lost arrive."""
+    """Hanging store calls return, and late writes arrive."""
 
 
 class Crash(msgspec.Struct, tag="crash", frozen=True):
-    """An engine dies and is started again: its cache is empty, its clients have been told, the store stays."""
+    """An engine dies and restarts: its cache is empty, its clients have got an error, and the store stays."""
 
     engine: int = 0
 
@@ -67,11 +67,11 @@ Event = Turns | Deliver | FollowUp | Faults | ComeBack | Crash
 
 
 class Trace(msgspec.Struct, frozen=True):
-    """Everything a run depends on."""
+    """Everything that determines a run."""
 
     seed: int
     profile: str
-    shapes: tuple[EngineShape, ...]  # engines, which share a store if they have one
+    shapes: tuple[EngineShape, ...]  # of the engines, which share a store if they have one
     store_bytes: int  # 0: no store
     events: tuple[Event, ...]
     store_kind: Literal["memory", "file"] = "memory"
@@ -82,7 +82,7 @@ decode_trace = msgspec.json.Decoder(Trace).decode
 
 
 def describe(event: Event) -> str:
-    """One short line."""
+    """An event as one short line."""
     match event:
         case Turns():
             return f"{event.count} turns, {event.advance_s:g} s each"

@@ -1,4 +1,4 @@
-"""What operators do to random runs: flushes, pauses, new weights, memory, pins, stores."""
+"""The operators' part in random runs: flushes, pauses, new weights, memory, pins, stores."""
 
 import random
 from collections.abc import Iterator
@@ -24,8 +24,8 @@ from headwater.simulation.random_runs.prompts import Prompts
 from headwater.simulation.random_runs.requests import Requests
 
 
-class Operations:
-    """Each method is one thing that an operator does, as events."""
+class Operators:
+    """Each method is one action of an operator, as events."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Operations:
         engine = self._callers.engine()
         flush = FlushCache(call_id="", tiers=tiers, **fields)  # type: ignore[arg-type]
         yield self._callers.call(lambda call_id: msgspec.structs.replace(flush, call_id=call_id), engine)
-        if "storage" in tiers:  # who comes while the store has not acknowledged finds nothing in it
+        if "storage" in tiers:  # requests before the acknowledgement find nothing in the store
             yield Turns(source.choice([1, 2]), 0.001)
             for _ in range(3):
                 yield Deliver(self._requests.generate([*self._prompts.stem(), 1]), self._callers.client(), engine)
@@ -152,7 +152,7 @@ class Operations:
             yield self._callers.call(lambda call_id: GetWeights(call_id=call_id, name=name))
 
     def everywhere(self) -> Iterator[Event]:
-        """One flush of everything to every engine, as the API process sends it."""
+        """Flush everything on every engine, as the API process does."""
         source = self._source
         tiers = ("device", "host", "storage") if self._has_store and source.random() < 0.5 else ()
         flush = FlushCache(call_id="", tiers=tiers, mode=source.choice(["idle", "now", "drain"]), timeout_s=5.0)
@@ -160,7 +160,7 @@ class Operations:
             yield self._callers.call(lambda call_id: msgspec.structs.replace(flush, call_id=call_id), engine)
 
     def warming(self) -> Iterator[Event]:
-        """A prefix is computed ahead, and pinned when it should be there."""
+        """Compute a prefix ahead, and pin it when it should be cached."""
         engine = self._callers.engine()
         stem = self._prompts.stem()
         request = self._requests.generate(stem, max_new_tokens=0)

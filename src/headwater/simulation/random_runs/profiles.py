@@ -1,4 +1,4 @@
-"""What random runs are made of: how often each thing happens, and how badly things go."""
+"""The profiles of random runs: the frequency of each event, and the severity of faults."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Relative frequencies of events, and chances of what an engine has."""
+    """Relative frequencies of events, and the chances of an engine's features."""
 
     name: str
     requests: int = 50
@@ -22,22 +22,22 @@ class Profile:
     pins: int = 2
     attaches: int = 1
     questions: int = 2
-    quiet: int = 2  # nothing comes for a while
+    quiet: int = 2  # a while without messages
     inspections: int = 0
     flushes_everywhere: int = 0
     warmings: int = 0
     disconnects: int = 0
     nonsense: int = 0
-    crashes: int = 0  # of engines, which start again with an empty cache
+    crashes: int = 0  # of engines, which restart with an empty cache
     fault_level: float = 1.0  # 0: none
-    has_rare_faults: bool = False  # copies that hang, pages that a store has cut short or lost
+    has_rare_faults: bool = False  # hanging copies, pages truncated or lost by a store
     has_step_faults: bool = False
-    has_events: float = 0.0  # chance that the events of the cache are followed
-    page_sizes: tuple[int, ...] = (4,)  # tokens; one of these for all engines of a run
+    has_events: float = 0.0  # chance that a mirror follows the cache's events
+    page_sizes: tuple[int, ...] = (4,)  # in tokens; one of these for all engines of a run
     has_host: float = 0.7
-    has_store: float = 0.5  # of those with a host tier
-    has_two_engines: float = 0.3  # of those with a store
-    num_device_pages: tuple[int, ...] = (24, 40, 80)  # of 4 tokens; one of these, as of what follows
+    has_store: float = 0.5  # share of the engines with a host tier
+    has_two_engines: float = 0.3  # share of the runs with a store
+    num_device_pages: tuple[int, ...] = (24, 40, 80)  # pages of 4 tokens; one of these, as for the next fields
     num_host_pages: tuple[int, ...] = (20, 60, 150)
     store_bytes: tuple[int, ...] = (3000, 20_000, 1 << 20)
     store_kind: Literal["memory", "file"] = "memory"

@@ -1,12 +1,12 @@
-"""What prompts random runs send: prefixes that requests share, under the namespaces of tenants."""
+"""The prompts of random runs: prefixes that requests share, in the namespaces of tenants."""
 
 import random
 from itertools import accumulate
 
-from headwater.simulation.driver import VOCAB_SIZE
+from headwater.simulation.engine_shape import VOCAB_SIZE
 from headwater.simulation.random_runs.profiles import Profile
 
-_NAMESPACES = (  # salts and keys that the requests of a run choose from
+_NAMESPACES = (  # salts and keys for the requests of a run
     (("",), ("",)),
     (("", "", "", "salt"), ("", "", "key")),
 )
@@ -14,7 +14,7 @@ _SKEW = 0.8  # of Zipf's law over the shared prefixes
 
 
 class Prompts:
-    """Draws prompts. `salts` and `keys` are the namespaces of the run, as often as they are used."""
+    """Draws prompts. `salts` and `keys` are the namespaces of the run, repeated by their frequency."""
 
     def __init__(self, source: random.Random, profile: Profile) -> None:
         self._source = source
@@ -23,11 +23,11 @@ class Prompts:
         self.salts, self.keys = source.choice(_NAMESPACES)
 
     def stem(self) -> list[int]:
-        """One of the shared prefixes, the first ones more often."""
+        """One of the shared prefixes; the first ones are more frequent."""
         return self._source.choices(self._stems, cum_weights=self._weights)[0]
 
     def prompt(self) -> list[int]:
-        """Mostly a shared prefix or a part of it, and a few tokens."""
+        """Usually a shared prefix or a part of it, then a few tokens."""
         if self._source.random() < 0.1:
             return self.tokens(self._source.randrange(1, 90))  # some are longer than the context
         stem = self.stem()
@@ -45,7 +45,7 @@ class Prompts:
         return tokens
 
     def _make_stems(self, count: int) -> list[list[int]]:
-        """Many begin as another one does."""
+        """Make `count` prefixes; many begin like another one."""
         stems: list[list[int]] = []
         for _ in range(count):
             head = self._source.choice(stems) if stems and self._source.random() < 0.6 else []

@@ -1,4 +1,4 @@
-"""Requests of random runs: alone, in conversations, in bursts, given up."""
+"""The requests of random runs: single ones, conversations, bursts and aborts."""
 
 import random
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from headwater.simulation.random_runs.prompts import Prompts
 
 
 class Requests:
-    """Each method is one thing that clients do, as events."""
+    """Each method is one action of clients, as events."""
 
     def __init__(self, source: random.Random, *, prompts: Prompts, callers: Callers) -> None:
         self._source = source
@@ -28,7 +28,7 @@ class Requests:
             yield FollowUp(self.generate(more), self._callers.client(), parent, self._callers.engine())
 
     def burst(self) -> Iterator[Event]:
-        """Several requests with the same beginning: each by itself, or all in one message."""
+        """Several requests with the same beginning, in separate messages or in one."""
         stem = self._prompts.stem()
         events: list[Deliver] = []
         items: list[Generate] = []
@@ -44,12 +44,12 @@ class Requests:
     def abort(self) -> Iterator[Event]:
         rid = self._source.choice(self._callers.rids) if self._callers.rids else "r0"
         match = self._source.choices(["exact", "prefix", "all"], [12, 1, 1])[0]
-        if match == "prefix":  # which others begin with, too
+        if match == "prefix":  # which other names share
             rid = rid[:-1]
         yield self._callers.call(lambda call_id: Abort(call_id=call_id, rid=rid, match=match))  # type: ignore[arg-type]
 
     def generate(self, prompt: list[int], *, max_new_tokens: int | None = None) -> Generate:
-        """A request with this prompt and random parameters. `max_new_tokens`: None for a random number."""
+        """A request with this prompt and random parameters; `max_new_tokens` of None is random as well."""
         source = self._source
         rid = self._callers.rid()
         logprobs = None

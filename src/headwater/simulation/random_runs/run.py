@@ -1,4 +1,4 @@
-"""Plays runs, and says what broke."""
+"""Plays runs, and reports broken promises."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,23 +11,24 @@ from headwater.messages.generation import Generate, GenerateBatch
 from headwater.messages.weights import ResumeMemory
 from headwater.messages.wire import ToEngine
 from headwater.simulation.checks.violation import Violation, demand
-from headwater.simulation.driver import Driver, EngineShape
-from headwater.simulation.fakes.shared_world import World
+from headwater.simulation.driver import Driver
+from headwater.simulation.engine_shape import EngineShape
+from headwater.simulation.fakes.shared_world import SharedWorld
 from headwater.simulation.fakes.store import StoreFaults, UnreliableStore
 from headwater.simulation.fakes.store_media import open_medium
 from headwater.simulation.random_runs.events import ComeBack, Crash, Deliver, Event, Faults, FollowUp, Trace, Turns
 from headwater.simulation.random_runs.profiles import Profile
 from headwater.simulation.random_runs.workload import Workload
 
-AUDIT_EVERY = 8  # turns; the rest is checked every turn
-_LAST_TURNS = 5000  # within which everything must have ended once faults are off
-_MAX_STALL = 10  # turns that requests may wait for nothing
+AUDIT_EVERY = 8  # in turns; all other checks run every turn
+_LAST_TURNS = 5000  # within which everything must end without faults
+_MAX_STALL = 10  # turns for which requests may wait without a reason
 _LAST_CLIENT = b"last"
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A broken promise: the run up to there is all it takes to see it again."""
+    """A broken promise, with the run that repeats it."""
 
     promise: str
     message: str
@@ -37,7 +38,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What one run did. `failure` is None if every promise was kept."""
+    """The figures of one run. `failure` is None if every promise was kept."""
 
     seed: int
     num_turns: int
@@ -47,12 +48,12 @@ class RunResult:
     failure: Failure | None
 
 
-class Run:
-    """Engines, the store they share, and what has happened to them."""
+class RandomRun:
+    """A run's engines, their shared store, and the events so far."""
 
     def __init__(self, trace: Trace, *, audit_every: int = AUDIT_EVERY) -> None:
         self.trace = trace
-        self.world = World()
+        self.world = SharedWorld()
         self.num_turns = 0
         self.num_calls = 0
         self.num_requests = 0
@@ -62,11 +63,11 @@ class Run:
             self.store = UnreliableStore(medium, seed=trace.seed)
         self._audit_every = audit_every
         self._faults = Faults()
-        self._num_reused_before = 0  # pages, by engines that have died
+        self._num_reused_before = 0  # in pages, by engines that have died
         self.engines = [self._start(shape) for shape in trace.shapes]
 
     def play(self, event: Event) -> None:
-        """Let `event` happen. Raises `Violation`."""
+        """Apply `event`. Raises `Violation`."""
         match event:
             case Turns():
                 for _ in range(event.count):
@@ -85,31 +86,31 @@ class Run:
                 self._restart(event.engine)
 
     def finish(self) -> None:
-        """Without faults everything ends: each request, each call, each copy; all pages come back."""
+        """Turn off faults and check that every request, call and copy ends, and that all pages are freed."""
         self._set_faults(Faults())
         for engine in self.engines:
             engine.send(ContinueGeneration(call_id="last-continue"), client=_LAST_CLIENT)
             engine.send(ResumeMemory(call_id="last-resume"), client=_LAST_CLIENT)
-        for _ in range(4):  # whatever was still pending may close admission again
+        for _ in range(4):  # pending operations may close admission again
             self._come_back()
             self._until(lambda engine: not engine.calls.pending)
         for engine in self.engines:
-            for number in range(2):  # a release that was pending may have come after the first resume
+            for number in range(2):  # a pending release may have followed the first resume
                 engine.send(ResumeMemory(call_id=f"last-resume-{number}"), client=_LAST_CLIENT)
             engine.send(ContinueGeneration(call_id="last-continue-0"), client=_LAST_CLIENT)
         self._until(lambda engine: not engine.oracle.active and not engine.calls.pending)
         for engine in self.engines:
-            engine.send(FlushCache(call_id="last-flush", timeout_s=60.0), client=_LAST_CLIENT)  # ends pins, too
+            engine.send(FlushCache(call_id="last-flush", timeout_s=60.0), client=_LAST_CLIENT)  # ends pins as well
         self._until(lambda engine: not engine.calls.pending)
         self._turn(30.0)
-        self._turn(0.01)  # pins that held nothing have expired
+        self._turn(0.01)  # empty pins expire
         self._until(lambda engine: not engine.parts.blockers() and not engine.runner.open_steps)
         for engine in self.engines:
             engine.check_all_pages_back()
             demand(engine.parts.control.num_pending == 0, "answered_once", "an operation is left")
 
     def close(self) -> None:
-        """Let go of the store, and of the files that it has."""
+        """Close the store, and delete its files."""
         if self.store is not None:
             self.store.close()
 
@@ -121,11 +122,11 @@ class Run:
 
     def _start(self, shape: EngineShape) -> Driver:
         engine = Driver(shape, world=self.world, audit_every=self._audit_every, backend=self.store)
-        engine.store = self.store
+        engine.engine.store = self.store
         return engine
 
     def _restart(self, index: int) -> None:
-        """Nothing of the old process is looked at any more; what it left in the store is."""
+        """Replace an engine by a new one. The old engine's pages in the store stay."""
         old = self.engines[index]
         self._num_reused_before += old.oracle.num_pages_reused
         self.engines[index] = self._start(old.shape)
@@ -138,7 +139,7 @@ class Run:
             engine.clock.advance(advance_s)
 
     def _until(self, is_reached: Callable[[Driver], bool]) -> None:
-        stalls = [0] * len(self.engines)  # turns in a row in which an engine has work, and does nothing
+        stalls = [0] * len(self.engines)  # consecutive turns in which an engine has work but does nothing
         for _ in range(_LAST_TURNS):
             if all(is_reached(engine) for engine in self.engines):
                 return
@@ -163,7 +164,7 @@ class Run:
         self.engines[engine].send(message, client=client.encode())
 
     def _conversation(self, parent: str) -> list[int]:
-        """Prompt and text so far of a request; empty if it never came (the run was cut)."""
+        """Prompt and text of a request so far; empty if it was never sent, in a shortened run."""
         for engine in self.engines:
             if parent in engine.answers:
                 return engine.prompts[parent] + engine.answers[parent].tokens
@@ -194,7 +195,7 @@ class Run:
 
     def _come_back(self) -> None:
         for engine in self.engines:
-            engine.jobs.let_go()
+            engine.jobs.release_hanging()
         if self.store is not None:
             self.store.land_late_writes()
 
@@ -202,7 +203,7 @@ class Run:
 def random_run(
     seed: int, *, profile: Profile, num_turns: int, on_turns: Callable[[int], None] | None = None
 ) -> RunResult:
-    """Play a random run of about `num_turns` turns; `on_turns` hears of each batch of turns as it goes by."""
+    """Play a random run of about `num_turns` turns. `on_turns` gets the size of each batch of turns."""
     workload = Workload(seed, profile)
     header = Trace(seed, profile.name, workload.shapes, workload.store_bytes, (), store_kind=profile.store_kind)
     return _play(header, workload.events(), num_turns=num_turns, on_turns=on_turns)
@@ -216,7 +217,7 @@ def replay(trace: Trace) -> RunResult:
 def _play(
     header: Trace, events: Iterable[Event], *, num_turns: int | None, on_turns: Callable[[int], None] | None
 ) -> RunResult:
-    run = Run(header)
+    run = RandomRun(header)
     played: list[Event] = []
     failure = None
     try:

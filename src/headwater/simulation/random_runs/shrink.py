@@ -1,4 +1,4 @@
-"""Cuts a failing run down to the events it takes (delta debugging; Zeller and Hildebrandt, 2002)."""
+"""Shortens a failing run to the necessary events (delta debugging; Zeller and Hildebrandt, 2002)."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +9,7 @@ from headwater.simulation.random_runs.run import Failure, replay
 
 
 def shrink(failure: Failure, *, may_go_on: Callable[[int], bool]) -> Failure:
-    """The same broken promise with fewer events. `may_go_on` is asked with the events left, before each replay."""
+    """The same broken promise with fewer events. Before each replay, `may_go_on` gets the number of events left."""
     best = failure
     num_parts = 2
     while len(best.trace.events) >= 2:
@@ -30,7 +30,7 @@ def shrink(failure: Failure, *, may_go_on: Callable[[int], bool]) -> Failure:
 
 
 def _shorter_turns(failure: Failure) -> Failure:
-    """One turn where there were several, as far as that fails alike."""
+    """The failure with one turn instead of several, where it is still the same."""
     best = failure
     for index, event in enumerate(failure.trace.events):
         if isinstance(event, Turns) and event.count > 1:
@@ -42,7 +42,7 @@ def _shorter_turns(failure: Failure) -> Failure:
 
 
 def _fails_alike(failure: Failure, events: tuple[Event, ...]) -> Failure | None:
-    """The failure of a run of `events` if it breaks the same promise; its trace ends where it fails."""
+    """The failure of a run of `events`, if it breaks the same promise. Its trace ends there."""
     trace: Trace = msgspec.structs.replace(failure.trace, events=events)
     found = replay(trace).failure
     return found if found is not None and found.promise == failure.promise else None

@@ -1,4 +1,4 @@
-"""What goes wrong in random runs: faults, clients that vanish, calls that cannot be, engines that die."""
+"""The trouble in random runs: faults, clients that disconnect, invalid calls, crashes."""
 
 import random
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ class Trouble:
         self._has_store = has_store
 
     def faults(self) -> Faults:
-        """How things go from now on."""
+        """Random faults from now on."""
         source, level = self._source, self._profile.fault_level
         if level == 0 or source.random() < 0.3 / level:
             return Faults()
@@ -59,7 +59,7 @@ class Trouble:
         )
 
     def disconnect(self) -> Iterator[Event]:
-        """A client goes away: its requests are aborted, and what it waited for is cancelled."""
+        """Disconnect a client, which aborts its requests and cancels its calls."""
         rids = [rid for rid in self._callers.rids if self._source.random() < 0.4]
         calls = [call for call in self._callers.calls if self._source.random() < 0.3]
         for rid in rids:
@@ -70,7 +70,7 @@ class Trouble:
             yield Deliver(CancelOperation(call_id=self._callers.call_id(), started_by_call=started), client, engine)
 
     def nonsense(self) -> Iterator[Event]:
-        """A call that has to be refused, or a request under a rid that may be in use."""
+        """An invalid call, or a request whose rid may be in use."""
         if self._callers.rids and self._source.random() < 0.2:
             request = msgspec.structs.replace(
                 self._requests.generate([1, 2, 3]), rid=self._source.choice(self._callers.rids)

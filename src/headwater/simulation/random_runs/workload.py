@@ -1,4 +1,4 @@
-"""Random runs: engines, requests, operations and faults, all from one seed."""
+"""The events of a random run (engines, requests, operations and faults), all from one seed."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -7,10 +7,10 @@ from itertools import accumulate
 
 from headwater.cache.host_tier import WritePolicy
 from headwater.cache.storage.tier import PrefetchPolicy
-from headwater.simulation.driver import VOCAB_SIZE, EngineShape
+from headwater.simulation.engine_shape import VOCAB_SIZE, EngineShape
 from headwater.simulation.random_runs.callers import Callers
 from headwater.simulation.random_runs.events import ComeBack, Event, Turns
-from headwater.simulation.random_runs.operations import Operations
+from headwater.simulation.random_runs.operations import Operators
 from headwater.simulation.random_runs.profiles import Profile
 from headwater.simulation.random_runs.prompts import Prompts
 from headwater.simulation.random_runs.requests import Requests
@@ -18,10 +18,10 @@ from headwater.simulation.random_runs.trouble import Trouble
 
 
 class Workload:
-    """Knows what it has sent, and nothing of what came of it: a run can be cut and is still a run.
+    """Makes events from its seed and its earlier events, never from their results, so a run can be shortened.
 
-    A seed means the same run for ever, so that one which failed once stays a test: what is added here must
-    draw nothing in profiles that do without it.
+    A seed must always mean the same run, so that a failed seed remains a test. Additions to this code must not draw
+    random numbers in profiles without them.
     """
 
     def __init__(self, seed: int, profile: Profile) -> None:
@@ -49,7 +49,7 @@ class Workload:
             for shape in shapes
         )
         self._requests = Requests(source, prompts=self._prompts, callers=self._callers)
-        self._operations = Operations(
+        self._operations = Operators(
             source,
             prompts=self._prompts,
             callers=self._callers,
@@ -61,7 +61,7 @@ class Workload:
         self._trouble = Trouble(source, profile, callers=self._callers, requests=self._requests, has_store=has_store)
 
     def events(self) -> Iterator[Event]:
-        """What happens, without end."""
+        """An endless stream of events."""
         yield self._trouble.faults()
         weighted = self._weighted()
         actions, weights = list(weighted), list(accumulate(weighted.values()))

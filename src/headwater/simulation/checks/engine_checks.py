@@ -1,0 +1,115 @@
+"""All checks of one simulated engine, connected to it and to each other."""
+
+from headwater.cache.storage.names import StorageNames
+from headwater.messages.base import Answer
+from headwater.messages.control import FlushCache
+from headwater.messages.wire import ToEngine
+from headwater.simulation.checks.control_promises import ControlPromises
+from headwater.simulation.checks.cuts import Cuts
+from headwater.simulation.checks.event_mirror import EventMirror
+from headwater.simulation.checks.oracle import Oracle
+from headwater.simulation.checks.pending_calls import PendingCalls
+from headwater.simulation.checks.promises import Promises
+from headwater.simulation.checks.retirements import Retirements
+from headwater.simulation.checks.service_promises import ServicePromises
+from headwater.simulation.engine_shape import VOCAB_SIZE
+from headwater.simulation.simulated_engine import MAX_CONTROL_TIMEOUT_S, SimulatedEngine
+
+
+class EngineChecks:
+    """Watches one engine from its construction on. Every method raises `Violation` for a broken promise."""
+
+    def __init__(self, engine: SimulatedEngine, *, audit_every: int) -> None:
+        self._engine = engine
+        self.oracle = self._make_oracle()
+        engine.runner.audit = self.oracle
+        self.calls = PendingCalls(engine.clock, max_timeout_s=MAX_CONTROL_TIMEOUT_S)
+        lower = engine.parts.cache.lower
+        retirements = Retirements(
+            engine.world,
+            engine=self.oracle,
+            device=engine.runner.kv,
+            copier=engine.copier,
+            prefetches=lambda: lower.storage.reader.prefetches if lower.storage else [],
+        )
+        self.control = self._make_control(retirements)
+        self.promises = Promises(
+            engine.world,
+            engine.parts,
+            clock=engine.clock,
+            runner=engine.runner,
+            copier=engine.copier,
+            jobs=engine.jobs,
+            oracle=self.oracle,
+            calls=self.calls,
+            retirements=retirements,
+            audit_every=audit_every,
+        )
+        self._mirror: EventMirror | None = None
+        if engine.shape.has_events:
+            self._mirror = EventMirror(engine.parts.cache.tree, StorageNames(engine.shape.fingerprint()))
+            engine.parts.cache.observe(self._mirror.recorder)
+        engine.wire.on_receive = self._received
+
+    def answered(self, client: bytes, answer: Answer) -> None:
+        """A client has got the answer of a call."""
+        self.control.answered(self.calls.answered(client, answer), answer)
+
+    def end_turn(self, *, has_launched: bool) -> None:
+        """The turn is over, and all of its outputs and answers have been checked."""
+        self.control.end_turn(has_launched=has_launched)
+        self.promises.check(is_staging=self.control.is_staging, mirror=self._mirror)
+
+    # ------------------------------------------------------------------------------------------------
+
+    def _received(self, wait_s: float, messages: list[tuple[bytes, ToEngine]]) -> None:
+        if not messages:
+            self.calls.check_sleep(wait_s)
+        for _, message in messages:
+            if isinstance(message, FlushCache) and "storage" in message.tiers:
+                self._engine.expect_store_flush(message)
+        self.control.begin_turn(messages)
+
+    def _make_oracle(self) -> Oracle:
+        engine, shape = self._engine, self._engine.shape
+        return Oracle(
+            engine.world,
+            page_size=shape.page_size,
+            vocab_size=VOCAB_SIZE,
+            limits=shape.limits(),
+            capacity_tokens=shape.num_pages * shape.page_size - 1,
+            eos_token_ids=frozenset(shape.eos_token_ids),
+            weights=engine.runner.weights,
+            running=lambda: engine.parts.scheduler.running,
+            pages_of=engine.runner.pages_of,
+        )
+
+    def _make_control(self, retirements: Retirements) -> ControlPromises:
+        engine, parts = self._engine, self._engine.parts
+        cuts = Cuts(
+            parts.cache,
+            retirements=retirements,
+            calls=self.calls,
+            held_pages=engine.held_pages,
+            is_quiet=engine.is_quiet,
+        )
+        service = ServicePromises(
+            parts.scheduler,
+            oracle=self.oracle,
+            max_queued=engine.shape.max_queued,
+            is_fcfs=engine.shape.policy == "fcfs",
+            advance=parts.control.advance,
+            is_quiet=engine.is_quiet,
+        )
+        parts.control.advance = service.checked_advance  # type: ignore[method-assign]
+        return ControlPromises(
+            engine.world,
+            oracle=self.oracle,
+            calls=self.calls,
+            retirements=retirements,
+            cuts=cuts,
+            service=service,
+            live_pins=lambda: {pin.pin_id: bool(pin.lease and pin.lease.retirements) for pin in parts.pinning.pins},
+            weights=engine.runner.weights,
+            phases=lambda: {info.call_id: info.phase for info in parts.control.pending.infos()},
+        )

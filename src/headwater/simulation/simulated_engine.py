@@ -1,0 +1,121 @@
+"""One engine of the simulation: the real loop, scheduler, cache and control plane, wired to fakes."""
+
+from typing import Any
+
+from headwater.cache.host_tier import HostTier
+from headwater.cache.storage.tier import StorageSettings
+from headwater.clock import ManualClock
+from headwater.engine.wiring import EngineParts, wire_engine
+from headwater.messages.control import FlushCache
+from headwater.simulation.engine_shape import VOCAB_SIZE, EngineShape
+from headwater.simulation.fakes.copier import FakeCopier, StepPages
+from headwater.simulation.fakes.jobs import FakeJobRunner
+from headwater.simulation.fakes.kv_records import HostRecords
+from headwater.simulation.fakes.runner import FakeRunner
+from headwater.simulation.fakes.shared_world import SharedWorld
+from headwater.simulation.fakes.store import StampedBackend
+from headwater.simulation.fakes.wire import MemoryWire
+from headwater.storage.backend import StorageBackend
+from headwater.storage.page_key import scope_id
+
+MAX_CONTROL_TIMEOUT_S = 3600.0
+
+
+class SimulatedEngine:
+    """The parts of an engine around a fake wire, runner, copier and jobs, in virtual time. `Driver` turns it."""
+
+    def __init__(self, shape: EngineShape, world: SharedWorld, settings: StorageSettings | None = None) -> None:
+        self.shape = shape
+        self.world = world
+        self.clock = ManualClock()
+        self.wire = MemoryWire(self.clock)
+        self.runner = FakeRunner(
+            num_pages=shape.num_pages,
+            page_size=shape.page_size,
+            max_running=shape.max_running,
+            vocab_size=VOCAB_SIZE,
+            is_async=shape.is_async,
+            max_context=shape.max_context,
+        )
+        self.runner.weights.current = shape.weights_id
+        self.jobs = FakeJobRunner(seed=shape.seed, clock=self.clock)
+        self.copier = self._make_copier() if shape.num_host_pages else None
+        self.store: StorageBackend | None = None  # the one that `AttachStorage` attaches
+        self._scope_domain = shape.fingerprint().scope_domain()
+        self._scopes_due: set[bytes] = set()  # counters that flushes of a store have named
+        self.parts = self._wire(
+            settings or StorageSettings(policy=shape.prefetch_policy, min_prefetch_tokens=shape.page_size)
+        )
+
+    def attach(self, backend: StorageBackend) -> None:
+        """Attach a store. Its calls are carried out when the loop polls them."""
+        self.parts.storage.attach_backend(self._stamped(backend))
+
+    def expect_store_flush(self, flush: FlushCache) -> None:
+        """From now on, a store may be asked to raise the counter of this flush."""
+        named = scope_id(self._scope_domain, cache_salt=flush.cache_salt, extra_key=flush.extra_key)
+        self._scopes_due.add(named)
+
+    def is_quiet(self) -> bool:
+        """Whether no lease, host page or step is in use, and no blocker exists."""
+        cache = self.parts.cache
+        return not (cache.leases or cache.lower.holds or self.runner.open_steps or self.parts.blockers())
+
+    def held_pages(self) -> set[int]:
+        """Device pages that running requests hold."""
+        leases = [request.lease for request in self.parts.scheduler.running if request.lease is not None]
+        return {page for lease in leases for page in lease.page_table().tolist()}
+
+    # ------------------------------------------------------------------------------------------------
+
+    def _make_copier(self) -> FakeCopier:
+        copier = FakeCopier(self.runner.kv, num_host_pages=self.shape.num_host_pages, seed=self.shape.seed)
+        copier.max_polls = self.shape.max_copy_polls
+        copier.failure_rate = self.shape.copy_failure_rate
+        copier.step_pages = self._step_pages
+        copier.turn = lambda: self.world.turn
+        self.runner.wait_for_restores = copier.wait
+        return copier
+
+    def _host(self) -> HostTier | None:
+        if self.copier is None:
+            return None
+        return HostTier(
+            num_pages=self.shape.num_host_pages,
+            copier=self.copier,
+            pages=HostRecords(self.copier.host),
+            policy=self.shape.write_policy,
+            min_restore_tokens=self.shape.page_size,
+        )
+
+    def _wire(self, settings: StorageSettings) -> EngineParts:
+        return wire_engine(
+            wire=self.wire,
+            runner=self.runner,
+            ready=self.shape.ready(),
+            limits=self.shape.limits(),
+            clock=self.clock,
+            policy=self.shape.policy,
+            is_cache_enabled=self.shape.is_cache_enabled,
+            host=self._host(),
+            max_control_timeout_s=MAX_CONTROL_TIMEOUT_S,
+            fingerprint=self.shape.fingerprint(),
+            jobs=self.jobs,
+            storage_settings=settings,
+            storage_opener=self._open_store,
+        )
+
+    def _open_store(self, kind: str, **options: Any) -> StorageBackend:
+        if self.store is None:
+            raise ValueError("there is no store to attach")
+        return self._stamped(self.store)
+
+    def _stamped(self, backend: StorageBackend) -> StampedBackend:
+        return StampedBackend(backend, turn=lambda: self.world.turn, due=self._scopes_due)
+
+    def _step_pages(self) -> StepPages:
+        steps = self.runner.open_steps
+        return StepPages(
+            {page for step in steps for pages in step.read for page in pages.tolist()},
+            {page for step in steps for pages in step.written for page in pages.tolist()},
+        )
