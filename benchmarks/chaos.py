@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
-"""Serve with two engines while clients ask, operators interfere and engines are killed, and check every answer.
+"""Serve with two engines while clients send requests, operators act and engines are killed; check every answer.
 
     chaos.py                         5 minutes, the default model in float32, 30 clients, 4 kills
     chaos.py --model FOLDER --minutes 20 --seed 7 --rest 4
     chaos.py --tiny --minutes 0.5    two random checkpoints that compute in no time
 
-Clients know the right answers: the same server gave them before the trouble began, under both weights. Operators
-flush in every mode and scope, pause and continue, release and take memory, swap weights, attach and detach a store,
-pin and abort, all at once; engines are killed (-9) and stopped (SIGSTOP) meanwhile. What must hold: every request is
-answered, by the weights the trainer was told, with the right text (as far as it came); every operation is answered;
-in the end both engines hold the same weights, label and pause, and every page is free. Exits with 1 if anything is
-wrong. Requests that were told an error or an abort are counted apart.
+Clients know the right answers, which the same server gave under both weights before the run. Operators flush in every
+mode and scope, pause and continue, release and resume memory, swap weights, attach and detach a store, pin and abort,
+all at the same time. Meanwhile engines are killed (-9) and stopped (SIGSTOP).
+
+Every request must be answered, by the weights that the trainer's answers name, with the right text (or its beginning).
+Every operation must be answered. In the end both engines must have the same weights, label and pause, and every page
+must be free. The script exits with 1 if anything is wrong. Errors and aborts of requests are counted separately.
 """
 
 import argparse
@@ -57,7 +58,7 @@ async def chaos(
     max_tokens: int = 24,
     rest: float = 1.0,
 ) -> Outcome:
-    """Bring trouble over a server of at least two engines that can serve `checkpoints`, two of them by name."""
+    """Run clients, operators and trouble on a server of at least two engines. `checkpoints`: two paths by name."""
     outcome, weights = Outcome(), WeightsLog(f"{FIRST}-0")
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=num_clients)
     async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits, trust_env=False) as http:
@@ -85,7 +86,7 @@ async def chaos(
 
 
 async def _learn(http: httpx.AsyncClient, name: str, path: str, cases: Any) -> Any:
-    """The right answers under one of the checkpoints, which is served afterwards."""
+    """The right answers under one of the checkpoints, which the server then keeps."""
     body = {"model_path": path, "weight_version": f"{name}-0"}
     answer = await http.post("/update_weights_from_disk", json=body)
     assert answer.status_code == 200, answer.text
@@ -95,7 +96,7 @@ async def _learn(http: httpx.AsyncClient, name: str, path: str, cases: Any) -> A
 
 
 def serve_flags(model: str, *, num_tokens: int) -> list[str]:
-    """For `headwater serve`: two engines, tiers, a cache that is too small for what is asked."""
+    """Flags of `headwater serve` for two engines, with tiers and a cache that is too small for the load."""
     flags = (
         f"--dp-size {ENGINES} --engine-restarts 99 --dtype float32 --threads 1 --enable-hierarchical-cache "
         f"--hicache-ratio 1.5 --max-total-tokens {num_tokens} --weight-version {FIRST}-start"
@@ -104,7 +105,7 @@ def serve_flags(model: str, *, num_tokens: int) -> list[str]:
 
 
 def make_checkpoints(model: str | None, folder: Path, *, seed: int) -> dict[str, str]:
-    """Name to path: the model and a perturbed copy, or (None) two tiny random ones."""
+    """Paths by name: the model and a perturbed copy, or for None two tiny random ones."""
     if model is None:
         return {
             FIRST: str(tiny_checkpoint(folder / "a", seed)),
@@ -125,7 +126,7 @@ def main(argv: Sequence[str]) -> int:
         "--rest",
         type=float,
         default=1.0,
-        help="operators rest so many times as long: on a slow machine more answers come to their end",
+        help="factor for the operators' rests: on a slow machine, longer rests let more answers complete",
     )
     parser.add_argument("--log", type=Path, help="where the server's log is kept")
     options = parser.parse_args(argv)
@@ -167,7 +168,7 @@ def _model(options: argparse.Namespace) -> str | None:
 
 
 def report(outcome: Outcome, options: argparse.Namespace) -> int:
-    """Print what was seen and write it down. Returns the exit code."""
+    """Print the outcome and write it to a file. Returns the exit code."""
     record = {
         "requests": dict(sorted(outcome.requests.items())),
         "operations": dict(sorted(outcome.operations.items())),

@@ -1,8 +1,7 @@
-"""What the control plane costs a turn of the loop when nothing is pending.
+"""The cost of the control plane in a turn of the loop when no operation is pending.
 
-The real loop, scheduler and cache decode 32 requests around a runner that computes nothing, so that a turn is
-host work alone: the worst case for the control plane's share. Blocks of turns with it and with it taken out
-alternate in one run.
+The real loop, scheduler and cache decode 32 requests with a runner that computes nothing. So a turn is host work only,
+the worst case for the control plane's share. Blocks of turns with and without the control plane alternate in one run.
 """
 
 import argparse
@@ -59,7 +58,7 @@ class NoWork:
 
 
 class Sink:
-    """A wire that delivers what it was given once, and throws answers away."""
+    """A wire that delivers its messages once, and drops answers."""
 
     def __init__(self) -> None:
         self.inbound: list[tuple[bytes, ToEngine]] = []
@@ -76,7 +75,7 @@ class Sink:
 
 
 class NoControl:
-    """In the place of the control plane: nothing can be asked of it."""
+    """Replaces the control plane, without any operation."""
 
     hold = Hold.NOTHING
     has_answers = False
@@ -129,7 +128,7 @@ def make_engine() -> tuple[EngineParts, Sink]:
 
 
 def block_us(parts: EngineParts) -> float:
-    """Microseconds a turn, over one block."""
+    """Microseconds per turn over one block."""
     started_s = time.perf_counter()
     for _ in range(BLOCK_TURNS):
         parts.loop.turn()

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Time of one step of the model runner on the CPU, beside what the machine could do at best in the same minute.
+"""The time of one step of the model runner on the CPU, and the machine's best possible time in the same minute.
 
     cpu_step.py [--model PATH] [--dtype bfloat16] [--no-native] [--threads N] [--repeat 20] [--json FILE]
 
-Decode steps of 1 to 64 rows and prefill chunks run without HTTP, tokenizer or scheduler. The floor of a step is
-the longer of two times: its bytes (weights and KV) at the read bandwidth, and its multiplications at the rate of
-a large matrix product, the better of measurements right before and right after it. Compare runs by `ratio`, not
-by milliseconds: on a shared machine the floor moves, too. A ratio below 1 means that another process took a core
-while the floor was measured; such a case says nothing.
+Decode steps of 1 to 64 rows and prefill chunks run without HTTP, tokenizer or scheduler. The floor of a step is the
+longer one of two times: its bytes (weights and KV) at the read bandwidth, and its multiplications at the rate of a
+large matrix product. Both rates are the better ones of measurements directly before and after the step. Compare runs
+by `ratio`, not by milliseconds, since the floor also varies on a shared machine. A ratio below 1 means that another
+process used a core while the floor was measured; ignore such a case.
 """
 
 import argparse
@@ -39,7 +39,7 @@ GREEDY = SamplingParams(temperature=0.0)
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One case. `ratio` is the best time over the floor: 1.0 would be the machine's limit."""
+    """The result of one case. `ratio` is the best time divided by the floor: 1.0 is the machine's limit."""
 
     case: str
     best_ms: float
@@ -52,7 +52,7 @@ class Measured:
 
 
 class Slots:
-    """Requests at a given context, in slots and pages of their own; the KV before the step is left as it is."""
+    """Requests with a given context, each in its own slot and pages. The KV of the context is arbitrary."""
 
     def __init__(self, runner: CpuRunner, vocab_size: int) -> None:
         self._runner = runner
@@ -61,9 +61,9 @@ class Slots:
         self._use = 0
 
     def place(self, num_rows: int, context: int, prompt: int) -> Callable[[], StepPlan]:
-        """`num_rows` requests with `context` computed tokens; returns a maker of the step after those.
+        """Place `num_rows` requests with `context` computed tokens; return a function that plans their next step.
 
-        Each plan takes its requests into their slots anew, so that a case repeats the same step.
+        Each plan assigns the slots again, so that a case repeats the same step.
         """
         self._use += 1
         pages_each = -(-(context + prompt) // PAGE_SIZE)
@@ -87,7 +87,7 @@ class Slots:
         first = _plan(self._use, num_rows, context, np.tile(token_ids, num_rows), assignments, updates)
         if prompt > 1:
             return lambda: first
-        self._runner.launch(first)  # a decode needs a token to go on from
+        self._runner.launch(first)  # a decode needs a previous token
         newest = np.full(num_rows, NEWEST_TOKEN, dtype=np.int32)
         return lambda: _plan(self._use, num_rows, context, newest, (), ())
 
@@ -117,7 +117,7 @@ def _plan(
 
 
 def read_bandwidth_gb_s(buffer: torch.Tensor) -> float:
-    """The best of a few sums over a buffer much larger than the caches."""
+    """The best bandwidth of a few sums over a buffer much larger than the caches."""
     return buffer.nbytes / _best_s(buffer.sum, 4) / 1e9
 
 
@@ -140,7 +140,7 @@ def _times_s(function: Callable[[], object], repeat: int) -> list[float]:
 
 
 def num_multiplications(config: ModelConfig, num_rows: int, context: int, prompt: int) -> int:
-    """Multiply-adds of the layers for all tokens, of the head for one token a row, of the causal attention."""
+    """Multiply-adds of the layers for all tokens, the head for one token per row, and causal attention."""
     shapes = config.parameter_shapes()
     head = config.vocab_size * config.hidden_size
     in_layers = sum(int(np.prod(shape)) for name, shape in shapes.items() if ".layers." in name)
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--no-native", action="store_true", help="plain PyTorch, without the native kernels")
     parser.add_argument("--repeat", type=int, default=20, help="steps per decode case")
-    parser.add_argument("--json", type=Path, help="write the results to this file, too")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     args = parser.parse_args()
     device = CpuDevice(num_threads=args.threads, use_native=not args.no_native)
     loaded = load_model(resolve_model(args.model or str(ensure_default_model())), device=device, dtype=args.dtype)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""120 turns of a rollout loop: a prompt of about 2,200 tokens, then `/flush_cache` at once, twice in every turn.
+"""120 turns of a rollout loop: twice per turn a prompt of about 2,200 tokens and, directly after it, `/flush_cache`.
 
-The first flush of a turn is given `timeout=10`, the second one none. What must hold:
+The first flush of a turn has `timeout=10`, the second one has no timeout. These promises must hold:
 
-* with `timeout=10` no flush is answered with anything but 200;
-* without, every flush that is refused names its blockers;
-* no prompt after a flush that was done finds anything in the cache: one that says it is done is done.
+* every flush with `timeout=10` is answered with 200;
+* a flush without a timeout that is refused names its blockers;
+* after a successful flush, the next prompt finds nothing in the cache.
 
 flush_120.py                                                  starts `headwater serve` with the default model
 flush_120.py --serve "--enable-hierarchical-cache"            with more arguments for it
@@ -45,12 +45,12 @@ def run(
     prompt_tokens: int = PROMPT_TOKENS,
     tiers: str = "",
 ) -> list[Record]:
-    """All turns against one server; a record for each flush, of `tiers` or of those that a flush takes by itself.
+    """Run all turns against one server; return a record for each flush of `tiers` (default: the server's default).
 
-    The prompts are the same ones in every run.
+    The prompts are the same in every run.
     """
     tokens = random.Random(120)
-    shared = [tokens.randrange(3, vocab_size) for _ in range(prompt_tokens // 2)]  # every prompt begins like this
+    shared = [tokens.randrange(3, vocab_size) for _ in range(prompt_tokens // 2)]  # the beginning of every prompt
     records: list[Record] = []
     for turn in range(num_turns):
         for timeout_s in (TIMEOUT_S, None):
@@ -82,7 +82,7 @@ def one_prompt_and_flush(http: httpx.Client, prompt: list[int], timeout_s: float
 
 
 def summary(records: Sequence[Record]) -> Record:
-    """The three promises as numbers, all of which must be 0, and how long things took."""
+    """The violations of the three promises, which must all be 0, and the times."""
     waited = [record for record in records if record["timeout_s"] is not None]
     at_once = [record for record in records if record["timeout_s"] is None]
     refused = [record for record in at_once if record["status"] != 200]

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""What clients that attack the HTTP side cost a running server, and those who use it meanwhile.
+"""The cost of attacks on the HTTP side, for a running server and for its other clients.
 
     headwater serve --port 31200 2> server.log &
     http_attacks.py --url http://127.0.0.1:31200 --pid $! --log server.log --save
 
-Each attack runs while a client without keep-alive asks `/health` every 20 ms. Told are the server's CPU seconds
-(with --pid: the API process alone), the latency of `/health`, what the attack got to keep, and for how long.
+Each attack runs while a client without keep-alive requests `/health` every 20 ms. The report has the server's CPU
+seconds (with --pid: only those of the API process), the latency of `/health`, and the number and lifetime of the
+connections that the attack kept.
 """
 
 import argparse
@@ -35,7 +36,7 @@ Record = dict[str, Any]
 
 
 class Victim:
-    """The server under attack, and the client that asks for its health all the time."""
+    """The server under attack, with a client that requests its health all the time."""
 
     def __init__(self, url: str, *, pid: int | None, log: Path | None) -> None:
         self.url = url
@@ -62,7 +63,7 @@ class Victim:
 
     @contextlib.contextmanager
     def watched(self, name: str) -> Iterator[Record]:
-        """A record of what an attack does to the others; the attack adds what it saw itself."""
+        """A record of the effects of an attack on other clients; the attack adds its own observations."""
         record: Record = {"attack": name}
         ended = threading.Event()
         latencies_s: list[float] = []
@@ -88,7 +89,7 @@ class Victim:
     def _probe(self, ended: threading.Event, latencies_s: list[float], failures: list[str]) -> None:
         while not ended.wait(PROBE_EVERY_S):
             began_s = time.perf_counter()
-            connection = http.client.HTTPConnection(*self._address, timeout=30)  # a new one: nobody makes it a place
+            connection = http.client.HTTPConnection(*self._address, timeout=30)  # like a new client
             try:
                 connection.request("GET", "/health")
                 status = connection.getresponse().status
@@ -102,7 +103,7 @@ class Victim:
 
 
 def nothing(victim: Victim) -> Record:
-    """The same watch without an attack."""
+    """The same measurement without an attack."""
     with victim.watched("nothing") as record:
         time.sleep(5)
     return record
@@ -123,25 +124,25 @@ def large_headers(victim: Victim, num_bytes: int = 64 << 20) -> Record:
 
 
 def half_sent(victim: Victim, count: int = 500) -> Record:
-    """Requests that are begun and never ended, until the server has closed them all."""
+    """Incomplete requests, until the server has closed all of their connections."""
     with victim.watched(f"{count} half-sent requests") as record:
         return _hold(victim, record, count=count, head=HALF_HEAD)
 
 
 def trickling(victim: Victim, count: int = 100) -> Record:
-    """Bodies that come at a byte a second."""
+    """Bodies that arrive at one byte per second."""
     with victim.watched(f"{count} trickling bodies") as record:
         return _hold(victim, record, count=count, head=TRICKLE_HEAD, piece=b" ")
 
 
 def many_connections(victim: Victim, count: int = 9000) -> Record:
-    """Connections that send nothing: more than many systems have descriptors for."""
+    """Connections that send nothing, more than the descriptor limit of many systems."""
     with victim.watched(f"{count} connections") as record:
         return _hold(victim, record, count=count, head=b"")
 
 
 def _hold(victim: Victim, record: Record, *, count: int, head: bytes, piece: bytes = b"") -> Record:
-    """Open connections, send `head`, then `piece` each second; tells when the last one had been closed."""
+    """Open connections, send `head`, then `piece` each second; record the time when the last one was closed."""
     with contextlib.ExitStack() as stack:
         open_: list[socket.socket] = []
         began_s = time.perf_counter()
@@ -183,7 +184,7 @@ def main() -> int:
     parser.add_argument("--url", default="http://127.0.0.1:30000")
     parser.add_argument("--pid", type=int, help="of `headwater serve`, on this machine")
     parser.add_argument("--log", type=Path, help="where its stderr goes: tracebacks are counted")
-    parser.add_argument("--note", default="", help="what is particular of this run, for the record")
+    parser.add_argument("--note", default="", help="a note about this run, for the record")
     parser.add_argument("--save", action="store_true", help="write a record to results/")
     args = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

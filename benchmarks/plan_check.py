@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Whether `headwater simulate --plan` tells the truth: the same workloads on a real engine and on a planned one.
+"""Compare `headwater simulate --plan` with reality: the same workloads on a real engine and on a planned one.
 
     plan_check.py [--model PATH] [--dtype bfloat16] [--patience SECONDS] [--json NAME]
 
-The engine is measured in this same run: single prompts and batches of decodes give the rates of the cost model.
-Then each workload is served by it and planned with those rates. Hit rates of every tier are to agree within 2 points,
-times within 25 %; exits with 1 if they do not. Everything is measured in quiet moments: what others disturbed (more
-than 0.15 cores) is measured again, within the patience given, and the least disturbed one counts.
+The script first measures the engine: single prompts and batches of decodes give the rates of the cost model. Then the
+engine serves each workload, and the planner plans it with those rates. Hit rates of every tier must agree within 2
+points and times within 25 %; otherwise the script exits with 1. Measurements that other processes disturbed (by more
+than 0.15 cores) are repeated for up to the given patience, and the least disturbed one counts.
 """
 
 import argparse
@@ -75,7 +75,7 @@ _source = np.random.default_rng(0)
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """Seconds that a number of steps took, and what these steps did in all."""
+    """The time of a number of steps, and the sums of their work."""
 
     seconds: float
     num_steps: int
@@ -86,7 +86,7 @@ class Timed:
 
 
 def fresh_prompt(num_tokens: int) -> list[int]:
-    """Token ids that no other prompt begins with."""
+    """Token ids with which no other prompt begins."""
     return _source.integers(1000, 40_000, num_tokens).tolist()
 
 
@@ -99,7 +99,7 @@ async def stream(engine: Engine, prompt: Sequence[int], num_tokens: int) -> Asyn
 
 
 async def undisturbed(phase: Callable[[], Awaitable[T]], *, until_s: float) -> tuple[T, float]:
-    """What `phase` returns, and the work of others beside it in cores: the first quiet one, or the least disturbed."""
+    """The result of `phase` and the cores used by others meanwhile, of the first quiet or least disturbed run."""
     best: tuple[T, float] | None = None
     while best is None or (best[1] > MOST_FOREIGN_CORES and time.perf_counter() < until_s):
         while (await _beside(lambda: asyncio.sleep(1.0)))[1] > MOST_FOREIGN_CORES and time.perf_counter() < until_s:
@@ -117,7 +117,7 @@ async def _beside(phase: Callable[[], Awaitable[T]]) -> tuple[T, float]:
     return found, max(0.0, (busy_s() - busy - (time.process_time() - own_s)) / wall_s)
 
 
-# --- what the machine does in a second -----------------------------------------------------------------
+# --- the machine's rates -------------------------------------------------------------------------------
 
 
 async def time_prefill(engine: Engine, num_tokens: int) -> Timed:
@@ -130,7 +130,7 @@ async def time_prefill(engine: Engine, num_tokens: int) -> Timed:
 
 
 async def time_decodes(engine: Engine, num_rows: int, context: int) -> Timed:
-    """The steps between the moment when all answers have begun and the first end of one."""
+    """The steps between the start of the last answer and the end of the first one."""
 
     async def times() -> list[float]:
         return [at_s async for at_s, _ in stream(engine, fresh_prompt(context), NUM_DECODED + 2 * num_rows)]
@@ -144,7 +144,7 @@ async def time_decodes(engine: Engine, num_rows: int, context: int) -> Timed:
 
 
 async def calibrate(engine: Engine, model: ModelShape, *, until_s: float) -> tuple[Hardware, float]:
-    """Rates such that the cost model gives the times measured; and the most work of others beside it, in cores."""
+    """The rates with which the cost model gives the measured times, and the most cores used by others."""
 
     async def middle(measure: Callable[..., Awaitable[Timed]], *case: int) -> Timed:
         timed = [await measure(engine, *case) for _ in range(REPEAT)]
@@ -155,7 +155,7 @@ async def calibrate(engine: Engine, model: ModelShape, *, until_s: float) -> tup
     measured += [await undisturbed(partial(middle, time_decodes, *case), until_s=until_s) for case in DECODES]
     prefills, decodes = [t for t, _ in measured[: len(PREFILLS)]], [t for t, _ in measured[len(PREFILLS) :]]
     weight_bytes = (model.num_layer_weights + model.num_head_weights) * model.weight_bytes
-    # Of products, decodes take the time of their bytes and prefills that of their FLOPs.
+    # In products, the bytes determine the time of decodes, and the FLOPs that of prefills.
     parts = [[t.num_steps, 0, t.num_tokens, t.num_rows, t.num_scores] for t in prefills]
     for t in decodes:
         num_sweeps = t.num_steps + t.num_read * model.kv_bytes_per_token / weight_bytes
@@ -186,7 +186,7 @@ async def calibrate(engine: Engine, model: ModelShape, *, until_s: float) -> tup
 
 
 def _fit(parts: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Non-negative seconds of each part (a column) that explain the times with the least relative errors."""
+    """Non-negative seconds for each part (a column) that fit the times with the least relative errors."""
     parts, ones = parts / seconds[:, None], np.ones(len(seconds))
     used = list(range(parts.shape[1]))
     while True:
@@ -198,7 +198,7 @@ def _fit(parts: np.ndarray, seconds: np.ndarray) -> np.ndarray:
 
 
 async def restore_rate(engine: Engine) -> float:
-    """Bytes a second from host to device, as the engine counts them."""
+    """Bytes per second from host to device, by the engine's counters."""
     prompts = [fresh_prompt(1500) for _ in range(2 * POOL_TOKENS // 1500)]
     for prompt in (*prompts, *prompts):
         async for _ in stream(engine, prompt, 1):
@@ -211,7 +211,7 @@ async def restore_rate(engine: Engine) -> float:
 
 
 async def serve(engine: Engine, trace: Sequence[PlannedRequest]) -> FleetResult:
-    """Serve `trace` in real time, as the planner does in virtual time."""
+    """Serve `trace` in real time, like the planner in virtual time."""
     results = [RequestResult() for _ in trace]
     sessions: dict[str, list[int]] = {}
     for number, planned in enumerate(trace):

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How many turns a second the simulation plays from two source trees, and the ratio, by profile.
+"""The simulation's turns per second in two source trees, and their ratio, by profile.
 
     simulation_speed.py OLD NEW [--profiles mixed,calm] [--seeds 3-18] [--turns 1000] [--repeat 3]
 
-OLD and NEW are checkouts; NEW may be `.`. One process for each tree plays the same seeds; they take turns, run by run,
-so that what else the machine does meets both. What counts is the CPU time of the process, not the time that passes; of
-a run that is played again its shortest time, since a busy neighbour on a shared core stretches CPU time, too.
+OLD and NEW are checkouts; NEW may be `.`. One process for each tree plays the same seeds. The two alternate run by run,
+so that other load on the machine affects both. The script compares CPU time, not wall time, and takes the shortest time
+of repeated runs, since a busy neighbour on a shared core also increases CPU time.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 PROFILES = "mixed,calm,flush,training,tiers,store,rough,crashes"
-# Reads "profile seed turns" lines, answers each with the turns played and the CPU seconds they took.
+# Reads lines "profile seed turns", and answers each with the turns played and their CPU seconds.
 _PLAYER = """
 import sys, time
 try:
@@ -45,7 +45,7 @@ class Player:
         self._process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
 
     def play(self, profile: str, seed: int, *, num_turns: int) -> tuple[int, float]:
-        """Turns played (a run ends when all is over, so a few more) and CPU seconds."""
+        """The turns played (a few more than `num_turns`, until the run has ended) and the CPU seconds."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(profile, seed, num_turns, file=self._process.stdin, flush=True)
@@ -66,7 +66,7 @@ def main() -> None:
     first, last = map(int, arguments.seeds.split("-"))
     players = [Player(tree) for tree in arguments.trees]
     for player in players:
-        player.play("mixed", first, num_turns=arguments.turns)  # imports and caches are not what is measured
+        player.play("mixed", first, num_turns=arguments.turns)  # excludes imports and cold caches from the measurement
     total = [[0, 0.0], [0, 0.0]]
     print(f"{'profile':<10}{'old turns/s':>12}{'new turns/s':>12}{'ratio':>7}")
     for profile in arguments.profiles.split(","):
@@ -84,7 +84,7 @@ def main() -> None:
 def _shortest(
     players: list[Player], profile: str, seed: int, *, num_turns: int, num_times: int
 ) -> list[tuple[int, float]]:
-    """Turns and CPU seconds of one run by each player, at its best."""
+    """Turns and least CPU seconds of one run, for each player."""
     times = [[player.play(profile, seed, num_turns=num_turns) for player in players] for _ in range(num_times)]
     return [min(results, key=lambda result: result[1]) for results in zip(*times, strict=True)]
 

@@ -3,10 +3,9 @@
 
     soak.py --url http://127.0.0.1:30000 --pid PID --streams 200 --seconds 120
 
-Every stream sends one request after another: short and long ones, streamed and not, some aborted by name,
-some left by disconnecting, some not valid. Each must get the answer that fits. At the end the server must be
-idle with `free + cached = capacity`, and with --pid (of `headwater serve`) its memory must not have grown in
-the second half.
+Every stream sends one request after another: short and long, streamed and not, some aborted by name, some
+disconnected, some invalid. Each must get the right kind of answer. At the end the server must be idle with
+`free + cached = capacity`. With --pid (of `headwater serve`), its memory must not have grown in the second half.
 """
 
 import argparse
@@ -27,14 +26,14 @@ import httpx
 sys.path.insert(0, str(Path(__file__).parent / "serving"))
 from server_process import process_tree, rss_mib
 
-ANSWER_LIMIT_S = 300.0  # with hundreds of streams on two cores most of it is spent in the queue
+ANSWER_LIMIT_S = 300.0  # with hundreds of streams on two cores, most of it is time in the queue
 IDLE_LIMIT_S = 60.0
 GROWTH_LIMIT = 1.05
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What the soak saw. `failures` must stay empty."""
+    """The figures of the soak. `failures` must stay empty."""
 
     counts: collections.Counter[str] = field(default_factory=collections.Counter)
     failures: list[str] = field(default_factory=list)
@@ -47,7 +46,7 @@ class Outcome:
 
 
 class Stream:
-    """One client that asks again and again until the time is over."""
+    """One client that sends requests until the time is over."""
 
     def __init__(self, http: httpx.AsyncClient, *, seed: int, outcome: Outcome) -> None:
         self._http = http
@@ -55,7 +54,7 @@ class Stream:
         self._name = f"soak-{seed}"
         self._outcome = outcome
         self._num_asked = 0
-        # a system prompt of a few, so that prefixes are shared, evicted and computed anew
+        # one of a few system prompts, so that prefixes are shared, evicted and computed again
         self._system = (
             f"You are assistant number {seed % 7}. " + "Answer with care and in full sentences. " * 12
         )
@@ -110,7 +109,7 @@ class Stream:
         aborted = await self._http.post("/abort_request", json={"rid": rid})
         assert aborted.status_code == 200, aborted.text
         answer = await generating
-        # an abort that overtakes its request finds nothing to abort, and the request runs to its end
+        # an abort that overtakes its request has no effect, and the request runs to its end
         assert answer.status_code == 200, answer.text
 
     async def _left(self) -> None:
@@ -140,7 +139,7 @@ class Stream:
 async def soak(
     url: str, *, num_streams: int, seconds: float, pid: int | None = None, seed: int = 0
 ) -> Outcome:
-    """Load a server that nobody else uses, then check it; the outcome's `failures` list what went wrong."""
+    """Load a server without other clients, then check it. The outcome's `failures` list all faults."""
     outcome = Outcome()
     limits = httpx.Limits(max_connections=2 * num_streams, max_keepalive_connections=num_streams)
     async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits, trust_env=False) as http:
@@ -160,7 +159,7 @@ async def soak(
 
 
 def _check_memory(outcome: Outcome) -> None:
-    """The first half fills caches and pools; what still grows after it would grow for ever."""
+    """The first half fills caches and pools; growth after it would never end."""
     if len(outcome.rss_mib) == 3:
         _, half_mib, end_mib = outcome.rss_mib
         if end_mib > half_mib * GROWTH_LIMIT:
@@ -176,7 +175,7 @@ async def _sample_memory(outcome: Outcome, pid: int | None, seconds: float) -> N
 
 
 async def _pages_when_idle(http: httpx.AsyncClient) -> dict[str, int]:
-    """Pages by owner once nothing runs, waits or is pinned; after `IDLE_LIMIT_S` as they are then."""
+    """Pages by owner when the server is idle without pins, or after `IDLE_LIMIT_S`."""
     deadline = time.monotonic() + IDLE_LIMIT_S
     while True:
         metrics = (await http.get("/metrics")).text
@@ -188,7 +187,7 @@ async def _pages_when_idle(http: httpx.AsyncClient) -> dict[str, int]:
 
 
 def device_pages(metrics: str) -> dict[str, int]:
-    """Device pages by owner, and the capacity, out of the text of /metrics."""
+    """Device pages by owner, and the capacity, from the text of /metrics."""
     pages = {}
     series = re.findall(r"^headwater_(pages|page_capacity)\{([^}]*)\} (\S+)$", metrics, re.MULTILINE)
     for name, labels, value in series:

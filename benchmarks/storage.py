@@ -1,9 +1,9 @@
-"""How fast the storage tier's backends are, beside the plain operations they are made of, in one run.
+"""The speed of the storage tier's backends, compared with the plain operations below them, in one run.
 
     python benchmarks/storage.py [--num-pages 200] [--page-bytes 368640] [--directory DIR] [--save]
 
-Every figure is the median of alternating rounds. "Cold" reads come from the medium: the page cache is told to
-forget the files first. Redis is measured if a server is found on the PATH; it shares this machine's cores.
+Every figure is the median of alternating rounds. "Cold" reads come from the medium, after the files were dropped from
+the page cache. Redis is measured if a server is on the PATH; it shares this machine's cores.
 """
 
 import argparse
@@ -42,7 +42,7 @@ class Workload:
         self.into = np.empty_like(self.data)
         self.pages = [memoryview(row) for row in self.data]
         self.buffers = [memoryview(row) for row in self.into]
-        self.into[:] = 0  # touched once: the first touch costs page faults
+        self.into[:] = 0  # the first write causes page faults
 
     def keys(self, backend: StorageBackend) -> list[PageKey]:
         scopes = scope_ids(DOMAIN, cache_salt="", extra_key="")
@@ -52,14 +52,14 @@ class Workload:
 
 
 class Rounds:
-    """Times named operations round by round, so that a slow moment of the machine hits all alike."""
+    """Times named operations round by round, so that a slow moment of the machine affects all of them."""
 
     def __init__(self) -> None:
         self.operations: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {}
         self.times_s: dict[str, list[float]] = {}
 
     def add(self, name: str, operation: Callable[[], object], before: Callable[[], object] = int) -> None:
-        """`before` runs ahead of each round, untimed."""
+        """Add an operation. `before` runs before each round, untimed."""
         self.operations[name] = (operation, before)
         self.times_s[name] = []
 
@@ -172,7 +172,7 @@ def start_redis(directory: Path) -> tuple[subprocess.Popen, str] | None:
 
 
 def report(rounds: Rounds, work: Workload) -> dict[str, float]:
-    """MB/s of what moves pages, and the small costs."""
+    """The MB/s of operations that move pages, and the small costs."""
     num_pages, figures = len(work.pages), {}
     for name in rounds.operations:
         took_s = rounds.median_s(name)

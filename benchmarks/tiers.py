@@ -1,7 +1,7 @@
-"""What the tiers of the cache bring and cost: restored against computed prompts, copies against memcpy, the price of
-tiers that are never hit, and the prefix tree's time per token.
+"""The benefit and cost of the cache's tiers.
 
-Every figure is a ratio of things measured in turns in one run. The targets are printed beside them.
+It measures restored and computed prompts, copies and memcpy, the cost of tiers without hits, and the prefix tree's time
+per token. Every figure is a ratio of alternating measurements in one run. The targets are printed beside the figures.
 """
 
 import argparse
@@ -32,26 +32,26 @@ from server_process import busy_s
 
 POOL_TOKENS = 4096
 PROMPT_TOKENS = 1600
-NUM_CHATS = 6  # 2.3 times what the device holds
+NUM_CHATS = 6  # 2.3 times the device's capacity
 LAYOUT = KVLayout(num_layers=30, num_kv_heads=3, head_dim=64, page_size=16, dtype=torch.bfloat16)  # default model's
 TIERS = {"enable_hierarchical_cache": True, "hicache_storage_prefetch_policy": "wait_complete"}
 Record = dict[str, Any]
 
 
 def prompt(number: int, num_tokens: int = PROMPT_TOKENS) -> list[int]:
-    """Token ids that no other prompt begins with."""
+    """Token ids with which no other prompt begins."""
     return np.random.default_rng(number).integers(1000, 40_000, num_tokens).tolist()
 
 
 def ttft_s(engine: Engine, number: int) -> tuple[float, dict[str, int]]:
-    """Seconds until the first token of a chat's next turn, and where its prompt was found."""
+    """Seconds to the first token of a chat's next turn, and the tiers where its prompt was found."""
     started_s = time.perf_counter()
     answer = engine.generate(input_ids=prompt(number), sampling_params={"temperature": 0, "max_new_tokens": 1})
     return time.perf_counter() - started_s, answer["meta_info"]["cached_tokens_details"]
 
 
 def chats(name: str, *, dtype: str, found_on: str | None, **args: Any) -> Record:
-    """A second turn of each chat after all first ones, so that none is on the device any more."""
+    """A second turn of each chat after all first turns, so that no chat is left on the device."""
     with Engine(dtype=dtype, max_total_tokens=POOL_TOKENS, **args) as engine:
         first = [ttft_s(engine, number)[0] for number in range(NUM_CHATS)]
         settle(engine)
@@ -74,7 +74,7 @@ def chats(name: str, *, dtype: str, found_on: str | None, **args: Any) -> Record
 
 
 def settle(engine: Engine) -> None:
-    """Wait until no copy is under way."""
+    """Wait until no copy is in flight."""
     while engine.get_state().blockers:
         time.sleep(0.01)
 
@@ -93,16 +93,16 @@ def chat_ratios(dtype: str) -> list[Record]:
 
 
 def by_page(target: np.ndarray, source: np.ndarray, order: np.ndarray) -> None:
-    """What moving scattered pages costs at least, without a thread: small copies write through the caches."""
+    """The least cost of moving scattered pages, without a thread: small copies write through the caches."""
     for index, page in enumerate(order.tolist()):
         np.copyto(target[page], source[index])
 
 
 def copies(num_pages: int = 256, repeat: int = 15) -> list[Record]:
-    """Offload and restore of scattered pages beside a plain copy of as many bytes, in turns."""
+    """Offload and restore of scattered pages, alternating with a plain copy of the same size."""
     page_bytes = LAYOUT.page_bytes
     kv, host = CpuDevice().allocate_kv(LAYOUT, num_pages), HostMemory(num_pages=num_pages, page_bytes=page_bytes)
-    host.pages.fill(1)  # memory that exists
+    host.pages.fill(1)  # allocates the memory
     kv.pages.fill_(1)
     copier = CpuPageCopier(lambda: kv, host)
     source, target = np.ones((num_pages, page_bytes), np.uint8), np.zeros((num_pages, page_bytes), np.uint8)
@@ -141,7 +141,7 @@ def copies(num_pages: int = 256, repeat: int = 15) -> list[Record]:
 
 
 def never_hit(dtype: str, num_rounds: int = 12) -> list[Record]:
-    """Throughput of prompts that are never seen again, without tiers and with write-through, in turns."""
+    """Throughput of unique prompts, alternating between no tiers and write-through."""
     seconds: dict[str, list[float]] = {"off": [], "on": []}
     with loaded(dtype) as off, loaded(dtype, **TIERS) as on:
         for number in range(num_rounds * 2):
@@ -153,7 +153,7 @@ def never_hit(dtype: str, num_rounds: int = 12) -> list[Record]:
                 input_ids=batch, sampling_params={"temperature": 0, "max_new_tokens": 32, "ignore_eos": True}
             )
             seconds[name].append(time.perf_counter() - started_s)
-    loss = statistics.median(on / off for on, off in zip(seconds["on"], seconds["off"], strict=True)) - 1  # neighbours
+    loss = statistics.median(on / off for on, off in zip(seconds["on"], seconds["off"], strict=True)) - 1  # by round
     print(f"never hit        {loss:+.1%} time with tiers (target at most +2%)", flush=True)
     return [{"case": "never hit", "seconds": seconds, "loss": loss}]
 
@@ -166,7 +166,7 @@ def loaded(dtype: str, **args: Any) -> Iterator[Engine]:
 
 
 def tree(num_tokens: int = 100_000, repeat: int = 5) -> list[Record]:
-    """Insert (published in chunks of 512) and match of one long prompt, beside many others."""
+    """Insertion (in chunks of 512) and match of one long prompt among many others."""
     page_size, clock = 16, MonotonicClock()
     cache = PrefixCache(
         num_pages=num_tokens // page_size * (repeat + 2), page_size=page_size, page_bytes=1, clock=clock
@@ -200,7 +200,7 @@ def tree(num_tokens: int = 100_000, repeat: int = 5) -> list[Record]:
 
 
 def measured(part: Callable[[], list[Record]]) -> list[Record]:
-    """The part's records, with the work of others beside it, in cores: all of it runs in this process."""
+    """The part's records, with the cores used by others meanwhile; the part runs in this process."""
     started_s, busy, own_s = time.perf_counter(), busy_s(), time.process_time()
     records = part()
     wall_s = time.perf_counter() - started_s

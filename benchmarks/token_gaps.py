@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""The gaps between the tokens of many short streams that come and go: what stops a server for a moment shows in them.
+"""The gaps between the tokens of many short streams, which show every short stop of the server.
 
     token_gaps.py [OUT.json] [--requests 2500] [--streams 16]
 
-A server of its own, on the CPU, with a model so small that most of the time is the server's: random weights, 128 prompt
-tokens, 24 generated.
+The script starts a server on the CPU, with a model so small that the server itself takes most of the time: random
+weights, 128 prompt tokens, 24 generated tokens.
 """
 
 import argparse
@@ -26,7 +26,7 @@ NUM_PROMPT_TOKENS, NUM_TOKENS = 128, 24
 
 
 async def gaps_s(prompts: Prompts, *, num_streams: int) -> list[float]:
-    """Ask for all, `num_streams` at once; seconds between neighbouring tokens, in order of length."""
+    """Stream all prompts, `num_streams` at a time; return the seconds between neighbouring tokens, ascending."""
     may_start = asyncio.Semaphore(num_streams)
 
     async def one(prompt: list[int]) -> list[float]:

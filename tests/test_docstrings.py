@@ -13,6 +13,7 @@ from test_prose import BANNED, LIST_ITEM, MAX_WORDS, ROOT, num_words, plain, sen
 
 SOURCE = ROOT / "src" / "headwater"
 AREAS = [  # packages and modules that have been revised
+    ROOT / "benchmarks",
     SOURCE / "cli",
     SOURCE / "server",
     SOURCE / "clock.py",

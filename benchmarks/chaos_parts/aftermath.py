@@ -1,4 +1,4 @@
-"""What must hold when everybody has gone: one state on all engines, right texts, every page accounted for."""
+"""The final checks, without load: the same state on all engines, right texts, and every page accounted for."""
 
 import asyncio
 import re
@@ -27,7 +27,7 @@ async def check_aftermath(
     outcome: Outcome,
     num_cases: int,
 ) -> None:
-    """Undo what the operators left, then compare the engines with each other and with the books."""
+    """Undo the operators' changes, then compare the engines with each other and with the books."""
     await operators.lasting("/continue_generation", {})
     await operators.lasting("/resume_memory_occupation", {"tags": [], "timeout": 60.0}, timeout_s=60.0)
     states = await _agreed_states(http, outcome)
@@ -46,7 +46,7 @@ async def check_aftermath(
 
 
 async def _agreed_states(http: httpx.AsyncClient, outcome: Outcome) -> list[dict[str, Any]]:
-    """The states of all engines once they are the same in what they were told; a failure if they never are."""
+    """The states of all engines as soon as they agree; a failure if they never agree."""
     deadline_s = time.monotonic() + IDLE_LIMIT_S
     while True:
         states = (await http.get("/server_info")).json()["internal_states"]
@@ -60,7 +60,7 @@ async def _agreed_states(http: httpx.AsyncClient, outcome: Outcome) -> list[dict
 
 
 async def _check_text(http: httpx.AsyncClient, case: Case, right: Answer, *, rank: int, outcome: Outcome) -> None:
-    """On one engine, undisturbed."""
+    """Check one answer of one engine, without load."""
     answer = Answer()
     try:
         response = await http.post(PATHS[case.kind], json=case.body(stream=False, routed_dp_rank=rank), timeout=120.0)
@@ -79,7 +79,7 @@ async def _end_pins(http: httpx.AsyncClient) -> None:
 
 
 async def _check_pages(http: httpx.AsyncClient, outcome: Outcome) -> None:
-    """Nothing is cached, held or under way: every page of every tier is free."""
+    """Check that nothing is cached, held or in flight: every page of every tier is free."""
     deadline_s = time.monotonic() + IDLE_LIMIT_S
     while True:
         lost = _not_free((await http.get("/metrics")).text)

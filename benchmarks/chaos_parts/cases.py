@@ -1,4 +1,4 @@
-"""Questions of every kind with one right answer each, under each of the weights."""
+"""Requests of every kind, with one right answer for each of the weights."""
 
 import asyncio
 import random
@@ -11,14 +11,14 @@ import httpx
 Json = dict[str, Any]
 Kind = Literal["generate", "completion", "chat"]
 PATHS = {"generate": "/generate", "completion": "/v1/completions", "chat": "/v1/chat/completions"}
-MIN_MARGIN = 0.02  # between the two likeliest tokens, in log-probability: below it rounding may choose
+MIN_MARGIN = 0.02  # in log-probability, between the two most likely tokens; below it, rounding may decide
 NUM_AT_ONCE = 8
 TOPICS = "rivers bread clocks bridges winter maps music paper salt trains bees glass".split()
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A question; the same one always, so that its answer is known."""
+    """A request that is always the same, so that its answer is known."""
 
     kind: Kind
     prompt: str
@@ -36,24 +36,24 @@ class Case:
 
 @dataclass(slots=True)
 class Answer:
-    """What came, in whatever form."""
+    """The received answer, from any API."""
 
     text: str = ""
-    ids: tuple[int, ...] | None = None  # where the answer tells
+    ids: tuple[int, ...] | None = None  # if the API reports them
     finish: str | None = None
-    label: str | None = None  # of the weights, where the answer tells
-    spans: tuple[tuple[str, int], ...] = ()  # weights that changed meanwhile: label and first output token
-    error: str | None = None  # in the words of the server
+    label: str | None = None  # of the weights, if the API reports it
+    spans: tuple[tuple[str, int], ...] = ()  # changes of the weights during the answer: label and first output token
+    error: str | None = None  # the server's message
     status: int = 200
 
     def take(self, kind: Kind, piece: Json, *, is_chunk: bool) -> None:
-        """Lay a whole answer, or the next chunk of a stream, over what is known."""
+        """Add a whole answer, or the next chunk of a stream."""
         if "error" in piece:
             self.error = str(piece["error"].get("message"))
             return
         if kind == "generate":
             facts = piece["meta_info"]
-            self.text = piece["text"]  # a chunk of /generate holds all so far
+            self.text = piece["text"]  # a chunk of /generate has the whole text so far
             self.ids = tuple(piece["output_ids"])
             self.label = facts["weight_version"] or self.label
             self.spans = tuple((label, first) for label, first in facts.get("weights_versions", ()))
@@ -68,7 +68,7 @@ class Answer:
 
 
 def make_cases(seed: int, *, num_cases: int, max_tokens: int) -> list[Case]:
-    """Prompts that share beginnings, long and short, of all kinds."""
+    """Requests of all kinds, with long and short prompts that share prefixes."""
     dice = random.Random(seed)
     openings = [f"You know all about {topic}. Answer with care and in whole sentences. " for topic in TOPICS[:4]]
     cases = []
@@ -82,7 +82,7 @@ def make_cases(seed: int, *, num_cases: int, max_tokens: int) -> list[Case]:
 
 
 async def learn(http: httpx.AsyncClient, cases: Sequence[Case]) -> dict[Case, Answer]:
-    """The right answers of an undisturbed server; of cases whose tokens are all clear winners."""
+    """The right answers, from a server without other load, of all cases whose every token wins clearly."""
     slots = asyncio.Semaphore(NUM_AT_ONCE)
 
     async def one(case: Case) -> Answer | None:
@@ -108,7 +108,7 @@ async def _ask_undisturbed(http: httpx.AsyncClient, case: Case) -> Answer | None
 
 
 def _margins(kind: Kind, piece: Json) -> list[float]:
-    """How much likelier each token was than the next best."""
+    """The margin between each token and the second most likely one, in log-probability."""
     if kind == "generate":
         tops = [[entry[0] for entry in top] for top in piece["meta_info"]["output_top_logprobs"]]
     elif kind == "chat":
@@ -116,5 +116,5 @@ def _margins(kind: Kind, piece: Json) -> list[float]:
         tops = [[entry["logprob"] for entry in token["top_logprobs"]] for token in content]
     else:
         tops = [list(top.values()) for top in piece["choices"][0]["logprobs"]["top_logprobs"]]
-    # two tokens that look alike share a name: such a place tells no margin, and the case is left out
+    # tokens with the same text share a name, so the margin is unknown and the case is left out
     return [sorted(top)[-1] - sorted(top)[-2] if len(top) > 1 else 0.0 for top in tops]

@@ -16,7 +16,7 @@ TEMPLATE = (
 
 
 def tiny_checkpoint(folder: Path, seed: int) -> Path:
-    """A random llama of two layers that computes in no time, with a tokenizer of bytes."""
+    """A tiny random llama of two layers, with a tokenizer of bytes."""
     noise = np.random.default_rng(seed)
 
     def random(*shape: int, scale: float = 0.15) -> np.ndarray:
@@ -73,7 +73,7 @@ def _write_byte_tokenizer(folder: Path) -> None:
 
 
 def perturbed(model: str, folder: Path, seed: int) -> Path:
-    """The weights of `model` (a folder or a .gguf file) with every norm scaled at random: other texts."""
+    """The weights of `model` (a folder or a .gguf file) with randomly scaled norms, which give other texts."""
     from headwater.models.loader import open_weights, read_config, resolve_model
 
     files = resolve_model(model)

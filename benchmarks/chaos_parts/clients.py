@@ -1,4 +1,4 @@
-"""Clients that ask one question after another and know the right answers."""
+"""Clients that send one request after another and know the right answers."""
 
 import asyncio
 import json
@@ -13,14 +13,14 @@ from chaos_parts.cases import PATHS, Answer, Case
 from chaos_parts.outcome import Outcome
 from chaos_parts.weights_log import WeightsLog, checkpoint_of
 
-ANSWER_LIMIT_S = 240.0  # far beyond any pause, release or restart of a run; what takes longer hangs
-REFUSALS = (429, 503)  # full, or an engine is gone: come again
+ANSWER_LIMIT_S = 240.0  # far longer than any pause, release or restart of a run
+REFUSALS = (429, 503)  # the queue is full, or an engine is gone: the client retries
 ABORTED = 499
 Expected = Mapping[str, Mapping[Case, Answer]]  # by checkpoint
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
-    """By newline alone: httpx's own lines end at every separator of Unicode, which answers may hold."""
+    """Lines split at newlines only: httpx also splits at Unicode separators, which answers may contain."""
     rest = b""
     async for part in response.aiter_bytes():
         *lines, rest = (rest + part).split(b"\n")
@@ -29,7 +29,7 @@ async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
 
 
 class Client:
-    """One that asks until the time is over. Some answers are streamed, and some of these are left half-way."""
+    """A client that sends requests until the time is over. It streams some answers, and leaves some of the streams."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Client:
         return answer
 
     async def _stream(self, case: Case, body: dict[str, Any], *, num_lines: int | None) -> Answer | None:
-        """All of a stream; None after leaving it behind `num_lines` events. ValueError if it ends without an end."""
+        """A whole stream; None after leaving it after `num_lines` events. ValueError if the stream is incomplete."""
         answer, has_ended = Answer(), False
         async with self._http.stream("POST", PATHS[case.kind], json=body) as response:
             answer.status = response.status_code
@@ -112,11 +112,11 @@ class Client:
         return answer
 
     def _judge(self, case: Case, answer: Answer, *, way: str, started_s: float) -> None:
-        """Count an answer, or say what is wrong with it."""
+        """Count an answer, or record its fault."""
         where = f"{case.kind} {way} {case.prompt[-40:]!r}"
         possible = self._weights.possible(started_s, time.monotonic())
         if answer.error is not None:
-            if answer.status in (200, ABORTED, *REFUSALS):  # 200: an error event, which ends a stream
+            if answer.status in (200, ABORTED, *REFUSALS):  # 200: a stream that ends with an error event
                 self._outcome.requests[f"told an error ({answer.status})"] += 1
             else:
                 self._outcome.fail("wrong status", f"{where}: {answer.status} {answer.error}")
@@ -132,7 +132,7 @@ class Client:
             self._outcome.requests["aborted before the first token"] += 1
 
     def _has_seen_several(self, case: Case, answer: Answer, possible: frozenset[str]) -> bool:
-        """Whether weights may have changed between its tokens: the last chunk of /generate tells, or the clock."""
+        """Whether weights may have changed between tokens, by the last chunk of /generate or by the clock."""
         tells = case.kind == "generate" and answer.finish is not None
         labels = {label for label, _ in answer.spans} if tells else possible
         return len({checkpoint_of(label) for label in labels}) > 1

@@ -1,4 +1,4 @@
-"""Operators that flush, pause, swap weights, release memory, attach stores and pin at random, all at once."""
+"""Operators that flush, pause, swap weights, release memory, attach stores and pin at random and concurrently."""
 
 import asyncio
 import random
@@ -13,15 +13,15 @@ from chaos_parts.outcome import Outcome
 from chaos_parts.weights_log import WeightsLog
 
 Json = dict[str, Any]
-HANG_S = 120.0  # beyond an operation's own deadline: nobody waits longer
-DONE = (200, 202)  # 202: decided for all engines, of which one has not confirmed it and takes no requests until then
-GONE = (409, 503, 504)  # an engine is gone, loads, is silent, or busy with another operation: nothing was changed
-LASTING_S = 120.0  # until a pause can be ended or memory taken again, restarts of engines included
+HANG_S = 120.0  # longest wait beyond an operation's own deadline
+DONE = (200, 202)  # 202: decided for all engines; one has not confirmed it, and takes no requests until it does
+GONE = (409, 503, 504)  # an engine is gone, loading, silent, or busy with another operation: nothing was changed
+LASTING_S = 120.0  # within which a pause or a release can be ended, even with restarts of engines
 UPDATE_TIMEOUT_S = 60.0
 
 
 class Operators:
-    """Each method is one operator's next act; `run` keeps all of them busy."""
+    """Each method is one operator's next action; `run` runs all operators concurrently."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Operators:
         outcome: Outcome,
         rest: float = 1.0,
     ) -> None:
-        """`checkpoints`: name to path. `rest`: they rest so many times as long between two acts."""
+        """`checkpoints`: paths by name. `rest`: a factor for the rests between actions."""
         self._rest = rest
         self._http = http
         self._dice = random.Random(seed)
@@ -66,7 +66,7 @@ class Operators:
     async def call(
         self, method: str, path: str, body: Json | None = None, *, allowed: Sequence[int], timeout_s: float = 0.0
     ) -> int | None:
-        """The status of an operation that was given `timeout_s`; None if it was never answered."""
+        """The status of an operation with `timeout_s`; None if it was never answered."""
         name, started_s = f"{method} {path.partition('?')[0]}", time.monotonic()
         try:
             response = await self._http.request(method, path, json=body, timeout=timeout_s + HANG_S)
@@ -82,7 +82,7 @@ class Operators:
         return response.status_code
 
     async def lasting(self, path: str, body: Json, *, timeout_s: float = 0.0) -> None:
-        """Repeat a call that undoes something until it is done: engines come back within a while."""
+        """Repeat a call that undoes a change until it succeeds, since engines may have to restart first."""
         deadline_s = time.monotonic() + LASTING_S
         while await self.call("POST", path, body, allowed=(*DONE, *GONE), timeout_s=timeout_s) not in DONE:
             if time.monotonic() > deadline_s:
@@ -98,7 +98,7 @@ class Operators:
         body |= dice.choice(({}, {}, {"tiers": "device"}, {"dry_run": True}))
         if mode == "idle" and dice.random() < 0.3:
             body["hold"] = True
-        allowed = (*DONE, 400, *GONE)  # 400: not idle; 202: what was flushed is not all free
+        allowed = (*DONE, 400, *GONE)  # 400: not idle; 202: some flushed pages are not free
         await self.call("POST", "/flush_cache", body, allowed=allowed, timeout_s=timeout_s)
 
     async def _pause(self) -> None:

@@ -1,4 +1,4 @@
-"""What the run saw."""
+"""The outcome of a run."""
 
 import collections
 from dataclasses import dataclass, field
@@ -6,19 +6,19 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Outcome:
-    """Counts by what happened, and everything that must not. `failures` must stay empty."""
+    """Counts of events, and the failures, which must stay empty."""
 
     requests: collections.Counter[str] = field(default_factory=collections.Counter)
     operations: collections.Counter[str] = field(default_factory=collections.Counter)
     failures: list[str] = field(default_factory=list)
-    latest_s: float = 0.0  # beyond what an operation had been given
+    latest_s: float = 0.0  # beyond an operation's timeout
     latest: str = ""
 
     def fail(self, kind: str, message: str) -> None:
         self.failures.append(f"{kind}: {message}"[:600])
 
     def answered(self, name: str, status: int, late_s: float) -> None:
-        """An operation was answered, so much after its own deadline."""
+        """An operation was answered `late_s` after its own deadline."""
         self.operations[f"{name} {status}"] += 1
         if late_s > self.latest_s:
             self.latest_s, self.latest = late_s, name

@@ -1,4 +1,4 @@
-"""Engines that are killed, and engines that stand still for a while."""
+"""Trouble: kills engines, and stops others for a while."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ def engine_pids(server_pid: int) -> list[int]:
 
 
 class Trouble:
-    """Kills one engine after the other, `num_kills` times in all, and stops some in between."""
+    """Kills one engine after the other, `num_kills` times in total, and stops some in between."""
 
     def __init__(self, http: httpx.AsyncClient, *, server_pid: int, seed: int, outcome: Outcome) -> None:
         self._http = http
@@ -54,7 +54,7 @@ class Trouble:
             self._outcome.operations["SIGSTOP, SIGCONT"] += 1
 
     async def until_all_are_back(self) -> None:
-        """Wait until every engine tells its state."""
+        """Wait until every engine reports its state."""
         deadline_s = time.monotonic() + BACK_LIMIT_S
         while time.monotonic() < deadline_s:
             with contextlib.suppress(httpx.HTTPError, KeyError, ValueError):

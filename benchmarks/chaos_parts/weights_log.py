@@ -1,15 +1,15 @@
-"""Which weights may answer when: what the trainer was told, by the clock of the callers."""
+"""The weights that may answer at each time, from the trainer's answers and the callers' clock."""
 
 import time
 
 
 def checkpoint_of(label: str) -> str:
-    """Every update has a label of its own, `NAME-NUMBER`: an engine that missed one shows, whatever it serves."""
+    """The checkpoint of a label `NAME-NUMBER`. Labels are unique, so an engine that missed an update is noticed."""
     return label.partition("-")[0]
 
 
 class WeightsLog:
-    """Labels that were in force. An update whose outcome was not told leaves both until the next one succeeds."""
+    """The labels in force. An update without an answer leaves both labels possible until the next success."""
 
     def __init__(self, label: str) -> None:
         self._spans: list[tuple[float, frozenset[str]]] = [(0.0, frozenset({label}))]
@@ -19,18 +19,18 @@ class WeightsLog:
         return self._spans[-1][1]
 
     def begin(self, target: str) -> frozenset[str]:
-        """An update is about to be asked for. Returns what was in force, for `end`."""
+        """An update is about to be requested. Returns the labels in force, for `end`."""
         before = self.now
         self._set(before | {target})
         return before
 
     def end(self, *, before: frozenset[str], target: str, is_done: bool | None) -> None:
-        """It was answered: done, refused with nothing changed, or (None) nobody knows."""
+        """The update has ended: done, refused without a change, or (None) with an unknown outcome."""
         if is_done is not None:
             self._set(frozenset({target}) if is_done else before)
 
     def possible(self, since_s: float, until_s: float) -> frozenset[str]:
-        """Labels that were in force at some time between."""
+        """Labels that were in force at some time in between."""
         found: set[str] = set()
         for index, (start_s, labels) in enumerate(self._spans):
             end_s = self._spans[index + 1][0] if index + 1 < len(self._spans) else float("inf")

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""`/flush_cache?mode=now` under 64 streams: seconds to its answer, and the gaps between tokens beside those without.
+"""`/flush_cache?mode=now` under 64 streams: the time of its answer, and gaps between tokens with and without flushes.
 
     flush_run.py MODEL OUT.json
 
-Server, clients and whoever flushes are processes of their own. One-second windows without flushes and with one every
-half second follow each other while the same streams go on; a gap belongs to the window that it lies in. Gaps grow with
-the texts, so a window with flushes is held against the mean of its two neighbours. One process more only sleeps, a
-millisecond at a time: how late it is woken tells which windows the machine itself disturbed. Every round has streams
-of its own; the ratios are medians over the windows of all rounds.
+Server, clients and the flushing client are separate processes. One-second windows without flushes alternate with
+windows with a flush every half second, while the same streams go on; a gap belongs to its window. Gaps grow with the
+texts, so a window with flushes is compared with the mean of its two neighbours. Another process only sleeps, one
+millisecond at a time: its late wakings show which windows the machine itself disturbed. Every round has new streams;
+the ratios are medians over the windows of all rounds.
 """
 
 import argparse

@@ -99,7 +99,7 @@ def case(name: str, generate: workloads.Generate) -> Callable[[], object]:
 
 
 def record_steps() -> list[Step]:
-    """Notes of every launch from now on; the list is emptied by whoever reads it."""
+    """Records of every launch from now on. The reader of the list clears it."""
     import torch
 
     from headwater.execution.gpu_runner import GpuRunner

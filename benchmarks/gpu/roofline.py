@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
-"""What the card can do at best: copies on the device, matrix products, pinned copies each way, a step's products;
-and what that makes of a long prompt: the prefill rate and the decode step that engine_run.py's are to be read beside.
+"""The card's best rates: copies on the device, matrix products, pinned copies in each direction, a step's products.
+
+From these rates it derives the bounds for a long prompt, to compare with the prefill rate and decode step of
+engine_run.py.
 
     roofline.py OUT.json
 """

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""The tiers on one GPU: what host hits bring, what tiers cost that are never hit.
+"""The tiers on one GPU: the benefit of host hits, and the cost of tiers without hits.
 
     tiers_run.py MODEL OUT.json [--parts hits,cost]
 
-hits: chats whose prefixes of 4,096 tokens are together four times the device's pool; a turn that finds its prefix on
-the host beside one that computes it; short prompts while host memory is pinned, and after. cost: prompts that never
-hit, with tiers and without, in turns.
+hits: chats with prefixes of 4,096 tokens, in total four times the device's pool. A turn that finds its prefix on the
+host is compared with one that computes it. Short prompts run while host memory is pinned, and after.
+
+cost: prompts without hits, alternating with tiers and without.
 """
 
 import argparse

@@ -54,7 +54,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def start_servers(options: argparse.Namespace, logs: Path) -> dict[str, ServerProcess]:
-    """Both servers, one after the other, so that neither start disturbs the other's start-up time."""
+    """Start both servers, one after the other, so that neither start affects the other's start-up time."""
     command = f"{sys.executable} -m headwater serve --port {{port}} --served-model-name m {options.serve}"
     environment = dict(pair.split("=", 1) for pair in options.peer_env)
     if options.peer_python_path:
@@ -82,7 +82,7 @@ def start_servers(options: argparse.Namespace, logs: Path) -> dict[str, ServerPr
 async def take_turns(
     servers: dict[str, ServerProcess], prompts: Prompts, *, repeats: int, only: tuple[str, ...]
 ) -> list[Record]:
-    """Every measurement on one server and then on the other; all servers are paused but the one measured."""
+    """Run every measurement on one server and then on the other. All other servers are paused meanwhile."""
     records: list[Record] = []
     async with new_http() as http:
         for server in servers.values():

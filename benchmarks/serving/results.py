@@ -1,4 +1,4 @@
-"""What was measured, as a table for people and as a JSON file that says where it comes from."""
+"""The results of a measurement, as a table and as a JSON file with its origin."""
 
 import datetime
 import json
@@ -78,7 +78,7 @@ def save(name: str, records: Sequence[Record], *, servers: dict[str, Any]) -> Pa
 
 
 def without_paths(argv: Sequence[str]) -> list[str]:
-    """A command line with folders cut off: results are shared, a machine's folders are nobody's business."""
+    """A command line without folders: results are shared, and a machine's folders are private."""
     return [os.path.basename(argument.rstrip("/")) if "/" in argument else argument for argument in argv]
 
 

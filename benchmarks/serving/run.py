@@ -61,7 +61,7 @@ def load_tokenizer(path: str | None) -> Tokenizer:
 async def measure_and_print(
     http: httpx.AsyncClient, server: ServerProcess | None, target: Target, measurement: Measurement
 ) -> Record:
-    """`measure`, with the work of others noted if the server is one of ours to watch."""
+    """`measure`, with the cores used by other processes if the benchmark started the server."""
     record: Record = {}
     with server.foreign_work(record) if server else contextlib.nullcontext():
         record |= await measure(http, target, measurement)
@@ -93,7 +93,7 @@ async def suite(
 def main(argv: Sequence[str]) -> None:
     options = parse(argv)
     tokenizer = load_tokenizer(options.tokenizer)
-    # a server that has seen these prompts before would answer from its cache
+    # a server would answer prompts of an earlier run from its cache
     prompts = Prompts(tokenizer, salt=secrets.token_hex(4) if options.url else "")
     facts: dict[str, object] = {}
     if options.url:

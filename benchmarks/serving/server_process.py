@@ -1,4 +1,4 @@
-"""A server that the benchmark starts, watches and ends: start-up time, memory, others' work beside it."""
+"""A server that the benchmark starts, watches and ends: its start-up time, its memory, and other load."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from load_client import Target
 
 
 class ServerProcess:
-    """A server in a session of its own. `pause` keeps it from costing time while another one is measured."""
+    """A server in its own session. `pause` stops it while another server is measured."""
 
     def __init__(
         self, command: str, *, environment: dict[str, str], model: str, extra: dict, log: Path
@@ -88,7 +88,7 @@ class ServerProcess:
 
     @contextlib.contextmanager
     def foreign_work(self, record: dict) -> Iterator[None]:
-        """Note in `record["foreign_cores"]` how many cores were busy with anything but this server and us."""
+        """Record in `record["foreign_cores"]` the number of cores used by other processes."""
         started, busy_before_s, own_s = time.perf_counter(), busy_s(), self._own_cpu_s()
         yield
         wall_s = time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""The workloads W1 to W4: what is asked, in how many streams at once, for how many tokens.
+"""The workloads W1 to W4: their prompts, concurrent streams and numbers of tokens.
 
 | name | asks |
 |---|---|
@@ -45,7 +45,7 @@ WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Requests that are sent at once."""
+    """Requests that are sent at the same time."""
 
     workload: str
     requests: tuple[Messages, ...]
@@ -86,7 +86,7 @@ def _messages(system: str, user: str) -> Messages:
 
 
 def warm_up(prompts: Prompts) -> Iterator[Measurement]:
-    """One request of each shape, not measured: threads start, memory is touched, kernels are chosen."""
+    """One unmeasured request of each shape, which starts threads, touches memory and selects kernels."""
     yield Measurement("warm-up", (prompts.chat("warm-a", 128),), 16)
     yield Measurement("warm-up", tuple(prompts.chat(f"warm-b{i}", 128) for i in range(NUM_STREAMS)), 16)
     yield Measurement("warm-up", (prompts.chat("warm-c", 1800),), 4)
