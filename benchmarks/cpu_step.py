@@ -217,7 +217,8 @@ def main() -> None:
     device = CpuDevice(num_threads=args.threads, use_native=not args.no_native)
     loaded = load_model(resolve_model(args.model or str(ensure_default_model())), device=device, dtype=args.dtype)
     num_pages = max(rows * -(-(context + 1) // PAGE_SIZE) for rows, context in DECODES)
-    runner = CpuRunner(loaded, device, page_size=PAGE_SIZE, num_pages=num_pages, max_running=MAX_ROWS)
+    layout = loaded.kv_layout(page_size=PAGE_SIZE)
+    runner = CpuRunner(loaded, device, layout=layout, num_pages=num_pages, max_running=MAX_ROWS)
     warm_up(runner)
     results = run_cases(runner, loaded.config, args.repeat)
     if args.json:

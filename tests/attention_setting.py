@@ -1,11 +1,22 @@
-"""A batch over random pages, and its attention by the definition: what the tests of attention share."""
+"""A step over random pages, and its attention by the definition: what the tests of attention share.
+
+The step is a plan, which the code of the runners turns into what the kernels read.
+"""
 
 import numpy as np
 import torch
 
-from headwater.devices.device import AttentionBatch, AttentionGeometry, Device
+from headwater.devices.cpu.device import CpuDevice
+from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.device import AttentionGeometry
 from headwater.devices.float8 import from_float8, to_float8
 from headwater.devices.kv_memory import KVLayout, KVMemory
+from headwater.execution.batch import SlotTable
+from headwater.execution.decode_inputs import DecodeInputs
+from headwater.execution.device_slots import DeviceSlots
+from headwater.execution.prompt_steps import PromptSteps
+from headwater.execution.step_inputs import MixedInputs
+from headwater.scheduling.plan import PageUpdate, StepPlan
 
 NUM_LAYERS = 2
 # (queries, context with them) per row: decodes, whole prompts, later chunks, more than one block of keys and more than
@@ -21,7 +32,11 @@ FEW_OF_EACH = [(1, 33), (1, 70), (20, 60), (2, 18)]
 
 
 class Setting:
-    """A batch over random pages; every token not of this step has random keys and values in its page."""
+    """A step over random pages; every token not of this step has random keys and values in its page.
+
+    `rows` are (queries, context with them). Single queries before the first chunk are decodes. Behind a row's pages its
+    page table names a page of large numbers, as an earlier request of the slot may have left it.
+    """
 
     def __init__(
         self,
@@ -42,17 +57,16 @@ class Setting:
         for row, num in enumerate(num_pages):
             self.tables[row, :num], ids = ids[:num], ids[num:]
         layout = KVLayout(NUM_LAYERS, num_kv_heads, head_dim, page_size, kv_dtype or dtype)
+        self.stale_page = int(ids[0])
         self.kv = self._random_kv(layout, len(ids) + sum(num_pages))
-        self.batch = AttentionBatch(
-            query_starts=np.cumsum([0, *(queries for queries, _ in rows)], dtype=np.int32),
-            context_lens=np.array([context for _, context in rows], dtype=np.int32),
-            page_tables=self.tables,
-            positions=np.concatenate([np.arange(n - q, n) for q, n in rows]).astype(np.int32),
-        )
-        num_tokens = len(self.batch.positions)
+        self.query_starts = np.cumsum([0, *(queries for queries, _ in rows)], dtype=np.int32)
+        self.context_lens = np.array([context for _, context in rows], dtype=np.int32)
+        self.positions = np.concatenate([np.arange(n - q, n) for q, n in rows]).astype(np.int32)
+        num_tokens = len(self.positions)
         self.qkv = self.random(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim).to(dtype)
-        angles = self.random(num_tokens, head_dim // 2) * 3
-        self.cos, self.sin = angles.cos(), angles.sin()
+        angles = self.random(int(self.context_lens.max()), head_dim // 2) * 3
+        self.rotary = (angles.cos(), angles.sin())  # of every position
+        self.cos, self.sin = (it[self.positions] for it in self.rotary)
         norm = [1 + 0.3 * self.random(head_dim) for _ in range(2)]
         self.norms = [it.to(dtype) for it in norm] if has_norm else [None, None]
 
@@ -61,6 +75,7 @@ class Setting:
 
     def _random_kv(self, layout: KVLayout, num_pages: int) -> KVMemory:
         values = self.random(num_pages, *layout.page_shape)
+        values[self.stale_page] = 1000
         kv = KVMemory(layout, torch.zeros((num_pages, layout.page_bytes), dtype=torch.uint8))
         if kv.exponents is None:
             kv.pages.copy_(values)
@@ -70,16 +85,70 @@ class Setting:
             kv.exponents.copy_(exponents)
         return kv
 
-    def run(self, device: Device, layer: int) -> torch.Tensor:
+    def plan(self) -> StepPlan:
+        """The step as a scheduler would plan it, row r in slot r. Nothing is sampled."""
+        num_rows, num_tokens = len(self.context_lens), np.diff(self.query_starts)
+        is_chunk = num_tokens > 1
+        tables = np.where(self.tables < 0, self.stale_page, self.tables).astype(np.int32)
+        return StepPlan(
+            step_id=0,
+            assignments=(),
+            page_updates=tuple(PageUpdate(slot=row, first=0, pages=pages) for row, pages in enumerate(tables)),
+            slots=np.arange(num_rows, dtype=np.int32),
+            uses=np.ones(num_rows, dtype=np.int64),
+            num_computed=self.context_lens - num_tokens,
+            num_tokens=num_tokens,
+            samples=np.zeros(num_rows, dtype=np.bool_),
+            token_ids=np.zeros(len(self.positions), dtype=np.int32),
+            num_decodes=int(is_chunk.argmax()) if is_chunk.any() else num_rows,
+            num_outputs=np.zeros(num_rows, dtype=np.int32),
+        )
+
+    def run(self, device: CpuDevice | CudaDevice, layer: int) -> torch.Tensor:
         place = device.torch_device
         kv = KVMemory(self.kv.layout, self.kv.memory.to(place))
-        attention = device.plan_attention(
-            self.geometry, self.batch, cos=self.cos.to(place), sin=self.sin.to(place), kv=kv
-        )
-        norms = [None if norm is None else norm.to(place) for norm in self.norms]
-        found = attention(self.qkv.to(place, copy=True), layer, *norms).cpu()
+        attend = self._attend_on_gpu if isinstance(device, CudaDevice) else self._attend_on_cpu
+        found = attend(device, kv, layer).cpu()
         self.kv.memory.copy_(kv.memory)
         return found
+
+    def _attend_on_cpu(self, device: CpuDevice, kv: KVMemory, layer: int) -> torch.Tensor:
+        """As CpuRunner does."""
+        slots = SlotTable(max_running=len(self.tables), max_pages=self.tables.shape[1], page_size=kv.layout.page_size)
+        plan = self.plan()
+        slots.apply(plan)
+        inputs = slots.inputs(plan, rotary=lambda positions: (self.rotary[0][positions], self.rotary[1][positions]))
+        attention = device.plan_attention(self.geometry, inputs.attention, kv=kv)
+        return attention(self.qkv.clone(), layer, *self.norms)
+
+    def _attend_on_gpu(self, device: CudaDevice, kv: KVMemory, layer: int) -> torch.Tensor:
+        """As GpuRunner does: decodes alone, or a step with prompts."""
+        place, plan = device.torch_device, self.plan()
+        slots = DeviceSlots(place, max_running=len(self.tables), max_pages=self.tables.shape[1])
+        slots.apply(plan)
+        rotary = (self.rotary[0].to(place), self.rotary[1].to(place))
+        qkv = self.qkv.to(place, copy=True)
+        norms = [None if norm is None else norm.to(place) for norm in self.norms]
+        if plan.num_decodes == plan.num_rows:
+            decodes = DecodeInputs(slots, rotary=rotary)
+            decodes.stage(plan.slots, plan.num_computed)
+            attention = device.plan_attention(self.geometry, decodes.batch(plan.num_rows), kv=kv)
+            return attention(qkv, layer, *norms)
+
+        def forward(inputs: MixedInputs) -> torch.Tensor:
+            return device.plan_attention(self.geometry, inputs.batch, kv=kv)(qkv, layer, *norms)
+
+        steps = PromptSteps(
+            device,
+            forward,
+            geometry=self.geometry,
+            dtype=self.qkv.dtype,
+            slots=slots,
+            rotary=rotary,
+            sizes=(),
+            pool=None,
+        )
+        return steps.launch(plan, np.empty(0, dtype=np.int32)).hidden
 
     def tokens(self, row: int, layer: int, which: int) -> torch.Tensor:
         """All keys (0) or values (1) of a row. float32[context, heads, head_dim]"""
@@ -88,7 +157,7 @@ class Setting:
         if self.kv.exponents is not None:
             pages = from_float8(pages, self.kv.exponents[used, layer, which], torch.float32)
         flat = pages.transpose(1, 2).flatten(0, 1)
-        return flat[: int(self.batch.context_lens[row])].float()
+        return flat[: int(self.context_lens[row])].float()
 
     def rotated(self, x: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:
         x = x.float()
@@ -105,11 +174,11 @@ class Setting:
         heads = self.qkv.view(len(self.qkv), -1, shape.head_dim)
         queries = self.rotated(heads[:, : shape.num_heads], self.norms[0])
         out = torch.empty(len(self.qkv), shape.num_heads, shape.head_dim)
-        for row in range(len(self.batch.context_lens)):
+        for row in range(len(self.context_lens)):
             keys, values = self.tokens(row, layer, 0), self.tokens(row, layer, 1)
-            start, end = self.batch.query_starts[row], self.batch.query_starts[row + 1]
+            start, end = self.query_starts[row], self.query_starts[row + 1]
             for token in range(start, end):
-                visible = int(self.batch.positions[token]) + 1
+                visible = int(self.positions[token]) + 1
                 for head in range(shape.num_heads):
                     kv_head = head // (shape.num_heads // shape.num_kv_heads)
                     scores = keys[:visible, kv_head] @ queries[token, head] * shape.head_dim**-0.5

@@ -19,6 +19,7 @@ import torch
 from figures import Figures
 
 from headwater.cache.copier import CopyHandle
+from headwater.devices.cuda.arrivals import Arrivals
 from headwater.devices.cuda.host_memory import PinnedHostMemory
 from headwater.devices.cuda.page_copies import CudaPageCopier, PageMover, move_by_copy_engine, move_by_kernel
 from headwater.devices.kv_memory import KVLayout, KVMemory
@@ -64,7 +65,7 @@ def measure(kib: int, method: str, figures: Figures) -> None:
     kv = KVMemory(layout, torch.zeros((num_pages, *layout.page_shape), dtype=torch.bfloat16, device=DEVICE))
     host = PinnedHostMemory(num_pages=num_pages, page_bytes=layout.page_bytes)
     host.wait_ready(np.array([num_pages - 1], np.int32))
-    copier = CudaPageCopier(lambda: kv, host, device=DEVICE, mover=METHODS[method])
+    copier = CudaPageCopier(lambda: kv, host, device=DEVICE, arrivals=Arrivals(), mover=METHODS[method])
     source = np.random.default_rng(kib)
     on_device, on_host = (source.permutation(num_pages)[:num_moved].astype(np.int32) for _ in range(2))
     for num_copies, label in ((1, ""), (4, "_4_in_flight")):

@@ -119,7 +119,7 @@ def test_garbage_behind_a_context_does_not_matter(device: Device) -> None:
     settings = [Setting(rows, dtype=torch.float32, kv_dtype=torch.float8_e4m3fn) for _ in range(2)]
     dirty = settings[1].kv
     assert dirty.exponents is not None
-    for row, context in enumerate(settings[1].batch.context_lens):
+    for row, context in enumerate(settings[1].context_lens):
         last_page, used = settings[1].tables[row, (context - 1) // 16], (context - 1) % 16 + 1
         dirty.pages.view(torch.uint8)[last_page, :, :, :, used:] = 0xFF
         dirty.exponents[last_page, :, :, :, used:] = -128

@@ -74,7 +74,7 @@ def test_few_queries_over_long_contexts(built: Built, page_size: int, rows: list
     setting = Setting(rows, dtype=dtype, page_size=page_size)
     if isinstance(device, CudaDevice):
         chunks = slice(1, None) if rows[0][0] == 1 else slice(None)
-        lens, contexts = np.diff(setting.batch.query_starts)[chunks], setting.batch.context_lens[chunks]
+        lens, contexts = np.diff(setting.query_starts)[chunks], setting.context_lens[chunks]
         assert len(device.plan_tiles(setting.geometry, lens, contexts).joins)
     found = setting.run(device, layer=1)
     torch.testing.assert_close(found.float(), setting.expected(1), rtol=0, atol=_tolerance(dtype))
@@ -110,8 +110,8 @@ def test_attention_writes_its_tokens_and_nothing_else(built: Built) -> None:
     before = setting.kv.pages.clone()
     setting.run(device, layer=1)
     is_new = torch.zeros(before.shape[:1] + before.shape[4:5], dtype=torch.bool)  # [pages, tokens of a page]
-    for row, (start, end) in enumerate(zip(setting.batch.query_starts, setting.batch.query_starts[1:], strict=False)):
-        for position in setting.batch.positions[start:end]:
+    for row, (start, end) in enumerate(zip(setting.query_starts, setting.query_starts[1:], strict=False)):
+        for position in setting.positions[start:end]:
             is_new[setting.tables[row, position // 16], position % 16] = True
     changed = (setting.kv.pages != before).any(dim=-1)  # [pages, layers, 2, heads, tokens]
     assert not changed[:, 0].any()
@@ -131,7 +131,7 @@ def test_what_a_page_held_before_does_not_matter(built: Built) -> None:
     """The rest of a last page may hold NaN of a request that failed."""
     device, dtype = built
     settings = [Setting(FEW_OF_EACH, dtype=dtype) for _ in range(2)]
-    for row, context in enumerate(settings[1].batch.context_lens):
+    for row, context in enumerate(settings[1].context_lens):
         last_page, used = settings[1].tables[row, (context - 1) // 16], (context - 1) % 16 + 1
         settings[1].kv.pages[last_page, :, :, :, used:] = float("nan")
     clean, dirty = (setting.run(device, layer=0) for setting in settings)

@@ -18,14 +18,13 @@ from headwater.cache.host_tier import HostTier, WritePolicy  # noqa: E402
 from headwater.cache.invariants import check_invariants  # noqa: E402
 from headwater.clock import ManualClock  # noqa: E402
 from headwater.devices.cpu.device import CpuDevice  # noqa: E402
-from headwater.devices.device import Device  # noqa: E402
 from headwater.engine.wiring import wire_engine  # noqa: E402
-from headwater.execution.cpu_runner import CpuRunner, kv_layout  # noqa: E402
-from headwater.execution.kv_lifetime import KvLifetime  # noqa: E402
-from headwater.execution.runner import Runner  # noqa: E402
+from headwater.execution.cpu_runner import CpuRunner  # noqa: E402
+from headwater.execution.runner import KvLifetime, Runner  # noqa: E402
 from headwater.execution.weight_store import Checkpoint, WeightStore  # noqa: E402
 from headwater.launch.assembly import ServedModel  # noqa: E402
-from headwater.launch.placement import make_host_memory  # noqa: E402
+from headwater.launch.cpu_placement import CpuPlacement  # noqa: E402
+from headwater.launch.placement import Placement  # noqa: E402
 from headwater.messages.base import pack_ids  # noqa: E402
 from headwater.messages.control import FlushCache  # noqa: E402
 from headwater.messages.generation import Finish, Generate, Outputs, RequestOptions, SamplingParams  # noqa: E402
@@ -40,31 +39,34 @@ PAGE_SIZE = 4
 NUM_OUTPUTS = 20
 
 
-def _device() -> Device:
+def _placement() -> Placement:
     if not torch.cuda.is_available():
-        return CpuDevice()
+        return CpuPlacement(CpuDevice())
     from headwater.devices.cuda.device import CudaDevice
+    from headwater.launch.cuda_placement import CudaPlacement
 
-    return CudaDevice()
+    return CudaPlacement(CudaDevice())
 
 
-def _runner(loaded: LoadedModel, device: Device, *, num_pages: int, max_running: int) -> Runner:
-    sizes = {"page_size": PAGE_SIZE, "num_pages": num_pages, "max_running": max_running, "max_context": 200}
-    if device.torch_device.type == "cpu":
-        return CpuRunner(loaded, device, **sizes)
+def _runner(loaded: LoadedModel, placement: Placement, *, num_pages: int, max_running: int) -> Runner:
+    layout = loaded.kv_layout(page_size=PAGE_SIZE)
+    sizes = {"layout": layout, "num_pages": num_pages, "max_running": max_running, "max_context": 200}
+    if isinstance(placement, CpuPlacement):
+        return CpuRunner(loaded, placement.device, **sizes)
     from headwater.execution.gpu_runner import GpuRunner
     from headwater.execution.step_graphs import graph_sizes
 
     prompts = ((0, 16), (0, 64), (min(4, max_running), 32))
-    return GpuRunner(loaded, device, **sizes, graph_sizes=graph_sizes(max_running), prompt_graph_sizes=prompts)
+    graphs = {"graph_sizes": graph_sizes(max_running), "prompt_graph_sizes": prompts}
+    return GpuRunner(loaded, placement.device, **sizes, **graphs, arrivals=placement.arrivals)
 
 
-def _slow_restores(runner: Runner, copier) -> list[int]:
+def _slow_restores(placement: Placement, copier) -> list[int]:
     """On a GPU: restores arrive a layer at a time, some milliseconds each; counts the steps that wait for some."""
     from headwater.devices.cuda import arrivals as cuda_arrival
 
     cuda_arrival._MIN_GROUP_BYTES = copier._min_piece_bytes = 1
-    move, arrivals, waits = copier._move, runner.arrivals, [0]
+    move, awaited, waits = copier._move, placement.arrivals.awaited, [0]
 
     def slowly(source, sources, target, targets) -> None:
         if target.is_cuda:
@@ -72,10 +74,10 @@ def _slow_restores(runner: Runner, copier) -> list[int]:
         move(source, sources, target, targets)
 
     def counted():
-        waits[0] += bool(found := arrivals())
+        waits[0] += bool(found := awaited())
         return found
 
-    copier._move, runner.arrivals = slowly, counted
+    copier._move, placement.arrivals.awaited = slowly, counted
     return waits
 
 
@@ -83,9 +85,10 @@ class RealEngine:
     """Loop, scheduler, cache and a real runner in float32, a turn at a time."""
 
     def __init__(self, folder: Path, *, num_pages: int, num_host_pages: int = 0, max_running: int = 8) -> None:
-        device = _device()
+        placement = _placement()
+        device = placement.device
         loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32")
-        self.runner = runner = _runner(loaded, device, num_pages=num_pages, max_running=max_running)
+        self.runner = runner = _runner(loaded, placement, num_pages=num_pages, max_running=max_running)
         self.clock = ManualClock()
         self.wire = MemoryWire(self.clock)
         self.tokens: dict[str, list[int]] = {}
@@ -94,11 +97,10 @@ class RealEngine:
         self.ends: dict[str, Finish] = {}
         self.replies: dict[str, ToClient] = {}
         self.num_turns = 0
-        layout = kv_layout(loaded.config, page_size=PAGE_SIZE, dtype=loaded.dtype)
         host = None
         if num_host_pages:
-            memory, copier = make_host_memory(device, runner, num_pages=num_host_pages, layout=layout)
-            self.num_early_reads = _slow_restores(runner, copier) if torch.cuda.is_available() else [0]
+            memory, copier = placement.make_host_memory(runner, num_pages=num_host_pages)
+            self.num_early_reads = _slow_restores(placement, copier) if torch.cuda.is_available() else [0]
             host = HostTier(
                 num_pages=num_host_pages,
                 copier=copier,
@@ -124,7 +126,7 @@ class RealEngine:
                 eos_token_ids=(),
                 page_size=PAGE_SIZE,
                 num_pages=num_pages,
-                page_bytes=layout.page_bytes,
+                page_bytes=runner.kv.layout.page_bytes,
                 max_running=max_running,
                 weights_id=loaded.weights_id,
                 weight_version="default",

@@ -57,7 +57,9 @@ class Computed:
         kv_dtype: torch.dtype | None = None,
     ) -> None:
         loaded, device = _loaded(dtype, use_native)
-        runner = CpuRunner(loaded, device, page_size=16, num_pages=40, max_running=2, kv_dtype=kv_dtype)
+        runner = CpuRunner(
+            loaded, device, layout=loaded.kv_layout(page_size=16, dtype=kv_dtype), num_pages=40, max_running=2
+        )
         driver = StepDriver(runner, seed=chunk)
         request = driver.add(token_ids, slot=0, logprobs=LogprobParams(top=1, prompt_start=0))
         other = driver.add(token_ids[:50], slot=1)

@@ -10,7 +10,7 @@ from step_driver import StepDriver
 from transformers import PreTrainedModel
 
 from headwater.devices.cpu.device import CpuDevice
-from headwater.execution.cpu_runner import CpuRunner, kv_layout
+from headwater.execution.cpu_runner import CpuRunner
 from headwater.execution.warm_up import chunk_sizes, warm_up
 from headwater.messages.generation import LogprobParams, SamplingParams
 from headwater.models.loader import load_model, resolve_model
@@ -32,7 +32,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, PreTr
 def _runner(folder: Path, *, page_size: int = 8, num_pages: int = 64, max_running: int = 8) -> CpuRunner:
     device = CpuDevice()
     loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32")
-    return CpuRunner(loaded, device, page_size=page_size, num_pages=num_pages, max_running=max_running)
+    return CpuRunner(
+        loaded, device, layout=loaded.kv_layout(page_size=page_size), num_pages=num_pages, max_running=max_running
+    )
 
 
 @torch.inference_mode()
@@ -163,8 +165,8 @@ def test_a_stale_use_of_a_slot_is_refused(tiny: tuple[Path, PreTrainedModel]) ->
 def test_memory_is_what_the_layout_says(tiny: tuple[Path, PreTrainedModel]) -> None:
     folder, reference = tiny
     runner = _runner(folder, page_size=8, num_pages=10)
-    config = load_model(resolve_model(str(folder)), device=CpuDevice(), dtype="float32").config
-    page_bytes = kv_layout(config, page_size=8, dtype=torch.float32).page_bytes
+    loaded = load_model(resolve_model(str(folder)), device=CpuDevice(), dtype="float32")
+    page_bytes = loaded.kv_layout(page_size=8).page_bytes
     assert page_bytes == 3 * 2 * 2 * 8 * 16 * 4  # layers, K and V, heads, tokens, head_dim, bytes
     num_parameters = sum(it.numel() for it in reference.parameters())
     assert runner.memory_bytes() == {"weights": num_parameters * 4, "kv_cache": 10 * page_bytes}

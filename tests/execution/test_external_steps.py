@@ -39,7 +39,7 @@ def test_greedy_text_with_external_chunks(tmp_path: Path, monkeypatch: pytest.Mo
     runner = GpuRunner(
         loaded,
         device,
-        page_size=4,
+        layout=loaded.kv_layout(page_size=4),
         num_pages=64,
         max_running=8,
         max_context=64,

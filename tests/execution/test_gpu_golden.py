@@ -40,11 +40,10 @@ def _runner(
     return GpuRunner(
         loaded,
         device,
-        page_size=page_size,
+        layout=loaded.kv_layout(page_size=page_size, dtype=kv_dtype),
         num_pages=2400,
         max_running=16,
         max_context=2000,
-        kv_dtype=kv_dtype,
         graph_sizes=graphs,
         prompt_graph_sizes=prompt_graph_sizes(max_tokens=128, max_decodes=max(graphs)) if graphs else (),
     )

@@ -65,7 +65,7 @@ def _runner(
     return GpuRunner(
         loaded,
         device,
-        page_size=page_size,
+        layout=loaded.kv_layout(page_size=page_size),
         num_pages=num_pages,
         max_running=8,
         max_context=64,
@@ -77,7 +77,7 @@ def _runner(
 def _cpu_runner(folder: Path) -> CpuRunner:
     device = CpuDevice(num_threads=torch.get_num_threads())
     loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32")
-    return CpuRunner(loaded, device, page_size=4, num_pages=64, max_running=8, max_context=64)
+    return CpuRunner(loaded, device, layout=loaded.kv_layout(page_size=4), num_pages=64, max_running=8, max_context=64)
 
 
 @pytest.mark.parametrize("name", ["llama-biases-mha", "qwen3-tied-one-kv-head"])

@@ -43,7 +43,9 @@ def _prompts(seed: int = 7) -> list[list[int]]:
 def _runner(folder: Path, *, page_size: int, dtype: str = "float32", max_running: int = 16) -> CpuRunner:
     device = CpuDevice()
     loaded = load_model(resolve_model(str(folder)), device=device, dtype=dtype)
-    return CpuRunner(loaded, device, page_size=page_size, num_pages=1200, max_running=max_running)
+    return CpuRunner(
+        loaded, device, layout=loaded.kv_layout(page_size=page_size), num_pages=1200, max_running=max_running
+    )
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)

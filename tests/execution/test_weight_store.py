@@ -39,8 +39,9 @@ def folder(tmp_path: Path) -> Path:
 def store(folder: Path) -> WeightStore:
     device = CpuDevice(num_threads=1)
     loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32", load_format="auto", seed=0)
-    runner = CpuRunner(loaded, device, page_size=16, num_pages=8, max_running=2)
-    return WeightStore(runner, loaded, device=device, checkpoint=Checkpoint(str(folder), "auto"), seed=0)
+    runner = CpuRunner(loaded, device, layout=loaded.kv_layout(page_size=16), num_pages=8, max_running=2)
+    checkpoint = Checkpoint(str(folder), "auto")
+    return WeightStore(runner, loaded, device=device, checkpoint=checkpoint, seed=0, hub_refusal="no hub ids here")
 
 
 def wait(staged: StagedModel, *, is_refused: bool = False) -> StagedModel:
@@ -267,16 +268,16 @@ def test_a_hub_id_is_not_fetched_unless_allowed(store: WeightStore, monkeypatch:
     while staged.error() is None:
         assert time.monotonic() < deadline_s
         time.sleep(0.005)
-    assert "--allow-hub" in str(staged.error())
+    assert "no hub ids here" in str(staged.error())
     assert not asked
 
 
 def test_an_allowed_hub_id_is_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = CpuDevice(num_threads=1)
     loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32", load_format="auto", seed=0)
-    runner = CpuRunner(loaded, device, page_size=16, num_pages=8, max_running=2)
+    runner = CpuRunner(loaded, device, layout=loaded.kv_layout(page_size=16), num_pages=8, max_running=2)
     start = Checkpoint(str(folder), "auto")
-    allowing = WeightStore(runner, loaded, device=device, checkpoint=start, seed=0, allow_hub=True)
+    allowing = WeightStore(runner, loaded, device=device, checkpoint=start, seed=0, hub_refusal=None)
     files = resolve_model(str(folder))
     monkeypatch.setattr("headwater.execution.weight_store.resolve_model", {"someone/some-model": files}.__getitem__)
     assert wait(allowing.stage("someone/some-model", "auto")).num_tensors > 0

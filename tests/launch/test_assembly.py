@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from headwater.execution.weight_store import WeightStore
 from headwater.launch.assembly import build_engine
 from headwater.launch.config import ServerArgs
 from tiny_models import make_tiny_model
@@ -51,3 +52,19 @@ def test_an_answer_ends_where_the_tokenizer_named_ends(tmp_path: Path) -> None:
     assert built(tmp_path / "model", tmp_path).eos_token_ids == (2,)
     ready = built(tmp_path / "model", tmp_path, tokenizer=str(tmp_path / "tokenizer"))
     assert ready.eos_token_ids == (2, 5), "5000 is beyond the model's vocabulary"
+
+
+def test_a_refused_hub_id_names_the_flag_that_allows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store of weights knows no flags: the words are the launcher's."""
+    make_tiny_model("llama", tmp_path / "model")
+    refusals: list[str | None] = []
+
+    def noted(*args: Any, hub_refusal: str | None, **options: Any) -> WeightStore:
+        refusals.append(hub_refusal)
+        return WeightStore(*args, hub_refusal=hub_refusal, **options)
+
+    monkeypatch.setattr("headwater.launch.assembly.WeightStore", noted)
+    built(tmp_path / "model", tmp_path)
+    built(tmp_path / "model", tmp_path, allow_hub=True)
+    assert refusals[0] is not None and "--allow-hub" in refusals[0]
+    assert refusals[1] is None

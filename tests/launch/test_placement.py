@@ -6,9 +6,10 @@ pytestmark = pytest.mark.slow
 
 torch = pytest.importorskip("torch")
 
+from headwater.devices.errors import UnsupportedError  # noqa: E402
 from headwater.devices.kv_memory import KVLayout  # noqa: E402
 from headwater.launch.config import ServerArgs  # noqa: E402
-from headwater.launch.placement import num_kv_pages, open_device  # noqa: E402
+from headwater.launch.placement import flags_in_errors, num_kv_pages, open_placement  # noqa: E402
 
 GIB = 1 << 30
 LAYOUT = KVLayout(num_layers=32, num_kv_heads=8, head_dim=128, page_size=16, dtype=torch.bfloat16)  # 2 MiB a page
@@ -36,9 +37,27 @@ def test_sizes_in_tokens_win_and_hold_a_page_at_least() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 def test_a_gpu_that_is_not_there_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="--device cuda needs an NVIDIA GPU"):
-        open_device(ServerArgs(device="cuda"))
+        open_placement(ServerArgs(device="cuda"))
     with pytest.raises(ValueError, match="--attention-backend triton needs --device cuda"):
-        open_device(ServerArgs(attention_backend="triton"))
+        open_placement(ServerArgs(attention_backend="triton"))
     before = torch.get_num_threads()
-    assert open_device(ServerArgs()).name == "cpu"
+    assert open_placement(ServerArgs()).device.name == "cpu"
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("refused", "shown"),
+    [
+        (("device", "cuda", "needs a GPU"), "--device cuda needs a GPU"),
+        (("attention", "fa3", "computes bfloat16"), "--attention-backend fa3 computes bfloat16"),
+        (
+            ("kv_dtype", "float8_e4m3fn", "needs 8.9"),
+            "--kv-cache-dtype fp8_e4m3 needs 8.9: take auto or fp8_e5m2",
+        ),
+    ],
+)
+def test_what_a_device_refuses_is_reported_by_its_flag(refused: tuple[str, str, str], shown: str) -> None:
+    """Users know no parameters of ours, and not PyTorch's names of dtypes."""
+    with pytest.raises(ValueError) as found, flags_in_errors():
+        raise UnsupportedError(*refused)
+    assert str(found.value) == shown

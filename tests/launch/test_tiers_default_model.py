@@ -147,7 +147,7 @@ def wait_for(copy: ThreadCopy) -> None:
 def test_bfloat16_pages_have_the_same_bytes_after_the_way_to_the_store_and_back(tmp_path: Path) -> None:
     device = CpuDevice()
     loaded = load_model(resolve_model(str(ensure_default_model())), device=device, dtype="bfloat16")
-    driver = StepDriver(CpuRunner(loaded, device, page_size=16, num_pages=24, max_running=1))
+    driver = StepDriver(CpuRunner(loaded, device, layout=loaded.kv_layout(page_size=16), num_pages=24, max_running=1))
     request = driver.add(prompt(0), slot=0)
     driver.run([request], num_outputs=1, chunk=64)
     kv = driver.runner.kv

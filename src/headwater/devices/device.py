@@ -1,19 +1,19 @@
-"""What a device can do, as models and runners need it. Implementations: cpu.py, cuda.py.
+"""What models and runners need of a device: two protocols, which cpu/device.py and cuda/device.py implement.
 
 Shape letters: T tokens of a step, R rows (requests) of a step, H query heads, G KV heads, D head_dim.
-With tensor parallelism every rank has its own Device, and heads and features below are the rank's share.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from headwater.devices.kv_memory import KVLayout, KVMemory
-from headwater.devices.noise import NoiseKeys
+
+Batch = TypeVar("Batch", contravariant=True)
 
 
 class Linear(Protocol):
@@ -33,7 +33,7 @@ class Linear(Protocol):
     def logits(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """[T, in] -> float32[T, out], not rounded to the weight's dtype where the device can avoid it.
 
-        Written to `out` and that returned, where given.
+        If `out` is given, the result is written there, and `out` is returned.
         """
         ...
 
@@ -42,7 +42,7 @@ class Linear(Protocol):
         ...
 
     def unpack(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """W [out, in] and the bias [out]; may be views or copies, not to be written to."""
+        """W [out, in] and the bias [out]: views or copies, which the caller must not change."""
         ...
 
 
@@ -70,7 +70,7 @@ class AttentionGeometry:
 
 @dataclass(frozen=True, slots=True)
 class AttentionBatch:
-    """Which tokens a step computes and where their sequences lie, on the host.
+    """Which tokens a step computes and where their sequences lie, as arrays of the host.
 
     Row r computes query positions context_lens[r] - query_lens[r] .. context_lens[r] - 1 of its sequence.
     Its tokens are [query_starts[r], query_starts[r + 1]) of the step's T tokens.
@@ -80,6 +80,8 @@ class AttentionBatch:
     context_lens: npt.NDArray[np.int32]  # [R], the tokens of this step included
     page_tables: npt.NDArray[np.int32]  # [R, at least the pages of the longest context]
     positions: npt.NDArray[np.int32]  # [T]
+    cos: torch.Tensor  # float32[T, D / 2], of the positions
+    sin: torch.Tensor  # float32[T, D / 2]
 
     @property
     def query_lens(self) -> npt.NDArray[np.int32]:
@@ -87,7 +89,7 @@ class AttentionBatch:
 
 
 class StepAttention(Protocol):
-    """The attention of one step: what all layers share has been prepared."""
+    """The attention of one step. What all layers share has been prepared."""
 
     def __call__(
         self, qkv: torch.Tensor, layer: int, q_norm: torch.Tensor | None, k_norm: torch.Tensor | None
@@ -99,29 +101,15 @@ class StepAttention(Protocol):
         ...
 
 
-class Device(Protocol):
-    """One place to compute. Steps run in one thread; packing may run in another meanwhile (new weights).
+class ModelDevice(Protocol):
+    """What models need: layers. Packing may run in a thread of its own while steps are computed (new weights)."""
 
-    A row's results should not depend on the other rows of its step, nor on how its tokens are cut into chunks:
-    with the native CPU kernels they are the same bits, so text does not change with load or with cache hits.
-    """
-
-    name: str
-    torch_device: torch.device
+    @property
+    def torch_device(self) -> torch.device: ...
 
     def auto_dtype(self) -> torch.dtype:
-        """The dtype that `--dtype auto` means here."""
+        """The dtype that "auto" means here."""
         ...
-
-    def free_memory_bytes(self) -> int:
-        """Memory that can still be allocated."""
-        ...
-
-    def trim_memory(self) -> None:
-        """Give memory that is no longer used back to the system."""
-        ...
-
-    def allocate_kv(self, layout: KVLayout, num_pages: int) -> KVMemory: ...
 
     def pack_linear(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None) -> Linear:
         """One linear layer out of the given ones, concatenated along the output features."""
@@ -140,22 +128,37 @@ class Device(Protocol):
         """float32[T, features] -> [T, features] in `weight`'s dtype (arXiv 1910.07467)."""
         ...
 
-    def argmax(self, logits: torch.Tensor) -> torch.Tensor:
-        """The first largest of each row. float32[N, features] -> int64[N]"""
+
+class RunnerDevice(Protocol[Batch]):
+    """What a runner needs: KV memory and attention over it. Steps run in one thread.
+
+    `Batch` says which tokens a step computes and where their sequences lie: `AttentionBatch` on a CPU, `PagedBatch`
+    (cuda/paged_batch.py) on a GPU.
+
+    A row's results should not depend on the other rows of its step, nor on how its tokens are cut into chunks. With
+    the native CPU kernels they are the same bits, so text does not change with load or with cache hits.
+    """
+
+    @property
+    def torch_device(self) -> torch.device: ...
+
+    def free_memory_bytes(self) -> int:
+        """Memory that can still be allocated."""
         ...
 
-    def draw(self, logits: torch.Tensor, keys: NoiseKeys) -> torch.Tensor:
-        """One sample of softmax(logits) per row with the noise of its key. float32[N, features] -> int64[N]"""
+    def trim_memory(self) -> None:
+        """Give unused memory back to the system."""
         ...
 
-    def plan_attention(
-        self,
-        geometry: AttentionGeometry,
-        batch: AttentionBatch,
-        *,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        kv: KVMemory,
-    ) -> StepAttention:
-        """Prepare the attention of one step. `cos` and `sin` are float32[T, D / 2] of the batch's positions."""
+    def allocate_kv(self, layout: KVLayout, num_pages: int) -> KVMemory: ...
+
+    def plan_attention(self, geometry: AttentionGeometry, batch: Batch, *, kv: KVMemory) -> StepAttention:
+        """Prepare the attention of one step, for all layers."""
         ...
+
+
+class Device(ModelDevice, RunnerDevice[Any], Protocol):
+    """Both, as what builds an engine needs them: cpu/device.py and cuda/device.py."""
+
+    @property
+    def name(self) -> str: ...

@@ -1,20 +1,20 @@
 """Keys and values in 8-bit floats: each token's head with a power of two of its own.
 
-A power of two loses nothing: it moves the numbers to where an 8-bit float has all its bits, whatever their size, needs
-no calibration, and depends on the token alone, so that a page's bytes do not depend on batches or chunks. The kernels
-of triton_float8.py compute the same.
+Scaling by a power of two is exact. It moves numbers of any size to where an 8-bit float has all its bits, and needs no
+calibration. It depends on the token alone, so the bytes of a page do not depend on batches or chunks.
+cuda/kernels/float8.py computes the same.
 """
 
 import torch
 
-# the largest number of a head comes to lie in [128, 256): far from the largest of float8_e4m3fn, 448
+# scaled, the largest number of a head lies in [128, 256): float8_e4m3fn ends at 448
 LARGEST_EXPONENT = 7
-MIN_EXPONENT = -40  # of a head of zeros, too; kernels multiply with the reverse and must not overflow
+MIN_EXPONENT = -40  # also of a head of zeros; kernels multiply by the inverse, which must not overflow
 _FLOAT32_BIAS, _FLOAT32_MANTISSA_BITS = 127, 23
 
 
 def to_float8(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """[..., D] -> values [..., D] of an 8-bit `dtype` and int8[...]: x is about values * 2 ** exponents."""
+    """[..., D] -> values [..., D] of an 8-bit `dtype` and exponents int8[...]: x is about values * 2 ** exponents."""
     wide = x.float()
     exponents = (wide.abs().amax(dim=-1).view(torch.int32) >> _FLOAT32_MANTISSA_BITS) - _FLOAT32_BIAS
     exponents = (exponents - LARGEST_EXPONENT).clamp_(min=MIN_EXPONENT)
@@ -22,7 +22,7 @@ def to_float8(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.
 
 
 def from_float8(values: torch.Tensor, exponents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The reverse of `to_float8`, in `dtype`."""
+    """The inverse of `to_float8`, in `dtype`."""
     return (values.float() * power_of_two(exponents)[..., None]).to(dtype)
 
 

@@ -13,9 +13,9 @@ class KVLayout:
     """What one page holds: keys and values of `page_size` tokens, of all layers, on one device.
 
     A page's bytes are one contiguous run of layers, so that a tier copies a page, or a layer of it, with one copy. A
-    layer is [2 (K, V), num_kv_heads, page_size, head_dim] of `dtype`. Where that has 8 bits, int8[2, num_kv_heads,
-    page_size] follow: the power of two that a token's head is multiplied with (float8.py), padded to 16 bytes. Keys
-    are stored after rotary embedding and QK-norm.
+    layer is [2 (K, V), num_kv_heads, page_size, head_dim] of `dtype`. If that has 8 bits, int8[2, num_kv_heads,
+    page_size] follow, padded to 16 bytes: the exponent of the power of two that scales each token's head (float8.py).
+    Keys are stored after rotary embedding and QK-norm.
     """
 
     num_layers: int
@@ -34,7 +34,7 @@ class KVLayout:
 
     @property
     def is_scaled(self) -> bool:
-        """Whether every token's head comes with a power of two."""
+        """Whether every token's head has a power of two of its own."""
         return self.dtype in FLOAT8_DTYPES
 
     @property
@@ -55,7 +55,7 @@ class KVLayout:
 
 
 class KVMemory:
-    """Pages of one layout. Owns the memory; knows nothing of who uses which page.
+    """Pages of one layout. Owns the memory, but does not know who uses which page.
 
     `memory` may come in any shape and dtype, contiguous; it is kept as uint8[num_pages, page_bytes]. `pages` and
     `exponents` (None unless the layout is scaled) are views of it: [num_pages, num_layers, 2, num_kv_heads, page_size,

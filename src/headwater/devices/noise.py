@@ -1,6 +1,6 @@
 """Random numbers for sampling that are a pure function of (seed, position, token): no generator, no state.
 
-So a request draws the same noise in whatever batch, slot or process it runs, and after a retraction too.
+So a request draws the same noise in any batch, slot or process, also after a retraction.
 The native kernel native/draw.c computes the same function.
 """
 

@@ -1,12 +1,16 @@
-"""What the runner keeps of each slot between steps, and the flat inputs it makes of a plan."""
+"""The CPU runner's state of each slot between steps, and the flat inputs that it makes of a plan."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from headwater.devices.device import AttentionBatch
 from headwater.scheduling.plan import NEWEST_TOKEN, SlotAssignment, StepPlan
+
+Rotary = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +23,7 @@ class StepInputs:
 
 
 class SlotTable:
-    """Page tables, newest tokens and assignments of all slots. Owned by the runner, changed by plans alone."""
+    """Page tables, newest tokens and assignments of all slots. The runner owns them, and only plans change them."""
 
     def __init__(self, *, max_running: int, max_pages: int, page_size: int) -> None:
         self._page_size = page_size
@@ -28,7 +32,7 @@ class SlotTable:
         self._assignments: list[SlotAssignment | None] = [None] * max_running
 
     def apply(self, plan: StepPlan) -> None:
-        """Take in the plan's new assignments and pages."""
+        """Apply the plan's new assignments and pages."""
         for assignment in plan.assignments:
             self._assignments[assignment.slot] = assignment
             self._newest_tokens[assignment.slot] = NEWEST_TOKEN
@@ -38,13 +42,13 @@ class SlotTable:
             self._page_tables[update.slot, update.first : end] = update.pages
 
     def assignment(self, slot: int, use: int) -> SlotAssignment:
-        """What was assigned to the slot; the plan's use count must be of that assignment."""
+        """The slot's assignment, which the plan's use count must match."""
         assignment = self._assignments[slot]
         assert assignment is not None and assignment.use == use, f"slot {slot} has no use {use}"
         return assignment
 
-    def inputs(self, plan: StepPlan) -> StepInputs:
-        """Flatten a plan, which must have been applied."""
+    def inputs(self, plan: StepPlan, *, rotary: Rotary) -> StepInputs:
+        """Flatten a plan, which must have been applied. `rotary`: cos and sin of int32[T] positions, a row each."""
         assert plan.num_rows and (plan.num_tokens > 0).all(), "a plan computes at least one token in every row"
         ends = np.cumsum(plan.num_tokens, dtype=np.int32)
         starts = ends - plan.num_tokens
@@ -56,6 +60,7 @@ class SlotTable:
         assert (token_ids >= 0).all(), "the plan asks for the newest token of a slot that has sampled none"
         context_lens = plan.num_computed + plan.num_tokens
         num_pages = -(-int(context_lens.max()) // self._page_size)
+        cos, sin = rotary(torch.from_numpy(positions))
         return StepInputs(
             token_ids=token_ids,
             attention=AttentionBatch(
@@ -63,6 +68,8 @@ class SlotTable:
                 context_lens=context_lens.astype(np.int32),
                 page_tables=np.ascontiguousarray(self._page_tables[plan.slots, :num_pages]),
                 positions=positions,
+                cos=cos,
+                sin=sin,
             ),
             last_tokens=ends.astype(np.int64) - 1,
         )

@@ -5,31 +5,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from headwater.devices.device import Device
+from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.kv_memory import KVLayout, KVMemory
 from headwater.execution.batch import SlotTable
 from headwater.execution.logprobs import token_logprobs
 from headwater.execution.prompt_logprobs import prompt_parts
 from headwater.execution.sampler import Sampler
 from headwater.messages.generation import LogprobParams, TokenLogprob
-from headwater.models.config import ModelConfig
 from headwater.models.decoder import DecoderModel
 from headwater.models.loader import LoadedModel
 from headwater.scheduling.plan import StepPlan, StepResult
 
-# Rows of logits in memory at once: 64 rows of a vocabulary of 150,000 are 38 MB.
+# rows of logits in memory at once: 64 rows of a vocabulary of 150,000 are 38 MB
 _LOGIT_ROWS = 64
-
-
-def kv_layout(config: ModelConfig, *, page_size: int, dtype: torch.dtype) -> KVLayout:
-    """The layout of this model's pages."""
-    return KVLayout(
-        num_layers=config.num_layers,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        page_size=page_size,
-        dtype=dtype,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +35,7 @@ class FinishedStep:
 
 @dataclass(slots=True)
 class _Outcome:
-    """The result of a step while it is being made."""
+    """The result of a step under way."""
 
     tokens: np.ndarray
     is_finite: np.ndarray
@@ -58,20 +46,19 @@ class _Outcome:
 class CpuRunner:
     """Owns the KV memory and the state of the slots; the loaded model is shared.
 
-    `max_running` slots, each of at most `max_context` tokens (the model's context if not given). Keys and values are
-    kept as `kv_dtype` (the model's if not given).
+    `max_running` slots, each of at most `max_context` tokens (the model's context if not given). `layout` is that
+    of the KV's pages.
     """
 
     def __init__(
         self,
         loaded: LoadedModel,
-        device: Device,
+        device: CpuDevice,
         *,
-        page_size: int,
+        layout: KVLayout,
         num_pages: int,
         max_running: int,
         max_context: int | None = None,
-        kv_dtype: torch.dtype | None = None,
     ) -> None:
         for name, value in (("num_pages", num_pages), ("max_running", max_running)):
             if value < 1:
@@ -79,14 +66,13 @@ class CpuRunner:
         self._model: DecoderModel | None = loaded.model  # None while the weights are released
         self._device = device
         self._weights_bytes = loaded.weights_bytes
-        layout = kv_layout(loaded.config, page_size=page_size, dtype=kv_dtype or loaded.dtype)
         self._kv: KVMemory | None = device.allocate_kv(layout, num_pages)  # None while it is released
-        max_pages = -(-(max_context or loaded.config.max_context) // page_size)
-        self._slots = SlotTable(max_running=max_running, max_pages=max_pages, page_size=page_size)
+        max_pages = -(-(max_context or loaded.config.max_context) // layout.page_size)
+        self._slots = SlotTable(max_running=max_running, max_pages=max_pages, page_size=layout.page_size)
         self._sampler = Sampler(vocab_size=loaded.config.vocab_size, device=device)
 
     def memory_bytes(self) -> dict[str, int]:
-        """What the model and its KV take, for EngineState."""
+        """Bytes of the model and its KV, for EngineState."""
         return {"weights": self._weights_bytes, "kv_cache": 0 if self._kv is None else self._kv.num_bytes}
 
     @property
@@ -95,7 +81,7 @@ class CpuRunner:
         return self._model
 
     def replace_model(self, model: DecoderModel | None) -> None:
-        """Compute with `model` from the next step on; None: give the weights' memory back."""
+        """Compute with `model` from the next step on; None: free the weights' memory."""
         self._model = model
 
     @property
@@ -104,7 +90,7 @@ class CpuRunner:
         return self._kv
 
     def replace_kv(self, kv: KVMemory | None) -> None:
-        """Keep keys and values in `kv` from the next step on; None: give the memory back."""
+        """Keep keys and values in `kv` from the next step on; None: free the memory."""
         self._kv = kv
 
     @property
@@ -113,14 +99,13 @@ class CpuRunner:
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> FinishedStep:
-        """Run one step, all of it."""
+        """Run one step to its end."""
         self._slots.apply(plan)
         for assignment in plan.assignments:
             self._sampler.assign(assignment)
-        inputs = self._slots.inputs(plan)
-        cos, sin = self.model.rotary(self._to_device(inputs.attention.positions))
-        attention = self._device.plan_attention(self.model.geometry, inputs.attention, cos=cos, sin=sin, kv=self.kv)
-        hidden = self.model.forward(self._to_device(inputs.token_ids), attention)
+        inputs = self._slots.inputs(plan, rotary=self.model.rotary)
+        attention = self._device.plan_attention(self.model.geometry, inputs.attention, kv=self.kv)
+        hidden = self.model.forward(torch.from_numpy(inputs.token_ids), attention)
         outcome = _Outcome(
             tokens=np.full(plan.num_rows, -1, dtype=np.int32),
             is_finite=np.ones(plan.num_rows, dtype=np.bool_),
@@ -130,7 +115,7 @@ class CpuRunner:
         rows = np.flatnonzero(plan.samples)
         for start in range(0, len(rows), _LOGIT_ROWS):
             block = rows[start : start + _LOGIT_ROWS]
-            self._sample(plan, block, hidden[self._to_device(inputs.last_tokens[block])], outcome)
+            self._sample(plan, block, hidden[torch.from_numpy(inputs.last_tokens[block])], outcome)
         self._slots.set_newest(plan.slots[rows], outcome.tokens[rows])
         self._add_prompt_logprobs(plan, hidden, outcome)
         return FinishedStep(
@@ -146,15 +131,12 @@ class CpuRunner:
         )
 
     def recover(self) -> None:
-        """A step that raised computes nothing any more: it ran within `launch`."""
-
-    def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device.torch_device)
+        """Nothing to do: a step that raised ran within `launch`, and has ended."""
 
     def _sample(self, plan: StepPlan, rows: np.ndarray, hidden: torch.Tensor, outcome: _Outcome) -> None:
         """Sample the given rows of the plan from the hidden states of their last tokens."""
         logits = self.model.logits(hidden)
-        # The extremes carry NaN along, and are an order faster than isfinite().all() over the vocabulary.
+        # Minimum and maximum propagate NaN, and are ten times faster than isfinite().all() over the vocabulary.
         is_finite = logits.amin(dim=-1).isfinite() & logits.amax(dim=-1).isfinite()
         outcome.is_finite[rows] = is_finite.cpu().numpy()
         slots = plan.slots[rows].tolist()

@@ -1,4 +1,4 @@
-"""Sampling that never waits for the device: parameters per slot on the host, one kernel for all rows that draw."""
+"""Sampling on a GPU without waiting for it: parameters per slot on the host, one kernel for all rows that draw."""
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from headwater.scheduling.plan import SlotAssignment
 
 
 class DeviceSampler:
-    """Chooses tokens of the rows for which the largest logit is not enough; the others were chosen before."""
+    """Chooses the tokens of rows that are not plainly greedy. The greedy kernel has chosen the others."""
 
     def __init__(self, device: torch.device, *, max_running: int, vocab_size: int) -> None:
         self._device = device
@@ -64,7 +64,7 @@ class DeviceSampler:
             edits.count(result[0, row : row + 1].long())
 
     def _packed(self, slots: Ints, num_outputs: Ints) -> Ints:
-        """The rows of numbers that `draw_tokens` wants. int32[6, N]"""
+        """The parameters of `draw_tokens`. int32[6, N]"""
         keys = noise_keys(self._seeds[slots], num_outputs)
         params: npt.NDArray[np.float32] = self._params[:, slots]
         packed = np.empty((6, len(slots)), dtype=np.int32)

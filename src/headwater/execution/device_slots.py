@@ -1,4 +1,4 @@
-"""What the device keeps of each slot between steps: its page table and the token it sampled last."""
+"""The state of each slot that stays on the GPU between steps: page table and newest token."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from headwater.scheduling.plan import PageUpdate, SlotAssignment, StepPlan
 
 
 class DeviceSlots:
-    """Page tables and newest tokens of `max_running` slots, and of one more that padding uses.
+    """Page tables and newest tokens of `max_running` slots, and of one more slot for padding.
 
-    Only changed entries of the tables travel. A step reads tables and tokens as the steps before it left them,
-    since all of that happens in the order of one stream.
+    Only changed entries of the tables are sent. A step reads tables and tokens as the previous steps left them,
+    because all of them run in the order of one stream.
     """
 
     def __init__(self, device: torch.device, *, max_running: int, max_pages: int) -> None:
@@ -25,20 +25,20 @@ class DeviceSlots:
         self._assignments: list[SlotAssignment | None] = [None] * max_running
 
     def apply(self, plan: StepPlan) -> None:
-        """Take in the plan's new assignments and pages."""
+        """Apply the plan's new assignments and pages."""
         for assignment in plan.assignments:
             self._assignments[assignment.slot] = assignment
         if plan.page_updates:
             write_entries(self.tables, *self._ring.stage(self._entries(plan.page_updates)))
 
     def assignment(self, slot: int, use: int) -> SlotAssignment:
-        """What was assigned to the slot; the plan's use count must be of that assignment."""
+        """The slot's assignment, which the plan's use count must match."""
         assignment = self._assignments[slot]
         assert assignment is not None and assignment.use == use, f"slot {slot} has no use {use}"
         return assignment
 
     def _entries(self, updates: Sequence[PageUpdate]) -> tuple[Ints, Ints]:
-        """(index into the flat tables, page) of every changed entry; where two change one, the later."""
+        """(index into the flat tables, page) of every changed entry; the later one if two updates change an entry."""
         max_pages = self.tables.shape[1]
         at, pages = [], []
         for update in updates:

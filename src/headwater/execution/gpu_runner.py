@@ -9,27 +9,26 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from headwater.devices.cuda.arrivals import Arrival
+from headwater.devices.cuda.arrivals import Arrivals
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_greedy
 from headwater.devices.cuda.layer_gates import GatedAttention, LayerGates
-from headwater.devices.cuda.paged_batch import PagedBatch
-from headwater.devices.kv_memory import KVMemory
-from headwater.execution.cpu_runner import kv_layout
+from headwater.devices.kv_memory import KVLayout, KVMemory
+from headwater.execution.decode_inputs import DecodeInputs
 from headwater.execution.device_sampler import DeviceSampler
 from headwater.execution.device_slots import DeviceSlots
 from headwater.execution.logprobs import compute_logprobs
 from headwater.execution.pending_step import PendingLogprobs, PendingStep
 from headwater.execution.prompt_logprobs import PromptPart, prompt_parts
 from headwater.execution.prompt_steps import PromptSteps
-from headwater.execution.staging import ALIGNMENT, Fence, Ints, StagingRing, pinned, to_host
+from headwater.execution.staging import Fence, Ints, StagingRing, pinned, to_host
 from headwater.execution.step_graphs import GraphPool, StepGraphs, next_size
 from headwater.execution.step_inputs import MixedInputs
 from headwater.models.decoder import DecoderModel
 from headwater.models.loader import LoadedModel
 from headwater.scheduling.plan import StepPlan
 
-# Rows of logits in memory at once where a prompt's are asked for: 64 of a vocabulary of 150,000 are 38 MB.
+# rows of a prompt's logits in memory at once: 64 rows of a vocabulary of 150,000 are 38 MB
 _LOGIT_ROWS = 64
 _NUM_RESULTS = 3  # steps whose results may be on the host: one being read, one computed, one enqueued
 
@@ -37,9 +36,9 @@ _NUM_RESULTS = 3  # steps whose results may be on the host: one being read, one 
 class GpuRunner:
     """Owns the KV memory and the device's state of the slots; the loaded model is shared.
 
-    `max_running` slots, each of at most `max_context` tokens (the model's context if not given). Keys and values are
-    kept as `kv_dtype` (the model's if not given). `graph_sizes` are the batch sizes of decodes that become CUDA
-    graphs, `prompt_graph_sizes` those of other steps: (decodes, prompt tokens).
+    `max_running` slots, each of at most `max_context` tokens (the model's context if not given). `layout` is that
+    of the KV's pages. `graph_sizes` are the batch sizes of decodes that become CUDA graphs, `prompt_graph_sizes` those
+    of other steps: (decodes, prompt tokens). Steps wait for the pages of `arrivals`, which a copier adds to.
     """
 
     def __init__(
@@ -47,45 +46,47 @@ class GpuRunner:
         loaded: LoadedModel,
         device: CudaDevice,
         *,
-        page_size: int,
+        layout: KVLayout,
         num_pages: int,
         max_running: int,
         max_context: int | None = None,
-        kv_dtype: torch.dtype | None = None,
         graph_sizes: Sequence[int] = (),
         prompt_graph_sizes: Sequence[tuple[int, int]] = (),
+        arrivals: Arrivals | None = None,
     ) -> None:
         for name, value in (("num_pages", num_pages), ("max_running", max_running)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, found {value}")
         if max(graph_sizes, default=0) > max_running:
             raise ValueError(f"graph_sizes must be at most max_running ({max_running}), got {max(graph_sizes)}")
-        device.check_attention(loaded.model.geometry, loaded.dtype, kv_dtype=kv_dtype)
+        device.check_attention(loaded.model.geometry, loaded.dtype, kv_dtype=layout.dtype)
         place = device.torch_device
         max_context = max_context or loaded.config.max_context
         self._model: DecoderModel | None = loaded.model  # None while the weights are released
         self._device = device
-        self._max_running = max_running
         self._weights_bytes = loaded.weights_bytes
-        layout = kv_layout(loaded.config, page_size=page_size, dtype=kv_dtype or loaded.dtype)
         self._kv: KVMemory | None = device.allocate_kv(layout, num_pages)  # None while it is released
-        self._slots = DeviceSlots(place, max_running=max_running, max_pages=-(-max_context // page_size))
+        self._slots = DeviceSlots(place, max_running=max_running, max_pages=-(-max_context // layout.page_size))
         self._sampler = DeviceSampler(place, max_running=max_running, vocab_size=loaded.config.vocab_size)
         self._greedy = GreedyScratch(max_rows=max_running, vocab_size=loaded.config.vocab_size, device=place)
         with torch.inference_mode():
             self._rotary = loaded.model.rotary(torch.arange(max_context, device=place))
         device.reserve_decodes(loaded.model.geometry, max_running)
-        # one for all steps: every graph with logits of its own would keep them for ever
+        # shared by all steps: a graph with logits of its own would keep them for ever
         self._logits = torch.empty((max_running, loaded.config.vocab_size), dtype=torch.float32, device=place)
         self._result = torch.zeros((2, max_running), dtype=torch.int32, device=place)
         self._results = [pinned((2, max_running), torch.int32, place) for _ in range(_NUM_RESULTS)]
         self._num_launched = 0
         self._index_ring = StagingRing(place, num_ints=max_running + 16)
-        self._input_width = -(-max_running // ALIGNMENT) * ALIGNMENT
-        self._decode_ring = StagingRing(place, num_ints=2 * self._input_width)
+        self._decode_inputs = DecodeInputs(self._slots, rotary=self._rotary)
         self._pool = GraphPool() if device.is_gpu else None
         self._graph_sizes = tuple(graph_sizes)
-        self._graphs = StepGraphs(self._compute_decodes, self._stage_nothing, shapes=self._graph_sizes, pool=self._pool)
+        self._graphs = StepGraphs(
+            self._compute_decodes,
+            lambda _: self._decode_inputs.stage_nothing(),
+            shapes=self._graph_sizes,
+            pool=self._pool,
+        )
         self._prompt_steps = PromptSteps(
             device,
             self._forward_mixed,
@@ -97,12 +98,12 @@ class GpuRunner:
             pool=self._pool,
         )
         self._gates = LayerGates(loaded.config.num_layers, device=place)
-        self.arrivals: Callable[[], Sequence[Arrival]] = lambda: ()  # restores whose pages steps have to wait for
+        self._arrivals = arrivals or Arrivals()
 
     # --- memory ------------------------------------------------------------------------------------
 
     def memory_bytes(self) -> dict[str, int]:
-        """What the model and its KV take, for EngineState."""
+        """Bytes of the model and its KV, for EngineState."""
         return {"weights": self._weights_bytes, "kv_cache": 0 if self._kv is None else self._kv.num_bytes}
 
     @property
@@ -115,7 +116,7 @@ class GpuRunner:
         return self._model is not None
 
     def replace_model(self, model: DecoderModel | None) -> None:
-        """Compute with `model` from the next step on; None: give the weights' memory back."""
+        """Compute with `model` from the next step on; None: free the weights' memory."""
         self._model = model
         self._clear_graphs()
 
@@ -125,7 +126,7 @@ class GpuRunner:
         return self._kv
 
     def replace_kv(self, kv: KVMemory | None) -> None:
-        """Keep keys and values in `kv` from the next step on; None: give the memory back."""
+        """Keep keys and values in `kv` from the next step on; None: free the memory."""
         self._kv = kv
         self._clear_graphs()
 
@@ -142,7 +143,7 @@ class GpuRunner:
 
     @torch.inference_mode()
     def capture_graphs(self, captured: Callable[[], None] = lambda: None) -> None:
-        """Capture the graphs of all sizes now, not when first needed. `captured` is called after each."""
+        """Capture the graphs of all sizes now instead of on first use. `captured` is called after each."""
         self._device.enter_thread()
         self._graphs.capture_all("decode batches", captured)
         self._prompt_steps.capture_all(captured)
@@ -164,54 +165,32 @@ class GpuRunner:
         logprobs = [*self._sample_special(plan, sampled, logits), *prompts]
         outcome = self._results[self._num_launched % _NUM_RESULTS]
         self._num_launched += 1
-        outcome.copy_(self._result, non_blocking=True)  # whole: a part is not contiguous, and PyTorch would wait
+        outcome.copy_(self._result, non_blocking=True)  # all of it: PyTorch would wait for a part
         done = Fence(self._device.torch_device)
         done.record()
         return PendingStep(plan=plan, done=done, sampled=sampled, outcome=outcome, logprobs=tuple(logprobs))
 
     def recover(self) -> None:
-        """Wait for what a failed step has enqueued. After a sticky error of the device it raises that again."""
-        if self._device.is_gpu:
-            torch.cuda.synchronize(self._device.torch_device)
+        """Wait for the kernels of a failed step. Raises again after a sticky error of the device."""
+        self._device.synchronize()
 
     def _launch_decodes(self, plan: StepPlan) -> torch.Tensor:
         """A step of decodes alone; returns the logits, a row for each."""
         size = next_size(self._graph_sizes, plan.num_rows) or plan.num_rows
         self._graphs.prepare(size)
-        self._stage_decodes(plan.slots, plan.num_computed)
+        self._decode_inputs.stage(plan.slots, plan.num_computed)
         return self._graphs.run(size)
-
-    def _stage_decodes(self, slots: Ints, positions: Ints) -> None:
-        """Static inputs: slots and positions of the rows, the others padding."""
-        inputs = np.empty((2, self._input_width), dtype=np.int32)
-        inputs[0], inputs[1] = self._slots.padding_slot, -1
-        inputs[0, : len(slots)], inputs[1, : len(slots)] = slots, positions
-        self._decode_ring.stage((inputs,))
-
-    def _stage_nothing(self, _size: int) -> None:
-        none = np.empty(0, dtype=np.int32)
-        self._stage_decodes(none, none)
 
     def _compute_decodes(self, size: int) -> torch.Tensor:
         """Enqueue a step of `size` rows over the static inputs: greedy tokens into `_result`; returns the logits."""
-        inputs = self._decode_ring.on_device.view(2, self._input_width)
-        slots, positions = inputs[0, :size], inputs[1, :size]
-        batch = PagedBatch(
-            num_decodes=size,
-            decode_slots=slots,
-            positions=positions,
-            rotary_rows=positions,
-            tables=self._slots.tables,
-            cos=self._rotary[0],
-            sin=self._rotary[1],
-        )
-        attention = self._device.plan_paged_attention(self.model.geometry, batch, kv=self.kv)
-        hidden = self.model.forward(self._slots.newest.index_select(0, slots), attention)
-        return self._greedy_logits(hidden, slots)
+        batch = self._decode_inputs.batch(size)
+        attention = self._device.plan_attention(self.model.geometry, batch, kv=self.kv)
+        hidden = self.model.forward(self._slots.newest.index_select(0, batch.decode_slots), attention)
+        return self._greedy_logits(hidden, batch.decode_slots)
 
     def _launch_mixed(self, plan: StepPlan, sampled: Ints) -> tuple[torch.Tensor, list[PendingLogprobs]]:
-        """A step with prompt chunks; returns the logits of the rows that sample, and what prompts want."""
-        self._gates.follow(self.arrivals())
+        """A step with prompt chunks; returns the logits of the rows that sample, and log-probabilities of prompts."""
+        self._gates.follow(self._arrivals.awaited())
         step = self._prompt_steps.launch(plan, sampled)
         prompts = [it for part in prompt_parts(plan, self._slots.assignment)
                    for it in self._prompt_logprobs(step.hidden[step.shift :], part)]  # fmt: skip
@@ -220,11 +199,11 @@ class GpuRunner:
         return self._greedy_logits(step.hidden.index_select(0, step.last_tokens), step.sampled_slots), prompts
 
     def _forward_mixed(self, inputs: MixedInputs) -> torch.Tensor:
-        """Hidden states of a step with prompt chunks, decodes first; layers wait for pages that arrive."""
+        """Hidden states of a step with prompt chunks, decodes first; layers wait for arriving pages."""
         batch, token_ids, model = inputs.batch, inputs.token_ids, self.model
         if batch.num_decodes:
             token_ids = torch.cat((self._slots.newest.index_select(0, batch.decode_slots), token_ids))
-        attention = self._device.plan_paged_attention(model.geometry, batch, kv=self.kv)
+        attention = self._device.plan_attention(model.geometry, batch, kv=self.kv)
         return model.forward(token_ids, GatedAttention(attention, self._gates))
 
     def _greedy_logits(self, hidden: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
@@ -233,7 +212,7 @@ class GpuRunner:
         return logits
 
     def _sample_special(self, plan: StepPlan, sampled: Ints, logits: torch.Tensor) -> Iterator[PendingLogprobs]:
-        """Choose again where the largest logit is not enough; log-probabilities where they are wanted."""
+        """Sample the rows that are not plainly greedy, and compute the log-probabilities that requests ask for."""
         slots = plan.slots[sampled]
         wanted = np.flatnonzero(self._sampler.has_logprobs[slots]).astype(np.int32)
         raw = at = None
@@ -258,7 +237,7 @@ class GpuRunner:
             yield PendingLogprobs(found.moved(to_host), rows, None, params)
 
     def _prompt_logprobs(self, hidden: torch.Tensor, part: PromptPart) -> Iterator[PendingLogprobs]:
-        """Of the prompt tokens that a chunk predicted, a block of rows at a time."""
+        """Log-probabilities of the prompt tokens that a chunk predicted, a block of rows at a time."""
         for start in range(0, len(part.token_ids), _LOGIT_ROWS):
             ids = part.token_ids[start : start + _LOGIT_ROWS]
             logits = self.model.logits(hidden[part.start + start : part.start + start + len(ids)])

@@ -10,7 +10,7 @@ from headwater.messages.generation import LogprobParams, TokenLogprob
 
 @dataclass(frozen=True, slots=True)
 class LogprobTensors:
-    """What was computed for some rows, on the device or copied to the host. N rows."""
+    """Log-probabilities of N rows, on the device or copied to the host."""
 
     own: torch.Tensor  # float32[N], of the rows' tokens
     top_values: torch.Tensor  # float32[N, most alternatives], descending

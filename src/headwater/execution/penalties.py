@@ -14,7 +14,7 @@ from headwater.scheduling.plan import SlotAssignment
 
 
 def needs_edits(sampling: SamplingParams) -> bool:
-    """Whether a request's logits are ever edited; most are not and pay nothing."""
+    """Whether a request's logits are ever edited. Most are not, and cost nothing."""
     return bool(
         sampling.frequency_penalty
         or sampling.presence_penalty
@@ -60,7 +60,7 @@ class LogitEdits:
             logits.index_fill_(0, self._stop_ids, -math.inf)
 
     def count(self, token_id: torch.Tensor) -> None:
-        """Take in a token that was chosen, int64[1] on the device. Does not wait for it."""
+        """Count a chosen token, int64[1] on the device. Does not wait for it."""
         if self._counts is not None:
             self._counts.index_add_(0, token_id, torch.ones_like(token_id, dtype=torch.float32))
         if self._is_seen is not None:

@@ -1,4 +1,4 @@
-"""A step that the device computes while the loop goes on."""
+"""A step that the GPU computes while the loop goes on."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from headwater.scheduling.plan import StepPlan, StepResult
 class PendingLogprobs:
     """Log-probabilities on their way to the host.
 
-    `token_ids` are those they are of, None for the tokens sampled in `rows`.
+    `token_ids` are the tokens; None: the tokens sampled in `rows`.
     """
 
     found: LogprobTensors

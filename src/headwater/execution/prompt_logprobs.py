@@ -1,4 +1,4 @@
-"""Which tokens of their prompts the chunks of a step predict, for those who ask for log-probabilities."""
+"""The prompt tokens that the chunks of a step predict, of requests that ask for their log-probabilities."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class PromptPart:
 
 
 def prompt_parts(plan: StepPlan, assignment_of: Callable[[int, int], SlotAssignment]) -> Iterator[PromptPart]:
-    """The parts that a plan's chunks predict, and that were asked for. `assignment_of` a slot and its use."""
+    """The requested parts that a plan's chunks predict. `assignment_of(slot, use)` is the request's assignment."""
     ends = np.cumsum(plan.num_tokens)
     for row in range(plan.num_decodes, plan.num_rows):
         assignment = assignment_of(int(plan.slots[row]), int(plan.uses[row]))

@@ -1,7 +1,7 @@
-"""Forward passes of steps with prompt chunks: by a CUDA graph where the step is small, else kernel by kernel.
+"""Forward passes of steps with prompt chunks: by a CUDA graph if the step is small, else kernel by kernel.
 
-A prompt's few new tokens behind a cached prefix, or beside decodes, keep the card busy for less time than Python takes
-to launch their kernels. What depends on lengths, positions and pages lies in the static inputs of a graph.
+Python takes longer to launch a small step than the card takes to compute it: a prompt's few new tokens behind a cached
+prefix, or beside decodes. Lengths, positions and pages are static inputs of a graph.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,8 +28,8 @@ from headwater.execution.step_inputs import (
 )
 from headwater.scheduling.plan import StepPlan
 
-# What the card computes in the time that Python launches a step in, in parameters times tokens: measured on an H200,
-# where it is 7 ms for 8B parameters and 256 tokens. Beyond it the launches hide behind the card's work.
+# Parameters times tokens that the card computes while Python launches a step: 7 ms for 8B parameters and 256 tokens,
+# measured on an H200. In larger steps, the launches hide behind the card's work.
 _LAUNCH_BOUND = 2.5e12
 _MAX_TOKENS = 1024
 _TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, _MAX_TOKENS)
@@ -40,7 +40,7 @@ _SPARE_JOINS = 4
 
 
 def launch_bound_tokens(num_parameters: int) -> int:
-    """Tokens of a step up to which a graph is the faster way, for a model of so many parameters."""
+    """Tokens of a step up to which a graph is faster, for a model of `num_parameters`."""
     return min(_MAX_TOKENS, int(_LAUNCH_BOUND / num_parameters))
 
 
@@ -66,8 +66,8 @@ class PromptStep:
 class PromptSteps:
     """Stages and enqueues steps with prompt chunks.
 
-    `forward` computes the hidden states of inputs that lie on the device. `sizes` are the (decodes, prompt tokens) that
-    become graphs, `pool` is their memory.
+    `forward` computes the hidden states of inputs on the device. `sizes` are the (decodes, prompt tokens) of steps that
+    become graphs; `pool` is their memory.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class PromptSteps:
         return self._graphs.num_missing
 
     def capture_all(self, captured: Callable[[], None] = lambda: None) -> None:
-        """Capture all graphs now, not when first needed. `captured` is called after each."""
+        """Capture all graphs now instead of on first use. `captured` is called after each."""
         self._graphs.capture_all("steps with prompts", captured)
 
     def clear(self) -> None:
@@ -159,6 +159,6 @@ def _shapes(
 
 
 def _static_ints(shapes: Sequence[MixedShape], *, max_running: int) -> int:
-    """What the largest shape's arrays take in a ring, which must not move them."""
+    """Integers of the largest shape's arrays in a ring, which must not move them."""
     sizes = [sum(array.size + ALIGNMENT for array in idle(shape, padding_slot=0).padded) for shape in shapes]
     return max(sizes, default=0) + 2 * (max_running + ALIGNMENT)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from headwater.devices.device import Device
+from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.noise import NoiseKeys, exponential_noise, noise_keys
 from headwater.execution.penalties import LogitEdits, needs_edits
 from headwater.messages.generation import SamplingParams
@@ -20,7 +20,7 @@ _CANDIDATES = (256, 4096)
 class Sampler:
     """Samples rows of logits by their requests' parameters; keeps what penalties need to know per slot."""
 
-    def __init__(self, *, vocab_size: int, device: Device) -> None:
+    def __init__(self, *, vocab_size: int, device: CpuDevice) -> None:
         self._vocab_size = vocab_size
         self._device = device
         self._edits: dict[int, LogitEdits] = {}  # by slot
@@ -80,7 +80,7 @@ class Sampler:
 
 
 def has_cut(sampling: SamplingParams) -> bool:
-    """Whether top_k or top_p leaves out ids, which takes the most probable ones in order."""
+    """Whether top_k or top_p leaves out ids, which needs the most probable ids in order."""
     return sampling.top_k > 0 or sampling.top_p < 1.0
 
 
@@ -115,7 +115,7 @@ def _draw_among(
 
 
 def _rows(x: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    """The given rows, without a copy where that is all of them."""
+    """The given rows; no copy if they are all rows."""
     return x if len(rows) == len(x) else x[rows]
 
 

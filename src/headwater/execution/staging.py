@@ -1,4 +1,4 @@
-"""The way of a step's integers to the device: one pinned buffer, one copy, no waiting."""
+"""Sends a step's integers to the device: one pinned buffer, one copy, no waiting."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ ALIGNMENT = 16  # ints: kernels are compiled for pointers of 16 bytes, and 64 su
 
 
 class Fence:
-    """A point in the device's queue of work. On a CPU there is no queue, and it has always been passed."""
+    """A point in the device's queue of work. A CPU has no queue, and its fences are always passed."""
 
     def __init__(self, device: torch.device) -> None:
         self._event = torch.cuda.Event() if device.type == "cuda" else None
@@ -25,23 +25,23 @@ class Fence:
         return self._event is None or self._event.query()
 
     def wait(self) -> None:
-        """Until it is passed; other Python threads run meanwhile."""
+        """Wait until it is passed; other Python threads run meanwhile."""
         if self._event is not None:
             self._event.synchronize()
 
 
 def pinned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Host memory that `device` copies from and to on its own."""
+    """Host memory for asynchronous copies from and to `device`."""
     return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in pinned memory, there when a fence recorded after this is passed."""
+    """A copy in pinned memory, complete once a fence that is recorded after this call is passed."""
     return pinned(tuple(tensor.shape), tensor.dtype, tensor.device).copy_(tensor, non_blocking=True)
 
 
 class StagingRing:
-    """Pinned buffers used in turn, and one buffer on the device whose contents the next `stage` overwrites.
+    """Pinned buffers used in turn, and one buffer on the device, which the next `stage` overwrites.
 
     The address on the device stays the same as long as no call needs more than `num_ints`.
     """

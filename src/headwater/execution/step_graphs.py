@@ -1,7 +1,7 @@
 """CUDA graphs of whole steps, one per padded shape (https://arxiv.org/abs/2006.02204 shows why).
 
-A small step is hundreds of kernels of a few microseconds, which Python cannot launch as fast as the card runs them; a
-graph launches them all at once.
+A small step is hundreds of kernels of a few microseconds. The card runs them faster than Python launches them; a graph
+launches them all at once.
 """
 
 import gc
@@ -20,7 +20,7 @@ Shape = TypeVar("Shape", bound=Hashable)
 
 
 def graph_sizes(largest: int) -> tuple[int, ...]:
-    """Batch sizes of decodes to capture, up to `largest` at least: close together where padding would cost most."""
+    """Batch sizes of decodes to capture, up to `largest` at least: close together where padding costs most."""
     sizes = [1, 2, 4, *range(8, 129, 8), *range(144, max(largest, 144) + 16, 16)]
     fitting = [size for size in sizes if size < largest]
     return (*fitting, largest) if largest > 0 else ()
@@ -33,7 +33,7 @@ def next_size(sizes: Sequence[int], num: int) -> int | None:
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Python's collector stays away: a graph that it freed in the midst of a capture would spoil that."""
+    """Disable Python's garbage collector: freeing a graph during a capture invalidates the capture."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -46,25 +46,25 @@ def without_collection() -> Iterator[None]:
 class GraphPool:
     """Memory that graphs share.
 
-    PyTorch refuses a capture into a pool whose graphs are all gone while something in it is still referred to, so
-    whoever forgets all graphs renews it.
+    PyTorch refuses a capture into a pool whose graphs are all gone while tensors in it are alive. So a pool is renewed
+    whenever all its graphs are dropped.
     """
 
     def __init__(self) -> None:
         self.handle = torch.cuda.graph_pool_handle()
 
     def renew(self) -> None:
-        """Graphs captured from now on share other memory. The old memory goes with the last that refers to it."""
+        """Graphs captured from now on share new memory. The old memory is freed with the last tensor in it."""
         self.handle = torch.cuda.graph_pool_handle()
 
 
 class StepGraphs(Generic[Shape]):
     """Graphs of `compute`, captured when first needed or ahead of time.
 
-    `compute(shape)` enqueues a step of a shape on static inputs and returns what the step leaves behind; `idle(shape)`
-    makes the static inputs those of a step that touches nothing, and is called before a capture. Graphs of one `pool`
-    share their memory: what a run returned is valid until the next run of any of them. Without a pool, as on a CPU,
-    nothing is captured and every step is computed as it is.
+    `compute(shape)` enqueues a step of a shape on static inputs and returns its output. `idle(shape)` sets the static
+    inputs to a step that does nothing, and is called before a capture. Graphs of one `pool` share their memory: an
+    output is valid until the next run of any of them. Without a pool, as on a CPU, nothing is captured, and every step
+    is computed kernel by kernel.
     """
 
     def __init__(
@@ -82,13 +82,13 @@ class StepGraphs(Generic[Shape]):
         self._pool = pool
 
     def prepare(self, shape: Shape) -> None:
-        """Capture the graph of a shape that is to have one, unless it is there. Overwrites the static inputs."""
+        """Capture the graph of a shape that needs one and has none. Overwrites the static inputs."""
         if self._pool is not None and shape in self._shapes and shape not in self._graphs:
             self._idle(shape)
             self._capture(shape)
 
     def run(self, shape: Shape) -> torch.Tensor:
-        """Enqueue a step of a shape; returns what it leaves behind, valid until the next step."""
+        """Enqueue a step of a shape; returns its output, valid until the next step."""
         if shape not in self._graphs:
             return self._compute(shape)
         graph, output = self._graphs[shape]
@@ -118,11 +118,11 @@ class StepGraphs(Generic[Shape]):
         )
 
     def clear(self) -> None:
-        """Forget all graphs: what they read has moved. They are captured again when needed, into a renewed pool."""
+        """Drop all graphs, because their inputs have moved. They are captured again when needed, in a renewed pool."""
         self._graphs.clear()
 
     def _capture(self, shape: Shape) -> None:
-        self._compute(shape)  # compiles and initialises what a capture may not
+        self._compute(shape)  # compiles and initialises kernels, which a capture must not
         torch.cuda.synchronize()
         assert self._pool is not None
         graph = torch.cuda.CUDAGraph()

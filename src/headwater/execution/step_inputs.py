@@ -18,7 +18,7 @@ _NONE = np.empty(0, dtype=np.int32)
 
 @dataclass(frozen=True, slots=True)
 class MixedShape:
-    """What the arrays of a step are padded to, so that steps of like size are of one shape."""
+    """The sizes that a step's arrays are padded to, so that similar steps share a graph."""
 
     num_decodes: int
     num_tokens: int  # of prompts
@@ -28,7 +28,7 @@ class MixedShape:
 
 @dataclass(frozen=True, slots=True)
 class ExternalArrays:
-    """The integers of ExternalChunks, on the host. The last two are empty where nothing is needed from pages."""
+    """The integers of ExternalChunks, on the host. The last two are empty if nothing is needed from pages."""
 
     starts: Ints  # [P + 1]
     slots: Ints  # [P]
@@ -60,7 +60,7 @@ class MixedArrays:
 
     @property
     def padded(self) -> tuple[Ints, ...]:
-        """All that a shape fixes the size of."""
+        """The arrays whose sizes a shape fixes."""
         return (
             self.decode_slots, self.decode_positions, self.token_ids, self.token_slots, self.token_positions,
             self.slots, self.starts, self.lens, self.contexts, self.tiles, self.joins,
@@ -129,7 +129,7 @@ def split_external(arrays: MixedArrays, first: int, *, plan_tiles: Callable[[Int
 
 
 def pad(arrays: MixedArrays, shape: MixedShape, *, padding_slot: int) -> MixedArrays:
-    """The same step with decodes, tokens and tiles beside it that do nothing. It must fit."""
+    """The same step, padded with decodes, tokens and tiles that do nothing. It must fit."""
     num_decodes = len(arrays.decode_slots)
     shift = shape.num_decodes - num_decodes  # of all that comes behind the decodes
     num_rows = shape.num_tiles
@@ -176,7 +176,7 @@ def stage(
 ) -> MixedInputs:
     """Send a step's integers to the device. `rotary`: cos and sin.
 
-    Steps of one shape lie at the same addresses of one ring, `last_tokens` and `sampled_slots` aside.
+    In one ring, steps of one shape lie at the same addresses, except `last_tokens` and `sampled_slots`.
     """
     external = arrays.external or ExternalArrays(_NONE, _NONE, _NONE)
     *staged, starts, of_contexts, context_starts = ring.stage(
@@ -205,14 +205,14 @@ def stage(
 
 
 def _starts(lens: Ints) -> Ints:
-    """Where each of `lens` begins if they lie behind each other, and the end of the last. [P + 1]"""
+    """Where each of `lens` begins if they follow one another, and the end of the last. [P + 1]"""
     starts = np.zeros(len(lens) + 1, dtype=np.int32)
     np.cumsum(lens, out=starts[1:])
     return starts
 
 
 def _filled(array: Ints, num: int, value: int) -> Ints:
-    """`array` with lines of `value` behind it, `num` lines in all."""
+    """`array` followed by lines of `value`, `num` lines in all."""
     filled = np.full((num, *array.shape[1:]), value, dtype=np.int32)
     filled[: len(array)] = array
     return filled

@@ -1,4 +1,4 @@
-"""The first steps of a runner, so that the first request finds everything initialised and compiled."""
+"""The first steps of a runner: afterwards everything is initialised and compiled for the first request."""
 
 from collections.abc import Sequence
 
@@ -8,20 +8,20 @@ from headwater.execution.runner import Runner
 from headwater.messages.generation import SamplingParams
 from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, StepPlan
 
-# Prompt tokens of the steps that load kernels. Matrix products are computed by other kernels at other sizes, and CUDA
-# loads each when it is first launched, which a user's prompt would wait for.
+# Prompt tokens of the steps that load kernels. CUDA loads a kernel at its first launch, and the libraries choose other
+# kernels for matrix products of other sizes; otherwise a user's prompt would wait for them.
 _SIZES = (512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
 
 
 def chunk_sizes(largest: int) -> tuple[int, ...]:
-    """Chunks that make a GPU load what chunks of up to `largest` tokens need, the largest first."""
+    """Chunks that make a GPU load all kernels for chunks of up to `largest` tokens, the largest first."""
     return (largest, *sorted((size for size in _SIZES if size < largest), reverse=True))
 
 
 def warm_up(runner: Runner, *, sizes: Sequence[int] = (128,)) -> None:
-    """Run chunks of `sizes` tokens, each with a decode after it, in slot 0, then a short one that draws; wait for them.
+    """Run chunks of `sizes` tokens in slot 0, each with a decode after it, then a short one that samples.
 
-    Writes to page 0 only; call it before any request is planned.
+    Waits for the results. Writes to page 0 only; call it before any request is planned.
     """
     for num_tokens in sizes:
         _run_request(runner, num_tokens, SamplingParams(temperature=0.0))

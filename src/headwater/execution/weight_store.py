@@ -1,4 +1,4 @@
-"""New weights for a model that serves: read and checked in a thread, then put in place between two steps."""
+"""New weights for a served model: read and checked in a thread, then swapped in between two steps."""
 
 import hashlib
 import logging
@@ -51,7 +51,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class OpenedCheckpoint:
-    """A checkpoint that is being read. `end_ids` as its own files know them, None if they do not say."""
+    """A checkpoint that is being read. `end_ids` come from its own files; None if they name none."""
 
     layer: Layer
     files: ModelFiles
@@ -60,17 +60,17 @@ class OpenedCheckpoint:
 
 
 class ChangedWeights(ValueError):
-    """The files of released weights hold others now."""
+    """The files of the released weights have changed."""
 
 
 class Abandoned(Exception):
-    """Nobody waits for these weights any more."""
+    """The update was given up: reading stops."""
 
 
 def visible_layers(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-    """Those of which something shows below the later ones: the files that a reload must read.
+    """The layers that later ones do not hide completely: the files that a reload must read.
 
-    Without it a training loop would keep the files of every one of its steps in use.
+    If all layers were kept, the files of every step of a training loop would stay in use.
     """
     hidden: set[str] = set()
     visible = []
@@ -83,7 +83,7 @@ def visible_layers(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
 
 @dataclass(frozen=True, slots=True)
 class BuiltModel:
-    """A model that is ready to be put in place."""
+    """A packed model that can replace the served one."""
 
     model: DecoderModel
     weights_id: str
@@ -91,13 +91,13 @@ class BuiltModel:
     num_tensors: int
     end_ids: tuple[int, ...]  # the tokens that end an answer, as the newest checkpoint's own files know them
     is_whole: bool  # it holds nothing of the model before
-    has_changed: bool = False  # of a reload: other content than was released
+    has_changed: bool = False  # for a reload: its content differs from what was released
 
 
 class StagedModel:
-    """A model on its way. Its thread reads, checks and packs; the loop asks `is_ready`.
+    """A model that a thread reads, checks and packs; the loop asks `is_ready`.
 
-    The thread may hang for ever in a read that never ends (a network mount): nobody joins it, nothing waits for it.
+    The thread may hang for ever in a read (of a network mount), so nothing joins it or waits for it.
     """
 
     def __init__(self, build: Callable[[threading.Event], BuiltModel], *, is_reload: bool) -> None:
@@ -106,7 +106,7 @@ class StagedModel:
         self._error: str | None = None
         self._abandoned = threading.Event()
         self.has_changed = False
-        self.is_reload = is_reload  # what it read is the whole model, and not laid over the one in place
+        self.is_reload = is_reload  # it read the whole model, which replaces the one in place
         self._thread = threading.Thread(target=self._run, name="stage-weights", daemon=True)
         self._thread.start()
 
@@ -117,7 +117,7 @@ class StagedModel:
         return self._error
 
     def abandon(self) -> None:
-        """Nobody will put it in place: stop reading soon, and let go of what was read."""
+        """The model will not be used: stop reading soon, and drop what was read."""
         self._abandoned.set()
         self._built = None
 
@@ -180,23 +180,23 @@ class WeightStore:
         device: Device,
         checkpoint: Checkpoint,
         seed: int,
-        allow_hub: bool = False,
+        hub_refusal: str | None = "hub ids are not fetched",
         keeps_on_host: bool = False,
         end_ids: tuple[int, ...] = (),
     ) -> None:
-        """`allow_hub`: whether a checkpoint may be fetched from the Hugging Face hub, which a caller's path names.
+        """`hub_refusal`: why a path that a caller names may not be a hub id; None if it may.
 
-        `end_ids` of the weights in place: tokens that end an answer, beside those of the start.
+        `end_ids`: tokens that end an answer by the files of the weights in place, besides those of the start.
         """
         self._runner = runner
-        self._allow_hub = allow_hub
+        self._hub_refusal = hub_refusal
         self._config: ModelConfig = loaded.config
         self._dtype = loaded.dtype
         self._weights_bytes = loaded.weights_bytes
         self._weights_id = loaded.weights_id
         self._device = device
         self._seed = seed
-        # What the model consists of, in order: later ones overlay earlier ones, which give what is left of them.
+        # the checkpoints that the model consists of, in order; later ones hide tensors of earlier ones
         self._loaded = (Layer(checkpoint, frozenset(loaded.config.parameter_shapes()), loaded.weights_id),)
         self._end_ids = end_ids
         self._keeps_on_host = keeps_on_host
@@ -250,9 +250,9 @@ class WeightStore:
     ) -> BuiltModel:
         """A packed model of the current weights overlaid with `checkpoints`.
 
-        `released`, of a reload: what they held. If they hold something else now that is ChangedWeights, before a
-        tensor is read, unless that is accepted. Runs in the staging thread. Raises ValueError naming what does not
-        fit; nothing is changed then.
+        `released`: for a reload, what the checkpoints held when the weights were released. If they hold something else
+        now, ChangedWeights is raised before a tensor is read, unless `accepts_changes`. Runs in the staging thread.
+        Raises ValueError that names what does not fit; nothing is changed then.
         """
         shapes = self._config.parameter_shapes()
         overlay = Overlay(self._config, self._runner.model if self._runner.has_model else None, abandoned)
@@ -282,7 +282,7 @@ class WeightStore:
         )
 
     def _open(self, checkpoint: Checkpoint, overlay: "Overlay") -> OpenedCheckpoint:
-        """Lay a checkpoint over what is there, and hash it."""
+        """Add a checkpoint to the overlay, and hash its files."""
         self._check_local(checkpoint.path)
         files, place = resolve_model(checkpoint.path), self._device.torch_device
         signature = weights_signature(files)
@@ -298,12 +298,9 @@ class WeightStore:
         return OpenedCheckpoint(Layer(checkpoint, names, content_id), files, signature, end_ids)
 
     def _check_local(self, path: str) -> None:
-        """ValueError for what is not here: who may update weights shall not make this server reach for the network."""
-        if not self._allow_hub and not os.path.lexists(os.path.expanduser(path)):
-            raise ValueError(
-                f"model_path {path!r} is no folder or .gguf file of this machine; a hub id is fetched only by a server "
-                "that was started with --allow-hub, or with a hub id as --model"
-            )
+        """ValueError if `path` is not on this machine: a client that updates weights must not cause network traffic."""
+        if self._hub_refusal is not None and not os.path.lexists(os.path.expanduser(path)):
+            raise ValueError(f"model_path {path!r} is no folder or .gguf file of this machine; {self._hub_refusal}")
 
     def _build_kept(self, kept: "DecoderModel | HostTensors") -> BuiltModel:
         model = kept if isinstance(kept, DecoderModel) else build_decoder(self._config, kept, self._device, self._dtype)
@@ -317,7 +314,7 @@ class WeightStore:
         )
 
     def _identity(self, ids: list[str], *, is_whole: bool) -> str:
-        """A content hash: of the one checkpoint that holds everything, then of each that was laid over, in order."""
+        """A content hash of the checkpoint that holds all tensors, and of each later one, in order."""
         first, *others = ids if is_whole else [self._weights_id, *ids]
         for other in others:
             first = hashlib.blake2b(f"{first}\n{other}".encode(), digest_size=16).hexdigest()
@@ -356,7 +353,7 @@ class Overlay:
         return sum(1 for name in self._newest if name in self._own)
 
     def add(self, source: WeightSource) -> None:
-        """Lay `source` over what is there. ValueError if it holds nothing this model has."""
+        """Add `source` on top. ValueError if it holds no tensor of this model."""
         if not any(name in self._own for name in source.shapes()):
             raise ModelFileError(source.place, "the checkpoint holds no tensor of this model")
         self.place = source.place

@@ -8,25 +8,15 @@ from pathlib import Path
 from headwater.cache.host_tier import HostTier, WritePolicy
 from headwater.cache.storage.tier import PrefetchPolicy, StorageSettings
 from headwater.clock import MonotonicClock
-from headwater.devices.device import Device
 from headwater.devices.kv_memory import KVLayout
 from headwater.engine.kv_events_publisher import KvEventsSettings, endpoint_of
 from headwater.engine.loop import EngineLoop
 from headwater.engine.wire import ZmqWire
 from headwater.engine.wiring import EngineParts, wire_engine
-from headwater.execution.cpu_runner import kv_layout
-from headwater.execution.kv_lifetime import KvLifetime
-from headwater.execution.runner import Runner
+from headwater.execution.runner import KvLifetime, Runner
 from headwater.execution.weight_store import Checkpoint, WeightStore
 from headwater.launch.config import GB, ServerArgs
-from headwater.launch.placement import (
-    kv_dtype,
-    make_host_memory,
-    make_runner,
-    num_kv_pages,
-    open_device,
-    workspace_bytes,
-)
+from headwater.launch.placement import Placement, flags_in_errors, kv_dtype, num_kv_pages, open_placement
 from headwater.messages.state import EngineReady
 from headwater.models.checkpoint_config import read_checkpoint_config
 from headwater.models.config import ModelConfig
@@ -38,6 +28,8 @@ from headwater.scheduling.scheduler import SchedulerLimits
 from headwater.storage.errors import StorageError
 from headwater.storage.page_key import Fingerprint, config_hash
 from headwater.storage.registry import open_backend
+
+_HUB_REFUSAL = "a hub id is fetched only by a server that was started with --allow-hub, or with a hub id as --model"
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +46,8 @@ def build_engine(
     started_s = time.monotonic()
     model_path = args.model
     assert model_path is not None, "the launcher resolves the default model"
-    device = open_device(args)
+    placement = open_placement(args)
+    device = placement.device
     args = args.for_device(device.name)
     assert args.max_running_requests is not None
     assert args.max_step_tokens is not None
@@ -75,17 +68,18 @@ def build_engine(
     own = None if weight_files is None else read_checkpoint_config(weight_files, loaded.config)
     end_ids = () if own is None else own.eos_token_ids
     max_context = _max_context(args, loaded)
-    layout = kv_layout(loaded.config, page_size=args.page_size, dtype=kv_dtype(args, loaded))
+    layout = loaded.kv_layout(page_size=args.page_size, dtype=kv_dtype(args, loaded))
     num_pages = num_kv_pages(
         args,
         layout,
         weights_bytes=loaded.weights_bytes,
         free_bytes=device.free_memory_bytes(),
-        reserved_bytes=workspace_bytes(args, loaded.config, device),
+        reserved_bytes=placement.workspace_bytes(args, loaded.config),
     )
     _log.info("making ready to compute: %d pages of KV, first steps", num_pages)
     held_context = min(max_context, num_pages * args.page_size)  # tables for more would only take memory
-    runner = make_runner(args, loaded, device, num_pages=num_pages, max_context=held_context)
+    with flags_in_errors():
+        runner = placement.make_runner(args, loaded, layout=layout, num_pages=num_pages, max_context=held_context)
     load_s = time.monotonic() - started_s
     _log.info("model loaded in %.1f s; the KV cache holds %d tokens", load_s, num_pages * args.page_size)
     ready = EngineReady(
@@ -106,7 +100,8 @@ def build_engine(
         device=device.name,
         sampling_defaults=read_sampling_defaults(files.folder, gguf=files.gguf),
     )
-    host = _host_tier(args, device, runner, layout, num_pages)
+    may_use_hub = args.allow_hub or not Path(model_path).expanduser().exists()  # the start used it as well
+    host = _host_tier(args, placement, runner)
     served = ServedModel(
         runner,
         weights=WeightStore(
@@ -115,7 +110,7 @@ def build_engine(
             device=device,
             checkpoint=checkpoint,
             seed=args.random_seed,
-            allow_hub=args.allow_hub or not Path(model_path).expanduser().exists(),  # the start used it, too
+            hub_refusal=None if may_use_hub else _HUB_REFUSAL,
             keeps_on_host=args.keep_weights_on_host,
             end_ids=end_ids,
         ),
@@ -166,17 +161,17 @@ class ServedModel:
 
 
 def _host_tier(
-    args: ServerArgs, device: Device, runner: Runner, layout: KVLayout, num_pages: int
+    args: ServerArgs, placement: Placement, runner: Runner
 ) -> tuple[HostTier, tuple[Callable[[], None], ...]] | None:
     """Host memory as asked for, and what gives it back."""
     if not args.enable_hierarchical_cache:
         return None
-    num_host_pages = int(num_pages * args.hicache_ratio)
+    num_host_pages, page_bytes = int(runner.kv.num_pages * args.hicache_ratio), runner.kv.layout.page_bytes
     if args.hicache_size:
-        num_host_pages = int(args.hicache_size * GB) // layout.page_bytes
+        num_host_pages = int(args.hicache_size * GB) // page_bytes
     if num_host_pages < 1:
-        raise ValueError(f"--hicache-size {args.hicache_size} holds no page: one takes {layout.page_bytes} bytes")
-    memory, copier = make_host_memory(device, runner, num_pages=num_host_pages, layout=layout)
+        raise ValueError(f"--hicache-size {args.hicache_size} holds no page: one takes {page_bytes} bytes")
+    memory, copier = placement.make_host_memory(runner, num_pages=num_host_pages)
     policy = WritePolicy(args.hicache_write_policy)
     tier = HostTier(
         num_pages=num_host_pages,

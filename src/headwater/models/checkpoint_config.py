@@ -1,4 +1,4 @@
-"""Whether a checkpoint that is to be laid over a served model computes as that model does."""
+"""Checks that a checkpoint for a served model needs the same computation."""
 
 import math
 
@@ -16,7 +16,7 @@ def read_checkpoint_config(files: ModelFiles, served: ModelConfig) -> ModelConfi
     """The config that comes with a checkpoint; None if it holds weights alone, as many of a training run do.
 
     ModelFileError if it is damaged, or if it asks for another computation than `served`: the shapes of the weights
-    would not tell, and the text would be wrong.
+    would fit, but the text would be wrong.
     """
     if files.gguf is None and not is_there(files.folder / "config.json"):
         return None

@@ -1,4 +1,4 @@
-"""What the server must know of a model before it reads a weight: shapes, rotary embedding, context, EOS."""
+"""A model's config, read before any weight: shapes, rotary embedding, context, end tokens."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from headwater.models.registry import family_of
 from headwater.models.rope import RopeConfig
 from headwater.models.vocabulary import Vocabulary, read_folder_vocabulary
 
-# Far beyond any model: what is larger is damage, and must not be allocated or walked through.
+# far beyond any model: a larger number is damage, and must not be allocated or iterated over
 MOST_LAYERS, MOST_VOCABULARY, MOST_FEATURES, MOST_CONTEXT = 1 << 12, 1 << 24, 1 << 20, 1 << 28
 
 
@@ -41,7 +41,7 @@ class ModelConfig:
     mlp_bias: bool
     qk_norm: bool
     max_context: int
-    window: int | None = None  # tokens that some layer sees at most, where that is less than max_context
+    window: int | None = None  # the most tokens that some layer sees, if fewer than max_context
     eos_token_ids: tuple[int, ...] = field(default=(), repr=False)  # they change no KV
 
     def __post_init__(self) -> None:
@@ -108,7 +108,7 @@ class ModelConfig:
 def read_hf_config(folder: Path, *, architecture: str | None = None) -> ModelConfig:
     """The config of a Hugging Face model folder: config.json, and the ends that its other files know.
 
-    `architecture` is what to take it for where it does not say.
+    `architecture` is the default for a config that names none.
 
     ModelFileError for an unknown architecture, an option that the families here do not have, and a damaged file.
     """

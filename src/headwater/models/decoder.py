@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from headwater.devices.device import AttentionGeometry, Device, GatedLinear, Linear, StepAttention
+from headwater.devices.device import AttentionGeometry, GatedLinear, Linear, ModelDevice, StepAttention
 from headwater.models.config import ModelConfig
 from headwater.models.weights import WeightSource
 
@@ -31,13 +31,13 @@ class DecoderLayer:
 class DecoderModel:
     """A causal language model whose parameters are packed for one device.
 
-    `embedding` is None where the head's matrix is also the embedding (tied).
+    `embedding` is None if the head's matrix is also the embedding (tied).
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        device: Device,
+        device: ModelDevice,
         *,
         embedding: torch.Tensor | None,
         layers: list[DecoderLayer],
@@ -81,11 +81,11 @@ class DecoderModel:
         return residual
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """float32[N, hidden_size] -> float32[N, vocab_size], in `out` where given."""
+        """float32[N, hidden_size] -> float32[N, vocab_size], in `out` if given."""
         return self._head.logits(self._device.rms_norm(hidden, self._norm, self.config.norm_eps), out)
 
     def get_by_name(self, name: str) -> torch.Tensor:
-        """One parameter under its Hugging Face checkpoint name; not to be written to. KeyError if unknown."""
+        """One parameter by its Hugging Face checkpoint name; the caller must not change it. KeyError if unknown."""
         if name in self.config.parameter_shapes():
             top = {"model.embed_tokens.weight": self._embed_weight, "model.norm.weight": lambda: self._norm}
             if name in top:
@@ -140,7 +140,7 @@ class DecoderModel:
             yield from _named(prefix + "down_proj", *layer.down.unpack())
 
 
-def build_decoder(config: ModelConfig, source: WeightSource, device: Device, dtype: torch.dtype) -> DecoderModel:
+def build_decoder(config: ModelConfig, source: WeightSource, device: ModelDevice, dtype: torch.dtype) -> DecoderModel:
     """Read the parameters one fused layer at a time, so that little more than the model is ever in memory.
 
     The shapes must have been checked (weights.check_shapes).

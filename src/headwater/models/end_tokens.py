@@ -1,7 +1,7 @@
-"""Which tokens end an answer: those that any of a model's files name, and the control tokens known to end a turn.
+"""The tokens that end an answer: those that a model's files name, and the control tokens known to end a turn.
 
 Files often name only some: Llama 3's first configs leave out `<|eot_id|>`, Qwen's base configs `<|im_end|>`, and a
-chat whose end is not known runs on, talking to itself, to the limit of its tokens.
+chat without a known end token talks to itself up to the token limit.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from headwater.models.fields import Fields
 from headwater.models.model_files import ModelFileError, read_json_if_there
 from headwater.models.vocabulary import Vocabulary, gguf_special_tokens, read_folder_vocabulary
 
-NO_TOKEN = 0xFFFFFFFF  # GGUF's way to write that there is none
+NO_TOKEN = 0xFFFFFFFF  # GGUF's way to write "none"
 _GGUF_KEYS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 
 
@@ -41,7 +41,7 @@ _END_TOKENS = (
     _EndToken("<|call|>", beside="<|return|>"),
     _EndToken("<\uff5cend\u2581of\u2581sentence\uff5c>"),  # DeepSeek
     _EndToken("<|EOT|>"),
-    _EndToken("<|user|>", beside="<|observation|>"),  # GLM-4 ends by giving the word to somebody else
+    _EndToken("<|user|>", beside="<|observation|>"),  # GLM-4 ends its turn with the next speaker's token
     _EndToken("<|observation|>", beside="<|user|>"),
     _EndToken("<|END_OF_TURN_TOKEN|>"),  # Command-R
     _EndToken("[|endofturn|]"),  # EXAONE
@@ -83,19 +83,17 @@ def vocabulary_end_ids(vocabulary: Vocabulary) -> tuple[int, ...]:
 
 
 def folder_end_ids(folder: Path) -> tuple[int, ...]:
-    """All ends that a Hugging Face folder tells of: generation config, config, tokenizer, known control tokens."""
+    """All end tokens of a Hugging Face folder: of generation config, config and tokenizer, and known control tokens."""
     vocabulary = read_folder_vocabulary(folder)
     named = [
-        named_end_ids(
-            Fields(read_json_if_there(folder / name), source=str(folder / name)), vocabulary, vocab_size=None
-        )
+        named_end_ids(Fields(read_json_if_there(folder / name), source=str(folder / name)), vocabulary, vocab_size=None)
         for name in ("generation_config.json", "config.json")
     ]
     return union(*named, vocabulary_end_ids(vocabulary))
 
 
 def gguf_end_ids(metadata: Fields, *, vocab_size: int) -> tuple[int, ...]:
-    """All ends that a GGUF's whole metadata tells of: end of text, of turn and of message, known control tokens."""
+    """All end tokens in a GGUF's whole metadata: end of text, of turn and of message, known control tokens."""
     given = [key for key in _GGUF_KEYS if metadata.raw(key) not in (None, NO_TOKEN, -1)]
     named = [metadata.integer(key, low=0, high=vocab_size - 1) for key in given]
     return union(named, within(known_end_ids(gguf_special_tokens(metadata)), vocab_size=vocab_size))
@@ -107,7 +105,7 @@ def union(*sources: Iterable[int]) -> tuple[int, ...]:
 
 
 def within(ids: Iterable[int], *, vocab_size: int | None) -> tuple[int, ...]:
-    """Those that the model can give: a tokenizer may hold more tokens than the model has rows."""
+    """The ids that the model can produce: a tokenizer may hold more tokens than the model has rows."""
     return tuple(token_id for token_id in ids if vocab_size is None or token_id < vocab_size)
 
 

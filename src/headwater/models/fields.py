@@ -1,4 +1,4 @@
-"""Values out of a model's files, each with the type and range that it must have."""
+"""Typed values of a model's files, each checked for its type and range."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -11,9 +11,9 @@ _MOST_NUMBER = 1e300
 
 
 class Fields:
-    """The members of one parsed object. What is absent is the default; what is there and wrong is a ModelFileError.
+    """The members of one parsed object. An absent member is the default; a wrong one raises ModelFileError.
 
-    `source` names the file in errors. Without a default a member must be there.
+    `source` names the file in errors. A member without a default must be present.
     """
 
     def __init__(self, values: Mapping[str, Any], *, source: str) -> None:

@@ -31,7 +31,7 @@ class GGUFFile:
     """GGUF: `path` may be a whole file, or any part of a split one.
 
     `metadata` holds strings, numbers and short arrays of numbers; longer arrays and arrays of strings are
-    read by `array`. ModelFileError for what is no whole GGUF, and for a split one that lacks a part.
+    read by `array`. ModelFileError for a file that is no complete GGUF, and for a split file that lacks a part.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,7 +61,7 @@ class GGUFFile:
         return self._head.array_length(key)
 
     def fields(self, *arrays: str) -> Fields:
-        """The metadata with types and ranges checked, and of the arrays left out of it those that are named."""
+        """The metadata with types and ranges checked, and the named arrays, which `metadata` leaves out."""
         found = {key: self.array(key) for key in arrays if key in self.array_keys}
         return Fields(self.metadata | found, source=str(self.path))
 

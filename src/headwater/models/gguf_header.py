@@ -1,8 +1,8 @@
-"""Parses the head of a GGUF file: metadata, and what it says of its tensors. No torch, no `gguf` package.
+"""Parses the header of a GGUF file: metadata and the list of tensors. No torch, no `gguf` package.
 
-The `gguf` package's own reader makes numpy objects of every string of the vocabulary, which takes seconds; here
-long arrays are passed over, and read when asked for. Every count and length is checked against the file before
-anything is made of it. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+The `gguf` package's reader makes numpy objects of every string of the vocabulary, which takes seconds. Here long arrays
+are skipped, and read on demand. Every count and length is checked against the file before anything is allocated.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import mmap
@@ -24,13 +24,13 @@ _DEFAULT_ALIGNMENT = 32
 _LONGEST_EAGER_ARRAY = 1024
 _SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
-# Far beyond any model: what is larger is damage, and must not be walked through, let alone held.
+# far beyond any model: a larger number is damage, and must not be iterated over
 _MOST_ENTRIES, _MOST_TENSORS, _MOST_ITEMS = 1 << 16, 1 << 20, 1 << 24
 _MOST_STRING_BYTES, _MOST_DIMS, _DEEPEST_ARRAY = 1 << 26, 4, 4
 
 
 class TensorInfo(NamedTuple):
-    """A tensor as the header tells of it: shape outermost first, GGML's number of its type, bytes from the start."""
+    """A tensor's entry in the header: shape outermost first, GGML's number of its type, bytes from the start."""
 
     name: str
     shape: tuple[int, ...]
@@ -39,22 +39,22 @@ class TensorInfo(NamedTuple):
 
 
 class GGUFHeader:
-    """A mapped GGUF file and its parsed head.
+    """A GGUF file and its parsed header.
 
     `metadata` holds strings, numbers and short arrays of numbers; other arrays are read by `array`. ModelFileError
-    for a file that is no whole little-endian GGUF of version 2 or 3.
+    for a file that is no complete little-endian GGUF of version 2 or 3.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open_regular(path)  # stays open: what replaces it under its name does not mix in
+        self._file = open_regular(path)  # stays open, so that a file that replaces it is not mixed in
         weakref.finalize(self, self._file.close)
         if self._file.read(4) != b"GGUF":
             raise ModelFileError(path, "is no GGUF file: it does not begin with 'GGUF'")
-        self.data = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)  # the head; `read` for tensors
+        self.data = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)  # the header; tensors are read by `read`
         self._at = 4
         self.metadata: dict[str, Any] = {}
-        self._positions: dict[str, int] = {}  # of arrays that were passed over
+        self._positions: dict[str, int] = {}  # of arrays that were skipped
         self._lengths: dict[str, int] = {}
         try:
             self._parse()

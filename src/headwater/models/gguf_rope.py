@@ -1,4 +1,4 @@
-"""Rotary parameters out of a GGUF file's metadata, under llama.cpp's names and with its meanings."""
+"""Rotary parameters of a GGUF file's metadata, with llama.cpp's names and meanings."""
 
 from typing import Any
 
@@ -14,9 +14,7 @@ _TYPE, _FACTOR = "rope.scaling.type", "rope.scaling.factor"
 _OLD_FACTOR = "rope.scale_linear"  # before there were types
 _ORIGINAL = "rope.scaling.original_context_length"
 _BETAS = {"rope.scaling.yarn_beta_fast": "beta_fast", "rope.scaling.yarn_beta_slow": "beta_slow"}
-ROPE_KEYS = frozenset(
-    {"rope.freq_base", _TYPE, _FACTOR, _OLD_FACTOR, _ORIGINAL, "rope.scaling.finetuned", *_BETAS}
-)
+ROPE_KEYS = frozenset({"rope.freq_base", _TYPE, _FACTOR, _OLD_FACTOR, _ORIGINAL, "rope.scaling.finetuned", *_BETAS})
 ROPE_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "rope.scaling.attn_factor": (1.0,),
     "rope.scaling.yarn_attn_factor": (1.0,),
@@ -26,10 +24,10 @@ ROPE_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
 
 
 def read_gguf_rope(file: GGUFFile, model: Fields, *, head_dim: int, context: int) -> RopeConfig:
-    """How positions turn into angles. `model` holds the keys below the architecture's name.
+    """The rotary parameters. `model` holds the keys below the architecture's name.
 
     As in llama.cpp a factor without a type is linear, a factor of 0 is none, and with the type `none` factors are
-    not used. ModelFileError for a type that is not known, and for a factor that is missing or said twice.
+    not used. ModelFileError for an unknown type, and for a factor that is missing or given twice.
     """
     theta = model.number("rope.freq_base", 10000.0)
     scaling: dict[str, Any] = {"rope_theta": theta}

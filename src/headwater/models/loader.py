@@ -1,4 +1,4 @@
-"""From what a user names (a folder, a .gguf file, a hub id) to a model on a device."""
+"""Loads the model that a user names (a folder, a .gguf file or a hub id) onto a device."""
 
 import hashlib
 import logging
@@ -13,7 +13,8 @@ from typing import Literal, cast, get_args
 
 import torch
 
-from headwater.devices.device import Device
+from headwater.devices.device import ModelDevice
+from headwater.devices.kv_memory import KVLayout
 from headwater.models.config import ModelConfig, read_hf_config
 from headwater.models.decoder import DecoderModel, build_decoder
 from headwater.models.end_tokens import gguf_end_ids, vocabulary_end_ids
@@ -46,26 +47,36 @@ class ModelFiles:
     format: Literal["safetensors", "gguf"]
     folder: Path
     gguf: Path | None = None  # the file, for GGUF; the first one of a split file
-    safetensors: tuple[Path, ...] = ()  # sorted by name; may be empty for --load-format dummy
+    safetensors: tuple[Path, ...] = ()  # sorted by name; may be empty for load_format dummy
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to run, and what is to be known of it."""
+    """A model that is ready to run, and the facts about it."""
 
     model: DecoderModel
     config: ModelConfig
     dtype: torch.dtype
     weights_id: str  # 32 hex digits: a hash of the files' bytes, the config and the dtype
-    weights_bytes: int  # of the parameters in `dtype`
+    weights_bytes: int  # of the parameters as `dtype`
     load_s: float
+
+    def kv_layout(self, *, page_size: int, dtype: torch.dtype | None = None) -> KVLayout:
+        """The layout of this model's pages, of keys and values of `dtype` (the model's own if not given)."""
+        return KVLayout(
+            num_layers=self.config.num_layers,
+            num_kv_heads=self.config.num_kv_heads,
+            head_dim=self.config.head_dim,
+            page_size=page_size,
+            dtype=dtype or self.dtype,
+        )
 
 
 def resolve_model(model: str) -> ModelFiles:
     """Find the files of a folder, a .gguf file or a Hugging Face hub id (which is downloaded if need be).
 
-    Raises ValueError if there is no such model, saying what could be done, and ModelFileError for a file that is not
-    what its name says.
+    Raises ValueError, with a remedy, if there is no such model, and ModelFileError for a file that does not hold what
+    its name promises.
     """
     path = _existing(model)
     if path is None:
@@ -92,7 +103,7 @@ def tokenizer_end_ids(tokenizer: str) -> tuple[int, ...]:
 def load_model(
     files: ModelFiles,
     *,
-    device: Device,
+    device: ModelDevice,
     dtype: DtypeName = "auto",
     load_format: LoadFormat = "auto",
     seed: int = 0,
@@ -100,7 +111,7 @@ def load_model(
 ) -> LoadedModel:
     """Read, check, convert and pack the weights. `seed` is for `load_format="dummy"` alone.
 
-    The tensors come from `weights`, if given, which needs no config: that of `files` holds.
+    The tensors come from `weights` if given. The config is always that of `files`.
 
     Raises ValueError for an unknown dtype or format, files that do not fit the format, an unknown
     architecture, and a tensor that is missing, unexpected or of another shape.
@@ -136,7 +147,7 @@ def load_model(
 def open_weights(
     files: ModelFiles, config: ModelConfig, *, load_format: LoadFormat, seed: int, device: torch.device | None = None
 ) -> WeightSource:
-    """The named tensors of `files`, which need hold no config of their own, for a model of `config`.
+    """The named tensors of `files` for a model of `config`. The files need no config of their own.
 
     Dummy weights are made on `device` (the CPU if not given); others are read to the CPU.
 
@@ -170,7 +181,7 @@ def weights_id_of(
 ) -> str:
     """Identity of weights: a hash of the files' bytes, the config and the dtype; 32 hex digits.
 
-    Of dummy weights: of what they are made from, the kind of `device` included.
+    For dummy weights it is a hash of the seed, the config, the dtype and the kind of `device`.
     """
     is_dummy = load_format == "dummy"
     parts = [repr(config), str(dtype), f"dummy {seed} {device.type if device else 'cpu'}" if is_dummy else ""]
@@ -178,7 +189,7 @@ def weights_id_of(
 
 
 def weights_signature(files: ModelFiles) -> Signature:
-    """What changes when a file of the weights is written to or replaced."""
+    """A value that changes when a file of the weights is written to or replaced."""
     return tuple((str(path), *_stamp(path)) for path in _weight_files(files))
 
 
@@ -186,12 +197,12 @@ def _stamp(path: Path) -> tuple[int, ...]:
     try:
         found = os.stat(path)
     except OSError:
-        return ()  # whoever reads it says what is wrong with it
+        return ()  # reading the file reports what is wrong
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def check_unchanged(files: ModelFiles, before: Signature) -> None:
-    """Raise ModelFileError if a file of the weights is not what it was: its bytes and their hash may not agree."""
+    """Raise ModelFileError if a file of the weights has changed: its bytes and their hash may not agree."""
     for was, now in zip(before, weights_signature(files), strict=True):
         if was != now:
             raise ModelFileError(str(was[0]), "changed while it was read")
@@ -204,14 +215,14 @@ def _check_format(files: ModelFiles, load_format: LoadFormat) -> None:
         raise ValueError(f"load_format {load_format!r} does not fit model {files.name!r}: it is {files.format}")
 
 
-def _torch_dtype(dtype: DtypeName, device: Device) -> torch.dtype:
+def _torch_dtype(dtype: DtypeName, device: ModelDevice) -> torch.dtype:
     if dtype not in get_args(DtypeName):
         raise ValueError(f"dtype must be one of {', '.join(get_args(DtypeName))}, found {dtype!r}")
     return device.auto_dtype() if dtype == "auto" else cast(torch.dtype, getattr(torch, dtype))
 
 
 def _existing(model: str) -> Path | None:
-    """The folder or .gguf file that `model` names; None if there is none, so that it may be a hub id."""
+    """The folder or .gguf file that `model` names; None if there is none (it may be a hub id)."""
     try:
         path = Path(model).expanduser()
         mode = path.stat().st_mode
@@ -263,9 +274,9 @@ def _weight_files(files: ModelFiles) -> list[Path]:
 
 
 def _weights_id(parts: list[str], paths: list[Path]) -> str:
-    """Hash of everything that decides what KV the model computes. Runs beside the loading of the weights.
+    """Hash of everything that decides what KV the model computes. Runs while the weights are loaded.
 
-    A file's bytes hold its tensors' names, shapes and dtypes, too. File names do not count.
+    A file's bytes include its tensors' names, shapes and dtypes. File names do not count.
     """
     digest = hashlib.blake2b(digest_size=_ID_BYTES)
     digest.update("\n".join(parts).encode())

@@ -1,4 +1,4 @@
-"""Reads the small files of a model. Whatever is wrong with one becomes one kind of error, which names the file."""
+"""Reads the small files of a model. Every fault of a file is a ModelFileError, which names the file."""
 
 import json
 import os
@@ -19,14 +19,14 @@ class ModelFileError(ValueError):
 
 
 def is_there(path: Path) -> bool:
-    """Whether the folder has such an entry, of whatever kind: a link that leads nowhere is an error, not an absence."""
+    """Whether the folder has an entry of this name, of any kind. A dangling link is an error, not an absence."""
     return os.path.lexists(path)
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file of a model to read. ModelFileError unless it is a regular file that may be read and holds anything.
+    """Open a file of a model for reading. ModelFileError unless it is a readable regular file that is not empty.
 
-    Never waits: a pipe, or a device, is refused before anything is read from it.
+    Never waits: pipes and devices are refused before anything is read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -48,7 +48,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_into(file: BinaryIO, path: Path, buffer: memoryview, *, offset: int) -> None:
-    """Fill `buffer` from `offset` on. ModelFileError if the file cannot be read or ends before.
+    """Fill `buffer` from `offset` on. ModelFileError if the file cannot be read or is too short.
 
     The system call runs without Python's lock: a network mount that hangs stops this thread alone. (A mapping would
     hang with the lock held, and end the process when another cuts the file off.)
@@ -65,7 +65,7 @@ def read_into(file: BinaryIO, path: Path, buffer: memoryview, *, offset: int) ->
 
 
 def read_bytes(path: Path, *, most_bytes: int = _MOST_JSON_BYTES) -> bytes:
-    """All of a small file. ModelFileError if it cannot be read or is too large to be what it should be."""
+    """All of a small file. ModelFileError if it cannot be read or is implausibly large."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most_bytes:
@@ -85,7 +85,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, without the members that are null: null says the same as nothing."""
+    """The JSON object in a file, without members that are null, which mean the same as absent ones."""
     text = read_text(path)
     if text.startswith("\ufeff"):
         raise ModelFileError(path, "begins with a byte order mark, which JSON does not allow; save it without")

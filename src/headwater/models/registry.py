@@ -1,4 +1,4 @@
-"""Which architectures are served, and in what their families differ: data, not code."""
+"""The served architectures and how their families differ: data, not code."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ from headwater.models.fields import Fields
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Architectures that share one forward pass up to optional parameters.
+    """Architectures that share one forward pass, apart from optional parameters.
 
     `"config"` as a bias means that `attention_bias` / `mlp_bias` of the config decides.
     """
@@ -33,7 +33,7 @@ class Family:
         return fields.flag("mlp_bias", False) if self.mlp_bias == "config" else self.mlp_bias
 
     def window_of(self, fields: Fields, max_context: int) -> int | None:
-        """The config's sliding window, if it would ever hide a token. ModelFileError for a layer of unknown kind."""
+        """The config's sliding window, if it can hide a token. ModelFileError for a layer of unknown kind."""
         layer_types = fields.texts("layer_types")
         for kind in layer_types:
             if kind not in ("full_attention", "sliding_attention"):

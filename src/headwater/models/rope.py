@@ -1,4 +1,4 @@
-"""Rotary position embedding: its parameters and the frequencies they mean."""
+"""Rotary position embedding: its parameters and their frequencies."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _COMMON_KEYS = frozenset({"rope_type", "rope_theta", "partial_rotary_factor"})
 _LLAMA3_KEYS = frozenset({"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"})
 _YARN_KEYS = frozenset(
     {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate", "attention_factor"}
-    | {"mscale", "mscale_all_dim", "finetuned"}  # the last says that the model was trained so: it changes nothing
+    | {"mscale", "mscale_all_dim", "finetuned"}  # the last one describes the training, and changes nothing
 )
 _KEYS: dict[RopeKind, frozenset[str]] = {
     "default": frozenset(),
@@ -29,7 +29,7 @@ _KEYS: dict[RopeKind, frozenset[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """How positions turn into angles. Fields that a kind does not use keep their defaults.
+    """The parameters of rotary embedding. Fields that a kind does not use keep their defaults.
 
     `freq_factors` divides each frequency: GGUF files carry the llama3 scaling that way.
     Sources: RoFormer (arXiv 2104.09864); position interpolation (2306.15595); YaRN (2309.00071); Llama 3.1.
@@ -61,7 +61,7 @@ class RopeConfig:
     def from_fields(cls, fields: Fields, *, max_position: int) -> "RopeConfig":
         """From a config.json: `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (before).
 
-        ModelFileError for a kind or a parameter that is not known: served without it, text would be wrong.
+        ModelFileError for an unknown kind or parameter: without it the text would be wrong.
         """
         scaling = scaling_of(fields)
         kind = kind_of(scaling)
@@ -96,7 +96,7 @@ class RopeConfig:
         )
 
     def with_freq_factors(self, factors: tuple[float, ...]) -> "RopeConfig":
-        """The same, each frequency divided by its factor; none: as it is."""
+        """The same with each frequency divided by its factor; unchanged without factors."""
         return replace(self, freq_factors=factors)
 
     def inv_freq(self, head_dim: int) -> torch.Tensor:
@@ -137,7 +137,7 @@ class RopeConfig:
 
 
 def scaling_of(fields: Fields) -> Fields:
-    """The rotary parameters of a config.json, wherever it keeps them; those of each type of layer must be the same."""
+    """The rotary parameters of a config.json. If it has some for each type of layer, all must be the same."""
     places = [_for_all_layers(fields, key) for key in ("rope_parameters", "rope_scaling")]
     merged: dict[str, Any] = {}
     for place in places:
@@ -148,7 +148,7 @@ def scaling_of(fields: Fields) -> Fields:
 
 
 def kind_of(scaling: Fields) -> RopeKind:
-    """The kind of scaling, whose parameters are all known. ModelFileError that names what is not."""
+    """The kind of scaling. ModelFileError that names an unknown kind or parameter."""
     name = scaling.text("rope_type", "default")
     if name not in KINDS:
         raise scaling.refuse(f"rope type {name!r} is not supported, known types: {', '.join(KINDS)}")

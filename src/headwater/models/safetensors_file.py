@@ -1,7 +1,7 @@
 """One .safetensors file, read with plain reads.
 
-The safetensors package maps the file: who touches a page that a network mount does not bring, or that another
-process has cut off, hangs with Python's lock held, or dies. Format:
+The safetensors package maps the file. A page that a network mount does not deliver hangs the process with Python's lock
+held; a page that another process has truncated kills it. Format:
 https://github.com/huggingface/safetensors#format
 """
 
@@ -35,7 +35,7 @@ _DTYPES = {
 
 
 class StoredTensor(NamedTuple):
-    """Where a tensor lies. `start` and `num_bytes` in the file."""
+    """A tensor's place in the file: `start` and `num_bytes`."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -44,9 +44,9 @@ class StoredTensor(NamedTuple):
 
 
 class SafetensorsFile:
-    """The tensors of one file, which stays open: what replaces it under its name does not mix in.
+    """The tensors of one file. It stays open, so that a file that replaces it is not mixed in.
 
-    ModelFileError for what is no whole regular .safetensors file.
+    ModelFileError for a file that is no complete regular .safetensors file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -104,7 +104,7 @@ def _stored(name: str, entry: dict[str, Any], *, data_start: int, size: int) -> 
 
 
 def _check_whole(tensors: dict[str, StoredTensor], *, data_start: int, size: int) -> None:
-    """The format has no holes and no overlaps: an offset that was damaged would give another tensor's values."""
+    """Check that there are no gaps and no overlaps: a damaged offset would give another tensor's values."""
     at = data_start
     for name, stored in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].num_bytes)):
         if stored.start != at:

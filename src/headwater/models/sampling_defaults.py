@@ -1,4 +1,4 @@
-"""How a model's authors would have it sampled: what their files recommend for parameters that a request leaves out."""
+"""The sampling parameters that a model's files recommend, for requests that leave them out."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ _GGUF_KEYS = {
 
 
 def read_sampling_defaults(folder: Path, *, gguf: Path | None) -> dict[str, float]:
-    """Names of sampling parameters and the values recommended, out of a GGUF's metadata or generation_config.json.
+    """Sampling parameters and their recommended values, from a GGUF's metadata or generation_config.json.
 
     Empty if nothing is recommended. Ranges are not checked.
     """

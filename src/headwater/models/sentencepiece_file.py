@@ -1,4 +1,4 @@
-"""Reads SentencePiece's `tokenizer.model`: pieces with scores, and how text is cut. No library, no torch.
+"""Reads SentencePiece's `tokenizer.model`: pieces with scores, and how text is split. No library, no torch.
 
 It is one protocol buffer, `ModelProto`. Format: sentencepiece_model.proto in github.com/google/sentencepiece.
 """
@@ -38,7 +38,7 @@ class SentencePieceModel:
 
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
-    """The model in a `tokenizer.model`. ModelFileError if the file is something else, or damaged."""
+    """The model in a `tokenizer.model`. ModelFileError if the file is of another kind or damaged."""
     pieces: list[Piece] = []
     trainer: dict[int, Any] = {}
     normalizer: dict[int, Any] = {}

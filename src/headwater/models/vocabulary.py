@@ -1,6 +1,6 @@
-"""What the engine must know of a vocabulary: its special tokens, and which id a token's text has.
+"""The part of a vocabulary that the engine needs: special tokens, and the id of a token's text.
 
-Read from the tokenizer's files without a tokenizer library, so that the engine need not load one.
+Read from the tokenizer's files without a tokenizer library, so that the engine loads none.
 """
 
 from collections.abc import Callable, Mapping
@@ -64,7 +64,7 @@ def read_folder_vocabulary(folder: Path) -> Vocabulary:
 
 
 def gguf_special_tokens(metadata: Fields) -> dict[str, int]:
-    """The control tokens that a GGUF's metadata tells of, arrays included, by text."""
+    """The control tokens in a GGUF's metadata (arrays included), by text."""
     tokens = metadata.texts("tokenizer.ggml.tokens")
     types = metadata.raw("tokenizer.ggml.token_type") or []
     if not isinstance(types, list):

@@ -1,4 +1,4 @@
-"""Where parameters come from: named tensors, read one at a time, under their Hugging Face checkpoint names."""
+"""Sources of parameters: named tensors, read one at a time, under their Hugging Face checkpoint names."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,7 +9,7 @@ import torch
 
 from headwater.models.model_files import ModelFileError
 
-# Left in old checkpoints; derived from the config instead.
+# leftovers of old checkpoints; derived from the config instead
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
 
 
@@ -18,7 +18,7 @@ class WeightSource(Protocol):
 
     @property
     def place(self) -> Path | str:
-        """Where they come from, for errors."""
+        """The name of the source in errors."""
         ...
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -26,9 +26,9 @@ class WeightSource(Protocol):
         ...
 
     def load(self, name: str) -> torch.Tensor:
-        """One tensor, in the dtype of the checkpoint (float32 where it was quantised), as a rule on the CPU.
+        """One tensor, in the dtype of the checkpoint (float32 if it was quantised), normally on the CPU.
 
-        The caller may keep it but not write to it: it may be a view of a mapped file.
+        The caller may keep it but must not change it.
         """
         ...
 
@@ -61,7 +61,7 @@ class DummyWeights:
 
 
 def check_shapes(expected: Mapping[str, tuple[int, ...]], source: WeightSource, *, tied_head: bool) -> None:
-    """Raise ModelFileError if the checkpoint lacks a tensor, has one of another shape, or one nobody would read."""
+    """Raise ModelFileError if the checkpoint lacks a tensor, has a wrong shape, or holds an unused tensor."""
     found = source.shapes()
     for name, shape in expected.items():
         if name not in found:
@@ -75,7 +75,7 @@ def check_shapes(expected: Mapping[str, tuple[int, ...]], source: WeightSource, 
 
 
 def unexpected_names(expected: Iterable[str], found: Iterable[str], *, tied_head: bool) -> Iterator[str]:
-    """Names in `found` that no parameter has, harmless leftovers aside."""
+    """Names in `found` that no parameter has, except harmless leftovers."""
     known = set(expected)
     for name in found:
         if name in known or name.endswith(_IGNORED_SUFFIXES) or (tied_head and name == "lm_head.weight"):

@@ -15,14 +15,14 @@ from headwater.models.gguf_rope import FREQ_FACTORS, ROPE_KEYS, ROPE_NEUTRAL_VAL
 from headwater.models.model_files import ModelFileError
 from headwater.models.registry import family_of_gguf
 
-# Keys of an architecture that are read, or that say nothing of how the model computes.
+# keys of an architecture that are read, or that do not affect the computation
 _KNOWN_KEYS = ROPE_KEYS | {
     "context_length", "embedding_length", "block_count", "feed_forward_length", "vocab_size", "tensor_data_layout",
     "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
     "attention.layer_norm_rms_epsilon", "attention.sliding_window", "rope.dimension_count",
 }  # fmt: skip
 _GENERAL_VALUES = {"general.type": "model", "general.quantization_version": 2}  # else an adapter, or other blocks
-# Keys that change how a model computes, and the values with which they do not.
+# keys that affect the computation, and the values with which they do not
 _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = ROPE_NEUTRAL_VALUES | {
     "attention.causal": (True,),
     "use_parallel_residual": (False,),
@@ -83,7 +83,7 @@ class GGUFWeights:
 
 
 def read_gguf_config(file: GGUFFile) -> ModelConfig:
-    """The config that a GGUF file's metadata and tensor names state. ModelFileError for what is not understood."""
+    """The config in a GGUF file's metadata and tensor names. ModelFileError for unknown parts of it."""
     fields = file.fields("tokenizer.ggml.tokens", "tokenizer.ggml.token_type")
     for key, value in _GENERAL_VALUES.items():
         if fields.raw(key) not in (None, value):
@@ -140,7 +140,7 @@ def _of_architecture(file: GGUFFile, architecture: str) -> dict[str, Any]:
 
 
 def _refuse_unknown(model: Fields, architecture: str) -> None:
-    """What a file says of its model and nobody here reads would be served as if it were not there."""
+    """ModelFileError for keys that are not read here: the model would be served as if they were absent."""
     for key in model:
         if key in _KNOWN_KEYS:
             continue
@@ -151,7 +151,7 @@ def _refuse_unknown(model: Fields, architecture: str) -> None:
 
 
 def _hf_name(name: str) -> str:
-    """The Hugging Face name of a GGUF tensor; a name that is not known stays and fails the check of shapes."""
+    """The Hugging Face name of a GGUF tensor; an unknown name is kept, and fails the check of shapes."""
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
     if match is None:
         return name

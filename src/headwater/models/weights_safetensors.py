@@ -14,7 +14,7 @@ _DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 class SafetensorsWeights:
-    """The tensors of `files`. A tensor in two files is an error (which of them would be meant?)."""
+    """The tensors of `files`. A tensor in two files is an error: it is ambiguous."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.place = files[0] if len(files) == 1 else files[0].parent
@@ -39,7 +39,7 @@ class SafetensorsWeights:
 
 
 def read_index(folder: Path) -> dict[str, str] | None:
-    """Which file holds which tensor, as the folder's index says; None if it has none.
+    """The file of each tensor by the folder's index; None if there is no index.
 
     ModelFileError for an index that is damaged, or names a file outside of the folder.
     """
@@ -56,17 +56,17 @@ def read_index(folder: Path) -> dict[str, str] | None:
 
 
 def check_files(folder: Path) -> None:
-    """Raise ModelFileError if the folder's index, where it has one, names a file that is not there."""
+    """Raise ModelFileError if the folder's index names a missing file."""
     for name in sorted(set((read_index(folder) or {}).values())):
         if not is_there(folder / name):
             raise ModelFileError(folder / INDEX_NAME, f"names the file {name!r}, which is not there")
 
 
 def check_index(folder: Path, weights: SafetensorsWeights) -> None:
-    """Raise ModelFileError if the folder's index, where it has one, names a tensor that is not there.
+    """Raise ModelFileError if the folder's index names a missing tensor.
 
-    A folder without an index may hold any part of the tensors, and a checkpoint that has lost one of its files,
-    or is still being written, would pass for such a part.
+    A folder without an index may hold any part of the tensors. With one, a checkpoint that lost a file or is still
+    being written is found.
     """
     missing = sorted(set(read_index(folder) or ()) - set(weights.shapes()))
     if missing:

@@ -57,7 +57,7 @@ class AbsentAttention:
 def attention(dtype: torch.dtype, kv_dtype: torch.dtype | None, geometry: tuple[int, int, int]) -> None:
     setting = Setting(ROWS, dtype=dtype, kv_dtype=kv_dtype, geometry=geometry, has_norm=True)
     device = CudaDevice(torch.device("cpu"))
-    lens, contexts = np.diff(setting.batch.query_starts)[1:], setting.batch.context_lens[1:]
+    lens, contexts = np.diff(setting.query_starts)[1:], setting.context_lens[1:]
     assert len(device.plan_tiles(setting.geometry, lens, contexts).joins)
     setting.run(device, layer=1)
     device.external_attention, device.min_external_tokens = AbsentAttention(), 1

@@ -12,7 +12,7 @@ import torch
 
 from headwater.cache.copier import EarlyCopyHandle
 from headwater.devices.cuda import arrivals as cuda_arrival
-from headwater.devices.cuda.arrivals import Arrival, LayerGroup, layer_groups
+from headwater.devices.cuda.arrivals import Arrival, Arrivals, LayerGroup, layer_groups
 from headwater.devices.cuda.host_memory import PinnedHostMemory, register_with_driver
 from headwater.devices.cuda.layer_gates import GatedAttention, LayerGates
 from headwater.devices.cuda.page_copies import CudaPageCopier
@@ -107,9 +107,10 @@ def copier(monkeypatch):
     register = register_with_driver if HAS_GPU else lambda address, size: None
     unregister = {} if HAS_GPU else {"unregister": lambda address: None}
     host = PinnedHostMemory(num_pages=8, page_bytes=layout.page_bytes, register=register, **unregister)
-    copier = CudaPageCopier(lambda: kv, host, device=DEVICE)
+    arrivals = Arrivals()
+    copier = CudaPageCopier(lambda: kv, host, device=DEVICE, arrivals=arrivals)
     copier._min_piece_bytes = 1
-    yield SimpleNamespace(copier=copier, kv=kv)
+    yield SimpleNamespace(copier=copier, kv=kv, arrivals=arrivals)
     copier.close()
     host.close()
 
@@ -124,7 +125,7 @@ def test_layers_by_themselves_are_the_whole_page(copier):
     for source, target in ((3, 1), (0, 2), (5, 4)):
         assert torch.equal(copier.kv.pages[target], before[source])
     assert torch.equal(copier.kv.pages[6], before[6]), "a page that was not asked for is untouched"
-    assert copier.copier.arrivals() == []
+    assert copier.arrivals.awaited() == []
 
 
 def test_only_restores_that_are_readable_and_not_done_hold_steps_up(copier):
@@ -134,10 +135,10 @@ def test_only_restores_that_are_readable_and_not_done_hold_steps_up(copier):
     copier.copier._move = lambda *args: (go_on.wait(LIMIT_S), move(*args))
     pages = np.arange(3, dtype=np.int32)
     begun = copier.copier.restore(pages, pages)
-    assert not begun.is_readable(is_alone=True) and copier.copier.arrivals() == []
+    assert not begun.is_readable(is_alone=True) and copier.arrivals.awaited() == []
     go_on.set()
     until(begun.is_done)
-    assert copier.copier.arrivals() == []
+    assert copier.arrivals.awaited() == []
 
 
 @pytest.mark.skipif(not HAS_GPU, reason="needs an NVIDIA GPU")
@@ -152,7 +153,7 @@ def test_what_is_launched_behind_a_wait_reads_the_layer_that_arrived(copier):
         torch.cuda.synchronize()
         arrival = copier.copier.restore(pages, pages)
         until(partial(arrival.is_readable, is_alone=True))
-        assert copier.copier.arrivals() == [arrival] or arrival.is_done()
+        assert copier.arrivals.awaited() == [arrival] or arrival.is_done()
         num_early += not arrival.is_done()
         found = []
         for layer in range(8):
@@ -184,7 +185,7 @@ def test_a_graph_waits_for_what_arrives_when_it_is_launched(copier, num_layers):
         torch.cuda.synchronize()
         arrival = copier.copier.restore(pages, pages)
         until(partial(arrival.is_readable, is_alone=True))
-        gates.follow(copier.copier.arrivals())
+        gates.follow(copier.arrivals.awaited())
         num_early += not arrival.is_done()
         graph.replay()
         assert torch.equal(found[:, :num_layers], expected[:, :num_layers])

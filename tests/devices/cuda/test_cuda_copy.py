@@ -9,6 +9,7 @@ import torch
 
 from headwater.devices.cpu.host_memory import ThreadCopy
 from headwater.devices.cuda import host_memory as cuda_host_memory
+from headwater.devices.cuda.arrivals import Arrivals
 from headwater.devices.cuda.host_memory import PinnedHostMemory, register_with_driver
 from headwater.devices.cuda.page_copies import (
     CudaPageCopier,
@@ -57,7 +58,7 @@ def test_scattered_pages_arrive_there_and_back(mover: PageMover) -> None:
     register = register_with_driver if DEVICE.type == "cuda" else lambda address, size: None
     host = PinnedHostMemory(num_pages=8, page_bytes=LAYOUT.page_bytes, register=register)
     others = set(threading.enumerate())
-    copier = CudaPageCopier(lambda: kv, host, device=DEVICE, mover=mover)
+    copier = CudaPageCopier(lambda: kv, host, device=DEVICE, arrivals=Arrivals(), mover=mover)
     before = kv.pages.clone()
     device, away = np.array([5, 6, 7, 1, 3], np.int32), np.array([0, 1, 2, 7, 4], np.int32)
     copy = copier.offload(device, away)
@@ -140,7 +141,7 @@ def test_memory_that_cannot_be_pinned_fails_its_copies_and_no_others() -> None:
         raise OSError("no more locked memory")
 
     host = PinnedHostMemory(num_pages=8, page_bytes=LAYOUT.page_bytes, register=register)
-    copier = CudaPageCopier(lambda: kv, host, device=DEVICE)
+    copier = CudaPageCopier(lambda: kv, host, device=DEVICE, arrivals=Arrivals())
     pages = np.arange(4, dtype=np.int32)
     for _ in range(2):
         copy = copier.offload(pages, pages)

@@ -21,6 +21,7 @@ from headwater.devices.cuda.external_attention import (
 from headwater.devices.cuda.kernels.gather import gather
 from headwater.devices.cuda.paged_batch import Contexts
 from headwater.devices.device import AttentionGeometry
+from headwater.devices.errors import UnsupportedError
 from headwater.devices.kv_memory import KVMemory
 from torch_external_attention import TorchExternalAttention
 
@@ -118,7 +119,7 @@ def test_flash_attention_that_is_not_there(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
     monkeypatch.setitem(sys.modules, "fa3_fwd._C", None)  # as if it were not installed
-    with pytest.raises(ValueError, match=f"--attention-backend fa3 needs .*{reason}"):
+    with pytest.raises(UnsupportedError, match=f"attention fa3 needs .*{reason}"):
         open_external_attention("fa3", torch.device("cuda"))
     assert open_external_attention("auto", torch.device("cuda")) is None
 
@@ -147,7 +148,7 @@ def test_flash_attention_says_what_it_does_not_take() -> None:
     assert backend.refusal(geometry, torch.bfloat16) is None
     assert "not float16" in str(backend.refusal(geometry, torch.float16))
     device = CudaDevice(PLACE, attention="fa3")
-    with pytest.raises(ValueError, match="--attention-backend fa3 computes bfloat16, not float32"):
+    with pytest.raises(UnsupportedError, match="attention fa3 computes bfloat16, not float32"):
         device.check_attention(geometry, torch.float32)
     prompt = np.array([9], dtype=np.int32)
     assert device.num_own_chunks(geometry, torch.float32, prompt, prompt) == 1

@@ -13,7 +13,14 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("triton")
 
 MAX_SHARED_BYTES = 227 << 10  # of a block on a Hopper card
-ATTENTION = {"_decode_kernel", "_write_kernel", "_prefill_kernel", "_join_kernel", "_gather_kernel"}
+ATTENTION = {
+    "_write_entries_kernel",
+    "_decode_kernel",
+    "_write_kernel",
+    "_prefill_kernel",
+    "_join_kernel",
+    "_gather_kernel",
+}
 KERNELS = {
     "bfloat16": ATTENTION,
     "bfloat16-large-heads": ATTENTION,
@@ -21,7 +28,7 @@ KERNELS = {
     "float32-large-heads": ATTENTION,
     "float8": ATTENTION,
     "layers": {"_rms_norm_kernel", "_silu_mul_kernel", "_skinny_kernel"},
-    "sampling": {"_greedy_kernel", "_draw_kernel", "_write_kernel", "_copy_pages"},
+    "sampling": {"_greedy_kernel", "_draw_kernel", "_write_entries_kernel", "_copy_pages"},
 }
 
 

@@ -1,8 +1,8 @@
-"""Paged attention in plain PyTorch: gather the pages of like rows, then one batched attention for them.
+"""Paged attention in plain PyTorch: gather the pages of similar rows, then one batched attention call.
 
-Decodes are grouped by the power of two of their context, so that one long request does not pad all the
-others; each prefill chunk is a group of its own. The groups are made once per step, not per layer.
-Shape letters as in device.py; L is the padded number of cached tokens of a group, Q queries per row.
+Decodes are grouped by the power of two of their context, so that one long request does not pad all others. Each
+prefill chunk is a group of its own. The groups are made once per step, not per layer. Shape letters as in device.py;
+L is the padded number of cached tokens of a group, Q the queries per row.
 """
 
 from dataclasses import dataclass
@@ -36,13 +36,11 @@ class TorchStepAttention:
         geometry: AttentionGeometry,
         batch: AttentionBatch,
         *,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
         kv: KVMemory,
     ) -> None:
         self._geometry = geometry
         self._kv = kv
-        self._cos, self._sin = cos[:, None], sin[:, None]
+        self._cos, self._sin = batch.cos[:, None], batch.sin[:, None]
         page_size = kv.layout.page_size
         rows = np.repeat(np.arange(len(batch.context_lens)), batch.query_lens)
         self._write_pages = torch.from_numpy(batch.page_tables[rows, batch.positions // page_size].astype(np.int64))
@@ -66,7 +64,7 @@ class TorchStepAttention:
     def _norm_and_rotate(self, x: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:
         wide = x.float()
         if norm is not None:
-            # Rounded in between as the models were trained: the norm's output has the compute dtype.
+            # The norm's output is rounded to the compute dtype, as in training.
             wide = F.rms_norm(wide, wide.shape[-1:], norm.float(), self._geometry.norm_eps).to(x.dtype).float()
         first, second = wide.chunk(2, dim=-1)
         cos, sin = self._cos, self._sin

@@ -43,11 +43,11 @@ class CpuDevice:
         return free_memory_bytes()
 
     def trim_memory(self) -> None:
-        """Nothing to do: freed tensors go back by themselves."""
+        """Nothing to do: freed tensors return their memory."""
 
     def allocate_kv(self, layout: KVLayout, num_pages: int) -> KVMemory:
-        # Zeros come from the kernel as they are written, so memory is taken only then. numpy asks for huge pages,
-        # torch does not: copies to and from the host tier are a third faster for it.
+        # Zeroed memory is allocated on first write. numpy asks for huge pages, torch does not: copies to and from
+        # the host tier are a third faster with them.
         zeros = np.zeros((num_pages, layout.page_bytes), dtype=np.uint8)
         return KVMemory(layout, torch.from_numpy(zeros))
 
@@ -98,12 +98,8 @@ class CpuDevice:
         geometry: AttentionGeometry,
         batch: AttentionBatch,
         *,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
         kv: KVMemory,
     ) -> StepAttention:
         if self._library and can_run_attention(geometry, kv.layout.dtype):
-            return NativeStepAttention(
-                self._library, geometry, batch, cos=cos, sin=sin, kv=kv, num_threads=self.num_threads
-            )
-        return TorchStepAttention(geometry, batch, cos=cos, sin=sin, kv=kv)
+            return NativeStepAttention(self._library, geometry, batch, kv=kv, num_threads=self.num_threads)
+        return TorchStepAttention(geometry, batch, kv=kv)

@@ -19,7 +19,7 @@ Pages = npt.NDArray[np.int32]
 class HostMemory:
     """`num_pages` pages of `page_bytes` bytes, page-first: all layers of a page are one contiguous run.
 
-    Memory is taken as pages are written.
+    Memory is allocated on first write.
     """
 
     def __init__(self, *, num_pages: int, page_bytes: int) -> None:
@@ -37,11 +37,11 @@ class HostMemory:
         return self.num_pages
 
     def close(self) -> None:
-        """Nothing to give back: the memory goes with the last view of it."""
+        """Nothing to do: the memory is freed with the last view of it."""
 
 
 class ThreadCopy:
-    """A copy that a thread carries out."""
+    """A copy (`cache.copier.CopyHandle`) that a thread carries out."""
 
     def __init__(self) -> None:
         self.has_failed = False
@@ -52,7 +52,7 @@ class ThreadCopy:
         return self._done.is_set()
 
     def carry_out(self, job: Callable[[], None]) -> None:
-        """In the thread: do the work. The loop may look only later, so its time is taken here."""
+        """Called in the thread: do the work and measure it, because the loop may ask for the result much later."""
         started_s, error = time.perf_counter(), None
         try:
             job()
@@ -61,7 +61,7 @@ class ThreadCopy:
         self.end(took_s=time.perf_counter() - started_s, error=error)
 
     def end(self, *, took_s: float, error: Exception | None = None) -> None:
-        """In the thread: nothing reads its source or writes its destination any more."""
+        """Called in the thread: the copy no longer reads its source or writes its destination."""
         if error is not None:
             _log.error("a copy of pages failed", exc_info=error)
             self.has_failed = True
@@ -72,8 +72,8 @@ class ThreadCopy:
 class CpuPageCopier:
     """`cache.copier.PageCopier` between CPU KV memory and host memory: one thread, large copies.
 
-    Restores go first: somebody waits for them. `kv` is asked for at each copy, since the KV memory may be
-    released and taken again.
+    Restores go first, because requests wait for them. `kv` is called for each copy: the KV memory may be released
+    and allocated again.
     """
 
     def __init__(self, kv: Callable[[], KVMemory], host: HostMemory) -> None:
@@ -85,7 +85,7 @@ class CpuPageCopier:
         self._thread.start()
 
     def close(self) -> None:
-        """Carry out what was asked for, and end the thread."""
+        """Finish the copies that were started, and end the thread."""
         self._jobs.put((2, next(self._order), None, lambda: None))
         self._thread.join()
 
@@ -115,7 +115,7 @@ class CpuPageCopier:
 
 
 def _copy(source: npt.NDArray[np.uint8], sources: Pages, target: npt.NDArray[np.uint8], targets: Pages) -> None:
-    """target[targets[i]] = source[sources[i]], neighbours in one piece. numpy copies without the GIL."""
+    """target[targets[i]] = source[sources[i]], neighbours in one copy. numpy copies without the GIL."""
     for start, stop in _pieces(sources, targets):
         first, to = int(sources[start]), int(targets[start])
         np.copyto(target[to : to + stop - start], source[first : first + stop - start])

@@ -1,4 +1,4 @@
-"""Linear layers in plain PyTorch: oneDNN's packed weights where they work, else float32 products of the plain ones."""
+"""Linear layers in plain PyTorch: oneDNN's packed weights where they work, else float32 products of plain weights."""
 
 import functools
 import logging
@@ -14,10 +14,10 @@ logger = logging.getLogger(__name__)
 
 
 class TorchLinear:
-    """A linear layer (device.Linear). 16-bit weights are kept in oneDNN's blocked layout where it computes with them.
+    """A linear layer (device.Linear). 16-bit weights are kept in oneDNN's blocked layout if oneDNN computes with it.
 
-    oneDNN reorders a plain weight on every call, which costs more than a small batch's multiplication. Without it
-    PyTorch multiplies 16-bit matrices ten times slower than float32 ones: there blocks of the weight are widened.
+    oneDNN reorders a plain weight on every call, which costs more than the multiplication of a small batch. Without
+    oneDNN, PyTorch multiplies 16-bit matrices ten times slower than float32 ones, so blocks of the weight are widened.
     """
 
     def __init__(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None) -> None:
@@ -77,10 +77,10 @@ class TorchGatedLinear:
 
 @functools.cache
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether oneDNN packs weights of this 16-bit type here and multiplies with them rightly.
+    """Whether oneDNN packs weights of this 16-bit type here and multiplies them correctly.
 
-    It is tried rather than looked up: that depends on the processor, the build of oneDNN, and the instruction sets
-    that the environment allows it (ONEDNN_MAX_CPU_ISA).
+    It is tried rather than looked up: the answer depends on the processor, the build of oneDNN, and the instruction
+    sets that the environment allows (ONEDNN_MAX_CPU_ISA).
     """
     if dtype == torch.float32:
         return False
@@ -91,12 +91,12 @@ def can_pack(dtype: torch.dtype) -> bool:
     except RuntimeError as error:
         is_right, reason = False, str(error).splitlines()[0]
     if not is_right:
-        logger.info("oneDNN does not compute %s here, so its weights are widened to float32: %s", name, reason)
+        logger.info("oneDNN does not compute %s here, so such weights are widened to float32: %s", name, reason)
     return is_right
 
 
 def _is_packed_product_right(dtype: torch.dtype) -> bool:
-    """Compare a small product, of one row and of several, with float32's. RuntimeError where there is none."""
+    """Compare a small product, of one row and of several, with float32's. RuntimeError if oneDNN has none."""
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(size, 64, generator=generator).to(dtype) for size in (48, 17))
     packed = torch.ops.mkldnn._reorder_linear_weight(weight)

@@ -1,8 +1,8 @@
 """Compile the native CPU kernels: `python -m headwater.devices.cpu.native_build`.
 
-The library is made for this very machine and lies in the user's cache under a name that says for what: another
-source, compiler command or CPU looks for another file, so a stale or foreign library is never loaded. Without
-it (no compiler, or another CPU) the server computes in plain PyTorch.
+The library is compiled for this machine and lies in the user's cache. Its name is a hash of the sources, the compiler
+options and the CPU's features, so a stale or foreign library is never loaded. Without a library (no compiler, or an
+unsupported CPU) the server computes in plain PyTorch.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ def library_path() -> Path:
 
 
 def build() -> Path:
-    """Compile the library if it is not there yet, and return its path. RuntimeError if that is not possible."""
+    """Compile the library if it does not exist yet, and return its path. RuntimeError if that is impossible."""
     target = library_path()
     if target.exists():
         return target
@@ -64,7 +64,7 @@ def build() -> Path:
 
 
 def main() -> None:
-    """Build, and say what came of it. Not being able to is no error: the kernels are optional."""
+    """Build, and print the result. A failure is no error: the kernels are optional."""
     try:
         print(f"native CPU kernels: {build()}")
     except RuntimeError as error:

@@ -1,7 +1,7 @@
 """Layers and attention in native kernels, for bfloat16 weights and KV (sources in native/).
 
-Weights are packed in blocks of 32 output features, [in / 2][32][2], the last block padded with zeros: the
-order in which the kernel reads them. Shape letters as in device.py.
+Weights are packed in the order in which the kernel reads them: blocks of 32 output features, [in / 2][32][2], the last
+one padded with zeros. Shape letters as in device.py.
 """
 
 import ctypes
@@ -138,8 +138,6 @@ class NativeStepAttention:
         geometry: AttentionGeometry,
         batch: AttentionBatch,
         *,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
         kv: KVMemory,
         num_threads: int,
     ) -> None:
@@ -153,12 +151,12 @@ class NativeStepAttention:
         arrays = [batch.query_starts, batch.context_lens, batch.page_tables, token_slots, chunks]
         assert all(array.flags.c_contiguous for array in arrays)
         self._kernel = library.hw_attention
-        self._alive = (arrays, cos, sin, kv)  # the job holds addresses only
+        self._alive = (arrays, batch, kv)  # the job holds addresses only
         self._out_features = geometry.num_heads * geometry.head_dim
         self._job = AttentionJob(
             *(array.ctypes.data for array in arrays),
-            cos=cos.data_ptr(),
-            sin=sin.data_ptr(),
+            cos=batch.cos.data_ptr(),
+            sin=batch.sin.data_ptr(),
             kv=kv.pages.data_ptr(),
             num_tokens=len(token_slots),
             num_chunks=len(chunks),
@@ -188,7 +186,7 @@ class NativeStepAttention:
 
 
 def _query_chunks(batch: AttentionBatch, per_chunk: int) -> np.ndarray:
-    """int64[n], row << 32 | first query: the work of one step, the longest first so that threads end together."""
+    """int64[n], row << 32 | first query: the work of one step, longest first, so that threads end together."""
     num_chunks = -(-batch.query_lens // per_chunk)
     rows = np.repeat(np.arange(len(num_chunks)), num_chunks)
     firsts = (np.arange(len(rows)) - np.repeat(np.cumsum(num_chunks) - num_chunks, num_chunks)) * per_chunk
@@ -211,7 +209,7 @@ def _unpack(packed: torch.Tensor, out_features: int) -> torch.Tensor:
 
 
 def _interleave(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """16 rows of the one, 16 rows of the other, and so on; padded with zeros to whole blocks."""
+    """16 rows of `gate`, 16 rows of `up`, and so on; padded with zeros to whole blocks."""
     half = _BLOCK // 2
     padding = gate.new_zeros(-len(gate) % half, gate.shape[1])
     blocks = [torch.cat((part, padding)).view(-1, half, gate.shape[1]) for part in (gate, up)]

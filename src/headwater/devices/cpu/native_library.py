@@ -57,7 +57,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 
 @functools.cache
 def native_library() -> ctypes.CDLL | None:
-    """The library, or None with one line in the log that says why and what to do."""
+    """The library. None, with the reason in the log, if it is switched off, not built or not for this CPU."""
     if os.environ.get("HEADWATER_NATIVE") == "0":
         logger.info("native CPU kernels not used: HEADWATER_NATIVE=0")
         return None

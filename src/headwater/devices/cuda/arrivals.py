@@ -8,10 +8,10 @@ import torch
 from headwater.devices.cpu.host_memory import ThreadCopy
 
 _MAX_GROUPS = 8
-_MIN_GROUP_BYTES = 32 << 20  # less is not worth another launch: half a millisecond of the link
-# What may still be under way when a step that reads the pages is launched: 5 ms of the link, about what it computes
-# until it comes to the last layers. For more, it would stand still, and with it everybody else who is served; a request
-# that is alone may wait on the device as well as on the host, but not for so long that the next one notices.
+_MIN_GROUP_BYTES = 32 << 20  # smaller groups are not worth a launch: half a millisecond of the link
+# How much may still be in flight when a step that reads the pages is launched: 5 ms of the link, about the time until
+# the step needs the last layers. With more, the step would stall all requests in it. A request that runs alone may wait
+# on the device instead of the host, but not so long that the next request is delayed.
 _MAX_AWAITED_BYTES = 256 << 20
 _MAX_AWAITED_ALONE_BYTES = 512 << 20
 
@@ -34,7 +34,7 @@ def layer_groups(*, num_layers: int, layer_bytes: int, num_pages: int, min_piece
 
 
 class Mark:
-    """A moment of a stream. Without a GPU, under the kernels' interpreter, everything happens when it is launched."""
+    """A point in a stream. Without a GPU, under the kernels' interpreter, work is done when it is launched."""
 
     def __init__(self, *, is_gpu: bool) -> None:
         self._event = torch.cuda.Event(blocking=True) if is_gpu else None  # sleeps; the default would spin on a core
@@ -44,12 +44,12 @@ class Mark:
             self._event.record()
 
     def wait(self) -> None:
-        """Sleep until the current stream has come to it."""
+        """Sleep until the stream has reached it."""
         if self._event is not None:
             self._event.synchronize()
 
     def hold_up(self) -> None:
-        """Whatever is launched on the current stream from now on waits for it. Returns at once."""
+        """Make what is launched on the current stream from now on wait for it. Returns at once."""
         if self._event is not None:
             torch.cuda.current_stream().wait_event(self._event)
 
@@ -79,7 +79,7 @@ class Arrival:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether somebody was told that its pages may be read, and they are not all there."""
+        """Whether steps may read its pages although they have not all arrived."""
         return self._is_found and not self.copy.is_done()
 
     @property
@@ -90,26 +90,41 @@ class Arrival:
     def took_s(self) -> float:
         return self.copy.took_s
 
-    # --- in the threads that copy, their stream the current one -------------------------------------
+    # --- called by the copying threads, on their stream ---------------------------------------------
 
     def launch(self, move: Callable[[LayerGroup], None]) -> None:
-        """Launch the copies of all groups; nothing of them can fail alone afterwards."""
+        """Launch the copies of all groups. Once launched, no group can fail alone."""
         for group, mark in zip(self.groups, self._marks, strict=True):
             move(group)
             mark.record()
         self._is_launched = True
 
     def wait(self) -> None:
-        """Follow the groups as they arrive, as long as somebody may wait for one."""
+        """Follow the groups as they arrive, as far as `is_readable` depends on them."""
         for mark in self._marks[: self._num_early]:
             mark.wait()
             self._num_arrived += 1
 
-    # --- where steps are launched -------------------------------------------------------------------
+    # --- called where steps are launched ------------------------------------------------------------
 
     def hold_up(self, layer: int) -> None:
-        """Whatever is launched on the current stream from now on waits for the pages' layers up to `layer`."""
+        """Make what is launched on the current stream from now on wait for the pages' layers up to `layer`."""
         for group, mark in zip(self.groups, self._marks, strict=True):
             if layer < group.stop:
                 mark.hold_up()
                 return
+
+
+class Arrivals:
+    """Restores in flight: a copier adds them, a runner's steps wait for them. Used in one thread, the loop's."""
+
+    def __init__(self) -> None:
+        self._in_flight: list[Arrival] = []
+
+    def add(self, arrival: Arrival) -> None:
+        self._in_flight.append(arrival)
+
+    def awaited(self) -> list[Arrival]:
+        """Those whose pages may be read and have not all arrived."""
+        self._in_flight = [arrival for arrival in self._in_flight if not arrival.is_done()]
+        return [arrival for arrival in self._in_flight if arrival.is_awaited]

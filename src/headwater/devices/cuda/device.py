@@ -17,11 +17,11 @@ from headwater.devices.cuda.kernels.decode import DecodeScratch
 from headwater.devices.cuda.kernels.layers import rms_norm
 from headwater.devices.cuda.kernels.prefill import PrefillScratch, queries_per_tile
 from headwater.devices.cuda.linear import CudaGatedLinear, CudaLinear
-from headwater.devices.cuda.paged_batch import Contexts, ExternalChunks, PagedBatch, PromptChunks
+from headwater.devices.cuda.paged_batch import PagedBatch
 from headwater.devices.cuda.prefill_tiles import PrefillTiles, plan_tiles
-from headwater.devices.device import AttentionBatch, AttentionGeometry, GatedLinear, Linear, StepAttention
+from headwater.devices.device import AttentionGeometry, GatedLinear, Linear, StepAttention
+from headwater.devices.errors import UnsupportedError
 from headwater.devices.kv_memory import KVLayout, KVMemory
-from headwater.devices.noise import NoiseKeys, exponential_noise
 
 # 16-bit floats need the tensor cores of this generation at least (Ampere)
 _MIN_CAPABILITY = (8, 0)
@@ -33,7 +33,8 @@ _INTERPRETED_PROGRAMS = 16  # small, yet enough for the tests to see prompts' at
 class CudaDevice:
     """One GPU (device.Device). `attention` names the kernels of long prompts; all others are our own.
 
-    With `torch_device` a CPU, the same code runs under Triton's interpreter: the tests' way to it.
+    UnsupportedError if there is no GPU, if it is too old, or if it cannot run the kernels that `attention` names. If
+    `torch_device` is a CPU, the same code runs under Triton's interpreter, for tests.
     """
 
     name = "cuda"
@@ -41,7 +42,9 @@ class CudaDevice:
     def __init__(self, torch_device: torch.device | None = None, *, attention: AttentionBackend = "triton") -> None:
         if torch_device is None:
             if not torch.cuda.is_available():
-                raise ValueError("--device cuda needs an NVIDIA GPU and a build of PyTorch with CUDA; found none")
+                raise UnsupportedError(
+                    "device", self.name, "needs an NVIDIA GPU and a build of PyTorch with CUDA; found none"
+                )
             torch_device = torch.device("cuda")
         if torch_device.type == "cuda" and torch_device.index is None:
             torch_device = torch.device("cuda", torch.cuda.current_device())
@@ -60,16 +63,13 @@ class CudaDevice:
             else _INTERPRETED_PROGRAMS
         )
         if self.is_gpu and (found := torch.cuda.get_device_capability(torch_device)) < _MIN_CAPABILITY:
-            raise ValueError(
-                f"--device cuda needs compute capability {_MIN_CAPABILITY[0]}.{_MIN_CAPABILITY[1]} or newer; "
-                f"{torch.cuda.get_device_name(torch_device)} has {found[0]}.{found[1]}"
-            )
+            raise UnsupportedError("device", self.name, _too_old(torch_device, found, needed=_MIN_CAPABILITY))
 
     def auto_dtype(self) -> torch.dtype:
         return torch.bfloat16
 
     def free_memory_bytes(self) -> int:
-        """What the driver says is free, after unused memory of PyTorch's allocator was given back."""
+        """Memory that the driver reports as free once PyTorch's allocator has returned its unused memory."""
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(self.torch_device)[0]
 
@@ -77,8 +77,13 @@ class CudaDevice:
         if self.is_gpu:
             torch.cuda.empty_cache()
 
+    def synchronize(self) -> None:
+        """Wait for everything that was launched. After a sticky error of the GPU it raises that again."""
+        if self.is_gpu:
+            torch.cuda.synchronize(self.torch_device)
+
     def enter_thread(self) -> None:
-        """Make this GPU the calling thread's, which CUDA keeps per thread."""
+        """Make this GPU the current one of the calling thread."""
         if self.is_gpu:
             torch.cuda.set_device(self.torch_device)
 
@@ -103,78 +108,24 @@ class CudaDevice:
     def rms_norm(self, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         return rms_norm(residual, weight, eps)
 
-    def argmax(self, logits: torch.Tensor) -> torch.Tensor:
-        return logits.argmax(dim=-1)
-
-    def draw(self, logits: torch.Tensor, keys: NoiseKeys) -> torch.Tensor:
-        ids = torch.arange(logits.shape[1], device=logits.device)[None]
-        return self.argmax(logits - exponential_noise(keys, ids).log_())
-
-    def plan_attention(
-        self,
-        geometry: AttentionGeometry,
-        batch: AttentionBatch,
-        *,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        kv: KVMemory,
-    ) -> StepAttention:
-        """Of a batch on the host that `check_attention` accepts; single tokens before the first chunk are decodes."""
-        query_lens, starts = batch.query_lens, batch.query_starts[:-1]
-        is_chunk = query_lens > 1
-        num_decodes = int(is_chunk.argmax()) if is_chunk.any() else len(query_lens)
-        slots = np.arange(len(query_lens), dtype=np.int32)
-        rotary_rows = np.arange(len(batch.positions), dtype=np.int32)
-        chunks = None
-        if num_decodes < len(query_lens):
-            rest = slice(num_decodes, None)
-            first_external = num_decodes + self.num_own_chunks(
-                geometry, kv.layout.dtype, query_lens[rest], batch.context_lens[rest]
-            )
-            in_tiles = slice(num_decodes, first_external)
-            tiles = self.plan_tiles(geometry, query_lens[in_tiles], batch.context_lens[in_tiles])
-            chunks = PromptChunks(
-                token_slots=self._on_device(np.repeat(slots[rest], query_lens[rest])),
-                positions=self._on_device(batch.positions[rest]),
-                rotary_rows=self._on_device(rotary_rows[rest]),
-                slots=self._on_device(slots[rest]),
-                starts=self._on_device(starts[rest]),
-                lens=self._on_device(query_lens[rest]),
-                contexts=self._on_device(batch.context_lens[rest]),
-                tiles=self._on_device(tiles.tiles),
-                joins=self._on_device(tiles.joins),
-                external=self._external_chunks(batch, first_external),
-            )
-        paged = PagedBatch(
-            num_decodes=num_decodes,
-            decode_slots=self._on_device(slots[:num_decodes]),
-            positions=self._on_device(batch.positions[:num_decodes]),
-            rotary_rows=self._on_device(rotary_rows[:num_decodes]),
-            tables=self._on_device(batch.page_tables),
-            cos=cos.contiguous(),
-            sin=sin.contiguous(),
-            chunks=chunks,
-        )
-        return self.plan_paged_attention(geometry, paged, kv=kv)
-
     def check_attention(
         self, geometry: AttentionGeometry, dtype: torch.dtype, *, kv_dtype: torch.dtype | None = None
     ) -> None:
-        """Raise ValueError for heads that the kernels do not take, and for a dtype of the KV that the card lacks."""
+        """ValueError for heads that the kernels do not take, UnsupportedError for a KV dtype or a named backend.
+
+        `dtype` is the activations'.
+        """
         if geometry.head_dim > _MAX_HEAD_DIM:
             raise ValueError(f"heads of {geometry.head_dim} do not run on this device: at most {_MAX_HEAD_DIM}")
         if self.is_gpu and kv_dtype == torch.float8_e4m3fn:
             found = torch.cuda.get_device_capability(self.torch_device)
             if found < _MIN_CAPABILITY_E4M3:
-                raise ValueError(
-                    f"--kv-cache-dtype fp8_e4m3 needs compute capability {_MIN_CAPABILITY_E4M3[0]}."
-                    f"{_MIN_CAPABILITY_E4M3[1]} or newer; {torch.cuda.get_device_name(self.torch_device)} has "
-                    f"{found[0]}.{found[1]}: take auto or fp8_e5m2"
-                )
+                reason = _too_old(self.torch_device, found, needed=_MIN_CAPABILITY_E4M3)
+                raise UnsupportedError("kv_dtype", str(kv_dtype).removeprefix("torch."), reason)
         if self._backend == "fa3" and self.external_attention is not None:
             reason = self.external_attention.refusal(geometry, dtype)
             if reason is not None:
-                raise ValueError(f"--attention-backend fa3 {reason}")
+                raise UnsupportedError("attention", self._backend, reason)
         queries_per_tile(geometry)
 
     def num_own_chunks(
@@ -192,7 +143,7 @@ class CudaDevice:
     def plan_tiles(
         self, geometry: AttentionGeometry, query_lens: npt.NDArray[np.int32], context_lens: npt.NDArray[np.int32]
     ) -> PrefillTiles:
-        """The work of a step's prompt chunks as this device cuts it: int32[C] each, the contexts with the queries."""
+        """How this device cuts the attention of a step's chunks. Lengths are int32[C]; contexts include the queries."""
         return plan_tiles(
             query_lens,
             context_lens,
@@ -201,11 +152,11 @@ class CudaDevice:
         )
 
     def max_pieces(self, geometry: AttentionGeometry) -> int:
-        """Most pieces that `plan_tiles` cuts a step's tiles into; it may return more tiles, but none of them cut."""
+        """The most pieces that `plan_tiles` cuts a step's tiles into. It may return more tiles, all uncut."""
         return -(-self._num_programs // geometry.num_kv_heads)
 
-    def plan_paged_attention(self, geometry: AttentionGeometry, batch: PagedBatch, *, kv: KVMemory) -> StepAttention:
-        """Of a batch that lies on the device already. Launches nothing."""
+    def plan_attention(self, geometry: AttentionGeometry, batch: PagedBatch, *, kv: KVMemory) -> StepAttention:
+        """The attention of a batch whose heads `check_attention` accepts. Launches nothing."""
         self.reserve_decodes(geometry, batch.num_decodes)
         if self._prefill_scratch is None and batch.chunks is not None:
             max_parts = self.max_pieces(geometry)
@@ -220,29 +171,13 @@ class CudaDevice:
         )
 
     def reserve_decodes(self, geometry: AttentionGeometry, num_rows: int) -> None:
-        """Scratch memory for up to `num_rows` decodes; what CUDA graphs have recorded stays where it is after it."""
+        """Allocate scratch memory for up to `num_rows` decodes. Smaller batches do not move it under CUDA graphs."""
         if num_rows > self._max_scratch_rows:
             self._max_scratch_rows = num_rows
             self._scratch = DecodeScratch(max_rows=num_rows, geometry=geometry, device=self.torch_device)
 
-    def _external_chunks(self, batch: AttentionBatch, first_row: int) -> ExternalChunks | None:
-        if first_row == len(batch.context_lens):
-            return None
-        starts, lens = batch.query_starts[first_row:], batch.context_lens[first_row:]
-        contexts = None
-        if (np.diff(starts) < lens).any():
-            contexts = Contexts(
-                slots=self._on_device(np.arange(first_row, len(batch.context_lens), dtype=np.int32)),
-                starts=self._on_device(np.cumsum([0, *lens], dtype=np.int32)),
-                num_tokens=int(lens.sum()),
-                longest=int(lens.max()),
-            )
-        return ExternalChunks(
-            first_token=int(starts[0]),
-            starts=self._on_device(starts - starts[0]),
-            longest=int(np.diff(starts).max()),
-            contexts=contexts,
-        )
 
-    def _on_device(self, array: npt.NDArray[np.int32]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int32)).to(self.torch_device)
+def _too_old(device: torch.device, found: tuple[int, int], *, needed: tuple[int, int]) -> str:
+    """Why a GPU of the capability `found` is not enough, in words that follow a parameter."""
+    name = torch.cuda.get_device_name(device)
+    return f"needs compute capability {needed[0]}.{needed[1]} or newer; {name} has {found[0]}.{found[1]}"

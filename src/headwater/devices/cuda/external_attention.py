@@ -14,6 +14,7 @@ import torch
 
 from headwater.devices.cuda.paged_batch import ExternalChunks
 from headwater.devices.device import AttentionGeometry
+from headwater.devices.errors import UnsupportedError
 
 AttentionBackend = Literal["auto", "triton", "fa3"]
 Ints = npt.NDArray[np.int32]
@@ -49,7 +50,7 @@ class ExternalAttention(Protocol):
 class FlashAttention3:
     """The forward kernels of FlashAttention 3 from the package fa3-fwd: bfloat16, no pages.
 
-    ValueError if they are not installed, do not load, or do not support the GPU.
+    UnsupportedError if they are not installed, do not load, or do not support the GPU.
     """
 
     name = "fa3"
@@ -57,16 +58,13 @@ class FlashAttention3:
     def __init__(self, device: torch.device) -> None:
         found = torch.cuda.get_device_capability(device)
         if found != _HOPPER:
-            raise ValueError(
-                f"--attention-backend fa3 needs compute capability 9.0 (Hopper); {torch.cuda.get_device_name(device)} "
-                f"has {found[0]}.{found[1]}"
-            )
+            card = f"{torch.cuda.get_device_name(device)} has {found[0]}.{found[1]}"
+            raise UnsupportedError("attention", self.name, f"needs compute capability 9.0 (Hopper); {card}")
         try:
             importlib.import_module("fa3_fwd._C")  # registers the operator
         except (ImportError, OSError) as error:
-            raise ValueError(
-                f"--attention-backend fa3 needs the package fa3-fwd (pip install 'headwater[fa3]'): {error}"
-            ) from error
+            reason = f"needs the package fa3-fwd (pip install 'headwater[fa3]'): {error}"
+            raise UnsupportedError("attention", self.name, reason) from error
         self._forward = torch.ops.fa3_fwd.fwd
 
     def refusal(self, geometry: AttentionGeometry, dtype: torch.dtype) -> str | None:
@@ -98,13 +96,13 @@ class FlashAttention3:
 def open_external_attention(backend: AttentionBackend, device: torch.device) -> ExternalAttention | None:
     """The backend of external chunks: None if our own kernels compute everything. auto: the fastest one installed.
 
-    ValueError if the named backend is not available.
+    UnsupportedError if the named backend is not available.
     """
     if backend == "triton" or device.type != "cuda":
         return None
     try:
         return FlashAttention3(device)
-    except ValueError as reason:
+    except UnsupportedError as reason:
         if backend == "auto":
             _log.debug("all attention by our own kernels: %s", reason)
             return None

@@ -1,4 +1,4 @@
-"""Host memory that a GPU reads and writes in place: registered with the driver in the background, piece by piece."""
+"""Pinned host memory for a GPU, registered with the driver in the background, piece by piece."""
 
 import logging
 import mmap
@@ -14,7 +14,7 @@ import torch
 
 _log = logging.getLogger(__name__)
 _PIECE_BYTES = 64 << 20  # short enough that launches do not wait noticeably for the driver's lock
-_NUM_THREADS = 4  # touching memory for the first time is one core's 2 to 4 GB/s
+_NUM_THREADS = 4  # one core touches 2 to 4 GB/s of new memory
 _PORTABLE_AND_MAPPED = 0x01 | 0x02  # cudaHostRegisterPortable | cudaHostRegisterMapped
 
 Register = Callable[[int, int], None]
@@ -31,7 +31,7 @@ def register_with_driver(address: int, num_bytes: int) -> None:
 
 
 def unregister_with_driver(address: int) -> None:
-    """The opposite of `register_with_driver`, which was called with the same address."""
+    """Undo `register_with_driver`, which was called with the same address."""
     runtime: Any = torch.cuda.cudart()
     runtime.cudaHostUnregister(address)
 
@@ -39,8 +39,8 @@ def unregister_with_driver(address: int) -> None:
 class PinnedHostMemory:
     """`num_pages` pages of `page_bytes` bytes, page-first: all layers of a page are one contiguous run.
 
-    The memory is touched and registered by threads from the first page on, so that nobody waits for it at the
-    start; `wait_ready` does for the pages of one copy.
+    Threads touch and register the memory, from the first page on, so the start of the server does not wait for it.
+    `wait_ready` waits for the pages of one copy.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class PinnedHostMemory:
         self._thread.start()
 
     def close(self) -> None:
-        """Pinned no longer: the memory goes with the last view of it. No copy may be in flight."""
+        """Unpin the memory; it is freed with the last view of it. No copy may be in flight."""
         self._is_closing = True
         self._thread.join()
         for start in range(0, self._num_ready_bytes, _PIECE_BYTES):
@@ -87,7 +87,7 @@ class PinnedHostMemory:
 
     @property
     def num_ready_bytes(self) -> int:
-        """How much of it, from the first page on, the GPU can reach."""
+        """Bytes, from the first page on, that the GPU can reach."""
         return self._num_ready_bytes
 
     def wait_ready(self, pages: npt.NDArray[np.int32]) -> None:
@@ -126,6 +126,6 @@ class PinnedHostMemory:
             return 0
         piece = self._bytes[start : start + _PIECE_BYTES]
         piece[:: mmap.PAGESIZE] = 0  # touched outside the driver's lock and the interpreter's
-        with self._registering:  # one at a time: a launch waits for no more than that one
+        with self._registering:  # one at a time, so that a launch waits for one at most
             self._register(piece.ctypes.data, len(piece))
         return len(piece)

@@ -1,4 +1,4 @@
-"""Steps that wait, layer by layer, for pages that arrive."""
+"""Steps that wait, layer by layer, for arriving pages."""
 
 from collections.abc import Sequence
 
@@ -11,24 +11,24 @@ _MAX_GATES = 8
 
 
 class LayerGates:
-    """Waits in front of some layers of a step, which a CUDA graph can hold, too.
+    """Waits before some layers of a step. A CUDA graph can contain them.
 
-    A gate is an event that is recorded anew before each step that has to wait: behind the part of every arrival that
-    the layers up to the next gate read. A graph waits for what was recorded last when it is launched.
+    A gate is an event. Before each step that has to wait, it is recorded again, behind the part of every arrival that
+    the layers up to the next gate read. A graph waits for what was recorded last before its launch.
     """
 
     def __init__(self, num_layers: int, *, device: torch.device) -> None:
         self._num_layers = num_layers
         self._size = -(-num_layers // _MAX_GATES)
         self._events: dict[int, torch.cuda.Event] = {}
-        if device.type == "cuda":  # else everything has happened when it was launched
+        if device.type == "cuda":  # on a CPU, work is done when it is launched
             self._stream = torch.cuda.Stream(device)
             for layer in range(0, num_layers, self._size):
                 self._events[layer] = torch.cuda.Event(external=True)
                 self._events[layer].record(self._stream)
 
     def follow(self, arrivals: Sequence[Arrival]) -> None:
-        """Let the steps launched from now on wait for `arrivals`, until the next call. Never blocks."""
+        """Make the steps that are launched until the next call wait for `arrivals`. Never blocks."""
         if not arrivals or not self._events:
             return
         with torch.cuda.stream(self._stream):
@@ -38,13 +38,13 @@ class LayerGates:
                 event.record()
 
     def hold_up(self, layer: int) -> None:
-        """Have what is launched from now on wait at the gate in front of `layer`, if there is one."""
+        """Make what is launched from now on wait at the gate before `layer`, if there is one."""
         if layer in self._events:
             torch.cuda.current_stream().wait_event(self._events[layer])
 
 
 class GatedAttention:
-    """`device.StepAttention` of a step that may read pages that arrive: each layer's waits at its gate."""
+    """`device.StepAttention` of a step that may read arriving pages: each layer waits at its gate."""
 
     def __init__(self, attention: StepAttention, gates: LayerGates) -> None:
         self._attention = attention

@@ -1,6 +1,6 @@
-"""Linear layers on a GPU over plain [out, in] weights: cuBLAS, and a kernel of our own for one token or few.
+"""Linear layers on a GPU over plain [out, in] weights: cuBLAS, and our own kernel for few tokens.
 
-The sums of the residual stream are part of the products.
+Products add to the residual stream in the same kernel.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class CudaLinear:
         self._weight = weights[0].contiguous() if len(weights) == 1 else torch.cat(list(weights))
         self._bias = None if biases is None else torch.cat(list(biases))
         self.out_features, self.in_features = self._weight.shape
-        # float32 out of bfloat16 factors: neither the residual stream nor the logits are rounded on the way
+        # bfloat16 factors, float32 results: neither the residual stream nor the logits are rounded in between
         self._widens = self._weight.is_cuda and self._weight.dtype != torch.float32
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

@@ -13,13 +13,13 @@ import numpy.typing as npt
 import torch
 
 from headwater.devices.cpu.host_memory import ThreadCopy
-from headwater.devices.cuda.arrivals import Arrival, LayerGroup, Mark, layer_groups
+from headwater.devices.cuda.arrivals import Arrival, Arrivals, LayerGroup, Mark, layer_groups
 from headwater.devices.cuda.host_memory import PinnedHostMemory
 from headwater.devices.kv_memory import KVMemory
 
 Pages = npt.NDArray[np.int32]
 Method = Literal["copy_engine", "kernel"]
-# From this size on the copy engines reach the link's speed, and take no multiprocessor from the step beside them.
+# From this size on, the copy engines reach the link's speed, and take no multiprocessors from concurrent steps.
 _COPY_ENGINE_PAGE_BYTES = 256 << 10
 _KERNEL_PIECE_BYTES = 8 << 10  # what its programs copy at a time
 
@@ -30,7 +30,7 @@ class PageMover(Protocol):
     def __call__(self, source: torch.Tensor, sources: Pages, target: torch.Tensor, targets: Pages) -> None:
         """target[targets[i]] = source[sources[i]]; both int64[pages, words], one on the device, one on the host.
 
-        Rows need not lie next to each other, but as far apart in both.
+        Rows need not be adjacent, but have the same stride in both.
         """
         ...
 
@@ -83,10 +83,10 @@ def choose_mover(page_bytes: int) -> PageMover:
 class CudaPageCopier:
     """`cache.copier.PageCopier` between a GPU and registered host memory.
 
-    Threads of each direction launch copies on its stream and sleep until they have ended, so the loop neither launches
-    nor waits. A copy is seen as done only then. Its source was written by steps that had been collected, and
-    offloads are read by the host, so no event orders them and the steps' stream. A restore is readable before: steps
-    are held up for `arrivals`.
+    Each direction has a stream and two threads. They launch the copies and sleep until the copies have ended, so the
+    loop neither launches nor waits. A copy is done only then. Steps that wrote its source had been collected, and the
+    host reads offloads, so no event orders copies and steps. Restores are readable earlier: steps wait for `arrivals`
+    on the device.
     """
 
     def __init__(
@@ -95,8 +95,10 @@ class CudaPageCopier:
         host: PinnedHostMemory,
         *,
         device: torch.device,
+        arrivals: Arrivals,
         mover: PageMover | None = None,
     ) -> None:
+        """Restores are added to `arrivals`, which the steps of the runner must wait for."""
         assert host.page_bytes % 8 == 0, "pages are copied in words of 8 bytes"
         self._kv = kv
         self._host = host
@@ -105,9 +107,9 @@ class CudaPageCopier:
         is_kernel = self._move is move_by_kernel
         self._min_piece_bytes = _KERNEL_PIECE_BYTES if is_kernel else _COPY_ENGINE_PAGE_BYTES
         self._is_gpu = device.type == "cuda"
-        self._arrivals: list[Arrival] = []
+        self._arrivals = arrivals
         self._offloads = _CopyThreads("offload-pages", device, priority=0)
-        self._restores = _CopyThreads("restore-pages", device, priority=-1)  # somebody waits for them
+        self._restores = _CopyThreads("restore-pages", device, priority=-1)  # requests wait for them
 
     def offload(self, device_pages: Pages, host_pages: Pages) -> ThreadCopy:
         words = self._device_words()
@@ -135,28 +137,23 @@ class CudaPageCopier:
             self._move(self._host_words[:, columns], host_pages, words[:, columns], device_pages)
 
         self._restores.start(_Job(arrival.copy, lambda: arrival.launch(move), arrival.wait))
-        self._arrivals.append(arrival)
+        self._arrivals.add(arrival)
         return arrival
 
-    def arrivals(self) -> list[Arrival]:
-        """Restores whose pages may be read and are not all there. To be asked in the thread that begins them."""
-        self._arrivals = [arrival for arrival in self._arrivals if not arrival.is_done()]
-        return [arrival for arrival in self._arrivals if arrival.is_awaited]
-
     def close(self) -> None:
-        """Carry out what was asked for, and end the threads."""
+        """Finish the copies that were started, and end the threads."""
         self._offloads.close()
         self._restores.close()
         self._host_words = self._host_words[:0].clone()
 
     def _device_words(self) -> torch.Tensor:
-        """The KV memory as int64[pages, words], without a copy. It may have been released and taken again."""
+        """The KV memory, which may have been released and allocated again, as int64[pages, words]."""
         return self._kv().memory.view(torch.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A copy: `launch` enqueues it on the current stream, `wait` is called behind it, before its end is waited for."""
+    """A copy. `launch` enqueues it on the current stream; `wait` runs in the other thread, before the copy ends."""
 
     copy: ThreadCopy
     launch: Callable[[], None]
@@ -172,7 +169,7 @@ class _Launched:
 
 
 class _CopyThreads:
-    """Carries out one copy after another on a stream of its own: one thread launches, another waits for the ends."""
+    """Runs one copy after another on a stream of its own: one thread launches them, the other waits for their ends."""
 
     def __init__(self, name: str, device: torch.device, *, priority: int) -> None:
         self._device = device
@@ -192,7 +189,7 @@ class _CopyThreads:
         self._jobs.put(job)
 
     def close(self) -> None:
-        """Carry out what was started, and end both threads."""
+        """Finish the copies that were started, and end both threads."""
         self._jobs.put(None)
         for thread in self._threads:
             thread.join()
@@ -212,7 +209,7 @@ class _CopyThreads:
             except Exception as found:  # noqa: BLE001  this copy is lost, the thread has others to carry out
                 error = found
             ended = Mark(is_gpu=self._is_gpu)
-            ended.record()  # also behind what was launched before an error, and still writes its pages
+            ended.record()  # after an error as well: what was launched before it still writes its pages
             self._launched.put(_Launched(job, began_s, ended, error))
         self._launched.put(None)
 

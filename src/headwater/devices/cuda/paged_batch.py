@@ -7,7 +7,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """The contexts of P chunks, cached prefixes and tokens of this step alike, as if they lay behind each other."""
+    """The contexts of P chunks (cached prefixes and tokens of this step), one after another."""
 
     slots: torch.Tensor  # int32[P], their page tables
     starts: torch.Tensor  # int32[P + 1], first token of each and the end of the last
@@ -30,8 +30,8 @@ class PromptChunks:
     """The rows of a step that compute more than one token. C rows; all int32, on the device.
 
     `tiles` and `joins` are those of prefill_tiles.PrefillTiles. A token at position -1 is padding, as are lines of
-    zeros in `tiles` and `joins`: nothing is read or written for it, and its output is undefined.
-    No tensor is a part of another from an odd place on: kernels are compiled for the alignment they are given.
+    zeros in `tiles` and `joins`: kernels read and write nothing for padding, and its output is undefined. Every tensor
+    begins at an aligned address, because kernels are compiled for the alignment that they are given.
     """
 
     token_slots: torch.Tensor  # [T - num_decodes], the page table of each token

@@ -1,9 +1,9 @@
 """How a step's prompt chunks are cut for attention: tiles of queries, and pieces of their contexts where tiles are few.
 
 A tile's program goes over its whole context. A few tiles over a long context would leave most of the card idle, so
-they are cut into pieces of like length, as flash decoding does for single tokens
-(https://crfm.stanford.edu/2023/10/12/flashdecoding.html); the partial results are joined afterwards. All of it is
-decided on the host, where the lengths are known, and travels as two lists that the kernels read.
+they are cut into pieces of equal length, as flash decoding does for single tokens
+(https://crfm.stanford.edu/2023/10/12/flashdecoding.html). A second kernel joins the partial results. The host, which
+knows the lengths, decides all of it and sends two lists to the kernels.
 """
 
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-MAX_PIECES = 64  # of one tile: what a program of the join reads at once
+MAX_PIECES = 64  # of one tile: a program of the join reads them at once
 _MIN_PIECE = 128  # keys
-_MIN_SAVED = 384  # keys that the longest tile is spared, or a join costs more
+_MIN_SAVED = 384  # keys that the longest tile must save, or the join costs more
 _CUT = 64  # pieces begin at multiples of this: whole blocks of keys
 _NO_PART = -1
 
@@ -24,8 +24,8 @@ Ints = npt.NDArray[np.int32]
 class PrefillTiles:
     """The work of the prefill kernel and of the join behind it; a program reads one line.
 
-    A tile whose part is -1 writes its output itself; all others write part number `part`. A line of zeros is
-    nothing to do, in both lists.
+    A tile whose part is -1 writes its output itself; all others write part number `part`. In both lists, a line of
+    zeros is a no-op.
     """
 
     tiles: Ints  # [M, 5]: row among the chunks, first query of the row, first key, key behind the last, part

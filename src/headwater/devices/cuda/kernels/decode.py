@@ -36,7 +36,7 @@ _PROGRAMS_WANTED = 512  # enough to fill the largest cards, about four to a mult
 
 
 class DecodeScratch:
-    """What the programs of one row's head hand to the one that joins them. Reused by every layer and step."""
+    """Partial results of the programs of one row's head, for the program that joins them. Reused by all layers."""
 
     def __init__(self, *, max_rows: int, geometry: AttentionGeometry, device: torch.device) -> None:
         num_parts = max_rows * geometry.num_heads * MAX_SPLITS

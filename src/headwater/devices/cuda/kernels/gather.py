@@ -1,4 +1,4 @@
-"""Keys and values out of their pages, for kernels that know none."""
+"""Copies keys and values out of their pages, for kernels that know no pages."""
 
 # Triton kernels are no plain Python: their launch options and arithmetic are unknown to a type checker.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false

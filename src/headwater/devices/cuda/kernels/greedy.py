@@ -27,7 +27,7 @@ def choose_greedy(
 ) -> None:
     """The first largest of each row of float32 `logits` [R, vocab_size] into result[0], int32[2, at least R].
 
-    result[1] becomes 1 where all logits are finite, else 0. newest[slots[row]] becomes the token, too.
+    result[1] becomes 1 where all logits are finite, else 0. newest[slots[row]] becomes the token as well.
     """
     num_rows, vocab_size = logits.shape
     _greedy_kernel[(scratch.num_blocks, num_rows)](

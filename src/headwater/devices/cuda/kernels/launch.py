@@ -1,7 +1,7 @@
-"""Launching a compiled Triton kernel without another look at its arguments.
+"""Launches a compiled Triton kernel without examining its arguments again.
 
-Triton examines every argument of every launch to find the compiled variant, which in Python takes longer than a small
-kernel runs. Where the caller knows what the variant depends on, it is found by that.
+Triton examines every argument of every launch to find the compiled variant. In Python that takes longer than a small
+kernel runs. Callers that know what the variant depends on give that as a key.
 """
 
 from collections.abc import Hashable
@@ -24,7 +24,7 @@ class Launcher:
     def __call__(
         self, grid: tuple[int, ...], *args: Any, key: Hashable, num_warps: int = 4, num_stages: int = 3
     ) -> None:
-        """`key` must tell apart all that Triton compiles differently: dtypes, constants, alignment, integers of 1."""
+        """`key` must differ wherever Triton compiles differently: dtypes, constants, alignment, integers of 1."""
         compiled = self._compiled.get(key)
         if compiled is not None:
             compiled[(*grid, *(1,) * (_GRID_DIMS - len(grid)))](*args)

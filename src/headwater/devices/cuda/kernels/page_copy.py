@@ -24,7 +24,7 @@ def copy_pages(
     """target[target_pages[i]] = source[source_pages[i]] on the current stream.
 
     `source` and `target` are int64[pages, words], one on the device and one in host memory that the driver has
-    mapped, rows as far apart in both; the page lists are int32 on the device.
+    mapped, rows of the same stride in both; the page lists are int32 on the device.
     """
     words, stride = source.shape[1], source.stride(0)
     assert target.shape[1] == words and target.stride(0) == stride and len(source_pages) == len(target_pages)

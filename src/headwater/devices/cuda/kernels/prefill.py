@@ -150,7 +150,7 @@ def _attend(
     IS_SCALED: tl.constexpr,
     IS_MASKED: tl.constexpr,
 ):
-    """Take in keys [first, first + KEYS); masked: those below `end` that do not come after their query."""
+    """Add keys [first, first + KEYS) to the running softmax; if masked, those below `end` and not after the query."""
     keys = first + tl.arange(0, KEYS)
     dim = tl.arange(0, DIM_BLOCK)
     is_dim = dim[None, :] < DIM

@@ -31,8 +31,8 @@ def write_prompt_kv(
 ) -> None:
     """Norm and rotate the queries of the batch's prompt tokens in place; write their keys and values to the pages.
 
-    `qkv` is [T, (H + 2G) D]; rows before `batch.num_decodes` are left alone. With external chunks, keys are rotated in
-    place, too.
+    `qkv` is [T, (H + 2G) D]; rows before `batch.num_decodes` are left alone. With external chunks, keys are
+    rotated in place as well.
     """
     chunks = batch.chunks
     assert chunks is not None

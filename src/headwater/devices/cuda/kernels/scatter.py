@@ -12,11 +12,11 @@ _BLOCK = 256
 
 def write_entries(target: torch.Tensor, at: torch.Tensor, values: torch.Tensor) -> None:
     """target[at[i]] = values[i] for all i, of a contiguous `target`; all int32, no index twice."""
-    _write_kernel[(triton.cdiv(len(at), _BLOCK),)](target, at, values, len(at), BLOCK=_BLOCK)
+    _write_entries_kernel[(triton.cdiv(len(at), _BLOCK),)](target, at, values, len(at), BLOCK=_BLOCK)
 
 
 @triton.jit(do_not_specialize=["count"])
-def _write_kernel(target, at, values, count, BLOCK: tl.constexpr):
+def _write_entries_kernel(target, at, values, count, BLOCK: tl.constexpr):
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_in = index < count
     where = tl.load(at + index, mask=is_in, other=0)

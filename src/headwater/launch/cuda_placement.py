@@ -1,0 +1,76 @@
+"""A model on an NVIDIA GPU. Importing this module loads Triton."""
+
+import logging
+
+from headwater.devices.cuda.arrivals import Arrivals
+from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.cuda.external_attention import MAX_GATHERED_BYTES
+from headwater.devices.cuda.host_memory import PinnedHostMemory
+from headwater.devices.cuda.page_copies import CudaPageCopier
+from headwater.devices.kv_memory import KVLayout
+from headwater.execution.gpu_runner import GpuRunner
+from headwater.execution.prompt_steps import launch_bound_tokens, prompt_graph_sizes
+from headwater.execution.runner import Runner
+from headwater.execution.step_graphs import graph_sizes
+from headwater.execution.warm_up import chunk_sizes, warm_up
+from headwater.launch.config import MIB, ServerArgs
+from headwater.launch.progress import progress_bar
+from headwater.models.config import ModelConfig
+from headwater.models.loader import LoadedModel
+
+_GIB = 1 << 30
+_GRAPH_BYTES = 512 * MIB  # CUDA graphs and what the driver keeps for them
+_TABLE_BYTES = 256 * MIB  # page tables, rotary tables, partial results of attention
+
+_log = logging.getLogger(__name__)
+
+
+class CudaPlacement:
+    """Builds what suits a GPU (placement.Placement)."""
+
+    def __init__(self, device: CudaDevice) -> None:
+        self.device = device
+        self.arrivals = Arrivals()  # the copier adds restores, the runner's steps wait for them
+
+    def workspace_bytes(self, args: ServerArgs, config: ModelConfig) -> int:
+        assert args.max_running_requests is not None and args.max_step_tokens is not None
+        # float32 residual, its norm, qkv, attention's output, gate and up, their product; a quarter for the allocator
+        qkv = config.q_size + 2 * config.kv_size
+        num_halves = config.hidden_size + qkv + config.q_size + 3 * config.intermediate_size
+        activations = args.max_step_tokens * (4 * config.hidden_size + 2 * num_halves) * 5 // 4
+        logits = 3 * 4 * args.max_running_requests * config.vocab_size
+        gathered = 0 if self.device.external_attention is None else MAX_GATHERED_BYTES
+        return activations + logits + _GRAPH_BYTES + _TABLE_BYTES + gathered
+
+    def make_runner(
+        self, args: ServerArgs, loaded: LoadedModel, *, layout: KVLayout, num_pages: int, max_context: int
+    ) -> GpuRunner:
+        assert args.max_running_requests is not None and args.max_step_tokens is not None
+        largest = max_tokens = 0
+        if not args.disable_cuda_graph:
+            largest = min(args.cuda_graph_max_bs or args.max_running_requests, args.max_running_requests)
+            max_tokens = launch_bound_tokens(loaded.weights_bytes // loaded.dtype.itemsize)
+        runner = GpuRunner(
+            loaded,
+            self.device,
+            layout=layout,
+            num_pages=num_pages,
+            max_running=args.max_running_requests,
+            max_context=max_context,
+            graph_sizes=graph_sizes(largest),
+            prompt_graph_sizes=prompt_graph_sizes(
+                max_tokens=min(max_tokens, args.max_step_tokens), max_decodes=largest
+            ),
+            arrivals=self.arrivals,
+        )
+        longest = max(min(max_context, num_pages * layout.page_size) - 1, 1)
+        warm_up(runner, sizes=chunk_sizes(min(args.max_step_tokens, longest)))
+        with progress_bar("capturing CUDA graphs", runner.num_graphs_missing) as captured:
+            runner.capture_graphs(captured)
+        _log.info("%.1f GiB of the GPU's memory are left free", self.device.free_memory_bytes() / _GIB)
+        return runner
+
+    def make_host_memory(self, runner: Runner, *, num_pages: int) -> tuple[PinnedHostMemory, CudaPageCopier]:
+        memory = PinnedHostMemory(num_pages=num_pages, page_bytes=runner.kv.layout.page_bytes)
+        place = self.device.torch_device
+        return memory, CudaPageCopier(lambda: runner.kv, memory, device=place, arrivals=self.arrivals)
