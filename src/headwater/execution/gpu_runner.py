@@ -98,7 +98,7 @@ class GpuRunner:
             pool=self._pool,
         )
         self._gates = LayerGates(loaded.config.num_layers, device=place)
-        self._arrivals = arrivals or Arrivals()
+        self._arrivals = Arrivals() if arrivals is None else arrivals
 
     # --- memory ------------------------------------------------------------------------------------
 

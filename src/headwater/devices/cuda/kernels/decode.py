@@ -1,9 +1,9 @@
 """Paged attention of single tokens: one Triton kernel per layer, from the raw qkv to the attention's output.
 
-A program takes the query heads of one KV head of one row, over one stretch of its context (flash decoding:
-https://crfm.stanford.edu/2023/10/12/flashdecoding.html). The program with the newest token also writes its key and
-value; whichever program of a row's head ends last joins the stretches. How many stretches a row is cut into depends
-on its context, which is read on the device, so a CUDA graph serves every length.
+A program computes the query heads of one KV head of one row, over one stretch of its context. This is flash decoding
+(https://crfm.stanford.edu/2023/10/12/flashdecoding.html). The program with the newest token also writes its key and
+value. The last program of a row's head to end joins the stretches. The number of a row's stretches depends on its
+context, which is read on the device, so a CUDA graph serves every length.
 """
 
 # Triton kernels are no plain Python: their launch options and arithmetic are unknown to a type checker.
