@@ -3,13 +3,14 @@
 import contextlib
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import msgspec
 import numpy as np
 from pydantic import ValidationError
 
+from headwater.generation.body import Names
 from headwater.generation.errors import bad_request
 from headwater.generation.model_facts import ModelFacts
 from headwater.generation.request_schemas import SamplingFields
@@ -25,12 +26,16 @@ _SHARED_NAMES = tuple(name for name in SamplingFields.model_fields if name in Sa
 _log = logging.getLogger(__name__)
 
 
+class _Recommended(SamplingFields):
+    names: ClassVar[Names] = Names(refuses_unknown=True)
+
+
 def usable_defaults(recommended: Mapping[str, float]) -> dict[str, float]:
     """The values that a model's files recommend. Values that a request could not ask for are logged and left out."""
     usable: dict[str, float] = {}
     for name, value in recommended.items():
         try:
-            checked = SamplingFields.model_validate({name: value})
+            checked = _Recommended.model_validate({name: value})
         except ValidationError as error:
             _log.warning("the model's default of %s is left out: %s", name, error.errors()[0]["msg"])
         else:
@@ -98,6 +103,6 @@ def engine_sampling(
     return msgspec.convert(shared | converted, SamplingParams)
 
 
-def _check_ids(token_ids: Any, model: ModelFacts, *, param: str) -> None:
+def _check_ids(token_ids: Iterable[int], model: ModelFacts, *, param: str) -> None:
     if (outside := first_outside(list(token_ids), model.vocab_size)) is not None:
         raise bad_request(param, f"{param}: token ids must be from 0 to {model.vocab_size - 1}, got {outside}")
