@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))  # run as a script: the helpers of all stores lie above
 from storage_keys import Tenant, make_buffers, make_pages
 
 from headwater.storage.backend import ReadStatus, WriteStatus
