@@ -3,11 +3,13 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from headwater.cache.host_tier import HostTier, WritePolicy
 from headwater.cache.storage.tier import PrefetchPolicy, StorageSettings
 from headwater.clock import MonotonicClock
+from headwater.devices.device import Device
 from headwater.devices.kv_memory import KVLayout
 from headwater.engine.kv_events_publisher import KvEventsSettings, endpoint_of
 from headwater.engine.loop import EngineLoop
@@ -21,7 +23,7 @@ from headwater.messages.state import EngineReady
 from headwater.models.checkpoint_config import read_checkpoint_config
 from headwater.models.config import ModelConfig
 from headwater.models.end_tokens import union, within
-from headwater.models.loader import LoadedModel, load_model, resolve_model, tokenizer_end_ids
+from headwater.models.loader import LoadedModel, ModelFiles, load_model, resolve_model, tokenizer_end_ids
 from headwater.models.sampling_defaults import read_sampling_defaults
 from headwater.scheduling.plan import StepHandle, StepPlan
 from headwater.scheduling.scheduler import SchedulerLimits
@@ -34,26 +36,78 @@ _HUB_REFUSAL = "a hub id is fetched only by a server that was started with --all
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """The loaded model, and the files that it came from."""
+
+    files: ModelFiles
+    checkpoint: Checkpoint  # the weights, which another checkpoint than the model's own may have given
+    loaded: LoadedModel
+    end_ids: tuple[int, ...]  # tokens that end an answer by the files of such a checkpoint
+
+
 def build_engine(
     args: ServerArgs, endpoint: str, *, index: int = 0, weights: tuple[str, str] | None = None
 ) -> EngineLoop:
     """Load the model and return a loop that answers on `endpoint`; call its `run`. `index`: of several engines.
 
-    `args.model` is a path or hub id. `weights`: path and format of a whole checkpoint that is loaded instead of the
-    model's own, as if it had been put in their place since. Raises `ValueError` or `OSError`, in words for the user,
+    `args.model` is a path or hub id. `weights`: path and format of a complete checkpoint that is loaded instead of the
+    model's own weights, like one that has replaced them since. Raises `ValueError` or `OSError`, in words for the user,
     when the model cannot be served with these arguments.
     """
     started_s = time.monotonic()
-    model_path = args.model
-    assert model_path is not None, "the launcher resolves the default model"
     placement = open_placement(args)
-    device = placement.device
-    args = args.for_device(device.name)
-    assert args.max_running_requests is not None
-    assert args.max_step_tokens is not None
-    assert args.chunked_prefill_size is not None
-    files = resolve_model(model_path)
-    path, load_format = weights or (model_path, args.load_format)
+    args = args.for_device(placement.device.name)
+    model = _load(args, placement.device, weights)
+    max_context = _max_context(args, model.loaded)
+    runner = _make_runner(args, placement, model.loaded, max_context=max_context)
+    load_s = time.monotonic() - started_s
+    _log.info("model loaded in %.1f s; the KV cache holds %d tokens", load_s, runner.kv.num_pages * args.page_size)
+    ready = _ready(args, model, runner, device=placement.device.name, max_context=max_context, load_s=load_s)
+    host = _host_tier(args, placement, runner)
+    parts = wire_engine(
+        wire=ZmqWire(endpoint),
+        runner=_served(args, placement.device, model, runner),
+        ready=ready,
+        limits=_limits(args, max_context=max_context),
+        clock=MonotonicClock(),
+        policy=args.schedule_policy,
+        is_cache_enabled=not args.disable_radix_cache,
+        max_control_timeout_s=args.max_control_timeout,
+        memory_bytes=runner.memory_bytes(),
+        host=None if host is None else host[0],
+        fingerprint=_fingerprint(model.loaded, runner.kv.layout),
+        storage_settings=StorageSettings(policy=PrefetchPolicy(args.hicache_storage_prefetch_policy)),
+        kv_events=_kv_events(args, index),
+    )
+    parts.scheduler.begin_weights(model.loaded.weights_id, end_ids=model.end_ids)
+    if host is not None:
+        for close in host[1]:
+            parts.loop.call_at_end(close)
+    _attach_storage(args, parts)
+    return parts.loop
+
+
+class ServedModel:
+    """A runner, and what the control plane may do to it (`engine.ports.ModelRunner`)."""
+
+    def __init__(self, runner: Runner, *, weights: WeightStore, kv_memory: KvLifetime) -> None:
+        self._runner = runner
+        self.weights = weights
+        self.kv_memory = kv_memory
+
+    def launch(self, plan: StepPlan) -> StepHandle:
+        return self._runner.launch(plan)
+
+    def recover(self) -> None:
+        self._runner.recover()
+
+
+def _load(args: ServerArgs, device: Device, weights: tuple[str, str] | None) -> _Model:
+    """Read the model. `weights`: path and format of the checkpoint that its tensors come from, if not its own."""
+    assert args.model is not None, "the launcher resolves the default model"
+    files = resolve_model(args.model)
+    path, load_format = weights or (args.model, args.load_format)
     checkpoint = Checkpoint(path, load_format)  # type: ignore[arg-type]  # checked by the loader
     weight_files = None if weights is None else resolve_model(checkpoint.path)
     _log.info("reading %s", files.name)
@@ -66,98 +120,77 @@ def build_engine(
         weights=weight_files,
     )
     own = None if weight_files is None else read_checkpoint_config(weight_files, loaded.config)
-    end_ids = () if own is None else own.eos_token_ids
-    max_context = _max_context(args, loaded)
+    return _Model(files, checkpoint, loaded, end_ids=() if own is None else own.eos_token_ids)
+
+
+def _make_runner(args: ServerArgs, placement: Placement, loaded: LoadedModel, *, max_context: int) -> Runner:
+    """A warm runner with as many pages of KV as the arguments and the device's memory give."""
     layout = loaded.kv_layout(page_size=args.page_size, dtype=kv_dtype(args, loaded))
     num_pages = num_kv_pages(
         args,
         layout,
         weights_bytes=loaded.weights_bytes,
-        free_bytes=device.free_memory_bytes(),
+        free_bytes=placement.device.free_memory_bytes(),
         reserved_bytes=placement.workspace_bytes(args, loaded.config),
     )
     _log.info("making ready to compute: %d pages of KV, first steps", num_pages)
-    held_context = min(max_context, num_pages * args.page_size)  # tables for more would only take memory
+    held_context = min(max_context, num_pages * args.page_size)  # larger page tables would only waste memory
     with flags_in_errors():
-        runner = placement.make_runner(args, loaded, layout=layout, num_pages=num_pages, max_context=held_context)
-    load_s = time.monotonic() - started_s
-    _log.info("model loaded in %.1f s; the KV cache holds %d tokens", load_s, num_pages * args.page_size)
-    ready = EngineReady(
+        return placement.make_runner(args, loaded, layout=layout, num_pages=num_pages, max_context=held_context)
+
+
+def _ready(
+    args: ServerArgs, model: _Model, runner: Runner, *, device: str, max_context: int, load_s: float
+) -> EngineReady:
+    """The facts that the engine reports once it can compute."""
+    assert args.model is not None and args.max_running_requests is not None
+    loaded, kv = model.loaded, runner.kv
+    return EngineReady(
         call_id="",
-        model_name=args.served_model_name or model_path,
+        model_name=args.served_model_name or args.model,
         architecture=loaded.config.architecture,
         dtype=str(loaded.dtype).removeprefix("torch."),
         vocab_size=loaded.config.vocab_size,
-        max_context=min(max_context, num_pages * args.page_size - 1),
+        max_context=min(max_context, kv.num_pages * args.page_size - 1),
         eos_token_ids=_end_ids(args, loaded.config),
         page_size=args.page_size,
-        num_pages=num_pages,
-        page_bytes=layout.page_bytes,
+        num_pages=kv.num_pages,
+        page_bytes=kv.layout.page_bytes,
         max_running=args.max_running_requests,
         weights_id=loaded.weights_id,
         weight_version=args.weight_version,
         load_s=load_s,
-        device=device.name,
-        sampling_defaults=read_sampling_defaults(files.folder, gguf=files.gguf),
+        device=device,
+        sampling_defaults=read_sampling_defaults(model.files.folder, gguf=model.files.gguf),
     )
-    may_use_hub = args.allow_hub or not Path(model_path).expanduser().exists()  # the start used it as well
-    host = _host_tier(args, placement, runner)
-    served = ServedModel(
+
+
+def _served(args: ServerArgs, device: Device, model: _Model, runner: Runner) -> ServedModel:
+    may_use_hub = args.allow_hub or not Path(model.files.name).expanduser().exists()  # the start used it as well
+    weights = WeightStore(
         runner,
-        weights=WeightStore(
-            runner,
-            loaded,
-            device=device,
-            checkpoint=checkpoint,
-            seed=args.random_seed,
-            hub_refusal=None if may_use_hub else _HUB_REFUSAL,
-            keeps_on_host=args.keep_weights_on_host,
-            end_ids=end_ids,
-        ),
-        kv_memory=KvLifetime(runner, device),
+        model.loaded,
+        device=device,
+        checkpoint=model.checkpoint,
+        seed=args.random_seed,
+        hub_refusal=None if may_use_hub else _HUB_REFUSAL,
+        keeps_on_host=args.keep_weights_on_host,
+        end_ids=model.end_ids,
     )
-    parts = wire_engine(
-        wire=ZmqWire(endpoint),
-        runner=served,
-        ready=ready,
-        limits=SchedulerLimits(
-            max_running=args.max_running_requests,
-            max_step_tokens=args.max_step_tokens,
-            prefill_chunk_tokens=args.chunked_prefill_size,
-            max_queued=args.max_queued_requests,
-            max_context=max_context,
-        ),
-        clock=MonotonicClock(),
-        policy=args.schedule_policy,
-        is_cache_enabled=not args.disable_radix_cache,
-        max_control_timeout_s=args.max_control_timeout,
-        memory_bytes=runner.memory_bytes(),
-        host=None if host is None else host[0],
-        fingerprint=_fingerprint(loaded, layout),
-        storage_settings=StorageSettings(policy=PrefetchPolicy(args.hicache_storage_prefetch_policy)),
-        kv_events=_kv_events(args, index),
+    return ServedModel(runner, weights=weights, kv_memory=KvLifetime(runner, device))
+
+
+def _limits(args: ServerArgs, *, max_context: int) -> SchedulerLimits:
+    assert args.max_running_requests is not None
+    assert args.max_step_tokens is not None
+    assert args.chunked_prefill_size is not None
+    return SchedulerLimits(
+        max_running=args.max_running_requests,
+        max_step_tokens=args.max_step_tokens,
+        prefill_chunk_tokens=args.chunked_prefill_size,
+        max_queued=args.max_queued_requests,
+        max_context=max_context,
     )
-    parts.scheduler.begin_weights(loaded.weights_id, end_ids=end_ids)
-    if host is not None:
-        for close in host[1]:
-            parts.loop.call_at_end(close)
-    _attach_storage(args, parts)
-    return parts.loop
-
-
-class ServedModel:
-    """`engine.ports.ModelRunner`: the runner with what the control plane may do to it."""
-
-    def __init__(self, runner: Runner, *, weights: WeightStore, kv_memory: KvLifetime) -> None:
-        self._runner = runner
-        self.weights = weights
-        self.kv_memory = kv_memory
-
-    def launch(self, plan: StepPlan) -> StepHandle:
-        return self._runner.launch(plan)
-
-    def recover(self) -> None:
-        self._runner.recover()
 
 
 def _host_tier(
