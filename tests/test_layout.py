@@ -1,0 +1,75 @@
+"""The layout that docs/design.md promises: no import cycles, no heaps of files, tests where their code is."""
+
+import ast
+import fnmatch
+import tomllib
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SRC = ROOT / "src"
+MAX_FILES = 20
+MAX_LINES = 400
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path, modules: set[str]) -> set[str]:
+    """The project's modules that `path` imports, inside functions or for type checking as well."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if name in modules}
+
+
+def folders(*tops: str) -> list[Path]:
+    found = [folder for top in tops for folder in [ROOT / top, *(ROOT / top).rglob("*")]]
+    return [folder for folder in found if folder.is_dir() and any(folder.glob("*.py"))]
+
+
+def test_no_module_imports_itself_on_a_way_round() -> None:
+    """A cycle hidden in a function is one: each of its modules needs the other to be understood."""
+    paths = {module_name(path): path for path in (SRC / "headwater").rglob("*.py")}
+    packages = {name for name, path in paths.items() if path.name == "__init__.py"}
+    graph = {name: imports_of(path, set(paths)) - packages for name, path in paths.items() if name not in packages}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("folder", folders("src", "tests", "benchmarks"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_folder_is_a_heap(folder: Path) -> None:
+    files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(files) <= MAX_FILES, sorted(path.name for path in files)
+
+
+def test_no_file_of_the_package_is_too_long_to_read() -> None:
+    long = {str(path.relative_to(SRC)): n for path in (SRC / "headwater").rglob("*.py")
+            if (n := path.read_text().count("\n")) > MAX_LINES}  # fmt: skip
+    assert not long, f"above {MAX_LINES} lines: {long}"
+
+
+def test_tests_lie_where_their_code_does() -> None:
+    """Every folder of tests has a folder of the package with its name, but for those of the whole server."""
+    whole = {Path(), Path("e2e"), Path("benchmarks")}
+    tested = {folder.relative_to(ROOT / "tests") for folder in folders("tests")} - whole
+    missing = {str(folder) for folder in tested if not (SRC / "headwater" / folder).is_dir()}
+    assert not missing
+
+
+def test_engines_that_are_wrong_on_purpose_do_not_ship() -> None:
+    """They stay out of the wheel, and no module that ships imports them."""
+    excluded = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["exclude"]
+    paths = {module_name(path): path for path in (SRC / "headwater").rglob("*.py")}
+    left_out = {name for name in paths if any(fnmatch.fnmatch(name, pattern) for pattern in excluded)}
+    assert "headwater.simulation.mutants.registry" in left_out
+    importers = {name for name in set(paths) - left_out if imports_of(paths[name], set(paths)) & left_out}
+    assert not importers
