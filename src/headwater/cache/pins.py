@@ -97,6 +97,8 @@ class PinBoard:
 
     def advance(self) -> None:
         """Once a turn: end what has expired or was retired, hold what has come to the host."""
+        if not self._pins:
+            return
         for pin in list(self._pins.values()):
             if pin.is_retired or pin.deadline.has_passed(self._clock):
                 self.unpin(pin.pin_id)

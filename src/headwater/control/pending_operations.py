@@ -109,7 +109,9 @@ class PendingOperations:
     @property
     def hold(self) -> Hold:
         """The widest hold of all."""
-        return max([pending.operation.hold for pending in self._pending], default=Hold.NOTHING)
+        if not self._pending:  # as mostly, and asked for every turn
+            return Hold.NOTHING
+        return max([pending.operation.hold for pending in self._pending])
 
     @property
     def kinds_that_hold(self) -> list[str]:
@@ -121,9 +123,11 @@ class PendingOperations:
 
     def next_look_s(self) -> float | None:
         """Seconds until an operation must be looked at again though nothing else happens; None if never."""
-        if self._has_answered and self._pending:
+        if not self._pending:
+            return None
+        if self._has_answered:
             return 0.0  # a pause, for example, has just made the engine idle
-        return min((self._wait_s(pending) for pending in self._pending), default=None)
+        return min([self._wait_s(pending) for pending in self._pending])
 
     def in_flight(self) -> dict[str, int]:
         """Operations being carried out; one that waits is no blocker."""

@@ -29,7 +29,9 @@ class Blockers:
         found: dict[str, int] = {}
         for component in self._components.values():
             work = component.in_flight()
-            if work:
-                for blocker, count in work.items():
-                    found[blocker] = found.get(blocker, 0) + count
+            if not found:
+                found = work.copy()  # as mostly: one component at a time has work
+                continue
+            for blocker, count in work.items():
+                found[blocker] = found.get(blocker, 0) + count
         return found

@@ -4,6 +4,8 @@ import itertools
 from dataclasses import dataclass, field
 from enum import Enum
 
+import numpy as np
+
 from headwater.cache.lease import Lease, TokenSequence
 from headwater.cache.namespace import Namespace
 from headwater.cache.prefetch import Prefetch
@@ -116,8 +118,8 @@ class Request:
 
     def has_ids_below(self, vocab_size: int) -> bool:
         """Whether every token is one of a vocabulary of this size."""
-        ids = self.tokens.view()
-        return int(ids.min()) >= 0 and int(ids.max()) < vocab_size
+        ids = self.tokens.view().view(np.uint32)  # negative ones are above all others
+        return int(ids.max()) < vocab_size
 
     @property
     def is_running(self) -> bool:

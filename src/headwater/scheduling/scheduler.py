@@ -173,9 +173,16 @@ class Scheduler:
         if not self._requests:
             return {}
         admission, waiting = self.admission, self.waiting
-        counts = {"running": len(self.running), "loading": len(self.loading)}
-        counts["queued"] = len(waiting) if admission.is_open else sum([admission.admits(r) for r in waiting])
-        return {name: count for name, count in counts.items() if count}
+        counts: dict[str, int] = {}
+        if self.running:
+            counts["running"] = len(self.running)
+        if num_loading := len(self.loading):
+            counts["loading"] = num_loading
+        if len(waiting):
+            num_queued = len(waiting) if admission.is_open else sum([admission.admits(r) for r in waiting])
+            if num_queued:
+                counts["queued"] = num_queued
+        return counts
 
     # --- planning -----------------------------------------------------------------------------------
 

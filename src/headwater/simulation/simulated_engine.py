@@ -8,7 +8,7 @@ from headwater.clock import ManualClock
 from headwater.engine.wiring import EngineParts, wire_engine
 from headwater.messages.control import FlushCache
 from headwater.simulation.engine_shape import VOCAB_SIZE, EngineShape
-from headwater.simulation.fakes.copier import FakeCopier, StepPages
+from headwater.simulation.fakes.copier import FakeCopier
 from headwater.simulation.fakes.jobs import FakeJobRunner
 from headwater.simulation.fakes.kv_records import HostRecords
 from headwater.simulation.fakes.runner import FakeRunner
@@ -72,7 +72,7 @@ class SimulatedEngine:
         copier = FakeCopier(self.runner.kv, num_host_pages=self.shape.num_host_pages, seed=self.shape.seed)
         copier.max_polls = self.shape.max_copy_polls
         copier.failure_rate = self.shape.copy_failure_rate
-        copier.step_pages = self._step_pages
+        copier.steps = self.runner
         copier.turn = lambda: self.world.turn
         self.runner.wait_for_restores = copier.wait
         return copier
@@ -112,10 +112,3 @@ class SimulatedEngine:
 
     def _stamped(self, backend: StorageBackend) -> StampedBackend:
         return StampedBackend(backend, turn=lambda: self.world.turn, due=self._scopes_due)
-
-    def _step_pages(self) -> StepPages:
-        steps = self.runner.open_steps
-        return StepPages(
-            {page for step in steps for pages in step.read for page in pages.tolist()},
-            {page for step in steps for pages in step.written for page in pages.tolist()},
-        )

@@ -7,7 +7,7 @@ All hashes are BLAKE2b with 128-bit digests (RFC 7693), one `person` per kind of
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
@@ -100,18 +100,17 @@ def chain_hashes(parent: bytes, tokens: TokenIds, page_size: int) -> list[bytes]
     return hashes
 
 
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """The pages of one namespace under one generation. Equal ids mean equal buckets. Made by `of`.
+class Bucket(msgspec.Struct, frozen=True, cache_hash=True):
+    """The pages of one namespace under one generation. The id is made of all the rest. Made by `of`.
 
     A bucket carries its scopes and their generations, so that a store itself can determine whether a raised counter
-    made the bucket unreachable.
+    made the bucket unreachable. A struct, since every look for a page in a dict hashes its bucket.
     """
 
     id: bytes
-    namespace: bytes = field(compare=False)
-    scope_ids: tuple[bytes, ...] = field(compare=False)
-    generations: tuple[int, ...] = field(compare=False)
+    namespace: bytes
+    scope_ids: tuple[bytes, ...]
+    generations: tuple[int, ...]
 
     @classmethod
     def of(cls, namespace: bytes, *, scope_ids: Sequence[bytes], generations: Sequence[int]) -> "Bucket":

@@ -80,7 +80,6 @@ class ControlPromises:
             self._pins_due = {pin_id for pin_id, until_s in self._pins.items() if now_s >= until_s}
         self._messages = [message for _, message in messages]
         self._was_released = bool(self.released)
-        self._running_before = self._oracle.running_keys()
         for client, message in messages:
             self._calls.delivered(client, message, turn=turn)
             match message:
@@ -101,7 +100,10 @@ class ControlPromises:
                     self._immediate.append(self._calls.pending[client, message.call_id])
                 case _:
                     pass
-        if self._calls.pending and any(_ends_all(call.message) for call in self._calls.pending.values()):
+        if not self._calls.pending:
+            return
+        self._running_before = self._oracle.running_keys()
+        if any(_ends_all(call.message) for call in self._calls.pending.values()):
             for model in self._oracle.active.values():
                 model.may_end_early |= model.is_delivered
 

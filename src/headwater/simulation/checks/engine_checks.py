@@ -82,6 +82,7 @@ class EngineChecks:
             weights=engine.runner.weights,
             running=lambda: engine.parts.scheduler.running,
             pages_of=engine.runner.pages_of,
+            records=engine.runner.records,
         )
 
     def _make_control(self, retirements: Retirements) -> ControlPromises:

@@ -36,11 +36,14 @@ class Oracle:
         weights: FakeWeights,
         running: Callable[[], Iterable[Request]],
         pages_of: Callable[[int, int], Records],
+        records: Callable[[npt.NDArray[np.integer]], Records],
     ) -> None:
         self.active: dict[RequestKey, RequestModel] = {}
         self.entered_now: list[RequestModel] = []  # in this turn; `ControlPromises` clears it
         self.num_pages_reused = 0
+        self.num_undelivered = 0  # of those that are active
         self._num_delivered = 0
+        self._failed: list[RequestModel] = []  # in this turn
         self._num_refusals_due: dict[RequestKey, int] = {}  # for requests whose rid is in use
         self._world = world
         self._page_size = page_size
@@ -51,6 +54,7 @@ class Oracle:
         self._weights = weights
         self._running = running
         self._pages_of = pages_of  # contents of the first pages of a slot
+        self._records = records  # contents of pages
         self._slots: dict[int, RequestModel] = {}
 
     @property
@@ -75,6 +79,7 @@ class Oracle:
             vocab_size=self._vocab_size,
         )
         self.active[key] = model
+        self.num_undelivered += 1
 
     def delivered(self, client: bytes, message: Generate) -> None:
         """The engine reads a request now."""
@@ -84,6 +89,7 @@ class Oracle:
         if not model.is_delivered:  # else another request has its rid
             model.number = self._num_delivered
             self._num_delivered += 1
+            self.num_undelivered -= 1
             model.is_delivered = True
 
     def received(self, client: bytes, output: Output) -> None:
@@ -108,13 +114,16 @@ class Oracle:
         """The step of the requests in `slots` raises: exactly these requests end with an error in this turn."""
         for request in self._running():
             if request.slot in slots:
-                self.active[request.client, request.rid].has_failed = True
+                model = self.active[request.client, request.rid]
+                model.has_failed = True
+                self._failed.append(model)
 
     def check_failed(self) -> None:
         """After a turn, all requests whose step raised have ended."""
-        for model in self.active.values():
-            if model.has_failed:
+        for model in self._failed:
+            if self.active.get(model.key) is model:
                 raise Violation("failed_steps_end_their_own", f"{model.rid} goes on after its step has raised")
+        self._failed.clear()
 
     def entered(self, assignment: SlotAssignment, num_cached: int) -> tuple[str, int]:
         request = next(each for each in self._running() if each.slot == assignment.slot)
@@ -132,14 +141,14 @@ class Oracle:
         model.enter(known, num_cached, weights=weights)
         self._slots[assignment.slot] = model
         self.entered_now.append(model)
-        return sequence.namespace, self._world.add_sequence(sequence)
+        return model.namespace, self._world.add_sequence(sequence)
 
-    def pages_changed(self, slot: int, first: int, records: Records) -> None:
+    def pages_changed(self, slot: int, first: int, pages: npt.NDArray[np.integer]) -> None:
         model = self._slots[slot]
         num_pages = model.num_kv // self._page_size - first  # pages with KV that the request will read
         if num_pages <= 0:
             return
-        read = records[:num_pages]
+        read = self._records(pages[:num_pages])
         self.num_pages_reused += len(read)
         marks = read["retired"]
         if marks.tobytes().strip(b"\0"):  # faster than numpy's `any`
@@ -150,9 +159,7 @@ class Oracle:
         if read["drawn"].tobytes().strip(b"\0"):
             self._check_drawn(model, read)
 
-    def computed(
-        self, slot: int, first: int, tokens: list[int], *, read: npt.NDArray[np.uint64], samples: bool
-    ) -> None:
+    def computed(self, slot: int, first: int, tokens: list[int], *, read: bytes, samples: bool) -> None:
         model = self._slots[slot]
         if model.is_invalid:
             return
@@ -161,12 +168,12 @@ class Oracle:
         right = model.tokens[first : first + len(tokens)]
         if tokens != right:
             raise Violation("right_tokens_computed", f"{model.rid} at {first}: {tokens}, not {right}")
-        kv = read.tobytes()
-        if kv[: 8 * first] != model.kv:
+        if not read.startswith(model.kv):
             check_written(read)
-            at = int(np.argmax(read[:first] != np.frombuffer(model.kv, dtype=np.uint64)))
+            own = np.frombuffer(model.kv, dtype=np.uint64)
+            at = int(np.argmax(np.frombuffer(read, dtype=np.uint64)[:first] != own))
             raise Violation("kv_is_its_own", f"{model.rid} reads KV at position {at} of {first} that is not its own")
-        model.extend(kv[8 * first :], weights=self._weights.current)
+        model.extend(read[8 * first :], weights=self._weights.current)
         model.last_turn = self._world.turn
         if samples:
             model.sample()

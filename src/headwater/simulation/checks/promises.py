@@ -120,7 +120,10 @@ class Promises:
         scheduler = self._parts.scheduler
         places = (scheduler.running, scheduler.loading, scheduler.waiting)
         found = [(request.client, request.rid) for place in places for request in place]
-        active = [key for key, model in self._oracle.active.items() if model.is_delivered]
+        active = self._oracle.active
+        if self._oracle.num_undelivered == 0 and len(found) == len(active) and active.keys() == set(found):
+            return  # as in every turn of an engine that keeps this promise
+        active = [key for key, model in active.items() if model.is_delivered]
         if len(found) != len(active) or set(found) != set(active):
             lost = set(active).symmetric_difference(found)
             raise Violation("no_request_is_lost", f"{lost} of {len(active)}, {len(found)} in places")

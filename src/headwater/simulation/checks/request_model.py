@@ -2,8 +2,6 @@
 
 import struct
 
-import numpy as np
-
 from headwater.messages.base import unpack_ids
 from headwater.messages.generation import Generate, Output
 from headwater.simulation.checks.violation import Violation, demand
@@ -45,7 +43,7 @@ class RequestModel:
         self._limit = min(message.sampling.max_new_tokens, room - len(self.prompt))
         self._stop_ids = stop_ids
         self._vocab_size = vocab_size
-        self.kv = bytearray()  # canaries up to `num_kv`, uint64 each
+        self.kv = b""  # canaries up to `num_kv`, uint64 each
         self._total = 0  # the sum that determines the next token
         self._num_known = len(self.prompt)  # tokens when it last entered a slot
         self._weights: list[str] = []  # by position, since then
@@ -75,8 +73,8 @@ class RequestModel:
         self.num_kv = self._total = 0
         self.last_turn = None
         cached = next_canaries(START, known[:num_cached], origin(weights, self.namespace))
-        self.kv = bytearray()
-        self.extend(np.array(cached, dtype=np.uint64).tobytes(), weights=weights)
+        self.kv = b""
+        self.extend(struct.pack(f"<{num_cached}Q", *cached), weights=weights)
 
     def extend(self, kv: bytes, *, weights: str) -> None:
         """Append the canaries of the next positions."""

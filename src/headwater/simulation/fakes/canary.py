@@ -3,6 +3,7 @@
 import functools
 import hashlib
 from collections.abc import Iterable, Sequence
+from itertools import chain, islice, repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -60,9 +61,14 @@ def namespace_text(cache_salt: str, extra_key: str) -> str:
     return f"{cache_salt}\0{extra_key}" if cache_salt or extra_key else ""
 
 
-def token_from(canaries: npt.NDArray[np.uint64], vocab_size: int) -> int:
-    """The next token, a function of all KV that is read: with one wrong page the text differs."""
-    return mix(int(canaries.dot(_ODD[: len(canaries)]))) % vocab_size
+def total_of(canaries: npt.NDArray[np.uint64]) -> int:
+    """All KV in one number, each position with a weight of its own."""
+    return int(canaries.dot(_ODD[: len(canaries)]))
+
+
+def token_from(total: int, vocab_size: int) -> int:
+    """The next token, a function of the total of all KV that is read: with one wrong page the text differs."""
+    return mix(total & _MASK) % vocab_size
 
 
 def expected_tokens(
@@ -78,16 +84,22 @@ def expected_tokens(
     `weights` names the weights of each position; the last name applies to all further positions.
     """
     names = [weights] if isinstance(weights, str) else weights
-    origins = [origin(name, namespace) for name in names]
-    tokens = prompt.copy()
-    origins += origins[-1:] * (len(prompt) + num_tokens - len(origins))
-    before, total = START, 0
-    for position, origin_ in enumerate(origins[: len(prompt) + num_tokens]):
-        if position >= len(prompt):
-            tokens.append(mix(total & _MASK) % vocab_size)
-        value = before ^ _mixed[tokens[position]] ^ origin_  # `mix`, inlined as above
+    origin_of = {name: origin(name, namespace) for name in set(names)}
+    origins = chain([origin_of[name] for name in names], repeat(origin_of[names[-1]]))
+    mixed = _mixed
+    before, total, weight = START, 0, 1
+    for token_id, origin_ in zip(prompt, origins, strict=False):  # origins never end
+        value = before ^ mixed[token_id] ^ origin_  # `mix`, inlined as above
         value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
         value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
         before = value ^ (value >> 31)
-        total += before * (2 * position + 1)
-    return tokens[len(prompt) :]
+        total += before * weight
+        weight += 2
+    tokens: list[int] = []
+    for origin_ in islice(origins, num_tokens):
+        token_id = token_from(total, vocab_size)
+        tokens.append(token_id)
+        before = mix(before ^ mixed[token_id] ^ origin_)
+        total += before * weight
+        weight += 2
+    return tokens

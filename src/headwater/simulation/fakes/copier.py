@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,12 @@ _HANG_POLLS = 300
 _NOT_YET = np.uint64(0x5555)  # in canaries that have not arrived
 
 
-class StepPages(NamedTuple):
-    """The pages that steps in flight read, and those that they write."""
+class StepPages(Protocol):
+    """Pages that steps in flight use."""
 
-    read: set[int]
-    written: set[int]
+    def pages_read(self) -> set[int]: ...
+
+    def pages_written(self) -> set[int]: ...
 
 
 class FakeCopy:
@@ -142,7 +143,7 @@ class FakeCopier:
         self.max_polls = 0  # most turns of a copy
         self.failure_rate = 0.0
         self.hang_rate = 0.0
-        self.step_pages: Callable[[], StepPages] | None = None
+        self.steps: StepPages | None = None
         self.turn: Callable[[], int] = lambda: 0
         self._kv = kv
         self._seed = mix(seed + 1)
@@ -157,8 +158,8 @@ class FakeCopier:
         return self._open
 
     def offload(self, device_pages: PageIds, host_pages: PageIds) -> FakeCopy:
-        if self.step_pages is not None:
-            is_kept = self.step_pages().written.isdisjoint(device_pages.tolist())
+        if self.steps is not None:
+            is_kept = self.steps.pages_written().isdisjoint(device_pages.tolist())
             demand(is_kept, "offload_after_step", "pages are copied that a step in flight writes")
         is_again = any(copy.kind == "offload" and copy.reads(device_pages) for copy in self.open_copies)
         demand(not is_again, "copied_once", "pages are copied to the host that are on their way there")
@@ -167,8 +168,8 @@ class FakeCopier:
         return self._copy("offload", self._kv, device_pages, self.host, host_pages)
 
     def restore(self, host_pages: PageIds, device_pages: PageIds) -> FakeCopy:
-        if self.step_pages is not None:
-            is_unused = self.step_pages().read.isdisjoint(device_pages.tolist())
+        if self.steps is not None:
+            is_unused = self.steps.pages_read().isdisjoint(device_pages.tolist())
             demand(is_unused, "restore_into_free_pages", "pages are overwritten that a step in flight reads")
         return self._copy("restore", self.host, host_pages, self._kv, device_pages)
 

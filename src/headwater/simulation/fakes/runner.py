@@ -11,7 +11,7 @@ import numpy.typing as npt
 from headwater.messages.generation import LogprobParams, TokenLogprob
 from headwater.scheduling.plan import NEWEST_TOKEN, SlotAssignment, StepPlan, StepResult
 from headwater.simulation.checks.violation import Violation
-from headwater.simulation.fakes.canary import START, next_canaries, origin, token_from
+from headwater.simulation.fakes.canary import START, next_canaries, origin, token_from, total_of
 from headwater.simulation.fakes.kv_records import PACKED, TOKEN, Records, make_records
 from headwater.simulation.fakes.memory import FakeKvMemory, FakeWeights
 
@@ -35,18 +35,16 @@ class StepAudit(Protocol):
         """A request enters a slot with `num_cached` tokens' KV. Returns its namespace and its sequence's index."""
         ...
 
-    def pages_changed(self, slot: int, first: int, records: Records) -> None:
-        """The slot's pages from index `first` on now have the contents `records`. TOKEN[n, page_size]."""
+    def pages_changed(self, slot: int, first: int, pages: npt.NDArray[np.integer]) -> None:
+        """The pages of the slot from index `first` on are now `pages`."""
         ...
 
     def invalidated(self, slot: int) -> None:
         """The last KV of the request in `slot` is invalid, and so is all that follows from it."""
         ...
 
-    def computed(
-        self, slot: int, first: int, tokens: list[int], *, read: npt.NDArray[np.uint64], samples: bool
-    ) -> None:
-        """Positions from `first` on were computed from `tokens`; `read` is all KV up to their end, uint64[n].
+    def computed(self, slot: int, first: int, tokens: list[int], *, read: bytes, samples: bool) -> None:
+        """Positions from `first` on were computed from `tokens`; `read` is all KV up to their end, uint64 each.
 
         Checks `read`, and calls `check_written` if it is wrong.
         """
@@ -65,9 +63,9 @@ for _name in ("headwater.engine.steps", "headwater.engine.loop"):
     logging.getLogger(_name).addFilter(_is_news)
 
 
-def check_written(read: npt.NDArray[np.uint64]) -> None:
+def check_written(read: bytes) -> None:
     """Check that no unwritten position is read."""
-    assert np.count_nonzero(read) == len(read), "KV is read that nothing has written"
+    assert np.frombuffer(read, dtype=np.uint64).all(), "KV is read that nothing has written"
 
 
 class FakeStep:
@@ -129,11 +127,15 @@ class FakeRunner:
         self._vocab_size = vocab_size
         self._is_async = is_async
         width = num_pages if max_context is None else -(-max_context // page_size)  # as in a real runner
+        self._taken = np.empty((width, self._pages.shape[1]), dtype=np.uint8)  # where the pages of a row are gathered
+        self._taken_canaries = self._taken.view(TOKEN)["canary"]
         self._tables = np.full((max_running, width), -1, dtype=np.intp)
         self._num_mapped = [0] * max_running  # leading entries of each table that are in use
+        self._all_finite = np.ones(max_running, dtype=np.bool_)
         self._newest = [0] * max_running
         self._uses = [0] * max_running
         self._origins: list[tuple[str, int]] = [("", 0)] * max_running  # namespace and sequence of each slot
+        self._totals: list[tuple[bytes, int]] = [(b"", 0)] * max_running  # of what each slot read last, and that
         self._slots: dict[int, SlotAssignment] = {}
         self.weights = FakeWeights()
         self.kv_memory = FakeKvMemory(self.kv)
@@ -146,11 +148,19 @@ class FakeRunner:
             self._open = [step for step in self._open if not step.is_collected]
         return self._open
 
+    def pages_read(self) -> set[int]:
+        """Pages that steps in flight read or write."""
+        return {page for step in self.open_steps for pages in step.read for page in pages.tolist()}
+
+    def pages_written(self) -> set[int]:
+        """Pages that steps in flight write."""
+        return {page for step in self.open_steps for pages in step.written for page in pages.tolist()}
+
     def pages_of(self, slot: int, num_pages: int) -> Records:
         """Contents of the first pages of a slot. TOKEN[num_pages, page_size]."""
         return self.kv[self._tables[slot, :num_pages]]
 
-    def _records(self, pages: npt.NDArray[np.integer]) -> Records:
+    def records(self, pages: npt.NDArray[np.integer]) -> Records:
         """A copy of the contents of `pages`. TOKEN[len(pages), page_size]."""
         return np.frombuffer(self._pages.take(pages, axis=0), dtype=TOKEN).reshape(-1, self._page_size)
 
@@ -170,11 +180,12 @@ class FakeRunner:
         reads, writes = [], []
         columns = (plan.slots, plan.uses, plan.num_computed, plan.num_tokens, plan.samples)
         all_tokens = plan.token_ids.tolist()
+        birth = self.audit.turn if self.audit else self.num_steps
         start = 0
         for row, (slot, use, first, count, samples) in enumerate(zip(*[c.tolist() for c in columns], strict=True)):
             assert self._uses[slot] == use, "a plan names a slot by an earlier use"
             row_tokens = all_tokens[start : start + count]
-            pages, read = self._compute(slot, first, row_tokens)
+            pages, read = self._compute(slot, first, row_tokens, birth=birth)
             if self.audit is not None:
                 self.audit.computed(slot, first, row_tokens, read=read, samples=samples)
             else:
@@ -184,18 +195,21 @@ class FakeRunner:
             if self._slots[slot].logprobs is not None:
                 prompt_logprobs |= self._prompt_logprobs(plan, row)
             if samples:
-                tokens[row] = self._newest[slot] = token_from(read, self._vocab_size)
+                tokens[row] = self._newest[slot] = token_from(self._total(slot, read), self._vocab_size)
                 asked = self._slots[slot].logprobs
                 if asked is not None:
                     logprobs[row] = _logprob(tokens[row], asked)
             start += count
         not_finite = self._make_not_finite(plan) if self.not_finite_rate > 0 else {}
+        is_finite = self._all_finite[:num_rows]
+        if not_finite:
+            is_finite = np.array([row not in not_finite for row in range(num_rows)])
         result = StepResult(
             step_id=plan.step_id,
             slots=plan.slots,
             uses=plan.uses,
             tokens=np.array(tokens, dtype=np.int32),
-            is_finite=np.array([row not in not_finite for row in range(num_rows)]),
+            is_finite=is_finite,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
         )
@@ -262,9 +276,9 @@ class FakeRunner:
             first_unmapped = (table < 0).tobytes().find(1)
             self._num_mapped[update.slot] = len(table) if first_unmapped < 0 else first_unmapped
             if self.audit is not None:
-                self.audit.pages_changed(update.slot, update.first, self._records(update.pages))
+                self.audit.pages_changed(update.slot, update.first, update.pages)
 
-    def _compute(self, slot: int, first: int, tokens: list[int]) -> tuple[PageIds, npt.NDArray[np.uint64]]:
+    def _compute(self, slot: int, first: int, tokens: list[int], *, birth: int) -> tuple[PageIds, bytes]:
         """Write the KV of `tokens` from position `first` on. Returns the pages, and all KV as read back."""
         length, size = first + len(tokens), self._page_size
         num_pages = -(-length // size)
@@ -278,14 +292,24 @@ class FakeRunner:
             before = int.from_bytes(self._bytes[place * PACKED.size : place * PACKED.size + 8], "little")
         assert before != _UNWRITTEN, "KV is read that nothing has written"
         namespace, sequence = self._origins[slot]
-        birth = self.audit.turn if self.audit else self.num_steps
         if NEWEST_TOKEN in tokens:
             tokens[:] = [self._newest[slot] if token == NEWEST_TOKEN else token for token in tokens]
         written = next_canaries(before, tokens, origin(self.weights.current, namespace))
         for position, canary in enumerate(written, first):
             place = ids[position // size] * size + position % size
             PACKED.pack_into(self._bytes, place * PACKED.size, canary, birth, 0, 0, sequence, position)
-        return pages, np.frombuffer(self._pages.take(pages, axis=0), dtype=TOKEN, count=length)["canary"].copy()
+        self._pages.take(pages, axis=0, out=self._taken[:num_pages], mode="clip")  # "raise" would copy them once more
+        return pages, self._taken_canaries[:num_pages].tobytes()[: 8 * length]
+
+    def _total(self, slot: int, read: bytes) -> int:
+        """`total_of` what a slot reads. As mostly that is what it read last and one position more."""
+        known, total = self._totals[slot]
+        if len(read) == len(known) + 8 and read.startswith(known):
+            total += int.from_bytes(read[-8:], "little") * (2 * (len(known) // 8) + 1)
+        else:
+            total = total_of(np.frombuffer(read, dtype=np.uint64))
+        self._totals[slot] = read, total
+        return total
 
     def _prompt_logprobs(self, plan: StepPlan, row: int) -> dict[int, tuple[TokenLogprob, ...]]:
         slot = self._slots[int(plan.slots[row])]

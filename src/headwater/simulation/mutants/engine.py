@@ -4,6 +4,8 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
+from msgspec import structs
+
 from headwater.cache.lower_tiers import LowerTiers
 from headwater.cache.prefetch import Prefetch
 from headwater.cache.storage.calls import StorageCalls
@@ -288,7 +290,7 @@ def store_generations_are_not_in_the_key() -> list[Patch]:
 
     def bucket(self: StorageNames, namespace: Any, generations: Any) -> Any:
         found = right(self, namespace, tuple(0 for _ in generations))
-        return replace(found, scope_ids=(), generations=())
+        return structs.replace(found, scope_ids=(), generations=())
 
     return [(StorageNames, "bucket", bucket)]
 
