@@ -44,7 +44,7 @@ test: setup  ## All tests, fast and slow, in JOBS processes
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # the instruction sets that oneDNN and PyTorch may use, each capped by its own variable; a cap above the processor is none
-ISA_TESTS := tests/devices/test_cpu_layers.py tests/devices/test_step_attention.py tests/models/test_loader.py
+ISA_TESTS := tests/devices/cpu/test_cpu_layers.py tests/devices/test_step_attention.py tests/models/test_loader.py
 test-isa: setup  ## The CPU's layers, attention and loading as on lesser processors
 	HEADWATER_NATIVE=0 ONEDNN_MAX_CPU_ISA=AVX512_CORE $(BIN)/python -m pytest -q -k "not cuda" $(ISA_TESTS)
 	HEADWATER_NATIVE=0 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -q -k "not cuda" $(ISA_TESTS)

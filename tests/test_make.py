@@ -1,5 +1,6 @@
 """The commands that the README names, as make would run them."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -32,6 +33,14 @@ def test_ci_says_which_processor_it_ran_on() -> None:
     assert "cores" in first
     assert "flags:" in first
     assert "make test-isa" in script
+
+
+@pytest.mark.parametrize("name", ["Makefile", ".ci/run", "README.md", "CONTRIBUTING.md"])
+def test_paths_in_commands_exist(name: str) -> None:
+    """A moved test file left `make test-isa` with nothing to run: CI alone noticed."""
+    named = re.findall(r"(?<![\w/*.-])(?:tests|src|benchmarks)/[\w/.-]*\w", (ROOT / name).read_text())
+    missing = sorted({path for path in named if not (ROOT / path).exists()})
+    assert not missing, f"{name} names what does not exist: {missing}"
 
 
 def _without_installs(head: str) -> str:
