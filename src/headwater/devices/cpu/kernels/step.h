@@ -1,0 +1,34 @@
+// What the kernels of a recorded program share: the step, and the form of a kernel.
+//
+// A program is a list of ops. An op is a kernel and a job: the addresses and sizes that stay the same in every step.
+// What changes is in `Step`. Letters: T tokens of the step, R rows (requests), S rows selected for logits.
+
+#pragma once
+
+#include <stdint.h>
+
+typedef struct {
+    int64_t num_tokens, num_rows, num_selected;  // T, R, S
+    const int32_t *token_ids;     // [T]
+    const int32_t *positions;     // [T] in their sequences
+    const int32_t *query_starts;  // [R + 1]; row r computes tokens [query_starts[r], query_starts[r + 1])
+    const int32_t *context_lens;  // [R], this step's tokens included
+    const int32_t *page_tables;   // [R][table_stride]
+    int64_t table_stride;
+    const int32_t *selected;  // [S] tokens whose logits are wanted
+    void *kv;                 // uint8[pages][page_bytes], the layout is devices/kv_memory.py's
+    const int64_t *chunks;    // [num_chunks] row << 32 | first query: the work of attention, longest first
+    int64_t num_chunks;
+} Step;
+
+enum Rows { TOKENS = 0, SELECTED = 1 };  // how many rows an op has: T or S
+
+static inline int64_t num_rows_of(const Step *step, int rows) {
+    return rows == TOKENS ? step->num_tokens : step->num_selected;
+}
+
+// Chunks of one op are independent of each other: whoever is free claims the next. Ops run one after another.
+typedef struct {
+    int64_t (*num_chunks)(const void *job, const Step *step);
+    void (*run_chunk)(const void *job, const Step *step, int64_t chunk);
+} Kernel;
