@@ -32,3 +32,16 @@ typedef struct {
     int64_t (*num_chunks)(const void *job, const Step *step);
     void (*run_chunk)(const void *job, const Step *step, int64_t chunk);
 } Kernel;
+
+// A kernel `rms_norm` is exported as `const Kernel hw_rms_norm`, and its job is `RmsNormJob`. A job says which rows it
+// has (`int64_t rows`, an enum Rows); arrays of the program are float[rows][width] without gaps between the rows.
+// A ctypes structure of the same fields fills a job: program.py sets the addresses of the program's arrays by the
+// fields' names (`x`, `y`, ...), and everything else once.
+typedef struct {
+    const Kernel *kernel;
+    const void *job;
+} Op;
+
+// Run the ops one after another on `num_threads` threads, the caller's included. If `op_ns` is given, the nanoseconds
+// of each op are added to it. Calls from several threads take turns.
+void hw_run(const Op *ops, int64_t num_ops, const Step *step, int64_t num_threads, int64_t *op_ns);
