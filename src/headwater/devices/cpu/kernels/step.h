@@ -19,6 +19,11 @@ typedef struct {
     void *kv;                 // uint8[pages][page_bytes], the layout is devices/kv_memory.py's
     const int64_t *chunks;    // [num_chunks] row << 32 | first query: the work of attention, longest first
     int64_t num_chunks;
+    // Attention, made with `chunks` by work_list of attention_kernels.py: a chunk is queries_per_chunk queries of a row,
+    // fewer at the row's end. A row of a long context is split by blocks of keys: its chunks have (block + 1) << 48, and
+    // its partial results lie in slots from partial_slots[row] on (-1: not split).
+    int64_t queries_per_chunk;
+    const int32_t *partial_slots;  // [R]
 } Step;
 
 enum Rows { TOKENS = 0, SELECTED = 1 };  // how many rows an op has: T or S

@@ -1,0 +1,173 @@
+"""Jobs of the CPU kernels around attention (hw_prepare_qkv and hw_attention share one), field by field as in kernels/*.h, and the work list of a step's attention.
+
+Shape letters as in devices/device.py.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_HEAD_DIM = 256
+MAX_STACKED = 96  # query heads times queries that one chunk holds
+BLOCK_KEYS = 256  # blocks of keys begin at multiples of it, so that results do not depend on chunks
+MAX_PARTIALS = 512  # queries times blocks of keys that the split rows of a step may have in all
+_MAX_ROWS = 1 << 16
+_CHUNKS_PER_THREAD = 4  # enough for threads to end together
+
+_POINTER, _INT64, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+KV_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")  # by their number in attention.h
+
+
+class AttentionJob(ctypes.Structure):
+    """`AttentionJob` of kernels/attention.h, which prepare_qkv and attention share."""
+
+    _fields_ = (
+        ("num_heads", _INT64),
+        ("num_kv_heads", _INT64),
+        ("head_dim", _INT64),
+        ("kv_dtype", _INT64),
+        ("page_size", _INT64),
+        ("page_bytes", _INT64),
+        ("layer_offset", _INT64),
+        ("norm_eps", _FLOAT),
+        ("scale", _FLOAT),
+        ("qkv", _POINTER),
+        ("q_norm", _POINTER),
+        ("k_norm", _POINTER),
+        ("cos", _POINTER),
+        ("sin", _POINTER),
+        ("out", _POINTER),
+        ("partial_sums", _POINTER),
+        ("partial_stats", _POINTER),
+        ("num_done", _POINTER),
+    )
+
+
+class RmsNormJob(ctypes.Structure):
+    """`RmsNormJob` of kernels/norm.c: y = x / rms(x) * weight, all float32[rows, size]."""
+
+    _fields_ = (
+        ("x", _POINTER), ("weight", _POINTER), ("y", _POINTER), ("size", _INT64), ("eps", _FLOAT), ("rows", _INT64),
+    )  # fmt: skip
+
+
+class RotaryAnglesJob(ctypes.Structure):
+    """`RotaryAnglesJob` of kernels/rotary.c: cos and sin, float32[T, half], of positions times inv_freq, times factor."""
+
+    _fields_ = (("inv_freq", _POINTER), ("cos", _POINTER), ("sin", _POINTER), ("half", _INT64), ("factor", _FLOAT))
+
+
+class SelectRowsJob(ctypes.Structure):
+    """`SelectRowsJob` of kernels/rows.c: the selected rows of x, float32[T, size] -> float32[S, size]."""
+
+    _fields_ = (("x", _POINTER), ("y", _POINTER), ("size", _INT64))
+
+
+class ArgmaxJob(ctypes.Structure):
+    """`ArgmaxJob` of kernels/draw.c: the first of the largest logits of each row, and whether all are finite."""
+
+    _fields_ = (
+        ("logits", _POINTER),  # float32[rows, cols]
+        ("tokens", _POINTER),  # int32[rows]
+        ("is_finite", _POINTER),  # uint8[rows]
+        ("cols", _INT64),
+        ("num_rows", _INT64),  # -1: the step's selected rows
+    )
+
+
+class DrawJob(ctypes.Structure):
+    """`DrawJob` of kernels/draw.c: one token for each of some rows, drawn from softmax(logits / temperature)."""
+
+    _fields_ = (
+        ("logits", _POINTER),  # float32[any, cols]
+        ("rows", _POINTER),  # int32[num_rows] rows of logits
+        ("keys", _POINTER),  # uint64[num_rows], noise_keys of devices/noise.py
+        ("temperatures", _POINTER),  # float32[num_rows]
+        ("log_min_p", _POINTER),  # float32[num_rows], -inf: none
+        ("tokens", _POINTER),  # int32[num_rows]
+        ("cols", _INT64),
+        ("num_rows", _INT64),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class WorkList:
+    """What `Step` says of a step's attention."""
+
+    chunks: npt.NDArray[np.int64]  # (block + 1 of a split row) << 48 | row << 32 | first query, longest first
+    queries_per_chunk: int
+    partial_slots: npt.NDArray[np.int32]  # [R]
+
+
+def check_geometry(*, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+    """ValueError if the attention kernel cannot compute this shape."""
+    if head_dim % 8 or head_dim > MAX_HEAD_DIM:
+        raise ValueError(f"attention on a CPU needs a head_dim that is a multiple of 8 up to 256, found {head_dim}")
+    if num_heads % num_kv_heads or num_heads // num_kv_heads > MAX_STACKED:
+        raise ValueError(
+            f"attention on a CPU needs at most {MAX_STACKED} query heads for each KV head, "
+            f"found {num_heads} for {num_kv_heads}"
+        )
+
+
+def partial_arrays(*, num_heads: int, num_kv_heads: int, head_dim: int) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a job that keep the partial results of split rows. All layers may share them."""
+    return {
+        "partial_sums": np.zeros((MAX_PARTIALS, num_heads, head_dim), dtype=np.float32),
+        "partial_stats": np.zeros((MAX_PARTIALS, num_heads, 2), dtype=np.float32),
+        "num_done": np.zeros((MAX_PARTIALS, num_kv_heads), dtype=np.int32),
+    }
+
+
+def work_list(
+    query_starts: npt.NDArray[np.int32],
+    context_lens: npt.NDArray[np.int32],
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    num_threads: int,
+) -> WorkList:
+    """Cut a step's attention into chunks. Results do not depend on the cut, so it may depend on anything."""
+    assert len(context_lens) <= _MAX_ROWS
+    query_lens = np.diff(query_starts).astype(np.int64)
+    contexts = context_lens.astype(np.int64)
+    wanted = -(-_CHUNKS_PER_THREAD * num_threads // num_kv_heads)
+    per_chunk = _queries_per_chunk(query_lens, MAX_STACKED // (num_heads // num_kv_heads), wanted=wanted)
+    num_chunks = -(-query_lens // per_chunk)
+    rows = np.repeat(np.arange(len(num_chunks)), num_chunks)
+    firsts = (np.arange(len(rows)) - np.repeat(np.cumsum(num_chunks) - num_chunks, num_chunks)) * per_chunk
+    queries = np.minimum(per_chunk, query_lens[rows] - firsts)
+    num_keys = contexts[rows] - query_lens[rows] + firsts + queries
+    work = num_keys * queries
+    partial_slots = _split_rows(query_lens, contexts, limit=int(work.sum()) / wanted)
+    num_blocks = np.where(partial_slots[rows] >= 0, -(-num_keys // BLOCK_KEYS), 1)
+    entries = np.repeat(np.arange(len(rows)), num_blocks)
+    blocks = np.arange(len(entries)) - np.repeat(np.cumsum(num_blocks) - num_blocks, num_blocks) + 1
+    blocks[partial_slots[rows[entries]] < 0] = 0
+    work = np.where(blocks > 0, np.minimum(work[entries], BLOCK_KEYS * queries[entries]), work[entries])
+    chunks = (blocks << 48) | (rows[entries] << 32) | firsts[entries]
+    return WorkList(chunks[np.argsort(-work, kind="stable")], per_chunk, partial_slots)
+
+
+def _queries_per_chunk(query_lens: npt.NDArray[np.int64], most: int, *, wanted: int) -> int:
+    """As many as fit, but fewer if there would not be `wanted` chunks; at least a third, else tiles are too small."""
+    total = int(query_lens.sum())
+    return int(min(most, max(-(-most // 3), -(-total // wanted))))
+
+
+def _split_rows(query_lens: npt.NDArray[np.int64], contexts: npt.NDArray[np.int64], *, limit: float) -> Any:
+    """int32[R], the first slot of each row of one chunk with more work than `limit`, else -1."""
+    slots = np.full(len(contexts), -1, dtype=np.int32)
+    used = 0
+    for row in np.argsort(-contexts, kind="stable"):
+        num_blocks = -(-int(contexts[row]) // BLOCK_KEYS)
+        num_slots = int(query_lens[row]) * num_blocks
+        if num_blocks == 1 or used + num_slots > MAX_PARTIALS:
+            continue
+        if contexts[row] * query_lens[row] > limit:
+            slots[row], used = used, used + num_slots
+    return slots
