@@ -1,6 +1,6 @@
-"""Jobs of the CPU kernels around attention (hw_prepare_qkv and hw_attention share one), field by field as in kernels/*.h, and the work list of a step's attention.
+"""Jobs of the CPU kernels around attention, field by field as in kernels/*.h, and a step's list of attention work.
 
-Shape letters as in devices/device.py.
+hw_prepare_qkv and hw_attention share one job. Shape letters as in devices/device.py.
 """
 
 import ctypes
@@ -56,7 +56,7 @@ class RmsNormJob(ctypes.Structure):
 
 
 class RotaryAnglesJob(ctypes.Structure):
-    """`RotaryAnglesJob` of kernels/rotary.c: cos and sin, float32[T, half], of positions times inv_freq, times factor."""
+    """`RotaryAnglesJob` of kernels/rotary.c: factor times cos and sin of positions times inv_freq, float32[T, half]."""
 
     _fields_ = (("inv_freq", _POINTER), ("cos", _POINTER), ("sin", _POINTER), ("half", _INT64), ("factor", _FLOAT))
 
