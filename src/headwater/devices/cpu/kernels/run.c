@@ -1,0 +1,80 @@
+// One call runs a whole step: ops one after another, the chunks of an op claimed by whichever thread is free. The thread
+// that ends the last chunk of an op begins the next op, so that no op waits for a thread that the system has stopped.
+
+#define _GNU_SOURCE
+#include "pool.h"
+#include "step.h"
+
+#include <pthread.h>
+#include <time.h>
+
+static _Alignas(64) _Atomic int64_t unfinished;  // chunks of the current op
+
+// The run under way. Written between two ops, when no thread holds a chunk.
+static struct {
+    const Op *ops;
+    int64_t num_ops, current, num_chunks;
+    const Step *step;
+    int64_t *op_ns;
+    int64_t began_ns;  // the current op
+} run;
+
+static int64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+static void end_op(void) {
+    if (run.op_ns) {
+        const int64_t now = now_ns();
+        run.op_ns[run.current] += now - run.began_ns;
+        run.began_ns = now;
+    }
+    run.current++;
+}
+
+// Go on to the next op with chunks for several threads; what one thread can do is done here. Ends the run after the
+// last op.
+static void advance(int64_t num_threads) {
+    for (; run.current < run.num_ops; end_op()) {
+        const Op *op = &run.ops[run.current];
+        const int64_t num_chunks = op->kernel->num_chunks(op->job, run.step);
+        if (num_chunks > 1 && num_threads > 1) {
+            run.num_chunks = num_chunks;
+            atomic_store(&unfinished, num_chunks);
+            atomic_store(&pool.unclaimed, num_chunks);
+            pool_wake();
+            return;
+        }
+        for (int64_t chunk = 0; chunk < num_chunks; chunk++) op->kernel->run_chunk(op->job, run.step, chunk);
+    }
+    atomic_store(&pool.is_done, 1);
+    pool_wake();
+}
+
+static int run_one_chunk(void) {
+    int64_t left = atomic_load_explicit(&pool.unclaimed, memory_order_relaxed);
+    do {
+        if (left <= 0) return 0;
+    } while (!atomic_compare_exchange_weak(&pool.unclaimed, &left, left - 1));
+    const Op *op = &run.ops[run.current];
+    op->kernel->run_chunk(op->job, run.step, run.num_chunks - left);
+    if (atomic_fetch_sub(&unfinished, 1) == 1) {
+        end_op();
+        advance(2);
+    }
+    return 1;
+}
+
+void hw_run(const Op *ops, int64_t num_ops, const Step *step, int64_t num_threads, int64_t *op_ns) {
+    static pthread_mutex_t one_run = PTHREAD_MUTEX_INITIALIZER;
+    pthread_mutex_lock(&one_run);
+    run.ops = ops, run.num_ops = num_ops, run.current = 0, run.step = step, run.op_ns = op_ns;
+    if (op_ns) run.began_ns = now_ns();
+    atomic_store(&pool.is_done, 0);
+    if (num_threads > 1) pool_start(run_one_chunk, num_threads - 1);
+    advance(num_threads);
+    pool_join(run_one_chunk);
+    pthread_mutex_unlock(&one_run);
+}
