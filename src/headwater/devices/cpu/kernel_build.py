@@ -1,0 +1,171 @@
+"""Compile the CPU kernels: `python -m headwater.devices.cpu.kernel_build` builds them for this machine.
+
+One library per instruction set, out of the same sources. A library that the package ships is preferred. Else it is
+compiled into the user's cache. The name of a library is a hash of its sources and options, so a stale one is never
+loaded. Compilers: the system's, else clang of the `ziglang` wheel.
+"""
+
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from headwater.devices.cpu.topology import cpu_flags
+
+SOURCES = Path(__file__).parent / "kernels"
+PACKAGED = Path(__file__).parent / "libraries"
+_COMPILERS = ("cc", "gcc", "clang")
+# Contraction would round a * b + c once or twice as the compiler likes, and a row's bits would depend on the tile.
+_OPTIONS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-Wall", "-Wextra", "-fPIC", "-shared", "-pthread")
+_TIMEOUT_S = 300
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """What a library is compiled for, and the flags (Linux's names) that a CPU needs to run it."""
+
+    name: str
+    machine: str  # platform.machine()
+    options: tuple[str, ...]  # of gcc and clang
+    zig_cpu: str
+    flags: frozenset[str]
+
+
+_V3 = frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"})
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_WIDE = ("-march=x86-64-v4", "-mprefer-vector-width=512")
+
+INSTRUCTION_SETS = {
+    isa.name: isa
+    for isa in (  # the best first
+        InstructionSet(
+            name="avx512_bf16",
+            machine="x86_64",
+            options=(*_WIDE, "-mavx512vnni", "-mavx512bf16"),
+            zig_cpu="x86_64_v4+avx512vnni+avx512bf16",
+            flags=_V4 | {"avx512_vnni", "avx512_bf16"},
+        ),
+        InstructionSet(
+            name="avx512_vnni",
+            machine="x86_64",
+            options=(*_WIDE, "-mavx512vnni"),
+            zig_cpu="x86_64_v4+avx512vnni",
+            flags=_V4 | {"avx512_vnni"},
+        ),
+        InstructionSet(name="avx512", machine="x86_64", options=_WIDE, zig_cpu="x86_64_v4", flags=_V4),
+        InstructionSet(
+            name="avx_vnni",
+            machine="x86_64",
+            options=("-march=x86-64-v3", "-mavxvnni"),
+            zig_cpu="x86_64_v3+avxvnni",
+            flags=_V3 | {"avx_vnni"},
+        ),
+        InstructionSet(
+            name="avx2", machine="x86_64", options=("-march=x86-64-v3",), zig_cpu="x86_64_v3", flags=frozenset(_V3)
+        ),
+        InstructionSet(
+            name="neon",
+            machine="aarch64",
+            options=("-march=armv8.2-a+dotprod",),
+            zig_cpu="generic+v8_2a+dotprod",
+            flags=frozenset({"asimd", "asimddp"}),
+        ),
+    )
+}
+
+
+def usable_instruction_sets() -> list[InstructionSet]:
+    """Those that this CPU runs, the best first."""
+    machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    is_apple = sys.platform == "darwin" and machine == "aarch64"  # no /proc/cpuinfo; every M1 and later has dotprod
+    flags = INSTRUCTION_SETS["neon"].flags if is_apple else cpu_flags()
+    return [isa for isa in INSTRUCTION_SETS.values() if isa.machine == machine and isa.flags <= flags]
+
+
+def chosen_instruction_set() -> InstructionSet | None:
+    """HEADWATER_CPU_ISA's, else the best that this CPU runs, else None. ValueError if the wish cannot be met."""
+    usable = usable_instruction_sets()
+    wanted = os.environ.get("HEADWATER_CPU_ISA")
+    if not wanted:
+        return usable[0] if usable else None
+    if wanted not in INSTRUCTION_SETS:
+        raise ValueError(f"HEADWATER_CPU_ISA={wanted} is unknown; it takes {', '.join(INSTRUCTION_SETS)}")
+    isa = INSTRUCTION_SETS[wanted]
+    if isa not in usable:
+        missing = ", ".join(sorted(isa.flags - cpu_flags())) or f"a machine of kind {isa.machine}"
+        raise ValueError(f"HEADWATER_CPU_ISA={wanted} needs what this CPU lacks: {missing}")
+    return isa
+
+
+def library_name(isa: InstructionSet) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(SOURCES.iterdir()):
+        if path.suffix in {".c", ".h"}:
+            digest.update(path.name.encode() + path.read_bytes())
+    digest.update(" ".join((*_OPTIONS, *isa.options)).encode())
+    return f"kernels-{isa.name}-{digest.hexdigest()}.so"
+
+
+def find(isa: InstructionSet) -> Path | None:
+    """The library of these sources: the packaged one, else the cached one, else None."""
+    name = library_name(isa)
+    return next((path for folder in (PACKAGED, _cache()) if (path := folder / name).exists()), None)
+
+
+def build(isa: InstructionSet) -> Path:
+    """The path of the library, compiled into the cache if it does not exist. RuntimeError if that is impossible."""
+    if found := find(isa):
+        return found
+    target = _cache() / library_name(isa)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed when complete, so that a process that starts meanwhile never loads half a file.
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        output = Path(folder) / target.name
+        compile_library(isa, output)
+        output.replace(target)
+    return target
+
+
+def compile_library(isa: InstructionSet, output: Path, *, extra_options: Sequence[str] = ()) -> None:
+    """Compile the kernels for `isa` into `output`. RuntimeError without a compiler, or with its errors."""
+    compiler = _compiler(isa)
+    sources = sorted(str(path) for path in SOURCES.glob("*.c"))
+    command = [*compiler, *_OPTIONS, *extra_options, *sources, "-o", str(output), "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(compiler)} failed:\n{done.stderr}")
+
+
+def _compiler(isa: InstructionSet) -> list[str]:
+    """The command that compiles for `isa`, without the common options."""
+    if found := next((path for name in _COMPILERS if (path := shutil.which(name))), None):
+        return [found, *isa.options]
+    if importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "cc", f"-mcpu={isa.zig_cpu}"]
+    raise RuntimeError(f"no C compiler found (looked for {', '.join(_COMPILERS)} and the Python package ziglang)")
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headwater" / "native"
+
+
+def main() -> None:
+    """Build the best set's library and print its path. A failure is no error: there is a plain implementation."""
+    try:
+        isa = chosen_instruction_set()
+        if isa is None:
+            raise RuntimeError("the kernels are not written for this CPU")
+        print(f"CPU kernels ({isa.name}): {build(isa)}")
+    except RuntimeError as error:
+        print(f"CPU kernels not built: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

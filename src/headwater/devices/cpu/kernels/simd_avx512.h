@@ -1,0 +1,80 @@
+// AVX512 (x86-64-v4); with VNNI where the compiler is told to use it. Included by simd.h only.
+
+#pragma once
+
+#include <immintrin.h>
+
+INLINE vf vf_splat(float x) { return (vf)_mm512_set1_ps(x); }
+INLINE vi vi_splat(int32_t x) { return (vi)_mm512_set1_epi32(x); }
+INLINE vf vf_fma(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+INLINE vf vf_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+INLINE vf vf_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE vf vf_sqrt(vf a) { return (vf)_mm512_sqrt_ps((__m512)a); }
+
+INLINE __mmask16 first_lanes(int64_t n) { return (__mmask16)((1u << n) - 1); }
+
+INLINE vf vf_load_n(const float *from, int64_t n) { return (vf)_mm512_maskz_loadu_ps(first_lanes(n), from); }
+INLINE void vf_store_n(float *to, vf x, int64_t n) { _mm512_mask_storeu_ps(to, first_lanes(n), (__m512)x); }
+
+INLINE vf vf_load_f16(const f16 *from) { return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)); }
+
+INLINE void vf_store_f16(f16 *to, vf x) {
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+}
+
+INLINE __m256 lower_half(vf x) { return _mm512_castps512_ps256((__m512)x); }
+INLINE __m256 upper_half(vf x) { return _mm512_extractf32x8_ps((__m512)x, 1); }
+
+INLINE float vf_sum(vf x) {
+    const __m256 h = _mm256_add_ps(lower_half(x), upper_half(x));
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+INLINE float vf_max_of(vf x) {
+    const __m256 h = _mm256_max_ps(lower_half(x), upper_half(x));
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+
+INLINE vi vi_round(vf x) { return (vi)_mm512_cvtps_epi32((__m512)x); }  // to nearest, ties to even
+INLINE vf vf_from_int(vi x) { return (vf)_mm512_cvtepi32_ps((__m512i)x); }
+
+INLINE vi vi_load_u8(const uint8_t *from) { return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from)); }
+INLINE vi vi_load_s8(const int8_t *from) { return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)); }
+
+INLINE vi vi_load_u16(const uint16_t *from) {
+    return (vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
+}
+
+INLINE void vi_store_16(uint16_t *to, vi x) {  // the lower halves
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16((__m512i)x));
+}
+
+// Sums of products of four uint8 and four int8 in a lane; simd_avx2.h has the reason for DOT4_MAX_SUM.
+typedef vi dots;
+
+INLINE dots dots_zero(void) { return (vi){0}; }
+
+#if defined(__AVX512VNNI__)
+#define DOT4_MAX_SUM (1 << 20)
+INLINE dots dot4(dots sum, vi u8, vi s8) {
+    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)u8, (__m512i)s8);
+}
+INLINE vi dots_sum(dots sum) { return sum; }
+INLINE vi dot2(vi sum, vi a, vi b) { return (vi)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b); }
+#else
+#define DOT4_MAX_SUM 258  // 258 * 127 < 2^15
+INLINE dots dot4(dots sum, vi u8, vi s8) {
+    return (vi)_mm512_add_epi16((__m512i)sum, _mm512_maddubs_epi16((__m512i)u8, (__m512i)s8));
+}
+INLINE vi dots_sum(dots sum) { return (vi)_mm512_madd_epi16((__m512i)sum, _mm512_set1_epi16(1)); }
+INLINE vi dot2(vi sum, vi a, vi b) { return sum + (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+#endif
+
+// Pairs of int8 as pairs of int16: one lane holds two.
+INLINE vi vi_load_s8_pairs(const int8_t *from) {
+    return (vi)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)from));
+}

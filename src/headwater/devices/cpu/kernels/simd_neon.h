@@ -1,0 +1,68 @@
+// AArch64 with the dot product extension. Included by simd.h only.
+
+#pragma once
+
+#include <arm_neon.h>
+
+INLINE vf vf_splat(float x) { return (vf)vdupq_n_f32(x); }
+INLINE vi vi_splat(int32_t x) { return (vi)vdupq_n_s32(x); }
+INLINE vf vf_fma(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+INLINE vf vf_min(vf a, vf b) { return (vf)vminq_f32((float32x4_t)a, (float32x4_t)b); }
+INLINE vf vf_max(vf a, vf b) { return (vf)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
+INLINE vf vf_sqrt(vf a) { return (vf)vsqrtq_f32((float32x4_t)a); }
+
+INLINE vf vf_load_n(const float *from, int64_t n) {
+    vf x = {0};
+    memcpy(&x, from, (size_t)n * sizeof *from);
+    return x;
+}
+
+INLINE void vf_store_n(float *to, vf x, int64_t n) { memcpy(to, &x, (size_t)n * sizeof *to); }
+
+INLINE vf vf_load_f16(const f16 *from) { return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from))); }
+
+INLINE void vf_store_f16(f16 *to, vf x) { vst1_u16(to, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)x))); }
+
+INLINE float vf_sum(vf x) { return vaddvq_f32((float32x4_t)x); }
+INLINE float vf_max_of(vf x) { return vmaxvq_f32((float32x4_t)x); }
+
+INLINE vi vi_round(vf x) { return (vi)vcvtnq_s32_f32((float32x4_t)x); }  // to nearest, ties to even
+INLINE vf vf_from_int(vi x) { return (vf)vcvtq_f32_s32((int32x4_t)x); }
+
+INLINE vi vi_load_u8(const uint8_t *from) {
+    uint32_t four;
+    memcpy(&four, from, sizeof four);
+    const uint16x8_t wide = vmovl_u8(vcreate_u8(four));
+    return (vi)vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(wide)));
+}
+
+INLINE vi vi_load_s8(const int8_t *from) {
+    uint32_t four;
+    memcpy(&four, from, sizeof four);
+    return (vi)vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(four))));
+}
+
+INLINE vi vi_load_u16(const uint16_t *from) { return (vi)vreinterpretq_s32_u32(vmovl_u16(vld1_u16(from))); }
+
+INLINE void vi_store_16(uint16_t *to, vi x) { vst1_u16(to, vmovn_u32(vreinterpretq_u32_s32((int32x4_t)x))); }
+
+// Sums of products of four uint8 and four int8 in a lane. The uint8 values are below 128, so the signed product is right.
+#define DOT4_MAX_SUM (1 << 20)
+typedef vi dots;
+
+INLINE dots dots_zero(void) { return (vi){0}; }
+
+INLINE dots dot4(dots sum, vi u8, vi s8) {
+    return (vi)vdotq_s32((int32x4_t)sum, vreinterpretq_s8_s32((int32x4_t)u8), vreinterpretq_s8_s32((int32x4_t)s8));
+}
+
+INLINE vi dots_sum(dots sum) { return sum; }
+
+INLINE vi dot2(vi sum, vi a, vi b) {
+    const int16x8_t x = vreinterpretq_s16_s32((int32x4_t)a), y = vreinterpretq_s16_s32((int32x4_t)b);
+    const int32x4_t low = vmull_s16(vget_low_s16(x), vget_low_s16(y)), high = vmull_high_s16(x, y);
+    return sum + (vi)vpaddq_s32(low, high);
+}
+
+// Pairs of int8 as pairs of int16: one lane holds two.
+INLINE vi vi_load_s8_pairs(const int8_t *from) { return (vi)vreinterpretq_s32_s16(vmovl_s8(vld1_s8(from))); }

@@ -1,0 +1,15 @@
+"""The compiled kernels, once for every instruction set that this CPU runs."""
+
+import pytest
+
+from headwater.devices.cpu.kernel_build import INSTRUCTION_SETS, build, usable_instruction_sets
+from headwater.devices.cpu.kernel_library import KernelLibrary
+
+
+@pytest.fixture(scope="session", params=[isa.name for isa in usable_instruction_sets()])
+def library(request: pytest.FixtureRequest) -> KernelLibrary:
+    isa = INSTRUCTION_SETS[request.param]
+    try:
+        return KernelLibrary(build(isa), isa)
+    except RuntimeError as error:
+        pytest.skip(str(error))

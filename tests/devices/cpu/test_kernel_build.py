@@ -1,0 +1,148 @@
+"""Building and choosing the CPU kernels: never a stale library, never instructions that the CPU lacks."""
+
+import ctypes
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headwater.devices.cpu import kernel_build, kernel_library
+from headwater.devices.cpu.kernel_build import INSTRUCTION_SETS, chosen_instruction_set
+from headwater.devices.cpu.kernel_library import KernelLibrary
+
+AVX2 = INSTRUCTION_SETS["avx2"]
+x86_only = pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of x86 processors")
+
+
+def test_the_library_is_named_after_sources_and_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A library of older sources or of another set under the same name would crash or compute nonsense."""
+    names = {kernel_build.library_name(isa) for isa in INSTRUCTION_SETS.values()}
+    monkeypatch.setattr(kernel_build, "SOURCES", tmp_path)
+    for text in ("int x;", "int y;"):
+        (tmp_path / "other.c").write_text(text)
+        names.add(kernel_build.library_name(AVX2))
+    assert len(names) == len(INSTRUCTION_SETS) + 2
+
+
+@x86_only
+@pytest.mark.parametrize(("flags", "expected"), [
+    (AVX2.flags, "avx2"),
+    (AVX2.flags | {"avx_vnni"}, "avx_vnni"),
+    (INSTRUCTION_SETS["avx512"].flags | {"avx_vnni"}, "avx512"),
+    (INSTRUCTION_SETS["avx512_bf16"].flags, "avx512_bf16"),
+    (AVX2.flags - {"fma"}, None),
+])  # fmt: skip
+def test_the_best_set_that_the_cpu_runs_is_chosen(
+    monkeypatch: pytest.MonkeyPatch, flags: frozenset[str], expected: str | None
+) -> None:
+    monkeypatch.delenv("HEADWATER_CPU_ISA", raising=False)
+    monkeypatch.setattr(kernel_build, "cpu_flags", lambda: flags)
+    isa = chosen_instruction_set()
+    assert (isa.name if isa else None) == expected
+
+
+@x86_only
+def test_a_set_can_be_forced_but_not_beyond_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_build, "cpu_flags", lambda: INSTRUCTION_SETS["avx512"].flags)
+    monkeypatch.setenv("HEADWATER_CPU_ISA", "avx2")
+    assert chosen_instruction_set() == AVX2
+    for name, reason in (("avx512_bf16", "lacks: avx512_bf16, avx512_vnni"), ("neon", "neon"), ("sse9", "avx2, neon")):
+        monkeypatch.setenv("HEADWATER_CPU_ISA", name)
+        with pytest.raises(ValueError, match=reason):
+            chosen_instruction_set()
+
+
+def test_a_packaged_library_is_preferred(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(kernel_build, "PACKAGED", tmp_path / "packaged")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    name = kernel_build.library_name(AVX2)
+    assert kernel_build.find(AVX2) is None
+    for folder in (tmp_path / "cache/headwater/native", tmp_path / "packaged"):
+        folder.mkdir(parents=True)
+        (folder / name).touch()
+        assert kernel_build.build(AVX2) == folder / name
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler")
+def test_a_failing_compiler_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Half a library would be loaded by the next server start."""
+    (tmp_path / "broken.c").write_text("this is not C\n")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(kernel_build, "SOURCES", tmp_path)
+    with pytest.raises(RuntimeError, match=r"broken\.c"):
+        kernel_build.build(AVX2)
+    assert not any(path.is_file() for path in (tmp_path / "cache").rglob("*"))
+
+
+def test_without_a_compiler_the_remedy_is_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(kernel_build, "PACKAGED", tmp_path)
+    monkeypatch.setattr(kernel_build.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(kernel_library, "chosen_instruction_set", lambda: AVX2)
+    kernel_library.kernel_library.cache_clear()
+    try:
+        assert kernel_library.kernel_library() is None
+    finally:
+        kernel_library.kernel_library.cache_clear()
+    assert "pip install ziglang" in caplog.text
+
+
+def test_ziglang_compiles_where_no_compiler_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(kernel_build.importlib.util, "find_spec", lambda name: object())
+    commands = []
+    monkeypatch.setattr(kernel_build.subprocess, "run", lambda command, **_: commands.append(command) or Done())
+    kernel_build.compile_library(AVX2, tmp_path / "library.so")
+    assert commands[0][:5] == [sys.executable, "-m", "ziglang", "cc", "-mcpu=x86_64_v3"]
+
+
+class Done:
+    returncode = 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", [isa for isa in INSTRUCTION_SETS.values() if isa.machine == platform.machine()],
+                         ids=lambda isa: isa.name)  # fmt: skip
+def test_every_set_of_this_machine_compiles_without_a_warning(isa: kernel_build.InstructionSet, tmp_path: Path) -> None:
+    """Sets that this CPU cannot run are at least compiled."""
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        pytest.skip("needs a C compiler")
+    kernel_build.compile_library(isa, tmp_path / "library.so", extra_options=("-Werror",))
+
+
+def test_the_command_builds_and_says_where(tmp_path: Path) -> None:
+    """`make setup` must pass on a machine without cc; the reason is said on stderr."""
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "PATH": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    command = [sys.executable, "-m", "headwater.devices.cpu.kernel_build"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert "CPU kernels" in done.stderr or "CPU kernels" in done.stdout
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 16, 45])
+@pytest.mark.parametrize("name", ["bf16", "f16"])
+def test_16_bit_numbers_round_like_the_reference(library: KernelLibrary, name: str, count: int) -> None:
+    """To nearest, ties to even, with denormals, infinities and NaN; nothing behind the end is written."""
+    special = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-40, 6e-8, 65504.0, 65520.0, 1.00390625, 1.01171875, 3.4e38]
+    values = np.resize(np.array([*special, *np.random.default_rng(0).normal(size=40)], np.float32), count)
+    narrow, wide = np.full(count + 1, 7, np.uint16), np.full(count + 1, 7, np.float32)
+    functions, address = library.functions, lambda array: ctypes.c_void_p(array.ctypes.data)
+    getattr(functions, f"hw_{name}_of_floats")(address(values), address(narrow), ctypes.c_int64(count))
+    getattr(functions, f"hw_floats_of_{name}")(address(narrow), address(wide), ctypes.c_int64(count))
+    with np.errstate(over="ignore"):
+        expected = values.astype(np.float16).astype(np.float32) if name == "f16" else rounded_to_bf16(values)
+    np.testing.assert_array_equal(wide[:count], expected)
+    assert narrow[count] == wide[count] == 7
+
+
+def rounded_to_bf16(values: np.ndarray) -> np.ndarray:
+    bits = values.view(np.uint32).astype(np.uint64)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)
+    return np.where(np.isnan(values), np.float32(np.nan), rounded)
