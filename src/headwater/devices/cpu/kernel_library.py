@@ -29,6 +29,8 @@ class Step(ctypes.Structure):
         ("kv", _POINTER),
         ("chunks", _POINTER),
         ("num_chunks", _LONG),
+        ("queries_per_chunk", _LONG),
+        ("partial_slots", _POINTER),
     )
 
 
@@ -50,6 +52,8 @@ class KernelLibrary:
     def __init__(self, path: Path, isa: InstructionSet) -> None:
         self.isa = isa
         self.functions = ctypes.CDLL(str(path))
+        self.functions.hw_run.argtypes = (_POINTER, _LONG, ctypes.POINTER(Step), _LONG, _POINTER)
+        self.functions.hw_run.restype = None
 
     def kernel(self, name: str) -> Kernel:
         """The `Kernel` named hw_NAME; `ctypes.addressof` of it is what a program records."""

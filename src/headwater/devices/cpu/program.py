@@ -1,0 +1,261 @@
+"""A CPU program: the ops of a forward pass, recorded once and then run in one call per step.
+
+A CPU records a model as a GPU captures a graph. The model's code runs once, with arrays that have a shape and no
+numbers yet; every layer appends ops. A step then runs the ops on T tokens, of which S rows are selected for logits.
+Arrays share the memory of one arena where they do not live at the same time. Their addresses stay the same until a
+larger step than all before it makes the arena grow.
+"""
+
+import ctypes
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from headwater.devices.cpu.kernel_library import SELECTED, TOKENS, KernelLibrary, Step
+
+_ALIGNMENT = 64  # bytes: a line of the cache, and the widest registers
+_ROWS_ALIGNMENT = 16  # kernels may write whole tiles of rows
+
+Numbers = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Array:
+    """An array of a program: [T or S, width], without gaps between the rows."""
+
+    program: "Program"
+    rows: int  # TOKENS or SELECTED
+    width: int
+    dtype: np.dtype
+    stays: bool  # until the end of the program
+
+    @property
+    def row_bytes(self) -> int:
+        return self.width * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class StepArrays:
+    """What changes from step to step, as arrays of the host: `Step` of kernels/step.h, whose names these are.
+
+    All arrays are contiguous. Row r computes tokens [query_starts[r], query_starts[r + 1]).
+    """
+
+    token_ids: npt.NDArray[np.int32]  # [T]
+    positions: npt.NDArray[np.int32]  # [T]
+    query_starts: npt.NDArray[np.int32]  # [R + 1]
+    context_lens: npt.NDArray[np.int32]  # [R]
+    page_tables: npt.NDArray[np.int32]  # [R, pages of the longest]
+    selected: npt.NDArray[np.int32]  # [S]
+    kv: npt.NDArray[np.uint8]  # [pages, page_bytes]
+    chunks: npt.NDArray[np.int64]
+    queries_per_chunk: int
+    partial_slots: npt.NDArray[np.int32]  # [R]
+
+    def num_rows_of(self, rows: int) -> int:
+        return len(self.token_ids) if rows == TOKENS else len(self.selected)
+
+    def as_struct(self) -> Step:
+        """The addresses for the kernels. The arrays must outlive their use."""
+        arrays = {
+            name: getattr(self, name)
+            for name in (
+                "token_ids", "positions", "query_starts", "context_lens", "page_tables", "selected", "kv", "chunks",
+                "partial_slots",
+            )
+        }  # fmt: skip
+        assert all(array.flags.c_contiguous for array in arrays.values())
+        return Step(
+            num_tokens=len(self.token_ids),
+            num_rows=len(self.context_lens),
+            num_selected=len(self.selected),
+            table_stride=self.page_tables.shape[1],
+            num_chunks=len(self.chunks),
+            queries_per_chunk=self.queries_per_chunk,
+            **{name: array.ctypes.data for name, array in arrays.items()},
+        )
+
+
+Plain = Callable[..., None]  # (StepArrays, **arrays by their names in the job, cut to the rows of the step)
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """A kernel, its job and the program's arrays that the job names. `plain` computes the same in numpy."""
+
+    kernel: str
+    job: ctypes.Structure | None  # None: there is no library
+    arrays: Mapping[str, Array]
+    plain: Plain
+    keeps: tuple[object, ...]  # the job holds their addresses
+
+
+class _NativeOp(ctypes.Structure):
+    """`Op` of kernels/step.h."""
+
+    _fields_ = (("kernel", ctypes.c_void_p), ("job", ctypes.c_void_p))
+
+
+@dataclass(slots=True)
+class _Arena:
+    """Memory for the arrays of up to so many rows."""
+
+    num_rows: tuple[int, int]  # TOKENS, SELECTED
+    memory: npt.NDArray[np.uint8]
+    starts: list[int]  # of each slot, in `memory`
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """A place of the arena, for arrays of one size that do not live at the same time."""
+
+    rows: int
+    row_bytes: int
+
+
+class Program:
+    """Ops in the order of their recording. Without a library they run in numpy, many times slower.
+
+    Steps run in one thread. `op_ns` counts the nanoseconds of each op while `is_timed`.
+    """
+
+    def __init__(self, library: KernelLibrary | None, *, num_threads: int) -> None:
+        self._library = library
+        self._num_threads = num_threads
+        self._ops: list[Op] = []
+        self._arena: _Arena | None = None
+        self._slots: list[_Slot] = []
+        self._slot_of: dict[Array, int] = {}
+        self._native_ops: ctypes.Array[_NativeOp] | None = None
+        self.is_timed = False
+        self.op_ns: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        return tuple(self._ops)
+
+    # --- recording -----------------------------------------------------------------------------------
+
+    def array(self, rows: int, width: int, *, dtype: npt.DTypeLike = np.float32, stays: bool = False) -> Array:
+        """An array for ops to write. `stays`: other code reads it after the run."""
+        return Array(self, rows, width, np.dtype(dtype), stays)
+
+    def append(
+        self,
+        kernel: str,
+        job: ctypes.Structure | None,
+        arrays: Mapping[str, Array],
+        *,
+        plain: Plain,
+        keeps: tuple[object, ...] = (),
+    ) -> None:
+        """Record an op. `arrays` are the job's fields for which the program has the addresses."""
+        assert self._arena is None, "the program has run"
+        assert all(array.program is self for array in arrays.values())
+        self._ops.append(Op(kernel, job, arrays, plain, keeps))
+
+    # --- running -------------------------------------------------------------------------------------
+
+    def run(self, step: StepArrays, *, first: int = 0, end: int | None = None) -> None:
+        """Run ops [first, end) of a step, to the last op if `end` is not given."""
+        end = len(self._ops) if end is None else end
+        self._reserve(len(step.token_ids), len(step.selected))
+        if self._library is None:
+            for op in self._ops[first:end]:
+                op.plain(step, **{name: self.view(array, step) for name, array in op.arrays.items()})
+            return
+        assert self._native_ops is not None
+        struct = step.as_struct()
+        self._library.functions.hw_run(
+            ctypes.addressof(self._native_ops) + first * ctypes.sizeof(_NativeOp),
+            end - first,
+            ctypes.byref(struct),
+            self._num_threads,
+            self.op_ns.ctypes.data + first * self.op_ns.itemsize if self.is_timed else None,
+        )
+
+    def view(self, array: Array, step: StepArrays) -> Numbers:
+        """The numbers of an array, [rows of the step, width]; valid until the arena grows."""
+        assert self._arena is not None
+        num_rows = step.num_rows_of(array.rows)
+        start = self._arena.starts[self._slot_of[array]]
+        memory = self._arena.memory[start : start + num_rows * array.row_bytes]
+        return memory.view(array.dtype).reshape(num_rows, array.width)
+
+    # --- memory --------------------------------------------------------------------------------------
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the arrays by now."""
+        return 0 if self._arena is None else self._arena.memory.nbytes
+
+    def _reserve(self, num_tokens: int, num_selected: int) -> None:
+        """Have an arena for so many rows. A larger step than all before moves the arrays."""
+        if self._arena is None:
+            self._slots, self._slot_of = _share_slots(self._ops)
+            self.op_ns = np.zeros(len(self._ops), dtype=np.int64)
+        elif num_tokens <= self._arena.num_rows[TOKENS] and num_selected <= self._arena.num_rows[SELECTED]:
+            return
+        had = (0, 0) if self._arena is None else self._arena.num_rows
+        kept = [] if self._arena is None else [self._copy_of(array) for array in self._slot_of if array.stays]
+        self._arena = _allocate(self._slots, (max(num_tokens, had[0]), max(num_selected, had[1])))
+        for array, numbers in kept:
+            self._memory_of(array)[: len(numbers)] = numbers
+        self._bind()
+
+    def _copy_of(self, array: Array) -> tuple[Array, npt.NDArray[np.uint8]]:
+        return array, self._memory_of(array).copy()
+
+    def _memory_of(self, array: Array) -> npt.NDArray[np.uint8]:
+        assert self._arena is not None
+        start = self._arena.starts[self._slot_of[array]]
+        return self._arena.memory[start : start + self._arena.num_rows[array.rows] * array.row_bytes]
+
+    def _bind(self) -> None:
+        """Write the addresses of the arrays into the jobs."""
+        if self._library is None:
+            return
+        assert self._arena is not None
+        base = self._arena.memory.ctypes.data
+        native_ops = []
+        for op in self._ops:
+            assert op.job is not None
+            for name, array in op.arrays.items():
+                setattr(op.job, name, base + self._arena.starts[self._slot_of[array]])
+            native_ops.append(_NativeOp(ctypes.addressof(self._library.kernel(op.kernel)), ctypes.addressof(op.job)))
+        self._native_ops = (_NativeOp * len(native_ops))(*native_ops)
+
+
+def _share_slots(ops: list[Op]) -> tuple[list[_Slot], dict[Array, int]]:
+    """Give each array a slot. Arrays of the same size share one if the first is read for the last time before."""
+    last_op = {array: index for index, op in enumerate(ops) for array in op.arrays.values()}
+    slots: list[_Slot] = []
+    slot_of: dict[Array, int] = {}
+    free: dict[_Slot, list[int]] = {}
+    for index, op in enumerate(ops):
+        arrays = dict.fromkeys(op.arrays.values())
+        for array in arrays:
+            if array not in slot_of:
+                slot = _Slot(array.rows, array.row_bytes)
+                if not free.setdefault(slot, []):
+                    free[slot].append(len(slots))
+                    slots.append(slot)
+                slot_of[array] = free[slot].pop()
+        for array in arrays:  # only now: no op writes over what it reads
+            if last_op[array] == index and not array.stays:
+                free[_Slot(array.rows, array.row_bytes)].append(slot_of[array])
+    return slots, slot_of
+
+
+def _allocate(slots: list[_Slot], num_rows: tuple[int, int]) -> _Arena:
+    padded = tuple(-(-num // _ROWS_ALIGNMENT) * _ROWS_ALIGNMENT for num in num_rows)
+    starts, size = [], 0
+    for slot in slots:
+        starts.append(size)
+        size += -(-padded[slot.rows] * slot.row_bytes // _ALIGNMENT) * _ALIGNMENT
+    memory = np.zeros(size + _ALIGNMENT, dtype=np.uint8)
+    shift = -memory.ctypes.data % _ALIGNMENT
+    return _Arena((padded[TOKENS], padded[SELECTED]), memory, [start + shift for start in starts])
