@@ -12,38 +12,8 @@ import pytest
 from test_prose import BANNED, LIST_ITEM, MAX_WORDS, ROOT, num_words, plain, sentences
 
 SOURCE = ROOT / "src" / "headwater"
-AREAS = [  # packages and modules that have been revised
-    ROOT / "benchmarks",
-    SOURCE / "cli",
-    SOURCE / "server",
-    SOURCE / "clock.py",
-    SOURCE / "kv_events.py",
-    SOURCE / "devices",
-    SOURCE / "execution",
-    SOURCE / "models",
-    SOURCE / "planning",
-    SOURCE / "simulation",
-    SOURCE / "storage",
-    SOURCE / "generation",
-    SOURCE / "http_api",
-    SOURCE / "scheduling",
-    SOURCE / "messages" / "base.py",
-    SOURCE / "messages" / "generation.py",
-    SOURCE / "tokenization",
-    SOURCE / "launch" / "assembly.py",
-    SOURCE / "launch" / "config.py",
-    SOURCE / "launch" / "cpu_placement.py",
-    SOURCE / "launch" / "cuda_placement.py",
-    SOURCE / "launch" / "placement.py",
-    SOURCE / "launch" / "default_model.py",
-    SOURCE / "launch" / "engine_api.py",
-    SOURCE / "launch" / "facts_builder.py",
-    SOURCE / "launch" / "flags.py",
-    SOURCE / "launch" / "model_choice.py",
-    SOURCE / "launch" / "openmp.py",
-    SOURCE / "launch" / "private_directory.py",
-]
-FILES = sorted(file for area in AREAS for file in ([area] if area.suffix else area.rglob("*.py")))
+AREAS = [ROOT / "benchmarks", SOURCE]
+FILES = sorted(file for area in AREAS for file in area.rglob("*.py"))
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -89,9 +59,10 @@ def faults(source: str) -> list[str]:
     ]
 
 
-def test_areas_exist() -> None:
-    """A package that was renamed must not leave the check."""
-    assert all(area.exists() for area in AREAS)
+def test_every_area_has_files() -> None:
+    """A folder that was renamed must not leave the check."""
+    for area in AREAS:
+        assert any(file.is_relative_to(area) for file in FILES)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())

@@ -152,12 +152,12 @@ class TiersMachine(RuleBasedStateMachine):
             self.cache.release(lease)
 
     @rule(tokens=TOKENS, salt=SALTS)
-    def load(self, tokens, salt):
+    def restore_prefix(self, tokens, salt):
         """A request that finds pages on the host; it acquires anew when they have come."""
         sequence = TokenSequence(np.array(tokens, dtype=np.int32))
         lease = self.cache.acquire(Namespace(salt, "", "", "w"), sequence, max_cached_tokens=len(tokens))
         self.time += 1
-        if self.cache.load(lease, max_cached_tokens=len(tokens)) is None:
+        if self.cache.restore(lease, max_cached_tokens=len(tokens)) is None:
             self.cache.release(lease)
         else:
             self.given.add(lease)
@@ -185,7 +185,7 @@ class TiersMachine(RuleBasedStateMachine):
         self.serve(tokens, salt)
         self.quiet(1)
         self.retire(salt, None, frozenset({DEVICE}))
-        self.load(tokens, salt)
+        self.restore_prefix(tokens, salt)
         self.let_arrive()
         self.serve([*tokens[: len(tokens) // 2], 1], salt)
         self.retire(salt, None, tiers)
@@ -258,7 +258,7 @@ class TiersMachine(RuleBasedStateMachine):
         if tier is DEVICE:
             self.quiet(1)
             self.retire(salt, None, frozenset({DEVICE}))
-            self.load(tokens, salt)
+            self.restore_prefix(tokens, salt)
         self.retire(salt, None, frozenset({tier}))
         self.quiet(1)
 

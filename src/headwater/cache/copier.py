@@ -1,4 +1,4 @@
-"""Who really copies pages between device and host: one implementation a device, one in the simulation."""
+"""The copies of pages between device and host: one implementation for each device, one in the simulation."""
 
 from typing import Protocol, runtime_checkable
 
@@ -25,14 +25,14 @@ class CopyHandle(Protocol):
 
 @runtime_checkable
 class EarlyCopyHandle(CopyHandle, Protocol):
-    """A restore whose pages steps may be planned with before it is done."""
+    """A restore whose pages may be used by new steps before the copy is done."""
 
     def is_readable(self, *, is_alone: bool) -> bool:
         """Whether steps launched from now on may read the destination; never blocks. Stays true.
 
-        The runner makes their kernels wait for what has not arrived, and the copy cannot fail any more. Its
-        pages stay in use, on both sides, until it is done. `is_alone`: no other request would have to wait, too,
-        however much is still to come.
+        From then on the copy cannot fail, and the runner makes the kernels of these steps wait for layers that have
+        not arrived. The pages of both sides stay in use until the copy is done. `is_alone`: no other request would
+        be delayed, so the restore may count as readable however much of it is still to arrive.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Which unpinned run of a tier to give up next: least recently used, leaves first."""
+"""Which unpinned run of a tier is evicted next: the least recently used leaf."""
 
 import heapq
 import itertools
@@ -8,7 +8,7 @@ from headwater.cache.radix_tree import Node
 
 
 class LruLeaves:
-    """Candidates for eviction on one tier, in a heap whose stale entries are skipped when they surface."""
+    """Candidates for eviction on one tier, in a heap. Stale entries are skipped when they are popped."""
 
     def __init__(self, tier: Tier) -> None:
         self._tier = tier
@@ -16,7 +16,7 @@ class LruLeaves:
         self._order = itertools.count()
 
     def offer(self, node: Node) -> None:
-        """Consider `node`, if it could be evicted now. Cheap; offering twice is harmless."""
+        """Add `node` if it could be evicted now. Cheap; adding it twice is harmless."""
         if self._is_candidate(node):
             heapq.heappush(self._heap, (node.last_used, next(self._order), node))
 

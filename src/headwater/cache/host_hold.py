@@ -1,4 +1,4 @@
-"""A hold on host pages that no request uses: they are not evicted while it lasts."""
+"""A hold on host pages for an operator's pin: they are not evicted while the hold lasts."""
 
 from headwater.cache.namespace import Tier
 from headwater.cache.radix_tree import Node, Run
@@ -6,14 +6,14 @@ from headwater.cache.tier_pages import TierPages
 
 
 class HostHold:
-    """Pins host runs along a path of nodes, as they come. Made and changed by `PrefixCache` only."""
+    """Pins the host runs of a path, more of them as pages arrive there. Made and changed by `LowerTiers` only."""
 
     def __init__(self) -> None:
         self.is_complete = False  # every page of the path is held
-        self._runs: list[Run] = []  # as they were when they were pinned; a split makes several of one
+        self._runs: list[Run] = []  # as they were pinned; a later split turns one into several
 
     def held(self) -> list[Run]:
-        """The runs it pins now."""
+        """The runs that it pins now."""
         return [part for run in self._runs for part in run.chain()]
 
     @property
@@ -22,11 +22,11 @@ class HostHold:
 
     @property
     def is_retired(self) -> bool:
-        """Whether a flush has cut out anything it pins."""
+        """Whether a flush has cut any of the pinned runs out of the tree."""
         return any(run.is_retired for run in self.held())
 
     def take(self, path: list[Node], tier_pages: TierPages) -> list[Node]:
-        """Pin what of `path` is on the host; returns the nodes that are not."""
+        """Pin the runs of `path` that are on the host; returns the nodes without one."""
         held = {id(run) for run in self.held()}
         missing: list[Node] = []
         for node in path:

@@ -12,7 +12,7 @@ class WritePolicy(Enum):
     """When device pages are copied to the host.
 
     `write_through`: when they are shared. `write_through_selective`: when they are hit again. `write_back`: before they
-    are evicted. A page that is evicted before its copy began is lost to the host tier; answers stay right.
+    are evicted. A page that is evicted before its copy begins is computed again; answers stay correct.
     """
 
     WRITE_THROUGH = "write_through"
@@ -33,12 +33,12 @@ class HostPages(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HostTier:
-    """Pages in host memory below those of the device."""
+    """Host memory as the tier below the device."""
 
     num_pages: int
     copier: PageCopier
     pages: HostPages
     policy: WritePolicy
     max_pages_in_flight: int = 4096
-    min_restore_tokens: int = 32  # less is computed rather than copied
-    num_ready: Callable[[], int] | None = None  # pages that copies reach by now; None: all
+    min_restore_tokens: int = 32  # shorter prefixes are computed, not copied
+    num_ready: Callable[[], int] | None = None  # pages in memory that is pinned already; None: all

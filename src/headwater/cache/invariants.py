@@ -1,4 +1,4 @@
-"""The books of the cache, audited: for tests, the simulation, and the server's check at idle."""
+"""Audits the bookkeeping of the cache: for tests, the simulation, and the server's check at idle."""
 
 import numpy as np
 
@@ -38,7 +38,7 @@ def check_invariants(cache: PrefixCache) -> None:
 
 
 class _Holders:
-    """Everybody who pins runs or owns pages outside the tree."""
+    """The pins on runs, and the pages owned outside the tree: by leases, copies, holds and the store."""
 
     def __init__(self, cache: PrefixCache) -> None:
         self.private: list[PageIds] = []
@@ -98,9 +98,9 @@ def _tree_runs(cache: PrefixCache, nodes: list[Node], tier: Tier) -> list[Run]:
 
 
 def _check_owners(pool: PagePool, held: dict[Owner, list[PageIds]]) -> None:
-    """Each owner holds as many pages as are counted, and the pool says the same of each page.
+    """Each owner holds as many pages as the pool counts for it, and the pool names the same owner for every page.
 
-    So none is held twice: it would be missing elsewhere.
+    Together this excludes a page that is held twice: another page would be missing.
     """
     owners = np.zeros(pool.capacity, dtype=np.uint8)
     for owner, pages in held.items():

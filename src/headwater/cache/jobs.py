@@ -1,4 +1,4 @@
-"""Work that may block, off the loop: calls of a storage backend, in threads that nobody ever waits for."""
+"""Work that may block, off the loop: calls of a storage backend, in threads that are never waited for."""
 
 import queue
 import threading
@@ -8,19 +8,19 @@ from typing import Any, Protocol
 
 
 class JobAbandoned(Exception):
-    """The loop gave a job up; the job must not touch pages any more."""
+    """The loop has abandoned the job, which must not touch pages any more."""
 
 
 class Job:
-    """One piece of blocking work. The loop asks `is_done`, and gives it up with `abandon`.
+    """One piece of blocking work. The loop polls `is_done`, and gives the job up with `abandon`.
 
-    The work touches pages only inside `pages()`: after `abandon` has returned, it never will.
+    The work touches pages only inside `pages()`, so it touches none after `abandon` has returned.
     """
 
     def __init__(self, work: Callable[["Job"], Any]) -> None:
         self._work = work
         self._lock = threading.Lock()
-        self._has_ended = False  # set last, by whoever runs it: the loop asks again and again, and never waits
+        self._has_ended = False  # set last, by the thread that runs it; the loop polls it without the lock
         self._is_abandoned = False
         self.result: Any = None
         self.error: Exception | None = None
@@ -29,39 +29,39 @@ class Job:
         return self._has_ended
 
     def abandon(self) -> None:
-        """Give the job up. Waits at most for a copy of pages that is under way, never for I/O."""
+        """Give the job up. Waits for a copy of pages under way at most, never for I/O."""
         with self._lock:
             self._is_abandoned = True
 
     @contextmanager
     def pages(self):
-        """Hold the pages the job was given. Raises `JobAbandoned` if they are the job's no more."""
+        """A block in which the job may touch its pages. Raises `JobAbandoned` if the loop has taken them back."""
         with self._lock:
             if self._is_abandoned:
                 raise JobAbandoned
             yield
 
     def run(self) -> None:
-        """Do the work; whatever it raises is kept in `error`."""
+        """Do the work. An exception is kept in `error`."""
         try:
             if not self._is_abandoned:
                 self.result = self._work(self)
-        except Exception as error:  # noqa: BLE001  a thread has nobody else to tell
+        except Exception as error:  # noqa: BLE001  an error leaves a thread only through the job
             self.error = error
         finally:
             self._has_ended = True
 
 
 class JobRunner(Protocol):
-    """Carries jobs out, some at a time, in the order they came."""
+    """Runs jobs in order of arrival, a few at a time."""
 
     def submit(self, work: Callable[[Job], Any]) -> Job | None:
-        """Begin or queue `work`; None if too much is queued or hangs already."""
+        """Begin or queue `work`; None if too many jobs are queued or hang already."""
         ...
 
 
 class ThreadJobRunner:
-    """A few daemon threads. One that hangs in a job that was given up is replaced, up to a bound."""
+    """A few daemon threads. A thread that hangs in an abandoned job is replaced, up to a bound."""
 
     def __init__(self, *, name: str, num_threads: int = 2, max_queued: int = 256, max_hung: int = 8) -> None:
         self._name = name
@@ -94,6 +94,6 @@ class ThreadJobRunner:
             with self._lock:
                 self._running.remove(job)
                 num_hung = sum(1 for it in self._running if it._is_abandoned)
-                if self._num_alive - num_hung > self._num_threads:  # it was replaced while it hung
+                if self._num_alive - num_hung > self._num_threads:  # this thread was replaced while it hung
                     self._num_alive -= 1
                     return

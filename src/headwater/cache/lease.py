@@ -12,7 +12,7 @@ _NO_PAGES = np.empty(0, dtype=np.int32)
 
 
 class TokenSequence:
-    """Prompt and generated tokens. Views stay valid for what they show: tokens are only ever appended."""
+    """Prompt and generated tokens. Tokens are only appended, so views stay valid."""
 
     __slots__ = ("_buffer", "length")
 
@@ -39,7 +39,7 @@ class TokenSequence:
 class Lease:
     """Pins on a path of the tree, and the private pages that follow it.
 
-    Made and changed by `PrefixCache` only. `tokens` is the request's own sequence, which it appends to.
+    Made and changed by `PrefixCache` only. `tokens` is the sequence of the request, which appends to it.
     """
 
     __slots__ = (
@@ -68,10 +68,10 @@ class Lease:
         self.private: PageIds = _NO_PAGES  # capacity may exceed num_private
         self.num_private = 0
         self.publish_limit = publish_limit  # pages from this index on are never published
-        self.superseded: list[PageIds] = []  # own copies of pages found in the tree, until no step reads them
-        self.retirements: list[Retirement] = []  # that lowered publish_limit and wait for this lease to end
+        self.superseded: list[PageIds] = []  # its copies of pages that the tree had already, until no step reads them
+        self.retirements: list[Retirement] = []  # those that lowered publish_limit; they wait for the release
         self.is_released = False
-        # What the store's counters were when it was acquired: what it computes is never stored under later ones.
+        # The store's counters when the lease was acquired. Its pages are never stored under later counters.
         self.generations: tuple[int, ...] | None = None
 
     @property

@@ -14,11 +14,11 @@ from headwater.cache.tier_pages import TierPages
 from headwater.cache.transfer_engine import TransferEngine
 
 _WEIGHT = 0.2  # of a new sample in the running averages
-_OVERHEAD_S = 0.001  # of a restore: its request starts a turn later at the earliest
+_OVERHEAD_S = 0.001  # of a restore: its request starts at least a turn later
 
 
 class RestoreCost:
-    """Running averages of seconds per token, of prefill and of restores. Unknown costs speak for restoring."""
+    """Running averages of the seconds per token of prefill and of restores. While either is unknown, restores win."""
 
     def __init__(self, *, min_tokens: int) -> None:
         self._min_tokens = min_tokens
@@ -41,9 +41,9 @@ class RestoreCost:
 
 
 class LowerTiers:
-    """The tiers below the device, as far as they are enabled. All methods run in the engine's loop and never block.
+    """The enabled tiers below the device. All methods run in the engine's loop and never block.
 
-    `host`, `transfers` and `storage` are None where there is no such tier.
+    `host` and `transfers` are None without a host tier, `storage` without an attached store.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class LowerTiers:
     # --- every turn ---------------------------------------------------------------------------------
 
     def apply_finished(self, release: Callable[[Lease], None]) -> bool:
-        """Take in copies that are done, and start those that are due. Returns whether anything changed.
+        """Process the copies that have ended, and start those that are due. Returns whether anything changed.
 
-        `release` ends the leases of restores that are done.
+        `release` ends the leases of finished restores.
         """
         if self.transfers is None:
             return False
@@ -86,31 +86,31 @@ class LowerTiers:
                     self.storage.persist(node)
             if transfer.destination_tier is Tier.DEVICE and not transfer.handle.has_failed:
                 self.restore_cost.saw_restore(len(transfer.pages) * self._tree.page_size, transfer.handle.took_s)
-        for load in (loads := self.transfers.take_finished_loads()):
-            if load.lease is not None:
-                release(load.lease)
-                load.lease = None
+        for restore in (restores := self.transfers.take_finished_restores()):
+            if restore.lease is not None:
+                release(restore.lease)
+                restore.lease = None
         has_ended = self.storage.advance() if self.storage is not None else False
         self.transfers.start_waiting()
         if self.write_policy is WritePolicy.WRITE_BACK:
             self._write_back()
-        return bool(finished or loads) or has_ended
+        return bool(finished or restores) or has_ended
 
     @property
     def needs_polling(self) -> bool:
-        """Whether copies may end soon that send no message."""
+        """Whether copies are in flight whose end sends no message."""
         is_copying = self.transfers is not None and self.transfers.num_in_flight > 0
         return is_copying or (self.storage is not None and self.storage.needs_polling)
 
     def in_flight(self) -> dict[str, int]:
-        """Copies between tiers, by kind. Leases are not counted here: they belong to requests."""
+        """Copies between tiers, by kind. Leases are not counted here, since they belong to requests."""
         found = self.transfers.in_flight() if self.transfers is not None else {}
         return found if self.storage is None else found | self.storage.in_flight()
 
     # --- copies to the host -------------------------------------------------------------------------
 
     def saw_published(self, node: Node) -> None:
-        """`node` has come to the tree, with pages on the device."""
+        """A lease has published `node`, with pages on the device."""
         if self.transfers is not None and self.write_policy is WritePolicy.WRITE_THROUGH:
             self.transfers.offload(node)
 
@@ -121,9 +121,9 @@ class LowerTiers:
                 self.transfers.offload(each)
 
     def _write_back(self) -> None:
-        """Copy the runs that would be evicted next, while there are still free pages.
+        """Copy the runs that would be evicted next, while free pages remain.
 
-        A run is copied once for each time it is used: on a small host, copies evict one another and would never end.
+        A run is copied at most once after each use: on a small host copies evict one another and would never end.
         """
         assert self.transfers is not None
         device = self._tier_pages[Tier.DEVICE]
@@ -139,14 +139,14 @@ class LowerTiers:
         return self.transfers is not None and self.transfers.is_parking
 
     def back_up(self, lease: Lease) -> int:
-        """Copy the lease's shared pages to the host; returns how many are there, or soon will be.
+        """Copy the lease's shared pages to the host; returns how many are there or are being copied.
 
-        For a request that gives its pages up for others: it finds them again on the host.
+        For a request that is parked: it finds its pages again on the host.
         """
         if self.transfers is None:
             return 0
         num_pages = 0
-        for node in self._tree.path_to(lease.node):  # from above: pages below a gap are of no use
+        for node in self._tree.path_to(lease.node):  # from the top: pages below a gap are of no use
             self.transfers.offload(node, is_parking=True)
             if Tier.HOST in node.runs or node.offload is not None:
                 num_pages += len(node.tokens) // self._tree.page_size
@@ -155,13 +155,13 @@ class LowerTiers:
     # --- holds --------------------------------------------------------------------------------------
 
     def hold(self) -> HostHold:
-        """A hold that pins nothing yet. The caller's until `release_hold`."""
+        """A new hold, without pins. The caller owns it until `release_hold`."""
         hold = HostHold()
         self.holds.add(hold)
         return hold
 
     def extend_hold(self, hold: HostHold, lease: Lease, *, may_copy: bool) -> None:
-        """Pin the pages of the lease's path that are on the host; with `may_copy` begin to copy the others there."""
+        """Pin the host pages of the lease's path; with `may_copy` begin to copy the missing ones there."""
         assert self.transfers is not None
         for node in hold.take(self._tree.path_to(lease.node), self._tier_pages[Tier.HOST]):
             if may_copy:
@@ -174,28 +174,28 @@ class LowerTiers:
     # --- storage and flushes ------------------------------------------------------------------------
 
     def attach(self, storage: StorageTier) -> None:
-        """Use `storage` from now on. No store is attached, and there is a host tier to move pages through."""
+        """Use `storage` from now on. Requires a host tier, and that no store is attached."""
         assert self.storage is None and self.host is not None
         self.storage = storage
         storage.generations.take_over(self._unacknowledged.take(storage.place))
-        if self._tree.roots:  # pages that are being computed now are to be stored, too
+        if self._tree.roots:  # so that pages of requests that start from now on can be stored
             storage.generations.ask(list(self._tree.roots))
 
     def detach(self) -> StorageTier:
-        """Stop using the store, and give up what is in flight to and from it."""
+        """Stop using the store, and give up all copies in flight to and from it."""
         assert self.storage is not None
         storage, self.storage = self.storage, None
         storage.detach()
         self._unacknowledged.left_by(storage.place, storage.generations.unacknowledged)
         for root in list(self._tree.roots.values()):
             for node in self._tree.subtree(root):
-                node.generations = None  # they are another store's
+                node.generations = None  # they are counters of the old store
         for lease in self._leases:
             lease.generations = None
         return storage
 
     def retire(self, scope: Scope, retirement: Retirement) -> int:
-        """Drop copies in flight to a tier in `scope`, and retire it in the store; returns how many were dropped."""
+        """Drop copies in flight to a tier in `scope`, and retire it in the store; returns the number of such copies."""
         num_dropped = self.transfers.mark_retired(scope) if self.transfers else 0
         if self.storage is not None:
             num_dropped += self.storage.retire(scope)

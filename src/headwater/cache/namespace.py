@@ -1,4 +1,4 @@
-"""Namespaces keep caches apart; scopes say which part of the cache an operation means."""
+"""Namespaces keep caches apart; a scope selects the part of the cache that an operation covers."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -28,7 +28,7 @@ class Namespace(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What to retire. None means all; `prefix` narrows to token paths that begin with it."""
+    """The part of the cache to retire. None means all; `prefix` limits it to token paths that begin with it."""
 
     cache_salt: str | None = None
     extra_key: str | None = None
@@ -38,7 +38,7 @@ class Scope:
 
     @property
     def is_everything(self) -> bool:
-        """Whether it is as wide as can be, on its tiers."""
+        """Whether it covers everything on its tiers."""
         narrowed = (self.cache_salt, self.extra_key, self.other_than_weights_id, self.prefix)
         return all(part is None for part in narrowed)
 
@@ -56,8 +56,8 @@ class Scope:
     def limit_for(self, tokens: TokenIds, page_size: int) -> int | None:
         """How many leading pages of a sequence `tokens` lie outside the scope; None: all of them.
 
-        A sequence that is still shorter than the prefix but has begun the page that holds the prefix's last
-        token counts as inside: what it wrote there was computed before the retirement.
+        A sequence that has begun the page of the prefix's last token counts as inside, even if it is still shorter
+        than the prefix: its tokens in that page were computed before the retirement.
         """
         first = self.first_page(page_size)
         if self.prefix is None:

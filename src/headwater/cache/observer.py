@@ -1,4 +1,4 @@
-"""Who is told what the cache holds."""
+"""The port through which the cache reports what it holds."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,10 +9,10 @@ from headwater.messages.base import TokenIds
 
 
 class CacheObserver(Protocol):
-    """Called in the loop, in the order things happen. Must not change the cache, nor block.
+    """Receives every change, in order, on the loop. Must neither change the cache nor block.
 
-    `stored` and `removed` tell of device and host. A store is told apart: it belongs to others, too, so that what
-    is known of it are only this engine's own writes and what its reads found.
+    `stored` and `removed` report the device and the host. `persisted` and `lost` report a store. A store may have other
+    users, so these two cover only what this engine has written, and what its reads have found.
     """
 
     def stored(self, node: Node, tier: Tier) -> None:
@@ -30,9 +30,9 @@ class CacheObserver(Protocol):
     def persisted(
         self, namespace: Namespace, hashes: Sequence[bytes], tokens: TokenIds, *, parent: bytes | None
     ) -> None:
-        """The store has these consecutive pages, perhaps not for the first time. `parent`: the page before them."""
+        """The store has these consecutive pages; may repeat. `parent`: the hash of the page before them."""
         ...
 
     def lost(self, hashes: Sequence[bytes], *, reason: str) -> None:
-        """The store was found to have these pages no more. `reason` is `missing`, `damaged` or `retired`."""
+        """A read has found these pages unusable in the store. `reason` is `missing`, `damaged` or `retired`."""
         ...

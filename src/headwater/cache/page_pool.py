@@ -19,7 +19,7 @@ class Owner(IntEnum):
 
 
 class OwnershipError(AssertionError):
-    """A page was freed or handed on by somebody who does not own it. Never caught: the books are wrong."""
+    """A page was freed or handed over by a component that does not own it. Never caught: the books are wrong."""
 
 
 class PagePool:
@@ -33,7 +33,7 @@ class PagePool:
             raise ValueError(f"a page pool needs at least one page, got capacity={capacity}")
         self.capacity = capacity
         self._owner = np.zeros(capacity, dtype=np.uint8)
-        # Free pages, the next one last; as numpy looks them up without a conversion, which costs more than the lookup.
+        # Free pages, the next one last. Of numpy's index type: converting them would cost more than the lookup.
         self._stack = np.arange(capacity - 1, -1, -1, dtype=np.intp)
         self._counts = [capacity, 0, 0, 0, 0]
 
@@ -80,7 +80,7 @@ class PagePool:
         return Owner(int(self._owner[page]))
 
     def has_owners(self, owners: npt.NDArray[np.uint8]) -> bool:
-        """Whether `owners` are those of all pages. uint8[capacity] of `Owner`."""
+        """Whether `owners`, uint8[capacity] of `Owner`, are the owners of all pages."""
         return owners.tobytes() == self._owner.tobytes()
 
     def pages_of(self, owner: Owner) -> list[int]:
@@ -91,7 +91,7 @@ class PagePool:
         """How many of `pages` belong to `owner`."""
         if pages.dtype != np.intp:
             pages = pages.astype(np.intp)
-        return self._owner[pages].tobytes().count(owner)  # a fifth of the time of numpy's own ways
+        return self._owner[pages].tobytes().count(owner)  # five times as fast as numpy's comparison
 
     def check(self) -> None:
         """Raise `OwnershipError` if the counts, the owners and the free list disagree."""
@@ -104,7 +104,7 @@ class PagePool:
             raise OwnershipError("the free list holds a page twice, or one that is owned")
 
     def _check(self, pages: PageIds, giver: Owner) -> npt.NDArray[np.intp]:
-        """Returns `pages` as numpy looks them up at once: the caller does so again."""
+        """Raise `OwnershipError` if `giver` lacks any of `pages`; returns them as numpy's index type, for reuse."""
         assert giver != Owner.FREE
         at = pages.astype(np.intp)
         if self.num_owned(at, giver) != len(pages):

@@ -12,14 +12,14 @@ from headwater.clock import Clock, Deadline
 from headwater.messages.base import TokenIds
 
 _MAX_PART = 0.5  # of a tier's pages that may be pinned, so that requests always find some
-_RETRY_S = 1.0  # of copies to the host that found no room
+_RETRY_S = 1.0  # after copies to the host that found no room
 
 
 @dataclass(slots=True)
 class Pin:
-    """A lease nobody computes with, a hold on the host, or both.
+    """A lease that no request uses, a hold on the host, or both.
 
-    For a pin of the host alone the lease stays until everything has been copied there.
+    A pin on the host alone keeps its lease until all pages have been copied there.
     """
 
     pin_id: str
@@ -33,17 +33,17 @@ class Pin:
 
     @property
     def is_retired(self) -> bool:
-        """Whether a flush has covered anything it keeps."""
+        """Whether a flush has covered any of its pages."""
         is_lease_retired = self.lease is not None and bool(self.lease.retirements)
         return is_lease_retired or (self.hold is not None and self.hold.is_retired)
 
 
 class PinLimit(ValueError):
-    """More pages would be pinned than may be."""
+    """The pin would exceed the number of pages that may be pinned."""
 
 
 class PinBoard:
-    """All pins. A pin ends at its deadline, when it is taken off, or when a flush retires what it holds."""
+    """All pins. A pin ends at its deadline, when it is removed, or when a flush retires any of its pages."""
 
     def __init__(self, cache: PrefixCache, clock: Clock) -> None:
         self._cache = cache
@@ -57,9 +57,9 @@ class PinBoard:
     def pin(
         self, namespace: Namespace, tokens: TokenIds, *, ttl_s: float, tiers: frozenset[Tier], pin_id: str = ""
     ) -> Pin:
-        """Pin what the device holds of `tokens`, on `tiers`. Pages that the host lacks are copied there first.
+        """Pin on `tiers` the pages of `tokens` that the device holds. Pages that the host lacks are copied there first.
 
-        A pin of the same `pin_id` is replaced; without one it gets a new name.
+        Replaces a pin of the same `pin_id`; an empty one gets a new name.
 
         Raises `PinLimit`.
         """
@@ -96,7 +96,7 @@ class PinBoard:
         return True
 
     def advance(self) -> None:
-        """Once a turn: end what has expired or was retired, hold what has come to the host."""
+        """Once a turn: end pins that have expired or were retired, and hold pages that have arrived on the host."""
         if not self._pins:
             return
         for pin in list(self._pins.values()):
@@ -119,5 +119,5 @@ class PinBoard:
             pin.lease = None
 
     def _num_pinned(self, tier: Tier) -> int:
-        """Pages that pins hold on `tier`, or will when their copies are done."""
+        """Pages that pins hold on `tier`, including those still being copied there."""
         return sum(pin.num_tokens for pin in self._pins.values() if tier in pin.tiers) // self._cache.page_size

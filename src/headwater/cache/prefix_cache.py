@@ -14,7 +14,7 @@ from headwater.cache.radix_tree import Node, RadixTree
 from headwater.cache.retirement import Retirement
 from headwater.cache.storage.tier import StorageTier
 from headwater.cache.tier_pages import TierPages
-from headwater.cache.transfer import Load
+from headwater.cache.transfer import Restore
 from headwater.cache.tree_cutter import TreeCutter
 from headwater.clock import Clock
 from headwater.messages.base import TokenIds
@@ -31,8 +31,8 @@ class CacheCounters:
 class PrefixCache:
     """KV pages shared by prefix. All methods run in the engine's loop and never block.
 
-    Pages are freed by their owners only. A retirement cuts what is in scope out of the tree: unpinned pages
-    are free at once, pinned ones with their last pin. So it is right at any moment, under any load.
+    Only owners free pages. A retirement cuts the pages in scope out of the tree. Unpinned pages are freed at once,
+    pinned pages with their last pin, so a retirement is correct at any moment and under any load.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class PrefixCache:
 
     @property
     def version(self) -> int:
-        """Grows with every change of what `peek` may find on the device."""
+        """Grows with every change that may alter the result of `peek` for the device."""
         return self._device.version
 
     @property
     def num_available(self) -> int:
-        """Device pages that `extend` could hand out now."""
+        """Device pages that `extend` could give out now, by eviction as well."""
         return self._device.num_available
 
     @property
@@ -79,18 +79,18 @@ class PrefixCache:
         return (*self.tier_pages, Tier.STORAGE) if self.lower.storage is not None else tuple(self.tier_pages)
 
     def observe(self, observer: CacheObserver) -> None:
-        """Tell `observer` from now on what comes to a tier and what leaves it."""
+        """Report to `observer`, from now on, which pages reach a tier and which leave it."""
         for tier_pages in self.tier_pages.values():
             tier_pages.observer = observer
 
-    # --- what requests do ---------------------------------------------------------------------------
+    # --- for requests -------------------------------------------------------------------------------
 
     def acquire(
         self, namespace: Namespace, tokens: TokenSequence, *, max_cached_tokens: int, no_store: bool = False
     ) -> Lease:
         """Pin the longest prefix of `tokens` on the device, at most `max_cached_tokens` long, whole pages only.
 
-        The lease is the caller's until `release`. With `no_store` nothing of it is ever published.
+        The caller owns the lease until `release`. With `no_store` its pages are never published.
         """
         root = self.tree.root(namespace)
         is_private = no_store or not self.is_enabled
@@ -109,10 +109,11 @@ class PrefixCache:
             self.lower.saw_hit(lease.node)
         return lease
 
-    def load(self, lease: Lease, *, max_cached_tokens: int) -> Load | None:
-        """Bring up what other tiers hold of the lease's prefix, if that is worth it.
+    def restore(self, lease: Lease, *, max_cached_tokens: int) -> Restore | None:
+        """Begin to copy the next pages of the lease's prefix from the host to the device, if that is worth it.
 
-        On success the lease belongs to the load, and the caller acquires anew when the load is done.
+        On success the restore owns the lease, and the caller acquires anew when the restore is done. Otherwise the
+        caller keeps the lease.
         """
         transfers = self.lower.transfers
         if transfers is None:
@@ -121,27 +122,27 @@ class PrefixCache:
         nodes = self.tree.host_path(lease.node, tokens)
         if not nodes:
             return None
-        if isinstance(nodes[0].restore, Load):  # on its way for somebody else
-            load = nodes[0].restore
-            if load.was_dropped or not transfers.is_wanted(load):
+        if isinstance(nodes[0].restore, Restore):  # another request has begun it
+            restore = nodes[0].restore
+            if restore.was_dropped or not transfers.is_wanted(restore):
                 return None
             self.release(lease)
-            return load
+            return restore
         num_tokens = sum(len(node.tokens) for node in nodes)
         if not self.lower.restore_cost.is_worth(num_tokens):
             return None
-        load = Load(num_tokens=num_tokens, lease=lease)
-        return load if transfers.restore(nodes, load) else None
+        restore = Restore(num_tokens=num_tokens, lease=lease)
+        return restore if transfers.restore(nodes, restore) else None
 
     def prefetch(self, namespace: Namespace, tokens: TokenIds) -> Prefetch | None:
-        """Begin to bring up from storage what device and host lack of `tokens`, if that is worth it."""
+        """Begin to copy from storage to the host the pages of `tokens` that both tiers lack, if that is worth it."""
         if self.lower.storage is None:
             return None
         num_known = self.peek(namespace, tokens, tiers=tuple(self.tier_pages))
         return self.lower.storage.prefetch(namespace, tokens, num_known_tokens=num_known)
 
     def peek(self, namespace: Namespace, tokens: TokenIds, *, tiers: Iterable[Tier] = (Tier.DEVICE,)) -> int:
-        """How many leading tokens of `tokens` the given tiers hold now. Pins and changes nothing."""
+        """How many leading tokens of `tokens` are on any of `tiers` now. Pins and changes nothing."""
         node, num_tokens = self.tree.roots.get(namespace), 0
         while node is not None and len(tokens) - num_tokens >= self.page_size:
             found = self.tree.descend(node, tokens[num_tokens:])
@@ -154,7 +155,7 @@ class PrefixCache:
         return num_tokens
 
     def extend(self, lease: Lease, num_pages: int) -> PageIds | None:
-        """`num_pages` more private pages, evicting if need be; None if there are too few."""
+        """Add `num_pages` private pages, evicting others if needed, and return them; None if there are too few."""
         pages = self._device.take(num_pages, owner=Owner.PRIVATE)
         if pages is not None:
             lease.add_private(pages)
@@ -163,9 +164,9 @@ class PrefixCache:
     def publish(self, lease: Lease, num_tokens: int) -> list[tuple[int, PageIds]]:
         """Move the full pages among the first `num_tokens` tokens (whose KV is written) into the tree.
 
-        Where the tree already has a page, the lease goes over to it and sets its own copy aside until `settle`.
-        Returns these changes of the page table as (first index, pages). Stops at pages that still arrive: a step
-        of decodes would not wait for them.
+        Where the tree already has a page, the lease switches to it and sets its own copy aside until `settle`.
+        Returns these changes of the page table as (first index, pages). Stops at pages that are still arriving, since
+        a step of decodes would not wait for them.
         """
         limit = min(num_tokens // self.page_size, lease.publish_limit)
         changes: list[tuple[int, PageIds]] = []
@@ -185,17 +186,17 @@ class PrefixCache:
                 break
             first = lease.num_shared_pages
             lease.superseded.append(lease.take_private(num_common))
-            changes.append((first, self._go_over(lease, child)))
+            changes.append((first, self._switch(lease, child)))
         return changes
 
     def settle(self, lease: Lease) -> None:
-        """Free the copies that `publish` set aside: no step that reads them is in flight any more."""
+        """Free the copies that `publish` set aside. The caller knows that no step in flight reads them."""
         for pages in lease.superseded:
             self.pool.free(pages, giver=Owner.PRIVATE)
         lease.superseded.clear()
 
     def release(self, lease: Lease) -> None:
-        """End the lease: private pages are free, pins let go. No step that uses its pages is in flight."""
+        """End the lease: drop its pins and free its private pages. No step in flight may use its pages."""
         assert not lease.is_released, "a lease is released exactly once"
         lease.is_released = True
         self.settle(lease)
@@ -212,26 +213,26 @@ class PrefixCache:
     # --- every turn ---------------------------------------------------------------------------------
 
     def apply_finished(self) -> bool:
-        """Take in copies that are done, and start those that are due. Returns whether anything changed."""
+        """Process the copies that have ended, and start those that are due. Returns whether anything changed."""
         return self.lower.apply_finished(self.release)
 
     def is_awaited(self, prefetch: Prefetch) -> bool:
-        """Whether the request that `prefetch` was begun for should not start yet."""
+        """Whether the requests that wait for `prefetch` should not start yet."""
         return prefetch.is_awaited(self._clock.now())
 
-    # --- what operators do --------------------------------------------------------------------------
+    # --- for operators ------------------------------------------------------------------------------
 
     def detach_storage(self) -> StorageTier:
-        """Stop using the store, and give up what is in flight to and from it."""
+        """Stop using the store, and give up all copies in flight to and from it."""
         storage = self.lower.detach()
         self._report_cleared(Scope(tiers=frozenset({Tier.STORAGE})))
         return storage
 
     def retire(self, scope: Scope) -> Retirement:
-        """Cut what is in `scope` out of the tree, so that no later `acquire` can match it.
+        """Cut the pages in `scope` out of the tree, so that no later `acquire` can match them.
 
-        Leases that hold pages in scope keep them, but publish none of them any more; copies in flight to a tier
-        in scope are dropped when they end. A scope that holds nothing is a no-op and makes no new generation.
+        Leases keep their pages in scope, but no longer publish them. Copies in flight to a tier in scope are dropped
+        when they end. An empty scope is a no-op and makes no new generation.
         """
         retirement = Retirement(generation=self.generation)
         num_dropped = self.lower.retire(scope, retirement)
@@ -246,7 +247,7 @@ class PrefixCache:
         return retirement
 
     def preview(self, scope: Scope) -> Retirement:
-        """What `retire(scope)` would do, without doing it."""
+        """The outcome that `retire(scope)` would have now. Changes nothing."""
         return self._cutter.preview(scope, generation=self.generation)
 
     def _report_cleared(self, scope: Scope) -> None:
@@ -256,7 +257,7 @@ class PrefixCache:
     # --- publishing ---------------------------------------------------------------------------------
 
     def _share(self, lease: Lease, node: Node) -> None:
-        """The lease's next private pages become `node`'s device run, pinned by the lease."""
+        """Make the next private pages of the lease the device run of `node`, pinned by the lease."""
         pages = lease.take_private(len(node.tokens) // self.page_size)
         if not node.runs:
             node.generations = lease.generations
@@ -264,8 +265,8 @@ class PrefixCache:
         self._descend_to(lease, node)
         self.lower.saw_published(node)
 
-    def _go_over(self, lease: Lease, node: Node) -> PageIds:
-        """The lease pins `node`'s device run as its next pages, which are returned."""
+    def _switch(self, lease: Lease, node: Node) -> PageIds:
+        """Pin `node`'s device run as the next pages of the lease, and return these pages."""
         run = node.runs[Tier.DEVICE]
         self._device.pin(run)
         node.last_used = self.tree.tick

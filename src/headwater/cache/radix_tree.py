@@ -1,11 +1,11 @@
 """The prefix tree: from namespace and tokens to nodes with a run of pages per tier. No I/O, no clock.
 
-Sequences are cut into pages of `page_size` tokens, and a node holds whole pages, so two children of a node
-differ in their first page and are told apart by its bytes. Comparing is one numpy call a node.
+Sequences are cut into pages of `page_size` tokens, and a node holds whole pages. So any two children of a node differ
+in their first page, whose bytes are their key. A comparison takes one numpy call a node.
 
-A run is the pages of one node on one tier and the number of leases that pin them. Runs of a tier form
-chains of their own (`Run.parent`), which a lease walks to unpin. Cutting a run out of the tree leaves its
-chain as it was: that is why a lease never needs to know whether what it pins is still in the tree.
+A run is the pages of one node on one tier, with the number of pins on them. Runs of a tier form chains of their own
+(`Run.parent`), which a lease walks to unpin. Cutting a run out of the tree leaves its chain as it was, so a lease never
+needs to know whether its runs are still in the tree.
 """
 
 from collections.abc import Iterator
@@ -30,8 +30,8 @@ class Run:
         self.parent = parent
         self.pins = pins
         self.is_retired = False
-        self.retirement: Retirement | None = None  # who waits for the pages of a retired run
-        self.arrival: object | None = None  # the copy that still writes its pages; None: all is there
+        self.retirement: Retirement | None = None  # of a retired run: the retirement that waits for its pages
+        self.arrival: object | None = None  # the copy that still writes its pages; None: all have arrived
 
     def chain(self) -> Iterator["Run"]:
         """This run and those above it, up to the root."""
@@ -72,12 +72,12 @@ class Node:
         self.written_back_at = -1  # its `last_used` when it was last written back
         self.num_leases = 0  # roots only: leases acquired in this namespace
         self.num_hits = 0  # leases that found this node in the tree
-        self.is_linked = True  # in the tree; a node that was cut keeps its parent link, for those that pin it
-        self.offload: object | None = None  # the copy of its device run to the host that is in flight
-        self.hashes: list[bytes] | None = None  # of its pages, once storage asked for them
-        # What the store's counters were when its pages were computed: they are never stored under later ones.
+        self.is_linked = True  # in the tree; a node that was cut keeps its parent link, for the leases that pin it
+        self.offload: object | None = None  # the copy in flight of its device run to the host
+        self.hashes: list[bytes] | None = None  # of its pages, once storage has needed them
+        # The store's counters when its pages were computed. The pages are never stored under later counters.
         self.generations: tuple[int, ...] | None = None
-        self.restore: object | None = None  # the load that brings its host run to the device
+        self.restore: object | None = None  # the restore in flight of its host run
 
     @property
     def is_root(self) -> bool:
@@ -85,7 +85,7 @@ class Node:
 
 
 class RadixTree:
-    """All namespaces' trees. Owns nodes; pages and pins are its caller's business."""
+    """The trees of all namespaces. Owns the nodes; the caller manages pages and pins."""
 
     def __init__(self, page_size: int) -> None:
         self.page_size = page_size
@@ -93,7 +93,7 @@ class RadixTree:
         self.tick = 0
 
     def root(self, namespace: Namespace) -> Node:
-        """The root of `namespace`, made if there is none."""
+        """The root of `namespace`, created if there is none."""
         node = self.roots.get(namespace)
         if node is None:
             node = Node(namespace=namespace, parent=None, tokens=np.empty(0, dtype=np.int32))
@@ -101,21 +101,21 @@ class RadixTree:
         return node
 
     def drop_root_if_unused(self, root: Node) -> None:
-        """Forget an empty namespace that no lease can publish into any more."""
+        """Drop an empty namespace that no lease can publish into any more."""
         if not root.children and not root.num_leases and self.roots.get(root.namespace) is root:
             del self.roots[root.namespace]
 
     def descend(self, node: Node, tokens: TokenIds) -> tuple[Node, int] | None:
-        """The child of `node` that shares at least one page with `tokens`, and how many pages it shares."""
+        """The child of `node` that shares its first page with `tokens`, and the number of pages that they share."""
         if not node.children:
             return None
         child = node.children.get(self.key(tokens))
         return None if child is None else (child, self._num_common_pages(child.tokens, tokens))
 
     def match(self, root: Node, tokens: TokenIds, *, tier: Tier) -> Node:
-        """The lowest node whose path is a prefix of `tokens`, wholly on `tier`; splits where they part.
+        """The lowest node whose path is a prefix of `tokens` and wholly on `tier`. Splits a node that matches in part.
 
-        Touches the nodes on the way for LRU.
+        Marks the nodes on the path as used, for LRU.
         """
         self.tick += 1
         node, position = root, 0
@@ -132,7 +132,7 @@ class RadixTree:
         return node
 
     def host_path(self, node: Node, tokens: TokenIds) -> list[Node]:
-        """The nodes below `node` that continue it along `tokens` on the host and not on the device."""
+        """The path below `node` along `tokens`, as far as its nodes are on the host and not on the device."""
         found: list[Node] = []
         while len(tokens) >= self.page_size:
             below = self.descend(node, tokens)
@@ -160,8 +160,8 @@ class RadixTree:
     def split(self, node: Node, num_pages: int) -> Node:
         """Cut `node` after `num_pages` pages and return the new *upper* node.
 
-        `node` stays the lower end, so handles on it and on its runs keep naming the same last page; the
-        upper runs get equal pins, since whoever pins the lower end pins the whole path.
+        `node` stays the lower end, so handles on it and on its runs keep naming the same last page. The upper runs get
+        equal pins, since every pin on the lower end is a pin on the whole path.
         """
         assert node.parent is not None
         cut = num_pages * self.page_size
@@ -188,7 +188,7 @@ class RadixTree:
         return upper
 
     def prune(self, node: Node) -> None:
-        """Remove `node` if no tier holds it and nothing hangs below it, and so on upwards."""
+        """Remove `node` if it has neither runs nor children; then its parent, if that is empty as well, and so on."""
         while node.parent is not None and node.is_linked and not node.runs and not node.children:
             parent = node.parent
             del parent.children[self.key(node.tokens)]
@@ -225,7 +225,7 @@ class RadixTree:
         return nodes[::-1]
 
     def subtree(self, node: Node) -> Iterator[Node]:
-        """`node` and everything below it, parents first. The tree must not change meanwhile."""
+        """`node` and all nodes below it, parents first. The tree must not change meanwhile."""
         stack = [node]
         while stack:
             current = stack.pop()
@@ -233,9 +233,9 @@ class RadixTree:
             stack.extend(current.children.values())
 
     def below(self, root: Node, prefix: TokenIds, *, is_dry: bool = False) -> list[Node]:
-        """The nodes that begin with the page holding the last token of `prefix`, splitting where needed.
+        """The topmost nodes in the scope of `prefix`: they begin with the page that holds its last token.
 
-        With `is_dry` nothing is split: a node that begins earlier is returned whole.
+        Splits a node that begins above the scope; with `is_dry` returns it whole instead.
         """
         node, position = root, 0
         first_in_scope = (len(prefix) - 1) // self.page_size * self.page_size
@@ -260,11 +260,11 @@ class RadixTree:
         return [c for c in node.children.values() if np.array_equal(c.tokens[: len(rest)], rest)]
 
     def key(self, tokens: TokenIds) -> bytes:
-        """What tells children apart: the bytes of the first page."""
+        """The key of a child: the bytes of its first page."""
         return tokens[: self.page_size].tobytes()
 
     def _num_common_pages(self, left: TokenIds, right: TokenIds) -> int:
         length = min(len(left), len(right)) // self.page_size * self.page_size
-        if left[:length].tobytes() == right[:length].tobytes():  # as mostly, and told fastest
+        if left[:length].tobytes() == right[:length].tobytes():  # the common case, and the cheapest comparison
             return length // self.page_size
         return int((left[:length] != right[:length]).argmax()) // self.page_size

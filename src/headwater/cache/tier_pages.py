@@ -13,25 +13,25 @@ from headwater.cache.retirement import Retirement
 
 
 class TierPages:
-    """Attaches, pins, cuts and evicts runs. Every page it hands out or takes back goes through its pool."""
+    """Attaches, pins, cuts and evicts runs. Every change of a page's owner goes through its pool."""
 
     def __init__(self, tier: Tier, tree: RadixTree, *, num_pages: int) -> None:
         self.tier = tier
         self.pool = PagePool(num_pages)
         self.num_evictable = 0  # unpinned pages in the tree
         self.num_evicted = 0  # pages, ever
-        self.version = 0  # grows with every change of what the tree has on this tier
+        self.version = 0  # grows with every change of the tree's runs on this tier
         self.observer: CacheObserver | None = None
         self._tree = tree
         self._lru = LruLeaves(tier)
 
     @property
     def num_available(self) -> int:
-        """Pages that `take` could hand out now."""
+        """Pages that `take` could give out now."""
         return self.pool.num_free + self.num_evictable
 
     def take(self, num_pages: int, *, owner: Owner) -> PageIds | None:
-        """`num_pages` pages for `owner`, evicting if need be; None if there are too few."""
+        """`num_pages` pages for `owner`, evicting others if needed; None if there are too few."""
         if self.num_available < num_pages:
             return None
         if self.pool.num_free < num_pages:
@@ -39,7 +39,7 @@ class TierPages:
         return self.pool.take(num_pages, owner=owner)
 
     def attach(self, node: Node, pages: PageIds, *, giver: Owner, parent: Run | None, pins: int) -> Run:
-        """`pages`, owned by `giver` until now, become the run of `node` on this tier."""
+        """Make `pages`, owned by `giver` until now, the run of `node` on this tier."""
         assert self.tier not in node.runs
         self.version += 1
         self.pool.hand_over(pages, giver=giver, taker=Owner.TREE)
@@ -58,7 +58,7 @@ class TierPages:
         run.pins += 1
 
     def unpin(self, run: Run) -> None:
-        """Let go of one pin; the last one frees a retired run."""
+        """Drop one pin. The last one frees a retired run, and makes any other run evictable."""
         run.pins -= 1
         assert run.pins >= 0
         if run.pins:
@@ -73,9 +73,9 @@ class TierPages:
             self._lru.offer(run.node)
 
     def cut(self, nodes: Iterable[Node], retirement: Retirement) -> None:
-        """Retire the runs of `nodes`: free where nobody pins them, else with their last pin.
+        """Retire the runs of `nodes`: free unpinned runs now, and pinned runs with their last pin.
 
-        All at once: a flush under load cuts hundreds, and the next step waits for it.
+        One call handles all nodes, because a flush under load cuts hundreds of runs while the next step waits.
         """
         self.version += 1
         runs = [node.runs.pop(self.tier) for node in nodes if self.tier in node.runs]
@@ -98,11 +98,11 @@ class TierPages:
             retirement.num_outstanding += len(pages)
 
     def offer(self, node: Node) -> None:
-        """Consider `node` for eviction: something that kept it may be gone."""
+        """Consider `node` for eviction: the child that prevented it may be gone."""
         self._lru.offer(node)
 
     def least_recently_used(self, num_pages: int) -> list[Node]:
-        """Unpinned leaves of at least `num_pages` pages together, next to be evicted first. Changes nothing."""
+        """Unpinned leaves with at least `num_pages` pages together, in the order of eviction. Changes nothing."""
         found: list[Node] = []
         while num_pages > 0 and (node := self._lru.pop()) is not None:
             found.append(node)
@@ -115,11 +115,11 @@ class TierPages:
         self.version += 1
         while num_pages > 0:
             node = self._lru.pop()
-            if node is None:  # on the host, a run above one that is being copied is no leaf
+            if node is None:  # on the host an unpinned run may lie above a pinned one, so it is no leaf
                 assert self.tier is Tier.HOST, "num_evictable promised pages that no leaf has"
                 return
             surplus = len(node.runs[self.tier].pages) - num_pages
-            if surplus > 0:  # give up the tail only
+            if surplus > 0:  # evict the tail only
                 self._tree.split(node, surplus)
             run = node.runs.pop(self.tier)
             if self.observer is not None:

@@ -13,10 +13,11 @@ from headwater.cache.radix_tree import Node, Run
 class Transfer:
     """One copy. Pins its source runs until it is done.
 
-    Its destination pages are its own until they are delivered: attached to the tree, where requests find them. That is
-    when it is done, or earlier when a restore is readable; then it pins what it attached until it is done.
+    It owns its destination pages until it delivers them: attaches them to the tree, where requests find them. It
+    delivers when it is done. A restore delivers earlier, when it is readable, and pins the attached runs until it is
+    done.
 
-    `sources` are runs from upper to lower with the pages each had when the copy began. A run that is split
+    `sources` are runs from upper to lower, each with its number of pages when the copy began. A run that is split
     meanwhile keeps naming its lower end, and `segments` finds the upper parts again.
     """
 
@@ -25,10 +26,10 @@ class Transfer:
     sources: list[tuple[Run, int]]
     pages: PageIds  # destination, in the order of the sources
     handle: CopyHandle
-    is_parking: bool = False  # its source is wanted for others as soon as it is done
-    is_dropped: bool = False  # what it copies was retired: do not attach
+    is_parking: bool = False  # other requests need its source pages as soon as it is done
+    is_dropped: bool = False  # its pages were retired: do not attach them
     is_delivered: bool = False
-    spare: list[PageIds] = field(default_factory=list)  # once delivered: pages that nothing could be attached to
+    spare: list[PageIds] = field(default_factory=list)  # after delivery: pages that could not be attached
     arriving: Run | None = None  # the lowest run attached before it was done
 
     @property
@@ -41,11 +42,11 @@ class Transfer:
 
     @property
     def owned(self) -> list[PageIds]:
-        """The destination pages that are its own now."""
+        """The destination pages that it owns now."""
         return self.spare if self.is_delivered else [self.pages]
 
     def pinned(self) -> list[Run]:
-        """The runs it pins: on the device the whole path, on the host what it reads."""
+        """The runs that it pins: on the device whole paths, on the host the runs that it reads."""
         if self.source_tier is Tier.DEVICE:
             return list(self.sources[-1][0].chain())
         arriving = [] if self.arriving is None else list(self.arriving.chain())
@@ -67,15 +68,15 @@ class Transfer:
 
 
 @dataclass(slots=True, eq=False)
-class Load:
-    """Pages on their way to the device for a request, which waits for them off the batch.
+class Restore:
+    """A restore that requests wait for, outside the batch: the copy of a prefix from the host to the device.
 
-    Several requests may wait for one load. When it is done, `num_tokens` are on the device or arriving there, unless
-    it was dropped by a retirement or failed.
+    Several requests may wait for one restore. `is_done` means delivered: `num_tokens` are on the device or arriving
+    there, unless a retirement dropped the restore or it failed (`was_dropped`).
     """
 
     num_tokens: int
-    lease: Lease | None  # keeps the path above in place; released when it is done
+    lease: Lease | None  # keeps the path above on the device; released after the delivery
     is_done: bool = False
     was_dropped: bool = False
     nodes: list[Node] = field(default_factory=list)
@@ -83,9 +84,9 @@ class Load:
 
 @dataclass(slots=True)
 class TransferCounters:
-    """In pages, by kind (`offload`, `restore`, `persist`, `prefetch`) and by cause.
+    """Counts in pages, by kind (`offload`, `restore`, `persist`, `prefetch`) and by cause.
 
-    `seconds` are those of the copies themselves: neither their wait for each other nor the loop's next look.
+    `seconds` is the time of the copies themselves, without their wait for each other or for the loop's next turn.
     """
 
     pages: dict[str, int] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The only mover of pages between tiers. Owns every copy in flight and its destination pages."""
+"""The only mover of pages between device and host. Owns every copy in flight and its destination pages."""
 
 from collections.abc import Callable
 
@@ -9,14 +9,14 @@ from headwater.cache.namespace import Scope, Tier
 from headwater.cache.page_pool import Owner, PageIds
 from headwater.cache.radix_tree import Node, RadixTree, Run
 from headwater.cache.tier_pages import TierPages
-from headwater.cache.transfer import Load, Transfer, TransferCounters
+from headwater.cache.transfer import Restore, Transfer, TransferCounters
 
 
 class TransferEngine:
-    """Starts copies, and takes in those that are done once a turn. Never blocks.
+    """Starts copies, and once a turn processes those that are done. Never blocks.
 
-    While a copy is in flight its source runs are pinned, and its destination pages are its own or pinned, so no
-    retirement and no eviction can make either side be used for something else.
+    A copy in flight pins its source runs, and owns or pins its destination pages. So no retirement and no eviction can
+    free the pages of either side while the copy uses them.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class TransferEngine:
         max_pages_in_flight: int,
         is_host_read: Callable[[], bool],
     ) -> None:
-        """`is_host_read`: whether others hold host pages that will come back by themselves."""
+        """`is_host_read`: whether copies to or from storage hold host pages that will soon be free."""
         self.counters = TransferCounters()
         self._tree = tree
         self._tier_pages = tier_pages
@@ -37,16 +37,16 @@ class TransferEngine:
         self._max_pages = max_pages_in_flight
         self._num_pages = 0
         self.transfers: list[Transfer] = []
-        self._waiting: dict[Node, int] = {}  # offloads for which there is no room yet, with their pages; in order
-        self._loads: dict[Transfer, Load] = {}
-        self._finished_loads: list[Load] = []
+        self._waiting: dict[Node, int] = {}  # offloads that wait for room, with their pages; oldest first
+        self._restores: dict[Transfer, Restore] = {}
+        self._finished_restores: list[Restore] = []
 
     # --- starting -----------------------------------------------------------------------------------
 
     def offload(self, node: Node, *, is_parking: bool = False) -> bool:
-        """Begin to copy the device run of `node` to the host, unless it is there or on its way.
+        """Begin to copy the device run of `node` to the host, unless it is there or being copied.
 
-        Where copies in flight hold the room that it needs, it waits for them: see `start_waiting`. Returns
+        If copies in flight hold the room that the run needs, the offload waits for them (`start_waiting`). Returns
         whether it has begun.
         """
         if not _lacks_host(node):
@@ -59,11 +59,11 @@ class TransferEngine:
         return refusal is None
 
     def start_waiting(self) -> None:
-        """Once a turn: begin the offloads that waited for room, in their order."""
+        """Once a turn: begin offloads that waited for room, the oldest first."""
         while self._waiting:
             node = next(iter(self._waiting))
             refusal = None
-            for each in self._tree.path_to(node):  # it may have been split since
+            for each in self._tree.path_to(node):  # the node may have been split since
                 if _lacks_host(each):
                     refusal = refusal or self._begin_offload(each)
             if refusal is not None and self._is_room_coming():
@@ -74,8 +74,8 @@ class TransferEngine:
             elif Tier.DEVICE not in node.runs and Tier.HOST not in node.runs:
                 self.counters.drop("gone", num_pages)
 
-    def restore(self, nodes: list[Node], load: Load) -> bool:
-        """Begin to copy the host runs of `nodes`, a path from upper to lower, to the device."""
+    def restore(self, nodes: list[Node], restore: Restore) -> bool:
+        """Begin to copy the host runs of `nodes`, a path from upper to lower, to the device; False without room."""
         runs = [node.runs[Tier.HOST] for node in nodes]
         num_pages = sum(len(run.pages) for run in runs)
         pages = self._tier_pages[Tier.DEVICE].take(num_pages, owner=Owner.TRANSFER)
@@ -83,7 +83,7 @@ class TransferEngine:
             return False
         sources: list[tuple[Run, int]] = []
         for node, run in zip(nodes, runs, strict=True):
-            node.restore = load
+            node.restore = restore
             self._tier_pages[Tier.HOST].pin(run)
             sources.append((run, len(run.pages)))
         handle = self._copier.restore(np.concatenate([run.pages for run in runs]), pages)
@@ -94,18 +94,19 @@ class TransferEngine:
             pages=pages,
             handle=handle,
         )
-        self._loads[transfer] = load
+        self._restores[transfer] = restore
         self._begin(transfer)
         return True
 
     # --- every turn ---------------------------------------------------------------------------------
 
     def apply_finished(self, *, num_leases: int) -> list[tuple[Transfer, list[Node]]]:
-        """Attach what is readable and still wanted; take in the copies that are done.
+        """Attach the pages of readable copies that were not dropped, and end the copies that are done.
 
-        Returns those that are done, with the nodes that were attached to now. `num_leases`: of all there are.
+        Returns the ended copies, each with the nodes that its pages were attached to in this call. `num_leases`: the
+        number of all leases.
         """
-        is_alone = num_leases <= len(self._loads)  # each load has one
+        is_alone = num_leases <= len(self._restores)  # each restore holds one lease
         finished: list[tuple[Transfer, list[Node]]] = []
         for transfer in self.transfers:
             is_done = transfer.handle.is_done()
@@ -121,9 +122,9 @@ class TransferEngine:
         return finished
 
     def mark_retired(self, scope: Scope) -> int:
-        """Drop, when done, every copy whose destination and token path are in `scope`; returns how many.
+        """Mark every copy whose destination and token path are in `scope`, to be dropped when done; returns how many.
 
-        What has been delivered is in the tree, and cut there.
+        Delivered pages are in the tree, and are cut there.
         """
         marked = 0
         for transfer in self.transfers:
@@ -137,14 +138,14 @@ class TransferEngine:
                 self.counters.drop("retired", self._waiting.pop(node))
         return marked
 
-    def take_finished_loads(self) -> list[Load]:
-        """Loads whose pages have been delivered; the lease each holds is to be released."""
-        finished, self._finished_loads = self._finished_loads, []
+    def take_finished_restores(self) -> list[Restore]:
+        """Restores whose pages have been delivered. The caller releases the lease of each."""
+        finished, self._finished_restores = self._finished_restores, []
         return finished
 
-    def is_wanted(self, load: Load) -> bool:
-        """Whether a load in flight will be attached: nobody joins a copy of what was retired meanwhile."""
-        return any(it is load and not transfer.is_dropped for transfer, it in self._loads.items())
+    def is_wanted(self, restore: Restore) -> bool:
+        """Whether a restore in flight will be attached. If its pages were retired meanwhile, no request may join it."""
+        return any(it is restore and not transfer.is_dropped for transfer, it in self._restores.items())
 
     @property
     def num_in_flight(self) -> int:
@@ -163,17 +164,17 @@ class TransferEngine:
     # ------------------------------------------------------------------------------------------------
 
     def _begin_offload(self, node: Node, *, is_parking: bool = False) -> str | None:
-        """Why the device run of `node` cannot be copied now; None when it has begun."""
+        """Begin to copy the device run of `node`; returns None, or the reason why it cannot be copied now."""
         run = node.runs[Tier.DEVICE]
         num_pages = len(run.pages)
-        if run.arrival is not None:  # the host's were flushed while they came up; nothing makes this copy wait
+        if run.arrival is not None:  # its host pages were flushed meanwhile; this copy would not wait for the restore
             return "arriving"
         if self._num_pages + num_pages > self._max_pages:
             return "queue_full"
         pages = self._tier_pages[Tier.HOST].take(num_pages, owner=Owner.TRANSFER)
         if pages is None:
             return "host_full"
-        for each in run.chain():  # the whole path, as a lease does: nothing above a pinned run is evicted
+        for each in run.chain():  # pins the whole path, as a lease does: runs above a pinned run are not evicted
             self._tier_pages[Tier.DEVICE].pin(each)
         transfer = Transfer(
             source_tier=Tier.DEVICE,
@@ -188,7 +189,7 @@ class TransferEngine:
         return None
 
     def _wait(self, node: Node, refusal: str) -> None:
-        """Let `node` wait for room, if any is to come and not too much waits already."""
+        """Let `node` wait for room if copies in flight will free some and not too many pages wait already."""
         num_pages = len(node.tokens) // self._tree.page_size
         if not self._is_room_coming():
             self.counters.drop(refusal, num_pages)
@@ -201,7 +202,7 @@ class TransferEngine:
         return bool(self.transfers) or self._is_host_read()
 
     def _is_in(self, scope: Scope, node: Node) -> bool:
-        """Whether `scope` holds any page of the path to `node`."""
+        """Whether `scope` covers any page of the path to `node`."""
         if not scope.has_namespace(node.namespace):
             return False
         limit = scope.limit_for(self._tree.path(node), self._tree.page_size)
@@ -212,7 +213,7 @@ class TransferEngine:
         self.transfers.append(transfer)
 
     def _deliver(self, transfer: Transfer, *, is_done: bool) -> list[Node]:
-        """Attach the pages of `transfer`, as far as they are wanted, and let go on who waits for them."""
+        """Attach the pages of `transfer` where the tree still has a place for them, and mark its restore as done."""
         transfer.is_delivered = True
         tier = transfer.destination_tier
         is_usable = not transfer.is_dropped and not transfer.handle.has_failed
@@ -229,15 +230,15 @@ class TransferEngine:
                 self.counters.drop(self._cause(transfer), len(pages))
         if attached and not is_done:
             self._hold(transfer, [node.runs[tier] for node in attached])
-        load = self._loads.pop(transfer, None)
-        if load is not None:
-            load.is_done = True
-            load.was_dropped = not is_usable
-            self._finished_loads.append(load)
+        restore = self._restores.pop(transfer, None)
+        if restore is not None:
+            restore.is_done = True
+            restore.was_dropped = not is_usable
+            self._finished_restores.append(restore)
         return attached
 
     def _hold(self, transfer: Transfer, runs: list[Run]) -> None:
-        """Pin the path of `runs`, upper first: they stay where they are until `transfer` has written them."""
+        """Pin the path of `runs`, upper first, so that they stay in place until `transfer` has written them."""
         transfer.arriving = runs[-1]
         for run in runs:
             run.arrival = transfer
@@ -245,7 +246,7 @@ class TransferEngine:
             self._tier_pages[run.tier].pin(run)
 
     def _end(self, transfer: Transfer) -> None:
-        """Nothing reads its source or writes its destination any more."""
+        """End `transfer`: nothing reads its source or writes its destination any more."""
         assert transfer.arriving is None or not transfer.handle.has_failed, "a copy failed after it was readable"
         self._num_pages -= len(transfer.pages)
         if not transfer.handle.has_failed:
@@ -262,11 +263,11 @@ class TransferEngine:
         if not node.is_linked or tier in node.runs or node.parent is None:
             return False
         if len(pages) * self._tree.page_size != len(node.tokens):
-            return False  # its source was cut and the node split since: the pages are no longer this node's
+            return False  # its source was cut, and the node split since: the pages no longer match it
         parent: Run | None = None
         if tier is Tier.DEVICE and not node.parent.is_root:
             parent = node.parent.runs.get(Tier.DEVICE)
-            if parent is None:  # evicted meanwhile: a device run needs its path on the device
+            if parent is None:  # the run above was evicted meanwhile, and a device run needs its path on the device
                 return False
         self._tier_pages[tier].attach(node, pages, giver=Owner.TRANSFER, parent=parent, pins=0)
         return True
@@ -278,12 +279,12 @@ class TransferEngine:
 
 
 def _is_readable(transfer: Transfer, is_alone: bool) -> bool:
-    """Whether requests may find the pages of a restore that is not done."""
+    """Whether requests may already use the pages of a restore that is not done."""
     if transfer.destination_tier is not Tier.DEVICE or not isinstance(transfer.handle, EarlyCopyHandle):
         return False
     return transfer.handle.is_readable(is_alone=is_alone)
 
 
 def _lacks_host(node: Node) -> bool:
-    """Whether `node` has pages that are neither on the host nor on their way there."""
+    """Whether `node` has device pages that are neither on the host nor being copied there."""
     return Tier.DEVICE in node.runs and Tier.HOST not in node.runs and node.offload is None

@@ -1,4 +1,4 @@
-"""Cuts what a flush covers out of the tree, and keeps those who hold any of it from publishing it again."""
+"""Cuts the scope of a flush out of the tree, and keeps leases from publishing pages of this scope again."""
 
 from headwater.cache.lease import Lease
 from headwater.cache.namespace import Scope, Tier
@@ -16,7 +16,7 @@ class TreeCutter:
         self._leases = leases
 
     def cut(self, scope: Scope, retirement: Retirement) -> None:
-        """Cut every run in `scope`: pages that nobody pins are free at once, the others with their last pin."""
+        """Cut every run in `scope`: unpinned pages are freed at once, pinned pages with their last pin."""
         for root in [r for ns, r in self._tree.roots.items() if scope.has_namespace(ns)]:
             self._cut_below(self._tops(root, scope), scope.tiers, retirement)
             self._tree.drop_root_if_unused(root)
@@ -24,7 +24,7 @@ class TreeCutter:
             self._limit_leases(scope, retirement)
 
     def preview(self, scope: Scope, *, generation: int) -> Retirement:
-        """What `cut` would do, without doing it."""
+        """The outcome that `cut` would have now. Changes nothing."""
         preview = Retirement(generation=generation)
         for root in [r for ns, r in self._tree.roots.items() if scope.has_namespace(ns)]:
             tops = [root] if scope.prefix is None else self._tree.below(root, scope.prefix, is_dry=True)
@@ -67,14 +67,14 @@ class TreeCutter:
                 retirement.num_leases += 1
 
     def _limit_of(self, lease: Lease, scope: Scope) -> int | None:
-        """The publish limit that `scope` sets `lease`; None if it holds no page in scope."""
+        """The publish limit of `lease` under `scope`; None if the lease holds no page in scope."""
         if not scope.has_namespace(lease.root.namespace):
             return None
         limit = scope.limit_for(lease.tokens.view(), self._tree.page_size)
         return None if limit is None or lease.num_pages <= limit else limit
 
     def _num_pages_above(self, top: Node, scope: Scope) -> int:
-        """Leading pages of `top` that lie above the scope; not 0 only where a retirement would split it."""
+        """Leading pages of `top` that lie above the scope: 0 unless a retirement would split `top`."""
         if scope.prefix is None or top.parent is None:
             return 0
         return max(0, scope.first_page(self._tree.page_size) - self._tree.depth(top.parent))

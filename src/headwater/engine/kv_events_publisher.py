@@ -1,8 +1,8 @@
-"""Publishes cache events on a zmq PUB socket, numbered, and repeats the last ones to those who missed them.
+"""Publishes numbered batches of cache events on a zmq PUB socket, and repeats the last ones on request.
 
-Three frames a batch: topic (empty), sequence number (8 bytes, big-endian, from 0), `EventBatch` in msgpack.
-A replay is asked of a ROUTER socket with a sequence number and answered with every batch kept from there on,
-each as number and batch, and at last the number -1 with an empty batch.
+A batch has three frames: topic (empty), sequence number (8 bytes, big-endian, from 0), `EventBatch` in msgpack.
+A subscriber asks a ROUTER socket for a replay, with a sequence number. The answer has every kept batch from this number
+on, each as number and batch, and ends with the number -1 and an empty batch.
 """
 
 import logging
@@ -19,14 +19,14 @@ from headwater.kv_events import EventBatch, encode_batch
 
 _log = logging.getLogger(__name__)
 
-_SEND_HWM = 100_000  # batches queued for one subscriber; beyond that it misses some, and sees it in the numbers
+_SEND_HWM = 100_000  # batches queued for one subscriber; a slower one misses some, which the numbers show
 _POLL_MS = 100
 END_OF_REPLAY = (-1).to_bytes(8, "big", signed=True)
 
 
 @dataclass(frozen=True, slots=True)
 class KvEventsSettings:
-    """Where to publish, and how much to keep for replays."""
+    """Where to publish, and how many batches to keep for replays."""
 
     endpoint: str
     replay_endpoint: str | None = None
@@ -35,10 +35,10 @@ class KvEventsSettings:
 
 
 class KvEventsPublisher:
-    """Owns both sockets. `publish` belongs to the loop and never blocks; replays run in a thread of their own."""
+    """Owns both sockets. The loop calls `publish`, which never blocks. Replays run in a thread of their own."""
 
     def __init__(self, recorder: KvEventsRecorder, settings: KvEventsSettings) -> None:
-        """Binds at once. Raises `ValueError` that names the flag if an endpoint cannot be had."""
+        """Binds both sockets. Raises `ValueError`, which names the flag, if an endpoint cannot be bound."""
         self._recorder = recorder
         self._rank = settings.rank
         self._epoch = uuid.uuid4().hex
@@ -60,7 +60,7 @@ class KvEventsPublisher:
             self._thread.start()
 
     def publish(self) -> None:
-        """Send what happened since the last call, if anything did."""
+        """Send the events since the last call, if there are any."""
         events = self._recorder.take()
         if not events:
             return
@@ -73,7 +73,7 @@ class KvEventsPublisher:
             self._kept.append((number, batch))
         try:
             self._socket.send_multipart((b"", number, batch), zmq.NOBLOCK)
-        except zmq.Again:  # PUB drops by itself; should that change, the batch is still there to be replayed
+        except zmq.Again:  # PUB sockets drop instead; if this ever happens, the batch can still be replayed
             _log.warning("events %d were not sent", self._next_number - 1)
 
     def position(self) -> tuple[str, int]:
@@ -82,7 +82,7 @@ class KvEventsPublisher:
         return self._epoch, self._next_number
 
     def close(self) -> None:
-        """Let go of the sockets. Waits for a replay under way to notice."""
+        """Close the sockets. Waits up to two seconds for a replay in progress to end."""
         self._is_stopping = True
         if self._thread is not None:
             self._thread.join(timeout=2.0)
@@ -95,7 +95,7 @@ class KvEventsPublisher:
             frames = router.recv_multipart()
             client, request = frames[0], frames[-1]
             if len(request) != 8:
-                _log.warning("a replay was asked with a number of %d bytes; it must have 8", len(request))
+                _log.warning("the sequence number of a replay request has %d bytes instead of 8", len(request))
                 continue
             with self._lock:
                 wanted = [(number, batch) for number, batch in self._kept if number >= request]
@@ -105,7 +105,7 @@ class KvEventsPublisher:
 
 
 def endpoint_of(endpoint: str, rank: int) -> str:
-    """The address of engine `rank`: the port, or the path, of the first one with the rank added."""
+    """The address of engine `rank`: that of the first engine, with the rank added to its port or path."""
     if rank == 0:
         return endpoint
     if endpoint.startswith("ipc://"):

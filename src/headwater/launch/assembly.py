@@ -38,22 +38,23 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """The loaded model, and the files that it came from."""
+    """The loaded model, and the files that it was loaded from."""
 
     files: ModelFiles
-    checkpoint: Checkpoint  # the weights, which another checkpoint than the model's own may have given
+    checkpoint: Checkpoint  # the weights; they may be those of another checkpoint than the model's own
     loaded: LoadedModel
-    end_ids: tuple[int, ...]  # tokens that end an answer by the files of such a checkpoint
+    end_ids: tuple[int, ...]  # tokens that end an answer according to such a checkpoint's files
 
 
 def build_engine(
     args: ServerArgs, endpoint: str, *, index: int = 0, weights: tuple[str, str] | None = None
 ) -> EngineLoop:
-    """Load the model and return a loop that answers on `endpoint`; call its `run`. `index`: of several engines.
+    """Load the model and return a loop that answers on `endpoint`; the caller calls its `run`.
 
-    `args.model` is a path or hub id. `weights`: path and format of a complete checkpoint that is loaded instead of the
-    model's own weights, like one that has replaced them since. Raises `ValueError` or `OSError`, in words for the user,
-    when the model cannot be served with these arguments.
+    `args.model` is a path or hub id. `index`: the number of this engine, if there are several. `weights`: path and
+    format of a complete checkpoint to load instead of the model's own weights, for example one that replaced them
+    before a restart. Raises `ValueError` or `OSError`, in words for the user, if the model cannot be served with these
+    arguments.
     """
     started_s = time.monotonic()
     placement = open_placement(args)
@@ -89,7 +90,7 @@ def build_engine(
 
 
 class ServedModel:
-    """A runner, and what the control plane may do to it (`engine.ports.ModelRunner`)."""
+    """A runner with its weights and KV memory, which the control plane may change (`engine.ports.ModelRunner`)."""
 
     def __init__(self, runner: Runner, *, weights: WeightStore, kv_memory: KvLifetime) -> None:
         self._runner = runner
@@ -124,7 +125,7 @@ def _load(args: ServerArgs, device: Device, weights: tuple[str, str] | None) -> 
 
 
 def _make_runner(args: ServerArgs, placement: Placement, loaded: LoadedModel, *, max_context: int) -> Runner:
-    """A warm runner with as many pages of KV as the arguments and the device's memory give."""
+    """A warm runner with as many pages of KV as the arguments and the device's memory allow."""
     layout = loaded.kv_layout(page_size=args.page_size, dtype=kv_dtype(args, loaded))
     num_pages = num_kv_pages(
         args,
@@ -133,7 +134,7 @@ def _make_runner(args: ServerArgs, placement: Placement, loaded: LoadedModel, *,
         free_bytes=placement.device.free_memory_bytes(),
         reserved_bytes=placement.workspace_bytes(args, loaded.config),
     )
-    _log.info("making ready to compute: %d pages of KV, first steps", num_pages)
+    _log.info("allocating %d pages of KV and running the first steps", num_pages)
     held_context = min(max_context, num_pages * args.page_size)  # larger page tables would only waste memory
     with flags_in_errors():
         return placement.make_runner(args, loaded, layout=layout, num_pages=num_pages, max_context=held_context)
@@ -166,7 +167,7 @@ def _ready(
 
 
 def _served(args: ServerArgs, device: Device, model: _Model, runner: Runner) -> ServedModel:
-    may_use_hub = args.allow_hub or not Path(model.files.name).expanduser().exists()  # the start used it as well
+    may_use_hub = args.allow_hub or not Path(model.files.name).expanduser().exists()  # the start used the hub as well
     weights = WeightStore(
         runner,
         model.loaded,
@@ -196,7 +197,7 @@ def _limits(args: ServerArgs, *, max_context: int) -> SchedulerLimits:
 def _host_tier(
     args: ServerArgs, placement: Placement, runner: Runner
 ) -> tuple[HostTier, tuple[Callable[[], None], ...]] | None:
-    """Host memory as asked for, and what gives it back."""
+    """The host tier that the arguments ask for, and functions that free its memory; None without one."""
     if not args.enable_hierarchical_cache:
         return None
     num_host_pages, page_bytes = int(runner.kv.num_pages * args.hicache_ratio), runner.kv.layout.page_bytes
@@ -217,7 +218,7 @@ def _host_tier(
 
 
 def _fingerprint(loaded: LoadedModel, layout: KVLayout) -> Fingerprint:
-    """What names this model's pages in a store; the weights come from the namespace."""
+    """The part of page names that identifies this model. The namespace identifies the weights."""
     return Fingerprint(
         weights_id="",
         model_config_hash=config_hash({"config": repr(loaded.config)}),
@@ -230,7 +231,7 @@ def _fingerprint(loaded: LoadedModel, layout: KVLayout) -> Fingerprint:
 
 
 def _attach_storage(args: ServerArgs, parts: EngineParts) -> None:
-    """Attach the store that the arguments name. A store that cannot be reached now is tried again by itself."""
+    """Attach the store that the arguments name. An unreachable store is tried again later, by itself."""
     kind = args.hicache_storage_backend
     if kind is None:
         return
@@ -257,7 +258,7 @@ def _max_context(args: ServerArgs, loaded: LoadedModel) -> int:
 
 
 def _end_ids(args: ServerArgs, config: ModelConfig) -> tuple[int, ...]:
-    """The tokens that end an answer: what the model's files know, and those of another tokenizer if one was named."""
+    """The tokens that end an answer, from the model's files and from another tokenizer if one was named."""
     if args.tokenizer in (None, args.model):
         return config.eos_token_ids
     return union(config.eos_token_ids, within(tokenizer_end_ids(args.tokenizer), vocab_size=config.vocab_size))

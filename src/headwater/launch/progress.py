@@ -1,4 +1,4 @@
-"""A bar on stderr for what takes seconds while the server starts."""
+"""A progress bar on stderr for the slow parts of a start."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def progress_bar(label: str, total: int, *, console: Console | None = None) -> Iterator[Callable[[], None]]:
-    """Show how many of `total` are done; yields what to call after each. Nothing is shown where nobody looks."""
+    """Show how many of `total` items are done; yields a function to call after each. Silent if not on a terminal."""
     console = console or Console(stderr=True)
     if not console.is_terminal or not total:
         yield lambda: None

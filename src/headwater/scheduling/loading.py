@@ -11,7 +11,7 @@ from headwater.scheduling.request import Loading, Phase, Request
 
 
 class LoadingRequests:
-    """Which request waits for which copy, and what came of it: writes `Request.loading`.
+    """Requests with the restores and prefetches that they wait for. Writes `Request.loading`.
 
     A request arrives in phase WAITING and leaves in phase WAITING, to match anew.
     """
@@ -36,28 +36,28 @@ class LoadingRequests:
 
     def begin(self, request: Request, lease: Lease, *, max_cached_tokens: int) -> bool:
         """Restore pages of the host first, if that is worth it; then the caller no longer owns the lease."""
-        if not request.loading.may_load:
+        if not request.loading.may_restore:
             return False
-        load = self._cache.load(lease, max_cached_tokens=max_cached_tokens)
-        if load is None:
+        restore = self._cache.restore(lease, max_cached_tokens=max_cached_tokens)
+        if restore is None:
             return False
-        request.loading.load = load
+        request.loading.restore = restore
         self._add(request)
         return True
 
     def allow_again(self, request: Request) -> None:
-        """`request` may load once more: its own pages went to the host."""
-        request.loading.may_load = True
+        """`request` may restore once more: its pages have been copied to the host."""
+        request.loading.may_restore = True
 
     def take_arrived(self) -> list[Request]:
-        """Requests whose pages have arrived, to match anew. A request whose load was dropped computes instead."""
+        """Requests whose pages have arrived, to match anew. A request whose restore was dropped computes instead."""
         arrived = [request for request in self._requests if self._has_arrived(request.loading)]
         for request in arrived:
-            load, request.loading.load = request.loading.load, None
-            if load is not None:
-                request.loading.may_load = False  # once is enough: pages that were evicted again are computed
-                if not load.was_dropped:
-                    request.loading.num_loaded_tokens += load.num_tokens
+            restore, request.loading.restore = request.loading.restore, None
+            if restore is not None:
+                request.loading.may_restore = False  # once is enough: pages that were evicted again are computed
+                if not restore.was_dropped:
+                    request.loading.num_restored_tokens += restore.num_tokens
             self._requests.remove(request)
             request.enter(Phase.WAITING)
         return arrived
@@ -65,7 +65,7 @@ class LoadingRequests:
     def remove(self, request: Request) -> None:
         """Stop waiting. The copies end by themselves."""
         self._requests.remove(request)
-        request.loading.load = request.loading.prefetch = None
+        request.loading.restore = request.loading.prefetch = None
 
     def attribute_hits(self, request: Request, num_cached_tokens: int, counters: Counters) -> None:
         """Count the cached prompt tokens by tier: those that were brought up for this request, and the rest."""
@@ -74,20 +74,20 @@ class LoadingRequests:
             num_prefetched = found.prefetch.num_attached * self._cache.page_size
             found.prefetch.is_stopped = True  # best effort: the request starts with what has arrived
             found.prefetch = None
-        num_loaded = min(found.num_loaded_tokens, num_cached_tokens)
+        num_restored = min(found.num_restored_tokens, num_cached_tokens)
         found.num_cached_tokens = num_cached_tokens
-        found.num_storage_tokens = min(num_prefetched, num_loaded)
-        found.num_host_tokens = num_loaded - found.num_storage_tokens
+        found.num_storage_tokens = min(num_prefetched, num_restored)
+        found.num_host_tokens = num_restored - found.num_storage_tokens
         counters.cached_tokens_storage += found.num_storage_tokens
         counters.cached_tokens_host += found.num_host_tokens
-        counters.cached_tokens_device += num_cached_tokens - num_loaded
+        counters.cached_tokens_device += num_cached_tokens - num_restored
 
     def _add(self, request: Request) -> None:
         request.enter(Phase.LOADING)
         self._requests.append(request)
 
     def _has_arrived(self, loading: Loading) -> bool:
-        if loading.load is not None:
-            return loading.load.is_done
+        if loading.restore is not None:
+            return loading.restore.is_done
         assert loading.prefetch is not None
         return not self._cache.is_awaited(loading.prefetch)

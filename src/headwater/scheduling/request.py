@@ -9,7 +9,7 @@ import numpy as np
 from headwater.cache.lease import Lease, TokenSequence
 from headwater.cache.namespace import Namespace
 from headwater.cache.prefetch import Prefetch
-from headwater.cache.transfer import Load
+from headwater.cache.transfer import Restore
 from headwater.messages.base import unpack_ids
 from headwater.messages.generation import Generate, TokenLogprob
 from headwater.scheduling.plan import PageUpdate
@@ -55,10 +55,10 @@ class Progress:
 class Loading:
     """Pages on their way to the device for a request, and where its prompt was found. Written by `LoadingRequests`."""
 
-    load: Load | None = None  # what it waits for while loading
+    restore: Restore | None = None  # what it waits for while loading
     prefetch: Prefetch | None = None  # on its way from storage for it
-    may_load: bool = True  # False after one load, so that a request cannot load forever
-    num_loaded_tokens: int = 0  # brought up from the host for it
+    may_restore: bool = True  # False after one restore, so that a request cannot be loading forever
+    num_restored_tokens: int = 0  # copied from the host to the device for it
     num_cached_tokens: int = 0  # of its prompt, found in the cache when it first started
     num_host_tokens: int = 0  # of these, found on the host
     num_storage_tokens: int = 0  # of these, found in storage

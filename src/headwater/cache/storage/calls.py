@@ -1,4 +1,4 @@
-"""Calls of a store: off the loop, with a deadline, behind a circuit breaker, each with an end on the loop."""
+"""Calls of a store: off the loop, with a deadline, behind a circuit breaker. Their outcome is handled on the loop."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class _Call:
 
 
 class StorageCalls:
-    """Everything that is asked of one store. `finish` and `fail` run on the loop, exactly one of them a call."""
+    """All calls of one store. For each call either `finish` or `fail` runs, exactly once, on the loop."""
 
     def __init__(self, jobs: JobRunner, *, clock: Clock, timeout_s: float) -> None:
         self.breaker = CircuitBreaker(clock, slow_call_s=timeout_s)
@@ -37,9 +37,9 @@ class StorageCalls:
         fail: Callable[[str], None],
         is_guarded: bool = True,
     ) -> None:
-        """Run `work` in a job; then `finish` with its result or `fail` with a cause. May fail at once.
+        """Run `work` in a job, then `finish` with its result or `fail` with a cause. `fail` may run immediately.
 
-        A guarded call is refused while the breaker is open, and what becomes of it moves the breaker.
+        A guarded call is refused while the breaker is open, and the breaker counts its outcome.
         """
         permit = self.breaker.try_enter() if is_guarded else None
         if is_guarded and permit is None:
@@ -55,7 +55,7 @@ class StorageCalls:
         self._calls.append(_Call(job, permit, deadline, finish, fail))
 
     def advance(self) -> bool:
-        """Take in calls that ended, give up those that took too long; whether any did."""
+        """Handle calls that have ended, and give up those past their deadline; returns whether there were any."""
         ended = False
         for call in self._calls.copy():
             if call.job.is_done():
@@ -76,7 +76,7 @@ class StorageCalls:
         return bool(self._calls)
 
     def _give_up(self, call: _Call, cause: str) -> None:
-        call.job.abandon()  # from here on it touches no page of ours
+        call.job.abandon()  # from here on it touches no page
         self._calls.remove(call)
         if call.permit is not None:
             self.breaker.failed(call.permit, cause=cause)

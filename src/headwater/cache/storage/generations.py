@@ -1,4 +1,4 @@
-"""The generations of a store as this engine knows them, and those it is raising."""
+"""The generations of a store as this engine knows them, and those that it is raising."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,15 +11,15 @@ from headwater.clock import Clock
 from headwater.storage.backend import StorageBackend
 
 _RETRY_S = 0.5
-_MAX_KNOWN = 10_000  # namespaces; salts may be many, and who is forgotten is asked for again
-_MAX_ASKED = 64  # namespaces in one call, the last ones used
+_MAX_KNOWN = 10_000  # namespaces; there may be many salts, and dropped namespaces are asked for again
+_MAX_ASKED = 64  # namespaces in one call, the most recent ones
 
 
 class StorageGenerations:
-    """Counters last heard from the store, by namespace. They live in the store: here are only copies.
+    """Copies of the store's counters, by namespace. The store itself keeps the counters.
 
-    What is computed is marked with the copy of its time. The store refuses a page under a counter that has
-    grown since, so nothing computed before a flush, by any server, is stored after it.
+    Each page is marked with the copy at the time of its computation. The store refuses a page whose counter has grown
+    since, so no page that any server computed before a flush is stored after it.
     """
 
     def __init__(self, backend: StorageBackend, names: StorageNames, calls: StorageCalls, clock: Clock) -> None:
@@ -27,13 +27,13 @@ class StorageGenerations:
         self._names = names
         self._calls = calls
         self._clock = clock
-        self._known: dict[Namespace, Generations] = {}  # the one heard last comes last
+        self._known: dict[Namespace, Generations] = {}  # the most recent one last
         self._raising: list[RaisedScope] = []
-        self._missed: dict[Namespace, None] = {}  # known before the flush under way, to be asked for after it
-        self._retry_at_s: float | None = None  # None: an attempt is under way, or there is nothing to raise
+        self._missed: dict[Namespace, None] = {}  # known before the flush in progress; asked for after it
+        self._retry_at_s: float | None = None  # None: an attempt is in progress, or there is nothing to raise
 
     def known(self, namespace: Namespace) -> Generations | None:
-        """None if never heard: what is computed now cannot be stored."""
+        """The counters of `namespace`; None if unknown: then pages computed now cannot be stored."""
         return self._known.get(namespace)
 
     def heard(self, namespace: Namespace, generations: Generations) -> None:
@@ -45,7 +45,7 @@ class StorageGenerations:
             del self._known[next(iter(self._known))]
 
     def ask(self, namespaces: Sequence[Namespace], *, ended: Callable[[], None] = lambda: None) -> None:
-        """Ask the store for the counters of `namespaces`; `ended` is called when they are known, or will not be."""
+        """Ask the store for the counters of `namespaces`. `ended` is called when the answer is here or has failed."""
         scopes = {namespace: self._names.scopes(namespace) for namespace in namespaces[-_MAX_ASKED:]}
 
         def work(job: Job) -> dict[Namespace, Generations]:
@@ -59,7 +59,7 @@ class StorageGenerations:
         self._calls.begin(work, finish=finish, fail=lambda cause: ended())
 
     def forget(self, namespace: Namespace) -> None:
-        """The store said that the counters of `namespace` have grown."""
+        """Drop the counters of `namespace`: the store has reported that they have grown."""
         self._known.pop(namespace, None)
 
     def is_barred(self, namespace: Namespace) -> bool:
@@ -67,7 +67,7 @@ class StorageGenerations:
         return any(raised.scope.has_namespace(namespace) for raised in self._raising)
 
     def raise_scope(self, scope: Scope) -> RaisedScope:
-        """Make everything in `scope` unreachable, for every server on this store. Tried until acknowledged."""
+        """Make all pages in `scope` unreachable for every server on this store. Retries until it acknowledges."""
         raised = RaisedScope(scope)
         self._raising.append(raised)
         self._missed |= dict.fromkeys(ns for ns in self._known if scope.has_namespace(ns))
@@ -91,7 +91,7 @@ class StorageGenerations:
 
     def _attempt(self) -> None:
         raising = self._raising.copy()
-        ids = dict.fromkeys(self._names.scope(raised.scope) for raised in raising)  # one may be owed twice
+        ids = dict.fromkeys(self._names.scope(raised.scope) for raised in raising)  # two flushes may share a counter
         self._retry_at_s = None
 
         def work(job: Job) -> None:
@@ -105,7 +105,7 @@ class StorageGenerations:
                     self._raising.remove(raised)
                     self._forget_scope(raised.scope)
             missed, self._missed = list(self._missed), {}
-            if missed:  # so that what is computed from now on can be stored
+            if missed:  # so that pages computed from now on can be stored
                 self.ask(missed)
 
         def fail(cause: str) -> None:
@@ -118,7 +118,7 @@ class StorageGenerations:
             del self._known[namespace]
 
 
-_Counter = tuple[str | None, str | None]  # of a store: salt and key of the scope
+_Counter = tuple[str | None, str | None]  # a counter of a store: salt and key of its scope
 
 
 class UnacknowledgedFlushes:

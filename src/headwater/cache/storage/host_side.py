@@ -1,4 +1,4 @@
-"""The host tier as the readers and writers of a store use it."""
+"""The host tier as the reader and the writer of a store use it."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from headwater.clock import Clock
 
 @dataclass(frozen=True, slots=True)
 class HostSide:
-    """What a page passes between a store and the host tier: tree, owners, memory, and its name in stores."""
+    """What the reader and the writer of a store share: tree, host pages and memory, names, counters, clock."""
 
     tree: RadixTree
     tier: TierPages

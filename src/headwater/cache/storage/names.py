@@ -18,21 +18,21 @@ from headwater.storage.page_key import (
 
 Generations = tuple[int, ...]
 _Name = TypeVar("_Name")
-_MAX_KEPT = 4096  # namespaces; salts may be many
+_MAX_KEPT = 4096  # namespaces; there may be many salts
 
 
 class StorageNames:
-    """Names for one model on one rank; the weights come from the namespace."""
+    """The names of one model's pages on one rank. The namespace identifies the weights."""
 
     def __init__(self, fingerprint: Fingerprint) -> None:
         self._fingerprint = fingerprint
         self._domain = fingerprint.scope_domain()
-        self._seeds: dict[Namespace, bytes] = {}  # asked for at every lookup and write
+        self._seeds: dict[Namespace, bytes] = {}  # every lookup and write needs one
         self._scopes: dict[Namespace, tuple[bytes, ...]] = {}
-        self._buckets: dict[Namespace, Bucket] = {}  # the one asked for last
+        self._buckets: dict[Namespace, Bucket] = {}  # of the newest generations
 
     def seed(self, namespace: Namespace) -> bytes:
-        """Where the chain of hashes of a namespace begins."""
+        """The start of a namespace's chain of hashes."""
         found = self._seeds.get(namespace)
         if found is None:
             found = namespace_id(
@@ -45,7 +45,7 @@ class StorageNames:
         return found
 
     def scopes(self, namespace: Namespace) -> tuple[bytes, ...]:
-        """The counters that a namespace depends on."""
+        """The ids of the counters that a namespace depends on."""
         found = self._scopes.get(namespace)
         if found is None:
             found = scope_ids(self._domain, cache_salt=namespace.cache_salt, extra_key=namespace.extra_key)
@@ -53,7 +53,7 @@ class StorageNames:
         return found
 
     def scope(self, scope: Scope) -> bytes:
-        """The counter that a flush of `scope` raises."""
+        """The id of the counter that a flush of `scope` raises."""
         return scope_id(self._domain, cache_salt=scope.cache_salt, extra_key=scope.extra_key)
 
     def bucket(self, namespace: Namespace, generations: Generations) -> Bucket:
@@ -64,7 +64,7 @@ class StorageNames:
         return found
 
     def hashes(self, tree: RadixTree, node: Node) -> list[bytes]:
-        """The chain hashes of a node's pages; computed once, with those of the nodes above."""
+        """The chain hashes of a node's pages. Computed once, together with those of the nodes above."""
         path: list[Node] = []
         above: Node | None = node
         while above is not None and above.hashes is None and not above.is_root:

@@ -1,4 +1,4 @@
-"""From a store to the host."""
+"""Prefetches: looks pages up in a store and reads them into host memory."""
 
 import numpy as np
 
@@ -15,12 +15,12 @@ from headwater.messages.base import TokenIds
 from headwater.storage.backend import ReadStatus, StorageBackend
 from headwater.storage.page_key import PageKey, chain_hashes, page_keys
 
-_BATCH_PAGES = 32  # of one read: what a prefetch that is stopped early may lose
+_BATCH_PAGES = 32  # of one read; a prefetch that is stopped early loses at most these
 _LOST = {ReadStatus.MISS: "missing", ReadStatus.CORRUPT: "damaged", ReadStatus.STALE: "retired"}
 
 
 class StorageReader:
-    """Looks sequences up and brings what is there to the host, a batch of pages at a time."""
+    """Looks sequences up in the store, and copies their pages to the host in batches."""
 
     def __init__(
         self,
@@ -40,10 +40,10 @@ class StorageReader:
         self._questions: dict[Namespace, Prefetch] = {}  # for generations alone
 
     def prefetch(self, namespace: Namespace, tokens: TokenIds, *, num_known_tokens: int) -> Prefetch | None:
-        """Begin to look for the pages of `tokens` after the first `num_known_tokens`, and bring what is there.
+        """Begin to copy the pages of `tokens` after the first `num_known_tokens` that the store has.
 
-        Where that is not worth it, asks for the generations of a namespace that is new here: from the answer on,
-        pages can be stored.
+        If that is not worth it, asks only for the generations of a namespace that is new here. Pages computed after
+        the answer can be stored.
         """
         if self._generations.is_barred(namespace):
             return None
@@ -65,7 +65,7 @@ class StorageReader:
         return prefetch
 
     def retire(self, scope: Scope) -> int:
-        """Drop what is on its way and in `scope`; returns how many prefetches."""
+        """Drop the prefetches of pages in `scope`; returns how many."""
         return sum(prefetch.retire(scope, self._host.tree.page_size) for prefetch in self.prefetches)
 
     def advance(self) -> None:
@@ -114,7 +114,7 @@ class StorageReader:
         self._calls.begin(work, finish=finish, fail=fail)
 
     def _read_on(self, prefetch: Prefetch) -> None:
-        """Read the next batch, or end the prefetch if nothing is left to read, or nobody wants it."""
+        """Read the next batch, or end the prefetch if it is stopped or dropped, or has no pages left to read."""
         keys = prefetch.keys[prefetch.num_read : prefetch.num_read + _BATCH_PAGES]
         if not keys or prefetch.is_stopped or prefetch.is_dropped:
             self._end(prefetch)
@@ -128,7 +128,7 @@ class StorageReader:
 
         def work(job: Job) -> tuple[list[ReadStatus], float]:
             started_s = self._host.clock.now()
-            # Read beside the pages: a read that hangs and comes back late must not find them in other hands.
+            # Read into other memory: when a read that hung returns late, the pages may have another owner.
             staging = [bytearray(self._host.memory.page_bytes) for _ in keys]
             statuses = self._backend.get(keys, [memoryview(page) for page in staging])
             with job.pages():
@@ -160,13 +160,13 @@ class StorageReader:
         self._calls.begin(work, finish=finish, fail=fail)
 
     def _attach(self, prefetch: Prefetch, pages: PageIds, num_good: int) -> None:
-        """Hang the first `num_good` of `pages` into the tree where the prefetch goes on; free the others."""
+        """Attach the first `num_good` of `pages` to the tree, behind those already read; free the others."""
         prefetch.pages = None
         size = self._host.tree.page_size
         start = prefetch.first_page + prefetch.num_read
         tokens = prefetch.tokens[start * size : (start + num_good) * size]
         node = self._node_at(prefetch, start) if num_good and not prefetch.is_dropped else None
-        if node is None or self._host.tree.descend(node, tokens) is not None:  # gone, or somebody computed it
+        if node is None or self._host.tree.descend(node, tokens) is not None:  # gone, or computed meanwhile
             num_good = 0
         else:
             child = self._host.tree.add_child(node, tokens)
@@ -177,7 +177,7 @@ class StorageReader:
             self._host.tier.pool.free(pages[num_good:], giver=Owner.TRANSFER)
 
     def _node_at(self, prefetch: Prefetch, num_pages: int) -> Node | None:
-        """The node at which the first `num_pages` pages of the prefetch end; None if the tree has them no more."""
+        """The node at which the first `num_pages` pages of the prefetch end; None if the tree no longer has them."""
         size = self._host.tree.page_size
         root = self._host.tree.root(prefetch.namespace)
         node, tokens = root, prefetch.tokens[: num_pages * size]

@@ -1,7 +1,7 @@
 """The storage tier, seen from the loop: pages to and from a store that may be slow, broken or gone.
 
-What a failing store costs is hits, never a request: every call runs off the loop with a deadline, a circuit
-breaker keeps a failing store from being asked, and what is not stored or not found is counted by its cause.
+A failing store costs hits, never a request. Every call runs off the loop with a deadline, and a circuit breaker stops
+calls of a failing store. Pages that were not stored or not found are counted by cause.
 """
 
 import math
@@ -27,7 +27,7 @@ _REAP_PAGES = 64
 
 
 class PrefetchPolicy(Enum):
-    """How long a request waits for storage: not at all, until all is there, or for a time that grows with it."""
+    """How long a request waits for storage: not at all, for all pages, or for a time that grows with its length."""
 
     BEST_EFFORT = "best_effort"
     WAIT_COMPLETE = "wait_complete"
@@ -39,16 +39,16 @@ class StorageSettings:
     """How a store is used."""
 
     policy: PrefetchPolicy = PrefetchPolicy.TIMEOUT
-    min_prefetch_tokens: int = 64  # less is computed
+    min_prefetch_tokens: int = 64  # shorter sequences are computed
     call_timeout_s: float = 5.0
-    wait_base_s: float = 2.0  # policy `timeout`: this, and so much for every 1,024 tokens, up to the maximum
+    wait_base_s: float = 2.0  # policy `timeout`: the base, and a part for every 1,024 tokens, up to the maximum
     wait_per_1024_tokens_s: float = 0.1
     max_wait_s: float = 30.0
     max_generations_wait_s: float = 0.25  # in a namespace that is new here, under any policy
 
 
 class StorageTier:
-    """One attached store; `place` tells it from others. Nothing here blocks."""
+    """One attached store; `place` identifies it. No method blocks."""
 
     def __init__(
         self,
@@ -73,17 +73,17 @@ class StorageTier:
         self._counters = host.counters
         self._reap_at_s = host.clock.now()
         self._is_reaping = False
-        self.usage: StorageUsage | None = None  # as last heard
+        self.usage: StorageUsage | None = None  # as last reported
 
     def known_generations(self, namespace: Namespace) -> Generations | None:
-        """What pages computed now are to be marked with."""
+        """The counters to mark pages computed now with; None if unknown."""
         return self.generations.known(namespace)
 
     def persist(self, node: Node) -> None:
         self.writer.persist(node)
 
     def prefetch(self, namespace: Namespace, tokens: TokenIds, *, num_known_tokens: int) -> Prefetch | None:
-        """Begin to bring the pages of `tokens` that no other tier has; None if that is not worth it."""
+        """Begin to copy the pages of `tokens` that no other tier has to the host; None if that is not worth it."""
         is_new_here = self.generations.known(namespace) is None
         prefetch = self.reader.prefetch(namespace, tokens, num_known_tokens=num_known_tokens)
         if prefetch is not None and prefetch.awaited_until_s == math.inf:
@@ -101,14 +101,14 @@ class StorageTier:
             prefetch.awaited_until_s = prefetch.wait_until_s
 
     def retire(self, scope: Scope) -> int:
-        """Keep what is on its way up from bringing back what `scope` retires; returns how many prefetches."""
+        """Drop prefetches that would attach pages in `scope`; returns how many."""
         return self.reader.retire(scope) if scope.tiers & {Tier.HOST, Tier.STORAGE} else 0
 
     def raise_generation(self, scope: Scope) -> RaisedScope:
         return self.generations.raise_scope(scope)
 
     def advance(self) -> bool:
-        """Once a turn: take in calls that ended, retry, reap. Whether anything ended."""
+        """Once a turn: handle calls that have ended, retry, reap. Returns whether any call ended."""
         ended = self.calls.advance()
         self.reader.advance()
         self.generations.advance()
@@ -117,7 +117,7 @@ class StorageTier:
         return ended
 
     def in_flight(self) -> dict[str, int]:
-        """Copies under way. Raising a generation and reaping hold nothing of anybody's."""
+        """Copies in flight. Raising a generation and reaping do not count, since they hold no pages."""
         found: dict[str, int] = {}
         if self.writer.reading:
             found["persist"] = len(self.writer.reading)
@@ -127,11 +127,11 @@ class StorageTier:
 
     @property
     def needs_polling(self) -> bool:
-        """Whether something may end soon that sends no message."""
+        """Whether calls are in flight whose end sends no message."""
         return self.calls.has_any
 
     def detach(self) -> None:
-        """Give up everything in flight, and close the backend off the loop."""
+        """Give up all calls in flight, and close the backend off the loop."""
         self.calls.give_up_all("detached")
         self._jobs.submit(lambda job: self.backend.close())
 

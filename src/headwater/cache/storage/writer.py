@@ -1,4 +1,4 @@
-"""From the host to a store."""
+"""Persists: writes host pages to a store."""
 
 import itertools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from headwater.storage.page_key import PageKey
 
 
 class StorageWriter:
-    """Persists host pages. They are pinned until the call has ended; it writes from a copy of its own."""
+    """Persists host pages. They stay pinned until the call has ended, which writes from a copy of its own."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class StorageWriter:
         self.reading: list[Run] = []  # host runs that are being persisted
 
     def persist(self, node: Node) -> None:
-        """Begin to store the host pages of `node`, unless the store could confuse them with newer ones."""
+        """Begin to store the host pages of `node`, unless a flush may have made them outdated."""
         run = node.runs.get(Tier.HOST)
         if run is None:
             return
@@ -73,7 +73,7 @@ class StorageWriter:
         self._calls.begin(work, finish=finish, fail=fail)
 
     def _report_of(self, node: Node, keys: list[PageKey]) -> Callable[[list[bool]], None] | None:
-        """What tells the observer which pages of `node`, as it is now, are in the store; None if there is none."""
+        """A function that reports to the observer which pages of `node`, as it is now, are stored; None without one."""
         observer = self._host.tier.observer
         if observer is None:
             return None
@@ -96,5 +96,5 @@ class StorageWriter:
 
     def _end(self, run: Run) -> None:
         self.reading.remove(run)
-        for part in list(run.chain()):  # a split meanwhile made several runs of it
+        for part in list(run.chain()):  # a split meanwhile has made several runs of it
             self._host.tier.unpin(part)

@@ -129,11 +129,11 @@ class Promises:
             raise Violation("no_request_is_lost", f"{lost} of {len(active)}, {len(found)} in places")
 
     def _check_leases(self, copies: list[FakeCopy]) -> None:
-        """Every lease belongs to a running request, a load, a pin or a step in flight."""
+        """Every lease belongs to a running request, a restore, a pin or a step in flight."""
         num_leases = len(self._parts.cache.leases)
         wanted = len(self._parts.scheduler.running) + self._parts.pinning.num_pins
         for copy in copies:
-            if copy.kind == "restore" and not copy.is_begun:  # a load
+            if copy.kind == "restore" and not copy.is_begun:  # it holds a lease
                 wanted += 1
         num_closing = 0
         for step in self._runner.open_steps:
