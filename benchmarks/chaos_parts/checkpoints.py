@@ -82,7 +82,7 @@ def perturbed(model: str, folder: Path, seed: int) -> Path:
     noise = np.random.default_rng(seed)
     tensors = {}
     for name in source.shapes():
-        values = source.load(name).float().numpy()
+        values = source.load(name).to_float32()
         if "norm" in name:
             values = values * (1 + 0.3 * noise.standard_normal(values.shape))
         tensors[name] = values.astype(np.float32)

@@ -183,7 +183,7 @@ def test_kept_weights_need_no_files(folder: Path, store: WeightStore, monkeypatc
 def test_weights_copied_to_the_host_are_the_same(store: WeightStore, folder: Path) -> None:
     """What a GPU's release keeps."""
     model = store._runner.model
-    store._kept = HostTensors(model)
+    store._kept = HostTensors(model, store._device)
     store._runner.replace_model(None)
     staged = wait(store.reload())
     store.swap(staged)

@@ -105,7 +105,7 @@ def _load_all(path: Path) -> None:
     shapes = config.parameter_shapes()
     check_shapes(shapes, source, tied_head=config.tie_word_embeddings)
     for name in shapes:
-        source.load(name)
+        source.load(name).to_float32()
     config.rope.inv_freq(config.head_dim)
     read_sampling_defaults(files.folder, gguf=files.gguf)
     Tokenizer.load(path)

@@ -50,8 +50,9 @@ def test_scalars_strings_and_arrays(written: Path) -> None:
 def test_tensors_lie_where_the_header_says(written: Path) -> None:
     file = GGUFFile(written)
     assert {name: tensor.shape for name, tensor in file.tensors.items()} == {"one": (2, 3), "two": (4, 16)}
-    assert file.raw(file.tensors["one"]).view(np.float32).tolist() == list(range(6))
-    assert file.raw(file.tensors["two"]).view(np.float16).tolist() == list(range(64))
+    one, two = (file.load(tensor) for tensor in file.tensors.values())
+    assert (one.format, one.data.tolist()) == ("float32", [[0, 1, 2], [3, 4, 5]])
+    assert (two.format, two.shape, two.data.flatten().tolist()) == ("float16", (4, 16), list(range(64)))
 
 
 def test_what_is_no_gguf_file_is_refused(tmp_path: Path, written: Path) -> None:
@@ -83,7 +84,23 @@ def test_a_file_cut_off_while_it_is_open_is_an_error_and_no_crash(tmp_path: Path
     writer.write_tensors_to_file()
     writer.close()
     file = GGUFFile(path)
-    assert file.values(file.tensors["w"]).sum() == 64 * 64
+    assert file.load(file.tensors["w"]).data.sum() == 64 * 64
     os.truncate(path, path.stat().st_size - 100)
     with pytest.raises(ModelFileError, match="is cut off"):
-        file.raw(file.tensors["w"])
+        file.load(file.tensors["w"])
+
+
+def test_tensors_of_types_that_are_not_read_are_named(tmp_path: Path) -> None:
+    """Integers are no weights, and blocks that nothing dequantises would fail in the midst of a start."""
+    path = tmp_path / "x.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("i", np.ones((2, 8), dtype=np.int8))
+    writer.add_tensor("q", np.zeros((2, 40), dtype=np.uint8), raw_dtype=gguf.GGMLQuantizationType.Q8_1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GGUFFile(path)
+    for name, kind in (("i", "I8"), ("q", "Q8_1")):
+        with pytest.raises(ModelFileError, match=rf"x\.gguf: tensor '{name}' is of type {kind}, which is not read"):
+            file.load(file.tensors[name])

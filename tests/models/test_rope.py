@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig
@@ -34,5 +35,16 @@ def test_frequencies_are_transformers(scaling: dict[str, Any], head_dim: int) ->
         LlamaConfig(head_dim=head_dim, max_position_embeddings=4096, rope_parameters=dict(scaling))
     )
     rope = RopeConfig.from_hf({"rope_parameters": scaling}, max_position=4096)
-    torch.testing.assert_close(rope.inv_freq(head_dim), reference.inv_freq, rtol=5e-6, atol=0)
+    np.testing.assert_allclose(rope.inv_freq(head_dim), reference.inv_freq.numpy(), rtol=5e-6, atol=0)
     assert rope.attention_factor == pytest.approx(reference.attention_scaling)
+
+
+@pytest.mark.parametrize("theta", [1e4, 1e5, 2.5e5, 5e5, 1e6, 1e7, 999.5])
+def test_frequencies_are_those_that_pytorch_computed(theta: float) -> None:
+    """Stores hold keys that were rotated with them: the last bit may differ, where PyTorch's power rounds wrongly."""
+    for head_dim in (16, 64, 80, 128):
+        found = RopeConfig(theta=theta).inv_freq(head_dim)
+        before = (1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)).numpy()
+        assert found.dtype == np.float32 and found.shape == (head_dim // 2,)
+        np.testing.assert_array_max_ulp(found, before, maxulp=1)
+        assert (found != before).sum() <= len(found) // 16

@@ -11,9 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from headwater.devices.host_tensor import HostTensor, RandomTensor
 from headwater.devices.kv_memory import KVLayout, KVMemory
 
 Batch = TypeVar("Batch", contravariant=True)
+Array = Any  # a device's own array: shared code passes it on, and does not look into it
+Weight = HostTensor | RandomTensor | Array
 
 
 class Linear(Protocol):
@@ -107,21 +110,32 @@ class ModelDevice(Protocol):
     @property
     def torch_device(self) -> torch.device: ...
 
-    def auto_dtype(self) -> torch.dtype:
-        """The dtype that "auto" means here."""
+    @property
+    def name(self) -> str: ...
+
+    def auto_dtype(self) -> str:
+        """The name of the dtype that "auto" means here."""
         ...
 
-    def pack_linear(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None) -> Linear:
-        """One linear layer out of the given ones, concatenated along the output features."""
+    def place(self, weight: Weight, *, dtype: str) -> Array:
+        """A weight as an array of this device, in the format `dtype`. It may share the memory of `weight`."""
+        ...
+
+    def to_host(self, array: Array, *, max_rows: int | None = None) -> HostTensor:
+        """An array of `place` or `unpack`, or its first rows, in host memory. The caller must not change it."""
+        ...
+
+    def pack_linear(self, weights: Sequence[Array], biases: Sequence[Array] | None = None) -> Linear:
+        """One linear layer out of the given ones, concatenated along the output features. Arrays come from `place`."""
         ...
 
     def pack_gated_linear(
         self,
-        gate: torch.Tensor,
-        up: torch.Tensor,
+        gate: Array,
+        up: Array,
         *,
-        gate_bias: torch.Tensor | None = None,
-        up_bias: torch.Tensor | None = None,
+        gate_bias: Array | None = None,
+        up_bias: Array | None = None,
     ) -> GatedLinear: ...
 
     def rms_norm(self, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -159,6 +173,3 @@ class RunnerDevice(Protocol[Batch]):
 
 class Device(ModelDevice, RunnerDevice[Any], Protocol):
     """Both, as what builds an engine needs them: cpu/device.py and cuda/device.py."""
-
-    @property
-    def name(self) -> str: ...

@@ -1,4 +1,4 @@
-"""A tensor of a checkpoint in host memory: plain numbers or GGUF blocks, as they lie in the file. numpy alone."""
+"""Tensors of a checkpoint in host memory: plain numbers or GGUF blocks, as they lie in the file. numpy alone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,15 +75,33 @@ class HostTensor:
         return HostTensor(name, self.shape, _converted(self.to_float32(), _NARROW[name], STORAGE_TYPES[name]))
 
     def rows(self, start: int, stop: int) -> "HostTensor":
-        """A view of rows [start, stop) of the outermost dimension."""
-        return self._with(self.data[start:stop])
+        """Rows [start, stop) of the outermost dimension, a view where possible."""
+        return self._pick(slice(start, stop))
 
     def take_rows(self, order: npt.NDArray[np.integer]) -> "HostTensor":
         """A copy with the rows `order`, in that order. Blocks lie within a row, so they stay whole."""
-        return self._with(self.data[order])
+        return self._pick(order)
 
-    def _with(self, data: npt.NDArray) -> "HostTensor":
+    def _pick(self, rows: slice | npt.NDArray[np.integer]) -> "HostTensor":
+        if self.has_blocks and len(self.shape) == 1:  # a vector's blocks hold several of its rows
+            return HostTensor.of(self.to_float32()[rows])
+        data = self.data[rows]
         return HostTensor(self.format, (len(data), *self.shape[1:]), data)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomTensor:
+    """Normally distributed numbers that a device makes itself; each kind of device has numbers of its own."""
+
+    shape: tuple[int, ...]
+    seed: int
+    scale: float
+
+    def to_host(self) -> HostTensor:
+        generator = np.random.Generator(np.random.SFC64(self.seed))
+        values = generator.standard_normal(self.shape, dtype=np.float32)
+        values *= np.float32(self.scale)
+        return HostTensor.of(values)
 
 
 def _dequantised(data: npt.NDArray, name: str) -> npt.NDArray[np.float32]:

@@ -14,6 +14,7 @@ from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_greedy
 from headwater.devices.cuda.layer_gates import GatedAttention, LayerGates
 from headwater.devices.kv_memory import KVLayout, KVMemory
+from headwater.devices.torch_tensors import torch_dtype
 from headwater.execution.decode_inputs import DecodeInputs
 from headwater.execution.device_sampler import DeviceSampler
 from headwater.execution.device_slots import DeviceSlots
@@ -59,7 +60,8 @@ class GpuRunner:
                 raise ValueError(f"{name} must be at least 1, found {value}")
         if max(graph_sizes, default=0) > max_running:
             raise ValueError(f"graph_sizes must be at most max_running ({max_running}), got {max(graph_sizes)}")
-        device.check_attention(loaded.model.geometry, loaded.dtype, kv_dtype=layout.dtype)
+        dtype = torch_dtype(loaded.dtype)
+        device.check_attention(loaded.model.geometry, dtype, kv_dtype=layout.dtype)
         place = device.torch_device
         max_context = max_context or loaded.config.max_context
         self._model: DecoderModel | None = loaded.model  # None while the weights are released
@@ -91,7 +93,7 @@ class GpuRunner:
             device,
             self._forward_mixed,
             geometry=loaded.model.geometry,
-            dtype=loaded.dtype,
+            dtype=dtype,
             slots=self._slots,
             rotary=self._rotary,
             sizes=prompt_graph_sizes,

@@ -2,15 +2,15 @@
 
 import hashlib
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from headwater.devices.device import Device
+from headwater.devices.device import Device, ModelDevice, Weight
+from headwater.devices.host_tensor import HostTensor
 from headwater.execution.runner import Runner
 from headwater.models.checkpoint_config import read_checkpoint_config
 from headwater.models.config import ModelConfig
@@ -227,18 +227,19 @@ class WeightStore:
         self._loaded = visible_layers(staged.layers if staged.is_reload else (*self._loaded, *staged.layers))
 
     def release(self) -> int:
-        stays = self._keeps_on_host and self._device.torch_device.type == "cpu"
+        stays = self._keeps_on_host and self._device.name == "cpu"
         if self._keeps_on_host:
             model = self._runner.model
-            self._kept = model if stays else HostTensors(model)
+            self._kept = model if stays else HostTensors(model, self._device)
         self._runner.replace_model(None)
         self._device.trim_memory()
         return 0 if stays else self._weights_bytes
 
     def values(self, name: str, num_values: int) -> tuple[str, tuple[int, ...], tuple[float, ...]]:
-        tensor = self._runner.model.get_by_name(name)
-        first = tensor.flatten()[:num_values].float().tolist()
-        return str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tuple(first)
+        shape = self._config.parameter_shapes()[name]
+        num_rows = -(-num_values // math.prod(shape[1:]))
+        first = self._device.to_host(self._runner.model.get_by_name(name), max_rows=num_rows)
+        return first.format, shape, tuple(first.to_float32().reshape(-1)[:num_values].tolist())
 
     def build(
         self,
@@ -284,14 +285,19 @@ class WeightStore:
     def _open(self, checkpoint: Checkpoint, overlay: "Overlay") -> OpenedCheckpoint:
         """Add a checkpoint to the overlay, and hash its files."""
         self._check_local(checkpoint.path)
-        files, place = resolve_model(checkpoint.path), self._device.torch_device
+        files = resolve_model(checkpoint.path)
         signature = weights_signature(files)
         load_format = checkpoint.load_format
         config = read_checkpoint_config(files, self._config)
-        source = open_weights(files, self._config, load_format=load_format, seed=self._seed, device=place)
+        source = open_weights(files, self._config, load_format=load_format, seed=self._seed)
         overlay.add(source)
         content_id = weights_id_of(
-            files, self._config, dtype=self._dtype, load_format=load_format, seed=self._seed, device=place
+            files,
+            self._config,
+            dtype=self._dtype,
+            load_format=load_format,
+            seed=self._seed,
+            device=self._device.name,
         )
         names = frozenset(source.shapes()) & self._config.parameter_shapes().keys()
         end_ids = None if config is None else config.eos_token_ids
@@ -326,13 +332,14 @@ class HostTensors:
 
     place = "the weights kept in host memory"
 
-    def __init__(self, model: DecoderModel) -> None:
-        self._tensors = {name: model.get_by_name(name).cpu() for name in model.config.parameter_shapes()}
+    def __init__(self, model: DecoderModel, device: ModelDevice) -> None:
+        names = model.config.parameter_shapes()
+        self._tensors = {name: device.to_host(model.get_by_name(name)) for name in names}
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        return {name: tensor.shape for name, tensor in self._tensors.items()}
 
-    def load(self, name: str) -> torch.Tensor:
+    def load(self, name: str) -> HostTensor:
         return self._tensors[name]
 
 
@@ -363,7 +370,7 @@ class Overlay:
         own = self._own if self._model is not None else {}
         return {**own, **{name: source.shapes()[name] for name, source in self._newest.items()}}
 
-    def load(self, name: str) -> torch.Tensor:
+    def load(self, name: str) -> Weight:
         if self._abandoned.is_set():
             raise Abandoned
         source = self._newest.get(name)

@@ -150,7 +150,7 @@ def _ready(
         call_id="",
         model_name=args.served_model_name or args.model,
         architecture=loaded.config.architecture,
-        dtype=str(loaded.dtype).removeprefix("torch."),
+        dtype=loaded.dtype,
         vocab_size=loaded.config.vocab_size,
         max_context=min(max_context, kv.num_pages * args.page_size - 1),
         eos_token_ids=_end_ids(args, loaded.config),

@@ -7,6 +7,7 @@ from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.external_attention import MAX_GATHERED_BYTES
 from headwater.devices.cuda.host_memory import PinnedHostMemory
 from headwater.devices.cuda.page_copies import CudaPageCopier
+from headwater.devices.host_tensor import STORAGE_TYPES
 from headwater.devices.kv_memory import KVLayout
 from headwater.execution.gpu_runner import GpuRunner
 from headwater.execution.prompt_steps import launch_bound_tokens, prompt_graph_sizes
@@ -49,7 +50,7 @@ class CudaPlacement:
         largest = max_tokens = 0
         if not args.disable_cuda_graph:
             largest = min(args.cuda_graph_max_bs or args.max_running_requests, args.max_running_requests)
-            max_tokens = launch_bound_tokens(loaded.weights_bytes // loaded.dtype.itemsize)
+            max_tokens = launch_bound_tokens(loaded.weights_bytes // STORAGE_TYPES[loaded.dtype].itemsize)
         runner = GpuRunner(
             loaded,
             self.device,

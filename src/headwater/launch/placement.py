@@ -12,6 +12,7 @@ from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.device import Device
 from headwater.devices.errors import UnsupportedError
 from headwater.devices.kv_memory import KVLayout, num_pages_in_budget
+from headwater.devices.torch_tensors import torch_dtype
 from headwater.execution.runner import Runner
 from headwater.launch.config import MIB, ServerArgs
 from headwater.launch.cpu_placement import CpuPlacement
@@ -93,7 +94,7 @@ def open_placement(args: ServerArgs) -> Placement:
 
 def kv_dtype(args: ServerArgs, loaded: LoadedModel) -> torch.dtype:
     """What `--kv-cache-dtype` names; auto: the model's."""
-    return _FLOAT8.get(args.kv_cache_dtype, loaded.dtype)
+    return _FLOAT8.get(args.kv_cache_dtype) or torch_dtype(loaded.dtype)
 
 
 def num_kv_pages(

@@ -2,7 +2,7 @@
 
 import math
 
-import torch
+import numpy as np
 
 from headwater.models.config import ModelConfig, read_hf_config
 from headwater.models.loader import ModelFiles, read_config
@@ -28,7 +28,7 @@ def read_checkpoint_config(files: ModelFiles, served: ModelConfig) -> ModelConfi
     if not math.isclose(found.norm_eps, served.norm_eps, rel_tol=_EQUAL):
         raise _differs(place, "rms_norm_eps", found.norm_eps, served.norm_eps)
     ours, theirs = (config.rope.inv_freq(served.head_dim) for config in (served, found))
-    is_same = torch.allclose(ours, theirs, rtol=_EQUAL, atol=0.0)
+    is_same = np.allclose(ours, theirs, rtol=_EQUAL, atol=0.0)
     if not is_same or not math.isclose(found.rope.attention_factor, served.rope.attention_factor, rel_tol=_EQUAL):
         raise _differs(place, "the rotary embedding", _rope_words(found), _rope_words(served))
     return found

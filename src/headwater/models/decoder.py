@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from headwater.devices.device import AttentionGeometry, GatedLinear, Linear, ModelDevice, StepAttention
+from headwater.devices.device import Array, AttentionGeometry, GatedLinear, Linear, ModelDevice, StepAttention
 from headwater.models.config import ModelConfig
 from headwater.models.weights import WeightSource
 
@@ -18,12 +18,12 @@ from headwater.models.weights import WeightSource
 class DecoderLayer:
     """One transformer layer with its projections fused as the device computes them."""
 
-    input_norm: torch.Tensor
+    input_norm: Array
     qkv: Linear
-    q_norm: torch.Tensor | None
-    k_norm: torch.Tensor | None
+    q_norm: Array | None
+    k_norm: Array | None
     o: Linear
-    post_attention_norm: torch.Tensor
+    post_attention_norm: Array
     gate_up: GatedLinear
     down: Linear
 
@@ -39,9 +39,9 @@ class DecoderModel:
         config: ModelConfig,
         device: ModelDevice,
         *,
-        embedding: torch.Tensor | None,
+        embedding: Array | None,
         layers: list[DecoderLayer],
-        norm: torch.Tensor,
+        norm: Array,
         head: Linear,
     ) -> None:
         self.config = config
@@ -56,7 +56,7 @@ class DecoderModel:
         self._layers = layers
         self._norm = norm
         self._head = head
-        self._inv_freq = config.rope.inv_freq(config.head_dim).to(device.torch_device)
+        self._inv_freq = torch.from_numpy(config.rope.inv_freq(config.head_dim)).to(device.torch_device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,7 +84,7 @@ class DecoderModel:
         """float32[N, hidden_size] -> float32[N, vocab_size], in `out` if given."""
         return self._head.logits(self._device.rms_norm(hidden, self._norm, self.config.norm_eps), out)
 
-    def get_by_name(self, name: str) -> torch.Tensor:
+    def get_by_name(self, name: str) -> Array:
         """One parameter by its Hugging Face checkpoint name; the caller must not change it. KeyError if unknown."""
         if name in self.config.parameter_shapes():
             top = {"model.embed_tokens.weight": self._embed_weight, "model.norm.weight": lambda: self._norm}
@@ -98,7 +98,7 @@ class DecoderModel:
                     return tensor
         raise KeyError(name)
 
-    def iter_named(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def iter_named(self) -> Iterator[tuple[str, Array]]:
         """Every parameter with its Hugging Face checkpoint name, unpacked one layer at a time."""
         yield "model.embed_tokens.weight", self._embed_weight()
         for index in range(len(self._layers)):
@@ -113,10 +113,10 @@ class DecoderModel:
             return self._head.rows(token_ids)
         return torch.nn.functional.embedding(token_ids, self._embedding)
 
-    def _embed_weight(self) -> torch.Tensor:
+    def _embed_weight(self) -> Array:
         return self._head.unpack()[0] if self._embedding is None else self._embedding
 
-    def _layer_parameters(self, index: int, block: str) -> Iterator[tuple[str, torch.Tensor]]:
+    def _layer_parameters(self, index: int, block: str) -> Iterator[tuple[str, Array]]:
         """The parameters of one block of one layer: a norm, `self_attn` or `mlp`."""
         layer, config = self._layers[index], self.config
         prefix = f"model.layers.{index}.{block}."
@@ -140,16 +140,16 @@ class DecoderModel:
             yield from _named(prefix + "down_proj", *layer.down.unpack())
 
 
-def build_decoder(config: ModelConfig, source: WeightSource, device: ModelDevice, dtype: torch.dtype) -> DecoderModel:
+def build_decoder(config: ModelConfig, source: WeightSource, device: ModelDevice, dtype: str) -> DecoderModel:
     """Read the parameters one fused layer at a time, so that little more than the model is ever in memory.
 
     The shapes must have been checked (weights.check_shapes).
     """
 
-    def load(name: str) -> torch.Tensor:
-        return source.load(name).to(device=device.torch_device, dtype=dtype)
+    def load(name: str) -> Array:
+        return device.place(source.load(name), dtype=dtype)
 
-    def load_all(prefix: str, names: tuple[str, ...], kind: str) -> list[torch.Tensor]:
+    def load_all(prefix: str, names: tuple[str, ...], kind: str) -> list[Array]:
         return [load(f"{prefix}{name}_proj.{kind}") for name in names]
 
     def linear(prefix: str, names: tuple[str, ...], *, has_bias: bool) -> Linear:
@@ -162,12 +162,12 @@ def build_decoder(config: ModelConfig, source: WeightSource, device: ModelDevice
         gate, up = load_all(mlp, ("gate", "up"), "weight")
         gate_bias, up_bias = load_all(mlp, ("gate", "up"), "bias") if config.mlp_bias else (None, None)
         return DecoderLayer(
-            input_norm=load(prefix + "input_layernorm.weight").clone(),
+            input_norm=load(prefix + "input_layernorm.weight"),
             qkv=linear(attn, ("q", "k", "v"), has_bias=config.qkv_bias),
-            q_norm=load(attn + "q_norm.weight").clone() if config.qk_norm else None,
-            k_norm=load(attn + "k_norm.weight").clone() if config.qk_norm else None,
+            q_norm=load(attn + "q_norm.weight") if config.qk_norm else None,
+            k_norm=load(attn + "k_norm.weight") if config.qk_norm else None,
             o=linear(attn, ("o",), has_bias=config.o_bias),
-            post_attention_norm=load(prefix + "post_attention_layernorm.weight").clone(),
+            post_attention_norm=load(prefix + "post_attention_layernorm.weight"),
             gate_up=device.pack_gated_linear(gate, up, gate_bias=gate_bias, up_bias=up_bias),
             down=linear(mlp, ("down",), has_bias=config.mlp_bias),
         )
@@ -178,20 +178,20 @@ def build_decoder(config: ModelConfig, source: WeightSource, device: ModelDevice
     return DecoderModel(
         config,
         device,
-        embedding=None if tied else embedding.clone(),
+        embedding=None if tied else embedding,
         layers=layers,
-        norm=load("model.norm.weight").clone(),
+        norm=load("model.norm.weight"),
         head=device.pack_linear([embedding if tied else load("lm_head.weight")]),
     )
 
 
-def _named(prefix: str, weight: torch.Tensor, bias: torch.Tensor | None) -> Iterator[tuple[str, torch.Tensor]]:
+def _named(prefix: str, weight: Array, bias: Array | None) -> Iterator[tuple[str, Array]]:
     yield prefix + ".weight", weight
     if bias is not None:
         yield prefix + ".bias", bias
 
 
-def _norms(prefix: str, layer: DecoderLayer) -> Iterator[tuple[str, torch.Tensor]]:
+def _norms(prefix: str, layer: DecoderLayer) -> Iterator[tuple[str, Array]]:
     if layer.q_norm is not None and layer.k_norm is not None:
         yield prefix + "q_norm.weight", layer.q_norm
         yield prefix + "k_norm.weight", layer.k_norm

@@ -1,5 +1,6 @@
 """A GGUF file, or all files of a split one: metadata, and where each tensor lies. No torch, no weights."""
 
+import functools
 import math
 from dataclasses import dataclass
 from itertools import pairwise
@@ -8,11 +9,19 @@ from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import dequantize
 
+from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor
 from headwater.models.fields import Fields
 from headwater.models.gguf_header import GGUFHeader, TensorInfo, parts_of
 from headwater.models.model_files import ModelFileError, is_there
+
+# numbers of other types are kept in the file's blocks; integers are no weights, and nothing reads them
+_PLAIN = {
+    GGMLQuantizationType.F64: "float64",
+    GGMLQuantizationType.F32: "float32",
+    GGMLQuantizationType.F16: "float16",
+    GGMLQuantizationType.BF16: "bfloat16",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +74,16 @@ class GGUFFile:
         found = {key: self.array(key) for key in arrays if key in self.array_keys}
         return Fields(self.metadata | found, source=str(self.path))
 
-    def raw(self, tensor: GGUFTensor) -> np.ndarray:
-        """A copy of the tensor's bytes as they are in the file, uint8[num_bytes]."""
-        return self._parts[tensor.part].read(tensor.offset, tensor.num_bytes)
-
-    def values(self, tensor: GGUFTensor) -> np.ndarray:
-        """The tensor's values, float32[shape]."""
-        try:
-            values = dequantize(self.raw(tensor), tensor.type)
-        except (NotImplementedError, KeyError, ValueError) as error:
-            raise ModelFileError(
-                self._parts[tensor.part].path, f"tensor {tensor.name!r} of type {tensor.type.name}: {error}"
-            ) from None
-        return values.astype(np.float32, copy=False).reshape(tensor.shape)
+    def load(self, tensor: GGUFTensor) -> HostTensor:
+        """A copy of one tensor, as it is in the file. ModelFileError for a type whose numbers are not read."""
+        part = self._parts[tensor.part]
+        if not _is_readable(tensor.type):
+            raise part.refuse(f"tensor {tensor.name!r} is of type {tensor.type.name}, which is not read")
+        raw = part.read(tensor.offset, tensor.num_bytes)
+        form = _PLAIN.get(tensor.type)
+        if form is not None:
+            return HostTensor(form, tensor.shape, raw.view(STORAGE_TYPES[form]).reshape(tensor.shape))
+        return HostTensor(tensor.type.name, tensor.shape, raw.reshape(*tensor.shape[:-1], -1))
 
     def _check_split(self) -> None:
         for index, part in enumerate(self._parts):
@@ -100,6 +106,19 @@ class GGUFFile:
         for one, other in pairwise(sorted(found, key=lambda each: each.offset)):
             if one.offset + one.num_bytes > other.offset:
                 raise part.refuse(f"is damaged: tensors {one.name!r} and {other.name!r} overlap")
+
+
+@functools.cache
+def _is_readable(kind: GGMLQuantizationType) -> bool:
+    """Whether something makes numbers of such blocks: tried on a block of zeros."""
+    if kind in _PLAIN:
+        return True
+    block_size, block_bytes = GGML_QUANT_SIZES[kind]
+    try:
+        HostTensor(kind.name, (1, block_size), np.zeros((1, block_bytes), dtype=np.uint8)).to_float32()
+    except ValueError:
+        return False
+    return True
 
 
 def _tensor(info: TensorInfo, part: GGUFHeader, index: int) -> GGUFTensor:

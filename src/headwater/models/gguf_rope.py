@@ -60,7 +60,7 @@ def _freq_factors(file: GGUFFile, model: Fields, *, num_pairs: int) -> tuple[flo
         return ()
     if tensor.shape != (num_pairs,):
         raise model.refuse(f"tensor {FREQ_FACTORS!r} has shape {list(tensor.shape)}, expected [{num_pairs}]")
-    factors = file.values(tensor)
+    factors = file.load(tensor).to_float32()
     if not (np.isfinite(factors).all() and (factors > 0).all()):
         raise model.refuse(f"tensor {FREQ_FACTORS!r} must hold positive numbers")
     return tuple(float(factor) for factor in factors)

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import os
 import stat
 import time
@@ -9,12 +10,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
 
 from headwater.devices.device import ModelDevice
+from headwater.devices.host_tensor import STORAGE_TYPES
 from headwater.devices.kv_memory import KVLayout
+from headwater.devices.torch_tensors import torch_dtype
 from headwater.models.config import ModelConfig, read_hf_config
 from headwater.models.decoder import DecoderModel, build_decoder
 from headwater.models.end_tokens import gguf_end_ids, vocabulary_end_ids
@@ -56,7 +59,7 @@ class LoadedModel:
 
     model: DecoderModel
     config: ModelConfig
-    dtype: torch.dtype
+    dtype: str
     weights_id: str  # 32 hex digits: a hash of the files' bytes, the config and the dtype
     weights_bytes: int  # of the parameters as `dtype`
     load_s: float
@@ -68,7 +71,7 @@ class LoadedModel:
             num_kv_heads=self.config.num_kv_heads,
             head_dim=self.config.head_dim,
             page_size=page_size,
-            dtype=dtype or self.dtype,
+            dtype=dtype or torch_dtype(self.dtype),
         )
 
 
@@ -117,26 +120,25 @@ def load_model(
     architecture, and a tensor that is missing, unexpected or of another shape.
     """
     start_s = time.monotonic()
-    torch_dtype = _torch_dtype(dtype, device)
+    served = _dtype_of(dtype, device)
     weights = weights or files
     _check_format(weights, load_format)
     config = read_config(files)
-    place = device.torch_device
     before = weights_signature(weights)
-    source = open_weights(weights, config, load_format=load_format, seed=seed, device=place)
+    source = open_weights(weights, config, load_format=load_format, seed=seed)
     shapes = config.parameter_shapes()
     check_shapes(shapes, source, tied_head=config.tie_word_embeddings)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights-id") as pool:
         weights_id = pool.submit(
-            weights_id_of, weights, config, dtype=torch_dtype, load_format=load_format, seed=seed, device=place
+            weights_id_of, weights, config, dtype=served, load_format=load_format, seed=seed, device=device.name
         )
-        model = build_decoder(config, source, device, torch_dtype)
+        model = build_decoder(config, source, device, served)
         loaded = LoadedModel(
             model=model,
             config=config,
-            dtype=torch_dtype,
+            dtype=served,
             weights_id=weights_id.result(),
-            weights_bytes=sum(torch.Size(shape).numel() for shape in shapes.values()) * torch_dtype.itemsize,
+            weights_bytes=sum(map(math.prod, shapes.values())) * STORAGE_TYPES[served].itemsize,
             load_s=time.monotonic() - start_s,
         )
     check_unchanged(weights, before)
@@ -144,19 +146,15 @@ def load_model(
     return loaded
 
 
-def open_weights(
-    files: ModelFiles, config: ModelConfig, *, load_format: LoadFormat, seed: int, device: torch.device | None = None
-) -> WeightSource:
+def open_weights(files: ModelFiles, config: ModelConfig, *, load_format: LoadFormat, seed: int) -> WeightSource:
     """The named tensors of `files` for a model of `config`. The files need no config of their own.
-
-    Dummy weights are made on `device` (the CPU if not given); others are read to the CPU.
 
     Raises ValueError for a format that is unknown or does not fit the files, and for a folder that lacks tensors
     its own index names.
     """
     _check_format(files, load_format)
     if load_format == "dummy":
-        return DummyWeights(config.parameter_shapes(), seed=seed, device=device)
+        return DummyWeights(config.parameter_shapes(), seed=seed)
     if files.gguf:
         return GGUFWeights(GGUFFile(files.gguf), config)
     if not files.safetensors:
@@ -171,20 +169,15 @@ def open_weights(
 
 
 def weights_id_of(
-    files: ModelFiles,
-    config: ModelConfig,
-    *,
-    dtype: torch.dtype,
-    load_format: LoadFormat,
-    seed: int,
-    device: torch.device | None = None,
+    files: ModelFiles, config: ModelConfig, *, dtype: str, load_format: LoadFormat, seed: int, device: str
 ) -> str:
     """Identity of weights: a hash of the files' bytes, the config and the dtype; 32 hex digits.
 
-    For dummy weights it is a hash of the seed, the config, the dtype and the kind of `device`.
+    For dummy weights it is a hash of the seed, the config, the dtype and the name of the `device`.
     """
     is_dummy = load_format == "dummy"
-    parts = [repr(config), str(dtype), f"dummy {seed} {device.type if device else 'cpu'}" if is_dummy else ""]
+    # "torch." keeps the identity that older versions gave, and with it the pages of their stores
+    parts = [repr(config), f"torch.{dtype}", f"random {seed} {device}" if is_dummy else ""]
     return _weights_id(parts, [] if is_dummy else _weight_files(files))
 
 
@@ -215,10 +208,10 @@ def _check_format(files: ModelFiles, load_format: LoadFormat) -> None:
         raise ValueError(f"load_format {load_format!r} does not fit model {files.name!r}: it is {files.format}")
 
 
-def _torch_dtype(dtype: DtypeName, device: ModelDevice) -> torch.dtype:
+def _dtype_of(dtype: DtypeName, device: ModelDevice) -> str:
     if dtype not in get_args(DtypeName):
         raise ValueError(f"dtype must be one of {', '.join(get_args(DtypeName))}, found {dtype!r}")
-    return device.auto_dtype() if dtype == "auto" else cast(torch.dtype, getattr(torch, dtype))
+    return device.auto_dtype() if dtype == "auto" else dtype
 
 
 def _existing(model: str) -> Path | None:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from headwater.models.fields import Fields
 from headwater.models.model_files import without_nulls
@@ -99,10 +100,11 @@ class RopeConfig:
         """The same with each frequency divided by its factor; unchanged without factors."""
         return replace(self, freq_factors=factors)
 
-    def inv_freq(self, head_dim: int) -> torch.Tensor:
-        """Angle per position of each rotary pair. float32[head_dim / 2]."""
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        inv_freq = 1.0 / self.theta**exponents
+    def inv_freq(self, head_dim: int) -> npt.NDArray[np.float32]:
+        """Angle per position of each rotary pair. float32[head_dim / 2], each power correctly rounded."""
+        exponents = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
+        powers = float(np.float32(self.theta)) ** exponents.astype(np.float64)
+        inv_freq = 1.0 / powers.astype(np.float32)
         if self.kind == "linear":
             inv_freq = inv_freq / self.factor
         elif self.kind == "llama3":
@@ -110,17 +112,17 @@ class RopeConfig:
         elif self.kind == "yarn":
             inv_freq = self._yarn(inv_freq, head_dim)
         if self.freq_factors:
-            inv_freq = inv_freq / torch.tensor(self.freq_factors, dtype=torch.float32)
+            inv_freq = inv_freq / np.array(self.freq_factors, dtype=np.float32)
         return inv_freq
 
-    def _llama3(self, inv_freq: torch.Tensor) -> torch.Tensor:
+    def _llama3(self, inv_freq: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Keep short wavelengths, divide long ones by `factor`, blend between the two."""
         turns = self.original_context * inv_freq / (2 * math.pi)  # full turns within the original context
         blend = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-        blend = blend.clamp(0.0, 1.0)
+        blend = blend.clip(0.0, 1.0)
         return (1 - blend) * inv_freq / self.factor + blend * inv_freq
 
-    def _yarn(self, inv_freq: torch.Tensor, head_dim: int) -> torch.Tensor:
+    def _yarn(self, inv_freq: npt.NDArray[np.float32], head_dim: int) -> npt.NDArray[np.float32]:
         """Blend interpolation and extrapolation by how often a dimension turns ("NTK by parts")."""
 
         def dimension_of(turns: float) -> float:
@@ -132,7 +134,7 @@ class RopeConfig:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, head_dim - 1)
         width = max(high - low, 0.001)
-        interpolated = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / width).clamp(0.0, 1.0)
+        interpolated = ((np.arange(head_dim // 2, dtype=np.float32) - low) / width).clip(0.0, 1.0)
         return inv_freq / self.factor * interpolated + inv_freq * (1 - interpolated)
 
 

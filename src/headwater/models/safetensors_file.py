@@ -13,24 +13,25 @@ import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
+import numpy as np
 
+from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor
 from headwater.models.model_files import ModelFileError, open_regular, read_into
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+_FORMATS = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
 }
 
 
@@ -55,12 +56,12 @@ class SafetensorsFile:
         weakref.finalize(self, self._file.close)
         self.tensors = self._read_header()
 
-    def load(self, name: str) -> torch.Tensor:
-        """A copy of one tensor, on the CPU. Other Python threads run while it is read."""
-        stored = self.tensors[name]
-        buffer = torch.empty(stored.num_bytes, dtype=torch.uint8)
-        self._read(buffer.numpy().data, offset=stored.start)
-        return buffer.view(_DTYPES[stored.dtype]).reshape(stored.shape)
+    def load(self, name: str) -> HostTensor:
+        """A copy of one tensor. Other Python threads run while it is read."""
+        stored, form = self.tensors[name], _FORMATS[self.tensors[name].dtype]
+        values = np.empty(stored.shape, dtype=STORAGE_TYPES[form])
+        self._read(values.reshape(-1).view(np.uint8).data, offset=stored.start)
+        return HostTensor(form, stored.shape, values)
 
     def _read_header(self) -> dict[str, StoredTensor]:
         size = os.fstat(self._file.fileno()).st_size
@@ -92,11 +93,11 @@ class SafetensorsFile:
 def _stored(name: str, entry: dict[str, Any], *, data_start: int, size: int) -> StoredTensor:
     dtype, shape = entry["dtype"], tuple(entry["shape"])
     begin, end = entry["data_offsets"]
-    if dtype not in _DTYPES:
+    if dtype not in _FORMATS:
         raise ValueError(f"tensor {name!r} has the unknown dtype {dtype!r}")
     if not all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end)):
         raise ValueError(f"tensor {name!r} has a shape or place that is no number")
-    if end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
+    if end - begin != math.prod(shape) * STORAGE_TYPES[_FORMATS[dtype]].itemsize:
         raise ValueError(f"tensor {name!r} of shape {list(shape)} does not fill its {end - begin} bytes")
     if data_start + end > size:
         raise ValueError(f"tensor {name!r} ends behind the end of the file")

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-import torch
+import numpy as np
 
+from headwater.devices.device import Weight
+from headwater.devices.host_tensor import HostTensor, RandomTensor
 from headwater.models.model_files import ModelFileError
 
 # leftovers of old checkpoints; derived from the config instead
@@ -25,8 +27,8 @@ class WeightSource(Protocol):
         """Shape of every tensor of the checkpoint."""
         ...
 
-    def load(self, name: str) -> torch.Tensor:
-        """One tensor, in the dtype of the checkpoint (float32 if it was quantised), normally on the CPU.
+    def load(self, name: str) -> Weight:
+        """One tensor, in the format of the checkpoint; normally a HostTensor.
 
         The caller may keep it but must not change it.
         """
@@ -34,30 +36,24 @@ class WeightSource(Protocol):
 
 
 class DummyWeights:
-    """Seeded random parameters, made on `device`: the same for the same config, seed and kind of device.
-
-    For benchmarks and tests.
-    """
+    """Seeded random parameters: the same for the same config, seed and kind of device. For benchmarks and tests."""
 
     place = "dummy weights"
     _SCALE = 0.02  # the initializer_range of the families served
 
-    def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], *, seed: int = 0, device: torch.device | None = None
-    ) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], *, seed: int = 0) -> None:
         self._shapes = dict(shapes)
         self._seed = seed
-        self._device = device or torch.device("cpu")  # each kind of device has random numbers of its own
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._shapes
 
-    def load(self, name: str) -> torch.Tensor:
+    def load(self, name: str) -> HostTensor | RandomTensor:
+        shape = self._shapes[name]
         if name.endswith("norm.weight"):
-            return torch.ones(self._shapes[name], device=self._device)
+            return HostTensor.of(np.ones(shape, dtype=np.float32))
         digest = hashlib.blake2b(f"{self._seed}:{name}".encode(), digest_size=8).digest()
-        generator = torch.Generator(self._device).manual_seed(int.from_bytes(digest, "little") >> 1)
-        return torch.randn(self._shapes[name], generator=generator, device=self._device).mul_(self._SCALE)
+        return RandomTensor(shape, seed=int.from_bytes(digest, "little") >> 1, scale=self._SCALE)
 
 
 def check_shapes(expected: Mapping[str, tuple[int, ...]], source: WeightSource, *, tied_head: bool) -> None:

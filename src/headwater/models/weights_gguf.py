@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
+from headwater.devices.host_tensor import HostTensor
 from headwater.models.config import MOST_CONTEXT, MOST_FEATURES, MOST_LAYERS, ModelConfig
 from headwater.models.end_tokens import gguf_end_ids
 from headwater.models.fields import Fields
@@ -57,10 +58,10 @@ _IN_LAYER = {
 
 
 class GGUFWeights:
-    """The tensors of a GGUF file, dequantised to float32 one at a time.
+    """The tensors of a GGUF file, in the file's own formats, one at a time.
 
     llama.cpp stores the q and k rows of llama models with the two halves of each rotary pair side by side;
-    `load` puts them back (see `_unpermute`).
+    `load` puts them back (see `_halves_apart`).
     """
 
     def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
@@ -73,13 +74,13 @@ class GGUFWeights:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: self._file.tensors[stored].shape for name, stored in self._names.items()}
 
-    def load(self, name: str) -> torch.Tensor:
-        weight = self._file.values(self._file.tensors[self._names[name]])
+    def load(self, name: str) -> HostTensor:
+        weight = self._file.load(self._file.tensors[self._names[name]])
         if self._permuted and ".self_attn.q_proj." in name:
-            weight = _unpermute(weight, self._config.num_heads)
-        elif self._permuted and ".self_attn.k_proj." in name:
-            weight = _unpermute(weight, self._config.num_kv_heads)
-        return torch.from_numpy(weight if weight.flags.writeable else weight.copy())
+            return weight.take_rows(_halves_apart(weight.shape[0], self._config.num_heads))
+        if self._permuted and ".self_attn.k_proj." in name:
+            return weight.take_rows(_halves_apart(weight.shape[0], self._config.num_kv_heads))
+        return weight
 
 
 def read_gguf_config(file: GGUFFile) -> ModelConfig:
@@ -161,7 +162,6 @@ def _hf_name(name: str) -> str:
     return f"model.layers.{layer}.{_IN_LAYER[stem]}.{kind}" if stem in _IN_LAYER else name
 
 
-def _unpermute(weight: np.ndarray, num_heads: int) -> np.ndarray:
-    """Rows of each head from (x0, y0, x1, y1, ...) back to (x0, x1, ..., y0, y1, ...). [rows] or [rows, in]."""
-    pairs = weight.reshape(num_heads, weight.shape[0] // num_heads // 2, 2, *weight.shape[1:])
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(weight.shape)
+def _halves_apart(num_rows: int, num_heads: int) -> npt.NDArray[np.intp]:
+    """The order of rows that takes each head from (x0, y0, x1, y1, ...) back to (x0, x1, ..., y0, y1, ...)."""
+    return np.arange(num_rows).reshape(num_heads, -1, 2).swapaxes(1, 2).reshape(-1)

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from headwater.devices.host_tensor import HostTensor
 from headwater.models.model_files import ModelFileError, is_there, read_json_object
 from headwater.models.safetensors_file import SafetensorsFile
 
@@ -34,7 +33,7 @@ class SafetensorsWeights:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: file.tensors[name].shape for name, file in self._files.items()}
 
-    def load(self, name: str) -> torch.Tensor:
+    def load(self, name: str) -> HostTensor:
         return self._files[name].load(name)
 
 

@@ -17,9 +17,11 @@ from headwater.devices.cpu.native_layers import (
 )
 from headwater.devices.cpu.native_library import native_library
 from headwater.devices.cpu.topology import free_memory_bytes, has_fast_bfloat16, num_usable_cores
-from headwater.devices.device import AttentionBatch, AttentionGeometry, GatedLinear, Linear, StepAttention
+from headwater.devices.device import AttentionBatch, AttentionGeometry, GatedLinear, Linear, StepAttention, Weight
+from headwater.devices.host_tensor import HostTensor
 from headwater.devices.kv_memory import KVLayout, KVMemory
 from headwater.devices.noise import NoiseKeys, exponential_noise
+from headwater.devices.torch_tensors import place_tensor, to_host
 
 
 class CpuDevice:
@@ -35,9 +37,15 @@ class CpuDevice:
         torch.set_num_threads(self.num_threads)
         self._library = native_library() if use_native else None
 
-    def auto_dtype(self) -> torch.dtype:
+    def auto_dtype(self) -> str:
         is_fast = has_fast_bfloat16() and (self._library is not None or can_pack(torch.bfloat16))
-        return torch.bfloat16 if is_fast else torch.float32
+        return "bfloat16" if is_fast else "float32"
+
+    def place(self, weight: Weight, *, dtype: str) -> torch.Tensor:
+        return place_tensor(weight, dtype=dtype, device=self.torch_device)
+
+    def to_host(self, array: torch.Tensor, *, max_rows: int | None = None) -> HostTensor:
+        return to_host(array, max_rows=max_rows)
 
     def free_memory_bytes(self) -> int:
         return free_memory_bytes()

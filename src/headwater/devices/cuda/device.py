@@ -19,9 +19,11 @@ from headwater.devices.cuda.kernels.prefill import PrefillScratch, queries_per_t
 from headwater.devices.cuda.linear import CudaGatedLinear, CudaLinear
 from headwater.devices.cuda.paged_batch import PagedBatch
 from headwater.devices.cuda.prefill_tiles import PrefillTiles, plan_tiles
-from headwater.devices.device import AttentionGeometry, GatedLinear, Linear, StepAttention
+from headwater.devices.device import AttentionGeometry, GatedLinear, Linear, StepAttention, Weight
 from headwater.devices.errors import UnsupportedError
+from headwater.devices.host_tensor import HostTensor
 from headwater.devices.kv_memory import KVLayout, KVMemory
+from headwater.devices.torch_tensors import place_tensor, to_host
 
 # 16-bit floats need the tensor cores of this generation at least (Ampere)
 _MIN_CAPABILITY = (8, 0)
@@ -65,8 +67,14 @@ class CudaDevice:
         if self.is_gpu and (found := torch.cuda.get_device_capability(torch_device)) < _MIN_CAPABILITY:
             raise UnsupportedError("device", self.name, _too_old(torch_device, found, needed=_MIN_CAPABILITY))
 
-    def auto_dtype(self) -> torch.dtype:
-        return torch.bfloat16
+    def auto_dtype(self) -> str:
+        return "bfloat16"
+
+    def place(self, weight: Weight, *, dtype: str) -> torch.Tensor:
+        return place_tensor(weight, dtype=dtype, device=self.torch_device)
+
+    def to_host(self, array: torch.Tensor, *, max_rows: int | None = None) -> HostTensor:
+        return to_host(array, max_rows=max_rows)
 
     def free_memory_bytes(self) -> int:
         """Memory that the driver reports as free once PyTorch's allocator has returned its unused memory."""
