@@ -12,7 +12,7 @@ from headwater.clock import Clock
 
 @dataclass(frozen=True, slots=True)
 class HostSide:
-    """What the reader and the writer of a store share: tree, host pages and memory, names, counters, clock."""
+    """The common parts of the reader and the writer of a store: tree, host pages and memory, names, counters, clock."""
 
     tree: RadixTree
     tier: TierPages
