@@ -14,8 +14,8 @@ class Transfer:
     """One copy. Pins its source runs until it is done.
 
     It owns its destination pages until it delivers them: attaches them to the tree, where requests find them. It
-    delivers when it is done. A restore delivers earlier, when it is readable, and pins the attached runs until it is
-    done.
+    delivers when it is done. A restore may deliver earlier, once it is readable, and then pins the attached runs until
+    it is done.
 
     `sources` are runs from upper to lower, each with its number of pages when the copy began. A run that is split
     meanwhile keeps naming its lower end, and `segments` finds the upper parts again.
