@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from tiny_gguf import write_gguf_model
 
 from headwater.devices.cpu.device import CpuDevice
-from headwater.devices.host_tensor import RandomTensor
+from headwater.devices.device import Weight
+from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor
 from headwater.models.config import ModelConfig, parse_hf_config
 from headwater.models.loader import load_model, open_weights, read_config, resolve_model
 from headwater.models.model_files import ModelFileError
@@ -255,6 +256,37 @@ def test_a_gguf_file_gives_the_same_config_and_parameters(
     loaded = _load(path, dtype="bfloat16")
     for name, tensor in loaded.model.iter_named():
         assert torch.equal(tensor, parameters[name]), name
+
+
+class _BlockDevice(CpuDevice):
+    """A device that computes with Q8_0 blocks as they are: it widens them where it packs them."""
+
+    block_formats = frozenset({"Q8_0"})
+
+    def place(self, weight: Weight, *, form: str) -> torch.Tensor:
+        if form != "Q8_0":
+            return super().place(weight, form=form)
+        assert isinstance(weight, HostTensor) and weight.format == form
+        return super().place(weight, form=self.auto_dtype())
+
+
+def test_blocks_are_served_as_they_are_where_the_device_can(tmp_path: Path) -> None:
+    """They are other weights than rounded ones: the identity must differ, and the size is that of the blocks."""
+    config, parameters = parse_hf_config(CONFIG, {}), _parameters(CONFIG)
+    path = write_gguf_model(tmp_path / "model.gguf", config, "llama", parameters, block_format="Q8_0")
+    files = resolve_model(str(path))
+    plain, kept = (load_model(files, device=device) for device in (CpuDevice(), _BlockDevice()))
+    named = load_model(files, device=_BlockDevice(), dtype="bfloat16")
+    assert kept.weights_id != plain.weights_id
+    assert named.weights_id == load_model(files, device=CpuDevice(), dtype="bfloat16").weights_id
+    num_values = sum(tensor.numel() for tensor in parameters.values())
+    num_plain = sum(tensor.numel() for tensor in parameters.values() if tensor.dim() == 1)
+    assert named.weights_bytes == 2 * num_values
+    assert kept.weights_bytes == (num_values - num_plain) * 34 // 32 + num_plain * STORAGE_TYPES[kept.dtype].itemsize
+    for name, tensor in parameters.items():
+        found = kept.model.get_by_name(name).float()
+        assert torch.allclose(found, tensor.float(), atol=0.03), name
+        assert torch.equal(found, plain.model.get_by_name(name).float()), "rows of q and k move as whole blocks"
 
 
 def _fields(config: ModelConfig) -> dict[str, Any]:

@@ -29,8 +29,12 @@ def write_gguf_model(
     parameters: Mapping[str, torch.Tensor],
     *,
     metadata: Mapping[str, Any] = MappingProxyType({}),
+    block_format: str = "F32",
 ) -> Path:
-    """As llama.cpp's converter writes: its names, and q and k rows of llama in pairs. `metadata` is added."""
+    """As llama.cpp's converter writes: its names, and q and k rows of llama in pairs. `metadata` is added.
+
+    Matrices are written in `block_format`.
+    """
     stems = {
         "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "q_proj": "attn_q", "k_proj": "attn_k",
         "v_proj": "attn_v", "o_proj": "attn_output", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
@@ -58,11 +62,13 @@ def write_gguf_model(
             num_heads = config.num_heads if base.endswith("q_proj") else config.num_kv_heads
             halves = values.reshape(num_heads, 2, -1, *values.shape[1:])
             values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
+        form = gguf.GGMLQuantizationType[block_format if values.ndim > 1 else "F32"]
+        values = gguf.quants.quantize(values, form)
         if base in tops:
-            writer.add_tensor(f"{tops[base]}.{kind}", values)
+            writer.add_tensor(f"{tops[base]}.{kind}", values, raw_dtype=form)
         else:
             layer, stem = base.split(".")[2], base.rsplit(".", 1)[1]
-            writer.add_tensor(f"blk.{layer}.{stems[stem]}.{kind}", values)
+            writer.add_tensor(f"blk.{layer}.{stems[stem]}.{kind}", values, raw_dtype=form)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -117,8 +117,16 @@ class ModelDevice(Protocol):
         """The name of the dtype that "auto" means here."""
         ...
 
-    def place(self, weight: Weight, *, dtype: str) -> Array:
-        """A weight as an array of this device, in the format `dtype`. It may share the memory of `weight`."""
+    @property
+    def block_formats(self) -> frozenset[str]:
+        """The GGUF block formats that the layers compute with as they are."""
+        ...
+
+    def place(self, weight: Weight, *, form: str) -> Array:
+        """A weight as an array of this device, in the format `form`: a dtype, or one of `block_formats` that it has.
+
+        It may share the memory of `weight`.
+        """
         ...
 
     def to_host(self, array: Array, *, max_rows: int | None = None) -> HostTensor:

@@ -27,7 +27,7 @@ from headwater.models.loader import (
     weights_signature,
 )
 from headwater.models.model_files import ModelFileError
-from headwater.models.weights import WeightSource, check_shapes
+from headwater.models.weights import PlacedWeights, WeightSource, check_shapes
 
 _log = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ class WeightStore:
         self._runner = runner
         self._hub_refusal = hub_refusal
         self._config: ModelConfig = loaded.config
-        self._dtype = loaded.dtype
+        self._form = loaded.form
         self._weights_bytes = loaded.weights_bytes
         self._weights_id = loaded.weights_id
         self._device = device
@@ -269,7 +269,7 @@ class WeightStore:
                 f"{', '.join(checkpoint.path for checkpoint in checkpoints)} would give {weights_id}"
             )
         check_shapes(shapes, overlay, tied_head=self._config.tie_word_embeddings)
-        model = build_decoder(self._config, overlay, self._device, self._dtype)
+        model = build_decoder(self._config, PlacedWeights(overlay, self._device, self._form), self._device)
         for each in opened:
             check_unchanged(each.files, each.signature)
         return BuiltModel(
@@ -294,7 +294,7 @@ class WeightStore:
         content_id = weights_id_of(
             files,
             self._config,
-            dtype=self._dtype,
+            form=self._form,
             load_format=load_format,
             seed=self._seed,
             device=self._device.name,
@@ -309,9 +309,10 @@ class WeightStore:
             raise ValueError(f"model_path {path!r} is no folder or .gguf file of this machine; {self._hub_refusal}")
 
     def _build_kept(self, kept: "DecoderModel | HostTensors") -> BuiltModel:
-        model = kept if isinstance(kept, DecoderModel) else build_decoder(self._config, kept, self._device, self._dtype)
+        if not isinstance(kept, DecoderModel):
+            kept = build_decoder(self._config, PlacedWeights(kept, self._device, self._form), self._device)
         return BuiltModel(
-            model,
+            kept,
             weights_id=self._weights_id,
             layers=self._loaded,
             num_tensors=len(self._config.parameter_shapes()),

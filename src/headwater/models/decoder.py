@@ -11,7 +11,7 @@ import torch
 
 from headwater.devices.device import Array, AttentionGeometry, GatedLinear, Linear, ModelDevice, StepAttention
 from headwater.models.config import ModelConfig
-from headwater.models.weights import WeightSource
+from headwater.models.weights import PlacedWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +140,13 @@ class DecoderModel:
             yield from _named(prefix + "down_proj", *layer.down.unpack())
 
 
-def build_decoder(config: ModelConfig, source: WeightSource, device: ModelDevice, dtype: str) -> DecoderModel:
+def build_decoder(config: ModelConfig, source: PlacedWeights, device: ModelDevice) -> DecoderModel:
     """Read the parameters one fused layer at a time, so that little more than the model is ever in memory.
 
     The shapes must have been checked (weights.check_shapes).
     """
 
-    def load(name: str) -> Array:
-        return device.place(source.load(name), dtype=dtype)
+    load = source.load
 
     def load_all(prefix: str, names: tuple[str, ...], kind: str) -> list[Array]:
         return [load(f"{prefix}{name}_proj.{kind}") for name in names]

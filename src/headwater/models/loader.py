@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import math
 import os
 import stat
 import time
@@ -15,7 +14,6 @@ from typing import Literal, get_args
 import torch
 
 from headwater.devices.device import ModelDevice
-from headwater.devices.host_tensor import STORAGE_TYPES
 from headwater.devices.kv_memory import KVLayout
 from headwater.devices.torch_tensors import torch_dtype
 from headwater.models.config import ModelConfig, read_hf_config
@@ -25,7 +23,7 @@ from headwater.models.gguf_file import GGUFFile
 from headwater.models.gguf_header import parts_of
 from headwater.models.model_files import ModelFileError, is_there, open_regular
 from headwater.models.vocabulary import read_folder_vocabulary
-from headwater.models.weights import DummyWeights, WeightSource, check_shapes
+from headwater.models.weights import DummyWeights, PlacedWeights, WeightForm, WeightSource, check_shapes
 from headwater.models.weights_gguf import GGUFWeights, read_gguf_config
 from headwater.models.weights_safetensors import SafetensorsWeights, check_files, check_index, read_index
 
@@ -59,10 +57,15 @@ class LoadedModel:
 
     model: DecoderModel
     config: ModelConfig
-    dtype: str
-    weights_id: str  # 32 hex digits: a hash of the files' bytes, the config and the dtype
-    weights_bytes: int  # of the parameters as `dtype`
+    form: WeightForm
+    weights_id: str  # 32 hex digits: a hash of the files' bytes, the config and the form
+    weights_bytes: int  # of the parameters in their form
     load_s: float
+
+    @property
+    def dtype(self) -> str:
+        """The format of every number that is not in blocks."""
+        return self.form.dtype
 
     def kv_layout(self, *, page_size: int, dtype: torch.dtype | None = None) -> KVLayout:
         """The layout of this model's pages, of keys and values of `dtype` (the model's own if not given)."""
@@ -120,25 +123,25 @@ def load_model(
     architecture, and a tensor that is missing, unexpected or of another shape.
     """
     start_s = time.monotonic()
-    served = _dtype_of(dtype, device)
+    form = _form_of(dtype, device)
     weights = weights or files
     _check_format(weights, load_format)
     config = read_config(files)
     before = weights_signature(weights)
     source = open_weights(weights, config, load_format=load_format, seed=seed)
-    shapes = config.parameter_shapes()
-    check_shapes(shapes, source, tied_head=config.tie_word_embeddings)
+    check_shapes(config.parameter_shapes(), source, tied_head=config.tie_word_embeddings)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights-id") as pool:
         weights_id = pool.submit(
-            weights_id_of, weights, config, dtype=served, load_format=load_format, seed=seed, device=device.name
+            weights_id_of, weights, config, form=form, load_format=load_format, seed=seed, device=device.name
         )
-        model = build_decoder(config, source, device, served)
+        placed = PlacedWeights(source, device, form)
+        model = build_decoder(config, placed, device)
         loaded = LoadedModel(
             model=model,
             config=config,
-            dtype=served,
+            form=form,
             weights_id=weights_id.result(),
-            weights_bytes=sum(map(math.prod, shapes.values())) * STORAGE_TYPES[served].itemsize,
+            weights_bytes=placed.num_bytes,
             load_s=time.monotonic() - start_s,
         )
     check_unchanged(weights, before)
@@ -169,15 +172,17 @@ def open_weights(files: ModelFiles, config: ModelConfig, *, load_format: LoadFor
 
 
 def weights_id_of(
-    files: ModelFiles, config: ModelConfig, *, dtype: str, load_format: LoadFormat, seed: int, device: str
+    files: ModelFiles, config: ModelConfig, *, form: WeightForm, load_format: LoadFormat, seed: int, device: str
 ) -> str:
-    """Identity of weights: a hash of the files' bytes, the config and the dtype; 32 hex digits.
+    """Identity of weights: a hash of the files' bytes, the config and the form; 32 hex digits.
 
-    For dummy weights it is a hash of the seed, the config, the dtype and the name of the `device`.
+    For dummy weights it is a hash of the seed, the config, the form and the name of the `device`.
     """
     is_dummy = load_format == "dummy"
     # "torch." keeps the identity that older versions gave, and with it the pages of their stores
-    parts = [repr(config), f"torch.{dtype}", f"random {seed} {device}" if is_dummy else ""]
+    parts = [repr(config), f"torch.{form.dtype}", f"random {seed} {device}" if is_dummy else ""]
+    if files.format == "gguf" and form.kept and not is_dummy:
+        parts.append(f"blocks of {' '.join(sorted(form.kept))} as they are")
     return _weights_id(parts, [] if is_dummy else _weight_files(files))
 
 
@@ -208,10 +213,11 @@ def _check_format(files: ModelFiles, load_format: LoadFormat) -> None:
         raise ValueError(f"load_format {load_format!r} does not fit model {files.name!r}: it is {files.format}")
 
 
-def _dtype_of(dtype: DtypeName, device: ModelDevice) -> str:
+def _form_of(dtype: DtypeName, device: ModelDevice) -> WeightForm:
+    """auto: blocks as they are where the device can; a dtype that is named holds for all weights."""
     if dtype not in get_args(DtypeName):
         raise ValueError(f"dtype must be one of {', '.join(get_args(DtypeName))}, found {dtype!r}")
-    return device.auto_dtype() if dtype == "auto" else dtype
+    return WeightForm(device.auto_dtype(), device.block_formats) if dtype == "auto" else WeightForm(dtype)
 
 
 def _existing(model: str) -> Path | None:

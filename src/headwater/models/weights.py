@@ -1,14 +1,16 @@
 """Sources of parameters: named tensors, read one at a time, under their Hugging Face checkpoint names."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from headwater.devices.device import Weight
-from headwater.devices.host_tensor import HostTensor, RandomTensor
+from headwater.devices.device import Array, ModelDevice, Weight
+from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor
 from headwater.models.model_files import ModelFileError
 
 # leftovers of old checkpoints; derived from the config instead
@@ -54,6 +56,32 @@ class DummyWeights:
             return HostTensor.of(np.ones(shape, dtype=np.float32))
         digest = hashlib.blake2b(f"{self._seed}:{name}".encode(), digest_size=8).digest()
         return RandomTensor(shape, seed=int.from_bytes(digest, "little") >> 1, scale=self._SCALE)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightForm:
+    """The formats in which weights are served: GGUF blocks of the `kept` formats as they are, all else as `dtype`."""
+
+    dtype: str
+    kept: frozenset[str] = frozenset()
+
+
+class PlacedWeights:
+    """The tensors of a source as arrays of a device; `num_bytes` counts those that were loaded."""
+
+    def __init__(self, source: WeightSource, device: ModelDevice, form: WeightForm) -> None:
+        self._source = source
+        self._device = device
+        self._form = form
+        self.num_bytes = 0
+
+    def load(self, name: str) -> Array:
+        weight = self._source.load(name)
+        if isinstance(weight, HostTensor) and weight.format in self._form.kept:
+            self.num_bytes += weight.nbytes
+            return self._device.place(weight, form=weight.format)
+        self.num_bytes += math.prod(weight.shape) * STORAGE_TYPES[self._form.dtype].itemsize
+        return self._device.place(weight, form=self._form.dtype)
 
 
 def check_shapes(expected: Mapping[str, tuple[int, ...]], source: WeightSource, *, tied_head: bool) -> None:

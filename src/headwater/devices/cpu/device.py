@@ -28,6 +28,7 @@ class CpuDevice:
     """This machine's CPU (device.Device). Sets the number of threads PyTorch computes with in this process."""
 
     name = "cpu"
+    block_formats: frozenset[str] = frozenset()
     torch_device = torch.device("cpu")
 
     def __init__(self, *, num_threads: int | None = None, use_native: bool = True) -> None:
@@ -41,8 +42,8 @@ class CpuDevice:
         is_fast = has_fast_bfloat16() and (self._library is not None or can_pack(torch.bfloat16))
         return "bfloat16" if is_fast else "float32"
 
-    def place(self, weight: Weight, *, dtype: str) -> torch.Tensor:
-        return place_tensor(weight, dtype=dtype, device=self.torch_device)
+    def place(self, weight: Weight, *, form: str) -> torch.Tensor:
+        return place_tensor(weight, dtype=form, device=self.torch_device)
 
     def to_host(self, array: torch.Tensor, *, max_rows: int | None = None) -> HostTensor:
         return to_host(array, max_rows=max_rows)

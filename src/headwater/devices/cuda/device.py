@@ -40,6 +40,7 @@ class CudaDevice:
     """
 
     name = "cuda"
+    block_formats: frozenset[str] = frozenset()
 
     def __init__(self, torch_device: torch.device | None = None, *, attention: AttentionBackend = "triton") -> None:
         if torch_device is None:
@@ -70,8 +71,8 @@ class CudaDevice:
     def auto_dtype(self) -> str:
         return "bfloat16"
 
-    def place(self, weight: Weight, *, dtype: str) -> torch.Tensor:
-        return place_tensor(weight, dtype=dtype, device=self.torch_device)
+    def place(self, weight: Weight, *, form: str) -> torch.Tensor:
+        return place_tensor(weight, dtype=form, device=self.torch_device)
 
     def to_host(self, array: torch.Tensor, *, max_rows: int | None = None) -> HostTensor:
         return to_host(array, max_rows=max_rows)
