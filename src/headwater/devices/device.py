@@ -9,7 +9,6 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from headwater.devices.host_tensor import HostTensor, RandomTensor
 from headwater.devices.kv_memory import KVLayout, KVMemory
@@ -25,26 +24,26 @@ class Linear(Protocol):
     in_features: int
     out_features: int
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: Array) -> Array:
         """[T, in] -> [T, out], both in the weight's dtype."""
         ...
 
-    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
+    def add_to(self, residual: Array, x: Array) -> None:
         """residual += x W^T + b. `residual` is float32[T, out]."""
         ...
 
-    def logits(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def logits(self, x: Array, out: Array | None = None) -> Array:
         """[T, in] -> float32[T, out], not rounded to the weight's dtype where the device can avoid it.
 
         If `out` is given, the result is written there, and `out` is returned.
         """
         ...
 
-    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+    def rows(self, ids: Array) -> Array:
         """Rows of W, as an embedding looks them up. int64[T] -> [T, in]."""
         ...
 
-    def unpack(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def unpack(self) -> tuple[Array, Array | None]:
         """W [out, in] and the bias [out]: views or copies, which the caller must not change."""
         ...
 
@@ -52,11 +51,11 @@ class Linear(Protocol):
 class GatedLinear(Protocol):
     """y = silu(x Wg^T + bg) * (x Wu^T + bu): the first half of a gated MLP (arXiv 2002.05202)."""
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: Array) -> Array:
         """[T, in] -> [T, out]."""
         ...
 
-    def unpack(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    def unpack(self) -> tuple[Array, Array, Array | None, Array | None]:
         """Wg, Wu [out, in] and their biases."""
         ...
 
@@ -83,8 +82,8 @@ class AttentionBatch:
     context_lens: npt.NDArray[np.int32]  # [R], the tokens of this step included
     page_tables: npt.NDArray[np.int32]  # [R, at least the pages of the longest context]
     positions: npt.NDArray[np.int32]  # [T]
-    cos: torch.Tensor  # float32[T, D / 2], of the positions
-    sin: torch.Tensor  # float32[T, D / 2]
+    cos: Array  # float32[T, D / 2], of the positions
+    sin: Array  # float32[T, D / 2]
 
     @property
     def query_lens(self) -> npt.NDArray[np.int32]:
@@ -95,8 +94,8 @@ class StepAttention(Protocol):
     """The attention of one step. What all layers share has been prepared."""
 
     def __call__(
-        self, qkv: torch.Tensor, layer: int, q_norm: torch.Tensor | None, k_norm: torch.Tensor | None
-    ) -> torch.Tensor:
+        self, qkv: Array, layer: int, q_norm: Array | None, k_norm: Array | None
+    ) -> Array:
         """Norm and rotate q and k, write k and v to their pages, attend causally through the page tables.
 
         `qkv` is [T, (H + 2G) D], may be overwritten; returns [T, H D] in the same dtype.
@@ -108,7 +107,9 @@ class ModelDevice(Protocol):
     """What models need: layers. Packing may run in a thread of its own while steps are computed (new weights)."""
 
     @property
-    def torch_device(self) -> torch.device: ...
+    def torch_device(self) -> Any:
+        """Where arrays lie, for those who make arrays with PyTorch."""
+        ...
 
     @property
     def name(self) -> str: ...
@@ -146,7 +147,7 @@ class ModelDevice(Protocol):
         up_bias: Array | None = None,
     ) -> GatedLinear: ...
 
-    def rms_norm(self, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def rms_norm(self, residual: Array, weight: Array, eps: float) -> Array:
         """float32[T, features] -> [T, features] in `weight`'s dtype (arXiv 1910.07467)."""
         ...
 
@@ -162,7 +163,9 @@ class RunnerDevice(Protocol[Batch]):
     """
 
     @property
-    def torch_device(self) -> torch.device: ...
+    def torch_device(self) -> Any:
+        """Where arrays lie, for those who make arrays with PyTorch."""
+        ...
 
     def free_memory_bytes(self) -> int:
         """Memory that can still be allocated."""
