@@ -159,7 +159,7 @@ def measure(
     num_tokens: int,
     repeat: int,
 ) -> Measured:
-    dtype = runner.kv.layout.dtype
+    dtype = getattr(torch, runner.kv.layout.dtype)
     buffer = torch.ones(64 << 20)
     before = read_bandwidth_gb_s(buffer), matmul_gflops(dtype)
     times = _times_s(lambda: runner.launch(make_plan()).collect(), repeat)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from headwater import Engine
 from headwater.cache.lease import TokenSequence
@@ -33,7 +32,7 @@ from server_process import busy_s
 POOL_TOKENS = 4096
 PROMPT_TOKENS = 1600
 NUM_CHATS = 6  # 2.3 times the device's capacity
-LAYOUT = KVLayout(num_layers=30, num_kv_heads=3, head_dim=64, page_size=16, dtype=torch.bfloat16)  # default model's
+LAYOUT = KVLayout(num_layers=30, num_kv_heads=3, head_dim=64, page_size=16, dtype="bfloat16")  # default model's
 TIERS = {"enable_hierarchical_cache": True, "hicache_storage_prefetch_policy": "wait_complete"}
 Record = dict[str, Any]
 
@@ -103,7 +102,7 @@ def copies(num_pages: int = 256, repeat: int = 15) -> list[Record]:
     page_bytes = LAYOUT.page_bytes
     kv, host = CpuDevice().allocate_kv(LAYOUT, num_pages), HostMemory(num_pages=num_pages, page_bytes=page_bytes)
     host.pages.fill(1)  # allocates the memory
-    kv.pages.fill_(1)
+    kv.pages.fill(1)
     copier = CpuPageCopier(lambda: kv, host)
     source, target = np.ones((num_pages, page_bytes), np.uint8), np.zeros((num_pages, page_bytes), np.uint8)
     order = np.random.default_rng(0)

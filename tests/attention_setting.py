@@ -8,9 +8,10 @@ import torch
 
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.cuda.float8 import from_float8, to_float8
+from headwater.devices.cuda.kv_memory import CudaKVMemory
 from headwater.devices.device import AttentionGeometry
-from headwater.devices.float8 import from_float8, to_float8
-from headwater.devices.kv_memory import KVLayout, KVMemory
+from headwater.devices.kv_memory import KVLayout
 from headwater.execution.batch import SlotTable
 from headwater.execution.decode_inputs import DecodeInputs
 from headwater.execution.device_slots import DeviceSlots
@@ -43,7 +44,7 @@ class Setting:
         rows: list[tuple[int, int]],
         *,
         dtype: torch.dtype,
-        kv_dtype: torch.dtype | None = None,
+        kv_dtype: str | None = None,
         page_size: int = 16,
         geometry: tuple[int, int, int] = (6, 2, 64),
         has_norm: bool = False,
@@ -56,7 +57,7 @@ class Setting:
         self.tables = np.full((len(rows), max(num_pages) + 1), -1, dtype=np.int32)
         for row, num in enumerate(num_pages):
             self.tables[row, :num], ids = ids[:num], ids[num:]
-        layout = KVLayout(NUM_LAYERS, num_kv_heads, head_dim, page_size, kv_dtype or dtype)
+        layout = KVLayout(NUM_LAYERS, num_kv_heads, head_dim, page_size, kv_dtype or str(dtype).removeprefix("torch."))
         self.stale_page = int(ids[0])
         self.kv = self._random_kv(layout, len(ids) + sum(num_pages))
         self.query_starts = np.cumsum([0, *(queries for queries, _ in rows)], dtype=np.int32)
@@ -73,14 +74,14 @@ class Setting:
     def random(self, *shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=self.generator)
 
-    def _random_kv(self, layout: KVLayout, num_pages: int) -> KVMemory:
+    def _random_kv(self, layout: KVLayout, num_pages: int) -> CudaKVMemory:
         values = self.random(num_pages, *layout.page_shape)
         values[self.stale_page] = 1000
-        kv = KVMemory(layout, torch.zeros((num_pages, layout.page_bytes), dtype=torch.uint8))
+        kv = CudaKVMemory(layout, torch.zeros((num_pages, layout.page_bytes), dtype=torch.uint8))
         if kv.exponents is None:
             kv.pages.copy_(values)
         else:
-            stored, exponents = to_float8(values, layout.dtype)
+            stored, exponents = to_float8(values, kv.pages.dtype)
             kv.pages.copy_(stored)
             kv.exponents.copy_(exponents)
         return kv
@@ -106,22 +107,26 @@ class Setting:
 
     def run(self, device: CpuDevice | CudaDevice, layer: int) -> torch.Tensor:
         place = device.torch_device
-        kv = KVMemory(self.kv.layout, self.kv.memory.to(place))
+        kv = CudaKVMemory(self.kv.layout, self.kv.memory.to(place))
         attend = self._attend_on_gpu if isinstance(device, CudaDevice) else self._attend_on_cpu
         found = attend(device, kv, layer).cpu()
         self.kv.memory.copy_(kv.memory)
         return found
 
-    def _attend_on_cpu(self, device: CpuDevice, kv: KVMemory, layer: int) -> torch.Tensor:
+    def _attend_on_cpu(self, device: CpuDevice, kv: CudaKVMemory, layer: int) -> torch.Tensor:
         """As CpuRunner does."""
         slots = SlotTable(max_running=len(self.tables), max_pages=self.tables.shape[1], page_size=kv.layout.page_size)
         plan = self.plan()
         slots.apply(plan)
         inputs = slots.inputs(plan, rotary=lambda positions: (self.rotary[0][positions], self.rotary[1][positions]))
-        attention = device.plan_attention(self.geometry, inputs.attention, kv=kv)
-        return attention(self.qkv.clone(), layer, *self.norms)
+        host = device.allocate_kv(kv.layout, kv.num_pages)
+        host.memory[:] = kv.memory.numpy()
+        attention = device.plan_attention(self.geometry, inputs.attention, kv=host)
+        found = attention(self.qkv.clone(), layer, *self.norms)
+        kv.memory.copy_(torch.from_numpy(host.memory))
+        return found
 
-    def _attend_on_gpu(self, device: CudaDevice, kv: KVMemory, layer: int) -> torch.Tensor:
+    def _attend_on_gpu(self, device: CudaDevice, kv: CudaKVMemory, layer: int) -> torch.Tensor:
         """As GpuRunner does: decodes alone, or a step with prompts."""
         place, plan = device.torch_device, self.plan()
         slots = DeviceSlots(place, max_running=len(self.tables), max_pages=self.tables.shape[1])

@@ -21,8 +21,9 @@ from figures import Figures
 from headwater.cache.copier import CopyHandle
 from headwater.devices.cuda.arrivals import Arrivals
 from headwater.devices.cuda.host_memory import PinnedHostMemory
+from headwater.devices.cuda.kv_memory import CudaKVMemory
 from headwater.devices.cuda.page_copies import CudaPageCopier, PageMover, move_by_copy_engine, move_by_kernel
-from headwater.devices.kv_memory import KVLayout, KVMemory
+from headwater.devices.kv_memory import KVLayout
 
 DEVICE = torch.device("cuda", 0)
 GIB = 1 << 30
@@ -59,10 +60,10 @@ def large_copies() -> tuple[float, float]:
 
 def measure(kib: int, method: str, figures: Figures) -> None:
     to_device, to_host = large_copies()
-    layout = KVLayout(num_layers=1, num_kv_heads=1, head_dim=64, page_size=kib * 4, dtype=torch.bfloat16)
+    layout = KVLayout(num_layers=1, num_kv_heads=1, head_dim=64, page_size=kib * 4, dtype="bfloat16")
     assert layout.page_bytes == kib * 1024
     num_pages, num_moved = 2 * GIB // layout.page_bytes, MOVED_BYTES // layout.page_bytes
-    kv = KVMemory(layout, torch.zeros((num_pages, *layout.page_shape), dtype=torch.bfloat16, device=DEVICE))
+    kv = CudaKVMemory(layout, torch.zeros((num_pages, *layout.page_shape), dtype=torch.bfloat16, device=DEVICE))
     host = PinnedHostMemory(num_pages=num_pages, page_bytes=layout.page_bytes)
     host.wait_ready(np.array([num_pages - 1], np.int32))
     copier = CudaPageCopier(lambda: kv, host, device=DEVICE, arrivals=Arrivals(), mover=METHODS[method])

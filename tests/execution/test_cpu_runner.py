@@ -100,11 +100,11 @@ def test_nan_fails_its_own_row_only_and_does_not_outlive_it(tiny: tuple[Path, Pr
     driver = StepDriver(runner)
     clean = driver.add(PROMPT, slot=0)
     driver.run([clean], num_outputs=8)
-    runner.kv.pages.fill_(float("nan"))  # what a broken request could have left behind
+    runner.kv.pages.fill(np.nan)  # what a broken request could have left behind
     driver = StepDriver(runner, seed=3)
     good, bad = driver.add(PROMPT, slot=1), driver.add(PROMPT[:20], slot=2)
     driver.step([(good, 16), (bad, 19)])
-    runner.kv.page_as_bytes(bad.pages[0]).fill_(0xFF)  # NaN in every dtype
+    runner.kv.memory[bad.pages[0]] = 0xFF  # NaN in every dtype
     driver.step([(good, 21), (bad, 1)])
     for _ in range(7):
         result = driver.step([(good, 1), (bad, 1)])

@@ -30,7 +30,7 @@ def _runner(
     dtype: str = "float32",
     graphs: tuple[int, ...] = (),
     attention: AttentionBackend = "triton",
-    kv_dtype: torch.dtype | None = None,
+    kv_dtype: str | None = None,
 ) -> GpuRunner:
     try:
         device = CudaDevice(attention=attention)
@@ -126,7 +126,7 @@ def test_eight_bits_of_kv_are_near_sixteen(
     some_ids = tuple(range(0, 4000, 40))
     forced = SamplingParams(temperature=0.0, logit_bias={7: 1e4})  # one output for all, or the next had other pasts
     prompts, decodes = [], []
-    for kv_dtype in (None, torch.float8_e4m3fn):
+    for kv_dtype in (None, "float8_e4m3fn"):
         runner = _runner(folder, page_size=16, dtype="bfloat16", attention=attention, kv_dtype=kv_dtype, graphs=(1,))
         driver = StepDriver(runner)  # type: ignore[arg-type]
         request = driver.add(token_ids, slot=0, logprobs=LogprobParams(top=1, prompt_start=0))

@@ -180,7 +180,7 @@ def test_a_page_of_nan_fails_its_own_row_only(tiny: tuple[Path, PreTrainedModel]
     driver = StepDriver(runner)  # type: ignore[arg-type]
     good, bad = driver.add(PROMPT, slot=1), driver.add(PROMPT[:9], slot=2)
     driver.step([(good, 21), (bad, 8)])
-    runner.kv.page_as_bytes(bad.pages[0]).fill_(0xFF)  # NaN in every dtype
+    runner.kv.memory[bad.pages[0]] = 0xFF  # NaN in every dtype
     for num_tokens in (1, 1, 1):
         result = driver.step([(good, 1), (bad, num_tokens)])
         rows = {int(slot): bool(finite) for slot, finite in zip(result.slots, result.is_finite, strict=True)}

@@ -1,27 +1,25 @@
 """Sampling: who may be drawn, how often, and that a seed means the same in every batch."""
 
-import math
-
 import numpy as np
+import numpy.typing as npt
 import pytest
-import torch
 
-from headwater.devices.cpu.device import CpuDevice
+from headwater.devices.cpu.draw import draw
 from headwater.execution.sampler import Sampler
 from headwater.messages.generation import SamplingParams
 from headwater.scheduling.plan import SlotAssignment
 
-pytestmark = pytest.mark.slow
-
 VOCAB_SIZE = 3000
 
+Numbers = npt.NDArray[np.float32]
 
-def _logits(rows: int, seed: int = 0, spread: float = 3.0) -> torch.Tensor:
-    return torch.randn(rows, VOCAB_SIZE, generator=torch.Generator().manual_seed(seed)) * spread
+
+def _logits(rows: int, seed: int = 0, spread: float = 3.0) -> Numbers:
+    return np.random.default_rng(seed).standard_normal((rows, VOCAB_SIZE), dtype=np.float32) * np.float32(spread)
 
 
 def _sampler() -> Sampler:
-    return Sampler(vocab_size=VOCAB_SIZE, device=CpuDevice(num_threads=torch.get_num_threads()))
+    return Sampler(vocab_size=VOCAB_SIZE, draw=draw)
 
 
 def _assign(sampler: Sampler, slot: int, sampling: SamplingParams, **fields: object) -> None:
@@ -29,16 +27,16 @@ def _assign(sampler: Sampler, slot: int, sampling: SamplingParams, **fields: obj
     sampler.assign(SlotAssignment(slot=slot, sampling=sampling, **{**defaults, **fields}))  # type: ignore[arg-type]
 
 
-def _sample_one(logits: torch.Tensor, sampling: SamplingParams, position: int = 0) -> int:
+def _sample_one(logits: Numbers, sampling: SamplingParams, position: int = 0) -> int:
     sampler = _sampler()
-    return int(sampler.sample(logits.clone(), [sampling], slots=[0], num_outputs=[position])[0])
+    return int(sampler.sample(logits.copy(), [sampling], slots=[0], num_outputs=[position])[0])
 
 
-def _draws(row: torch.Tensor, num: int, **fields: float) -> torch.Tensor:
+def _draws(row: Numbers, num: int, **fields: float) -> npt.NDArray[np.int64]:
     """`num` tokens of the same logits with seeds 0, 1, ..."""
     params = [SamplingParams(seed=seed, **fields) for seed in range(num)]
     sampler = _sampler()
-    return sampler.sample(row.expand(num, -1).clone(), params, slots=list(range(num)), num_outputs=[0] * num)
+    return sampler.sample(np.repeat(row, num, axis=0), params, slots=list(range(num)), num_outputs=[0] * num)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +67,7 @@ def test_a_seed_draws_the_same_token_in_any_batch_and_slot() -> None:
     alone = [_sample_one(logits[row : row + 1], kind, position=11) for row, kind in enumerate(kinds)]
     for order in ([0, 1, 2, 3, 4, 5, 6], [6, 3, 0, 5, 2, 1, 4], [2, 6]):
         tokens = _sampler().sample(
-            logits[order].clone(), [kinds[row] for row in order], slots=order[::-1], num_outputs=[11] * len(order)
+            logits[order], [kinds[row] for row in order], slots=order[::-1], num_outputs=[11] * len(order)
         )
         assert tokens.tolist() == [alone[row] for row in order]
 
@@ -79,11 +77,11 @@ def test_tokens_of_one_request_differ_by_position() -> None:
     assert len({_sample_one(logits, SamplingParams(seed=3), position) for position in range(50)}) > 40
 
 
-def _chi_square(draws: torch.Tensor, probabilities: torch.Tensor) -> float:
+def _chi_square(draws: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float64]) -> float:
     """Statistic over its degrees of freedom; about 1 when the draws follow `probabilities`."""
     expected = probabilities * len(draws)
     likely = expected >= 10
-    counts = torch.bincount(draws, minlength=len(probabilities))
+    counts = np.bincount(draws, minlength=len(probabilities))
     terms = (counts[likely] - expected[likely]) ** 2 / expected[likely]
     rest_expected, rest = expected[~likely].sum(), counts[~likely].sum()
     total = terms.sum() + ((rest - rest_expected) ** 2 / rest_expected if rest_expected > 1 else 0)
@@ -98,15 +96,17 @@ def _chi_square(draws: torch.Tensor, probabilities: torch.Tensor) -> float:
 def test_draws_follow_the_cut_distribution(temperature: float, top_p: float, top_k: int, min_p: float) -> None:
     """The definition, step by step: temperature, then top_k, then top_p, then min_p, then renormalised."""
     row = _logits(1, seed=5, spread=2.5)
-    probabilities = (row[0].double() / temperature).softmax(dim=-1)
-    ordered, ids = probabilities.sort(descending=True)
+    probabilities = np.exp(row[0].astype(np.float64) / temperature)
+    probabilities /= probabilities.sum()
+    ids = np.argsort(-probabilities)
+    ordered = probabilities[ids]
     if top_k > 0:
         ordered[top_k:] = 0
         ordered /= ordered.sum()
-    before = ordered.cumsum(0) - ordered
+    before = np.cumsum(ordered) - ordered
     ordered[before >= top_p] = 0
     ordered[ordered < min_p * ordered[0]] = 0
-    wanted = torch.zeros_like(probabilities)
+    wanted = np.zeros_like(probabilities)
     wanted[ids] = ordered / ordered.sum()
     draws = _draws(row, 6000, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
     assert (wanted[draws] > 0).all(), "a token was drawn that the cuts exclude"
@@ -115,8 +115,8 @@ def test_draws_follow_the_cut_distribution(temperature: float, top_p: float, top
 
 def test_top_p_keeps_the_token_that_crosses_the_threshold() -> None:
     """With 0.5 / 0.3 / 0.2, top_p = 0.6 keeps two tokens, top_p = 0.5 one, and a tiny top_p never none."""
-    row = torch.full((1, VOCAB_SIZE), -math.inf)
-    row[0, [7, 8, 9]] = torch.tensor([0.5, 0.3, 0.2]).log()
+    row = np.full((1, VOCAB_SIZE), -np.inf, dtype=np.float32)
+    row[0, [7, 8, 9]] = np.log([0.5, 0.3, 0.2])
     assert set(_draws(row, 300, top_p=0.6).tolist()) == {7, 8}
     assert set(_draws(row, 100, top_p=0.4999).tolist()) == {7}
     assert set(_draws(row, 100, top_p=1e-9).tolist()) == {7}
@@ -131,17 +131,17 @@ def test_penalties_follow_their_formulas() -> None:
     sampler = _sampler()
     _assign(sampler, 4, sampling, token_ids=np.array([10, 11, 20, 20, 21], dtype=np.int32), num_prompt_tokens=2)
     base = _logits(1)
-    base[0, [10, 20]] = torch.tensor([2.0, -1.0])
-    edited = base.clone()
+    base[0, [10, 20]] = [2.0, -1.0]
+    edited = base.copy()
     sampler.sample(edited, [sampling], slots=[4], num_outputs=[3])
-    expected = base.clone()
+    expected = base.copy()
     for token in (10, 11, 20, 21):
         value = base[0, token]
         expected[0, token] = value / 1.5 if value > 0 else value * 1.5
     expected[0, 20] -= 2 * 0.4 + 0.3
     expected[0, 21] -= 1 * 0.4 + 0.3
     expected[0, 50] += 2.5
-    torch.testing.assert_close(edited, expected)
+    np.testing.assert_allclose(edited, expected, rtol=1e-6)
 
 
 def test_sampled_tokens_count_for_the_next_penalty() -> None:
@@ -151,8 +151,8 @@ def test_sampled_tokens_count_for_the_next_penalty() -> None:
     _assign(sampler, 0, sampling)
     tokens = []
     for position in range(4):
-        logits = torch.full((1, VOCAB_SIZE), -50.0)
-        logits[0, [100, 200]] = torch.tensor([1.0, 0.0])
+        logits = np.full((1, VOCAB_SIZE), -50.0, dtype=np.float32)
+        logits[0, [100, 200]] = [1.0, 0.0]
         tokens.append(int(sampler.sample(logits, [sampling], slots=[0], num_outputs=[position])[0]))
     assert tokens == [100, 200, 100, 200]
 
@@ -173,7 +173,7 @@ def test_stop_tokens_are_masked_until_enough_tokens_are_there() -> None:
     _assign(sampler, 0, sampling, stop_token_ids=(7, 8))
     tokens = []
     for position in range(5):
-        logits = torch.zeros(1, VOCAB_SIZE)
-        logits[0, [7, 8, 9]] = torch.tensor([3.0, 2.0, 1.0])
+        logits = np.zeros((1, VOCAB_SIZE), dtype=np.float32)
+        logits[0, [7, 8, 9]] = [3.0, 2.0, 1.0]
         tokens.append(int(sampler.sample(logits, [sampling], slots=[0], num_outputs=[position])[0]))
     assert tokens == [9, 9, 9, 7, 7]

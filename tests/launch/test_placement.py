@@ -12,7 +12,7 @@ from headwater.launch.config import ServerArgs  # noqa: E402
 from headwater.launch.placement import flags_in_errors, num_kv_pages, open_placement  # noqa: E402
 
 GIB = 1 << 30
-LAYOUT = KVLayout(num_layers=32, num_kv_heads=8, head_dim=128, page_size=16, dtype=torch.bfloat16)  # 2 MiB a page
+LAYOUT = KVLayout(num_layers=32, num_kv_heads=8, head_dim=128, page_size=16, dtype="bfloat16")  # 2 MiB a page
 
 
 def test_kv_gets_what_weights_and_steps_leave_of_the_share() -> None:

@@ -2,10 +2,13 @@
 
 Scaling by a power of two is exact. It moves numbers of any size to where an 8-bit float has all its bits, and needs no
 calibration. It depends on the token alone, so the bytes of a page do not depend on batches or chunks.
-cuda/kernels/float8.py computes the same.
+cuda/float8.py and cuda/kernels/float8.py compute the same.
 """
 
-import torch
+import numpy as np
+import numpy.typing as npt
+
+from headwater.devices.number_formats import narrow, widen
 
 # scaled, the largest number of a head lies in [128, 256): float8_e4m3fn ends at 448
 LARGEST_EXPONENT = 7
@@ -13,19 +16,20 @@ MIN_EXPONENT = -40  # also of a head of zeros; kernels multiply by the inverse, 
 _FLOAT32_BIAS, _FLOAT32_MANTISSA_BITS = 127, 23
 
 
-def to_float8(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """[..., D] -> values [..., D] of an 8-bit `dtype` and exponents int8[...]: x is about values * 2 ** exponents."""
-    wide = x.float()
-    exponents = (wide.abs().amax(dim=-1).view(torch.int32) >> _FLOAT32_MANTISSA_BITS) - _FLOAT32_BIAS
-    exponents = (exponents - LARGEST_EXPONENT).clamp_(min=MIN_EXPONENT)
-    return (wide * power_of_two(-exponents)[..., None]).to(dtype), exponents.to(torch.int8)
+def to_float8(x: npt.NDArray[np.float32], dtype: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int8]]:
+    """[..., D] -> stored values [..., D] of an 8-bit `dtype` and exponents int8[...]: x is values * 2 ** exponents."""
+    largest = np.abs(x).max(axis=-1)
+    exponents = (largest.view(np.int32) >> _FLOAT32_MANTISSA_BITS) - _FLOAT32_BIAS - LARGEST_EXPONENT
+    exponents = np.maximum(exponents, MIN_EXPONENT)
+    return narrow(x * power_of_two(-exponents)[..., None], dtype), exponents.astype(np.int8)
 
 
-def from_float8(values: torch.Tensor, exponents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The inverse of `to_float8`, in `dtype`."""
-    return (values.float() * power_of_two(exponents)[..., None]).to(dtype)
+def from_float8(stored: npt.NDArray[np.uint8], exponents: npt.NDArray[np.int8], dtype: str) -> npt.NDArray[np.float32]:
+    """The inverse of `to_float8`, in float32."""
+    with np.errstate(over="ignore", invalid="ignore"):  # heads that held infinity, and garbage in unused pages
+        return widen(stored, dtype) * power_of_two(exponents)[..., None]
 
 
-def power_of_two(exponents: torch.Tensor) -> torch.Tensor:
-    """2 ** exponents, exactly, in float32, of integers in [-126, 127]."""
-    return ((exponents.to(torch.int32) + _FLOAT32_BIAS) << _FLOAT32_MANTISSA_BITS).view(torch.float32)
+def power_of_two(exponents: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
+    """2 ** exponents, exactly, of integers in [-126, 127]."""
+    return ((exponents.astype(np.int32) + _FLOAT32_BIAS) << _FLOAT32_MANTISSA_BITS).view(np.float32)

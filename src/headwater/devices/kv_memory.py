@@ -1,10 +1,12 @@
 """The paged KV memory of a device and the layout of its pages."""
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-import torch
+from headwater.devices.number_formats import STORAGE_TYPES
 
-FLOAT8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
+FLOAT8_DTYPES = ("float8_e4m3fn", "float8_e5m2")
+KV_DTYPES = ("float32", "bfloat16", "float16", *FLOAT8_DTYPES)
 _LAYER_ALIGNMENT = 16  # bytes; kernels load and copy that much at a time
 
 
@@ -22,15 +24,32 @@ class KVLayout:
     num_kv_heads: int
     head_dim: int
     page_size: int
-    dtype: torch.dtype
+    dtype: str  # one of KV_DTYPES
 
     def __post_init__(self) -> None:
         if self.page_size < 1:
             raise ValueError(f"page_size must be at least 1, found {self.page_size}")
+        if self.dtype not in KV_DTYPES:
+            raise ValueError(f"keys and values are {', '.join(KV_DTYPES)}, not {self.dtype!r}")
 
     @property
     def page_shape(self) -> tuple[int, int, int, int, int]:
         return (self.num_layers, 2, self.num_kv_heads, self.page_size, self.head_dim)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number."""
+        return STORAGE_TYPES[self.dtype].itemsize
+
+    @property
+    def num_exponents(self) -> int:
+        """Heads of keys and values in one layer of a page, each of which has an exponent if the layout is scaled."""
+        return 2 * self.num_kv_heads * self.page_size
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of the keys and values in one layer of a page, without exponents."""
+        return self.num_exponents * self.head_dim * self.itemsize
 
     @property
     def is_scaled(self) -> bool:
@@ -39,11 +58,10 @@ class KVLayout:
 
     @property
     def layer_bytes(self) -> int:
-        num_heads = 2 * self.num_kv_heads * self.page_size
-        num_bytes = num_heads * self.head_dim * self.dtype.itemsize
-        if self.is_scaled:
-            num_bytes += num_heads + -(num_bytes + num_heads) % _LAYER_ALIGNMENT
-        return num_bytes
+        if not self.is_scaled:
+            return self.value_bytes
+        num_bytes = self.value_bytes + self.num_exponents
+        return num_bytes + -num_bytes % _LAYER_ALIGNMENT
 
     @property
     def page_bytes(self) -> int:
@@ -54,38 +72,33 @@ class KVLayout:
         return self.page_bytes / self.page_size
 
 
-class KVMemory:
+class KVMemory(Protocol):
     """Pages of one layout. Owns the memory, but does not know who uses which page.
 
-    `memory` may come in any shape and dtype, contiguous; it is kept as uint8[num_pages, page_bytes]. `pages` and
-    `exponents` (None unless the layout is scaled) are views of it: [num_pages, num_layers, 2, num_kv_heads, page_size,
-    head_dim] and the same without head_dim. Both have the strides of the memory.
+    Arrays are numpy's on a CPU (cpu/kv_memory.py) and PyTorch's on a GPU (cuda/kv_memory.py). `pages` and `exponents`
+    (None unless the layout is scaled) are views of `memory`: [num_pages, num_layers, 2, num_kv_heads, page_size,
+    head_dim] and the same without head_dim.
     """
 
-    def __init__(self, layout: KVLayout, memory: torch.Tensor) -> None:
-        assert memory.is_contiguous() and memory.nbytes % layout.page_bytes == 0
-        self.layout = layout
-        self.memory = memory.view(-1).view(torch.uint8).view(-1, layout.page_bytes)
-        layers = self.memory.view(-1, layout.num_layers, layout.layer_bytes)
-        num_heads = 2 * layout.num_kv_heads * layout.page_size
-        num_bytes = num_heads * layout.head_dim * layout.dtype.itemsize
-        self.pages = layers[..., :num_bytes].view(layout.dtype).unflatten(-1, layout.page_shape[1:])
-        self.exponents: torch.Tensor | None = None
-        if layout.is_scaled:
-            exponents = layers[..., num_bytes : num_bytes + num_heads].view(torch.int8)
-            self.exponents = exponents.unflatten(-1, layout.page_shape[1:-1])
+    @property
+    def layout(self) -> KVLayout: ...
 
     @property
-    def num_pages(self) -> int:
-        return self.pages.shape[0]
+    def memory(self) -> Any:
+        """uint8[num_pages, page_bytes]"""
+        ...
 
     @property
-    def num_bytes(self) -> int:
-        return self.num_pages * self.layout.page_bytes
+    def pages(self) -> Any: ...
 
-    def page_as_bytes(self, page: int) -> torch.Tensor:
-        """A writable view of one page, uint8[page_bytes]."""
-        return self.memory[page]
+    @property
+    def exponents(self) -> Any: ...
+
+    @property
+    def num_pages(self) -> int: ...
+
+    @property
+    def num_bytes(self) -> int: ...
 
 
 def num_pages_in_budget(budget_bytes: int, layout: KVLayout) -> int:

@@ -1,19 +1,19 @@
 """Random numbers for sampling that are a pure function of (seed, position, token): no generator, no state.
 
 So a request draws the same noise in any batch, slot or process, also after a retraction.
-The native kernel native/draw.c computes the same function.
+The kernels of the devices (draw.c, cuda/kernels/sampling.py) compute the same function.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 NoiseKeys = npt.NDArray[np.uint64]
 
-_SMALLEST = 2.0**-32
-_LARGEST = 1.0 - 2.0**-24  # the largest float32 below 1: log1p(-1) would be infinite
+_SMALLEST = np.float32(2.0**-32)
+_LARGEST = np.float32(1.0 - 2.0**-24)  # the largest float32 below 1: log1p(-1) would be infinite
+_STEP = np.float32(2.0**-31)
 
 
 def noise_keys(seeds: Sequence[int] | NoiseKeys, positions: Sequence[int] | npt.NDArray[np.integer]) -> NoiseKeys:
@@ -23,17 +23,28 @@ def noise_keys(seeds: Sequence[int] | NoiseKeys, positions: Sequence[int] | npt.
     return _mix64(found)
 
 
-def exponential_noise(keys: NoiseKeys, token_ids: torch.Tensor) -> torch.Tensor:
-    """Exponential(1) variates E; argmax of p / E over a row samples from p (the Gumbel-max trick).
+def noise_bits(key: np.uint64, token_ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """31 random bits for each token of one row. uint32[n]"""
+    low, high = np.uint32(key & np.uint64(0xFFFFFFFF)), np.uint32(key >> np.uint64(32))
+    bits = _mix32(token_ids ^ low)
+    bits += high
+    _mix32(bits, out=bits)
+    bits &= np.uint32(0x7FFFFFFF)
+    return bits
 
-    `token_ids` is int64[rows, n] or [1, n], shared by all rows; returns float32[rows, n] on its device.
-    """
-    halves = torch.from_numpy(keys.view(np.int32).reshape(-1, 2)).to(token_ids.device)
-    low, high = halves[:, :1], halves[:, 1:]
-    bits = _mix32(_mix32(token_ids.to(torch.int32) ^ low).add_(high)).bitwise_and_(0x7FFFFFFF)
-    # Small values decide who wins, so they are the ones that float32 must resolve: -log(1 - u), not -log(u).
-    uniform = bits.to(torch.float32).mul_(2.0**-31).add_(_SMALLEST)
-    return uniform.clamp_(max=_LARGEST).neg_().log1p_().neg_()
+
+def uniform_noise(bits: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
+    """The bits as numbers in (0, 1)."""
+    # Small values decide who wins, so they are the ones that float32 must resolve.
+    uniform = bits.view(np.int32).astype(np.float32)
+    uniform *= _STEP
+    uniform += _SMALLEST
+    return np.minimum(uniform, _LARGEST, out=uniform)
+
+
+def exponential_noise(key: np.uint64, token_ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
+    """Exponential(1) variates E for tokens of one row; argmax of p / E samples from p (the Gumbel-max trick)."""
+    return -np.log1p(-uniform_noise(noise_bits(key, token_ids)))  # -log(1 - u), not -log(u): see above
 
 
 def _mix64(x: NoiseKeys) -> NoiseKeys:
@@ -44,11 +55,11 @@ def _mix64(x: NoiseKeys) -> NoiseKeys:
     return x ^ (x >> np.uint64(31))
 
 
-def _mix32(x: torch.Tensor) -> torch.Tensor:
-    """Wellons' lowbias32 integer hash, in int32 (whose products wrap and whose shifts keep the sign)."""
-    x = x ^ ((x >> 16) & 0xFFFF)
-    x.mul_(0x7FEB352D)
-    x.bitwise_xor_((x >> 15) & 0x1FFFF)
-    x.mul_(0x846CA68B - (1 << 32))
-    x.bitwise_xor_((x >> 16) & 0xFFFF)
-    return x
+def _mix32(x: npt.NDArray[np.uint32], out: npt.NDArray[np.uint32] | None = None) -> npt.NDArray[np.uint32]:
+    """Wellons' lowbias32 integer hash. `out` may be `x`."""
+    out = np.bitwise_xor(x, x >> np.uint32(16), out=out)
+    out *= np.uint32(0x7FEB352D)
+    out ^= out >> np.uint32(15)
+    out *= np.uint32(0x846CA68B)
+    out ^= out >> np.uint32(16)
+    return out

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from headwater.devices.device import AttentionBatch
 from headwater.scheduling.plan import NEWEST_TOKEN, SlotAssignment, StepPlan
 
-Rotary = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+Rotary = Callable[[npt.NDArray[np.int32]], tuple[Any, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class SlotTable:
         assert (token_ids >= 0).all(), "the plan asks for the newest token of a slot that has sampled none"
         context_lens = plan.num_computed + plan.num_tokens
         num_pages = -(-int(context_lens.max()) // self._page_size)
-        cos, sin = rotary(torch.from_numpy(positions))
+        cos, sin = rotary(positions)
         return StepInputs(
             token_ids=token_ids,
             attention=AttentionBatch(

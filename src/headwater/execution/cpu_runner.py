@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from headwater.devices.cpu.device import CpuDevice
@@ -15,6 +16,8 @@ from headwater.messages.generation import LogprobParams, TokenLogprob
 from headwater.models.decoder import DecoderModel
 from headwater.models.loader import LoadedModel
 from headwater.scheduling.plan import StepPlan, StepResult
+
+Numbers = npt.NDArray[np.float32]
 
 # rows of logits in memory at once: 64 rows of a vocabulary of 150,000 are 38 MB
 _LOGIT_ROWS = 64
@@ -69,7 +72,7 @@ class CpuRunner:
         self._kv: KVMemory | None = device.allocate_kv(layout, num_pages)  # None while it is released
         max_pages = -(-(max_context or loaded.config.max_context) // layout.page_size)
         self._slots = SlotTable(max_running=max_running, max_pages=max_pages, page_size=layout.page_size)
-        self._sampler = Sampler(vocab_size=loaded.config.vocab_size, device=device)
+        self._sampler = Sampler(vocab_size=loaded.config.vocab_size, draw=device.draw)
 
     def memory_bytes(self) -> dict[str, int]:
         """Bytes of the model and its KV, for EngineState."""
@@ -103,9 +106,9 @@ class CpuRunner:
         self._slots.apply(plan)
         for assignment in plan.assignments:
             self._sampler.assign(assignment)
-        inputs = self._slots.inputs(plan, rotary=self.model.rotary)
+        inputs = self._slots.inputs(plan, rotary=lambda positions: self.model.rotary(torch.from_numpy(positions)))
         attention = self._device.plan_attention(self.model.geometry, inputs.attention, kv=self.kv)
-        hidden = self.model.forward(torch.from_numpy(inputs.token_ids), attention)
+        hidden = self.model.forward(torch.from_numpy(inputs.token_ids), attention).numpy()
         outcome = _Outcome(
             tokens=np.full(plan.num_rows, -1, dtype=np.int32),
             is_finite=np.ones(plan.num_rows, dtype=np.bool_),
@@ -115,7 +118,7 @@ class CpuRunner:
         rows = np.flatnonzero(plan.samples)
         for start in range(0, len(rows), _LOGIT_ROWS):
             block = rows[start : start + _LOGIT_ROWS]
-            self._sample(plan, block, hidden[torch.from_numpy(inputs.last_tokens[block])], outcome)
+            self._sample(plan, block, hidden[inputs.last_tokens[block]], outcome)
         self._slots.set_newest(plan.slots[rows], outcome.tokens[rows])
         self._add_prompt_logprobs(plan, hidden, outcome)
         return FinishedStep(
@@ -133,12 +136,11 @@ class CpuRunner:
     def recover(self) -> None:
         """Nothing to do: a step that raised ran within `launch`, and has ended."""
 
-    def _sample(self, plan: StepPlan, rows: np.ndarray, hidden: torch.Tensor, outcome: _Outcome) -> None:
+    def _sample(self, plan: StepPlan, rows: np.ndarray, hidden: Numbers, outcome: _Outcome) -> None:
         """Sample the given rows of the plan from the hidden states of their last tokens."""
-        logits = self.model.logits(hidden)
-        # Minimum and maximum propagate NaN, and are ten times faster than isfinite().all() over the vocabulary.
-        is_finite = logits.amin(dim=-1).isfinite() & logits.amax(dim=-1).isfinite()
-        outcome.is_finite[rows] = is_finite.cpu().numpy()
+        logits = self._logits(hidden)
+        # Minimum and maximum propagate NaN.
+        outcome.is_finite[rows] = np.isfinite(logits.min(axis=-1)) & np.isfinite(logits.max(axis=-1))
         slots = plan.slots[rows].tolist()
         assigned = [self._slots.assignment(slot, int(plan.uses[row])) for slot, row in zip(slots, rows, strict=True)]
         wanted = [(index, it.logprobs) for index, it in enumerate(assigned) if it.logprobs is not None]
@@ -149,25 +151,27 @@ class CpuRunner:
             slots=slots,
             num_outputs=plan.num_outputs[rows].tolist(),
         )
-        outcome.tokens[rows] = tokens.numpy()
+        outcome.tokens[rows] = tokens
         if raw is not None:
             ids = [int(tokens[index]) for index, _ in wanted]
             answers = token_logprobs(raw, ids, [params for _, params in wanted])
             outcome.logprobs.update((int(rows[index]), it) for (index, _), it in zip(wanted, answers, strict=True))
 
-    def _add_prompt_logprobs(self, plan: StepPlan, hidden: torch.Tensor, outcome: _Outcome) -> None:
+    def _logits(self, hidden: Numbers) -> Numbers:
+        """float32[N, hidden_size] -> float32[N, vocab_size]"""
+        return self.model.logits(torch.from_numpy(hidden)).numpy()
+
+    def _add_prompt_logprobs(self, plan: StepPlan, hidden: Numbers, outcome: _Outcome) -> None:
         """Log-probabilities of the prompt tokens that the chunks of this step predicted."""
         for part in prompt_parts(plan, self._slots.assignment):
             predicting = hidden[part.start : part.start + len(part.token_ids)]
             outcome.prompt_logprobs[part.row] = self._predictions(predicting, part.token_ids, part.params)
 
-    def _predictions(
-        self, hidden: torch.Tensor, token_ids: list[int], params: LogprobParams
-    ) -> tuple[TokenLogprob, ...]:
+    def _predictions(self, hidden: Numbers, token_ids: list[int], params: LogprobParams) -> tuple[TokenLogprob, ...]:
         """Log-probability of each token given the hidden state before it, a block of rows at a time."""
         answers: list[TokenLogprob] = []
         for start in range(0, len(token_ids), _LOGIT_ROWS):
             ids = token_ids[start : start + _LOGIT_ROWS]
-            logits = self.model.logits(hidden[start : start + len(ids)])
+            logits = self._logits(hidden[start : start + len(ids)])
             answers.extend(token_logprobs(logits, ids, [params] * len(ids)))
         return tuple(answers)

@@ -6,7 +6,8 @@ import torch
 
 from headwater.devices.cuda.kernels.sampling import draw_tokens
 from headwater.devices.noise import noise_keys
-from headwater.execution.penalties import LogitEdits, needs_edits
+from headwater.execution.device_penalties import DeviceLogitEdits
+from headwater.execution.penalties import needs_edits
 from headwater.execution.sampler import is_greedy
 from headwater.execution.staging import Ints, StagingRing
 from headwater.scheduling.plan import SlotAssignment
@@ -18,7 +19,7 @@ class DeviceSampler:
     def __init__(self, device: torch.device, *, max_running: int, vocab_size: int) -> None:
         self._device = device
         self._vocab_size = vocab_size
-        self._edits: dict[int, LogitEdits] = {}  # by slot
+        self._edits: dict[int, DeviceLogitEdits] = {}  # by slot
         self.is_special = np.zeros(max_running, dtype=np.bool_)  # by slot: not plainly greedy
         self.has_logprobs = np.zeros(max_running, dtype=np.bool_)  # by slot
         self._params = np.zeros((4, max_running), dtype=np.float32)  # temperature, top_p, log(min_p), top_k
@@ -30,7 +31,7 @@ class DeviceSampler:
         slot, sampling = assignment.slot, assignment.sampling
         self._edits.pop(slot, None)
         if needs_edits(sampling):
-            self._edits[slot] = LogitEdits(assignment, vocab_size=self._vocab_size, device=self._device)
+            self._edits[slot] = DeviceLogitEdits(assignment, vocab_size=self._vocab_size, device=self._device)
         self.has_logprobs[slot] = assignment.logprobs is not None
         greedy = is_greedy(sampling)
         self.is_special[slot] = not greedy or slot in self._edits

@@ -16,9 +16,9 @@ from headwater.devices.cuda.layer_gates import GatedAttention, LayerGates
 from headwater.devices.kv_memory import KVLayout, KVMemory
 from headwater.devices.torch_tensors import torch_dtype
 from headwater.execution.decode_inputs import DecodeInputs
+from headwater.execution.device_logprobs import compute_logprobs
 from headwater.execution.device_sampler import DeviceSampler
 from headwater.execution.device_slots import DeviceSlots
-from headwater.execution.logprobs import compute_logprobs
 from headwater.execution.pending_step import PendingLogprobs, PendingStep
 from headwater.execution.prompt_logprobs import PromptPart, prompt_parts
 from headwater.execution.prompt_steps import PromptSteps

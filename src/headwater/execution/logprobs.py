@@ -1,62 +1,55 @@
-"""Log-probabilities of tokens, from the raw logits (before temperature and penalties), natural log."""
+"""Log-probabilities of tokens on a CPU, from the raw logits (before temperature and penalties), natural log."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from headwater.messages.generation import LogprobParams, TokenLogprob
 
-
-@dataclass(frozen=True, slots=True)
-class LogprobTensors:
-    """Log-probabilities of N rows, on the device or copied to the host."""
-
-    own: torch.Tensor  # float32[N], of the rows' tokens
-    top_values: torch.Tensor  # float32[N, most alternatives], descending
-    top_ids: torch.Tensor  # int64[N, most alternatives]
-    asked: torch.Tensor  # float32[N, most ids asked for]
-
-    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "LogprobTensors":
-        return LogprobTensors(move(self.own), move(self.top_values), move(self.top_ids), move(self.asked))
-
-
-def compute_logprobs(logits: torch.Tensor, token_ids: torch.Tensor, params: Sequence[LogprobParams]) -> LogprobTensors:
-    """For each row: of its token, of the top alternatives, and of the ids asked for.
-
-    `logits` is float32[rows, vocab_size] and is not changed; `token_ids` is int64[rows] on the same device. Does not
-    wait for the device unless ids are asked for.
-    """
-    totals = logits.logsumexp(dim=-1, keepdim=True)
-    most = min(max(param.top for param in params), logits.shape[1])
-    top_values, top_ids = logits.topk(most, dim=-1) if most else (logits[:, :0], logits[:, :0].long())
-    num_asked = max(len(param.token_ids) for param in params)
-    asked = logits[:, :0]
-    if num_asked:
-        ids = [[*param.token_ids, *[0] * (num_asked - len(param.token_ids))] for param in params]
-        asked = logits.gather(1, torch.tensor(ids, device=logits.device)) - totals
-    own = logits.gather(1, token_ids[:, None]) - totals
-    return LogprobTensors(own[:, 0], top_values - totals, top_ids, asked)
-
-
-def as_answers(found: LogprobTensors, token_ids: Sequence[int], params: Sequence[LogprobParams]) -> list[TokenLogprob]:
-    """One answer per row of `found`, which is on the host. Alternatives come most probable first."""
-    own, asked = found.own.tolist(), found.asked.tolist()
-    top_values, top_ids = found.top_values.tolist(), found.top_ids.tolist()
-    return [
-        TokenLogprob(
-            token_id=int(token_id),
-            logprob=own[row],
-            top_ids=tuple(top_ids[row][: param.top]),
-            top_logprobs=tuple(top_values[row][: param.top]),
-            ids_logprobs=tuple(asked[row][: len(param.token_ids)]),
-        )
-        for row, (token_id, param) in enumerate(zip(token_ids, params, strict=True))
-    ]
+_COLUMNS_PER_WANTED = 4  # more find fewer candidates that are not wanted, but take longer to find them
 
 
 def token_logprobs(
-    logits: torch.Tensor, token_ids: Sequence[int], params: Sequence[LogprobParams]
+    logits: npt.NDArray[np.float32], token_ids: Sequence[int], params: Sequence[LogprobParams]
 ) -> list[TokenLogprob]:
-    """`compute_logprobs` and `as_answers` at once, for logits on the host."""
-    return as_answers(compute_logprobs(logits, torch.tensor(token_ids), params), token_ids, params)
+    """For each row: of its token, of the top alternatives (most probable first), and of the ids asked for.
+
+    `logits` is float32[rows, vocab_size] and is not changed.
+    """
+    with np.errstate(invalid="ignore"):  # a row that is not finite fails by itself
+        return [_of_row(*it) for it in zip(logits, token_ids, params, strict=True)]
+
+
+def _of_row(row: npt.NDArray[np.float32], token_id: int, params: LogprobParams) -> TokenLogprob:
+    total = logsumexp(row)
+    top = largest(row, min(params.top, len(row)))
+    return TokenLogprob(
+        token_id=int(token_id),
+        logprob=float(row[token_id] - total),
+        top_ids=tuple(top.tolist()),
+        top_logprobs=tuple((row[top] - total).tolist()),
+        ids_logprobs=tuple((row[list(params.token_ids)] - total).tolist()) if params.token_ids else (),
+    )
+
+
+def logsumexp(row: npt.NDArray[np.float32]) -> np.float32:
+    """log(sum(exp(row)))"""
+    top = row.max()
+    return top + np.log(np.exp(row - top).sum())
+
+
+def largest(row: npt.NDArray[np.float32], num: int) -> npt.NDArray[np.int64]:
+    """The indices of the `num` largest numbers, the largest first; of equal ones the first comes first."""
+    if num == 0:
+        return np.empty(0, dtype=np.int64)
+    at = np.arange(len(row))
+    num_columns = _COLUMNS_PER_WANTED * num
+    per_column = len(row) // num_columns
+    if per_column > 1:
+        # `num` columns have a number that large, so all that are wanted are at least as large. Much faster than
+        # partitioning the row.
+        maxima = row[: per_column * num_columns].reshape(per_column, num_columns).max(axis=0)
+        above = np.flatnonzero(row >= np.partition(maxima, -num)[-num])
+        at = above if len(above) >= num else at  # fewer among NaN
+    return at[np.argsort(-row[at], kind="stable")[:num]]

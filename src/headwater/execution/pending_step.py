@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from headwater.execution.logprobs import LogprobTensors, as_answers
+from headwater.execution.device_logprobs import LogprobTensors, as_answers
 from headwater.execution.staging import Fence
 from headwater.messages.generation import LogprobParams, TokenLogprob
 from headwater.scheduling.plan import StepPlan, StepResult

@@ -1,15 +1,19 @@
-"""Choose the next token of each row. Greedy rows cost one argmax; only rows that need more pay for more."""
+"""Choose the next token of each row on a CPU. Greedy rows cost one argmax; only rows that need more pay for more."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
-from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.noise import NoiseKeys, exponential_noise, noise_keys
+from headwater.execution.logprobs import largest, logsumexp
 from headwater.execution.penalties import LogitEdits, needs_edits
 from headwater.messages.generation import SamplingParams
 from headwater.scheduling.plan import SlotAssignment
+
+Logits = npt.NDArray[np.float32]
+Draw = Callable[[Logits, NoiseKeys], npt.NDArray[np.int64]]
 
 # Below this, dividing logits by the temperature overflows before it makes a difference to greedy.
 _GREEDY_TEMPERATURE = 1e-6
@@ -18,64 +22,63 @@ _CANDIDATES = (256, 4096)
 
 
 class Sampler:
-    """Samples rows of logits by their requests' parameters; keeps what penalties need to know per slot."""
+    """Samples rows of logits by their requests' parameters; keeps what penalties need to know per slot.
 
-    def __init__(self, *, vocab_size: int, device: CpuDevice) -> None:
+    `draw` draws a token for each row from softmax(logits[row]), with the noise of the row's key.
+    """
+
+    def __init__(self, *, vocab_size: int, draw: Draw) -> None:
         self._vocab_size = vocab_size
-        self._device = device
+        self._draw_whole = draw
         self._edits: dict[int, LogitEdits] = {}  # by slot
 
     def assign(self, assignment: SlotAssignment) -> None:
         """A request enters a slot."""
         self._edits.pop(assignment.slot, None)
         if needs_edits(assignment.sampling):
-            self._edits[assignment.slot] = LogitEdits(
-                assignment, vocab_size=self._vocab_size, device=self._device.torch_device
-            )
+            self._edits[assignment.slot] = LogitEdits(assignment, vocab_size=self._vocab_size)
 
     def sample(
         self,
-        logits: torch.Tensor,
+        logits: Logits,
         params: Sequence[SamplingParams],
         *,
         slots: Sequence[int],
         num_outputs: Sequence[int],
-    ) -> torch.Tensor:
-        """One token per row, int64[rows] on the host. float32 `logits` [rows, vocab_size] may be overwritten.
+    ) -> npt.NDArray[np.int64]:
+        """One token per row. float32 `logits` [rows, vocab_size] may be overwritten.
 
         `num_outputs` is how many tokens each request has generated before: the position of its noise.
         """
         edited = [(row, self._edits[slot]) for row, slot in enumerate(slots) if slot in self._edits]
         for row, edits in edited:
             edits.apply(logits[row], num_outputs[row])
-        tokens = self._device.argmax(logits)
+        tokens = logits.argmax(axis=-1)
         random = [row for row, sampling in enumerate(params) if not is_greedy(sampling)]
         if random:
-            tokens[random] = self._draw(
-                _rows(logits, random), [params[row] for row in random], [num_outputs[row] for row in random]
-            )
-        tokens = tokens.cpu()
+            keys = noise_keys([params[row].seed for row in random], [num_outputs[row] for row in random])
+            with np.errstate(invalid="ignore", over="ignore"):  # a row that is not finite fails by itself
+                tokens[random] = self._draw(logits, random, [params[row] for row in random], keys)
         for row, edits in edited:
-            edits.count(tokens[row : row + 1])
+            edits.count(int(tokens[row]))
         return tokens
 
-    def _draw(self, logits: torch.Tensor, params: Sequence[SamplingParams], num_outputs: Sequence[int]) -> torch.Tensor:
-        """Sample every row. Rows that cut the distribution look at as few candidates as they can."""
-        scaled = logits / _column([sampling.temperature for sampling in params], logits)
-        keys = noise_keys([sampling.seed for sampling in params], num_outputs)
-        tokens = torch.empty(len(params), dtype=torch.int64, device=logits.device)
-        whole = [row for row, sampling in enumerate(params) if not has_cut(sampling)]
+    def _draw(
+        self, logits: Logits, rows: Sequence[int], params: Sequence[SamplingParams], keys: NoiseKeys
+    ) -> npt.NDArray[np.int64]:
+        """Sample the given rows; `params` and `keys` are theirs."""
+        for row, sampling in zip(rows, params, strict=True):
+            logits[row] /= np.float32(sampling.temperature)
+        tokens = np.empty(len(rows), dtype=np.int64)
+        whole = [index for index, sampling in enumerate(params) if not has_cut(sampling)]
         if whole:
-            part = _rows(scaled, whole)
-            _cut_min_p(part, [params[row] for row in whole])
-            tokens[whole] = self._device.draw(part, keys[whole])
-        pending = [row for row, sampling in enumerate(params) if has_cut(sampling)]
-        for num in (*_CANDIDATES, self._vocab_size):
-            if pending:
-                part = _rows(scaled, pending)
-                chosen, is_covered = _draw_among(part, [params[row] for row in pending], keys[pending], num)
-                tokens[pending] = chosen
-                pending = [row for row, done in zip(pending, is_covered.tolist(), strict=True) if not done]
+            part = logits if len(whole) == len(logits) else logits[[rows[index] for index in whole]]
+            for row, index in zip(part, whole, strict=True):
+                _cut_min_p(row, params[index].min_p)
+            tokens[whole] = self._draw_whole(part, keys[whole])
+        for index, sampling in enumerate(params):
+            if has_cut(sampling):
+                tokens[index] = _draw_cut(logits[rows[index]], sampling, keys[index])
         return tokens
 
 
@@ -88,45 +91,51 @@ def is_greedy(sampling: SamplingParams) -> bool:
     return sampling.temperature < _GREEDY_TEMPERATURE or sampling.top_k == 1
 
 
+def _draw_cut(row: Logits, sampling: SamplingParams, key: np.uint64) -> int:
+    """Sample among the ids that top_k, top_p and min_p leave, looking at as few candidates as it can."""
+    if 0 < sampling.top_k < len(row):
+        ids = largest(row, sampling.top_k)
+        return _draw_among(ids, row[ids], _cumulative(row[ids], logsumexp(row[ids])), sampling, key)
+    total = logsumexp(row)
+    for num in (*_CANDIDATES, len(row)):
+        ids = largest(row, min(num, len(row)))
+        cumulative = _cumulative(row[ids], total)
+        if cumulative[-1] >= sampling.top_p:
+            break
+    return _draw_among(ids, row[ids], cumulative, sampling, key)
+
+
+def _cumulative(values: Logits, total: np.float32) -> npt.NDArray[np.float64]:
+    """Sums of the probabilities of the first ids, one more each time."""
+    return np.cumsum(np.exp(values - total), dtype=np.float64)
+
+
 def _draw_among(
-    scaled: torch.Tensor, params: Sequence[SamplingParams], keys: NoiseKeys, num: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sample among the `num` most probable ids: tokens int64[rows], and where those were enough, bool[rows].
+    ids: npt.NDArray[np.int64],
+    values: Logits,
+    cumulative: npt.NDArray[np.float64],
+    sampling: SamplingParams,
+    key: np.uint64,
+) -> int:
+    """Sample among the most probable `ids`, in order, whose number top_k has limited already.
 
-    top_k comes first; top_p then keeps the fewest most probable ids whose probabilities, renormalised after
-    top_k, sum to it; min_p last.
+    top_p keeps the fewest whose probabilities, renormalised after top_k, sum to it; min_p comes last.
     """
-    vocab_size = scaled.shape[1]
-    num = min(num, vocab_size)
-    values, ids = scaled.topk(num, dim=-1)  # descending
-    limits = [sampling.top_k if 0 < sampling.top_k < vocab_size else vocab_size for sampling in params]
-    limit = _column([float(limit) for limit in limits], scaled)
-    values.masked_fill_(torch.arange(num, device=scaled.device) >= limit, -math.inf)
-    total = torch.where(limit <= num, values.logsumexp(-1, True), scaled.logsumexp(-1, True))
-    cumulative = (values - total).exp_().cumsum(dim=-1)
-    top_p = _column([sampling.top_p for sampling in params], scaled)
-    has_top_k = limit < vocab_size
-    is_covered = torch.where(has_top_k, limit <= num, cumulative[:, -1:] >= top_p)[:, 0]
-    before = torch.cat((torch.zeros_like(top_p), cumulative[:, :-1]), dim=-1)
-    values.masked_fill_((before >= top_p) & (top_p < 1.0), -math.inf)
-    _cut_min_p(values, params)
-    winners = values.sub_(exponential_noise(keys, ids).log_()).argmax(dim=-1, keepdim=True)
-    return ids.gather(1, winners)[:, 0], is_covered | (num == vocab_size)
+    num_kept = len(ids)
+    if sampling.top_p < 1.0:
+        num_kept = 1 + int((cumulative[:-1] < sampling.top_p).sum())
+    if sampling.min_p > 0:
+        num_kept = min(num_kept, int((values >= _floor(values[0], sampling.min_p)).sum()))
+    kept = ids[: max(num_kept, 1)]
+    noise = exponential_noise(key, kept.astype(np.uint32))
+    return int(kept[(values[: len(kept)] - np.log(noise)).argmax()])
 
 
-def _rows(x: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    """The given rows; no copy if they are all rows."""
-    return x if len(rows) == len(x) else x[rows]
-
-
-def _cut_min_p(scaled: torch.Tensor, params: Sequence[SamplingParams]) -> None:
+def _cut_min_p(row: Logits, min_p: float) -> None:
     """Drop ids less probable than min_p times the most probable one, in place."""
-    if any(sampling.min_p > 0 for sampling in params):
-        log_ratio = [math.log(sampling.min_p) if sampling.min_p > 0 else -math.inf for sampling in params]
-        floor = scaled.amax(dim=-1, keepdim=True) + _column(log_ratio, scaled)
-        scaled.masked_fill_(scaled < floor, -math.inf)
+    if min_p > 0:
+        row[row < _floor(row.max(), min_p)] = -np.inf
 
 
-def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    """float32[rows, 1] on the device of `like`."""
-    return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
+def _floor(top: np.float32, min_p: float) -> np.float32:
+    return top + np.float32(math.log(min_p))

@@ -126,7 +126,7 @@ def _load(args: ServerArgs, device: Device, weights: tuple[str, str] | None) -> 
 
 def _make_runner(args: ServerArgs, placement: Placement, loaded: LoadedModel, *, max_context: int) -> Runner:
     """A warm runner with as many pages of KV as the arguments and the device's memory allow."""
-    layout = loaded.kv_layout(page_size=args.page_size, dtype=kv_dtype(args, loaded))
+    layout = loaded.kv_layout(page_size=args.page_size, dtype=kv_dtype(args))
     num_pages = num_kv_pages(
         args,
         layout,
@@ -222,7 +222,7 @@ def _fingerprint(loaded: LoadedModel, layout: KVLayout) -> Fingerprint:
     return Fingerprint(
         weights_id="",
         model_config_hash=config_hash({"config": repr(loaded.config)}),
-        kv_dtype=str(layout.dtype).removeprefix("torch."),
+        kv_dtype=layout.dtype,
         page_size=layout.page_size,
         num_layers=layout.num_layers,
         num_kv_heads=layout.num_kv_heads,

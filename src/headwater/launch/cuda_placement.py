@@ -7,8 +7,8 @@ from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.external_attention import MAX_GATHERED_BYTES
 from headwater.devices.cuda.host_memory import PinnedHostMemory
 from headwater.devices.cuda.page_copies import CudaPageCopier
-from headwater.devices.host_tensor import STORAGE_TYPES
 from headwater.devices.kv_memory import KVLayout
+from headwater.devices.number_formats import STORAGE_TYPES
 from headwater.execution.gpu_runner import GpuRunner
 from headwater.execution.prompt_steps import launch_bound_tokens, prompt_graph_sizes
 from headwater.execution.runner import Runner

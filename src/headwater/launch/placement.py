@@ -4,15 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-import torch
-
 from headwater.cache.copier import PageCopier
 from headwater.cache.host_tier import HostPages
 from headwater.devices.cpu.device import CpuDevice
+from headwater.devices.cuda.driver import has_gpu
 from headwater.devices.device import Device
 from headwater.devices.errors import UnsupportedError
 from headwater.devices.kv_memory import KVLayout, num_pages_in_budget
-from headwater.devices.torch_tensors import torch_dtype
 from headwater.execution.runner import Runner
 from headwater.launch.config import MIB, ServerArgs
 from headwater.launch.cpu_placement import CpuPlacement
@@ -20,10 +18,10 @@ from headwater.models.config import ModelConfig
 from headwater.models.loader import LoadedModel
 
 _GIB = 1 << 30
-_FLOAT8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+_FLOAT8 = {"fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
 # the devices' parameters as the command line spells them, and what else a user may choose
 _FLAGS = {"device": "--device", "attention": "--attention-backend", "kv_dtype": "--kv-cache-dtype"}
-_SPELLED = {str(dtype).removeprefix("torch."): name for name, dtype in _FLOAT8.items()}
+_SPELLED = {dtype: name for name, dtype in _FLOAT8.items()}
 _REMEDIES = {"kv_dtype": ": take auto or fp8_e5m2"}
 
 
@@ -82,7 +80,7 @@ def flags_in_errors() -> Iterator[None]:
 @flags_in_errors()
 def open_placement(args: ServerArgs) -> Placement:
     """On the device that `--device` names; auto: a GPU where there is one. Raises ValueError if there is none."""
-    if args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available()):
+    if args.device == "cuda" or (args.device == "auto" and has_gpu()):
         from headwater.devices.cuda.device import CudaDevice  # imports Triton, which a server on a CPU does without
         from headwater.launch.cuda_placement import CudaPlacement
 
@@ -92,9 +90,9 @@ def open_placement(args: ServerArgs) -> Placement:
     return CpuPlacement(CpuDevice(num_threads=args.threads))
 
 
-def kv_dtype(args: ServerArgs, loaded: LoadedModel) -> torch.dtype:
-    """What `--kv-cache-dtype` names; auto: the model's."""
-    return _FLOAT8.get(args.kv_cache_dtype) or torch_dtype(loaded.dtype)
+def kv_dtype(args: ServerArgs) -> str | None:
+    """What `--kv-cache-dtype` names; None for auto: the model's own."""
+    return _FLOAT8.get(args.kv_cache_dtype)
 
 
 def num_kv_pages(

@@ -11,11 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import torch
-
 from headwater.devices.device import ModelDevice
 from headwater.devices.kv_memory import KVLayout
-from headwater.devices.torch_tensors import torch_dtype
 from headwater.models.config import ModelConfig, read_hf_config
 from headwater.models.decoder import DecoderModel, build_decoder
 from headwater.models.end_tokens import gguf_end_ids, vocabulary_end_ids
@@ -67,14 +64,14 @@ class LoadedModel:
         """The format of every number that is not in blocks."""
         return self.form.dtype
 
-    def kv_layout(self, *, page_size: int, dtype: torch.dtype | None = None) -> KVLayout:
+    def kv_layout(self, *, page_size: int, dtype: str | None = None) -> KVLayout:
         """The layout of this model's pages, of keys and values of `dtype` (the model's own if not given)."""
         return KVLayout(
             num_layers=self.config.num_layers,
             num_kv_heads=self.config.num_kv_heads,
             head_dim=self.config.head_dim,
             page_size=page_size,
-            dtype=dtype or torch_dtype(self.dtype),
+            dtype=dtype or self.dtype,
         )
 
 

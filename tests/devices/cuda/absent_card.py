@@ -54,7 +54,7 @@ class AbsentAttention:
         assert len(k) == len(v) == 900
 
 
-def attention(dtype: torch.dtype, kv_dtype: torch.dtype | None, geometry: tuple[int, int, int]) -> None:
+def attention(dtype: torch.dtype, kv_dtype: str | None, geometry: tuple[int, int, int]) -> None:
     setting = Setting(ROWS, dtype=dtype, kv_dtype=kv_dtype, geometry=geometry, has_norm=True)
     device = CudaDevice(torch.device("cpu"))
     lens, contexts = np.diff(setting.query_starts)[1:], setting.context_lens[1:]
@@ -95,7 +95,7 @@ GROUPS: dict[str, Callable[[], None]] = {
     "bfloat16-large-heads": lambda: attention(torch.bfloat16, None, (4, 2, 256)),
     "float32": lambda: attention(torch.float32, None, (8, 2, 128)),
     "float32-large-heads": lambda: attention(torch.float32, None, (4, 2, 256)),
-    "float8": lambda: attention(torch.bfloat16, torch.float8_e4m3fn, (8, 2, 128)),
+    "float8": lambda: attention(torch.bfloat16, "float8_e4m3fn", (8, 2, 128)),
     "layers": layers,
     "sampling": sampling,
 }

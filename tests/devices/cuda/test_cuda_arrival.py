@@ -14,9 +14,10 @@ from headwater.cache.copier import EarlyCopyHandle
 from headwater.devices.cuda import arrivals as cuda_arrival
 from headwater.devices.cuda.arrivals import Arrival, Arrivals, LayerGroup, layer_groups
 from headwater.devices.cuda.host_memory import PinnedHostMemory, register_with_driver
+from headwater.devices.cuda.kv_memory import CudaKVMemory
 from headwater.devices.cuda.layer_gates import GatedAttention, LayerGates
 from headwater.devices.cuda.page_copies import CudaPageCopier
-from headwater.devices.kv_memory import KVLayout, KVMemory
+from headwater.devices.kv_memory import KVLayout
 
 pytestmark = pytest.mark.slow  # torch, and Triton's interpreter
 HAS_GPU = torch.cuda.is_available()
@@ -102,8 +103,8 @@ def copier(monkeypatch):
     monkeypatch.setattr(cuda_arrival, "_MIN_GROUP_BYTES", 1)
     monkeypatch.setattr(cuda_arrival, "_MAX_AWAITED_ALONE_BYTES", 1 << 40)
     page_size = 1024 if HAS_GPU else 2
-    layout = KVLayout(num_layers=8, num_kv_heads=2, head_dim=128, page_size=page_size, dtype=torch.bfloat16)
-    kv = KVMemory(layout, torch.randn(8, *layout.page_shape).to(DEVICE, layout.dtype))
+    layout = KVLayout(num_layers=8, num_kv_heads=2, head_dim=128, page_size=page_size, dtype="bfloat16")
+    kv = CudaKVMemory(layout, torch.randn(8, *layout.page_shape).to(DEVICE, torch.bfloat16))
     register = register_with_driver if HAS_GPU else lambda address, size: None
     unregister = {} if HAS_GPU else {"unregister": lambda address: None}
     host = PinnedHostMemory(num_pages=8, page_bytes=layout.page_bytes, register=register, **unregister)

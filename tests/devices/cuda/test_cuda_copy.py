@@ -11,6 +11,7 @@ from headwater.devices.cpu.host_memory import ThreadCopy
 from headwater.devices.cuda import host_memory as cuda_host_memory
 from headwater.devices.cuda.arrivals import Arrivals
 from headwater.devices.cuda.host_memory import PinnedHostMemory, register_with_driver
+from headwater.devices.cuda.kv_memory import CudaKVMemory
 from headwater.devices.cuda.page_copies import (
     CudaPageCopier,
     PageMover,
@@ -18,18 +19,18 @@ from headwater.devices.cuda.page_copies import (
     move_by_copy_engine,
     move_by_kernel,
 )
-from headwater.devices.kv_memory import KVLayout, KVMemory
+from headwater.devices.kv_memory import KVLayout
 
 pytestmark = pytest.mark.slow  # torch, and Triton's interpreter
-LAYOUT = KVLayout(num_layers=3, num_kv_heads=1, head_dim=20, page_size=2, dtype=torch.bfloat16)
+LAYOUT = KVLayout(num_layers=3, num_kv_heads=1, head_dim=20, page_size=2, dtype="bfloat16")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the CPU: Triton's interpreter
 LIMIT_S = 20.0
 _PIECE_BYTES = 1 << 20
 MOVERS = [move_by_kernel, *([move_by_copy_engine] if DEVICE.type == "cuda" else [])]
 
 
-def make_kv() -> KVMemory:
-    return KVMemory(LAYOUT, torch.randn(8, *LAYOUT.page_shape).to(DEVICE, LAYOUT.dtype))
+def make_kv() -> CudaKVMemory:
+    return CudaKVMemory(LAYOUT, torch.randn(8, *LAYOUT.page_shape).to(DEVICE, torch.bfloat16))
 
 
 def wait(*copies: ThreadCopy) -> None:

@@ -114,8 +114,8 @@ def _drawn(row: torch.Tensor, key: np.ndarray, temperature: float, top_k: int, t
     probabilities = values.softmax(dim=0)
     before = probabilities.cumsum(dim=0) - probabilities
     num_kept = int(((before < top_p) & (values - values[0] >= log_min_p)).sum())
-    noise = exponential_noise(key, ids[None, :num_kept])[0]
-    return int(ids[(values[:num_kept] - noise.log()).argmax()])
+    noise = exponential_noise(key[0], ids[:num_kept].numpy().astype(np.uint32))
+    return int(ids[(values[:num_kept].numpy() - np.log(noise)).argmax()])
 
 
 def test_scattered_entries_and_nothing_else_are_written() -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from headwater.devices.cuda.float8 import from_float8, to_float8
+from headwater.devices.cuda.kv_memory import CudaKVMemory
 from headwater.devices.device import AttentionBatch, AttentionGeometry
-from headwater.devices.float8 import from_float8, to_float8
-from headwater.devices.kv_memory import KVMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class TorchStepAttention:
         geometry: AttentionGeometry,
         batch: AttentionBatch,
         *,
-        kv: KVMemory,
+        kv: CudaKVMemory,
     ) -> None:
         self._geometry = geometry
         self._kv = kv
@@ -88,7 +88,7 @@ class TorchStepAttention:
         """Store the step's keys (0) or values (1), [T, G, D]."""
         place = (self._write_pages, layer, which, slice(None), self._write_offsets)
         if self._kv.exponents is not None:
-            x, self._kv.exponents[place] = to_float8(x, self._kv.layout.dtype)
+            x, self._kv.exponents[place] = to_float8(x, self._kv.pages.dtype)
         self._kv.pages[place] = x
 
     def _gather(self, group: _Group, layer: int, which: int) -> torch.Tensor:

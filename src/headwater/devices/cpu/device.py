@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
 from headwater.devices.cpu.attention import TorchStepAttention
+from headwater.devices.cpu.draw import draw
+from headwater.devices.cpu.kv_memory import CpuKVMemory
 from headwater.devices.cpu.linear import TorchGatedLinear, TorchLinear, can_pack
 from headwater.devices.cpu.native_layers import (
     NativeGatedLinear,
@@ -17,10 +20,11 @@ from headwater.devices.cpu.native_layers import (
 )
 from headwater.devices.cpu.native_library import native_library
 from headwater.devices.cpu.topology import free_memory_bytes, has_fast_bfloat16, num_usable_cores
+from headwater.devices.cuda.kv_memory import CudaKVMemory
 from headwater.devices.device import AttentionBatch, AttentionGeometry, GatedLinear, Linear, StepAttention, Weight
 from headwater.devices.host_tensor import HostTensor
 from headwater.devices.kv_memory import KVLayout, KVMemory
-from headwater.devices.noise import NoiseKeys, exponential_noise
+from headwater.devices.noise import NoiseKeys
 from headwater.devices.torch_tensors import place_tensor, to_host
 
 
@@ -54,11 +58,8 @@ class CpuDevice:
     def trim_memory(self) -> None:
         """Nothing to do: freed tensors return their memory."""
 
-    def allocate_kv(self, layout: KVLayout, num_pages: int) -> KVMemory:
-        # Zeroed memory is allocated on first write. numpy asks for huge pages, torch does not: copies to and from
-        # the host tier are a third faster with them.
-        zeros = np.zeros((num_pages, layout.page_bytes), dtype=np.uint8)
-        return KVMemory(layout, torch.from_numpy(zeros))
+    def allocate_kv(self, layout: KVLayout, num_pages: int) -> CpuKVMemory:
+        return CpuKVMemory(layout, num_pages)
 
     def pack_linear(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None) -> Linear:
         if self._library and can_run_linear(weights[0]):
@@ -88,19 +89,16 @@ class CpuDevice:
             return y
         return F.rms_norm(residual, residual.shape[-1:], weight.float(), eps).to(weight.dtype)
 
-    def argmax(self, logits: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(logits.numpy().argmax(axis=-1))  # ten times faster than torch's
-
-    def draw(self, logits: torch.Tensor, keys: NoiseKeys) -> torch.Tensor:
-        if self._library:
-            assert logits.dtype == torch.float32 and logits.is_contiguous() and len(keys) == len(logits)
-            winners = torch.empty(len(logits), dtype=torch.int64)
-            self._library.hw_draw(
-                logits.data_ptr(), keys.ctypes.data, winners.data_ptr(), *logits.shape, self.num_threads
-            )
-            return winners
-        noise = exponential_noise(keys, torch.arange(logits.shape[1])[None])
-        return self.argmax(logits - noise.log_())
+    def draw(self, logits: npt.NDArray[np.float32], keys: NoiseKeys) -> npt.NDArray[np.int64]:
+        """A token for each row, drawn from softmax(logits[row]) with the noise of its key."""
+        if self._library is None:
+            return draw(logits, keys)
+        assert logits.dtype == np.float32 and logits.flags.c_contiguous and len(keys) == len(logits)
+        winners = np.empty(len(logits), dtype=np.int64)
+        self._library.hw_draw(
+            logits.ctypes.data, keys.ctypes.data, winners.ctypes.data, *logits.shape, self.num_threads
+        )
+        return winners
 
     def plan_attention(
         self,
@@ -111,4 +109,4 @@ class CpuDevice:
     ) -> StepAttention:
         if self._library and can_run_attention(geometry, kv.layout.dtype):
             return NativeStepAttention(self._library, geometry, batch, kv=kv, num_threads=self.num_threads)
-        return TorchStepAttention(geometry, batch, kv=kv)
+        return TorchStepAttention(geometry, batch, kv=CudaKVMemory(kv.layout, torch.from_numpy(kv.memory)))

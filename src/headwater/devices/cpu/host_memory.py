@@ -99,7 +99,7 @@ class CpuPageCopier:
 
     def _device_bytes(self) -> npt.NDArray[np.uint8]:
         """The KV memory as uint8[num_pages, page_bytes], without a copy."""
-        return self._kv().memory.numpy()
+        return self._kv().memory
 
     def _start(self, job: Callable[[], None], *, rank: int) -> ThreadCopy:
         copy = ThreadCopy()

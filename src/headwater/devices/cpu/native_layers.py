@@ -24,9 +24,9 @@ def can_run_linear(weight: torch.Tensor) -> bool:
     return weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0
 
 
-def can_run_attention(geometry: AttentionGeometry, dtype: torch.dtype) -> bool:
+def can_run_attention(geometry: AttentionGeometry, dtype: str) -> bool:
     return (
-        dtype == torch.bfloat16
+        dtype == "bfloat16"
         and geometry.head_dim % _BLOCK == 0
         and geometry.head_dim <= _MAX_HEAD_DIM
         and geometry.num_heads // geometry.num_kv_heads <= _MAX_HEADS_PER_KV_HEAD
@@ -157,7 +157,7 @@ class NativeStepAttention:
             *(array.ctypes.data for array in arrays),
             cos=batch.cos.data_ptr(),
             sin=batch.sin.data_ptr(),
-            kv=kv.pages.data_ptr(),
+            kv=kv.memory.ctypes.data,
             num_tokens=len(token_slots),
             num_chunks=len(chunks),
             table_stride=batch.page_tables.shape[1],

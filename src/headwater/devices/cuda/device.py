@@ -16,6 +16,7 @@ from headwater.devices.cuda.external_attention import (
 from headwater.devices.cuda.kernels.decode import DecodeScratch
 from headwater.devices.cuda.kernels.layers import rms_norm
 from headwater.devices.cuda.kernels.prefill import PrefillScratch, queries_per_tile
+from headwater.devices.cuda.kv_memory import CudaKVMemory
 from headwater.devices.cuda.linear import CudaGatedLinear, CudaLinear
 from headwater.devices.cuda.paged_batch import PagedBatch
 from headwater.devices.cuda.prefill_tiles import PrefillTiles, plan_tiles
@@ -96,8 +97,8 @@ class CudaDevice:
         if self.is_gpu:
             torch.cuda.set_device(self.torch_device)
 
-    def allocate_kv(self, layout: KVLayout, num_pages: int) -> KVMemory:
-        return KVMemory(
+    def allocate_kv(self, layout: KVLayout, num_pages: int) -> CudaKVMemory:
+        return CudaKVMemory(
             layout, torch.empty((num_pages, layout.page_bytes), dtype=torch.uint8, device=self.torch_device)
         )
 
@@ -117,20 +118,18 @@ class CudaDevice:
     def rms_norm(self, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         return rms_norm(residual, weight, eps)
 
-    def check_attention(
-        self, geometry: AttentionGeometry, dtype: torch.dtype, *, kv_dtype: torch.dtype | None = None
-    ) -> None:
+    def check_attention(self, geometry: AttentionGeometry, dtype: torch.dtype, *, kv_dtype: str | None = None) -> None:
         """ValueError for heads that the kernels do not take, UnsupportedError for a KV dtype or a named backend.
 
         `dtype` is the activations'.
         """
         if geometry.head_dim > _MAX_HEAD_DIM:
             raise ValueError(f"heads of {geometry.head_dim} do not run on this device: at most {_MAX_HEAD_DIM}")
-        if self.is_gpu and kv_dtype == torch.float8_e4m3fn:
+        if self.is_gpu and kv_dtype == "float8_e4m3fn":
             found = torch.cuda.get_device_capability(self.torch_device)
             if found < _MIN_CAPABILITY_E4M3:
                 reason = _too_old(self.torch_device, found, needed=_MIN_CAPABILITY_E4M3)
-                raise UnsupportedError("kv_dtype", str(kv_dtype).removeprefix("torch."), reason)
+                raise UnsupportedError("kv_dtype", kv_dtype, reason)
         if self._backend == "fa3" and self.external_attention is not None:
             reason = self.external_attention.refusal(geometry, dtype)
             if reason is not None:

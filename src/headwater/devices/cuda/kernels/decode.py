@@ -112,7 +112,7 @@ def decode(
 def _block(kv: KVMemory) -> int:
     if kv.exponents is not None:
         return _BLOCK_FLOAT8
-    is_large = kv.layout.dtype == torch.float32 and kv.layout.head_dim > 128
+    is_large = kv.layout.dtype == "float32" and kv.layout.head_dim > 128
     return _BLOCK_LARGE_FLOAT32 if is_large else _BLOCK
 
 

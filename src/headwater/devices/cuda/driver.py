@@ -1,0 +1,23 @@
+"""Whether this machine has an NVIDIA GPU, without PyTorch where there is no driver: importing it takes seconds."""
+
+import ctypes
+import importlib.util
+import logging
+
+_DRIVER = "libcuda.so.1"
+
+_log = logging.getLogger(__name__)
+
+
+def has_gpu() -> bool:
+    """Whether PyTorch can compute on a GPU here. Imports it only if NVIDIA's driver is installed."""
+    try:
+        ctypes.CDLL(_DRIVER)
+    except OSError:
+        return False
+    if importlib.util.find_spec("torch") is None:
+        _log.warning("an NVIDIA driver is installed, but PyTorch is not: computing on the CPU")
+        return False
+    import torch
+
+    return torch.cuda.is_available()

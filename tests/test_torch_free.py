@@ -1,0 +1,42 @@
+"""What a server on a CPU imports does without torch, whose import takes seconds and hundreds of MB."""
+
+import subprocess
+import sys
+
+# the CPU's path; a module that begins to import torch, or something that does, is named by the test
+MODULES = """
+headwater.devices.cpu.attention_kernels
+headwater.devices.cpu.draw
+headwater.devices.cpu.host_memory
+headwater.devices.cpu.kernel_library
+headwater.devices.cpu.kv_memory
+headwater.devices.cpu.program
+headwater.devices.cpu.topology
+headwater.devices.cuda.driver
+headwater.devices.device
+headwater.devices.float8
+headwater.devices.host_tensor
+headwater.devices.kv_memory
+headwater.devices.noise
+headwater.devices.number_formats
+headwater.execution.batch
+headwater.execution.logprobs
+headwater.execution.penalties
+headwater.execution.prompt_logprobs
+headwater.execution.sampler
+headwater.launch.config
+headwater.launch.default_model
+""".split()
+
+IMPORT_ALL = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    if "torch" in sys.modules:
+        sys.exit(f"{name} imports torch")
+"""
+
+
+def test_modules_of_the_cpu_path_do_not_import_torch() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORT_ALL, *MODULES], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
