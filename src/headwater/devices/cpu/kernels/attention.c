@@ -1,0 +1,359 @@
+// Paged causal attention with an online softmax (FlashAttention, arXiv 2205.14135), prefill chunks and decodes alike.
+//
+// A chunk of work is some queries of one row and one KV head. The query heads that share a KV head are stacked, so that
+// a block of keys is read and packed once for all of them. Blocks begin at multiples of BLOCK_KEYS. Each gives its
+// result from scratch, and results are merged in order: so bits depend neither on the cut into chunks nor on whether the
+// blocks of a row are computed one after another or by several threads.
+
+#include "attention.h"
+
+#include <stdatomic.h>
+
+#include "attention_tile.h"
+#include "kv_pages.h"
+
+enum { PART_KEYS = 64, PARTS = BLOCK_KEYS / PART_KEYS };  // keys that are packed at a time
+enum { MAX_PADDED_DIM = (MAX_HEAD_DIM + PANEL - 1) / PANEL * PANEL };
+
+typedef struct {
+    _Alignas(64) float queries[MAX_STACKED * MAX_HEAD_DIM];       // [stacked][dim], scaled
+    _Alignas(64) float keys[PART_KEYS * MAX_HEAD_DIM];            // [PART_KEYS / PANEL][dim][PANEL]
+    _Alignas(64) float values[PART_KEYS * MAX_PADDED_DIM];        // [padded / PANEL][PART_KEYS][PANEL]
+    _Alignas(64) float scores[MAX_STACKED * BLOCK_KEYS];          // [stacked][BLOCK_KEYS]; then the softmax's weights
+    _Alignas(64) float block_sums[MAX_STACKED * MAX_PADDED_DIM];  // [stacked][padded]
+    _Alignas(64) float sums[MAX_STACKED * MAX_HEAD_DIM];          // [stacked][dim], of all blocks so far
+    float block_largest[MAX_STACKED], block_total[MAX_STACKED];
+    float largest[MAX_STACKED], total[MAX_STACKED];
+} Scratch;
+
+static _Thread_local Scratch scratch;
+
+// Some queries of one row and one KV head, with the keys they see.
+typedef struct {
+    const AttentionJob *job;
+    int64_t head, per_kv, padded_dim;
+    int64_t first_token, first_position, num_keys;
+    int stacked;
+    int64_t block;                          // of a split row: the only one to compute; else -1
+    int64_t first_slot, blocks_of_row;      // of a split row
+    const int32_t *pages;
+    const Step *step;
+} Work;
+
+// Where a block's keys lie, and their exponents if the pages have some.
+typedef struct {
+    const uint8_t *keys[BLOCK_KEYS];
+    const int8_t *exponents[BLOCK_KEYS];
+    int num;
+} Located;
+
+// How many keys of the block that begins at `first` a stacked query sees.
+INLINE int64_t visible_keys(const Work *work, int64_t stacked, int64_t first) {
+    const int64_t visible = work->first_position + stacked / work->per_kv + 1 - first;
+    return visible < 0 ? 0 : visible > BLOCK_KEYS ? BLOCK_KEYS : visible;
+}
+
+static void locate(const Work *work, int64_t first, Located *at) {
+    const AttentionJob *job = work->job;
+    const int64_t left = work->num_keys - first, key_bytes = job->head_dim * kv_item_bytes(job->kv_dtype);
+    int64_t page = first / job->page_size, offset = first % job->page_size;
+    at->num = (int)(left < 0 ? 0 : left < BLOCK_KEYS ? left : BLOCK_KEYS);
+    for (int i = 0; i < at->num; page++, offset = 0) {
+        uint8_t *start = page_of(job, work->step, work->pages[page]);
+        const uint8_t *key = key_at(job, start, work->head, offset);
+        const int8_t *exponent = exponent_at(job, start, work->head, offset);
+        for (; offset < job->page_size && i < at->num; offset++, i++, key += key_bytes) {
+            at->keys[i] = key;
+            at->exponents[i] = exponent++;
+        }
+    }
+}
+
+INLINE void prefetch(const uint8_t *from, int64_t num_bytes) {
+    for (int64_t byte = 0; byte < num_bytes; byte += 64) __builtin_prefetch(from + byte, 0, 2);
+}
+
+// Keys [first, first + num) of a block for scores = queries x keys^T. Lanes of missing keys repeat the last key.
+INLINE void pack_keys_of(const int dtype, const Work *work, const Located *at, int first, int num) {
+    const int64_t dim = work->job->head_dim;
+    for (int key = 0; key < num; key += WIDTH) {
+        const uint8_t *from[WIDTH];
+        vf scales[WIDTH], x[WIDTH];
+        for (int i = 0; i < WIDTH; i++) {
+            const int at_key = first + (key + i < num ? key + i : num - 1);
+            from[i] = at->keys[at_key];
+            scales[i] = kv_is_scaled(dtype) ? scale_of(*at->exponents[at_key]) : vf_zero();
+        }
+        float *packed = scratch.keys + key / PANEL * PANEL * dim + key % PANEL;
+        int64_t d = 0;
+        for (; d + WIDTH <= dim; d += WIDTH) {
+            for (int i = 0; i < WIDTH; i++) x[i] = load_kv(dtype, from[i], d, scales[i]);
+            vf_transpose(x);
+            for (int i = 0; i < WIDTH; i++) vf_store(packed + (d + i) * PANEL, x[i]);
+        }
+        if (d == dim) continue;
+        for (int i = 0; i < WIDTH; i++) x[i] = load_kv_n(dtype, from[i], d, dim - d, scales[i]);
+        vf_transpose(x);
+        for (int i = 0; d + i < dim; i++) vf_store(packed + (d + i) * PANEL, x[i]);
+    }
+}
+
+// Values [first, first + num) of a block for sums += weights x values.
+INLINE void pack_values_of(const int dtype, const Work *work, const Located *at, int first, int num) {
+    const int64_t dim = work->job->head_dim, offset = value_offset(work->job);
+    const int64_t exponent_offset = work->job->num_kv_heads * work->job->page_size;
+    for (int key = 0; key < num; key++) {
+        const uint8_t *from = at->keys[first + key] + offset;
+        const vf scale = kv_is_scaled(dtype) ? scale_of(at->exponents[first + key][exponent_offset]) : vf_zero();
+        float *packed = scratch.values + key * PANEL;
+        int64_t d = 0;
+        for (; d + WIDTH <= dim; d += WIDTH) {
+            vf_store(packed + d / PANEL * PANEL * PART_KEYS + d % PANEL, load_kv(dtype, from, d, scale));
+        }
+        if (d < dim) {
+            const vf last = load_kv_n(dtype, from, d, dim - d, scale);
+            vf_store(packed + d / PANEL * PANEL * PART_KEYS + d % PANEL, last);
+        }
+    }
+}
+
+#define FOR_DTYPE(function, ...)                                        \
+    switch (work->job->kv_dtype) {                                      \
+        case KV_F32: function(KV_F32, __VA_ARGS__); break;              \
+        case KV_BF16: function(KV_BF16, __VA_ARGS__); break;            \
+        case KV_F16: function(KV_F16, __VA_ARGS__); break;              \
+        case KV_E4M3: function(KV_E4M3, __VA_ARGS__); break;            \
+        case KV_E5M2: function(KV_E5M2, __VA_ARGS__); break;            \
+    }
+
+static void pack_keys(const Work *work, const Located *at, int first, int num) {
+    FOR_DTYPE(pack_keys_of, work, at, first, num)
+}
+
+static void pack_values(const Work *work, const Located *at, int first, int num) {
+    FOR_DTYPE(pack_values_of, work, at, first, num)
+}
+
+// Turn one stacked query's scores into weights; the first `num` keys of the block are visible to it.
+static void softmax_row(int row, int64_t num, int64_t padded) {
+    float *scores = scratch.scores + row * BLOCK_KEYS;
+    const int64_t whole = num / WIDTH * WIDTH, rest = num - whole;
+    vf largest = vf_splat(-INFINITY), total = vf_zero();
+    for (int64_t i = 0; i < whole; i += WIDTH) largest = vf_max(largest, vf_load(scores + i));
+    float most = vf_max_of(largest);
+    for (int64_t i = whole; i < num; i++) most = scores[i] > most ? scores[i] : most;
+    const vf subtract = vf_splat(most);
+    for (int64_t i = 0; i < whole; i += WIDTH) {
+        const vf weight = vf_exp2(vf_load(scores + i) - subtract);
+        vf_store(scores + i, weight);
+        total = total + weight;
+    }
+    if (rest) {
+        float last[WIDTH] = {0};
+        vf_store(last, vf_exp2(vf_load_n(scores + whole, rest) - subtract));
+        const vf weight = vf_load_n(last, rest);
+        vf_store(scores + whole, weight);
+        total = total + weight;
+    }
+    for (int64_t i = whole + (rest ? WIDTH : 0); i < padded; i += WIDTH) vf_store(scores + i, vf_zero());
+    scratch.block_largest[row] = most;
+    scratch.block_total[row] = vf_sum(total);
+}
+
+// Scores of a part of a block against all stacked queries that see some of it.
+static void score_part(const Work *work, int64_t first, int part, int num) {
+    const int tile_rows = tile_rows_for(work->stacked);
+    const int64_t dim = work->job->head_dim;
+    for (int row = 0; row < work->stacked; row += tile_rows) {
+        const int rows = work->stacked - row < tile_rows ? work->stacked - row : tile_rows;
+        int64_t cols = visible_keys(work, row + rows - 1, first) - part;
+        if (cols <= 0) continue;
+        cols = cols < num ? cols : num;
+        multiply_tile(rows, (cols + PANEL - 1) / PANEL, scratch.queries + row * dim, dim, scratch.keys, PANEL * dim, dim,
+                      scratch.scores + row * BLOCK_KEYS + part, BLOCK_KEYS, 1);
+    }
+}
+
+static void sum_part(const Work *work, int64_t first, int part, int num) {
+    const int tile_rows = tile_rows_for(work->stacked);
+    for (int row = 0; row < work->stacked; row += tile_rows) {
+        const int rows = work->stacked - row < tile_rows ? work->stacked - row : tile_rows;
+        int64_t keys = visible_keys(work, row + rows - 1, first) - part;
+        if (keys <= 0) continue;
+        keys = keys < num ? keys : num;
+        multiply_tile(rows, work->padded_dim / PANEL, scratch.scores + row * BLOCK_KEYS + part, BLOCK_KEYS,
+                      scratch.values, PANEL * PART_KEYS, keys, scratch.block_sums + row * work->padded_dim,
+                      work->padded_dim, part == 0);
+    }
+}
+
+INLINE int part_of(int num, int part) { return num - part < PART_KEYS ? num - part : PART_KEYS; }
+
+static void prefetch_part(const Work *work, const Located *at, int first, int64_t offset) {
+    const int64_t key_bytes = work->job->head_dim * kv_item_bytes(work->job->kv_dtype);
+    for (int key = first; key < first + PART_KEYS && key < at->num; key++) prefetch(at->keys[key] + offset, key_bytes);
+}
+
+// The result of the block that begins at key `first`, into scratch.block_*. The keys after it are `next`: while one part
+// is computed, the following one is on its way from memory.
+static void attend_block(const Work *work, const Located *at, const Located *next, int64_t first) {
+    const int num = at->num;
+    const int64_t to_value = value_offset(work->job);
+    for (int part = 0; part < num; part += PART_KEYS) {
+        const int is_last = part + PART_KEYS >= num;
+        prefetch_part(work, at, is_last ? 0 : part + PART_KEYS, is_last ? to_value : 0);
+        pack_keys(work, at, part, part_of(num, part));
+        score_part(work, first, part, part_of(num, part));
+    }
+    const int64_t padded = (num + WIDTH - 1) / WIDTH * WIDTH;
+    for (int row = 0; row < work->stacked; row++) {
+        const int64_t visible = visible_keys(work, row, first);
+        if (visible) softmax_row(row, visible < num ? visible : num, padded);
+    }
+    for (int part = 0; part < num; part += PART_KEYS) {
+        const int is_last = part + PART_KEYS >= num;
+        prefetch_part(work, is_last ? next : at, is_last ? 0 : part + PART_KEYS, is_last ? 0 : to_value);
+        pack_values(work, at, part, part_of(num, part));
+        sum_part(work, first, part, part_of(num, part));
+    }
+}
+
+// Add a block's result to what a stacked query has so far.
+static void merge_row(const Work *work, int row, int64_t first, const float *block_sums, float largest, float total) {
+    const int64_t dim = work->job->head_dim;
+    float *sums = scratch.sums + row * dim;
+    if (visible_keys(work, row, first) == 0) return;
+    if (first == 0) {
+        memcpy(sums, block_sums, (size_t)dim * sizeof *sums);
+        scratch.largest[row] = largest;
+        scratch.total[row] = total;
+        return;
+    }
+    const float before = scratch.largest[row], after = largest > before ? largest : before;
+    const vf keep = vf_exp2(vf_splat(before - after)), add = vf_exp2(vf_splat(largest - after));
+    scratch.largest[row] = after;
+    scratch.total[row] = scratch.total[row] * keep[0] + total * add[0];
+    for (int64_t d = 0; d < dim; d += WIDTH) {
+        const int64_t n = dim - d < WIDTH ? dim - d : WIDTH;
+        vf_store_n(sums + d, vf_fma(vf_load_n(block_sums + d, n), add, vf_load_n(sums + d, n) * keep), n);
+    }
+}
+
+static void finish_row(const Work *work, int row) {
+    const AttentionJob *job = work->job;
+    const int64_t dim = job->head_dim, token = work->first_token + row / work->per_kv;
+    const int64_t head = work->head * work->per_kv + row % work->per_kv;
+    const vf scale = vf_splat(1.0f / scratch.total[row]);
+    float *out = job->out + (token * job->num_heads + head) * dim;
+    for (int64_t d = 0; d < dim; d += WIDTH) {
+        const int64_t n = dim - d < WIDTH ? dim - d : WIDTH;
+        vf_store_n(out + d, vf_load_n(scratch.sums + row * dim + d, n) * scale, n);
+    }
+}
+
+static void stack_queries(const Work *work) {
+    const AttentionJob *job = work->job;
+    const int64_t dim = job->head_dim;
+    const vf scale = vf_splat(job->scale * 1.44269504f);  // softmax in powers of two
+    for (int row = 0; row < work->stacked; row++) {
+        const float *heads = job->qkv + (work->first_token + row / work->per_kv) * qkv_stride(job);
+        const float *query = heads + (work->head * work->per_kv + row % work->per_kv) * dim;
+        for (int64_t d = 0; d < dim; d += WIDTH) {
+            const int64_t n = dim - d < WIDTH ? dim - d : WIDTH;
+            vf_store_n(scratch.queries + row * dim + d, vf_load_n(query + d, n) * scale, n);
+        }
+    }
+}
+
+static void attend_all(const Work *work) {
+    static _Thread_local Located blocks[2];
+    Located *now = &blocks[0], *next = &blocks[1];
+    locate(work, 0, now);
+    prefetch_part(work, now, 0, 0);
+    for (int64_t first = 0; first < work->num_keys; first += BLOCK_KEYS) {
+        locate(work, first + BLOCK_KEYS, next);
+        attend_block(work, now, next, first);
+        for (int row = 0; row < work->stacked; row++) {
+            merge_row(work, row, first, scratch.block_sums + row * work->padded_dim, scratch.block_largest[row],
+                      scratch.block_total[row]);
+        }
+        Located *const done = now;
+        now = next;
+        next = done;
+    }
+    for (int row = 0; row < work->stacked; row++) finish_row(work, row);
+}
+
+// Where a split row keeps the result of a stacked query and a block: an index of [slots][num_heads].
+INLINE int64_t partial_of(const Work *work, int row, int64_t block) {
+    const int64_t slot = work->first_slot + row / work->per_kv * work->blocks_of_row + block;
+    return slot * work->job->num_heads + work->head * work->per_kv + row % work->per_kv;
+}
+
+// One block of a split row. Who completes the last one merges them all.
+static void attend_one(const Work *work) {
+    static _Thread_local Located at;
+    static const Located nothing = {.num = 0};
+    const AttentionJob *job = work->job;
+    const int64_t dim = job->head_dim, first = work->block * BLOCK_KEYS;
+    locate(work, first, &at);
+    prefetch_part(work, &at, 0, 0);
+    attend_block(work, &at, &nothing, first);
+    for (int row = 0; row < work->stacked; row++) {
+        if (visible_keys(work, row, first) == 0) continue;
+        const int64_t partial = partial_of(work, row, work->block);
+        memcpy(job->partial_sums + partial * dim, scratch.block_sums + row * work->padded_dim, (size_t)dim * sizeof(float));
+        job->partial_stats[2 * partial] = scratch.block_largest[row];
+        job->partial_stats[2 * partial + 1] = scratch.block_total[row];
+    }
+    _Atomic int32_t *num_done = (_Atomic int32_t *)job->num_done + work->first_slot * job->num_kv_heads + work->head;
+    const int64_t num_blocks = (work->num_keys + BLOCK_KEYS - 1) / BLOCK_KEYS;
+    if (atomic_fetch_add(num_done, 1) + 1 < num_blocks) return;
+    atomic_store(num_done, 0);
+    for (int row = 0; row < work->stacked; row++) {
+        for (int64_t block = 0; block < num_blocks; block++) {
+            const int64_t partial = partial_of(work, row, block);
+            merge_row(work, row, block * BLOCK_KEYS, job->partial_sums + partial * dim, job->partial_stats[2 * partial],
+                      job->partial_stats[2 * partial + 1]);
+        }
+        finish_row(work, row);
+    }
+}
+
+static Work open_work(const AttentionJob *job, const Step *step, int64_t index) {
+    const int64_t chunk = step->chunks[index / job->num_kv_heads], first_query = chunk & 0xffffffff;
+    const int64_t row = chunk >> 32 & 0xffff, start = step->query_starts[row];
+    const int64_t num_queries = step->query_starts[row + 1] - start, left = num_queries - first_query;
+    const int64_t queries = left < step->queries_per_chunk ? left : step->queries_per_chunk;
+    const int64_t per_kv = job->num_heads / job->num_kv_heads;
+    const int64_t first_position = step->context_lens[row] - num_queries + first_query;
+    const int64_t blocks_of_row = (step->context_lens[row] + BLOCK_KEYS - 1) / BLOCK_KEYS;
+    return (Work){
+        .job = job,
+        .head = index % job->num_kv_heads,
+        .per_kv = per_kv,
+        .padded_dim = (job->head_dim + PANEL - 1) / PANEL * PANEL,
+        .first_token = start + first_query,
+        .first_position = first_position,
+        .num_keys = first_position + queries,
+        .stacked = (int)(queries * per_kv),
+        .block = (chunk >> 48) - 1,
+        .first_slot = step->partial_slots[row] + first_query * blocks_of_row,
+        .blocks_of_row = blocks_of_row,
+        .pages = step->page_tables + row * step->table_stride,
+        .step = step,
+    };
+}
+
+static int64_t attention_chunks(const void *opaque, const Step *step) {
+    return step->num_chunks * ((const AttentionJob *)opaque)->num_kv_heads;
+}
+
+static void attention_chunk(const void *opaque, const Step *step, int64_t chunk) {
+    const Work work = open_work(opaque, step, chunk);
+    stack_queries(&work);
+    if (work.block < 0) attend_all(&work);
+    else attend_one(&work);
+}
+
+const Kernel hw_attention = {attention_chunks, attention_chunk};

@@ -1,0 +1,174 @@
+// The next token of each row of logits: the largest, or a draw with the Gumbel-max trick. The noise is that of
+// devices/noise.py, computed as it is used. All arithmetic here is exact or rounded once, in an order that does not
+// depend on WIDTH: every instruction set chooses the same tokens.
+
+#include "simd.h"
+#include "step.h"
+
+INLINE vi select_lanes(vi mask, vi yes, vi no) { return (yes & mask) | (no & ~mask); }
+
+INLINE vf select_floats(vi mask, vf yes, vf no) { return (vf)select_lanes(mask, (vi)yes, (vi)no); }
+
+INLINE vi lane_numbers(void) {
+    static const int32_t numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return vi_load(numbers);
+}
+
+// The largest value so far of each lane, and the first column where it was.
+typedef struct {
+    vf value;
+    vi column;
+} Best;
+
+INLINE Best no_best(void) { return (Best){vf_splat(-INFINITY), lane_numbers()}; }
+
+INLINE Best better(Best best, vf value, vi columns) {
+    const vi wins = (vi)(value > best.value);
+    return (Best){select_floats(wins, value, best.value), select_lanes(wins, columns, best.column)};
+}
+
+INLINE int32_t first_best(Best best) {
+    int lane = 0;
+    for (int i = 1; i < WIDTH; i++) {
+        const int wins = best.value[i] > best.value[lane];
+        const int ties = best.value[i] == best.value[lane] && best.column[i] < best.column[lane];
+        if (wins || ties) lane = i;
+    }
+    return best.column[lane];
+}
+
+typedef struct {
+    const float *logits;  // [rows][cols]
+    int32_t *tokens;      // [rows]
+    uint8_t *is_finite;   // [rows]
+    int64_t cols;
+    int64_t num_rows;  // -1: the step's selected rows
+} ArgmaxJob;
+
+static int64_t argmax_chunks(const void *opaque, const Step *step) {
+    const ArgmaxJob *job = opaque;
+    return job->num_rows < 0 ? step->num_selected : job->num_rows;
+}
+
+static void argmax_chunk(const void *opaque, const Step *step, int64_t row) {
+    (void)step;
+    const ArgmaxJob *job = opaque;
+    const float *logits = job->logits + row * job->cols;
+    Best best = no_best(), other = no_best();
+    vf differences = vf_zero(), others = vf_zero();  // x - x is 0, or NaN if x is not finite
+    vi columns = lane_numbers();
+    int64_t col = 0;
+    for (; col + 2 * WIDTH <= job->cols; col += 2 * WIDTH) {
+        const vf first = vf_load(logits + col), second = vf_load(logits + col + WIDTH);
+        best = better(best, first, columns);
+        other = better(other, second, columns + vi_splat(WIDTH));
+        differences = differences + (first - first);
+        others = others + (second - second);
+        columns = columns + vi_splat(2 * WIDTH);
+    }
+    int32_t token = first_best(best);
+    const int32_t second_token = first_best(other);
+    if (col && (logits[second_token] > logits[token] ||
+                (logits[second_token] == logits[token] && second_token < token))) {
+        token = second_token;
+    }
+    float rest = 0;
+    for (; col < job->cols; col++) {
+        rest += logits[col] - logits[col];
+        if (logits[col] > logits[token]) token = (int32_t)col;
+    }
+    job->tokens[row] = token;
+    job->is_finite[row] = vf_sum(differences + others) + rest == 0;
+}
+
+const Kernel hw_argmax = {argmax_chunks, argmax_chunk};
+
+INLINE vu mix32(vu x) {  // Wellons' lowbias32
+    x = x ^ (x >> 16);
+    x = x * 0x7feb352du;
+    x = x ^ (x >> 15);
+    x = x * 0x846ca68bu;
+    return x ^ (x >> 16);
+}
+
+// log(x) for positive x: the exponent, and the series of atanh for a mantissa in [0.75, 1.5).
+INLINE vf vf_log(vf x) {
+    const vf one = vf_splat(1.0f);
+    const vi exponent = ((vi)x - vi_splat(0x3f400000)) >> 23;
+    const vf m = (vf)((vu)x - ((vu)exponent << 23));
+    const vf s = (m - one) / (m + one), s2 = s * s;
+    vf series = vf_splat(2.0f / 9);
+    series = vf_fma(series, s2, vf_splat(2.0f / 7));
+    series = vf_fma(series, s2, vf_splat(2.0f / 5));
+    series = vf_fma(series, s2, vf_splat(2.0f / 3));
+    series = vf_fma(series, s2, vf_splat(2.0f));
+    return vf_fma(vf_from_int(exponent), vf_splat(0.693147181f), series * s);
+}
+
+// -log(1 - u): the logarithm where it is exact enough, a series where 1 - u would lose u's digits.
+INLINE vf exponential(vf u) {
+    const vf one = vf_splat(1.0f);
+    vf series = vf_splat(1.0f / 5);
+    series = vf_fma(series, u, vf_splat(1.0f / 4));
+    series = vf_fma(series, u, vf_splat(1.0f / 3));
+    series = vf_fma(series, u, vf_splat(1.0f / 2));
+    series = vf_fma(series, u, one);
+    return select_floats((vi)(u < vf_splat(0.03f)), series * u, vf_zero() - vf_log(one - u));
+}
+
+// The logarithm of the exponential noise of some tokens, which is minus their Gumbel noise.
+INLINE vf log_noise(vi tokens, uint64_t key) {
+    const vu low = (vu)vi_splat((int32_t)(uint32_t)key), high = (vu)vi_splat((int32_t)(uint32_t)(key >> 32));
+    const vi bits = (vi)(mix32(mix32((vu)tokens ^ low) + high) & 0x7fffffffu);
+    const vf u = vf_fma(vf_from_int(bits), vf_splat(0x1p-31f), vf_splat(0x1p-32f));
+    return vf_log(exponential(vf_min(u, vf_splat(1.0f - 0x1p-24f))));
+}
+
+typedef struct {
+    const float *logits;        // [any][cols]
+    const int32_t *rows;        // [num_rows] rows of `logits`
+    const uint64_t *keys;       // [num_rows]
+    const float *temperatures;  // [num_rows]
+    const float *log_min_p;     // [num_rows]; tokens less probable than e^this times the best one are out
+    int32_t *tokens;            // [num_rows]
+    int64_t cols;
+    int64_t num_rows;
+} DrawJob;
+
+static int64_t draw_chunks(const void *job, const Step *step) {
+    (void)step;
+    return ((const DrawJob *)job)->num_rows;
+}
+
+// The next WIDTH logits of a row, by its temperature; -infinity behind the end.
+INLINE vf scaled_logits(const DrawJob *job, const float *logits, int64_t col, vf temperature) {
+    const int64_t left = job->cols - col;
+    if (left >= WIDTH) return vf_load(logits + col) / temperature;
+    const vi is_inside = (vi)(lane_numbers() < vi_splat((int32_t)left));
+    return select_floats(is_inside, vf_load_n(logits + col, left) / temperature, vf_splat(-INFINITY));
+}
+
+static void draw_chunk(const void *opaque, const Step *step, int64_t row) {
+    (void)step;
+    const DrawJob *job = opaque;
+    const float *logits = job->logits + job->rows[row] * job->cols;
+    const vf temperature = vf_splat(job->temperatures[row]);
+    vf lowest = vf_splat(-INFINITY);
+    if (job->log_min_p[row] > -INFINITY) {
+        vf largest = lowest;
+        for (int64_t col = 0; col < job->cols; col += WIDTH) {
+            largest = vf_max(largest, scaled_logits(job, logits, col, temperature));
+        }
+        lowest = vf_splat(vf_max_of(largest) + job->log_min_p[row]);
+    }
+    Best best = no_best();
+    vi columns = lane_numbers();
+    for (int64_t col = 0; col < job->cols; col += WIDTH, columns = columns + vi_splat(WIDTH)) {
+        const vf logit = scaled_logits(job, logits, col, temperature);
+        const vf score = logit - log_noise(columns, job->keys[row]);
+        best = better(best, select_floats((vi)(logit < lowest), vf_splat(-INFINITY), score), columns);
+    }
+    job->tokens[row] = first_best(best);
+}
+
+const Kernel hw_draw = {draw_chunks, draw_chunk};

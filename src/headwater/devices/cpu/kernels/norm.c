@@ -1,0 +1,51 @@
+// RMSNorm (arXiv 1910.07467) of float32 rows, and the rows that logits are wanted for.
+
+#include "norm.h"
+
+#include "step.h"
+
+enum { ROWS_PER_CHUNK = 4 };
+
+typedef struct {
+    const float *x, *weight;  // [rows][size], [size]
+    float *y;                 // [rows][size]
+    int64_t size;
+    float eps;
+    int64_t rows;
+} RmsNormJob;
+
+static int64_t rms_norm_chunks(const void *opaque, const Step *step) {
+    const RmsNormJob *job = opaque;
+    return (num_rows_of(step, (int)job->rows) + ROWS_PER_CHUNK - 1) / ROWS_PER_CHUNK;
+}
+
+static void rms_norm_chunk(const void *opaque, const Step *step, int64_t chunk) {
+    const RmsNormJob *job = opaque;
+    const int64_t rows = num_rows_of(step, (int)job->rows), end = (chunk + 1) * ROWS_PER_CHUNK;
+    for (int64_t row = chunk * ROWS_PER_CHUNK; row < end && row < rows; row++) {
+        norm_row(job->x + row * job->size, job->weight, job->y + row * job->size, job->size, job->eps);
+    }
+}
+
+const Kernel hw_rms_norm = {rms_norm_chunks, rms_norm_chunk};
+
+typedef struct {
+    const float *x;  // [T][size]
+    float *y;        // [S][size]
+    int64_t size;
+} SelectRowsJob;
+
+static int64_t select_chunks(const void *job, const Step *step) {
+    (void)job;
+    return (step->num_selected + ROWS_PER_CHUNK - 1) / ROWS_PER_CHUNK;
+}
+
+static void select_chunk(const void *opaque, const Step *step, int64_t chunk) {
+    const SelectRowsJob *job = opaque;
+    const int64_t end = (chunk + 1) * ROWS_PER_CHUNK;
+    for (int64_t row = chunk * ROWS_PER_CHUNK; row < end && row < step->num_selected; row++) {
+        memcpy(job->y + row * job->size, job->x + step->selected[row] * job->size, (size_t)job->size * sizeof(float));
+    }
+}
+
+const Kernel hw_select_rows = {select_chunks, select_chunk};
