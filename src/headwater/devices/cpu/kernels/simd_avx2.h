@@ -77,3 +77,22 @@ INLINE vi dot2(vi sum, vi a, vi b) { return sum + (vi)_mm256_madd_epi16((__m256i
 INLINE vi vi_load_s8_pairs(const int8_t *from) {
     return (vi)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)from));
 }
+
+// rows[i][j] -> columns[j][i], in place.
+INLINE void vf_transpose(vf x[WIDTH]) {
+    __m256 y[8], z[8];
+    for (int i = 0; i < 8; i += 2) {
+        y[i] = _mm256_unpacklo_ps((__m256)x[i], (__m256)x[i + 1]);
+        y[i + 1] = _mm256_unpackhi_ps((__m256)x[i], (__m256)x[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        z[i] = _mm256_shuffle_ps(y[i], y[i + 2], 0x44);
+        z[i + 1] = _mm256_shuffle_ps(y[i], y[i + 2], 0xee);
+        z[i + 2] = _mm256_shuffle_ps(y[i + 1], y[i + 3], 0x44);
+        z[i + 3] = _mm256_shuffle_ps(y[i + 1], y[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        x[i] = (vf)_mm256_permute2f128_ps(z[i], z[i + 4], 0x20);
+        x[i + 4] = (vf)_mm256_permute2f128_ps(z[i], z[i + 4], 0x31);
+    }
+}

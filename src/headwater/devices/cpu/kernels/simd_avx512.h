@@ -78,3 +78,30 @@ INLINE vi dot2(vi sum, vi a, vi b) { return sum + (vi)_mm512_madd_epi16((__m512i
 INLINE vi vi_load_s8_pairs(const int8_t *from) {
     return (vi)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)from));
 }
+
+// rows[i][j] -> columns[j][i], in place.
+INLINE void vf_transpose(vf x[WIDTH]) {
+    __m512 y[16], z[16];
+    for (int i = 0; i < 16; i += 2) {
+        y[i] = _mm512_unpacklo_ps((__m512)x[i], (__m512)x[i + 1]);
+        y[i + 1] = _mm512_unpackhi_ps((__m512)x[i], (__m512)x[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        z[i] = _mm512_shuffle_ps(y[i], y[i + 2], 0x44);
+        z[i + 1] = _mm512_shuffle_ps(y[i], y[i + 2], 0xee);
+        z[i + 2] = _mm512_shuffle_ps(y[i + 1], y[i + 3], 0x44);
+        z[i + 3] = _mm512_shuffle_ps(y[i + 1], y[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        y[i] = _mm512_shuffle_f32x4(z[i], z[i + 4], 0x88);
+        y[i + 4] = _mm512_shuffle_f32x4(z[i + 8], z[i + 12], 0x88);
+        y[i + 8] = _mm512_shuffle_f32x4(z[i], z[i + 4], 0xdd);
+        y[i + 12] = _mm512_shuffle_f32x4(z[i + 8], z[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        x[i] = (vf)_mm512_shuffle_f32x4(y[i], y[i + 4], 0x88);
+        x[i + 8] = (vf)_mm512_shuffle_f32x4(y[i], y[i + 4], 0xdd);
+        x[i + 4] = (vf)_mm512_shuffle_f32x4(y[i + 8], y[i + 12], 0x88);
+        x[i + 12] = (vf)_mm512_shuffle_f32x4(y[i + 8], y[i + 12], 0xdd);
+    }
+}

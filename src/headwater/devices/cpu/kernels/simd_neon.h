@@ -66,3 +66,15 @@ INLINE vi dot2(vi sum, vi a, vi b) {
 
 // Pairs of int8 as pairs of int16: one lane holds two.
 INLINE vi vi_load_s8_pairs(const int8_t *from) { return (vi)vreinterpretq_s32_s16(vmovl_s8(vld1_s8(from))); }
+
+// rows[i][j] -> columns[j][i], in place.
+INLINE void vf_transpose(vf x[WIDTH]) {
+    const float32x4_t a = vtrn1q_f32((float32x4_t)x[0], (float32x4_t)x[1]);
+    const float32x4_t b = vtrn2q_f32((float32x4_t)x[0], (float32x4_t)x[1]);
+    const float32x4_t c = vtrn1q_f32((float32x4_t)x[2], (float32x4_t)x[3]);
+    const float32x4_t d = vtrn2q_f32((float32x4_t)x[2], (float32x4_t)x[3]);
+    x[0] = (vf)vcombine_f32(vget_low_f32(a), vget_low_f32(c));
+    x[1] = (vf)vcombine_f32(vget_low_f32(b), vget_low_f32(d));
+    x[2] = (vf)vcombine_f32(vget_high_f32(a), vget_high_f32(c));
+    x[3] = (vf)vcombine_f32(vget_high_f32(b), vget_high_f32(d));
+}

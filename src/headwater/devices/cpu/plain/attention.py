@@ -1,0 +1,65 @@
+"""Paged causal attention in numpy, row by row: the definition that kernels/attention.c computes.
+
+Shape letters as in devices/device.py.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from headwater.devices.cpu.plain.kv_pages import KEY, VALUE, LayerPages
+from headwater.devices.cpu.plain.norm import Floats, rms_norm, rotate
+
+
+@dataclass(frozen=True, slots=True)
+class StepRows:
+    """Which tokens a step computes and where their sequences lie; the fields of devices.device.AttentionBatch."""
+
+    query_starts: npt.NDArray[np.int32]  # [R + 1]
+    context_lens: npt.NDArray[np.int32]  # [R], the tokens of this step included
+    page_tables: npt.NDArray[np.int32]  # [R, pages]
+    positions: npt.NDArray[np.int32]  # [T]
+
+
+def prepare_qkv(
+    qkv: Floats,
+    rows: StepRows,
+    pages: LayerPages,
+    *,
+    cos: Floats,
+    sin: Floats,
+    q_norm: Floats | None,
+    k_norm: Floats | None,
+    norm_eps: float,
+) -> None:
+    """Norm and rotate queries and keys in place, and write keys and values to their pages. `qkv` is [T, (H + 2G) D]."""
+    num_tokens = len(qkv)
+    heads = qkv.reshape(num_tokens, -1, pages.head_dim)  # a view
+    num_heads = heads.shape[1] - 2 * pages.num_kv_heads
+    q, k = heads[:, :num_heads], heads[:, num_heads : -pages.num_kv_heads]
+    for x, weight in ((q, q_norm), (k, k_norm)):
+        x[:] = rotate(x if weight is None else rms_norm(x, weight, norm_eps), cos, sin)
+    row_of_token = np.repeat(np.arange(len(rows.context_lens)), np.diff(rows.query_starts))
+    page_ids = rows.page_tables[row_of_token, rows.positions // pages.page_size]
+    offsets = rows.positions % pages.page_size
+    pages.write(KEY, k, page_ids, offsets)
+    pages.write(VALUE, heads[:, -pages.num_kv_heads :], page_ids, offsets)
+
+
+def attend(qkv: Floats, rows: StepRows, pages: LayerPages, *, scale: float) -> Floats:
+    """Attention of prepared queries over the pages: [T, (H + 2G) D] -> [T, H D]."""
+    num_kv_heads, head_dim = pages.num_kv_heads, pages.head_dim
+    num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
+    q = qkv[:, : num_heads * head_dim].reshape(len(qkv), num_kv_heads, -1, head_dim)  # [T, G, H / G, D]
+    out = np.empty_like(q)
+    for row, context in enumerate(rows.context_lens.tolist()):
+        tokens = slice(rows.query_starts[row], rows.query_starts[row + 1])
+        keys, values = (pages.read(which, rows.page_tables[row], context) for which in (KEY, VALUE))
+        scores = np.einsum("tghd,gkd->gthk", q[tokens], keys) * np.float32(scale)
+        is_hidden = np.arange(context) > rows.positions[tokens, None]  # [queries, keys]
+        scores[:, is_hidden[:, None].repeat(q.shape[2], axis=1)] = -np.inf
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        sums = np.einsum("gthk,gkd->tghd", weights, values)
+        out[tokens] = sums / weights.sum(axis=-1).transpose(1, 0, 2)[..., None]
+    return out.reshape(len(qkv), -1)

@@ -1,0 +1,28 @@
+"""RMSNorm and rotary embedding in numpy: the definition that kernels/norm.c and kernels/rotary.c compute."""
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+
+def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
+    """[..., size] over the last axis (arXiv 1910.07467)."""
+    mean_square = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
+    return x / np.sqrt(mean_square + np.float32(eps)) * weight
+
+
+def rotary_angles(positions: npt.NDArray[np.int32], inv_freq: Floats, factor: float) -> tuple[Floats, Floats]:
+    """cos and sin of each position's angles, times `factor`: float32[T, D / 2] each."""
+    angles = (positions.astype(np.float32)[:, None] * inv_freq).astype(np.float64)
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    return cos * np.float32(factor), sin * np.float32(factor)
+
+
+def rotate(x: Floats, cos: Floats, sin: Floats) -> Floats:
+    """Rotate the two halves of each head against each other (arXiv 2104.09864, as NeoX lays it out). [T, heads, D]"""
+    first, second = np.split(x, 2, axis=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
