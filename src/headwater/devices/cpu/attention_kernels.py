@@ -4,6 +4,7 @@ hw_prepare_qkv and hw_attention share one job. Shape letters as in devices/devic
 """
 
 import ctypes
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,7 +144,8 @@ def work_list(
     queries = np.minimum(per_chunk, query_lens[rows] - firsts)
     num_keys = contexts[rows] - query_lens[rows] + firsts + queries
     work = num_keys * queries
-    partial_slots = _split_rows(query_lens, contexts, limit=int(work.sum()) / wanted)
+    limit = int(work.sum()) / wanted if num_threads > 1 else math.inf
+    partial_slots = _split_rows(query_lens, contexts, limit=limit)
     num_blocks = np.where(partial_slots[rows] >= 0, -(-num_keys // BLOCK_KEYS), 1)
     entries = np.repeat(np.arange(len(rows)), num_blocks)
     blocks = np.arange(len(entries)) - np.repeat(np.cumsum(num_blocks) - num_blocks, num_blocks) + 1

@@ -53,6 +53,12 @@ INLINE int64_t visible_keys(const Work *work, int64_t stacked, int64_t first) {
     return visible < 0 ? 0 : visible > BLOCK_KEYS ? BLOCK_KEYS : visible;
 }
 
+// The same for a part of `num` keys that begins at key `part` of the block.
+INLINE int64_t visible_in_part(const Work *work, int64_t stacked, int64_t first, int part, int num) {
+    const int64_t visible = visible_keys(work, stacked, first) - part;
+    return visible < 0 ? 0 : visible > num ? num : visible;
+}
+
 static void locate(const Work *work, int64_t first, Located *at) {
     const AttentionJob *job = work->job;
     const int64_t left = work->num_keys - first, key_bytes = job->head_dim * kv_item_bytes(job->kv_dtype);
@@ -135,7 +141,7 @@ static void pack_values(const Work *work, const Located *at, int first, int num)
 }
 
 // Turn one stacked query's scores into weights; the first `num` keys of the block are visible to it.
-static void softmax_row(int row, int64_t num, int64_t padded) {
+static void softmax_row(int row, int64_t num) {
     float *scores = scratch.scores + row * BLOCK_KEYS;
     const int64_t whole = num / WIDTH * WIDTH, rest = num - whole;
     vf largest = vf_splat(-INFINITY), total = vf_zero();
@@ -155,7 +161,6 @@ static void softmax_row(int row, int64_t num, int64_t padded) {
         vf_store(scores + whole, weight);
         total = total + weight;
     }
-    for (int64_t i = whole + (rest ? WIDTH : 0); i < padded; i += WIDTH) vf_store(scores + i, vf_zero());
     scratch.block_largest[row] = most;
     scratch.block_total[row] = vf_sum(total);
 }
@@ -166,24 +171,30 @@ static void score_part(const Work *work, int64_t first, int part, int num) {
     const int64_t dim = work->job->head_dim;
     for (int row = 0; row < work->stacked; row += tile_rows) {
         const int rows = work->stacked - row < tile_rows ? work->stacked - row : tile_rows;
-        int64_t cols = visible_keys(work, row + rows - 1, first) - part;
-        if (cols <= 0) continue;
-        cols = cols < num ? cols : num;
+        const int64_t cols = visible_in_part(work, row + rows - 1, first, part, num);
         multiply_tile(rows, (cols + PANEL - 1) / PANEL, scratch.queries + row * dim, dim, scratch.keys, PANEL * dim, dim,
                       scratch.scores + row * BLOCK_KEYS + part, BLOCK_KEYS, 1);
     }
+}
+
+// Sums of `keys` weighted values of a part, from its key `skip` on, for some rows.
+static void sum_rows(const Work *work, int row, int rows, int part, int64_t skip, int64_t keys) {
+    multiply_tile(rows, work->padded_dim / PANEL, scratch.scores + row * BLOCK_KEYS + part + skip, BLOCK_KEYS,
+                  scratch.values + skip * PANEL, PANEL * PART_KEYS, keys, scratch.block_sums + row * work->padded_dim,
+                  work->padded_dim, part + skip == 0);
 }
 
 static void sum_part(const Work *work, int64_t first, int part, int num) {
     const int tile_rows = tile_rows_for(work->stacked);
     for (int row = 0; row < work->stacked; row += tile_rows) {
         const int rows = work->stacked - row < tile_rows ? work->stacked - row : tile_rows;
-        int64_t keys = visible_keys(work, row + rows - 1, first) - part;
-        if (keys <= 0) continue;
-        keys = keys < num ? keys : num;
-        multiply_tile(rows, work->padded_dim / PANEL, scratch.scores + row * BLOCK_KEYS + part, BLOCK_KEYS,
-                      scratch.values, PANEL * PART_KEYS, keys, scratch.block_sums + row * work->padded_dim,
-                      work->padded_dim, part == 0);
+        const int64_t common = visible_in_part(work, row, first, part, num);
+        if (common) sum_rows(work, row, rows, part, 0, common);
+        // What only later queries see, NaN perhaps, is left out for the earlier ones: not added with a weight of 0.
+        for (int later = row + 1; later < row + rows; later++) {
+            const int64_t more = visible_in_part(work, later, first, part, num) - common;
+            if (more) sum_rows(work, later, 1, part, common, more);
+        }
     }
 }
 
@@ -205,10 +216,9 @@ static void attend_block(const Work *work, const Located *at, const Located *nex
         pack_keys(work, at, part, part_of(num, part));
         score_part(work, first, part, part_of(num, part));
     }
-    const int64_t padded = (num + WIDTH - 1) / WIDTH * WIDTH;
     for (int row = 0; row < work->stacked; row++) {
         const int64_t visible = visible_keys(work, row, first);
-        if (visible) softmax_row(row, visible < num ? visible : num, padded);
+        if (visible) softmax_row(row, visible < num ? visible : num);
     }
     for (int part = 0; part < num; part += PART_KEYS) {
         const int is_last = part + PART_KEYS >= num;

@@ -73,7 +73,7 @@ INLINE vi float8_of(const int dtype, vf x) {
     const vi is_small = (vi)(bits < (vu){0} + ((uint32_t)(128 - bias) << 23));  // below 2^(1 - bias): no normal number
     const vi subnormal = vi_round((vf)((vi)bits & is_small) * vf_splat(power_of_two(bias - 1 + mantissa)));
     const vi is_infinite = (vi)(bits >= (vu){0} + 0x7f800000u), is_nan = (vi)(x != x);
-    const vi infinity = vi_splat(dtype == KV_E4M3 ? 0x7f : 0x7c);  // e4m3 has none
+    const vi infinity = vi_splat(dtype == KV_E4M3 ? 0x7e : 0x7c);  // e4m3 has none: its largest number
     vi code = (subnormal & is_small) | ((vi)normal & ~is_small);
     code = (code & ~is_infinite) | (infinity & is_infinite);
     code = (code & ~is_nan) | (vi_splat(0x7f) & is_nan);

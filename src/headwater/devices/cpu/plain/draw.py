@@ -4,6 +4,8 @@
 differs from it once in about 2 ** 29 times, in the last bit.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -12,7 +14,7 @@ from headwater.devices.cpu.plain.norm import Floats
 _Lanes = npt.NDArray[np.uint32]
 
 
-def argmax(logits: Floats) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+def argmax(logits: Floats) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
     """The first of the largest of each row, NaN aside, and whether all of the row is finite. [rows, cols]"""
     ranked = np.where(np.isnan(logits), -np.inf, logits)
     return ranked.argmax(axis=-1).astype(np.int32), np.isfinite(logits).all(axis=-1)

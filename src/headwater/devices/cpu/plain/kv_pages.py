@@ -32,7 +32,7 @@ class LayerPages:
     def read(self, which: int, pages: npt.NDArray[np.int32], num_tokens: int) -> Floats:
         """Keys (0) or values (1) of the first `num_tokens` tokens of a page table's row: [G, num_tokens, D]."""
         pages = pages[: -(-num_tokens // self.page_size)]
-        found = widen(self._numbers()[pages, which], self.dtype)  # [pages, G, page_size, D]
+        found = widen(self.stored(which)[pages], self.dtype)  # [pages, G, page_size, D]
         if self.is_scaled:
             exponents = self._exponents()[pages, which]
             powers = np.where(exponents >= _NOT_FINITE, np.float32("nan"), np.ldexp(np.float32(1), exponents))
@@ -46,9 +46,13 @@ class LayerPages:
             exponents = np.maximum(exponents - LARGEST_EXPONENT, MIN_EXPONENT)
             self._exponents()[pages, which, :, offsets] = exponents
             x = x * np.ldexp(np.float32(1), -exponents)[..., None]
-        self._numbers()[pages, which, :, offsets] = narrow(x, self.dtype)
+        self.stored(which)[pages, :, offsets] = narrow(x, self.dtype)
 
-    def _numbers(self) -> npt.NDArray:
+    def stored(self, which: int) -> npt.NDArray:
+        """A view of all stored keys (0) or values (1): [num_pages, G, page_size, D]."""
+        return self._all_numbers()[:, which]
+
+    def _all_numbers(self) -> npt.NDArray:
         """A view of the stored numbers: [num_pages, 2, G, page_size, D]."""
         shape = (2, self.num_kv_heads, self.page_size, self.head_dim)
         return self._part(self.layer_offset, STORAGE_TYPES[self.dtype], shape)

@@ -1,11 +1,11 @@
 """RMSNorm and rotary embedding in numpy: the definition that kernels/norm.c and kernels/rotary.c compute."""
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-Floats: TypeAlias = npt.NDArray[np.float32]
+Floats: TypeAlias = npt.NDArray[Any]  # float32; numpy's types forget it in arithmetic
 
 
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:

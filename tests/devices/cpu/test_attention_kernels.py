@@ -1,0 +1,193 @@
+"""The kernels of attention against their definition in numpy, on every instruction set that this CPU runs."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from attention_steps import NativeStep, PlainStep, Sequences, Span
+
+from headwater.devices.cpu.attention_kernels import (
+    BLOCK_KEYS,
+    KV_DTYPES,
+    MAX_PARTIALS,
+    check_geometry,
+    work_list,
+)
+from headwater.devices.cpu.kernel_library import KernelLibrary
+from headwater.devices.number_formats import widen
+
+pytestmark = pytest.mark.slow
+
+# one mixed batch after another: prefills, a prefix and its rest, decodes; contexts on both sides of a block's border
+LENGTHS = [2 * BLOCK_KEYS + 77, 130, 1, BLOCK_KEYS + 1]
+STEPS: list[list[Span]] = [
+    [(0, 0, 500), (1, 0, 129), (3, 0, BLOCK_KEYS - 1)],
+    [(3, BLOCK_KEYS - 1, BLOCK_KEYS), (0, 500, 588), (2, 0, 1), (1, 129, 130)],
+    [(0, 588, 589), (3, BLOCK_KEYS, BLOCK_KEYS + 1)],
+]
+
+
+def _assert_step_is_right(native: NativeStep, sequences: Sequences, spans: list[Span]) -> None:
+    """Attention is compared over the pages that the kernel wrote, so that a KV dtype's rounding does not matter."""
+    plain_memory = sequences.memory.copy()
+    qkv, out = native.run(spans)
+    np.testing.assert_allclose(PlainStep(sequences, plain_memory).prepare(spans), qkv, atol=3e-6)
+    expected = PlainStep(sequences, sequences.memory).attend(qkv, spans)
+    assert np.isfinite(out).all()
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+def _assert_same_pages(sequences: Sequences, spans: list[Span]) -> None:
+    """The kernels' pages hold what the definition writes, up to one rounding step, and nothing else was touched."""
+    memory = sequences.empty_memory()
+    PlainStep(sequences, memory).prepare(spans)
+    found, expected = sequences.pages(sequences.memory), sequences.pages(memory)
+    steps = {"float32": 1e-6, "bfloat16": 2**-7, "float16": 2**-10, "float8_e4m3fn": 2**-3, "float8_e5m2": 2**-2}
+    for which in (0, 1):
+        for sequence, _, end in spans:
+            pages = sequences.page_tables[sequence]
+            np.testing.assert_allclose(
+                found.read(which, pages, end), expected.read(which, pages, end), rtol=steps[sequences.dtype], atol=2e-6
+            )
+    zeros = np.zeros_like(memory)
+    PlainStep(sequences, zeros).prepare(spans)
+    is_untouched = zeros != memory  # whatever was written is the same in both
+    assert is_untouched.any() and (sequences.memory[is_untouched] == 0xFF).all()
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(2, 2), (6, 2), (4, 1), (8, 1), (14, 2)])
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+def test_mixed_batches_of_all_shapes_of_heads(
+    library: KernelLibrary, num_heads: int, num_kv_heads: int, page_size: int
+) -> None:
+    """Each ratio of heads stacks other rows into a tile; pages of one token have no run of keys at all."""
+    sequences = Sequences(LENGTHS, num_heads=num_heads, num_kv_heads=num_kv_heads, page_size=page_size)
+    native = NativeStep(library, sequences)
+    for spans in STEPS:
+        _assert_step_is_right(native, sequences, spans)
+
+
+@pytest.mark.parametrize("head_dim", [8, 24, 64, 72, 80, 96, 128, 256])
+@pytest.mark.parametrize("dtype", KV_DTYPES)
+def test_every_kv_dtype_and_head_dim(library: KernelLibrary, head_dim: int, dtype: str) -> None:
+    """Heads that are no whole vectors have a tail, whose loads must not go beyond the head."""
+    sequences = Sequences(LENGTHS, num_heads=3, num_kv_heads=1, head_dim=head_dim, dtype=dtype, has_qk_norm=True)
+    native = NativeStep(library, sequences)
+    for spans in STEPS:
+        _assert_step_is_right(native, sequences, spans)
+    _assert_same_pages(sequences, [(0, 0, 589), (1, 0, 130), (2, 0, 1), (3, 0, BLOCK_KEYS + 1)])
+
+
+@pytest.mark.parametrize("context", [1, 7, 8, 9, 63, 64, 65, 255, 256, 257, 511, 700])
+def test_decode_at_odd_contexts(library: KernelLibrary, context: int) -> None:
+    sequences = Sequences([context] * 3, page_size=16)
+    native = NativeStep(library, sequences)
+    if context > 1:
+        native.run([(row, 0, context - 1) for row in range(3)])
+    _assert_step_is_right(native, sequences, [(row, context - 1, context) for row in range(3)])
+
+
+@pytest.mark.parametrize("dtype", KV_DTYPES)
+def test_bits_depend_neither_on_chunks_nor_on_other_rows(library: KernelLibrary, dtype: str) -> None:
+    """The same sequence whole, alone, in uneven chunks among others, and token by token at its end."""
+    length = 2 * BLOCK_KEYS + 40
+    settings = {"num_heads": 6, "num_kv_heads": 2, "dtype": dtype, "seed": 3}
+    whole = Sequences([length, 90], **settings)
+    _, expected = NativeStep(library, whole).run([(0, 0, length)])
+    cuts = [0, 1, 65, 255, 257, 411, length - 3, length - 2, length - 1, length]
+    cut = Sequences([length, 90], **settings)
+    native = NativeStep(library, cut, seed=1)
+    found = []
+    for index, (begin, end) in enumerate(pairwise(cuts)):
+        spans: list[Span] = [(1, 10 * index, 10 * index + 10), (0, begin, end)]
+        found.append(native.run(spans, num_workers=1 + 7 * index)[1][10:])
+    np.testing.assert_array_equal(np.concatenate(found).view(np.int32), expected.view(np.int32))
+
+
+@pytest.mark.parametrize("num_queries", [1, 5])
+def test_bits_do_not_depend_on_whether_a_row_is_split(library: KernelLibrary, num_queries: int) -> None:
+    """A long context's blocks by several threads in any order, against one after another by one."""
+    length = 5 * BLOCK_KEYS + 11
+    spans: list[Span] = [(0, length - num_queries, length)]
+    outs = []
+    for num_workers in (1, 64):
+        sequences = Sequences([length], num_heads=6, num_kv_heads=1)
+        native = NativeStep(library, sequences, num_threads=4, seed=num_workers)
+        native.run([(0, 0, length - num_queries)], num_workers=1)
+        outs.append(native.run(spans, num_workers=num_workers)[1])
+        assert (native.last_work.partial_slots[0] >= 0) == (num_workers == 64)
+        assert not native.partials["num_done"].any()
+    np.testing.assert_array_equal(outs[0].view(np.int32), outs[1].view(np.int32))
+    _assert_step_is_right(native, sequences, spans)
+
+
+@pytest.mark.parametrize("dtype", KV_DTYPES)
+def test_a_number_that_is_not_finite_stays_visible_and_in_its_row(library: KernelLibrary, dtype: str) -> None:
+    """An overflow must reach the check of the logits: an 8-bit float cannot hold it, its exponent says so."""
+    sequences = Sequences([40, 40], num_heads=2, num_kv_heads=1, dtype=dtype)
+    sequences.qkv[0][7, -3] = np.inf  # a value
+    sequences.qkv[0][7, 2 * sequences.head_dim + 5] = np.nan  # a key
+    _, out = NativeStep(library, sequences).run([(0, 0, 40), (1, 0, 40)])
+    assert np.isfinite(out[:7]).all()
+    assert np.isnan(out[7:40]).any(axis=1).all()
+    assert np.isfinite(out[40:]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "float16", "bfloat16"])
+def test_stored_bytes_are_those_of_the_definition(library: KernelLibrary, dtype: str) -> None:
+    """Values are stored as they come: every rounding, subnormal, tie and exponent, bit for bit."""
+    sequences = Sequences([400], num_heads=1, num_kv_heads=1, head_dim=64, dtype=dtype)
+    random = np.random.default_rng(1)
+    sizes = np.exp2(random.uniform(-20, 9, size=(400, 64))) * np.exp2(random.integers(-90, 90, size=(400, 1)))
+    values = (sizes * random.choice([-1, 1], size=sizes.shape)).astype(np.float32)
+    codes = np.arange(128, dtype=np.uint8)
+    numbers = widen(codes[:-8], "float8_e4m3fn")  # and what lies exactly between two of them
+    values[0], values[1] = numbers[:64], (numbers[56:] + numbers[55:-1])[:64] / 2
+    values[2] = 0
+    values[3] = -0.0
+    values[4], values[4, 5] = 1.0, np.nan
+    sequences.qkv[0][:, -64:] = values
+    NativeStep(library, sequences).run([(0, 0, 400)])
+    memory = sequences.empty_memory()
+    PlainStep(sequences, memory).prepare([(0, 0, 400)])
+    found, expected = sequences.pages(sequences.memory), sequences.pages(memory)
+    np.testing.assert_array_equal(found.stored(1)[:, 0], expected.stored(1)[:, 0])
+
+
+def test_shapes_that_the_kernel_cannot_compute_are_refused() -> None:
+    check_geometry(num_heads=14, num_kv_heads=2, head_dim=72)
+    for num_heads, num_kv_heads, head_dim in ((4, 2, 60), (4, 2, 264), (97, 1, 64), (5, 2, 64)):
+        with pytest.raises(ValueError, match="attention on a CPU needs"):
+            check_geometry(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_work_list_covers_every_query_and_key_once(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    query_lens = random.choice([1, 1, 1, 2, 33, 300], size=random.integers(1, 12))
+    context_lens = (query_lens + random.integers(0, 5000, size=len(query_lens))).astype(np.int32)
+    starts = np.concatenate(([0], np.cumsum(query_lens))).astype(np.int32)
+    num_threads = int(random.integers(1, 65))
+    work = work_list(starts, context_lens, num_heads=8, num_kv_heads=2, num_threads=num_threads)
+    blocks, rows, firsts = work.chunks >> 48, (work.chunks >> 32) & 0xFFFF, work.chunks & 0xFFFFFFFF
+    used: set[int] = set()
+    for row, (num, context) in enumerate(zip(query_lens.tolist(), context_lens.tolist(), strict=True)):
+        first_slot = int(work.partial_slots[row])
+        for first in range(0, num, work.queries_per_chunk):
+            found = sorted(blocks[(rows == row) & (firsts == first)].tolist())
+            last_key = context - num + min(first + work.queries_per_chunk, num)
+            num_blocks = -(-last_key // BLOCK_KEYS)
+            assert found == ([0] if first_slot < 0 else list(range(1, num_blocks + 1)))
+        if first_slot >= 0:
+            slots = set(range(first_slot, first_slot + num * -(-context // BLOCK_KEYS)))
+            assert not slots & used and max(slots) < MAX_PARTIALS
+            used |= slots
+    assert len(work.chunks) == len(set(work.chunks.tolist()))
+
+
+def test_a_long_context_alone_is_work_for_all_threads() -> None:
+    """Not one thread for each KV head, which leaves most cores of a large machine idle."""
+    work = work_list(np.array([0, 1]), np.array([8000]), num_heads=9, num_kv_heads=3, num_threads=16)
+    assert 3 * len(work.chunks) >= 4 * 16
+    work = work_list(np.array([0, 512]), np.array([512]), num_heads=9, num_kv_heads=3, num_threads=16)
+    assert 3 * len(work.chunks) >= 4 * 16

@@ -1,0 +1,140 @@
+"""Norms, rotary angles, selected rows, argmax and draws by the kernels, against their definition in numpy."""
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from headwater.devices.cpu.attention_kernels import (
+    ArgmaxJob,
+    DrawJob,
+    RmsNormJob,
+    RotaryAnglesJob,
+    SelectRowsJob,
+)
+from headwater.devices.cpu.kernel_library import SELECTED, TOKENS, KernelLibrary, Step
+from headwater.devices.cpu.plain.draw import argmax, draw, log_noise
+from headwater.devices.cpu.plain.norm import rms_norm, rotary_angles
+from headwater.devices.noise import noise_keys
+
+pytestmark = pytest.mark.slow
+
+SIZES = [1, 7, 8, 15, 16, 17, 31, 33, 576, 1000]
+
+
+def _run(library: KernelLibrary, name: str, job: ctypes.Structure, **step: int) -> None:
+    library.run(name, job, Step(**step))
+
+
+def _addresses(**arrays: npt.NDArray[Any]) -> dict[str, int]:
+    assert all(array.flags.c_contiguous for array in arrays.values())
+    return {name: array.ctypes.data for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("rows", [TOKENS, SELECTED])
+def test_rms_norm(library: KernelLibrary, size: int, rows: int) -> None:
+    random = np.random.default_rng(size)
+    x = random.normal(scale=3, size=(9, size)).astype(np.float32)
+    weight = random.normal(1, 0.1, size=size).astype(np.float32)
+    y = np.full_like(x, -1)
+    num = {"num_tokens": 9, "num_selected": 5}
+    _run(library, "rms_norm", RmsNormJob(**_addresses(x=x, weight=weight, y=y), size=size, eps=1e-5, rows=rows), **num)
+    count = 9 if rows == TOKENS else 5
+    np.testing.assert_allclose(y[:count], rms_norm(x[:count], weight, 1e-5), rtol=2e-6, atol=1e-7)
+    assert (y[count:] == -1).all()
+
+
+def test_rotary_angles_are_exact_up_to_a_context_of_a_million(library: KernelLibrary) -> None:
+    """A float32 sine of a large angle is far off unless the angle is reduced with more digits."""
+    positions = np.concatenate((np.arange(300), np.array([4095, 131071, 1_048_575]))).astype(np.int32)
+    inv_freq = (1 / 500000 ** (np.arange(0, 24, 2) / 24)).astype(np.float32)
+    cos, sin = np.empty((2, len(positions), 12), dtype=np.float32)
+    job = RotaryAnglesJob(**_addresses(inv_freq=inv_freq, cos=cos, sin=sin), half=12, factor=1.5)
+    _run(library, "rotary_angles", job, num_tokens=len(positions), positions=positions.ctypes.data)
+    for found, expected in zip((cos, sin), rotary_angles(positions, inv_freq, 1.5), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-7, rtol=2e-7)
+
+
+def test_select_rows(library: KernelLibrary) -> None:
+    x = np.random.default_rng(0).normal(size=(20, 33)).astype(np.float32)
+    selected = np.array([19, 0, 7, 7, 3, 12], dtype=np.int32)
+    y = np.zeros((6, 33), dtype=np.float32)
+    job = SelectRowsJob(**_addresses(x=x, y=y), size=33)
+    _run(library, "select_rows", job, num_selected=6, selected=selected.ctypes.data)
+    np.testing.assert_array_equal(y, x[selected])
+
+
+@pytest.mark.parametrize("cols", SIZES)
+def test_argmax_takes_the_first_and_reports_what_is_not_finite(library: KernelLibrary, cols: int) -> None:
+    random = np.random.default_rng(cols)
+    logits = random.integers(-3, 4, size=(60, cols)).astype(np.float32)  # ties everywhere
+    logits[1::6, random.integers(cols)] = np.nan
+    logits[2::6, random.integers(cols)] = -np.inf
+    logits[3::6, random.integers(cols)] = np.inf
+    logits[4] = np.nan
+    tokens, is_finite = np.full(60, -1, dtype=np.int32), np.full(60, 7, dtype=np.uint8)
+    job = ArgmaxJob(**_addresses(logits=logits, tokens=tokens, is_finite=is_finite), cols=cols, num_rows=60)
+    _run(library, "argmax", job)
+    expected, expected_finite = argmax(logits)
+    np.testing.assert_array_equal(is_finite, expected_finite)
+    np.testing.assert_array_equal(tokens, expected)
+    tokens[:] = -1
+    job.num_rows = -1
+    _run(library, "argmax", job, num_selected=3)
+    np.testing.assert_array_equal(tokens[:4], [*expected[:3], -1])
+
+
+def _draw(library: KernelLibrary, logits: npt.NDArray[np.float32], keys: npt.NDArray[np.uint64], **options: Any) -> Any:
+    """int32 tokens of the kernel and of the definition."""
+    rows = np.arange(len(keys), dtype=np.int32) % len(logits)
+    temperatures = np.full(len(keys), options.get("temperature", 1.0), dtype=np.float32)
+    log_min_p = np.full(len(keys), options.get("log_min_p", -np.inf), dtype=np.float32)
+    tokens = np.full(len(keys), -1, dtype=np.int32)
+    job = DrawJob(
+        **_addresses(
+            logits=logits, rows=rows, keys=keys, temperatures=temperatures, log_min_p=log_min_p, tokens=tokens
+        ),
+        cols=logits.shape[1],
+        num_rows=len(keys),
+    )  # fmt: skip
+    _run(library, "draw", job)
+    return tokens, draw(logits[rows], keys, temperatures, log_min_p)
+
+
+@pytest.mark.parametrize("cols", SIZES)
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.6, "log_min_p": float(np.log(0.05))}])
+def test_every_instruction_set_draws_the_tokens_of_the_definition(
+    library: KernelLibrary, cols: int, options: dict[str, float]
+) -> None:
+    random = np.random.default_rng(cols)
+    logits = random.normal(scale=2, size=(3, cols)).astype(np.float32)
+    logits[:, ::5] = -np.inf
+    logits[:, 0] = 0.5
+    keys = noise_keys(random.integers(0, 2**63, size=100).astype(np.uint64), np.arange(100))
+    found, expected = _draw(library, logits, keys, **options)
+    np.testing.assert_array_equal(found, expected)
+    assert np.isfinite(logits[np.arange(100) % 3, found]).all()
+
+
+def test_draws_follow_the_distribution(library: KernelLibrary) -> None:
+    probabilities = np.array([0.5, 0.25, 0.15, 0.08, 0.02])
+    logits = np.log(probabilities)[None].astype(np.float32)
+    keys = noise_keys(np.arange(20_000).astype(np.uint64), np.arange(20_000))
+    found, _ = _draw(library, logits, keys)
+    shares = np.bincount(found, minlength=5) / len(found)
+    assert np.abs(shares - probabilities).max() < 0.012
+    found, _ = _draw(library, logits, keys[:2000], log_min_p=float(np.log(0.2)))
+    assert set(found.tolist()) == {0, 1, 2}
+
+
+def test_the_noise_of_the_definition_is_the_exponential_of_its_formula() -> None:
+    """The series of log and -log(1 - u) against float64, small u included, which decide who wins."""
+    tokens = np.arange(200_000, dtype=np.uint32)
+    noise = np.exp(log_noise(tokens, 12345).astype(np.float64))
+    assert abs(noise.mean() - 1) < 0.01 and abs(np.median(noise) - np.log(2)) < 0.01
+    ranked = np.sort(noise)
+    uniform = (np.arange(len(ranked)) + 0.5) / len(ranked)
+    assert np.abs((1 - np.exp(-ranked)) - uniform).max() < 0.005
