@@ -26,14 +26,21 @@ headwater.execution.prompt_logprobs
 headwater.execution.sampler
 headwater.launch.config
 headwater.launch.default_model
+headwater.models.end_tokens
+headwater.models.registry
+headwater.models.rope
+headwater.models.weights_gguf
+headwater.models.weights_safetensors
 """.split()
 
 IMPORT_ALL = """
 import importlib, sys
+sys.modules["torch"] = None  # as if it were not installed
 for name in sys.argv[1:]:
-    importlib.import_module(name)
-    if "torch" in sys.modules:
-        sys.exit(f"{name} imports torch")
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        sys.exit(f"{name} is not imported without torch: {error}")
 """
 
 

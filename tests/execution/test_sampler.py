@@ -177,3 +177,23 @@ def test_stop_tokens_are_masked_until_enough_tokens_are_there() -> None:
         logits[0, [7, 8, 9]] = [3.0, 2.0, 1.0]
         tokens.append(int(sampler.sample(logits, [sampling], slots=[0], num_outputs=[position])[0]))
     assert tokens == [9, 9, 9, 7, 7]
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(5, 1.0), (-1, 0.5)])
+def test_of_equal_tokens_at_the_edge_the_first_stay(top_k: int, top_p: float) -> None:
+    """Ten tokens are alike: half of them are cut, always the same ones."""
+    row = np.full((1, VOCAB_SIZE), -100.0, dtype=np.float32)
+    row[0, 500:510] = 3.0
+    assert set(_draws(row, 200, top_k=top_k, top_p=top_p - 1e-6 if top_p < 1 else 1.0).tolist()) == set(range(500, 505))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(seed=1), SamplingParams(seed=1, top_p=0.9), SamplingParams(seed=1, top_k=9, min_p=0.1)]
+)
+def test_a_row_that_is_not_finite_yields_some_token(value: float, sampling: SamplingParams) -> None:
+    """Its request fails afterwards; an exception would fail the whole step."""
+    logits = np.full((2, VOCAB_SIZE), value, dtype=np.float32)
+    logits[1, :100] = 0.0
+    for token in _sampler().sample(logits, [sampling] * 2, slots=[0, 1], num_outputs=[0, 0]):
+        assert 0 <= token < VOCAB_SIZE

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from headwater.messages.generation import LogprobParams, TokenLogprob
 
 _COLUMNS_PER_WANTED = 4  # more find fewer candidates that are not wanted, but take longer to find them
+_MIN_COLUMNS = 512  # fewer are slower
 
 
 def token_logprobs(
@@ -43,13 +44,19 @@ def largest(row: npt.NDArray[np.float32], num: int) -> npt.NDArray[np.int64]:
     """The indices of the `num` largest numbers, the largest first; of equal ones the first comes first."""
     if num == 0:
         return np.empty(0, dtype=np.int64)
-    at = np.arange(len(row))
-    num_columns = _COLUMNS_PER_WANTED * num
+    at = candidates(row, num)
+    return at[np.argsort(-row[at], kind="stable")[:num]]
+
+
+def candidates(row: npt.NDArray[np.float32], num: int) -> npt.NDArray[np.int64]:
+    """Indices, in order, among which are those of the `num` largest numbers: few more, if `num` is small."""
+    num_columns = max(_COLUMNS_PER_WANTED * num, _MIN_COLUMNS)
     per_column = len(row) // num_columns
     if per_column > 1:
         # `num` columns have a number that large, so all that are wanted are at least as large. Much faster than
         # partitioning the row.
         maxima = row[: per_column * num_columns].reshape(per_column, num_columns).max(axis=0)
         above = np.flatnonzero(row >= np.partition(maxima, -num)[-num])
-        at = above if len(above) >= num else at  # fewer among NaN
-    return at[np.argsort(-row[at], kind="stable")[:num]]
+        if len(above) >= num:  # fewer among NaN
+            return above
+    return np.arange(len(row))

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from headwater.devices.noise import NoiseKeys, exponential_noise, noise_keys
-from headwater.execution.logprobs import largest, logsumexp
+from headwater.devices.cpu.draw import draw_index
+from headwater.devices.noise import NoiseKeys, noise_keys
+from headwater.execution.logprobs import candidates, logsumexp
 from headwater.execution.penalties import LogitEdits, needs_edits
 from headwater.messages.generation import SamplingParams
 from headwater.scheduling.plan import SlotAssignment
@@ -92,43 +93,48 @@ def is_greedy(sampling: SamplingParams) -> bool:
 
 
 def _draw_cut(row: Logits, sampling: SamplingParams, key: np.uint64) -> int:
-    """Sample among the ids that top_k, top_p and min_p leave, looking at as few candidates as it can."""
-    if 0 < sampling.top_k < len(row):
-        ids = largest(row, sampling.top_k)
-        return _draw_among(ids, row[ids], _cumulative(row[ids], logsumexp(row[ids])), sampling, key)
-    total = logsumexp(row)
-    for num in (*_CANDIDATES, len(row)):
-        ids = largest(row, min(num, len(row)))
-        cumulative = _cumulative(row[ids], total)
-        if cumulative[-1] >= sampling.top_p:
-            break
-    return _draw_among(ids, row[ids], cumulative, sampling, key)
+    """Sample among the ids that top_k, top_p and min_p leave, looking at as few candidates as it can.
 
-
-def _cumulative(values: Logits, total: np.float32) -> npt.NDArray[np.float64]:
-    """Sums of the probabilities of the first ids, one more each time."""
-    return np.cumsum(np.exp(values - total), dtype=np.float64)
-
-
-def _draw_among(
-    ids: npt.NDArray[np.int64],
-    values: Logits,
-    cumulative: npt.NDArray[np.float64],
-    sampling: SamplingParams,
-    key: np.uint64,
-) -> int:
-    """Sample among the most probable `ids`, in order, whose number top_k has limited already.
-
-    top_p keeps the fewest whose probabilities, renormalised after top_k, sum to it; min_p comes last.
+    top_k comes first; top_p then keeps the fewest most probable ids whose probabilities, renormalised after top_k,
+    sum to it; min_p last.
     """
-    num_kept = len(ids)
+    if 0 < sampling.top_k < len(row):
+        ids = candidates(row, sampling.top_k)
+        ordered = _descending(row[ids])[: sampling.top_k]
+        cumulative = _cumulative(ordered, logsumexp(ordered))
+    else:
+        total = logsumexp(row)
+        for num in (*_CANDIDATES, len(row)):
+            ids = candidates(row, num)
+            ordered = _descending(row[ids])
+            cumulative = _cumulative(ordered, total)
+            if cumulative[-1] >= sampling.top_p:
+                break
+    num_kept = len(ordered)
     if sampling.top_p < 1.0:
         num_kept = 1 + int((cumulative[:-1] < sampling.top_p).sum())
     if sampling.min_p > 0:
-        num_kept = min(num_kept, int((values >= _floor(values[0], sampling.min_p)).sum()))
-    kept = ids[: max(num_kept, 1)]
-    noise = exponential_noise(key, kept.astype(np.uint32))
-    return int(kept[(values[: len(kept)] - np.log(noise)).argmax()])
+        num_kept = min(num_kept, int((ordered >= _floor(ordered[0], sampling.min_p)).sum()))
+    kept = _at_least(row, ids, ordered[max(num_kept, 1) - 1], num=num_kept)
+    return int(kept[draw_index(row[kept], key, kept.astype(np.uint32))])
+
+
+def _descending(values: Logits) -> Logits:
+    return -np.sort(-values)
+
+
+def _cumulative(ordered: Logits, total: np.float32) -> npt.NDArray[np.float64]:
+    """Sums of the probabilities of the first ids, one more each time."""
+    return np.cumsum(np.exp(ordered - total), dtype=np.float64)
+
+
+def _at_least(row: Logits, ids: npt.NDArray[np.int64], least: np.float32, *, num: int) -> npt.NDArray[np.int64]:
+    """The `num` of the ids whose logits are `least` or more; of those that equal it, the first."""
+    kept = ids[row[ids] >= least]
+    if len(kept) > num:
+        last = kept[row[kept] == least][num - len(kept) :]
+        kept = np.setdiff1d(kept, last)
+    return kept if len(kept) else ids[:1]  # a row of NaN, which fails anyway
 
 
 def _cut_min_p(row: Logits, min_p: float) -> None:

@@ -12,10 +12,13 @@ def draw(logits: npt.NDArray[np.float32], keys: NoiseKeys) -> npt.NDArray[np.int
     """argmax of logits[row][i] - log(E(keys[row], i)), E exponential: a draw from softmax(logits[row]). int64[rows]"""
     token_ids = np.arange(logits.shape[1], dtype=np.uint32)
     with np.errstate(invalid="ignore"):  # a row that is not finite fails by itself
-        return np.array([_draw_row(row, key, token_ids) for row, key in zip(logits, keys, strict=True)], dtype=np.int64)
+        return np.array(
+            [draw_index(row, key, token_ids) for row, key in zip(logits, keys, strict=True)], dtype=np.int64
+        )
 
 
-def _draw_row(row: npt.NDArray[np.float32], key: np.uint64, token_ids: npt.NDArray[np.uint32]) -> int:
+def draw_index(row: npt.NDArray[np.float32], key: np.uint64, token_ids: npt.NDArray[np.uint32]) -> int:
+    """Draw from softmax(row), whose logits are those of `token_ids`: an index into both."""
     # numpy's log1p is six times slower than its log. E is at least u, so the log of u gives bounds of the scores, and
     # only the few tokens whose bound reaches the score of the most promising one can win.
     uniform = uniform_noise(noise_bits(key, token_ids))
