@@ -6,8 +6,8 @@
 //
 // From the set's header: WIDTH, vf_splat, vf_fma, vf_min, vf_max (both: the second operand if either is NaN), vf_sqrt,
 // vf_load_n, vf_store_n, vf_load_f16, vf_store_f16, vf_sum, vf_max_of, vi_round, vf_from_int, vi_load_u8, vi_load_s8,
-// vi_load_u16, vi_store_16, vf_transpose, and for integer products: dots, dots_zero, dot4, dots_sum, DOT4_MAX_SUM,
-// vi_load_s8_pairs, dot2.
+// vi_load_u16, vi_store_16, vi_store_8, vf_transpose, and for integer products: dots, dots_zero, dot4, dots_sum,
+// DOT4_MAX_SUM, vi_load_s8_pairs, dot2.
 
 #pragma once
 
@@ -78,6 +78,11 @@ INLINE void vf_store_bf16(bf16 *to, vf x) {
     const vi quiet = (vi)((bits >> 16) | 0x40u);
     const vi is_nan = (vi)(x != x);
     vi_store_16(to, (quiet & is_nan) | (rounded & ~is_nan));
+}
+
+INLINE float float_of_f16(f16 x) {
+    f16 lanes[WIDTH] = {x};
+    return vf_load_f16(lanes)[0];
 }
 
 INLINE float float_of_bf16(bf16 x) {

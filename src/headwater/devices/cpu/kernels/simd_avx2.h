@@ -51,6 +51,12 @@ INLINE void vi_store_16(uint16_t *to, vi x) {  // the lower halves; the upper on
     _mm_storeu_si128((__m128i *)to, _mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, 0x08)));
 }
 
+INLINE void vi_store_8(int8_t *to, vi x) {  // from -128 to 127
+    const __m256i words = _mm256_packs_epi32((__m256i)x, (__m256i)x), bytes = _mm256_packs_epi16(words, words);
+    const __m128i low = _mm256_castsi256_si128(bytes), high = _mm256_extracti128_si256(bytes, 1);
+    _mm_storel_epi64((__m128i *)to, _mm_unpacklo_epi32(low, high));
+}
+
 // Sums of products of four uint8 and four int8 in a lane. Without VNNI they are two sums of 16 bits each: up to
 // DOT4_MAX_SUM of uint8 values, times 127, may be added up before dots_sum widens them.
 typedef vi dots;

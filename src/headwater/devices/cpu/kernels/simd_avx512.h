@@ -53,6 +53,10 @@ INLINE void vi_store_16(uint16_t *to, vi x) {  // the lower halves
     _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16((__m512i)x));
 }
 
+INLINE void vi_store_8(int8_t *to, vi x) {  // from -128 to 127
+    _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8((__m512i)x));
+}
+
 // Sums of products of four uint8 and four int8 in a lane; simd_avx2.h has the reason for DOT4_MAX_SUM.
 typedef vi dots;
 

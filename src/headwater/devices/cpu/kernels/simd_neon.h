@@ -7,6 +7,7 @@
 INLINE vf vf_splat(float x) { return (vf)vdupq_n_f32(x); }
 INLINE vi vi_splat(int32_t x) { return (vi)vdupq_n_s32(x); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+// NaN if either is NaN, which is stricter than on x86.
 INLINE vf vf_min(vf a, vf b) { return (vf)vminq_f32((float32x4_t)a, (float32x4_t)b); }
 INLINE vf vf_max(vf a, vf b) { return (vf)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
 INLINE vf vf_sqrt(vf a) { return (vf)vsqrtq_f32((float32x4_t)a); }
@@ -46,7 +47,13 @@ INLINE vi vi_load_u16(const uint16_t *from) { return (vi)vreinterpretq_s32_u32(v
 
 INLINE void vi_store_16(uint16_t *to, vi x) { vst1_u16(to, vmovn_u32(vreinterpretq_u32_s32((int32x4_t)x))); }
 
-// Sums of products of four uint8 and four int8 in a lane. The uint8 values are below 128, so the signed product is right.
+INLINE void vi_store_8(int8_t *to, vi x) {  // from -128 to 127
+    const int16x4_t words = vmovn_s32((int32x4_t)x);
+    const int8x8_t bytes = vmovn_s16(vcombine_s16(words, words));
+    memcpy(to, &bytes, 4);
+}
+
+// Sums of products of four uint8 and four int8 in a lane. The uint8 are below 128, so the signed product is right.
 #define DOT4_MAX_SUM (1 << 20)
 typedef vi dots;
 

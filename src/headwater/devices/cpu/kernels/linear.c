@@ -1,0 +1,190 @@
+// y = x W^T + b for packed weights. A chunk of work is some blocks of outputs and at most CHUNK_ROWS rows.
+
+#include "linear.h"
+
+#include "code_tile.h"
+#include "float_tile.h"
+#include "int8_tile.h"
+
+enum {
+    CHUNK_ROWS = 96,
+    PIECE_BYTES = 1 << 14,        // of a block at a time, if more than one tile of rows reads it: half of a small L1
+    MIN_CHUNK_BYTES = 24 << 10,   // of weights for one row: some microseconds
+    MOST_CHUNKS = 256,
+};
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// What tiles of a chunk share: rows from `first_row`, inputs [begin, end), one or two blocks, and their sums
+// [rows][16].
+typedef struct {
+    const LinearJob *job;
+    const char *w[2];
+    int64_t first_row, begin, end;
+    float *sums[2];
+} Tile;
+
+// Bytes from the start of a block to input `k` (a multiple of what the format stores together).
+INLINE int64_t offset_of(const int format, int64_t k) { return block_bytes(format, k); }
+
+INLINE void run_tile(const int format, const int rows, const int blocks, const Tile *tile, int64_t row) {
+    const LinearJob *job = tile->job;
+    const int64_t x_bytes = activation_bytes(format, job->in_features), offset = offset_of(format, tile->begin);
+    const char *x = (const char *)job->x + (tile->first_row + row) * x_bytes + activation_bytes(format, tile->begin);
+    const char *const w[2] = {tile->w[0] + offset, tile->w[blocks - 1] + offset};
+    float *const out[2] = {tile->sums[0] + row * BLOCK_COLS, tile->sums[blocks - 1] + row * BLOCK_COLS};
+    const int64_t inputs = tile->end - tile->begin, groups = inputs / GROUP, stride = job->in_features / GROUP;
+    if (format <= F16) float_tile(format, rows, blocks, (const float *)x, job->in_features, w, inputs, out);
+    else if (format == Q8_0) int8_tile(rows, blocks, (const Group16 *)x, stride, w, groups, out);
+    else code_tile(format, rows, blocks, (const Group8 *)x, stride, w, groups, out);
+}
+
+// A function for each format and number of blocks: all `rows` rows in tiles of about equal height, so that 16 rows are
+// 6 + 5 + 5, not 6 + 6 + 4. The height of a tile is a constant in its code.
+#define UP_TO_1(T) T(1)
+#define UP_TO_2(T) UP_TO_1(T) T(2)
+#define UP_TO_3(T) UP_TO_2(T) T(3)
+#define UP_TO_4(T) UP_TO_3(T) T(4)
+#define UP_TO_6(T) UP_TO_4(T) T(5) T(6)
+#define UP_TO_8(T) UP_TO_6(T) T(7) T(8)
+#define UP_TO_12(T) UP_TO_8(T) T(9) T(10) T(11) T(12)
+#define EXPANDED(most, T) UP_TO_##most(T)
+#define CASES(most, T) EXPANDED(most, T)
+
+#define TILES(format, blocks, most)                                                 \
+    static void tiles_##format##_##blocks(const Tile *tile, int64_t rows) {         \
+        enum { FORMAT_HERE = format, BLOCKS_HERE = blocks };                        \
+        for (int64_t row = 0, count; row < rows; row += count) {                    \
+            const int64_t left = rows - row, tiles = (left + (most) - 1) / (most);  \
+            count = (left + tiles - 1) / tiles;                                     \
+            switch (count) { CASES(most, CASE) }                                    \
+        }                                                                           \
+    }
+#define CASE(n) case n: run_tile(FORMAT_HERE, n, BLOCKS_HERE, tile, row); break;
+
+#define FORMAT(format, most, most_of_two) TILES(format, 1, most) TILES(format, 2, most_of_two)
+FORMAT(F32, FLOAT_ROWS, FLOAT_ROWS_OF_TWO)
+FORMAT(BF16, FLOAT_ROWS, FLOAT_ROWS_OF_TWO)
+FORMAT(F16, FLOAT_ROWS, FLOAT_ROWS_OF_TWO)
+FORMAT(Q8_0, INT8_ROWS, INT8_ROWS_OF_TWO)
+FORMAT(Q4_0, CODE_ROWS, CODE_ROWS_OF_TWO)
+FORMAT(Q4_1, CODE_ROWS, CODE_ROWS_OF_TWO)
+FORMAT(Q4_K, CODE_ROWS, CODE_ROWS_OF_TWO)
+FORMAT(Q5_K, CODE_ROWS, CODE_ROWS_OF_TWO)
+FORMAT(Q6_K, CODE_ROWS, CODE_ROWS_OF_TWO)
+
+typedef struct {
+    void (*one_block)(const Tile *, int64_t rows), (*two_blocks)(const Tile *, int64_t rows);
+    int64_t most_rows_of_two;
+} Tiles;
+
+#define ENTRY(format, most) [format] = {tiles_##format##_1, tiles_##format##_2, most}
+static const Tiles TILES_OF[] = {
+    ENTRY(F32, FLOAT_ROWS_OF_TWO), ENTRY(BF16, FLOAT_ROWS_OF_TWO), ENTRY(F16, FLOAT_ROWS_OF_TWO),
+    ENTRY(Q8_0, INT8_ROWS_OF_TWO), ENTRY(Q4_0, CODE_ROWS_OF_TWO), ENTRY(Q4_1, CODE_ROWS_OF_TWO),
+    ENTRY(Q4_K, CODE_ROWS_OF_TWO), ENTRY(Q5_K, CODE_ROWS_OF_TWO), ENTRY(Q6_K, CODE_ROWS_OF_TWO),
+};
+
+// Fill the sums of `rows` rows and of one or two blocks.
+static void multiply(Tile *tile, int64_t rows, int64_t blocks) {
+    const LinearJob *job = tile->job;
+    const int format = (int)job->format;
+    const Tiles *tiles = &TILES_OF[format];
+    if (rows <= tiles->most_rows_of_two) {  // weights are read once: two blocks, so that sums need not wait
+        tile->begin = 0, tile->end = job->in_features;
+        (blocks == 2 ? tiles->two_blocks : tiles->one_block)(tile, rows);
+        return;
+    }
+    const int64_t whole = is_k_quant(format) ? SUPER_GROUP : GROUP;
+    const int64_t piece = PIECE_BYTES / offset_of(format, whole) * whole;
+    for (int64_t b = 0; b < blocks; b++) {
+        Tile one = {job, {tile->w[b], tile->w[b]}, tile->first_row, 0, 0, {tile->sums[b], tile->sums[b]}};
+        for (; one.begin < job->in_features; one.begin = one.end) {
+            one.end = smaller(one.begin + piece, job->in_features);
+            tiles->one_block(&one, rows);
+        }
+    }
+}
+
+// Write `cols` outputs of a row.
+INLINE void finish_row(const LinearJob *job, const float *sums, const float *bias, float *y, int64_t cols) {
+    for (int64_t at = 0; at < cols; at += WIDTH) {
+        const int64_t n = cols - at < WIDTH ? cols - at : WIDTH;
+        vf value = vf_load(sums + at);
+        if (bias) value += vf_load(bias + at);
+        if (job->mode == ADD) value += vf_load_n(y + at, n);
+        vf_store_n(y + at, value, n);
+    }
+}
+
+INLINE void finish_gated_row(const float *gate, const float *up, const float *bias, float *y, int64_t cols) {
+    for (int64_t at = 0; at < cols; at += WIDTH) {
+        vf g = vf_load(gate + at), u = vf_load(up + at);
+        if (bias) g += vf_load(bias + at), u += vf_load(bias + BLOCK_COLS + at);
+        vf_store_n(y + at, vf_silu(g) * u, cols - at < WIDTH ? cols - at : WIDTH);
+    }
+}
+
+// What rows `first_row` and following have to do with blocks `block` and block + 1 (if it is there).
+static void run_pair(const LinearJob *job, int64_t block, int64_t blocks, int64_t first_row, int64_t rows) {
+    _Alignas(64) float sums[2][CHUNK_ROWS * BLOCK_COLS];
+    for (int64_t b = 0; b < blocks; b++) memset(sums[b], 0, (size_t)(rows * BLOCK_COLS) * sizeof(float));
+    const int64_t bytes = block_bytes((int)job->format, job->in_features);
+    const char *w = (const char *)job->weights + block * bytes;
+    Tile tile = {job, {w, w + (blocks - 1) * bytes}, first_row, 0, 0, {sums[0], sums[1]}};
+    multiply(&tile, rows, blocks);
+    const float *bias = job->bias ? job->bias + block * BLOCK_COLS : NULL;
+    for (int64_t r = 0; r < rows; r++) {
+        float *y = job->y + (first_row + r) * job->y_stride;
+        if (job->mode == GATED) {
+            const int64_t col = block / 2 * BLOCK_COLS;
+            finish_gated_row(sums[0] + r * BLOCK_COLS, sums[1] + r * BLOCK_COLS, bias, y + col,
+                             smaller(BLOCK_COLS, job->out_features - col));
+            continue;
+        }
+        for (int64_t b = 0; b < blocks; b++) {
+            const int64_t col = (block + b) * BLOCK_COLS;
+            finish_row(job, sums[b] + r * BLOCK_COLS, bias ? bias + b * BLOCK_COLS : NULL, y + col,
+                       smaller(BLOCK_COLS, job->out_features - col));
+        }
+    }
+}
+
+typedef struct {
+    int64_t blocks, pairs, pairs_per_chunk, row_chunks, rows_per_chunk;
+} Cut;
+
+// How a step's work is cut. It never changes a result: each number is one sum in one order.
+static Cut cut_of(const LinearJob *job, int64_t rows) {
+    Cut cut;
+    cut.blocks = num_blocks(job->out_features) * (job->mode == GATED ? 2 : 1);
+    cut.pairs = (cut.blocks + 1) / 2;
+    cut.row_chunks = (rows + CHUNK_ROWS - 1) / CHUNK_ROWS;
+    cut.rows_per_chunk = cut.row_chunks ? (rows + cut.row_chunks - 1) / cut.row_chunks : 0;
+    const int64_t bytes = 2 * block_bytes((int)job->format, job->in_features);
+    const int64_t share = cut.pairs * bytes / MOST_CHUNKS, least = share > MIN_CHUNK_BYTES ? share : MIN_CHUNK_BYTES;
+    const int64_t pairs = least / (bytes * (1 + cut.rows_per_chunk / 4));
+    cut.pairs_per_chunk = pairs > 1 ? pairs : 1;
+    return cut;
+}
+
+static int64_t num_chunks(const void *job, const Step *step) {
+    const Cut cut = cut_of(job, num_rows_of(step, (int)((const LinearJob *)job)->rows));
+    return (cut.pairs + cut.pairs_per_chunk - 1) / cut.pairs_per_chunk * cut.row_chunks;
+}
+
+static void run_chunk(const void *job_, const Step *step, int64_t chunk) {
+    const LinearJob *job = job_;
+    const int64_t rows = num_rows_of(step, (int)job->rows);
+    const Cut cut = cut_of(job, rows);
+    // Row chunks of the same blocks follow each other, while the weights are in the cache.
+    const int64_t first_row = chunk % cut.row_chunks * cut.rows_per_chunk;
+    const int64_t begin = chunk / cut.row_chunks * cut.pairs_per_chunk;
+    const int64_t end = smaller(begin + cut.pairs_per_chunk, cut.pairs);
+    for (int64_t pair = begin; pair < end; pair++) {
+        run_pair(job, 2 * pair, smaller(2, cut.blocks - 2 * pair), first_row,
+                 smaller(cut.rows_per_chunk, rows - first_row));
+    }
+}
+
+const Kernel hw_linear = {num_chunks, run_chunk};

@@ -1,0 +1,19 @@
+// The job of hw_linear. `LinearJob` of linear_kernels.py has the same fields.
+
+#pragma once
+
+#include "packed.h"
+#include "step.h"
+
+// GATED: the blocks are those of gate and up in turn, and y = silu(gate) * up.
+enum Mode { STORE = 0, ADD = 1, GATED = 2 };
+
+typedef struct {
+    const void *weights;  // packed
+    const float *bias;    // NULL, or [blocks][16] in the order of the blocks
+    const void *x;        // [rows] float32 [in_features], or its groups of 32 (packed.h)
+    float *y;             // [rows][y_stride], of which this job writes (or adds to) out_features columns
+    int64_t in_features, out_features, y_stride;
+    int64_t format, mode;
+    int64_t rows;  // TOKENS or SELECTED
+} LinearJob;

@@ -1,0 +1,47 @@
+"""Jobs of the CPU kernels around linear layers, field by field as in kernels/*.h and *.c.
+
+A product with quantised weights takes quantised activations: `quantize` writes them once for all products of the same
+input. Products with float32 and 16-bit weights take float32.
+"""
+
+import ctypes
+from enum import IntEnum
+
+_POINTER, _INT64 = ctypes.c_void_p, ctypes.c_int64
+
+
+class Mode(IntEnum):
+    """What becomes of a product (`enum Mode` of kernels/linear.h)."""
+
+    STORE = 0
+    ADD = 1  # to what y holds
+    GATED = 2  # y = silu(gate) * up
+
+
+class LinearJob(ctypes.Structure):
+    """`LinearJob` of kernels/linear.h: y = x W^T + b with packed weights (packed_weights.py)."""
+
+    _fields_ = (
+        ("weights", _POINTER),
+        ("bias", _POINTER),  # or None
+        ("x", _POINTER),  # float32[rows, in_features], or what `quantize` wrote
+        ("y", _POINTER),  # float32[rows, y_stride]: out_features columns are written
+        ("in_features", _INT64),
+        ("out_features", _INT64),
+        ("y_stride", _INT64),
+        ("format", _INT64),
+        ("mode", _INT64),
+        ("rows", _INT64),  # TOKENS or SELECTED of kernel_library.py
+    )
+
+
+class QuantizeJob(ctypes.Structure):
+    """`QuantizeJob` of kernels/quantize.c: float32[rows, in_features] to the activations of `format`."""
+
+    _fields_ = (("x", _POINTER), ("y", _POINTER), ("in_features", _INT64), ("format", _INT64), ("rows", _INT64))
+
+
+class EmbedJob(ctypes.Structure):
+    """`EmbedJob` of kernels/embed.c: rows of packed weights by the step's token ids, float32[T, in_features]."""
+
+    _fields_ = (("weights", _POINTER), ("y", _POINTER), ("in_features", _INT64), ("format", _INT64))

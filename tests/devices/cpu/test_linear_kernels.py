@@ -1,0 +1,254 @@
+"""Products with packed weights of every format, against numpy, on every instruction set that this CPU runs."""
+
+import numpy as np
+import pytest
+from linear_setting import BITS_OF_ACTIVATIONS, GROUP_OF, aligned, multiply, quantize_rows, step_of, values_of, weight
+
+from headwater.devices.cpu.kernel_library import KernelLibrary
+from headwater.devices.cpu.linear_kernels import EmbedJob, Mode
+from headwater.devices.cpu.packed_weights import FORMATS, pack, pack_gated, unpack
+from headwater.devices.cpu.plain import linear as plain
+from headwater.devices.host_tensor import HostTensor
+
+pytestmark = pytest.mark.slow  # 4 s for each instruction set
+every_format = pytest.mark.parametrize("format", FORMATS)
+QUANTISED = [format for format in FORMATS if format.startswith("Q")]
+
+
+def activations(rows: int, in_features: int) -> np.ndarray:
+    """Numbers of very different sizes, as behind a norm."""
+    rng = np.random.default_rng(rows)
+    return (rng.normal(size=(rows, in_features)) * rng.lognormal(size=in_features)).astype(np.float32)
+
+
+def seen(x: np.ndarray, format: str) -> np.ndarray:
+    """The activations after their quantisation, if the format quantises them."""
+    return plain.quantized(x, BITS_OF_ACTIVATIONS[format]) if format in BITS_OF_ACTIVATIONS else x
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray, x: np.ndarray, matrix: np.ndarray) -> None:
+    """To rounding errors of float32: relative to the sum of the sizes of all products."""
+    bound = 2e-6 * (np.abs(x) @ np.abs(matrix).T) + 1.2e-7 * np.abs(expected) + 1e-6
+    assert (np.abs(found - expected) <= bound).all(), np.abs((found - expected) / bound).max()
+
+
+@every_format
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 7, 16, 17, 100])
+def test_a_product_is_right(library: KernelLibrary, format: str, rows: int) -> None:
+    in_features = GROUP_OF[format] * (3 if GROUP_OF[format] > 2 else 31)
+    tensor, x = weight(format, (72, in_features)), activations(rows, in_features)
+    packed, matrix = pack(library, [tensor]), values_of(tensor)
+    wide, x = matrix.astype(np.float64), seen(x, format)
+    assert_close(multiply(library, packed, activations(rows, in_features)), x @ wide.T, x, wide)
+
+
+@every_format
+@pytest.mark.parametrize("shape", [(1, 1), (15, 2), (17, 3), (33, 1), (160, 5)])
+def test_odd_shapes_are_right(library: KernelLibrary, format: str, shape: tuple[int, int]) -> None:
+    """Outputs that do not fill a block: nothing is written beside them."""
+    out_features, in_features = shape[0], shape[1] * GROUP_OF[format]
+    tensor = weight(format, (out_features, in_features))
+    x, bias = activations(4, in_features), np.arange(out_features, dtype=np.float32)
+    packed = pack(library, [tensor], [bias])
+    y = np.full((4, out_features + 3), 7, np.float32)
+    found = multiply(library, packed, x, y=y)
+    wide, x = values_of(tensor).astype(np.float64), seen(x, format)
+    assert_close(found[:, :out_features], x @ wide.T + bias, x, wide)
+    assert (y[:, out_features:] == 7).all()
+
+
+@pytest.mark.parametrize("format", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("in_features", [1, 3, 31, 257])
+def test_plain_weights_take_any_number_of_inputs(library: KernelLibrary, format: str, in_features: int) -> None:
+    tensor, x = weight(format, (20, in_features)), activations(9, in_features)
+    wide = values_of(tensor).astype(np.float64)
+    assert_close(multiply(library, pack(library, [tensor]), x), x @ wide.T, x, wide)
+
+
+@every_format
+def test_a_row_depends_neither_on_its_neighbours_nor_on_chunks(library: KernelLibrary, format: str) -> None:
+    """Bit for bit: else a request's text would depend on who else is served."""
+    in_features = 512 + GROUP_OF[format] * (256 // GROUP_OF[format])
+    packed, x = pack(library, [weight(format, (208, in_features))]), activations(512, in_features)
+    alone = np.concatenate([multiply(library, packed, x[i : i + 1]) for i in range(20)])
+    for rows in (2, 3, 4, 6, 7, 16, 17, 97, 512):
+        np.testing.assert_array_equal(multiply(library, packed, x[:rows])[:20], alone[:rows])
+    np.testing.assert_array_equal(multiply(library, packed, x[3:20]), alone[3:])
+
+
+@every_format
+def test_chunks_may_run_in_any_order_and_each_is_needed(library: KernelLibrary, format: str) -> None:
+    packed, x = pack(library, [weight(format, (3000, 256))]), activations(97, 256)
+    whole = multiply(library, packed, x)
+    y = np.full_like(whole, np.nan)
+    order, before = [], 0
+    while np.isnan(y).any():  # from the last chunk to the first
+        before += 1
+        order = [before - 1, *order]
+        y = multiply(library, packed, x, chunks=[before - 1], y=y)
+        assert before < 10_000
+    assert before > 4
+    np.testing.assert_array_equal(multiply(library, packed, x, chunks=order), whole)
+
+
+@every_format
+def test_a_product_is_added_to_the_residual(library: KernelLibrary, format: str) -> None:
+    packed, x = pack(library, [weight(format, (40, 256))]), activations(5, 256)
+    residual = activations(5, 40)
+    expected = residual + multiply(library, packed, x)
+    np.testing.assert_array_equal(multiply(library, packed, x, mode=Mode.ADD, y=residual.copy()), expected)
+
+
+@every_format
+@pytest.mark.parametrize("out_features", [16, 24, 200])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_gate_and_up(library: KernelLibrary, format: str, out_features: int, has_bias: bool) -> None:
+    gate, up = (weight(format, (out_features, 256), seed) for seed in (1, 2))
+    biases = [np.linspace(-1, 1, out_features, dtype=np.float32) * i for i in (1, 2)] if has_bias else None
+    packed, x = pack_gated(library, [gate, up], biases), activations(18, 256)
+    expected = plain.gated_linear(seen(x, format), values_of(gate), values_of(up), *(biases or ()))
+    np.testing.assert_allclose(multiply(library, packed, x), expected, rtol=2e-3, atol=2e-5)
+
+
+def test_silu_of_extreme_numbers_is_finite(library: KernelLibrary) -> None:
+    x = np.array([[-1e4], [-100], [-88], [-0.0], [0.1], [100], [1e4], [np.nan]], np.float32)
+    one = HostTensor.of(np.ones((1, 1), np.float32))
+    with np.errstate(over="ignore"):
+        expected = plain.silu(x) * x
+    np.testing.assert_allclose(multiply(library, pack_gated(library, [one, one]), x), expected, rtol=1e-5, atol=1e-30)
+
+
+@every_format
+def test_several_matrices_become_one(library: KernelLibrary, format: str) -> None:
+    """Queries, keys and values: also where a part does not fill its last block."""
+    for sizes in ((32, 16, 16), (40, 8, 8)):
+        parts = [weight(format, (size, 256), seed) for seed, size in enumerate(sizes)]
+        matrix = np.concatenate([values_of(part) for part in parts])
+        np.testing.assert_array_equal(unpack(library, pack(library, parts))[0], matrix)
+
+
+@every_format
+def test_packed_weights_are_the_files_values(library: KernelLibrary, format: str) -> None:
+    """Bit for bit what gguf's reader makes of the file: no detour through 16 bits."""
+    tensor = weight(format, (50, 512))
+    np.testing.assert_array_equal(unpack(library, pack(library, [tensor]))[0], values_of(tensor))
+    found = unpack(library, pack_gated(library, [tensor, weight(format, (50, 512), 1)]))
+    np.testing.assert_array_equal(found[1], values_of(weight(format, (50, 512), 1)))
+
+
+@every_format
+def test_packing_in_threads_is_the_same(library: KernelLibrary, format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = weight(format, (500, 256))
+    one = pack(library, [tensor])
+    monkeypatch.setattr("headwater.devices.cpu.packed_weights._BYTES_PER_TASK", 10_000)
+    np.testing.assert_array_equal(pack(library, [tensor], threads=3).blocks, one.blocks)
+
+
+@every_format
+def test_embedding_reads_rows(library: KernelLibrary, format: str) -> None:
+    tensor = weight(format, (75, 512))
+    packed, ids = pack(library, [tensor]), np.array([74, 0, 15, 16, 17, *range(20, 40), 74], np.int32)
+    y = np.empty((len(ids), 512), np.float32)
+    job = EmbedJob(weights=packed.blocks.ctypes.data, y=y.ctypes.data, in_features=512, format=packed.format_id)
+    library.run("embed", job, step_of(len(ids), token_ids=ids.ctypes.data))
+    np.testing.assert_array_equal(y, plain.embed(ids, values_of(tensor)))
+
+
+@pytest.mark.parametrize("format", ["Q8_0", "Q4_0"])
+def test_activations_are_quantised_as_in_numpy(library: KernelLibrary, format: str) -> None:
+    x = activations(300, 96)
+    x[1], x[2, 32:64], x[3], x[4, 40] = 0, 1e-38, 1e36, -0.0
+    largest = BITS_OF_ACTIVATIONS[format]
+    values, scale = plain.quantize(x, largest)
+    fields = [("values", np.int16 if format == "Q8_0" else np.int8, 32), ("scale", np.float32)]
+    if format != "Q8_0":
+        fields += [("scaled_sum", np.float32), ("sums", np.int16, 2)]
+    found = quantize_rows(library, x, format).view(np.dtype(fields))
+    np.testing.assert_allclose(found["values"], values, atol=1)  # a tie may fall to the other side
+    assert (found["values"] == values).mean() > 0.999
+    np.testing.assert_allclose(found["scale"], scale, rtol=1e-6)
+    if format != "Q8_0":
+        whole = found["values"].astype(np.int64).reshape(300, 3, 2, 16).sum(axis=-1)
+        np.testing.assert_array_equal(found["sums"], whole)
+        np.testing.assert_allclose(found["scaled_sum"], found["scale"] * whole.sum(axis=-1), rtol=1e-6)
+
+
+@every_format
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_visible_and_in_its_row(library: KernelLibrary, format: str, bad: float) -> None:
+    """A broken activation must end its own request, neither pass as a number nor spoil the others."""
+    packed, x = pack(library, [weight(format, (32, 256))]), activations(9, 256)
+    clean = multiply(library, packed, x)
+    x[4, 37] = bad
+    y = multiply(library, packed, x)
+    assert not np.isfinite(y[4]).any()
+    np.testing.assert_array_equal(np.delete(y, 4, axis=0), np.delete(clean, 4, axis=0))
+
+
+@every_format
+def test_the_largest_weights_and_activations_do_not_overflow(library: KernelLibrary, format: str) -> None:
+    """Sums of 16 and 32 bits at their limits: all codes and all activations at one end, in every pairing of signs."""
+    if format.startswith("Q"):
+        tensor = weight(format, (16, 256))
+        data = tensor.data.copy()
+        scale_bytes = {"Q8_0": [(0, 2, 34)], "Q4_0": [(0, 2, 18)], "Q4_1": [(0, 4, 20)], "Q4_K": [(0, 4, 144)],
+                       "Q5_K": [(0, 4, 176)], "Q6_K": [(208, 210, 210)]}[format]  # fmt: skip
+        for fill in (0xFF, 0x00, 0x7F, 0x80):
+            (begin, end, size) = scale_bytes[0]
+            blocks = data.reshape(16, -1, size)
+            keep = blocks[..., begin:end].copy()
+            blocks[...] = fill
+            blocks[..., begin:end] = keep
+            check_extremes(library, HostTensor(format, tensor.shape, data))
+    else:
+        check_extremes(library, weight(format, (16, 256)))
+
+
+def check_extremes(library: KernelLibrary, tensor: HostTensor) -> None:
+    signs = np.ones((4, 256), np.float32)
+    signs[1], signs[2, ::2], signs[3, 16::32] = -1, -1, -1
+    x = seen(signs * 3, tensor.format)
+    wide = values_of(tensor).astype(np.float64)
+    assert_close(multiply(library, pack(library, [tensor]), signs * 3), x @ wide.T, x, wide)
+
+
+@pytest.mark.parametrize("format", QUANTISED)
+def test_quantised_activations_cost_little(library: KernelLibrary, format: str) -> None:
+    """int8 activations err by less than 1.5 % of a product's size, int16 by less than 0.01 %."""
+    tensor, x = weight(format, (64, 1024)), np.random.default_rng(5).normal(size=(64, 1024)).astype(np.float32)
+    exact = x @ values_of(tensor).T
+    error = multiply(library, pack(library, [tensor]), x) - exact
+    assert np.sqrt((error**2).mean() / (exact**2).mean()) < (1e-4 if format == "Q8_0" else 0.015)
+
+
+def test_a_step_without_rows_has_no_work(library: KernelLibrary) -> None:
+    packed = pack(library, [weight("float32", (32, 8))])
+    assert multiply(library, packed, np.empty((0, 8), np.float32)).shape == (0, 32)
+
+
+def test_weights_that_do_not_fit_are_refused_by_shape(library: KernelLibrary) -> None:
+    def zeros(*shape: int) -> HostTensor:
+        return HostTensor.of(np.zeros(shape, np.float32))
+
+    with pytest.raises(ValueError, match=r"one number of inputs, not shapes \(4, 8\), \(4, 16\)"):
+        pack(library, [zeros(4, 8), zeros(4, 16)])
+    with pytest.raises(ValueError, match=r"one shape, not \(4, 8\) and \(5, 8\)"):
+        pack_gated(library, [zeros(4, 8), zeros(5, 8)])
+    with pytest.raises(ValueError, match=r"not of shapes \(4, 0\)"):
+        pack(library, [zeros(4, 0)])
+    with pytest.raises(ValueError, match=r"\(3,\).* do not fit .*\(4, 8\)"):
+        pack(library, [zeros(4, 8)], [np.zeros(3, np.float32)])
+    with pytest.raises(ValueError, match="one format, not Q4_0, Q8_0"):
+        pack(library, [weight("Q4_0", (16, 32)), weight("Q8_0", (16, 32))])
+
+
+def test_formats_without_a_kernel_are_packed_as_float32(library: KernelLibrary) -> None:
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    values = np.random.default_rng(0).normal(size=(20, 64)).astype(np.float32)
+    tensor = HostTensor("Q5_0", (20, 64), quantize(values, GGMLQuantizationType.Q5_0))
+    packed = pack(library, [tensor])
+    assert packed.format == "float32"
+    np.testing.assert_array_equal(unpack(library, packed)[0], tensor.to_float32())
+    assert aligned(3).ctypes.data % 64 == packed.blocks.ctypes.data % 64 == 0

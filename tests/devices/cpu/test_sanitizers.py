@@ -1,0 +1,59 @@
+"""The tests of the kernels once more, on a library that checks every address and all undefined behaviour.
+
+numpy's arrays come from the sanitizer's malloc, so a read or write beside one ends the process with a report.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import SANITIZED
+from headwater.devices.cpu.kernel_build import compile_library, usable_instruction_sets
+
+FOLDER = Path(__file__).parent
+OPTIONS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc and its libasan")]
+
+
+@pytest.fixture(scope="module", params=usable_instruction_sets()[-1:], ids=lambda isa: isa.name)
+def sanitized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernels of one set: the sources are the same for all, and this compiler needs a minute for each."""
+    path = tmp_path_factory.mktemp("sanitized") / "kernels.so"
+    compile_library(request.param, path, extra_options=OPTIONS)
+    return path
+
+
+def run(library: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    runtime = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    environment = {
+        **os.environ,
+        SANITIZED: str(library),
+        "LD_PRELOAD": runtime.stdout.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python keeps memory until its end
+        "PYTHONMALLOC": "malloc",
+    }
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+
+
+@pytest.mark.parametrize("tests", sorted(path.name for path in FOLDER.glob("test_*_kernels.py")))
+def test_kernels_touch_only_their_memory(sanitized: Path, tests: str) -> None:
+    done = run(sanitized, "-m", "pytest", "-x", "-q", "-s", "-p", "no:cacheprovider", str(FOLDER / tests))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def test_the_sanitizer_would_notice(sanitized: Path) -> None:
+    """A write of one number behind an array must fail, else the tests above prove nothing."""
+    code = (
+        "import ctypes, os, numpy as np; library = ctypes.CDLL(os.environ['HEADWATER_SANITIZED_KERNELS']);"
+        "x, y = np.zeros(9, np.uint16), np.zeros(8, np.float32);"
+        "library.hw_floats_of_f16(ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(y.ctypes.data), ctypes.c_int64(9))"
+    )
+    done = run(sanitized, "-c", code)
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr
