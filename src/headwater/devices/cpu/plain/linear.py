@@ -26,7 +26,7 @@ def gated_linear(
 
 def silu(x: Floats) -> Floats:
     with np.errstate(over="ignore"):  # e^-x is infinite where the result is 0
-        return x / (1 + np.exp(-x))
+        return np.divide(x, 1 + np.exp(-x), dtype=np.float32)
 
 
 def embed(token_ids: npt.NDArray[np.integer], weight: Floats) -> Floats:
