@@ -1,7 +1,5 @@
 """The border between host tensors and PyTorch."""
 
-from typing import Any
-
 import torch
 
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor
@@ -20,7 +18,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def place_tensor(weight: HostTensor | RandomTensor | torch.Tensor, *, dtype: str, device: torch.device) -> torch.Tensor:
-    """A weight as a tensor of `dtype` on `device`, in place of a copy where nothing changes."""
+    """A weight as a tensor of `dtype` on `device`; it shares the memory of `weight` where nothing changes."""
     if isinstance(weight, RandomTensor):
         weight = _random(weight, device)
     elif isinstance(weight, HostTensor):
@@ -40,9 +38,9 @@ def to_host(tensor: torch.Tensor, *, max_rows: int | None = None) -> HostTensor:
     """The tensor, or its first rows, in host memory; it shares the memory of one that is there already."""
     tensor = tensor[:max_rows].detach().cpu().contiguous()
     name = dtype_name(tensor.dtype)
-    storage: Any = STORAGE_TYPES[name]
-    if dtype_name(tensor.dtype) != storage.name:  # numpy has no such type
-        tensor = tensor.view(torch_dtype(storage.name))
+    storage = STORAGE_TYPES[name].name
+    if name != storage:  # numpy has no such type
+        tensor = tensor.view(torch_dtype(storage))
     return HostTensor(name, tuple(tensor.shape), tensor.numpy())
 
 

@@ -1,27 +1,16 @@
 """A GGUF file, or all files of a split one: metadata, and where each tensor lies. No torch, no weights."""
 
-import functools
 import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor
 from headwater.models.fields import Fields
 from headwater.models.gguf_header import GGUFHeader, TensorInfo, parts_of
+from headwater.models.gguf_types import GGUF_TYPES, GGUFType
 from headwater.models.model_files import ModelFileError, is_there
-
-# numbers of other types are kept in the file's blocks; integers are no weights, and nothing reads them
-_PLAIN = {
-    GGMLQuantizationType.F64: "float64",
-    GGMLQuantizationType.F32: "float32",
-    GGMLQuantizationType.F16: "float16",
-    GGMLQuantizationType.BF16: "bfloat16",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +19,7 @@ class GGUFTensor:
 
     name: str
     shape: tuple[int, ...]
-    type: GGMLQuantizationType
+    type: GGUFType
     offset: int  # bytes from the start of its file
     num_bytes: int
     part: int = 0  # index of the file, of a split one
@@ -77,13 +66,13 @@ class GGUFFile:
     def load(self, tensor: GGUFTensor) -> HostTensor:
         """A copy of one tensor, as it is in the file. ModelFileError for a type whose numbers are not read."""
         part = self._parts[tensor.part]
-        if not _is_readable(tensor.type):
+        form = tensor.type.form
+        if not form:
             raise part.refuse(f"tensor {tensor.name!r} is of type {tensor.type.name}, which is not read")
         raw = part.read(tensor.offset, tensor.num_bytes)
-        form = _PLAIN.get(tensor.type)
-        if form is not None:
+        if form in STORAGE_TYPES:
             return HostTensor(form, tensor.shape, raw.view(STORAGE_TYPES[form]).reshape(tensor.shape))
-        return HostTensor(tensor.type.name, tensor.shape, raw.reshape(*tensor.shape[:-1], -1))
+        return HostTensor(form, tensor.shape, raw.reshape(*tensor.shape[:-1], -1))
 
     def _check_split(self) -> None:
         for index, part in enumerate(self._parts):
@@ -108,28 +97,13 @@ class GGUFFile:
                 raise part.refuse(f"is damaged: tensors {one.name!r} and {other.name!r} overlap")
 
 
-@functools.cache
-def _is_readable(kind: GGMLQuantizationType) -> bool:
-    """Whether something makes numbers of such blocks: tried on a block of zeros."""
-    if kind in _PLAIN:
-        return True
-    block_size, block_bytes = GGML_QUANT_SIZES[kind]
-    try:
-        HostTensor(kind.name, (1, block_size), np.zeros((1, block_bytes), dtype=np.uint8)).to_float32()
-    except ValueError:
-        return False
-    return True
-
-
 def _tensor(info: TensorInfo, part: GGUFHeader, index: int) -> GGUFTensor:
-    try:
-        tensor_type = GGMLQuantizationType(info.kind)
-        block_size, block_bytes = GGML_QUANT_SIZES[tensor_type]
-    except (ValueError, KeyError):
-        raise part.refuse(f"tensor {info.name!r} has the unknown type {info.kind}") from None
-    if info.shape and info.shape[-1] % block_size:
-        raise part.refuse(f"is damaged: rows of tensor {info.name!r} are no whole blocks of {block_size} values")
-    num_bytes = math.prod(info.shape) // block_size * block_bytes
+    found = GGUF_TYPES.get(info.kind)
+    if found is None:
+        raise part.refuse(f"tensor {info.name!r} has the unknown type {info.kind}")
+    if info.shape and info.shape[-1] % found.block_size:
+        raise part.refuse(f"is damaged: rows of tensor {info.name!r} are no whole blocks of {found.block_size} values")
+    num_bytes = math.prod(info.shape) // found.block_size * found.block_bytes
     if info.offset + num_bytes > len(part.data):
         raise part.refuse(f"is truncated: tensor {info.name!r} ends behind the end of the file")
-    return GGUFTensor(info.name, info.shape, type=tensor_type, offset=info.offset, num_bytes=num_bytes, part=index)
+    return GGUFTensor(info.name, info.shape, type=found, offset=info.offset, num_bytes=num_bytes, part=index)
