@@ -12,14 +12,19 @@
 #include "attention_tile.h"
 #include "kv_pages.h"
 
-enum { PART_KEYS = 64, PARTS = BLOCK_KEYS / PART_KEYS };  // keys that are packed at a time
+// Many stacked queries make use of a part that fills the first cache. With few of them memory must not wait for
+// arithmetic: parts are so small that what is on its way from memory lasts while one is multiplied.
+enum { MAX_PART_KEYS = 64, SMALL_PART_KEYS = PANEL, FEW_STACKED = 16 };
 enum { MAX_PADDED_DIM = (MAX_HEAD_DIM + PANEL - 1) / PANEL * PANEL };
+
+// Rows of scratch memory are a line further apart than powers of two: else they fall on the same few lines of the cache.
+enum { SCORES_STRIDE = BLOCK_KEYS + 16, VALUES_STRIDE = PANEL * (MAX_PART_KEYS + 1) };
 
 typedef struct {
     _Alignas(64) float queries[MAX_STACKED * MAX_HEAD_DIM];       // [stacked][dim], scaled
-    _Alignas(64) float keys[PART_KEYS * MAX_HEAD_DIM];            // [PART_KEYS / PANEL][dim][PANEL]
-    _Alignas(64) float values[PART_KEYS * MAX_PADDED_DIM];        // [padded / PANEL][PART_KEYS][PANEL]
-    _Alignas(64) float scores[MAX_STACKED * BLOCK_KEYS];          // [stacked][BLOCK_KEYS]; then the softmax's weights
+    _Alignas(64) float keys[MAX_PART_KEYS * (MAX_HEAD_DIM + 1)];      // [part / PANEL][dim + 1][PANEL]
+    _Alignas(64) float values[MAX_PADDED_DIM / PANEL * VALUES_STRIDE];  // [padded / PANEL][MAX_PART_KEYS + 1][PANEL]
+    _Alignas(64) float scores[MAX_STACKED * SCORES_STRIDE];       // [stacked][BLOCK_KEYS and a line]; then the softmax's weights
     _Alignas(64) float block_sums[MAX_STACKED * MAX_PADDED_DIM];  // [stacked][padded]
     _Alignas(64) float sums[MAX_STACKED * MAX_HEAD_DIM];          // [stacked][dim], of all blocks so far
     float block_largest[MAX_STACKED], block_total[MAX_STACKED];
@@ -28,12 +33,15 @@ typedef struct {
 
 static _Thread_local Scratch scratch;
 
+INLINE int64_t keys_stride(int64_t dim) { return PANEL * (dim + 1); }
+
 // Some queries of one row and one KV head, with the keys they see.
 typedef struct {
     const AttentionJob *job;
     int64_t head, per_kv, padded_dim;
     int64_t first_token, first_position, num_keys;
     int stacked;
+    int part_keys;                          // keys that are packed at a time, at most MAX_PART_KEYS
     int64_t block;                          // of a split row: the only one to compute; else -1
     int64_t first_slot, blocks_of_row;      // of a split row
     const int32_t *pages;
@@ -75,12 +83,22 @@ static void locate(const Work *work, int64_t first, Located *at) {
     }
 }
 
-INLINE void prefetch(const uint8_t *from, int64_t num_bytes) {
-    for (int64_t byte = 0; byte < num_bytes; byte += 64) __builtin_prefetch(from + byte, 0, 2);
+// Keys from `first` on that will be needed soon, or their values, `offset` bytes further.
+typedef struct {
+    const Located *at;
+    int first;
+    int64_t offset;
+} Ahead;
+
+INLINE void prefetch(const Ahead *ahead, int skip, int num, int64_t key_bytes) {
+    for (int i = ahead->first + skip; i < ahead->first + skip + num && i < ahead->at->num; i++) {
+        const uint8_t *from = ahead->at->keys[i] + ahead->offset;
+        for (int64_t byte = 0; byte < key_bytes; byte += 64) __builtin_prefetch(from + byte, 0, 2);
+    }
 }
 
 // Keys [first, first + num) of a block for scores = queries x keys^T. Lanes of missing keys repeat the last key.
-INLINE void pack_keys_of(const int dtype, const Work *work, const Located *at, int first, int num) {
+INLINE void pack_keys_of(const int dtype, const Work *work, const Located *at, int first, int num, const Ahead *ahead) {
     const int64_t dim = work->job->head_dim;
     for (int key = 0; key < num; key += WIDTH) {
         const uint8_t *from[WIDTH];
@@ -90,7 +108,8 @@ INLINE void pack_keys_of(const int dtype, const Work *work, const Located *at, i
             from[i] = at->keys[at_key];
             scales[i] = kv_is_scaled(dtype) ? scale_of(*at->exponents[at_key]) : vf_zero();
         }
-        float *packed = scratch.keys + key / PANEL * PANEL * dim + key % PANEL;
+        prefetch(ahead, key, WIDTH, dim * kv_item_bytes(dtype));
+        float *packed = scratch.keys + key / PANEL * keys_stride(dim) + key % PANEL;
         int64_t d = 0;
         for (; d + WIDTH <= dim; d += WIDTH) {
             for (int i = 0; i < WIDTH; i++) x[i] = load_kv(dtype, from[i], d, scales[i]);
@@ -105,20 +124,22 @@ INLINE void pack_keys_of(const int dtype, const Work *work, const Located *at, i
 }
 
 // Values [first, first + num) of a block for sums += weights x values.
-INLINE void pack_values_of(const int dtype, const Work *work, const Located *at, int first, int num) {
+INLINE void pack_values_of(const int dtype, const Work *work, const Located *at, int first, int num, const Ahead *ahead) {
     const int64_t dim = work->job->head_dim, offset = value_offset(work->job);
     const int64_t exponent_offset = work->job->num_kv_heads * work->job->page_size;
     for (int key = 0; key < num; key++) {
         const uint8_t *from = at->keys[first + key] + offset;
         const vf scale = kv_is_scaled(dtype) ? scale_of(at->exponents[first + key][exponent_offset]) : vf_zero();
+        prefetch(ahead, key, 1, dim * kv_item_bytes(dtype));
         float *packed = scratch.values + key * PANEL;
         int64_t d = 0;
-        for (; d + WIDTH <= dim; d += WIDTH) {
-            vf_store(packed + d / PANEL * PANEL * PART_KEYS + d % PANEL, load_kv(dtype, from, d, scale));
+        for (; d + PANEL <= dim; d += PANEL, packed += VALUES_STRIDE) {
+            vf_store(packed, load_kv(dtype, from, d, scale));
+            vf_store(packed + WIDTH, load_kv(dtype, from, d + WIDTH, scale));
         }
-        if (d < dim) {
-            const vf last = load_kv_n(dtype, from, d, dim - d, scale);
-            vf_store(packed + d / PANEL * PANEL * PART_KEYS + d % PANEL, last);
+        for (; d < dim; d += WIDTH) {
+            const int64_t n = dim - d < WIDTH ? dim - d : WIDTH;
+            vf_store(packed + d % PANEL, n < WIDTH ? load_kv_n(dtype, from, d, n, scale) : load_kv(dtype, from, d, scale));
         }
     }
 }
@@ -132,17 +153,17 @@ INLINE void pack_values_of(const int dtype, const Work *work, const Located *at,
         case KV_E5M2: function(KV_E5M2, __VA_ARGS__); break;            \
     }
 
-static void pack_keys(const Work *work, const Located *at, int first, int num) {
-    FOR_DTYPE(pack_keys_of, work, at, first, num)
+static void pack_keys(const Work *work, const Located *at, int first, int num, const Ahead *ahead) {
+    FOR_DTYPE(pack_keys_of, work, at, first, num, ahead)
 }
 
-static void pack_values(const Work *work, const Located *at, int first, int num) {
-    FOR_DTYPE(pack_values_of, work, at, first, num)
+static void pack_values(const Work *work, const Located *at, int first, int num, const Ahead *ahead) {
+    FOR_DTYPE(pack_values_of, work, at, first, num, ahead)
 }
 
 // Turn one stacked query's scores into weights; the first `num` keys of the block are visible to it.
 static void softmax_row(int row, int64_t num) {
-    float *scores = scratch.scores + row * BLOCK_KEYS;
+    float *scores = scratch.scores + row * SCORES_STRIDE;
     const int64_t whole = num / WIDTH * WIDTH, rest = num - whole;
     vf largest = vf_splat(-INFINITY), total = vf_zero();
     for (int64_t i = 0; i < whole; i += WIDTH) largest = vf_max(largest, vf_load(scores + i));
@@ -172,15 +193,15 @@ static void score_part(const Work *work, int64_t first, int part, int num) {
     for (int row = 0; row < work->stacked; row += tile_rows) {
         const int rows = work->stacked - row < tile_rows ? work->stacked - row : tile_rows;
         const int64_t cols = visible_in_part(work, row + rows - 1, first, part, num);
-        multiply_tile(rows, (cols + PANEL - 1) / PANEL, scratch.queries + row * dim, dim, scratch.keys, PANEL * dim, dim,
-                      scratch.scores + row * BLOCK_KEYS + part, BLOCK_KEYS, 1);
+        multiply_tile(rows, (cols + PANEL - 1) / PANEL, scratch.queries + row * dim, dim, scratch.keys, keys_stride(dim), dim,
+                      scratch.scores + row * SCORES_STRIDE + part, SCORES_STRIDE, 1);
     }
 }
 
 // Sums of `keys` weighted values of a part, from its key `skip` on, for some rows.
 static void sum_rows(const Work *work, int row, int rows, int part, int64_t skip, int64_t keys) {
-    multiply_tile(rows, work->padded_dim / PANEL, scratch.scores + row * BLOCK_KEYS + part + skip, BLOCK_KEYS,
-                  scratch.values + skip * PANEL, PANEL * PART_KEYS, keys, scratch.block_sums + row * work->padded_dim,
+    multiply_tile(rows, work->padded_dim / PANEL, scratch.scores + row * SCORES_STRIDE + part + skip, SCORES_STRIDE,
+                  scratch.values + skip * PANEL, VALUES_STRIDE, keys, scratch.block_sums + row * work->padded_dim,
                   work->padded_dim, part + skip == 0);
 }
 
@@ -198,34 +219,40 @@ static void sum_part(const Work *work, int64_t first, int part, int num) {
     }
 }
 
-INLINE int part_of(int num, int part) { return num - part < PART_KEYS ? num - part : PART_KEYS; }
-
-static void prefetch_part(const Work *work, const Located *at, int first, int64_t offset) {
-    const int64_t key_bytes = work->job->head_dim * kv_item_bytes(work->job->kv_dtype);
-    for (int key = first; key < first + PART_KEYS && key < at->num; key++) prefetch(at->keys[key] + offset, key_bytes);
+// What to fetch while the keys (or values) from `part` on are computed: what is used two parts later. The values of a
+// block follow its keys, and the next block's keys its values.
+static Ahead ahead_of(const Work *work, const Located *at, const Located *next, int part, int is_values) {
+    const int first = part + 2 * work->part_keys, parts_end = (at->num + work->part_keys - 1) / work->part_keys * work->part_keys;
+    const int64_t to_value = value_offset(work->job);
+    if (first < parts_end) return (Ahead){at, first, is_values ? to_value : 0};
+    return is_values ? (Ahead){next, first - parts_end, 0} : (Ahead){at, first - parts_end, to_value};
 }
 
-// The result of the block that begins at key `first`, into scratch.block_*. The keys after it are `next`: while one part
-// is computed, the following one is on its way from memory.
+// The result of the block that begins at key `first`, into scratch.block_*. The block after it is `next`.
 static void attend_block(const Work *work, const Located *at, const Located *next, int64_t first) {
-    const int num = at->num;
-    const int64_t to_value = value_offset(work->job);
-    for (int part = 0; part < num; part += PART_KEYS) {
-        const int is_last = part + PART_KEYS >= num;
-        prefetch_part(work, at, is_last ? 0 : part + PART_KEYS, is_last ? to_value : 0);
-        pack_keys(work, at, part, part_of(num, part));
-        score_part(work, first, part, part_of(num, part));
+    const int size = work->part_keys;
+    for (int part = 0; part < at->num; part += size) {
+        const int num = at->num - part < size ? at->num - part : size;
+        const Ahead ahead = ahead_of(work, at, next, part, 0);
+        pack_keys(work, at, part, num, &ahead);
+        score_part(work, first, part, num);
     }
     for (int row = 0; row < work->stacked; row++) {
         const int64_t visible = visible_keys(work, row, first);
-        if (visible) softmax_row(row, visible < num ? visible : num);
+        if (visible) softmax_row(row, visible < at->num ? visible : at->num);
     }
-    for (int part = 0; part < num; part += PART_KEYS) {
-        const int is_last = part + PART_KEYS >= num;
-        prefetch_part(work, is_last ? next : at, is_last ? 0 : part + PART_KEYS, is_last ? 0 : to_value);
-        pack_values(work, at, part, part_of(num, part));
-        sum_part(work, first, part, part_of(num, part));
+    for (int part = 0; part < at->num; part += size) {
+        const int num = at->num - part < size ? at->num - part : size;
+        const Ahead ahead = ahead_of(work, at, next, part, 1);
+        pack_values(work, at, part, num, &ahead);
+        sum_part(work, first, part, num);
     }
+}
+
+// Fetch the first parts of a work, which nothing before has fetched.
+static void prefetch_first(const Work *work, const Located *at) {
+    const Ahead ahead = {at, 0, 0};
+    prefetch(&ahead, 0, 2 * work->part_keys, work->job->head_dim * kv_item_bytes(work->job->kv_dtype));
 }
 
 // Add a block's result to what a stacked query has so far.
@@ -279,7 +306,7 @@ static void attend_all(const Work *work) {
     static _Thread_local Located blocks[2];
     Located *now = &blocks[0], *next = &blocks[1];
     locate(work, 0, now);
-    prefetch_part(work, now, 0, 0);
+    prefetch_first(work, now);
     for (int64_t first = 0; first < work->num_keys; first += BLOCK_KEYS) {
         locate(work, first + BLOCK_KEYS, next);
         attend_block(work, now, next, first);
@@ -307,7 +334,7 @@ static void attend_one(const Work *work) {
     const AttentionJob *job = work->job;
     const int64_t dim = job->head_dim, first = work->block * BLOCK_KEYS;
     locate(work, first, &at);
-    prefetch_part(work, &at, 0, 0);
+    prefetch_first(work, &at);
     attend_block(work, &at, &nothing, first);
     for (int row = 0; row < work->stacked; row++) {
         if (visible_keys(work, row, first) == 0) continue;
@@ -347,6 +374,7 @@ static Work open_work(const AttentionJob *job, const Step *step, int64_t index) 
         .first_position = first_position,
         .num_keys = first_position + queries,
         .stacked = (int)(queries * per_kv),
+        .part_keys = queries * per_kv <= FEW_STACKED ? SMALL_PART_KEYS : MAX_PART_KEYS,
         .block = (chunk >> 48) - 1,
         .first_slot = step->partial_slots[row] + first_query * blocks_of_row,
         .blocks_of_row = blocks_of_row,
