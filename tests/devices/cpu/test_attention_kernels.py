@@ -67,9 +67,12 @@ def test_mixed_batches_of_all_shapes_of_heads(
         _assert_step_is_right(native, sequences, spans)
 
 
-@pytest.mark.parametrize("head_dim", [8, 24, 64, 72, 80, 96, 128, 256])
-@pytest.mark.parametrize("dtype", KV_DTYPES)
-def test_every_kv_dtype_and_head_dim(library: KernelLibrary, head_dim: int, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "head_dim"),
+    [("float32", dim) for dim in (8, 24, 64, 72, 80, 96, 128, 256)]
+    + [(dtype, dim) for dtype in KV_DTYPES[1:] for dim in (64, 72)],
+)
+def test_every_kv_dtype_and_head_dim(library: KernelLibrary, dtype: str, head_dim: int) -> None:
     """Heads that are no whole vectors have a tail, whose loads must not go beyond the head."""
     sequences = Sequences(LENGTHS, num_heads=3, num_kv_heads=1, head_dim=head_dim, dtype=dtype, has_qk_norm=True)
     native = NativeStep(library, sequences)
