@@ -13,6 +13,7 @@ instruction set.
 import argparse
 import ctypes
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,7 @@ class Machine:
     library: KernelLibrary
     num_threads: int
 
-    def run(self, names: list[str], jobs: list[ctypes.Structure], step: Step) -> np.ndarray:
+    def run(self, names: list[str], jobs: Sequence[ctypes.Structure], step: Step) -> np.ndarray:
         """Run one op per job; returns the nanoseconds of each."""
         addresses = [ctypes.addressof(self.library.kernel(name)) for name in names]
         ops = (Op * len(jobs))(*((kernel, ctypes.addressof(job)) for kernel, job in zip(addresses, jobs, strict=True)))

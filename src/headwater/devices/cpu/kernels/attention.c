@@ -93,7 +93,7 @@ typedef struct {
 INLINE void prefetch(const Ahead *ahead, int skip, int num, int64_t key_bytes) {
     for (int i = ahead->first + skip; i < ahead->first + skip + num && i < ahead->at->num; i++) {
         const uint8_t *from = ahead->at->keys[i] + ahead->offset;
-        for (int64_t byte = 0; byte < key_bytes; byte += 64) __builtin_prefetch(from + byte, 0, 2);
+        for (int64_t byte = 0; byte < key_bytes; byte += 64) __builtin_prefetch(from + byte, 0, 3);
     }
 }
 
