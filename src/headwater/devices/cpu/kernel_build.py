@@ -133,11 +133,13 @@ def build(isa: InstructionSet) -> Path:
     return target
 
 
-def compile_library(isa: InstructionSet, output: Path, *, extra_options: Sequence[str] = ()) -> None:
-    """Compile the kernels for `isa` into `output`. RuntimeError without a compiler, or with its errors."""
+def compile_library(
+    isa: InstructionSet, output: Path, *, sources: Sequence[Path] | None = None, extra_options: Sequence[str] = ()
+) -> None:
+    """Compile `sources` (the kernels) for `isa` into `output`. RuntimeError without a compiler, or with its errors."""
     compiler = _compiler(isa)
-    sources = sorted(str(path) for path in SOURCES.glob("*.c"))
-    command = [*compiler, *_OPTIONS, *extra_options, *sources, "-o", str(output), "-lm"]
+    paths = map(str, sources or sorted(SOURCES.glob("*.c")))
+    command = [*compiler, *_OPTIONS, *extra_options, *paths, "-o", str(output), "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(compiler)} failed:\n{done.stderr}")

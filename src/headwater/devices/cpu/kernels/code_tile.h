@@ -142,10 +142,10 @@ INLINE void add_group(
 }
 
 // sums[block][row][16] += x[row] * block, over `groups` of 32 inputs (K-quants: a multiple of 8). `x_stride` counts
-// groups.
+// groups. Weights `ahead` bytes behind those in use are prefetched.
 INLINE void code_tile(
     const int format, const int rows, const int blocks, const Group8 *x, int64_t x_stride, const char *const w[2],
-    int64_t groups, float *const out[2]) {
+    int64_t groups, int64_t ahead, float *const out[2]) {
     const int vectors = blocks * VECTORS;
     CodeSums sums;
 #pragma GCC unroll 8
@@ -161,6 +161,7 @@ INLINE void code_tile(
         for (int i = 0; i < together; i++) {
             const int64_t at = shared + i * group_bytes(format);
             const char *const group[2] = {super[0] + at, super[1] + at};
+            for (int b = 0; b < blocks; b++) prefetch(group[b] + ahead, group_bytes(format));
             add_group(format, rows, vectors, x + g + i, x_stride, super, group, &sums);
         }
         for (int b = 0; b < 2; b++) super[b] += shared + together * group_bytes(format);

@@ -20,6 +20,15 @@ typedef struct {
     vf of[FLOAT_ROWS][2 * VECTORS];
 } FloatSums;
 
+// Input k + i of the outputs of one vector.
+INLINE vf load_weights(const int format, const char *block, int64_t k, const int i, const int part) {
+    const int64_t at = k * BLOCK_COLS + part * WIDTH;
+    if (format == F32) return vf_load((const float *)block + at);
+    if (format == F16) return vf_load_f16((const f16 *)block + at);
+    const vi pairs = vi_load((const bf16 *)block + at + part * WIDTH);
+    return (vf)(i == 0 ? pairs << 16 : pairs & vi_splat((int32_t)0xffff0000));
+}
+
 INLINE void add_input(
     const int rows, const int vectors, const float *x, int64_t x_stride, const vf *w, FloatSums *sums) {
 #pragma GCC unroll 16
@@ -30,10 +39,10 @@ INLINE void add_input(
     }
 }
 
-// sums[block][row][16] += x[row][begin, end) * block. `w` are the blocks' inputs from `begin`.
+// sums[block][row][16] += x[row] * block, over `inputs`. Weights `ahead` bytes behind those in use are prefetched.
 INLINE void float_tile(
     const int format, const int rows, const int blocks, const float *x, int64_t x_stride, const char *const w[2],
-    int64_t inputs, float *const out[2]) {
+    int64_t inputs, int64_t ahead, float *const out[2]) {
     const int vectors = blocks * VECTORS;
     FloatSums sums;
 #pragma GCC unroll 16
@@ -42,22 +51,17 @@ INLINE void float_tile(
         for (int v = 0; v < vectors; v++) {
             sums.of[r][v] = vf_load(out[v / VECTORS] + r * BLOCK_COLS + v % VECTORS * WIDTH);
         }
-    for (int64_t k = 0; k < inputs; k += format == BF16 ? 2 : 1) {
-        vf even[2 * VECTORS], odd[2 * VECTORS];
+    const int pairs = format == BF16 ? 2 : 1;  // inputs that lie side by side
+    for (int64_t k = 0; k < inputs; k += pairs) {
+        const int64_t at = k * BLOCK_COLS * (format == F32 ? 4 : 2);
+        for (int b = 0; b < blocks; b++) __builtin_prefetch(w[b] + at + ahead);
+#pragma GCC unroll 2
+        for (int i = 0; i < pairs; i++) {
+            vf weights[2 * VECTORS];
 #pragma GCC unroll 8
-        for (int v = 0; v < vectors; v++) {
-            const char *block = w[v / VECTORS];
-            const int64_t at = k * BLOCK_COLS + v % VECTORS * WIDTH;
-            if (format == F32) even[v] = vf_load((const float *)block + at);
-            if (format == F16) even[v] = vf_load_f16((const f16 *)block + at);
-            if (format == BF16) {  // pairs of inputs
-                const vi pairs = vi_load((const bf16 *)block + at + v % VECTORS * WIDTH);
-                even[v] = (vf)(pairs << 16);
-                odd[v] = (vf)(pairs & vi_splat((int32_t)0xffff0000));
-            }
+            for (int v = 0; v < vectors; v++) weights[v] = load_weights(format, w[v / VECTORS], k, i, v % VECTORS);
+            add_input(rows, vectors, x + k + i, x_stride, weights, &sums);
         }
-        add_input(rows, vectors, x + k, x_stride, even, &sums);
-        if (format == BF16) add_input(rows, vectors, x + k + 1, x_stride, odd, &sums);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)

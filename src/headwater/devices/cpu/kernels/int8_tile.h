@@ -13,10 +13,11 @@
 #define INT8_ROWS_OF_TWO 2
 #endif
 
-// sums[block][row][16] += x[row] * block, over `groups` of 32 inputs. `x_stride` counts groups.
+// sums[block][row][16] += x[row] * block, over `groups` of 32 inputs. `x_stride` counts groups. Weights `ahead` bytes
+// behind those in use are prefetched.
 INLINE void int8_tile(
     const int rows, const int blocks, const Group16 *x, int64_t x_stride, const char *const w[2], int64_t groups,
-    float *const out[2]) {
+    int64_t ahead, float *const out[2]) {
     const int vectors = blocks * VECTORS;
     vf sums[INT8_ROWS][2 * VECTORS];
 #pragma GCC unroll 16
@@ -30,6 +31,7 @@ INLINE void int8_tile(
 #pragma GCC unroll 8
             for (int v = 0; v < vectors; v++) dots[r][v] = vi_splat(0);
         const int64_t at = g * group_bytes(Q8_0);
+        for (int b = 0; b < blocks; b++) prefetch(w[b] + at + ahead, group_bytes(Q8_0));
 #pragma GCC unroll 2
         for (int k = 0; k < GROUP; k += 2) {
             vi pairs[2 * VECTORS];

@@ -1,5 +1,10 @@
 // y = x W^T + b for packed weights. A chunk of work is some blocks of outputs and at most CHUNK_ROWS rows.
 
+// These passes of gcc move products far from the additions that use them: the sums of a tile leave their registers.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-tree-ter", "no-tree-reassoc", "no-tree-pre")
+#endif
+
 #include "linear.h"
 
 #include "code_tile.h"
@@ -11,32 +16,35 @@ enum {
     PIECE_BYTES = 1 << 14,        // of a block at a time, if more than one tile of rows reads it: half of a small L1
     MIN_CHUNK_BYTES = 24 << 10,   // of weights for one row: some microseconds
     MOST_CHUNKS = 256,
+    SHORT_PAIR_BYTES = 16 << 10,  // of two blocks, so short that the processor's own prefetcher hardly gets going
+    PREFETCH_BYTES = 2 << 10,
 };
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // What tiles of a chunk share: rows from `first_row`, inputs [begin, end), one or two blocks, and their sums
-// [rows][16].
+// [rows][16]. The last tile prefetches the weights `ahead` bytes behind its own.
 typedef struct {
     const LinearJob *job;
     const char *w[2];
-    int64_t first_row, begin, end;
+    int64_t first_row, begin, end, ahead;
     float *sums[2];
 } Tile;
 
 // Bytes from the start of a block to input `k` (a multiple of what the format stores together).
 INLINE int64_t offset_of(const int format, int64_t k) { return block_bytes(format, k); }
 
-INLINE void run_tile(const int format, const int rows, const int blocks, const Tile *tile, int64_t row) {
+INLINE void run_tile(
+    const int format, const int rows, const int blocks, const Tile *tile, int64_t row, int64_t ahead) {
     const LinearJob *job = tile->job;
     const int64_t x_bytes = activation_bytes(format, job->in_features), offset = offset_of(format, tile->begin);
     const char *x = (const char *)job->x + (tile->first_row + row) * x_bytes + activation_bytes(format, tile->begin);
     const char *const w[2] = {tile->w[0] + offset, tile->w[blocks - 1] + offset};
     float *const out[2] = {tile->sums[0] + row * BLOCK_COLS, tile->sums[blocks - 1] + row * BLOCK_COLS};
     const int64_t inputs = tile->end - tile->begin, groups = inputs / GROUP, stride = job->in_features / GROUP;
-    if (format <= F16) float_tile(format, rows, blocks, (const float *)x, job->in_features, w, inputs, out);
-    else if (format == Q8_0) int8_tile(rows, blocks, (const Group16 *)x, stride, w, groups, out);
-    else code_tile(format, rows, blocks, (const Group8 *)x, stride, w, groups, out);
+    if (format <= F16) float_tile(format, rows, blocks, (const float *)x, job->in_features, w, inputs, ahead, out);
+    else if (format == Q8_0) int8_tile(rows, blocks, (const Group16 *)x, stride, w, groups, ahead, out);
+    else code_tile(format, rows, blocks, (const Group8 *)x, stride, w, groups, ahead, out);
 }
 
 // A function for each format and number of blocks: all `rows` rows in tiles of about equal height, so that 16 rows are
@@ -57,10 +65,11 @@ INLINE void run_tile(const int format, const int rows, const int blocks, const T
         for (int64_t row = 0, count; row < rows; row += count) {                    \
             const int64_t left = rows - row, tiles = (left + (most) - 1) / (most);  \
             count = (left + tiles - 1) / tiles;                                     \
+            const int64_t ahead = count == left ? tile->ahead : 0;                  \
             switch (count) { CASES(most, CASE) }                                    \
         }                                                                           \
     }
-#define CASE(n) case n: run_tile(FORMAT_HERE, n, BLOCKS_HERE, tile, row); break;
+#define CASE(n) case n: run_tile(FORMAT_HERE, n, BLOCKS_HERE, tile, row, ahead); break;
 
 #define FORMAT(format, most, most_of_two) TILES(format, 1, most) TILES(format, 2, most_of_two)
 FORMAT(F32, FLOAT_ROWS, FLOAT_ROWS_OF_TWO)
@@ -91,16 +100,19 @@ static void multiply(Tile *tile, int64_t rows, int64_t blocks) {
     const int format = (int)job->format;
     const Tiles *tiles = &TILES_OF[format];
     if (rows <= tiles->most_rows_of_two) {  // weights are read once: two blocks, so that sums need not wait
+        const int64_t pair_bytes = 2 * offset_of(format, job->in_features);
         tile->begin = 0, tile->end = job->in_features;
+        tile->ahead = pair_bytes < SHORT_PAIR_BYTES ? pair_bytes : PREFETCH_BYTES;
         (blocks == 2 ? tiles->two_blocks : tiles->one_block)(tile, rows);
         return;
     }
     const int64_t whole = is_k_quant(format) ? SUPER_GROUP : GROUP;
     const int64_t piece = PIECE_BYTES / offset_of(format, whole) * whole;
     for (int64_t b = 0; b < blocks; b++) {
-        Tile one = {job, {tile->w[b], tile->w[b]}, tile->first_row, 0, 0, {tile->sums[b], tile->sums[b]}};
+        Tile one = {job, {tile->w[b], tile->w[b]}, tile->first_row, 0, 0, 0, {tile->sums[b], tile->sums[b]}};
         for (; one.begin < job->in_features; one.begin = one.end) {
             one.end = smaller(one.begin + piece, job->in_features);
+            one.ahead = offset_of(format, one.end - one.begin);  // the next piece, or the next block
             tiles->one_block(&one, rows);
         }
     }
@@ -131,7 +143,7 @@ static void run_pair(const LinearJob *job, int64_t block, int64_t blocks, int64_
     for (int64_t b = 0; b < blocks; b++) memset(sums[b], 0, (size_t)(rows * BLOCK_COLS) * sizeof(float));
     const int64_t bytes = block_bytes((int)job->format, job->in_features);
     const char *w = (const char *)job->weights + block * bytes;
-    Tile tile = {job, {w, w + (blocks - 1) * bytes}, first_row, 0, 0, {sums[0], sums[1]}};
+    Tile tile = {job, {w, w + (blocks - 1) * bytes}, first_row, 0, 0, 0, {sums[0], sums[1]}};
     multiply(&tile, rows, blocks);
     const float *bias = job->bias ? job->bias + block * BLOCK_COLS : NULL;
     for (int64_t r = 0; r < rows; r++) {

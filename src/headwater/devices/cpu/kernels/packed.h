@@ -67,6 +67,11 @@ INLINE int64_t block_bytes(const int format, int64_t in_features) {
     return is_k_quant(format) ? groups + in_features / SUPER_GROUP * super_bytes(format) : groups;
 }
 
+// Ask for the lines of `bytes` from `from`. Addresses behind the weights do no harm.
+INLINE void prefetch(const char *from, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
+}
+
 INLINE int64_t num_blocks(int64_t out_features) { return (out_features + BLOCK_COLS - 1) / BLOCK_COLS; }
 
 // Bytes of a row of activations of `in_features` numbers.
