@@ -105,7 +105,9 @@ class LowerTiers:
     def in_flight(self) -> dict[str, int]:
         """Copies between tiers, by kind. Leases are not counted here, since they belong to requests."""
         found = self.transfers.in_flight() if self.transfers is not None else {}
-        return found if self.storage is None else found | self.storage.in_flight()
+        if self.storage is not None:
+            found |= self.storage.in_flight()
+        return found
 
     # --- copies to the host -------------------------------------------------------------------------
 

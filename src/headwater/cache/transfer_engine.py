@@ -157,6 +157,8 @@ class TransferEngine:
 
     def in_flight(self) -> dict[str, int]:
         found: dict[str, int] = {}
+        if not self.transfers:  # as mostly, and asked for every turn
+            return found
         for transfer in self.transfers:
             found[transfer.kind] = found.get(transfer.kind, 0) + 1
         return found

@@ -132,6 +132,8 @@ class PendingOperations:
     def in_flight(self) -> dict[str, int]:
         """Operations being carried out; one that waits is no blocker."""
         found: dict[str, int] = {}
+        if not self._pending:
+            return found
         for pending in self._pending:
             for name, count in pending.operation.in_flight().items():
                 found[name] = found.get(name, 0) + count

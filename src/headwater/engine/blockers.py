@@ -7,7 +7,7 @@ class HoldsWork(Protocol):
     """A component that can hold work across loop turns."""
 
     def in_flight(self) -> dict[str, int]:
-        """Its work in flight: name to count, no zeros."""
+        """Its work in flight: name to count, no zeros. The dict is the caller's to change."""
         ...
 
 
@@ -29,8 +29,10 @@ class Blockers:
         found: dict[str, int] = {}
         for component in self._components.values():
             work = component.in_flight()
-            if not found:
-                found = work.copy()  # as mostly: one component at a time has work
+            if not work:
+                continue
+            if not found:  # as mostly: one component at a time has work
+                found = work
                 continue
             for blocker, count in work.items():
                 found[blocker] = found.get(blocker, 0) + count

@@ -51,10 +51,6 @@ class Admission:
     may_run: bool = True  # launch steps at all
     may_start: bool = True  # admit requests that have never started
 
-    @property
-    def is_open(self) -> bool:
-        return self.may_run and self.may_start
-
     def admits(self, request: Request) -> bool:
         return self.may_run and (self.may_start or request.started_s is not None)
 
@@ -174,12 +170,12 @@ class Scheduler:
             return {}
         admission, waiting = self.admission, self.waiting
         counts: dict[str, int] = {}
-        if self.running:
-            counts["running"] = len(self.running)
+        if num_running := len(self.running):
+            counts["running"] = num_running
         if num_loading := len(self.loading):
             counts["loading"] = num_loading
-        if len(waiting):
-            num_queued = len(waiting) if admission.is_open else sum([admission.admits(r) for r in waiting])
+        if admission.may_run and (num_waiting := len(waiting)):
+            num_queued = num_waiting if admission.may_start else sum([admission.admits(r) for r in waiting])
             if num_queued:
                 counts["queued"] = num_queued
         return counts

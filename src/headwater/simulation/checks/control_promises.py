@@ -145,15 +145,17 @@ class ControlPromises:
         self._applied_now.clear()
         self._flushes_answered.clear()
         self._num_releases = 0
-        for abort, models in self._ended_by:
-            left = [model.rid for model in models if model.key in self._oracle.active]
-            if left:
-                raise Violation("abort_ends", f"{left} go on after {abort}")
-        self._ended_by.clear()
+        if self._ended_by:
+            for abort, models in self._ended_by:
+                left = [model.rid for model in models if model.key in self._oracle.active]
+                if left:
+                    raise Violation("abort_ends", f"{left} go on after {abort}")
+            self._ended_by.clear()
         if has_launched:
-            demand(not self._is_paused, "pause_holds", "a step was launched while paused")
-            is_released = self._was_released and bool(self.released)
-            demand(not is_released, "release_holds", "a step was launched without memory")
+            if self._is_paused:
+                raise Violation("pause_holds", "a step was launched while paused")
+            if self._was_released and self.released:
+                raise Violation("release_holds", "a step was launched without memory")
         if self._oracle.entered_now:
             self._check_starts()
             self._oracle.entered_now.clear()
