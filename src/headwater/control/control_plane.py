@@ -88,7 +88,7 @@ class ControlPlane:
         operation = OPERATIONS[type(message)](message, self._engine, permit)
         answer: Answer | None = operation.arrive()
         if answer is None and operation.is_immediate and permit.is_given:
-            answer = self.pending.look(operation, Moment(blockers={}, waited_s=0.0, has_expired=False))
+            answer = self.pending.look(operation, Moment(count_blockers=dict, waited_s=0.0, has_expired=False))
         if answer is not None:
             self._reply(client, answer)
         else:

@@ -1,6 +1,7 @@
 """A control request that runs when its condition holds, or fails at its deadline."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -47,9 +48,14 @@ class Caller:
 class Moment:
     """What an operation sees of the engine when it is looked at."""
 
-    blockers: dict[str, int]
+    count_blockers: Callable[[], dict[str, int]]
     waited_s: float
     has_expired: bool
+
+    @property
+    def blockers(self) -> dict[str, int]:
+        """Counted when asked for, since most operations do not ask in most turns."""
+        return self.count_blockers()
 
 
 class Operation(ABC):
@@ -122,5 +128,5 @@ class PendingOperation:
     def has_expired(self, clock: Clock) -> bool:
         return self.expires_at_s is not None and clock.now() >= self.expires_at_s
 
-    def moment(self, clock: Clock, blockers: dict[str, int]) -> Moment:
-        return Moment(blockers, clock.now() - self.arrived_s, self.deadline.has_passed(clock))
+    def moment(self, clock: Clock, count_blockers: Callable[[], dict[str, int]]) -> Moment:
+        return Moment(count_blockers, clock.now() - self.arrived_s, self.deadline.has_passed(clock))

@@ -61,7 +61,7 @@ class PendingOperations:
         if answer is not None and operation.ends is not None:
             for pending in [p for p in self._pending if p.operation.kind == operation.ends and p.permit.is_given]:
                 self._pending.remove(pending)
-                ended = pending.operation.cancelled(pending.moment(self._clock, self._blockers()), "ended by another")
+                ended = pending.operation.cancelled(pending.moment(self._clock, self._blockers), "ended by another")
                 self._reply(pending.caller.client, ended)
         return answer
 
@@ -75,7 +75,7 @@ class PendingOperations:
                     text = "it is being carried out: every engine of the server could, and does"
                     return Failed(call_id=message.call_id, status=409, message=text)
                 self._pending.remove(pending)
-                moment = pending.moment(self._clock, self._blockers())
+                moment = pending.moment(self._clock, self._blockers)
                 self._reply(pending.caller.client, pending.operation.cancelled(moment, "cancelled"))
                 return Done(call_id=message.call_id)
         text = f"no operation {message.operation_id or message.started_by_call!r} is pending"
@@ -90,7 +90,7 @@ class PendingOperations:
         for pending in self._pending.copy():
             if pending not in self._pending:
                 continue  # ended by an operation before it
-            moment = pending.moment(self._clock, self._blockers())
+            moment = pending.moment(self._clock, self._blockers)
             pending.has_seen_deadline = moment.has_expired
             if pending.has_expired(self._clock):
                 answer = pending.operation.cancelled(moment, "its caller no longer waits")
