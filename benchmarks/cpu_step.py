@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=20, help="steps per decode case")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     args = parser.parse_args()
-    device = CpuDevice(num_threads=args.threads, use_native=not args.no_native)
+    device = CpuDevice(num_threads=args.threads, use_kernels=not args.no_native)
     loaded = load_model(resolve_model(args.model or str(ensure_default_model())), device=device, dtype=args.dtype)
     num_pages = max(rows * -(-(context + 1) // PAGE_SIZE) for rows, context in DECODES)
     layout = loaded.kv_layout(page_size=PAGE_SIZE)

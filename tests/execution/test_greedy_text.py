@@ -1,6 +1,5 @@
 """Greedy text of the runner against transformers' generate: token for token in float32."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +26,6 @@ SUBJECTS = (
 )  # fmt: skip
 PROMPT_LENGTHS = (1, 2, 3, 5, 8, 13, 17, 31, 32, 33, 40, 47, 64, 65, 90, 110)
 
-
-@pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def _prompts(seed: int = 7) -> list[list[int]]:

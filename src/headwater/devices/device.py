@@ -1,11 +1,13 @@
 """What models and runners need of a device: two protocols, which cpu/device.py and cuda/device.py implement.
 
 Shape letters: T tokens of a step, R rows (requests) of a step, H query heads, G KV heads, D head_dim.
+An array of a GPU holds numbers, which are there when its kernels have run. An array of a CPU stands for numbers of
+every step to come: there the model's code runs once, and records a program (cpu/program.py).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,19 +15,18 @@ import numpy.typing as npt
 from headwater.devices.host_tensor import HostTensor, RandomTensor
 from headwater.devices.kv_memory import KVLayout, KVMemory
 
-Batch = TypeVar("Batch", contravariant=True)
 Array = Any  # a device's own array: shared code passes it on, and does not look into it
 Weight = HostTensor | RandomTensor | Array
 
 
 class Linear(Protocol):
-    """y = x W^T + b with W in whatever form suits the device."""
+    """y = x W^T + b with W in whatever form suits the device. Activations [T, features] have the device's dtype."""
 
     in_features: int
     out_features: int
 
     def __call__(self, x: Array) -> Array:
-        """[T, in] -> [T, out], both in the weight's dtype."""
+        """[T, in] -> [T, out]."""
         ...
 
     def add_to(self, residual: Array, x: Array) -> None:
@@ -39,12 +40,12 @@ class Linear(Protocol):
         """
         ...
 
-    def rows(self, ids: Array) -> Array:
-        """Rows of W, as an embedding looks them up. int64[T] -> [T, in]."""
+    def embed(self, token_ids: Array) -> Array:
+        """Rows of W, as an embedding looks them up: ids [T] -> float32[T, in]."""
         ...
 
-    def unpack(self) -> tuple[Array, Array | None]:
-        """W [out, in] and the bias [out]: views or copies, which the caller must not change."""
+    def unpack(self) -> Sequence[tuple[Array, Array | None]]:
+        """W [out, in] and the bias [out] of each layer that was packed: views or copies, not to be changed."""
         ...
 
 
@@ -55,8 +56,8 @@ class GatedLinear(Protocol):
         """[T, in] -> [T, out]."""
         ...
 
-    def unpack(self) -> tuple[Array, Array, Array | None, Array | None]:
-        """Wg, Wu [out, in] and their biases."""
+    def unpack(self) -> Sequence[tuple[Array, Array | None]]:
+        """Wg and its bias, Wu and its bias."""
         ...
 
 
@@ -71,31 +72,17 @@ class AttentionGeometry:
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionBatch:
-    """Which tokens a step computes and where their sequences lie, as arrays of the host.
+class RotaryAngles:
+    """Position p rotates pair i of a head by p * inv_freq[i]; cos and sin are multiplied by `factor`."""
 
-    Row r computes query positions context_lens[r] - query_lens[r] .. context_lens[r] - 1 of its sequence.
-    Its tokens are [query_starts[r], query_starts[r + 1]) of the step's T tokens.
-    """
-
-    query_starts: npt.NDArray[np.int32]  # [R + 1]
-    context_lens: npt.NDArray[np.int32]  # [R], the tokens of this step included
-    page_tables: npt.NDArray[np.int32]  # [R, at least the pages of the longest context]
-    positions: npt.NDArray[np.int32]  # [T]
-    cos: Array  # float32[T, D / 2], of the positions
-    sin: Array  # float32[T, D / 2]
-
-    @property
-    def query_lens(self) -> npt.NDArray[np.int32]:
-        return np.diff(self.query_starts)
+    inv_freq: npt.NDArray[np.float32]  # [D / 2]
+    factor: float
 
 
 class StepAttention(Protocol):
     """The attention of one step. What all layers share has been prepared."""
 
-    def __call__(
-        self, qkv: Array, layer: int, q_norm: Array | None, k_norm: Array | None
-    ) -> Array:
+    def __call__(self, qkv: Array, layer: int, q_norm: Array | None, k_norm: Array | None) -> Array:
         """Norm and rotate q and k, write k and v to their pages, attend causally through the page tables.
 
         `qkv` is [T, (H + 2G) D], may be overwritten; returns [T, H D] in the same dtype.
@@ -105,11 +92,6 @@ class StepAttention(Protocol):
 
 class ModelDevice(Protocol):
     """What models need: layers. Packing may run in a thread of its own while steps are computed (new weights)."""
-
-    @property
-    def torch_device(self) -> Any:
-        """Where arrays lie, for those who make arrays with PyTorch."""
-        ...
 
     @property
     def name(self) -> str: ...
@@ -148,24 +130,16 @@ class ModelDevice(Protocol):
     ) -> GatedLinear: ...
 
     def rms_norm(self, residual: Array, weight: Array, eps: float) -> Array:
-        """float32[T, features] -> [T, features] in `weight`'s dtype (arXiv 1910.07467)."""
+        """float32[T, features] -> [T, features] (arXiv 1910.07467)."""
         ...
 
 
-class RunnerDevice(Protocol[Batch]):
-    """What a runner needs: KV memory and attention over it. Steps run in one thread.
-
-    `Batch` says which tokens a step computes and where their sequences lie: `AttentionBatch` on a CPU, `PagedBatch`
-    (cuda/paged_batch.py) on a GPU.
+class RunnerDevice(Protocol):
+    """What a runner needs of every device: memory. Steps run in one thread.
 
     A row's results should not depend on the other rows of its step, nor on how its tokens are cut into chunks. With
-    the native CPU kernels they are the same bits, so text does not change with load or with cache hits.
+    the CPU's kernels they are the same bits, so text does not change with load or with cache hits.
     """
-
-    @property
-    def torch_device(self) -> Any:
-        """Where arrays lie, for those who make arrays with PyTorch."""
-        ...
 
     def free_memory_bytes(self) -> int:
         """Memory that can still be allocated."""
@@ -177,10 +151,6 @@ class RunnerDevice(Protocol[Batch]):
 
     def allocate_kv(self, layout: KVLayout, num_pages: int) -> KVMemory: ...
 
-    def plan_attention(self, geometry: AttentionGeometry, batch: Batch, *, kv: KVMemory) -> StepAttention:
-        """Prepare the attention of one step, for all layers."""
-        ...
 
-
-class Device(ModelDevice, RunnerDevice[Any], Protocol):
+class Device(ModelDevice, RunnerDevice, Protocol):
     """Both, as what builds an engine needs them: cpu/device.py and cuda/device.py."""

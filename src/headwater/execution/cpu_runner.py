@@ -1,23 +1,22 @@
 """Runs step plans on a CPU (runner.Runner): inputs, forward pass, logits of the rows that need them, sampling."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from headwater.devices.cpu.device import CpuDevice
+from headwater.devices.cpu.program import StepArrays
 from headwater.devices.kv_memory import KVLayout, KVMemory
-from headwater.execution.batch import SlotTable
+from headwater.execution.batch import SlotTable, StepInputs
 from headwater.execution.logprobs import token_logprobs
-from headwater.execution.prompt_logprobs import prompt_parts
+from headwater.execution.prompt_logprobs import PromptPart, prompt_parts
+from headwater.execution.recorded_model import RecordedModel
 from headwater.execution.sampler import Sampler
-from headwater.messages.generation import LogprobParams, TokenLogprob
+from headwater.messages.generation import TokenLogprob
 from headwater.models.decoder import DecoderModel
 from headwater.models.loader import LoadedModel
 from headwater.scheduling.plan import StepPlan, StepResult
-
-Numbers = npt.NDArray[np.float32]
 
 # rows of logits in memory at once: 64 rows of a vocabulary of 150,000 are 38 MB
 _LOGIT_ROWS = 64
@@ -73,6 +72,8 @@ class CpuRunner:
         max_pages = -(-(max_context or loaded.config.max_context) // layout.page_size)
         self._slots = SlotTable(max_running=max_running, max_pages=max_pages, page_size=layout.page_size)
         self._sampler = Sampler(vocab_size=loaded.config.vocab_size, draw=device.draw)
+        self._layout = layout
+        self._recorded: RecordedModel | None = RecordedModel(loaded.model, device, layout=layout)
 
     def memory_bytes(self) -> dict[str, int]:
         """Bytes of the model and its KV, for EngineState."""
@@ -86,6 +87,7 @@ class CpuRunner:
     def replace_model(self, model: DecoderModel | None) -> None:
         """Compute with `model` from the next step on; None: free the weights' memory."""
         self._model = model
+        self._recorded = None if model is None else RecordedModel(model, self._device, layout=self._layout)
 
     @property
     def kv(self) -> KVMemory:
@@ -100,15 +102,12 @@ class CpuRunner:
     def has_model(self) -> bool:
         return self._model is not None
 
-    @torch.inference_mode()
     def launch(self, plan: StepPlan) -> FinishedStep:
         """Run one step to its end."""
         self._slots.apply(plan)
         for assignment in plan.assignments:
             self._sampler.assign(assignment)
-        inputs = self._slots.inputs(plan, rotary=lambda positions: self.model.rotary(torch.from_numpy(positions)))
-        attention = self._device.plan_attention(self.model.geometry, inputs.attention, kv=self.kv)
-        hidden = self.model.forward(torch.from_numpy(inputs.token_ids), attention).numpy()
+        inputs = self._slots.inputs(plan)
         outcome = _Outcome(
             tokens=np.full(plan.num_rows, -1, dtype=np.int32),
             is_finite=np.ones(plan.num_rows, dtype=np.bool_),
@@ -116,11 +115,18 @@ class CpuRunner:
             prompt_logprobs={},
         )
         rows = np.flatnonzero(plan.samples)
+        step = self._step(inputs, inputs.last_tokens[rows[:_LOGIT_ROWS]])
+        recorded = self._model_in_place
+        recorded.run(step)
         for start in range(0, len(rows), _LOGIT_ROWS):
             block = rows[start : start + _LOGIT_ROWS]
-            self._sample(plan, block, hidden[inputs.last_tokens[block]], outcome)
+            if start:
+                step = replace(step, selected=inputs.last_tokens[block])
+                recorded.run_logits(step)
+            self._sample(plan, block, step, outcome)
         self._slots.set_newest(plan.slots[rows], outcome.tokens[rows])
-        self._add_prompt_logprobs(plan, hidden, outcome)
+        for part in prompt_parts(plan, self._slots.assignment):
+            outcome.prompt_logprobs[part.row] = self._prompt_logprobs(part, step)
         return FinishedStep(
             StepResult(
                 step_id=plan.step_id,
@@ -136,11 +142,32 @@ class CpuRunner:
     def recover(self) -> None:
         """Nothing to do: a step that raised ran within `launch`, and has ended."""
 
-    def _sample(self, plan: StepPlan, rows: np.ndarray, hidden: Numbers, outcome: _Outcome) -> None:
-        """Sample the given rows of the plan from the hidden states of their last tokens."""
-        logits = self._logits(hidden)
-        # Minimum and maximum propagate NaN.
-        outcome.is_finite[rows] = np.isfinite(logits.min(axis=-1)) & np.isfinite(logits.max(axis=-1))
+    @property
+    def _model_in_place(self) -> RecordedModel:
+        assert self._recorded is not None, "the weights are released"
+        return self._recorded
+
+    def _step(self, inputs: StepInputs, selected: npt.NDArray[np.int32]) -> StepArrays:
+        """A step for the program; `selected` are the tokens whose logits are computed with it."""
+        work = self._device.attention_work(self.model.geometry, inputs.query_starts, inputs.context_lens)
+        return StepArrays(
+            token_ids=inputs.token_ids,
+            positions=inputs.positions,
+            query_starts=inputs.query_starts,
+            context_lens=inputs.context_lens,
+            page_tables=inputs.page_tables,
+            selected=selected,
+            kv=self.kv.memory,
+            chunks=work.chunks,
+            queries_per_chunk=work.queries_per_chunk,
+            partial_slots=work.partial_slots,
+        )
+
+    def _sample(self, plan: StepPlan, rows: np.ndarray, step: StepArrays, outcome: _Outcome) -> None:
+        """Sample the given rows of the plan, whose logits the step has computed."""
+        greedy, is_finite = self._model_in_place.most_probable(step)
+        logits = self._model_in_place.logits(step)
+        outcome.is_finite[rows] = is_finite
         slots = plan.slots[rows].tolist()
         assigned = [self._slots.assignment(slot, int(plan.uses[row])) for slot, row in zip(slots, rows, strict=True)]
         wanted = [(index, it.logprobs) for index, it in enumerate(assigned) if it.logprobs is not None]
@@ -150,6 +177,7 @@ class CpuRunner:
             [it.sampling for it in assigned],
             slots=slots,
             num_outputs=plan.num_outputs[rows].tolist(),
+            most_probable=greedy,
         )
         outcome.tokens[rows] = tokens
         if raw is not None:
@@ -157,21 +185,13 @@ class CpuRunner:
             answers = token_logprobs(raw, ids, [params for _, params in wanted])
             outcome.logprobs.update((int(rows[index]), it) for (index, _), it in zip(wanted, answers, strict=True))
 
-    def _logits(self, hidden: Numbers) -> Numbers:
-        """float32[N, hidden_size] -> float32[N, vocab_size]"""
-        return self.model.logits(torch.from_numpy(hidden)).numpy()
-
-    def _add_prompt_logprobs(self, plan: StepPlan, hidden: Numbers, outcome: _Outcome) -> None:
-        """Log-probabilities of the prompt tokens that the chunks of this step predicted."""
-        for part in prompt_parts(plan, self._slots.assignment):
-            predicting = hidden[part.start : part.start + len(part.token_ids)]
-            outcome.prompt_logprobs[part.row] = self._predictions(predicting, part.token_ids, part.params)
-
-    def _predictions(self, hidden: Numbers, token_ids: list[int], params: LogprobParams) -> tuple[TokenLogprob, ...]:
-        """Log-probability of each token given the hidden state before it, a block of rows at a time."""
+    def _prompt_logprobs(self, part: PromptPart, step: StepArrays) -> tuple[TokenLogprob, ...]:
+        """Log-probabilities of the prompt tokens that a chunk of the step predicted, a block of rows at a time."""
         answers: list[TokenLogprob] = []
-        for start in range(0, len(token_ids), _LOGIT_ROWS):
-            ids = token_ids[start : start + _LOGIT_ROWS]
-            logits = self._logits(hidden[start : start + len(ids)])
-            answers.extend(token_logprobs(logits, ids, [params] * len(ids)))
+        for start in range(0, len(part.token_ids), _LOGIT_ROWS):
+            ids = part.token_ids[start : start + _LOGIT_ROWS]
+            first = part.start + start
+            step = replace(step, selected=np.arange(first, first + len(ids), dtype=np.int32))
+            self._model_in_place.run_logits(step)
+            answers.extend(token_logprobs(self._model_in_place.logits(step), ids, [part.params] * len(ids)))
         return tuple(answers)

@@ -72,7 +72,7 @@ class GpuRunner:
         self._sampler = DeviceSampler(place, max_running=max_running, vocab_size=loaded.config.vocab_size)
         self._greedy = GreedyScratch(max_rows=max_running, vocab_size=loaded.config.vocab_size, device=place)
         with torch.inference_mode():
-            self._rotary = loaded.model.rotary(torch.arange(max_context, device=place))
+            self._rotary = device.rotary_tables(loaded.model.rotary, max_context)
         device.reserve_decodes(loaded.model.geometry, max_running)
         # shared by all steps: a graph with logits of its own would keep them for ever
         self._logits = torch.empty((max_running, loaded.config.vocab_size), dtype=torch.float32, device=place)

@@ -1,6 +1,6 @@
 """What the weights, the KV memory and the warm-up need from a runner. CpuRunner and GpuRunner implement it."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from headwater.devices.device import RunnerDevice
 from headwater.devices.kv_memory import KVMemory
@@ -42,7 +42,7 @@ class Runner(Protocol):
 class KvLifetime:
     """A runner's KV memory (`control.ports.KvMemoryPort`), released and allocated again while no step is in flight."""
 
-    def __init__(self, runner: Runner, device: RunnerDevice[Any]) -> None:
+    def __init__(self, runner: Runner, device: RunnerDevice) -> None:
         self._runner = runner
         self._device = device
         self._layout, self._num_pages = runner.kv.layout, runner.kv.num_pages

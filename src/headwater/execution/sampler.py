@@ -46,15 +46,18 @@ class Sampler:
         *,
         slots: Sequence[int],
         num_outputs: Sequence[int],
+        most_probable: npt.NDArray[np.int32] | None = None,
     ) -> npt.NDArray[np.int64]:
         """One token per row. float32 `logits` [rows, vocab_size] may be overwritten.
 
         `num_outputs` is how many tokens each request has generated before: the position of its noise.
+        `most_probable` is the argmax of each row, if it is known.
         """
         edited = [(row, self._edits[slot]) for row, slot in enumerate(slots) if slot in self._edits]
+        tokens = logits.argmax(axis=-1) if most_probable is None else most_probable.astype(np.int64)
         for row, edits in edited:
             edits.apply(logits[row], num_outputs[row])
-        tokens = logits.argmax(axis=-1)
+            tokens[row] = logits[row].argmax()
         random = [row for row, sampling in enumerate(params) if not is_greedy(sampling)]
         if random:
             keys = noise_keys([params[row].seed for row in random], [num_outputs[row] for row in random])

@@ -1,15 +1,22 @@
 """The forward pass of the Llama, Mistral, Qwen2 and Qwen3 families, over a device's layers and attention.
 
 The families differ in optional parameters only (biases, QK-norm), so one model serves them all. The residual
-stream is float32 in every dtype: it costs little and keeps bfloat16 sums from drifting.
+stream is float32 in every dtype: it costs little and keeps bfloat16 sums from drifting. The model looks into no array:
+a GPU's hold numbers, a CPU's stand for those of the steps to come (cpu/program.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-
-from headwater.devices.device import Array, AttentionGeometry, GatedLinear, Linear, ModelDevice, StepAttention
+from headwater.devices.device import (
+    Array,
+    AttentionGeometry,
+    GatedLinear,
+    Linear,
+    ModelDevice,
+    RotaryAngles,
+    StepAttention,
+)
 from headwater.models.config import ModelConfig
 from headwater.models.weights import PlacedWeights
 
@@ -31,7 +38,7 @@ class DecoderLayer:
 class DecoderModel:
     """A causal language model whose parameters are packed for one device.
 
-    `embedding` is None if the head's matrix is also the embedding (tied).
+    `head` is also the embedding if the model has one matrix for both (tied).
     """
 
     def __init__(
@@ -39,7 +46,7 @@ class DecoderModel:
         config: ModelConfig,
         device: ModelDevice,
         *,
-        embedding: Array | None,
+        embedding: Linear,
         layers: list[DecoderLayer],
         norm: Array,
         head: Linear,
@@ -56,22 +63,17 @@ class DecoderModel:
         self._layers = layers
         self._norm = norm
         self._head = head
-        self._inv_freq = torch.from_numpy(config.rope.inv_freq(config.head_dim)).to(device.torch_device)
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self._norm.dtype
+    def rotary(self) -> RotaryAngles:
+        """The angles by which the model's attention rotates queries and keys."""
+        rope = self.config.rope
+        return RotaryAngles(rope.inv_freq(self.config.head_dim), rope.attention_factor)
 
-    def rotary(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin of the positions' angles. int[T] -> two of float32[T, head_dim / 2]."""
-        angles = positions.to(torch.float32)[:, None] * self._inv_freq
-        factor = self.config.rope.attention_factor
-        return angles.cos() * factor, angles.sin() * factor
-
-    def forward(self, token_ids: torch.Tensor, attention: StepAttention) -> torch.Tensor:
-        """Hidden states before the last norm. int64[T] -> float32[T, hidden_size]."""
+    def forward(self, token_ids: Array, attention: StepAttention) -> Array:
+        """Hidden states before the last norm. Ids [T] -> float32[T, hidden_size]."""
         device, eps = self._device, self.config.norm_eps
-        residual = self._embed(token_ids).float()
+        residual = self._embedding.embed(token_ids)
         for index, layer in enumerate(self._layers):
             x = device.rms_norm(residual, layer.input_norm, eps)
             x = attention(layer.qkv(x), index, layer.q_norm, layer.k_norm)
@@ -80,64 +82,51 @@ class DecoderModel:
             layer.down.add_to(residual, layer.gate_up(x))
         return residual
 
-    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def logits(self, hidden: Array, out: Array | None = None) -> Array:
         """float32[N, hidden_size] -> float32[N, vocab_size], in `out` if given."""
         return self._head.logits(self._device.rms_norm(hidden, self._norm, self.config.norm_eps), out)
 
     def get_by_name(self, name: str) -> Array:
         """One parameter by its Hugging Face checkpoint name; the caller must not change it. KeyError if unknown."""
         if name in self.config.parameter_shapes():
-            top = {"model.embed_tokens.weight": self._embed_weight, "model.norm.weight": lambda: self._norm}
-            if name in top:
-                return top[name]()
-            if name == "lm_head.weight":
-                return self._head.unpack()[0]
-            _, _, index, block, *_ = name.split(".")
-            for found, tensor in self._layer_parameters(int(index), block):
-                if found == name:
-                    return tensor
+            parts = name.split(".")
+            found = self._layer_parameters(int(parts[2]), parts[3]) if "layers" in parts else self._outer_parameters()
+            for parameter, array in found:
+                if parameter == name:
+                    return array
         raise KeyError(name)
 
     def iter_named(self) -> Iterator[tuple[str, Array]]:
         """Every parameter with its Hugging Face checkpoint name, unpacked one layer at a time."""
-        yield "model.embed_tokens.weight", self._embed_weight()
+        yield from self._outer_parameters()
         for index in range(len(self._layers)):
             for block in ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp"):
                 yield from self._layer_parameters(index, block)
+
+    def _outer_parameters(self) -> Iterator[tuple[str, Array]]:
+        """The parameters before and after the layers."""
         yield "model.norm.weight", self._norm
+        yield from _named("model.embed_tokens", self._embedding)
         if not self.config.tie_word_embeddings:
-            yield "lm_head.weight", self._head.unpack()[0]
-
-    def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        if self._embedding is None:
-            return self._head.rows(token_ids)
-        return torch.nn.functional.embedding(token_ids, self._embedding)
-
-    def _embed_weight(self) -> Array:
-        return self._head.unpack()[0] if self._embedding is None else self._embedding
+            yield from _named("lm_head", self._head)
 
     def _layer_parameters(self, index: int, block: str) -> Iterator[tuple[str, Array]]:
         """The parameters of one block of one layer: a norm, `self_attn` or `mlp`."""
-        layer, config = self._layers[index], self.config
+        layer = self._layers[index]
         prefix = f"model.layers.{index}.{block}."
         if block == "input_layernorm":
             yield prefix + "weight", layer.input_norm
         elif block == "post_attention_layernorm":
             yield prefix + "weight", layer.post_attention_norm
         elif block == "self_attn":
-            sizes = (config.q_size, config.kv_size, config.kv_size)
-            weight, bias = layer.qkv.unpack()
-            weights = weight.split(sizes)
-            biases = (None, None, None) if bias is None else bias.split(sizes)
-            for name, part, part_bias in zip("qkv", weights, biases, strict=True):
-                yield from _named(f"{prefix}{name}_proj", part, part_bias)
-            yield from _norms(prefix, layer)
-            yield from _named(prefix + "o_proj", *layer.o.unpack())
+            yield from _named(prefix, layer.qkv, ("q_proj", "k_proj", "v_proj"))
+            if layer.q_norm is not None and layer.k_norm is not None:
+                yield prefix + "q_norm.weight", layer.q_norm
+                yield prefix + "k_norm.weight", layer.k_norm
+            yield from _named(prefix, layer.o, ("o_proj",))
         else:
-            gate, up, gate_bias, up_bias = layer.gate_up.unpack()
-            yield from _named(prefix + "gate_proj", gate, gate_bias)
-            yield from _named(prefix + "up_proj", up, up_bias)
-            yield from _named(prefix + "down_proj", *layer.down.unpack())
+            yield from _named(prefix, layer.gate_up, ("gate_proj", "up_proj"))
+            yield from _named(prefix, layer.down, ("down_proj",))
 
 
 def build_decoder(config: ModelConfig, source: PlacedWeights, device: ModelDevice) -> DecoderModel:
@@ -172,25 +161,20 @@ def build_decoder(config: ModelConfig, source: PlacedWeights, device: ModelDevic
         )
 
     layers = [layer(index) for index in range(config.num_layers)]
-    embedding = load("model.embed_tokens.weight")
-    tied = config.tie_word_embeddings
+    embedding = device.pack_linear([load("model.embed_tokens.weight")])
     return DecoderModel(
         config,
         device,
-        embedding=None if tied else embedding,
+        embedding=embedding,
         layers=layers,
         norm=load("model.norm.weight"),
-        head=device.pack_linear([embedding if tied else load("lm_head.weight")]),
+        head=embedding if config.tie_word_embeddings else device.pack_linear([load("lm_head.weight")]),
     )
 
 
-def _named(prefix: str, weight: Array, bias: Array | None) -> Iterator[tuple[str, Array]]:
-    yield prefix + ".weight", weight
-    if bias is not None:
-        yield prefix + ".bias", bias
-
-
-def _norms(prefix: str, layer: DecoderLayer) -> Iterator[tuple[str, Array]]:
-    if layer.q_norm is not None and layer.k_norm is not None:
-        yield prefix + "q_norm.weight", layer.q_norm
-        yield prefix + "k_norm.weight", layer.k_norm
+def _named(prefix: str, packed: Linear | GatedLinear, names: Sequence[str] = ("",)) -> Iterator[tuple[str, Array]]:
+    """The layers that were packed into one, each under its name."""
+    for name, (weight, bias) in zip(names, packed.unpack(), strict=True):
+        yield f"{prefix}{name}.weight", weight
+        if bias is not None:
+            yield f"{prefix}{name}.bias", bias

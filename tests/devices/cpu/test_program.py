@@ -53,11 +53,13 @@ def test_shared_memory_changes_no_number(ops: list[tuple[int, bool, list[int], b
     inputs: list[list[int]] = []
     for number, (width, is_in_place, picks, stays) in enumerate(ops):
         picked = sorted({pick % len(arrays) for pick in picks}) if arrays else []
-        y = arrays[picked[-1]] if picked and is_in_place else program.array(TOKENS, width, stays=stays)
+        y = arrays[picked[-1]] if picked and is_in_place else program.array(TOKENS, width)
         inputs.append(picked)
+        if stays:
+            program.keep(y)
         arrays.append(y)
         _append_sum(program, y, number, [arrays[i] for i in picked if arrays[i] is not y])
-    stay = [array for array in dict.fromkeys(arrays) if array.stays]
+    kept = [arrays[number] for number, (*_, stays) in enumerate(ops) if stays]
     for num_tokens in sizes:
         step = step_of(num_tokens)
         program.run(step)
@@ -65,7 +67,7 @@ def test_shared_memory_changes_no_number(ops: list[tuple[int, bool, list[int], b
         for number, (y, picked) in enumerate(zip(arrays, inputs, strict=True)):
             xs = {str(i): own[arrays[i]] for i in picked if arrays[i] is not y}
             _sum(step, y=own[y], number=number, **xs)
-        for array in stay:
+        for array in kept:
             np.testing.assert_array_equal(program.view(array, step), own[array])
 
 
@@ -85,7 +87,7 @@ def test_arrays_of_a_deep_model_take_turns_in_the_same_memory() -> None:
 def test_a_larger_step_keeps_what_stays() -> None:
     """The logits of a long prompt need more rows than the step before; its hidden states must still be there."""
     program = Program(None, num_threads=1)
-    hidden, logits = program.array(TOKENS, 3, stays=True), program.array(SELECTED, 2, stays=True)
+    hidden, logits = program.keep(program.array(TOKENS, 3)), program.keep(program.array(SELECTED, 2))
     _append_sum(program, hidden, 5, [])
     program.append(
         "select", None, {"x": hidden, "y": logits},
@@ -102,3 +104,14 @@ def test_an_array_of_another_program_is_refused() -> None:
     one, other = Program(None, num_threads=1), Program(None, num_threads=1)
     with pytest.raises(AssertionError):
         _append_sum(one, one.array(TOKENS, 2), 1, [other.array(TOKENS, 2)])
+
+
+def test_ops_may_fill_the_columns_of_one_array() -> None:
+    """Queries, keys and values in formats of their own are products of their own."""
+    program = Program(None, num_threads=1)
+    y = program.keep(program.array(TOKENS, 5))
+    for first, width in ((0, 3), (3, 2)):
+        program.append("fill", None, {"y": y.columns(first, width)}, plain=lambda step, *, y, n=first: y.fill(n))
+    step = step_of(4)
+    program.run(step)
+    np.testing.assert_array_equal(program.view(y, step), np.tile([0, 0, 0, 3, 3], (4, 1)))

@@ -46,6 +46,12 @@ class Kernel(ctypes.Structure):
     _fields_ = (("num_chunks", _NUM_CHUNKS), ("run_chunk", _RUN_CHUNK))
 
 
+class Op(ctypes.Structure):
+    """`Op` of kernels/step.h: addresses of a kernel and of its job."""
+
+    _fields_ = (("kernel", _POINTER), ("job", _POINTER))
+
+
 class KernelLibrary:
     """The loaded library of one instruction set."""
 
@@ -64,6 +70,11 @@ class KernelLibrary:
         kernel, address = self.kernel(name), ctypes.addressof(job)
         for chunk in range(kernel.num_chunks(address, ctypes.byref(step))):
             kernel.run_chunk(address, ctypes.byref(step), chunk)
+
+    def run_on_threads(self, name: str, job: ctypes.Structure, *, num_threads: int) -> None:
+        """Run one op that needs nothing of a step."""
+        op = Op(ctypes.addressof(self.kernel(name)), ctypes.addressof(job))
+        self.functions.hw_run(ctypes.addressof(op), 1, ctypes.byref(Step()), num_threads, None)
 
 
 @functools.cache

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headwater.devices.cpu.kernel_library import SELECTED, TOKENS, KernelLibrary, Step
+from headwater.devices.cpu.kernel_library import Op as NativeOp
 
 _ALIGNMENT = 64  # bytes: a line of the cache, and the widest registers
 _ROWS_ALIGNMENT = 16  # kernels may write whole tiles of rows
@@ -30,11 +31,31 @@ class Array:
     rows: int  # TOKENS or SELECTED
     width: int
     dtype: np.dtype
-    stays: bool  # until the end of the program
+
+    def columns(self, first: int, width: int) -> "Columns":
+        """A part of each row, for an op of several that fill the rows."""
+        assert first >= 0 and first + width <= self.width
+        return Columns(self, first, width)
 
     @property
     def row_bytes(self) -> int:
         return self.width * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Columns [first, first + width) of an array."""
+
+    array: Array
+    first: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """The ids of a step's tokens, which a program reads from the step."""
+
+    program: "Program"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +105,17 @@ Plain = Callable[..., None]  # (StepArrays, **arrays by their names in the job, 
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """A kernel, its job and the program's arrays that the job names. `plain` computes the same in numpy."""
+    """A kernel, its job and the program's arrays that the job names; or what computes the same in numpy."""
 
     kernel: str
-    job: ctypes.Structure | None  # None: there is no library
-    arrays: Mapping[str, Array]
-    plain: Plain
+    job: ctypes.Structure | None  # None: the op runs without a library alone
+    arrays: Mapping[str, Array | Columns]
+    plain: Plain | None  # None: it runs with a library alone
     keeps: tuple[object, ...]  # the job holds their addresses
 
-
-class _NativeOp(ctypes.Structure):
-    """`Op` of kernels/step.h."""
-
-    _fields_ = (("kernel", ctypes.c_void_p), ("job", ctypes.c_void_p))
+    def whole_arrays(self) -> list[Array]:
+        """The arrays that the op reads or writes, or a part of."""
+        return list(dict.fromkeys(it if isinstance(it, Array) else it.array for it in self.arrays.values()))
 
 
 @dataclass(slots=True)
@@ -126,10 +145,11 @@ class Program:
         self._library = library
         self._num_threads = num_threads
         self._ops: list[Op] = []
+        self._kept: set[Array] = set()
         self._arena: _Arena | None = None
         self._slots: list[_Slot] = []
         self._slot_of: dict[Array, int] = {}
-        self._native_ops: ctypes.Array[_NativeOp] | None = None
+        self._native_ops: ctypes.Array[NativeOp] | None = None
         self.is_timed = False
         self.op_ns: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
@@ -137,25 +157,35 @@ class Program:
     def ops(self) -> tuple[Op, ...]:
         return tuple(self._ops)
 
+    @property
+    def token_ids(self) -> TokenIds:
+        return TokenIds(self)
+
     # --- recording -----------------------------------------------------------------------------------
 
-    def array(self, rows: int, width: int, *, dtype: npt.DTypeLike = np.float32, stays: bool = False) -> Array:
-        """An array for ops to write. `stays`: other code reads it after the run."""
-        return Array(self, rows, width, np.dtype(dtype), stays)
+    def array(self, rows: int, width: int, *, dtype: npt.DTypeLike = np.float32) -> Array:
+        """An array for ops to write."""
+        return Array(self, rows, width, np.dtype(dtype))
+
+    def keep(self, array: Array) -> Array:
+        """Keep an array's numbers to the end of the program, for other code or a later run of a part of the ops."""
+        self._kept.add(array)
+        return array
 
     def append(
         self,
         kernel: str,
         job: ctypes.Structure | None,
-        arrays: Mapping[str, Array],
+        arrays: Mapping[str, Array | Columns],
         *,
-        plain: Plain,
+        plain: Plain | None = None,
         keeps: tuple[object, ...] = (),
     ) -> None:
         """Record an op. `arrays` are the job's fields for which the program has the addresses."""
         assert self._arena is None, "the program has run"
-        assert all(array.program is self for array in arrays.values())
-        self._ops.append(Op(kernel, job, arrays, plain, keeps))
+        op = Op(kernel, job, arrays, plain, keeps)
+        assert all(array.program is self for array in op.whole_arrays())
+        self._ops.append(op)
 
     # --- running -------------------------------------------------------------------------------------
 
@@ -165,20 +195,23 @@ class Program:
         self._reserve(len(step.token_ids), len(step.selected))
         if self._library is None:
             for op in self._ops[first:end]:
+                assert op.plain is not None
                 op.plain(step, **{name: self.view(array, step) for name, array in op.arrays.items()})
             return
         assert self._native_ops is not None
         struct = step.as_struct()
         self._library.functions.hw_run(
-            ctypes.addressof(self._native_ops) + first * ctypes.sizeof(_NativeOp),
+            ctypes.addressof(self._native_ops) + first * ctypes.sizeof(NativeOp),
             end - first,
             ctypes.byref(struct),
             self._num_threads,
             self.op_ns.ctypes.data + first * self.op_ns.itemsize if self.is_timed else None,
         )
 
-    def view(self, array: Array, step: StepArrays) -> Numbers:
+    def view(self, array: Array | Columns, step: StepArrays) -> Numbers:
         """The numbers of an array, [rows of the step, width]; valid until the arena grows."""
+        if isinstance(array, Columns):
+            return self.view(array.array, step)[:, array.first : array.first + array.width]
         assert self._arena is not None
         num_rows = step.num_rows_of(array.rows)
         start = self._arena.starts[self._slot_of[array]]
@@ -195,12 +228,12 @@ class Program:
     def _reserve(self, num_tokens: int, num_selected: int) -> None:
         """Have an arena for so many rows. A larger step than all before moves the arrays."""
         if self._arena is None:
-            self._slots, self._slot_of = _share_slots(self._ops)
+            self._slots, self._slot_of = _share_slots(self._ops, self._kept)
             self.op_ns = np.zeros(len(self._ops), dtype=np.int64)
         elif num_tokens <= self._arena.num_rows[TOKENS] and num_selected <= self._arena.num_rows[SELECTED]:
             return
         had = (0, 0) if self._arena is None else self._arena.num_rows
-        kept = [] if self._arena is None else [self._copy_of(array) for array in self._slot_of if array.stays]
+        kept = [] if self._arena is None else [self._copy_of(array) for array in self._kept]
         self._arena = _allocate(self._slots, (max(num_tokens, had[0]), max(num_selected, had[1])))
         for array, numbers in kept:
             self._memory_of(array)[: len(numbers)] = numbers
@@ -223,29 +256,30 @@ class Program:
         native_ops = []
         for op in self._ops:
             assert op.job is not None
-            for name, array in op.arrays.items():
-                setattr(op.job, name, base + self._arena.starts[self._slot_of[array]])
-            native_ops.append(_NativeOp(ctypes.addressof(self._library.kernel(op.kernel)), ctypes.addressof(op.job)))
-        self._native_ops = (_NativeOp * len(native_ops))(*native_ops)
+            for name, part in op.arrays.items():
+                array, first = (part, 0) if isinstance(part, Array) else (part.array, part.first)
+                start = self._arena.starts[self._slot_of[array]]
+                setattr(op.job, name, base + start + first * array.dtype.itemsize)
+            native_ops.append(NativeOp(ctypes.addressof(self._library.kernel(op.kernel)), ctypes.addressof(op.job)))
+        self._native_ops = (NativeOp * len(native_ops))(*native_ops)
 
 
-def _share_slots(ops: list[Op]) -> tuple[list[_Slot], dict[Array, int]]:
+def _share_slots(ops: list[Op], kept: set[Array]) -> tuple[list[_Slot], dict[Array, int]]:
     """Give each array a slot. Arrays of the same size share one if the first is read for the last time before."""
-    last_op = {array: index for index, op in enumerate(ops) for array in op.arrays.values()}
+    last_op = {array: index for index, op in enumerate(ops) for array in op.whole_arrays()}
     slots: list[_Slot] = []
     slot_of: dict[Array, int] = {}
     free: dict[_Slot, list[int]] = {}
     for index, op in enumerate(ops):
-        arrays = dict.fromkeys(op.arrays.values())
-        for array in arrays:
+        for array in op.whole_arrays():
             if array not in slot_of:
                 slot = _Slot(array.rows, array.row_bytes)
                 if not free.setdefault(slot, []):
                     free[slot].append(len(slots))
                     slots.append(slot)
                 slot_of[array] = free[slot].pop()
-        for array in arrays:  # only now: no op writes over what it reads
-            if last_op[array] == index and not array.stays:
+        for array in op.whole_arrays():  # only now: no op writes over what it reads
+            if last_op[array] == index and array not in kept:
                 free[_Slot(array.rows, array.row_bytes)].append(slot_of[array])
     return slots, slot_of
 

@@ -20,7 +20,7 @@ from headwater.devices.cuda.kv_memory import CudaKVMemory
 from headwater.devices.cuda.linear import CudaGatedLinear, CudaLinear
 from headwater.devices.cuda.paged_batch import PagedBatch
 from headwater.devices.cuda.prefill_tiles import PrefillTiles, plan_tiles
-from headwater.devices.device import AttentionGeometry, GatedLinear, Linear, StepAttention, Weight
+from headwater.devices.device import AttentionGeometry, GatedLinear, Linear, RotaryAngles, StepAttention, Weight
 from headwater.devices.errors import UnsupportedError
 from headwater.devices.host_tensor import HostTensor
 from headwater.devices.kv_memory import KVLayout, KVMemory
@@ -114,6 +114,12 @@ class CudaDevice:
         up_bias: torch.Tensor | None = None,
     ) -> GatedLinear:
         return CudaGatedLinear(gate, up, gate_bias, up_bias)
+
+    def rotary_tables(self, angles: RotaryAngles, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin of each position's angles: two of float32[num_positions, D / 2]."""
+        inv_freq = torch.from_numpy(angles.inv_freq).to(self.torch_device)
+        found = torch.arange(num_positions, device=self.torch_device).to(torch.float32)[:, None] * inv_freq
+        return found.cos() * angles.factor, found.sin() * angles.factor
 
     def rms_norm(self, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         return rms_norm(residual, weight, eps)

@@ -18,6 +18,7 @@ class CudaLinear:
     def __init__(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None) -> None:
         self._weight = weights[0].contiguous() if len(weights) == 1 else torch.cat(list(weights))
         self._bias = None if biases is None else torch.cat(list(biases))
+        self._sizes = [len(weight) for weight in weights]
         self.out_features, self.in_features = self._weight.shape
         # bfloat16 factors, float32 results: neither the residual stream nor the logits are rounded in between
         self._widens = self._weight.is_cuda and self._weight.dtype != torch.float32
@@ -44,10 +45,16 @@ class CudaLinear:
             return torch.mm(x, self._weight.t(), out_dtype=torch.float32, out=out)
         return self(x).float() if out is None else out.copy_(self(x))
 
-    def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        return F.embedding(ids, self._weight)
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        return F.embedding(token_ids, self._weight).float()
 
-    def unpack(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def unpack(self) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        biases = [None] * len(self._sizes) if self._bias is None else self._bias.split(self._sizes)
+        return list(zip(self._weight.split(self._sizes), biases, strict=True))
+
+    @property
+    def whole(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """W [out, in] and the bias [out] of all layers together."""
         return self._weight, self._bias
 
 
@@ -65,13 +72,10 @@ class CudaGatedLinear:
         self._linear = CudaLinear((gate, up), biases)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        weight, bias = self._linear.unpack()
+        weight, bias = self._linear.whole
         if suits_gated(len(x), weight):
             return gated_linear(x, weight, bias)
         return silu_mul(self._linear(x))
 
-    def unpack(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        weight, bias = self._linear.unpack()
-        gate, up = weight.chunk(2)
-        gate_bias, up_bias = (None, None) if bias is None else bias.chunk(2)
-        return gate, up, gate_bias, up_bias
+    def unpack(self) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        return self._linear.unpack()

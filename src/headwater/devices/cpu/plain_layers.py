@@ -1,0 +1,98 @@
+"""The layers of a CPU without kernels: called with a program's arrays, they record ops that compute in numpy.
+
+Weights stay in the format that they were placed in, and are widened a block of rows at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from headwater.devices.cpu.kernel_library import TOKENS
+from headwater.devices.cpu.plain.linear import linear, silu
+from headwater.devices.cpu.plain.norm import Floats
+from headwater.devices.cpu.program import Array, StepArrays, TokenIds
+from headwater.devices.host_tensor import HostTensor
+
+Part = tuple[HostTensor, HostTensor | None]  # weight [out, in] and bias [out]
+
+_WIDE_NUMBERS = 1 << 20  # of a weight in float32 at a time
+
+
+class PlainLinear:
+    """A linear layer (device.Linear) in numpy."""
+
+    def __init__(self, weights: Sequence[HostTensor], biases: Sequence[HostTensor] | None = None) -> None:
+        self._parts: list[Part] = list(zip(weights, biases or [None] * len(weights), strict=True))
+        self.out_features = sum(weight.shape[0] for weight in weights)
+        self.in_features = weights[0].shape[1]
+
+    def __call__(self, x: Array) -> Array:
+        y = x.program.array(x.rows, self.out_features)
+        x.program.append("linear", None, {"x": x, "y": y}, plain=partial(_store, parts=self._parts))
+        return y
+
+    def add_to(self, residual: Array, x: Array) -> None:
+        x.program.append("linear", None, {"x": x, "y": residual}, plain=partial(_add, parts=self._parts))
+
+    def logits(self, x: Array, out: None = None) -> Array:
+        assert out is None, "a program has the memory of its arrays"
+        return self(x)
+
+    def embed(self, token_ids: TokenIds) -> Array:
+        ((weight, _),) = self._parts
+        y = token_ids.program.array(TOKENS, self.in_features)
+        token_ids.program.append("embed", None, {"y": y}, plain=partial(_embed, weight=weight))
+        return y
+
+    def unpack(self) -> list[Part]:
+        return self._parts
+
+
+class PlainGatedLinear:
+    """The gated half of an MLP (device.GatedLinear) in numpy."""
+
+    def __init__(self, gate: Part, up: Part) -> None:
+        self._parts = [gate, up]
+
+    def __call__(self, x: Array) -> Array:
+        y = x.program.array(x.rows, self._parts[0][0].shape[0])
+        gated = partial(_gated, gate=self._parts[0], up=self._parts[1])
+        x.program.append("linear", None, {"x": x, "y": y}, plain=gated)
+        return y
+
+    def unpack(self) -> list[Part]:
+        return self._parts
+
+
+# --- in numpy (program.Plain) ------------------------------------------------------------------------
+
+
+def _products(x: Floats, parts: Sequence[Part]) -> Iterator[tuple[slice, Floats]]:
+    """Columns of the result, and their numbers."""
+    first = 0
+    for weight, bias in parts:
+        biases = None if bias is None else bias.to_float32()
+        step = max(1, _WIDE_NUMBERS // weight.shape[1])
+        for start in range(0, weight.shape[0], step):
+            end = min(start + step, weight.shape[0])
+            some = None if biases is None else biases[start:end]
+            yield slice(first + start, first + end), linear(x, weight.rows(start, end).to_float32(), some)
+        first += weight.shape[0]
+
+
+def _store(_: StepArrays, *, x: Floats, y: Floats, parts: Sequence[Part]) -> None:
+    for columns, product in _products(x, parts):
+        y[:, columns] = product
+
+
+def _add(_: StepArrays, *, x: Floats, y: Floats, parts: Sequence[Part]) -> None:
+    for columns, product in _products(x, parts):
+        y[:, columns] += product
+
+
+def _gated(_: StepArrays, *, x: Floats, y: Floats, gate: Part, up: Part) -> None:
+    for (columns, left), (_, right) in zip(_products(x, [gate]), _products(x, [up]), strict=True):
+        y[:, columns] = silu(left) * right
+
+
+def _embed(step: StepArrays, *, y: Floats, weight: HostTensor) -> None:
+    y[:] = weight.take_rows(step.token_ids).to_float32()

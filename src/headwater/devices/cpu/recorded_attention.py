@@ -1,0 +1,112 @@
+"""The attention of a CPU's model: called by a model's layers, it records ops (program.py)."""
+
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from headwater.devices.cpu.attention_kernels import (
+    KV_DTYPES,
+    AttentionJob,
+    RotaryAnglesJob,
+    check_geometry,
+    partial_arrays,
+)
+from headwater.devices.cpu.kernel_library import TOKENS
+from headwater.devices.cpu.plain.attention import StepRows, attend, prepare_qkv
+from headwater.devices.cpu.plain.kv_pages import LayerPages
+from headwater.devices.cpu.plain.norm import Floats, rotary_angles
+from headwater.devices.cpu.program import Array, Program, StepArrays
+from headwater.devices.device import AttentionGeometry, RotaryAngles
+from headwater.devices.host_tensor import HostTensor
+from headwater.devices.kv_memory import KVLayout
+
+
+class RecordedAttention:
+    """device.StepAttention of every step that the program will run, over KV pages of one layout."""
+
+    def __init__(
+        self, program: Program, geometry: AttentionGeometry, layout: KVLayout, *, rotary: RotaryAngles
+    ) -> None:
+        check_geometry(num_heads=geometry.num_heads, num_kv_heads=geometry.num_kv_heads, head_dim=geometry.head_dim)
+        self._program = program
+        self._geometry = geometry
+        self._layout = layout
+        self._partials = partial_arrays(
+            num_heads=geometry.num_heads, num_kv_heads=geometry.num_kv_heads, head_dim=geometry.head_dim
+        )
+        half = geometry.head_dim // 2
+        self._cos, self._sin = program.array(TOKENS, half), program.array(TOKENS, half)
+        inv_freq = np.ascontiguousarray(rotary.inv_freq, dtype=np.float32)
+        program.append(
+            "rotary_angles",
+            RotaryAnglesJob(inv_freq=inv_freq.ctypes.data, half=half, factor=rotary.factor),
+            {"cos": self._cos, "sin": self._sin},
+            plain=partial(_rotary_angles, rotary=rotary),
+            keeps=(inv_freq,),
+        )
+
+    def __call__(self, qkv: Array, layer: int, q_norm: HostTensor | None, k_norm: HostTensor | None) -> Array:
+        shape, layout = self._geometry, self._layout
+        norms = [None if norm is None else np.ascontiguousarray(norm.to_float32()) for norm in (q_norm, k_norm)]
+        out = self._program.array(TOKENS, shape.num_heads * shape.head_dim)
+        job = AttentionJob(
+            num_heads=shape.num_heads,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            kv_dtype=KV_DTYPES.index(layout.dtype),
+            page_size=layout.page_size,
+            page_bytes=layout.page_bytes,
+            layer_offset=layer * layout.layer_bytes,
+            norm_eps=shape.norm_eps,
+            scale=shape.head_dim**-0.5,
+            q_norm=_address(norms[0]),
+            k_norm=_address(norms[1]),
+            **{name: array.ctypes.data for name, array in self._partials.items()},
+        )
+        keeps = (*norms, *self._partials.values())
+        pages = partial(_layer_pages, layout=layout, layer=layer)
+        prepare = partial(_prepare_qkv, pages=pages, norms=norms, norm_eps=shape.norm_eps)
+        rotated = {"qkv": qkv, "cos": self._cos, "sin": self._sin}
+        self._program.append("prepare_qkv", job, rotated, plain=prepare, keeps=keeps)
+        self._program.append(
+            "attention", job, {"qkv": qkv, "out": out}, plain=partial(_attend, pages=pages, scale=job.scale)
+        )
+        return out
+
+
+def _address(array: npt.NDArray | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+# --- the same in numpy (program.Plain) ---------------------------------------------------------------
+
+
+def _rotary_angles(step: StepArrays, *, cos: Floats, sin: Floats, rotary: RotaryAngles) -> None:
+    cos[:], sin[:] = rotary_angles(step.positions, rotary.inv_freq, rotary.factor)
+
+
+def _layer_pages(step: StepArrays, *, layout: KVLayout, layer: int) -> LayerPages:
+    return LayerPages(
+        memory=step.kv,
+        layer_offset=layer * layout.layer_bytes,
+        num_kv_heads=layout.num_kv_heads,
+        page_size=layout.page_size,
+        head_dim=layout.head_dim,
+        dtype=layout.dtype,
+    )
+
+
+def _rows(step: StepArrays) -> StepRows:
+    return StepRows(step.query_starts, step.context_lens, step.page_tables, step.positions)
+
+
+def _prepare_qkv(
+    step: StepArrays, *, qkv: Floats, cos: Floats, sin: Floats, pages: partial[LayerPages], norms: list, norm_eps: float
+) -> None:
+    q_norm, k_norm = norms
+    prepare_qkv(qkv, _rows(step), pages(step), cos=cos, sin=sin, q_norm=q_norm, k_norm=k_norm, norm_eps=norm_eps)
+
+
+def _attend(step: StepArrays, *, qkv: Floats, out: Floats, pages: partial[LayerPages], scale: float) -> None:
+    out[:] = attend(qkv, _rows(step), pages(step), scale=scale)

@@ -1,0 +1,53 @@
+"""Ops of a CPU program on whole rows, with and without kernels: norm, choice of rows, the most probable token."""
+
+from functools import partial
+
+import numpy as np
+
+from headwater.devices.cpu.attention_kernels import ArgmaxJob, RmsNormJob, SelectRowsJob
+from headwater.devices.cpu.kernel_library import SELECTED
+from headwater.devices.cpu.plain import draw as plain_draw
+from headwater.devices.cpu.plain import norm as plain_norm
+from headwater.devices.cpu.plain.norm import Floats
+from headwater.devices.cpu.program import Array, Numbers, StepArrays
+from headwater.devices.host_tensor import HostTensor
+
+
+def rms_norm(x: Array, weight: HostTensor, eps: float) -> Array:
+    """Record y = x / rms(x) * weight."""
+    y = x.program.array(x.rows, x.width)
+    wide = np.ascontiguousarray(weight.to_float32())
+    job = RmsNormJob(weight=wide.ctypes.data, size=x.width, eps=eps, rows=x.rows)
+    x.program.append("rms_norm", job, {"x": x, "y": y}, plain=partial(_rms_norm, weight=wide, eps=eps), keeps=(wide,))
+    return y
+
+
+def select_rows(x: Array) -> Array:
+    """Record the copy of the rows whose logits the step wants."""
+    y = x.program.array(SELECTED, x.width)
+    x.program.append("select_rows", SelectRowsJob(size=x.width), {"x": x, "y": y}, plain=_select_rows)
+    return y
+
+
+def argmax(logits: Array) -> tuple[Array, Array]:
+    """Record the most probable token of each selected row, int32[S, 1], and whether its logits are finite, uint8."""
+    program = logits.program
+    tokens, is_finite = program.array(SELECTED, 1, dtype=np.int32), program.array(SELECTED, 1, dtype=np.uint8)
+    arrays = {"logits": logits, "tokens": tokens, "is_finite": is_finite}
+    program.append("argmax", ArgmaxJob(cols=logits.width, num_rows=-1), arrays, plain=_argmax)
+    return tokens, is_finite
+
+
+# --- the same in numpy (program.Plain) ---------------------------------------------------------------
+
+
+def _rms_norm(_: StepArrays, *, x: Floats, y: Floats, weight: Floats, eps: float) -> None:
+    y[:] = plain_norm.rms_norm(x, weight, eps)
+
+
+def _select_rows(step: StepArrays, *, x: Floats, y: Floats) -> None:
+    y[:] = x[step.selected]
+
+
+def _argmax(_: StepArrays, *, logits: Floats, tokens: Numbers, is_finite: Numbers) -> None:
+    tokens[:, 0], is_finite[:, 0] = plain_draw.argmax(logits)
