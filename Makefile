@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels-built
-KERNEL_SOURCES := $(wildcard src/headwater/devices/cpu/native/*)
+KERNEL_SOURCES := $(wildcard src/headwater/devices/cpu/kernels/*)
 ARGS ?=
 JOBS ?= 2
 PIP_ARGS ?=
@@ -31,9 +31,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[dev]'
 	@touch $@
 
-# optional: without a compiler or on another CPU the server computes in plain PyTorch, and says so
+# optional: without a compiler or on another CPU the server computes in numpy, and says so
 $(KERNELS): $(INSTALLED) $(KERNEL_SOURCES)
-	@$(BIN)/python -m headwater.devices.cpu.native_build
+	@$(BIN)/python -m headwater.devices.cpu.kernel_build
 	@touch $@
 
 serve: setup  ## Serve the default model on 127.0.0.1:30000
@@ -43,13 +43,12 @@ serve: setup  ## Serve the default model on 127.0.0.1:30000
 test: setup  ## All tests, fast and slow, in JOBS processes
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# the instruction sets that oneDNN and PyTorch may use, each capped by its own variable; a cap above the processor is none
+# a library for each instruction set that the processor runs, and numpy without any
 ISA_TESTS := tests/devices/cpu/test_cpu_layers.py tests/devices/test_step_attention.py tests/models/test_loader.py
-test-isa: setup  ## The CPU's layers, attention and loading as on lesser processors
-	HEADWATER_NATIVE=0 ONEDNN_MAX_CPU_ISA=AVX512_CORE $(BIN)/python -m pytest -q -k "not cuda" $(ISA_TESTS)
-	HEADWATER_NATIVE=0 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -q -k "not cuda" $(ISA_TESTS)
-	HEADWATER_NATIVE=0 ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default \
-	  $(BIN)/python -m pytest -q -k "not cuda" $(ISA_TESTS)
+ISAS = $$($(BIN)/python -c 'from headwater.devices.cpu.kernel_build import usable_instruction_sets as f; print(*(i.name for i in f()))')
+test-isa: setup  ## The CPU's layers, attention and loading with each set of kernels, and without
+	for isa in $(ISAS); do HEADWATER_CPU_ISA=$$isa $(BIN)/python -m pytest -q -k "not cuda" $(ISA_TESTS) || exit 1; done
+	HEADWATER_NATIVE=0 $(BIN)/python -m pytest -q -k "not cuda" $(ISA_TESTS)
 
 # other people's files, so they are fetched and not kept: 76 MB, in llama-cpp-python's sources
 test-templates: setup  ## Official chat templates, rendered beside transformers

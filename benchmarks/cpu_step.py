@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """The time of one step of the model runner on the CPU, and the machine's best possible time in the same minute.
 
-    cpu_step.py [--model PATH] [--dtype bfloat16] [--no-native] [--threads N] [--repeat 20] [--json FILE]
+    cpu_step.py [--model PATH] [--dtype auto] [--no-native] [--threads N] [--repeat 20] [--json FILE]
 
 Decode steps of 1 to 64 rows and prefill chunks run without HTTP, tokenizer or scheduler. The floor of a step is the
 longer one of two times: its bytes (weights and KV) at the read bandwidth, and its multiplications at the rate of a
-large matrix product. Both rates are the better ones of measurements directly before and after the step. Compare runs
+large matrix product in float32. Both rates are the better ones of measurements directly before and after the step. Compare runs
 by `ratio`, not by milliseconds, since the floor also varies on a shared machine. A ratio below 1 means that another
 process used a core while the floor was measured; ignore such a case.
 """
@@ -121,8 +121,8 @@ def read_bandwidth_gb_s(buffer: torch.Tensor) -> float:
     return buffer.nbytes / _best_s(buffer.sum, 4) / 1e9
 
 
-def matmul_gflops(dtype: torch.dtype, size: int = 1024) -> float:
-    x = torch.randn(size, size).to(dtype)
+def matmul_gflops(size: int = 1024) -> float:
+    x = torch.randn(size, size)
     return 2 * size**3 / _best_s(lambda: x @ x, 6) / 1e9
 
 
@@ -159,11 +159,10 @@ def measure(
     num_tokens: int,
     repeat: int,
 ) -> Measured:
-    dtype = getattr(torch, runner.kv.layout.dtype)
     buffer = torch.ones(64 << 20)
-    before = read_bandwidth_gb_s(buffer), matmul_gflops(dtype)
+    before = read_bandwidth_gb_s(buffer), matmul_gflops()
     times = _times_s(lambda: runner.launch(make_plan()).collect(), repeat)
-    after = read_bandwidth_gb_s(buffer), matmul_gflops(dtype)
+    after = read_bandwidth_gb_s(buffer), matmul_gflops()
     bandwidth, gflops = (max(pair) for pair in zip(before, after, strict=True))
     floor_s = max(num_bytes / bandwidth / 1e9, 2 * num_muls / gflops / 1e9)
     return Measured(
@@ -210,7 +209,7 @@ def main() -> None:
     parser.add_argument("--model", help="folder, .gguf file or hub id; the default model if left out")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--no-native", action="store_true", help="plain PyTorch, without the native kernels")
+    parser.add_argument("--no-native", action="store_true", help="plain numpy, without the kernels")
     parser.add_argument("--repeat", type=int, default=20, help="steps per decode case")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     args = parser.parse_args()

@@ -7,11 +7,14 @@ import numpy as np
 import torch
 
 from headwater.devices.cpu.device import CpuDevice
+from headwater.devices.cpu.program import StepArrays
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.float8 import from_float8, to_float8
 from headwater.devices.cuda.kv_memory import CudaKVMemory
-from headwater.devices.device import AttentionGeometry
+from headwater.devices.device import AttentionGeometry, RotaryAngles
+from headwater.devices.host_tensor import HostTensor
 from headwater.devices.kv_memory import KVLayout
+from headwater.devices.torch_tensors import to_host
 from headwater.execution.batch import SlotTable
 from headwater.execution.decode_inputs import DecodeInputs
 from headwater.execution.device_slots import DeviceSlots
@@ -65,7 +68,9 @@ class Setting:
         self.positions = np.concatenate([np.arange(n - q, n) for q, n in rows]).astype(np.int32)
         num_tokens = len(self.positions)
         self.qkv = self.random(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim).to(dtype)
-        angles = self.random(int(self.context_lens.max()), head_dim // 2) * 3
+        inv_freq = self.random(head_dim // 2).abs() * 3
+        self.angles = RotaryAngles(inv_freq.numpy(), 1.0)
+        angles = torch.arange(int(self.context_lens.max()), dtype=torch.float32)[:, None] * inv_freq
         self.rotary = (angles.cos(), angles.sin())  # of every position
         self.cos, self.sin = (it[self.positions] for it in self.rotary)
         norm = [1 + 0.3 * self.random(head_dim) for _ in range(2)]
@@ -106,25 +111,40 @@ class Setting:
         )
 
     def run(self, device: CpuDevice | CudaDevice, layer: int) -> torch.Tensor:
-        place = device.torch_device
-        kv = CudaKVMemory(self.kv.layout, self.kv.memory.to(place))
-        attend = self._attend_on_gpu if isinstance(device, CudaDevice) else self._attend_on_cpu
-        found = attend(device, kv, layer).cpu()
+        if isinstance(device, CpuDevice):
+            return self._attend_on_cpu(device, layer)
+        kv = CudaKVMemory(self.kv.layout, self.kv.memory.to(device.torch_device))
+        found = self._attend_on_gpu(device, kv, layer).cpu()
         self.kv.memory.copy_(kv.memory)
         return found
 
-    def _attend_on_cpu(self, device: CpuDevice, kv: CudaKVMemory, layer: int) -> torch.Tensor:
-        """As CpuRunner does."""
-        slots = SlotTable(max_running=len(self.tables), max_pages=self.tables.shape[1], page_size=kv.layout.page_size)
+    def _attend_on_cpu(self, device: CpuDevice, layer: int) -> torch.Tensor:
+        """As CpuRunner does: a recorded program, whose queries, keys and values are rows of a matrix."""
+        layout = self.kv.layout
+        slots = SlotTable(max_running=len(self.tables), max_pages=self.tables.shape[1], page_size=layout.page_size)
         plan = self.plan()
         slots.apply(plan)
-        inputs = slots.inputs(plan, rotary=lambda positions: (self.rotary[0][positions], self.rotary[1][positions]))
-        host = device.allocate_kv(kv.layout, kv.num_pages)
-        host.memory[:] = kv.memory.numpy()
-        attention = device.plan_attention(self.geometry, inputs.attention, kv=host)
-        found = attention(self.qkv.clone(), layer, *self.norms)
-        kv.memory.copy_(torch.from_numpy(host.memory))
-        return found
+        inputs = slots.inputs(plan)
+        work = device.attention_work(self.geometry, inputs.query_starts, inputs.context_lens)
+        step = StepArrays(
+            token_ids=np.arange(len(self.positions), dtype=np.int32),
+            positions=inputs.positions,
+            query_starts=inputs.query_starts,
+            context_lens=inputs.context_lens,
+            page_tables=inputs.page_tables,
+            selected=np.zeros(0, dtype=np.int32),
+            kv=self.kv.memory.numpy(),
+            chunks=work.chunks,
+            queries_per_chunk=work.queries_per_chunk,
+            partial_slots=work.partial_slots,
+        )
+        program = device.start_program()
+        attention = device.record_attention(program, self.geometry, layout, rotary=self.angles)
+        qkv = device.pack_linear([HostTensor.of(self.qkv.float().numpy())]).embed(program.token_ids)
+        norms = [None if norm is None else to_host(norm) for norm in self.norms]
+        out = program.keep(attention(qkv, layer, *norms))
+        program.run(step)
+        return torch.from_numpy(program.view(out, step).copy())
 
     def _attend_on_gpu(self, device: CudaDevice, kv: CudaKVMemory, layer: int) -> torch.Tensor:
         """As GpuRunner does: decodes alone, or a step with prompts."""

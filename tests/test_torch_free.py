@@ -6,12 +6,17 @@ import sys
 # the CPU's path; a module that begins to import torch, or something that does, is named by the test
 MODULES = """
 headwater.devices.cpu.attention_kernels
+headwater.devices.cpu.device
 headwater.devices.cpu.draw
 headwater.devices.cpu.host_memory
 headwater.devices.cpu.kernel_library
 headwater.devices.cpu.kv_memory
 headwater.devices.cpu.program
 headwater.devices.cpu.topology
+headwater.execution.cpu_runner
+headwater.launch.cpu_placement
+headwater.models.decoder
+headwater.models.loader
 headwater.devices.cuda.driver
 headwater.devices.device
 headwater.devices.float8

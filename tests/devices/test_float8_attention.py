@@ -1,7 +1,5 @@
 """Attention over 8-bit keys and values: what is stored, and what comes of it. Without a GPU, interpreted."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -19,16 +17,13 @@ pytestmark = pytest.mark.slow
 GPU = torch.cuda.is_available()
 
 
-@pytest.fixture(params=["torch", "cuda"])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
-    before = torch.get_num_threads()
-    if request.param == "torch":
-        yield CpuDevice(use_native=True)  # which must leave 8-bit pages to PyTorch
-    else:
-        if not GPU:
-            _round_as_the_hardware(monkeypatch)
-        yield CudaDevice(torch.device("cuda" if GPU else "cpu"))
-    torch.set_num_threads(before)
+@pytest.fixture(params=["kernels", "plain", "cuda"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Device:
+    if request.param != "cuda":
+        return CpuDevice(use_kernels=request.param == "kernels")
+    if not GPU:
+        _round_as_the_hardware(monkeypatch)
+    return CudaDevice(torch.device("cuda" if GPU else "cpu"))
 
 
 def _round_as_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,15 +3,13 @@
 Without a GPU the Triton kernels run under Triton's interpreter (conftest.py).
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
 
 from attention_setting import FEW_OF_EACH, MIXES, Setting
 from headwater.devices.cpu.device import CpuDevice
-from headwater.devices.cpu.native_library import native_library
+from headwater.devices.cpu.kernel_library import kernel_library
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.device import AttentionGeometry, Device
 
@@ -19,8 +17,8 @@ pytestmark = pytest.mark.slow
 
 Built = tuple[Device, torch.dtype]
 FLAVOURS = (
-    "torch-float32", "torch-bfloat16", "torch-float16", "native-bfloat16", "cuda-float32", "cuda-float16",
-    "cuda-bfloat16",
+    "plain-float32", "plain-bfloat16", "kernels-float32", "kernels-bfloat16", "kernels-float16", "cuda-float32",
+    "cuda-float16", "cuda-bfloat16",
 )  # fmt: skip
 
 
@@ -30,24 +28,22 @@ def _is_worth_interpreting(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(params=FLAVOURS)
-def built(request: pytest.FixtureRequest) -> Iterator[Built]:
-    before = torch.get_num_threads()
+def built(request: pytest.FixtureRequest) -> Built:
     flavour, dtype = request.param.split("-")
-    if flavour == "native" and native_library() is None:
-        pytest.skip("native kernels are not built or not for this CPU")
+    if flavour == "kernels" and kernel_library() is None:
+        pytest.skip("no kernels for this CPU, or no compiler")
     if request.param == "cuda-bfloat16" and not torch.cuda.is_available():
         pytest.skip("Triton's interpreter multiplies no bfloat16")
     is_interpreted_half = request.param == "cuda-float16" and not torch.cuda.is_available()
     if is_interpreted_half and not _is_worth_interpreting(request):
         pytest.skip("Triton's interpreter takes long, and float32 takes the same way; on a GPU all of them run")
-    yield _device(flavour), getattr(torch, dtype)
-    torch.set_num_threads(before)
+    return _device(flavour), getattr(torch, dtype)
 
 
 def _device(flavour: str) -> Device:
     if flavour == "cuda":
         return CudaDevice(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    return CpuDevice(use_native=flavour == "native")
+    return CpuDevice(use_kernels=flavour == "kernels")
 
 
 def _tolerance(dtype: torch.dtype) -> float:
@@ -85,7 +81,7 @@ def test_few_queries_over_long_contexts(built: Built, page_size: int, rows: list
 )
 @pytest.mark.parametrize("has_norm", [False, True])
 def test_attention_of_every_geometry(built: Built, geometry: tuple[int, int, int], has_norm: bool) -> None:
-    """Heads per KV head decide how queries are stacked; head sizes how blocks are cut (24 falls back)."""
+    """Heads per KV head decide how queries are stacked; head sizes how blocks are cut."""
     device, dtype = built
     is_interpreted = isinstance(device, CudaDevice) and not device.is_gpu
     quick = ((7, 1, 64), (4, 2, 24), (4, 2, 256))
@@ -150,13 +146,11 @@ def test_large_scores_do_not_overflow(built: Built) -> None:
 
 def test_threads_do_not_change_the_result() -> None:
     """Work is cut by rows and heads, never within a sum: more cores must give the same bits."""
-    if native_library() is None:
-        pytest.skip("native kernels are not built or not for this CPU")
-    before = torch.get_num_threads()
+    if kernel_library() is None:
+        pytest.skip("no kernels for this CPU, or no compiler")
     results = []
     for num_threads in (1, 2, 5):
         setting = Setting(MIXES["chunks and decodes"], dtype=torch.bfloat16)
         results.append(setting.run(CpuDevice(num_threads=num_threads), layer=0))
-    torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from tiny_gguf import write_gguf_model
 
 from headwater.devices.cpu.device import CpuDevice
-from headwater.devices.device import Weight
-from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor
+from headwater.devices.cpu.kernel_library import kernel_library
+from headwater.devices.host_tensor import STORAGE_TYPES, RandomTensor
+from headwater.devices.torch_tensors import from_host
 from headwater.models.config import ModelConfig, parse_hf_config
-from headwater.models.loader import load_model, open_weights, read_config, resolve_model
+from headwater.models.loader import LoadedModel, load_model, open_weights, read_config, resolve_model
 from headwater.models.model_files import ModelFileError
 from headwater.models.weights import DummyWeights
 
@@ -58,21 +59,25 @@ def _save(folder: Path, raw: dict[str, Any], parameters: dict[str, torch.Tensor]
 
 
 def _load(path: Path, **options: Any) -> Any:
-    use_native = options.pop("use_native", True)
-    return load_model(resolve_model(str(path)), device=CpuDevice(use_native=use_native), **options)
+    use_kernels = options.pop("use_kernels", True)
+    return load_model(resolve_model(str(path)), device=CpuDevice(use_kernels=use_kernels), **options)
+
+
+def _tensors(loaded: LoadedModel) -> dict[str, torch.Tensor]:
+    return {name: from_host(tensor) for name, tensor in loaded.model.iter_named()}
 
 
 @pytest.mark.parametrize("raw", [CONFIG, QWEN3, LLAMA_BIAS], ids=["llama", "qwen3", "llama-biases"])
-@pytest.mark.parametrize("use_native", [True, False])
-def test_parameters_come_back_by_name(tmp_path: Path, raw: dict[str, Any], use_native: bool) -> None:
+@pytest.mark.parametrize("use_kernels", [True, False])
+def test_parameters_come_back_by_name(tmp_path: Path, raw: dict[str, Any], use_kernels: bool) -> None:
     """Fused and packed layers must still give each checkpoint tensor, bit by bit."""
-    loaded = _load(_save(tmp_path, raw), dtype="bfloat16", use_native=use_native)
+    loaded = _load(_save(tmp_path, raw), dtype="bfloat16", use_kernels=use_kernels)
     expected = _parameters(raw)
-    found = dict(loaded.model.iter_named())
+    found = _tensors(loaded)
     assert list(found) == list(loaded.config.parameter_shapes())
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
-        assert torch.equal(loaded.model.get_by_name(name), tensor), name
+        assert torch.equal(from_host(loaded.model.get_by_name(name)), tensor), name
     with pytest.raises(KeyError):
         loaded.model.get_by_name("model.layers.9.mlp.up_proj.weight")
     assert loaded.weights_bytes == sum(it.numel() for it in expected.values()) * 2
@@ -84,7 +89,7 @@ def test_a_model_in_many_files(tmp_path: Path) -> None:
     _save(tmp_path / "parts", CONFIG, dict(parameters[:5]))
     save_file(dict(parameters[5:]), tmp_path / "parts" / "model-2.safetensors")
     parts = _load(tmp_path / "parts", dtype="float32")
-    for (name, one), (_, other) in zip(whole.model.iter_named(), parts.model.iter_named(), strict=True):
+    for (name, one), (_, other) in zip(_tensors(whole).items(), _tensors(parts).items(), strict=True):
         assert torch.equal(one, other), name
     save_file(dict(parameters[:1]), tmp_path / "parts" / "model-3.safetensors")
     with pytest.raises(ValueError, match=r"'model.embed_tokens.weight' is in both"):
@@ -193,7 +198,7 @@ def test_weights_id_is_of_content_config_and_dtype(tmp_path: Path) -> None:
 
 def test_dummy_weights_need_only_a_config_and_repeat(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    one, two = (dict(_load(tmp_path, load_format="dummy").model.iter_named()) for _ in range(2))
+    one, two = (_tensors(_load(tmp_path, load_format="dummy")) for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
     names = list(one)
     assert not torch.equal(one[names[2]], one["model.layers.1." + names[2].split(".", 3)[3]])
@@ -254,20 +259,8 @@ def test_a_gguf_file_gives_the_same_config_and_parameters(
     assert found.norm_eps == pytest.approx(config.norm_eps)
     assert {**_fields(found), "norm_eps": 0} == {**_fields(config), "norm_eps": 0}
     loaded = _load(path, dtype="bfloat16")
-    for name, tensor in loaded.model.iter_named():
+    for name, tensor in _tensors(loaded).items():
         assert torch.equal(tensor, parameters[name]), name
-
-
-class _BlockDevice(CpuDevice):
-    """A device that computes with Q8_0 blocks as they are: it widens them where it packs them."""
-
-    block_formats = frozenset({"Q8_0"})
-
-    def place(self, weight: Weight, *, form: str) -> torch.Tensor:
-        if form != "Q8_0":
-            return super().place(weight, form=form)
-        assert isinstance(weight, HostTensor) and weight.format == form
-        return super().place(weight, form=self.auto_dtype())
 
 
 def test_blocks_are_served_as_they_are_where_the_device_can(tmp_path: Path) -> None:
@@ -275,18 +268,22 @@ def test_blocks_are_served_as_they_are_where_the_device_can(tmp_path: Path) -> N
     config, parameters = parse_hf_config(CONFIG, {}), _parameters(CONFIG)
     path = write_gguf_model(tmp_path / "model.gguf", config, "llama", parameters, block_format="Q8_0")
     files = resolve_model(str(path))
-    plain, kept = (load_model(files, device=device) for device in (CpuDevice(), _BlockDevice()))
-    named = load_model(files, device=_BlockDevice(), dtype="bfloat16")
+    if kernel_library() is None:
+        pytest.skip("no kernels for this CPU, or no compiler")
+    plain, kept = (load_model(files, device=CpuDevice(use_kernels=use)) for use in (False, True))
+    named = load_model(files, device=CpuDevice(), dtype="bfloat16")
     assert kept.weights_id != plain.weights_id
-    assert named.weights_id == load_model(files, device=CpuDevice(), dtype="bfloat16").weights_id
+    assert named.weights_id == load_model(files, device=CpuDevice(use_kernels=False), dtype="bfloat16").weights_id
     num_values = sum(tensor.numel() for tensor in parameters.values())
     num_plain = sum(tensor.numel() for tensor in parameters.values() if tensor.dim() == 1)
     assert named.weights_bytes == 2 * num_values
     assert kept.weights_bytes == (num_values - num_plain) * 34 // 32 + num_plain * STORAGE_TYPES[kept.dtype].itemsize
     for name, tensor in parameters.items():
-        found = kept.model.get_by_name(name).float()
+        found = from_host(kept.model.get_by_name(name)).float()
         assert torch.allclose(found, tensor.float(), atol=0.03), name
-        assert torch.equal(found, plain.model.get_by_name(name).float()), "rows of q and k move as whole blocks"
+        if tensor.dim() == 2:
+            values = from_host(plain.model.get_by_name(name))
+            assert torch.equal(found, values), "rows of q and k move as whole blocks"
 
 
 def _fields(config: ModelConfig) -> dict[str, Any]:
@@ -311,12 +308,12 @@ def test_a_split_gguf_file_is_read_whole_whichever_part_is_named(tmp_path: Path)
     for index, part in enumerate(parts):
         split = {"split.no": index, "split.count": 3, "split.tensors.count": len(parameters)}
         write_gguf_model(part, config, "llama", dict(parameters[index::3]), metadata=split)
-    expected = dict(_load(whole, dtype="float32").model.iter_named())
+    expected = _tensors(_load(whole, dtype="float32"))
     ids = set()
     for part in parts:
         loaded = _load(part, dtype="float32")
         ids.add(loaded.weights_id)
-        assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.model.iter_named())
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in _tensors(loaded).items())
     assert len(ids) == 1
     parts[1].rename(tmp_path / "elsewhere.gguf")
     with pytest.raises(ModelFileError, match=r"is one of 3 parts, and model-00002-of-00003\.gguf is not beside it"):
@@ -389,4 +386,4 @@ def test_loading_reads_the_file_it_was_given(tmp_path: Path) -> None:
     folder = _save(tmp_path, CONFIG)
     loaded = _load(folder, dtype="float32")
     for name, tensor in load_file(folder / "model.safetensors").items():
-        assert torch.equal(loaded.model.get_by_name(name), tensor.float()), name
+        assert torch.equal(from_host(loaded.model.get_by_name(name)), tensor.float()), name

@@ -98,15 +98,17 @@ class DecoderModel:
 
     def iter_named(self) -> Iterator[tuple[str, Array]]:
         """Every parameter with its Hugging Face checkpoint name, unpacked one layer at a time."""
-        yield from self._outer_parameters()
+        outer = self._outer_parameters()
+        yield next(outer)
         for index in range(len(self._layers)):
             for block in ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp"):
                 yield from self._layer_parameters(index, block)
+        yield from outer
 
     def _outer_parameters(self) -> Iterator[tuple[str, Array]]:
-        """The parameters before and after the layers."""
-        yield "model.norm.weight", self._norm
+        """The parameters before and after the layers; the embedding comes first."""
         yield from _named("model.embed_tokens", self._embedding)
+        yield "model.norm.weight", self._norm
         if not self.config.tie_word_embeddings:
             yield from _named("lm_head", self._head)
 

@@ -1,213 +1,219 @@
-"""The CPU's layers, native and PyTorch, against the definition in float32: the contract of devices/device.py."""
+"""The CPU's layers, with kernels and in numpy, against the definition: the contract of devices/device.py."""
 
-import logging
-import os
-from collections.abc import Iterator
-
+import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
+from linear_setting import weight as random_weight
 
-from headwater.devices.cpu import linear as cpu_linear
 from headwater.devices.cpu.device import CpuDevice
-from headwater.devices.cpu.linear import TorchLinear, can_pack
-from headwater.devices.cpu.native_layers import NativeLinear
-from headwater.devices.cpu.native_library import native_library
-from headwater.devices.cpu.topology import cpu_flags
+from headwater.devices.cpu.kernel_library import SELECTED, kernel_library
+from headwater.devices.cpu.packed_layers import PackedLinear
+from headwater.devices.cpu.plain_layers import PlainLinear
+from headwater.devices.cpu.program import Array, Program, StepArrays
+from headwater.devices.cpu.row_ops import argmax, select_rows
+from headwater.devices.host_tensor import HostTensor
 
-pytestmark = pytest.mark.slow
-
-# `plain`: 16-bit weights that oneDNN does not pack, as on a lesser processor
-KINDS = [
-    "torch-float32", "torch-bfloat16", "torch-float16", "plain-bfloat16", "plain-float16", "native-bfloat16",
-]  # fmt: skip
-Built = tuple[CpuDevice, torch.dtype]
+FORMATS = ("float32", "bfloat16", "float16")
+Floats = np.ndarray
 
 
-@pytest.fixture(params=KINDS)
-def built(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Built]:
-    """A device and a dtype it computes in."""
-    before = torch.get_num_threads()
-    flavour, dtype = request.param.split("-")
-    if flavour == "native" and native_library() is None:
-        pytest.skip("native kernels are not built or not for this CPU")
-    if flavour == "plain":
-        monkeypatch.setattr(cpu_linear, "can_pack", lambda dtype: False)
-    yield CpuDevice(use_native=flavour == "native"), getattr(torch, dtype)
-    torch.set_num_threads(before)
+@pytest.fixture(params=["kernels", "plain"])
+def device(request: pytest.FixtureRequest) -> CpuDevice:
+    if request.param == "kernels" and kernel_library() is None:
+        pytest.skip("no kernels for this CPU, or no compiler")
+    return CpuDevice(num_threads=2, use_kernels=request.param == "kernels")
 
 
-def _random(*shape: int, dtype: torch.dtype, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed + sum(shape))
-    return (torch.randn(shape, generator=generator) * scale).to(dtype)
+def _random(*shape: int, form: str = "float32", scale: float = 1.0, seed: int = 0) -> HostTensor:
+    values = np.random.default_rng(seed + sum(shape)).standard_normal(shape, dtype=np.float32) * np.float32(scale)
+    return HostTensor.of(values).astype(form)
 
 
-def _assert_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
-    """Up to the rounding of `dtype` relative to the largest value."""
-    tolerance = {torch.bfloat16: 2e-2, torch.float16: 3e-3, torch.float32: 1e-5}[dtype] * float(expected.abs().max())
-    torch.testing.assert_close(found.float(), expected.float(), rtol=0, atol=tolerance)
+def _step(num_tokens: int, selected: tuple[int, ...] = ()) -> StepArrays:
+    """One row of `num_tokens` tokens, whose ids are their numbers."""
+    return StepArrays(
+        token_ids=np.arange(num_tokens, dtype=np.int32),
+        positions=np.arange(num_tokens, dtype=np.int32),
+        query_starts=np.array([0, num_tokens], dtype=np.int32),
+        context_lens=np.array([num_tokens], dtype=np.int32),
+        page_tables=np.zeros((1, 1), dtype=np.int32),
+        selected=np.array(selected, dtype=np.int32),
+        kv=np.zeros((1, 1), dtype=np.uint8),
+        chunks=np.zeros(0, dtype=np.int64),
+        queries_per_chunk=1,
+        partial_slots=np.full(1, -1, dtype=np.int32),
+    )
 
 
-@pytest.mark.parametrize("rows", [1, 2, 11, 12, 13, 16, 25, 64])
+def _input(device: CpuDevice, x: Floats) -> Array:
+    """An array that holds `x`: the rows of an embedding."""
+    return device.pack_linear([HostTensor.of(x)]).embed(device.start_program().token_ids)
+
+
+def _numbers(y: Array, step: StepArrays) -> Floats:
+    y.program.keep(y)
+    y.program.run(step)
+    return y.program.view(y, step).copy()
+
+
+def _close(found: Floats, expected: Floats) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * float(np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("rows", [1, 7, 40])
 @pytest.mark.parametrize(("num_in", "sizes"), [(64, (48, 16, 16)), (96, (33,)), (50, (7, 1))])
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_linear_is_x_w_plus_b(built: Built, rows: int, num_in: int, sizes: tuple[int, ...], has_bias: bool) -> None:
-    """Each count of rows takes another tile, and odd sizes leave a block half filled."""
-    device, dtype = built
-    weights = [_random(size, num_in, dtype=dtype, scale=0.2, seed=i) for i, size in enumerate(sizes)]
-    biases = [_random(size, dtype=dtype, seed=i) for i, size in enumerate(sizes)] if has_bias else None
-    x = _random(rows, num_in, dtype=dtype, seed=5)
-    bias = torch.cat(biases).float() if biases else None
-    expected = F.linear(x.float(), torch.cat(weights).float(), bias)
+def test_linear_is_x_w_plus_b(
+    device: CpuDevice, form: str, rows: int, num_in: int, sizes: tuple[int, ...], has_bias: bool
+) -> None:
+    weights = [_random(size, num_in, form=form, scale=0.2, seed=i) for i, size in enumerate(sizes)]
+    biases = [_random(size, form=form, seed=i) for i, size in enumerate(sizes)] if has_bias else None
+    x = _random(rows, num_in, seed=5).data
+    expected = x @ np.concatenate([weight.to_float32() for weight in weights]).T
+    if biases:
+        expected += np.concatenate([bias.to_float32() for bias in biases])
     linear = device.pack_linear(weights, biases)
     assert (linear.in_features, linear.out_features) == (num_in, sum(sizes))
-    found = linear(x)
-    assert found.dtype == dtype
-    _assert_close(found, expected, dtype)
-    logits = linear.logits(x)
-    assert logits.dtype == torch.float32
-    _assert_close(logits, expected, dtype)
-    residual = _random(rows, sum(sizes), dtype=torch.float32, seed=6)
-    sum_before = residual.clone()
-    linear.add_to(residual, x)
-    _assert_close(residual, sum_before + expected, dtype)
+    _close(_numbers(linear(_input(device, x)), _step(rows)), expected)
+    residual = _random(rows, sum(sizes), seed=6).data
+    wide = _input(device, np.concatenate((x, residual), axis=1))
+    # the residual and x out of one embedding: products with a unit matrix
+    units = np.eye(num_in + sum(sizes), dtype=np.float32)
+    of_x, of_residual = (device.pack_linear([HostTensor.of(it)])(wide) for it in (units[:num_in], units[num_in:]))
+    linear.add_to(of_residual, of_x)
+    _close(_numbers(of_residual, _step(rows)), residual + expected)
 
 
-@pytest.mark.parametrize("num_out", [16, 32, 40, 100])
+@pytest.mark.parametrize("formats", [("Q4_K", "Q4_K", "Q6_K"), ("Q8_0", "bfloat16", "Q4_1")])
+def test_layers_of_several_formats_fill_one_array(formats: tuple[str, ...]) -> None:
+    """GGUF files keep queries, keys and values in formats of their own."""
+    if kernel_library() is None:
+        pytest.skip("no kernels for this CPU, or no compiler")
+    weights = [random_weight(form, (32, 256), seed=i) for i, form in enumerate(formats)]
+    x = _random(9, 256, seed=3).data
+    linear = CpuDevice(num_threads=2).pack_linear(weights)
+    found = _numbers(linear(_input(CpuDevice(), x)), _step(9))
+    expected = x @ np.concatenate([weight.to_float32() for weight in weights]).T
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.02 * float(np.abs(expected).max()))
+    for weight, (unpacked, bias) in zip(weights, linear.unpack(), strict=True):
+        assert np.array_equal(unpacked.to_float32(), weight.to_float32())
+        assert bias is None
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("num_out", [16, 40])
 @pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize("rows", [1, 7, 30])
-def test_gated_linear_is_silu_gate_times_up(built: Built, num_out: int, has_bias: bool, rows: int) -> None:
-    device, dtype = built
-    gate, up = (_random(num_out, 64, dtype=dtype, scale=0.4, seed=seed) for seed in (1, 2))
-    gate_bias, up_bias = (_random(num_out, dtype=dtype, seed=seed) for seed in (3, 4))
-    biases = {"gate_bias": gate_bias, "up_bias": up_bias} if has_bias else {}
-    x = _random(rows, 64, dtype=dtype, seed=7, scale=2.0)
-    layer = device.pack_gated_linear(gate, up, **biases)
-    left = F.linear(x.float(), gate.float(), gate_bias.float() if has_bias else None)
-    right = F.linear(x.float(), up.float(), up_bias.float() if has_bias else None)
-    _assert_close(layer(x), F.silu(left) * right, dtype)
+def test_gated_linear_is_silu_gate_times_up(device: CpuDevice, form: str, num_out: int, has_bias: bool) -> None:
+    gate, up = (_random(num_out, 64, form=form, scale=0.4, seed=seed) for seed in (1, 2))
+    gate_bias, up_bias = (_random(num_out, form=form, seed=seed) if has_bias else None for seed in (3, 4))
+    x = _random(11, 64, seed=7, scale=2.0).data
+    left, right = x @ gate.to_float32().T, x @ up.to_float32().T
+    if gate_bias is not None and up_bias is not None:
+        left, right = left + gate_bias.to_float32(), right + up_bias.to_float32()
+    layer = device.pack_gated_linear(gate, up, gate_bias=gate_bias, up_bias=up_bias)
+    _close(_numbers(layer(_input(device, x)), _step(11)), left / (1 + np.exp(-left)) * right)
 
 
-def test_silu_of_large_numbers_is_finite() -> None:
+def test_silu_of_large_numbers_is_finite(device: CpuDevice) -> None:
     """exp(x) overflows above 88; gates of a real model do get that large."""
-    if native_library() is None:
-        pytest.skip("native kernels are not built or not for this CPU")
-    gate = torch.zeros(32, 32, dtype=torch.bfloat16)
-    gate[0, 0], gate[1, 0], gate[2, 0] = 500.0, -500.0, float("nan")
-    up = torch.ones(32, 32, dtype=torch.bfloat16)
-    layer = CpuDevice().pack_gated_linear(gate, up)
-    x = torch.zeros(1, 32, dtype=torch.bfloat16)
+    gate = np.zeros((32, 32), dtype=np.float32)
+    gate[:3, 0] = 500.0, -500.0, np.nan
+    layer = device.pack_gated_linear(HostTensor.of(gate), HostTensor.of(np.ones((32, 32), dtype=np.float32)))
+    x = np.zeros((1, 32), dtype=np.float32)
     x[0, 0] = 1.0
-    found = layer(x)[0]
+    found = _numbers(layer(_input(device, x)), _step(1))[0]
     assert found[0] == 500.0
-    assert found[1].abs() < 1e-30
-    assert found[2].isnan()
+    assert abs(found[1]) < 1e-30
+    assert np.isnan(found[2])
 
 
-@pytest.mark.parametrize("sizes", [(48, 16, 16), (33,)])
-def test_packed_parameters_come_back_bit_by_bit(built: Built, sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("sizes", [(48, 16, 16), (33, 5)])
+def test_packed_parameters_come_back_bit_by_bit(device: CpuDevice, form: str, sizes: tuple[int, ...]) -> None:
     """Weight updates and checksums read parameters back out of the packed form."""
-    device, dtype = built
-    weights = [_random(size, 64, dtype=dtype, seed=i) for i, size in enumerate(sizes)]
-    biases = [_random(size, dtype=dtype, seed=i) for i, size in enumerate(sizes)]
-    linear = device.pack_linear(weights, biases)
-    weight, bias = linear.unpack()
-    assert torch.equal(weight, torch.cat(weights))
-    assert bias is not None
-    assert torch.equal(bias, torch.cat(biases))
-    ids = torch.tensor([0, sum(sizes) - 1, 31, 32, 5])
-    assert torch.equal(linear.rows(ids), torch.cat(weights)[ids])
-    gate, up = weights[0], _random(sizes[0], 64, dtype=dtype, seed=9)
-    up_bias = _random(sizes[0], dtype=dtype, seed=10)
-    unpacked = device.pack_gated_linear(gate, up, gate_bias=biases[0], up_bias=up_bias).unpack()
-    for found, expected in zip(unpacked, (gate, up, biases[0], up_bias), strict=True):
-        assert found is not None
-        assert torch.equal(found, expected)
-    assert device.pack_gated_linear(gate, up).unpack()[2:] == (None, None)
+    weights = [_random(size, 64, form=form, seed=i) for i, size in enumerate(sizes)]
+    biases = [_random(size, form=form, seed=i) for i, size in enumerate(sizes)]
+    parts = list(zip(weights, biases, strict=True))
+    up, up_bias = _random(sizes[0], 64, form=form, seed=9), _random(sizes[0], form=form, seed=10)
+    gated = device.pack_gated_linear(weights[0], up, gate_bias=biases[0], up_bias=up_bias)
+    for packed, expected in (
+        (device.pack_linear(weights, biases), parts),
+        (device.pack_linear(weights), [(weight, None) for weight in weights]),
+        (gated, [parts[0], (up, up_bias)]),
+    ):
+        for found, given in zip(packed.unpack(), expected, strict=True):
+            for one, other in zip(found, given, strict=True):
+                assert (one is None) == (other is None)
+                assert one is None or (one.format == other.format and np.array_equal(one.data, other.data))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_rows_of_an_embedding_are_its_values(device: CpuDevice, form: str) -> None:
+    weight = _random(33, 24, form=form)
+    y = device.pack_linear([weight]).embed(device.start_program().token_ids)
+    assert np.array_equal(_numbers(y, _step(33)), weight.to_float32())
 
 
 @pytest.mark.parametrize("size", [16, 24, 576])
-@pytest.mark.parametrize("rows", [1, 9, 40])
-def test_rms_norm(built: Built, size: int, rows: int) -> None:
-    device, dtype = built
-    x = _random(rows, size, dtype=torch.float32, scale=30.0)
-    weight = _random(size, dtype=dtype)
-    expected = x * (x.pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt() * weight.float()
-    found = device.rms_norm(x, weight, 1e-5)
-    assert found.dtype == dtype
-    _assert_close(found, expected, dtype)
+def test_rms_norm(device: CpuDevice, size: int) -> None:
+    x, weight = _random(9, size, scale=30.0).data, _random(size, form="bfloat16")
+    expected = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5) * weight.to_float32()
+    _close(_numbers(device.rms_norm(_input(device, x), weight, 1e-5), _step(9)), expected)
 
 
-def test_a_weight_of_several_blocks_is_widened_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last block is shorter than the others."""
-    monkeypatch.setattr(cpu_linear, "can_pack", lambda dtype: False)
-    monkeypatch.setattr(cpu_linear, "_WIDE_NUMBERS", 3 * 40)
-    weight, bias = _random(10, 40, dtype=torch.bfloat16), _random(10, dtype=torch.bfloat16, seed=1)
-    x = _random(5, 40, dtype=torch.bfloat16, seed=2)
-    found = TorchLinear([weight], [bias]).logits(x)
-    torch.testing.assert_close(found, F.linear(x.float(), weight.float(), bias.float()))
+def test_the_most_probable_token_of_selected_rows(device: CpuDevice) -> None:
+    x = _random(9, 50).data
+    x[4, 7] = np.inf
+    tokens, is_finite = (_kept(it) for it in argmax(select_rows(_input(device, x))))
+    step = _step(9, selected=(8, 4, 0))
+    tokens.program.run(step)
+    assert tokens.rows == SELECTED
+    assert tokens.program.view(tokens, step)[:, 0].tolist() == [x[8].argmax(), 7, x[0].argmax()]
+    assert tokens.program.view(is_finite, step)[:, 0].tolist() == [1, 0, 1]
 
 
-def test_the_fast_path_is_the_one_in_use() -> None:
-    """Falling back silently would pass every other test and be three times slower."""
-    weight = torch.zeros(32, 32, dtype=torch.bfloat16)
-    native = CpuDevice().pack_linear([weight])
-    plain = CpuDevice(use_native=False).pack_linear([weight])
-    assert isinstance(native, NativeLinear if native_library() else TorchLinear)
-    assert isinstance(plain, TorchLinear)
-    assert plain.is_packed == can_pack(torch.bfloat16)
-    assert isinstance(CpuDevice().pack_linear([weight.float()]), TorchLinear)
+def _kept(array: Array) -> Array:
+    return array.program.keep(array)
 
 
-@pytest.mark.skipif(
-    not cpu_flags() >= {"avx512bw", "avx512vl", "avx512dq"} or "ONEDNN_MAX_CPU_ISA" in os.environ,
-    reason="oneDNN packs bfloat16 with AVX512 alone",
-)
-def test_onednn_is_used_where_it_computes_bfloat16() -> None:
-    """A probe that always says no would be slow and right."""
-    assert can_pack(torch.bfloat16)
-
-
-def _raises(*_: object) -> None:
-    raise RuntimeError("this processor cannot\nand here is where")
-
-
-@pytest.mark.parametrize(
-    ("operator", "instead"),
-    [
-        ("_reorder_linear_weight", _raises),
-        ("_linear_pointwise", _raises),
-        ("_linear_pointwise", lambda x, w, *_: torch.zeros(len(x), 48)),
-    ],
-    ids=["no packing", "no product", "wrong product"],
-)
-def test_a_library_that_cannot_is_not_used(
-    operator: str,
-    instead: object,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """oneDNN refuses on processors without AVX512, and where the environment caps its instructions."""
-    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda weight: weight.to_mkldnn())
-    monkeypatch.setattr(torch.ops.mkldnn, operator, instead)
-    with caplog.at_level(logging.INFO):
-        assert not can_pack.__wrapped__(torch.bfloat16)
-    assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("oneDNN does not compute bfloat16 here")
-    assert "\n" not in caplog.messages[0]
-
-
-def test_auto_is_bfloat16_only_where_something_computes_it_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The flag alone says nothing of a library whose instructions are capped."""
-    monkeypatch.setattr("headwater.devices.cpu.device.has_fast_bfloat16", lambda: True)
-    for can, expected in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr("headwater.devices.cpu.device.can_pack", lambda dtype, can=can: can)
-        assert CpuDevice(use_native=False).auto_dtype() == expected
-    monkeypatch.setattr("headwater.devices.cpu.device.has_fast_bfloat16", lambda: False)
-    assert CpuDevice(use_native=False).auto_dtype() == "float32"
-
-
-def test_the_native_kernels_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The paths of other processors are tested on this one."""
+def test_the_fast_path_is_the_one_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Falling back silently would pass every other test and be a hundred times slower."""
+    weight = _random(32, 32)
+    kind = PackedLinear if kernel_library() else PlainLinear
+    assert isinstance(CpuDevice().pack_linear([weight]), kind)
+    assert isinstance(CpuDevice(use_kernels=False).pack_linear([weight]), PlainLinear)
+    assert CpuDevice(use_kernels=False).auto_dtype() == "float32"
+    assert CpuDevice().auto_dtype() == ("bfloat16" if kernel_library() else "float32")
     monkeypatch.setenv("HEADWATER_NATIVE", "0")
-    assert native_library.__wrapped__() is None
+    assert isinstance(CpuDevice().pack_linear([weight]), PlainLinear)
+
+
+def test_no_threads_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_threads must be at least 1, found 0"):
+        CpuDevice(num_threads=0)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+def test_threads_do_not_change_a_bit(num_threads: int) -> None:
+    """Work is cut by outputs and rows, never within a sum."""
+    results = []
+    for threads in (1, num_threads):
+        device = CpuDevice(num_threads=threads)
+        x = _input(device, _random(37, 64).data)
+        results.append(_numbers(device.pack_linear([_random(200, 64, form="bfloat16")])(x), _step(37)))
+    assert np.array_equal(results[0], results[1])
+
+
+def test_time_is_counted_for_each_op() -> None:
+    """The profile of a step names its slow ops."""
+    device = CpuDevice(num_threads=2)
+    if kernel_library() is None:
+        pytest.skip("no kernels for this CPU, or no compiler")
+    y = device.pack_linear([_random(64, 64)])(_input(device, _random(30, 64).data))
+    program: Program = y.program
+    program.run(_step(30))
+    assert not program.op_ns.any()
+    program.is_timed = True
+    program.run(_step(30))
+    assert [op.kernel for op in program.ops] == ["embed", "linear"]
+    assert (program.op_ns > 0).all()
