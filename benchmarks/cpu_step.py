@@ -5,9 +5,9 @@
 
 Decode steps of 1 to 64 rows and prefill chunks run without HTTP, tokenizer or scheduler. The floor of a step is the
 longer one of two times: its bytes (weights and KV) at the read bandwidth, and its multiplications at the rate of a
-large matrix product in float32. Both rates are the better ones of measurements directly before and after the step. Compare runs
-by `ratio`, not by milliseconds, since the floor also varies on a shared machine. A ratio below 1 means that another
-process used a core while the floor was measured; ignore such a case.
+large matrix product in float32. Both rates are the better ones of measurements directly before and after the step.
+Compare runs by `ratio`, not by milliseconds, since the floor also varies on a shared machine. A ratio below 1 means
+that another process used a core while the floor was measured; ignore such a case.
 """
 
 import argparse

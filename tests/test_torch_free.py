@@ -14,7 +14,9 @@ headwater.devices.cpu.kv_memory
 headwater.devices.cpu.program
 headwater.devices.cpu.topology
 headwater.execution.cpu_runner
+headwater.launch.assembly
 headwater.launch.cpu_placement
+headwater.launch.engine_api
 headwater.models.decoder
 headwater.models.loader
 headwater.devices.cuda.driver

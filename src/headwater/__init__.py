@@ -14,10 +14,7 @@ __all__ = ["Engine", "ServerArgs"]
 
 def __getattr__(name: str) -> Any:
     if name == "Engine":
-        from headwater.launch.openmp import sleeping_threads
-
-        with sleeping_threads():
-            from headwater.launch.engine_api import Engine
+        from headwater.launch.engine_api import Engine
 
         return Engine
     if name == "ServerArgs":

@@ -18,7 +18,6 @@ from pathlib import Path
 import msgspec
 
 from headwater.launch.config import ServerArgs
-from headwater.launch.openmp import sleeping_threads
 from headwater.server.heap import freeze_heap
 
 EXIT_CRASHED = 1
@@ -95,9 +94,8 @@ def main() -> int:
         stream=sys.stderr,
     )
     try:
-        logging.getLogger(__name__).info("loading PyTorch")
-        with sleeping_threads():
-            from headwater.launch.assembly import build_engine
+        logging.getLogger(__name__).info("loading the engine")
+        from headwater.launch.assembly import build_engine
 
         engine = build_engine(start.args, start.endpoint, index=start.index, weights=start.weights)
     except (

@@ -135,7 +135,7 @@ class _Activations:
     def __init__(self, library: KernelLibrary, x: Array) -> None:
         self._library = library
         self._x = x
-        self._quantized: dict[int, Array] = {}  # by the bytes of a row, which tell the two kinds apart
+        self._quantized: dict[int, Array] = {}  # by the bytes of a row: the two kinds differ in them
 
     def for_format(self, format: str) -> Array:
         x = self._x

@@ -90,7 +90,8 @@ def _add(_: StepArrays, *, x: Floats, y: Floats, parts: Sequence[Part]) -> None:
 
 
 def _gated(_: StepArrays, *, x: Floats, y: Floats, gate: Part, up: Part) -> None:
-    for (columns, left), (_, right) in zip(_products(x, [gate]), _products(x, [up]), strict=True):
+    lefts, rights = _products(x, [gate]), _products(x, [up])
+    for (columns, left), (_same, right) in zip(lefts, rights, strict=True):
         y[:, columns] = silu(left) * right
 
 

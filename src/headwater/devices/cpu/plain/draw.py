@@ -17,7 +17,7 @@ _Lanes = npt.NDArray[np.uint32]
 def argmax(logits: Floats) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
     """The first of the largest of each row, NaN aside, and whether all of the row is finite. [rows, cols]"""
     ranked = np.where(np.isnan(logits), -np.inf, logits)
-    return ranked.argmax(axis=-1).astype(np.int32), np.isfinite(logits).all(axis=-1)
+    return ranked.argmax(axis=-1).astype(np.int32), np.asarray(np.isfinite(logits).all(axis=-1))
 
 
 def draw(
