@@ -50,7 +50,11 @@ def test_linear_layers_of_few_tokens(num_tokens: int, has_bias: bool) -> None:
     gated = device.pack_gated_linear(gate, up, gate_bias=gate_bias, up_bias=up_bias)
     expected = F.silu(F.linear(x, gate, gate_bias)) * F.linear(x, up, up_bias)
     torch.testing.assert_close(gated(x), expected, rtol=1e-4, atol=1e-4)
-    assert torch.equal(gated.unpack()[1], up)
+    assert torch.equal(gated.unpack()[1][0], up)
+    (first, _), (second, second_bias) = linear.unpack()
+    assert torch.equal(torch.cat((first, second)), weight)
+    assert bias is None or torch.equal(second_bias, bias[50:])
+    assert torch.equal(linear.embed(torch.tensor([3, 69])), weight[[3, 69]])
 
 
 def test_the_greedy_token_is_the_first_largest_and_bad_logits_are_told() -> None:
