@@ -7,7 +7,7 @@ import sys
 MODULES = """
 headwater.devices.cpu.attention_kernels
 headwater.devices.cpu.device
-headwater.devices.cpu.draw
+headwater.devices.cpu.draws
 headwater.devices.cpu.host_memory
 headwater.devices.cpu.kernel_library
 headwater.devices.cpu.kv_memory

@@ -1,7 +1,8 @@
 """Random numbers for sampling that are a pure function of (seed, position, token): no generator, no state.
 
 So a request draws the same noise in any batch, slot or process, also after a retraction.
-The kernels of the devices (draw.c, cuda/kernels/sampling.py) compute the same function.
+These are the keys and bits; the devices make exponential noise of them (cpu/plain/draw.py, which is the definition,
+cpu/kernels/draw.c and cuda/kernels/sampling.py).
 """
 
 from collections.abc import Sequence
@@ -10,10 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 NoiseKeys = npt.NDArray[np.uint64]
-
-_SMALLEST = np.float32(2.0**-32)
-_LARGEST = np.float32(1.0 - 2.0**-24)  # the largest float32 below 1: log1p(-1) would be infinite
-_STEP = np.float32(2.0**-31)
 
 
 def noise_keys(seeds: Sequence[int] | NoiseKeys, positions: Sequence[int] | npt.NDArray[np.integer]) -> NoiseKeys:
@@ -31,20 +28,6 @@ def noise_bits(key: np.uint64, token_ids: npt.NDArray[np.uint32]) -> npt.NDArray
     _mix32(bits, out=bits)
     bits &= np.uint32(0x7FFFFFFF)
     return bits
-
-
-def uniform_noise(bits: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
-    """The bits as numbers in (0, 1)."""
-    # Small values decide who wins, so they are the ones that float32 must resolve.
-    uniform = bits.view(np.int32).astype(np.float32)
-    uniform *= _STEP
-    uniform += _SMALLEST
-    return np.minimum(uniform, _LARGEST, out=uniform)
-
-
-def exponential_noise(key: np.uint64, token_ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
-    """Exponential(1) variates E for tokens of one row; argmax of p / E samples from p (the Gumbel-max trick)."""
-    return -np.log1p(-uniform_noise(noise_bits(key, token_ids)))  # -log(1 - u), not -log(u): see above
 
 
 def _mix64(x: NoiseKeys) -> NoiseKeys:

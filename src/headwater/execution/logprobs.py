@@ -44,12 +44,7 @@ def largest(row: npt.NDArray[np.float32], num: int) -> npt.NDArray[np.int64]:
     """The indices of the `num` largest numbers, the largest first; of equal ones the first comes first."""
     if num == 0:
         return np.empty(0, dtype=np.int64)
-    at = candidates(row, num)
-    return at[np.argsort(-row[at], kind="stable")[:num]]
-
-
-def candidates(row: npt.NDArray[np.float32], num: int) -> npt.NDArray[np.int64]:
-    """Indices, in order, among which are those of the `num` largest numbers: few more, if `num` is small."""
+    at = np.arange(len(row))
     num_columns = max(_COLUMNS_PER_WANTED * num, _MIN_COLUMNS)
     per_column = len(row) // num_columns
     if per_column > 1:
@@ -57,6 +52,5 @@ def candidates(row: npt.NDArray[np.float32], num: int) -> npt.NDArray[np.int64]:
         # partitioning the row.
         maxima = row[: per_column * num_columns].reshape(per_column, num_columns).max(axis=0)
         above = np.flatnonzero(row >= np.partition(maxima, -num)[-num])
-        if len(above) >= num:  # fewer among NaN
-            return above
-    return np.arange(len(row))
+        at = above if len(above) >= num else at  # fewer among NaN
+    return at[np.argsort(-row[at], kind="stable")[:num]]

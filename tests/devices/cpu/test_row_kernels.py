@@ -9,11 +9,11 @@ import pytest
 
 from headwater.devices.cpu.attention_kernels import (
     ArgmaxJob,
-    DrawJob,
     RmsNormJob,
     RotaryAnglesJob,
     SelectRowsJob,
 )
+from headwater.devices.cpu.draws import Draws, draw_tokens
 from headwater.devices.cpu.kernel_library import SELECTED, TOKENS, KernelLibrary, Step
 from headwater.devices.cpu.plain.draw import argmax, draw, log_noise
 from headwater.devices.cpu.plain.norm import rms_norm, rotary_angles
@@ -87,25 +87,38 @@ def test_argmax_takes_the_first_and_reports_what_is_not_finite(library: KernelLi
     np.testing.assert_array_equal(tokens[:4], [*expected[:3], -1])
 
 
-def _draw(library: KernelLibrary, logits: npt.NDArray[np.float32], keys: npt.NDArray[np.uint64], **options: Any) -> Any:
-    """int32 tokens of the kernel and of the definition."""
-    rows = np.arange(len(keys), dtype=np.int32) % len(logits)
-    temperatures = np.full(len(keys), options.get("temperature", 1.0), dtype=np.float32)
-    log_min_p = np.full(len(keys), options.get("log_min_p", -np.inf), dtype=np.float32)
-    tokens = np.full(len(keys), -1, dtype=np.int32)
-    job = DrawJob(
-        **_addresses(
-            logits=logits, rows=rows, keys=keys, temperatures=temperatures, log_min_p=log_min_p, tokens=tokens
-        ),
-        cols=logits.shape[1],
-        num_rows=len(keys),
-    )  # fmt: skip
-    _run(library, "draw", job)
-    return tokens, draw(logits[rows], keys, temperatures, log_min_p)
+def _draws(logits: npt.NDArray[np.float32], keys: npt.NDArray[np.uint64], **options: Any) -> Draws:
+    """Row after row of the logits, as often as there are keys; `options` are those of `plain.draw.draw`."""
+    num = len(keys)
+    return Draws(
+        rows=np.arange(num, dtype=np.int32) % len(logits),
+        keys=keys,
+        temperatures=np.full(num, options.get("temperature", 1.0), dtype=np.float32),
+        top_k=np.full(num, options.get("top_k", 0), dtype=np.int32),
+        top_p=np.full(num, options.get("top_p", 1.0), dtype=np.float32),
+        log_min_p=np.full(num, options.get("log_min_p", -np.inf), dtype=np.float32),
+    )
+
+
+def _drawn(logits: npt.NDArray[np.float32], keys: npt.NDArray[np.uint64], **options: Any) -> list[int]:
+    """By the definition."""
+    return [draw(logits[index % len(logits)], int(key), **options) for index, key in enumerate(keys)]
 
 
 @pytest.mark.parametrize("cols", SIZES)
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.6, "log_min_p": float(np.log(0.05))}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.6, "log_min_p": float(np.log(0.05))},
+        {"top_p": 0.9},
+        {"top_k": 7},
+        {"temperature": 1.7, "top_k": 40, "top_p": 0.7},
+        {"top_k": 2, "top_p": 0.4},
+        {"temperature": 0.3, "top_p": 0.99, "log_min_p": float(np.log(0.2))},
+        {"temperature": 40.0, "top_p": 0.9999},  # so flat that thousands of tokens lie in one bucket
+    ],
+)
 def test_every_instruction_set_draws_the_tokens_of_the_definition(
     library: KernelLibrary, cols: int, options: dict[str, float]
 ) -> None:
@@ -114,19 +127,40 @@ def test_every_instruction_set_draws_the_tokens_of_the_definition(
     logits[:, ::5] = -np.inf
     logits[:, 0] = 0.5
     keys = noise_keys(random.integers(0, 2**63, size=100).astype(np.uint64), np.arange(100))
-    found, expected = _draw(library, logits, keys, **options)
-    np.testing.assert_array_equal(found, expected)
+    found = draw_tokens(logits, _draws(logits, keys, **options), library=library, num_threads=2)
+    np.testing.assert_array_equal(found, _drawn(logits, keys, **options))
     assert np.isfinite(logits[np.arange(100) % 3, found]).all()
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.001, 2.0, 9.0])
+@pytest.mark.parametrize("options", [{"top_p": 0.9}, {"top_k": 6000}, {"top_k": 50, "top_p": 0.6}])
+def test_cuts_of_a_whole_vocabulary(library: KernelLibrary, spread: float, options: dict[str, float]) -> None:
+    """Rows from a single peak to one where all tokens are alike, whose cut the kernel leaves to numpy."""
+    logits = np.random.default_rng(1).normal(scale=spread, size=(2, 49_152)).astype(np.float32) + 100
+    keys = noise_keys([1, 2, 3, 4, 5, 6], [0] * 6)
+    found = draw_tokens(logits, _draws(logits, keys, **options), library=library, num_threads=2)
+    np.testing.assert_array_equal(found, _drawn(logits, keys, **options))
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 5}, {"log_min_p": -1.0}])
+def test_rows_that_are_not_finite_harm_no_other(library: KernelLibrary, options: dict[str, float]) -> None:
+    logits = np.random.default_rng(1).normal(size=(6, 500)).astype(np.float32)
+    logits[0, 3], logits[1, 4], logits[2], logits[3], logits[4] = np.nan, np.inf, np.nan, np.inf, -np.inf
+    keys = noise_keys([1, 2, 3, 4, 5, 6], [0] * 6)
+    found = draw_tokens(logits, _draws(logits, keys, **options), library=library, num_threads=2)
+    assert ((found >= 0) & (found < 500)).all()
+    assert found[5] == _drawn(logits[5:], keys[5:], **options)[0]
 
 
 def test_draws_follow_the_distribution(library: KernelLibrary) -> None:
     probabilities = np.array([0.5, 0.25, 0.15, 0.08, 0.02])
     logits = np.log(probabilities)[None].astype(np.float32)
     keys = noise_keys(np.arange(20_000).astype(np.uint64), np.arange(20_000))
-    found, _ = _draw(library, logits, keys)
+    found = draw_tokens(logits, _draws(logits, keys), library=library, num_threads=2)
     shares = np.bincount(found, minlength=5) / len(found)
     assert np.abs(shares - probabilities).max() < 0.012
-    found, _ = _draw(library, logits, keys[:2000], log_min_p=float(np.log(0.2)))
+    draws = _draws(logits, keys[:2000], log_min_p=float(np.log(0.2)))
+    found = draw_tokens(logits, draws, library=library, num_threads=2)
     assert set(found.tolist()) == {0, 1, 2}
 
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from headwater.devices.cpu.plain.draw import log_noise
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_greedy
 from headwater.devices.cuda.kernels.layers import silu_mul
 from headwater.devices.cuda.kernels.sampling import draw_tokens
 from headwater.devices.cuda.kernels.scatter import write_entries
-from headwater.devices.noise import exponential_noise, noise_keys
+from headwater.devices.noise import noise_keys
 
 pytestmark = pytest.mark.slow
 
@@ -118,8 +119,8 @@ def _drawn(row: torch.Tensor, key: np.ndarray, temperature: float, top_k: int, t
     probabilities = values.softmax(dim=0)
     before = probabilities.cumsum(dim=0) - probabilities
     num_kept = int(((before < top_p) & (values - values[0] >= log_min_p)).sum())
-    noise = exponential_noise(key[0], ids[:num_kept].numpy().astype(np.uint32))
-    return int(ids[(values[:num_kept].numpy() - np.log(noise)).argmax()])
+    noise = log_noise(ids[:num_kept].numpy().astype(np.uint32), int(key[0]))
+    return int(ids[(values[:num_kept].numpy() - noise).argmax()])
 
 
 def test_scattered_entries_and_nothing_else_are_written() -> None:

@@ -89,9 +89,11 @@ class DrawJob(ctypes.Structure):
         ("keys", _POINTER),  # uint64[num_rows], noise_keys of devices/noise.py
         ("temperatures", _POINTER),  # float32[num_rows]
         ("log_min_p", _POINTER),  # float32[num_rows], -inf: none
-        ("tokens", _POINTER),  # int32[num_rows]
+        ("tokens", _POINTER),  # int32[num_rows]; -1 for a row whose cut falls among too many tokens
         ("cols", _INT64),
         ("num_rows", _INT64),
+        ("top_k", _POINTER),  # int32[num_rows] or null, 0: all
+        ("top_p", _POINTER),  # float32[num_rows] or null, 1: all
     )
 
 

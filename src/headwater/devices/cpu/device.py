@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from headwater.devices.cpu.attention_kernels import DrawJob, WorkList, work_list
-from headwater.devices.cpu.draw import draw
+from headwater.devices.cpu.attention_kernels import WorkList, work_list
+from headwater.devices.cpu.draws import Draws, draw_tokens
 from headwater.devices.cpu.kernel_library import kernel_library
 from headwater.devices.cpu.kv_memory import CpuKVMemory
 from headwater.devices.cpu.packed_layers import PackedGatedLinear, PackedLinear
@@ -20,7 +20,6 @@ from headwater.devices.cpu.topology import free_memory_bytes, num_usable_cores
 from headwater.devices.device import AttentionGeometry, GatedLinear, Linear, RotaryAngles
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor
 from headwater.devices.kv_memory import KVLayout
-from headwater.devices.noise import NoiseKeys
 
 
 class CpuDevice:
@@ -96,26 +95,8 @@ class CpuDevice:
             num_threads=self.num_threads,
         )
 
-    def draw(self, logits: npt.NDArray[np.float32], keys: NoiseKeys) -> npt.NDArray[np.int64]:
-        """A token for each row, drawn from softmax(logits[row]) with the noise of its key."""
-        if self._library is None:
-            return draw(logits, keys)
-        assert logits.dtype == np.float32 and logits.flags.c_contiguous and len(keys) == len(logits)
-        num_rows, cols = logits.shape
-        rows, tokens = np.arange(num_rows, dtype=np.int32), np.empty(num_rows, dtype=np.int32)
-        temperatures, log_min_p = np.ones(num_rows, np.float32), np.full(num_rows, -np.inf, np.float32)
-        job = DrawJob(
-            logits=logits.ctypes.data,
-            rows=rows.ctypes.data,
-            keys=keys.ctypes.data,
-            temperatures=temperatures.ctypes.data,
-            log_min_p=log_min_p.ctypes.data,
-            tokens=tokens.ctypes.data,
-            cols=cols,
-            num_rows=num_rows,
-        )
-        self._library.run_on_threads("draw", job, num_threads=self.num_threads)
-        return tokens.astype(np.int64)
+    def draw(self, logits: npt.NDArray[np.float32], draws: Draws) -> npt.NDArray[np.int32]:
+        return draw_tokens(logits, draws, library=self._library, num_threads=self.num_threads)
 
     def free_memory_bytes(self) -> int:
         return free_memory_bytes()

@@ -2,6 +2,7 @@
 // devices/noise.py, computed as it is used. All arithmetic here is exact or rounded once, in an order that does not
 // depend on WIDTH: every instruction set chooses the same tokens.
 
+#include "cut.h"
 #include "simd.h"
 #include "step.h"
 
@@ -130,9 +131,11 @@ typedef struct {
     const uint64_t *keys;       // [num_rows]
     const float *temperatures;  // [num_rows]
     const float *log_min_p;     // [num_rows]; tokens less probable than e^this times the best one are out
-    int32_t *tokens;            // [num_rows]
+    int32_t *tokens;            // [num_rows]; -1: the cut falls among so many tokens that it is not made here
     int64_t cols;
     int64_t num_rows;
+    const int32_t *top_k;  // [num_rows], or null: none; 0: all
+    const float *top_p;    // [num_rows], or null: none; 1: all
 } DrawJob;
 
 static int64_t draw_chunks(const void *job, const Step *step) {
@@ -140,35 +143,36 @@ static int64_t draw_chunks(const void *job, const Step *step) {
     return ((const DrawJob *)job)->num_rows;
 }
 
-// The next WIDTH logits of a row, by its temperature; -infinity behind the end.
-INLINE vf scaled_logits(const DrawJob *job, const float *logits, int64_t col, vf temperature) {
-    const int64_t left = job->cols - col;
-    if (left >= WIDTH) return vf_load(logits + col) / temperature;
-    const vi is_inside = (vi)(lane_numbers() < vi_splat((int32_t)left));
-    return select_floats(is_inside, vf_load_n(logits + col, left) / temperature, vf_splat(-INFINITY));
-}
-
-static void draw_chunk(const void *opaque, const Step *step, int64_t row) {
+// top_k comes first; top_p then keeps the fewest tokens whose probabilities, renormalised after top_k, sum to it.
+static void draw_chunk(const void *opaque, const Step *step, int64_t number) {
     (void)step;
     const DrawJob *job = opaque;
-    const float *logits = job->logits + job->rows[row] * job->cols;
-    const vf temperature = vf_splat(job->temperatures[row]);
-    vf lowest = vf_splat(-INFINITY);
-    if (job->log_min_p[row] > -INFINITY) {
-        vf largest = lowest;
-        for (int64_t col = 0; col < job->cols; col += WIDTH) {
-            largest = vf_max(largest, scaled_logits(job, logits, col, temperature));
+    ScaledRow row = {.logits = job->logits + job->rows[number] * job->cols,
+                     .cols = job->cols,
+                     .temperature = job->temperatures[number]};
+    const int64_t top_k = job->top_k ? job->top_k[number] : 0;
+    const float top_p = job->top_p ? job->top_p[number] : 1.0f, log_min_p = job->log_min_p[number];
+    float lowest = -INFINITY;
+    if (top_k > 0 || top_p < 1.0f || log_min_p > -INFINITY) {
+        row.largest = largest_scaled(&row);
+        if (!lowest_kept(&row, top_k, top_p, &lowest)) {
+            job->tokens[number] = -1;
+            return;
         }
-        lowest = vf_splat(vf_max_of(largest) + job->log_min_p[row]);
+        if (row.largest + log_min_p > lowest) lowest = row.largest + log_min_p;
     }
     Best best = no_best();
-    vi columns = lane_numbers();
-    for (int64_t col = 0; col < job->cols; col += WIDTH, columns = columns + vi_splat(WIDTH)) {
-        const vf logit = scaled_logits(job, logits, col, temperature);
-        const vf score = logit - log_noise(columns, job->keys[row]);
-        best = better(best, select_floats((vi)(logit < lowest), vf_splat(-INFINITY), score), columns);
+    float scaled[GROUP];
+    for (int64_t col = 0; col < job->cols; col += GROUP) {
+        if (scale_group(&row, col, scaled) < lowest) continue;
+        for (int i = 0; i < GROUP; i += WIDTH) {
+            const vf logit = vf_load(scaled + i);
+            const vi columns = lane_numbers() + vi_splat((int32_t)col + i);
+            const vf score = logit - log_noise(columns, job->keys[number]);
+            best = better(best, select_floats((vi)(logit < vf_splat(lowest)), vf_splat(-INFINITY), score), columns);
+        }
     }
-    job->tokens[row] = first_best(best);
+    job->tokens[number] = first_best(best);
 }
 
 const Kernel hw_draw = {draw_chunks, draw_chunk};

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headwater.devices.cpu.plain.norm import Floats
-
-_Lanes = npt.NDArray[np.uint32]
+from headwater.devices.noise import noise_bits
 
 
 def argmax(logits: Floats) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
@@ -21,34 +20,44 @@ def argmax(logits: Floats) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
 
 
 def draw(
-    logits: Floats, keys: npt.NDArray[np.uint64], temperatures: Floats, log_min_p: Floats
-) -> npt.NDArray[np.int32]:
-    """A token of each row, drawn from softmax(logits / temperature) with the row's key (devices/noise.py).
+    row: Floats,
+    key: int,
+    *,
+    temperature: float | np.floating = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    log_min_p: float | np.floating = -np.inf,
+) -> int:
+    """A token, drawn from softmax(row / temperature) with the key of its noise (devices/noise.py), of those kept.
 
-    Tokens less probable than e ** log_min_p times the most probable one are left out.
+    top_k (0: all) comes first; top_p then keeps the fewest most probable tokens whose probabilities, renormalised after
+    top_k, sum to it; tokens less probable than e ** log_min_p times the most probable one go last. Of equal logits all
+    are kept or none.
     """
-    scaled = logits / temperatures[:, None]
-    lowest = scaled.max(axis=-1, keepdims=True) + log_min_p[:, None]
-    tokens = np.arange(logits.shape[1], dtype=np.uint32)
-    scores = scaled - np.stack([log_noise(tokens, int(key)) for key in keys])
-    return np.where(scaled < lowest, -np.inf, scores).argmax(axis=-1).astype(np.int32)
+    scaled = row / np.float32(temperature)
+    if not np.isfinite(scaled.max()):
+        return 0  # any token will do: the row's request fails
+    kept = np.flatnonzero(scaled >= _lowest_kept(scaled, top_k, top_p, np.float32(log_min_p)))
+    return int(kept[(scaled[kept] - log_noise(kept.astype(np.uint32), key)).argmax()])
 
 
-def log_noise(tokens: _Lanes, key: int) -> Floats:
+def _lowest_kept(scaled: Floats, top_k: int, top_p: float, log_min_p: np.floating) -> np.floating:
+    if top_k <= 0 and top_p >= 1:
+        return scaled.max() + log_min_p
+    ordered = -np.sort(-scaled)
+    if 0 < top_k < len(ordered):
+        ordered = ordered[ordered >= ordered[top_k - 1]]
+    if top_p < 1:
+        sums = np.cumsum(np.exp(ordered - scaled.max()), dtype=np.float64)
+        ordered = ordered[: 1 + int((sums[:-1] < top_p * sums[-1]).sum())]
+    return max(ordered[-1], scaled.max() + log_min_p)
+
+
+def log_noise(tokens: npt.NDArray[np.uint32], key: int) -> Floats:
     """log(E) with E exponential(1): minus the Gumbel noise of these tokens."""
-    low, high = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32)
-    bits = _mix32(_mix32(tokens ^ low) + high) & np.uint32(0x7FFFFFFF)
+    bits = noise_bits(np.uint64(key), tokens)
     uniform = _fma(bits.astype(np.float32), np.float32(2.0**-31), np.float32(2.0**-32))
     return _log(_exponential(np.minimum(uniform, np.float32(1.0 - 2.0**-24))))
-
-
-def _mix32(x: _Lanes) -> _Lanes:
-    """Wellons' lowbias32 integer hash."""
-    x = x ^ (x >> np.uint32(16))
-    x = x * np.uint32(0x7FEB352D)
-    x = x ^ (x >> np.uint32(15))
-    x = x * np.uint32(0x846CA68B)
-    return x ^ (x >> np.uint32(16))
 
 
 def _log(x: Floats) -> Floats:
