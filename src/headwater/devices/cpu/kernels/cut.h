@@ -17,7 +17,8 @@ typedef struct {
     const float *logits;
     int64_t cols;
     float temperature;
-    float largest;  // of the scaled logits
+    float largest;      // of the scaled logits
+    double total_mass;  // of all tokens; 0: not known yet
 } ScaledRow;
 
 typedef struct {
@@ -64,7 +65,8 @@ static inline float largest_scaled(const ScaledRow *row) {
 }
 
 // The sum of the probabilities of all tokens, relative to the most probable one.
-static inline double total_mass(const ScaledRow *row) {
+static inline double total_mass(ScaledRow *row) {
+    if (row->total_mass > 0) return row->total_mass;
     float scaled[GROUP];
     vf sums[LANES / WIDTH];
     for (int i = 0; i < LANES / WIDTH; i++) sums[i] = vf_zero();
@@ -80,7 +82,7 @@ static inline double total_mass(const ScaledRow *row) {
     float lanes[LANES];
     for (int i = 0; i < LANES / WIDTH; i++) vf_store(lanes + i * WIDTH, sums[i]);
     for (int i = 0; i < LANES; i++) total += (double)lanes[i];
-    return total;
+    return row->total_mass = total;
 }
 
 static inline void fill_buckets(const ScaledRow *row, int num_nats, Buckets *buckets) {
@@ -161,7 +163,7 @@ static inline int cut_by_mass(const ScaledRow *row, const Buckets *buckets, doub
 
 // The least scaled logit that top_k (0: all) and then top_p (1: all) keep, by buckets of `num_nats` below the largest.
 // 0 if they do not reach that far.
-static inline int cut_within(const ScaledRow *row, int num_nats, int64_t top_k, float top_p, float *lowest) {
+static inline int cut_within(ScaledRow *row, int num_nats, int64_t top_k, float top_p, float *lowest) {
     Buckets buckets;
     Edge edge;
     fill_buckets(row, num_nats, &buckets);
@@ -179,7 +181,7 @@ static inline int cut_within(const ScaledRow *row, int num_nats, int64_t top_k, 
     return 1;
 }
 
-INLINE int lowest_kept(const ScaledRow *row, int64_t top_k, float top_p, float *lowest) {
+INLINE int lowest_kept(ScaledRow *row, int64_t top_k, float top_p, float *lowest) {
     *lowest = -INFINITY;
     if ((top_k <= 0 || top_k >= row->cols) && top_p >= 1.0f) return 1;
     return cut_within(row, FEW_NATS, top_k, top_p, lowest) || cut_within(row, MANY_NATS, top_k, top_p, lowest);
