@@ -11,10 +11,10 @@ from headwater.devices.cpu.program import StepArrays
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.float8 import from_float8, to_float8
 from headwater.devices.cuda.kv_memory import CudaKVMemory
+from headwater.devices.cuda.torch_tensors import to_host
 from headwater.devices.device import AttentionGeometry, RotaryAngles
 from headwater.devices.host_tensor import HostTensor
 from headwater.devices.kv_memory import KVLayout
-from headwater.devices.torch_tensors import to_host
 from headwater.execution.batch import SlotTable
 from headwater.execution.decode_inputs import DecodeInputs
 from headwater.execution.device_slots import DeviceSlots

@@ -1,10 +1,18 @@
 """What a server on a CPU imports does without torch, whose import takes seconds and hundreds of MB."""
 
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models
 
 # the CPU's path; a module that begins to import torch, or something that does, is named by the test
 MODULES = """
+headwater.cli.main
+headwater.cli.serve
 headwater.devices.cpu.attention_kernels
 headwater.devices.cpu.device
 headwater.devices.cpu.draws
@@ -13,12 +21,6 @@ headwater.devices.cpu.kernel_library
 headwater.devices.cpu.kv_memory
 headwater.devices.cpu.program
 headwater.devices.cpu.topology
-headwater.execution.cpu_runner
-headwater.launch.assembly
-headwater.launch.cpu_placement
-headwater.launch.engine_api
-headwater.models.decoder
-headwater.models.loader
 headwater.devices.cuda.driver
 headwater.devices.device
 headwater.devices.float8
@@ -27,18 +29,28 @@ headwater.devices.kv_memory
 headwater.devices.noise
 headwater.devices.number_formats
 headwater.execution.batch
+headwater.execution.cpu_runner
 headwater.execution.logprobs
 headwater.execution.penalties
 headwater.execution.prompt_logprobs
 headwater.execution.sampler
+headwater.execution.weight_store
+headwater.launch.assembly
 headwater.launch.config
+headwater.launch.cpu_placement
 headwater.launch.default_model
+headwater.launch.engine_api
+headwater.launch.placement
+headwater.models.decoder
 headwater.models.end_tokens
+headwater.models.loader
 headwater.models.registry
 headwater.models.rope
 headwater.models.weights
 headwater.models.weights_gguf
 headwater.models.weights_safetensors
+headwater.server.api_process
+headwater.server.engine_process
 """.split()
 
 IMPORT_ALL = """
@@ -55,4 +67,48 @@ for name in sys.argv[1:]:
 def test_modules_of_the_cpu_path_do_not_import_torch() -> None:
     """Nor gguf, which takes 0.1 s and is only needed where blocks are dequantised."""
     done = subprocess.run([sys.executable, "-c", IMPORT_ALL, *MODULES], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 211,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+}
+SERVE = """
+import importlib.util, sys
+assert importlib.util.find_spec("torch").origin.startswith(sys.argv[1]), "the blocked module is not the first"
+from headwater import Engine
+with Engine(sys.argv[1], device="cpu", load_format="dummy", kv_cache_memory_mb=8, log_level="warning") as engine:
+    greedy = {"max_new_tokens": 5, "temperature": 0.0, "ignore_eos": True}
+    drawn = {**greedy, "temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.1}
+    for sampling in (greedy, drawn):
+        answer = engine.generate(input_ids=[5, 6, 7], sampling_params=sampling, return_logprob=True)
+        assert len(answer["output_ids"]) == 5
+"""
+
+
+@pytest.mark.slow
+def test_a_cpu_serves_where_torch_cannot_be_imported(tmp_path: Path) -> None:
+    """Processes, loading, steps, sampling, log-probabilities: an import inside a function shows only here."""
+    (tmp_path / "torch.py").write_text("raise ImportError('torch is blocked')")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    tokenizer = Tokenizer(models.BPE(vocab={chr(97 + index): index for index in range(26)}, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    done = subprocess.run(
+        [sys.executable, "-c", SERVE, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr

@@ -13,8 +13,8 @@ from tiny_gguf import write_gguf_model
 
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.kernel_library import kernel_library
+from headwater.devices.cuda.torch_tensors import from_host
 from headwater.devices.host_tensor import STORAGE_TYPES, RandomTensor
-from headwater.devices.torch_tensors import from_host
 from headwater.models.config import ModelConfig, parse_hf_config
 from headwater.models.loader import LoadedModel, load_model, open_weights, read_config, resolve_model
 from headwater.models.model_files import ModelFileError

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
 
-from headwater.devices.torch_tensors import dtype_name  # noqa: E402
+from headwater.devices.cuda.torch_tensors import dtype_name  # noqa: E402
 from headwater.models.safetensors_file import _FORMATS, SafetensorsFile  # noqa: E402
 
 

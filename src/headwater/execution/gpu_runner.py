@@ -13,8 +13,8 @@ from headwater.devices.cuda.arrivals import Arrivals
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_greedy
 from headwater.devices.cuda.layer_gates import GatedAttention, LayerGates
+from headwater.devices.cuda.torch_tensors import torch_dtype
 from headwater.devices.kv_memory import KVLayout, KVMemory
-from headwater.devices.torch_tensors import torch_dtype
 from headwater.execution.decode_inputs import DecodeInputs
 from headwater.execution.device_logprobs import compute_logprobs
 from headwater.execution.device_sampler import DeviceSampler

@@ -81,13 +81,20 @@ def flags_in_errors() -> Iterator[None]:
 def open_placement(args: ServerArgs) -> Placement:
     """On the device that `--device` names; auto: a GPU where there is one. Raises ValueError if there is none."""
     if args.device == "cuda" or (args.device == "auto" and has_gpu()):
-        from headwater.devices.cuda.device import CudaDevice  # imports Triton, which a server on a CPU does without
-        from headwater.launch.cuda_placement import CudaPlacement
-
-        return CudaPlacement(CudaDevice(attention=args.attention_backend))
+        return _open_gpu(args)
     if args.attention_backend != "auto":
         raise ValueError(f"--attention-backend {args.attention_backend} needs --device cuda")
     return CpuPlacement(CpuDevice(num_threads=args.threads))
+
+
+def _open_gpu(args: ServerArgs) -> Placement:
+    """Imports PyTorch and Triton, which a server on a CPU does without."""
+    try:
+        from headwater.devices.cuda.device import CudaDevice
+        from headwater.launch.cuda_placement import CudaPlacement
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--device cuda needs PyTorch and Triton, and {error.name} is not installed") from error
+    return CudaPlacement(CudaDevice(attention=args.attention_backend))
 
 
 def kv_dtype(args: ServerArgs) -> str | None:

@@ -20,11 +20,11 @@ from headwater.devices.cuda.kv_memory import CudaKVMemory
 from headwater.devices.cuda.linear import CudaGatedLinear, CudaLinear
 from headwater.devices.cuda.paged_batch import PagedBatch
 from headwater.devices.cuda.prefill_tiles import PrefillTiles, plan_tiles
+from headwater.devices.cuda.torch_tensors import place_tensor, to_host
 from headwater.devices.device import AttentionGeometry, GatedLinear, Linear, RotaryAngles, StepAttention, Weight
 from headwater.devices.errors import UnsupportedError
 from headwater.devices.host_tensor import HostTensor
 from headwater.devices.kv_memory import KVLayout, KVMemory
-from headwater.devices.torch_tensors import place_tensor, to_host
 
 # 16-bit floats need the tensor cores of this generation at least (Ampere)
 _MIN_CAPABILITY = (8, 0)

@@ -9,14 +9,14 @@ torch = pytest.importorskip("torch")
 from gguf import GGMLQuantizationType  # noqa: E402
 from gguf.quants import quantize  # noqa: E402
 
-from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor  # noqa: E402
-from headwater.devices.torch_tensors import (  # noqa: E402
+from headwater.devices.cuda.torch_tensors import (  # noqa: E402
     dtype_name,
     from_host,
     place_tensor,
     to_host,
     torch_dtype,
 )
+from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor  # noqa: E402
 
 CPU = torch.device("cpu")
 
