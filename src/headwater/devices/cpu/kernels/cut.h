@@ -184,5 +184,8 @@ static inline int cut_within(ScaledRow *row, int num_nats, int64_t top_k, float 
 INLINE int lowest_kept(ScaledRow *row, int64_t top_k, float top_p, float *lowest) {
     *lowest = -INFINITY;
     if ((top_k <= 0 || top_k >= row->cols) && top_p >= 1.0f) return 1;
-    return cut_within(row, FEW_NATS, top_k, top_p, lowest) || cut_within(row, MANY_NATS, top_k, top_p, lowest);
+    for (int num_nats = FEW_NATS; num_nats <= MANY_NATS; num_nats *= 2) {
+        if (cut_within(row, num_nats, top_k, top_p, lowest)) return 1;
+    }
+    return 0;
 }

@@ -117,12 +117,24 @@ INLINE vf exponential(vf u) {
     return select_floats((vi)(u < vf_splat(0.03f)), series * u, vf_zero() - vf_log(one - u));
 }
 
-// The logarithm of the exponential noise of some tokens, which is minus their Gumbel noise.
-INLINE vf log_noise(vi tokens, uint64_t key) {
+// Uniform noise in (0, 1).
+INLINE vf uniform(vi tokens, uint64_t key) {
     const vu low = (vu)vi_splat((int32_t)(uint32_t)key), high = (vu)vi_splat((int32_t)(uint32_t)(key >> 32));
     const vi bits = (vi)(mix32(mix32((vu)tokens ^ low) + high) & 0x7fffffffu);
     const vf u = vf_fma(vf_from_int(bits), vf_splat(0x1p-31f), vf_splat(0x1p-32f));
-    return vf_log(exponential(vf_min(u, vf_splat(1.0f - 0x1p-24f))));
+    return vf_min(u, vf_splat(1.0f - 0x1p-24f));
+}
+
+// Whether a token of a group may score more than `best`, that is, whether E < exp(logit - best) for its exponential
+// noise E. E is at least u, so no logarithm is needed to rule out nearly all groups.
+INLINE int may_win(const float *scaled, int64_t col, uint64_t key, float best) {
+    vf largest = vf_splat(-1.0f);
+    for (int i = 0; i < GROUP; i += WIDTH) {
+        const vf u = uniform(lane_numbers() + vi_splat((int32_t)col + i), key);
+        const vf limit = vf_exp(vf_load(scaled + i) - vf_splat(best)) * vf_splat(1.001f);
+        largest = vf_max(limit - u, largest);
+    }
+    return vf_max_of(largest) >= 0;
 }
 
 typedef struct {
@@ -162,15 +174,16 @@ static void draw_chunk(const void *opaque, const Step *step, int64_t number) {
         if (row.largest + log_min_p > lowest) lowest = row.largest + log_min_p;
     }
     Best best = no_best();
-    float scaled[GROUP];
+    float scaled[GROUP], best_score = -INFINITY;
     for (int64_t col = 0; col < job->cols; col += GROUP) {
-        if (scale_group(&row, col, scaled) < lowest) continue;
+        if (scale_group(&row, col, scaled) < lowest || !may_win(scaled, col, job->keys[number], best_score)) continue;
         for (int i = 0; i < GROUP; i += WIDTH) {
             const vf logit = vf_load(scaled + i);
             const vi columns = lane_numbers() + vi_splat((int32_t)col + i);
-            const vf score = logit - log_noise(columns, job->keys[number]);
+            const vf score = logit - vf_log(exponential(uniform(columns, job->keys[number])));
             best = better(best, select_floats((vi)(logit < vf_splat(lowest)), vf_splat(-INFINITY), score), columns);
         }
+        best_score = vf_max_of(best.value);
     }
     job->tokens[number] = first_best(best);
 }
