@@ -1,5 +1,7 @@
 """Where the model computes and how much KV fits there, in words for the user when it does not."""
 
+import sys
+
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -61,3 +63,11 @@ def test_what_a_device_refuses_is_reported_by_its_flag(refused: tuple[str, str, 
     with pytest.raises(ValueError) as found, flags_in_errors():
         raise UnsupportedError(*refused)
     assert str(found.value) == shown
+
+
+def test_a_gpu_without_its_libraries_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(("headwater.devices.cuda.", "headwater.launch.cuda"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(ValueError, match="--device cuda needs PyTorch and Triton, and triton is not installed"):
+        open_placement(ServerArgs(device="cuda"))
