@@ -3,7 +3,8 @@
 
     cpu_attention.py [--threads N] [--dtype float32] [--repeats 7] [CASE ...]
 
-A case is ROWSxCONTEXT (decode: one token a row) or QUERIES+CACHED (prefill of one row). Each layer has its own KV, so
+A case is ROWSxCONTEXT (decode: one token a row), ROWSxCONTEXT/SHARED (the rows share their first tokens' pages), or
+QUERIES+CACHED (prefill of one row). Each layer has its own KV, so
 what a step reads comes from memory (a small case fits in the last cache). The floor is the longer one of two times: the
 bytes of the visible keys and values at the read bandwidth, and the multiplications at the rate of fused multiply-adds
 in registers. Both rates are measured before and after each case; the better one counts. HEADWATER_CPU_ISA chooses the
@@ -24,7 +25,7 @@ from headwater.devices.cpu.kernel_build import SOURCES, chosen_instruction_set, 
 from headwater.devices.cpu.kernel_library import KernelLibrary, Step
 from headwater.devices.cpu.topology import num_usable_cores
 
-CASES = ("1x200", "16x200", "16x1550", "1x8000", "512+0", "512+1288")
+CASES = ("1x200", "16x200", "16x1550", "16x1550/1500", "1x8000", "512+0", "512+1288")
 NUM_LAYERS, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE = 30, 9, 3, 64, 16  # SmolLM2-135M
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
 
@@ -73,6 +74,8 @@ class Case:
     """The jobs of all layers, and a step of random inputs."""
 
     def __init__(self, name: str, *, dtype: str, num_threads: int) -> None:
+        name, _, shared = name.partition("/")
+        num_shared = int(shared or 0) // PAGE_SIZE
         if "x" in name:
             rows, context = map(int, name.split("x"))
             query_lens = np.ones(rows, dtype=np.int32)
@@ -90,10 +93,14 @@ class Case:
         else:
             memory[:] = random.integers(0x30, 0x3C, memory.shape[1])  # normal numbers in every format
         tables = random.permutation(rows * num_pages).reshape(rows, num_pages).astype(np.int32)
+        tables[:, :num_shared] = tables[0, :num_shared]
         starts = np.concatenate(([0], np.cumsum(query_lens))).astype(np.int32)
         contexts = np.full(rows, context, dtype=np.int32)
         positions = np.concatenate([np.arange(context - n, context) for n in query_lens]).astype(np.int32)
-        work = work_list(starts, contexts, num_heads=NUM_HEADS, num_kv_heads=NUM_KV_HEADS, num_threads=num_threads)
+        work = work_list(
+            starts, contexts, num_heads=NUM_HEADS, num_kv_heads=NUM_KV_HEADS, num_threads=num_threads,
+            page_tables=tables, page_size=PAGE_SIZE,
+        )  # fmt: skip
         width = (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM
         arrays = {
             "qkv": random.normal(size=(num_tokens, width)).astype(np.float32),
@@ -108,6 +115,7 @@ class Case:
             context_lens=contexts.ctypes.data, page_tables=tables.ctypes.data, table_stride=num_pages,
             kv=memory.ctypes.data, chunks=work.chunks.ctypes.data, num_chunks=len(work.chunks),
             queries_per_chunk=work.queries_per_chunk, partial_slots=work.partial_slots.ctypes.data,
+            next_sharing=work.next_sharing.ctypes.data,
         )  # fmt: skip
         self.jobs = [
             AttentionJob(
@@ -117,7 +125,8 @@ class Case:
             )
             for layer in range(NUM_LAYERS)
         ]  # fmt: skip
-        self.num_bytes = rows * context * NUM_LAYERS * 2 * NUM_KV_HEADS * HEAD_DIM * ITEM_BYTES[dtype]
+        num_tokens = rows * context - (rows - 1) * num_shared * PAGE_SIZE
+        self.num_bytes = num_tokens * NUM_LAYERS * 2 * NUM_KV_HEADS * HEAD_DIM * ITEM_BYTES[dtype]
         self.num_flops = 4 * HEAD_DIM * NUM_HEADS * NUM_LAYERS * int((positions.astype(np.int64) + 1).sum())
 
 

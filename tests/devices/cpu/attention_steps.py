@@ -114,7 +114,7 @@ class NativeStep:
         self.partials = partial_arrays(**shape)
         self._shape = shape
 
-    def run(self, spans: Sequence[Span], *, num_workers: int = 2) -> tuple[Floats, Floats]:
+    def run(self, spans: Sequence[Span], *, num_workers: int = 2, shares_blocks: bool = False) -> tuple[Floats, Floats]:
         """The prepared qkv and the attention's output. `num_workers`: the work is cut for that many threads."""
         sequences, rows = self._sequences, self._sequences.rows(spans)
         qkv = sequences.inputs(spans)
@@ -122,7 +122,8 @@ class NativeStep:
         angles = np.empty((2, len(qkv), sequences.head_dim // 2), dtype=np.float32)
         work = work_list(
             rows.query_starts, rows.context_lens, num_heads=sequences.num_heads, num_kv_heads=sequences.num_kv_heads,
-            num_threads=num_workers,
+            num_threads=num_workers, page_tables=rows.page_tables if shares_blocks else None,
+            page_size=sequences.page_size,
         )  # fmt: skip
         step = step_of(rows, sequences.memory, work)
         self.last_work = work
@@ -175,6 +176,7 @@ def step_of(rows: StepRows, memory: npt.NDArray[np.uint8], work: WorkList) -> St
     arrays: dict[str, Any] = {
         "positions": rows.positions, "query_starts": rows.query_starts, "context_lens": rows.context_lens,
         "page_tables": rows.page_tables, "kv": memory, "chunks": work.chunks, "partial_slots": work.partial_slots,
+        "next_sharing": work.next_sharing,
     }  # fmt: skip
     assert all(array.flags.c_contiguous for array in arrays.values())
     return Step(

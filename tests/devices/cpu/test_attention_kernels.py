@@ -124,6 +124,31 @@ def test_bits_do_not_depend_on_whether_a_row_is_split(library: KernelLibrary, nu
     _assert_step_is_right(native, sequences, spans)
 
 
+@pytest.mark.parametrize(
+    ("num_heads", "page_size", "dtype"), [(3, 16, "float32"), (1, 1, "bfloat16"), (9, 512, "float8_e5m2")]
+)
+def test_bits_do_not_depend_on_whether_rows_share_pages(
+    library: KernelLibrary, num_heads: int, page_size: int, dtype: str
+) -> None:
+    """Decodes after a common prefix, whose blocks are computed once for all of them, against each row for itself."""
+    common = 2 * BLOCK_KEYS + 30 if page_size < BLOCK_KEYS else 2 * page_size
+    lengths = [common + 1, common + 300, common + 17, BLOCK_KEYS + 9, common + 2]
+    sequences = Sequences(lengths, num_heads=num_heads, num_kv_heads=1, page_size=page_size, dtype=dtype)
+    num_pages = common // page_size
+    for row in (1, 4):  # rows 0 and 2 differ; row 3 has another prefix
+        sequences.page_tables[row, :num_pages] = sequences.page_tables[0, :num_pages]
+        sequences.qkv[row][: num_pages * page_size] = sequences.qkv[0][: num_pages * page_size]
+    native = NativeStep(library, sequences, num_threads=4)
+    native.run([(row, 0, length - 1) for row, length in enumerate(lengths)])
+    spans: list[Span] = [(row, length - 1, length) for row, length in enumerate(lengths)]
+    _, expected = native.run(spans, num_workers=1)
+    for num_workers in (1, 2, 64):
+        _, out = native.run(spans, num_workers=num_workers, shares_blocks=True)
+        assert (native.last_work.chunks < 0).sum() == num_pages * page_size // BLOCK_KEYS
+        assert not native.partials["num_done"].any()
+        np.testing.assert_array_equal(out.view(np.int32), expected.view(np.int32))
+
+
 @pytest.mark.parametrize("dtype", KV_DTYPES)
 def test_a_number_that_is_not_finite_stays_visible_and_in_its_row(library: KernelLibrary, dtype: str) -> None:
     """An overflow must reach the check of the logits: an 8-bit float cannot hold it, its exponent says so."""
@@ -171,8 +196,22 @@ def test_the_work_list_covers_every_query_and_key_once(seed: int) -> None:
     context_lens = (query_lens + random.integers(0, 5000, size=len(query_lens))).astype(np.int32)
     starts = np.concatenate(([0], np.cumsum(query_lens))).astype(np.int32)
     num_threads = int(random.integers(1, 65))
-    work = work_list(starts, context_lens, num_heads=8, num_kv_heads=2, num_threads=num_threads)
-    blocks, rows, firsts = work.chunks >> 48, (work.chunks >> 32) & 0xFFFF, work.chunks & 0xFFFFFFFF
+    tables = np.arange(len(query_lens) * 320, dtype=np.int32).reshape(-1, 320)
+    shared_pages = int(random.integers(0, 100))
+    tables[::2, :shared_pages] = tables[0, :shared_pages]
+    work = work_list(
+        starts, context_lens, num_heads=8, num_kv_heads=2, num_threads=num_threads, page_tables=tables, page_size=16
+    )
+    is_shared = work.chunks < 0
+    chunks = [int(chunk) for chunk in work.chunks[~is_shared]]
+    for chunk in (work.chunks[is_shared] & (2**63 - 1)).tolist():
+        row = chunk >> 32 & 0xFFFF
+        while row >= 0:
+            assert query_lens[row] == 1 and (tables[row, : 16 * (chunk >> 48)] == tables[0, : 16 * (chunk >> 48)]).all()
+            chunks.append(chunk >> 48 << 48 | row << 32)
+            row = int(work.next_sharing[row])
+    assert len(chunks) == len(set(chunks))
+    blocks, rows, firsts = np.array([(chunk >> 48, chunk >> 32 & 0xFFFF, chunk & 0xFFFFFFFF) for chunk in chunks]).T
     used: set[int] = set()
     for row, (num, context) in enumerate(zip(query_lens.tolist(), context_lens.tolist(), strict=True)):
         first_slot = int(work.partial_slots[row])
@@ -185,7 +224,6 @@ def test_the_work_list_covers_every_query_and_key_once(seed: int) -> None:
             slots = set(range(first_slot, first_slot + num * -(-context // BLOCK_KEYS)))
             assert not slots & used and max(slots) < MAX_PARTIALS
             used |= slots
-    assert len(work.chunks) == len(set(work.chunks.tolist()))
 
 
 def test_a_long_context_alone_is_work_for_all_threads() -> None:

@@ -16,6 +16,7 @@ MAX_STACKED = 96  # query heads times queries that one chunk holds
 BLOCK_KEYS = 256  # blocks of keys begin at multiples of it, so that results do not depend on chunks
 MAX_PARTIALS = 512  # queries times blocks of keys that the split rows of a step may have in all
 _MAX_ROWS = 1 << 16
+_IS_SHARED = -(1 << 63)
 _CHUNKS_PER_THREAD = 4  # enough for threads to end together
 
 _POINTER, _INT64, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -101,9 +102,11 @@ class DrawJob(ctypes.Structure):
 class WorkList:
     """What `Step` says of a step's attention."""
 
-    chunks: npt.NDArray[np.int64]  # (block + 1 of a split row) << 48 | row << 32 | first query, longest first
+    # (block + 1 of a split row) << 48 | row << 32 | first query, and the sign of a shared block; longest first
+    chunks: npt.NDArray[np.int64]
     queries_per_chunk: int
     partial_slots: npt.NDArray[np.int32]  # [R]
+    next_sharing: npt.NDArray[np.int32]  # [R]
 
 
 def check_geometry(*, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
@@ -133,13 +136,22 @@ def work_list(
     num_heads: int,
     num_kv_heads: int,
     num_threads: int,
+    page_tables: npt.NDArray[np.int32] | None = None,
+    page_size: int = 1,
 ) -> WorkList:
-    """Cut a step's attention into chunks. Results do not depend on the cut, so it may depend on anything."""
+    """Cut a step's attention into chunks. Results do not depend on the cut, so it may depend on anything.
+
+    With page tables, blocks that decodes share are computed once for all of them.
+    """
     assert len(context_lens) <= _MAX_ROWS
     query_lens = np.diff(query_starts).astype(np.int64)
     contexts = context_lens.astype(np.int64)
+    most_queries = MAX_STACKED // (num_heads // num_kv_heads)
     wanted = -(-_CHUNKS_PER_THREAD * num_threads // num_kv_heads)
-    per_chunk = _queries_per_chunk(query_lens, MAX_STACKED // (num_heads // num_kv_heads), wanted=wanted)
+    per_chunk = _queries_per_chunk(query_lens, most_queries, wanted=wanted)
+    groups: list[_Sharing] = []
+    if page_tables is not None:
+        groups = _sharing_rows(query_lens, contexts, page_tables, page_size=page_size, most=most_queries)
     num_chunks = -(-query_lens // per_chunk)
     rows = np.repeat(np.arange(len(num_chunks)), num_chunks)
     firsts = (np.arange(len(rows)) - np.repeat(np.cumsum(num_chunks) - num_chunks, num_chunks)) * per_chunk
@@ -147,14 +159,58 @@ def work_list(
     num_keys = contexts[rows] - query_lens[rows] + firsts + queries
     work = num_keys * queries
     limit = int(work.sum()) / wanted if num_threads > 1 else math.inf
-    partial_slots = _split_rows(query_lens, contexts, limit=limit)
+    partial_slots, groups = _split_rows(query_lens, contexts, limit=limit, groups=groups)
+    num_shared, next_sharing = np.zeros((2, len(contexts)), dtype=np.int32)
+    next_sharing[:] = -1
+    for group in groups:
+        num_shared[group.rows] = group.num_blocks
+        next_sharing[group.rows[:-1]] = group.rows[1:]
     num_blocks = np.where(partial_slots[rows] >= 0, -(-num_keys // BLOCK_KEYS), 1)
     entries = np.repeat(np.arange(len(rows)), num_blocks)
     blocks = np.arange(len(entries)) - np.repeat(np.cumsum(num_blocks) - num_blocks, num_blocks) + 1
     blocks[partial_slots[rows[entries]] < 0] = 0
+    is_own = (blocks == 0) | (blocks > num_shared[rows[entries]])
+    entries, blocks = entries[is_own], blocks[is_own]
     work = np.where(blocks > 0, np.minimum(work[entries], BLOCK_KEYS * queries[entries]), work[entries])
     chunks = (blocks << 48) | (rows[entries] << 32) | firsts[entries]
-    return WorkList(chunks[np.argsort(-work, kind="stable")], per_chunk, partial_slots)
+    for group in groups:
+        shared = np.arange(1, group.num_blocks + 1, dtype=np.int64)
+        chunks = np.concatenate((chunks, (shared << 48) | (int(group.rows[0]) << 32) | _IS_SHARED))
+        work = np.concatenate((work, np.full(group.num_blocks, BLOCK_KEYS * len(group.rows))))
+    return WorkList(chunks[np.argsort(-work, kind="stable")], per_chunk, partial_slots, next_sharing)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sharing:
+    """Rows of one query whose first blocks of keys lie on the same pages."""
+
+    rows: npt.NDArray[np.int64]
+    num_blocks: int
+
+
+def _sharing_rows(
+    query_lens: npt.NDArray[np.int64],
+    contexts: npt.NDArray[np.int64],
+    page_tables: npt.NDArray[np.int32],
+    *,
+    page_size: int,
+    most: int,
+) -> list[_Sharing]:
+    """Groups of at most `most` rows that share at least one whole block."""
+    by_first_pages: dict[bytes, list[int]] = {}
+    for row in np.flatnonzero((query_lens == 1) & (contexts > BLOCK_KEYS)).tolist():
+        by_first_pages.setdefault(page_tables[row, : -(-BLOCK_KEYS // page_size)].tobytes(), []).append(row)
+    groups = []
+    for rows in by_first_pages.values():
+        for begin in range(0, len(rows), most):
+            members = np.array(rows[begin : begin + most])
+            tables = page_tables[members, : int(contexts[members].min()) // page_size]
+            is_common = (tables == tables[0]).all(axis=0)
+            num_common = len(is_common) if is_common.all() else int(is_common.argmin())
+            num_blocks = num_common * page_size // BLOCK_KEYS
+            if len(members) > 1 and num_blocks:
+                groups.append(_Sharing(members, num_blocks))
+    return groups
 
 
 def _queries_per_chunk(query_lens: npt.NDArray[np.int64], most: int, *, wanted: int) -> int:
@@ -163,15 +219,22 @@ def _queries_per_chunk(query_lens: npt.NDArray[np.int64], most: int, *, wanted: 
     return int(min(most, max(-(-most // 3), -(-total // wanted))))
 
 
-def _split_rows(query_lens: npt.NDArray[np.int64], contexts: npt.NDArray[np.int64], *, limit: float) -> Any:
-    """int32[R], the first slot of each row of one chunk with more work than `limit`, else -1."""
+def _split_rows(
+    query_lens: npt.NDArray[np.int64], contexts: npt.NDArray[np.int64], *, limit: float, groups: list[_Sharing]
+) -> tuple[npt.NDArray[np.int32], list[_Sharing]]:
+    """The first slot of each row that shares blocks or has more work than `limit`, else -1; groups with slots."""
     slots = np.full(len(contexts), -1, dtype=np.int32)
-    used = 0
+    num_slots = query_lens * -(-contexts // BLOCK_KEYS)
+    used, kept = 0, []
+    for group in groups:
+        needed = num_slots[group.rows]
+        if used + int(needed.sum()) <= MAX_PARTIALS:
+            slots[group.rows] = used + np.cumsum(needed) - needed
+            used += int(needed.sum())
+            kept.append(group)
     for row in np.argsort(-contexts, kind="stable"):
-        num_blocks = -(-int(contexts[row]) // BLOCK_KEYS)
-        num_slots = int(query_lens[row]) * num_blocks
-        if num_blocks == 1 or used + num_slots > MAX_PARTIALS:
+        if slots[row] >= 0 or contexts[row] <= BLOCK_KEYS or used + num_slots[row] > MAX_PARTIALS:
             continue
         if contexts[row] * query_lens[row] > limit:
-            slots[row], used = used, used + num_slots
-    return slots
+            slots[row], used = used, used + int(num_slots[row])
+    return slots, kept

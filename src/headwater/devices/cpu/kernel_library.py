@@ -31,6 +31,7 @@ class Step(ctypes.Structure):
         ("num_chunks", _LONG),
         ("queries_per_chunk", _LONG),
         ("partial_slots", _POINTER),
+        ("next_sharing", _POINTER),
     )
 
 

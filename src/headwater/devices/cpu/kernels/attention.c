@@ -5,97 +5,9 @@
 // result from scratch, and results are merged in order: so bits depend neither on the cut into chunks nor on whether the
 // blocks of a row are computed one after another or by several threads.
 
-#include "attention.h"
-
 #include <stdatomic.h>
 
-#include "attention_tile.h"
-#include "kv_pages.h"
-
-// Many stacked queries make use of a part that fills the first cache. With few of them memory must not wait for
-// arithmetic: parts are so small that what is on its way from memory lasts while one is multiplied.
-enum { MAX_PART_KEYS = 64, SMALL_PART_KEYS = PANEL, FEW_STACKED = 16 };
-enum { MAX_PADDED_DIM = (MAX_HEAD_DIM + PANEL - 1) / PANEL * PANEL };
-
-// Rows of scratch memory are a line further apart than powers of two: else they fall on the same few lines of the cache.
-enum { SCORES_STRIDE = BLOCK_KEYS + 16, VALUES_STRIDE = PANEL * (MAX_PART_KEYS + 1) };
-
-typedef struct {
-    _Alignas(64) float queries[MAX_STACKED * MAX_HEAD_DIM];       // [stacked][dim], scaled
-    _Alignas(64) float keys[MAX_PART_KEYS * (MAX_HEAD_DIM + 1)];      // [part / PANEL][dim + 1][PANEL]
-    _Alignas(64) float values[MAX_PADDED_DIM / PANEL * VALUES_STRIDE];  // [padded / PANEL][MAX_PART_KEYS + 1][PANEL]
-    _Alignas(64) float scores[MAX_STACKED * SCORES_STRIDE];       // [stacked][BLOCK_KEYS and a line]; then the softmax's weights
-    _Alignas(64) float block_sums[MAX_STACKED * MAX_PADDED_DIM];  // [stacked][padded]
-    _Alignas(64) float sums[MAX_STACKED * MAX_HEAD_DIM];          // [stacked][dim], of all blocks so far
-    float block_largest[MAX_STACKED], block_total[MAX_STACKED];
-    float largest[MAX_STACKED], total[MAX_STACKED];
-} Scratch;
-
-static _Thread_local Scratch scratch;
-
-INLINE int64_t keys_stride(int64_t dim) { return PANEL * (dim + 1); }
-
-// Some queries of one row and one KV head, with the keys they see.
-typedef struct {
-    const AttentionJob *job;
-    int64_t head, per_kv, padded_dim;
-    int64_t first_token, first_position, num_keys;
-    int stacked;
-    int part_keys;                          // keys that are packed at a time, at most MAX_PART_KEYS
-    int64_t block;                          // of a split row: the only one to compute; else -1
-    int64_t first_slot, blocks_of_row;      // of a split row
-    const int32_t *pages;
-    const Step *step;
-} Work;
-
-// Where a block's keys lie, and their exponents if the pages have some.
-typedef struct {
-    const uint8_t *keys[BLOCK_KEYS];
-    const int8_t *exponents[BLOCK_KEYS];
-    int num;
-} Located;
-
-// How many keys of the block that begins at `first` a stacked query sees.
-INLINE int64_t visible_keys(const Work *work, int64_t stacked, int64_t first) {
-    const int64_t visible = work->first_position + stacked / work->per_kv + 1 - first;
-    return visible < 0 ? 0 : visible > BLOCK_KEYS ? BLOCK_KEYS : visible;
-}
-
-// The same for a part of `num` keys that begins at key `part` of the block.
-INLINE int64_t visible_in_part(const Work *work, int64_t stacked, int64_t first, int part, int num) {
-    const int64_t visible = visible_keys(work, stacked, first) - part;
-    return visible < 0 ? 0 : visible > num ? num : visible;
-}
-
-static void locate(const Work *work, int64_t first, Located *at) {
-    const AttentionJob *job = work->job;
-    const int64_t left = work->num_keys - first, key_bytes = job->head_dim * kv_item_bytes(job->kv_dtype);
-    int64_t page = first / job->page_size, offset = first % job->page_size;
-    at->num = (int)(left < 0 ? 0 : left < BLOCK_KEYS ? left : BLOCK_KEYS);
-    for (int i = 0; i < at->num; page++, offset = 0) {
-        uint8_t *start = page_of(job, work->step, work->pages[page]);
-        const uint8_t *key = key_at(job, start, work->head, offset);
-        const int8_t *exponent = exponent_at(job, start, work->head, offset);
-        for (; offset < job->page_size && i < at->num; offset++, i++, key += key_bytes) {
-            at->keys[i] = key;
-            at->exponents[i] = exponent++;
-        }
-    }
-}
-
-// Keys from `first` on that will be needed soon, or their values, `offset` bytes further.
-typedef struct {
-    const Located *at;
-    int first;
-    int64_t offset;
-} Ahead;
-
-INLINE void prefetch(const Ahead *ahead, int skip, int num, int64_t key_bytes) {
-    for (int i = ahead->first + skip; i < ahead->first + skip + num && i < ahead->at->num; i++) {
-        const uint8_t *from = ahead->at->keys[i] + ahead->offset;
-        for (int64_t byte = 0; byte < key_bytes; byte += 64) __builtin_prefetch(from + byte, 0, 3);
-    }
-}
+#include "attention_work.h"
 
 // Keys [first, first + num) of a block for scores = queries x keys^T. Lanes of missing keys repeat the last key.
 INLINE void pack_keys_of(const int dtype, const Work *work, const Located *at, int first, int num, const Ahead *ahead) {
@@ -293,11 +205,13 @@ static void stack_queries(const Work *work) {
     const int64_t dim = job->head_dim;
     const vf scale = vf_splat(job->scale * 1.44269504f);  // softmax in powers of two
     for (int row = 0; row < work->stacked; row++) {
-        const float *heads = job->qkv + (work->first_token + row / work->per_kv) * qkv_stride(job);
-        const float *query = heads + (work->head * work->per_kv + row % work->per_kv) * dim;
+        const int64_t query = row / work->per_kv;
+        const int64_t token = work->num_rows > 1 ? work->step->query_starts[work->rows[query]] : work->first_token + query;
+        const float *heads = job->qkv + token * qkv_stride(job);
+        const float *head = heads + (work->head * work->per_kv + row % work->per_kv) * dim;
         for (int64_t d = 0; d < dim; d += WIDTH) {
             const int64_t n = dim - d < WIDTH ? dim - d : WIDTH;
-            vf_store_n(scratch.queries + row * dim + d, vf_load_n(query + d, n) * scale, n);
+            vf_store_n(scratch.queries + row * dim + d, vf_load_n(head + d, n) * scale, n);
         }
     }
 }
@@ -327,21 +241,18 @@ INLINE int64_t partial_of(const Work *work, int row, int64_t block) {
     return slot * work->job->num_heads + work->head * work->per_kv + row % work->per_kv;
 }
 
-// One block of a split row. Who completes the last one merges them all.
-static void attend_one(const Work *work) {
-    static _Thread_local Located at;
-    static const Located nothing = {.num = 0};
+// Keep the block's results of a row's queries, which are `first_stacked` and the following ones. If these were the last
+// ones that the row waited for, merge them all.
+static void end_block(const Work *work, int first_stacked) {
     const AttentionJob *job = work->job;
     const int64_t dim = job->head_dim, first = work->block * BLOCK_KEYS;
-    locate(work, first, &at);
-    prefetch_first(work, &at);
-    attend_block(work, &at, &nothing, first);
     for (int row = 0; row < work->stacked; row++) {
         if (visible_keys(work, row, first) == 0) continue;
         const int64_t partial = partial_of(work, row, work->block);
-        memcpy(job->partial_sums + partial * dim, scratch.block_sums + row * work->padded_dim, (size_t)dim * sizeof(float));
-        job->partial_stats[2 * partial] = scratch.block_largest[row];
-        job->partial_stats[2 * partial + 1] = scratch.block_total[row];
+        const float *sums = scratch.block_sums + (first_stacked + row) * work->padded_dim;
+        memcpy(job->partial_sums + partial * dim, sums, (size_t)dim * sizeof *sums);
+        job->partial_stats[2 * partial] = scratch.block_largest[first_stacked + row];
+        job->partial_stats[2 * partial + 1] = scratch.block_total[first_stacked + row];
     }
     _Atomic int32_t *num_done = (_Atomic int32_t *)job->num_done + work->first_slot * job->num_kv_heads + work->head;
     const int64_t num_blocks = (work->num_keys + BLOCK_KEYS - 1) / BLOCK_KEYS;
@@ -357,30 +268,22 @@ static void attend_one(const Work *work) {
     }
 }
 
-static Work open_work(const AttentionJob *job, const Step *step, int64_t index) {
-    const int64_t chunk = step->chunks[index / job->num_kv_heads], first_query = chunk & 0xffffffff;
-    const int64_t row = chunk >> 32 & 0xffff, start = step->query_starts[row];
-    const int64_t num_queries = step->query_starts[row + 1] - start, left = num_queries - first_query;
-    const int64_t queries = left < step->queries_per_chunk ? left : step->queries_per_chunk;
-    const int64_t per_kv = job->num_heads / job->num_kv_heads;
-    const int64_t first_position = step->context_lens[row] - num_queries + first_query;
-    const int64_t blocks_of_row = (step->context_lens[row] + BLOCK_KEYS - 1) / BLOCK_KEYS;
-    return (Work){
-        .job = job,
-        .head = index % job->num_kv_heads,
-        .per_kv = per_kv,
-        .padded_dim = (job->head_dim + PANEL - 1) / PANEL * PANEL,
-        .first_token = start + first_query,
-        .first_position = first_position,
-        .num_keys = first_position + queries,
-        .stacked = (int)(queries * per_kv),
-        .part_keys = queries * per_kv <= FEW_STACKED ? SMALL_PART_KEYS : MAX_PART_KEYS,
-        .block = (chunk >> 48) - 1,
-        .first_slot = step->partial_slots[row] + first_query * blocks_of_row,
-        .blocks_of_row = blocks_of_row,
-        .pages = step->page_tables + row * step->table_stride,
-        .step = step,
-    };
+// One block of a split row, or of several.
+static void attend_one(const Work *work) {
+    static _Thread_local Located at;
+    static const Located nothing = {.num = 0};
+    locate(work, work->block * BLOCK_KEYS, &at);
+    prefetch_first(work, &at);
+    attend_block(work, &at, &nothing, work->block * BLOCK_KEYS);
+    if (work->num_rows == 1) {
+        end_block(work, 0);
+        return;
+    }
+    for (int i = 0; i < work->num_rows; i++) {
+        Work row = open_work(work->job, work->step, (int64_t)work->rows[i] << 32, work->head);
+        row.block = work->block;
+        end_block(&row, (int)(i * work->per_kv));
+    }
 }
 
 static int64_t attention_chunks(const void *opaque, const Step *step) {
@@ -388,7 +291,9 @@ static int64_t attention_chunks(const void *opaque, const Step *step) {
 }
 
 static void attention_chunk(const void *opaque, const Step *step, int64_t chunk) {
-    const Work work = open_work(opaque, step, chunk);
+    const AttentionJob *job = opaque;
+    const int64_t entry = step->chunks[chunk / job->num_kv_heads], head = chunk % job->num_kv_heads;
+    const Work work = entry < 0 ? open_shared(job, step, entry, head) : open_work(job, step, entry, head);
     stack_queries(&work);
     if (work.block < 0) attend_all(&work);
     else attend_one(&work);

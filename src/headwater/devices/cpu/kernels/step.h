@@ -24,6 +24,9 @@ typedef struct {
     // its partial results lie in slots from partial_slots[row] on (-1: not split).
     int64_t queries_per_chunk;
     const int32_t *partial_slots;  // [R]
+    // A negative chunk (the sign is its only other bit) is a block that several rows of one query share: the same pages,
+    // as after a common prefix. They are the row of the chunk and those that follow in this list, until -1.
+    const int32_t *next_sharing;  // [R]; may be NULL if no chunk is negative
 } Step;
 
 enum Rows { TOKENS = 0, SELECTED = 1 };  // how many rows an op has: T or S

@@ -1,0 +1,132 @@
+// What attention.c works on: a chunk's queries and keys, where they lie, and a thread's scratch memory.
+
+#pragma once
+
+#include "attention.h"
+#include "attention_tile.h"
+#include "kv_pages.h"
+
+// Many stacked queries make use of a part that fills the first cache. With few of them memory must not wait for
+// arithmetic: parts are so small that what is on its way from memory lasts while one is multiplied.
+enum { MAX_PART_KEYS = 64, SMALL_PART_KEYS = PANEL, FEW_STACKED = 16 };
+enum { MAX_PADDED_DIM = (MAX_HEAD_DIM + PANEL - 1) / PANEL * PANEL };
+
+// Rows of scratch memory are a line further apart than powers of two: else they fall on the same few lines of the cache.
+enum { SCORES_STRIDE = BLOCK_KEYS + 16, VALUES_STRIDE = PANEL * (MAX_PART_KEYS + 1) };
+
+typedef struct {
+    _Alignas(64) float queries[MAX_STACKED * MAX_HEAD_DIM];       // [stacked][dim], scaled
+    _Alignas(64) float keys[MAX_PART_KEYS * (MAX_HEAD_DIM + 1)];      // [part / PANEL][dim + 1][PANEL]
+    _Alignas(64) float values[MAX_PADDED_DIM / PANEL * VALUES_STRIDE];  // [padded / PANEL][MAX_PART_KEYS + 1][PANEL]
+    _Alignas(64) float scores[MAX_STACKED * SCORES_STRIDE];       // [stacked][BLOCK_KEYS and a line]; then the softmax's weights
+    _Alignas(64) float block_sums[MAX_STACKED * MAX_PADDED_DIM];  // [stacked][padded]
+    _Alignas(64) float sums[MAX_STACKED * MAX_HEAD_DIM];          // [stacked][dim], of all blocks so far
+    float block_largest[MAX_STACKED], block_total[MAX_STACKED];
+    float largest[MAX_STACKED], total[MAX_STACKED];
+} Scratch;
+
+static _Thread_local Scratch scratch;
+
+INLINE int64_t keys_stride(int64_t dim) { return PANEL * (dim + 1); }
+
+// Some queries of one row and one KV head, with the keys they see.
+typedef struct {
+    const AttentionJob *job;
+    int64_t head, per_kv, padded_dim;
+    int64_t first_token, first_position, num_keys;
+    int stacked;
+    int part_keys;                          // keys that are packed at a time, at most MAX_PART_KEYS
+    int64_t block;                          // of a split row: the only one to compute; else -1
+    int64_t first_slot, blocks_of_row;      // of a split row
+    int num_rows, rows[MAX_STACKED];        // that share the block; the queries of the others lie in a run
+    const int32_t *pages;
+    const Step *step;
+} Work;
+
+// Where a block's keys lie, and their exponents if the pages have some.
+typedef struct {
+    const uint8_t *keys[BLOCK_KEYS];
+    const int8_t *exponents[BLOCK_KEYS];
+    int num;
+} Located;
+
+// How many keys of the block that begins at `first` a stacked query sees.
+INLINE int64_t visible_keys(const Work *work, int64_t stacked, int64_t first) {
+    const int64_t query = work->num_rows > 1 ? 0 : stacked / work->per_kv;
+    const int64_t visible = work->first_position + query + 1 - first;
+    return visible < 0 ? 0 : visible > BLOCK_KEYS ? BLOCK_KEYS : visible;
+}
+
+// The same for a part of `num` keys that begins at key `part` of the block.
+INLINE int64_t visible_in_part(const Work *work, int64_t stacked, int64_t first, int part, int num) {
+    const int64_t visible = visible_keys(work, stacked, first) - part;
+    return visible < 0 ? 0 : visible > num ? num : visible;
+}
+
+static inline void locate(const Work *work, int64_t first, Located *at) {
+    const AttentionJob *job = work->job;
+    const int64_t left = work->num_keys - first, key_bytes = job->head_dim * kv_item_bytes(job->kv_dtype);
+    int64_t page = first / job->page_size, offset = first % job->page_size;
+    at->num = (int)(left < 0 ? 0 : left < BLOCK_KEYS ? left : BLOCK_KEYS);
+    for (int i = 0; i < at->num; page++, offset = 0) {
+        uint8_t *start = page_of(job, work->step, work->pages[page]);
+        const uint8_t *key = key_at(job, start, work->head, offset);
+        const int8_t *exponent = exponent_at(job, start, work->head, offset);
+        for (; offset < job->page_size && i < at->num; offset++, i++, key += key_bytes) {
+            at->keys[i] = key;
+            at->exponents[i] = exponent++;
+        }
+    }
+}
+
+// Keys from `first` on that will be needed soon, or their values, `offset` bytes further.
+typedef struct {
+    const Located *at;
+    int first;
+    int64_t offset;
+} Ahead;
+
+INLINE void prefetch(const Ahead *ahead, int skip, int num, int64_t key_bytes) {
+    for (int i = ahead->first + skip; i < ahead->first + skip + num && i < ahead->at->num; i++) {
+        const uint8_t *from = ahead->at->keys[i] + ahead->offset;
+        for (int64_t byte = 0; byte < key_bytes; byte += 64) __builtin_prefetch(from + byte, 0, 3);
+    }
+}
+
+static inline Work open_work(const AttentionJob *job, const Step *step, int64_t chunk, int64_t head) {
+    const int64_t row = chunk >> 32 & 0xffff, first_query = chunk & 0xffffffff, start = step->query_starts[row];
+    const int64_t num_queries = step->query_starts[row + 1] - start, left = num_queries - first_query;
+    const int64_t queries = left < step->queries_per_chunk ? left : step->queries_per_chunk;
+    const int64_t per_kv = job->num_heads / job->num_kv_heads;
+    const int64_t first_position = step->context_lens[row] - num_queries + first_query;
+    const int64_t blocks_of_row = (step->context_lens[row] + BLOCK_KEYS - 1) / BLOCK_KEYS;
+    return (Work){
+        .job = job,
+        .head = head,
+        .per_kv = per_kv,
+        .padded_dim = (job->head_dim + PANEL - 1) / PANEL * PANEL,
+        .first_token = start + first_query,
+        .first_position = first_position,
+        .num_keys = first_position + queries,
+        .stacked = (int)(queries * per_kv),
+        .part_keys = queries * per_kv <= FEW_STACKED ? SMALL_PART_KEYS : MAX_PART_KEYS,
+        .block = (chunk >> 48 & 0x7fff) - 1,
+        .first_slot = step->partial_slots[row] + first_query * blocks_of_row,
+        .blocks_of_row = blocks_of_row,
+        .num_rows = 1,
+        .rows = {(int)row},
+        .pages = step->page_tables + row * step->table_stride,
+        .step = step,
+    };
+}
+
+// The same for a block that rows share: all their queries are stacked, and all see the whole block.
+static inline Work open_shared(const AttentionJob *job, const Step *step, int64_t chunk, int64_t head) {
+    Work work = open_work(job, step, chunk, head);
+    for (int row = step->next_sharing[work.rows[0]]; row >= 0; row = step->next_sharing[row]) {
+        work.rows[work.num_rows++] = row;
+    }
+    work.stacked = (int)(work.num_rows * work.per_kv);
+    work.part_keys = work.stacked <= FEW_STACKED ? SMALL_PART_KEYS : MAX_PART_KEYS;
+    return work;
+}
