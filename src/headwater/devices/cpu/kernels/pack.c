@@ -31,12 +31,25 @@ static void pack_q8_0(const uint8_t *row, int64_t in_features, int64_t col, uint
     }
 }
 
+// 16 bytes whose low nibbles are codes 0 to 15 and whose high nibbles are codes 16 to 31: the most common case, without
+// taking the codes apart.
+INLINE void store_nibbles(const uint8_t *bytes, int64_t col, uint8_t *group) {
+    const uint32_t low = 0x0f0f0f0fu;
+    uint32_t w[4];
+    memcpy(w, bytes, sizeof w);
+    const uint32_t out[4] = {
+        (w[0] & low) | (w[1] & low) << 4,
+        (w[2] & low) | (w[3] & low) << 4,
+        (w[0] >> 4 & low) | (w[1] & ~low),
+        (w[2] >> 4 & low) | (w[3] & ~low),
+    };
+    for (int j = 0; j < 4; j++) memcpy(group + j * 64 + col * 4, &out[j], sizeof out[j]);
+}
+
 INLINE void pack_q4(const int format, const uint8_t *row, int64_t in_features, int64_t col, uint8_t *block) {
     const int head = format == Q4_0 ? 2 : 4;
     for (int64_t g = 0; g < in_features / GROUP; g++, row += head + 16, block += group_bytes(format)) {
-        uint8_t codes[GROUP];
-        for (int i = 0; i < 16; i++) codes[i] = row[head + i] & 15, codes[i + 16] = row[head + i] >> 4;
-        store_column(format, codes, col, block);
+        store_nibbles(row + head, col, block);
         copy_16(block + CODE_BYTES, col, row);
         if (format == Q4_1) copy_16(block + CODE_BYTES + 2 * BLOCK_COLS, col, row + 2);
     }
