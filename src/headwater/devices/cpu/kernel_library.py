@@ -9,6 +9,8 @@ from headwater.devices.cpu.kernel_build import InstructionSet, build, chosen_ins
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_REASON = 500  # of a compiler's errors in the log
+
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -94,5 +96,5 @@ def kernel_library() -> KernelLibrary | None:
         return KernelLibrary(build(isa), isa)
     except (RuntimeError, OSError) as error:
         logger.warning("no CPU kernels (%s), computing in numpy, many times slower: install a C compiler, or "
-                       "`pip install ziglang`", error)  # fmt: skip
+                       "`pip install ziglang`", str(error)[:_LONGEST_REASON])  # fmt: skip
         return None

@@ -10,9 +10,11 @@
 // Rows of a tile of one block, and of two.
 #if WIDTH == 16
 #define FLOAT_ROWS 12  // of 32 registers
+#define BF16_ROWS 12
 #define FLOAT_ROWS_OF_TWO 12
 #else
 #define FLOAT_ROWS 6  // AVX2: 12 sums, 2 weights and a broadcast in 16 registers
+#define BF16_ROWS 5  // one register more is needed for the mask
 #define FLOAT_ROWS_OF_TWO 3
 #endif
 

@@ -53,7 +53,8 @@ INLINE void run_tile(
 #define UP_TO_2(T) UP_TO_1(T) T(2)
 #define UP_TO_3(T) UP_TO_2(T) T(3)
 #define UP_TO_4(T) UP_TO_3(T) T(4)
-#define UP_TO_6(T) UP_TO_4(T) T(5) T(6)
+#define UP_TO_5(T) UP_TO_4(T) T(5)
+#define UP_TO_6(T) UP_TO_5(T) T(6)
 #define UP_TO_8(T) UP_TO_6(T) T(7) T(8)
 #define UP_TO_12(T) UP_TO_8(T) T(9) T(10) T(11) T(12)
 #define EXPANDED(most, T) UP_TO_##most(T)
@@ -73,7 +74,7 @@ INLINE void run_tile(
 
 #define FORMAT(format, most, most_of_two) TILES(format, 1, most) TILES(format, 2, most_of_two)
 FORMAT(F32, FLOAT_ROWS, FLOAT_ROWS_OF_TWO)
-FORMAT(BF16, FLOAT_ROWS, FLOAT_ROWS_OF_TWO)
+FORMAT(BF16, BF16_ROWS, FLOAT_ROWS_OF_TWO)
 FORMAT(F16, FLOAT_ROWS, FLOAT_ROWS_OF_TWO)
 FORMAT(Q8_0, INT8_ROWS, INT8_ROWS_OF_TWO)
 FORMAT(Q4_0, CODE_ROWS, CODE_ROWS_OF_TWO)
