@@ -286,6 +286,39 @@ def test_blocks_are_served_as_they_are_where_the_device_can(tmp_path: Path) -> N
             assert torch.equal(found, values), "rows of q and k move as whole blocks"
 
 
+class _PlainDevice(CpuDevice):
+    block_formats = frozenset[str]()
+
+
+def test_plain_weights_are_quantised_on_request(tmp_path: Path) -> None:
+    """Matrices alone, in the form that the identity and the size then name; a second time they are not rounded."""
+    folder, device = _save(tmp_path, CONFIG), _BlockDevice()
+    files, parameters = resolve_model(str(folder)), _parameters(CONFIG)
+    plain, eight = (load_model(files, device=device, quantization=kind) for kind in ("none", "int8"))
+    again = load_model(files, device=device, quantization="int8")
+    assert eight.weights_id == again.weights_id != plain.weights_id
+    assert eight.weights_bytes < plain.weights_bytes
+    for name, tensor in parameters.items():
+        found = device.to_host(eight.model.get_by_name(name)).to_float32()
+        is_matrix = tensor.dim() == 2
+        assert np.allclose(found, tensor.float().numpy(), atol=0.03 if is_matrix else 0), name
+        assert (found == tensor.float().numpy()).all() != is_matrix, name
+    made_up = load_model(files, device=device, quantization="int8", load_format="dummy")
+    assert made_up.weights_bytes == eight.weights_bytes
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("int8", "quantization 'int8' is not supported here: device 'cpu' computes with plain numbers alone"),
+        ("int3", "quantization must be one of none, int8, int4, found 'int3'"),
+    ],
+)
+def test_a_quantization_that_the_device_lacks_is_refused(tmp_path: Path, kind: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_model(resolve_model(str(_save(tmp_path, CONFIG))), device=_PlainDevice(), quantization=kind)
+
+
 def _fields(config: ModelConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in config.__slots__}
 

@@ -116,6 +116,7 @@ def _load(args: ServerArgs, device: Device, weights: tuple[str, str] | None) -> 
         files,
         device=device,
         dtype=args.dtype,
+        quantization=args.quantization,
         load_format=checkpoint.load_format,
         seed=args.random_seed,
         weights=weight_files,

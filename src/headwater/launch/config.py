@@ -64,6 +64,14 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         Literal["auto", "float32", "bfloat16", "float16"],
         Flag("Data type of weights and activations. auto: bfloat16 where it is fast, else float32.", MODEL),
     ] = "auto"
+    quantization: Annotated[
+        Literal["none", "int8", "int4"],
+        Flag(
+            "Quantise the matrices of the weights to 8 or 4 bits when they are loaded, on a CPU. Blocks of a GGUF file "
+            "are not quantised again.",
+            MODEL,
+        ),
+    ] = "none"
     attention_backend: Annotated[
         Literal["auto", "triton", "fa3"],
         Flag("Attention kernels for long prompts on a GPU. auto: fa3 if it is available.", MODEL),

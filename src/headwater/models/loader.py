@@ -26,9 +26,11 @@ from headwater.models.weights_safetensors import SafetensorsWeights, check_files
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
+Quantization = Literal["none", "int8", "int4"]
 
 Signature = tuple[tuple[str | int, ...], ...]  # path, device, inode, bytes, time of the last change
 
+_BLOCK_FORMATS = {"int8": "Q8_0", "int4": "Q4_0"}
 _HASH_BLOCK_BYTES = 4 << 20
 _ID_BYTES = 16
 _TOKENIZER_FILES = ("*.json", "tokenizer.model")
@@ -109,6 +111,7 @@ def load_model(
     device: ModelDevice,
     dtype: DtypeName = "auto",
     load_format: LoadFormat = "auto",
+    quantization: Quantization = "none",
     seed: int = 0,
     weights: ModelFiles | None = None,
 ) -> LoadedModel:
@@ -116,11 +119,11 @@ def load_model(
 
     The tensors come from `weights` if given. The config is always that of `files`.
 
-    Raises ValueError for an unknown dtype or format, files that do not fit the format, an unknown
-    architecture, and a tensor that is missing, unexpected or of another shape.
+    Raises ValueError for an unknown dtype or format, a quantization that the device does not compute with, files that
+    do not fit the format, an unknown architecture, and a tensor that is missing, unexpected or of another shape.
     """
     start_s = time.monotonic()
-    form = _form_of(dtype, device)
+    form = _form_of(dtype, quantization, device)
     weights = weights or files
     _check_format(weights, load_format)
     config = read_config(files)
@@ -180,6 +183,8 @@ def weights_id_of(
     parts = [repr(config), f"torch.{form.dtype}", f"random {seed} {device}" if is_dummy else ""]
     if files.format == "gguf" and form.kept and not is_dummy:
         parts.append(f"blocks of {' '.join(sorted(form.kept))} as they are")
+    if form.quantised:
+        parts.append(f"matrices in blocks of {form.quantised}")
     return _weights_id(parts, [] if is_dummy else _weight_files(files))
 
 
@@ -210,11 +215,22 @@ def _check_format(files: ModelFiles, load_format: LoadFormat) -> None:
         raise ValueError(f"load_format {load_format!r} does not fit model {files.name!r}: it is {files.format}")
 
 
-def _form_of(dtype: DtypeName, device: ModelDevice) -> WeightForm:
-    """auto: blocks as they are where the device can; a dtype that is named holds for all weights."""
+def _form_of(dtype: DtypeName, quantization: Quantization, device: ModelDevice) -> WeightForm:
+    """auto: blocks as they are where the device can. A dtype that is named holds for all that is not quantised here."""
     if dtype not in get_args(DtypeName):
         raise ValueError(f"dtype must be one of {', '.join(get_args(DtypeName))}, found {dtype!r}")
-    return WeightForm(device.auto_dtype(), device.block_formats) if dtype == "auto" else WeightForm(dtype)
+    plain = WeightForm(device.auto_dtype(), device.block_formats) if dtype == "auto" else WeightForm(dtype)
+    if quantization == "none":
+        return plain
+    if quantization not in _BLOCK_FORMATS:
+        raise ValueError(f"quantization must be one of {', '.join(get_args(Quantization))}, found {quantization!r}")
+    form = _BLOCK_FORMATS[quantization]
+    if form not in device.block_formats:
+        raise ValueError(
+            f"quantization {quantization!r} is not supported here: device {device.name!r} computes with "
+            f"{', '.join(sorted(device.block_formats)) or 'plain numbers alone'}"
+        )
+    return WeightForm(plain.dtype, plain.kept | {form}, quantised=form)
 
 
 def _existing(model: str) -> Path | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from headwater.devices.device import Array, ModelDevice, Weight
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor
+from headwater.devices.quantise import can_quantise, quantise
 from headwater.models.model_files import ModelFileError
 
 # leftovers of old checkpoints; derived from the config instead
@@ -60,10 +61,15 @@ class DummyWeights:
 
 @dataclass(frozen=True, slots=True)
 class WeightForm:
-    """The formats in which weights are served: GGUF blocks of the `kept` formats as they are, all else as `dtype`."""
+    """The formats in which weights are served.
+
+    GGUF blocks of the `kept` formats stay as they are. Other matrices are put in `quantised` blocks if that is one of
+    the `kept` formats; all else becomes `dtype`.
+    """
 
     dtype: str
     kept: frozenset[str] = frozenset()
+    quantised: str = ""
 
 
 class PlacedWeights:
@@ -76,12 +82,20 @@ class PlacedWeights:
         self.num_bytes = 0
 
     def load(self, name: str) -> Array:
-        weight = self._source.load(name)
+        weight = self._quantised(self._source.load(name))
         if isinstance(weight, HostTensor) and weight.format in self._form.kept:
             self.num_bytes += weight.nbytes
             return self._device.place(weight, form=weight.format)
         self.num_bytes += math.prod(weight.shape) * STORAGE_TYPES[self._form.dtype].itemsize
         return self._device.place(weight, form=self._form.dtype)
+
+    def _quantised(self, weight: Weight) -> Weight:
+        form = self._form.quantised
+        if not form:
+            return weight
+        host = weight.to_host() if isinstance(weight, RandomTensor) else weight
+        is_plain = isinstance(host, HostTensor) and host.format not in self._form.kept and can_quantise(host)
+        return quantise(host, form) if is_plain else weight
 
 
 def check_shapes(expected: Mapping[str, tuple[int, ...]], source: WeightSource, *, tied_head: bool) -> None:
