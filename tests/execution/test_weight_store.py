@@ -22,7 +22,9 @@ from headwater.execution.weight_store import (
     WeightStore,
     visible_layers,
 )
+from headwater.models.config import read_hf_config
 from headwater.models.loader import load_model, resolve_model
+from tiny_gguf import write_gguf_model
 from tiny_models import make_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -191,6 +193,49 @@ def test_weights_copied_to_the_host_are_the_same(store: WeightStore, folder: Pat
     for name in model.config.parameter_shapes():
         found, kept = (it.get_by_name(name) for it in (store._runner.model, model))
         assert np.array_equal(found.data, kept.data) and found.format == kept.format
+
+
+def numbers(store: WeightStore, name: str) -> np.ndarray:
+    return store._device.to_host(store._runner.model.get_by_name(name)).to_float32()
+
+
+def test_a_part_leaves_the_other_layers_packed_as_they_were(store: WeightStore, folder: Path) -> None:
+    """Packing the whole model again for one tensor would cost its time, and twice its memory."""
+    before = store._runner.model
+    expected = {name: numbers(store, name) for name in before.config.parameter_shapes()}
+    replaced = "model.layers.0.self_attn.k_proj.weight"
+    other = folder.parent / "k"
+    other.mkdir()
+    tensor = torch.full(expected[replaced].shape, 0.5)
+    save_file({replaced: tensor}, other / "model.safetensors", metadata={"format": "pt"})
+    update(store, other)
+    after = store._runner.model
+    assert after is not before and after.layers[0].qkv is not before.layers[0].qkv
+    assert after.layers[0].gate_up is before.layers[0].gate_up and after.layers[1].qkv is before.layers[1].qkv
+    assert after.head is before.head
+    expected[replaced] = tensor.numpy()
+    assert all(np.array_equal(numbers(store, name), values) for name, values in expected.items())
+
+
+def test_a_part_over_blocks_changes_no_other_number(tmp_path: Path) -> None:
+    """Blocks that share a packed layer with a new tensor keep their file's values, or a reload would serve others."""
+    make_tiny_model("llama", tmp_path / "base")
+    config, parameters = read_hf_config(tmp_path / "base"), load_file(tmp_path / "base" / "model.safetensors")
+    path = write_gguf_model(tmp_path / "model.gguf", config, "llama", parameters, block_format="Q8_0")
+    device = CpuDevice(num_threads=1)
+    loaded = load_model(resolve_model(str(path)), device=device)
+    runner = CpuRunner(loaded, device, layout=loaded.kv_layout(page_size=16), num_pages=8, max_running=2)
+    store = WeightStore(runner, loaded, device=device, checkpoint=Checkpoint(str(path), "auto"), seed=0)
+    expected = {name: numbers(store, name) for name in config.parameter_shapes()}
+    replaced = "model.layers.0.self_attn.q_proj.weight"
+    other = tmp_path / "q"
+    other.mkdir()
+    save_file({replaced: parameters[replaced] * 0}, other / "model.safetensors", metadata={"format": "pt"})
+    newest = update(store, other)
+    expected[replaced] = np.zeros_like(expected[replaced])
+    for _ in range(2):
+        assert all(np.array_equal(numbers(store, name), values) for name, values in expected.items())
+        assert reload(store) == newest
 
 
 def fifo_in(folder: Path, name: str) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_gguf import write_gguf_model
 
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.kernel_library import kernel_library
@@ -19,6 +18,7 @@ from headwater.models.config import ModelConfig, parse_hf_config
 from headwater.models.loader import LoadedModel, load_model, open_weights, read_config, resolve_model
 from headwater.models.model_files import ModelFileError
 from headwater.models.weights import DummyWeights
+from tiny_gguf import write_gguf_model
 
 pytestmark = pytest.mark.slow
 
@@ -286,13 +286,11 @@ def test_blocks_are_served_as_they_are_where_the_device_can(tmp_path: Path) -> N
             assert torch.equal(found, values), "rows of q and k move as whole blocks"
 
 
-class _PlainDevice(CpuDevice):
-    block_formats = frozenset[str]()
-
-
 def test_plain_weights_are_quantised_on_request(tmp_path: Path) -> None:
     """Matrices alone, in the form that the identity and the size then name; a second time they are not rounded."""
-    folder, device = _save(tmp_path, CONFIG), _BlockDevice()
+    if kernel_library() is None:
+        pytest.skip("no kernels for this CPU, or no compiler")
+    folder, device = _save(tmp_path, CONFIG), CpuDevice()
     files, parameters = resolve_model(str(folder)), _parameters(CONFIG)
     plain, eight = (load_model(files, device=device, quantization=kind) for kind in ("none", "int8"))
     again = load_model(files, device=device, quantization="int8")
@@ -316,7 +314,7 @@ def test_plain_weights_are_quantised_on_request(tmp_path: Path) -> None:
 )
 def test_a_quantization_that_the_device_lacks_is_refused(tmp_path: Path, kind: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_model(resolve_model(str(_save(tmp_path, CONFIG))), device=_PlainDevice(), quantization=kind)
+        load_model(resolve_model(str(_save(tmp_path, CONFIG))), device=CpuDevice(use_kernels=False), quantization=kind)
 
 
 def _fields(config: ModelConfig) -> dict[str, Any]:

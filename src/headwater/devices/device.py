@@ -16,7 +16,6 @@ from headwater.devices.host_tensor import HostTensor, RandomTensor
 from headwater.devices.kv_memory import KVLayout, KVMemory
 
 Array = Any  # a device's own array: shared code passes it on, and does not look into it
-Weight = HostTensor | RandomTensor | Array
 
 
 class Linear(Protocol):
@@ -105,7 +104,7 @@ class ModelDevice(Protocol):
         """The GGUF block formats that the layers compute with as they are."""
         ...
 
-    def place(self, weight: Weight, *, form: str) -> Array:
+    def place(self, weight: HostTensor | RandomTensor, *, form: str) -> Array:
         """A weight as an array of this device, in the format `form`: a dtype, or one of `block_formats` that it has.
 
         It may share the memory of `weight`.

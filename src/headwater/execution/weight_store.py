@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from headwater.devices.device import Device, ModelDevice, Weight
-from headwater.devices.host_tensor import HostTensor
+from headwater.devices.device import Device, ModelDevice
+from headwater.devices.host_tensor import HostTensor, RandomTensor
 from headwater.execution.runner import Runner
 from headwater.models.checkpoint_config import read_checkpoint_config
 from headwater.models.config import ModelConfig
-from headwater.models.decoder import DecoderModel, build_decoder
+from headwater.models.decoder import Base, DecoderModel, build_decoder
 from headwater.models.loader import (
     LoadedModel,
     LoadFormat,
@@ -27,7 +27,7 @@ from headwater.models.loader import (
     weights_signature,
 )
 from headwater.models.model_files import ModelFileError
-from headwater.models.weights import PlacedWeights, WeightSource, check_shapes
+from headwater.models.weights import PlacedArray, PlacedWeights, WeightSource, check_shapes
 
 _log = logging.getLogger(__name__)
 
@@ -269,7 +269,8 @@ class WeightStore:
                 f"{', '.join(checkpoint.path for checkpoint in checkpoints)} would give {weights_id}"
             )
         check_shapes(shapes, overlay, tied_head=self._config.tie_word_embeddings)
-        model = build_decoder(self._config, PlacedWeights(overlay, self._device, self._form), self._device)
+        placed = PlacedWeights(overlay, self._device, self._form)
+        model = build_decoder(self._config, placed, self._device, base=overlay.base)
         for each in opened:
             check_unchanged(each.files, each.signature)
         return BuiltModel(
@@ -360,6 +361,11 @@ class Overlay:
         """Tensors of the model that some checkpoint holds."""
         return sum(1 for name in self._newest if name in self._own)
 
+    @property
+    def base(self) -> Base | None:
+        """The model, if there is one, and what the checkpoints replace."""
+        return None if self._model is None else Base(self._model, frozenset(self._newest))
+
     def add(self, source: WeightSource) -> None:
         """Add `source` on top. ValueError if it holds no tensor of this model."""
         if not any(name in self._own for name in source.shapes()):
@@ -371,11 +377,11 @@ class Overlay:
         own = self._own if self._model is not None else {}
         return {**own, **{name: source.shapes()[name] for name, source in self._newest.items()}}
 
-    def load(self, name: str) -> Weight:
+    def load(self, name: str) -> HostTensor | RandomTensor | PlacedArray:
         if self._abandoned.is_set():
             raise Abandoned
         source = self._newest.get(name)
         if source is not None:
             return source.load(name)
         assert self._model is not None
-        return self._model.get_by_name(name)
+        return PlacedArray(self._model.get_by_name(name))

@@ -5,7 +5,7 @@ stream is float32 in every dtype: it costs little and keeps bfloat16 sums from d
 a GPU's hold numbers, a CPU's stand for those of the steps to come (cpu/program.py).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from headwater.devices.device import (
@@ -59,10 +59,10 @@ class DecoderModel:
             norm_eps=config.norm_eps,
         )
         self._device = device
-        self._embedding = embedding
-        self._layers = layers
+        self.embedding = embedding
+        self.layers = layers
         self._norm = norm
-        self._head = head
+        self.head = head
 
     @property
     def rotary(self) -> RotaryAngles:
@@ -73,8 +73,8 @@ class DecoderModel:
     def forward(self, token_ids: Array, attention: StepAttention) -> Array:
         """Hidden states before the last norm. Ids [T] -> float32[T, hidden_size]."""
         device, eps = self._device, self.config.norm_eps
-        residual = self._embedding.embed(token_ids)
-        for index, layer in enumerate(self._layers):
+        residual = self.embedding.embed(token_ids)
+        for index, layer in enumerate(self.layers):
             x = device.rms_norm(residual, layer.input_norm, eps)
             x = attention(layer.qkv(x), index, layer.q_norm, layer.k_norm)
             layer.o.add_to(residual, x)
@@ -84,7 +84,7 @@ class DecoderModel:
 
     def logits(self, hidden: Array, out: Array | None = None) -> Array:
         """float32[N, hidden_size] -> float32[N, vocab_size], in `out` if given."""
-        return self._head.logits(self._device.rms_norm(hidden, self._norm, self.config.norm_eps), out)
+        return self.head.logits(self._device.rms_norm(hidden, self._norm, self.config.norm_eps), out)
 
     def get_by_name(self, name: str) -> Array:
         """One parameter by its Hugging Face checkpoint name; the caller must not change it. KeyError if unknown."""
@@ -100,21 +100,21 @@ class DecoderModel:
         """Every parameter with its Hugging Face checkpoint name, unpacked one layer at a time."""
         outer = self._outer_parameters()
         yield next(outer)
-        for index in range(len(self._layers)):
+        for index in range(len(self.layers)):
             for block in ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp"):
                 yield from self._layer_parameters(index, block)
         yield from outer
 
     def _outer_parameters(self) -> Iterator[tuple[str, Array]]:
         """The parameters before and after the layers; the embedding comes first."""
-        yield from _named("model.embed_tokens", self._embedding)
+        yield from _named("model.embed_tokens", self.embedding)
         yield "model.norm.weight", self._norm
         if not self.config.tie_word_embeddings:
-            yield from _named("lm_head", self._head)
+            yield from _named("lm_head", self.head)
 
     def _layer_parameters(self, index: int, block: str) -> Iterator[tuple[str, Array]]:
         """The parameters of one block of one layer: a norm, `self_attn` or `mlp`."""
-        layer = self._layers[index]
+        layer = self.layers[index]
         prefix = f"model.layers.{index}.{block}."
         if block == "input_layernorm":
             yield prefix + "weight", layer.input_norm
@@ -131,46 +131,63 @@ class DecoderModel:
             yield from _named(prefix, layer.down, ("down_proj",))
 
 
-def build_decoder(config: ModelConfig, source: PlacedWeights, device: ModelDevice) -> DecoderModel:
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A model whose packed layers are taken over where none of their parameters is among `replaced`."""
+
+    model: DecoderModel
+    replaced: frozenset[str]
+
+    def keeps(self, names: Sequence[str]) -> bool:
+        return self.replaced.isdisjoint(f"{name}.{kind}" for name in names for kind in ("weight", "bias"))
+
+
+def build_decoder(
+    config: ModelConfig, source: PlacedWeights, device: ModelDevice, *, base: Base | None = None
+) -> DecoderModel:
     """Read the parameters one fused layer at a time, so that little more than the model is ever in memory.
 
     The shapes must have been checked (weights.check_shapes).
     """
-
     load = source.load
 
-    def load_all(prefix: str, names: tuple[str, ...], kind: str) -> list[Array]:
-        return [load(f"{prefix}{name}_proj.{kind}") for name in names]
+    def linear(names: Sequence[str], of_base: Callable[[DecoderModel], Linear], *, has_bias: bool = False) -> Linear:
+        if base is not None and base.keeps(names):
+            return of_base(base.model)
+        biases = [load(name + ".bias") for name in names] if has_bias else None
+        return device.pack_linear([load(name + ".weight") for name in names], biases)
 
-    def linear(prefix: str, names: tuple[str, ...], *, has_bias: bool) -> Linear:
-        biases = load_all(prefix, names, "bias") if has_bias else None
-        return device.pack_linear(load_all(prefix, names, "weight"), biases)
+    def gated_linear(names: Sequence[str], of_base: Callable[[DecoderModel], GatedLinear]) -> GatedLinear:
+        if base is not None and base.keeps(names):
+            return of_base(base.model)
+        gate, up = (load(name + ".weight") for name in names)
+        gate_bias, up_bias = (load(name + ".bias") for name in names) if config.mlp_bias else (None, None)
+        return device.pack_gated_linear(gate, up, gate_bias=gate_bias, up_bias=up_bias)
 
     def layer(index: int) -> DecoderLayer:
         prefix = f"model.layers.{index}."
         attn, mlp = prefix + "self_attn.", prefix + "mlp."
-        gate, up = load_all(mlp, ("gate", "up"), "weight")
-        gate_bias, up_bias = load_all(mlp, ("gate", "up"), "bias") if config.mlp_bias else (None, None)
+        qkv, gate_up = [f"{attn}{name}_proj" for name in "qkv"], [f"{mlp}{name}_proj" for name in ("gate", "up")]
         return DecoderLayer(
             input_norm=load(prefix + "input_layernorm.weight"),
-            qkv=linear(attn, ("q", "k", "v"), has_bias=config.qkv_bias),
+            qkv=linear(qkv, lambda model: model.layers[index].qkv, has_bias=config.qkv_bias),
             q_norm=load(attn + "q_norm.weight") if config.qk_norm else None,
             k_norm=load(attn + "k_norm.weight") if config.qk_norm else None,
-            o=linear(attn, ("o",), has_bias=config.o_bias),
+            o=linear([attn + "o_proj"], lambda model: model.layers[index].o, has_bias=config.o_bias),
             post_attention_norm=load(prefix + "post_attention_layernorm.weight"),
-            gate_up=device.pack_gated_linear(gate, up, gate_bias=gate_bias, up_bias=up_bias),
-            down=linear(mlp, ("down",), has_bias=config.mlp_bias),
+            gate_up=gated_linear(gate_up, lambda model: model.layers[index].gate_up),
+            down=linear([mlp + "down_proj"], lambda model: model.layers[index].down, has_bias=config.mlp_bias),
         )
 
     layers = [layer(index) for index in range(config.num_layers)]
-    embedding = device.pack_linear([load("model.embed_tokens.weight")])
+    embedding = linear(["model.embed_tokens"], lambda model: model.embedding)
     return DecoderModel(
         config,
         device,
         embedding=embedding,
         layers=layers,
         norm=load("model.norm.weight"),
-        head=embedding if config.tie_word_embeddings else device.pack_linear([load("lm_head.weight")]),
+        head=embedding if config.tie_word_embeddings else linear(["lm_head"], lambda model: model.head),
     )
 
 

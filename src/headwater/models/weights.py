@@ -9,13 +9,20 @@ from typing import Protocol
 
 import numpy as np
 
-from headwater.devices.device import Array, ModelDevice, Weight
+from headwater.devices.device import Array, ModelDevice
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor
 from headwater.devices.quantise import can_quantise, quantise
 from headwater.models.model_files import ModelFileError
 
 # leftovers of old checkpoints; derived from the config instead
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedArray:
+    """An array that the device has made for another model of the same shapes."""
+
+    array: Array
 
 
 class WeightSource(Protocol):
@@ -30,7 +37,7 @@ class WeightSource(Protocol):
         """Shape of every tensor of the checkpoint."""
         ...
 
-    def load(self, name: str) -> Weight:
+    def load(self, name: str) -> HostTensor | RandomTensor | PlacedArray:
         """One tensor, in the format of the checkpoint; normally a HostTensor.
 
         The caller may keep it but must not change it.
@@ -82,20 +89,22 @@ class PlacedWeights:
         self.num_bytes = 0
 
     def load(self, name: str) -> Array:
-        weight = self._quantised(self._source.load(name))
+        weight = self._source.load(name)
+        if isinstance(weight, PlacedArray):
+            return weight.array
+        weight = self._quantised(weight)
         if isinstance(weight, HostTensor) and weight.format in self._form.kept:
             self.num_bytes += weight.nbytes
             return self._device.place(weight, form=weight.format)
         self.num_bytes += math.prod(weight.shape) * STORAGE_TYPES[self._form.dtype].itemsize
         return self._device.place(weight, form=self._form.dtype)
 
-    def _quantised(self, weight: Weight) -> Weight:
+    def _quantised(self, weight: HostTensor | RandomTensor) -> HostTensor | RandomTensor:
         form = self._form.quantised
         if not form:
             return weight
         host = weight.to_host() if isinstance(weight, RandomTensor) else weight
-        is_plain = isinstance(host, HostTensor) and host.format not in self._form.kept and can_quantise(host)
-        return quantise(host, form) if is_plain else weight
+        return quantise(host, form) if can_quantise(host) else host
 
 
 def check_shapes(expected: Mapping[str, tuple[int, ...]], source: WeightSource, *, tied_head: bool) -> None:

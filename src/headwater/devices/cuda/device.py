@@ -21,9 +21,9 @@ from headwater.devices.cuda.linear import CudaGatedLinear, CudaLinear
 from headwater.devices.cuda.paged_batch import PagedBatch
 from headwater.devices.cuda.prefill_tiles import PrefillTiles, plan_tiles
 from headwater.devices.cuda.torch_tensors import place_tensor, to_host
-from headwater.devices.device import AttentionGeometry, GatedLinear, Linear, RotaryAngles, StepAttention, Weight
+from headwater.devices.device import AttentionGeometry, GatedLinear, Linear, RotaryAngles, StepAttention
 from headwater.devices.errors import UnsupportedError
-from headwater.devices.host_tensor import HostTensor
+from headwater.devices.host_tensor import HostTensor, RandomTensor
 from headwater.devices.kv_memory import KVLayout, KVMemory
 
 # 16-bit floats need the tensor cores of this generation at least (Ampere)
@@ -72,7 +72,7 @@ class CudaDevice:
     def auto_dtype(self) -> str:
         return "bfloat16"
 
-    def place(self, weight: Weight, *, form: str) -> torch.Tensor:
+    def place(self, weight: HostTensor | RandomTensor, *, form: str) -> torch.Tensor:
         return place_tensor(weight, dtype=form, device=self.torch_device)
 
     def to_host(self, array: torch.Tensor, *, max_rows: int | None = None) -> HostTensor:

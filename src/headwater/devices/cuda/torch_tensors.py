@@ -17,13 +17,10 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def place_tensor(weight: HostTensor | RandomTensor | torch.Tensor, *, dtype: str, device: torch.device) -> torch.Tensor:
+def place_tensor(weight: HostTensor | RandomTensor, *, dtype: str, device: torch.device) -> torch.Tensor:
     """A weight as a tensor of `dtype` on `device`; it shares the memory of `weight` where nothing changes."""
-    if isinstance(weight, RandomTensor):
-        weight = _random(weight, device)
-    elif isinstance(weight, HostTensor):
-        weight = from_host(weight)
-    return weight.to(device=device, dtype=torch_dtype(dtype))
+    tensor = _random(weight, device) if isinstance(weight, RandomTensor) else from_host(weight)
+    return tensor.to(device=device, dtype=torch_dtype(dtype))
 
 
 def from_host(tensor: HostTensor) -> torch.Tensor:

@@ -33,7 +33,7 @@ def write_gguf_model(
 ) -> Path:
     """As llama.cpp's converter writes: its names, and q and k rows of llama in pairs. `metadata` is added.
 
-    Matrices are written in `block_format`.
+    Matrices whose rows are whole blocks of 32 numbers are written in `block_format`.
     """
     stems = {
         "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "q_proj": "attn_q", "k_proj": "attn_k",
@@ -62,7 +62,7 @@ def write_gguf_model(
             num_heads = config.num_heads if base.endswith("q_proj") else config.num_kv_heads
             halves = values.reshape(num_heads, 2, -1, *values.shape[1:])
             values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
-        form = gguf.GGMLQuantizationType[block_format if values.ndim > 1 else "F32"]
+        form = gguf.GGMLQuantizationType[block_format if values.ndim > 1 and values.shape[1] % 32 == 0 else "F32"]
         values = gguf.quants.quantize(values, form)
         if base in tops:
             writer.add_tensor(f"{tops[base]}.{kind}", values, raw_dtype=form)
