@@ -28,6 +28,7 @@ headwater.devices.host_tensor
 headwater.devices.kv_memory
 headwater.devices.noise
 headwater.devices.number_formats
+headwater.devices.quantise
 headwater.execution.batch
 headwater.execution.cpu_runner
 headwater.execution.logprobs
