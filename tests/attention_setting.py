@@ -125,7 +125,13 @@ class Setting:
         plan = self.plan()
         slots.apply(plan)
         inputs = slots.inputs(plan)
-        work = device.attention_work(self.geometry, inputs.query_starts, inputs.context_lens)
+        work = device.attention_work(
+            self.geometry,
+            inputs.query_starts,
+            inputs.context_lens,
+            page_tables=inputs.page_tables,
+            page_size=layout.page_size,
+        )
         step = StepArrays(
             token_ids=np.arange(len(self.positions), dtype=np.int32),
             positions=inputs.positions,
@@ -137,6 +143,7 @@ class Setting:
             chunks=work.chunks,
             queries_per_chunk=work.queries_per_chunk,
             partial_slots=work.partial_slots,
+            next_sharing=work.next_sharing,
         )
         program = device.start_program()
         attention = device.record_attention(program, self.geometry, layout, rotary=self.angles)

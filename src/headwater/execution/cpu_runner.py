@@ -181,7 +181,13 @@ class CpuRunner:
 
     def _step(self, inputs: StepInputs, selected: npt.NDArray[np.int32]) -> StepArrays:
         """A step for the program; `selected` are the tokens whose logits are computed with it."""
-        work = self._device.attention_work(self.model.geometry, inputs.query_starts, inputs.context_lens)
+        work = self._device.attention_work(
+            self.model.geometry,
+            inputs.query_starts,
+            inputs.context_lens,
+            page_tables=inputs.page_tables,
+            page_size=self.kv.layout.page_size,
+        )
         return StepArrays(
             token_ids=inputs.token_ids,
             positions=inputs.positions,
@@ -193,6 +199,7 @@ class CpuRunner:
             chunks=work.chunks,
             queries_per_chunk=work.queries_per_chunk,
             partial_slots=work.partial_slots,
+            next_sharing=work.next_sharing,
         )
 
     def _sample(self, plan: StepPlan, rows: np.ndarray, step: StepArrays, outcome: _Outcome) -> None:

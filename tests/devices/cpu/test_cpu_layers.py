@@ -41,6 +41,7 @@ def _step(num_tokens: int, selected: tuple[int, ...] = ()) -> StepArrays:
         chunks=np.zeros(0, dtype=np.int64),
         queries_per_chunk=1,
         partial_slots=np.full(1, -1, dtype=np.int32),
+        next_sharing=np.full(1, -1, dtype=np.int32),
     )
 
 

@@ -25,6 +25,7 @@ def step_of(num_tokens: int, num_selected: int = 1) -> StepArrays:
         chunks=np.zeros(0, dtype=np.int64),
         queries_per_chunk=1,
         partial_slots=none,
+        next_sharing=none,
     )
 
 

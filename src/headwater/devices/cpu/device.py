@@ -84,15 +84,23 @@ class CpuDevice:
         return RecordedAttention(program, geometry, layout, rotary=rotary)
 
     def attention_work(
-        self, geometry: AttentionGeometry, query_starts: npt.NDArray[np.int32], context_lens: npt.NDArray[np.int32]
+        self,
+        geometry: AttentionGeometry,
+        query_starts: npt.NDArray[np.int32],
+        context_lens: npt.NDArray[np.int32],
+        *,
+        page_tables: npt.NDArray[np.int32],
+        page_size: int,
     ) -> WorkList:
-        """How a step's attention is cut into chunks for the threads."""
+        """How a step's attention is cut into chunks for the threads. What decodes share is computed once for all."""
         return work_list(
             query_starts,
             context_lens,
             num_heads=geometry.num_heads,
             num_kv_heads=geometry.num_kv_heads,
             num_threads=self.num_threads,
+            page_tables=page_tables,
+            page_size=page_size,
         )
 
     def draw(self, logits: npt.NDArray[np.float32], draws: Draws) -> npt.NDArray[np.int32]:

@@ -75,6 +75,7 @@ class StepArrays:
     chunks: npt.NDArray[np.int64]
     queries_per_chunk: int
     partial_slots: npt.NDArray[np.int32]  # [R]
+    next_sharing: npt.NDArray[np.int32]  # [R]
 
     def num_rows_of(self, rows: int) -> int:
         return len(self.token_ids) if rows == TOKENS else len(self.selected)
@@ -85,7 +86,7 @@ class StepArrays:
             name: getattr(self, name)
             for name in (
                 "token_ids", "positions", "query_starts", "context_lens", "page_tables", "selected", "kv", "chunks",
-                "partial_slots",
+                "partial_slots", "next_sharing",
             )
         }  # fmt: skip
         assert all(array.flags.c_contiguous for array in arrays.values())
