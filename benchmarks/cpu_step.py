@@ -189,7 +189,7 @@ def run_cases(runner: CpuRunner, config: ModelConfig, repeat: int) -> list[Measu
             name,
             runner,
             slots.place(rows, context, prompt),
-            num_bytes=weights + rows * (context + prompt) * token_bytes,
+            num_bytes=int(weights + rows * (context + prompt) * token_bytes),
             num_muls=num_multiplications(config, rows, context, prompt),
             num_tokens=rows * prompt,
             repeat=repeat if prompt == 1 else max(3, repeat // 5),
