@@ -55,7 +55,7 @@ def test_linear_layers_of_few_tokens(num_tokens: int, has_bias: bool) -> None:
     (first, _), (second, second_bias) = linear.unpack()
     assert torch.equal(torch.cat((first, second)), weight)
     assert bias is None or torch.equal(second_bias, bias[50:])
-    assert torch.equal(linear.embed(torch.tensor([3, 69])), weight[[3, 69]])
+    assert torch.equal(linear.embed(torch.tensor([3, 69], device=PLACE)), weight[[3, 69]])
 
 
 def test_the_greedy_token_is_the_first_largest_and_bad_logits_are_told() -> None:
