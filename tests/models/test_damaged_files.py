@@ -15,7 +15,6 @@ import gguf
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_gguf import write_gguf_model
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
@@ -25,6 +24,7 @@ from headwater.models.model_files import ModelFileError
 from headwater.models.sampling_defaults import read_sampling_defaults
 from headwater.models.weights import check_shapes
 from headwater.tokenization.tokenizer import Tokenizer
+from tiny_gguf import write_gguf_model
 
 pytestmark = pytest.mark.slow
 
