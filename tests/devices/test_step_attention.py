@@ -9,7 +9,7 @@ import torch
 
 from attention_setting import FEW_OF_EACH, MIXES, Setting
 from headwater.devices.cpu.device import CpuDevice
-from headwater.devices.cpu.kernel_library import kernel_library
+from headwater.devices.cpu.kernel_library import usable_kernels
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.device import AttentionGeometry, Device
 
@@ -30,7 +30,7 @@ def _is_worth_interpreting(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture(params=FLAVOURS)
 def built(request: pytest.FixtureRequest) -> Built:
     flavour, dtype = request.param.split("-")
-    if flavour == "kernels" and kernel_library() is None:
+    if flavour == "kernels" and usable_kernels() is None:
         pytest.skip("no kernels for this CPU, or no compiler")
     if request.param == "cuda-bfloat16" and not torch.cuda.is_available():
         pytest.skip("Triton's interpreter multiplies no bfloat16")
@@ -146,7 +146,7 @@ def test_large_scores_do_not_overflow(built: Built) -> None:
 
 def test_threads_do_not_change_the_result() -> None:
     """Work is cut by rows and heads, never within a sum: more cores must give the same bits."""
-    if kernel_library() is None:
+    if usable_kernels() is None:
         pytest.skip("no kernels for this CPU, or no compiler")
     results = []
     for num_threads in (1, 2, 5):

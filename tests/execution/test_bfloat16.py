@@ -8,7 +8,7 @@ import pytest
 from step_driver import StepDriver
 
 from headwater.devices.cpu.device import CpuDevice
-from headwater.devices.cpu.kernel_library import kernel_library
+from headwater.devices.cpu.kernel_library import usable_kernels
 from headwater.execution.cpu_runner import CpuRunner
 from headwater.launch.default_model import ensure_default_model
 from headwater.messages.generation import LogprobParams
@@ -80,7 +80,7 @@ def _computed(token_ids: tuple[int, ...], *, dtype: str, use_kernels: bool = Tru
 @pytest.mark.parametrize("use_kernels", [True, False])
 def test_bfloat16_chooses_as_float32_does(token_ids: tuple[int, ...], use_kernels: bool) -> None:
     """A kernel that sums in bfloat16, or rounds the residual, falls below."""
-    if use_kernels and kernel_library() is None:
+    if use_kernels and usable_kernels() is None:
         pytest.skip("no kernels for this CPU, or no compiler")
     exact = _computed(token_ids, dtype="float32")
     assert len(exact.predictions) > 250
@@ -89,7 +89,7 @@ def test_bfloat16_chooses_as_float32_does(token_ids: tuple[int, ...], use_kernel
 
 def test_the_kernels_give_the_same_bits_in_any_chunks(token_ids: tuple[int, ...]) -> None:
     """Every sum runs in one order whatever else is in the step: text cannot depend on load or cache hits."""
-    if kernel_library() is None:
+    if usable_kernels() is None:
         pytest.skip("no kernels for this CPU, or no compiler")
     whole = _computed(token_ids, dtype="bfloat16")
     for chunk in (3, 40):
@@ -100,7 +100,7 @@ def test_the_kernels_give_the_same_bits_in_any_chunks(token_ids: tuple[int, ...]
 
 def test_blocks_of_the_file_choose_as_their_values_in_float32_do(token_ids: tuple[int, ...]) -> None:
     """Weights are the file's in both; the activations of 4-bit products are rounded to 8 bits."""
-    if kernel_library() is None:
+    if usable_kernels() is None:
         pytest.skip("no kernels for this CPU, or no compiler")
     exact = _computed(token_ids, dtype="float32")
     assert _computed(token_ids, dtype="auto").agreement(exact) >= 0.93

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from headwater.devices.cpu.device import CpuDevice
-from headwater.devices.cpu.kernel_library import kernel_library
+from headwater.devices.cpu.kernel_library import usable_kernels
 from headwater.devices.cuda.torch_tensors import from_host
 from headwater.devices.host_tensor import STORAGE_TYPES, RandomTensor
 from headwater.models.config import ModelConfig, parse_hf_config
@@ -268,7 +268,7 @@ def test_blocks_are_served_as_they_are_where_the_device_can(tmp_path: Path) -> N
     config, parameters = parse_hf_config(CONFIG, {}), _parameters(CONFIG)
     path = write_gguf_model(tmp_path / "model.gguf", config, "llama", parameters, block_format="Q8_0")
     files = resolve_model(str(path))
-    if kernel_library() is None:
+    if usable_kernels() is None:
         pytest.skip("no kernels for this CPU, or no compiler")
     plain, kept = (load_model(files, device=CpuDevice(use_kernels=use)) for use in (False, True))
     named = load_model(files, device=CpuDevice(), dtype="bfloat16")
@@ -288,7 +288,7 @@ def test_blocks_are_served_as_they_are_where_the_device_can(tmp_path: Path) -> N
 
 def test_plain_weights_are_quantised_on_request(tmp_path: Path) -> None:
     """Matrices alone, in the form that the identity and the size then name; a second time they are not rounded."""
-    if kernel_library() is None:
+    if usable_kernels() is None:
         pytest.skip("no kernels for this CPU, or no compiler")
     folder, device = _save(tmp_path, CONFIG), CpuDevice()
     files, parameters = resolve_model(str(folder)), _parameters(CONFIG)

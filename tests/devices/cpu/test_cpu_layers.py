@@ -5,7 +5,7 @@ import pytest
 from linear_setting import weight as random_weight
 
 from headwater.devices.cpu.device import CpuDevice
-from headwater.devices.cpu.kernel_library import SELECTED, kernel_library
+from headwater.devices.cpu.kernel_library import SELECTED, usable_kernels
 from headwater.devices.cpu.packed_layers import PackedLinear
 from headwater.devices.cpu.plain_layers import PlainLinear
 from headwater.devices.cpu.program import Array, Program, StepArrays
@@ -18,7 +18,7 @@ Floats = np.ndarray
 
 @pytest.fixture(params=["kernels", "plain"])
 def device(request: pytest.FixtureRequest) -> CpuDevice:
-    if request.param == "kernels" and kernel_library() is None:
+    if request.param == "kernels" and usable_kernels() is None:
         pytest.skip("no kernels for this CPU, or no compiler")
     return CpuDevice(num_threads=2, use_kernels=request.param == "kernels")
 
@@ -88,7 +88,7 @@ def test_linear_is_x_w_plus_b(
 @pytest.mark.parametrize("formats", [("Q4_K", "Q4_K", "Q6_K"), ("Q8_0", "bfloat16", "Q4_1")])
 def test_layers_of_several_formats_fill_one_array(formats: tuple[str, ...]) -> None:
     """GGUF files keep queries, keys and values in formats of their own."""
-    if kernel_library() is None:
+    if usable_kernels() is None:
         pytest.skip("no kernels for this CPU, or no compiler")
     weights = [random_weight(form, (32, 256), seed=i) for i, form in enumerate(formats)]
     x = _random(9, 256, seed=3).data
@@ -182,11 +182,11 @@ def _kept(array: Array) -> Array:
 def test_the_fast_path_is_the_one_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """Falling back silently would pass every other test and be a hundred times slower."""
     weight = _random(32, 32)
-    kind = PackedLinear if kernel_library() else PlainLinear
+    kind = PackedLinear if usable_kernels() else PlainLinear
     assert isinstance(CpuDevice().pack_linear([weight]), kind)
     assert isinstance(CpuDevice(use_kernels=False).pack_linear([weight]), PlainLinear)
     assert CpuDevice(use_kernels=False).auto_dtype() == "float32"
-    assert CpuDevice().auto_dtype() == ("bfloat16" if kernel_library() else "float32")
+    assert CpuDevice().auto_dtype() == ("bfloat16" if usable_kernels() else "float32")
     monkeypatch.setenv("HEADWATER_NATIVE", "0")
     assert isinstance(CpuDevice().pack_linear([weight]), PlainLinear)
 
@@ -210,7 +210,7 @@ def test_threads_do_not_change_a_bit(num_threads: int) -> None:
 def test_time_is_counted_for_each_op() -> None:
     """The profile of a step names its slow ops."""
     device = CpuDevice(num_threads=2)
-    if kernel_library() is None:
+    if usable_kernels() is None:
         pytest.skip("no kernels for this CPU, or no compiler")
     y = device.pack_linear([_random(64, 64)])(_input(device, _random(30, 64).data))
     program: Program = y.program

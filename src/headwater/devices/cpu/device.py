@@ -1,6 +1,5 @@
 """The CPU as a device: models record programs (program.py), which run in compiled kernels, or in numpy without them."""
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy.typing as npt
 
 from headwater.devices.cpu.attention_kernels import WorkList, work_list
 from headwater.devices.cpu.draws import Draws, draw_tokens
-from headwater.devices.cpu.kernel_library import kernel_library
+from headwater.devices.cpu.kernel_library import usable_kernels
 from headwater.devices.cpu.kv_memory import CpuKVMemory
 from headwater.devices.cpu.packed_layers import PackedGatedLinear, PackedLinear
 from headwater.devices.cpu.packed_weights import FORMATS
@@ -31,8 +30,7 @@ class CpuDevice:
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"num_threads must be at least 1, found {num_threads}")
         self.num_threads = num_threads or num_usable_cores()
-        is_allowed = use_kernels and os.environ.get("HEADWATER_NATIVE") != "0"
-        self._library = kernel_library() if is_allowed else None
+        self._library = usable_kernels() if use_kernels else None
 
     # --- models --------------------------------------------------------------------------------------
 

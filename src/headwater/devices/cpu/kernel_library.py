@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import logging
+import os
 from pathlib import Path
 
 from headwater.devices.cpu.kernel_build import InstructionSet, build, chosen_instruction_set, find
@@ -78,6 +79,11 @@ class KernelLibrary:
         """Run one op that needs nothing of a step."""
         op = Op(ctypes.addressof(self.kernel(name)), ctypes.addressof(job))
         self.functions.hw_run(ctypes.addressof(op), 1, ctypes.byref(Step()), num_threads, None)
+
+
+def usable_kernels() -> KernelLibrary | None:
+    """`kernel_library()`; None as well if HEADWATER_NATIVE=0 asks for numpy."""
+    return None if os.environ.get("HEADWATER_NATIVE") == "0" else kernel_library()
 
 
 @functools.cache
