@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from headwater.devices.cpu.attention_kernels import KV_DTYPES, AttentionJob, partial_arrays, work_list
-from headwater.devices.cpu.kernel_build import SOURCES, chosen_instruction_set, compile_library
+from headwater.devices.cpu.kernel_build import chosen_instruction_set, compile_library
 from headwater.devices.cpu.kernel_library import KernelLibrary, Step
 from headwater.devices.cpu.topology import num_usable_cores
 
@@ -143,7 +143,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "floors.so"
         floors = Path(__file__).with_name("cpu_floors.c")
-        compile_library(isa, path, extra_options=(f"-I{SOURCES}", str(floors)))
+        compile_library(isa, path, extra_options=(str(floors),))
         machine = Machine(KernelLibrary(path, isa), args.threads)
         print(f"{isa.name}, {args.threads} threads, KV {args.dtype}, ms: best (median) of {args.repeats} steps\n")
         print("| step | attention | prepare_qkv | floor | floor / best | GB/s | GFLOP/s | peak GB/s, GFLOP/s |")

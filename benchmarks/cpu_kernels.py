@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from headwater.devices.cpu.kernel_build import SOURCES, compile_library
+from headwater.devices.cpu.kernel_build import compile_library
 from headwater.devices.cpu.kernel_library import SELECTED, TOKENS, KernelLibrary, Step, kernel_library
 from headwater.devices.cpu.linear_kernels import LinearJob, Mode, QuantizeJob
 from headwater.devices.cpu.packed_weights import (
@@ -55,7 +55,7 @@ class Machine:
         source = Path(__file__).with_name("cpu_floor.c")
         self._folder = tempfile.TemporaryDirectory()
         path = Path(self._folder.name) / "floor.so"
-        compile_library(library.isa, path, sources=[source], extra_options=[f"-I{SOURCES}"])
+        compile_library(library.isa, path, sources=[source])
         self._c = ctypes.CDLL(str(path))
         self._pool, self._threads = ThreadPoolExecutor(threads), threads
         self._memory = np.ones(ROTATION_BYTES // 4, np.float32)

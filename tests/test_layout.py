@@ -51,6 +51,12 @@ def test_no_folder_is_a_heap(folder: Path) -> None:
     assert len(files) <= MAX_FILES, sorted(path.name for path in files)
 
 
+def test_no_folder_of_kernels_is_a_heap() -> None:
+    counts = {path: len(list(path.glob("*.[ch]"))) for path in (SRC / "headwater").rglob("kernels/**")}
+    heaps = {str(path.relative_to(SRC)): count for path, count in counts.items() if count > MAX_FILES}
+    assert any(counts.values()) and not heaps, heaps
+
+
 def test_no_file_of_the_package_is_too_long_to_read() -> None:
     long = {str(path.relative_to(SRC)): n for path in (SRC / "headwater").rglob("*.py")
             if (n := path.read_text().count("\n")) > MAX_LINES}  # fmt: skip

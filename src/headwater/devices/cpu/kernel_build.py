@@ -106,8 +106,8 @@ def chosen_instruction_set() -> InstructionSet | None:
 
 def library_name(isa: InstructionSet) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(SOURCES.iterdir()):
-        if path.suffix in {".c", ".h"}:
+    for path in sorted(SOURCES.rglob("*.[ch]")):
+        if path.is_file():
             digest.update(path.name.encode() + path.read_bytes())
     digest.update(" ".join((*_OPTIONS, *isa.options)).encode())
     return f"kernels-{isa.name}-{digest.hexdigest()}.so"
@@ -138,8 +138,9 @@ def compile_library(
 ) -> None:
     """Compile `sources` (the kernels) for `isa` into `output`. RuntimeError without a compiler, or with its errors."""
     compiler = _compiler(isa)
-    paths = map(str, sources or sorted(SOURCES.glob("*.c")))
-    command = [*compiler, *_OPTIONS, *extra_options, *paths, "-o", str(output), "-lm"]
+    paths = map(str, sources or sorted(SOURCES.rglob("*.c")))
+    folders = (f"-I{SOURCES}", f"-I{SOURCES / 'linear'}")
+    command = [*compiler, *_OPTIONS, *folders, *extra_options, *paths, "-o", str(output), "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(compiler)} failed:\n{done.stderr}")

@@ -11,7 +11,7 @@ _POINTER, _INT64 = ctypes.c_void_p, ctypes.c_int64
 
 
 class Mode(IntEnum):
-    """What becomes of a product (`enum Mode` of kernels/linear.h)."""
+    """What becomes of a product (`enum Mode` of kernels/linear/linear.h)."""
 
     STORE = 0
     ADD = 1  # to what y holds
@@ -19,7 +19,7 @@ class Mode(IntEnum):
 
 
 class LinearJob(ctypes.Structure):
-    """`LinearJob` of kernels/linear.h: y = x W^T + b with packed weights (packed_weights.py)."""
+    """`LinearJob` of kernels/linear/linear.h: y = x W^T + b with packed weights (packed_weights.py)."""
 
     _fields_ = (
         ("weights", _POINTER),
@@ -36,12 +36,12 @@ class LinearJob(ctypes.Structure):
 
 
 class QuantizeJob(ctypes.Structure):
-    """`QuantizeJob` of kernels/quantize.c: float32[rows, in_features] to the activations of `format`."""
+    """`QuantizeJob` of kernels/linear/quantize.c: float32[rows, in_features] to the activations of `format`."""
 
     _fields_ = (("x", _POINTER), ("y", _POINTER), ("in_features", _INT64), ("format", _INT64), ("rows", _INT64))
 
 
 class EmbedJob(ctypes.Structure):
-    """`EmbedJob` of kernels/embed.c: rows of packed weights by the step's token ids, float32[T, in_features]."""
+    """`EmbedJob` of kernels/linear/embed.c: rows of packed weights by the step's token ids, float32[T, in_features]."""
 
     _fields_ = (("weights", _POINTER), ("y", _POINTER), ("in_features", _INT64), ("format", _INT64))

@@ -1,4 +1,4 @@
-"""Weights of linear layers and embeddings in the layout of the CPU kernels (kernels/packed.h), and back.
+"""Weights of linear layers and embeddings in the layout of the CPU kernels (kernels/linear/packed.h), and back.
 
 GGUF's blocks are moved, not converted: the packed weights have exactly the file's values.
 """

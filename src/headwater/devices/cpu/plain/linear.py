@@ -1,4 +1,4 @@
-"""Linear layers and embeddings in numpy: what kernels/linear.c, quantize.c and embed.c compute.
+"""Linear layers and embeddings in numpy: what kernels/linear/linear.c, quantize.c and embed.c compute.
 
 Shape letters: T rows, I inputs, O outputs. Everything is float32; weights are [O, I].
 """
