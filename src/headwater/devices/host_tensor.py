@@ -97,10 +97,12 @@ def _dequantised(data: npt.NDArray, name: str) -> npt.NDArray[np.float32]:
     from gguf import GGMLQuantizationType  # slow to import, and most tensors are plain
     from gguf.quants import dequantize
 
+    if name not in GGMLQuantizationType.__members__:
+        raise ValueError(f"numbers of format {name!r} cannot be read: GGUF has no such type")
     try:
         return dequantize(data, GGMLQuantizationType[name]).astype(np.float32, copy=False)
-    except (NotImplementedError, KeyError) as error:
-        raise ValueError(f"numbers of format {name!r} cannot be read: {error}") from None
+    except NotImplementedError as error:  # a type of GGUF that its package only names
+        raise ValueError(f"numbers of format {name!r} cannot be read: {error}") from error
 
 
 def _converted(data: npt.NDArray, convert: Callable[[npt.NDArray], npt.NDArray], to: np.dtype) -> npt.NDArray:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from linear_setting import weight as random_weight
+from program_steps import step_of
 
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.kernel_library import SELECTED, usable_kernels
@@ -26,23 +27,6 @@ def device(request: pytest.FixtureRequest) -> CpuDevice:
 def _random(*shape: int, form: str = "float32", scale: float = 1.0, seed: int = 0) -> HostTensor:
     values = np.random.default_rng(seed + sum(shape)).standard_normal(shape, dtype=np.float32) * np.float32(scale)
     return HostTensor.of(values).astype(form)
-
-
-def _step(num_tokens: int, selected: tuple[int, ...] = ()) -> StepArrays:
-    """One row of `num_tokens` tokens, whose ids are their numbers."""
-    return StepArrays(
-        token_ids=np.arange(num_tokens, dtype=np.int32),
-        positions=np.arange(num_tokens, dtype=np.int32),
-        query_starts=np.array([0, num_tokens], dtype=np.int32),
-        context_lens=np.array([num_tokens], dtype=np.int32),
-        page_tables=np.zeros((1, 1), dtype=np.int32),
-        selected=np.array(selected, dtype=np.int32),
-        kv=np.zeros((1, 1), dtype=np.uint8),
-        chunks=np.zeros(0, dtype=np.int64),
-        queries_per_chunk=1,
-        partial_slots=np.full(1, -1, dtype=np.int32),
-        next_sharing=np.full(1, -1, dtype=np.int32),
-    )
 
 
 def _input(device: CpuDevice, x: Floats) -> Array:
@@ -75,14 +59,14 @@ def test_linear_is_x_w_plus_b(
         expected += np.concatenate([bias.to_float32() for bias in biases])
     linear = device.pack_linear(weights, biases)
     assert (linear.in_features, linear.out_features) == (num_in, sum(sizes))
-    _close(_numbers(linear(_input(device, x)), _step(rows)), expected)
+    _close(_numbers(linear(_input(device, x)), step_of(rows)), expected)
     residual = _random(rows, sum(sizes), seed=6).data
     wide = _input(device, np.concatenate((x, residual), axis=1))
     # the residual and x out of one embedding: products with a unit matrix
     units = np.eye(num_in + sum(sizes), dtype=np.float32)
     of_x, of_residual = (device.pack_linear([HostTensor.of(it)])(wide) for it in (units[:num_in], units[num_in:]))
     linear.add_to(of_residual, of_x)
-    _close(_numbers(of_residual, _step(rows)), residual + expected)
+    _close(_numbers(of_residual, step_of(rows)), residual + expected)
 
 
 @pytest.mark.parametrize("formats", [("Q4_K", "Q4_K", "Q6_K"), ("Q8_0", "bfloat16", "Q4_1")])
@@ -93,7 +77,7 @@ def test_layers_of_several_formats_fill_one_array(formats: tuple[str, ...]) -> N
     weights = [random_weight(form, (32, 256), seed=i) for i, form in enumerate(formats)]
     x = _random(9, 256, seed=3).data
     linear = CpuDevice(num_threads=2).pack_linear(weights)
-    found = _numbers(linear(_input(CpuDevice(), x)), _step(9))
+    found = _numbers(linear(_input(CpuDevice(), x)), step_of(9))
     expected = x @ np.concatenate([weight.to_float32() for weight in weights]).T
     np.testing.assert_allclose(found, expected, rtol=0, atol=0.02 * float(np.abs(expected).max()))
     for weight, (unpacked, bias) in zip(weights, linear.unpack(), strict=True):
@@ -112,7 +96,7 @@ def test_gated_linear_is_silu_gate_times_up(device: CpuDevice, form: str, num_ou
     if gate_bias is not None and up_bias is not None:
         left, right = left + gate_bias.to_float32(), right + up_bias.to_float32()
     layer = device.pack_gated_linear(gate, up, gate_bias=gate_bias, up_bias=up_bias)
-    _close(_numbers(layer(_input(device, x)), _step(11)), left / (1 + np.exp(-left)) * right)
+    _close(_numbers(layer(_input(device, x)), step_of(11)), left / (1 + np.exp(-left)) * right)
 
 
 def test_silu_of_large_numbers_is_finite(device: CpuDevice) -> None:
@@ -122,7 +106,7 @@ def test_silu_of_large_numbers_is_finite(device: CpuDevice) -> None:
     layer = device.pack_gated_linear(HostTensor.of(gate), HostTensor.of(np.ones((32, 32), dtype=np.float32)))
     x = np.zeros((1, 32), dtype=np.float32)
     x[0, 0] = 1.0
-    found = _numbers(layer(_input(device, x)), _step(1))[0]
+    found = _numbers(layer(_input(device, x)), step_of(1))[0]
     assert found[0] == 500.0
     assert abs(found[1]) < 1e-30
     assert np.isnan(found[2])
@@ -154,21 +138,21 @@ def test_packed_parameters_come_back_bit_by_bit(device: CpuDevice, form: str, si
 def test_rows_of_an_embedding_are_its_values(device: CpuDevice, form: str) -> None:
     weight = _random(33, 24, form=form)
     y = device.pack_linear([weight]).embed(device.start_program().token_ids)
-    assert np.array_equal(_numbers(y, _step(33)), weight.to_float32())
+    assert np.array_equal(_numbers(y, step_of(33)), weight.to_float32())
 
 
 @pytest.mark.parametrize("size", [16, 24, 576])
 def test_rms_norm(device: CpuDevice, size: int) -> None:
     x, weight = _random(9, size, scale=30.0).data, _random(size, form="bfloat16")
     expected = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5) * weight.to_float32()
-    _close(_numbers(device.rms_norm(_input(device, x), weight, 1e-5), _step(9)), expected)
+    _close(_numbers(device.rms_norm(_input(device, x), weight, 1e-5), step_of(9)), expected)
 
 
 def test_the_most_probable_token_of_selected_rows(device: CpuDevice) -> None:
     x = _random(9, 50).data
     x[4, 7] = np.inf
     tokens, is_finite = (_kept(it) for it in argmax(select_rows(_input(device, x))))
-    step = _step(9, selected=(8, 4, 0))
+    step = step_of(9, selected=(8, 4, 0))
     tokens.program.run(step)
     assert tokens.rows == SELECTED
     assert tokens.program.view(tokens, step)[:, 0].tolist() == [x[8].argmax(), 7, x[0].argmax()]
@@ -203,7 +187,7 @@ def test_threads_do_not_change_a_bit(num_threads: int) -> None:
     for threads in (1, num_threads):
         device = CpuDevice(num_threads=threads)
         x = _input(device, _random(37, 64).data)
-        results.append(_numbers(device.pack_linear([_random(200, 64, form="bfloat16")])(x), _step(37)))
+        results.append(_numbers(device.pack_linear([_random(200, 64, form="bfloat16")])(x), step_of(37)))
     assert np.array_equal(results[0], results[1])
 
 
@@ -214,9 +198,9 @@ def test_time_is_counted_for_each_op() -> None:
         pytest.skip("no kernels for this CPU, or no compiler")
     y = device.pack_linear([_random(64, 64)])(_input(device, _random(30, 64).data))
     program: Program = y.program
-    program.run(_step(30))
+    program.run(step_of(30))
     assert not program.op_ns.any()
     program.is_timed = True
-    program.run(_step(30))
+    program.run(step_of(30))
     assert [op.kernel for op in program.ops] == ["embed", "linear"]
     assert (program.op_ns > 0).all()

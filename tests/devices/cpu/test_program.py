@@ -6,27 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from program_steps import step_of
 
 from headwater.devices.cpu.kernel_library import SELECTED, TOKENS
 from headwater.devices.cpu.program import Array, Program, StepArrays
-
-
-def step_of(num_tokens: int, num_selected: int = 1) -> StepArrays:
-    """A step of one row, without attention."""
-    none = np.zeros(0, dtype=np.int32)
-    return StepArrays(
-        token_ids=np.arange(num_tokens, dtype=np.int32),
-        positions=np.arange(num_tokens, dtype=np.int32),
-        query_starts=np.array([0, num_tokens], dtype=np.int32),
-        context_lens=np.array([num_tokens], dtype=np.int32),
-        page_tables=np.zeros((1, 1), dtype=np.int32),
-        selected=np.arange(num_selected, dtype=np.int32),
-        kv=np.zeros((1, 1), dtype=np.uint8),
-        chunks=np.zeros(0, dtype=np.int64),
-        queries_per_chunk=1,
-        partial_slots=none,
-        next_sharing=none,
-    )
 
 
 def _sum(step: StepArrays, *, y: np.ndarray, number: int, **xs: np.ndarray) -> None:
@@ -62,7 +45,7 @@ def test_shared_memory_changes_no_number(ops: list[tuple[int, bool, list[int], b
         _append_sum(program, y, number, [arrays[i] for i in picked if arrays[i] is not y])
     kept = [arrays[number] for number, (*_, stays) in enumerate(ops) if stays]
     for num_tokens in sizes:
-        step = step_of(num_tokens)
+        step = step_of(num_tokens, (0,))
         program.run(step)
         own = {array: np.zeros((num_tokens, array.width), dtype=np.float32) for array in arrays}
         for number, (y, picked) in enumerate(zip(arrays, inputs, strict=True)):
@@ -81,7 +64,7 @@ def test_arrays_of_a_deep_model_take_turns_in_the_same_memory() -> None:
         y = program.array(TOKENS, 4)
         _append_sum(program, y, number, [x])
         x = y
-    program.run(step_of(16))
+    program.run(step_of(16, (0,)))
     assert program.num_bytes < 16 * 4 * 4 * 3
 
 
@@ -94,7 +77,7 @@ def test_a_larger_step_keeps_what_stays() -> None:
         "select", None, {"x": hidden, "y": logits},
         plain=lambda step, *, x, y: np.copyto(y, x[step.selected][:, :2]),
     )  # fmt: skip
-    step, wide = step_of(20, 1), step_of(20, 18)
+    step, wide = step_of(20, (0,)), step_of(20, tuple(range(18)))
     program.run(step, end=1)
     program.run(wide, first=1)
     assert (program.view(hidden, wide) == 5).all()
@@ -113,6 +96,6 @@ def test_ops_may_fill_the_columns_of_one_array() -> None:
     y = program.keep(program.array(TOKENS, 5))
     for first, width in ((0, 3), (3, 2)):
         program.append("fill", None, {"y": y.columns(first, width)}, plain=lambda step, *, y, n=first: y.fill(n))
-    step = step_of(4)
+    step = step_of(4, (0,))
     program.run(step)
     np.testing.assert_array_equal(program.view(y, step), np.tile([0, 0, 0, 3, 3], (4, 1)))
