@@ -13,7 +13,8 @@ import pytest
 
 from headwater.server import banner
 from headwater.server.address import own_url
-from headwater.server.banner import SignsOfLife, chat_command, process_age_s, program
+from headwater.server.banner import chat_command, program
+from headwater.server.signs_of_life import SignsOfLife, process_age_s
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_a_long_start_says_that_it_lives(caplog: pytest.LogCaptureFixture) -> No
 
 def test_the_age_counts_from_the_start_of_the_process_and_not_of_the_import() -> None:
     """Imports are the larger part of what a person waits for."""
-    code = "import time; time.sleep(0.3); from headwater.server.banner import process_age_s as age; print(age())"
+    code = "import time; time.sleep(0.3); from headwater.server.signs_of_life import process_age_s as age; print(age())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     can_tell = os.path.exists("/proc/self/stat")
     assert float(done.stdout) >= (0.3 if can_tell else 0.0)

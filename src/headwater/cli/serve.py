@@ -8,6 +8,7 @@ import click
 from headwater.cli.command_line import SETTINGS, SectionedCommand, SectionedOption, command, option_type
 from headwater.launch.config import FLAGS, ServerArgs
 from headwater.launch.flags import FlagSpec, flag_name
+from headwater.server.heap import pause_collection
 
 
 def _option(name: str, spec: FlagSpec) -> SectionedOption:
@@ -30,6 +31,7 @@ def _serve(**options: Any) -> None:
 
     Without --model, the server fetches the default model once and serves it. Ctrl-C ends the server.
     """
+    pause_collection()
     try:
         args = ServerArgs(**options)
     except ValueError as error:

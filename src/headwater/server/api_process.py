@@ -108,10 +108,10 @@ class ApiProcess:
         """Load the tokenizer, wait for the engines, then begin to serve requests."""
         tokenizer = asyncio.create_task(asyncio.to_thread(Tokenizer.load, tokenizer_path(self._args)))
         tokenizer.add_done_callback(lambda task: task.cancelled() or task.exception())  # an unused error is no warning
+        tokenizer.add_done_callback(lambda _: freeze_heap())
         ready = (await self._wait_for_engines())[0]  # awaited first: if both fail, the model's error is shown
         facts = build_model_facts(self._args, ready)
         loaded = await tokenizer
-        freeze_heap()
         self._state.set_ready(tokenizer=loaded, model=facts)
         self._on_ready()
         print_banner(

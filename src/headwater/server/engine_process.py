@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from headwater.launch.config import ServerArgs
-from headwater.server.heap import freeze_heap
+from headwater.server.heap import freeze_heap, pause_collection
 
 EXIT_CRASHED = 1
 EXIT_REFUSED = 2  # wrong arguments or an unusable model: a restart would not help
@@ -84,6 +84,7 @@ def exit_with_parent(stream: RawIOBase, directory: Path) -> None:
 
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    pause_collection()
     reports = take_standard_output()
     stdin = FileIO(0, closefd=False)
     start = read_start(stdin)
@@ -97,6 +98,7 @@ def main() -> int:
         logging.getLogger(__name__).info("loading the engine")
         from headwater.launch.assembly import build_engine
 
+        freeze_heap()  # before the load: on a GPU, garbage of the load may hold memory that the KV cache needs
         engine = build_engine(start.args, start.endpoint, index=start.index, weights=start.weights)
     except (
         ValueError,

@@ -1,7 +1,8 @@
 """Exit codes of `headwater serve`, and its error message before it ends."""
 
-from rich.console import Console
-from rich.markup import escape
+import os
+
+import click
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
@@ -9,4 +10,5 @@ EXIT_INTERRUPTED = 130
 
 
 def print_error(message: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/] {escape(message)}")
+    color = False if os.environ.get("NO_COLOR") else None  # None: as the terminal is
+    click.echo(f"{click.style('error:', fg='red')} {message}", err=True, color=color)

@@ -13,6 +13,7 @@ from headwater.launch.model_choice import with_model
 from headwater.launch.private_directory import private_directory
 from headwater.server.descriptors import raise_descriptor_limit
 from headwater.server.exits import EXIT_INTERRUPTED, EXIT_REFUSED, print_error
+from headwater.server.signs_of_life import SignsOfLife
 from headwater.server.supervisor import EngineSupervisor
 
 
@@ -30,8 +31,6 @@ def serve(args: ServerArgs) -> int:
         return EXIT_REFUSED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    from headwater.server.banner import SignsOfLife  # imported here, so that an error above appears sooner
-
     with listener, private_directory() as directory, SignsOfLife() as signs:
         return asyncio.run(run_server(args, listener=listener, directory=directory, on_ready=signs.stop))
 

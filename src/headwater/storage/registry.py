@@ -7,7 +7,6 @@ from headwater.messages.choices import StoreKind
 from headwater.storage.backend import StorageBackend
 from headwater.storage.file.backend import FileBackend
 from headwater.storage.memory import MemoryBackend
-from headwater.storage.redis.backend import RedisBackend
 
 KINDS: tuple[str, ...] = get_args(StoreKind)
 DEFAULT_CAPACITY_BYTES = 16 << 30
@@ -44,6 +43,8 @@ def open_backend(
         case "redis":
             if not url:
                 raise ValueError("the redis backend needs a storage url, for example redis://127.0.0.1:6379/0")
+            from headwater.storage.redis.backend import RedisBackend  # a third of an engine's imports
+
             return RedisBackend(url, capacity_bytes=capacity_bytes, ttl_s=ttl_s, timeout_s=timeout_s)
         case _:
             return MemoryBackend(capacity_bytes=capacity_bytes or DEFAULT_CAPACITY_BYTES)

@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import tokenizers
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from headwater.models.end_tokens import folder_end_ids, union
 from headwater.models.fields import Fields
@@ -38,8 +36,11 @@ def load_hf_tokenizer(source: str) -> TokenizerParts:
 
 def _download(repository: str) -> Path:
     """Folder with the repository's small files, in the hub's local cache. Without a network, only the cache is used."""
+    from huggingface_hub import snapshot_download  # slow to import, and most models are local
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(repository, allow_patterns=_HUB_FILES))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"model: {repository!r} is no local folder, no .gguf file, and not to be had from the hub "
