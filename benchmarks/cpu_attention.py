@@ -13,16 +13,14 @@ instruction set.
 
 import argparse
 import ctypes
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from headwater.devices.cpu.attention_kernels import KV_DTYPES, AttentionJob, partial_arrays, work_list
-from headwater.devices.cpu.kernel_build import chosen_instruction_set, compile_library
-from headwater.devices.cpu.kernel_library import KernelLibrary, Step
+from headwater.devices.cpu.kernel_library import KernelLibrary, Step, kernel_library
+from headwater.devices.cpu.machine_speed import measure_speed
 from headwater.devices.cpu.topology import num_usable_cores
 
 CASES = ("1x200", "16x200", "16x1550", "16x1550/1500", "1x8000", "512+0", "512+1288")
@@ -32,12 +30,6 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "fl
 
 class Op(ctypes.Structure):
     _fields_ = (("kernel", ctypes.c_void_p), ("job", ctypes.c_void_p))
-
-
-class FloorJob(ctypes.Structure):
-    _fields_ = (
-        ("x", ctypes.c_void_p), ("sums", ctypes.c_void_p), ("size", ctypes.c_int64), ("num_chunks", ctypes.c_int64),
-    )  # fmt: skip
 
 
 @dataclass
@@ -56,18 +48,10 @@ class Machine:
         )  # fmt: skip
         return op_ns
 
-    def read_gb_per_s(self) -> float:
-        x, sums = np.ones((1024, 64 * 1024), dtype=np.float32), np.zeros(1024, dtype=np.float32)
-        job = FloorJob(x.ctypes.data, sums.ctypes.data, x.shape[1], len(x))
-        return max(x.nbytes / self.run(["read_floor"], [job], Step())[0] for _ in range(5))
-
-    def gflop_per_s(self) -> float:
-        x, sums = np.ones(2, dtype=np.float32), np.zeros(256, dtype=np.float32)
-        job = FloorJob(x.ctypes.data, sums.ctypes.data, 20_000, len(sums))
-        width = {"avx512": 16, "avx2": 8, "avx_vnni": 8, "neon": 4}
-        lanes = next(lanes for name, lanes in width.items() if self.library.isa.name.startswith(name))
-        flops = 2 * 12 * lanes * job.size * job.num_chunks
-        return max(flops / self.run(["fma_floor"], [job], Step())[0] for _ in range(5))
+    def rates(self) -> tuple[float, float]:
+        """GB/s and GFLOP/s at best."""
+        speed = measure_speed(self.library, num_threads=self.num_threads)
+        return speed.read_gb_s, speed.gflop_s
 
 
 class Case:
@@ -137,30 +121,26 @@ def main() -> None:
     parser.add_argument("--dtype", choices=KV_DTYPES, default="float32")
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
-    isa = chosen_instruction_set()
-    if isa is None:
-        parser.error("no kernels are written for this CPU")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "floors.so"
-        floors = Path(__file__).with_name("cpu_floors.c")
-        compile_library(isa, path, extra_options=(str(floors),))
-        machine = Machine(KernelLibrary(path, isa), args.threads)
-        print(f"{isa.name}, {args.threads} threads, KV {args.dtype}, ms: best (median) of {args.repeats} steps\n")
-        print("| step | attention | prepare_qkv | floor | floor / best | GB/s | GFLOP/s | peak GB/s, GFLOP/s |")
-        print("|---|---|---|---|---|---|---|---|")
-        for name in args.cases:
-            measure(name, machine, dtype=args.dtype, repeats=args.repeats)
+    library = kernel_library()
+    if library is None:
+        parser.error("there are no kernels for this CPU")
+    machine = Machine(library, args.threads)
+    print(f"{library.isa.name}, {args.threads} threads, KV {args.dtype}, ms: best (median) of {args.repeats} steps\n")
+    print("| step | attention | prepare_qkv | floor | floor / best | GB/s | GFLOP/s | peak GB/s, GFLOP/s |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name in args.cases:
+        measure(name, machine, dtype=args.dtype, repeats=args.repeats)
 
 
 def measure(name: str, machine: Machine, *, dtype: str, repeats: int) -> None:
     case = Case(name, dtype=dtype, num_threads=machine.num_threads)
-    rates = [(machine.read_gb_per_s(), machine.gflop_per_s())]
+    rates = [machine.rates()]
     names = ["prepare_qkv", "attention"] * NUM_LAYERS
     jobs = [job for job in case.jobs for _ in range(2)]
     times = [machine.run(names, jobs, case.step).reshape(-1, 2).sum(axis=0) / 1e6 for _ in range(repeats + 1)][1:]
     prepare, attention = np.array(times).T
     best = attention.min()
-    rates.append((machine.read_gb_per_s(), machine.gflop_per_s()))
+    rates.append(machine.rates())
     gb_per_s, gflop_per_s = np.max(rates, axis=0)
     memory_ms, flop_ms = case.num_bytes / gb_per_s / 1e6, case.num_flops / gflop_per_s / 1e6
     floor = max(memory_ms, flop_ms)

@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from headwater.messages.state import ComputeFacts
 from headwater.server import banner
 from headwater.server.address import own_url
-from headwater.server.banner import chat_command, program
+from headwater.server.banner import chat_command, compute_lines, program
 from headwater.server.signs_of_life import SignsOfLife, process_age_s
 
 
@@ -86,3 +88,45 @@ def test_the_age_counts_from_the_start_of_the_process_and_not_of_the_import() ->
     can_tell = os.path.exists("/proc/self/stat")
     assert float(done.stdout) >= (0.3 if can_tell else 0.0)
     assert process_age_s() > 0
+
+
+COMPUTE = ComputeFacts(
+    instruction_set="avx2",
+    kernels="shipped",
+    num_threads=2,
+    is_pinned=False,
+    weight_formats=("Q4_1", "Q8_0"),
+    is_quantized_here=False,
+    token_bytes=96_000_000,
+    read_gb_s=26.6,
+    decode_s=0.007,
+)
+
+
+def test_the_banner_says_what_computes_and_how_fast() -> None:
+    """It called a model that is served in the bits of its file `bfloat16 on cpu`."""
+    assert compute_lines(COMPUTE) == [
+        "Kernels  avx2, shipped, 2 threads",
+        "Weights  Q4_1 and Q8_0 blocks, as in the file: 96 MB a token, read at 27 GB/s",
+        "Speed    about 125 tokens/s for one stream",
+    ]
+
+
+def test_the_banner_without_kernels_says_so_and_names_the_remedy() -> None:
+    kernels, weights, _ = compute_lines(
+        replace(COMPUTE, instruction_set="", kernels="no C compiler found", weight_formats=("float32",), num_threads=1)
+    )
+    assert kernels == "Kernels  none: numpy computes, many times slower, on 1 thread; see `headwater doctor`"
+    assert weights == "Weights  float32"
+
+
+def test_the_banner_tells_blocks_of_the_file_from_those_made_here() -> None:
+    assert "blocks, made while loading" in compute_lines(replace(COMPUTE, is_quantized_here=True))[1]
+    assert "2 threads, each on its core" in compute_lines(replace(COMPUTE, is_pinned=True))[0]
+
+
+@pytest.mark.parametrize("num_bytes", [10**6, 16 * 10**9])
+def test_the_banner_fits_a_terminal(num_bytes: int) -> None:
+    longest = replace(COMPUTE, instruction_set="avx512_bf16", kernels="compiled here", num_threads=64, is_pinned=True)
+    lines = compute_lines(replace(longest, token_bytes=num_bytes, weight_formats=("Q4_K", "Q6_K", "bfloat16")))
+    assert max(map(len, lines)) <= 98

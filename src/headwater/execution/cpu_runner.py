@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headwater.devices.cpu.device import CpuDevice
+from headwater.devices.cpu.packed_weights import PackedWeights
 from headwater.devices.cpu.program import StepArrays
 from headwater.devices.cpu.row_ops import argmax, select_rows
 from headwater.devices.kv_memory import KVLayout, KVMemory
@@ -59,6 +60,12 @@ class RecordedModel:
         self._logits = program.keep(model.logits(select_rows(hidden)))
         self._tokens, self._is_finite = (program.keep(it) for it in argmax(self._logits))
 
+    @property
+    def packed_weights(self) -> list[PackedWeights]:
+        """The matrices that every step reads whole, packed; none without kernels."""
+        products = (op for op in self._program.ops if op.kernel == "linear")
+        return [kept for op in products for kept in op.keeps if isinstance(kept, PackedWeights)]
+
     def run(self, step: StepArrays) -> None:
         """Compute all of a step: keys and values to their pages, and what `logits` and `most_probable` return."""
         self._program.run(step, end=None if len(step.selected) else self._num_forward_ops)
@@ -110,6 +117,11 @@ class CpuRunner:
     def memory_bytes(self) -> dict[str, int]:
         """Bytes of the model and its KV, for EngineState."""
         return {"weights": self._weights_bytes, "kv_cache": 0 if self._kv is None else self._kv.num_bytes}
+
+    @property
+    def packed_weights(self) -> list[PackedWeights]:
+        """The matrices that every step reads whole, packed; none without kernels."""
+        return self._model_in_place.packed_weights
 
     @property
     def model(self) -> DecoderModel:

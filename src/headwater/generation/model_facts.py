@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from headwater.messages.state import EngineReady
+from headwater.messages.state import ComputeFacts, EngineReady
 
 MIB = 1 << 20
 
@@ -28,6 +28,7 @@ class ModelFacts:
     num_pages: int
     weight_version: str
     sampling_defaults: Mapping[str, float]  # of parameters that a request to /v1 leaves out
+    compute: ComputeFacts | None = None  # how a CPU computes
 
     @classmethod
     def from_ready(
@@ -58,6 +59,7 @@ class ModelFacts:
             num_pages=ready.num_pages,
             weight_version=ready.weight_version,
             sampling_defaults=sampling_defaults,
+            compute=ready.compute,
         )
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,24 +47,29 @@ class _Model:
 
 
 def build_engine(
-    args: ServerArgs, endpoint: str, *, index: int = 0, weights: tuple[str, str] | None = None
+    args: ServerArgs,
+    endpoint: str,
+    *,
+    index: int = 0,
+    weights: tuple[str, str] | None = None,
+    cpus: Sequence[Sequence[int]] = (),
 ) -> EngineLoop:
     """Load the model and return a loop that answers on `endpoint`; the caller calls its `run`.
 
     `args.model` is a path or hub id. `index`: the number of this engine, if there are several. `weights`: path and
     format of a complete checkpoint to load instead of the model's own weights, for example one that replaced them
-    before a restart. Raises `ValueError` or `OSError`, in words for the user, if the model cannot be served with these
-    arguments.
+    before a restart. `cpus[i]`: where compute thread i is kept, if the threads are to be pinned. Raises `ValueError` or
+    `OSError`, in words for the user, if the model cannot be served with these arguments.
     """
     started_s = time.monotonic()
-    placement = open_placement(args)
+    placement = open_placement(args, cpus=cpus)
     args = args.for_device(placement.device.name)
     model = _load(args, placement.device, weights)
     max_context = _max_context(args, model.loaded)
     runner = _make_runner(args, placement, model.loaded, max_context=max_context)
     load_s = time.monotonic() - started_s
     _log.info("model loaded in %.1f s; the KV cache holds %d tokens", load_s, runner.kv.num_pages * args.page_size)
-    ready = _ready(args, model, runner, device=placement.device.name, max_context=max_context, load_s=load_s)
+    ready = _ready(args, model, runner, placement=placement, max_context=max_context, load_s=load_s)
     host = _host_tier(args, placement, runner)
     parts = wire_engine(
         wire=ZmqWire(endpoint),
@@ -142,7 +147,7 @@ def _make_runner(args: ServerArgs, placement: Placement, loaded: LoadedModel, *,
 
 
 def _ready(
-    args: ServerArgs, model: _Model, runner: Runner, *, device: str, max_context: int, load_s: float
+    args: ServerArgs, model: _Model, runner: Runner, *, placement: Placement, max_context: int, load_s: float
 ) -> EngineReady:
     """The facts that the engine reports once it can compute."""
     assert args.model is not None and args.max_running_requests is not None
@@ -162,8 +167,9 @@ def _ready(
         weights_id=loaded.weights_id,
         weight_version=args.weight_version,
         load_s=load_s,
-        device=device,
+        device=placement.device.name,
         sampling_defaults=read_sampling_defaults(model.files.folder, gguf=model.files.gguf),
+        compute=placement.compute_facts(runner, loaded),
     )
 
 

@@ -283,6 +283,14 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
             high=1024,
         ),
     ] = None
+    pin_threads: Annotated[
+        Literal["auto", "on", "off"],
+        Flag(
+            "Keep each compute thread on a core of its own, and the API process off these cores. auto: with 4 cores or "
+            "more, if all of them compute.",
+            PROCESS,
+        ),
+    ] = "auto"
     engine_restarts: Annotated[
         int,
         Flag(
@@ -349,16 +357,12 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         values = {name: getattr(self, name) for name in FLAGS}
         return {name: "***" if v is not None and FLAGS[name].flag.is_secret else v for name, v in values.items()}
 
-    def for_one_engine(self, num_cores: int) -> "ServerArgs":
-        """The arguments of one of the `dp_size` engines, with its share of cores and memory."""
-        if self.dp_size == 1:
-            return self
+    def for_one_engine(self, num_threads: int) -> "ServerArgs":
+        """The arguments of one of the `dp_size` engines, with its threads and its share of memory."""
         share = self.mem_fraction_static
-        return msgspec.structs.replace(
-            self,
-            threads=self.threads or max(1, num_cores // self.dp_size),
-            mem_fraction_static=None if share is None else max(share / self.dp_size, 0.01),
-        )
+        if share is not None and self.dp_size > 1:
+            share = max(share / self.dp_size, 0.01)
+        return msgspec.structs.replace(self, threads=num_threads, mem_fraction_static=share)
 
     def for_device(self, device: str) -> "ServerArgs":
         """The arguments with the defaults of a device (`"cpu"` or `"cuda"`) filled in."""

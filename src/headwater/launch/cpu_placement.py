@@ -1,16 +1,25 @@
 """A model on this machine's CPU."""
 
+from collections import Counter
+from collections.abc import Sequence
+
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.host_memory import CpuPageCopier, HostMemory
+from headwater.devices.cpu.kernel_library import kernels_origin
+from headwater.devices.cpu.machine_speed import measure_read_gb_s
+from headwater.devices.cpu.packed_weights import PackedWeights
 from headwater.devices.kv_memory import KVLayout
 from headwater.execution.cpu_runner import CpuRunner
 from headwater.execution.runner import Runner
-from headwater.execution.warm_up import warm_up
+from headwater.execution.warm_up import time_decode_s, warm_up
 from headwater.launch.config import ServerArgs
+from headwater.messages.state import ComputeFacts
 from headwater.models.config import ModelConfig
 from headwater.models.loader import LoadedModel
 
 _WARM_UP_TOKENS = 128
+_MEASURED_S = 0.025  # for each of two rates: the start must not wait for them
+_LEAST_SHARE = 0.02  # of the weights' bytes; formats of less are not named
 
 
 class CpuPlacement:
@@ -39,6 +48,32 @@ class CpuPlacement:
         warm_up(runner, sizes=(min(_WARM_UP_TOKENS, longest),))
         return runner
 
+    def compute_facts(self, runner: Runner, loaded: LoadedModel) -> ComputeFacts:
+        assert isinstance(runner, CpuRunner)
+        library, packed = self.device.library, runner.packed_weights
+        read_gb_s, num_threads = 0.0, self.device.num_threads
+        if library is not None:
+            blocks = [each.blocks.reshape(-1) for each in packed]
+            read_gb_s = measure_read_gb_s(library, blocks, num_threads=num_threads, limit_s=_MEASURED_S)
+        return ComputeFacts(
+            instruction_set="" if library is None else library.isa.name,
+            kernels=kernels_origin(),
+            num_threads=num_threads,
+            is_pinned=self.device.is_pinned,
+            weight_formats=_formats_by_bytes(packed) or (loaded.dtype,),
+            is_quantized_here=bool(loaded.form.quantised),
+            token_bytes=sum(each.nbytes for each in packed),
+            read_gb_s=read_gb_s,
+            decode_s=time_decode_s(runner, limit_s=_MEASURED_S),
+        )
+
     def make_host_memory(self, runner: Runner, *, num_pages: int) -> tuple[HostMemory, CpuPageCopier]:
         memory = HostMemory(num_pages=num_pages, page_bytes=runner.kv.layout.page_bytes)
         return memory, CpuPageCopier(lambda: runner.kv, memory)
+
+
+def _formats_by_bytes(weights: Sequence[PackedWeights]) -> tuple[str, ...]:
+    num_bytes: Counter[str] = Counter()
+    for each in weights:
+        num_bytes[each.format] += each.nbytes
+    return tuple(name for name, size in num_bytes.most_common() if size >= _LEAST_SHARE * num_bytes.total())

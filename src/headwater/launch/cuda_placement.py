@@ -71,6 +71,9 @@ class CudaPlacement:
         _log.info("%.1f GiB of the GPU's memory are left free", self.device.free_memory_bytes() / _GIB)
         return runner
 
+    def compute_facts(self, runner: Runner, loaded: LoadedModel) -> None:
+        """None: the facts are a CPU's."""
+
     def make_host_memory(self, runner: Runner, *, num_pages: int) -> tuple[PinnedHostMemory, CudaPageCopier]:
         memory = PinnedHostMemory(num_pages=num_pages, page_bytes=runner.kv.layout.page_bytes)
         place = self.device.torch_device

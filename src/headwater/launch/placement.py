@@ -1,12 +1,13 @@
 """Where the model computes: the device, what is built on it, and how much KV fits there."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 from headwater.cache.copier import PageCopier
 from headwater.cache.host_tier import HostPages
 from headwater.devices.cpu.device import CpuDevice
+from headwater.devices.cpu.thread_plan import confine_process
 from headwater.devices.cuda.driver import has_gpu
 from headwater.devices.device import Device
 from headwater.devices.errors import UnsupportedError
@@ -14,6 +15,7 @@ from headwater.devices.kv_memory import KVLayout, num_pages_in_budget
 from headwater.execution.runner import Runner
 from headwater.launch.config import MIB, ServerArgs
 from headwater.launch.cpu_placement import CpuPlacement
+from headwater.messages.state import ComputeFacts
 from headwater.models.config import ModelConfig
 from headwater.models.loader import LoadedModel
 
@@ -62,6 +64,10 @@ class Placement(Protocol):
         """A warm runner: kernels compiled, CUDA graphs captured. `args` have the device's defaults."""
         ...
 
+    def compute_facts(self, runner: Runner, loaded: LoadedModel) -> ComputeFacts | None:
+        """How the warm `runner` computes, measured in less than 0.1 s for a small model; None on a GPU."""
+        ...
+
     def make_host_memory(self, runner: Runner, *, num_pages: int) -> tuple[HostMemory, Copier]:
         """Memory for the host tier, and what copies between it and the runner's KV memory."""
         ...
@@ -78,13 +84,18 @@ def flags_in_errors() -> Iterator[None]:
 
 
 @flags_in_errors()
-def open_placement(args: ServerArgs) -> Placement:
-    """On the device that `--device` names; auto: a GPU where there is one. Raises ValueError if there is none."""
+def open_placement(args: ServerArgs, *, cpus: Sequence[Sequence[int]] = ()) -> Placement:
+    """On the device that `--device` names; auto: a GPU where there is one. Raises ValueError if there is none.
+
+    `cpus[i]`: where thread i of a CPU's computing threads is kept, if they are to be pinned. The whole process moves to
+    these CPUs, so that its memory lies beside them.
+    """
     if args.device == "cuda" or (args.device == "auto" and has_gpu()):
         return _open_gpu(args)
     if args.attention_backend != "auto":
         raise ValueError(f"--attention-backend {args.attention_backend} needs --device cuda")
-    return CpuPlacement(CpuDevice(num_threads=args.threads))
+    confine_process(cpu for core in cpus for cpu in core)
+    return CpuPlacement(CpuDevice(num_threads=args.threads, cpus=cpus))
 
 
 def _open_gpu(args: ServerArgs) -> Placement:

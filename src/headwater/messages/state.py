@@ -68,6 +68,28 @@ class EngineState(Answer, tag="engine_state"):
     held_by: tuple[str, ...] = ()  # orders by which requests wait: pause, released memory, pending operations
 
 
+CONTROL_S = 0.001  # from one step to the next, outside the step: loop, messages, scheduling
+
+
+class ComputeFacts(Struct):
+    """How an engine computes on a CPU, measured at its start."""
+
+    instruction_set: str  # of the kernels; empty: there are none, and numpy computes
+    kernels: str  # where the library comes from: shipped, compiled; or why there is none
+    num_threads: int
+    is_pinned: bool
+    weight_formats: tuple[str, ...]  # of the matrices, by their bytes
+    is_quantized_here: bool  # blocks that were made while the weights were loaded, not those of a file
+    token_bytes: int  # weights that a step of one row reads
+    read_gb_s: float  # the memory's rate for those weights; 0 if not measured
+    decode_s: float  # a step of one row
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Expected for one stream through HTTP, early in its context."""
+        return 1 / (self.decode_s + CONTROL_S)
+
+
 class EngineReady(Answer, tag="engine_ready"):
     """The engine has loaded its model and can run; sent to every client that connects with `Hello`."""
 
@@ -86,3 +108,4 @@ class EngineReady(Answer, tag="engine_ready"):
     load_s: float
     device: str
     sampling_defaults: dict[str, float] = field(default_factory=dict)  # recommended by the model's files, unchecked
+    compute: ComputeFacts | None = None  # None: not on a CPU

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from headwater.client.engine_client import EngineClient
 from headwater.client.errors import EngineGone
+from headwater.devices.cpu.thread_plan import confine_process
 from headwater.generation.model_facts import RequestLimits
 from headwater.http_api.app import create_app
 from headwater.http_api.connection import ConnectionLimits
@@ -48,8 +49,10 @@ class ApiProcess:
         endpoints: Sequence[str],
         stop_requested: asyncio.Event,
         on_ready: Callable[[], None],
+        api_cpus: tuple[int, ...] = (),
     ) -> None:
-        """`on_ready` is called once, directly before the banner."""
+        """`on_ready` is called once, directly before the banner. `api_cpus` are those that engines on a CPU leave."""
+        self._api_cpus = api_cpus
         self._args = args
         self._listener = listener
         self._supervisors = supervisors
@@ -112,6 +115,8 @@ class ApiProcess:
         ready = (await self._wait_for_engines())[0]  # awaited first: if both fail, the model's error is shown
         facts = build_model_facts(self._args, ready)
         loaded = await tokenizer
+        if ready.compute is not None and ready.compute.is_pinned:
+            confine_process(self._api_cpus)
         self._state.set_ready(tokenizer=loaded, model=facts)
         self._on_ready()
         print_banner(

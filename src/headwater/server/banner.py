@@ -9,7 +9,7 @@ import sys
 import click
 
 from headwater.generation.model_facts import ModelFacts
-from headwater.messages.state import EngineReady
+from headwater.messages.state import ComputeFacts, EngineReady
 from headwater.server.address import DEFAULT_URL, own_url
 from headwater.server.signs_of_life import process_age_s
 from headwater.version import version
@@ -27,10 +27,13 @@ def print_banner(
     url = own_url(listener)
     tokens = ready.num_pages * ready.page_size
     mib = ready.num_pages * ready.page_bytes / (1 << 20)
+    numbers = f", {ready.dtype} on " if ready.compute is None else " on "
     click.echo(  # not rich's console: its import would take longer than the first answer
         f"{_bold(f'Headwater {version()}')} serves {_bold(model.served_name)} "
-        f"({ready.architecture}, {ready.dtype} on {ready.device}), ready in {process_age_s():.1f} s"
+        f"({ready.architecture}{numbers}{ready.device}), ready in {process_age_s():.1f} s"
     )
+    for line in [] if ready.compute is None else compute_lines(ready.compute):
+        click.echo(f"  {line}")
     click.echo(f"  API      {url}/v1  (OpenAI), {url}/generate  (SGLang)")
     click.echo(f"  Docs     {url}/docs")
     click.echo(f"  Metrics  {url}/metrics")
@@ -40,6 +43,32 @@ def print_banner(
     )
     click.echo(f"  Try      {chat_command(url, needs_key=needs_key)}    (Ctrl-C here ends the server)")
     sys.stdout.flush()
+
+
+def compute_lines(compute: ComputeFacts) -> list[str]:
+    """What computes, on which weights, and how fast; with a remedy if it is numpy."""
+    threads = f"{compute.num_threads} thread" + ("s" if compute.num_threads > 1 else "")
+    if compute.is_pinned:
+        threads += ", each on its core"
+    weights = weights_in_words(compute)
+    if compute.instruction_set:
+        kernels = f"{compute.instruction_set}, {compute.kernels}, {threads}"
+        weights += f": {compute.token_bytes / 1e6:,.0f} MB a token, read at {compute.read_gb_s:.0f} GB/s"
+    else:
+        kernels = f"none: numpy computes, many times slower, on {threads}; see `headwater doctor`"
+    return [
+        f"Kernels  {kernels}",
+        f"Weights  {weights}",
+        f"Speed    about {compute.tokens_per_s:,.0f} tokens/s for one stream",
+    ]
+
+
+def weights_in_words(compute: ComputeFacts) -> str:
+    """`Q4_1 blocks, as in the file`."""
+    names = " and ".join(compute.weight_formats)
+    if not any(name.startswith("Q") for name in compute.weight_formats):
+        return names
+    return f"{names} blocks, " + ("made while loading" if compute.is_quantized_here else "as in the file")
 
 
 def _bold(text: str) -> str:

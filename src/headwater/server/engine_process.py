@@ -32,6 +32,7 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True):
     directory: str
     index: int = 0  # of this engine among the server's engines
     weights: tuple[str, str] | None = None  # path and format, if they differ from the arguments
+    cpus: tuple[tuple[int, ...], ...] = ()  # of each compute thread, if they are pinned
 
 
 class StartFailure(msgspec.Struct, frozen=True):
@@ -99,7 +100,7 @@ def main() -> int:
         from headwater.launch.assembly import build_engine
 
         freeze_heap()  # before the load: on a GPU, garbage of the load may hold memory that the KV cache needs
-        engine = build_engine(start.args, start.endpoint, index=start.index, weights=start.weights)
+        engine = build_engine(start.args, start.endpoint, index=start.index, weights=start.weights, cpus=start.cpus)
     except (
         ValueError,
         OSError,

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from headwater.devices.cpu.topology import num_usable_cores
+from headwater.devices.cpu.thread_plan import plan_threads
 from headwater.launch.config import ServerArgs
 from headwater.launch.model_choice import with_model
 from headwater.launch.private_directory import private_directory
@@ -60,8 +60,11 @@ async def run_server(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop_requested.set)
-    engine_args = args.for_one_engine(num_usable_cores())
-    supervisors = [EngineSupervisor(engine_args, directory=directory, index=i) for i in range(args.dp_size)]
+    plan = plan_threads(num_engines=args.dp_size, threads=args.threads, pinning=args.pin_threads)
+    supervisors = [
+        EngineSupervisor(args.for_one_engine(each.num_threads), directory=directory, index=index, cpus=each.cpus)
+        for index, each in enumerate(plan.engines)
+    ]
     try:
         endpoints = [await supervisor.start() for supervisor in supervisors]
         # imported here: the engines load during the second that this import takes
@@ -74,6 +77,7 @@ async def run_server(
             endpoints=endpoints,
             stop_requested=stop_requested,
             on_ready=on_ready,
+            api_cpus=plan.api_cpus,
         )
         return await api.run()
     finally:

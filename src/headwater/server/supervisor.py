@@ -88,9 +88,16 @@ class EngineSupervisor:
     """
 
     def __init__(
-        self, args: ServerArgs, *, directory: Path, index: int = 0, command: Sequence[str] = ENGINE_COMMAND
+        self,
+        args: ServerArgs,
+        *,
+        directory: Path,
+        index: int = 0,
+        cpus: tuple[tuple[int, ...], ...] = (),
+        command: Sequence[str] = ENGINE_COMMAND,
     ) -> None:
-        """`args` are those of this engine; `index` is its number among the server's engines."""
+        """`args` are those of this engine, `index` is its number among the engines, `cpus` are those of its threads."""
+        self._cpus = cpus
         self.index = index
         self._args = args
         self._directory = directory
@@ -115,6 +122,7 @@ class EngineSupervisor:
                 directory=str(self._directory),
                 index=self.index,
                 weights=self.weights(),
+                cpus=self._cpus,
             ),
             command=self._command,
         )

@@ -5,10 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from fake_machine import FakeMachine
 from headwater.devices.cpu.kernel_build import INSTRUCTION_SETS, build, usable_instruction_sets
 from headwater.devices.cpu.kernel_library import KernelLibrary
 
 SANITIZED = "HEADWATER_SANITIZED_KERNELS"  # a library to test instead, which test_sanitizers.py compiles
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
+    """This process believes to run on a machine without anything, until the test adds it."""
+    return FakeMachine(tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="session", params=[isa.name for isa in usable_instruction_sets()])

@@ -86,11 +86,12 @@ def test_without_a_compiler_the_remedy_is_in_the_log(
     monkeypatch.setattr(kernel_build, "PACKAGED", tmp_path)
     monkeypatch.setattr(kernel_build.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(kernel_library, "chosen_instruction_set", lambda: AVX2)
-    kernel_library.kernel_library.cache_clear()
+    kernel_library.library_or_reason.cache_clear()
     try:
         assert kernel_library.kernel_library() is None
+        assert "no C compiler found" in kernel_library.kernels_origin()
     finally:
-        kernel_library.kernel_library.cache_clear()
+        kernel_library.library_or_reason.cache_clear()
     assert "pip install ziglang" in caplog.text
 
 

@@ -166,6 +166,7 @@ async def test_model_and_server_info_with_their_old_names(engine: ScriptedEngine
         assert info["weight_version"] == "default"
         response = await server.http.get("/server_info")
         assert "s3cret" not in response.text
+        assert response.json()["compute"] is None, "no CPU's"
         assert response.json()["max_total_tokens"] == 5
         assert response.json()["internal_states"][0]["page_size"] == 16
         assert (await server.http.get("/get_server_info")).status_code == 200

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from headwater.devices.cpu.attention_kernels import WorkList, work_list
 from headwater.devices.cpu.draws import Draws, draw_tokens
-from headwater.devices.cpu.kernel_library import usable_kernels
+from headwater.devices.cpu.kernel_library import KernelLibrary, usable_kernels
 from headwater.devices.cpu.kv_memory import CpuKVMemory
 from headwater.devices.cpu.packed_layers import PackedGatedLinear, PackedLinear
 from headwater.devices.cpu.packed_weights import FORMATS
@@ -26,11 +26,21 @@ class CpuDevice:
 
     name = "cpu"
 
-    def __init__(self, *, num_threads: int | None = None, use_kernels: bool = True) -> None:
+    def __init__(
+        self, *, num_threads: int | None = None, use_kernels: bool = True, cpus: Sequence[Sequence[int]] = ()
+    ) -> None:
+        """`cpus[i]`: where thread i may run, if the threads are to be pinned."""
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"num_threads must be at least 1, found {num_threads}")
         self.num_threads = num_threads or num_usable_cores()
         self._library = usable_kernels() if use_kernels else None
+        self.is_pinned = bool(cpus) and self._library is not None
+        if self._library is not None and cpus:
+            self._library.pin_threads(cpus)
+
+    @property
+    def library(self) -> KernelLibrary | None:
+        return self._library
 
     # --- models --------------------------------------------------------------------------------------
 

@@ -4,13 +4,18 @@ import ctypes
 import functools
 import logging
 import os
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from headwater.devices.cpu.kernel_build import InstructionSet, build, chosen_instruction_set, find
+from headwater.devices.cpu.kernel_build import PACKAGED, InstructionSet, build, chosen_instruction_set, find
 
 logger = logging.getLogger(__name__)
 
+REMEDY = "install a C compiler, or `pip install ziglang`"
 _LONGEST_REASON = 500  # of a compiler's errors in the log
+
+_MASK_BYTES = 128  # of Linux's cpu_set_t
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
 
@@ -61,9 +66,16 @@ class KernelLibrary:
 
     def __init__(self, path: Path, isa: InstructionSet) -> None:
         self.isa = isa
+        self.path = path
         self.functions = ctypes.CDLL(str(path))
         self.functions.hw_run.argtypes = (_POINTER, _LONG, ctypes.POINTER(Step), _LONG, _POINTER)
         self.functions.hw_run.restype = None
+
+    def pin_threads(self, cpus: Sequence[Sequence[int]]) -> None:
+        """Keep thread i of the pool on `cpus[i]`, the caller (thread 0) while it runs ops. Before the first run."""
+        process = os.sched_getaffinity(0)
+        masks = b"".join(_mask(each) for each in cpus)
+        self.functions.hw_pin_threads(masks, ctypes.c_int64(len(cpus)), _mask(process))
 
     def kernel(self, name: str) -> Kernel:
         """The `Kernel` named hw_NAME; `ctypes.addressof` of it is what a program records."""
@@ -81,26 +93,52 @@ class KernelLibrary:
         self.functions.hw_run(ctypes.addressof(op), 1, ctypes.byref(Step()), num_threads, None)
 
 
+def _mask(cpus: Iterable[int]) -> bytes:
+    """Linux's bit mask of CPUs. Those above the largest one of the mask are left out."""
+    bits = sum(1 << cpu for cpu in cpus if cpu < 8 * _MASK_BYTES)
+    return bits.to_bytes(_MASK_BYTES, sys.byteorder)
+
+
+def are_kernels_wanted() -> bool:
+    """Unless HEADWATER_NATIVE=0 asks for numpy."""
+    return os.environ.get("HEADWATER_NATIVE") != "0"
+
+
 def usable_kernels() -> KernelLibrary | None:
-    """`kernel_library()`; None as well if HEADWATER_NATIVE=0 asks for numpy."""
-    return None if os.environ.get("HEADWATER_NATIVE") == "0" else kernel_library()
+    """`kernel_library()`; None as well if numpy is asked for."""
+    return kernel_library() if are_kernels_wanted() else None
 
 
-@functools.cache
 def kernel_library() -> KernelLibrary | None:
     """The library of the chosen instruction set, built if need be. None, with the reason in the log, if there is none.
 
     ValueError if HEADWATER_CPU_ISA names a set that is unknown or that this CPU lacks.
     """
+    return library_or_reason()[0]
+
+
+def kernels_origin() -> str:
+    """Where the kernels in use come from, or why there are none."""
+    if not are_kernels_wanted():
+        return "HEADWATER_NATIVE=0"
+    library, reason = library_or_reason()
+    if library is None:
+        return reason
+    return "shipped" if library.path.parent == PACKAGED else "compiled here"
+
+
+@functools.cache
+def library_or_reason() -> tuple[KernelLibrary | None, str]:
+    """`kernel_library()`, or None and why there is none. Compiled, loaded and logged once."""
     isa = chosen_instruction_set()
     if isa is None:
         logger.warning("no CPU kernels are written for this processor: computing in numpy, many times slower")
-        return None
+        return None, "none are written for this processor"
     try:
         if find(isa) is None:
             logger.info("compiling the CPU kernels for %s, once", isa.name)
-        return KernelLibrary(build(isa), isa)
+        return KernelLibrary(build(isa), isa), ""
     except (RuntimeError, OSError) as error:
-        logger.warning("no CPU kernels (%s), computing in numpy, many times slower: install a C compiler, or "
-                       "`pip install ziglang`", str(error)[:_LONGEST_REASON])  # fmt: skip
-        return None
+        reason = str(error)[:_LONGEST_REASON]
+        logger.warning("no CPU kernels (%s), computing in numpy, many times slower: %s", reason, REMEDY)
+        return None, reason

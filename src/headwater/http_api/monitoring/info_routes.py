@@ -5,6 +5,7 @@ import re
 import time
 from typing import Annotated
 
+import msgspec
 from fastapi import APIRouter, Query
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -17,7 +18,7 @@ from headwater.http_api.monitoring.engine_metrics import used_pages
 from headwater.http_api.services import InjectedServices, Services
 from headwater.messages.cache import GetStorage
 from headwater.messages.control import GetOperations
-from headwater.messages.state import EngineState
+from headwater.messages.state import ComputeFacts, EngineState
 from headwater.version import version
 
 SCRAPE_TIMEOUT_S = 2.0
@@ -122,6 +123,7 @@ async def server_info(services: InjectedServices) -> Response:
             "status": "ready" if state.is_serving else "not ready",
             "startup_time": state.started_at_s,
             "version": version(),
+            "compute": _compute(model.compute),
             "internal_states": engines,
         }
     )
@@ -192,6 +194,13 @@ async def _weight_version(services: Services) -> str:
         if isinstance(state, EngineState):
             return state.weight_version
     return services.model.weight_version
+
+
+def _compute(compute: ComputeFacts | None) -> Json | None:
+    """How the first engine computes, measured at its start; null on a GPU."""
+    if compute is None:
+        return None
+    return msgspec.structs.asdict(compute) | {"expected_tokens_per_s": round(compute.tokens_per_s, 1)}
 
 
 def _masked(name: str, value: object) -> object:

@@ -5,6 +5,7 @@
 // others had taken the core made decoding a third slower on two busy cores: every wait then ends with a wake-up.)
 
 #define _GNU_SOURCE
+#include "machine/pin.h"
 #include "pool.h"
 
 #include <pthread.h>
@@ -58,8 +59,10 @@ static void work(const Worker *worker) {
     }
 }
 
-static void *work_for_ever(void *worker) {
-    work(worker);  // a worker that is to stay on one core would be bound to it here
+static void *work_for_ever(void *opaque) {
+    const Worker *worker = opaque;
+    pin_thread(worker->number + 1);
+    work(worker);
     return NULL;
 }
 

@@ -2,6 +2,7 @@
 // that ends the last chunk of an op begins the next op, so that no op waits for a thread that the system has stopped.
 
 #define _GNU_SOURCE
+#include "machine/pin.h"
 #include "pool.h"
 #include "step.h"
 
@@ -73,8 +74,12 @@ void hw_run(const Op *ops, int64_t num_ops, const Step *step, int64_t num_thread
     run.ops = ops, run.num_ops = num_ops, run.current = 0, run.step = step, run.op_ns = op_ns;
     if (op_ns) run.began_ns = now_ns();
     atomic_store(&pool.is_done, 0);
-    if (num_threads > 1) pool_start(run_one_chunk, num_threads - 1);
+    if (num_threads > 1) {
+        pin_thread(0);
+        pool_start(run_one_chunk, num_threads - 1);
+    }
     advance(num_threads);
     pool_join(run_one_chunk);
+    if (num_threads > 1) unpin_caller();
     pthread_mutex_unlock(&one_run);
 }

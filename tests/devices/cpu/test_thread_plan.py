@@ -1,0 +1,112 @@
+"""Which threads are pinned where, on fake machines; and that a pinned pool computes on its cores on this one."""
+
+import os
+import sys
+
+import pytest
+
+from fake_machine import FakeMachine
+from headwater.devices.cpu.kernel_library import KernelLibrary
+from headwater.devices.cpu.machine_speed import measure_read_gb_s
+from headwater.devices.cpu.thread_plan import ThreadPlan, confine_process, plan_threads
+
+is_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux's affinity masks")
+
+
+def cores_of(plan: ThreadPlan) -> list[list[int]]:
+    """The first CPU of each thread's core, by engine."""
+    return [[cpus[0] for cpus in engine.cpus] for engine in plan.engines]
+
+
+def test_one_thread_for_each_core_and_the_siblings_for_the_api_process(machine: FakeMachine) -> None:
+    machine.has_cores(4, num_siblings=2)
+    plan = plan_threads()
+    assert plan.engines[0].num_threads == 4
+    assert plan.engines[0].cpus == ((0, 4), (1, 5), (2, 6), (3, 7))
+    assert plan.api_cpus == (4, 5, 6, 7)
+
+
+def test_without_siblings_many_cores_spare_one_for_the_api_process(machine: FakeMachine) -> None:
+    machine.has_cores(8)
+    plan = plan_threads()
+    assert cores_of(plan) == [[0, 1, 2, 3, 4, 5, 6]]
+    assert plan.api_cpus == (7,)
+
+
+def test_without_siblings_few_cores_all_compute(machine: FakeMachine) -> None:
+    machine.has_cores(4)
+    plan = plan_threads()
+    assert cores_of(plan) == [[0, 1, 2, 3]]
+    assert plan.api_cpus == (), "any"
+
+
+@pytest.mark.parametrize("num_cores", [1, 2, 3])
+def test_few_cores_are_not_pinned_unless_asked_for(machine: FakeMachine, num_cores: int) -> None:
+    machine.has_cores(num_cores)
+    assert cores_of(plan_threads()) == [[]]
+    assert plan_threads().engines[0].num_threads == num_cores
+    assert cores_of(plan_threads(pinning="on")) == [list(range(num_cores))]
+
+
+@pytest.mark.parametrize("reason", ["--threads", "quota", "OMP_NUM_THREADS", "off"])
+def test_a_part_of_the_cores_is_not_pinned(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    """Ten containers with two CPUs of quota each would all compute on the machine's first two cores."""
+    machine.has_cores(16)
+    if reason == "quota":
+        machine.write("sys/fs/cgroup/cpu.max", "200000 100000")
+    if reason == "OMP_NUM_THREADS":
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    plan = plan_threads(threads=2 if reason == "--threads" else None, pinning="off" if reason == "off" else "auto")
+    assert cores_of(plan) == [[]]
+    assert plan.engines[0].num_threads == (16 if reason == "off" else 2)
+    assert plan.api_cpus == ()
+
+
+def test_engines_get_different_cores_of_one_node_each(machine: FakeMachine) -> None:
+    machine.has_cores(8, num_siblings=2, num_nodes=2)
+    assert cores_of(plan_threads(num_engines=2)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    plan = plan_threads(num_engines=3, threads=2, pinning="on")
+    assert cores_of(plan) == [[0, 1], [2, 3], [4, 5]]
+    assert plan.api_cpus == (6, 7, 14, 15), "whole cores where nothing computes"
+
+
+def test_an_engine_that_fits_a_node_does_not_straddle_two(machine: FakeMachine) -> None:
+    """Half of its reads would cross the link between the sockets."""
+    machine.has_cores(8, num_nodes=2)
+    assert cores_of(plan_threads(num_engines=2, threads=3, pinning="on")) == [[0, 1, 2], [4, 5, 6]]
+    assert cores_of(plan_threads(threads=6, pinning="on")) == [[0, 1, 2, 3, 4, 5]], "no node has six"
+
+
+def test_more_threads_than_cores_are_not_pinned(machine: FakeMachine) -> None:
+    machine.has_cores(4)
+    plan = plan_threads(num_engines=2, threads=3, pinning="on")
+    assert cores_of(plan) == [[0, 1, 2], []]
+    assert [engine.num_threads for engine in plan.engines] == [3, 3]
+    assert plan_threads(num_engines=6).engines[5].num_threads == 1
+
+
+def test_no_pinning_where_the_system_has_none(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.has_cores(8)
+    monkeypatch.delattr(os, "sched_setaffinity")
+    assert cores_of(plan_threads(pinning="on")) == [[]]
+    confine_process([0])
+
+
+@is_linux
+@pytest.mark.slow
+def test_pinned_threads_run_on_their_cores_and_the_caller_is_freed_again(library: KernelLibrary) -> None:
+    """A caller that stays bound to one core would hand this down to every thread that it starts later."""
+    import numpy as np
+
+    before = os.sched_getaffinity(0)
+    cpu = max(before)
+    library.pin_threads([[cpu], [cpu]])
+    try:
+        assert measure_read_gb_s(library, [np.ones(1 << 20, np.uint8)], num_threads=2, limit_s=0.01) > 0
+        assert os.sched_getaffinity(0) == before
+        masks = [os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task")]
+        assert {cpu} in masks or len(before) == 1, "the worker"
+    finally:
+        library.pin_threads([])
