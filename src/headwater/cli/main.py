@@ -30,6 +30,7 @@ COMMANDS = {
     "weights": Entry("control:weights", "Update, label and inspect the weights of a running server."),
     "memory": Entry("control:memory", "Release the memory of a running server, and resume it."),
     "models": Entry("models:models", "List and fetch the models known by name, and print their paths."),
+    "doctor": Entry("doctor:doctor", "Examine this machine and this installation."),
     "simulate": Entry("simulate:simulate", "Run the real engine through random load, operations and faults."),
     "version": Entry("serve:version", "Print the version of Headwater."),
 }

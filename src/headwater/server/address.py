@@ -2,7 +2,8 @@
 
 import socket
 
-DEFAULT_URL = "http://127.0.0.1:30000"
+DEFAULT_PORT = 30000
+DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 
 
 def own_url(listener: socket.socket) -> str:

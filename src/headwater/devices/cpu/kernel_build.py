@@ -146,6 +146,15 @@ def compile_library(
         raise RuntimeError(f"{' '.join(compiler)} failed:\n{done.stderr}")
 
 
+def has_compiler(isa: InstructionSet) -> bool:
+    """Whether `build` finds a compiler."""
+    try:
+        _compiler(isa)
+    except RuntimeError:
+        return False
+    return True
+
+
 def _compiler(isa: InstructionSet) -> list[str]:
     """The command that compiles for `isa`, without the common options."""
     if found := next((path for name in _COMPILERS if (path := shutil.which(name))), None):
