@@ -84,8 +84,7 @@ INSTRUCTION_SETS = {
 def usable_instruction_sets() -> list[InstructionSet]:
     """Those that this CPU runs, the best first."""
     machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
-    is_apple = sys.platform == "darwin" and machine == "aarch64"  # no /proc/cpuinfo; every M1 and later has dotprod
-    flags = INSTRUCTION_SETS["neon"].flags if is_apple else cpu_flags()
+    flags = cpu_flags()
     return [isa for isa in INSTRUCTION_SETS.values() if isa.machine == machine and isa.flags <= flags]
 
 

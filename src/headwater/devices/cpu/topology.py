@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from headwater.devices.cpu.arm_flags import IS_ARM, arm_flags
+
 ROOT = Path("/")  # where /sys and /proc are
 
 
@@ -64,11 +66,10 @@ def cpu_quota() -> float | None:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Instruction set extensions as the Linux kernel names them; empty elsewhere."""
-    for key, value in _cpu_info():
-        if key in ("flags", "Features"):
-            return frozenset(value.split())
-    return frozenset()
+    """Instruction set extensions as the Linux kernel names them; empty where the system does not say."""
+    if IS_ARM:
+        return arm_flags()
+    return next((frozenset(value.split()) for key, value in _cpu_info() if key == "flags"), frozenset())
 
 
 def processor_name() -> str:

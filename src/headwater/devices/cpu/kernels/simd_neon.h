@@ -7,9 +7,15 @@
 INLINE vf vf_splat(float x) { return (vf)vdupq_n_f32(x); }
 INLINE vi vi_splat(int32_t x) { return (vi)vdupq_n_s32(x); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
-// NaN if either is NaN, which is stricter than on x86.
-INLINE vf vf_min(vf a, vf b) { return (vf)vminq_f32((float32x4_t)a, (float32x4_t)b); }
-INLINE vf vf_max(vf a, vf b) { return (vf)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
+// Not vminq and vmaxq: they are NaN if either operand is.
+INLINE vf vf_min(vf a, vf b) {
+    const float32x4_t x = (float32x4_t)a, y = (float32x4_t)b;
+    return (vf)vbslq_f32(vcltq_f32(x, y), x, y);
+}
+INLINE vf vf_max(vf a, vf b) {
+    const float32x4_t x = (float32x4_t)a, y = (float32x4_t)b;
+    return (vf)vbslq_f32(vcgtq_f32(x, y), x, y);
+}
 INLINE vf vf_sqrt(vf a) { return (vf)vsqrtq_f32((float32x4_t)a); }
 
 INLINE vf vf_load_n(const float *from, int64_t n) {
