@@ -45,7 +45,8 @@ def test_without_sys_each_cpu_is_a_core(machine: FakeMachine, monkeypatch: pytes
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     assert [core.cpus for core in physical_cores()] == [(0,), (1,), (2,)]
     assert num_usable_cores() == 3
-    assert (cpu_quota(), memory_limit_bytes(), free_memory_bytes()) == (None, None, 0)
+    assert (cpu_quota(), memory_limit_bytes()) == (None, None)
+    assert free_memory_bytes() > 0  # 0 would be no KV cache
     assert (cpu_flags(), processor_name()) == (frozenset(), "")
 
 

@@ -24,6 +24,7 @@ PACKAGED = Path(__file__).parent / "libraries"
 _COMPILERS = ("cc", "gcc", "clang")
 # Contraction would round a * b + c once or twice as the compiler likes, and a row's bits would depend on the tile.
 _OPTIONS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-Wall", "-Wextra", "-fPIC", "-shared", "-pthread")
+_SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 _TIMEOUT_S = 300
 
 
@@ -109,7 +110,7 @@ def library_name(isa: InstructionSet) -> str:
         if path.is_file():
             digest.update(path.name.encode() + path.read_bytes())
     digest.update(" ".join((*_OPTIONS, *isa.options)).encode())
-    return f"kernels-{isa.name}-{digest.hexdigest()}.so"
+    return f"kernels-{isa.name}-{digest.hexdigest()}{_SUFFIX}"
 
 
 def find(isa: InstructionSet) -> Path | None:

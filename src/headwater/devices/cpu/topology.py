@@ -79,15 +79,19 @@ def processor_name() -> str:
 
 def free_memory_bytes() -> int:
     """Memory that can be allocated without swapping, within the cgroups' limits."""
-    free = 0
-    for line in _read(ROOT / "proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
+    lines = _read(ROOT / "proc/meminfo").splitlines()
+    available = next((line for line in lines if line.startswith("MemAvailable:")), None)
+    # macOS counts no such memory; half of all is a careful guess.
+    free = int(available.split()[1]) * 1024 if available else _physical_memory_bytes() // 2
     for folder in _cgroups("memory"):
         limit, used = _memory_limit(folder), _memory_used(folder)
         if limit is not None and used is not None:
             free = min(free, limit - used)
     return max(0, free)
+
+
+def _physical_memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory_limit_bytes() -> int | None:
