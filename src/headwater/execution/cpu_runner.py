@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.packed_weights import PackedWeights
-from headwater.devices.cpu.program import StepArrays
+from headwater.devices.cpu.program import Program, StepArrays
 from headwater.devices.cpu.row_ops import argmax, select_rows
 from headwater.devices.kv_memory import KVLayout, KVMemory
 from headwater.execution.batch import SlotTable, StepInputs
@@ -53,7 +53,7 @@ class RecordedModel:
     """
 
     def __init__(self, model: DecoderModel, device: CpuDevice, *, layout: KVLayout) -> None:
-        self._program = program = device.start_program()
+        self.program = program = device.start_program()
         attention = device.record_attention(program, model.geometry, layout, rotary=model.rotary)
         hidden = program.keep(model.forward(program.token_ids, attention))
         self._num_forward_ops = len(program.ops)
@@ -63,24 +63,24 @@ class RecordedModel:
     @property
     def packed_weights(self) -> list[PackedWeights]:
         """The matrices that every step reads whole, packed; none without kernels."""
-        products = (op for op in self._program.ops if op.kernel == "linear")
+        products = (op for op in self.program.ops if op.kernel == "linear")
         return [kept for op in products for kept in op.keeps if isinstance(kept, PackedWeights)]
 
     def run(self, step: StepArrays) -> None:
         """Compute all of a step: keys and values to their pages, and what `logits` and `most_probable` return."""
-        self._program.run(step, end=None if len(step.selected) else self._num_forward_ops)
+        self.program.run(step, end=None if len(step.selected) else self._num_forward_ops)
 
     def run_logits(self, step: StepArrays) -> None:
         """Compute the logits of other selected tokens of the step that was run last."""
-        self._program.run(step, first=self._num_forward_ops)
+        self.program.run(step, first=self._num_forward_ops)
 
     def logits(self, step: StepArrays) -> npt.NDArray[np.float32]:
         """float32[S, vocab_size], a view that the next run overwrites."""
-        return self._program.view(self._logits, step)
+        return self.program.view(self._logits, step)
 
     def most_probable(self, step: StepArrays) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
         """The token of the largest logit of each selected token, and whether all its logits are finite. [S]"""
-        tokens, is_finite = (self._program.view(it, step)[:, 0] for it in (self._tokens, self._is_finite))
+        tokens, is_finite = (self.program.view(it, step)[:, 0] for it in (self._tokens, self._is_finite))
         return tokens.copy(), is_finite.astype(np.bool_)
 
 
@@ -117,6 +117,11 @@ class CpuRunner:
     def memory_bytes(self) -> dict[str, int]:
         """Bytes of the model and its KV, for EngineState."""
         return {"weights": self._weights_bytes, "kv_cache": 0 if self._kv is None else self._kv.num_bytes}
+
+    @property
+    def program(self) -> Program:
+        """The ops of every step."""
+        return self._model_in_place.program
 
     @property
     def packed_weights(self) -> list[PackedWeights]:
