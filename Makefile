@@ -1,57 +1,89 @@
 # Everything a person or CI needs. `make help` lists the targets.
 #   PYTHON=python3.12 make setup     another interpreter (3.11 or newer)
 #   ARGS="--port 8000" make serve    arguments for the command behind the target
+#   GPU=1 make setup                 with PyTorch for an NVIDIA GPU; by default only where its driver is found (GPU=0: never)
+#   EXTRAS=transformers make setup   with optional packages: transformers, plot, fa3
 #   JOBS=0 make test                 in one process, for a debugger
 #   PIP_ARGS=...                     arguments for pip, for example an index with CPU-only torch
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast test-isa test-templates check lint types imports format bench clean
+.NOTPARALLEL:
+.PHONY: help setup kernels packages dev serve test test-fast test-isa test-templates check lint types imports format bench clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
-KERNELS := $(VENV)/.kernels-built
-KERNEL_SOURCES := $(wildcard src/headwater/devices/cpu/kernels/*.[ch] src/headwater/devices/cpu/kernels/*/*.[ch])
 ARGS ?=
 JOBS ?= 2
+EXTRAS ?=
 PIP_ARGS ?=
+GPU ?= $(if $(shell command -v nvidia-smi)$(wildcard /proc/driver/nvidia /dev/nvidia0),1,0)
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+
+# a stamp for each group of packages, so that a target installs what it lacks and nothing twice
+INSTALLED := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+BENCH := $(VENV)/.installed-bench
+WANTED = $(INSTALLED) $(if $(filter 1,$(GPU)),$(VENV)/.installed-gpu) $(EXTRAS:%=$(VENV)/.installed-%)
+KERNELS := $(VENV)/.kernels-built
+KERNEL_SOURCES := $(shell find src/headwater/devices/cpu/kernels -name '*.[ch]') src/headwater/devices/cpu/kernel_build.py
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-setup: $(INSTALLED) $(KERNELS)  ## Make .venv and install everything into it (quick when nothing changed)
+# the kernels are compiled while pip downloads
+setup: | $(BIN)/python  ## Make .venv and install what serving needs into it (quick when nothing changed)
+	@$(MAKE) --no-print-directory kernels & kernels=$$!; $(MAKE) --no-print-directory packages && wait $$kernels
 
-$(INSTALLED): pyproject.toml constraints.txt
+packages: $(WANTED)
+	@:
+kernels: $(KERNELS)
+	@:
+dev: setup $(DEV)  ## Install what tests and checks need as well
+
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing what pyproject.toml names into $(VENV). The first time that is 2 to 3 GB to download, nearly all of it"
-	@echo "PyTorch with CUDA, and 6 GB of disk: about 5 minutes at 100 Mbit/s. Without an NVIDIA GPU, stop now and set PIP_ARGS"
-	@echo "to an index with CPU-only builds of PyTorch (pytorch.org has one): 600 MB, 2 minutes. pip tells how it goes:"
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[dev]'
+	@$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what serving needs into $(VENV): 60 MB to download, 200 MB of disk, less than a minute at 100 Mbit/s."
+	$(PIP_INSTALL) --no-compile -e .
+	@$(BIN)/python -m compileall -q -j 0 -x '/(tests|pip|setuptools|pkg_resources|_vendor|f2py|mutants)/' $(VENV)/lib src || true
 	@touch $@
 
-# optional: without a compiler or on another CPU the server computes in numpy, and says so
-$(KERNELS): $(INSTALLED) $(KERNEL_SOURCES)
-	@$(BIN)/python -m headwater.devices.cpu.kernel_build
+$(VENV)/.installed-%: $(INSTALLED)
+	@case $* in gpu|fa3|dev) \
+	  echo "Installing the extra '$*' into $(VENV), with PyTorch. Its default build for Linux brings CUDA: 2 to 3 GB to download"; \
+	  echo "and 6 GB of disk, about 5 minutes at 100 Mbit/s. Without an NVIDIA GPU, set PIP_ARGS to an index with CPU-only builds"; \
+	  echo "of PyTorch (pytorch.org has one): 600 MB, 2 minutes. pip tells how it goes:";; esac
+	$(PIP_INSTALL) -e '.[$*]'
+	@touch $@
+
+# Where no compiler serves, clang comes from PyPI for this one time. Without any, the server computes in numpy and says so.
+BUILD_KERNELS := $(BIN)/python -m headwater.devices.cpu.kernel_build
+$(KERNELS): $(KERNEL_SOURCES) | $(BIN)/python
+	@PYTHONPATH=src $(BUILD_KERNELS) || { \
+	  echo "Fetching clang for them: the wheel ziglang, 101 MB, removed afterwards"; \
+	  zig=$$(mktemp -d $(VENV)/zig.XXXXXX); trap 'rm -rf "$$zig"' EXIT; \
+	  $(PIP_INSTALL) -q --no-compile --target "$$zig" ziglang && PYTHONPATH="src:$$zig" $(BUILD_KERNELS); } || true
 	@touch $@
 
 serve: setup  ## Serve the default model on 127.0.0.1:30000
 	@$(BIN)/headwater serve $(ARGS)
 
 # in the order of the folders: by the number of tests, the files with one long test would come last, one after another
-test: setup  ## All tests, fast and slow, in JOBS processes
+test: dev  ## All tests, fast and slow, in JOBS processes
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # a library for each instruction set that the processor runs, and numpy without any
 ISA_TESTS := tests/devices/cpu/test_cpu_layers.py tests/devices/test_step_attention.py tests/models/test_loader.py
 ISAS = $$($(BIN)/python -c 'from headwater.devices.cpu.kernel_build import usable_instruction_sets as f; print(*(i.name for i in f()))')
-test-isa: setup  ## The CPU's layers, attention and loading with each set of kernels, and without
+test-isa: dev  ## The CPU's layers, attention and loading with each set of kernels, and without
 	for isa in $(ISAS); do HEADWATER_CPU_ISA=$$isa $(BIN)/python -m pytest -q -k "not cuda" $(ISA_TESTS) || exit 1; done
 	HEADWATER_NATIVE=0 $(BIN)/python -m pytest -q -k "not cuda" $(ISA_TESTS)
 
 # other people's files, so they are fetched and not kept: 76 MB, in llama-cpp-python's sources
-test-templates: setup  ## Official chat templates, rendered beside transformers
+test-templates: dev  ## Official chat templates, rendered beside transformers
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps --no-binary llama-cpp-python \
 	  --dest "$$folder" llama-cpp-python==0.3.36 && \
@@ -59,22 +91,22 @@ test-templates: setup  ## Official chat templates, rendered beside transformers
 	HEADWATER_CHAT_TEMPLATES=$$(dirname "$$(find "$$folder" -name 'Qwen-*.jinja' | head -n 1)") \
 	  $(BIN)/python -m pytest -q tests/tokenization/test_templates_of_models.py
 
-test-fast: setup  ## The tests that need neither torch nor a model
+test-fast: dev  ## The tests that need neither torch nor a model
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 check: lint types imports  ## ruff, pyright on src, import-linter
 
-lint: setup
+lint: dev
 	$(BIN)/ruff check src tests benchmarks
-types: setup
+types: dev
 	$(BIN)/pyright
-imports: setup
+imports: dev
 	$(BIN)/lint-imports
 
-format: setup  ## Sort imports and mend what ruff can mend
+format: dev  ## Sort imports and mend what ruff can mend
 	$(BIN)/ruff check --fix src tests benchmarks
 
-bench: setup  ## Load the default model with the workloads W1 to W4
+bench: setup $(BENCH)  ## Load the default model with the workloads W1 to W4
 	$(BIN)/python benchmarks/serving/run.py $(ARGS)
 
 clean:  ## Remove the environment and caches

@@ -104,7 +104,10 @@ def _open_gpu(args: ServerArgs) -> Placement:
         from headwater.devices.cuda.device import CudaDevice
         from headwater.launch.cuda_placement import CudaPlacement
     except ModuleNotFoundError as error:
-        raise ValueError(f"--device cuda needs PyTorch and Triton, and {error.name} is not installed") from error
+        raise ValueError(
+            f"--device cuda needs PyTorch and Triton, and {error.name} is not installed: "
+            "pip install 'headwater[gpu]' (in a clone: GPU=1 make setup)"
+        ) from error
     return CudaPlacement(CudaDevice(attention=args.attention_backend))
 
 

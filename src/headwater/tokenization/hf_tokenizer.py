@@ -19,8 +19,7 @@ _HUB_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 def load_hf_tokenizer(source: str) -> TokenizerParts:
     """The tokenizer of a folder or a hub id, from `tokenizer.json` if there is one.
 
-    Otherwise a SentencePiece `tokenizer.model` is read. All other kinds are converted by transformers, which imports
-    torch.
+    Otherwise a SentencePiece `tokenizer.model` is read. All other kinds are converted by transformers, an extra.
     ValueError if there is no such folder or repository, ModelFileError if its tokenizer cannot be read.
     """
     path = Path(source).expanduser() if source.startswith("~/") else Path(source)
@@ -89,9 +88,14 @@ def _finished(
 
 
 def _convert_with_transformers(folder: Path) -> TokenizerParts:
-    # Imported here: it takes seconds and imports torch, which an API process does not need otherwise.
-    from transformers import AutoTokenizer
-
+    try:
+        from transformers import AutoTokenizer  # takes seconds and imports torch if that is installed
+    except ImportError as error:
+        reason = (
+            "has neither tokenizer.json nor tokenizer.model, and transformers, which converts other tokenizers, is "
+            "not installed: pip install 'headwater[transformers]' (in a clone: EXTRAS=transformers make setup)"
+        )
+        raise ModelFileError(folder, reason) from error
     try:
         converted = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     except Exception as error:

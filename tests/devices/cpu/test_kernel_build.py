@@ -118,13 +118,37 @@ def test_every_set_of_this_machine_compiles_without_a_warning(isa: kernel_build.
     kernel_build.compile_library(isa, tmp_path / "library.so", extra_options=("-Werror",))
 
 
-def test_the_command_builds_and_says_where(tmp_path: Path) -> None:
-    """`make setup` must pass on a machine without cc; the reason is said on stderr."""
+def test_without_a_compiler_the_command_says_so_and_fails(tmp_path: Path) -> None:
+    """`make setup` then fetches one; passing silently, it would leave a server that computes in numpy."""
     environment = {"XDG_CACHE_HOME": str(tmp_path), "PATH": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
-    command = [sys.executable, "-m", "headwater.devices.cpu.kernel_build"]
+    script = (
+        "import sys; sys.modules['ziglang'] = None\n"
+        "from headwater.devices.cpu import kernel_build as k; k.PACKAGED = k.SOURCES; sys.exit(k.main())"
+    )
+    command = [sys.executable, "-c", script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0
-    assert "CPU kernels" in done.stderr or "CPU kernels" in done.stdout
+    assert done.stderr.startswith("CPU kernels not built: ")
+    assert done.returncode == ("no C compiler found" in done.stderr), "only another compiler would help"
+
+
+def test_where_the_system_compiler_fails_ziglang_compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """gcc before 11 does not know -march=x86-64-v3, and a gcc without the C library's headers compiles nothing."""
+    (tmp_path / "cc").write_text("#!/bin/sh\necho unknown option >&2; exit 1\n")
+    (tmp_path / "cc").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(kernel_build.importlib.util, "find_spec", lambda name: object())
+    real, commands = subprocess.run, []
+
+    def run(command: list[str], **options: object) -> object:
+        commands.append(command)
+        return real(command, **options) if command[0].endswith("cc") else Done()
+
+    monkeypatch.setattr(kernel_build.subprocess, "run", run)
+    kernel_build.compile_library(AVX2, tmp_path / "library.so")
+    assert commands[-1][:4] == [sys.executable, "-m", "ziglang", "cc"]
+    monkeypatch.setattr(kernel_build.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="unknown option"):
+        kernel_build.compile_library(AVX2, tmp_path / "library.so")
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 16, 45])

@@ -2,7 +2,7 @@
 
 One library per instruction set, out of the same sources. A library that the package ships is preferred. Else it is
 compiled into the user's cache. The name of a library is a hash of its sources and options, so a stale one is never
-loaded. Compilers: the system's, else clang of the `ziglang` wheel.
+loaded. Compilers: the system's, else clang of the `ziglang` wheel. This module runs before anything is installed.
 """
 
 import hashlib
@@ -14,16 +14,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from headwater.devices.cpu.topology import cpu_flags
+from headwater.devices.cpu.topology import cpu_flags, num_usable_cores
 
 SOURCES = Path(__file__).parent / "kernels"
 PACKAGED = Path(__file__).parent / "libraries"
 _COMPILERS = ("cc", "gcc", "clang")
 # Contraction would round a * b + c once or twice as the compiler likes, and a row's bits would depend on the tile.
-_OPTIONS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-Wall", "-Wextra", "-fPIC", "-shared", "-pthread")
+_OPTIONS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-Wall", "-Wextra", "-fPIC", "-pthread")
+_LINK = ("-shared", "-lm")
 _SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 _TIMEOUT_S = 300
 
@@ -109,7 +111,7 @@ def library_name(isa: InstructionSet) -> str:
     for path in sorted(SOURCES.rglob("*.[ch]")):
         if path.is_file():
             digest.update(path.name.encode() + path.read_bytes())
-    digest.update(" ".join((*_OPTIONS, *isa.options)).encode())
+    digest.update(" ".join((*_OPTIONS, *_LINK, *isa.options)).encode())
     return f"kernels-{isa.name}-{digest.hexdigest()}{_SUFFIX}"
 
 
@@ -134,50 +136,77 @@ def build(isa: InstructionSet) -> Path:
 
 
 def compile_library(
-    isa: InstructionSet, output: Path, *, sources: Sequence[Path] | None = None, extra_options: Sequence[str] = ()
+    isa: InstructionSet,
+    output: Path,
+    *,
+    sources: Sequence[Path] | None = None,
+    extra_options: Sequence[str] = (),
+    compiler: Sequence[str] | None = None,
 ) -> None:
-    """Compile `sources` (the kernels) for `isa` into `output`. RuntimeError without a compiler, or with its errors."""
-    compiler = _compiler(isa)
-    paths = map(str, sources or sorted(SOURCES.rglob("*.c")))
-    folders = (f"-I{SOURCES}", f"-I{SOURCES / 'linear'}")
-    command = [*compiler, *_OPTIONS, *folders, *extra_options, *paths, "-o", str(output), "-lm"]
+    """Compile `sources` (the kernels) for `isa` into `output`, on all cores.
+
+    `compiler` is a command, by default the first of this machine that succeeds. RuntimeError without one, or with the
+    errors of all.
+    """
+    failures = []
+    for command in [list(compiler)] if compiler else _compilers(isa):
+        try:
+            return _compile([*command, *extra_options], output, sources or sorted(SOURCES.rglob("*.c")))
+        except RuntimeError as error:  # too old for these options, or without the system's headers
+            failures.append(str(error))
+    looked_for = f"no C compiler found (looked for {', '.join(_COMPILERS)} and the Python package ziglang)"
+    raise RuntimeError("\n".join(failures) or looked_for)
+
+
+def _compile(command: Sequence[str], output: Path, sources: Sequence[Path]) -> None:
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+        objects = {path: Path(folder) / f"{index}.o" for index, path in enumerate(sources)}
+        options = (*_OPTIONS, f"-I{SOURCES}", f"-I{SOURCES / 'linear'}")
+
+        def compile_one(source: Path) -> None:
+            _run([*command, *options, "-c", str(source), "-o", str(objects[source])])
+
+        largest_first = sorted(sources, key=lambda path: -path.stat().st_size)
+        with ThreadPoolExecutor(num_usable_cores()) as pool:
+            list(pool.map(compile_one, largest_first))
+        _run([*command, *_OPTIONS, *map(str, objects.values()), "-o", str(output), *_LINK])
+
+
+def _run(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(compiler)} failed:\n{done.stderr}")
+        raise RuntimeError(f"{' '.join(command[:4])} ... failed:\n{done.stderr}")
 
 
 def has_compiler(isa: InstructionSet) -> bool:
     """Whether `build` finds a compiler."""
-    try:
-        _compiler(isa)
-    except RuntimeError:
-        return False
-    return True
+    return bool(_compilers(isa))
 
 
-def _compiler(isa: InstructionSet) -> list[str]:
-    """The command that compiles for `isa`, without the common options."""
-    if found := next((path for name in _COMPILERS if (path := shutil.which(name))), None):
-        return [found, *isa.options]
-    if importlib.util.find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "cc", f"-mcpu={isa.zig_cpu}"]
-    raise RuntimeError(f"no C compiler found (looked for {', '.join(_COMPILERS)} and the Python package ziglang)")
+def _compilers(isa: InstructionSet) -> list[list[str]]:
+    """The commands that compile for `isa`, without the common options, the best first."""
+    system = [[path, *isa.options] for name in _COMPILERS if (path := shutil.which(name))]
+    has_zig = importlib.util.find_spec("ziglang") is not None
+    return system[:1] + ([[sys.executable, "-m", "ziglang", "cc", f"-mcpu={isa.zig_cpu}"]] if has_zig else [])
 
 
 def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headwater" / "native"
 
 
-def main() -> None:
-    """Build the best set's library and print its path. A failure is no error: there is a plain implementation."""
+def main() -> int:
+    """Build the best set's library and print its path. 1 if another compiler would help; numpy computes without one."""
+    isa = chosen_instruction_set()
+    if isa is None:
+        print("CPU kernels not built: they are not written for this CPU", file=sys.stderr)
+        return 0
     try:
-        isa = chosen_instruction_set()
-        if isa is None:
-            raise RuntimeError("the kernels are not written for this CPU")
         print(f"CPU kernels ({isa.name}): {build(isa)}")
     except RuntimeError as error:
         print(f"CPU kernels not built: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,7 +23,8 @@ def has_gpu() -> bool:
     if not has_driver():
         return False
     if importlib.util.find_spec("torch") is None:
-        _log.warning("an NVIDIA driver is installed, but PyTorch is not: computing on the CPU")
+        _log.warning("an NVIDIA driver is installed, but PyTorch is not: computing on the CPU; for the GPU, "
+                     "pip install 'headwater[gpu]' (in a clone: GPU=1 make setup)")  # fmt: skip
         return False
     import torch
 
