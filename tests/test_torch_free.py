@@ -1,4 +1,4 @@
-"""What a server on a CPU imports does without torch, whose import takes seconds and hundreds of MB."""
+"""A server on a CPU runs without the extras: torch and Triton (gigabytes on a disk), and transformers."""
 
 import json
 import os
@@ -56,16 +56,17 @@ headwater.server.engine_process
 
 IMPORT_ALL = """
 import importlib, sys
-sys.modules["torch"] = sys.modules["gguf"] = None  # as if they were not installed
+for name in ("torch", "triton", "transformers", "gguf"):
+    sys.modules[name] = None  # as if it were not installed
 for name in sys.argv[1:]:
     try:
         importlib.import_module(name)
     except ImportError as error:
-        sys.exit(f"{name} is not imported without torch and gguf: {error}")
+        sys.exit(f"{name} is not imported without the extras and gguf: {error}")
 """
 
 
-def test_modules_of_the_cpu_path_do_not_import_torch() -> None:
+def test_modules_of_the_cpu_path_import_no_extras() -> None:
     """Nor gguf, which takes 0.1 s and is only needed where blocks are dequantised."""
     done = subprocess.run([sys.executable, "-c", IMPORT_ALL, *MODULES], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -85,7 +86,8 @@ CONFIG = {
 }
 SERVE = """
 import importlib.util, sys
-assert importlib.util.find_spec("torch").origin.startswith(sys.argv[1]), "the blocked module is not the first"
+for name in ("torch", "triton", "transformers"):
+    assert importlib.util.find_spec(name).origin.startswith(sys.argv[1]), f"the blocked {name} is not the first"
 from headwater import Engine
 with Engine(sys.argv[1], device="cpu", load_format="dummy", kv_cache_memory_mb=8, log_level="warning") as engine:
     greedy = {"max_new_tokens": 5, "temperature": 0.0, "ignore_eos": True}
@@ -97,9 +99,10 @@ with Engine(sys.argv[1], device="cpu", load_format="dummy", kv_cache_memory_mb=8
 
 
 @pytest.mark.slow
-def test_a_cpu_serves_where_torch_cannot_be_imported(tmp_path: Path) -> None:
+def test_a_cpu_serves_where_no_extra_can_be_imported(tmp_path: Path) -> None:
     """Processes, loading, steps, sampling, log-probabilities: an import inside a function shows only here."""
-    (tmp_path / "torch.py").write_text("raise ImportError('torch is blocked')")
+    for name in ("torch", "triton", "transformers"):
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is blocked')")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     tokenizer = Tokenizer(models.BPE(vocab={chr(97 + index): index for index in range(26)}, merges=[]))
     tokenizer.decoder = decoders.ByteLevel()

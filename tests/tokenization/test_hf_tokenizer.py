@@ -1,10 +1,12 @@
 """Tokenizers from folders in Hugging Face's layout."""
 
 import json
+import sys
 
 import pytest
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level_backend, write_hf_folder
 
+from headwater.models.model_files import ModelFileError
 from headwater.tokenization.hf_tokenizer import load_hf_tokenizer
 
 
@@ -149,6 +151,16 @@ def test_a_repository_in_the_hubs_cache_is_loaded_without_a_network(tmp_path, mo
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert load_hf_tokenizer("someone/tiny").eos_token_ids == (0,)
+
+
+def test_where_transformers_is_needed_the_error_names_its_extra(tmp_path, monkeypatch):
+    """It is no longer installed with the server."""
+    folder = write_hf_folder(tmp_path / "model", files={"vocab.json": {"a": 0}, "merges.txt": ""})
+    (folder / "tokenizer.json").unlink()
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    remedy = r"pip install 'headwater\[transformers\]' .*EXTRAS=transformers make setup"
+    with pytest.raises(ModelFileError, match=remedy):
+        load_hf_tokenizer(str(folder))
 
 
 @pytest.mark.slow
