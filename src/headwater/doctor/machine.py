@@ -76,7 +76,7 @@ def gpu() -> Finding:
         return Finding("gpu", "no NVIDIA driver: computes on the CPU", facts=facts)
     missing = [name for name, is_there in (("torch", has_torch), ("triton", has_triton)) if not is_there]
     if missing:
-        remedy = f"install {' and '.join(missing)} to compute on the GPU"
+        remedy = "pip install 'headwater[gpu]' (in a clone: GPU=1 make setup) to compute on the GPU"
         text = f"NVIDIA's driver is installed, {' and '.join(missing)} not: computes on the CPU"
         return Finding("gpu", text, Level.NOTE, remedy, facts)
     return Finding("gpu", f"NVIDIA's driver ({_num_gpus()}) and PyTorch are installed", facts=facts)
