@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from headwater.devices.cpu.device import CpuDevice
+from headwater.devices.cpu.kernel_library import usable_kernels
+from headwater.devices.cpu.packed_cache import PackedCache
 from headwater.execution import weight_store
 from headwater.execution.cpu_runner import CpuRunner
 from headwater.execution.weight_store import (
@@ -22,6 +24,7 @@ from headwater.execution.weight_store import (
     WeightStore,
     visible_layers,
 )
+from headwater.models import loader
 from headwater.models.config import read_hf_config
 from headwater.models.loader import load_model, resolve_model
 from tiny_gguf import write_gguf_model
@@ -45,6 +48,24 @@ def store(folder: Path) -> WeightStore:
     runner = CpuRunner(loaded, device, layout=loaded.kv_layout(page_size=16), num_pages=8, max_running=2)
     checkpoint = Checkpoint(str(folder), "auto")
     return WeightStore(runner, loaded, device=device, checkpoint=checkpoint, seed=0, hub_refusal="no hub ids here")
+
+
+@pytest.fixture
+def mapped(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WeightStore:
+    """A store of weights that lie in a mapped file of the cache."""
+    library = usable_kernels()
+    if library is None:
+        pytest.skip("no kernels for this CPU, or no compiler")
+    monkeypatch.setattr(loader, "_SETTLED_NS", 0)
+    cache = PackedCache(tmp_path / "packed", max_bytes=1 << 30, library=library, min_bytes=0)
+    device = CpuDevice(num_threads=1)
+    for _ in range(2):
+        loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32", cache=cache)
+        cache.wait()
+    assert not loaded.model.layers[0].o.packed[0].blocks.flags.writeable
+    runner = CpuRunner(loaded, device, layout=loaded.kv_layout(page_size=16), num_pages=8, max_running=2)
+    checkpoint = Checkpoint(str(folder), "auto")
+    return WeightStore(runner, loaded, device=device, checkpoint=checkpoint, seed=0, keeps_on_host=True)
 
 
 def wait(staged: StagedModel, *, is_refused: bool = False) -> StagedModel:
@@ -110,6 +131,21 @@ def test_a_reload_lays_parts_over_what_they_were_laid_over(store: WeightStore, f
     assert (store.values(NORM, 1)[2], store.values(INPUT_NORM, 1)[2]) == ((3.0,), (5.0,))
     update(store, whole(folder, 4))
     assert store.values(INPUT_NORM, 1) == base, "a whole checkpoint leaves nothing of earlier parts"
+
+
+def test_mapped_weights_are_updated_released_and_kept_like_others(mapped: WeightStore, folder: Path) -> None:
+    """The file of the cache is never written to, and its removal takes nothing from a running server."""
+    (packed,) = (folder.parent / "packed").glob("*.packed")
+    contents = packed.read_bytes()
+    base = mapped.values(INPUT_NORM, 1)
+    newest = update(mapped, part(folder, NORM, 3.0))
+    assert (mapped.values(NORM, 1)[2], mapped.values(INPUT_NORM, 1)) == ((3.0,), base)
+    assert reload(mapped) == newest
+    assert packed.read_bytes() == contents
+    packed.unlink()
+    assert (mapped.values(NORM, 1)[2], mapped.values(INPUT_NORM, 1)) == ((3.0,), base)
+    update(mapped, whole(folder, 4))
+    assert mapped.values(INPUT_NORM, 1) == base
 
 
 def test_an_update_that_was_given_up_leaves_no_trace(store: WeightStore, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import subprocess
 import sys
 import threading
@@ -93,6 +94,24 @@ def test_a_damaged_file_is_fetched_again(model, damaged):
     assert not is_present(model)
     ensure_model(model, progress=False)
     assert path.read_bytes() == CONTENT
+
+
+def test_a_file_is_read_once_and_again_when_it_has_changed(model, monkeypatch):
+    """Hashing was a twentieth of every start. A change with the old size and the old time is seen all the same."""
+    monkeypatch.setattr(default_model, "_SETTLED_NS", 0)
+    path = ensure_model(model, progress=False)
+    assert is_present(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("the file was read"))
+        assert is_present(model)
+        assert not is_present(dataclasses.replace(model, file_bytes=1))
+    before = path.stat()
+    path.write_bytes(CONTENT[:-1] + b"x")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not is_present(model)
+    path.write_bytes(CONTENT)
+    assert is_present(model)
+    assert not is_present(dataclasses.replace(model, sha256="0" * 64)), "the note is about one content"
 
 
 def test_another_content_under_the_same_version_is_refused_and_not_kept(model):

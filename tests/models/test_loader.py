@@ -1,6 +1,7 @@
 """Loading: identical parameters, clear refusals, identities that change when the weights do."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.kernel_library import usable_kernels
+from headwater.devices.cpu.packed_cache import PackedCache
 from headwater.devices.cuda.torch_tensors import from_host
 from headwater.devices.host_tensor import STORAGE_TYPES, RandomTensor
+from headwater.models import loader
 from headwater.models.config import ModelConfig, parse_hf_config
 from headwater.models.loader import LoadedModel, load_model, open_weights, read_config, resolve_model
 from headwater.models.model_files import ModelFileError
@@ -418,3 +421,74 @@ def test_loading_reads_the_file_it_was_given(tmp_path: Path) -> None:
     loaded = _load(folder, dtype="float32")
     for name, tensor in load_file(folder / "model.safetensors").items():
         assert torch.equal(from_host(loaded.model.get_by_name(name)), tensor.float()), name
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackedCache:
+    """A cache of packed weights, for files that have just been written as well."""
+    library = usable_kernels()
+    if library is None:
+        pytest.skip("no kernels for this CPU, or no compiler")
+    monkeypatch.setattr(loader, "_SETTLED_NS", 0)
+    return PackedCache(tmp_path / "packed", max_bytes=1 << 30, library=library, min_bytes=0)
+
+
+def _load_kept(path: Path, cache: PackedCache, **options: Any) -> Any:
+    loaded = _load(path, cache=cache, **options)
+    cache.wait()
+    return loaded
+
+
+@pytest.mark.parametrize("raw", [CONFIG, QWEN3, LLAMA_BIAS], ids=["llama", "qwen3", "llama-biases"])
+def test_a_second_load_maps_what_the_first_has_packed(
+    tmp_path: Path, raw: dict[str, Any], cache: PackedCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same parameters under the same identity, without a look into the files."""
+    folder = _save(tmp_path / "model", raw)
+    first = _load_kept(folder, cache)
+    monkeypatch.setattr(loader, "open_weights", lambda *_, **__: pytest.fail("the files were read"))
+    second = _load(folder, cache=cache)
+    assert (second.weights_id, second.weights_bytes) == (first.weights_id, first.weights_bytes)
+    expected = _tensors(first)
+    for name, tensor in _tensors(second).items():
+        assert torch.equal(tensor, expected.pop(name)), name
+    assert not expected
+
+
+def test_a_changed_file_is_never_served_from_the_cache(tmp_path: Path, cache: PackedCache) -> None:
+    """Neither one that was replaced nor one that was written to in place, with the old time restored."""
+    folder = _save(tmp_path / "model", CONFIG)
+    ids = [_load_kept(folder, cache).weights_id]
+    parameters = _parameters(CONFIG)
+    for is_replaced in (True, False):
+        parameters["model.norm.weight"] += 1
+        save_file(parameters, folder / "next")
+        file, before = folder / "model.safetensors", (folder / "model.safetensors").stat()
+        if is_replaced:
+            (folder / "next").rename(file)
+        else:
+            file.write_bytes((folder / "next").read_bytes())
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        loaded = _load_kept(folder, cache)
+        assert torch.equal(_tensors(loaded)["model.norm.weight"], parameters["model.norm.weight"])
+        ids.append(loaded.weights_id)
+    assert len(set(ids)) == 3
+
+
+def test_another_form_of_the_same_files_is_packed_by_itself(tmp_path: Path, cache: PackedCache) -> None:
+    folder = _save(tmp_path / "model", CONFIG)
+    forms: list[dict[str, Any]] = [{}, {"dtype": "float32"}, {"quantization": "int8"}, {"dtype": "float16"}]
+    first = [_load_kept(folder, cache, **form).weights_id for form in forms]
+    assert [_load(folder, cache=cache, **form).weights_id for form in forms] == first
+    assert len(set(first)) == len(forms)
+    _load_kept(folder, cache, load_format="dummy")
+    assert len(list((tmp_path / "packed").glob("*.packed"))) == len(forms), "random weights are not kept"
+
+
+def test_a_file_that_may_still_be_written_is_not_kept(
+    tmp_path: Path, cache: PackedCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second write within the resolution of file times would not be seen."""
+    monkeypatch.setattr(loader, "_SETTLED_NS", 3600 * 10**9)
+    _load_kept(_save(tmp_path / "model", CONFIG), cache)
+    assert not (tmp_path / "packed").exists()

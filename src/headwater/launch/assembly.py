@@ -64,7 +64,7 @@ def build_engine(
     started_s = time.monotonic()
     placement = open_placement(args, cpus=cpus)
     args = args.for_device(placement.device.name)
-    model = _load(args, placement.device, weights)
+    model = _load(args, placement, weights)
     max_context = _max_context(args, model.loaded)
     runner = _make_runner(args, placement, model.loaded, max_context=max_context)
     load_s = time.monotonic() - started_s
@@ -109,7 +109,7 @@ class ServedModel:
         self._runner.recover()
 
 
-def _load(args: ServerArgs, device: Device, weights: tuple[str, str] | None) -> _Model:
+def _load(args: ServerArgs, placement: Placement, weights: tuple[str, str] | None) -> _Model:
     """Read the model. `weights`: path and format of the checkpoint that its tensors come from, if not its own."""
     assert args.model is not None, "the launcher resolves the default model"
     files = resolve_model(args.model)
@@ -119,12 +119,13 @@ def _load(args: ServerArgs, device: Device, weights: tuple[str, str] | None) -> 
     _log.info("reading %s", files.name)
     loaded = load_model(
         files,
-        device=device,
+        device=placement.device,
         dtype=args.dtype,
         quantization=args.quantization,
         load_format=checkpoint.load_format,
         seed=args.random_seed,
         weights=weight_files,
+        cache=placement.layer_cache(args),
     )
     own = None if weight_files is None else read_checkpoint_config(weight_files, loaded.config)
     return _Model(files, checkpoint, loaded, end_ids=() if own is None else own.eos_token_ids)

@@ -90,6 +90,14 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         Literal["auto", "safetensors", "gguf", "dummy"],
         Flag("Format of the weights. dummy: random weights from a config.json, for benchmarks.", MODEL),
     ] = "auto"
+    weights_cache_size: Annotated[
+        float,
+        Flag(
+            "Size in GB of the cache on disk of packed weights, which later starts on a CPU map. 0: no cache.",
+            MODEL,
+            low=0,
+        ),
+    ] = 16.0
     keep_weights_on_host: Annotated[
         bool,
         Flag("Keep released weights in host memory, and resume them from there.", MODEL),

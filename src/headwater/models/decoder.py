@@ -18,7 +18,7 @@ from headwater.devices.device import (
     StepAttention,
 )
 from headwater.models.config import ModelConfig
-from headwater.models.weights import PlacedWeights
+from headwater.models.weights import LayerSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class Base:
 
 
 def build_decoder(
-    config: ModelConfig, source: PlacedWeights, device: ModelDevice, *, base: Base | None = None
+    config: ModelConfig, source: LayerSource, device: ModelDevice, *, base: Base | None = None
 ) -> DecoderModel:
     """Read the parameters one fused layer at a time, so that little more than the model is ever in memory.
 
@@ -154,15 +154,12 @@ def build_decoder(
     def linear(names: Sequence[str], of_base: Callable[[DecoderModel], Linear], *, has_bias: bool = False) -> Linear:
         if base is not None and base.keeps(names):
             return of_base(base.model)
-        biases = [load(name + ".bias") for name in names] if has_bias else None
-        return device.pack_linear([load(name + ".weight") for name in names], biases)
+        return source.linear(names, has_bias=has_bias)
 
     def gated_linear(names: Sequence[str], of_base: Callable[[DecoderModel], GatedLinear]) -> GatedLinear:
         if base is not None and base.keeps(names):
             return of_base(base.model)
-        gate, up = (load(name + ".weight") for name in names)
-        gate_bias, up_bias = (load(name + ".bias") for name in names) if config.mlp_bias else (None, None)
-        return device.pack_gated_linear(gate, up, gate_bias=gate_bias, up_bias=up_bias)
+        return source.gated_linear(names, has_bias=config.mlp_bias)
 
     def layer(index: int) -> DecoderLayer:
         prefix = f"model.layers.{index}."

@@ -20,7 +20,7 @@ from headwater.models.gguf_file import GGUFFile
 from headwater.models.gguf_header import parts_of
 from headwater.models.model_files import ModelFileError, is_there, open_regular
 from headwater.models.vocabulary import read_folder_vocabulary
-from headwater.models.weights import DummyWeights, PlacedWeights, WeightForm, WeightSource, check_shapes
+from headwater.models.weights import DummyWeights, LayerCache, PlacedWeights, WeightForm, WeightSource, check_shapes
 from headwater.models.weights_gguf import GGUFWeights, read_gguf_config
 from headwater.models.weights_safetensors import SafetensorsWeights, check_files, check_index, read_index
 
@@ -33,6 +33,7 @@ Signature = tuple[tuple[str | int, ...], ...]  # path, device, inode, bytes, tim
 _BLOCK_FORMATS = {"int8": "Q8_0", "int4": "Q4_0"}
 _HASH_BLOCK_BYTES = 4 << 20
 _ID_BYTES = 16
+_SETTLED_NS = 2_000_000_000  # beyond the resolution of file times, on any file system
 _TOKENIZER_FILES = ("*.json", "tokenizer.model")
 _HUB_FILES = ("*.safetensors", "*.jinja", *_TOKENIZER_FILES)
 
@@ -114,10 +115,12 @@ def load_model(
     quantization: Quantization = "none",
     seed: int = 0,
     weights: ModelFiles | None = None,
+    cache: LayerCache | None = None,
 ) -> LoadedModel:
     """Read, check, convert and pack the weights. `seed` is for `load_format="dummy"` alone.
 
-    The tensors come from `weights` if given. The config is always that of `files`.
+    The tensors come from `weights` if given. The config is always that of `files`. With a `cache`, layers that were
+    packed from the same files before are taken from there, and the files are not read.
 
     Raises ValueError for an unknown dtype or format, a quantization that the device does not compute with, files that
     do not fit the format, an unknown architecture, and a tensor that is missing, unexpected or of another shape.
@@ -128,6 +131,13 @@ def load_model(
     _check_format(weights, load_format)
     config = read_config(files)
     before = weights_signature(weights)
+    if cache is not None:
+        key = _cache_key(weights, config, form=form, load_format=load_format)
+        stored = None if key is None else cache.open(key)
+        if stored is not None:
+            model = build_decoder(config, stored, device)
+            check_unchanged(weights, before)
+            return _loaded(model, form, stored.weights_id, num_bytes=stored.num_bytes, start_s=start_s)
     source = open_weights(weights, config, load_format=load_format, seed=seed)
     check_shapes(config.parameter_shapes(), source, tied_head=config.tie_word_embeddings)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights-id") as pool:
@@ -136,17 +146,17 @@ def load_model(
         )
         placed = PlacedWeights(source, device, form)
         model = build_decoder(config, placed, device)
-        loaded = LoadedModel(
-            model=model,
-            config=config,
-            form=form,
-            weights_id=weights_id.result(),
-            weights_bytes=placed.num_bytes,
-            load_s=time.monotonic() - start_s,
-        )
+        loaded = _loaded(model, form, weights_id.result(), num_bytes=placed.num_bytes, start_s=start_s)
     check_unchanged(weights, before)
-    logger.info("loaded %s (%s, %s) in %.1f s", weights.name, config.architecture, dtype, loaded.load_s)
+    if cache is not None and key is not None:
+        cache.store(key, placed.parts, weights_id=loaded.weights_id, num_bytes=placed.num_bytes)
     return loaded
+
+
+def _loaded(model: DecoderModel, form: WeightForm, weights_id: str, *, num_bytes: int, start_s: float) -> LoadedModel:
+    load_s = time.monotonic() - start_s
+    logger.info("loaded the weights (%s, %s) in %.1f s", model.config.architecture, form.dtype, load_s)
+    return LoadedModel(model, model.config, form, weights_id, weights_bytes=num_bytes, load_s=load_s)
 
 
 def open_weights(files: ModelFiles, config: ModelConfig, *, load_format: LoadFormat, seed: int) -> WeightSource:
@@ -191,6 +201,24 @@ def weights_id_of(
 def weights_signature(files: ModelFiles) -> Signature:
     """A value that changes when a file of the weights is written to or replaced."""
     return tuple((str(path), *_stamp(path)) for path in _weight_files(files))
+
+
+def _cache_key(
+    files: ModelFiles, config: ModelConfig, *, form: WeightForm, load_format: LoadFormat
+) -> str | None:
+    """What decides how the weights are packed; None if a change of the files might go unnoticed.
+
+    A file that was written within the last seconds may be written again with the same time.
+    """
+    if load_format == "dummy":
+        return None
+    stamps = []
+    for path in _weight_files(files):
+        found = os.stat(path)
+        if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < _SETTLED_NS:
+            return None
+        stamps.append((str(path.absolute()), *_stamp(path), found.st_ctime_ns))
+    return "\n".join((repr(config), form.dtype, *sorted(form.kept), form.quantised, repr(stamps)))
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

@@ -2,14 +2,14 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from headwater.devices.device import Array, ModelDevice
+from headwater.devices.device import Array, GatedLinear, Linear, ModelDevice
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor
 from headwater.devices.quantise import can_quantise, quantise
 from headwater.models.model_files import ModelFileError
@@ -79,16 +79,70 @@ class WeightForm:
     quantised: str = ""
 
 
+class LayerSource(Protocol):
+    """The parameters of a model as a device computes with them: `names` are matrices without their ".weight"."""
+
+    num_bytes: int  # in their form
+
+    def load(self, name: str) -> Array:
+        """A tensor that is no part of a linear layer."""
+        ...
+
+    def linear(self, names: Sequence[str], *, has_bias: bool = False) -> Linear: ...
+
+    def gated_linear(self, names: Sequence[str], *, has_bias: bool = False) -> GatedLinear: ...
+
+
+class StoredLayers(LayerSource, Protocol):
+    """The layers of a model that was loaded before."""
+
+    weights_id: str
+
+
+class LayerCache(Protocol):
+    """Keeps a device's layers from start to start (devices/cpu/packed_cache.py)."""
+
+    def open(self, weights: str) -> StoredLayers | None:
+        """The layers that were stored under this key; None if there are none."""
+        ...
+
+    def store(self, weights: str, parts: Mapping[str, Any], *, weights_id: str, num_bytes: int) -> None:
+        """Keep the `parts` of PlacedWeights. Returns at once; they must not change."""
+        ...
+
+
 class PlacedWeights:
-    """The tensors of a source as arrays of a device; `num_bytes` counts those that were loaded."""
+    """The tensors of a source as arrays and layers of a device (LayerSource).
+
+    `num_bytes` counts the tensors that were loaded. `parts` holds what was handed out: arrays under their names, and
+    layers under that of their first matrix.
+    """
 
     def __init__(self, source: WeightSource, device: ModelDevice, form: WeightForm) -> None:
         self._source = source
         self._device = device
         self._form = form
         self.num_bytes = 0
+        self.parts: dict[str, Any] = {}
 
     def load(self, name: str) -> Array:
+        self.parts[name] = array = self._place(name)
+        return array
+
+    def linear(self, names: Sequence[str], *, has_bias: bool = False) -> Linear:
+        biases = [self._place(name + ".bias") for name in names] if has_bias else None
+        layer = self._device.pack_linear([self._place(name + ".weight") for name in names], biases)
+        self.parts[names[0]] = layer
+        return layer
+
+    def gated_linear(self, names: Sequence[str], *, has_bias: bool = False) -> GatedLinear:
+        gate, up = (self._place(name + ".weight") for name in names)
+        gate_bias, up_bias = (self._place(name + ".bias") for name in names) if has_bias else (None, None)
+        layer = self._device.pack_gated_linear(gate, up, gate_bias=gate_bias, up_bias=up_bias)
+        self.parts[names[0]] = layer
+        return layer
+
+    def _place(self, name: str) -> Array:
         weight = self._source.load(name)
         if isinstance(weight, PlacedArray):
             return weight.array

@@ -1,6 +1,7 @@
 """The CPU as a device: models record programs (program.py), which run in compiled kernels, or in numpy without them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,7 @@ from headwater.devices.cpu.attention_kernels import WorkList, work_list
 from headwater.devices.cpu.draws import Draws, draw_tokens
 from headwater.devices.cpu.kernel_library import KernelLibrary, usable_kernels
 from headwater.devices.cpu.kv_memory import CpuKVMemory
+from headwater.devices.cpu.packed_cache import PackedCache
 from headwater.devices.cpu.packed_layers import PackedGatedLinear, PackedLinear
 from headwater.devices.cpu.packed_weights import FORMATS
 from headwater.devices.cpu.plain_layers import PlainGatedLinear, PlainLinear
@@ -62,7 +64,7 @@ class CpuDevice:
     def pack_linear(self, weights: Sequence[HostTensor], biases: Sequence[HostTensor] | None = None) -> Linear:
         if self._library is None:
             return PlainLinear(weights, biases)
-        return PackedLinear(self._library, weights, biases, num_threads=self.num_threads)
+        return PackedLinear.of(self._library, weights, biases, num_threads=self.num_threads)
 
     def pack_gated_linear(
         self,
@@ -74,9 +76,13 @@ class CpuDevice:
     ) -> GatedLinear:
         if self._library is None:
             return PlainGatedLinear((gate, gate_bias), (up, up_bias))
-        return PackedGatedLinear(
+        return PackedGatedLinear.of(
             self._library, gate, up, gate_bias=gate_bias, up_bias=up_bias, num_threads=self.num_threads
         )
+
+    def packed_cache(self, folder: Path, *, max_bytes: int) -> PackedCache | None:
+        """The packed weights that are kept in `folder`; None without kernels, which alone need packed weights."""
+        return None if self._library is None else PackedCache(folder, max_bytes=max_bytes, library=self._library)
 
     def rms_norm(self, residual: Array, weight: HostTensor, eps: float) -> Array:
         return rms_norm(residual, weight, eps)

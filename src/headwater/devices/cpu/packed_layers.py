@@ -4,6 +4,7 @@ Matrices of one format that follow each other become one product; others fill co
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -26,26 +27,43 @@ from headwater.devices.host_tensor import HostTensor
 Part = tuple[HostTensor, HostTensor | None]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RowsForm:
+    """What unpacking needs to know of one matrix of a layer: its rows, its format and its bias before packing."""
+
+    num_rows: int
+    format: str
+    bias: HostTensor | None
+
+    @classmethod
+    def of(cls, weight: HostTensor, bias: HostTensor | None) -> "RowsForm":
+        return cls(weight.shape[0], weight.format, bias)
+
+
 class PackedLinear:
     """A linear layer (device.Linear) by the kernels."""
 
-    def __init__(
-        self,
+    def __init__(self, library: KernelLibrary, packed: Sequence[PackedWeights], *, rows: Sequence[RowsForm]) -> None:
+        """`packed` hold the matrices of `rows`, one after another."""
+        self._library = library
+        self.packed = packed
+        self.rows = rows
+        self.in_features = packed[0].in_features
+        self.out_features = sum(part.num_rows for part in rows)
+
+    @classmethod
+    def of(
+        cls,
         library: KernelLibrary,
         weights: Sequence[HostTensor],
         biases: Sequence[HostTensor] | None = None,
         *,
         num_threads: int,
-    ) -> None:
+    ) -> "PackedLinear":
         parts = list(zip(weights, biases or [None] * len(weights), strict=True))
-        self._library = library
-        self._biases = [bias for _, bias in parts]
-        self._formats = [weight.format for weight in weights]
-        self._sizes = [weight.shape[0] for weight in weights]
-        self.in_features = weights[0].shape[1]
-        self.out_features = sum(self._sizes)
         groups = [list(group) for _, group in groupby(parts, key=lambda part: packed_format(part[0]))]
-        self._packed = [_pack(library, group, num_threads) for group in groups]
+        packed = [_pack(library, group, num_threads) for group in groups]
+        return cls(library, packed, rows=[RowsForm.of(*part) for part in parts])
 
     def __call__(self, x: Array) -> Array:
         y = x.program.array(x.rows, self.out_features)
@@ -60,25 +78,25 @@ class PackedLinear:
         return self(x)
 
     def embed(self, token_ids: TokenIds) -> Array:
-        (packed,) = self._packed
+        (packed,) = self.packed
         y = token_ids.program.array(TOKENS, self.in_features)
         job = EmbedJob(weights=packed.blocks.ctypes.data, in_features=self.in_features, format=packed.format_id)
         token_ids.program.append("embed", job, {"y": y}, keeps=(packed,))
         return y
 
     def unpack(self) -> list[Part]:
-        rows = [matrix for packed in self._packed for matrix in unpack(self._library, packed)]
-        parts, whole, first = [], rows.pop(0), 0
-        for size, format, bias in zip(self._sizes, self._formats, self._biases, strict=True):
+        matrices = [matrix for packed in self.packed for matrix in unpack(self._library, packed)]
+        parts, whole, first = [], matrices.pop(0), 0
+        for part in self.rows:
             if first == len(whole):
-                whole, first = rows.pop(0), 0
-            parts.append((_in_format(HostTensor.of(whole[first : first + size]), format), bias))
-            first += size
+                whole, first = matrices.pop(0), 0
+            parts.append((_in_format(HostTensor.of(whole[first : first + part.num_rows]), part.format), part.bias))
+            first += part.num_rows
         return parts
 
     def _record(self, x: Array, y: Array, mode: Mode) -> None:
         activations, first = _Activations(self._library, x), 0
-        for packed in self._packed:
+        for packed in self.packed:
             part = y.columns(first, packed.out_features)
             _record_product(packed, activations.for_format(packed.format), part, mode)
             first += packed.out_features
@@ -87,8 +105,15 @@ class PackedLinear:
 class PackedGatedLinear:
     """The gated half of an MLP (device.GatedLinear) by the kernels, if gate and up have one format."""
 
-    def __init__(
-        self,
+    def __init__(self, library: KernelLibrary, packed: PackedWeights, *, rows: Sequence[RowsForm]) -> None:
+        """`packed` holds gate and up, whose forms are `rows`."""
+        self._library = library
+        self.packed = (packed,)
+        self.rows = rows
+
+    @classmethod
+    def of(
+        cls,
         library: KernelLibrary,
         gate: HostTensor,
         up: HostTensor,
@@ -96,26 +121,25 @@ class PackedGatedLinear:
         gate_bias: HostTensor | None,
         up_bias: HostTensor | None,
         num_threads: int,
-    ) -> None:
-        self._library = library
-        self._formats = gate.format, up.format
-        self._biases = gate_bias, up_bias
+    ) -> "PackedGatedLinear":
+        rows = [RowsForm.of(gate, gate_bias), RowsForm.of(up, up_bias)]
         biases = None if gate_bias is None or up_bias is None else [gate_bias.to_float32(), up_bias.to_float32()]
         if packed_format(gate) != packed_format(up):
             gate, up = HostTensor.of(gate.to_float32()), HostTensor.of(up.to_float32())
-        self._packed = pack_gated(library, [gate, up], biases, threads=num_threads)
+        return cls(library, pack_gated(library, [gate, up], biases, threads=num_threads), rows=rows)
 
     def __call__(self, x: Array) -> Array:
-        y = x.program.array(x.rows, self._packed.out_features)
-        activations = _Activations(self._library, x).for_format(self._packed.format)
-        _record_product(self._packed, activations, y.columns(0, y.width), Mode.GATED)
+        (packed,) = self.packed
+        y = x.program.array(x.rows, packed.out_features)
+        activations = _Activations(self._library, x).for_format(packed.format)
+        _record_product(packed, activations, y.columns(0, y.width), Mode.GATED)
         return y
 
     def unpack(self) -> list[Part]:
-        matrices = unpack(self._library, self._packed)
+        (packed,) = self.packed
         return [
-            (_in_format(HostTensor.of(matrix), format), bias)
-            for matrix, format, bias in zip(matrices, self._formats, self._biases, strict=True)
+            (_in_format(HostTensor.of(matrix), part.format), part.bias)
+            for matrix, part in zip(unpack(self._library, packed), self.rows, strict=True)
         ]
 
 
