@@ -91,12 +91,7 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         Flag("Format of the weights. dummy: random weights from a config.json, for benchmarks.", MODEL),
     ] = "auto"
     weights_cache_size: Annotated[
-        float,
-        Flag(
-            "Size in GB of the cache on disk of packed weights, which later starts on a CPU map. 0: no cache.",
-            MODEL,
-            low=0,
-        ),
+        float, Flag("GB on disk for packed weights, which later starts on a CPU map. 0: none are kept.", MODEL, low=0)
     ] = 16.0
     keep_weights_on_host: Annotated[
         bool,

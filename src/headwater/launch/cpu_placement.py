@@ -19,7 +19,7 @@ from headwater.messages.state import ComputeFacts
 from headwater.models.config import ModelConfig
 from headwater.models.loader import LoadedModel
 
-_WARM_UP_TOKENS = 128
+_WARM_UP_TOKENS = 8  # enough to touch the weights and start the threads
 _MEASURED_S = 0.025  # for each of two rates: the start must not wait for them
 _LEAST_SHARE = 0.02  # of the weights' bytes; formats of less are not named
 
