@@ -97,7 +97,7 @@ def make_engine() -> tuple[EngineParts, Sink]:
         model_name="none",
         architecture="None",
         dtype="none",
-        vocab_size=10,
+        vocab_size=200,
         max_context=1 << 20,
         eos_token_ids=(),
         page_size=16,

@@ -1,11 +1,16 @@
-"""The CPU runner's state of each slot between steps, and the flat inputs that it makes of a plan."""
+"""The CPU runner's state of each slot between steps, and the inputs that it makes of a plan."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from headwater.devices.cpu.attention_kernels import BLOCK_KEYS, WorkList
+from headwater.devices.cpu.program import StepArrays
 from headwater.scheduling.plan import NEWEST_TOKEN, SlotAssignment, StepPlan
+
+_SPARE_PAGES = 32  # columns that page tables have for the next tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +21,7 @@ class StepInputs:
     positions: npt.NDArray[np.int32]  # [T]
     query_starts: npt.NDArray[np.int32]  # [R + 1]
     context_lens: npt.NDArray[np.int32]  # [R], the tokens of this step included
-    page_tables: npt.NDArray[np.int32]  # [R, pages of the longest context]
+    page_tables: npt.NDArray[np.int32]  # [R, at least the pages of the longest context]
 
     @property
     def last_tokens(self) -> npt.NDArray[np.int32]:
@@ -28,7 +33,7 @@ class SlotTable:
     """Page tables, newest tokens and assignments of all slots. The runner owns them, and only plans change them."""
 
     def __init__(self, *, max_running: int, max_pages: int, page_size: int) -> None:
-        self._page_size = page_size
+        self.page_size = page_size
         self._page_tables = np.zeros((max_running, max_pages), dtype=np.int32)
         self._newest_tokens = np.full(max_running, NEWEST_TOKEN, dtype=np.int32)
         self._assignments: list[SlotAssignment | None] = [None] * max_running
@@ -49,6 +54,20 @@ class SlotTable:
         assert assignment is not None and assignment.use == use, f"slot {slot} has no use {use}"
         return assignment
 
+    def assignments(self, plan: StepPlan, rows: Sequence[int]) -> list[SlotAssignment]:
+        """The assignments of some rows of a plan."""
+        slots, uses = plan.slots.tolist(), plan.uses.tolist()
+        return [self.assignment(slots[row], uses[row]) for row in rows]
+
+    def page_tables(self, slots: npt.NDArray[np.int32], num_pages: int) -> npt.NDArray[np.int32]:
+        """A copy of the first pages of some slots. [len(slots), num_pages]; fewer if no table is that long"""
+        return np.ascontiguousarray(self._page_tables[slots, :num_pages])
+
+    def newest(self, slots: npt.NDArray[np.int32], out: npt.NDArray[np.int32]) -> None:
+        """Write the newest tokens of some slots to `out`."""
+        self._newest_tokens.take(slots, out=out)
+        assert out.min() >= 0, "the plan asks for the newest token of a slot that has sampled none"
+
     def inputs(self, plan: StepPlan) -> StepInputs:
         """Flatten a plan, which must have been applied."""
         assert plan.num_rows and (plan.num_tokens > 0).all(), "a plan computes at least one token in every row"
@@ -61,14 +80,95 @@ class SlotTable:
         token_ids[is_newest] = self._newest_tokens[plan.slots[rows[is_newest]]]
         assert (token_ids >= 0).all(), "the plan asks for the newest token of a slot that has sampled none"
         context_lens = plan.num_computed + plan.num_tokens
-        num_pages = -(-int(context_lens.max()) // self._page_size)
+        num_pages = -(-int(context_lens.max()) // self.page_size)
         return StepInputs(
             token_ids=token_ids,
             positions=positions,
             query_starts=np.concatenate((np.zeros(1, dtype=np.int32), ends)),
             context_lens=context_lens.astype(np.int32),
-            page_tables=np.ascontiguousarray(self._page_tables[plan.slots, :num_pages]),
+            page_tables=self.page_tables(plan.slots, num_pages),
         )
 
     def set_newest(self, slots: npt.NDArray[np.int32], tokens: npt.NDArray[np.int32]) -> None:
         self._newest_tokens[slots] = tokens
+
+
+MakeWork = Callable[[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]], WorkList]
+
+
+class DecodeBatch:
+    """The arrays of steps of decodes alone. While the same requests decode, a step changes a few numbers in place.
+
+    The attention's work changes only when a row begins a block of keys, or when another page takes a page's place.
+    """
+
+    def __init__(self, plan: StepPlan, slots: SlotTable, *, kv: npt.NDArray[np.uint8], make_work: MakeWork) -> None:
+        """`make_work(query_starts, context_lens, page_tables)` is the work of a step. The slots have the plan."""
+        self._table = slots
+        self._make_work = make_work
+        self._page_size = slots.page_size
+        self._key = _rows_of(plan)
+        self._row_of = {slot: row for row, slot in enumerate(plan.slots.tolist())}
+        num_rows = plan.num_rows
+        none = np.zeros(0, dtype=np.int64)
+        self._blocks = b""
+        self._arrays = StepArrays(
+            token_ids=np.zeros(num_rows, dtype=np.int32),
+            positions=np.zeros(num_rows, dtype=np.int32),
+            query_starts=np.arange(num_rows + 1, dtype=np.int32),
+            context_lens=np.zeros(num_rows, dtype=np.int32),
+            page_tables=np.zeros((num_rows, 0), dtype=np.int32),
+            selected=np.arange(num_rows, dtype=np.int32),
+            kv=kv,
+            chunks=none,
+            queries_per_chunk=1,
+            partial_slots=none,
+            next_sharing=none,
+        )
+
+    def continues(self, plan: StepPlan) -> bool:
+        """Whether `plan` has the rows of this batch."""
+        return _rows_of(plan) == self._key
+
+    def step(self, plan: StepPlan) -> StepArrays:
+        """The step of a plan that the slots have. Valid until the next step."""
+        positions = self._arrays.positions
+        positions[:] = plan.num_computed
+        np.add(positions, 1, out=self._arrays.context_lens)
+        self._table.newest(plan.slots, self._arrays.token_ids)
+        has_other_pages = self._update_pages(plan)
+        blocks = (positions // BLOCK_KEYS).tobytes()
+        if has_other_pages or blocks != self._blocks:
+            self._blocks = blocks
+            self._replace_work()
+        return self._arrays
+
+    def _update_pages(self, plan: StepPlan) -> bool:
+        """Bring the page tables up to date. True if a page of earlier tokens may be another one now."""
+        tables = self._arrays.page_tables
+        num_pages = int(plan.num_computed.max()) // self._page_size + 1
+        if num_pages > tables.shape[1]:
+            tables = self._table.page_tables(plan.slots, num_pages + _SPARE_PAGES)
+            self._arrays = replace(self._arrays, page_tables=tables)
+            return True
+        has_other_pages = False
+        for update in plan.page_updates:
+            row = self._row_of[update.slot]
+            tables[row, update.first : update.first + len(update.pages)] = update.pages
+            has_other_pages |= update.first * self._page_size < plan.num_computed[row]
+        return bool(has_other_pages)
+
+    def _replace_work(self) -> None:
+        arrays = self._arrays
+        work = self._make_work(arrays.query_starts, arrays.context_lens, arrays.page_tables)
+        self._arrays = replace(
+            arrays,
+            chunks=work.chunks,
+            queries_per_chunk=work.queries_per_chunk,
+            partial_slots=work.partial_slots,
+            next_sharing=work.next_sharing,
+        )
+
+
+def _rows_of(plan: StepPlan) -> tuple[bytes, bytes]:
+    return plan.slots.tobytes(), plan.uses.tobytes()

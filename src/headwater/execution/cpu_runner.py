@@ -1,23 +1,25 @@
 """Runs step plans on a CPU (runner.Runner): inputs, forward pass, logits of the rows that need them, sampling."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from headwater.devices.cpu.attention_kernels import WorkList
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.packed_weights import PackedWeights
 from headwater.devices.cpu.program import Program, StepArrays
 from headwater.devices.cpu.row_ops import argmax, select_rows
 from headwater.devices.kv_memory import KVLayout, KVMemory
-from headwater.execution.batch import SlotTable, StepInputs
+from headwater.execution.batch import DecodeBatch, SlotTable, StepInputs
 from headwater.execution.logprobs import token_logprobs
 from headwater.execution.prompt_logprobs import PromptPart, prompt_parts
 from headwater.execution.sampler import Sampler
 from headwater.messages.generation import TokenLogprob
 from headwater.models.decoder import DecoderModel
 from headwater.models.loader import LoadedModel
-from headwater.scheduling.plan import StepPlan, StepResult
+from headwater.scheduling.plan import SlotAssignment, StepPlan, StepResult
 
 # rows of logits in memory at once: 64 rows of a vocabulary of 150,000 are 38 MB
 _LOGIT_ROWS = 64
@@ -44,6 +46,26 @@ class _Outcome:
     is_finite: np.ndarray
     logprobs: dict[int, TokenLogprob]
     prompt_logprobs: dict[int, tuple[TokenLogprob, ...]]
+
+
+class SampledRows:
+    """Rows of a step that sample, and what their requests want to know of it. The same in each step of the requests."""
+
+    def __init__(self, assigned: Sequence[SlotAssignment], sampler: Sampler) -> None:
+        self._batch = sampler.batch([it.sampling for it in assigned], slots=[it.slot for it in assigned])
+        self._wanted = [(row, it.logprobs) for row, it in enumerate(assigned) if it.logprobs is not None]
+
+    def sample(
+        self, logits: npt.NDArray[np.float32], num_outputs: npt.NDArray[np.int32], *, greedy: npt.NDArray[np.int32]
+    ) -> tuple[npt.NDArray[np.int32], dict[int, TokenLogprob]]:
+        """The token of each row, and the log-probabilities of the rows that want them. Overwrites its inputs."""
+        if not self._wanted:
+            return self._batch.sample(logits, num_outputs, greedy=greedy), {}
+        rows = [row for row, _ in self._wanted]
+        raw = logits[rows]  # a copy: sampling edits the logits
+        tokens = self._batch.sample(logits, num_outputs, greedy=greedy)
+        answers = token_logprobs(raw, tokens[rows].tolist(), [params for _, params in self._wanted])
+        return tokens, dict(zip(rows, answers, strict=True))
 
 
 class RecordedModel:
@@ -113,6 +135,7 @@ class CpuRunner:
         self._sampler = Sampler(vocab_size=loaded.config.vocab_size, draw=device.draw)
         self._layout = layout
         self._recorded: RecordedModel | None = RecordedModel(loaded.model, device, layout=layout)
+        self._decodes: tuple[DecodeBatch, SampledRows] | None = None  # of the newest step, if it was of decodes alone
 
     def memory_bytes(self) -> dict[str, int]:
         """Bytes of the model and its KV, for EngineState."""
@@ -137,6 +160,7 @@ class CpuRunner:
         """Compute with `model` from the next step on; None: free the weights' memory."""
         self._model = model
         self._recorded = None if model is None else RecordedModel(model, self._device, layout=self._layout)
+        self._decodes = None
 
     @property
     def kv(self) -> KVMemory:
@@ -146,6 +170,7 @@ class CpuRunner:
     def replace_kv(self, kv: KVMemory | None) -> None:
         """Keep keys and values in `kv` from the next step on; None: free the memory."""
         self._kv = kv
+        self._decodes = None
 
     @property
     def has_model(self) -> bool:
@@ -156,6 +181,34 @@ class CpuRunner:
         self._slots.apply(plan)
         for assignment in plan.assignments:
             self._sampler.assign(assignment)
+        if plan.num_decodes == plan.num_rows <= _LOGIT_ROWS:
+            return FinishedStep(self._decode(plan))
+        self._decodes = None
+        return FinishedStep(self._compute(plan))
+
+    def _decode(self, plan: StepPlan) -> StepResult:
+        """A step of decodes alone, the most frequent kind."""
+        if self._decodes is None or not self._decodes[0].continues(plan):
+            sampled = SampledRows(self._slots.assignments(plan, range(plan.num_rows)), self._sampler)
+            batch = DecodeBatch(plan, self._slots, kv=self.kv.memory, make_work=self._attention_work)
+            self._decodes = batch, sampled
+        batch, sampled = self._decodes
+        step, recorded = batch.step(plan), self._model_in_place
+        recorded.run(step)
+        greedy, is_finite = recorded.most_probable(step)
+        tokens, logprobs = sampled.sample(recorded.logits(step), plan.num_outputs, greedy=greedy)
+        self._slots.set_newest(plan.slots, tokens)
+        return StepResult(
+            step_id=plan.step_id,
+            slots=plan.slots,
+            uses=plan.uses,
+            tokens=tokens,
+            is_finite=is_finite,
+            logprobs=logprobs,
+        )
+
+    def _compute(self, plan: StepPlan) -> StepResult:
+        """A step of any kind."""
         inputs = self._slots.inputs(plan)
         outcome = _Outcome(
             tokens=np.full(plan.num_rows, -1, dtype=np.int32),
@@ -176,16 +229,14 @@ class CpuRunner:
         self._slots.set_newest(plan.slots[rows], outcome.tokens[rows])
         for part in prompt_parts(plan, self._slots.assignment):
             outcome.prompt_logprobs[part.row] = self._prompt_logprobs(part, step)
-        return FinishedStep(
-            StepResult(
-                step_id=plan.step_id,
-                slots=plan.slots,
-                uses=plan.uses,
-                tokens=outcome.tokens,
-                is_finite=outcome.is_finite,
-                logprobs=outcome.logprobs,
-                prompt_logprobs=outcome.prompt_logprobs,
-            )
+        return StepResult(
+            step_id=plan.step_id,
+            slots=plan.slots,
+            uses=plan.uses,
+            tokens=outcome.tokens,
+            is_finite=outcome.is_finite,
+            logprobs=outcome.logprobs,
+            prompt_logprobs=outcome.prompt_logprobs,
         )
 
     def recover(self) -> None:
@@ -196,15 +247,23 @@ class CpuRunner:
         assert self._recorded is not None, "the weights are released"
         return self._recorded
 
-    def _step(self, inputs: StepInputs, selected: npt.NDArray[np.int32]) -> StepArrays:
-        """A step for the program; `selected` are the tokens whose logits are computed with it."""
-        work = self._device.attention_work(
+    def _attention_work(
+        self,
+        query_starts: npt.NDArray[np.int32],
+        context_lens: npt.NDArray[np.int32],
+        page_tables: npt.NDArray[np.int32],
+    ) -> WorkList:
+        return self._device.attention_work(
             self.model.geometry,
-            inputs.query_starts,
-            inputs.context_lens,
-            page_tables=inputs.page_tables,
+            query_starts,
+            context_lens,
+            page_tables=page_tables,
             page_size=self.kv.layout.page_size,
         )
+
+    def _step(self, inputs: StepInputs, selected: npt.NDArray[np.int32]) -> StepArrays:
+        """A step for the program; `selected` are the tokens whose logits are computed with it."""
+        work = self._attention_work(inputs.query_starts, inputs.context_lens, inputs.page_tables)
         return StepArrays(
             token_ids=inputs.token_ids,
             positions=inputs.positions,
@@ -223,23 +282,11 @@ class CpuRunner:
         """Sample the given rows of the plan, whose logits the step has computed."""
         greedy, is_finite = self._model_in_place.most_probable(step)
         logits = self._model_in_place.logits(step)
-        outcome.is_finite[rows] = is_finite
-        slots = plan.slots[rows].tolist()
-        assigned = [self._slots.assignment(slot, int(plan.uses[row])) for slot, row in zip(slots, rows, strict=True)]
-        wanted = [(index, it.logprobs) for index, it in enumerate(assigned) if it.logprobs is not None]
-        raw = logits[[index for index, _ in wanted]] if wanted else None  # a copy: sampling edits the logits
-        tokens = self._sampler.sample(
-            logits,
-            [it.sampling for it in assigned],
-            slots=slots,
-            num_outputs=plan.num_outputs[rows].tolist(),
-            most_probable=greedy,
-        )
+        sampled = SampledRows(self._slots.assignments(plan, rows.tolist()), self._sampler)
+        tokens, logprobs = sampled.sample(logits, plan.num_outputs[rows], greedy=greedy)
         outcome.tokens[rows] = tokens
-        if raw is not None:
-            ids = [int(tokens[index]) for index, _ in wanted]
-            answers = token_logprobs(raw, ids, [params for _, params in wanted])
-            outcome.logprobs.update((int(rows[index]), it) for (index, _), it in zip(wanted, answers, strict=True))
+        outcome.is_finite[rows] = is_finite
+        outcome.logprobs.update((int(rows[index]), it) for index, it in logprobs.items())
 
     def _prompt_logprobs(self, part: PromptPart, step: StepArrays) -> tuple[TokenLogprob, ...]:
         """Log-probabilities of the prompt tokens that a chunk of the step predicted, a block of rows at a time."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,8 @@ from headwater.messages.generation import SamplingParams
 from headwater.scheduling.plan import SlotAssignment
 
 Logits = npt.NDArray[np.float32]
-Draw = Callable[[Logits, Draws], npt.NDArray[np.int32]]
+Tokens = npt.NDArray[np.int32]
+Draw = Callable[[Logits, Draws], Tokens]
 
 # Below this, dividing logits by the temperature overflows before it makes a difference to greedy.
 _GREEDY_TEMPERATURE = 1e-6
@@ -37,6 +39,11 @@ class Sampler:
         if needs_edits(assignment.sampling):
             self._edits[assignment.slot] = LogitEdits(assignment, vocab_size=self._vocab_size)
 
+    def batch(self, params: Sequence[SamplingParams], *, slots: Sequence[int]) -> "SamplingBatch":
+        """How some rows sample in every step, until one of their slots is assigned again."""
+        edited = [(row, self._edits[slot]) for row, slot in enumerate(slots) if slot in self._edits]
+        return SamplingBatch(params, edited=edited, draw=self._draw)
+
     def sample(
         self,
         logits: Logits,
@@ -44,23 +51,39 @@ class Sampler:
         *,
         slots: Sequence[int],
         num_outputs: Sequence[int],
-        most_probable: npt.NDArray[np.int32] | None = None,
-    ) -> npt.NDArray[np.int64]:
+    ) -> Tokens:
+        """One token per row. float32 `logits` [rows, vocab_size] may be overwritten."""
+        tokens = logits.argmax(axis=-1).astype(np.int32)
+        return self.batch(params, slots=slots).sample(logits, np.array(num_outputs, dtype=np.int32), greedy=tokens)
+
+
+class SamplingBatch:
+    """Rows that sample together in each of several steps."""
+
+    def __init__(
+        self, params: Sequence[SamplingParams], *, edited: Sequence[tuple[int, LogitEdits]], draw: Draw
+    ) -> None:
+        self._edited = edited
+        self._draw = draw
+        random = [row for row, sampling in enumerate(params) if not is_greedy(sampling)]
+        self._random = np.array(random, dtype=np.int32)
+        self._seeds = np.array([params[row].seed for row in random], dtype=np.uint64)
+        self._draws = _draws(self._random, [params[row] for row in random]) if random else None
+
+    def sample(self, logits: Logits, num_outputs: npt.NDArray[np.int32], *, greedy: Tokens) -> Tokens:
         """One token per row. float32 `logits` [rows, vocab_size] may be overwritten.
 
-        `num_outputs` is how many tokens each request has generated before: the position of its noise.
-        `most_probable` is the argmax of each row, if it is known.
+        `num_outputs` is how many tokens each request has generated before: the position of its noise. `greedy` is the
+        argmax of each row; it becomes the result.
         """
-        edited = [(row, self._edits[slot]) for row, slot in enumerate(slots) if slot in self._edits]
-        tokens = logits.argmax(axis=-1) if most_probable is None else most_probable.astype(np.int64)
-        for row, edits in edited:
-            edits.apply(logits[row], num_outputs[row])
+        tokens = greedy
+        for row, edits in self._edited:
+            edits.apply(logits[row], int(num_outputs[row]))
             tokens[row] = logits[row].argmax()
-        random = [row for row, sampling in enumerate(params) if not is_greedy(sampling)]
-        if random:
-            draws = _draws(random, [params[row] for row in random], [num_outputs[row] for row in random])
-            tokens[random] = self._draw(logits, draws)
-        for row, edits in edited:
+        if self._draws is not None:
+            keys = noise_keys(self._seeds, num_outputs[self._random])
+            tokens[self._random] = self._draw(logits, replace(self._draws, keys=keys))
+        for row, edits in self._edited:
             edits.count(int(tokens[row]))
         return tokens
 
@@ -69,10 +92,11 @@ def is_greedy(sampling: SamplingParams) -> bool:
     return sampling.temperature < _GREEDY_TEMPERATURE or sampling.top_k == 1
 
 
-def _draws(rows: Sequence[int], params: Sequence[SamplingParams], num_outputs: Sequence[int]) -> Draws:
+def _draws(rows: npt.NDArray[np.int32], params: Sequence[SamplingParams]) -> Draws:
+    """All but the keys, which a step adds."""
     return Draws(
-        rows=np.array(rows, dtype=np.int32),
-        keys=noise_keys([it.seed for it in params], num_outputs),
+        rows=rows,
+        keys=np.zeros(len(rows), dtype=np.uint64),
         temperatures=np.array([it.temperature for it in params], dtype=np.float32),
         top_k=np.array([min(max(it.top_k, 0), _MAX_TOP_K) for it in params], dtype=np.int32),
         top_p=np.array([it.top_p for it in params], dtype=np.float32),

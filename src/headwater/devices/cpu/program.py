@@ -9,6 +9,7 @@ larger step than all before it makes the arena grow.
 import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,11 +59,12 @@ class TokenIds:
     program: "Program"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StepArrays:
     """What changes from step to step, as arrays of the host: `Step` of kernels/step.h, whose names these are.
 
-    All arrays are contiguous. Row r computes tokens [query_starts[r], query_starts[r + 1]).
+    All arrays are contiguous. Row r computes tokens [query_starts[r], query_starts[r + 1]). Their owner may write the
+    numbers of the next step into the same arrays.
     """
 
     token_ids: npt.NDArray[np.int32]  # [T]
@@ -80,7 +82,8 @@ class StepArrays:
     def num_rows_of(self, rows: int) -> int:
         return len(self.token_ids) if rows == TOKENS else len(self.selected)
 
-    def as_struct(self) -> Step:
+    @cached_property
+    def struct(self) -> Step:
         """The addresses for the kernels. The arrays must outlive their use."""
         arrays = {
             name: getattr(self, name)
@@ -200,11 +203,10 @@ class Program:
                 op.plain(step, **{name: self.view(array, step) for name, array in op.arrays.items()})
             return
         assert self._native_ops is not None
-        struct = step.as_struct()
         self._library.functions.hw_run(
             ctypes.addressof(self._native_ops) + first * ctypes.sizeof(NativeOp),
             end - first,
-            ctypes.byref(struct),
+            ctypes.byref(step.struct),
             self._num_threads,
             self.op_ns.ctypes.data + first * self.op_ns.itemsize if self.is_timed else None,
         )
