@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import msgspec
-import zmq.asyncio
+import zmq
 
 from headwater.client.change_call import Outcome
 from headwater.client.errors import (
@@ -58,7 +58,7 @@ class EngineClient:
         if not endpoints:
             raise ValueError("endpoints must name at least one engine")
         self._endpoints = tuple(endpoints)
-        self._context: zmq.asyncio.Context | None = None
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._refusal: ShuttingDown | None = None
         self._fleet = Fleet(len(endpoints), new_call_id=new_call_id, started_with=started_with)
         self._driver = FleetDriver(
@@ -78,7 +78,7 @@ class EngineClient:
         """Connect to every engine and say Hello. A second call does nothing."""
         if self._context is not None:
             return
-        self._context = zmq.asyncio.Context()
+        self._context = zmq.Context()
         for link, endpoint in zip(self._links, self._endpoints, strict=True):
             link.open(endpoint, self._context)
 

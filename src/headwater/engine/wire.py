@@ -9,6 +9,7 @@ import zmq
 
 from headwater.messages.wire import ToClient, ToEngine, decode_to_engine, encode
 
+_POLLIN, _SNDMORE = int(zmq.POLLIN), int(zmq.SNDMORE)  # operations of the enums take as long as those of the socket
 _log = logging.getLogger(__name__)
 
 
@@ -40,18 +41,17 @@ class ZmqWire:
         received: list[tuple[bytes, ToEngine]] = []
         if wait_s > 0 and not self._socket.poll(math.ceil(wait_s * 1000), zmq.POLLIN):
             return received
-        while True:
-            try:
-                client, frame = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return received
+        while self._socket.get(zmq.EVENTS) & _POLLIN:
+            client, frame = self._socket.recv_multipart(zmq.NOBLOCK)
             try:
                 received.append((client, decode_to_engine(frame)))
             except msgspec.DecodeError as error:
                 _log.error("dropped a message that is not of this version: %s", error)
+        return received
 
     def send(self, client: bytes, message: ToClient) -> None:
-        self._socket.send_multipart((client, encode(message)))
+        self._socket.send(client, _SNDMORE)
+        self._socket.send(encode(message))
 
     def close(self) -> None:
         self._socket.close()
