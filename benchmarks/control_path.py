@@ -20,6 +20,7 @@ CPU times count on a busy machine; wall times need a quiet one.
 """
 
 import argparse
+import itertools
 import os
 import socket
 import statistics
@@ -40,7 +41,7 @@ from control_path_parts.streams import Window, run_streams
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE / "serving"))
-from results import save
+from results import save  # noqa: E402
 
 FIGURES = (
     "kernels_us_step", "engine_cpu_us_step", "engine_io_us_step", "engine_gap_us_step", "api_cpu_us_token",
@@ -109,7 +110,7 @@ def figures(window: Window, calls: np.ndarray, *, num_streams: int) -> dict[str,
     steps = np.flatnonzero(within[:, 0] == num_streams)
     assert len(steps) > 10, "the window has too few steps"
     gaps, cpu = [], []
-    for first, second in zip(steps[:-1], steps[1:], strict=True):  # ops of sampling lie between them
+    for first, second in itertools.pairwise(steps):  # ops of sampling lie between them
         gaps.append(int((within[first + 1 : second + 1, 1] - within[first:second, 2]).sum()))
         cpu.append(int((within[first + 1 : second + 1, 3] - within[first:second, 4]).sum()))
     ended_ns = calls[calls[:, 0] > 0, 2].tolist()
@@ -179,10 +180,10 @@ def main() -> None:
     for num_streams in options.streams:
         print(f"medians at {num_streams} streams:")
         for figure in FIGURES:
-            cells = [
-                f"{name} {statistics.median(it[figure] for it in records if (it['server'], it['num_streams']) == (name, num_streams)):9.1f}"
-                for name in sources
-            ]
+            cells = []
+            for name in sources:
+                found = [it[figure] for it in records if (it["server"], it["num_streams"]) == (name, num_streams)]
+                cells.append(f"{name} {statistics.median(found):9.1f}")
             print(f"  {figure:20}", "  ".join(cells))
     if not options.no_save:
         print("written to", save("control-path", records, servers=dict.fromkeys(sources, flags)))

@@ -57,7 +57,8 @@ def run_streams(port: int, *, num_streams: int, num_tokens: int, temperature: fl
                 after, ended_ns = snapshot(), time.monotonic_ns()
     for stream in streams:
         stream.connection.close()
-    assert before is not None and after is not None, "the answers were too short"
+    if before is None or after is None:
+        raise RuntimeError(f"too few events: {[len(it.came_ns) for it in streams]}, {streams[0].tail!r}")
     came_ns = sorted(at for stream in streams for at in stream.came_ns if began_ns < at <= ended_ns)
     return Window(began_ns, ended_ns, before, after, tuple(came_ns))
 

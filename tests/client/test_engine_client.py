@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import zmq
 
 from headwater.client import link
 from headwater.client.engine_client import (
@@ -17,7 +18,7 @@ from headwater.client.engine_client import (
     new_call_id,
 )
 from headwater.messages.base import pack_ids
-from headwater.messages.control import CancelOperation, Failed, FlushCache
+from headwater.messages.control import CancelOperation, Done, Failed, FlushCache
 from headwater.messages.generation import Abort, Finish, Generate, SamplingParams
 from headwater.messages.state import Hello, Ping
 from scripted_engine import Script, ScriptedEngine
@@ -306,3 +307,29 @@ async def test_a_slow_consumer_gets_several_steps_in_one_take(engine: ScriptedEn
         outputs = await generation.take()
         assert len(outputs) == 50
         assert await generation.take() == []
+
+
+async def test_answers_that_came_while_the_loop_was_busy_are_all_read(engine: ScriptedEngine) -> None:
+    """The socket signals arrivals once, and the link takes a bounded number of them at a time."""
+    num_pings = 3 * link._READ_AT_ONCE
+    answered: list[str] = []
+
+    def take(_index: int, answer: Done) -> None:
+        answered.append(answer.call_id)
+        if len(answered) == 1:
+            raise RuntimeError("a bug in what handles an answer")
+
+    one = link.EngineLink(0, on_answer=take)
+    with zmq.Context() as context:
+        one.open(engine.endpoint, context)
+        try:
+            await one.wait_ready()
+            call_ids = [new_call_id() for _ in range(num_pings)]
+            for call_id in call_ids:
+                one.post(Ping(call_id=call_id))
+            engine.wait_for(Ping, count=num_pings)  # without the event loop
+            await until(lambda: len(answered) == num_pings)
+            assert answered == call_ids
+            assert isinstance(await one.call(Ping(call_id=new_call_id()), timeout_s=3), Done)
+        finally:
+            one.fail(EngineGone(0, "the test has ended"))

@@ -5,7 +5,7 @@ from scheduler_steps import Steps, request
 
 from headwater.messages.generation import LogprobParams
 from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate
-from headwater.scheduling.plan_builder import PlanBuilder
+from headwater.scheduling.plan_builder import PlanBuilder, PlanColumns
 
 
 def in_slot(slot: int, **kwargs):
@@ -76,3 +76,22 @@ def test_an_empty_builder_makes_no_step():
     assert PlanBuilder(max_tokens=4).is_empty
     steps = Steps()
     assert steps.plan() is None
+
+
+def test_plans_that_share_columns_keep_their_numbers():
+    """A plan is still in flight while the next ones are built."""
+    columns = PlanColumns()
+    rows = [in_slot(slot) for slot in range(3)]
+
+    def plan_of(*slots: int, uses: tuple[int, int, int] = (5, 6, 7)):
+        builder = PlanBuilder(max_tokens=8, columns=columns)
+        for slot in slots:
+            builder.add_decode(rows[slot])
+        return builder.build(0, uses=uses, page_updates=())
+
+    first, same, fewer, reused = plan_of(0, 2), plan_of(0, 2), plan_of(2), plan_of(2, uses=(5, 6, 8))
+    assert same.slots is first.slots
+    assert [plan.slots.tolist() for plan in (first, same, fewer, reused)] == [[0, 2], [0, 2], [2], [2]]
+    assert [plan.uses.tolist() for plan in (first, same, fewer, reused)] == [[5, 7], [5, 7], [7], [8]]
+    assert [plan.token_ids.tolist() for plan in (first, fewer)] == [[NEWEST_TOKEN] * 2, [NEWEST_TOKEN]]
+    assert [plan.num_tokens.tolist() for plan in (first, fewer)] == [[1, 1], [1]]

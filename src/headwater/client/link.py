@@ -226,7 +226,7 @@ class EngineLink:
                 self._receive(frame)
             except msgspec.MsgspecError:
                 log.exception("engine %d sent a message that cannot be read; it is dropped", self.index)
-            except Exception:  # noqa: BLE001  the messages behind it must still be read
+            except Exception:
                 log.exception("a message of engine %d could not be handled", self.index)
         asyncio.get_running_loop().call_soon(self._read)
 

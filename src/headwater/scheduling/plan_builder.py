@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from headwater.messages.generation import LogprobParams
 from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, StepPlan
@@ -11,11 +12,39 @@ from headwater.scheduling.request import Request
 Row = tuple[Request, int, bool]  # request, tokens, whether it samples
 
 
+class Column:
+    """A column of the plans, made anew only when its numbers change: most steps have the rows of the step before."""
+
+    def __init__(self, dtype: npt.DTypeLike) -> None:
+        self._dtype = dtype
+        self._numbers: list[int] = []
+        self._array = np.array([], dtype=dtype)
+
+    def array(self, numbers: list[int]) -> npt.NDArray:
+        """Plans share it, so nobody writes to it."""
+        if numbers != self._numbers:
+            self._numbers, self._array = numbers, np.array(numbers, dtype=self._dtype)
+        return self._array
+
+
+class PlanColumns:
+    """The columns that plans share."""
+
+    def __init__(self) -> None:
+        self.slots = Column(np.int32)
+        self.uses = Column(np.int64)
+        self.num_tokens = Column(np.int32)
+        self.samples = Column(np.bool_)
+        self.newest = Column(np.int32)  # token ids of decodes
+
+
 class PlanBuilder:
     """Collects the rows of a step, decodes before prefill chunks, and the requests that enter slots with it."""
 
-    def __init__(self, *, max_tokens: int) -> None:
+    def __init__(self, *, max_tokens: int, columns: PlanColumns | None = None) -> None:
+        """`columns`: those of the plans before."""
         self.num_tokens_left = max_tokens
+        self._columns = columns or PlanColumns()
         self._decodes: list[Request] = []
         self._chunks: list[Row] = []
         self._assignments: list[SlotAssignment] = []
@@ -51,8 +80,9 @@ class PlanBuilder:
 
     def build(self, step_id: int, *, uses: Sequence[int], page_updates: tuple[PageUpdate, ...]) -> StepPlan:
         """The plan of the collected rows. `uses`: of all slots."""
-        rows = self.rows
-        token_ids = np.array([NEWEST_TOKEN] * len(self._decodes), dtype=np.int32)
+        rows, columns = self.rows, self._columns
+        slots = [r.slot for r, _, _ in rows]
+        token_ids = columns.newest.array([NEWEST_TOKEN] * len(self._decodes))
         if self._chunks:
             chunks = [r.tokens.view(r.progress.num_computed, r.progress.num_computed + n) for r, n, _ in self._chunks]
             token_ids = np.concatenate([token_ids, *chunks])
@@ -60,11 +90,11 @@ class PlanBuilder:
             step_id=step_id,
             assignments=tuple(self._assignments),
             page_updates=page_updates,
-            slots=np.array([r.slot for r, _, _ in rows], dtype=np.int32),
-            uses=np.array([uses[r.slot] for r, _, _ in rows], dtype=np.int64),
+            slots=columns.slots.array(slots),
+            uses=columns.uses.array([uses[slot] for slot in slots]),
             num_computed=np.array([r.progress.num_computed for r, _, _ in rows], dtype=np.int32),
-            num_tokens=np.array([n for _, n, _ in rows], dtype=np.int32),
-            samples=np.array([s for _, _, s in rows], dtype=np.bool_),
+            num_tokens=columns.num_tokens.array([n for _, n, _ in rows]),
+            samples=columns.samples.array([s for _, _, s in rows]),
             token_ids=token_ids,
             num_decodes=len(self._decodes),
             num_outputs=np.array([r.progress.num_launched_samples for r, _, _ in rows], dtype=np.int32),

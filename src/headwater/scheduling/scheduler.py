@@ -22,7 +22,7 @@ from headwater.scheduling.counters import Counters
 from headwater.scheduling.loading import LoadingRequests
 from headwater.scheduling.outputs import OutputBuffer
 from headwater.scheduling.plan import StepPlan, StepResult
-from headwater.scheduling.plan_builder import PlanBuilder
+from headwater.scheduling.plan_builder import PlanBuilder, PlanColumns
 from headwater.scheduling.request import Phase, Request
 from headwater.scheduling.running import RunningRequests
 from headwater.scheduling.shared_prefix import is_worth_waiting
@@ -86,6 +86,7 @@ class Scheduler:
         self.loading = LoadingRequests(cache)
         self._requests: dict[tuple[bytes, str], Request] = {}  # by client and rid
         self._outputs = OutputBuffer()
+        self._columns = PlanColumns()
         self._num_launched = 0  # the id of the next step
         self._launched_s = 0.0
 
@@ -188,7 +189,7 @@ class Scheduler:
             self.waiting.add(request)
         if not self.admission.may_run or not (self.running or self.waiting):
             return None
-        builder = PlanBuilder(max_tokens=self.limits.max_step_tokens)
+        builder = PlanBuilder(max_tokens=self.limits.max_step_tokens, columns=self._columns)
         self._plan_decodes(builder)
         self._plan_chunks(builder)
         self._admit(builder)

@@ -32,18 +32,28 @@ class IncrementalDecoder:
         self._spelling = spelling
         self._skipped_ids = spelling.special_ids if skip_special_tokens else frozenset()
         self._utf8 = _new_utf8_decoder(errors="replace")
+        self._is_inside_character = False  # whether the decoder holds bytes
         self._num_spaces_to_strip = spelling.num_leading_spaces_stripped
         self._continue_from(prompt_ids)
 
-    def feed(self, token_ids: Iterable[int]) -> str:
+    def feed(self, token_ids: Sequence[int]) -> str:
         """The text that becomes final with these tokens; may be empty. ValueError for an invalid id."""
-        text = self._utf8.decode(self._bytes_of(token_ids))
+        if len(token_ids) == 1 and not self._is_inside_character and token_ids[0] not in self._skipped_ids:
+            text = self._spelling.text_of(token_ids[0])  # most steps give one token of whole characters
+            if text is not None:
+                return self._strip(text) if self._num_spaces_to_strip else text
+        text = self._decode(self._bytes_of(token_ids))
         return self._strip(text) if self._num_spaces_to_strip else text
 
     def finish(self) -> str:
         """The rest of the text: U+FFFD if the last character is incomplete, else nothing."""
         text = self._utf8.decode(b"", True)
         return self._strip(text) if self._num_spaces_to_strip else text
+
+    def _decode(self, data: bytes) -> str:
+        text = self._utf8.decode(data)
+        self._is_inside_character = self._utf8.getstate()[0] != b""
+        return text
 
     def _bytes_of(self, token_ids: Iterable[int]) -> bytes:
         bytes_of, skipped = self._spelling.bytes_of, self._skipped_ids
@@ -68,4 +78,4 @@ class IncrementalDecoder:
                 break
         if tail:
             self._num_spaces_to_strip = 0
-            self._utf8.decode(tail)
+            self._decode(tail)

@@ -51,6 +51,7 @@ class TokenSpelling:
         )
         self._backend = backend
         self._bytes_of_id: dict[int, bytes] = {}
+        self._text_of_id: dict[int, str | None] = {}
 
     def bytes_of(self, token_id: int) -> bytes:
         """The token's bytes, which may be incomplete characters; empty for an id without a token.
@@ -61,6 +62,16 @@ class TokenSpelling:
         if found is None:
             found = self._bytes_of_id[token_id] = self._spell(token_id)
         return found
+
+    def text_of(self, token_id: int) -> str | None:
+        """The token's text; None if its bytes are not whole characters. ValueError as in `bytes_of`."""
+        if token_id not in self._text_of_id:
+            try:
+                text: str | None = self.bytes_of(token_id).decode()
+            except UnicodeDecodeError:
+                text = None
+            self._text_of_id[token_id] = text
+        return self._text_of_id[token_id]
 
     def _spell(self, token_id: int) -> bytes:
         if not 0 <= token_id < 2**32:

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol
@@ -27,7 +27,7 @@ class Choice(Protocol):
         """The choice after its generation has ended."""
         ...
 
-    def pieces(self, chunk: TextChunk) -> Iterable[bytes]:
+    def pieces(self, chunk: TextChunk) -> Sequence[bytes]:
         """JSON of what is new, one item for each event, without braces, index and finish reason; may be empty."""
         ...
 
@@ -137,7 +137,7 @@ class OpenAIAnswer:
         """The answer as server-sent events, without the closing [DONE]."""
         async with aclosing(merge(self._generations)) as news:
             async for chunks in news:
-                if events := b"".join(self._events_of(index, chunk) for index, chunk in chunks):
+                if events := b"".join([self._events_of(index, chunk) for index, chunk in chunks]):
                     yield events
                 for index, _ in chunks:
                     self._raise_if_aborted(self._generations[index])
@@ -155,7 +155,7 @@ class OpenAIAnswer:
             return b""  # the error comes next
         usage = self._continuous_usage(index)
         choice = self._choices[index]
-        events = b"".join(self._envelope.chunk(index, piece, extra=usage) for piece in choice.pieces(chunk))
+        events = b"".join([self._envelope.chunk(index, piece, extra=usage) for piece in choice.pieces(chunk)])
         if chunk.finish is None or is_error:
             return events
         return events + self._envelope.chunk(index, choice.end(chunk.finish), extra=self._last_fields(index) | usage)

@@ -1,7 +1,5 @@
 """Chat completions: a conversation through the chat template, answered by an assistant's message."""
 
-from collections.abc import Iterator
-
 from headwater.generation.answer_fields import Json, json_bytes
 from headwater.generation.chat_prompts import encode_messages
 from headwater.generation.errors import bad_request
@@ -49,15 +47,15 @@ class ChatChoice:
         logprobs = self._logprobs.content(generation.logprobs) if self._logprobs else None
         return {"message": message, "logprobs": logprobs} | finish_fields(generation.finish)
 
-    def pieces(self, chunk: TextChunk) -> Iterator[bytes]:
-        if not self._has_begun:
-            self._has_begun = True
-            yield _ROLE
+    def pieces(self, chunk: TextChunk) -> list[bytes]:
+        pieces = [] if self._has_begun else [_ROLE]
+        self._has_begun = True
         if self._logprobs is not None:
             self._held_back.extend(chunk.logprobs)
         if chunk.text or (chunk.finish is not None and self._held_back):
             content, logprobs = json_bytes(chunk.text), self._take_logprobs()
-            yield b'"delta":{"content":%b},"logprobs":%b,"finish_reason":null' % (content, logprobs)
+            pieces.append(b'"delta":{"content":%b},"logprobs":%b,"finish_reason":null' % (content, logprobs))
+        return pieces
 
     def end(self, finish: Finish) -> bytes:
         return json_bytes({"delta": {}, "logprobs": None} | finish_fields(finish))[1:-1]

@@ -1,6 +1,5 @@
 """Completions: prompts as text or token ids, continued or, with `echo`, scored."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from headwater.generation.answer_fields import Json, json_bytes
@@ -57,7 +56,7 @@ class CompletionChoice:
             logprobs = self._logprobs.columns([*generation.prompt_logprobs, *generation.logprobs])
         return {"text": self._echo + generation.text, "logprobs": logprobs} | finish_fields(generation.finish)
 
-    def pieces(self, chunk: TextChunk) -> Iterator[bytes]:
+    def pieces(self, chunk: TextChunk) -> list[bytes]:
         text = chunk.text
         if not self._has_begun:
             self._has_begun = True
@@ -66,8 +65,9 @@ class CompletionChoice:
                 self._held_back.extend(self.generation.prompt_logprobs)
         if self._logprobs is not None:
             self._held_back.extend(chunk.logprobs)
-        if text or (chunk.finish is not None and self._held_back):
-            yield b'"text":%b,"logprobs":%b,"finish_reason":null' % (json_bytes(text), self._take_logprobs())
+        if not text and (chunk.finish is None or not self._held_back):
+            return []
+        return [b'"text":%b,"logprobs":%b,"finish_reason":null' % (json_bytes(text), self._take_logprobs())]
 
     def end(self, finish: Finish) -> bytes:
         return json_bytes({"text": "", "logprobs": None} | finish_fields(finish))[1:-1]
