@@ -219,7 +219,7 @@ class EngineLink:
         A callback of the event loop, not a task that awaits each message: that took a third of an event's time.
         """
         for _ in range(_READ_AT_ONCE):
-            if self._socket is None or not self._socket.get(zmq.EVENTS) & _POLLIN:
+            if self._socket is None or not int(self._socket.get(zmq.EVENTS)) & _POLLIN:
                 return
             frame = self._socket.recv(zmq.NOBLOCK)
             try:

@@ -110,7 +110,7 @@ class DecodeBatch:
         self._key = _rows_of(plan)
         self._row_of = {slot: row for row, slot in enumerate(plan.slots.tolist())}
         num_rows = plan.num_rows
-        none = np.zeros(0, dtype=np.int64)
+        none = np.zeros(0, dtype=np.int32)
         self._blocks = b""
         self._arrays = StepArrays(
             token_ids=np.zeros(num_rows, dtype=np.int32),
@@ -120,7 +120,7 @@ class DecodeBatch:
             page_tables=np.zeros((num_rows, 0), dtype=np.int32),
             selected=np.arange(num_rows, dtype=np.int32),
             kv=kv,
-            chunks=none,
+            chunks=np.zeros(0, dtype=np.int64),
             queries_per_chunk=1,
             partial_slots=none,
             next_sharing=none,
