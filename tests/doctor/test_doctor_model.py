@@ -37,13 +37,25 @@ def test_a_token_reads_every_matrix_once_and_no_whole_embedding(tmp_path: Path, 
     """A model whose head is a matrix of its own reads one row of the embedding alone."""
     folder = write_folder(tmp_path / "m", tie_word_embeddings=tied)
     layer = 64 * 64 + 2 * 32 * 64 + 64 * 64 + 3 * 64 * 128
-    assert served_shape(resolve_model(str(folder))) == ServedShape(2, 2 * (2 * layer + 64 * 1000))
+    num_weights = 2 * layer + 64 * 1000
+    assert served_shape(resolve_model(str(folder))) == ServedShape(2, num_weights, token_bytes=2 * num_weights)
 
 
 def test_the_speed_is_that_of_the_memory_and_never_above(tmp_path: Path) -> None:
-    large, small = ServedShape(32, 5_000_000_000), ServedShape(30, 96_000_000)
-    assert 0.7 < large.tokens_per_s(SPEED) / (20e9 / 5e9) < 1
+    large, small = ServedShape(32, 8 * 10**9, 5 * 10**9), ServedShape(30, 135 * 10**6, 96 * 10**6)
+    assert large.has_blocks
+    assert 0.6 < large.tokens_per_s(SPEED) / (20e9 / 5e9) < 1
     assert small.tokens_per_s(SPEED) < 0.8 * 20e9 / 96e6, "each layer and each token cost some time beside the reads"
+    wide = ServedShape(32, 8 * 10**9, 16 * 10**9)
+    assert not wide.has_blocks
+    assert 0.8 < wide.tokens_per_s(SPEED) / (20e9 / 16e9) < 1
+
+
+def test_the_default_model_on_two_avx2_cores() -> None:
+    """134 tokens/s were measured through HTTP at these rates (29 November 2026)."""
+    measured = MachineSpeed(num_threads=2, read_gb_s=27.0, gflop_s=200.0, int8_gop_s=660.0)
+    shape = ServedShape(30, 134_480_000, token_bytes=96_436_224)
+    assert shape.tokens_per_s(measured) == pytest.approx(134, rel=0.2)
 
 
 def test_a_model_of_a_folder(tmp_path: Path) -> None:

@@ -10,26 +10,34 @@ from headwater.devices.host_tensor import STORAGE_TYPES
 from headwater.doctor.finding import Finding, Level
 from headwater.launch.default_model import DEFAULT_MODEL_NAME, PACKAGED_MODELS, has_its_size, model_path
 from headwater.messages.state import CONTROL_S
-from headwater.models.config import ModelConfig
 from headwater.models.gguf_file import GGUFFile
+from headwater.models.gguf_types import GGUFType
 from headwater.models.loader import ModelFiles, read_config, resolve_model
 
-# Of a step of one row, measured on two AVX2 cores: products read at this part of the bandwidth, and each layer takes so
-# long beside them (norms, rotary embedding, attention, waits between the ops).
-_READ_SHARE = 0.85
+# Fitted to steps of one row of the default model on one and two AVX2 cores: products reach these shares of the rates of
+# arithmetic in registers, and each layer takes so long beside its products (attention, norms, waits between the ops).
+_INT_SHARE, _FLOAT_SHARE = 0.2, 0.5
 _LAYER_S = 50e-6
 
 
 @dataclass(frozen=True, slots=True)
 class ServedShape:
-    """What one row of a step reads."""
+    """What one row of a step reads and computes."""
 
     num_layers: int
+    num_weights: int  # of the matrices that it multiplies with
     token_bytes: int
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether most weights have fewer than 16 bits, so that their products are those of integers."""
+        return self.token_bytes < 1.5 * self.num_weights
+
     def tokens_per_s(self, speed: MachineSpeed) -> float:
-        """Expected for one stream through HTTP, early in its context."""
-        return 1 / (self.token_bytes / speed.read_gb_s / 1e9 / _READ_SHARE + self.num_layers * _LAYER_S + CONTROL_S)
+        """Expected for one stream through HTTP, early in its context. Reading and computing overlap in part."""
+        rate = speed.int8_gop_s * _INT_SHARE if self.has_blocks else speed.gflop_s * _FLOAT_SHARE
+        products_s = math.hypot(self.token_bytes / speed.read_gb_s, 2 * self.num_weights / rate) / 1e9
+        return 1 / (products_s + self.num_layers * _LAYER_S + CONTROL_S)
 
 
 def model(name: str | None, speed: MachineSpeed | None) -> Finding:
@@ -64,19 +72,19 @@ def served_shape(files: ModelFiles) -> ServedShape:
     """From the files' headers: GGUF blocks as they are if there are kernels for them, all else in 16 bits."""
     config = read_config(files)
     if files.gguf is None:
-        return ServedShape(config.num_layers, 2 * num_matrix_weights(config))
-    tensors = GGUFFile(files.gguf).tensors
-    skipped = "" if config.tie_word_embeddings else "token_embd.weight"  # one row of it is read
-    matrices = [it for it in tensors.values() if len(it.shape) == 2 and it.name != skipped]
-    is_kept = {it.name: it.type.form in FORMATS and it.type.form not in STORAGE_TYPES for it in matrices}
-    return ServedShape(
-        config.num_layers, sum(it.num_bytes if is_kept[it.name] else 2 * math.prod(it.shape) for it in matrices)
-    )
+        shapes = config.parameter_shapes()
+        if not config.tie_word_embeddings:
+            del shapes["model.embed_tokens.weight"]  # one row of it is read
+        sizes = [(math.prod(shape), 2.0) for shape in shapes.values() if len(shape) == 2]
+    else:
+        tensors = GGUFFile(files.gguf).tensors
+        skipped = "" if config.tie_word_embeddings else "token_embd.weight"
+        matrices = [it for it in tensors.values() if len(it.shape) == 2 and it.name != skipped]
+        sizes = [(math.prod(it.shape), _served_bytes(it.type)) for it in matrices]
+    return ServedShape(config.num_layers, sum(size for size, _ in sizes), int(sum(size * each for size, each in sizes)))
 
 
-def num_matrix_weights(config: ModelConfig) -> int:
-    """Weights of all matrices that a step of one row reads whole."""
-    shapes = config.parameter_shapes()
-    if not config.tie_word_embeddings:
-        del shapes["model.embed_tokens.weight"]
-    return sum(math.prod(shape) for shape in shapes.values() if len(shape) == 2)
+def _served_bytes(kind: GGUFType) -> float:
+    """Bytes of a weight."""
+    is_kept = kind.form in FORMATS and kind.form not in STORAGE_TYPES
+    return kind.block_bytes / kind.block_size if is_kept else 2.0
