@@ -1,5 +1,6 @@
 """Where the model computes and how much KV fits there, in words for the user when it does not."""
 
+import dataclasses
 import sys
 
 import pytest
@@ -19,21 +20,37 @@ LAYOUT = KVLayout(num_layers=32, num_kv_heads=8, head_dim=128, page_size=16, dty
 
 def test_kv_gets_what_weights_and_steps_leave_of_the_share() -> None:
     args = ServerArgs(mem_fraction_static=0.5)
-    num_pages = num_kv_pages(args, LAYOUT, weights_bytes=16 * GIB, free_bytes=64 * GIB, reserved_bytes=4 * GIB)
+    sizes = {"weights_bytes": 16 * GIB, "free_bytes": 64 * GIB, "reserved_bytes": 4 * GIB}
+    num_pages = num_kv_pages(args, LAYOUT, max_context=4096, **sizes)
     assert num_pages == (40 - 16 - 4) * GIB // LAYOUT.page_bytes
 
 
 def test_a_model_that_does_not_fit_is_told_with_the_numbers() -> None:
     args = ServerArgs(mem_fraction_static=0.5)
     told = r"weights take 16\.00 GiB, steps need 4\.00 GiB, 20\.00 GiB of memory are free"
+    sizes = {"weights_bytes": 16 * GIB, "free_bytes": 20 * GIB, "reserved_bytes": 4 * GIB}
     with pytest.raises(ValueError, match=told):
-        num_kv_pages(args, LAYOUT, weights_bytes=16 * GIB, free_bytes=20 * GIB, reserved_bytes=4 * GIB)
+        num_kv_pages(args, LAYOUT, max_context=4096, **sizes)
 
 
 def test_sizes_in_tokens_win_and_hold_a_page_at_least() -> None:
-    assert num_kv_pages(ServerArgs(max_total_tokens=100), LAYOUT, weights_bytes=0, free_bytes=0) == 6
+    assert num_kv_pages(ServerArgs(max_total_tokens=100), LAYOUT, max_context=4096, weights_bytes=0, free_bytes=0) == 6
     with pytest.raises(ValueError, match="max-total-tokens"):
-        num_kv_pages(ServerArgs(max_total_tokens=10), LAYOUT, weights_bytes=0, free_bytes=0)
+        num_kv_pages(ServerArgs(max_total_tokens=10), LAYOUT, max_context=4096, weights_bytes=0, free_bytes=0)
+
+
+def test_a_cpu_holds_384_mib_of_kv_or_one_long_conversation_with_a_large_model() -> None:
+    """640 MiB were most of a small model's memory; for a model of 8B, 384 MiB would hold 3,072 tokens."""
+    args = ServerArgs().for_device("cpu")
+    small = dataclasses.replace(LAYOUT, num_layers=4)
+    for layout, max_context, num_tokens in (
+        (small, 2048, 384 * 16 * 4),
+        (LAYOUT, 131_072, 8192),
+        (LAYOUT, 5000, 5008),
+        (LAYOUT, 1000, 384 // 2 * 16),
+    ):
+        num_pages = num_kv_pages(args, layout, max_context=max_context, weights_bytes=0, free_bytes=0)
+        assert num_pages * layout.page_size == num_tokens
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")

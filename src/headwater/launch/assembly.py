@@ -137,6 +137,7 @@ def _make_runner(args: ServerArgs, placement: Placement, loaded: LoadedModel, *,
     num_pages = num_kv_pages(
         args,
         layout,
+        max_context=max_context,
         weights_bytes=loaded.weights_bytes,
         free_bytes=placement.device.free_memory_bytes(),
         reserved_bytes=placement.workspace_bytes(args, loaded.config),

@@ -31,13 +31,12 @@ GB = 10**9
 class _DeviceDefaults:
     running: int  # requests
     chunk: int  # prompt tokens of one request in a step
-    kv_memory_mb: int | None
     mem_fraction: float | None
 
 
 _DEVICE_DEFAULTS = {
-    "cpu": _DeviceDefaults(running=64, chunk=512, kv_memory_mb=640, mem_fraction=None),
-    "cuda": _DeviceDefaults(running=256, chunk=8192, kv_memory_mb=None, mem_fraction=0.9),
+    "cpu": _DeviceDefaults(running=64, chunk=512, mem_fraction=None),
+    "cuda": _DeviceDefaults(running=256, chunk=8192, mem_fraction=0.9),
 }
 
 
@@ -195,7 +194,12 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     ] = "auto"
     kv_cache_memory_mb: Annotated[
         int | None,
-        Flag("Memory for the KV cache in MiB. Default: 640 on CPU; on a GPU see --mem-fraction-static.", CACHE, low=1),
+        Flag(
+            "Memory for the KV cache in MiB. Default on CPU: 384, or 8,192 tokens if that is more; on a GPU see "
+            "--mem-fraction-static.",
+            CACHE,
+            low=1,
+        ),
     ] = None
     max_total_tokens: Annotated[
         int | None, Flag("Size of the KV cache in tokens; wins over the flags for memory.", CACHE, low=1)
@@ -384,7 +388,6 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
             max_running_requests=running,
             chunked_prefill_size=chunk,
             max_step_tokens=self.max_step_tokens or step,
-            kv_cache_memory_mb=self.kv_cache_memory_mb if sized else defaults.kv_memory_mb,
             mem_fraction_static=self.mem_fraction_static if sized else share,
         )
 

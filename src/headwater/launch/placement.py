@@ -21,6 +21,8 @@ from headwater.models.loader import LoadedModel
 from headwater.models.weights import LayerCache
 
 _GIB = 1 << 30
+# a small model's server stays below 0.7 GB; a large model holds a long conversation
+_CPU_KV_BYTES, _CPU_KV_TOKENS = 384 * MIB, 8192
 _FLOAT8 = {"fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
 # the devices' parameters as the command line spells them, and what else a user may choose
 _FLAGS = {"device": "--device", "attention": "--attention-backend", "kv_dtype": "--kv-cache-dtype"}
@@ -122,9 +124,15 @@ def kv_dtype(args: ServerArgs) -> str | None:
 
 
 def num_kv_pages(
-    args: ServerArgs, layout: KVLayout, *, weights_bytes: int, free_bytes: int, reserved_bytes: int = 0
+    args: ServerArgs,
+    layout: KVLayout,
+    *,
+    max_context: int,
+    weights_bytes: int,
+    free_bytes: int,
+    reserved_bytes: int = 0,
 ) -> int:
-    """Pages of KV: as asked for in tokens, in MiB, or what is left of a share of the memory.
+    """Pages of KV: as asked for in tokens, in MiB, or what is left of a share of the memory; else a CPU's default.
 
     The share is of `free_bytes` and `weights_bytes` together; `reserved_bytes` of it are kept for the steps.
     """
@@ -134,7 +142,9 @@ def num_kv_pages(
         return args.max_total_tokens // args.page_size
     if args.kv_cache_memory_mb is not None:
         return num_pages_in_budget(args.kv_cache_memory_mb * MIB, layout)
-    assert args.mem_fraction_static is not None
+    if args.mem_fraction_static is None:
+        num_tokens = min(_CPU_KV_TOKENS, max_context)
+        return max(_CPU_KV_BYTES // layout.page_bytes, -(-num_tokens // layout.page_size))
     budget_bytes = int(args.mem_fraction_static * (free_bytes + weights_bytes)) - weights_bytes - reserved_bytes
     if budget_bytes < layout.page_bytes:
         steps = f", steps need {reserved_bytes / _GIB:.2f} GiB" if reserved_bytes else ""
