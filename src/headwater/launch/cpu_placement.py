@@ -32,7 +32,10 @@ class CpuPlacement:
 
     def layer_cache(self, args: ServerArgs) -> PackedCache | None:
         max_bytes = int(args.weights_cache_size * GB)
-        return self.device.packed_cache(cache_dir() / "packed", max_bytes=max_bytes) if max_bytes else None
+        try:
+            return self.device.packed_cache(cache_dir() / "packed", max_bytes=max_bytes) if max_bytes else None
+        except RuntimeError:  # the user has no home
+            return None
 
     def workspace_bytes(self, args: ServerArgs, config: ModelConfig) -> int:
         """0: what a step takes is small beside the model."""

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,21 @@ def test_the_least_recently_used_weights_make_room(tmp_path: Path, library: Kern
     assert cache.open("a") is not None  # and is the newest now
     _stored(cache, parts, "c")
     assert [cache.open(weights) is not None for weights in "abc"] == [True, False, True]
+
+
+def test_weights_of_another_version_go_after_a_day_without_use(
+    cache: PackedCache, library: KernelLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every edit of the code would otherwise leave another copy of the model, up to the size of the cache."""
+    parts = _parts(library)
+    with monkeypatch.context() as patch:
+        patch.setattr(packed_cache, "_code_hash", lambda: "older")
+        old, recent = _stored(cache, parts, "a"), _stored(cache, parts, "b")
+    own = _stored(cache, parts, "c")
+    for path in (old, own):
+        os.utime(path, (0, time.time() - 2 * 86_400))
+    new = _stored(cache, parts, "d")
+    assert {path for path in (old, recent, own, new) if path.exists()} == {recent, own, new}
 
 
 def test_what_is_too_large_or_too_small_for_the_cache_is_not_kept(tmp_path: Path, library: KernelLibrary) -> None:

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from headwater.devices.cpu.kernel_library import KernelLibrary
 from headwater.devices.cpu.packed_file import DamagedFile, PackedFile, Parts, packed_bytes, write_packed
 
 _SUFFIX = ".packed"
+_OTHER_VERSIONS_S = 86_400
 _MIN_BYTES = 16 << 20  # smaller models are packed within milliseconds
 _DEVICES = Path(__file__).parents[1]
 _CODE = (_DEVICES, _DEVICES / "cpu", _DEVICES.parent / "models")  # reads and packs weights
@@ -28,7 +30,10 @@ _log = logging.getLogger(__name__)
 
 
 class PackedCache:
-    """Files of packed weights in `folder`, of `max_bytes` in all; the least recently used ones go."""
+    """Files of packed weights in `folder`, of `max_bytes` in all.
+
+    The least recently used ones go, and those that another version of the code has not used for a day.
+    """
 
     def __init__(self, folder: Path, *, max_bytes: int, library: KernelLibrary, min_bytes: int = _MIN_BYTES) -> None:
         self._folder = folder
@@ -86,23 +91,26 @@ class PackedCache:
         _log.info("packed weights are kept in %s: the next start maps them", self._path(key))
 
     def _make_room(self, size: int) -> None:
-        """Remove what writers have left behind, and the least recently used files. OSError if the disk is too full."""
+        """Remove what writers have left behind, and files that are too many. OSError if the disk is too full."""
         for left in self._folder.glob(".*.tmp"):
             left.unlink(missing_ok=True)
         found = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self._folder.glob(f"*{_SUFFIX}"))
         total = sum(num_bytes for _, num_bytes, _ in found)
-        for _, num_bytes, path in found:
-            if total + size <= self._max_bytes:
-                break
-            path.unlink(missing_ok=True)
-            total -= num_bytes
+        for used_s, num_bytes, path in found:
+            is_old = not path.name.startswith(self._version()) and used_s < time.time() - _OTHER_VERSIONS_S
+            if is_old or total + size > self._max_bytes:
+                path.unlink(missing_ok=True)
+                total -= num_bytes
         if shutil.disk_usage(self._folder).free < 2 * size:
             raise OSError(f"{self._folder} has too little room for {size >> 20} MiB")
 
     def _key(self, weights: str) -> str:
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(f"{self._library.path.name}\n{_code_hash()}\n{weights}".encode())
-        return digest.hexdigest()
+        return f"{self._version()}-{hashlib.blake2b(weights.encode(), digest_size=16).hexdigest()}"
+
+    def _version(self) -> str:
+        """A hash of the code and the instruction set."""
+        made_by = f"{self._library.path.name}\n{_code_hash()}"
+        return hashlib.blake2b(made_by.encode(), digest_size=8).hexdigest()
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}{_SUFFIX}"
