@@ -122,7 +122,7 @@ def test_the_banner_without_kernels_says_so_and_names_the_remedy() -> None:
 
 def test_the_banner_tells_blocks_of_the_file_from_those_made_here() -> None:
     assert "blocks, made while loading" in compute_lines(replace(COMPUTE, is_quantized_here=True))[1]
-    assert "2 threads, each on its core" in compute_lines(replace(COMPUTE, is_pinned=True))[0]
+    assert "2 threads, kept on their cores" in compute_lines(replace(COMPUTE, is_pinned=True))[0]
 
 
 @pytest.mark.parametrize("num_bytes", [10**6, 16 * 10**9])

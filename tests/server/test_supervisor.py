@@ -207,3 +207,15 @@ def test_the_private_directory_is_private_and_goes_away() -> None:
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
         (directory / "engine-0.sock").touch()
     assert not directory.exists()
+
+
+def test_the_cores_of_its_threads_reach_an_engine(tmp_path: Path) -> None:
+    async def run() -> EngineExit:
+        command = engine_that("sys.exit(40 if start.cpus == ((0, 4), (1, 5)) else 41)")
+        supervisor = EngineSupervisor(
+            ServerArgs(model="m"), directory=tmp_path, cpus=((0, 4), (1, 5)), command=command
+        )
+        await supervisor.start()
+        return await asyncio.wait_for(supervisor.run(on_gone=lambda _: None, on_back=lambda _: None), 20)
+
+    assert asyncio.run(run()).code == 40

@@ -293,7 +293,7 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     pin_threads: Annotated[
         Literal["auto", "on", "off"],
         Flag(
-            "Keep each compute thread on a core of its own, and the API process off these cores. auto: with 4 cores or "
+            "Keep compute threads on cores of their own, and the API process off these cores. auto: with 4 cores or "
             "more, if all of them compute.",
             PROCESS,
         ),

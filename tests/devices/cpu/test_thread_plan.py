@@ -1,6 +1,7 @@
 """Which threads are pinned where, on fake machines; and that a pinned pool computes on its cores on this one."""
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -29,14 +30,15 @@ def test_one_thread_for_each_core_and_the_siblings_for_the_api_process(machine: 
 def test_without_siblings_many_cores_spare_one_for_the_api_process(machine: FakeMachine) -> None:
     machine.has_cores(8)
     plan = plan_threads()
-    assert cores_of(plan) == [[0, 1, 2, 3, 4, 5, 6]]
+    assert plan.engines[0].cpus == (tuple(range(7)),) * 7, "a thread whose core others take moves to another one"
     assert plan.api_cpus == (7,)
+    assert cores_of(plan_threads(pinning="on")) == [[0, 1, 2, 3, 4, 5, 6]]
 
 
 def test_without_siblings_few_cores_all_compute(machine: FakeMachine) -> None:
     machine.has_cores(4)
     plan = plan_threads()
-    assert cores_of(plan) == [[0, 1, 2, 3]]
+    assert plan.engines[0].cpus == ((0, 1, 2, 3),) * 4
     assert plan.api_cpus == (), "any"
 
 
@@ -84,6 +86,7 @@ def test_more_threads_than_cores_are_not_pinned(machine: FakeMachine) -> None:
     plan = plan_threads(num_engines=2, threads=3, pinning="on")
     assert cores_of(plan) == [[0, 1, 2], []]
     assert [engine.num_threads for engine in plan.engines] == [3, 3]
+    assert plan.api_cpus == (), "an engine that it restarts may use all"
     assert plan_threads(num_engines=6).engines[5].num_threads == 1
 
 
@@ -110,3 +113,24 @@ def test_pinned_threads_run_on_their_cores_and_the_caller_is_freed_again(library
         assert {cpu} in masks or len(before) == 1, "the worker"
     finally:
         library.pin_threads([])
+
+
+@is_linux
+def test_all_threads_of_a_process_move() -> None:
+    """Those of the tokenizer and of zmq exist before the banner, and stayed on the compute cores."""
+    code = (
+        "import os, threading\n"
+        "from headwater.devices.cpu.thread_plan import confine_process\n"
+        "cpu = max(os.sched_getaffinity(0))\n"
+        "stop = threading.Event()\n"
+        "threads = [threading.Thread(target=stop.wait) for _ in range(3)]\n"
+        "for thread in threads: thread.start()\n"
+        "confine_process([])\n"
+        "confine_process([10_000])\n"
+        "assert os.sched_getaffinity(0) != {10_000}\n"
+        "confine_process([cpu])\n"
+        "masks = [os.sched_getaffinity(int(task)) for task in os.listdir('/proc/self/task')]\n"
+        "stop.set()\n"
+        "assert len(masks) >= 4 and all(mask == {cpu} for mask in masks), masks\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -19,7 +19,7 @@ _LEAST_CORES_FOR_API = 8
 
 @dataclass(frozen=True, slots=True)
 class EngineThreads:
-    """The computing threads of one engine. `cpus[i]` are the CPUs of thread i's core; empty: threads are not pinned."""
+    """The computing threads of one engine. `cpus[i]`: where thread i may run; empty: the threads are not pinned."""
 
     num_threads: int
     cpus: tuple[tuple[int, ...], ...] = ()
@@ -38,7 +38,8 @@ def plan_threads(*, num_engines: int = 1, threads: int | None = None, pinning: P
 
     Engines get different cores, and each engine cores of one NUMA node where that is possible. auto: threads are pinned
     where there are four cores or more, and all of them compute. With fewer threads than cores, the other cores are
-    another's, and another server would pin its threads to the same cores.
+    another's, and another server would pin its threads to the same cores. Without SMT siblings, auto lets a thread move
+    among its engine's cores: kept on one, it would wait while others have that core.
     """
     cores, num_usable = physical_cores(), num_usable_cores()
     is_whole = threads is None and num_usable == len(cores) and num_engines <= len(cores)
@@ -51,8 +52,14 @@ def plan_threads(*, num_engines: int = 1, threads: int | None = None, pinning: P
         num_usable -= 1
     each = threads or max(1, num_usable // num_engines)
     parts = _disjoint(cores, [each] * num_engines)
-    engines = tuple(EngineThreads(each, tuple(core.cpus for core in part)) for part in parts)
+    may_move = pinning == "auto" and not has_siblings
+    engines = tuple(EngineThreads(each, _cpus_of_threads(part, may_move=may_move)) for part in parts)
     return ThreadPlan(engines, _left_over(cores, parts))
+
+
+def _cpus_of_threads(cores: Sequence[Core], *, may_move: bool) -> tuple[tuple[int, ...], ...]:
+    every = tuple(sorted(cpu for core in cores for cpu in core.cpus))
+    return tuple(every if may_move else core.cpus for core in cores)
 
 
 def _disjoint(cores: Sequence[Core], sizes: Iterable[int]) -> list[list[Core]]:
@@ -73,7 +80,12 @@ def _disjoint(cores: Sequence[Core], sizes: Iterable[int]) -> list[list[Core]]:
 
 
 def _left_over(cores: Sequence[Core], parts: Sequence[Sequence[Core]]) -> tuple[int, ...]:
-    """Whole cores on which nothing computes; else the second CPUs of all cores; else none."""
+    """Whole cores on which nothing computes; else the second CPUs of all cores; else none.
+
+    None as well if an engine is not pinned: restarted by the API process, it would be left with that process's CPUs.
+    """
+    if not all(parts):
+        return ()
     computing = {core for part in parts for core in part}
     whole = [cpu for core in cores if core not in computing for cpu in core.cpus]
     return tuple(sorted(whole or (cpu for core in cores for cpu in core.cpus[1:])))
