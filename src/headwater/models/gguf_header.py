@@ -41,12 +41,14 @@ class TensorInfo(NamedTuple):
 class GGUFHeader:
     """A GGUF file and its parsed header.
 
-    `metadata` holds strings, numbers and short arrays of numbers; other arrays are read by `array`. ModelFileError
-    for a file that is no complete little-endian GGUF of version 2 or 3.
+    `metadata` holds strings, numbers and short arrays of numbers; other arrays are read by `array`, unless
+    `with_arrays` puts them into `metadata` as well. ModelFileError for a file that is no complete little-endian GGUF of
+    version 2 or 3.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, with_arrays: bool = False) -> None:
         self.path = path
+        self._with_arrays = with_arrays
         self._file = open_regular(path)  # stays open, so that a file that replaces it is not mixed in
         weakref.finalize(self, self._file.close)
         if self._file.read(4) != b"GGUF":
@@ -112,6 +114,9 @@ class GGUFHeader:
     def _read_entry(self, key: str, kind: int) -> None:
         if kind != _ARRAY:
             self.metadata[key] = self._value(kind, depth=0)
+            return
+        if self._with_arrays:
+            self.metadata[key] = self._array(depth=0)
             return
         begin = self._at
         item_type, count = self._scalar("I"), self._count(f"items of {key}", _MOST_ITEMS)

@@ -102,8 +102,7 @@ def read_gguf_metadata(path: Path) -> dict[str, Any]:
     Reading takes tens of milliseconds, so the API process has its tokenizer before the engine has its weights.
     ModelFileError if the file is not GGUF, is damaged, or has an obsolete version or byte order.
     """
-    header = GGUFHeader(parts_of(path)[0])
-    return header.metadata | {key: header.array(key) for key in header.array_keys}
+    return GGUFHeader(parts_of(path)[0], with_arrays=True).metadata
 
 
 def _build(metadata: Fields) -> TokenizerParts:
