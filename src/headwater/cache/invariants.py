@@ -53,6 +53,8 @@ class _Holders:
             self.private.append(lease.private[: lease.num_private])
             self.private += lease.superseded
             num_pages = self._pin(lease.run.chain()) if lease.run else 0
+            if lease.part is not None:
+                self._pin(lease.part.run.chain())
             assert num_pages == lease.num_shared_pages, "a lease counts other pages than it pins"
         for transfer in self._transfers:
             self._pin(transfer.pinned())

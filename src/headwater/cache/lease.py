@@ -1,5 +1,7 @@
 """A lease: one request's hold on KV pages."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from headwater.cache.page_pool import PageIds
@@ -36,6 +38,15 @@ class TokenSequence:
         return self._buffer[start : self.length if stop is None else min(stop, self.length)]
 
 
+@dataclass(frozen=True, slots=True)
+class PagePart:
+    """The first tokens of a page in the tree, which a lease copies into its first private page."""
+
+    run: Run  # pinned with its chain; a split may move `page` to the run above it
+    page: int
+    num_tokens: int
+
+
 class Lease:
     """Pins on a path of the tree, and the private pages that follow it.
 
@@ -49,6 +60,7 @@ class Lease:
         "num_matched_pages",
         "num_private",
         "num_shared_pages",
+        "part",
         "private",
         "publish_limit",
         "retirements",
@@ -65,6 +77,7 @@ class Lease:
         self.run: Run | None = None  # its device run; None at the root
         self.num_matched_pages = 0  # shared when the lease was acquired: the cache hit
         self.num_shared_pages = 0
+        self.part: PagePart | None = None  # until the step that copies it has ended
         self.private: PageIds = _NO_PAGES  # capacity may exceed num_private
         self.num_private = 0
         self.publish_limit = publish_limit  # pages from this index on are never published

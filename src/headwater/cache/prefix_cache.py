@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from headwater.cache.host_tier import HostTier
-from headwater.cache.lease import NO_LIMIT, Lease, TokenSequence
+from headwater.cache.lease import NO_LIMIT, Lease, PagePart, TokenSequence
 from headwater.cache.lower_tiers import LowerTiers
 from headwater.cache.namespace import Namespace, Scope, Tier
 from headwater.cache.observer import CacheObserver
@@ -18,6 +18,9 @@ from headwater.cache.transfer import Restore
 from headwater.cache.tree_cutter import TreeCutter
 from headwater.clock import Clock
 from headwater.messages.base import TokenIds
+
+
+MIN_PART_TOKENS = 4  # of a page; copying fewer saves no time that can be measured
 
 
 @dataclass(slots=True)
@@ -44,6 +47,7 @@ class PrefixCache:
         clock: Clock,
         is_enabled: bool = True,
         host: HostTier | None = None,
+        min_part_tokens: int = MIN_PART_TOKENS,
     ) -> None:
         self.page_size = page_size
         self.page_bytes = page_bytes
@@ -53,6 +57,7 @@ class PrefixCache:
         self.generation = 0
         self.counters = CacheCounters()
         self.is_enabled = is_enabled
+        self._min_part_tokens = min_part_tokens
         self.leases: set[Lease] = set()
         self.lower = LowerTiers(self.tree, self.tier_pages, self.leases, host=host if is_enabled else None)
         self._cutter = TreeCutter(self.tree, self.tier_pages, self.leases)
@@ -108,6 +113,38 @@ class PrefixCache:
             lease.num_matched_pages = lease.num_shared_pages
             self.lower.saw_hit(lease.node)
         return lease
+
+    def find_part(self, lease: Lease, *, max_cached_tokens: int) -> None:
+        """Find a page of the tree that begins like the next page of `lease`, and pin it as `lease.part`.
+
+        The caller extends the lease, and copies the page into the first new one with the step that it plans now.
+        `settle` drops the pin when that step has ended. For a lease without private pages.
+        """
+        first = lease.num_shared_pages * self.page_size
+        tokens = lease.tokens.view(first, min(first + self.page_size, max_cached_tokens))
+        if not self.is_enabled or len(tokens) < self._min_part_tokens:
+            return
+
+        def may_copy(node: Node) -> bool:
+            run = node.runs.get(Tier.DEVICE)
+            # KV that a step may read unwaited, and that may be stored under the same counters as the rest of the page
+            is_as_fresh = lease.generations is None or node.generations == lease.generations
+            return run is not None and run.arrival is None and is_as_fresh
+
+        min_tokens = self._min_part_tokens
+        found = self.tree.longest_part(lease.node, tokens, min_tokens=min_tokens, may_copy=may_copy)
+        if found is not None:
+            node, num_tokens = found
+            run = node.runs[Tier.DEVICE]
+            lease.part = PagePart(run, page=int(run.pages[0]), num_tokens=num_tokens)
+            for each in run.chain():
+                self._device.pin(each)
+
+    def drop_part(self, lease: Lease) -> None:
+        """Unpin the part of a page that `lease` has found, if there is one. No step in flight copies it."""
+        part, lease.part = lease.part, None
+        for run in part.run.chain() if part is not None else ():
+            self._device.unpin(run)
 
     def restore(self, lease: Lease, *, max_cached_tokens: int) -> Restore | None:
         """Begin to copy the next pages of the lease's prefix from the host to the device, if that is worth it.
@@ -190,7 +227,8 @@ class PrefixCache:
         return changes
 
     def settle(self, lease: Lease) -> None:
-        """Free the copies that `publish` set aside. The caller knows that no step in flight reads them."""
+        """Free the copies that `publish` set aside, and unpin `lease.part`. No step in flight may read them."""
+        self.drop_part(lease)
         for pages in lease.superseded:
             self.pool.free(pages, giver=Owner.PRIVATE)
         lease.superseded.clear()

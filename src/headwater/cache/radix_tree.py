@@ -8,7 +8,8 @@ A run is the pages of one node on one tier, with the number of pins on them. Run
 needs to know whether its runs are still in the tree.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from headwater.cache.namespace import Namespace, Tier
 from headwater.cache.page_pool import PageIds
 from headwater.cache.retirement import Retirement
 from headwater.messages.base import TokenIds
+
+
+_NUM_SIBLINGS = 256  # children that are compared with a prompt, so that a node with thousands costs no more
 
 
 class Run:
@@ -130,6 +134,28 @@ class RadixTree:
             child.num_hits += 1
             node, position = child, position + len(child.tokens)
         return node
+
+    def longest_part(
+        self, node: Node, tokens: TokenIds, *, min_tokens: int, may_copy: Callable[[Node], bool]
+    ) -> tuple[Node, int] | None:
+        """The child of `node` whose first page begins with the most of `tokens`, and how many these are.
+
+        None if there are fewer than `min_tokens`. Looks at the newest children that `may_copy` accepts.
+        """
+        wanted = self.key(tokens)
+        best: Node | None = None
+        num_common = min_tokens - 1
+        head = wanted[: min_tokens * tokens.itemsize]
+        for key, child in islice(reversed(node.children.items()), _NUM_SIBLINGS):
+            if num_common >= len(tokens):
+                break
+            if not key.startswith(head) or not may_copy(child):
+                continue
+            length = min(len(tokens), self.page_size)
+            differs = child.tokens[:length] != tokens[:length]
+            best, num_common = child, int(differs.argmax()) if differs.any() else length
+            head = wanted[: (num_common + 1) * tokens.itemsize]  # only a longer part is of interest
+        return None if best is None else (best, num_common)
 
     def host_path(self, node: Node, tokens: TokenIds) -> list[Node]:
         """The path below `node` along `tokens`, as far as its nodes are on the host and not on the device."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from headwater.cache.host_tier import HostTier
 from headwater.cache.jobs import JobRunner, ThreadJobRunner
-from headwater.cache.prefix_cache import PrefixCache
+from headwater.cache.prefix_cache import MIN_PART_TOKENS, PrefixCache
 from headwater.cache.storage.names import StorageNames
 from headwater.cache.storage.tier import StorageSettings
 from headwater.clock import Clock
@@ -65,6 +65,7 @@ def wire_engine(
     storage_settings: StorageSettings | None = None,
     storage_opener: Callable[..., StorageBackend] = open_backend,
     kv_events: KvEventsSettings | None = None,
+    min_part_tokens: int = MIN_PART_TOKENS,
 ) -> EngineParts:
     """An engine around `runner`, whose facts are in `ready`."""
     cache = PrefixCache(
@@ -74,6 +75,7 @@ def wire_engine(
         clock=clock,
         host=host,
         is_enabled=is_cache_enabled,
+        min_part_tokens=min_part_tokens,
     )
     scheduler = Scheduler(
         cache,

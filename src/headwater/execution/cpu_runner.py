@@ -179,6 +179,8 @@ class CpuRunner:
     def launch(self, plan: StepPlan) -> FinishedStep:
         """Run one step to its end."""
         self._slots.apply(plan)
+        for copy in plan.page_copies:
+            self.kv.memory[copy.target] = self.kv.memory[copy.source]  # whole: as fast as a part of it
         for assignment in plan.assignments:
             self._sampler.assign(assignment)
         if plan.num_decodes == plan.num_rows <= _LOGIT_ROWS:

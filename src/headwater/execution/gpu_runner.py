@@ -12,6 +12,7 @@ import torch
 from headwater.devices.cuda.arrivals import Arrivals
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_greedy
+from headwater.devices.cuda.kernels.page_copy import copy_pages
 from headwater.devices.cuda.layer_gates import GatedAttention, LayerGates
 from headwater.devices.cuda.torch_tensors import torch_dtype
 from headwater.devices.kv_memory import KVLayout, KVMemory
@@ -27,10 +28,11 @@ from headwater.execution.step_graphs import GraphPool, StepGraphs, next_size
 from headwater.execution.step_inputs import MixedInputs
 from headwater.models.decoder import DecoderModel
 from headwater.models.loader import LoadedModel
-from headwater.scheduling.plan import StepPlan
+from headwater.scheduling.plan import PageCopy, StepPlan
 
 # rows of a prompt's logits in memory at once: 64 rows of a vocabulary of 150,000 are 38 MB
 _LOGIT_ROWS = 64
+_COPY_PROGRAMS = 256  # the whole card copies, since the step waits
 _NUM_RESULTS = 3  # steps whose results may be on the host: one being read, one computed, one enqueued
 
 
@@ -79,7 +81,7 @@ class GpuRunner:
         self._result = torch.zeros((2, max_running), dtype=torch.int32, device=place)
         self._results = [pinned((2, max_running), torch.int32, place) for _ in range(_NUM_RESULTS)]
         self._num_launched = 0
-        self._index_ring = StagingRing(place, num_ints=max_running + 16)
+        self._index_ring = StagingRing(place, num_ints=2 * (max_running + 16))
         self._decode_inputs = DecodeInputs(self._slots, rotary=self._rotary)
         self._pool = GraphPool() if device.is_gpu else None
         self._graph_sizes = tuple(graph_sizes)
@@ -157,6 +159,8 @@ class GpuRunner:
         """Enqueue one step."""
         self._device.enter_thread()
         self._slots.apply(plan)
+        if plan.page_copies:
+            self._copy_pages(plan.page_copies)
         for assignment in plan.assignments:
             self._sampler.assign(assignment)
         sampled = np.flatnonzero(plan.samples).astype(np.int32)
@@ -171,6 +175,13 @@ class GpuRunner:
         done = Fence(self._device.torch_device)
         done.record()
         return PendingStep(plan=plan, done=done, sampled=sampled, outcome=outcome, logprobs=tuple(logprobs))
+
+    def _copy_pages(self, copies: Sequence[PageCopy]) -> None:
+        """Enqueue the copies of a step. Nothing else writes their sources, and the step runs behind them."""
+        pairs = np.array([(copy.source, copy.target) for copy in copies], dtype=np.int32)
+        sources, targets = self._index_ring.stage((pairs[:, 0], pairs[:, 1]))
+        words = self.kv.memory.view(torch.int64)
+        copy_pages(words, sources, words, targets, num_programs=_COPY_PROGRAMS)
 
     def recover(self) -> None:
         """Wait for the kernels of a failed step. Raises again after a sticky error of the device."""

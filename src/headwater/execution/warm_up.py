@@ -7,7 +7,7 @@ import numpy as np
 
 from headwater.execution.runner import Runner
 from headwater.messages.generation import SamplingParams
-from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, StepPlan
+from headwater.scheduling.plan import NEWEST_TOKEN, PageCopy, PageUpdate, SlotAssignment, StepPlan
 
 # Prompt tokens of the steps that load kernels. CUDA loads a kernel at its first launch, and the libraries choose other
 # kernels for matrix products of other sizes; otherwise a user's prompt would wait for them.
@@ -77,4 +77,5 @@ def _single_row_plan(
         token_ids=token_ids,
         num_decodes=0 if num_computed == 0 else 1,
         num_outputs=np.zeros(1, dtype=np.int32),
+        page_copies=(PageCopy(source=0, target=0, num_tokens=1),) if pages else (),
     )

@@ -12,6 +12,7 @@ class Counters:
     cached_tokens_device: int = 0
     cached_tokens_host: int = 0
     cached_tokens_storage: int = 0
+    copied_tokens: int = 0  # of those found on the device: in a page that began like the prompt's
     num_refused: int = 0
     num_aborted: int = 0
     num_failed: int = 0  # requests that ended because their step or their arrival raised

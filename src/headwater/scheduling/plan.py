@@ -36,6 +36,17 @@ class PageUpdate(Struct, frozen=True, eq=False):
     pages: npt.NDArray[np.int32]
 
 
+class PageCopy(Struct, frozen=True):
+    """Before a step computes: page `target`, of a slot that enters with it, gets what `source` holds.
+
+    The step reads the first `num_tokens` tokens of it and overwrites the others.
+    """
+
+    source: int
+    target: int
+    num_tokens: int
+
+
 class StepPlan(Struct, frozen=True, eq=False):
     """One forward pass. Rows [0, num_decodes) compute one token each and sample; the rest are prefill chunks.
 
@@ -54,6 +65,7 @@ class StepPlan(Struct, frozen=True, eq=False):
     token_ids: TokenIds  # [sum(num_tokens)], rows one after another; NEWEST_TOKEN in decode rows
     num_decodes: int
     num_outputs: npt.NDArray[np.int32]  # [R] tokens generated before this step's (the position of the noise)
+    page_copies: tuple[PageCopy, ...] = ()
 
     @property
     def num_rows(self) -> int:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from headwater.cache.lease import Lease
 from headwater.messages.generation import LogprobParams
-from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, StepPlan
+from headwater.scheduling.plan import NEWEST_TOKEN, PageCopy, PageUpdate, SlotAssignment, StepPlan
 from headwater.scheduling.request import Request
 
 Row = tuple[Request, int, bool]  # request, tokens, whether it samples
@@ -48,6 +49,7 @@ class PlanBuilder:
         self._decodes: list[Request] = []
         self._chunks: list[Row] = []
         self._assignments: list[SlotAssignment] = []
+        self._page_copies: list[PageCopy] = []
 
     @property
     def is_empty(self) -> bool:
@@ -69,6 +71,13 @@ class PlanBuilder:
                 logprobs=logprobs,
             )
         )
+
+    def copy_part(self, lease: Lease) -> None:
+        """Fill the first private page of `lease` with the part of a page that the lease has found."""
+        part = lease.part
+        if part is not None:
+            target = int(lease.private[0])
+            self._page_copies.append(PageCopy(source=part.page, target=target, num_tokens=part.num_tokens))
 
     def add_decode(self, request: Request) -> None:
         self._decodes.append(request)
@@ -98,6 +107,7 @@ class PlanBuilder:
             token_ids=token_ids,
             num_decodes=len(self._decodes),
             num_outputs=np.array([r.progress.num_launched_samples for r, _, _ in rows], dtype=np.int32),
+            page_copies=tuple(self._page_copies),
         )
 
     @property

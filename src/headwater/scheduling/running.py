@@ -64,7 +64,18 @@ class RunningRequests:
         return bool(self._leaving)
 
     def reserve(self, request: Request, lease: Lease) -> bool:
-        """Extend `lease` to all known tokens and the next one. Each running request keeps a free page to grow into."""
+        """Extend `lease` to all known tokens and the next one. Each running request keeps a free page to grow into.
+
+        If its part of a page is in the way of that, because it is pinned, the lease goes without.
+        """
+        if self._extend_to_all(request, lease):
+            return True
+        if lease.part is None:
+            return False
+        self._cache.drop_part(lease)
+        return self._extend_to_all(request, lease)
+
+    def _extend_to_all(self, request: Request, lease: Lease) -> bool:
         num_tokens = len(request.tokens) + (request.max_new_tokens > 0)  # a full context has no next token
         num_pages = -(-num_tokens // self._cache.page_size) - lease.num_pages
         if self._requests and self._cache.num_available < num_pages + len(self._requests):
@@ -76,6 +87,8 @@ class RunningRequests:
         use = self.slots.enter(request)
         request.lease = lease
         num_cached = lease.num_matched_pages * self._cache.page_size
+        if lease.part is not None:
+            num_cached += lease.part.num_tokens
         request.progress = Progress(
             num_computed=num_cached,
             num_written=num_cached,

@@ -261,6 +261,7 @@ class Scheduler:
             if self.loading.begin(request, lease, max_cached_tokens=num_matchable):
                 self.waiting.remove(request)
                 continue
+            self.cache.find_part(lease, max_cached_tokens=num_matchable)
             if not self.running.reserve(request, lease):
                 self.cache.release(lease)
                 return  # no request overtakes: short prompts cannot starve a long one
@@ -274,10 +275,12 @@ class Scheduler:
             request.started_s = self._clock.now()
             request.weights_versions = [(self.weight_version, 0)]
             num_cached = min(request.progress.num_computed, request.num_prompt_tokens)
+            self.counters.copied_tokens += 0 if lease.part is None else lease.part.num_tokens
             self.loading.attribute_hits(request, num_cached, self.counters)
             self.counters.queue_time_seconds += request.started_s - request.arrived_s
             self._outputs.begin_prompt(request)
         builder.assign(request, use=use)
+        builder.copy_part(lease)
         self._add_chunk(builder, request)
 
     # --- results ------------------------------------------------------------------------------------
@@ -296,7 +299,7 @@ class Scheduler:
             if request is None:
                 continue
             assert request.lease is not None
-            if request.lease.superseded:
+            if request.lease.superseded or request.lease.part is not None:
                 self.cache.settle(request.lease)
             if not is_finite:  # its pages are as bad as its logits and must not be shared
                 self._finish(request, NOT_FINITE)

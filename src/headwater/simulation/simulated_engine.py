@@ -103,6 +103,7 @@ class SimulatedEngine:
             jobs=self.jobs,
             storage_settings=settings,
             storage_opener=self._open_store,
+            min_part_tokens=1,
         )
 
     def _open_store(self, kind: str, **options: Any) -> StorageBackend:

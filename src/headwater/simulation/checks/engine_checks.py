@@ -1,5 +1,6 @@
 """All checks of one simulated engine, connected to it and to each other."""
 
+from headwater.cache.page_pool import Owner
 from headwater.cache.storage.names import StorageNames
 from headwater.messages.base import Answer
 from headwater.messages.control import FlushCache
@@ -83,6 +84,7 @@ class EngineChecks:
             running=lambda: engine.parts.scheduler.running,
             pages_of=engine.runner.pages_of,
             records=engine.runner.records,
+            is_shared=lambda page: engine.parts.cache.pool.owner_of(page) is Owner.TREE,
         )
 
     def _make_control(self, retirements: Retirements) -> ControlPromises:

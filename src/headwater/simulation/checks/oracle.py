@@ -37,10 +37,12 @@ class Oracle:
         running: Callable[[], Iterable[Request]],
         pages_of: Callable[[int, int], Records],
         records: Callable[[npt.NDArray[np.integer]], Records],
+        is_shared: Callable[[int], bool],
     ) -> None:
         self.active: dict[RequestKey, RequestModel] = {}
         self.entered_now: list[RequestModel] = []  # in this turn; `ControlPromises` clears it
         self.num_pages_reused = 0
+        self.num_parts_copied = 0
         self.num_undelivered = 0  # of those that are active
         self._num_delivered = 0
         self._failed: list[RequestModel] = []  # in this turn
@@ -55,6 +57,7 @@ class Oracle:
         self._running = running
         self._pages_of = pages_of  # contents of the first pages of a slot
         self._records = records  # contents of pages
+        self._is_shared = is_shared  # whether a page is in the tree
         self._slots: dict[int, RequestModel] = {}
 
     @property
@@ -150,14 +153,15 @@ class Oracle:
             return
         read = self._records(pages[:num_pages])
         self.num_pages_reused += len(read)
-        marks = read["retired"]
-        if marks.tobytes().strip(b"\0"):  # faster than numpy's `any`
-            retired = marks[(marks > 0) & (marks <= self._acquired_turn(model))]
-            text = f"{model.rid} reads pages that a flush covered in turn"
-            demand(not len(retired), "flushed_is_gone", f"{text} {retired.max(initial=0)}")
-        self._check_owners(model, read)
-        if read["drawn"].tobytes().strip(b"\0"):
-            self._check_drawn(model, read)
+        self._check_reused(model, read)
+
+    def copied(self, slot: int, source: int, read: Records) -> None:
+        model = self._slots[slot]
+        demand(self._is_shared(source), "copy_source_kept", f"{model.rid} copies out of a page that is not cached")
+        is_part = len(read) == model.num_kv % self._page_size
+        demand(is_part, "kv_is_its_own", f"{model.rid} copies {len(read)} tokens to begin at {model.num_kv}")
+        self.num_parts_copied += 1
+        self._check_reused(model, read[None])
 
     def computed(self, slot: int, first: int, tokens: list[int], *, read: bytes, samples: bool) -> None:
         model = self._slots[slot]
@@ -196,6 +200,17 @@ class Oracle:
         collected, after the launch of its last step. The report may come later, since a pause stops launches.
         """
         return self.turn if model.last_turn is None else model.last_turn
+
+    def _check_reused(self, model: RequestModel, read: Records) -> None:
+        """Pages, or a part of one, that a request takes from the cache: no flush covers them, and it may read them."""
+        marks = read["retired"]
+        if marks.tobytes().strip(b"\0"):  # faster than numpy's `any`
+            retired = marks[(marks > 0) & (marks <= self._acquired_turn(model))]
+            text = f"{model.rid} reads pages that a flush covered in turn"
+            demand(not len(retired), "flushed_is_gone", f"{text} {retired.max(initial=0)}")
+        self._check_owners(model, read)
+        if read["drawn"].tobytes().strip(b"\0"):
+            self._check_drawn(model, read)
 
     def _check_owners(self, model: RequestModel, read: Records) -> None:
         for number in set(read["sequence"][:, 0].tolist()):

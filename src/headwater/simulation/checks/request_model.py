@@ -34,6 +34,7 @@ class RequestModel:
         self.is_refused = False  # the engine has refused it, or will in this turn
         self.must_be_refused = False  # the queue was full when it arrived
         self.is_delivered = False  # the engine has read it
+        self.num_cached = 0  # prompt tokens that it found in the cache when it first entered a slot
         self.num_entered = 0  # number of entries into a slot
         self.may_end_early = False  # an abort, pause or update asked for it
         self.has_failed = False  # its step has raised, or its logits were not finite
@@ -65,6 +66,8 @@ class RequestModel:
     def enter(self, known: list[int], num_cached: int, *, weights: str) -> None:
         """Start again with `known` tokens, of which `num_cached` have KV of `weights`. Keeps `known`."""
         self._check_from_scratch()
+        if not self.num_entered:
+            self.num_cached = min(num_cached, len(self.prompt))
         self.num_entered += 1
         self.is_invalid = False
         self.tokens = known
@@ -125,6 +128,10 @@ class RequestModel:
         assert finish is not None and output.meta is not None
         num_named, num_due = len(output.meta.weights_versions), self.num_weights_changes
         is_named = num_named == (num_due + 1 if num_due else 0)
+        meta = output.meta
+        num_counted = meta.cached_device + meta.cached_host + meta.cached_storage
+        text = f"{self.rid} found {self.num_cached} tokens in the cache, told are {num_counted}"
+        demand(num_counted == self.num_cached, "counts_are_right", text)
         demand(is_named, "labels_are_told", f"{self.rid} names {num_named} weights, {num_due} came while it ran")
         if finish.type == "abort":
             is_right = (

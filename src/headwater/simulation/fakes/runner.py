@@ -39,6 +39,10 @@ class StepAudit(Protocol):
         """The pages of the slot from index `first` on are now `pages`."""
         ...
 
+    def copied(self, slot: int, source: int, read: Records) -> None:
+        """The page of the slot that follows its cached pages begins with a copy of `read`, TOKEN[n], out of `source`."""
+        ...
+
     def invalidated(self, slot: int) -> None:
         """The last KV of the request in `slot` is invalid, and so is all that follows from it."""
         ...
@@ -167,9 +171,11 @@ class FakeRunner:
     def launch(self, plan: StepPlan) -> FakeStep:
         assert not self.kv_memory.is_released and not self.weights.is_released, "a step runs without memory"
         self.num_steps += 1
+        taken = [self.kv[copy.source].copy() for copy in plan.page_copies]  # copies do not wait for restores
         if plan.num_decodes < len(plan.slots):  # decodes need not wait
             self.wait_for_restores()
         self._apply_changes(plan)
+        copied = self._copy_pages(plan, taken)
         fault_at = self._take_fault()
         if fault_at == "launch":
             self._fail(plan)
@@ -190,7 +196,7 @@ class FakeRunner:
                 self.audit.computed(slot, first, row_tokens, read=read, samples=samples)
             else:
                 check_written(read)
-            reads.append(pages)
+            reads.append(np.append(pages, copied.pop(slot)) if slot in copied else pages)
             writes.append(pages[first // self._page_size :])
             if self._slots[slot].logprobs is not None:
                 prompt_logprobs |= self._prompt_logprobs(plan, row)
@@ -277,6 +283,21 @@ class FakeRunner:
             self._num_mapped[update.slot] = len(table) if first_unmapped < 0 else first_unmapped
             if self.audit is not None:
                 self.audit.pages_changed(update.slot, update.first, update.pages)
+
+    def _copy_pages(self, plan: StepPlan, taken: list[Records]) -> dict[int, int]:
+        """Write what the copies have `taken` to their targets. Returns the source by slot."""
+        sources: dict[int, int] = {}
+        for copy, page in zip(plan.page_copies, taken, strict=True):
+            slot = next(update.slot for update in plan.page_updates if copy.target in update.pages)
+            sources[slot] = copy.source
+            if self.audit is not None:
+                self.audit.copied(slot, copy.source, page[: copy.num_tokens])
+            index = self._tables[slot].tolist().index(copy.target)
+            page["sequence"] = self._origins[slot][1]
+            page["position"] = np.arange(index * self._page_size, (index + 1) * self._page_size)
+            page["retired"] = 0
+            self.kv[copy.target] = page
+        return sources
 
     def _compute(self, slot: int, first: int, tokens: list[int], *, birth: int) -> tuple[PageIds, bytes]:
         """Write the KV of `tokens` from position `first` on. Returns the pages, and all KV as read back."""

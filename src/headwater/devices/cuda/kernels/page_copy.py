@@ -1,4 +1,4 @@
-"""Copies scattered pages between device memory and registered host memory in one launch."""
+"""Copies scattered pages within device memory, or to and from registered host memory, in one launch."""
 
 # Triton kernels are no plain Python: their launch options and arithmetic are unknown to a type checker.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
@@ -23,8 +23,8 @@ def copy_pages(
 ) -> None:
     """target[target_pages[i]] = source[source_pages[i]] on the current stream.
 
-    `source` and `target` are int64[pages, words], one on the device and one in host memory that the driver has
-    mapped, rows of the same stride in both; the page lists are int32 on the device.
+    `source` and `target` are int64[pages, words] on the device or in host memory that the driver has mapped, rows of
+    the same stride in both; the page lists are int32 on the device.
     """
     words, stride = source.shape[1], source.stride(0)
     assert target.shape[1] == words and target.stride(0) == stride and len(source_pages) == len(target_pages)
