@@ -8,11 +8,12 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from headwater.cache.invariants import check_invariants
 from headwater.cache.lease import TokenSequence
 from headwater.cache.namespace import Namespace, Scope
+from headwater.cache.page_pool import Owner
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.clock import ManualClock
 
-PAGE = 2
-TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=14)
+PAGE = 3
+TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=20)
 SALTS = st.sampled_from(["", "a"])
 
 
@@ -27,7 +28,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cache = PrefixCache(num_pages=12, page_size=PAGE, page_bytes=1, clock=ManualClock())
+        self.cache = PrefixCache(num_pages=12, page_size=PAGE, page_bytes=1, clock=ManualClock(), min_part_tokens=1)
         self.content: dict[int, tuple] = {}  # page -> (namespace, token path, time written)
         self.time = 0
         self.retired: list[tuple[int, Scope]] = []
@@ -39,6 +40,8 @@ class CacheMachine(RuleBasedStateMachine):
         sequence = TokenSequence(np.array(tokens, dtype=np.int32))
         lease = self.cache.acquire(namespace, sequence, max_cached_tokens=len(tokens) - 1, no_store=no_store)
         self.check_pages(lease, namespace, tokens)
+        self.cache.find_part(lease, max_cached_tokens=len(tokens) - 1)
+        self.check_part(lease, namespace, tokens)
         needed = len(tokens) // PAGE + 1 - lease.num_pages
         if self.cache.extend(lease, needed) is None:
             assert self.cache.num_available < needed
@@ -57,6 +60,20 @@ class CacheMachine(RuleBasedStateMachine):
                 if at >= written and scope.has_namespace(space):
                     limit = scope.limit_for(np.array(tokens, dtype=np.int32), PAGE)
                     assert limit is None or index < limit, "a retired page was matched"
+
+    def check_part(self, lease, namespace, tokens):
+        """The part is the beginning of a page in the tree, which no retirement has covered."""
+        if lease.part is None:
+            return
+        first, num_tokens = lease.num_shared_pages * PAGE, lease.part.num_tokens
+        space, path, written = self.content[lease.part.page]
+        assert space == namespace and 0 < num_tokens < PAGE and first + num_tokens < len(tokens)
+        assert path[: first + num_tokens] == tuple(tokens[: first + num_tokens])
+        assert self.cache.pool.owner_of(lease.part.page) is Owner.TREE
+        for at, scope in self.retired:
+            if at >= written and scope.has_namespace(space):
+                limit = scope.limit_for(np.array(path, dtype=np.int32), PAGE)
+                assert limit is None or lease.num_shared_pages < limit, "a part of a retired page was found"
 
     @rule(pair=leases, share=st.floats(0, 1))
     def publish(self, pair, share):

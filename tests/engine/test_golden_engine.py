@@ -139,6 +139,7 @@ class RealEngine:
             ),
             clock=self.clock,
             host=host,
+            min_part_tokens=1,
         )
 
     def send(self, message) -> None:
@@ -215,7 +216,7 @@ def test_text_is_transformers_under_sharing_retraction_restores_and_flushes(name
         for index, text in enumerate(expected):
             assert engine.tokens[f"{lap}-{index}"] == text, f"prompt {index}, lap {lap}"
     counters = engine.parts.scheduler.counters
-    assert counters.num_retractions > 0 and counters.cached_tokens_device > 0
+    assert counters.num_retractions > 0 and counters.cached_tokens_device > 0 and counters.copied_tokens > 0
     if num_host_pages:
         assert counters.cached_tokens_host > 0 and counters.num_parked > 0
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from headwater.execution.cpu_runner import CpuRunner
 from headwater.messages.generation import LogprobParams, SamplingParams, TokenLogprob
-from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, StepPlan, StepResult
+from headwater.scheduling.plan import NEWEST_TOKEN, PageCopy, PageUpdate, SlotAssignment, StepPlan, StepResult
 
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -36,6 +36,8 @@ class StepDriver:
         self._random = np.random.default_rng(seed)
         self._free_pages = self._random.permutation(runner.kv.num_pages).tolist()
         self._assignments: list[SlotAssignment] = []
+        self._copies: list[PageCopy] = []
+        self._updates: list[PageUpdate] = []
         self._num_uses = 0
         self.num_steps = 0
 
@@ -64,10 +66,20 @@ class StepDriver:
         )
         return sequence
 
+    def share(self, request: DrivenRequest, other: DrivenRequest, num_tokens: int) -> None:
+        """Let `request` begin behind `num_tokens` of `other`: on its whole pages, and on a copy of a part of the next."""
+        num_pages, num_more = divmod(num_tokens, self.runner.kv.layout.page_size)
+        request.pages = other.pages[:num_pages]
+        if num_more:
+            request.pages.append(self._free_pages.pop())
+            self._copies.append(PageCopy(other.pages[num_pages], request.pages[-1], num_more))
+        self._updates.append(PageUpdate(request.slot, 0, np.array(request.pages, dtype=np.int32)))
+        request.num_computed = num_tokens
+
     def step(self, rows: Sequence[tuple[DrivenRequest, int]]) -> StepResult:
         """One step: (sequence, number of tokens) per row; decodes first."""
         rows = sorted(rows, key=lambda row: row[0].is_prefilling)
-        token_ids, updates, samples = [], [], []
+        token_ids, updates, samples = [], self._updates, []
         for sequence, num_tokens in rows:
             end = sequence.num_computed + num_tokens
             if sequence.is_prefilling:
@@ -88,8 +100,9 @@ class StepDriver:
             token_ids=np.array(token_ids, dtype=np.int32),
             num_decodes=sum(not sequence.is_prefilling for sequence, _ in rows),
             num_outputs=np.array([len(sequence.outputs) for sequence, _ in rows], dtype=np.int32),
+            page_copies=tuple(self._copies),
         )
-        self._assignments = []
+        self._assignments, self._copies, self._updates = [], [], []
         self.num_steps += 1
         result = self.runner.launch(plan).collect()
         for row, (sequence, num_tokens) in enumerate(rows):

@@ -177,3 +177,28 @@ def test_sizes_of_nothing_are_refused_by_name(tiny: tuple[Path, PreTrainedModel]
     folder, _ = tiny
     with pytest.raises(ValueError, match=name):
         _runner(folder, **{name: value})
+
+
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "float8_e4m3fn"])
+def test_a_copied_part_of_a_page_gives_the_same_bits_as_computing_it(tiny: tuple[Path, PreTrainedModel], kv_dtype: str) -> None:
+    """Whole pages shared or not, one token copied or all but one: logits and KV are those of a whole prefill."""
+    device = CpuDevice()
+    loaded = load_model(resolve_model(str(tiny[0])), device=device, dtype="float32")
+    layout = loaded.kv_layout(page_size=8, dtype=kv_dtype)
+    runner = CpuRunner(loaded, device, layout=layout, num_pages=64, max_running=8)
+    driver = StepDriver(runner)
+    wanted = LogprobParams(top=3)
+    other = driver.add([*PROMPT[:23], 7, *PROMPT[24:]], slot=0)
+    driver.run([other], num_outputs=2)
+    whole = driver.add(PROMPT, slot=1, logprobs=wanted)
+    driver.run([whole], num_outputs=6)
+    for slot, num_shared in enumerate((1, 5, 17, 23), start=2):
+        request = driver.add(PROMPT, slot=slot, logprobs=wanted)
+        driver.share(request, other, num_shared)
+        driver.run([request], num_outputs=6, chunk=9)
+        assert (request.outputs, request.logprobs) == (whole.outputs, whole.logprobs)
+        at = np.arange(len(PROMPT))
+        found, right = ((np.array(it.pages)[at // 8], slice(None), slice(None), slice(None), at % 8) for it in (request, whole))
+        assert np.array_equal(runner.kv.pages[found], runner.kv.pages[right])
+        if runner.kv.exponents is not None:
+            assert np.array_equal(runner.kv.exponents[found], runner.kv.exponents[right])

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from step_driver import GREEDY, StepDriver
 from transformers import PreTrainedModel
 
@@ -17,7 +18,7 @@ from headwater.execution.cpu_runner import CpuRunner
 from headwater.execution.gpu_runner import GpuRunner
 from headwater.messages.generation import LogprobParams, SamplingParams
 from headwater.models.loader import load_model, resolve_model
-from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, StepPlan
+from headwater.scheduling.plan import NEWEST_TOKEN, PageCopy, PageUpdate, SlotAssignment, StepPlan
 from tiny_models import VOCAB_SIZE, greedy_text, make_tiny_model
 
 pytestmark = [
@@ -103,6 +104,36 @@ def test_a_step_is_launched_before_the_one_it_needs_is_collected(tiny: tuple[Pat
         handles.append(runner.launch(_plan(len(PROMPT) + step - 1, 3, newest)))
     outputs = [int(handle.collect().tokens[0]) for handle in handles[-2:]]  # the loop has no more than two at once
     assert outputs == greedy_text(reference, PROMPT, 4)[-2:]
+
+
+@pytest.mark.parametrize("kv_dtype", ["float32", "float8_e4m3fn"])
+def test_a_part_of_a_page_is_copied_behind_a_step_in_flight(tiny: tuple[Path, PreTrainedModel], kv_dtype: str) -> None:
+    """The copy is enqueued between two steps: it sees what the first writes, and the second sees the copy."""
+    folder, reference = tiny
+    device = _device()
+    loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32")
+    layout = loaded.kv_layout(page_size=4, dtype=kv_dtype)
+    runner = GpuRunner(
+        loaded, device, layout=layout, num_pages=64, max_running=8, max_context=64, prompt_graph_sizes=PROMPT_SIZES
+    )
+    runner.kv.memory.fill_(0xFF)  # NaN, in case anything is read that was not copied
+    prompt, table = np.array(PROMPT[:15], dtype=np.int32), np.arange(5, dtype=np.int32)
+    first = SlotAssignment(3, 1, GREEDY, prompt, len(prompt), ())
+    second = SlotAssignment(5, 1, GREEDY, prompt, len(prompt), ())
+    handles = [runner.launch(_plan(0, 3, prompt, (first,), (PageUpdate(3, 0, table),)))]
+    for num_copied, target in ((2, 40), (1, 50)):  # of the page at position 12; the table shares the three before it
+        pages = PageUpdate(5, 0, np.array([0, 1, 2, target], dtype=np.int32))
+        plan = _plan(12 + num_copied, 5, prompt[12 + num_copied :], (second,), (pages,))
+        copies = (PageCopy(source=3, target=target, num_tokens=num_copied),)
+        handles.append(runner.launch(structs.replace(plan, page_copies=copies)))
+    tokens = [int(handle.collect().tokens[0]) for handle in handles[1:]]
+    assert tokens == [int(handles[0].collect().tokens[0])] * 2 or kv_dtype != "float32"
+    if kv_dtype == "float32":
+        assert tokens == greedy_text(reference, PROMPT[:15], 1) * 2
+    memory = runner.kv.memory.view(torch.int64)
+    for target in (40, 50):
+        assert torch.equal(runner.kv.pages[target, ..., :1, :], runner.kv.pages[3, ..., :1, :])
+        assert memory.shape[1] * 8 == layout.page_bytes
 
 
 def test_new_kv_memory_is_what_all_steps_use(tiny: tuple[Path, PreTrainedModel]) -> None:

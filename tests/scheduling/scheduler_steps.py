@@ -54,10 +54,13 @@ class Steps:
         max_context: int = 128,
         eos: tuple[int, ...] = (),
         policy: str = "fcfs",
+        min_part_tokens: int = PAGE,
         **scheduler: object,
     ) -> None:
         self.clock = ManualClock()
-        self.cache = PrefixCache(num_pages=num_pages, page_size=PAGE, page_bytes=64, clock=self.clock)
+        self.cache = PrefixCache(
+            num_pages=num_pages, page_size=PAGE, page_bytes=64, clock=self.clock, min_part_tokens=min_part_tokens
+        )
         limits = SchedulerLimits(
             max_running=max_running,
             max_step_tokens=max_step_tokens,
