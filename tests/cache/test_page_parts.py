@@ -156,7 +156,8 @@ def test_kv_from_before_a_flush_of_the_store_does_not_get_into_pages_that_may_be
     fill(cache, [1, 2, 3, 4, 5, 6, 7, 8])
     (child,) = cache.tree.roots[NS].children.values()
     lease = cache.acquire(NS, TokenSequence(ids([1, 2, 3, 4, 0, 0])), max_cached_tokens=5)
-    for of_page, of_lease, is_found in (((1,), (2,), False), (None, (1,), False), ((1,), (1,), True), ((1,), None, True)):
+    cases = (((1,), (2,), False), (None, (1,), False), ((1,), (1,), True), ((1,), None, True))
+    for of_page, of_lease, is_found in cases:
         child.generations, lease.generations = of_page, of_lease
         cache.find_part(lease, max_cached_tokens=5)
         assert (lease.part is not None) is is_found

@@ -67,7 +67,7 @@ class StepDriver:
         return sequence
 
     def share(self, request: DrivenRequest, other: DrivenRequest, num_tokens: int) -> None:
-        """Let `request` begin behind `num_tokens` of `other`: on its whole pages, and on a copy of a part of the next."""
+        """Let `request` begin behind `num_tokens` of `other`: on its whole pages, and on a copy of a part of one."""
         num_pages, num_more = divmod(num_tokens, self.runner.kv.layout.page_size)
         request.pages = other.pages[:num_pages]
         if num_more:

@@ -19,8 +19,7 @@ from headwater.cache.tree_cutter import TreeCutter
 from headwater.clock import Clock
 from headwater.messages.base import TokenIds
 
-
-MIN_PART_TOKENS = 4  # of a page; copying fewer saves no time that can be measured
+MIN_PART_TOKENS = 4  # of a page; fewer are soon computed, and often only the beginning of a chat template
 
 
 @dataclass(slots=True)

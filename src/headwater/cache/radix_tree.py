@@ -18,7 +18,6 @@ from headwater.cache.page_pool import PageIds
 from headwater.cache.retirement import Retirement
 from headwater.messages.base import TokenIds
 
-
 _NUM_SIBLINGS = 256  # children that are compared with a prompt, so that a node with thousands costs no more
 
 

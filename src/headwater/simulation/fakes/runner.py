@@ -40,7 +40,7 @@ class StepAudit(Protocol):
         ...
 
     def copied(self, slot: int, source: int, read: Records) -> None:
-        """The page of the slot that follows its cached pages begins with a copy of `read`, TOKEN[n], out of `source`."""
+        """The page behind the slot's cached ones begins with a copy of `read`, TOKEN[n], out of page `source`."""
         ...
 
     def invalidated(self, slot: int) -> None:

@@ -41,7 +41,7 @@ def parts_are_a_token_too_long() -> list[Patch]:
     return _change_part(longer)
 
 
-@mutant()
+@mutant(seed=5)
 def parts_are_not_pinned() -> list[Patch]:
     """The page whose part is copied may be evicted and reused before its copy."""
     right_find, right_drop = PrefixCache.find_part, PrefixCache.drop_part
@@ -107,7 +107,7 @@ def parts_are_found_before_and_copied_after_a_flush() -> list[Patch]:
     return [(RadixTree, "longest_part", longest_part)]
 
 
-@mutant(profile="tiers")
+@mutant(profile="tiers", seed=3)
 def parts_of_arriving_pages_are_copied() -> list[Patch]:
     """A part is copied out of a page that a restore still writes."""
     right = RadixTree.longest_part
@@ -122,7 +122,7 @@ def parts_of_arriving_pages_are_copied() -> list[Patch]:
     return [(RadixTree, "longest_part", longest_part)]
 
 
-@mutant(profile="store")
+@mutant(profile="store", seed=30)
 def parts_from_before_a_flush_of_the_store_are_stored() -> list[Patch]:
     """A page that begins with KV from before a flush of the store is stored after it."""
     right = RadixTree.longest_part
