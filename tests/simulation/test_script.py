@@ -43,7 +43,7 @@ def test_pages_of_after_a_flush_are_shared_with_who_started_before_it(is_async):
         assert new.meta.cached_device == 0
         third = s.start("third", PROMPT, 4)
         yield from s.end_of(third)
-        assert third.meta.cached_device == 39, "whole pages, and three of four tokens of the last"
+        assert third.meta.cached_device == 36
         yield from s.end_of(old)
 
     run_script(script, EngineShape(is_async=is_async))

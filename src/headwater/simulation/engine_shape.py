@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from headwater.cache.host_tier import WritePolicy
+from headwater.cache.prefix_cache import MIN_PART_TOKENS
 from headwater.cache.storage.tier import PrefetchPolicy
 from headwater.messages.state import EngineReady
 from headwater.scheduling.scheduler import SchedulerLimits
@@ -27,6 +28,7 @@ class EngineShape:
     policy: SchedulePolicy = "fcfs"
     eos_token_ids: tuple[int, ...] = ()
     is_cache_enabled: bool = True
+    min_part_tokens: int = MIN_PART_TOKENS  # of a page that a hit may end in
     num_host_pages: int = 0
     write_policy: WritePolicy = WritePolicy.WRITE_THROUGH
     max_copy_polls: int = 0  # most turns of a copy

@@ -103,7 +103,7 @@ class SimulatedEngine:
             jobs=self.jobs,
             storage_settings=settings,
             storage_opener=self._open_store,
-            min_part_tokens=1,
+            min_part_tokens=self.shape.min_part_tokens,
         )
 
     def _open_store(self, kind: str, **options: Any) -> StorageBackend:

@@ -113,6 +113,7 @@ class Workload:
             prefill_chunk_tokens=source.choice([7, 32]),
             max_queued=source.choice([6, 40]),
             max_context=80,
+            min_part_tokens=1,
             is_async=source.random() < 0.5,
             policy=source.choice(["fcfs", "lpm"]),
             eos_token_ids=tuple(source.sample(range(VOCAB_SIZE), 30)),
