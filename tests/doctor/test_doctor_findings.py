@@ -5,6 +5,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from fake_pc import AVX2_FLAGS, make_pc
 
 from fake_machine import FakeMachine
 from headwater.devices.cpu import kernel_build
@@ -12,6 +13,11 @@ from headwater.devices.cpu.kernel_build import INSTRUCTION_SETS, library_name
 from headwater.doctor import machine
 from headwater.doctor.finding import Level
 from headwater.doctor.kernels import kernels
+
+
+@pytest.fixture
+def pc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
+    return make_pc(tmp_path, monkeypatch)
 
 
 def test_the_processor_and_what_would_compute(pc: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,8 +40,10 @@ def test_kernels_that_are_not_compiled_yet(pc: FakeMachine) -> None:
     """The first start would take a minute, and nobody would know why."""
     found, library = kernels()
     assert (found.level, library) == (Level.NOTE, None)
-    assert "avx2 (the best of avx2), not compiled yet" in found.text
+    assert "avx2 (the only set that it has), not compiled yet" in found.text
     assert "kernel_build" in found.remedy
+    assert found.facts["usable"] == ["avx2"]
+    assert found.facts["flags"] == ["abm", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"], "those that sets need"
 
 
 def test_no_compiler_is_a_problem(pc: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +79,9 @@ def test_a_wish_that_cannot_be_met_is_a_problem(
 def test_the_choice_says_why(pc: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADWATER_CPU_ISA", "avx2")
     assert "avx2 (by HEADWATER_CPU_ISA)" in kernels()[0].text
+    monkeypatch.delenv("HEADWATER_CPU_ISA")
+    pc.write("proc/cpuinfo", f"flags\t: {AVX2_FLAGS} avx_vnni")
+    assert "avx_vnni (the best of avx_vnni, avx2)" in kernels()[0].text
     monkeypatch.setenv("HEADWATER_NATIVE", "0")
     found, _ = kernels()
     assert (found.level, found.remedy) == (Level.NOTE, "unset HEADWATER_NATIVE")

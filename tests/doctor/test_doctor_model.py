@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from fake_pc import make_pc
 
 from fake_machine import FakeMachine
 from headwater.devices.cpu.machine_speed import MachineSpeed
@@ -24,6 +25,11 @@ CONFIG = {
     "max_position_embeddings": 256,
     "eos_token_id": 2,
 }
+
+
+@pytest.fixture
+def pc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
+    return make_pc(tmp_path, monkeypatch)
 
 
 def write_folder(folder: Path, **changes: object) -> Path:

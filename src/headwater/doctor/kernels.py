@@ -1,8 +1,9 @@
-"""The CPU kernels that `serve` would use, and what the machine does with them at best."""
+"""The CPU kernels that `serve` would use."""
 
 import os
 
 from headwater.devices.cpu.kernel_build import (
+    INSTRUCTION_SETS,
     PACKAGED,
     chosen_instruction_set,
     find,
@@ -10,6 +11,7 @@ from headwater.devices.cpu.kernel_build import (
     usable_instruction_sets,
 )
 from headwater.devices.cpu.kernel_library import REMEDY, KernelLibrary, are_kernels_wanted
+from headwater.devices.cpu.topology import cpu_flags
 from headwater.doctor.finding import Finding, Level
 
 _BUILD = "python -m headwater.devices.cpu.kernel_build"
@@ -18,7 +20,9 @@ _BUILD = "python -m headwater.devices.cpu.kernel_build"
 def kernels() -> tuple[Finding, KernelLibrary | None]:
     """The choice of instruction set and library, and the library. Compiles nothing."""
     usable = [isa.name for isa in usable_instruction_sets()]
+    known_flags = frozenset[str]().union(*(isa.flags for isa in INSTRUCTION_SETS.values()))
     facts = {
+        "flags": sorted(cpu_flags() & known_flags),
         "usable": usable,
         "HEADWATER_CPU_ISA": os.environ.get("HEADWATER_CPU_ISA"),
         "HEADWATER_NATIVE": os.environ.get("HEADWATER_NATIVE"),
@@ -35,7 +39,9 @@ def kernels() -> tuple[Finding, KernelLibrary | None]:
         text = f"none are written for this processor: {slow}"
         return Finding("kernels", text, Level.NOTE, "take a processor with AVX2, or Arm with dotprod", facts), None
     facts["chosen"] = isa.name
-    why = "by HEADWATER_CPU_ISA" if facts["HEADWATER_CPU_ISA"] else f"the best of {', '.join(usable)}"
+    why = f"the best of {', '.join(usable)}" if len(usable) > 1 else "the only set that it has"
+    if facts["HEADWATER_CPU_ISA"]:
+        why = "by HEADWATER_CPU_ISA"
     path = find(isa)
     facts["library"] = None if path is None else str(path)
     if path is None:

@@ -2,6 +2,7 @@
 
 import platform
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,8 @@ def examine(*, model_name: str | None = None, port: int) -> Report:
 
 def _installation() -> Finding:
     system = f"{platform.system()} {platform.release()}"
+    with suppress(OSError):  # not Linux, or a very small one
+        system += f" ({platform.freedesktop_os_release()['PRETTY_NAME']})"
     return Finding(
         "version",
         f"Headwater {version()}, Python {platform.python_version()}, {system}",

@@ -11,8 +11,7 @@ from headwater.doctor import kernels, machine
 AVX2_FLAGS = "fpu avx2 fma f16c bmi1 bmi2 movbe abm"
 
 
-@pytest.fixture
-def pc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
+def make_pc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     """Four cores with siblings, 8 GiB free, no GPU, a compiler, no kernels and no model yet."""
     pc = FakeMachine(tmp_path / "root", monkeypatch)
     pc.has_cores(4, num_siblings=2)
