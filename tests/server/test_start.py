@@ -9,7 +9,7 @@ import pytest
 NEVER = {"torch", "transformers", "gguf", "redis", "rich", "huggingface_hub"}
 NEVER_IN = {
     "headwater.launch.assembly": NEVER | {"asyncio", "tokenizers", "click"},
-    "headwater.server.api_process": NEVER,
+    "headwater.server.api_process": NEVER | {"numpy"},
 }
 RECORDS_THE_ORDER = """
 import asyncio, pathlib, sys

@@ -5,9 +5,7 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 import msgspec
-import numpy as np
 
-from headwater.messages.base import unpack_ids
 from headwater.messages.cache import AttachStorage, DetachStorage, PinPrefix, UnpinPrefix
 from headwater.messages.control import ContinueGeneration, FlushCache, PauseGeneration
 from headwater.messages.two_phase import Change
@@ -40,8 +38,7 @@ class DesiredPin:
             return False
         if flush.prefix_ids is None:
             return True
-        asked, held = unpack_ids(flush.prefix_ids), unpack_ids(self.message.prompt_ids)
-        return len(asked) <= len(held) and bool(np.array_equal(asked, held[: len(asked)]))
+        return self.message.prompt_ids.startswith(flush.prefix_ids)  # of both, an id is four bytes
 
 
 @dataclass(frozen=True, slots=True)

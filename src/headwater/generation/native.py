@@ -1,12 +1,11 @@
 """The work of /generate, for the HTTP route and the Python API."""
 
 import uuid
+from array import array
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from headwater.generation.answer_fields import Json
 from headwater.generation.errors import bad_request
@@ -67,7 +66,7 @@ class NativeApi:
             raise bad_request("text", "text: exactly one of text and input_ids is needed")
         if request.input_ids is not None:
             ids = request.input_ids
-            is_batch = len(ids) > 0 and isinstance(ids[0], list | np.ndarray)
+            is_batch = len(ids) > 0 and isinstance(ids[0], list | array)
             prompts: Any = ids if is_batch else [ids]
         else:
             is_batch = isinstance(request.text, list)

@@ -3,11 +3,11 @@
 import contextlib
 import logging
 import secrets
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import msgspec
-import numpy as np
 from pydantic import ValidationError
 
 from headwater.generation.body import Names
@@ -15,10 +15,10 @@ from headwater.generation.errors import bad_request
 from headwater.generation.model_facts import ModelFacts
 from headwater.generation.request_schemas import SamplingFields
 from headwater.generation.validation import first_outside
-from headwater.messages.base import TokenIds
+from headwater.messages.base import TokenArray
 from headwater.messages.generation import SamplingParams
 
-PromptTokens = Sequence[int] | TokenIds  # not checked yet
+PromptTokens = Sequence[int] | TokenArray  # not checked yet
 
 SEED_MASK = (1 << 63) - 1
 _SHARED_NAMES = tuple(name for name in SamplingFields.model_fields if name in SamplingParams.__struct_fields__)
@@ -43,13 +43,13 @@ def usable_defaults(recommended: Mapping[str, float]) -> dict[str, float]:
     return usable
 
 
-def check_prompt(prompt_ids: PromptTokens, model: ModelFacts, *, param: str, is_prefill: bool) -> TokenIds:
+def check_prompt(prompt_ids: PromptTokens, model: ModelFacts, *, param: str, is_prefill: bool) -> TokenArray:
     """The prompt as an array. InvalidRequest if it is empty, has ids outside the vocabulary or exceeds the context."""
     if not len(prompt_ids):
         raise bad_request(param, f"{param}: must not be empty; at least one token is needed")
     ids: PromptTokens = prompt_ids
     with contextlib.suppress(OverflowError):  # an id outside any vocabulary is found below
-        ids = np.asarray(prompt_ids, dtype=np.int32)
+        ids = _as_array(prompt_ids)
     if (outside := first_outside(ids, model.vocab_size)) is not None:
         message = f"{param}: token ids must be from 0 to {model.vocab_size - 1}, got {outside} (out-of-vocabulary)"
         raise bad_request(param, message)
@@ -60,7 +60,11 @@ def check_prompt(prompt_ids: PromptTokens, model: ModelFacts, *, param: str, is_
             f"({model.max_context} tokens); a prompt may have at most {longest} tokens here"
         )
         raise bad_request(param, message, code="context_length_exceeded")
-    return np.asarray(ids, dtype=np.int32)
+    return _as_array(ids)
+
+
+def _as_array(token_ids: PromptTokens) -> TokenArray:
+    return token_ids if isinstance(token_ids, array) else array("i", token_ids)
 
 
 def fit(sampling: SamplingParams, num_prompt_tokens: int, model: ModelFacts) -> SamplingParams:

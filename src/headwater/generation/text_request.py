@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from headwater.messages.base import TokenIds
+from headwater.messages.base import TokenArray
 from headwater.messages.generation import LogprobParams, RequestOptions, SamplingParams
 
 NO_OPTIONS = RequestOptions()
@@ -25,7 +25,7 @@ class TextRequest:
     """
 
     rid: str
-    prompt_ids: TokenIds  # n >= 1
+    prompt_ids: TokenArray  # n >= 1
     sampling: SamplingParams
     logprobs: LogprobParams | None = None
     options: RequestOptions = NO_OPTIONS

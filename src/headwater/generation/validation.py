@@ -4,11 +4,9 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import AfterValidator, BeforeValidator, Field, ValidatorFunctionWrapHandler, WrapValidator
 
-from headwater.messages.base import TokenIds, is_timeout
+from headwater.messages.base import TokenArray, is_timeout
 
 MAX_N = 128
 MAX_STOP_STRINGS = 32
@@ -130,14 +128,11 @@ LogprobTokenIds = Annotated[list[int], AfterValidator(_bounded(MAX_LOGPROB_TOKEN
 LogitBias = Annotated[dict[int, float], AfterValidator(check_logit_bias)]
 
 
-def first_outside(token_ids: Sequence[int] | npt.NDArray[Any], vocab_size: int) -> int | None:
+def first_outside(token_ids: Sequence[int] | TokenArray, vocab_size: int) -> int | None:
     """The first id that is not in [0, vocab_size), or None."""
-    if isinstance(token_ids, np.ndarray):
-        if not len(token_ids) or (token_ids.min() >= 0 and token_ids.max() < vocab_size):
-            return None
-    elif not token_ids or (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+    if not token_ids or (min(token_ids) >= 0 and max(token_ids) < vocab_size):
         return None
-    return next(int(token_id) for token_id in token_ids if not 0 <= token_id < vocab_size)
+    return next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
 
 
 def read_prompt_ids(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
@@ -153,10 +148,10 @@ def read_prompt_ids(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
     return read(value)
 
 
-def _int32_array(token_ids: Any) -> TokenIds:
+def _int32_array(token_ids: Any) -> TokenArray:
     if not isinstance(token_ids, list):
         raise TypeError("not a list")
-    return np.frombuffer(array("i", token_ids), dtype=np.int32)
+    return array("i", token_ids)
 
 
 def timeout_seconds(value: Any, max_s: float) -> float:

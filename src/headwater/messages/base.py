@@ -1,27 +1,36 @@
 """The base of all messages, and token ids as bytes.
 
 Token ids travel as packed int32 (`pack_ids`, `unpack_ids`), so that a prompt of 100,000 tokens costs a copy and not
-100,000 objects.
+100,000 objects. The API process holds them as `TokenArray`: numpy would take a tenth of its start.
 """
 
+from array import array
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
-TokenIds = npt.NDArray[np.int32]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    TokenIds = npt.NDArray[np.int32]
+    TokenArray = array[int]  # of type "i": int32
+else:
+    TokenIds, TokenArray = Any, array
 
 
-def pack_ids(token_ids: Iterable[int] | TokenIds) -> bytes:
-    """Token ids as little-endian int32 bytes."""
-    if not isinstance(token_ids, np.ndarray):
-        token_ids = np.fromiter(token_ids, dtype="<i4")
-    return token_ids.astype("<i4", copy=False).tobytes()
+def pack_ids(token_ids: "Iterable[int] | TokenArray | TokenIds") -> bytes:
+    """Token ids as int32 bytes, little-endian as all processors that Headwater runs on."""
+    if hasattr(token_ids, "astype"):
+        return token_ids.astype("<i4", copy=False).tobytes()  # type: ignore[union-attr]  # numpy's
+    return (token_ids if isinstance(token_ids, array) else array("i", token_ids)).tobytes()
 
 
 def unpack_ids(packed: bytes) -> TokenIds:
     """The inverse of `pack_ids`. int32[n], read-only."""
+    import numpy as np
+
     return np.frombuffer(packed, dtype="<i4")
 
 

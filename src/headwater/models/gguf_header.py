@@ -11,11 +11,12 @@ import struct
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headwater.models.model_files import ModelFileError, open_regular, read_into
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -68,8 +69,10 @@ class GGUFHeader:
         """Keys of the arrays that `metadata` leaves out."""
         return tuple(self._positions)
 
-    def read(self, offset: int, num_bytes: int) -> np.ndarray:
+    def read(self, offset: int, num_bytes: int) -> "np.ndarray":
         """Bytes of the file, uint8[num_bytes]. Other Python threads run meanwhile."""
+        import numpy as np  # of the engine: tokenizers read headers alone
+
         buffer = np.empty(num_bytes, dtype=np.uint8)
         read_into(self._file, self.path, buffer.data, offset=offset)
         return buffer

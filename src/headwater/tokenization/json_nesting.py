@@ -2,20 +2,18 @@
 
 import re
 
-import numpy as np
-
 MAX_NESTING = 100
 # everything but brackets: strings with their escapes, and the characters in between
 _NO_BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|$)|[^\[\]{}"]++', re.DOTALL)
-_STEPS = np.zeros(256, dtype=np.int8)
-_STEPS[[ord("["), ord("{")]] = 1
-_STEPS[[ord("]"), ord("}")]] = -1
 
 
 def is_too_deep(text: bytes) -> bool:
     """Whether arrays and objects are nested deeper than MAX_NESTING. `text` is UTF-8 and need not be valid JSON."""
     if text.count(b"[") + text.count(b"{") <= MAX_NESTING:
         return False
+    import numpy as np  # slow to import, and few bodies have so many brackets
+
     brackets = _NO_BRACKETS.sub(b"", text)
-    steps = _STEPS[np.frombuffer(brackets, dtype=np.uint8)]
-    return bool(len(steps)) and int(np.cumsum(steps, dtype=np.int64).max()) > MAX_NESTING
+    codes = np.frombuffer(brackets, dtype=np.uint8)
+    opens, closes = ((codes == ord(one)) | (codes == ord(other)) for one, other in ("[{", "]}"))
+    return bool(len(codes)) and int(np.cumsum(opens.astype(np.int64) - closes).max()) > MAX_NESTING

@@ -12,7 +12,7 @@ from headwater.generation.text_generation import TextGeneration, run_all
 from headwater.generation.text_request import TextRequest
 from headwater.http_api.control.schemas_cache import Prefixes
 from headwater.http_api.services import Services
-from headwater.messages.base import TokenIds
+from headwater.messages.base import TokenArray
 from headwater.messages.generation import RequestOptions, SamplingParams
 
 _PREFILL_ONLY = SamplingParams(max_new_tokens=0, temperature=0.0)
@@ -22,7 +22,7 @@ _PREFILL_ONLY = SamplingParams(max_new_tokens=0, temperature=0.0)
 class EncodedPrefixes:
     """Checked token ids of each prefix, and whether they came as a list."""
 
-    prompts: list[TokenIds]
+    prompts: list[TokenArray]
     is_batch: bool
 
 
@@ -43,7 +43,7 @@ async def encode_prefixes(body: Prefixes, services: Services) -> EncodedPrefixes
 
 
 async def compute(
-    prompts: list[TokenIds], body: Prefixes, services: Services, *, engine: int | None, priority: int
+    prompts: list[TokenArray], body: Prefixes, services: Services, *, engine: int | None, priority: int
 ) -> list[Json]:
     """Bring each prefix into the cache of one engine. Returns per prefix how much was cached and how much computed.
 

@@ -18,7 +18,7 @@ from headwater.http_api.engine_answers import EngineAnswers, facts_of
 from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.services import CALL_TIMEOUT_S, InjectedServices, Services
 from headwater.http_api.sse import while_connected
-from headwater.messages.base import TokenIds, pack_ids
+from headwater.messages.base import TokenArray, pack_ids
 from headwater.messages.cache import GetCacheTree, GetPins, GetStorage, PinPrefix, UnpinPrefix
 
 router = control_router("cache")
@@ -126,7 +126,9 @@ async def _all(work: list[Any]) -> list[Any]:
     return await asyncio.gather(*work)
 
 
-async def _pin(body: PinRequest, prompt: TokenIds, services: Services, *, engines: list[int]) -> tuple[list[Json], int]:
+async def _pin(
+    body: PinRequest, prompt: TokenArray, services: Services, *, engines: list[int]
+) -> tuple[list[Json], int]:
     """Compute, then pin, on each engine: in between, only requests that use the whole pool could evict the prefix.
 
     Returns an entry for each engine, and the status of the answer.

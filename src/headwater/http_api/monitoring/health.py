@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
+from array import array
 from dataclasses import dataclass
-
-import numpy as np
 
 from headwater.client.engine_client import new_call_id
 from headwater.client.errors import CallFailed, EngineGone, EngineLoading
@@ -115,7 +114,7 @@ class Health:
 
     async def _generate_one_token(self, engine: int) -> None:
         tokenizer, _ = self._state.require_model()
-        prompt = np.array([tokenizer.bos_token_id or 0], dtype=np.int32)
+        prompt = array("i", [tokenizer.bos_token_id or 0])
         sampling = SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
         request = TextRequest(
             rid=f"health-{new_call_id()}",

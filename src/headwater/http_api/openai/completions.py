@@ -11,7 +11,7 @@ from headwater.http_api.openai.answer import Envelope, OpenAIAnswer, check_model
 from headwater.http_api.openai.format import CompletionLogprobs, finish_fields
 from headwater.http_api.openai.sampling import openai_sampling
 from headwater.http_api.openai.schemas import CompletionRequest
-from headwater.messages.base import TokenIds
+from headwater.messages.base import TokenArray
 from headwater.messages.generation import Finish, LogprobParams, TokenLogprob
 
 
@@ -81,14 +81,14 @@ class CompletionChoice:
 
 async def _prompts(
     request: CompletionRequest, generator: TextGenerator, model: ModelFacts, limits: RequestLimits
-) -> tuple[list[TokenIds], list[str]]:
+) -> tuple[list[TokenArray], list[str]]:
     """Checked token ids and text of each prompt. Token ids are decoded only if they are echoed."""
     given: Any = request.prompt
     is_one = isinstance(given, str) or not given or isinstance(given[0], int)
     items = [given] if is_one else given
     if not 1 <= len(items) <= limits.max_batch:
         raise bad_request("prompt", f"prompt: must hold 1 to {limits.max_batch} prompts, got {len(items)}")
-    prompts: list[TokenIds] = []
+    prompts: list[TokenArray] = []
     texts: list[str] = []
     for item in items:
         if isinstance(item, str):
