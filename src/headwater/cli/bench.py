@@ -51,7 +51,7 @@ def bench(model: str | None, has_kinds: bool, cases: tuple[str, ...], repeat: in
     try:
         steps = [StepCase.parse(case) for case in cases]
         if has_kinds and usable_kernels() is None:
-            raise ValueError(f"--profile measures the kernels, and there are none ({kernels_origin()})")
+            raise ValueError(f"--profile measures the kernels, and there are none: {kernels_origin()}")
         path = with_model(ServerArgs(model=model)).model
         assert path is not None
         profiled = load_for_profile(path, cases=steps, **load)

@@ -75,7 +75,7 @@ class ComputeFacts(Struct):
     """How an engine computes on a CPU, measured at its start."""
 
     instruction_set: str  # of the kernels; empty: there are none, and numpy computes
-    kernels: str  # where the library comes from: shipped, compiled; or why there is none
+    kernels: str  # where the library comes from: shipped, compiled here; or what to do where there is none
     num_threads: int
     is_pinned: bool
     weight_formats: tuple[str, ...]  # of the matrices, by their bytes

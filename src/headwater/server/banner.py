@@ -55,7 +55,7 @@ def compute_lines(compute: ComputeFacts) -> list[str]:
         kernels = f"{compute.instruction_set}, {compute.kernels}, {threads}"
         weights += f": {compute.token_bytes / 1e6:,.0f} MB a token, read at {compute.read_gb_s:.0f} GB/s"
     else:
-        kernels = f"none: numpy computes, many times slower, on {threads}; see `headwater doctor`"
+        kernels = f"none, numpy computes many times slower: {compute.kernels}"
     return [
         f"Kernels  {kernels}",
         f"Weights  {weights}",

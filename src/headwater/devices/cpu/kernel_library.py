@@ -13,6 +13,7 @@ from headwater.devices.cpu.kernel_build import PACKAGED, InstructionSet, build, 
 logger = logging.getLogger(__name__)
 
 REMEDY = "install a C compiler, or `pip install ziglang`"
+_NO_SET = "no CPU kernels are written for this processor"
 _LONGEST_REASON = 500  # of a compiler's errors in the log
 
 _MASK_BYTES = 128  # of Linux's cpu_set_t
@@ -118,12 +119,12 @@ def kernel_library() -> KernelLibrary | None:
 
 
 def kernels_origin() -> str:
-    """Where the kernels in use come from, or why there are none."""
+    """Where the kernels in use come from, or in a few words what to do where there are none."""
     if not are_kernels_wanted():
-        return "HEADWATER_NATIVE=0"
+        return "unset HEADWATER_NATIVE"
     library, reason = library_or_reason()
     if library is None:
-        return reason
+        return REMEDY if reason != _NO_SET else _NO_SET
     return "shipped" if library.path.parent == PACKAGED else "compiled here"
 
 
@@ -132,8 +133,8 @@ def library_or_reason() -> tuple[KernelLibrary | None, str]:
     """`kernel_library()`, or None and why there is none. Compiled, loaded and logged once."""
     isa = chosen_instruction_set()
     if isa is None:
-        logger.warning("no CPU kernels are written for this processor: computing in numpy, many times slower")
-        return None, "none are written for this processor"
+        logger.warning("%s: computing in numpy, many times slower", _NO_SET)
+        return None, _NO_SET
     try:
         if find(isa) is None:
             logger.info("compiling the CPU kernels for %s, once", isa.name)
