@@ -19,7 +19,8 @@ from tiny_models import make_tiny_model
 pytestmark = pytest.mark.slow
 
 PROMPT = [3 + place * 31 % 200 for place in range(60)]  # several pages
-NUM_STREAMED = 5000  # more than a fast machine decodes during an update
+NUM_STREAMED = 5000  # more than a fast machine decodes during an update; the client leaves soon after it
+NUM_AFTER = 50  # tokens of the new weights that it waits for
 NORM = "model.norm.weight"
 LAST = "model.layers.2.mlp.down_proj.weight"
 Tensors = dict[str, torch.Tensor]
@@ -99,6 +100,11 @@ def test_a_stream_goes_on_across_an_update_and_the_new_weights_match_nothing_old
                 if line.startswith("data: {"):
                     chunks.append(json.loads(line[6:]))
                     has_begun.set()
+                    meta = chunks[-1]["meta_info"]
+                    if "weights_versions" in meta:
+                        first_of_new = meta["weights_versions"][-1][1]
+                        if meta["completion_tokens"] >= first_of_new + NUM_AFTER:
+                            return
 
     second = checkpoint(changed(original))
     streaming = threading.Thread(target=read_stream)
@@ -108,10 +114,9 @@ def test_a_stream_goes_on_across_an_update_and_the_new_weights_match_nothing_old
     assert (done["num_kept"], done["num_tensors"], done["weight_version"]) == (1, len(original), "second")
     during = ask(server)
     streaming.join(120)
-    assert chunks[-1]["meta_info"]["completion_tokens"] == NUM_STREAMED
     spans = chunks[-1]["meta_info"]["weights_versions"]
     assert [label for label, _ in spans] == ["default", "second"]
-    assert 0 < spans[1][1] < NUM_STREAMED
+    assert 0 < spans[1][1] < NUM_STREAMED - NUM_AFTER
     assert during[1]["cached_tokens"] == 0, "KV of the old weights was matched"
     assert during[1]["weight_version"] == "second"
     assert during[0] != before, "the changed layer does not show in the answer"

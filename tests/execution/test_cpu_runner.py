@@ -10,6 +10,7 @@ from step_driver import StepDriver
 from transformers import PreTrainedModel
 
 from headwater.devices.cpu.device import CpuDevice
+from headwater.devices.cpu.topology import num_usable_cores
 from headwater.execution.cpu_runner import CpuRunner
 from headwater.execution.warm_up import chunk_sizes, warm_up
 from headwater.messages.generation import LogprobParams, SamplingParams
@@ -29,12 +30,24 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, PreTr
     torch.set_num_threads(before)
 
 
-def _runner(folder: Path, *, page_size: int = 8, num_pages: int = 64, max_running: int = 8) -> CpuRunner:
-    device = CpuDevice()
+def _runner(
+    folder: Path, *, page_size: int = 8, num_pages: int = 64, max_running: int = 8, num_threads: int | None = None
+) -> CpuRunner:
+    device = CpuDevice(num_threads=num_threads)
     loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32")
     return CpuRunner(
         loaded, device, layout=loaded.kv_layout(page_size=page_size), num_pages=num_pages, max_running=max_running
     )
+
+
+def test_one_thread_and_more_threads_than_cores_give_the_same_bits(tiny: tuple[Path, PreTrainedModel]) -> None:
+    found = []
+    for num_threads in (1, 2 * num_usable_cores() + 1):
+        driver = StepDriver(_runner(tiny[0], num_threads=num_threads))
+        requests = [driver.add(PROMPT[slot:], slot=slot, logprobs=LogprobParams(top=1)) for slot in range(3)]
+        driver.run(requests, num_outputs=8, chunk=10)
+        found.append([request.logprobs for request in requests])
+    assert found[0] == found[1]
 
 
 @torch.inference_mode()

@@ -22,10 +22,10 @@ from step_driver import StepDriver
 from storage_keys import Tenant
 
 pytestmark = pytest.mark.slow
-NUM_PROMPTS = 6
+NUM_PROMPTS = 4
 PROMPT_TOKENS = 68  # 4 whole pages
 NUM_OUTPUTS = 4
-DEVICE_TOKENS = 16 * 6  # a quarter of the working set
+DEVICE_TOKENS = 16 * 5  # a prompt and its outputs: a quarter of the working set
 SAMPLING = {"temperature": 0, "max_new_tokens": NUM_OUTPUTS, "ignore_eos": True}
 TIERS = {"enable_hierarchical_cache": True, "hicache_storage_prefetch_policy": "wait_complete"}
 FLOAT32 = {"dtype": "float32", "max_total_tokens": DEVICE_TOKENS, "max_running_requests": 1, "log_level": "warning"}
@@ -93,7 +93,7 @@ def test_float32_text_is_the_same_from_a_store(plain: list[list[int]], kind: str
 
 # --- bfloat16 -----------------------------------------------------------------------------------------
 
-NUM_LONG = 3
+NUM_LONG = 2
 LONG_TOKENS = 208
 NUM_FORCED = 96  # positions whose prediction is compared, after as many that come from a tier
 BFLOAT16 = {"dtype": "bfloat16", "max_total_tokens": 256, "max_running_requests": 1, "log_level": "warning"}

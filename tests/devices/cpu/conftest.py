@@ -1,15 +1,13 @@
 """The compiled kernels, once for every instruction set that this CPU runs."""
 
-import os
 from pathlib import Path
 
 import pytest
+import sanitized
 
 from fake_machine import FakeMachine
 from headwater.devices.cpu.kernel_build import INSTRUCTION_SETS, build, usable_instruction_sets
 from headwater.devices.cpu.kernel_library import KernelLibrary
-
-SANITIZED = "HEADWATER_SANITIZED_KERNELS"  # a library to test instead, which test_sanitizers.py compiles
 
 
 @pytest.fixture
@@ -21,8 +19,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
 @pytest.fixture(scope="session", params=[isa.name for isa in usable_instruction_sets()])
 def library(request: pytest.FixtureRequest) -> KernelLibrary:
     isa = INSTRUCTION_SETS[request.param]
-    if path := os.environ.get(SANITIZED):
-        return KernelLibrary(Path(path), isa)
+    if sanitized.LIBRARY:
+        return KernelLibrary(Path(sanitized.LIBRARY), isa)
     try:
         return KernelLibrary(build(isa), isa)
     except RuntimeError as error:

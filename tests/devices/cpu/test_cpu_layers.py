@@ -11,6 +11,7 @@ from headwater.devices.cpu.packed_layers import PackedLinear
 from headwater.devices.cpu.plain_layers import PlainLinear
 from headwater.devices.cpu.program import Array, Program, StepArrays
 from headwater.devices.cpu.row_ops import argmax, select_rows
+from headwater.devices.cpu.topology import num_usable_cores
 from headwater.devices.host_tensor import HostTensor
 
 FORMATS = ("float32", "bfloat16", "float16")
@@ -180,7 +181,7 @@ def test_no_threads_are_refused() -> None:
         CpuDevice(num_threads=0)
 
 
-@pytest.mark.parametrize("num_threads", [1, 2, 5])
+@pytest.mark.parametrize("num_threads", [1, 2, 5, 4 * num_usable_cores() + 1])
 def test_threads_do_not_change_a_bit(num_threads: int) -> None:
     """Work is cut by outputs and rows, never within a sum."""
     results = []

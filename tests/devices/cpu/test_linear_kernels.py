@@ -242,6 +242,18 @@ def test_weights_that_do_not_fit_are_refused_by_shape(library: KernelLibrary) ->
         pack(library, [weight("Q4_0", (16, 32)), weight("Q8_0", (16, 32))])
 
 
+@pytest.mark.parametrize("format", QUANTISED)
+def test_inputs_that_fill_no_whole_blocks_are_refused(library: KernelLibrary, format: str) -> None:
+    """The kernels compute whole blocks: the inputs behind them would be left out without a word."""
+    good = weight(format, (20, 256))
+    for in_features in (16, 40, 200, 257, 320):
+        for row in (good.data, good.data[:, :-2]):
+            with pytest.raises(ValueError, match=f"{format} matrix has whole blocks of .* not {in_features} inputs"):
+                pack(library, [HostTensor(format, (20, in_features), row)])
+    with pytest.raises(ValueError, match=f"not 256 inputs in {good.data.shape[1] - 2} bytes"):
+        pack(library, [HostTensor(format, (20, 256), good.data[:, :-2])])
+
+
 def test_formats_without_a_kernel_are_packed_as_float32(library: KernelLibrary) -> None:
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize

@@ -151,17 +151,18 @@ def compile_library(
     failures = []
     for command in [list(compiler)] if compiler else _compilers(isa):
         try:
-            return _compile([*command, *extra_options], output, sources or sorted(SOURCES.rglob("*.c")))
+            return _compile(command, output, sources or sorted(SOURCES.rglob("*.c")), extra_options)
         except RuntimeError as error:  # too old for these options, or without the system's headers
             failures.append(str(error))
     looked_for = f"no C compiler found (looked for {', '.join(_COMPILERS)} and the Python package ziglang)"
     raise RuntimeError("\n".join(failures) or looked_for)
 
 
-def _compile(command: Sequence[str], output: Path, sources: Sequence[Path]) -> None:
+def _compile(command: Sequence[str], output: Path, sources: Sequence[Path], extra_options: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         objects = {path: Path(folder) / f"{index}.o" for index, path in enumerate(sources)}
-        options = (*_OPTIONS, f"-I{SOURCES}", f"-I{SOURCES / 'linear'}")
+        # the extra options last, so that they may lower the optimisation
+        options = (*_OPTIONS, f"-I{SOURCES}", f"-I{SOURCES / 'linear'}", *extra_options)
 
         def compile_one(source: Path) -> None:
             _run([*command, *options, "-c", str(source), "-o", str(objects[source])])
@@ -169,7 +170,7 @@ def _compile(command: Sequence[str], output: Path, sources: Sequence[Path]) -> N
         largest_first = sorted(sources, key=lambda path: -path.stat().st_size)
         with ThreadPoolExecutor(num_usable_cores()) as pool:
             list(pool.map(compile_one, largest_first))
-        _run([*command, *_OPTIONS, *map(str, objects.values()), "-o", str(output), *_LINK])
+        _run([*command, *_OPTIONS, *extra_options, *map(str, objects.values()), "-o", str(output), *_LINK])
 
 
 def _run(command: Sequence[str]) -> None:

@@ -16,6 +16,9 @@ from headwater.devices.host_tensor import HostTensor
 
 BLOCK_COLS = 16  # outputs of a block
 FORMATS = ("float32", "bfloat16", "float16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K")  # by `enum Format`
+# (numbers, bytes) of a block in the file
+_FILE_BLOCKS = {"Q8_0": (32, 34), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q4_K": (256, 144), "Q5_K": (256, 176),
+                "Q6_K": (256, 210)}  # fmt: skip
 _LINE_BYTES = 64
 _BYTES_PER_TASK = 4 << 20
 
@@ -114,7 +117,20 @@ def _common(weights: Sequence[HostTensor], biases: Sequence[Floats] | None) -> t
     formats = {packed_format(weight) for weight in weights}
     if len(formats) != 1:
         raise ValueError(f"weights that are packed together have one format, not {', '.join(sorted(formats))}")
+    for weight in weights:
+        _check_blocks(weight)
     return formats.pop(), weights[0].shape[1]
+
+
+def _check_blocks(weight: HostTensor) -> None:
+    """The kernels would leave out the inputs behind the last whole block."""
+    num_numbers, num_bytes = _FILE_BLOCKS.get(weight.format, (1, 0))
+    num_blocks, rest = divmod(weight.shape[1], num_numbers)
+    if rest or (num_bytes and weight.data.shape[1] != num_blocks * num_bytes):
+        raise ValueError(
+            f"a {weight.format} matrix has whole blocks of {num_numbers} inputs in {num_bytes} bytes, not "
+            f"{weight.shape[1]} inputs in {weight.data.shape[1]} bytes"
+        )
 
 
 def _rows_of(weight: HostTensor, format: str) -> npt.NDArray:
