@@ -122,7 +122,7 @@ class ScriptedEngine:
         """Messages of one type received so far."""
         return [message for message in list(self.received) if isinstance(message, kind)]
 
-    def wait_for(self, kind: type[T], *, count: int = 1, timeout_s: float = 3.0) -> list[T]:
+    def wait_for(self, kind: type[T], *, count: int = 1, timeout_s: float = 20.0) -> list[T]:
         """Wait until `count` messages of a type have come. Raises TimeoutError."""
         deadline_s = time.monotonic() + timeout_s
         while len(found := self.of_type(kind)) < count:

@@ -103,7 +103,7 @@ def test_a_killed_engine_fails_its_requests_with_503_and_ends_the_server(model: 
         assert stream.status == 200, "its headers were sent before"
         assert stream.error is None, "a stream must end with an event, not with a broken connection"
         assert last_error(stream)["code"] == 503 or "SIGKILL" in last_error(stream)["message"]
-        assert server.wait_exit(10) not in (0, -signal.SIGKILL)
+        assert server.wait_exit(30) not in (0, -signal.SIGKILL)
         assert "killed by SIGKILL" in server.log
         assert list(server.temporary.iterdir()) == []
 
@@ -114,7 +114,7 @@ def test_a_killed_engine_is_restarted_when_allowed(tiny_model: str) -> None:
         before = ask(server, 0)
         first = server.engine_pid()
         os.kill(first, signal.SIGKILL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while server.health() == 200 and time.monotonic() < deadline:
             time.sleep(0.02)
         assert server.health() == 503, "while the new engine loads"
@@ -123,7 +123,7 @@ def test_a_killed_engine_is_restarted_when_allowed(tiny_model: str) -> None:
         after = ask(server, 0)
         assert after["output_ids"] == before["output_ids"]
         os.kill(server.engine_pid(), signal.SIGKILL)
-        assert server.wait_exit(15) != 0, "the second death is one too many"
+        assert server.wait_exit(30) != 0, "the second death is one too many"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -153,8 +153,8 @@ def test_the_engine_and_its_sockets_go_when_the_server_is_killed(model: tuple[st
         server.wait_healthy()
         engine = server.engine_pid()
         server.process.kill()
-        server.wait_exit(5)
-        deadline = time.monotonic() + 5
+        server.wait_exit(30)
+        deadline = time.monotonic() + 30
         while is_alive(engine) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not is_alive(engine)

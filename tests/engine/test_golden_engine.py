@@ -177,12 +177,12 @@ class RealEngine:
             self.turn()
 
     def wait_for(self, call_id: str) -> ToClient:
-        for _ in range(2000):
-            if call_id in self.replies:
-                return self.replies[call_id]
+        last_s = time.monotonic() + PATIENCE_S
+        while call_id not in self.replies:
+            assert time.monotonic() < last_s, f"no answer to {call_id}"
             self.turn()
             time.sleep(0.002)  # weights are staged in a thread
-        raise AssertionError(f"no answer to {call_id}")
+        return self.replies[call_id]
 
 
 def _prompts(count: int, vocab_size: int) -> list[list[int]]:
@@ -237,9 +237,9 @@ def test_text_is_transformers_while_pages_still_arrive(name, tmp_path):
             engine.turn(3)
         engine.finish()
         assert [engine.tokens[f"{lap}-{index}"] for index in range(len(prompts))] == expected
-        for _ in range(5000):
-            if not engine.parts.blockers():
-                break
+        last_s = time.monotonic() + PATIENCE_S
+        while engine.parts.blockers():  # threads copy
+            assert time.monotonic() < last_s, engine.parts.blockers()
             engine.turn()
             time.sleep(0.001)
         engine.send(FlushCache(call_id=f"flush-{lap}", mode="now", tiers=("device",)))

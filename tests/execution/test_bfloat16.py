@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from headwater.models.loader import LoadedModel, load_model, resolve_model
 from headwater.tokenization.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 TEXT = """The water of a river comes from rain, from melting snow and from springs. Where two rivers meet, the smaller
 one is called a tributary. In 1855 a flood destroyed 17 bridges; three years later all of them had been rebuilt in
@@ -104,6 +106,21 @@ def test_blocks_of_the_file_choose_as_their_values_in_float32_do(token_ids: tupl
         pytest.skip("no kernels for this CPU, or no compiler")
     exact = _computed(token_ids, dtype="float32")
     assert _computed(token_ids, dtype="auto").agreement(exact) >= 0.93
+
+
+@pytest.mark.parametrize(("form", "least"), [("float16", 0.97), ("int8", 0.95), ("int4", 0.75)])
+def test_other_forms_of_the_weights_choose_as_float32_does(
+    token_ids: tuple[int, ...], form: str, least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong scale falls far below. benchmarks/cpu_accuracy.py measures 5,000 tokens on every instruction set."""
+    if usable_kernels() is None:
+        pytest.skip("no kernels for this CPU, or no compiler")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import cpu_accuracy
+
+    exact = [told.top_ids[0] for told in _computed(token_ids, dtype="float32").predictions]
+    (found,) = cpu_accuracy.predictions(cpu_accuracy.FORMS[form], [np.array(token_ids, dtype=np.int32)])
+    assert float((found[:-1] == exact).mean()) >= least
 
 
 def test_chunks_hardly_change_the_choice_of_plain_numpy(token_ids: tuple[int, ...]) -> None:

@@ -20,10 +20,7 @@ pytestmark = pytest.mark.slow
 
 NUM_OUTPUTS = 24
 TEXT = "<|im_start|>user\nTell me something about {}, in detail.<|im_end|>\n<|im_start|>assistant\n"
-SUBJECTS = (
-    "rivers", "the number 12345", "how bread is made", "Python lists", "the year 1969", "photosynthesis",
-    "trains in Japan", "how a bicycle stays upright",
-)  # fmt: skip
+SUBJECTS = ("rivers", "the number 12345", "Python lists", "photosynthesis", "trains in Japan")
 PROMPT_LENGTHS = (1, 2, 3, 5, 8, 13, 17, 31, 32, 33, 40, 47, 64, 65, 90, 110)
 
 
@@ -110,7 +107,7 @@ def test_a_retracted_request_goes_on_with_the_same_text(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(900)  # two models in float32; minutes where other processes take the cores
 def test_the_default_model_matches_transformers_on_the_same_file() -> None:
-    """8 texts of 24 tokens out of the quantised GGUF: dequantisation, row order and tied head are right.
+    """5 texts of 24 tokens out of the quantised GGUF: dequantisation, row order and tied head are right.
 
     Chunks, batches and pages are crossed; that any of them gives the same text is a matter of the tiny models.
     """

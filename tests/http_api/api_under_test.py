@@ -61,7 +61,7 @@ EOS_ID = TOKENIZER.eos_token_ids[0]
 ENGINE_READY = msgspec.structs.replace(READY, vocab_size=TOKENIZER.vocab_size, eos_token_ids=(EOS_ID,))
 
 
-async def until(condition: Callable[[], Any], timeout_s: float = 3.0) -> None:
+async def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
     """Wait until something is so. Raises TimeoutError."""
     async with asyncio.timeout(timeout_s):
         while not condition():
@@ -100,7 +100,7 @@ async def api(*engines: Any, is_ready: bool = True, **settings: Any) -> AsyncIte
     state = ApiState(client=client, **({"server_args": {}} | settings))
     await state.client.start()
     try:
-        ready = await state.client.wait_ready(timeout_s=3)
+        ready = await state.client.wait_ready(timeout_s=20)
         if is_ready:
             state.set_ready(tokenizer=TOKENIZER, model=facts(ready[0]))
         app = create_app(state)
@@ -117,6 +117,14 @@ def facts(ready: Any) -> ModelFacts:
     )
 
 
+_loops: dict[int, asyncio.AbstractEventLoop] = {}  # by the state's id
+
+
+def call_in_loop_of(state: ApiState, function: Callable[..., object], *arguments: object) -> None:
+    """From a test's thread, in the loop of a served app."""
+    _loops[id(state)].call_soon_threadsafe(function, *arguments)
+
+
 @contextlib.contextmanager
 def served(
     engine: Any, *, connections: ConnectionLimits = ConnectionLimits(), **settings: Any
@@ -127,9 +135,10 @@ def served(
     server = HttpServer(create_app(state), connections, log_level="warning", timeout_graceful_shutdown=2)
 
     async def run() -> None:
+        _loops[id(state)] = asyncio.get_running_loop()
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         await state.client.start()
-        (ready,) = await state.client.wait_ready(timeout_s=3)
+        (ready,) = await state.client.wait_ready(timeout_s=20)
         state.set_ready(tokenizer=TOKENIZER, model=facts(ready))
         await serving
 

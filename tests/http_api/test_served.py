@@ -11,13 +11,14 @@ from urllib.parse import urlsplit
 import httpx
 import openai
 import pytest
-from api_under_test import MODEL, saying, served
+from api_under_test import MODEL, call_in_loop_of, saying, served
 
 from headwater.messages.control import CancelOperation, FlushCache
 from headwater.messages.generation import Abort, Generate
 from scripted_engine import ScriptedEngine
 
 LONG = {"ignore_eos": True, "max_new_tokens": 250}
+SOON_S = 5.0  # on a busy machine; the requests of those who leave would take 12 s
 
 
 @pytest.fixture
@@ -51,16 +52,16 @@ def send_and_hang_up(url: str, path: str, body: dict, *, after: threading.Event 
         ),
     ],
 )
-def test_a_client_that_leaves_frees_its_requests_within_a_second(
+def test_a_client_that_leaves_frees_its_requests_soon(
     engine: ScriptedEngine, url: str, path: str, body: dict
 ) -> None:
     engine.script.step_s = 0.05
     is_stream = body.get("stream", False)
     send_and_hang_up(url, path, body, after=None if is_stream else threading.Event(), engine=engine)
     left_s = time.monotonic()
-    engine.wait_for(Abort, count=len(engine.of_type(Generate)), timeout_s=1)
+    engine.wait_for(Abort, count=len(engine.of_type(Generate)), timeout_s=SOON_S)
     while engine.num_running:
-        assert time.monotonic() - left_s < 1
+        assert time.monotonic() - left_s < SOON_S
         time.sleep(0.005)
 
 
@@ -69,13 +70,13 @@ def test_a_client_that_leaves_while_its_request_waits_frees_it(engine: ScriptedE
     engine.script.is_stalled = True
     body = {"text": "a", "stream": True}
     send_and_hang_up(url, "/generate", body, after=threading.Event(), engine=engine)
-    engine.wait_for(Abort, timeout_s=1)
+    engine.wait_for(Abort, timeout_s=SOON_S)
 
 
 def test_a_caller_who_leaves_cancels_its_pending_flush(engine: ScriptedEngine, url: str) -> None:
     engine.script.flush = lambda _: None
     send_and_hang_up(url, "/flush_cache?timeout=60", {}, after=threading.Event(), engine=engine)
-    (cancel,) = engine.wait_for(CancelOperation, timeout_s=1)
+    (cancel,) = engine.wait_for(CancelOperation, timeout_s=SOON_S)
     assert cancel.started_by_call == engine.of_type(FlushCache)[0].call_id
 
 
@@ -104,8 +105,7 @@ def test_shutdown_ends_streams_with_an_error_event(engine: ScriptedEngine) -> No
     ):
         lines = response.iter_lines()
         next(lines)
-        loop = state.client._links[0]._reader.get_loop()  # type: ignore[union-attr]
-        loop.call_soon_threadsafe(lambda: state.begin_shutdown(grace_s=0.05))
+        call_in_loop_of(state, lambda: state.begin_shutdown(grace_s=0.05))
         rest = [line for line in lines if line]
     error = json.loads(rest[-1].removeprefix("data: "))["error"]
     assert (error["code"], error["retryable"]) == ("shutting_down", True)
@@ -122,8 +122,7 @@ def test_an_engine_that_dies_ends_streams_and_waiting_requests(engine: ScriptedE
             lines = response.iter_lines()
             next(lines)
             engine.wait_for(Generate, count=2)
-            loop = state.client._links[0]._reader.get_loop()  # type: ignore[union-attr]
-            loop.call_soon_threadsafe(state.client.engine_gone, 0, "killed")
+            call_in_loop_of(state, state.client.engine_gone, 0, "killed")
             rest = [line for line in lines if line]
         waiting.join(timeout=5)
         assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == "engine_gone"
@@ -157,7 +156,7 @@ def test_hundreds_of_mixed_requests_are_all_answered(engine: ScriptedEngine, url
     for thread in threads:
         thread.join(timeout=30)
     assert sorted(map(str, outcomes)) == ["200"] * 50 + ["data: [DONE]"] * 50 + ["left"] * 50
-    deadline_s = time.monotonic() + 2
+    deadline_s = time.monotonic() + SOON_S
     while engine.num_running and time.monotonic() < deadline_s:
         time.sleep(0.01)
     assert engine.num_running == 0
@@ -204,4 +203,4 @@ def test_the_openai_sdk_may_walk_away_mid_stream(engine: ScriptedEngine, sdk: op
     )
     next(iter(stream))
     stream.close()
-    engine.wait_for(Abort, timeout_s=1)
+    engine.wait_for(Abort, timeout_s=SOON_S)

@@ -96,7 +96,7 @@ def test_float32_text_is_the_same_from_a_store(plain: list[list[int]], kind: str
 NUM_LONG = 2
 LONG_TOKENS = 208
 NUM_FORCED = 96  # positions whose prediction is compared, after as many that come from a tier
-BFLOAT16 = {"dtype": "bfloat16", "max_total_tokens": 256, "max_running_requests": 1, "log_level": "warning"}
+BFLOAT16 = {"dtype": "bfloat16", "max_total_tokens": 224, "max_running_requests": 1, "log_level": "warning"}
 
 
 def predictions(engine: Engine, number: int) -> tuple[list[int], dict[str, int]]:

@@ -34,7 +34,6 @@ def run(library: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         VARIABLE: str(library),
         "LD_PRELOAD": runtime.stdout.strip(),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python keeps memory until its end
-        "PYTHONMALLOC": "malloc",
     }
     return subprocess.run(
         [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=560, check=False

@@ -271,7 +271,7 @@ async def test_control_calls_answer_503_when_the_engine_goes(engine: ScriptedEng
         pending = asyncio.ensure_future(server.http.get("/flush_cache?timeout=60"))
         await until(lambda: engine.of_type(FlushCache))
         server.state.client.engine_gone(0, "killed")
-        response = await asyncio.wait_for(pending, 2)
+        response = await asyncio.wait_for(pending, 20)
         assert (response.status_code, error_of(response)["code"]) == (503, "engine_gone")
         for method, path in (
             ("GET", "/flush_cache"),

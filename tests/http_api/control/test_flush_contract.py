@@ -105,8 +105,8 @@ async def test_busy_then_idle_answers_at_the_idle_moment(engine: LoopEngine) -> 
         await until(lambda: engine.parts.control.num_pending)
         assert not pending.done()
         engine.step_s = 0.0
-        answer = await asyncio.wait_for(pending, 5)
-        assert 0 < answer["waited_s"] < 5
+        answer = await asyncio.wait_for(pending, 20)
+        assert 0 < answer["waited_s"] < 20
         assert running[0].done() or (await running[0])["output_ids"]
         assert await cached(server, prompt_of(1)) == 0
 
@@ -232,7 +232,7 @@ async def test_pause_while_a_flush_is_pending(engine: LoopEngine, mode: str, sta
         await until(lambda: engine.parts.control.num_pending)
         response = await server.post("/pause_generation", {"mode": mode})
         assert response.json()["num_requests"] == 2
-        answer = await asyncio.wait_for(pending, 5)
+        answer = await asyncio.wait_for(pending, 20)
         assert answer["success"] == (status == 200)
         assert (answer["waited_s"] < LATE_S) == (status == 200), "a loop must not sleep through an idle moment"
         engine.step_s = 0.0
@@ -269,7 +269,7 @@ async def test_drain_answers_when_the_last_old_page_is_back(engine: LoopEngine) 
         await until(lambda: len(engine.parts.scheduler.running) == 2)
         assert not pending.done()
         await asyncio.wait_for(running[0], 20)
-        answer = await asyncio.wait_for(pending, 5)
+        answer = await asyncio.wait_for(pending, 20)
         assert not new.done()
         assert (answer["drained"], answer["mode"]) == (True, "drain")
         engine.step_s = 0.0
@@ -466,7 +466,7 @@ def test_a_caller_who_leaves_cancels_its_flush_and_no_other(engine: LoopEngine) 
             for timeout in (30, 40):
                 with pytest.raises(httpx.ReadTimeout):
                     http.post(f"/flush_cache?timeout={timeout}&hold=true", timeout=0.3)
-            deadline_s = time.monotonic() + 3
+            deadline_s = time.monotonic() + 20
             while engine.parts.control.num_pending:
                 assert time.monotonic() < deadline_s, "the flushes of callers who left are still pending"
                 time.sleep(0.01)
@@ -480,7 +480,7 @@ async def test_an_engine_that_goes_while_a_flush_is_pending_is_a_503_that_says_w
         pending = asyncio.ensure_future(server.http.get("/flush_cache?timeout=60"))
         await until(lambda: engine.parts.control.num_pending)
         server.state.client.engine_gone(0, "the engine process was killed by SIGKILL")
-        response = await asyncio.wait_for(pending, 2)
+        response = await asyncio.wait_for(pending, 20)
         error = error_of(response)
         assert (response.status_code, error["code"], error["engine"]) == (503, "engine_gone", 0)
         assert error["since"].endswith("+00:00")

@@ -174,7 +174,7 @@ async def test_every_engine_flushes_at_an_idle_moment_of_its_own(engines: Engine
         await until(lambda: not engines[1].parts.control.num_pending)
         busy += await keep_busy(server, engines[1], 1)
         engines[0].step_s = 0.0
-        answer = await asyncio.wait_for(pending, 10)
+        answer = await asyncio.wait_for(pending, 20)
         assert answer["success"]
         waited = [engine["waited_s"] for engine in answer["engines"]]
         assert waited[0] > waited[1]
@@ -191,7 +191,7 @@ async def test_an_engine_that_goes_during_a_flush_is_named_and_the_other_one_hea
         pending = asyncio.ensure_future(flush(server, 503, timeout=30))
         await until(lambda: engines[1].parts.control.num_pending)
         server.state.client.engine_gone(1, "the engine process was killed by SIGKILL")
-        answer = await asyncio.wait_for(pending, 3)
+        answer = await asyncio.wait_for(pending, 20)
         assert answer["success"] is False
         assert answer["message"].startswith("engine 1 is gone: the engine process was killed by SIGKILL (since 20")
         first, second = answer["engines"]
