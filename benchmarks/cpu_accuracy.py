@@ -3,10 +3,10 @@
 
     cpu_accuracy.py [--tokens 5000] [--isa avx2 ...] [--forms bfloat16 int8 ...] [--transformers] [--out RECORD.json]
 
-The model reads texts of this repository (prose, licence, Python, C), whose tokens are given, and its most probable next
-token is compared at every position. float32 has the values of the file, without blocks. int8 and int4 put those values
-in blocks as `--quantization` does; `file` serves the file's own blocks. `--transformers` compares float32 with
-transformers as well. A run of 5,000 tokens takes about 10 s of a core per form and instruction set.
+The model reads given texts: prose, a licence, Python and C of this repository. At every position its most probable next
+token is compared. The form `float32` has the values of the file without its blocks. The forms `int8` and `int4` put
+those values in blocks, as `--quantization` does. The form `file` is the file's own blocks. `--transformers` compares
+float32 with transformers as well. A form takes about 10 s of a core for 5,000 tokens and an instruction set.
 """
 
 import argparse
