@@ -43,6 +43,7 @@ def test_without_sys_each_cpu_is_a_core(machine: FakeMachine, monkeypatch: pytes
     """macOS and old containers: nothing is read, nothing fails."""
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(topology, "IS_ARM", False)  # Arm's flags do not come from files
     assert [core.cpus for core in physical_cores()] == [(0,), (1,), (2,)]
     assert num_usable_cores() == 3
     assert (cpu_quota(), memory_limit_bytes()) == (None, None)
@@ -109,7 +110,8 @@ def test_free_memory_respects_the_cgroup(machine: FakeMachine) -> None:
     assert free_memory_bytes() == 0
 
 
-def test_the_processor_and_its_flags(machine: FakeMachine) -> None:
+def test_the_processor_and_its_flags(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topology, "IS_ARM", False)
     machine.write("proc/cpuinfo", "processor\t: 0\nmodel name\t: Some CPU 3\nflags\t\t: fpu avx2\n\nprocessor\t: 1\n")
     assert processor_name() == "Some CPU 3"
     assert cpu_flags() == {"fpu", "avx2"}
