@@ -1,9 +1,11 @@
 """What a model consists of after many updates: names, values and files that a reload reads."""
 
+import gc
 import json
 import os
 import shutil
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.kernel_library import usable_kernels
 from headwater.devices.cpu.packed_cache import PackedCache
+from headwater.devices.cpu.packed_layers import PackedLinear
 from headwater.execution import weight_store
 from headwater.execution.cpu_runner import CpuRunner
 from headwater.execution.weight_store import (
@@ -146,6 +149,29 @@ def test_mapped_weights_are_updated_released_and_kept_like_others(mapped: Weight
     assert (mapped.values(NORM, 1)[2], mapped.values(INPUT_NORM, 1)) == ((3.0,), base)
     update(mapped, whole(folder, 4))
     assert mapped.values(INPUT_NORM, 1) == base
+
+
+def test_released_weights_are_freed_without_the_collector(store: WeightStore, folder: Path) -> None:
+    """It leaves out what was loaded at the start, so a release freed nothing, and an update doubled the weights."""
+    gc.disable()
+    try:
+        for number in range(2):
+            packed = weakref.ref(_packed_blocks(store))
+            if number == 0:
+                reload(store)
+            else:
+                update(store, whole(folder, number))
+            assert packed() is None
+    finally:
+        gc.enable()
+
+
+def _packed_blocks(store: WeightStore) -> np.ndarray:
+    model = store._runner.model
+    layer = model.layers[0].o
+    if not isinstance(layer, PackedLinear):
+        pytest.skip("no kernels for this CPU, or no compiler")
+    return layer.packed[0].blocks
 
 
 def test_an_update_that_was_given_up_leaves_no_trace(store: WeightStore, folder: Path) -> None:

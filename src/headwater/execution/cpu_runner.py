@@ -158,6 +158,8 @@ class CpuRunner:
 
     def replace_model(self, model: DecoderModel | None) -> None:
         """Compute with `model` from the next step on; None: free the weights' memory."""
+        if self._recorded is not None:
+            self._recorded.program.close()
         self._model = model
         self._recorded = None if model is None else RecordedModel(model, self._device, layout=self._layout)
         self._decodes = None

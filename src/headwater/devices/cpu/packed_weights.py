@@ -4,6 +4,7 @@ GGUF's blocks are moved, not converted: the packed weights have exactly the file
 """
 
 import ctypes
+import mmap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ FORMATS = ("float32", "bfloat16", "float16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5
 # (numbers, bytes) of a block in the file
 _FILE_BLOCKS = {"Q8_0": (32, 34), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q4_K": (256, 144), "Q5_K": (256, 176),
                 "Q6_K": (256, 210)}  # fmt: skip
-_LINE_BYTES = 64
 _BYTES_PER_TASK = 4 << 20
 
 Floats = npt.NDArray[np.float32]
@@ -184,10 +184,14 @@ def _block_bytes(library: KernelLibrary, format: str, in_features: int) -> int:
 
 
 def _zeros(num_blocks: int, bytes_per_block: int) -> npt.NDArray[np.uint8]:
-    """uint8[num_blocks, bytes_per_block] zeros that begin at a line of the cache."""
-    whole = np.zeros(num_blocks * bytes_per_block + _LINE_BYTES, np.uint8)
-    begin = -whole.ctypes.data % _LINE_BYTES
-    return whole[begin : begin + num_blocks * bytes_per_block].reshape(num_blocks, bytes_per_block)
+    """uint8[num_blocks, bytes_per_block] zeros that begin at a page.
+
+    They are mapped by themselves: malloc keeps freed memory, and an update of weights frees as much as it takes.
+    """
+    memory = mmap.mmap(-1, num_blocks * bytes_per_block, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8).reshape(num_blocks, bytes_per_block)
 
 
 def _padded(bias: Floats, num_blocks: int) -> Floats:

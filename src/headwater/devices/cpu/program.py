@@ -192,6 +192,17 @@ class Program:
         assert all(array.program is self for array in op.whole_arrays())
         self._ops.append(op)
 
+    def close(self) -> None:
+        """Drop the ops, their weights and the arena.
+
+        Arrays refer to their program. So only the collector would free them, and it leaves out what was loaded at the
+        start.
+        """
+        self._ops.clear()
+        self._kept.clear()
+        self._slot_of.clear()
+        self._arena = self._native_ops = None
+
     # --- running -------------------------------------------------------------------------------------
 
     def run(self, step: StepArrays, *, first: int = 0, end: int | None = None) -> None:
