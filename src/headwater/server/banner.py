@@ -49,7 +49,7 @@ def compute_lines(compute: ComputeFacts) -> list[str]:
     """What computes, on which weights, and how fast; with a remedy if it is numpy."""
     threads = f"{compute.num_threads} thread" + ("s" if compute.num_threads > 1 else "")
     if compute.is_pinned:
-        threads += ", kept on their cores"
+        threads += ", kept on " + ("their cores" if compute.num_threads > 1 else "its core")
     weights = weights_in_words(compute)
     if compute.instruction_set:
         kernels = f"{compute.instruction_set}, {compute.kernels}, {threads}"
