@@ -55,6 +55,7 @@ class Steps:
         eos: tuple[int, ...] = (),
         policy: str = "fcfs",
         min_part_tokens: int = PAGE,
+        max_gap_s: float | None = None,
         **scheduler: object,
     ) -> None:
         self.clock = ManualClock()
@@ -67,6 +68,7 @@ class Steps:
             prefill_chunk_tokens=prefill_chunk_tokens,
             max_queued=max_queued,
             max_context=max_context,
+            max_gap_s=max_gap_s,
         )
         self.scheduler = Scheduler(
             self.cache,

@@ -25,6 +25,7 @@ from headwater.planning.plan_page import plan_page
 from headwater.planning.planned_engine import EnginePlan
 from headwater.planning.synthetic import SyntheticWorkload
 from headwater.planning.trace import PlannedRequest, read_trace
+from headwater.scheduling.prefill_pace import CPU_MAX_GAP_S
 
 
 def play_plan(args: PlanArgs, *, seed: int) -> None:
@@ -77,13 +78,14 @@ def workload_of(args: PlanArgs, *, seed: int) -> list[PlannedRequest]:
 def engine_plan(args: PlanArgs, sizes: FleetSizes) -> EnginePlan:
     """The setup of each engine. ValueError for impossible sizes."""
     hardware = find_hardware(args.hardware)
-    max_running, chunk_tokens = (256, 2048) if hardware.is_async else (64, 512)
+    max_running, chunk_tokens = (256, 2048) if hardware.is_async else (64, 256)
     return EnginePlan(
         model=find_model(args.model),
         hardware=hardware,
         page_size=args.page_size,
         max_running=max_running if args.max_running is None else args.max_running,
         prefill_chunk_tokens=chunk_tokens if args.chunk_tokens is None else args.chunk_tokens,
+        max_gap_s=CPU_MAX_GAP_S if args.chunk_tokens is None and not hardware.is_async else None,
         policy=args.schedule_policy,
         write_policy=WritePolicy(args.write_policy),
         prefetch_policy=PrefetchPolicy(args.prefetch_policy),

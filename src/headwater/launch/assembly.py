@@ -26,6 +26,7 @@ from headwater.models.end_tokens import union, within
 from headwater.models.loader import LoadedModel, ModelFiles, load_model, resolve_model, tokenizer_end_ids
 from headwater.models.sampling_defaults import read_sampling_defaults
 from headwater.scheduling.plan import StepHandle, StepPlan
+from headwater.scheduling.prefill_pace import CPU_MAX_GAP_S
 from headwater.scheduling.scheduler import SchedulerLimits
 from headwater.storage.errors import StorageError
 from headwater.storage.page_key import Fingerprint, config_hash
@@ -63,6 +64,8 @@ def build_engine(
     """
     started_s = time.monotonic()
     placement = open_placement(args, cpus=cpus)
+    # a GPU's chunks are short anyway, and a size that was asked for holds
+    max_gap_s = CPU_MAX_GAP_S if placement.device.name == "cpu" and not args.chunked_prefill_size else None
     args = args.for_device(placement.device.name)
     model = _load(args, placement, weights)
     max_context = _max_context(args, model.loaded)
@@ -75,7 +78,7 @@ def build_engine(
         wire=ZmqWire(endpoint),
         runner=_served(args, placement.device, model, runner),
         ready=ready,
-        limits=_limits(args, max_context=max_context),
+        limits=_limits(args, max_context=max_context, max_gap_s=max_gap_s),
         clock=MonotonicClock(),
         policy=args.schedule_policy,
         is_cache_enabled=not args.disable_radix_cache,
@@ -190,7 +193,7 @@ def _served(args: ServerArgs, device: Device, model: _Model, runner: Runner) -> 
     return ServedModel(runner, weights=weights, kv_memory=KvLifetime(runner, device))
 
 
-def _limits(args: ServerArgs, *, max_context: int) -> SchedulerLimits:
+def _limits(args: ServerArgs, *, max_context: int, max_gap_s: float | None) -> SchedulerLimits:
     assert args.max_running_requests is not None
     assert args.max_step_tokens is not None
     assert args.chunked_prefill_size is not None
@@ -200,6 +203,7 @@ def _limits(args: ServerArgs, *, max_context: int) -> SchedulerLimits:
         prefill_chunk_tokens=args.chunked_prefill_size,
         max_queued=args.max_queued_requests,
         max_context=max_context,
+        max_gap_s=max_gap_s,
     )
 
 

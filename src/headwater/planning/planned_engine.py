@@ -35,6 +35,7 @@ class EnginePlan:
     max_running: int = 256
     prefill_chunk_tokens: int = 2048
     max_step_tokens: int | None = None  # None: one chunk plus one token per request
+    max_gap_s: float | None = None  # that prefill leaves between two tokens of a stream
     max_queued: int = 1_000_000
     policy: SchedulePolicy = "fcfs"
     write_policy: WritePolicy = WritePolicy.WRITE_THROUGH
@@ -96,6 +97,7 @@ class PlannedEngine:
             prefill_chunk_tokens=plan.prefill_chunk_tokens,
             max_queued=plan.max_queued,
             max_context=plan.model.max_context,
+            max_gap_s=plan.max_gap_s,
         )
         self.parts = wire_engine(
             wire=self,

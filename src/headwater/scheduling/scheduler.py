@@ -23,6 +23,7 @@ from headwater.scheduling.loading import LoadingRequests
 from headwater.scheduling.outputs import OutputBuffer
 from headwater.scheduling.plan import StepPlan, StepResult
 from headwater.scheduling.plan_builder import PlanBuilder, PlanColumns
+from headwater.scheduling.prefill_pace import PrefillPace
 from headwater.scheduling.request import Phase, Request
 from headwater.scheduling.running import RunningRequests
 from headwater.scheduling.shared_prefix import is_worth_waiting
@@ -42,6 +43,7 @@ class SchedulerLimits:
     prefill_chunk_tokens: int  # of one request in one step
     max_queued: int
     max_context: int
+    max_gap_s: float | None = None  # that prefill should leave between two tokens of a stream; None: no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class Scheduler:
         self._columns = PlanColumns()
         self._num_launched = 0  # the id of the next step
         self._launched_s = 0.0
+        self._pace = PrefillPace(limits.max_gap_s)
 
     # --- requests come and go -----------------------------------------------------------------------
 
@@ -191,6 +194,8 @@ class Scheduler:
             return None
         builder = PlanBuilder(max_tokens=self.limits.max_step_tokens, columns=self._columns)
         self._plan_decodes(builder)
+        if not builder.is_empty:
+            builder.num_tokens_left = self._pace.limit(builder.num_tokens_left)
         self._plan_chunks(builder)
         self._admit(builder)
         if builder.is_empty:
@@ -288,9 +293,10 @@ class Scheduler:
     def collect(self, plan: StepPlan, result: StepResult) -> None:
         """Apply the result of a step. Rows of requests that have left their slot are dropped here."""
         self.running.collected(plan.step_id)
-        num_prefill = len(plan.token_ids) - plan.num_decodes
+        num_prefill, took_s = len(plan.token_ids) - plan.num_decodes, self._clock.now() - self._launched_s
+        self._pace.saw(num_prefill, took_s)
         if num_prefill >= _MIN_PREFILL_SAMPLE:
-            self.cache.lower.restore_cost.saw_prefill(num_prefill, self._clock.now() - self._launched_s)
+            self.cache.lower.restore_cost.saw_prefill(num_prefill, took_s)
         running, slots, prompt_logprobs = self.running, self.running.slots, result.prompt_logprobs
         columns = (result.slots, result.uses, result.is_finite, plan.num_computed, plan.num_tokens, plan.samples)
         rows = zip(*[column.tolist() for column in columns], result.tokens.tolist(), strict=True)
