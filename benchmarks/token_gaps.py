@@ -6,7 +6,7 @@
 
 The script starts a server on the CPU, with a model so small that the server itself takes most of the time: random
 weights, 128 prompt tokens, 24 generated tokens. `--beside N` instead measures one stream of the default model while a
-prompt of N tokens is prefilled: its longest gap, and the time until the prompt is answered, beside the stream and alone.
+prompt of N tokens is prefilled: its longest gap, and the time until the prompt is answered, beside it and alone.
 """
 
 import argparse

@@ -265,12 +265,7 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     ] = 1024
     chunked_prefill_size: Annotated[
         int | None,
-        Flag(
-            "Most prompt tokens of one request in a step. Default: 256 on CPU, and beside running streams as many as "
-            "take 0.2 s; 8192 on a GPU.",
-            SCHEDULE,
-            low=1,
-        ),
+        Flag("Most prompt tokens of one request in a step. Default: 8192; on CPU 256 or less.", SCHEDULE, low=1),
     ] = None
     max_step_tokens: Annotated[
         int | None,
