@@ -76,7 +76,7 @@ async def stream(
         body = fields | {"model": MODEL_NAME, "prompt": prompt, "max_tokens": num_tokens, "stream": True}
     content = json.dumps(body).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", PORT, limit=1 << 24)
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n"
     writer.write(head.encode() + b"Connection: close\r\n\r\n" + content)
     came_s: list[float] = []
     newest = b""

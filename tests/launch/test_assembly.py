@@ -68,3 +68,16 @@ def test_a_refused_hub_id_names_the_flag_that_allows_it(tmp_path: Path, monkeypa
     built(tmp_path / "model", tmp_path, allow_hub=True)
     assert refusals[0] is not None and "--allow-hub" in refusals[0]
     assert refusals[1] is None
+
+
+@pytest.mark.parametrize(("asked", "chunk", "gap_s"), [({}, 256, 0.2), ({"chunked_prefill_size": 300}, 300, None)])
+def test_chunks_leave_streams_a_gap_unless_their_size_was_asked_for(
+    tmp_path: Path, asked: dict[str, int], chunk: int, gap_s: float | None
+) -> None:
+    make_tiny_model("llama", tmp_path / "model")
+    given = ServerArgs(model=str(tmp_path / "model"), dtype="float32", max_total_tokens=400, device="cpu", **asked)
+    loop = build_engine(given, f"ipc://{tmp_path}/engine")
+    limits = loop._scheduler.limits
+    loop.stop()
+    loop.run()
+    assert (limits.prefill_chunk_tokens, limits.max_gap_s) == (chunk, gap_s)

@@ -54,6 +54,23 @@ def test_a_conversation_finds_all_turns_before_it_and_waits_for_their_answers():
     assert second.cached["device"] == 1088  # whole pages of 1,099: the KV of the last token was never computed
 
 
+def test_a_hit_ends_inside_a_page_as_in_a_real_engine():
+    """1,000 tokens are shared: 62 whole pages, and 8 tokens of a page of the first request."""
+    shared = PromptPiece("p", 1000)
+    first, second = play(
+        LLAMA, request(0.0, new=100, out=1, pieces=(shared,)), request(9.0, new=100, out=1, pieces=(shared,))
+    ).requests
+    assert (first.cached["device"], second.cached["device"]) == (0, 1000)
+
+
+def test_a_long_prompt_leaves_a_stream_its_tokens():
+    """On the planned CPU, a chunk of 512 takes half a second and more."""
+    stream, prompt = request(0.0, new=16, out=60), request(0.1, new=2000, out=1)
+    whole, paced = (play(replace(SMOL, max_gap_s=gap), stream, prompt).requests for gap in (None, 0.1))
+    assert paced[0].itl_s < whole[0].itl_s
+    assert paced[1].ttft_s < 1.5 * whole[1].ttft_s
+
+
 def test_what_does_not_fit_the_device_is_found_on_the_host_and_then_in_the_store():
     rounds = [request(10.0 * place, new=1, out=1, pieces=(PromptPiece(f"p{place % 6}", 2000),)) for place in range(24)]
     small = replace(LLAMA, device_bytes=5000 * 131072.0)
