@@ -76,8 +76,8 @@ async def stream(
         body = fields | {"model": MODEL_NAME, "prompt": prompt, "max_tokens": num_tokens, "stream": True}
     content = json.dumps(body).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", PORT, limit=1 << 24)
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n"
-    writer.write(head.encode() + b"Connection: close\r\n\r\n" + content)
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    writer.write(head.encode() + f"Content-Length: {len(content)}\r\n\r\n".encode() + content)
     came_s: list[float] = []
     newest = b""
     while line := await reader.readline():

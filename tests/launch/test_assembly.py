@@ -70,7 +70,7 @@ def test_a_refused_hub_id_names_the_flag_that_allows_it(tmp_path: Path, monkeypa
     assert refusals[1] is None
 
 
-@pytest.mark.parametrize(("asked", "chunk", "gap_s"), [({}, 256, 0.2), ({"chunked_prefill_size": 300}, 300, None)])
+@pytest.mark.parametrize(("asked", "chunk", "gap_s"), [({}, 512, 0.2), ({"chunked_prefill_size": 300}, 300, None)])
 def test_chunks_leave_streams_a_gap_unless_their_size_was_asked_for(
     tmp_path: Path, asked: dict[str, int], chunk: int, gap_s: float | None
 ) -> None:

@@ -51,9 +51,9 @@ def test_public_arguments_hide_keys_and_show_all_else() -> None:
 
 def test_device_defaults_fill_only_what_was_left_open() -> None:
     args = ServerArgs().for_device("cpu")
-    assert (args.max_running_requests, args.chunked_prefill_size) == (64, 256)
+    assert (args.max_running_requests, args.chunked_prefill_size) == (64, 512)
     assert (args.kv_cache_memory_mb, args.mem_fraction_static) == (None, None), "the default depends on the model"
-    assert args.max_step_tokens == 256 + 64
+    assert args.max_step_tokens == 512 + 64
     chosen = ServerArgs(max_running_requests=2, chunked_prefill_size=7, max_total_tokens=100).for_device(
         "cpu"
     )

@@ -21,7 +21,7 @@ class PlanArgs(msgspec.Struct, kw_only=True, frozen=True):
     storage_gb: Annotated[str, "Size of the store that all engines share in GB; a list."] = "0"
     page_size: Annotated[int, "Tokens of a page."] = 16
     max_running: Annotated[int | None, "Requests that run at once in an engine. Default: 256, on CPU 64."] = None
-    chunk_tokens: Annotated[int | None, "Prompt tokens of a request in one step. Default: 2048; CPU: 256."] = None
+    chunk_tokens: Annotated[int | None, "Prompt tokens of a request in one step. Default: 2048; CPU: 512."] = None
     schedule_policy: Annotated[Literal["fcfs", "lpm"], "Order of the queue."] = "fcfs"
     write_policy: Annotated[
         Literal["write_through", "write_through_selective", "write_back"],

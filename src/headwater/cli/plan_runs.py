@@ -78,7 +78,7 @@ def workload_of(args: PlanArgs, *, seed: int) -> list[PlannedRequest]:
 def engine_plan(args: PlanArgs, sizes: FleetSizes) -> EnginePlan:
     """The setup of each engine. ValueError for impossible sizes."""
     hardware = find_hardware(args.hardware)
-    max_running, chunk_tokens = (256, 2048) if hardware.is_async else (64, 256)
+    max_running, chunk_tokens = (256, 2048) if hardware.is_async else (64, 512)
     return EnginePlan(
         model=find_model(args.model),
         hardware=hardware,

@@ -35,7 +35,7 @@ class _DeviceDefaults:
 
 
 _DEVICE_DEFAULTS = {
-    "cpu": _DeviceDefaults(running=64, chunk=256, mem_fraction=None),
+    "cpu": _DeviceDefaults(running=64, chunk=512, mem_fraction=None),
     "cuda": _DeviceDefaults(running=256, chunk=8192, mem_fraction=0.9),
 }
 
@@ -265,7 +265,7 @@ class ServerArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     ] = 1024
     chunked_prefill_size: Annotated[
         int | None,
-        Flag("Most prompt tokens of one request in a step. Default: 8192; on CPU 256 or less.", SCHEDULE, low=1),
+        Flag("Most prompt tokens of one request in a step. Default: 8192; on CPU 512 or less.", SCHEDULE, low=1),
     ] = None
     max_step_tokens: Annotated[
         int | None,
