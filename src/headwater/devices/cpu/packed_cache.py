@@ -21,7 +21,7 @@ from headwater.devices.cpu.kernel_library import KernelLibrary
 from headwater.devices.cpu.packed_file import DamagedFile, PackedFile, Parts, packed_bytes, write_packed
 
 _SUFFIX = ".packed"
-_OTHER_VERSIONS_S = 86_400
+_OTHER_VERSIONS_S = 3600
 _MIN_BYTES = 16 << 20  # smaller models are packed within milliseconds
 _DEVICES = Path(__file__).parents[1]
 _CODE = (_DEVICES, _DEVICES / "cpu", _DEVICES.parent / "models")  # reads and packs weights
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 class PackedCache:
     """Files of packed weights in `folder`, of `max_bytes` in all.
 
-    The least recently used ones go, and those that another version of the code has not used for a day.
+    The least recently used ones go, and those that another version of the code has not used for an hour.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int, library: KernelLibrary, min_bytes: int = _MIN_BYTES) -> None:
