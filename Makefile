@@ -7,7 +7,7 @@
 #   PIP_ARGS=...                     arguments for pip, for example an index with CPU-only torch
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernels packages dev serve test test-fast test-isa test-templates check lint types imports format bench clean
+.PHONY: help setup kernels packages dev serve test test-fast test-isa test-templates wheel test-wheel check lint types imports format bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,6 +23,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constr
 INSTALLED := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 BENCH := $(VENV)/.installed-bench
+RELEASE := $(VENV)/.installed-release
 WANTED = $(INSTALLED) $(if $(filter 1,$(GPU)),$(VENV)/.installed-gpu) $(EXTRAS:%=$(VENV)/.installed-%)
 KERNELS := $(VENV)/.kernels-built
 KERNEL_SOURCES := $(shell find src/headwater/devices/cpu/kernels -name '*.[ch]') src/headwater/devices/cpu/kernel_build.py
@@ -94,17 +95,25 @@ test-templates: dev  ## Official chat templates, rendered beside transformers
 test-fast: dev  ## The tests that need neither torch nor a model
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
+# dist/ is what a release publishes; zig's clang compiles for every platform on this one
+wheel: setup $(RELEASE)  ## Build the wheels of all platforms and the source archive into dist/
+	$(BIN)/python release/build_wheels.py $(ARGS)
+
+test-wheel: setup $(RELEASE)  ## Build this platform's wheel, install it elsewhere, serve from it without a compiler
+	$(BIN)/python release/build_wheels.py --platform here
+	$(BIN)/python release/check_wheel.py
+
 check: lint types imports  ## ruff, pyright on src, import-linter
 
 lint: dev
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks release
 types: dev
 	$(BIN)/pyright
 imports: dev
 	$(BIN)/lint-imports
 
 format: dev  ## Sort imports and mend what ruff can mend
-	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks release
 
 bench: setup $(BENCH)  ## Load the default model with the workloads W1 to W4
 	$(BIN)/python benchmarks/serving/run.py $(ARGS)

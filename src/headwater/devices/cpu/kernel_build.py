@@ -106,13 +106,14 @@ def chosen_instruction_set() -> InstructionSet | None:
     return isa
 
 
-def library_name(isa: InstructionSet) -> str:
+def library_name(isa: InstructionSet, *, suffix: str = _SUFFIX) -> str:
+    """Of the sources in this folder: a library of others has another name, and is never loaded."""
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(SOURCES.rglob("*.[ch]")):
         if path.is_file():
             digest.update(path.name.encode() + path.read_bytes())
     digest.update(" ".join((*_OPTIONS, *_LINK, *isa.options)).encode())
-    return f"kernels-{isa.name}-{digest.hexdigest()}{_SUFFIX}"
+    return f"kernels-{isa.name}-{digest.hexdigest()}{suffix}"
 
 
 def find(isa: InstructionSet) -> Path | None:
