@@ -31,7 +31,7 @@ def main() -> None:
         folder = Path(name)
         environment = {
             "PATH": str(folder / "venv/bin"),  # no compiler
-            "HOME": name,
+            "HOME": str(Path.home()),
             "XDG_CACHE_HOME": str(folder / "cache"),  # no kernels
             "HEADWATER_CACHE": _model_cache(),
             **{key: value for key, value in os.environ.items() if key.startswith(("PIP_", "SSL_", "HTTP", "http"))},
