@@ -66,7 +66,8 @@ $(KERNELS): $(KERNEL_SOURCES) | $(BIN)/python
 	@PYTHONPATH=src $(BUILD_KERNELS) || { \
 	  echo "Fetching clang for them: the wheel ziglang, 101 MB, removed afterwards"; \
 	  zig=$$(mktemp -d $(VENV)/zig.XXXXXX); trap 'rm -rf "$$zig"' EXIT; \
-	  $(PIP_INSTALL) --no-compile --target "$$zig" ziglang && PYTHONPATH="src:$$zig" $(BUILD_KERNELS); } || true
+	  $(PIP_INSTALL) --no-compile --target "$$zig" ziglang && \
+	  ZIG_GLOBAL_CACHE_DIR="$$zig/cache" PYTHONPATH="src:$$zig" $(BUILD_KERNELS); } || true
 	@touch $@
 
 serve: setup  ## Serve the default model on 127.0.0.1:30000
