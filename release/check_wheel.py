@@ -51,7 +51,7 @@ def install(wheel: Path, folder: Path) -> None:
     own = packages / "headwater/__init__.py"
     check(own.exists(), f"the package is in the environment, not in the clone: {own}")
     heavy = [name for name in NOT_FOR_A_CPU if (packages / name).exists()]
-    check(not heavy, f"what a CPU does not need is not installed: {heavy}")
+    check(not heavy, f"installed without need: {heavy or None}")
     num_bytes = sum(path.stat().st_blocks * 512 for path in (folder / "venv").rglob("*") if not path.is_symlink())
     check(num_bytes < MAX_INSTALLED_MB * 1e6, f"the environment takes {num_bytes / 1e6:.0f} MB")
 
@@ -77,7 +77,7 @@ def serving(folder: Path, environment: dict[str, str]) -> Iterator[tuple[str, Pa
     finally:
         server.terminate()
         server.wait(timeout=60)
-    check(server.returncode == 0, f"the server ends with status 0, not {server.returncode}")
+    check(server.returncode == 0, f"the server ends with status {server.returncode}")
 
 
 def serve_and_flush(url: str, log: Path) -> None:
