@@ -24,7 +24,7 @@ class Stream:
         now_ns = time.monotonic_ns()
         text = self.tail + data
         self.came_ns += [now_ns] * text.count(b"\ndata: {")
-        self.has_ended = not data or b"data: [DONE]" in text
+        self.has_ended |= not data or b"data: [DONE]" in text
         self.tail = text[-len(b"data: [DONE]") :].rpartition(b"\ndata: {")[2]
 
 
