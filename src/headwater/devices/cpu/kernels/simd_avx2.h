@@ -16,7 +16,11 @@ INLINE __m256i first_lanes(int64_t n) {
 }
 
 INLINE vf vf_load_n(const float *from, int64_t n) { return (vf)_mm256_maskload_ps(from, first_lanes(n)); }
-INLINE void vf_store_n(float *to, vf x, int64_t n) { _mm256_maskstore_ps(to, first_lanes(n), (__m256)x); }
+
+INLINE void vf_store_n(float *to, vf x, int64_t n) {
+    if (n == WIDTH) _mm256_storeu_ps(to, (__m256)x);
+    else _mm256_maskstore_ps(to, first_lanes(n), (__m256)x);  // dozens of operations on AMD
+}
 
 INLINE vf vf_load_f16(const f16 *from) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from)); }
 
