@@ -23,6 +23,14 @@ INLINE void pack_keys_of(const int dtype, const Work *work, const Located *at, i
         prefetch(ahead, key, WIDTH, dim * kv_item_bytes(dtype));
         float *packed = scratch.keys + key / PANEL * keys_stride(dim) + key % PANEL;
         int64_t d = 0;
+        for (; dtype == KV_BF16 && d + 2 * WIDTH <= dim; d += 2 * WIDTH) {  // widened after the transposition: half of it
+            for (int i = 0; i < WIDTH; i++) x[i] = (vf)vi_load(from[i] + d * 2);
+            vf_transpose(x);
+            for (int i = 0; i < WIDTH; i++) {
+                vf_store(packed + (d + 2 * i) * PANEL, (vf)((vi)x[i] << 16));
+                vf_store(packed + (d + 2 * i + 1) * PANEL, (vf)((vi)x[i] & vi_splat((int32_t)0xffff0000)));
+            }
+        }
         for (; d + WIDTH <= dim; d += WIDTH) {
             for (int i = 0; i < WIDTH; i++) x[i] = load_kv(dtype, from[i], d, scales[i]);
             vf_transpose(x);
