@@ -92,7 +92,6 @@ class EngineClient:
         """Fail all requests and calls, and close the sockets."""
         self.refuse_all("the server has shut down")
         await self._driver.close()
-        await asyncio.sleep(0)  # let the reader tasks see their cancellation
         if self._context is not None:
             self._context.term()
             self._context = None
