@@ -74,6 +74,13 @@ INSTRUCTION_SETS = {
             name="avx2", machine="x86_64", options=("-march=x86-64-v3",), zig_cpu="x86_64_v3", flags=frozenset(_V3)
         ),
         InstructionSet(
+            name="neon_i8mm",
+            machine="aarch64",
+            options=("-march=armv8.2-a+dotprod+i8mm",),
+            zig_cpu="generic+v8_2a+dotprod+i8mm",
+            flags=frozenset({"asimd", "asimddp", "i8mm"}),
+        ),
+        InstructionSet(
             name="neon",
             machine="aarch64",
             options=("-march=armv8.2-a+dotprod",),

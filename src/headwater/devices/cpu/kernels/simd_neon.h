@@ -71,6 +71,31 @@ INLINE dots dot4(dots sum, vi u8, vi s8) {
 
 INLINE vi dots_sum(dots sum) { return sum; }
 
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+#define HAS_MATRIX_DOT8  // linear/matrix_quads.h uses it for several rows
+
+// Products of 2 x 8 by 8 x 2 int8: lane 2i + j of the sum is row i of `a` times row j of `b`, of eight bytes each.
+INLINE vi matrix_dot8(vi sum, vi a, vi b) {
+    return (vi)vmmlaq_s32((int32x4_t)sum, vreinterpretq_s8_s32((int32x4_t)a), vreinterpretq_s8_s32((int32x4_t)b));
+}
+
+INLINE vi vi_load_halves(const void *low, const void *high) {
+    return (vi)vreinterpretq_s32_s8(vcombine_s8(vld1_s8(low), vld1_s8(high)));
+}
+
+// a0 b0 a1 b1, and a2 b2 a3 b3.
+INLINE vi vi_zip_low(vi a, vi b) { return (vi)vzip1q_s32((int32x4_t)a, (int32x4_t)b); }
+INLINE vi vi_zip_high(vi a, vi b) { return (vi)vzip2q_s32((int32x4_t)a, (int32x4_t)b); }
+
+// a0 a1 b0 b1, and a2 a3 b2 b3.
+INLINE vi vi_low_halves(vi a, vi b) {
+    return (vi)vcombine_s32(vget_low_s32((int32x4_t)a), vget_low_s32((int32x4_t)b));
+}
+INLINE vi vi_high_halves(vi a, vi b) {
+    return (vi)vcombine_s32(vget_high_s32((int32x4_t)a), vget_high_s32((int32x4_t)b));
+}
+#endif
+
 INLINE vi dot2(vi sum, vi a, vi b) {
     const int16x8_t x = vreinterpretq_s16_s32((int32x4_t)a), y = vreinterpretq_s16_s32((int32x4_t)b);
     const int32x4_t low = vmull_s16(vget_low_s16(x), vget_low_s16(y)), high = vmull_high_s16(x, y);

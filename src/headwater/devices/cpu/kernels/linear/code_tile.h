@@ -72,6 +72,10 @@ INLINE void add_quads(
         for (int v = 0; v < vectors; v++) total->of[r][v] += dots_sum(run.of[r][v]);
 }
 
+#if defined(HAS_MATRIX_DOT8)
+#include "matrix_quads.h"
+#endif
+
 // The scale of a group (Q6_K: of half a group) for the outputs of one vector. K-quants have it in two factors.
 INLINE vf load_scale(const int format, const char *super, const char *group, const int half, const int part) {
     const char *end = group + group_bytes(format) - 2 * BLOCK_COLS;
@@ -135,6 +139,12 @@ INLINE void add_group(
 #pragma GCC unroll 4
         for (int quad = 0; quad < quads; quad += run) {
             const int begin = half * quads + quad;
+#if defined(HAS_MATRIX_DOT8)
+            if (rows > 1) {
+                add_quads_of_pairs(format, rows, vectors, begin, begin + run, x, x_stride, group, &dots);
+                continue;
+            }
+#endif
             add_quads(format, rows, vectors, begin, begin + run, x, x_stride, group, &dots);
         }
         add_scaled(format, rows, vectors, half, x, x_stride, super, group, &dots, sums);
