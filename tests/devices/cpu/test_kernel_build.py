@@ -75,7 +75,7 @@ def test_a_failing_compiler_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(kernel_build, "SOURCES", tmp_path)
     with pytest.raises(RuntimeError, match=r"broken\.c"):
         kernel_build.build(AVX2)
-    assert not any(path.is_file() for path in (tmp_path / "cache").rglob("*"))
+    assert not any(path.is_file() for path in (tmp_path / "cache/headwater").rglob("*"))
 
 
 def test_without_a_compiler_the_remedy_is_in_the_log(
