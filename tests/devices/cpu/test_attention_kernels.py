@@ -117,7 +117,7 @@ def test_bits_depend_neither_on_chunks_nor_on_other_rows(library: KernelLibrary,
 @pytest.mark.parametrize("num_queries", [1, 5])
 def test_bits_do_not_depend_on_whether_a_row_is_split(library: KernelLibrary, num_queries: int) -> None:
     """A long context's blocks by several threads in any order, against one after another by one."""
-    length = 5 * BLOCK_KEYS + 11
+    length = 3 * BLOCK_KEYS + 11
     spans: list[Span] = [(0, length - num_queries, length)]
     outs = []
     for num_workers in (1, 64):
@@ -138,7 +138,7 @@ def test_bits_do_not_depend_on_whether_rows_share_pages(
     library: KernelLibrary, num_heads: int, page_size: int, dtype: str
 ) -> None:
     """Decodes after a common prefix, whose blocks are computed once for all of them, against each row for itself."""
-    common = 2 * BLOCK_KEYS + 30 if page_size < BLOCK_KEYS else 2 * page_size
+    common = 2 * BLOCK_KEYS + 30 if page_size < BLOCK_KEYS else page_size
     lengths = [common + 1, common + 300, common + 17, BLOCK_KEYS + 9, common + 2]
     sequences = Sequences(lengths, num_heads=num_heads, num_kv_heads=1, page_size=page_size, dtype=dtype)
     num_pages = common // page_size
