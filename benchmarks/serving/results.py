@@ -41,6 +41,8 @@ def values(records: Sequence[Record], *, server: str, workload: str, figure: str
 def table(records: Sequence[Record], servers: Sequence[str]) -> str:
     """A Markdown table: median (least..most) per server; with two servers also the ratio of the medians.
 
+    A dash stands for what was not measured.
+
     The ratio is written so that more than 1 means that the first server is the better one.
     """
     ratio = len(servers) == 2
@@ -48,10 +50,10 @@ def table(records: Sequence[Record], servers: Sequence[str]) -> str:
     lines.append(" | ".join(["---"] * (len(servers) + 1 + ratio)))
     for workload, figure, more_is_better, label in FIGURES:
         columns = [values(records, server=s, workload=workload, figure=figure) for s in servers]
-        if not all(columns):
+        if not any(columns):
             continue
         cells = [label, *(_spread(column) for column in columns)]
-        if ratio:
+        if ratio and all(columns):
             ours, theirs = (statistics.median(column) for column in columns)
             better, worse = (ours, theirs) if more_is_better else (theirs, ours)
             cells.append(f"{better / worse:.2f}" if worse else "-")
@@ -83,6 +85,8 @@ def without_paths(argv: Sequence[str]) -> list[str]:
 
 
 def _spread(numbers: Sequence[float]) -> str:
+    if not numbers:
+        return "-"
     median, least, most = statistics.median(numbers), min(numbers), max(numbers)
     return f"{_short(median)} ({_short(least)}..{_short(most)})"
 
