@@ -8,7 +8,7 @@ from headwater.messages.base import pack_ids
 from headwater.messages.cache import AttachStorage, DetachStorage
 from headwater.messages.control import ContinueGeneration, FlushCache, PauseGeneration
 from headwater.messages.generation import Abort, Generate, Output, SamplingParams
-from headwater.messages.weights import ReleaseMemory, UpdateWeights
+from headwater.messages.weights import ReleaseMemory, SetWeightVersion, UpdateWeights
 from headwater.simulation.fakes.store import UnreliableStore
 from headwater.simulation.fakes.store_media import MemoryMedium
 
@@ -185,3 +185,17 @@ def test_writing_back_to_a_small_host_comes_to_an_end():
     for _ in range(4):
         driver.turn()
         assert driver.parts.blockers() == {}
+
+
+def test_a_label_that_comes_behind_an_abort_counts_only_what_it_ends_itself():
+    """The checks took the abort's count for that of the label, which ends nothing while a trainer pauses the engine."""
+    driver = Driver()
+    driver.generate("a", list(range(20)), 200)
+    driver.turn(3)
+    driver.send(PauseGeneration(call_id="p", mode="retract"))
+    driver.turn()
+    driver.send(Abort(call_id="x", match="all"))
+    driver.send(SetWeightVersion(call_id="v", weight_version="new"))
+    driver.turn()
+    assert driver.replies["v"].num_aborted == 0
+    driver.finish()

@@ -11,7 +11,7 @@ from headwater.messages.control import (
     PauseGeneration,
     PauseResult,
 )
-from headwater.messages.generation import Generate
+from headwater.messages.generation import Abort, Generate
 from headwater.messages.weights import SetWeightVersion, UpdateWeights, WeightsUpdated, WeightVersionSet
 from headwater.messages.wire import ToClient, ToEngine
 from headwater.scheduling.request import Request
@@ -74,6 +74,8 @@ class ServicePromises:
         if messages:
             self._bind_pauses(_lasting_pauses(messages))
             self._cancelled = {m.started_by_call for m in messages if isinstance(m, CancelOperation)}
+            if any(isinstance(message, Abort) and message.match == "all" for message in messages):
+                self._relabelled.clear()  # which of the counts is the abort's own cannot be seen
         for call, answer in answers:
             self._check_count(answer, call.message)
         self._check_order()
