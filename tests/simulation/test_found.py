@@ -199,3 +199,19 @@ def test_a_label_that_comes_behind_an_abort_counts_only_what_it_ends_itself():
     driver.turn()
     assert driver.replies["v"].num_aborted == 0
     driver.finish()
+
+
+@BOTH
+def test_a_part_that_is_copied_in_the_turn_of_a_flush_is_younger_than_the_flush(is_async):
+    """The checks gave the copy the age of its source, and took it for one that the flush had covered."""
+    driver = Driver(is_async=is_async, page_size=4, min_part_tokens=1)
+    first = [42, 491, 445, 984, 987, *range(100, 126)]
+    driver.generate("a", first, 3)
+    driver.turn()
+    wanted = [*first[:5], 280]
+    driver.send(FlushCache(call_id="f", prefix_ids=pack_ids(wanted), hold=True, timeout_s=0.5))
+    answer = driver.generate("b", [*wanted, 387], 8)
+    driver.finish()
+    assert driver.replies["f"].success
+    assert answer.finish.type == "length"
+    assert driver.parts.scheduler.counters.copied_tokens == 1

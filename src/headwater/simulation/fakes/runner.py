@@ -175,7 +175,8 @@ class FakeRunner:
         if plan.num_decodes < len(plan.slots):  # decodes need not wait
             self.wait_for_restores()
         self._apply_changes(plan)
-        copied = self._copy_pages(plan, taken)
+        birth = self.audit.turn if self.audit else self.num_steps
+        copied = self._copy_pages(plan, taken, birth=birth)
         fault_at = self._take_fault()
         if fault_at == "launch":
             self._fail(plan)
@@ -186,7 +187,6 @@ class FakeRunner:
         reads, writes = [], []
         columns = (plan.slots, plan.uses, plan.num_computed, plan.num_tokens, plan.samples)
         all_tokens = plan.token_ids.tolist()
-        birth = self.audit.turn if self.audit else self.num_steps
         start = 0
         for row, (slot, use, first, count, samples) in enumerate(zip(*[c.tolist() for c in columns], strict=True)):
             assert self._uses[slot] == use, "a plan names a slot by an earlier use"
@@ -284,8 +284,11 @@ class FakeRunner:
             if self.audit is not None:
                 self.audit.pages_changed(update.slot, update.first, update.pages)
 
-    def _copy_pages(self, plan: StepPlan, taken: list[Records]) -> dict[int, int]:
-        """Write what the copies have `taken` to their targets. Returns the source by slot."""
+    def _copy_pages(self, plan: StepPlan, taken: list[Records], *, birth: int) -> dict[int, int]:
+        """Write what the copies have `taken` to their targets. Returns the source by slot.
+
+        A copy is born now: a flush before it has not covered it, and the audit checks its source.
+        """
         sources: dict[int, int] = {}
         for copy, page in zip(plan.page_copies, taken, strict=True):
             slot = next(update.slot for update in plan.page_updates if copy.target in update.pages)
@@ -294,6 +297,7 @@ class FakeRunner:
                 self.audit.copied(slot, copy.source, page[: copy.num_tokens])
             index = self._tables[slot].tolist().index(copy.target)
             page["sequence"] = self._origins[slot][1]
+            page["birth"] = birth
             page["position"] = np.arange(index * self._page_size, (index + 1) * self._page_size)
             page["retired"] = 0
             self.kv[copy.target] = page
