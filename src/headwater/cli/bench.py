@@ -38,9 +38,9 @@ _CASES = ("1x200", "16x200", "512+0")
 def bench(model: str | None, has_kinds: bool, cases: tuple[str, ...], repeat: int, is_json: bool, **load: Any) -> None:
     """Measure steps of a model on this CPU, without a server.
 
-    The floor of a step is the sum over its products and its attention: for each, the longer one of two times, that of
-    reading its bytes and that of its arithmetic, at the rates measured directly before and after the step. Compare runs
-    by the ratio to the floor, since both vary on a shared machine.
+    The floor of a step is the sum over its products and its attention. For each, the longer one of two times counts:
+    that of reading its bytes, and that of its arithmetic. Both rates are measured directly before and after the step.
+    Compare runs by the ratio to the floor, since both vary on a shared machine.
     """
     from headwater.devices.cpu.kernel_library import kernels_origin, usable_kernels
     from headwater.launch.config import ServerArgs

@@ -3,7 +3,7 @@
 import click
 
 from headwater.cli.server_call import HttpAnswer, Json, MalformedUrl, Server, ServerError
-from headwater.http_api.control.blocker_words import blockers_in_words
+from headwater.messages.blocker_words import blockers_in_words
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2

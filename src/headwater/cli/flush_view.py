@@ -7,7 +7,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from headwater.http_api.control.blocker_words import blockers_in_words
+from headwater.messages.blocker_words import blockers_in_words
 
 WAITING = {"idle": "Waiting for an idle moment", "drain": "Waiting for the pages to come back"}
 BAR_WIDTH = 40

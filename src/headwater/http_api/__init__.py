@@ -1,4 +1,4 @@
-"""The HTTP APIs."""
+"""The HTTP APIs. The import loads FastAPI."""
 
 from pydantic import BaseModel
 

@@ -22,7 +22,7 @@ class Column:
         self._array = np.array([], dtype=dtype)
 
     def array(self, numbers: list[int]) -> npt.NDArray:
-        """Plans share it, so nobody writes to it."""
+        """Plans share it, so its elements are never changed."""
         if numbers != self._numbers:
             self._numbers, self._array = numbers, np.array(numbers, dtype=self._dtype)
         return self._array

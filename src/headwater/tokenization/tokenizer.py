@@ -71,7 +71,7 @@ class Tokenizer:
         ValueError for an invalid id.
         """
         decoder = IncrementalDecoder(self.spelling, skip_special_tokens=skip_special_tokens)
-        return decoder.feed(token_ids) + decoder.finish()
+        return decoder.feed(list(token_ids)) + decoder.finish()
 
     def token_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes of a token, which may be incomplete characters. Empty for an id without a token."""

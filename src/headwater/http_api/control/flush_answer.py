@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from headwater.generation.answer_fields import Json
 from headwater.generation.errors import ApiError
-from headwater.http_api.control.blocker_words import blockers_in_words
 from headwater.http_api.engine_answers import EngineAnswers, engine_list, error_entry, facts_of
+from headwater.messages.blocker_words import blockers_in_words
 from headwater.messages.control import FLUSHED, FlushResult, PagesAndBytes
 
 MIB = 1 << 20

@@ -1,4 +1,4 @@
-"""What keeps an engine from being idle, in words for people. Imports nothing: the shell commands use it as well."""
+"""What keeps an engine from being idle, in words for people. Imports nothing, since shell commands use it."""
 
 from collections.abc import Mapping
 
