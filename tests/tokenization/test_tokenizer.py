@@ -74,6 +74,7 @@ def test_decoding_drops_special_tokens_unless_asked(tokenizer):
     ids = tokenizer.encode("dog<|end|>")
     assert tokenizer.decode(ids) == "dog"
     assert tokenizer.decode(ids, skip_special_tokens=False) == "<|begin|>dog<|end|>"
+    assert tokenizer.decode(iter(ids)) == "dog"
 
 
 def test_decoding_an_impossible_id_is_a_value_error(tokenizer):
