@@ -16,7 +16,7 @@ def _compile(program: Path, *options: str) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip("no C compiler")
-    sources = [str(path) for path in (STRESS, KERNELS / "run.c", KERNELS / "pool.c")]
+    sources = [str(path) for path in (STRESS, KERNELS / "run.c", KERNELS / "pool.c", KERNELS / "machine" / "pin.c")]
     command = [compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", f"-I{KERNELS}", *options, *sources]
     subprocess.run([*command, "-pthread", "-o", str(program)], check=True)
     return program
