@@ -203,7 +203,7 @@ def test_a_label_that_comes_behind_an_abort_counts_only_what_it_ends_itself():
 
 @BOTH
 def test_a_part_that_is_copied_in_the_turn_of_a_flush_is_younger_than_the_flush(is_async):
-    """The checks gave the copy the age of its source, and took it for one that the flush had covered."""
+    """The checks took the age of the source for that of the copy, which the flush had not covered."""
     driver = Driver(is_async=is_async, page_size=4, min_part_tokens=1)
     first = [42, 491, 445, 984, 987, *range(100, 126)]
     driver.generate("a", first, 3)

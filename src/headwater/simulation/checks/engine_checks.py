@@ -30,6 +30,7 @@ class EngineChecks:
             engine.world,
             engine=self.oracle,
             device=engine.runner.kv,
+            copied_at=engine.runner.copied_at,
             copier=engine.copier,
             prefetches=lambda: lower.storage.reader.prefetches if lower.storage else [],
         )

@@ -30,6 +30,7 @@ class Retirements:
         *,
         engine: object,
         device: Records,
+        copied_at: npt.NDArray[np.uint32],
         copier: FakeCopier | None,
         prefetches: Callable[[], list[Prefetch]],
     ) -> None:
@@ -38,6 +39,7 @@ class Retirements:
         self._doomed: list[tuple[Prefetch, int]] = []  # with the number of pages that it may attach
         self._engine = engine
         self._device = device
+        self._copied_at = copied_at
         self._copier = copier
         self._page_size = device.shape[1]
         self._marks = {Tier.DEVICE: device["retired"][:, 0]}
@@ -48,10 +50,14 @@ class Retirements:
         """`flush` took effect in `turn`, before the computations of that turn."""
         tiers = flush.tiers or _DEFAULT_TIERS
         if "device" in tiers:
-            self._mark(self._device, flush, turn)
+            covered = self._covered(self._device, flush, turn)
+            # what was copied in this turn, behind the flush, is in pages that did not exist before
+            covered = [page for page in covered if self._copied_at[page] < turn]
+            self._set_marks(self._device["retired"], covered, turn)
         if self._copier is not None:
             if "host" in tiers:
-                self._mark(self._copier.host, flush, turn)
+                host = self._copier.host
+                self._set_marks(host["retired"], self._covered(host, flush, turn), turn)
             targets = {"offload": "host", "restore": "device"}
             for copy in self._copier.open_copies:
                 if targets[copy.kind] in tiers and copy.turn < turn:
@@ -119,9 +125,6 @@ class Retirements:
                     continue
                 num_pages = max(num_pages, (len(prefix) - 1) // self._page_size - prefetch.first_page)
             self._doomed.append((prefetch, num_pages))
-
-    def _mark(self, records: Records, flush: FlushCache, turn: int) -> None:
-        self._set_marks(records["retired"], self._covered(records, flush, turn), turn)
 
     def _set_marks(self, marks: npt.NDArray[np.uint32], pages: list[int], turn: int) -> None:
         """Mark pages; those that an earlier flush covered keep its mark."""

@@ -116,6 +116,7 @@ class FakeRunner:
         max_context: int | None = None,
     ) -> None:
         self.kv: Records = make_records(num_pages, page_size)
+        self.copied_at = np.zeros(num_pages, dtype=np.uint32)  # turn of the last copy to a page
         self.audit: StepAudit | None = None
         self.wait_for_restores: Callable[[], None] = lambda: None  # for those that are readable but not done
         self.num_steps = 0
@@ -287,7 +288,7 @@ class FakeRunner:
     def _copy_pages(self, plan: StepPlan, taken: list[Records], *, birth: int) -> dict[int, int]:
         """Write what the copies have `taken` to their targets. Returns the source by slot.
 
-        A copy is born now: a flush before it has not covered it, and the audit checks its source.
+        Copied tokens keep their birth, since a store must not get KV from before its flush.
         """
         sources: dict[int, int] = {}
         for copy, page in zip(plan.page_copies, taken, strict=True):
@@ -297,10 +298,10 @@ class FakeRunner:
                 self.audit.copied(slot, copy.source, page[: copy.num_tokens])
             index = self._tables[slot].tolist().index(copy.target)
             page["sequence"] = self._origins[slot][1]
-            page["birth"] = birth
             page["position"] = np.arange(index * self._page_size, (index + 1) * self._page_size)
             page["retired"] = 0
             self.kv[copy.target] = page
+            self.copied_at[copy.target] = birth
         return sources
 
     def _compute(self, slot: int, first: int, tokens: list[int], *, birth: int) -> tuple[PageIds, bytes]:
