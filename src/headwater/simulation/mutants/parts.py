@@ -82,10 +82,10 @@ def parts_are_copied_after_the_step() -> list[Patch]:
 
     def launch(self: FakeRunner, plan: Any) -> Any:
         step = right_launch(self, plan)
-        right_copy(self, plan, [self.kv[copy.source].copy() for copy in plan.page_copies])
+        right_copy(self, plan, [self.kv[copy.source].copy() for copy in plan.page_copies], birth=self.num_steps)
         return step
 
-    return [(FakeRunner, "launch", launch), (FakeRunner, "_copy_pages", lambda self, plan, taken: {})]
+    return [(FakeRunner, "launch", launch), (FakeRunner, "_copy_pages", lambda self, plan, taken, birth: {})]
 
 
 @mutant(profile="flush")
