@@ -20,6 +20,13 @@ class WritePolicy(Enum):
     WRITE_BACK = "write_back"
 
 
+class RestorePolicy(Enum):
+    """Whether a request takes its pages from the host: `auto`, if that looks quicker than computing them; `always`."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+
+
 class HostPages(Protocol):
     """Host memory by page id."""
 
@@ -39,6 +46,7 @@ class HostTier:
     copier: PageCopier
     pages: HostPages
     policy: WritePolicy
+    restore_policy: RestorePolicy = RestorePolicy.AUTO
     max_pages_in_flight: int = 4096
     min_restore_tokens: int = 32  # shorter prefixes are computed, not copied
     num_ready: Callable[[], int] | None = None  # pages in memory that is pinned already; None: all

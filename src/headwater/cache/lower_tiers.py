@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from headwater.cache.host_hold import HostHold
-from headwater.cache.host_tier import HostTier, WritePolicy
+from headwater.cache.host_tier import HostTier, RestorePolicy, WritePolicy
 from headwater.cache.lease import Lease
 from headwater.cache.namespace import Scope, Tier
 from headwater.cache.radix_tree import Node, RadixTree
@@ -14,14 +14,20 @@ from headwater.cache.tier_pages import TierPages
 from headwater.cache.transfer_engine import TransferEngine
 
 _WEIGHT = 0.2  # of a new sample in the running averages
+_FORGET = 0.95  # of the average of restores at each refusal
 _OVERHEAD_S = 0.001  # of a restore: its request starts at least a turn later
 
 
 class RestoreCost:
-    """Running averages of the seconds per token of prefill and of restores. While either is unknown, restores win."""
+    """Decides whether restores are worth their time, by running averages of the seconds per token of both ways.
 
-    def __init__(self, *, min_tokens: int) -> None:
+    While either is unknown, restores win. Each refusal lowers the average of restores by a little, so that a few slow
+    copies do not end restores forever.
+    """
+
+    def __init__(self, *, min_tokens: int, policy: RestorePolicy) -> None:
         self._min_tokens = min_tokens
+        self._policy = policy
         self._prefill_s: float | None = None
         self._restore_s: float | None = None
 
@@ -35,9 +41,12 @@ class RestoreCost:
         """Whether a request should wait for `num_tokens` to be restored."""
         if num_tokens < self._min_tokens:
             return False
-        if self._prefill_s is None or self._restore_s is None:
+        if self._policy is RestorePolicy.ALWAYS or self._prefill_s is None or self._restore_s is None:
             return True
-        return num_tokens * self._restore_s + _OVERHEAD_S < num_tokens * self._prefill_s
+        if num_tokens * self._restore_s + _OVERHEAD_S < num_tokens * self._prefill_s:
+            return True
+        self._restore_s *= _FORGET
+        return False
 
 
 class LowerTiers:
@@ -52,7 +61,10 @@ class LowerTiers:
         """Adds the host tier's pages to `tier_pages`."""
         self.host = host
         self.write_policy = host.policy if host is not None else WritePolicy.WRITE_THROUGH  # may change at any time
-        self.restore_cost = RestoreCost(min_tokens=host.min_restore_tokens if host else 0)
+        self.restore_cost = RestoreCost(
+            min_tokens=host.min_restore_tokens if host else 0,
+            policy=host.restore_policy if host else RestorePolicy.AUTO,
+        )
         self.holds: set[HostHold] = set()
         self.storage: StorageTier | None = None
         self.transfers: TransferEngine | None = None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from headwater.cache.host_tier import HostTier, WritePolicy
+from headwater.cache.host_tier import HostTier, RestorePolicy, WritePolicy
 from headwater.cache.storage.tier import PrefetchPolicy, StorageSettings
 from headwater.clock import MonotonicClock
 from headwater.devices.device import Device
@@ -225,6 +225,7 @@ def _host_tier(
         copier=copier,
         pages=memory,
         policy=policy,
+        restore_policy=RestorePolicy(args.hicache_restore_policy),
         num_ready=lambda: memory.num_ready_pages,
     )
     return tier, (copier.close, memory.close)

@@ -1,0 +1,74 @@
+"""Flags of scheduling and of the processes."""
+
+from typing import Annotated, Literal
+
+from headwater.launch.cache_args import CacheArgs
+from headwater.launch.flags import Flag
+
+SCHEDULE = "Scheduling"
+PROCESS = "Processes"
+
+
+class EngineArgs(CacheArgs, kw_only=True, frozen=True, omit_defaults=True):
+    """How requests are scheduled, and by which processes and threads."""
+
+    max_running_requests: Annotated[
+        int | None, Flag("Most running requests. Default: 64 on CPU, 256 on a GPU.", SCHEDULE, low=1, high=4096)
+    ] = None
+    max_queued_requests: Annotated[
+        int, Flag("Most waiting requests; one more gets 429.", SCHEDULE, low=0, high=1_000_000)
+    ] = 1024
+    chunked_prefill_size: Annotated[
+        int | None,
+        Flag("Most prompt tokens of one request in a step. Default: 8192; on CPU 512 or less.", SCHEDULE, low=1),
+    ] = None
+    max_step_tokens: Annotated[
+        int | None,
+        Flag(
+            "Most tokens of a step, prefill and decode together. Default: chunk size plus running requests.",
+            SCHEDULE,
+            low=1,
+            also=("--max-prefill-tokens",),
+        ),
+    ] = None
+    schedule_policy: Annotated[
+        Literal["fcfs", "lpm"],
+        Flag("Order of the queue: first come first served, or longest prefix match.", SCHEDULE),
+    ] = "fcfs"
+
+    threads: Annotated[
+        int | None,
+        Flag(
+            "Compute threads of each engine. Default: the available cores, divided among the engines.",
+            PROCESS,
+            low=1,
+            high=1024,
+        ),
+    ] = None
+    pin_threads: Annotated[
+        Literal["auto", "on", "off"],
+        Flag(
+            "Keep compute threads on cores of their own, and the API process off these cores. auto: with 4 cores or "
+            "more, if all of them compute.",
+            PROCESS,
+        ),
+    ] = "auto"
+    engine_restarts: Annotated[
+        int,
+        Flag(
+            "Restarts of each engine process before the server gives up.",
+            PROCESS,
+            low=0,
+            high=1000,
+        ),
+    ] = 0
+    dp_size: Annotated[
+        int,
+        Flag(
+            "Engine processes (replicas), each with its own weights and KV cache.",
+            PROCESS,
+            low=1,
+            high=64,
+            also=("--data-parallel-size", "--dp"),
+        ),
+    ] = 1

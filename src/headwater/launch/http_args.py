@@ -1,0 +1,72 @@
+"""Flags of the HTTP server: address, keys, limits on what clients send."""
+
+from typing import Annotated, Literal
+
+from headwater.launch.flags import Flag
+from headwater.launch.model_args import ModelArgs
+
+HTTP = "HTTP server"
+MIB = 1 << 20
+
+
+class HttpArgs(ModelArgs, kw_only=True, frozen=True, omit_defaults=True):
+    """The side that clients see."""
+
+    host: Annotated[str, Flag("Address to listen on.", HTTP)] = "127.0.0.1"
+    port: Annotated[int, Flag("Port to listen on; 0 takes a free one.", HTTP, low=0, high=65535)] = 30000
+    api_key: Annotated[
+        str | None,
+        Flag("Key that clients must send as a Bearer token.", HTTP, env="HEADWATER_API_KEY", is_secret=True),
+    ] = None
+    admin_api_key: Annotated[
+        str | None,
+        Flag(
+            "Key for the control routes (flush, pause, abort).",
+            HTTP,
+            env="HEADWATER_ADMIN_API_KEY",
+            is_secret=True,
+        ),
+    ] = None
+    allowed_origin: Annotated[
+        str | None,
+        Flag(
+            "Origins of web pages that may use the server, such as https://chat.example, separated by commas, or *. "
+            "Default: only the server's own pages.",
+            HTTP,
+        ),
+    ] = None
+    allowed_host: Annotated[
+        str | None,
+        Flag(
+            "Additional host names of this server, separated by commas, or *. By default, names are checked only if "
+            "the server listens on a loopback address without --api-key.",
+            HTTP,
+        ),
+    ] = None
+    max_body_bytes: Annotated[
+        int, Flag("Largest accepted request body, in bytes.", HTTP, low=1024, high=1 << 30)
+    ] = 4 * MIB
+    max_header_bytes: Annotated[
+        int, Flag("Largest accepted total of a request's URL and headers, in bytes.", HTTP, low=1024, high=16 * MIB)
+    ] = 64 << 10
+    header_timeout: Annotated[
+        float,
+        Flag("Seconds within which a client must send the headers of a request.", HTTP, low=0.1, high=3600),
+    ] = 10.0
+    max_connections: Annotated[
+        int | None,
+        Flag(
+            "Most open connections; one more replaces an idle connection, or gets 503. Default: as many as the limit "
+            "on open files permits, at most 16384.",
+            HTTP,
+            low=1,
+            high=1_000_000,
+        ),
+    ] = None
+    max_control_timeout: Annotated[
+        float,
+        Flag("Longest timeout of a control request, in seconds.", HTTP, low=0, high=86400),
+    ] = 3600.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Flag("Lowest level of log messages.", HTTP)
+    ] = "info"
