@@ -134,7 +134,8 @@ def main() -> None:
                     runs.append((run_ours(path, args.threads), theirs))
                 path.unlink()
                 ours, theirs = (statistics.median(column) for column in zip(*runs, strict=True))
-                print(f"{shape} {file_format}: {ours:.1f} ms, llama-bench {theirs:.1f} ms, {theirs / ours:.2f}x", flush=True)
+                ratio = theirs / ours
+                print(f"{shape} {file_format}: {ours:.1f} ms, llama-bench {theirs:.1f} ms, {ratio:.2f}x", flush=True)
                 for server, column in zip(("headwater", "llama-bench"), zip(*runs, strict=True), strict=True):
                     row = {"server": server, "shape": shape, "format": file_format}
                     records += [row | {"step_ms": ms} for ms in column]
