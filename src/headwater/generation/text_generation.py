@@ -98,6 +98,7 @@ class TextGenerator:
             sampling=request.sampling,
             logprobs=request.logprobs,
             options=request.options,
+            grammar=request.grammar,
             # stop strings are found in this process, so every token is needed at once
             output_interval=1 if request.is_streaming or request.text.stop else WHOLE_ANSWER,
         )

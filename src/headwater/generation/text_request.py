@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from headwater.messages.base import TokenArray
-from headwater.messages.generation import LogprobParams, RequestOptions, SamplingParams
+from headwater.messages.generation import Grammar, LogprobParams, RequestOptions, SamplingParams
 
 NO_OPTIONS = RequestOptions()
 
@@ -21,7 +21,7 @@ class TextOptions:
 class TextRequest:
     """Ranges have been checked; `rid` is unique among running requests.
 
-    `sampling`, `logprobs` and `options` reach the engine as they are.
+    `sampling`, `logprobs`, `options` and `grammar` reach the engine as they are.
     """
 
     rid: str
@@ -29,6 +29,7 @@ class TextRequest:
     sampling: SamplingParams
     logprobs: LogprobParams | None = None
     options: RequestOptions = NO_OPTIONS
+    grammar: Grammar | None = None
     text: TextOptions = TextOptions()
     engine: int | None = None  # index of the engine that must run it; None: the client chooses
     is_streaming: bool = True  # False: all tokens but the first may come at the end, which costs the engine less

@@ -43,6 +43,13 @@ class RequestOptions(Struct):
     no_store: bool = False  # leave nothing in the cache
 
 
+class Grammar(Struct):
+    """What an answer must match. `text` is llguidance's grammar: Lark, or JSON of its grammar list."""
+
+    text: str
+    begins_after: tuple[int, ...] = ()  # free text until these tokens have been generated; empty: from the first token
+
+
 class Generate(Struct, tag="generate"):
     """Run one request. Answered by `Outputs` entries, the last of which has `finish`."""
 
@@ -51,6 +58,7 @@ class Generate(Struct, tag="generate"):
     sampling: SamplingParams
     logprobs: LogprobParams | None = None
     options: RequestOptions = RequestOptions()
+    grammar: Grammar | None = None
     output_interval: int = 1  # tokens in an output; the first token comes alone, the last output is what is left
 
 
