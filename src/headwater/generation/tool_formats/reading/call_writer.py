@@ -1,0 +1,132 @@
+"""Collects what a parser finds, and decides what of it is certain."""
+
+from headwater.generation.tool_formats.parts import CallArguments, CallEnd, CallStart, Content, ParsedPart, Reasoning
+from headwater.generation.tool_formats.reading.reader import CutOff, NotACall, Parse, Reader
+
+
+class CallWriter:
+    """The parts of one answer, in order.
+
+    `holds_calls`: a call is given out when it is complete, so a broken or cut-off one never shows. Otherwise its name
+    and arguments are given out as they come. `trims`: whitespace between content and calls belongs to neither.
+    `shows_reasoning`: reasoning is content.
+    """
+
+    def __init__(self, *, holds_calls: bool = False, trims: bool = True, shows_reasoning: bool = False) -> None:
+        self._parts: list[ParsedPart] = []
+        self._call: list[ParsedPart] = []  # held back
+        self._space = ""  # whitespace behind content, held back while a call may follow
+        self.holds_calls = holds_calls
+        self._trims = trims
+        self._shows_reasoning = shows_reasoning
+        self._is_in_call = False
+        self.is_after_call = False  # since when only whitespace has come
+
+    def take(self) -> list[ParsedPart]:
+        """The parts since the last time; neighbours of one kind are one part."""
+        parts, self._parts = _joined(self._parts), []
+        return parts
+
+    def content(self, text: str) -> None:
+        if self._trims:
+            if self.is_after_call:
+                text = text.lstrip()
+            kept = text.rstrip()
+            text, space = kept, text[len(kept) :]
+            if text:
+                text, self._space = self._space + text, space
+            else:
+                self._space += space
+        if text:
+            self.is_after_call = False
+            self._parts.append(Content(text))
+
+    def reasoning(self, text: str) -> None:
+        if self._shows_reasoning:
+            self.content(text)
+        elif text:
+            self._parts.append(Reasoning(text))
+
+    def start(self, name: str) -> None:
+        assert not self._is_in_call
+        self._is_in_call = True
+        self._put(CallStart(name))
+
+    def arguments(self, text: str) -> None:
+        assert self._is_in_call
+        if text:
+            self._put(CallArguments(text))
+
+    def end(self, *, is_certain: bool = True) -> None:
+        """The call is complete. If it is not certain that it is one, `confirm` or `give_up` follows."""
+        self._put(CallEnd())
+        self._is_in_call = False
+        if is_certain:
+            self.confirm()
+
+    def confirm(self) -> None:
+        self._leave_call()
+        self._parts += self._call
+        self._call = []
+
+    def give_up(self, text: str) -> None:
+        """What began as a call is none: `text` is all of it. A call that has been given out already ends here."""
+        if self._is_in_call and not self.holds_calls:
+            self._parts.append(CallEnd())
+            self._leave_call()
+            return
+        self._call = []
+        self._is_in_call = False
+        self.content(text)
+
+    def cut_off(self) -> None:
+        """The answer has ended in the midst of a call: nothing more comes out of it."""
+        self._space = ""
+        self._call = []
+
+    def finish(self) -> None:
+        """The answer has ended."""
+        if self._space:
+            self._parts.append(Content(self._space))
+            self._space = ""
+
+    def _put(self, part: ParsedPart) -> None:
+        if self.holds_calls:
+            self._call.append(part)
+        else:
+            self._space = ""
+            self._parts.append(part)
+
+    def _leave_call(self) -> None:
+        self._space = ""
+        self._is_in_call = False
+        self.is_after_call = True
+
+
+def attempt(reader: Reader, writer: CallWriter, call: Parse[None], *, opener: str = "") -> Parse[None]:
+    """Read what may be a call, whose `opener` has just been taken. If it is none, its text is content."""
+    reader.mark(before=opener)
+    try:
+        yield from call
+    except NotACall:
+        writer.give_up(reader.since_mark())
+    except CutOff:
+        reader.drop_rest()
+        writer.cut_off()
+    else:
+        reader.unmark()
+
+
+def _joined(parts: list[ParsedPart]) -> list[ParsedPart]:
+    joined: list[ParsedPart] = []
+    for part in parts:
+        match (joined[-1] if joined else None), part:
+            case (Content(before), Content(text)):
+                joined[-1] = Content(before + text)
+            case (Reasoning(before), Reasoning(text)):
+                joined[-1] = Reasoning(before + text)
+            case (CallArguments(before), CallArguments(text)):
+                joined[-1] = CallArguments(before + text)
+            case _:
+                joined.append(part)
+    return joined

@@ -1,0 +1,55 @@
+"""A family's way of writing tool calls, as data: where it is found, how it is read, which grammar writes it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from headwater.generation.tool_formats.reading.call_writer import CallWriter
+from headwater.generation.tool_formats.reading.reader import Parse, Reader
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call. `parameters` is the JSON schema of its arguments."""
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def properties(self) -> Mapping[str, Any]:
+        """Schema of each parameter."""
+        return self.parameters.get("properties") or {}
+
+
+Tools = Mapping[str, Tool]  # by name
+ReadCalls = Callable[[Reader, CallWriter, Tools], Parse[None]]  # up to the answer's end
+WriteGrammar = Callable[[Sequence[Tool], bool, Mapping[str, int]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFormat:
+    """How one family of models writes its calls.
+
+    `needs_special_tokens`: its markers are special tokens, so the text must show them. `is_whole`: the format marks
+    thinking and content as well, so it reads the answer from its first character.
+    """
+
+    name: str
+    description: str
+    read: ReadCalls
+    is_of: Callable[[str], bool]  # does a chat template with this text teach it?
+    write_grammar: WriteGrammar
+    needs_special_tokens: bool = False
+    trims: bool = True  # whitespace between content and calls belongs to neither
+    is_whole: bool = False
+    thinking_ends: tuple[str, ...] = ()  # beginnings of calls that end a thinking that was left open
+    opened_by: Callable[[str], str] = lambda prompt: ""  # the end of a prompt that the answer continues
+
+    def grammar(
+        self, tools: Sequence[Tool], *, parallel: bool = True, special_tokens: Mapping[str, int] | None = None
+    ) -> str:
+        """llguidance's Lark text for an answer that is one call of `tools`, or several if `parallel`.
+
+        `special_tokens`: the vocabulary's special tokens and their ids. A marker among them is that token.
+        """
+        return self.write_grammar(tools, parallel, special_tokens or {})
