@@ -1,41 +1,36 @@
 """Chat completions: a conversation through the chat template, answered by an assistant's message."""
 
 from headwater.generation.answer_fields import Json, json_bytes
-from headwater.generation.chat_prompts import encode_messages
-from headwater.generation.errors import bad_request
+from headwater.generation.assistant_message import AssistantMessage, MessageDelta, ToolCallDelta
 from headwater.generation.model_facts import ModelFacts
-from headwater.generation.text_generation import TextChunk, TextGeneration, TextGenerator
-from headwater.http_api.openai.answer import Envelope, OpenAIAnswer, check_model, start_generations
-from headwater.http_api.openai.format import ChatLogprobs, finish_fields
-from headwater.http_api.openai.sampling import openai_sampling
+from headwater.generation.text_generation import TextChunk, TextGenerator
+from headwater.http_api.openai.answer import Envelope, OpenAIAnswer
+from headwater.http_api.openai.format import ChatLogprobs
+from headwater.http_api.openai.replies import Reply, start_replies
 from headwater.http_api.openai.schemas import ChatCompletionRequest
-from headwater.messages.generation import Finish, LogprobParams, TokenLogprob
+from headwater.messages.generation import Finish, TokenLogprob
 
 _ROLE = b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
 
 
 async def start_chat(request: ChatCompletionRequest, generator: TextGenerator, model: ModelFacts) -> OpenAIAnswer:
     """Check the request and send it. Raises ApiError (404 for an unknown model), EngineGone, RidInUse."""
-    check_model(request.model, model)
-    sampling = openai_sampling(request, model, max_new_tokens=_max_tokens(request, model))
-    if request.top_logprobs and not request.logprobs:
-        raise bad_request("top_logprobs", "top_logprobs: needs logprobs to be true")
-    prompt_ids = await encode_messages(request, generator)
     kind = "chat.completion.chunk" if request.stream else "chat.completion"
     envelope = Envelope(request, model, prefix="chatcmpl", object=kind)
-    asked = LogprobParams(top=request.top_logprobs) if request.logprobs else None
-    generations = start_generations(
-        request, envelope.id, generator, model, [prompt_ids], param="messages", sampling=sampling, logprobs=asked
-    )
+    replies = await start_replies(request, envelope.id, generator, model)
     logprobs = ChatLogprobs(generator.tokenizer) if request.logprobs else None
-    return OpenAIAnswer(request, envelope, [ChatChoice(generation, logprobs) for generation in generations])
+    return OpenAIAnswer(request, envelope, [ChatChoice(reply, logprobs) for reply in replies])
 
 
 class ChatChoice:
-    """The assistant's message. Streamed, the role comes first, then pieces of content, then the finish reason."""
+    """The assistant's message. Streamed, the role comes first, then pieces of the message, then the finish reason.
 
-    def __init__(self, generation: TextGeneration, logprobs: ChatLogprobs | None) -> None:
-        self.generation = generation
+    `logprobs` are those of all generated tokens. Streamed, each piece has those of the tokens since the last piece.
+    """
+
+    def __init__(self, reply: Reply, logprobs: ChatLogprobs | None) -> None:
+        self.generation = reply.generation
+        self._reply = reply
         self._logprobs = logprobs
         self._has_begun = False
         self._held_back: list[TokenLogprob] = []  # of tokens whose text is held back
@@ -43,22 +38,27 @@ class ChatChoice:
     def whole(self) -> Json:
         generation = self.generation
         assert generation.finish is not None, "it has run to its end"
-        message = {"role": "assistant", "content": generation.text, "refusal": None, "tool_calls": None}
+        message = _message(self._reply.whole())
         logprobs = self._logprobs.content(generation.logprobs) if self._logprobs else None
-        return {"message": message, "logprobs": logprobs} | finish_fields(generation.finish)
+        return {"message": message, "logprobs": logprobs} | self._finish_fields(generation.finish)
 
     def pieces(self, chunk: TextChunk) -> list[bytes]:
         pieces = [] if self._has_begun else [_ROLE]
         self._has_begun = True
         if self._logprobs is not None:
             self._held_back.extend(chunk.logprobs)
-        if chunk.text or (chunk.finish is not None and self._held_back):
-            content, logprobs = json_bytes(chunk.text), self._take_logprobs()
-            pieces.append(b'"delta":{"content":%b},"logprobs":%b,"finish_reason":null' % (content, logprobs))
+        deltas = _deltas(self._reply.take(chunk))
+        if not deltas and chunk.finish is not None and self._held_back:
+            deltas = [b'{"content":""}']
+        for delta in deltas:
+            pieces.append(b'"delta":%b,"logprobs":%b,"finish_reason":null' % (delta, self._take_logprobs()))
         return pieces
 
     def end(self, finish: Finish) -> bytes:
-        return json_bytes({"delta": {}, "logprobs": None} | finish_fields(finish))[1:-1]
+        return json_bytes({"delta": {}, "logprobs": None} | self._finish_fields(finish))[1:-1]
+
+    def _finish_fields(self, finish: Finish) -> Json:
+        return {"finish_reason": self._reply.reason(finish), "matched_stop": finish.matched}
 
     def _take_logprobs(self) -> bytes:
         if self._logprobs is None:
@@ -67,5 +67,31 @@ class ChatChoice:
         return json_bytes(self._logprobs.content(taken))
 
 
-def _max_tokens(request: ChatCompletionRequest, model: ModelFacts) -> int:
-    return request.max_completion_tokens or request.max_tokens or model.max_context
+def _message(message: AssistantMessage) -> Json:
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in message.tool_calls
+    ]
+    content = message.content
+    return {
+        "role": "assistant",
+        "content": None if calls and not content else content,
+        "refusal": None,
+        "tool_calls": calls or None,
+    }
+
+
+def _deltas(delta: MessageDelta) -> list[bytes]:
+    """JSON of the deltas, one for each kind of text and one for each piece of a call."""
+    deltas: list[bytes] = []
+    if delta.content:
+        deltas.append(b'{"content":%b}' % json_bytes(delta.content))
+    deltas.extend(json_bytes({"tool_calls": [_call_delta(call)]}) for call in delta.tool_calls)
+    return deltas
+
+
+def _call_delta(call: ToolCallDelta) -> Json:
+    if call.name is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}
