@@ -91,7 +91,7 @@ test-templates: dev  ## Official chat templates, rendered beside transformers
 	  --dest "$$folder" llama-cpp-python==0.3.36 && \
 	tar xzf "$$folder"/*.tar.gz -C "$$folder" --wildcards '*/llama.cpp/models/templates/*.jinja' && \
 	HEADWATER_CHAT_TEMPLATES=$$(dirname "$$(find "$$folder" -name 'Qwen-*.jinja' | head -n 1)") \
-	  $(BIN)/python -m pytest -q tests/tokenization/test_templates_of_models.py
+	  $(BIN)/python -m pytest -q tests/tokenization/test_templates_of_models.py tests/generation/tool_formats/test_formats.py
 
 test-fast: dev  ## The tests that need neither torch nor a model
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

@@ -116,7 +116,7 @@ PIECES = {
         *("<|message|>", "<|end|>", "<|call|>", '{"a": "b"}', "<|channel|>analysis<|message|>", " to=functions.g"),
     ],
 }
-PIECES |= {"deepseek-v3.1": PIECES["deepseek-v3"], "mistral-v3": PIECES["mistral"]}
+PIECES |= {"deepseek-v3.1": PIECES["deepseek-v3"], "mistral-v3": PIECES["mistral"], "lfm2": PIECES["pythonic"]}
 OF_ALL = ["\n", " ", "text", "<", "<think>", "</think>", "é", '"', "{", "}"]
 
 

@@ -12,14 +12,14 @@ from headwater.generation.tool_formats.kimi_k2 import KIMI_K2
 from headwater.generation.tool_formats.kimi_k3 import KIMI_K3
 from headwater.generation.tool_formats.llama3 import LLAMA3
 from headwater.generation.tool_formats.mistral import MISTRAL, MISTRAL_V3
-from headwater.generation.tool_formats.pythonic import PYTHONIC
+from headwater.generation.tool_formats.pythonic import LFM2, PYTHONIC
 from headwater.generation.tool_formats.qwen3_xml import QWEN3_XML
 from headwater.generation.tool_formats.tool_format import ToolFormat
 
 # the first whose marks a template has is its format, so those that share a mark with a later one come first
 _ALL = (
     *(GPT_OSS, KIMI_K3, KIMI_K2, DEEPSEEK_DSML, DEEPSEEK_V3, DEEPSEEK_V31, GEMMA4, GLM, QWEN3_XML),
-    *(MISTRAL, MISTRAL_V3, HERMES, PYTHONIC, LLAMA3),
+    *(MISTRAL, MISTRAL_V3, HERMES, LFM2, PYTHONIC, LLAMA3),
 )
 
 TOOL_FORMATS: Mapping[str, ToolFormat] = {each.name: each for each in _ALL}

@@ -1,5 +1,6 @@
 """Hermes and Qwen: `<tool_call>` around one JSON object with `name` and `arguments`."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from headwater.generation.tool_formats.grammar.text import arguments_json, literal, marker, one_of, repeated, rules
@@ -8,6 +9,7 @@ from headwater.generation.tool_formats.reading.json_calls import read_call
 from headwater.generation.tool_formats.reading.reader import Parse, Reader
 from headwater.generation.tool_formats.tool_format import Tool, ToolFormat, Tools
 
+_NAME = re.compile(r'\\?"name\\?":')  # in a template, where quotes may be escaped
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
@@ -39,6 +41,6 @@ HERMES = ToolFormat(
     name="hermes",
     description="Hermes 2 Pro, Qwen 2.5, Qwen 3: `<tool_call>{json}</tool_call>`",
     read=_read,
-    is_of=lambda template: OPEN in template and '"name":' in template and "<function=" not in template,
+    is_of=lambda template: OPEN in template and bool(_NAME.search(template)) and "<tool_calls>" not in template,
     write_grammar=_grammar,
 )

@@ -121,7 +121,7 @@ KIMI_K3 = ToolFormat(
     name="kimi-k3",
     description='Kimi K3: `<|open|>call tool="name" index="1"<|sep|>` with `argument` elements',
     read=read,
-    is_of=lambda template: OPEN in template and SEPARATOR in template and "argument key=" in template,
+    is_of=lambda template: OPEN in template and SEPARATOR in template and "argument" in template,
     write_grammar=_grammar,
     needs_special_tokens=True,
     trims=False,

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 from headwater.generation.tool_formats.grammar.pythonic import write_grammar
 from headwater.generation.tool_formats.reading.arguments import ArgumentsWriter
@@ -10,7 +11,7 @@ from headwater.generation.tool_formats.reading.json_text import MAX_DEPTH, Emit,
 from headwater.generation.tool_formats.reading.reader import CutOff, NotACall, Parse, Reader
 from headwater.generation.tool_formats.tool_format import ToolFormat, Tools
 
-START, END = "<|python_start|>", "<|python_end|>"
+MARKERS = {"<|python_start|>": "<|python_end|>", "<|tool_call_start|>": "<|tool_call_end|>"}  # of Llama 4, of LFM2
 _NAME = re.compile(r"[\w.-]+")
 _KEY = re.compile(r"\w+")
 _WORD = re.compile(r"[\w.+-]+")
@@ -23,8 +24,8 @@ def read(reader: Reader, writer: CallWriter, tools: Tools) -> Parse[None]:
     writer.content((yield from reader.whitespace()))
     if (yield from reader.starts_with("[")):
         yield from attempt(reader, writer, _list(reader, writer, tools))
-    while (yield from reader.until((START,), writer.content)):
-        yield from attempt(reader, writer, _list(reader, writer, tools), opener=START)
+    while opener := (yield from reader.until(tuple(MARKERS), writer.content)):
+        yield from attempt(reader, writer, _list(reader, writer, tools), opener=opener)
 
 
 def _list(reader: Reader, writer: CallWriter, tools: Tools) -> Parse[None]:
@@ -40,7 +41,7 @@ def _list(reader: Reader, writer: CallWriter, tools: Tools) -> Parse[None]:
             break
     writer.confirm()  # a list that does not end is none
     yield from reader.whitespace()
-    yield from reader.take(END)
+    yield from reader.take(*MARKERS.values())
 
 
 def _call(reader: Reader, writer: CallWriter, tools: Tools) -> Parse[None]:
@@ -154,8 +155,17 @@ PYTHONIC = ToolFormat(
     name="pythonic",
     description="Llama 4, Llama 3.2 (1B, 3B) and others: `[name(key=value)]`",
     read=read,
-    is_of=lambda template: "func_name1(params_name1=" in template or START in template,
-    write_grammar=write_grammar,
+    is_of=lambda template: "func_name1(params_name1=" in template or "<|python_start|>" in template,
+    write_grammar=partial(write_grammar, markers=None),
+    needs_special_tokens=True,
+    trims=False,
+)
+LFM2 = ToolFormat(
+    name="lfm2",
+    description="LFM2: `<|tool_call_start|>[name(key=value)]<|tool_call_end|>`",
+    read=read,
+    is_of=lambda template: "<|tool_list_start|>" in template or "<|tool_call_start|>" in template,
+    write_grammar=partial(write_grammar, markers=("<|tool_call_start|>", "<|tool_call_end|>")),
     needs_special_tokens=True,
     trims=False,
 )

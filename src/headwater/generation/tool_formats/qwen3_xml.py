@@ -93,7 +93,7 @@ QWEN3_XML = ToolFormat(
     name="qwen3-xml",
     description="Qwen 3 Coder, Qwen 3.5: `<tool_call><function=name><parameter=key>value</parameter>...`",
     read=read,
-    is_of=lambda template: FUNCTION in template and PARAMETER in template,
+    is_of=lambda template: all(mark in template for mark in (OPEN, FUNCTION, PARAMETER)),
     write_grammar=_grammar,
     thinking_ends=(f"{OPEN}\n{FUNCTION}", OPEN + FUNCTION),
 )

@@ -4,14 +4,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headwater.generation.tool_formats.grammar.raw import followed, parameters_of, with_definitions
-from headwater.generation.tool_formats.grammar.text import json_value, literal, one_of, repeated, rules, separated
+from headwater.generation.tool_formats.grammar.text import (
+    json_value,
+    literal,
+    marker,
+    one_of,
+    repeated,
+    rules,
+    separated,
+)
 from headwater.generation.tool_formats.reading.arguments import types_of_schema
 from headwater.generation.tool_formats.tool_format import Tool
 
 
-def write_grammar(tools: Sequence[Tool], parallel: bool, special_tokens: Mapping[str, int]) -> str:
-    del special_tokens  # the list stands alone, as the templates teach
-    named = {"start": f'"[" {repeated("call", literal(", "), parallel=parallel)} "]"', "call": one_of("call", tools)}
+def write_grammar(
+    tools: Sequence[Tool], parallel: bool, special_tokens: Mapping[str, int], *, markers: tuple[str, str] | None
+) -> str:
+    """`markers` stand around the list; None: it stands alone."""
+    start, end = (marker(text, special_tokens) for text in markers) if markers else ("", "")
+    calls = repeated("call", literal(", "), parallel=parallel)
+    named = {"start": f'{start} "[" {calls} "]" {end}', "call": one_of("call", tools)}
     for i, tool in enumerate(tools):
         properties, required = parameters_of(tool)
         names = [f"of_{i}_{j}" for j in range(len(properties))]
