@@ -67,6 +67,26 @@ def test_headers_that_are_nearly_right(header: str) -> None:
     assert (refusal is None) == passes
 
 
+async def test_a_key_may_come_as_x_api_key(engine: ScriptedEngine) -> None:
+    """Anthropic's clients send it so; a bearer key goes first, and an empty one is none."""
+    expected = [
+        ({"x-api-key": "user"}, 200, 403),
+        ({"x-api-key": "admin"}, 200, 200),
+        ({"x-api-key": "wrong"}, 401, 401),
+        ({"x-api-key": "usér"}, 401, 401),
+        ({"x-api-key": ""}, 401, 401),
+        ({"x-api-key": "user", "authorization": "Bearer "}, 200, 403),
+        ({"x-api-key": "user", "authorization": "Bearer wrong"}, 401, 401),
+        ({"x-api-key": "wrong", "authorization": "Bearer user"}, 200, 403),
+    ]
+    async with api(engine, api_key="user", admin_api_key="admin") as server:
+        for given, user_status, control_status in expected:
+            headers = {name: value.encode() for name, value in given.items()}
+            found = [(await server.http.get(path, headers=headers)).status_code for path in ("/v1/models", "/cache/pins")]
+            assert found[0] == user_status, given
+            assert (found[1] if found[1] in (401, 403) else 200) == control_status, given
+
+
 async def test_refusals_are_errors_of_the_one_shape_and_have_an_id(engine: ScriptedEngine) -> None:
     async with api(engine, api_key="user", admin_api_key="admin") as server:
         response = await server.http.get("/v1/models", headers={"x-request-id": "my-id"})

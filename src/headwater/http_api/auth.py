@@ -1,4 +1,4 @@
-"""Bearer keys: who may call which route.
+"""Keys: who may call which route. A key is sent as `Authorization: Bearer KEY`, or as `x-api-key: KEY`.
 
 | route | no key set | only api key set | admin key set |
 |---|---|---|---|
@@ -40,7 +40,7 @@ class Keys:
         key = _bearer(authorization)
         if self.api_key is None or _equal(key, self.api_key) or _equal(key, self.admin_api_key):
             return None
-        return _unauthorized("a valid API key is needed as `Authorization: Bearer <key>`")
+        return _unauthorized("a valid API key is needed as `Authorization: Bearer <key>` or `x-api-key: <key>`")
 
     def admin_refusal(self, authorization: str) -> ApiError | None:
         """Why a request that `user_refusal` let through may call no control route; None: it may."""
@@ -61,7 +61,7 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not _is_open(scope["method"], scope["path"]):
-            refusal = self._keys.user_refusal(Headers(scope=scope).get("authorization", ""))
+            refusal = self._keys.user_refusal(authorization_of(Headers(scope=scope)))
             if refusal is not None:
                 await error_response(refusal)(scope, receive, send)
                 return
@@ -83,7 +83,7 @@ class AdminRoute(JsonRoute):
 
         async def handle_admin(request: Request) -> Response:
             keys: Keys = request.app.state.keys
-            refusal = keys.admin_refusal(request.headers.get("authorization", ""))
+            refusal = keys.admin_refusal(authorization_of(request.headers))
             if refusal is not None:
                 raise refusal
             return await handle(request)
@@ -94,6 +94,13 @@ class AdminRoute(JsonRoute):
 def control_router(tag: str) -> APIRouter:
     """A router for operations on the engines: every route of it is an `AdminRoute`."""
     return APIRouter(route_class=AdminRoute, tags=[tag])
+
+
+def authorization_of(headers: Headers) -> str:
+    """The `Authorization` header. Without a bearer key in it, `x-api-key` stands for it: Anthropic's clients send that."""
+    authorization = headers.get("authorization", "")
+    key = headers.get("x-api-key", "")
+    return f"Bearer {key}" if key and not _bearer(authorization) else authorization
 
 
 def _is_open(method: str, path: str) -> bool:

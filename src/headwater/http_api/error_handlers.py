@@ -1,4 +1,4 @@
-"""Exceptions of routes become error answers of one shape."""
+"""Exceptions of routes become error answers, in the shape of the route's API."""
 
 import msgspec
 from fastapi import FastAPI, Request
@@ -7,14 +7,29 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from headwater.client.errors import CallFailed, EngineGone, EngineLoading, NoSuchEngine, RidInUse
 from headwater.generation.errors import ApiError, ClientLeft, as_api_error, from_validation
+from headwater.http_api.error_shapes import error_body
+
+
+class ErrorResponse(Response):
+    """An error in the shape of the API that the request's path belongs to, known when it is sent."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(status_code=error.status)
+        self.error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = msgspec.json.encode(error_body(self.error, scope["path"]))
+        headers = self.error.headers
+        answer = Response(body, self.error.status, media_type="application/json", headers=headers)
+        await answer(scope, receive, send)
 
 
 def error_response(error: ApiError) -> Response:
-    body = msgspec.json.encode(error.body())
-    return Response(body, error.status, media_type="application/json", headers=error.headers)
+    return ErrorResponse(error)
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -1,8 +1,9 @@
-"""Long answers: server-sent events, and work that ends when its client disconnects."""
+"""Long answers: streams of events or lines, and work that ends when its client disconnects."""
 
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -25,34 +26,57 @@ STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 DONE = b"data: [DONE]\n\n"
-HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # proxies that know the header forward each event at once
-]
+EVENTS = b"text/event-stream; charset=utf-8"
 
 
-def event(payload: object) -> bytes:
-    """One server-sent event holding JSON."""
-    return b"data: " + msgspec.json.encode(payload) + b"\n\n"
+def event(payload: object, *, name: str | None = None) -> bytes:
+    """One server-sent event holding JSON; `name` is its kind, for APIs that name them."""
+    kind = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return kind + b"data: " + msgspec.json.encode(payload) + b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamForm:
+    """The form of a stream. A stream that fails ends with `error_end`, any other with `end`."""
+
+    error: Callable[[ApiError], bytes]  # the last event of a stream that fails
+    end: bytes = b""
+    error_end: bytes = b""
+    content_type: bytes = EVENTS
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [
+            (b"content-type", self.content_type),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),  # proxies that know the header forward each event at once
+        ]
+
+
+def _error_event(error: ApiError) -> bytes:
+    return event(error.event())
+
+
+NATIVE_STREAM = StreamForm(error=_error_event, end=DONE, error_end=DONE)
+# no [DONE] after an error: clients that look for it alone would take it for success
+OPENAI_STREAM = StreamForm(error=_error_event, end=DONE)
 
 
 class EventStream(Response):
-    """Sends the events of an asynchronous generator, then `[DONE]`; calls `close` whatever happens.
+    """Sends the events of an asynchronous generator, then the end of `form`; calls `close` whatever happens.
 
     If the generator raises before its first event, the answer is that error with its own status. If it raises later,
-    the stream ends with an error event, followed by `[DONE]` if `closes_errors`: clients that look for `[DONE]` alone
-    take it for success. A client that disconnects ends the stream.
+    the stream ends with an error event. A client that disconnects ends the stream.
     """
 
     def __init__(
-        self, events: AsyncGenerator[bytes], *, close: Callable[[], None], closes_errors: bool = True
+        self, events: AsyncGenerator[bytes], *, close: Callable[[], None], form: StreamForm = NATIVE_STREAM
     ) -> None:
         self.status_code = 200
         self.background = None
         self._events = events
         self._close = close
-        self._closes_errors = closes_errors
+        self._form = form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -69,15 +93,15 @@ class EventStream(Response):
         except Exception as error:  # noqa: BLE001 - the client gets an answer in any case
             await error_response(described(error))(scope, receive, send)
             return
-        await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+        await send({"type": "http.response.start", "status": 200, "headers": self._form.headers})
         send = scope.get(UNWRAPPED_SEND, send)
         await send(_part(first))
-        end = DONE
+        end = self._form.end
         try:
             async for piece in self._events:
                 await send(_part(piece))
         except Exception as error:  # noqa: BLE001 - as above, inside the stream
-            end = event(described(error).event()) + (DONE if self._closes_errors else b"")
+            end = self._form.error(described(error)) + self._form.error_end
         await send({"type": "http.response.body", "body": end, "more_body": False})
 
 

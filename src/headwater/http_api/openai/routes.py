@@ -13,7 +13,7 @@ from headwater.http_api.openai.chat import start_chat
 from headwater.http_api.openai.completions import start_completion
 from headwater.http_api.openai.schemas import ChatCompletionRequest, CompletionRequest
 from headwater.http_api.services import InjectedServices
-from headwater.http_api.sse import JSON, STREAM_RESPONSES, EventStream, while_connected
+from headwater.http_api.sse import JSON, OPENAI_STREAM, STREAM_RESPONSES, EventStream, while_connected
 
 router = APIRouter(route_class=JsonRoute, prefix="/v1", tags=["openai"])
 
@@ -48,7 +48,7 @@ async def get_model(model_id: str, services: InjectedServices) -> Response:
 
 async def _answer(answer: OpenAIAnswer, request: Request, *, is_stream: bool) -> Response:
     if is_stream:
-        return EventStream(answer.events(), close=answer.close, closes_errors=False)
+        return EventStream(answer.events(), close=answer.close, form=OPENAI_STREAM)
     try:
         body = await while_connected(answer.collect(), request.receive)
     finally:
