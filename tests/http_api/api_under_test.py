@@ -163,6 +163,26 @@ def events(response: httpx.Response) -> list[Any]:
     return [json.loads(payload) for payload in payloads]
 
 
+def named_events(response: httpx.Response) -> list[dict[str, Any]]:
+    """The payloads of a stream whose events are named; checks that each is named as its payload says."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    return parsed_events(response.text)
+
+
+def parsed_events(stream: str) -> list[dict[str, Any]]:
+    """The payloads of named events."""
+    *found, rest = stream.split("\n\n")
+    assert rest == ""
+    payloads = []
+    for event in found:
+        name, data = event.split("\n")
+        payload = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {payload['type']}"
+        payloads.append(payload)
+    return payloads
+
+
 def error_of(response: httpx.Response) -> dict[str, Any]:
     """The error of a response; checks that it has the one shape."""
     body = response.json()

@@ -22,8 +22,9 @@ def test_each_api_has_its_shape() -> None:
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(401, "authentication_error"), (404, "not_found_error"), (413, "request_too_large"), (422, "invalid_request_error"),
-     (429, "rate_limit_error"), (500, "api_error"), (503, "api_error"), (504, "timeout_error")],
+    [(401, "authentication_error"), (404, "not_found_error"), (413, "request_too_large"),
+     (422, "invalid_request_error"), (429, "rate_limit_error"),
+     (500, "api_error"), (503, "api_error"), (504, "timeout_error")],
 )  # fmt: skip
 def test_anthropics_types_are_those_of_its_sdk(status: int, kind: str) -> None:
     assert error_body(ApiError(status, "no"), "/v1/messages")["error"]["type"] == kind

@@ -20,6 +20,11 @@ ROUTES = [route for router in ROUTERS for route in router.routes if isinstance(r
 READING = {
     "/v1/models",
     "/v1/models/{model_id:path}",
+    "/v1/responses/{response_id}",
+    "/v1/responses/{response_id}/input_items",
+    "/api/tags",
+    "/api/ps",
+    "/api/version",
     "/control/operations",
     "/control/blockers",
     "/get_weights_by_name",

@@ -27,6 +27,7 @@ class Names:
     refused: Mapping[str, Refused] = field(default_factory=dict)
     other_names: Mapping[str, str] = field(default_factory=dict)  # a name of another API -> what is meant here
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of names in `other_names`: values that are accepted
+    ignored: Mapping[str, str] = field(default_factory=dict)  # beside `IGNORED`: why an answer is the same without it
     refuses_unknown: bool = False
 
 
@@ -57,7 +58,7 @@ def check_names(given: Mapping[str, Any], honoured: Collection[str], names: Name
         elif name in names.other_names:
             if not _is_empty(value) and value != names.defaults.get(name):
                 raise _error(name, f"not known here; did you mean {names.other_names[name]}?", code=UNKNOWN)
-        elif name not in IGNORED and name not in REFUSED:
+        elif not (name in names.ignored or name in IGNORED or name in REFUSED):
             num_unknown += 1
             if num_unknown <= _MAX_UNKNOWN or names.refuses_unknown:
                 _check_unknown(name, honoured, names)

@@ -72,3 +72,5 @@ class RequestLimits:
     health_timeout_s: float = 20.0  # an engine that is silent for longer is unhealthy
     ready_timeout_s: float = 5.0  # an engine that is silent for longer is not ready
     max_batch: int = 512  # prompts in one request
+    max_stored_responses: int = 1000  # of /v1/responses, for previous_response_id
+    max_stored_response_bytes: int = 64 * MIB

@@ -8,6 +8,7 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
 from headwater.http_api import page_routes
+from headwater.http_api.anthropic import routes as anthropic_routes
 from headwater.http_api.auth import Authentication, Keys
 from headwater.http_api.compressed_body import CompressedBody
 from headwater.http_api.control import (
@@ -22,7 +23,9 @@ from headwater.http_api.error_handlers import install_error_handlers
 from headwater.http_api.middleware import BodyLimit, RequestId, SiteGuard
 from headwater.http_api.monitoring import info_routes
 from headwater.http_api.native import routes as native_routes
+from headwater.http_api.ollama import routes as ollama_routes
 from headwater.http_api.openai import routes as openai_routes
+from headwater.http_api.responses import routes as responses_routes
 from headwater.http_api.services import Services
 from headwater.http_api.sites import CHANGING_BY_GET
 from headwater.http_api.state import ApiState
@@ -30,6 +33,9 @@ from headwater.version import version
 
 ROUTERS = (
     openai_routes.router,
+    responses_routes.router,
+    anthropic_routes.router,
+    ollama_routes.router,
     native_routes.router,
     flush_routes.router,
     control_routes.router,

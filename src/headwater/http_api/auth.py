@@ -97,7 +97,7 @@ def control_router(tag: str) -> APIRouter:
 
 
 def authorization_of(headers: Headers) -> str:
-    """The `Authorization` header. Without a bearer key in it, `x-api-key` stands for it: Anthropic's clients send that."""
+    """The `Authorization` header. Without a bearer key in it, `x-api-key` counts, which Anthropic's clients send."""
     authorization = headers.get("authorization", "")
     key = headers.get("x-api-key", "")
     return f"Bearer {key}" if key and not _bearer(authorization) else authorization

@@ -15,6 +15,7 @@ from headwater.generation.validation import timeout_seconds
 from headwater.http_api.engine_answers import EngineAnswers
 from headwater.http_api.monitoring.health import Health
 from headwater.http_api.monitoring.metrics import Metrics
+from headwater.http_api.responses.store import ResponseStore
 from headwater.http_api.state import ApiState
 from headwater.messages.control import FlushCache, FlushResult
 from headwater.messages.state import EngineState, GetState
@@ -34,6 +35,10 @@ class Services:
         self.metrics = Metrics()
         self._pin_numbers = itertools.count(1)
         self.health = Health(state)
+        limits = state.limits
+        self.responses = ResponseStore(
+            max_responses=limits.max_stored_responses, max_bytes=limits.max_stored_response_bytes
+        )
 
     @property
     def model(self) -> ModelFacts:

@@ -95,6 +95,11 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return bool(self._chat_templates)
 
+    @property
+    def chat_template(self) -> str:
+        """The source of the template for requests without tools; empty if there is none."""
+        return self._chat_templates["default"].source if "default" in self._chat_templates else ""
+
     def shows(self, name: Literal["tools", "documents"], *, has_tools: bool) -> bool:
         """Whether the chat template prints the tools, or reads the documents, of a request."""
         template = self._chat_template(has_tools=has_tools)
