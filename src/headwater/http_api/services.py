@@ -15,7 +15,7 @@ from headwater.generation.validation import timeout_seconds
 from headwater.http_api.engine_answers import EngineAnswers
 from headwater.http_api.monitoring.health import Health
 from headwater.http_api.monitoring.metrics import Metrics
-from headwater.http_api.responses.store import ResponseStore
+from headwater.http_api.response_store import ResponseStore
 from headwater.http_api.state import ApiState
 from headwater.messages.control import FlushCache, FlushResult
 from headwater.messages.state import EngineState, GetState

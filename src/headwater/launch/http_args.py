@@ -63,6 +63,13 @@ class HttpArgs(ModelArgs, kw_only=True, frozen=True, omit_defaults=True):
             high=1_000_000,
         ),
     ] = None
+    max_stored_responses: Annotated[
+        int,
+        Flag("Most responses that are kept for previous_response_id; 0: none.", HTTP, low=0, high=1_000_000),
+    ] = 1000
+    max_stored_response_bytes: Annotated[
+        int, Flag("Most memory for kept responses, in bytes.", HTTP, low=0, high=1 << 40)
+    ] = 64 * MIB
     max_control_timeout: Annotated[
         float,
         Flag("Longest timeout of a control request, in seconds.", HTTP, low=0, high=86400),

@@ -96,7 +96,10 @@ class ApiProcess:
             admin_api_key=self._args.admin_api_key,
             sites=site_policy(self._args),
             limits=RequestLimits(
-                max_body_bytes=self._args.max_body_bytes, max_control_timeout_s=self._args.max_control_timeout
+                max_body_bytes=self._args.max_body_bytes,
+                max_control_timeout_s=self._args.max_control_timeout,
+                max_stored_responses=self._args.max_stored_responses,
+                max_stored_response_bytes=self._args.max_stored_response_bytes,
             ),
             special_tokens=self._args.parse_special_tokens,
         )

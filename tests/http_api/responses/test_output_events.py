@@ -11,9 +11,9 @@ from scripted_replies import STOP, ScriptedReply, call
 
 from headwater.generation.assistant_message import MessageDelta
 from headwater.generation.errors import ApiError
+from headwater.http_api.response_store import ResponseStore
 from headwater.http_api.responses.answer import ResponseAnswer
 from headwater.http_api.responses.schemas import ResponsesRequest
-from headwater.http_api.responses.store import ResponseStore
 from headwater.messages.generation import Finish
 
 pytestmark = pytest.mark.anyio

@@ -12,6 +12,7 @@ from openai.types.responses import Response
 
 from headwater.generation.model_facts import RequestLimits
 from headwater.messages.base import unpack_ids
+from headwater.messages.cache import GetStorage, StorageInfo
 from headwater.messages.generation import Finish, Generate, OutputMeta
 from scripted_engine import ScriptedEngine
 
@@ -73,6 +74,22 @@ async def test_what_is_not_stored_is_gone(engine: ScriptedEngine) -> None:
         assert (await server.http.get(f"{PATH}/{first['id']}")).status_code == 404
         deleted = await server.http.delete(f"{PATH}/{first['id']}")
     assert deleted.status_code == 404
+
+
+async def test_an_operator_sees_and_drops_what_is_stored(engine: ScriptedEngine) -> None:
+    engine.script.reply = saying("one")
+    engine.script.answers = {GetStorage: lambda message: StorageInfo(call_id=message.call_id)}
+    async with api(engine) as server:
+        id = (await server.post(PATH, {"input": "a"})).json()["id"]
+        stored = (await server.http.get("/cache")).json()["stored_responses"]
+        assert stored["responses"] == 1
+        assert 0 < stored["bytes"] <= stored["max_bytes"]
+        page = (await server.http.get("/metrics")).text
+        assert f'headwater_stored_response_bytes{{model_name="{MODEL}"}} {stored["bytes"]:.1f}' in page
+        dropped = (await server.http.delete("/cache/responses")).json()
+        assert dropped == {"success": True, "dropped": 1, "bytes": stored["bytes"]}
+        assert (await server.http.get(f"{PATH}/{id}")).status_code == 404
+        assert (await server.http.get("/cache")).json()["stored_responses"]["bytes"] == 0
 
 
 async def test_input_items_in_pages(engine: ScriptedEngine) -> None:

@@ -29,13 +29,23 @@ report_router = APIRouter(route_class=JsonRoute, tags=["cache"])  # open to user
 async def show_cache(services: InjectedServices) -> Response:
     """Tiers (used, capacity, evictable), hit rates by tier, copies between tiers and their speed, the store.
 
+    `stored_responses` counts what /v1/responses keeps.
+
     The sums over all engines, and each engine in `engines`. docs/cache.md says what each number means.
     """
     states, storage = await asyncio.gather(
         services.engine_states(),
         services.state.client.call_all(GetStorage(call_id=new_call_id()), timeout_s=CALL_TIMEOUT_S),
     )
-    return JSONResponse(cache_report(EngineAnswers(states), EngineAnswers(storage)))
+    report = cache_report(EngineAnswers(states), EngineAnswers(storage))
+    return JSONResponse(report | {"stored_responses": services.responses.facts()})
+
+
+@router.delete("/cache/responses", summary="Drop the stored responses")
+async def drop_responses(services: InjectedServices) -> Response:
+    """Forget every response that /v1/responses keeps for `previous_response_id`. Cached pages are not touched."""
+    num_responses, num_bytes = services.responses.clear()
+    return JSONResponse({"success": True, "dropped": num_responses, "bytes": num_bytes})
 
 
 @router.get("/cache/tree", summary="The prefix tree")

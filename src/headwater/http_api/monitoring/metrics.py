@@ -14,6 +14,7 @@ from headwater.generation.answer_fields import cached_tokens_details
 from headwater.generation.text_generation import GenerationObserver, TextGeneration
 from headwater.http_api.monitoring.engine_metrics import engine_metrics
 from headwater.http_api.monitoring.token_intervals import IntervalHistogram
+from headwater.http_api.response_store import ResponseStore
 from headwater.messages.cache import StorageInfo
 from headwater.messages.control import OperationList
 from headwater.messages.state import EngineState
@@ -133,6 +134,8 @@ class Metrics:
         states: list[EngineState | Exception],
         operations: list[OperationList | Exception],
         storage: Sequence[StorageInfo | Exception] = (),
+        *,
+        responses: ResponseStore,
     ) -> bytes:
         """The text of /metrics. An engine that did not answer has `headwater_engine_up 0`."""
         hit_rate = GaugeMetricFamily(
@@ -141,5 +144,18 @@ class Metrics:
             labels=("model_name",),
         )
         hit_rate.add_metric((model_name,), self._families.hit_rate())
-        self._snapshot.families = [hit_rate, *engine_metrics(model_name, states, operations, storage)]
+        stored = _stored_responses(model_name, responses)
+        self._snapshot.families = [hit_rate, *stored, *engine_metrics(model_name, states, operations, storage)]
         return generate_latest(self._registry)
+
+
+def _stored_responses(model_name: str, responses: ResponseStore) -> list[Metric]:
+    families: list[Metric] = []
+    for name, text, value in (
+        ("stored_responses", "Responses that are kept for previous_response_id.", len(responses)),
+        ("stored_response_bytes", "Bytes of the kept responses.", responses.num_bytes),
+    ):
+        family = GaugeMetricFamily(f"headwater_{name}", text, labels=("model_name",))
+        family.add_metric((model_name,), value)
+        families.append(family)
+    return families

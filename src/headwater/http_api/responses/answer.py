@@ -10,10 +10,10 @@ from headwater.generation.model_facts import ModelFacts
 from headwater.http_api.openai.conversation import deltas_of, finished
 from headwater.http_api.openai.format import ChatLogprobs
 from headwater.http_api.openai.replies import Reply
+from headwater.http_api.response_store import ResponseStore, StoredResponse
 from headwater.http_api.responses.input_items import assistant_message
 from headwater.http_api.responses.output_events import Output, whole_delta
 from headwater.http_api.responses.schemas import ResponsesRequest
-from headwater.http_api.responses.store import ResponseStore, StoredResponse
 from headwater.http_api.sse import StreamForm, described, event
 from headwater.messages.generation import TokenLogprob
 

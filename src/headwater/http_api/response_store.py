@@ -77,6 +77,16 @@ class ResponseStore:
         self.get(id)
         self._remove(id)
 
+    def facts(self) -> Json:
+        """Numbers for operators."""
+        return {
+            "responses": len(self._by_id),
+            "bytes": self.num_bytes,
+            "max_responses": self.max_responses,
+            "max_bytes": self.max_bytes,
+            "dropped": self.num_dropped,
+        }
+
     def clear(self) -> tuple[int, int]:
         """Forget all; the number of responses and their bytes."""
         freed = len(self._by_id), self.num_bytes

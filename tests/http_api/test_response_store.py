@@ -5,7 +5,7 @@ import json
 import pytest
 
 from headwater.generation.errors import ApiError
-from headwater.http_api.responses.store import ResponseStore, StoredResponse
+from headwater.http_api.response_store import ResponseStore, StoredResponse
 
 HERE = ("", "")
 
