@@ -28,11 +28,11 @@ class CacheObserver(Protocol):
         ...
 
     def persisted(
-        self, namespace: Namespace, hashes: Sequence[bytes], tokens: TokenIds, *, parent: bytes | None
+        self, namespace: Namespace, hashes: Sequence[bytes], tokens: TokenIds, *, parent: bytes | None, kind: str
     ) -> None:
-        """The store has these consecutive pages; may repeat. `parent`: the hash of the page before them."""
+        """The store, of this kind, has these consecutive pages; may repeat. `parent`: the hash of the page before."""
         ...
 
-    def lost(self, hashes: Sequence[bytes], *, reason: str) -> None:
+    def lost(self, hashes: Sequence[bytes], *, reason: str, kind: str) -> None:
         """A read has found these pages unusable in the store. `reason` is `missing`, `damaged` or `retired`."""
         ...

@@ -1,21 +1,21 @@
 """Publishes numbered batches of cache events on a zmq PUB socket, and repeats the last ones on request.
 
-A batch has three frames: topic (empty), sequence number (8 bytes, big-endian, from 0), `EventBatch` in msgpack.
-A subscriber asks a ROUTER socket for a replay, with a sequence number. The answer has every kept batch from this number
-on, each as number and batch, and ends with the number -1 and an empty batch.
+A batch has three frames: topic, sequence number (8 bytes, big-endian, from 0), `EventBatch` in msgpack. A subscriber
+asks a ROUTER socket for a replay, with a sequence number. The answer has every kept batch from this number on, in the
+same three frames, and ends with an empty topic, the number -1 and an empty batch.
 """
 
 import logging
 import threading
 import time
-import uuid
 from collections import deque
 from dataclasses import dataclass
 
 import zmq
 
 from headwater.engine.kv_events_recorder import KvEventsRecorder
-from headwater.kv_events import EventBatch, encode_batch
+from headwater.kv_events import EventBatch, encode_batch, encode_batch_as_arrays
+from headwater.messages.choices import KvEventsFormat
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +32,8 @@ class KvEventsSettings:
     replay_endpoint: str | None = None
     num_kept: int = 10_000  # batches
     rank: int = 0  # of this engine
+    topic: str = ""
+    format: KvEventsFormat = "map"
 
 
 class KvEventsPublisher:
@@ -41,7 +43,8 @@ class KvEventsPublisher:
         """Binds both sockets. Raises `ValueError`, which names the flag, if an endpoint cannot be bound."""
         self._recorder = recorder
         self._rank = settings.rank
-        self._epoch = uuid.uuid4().hex
+        self._topic = settings.topic.encode()
+        self._encode = encode_batch if settings.format == "map" else encode_batch_as_arrays
         self._next_number = 0
         self._kept: deque[tuple[bytes, bytes]] = deque(maxlen=settings.num_kept)
         self._lock = threading.Lock()  # guards _kept
@@ -66,20 +69,18 @@ class KvEventsPublisher:
             return
         number = self._next_number.to_bytes(8, "big")
         self._next_number += 1
-        batch = encode_batch(
-            EventBatch(ts=time.time(), events=events, data_parallel_rank=self._rank, epoch=self._epoch)
-        )
+        batch = self._encode(EventBatch(ts=time.time(), events=events, data_parallel_rank=self._rank))
         with self._lock:
             self._kept.append((number, batch))
         try:
-            self._socket.send_multipart((b"", number, batch), zmq.NOBLOCK)
+            self._socket.send_multipart((self._topic, number, batch), zmq.NOBLOCK)
         except zmq.Again:  # PUB sockets drop instead; if this ever happens, the batch can still be replayed
             _log.warning("events %d were not sent", self._next_number - 1)
 
     def position(self) -> tuple[str, int]:
         """Epoch, and the number of the batch that will hold the next change; all earlier ones have been sent."""
         self.publish()
-        return self._epoch, self._next_number
+        return self._recorder.epoch, self._next_number
 
     def close(self) -> None:
         """Close the sockets. Waits up to two seconds for a replay in progress to end."""
@@ -99,19 +100,10 @@ class KvEventsPublisher:
                 continue
             with self._lock:
                 wanted = [(number, batch) for number, batch in self._kept if number >= request]
-            for number, batch in [*wanted, (END_OF_REPLAY, b"")]:
-                router.send_multipart((client, b"", number, batch))
+            for number, batch in wanted:
+                router.send_multipart((client, b"", self._topic, number, batch))
+            router.send_multipart((client, b"", b"", END_OF_REPLAY, b""))
         router.close()
-
-
-def endpoint_of(endpoint: str, rank: int) -> str:
-    """The address of engine `rank`: that of the first engine, with the rank added to its port or path."""
-    if rank == 0:
-        return endpoint
-    if endpoint.startswith("ipc://"):
-        return f"{endpoint}.{rank}"
-    address, _, port = endpoint.rpartition(":")
-    return f"{address}:{int(port) + rank}"
 
 
 def _bind(socket: zmq.Socket, endpoint: str, *, flag: str) -> None:

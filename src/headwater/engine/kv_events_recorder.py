@@ -1,108 +1,150 @@
 """From changes of the prefix cache to events."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from headwater.cache.namespace import Namespace, Scope, Tier
 from headwater.cache.radix_tree import Node, RadixTree
 from headwater.cache.storage.names import StorageNames
-from headwater.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
+from headwater.kv_events import (
+    DEVICE,
+    FILE_STORE,
+    HOST,
+    OTHER_STORE,
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    KvEvent,
+    salt_keys,
+    short_hashes,
+)
 from headwater.messages.base import TokenIds
+
+_MEDIUM = {Tier.DEVICE: DEVICE, Tier.HOST: HOST}
+
+
+class _Removals(NamedTuple):
+    """An event to be: most of those of a flush are replaced by one `AllBlocksCleared` before their hashes are needed."""
+
+    names: list[bytes]
+    medium: str
+    reason: str
 
 
 class KvEventsRecorder:
     """`cache.observer.CacheObserver` that keeps the events of a turn until `take`.
 
-    Neighbouring removals become one event; those of a flush of everything become one `AllBlocksCleared`.
+    Neighbouring removals become one event. Those of a flush that empties the cache become one `AllBlocksCleared`.
     """
 
-    def __init__(self, tree: RadixTree, names: StorageNames) -> None:
+    def __init__(self, tree: RadixTree, names: StorageNames, *, epoch: str = "") -> None:
+        self.epoch = epoch
         self._tree = tree
         self._names = names
-        self._events: list[KvEvent] = []
-        self._removed: list[bytes] = []
-        self._removed_as: tuple[Tier, str] | None = None
+        self._events: list[KvEvent | _Removals] = []
+        self._removing: _Removals | None = None  # the last of the events, while more may join it
         self._num_before_cut: int | None = None  # events when the removals of the retirement under way began
+        self._store_medium = FILE_STORE  # of the store that was last heard of
+        self._is_store_known = False  # whether blocks of a store have been reported and not cleared since
 
     def stored(self, node: Node, tier: Tier) -> None:
-        self._close_removals()
-        hashes = self._names.hashes(self._tree, node)
         above = node.parent
         has_parent = above is not None and not above.is_root
-        self._events.append(
-            BlockStored(
-                block_hashes=tuple(hashes),
-                parent_block_hash=self._names.hashes(self._tree, above)[-1] if above and has_parent else None,
-                token_ids=tuple(node.tokens.tolist()),
-                block_size=self._tree.page_size,
-                medium=tier.name.lower(),
-                cache_salt=node.namespace.cache_salt,
-                extra_key=node.namespace.extra_key,
-                weights_id=node.namespace.weights_id,
-            )
+        self._add_stored(
+            node.namespace,
+            self._names.hashes(self._tree, node),
+            node.tokens,
+            medium=_MEDIUM[tier],
+            parent=self._names.hashes(self._tree, above)[-1] if above and has_parent else None,
         )
 
     def removed(self, node: Node, tier: Tier, *, reason: str) -> None:
-        if self._removed_as != (tier, reason):
-            self._close_removals()
-            self._removed_as = (tier, reason)
         if reason == "retired" and self._num_before_cut is None:
+            self._removing = None
             self._num_before_cut = len(self._events)
-        self._removed += self._names.hashes(self._tree, node)
+        self._removals(_MEDIUM[tier], reason).names.extend(self._names.hashes(self._tree, node))
 
     def cleared(self, generation: int, scope: Scope) -> None:
-        self._close_removals()
+        """Consumers drop every tier on `AllBlocksCleared`, so it is sent only if no tier has anything left."""
+        self._removing = None
         begin, self._num_before_cut = self._num_before_cut, None
-        if not scope.is_everything:
-            self._store_cleared(generation, scope)
-            return
-        if begin is not None:
-            del self._events[begin:]
-        tiers = tuple(tier.name.lower() for tier in sorted(scope.tiers))
-        self._events.append(AllBlocksCleared(generation=generation, tiers=tiers))
+        is_store_cleared = Tier.STORAGE in scope.tiers
+        is_tree_empty = not any(root.children for root in self._tree.roots.values())
+        if scope.is_everything and is_tree_empty and (is_store_cleared or not self._is_store_known):
+            if begin is not None:
+                del self._events[begin:]
+            self._is_store_known = False
+            tiers = tuple(tier.name.lower() for tier in sorted(scope.tiers))
+            self._events.append(AllBlocksCleared(generation=generation, tiers=tiers, epoch=self.epoch))
+        elif is_store_cleared:
+            self._is_store_known &= not scope.is_everything
+            self._add_store_cleared(generation, scope)
 
     def persisted(
-        self, namespace: Namespace, hashes: Sequence[bytes], tokens: TokenIds, *, parent: bytes | None
+        self, namespace: Namespace, hashes: Sequence[bytes], tokens: TokenIds, *, parent: bytes | None, kind: str
     ) -> None:
-        self._close_removals()
-        self._events.append(
-            BlockStored(
-                block_hashes=tuple(hashes),
-                parent_block_hash=parent,
-                token_ids=tuple(tokens.tolist()),
-                block_size=self._tree.page_size,
-                medium="storage",
-                cache_salt=namespace.cache_salt,
-                extra_key=namespace.extra_key,
-                weights_id=namespace.weights_id,
-            )
-        )
+        self._hear_of_store(kind)
+        self._is_store_known = True
+        self._add_stored(namespace, hashes, tokens, medium=self._store_medium, parent=parent)
 
-    def lost(self, hashes: Sequence[bytes], *, reason: str) -> None:
-        if self._removed_as != (Tier.STORAGE, reason):
-            self._close_removals()
-            self._removed_as = (Tier.STORAGE, reason)
-        self._removed += hashes
-
-    def _store_cleared(self, generation: int, scope: Scope) -> None:
-        """A flush of some namespaces of a store: this engine does not know all their blocks."""
-        if Tier.STORAGE in scope.tiers:
-            event = AllBlocksCleared(
-                generation=generation, tiers=("storage",), cache_salt=scope.cache_salt, extra_key=scope.extra_key
-            )
-            self._events.append(event)
+    def lost(self, hashes: Sequence[bytes], *, reason: str, kind: str) -> None:
+        self._hear_of_store(kind)
+        self._removals(self._store_medium, reason).names.extend(hashes)
 
     def take(self) -> tuple[KvEvent, ...]:
         """All events since the last call, in order."""
-        if not self._events and not self._removed:
+        if not self._events:
             return ()
-        self._close_removals()
-        events, self._events = tuple(self._events), []
-        return events
+        self._removing = None
+        events, self._events = self._events, []
+        return tuple(self._named(each) if isinstance(each, _Removals) else each for each in events)
 
-    def _close_removals(self) -> None:
-        if self._removed_as is None:
-            return
-        tier, reason = self._removed_as
-        event = BlockRemoved(block_hashes=tuple(self._removed), medium=tier.name.lower(), reason=reason)
+    def _add_stored(
+        self, namespace: Namespace, hashes: Sequence[bytes], tokens: TokenIds, *, medium: str, parent: bytes | None
+    ) -> None:
+        self._removing = None
+        salt = namespace.cache_salt
+        self._events.append(
+            BlockStored(
+                block_hashes=short_hashes(hashes),
+                parent_block_hash=None if parent is None else short_hashes((parent,))[0],
+                token_ids=tokens.tolist(),
+                block_size=self._tree.page_size,
+                lora_id=None,
+                medium=medium,
+                lora_name=None,
+                extra_keys=salt_keys(salt, num_blocks=len(hashes), is_start=parent is None),
+                full_block_hashes=list(hashes),
+                cache_salt=salt,
+                extra_key=namespace.extra_key,
+                weights_id=namespace.weights_id,
+                epoch=self.epoch,
+            )
+        )
+
+    def _add_store_cleared(self, generation: int, scope: Scope) -> None:
+        """A flush of a store, whose blocks this engine does not know: an event that names none, so others skip it."""
+        event = BlockRemoved(
+            block_hashes=(),
+            medium=self._store_medium,
+            reason="cleared",
+            generation=generation,
+            cache_salt=scope.cache_salt,
+            extra_key=scope.extra_key,
+            epoch=self.epoch,
+        )
         self._events.append(event)
-        self._removed, self._removed_as = [], None
+
+    def _hear_of_store(self, kind: str) -> None:
+        self._store_medium = FILE_STORE if kind == "file" else OTHER_STORE
+
+    def _removals(self, medium: str, reason: str) -> _Removals:
+        """The event that is being filled, or a new one if it has another tier or reason."""
+        if self._removing is None or self._removing[1:] != (medium, reason):
+            self._removing = _Removals([], medium, reason)
+            self._events.append(self._removing)
+        return self._removing
+
+    def _named(self, removals: _Removals) -> BlockRemoved:
+        hashes = short_hashes(removals.names)
+        return BlockRemoved(block_hashes=hashes, medium=removals.medium, reason=removals.reason, epoch=self.epoch)

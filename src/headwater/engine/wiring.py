@@ -1,5 +1,6 @@
 """Puts the parts of an engine together. No torch: the server, the tests and the simulation all start here."""
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -149,6 +150,6 @@ def wire_engine(
 def _publisher(settings: KvEventsSettings | None, cache: PrefixCache, names: StorageNames) -> KvEventsPublisher | None:
     if settings is None:
         return None
-    recorder = KvEventsRecorder(cache.tree, names)
+    recorder = KvEventsRecorder(cache.tree, names, epoch=secrets.token_hex(8))
     cache.observe(recorder)
     return KvEventsPublisher(recorder, settings)

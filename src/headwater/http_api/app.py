@@ -21,7 +21,7 @@ from headwater.http_api.control import (
 )
 from headwater.http_api.error_handlers import install_error_handlers
 from headwater.http_api.middleware import BodyLimit, RequestId, SiteGuard
-from headwater.http_api.monitoring import info_routes
+from headwater.http_api.monitoring import info_routes, kv_event_routes
 from headwater.http_api.native import routes as native_routes
 from headwater.http_api.ollama import routes as ollama_routes
 from headwater.http_api.openai import routes as openai_routes
@@ -45,6 +45,7 @@ ROUTERS = (
     cache_routes.report_router,
     storage_routes.router,
     info_routes.router,
+    kv_event_routes.router,
     page_routes.router,
 )
 

@@ -11,7 +11,7 @@ from headwater.cache.storage.tier import PrefetchPolicy, StorageSettings
 from headwater.clock import MonotonicClock
 from headwater.devices.device import Device
 from headwater.devices.kv_memory import KVLayout
-from headwater.engine.kv_events_publisher import KvEventsSettings, endpoint_of
+from headwater.engine.kv_events_publisher import KvEventsSettings
 from headwater.engine.loop import EngineLoop
 from headwater.engine.wire import ZmqWire
 from headwater.engine.wiring import EngineParts, wire_engine
@@ -287,4 +287,6 @@ def _kv_events(args: ServerArgs, index: int) -> KvEventsSettings | None:
         replay_endpoint=None if replay is None else endpoint_of(replay, index),
         num_kept=args.kv_events_kept,
         rank=index,
+        topic=args.kv_events_topic,
+        format=args.kv_events_format,
     )

@@ -6,3 +6,4 @@ StoreKind = Literal["file", "redis", "memory"]  # storage/registry.py opens them
 PrefetchPolicyName = Literal["best_effort", "wait_complete", "timeout"]
 RestorePolicyName = Literal["auto", "always"]
 WritePolicyName = Literal["write_through", "write_through_selective", "write_back"]
+KvEventsFormat = Literal["map", "array"]

@@ -144,7 +144,7 @@ class StorageReader:
             for key, status in zip(keys[num_good:], statuses[num_good:], strict=True):
                 self._host.counters.drop(f"prefetch_{status.value}", 1)
                 if self._host.tier.observer is not None and status in _LOST:
-                    self._host.tier.observer.lost([key.page], reason=_LOST[status])
+                    self._host.tier.observer.lost([key.page], reason=_LOST[status], kind=self._backend.kind)
             self._host.counters.add("prefetch", num_good, took_s)
             self._attach(prefetch, pages, num_good)
             prefetch.num_read += num_good

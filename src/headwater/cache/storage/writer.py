@@ -81,7 +81,7 @@ class StorageWriter:
         above = node.parent
         has_parent = above is not None and not above.is_root
         parent = self._host.names.hashes(self._host.tree, above)[-1] if above is not None and has_parent else None
-        hashes = [key.page for key in keys]
+        hashes, kind = [key.page for key in keys], self._backend.kind
 
         def report(is_there: list[bool]) -> None:
             start = 0
@@ -89,7 +89,8 @@ class StorageWriter:
                 end = start + len(list(group))
                 before = hashes[start - 1] if start else parent
                 if present:
-                    observer.persisted(namespace, hashes[start:end], tokens[start * size : end * size], parent=before)
+                    stored = tokens[start * size : end * size]
+                    observer.persisted(namespace, hashes[start:end], stored, parent=before, kind=kind)
                 start = end
 
         return report

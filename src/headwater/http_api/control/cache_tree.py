@@ -1,8 +1,8 @@
 """`GET /cache/tree`: the prefix tree of each engine, with all of its blocks where they are asked for."""
 
-
 from headwater.generation.answer_fields import Json
 from headwater.http_api.engine_answers import facts_of
+from headwater.kv_events import MEDIUMS
 from headwater.messages.base import unpack_ids
 from headwater.messages.cache import CacheTree, TreeBlocks
 
@@ -26,7 +26,7 @@ def _blocks(node: TreeBlocks, tree: CacheTree) -> Json:
         "block_hashes": [hashes[at : at + HASH_BYTES].hex() for at in range(0, len(hashes), HASH_BYTES)],
         "parent_block_hash": node.parent.hex() or None,
         "token_ids": unpack_ids(node.token_ids).tolist(),
-        "mediums": list(node.tiers),
+        "mediums": [MEDIUMS[tier] for tier in node.tiers],
         "cache_salt": root.cache_salt,
         "extra_key": root.extra_key,
         "weights_id": root.weights_id,

@@ -74,11 +74,20 @@ def engine_metrics(
     for rank, state in there:
         for name, text, value in SGLANG_GAUGES:
             page.gauge(f"sglang:{name}", text, value(state), rank=rank)
+        _add_cache_sizes(page, rank, state)
         _add_tiers(page, rank, state)
         _add_counters(page, rank, state)
         add_transfers(page, rank, state)
         _add_own_gauges(page, rank, state)
     return page.families.values()
+
+
+def _add_cache_sizes(page: MetricFamilies, rank: str, state: EngineState) -> None:
+    """As labels, where routers look for them: llm-d reads SGLang's or vLLM's, by the label of the pod."""
+    size, num_pages = str(state.page_size), str(state.max_total_tokens // state.page_size)
+    text = "Tokens of a page, and pages of the device, as labels."
+    page.gauge("sglang:cache_config_info", text, 1.0, rank=rank, page_size=size, num_pages=num_pages)
+    page.gauge("vllm:cache_config_info", text, 1.0, rank=rank, block_size=size, num_gpu_blocks=num_pages)
 
 
 def _add_tiers(page: MetricFamilies, rank: str, state: EngineState) -> None:

@@ -3,7 +3,7 @@
 from headwater.cache.radix_tree import RadixTree
 from headwater.cache.storage.names import StorageNames
 from headwater.engine.kv_events_recorder import KvEventsRecorder
-from headwater.kv_events import AllBlocksCleared, BlockRemoved, BlockStored
+from headwater.kv_events import MEDIUMS, AllBlocksCleared, BlockRemoved, BlockStored, short_hashes
 from headwater.simulation.checks.violation import demand
 
 
@@ -14,17 +14,17 @@ class EventMirror:
         self.recorder = KvEventsRecorder(tree, names)
         self._tree = tree
         self._names = names
-        self._held: dict[str, set[bytes]] = {"device": set(), "host": set()}  # hashes of pages, by tier
+        self._held: dict[str, set[int]] = {medium: set() for medium in MEDIUMS.values()}  # hashes of pages
 
     def follow(self) -> None:
         """Apply the events of a turn; each must be consistent with the earlier ones."""
         for event in self.recorder.take():
             match event:
-                case BlockStored(medium="storage") | BlockRemoved(medium="storage"):
-                    pass  # hints only: a store has other users
                 case AllBlocksCleared():
-                    for tier in event.tiers:
-                        self._held.get(tier, set()).clear()
+                    for held in self._held.values():
+                        held.clear()
+                case BlockStored() | BlockRemoved() if event.medium not in self._held:
+                    pass  # hints only: a store has other users
                 case BlockRemoved():
                     held, gone = self._held[event.medium], set(event.block_hashes)
                     demand(gone <= held, "events_agree", "pages are reported as gone that were not there")
@@ -36,10 +36,11 @@ class EventMirror:
 
     def audit(self) -> None:
         """The state from the events is that of the tree."""
-        found: dict[str, set[bytes]] = {"device": set(), "host": set()}
+        found: dict[str, set[int]] = {medium: set() for medium in MEDIUMS.values()}
         for root in self._tree.roots.values():
             for node in self._tree.subtree(root):
                 for tier in node.runs:
-                    found[tier.name.lower()].update(self._names.hashes(self._tree, node))
-        for tier, held in self._held.items():
-            demand(held == found[tier], "events_agree", f"{tier}: {len(held)} pages told, {len(found[tier])} held")
+                    found[MEDIUMS[tier.name.lower()]].update(short_hashes(self._names.hashes(self._tree, node)))
+        for medium, held in self._held.items():
+            counts = f"{len(held)} pages told, {len(found[medium])} held"
+            demand(held == found[medium], "events_agree", f"{medium}: {counts}")
