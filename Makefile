@@ -7,7 +7,7 @@
 #   PIP_ARGS=...                     arguments for pip, for example an index with CPU-only torch
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernels packages dev serve test test-fast test-isa test-templates wheel test-wheel check lint types imports format bench clean
+.PHONY: help setup kernels packages dev serve test test-fast test-isa test-templates wheel test-wheel check lint types imports routers format bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -24,6 +24,7 @@ INSTALLED := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 BENCH := $(VENV)/.installed-bench
 RELEASE := $(VENV)/.installed-release
+ROUTERS := .venv-routers/.installed
 WANTED = $(INSTALLED) $(if $(filter 1,$(GPU)),$(VENV)/.installed-gpu) $(EXTRAS:%=$(VENV)/.installed-%)
 KERNELS := $(VENV)/.kernels-built
 KERNEL_SOURCES := $(shell find src/headwater/devices/cpu/kernels -name '*.[ch]') src/headwater/devices/cpu/kernel_build.py
@@ -93,6 +94,13 @@ test-templates: dev  ## Official chat templates, rendered beside transformers
 	HEADWATER_CHAT_TEMPLATES=$$(dirname "$$(find "$$folder" -name 'Qwen-*.jinja' | head -n 1)") \
 	  $(BIN)/python -m pytest -q tests/tokenization/test_templates_of_models.py tests/generation/tool_formats/test_formats.py
 
+# for tests/e2e/test_dynamo_events.py; a wheel for Linux
+routers: $(ROUTERS)  ## Make .venv-routers with the index of NVIDIA Dynamo's router: 75 MB to download
+$(ROUTERS): Makefile
+	@$(PYTHON) -m venv .venv-routers
+	.venv-routers/bin/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) ai-dynamo-runtime==1.6.1
+	@touch $@
+
 test-fast: dev  ## The tests that need neither torch nor a model
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
@@ -120,4 +128,4 @@ bench: setup $(BENCH)  ## Load the default model with the workloads W1 to W4
 	$(BIN)/python benchmarks/serving/run.py $(ARGS)
 
 clean:  ## Remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist src/*.egg-info
+	rm -rf $(VENV) .venv-routers .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist src/*.egg-info

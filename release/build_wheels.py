@@ -99,9 +99,11 @@ def _build(root: Path, output: Path, *options: str) -> None:
 
 def _commit_time_s() -> int:
     """The time of all files in a wheel; outside of a clone 1980, the first that a zip knows."""
+    if given := os.environ.get("SOURCE_DATE_EPOCH"):
+        return int(given)
     command = ["git", "log", "-1", "--format=%ct"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return int(os.environ.get("SOURCE_DATE_EPOCH") or done.stdout.strip() or 315_532_800)
+    return int(done.stdout.strip() or 315_532_800)
 
 
 if __name__ == "__main__":

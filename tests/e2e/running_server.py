@@ -49,6 +49,9 @@ class RunningServer:
     def post(self, path: str, **options: object) -> httpx.Response:
         return httpx.post(self.url + path, timeout=120, trust_env=False, **options)  # type: ignore[arg-type]
 
+    def put(self, path: str, **options: object) -> httpx.Response:
+        return httpx.put(self.url + path, timeout=60, trust_env=False, **options)  # type: ignore[arg-type]
+
     def delete(self, path: str) -> httpx.Response:
         return httpx.delete(self.url + path, timeout=60, trust_env=False)
 

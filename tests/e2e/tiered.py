@@ -61,7 +61,7 @@ def wait_stored(server: RunningServer, num_pages: int, limit_s: float = 30.0) ->
 
 
 def put_store(server: RunningServer, **body: object) -> httpx.Response:
-    return httpx.put(server.url + "/hicache/storage-backend", json=body, timeout=60, trust_env=False)
+    return server.put("/hicache/storage-backend", json=body)
 
 
 def wait_idle(server: RunningServer, limit_s: float = 30.0) -> None:

@@ -14,15 +14,17 @@ from engine_driver import CLIENT, VOCAB_SIZE, Driver
 from headwater.cache.host_tier import WritePolicy
 from headwater.cache.namespace import Tier
 from headwater.cache.storage.names import StorageNames
-from headwater.engine.kv_events_publisher import END_OF_REPLAY, KvEventsPublisher, KvEventsSettings, endpoint_of
+from headwater.engine.kv_events_publisher import END_OF_REPLAY, KvEventsPublisher, KvEventsSettings
 from headwater.engine.kv_events_recorder import KvEventsRecorder
 from headwater.http_api.control.cache_tree import tree_facts_with_blocks
 from headwater.kv_events import (
+    MEDIUMS,
     AllBlocksCleared,
     BlockRemoved,
     BlockStored,
     KvEvent,
     decode_batch,
+    short_hashes,
     stored_in_tree,
 )
 from headwater.messages.base import pack_ids
@@ -34,16 +36,18 @@ from headwater.storage.memory import MemoryBackend
 
 
 class Reader:
-    """What somebody knows who only sees events."""
+    """The knowledge of a subscriber that reads only vLLM's fields."""
 
     def __init__(self) -> None:
-        self.held: dict[str, dict[bytes, tuple[int, ...]]] = {"device": {}, "host": {}}  # medium -> hash -> tokens
+        self.held: Held = {medium: {} for medium in MEDIUMS.values()}
 
     def apply(self, events: tuple[KvEvent, ...]) -> None:
         for event in events:
             if isinstance(event, AllBlocksCleared):
-                for medium in event.tiers:
-                    self.held.get(medium, {}).clear()
+                for held in self.held.values():
+                    held.clear()
+            elif event.medium not in self.held:
+                continue  # a store
             elif isinstance(event, BlockRemoved):
                 for block in event.block_hashes:
                     del self.held[event.medium][block]
@@ -53,25 +57,30 @@ class Reader:
     def _store(self, event: BlockStored) -> None:
         size = event.block_size
         assert len(event.token_ids) == size * len(event.block_hashes)
+        assert short_hashes(event.full_block_hashes) == event.block_hashes
         for index, block in enumerate(event.block_hashes):
             assert block not in self.held[event.medium], "stored twice"
-            self.held[event.medium][block] = event.token_ids[index * size : (index + 1) * size]
+            self.held[event.medium][block] = tuple(event.token_ids[index * size : (index + 1) * size])
 
 
-def truth(driver: Driver, names: StorageNames) -> dict[str, dict[bytes, tuple[int, ...]]]:
-    tree, found = driver.parts.cache.tree, {"device": {}, "host": {}}
+Held = dict[str, dict[int, tuple[int, ...]]]  # medium -> hash -> tokens
+
+
+def truth(driver: Driver, names: StorageNames) -> Held:
+    tree = driver.parts.cache.tree
+    found: Held = {medium: {} for medium in MEDIUMS.values()}
     for root in tree.roots.values():
         for node in tree.subtree(root):
             for tier in node.runs:
-                for index, block in enumerate(names.hashes(tree, node)):
+                for index, block in enumerate(short_hashes(names.hashes(tree, node))):
                     tokens = node.tokens[index * tree.page_size : (index + 1) * tree.page_size]
-                    found[tier.name.lower()][block] = tuple(tokens.tolist())
+                    found[MEDIUMS[tier.name.lower()]][block] = tuple(tokens.tolist())
     return found
 
 
 def observed(driver: Driver) -> tuple[KvEventsRecorder, StorageNames]:
     names = driver.parts.storage._names  # a node's hashes are computed once, for events and for the store
-    recorder = KvEventsRecorder(driver.parts.cache.tree, names)
+    recorder = KvEventsRecorder(driver.parts.cache.tree, names, epoch="e1")
     driver.parts.cache.observe(recorder)
     return recorder, names
 
@@ -144,7 +153,7 @@ class Mirror:
         if not isinstance(answer, CacheTree):
             return
         facts = json.loads(json.dumps(tree_facts_with_blocks(answer)))  # as HTTP brings it
-        assert facts["epoch"] == self._publisher._epoch
+        assert facts["epoch"] == "e1"
         self.reader = Reader()
         self.reader.apply(stored_in_tree(facts))
         self._expected = facts["next_event"]
@@ -205,23 +214,43 @@ def test_events_say_where_why_and_after_what() -> None:
     driver.settle()
     events = recorder.take()
     stored = [event for event in events if isinstance(event, BlockStored)]
-    assert [event.medium for event in stored] == ["device", "host"]
+    assert [event.medium for event in stored] == ["GPU", "CPU_PINNED"]
     assert stored[0].cache_salt == "s" and stored[0].weights_id == "w0" and stored[0].parent_block_hash is None
+    assert stored[0].extra_keys == [("s",), *[None] * (len(stored[0].block_hashes) - 1)], "vLLM's way to name the salt"
     driver.finish(driver.generate("b", [*range(16), *range(100, 108)], 1, cache_salt="s"))
     (more, *_) = [event for event in recorder.take() if isinstance(event, BlockStored)]
     assert more.parent_block_hash == stored[0].block_hashes[-1], "a reader could not put it in its place"
+    assert more.extra_keys is None and more.cache_salt == "s"
     driver.settle()
     recorder.take()
     driver.send(FlushCache(call_id="f", cache_salt="s", tiers=("device",), mode="now"))
     driver.turn()
     removed = recorder.take()
     assert removed and all(isinstance(event, BlockRemoved) for event in removed)
-    assert {(event.medium, event.reason) for event in removed} == {("device", "retired")}  # type: ignore[union-attr]
+    assert {(event.medium, event.reason) for event in removed} == {("GPU", "retired")}  # type: ignore[union-attr]
     driver.send(FlushCache(call_id="g", mode="now"))
     driver.turn()
     (cleared,) = recorder.take()
     assert isinstance(cleared, AllBlocksCleared) and cleared.tiers == ("device", "host")
-    assert cleared.generation == driver.parts.cache.generation
+    assert cleared.generation == driver.parts.cache.generation and cleared.epoch == "e1"
+
+
+def test_a_flush_of_one_tier_names_the_blocks_while_the_other_has_some() -> None:
+    """Every consumer drops all tiers at `AllBlocksCleared`."""
+    driver = Driver(num_pages=20, num_host_pages=40)
+    recorder, _ = observed(driver)
+    driver.finish(driver.generate("a", list(range(16)), 1))
+    driver.settle()
+    on_host = [event for event in recorder.take() if isinstance(event, BlockStored)][-1].block_hashes
+    driver.send(FlushCache(call_id="f", mode="now", tiers=("host",)))
+    driver.turn()
+    assert recorder.take() == (
+        BlockRemoved(block_hashes=on_host, medium="CPU_PINNED", reason="retired", epoch="e1"),
+    )
+    driver.send(FlushCache(call_id="g", mode="now", tiers=("device",)))
+    driver.turn()
+    (cleared,) = recorder.take()
+    assert isinstance(cleared, AllBlocksCleared), "nothing is left on any tier"
 
 
 def test_salts_and_weights_have_blocks_of_their_own() -> None:
@@ -235,20 +264,26 @@ def test_salts_and_weights_have_blocks_of_their_own() -> None:
 
 
 class StoreReader:
-    """What somebody knows of a store who only sees events: hints, that may come twice."""
+    """The knowledge of a subscriber about a store: hints, that may come twice."""
 
     def __init__(self) -> None:
-        self.held: dict[bytes, tuple[str, bytes | None]] = {}  # hash -> salt, hash of the page before
+        self.held: dict[int, tuple[str, int | None]] = {}  # hash -> salt, hash of the page before
+        self.full: dict[int, bytes] = {}
 
     def apply(self, events: tuple[KvEvent, ...]) -> None:
         for event in events:
-            if isinstance(event, AllBlocksCleared) and "storage" in event.tiers:
+            if isinstance(event, AllBlocksCleared):
+                self.held = {}
+            elif event.medium != "EXTERNAL":
+                continue
+            elif isinstance(event, BlockRemoved) and event.reason == "cleared":
                 salt = event.cache_salt
                 self.held = {block: known for block, known in self.held.items() if salt not in (None, known[0])}
-            elif isinstance(event, BlockRemoved) and event.medium == "storage":
+            elif isinstance(event, BlockRemoved):
                 for block in event.block_hashes:
                     self.held.pop(block, None)
-            elif isinstance(event, BlockStored) and event.medium == "storage":
+            else:
+                self.full |= dict(zip(event.block_hashes, event.full_block_hashes, strict=True))
                 for before, block in pairwise((event.parent_block_hash, *event.block_hashes)):
                     self.held[block] = (event.cache_salt, before)  # type: ignore[index]
 
@@ -277,8 +312,8 @@ def test_a_reader_knows_what_was_written_to_the_store_and_what_was_flushed_there
     driver.settle()
     reader.apply(recorder.take())
     held = {key.page for key in backend._pages if backend.exists([key])[0]}
-    assert reader.held.keys() == held
-    assert all(before is None or len(before) == 16 for _, before in reader.held.values())
+    assert {reader.full[block] for block in reader.held} == held
+    assert all(before is None or before in reader.full for _, before in reader.held.values())
     assert len(reader.held) >= 10, "the last request's at least"
 
 
@@ -292,22 +327,50 @@ def test_pages_that_the_store_has_lost_are_told_when_they_are_missed() -> None:
     driver.settle()
     reader.apply(recorder.take())
     pages = sorted(backend._pages, key=lambda key: key.depth)
-    assert [key.page for key in pages] == list(reader.held) and len(pages) == 15
-    assert [before for _, before in reader.held.values()] == [None, *(key.page for key in pages[:-1])]
+    blocks = short_hashes([key.page for key in pages])
+    assert list(blocks) == list(reader.held) and len(blocks) == 15
+    assert [before for _, before in reader.held.values()] == [None, *blocks[:-1]]
     backend.flip_bit(pages[9], 1000)
     driver.send(FlushCache(call_id="f", mode="now"))
     driver.turn()
     driver.finish(driver.generate("b", prompt, 1))
-    removed = [event for event in recorder.take() if isinstance(event, BlockRemoved) and event.medium == "storage"]
-    assert removed == [BlockRemoved(block_hashes=(pages[9].page,), medium="storage", reason="damaged")]
+    removed = [event for event in recorder.take() if isinstance(event, BlockRemoved) and event.medium == "EXTERNAL"]
+    assert removed == [BlockRemoved(block_hashes=(blocks[9],), medium="EXTERNAL", reason="damaged", epoch="e1")]
     driver.settle()
     driver.send(DetachStorage(call_id="d"))
     driver.turn()
-    assert recorder.take()[-1] == AllBlocksCleared(generation=driver.parts.cache.generation, tiers=("storage",))
+    assert recorder.take()[-1] == store_cleared(driver)
+
+
+def store_cleared(driver: Driver, *, cache_salt: str | None = None) -> BlockRemoved:
+    return BlockRemoved(
+        block_hashes=(), medium="EXTERNAL", reason="cleared", generation=driver.parts.cache.generation,
+        cache_salt=cache_salt, epoch="e1",
+    )  # fmt: skip
+
+
+def test_a_flush_of_device_and_host_leaves_the_blocks_of_the_store_known() -> None:
+    """`AllBlocksCleared` would take them from every router, though the pages are still there."""
+    driver = Driver(num_pages=40, num_host_pages=60, backend=MemoryBackend(capacity_bytes=1 << 20))
+    recorder, _ = observed(driver)
+    driver.finish(driver.generate("a", list(range(16)), 1))
+    driver.settle()
+    stored = [event for event in recorder.take() if isinstance(event, BlockStored)]
+    assert [event.medium for event in stored] == ["GPU", "CPU_PINNED", "EXTERNAL"]
+    driver.send(FlushCache(call_id="f", mode="now", tiers=("device", "host")))
+    driver.turn()
+    removed = recorder.take()
+    assert {event.medium: event.block_hashes for event in removed if isinstance(event, BlockRemoved)} == {
+        "GPU": stored[0].block_hashes, "CPU_PINNED": stored[0].block_hashes
+    }  # fmt: skip
+    driver.send(FlushCache(call_id="g", mode="now", tiers=("device", "host", "storage")))
+    driver.turn()
+    (cleared,) = recorder.take()
+    assert isinstance(cleared, AllBlocksCleared) and cleared.tiers == ("device", "host", "storage")
 
 
 def test_a_flush_of_one_salt_in_the_store_is_one_event() -> None:
-    """Nobody knows all the blocks that other servers put there."""
+    """No engine knows all the blocks that other servers put there."""
     driver = Driver(num_pages=40, num_host_pages=60, backend=MemoryBackend(capacity_bytes=1 << 20))
     recorder, _ = observed(driver)
     driver.finish(driver.generate("a", list(range(16)), 1, cache_salt="t"))
@@ -315,8 +378,7 @@ def test_a_flush_of_one_salt_in_the_store_is_one_event() -> None:
     recorder.take()
     driver.send(FlushCache(call_id="f", mode="now", tiers=("storage",), cache_salt="t"))
     driver.turn()
-    generation = driver.parts.cache.generation
-    assert recorder.take() == (AllBlocksCleared(generation=generation, tiers=("storage",), cache_salt="t"),)
+    assert recorder.take() == (store_cleared(driver, cache_salt="t"),)
 
 
 @pytest.fixture
@@ -324,7 +386,8 @@ def published(tmp_path: Path) -> Iterator[tuple[Driver, KvEventsPublisher, zmq.S
     driver = Driver()
     recorder, _ = observed(driver)
     endpoint, replay = f"ipc://{tmp_path}/events", f"ipc://{tmp_path}/replay"
-    publisher = KvEventsPublisher(recorder, KvEventsSettings(endpoint, replay, num_kept=3, rank=2))
+    settings = KvEventsSettings(endpoint, replay, num_kept=3, rank=2, topic="kv@here@model")
+    publisher = KvEventsPublisher(recorder, settings)
     subscriber = zmq.Context.instance().socket(zmq.SUB)
     subscriber.setsockopt(zmq.RCVTIMEO, 3000)
     subscriber.setsockopt(zmq.LINGER, 0)
@@ -337,7 +400,7 @@ def published(tmp_path: Path) -> Iterator[tuple[Driver, KvEventsPublisher, zmq.S
 
 
 def replayed(endpoint: str, number: int) -> list[int]:
-    """Sequence numbers that a replay from `number` brings."""
+    """Sequence numbers that a replay from `number` brings, in the frames of the published batches."""
     request = zmq.Context.instance().socket(zmq.DEALER)
     request.setsockopt(zmq.RCVTIMEO, 3000)
     request.setsockopt(zmq.LINGER, 0)
@@ -346,10 +409,12 @@ def replayed(endpoint: str, number: int) -> list[int]:
         request.send_multipart((b"", number.to_bytes(8, "big")))
         numbers = []
         while True:
-            _, got, batch = request.recv_multipart()
+            delimiter, topic, got, batch = request.recv_multipart()
+            assert delimiter == b""
             if got == END_OF_REPLAY:
+                assert topic == b""
                 return numbers
-            assert decode_batch(batch).events
+            assert topic == b"kv@here@model" and decode_batch(batch).events
             numbers.append(int.from_bytes(got, "big"))
     finally:
         request.close()
@@ -364,7 +429,7 @@ def test_batches_are_numbered_without_gaps_and_the_last_are_repeated(published) 
         publisher.publish()
         topic, number, batch = subscriber.recv_multipart()
         decoded = decode_batch(batch)
-        assert topic == b"" and decoded.data_parallel_rank == 2 and decoded.epoch
+        assert topic == b"kv@here@model" and decoded.data_parallel_rank == 2 and decoded.events[0].epoch == "e1"
         numbers.append(int.from_bytes(number, "big"))
     assert numbers == list(range(numbers[0], numbers[0] + 5))
     assert replayed(replay, 0) == numbers[-3:], "no more than is kept"
@@ -404,9 +469,3 @@ def test_an_endpoint_that_is_taken_names_the_flag(tmp_path: Path) -> None:
     recorder, _ = observed(driver)
     with pytest.raises(ValueError, match="--kv-events-endpoint"):
         KvEventsPublisher(recorder, KvEventsSettings(f"ipc://{tmp_path}/none/such"))
-
-
-def test_each_engine_has_an_address_of_its_own() -> None:
-    assert endpoint_of("tcp://127.0.0.1:5557", 2) == "tcp://127.0.0.1:5559"
-    assert endpoint_of("ipc:///tmp/events", 1) == "ipc:///tmp/events.1"
-    assert endpoint_of("ipc:///tmp/events", 0) == "ipc:///tmp/events"

@@ -17,6 +17,9 @@ def test_another_address_is_refused_with_the_flag(endpoint: str) -> None:
         ServerArgs(kv_events_endpoint=endpoint)
 
 
-def test_a_replay_without_events_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs --kv-events-endpoint"):
-        ServerArgs(kv_events_replay_endpoint="tcp://127.0.0.1:5558")
+@pytest.mark.parametrize(
+    ("flag", "value"), [("replay_endpoint", "tcp://127.0.0.1:5558"), ("format", "array"), ("topic", "kv@here@model")]
+)
+def test_settings_of_events_that_are_not_published_are_refused(flag: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"--kv-events-{flag.replace('_', '-')} needs --kv-events-endpoint"):
+        ServerArgs(**{f"kv_events_{flag}": value})  # type: ignore[arg-type]

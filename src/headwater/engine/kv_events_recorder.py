@@ -24,7 +24,7 @@ _MEDIUM = {Tier.DEVICE: DEVICE, Tier.HOST: HOST}
 
 
 class _Removals(NamedTuple):
-    """An event to be: most of those of a flush are replaced by one `AllBlocksCleared` before their hashes are needed."""
+    """An event to be: those of a flush of everything are replaced before their hashes are needed."""
 
     names: list[bytes]
     medium: str

@@ -25,6 +25,7 @@ from headwater.http_api.monitoring import info_routes, kv_event_routes
 from headwater.http_api.native import routes as native_routes
 from headwater.http_api.ollama import routes as ollama_routes
 from headwater.http_api.openai import routes as openai_routes
+from headwater.http_api.openapi.document import install_document, operation_id
 from headwater.http_api.responses import routes as responses_routes
 from headwater.http_api.services import Services
 from headwater.http_api.sites import CHANGING_BY_GET
@@ -73,6 +74,7 @@ def create_app(state: ApiState) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # in page_routes, without a CDN
         redoc_url=None,
+        generate_unique_id_function=operation_id,
     )
     app.state.services = Services(state)
     app.state.keys = Keys(state.api_key, state.admin_api_key)
@@ -80,6 +82,7 @@ def create_app(state: ApiState) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     app.include_router(head_routes())
+    install_document(app)
     # The last one added sees a request first, so even a refused request has its id.
     app.add_middleware(CompressedBody, max_body_bytes=state.limits.max_body_bytes)
     app.add_middleware(BodyLimit, max_body_bytes=state.limits.max_body_bytes)

@@ -17,6 +17,7 @@ from headwater.engine.wire import ZmqWire
 from headwater.engine.wiring import EngineParts, wire_engine
 from headwater.execution.runner import KvLifetime, Runner
 from headwater.execution.weight_store import Checkpoint, WeightStore
+from headwater.kv_events import endpoint_of
 from headwater.launch.config import GB, ServerArgs
 from headwater.launch.placement import Placement, flags_in_errors, kv_dtype, num_kv_pages, open_placement
 from headwater.messages.state import EngineReady

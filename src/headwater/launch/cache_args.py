@@ -4,7 +4,13 @@ from typing import Annotated, Literal
 
 from headwater.launch.flags import Flag
 from headwater.launch.http_args import HttpArgs
-from headwater.messages.choices import PrefetchPolicyName, RestorePolicyName, StoreKind, WritePolicyName
+from headwater.messages.choices import (
+    KvEventsFormat,
+    PrefetchPolicyName,
+    RestorePolicyName,
+    StoreKind,
+    WritePolicyName,
+)
 
 CACHE = "KV cache"
 TIERED = "KV cache tiers"
@@ -83,6 +89,13 @@ class CacheArgs(HttpArgs, kw_only=True, frozen=True, omit_defaults=True):
     kv_events_replay_endpoint: Annotated[
         str | None, Flag("Zmq address where subscribers can request events that they missed.", TIERED)
     ] = None
+    kv_events_format: Annotated[
+        KvEventsFormat,
+        Flag("Events as maps with names, or as arrays: vLLM's form before June 2026, without our fields.", TIERED),
+    ] = "map"
+    kv_events_topic: Annotated[
+        str, Flag("First frame of each batch; llm-d wants kv@ADDRESS:PORT@MODEL. Default: empty.", TIERED)
+    ] = ""
     kv_events_kept: Annotated[
         int, Flag("Batches of events kept for such requests.", TIERED, low=1, high=10_000_000)
     ] = 10_000

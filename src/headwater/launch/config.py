@@ -68,8 +68,9 @@ class ServerArgs(EngineArgs, kw_only=True, frozen=True, omit_defaults=True):
             value = getattr(self, name)
             if value is not None and ENDPOINT.fullmatch(value) is None:
                 raise ValueError(f"{flag_name(name)} must be tcp://ADDRESS:PORT or ipc:///PATH, got {value!r}")
-        if self.kv_events_replay_endpoint is not None and self.kv_events_endpoint is None:
-            raise ValueError("--kv-events-replay-endpoint needs --kv-events-endpoint")
+        for name in ("kv_events_replay_endpoint", "kv_events_format", "kv_events_topic"):
+            if getattr(self, name) != FLAGS[name].default and self.kv_events_endpoint is None:
+                raise ValueError(f"{flag_name(name)} needs --kv-events-endpoint")
 
     def _check_tiers(self) -> None:
         kind = self.hicache_storage_backend

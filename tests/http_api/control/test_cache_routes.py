@@ -4,7 +4,7 @@ import msgspec
 import pytest
 from api_under_test import TOKENIZER, api, error_of
 
-from headwater.kv_events import BlockStored, stored_in_tree
+from headwater.kv_events import BlockStored, short_hashes, stored_in_tree
 from headwater.messages.base import pack_ids, unpack_ids
 from headwater.messages.cache import (
     CacheTree,
@@ -109,12 +109,19 @@ async def test_tree_with_blocks(engine: ScriptedEngine) -> None:
         (entry,) = (await server.http.get("/cache/tree?blocks=true")).json()["engines"]
     assert "blocks" not in plain and not engine.of_type(GetCacheTree)[0].blocks
     assert (entry["epoch"], entry["next_event"], entry["block_size"], entry["dp_rank"]) == ("e", 7, 2, 0)
-    names = {"block_size": 2, "cache_salt": "s", "extra_key": "k", "weights_id": "w0"}
-    first = {"block_hashes": (b"a" * 16, b"b" * 16), "parent_block_hash": None, "token_ids": (1, 2, 3, 4)}
+    a, b, c = short_hashes([b"a" * 16, b"b" * 16, b"c" * 16])
+    names = {
+        "block_size": 2, "lora_id": None, "lora_name": None, "cache_salt": "s", "extra_key": "k", "weights_id": "w0"
+    }  # fmt: skip
+    first = {
+        "block_hashes": (a, b), "parent_block_hash": None, "token_ids": [1, 2, 3, 4], "extra_keys": [("s",), None],
+        "full_block_hashes": [b"a" * 16, b"b" * 16],
+    }  # fmt: skip
+    second = {"block_hashes": (c,), "parent_block_hash": b, "token_ids": [5, 6], "full_block_hashes": [b"c" * 16]}
     assert stored_in_tree(entry) == (
-        BlockStored(medium="device", **first, **names),
-        BlockStored(medium="host", **first, **names),
-        BlockStored(block_hashes=(b"c" * 16,), parent_block_hash=b"b" * 16, token_ids=(5, 6), medium="host", **names),
+        BlockStored(medium="GPU", **first, **names),
+        BlockStored(medium="CPU_PINNED", **first, **names),
+        BlockStored(medium="CPU_PINNED", **second, **names),
     )
 
 

@@ -26,7 +26,8 @@ pytestmark = pytest.mark.anyio
 SGLANG_NAMES = {
     f"sglang:{name}"
     for name in (
-        "backuped_tokens cache_hit_rate cached_tokens e2e_request_latency_seconds evicted_tokens gen_throughput "
+        "backuped_tokens cache_config_info cache_hit_rate cached_tokens "
+        "e2e_request_latency_seconds evicted_tokens gen_throughput "
         "generation_tokens hicache_backup_bytes hicache_backup_dropped_tokens hicache_backup_tokens "
         "hicache_host_total_tokens hicache_host_used_tokens inter_token_latency_seconds kv_available_tokens "
         "kv_cache_memory_usage_gb kv_evictable_tokens kv_used_tokens load_back_bytes load_back_tokens "
@@ -36,6 +37,7 @@ SGLANG_NAMES = {
         "uncached_prompt_tokens_histogram"
     ).split()
 }
+VLLM_NAMES = {"vllm:cache_config_info"}  # routers look for one of the two
 OURS = re.compile(r"headwater_[a-z0-9]+(_[a-z0-9]+)*")
 # promtool's tables of units: abbreviations, and those that are not the base unit of what they measure
 ABBREVIATED = set("s ms us ns sec b kb mb gb tb pb m h d".split())
@@ -52,12 +54,12 @@ def documented() -> set[str]:
     found: set[str] = set()
     for line in PAGE.read_text().splitlines():
         cells = line.split("|")
-        if len(cells) < 5 or not re.search("`(sglang:|headwater_)", cells[1]):
+        if len(cells) < 5 or not re.search("`(sglang:|vllm:|headwater_)", cells[1]):
             continue
         prefix = ""
         for name in re.findall(r"`([^`]+)`", cells[1]):
             name = re.sub(r"\{[^{}]*\}$", "", name)
-            if name.startswith("headwater_"):
+            if name.startswith(("headwater_", "vllm:")):
                 prefix = ""
             elif ":" in name:
                 prefix, name = "sglang:", name.removeprefix("sglang:")
@@ -144,10 +146,10 @@ def lint(family: Metric) -> list[str]:
 async def test_our_names_pass_the_rules_of_prometheus(engine: ScriptedEngine) -> None:
     """A colon is for recording rules, a unit is spelt out and the base one; monitoring teams lint what they scrape."""
     families = list(text_string_to_metric_families(await full_page(engine)))
-    ours = [family for family in families if not family.name.startswith("sglang:")]
+    ours = [family for family in families if not family.name.startswith(("sglang:", "vllm:"))]
     assert len(ours) > 20
     assert {family.name: lint(family) for family in ours if lint(family)} == {}
-    assert {family.name for family in families} - {family.name for family in ours} <= SGLANG_NAMES
+    assert {family.name for family in families} - {family.name for family in ours} <= SGLANG_NAMES | VLLM_NAMES
 
 
 @pytest.mark.parametrize(
@@ -175,5 +177,5 @@ async def test_promtool_has_nothing_to_say_of_our_names(engine: ScriptedEngine) 
     page = await full_page(engine)
     done = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, text=True)
     said = (done.stdout + done.stderr).splitlines()
-    assert [line for line in said if not line.startswith("sglang:")] == []
+    assert [line for line in said if not line.startswith(("sglang:", "vllm:"))] == []
     assert any(line.startswith("sglang:") for line in said), "it did look"

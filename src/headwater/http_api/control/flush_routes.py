@@ -16,10 +16,17 @@ from headwater.messages.control import FlushCache
 
 router = control_router("control")
 
+_BODIES = ("text/plain", "application/json")
 FLUSH_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Flushed.", "content": {"text/plain": {}, "application/json": {}}},
-    202: {"description": "Nothing old can match any more, but not every page is back yet."},
-    400: {"description": "Not idle within the timeout (nothing was flushed), or a bad parameter."},
+    200: {"description": "Flushed.", "content": {kind: {} for kind in _BODIES}},
+    202: {
+        "description": "Nothing old can match any more, but not every page is back yet.",
+        "content": {kind: {} for kind in _BODIES},
+    },
+    400: {
+        "description": "Not idle within the timeout (nothing was flushed), or a bad parameter.",
+        "content": {kind: {} for kind in _BODIES},
+    },
     503: {"description": "An engine is gone or still loading; the answer names it, and since when."},
 }
 

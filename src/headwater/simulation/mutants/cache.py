@@ -13,6 +13,7 @@ from headwater.cache.transfer import Transfer
 from headwater.cache.transfer_engine import TransferEngine
 from headwater.cache.tree_cutter import TreeCutter
 from headwater.engine.kv_events_recorder import KvEventsRecorder
+from headwater.kv_events import AllBlocksCleared
 from headwater.scheduling.request import Request
 from headwater.simulation.fakes.copier import FakeCopier
 from headwater.simulation.mutants.registry import Patch, mutant
@@ -270,6 +271,19 @@ def evictions_are_not_told() -> list[Patch]:
             right(self, node, tier, reason=reason)
 
     return [(KvEventsRecorder, "removed", removed)]
+
+
+@mutant(profile="tiers")
+def a_flush_of_one_tier_clears_all() -> list[Patch]:
+    """In the events of the cache, a flush of one tier takes the pages of all tiers away."""
+    right = KvEventsRecorder.cleared
+
+    def cleared(self: KvEventsRecorder, generation: int, scope: Scope) -> None:
+        right(self, generation, scope)
+        if scope.is_everything:
+            self._events.append(AllBlocksCleared(generation=generation))
+
+    return [(KvEventsRecorder, "cleared", cleared)]
 
 
 @mutant(profile="rough")

@@ -1,0 +1,1 @@
+"""/openapi.json: what FastAPI derives from the routes, completed with the shapes of answers."""

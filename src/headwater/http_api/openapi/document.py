@@ -1,0 +1,98 @@
+"""Completes the document that FastAPI derives from the routes: answers, errors, keys."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from headwater.generation.answer_fields import Json
+from headwater.http_api.openapi import answers
+
+JSON, EVENTS = "application/json", "text/event-stream"
+REFERENCE = "#/components/schemas/{name}"
+ANSWERS: dict[str, Any] = {  # by operation id
+    "chat_completions": answers.ChatCompletion,
+    "completions": answers.Completion,
+    "list_models": answers.ModelList,
+    "get_model": answers.ModelCard,
+    "generate": answers.Generated | list[answers.Generated],
+    "tokenize": answers.Tokens,
+    "detokenize": answers.Text,
+    "flush_cache": answers.FlushAnswer,
+    "flush_cache_post": answers.FlushAnswer,
+    "reset_prefix_cache": answers.FlushAnswer,
+    "get_kv_event_sources": list[answers.KvEventSource],
+}
+EVENT_SHAPES: dict[str, Any] = {
+    "chat_completions": answers.ChatCompletionChunk,
+    "completions": answers.Completion,
+    "generate": answers.Generated,
+}
+EVENT_TEXT = "Server-sent events with JSON, ended by `[DONE]`."
+UNUSED = ("HTTPValidationError", "ValidationError")  # FastAPI's own error, which this server does not send
+
+
+def operation_id(route: APIRoute) -> str:
+    """The name of the route's function: the name of the call in generated clients."""
+    return route.name
+
+
+def install_document(app: FastAPI) -> None:
+    """`app.openapi` makes the whole document at its first call."""
+    derive = app.openapi
+
+    def openapi() -> Json:
+        if app.openapi_schema is None:
+            _complete(derive())
+        assert app.openapi_schema is not None
+        return app.openapi_schema
+
+    app.openapi = openapi
+
+
+def _complete(document: Json) -> None:
+    shapes = ANSWERS | {"": answers.ErrorAnswer}
+    components = document["components"]["schemas"]
+    for name in UNUSED:
+        components.pop(name, None)
+    events = list(EVENT_SHAPES.values())
+    schemas, made = msgspec.json.schema_components([*shapes.values(), *events], ref_template=REFERENCE)
+    components |= {name: _open(schema) for name, schema in made.items()}
+    answer_of = dict(zip(shapes, schemas, strict=False))
+    event_of = dict(zip(EVENT_SHAPES, schemas[len(shapes) :], strict=True))
+    for operation in _operations(document):
+        name = operation["operationId"]
+        _complete_responses(operation["responses"], answer_of.get(name), answer_of[""], event=event_of.get(name))
+    document["components"]["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer", "description": "The API key; for control routes the admin key."}
+    }
+    document["security"] = [{}, {"key": []}]
+
+
+def _operations(document: Json) -> Iterator[Json]:
+    for methods in document["paths"].values():
+        yield from methods.values()
+
+
+def _complete_responses(responses: Json, answer: Json | None, error: Json, *, event: Json | None) -> None:
+    responses.pop("422", None)  # it would be a 400
+    has_bodies = any("content" in response for response in responses.values())
+    for status, response in responses.items():
+        if not has_bodies:
+            break  # a probe, which answers by its status alone
+        content = response.setdefault("content", {})
+        if status >= "4":
+            is_outcome = "text/plain" in content  # a flush that was not done
+            content.setdefault(JSON, {})["schema"] = {"anyOf": [answer, error]} if is_outcome else error
+        elif answer is not None:
+            content.setdefault(JSON, {})["schema"] = answer
+        if EVENTS in content:
+            content[EVENTS] = {"schema": {"type": "string", "description": EVENT_TEXT}, "x-event": event}
+    responses["default"] = {"description": "An error.", "content": {JSON: {"schema": error}}}
+
+
+def _open(schema: Json) -> Json:
+    """Later servers may add fields to an answer."""
+    return {name: value for name, value in schema.items() if name != "additionalProperties"}

@@ -1,0 +1,58 @@
+"""/openapi.json is complete: clients are generated from it, and their calls keep their names."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from api_under_test import api
+
+from scripted_engine import ScriptedEngine
+
+pytestmark = pytest.mark.anyio
+OPERATION_IDS = Path(__file__).with_name("operation_ids.json")
+
+
+async def document(engine: ScriptedEngine) -> dict[str, Any]:
+    async with api(engine) as server:
+        return (await server.http.get("/openapi.json")).json()
+
+
+def routes_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By `METHOD /path`."""
+    paths = document["paths"].items()
+    return {f"{method.upper()} {path}": route for path, methods in paths for method, route in methods.items()}
+
+
+async def test_calls_keep_their_names(engine: ScriptedEngine) -> None:
+    """A generated client names its calls after the operation ids. New ones may be added to the file."""
+    routes = routes_of(await document(engine))
+    now = {name: route["operationId"] for name, route in routes.items()}
+    before = json.loads(OPERATION_IDS.read_text())
+    assert {name: now.get(name) for name in before} == before
+    assert len(set(now.values())) == len(now)
+    assert now.keys() == before.keys(), "a new route: add it to the file"
+
+
+async def test_every_route_says_what_it_answers_and_how_errors_look(engine: ScriptedEngine) -> None:
+    for name, route in routes_of(await document(engine)).items():
+        responses = route["responses"]
+        assert route["summary"] and "200" in responses, name
+        assert responses["default"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorAnswer"), name
+        assert "422" not in responses, f"{name}: a body that does not fit is a 400"
+        assert all(response["description"] for response in responses.values()), name
+
+
+def references(part: Any) -> set[str]:
+    if isinstance(part, dict):
+        found = {part["$ref"]} if isinstance(part.get("$ref"), str) else set()
+        return found.union(*(references(value) for value in part.values()))
+    return set().union(*(references(item) for item in part)) if isinstance(part, list) else set()
+
+
+async def test_references_lead_to_components(engine: ScriptedEngine) -> None:
+    whole = await document(engine)
+    names = {reference.removeprefix("#/components/schemas/") for reference in references(whole)}
+    assert names <= whole["components"]["schemas"].keys()
+    assert {"ChatCompletion", "ChatCompletionChunk", "Completion", "ModelList", "FlushAnswer", "ErrorAnswer"} <= names
+    assert not [name for name in whole["components"]["schemas"] if "ValidationError" in name]
