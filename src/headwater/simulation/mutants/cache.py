@@ -273,7 +273,7 @@ def evictions_are_not_told() -> list[Patch]:
     return [(KvEventsRecorder, "removed", removed)]
 
 
-@mutant(profile="tiers")
+@mutant(profile="rough", seed=4)
 def a_flush_of_one_tier_clears_all() -> list[Patch]:
     """In the events of the cache, a flush of one tier takes the pages of all tiers away."""
     right = KvEventsRecorder.cleared
