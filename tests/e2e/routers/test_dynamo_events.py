@@ -21,7 +21,7 @@ from tiered import HOST, prompt, wait_idle, wait_stored
 from headwater.kv_events import EventBatch, encode_batch, stored_in_tree
 
 pytestmark = pytest.mark.slow
-PYTHON = Path(__file__).parents[2] / ".venv-routers" / "bin" / "python"
+PYTHON = Path(__file__).parents[3] / ".venv-routers" / "bin" / "python"
 PAGE = 16
 NUM_BLOCKS = 7  # of a prompt
 NOTHING = {"device": 0, "host": 0, "storage": 0}
