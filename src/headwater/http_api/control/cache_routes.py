@@ -72,7 +72,7 @@ async def show_tree(
 
 
 @router.post("/cache/warm", summary="Compute or prefetch prefixes ahead")
-async def warm(body: WarmRequest, request: Request, services: InjectedServices) -> Response:
+async def warm_prefixes(body: WarmRequest, request: Request, services: InjectedServices) -> Response:
     """Bring prefixes into the cache before requests need them: found on a tier, copied up, or computed.
 
     Answers when that is done, with the tokens by origin. A caller who disconnects ends it.
@@ -89,7 +89,7 @@ async def warm(body: WarmRequest, request: Request, services: InjectedServices) 
 
 
 @router.post("/cache/pin", summary="Keep a prefix from being evicted")
-async def pin(body: PinRequest, request: Request, services: InjectedServices) -> Response:
+async def pin_prefix(body: PinRequest, request: Request, services: InjectedServices) -> Response:
     """Pin a prefix for `ttl_s` seconds; the part that is not cached is computed first.
 
     Whole pages are pinned: `num_tokens` says how many tokens. On the host they are held as their copies arrive:
@@ -117,7 +117,7 @@ async def list_pins(services: InjectedServices) -> Response:
 
 
 @router.delete("/cache/pin/{pin_id}", summary="End a pin")
-async def unpin(pin_id: str, services: InjectedServices) -> Response:
+async def unpin_prefix(pin_id: str, services: InjectedServices) -> Response:
     """End a pin before its time, by the `pin_id` that `POST /cache/pin` returned."""
     arrived_s = asyncio.get_running_loop().time()
     by_name: dict[str, list[int]] = {}

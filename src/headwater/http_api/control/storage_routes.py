@@ -33,7 +33,7 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 @router.put("/hicache/storage-backend", summary="Attach or replace a store")
-async def attach(body: StorageBackendRequest, request: Request, services: InjectedServices) -> Response:
+async def attach_storage(body: StorageBackendRequest, request: Request, services: InjectedServices) -> Response:
     """Put a store below the host tier while requests run. It replaces the attached store; if it is the same store
     and a policy is given, the store stays and only the policies change.
 
@@ -58,7 +58,7 @@ async def attach(body: StorageBackendRequest, request: Request, services: Inject
 
 
 @router.delete("/hicache/storage-backend", summary="Detach the store")
-async def detach(request: Request, services: InjectedServices) -> Response:
+async def detach_storage(request: Request, services: InjectedServices) -> Response:
     """Stop using the store while requests run; its pages stay in it. Harmless when there is none."""
     arrived_s = asyncio.get_running_loop().time()
     services.require_loaded()
@@ -67,7 +67,7 @@ async def detach(request: Request, services: InjectedServices) -> Response:
 
 
 @router.get("/hicache/storage-backend", summary="The attached store")
-async def show(services: InjectedServices) -> Response:
+async def show_storage(services: InjectedServices) -> Response:
     """As the engines report it: kind, prefetch policy, circuit breaker, what it holds, counters, what is in flight."""
     answers = await services.ask_all(GetStorage(call_id=new_call_id()))
     info: StorageInfo = answers.some_or_raise()[0][1]
@@ -84,7 +84,7 @@ async def show(services: InjectedServices) -> Response:
 
 @router.post("/clear_hicache_storage_backend", include_in_schema=False)
 @router.post("/hicache/storage-backend/clear", summary="Make everything in the store unreachable")
-async def clear(
+async def clear_storage(
     request: Request,
     services: InjectedServices,
     timeout: Annotated[str | None, Query(description="Seconds to wait for the store; default 5.")] = None,

@@ -36,7 +36,7 @@ UNUSED = ("HTTPValidationError", "ValidationError")  # FastAPI's own error, whic
 
 def operation_id(route: APIRoute) -> str:
     """The name of the route's function: the name of the call in generated clients."""
-    return route.name
+    return f"ollama_{route.name}" if "ollama" in route.tags else route.name  # it has a `generate` as well
 
 
 def install_document(app: FastAPI) -> None:
