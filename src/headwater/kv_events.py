@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 DEVICE, HOST, FILE_STORE, OTHER_STORE = "GPU", "CPU_PINNED", "DISK", "EXTERNAL"
-MEDIUMS = {"device": DEVICE, "host": HOST}  # our tiers; on a CPU, too, since routers weigh `GPU` as the nearest
+MEDIUMS = {"device": DEVICE, "host": HOST}  # our tiers; also on a CPU, since routers weigh `GPU` as the nearest
 
 
 class _Event(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, tag_field="type", kw_only=True):
