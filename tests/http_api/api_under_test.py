@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,20 +38,21 @@ CHAT_TEMPLATE = (
 MODEL = "tiny/test-model"
 
 
-def byte_tokenizer() -> Tokenizer:
-    """Every byte is a token: ids 0 to 255; three special ones follow."""
+def byte_tokenizer(chat_template: str = CHAT_TEMPLATE, *, words: Sequence[str] = ()) -> Tokenizer:
+    """Every byte is a token: ids 0 to 255; three special ones follow, then `words`, which are text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {char: index for index, char in enumerate(alphabet)}
     backend = Backend(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(SPECIAL_TOKENS)
+    backend.add_tokens(list(words))
     return Tokenizer(
         TokenizerParts(
             backend=backend,
             special_tokens={"eos_token": EOS},
             eos_token_ids=(backend.token_to_id(EOS),),
-            chat_templates={"default": CHAT_TEMPLATE},
+            chat_templates={"default": chat_template},
         )
     )
 
@@ -94,7 +95,9 @@ class Api:
 
 
 @asynccontextmanager
-async def api(*engines: Any, is_ready: bool = True, **settings: Any) -> AsyncIterator[Api]:
+async def api(
+    *engines: Any, is_ready: bool = True, tokenizer: Tokenizer | None = None, **settings: Any
+) -> AsyncIterator[Api]:
     """An app on `engines`, through httpx without a network. `settings` are fields of ApiState."""
     client = EngineClient([engine.endpoint for engine in engines])
     state = ApiState(client=client, **({"server_args": {}} | settings))
@@ -102,7 +105,7 @@ async def api(*engines: Any, is_ready: bool = True, **settings: Any) -> AsyncIte
     try:
         ready = await state.client.wait_ready(timeout_s=20)
         if is_ready:
-            state.set_ready(tokenizer=TOKENIZER, model=facts(ready[0]))
+            state.set_ready(tokenizer=tokenizer or TOKENIZER, model=facts(ready[0]))
         app = create_app(state)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:

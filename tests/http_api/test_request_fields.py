@@ -122,6 +122,8 @@ async def test_what_changes_the_answer_and_is_not_honoured_is_a_400_that_names_i
                 (CHAT, {"messages": USER, name: value}, name),
                 ("/v1/completions", {"prompt": "a", name: value}, name),
             ):
+                if path == CHAT and name in ChatCompletionRequest.model_fields:
+                    continue  # honoured there
                 response = await server.post(path, body)
                 assert response.status_code == 400, (path, body)
                 error = error_of(response)

@@ -60,9 +60,11 @@ REFUSED: Mapping[str, Refused] = {
     "repetition_detection": Refused("use max_tokens or stop"),
     **_each(
         "max_thinking_tokens max_reasoning_tokens thinking_token_budget",
-        Refused("thinking is not told from the answer yet", neutral=(-1,), is_empty_neutral=False),
+        Refused("only chats separate thinking from the answer", neutral=(-1,), is_empty_neutral=False),
     ),
-    "include_reasoning": Refused("thinking is not told from the answer yet", neutral=(True,), is_empty_neutral=False),
+    "include_reasoning": Refused(
+        "only chats separate thinking from the answer", neutral=(True,), is_empty_neutral=False
+    ),
     "verbosity": Refused("say it in the prompt", neutral=("medium",)),
     # what the answer reports
     "echo": Refused("only /v1/completions repeats its prompt", neutral=(0,)),
@@ -107,8 +109,6 @@ IGNORED: Mapping[str, str] = {
     **_same("custom_params", "read by a custom_logit_processor only, which is refused"),
     **_same("require_reasoning", "says when a grammar begins, and grammars are refused"),
     **_same("guided_decoding_backend guided_whitespace_pattern", "say how a grammar is run, and grammars are refused"),
-    **_same("parallel_tool_calls", "calls are in the text; nothing limits their number"),
-    **_same("separate_reasoning stream_reasoning", "thinking stays in the text"),
     **_same("return_spec_tokens_details", "no tokens are speculated"),
     **_same("routed_experts_start_len routed_experts_prompt_start", "go with return_routed_experts"),
     **_same("return_flat_raw_top_logprobs_b64", "goes with return_flat_raw_output_top_logprobs"),

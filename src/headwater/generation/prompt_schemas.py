@@ -24,9 +24,13 @@ class ChatPrompt(Body):
         default=None, description="A conversation, rendered by the chat template."
     )
     tools: list[dict[str, Any]] | None = Field(
-        default=None, description="Passed to the chat template; a 400 if the template does not use them."
+        default=None, description="Functions that the answer may call, as OpenAI's objects."
     )
-    tool_choice: Any = Field(default="auto", description="`auto`, or `none`, which hides the tools.")
+    tool_choice: Any = Field(
+        default="auto",
+        description="`auto`; `none`, which hides the tools; `required`; or the one function to call: "
+        '`{"type": "function", "function": {"name": NAME}}`.',
+    )
     documents: list[dict[str, Any]] | None = Field(
         default=None, description="Passed to the chat template; a 400 if the template does not use them."
     )

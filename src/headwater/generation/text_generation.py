@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from headwater.client.engine_client import EngineClient
 from headwater.client.generation import Generation
+from headwater.generation.chat.formats import ChatFormats
 from headwater.generation.errors import from_finish, from_value_error
 from headwater.generation.text_request import TextRequest
 from headwater.messages.base import pack_ids
@@ -55,8 +56,10 @@ class TextGenerator:
         *,
         observer: GenerationObserver | None = None,
         special_tokens: SpecialTokenPolicy = "prompts",
+        formats: ChatFormats = ChatFormats(),
     ) -> None:
         self.tokenizer = tokenizer
+        self.formats = formats
         self._special_tokens = special_tokens
         self._client = client
         self._observer = observer

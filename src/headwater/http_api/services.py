@@ -52,6 +52,7 @@ class Services:
             tokenizer,
             observer=self.metrics.observer(model.served_name),
             special_tokens=self.state.special_tokens,
+            formats=self.state.formats,
         )
 
     @property

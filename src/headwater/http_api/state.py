@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from headwater.client.engine_client import EngineClient
+from headwater.generation.chat.formats import ChatFormats, FormatFlags, choose_formats
 from headwater.generation.errors import ApiError, loading
 from headwater.generation.model_facts import ModelFacts, RequestLimits
 from headwater.generation.text_generation import SpecialTokenPolicy
@@ -23,6 +24,8 @@ class ApiState:
     limits: RequestLimits = field(default_factory=RequestLimits)
     sites: SitePolicy = field(default_factory=SitePolicy)
     special_tokens: SpecialTokenPolicy = "prompts"  # in which texts special tokens are parsed
+    format_flags: FormatFlags = field(default_factory=FormatFlags)
+    formats: ChatFormats = field(default_factory=ChatFormats)  # chosen when the model has loaded
     tokenizer: Tokenizer | None = None
     model: ModelFacts | None = None
     started_at_s: float = field(default_factory=time.time)  # Unix time
@@ -31,6 +34,7 @@ class ApiState:
     def set_ready(self, *, tokenizer: Tokenizer, model: ModelFacts) -> None:
         """The model has loaded: requests are accepted from now on."""
         self.tokenizer = tokenizer
+        self.formats = choose_formats(tokenizer.chat_template_source(has_tools=True), self.format_flags)
         self.model = model
 
     def set_weight_version(self, weight_version: str) -> None:

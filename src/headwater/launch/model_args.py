@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from headwater.launch.flags import Flag
+from headwater.messages.choices import ReasoningFormatName, ToolFormatName, ToolPromptName
 
 MODEL = "Model"
 
@@ -85,6 +86,30 @@ class ModelArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
             MODEL,
         ),
     ] = "prompts"
+    tool_call_parser: Annotated[
+        ToolFormatName,
+        Flag(
+            "Format of the model's tool calls (see docs/tools.md). auto: from the chat template. none: calls stay in "
+            "the text.",
+            MODEL,
+        ),
+    ] = "auto"
+    tool_prompt: Annotated[
+        ToolPromptName,
+        Flag(
+            "Where a chat template has no place for tools. auto: the server describes them in the system message. "
+            "off: a request with tools gets 400.",
+            MODEL,
+        ),
+    ] = "auto"
+    reasoning_parser: Annotated[
+        ReasoningFormatName,
+        Flag(
+            "Format of the model's thinking (see docs/tools.md). auto: from the chat template. none: thinking stays in "
+            "the content.",
+            MODEL,
+        ),
+    ] = "auto"
     weight_version: Annotated[str, Flag("Your label for the weights, reported in answers.", MODEL)] = "default"
 
     allow_hub: Annotated[

@@ -48,6 +48,8 @@ class Grammar(Struct):
 
     text: str
     begins_after: tuple[int, ...] = ()  # free text until these tokens have been generated; empty: from the first token
+    opens_with: int | None = None  # there is free text only if the first token is this one; None: there always is
+    begins_within: int | None = None  # after so many tokens of free text, `begins_after` is forced
 
 
 class Generate(Struct, tag="generate"):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from headwater.client.engine_client import EngineClient
 from headwater.client.errors import EngineGone
 from headwater.devices.cpu.thread_plan import confine_process
+from headwater.generation.chat.formats import FormatFlags
 from headwater.generation.model_facts import RequestLimits
 from headwater.http_api.app import create_app
 from headwater.http_api.connection import ConnectionLimits
@@ -102,6 +103,9 @@ class ApiProcess:
                 max_stored_response_bytes=self._args.max_stored_response_bytes,
             ),
             special_tokens=self._args.parse_special_tokens,
+            format_flags=FormatFlags(
+                self._args.tool_call_parser, self._args.tool_prompt, self._args.reasoning_parser
+            ),
         )
 
     def _on_gone(self, index: int) -> Callable[[str], None]:

@@ -65,6 +65,15 @@ class Tokenizer:
             raise ValueError(_NO_UNICODE) from error
         return [encoding.ids for encoding in encodings]
 
+    def token_id(self, text: str) -> int | None:
+        """The token that spells this text in the vocabulary, such as `<think>`; None if there is none."""
+        return self._backend.token_to_id(text)
+
+    @property
+    def special_token_ids(self) -> dict[str, int]:
+        """Special tokens by their spelling."""
+        return {self._backend.id_to_token(token_id): token_id for token_id in self.spelling.special_ids}
+
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids, equal to the text of a stream. Ids without a token have no text.
 
@@ -99,6 +108,13 @@ class Tokenizer:
     def chat_template(self) -> str:
         """The source of the template for requests without tools; empty if there is none."""
         return self._chat_templates["default"].source if "default" in self._chat_templates else ""
+
+    def chat_template_source(self, *, has_tools: bool) -> str:
+        """The Jinja text of the chat template; "" if the model has none."""
+        try:
+            return self._chat_template(has_tools=has_tools).source
+        except ValueError:
+            return ""
 
     def shows(self, name: Literal["tools", "documents"], *, has_tools: bool) -> bool:
         """Whether the chat template prints the tools, or reads the documents, of a request."""

@@ -12,16 +12,21 @@ from headwater.generation.errors import aborted, model_not_found
 from headwater.generation.model_facts import ModelFacts
 from headwater.generation.sampling import PromptTokens, check_prompt, fit, for_sample
 from headwater.generation.text_generation import TextChunk, TextGeneration, TextGenerator, merge, run_all
-from headwater.generation.text_request import TextRequest
+from headwater.generation.text_request import TextOptions, TextRequest
 from headwater.http_api.openai.format import extension, metadata, usage_of
 from headwater.http_api.openai.schemas import OpenAIRequest
-from headwater.messages.generation import Finish, LogprobParams, SamplingParams
+from headwater.messages.generation import Finish, Grammar, LogprobParams, SamplingParams
 
 
 class Choice(Protocol):
     """One choice of the answer. It is written whole or piece by piece, never both."""
 
     generation: TextGeneration
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Generated tokens that belong to the thinking."""
+        ...
 
     def whole(self) -> Json:
         """The choice after its generation has ended."""
@@ -78,6 +83,8 @@ def start_generations(
     param: str,
     sampling: SamplingParams,
     logprobs: LogprobParams | None,
+    text: TextOptions | None = None,
+    grammar: Grammar | None = None,
 ) -> list[TextGeneration]:
     """Check the prompts and send everything: `request.n` generations for each prompt, in the order of the choices.
 
@@ -85,7 +92,7 @@ def start_generations(
     """
     is_prefill = sampling.max_new_tokens == 0
     checked = [check_prompt(prompt, model, param=param, is_prefill=is_prefill) for prompt in prompts]
-    options, text = request.engine_options(), request.text_options()
+    options, text = request.engine_options(), text or request.text_options()
     is_single = len(prompts) * request.n == 1
     generations: list[TextGeneration] = []
     try:
@@ -98,6 +105,7 @@ def start_generations(
                     logprobs=logprobs,
                     options=options,
                     text=text,
+                    grammar=grammar,
                     engine=request.engine,
                     is_streaming=request.stream,
                 )
@@ -127,7 +135,7 @@ class OpenAIAnswer:
         for generation in self._generations:
             self._raise_if_aborted(generation)
         n = self._request.n
-        answer = self._envelope.fields | {"usage": usage_of(self._generations, n=n)}
+        answer = self._envelope.fields | {"usage": self._usage()}
         answer["metadata"] = metadata(self._generations[0].meta)
         if self._request.return_cached_tokens_details:
             answer["sglext"] = extension(self._generations, n=n)
@@ -142,7 +150,7 @@ class OpenAIAnswer:
                 for index, _ in chunks:
                     self._raise_if_aborted(self._generations[index])
         if self._request.stream_options.include_usage:
-            yield self._envelope.usage_chunk(usage_of(self._generations, n=self._request.n))
+            yield self._envelope.usage_chunk(self._usage())
 
     def close(self) -> None:
         """Abort what still runs."""
@@ -160,11 +168,16 @@ class OpenAIAnswer:
             return events
         return events + self._envelope.chunk(index, choice.end(chunk.finish), extra=self._last_fields(index) | usage)
 
+    def _usage(self) -> Json:
+        num_reasoning = sum(choice.num_reasoning_tokens for choice in self._choices)
+        return usage_of(self._generations, n=self._request.n, num_reasoning=num_reasoning)
+
     def _continuous_usage(self, index: int) -> Json:
         """The usage of one choice so far, if every chunk reports it."""
         if not self._request.stream_options.continuous_usage_stats:
             return {}
-        return {"usage": usage_of([self._generations[index]], n=1)}
+        choice = self._choices[index]
+        return {"usage": usage_of([choice.generation], n=1, num_reasoning=choice.num_reasoning_tokens)}
 
     def _last_fields(self, index: int) -> Json:
         generation = self._generations[index]

@@ -19,7 +19,8 @@ async def start_chat(request: ChatCompletionRequest, generator: TextGenerator, m
     envelope = Envelope(request, model, prefix="chatcmpl", object=kind)
     replies = await start_replies(request, envelope.id, generator, model)
     logprobs = ChatLogprobs(generator.tokenizer) if request.logprobs else None
-    return OpenAIAnswer(request, envelope, [ChatChoice(reply, logprobs) for reply in replies])
+    choices = [ChatChoice(reply, logprobs, shows_reasoning=request.include_reasoning) for reply in replies]
+    return OpenAIAnswer(request, envelope, choices)
 
 
 class ChatChoice:
@@ -28,17 +29,22 @@ class ChatChoice:
     `logprobs` are those of all generated tokens. Streamed, each piece has those of the tokens since the last piece.
     """
 
-    def __init__(self, reply: Reply, logprobs: ChatLogprobs | None) -> None:
+    def __init__(self, reply: Reply, logprobs: ChatLogprobs | None, *, shows_reasoning: bool) -> None:
         self.generation = reply.generation
         self._reply = reply
         self._logprobs = logprobs
+        self._shows_reasoning = shows_reasoning
         self._has_begun = False
         self._held_back: list[TokenLogprob] = []  # of tokens whose text is held back
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        return self._reply.num_reasoning_tokens
 
     def whole(self) -> Json:
         generation = self.generation
         assert generation.finish is not None, "it has run to its end"
-        message = _message(self._reply.whole())
+        message = _message(self._reply.whole(), shows_reasoning=self._shows_reasoning)
         logprobs = self._logprobs.content(generation.logprobs) if self._logprobs else None
         return {"message": message, "logprobs": logprobs} | self._finish_fields(generation.finish)
 
@@ -47,7 +53,7 @@ class ChatChoice:
         self._has_begun = True
         if self._logprobs is not None:
             self._held_back.extend(chunk.logprobs)
-        deltas = _deltas(self._reply.take(chunk))
+        deltas = _deltas(self._reply.take(chunk), shows_reasoning=self._shows_reasoning)
         if not deltas and chunk.finish is not None and self._held_back:
             deltas = [b'{"content":""}']
         for delta in deltas:
@@ -67,23 +73,29 @@ class ChatChoice:
         return json_bytes(self._logprobs.content(taken))
 
 
-def _message(message: AssistantMessage) -> Json:
+def _message(message: AssistantMessage, *, shows_reasoning: bool) -> Json:
     calls = [
         {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
         for call in message.tool_calls
     ]
-    content = message.content
-    return {
+    content, reasoning = message.content, message.reasoning
+    fields = {
         "role": "assistant",
         "content": None if calls and not content else content,
         "refusal": None,
         "tool_calls": calls or None,
     }
+    if reasoning and shows_reasoning:  # clients read one name or the other
+        fields |= {"reasoning_content": reasoning, "reasoning": reasoning}
+    return fields
 
 
-def _deltas(delta: MessageDelta) -> list[bytes]:
+def _deltas(delta: MessageDelta, *, shows_reasoning: bool) -> list[bytes]:
     """JSON of the deltas, one for each kind of text and one for each piece of a call."""
     deltas: list[bytes] = []
+    if delta.reasoning and shows_reasoning:
+        text = json_bytes(delta.reasoning)
+        deltas.append(b'{"reasoning_content":%b,"reasoning":%b}' % (text, text))
     if delta.content:
         deltas.append(b'{"content":%b}' % json_bytes(delta.content))
     deltas.extend(json_bytes({"tool_calls": [_call_delta(call)]}) for call in delta.tool_calls)

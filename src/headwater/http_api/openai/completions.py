@@ -46,6 +46,7 @@ class CompletionChoice:
         self._echo = echo
         self._logprobs = logprobs
         self._has_begun = False
+        self.num_reasoning_tokens = 0  # thinking is not separated here
         self._held_back: list[TokenLogprob] = []  # of tokens whose text is held back
 
     def whole(self) -> Json:

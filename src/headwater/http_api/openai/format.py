@@ -8,7 +8,7 @@ from headwater.messages.generation import Finish, OutputMeta, TokenLogprob
 from headwater.tokenization.tokenizer import Tokenizer
 
 
-def usage_of(generations: Iterable[TextGeneration], *, n: int) -> Json:
+def usage_of(generations: Iterable[TextGeneration], *, n: int, num_reasoning: int = 0) -> Json:
     """Tokens of generations, n to a prompt, in the order of the prompts. A prompt counts once."""
     prompt_tokens = completion_tokens = num_cached = 0
     for index, generation in enumerate(generations):
@@ -21,7 +21,8 @@ def usage_of(generations: Iterable[TextGeneration], *, n: int) -> Json:
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": num_cached},
-        "reasoning_tokens": 0,
+        "completion_tokens_details": {"reasoning_tokens": num_reasoning},
+        "reasoning_tokens": num_reasoning,
     }
 
 

@@ -7,6 +7,9 @@ form.
 from dataclasses import dataclass
 
 from headwater.generation.assistant_message import AssistantMessage, MessageDelta
+from headwater.generation.chat.answer_form import AnswerForm
+from headwater.generation.chat.thinking import NO_THINKING, Thinking, thinking_after
+from headwater.generation.chat.tool_choice import read_tool_choice
 from headwater.generation.chat_prompts import encode_messages
 from headwater.generation.errors import bad_request
 from headwater.generation.model_facts import ModelFacts
@@ -23,6 +26,7 @@ class Reply:
 
     generation: TextGeneration
     message: AssistantMessage
+    thinking: Thinking = NO_THINKING
 
     def take(self, chunk: TextChunk) -> MessageDelta:
         """What a chunk of the generation adds to the message. Every chunk must be taken, in order."""
@@ -37,6 +41,11 @@ class Reply:
         """OpenAI's `finish_reason`: `stop`, `length`, `tool_calls`, or `abort`."""
         return "tool_calls" if finish.type == "stop" and self.message.tool_calls else finish.type
 
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Generated tokens that belong to the thinking."""
+        return self.thinking.num_tokens(self.generation.token_ids)
+
 
 async def start_replies(
     request: ChatCompletionRequest, rid: str, generator: TextGenerator, model: ModelFacts
@@ -50,11 +59,33 @@ async def start_replies(
     if request.top_logprobs and not request.logprobs:
         raise bad_request("top_logprobs", "top_logprobs: needs logprobs to be true")
     prompt_ids = await encode_messages(request, generator)
-    asked = LogprobParams(top=request.top_logprobs) if request.logprobs else None
+    form = _form(request, prompt_ids, generator)
     generations = start_generations(
-        request, rid, generator, model, [prompt_ids], param="messages", sampling=sampling, logprobs=asked
+        request,
+        rid,
+        generator,
+        model,
+        [prompt_ids],
+        param="messages",
+        sampling=sampling,
+        logprobs=LogprobParams(top=request.top_logprobs) if request.logprobs else None,
+        text=form.text_options(request.text_options()),
+        grammar=form.grammar(),
     )
-    return [Reply(generation, AssistantMessage()) for generation in generations]
+    return [Reply(generation, form.message(), form.thinking) for generation in generations]
+
+
+def _form(request: ChatCompletionRequest, prompt_ids: list[int], generator: TextGenerator) -> AnswerForm:
+    formats, tokenizer = generator.formats, generator.tokenizer
+    return AnswerForm(
+        choice=read_tool_choice(request.tools, request.tool_choice),
+        tool_format=formats.tools,
+        thinking=thinking_after(prompt_ids, tokenizer, formats.reasoning),
+        tokenizer=tokenizer,
+        is_parallel=request.parallel_tool_calls,
+        separates_reasoning=request.separate_reasoning,
+        streams_reasoning=request.stream_reasoning,
+    )
 
 
 def _max_tokens(request: ChatCompletionRequest, model: ModelFacts) -> int:

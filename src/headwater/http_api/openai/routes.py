@@ -1,6 +1,5 @@
 """Routes of the OpenAI API: chat completions, completions, models."""
 
-
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 

@@ -8,7 +8,14 @@ from headwater.generation.body import Body, Names
 from headwater.generation.field_table import OTHER_NAMES_IN_CHAT, OTHER_NAMES_IN_COMPLETIONS, REFUSED
 from headwater.generation.prompt_schemas import ChatPrompt, ParseSpecialTokens
 from headwater.generation.request_schemas import OptionFields, SamplingFields
-from headwater.generation.validation import Name, NumLogprobs, NumTokens, NumTokensFromOne, Seed, Text
+from headwater.generation.validation import (
+    Name,
+    NumLogprobs,
+    NumTokens,
+    NumTokensFromOne,
+    Seed,
+    Text,
+)
 
 RECOMMENDABLE = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # by a model's files
 _MODEL_FIRST = "Left out: the value that the model's files recommend (`--sampling-defaults`), else the default."
@@ -74,5 +81,13 @@ class ChatCompletionRequest(OpenAIRequest, ChatPrompt):
     )
     max_tokens: NumTokensFromOne | None = Field(default=None, description="Left out: up to the context length.")
     max_completion_tokens: NumTokensFromOne | None = Field(default=None, description="Overrides max_tokens.")
+    parallel_tool_calls: bool = Field(default=True, description="False: at most one tool call in an answer.")
+    separate_reasoning: bool = Field(
+        default=True, description="Report thinking as `reasoning_content`. False: it stays in the content."
+    )
+    stream_reasoning: bool = Field(
+        default=True, description="False: a stream reports the thinking in one piece, when it has ended."
+    )
+    include_reasoning: bool = Field(default=True, description="False: the answer leaves out the thinking.")
     logprobs: bool = Field(default=False, description="Report log-probabilities of the generated tokens.")
     top_logprobs: NumLogprobs = Field(default=0, description="Alternatives at each position; needs `logprobs`.")
