@@ -3,13 +3,18 @@
 `HEADWATER_CHAT_TEMPLATES` names a folder of official templates; `make test-templates` fetches 70.
 """
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from headwater.generation.answer_parser import AnswerParser
 from headwater.generation.reasoning import REASONING_FORMATS, reasoning_format_of
 from headwater.generation.tool_formats.formats import TOOL_FORMATS, tool_format_of
+from headwater.generation.tool_formats.parts import CallArguments, CallStart
+from headwater.generation.tool_formats.tool_format import Tool
+from headwater.tokenization.chat_template import ChatTemplate
 
 FOLDER = os.environ.get("HEADWATER_CHAT_TEMPLATES")
 # tool calls and thinking of each official template, by its file's name. None: a format that is not known here
@@ -113,7 +118,10 @@ def test_thinking_is_found_by_its_markers() -> None:
         assert (found and found.name) == name
 
 
-@pytest.mark.skipif(not FOLDER, reason="HEADWATER_CHAT_TEMPLATES names no folder of templates")
+with_templates = pytest.mark.skipif(not FOLDER, reason="HEADWATER_CHAT_TEMPLATES names no folder of templates")
+
+
+@with_templates
 def test_formats_of_official_templates() -> None:
     names = {name: formats for formats, group in FORMATS.items() for name in group.split()}
     assert {tool for tool, _ in FORMATS} - {None} | {"pythonic"} == set(TOOL_FORMATS)
@@ -123,3 +131,41 @@ def test_formats_of_official_templates() -> None:
         template = (Path(FOLDER or "") / f"{name}.jinja").read_text(encoding="utf-8")
         found = tool_format_of(template), reasoning_format_of(template)
         assert tuple(each and each.name for each in found) == formats, name
+
+
+ARGUMENTS = {"city": "Rome", "days": 5}
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "description": "d"}, "days": {"type": "integer"}},
+}
+WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "d", "parameters": PARAMETERS}}
+USER = {"role": "user", "content": "q"}
+FUNCTION = {"name": "get_weather", "arguments": json.dumps(ARGUMENTS)}
+CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"id": "call12345", "type": "function", "function": FUNCTION}],
+}
+# what a template writes of a past call is not what it teaches, or it refuses the call
+WRITES_OTHERWISE = {"LFM2-8B-A1B", "Kimi-K2-Instruct", "Kimi-K2-Thinking"}
+
+
+def written_call(template: str) -> str:
+    """What the template makes of a call in the history."""
+    chat_template = ChatTemplate(template, special_tokens={"bos_token": "<s>", "eos_token": "</s>"})
+    whole = chat_template.render([USER, CALL], tools=[WEATHER], add_generation_prompt=False)
+    prompts = [chat_template.render([USER], tools=[WEATHER], add_generation_prompt=adds) for adds in (True, False)]
+    return next((whole.removeprefix(prompt) for prompt in prompts if whole.startswith(prompt)), whole)
+
+
+@with_templates
+@pytest.mark.parametrize("name", sorted({n for (tool, _), group in FORMATS.items() if tool for n in group.split()}))
+def test_the_parser_reads_what_the_official_template_writes(name: str) -> None:
+    template = (Path(FOLDER or "") / f"{name}.jinja").read_text(encoding="utf-8")
+    if name in WRITES_OTHERWISE:
+        return
+    tool_format = tool_format_of(template)
+    parser = AnswerParser(tool_format, None, tools=[Tool("get_weather", PARAMETERS)], holds_calls=True)
+    parts = parser.feed(written_call(template)) + parser.finish()
+    assert [part for part in parts if isinstance(part, CallStart)] == [CallStart("get_weather")]
+    assert json.loads("".join(part.text for part in parts if isinstance(part, CallArguments))) == ARGUMENTS
