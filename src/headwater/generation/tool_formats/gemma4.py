@@ -8,7 +8,7 @@ import re
 
 from headwater.generation.tool_formats.grammar.gemma4 import write_grammar
 from headwater.generation.tool_formats.reading.call_writer import CallWriter, attempt
-from headwater.generation.tool_formats.reading.json_text import MAX_DEPTH, Emit, escaped
+from headwater.generation.tool_formats.reading.json_text import MAX_DEPTH, Emit, escaped, is_word
 from headwater.generation.tool_formats.reading.reader import CutOff, NotACall, Parse, Reader
 from headwater.generation.tool_formats.tool_format import ToolFormat, Tools
 
@@ -108,15 +108,7 @@ def _json_of_word(word: str) -> str:
     """A number, true, false or null as it stands; any other word is a string without its quotes."""
     if not word:
         raise NotACall
-    try:
-        json.loads(word, parse_constant=_refuse)
-    except ValueError:
-        return json.dumps(word, ensure_ascii=False)
-    return word
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(name)
+    return word if is_word(word) else json.dumps(word, ensure_ascii=False)
 
 
 GEMMA4 = ToolFormat(

@@ -1,13 +1,12 @@
 """Llama 4, Llama 3.2 and others: the answer is a Python list of calls, `[f(a=1), g()]`."""
 
-import json
 import re
 from functools import partial
 
 from headwater.generation.tool_formats.grammar.pythonic import write_grammar
 from headwater.generation.tool_formats.reading.arguments import ArgumentsWriter
 from headwater.generation.tool_formats.reading.call_writer import CallWriter, attempt
-from headwater.generation.tool_formats.reading.json_text import MAX_DEPTH, Emit, escaped
+from headwater.generation.tool_formats.reading.json_text import MAX_DEPTH, Emit, escaped, is_word
 from headwater.generation.tool_formats.reading.reader import CutOff, NotACall, Parse, Reader
 from headwater.generation.tool_formats.tool_format import ToolFormat, Tools
 
@@ -142,11 +141,7 @@ def _escape(reader: Reader) -> Parse[str]:
 
 def _json_of_word(word: str) -> str:
     word = _WORDS.get(word, word)
-    try:
-        value = json.loads(word)
-    except ValueError:
-        value = float("nan")
-    if value != value or value in (float("inf"), float("-inf")):
+    if not is_word(word):
         raise NotACall
     return word
 

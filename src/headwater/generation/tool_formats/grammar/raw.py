@@ -113,8 +113,8 @@ def raw_text(schema: Schema, rule: str, text: RawText, named: dict[str, str]) ->
     allowed = [f"/(?s:.){{{shortest},{longest}}}/" if shortest or longest != "" else "/(?s:.*)/"]
     if "pattern" in schema:
         allowed.append(f"/{_regex(schema['pattern'])}/")
-    without = [text.end, *text.without] if text.end_token else text.without
-    allowed += [f"~/(?s:.*){_quoted(part)}(?s:.*)/" for part in without]
+    parts = "|".join(map(_quoted, (text.end, *text.without)))
+    allowed.append(f"~/(?s:.*)({parts})(?s:.*)/")  # one expression: the lexer's states would multiply
     named[terminal] = " & ".join(allowed)
     if text.end_token:
         named[rule] = terminal

@@ -58,6 +58,11 @@ def escaped(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
+def is_word(text: str) -> bool:
+    """Is this a number, true, false or null?"""
+    return text in _WORDS or bool(_NUMBER.fullmatch(text))
+
+
 def _escape(reader: Reader) -> Parse[str]:
     """What follows a backslash, and the backslash."""
     character = yield from reader.next()
@@ -84,7 +89,7 @@ def _begin_value(reader: Reader, emit: Emit, closers: list[str]) -> Parse[bool]:
     if character in ("{", "["):
         return (yield from _begin_container(reader, emit, closers))
     text = yield from reader.all_of(_WORD)
-    if text not in _WORDS and not _NUMBER.fullmatch(text):
+    if not is_word(text):
         raise NotACall if (yield from reader.peek()) else CutOff
     emit(text)
     return False
