@@ -92,7 +92,7 @@ test-templates: dev  ## Official chat templates, rendered beside transformers
 	  --dest "$$folder" llama-cpp-python==0.3.36 && \
 	tar xzf "$$folder"/*.tar.gz -C "$$folder" --wildcards '*/llama.cpp/models/templates/*.jinja' && \
 	HEADWATER_CHAT_TEMPLATES=$$(dirname "$$(find "$$folder" -name 'Qwen-*.jinja' | head -n 1)") \
-	  $(BIN)/python -m pytest -q tests/tokenization/test_templates_of_models.py tests/generation/tool_formats/test_formats.py
+	  $(BIN)/python -m pytest -q tests/tokenization/test_templates_of_models.py tests/generation/tool_formats/test_tool_formats.py
 
 # for tests/e2e/routers/test_dynamo_events.py; a wheel for Linux
 routers: $(ROUTERS)  ## Make .venv-routers with the index of NVIDIA Dynamo's router: 75 MB to download

@@ -12,6 +12,7 @@ from headwater.generation.answer_parser import AnswerParser
 from headwater.generation.reasoning import REASONING_FORMATS
 from headwater.generation.tool_formats.formats import TOOL_FORMATS
 from headwater.generation.tool_formats.parts import CallArguments, CallEnd, CallStart, Content, ParsedPart, Reasoning
+from headwater.generation.tool_formats.reading.call_writer import joined
 from headwater.generation.tool_formats.tool_format import Tool
 
 TOOLS = [Tool("f", {"properties": {"a": {"type": "string"}, "n": {"type": "integer"}}}), Tool("g")]
@@ -22,14 +23,7 @@ CALLED = [CallStart("f"), CallArguments('{"a": "x </tool_call> y"}'), CallEnd()]
 
 def parts_of(parser: AnswerParser, pieces: list[str]) -> list[ParsedPart]:
     """Neighbours of one kind joined."""
-    joined: list[ParsedPart] = []
-    for part in [part for piece in pieces for part in parser.feed(piece)] + parser.finish():
-        last = joined[-1] if joined else None
-        if isinstance(part, Content | Reasoning | CallArguments) and type(part) is type(last):
-            joined[-1] = type(part)(last.text + part.text)
-        else:
-            joined.append(part)
-    return joined
+    return joined([part for piece in pieces for part in parser.feed(piece)] + parser.finish())
 
 
 def hermes(text: str, **options) -> list[ParsedPart]:
@@ -148,7 +142,8 @@ def test_any_cut_gives_the_same_parts(format_name, data, holds_calls, seed):
 
 
 def arguments_of_complete_calls(parts: list[ParsedPart]) -> list[str]:
-    return [part.text for part, end in itertools.pairwise(parts) if end == CallEnd()]
+    pairs = itertools.pairwise(parts)
+    return [part.text for part, end in pairs if end == CallEnd() and isinstance(part, CallArguments)]
 
 
 def test_every_format_is_tried():

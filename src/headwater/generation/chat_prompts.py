@@ -81,4 +81,3 @@ def _template_variables(body: ChatPrompt) -> dict[str, Any]:
         if value:
             variables[name] = value
     return variables
-

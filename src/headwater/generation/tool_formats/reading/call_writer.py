@@ -24,7 +24,7 @@ class CallWriter:
 
     def take(self) -> list[ParsedPart]:
         """The parts since the last time; neighbours of one kind are one part."""
-        parts, self._parts = _joined(self._parts), []
+        parts, self._parts = joined(self._parts), []
         return parts
 
     def content(self, text: str) -> None:
@@ -117,16 +117,17 @@ def attempt(reader: Reader, writer: CallWriter, call: Parse[None], *, opener: st
         reader.unmark()
 
 
-def _joined(parts: list[ParsedPart]) -> list[ParsedPart]:
-    joined: list[ParsedPart] = []
+def joined(parts: list[ParsedPart]) -> list[ParsedPart]:
+    """The same parts; neighbours of one kind are one part."""
+    merged: list[ParsedPart] = []
     for part in parts:
-        match (joined[-1] if joined else None), part:
+        match (merged[-1] if merged else None), part:
             case (Content(before), Content(text)):
-                joined[-1] = Content(before + text)
+                merged[-1] = Content(before + text)
             case (Reasoning(before), Reasoning(text)):
-                joined[-1] = Reasoning(before + text)
+                merged[-1] = Reasoning(before + text)
             case (CallArguments(before), CallArguments(text)):
-                joined[-1] = CallArguments(before + text)
+                merged[-1] = CallArguments(before + text)
             case _:
-                joined.append(part)
-    return joined
+                merged.append(part)
+    return merged
