@@ -33,6 +33,19 @@ class ErrorAnswer(Shape):
     error: Annotated[Error, says("The error.")]
 
 
+class AnthropicErrorAnswer(Shape):
+    """The body of an error of Anthropic's routes."""
+
+    type: Annotated[Literal["error"], says("Always `error`.")]
+    error: Annotated[Error, says("The error.")]
+
+
+class OllamaErrorAnswer(Shape):
+    """The body of an error of Ollama's routes."""
+
+    error: Annotated[str, says("What went wrong, in words.")]
+
+
 class CachedPromptTokens(Shape):
     """Where prompt tokens came from."""
 

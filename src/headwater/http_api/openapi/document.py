@@ -30,6 +30,11 @@ EVENT_SHAPES: dict[str, Any] = {
     "completions": answers.Completion,
     "generate": answers.Generated,
 }
+ERRORS: dict[str, Any] = {  # by the first tag; error_shapes.py makes them
+    "anthropic": answers.AnthropicErrorAnswer,
+    "ollama": answers.OllamaErrorAnswer,
+    "": answers.ErrorAnswer,
+}
 EVENT_TEXT = "Server-sent events with JSON, ended by `[DONE]`."
 UNUSED = ("HTTPValidationError", "ValidationError")  # FastAPI's own error, which this server does not send
 
@@ -53,22 +58,25 @@ def install_document(app: FastAPI) -> None:
 
 
 def _complete(document: Json) -> None:
-    shapes = ANSWERS | {"": answers.ErrorAnswer}
     components = document["components"]["schemas"]
     for name in UNUSED:
         components.pop(name, None)
-    events = list(EVENT_SHAPES.values())
-    schemas, made = msgspec.json.schema_components([*shapes.values(), *events], ref_template=REFERENCE)
-    components |= {name: _open(schema) for name, schema in made.items()}
-    answer_of = dict(zip(shapes, schemas, strict=False))
-    event_of = dict(zip(EVENT_SHAPES, schemas[len(shapes) :], strict=True))
+    answer_of, event_of, error_of = (_schemas(shapes, components) for shapes in (ANSWERS, EVENT_SHAPES, ERRORS))
     for operation in _operations(document):
-        name = operation["operationId"]
-        _complete_responses(operation["responses"], answer_of.get(name), answer_of[""], event=event_of.get(name))
+        name, tag = operation["operationId"], operation["tags"][0]
+        error = error_of.get(tag, error_of[""])
+        _complete_responses(operation["responses"], answer_of.get(name), error, event=event_of.get(name))
     document["components"]["securitySchemes"] = {
         "key": {"type": "http", "scheme": "bearer", "description": "The API key; for control routes the admin key."}
     }
     document["security"] = [{}, {"key": []}]
+
+
+def _schemas(shapes: dict[str, Any], components: Json) -> Json:
+    """References to the shapes, by the same names; their schemas are added to `components`."""
+    schemas, made = msgspec.json.schema_components(shapes.values(), ref_template=REFERENCE)
+    components |= {name: _open(schema) for name, schema in made.items()}
+    return dict(zip(shapes, schemas, strict=True))
 
 
 def _operations(document: Json) -> Iterator[Json]:
