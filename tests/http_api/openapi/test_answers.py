@@ -83,10 +83,9 @@ async def test_flushes(engine: ScriptedEngine, is_flushed: bool) -> None:
 
 async def test_errors(engine: ScriptedEngine) -> None:
     async with api(engine) as server:
-        wrong = {"model": "no", "messages": MESSAGES, "max_tokens": 1}
         for path, shape in (("/v1/messages", answers.AnthropicErrorAnswer), ("/api/chat", answers.OllamaErrorAnswer)):
-            response = await server.post(path, wrong)
-            assert response.status_code == 404 and msgspec.json.decode(response.content, type=shape).error
+            response = await server.post(path, {"model": "no", "messages": "no"})
+            assert response.status_code == 400 and msgspec.json.decode(response.content, type=shape).error
         for response in (
             await server.post("/generate", {"text": 1}),
             await server.post("/v1/chat/completions", {"messages": MESSAGES, "model": "no"}),

@@ -10,6 +10,7 @@ from api_under_test import api
 from scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio
+OTHER_ERRORS = {"ollama": "OllamaErrorAnswer", "anthropic": "AnthropicErrorAnswer"}
 OPERATION_IDS = Path(__file__).with_name("operation_ids.json")
 
 
@@ -38,7 +39,7 @@ async def test_every_route_says_what_it_answers_and_how_errors_look(engine: Scri
     for name, route in routes_of(await document(engine)).items():
         responses = route["responses"]
         assert route["summary"] and "200" in responses, name
-        shape = {"ollama": "OllamaErrorAnswer", "anthropic": "AnthropicErrorAnswer"}.get(route["tags"][0], "ErrorAnswer")
+        shape = OTHER_ERRORS.get(route["tags"][0], "ErrorAnswer")
         assert responses["default"]["content"]["application/json"]["schema"]["$ref"].endswith(f"/{shape}"), name
         assert "422" not in responses, f"{name}: a body that does not fit is a 400"
         assert all(response["description"] for response in responses.values()), name
