@@ -52,6 +52,12 @@ class CachedPromptTokens(Shape):
     cached_tokens: Annotated[int, says("Prompt tokens found in the cache.")]
 
 
+class GeneratedTokens(Shape):
+    """What generated tokens were for."""
+
+    reasoning_tokens: Annotated[int, says("Tokens of the thinking part.")]
+
+
 class Usage(Shape):
     """Tokens of a request; a prompt of several choices counts once."""
 
@@ -59,7 +65,8 @@ class Usage(Shape):
     completion_tokens: Annotated[int, says("Generated tokens, of all choices.")]
     total_tokens: Annotated[int, says("Their sum.")]
     prompt_tokens_details: Annotated[CachedPromptTokens, says("Of the prompt tokens, those found in the cache.")]
-    reasoning_tokens: Annotated[int, says("Of the generated tokens, those of the thinking part.")]
+    completion_tokens_details: Annotated[GeneratedTokens, says("Of the generated tokens, those of the thinking part.")]
+    reasoning_tokens: Annotated[int, says("The same.")]
 
 
 class AnswerMetadata(Shape):
