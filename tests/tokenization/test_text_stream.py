@@ -39,6 +39,13 @@ def test_a_stop_string_across_tokens_ends_the_answer_and_says_how_many_tokens_co
     assert (stream.text, stream.num_tokens, stream.matched_stop) == ("one ", 7, "END")
 
 
+def test_a_pattern_across_tokens_ends_the_answer_and_says_how_many_tokens_count():
+    stream = TextStream(tokenizer(), stop=["unused"], stop_regex=[r"E\w+D"])
+    assert stream.feed(char_ids("one E")).text == "one "
+    assert stream.feed(char_ids("nD two")) == TextDelta(text="", num_tokens_used=2, matched_stop=r"E\w+D")
+    assert stream.feed(char_ids("x")) == TextDelta(text="", num_tokens_used=0)
+
+
 def test_include_stop_shows_the_stop_string():
     stream = TextStream(tokenizer(), stop=["END"], include_stop=True)
     stream.feed(char_ids("one END two"))

@@ -49,7 +49,6 @@ REFUSED: Mapping[str, Refused] = {
     **_each("json_schema guided_json", _SCHEMA),
     "structured_outputs": _GRAMMAR,
     "response_format": Refused(_GRAMMAR.why, neutral=({"type": "text"},)),
-    "stop_regex": Refused("stop strings are compared literally; use stop"),
     **_each("custom_logit_processor logits_processors vllm_xargs", Refused("requests bring no code")),
     **_each("watermark watermarking", Refused("no text is marked")),
     **_each("allowed_token_ids bad_words", Refused("use logit_bias")),

@@ -8,6 +8,7 @@ import msgspec
 from pydantic import Field
 
 from headwater.generation.body import Body
+from headwater.generation.errors import bad_request
 from headwater.generation.text_request import TextOptions
 from headwater.generation.validation import (
     LogitBias,
@@ -24,6 +25,7 @@ from headwater.generation.validation import (
     TopP,
 )
 from headwater.messages.generation import RequestOptions
+from headwater.tokenization.stop_program import compile_stop
 
 
 class SamplingFields(Body):
@@ -40,6 +42,9 @@ class SamplingFields(Body):
     )
     logit_bias: LogitBias | None = Field(default=None, description="Token id to a value added to its logit.")
     stop: Stop = Field(default=[], description="Strings that end the answer; left out of it.")
+    stop_regex: Stop = Field(
+        default=[], description="Regular expressions that end the answer where one first matches; left out of it."
+    )
     stop_token_ids: StopTokenIds = Field(default=[], description="Tokens that end the answer, like EOS.")
     ignore_eos: bool = Field(default=False, description="Generate past the end-of-sequence token.")
     skip_special_tokens: bool = Field(default=True, description="Leave special tokens out of the text.")
@@ -51,9 +56,18 @@ class SamplingFields(Body):
         return self.no_stop_trim
 
     def text_options(self) -> TextOptions:
-        """What the text layer reads."""
+        """What the text layer reads. InvalidRequest for a pattern that cannot be used."""
+        stop, stop_regex = tuple(self.stop), tuple(self.stop_regex)
+        if stop_regex:
+            try:
+                compile_stop(stop, stop_regex)
+            except ValueError as error:
+                raise bad_request("stop_regex", f"stop_regex: {error}") from None
         return TextOptions(
-            stop=tuple(self.stop), keep_stop=self.keeps_stop, skip_special_tokens=self.skip_special_tokens
+            stop=stop,
+            stop_regex=stop_regex,
+            keep_stop=self.keeps_stop,
+            skip_special_tokens=self.skip_special_tokens,
         )
 
 

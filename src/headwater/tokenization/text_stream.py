@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from headwater.tokenization.incremental import IncrementalDecoder
+from headwater.tokenization.stop_program import compile_stop
+from headwater.tokenization.stop_regex import StopRegexMatcher
 from headwater.tokenization.stop_strings import StopStringMatcher
 from headwater.tokenization.tokenizer import Tokenizer
 
@@ -16,11 +18,11 @@ class TextDelta(NamedTuple):
 
     text: str  # new final text; `TextStream.text` grew by it
     num_tokens_used: int  # how many of the new tokens belong to the answer: those up to the matched stop
-    matched_stop: str | None = None  # the stop string that ended the answer, only in the delta that found it
+    matched_stop: str | None = None  # the stop string or pattern that ended the answer, only in the delta that found it
 
 
 class TextStream:
-    """The text of one answer: incremental decoding, then stop strings.
+    """The text of one answer: incremental decoding, then stop strings and patterns.
 
     Feed every output token in order. The caller leaves out a hidden stop token (with `skip_special_tokens`, EOS has no
     text anyway). A delta with `matched_stop` ends the answer: the caller aborts the request, and later tokens are
@@ -36,13 +38,19 @@ class TextStream:
         *,
         prompt_ids: "Sequence[int] | TokenIds" = (),
         stop: Sequence[str] = (),
+        stop_regex: Sequence[str] = (),
         include_stop: bool = False,
         skip_special_tokens: bool = True,
     ) -> None:
         self._decoder = IncrementalDecoder(
             tokenizer.spelling, skip_special_tokens=skip_special_tokens, prompt_ids=prompt_ids
         )
-        self._matcher = StopStringMatcher(stop, include_stop=include_stop) if stop else None
+        self._matcher: StopStringMatcher | StopRegexMatcher | None = None
+        if stop_regex:  # stop strings run beside the patterns, since the match that ends first counts
+            program = compile_stop(tuple(stop), tuple(stop_regex))
+            self._matcher = StopRegexMatcher(program, include_stop=include_stop)
+        elif stop:
+            self._matcher = StopStringMatcher(stop, include_stop=include_stop)
         self._pieces: list[str] = []
         self._num_tokens = 0
 
@@ -60,7 +68,7 @@ class TextStream:
 
     @property
     def matched_stop(self) -> str | None:
-        """The stop string that ended the answer, if any."""
+        """The stop string or pattern that ended the answer, if any."""
         return None if self._matcher is None else self._matcher.matched
 
     def feed(self, token_ids: Sequence[int]) -> TextDelta:
