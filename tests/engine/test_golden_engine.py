@@ -32,7 +32,7 @@ from headwater.messages.state import EngineReady  # noqa: E402
 from headwater.messages.weights import ReleaseMemory, ResumeMemory, UpdateWeights  # noqa: E402
 from headwater.messages.wire import ToClient  # noqa: E402
 from headwater.models.loader import LoadedModel, load_model, resolve_model  # noqa: E402
-from headwater.scheduling.scheduler import SchedulerLimits  # noqa: E402
+from headwater.scheduling.limits import SchedulerLimits  # noqa: E402
 from tiny_models import VOCAB_SIZE, greedy_text, make_tiny_model  # noqa: E402
 
 PATIENCE_S = 120.0
@@ -94,6 +94,7 @@ class RealEngine:
         self.wire = MemoryWire(self.clock)
         self.tokens: dict[str, list[int]] = {}
         self.metas: dict[str, object] = {}
+        self.embeddings: dict[str, bytes | None] = {}
         self.finished: set[str] = set()
         self.ends: dict[str, Finish] = {}
         self.replies: dict[str, ToClient] = {}
@@ -159,6 +160,7 @@ class RealEngine:
                     for output in message.items:
                         self.tokens[output.rid] += output.token_ids
                         self.metas[output.rid] = output.meta or self.metas.get(output.rid)
+                        self.embeddings[output.rid] = output.embedding
                         if output.finish is not None:
                             self.finished.add(output.rid)
                             self.ends[output.rid] = output.finish

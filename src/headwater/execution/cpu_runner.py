@@ -14,7 +14,7 @@ from headwater.devices.cpu.row_ops import argmax, select_rows
 from headwater.devices.kv_memory import KVLayout, KVMemory
 from headwater.execution.batch import DecodeBatch, SlotTable, StepInputs
 from headwater.execution.logprobs import token_logprobs
-from headwater.execution.prompt_logprobs import PromptPart, prompt_parts
+from headwater.execution.prompt_parts import PooledPart, PromptPart, pooled_parts, prompt_parts
 from headwater.execution.sampler import Sampler
 from headwater.messages.generation import TokenLogprob
 from headwater.models.decoder import DecoderModel
@@ -46,6 +46,7 @@ class _Outcome:
     is_finite: np.ndarray
     logprobs: dict[int, TokenLogprob]
     prompt_logprobs: dict[int, tuple[TokenLogprob, ...]]
+    pooled: dict[int, npt.NDArray[np.floating]]
 
 
 class SampledRows:
@@ -79,7 +80,9 @@ class RecordedModel:
         attention = device.record_attention(program, model.geometry, layout, rotary=model.rotary)
         hidden = program.keep(model.forward(program.token_ids, attention))
         self._num_forward_ops = len(program.ops)
-        self._logits = program.keep(model.logits(select_rows(hidden)))
+        self._normed = program.keep(model.last_norm(select_rows(hidden)))
+        self._num_norm_ops = len(program.ops)
+        self._logits = program.keep(model.head.logits(self._normed))
         self._tokens, self._is_finite = (program.keep(it) for it in argmax(self._logits))
 
     @property
@@ -95,6 +98,14 @@ class RecordedModel:
     def run_logits(self, step: StepArrays) -> None:
         """Compute the logits of other selected tokens of the step that was run last."""
         self.program.run(step, first=self._num_forward_ops)
+
+    def run_norm(self, step: StepArrays) -> npt.NDArray[np.float32]:
+        """Hidden states of other selected tokens of the step that was run last, after the last norm. [S, hidden_size]
+
+        A view that the next run overwrites.
+        """
+        self.program.run(step, first=self._num_forward_ops, end=self._num_norm_ops)
+        return self.program.view(self._normed, step)
 
     def logits(self, step: StepArrays) -> npt.NDArray[np.float32]:
         """float32[S, vocab_size], a view that the next run overwrites."""
@@ -219,6 +230,7 @@ class CpuRunner:
             is_finite=np.ones(plan.num_rows, dtype=np.bool_),
             logprobs={},
             prompt_logprobs={},
+            pooled={},
         )
         rows = np.flatnonzero(plan.samples)
         step = self._step(inputs, inputs.last_tokens[rows[:_LOGIT_ROWS]])
@@ -233,6 +245,8 @@ class CpuRunner:
         self._slots.set_newest(plan.slots[rows], outcome.tokens[rows])
         for part in prompt_parts(plan, self._slots.assignment):
             outcome.prompt_logprobs[part.row] = self._prompt_logprobs(part, step)
+        for part in pooled_parts(plan, self._slots.assignment):
+            outcome.pooled[part.row] = self._pool_hidden(part, step)
         return StepResult(
             step_id=plan.step_id,
             slots=plan.slots,
@@ -241,6 +255,7 @@ class CpuRunner:
             is_finite=outcome.is_finite,
             logprobs=outcome.logprobs,
             prompt_logprobs=outcome.prompt_logprobs,
+            pooled=outcome.pooled,
         )
 
     def recover(self) -> None:
@@ -291,6 +306,14 @@ class CpuRunner:
         outcome.tokens[rows] = tokens
         outcome.is_finite[rows] = is_finite
         outcome.logprobs.update((int(rows[index]), it) for index, it in logprobs.items())
+
+    def _pool_hidden(self, part: PooledPart, step: StepArrays) -> npt.NDArray[np.floating]:
+        """The sum of a part's hidden states, a block of rows at a time: the arrays have room for logits of all."""
+        total = np.zeros(self.model.config.hidden_size)
+        for first in range(part.start, part.end, _LOGIT_ROWS):
+            selected = np.arange(first, min(first + _LOGIT_ROWS, part.end), dtype=np.int32)
+            total += self._model_in_place.run_norm(replace(step, selected=selected)).sum(axis=0, dtype=np.float64)
+        return total
 
     def _prompt_logprobs(self, part: PromptPart, step: StepArrays) -> tuple[TokenLogprob, ...]:
         """Log-probabilities of the prompt tokens that a chunk of the step predicted, a block of rows at a time."""

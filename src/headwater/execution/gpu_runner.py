@@ -4,7 +4,8 @@ A step needs the newest token of each slot from the step before it. These tokens
 enqueued while the one before it is computed. Steps of decodes alone and small steps with prompts are CUDA graphs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from headwater.execution.device_logprobs import compute_logprobs
 from headwater.execution.device_sampler import DeviceSampler
 from headwater.execution.device_slots import DeviceSlots
 from headwater.execution.pending_step import PendingLogprobs, PendingStep
-from headwater.execution.prompt_logprobs import PromptPart, prompt_parts
+from headwater.execution.prompt_parts import PooledPart, PromptPart, pooled_parts, prompt_parts
 from headwater.execution.prompt_steps import PromptSteps
 from headwater.execution.staging import Fence, Ints, StagingRing, pinned, to_host
 from headwater.execution.step_graphs import GraphPool, StepGraphs, next_size
@@ -32,8 +33,16 @@ from headwater.scheduling.plan import PageCopy, StepPlan
 
 # rows of a prompt's logits in memory at once: 64 rows of a vocabulary of 150,000 are 38 MB
 _LOGIT_ROWS = 64
+_POOLED_ROWS = 1024  # of hidden states after the last norm, in memory at once
 _COPY_PROGRAMS = 256  # the whole card copies, since the step waits
 _NUM_RESULTS = 3  # steps whose results may be on the host: one being read, one computed, one enqueued
+
+
+class _Prompts(NamedTuple):
+    """What requests want of the prompts of a step, on its way to the host."""
+
+    logprobs: Sequence[PendingLogprobs] = ()
+    pooled: Mapping[int, torch.Tensor] = {}
 
 
 class GpuRunner:
@@ -165,16 +174,23 @@ class GpuRunner:
             self._sampler.assign(assignment)
         sampled = np.flatnonzero(plan.samples).astype(np.int32)
         if plan.num_decodes == plan.num_rows:
-            logits, prompts = self._launch_decodes(plan), []
+            logits, prompts = self._launch_decodes(plan), _Prompts()
         else:
             logits, prompts = self._launch_mixed(plan, sampled)
-        logprobs = [*self._sample_special(plan, sampled, logits), *prompts]
+        logprobs = [*self._sample_special(plan, sampled, logits), *prompts.logprobs]
         outcome = self._results[self._num_launched % _NUM_RESULTS]
         self._num_launched += 1
         outcome.copy_(self._result, non_blocking=True)  # all of it: PyTorch would wait for a part
         done = Fence(self._device.torch_device)
         done.record()
-        return PendingStep(plan=plan, done=done, sampled=sampled, outcome=outcome, logprobs=tuple(logprobs))
+        return PendingStep(
+            plan=plan,
+            done=done,
+            sampled=sampled,
+            outcome=outcome,
+            logprobs=tuple(logprobs),
+            pooled=prompts.pooled,
+        )
 
     def _copy_pages(self, copies: Sequence[PageCopy]) -> None:
         """Enqueue the copies of a step. Nothing else writes their sources, and the step runs behind them."""
@@ -201,12 +217,14 @@ class GpuRunner:
         hidden = self.model.forward(self._slots.newest.index_select(0, batch.decode_slots), attention)
         return self._greedy_logits(hidden, batch.decode_slots)
 
-    def _launch_mixed(self, plan: StepPlan, sampled: Ints) -> tuple[torch.Tensor, list[PendingLogprobs]]:
-        """A step with prompt chunks; returns the logits of the rows that sample, and log-probabilities of prompts."""
+    def _launch_mixed(self, plan: StepPlan, sampled: Ints) -> tuple[torch.Tensor, "_Prompts"]:
+        """A step with prompt chunks; returns the logits of the rows that sample, and what requests want of prompts."""
         self._gates.follow(self._arrivals.awaited())
         step = self._prompt_steps.launch(plan, sampled)
-        prompts = [it for part in prompt_parts(plan, self._slots.assignment)
-                   for it in self._prompt_logprobs(step.hidden[step.shift :], part)]  # fmt: skip
+        hidden, assignment = step.hidden[step.shift :], self._slots.assignment
+        logprobs = [it for part in prompt_parts(plan, assignment) for it in self._prompt_logprobs(hidden, part)]
+        pooled = {part.row: self._pool_hidden(hidden, part) for part in pooled_parts(plan, assignment)}
+        prompts = _Prompts(logprobs, pooled)
         if not len(sampled):
             return step.hidden[:0], prompts
         return self._greedy_logits(step.hidden.index_select(0, step.last_tokens), step.sampled_slots), prompts
@@ -248,6 +266,12 @@ class GpuRunner:
             params = [it.logprobs for it in assigned if it.logprobs is not None]
             found = compute_logprobs(raw, self._result[0].index_select(0, at).long(), params)
             yield PendingLogprobs(found.moved(to_host), rows, None, params)
+
+    def _pool_hidden(self, hidden: torch.Tensor, part: PooledPart) -> torch.Tensor:
+        """The sum of a part's hidden states, on its way to the host."""
+        blocks = hidden[part.start : part.end].split(_POOLED_ROWS)
+        sums = [self.model.last_norm(block).sum(dim=0, dtype=torch.float32) for block in blocks]
+        return to_host(torch.stack(sums).sum(dim=0))
 
     def _prompt_logprobs(self, hidden: torch.Tensor, part: PromptPart) -> Iterator[PendingLogprobs]:
         """Log-probabilities of the prompt tokens that a chunk predicted, a block of rows at a time."""

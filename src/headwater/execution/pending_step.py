@@ -1,5 +1,6 @@
 """A step that the GPU computes while the loop goes on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,7 @@ class PendingStep:
     sampled: np.ndarray  # rows of the plan that sample
     outcome: torch.Tensor  # int32[2, >= len(sampled)] on the host: tokens, and whether their logits were finite
     logprobs: tuple[PendingLogprobs, ...]
+    pooled: Mapping[int, torch.Tensor]  # by row, on the host
 
     def is_done(self) -> bool:
         return self.done.is_passed()
@@ -62,4 +64,5 @@ class PendingStep:
             is_finite=is_finite,
             logprobs=of_outputs,
             prompt_logprobs=of_prompts,
+            pooled={row: hidden.numpy() for row, hidden in self.pooled.items()},
         )

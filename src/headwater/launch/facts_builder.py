@@ -22,6 +22,7 @@ def build_model_facts(args: ServerArgs, ready: EngineReady) -> ModelFacts:
         tokenizer_path=tokenizer_path(args),
         load_format=args.load_format,
         sampling_defaults=_sampling_defaults(args, ready),
+        pooling=(ready.pooling or "last") if args.pooling == "auto" else args.pooling,
     )
 
 

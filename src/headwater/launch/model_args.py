@@ -78,6 +78,14 @@ class ModelArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
             MODEL,
         ),
     ] = "model"
+    pooling: Annotated[
+        Literal["auto", "last", "mean"],
+        Flag(
+            "How the hidden states of a text become its embedding. auto: as the model's files say "
+            "(1_Pooling/config.json), else last.",
+            MODEL,
+        ),
+    ] = "auto"
     parse_special_tokens: Annotated[
         Literal["never", "prompts", "always"],
         Flag(

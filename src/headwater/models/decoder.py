@@ -82,9 +82,13 @@ class DecoderModel:
             layer.down.add_to(residual, layer.gate_up(x))
         return residual
 
+    def last_norm(self, hidden: Array) -> Array:
+        """The norm behind the last layer: what the head reads, and what embeddings are pooled from."""
+        return self._device.rms_norm(hidden, self._norm, self.config.norm_eps)
+
     def logits(self, hidden: Array, out: Array | None = None) -> Array:
         """float32[N, hidden_size] -> float32[N, vocab_size], in `out` if given."""
-        return self.head.logits(self._device.rms_norm(hidden, self._norm, self.config.norm_eps), out)
+        return self.head.logits(self.last_norm(hidden), out)
 
     def get_by_name(self, name: str) -> Array:
         """One parameter by its Hugging Face checkpoint name; the caller must not change it. KeyError if unknown."""

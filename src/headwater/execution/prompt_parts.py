@@ -1,7 +1,8 @@
-"""The prompt tokens that the chunks of a step predict, of requests that ask for their log-probabilities."""
+"""What requests want of the prompt chunks of a step: log-probabilities of tokens, and pooled hidden states."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,3 +34,25 @@ def prompt_parts(plan: StepPlan, assignment_of: Callable[[int, int], SlotAssignm
         if first < end:
             start = int(ends[row]) - 1 - num_tokens + first - num_computed  # predicts position `first`
             yield PromptPart(row, start, assignment.token_ids[first:end].tolist(), params)
+
+
+class PooledPart(NamedTuple):
+    """The sum of the hidden states of the step's tokens [start, end) belongs to the embedding of a row."""
+
+    row: int
+    start: int
+    end: int
+
+
+def pooled_parts(plan: StepPlan, assignment_of: Callable[[int, int], SlotAssignment]) -> Iterator[PooledPart]:
+    """The parts of a plan's chunks. `mean` sums every token of every chunk, `last` takes the prompt's last token."""
+    ends = np.cumsum(plan.num_tokens)
+    for row in range(plan.num_decodes, plan.num_rows):
+        assignment = assignment_of(int(plan.slots[row]), int(plan.uses[row]))
+        if assignment.pooling is None:
+            continue
+        end, num_tokens = int(ends[row]), int(plan.num_tokens[row])
+        if assignment.pooling == "mean":
+            yield PooledPart(row, end - num_tokens, end)
+        elif int(plan.num_computed[row]) + num_tokens >= assignment.num_prompt_tokens:
+            yield PooledPart(row, end - 1, end)
