@@ -20,8 +20,8 @@ from headwater.messages.base import pack_ids
 from headwater.messages.generation import Generate, SamplingParams
 from headwater.messages.state import EngineReady
 from headwater.messages.wire import ToClient, ToEngine
+from headwater.scheduling.limits import SchedulerLimits
 from headwater.scheduling.plan import StepPlan, StepResult
-from headwater.scheduling.scheduler import SchedulerLimits
 from headwater.simulation.fakes.memory import FakeKvMemory, FakeWeights
 
 sys.path.append(str(Path(__file__).resolve().parent / "serving"))

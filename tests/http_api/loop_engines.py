@@ -16,7 +16,7 @@ from headwater.engine.wire import ZmqWire
 from headwater.engine.wiring import wire_engine
 from headwater.messages.state import Ping
 from headwater.messages.wire import encode
-from headwater.scheduling.scheduler import SchedulerLimits
+from headwater.scheduling.limits import SchedulerLimits
 from headwater.simulation.fakes.canary import expected_tokens
 from headwater.simulation.fakes.runner import FakeRunner
 
@@ -63,6 +63,7 @@ class LoopEngine:
         max_context: int = 400,
         max_step_tokens: int = 128,
         prefill_chunk_tokens: int = 64,
+        limits: dict[str, Any] | None = None,
     ) -> None:
         self.endpoint = endpoint
         ready = msgspec.structs.replace(
@@ -91,6 +92,7 @@ class LoopEngine:
                 prefill_chunk_tokens=prefill_chunk_tokens,
                 max_queued=max_queued,
                 max_context=max_context,
+                **(limits or {}),
             ),
             clock=MonotonicClock(),
         )

@@ -29,6 +29,11 @@ COMPUTING = {  # these cost tokens and change nothing
     "/v1/tokenize",
     "/detokenize",
     "/v1/detokenize",
+    "/v1/embeddings",
+    "/encode",
+    "/v1/score",
+    "/v1/rerank",
+    "/rerank",
 }
 OF_USERS = {"/v1/responses/{response_id}"}  # changes what a user has stored
 USERS_KEY = {"authorization": "Bearer user"}

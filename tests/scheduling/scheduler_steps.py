@@ -6,9 +6,10 @@ from headwater.cache.prefix_cache import PrefixCache
 from headwater.clock import ManualClock
 from headwater.messages.base import pack_ids
 from headwater.messages.generation import Generate, LogprobParams, Output, RequestOptions, SamplingParams
+from headwater.scheduling.limits import SchedulerLimits
 from headwater.scheduling.plan import StepPlan, StepResult
 from headwater.scheduling.request import Request
-from headwater.scheduling.scheduler import Scheduler, SchedulerLimits
+from headwater.scheduling.scheduler import Scheduler
 
 PAGE = 4
 CLIENT = b"client"
@@ -22,6 +23,7 @@ def message(
     first_id: int = 0,
     logprobs: LogprobParams | None = None,
     output_interval: int = 1,
+    account: int = 0,
     **fields: object,
 ) -> Generate:
     """A request whose prompt is `first_id`, `first_id` + 1, ...; `fields` of RequestOptions and SamplingParams."""
@@ -33,6 +35,7 @@ def message(
         options=RequestOptions(**options),
         logprobs=logprobs,
         output_interval=output_interval,
+        account=account,
     )
 
 
@@ -56,23 +59,25 @@ class Steps:
         policy: str = "fcfs",
         min_part_tokens: int = PAGE,
         max_gap_s: float | None = None,
+        limits: dict[str, object] | None = None,
         **scheduler: object,
     ) -> None:
         self.clock = ManualClock()
         self.cache = PrefixCache(
             num_pages=num_pages, page_size=PAGE, page_bytes=64, clock=self.clock, min_part_tokens=min_part_tokens
         )
-        limits = SchedulerLimits(
+        all_limits = SchedulerLimits(
             max_running=max_running,
             max_step_tokens=max_step_tokens,
             prefill_chunk_tokens=prefill_chunk_tokens,
             max_queued=max_queued,
             max_context=max_context,
             max_gap_s=max_gap_s,
+            **(limits or {}),
         )
         self.scheduler = Scheduler(
             self.cache,
-            limits=limits,
+            limits=all_limits,
             clock=self.clock,
             weights_id="w",
             eos_token_ids=frozenset(eos),

@@ -4,8 +4,8 @@ import pytest
 from scheduler_steps import PAGE, Steps
 
 from headwater.messages.generation import LogprobParams
+from headwater.scheduling.limits import Admission
 from headwater.scheduling.request import Phase
-from headwater.scheduling.scheduler import Admission
 
 
 def test_a_prompt_is_cut_into_chunks_and_only_the_last_one_samples():

@@ -36,7 +36,7 @@ class ChatError(Exception):
     show_default=True,
     help="0 always takes the most likely token.",
 )
-@click.option("--api-key", envvar="HEADWATER_API_KEY", show_envvar=True, help="The server's --api-key.")
+@click.option("--api-key", envvar="HEADWATER_API_KEY", show_envvar=True, help="The server's --api-key, or its first.")
 def chat(
     question: str | None,
     url: str,
@@ -53,7 +53,7 @@ def chat(
     """
     options = {"max_tokens": max_tokens, "temperature": temperature}
     try:
-        server = Server(url, key=api_key)
+        server = Server(url, key=api_key and api_key.partition(",")[0])
         listed = first_model(server)  # also with --model: the call waits until a model is loaded
         conversation = Conversation(server, model=model or listed, system=system, options=options)
         if question is not None:

@@ -24,7 +24,8 @@ from headwater.messages.state import EngineReady, EngineState, GetState, Hello, 
 from headwater.messages.two_phase import Prepare
 from headwater.messages.wire import ToEngine
 from headwater.scheduling.answers import first_line
-from headwater.scheduling.scheduler import Admission, Scheduler
+from headwater.scheduling.limits import Admission
+from headwater.scheduling.scheduler import Scheduler
 
 _LONGEST_SLEEP_S = 1.0
 _log = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ class EngineLoop:
             self._take(message, client)
         has_copied = self._scheduler.cache.apply_finished()  # completions only, also while paused or idle
         self._pinning.advance()
+        self._scheduler.end_overdue()
         self._scheduler.admission = self._admission()
         self._control.advance()
         self._scheduler.admission = self._admission()  # an operation that ended may have opened it
@@ -117,6 +119,7 @@ class EngineLoop:
         if self._has_progressed or self._steps.uncollected is not None:
             return 0.0
         longest_s = _POLL_S if self._scheduler.cache.lower.needs_polling else _LONGEST_SLEEP_S
+        longest_s = min(longest_s, self._scheduler.deadlines.next_look_s())
         look_s = self._control.pending.next_look_s()
         return longest_s if look_s is None else min(look_s, longest_s)
 

@@ -67,6 +67,7 @@ class StateReporter:
             call_id=call_id,
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
+            num_waiting_tokens=scheduler.waiting.held.num_tokens,
             num_retracted=sum(1 for r in scheduler.waiting if r.num_retractions),
             num_paused=len(scheduler.running) + len(scheduler.waiting) if is_paused else 0,
             paused=is_paused,

@@ -24,7 +24,8 @@ from headwater.engine.report import StateReporter
 from headwater.engine.steps import Steps
 from headwater.engine.wire import Wire
 from headwater.messages.state import EngineReady
-from headwater.scheduling.scheduler import Scheduler, SchedulerLimits
+from headwater.scheduling.limits import SchedulerLimits
+from headwater.scheduling.scheduler import Scheduler
 from headwater.scheduling.waiting_queue import SchedulePolicy
 from headwater.storage.backend import StorageBackend
 from headwater.storage.page_key import Fingerprint

@@ -119,7 +119,18 @@ def from_finish(finish: Finish) -> ApiError | None:
     """The error of a request that the engine refused or aborted with an error; None for an ordinary end."""
     if finish.type != "abort" or finish.status < 400:
         return None
-    return ApiError(finish.status, finish.message or "the request was aborted", type=finish.err_type or None)
+    headers: dict[str, str] = {}
+    if finish.retry_after_s:
+        headers["Retry-After"] = str(finish.retry_after_s)
+    if finish.status == 504:
+        headers["x-should-retry"] = "false"  # SDKs that Stainless makes would repeat it, for as long again
+    return ApiError(
+        finish.status,
+        finish.message or "the request was aborted",
+        code=finish.code or None,
+        type=finish.err_type or None,
+        headers=headers,
+    )
 
 
 def aborted(finish: Finish) -> ApiError:

@@ -29,6 +29,9 @@ class ModelFacts:
     weight_version: str
     sampling_defaults: Mapping[str, float]  # of parameters that a request to /v1 leaves out
     compute: ComputeFacts | None = None  # how a CPU computes
+    hidden_size: int = 0
+    pooling: str = "last"  # of embeddings; other words than `last` and `mean` are not supported
+    embedding_dimensions: tuple[int, ...] | None = None  # fewer than `hidden_size`; empty: any; None: none
 
     @classmethod
     def from_ready(
@@ -41,6 +44,7 @@ class ModelFacts:
         model_type: str = "",
         load_format: str = "auto",
         sampling_defaults: Mapping[str, float] = MappingProxyType({}),
+        pooling: str = "last",
     ) -> "ModelFacts":
         """Facts that the engine reported, and those that the launcher knows from the files."""
         return cls(
@@ -60,6 +64,9 @@ class ModelFacts:
             weight_version=ready.weight_version,
             sampling_defaults=sampling_defaults,
             compute=ready.compute,
+            hidden_size=ready.hidden_size,
+            pooling=pooling,
+            embedding_dimensions=ready.embedding_dimensions,
         )
 
 
@@ -74,3 +81,4 @@ class RequestLimits:
     max_batch: int = 512  # prompts in one request
     max_stored_responses: int = 1000  # of /v1/responses, for previous_response_id
     max_stored_response_bytes: int = 64 * MIB
+    max_concurrency_per_key: int | None = None  # HTTP requests that generate

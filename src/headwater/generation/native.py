@@ -33,32 +33,34 @@ class NativeApi:
         """
         prompts, is_batch = await self._prompts(request)
         given = self._per_prompt(request, len(prompts), is_batch=is_batch)
+        asked = self._asked_ids(request, len(prompts), is_batch=is_batch)
         requests: list[TextRequest] = []
-        for prompt, sampling in zip(prompts, given, strict=True):
-            requests += self._requests(request, prompt, sampling)
+        for prompt, sampling, asked_ids in zip(prompts, given, asked, strict=True):
+            requests += self._requests(request, prompt, sampling, asked_ids)
         is_list = is_batch or len(requests) > 1
         rids = _rids(request.rid, len(requests), is_list=is_list)
         named = [replace(r, rid=rid) for r, rid in zip(requests, rids, strict=True)]
         return self._send(request, named, is_list=is_list)
 
     def _send(self, request: GenerateRequest, requests: list[TextRequest], *, is_list: bool) -> "NativeBatch":
-        texts = None
-        if request.return_logprob:
-            texts = LogprobFormat(
-                self._generator.tokenizer,
-                with_text=request.return_text_in_logprobs,
-                asked_ids=request.token_ids_logprob,
-            )
         batch = NativeBatch(is_list=is_list)
         try:
             with self._generator.together():
                 for text_request in requests:
                     answer = self._generator.start(text_request)
+                    texts = self._format(request, text_request.logprobs)
                     batch.answers.append(NativeAnswer(answer, texts, with_prompt_ids=request.return_prompt_token_ids))
         except BaseException:
             batch.close()
             raise
         return batch
+
+    def _format(self, request: GenerateRequest, asked: LogprobParams | None) -> LogprobFormat | None:
+        if asked is None:
+            return None
+        return LogprobFormat(
+            self._generator.tokenizer, with_text=request.return_text_in_logprobs, asked_ids=asked.token_ids
+        )
 
     async def _prompts(self, request: GenerateRequest) -> tuple[list[PromptTokens], bool]:
         """Token ids of each prompt, and whether they came as a list."""
@@ -98,13 +100,25 @@ class NativeApi:
             raise bad_request("sampling_params", message)
         return given
 
-    def _requests(self, request: GenerateRequest, prompt: PromptTokens, given: SamplingInput) -> list[TextRequest]:
+    def _asked_ids(self, request: GenerateRequest, num_prompts: int, *, is_batch: bool) -> list[tuple[int, ...]]:
+        """`token_ids_logprob` of each prompt."""
+        given: Any = request.token_ids_logprob
+        if not given or not isinstance(given[0], list):
+            return [tuple(given)] * num_prompts
+        if not is_batch or len(given) != num_prompts:
+            message = f"token_ids_logprob: lists of ids need a batch, with one list for each of {num_prompts} prompts"
+            raise bad_request("token_ids_logprob", message)
+        return [tuple(ids) for ids in given]
+
+    def _requests(
+        self, request: GenerateRequest, prompt: PromptTokens, given: SamplingInput, asked_ids: tuple[int, ...]
+    ) -> list[TextRequest]:
         """The n requests of one prompt, without rids."""
         sampling = native_sampling(given, self._model)
         param = "text" if request.input_ids is None else "input_ids"
         prompt_ids = check_prompt(prompt, self._model, param=param, is_prefill=sampling.max_new_tokens == 0)
         sampling = fit(sampling, len(prompt_ids), self._model)
-        logprobs = self._logprobs(request, len(prompt_ids))
+        logprobs = self._logprobs(request, len(prompt_ids), asked_ids)
         options, text = request.engine_options(), given.text_options()
         return [
             TextRequest(
@@ -120,19 +134,21 @@ class NativeApi:
             for index in range(given.n)
         ]
 
-    def _logprobs(self, request: GenerateRequest, num_prompt_tokens: int) -> LogprobParams | None:
+    def _logprobs(
+        self, request: GenerateRequest, num_prompt_tokens: int, asked_ids: tuple[int, ...]
+    ) -> LogprobParams | None:
         if not request.return_logprob:
             return None
         start, vocab_size = request.logprob_start_len, self._model.vocab_size
         if start > num_prompt_tokens:
             message = f"logprob_start_len: must be from -1 to the prompt's length ({num_prompt_tokens})"
             raise bad_request("logprob_start_len", message)
-        if any(not 0 <= token_id < vocab_size for token_id in request.token_ids_logprob):
+        if any(not 0 <= token_id < vocab_size for token_id in asked_ids):
             message = f"token_ids_logprob: token ids must be from 0 to {vocab_size - 1}"
             raise bad_request("token_ids_logprob", message)
         return LogprobParams(
             top=request.top_logprobs_num,
-            token_ids=tuple(request.token_ids_logprob),
+            token_ids=asked_ids,
             prompt_start=start if start < num_prompt_tokens else -1,
         )
 

@@ -57,7 +57,9 @@ class GenerateRequest(OptionFields):
         default=-1, ge=-1, description="First prompt position whose log-probability is reported; -1: none."
     )
     top_logprobs_num: NumLogprobs = Field(default=0, description="Report this many alternatives at each position.")
-    token_ids_logprob: LogprobTokenIds = Field(default=[], description="Report these ids at each position.")
+    token_ids_logprob: LogprobTokenIds = Field(
+        default=[], description="Report these ids at each position; for a batch, one list for all or one for each."
+    )
     return_text_in_logprobs: bool = Field(default=False, description="Report the text of each of these tokens.")
     return_prompt_token_ids: bool = Field(default=False, description="Report the token ids of the prompt.")
     add_special_tokens: bool = Field(default=True, description="Prepend BOS to a text if the model expects it.")

@@ -5,7 +5,7 @@ A `TextGeneration` is one prompt and one answer; `merge` runs several of them (n
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Literal, NamedTuple, Protocol
@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, Protocol
 from headwater.client.engine_client import EngineClient
 from headwater.client.generation import Generation
 from headwater.generation.chat.formats import ChatFormats
+from headwater.generation.concurrency import Account, Permit
 from headwater.generation.errors import from_finish, from_value_error
 from headwater.generation.text_request import TextRequest
 from headwater.messages.base import pack_ids
@@ -57,7 +58,10 @@ class TextGenerator:
         observer: GenerationObserver | None = None,
         special_tokens: SpecialTokenPolicy = "prompts",
         formats: ChatFormats = ChatFormats(),
+        permit: Permit | None = None,
     ) -> None:
+        """`permit`: the place of the HTTP request that the generations belong to."""
+        self._permit = permit or Permit(Account())
         self.tokenizer = tokenizer
         self.formats = formats
         self._special_tokens = special_tokens
@@ -93,7 +97,7 @@ class TextGenerator:
     def start(self, request: TextRequest) -> "TextGeneration":
         """Send the request to an engine. The caller owns the generation: it must reach its end or be closed.
 
-        Raises EngineGone, NoSuchEngine, RidInUse.
+        Raises ApiError 429 if the client's key runs too many requests, EngineGone, NoSuchEngine, RidInUse.
         """
         message = Generate(
             rid=request.rid,
@@ -103,10 +107,17 @@ class TextGenerator:
             options=request.options,
             grammar=request.grammar,
             # stop strings are found in this process, so every token is needed at once
-            output_interval=1 if request.is_streaming or request.text.stop else WHOLE_ANSWER,
+            output_interval=1 if request.is_streaming or request.text.has_stop else WHOLE_ANSWER,
+            pooling=request.pooling,
+            account=self._permit.account.number,
         )
-        generation = self._client.generate(message, engine=request.engine)
-        return TextGeneration(generation, request, self.tokenizer, observer=self._observer)
+        self._permit.open()
+        try:
+            generation = self._client.generate(message, engine=request.engine)
+        except BaseException:
+            self._permit.close()
+            raise
+        return TextGeneration(generation, request, self.tokenizer, observer=self._observer, on_close=self._permit.close)
 
 
 class TextGeneration:
@@ -123,12 +134,15 @@ class TextGeneration:
         tokenizer: Tokenizer,
         *,
         observer: GenerationObserver | None = None,
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_close = on_close
         self.request = request
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.prompt_logprobs: list[TokenLogprob] = []
         self.meta: OutputMeta | None = None  # known from the first chunk on
+        self.embedding: bytes | None = None  # float32, if the request has `pooling`
         self.finish: Finish | None = None
         self.started_s = time.monotonic()
         self.newest_s: float | None = None  # when tokens came last
@@ -139,6 +153,7 @@ class TextGeneration:
             tokenizer,
             prompt_ids=request.prompt_ids,
             stop=request.text.stop,
+            stop_regex=request.text.stop_regex,
             include_stop=request.text.keep_stop,
             skip_special_tokens=request.text.skip_special_tokens,
         )
@@ -190,6 +205,7 @@ class TextGeneration:
         if self._is_open:
             self._is_open = False
             self._generation.close()
+            self._on_close()
             if self._observer is not None:
                 self._observer.ended(self)
 
@@ -210,6 +226,8 @@ class TextGeneration:
             self.meta = output.meta
         if output.prompt_logprobs is not None:
             self.prompt_logprobs.extend(output.prompt_logprobs)
+        if output.embedding is not None:
+            self.embedding = output.embedding
         token_ids, finish = output.token_ids, output.finish
         hides_last = (
             finish is not None

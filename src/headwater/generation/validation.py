@@ -124,7 +124,17 @@ def check_logit_bias(bias: dict[int, float]) -> dict[int, float]:
 StopTokenIds = Annotated[list[int], AfterValidator(_bounded(MAX_STOP_TOKEN_IDS))]
 # the type in /openapi.json; `read_prompt_ids` makes arrays
 PromptIds = Annotated[list[int] | list[list[int]], WrapValidator(lambda value, read: read_prompt_ids(value, read))]
-LogprobTokenIds = Annotated[list[int], AfterValidator(_bounded(MAX_LOGPROB_TOKEN_IDS))]
+
+
+def check_logprob_ids(ids: list[int] | list[list[int]]) -> list[int] | list[list[int]]:
+    """At most MAX_LOGPROB_TOKEN_IDS ids for each prompt; the number of prompts is bounded elsewhere."""
+    lists = ids if ids and isinstance(ids[0], list) else [ids]
+    for one in lists:
+        _bounded(MAX_LOGPROB_TOKEN_IDS)(one)
+    return ids
+
+
+LogprobTokenIds = Annotated[list[int] | list[list[int]], AfterValidator(check_logprob_ids)]
 LogitBias = Annotated[dict[int, float], AfterValidator(check_logit_bias)]
 
 

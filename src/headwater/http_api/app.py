@@ -9,7 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from headwater.http_api import page_routes
 from headwater.http_api.anthropic import routes as anthropic_routes
-from headwater.http_api.auth import Authentication, Keys
+from headwater.http_api.auth import Accounts, Authentication, Keys
 from headwater.http_api.compressed_body import CompressedBody
 from headwater.http_api.control import (
     cache_routes,
@@ -26,6 +26,7 @@ from headwater.http_api.native import routes as native_routes
 from headwater.http_api.ollama import routes as ollama_routes
 from headwater.http_api.openai import routes as openai_routes
 from headwater.http_api.openapi.document import install_document, operation_id
+from headwater.http_api.pooling import routes as pooling_routes
 from headwater.http_api.responses import routes as responses_routes
 from headwater.http_api.services import Services
 from headwater.http_api.sites import CHANGING_BY_GET
@@ -38,6 +39,7 @@ ROUTERS = (
     anthropic_routes.router,
     ollama_routes.router,
     native_routes.router,
+    pooling_routes.router,
     flush_routes.router,
     control_routes.router,
     weight_routes.router,
@@ -76,8 +78,9 @@ def create_app(state: ApiState) -> FastAPI:
         redoc_url=None,
         generate_unique_id_function=operation_id,
     )
-    app.state.services = Services(state)
     app.state.keys = Keys(state.api_key, state.admin_api_key)
+    accounts = Accounts(app.state.keys, max_running=state.limits.max_concurrency_per_key)
+    app.state.services = Services(state, accounts)
     install_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)

@@ -16,6 +16,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from headwater.generation.concurrency import Account
 from headwater.generation.errors import ApiError
 from headwater.http_api.error_handlers import error_response
 from headwater.http_api.json_body import JsonRoute
@@ -30,15 +31,22 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The keys that the server was started with; None: not set."""
+    """The keys that the server was started with; None: not set. `api_key` may hold several, separated by commas."""
 
     api_key: str | None = None
     admin_api_key: str | None = None
 
+    @property
+    def api_keys(self) -> tuple[str, ...]:
+        return tuple(key.strip() for key in (self.api_key or "").split(",") if key.strip())
+
+    def _is_user(self, key: str) -> bool:
+        return any(_equal(key, known) for known in self.api_keys)
+
     def user_refusal(self, authorization: str) -> ApiError | None:
         """Why a request with this header may call no route that needs a key; None: it may."""
         key = _bearer(authorization)
-        if self.api_key is None or _equal(key, self.api_key) or _equal(key, self.admin_api_key):
+        if self.api_key is None or self._is_user(key) or _equal(key, self.admin_api_key):
             return None
         return _unauthorized("a valid API key is needed as `Authorization: Bearer <key>` or `x-api-key: <key>`")
 
@@ -47,9 +55,25 @@ class Keys:
         key = _bearer(authorization)
         if self.admin_api_key is None or _equal(key, self.admin_api_key):
             return None
-        if _equal(key, self.api_key):
+        if self._is_user(key):
             return ApiError(403, "this route needs the admin API key", code="admin_key_required")
         return _unauthorized("this route needs the admin API key as `Authorization: Bearer <key>`")
+
+
+class Accounts:
+    """The accounts of the clients: number 0 without a key, then one for each API key, and one for the admin key."""
+
+    def __init__(self, keys: Keys, *, max_running: int | None = None) -> None:
+        self._keys = keys
+        self.all = [Account(number, max_running=max_running) for number in range(len(keys.api_keys) + 2)]
+
+    def of(self, authorization: str) -> Account:
+        """The account of a request with this header that may call a route."""
+        key = _bearer(authorization)
+        if self._keys.admin_api_key is not None and _equal(key, self._keys.admin_api_key):
+            return self.all[-1]
+        numbers = (number for number, known in enumerate(self._keys.api_keys, 1) if _equal(key, known))
+        return self.all[next(numbers, 0)]
 
 
 class Authentication:

@@ -1,5 +1,6 @@
 """What routes work with: the state, and the parts made from it once the model has loaded."""
 
+import copy
 import itertools
 import logging
 from typing import Annotated, Any
@@ -7,11 +8,13 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from headwater.client.engine_client import new_call_id
+from headwater.generation.concurrency import Permit
 from headwater.generation.errors import bad_request, loading
 from headwater.generation.model_facts import ModelFacts
 from headwater.generation.native import NativeApi
 from headwater.generation.text_generation import TextGenerator
 from headwater.generation.validation import timeout_seconds
+from headwater.http_api.auth import Accounts, Keys, authorization_of
 from headwater.http_api.engine_answers import EngineAnswers
 from headwater.http_api.monitoring.health import Health
 from headwater.http_api.monitoring.metrics import Metrics
@@ -28,10 +31,12 @@ CALL_TIMEOUT_S = 30.0  # for calls the engine answers in its next turn
 
 
 class Services:
-    """One per app. Properties that need the model raise ApiError 503 while it loads."""
+    """One per app, copied for each HTTP request. Properties that need the model raise ApiError 503 while it loads."""
 
-    def __init__(self, state: ApiState) -> None:
+    def __init__(self, state: ApiState, accounts: Accounts | None = None) -> None:
         self.state = state
+        self.accounts = accounts or Accounts(Keys())
+        self._permit: Permit | None = None  # of the HTTP request
         self.metrics = Metrics()
         self._pin_numbers = itertools.count(1)
         self.health = Health(state)
@@ -39,6 +44,12 @@ class Services:
         self.responses = ResponseStore(
             max_responses=limits.max_stored_responses, max_bytes=limits.max_stored_response_bytes
         )
+
+    def of(self, request: Request) -> "Services":
+        """The services of one HTTP request: what it generates counts for its key."""
+        own = copy.copy(self)
+        own._permit = Permit(self.accounts.of(authorization_of(request.headers)))
+        return own
 
     @property
     def model(self) -> ModelFacts:
@@ -53,6 +64,7 @@ class Services:
             observer=self.metrics.observer(model.served_name),
             special_tokens=self.state.special_tokens,
             formats=self.state.formats,
+            permit=self._permit,
         )
 
     @property
@@ -112,7 +124,7 @@ class Services:
 
 async def _services_of(request: Request) -> Services:
     """A coroutine: FastAPI calls a plain function in a thread, each time."""
-    return request.app.state.services
+    return request.app.state.services.of(request)
 
 
 InjectedServices = Annotated[Services, Depends(_services_of)]  # the type of a route's parameter `services`

@@ -20,15 +20,16 @@ from headwater.execution.weight_store import Checkpoint, WeightStore
 from headwater.kv_events import endpoint_of
 from headwater.launch.config import GB, ServerArgs
 from headwater.launch.placement import Placement, flags_in_errors, kv_dtype, num_kv_pages, open_placement
+from headwater.launch.pooling_config import PoolingConfig, read_pooling
 from headwater.messages.state import EngineReady
 from headwater.models.checkpoint_config import read_checkpoint_config
 from headwater.models.config import ModelConfig
 from headwater.models.end_tokens import union, within
 from headwater.models.loader import LoadedModel, ModelFiles, load_model, resolve_model, tokenizer_end_ids
 from headwater.models.sampling_defaults import read_sampling_defaults
+from headwater.scheduling.limits import SchedulerLimits
 from headwater.scheduling.plan import StepHandle, StepPlan
 from headwater.scheduling.prefill_pace import CPU_MAX_GAP_S
-from headwater.scheduling.scheduler import SchedulerLimits
 from headwater.storage.errors import StorageError
 from headwater.storage.page_key import Fingerprint, config_hash
 from headwater.storage.registry import open_backend
@@ -158,6 +159,7 @@ def _ready(
     """The facts that the engine reports once it can compute."""
     assert args.model is not None and args.max_running_requests is not None
     loaded, kv = model.loaded, runner.kv
+    pooling = PoolingConfig() if model.files.gguf is not None else read_pooling(model.files.folder)
     return EngineReady(
         call_id="",
         model_name=args.served_model_name or args.model,
@@ -176,6 +178,9 @@ def _ready(
         device=placement.device.name,
         sampling_defaults=read_sampling_defaults(model.files.folder, gguf=model.files.gguf),
         compute=placement.compute_facts(runner, loaded),
+        hidden_size=loaded.config.hidden_size,
+        pooling=pooling.mode,
+        embedding_dimensions=pooling.dimensions,
     )
 
 
@@ -205,6 +210,10 @@ def _limits(args: ServerArgs, *, max_context: int, max_gap_s: float | None) -> S
         max_queued=args.max_queued_requests,
         max_context=max_context,
         max_gap_s=max_gap_s,
+        max_queued_tokens=args.max_queued_tokens,
+        max_queue_share=args.queue_share,
+        queue_timeout_s=args.queue_timeout,
+        request_timeout_s=args.request_timeout,
     )
 
 

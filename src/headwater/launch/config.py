@@ -46,6 +46,8 @@ class ServerArgs(EngineArgs, kw_only=True, frozen=True, omit_defaults=True):
         for name in ("model", "served_model_name", "tokenizer", "host", "api_key", "admin_api_key"):
             if getattr(self, name) == "":
                 raise ValueError(f"{flag_name(name)} must not be empty")
+        if self.api_key is not None and not self.api_keys:
+            raise ValueError("--api-key must not be empty")
         self._check_tiers()
         self._check_events()
         for origin in self.allowed_origins:
@@ -54,6 +56,15 @@ class ServerArgs(EngineArgs, kw_only=True, frozen=True, omit_defaults=True):
         for host in self.allowed_hosts:
             if host != "*" and HOST.fullmatch(host) is None:
                 raise ValueError(f"--allowed-host must be names without scheme and port, got {host!r}")
+
+    @property
+    def api_keys(self) -> tuple[str, ...]:
+        return _names(self.api_key)
+
+    @property
+    def queue_share(self) -> float:
+        """The share of the queue that one key may hold."""
+        return self.max_queue_share or (0.5 if len(self.api_keys) > 1 else 1.0)
 
     @property
     def allowed_origins(self) -> tuple[str, ...]:

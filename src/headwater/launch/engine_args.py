@@ -18,6 +18,51 @@ class EngineArgs(CacheArgs, kw_only=True, frozen=True, omit_defaults=True):
     max_queued_requests: Annotated[
         int, Flag("Most waiting requests; one more gets 429.", SCHEDULE, low=0, high=1_000_000)
     ] = 1024
+    max_queued_tokens: Annotated[
+        int | None,
+        Flag(
+            "Most prompt tokens of waiting requests; a request beyond gets 429, unless none waits. Default: no limit.",
+            SCHEDULE,
+            low=1,
+        ),
+    ] = None
+    max_queue_share: Annotated[
+        float | None,
+        Flag(
+            "Share of the queue that the requests of one key may hold. Default: 0.5 with several --api-key, else 1.",
+            SCHEDULE,
+            low=0.001,
+            high=1,
+        ),
+    ] = None
+    max_concurrency_per_key: Annotated[
+        int | None,
+        Flag(
+            "Most HTTP requests of one key that generate at the same time; one more gets 429. Clients without a key "
+            "count as one. Default: no limit.",
+            SCHEDULE,
+            low=1,
+            high=1_000_000,
+        ),
+    ] = None
+    queue_timeout: Annotated[
+        float | None,
+        Flag(
+            "Seconds that a request may wait before it starts; then it gets 503. Default: no limit.",
+            SCHEDULE,
+            low=0.001,
+            high=86400,
+        ),
+    ] = None
+    request_timeout: Annotated[
+        float | None,
+        Flag(
+            "Seconds from the arrival of a request to the end of its answer; then it ends with 504. Default: no limit.",
+            SCHEDULE,
+            low=0.001,
+            high=86400,
+        ),
+    ] = None
     chunked_prefill_size: Annotated[
         int | None,
         Flag("Most prompt tokens of one request in a step. Default: 8192; on CPU 512 or less.", SCHEDULE, low=1),

@@ -16,7 +16,12 @@ class HttpArgs(ModelArgs, kw_only=True, frozen=True, omit_defaults=True):
     port: Annotated[int, Flag("Port to listen on; 0 takes a free one.", HTTP, low=0, high=65535)] = 30000
     api_key: Annotated[
         str | None,
-        Flag("Key that clients must send as a Bearer token.", HTTP, env="HEADWATER_API_KEY", is_secret=True),
+        Flag(
+            "Key that clients must send as a Bearer token, or several keys, separated by commas.",
+            HTTP,
+            env="HEADWATER_API_KEY",
+            is_secret=True,
+        ),
     ] = None
     admin_api_key: Annotated[
         str | None,

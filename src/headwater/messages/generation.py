@@ -4,6 +4,8 @@ from typing import Literal
 
 from headwater.messages.base import Call, Struct
 
+Pooling = Literal["last", "mean"]
+
 
 class SamplingParams(Struct):
     """How tokens are chosen and when generation ends, as the engine needs it; ranges are checked by the API.
@@ -62,6 +64,8 @@ class Generate(Struct, tag="generate"):
     options: RequestOptions = RequestOptions()
     grammar: Grammar | None = None
     output_interval: int = 1  # tokens in an output; the first token comes alone, the last output is what is left
+    pooling: Pooling | None = None  # wants the prompt's embedding; with max_new_tokens of 0
+    account: int = 0  # number of the key that its client used; one account cannot fill the queue
 
 
 class GenerateBatch(Struct, tag="generate_batch"):
@@ -93,13 +97,18 @@ class TokenLogprob(Struct, array_like=True):
 
 
 class Finish(Struct):
-    """Why a request ended. `matched` is the stop token; `status` is an HTTP status, for `abort` only."""
+    """Why a request ended. `matched` is the stop token; what follows `message` is for `abort` only.
+
+    `status` is an HTTP status, `code` a word for programs, `retry_after_s` when to try again.
+    """
 
     type: Literal["stop", "length", "abort"]
     matched: int | str | None = None
     message: str = ""
     status: int = 0
     err_type: str = ""
+    code: str = ""
+    retry_after_s: int = 0  # 0: unknown
 
 
 class OutputMeta(Struct):
@@ -125,6 +134,7 @@ class Output(Struct, array_like=True):
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None  # once, with the first token
     finish: Finish | None = None
     meta: OutputMeta | None = None
+    embedding: bytes | None = None  # float32[hidden_size] of length 1, with the last output of a request with `pooling`
 
 
 class Outputs(Struct, tag="outputs"):

@@ -62,6 +62,7 @@ class EngineState(Answer, tag="engine_state"):
     memory_bytes: dict[str, int]  # weights, kv_cache, ...
     namespaces: int = 0
     num_pending_operations: int = 0
+    num_waiting_tokens: int = 0
     is_behind: bool = False  # it has missed a change that the other engines made, and refuses requests
     num_decided: int = 0  # of those: committed changes of several engines that this one has not made yet
     released_memory: tuple[str, ...] = ()
@@ -109,3 +110,6 @@ class EngineReady(Answer, tag="engine_ready"):
     device: str
     sampling_defaults: dict[str, float] = field(default_factory=dict)  # recommended by the model's files, unchecked
     compute: ComputeFacts | None = None  # None: not on a CPU
+    hidden_size: int = 0  # of embeddings
+    pooling: str = ""  # that the model's files name, perhaps one that is not supported; empty: none
+    embedding_dimensions: tuple[int, ...] | None = None  # that a Matryoshka model has; empty: any; None: it is none

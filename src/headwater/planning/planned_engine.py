@@ -15,7 +15,7 @@ from headwater.planning.hardware import Hardware
 from headwater.planning.model_shape import ModelShape
 from headwater.planning.timed_runner import TimedRunner
 from headwater.planning.timed_tiers import Link, MeteredStore, StandInPages, TimedCopier, TimedJobs
-from headwater.scheduling.scheduler import SchedulerLimits
+from headwater.scheduling.limits import SchedulerLimits
 from headwater.scheduling.waiting_queue import SchedulePolicy
 from headwater.storage.page_key import Fingerprint
 

@@ -47,10 +47,34 @@ def refuse_for_ever(request: Request, *, vocab_size: int, context: int, capacity
     return None
 
 
-def refuse_queue(num_waiting: int) -> Finish:
+def refuse_queue(why: str, *, retry_after_s: int) -> Finish:
     """The client may try again."""
-    message = f"the queue is full: {num_waiting} requests wait already"
-    return Finish(type="abort", status=429, message=message, err_type="rate_limit_error")
+    return Finish(
+        type="abort",
+        status=429,
+        message=f"the queue is full: {why}",
+        err_type="rate_limit_error",
+        code="queue_full",
+        retry_after_s=retry_after_s,
+    )
+
+
+def waited_too_long(timeout_s: float, *, retry_after_s: int) -> Finish:
+    """Nothing was computed, so the client may repeat it. A 408 would mean that the client was too slow."""
+    return Finish(
+        type="abort",
+        status=503,
+        message=f"the request has waited in the queue for {timeout_s:g} s and was not started",
+        err_type="service_unavailable",
+        code="queue_timeout",
+        retry_after_s=retry_after_s,
+    )
+
+
+def took_too_long(timeout_s: float) -> Finish:
+    """The answer is not complete. To repeat it would take as long again."""
+    message = f"the request has taken {timeout_s:g} s and was ended"
+    return Finish(type="abort", status=504, message=message, err_type="timeout", code="request_timeout")
 
 
 def refuse_now(reason: str) -> Finish:

@@ -20,6 +20,11 @@ class Counters:
     num_finished: int = 0
     num_retractions: int = 0
     num_parked: int = 0  # retractions whose pages were kept on the host
+    limited_queued_requests: int = 0  # refused: the queue had no place
+    limited_queued_tokens: int = 0  # refused: the queue held too many tokens
+    limited_queue_share: int = 0  # refused: their key had its share of the queue
+    limited_queue_timeout: int = 0  # ended before they started
+    limited_request_timeout: int = 0  # ended before they were complete
     queue_time_seconds: float = 0.0
 
     def as_dict(self) -> dict[str, float]:

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from headwater.messages.generation import Finish, Output, OutputMeta, Outputs, TokenLogprob
 from headwater.scheduling.request import Request
 
@@ -21,10 +24,16 @@ class OutputBuffer:
         reports_first = asked is not None and asked.prompt_start == 0  # which nothing predicts
         first = [TokenLogprob(token_id=int(request.tokens.view(0, 1)[0]), logprob=None)] if reports_first else []
         request.unsent.prompt_logprobs = first
+        request.unsent.pooled = None
 
     def add_prompt_logprobs(self, request: Request, items: Sequence[TokenLogprob]) -> None:
         """Log-probabilities of the next prompt tokens. They leave with the first output."""
         request.unsent.prompt_logprobs += items
+
+    def add_pooled(self, request: Request, hidden: npt.NDArray[np.floating]) -> None:
+        """Hidden states of the next prompt tokens, summed. Their mean leaves with the last output."""
+        unsent = request.unsent
+        unsent.pooled = hidden.astype(np.float64) + (0.0 if unsent.pooled is None else unsent.pooled)
 
     def add_token(
         self, request: Request, token_id: int, *, logprob: TokenLogprob | None, meta: OutputMeta | None
@@ -70,6 +79,7 @@ class OutputBuffer:
                 prompt_logprobs=last.prompt_logprobs if last else prompt_logprobs or None,
                 finish=finish,
                 meta=meta,
+                embedding=_embedding(request) if finish.type == "length" else None,
             )
         )
 
@@ -80,6 +90,20 @@ class OutputBuffer:
         taken = [(client, Outputs(items=tuple(items))) for client, items in self._items.items() if items]
         self._items = {}
         return taken
+
+
+def has_broken_embedding(request: Request) -> bool:
+    """Whether a hidden state was not finite."""
+    pooled = request.unsent.pooled
+    return pooled is not None and not np.isfinite(pooled).all()
+
+
+def _embedding(request: Request) -> bytes | None:
+    """float32, of length 1: the direction of the sum is that of the mean."""
+    pooled = request.unsent.pooled
+    if pooled is None:
+        return None
+    return (pooled / max(float(np.linalg.norm(pooled)), 1e-12)).astype("<f4").tobytes()
 
 
 def _take_unsent(request: Request) -> tuple[tuple[int, ...], tuple[TokenLogprob, ...] | None]:

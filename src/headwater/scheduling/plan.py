@@ -11,7 +11,7 @@ import numpy.typing as npt
 from msgspec import Struct, field
 
 from headwater.messages.base import TokenIds
-from headwater.messages.generation import LogprobParams, SamplingParams, TokenLogprob
+from headwater.messages.generation import LogprobParams, Pooling, SamplingParams, TokenLogprob
 
 NEWEST_TOKEN = -1  # in StepPlan.token_ids: the token this slot sampled last, known to the runner alone
 
@@ -26,6 +26,7 @@ class SlotAssignment(Struct, frozen=True, eq=False):
     num_prompt_tokens: int  # token_ids[num_prompt_tokens:] are generated tokens (penalties count them)
     stop_token_ids: tuple[int, ...]  # EOS included; masked while fewer than min_new_tokens were generated
     logprobs: LogprobParams | None = None
+    pooling: Pooling | None = None
 
 
 class PageUpdate(Struct, frozen=True, eq=False):
@@ -84,6 +85,8 @@ class StepResult(Struct, frozen=True, eq=False):
     # row -> of the prompt tokens this chunk *predicted*: positions num_computed+1 .. num_computed+num_tokens,
     # clipped to the prompt, and only from LogprobParams.prompt_start on
     prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = field(default_factory=dict)
+    # row -> sum of the hidden states, after the last norm, that this chunk adds to the embedding of its prompt
+    pooled: dict[int, npt.NDArray[np.floating]] = field(default_factory=dict)
 
 
 class StepHandle(Protocol):

@@ -69,6 +69,7 @@ class PlanBuilder:
                 num_prompt_tokens=request.num_prompt_tokens,
                 stop_token_ids=tuple(request.stop_token_ids),
                 logprobs=logprobs,
+                pooling=request.pooling,
             )
         )
 

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
+import numpy.typing as npt
 
 from headwater.cache.lease import Lease, TokenSequence
 from headwater.cache.namespace import Namespace
 from headwater.cache.prefetch import Prefetch
 from headwater.cache.transfer import Restore
 from headwater.messages.base import unpack_ids
-from headwater.messages.generation import Generate, TokenLogprob
+from headwater.messages.generation import Generate, Pooling, TokenLogprob
 from headwater.scheduling.plan import PageUpdate
 
 _arrivals = itertools.count()
@@ -71,6 +72,7 @@ class Unsent:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    pooled: npt.NDArray[np.float64] | None = None  # the sum of hidden states so far
 
 
 class Request:
@@ -82,6 +84,8 @@ class Request:
         self.sampling = message.sampling
         self.logprobs = message.logprobs
         self.options = message.options
+        self.account = message.account
+        self.pooling: Pooling | None = message.pooling
         scope = message.options.cache_salt, message.options.extra_key
         self._namespace = Namespace(*scope, "", "")  # of the weights asked for last
         self.tokens = TokenSequence(unpack_ids(message.prompt_ids))
@@ -110,7 +114,12 @@ class Request:
 
     @property
     def num_matchable(self) -> int:
-        """How many tokens' KV may come from the cache. One token is always computed, as are those with logprobs."""
+        """How many tokens' KV may come from the cache. One token is always computed, as are those with logprobs.
+
+        The mean needs the hidden states of all tokens, and the cache has none.
+        """
+        if self.pooling == "mean":
+            return 0
         limit = len(self.tokens) - 1
         if self.logprobs is not None and self.logprobs.prompt_start >= 0 and not self.num_outputs:
             limit = min(limit, max(0, self.logprobs.prompt_start - 1))

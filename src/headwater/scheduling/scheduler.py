@@ -1,6 +1,5 @@
 """Decides what runs next, from requests, slots and the cache. No torch, no I/O, no clock of its own."""
 
-from dataclasses import dataclass
 from operator import attrgetter
 
 from msgspec import structs
@@ -15,15 +14,17 @@ from headwater.scheduling.answers import (
     engine_failed,
     refuse_for_ever,
     refuse_now,
-    refuse_queue,
     refuse_rid,
 )
 from headwater.scheduling.counters import Counters
+from headwater.scheduling.deadlines import Deadlines
+from headwater.scheduling.limits import Admission, SchedulerLimits
 from headwater.scheduling.loading import LoadingRequests
-from headwater.scheduling.outputs import OutputBuffer
+from headwater.scheduling.outputs import OutputBuffer, has_broken_embedding
 from headwater.scheduling.plan import StepPlan, StepResult
 from headwater.scheduling.plan_builder import PlanBuilder, PlanColumns
 from headwater.scheduling.prefill_pace import PrefillPace
+from headwater.scheduling.queue_gate import QueueGate
 from headwater.scheduling.request import Phase, Request
 from headwater.scheduling.running import RunningRequests
 from headwater.scheduling.shared_prefix import is_worth_waiting
@@ -32,29 +33,6 @@ from headwater.scheduling.waiting_queue import SchedulePolicy, WaitingQueue
 _NUM_EXAMINED_PER_TURN = 64  # waiting requests looked at in one turn, so that a long queue costs nothing
 _queue_key = attrgetter("queue_key")
 _MIN_PREFILL_SAMPLE = 64  # prompt tokens of a step from which its time says something about prefill
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerLimits:
-    """Sizes that the scheduler respects."""
-
-    max_running: int  # slots
-    max_step_tokens: int  # tokens of one step, decodes and prefill chunks together
-    prefill_chunk_tokens: int  # of one request in one step
-    max_queued: int
-    max_context: int
-    max_gap_s: float | None = None  # that prefill should leave between two tokens of a stream; None: no limit
-
-
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """What may run now. A pause, a holding flush or a weight update closes it."""
-
-    may_run: bool = True  # launch steps at all
-    may_start: bool = True  # admit requests that have never started
-
-    def admits(self, request: Request) -> bool:
-        return self.may_run and (self.may_start or request.started_s is not None)
 
 
 class Scheduler:
@@ -84,6 +62,8 @@ class Scheduler:
         self._vocab_size = vocab_size
         self._end_ids_of_weights: frozenset[int] = frozenset()  # that a later checkpoint's files name
         self.waiting = WaitingQueue(policy)
+        self._gate = QueueGate(self.waiting, limits=limits, counters=self.counters, clock=clock)
+        self.deadlines = Deadlines(limits=limits, gate=self._gate, counters=self.counters, clock=clock)
         self.running = RunningRequests(cache, num_slots=limits.max_running)
         self.loading = LoadingRequests(cache)
         self._requests: dict[tuple[bytes, str], Request] = {}  # by client and rid
@@ -117,6 +97,7 @@ class Scheduler:
         room = min(self.limits.max_context, self._capacity_tokens) - request.num_prompt_tokens
         request.max_new_tokens = min(sampling.max_new_tokens, room)
         self._requests[request.client, request.rid] = request
+        self.deadlines.arrived(request)
         tokens = request.tokens.view(0, request.num_matchable)
         if not self.loading.seek_in_storage(request, request.namespace(self.weights_id), tokens):
             self.waiting.add(request)
@@ -130,6 +111,7 @@ class Scheduler:
                 self._finish(request, engine_failed(error))
                 return
             del self._requests[request.client, request.rid]
+        self.deadlines.ended(request)
         request.enter(Phase.FINISHED)
         self._outputs.finish(request, engine_failed(error), self._meta(request))
 
@@ -144,6 +126,11 @@ class Scheduler:
             self.counters.num_aborted += 1
             self._finish(request, Finish(type="abort", message=message))
         return len(requests)
+
+    def end_overdue(self) -> None:
+        """End the requests that have waited for too long to start, or have taken too long in all."""
+        while (overdue := self.deadlines.overdue()) is not None:
+            self._finish(*overdue)
 
     def take_outputs(self) -> list[tuple[bytes, Outputs]]:
         return self._outputs.take()
@@ -278,6 +265,8 @@ class Scheduler:
         use = self.running.enter(request, lease)
         if request.started_s is None:
             request.started_s = self._clock.now()
+            self._gate.started(request)
+            self.deadlines.started(request)
             request.weights_versions = [(self.weight_version, 0)]
             num_cached = min(request.progress.num_computed, request.num_prompt_tokens)
             self.counters.copied_tokens += 0 if lease.part is None else lease.part.num_tokens
@@ -315,10 +304,12 @@ class Scheduler:
                 running.publish(request)
             if row in prompt_logprobs:
                 self._outputs.add_prompt_logprobs(request, prompt_logprobs[row])
+            if row in result.pooled:
+                self._outputs.add_pooled(request, result.pooled[row])
             if samples:
                 self._take_token(request, token_id, result.logprobs.get(row))
             elif request.max_new_tokens == 0 and first + num_tokens >= request.num_prompt_tokens:
-                self._finish(request, Finish(type="length"))
+                self._finish(request, NOT_FINITE if has_broken_embedding(request) else Finish(type="length"))
         self.running.release_leaving()
 
     def fail(self, plan: StepPlan, error: Exception) -> int:
@@ -356,6 +347,7 @@ class Scheduler:
         elif request.phase is Phase.LOADING:
             self.loading.remove(request)
         request.enter(Phase.FINISHED)
+        self.deadlines.ended(request)
         del self._requests[request.client, request.rid]
         self.counters.num_finished += 1
         self._outputs.finish(request, finish, self._meta(request))
@@ -389,7 +381,7 @@ class Scheduler:
         sizes = {"context": self.limits.max_context, "capacity": self._capacity_tokens}
         if (refusal := refuse_for_ever(request, vocab_size=self._vocab_size, **sizes)) is not None:
             return refusal
-        return refuse_queue(len(self.waiting)) if len(self.waiting) >= self.limits.max_queued else None
+        return self._gate.refusal(request)
 
     def _meta(self, request: Request) -> OutputMeta:
         return describe(request, generation=self.cache.generation, weight_version=self.weight_version)

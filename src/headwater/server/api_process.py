@@ -101,6 +101,7 @@ class ApiProcess:
                 max_control_timeout_s=self._args.max_control_timeout,
                 max_stored_responses=self._args.max_stored_responses,
                 max_stored_response_bytes=self._args.max_stored_response_bytes,
+                max_concurrency_per_key=self._args.max_concurrency_per_key,
             ),
             special_tokens=self._args.parse_special_tokens,
             format_flags=FormatFlags(

@@ -6,7 +6,7 @@ from headwater.cache.host_tier import WritePolicy
 from headwater.cache.prefix_cache import MIN_PART_TOKENS
 from headwater.cache.storage.tier import PrefetchPolicy
 from headwater.messages.state import EngineReady
-from headwater.scheduling.scheduler import SchedulerLimits
+from headwater.scheduling.limits import SchedulerLimits
 from headwater.scheduling.waiting_queue import SchedulePolicy
 from headwater.storage.page_key import Fingerprint
 
@@ -23,6 +23,10 @@ class EngineShape:
     max_step_tokens: int = 64
     prefill_chunk_tokens: int = 32
     max_queued: int = 1000
+    max_queued_tokens: int | None = None
+    max_queue_share: float = 1.0
+    queue_timeout_s: float | None = None
+    request_timeout_s: float | None = None
     max_context: int = 4096
     is_async: bool = False  # a step is never done in the turn that launched it, as on a GPU
     policy: SchedulePolicy = "fcfs"
@@ -45,6 +49,10 @@ class EngineShape:
             prefill_chunk_tokens=self.prefill_chunk_tokens,
             max_queued=self.max_queued,
             max_context=self.max_context,
+            max_queued_tokens=self.max_queued_tokens,
+            max_queue_share=self.max_queue_share,
+            queue_timeout_s=self.queue_timeout_s,
+            request_timeout_s=self.request_timeout_s,
         )
 
     def ready(self) -> EngineReady:

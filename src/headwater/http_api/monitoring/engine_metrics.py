@@ -38,6 +38,7 @@ HOST_GAUGES: tuple[tuple[str, str, Callable[[TierState, int], float]], ...] = (
     ("hicache_host_used_tokens", "Tokens on the host tier.", lambda t, size: (t.capacity - t.free) * size),
     ("hicache_host_total_tokens", "Tokens the host tier holds.", lambda t, size: t.capacity * size),
 )
+_LIMITED = ("headwater_limited_requests", "Requests that a limit refused or ended, by the limit.")
 SGLANG_COUNTERS = {  # our counter -> SGLang's name and text
     "evicted_tokens": ("evicted_tokens", "Cached tokens evicted from the device."),
     "num_retractions": ("num_retracted_requests", "Requests that gave their pages back to let others run."),
@@ -58,10 +59,16 @@ def engine_metrics(
     states: list[EngineState | Exception],
     operations: list[OperationList | Exception],
     storage: Sequence[StorageInfo | Exception] = (),
+    *,
+    num_over_concurrency: int = 0,
 ) -> Iterable[Metric]:
-    """All families for one scrape. An engine that did not answer has only `headwater_engine_up`."""
+    """All families for one scrape. An engine that did not answer has only `headwater_engine_up`.
+
+    `num_over_concurrency`: requests that the API process refused because their key ran too many.
+    """
     there = [(str(rank), state) for rank, state in enumerate(states) if isinstance(state, EngineState)]
     page = MetricFamilies(model_name)
+    page.counter(*_LIMITED, num_over_concurrency, rank="", reason="concurrency")
     for rank, state in enumerate(states):
         up = 1.0 if isinstance(state, EngineState) else 0.0
         page.gauge("headwater_engine_up", "1 if the engine answers.", up, rank=str(rank))
@@ -117,7 +124,9 @@ def _add_tiers(page: MetricFamilies, rank: str, state: EngineState) -> None:
 
 def _add_counters(page: MetricFamilies, rank: str, state: EngineState) -> None:
     for name, value in state.counters.items():
-        if is_shown_by_label(name):
+        if name.startswith("limited_"):
+            page.counter(*_LIMITED, value, rank=rank, reason=name.removeprefix("limited_"))
+        if is_shown_by_label(name) or name.startswith("limited_"):
             continue
         page.counter(f"headwater_{name}", f"Counted by the engine: {name}.", value, rank=rank)
         if name in SGLANG_COUNTERS:
@@ -128,6 +137,7 @@ def _add_counters(page: MetricFamilies, rank: str, state: EngineState) -> None:
 def _add_own_gauges(page: MetricFamilies, rank: str, state: EngineState) -> None:
     for name, text, value in (
         ("cache_generation", "Retirements of cached KV so far.", state.generation),
+        ("queued_tokens", "Prompt tokens of waiting requests.", state.num_waiting_tokens),
         ("paused", "1 while generation is paused.", float(state.paused)),
         ("namespaces", "Separate roots of the prefix tree.", state.namespaces),
         ("uptime_seconds", "Since the engine started.", state.uptime_s),

@@ -184,7 +184,9 @@ async def metrics(services: InjectedServices) -> Response:
         services.state.client.call_all(GetStorage(call_id=new_call_id()), timeout_s=SCRAPE_TIMEOUT_S),
     )
     model_name = services.state.model.served_name if services.state.model else ""
-    page = services.metrics.page(model_name, states, operations, storage, responses=services.responses)
+    page = services.metrics.page(
+        model_name, states, operations, storage, responses=services.responses, accounts=services.accounts.all
+    )
     return Response(page, headers={"content-type": CONTENT_TYPE_LATEST})
 
 

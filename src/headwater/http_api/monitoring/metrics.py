@@ -11,6 +11,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from headwater.generation.answer_fields import cached_tokens_details
+from headwater.generation.concurrency import Account
 from headwater.generation.text_generation import GenerationObserver, TextGeneration
 from headwater.http_api.monitoring.engine_metrics import engine_metrics
 from headwater.http_api.monitoring.token_intervals import IntervalHistogram
@@ -136,6 +137,7 @@ class Metrics:
         storage: Sequence[StorageInfo | Exception] = (),
         *,
         responses: ResponseStore,
+        accounts: Sequence[Account] = (),
     ) -> bytes:
         """The text of /metrics. An engine that did not answer has `headwater_engine_up 0`."""
         hit_rate = GaugeMetricFamily(
@@ -145,7 +147,9 @@ class Metrics:
         )
         hit_rate.add_metric((model_name,), self._families.hit_rate())
         stored = _stored_responses(model_name, responses)
-        self._snapshot.families = [hit_rate, *stored, *engine_metrics(model_name, states, operations, storage)]
+        num_refused = sum(account.num_refused for account in accounts)
+        engines = engine_metrics(model_name, states, operations, storage, num_over_concurrency=num_refused)
+        self._snapshot.families = [hit_rate, *stored, *engines]
         return generate_latest(self._registry)
 
 

@@ -13,6 +13,7 @@ from headwater.simulation.checks.pending_calls import PendingCalls
 from headwater.simulation.checks.promises import Promises
 from headwater.simulation.checks.retirements import Retirements
 from headwater.simulation.checks.service_promises import ServicePromises
+from headwater.simulation.checks.timeouts import TimeoutPromises
 from headwater.simulation.engine_shape import VOCAB_SIZE
 from headwater.simulation.simulated_engine import MAX_CONTROL_TIMEOUT_S, SimulatedEngine
 
@@ -47,6 +48,7 @@ class EngineChecks:
             retirements=retirements,
             audit_every=audit_every,
         )
+        self.timeouts = TimeoutPromises(self.oracle, limits=engine.shape.limits(), now_s=engine.clock.now)
         self._mirror: EventMirror | None = None
         if engine.shape.has_events:
             self._mirror = EventMirror(engine.parts.cache.tree, StorageNames(engine.shape.fingerprint()))
@@ -60,6 +62,7 @@ class EngineChecks:
     def end_turn(self, *, has_launched: bool) -> None:
         """The turn is over, and all of its outputs and answers have been checked."""
         self.control.end_turn(has_launched=has_launched)
+        self.timeouts.check()
         self.promises.check(is_staging=self.control.is_staging, mirror=self._mirror)
 
     # ------------------------------------------------------------------------------------------------
@@ -67,10 +70,12 @@ class EngineChecks:
     def _received(self, wait_s: float, messages: list[tuple[bytes, ToEngine]]) -> None:
         if not messages:
             self.calls.check_sleep(wait_s)
+            self.timeouts.check_sleep(wait_s)
         for _, message in messages:
             if isinstance(message, FlushCache) and "storage" in message.tiers:
                 self._engine.expect_store_flush(message)
         self.control.begin_turn(messages)
+        self.timeouts.note_due(slept_s=0.0 if messages else wait_s)
 
     def _make_oracle(self) -> Oracle:
         engine, shape = self._engine, self._engine.shape
@@ -86,6 +91,7 @@ class EngineChecks:
             pages_of=engine.runner.pages_of,
             records=engine.runner.records,
             is_shared=lambda page: engine.parts.cache.pool.owner_of(page) is Owner.TREE,
+            now_s=engine.clock.now,
         )
 
     def _make_control(self, retirements: Retirements) -> ControlPromises:
@@ -100,7 +106,7 @@ class EngineChecks:
         service = ServicePromises(
             parts.scheduler,
             oracle=self.oracle,
-            max_queued=engine.shape.max_queued,
+            limits=engine.shape.limits(),
             is_fcfs=engine.shape.policy == "fcfs",
             advance=parts.control.advance,
             is_quiet=engine.is_quiet,

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from headwater.messages.generation import Generate, Output
+from headwater.scheduling.limits import SchedulerLimits
 from headwater.scheduling.plan import SlotAssignment
 from headwater.scheduling.request import Request
-from headwater.scheduling.scheduler import SchedulerLimits
 from headwater.simulation.checks.request_model import RequestKey, RequestModel
 from headwater.simulation.checks.violation import Violation, demand
 from headwater.simulation.fakes.kv_records import Records
@@ -38,6 +38,7 @@ class Oracle:
         pages_of: Callable[[int, int], Records],
         records: Callable[[npt.NDArray[np.integer]], Records],
         is_shared: Callable[[int], bool],
+        now_s: Callable[[], float],
     ) -> None:
         self.active: dict[RequestKey, RequestModel] = {}
         self.entered_now: list[RequestModel] = []  # in this turn; `ControlPromises` clears it
@@ -57,6 +58,7 @@ class Oracle:
         self._running = running
         self._pages_of = pages_of  # contents of the first pages of a slot
         self._records = records  # contents of pages
+        self._now_s = now_s
         self._is_shared = is_shared  # whether a page is in the tree
         self._slots: dict[int, RequestModel] = {}
 
@@ -94,6 +96,7 @@ class Oracle:
             self._num_delivered += 1
             self.num_undelivered -= 1
             model.is_delivered = True
+            model.arrived_s = self._now_s()
 
     def received(self, client: bytes, output: Output) -> None:
         """A client has received an output."""

@@ -2,10 +2,20 @@
 
 import struct
 
+import numpy as np
+
 from headwater.messages.base import unpack_ids
 from headwater.messages.generation import Generate, Output
 from headwater.simulation.checks.violation import Violation, demand
-from headwater.simulation.fakes.canary import START, expected_tokens, mix, namespace_text, next_canaries, origin
+from headwater.simulation.fakes.canary import (
+    START,
+    expected_tokens,
+    mix,
+    namespace_text,
+    next_canaries,
+    origin,
+    pooled_canaries,
+)
 
 RequestKey = tuple[bytes, str]  # client and rid
 _MASK = (1 << 64) - 1
@@ -33,7 +43,9 @@ class RequestModel:
         self.number = 0  # in the order of arrival
         self.is_refused = False  # the engine has refused it, or will in this turn
         self.must_be_refused = False  # the queue was full when it arrived
-        self.is_delivered = False  # the engine has read it
+        self.is_delivered = False  # the engine has read it, at `arrived_s`
+        self.arrived_s = 0.0
+        self.timeouts_due: set[int] = set()  # statuses with which timeouts may end it in this turn
         self.num_cached = 0  # prompt tokens that it found in the cache when it first entered a slot
         self.num_entered = 0  # number of entries into a slot
         self.may_end_early = False  # an abort, pause or update asked for it
@@ -139,6 +151,7 @@ class RequestModel:
                 or (finish.status == 400 and self.is_too_long)
                 or (finish.status == 500 and self.has_failed)
                 or (finish.status == 429 and self.must_be_refused)
+                or finish.status in self.timeouts_due
             )
             demand(is_right, "right_end", f"{self.rid} was aborted ({finish.status} {finish.message}), asked by nobody")
             return
@@ -146,6 +159,18 @@ class RequestModel:
         demand(finish.type == due, "right_end", f"{self.rid} ended by {finish.type}, due was {due}")
         self._check_from_scratch()
         self._check_logprobs()
+        self._check_embedding(output.embedding)
+
+    def _check_embedding(self, embedding: bytes | None) -> None:
+        """It is made of all tokens of the prompt or of the last one, whatever chunks and cache hits there were."""
+        pooling = self.message.pooling
+        if pooling is None:
+            demand(embedding is None, "embedding_is_of_the_prompt", f"{self.rid} wants none")
+            return
+        right = pooled_canaries(self.kv[: 8 * len(self.prompt)] if pooling == "mean" else self.kv[-8:])
+        right /= np.linalg.norm(right)
+        is_right = embedding is not None and np.allclose(np.frombuffer(embedding, dtype=np.float32), right, atol=1e-5)
+        demand(is_right, "embedding_is_of_the_prompt", f"{self.rid} ({pooling}) gets another")
 
     def _check_logprobs(self) -> None:
         wanted = self.message.logprobs

@@ -1,6 +1,8 @@
 """The promises of the scheduler: which requests it accepts, the order of service, and correct counts."""
 
+import math
 from collections.abc import Callable
+from itertools import compress
 from typing import Any
 
 from headwater.messages.control import (
@@ -14,6 +16,7 @@ from headwater.messages.control import (
 from headwater.messages.generation import Abort, Generate
 from headwater.messages.weights import SetWeightVersion, UpdateWeights, WeightsUpdated, WeightVersionSet
 from headwater.messages.wire import ToClient, ToEngine
+from headwater.scheduling.limits import SchedulerLimits
 from headwater.scheduling.request import Request
 from headwater.scheduling.scheduler import Scheduler
 from headwater.simulation.checks.oracle import Oracle
@@ -32,7 +35,7 @@ class ServicePromises:
         scheduler: Scheduler,
         *,
         oracle: Oracle,
-        max_queued: int,
+        limits: SchedulerLimits,
         is_fcfs: bool,
         advance: Callable[[], None],
         is_quiet: Callable[[], bool],
@@ -43,7 +46,7 @@ class ServicePromises:
         """
         self._scheduler = scheduler
         self._oracle = oracle
-        self._max_queued = max_queued
+        self._limits = limits
         self._is_fcfs = is_fcfs
         self._advance = advance
         self._is_quiet = is_quiet
@@ -89,19 +92,34 @@ class ServicePromises:
 
     def _checked_add(self, message: Generate, *, client: bytes) -> None:
         """A request is refused if and only if the queue is full."""
-        key, num_waiting = (client, message.rid), len(self._scheduler.waiting)
+        key, is_full = (client, message.rid), self._is_full_for(message)
         is_new = not self._is_in_place(key)
         self._add(message, client=client)
         model = self._oracle.active.get(key)
         if model is None or not is_new or model.is_refused:
             return
         is_in = self._is_in_place(key)
-        is_full = num_waiting >= self._max_queued
         model.is_refused = not is_in
         model.must_be_refused = is_full
         if not model.is_too_long and is_in == is_full:
-            text = f"{message.rid} arrived when {num_waiting} of {self._max_queued} waited"
+            text = f"{message.rid} arrived at a queue that had {'no' if is_full else 'a'} place for it"
             raise Violation("refused_only_if_full", f"{text}, and {'is in' if is_in else 'was refused'}")
+
+    def _is_full_for(self, message: Generate) -> bool:
+        """Whether the queue, or the share of it that the request's key may have, is full."""
+        limits, num_tokens = self._limits, len(message.prompt_ids) // 4
+        waiting = list(self._scheduler.waiting)
+        models = [self._oracle.active.get((request.client, request.rid)) for request in waiting]
+        is_own = [model is not None and model.message.account == message.account for model in models]
+        own = list(compress(waiting, is_own))
+        for requests, share in ((waiting, 1.0), (own, limits.max_queue_share)):
+            if len(requests) >= (limits.max_queued if share == 1 else max(1, int(limits.max_queued * share))):
+                return True
+            num_waiting = sum(len(request.tokens) for request in requests)
+            max_tokens = math.inf if limits.max_queued_tokens is None else int(limits.max_queued_tokens * share)
+            if requests and num_waiting + num_tokens > max_tokens:
+                return True
+        return False
 
     # --- ending and retracting ----------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 _MASK = (1 << 64) - 1
 _ODD = np.arange(1, 1 << 17, 2, dtype=np.uint64)  # factors of positions; no simulated context is longer
+_NUM_CLASSES = 31
 START = 0x9E3779B97F4A7C15  # the canary before position 0
 
 
@@ -103,3 +104,9 @@ def expected_tokens(
         total += before * weight
         weight += 2
     return tokens
+
+
+def pooled_canaries(canaries: bytes) -> npt.NDArray[np.floating]:
+    """What stands for the sum of hidden states: how many canaries (uint64 each) fall into each of some classes."""
+    classes = np.frombuffer(canaries, dtype=np.uint64) % np.uint64(_NUM_CLASSES)
+    return np.bincount(classes.astype(np.intp), minlength=_NUM_CLASSES).astype(np.float32)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from headwater.messages.generation import LogprobParams, TokenLogprob
 from headwater.scheduling.plan import NEWEST_TOKEN, SlotAssignment, StepPlan, StepResult
 from headwater.simulation.checks.violation import Violation
-from headwater.simulation.fakes.canary import START, next_canaries, origin, token_from, total_of
+from headwater.simulation.fakes.canary import START, next_canaries, origin, pooled_canaries, token_from, total_of
 from headwater.simulation.fakes.kv_records import PACKED, TOKEN, Records, make_records
 from headwater.simulation.fakes.memory import FakeKvMemory, FakeWeights
 
@@ -185,6 +185,7 @@ class FakeRunner:
         tokens = [-1] * num_rows
         logprobs: dict[int, TokenLogprob] = {}
         prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
+        pooled: dict[int, npt.NDArray[np.floating]] = {}
         reads, writes = [], []
         columns = (plan.slots, plan.uses, plan.num_computed, plan.num_tokens, plan.samples)
         all_tokens = plan.token_ids.tolist()
@@ -201,6 +202,8 @@ class FakeRunner:
             writes.append(pages[first // self._page_size :])
             if self._slots[slot].logprobs is not None:
                 prompt_logprobs |= self._prompt_logprobs(plan, row)
+            if self._slots[slot].pooling is not None:
+                pooled |= self._pooled(plan, row, read)
             if samples:
                 tokens[row] = self._newest[slot] = token_from(self._total(slot, read), self._vocab_size)
                 asked = self._slots[slot].logprobs
@@ -219,6 +222,7 @@ class FakeRunner:
             is_finite=is_finite,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            pooled=pooled,
         )
         step = FakeStep(result, num_polls=1 if self._is_async else 0, read=reads, written=writes)
         self._open = [*self.open_steps, step]
@@ -336,6 +340,13 @@ class FakeRunner:
             total = total_of(np.frombuffer(read, dtype=np.uint64))
         self._totals[slot] = read, total
         return total
+
+    def _pooled(self, plan: StepPlan, row: int, read: bytes) -> dict[int, npt.NDArray[np.floating]]:
+        slot, num_tokens = self._slots[int(plan.slots[row])], int(plan.num_tokens[row])
+        if slot.pooling == "mean":
+            return {row: pooled_canaries(read[-8 * num_tokens :])}
+        is_last = len(read) // 8 >= slot.num_prompt_tokens
+        return {row: pooled_canaries(read[-8:])} if is_last else {}
 
     def _prompt_logprobs(self, plan: StepPlan, row: int) -> dict[int, tuple[TokenLogprob, ...]]:
         slot = self._slots[int(plan.slots[row])]

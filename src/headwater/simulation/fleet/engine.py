@@ -7,7 +7,7 @@ from headwater.clock import Clock
 from headwater.engine.wiring import wire_engine
 from headwater.messages.state import EngineReady
 from headwater.messages.wire import ToClient, ToEngine, decode_to_client, decode_to_engine, encode
-from headwater.scheduling.scheduler import SchedulerLimits
+from headwater.scheduling.limits import SchedulerLimits
 from headwater.simulation.fakes.copier import FakeCopier
 from headwater.simulation.fakes.jobs import FakeJobRunner
 from headwater.simulation.fakes.kv_records import HostRecords

@@ -32,6 +32,8 @@ class Profile:
     fault_level: float = 1.0  # 0: none
     has_rare_faults: bool = False  # hanging copies, pages truncated or lost by a store
     has_step_faults: bool = False
+    has_pooling: bool = False  # requests for embeddings
+    has_limits: bool = False  # of the queue's tokens, of keys, and timeouts
     has_events: float = 0.0  # chance that a mirror follows the cache's events
     page_sizes: tuple[int, ...] = (4,)  # in tokens; one of these for all engines of a run
     has_host: float = 0.7
@@ -102,6 +104,7 @@ PROFILES = {
             store_kind="file",
             num_stems=(6, 12),
         ),
+        Profile("limits", has_limits=True, has_pooling=True, bursts=6, pauses=4, releases=0, num_device_pages=(24, 40)),
         Profile("failing", has_step_faults=True, bursts=4, follow_ups=20, has_host=0.4),
         Profile(
             "crashes",

@@ -4,17 +4,30 @@ import random
 from collections.abc import Iterator
 
 from headwater.messages.base import pack_ids
-from headwater.messages.generation import Abort, Generate, GenerateBatch, LogprobParams, RequestOptions, SamplingParams
+from headwater.messages.generation import (
+    Abort,
+    Generate,
+    GenerateBatch,
+    LogprobParams,
+    Pooling,
+    RequestOptions,
+    SamplingParams,
+)
 from headwater.simulation.random_runs.callers import Callers
 from headwater.simulation.random_runs.events import Deliver, Event, FollowUp
 from headwater.simulation.random_runs.prompts import Prompts
+
+POOLINGS: tuple[Pooling, ...] = ("last", "mean")
 
 
 class Requests:
     """Each method is one action of clients, as events."""
 
-    def __init__(self, source: random.Random, *, prompts: Prompts, callers: Callers) -> None:
+    def __init__(
+        self, source: random.Random, *, prompts: Prompts, callers: Callers, has_pooling: bool = False
+    ) -> None:
         self._source = source
+        self._has_pooling = has_pooling  # requests for embeddings among those that only compute their prompt
         self._prompts = prompts
         self._callers = callers
 
@@ -56,11 +69,13 @@ class Requests:
         if source.random() < 0.1:
             logprobs = LogprobParams(prompt_start=source.choice([-1, 0, len(prompt) // 2]))
         num_tokens = source.choice([0, 1, 3, 8, 8, 20, 40])
+        num_tokens = num_tokens if max_new_tokens is None else max_new_tokens
+        pools = self._has_pooling and num_tokens == 0
         return Generate(
             rid=rid,
             prompt_ids=pack_ids(prompt),
             sampling=SamplingParams(
-                max_new_tokens=num_tokens if max_new_tokens is None else max_new_tokens,
+                max_new_tokens=num_tokens,
                 min_new_tokens=source.choice([0, 0, 0, 4]),
                 ignore_eos=source.random() < 0.3,
             ),
@@ -72,4 +87,6 @@ class Requests:
                 no_store=source.random() < 0.06,
             ),
             output_interval=(1, 1, 4, 1 << 30)[len(prompt) % 4],  # some clients do not stream
+            account=len(prompt) % 3,
+            pooling=POOLINGS[len(prompt) % 2] if pools else None,
         )

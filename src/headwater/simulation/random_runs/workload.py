@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import accumulate
+from typing import Any
 
 from headwater.cache.host_tier import WritePolicy
 from headwater.cache.storage.tier import PrefetchPolicy
@@ -48,7 +49,9 @@ class Workload:
             )
             for shape in shapes
         )
-        self._requests = Requests(source, prompts=self._prompts, callers=self._callers)
+        self._requests = Requests(
+            source, prompts=self._prompts, callers=self._callers, has_pooling=profile.has_pooling
+        )
         self._operations = Operators(
             source,
             prompts=self._prompts,
@@ -121,4 +124,14 @@ class Workload:
             write_policy=source.choice(list(WritePolicy)),
             prefetch_policy=source.choice(list(PrefetchPolicy)),
             seed=source.randrange(1 << 30),
+            **(self._limits() if self._profile.has_limits else {}),
         )
+
+    def _limits(self) -> dict[str, Any]:
+        source = self._source
+        return {
+            "max_queued_tokens": source.choice([None, 60, 200]),
+            "max_queue_share": source.choice([1.0, 0.5, 0.3]),
+            "queue_timeout_s": source.choice([None, 0.2, 1.0]),
+            "request_timeout_s": source.choice([None, 0.5, 3.0]),
+        }
