@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from api_under_test import TOKENIZER, api, error_of, until
 from loop_engines import LoopEngine, loop_engines
+
+from headwater.http_api.openapi.pooling_answers import EmbeddingList, Encoded, Scores
 
 pytestmark = pytest.mark.anyio
 PROMPTS = [list(range(100, 122)), [5, 6, 7], list(range(30, 80))]
@@ -30,6 +33,7 @@ def serve_with(server, **facts) -> None:
 async def test_every_text_has_a_vector_of_length_1_in_the_order_of_the_input(engine) -> None:
     async with api(engine) as server:
         answer = (await server.post("/v1/embeddings", {"input": PROMPTS})).json()
+        msgspec.convert(answer, EmbeddingList)
         assert [item["index"] for item in answer["data"]] == [0, 1, 2]
         vectors = [item["embedding"] for item in answer["data"]]
         for prompt, vector in zip(PROMPTS, vectors, strict=True):
@@ -89,6 +93,7 @@ async def test_encode_is_the_same_in_sglangs_form(engine) -> None:
         one = (await server.post("/encode", {"text": "ab"})).json()
         many = (await server.post("/encode", {"text": ["ab", "cd"]})).json()
         ids = (await server.post("/encode", {"input_ids": TOKENIZER.encode("cd")})).json()
+        msgspec.convert([one, *many], list[Encoded])
         assert one["embedding"] == right[0]["embedding"]
         assert [it["embedding"] for it in many] == [it["embedding"] for it in right]
         assert ids["embedding"] == right[1]["embedding"]
@@ -145,7 +150,7 @@ async def test_scores_are_probabilities_of_the_labels(engine) -> None:
     async with api(engine) as server:
         body = {"query": "is it? ", "items": ["yes", "no", "perhaps"], "label_token_ids": [4, 5]}
         answer = (await server.post("/v1/score", body)).json()
-        assert answer["object"] == "scoring"
+        msgspec.convert(answer, Scores)
         assert answer["scores"] == [[math.exp(-1)] * 2] * 3
         assert answer["usage"]["prompt_tokens"] == sum(len(f"is it? {item}") for item in body["items"])
         answer = (await server.post("/v1/score", body | {"apply_softmax": True, "items": "yes"})).json()

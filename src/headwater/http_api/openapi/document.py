@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from headwater.generation.answer_fields import Json
-from headwater.http_api.openapi import answers
+from headwater.http_api.openapi import answers, pooling_answers
 
 JSON, EVENTS = "application/json", "text/event-stream"
 REFERENCE = "#/components/schemas/{name}"
@@ -20,6 +20,9 @@ ANSWERS: dict[str, Any] = {  # by operation id
     "generate": answers.Generated | list[answers.Generated],
     "tokenize": answers.Tokens,
     "detokenize": answers.Text,
+    "embeddings": pooling_answers.EmbeddingList,
+    "encode": pooling_answers.Encoded | list[pooling_answers.Encoded],
+    "score": pooling_answers.Scores,
     "flush_cache": answers.FlushAnswer,
     "flush_cache_post": answers.FlushAnswer,
     "reset_prefix_cache": answers.FlushAnswer,
