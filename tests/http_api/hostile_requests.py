@@ -1,7 +1,7 @@
 """Requests made to break a server: raw bodies, and hostile values for every parameter that the schema names."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from random import Random
 from typing import Any, NamedTuple
 
@@ -92,9 +92,13 @@ class Call(NamedTuple):
 class Operations:
     """The operations of an OpenAPI schema, with an example of each body's required members."""
 
-    def __init__(self, schema: dict[str, Any], examples: dict[str, dict[str, Any]]) -> None:
+    def __init__(
+        self, schema: dict[str, Any], examples: dict[str, dict[str, Any]], tried: Mapping[str, Collection[str]]
+    ) -> None:
+        """`tried` are members of a path's body that another path is sent with every value."""
         self._schema = schema
         self._examples = examples
+        self._tried = tried
 
     def calls(self, path: str, method: str) -> Iterator[Call]:
         operation = self._schema["paths"][path][method]
@@ -165,6 +169,8 @@ class Operations:
         example = self._examples.get(path, {})
         yield example
         for name, schema in self._members(content["schema"]).items():
+            if name in self._tried.get(path, ()):
+                continue
             for value in VALUES:
                 yield example | {name: value}
             for inner in self._members(schema):

@@ -19,19 +19,22 @@ from loop_engines import LoopEngine, loop_engines
 from headwater.generation.errors import ApiError
 from headwater.http_api.app import ROUTERS
 from headwater.http_api.json_body import parse_json
+from headwater.http_api.ollama.schemas import OllamaRequest
+from headwater.http_api.openai.conversation import ConversationRequest
 from headwater.tokenization.json_nesting import MAX_NESTING, is_too_deep
 
 pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]
+FULL = "a" * 390  # nearly the context: an answer that nothing else limits is short
 EXAMPLES: dict[str, dict[str, Any]] = {
     "/generate": {"text": "a", "sampling_params": {"max_new_tokens": 1}},
     "/v1/completions": {"prompt": "a"},
     "/v1/messages": {"messages": MESSAGES, "max_tokens": 1},
     "/v1/messages/count_tokens": {"messages": MESSAGES},
     "/v1/responses": {"input": "a", "max_output_tokens": 1},
-    "/api/chat": {"model": "default", "messages": MESSAGES, "stream": False, "options": {"num_predict": 1}},
-    "/api/generate": {"model": "default", "prompt": "a", "stream": False, "options": {"num_predict": 1}},
+    "/api/chat": {"model": "default", "messages": [{"role": "user", "content": FULL}], "stream": False},
+    "/api/generate": {"model": "default", "prompt": FULL, "stream": False},
     "/api/show": {"model": "default"},
     CHAT: {"messages": MESSAGES, "max_tokens": 1},
     "/tokenize": {"prompt": "a"},
@@ -72,7 +75,12 @@ def schema() -> dict[str, Any]:
 
 
 SCHEMA = schema()
-OPERATIONS = Operations(SCHEMA, EXAMPLES)
+TRIED = {  # on /v1/chat/completions and /api/chat, which read them with the same code
+    "/v1/messages": ConversationRequest.model_fields,
+    "/v1/responses": ConversationRequest.model_fields,
+    "/api/generate": OllamaRequest.model_fields,
+}
+OPERATIONS = Operations(SCHEMA, EXAMPLES, TRIED)
 ALL = [(path, method) for path, methods in SCHEMA["paths"].items() for method in methods]
 # other names of a route get its raw bodies and the like, not every value once more
 ALIASES = {("/generate", "put"), ("/v1/tokenize", "post"), ("/v1/detokenize", "post")}

@@ -17,6 +17,7 @@ from headwater.messages.control import CancelOperation, FlushCache
 from headwater.messages.generation import Abort, Generate
 from scripted_engine import ScriptedEngine
 
+MESSAGE = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 250, "ignore_eos": True}
 LONG = {"ignore_eos": True, "max_new_tokens": 250}
 SOON_S = 5.0  # on a busy machine; the requests of those who leave would take 12 s
 
@@ -50,6 +51,12 @@ def send_and_hang_up(url: str, path: str, body: dict, *, after: threading.Event 
             "/v1/chat/completions",
             {"messages": [{"role": "user", "content": "a"}], "ignore_eos": True, "n": 3},
         ),
+        ("/v1/responses", {"input": "a", "ignore_eos": True, "stream": True}),
+        ("/v1/responses", {"input": "a", "ignore_eos": True}),
+        ("/v1/messages", MESSAGE | {"stream": True}),
+        ("/v1/messages", MESSAGE),
+        ("/api/chat", {"model": "default", "messages": MESSAGE["messages"], "stream": True}),
+        ("/api/generate", {"model": "default", "prompt": "a", "stream": False}),
     ],
 )
 def test_a_client_that_leaves_frees_its_requests_soon(

@@ -9,7 +9,7 @@ from headwater.generation.field_table import IGNORED, REFUSED, Refused
 from headwater.generation.validation import NumTokensFromOne, Stop, Text
 from headwater.http_api.openai.conversation import ConversationRequest
 
-_REFUSED = REFUSED | {
+_REFUSED = dict(REFUSED) | {
     "container": Refused("nothing runs on this server but the model"),
     "mcp_servers": Refused("this server calls no other servers"),
     "diagnostics": Refused("the answer cannot tell this"),

@@ -41,7 +41,7 @@ async def running_entry(services: Services) -> Json:
 
 def shown(model: ModelFacts, tokenizer: Tokenizer) -> Json:
     """The model in /api/show."""
-    family = model.model_type or model.architecture
+    family = _family(model)
     has_tools = bool(tokenizer.chat_template) and tokenizer.shows("tools", has_tools=True)
     return {
         "modelfile": f"FROM {model.model_path}",
@@ -65,15 +65,20 @@ def tagged(name: str) -> str:
 
 def _details(model: ModelFacts) -> Json:
     formats = () if model.compute is None else model.compute.weight_formats
-    family = model.model_type or model.architecture
+    family = _family(model)
     return {
         "parent_model": "",
-        "format": model.load_format,
+        "format": "gguf" if model.model_path.endswith(".gguf") else "safetensors",
         "family": family,
         "families": [family],
         "parameter_size": "",
         "quantization_level": formats[0] if formats else model.dtype,
     }
+
+
+def _family(model: ModelFacts) -> str:
+    """The kind of model as its files or its architecture name it, such as `llama`."""
+    return model.model_type or model.architecture.removesuffix("ForCausalLM").lower()
 
 
 async def _weights(services: Services) -> Json:

@@ -27,14 +27,10 @@ _IGNORED = {
 _LOADING = (
     "numa num_batch num_gpu main_gpu low_vram f16_kv logits_all vocab_only use_mmap use_mlock embedding_only num_thread"
 )
-LoadOptions = create_model(
-    "LoadOptions",
-    __base__=Body,
-    **{
-        name: (Any, Field(default=None, description="Ignored: the model is loaded already."))
-        for name in _LOADING.split()
-    },
-)
+_load_fields: dict[str, Any] = {
+    name: (Any, Field(default=None, description="Ignored: the model is loaded already.")) for name in _LOADING.split()
+}
+LoadOptions: type[Body] = create_model("LoadOptions", __base__=Body, **_load_fields)
 
 
 class OllamaOptions(LoadOptions):

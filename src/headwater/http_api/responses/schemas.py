@@ -9,7 +9,7 @@ from headwater.generation.field_table import REFUSED, Refused
 from headwater.generation.validation import Name, NumLogprobs, NumTokensFromOne, Text
 from headwater.http_api.openai.conversation import ConversationRequest
 
-_REFUSED = REFUSED | {
+_REFUSED = dict(REFUSED) | {
     "background": Refused("a request runs as long as its client listens"),
     "background_options": Refused("a request runs as long as its client listens"),
     "conversation": Refused("conversations are kept by previous_response_id"),
