@@ -62,6 +62,11 @@ EOS_ID = TOKENIZER.eos_token_ids[0]
 ENGINE_READY = msgspec.structs.replace(READY, vocab_size=TOKENIZER.vocab_size, eos_token_ids=(EOS_ID,))
 
 
+def calling(name: str, arguments: dict[str, Any]):
+    """A script whose answer is a word and the call of a tool, in the form that a template of no known form gets."""
+    return saying(f"Well:\n<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>")
+
+
 async def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
     """Wait until something is so. Raises TimeoutError."""
     async with asyncio.timeout(timeout_s):

@@ -82,5 +82,9 @@ class ScriptedReply:
             tool_calls=calls,
         )
 
+    @property
+    def num_reasoning_tokens(self) -> int:
+        return sum(bool(delta.reasoning) for delta in self._deltas)
+
     def reason(self, finish: Finish) -> str:
         return "tool_calls" if finish.type == "stop" and self.whole().tool_calls else finish.type

@@ -104,11 +104,6 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return bool(self._chat_templates)
 
-    @property
-    def chat_template(self) -> str:
-        """The source of the template for requests without tools; empty if there is none."""
-        return self._chat_templates["default"].source if "default" in self._chat_templates else ""
-
     def chat_template_source(self, *, has_tools: bool) -> str:
         """The Jinja text of the chat template; "" if the model has none."""
         try:

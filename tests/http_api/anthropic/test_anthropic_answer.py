@@ -99,8 +99,8 @@ async def test_calls_and_thinking_of_a_whole_answer() -> None:
         {"type": "tool_use", "id": "call_0", "name": "f", "input": {"a": 1}},
         {"type": "tool_use", "id": "call_1", "name": "g", "input": {}},
     ]
-    usage = {"input_tokens": 6, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 4, "output_tokens": 6}
-    assert message["usage"] == usage
+    counts = {"input_tokens": 6, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 4, "output_tokens": 6}
+    assert message["usage"] == counts | {"output_tokens_details": {"thinking_tokens": 2}}
 
 
 @pytest.mark.parametrize("arguments", ['{"a": ', "[1]", "no"])

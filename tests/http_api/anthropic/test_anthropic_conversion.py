@@ -15,8 +15,8 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
 TOOL = {"name": "f", "description": "does", "input_schema": SCHEMA}
 
 
-def converted(**more: Any) -> dict[str, Any]:
-    return request_fields(MessagesRequest.model_validate(BODY | more))
+def converted(*, thinks: bool = True, **more: Any) -> dict[str, Any]:
+    return request_fields(MessagesRequest.model_validate(BODY | more), thinks=thinks)
 
 
 def test_options_pass_by_name() -> None:
@@ -57,6 +57,8 @@ def test_thinking() -> None:
     enabled = converted(thinking={"type": "enabled", "budget_tokens": 7})
     assert enabled["chat_template_kwargs"] == {"enable_thinking": True}
     assert enabled["max_reasoning_tokens"] == 7
+    none = converted(thinking={"type": "enabled", "budget_tokens": 7}, thinks=False)
+    assert "max_reasoning_tokens" not in none, "a model that does not think keeps every budget"
     assert converted(thinking={"type": "disabled"})["chat_template_kwargs"] == {"enable_thinking": False}
     assert "chat_template_kwargs" not in converted(thinking={"type": "adaptive"})
     both = converted(thinking={"type": "disabled"}, chat_template_kwargs={"a": 1})

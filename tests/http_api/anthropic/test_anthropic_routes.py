@@ -1,10 +1,12 @@
 """Messages as Anthropic's clients send and read them, through the app."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
-from api_under_test import MODEL, TOKENIZER, api, named_events, saying, until
+from api_under_test import MODEL, TOKENIZER, api, calling, named_events, saying, until
+from msgspec import structs
 
 from headwater.messages.base import unpack_ids
 from headwater.messages.generation import Finish, Generate, OutputMeta
@@ -45,6 +47,29 @@ async def test_a_stream(engine: ScriptedEngine) -> None:
     assert text == "hello "
     assert events[-2]["delta"] == {"stop_reason": "stop_sequence", "stop_sequence": "STOP"}
     assert events[-1]["type"] == "message_stop"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_of_a_tool(engine: ScriptedEngine, *, stream: bool) -> None:
+    engine.ready = structs.replace(engine.ready, max_context=4096, num_pages=512)
+    engine.script.reply = calling("look", {"at": "é"})
+    tools = [{"name": "look", "input_schema": {"type": "object"}}]
+    async with api(engine) as server:
+        response = await server.post(PATH, BODY | {"tools": tools, "stream": stream, "max_tokens": 500})
+        if stream:
+            events = named_events(response)
+            pieces = [e["delta"].get("partial_json", "") for e in events if e["type"] == "content_block_delta"]
+            assert json.loads("".join(pieces)) == {"at": "é"}
+            assert events[-2]["delta"]["stop_reason"] == "tool_use"
+            return
+        message = response.json()
+        said, call = message["content"]
+        assert (said["text"], call["name"], call["input"]) == ("Well:", "look", {"at": "é"})
+        result = {"type": "tool_result", "tool_use_id": call["id"], "content": "a river"}
+        messages = [*BODY["messages"], {"role": "assistant", "content": message["content"]},
+                    {"role": "user", "content": [result]}]  # fmt: skip
+        assert (await server.post(PATH, BODY | {"tools": tools, "messages": messages})).status_code == 200
+    assert "a river" in prompt_text(engine)
 
 
 async def test_counting_tokens_is_counting_the_prompt(engine: ScriptedEngine) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import httpx
 import pytest
-from api_under_test import CHAT_TEMPLATE, MODEL, TOKENIZER, api, saying, until
+from api_under_test import CHAT_TEMPLATE, MODEL, TOKENIZER, api, calling, saying, until
+from msgspec import structs
 from scripted_replies import ScriptedReply, call
 
 from headwater.generation.assistant_message import MessageDelta
@@ -131,6 +132,22 @@ async def test_an_engine_that_refuses_is_an_error_also_for_a_stream(engine: Scri
     engine.script.refusal = Finish(type="abort", status=429, message="the queue is full")
     async with api(engine) as server:
         assert (await server.post("/api/chat", CHAT)).status_code == 429
+
+
+async def test_a_call_of_a_tool(engine: ScriptedEngine) -> None:
+    engine.ready = structs.replace(engine.ready, max_context=4096, num_pages=512)
+    engine.script.reply = calling("look", {"at": "é"})
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+    async with api(engine) as server:
+        *said, last = lines(await server.post("/api/chat", CHAT | {"tools": tools}))
+        (call,) = [call for line in said for call in line["message"].get("tool_calls", ())]
+        assert call["function"] == {"index": 0, "name": "look", "arguments": {"at": "é"}}
+        assert last["done_reason"] == "stop"
+        result = {"role": "tool", "tool_name": "look", "content": "a river"}
+        messages = [*CHAT["messages"], {"role": "assistant", "content": "", "tool_calls": [call]}, result]
+        assert (await server.post("/api/chat", CHAT | {"messages": messages, "tools": tools})).status_code == 200
+        assert "tools" in (await server.post("/api/show", {"model": MODEL})).json()["capabilities"]
+    assert "a river" in prompt_text(engine)
 
 
 def answer(*deltas: MessageDelta) -> OllamaAnswer:

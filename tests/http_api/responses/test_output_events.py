@@ -91,6 +91,7 @@ async def test_items_of_a_whole_answer() -> None:
     assert first.items() >= {"call_id": "call_0", "name": "f", "arguments": '{"a": 1}', "status": "completed"}.items()
     assert second["arguments"] == "{}"
     assert response["usage"]["input_tokens_details"]["cached_tokens"] == 4
+    assert response["usage"]["output_tokens_details"] == {"reasoning_tokens": 2}
 
 
 async def test_an_answer_cut_by_its_limit_is_incomplete() -> None:

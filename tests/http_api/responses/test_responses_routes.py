@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from api_under_test import MODEL, TOKENIZER, api, error_of, named_events, saying, until
+from api_under_test import MODEL, TOKENIZER, api, calling, error_of, named_events, saying, until
+from msgspec import structs
 from openai.types.responses import Response
 
 from headwater.generation.model_facts import RequestLimits
@@ -62,6 +63,23 @@ async def test_a_conversation_goes_on_from_a_stored_response(engine: ScriptedEng
     assert gone.status_code == 404
     for response in (lost, other):
         assert (response.status_code, error_of(response)["code"]) == (404, "previous_response_not_found")
+
+
+async def test_a_call_of_a_tool_and_its_result(engine: ScriptedEngine) -> None:
+    engine.ready = structs.replace(engine.ready, max_context=4096, num_pages=512)
+    engine.script.reply = calling("f", {"at": "é"})
+    async with api(engine) as server:
+        first = (await server.post(PATH, {"input": "a", "tools": [TOOL]})).json()
+        streamed = named_events(await server.post(PATH, {"input": "a", "tools": [TOOL], "stream": True}))
+        result = {"type": "function_call_output", "call_id": first["output"][1]["call_id"], "output": "a river"}
+        body = {"input": [result], "tools": [TOOL], "previous_response_id": first["id"]}
+        assert (await server.post(PATH, body)).status_code == 200
+    said, call = first["output"]
+    assert said["content"][0]["text"] == "Well:"
+    assert (call["name"], json.loads(call["arguments"])) == ("f", {"at": "é"})
+    assert streamed[-1]["response"]["output"][1]["arguments"] == call["arguments"]
+    text = prompt_text(engine)
+    assert text.index("Well:") < text.index("é") < text.index("a river")
 
 
 async def test_what_is_not_stored_is_gone(engine: ScriptedEngine) -> None:

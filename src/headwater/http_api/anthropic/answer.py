@@ -107,6 +107,7 @@ class MessagesAnswer:
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": num_cached,
             "output_tokens": len(generation.token_ids),
+            "output_tokens_details": {"thinking_tokens": self._reply.num_reasoning_tokens},
         }
 
 

@@ -23,9 +23,11 @@ _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _KEEPS_ALL = "clear_thinking_20251015"
 
 
-def request_fields(body: MessagesRequest) -> Json:
-    """The whole chat completion. InvalidRequest names what is not honoured."""
+def request_fields(body: MessagesRequest, *, thinks: bool) -> Json:
+    """The whole chat completion, for a model that thinks or not. InvalidRequest names what is not honoured."""
     fields = body.shared_fields() | prompt_fields(body)
+    if not thinks:  # then it uses none of a budget
+        fields.pop("max_reasoning_tokens", None)
     return fields | {"max_tokens": body.max_tokens, "stop": [*body.stop_sequences, *body.stop]}
 
 

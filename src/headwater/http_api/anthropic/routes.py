@@ -24,7 +24,8 @@ router = APIRouter(route_class=JsonRoute, prefix="/v1", tags=["anthropic"])
 async def create_message(body: MessagesRequest, request: Request, services: InjectedServices) -> Response:
     """Anthropic's messages, with `stream` as server-sent events. A client that disconnects aborts its request."""
     id = body.rid or f"msg_{uuid.uuid4().hex}"
-    reply = await start_reply(chat_request(request_fields(body), RENAMED), id, services, RENAMED)
+    fields = request_fields(body, thinks=services.generator.formats.reasoning is not None)
+    reply = await start_reply(chat_request(fields, RENAMED), id, services, RENAMED)
     answer = MessagesAnswer(
         id,
         services.model.served_name,
@@ -44,7 +45,7 @@ async def create_message(body: MessagesRequest, request: Request, services: Inje
 @router.post("/messages/count_tokens", summary="Count the tokens of a prompt (Anthropic)")
 async def count_tokens(body: CountTokensRequest, services: InjectedServices) -> Response:
     """The tokens that a message with these fields would have as its prompt, `tools` and `system` included."""
-    chat = chat_request(prompt_fields(body) | {"model": body.model}, RENAMED)
+    chat = chat_request(prompt_fields(body) | {"model": body.model, "max_reasoning_tokens": None}, RENAMED)
     check_model(chat.model, services.model)
     try:
         prompt_ids = await encode_messages(chat, services.generator)

@@ -4,6 +4,7 @@ import datetime
 import hashlib
 
 from headwater.generation.answer_fields import Json
+from headwater.generation.chat.formats import ChatFormats
 from headwater.generation.model_facts import ModelFacts
 from headwater.http_api.ollama.conversion import LATEST
 from headwater.http_api.services import Services
@@ -39,14 +40,16 @@ async def running_entry(services: Services) -> Json:
     }
 
 
-def shown(model: ModelFacts, tokenizer: Tokenizer) -> Json:
+def shown(model: ModelFacts, tokenizer: Tokenizer, formats: ChatFormats) -> Json:
     """The model in /api/show."""
     family = _family(model)
-    has_tools = bool(tokenizer.chat_template) and tokenizer.shows("tools", has_tools=True)
+    template = tokenizer.chat_template_source(has_tools=False)
+    has_tools = bool(template) and formats.tools is not None
+    capabilities = {"completion": True, "tools": has_tools, "thinking": formats.reasoning is not None}
     return {
         "modelfile": f"FROM {model.model_path}",
         "parameters": "\n".join(f"{name} {value}" for name, value in model.sampling_defaults.items()),
-        "template": tokenizer.chat_template,
+        "template": template,
         "details": _details(model),
         "model_info": {
             "general.architecture": family,
@@ -54,7 +57,7 @@ def shown(model: ModelFacts, tokenizer: Tokenizer) -> Json:
             f"{family}.context_length": model.max_context,
             f"{family}.vocab_size": model.vocab_size,
         },
-        "capabilities": ["completion", *(["tools"] if has_tools else [])],
+        "capabilities": [name for name, is_there in capabilities.items() if is_there],
     }
 
 

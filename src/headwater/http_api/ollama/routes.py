@@ -95,7 +95,7 @@ async def show(body: OllamaShowRequest, services: InjectedServices) -> Response:
     """Details, chat template, context length and capabilities of the served model."""
     model = services.model
     _check_name(body.model or body.name, model)
-    return JSONResponse(shown(model, services.generator.tokenizer))
+    return JSONResponse(shown(model, services.generator.tokenizer, services.state.formats))
 
 
 @router.get("/version", summary="Show the version (Ollama)")

@@ -168,7 +168,7 @@ class ResponseAnswer:
             "input_tokens": num_input,
             "input_tokens_details": {"cached_tokens": cached_tokens(generation.meta), "cache_write_tokens": 0},
             "output_tokens": num_output,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": self._reply.num_reasoning_tokens},
             "total_tokens": num_input + num_output,
         }
 
