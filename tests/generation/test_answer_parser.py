@@ -225,3 +225,17 @@ def test_thinking_and_answer():
     assert split("<think>a ") == [Reasoning("a ")]
     r1 = AnswerParser(None, REASONING_FORMATS["deepseek-r1"], prompt="<｜Assistant｜>")
     assert parts_of(r1, ["a</think>b"]) == [Reasoning("a"), Content("b")]
+
+
+def test_formats_of_whole_answers_read_the_content_without_tools():
+    answer = "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b <|x"
+    for tool_format in (None, TOOL_FORMATS["gpt-oss"]):
+        parser = AnswerParser(tool_format, REASONING_FORMATS["gpt-oss"], prompt="<|end|><|start|>assistant")
+        assert parts_of(parser, [answer]) == [Reasoning("a"), Content("b <|x")]
+    assert parts_of(AnswerParser(TOOL_FORMATS["gpt-oss"], None), [answer]) == [Content("ab <|x")]
+    begun = AnswerParser(None, REASONING_FORMATS["gpt-oss"], prompt="<|start|>assistant<|channel|>final<|message|>")
+    assert parts_of(begun, ["b"]) == [Content("b")]
+    opened = AnswerParser(None, REASONING_FORMATS["kimi-k3"], prompt="<|open|>think<|sep|>")
+    assert parts_of(opened, ["a<|close|>think<|sep|><|open|>response<|sep|>b<|close|>response<|sep|>"]) == [
+        *(Reasoning("a"), Content("b"))
+    ]

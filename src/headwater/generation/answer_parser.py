@@ -14,7 +14,8 @@ class AnswerParser:
 
     Without `reasoning`, thinking is content; without `tool_format`, so are calls. `prompt`: the text that the model
     continues, or its end; it may have opened or closed the thinking. `holds_calls`: give a call out when it is
-    complete, not as it comes; then a call that is broken or cut off never shows.
+    complete, not as it comes; then a call that is broken or cut off never shows. A `tool_format` that reads the whole
+    answer (gpt-oss) is wanted even without tools, since it separates the content.
     """
 
     def __init__(
@@ -26,6 +27,8 @@ class AnswerParser:
         prompt: str = "",
         holds_calls: bool = False,
     ) -> None:
+        if tool_format is None and reasoning is not None:
+            tool_format = reasoning.whole
         self._tool_format = tool_format
         self._reasoning = reasoning
         self._reader = Reader()

@@ -3,8 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from headwater.generation.tool_formats.gpt_oss import GPT_OSS
+from headwater.generation.tool_formats.kimi_k3 import KIMI_K3
 from headwater.generation.tool_formats.reading.call_writer import CallWriter
 from headwater.generation.tool_formats.reading.reader import Parse, Reader
+from headwater.generation.tool_formats.tool_format import ToolFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,7 @@ class ReasoningFormat:
     markers: tuple[tuple[str, str], ...]
     is_of: Callable[[str], bool]  # does a chat template with this text use it?
     begins_open: bool = False
+    whole: ToolFormat | None = None  # marks content as well, and therefore reads the whole answer
     needs_special_tokens: bool = False
 
     @property
@@ -97,6 +101,7 @@ _ALL = (
         markers=(("<|channel|>analysis<|message|>", "<|end|>"),),
         is_of=lambda template: "<|channel|>" in template and "analysis" in template,
         needs_special_tokens=True,
+        whole=GPT_OSS,
     ),
     ReasoningFormat(
         name="kimi-k3",
@@ -104,6 +109,7 @@ _ALL = (
         markers=(("<|open|>think<|sep|>", "<|close|>think<|sep|>"),),
         is_of=lambda template: "<|open|>" in template and "think" in template,
         needs_special_tokens=True,
+        whole=KIMI_K3,
     ),
     ReasoningFormat(
         name="gemma4",

@@ -66,13 +66,13 @@ def _opened_by(prompt: str) -> str:
 
 
 def _grammar(tools: Sequence[Tool], parallel: bool, special_tokens: Mapping[str, int]) -> str:
-    """One call, since the model's turn ends behind each."""
+    """One call, since the model's turn ends behind each. Behind the thinking, the next message has to begin."""
     del parallel
 
     def mark(text: str) -> str:
         return marker(text, special_tokens)
 
-    named = {"start": one_of("call", tools)}
+    named = {"start": f'({mark(START)} "assistant")? call', "call": one_of("call", tools)}
     for i, tool in enumerate(tools):
         recipient = literal(f"commentary to={_FUNCTION}{tool.name} ")
         named[f"call_{i}"] = f'{mark(CHANNEL)} {recipient} {mark(CONSTRAIN)} "json" {mark(MESSAGE)} arguments_{i}'

@@ -29,6 +29,7 @@ def read(reader: Reader, writer: CallWriter, tools: Tools) -> Parse[None]:
         if found == _THINK:
             yield from _thinking(reader, writer)
         elif found == _RESPONSE:
+            yield from reader.take(_RESPONSE)  # the prompt's, and the model's own
             yield from reader.until((_END_RESPONSE,), writer.content)
         elif found == _TOOLS:
             yield from attempt(reader, writer, _calls(reader, writer, tools), opener=_TOOLS)
@@ -91,7 +92,7 @@ def _opened_by(prompt: str) -> str:
 
 
 def _grammar(tools: Sequence[Tool], parallel: bool, special_tokens: Mapping[str, int]) -> str:
-    """Behind the thinking, or where the prompt has opened the response."""
+    """Behind the thinking, where the response has to begin, or where the prompt has opened it."""
     opened, close, separator = (marker(text, special_tokens) for text in (OPEN, CLOSE, SEPARATOR))
 
     def element(head: str, body: str, name: str) -> str:
@@ -100,12 +101,15 @@ def _grammar(tools: Sequence[Tool], parallel: bool, special_tokens: Mapping[str,
     end = f"{close} {literal('argument')} {separator}"
     text = RawText(_END_ARGUMENT, (CLOSE, OPEN), end if CLOSE in special_tokens else None)
 
+    response = literal("response")
+
     def around(name: str, value: str, kind: str) -> str:
         head = f'argument key="{html.escape(name)}" type="{kind}"'
         return f"{opened} {literal(head)} {separator} {value}"
 
     named = {
-        "start": f"{close} {literal('response')} {separator} {element(literal('tools'), 'calls', 'tools')}",
+        "start": f"({opened} {response} {separator})? {close} {response} {separator} tools",
+        "tools": element(literal("tools"), "calls", "tools"),
         "calls": repeated("call", "", parallel=parallel),
         "call": one_of("call", tools),
     }

@@ -6,6 +6,7 @@ before the text that decides it has come.
 
 import re
 from collections.abc import Callable, Generator, Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -157,17 +158,24 @@ class Reader:
 
     def _find(self, markers: Sequence[str]) -> tuple[int, str]:
         """Where the first marker begins, or what may become one, or the end; and the marker, if it is certain."""
-        best = (len(self._text), "")
-        for marker in markers:
-            at = self._text.find(marker, self._at)
-            if 0 <= at < best[0] or (at == best[0] and len(marker) > len(best[1])):
-                best = (at, marker)
-        if self.has_ended:
-            return best
-        longest = max(map(len, markers))
-        for at in range(max(self._at, len(self._text) - longest + 1), len(self._text)):
-            rest = self._text[at:]
-            longer = [m for m in markers if len(m) > max(len(rest), len(best[1]))]
-            if at <= best[0] and any(m.startswith(rest) for m in longer):
+        firsts = _first_characters(tuple(markers))
+        at = self._at
+        while found := firsts.search(self._text, at):
+            at = found.start()
+            marker = max((each for each in markers if self._text.startswith(each, at)), key=len, default="")
+            if not self.has_ended and self._may_become(markers, at, longer_than=len(marker)):
                 return at, ""
-        return best
+            if marker:
+                return at, marker
+            at += 1
+        return len(self._text), ""
+
+    def _may_become(self, markers: Sequence[str], at: int, *, longer_than: int) -> bool:
+        """Is all text from there on the beginning of a marker of more characters?"""
+        num_there = max(len(self._text) - at, longer_than)
+        return any(len(each) > num_there and each.startswith(self._text[at:]) for each in markers)
+
+
+@lru_cache(256)
+def _first_characters(markers: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(sorted({re.escape(marker[0]) for marker in markers})))
