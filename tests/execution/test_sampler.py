@@ -1,13 +1,11 @@
 """Sampling: who may be drawn, how often, and that a seed means the same in every batch."""
 
-from functools import partial
-
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from headwater.devices.cpu.draws import draw_tokens
-from headwater.execution.sampler import Sampler
+from headwater.devices.cpu.device import CpuDevice
+from headwater.execution.sampler import RowMasks, Sampler
 from headwater.messages.generation import SamplingParams
 from headwater.scheduling.plan import SlotAssignment
 
@@ -21,7 +19,7 @@ def _logits(rows: int, seed: int = 0, spread: float = 3.0) -> Numbers:
 
 
 def _sampler() -> Sampler:
-    return Sampler(vocab_size=VOCAB_SIZE, draw=partial(draw_tokens, library=None, num_threads=1))
+    return Sampler(vocab_size=VOCAB_SIZE, device=CpuDevice(num_threads=1, use_kernels=False))
 
 
 def _assign(sampler: Sampler, slot: int, sampling: SamplingParams, **fields: object) -> None:
@@ -199,3 +197,68 @@ def test_a_row_that_is_not_finite_yields_some_token(value: float, sampling: Samp
     logits[1, :100] = 0.0
     for token in _sampler().sample(logits, [sampling] * 2, slots=[0, 1], num_outputs=[0, 0]):
         assert 0 <= token < VOCAB_SIZE
+
+
+# --- masks of grammars ------------------------------------------------------------------------------
+
+
+def _masks(allowed: dict[int, list[int]]) -> RowMasks:
+    """By row, the tokens that it may choose."""
+    words = np.zeros((len(allowed), -(-VOCAB_SIZE // 32)), dtype=np.uint32)
+    for index, tokens in enumerate(allowed.values()):
+        for token in tokens:
+            words[index, token // 32] |= np.uint32(1 << token % 32)
+    return RowMasks(np.array(list(allowed), dtype=np.int32), words)
+
+
+def test_masks_bind_their_own_rows_and_leave_the_others_alone() -> None:
+    """Greedy and random rows with and without masks, side by side: a mask of the wrong row shows at once."""
+    params = [
+        SamplingParams(temperature=0.0),
+        SamplingParams(seed=3),
+        SamplingParams(temperature=0.0),
+        SamplingParams(seed=4, top_p=0.9),
+        SamplingParams(temperature=0.0, frequency_penalty=0.5),
+        SamplingParams(seed=5, top_k=40, presence_penalty=0.3),
+    ]
+    logits, positions = _logits(len(params)), np.zeros(len(params), dtype=np.int32)
+    sampler = _sampler()
+    for slot, sampling in enumerate(params):
+        _assign(sampler, slot, sampling)
+    allowed = {1: [7, 2999], 2: [31, 32, 64], 4: [5], 5: [1000, 1001]}
+    batch = sampler.batch(params, slots=range(len(params)))
+    greedy = logits.argmax(axis=-1).astype(np.int32)
+    free = batch.sample(logits.copy(), positions, greedy=greedy.copy())
+    bound = batch.sample(logits.copy(), positions, greedy=greedy.copy(), masks=_masks(allowed))
+    for row, tokens in allowed.items():
+        assert bound[row] in tokens, f"row {row}"
+    assert bound[2] == max(allowed[2], key=lambda token: logits[2, token])
+    assert (bound[0], bound[3]) == (free[0], free[3])
+
+
+def test_a_grammar_prevails_over_what_forbids_its_only_token() -> None:
+    """min_new_tokens masks the stop token, and a bias may mask any other: the grammar still decides."""
+    sampler = _sampler()
+    params = [SamplingParams(temperature=0.0, min_new_tokens=5), SamplingParams(seed=1, logit_bias={8: -float("inf")})]
+    _assign(sampler, 0, params[0], stop_token_ids=(9,))
+    _assign(sampler, 1, params[1])
+    logits = _logits(2)
+    tokens = sampler.batch(params, slots=[0, 1]).sample(
+        logits, np.zeros(2, dtype=np.int32), greedy=np.zeros(2, dtype=np.int32), masks=_masks({0: [9], 1: [8]})
+    )
+    assert tokens.tolist() == [9, 8]
+
+
+def test_a_mask_renormalises_what_is_drawn() -> None:
+    """Of two allowed tokens with logits a and b, the draws follow their softmax, whatever the others are."""
+    logits = np.full((1, VOCAB_SIZE), 9.0, dtype=np.float32)
+    logits[0, 10], logits[0, 2000] = 1.0, 0.0
+    num = 4000
+    params = [SamplingParams(seed=seed) for seed in range(num)]
+    masks = _masks({row: [10, 2000] for row in range(num)})
+    rows = np.repeat(logits, num, axis=0)
+    sampler = _sampler()
+    greedy = np.zeros(num, dtype=np.int32)
+    found = sampler.batch(params, slots=range(num)).sample(rows, greedy, greedy=greedy.copy(), masks=masks)
+    assert set(found.tolist()) == {10, 2000}
+    assert abs((found == 10).mean() - 1 / (1 + np.exp(-1))) < 0.03

@@ -5,7 +5,7 @@ import numpy as np
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.clock import ManualClock
 from headwater.messages.base import pack_ids
-from headwater.messages.generation import Generate, LogprobParams, Output, RequestOptions, SamplingParams
+from headwater.messages.generation import Generate, Grammar, LogprobParams, Output, RequestOptions, SamplingParams
 from headwater.scheduling.limits import SchedulerLimits
 from headwater.scheduling.plan import StepPlan, StepResult
 from headwater.scheduling.request import Request
@@ -24,6 +24,7 @@ def message(
     logprobs: LogprobParams | None = None,
     output_interval: int = 1,
     account: int = 0,
+    grammar: Grammar | None = None,
     **fields: object,
 ) -> Generate:
     """A request whose prompt is `first_id`, `first_id` + 1, ...; `fields` of RequestOptions and SamplingParams."""
@@ -36,6 +37,7 @@ def message(
         logprobs=logprobs,
         output_interval=output_interval,
         account=account,
+        grammar=grammar,
     )
 
 
@@ -90,6 +92,7 @@ class Steps:
         self.scheduler.add(message(*args, **kwargs), client=CLIENT)
 
     def plan(self) -> StepPlan | None:
+        self.scheduler.take_compiled()
         return self.scheduler.plan_step()
 
     def collect(self, plan: StepPlan, *, token: int = 900, not_finite: tuple[int, ...] = ()) -> None:

@@ -5,8 +5,15 @@ from scheduler_steps import request
 
 from headwater.scheduling.request import Phase
 
-W, L, P, D, F = Phase.WAITING, Phase.LOADING, Phase.PREFILLING, Phase.DECODING, Phase.FINISHED
-ALLOWED = {(W, L), (W, P), (W, F), (L, W), (L, F), (P, D), (P, W), (P, F), (D, W), (D, F)}
+W, G, L, P, D, F = (
+    Phase.WAITING,
+    Phase.GRAMMAR,
+    Phase.LOADING,
+    Phase.PREFILLING,
+    Phase.DECODING,
+    Phase.FINISHED,
+)
+ALLOWED = {(W, G), (G, W), (G, F), (W, L), (W, P), (W, F), (L, W), (L, F), (P, D), (P, W), (P, F), (D, W), (D, F)}
 
 
 @pytest.mark.parametrize("start", Phase)

@@ -39,6 +39,14 @@ class ControlledEngine:
         """End every request with `message`; returns how many."""
         return self.scheduler.abort("", match="all", message=message)
 
+    def side_caches(self) -> dict[str, int]:
+        """Entries of the caches that hold no KV, by name. A flush of everything empties them."""
+        return {"grammars": self.scheduler.grammars.num_cached}
+
+    def clear_side_caches(self) -> dict[str, int]:
+        """Empty them; returns what was in each."""
+        return {"grammars": self.scheduler.grammars.clear_cache()}
+
     def amounts(self, pages: dict[Tier, int]) -> dict[str, PagesAndBytes]:
         """`pages` of a retirement as an answer reports them: by name of the tier, with their bytes."""
         return {

@@ -26,6 +26,7 @@ class Flush(Operation):
         tiers = message.tiers or tuple(name for name in engine.tier_names if name != "storage")
         self._tiers = tiers  # by name, as they were when the flush arrived
         self._retirement: Retirement | None = None
+        self._side_caches: dict[str, int] = {}  # that were emptied with it
 
     @property
     def phase(self) -> str:
@@ -62,7 +63,10 @@ class Flush(Operation):
         if self._retirement is None:
             if self._message.mode == "idle" and moment.blockers:
                 return self._still_busy(moment)
-            self._retirement = self._engine.cache.retire(self.scope())
+            scope = self.scope()
+            self._retirement = self._engine.cache.retire(scope)
+            if scope.is_everything:
+                self._side_caches = self._engine.clear_side_caches()
         return self._look_retired(moment, self._retirement)
 
     def cancelled(self, moment: Moment, reason: str) -> FlushResult:
@@ -117,6 +121,7 @@ class Flush(Operation):
             drained=done.is_drained,
             freed=self._engine.amounts(done.freed),
             retired=self._engine.amounts(done.retired),
+            side_caches=self._side_caches,
             still_warm=self._still_warm(),
             pending=() if done.is_acknowledged else ("storage",),
             blockers=blockers or {},
@@ -134,7 +139,8 @@ class Flush(Operation):
         )
 
     def _preview(self, moment: Moment) -> FlushResult:
-        would = self._engine.cache.preview(self.scope())
+        scope = self.scope()
+        would = self._engine.cache.preview(scope)
         return FlushResult(
             call_id=self._message.call_id,
             status=200,
@@ -147,6 +153,7 @@ class Flush(Operation):
             dry_run=True,
             freed=self._engine.amounts(would.freed),
             retired=self._engine.amounts(would.retired),
+            side_caches=self._engine.side_caches() if scope.is_everything else {},
             still_warm=self._still_warm(),
             blockers=moment.blockers,
         )

@@ -30,7 +30,7 @@ from headwater.scheduling.scheduler import Scheduler
 _LONGEST_SLEEP_S = 1.0
 _log = logging.getLogger(__name__)
 _ADMISSIONS = {hold: Admission(may_run=hold < Hold.ALL, may_start=hold < Hold.STARTS) for hold in Hold}
-_POLL_S = 0.001  # while copies are in flight: their ends send no message
+_POLL_S = 0.001  # while copies are in flight or grammars are compiled: their ends send no message
 
 
 class EngineLoop:
@@ -96,6 +96,7 @@ class EngineLoop:
         for client, message in self._wire.receive(wait_s=self._longest_useful_wait_s()):
             self._take(message, client)
         has_copied = self._scheduler.cache.apply_finished()  # completions only, also while paused or idle
+        self._scheduler.take_compiled()
         self._pinning.advance()
         self._scheduler.end_overdue()
         self._scheduler.admission = self._admission()
@@ -107,6 +108,8 @@ class EngineLoop:
         launched = (plan, self._steps.launch(plan)) if plan else None
         self._has_progressed = has_copied or launched is not None or self._steps.uncollected is not None
         self._steps.collect()  # on a GPU this overlaps with the step just launched
+        if launched is not None:
+            launched = (launched[0], self._steps.choose(*launched))  # grammars need the tokens just collected
         self._steps.uncollected = launched
         if launched is not None and self._steps.is_done(launched[1]):  # on a CPU the result leaves in the same turn
             self._steps.collect()
@@ -118,7 +121,8 @@ class EngineLoop:
     def _longest_useful_wait_s(self) -> float:
         if self._has_progressed or self._steps.uncollected is not None:
             return 0.0
-        longest_s = _POLL_S if self._scheduler.cache.lower.needs_polling else _LONGEST_SLEEP_S
+        needs_polling = self._scheduler.cache.lower.needs_polling or self._scheduler.grammars.needs_polling
+        longest_s = _POLL_S if needs_polling else _LONGEST_SLEEP_S
         longest_s = min(longest_s, self._scheduler.deadlines.next_look_s())
         look_s = self._control.pending.next_look_s()
         return longest_s if look_s is None else min(look_s, longest_s)

@@ -56,7 +56,7 @@ class StateReporter:
     def __call__(self, call_id: str) -> EngineState:
         scheduler, cache = self._scheduler, self._cache
         is_paused = self._control.is_paused
-        counters = scheduler.counters.as_dict() | {
+        counters = scheduler.counters.as_dict() | scheduler.grammars.counters.as_dict() | {
             "evicted_tokens": cache.tier_pages[Tier.DEVICE].num_evicted * cache.page_size,
             "retired_tokens": cache.counters.retired_tokens,
             "retirements": cache.counters.retirements,
@@ -66,7 +66,7 @@ class StateReporter:
         return EngineState(
             call_id=call_id,
             num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
+            num_waiting=len(scheduler.waiting) + len(scheduler.grammars),
             num_waiting_tokens=scheduler.waiting.held.num_tokens,
             num_retracted=sum(1 for r in scheduler.waiting if r.num_retractions),
             num_paused=len(scheduler.running) + len(scheduler.waiting) if is_paused else 0,
@@ -88,6 +88,7 @@ class StateReporter:
             is_behind=self._control.is_behind,
             num_decided=self._control.pending.num_decided,
             released_memory=self._control.released_memory,
+            side_caches={"grammars": scheduler.grammars.num_cached},
             held_by=self._control.held_by,
         )
 

@@ -5,7 +5,7 @@ from collections import deque
 
 from headwater.cache.page_pool import OwnershipError
 from headwater.engine.ports import ModelRunner
-from headwater.scheduling.plan import StepHandle, StepPlan, StepResult
+from headwater.scheduling.plan import StepHandle, StepPlan, StepResult, TokenMasks
 from headwater.scheduling.scheduler import Scheduler
 
 _MAX_FAILED_IN_A_ROW = 10  # then the requests are not the cause: the engine ends, and is started again
@@ -13,10 +13,13 @@ _log = logging.getLogger(__name__)
 
 
 class FailedLaunch:
-    """The handle of a step that could not be launched: collecting it raises why."""
+    """The handle of a step that was not launched, or did not choose its tokens: collecting it raises why."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error
+
+    def choose(self, masks: TokenMasks) -> None:
+        """There is nothing to choose from."""
 
     def is_done(self) -> bool:
         return True
@@ -45,6 +48,21 @@ class Steps:
             raise
         except Exception as error:  # noqa: BLE001  it is raised again when the step is collected, after the one before it
             return FailedLaunch(error)
+
+    def choose(self, plan: StepPlan, handle: StepHandle) -> StepHandle:
+        """Have the step just launched choose its tokens, if grammars limit the choice. Earlier ones are collected.
+
+        Returns the handle from now on.
+        """
+        if not len(plan.grammar_rows) or isinstance(handle, FailedLaunch):
+            return handle
+        try:
+            handle.choose(self._scheduler.masks.fill(plan))
+        except OwnershipError:
+            raise
+        except Exception as error:  # noqa: BLE001  as in `launch`
+            return FailedLaunch(error)
+        return handle
 
     def is_done(self, handle: StepHandle) -> bool:
         """Whether to collect now. True also of a step whose `is_done` raises."""

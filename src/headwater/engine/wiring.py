@@ -23,7 +23,9 @@ from headwater.engine.ports import ModelRunner
 from headwater.engine.report import StateReporter
 from headwater.engine.steps import Steps
 from headwater.engine.wire import Wire
+from headwater.grammars.matcher import GrammarCompiler
 from headwater.messages.state import EngineReady
+from headwater.scheduling.grammar_queue import GrammarLimits, GrammarQueue
 from headwater.scheduling.limits import SchedulerLimits
 from headwater.scheduling.scheduler import Scheduler
 from headwater.scheduling.waiting_queue import SchedulePolicy
@@ -68,8 +70,11 @@ def wire_engine(
     storage_opener: Callable[..., StorageBackend] = open_backend,
     kv_events: KvEventsSettings | None = None,
     min_part_tokens: int = MIN_PART_TOKENS,
+    grammar_compiler: GrammarCompiler | None = None,
+    grammar_jobs: JobRunner | None = None,
+    grammar_limits: GrammarLimits | None = None,
 ) -> EngineParts:
-    """An engine around `runner`, whose facts are in `ready`."""
+    """An engine around `runner`, whose facts are in `ready`. Without a compiler, it refuses grammars."""
     cache = PrefixCache(
         num_pages=ready.num_pages,
         page_size=ready.page_size,
@@ -88,6 +93,7 @@ def wire_engine(
         eos_token_ids=frozenset(ready.eos_token_ids),
         policy=policy,
         vocab_size=ready.vocab_size,
+        grammars=GrammarQueue(grammar_compiler, clock=clock, jobs=grammar_jobs, limits=grammar_limits),
     )
     steps = Steps(scheduler, runner)
     blockers = Blockers()

@@ -1,7 +1,8 @@
 """Runs step plans on a CPU (runner.Runner): inputs, forward pass, logits of the rows that need them, sampling."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,27 +16,36 @@ from headwater.devices.kv_memory import KVLayout, KVMemory
 from headwater.execution.batch import DecodeBatch, SlotTable, StepInputs
 from headwater.execution.logprobs import token_logprobs
 from headwater.execution.prompt_parts import PooledPart, PromptPart, pooled_parts, prompt_parts
-from headwater.execution.sampler import Sampler
+from headwater.execution.sampler import RowMasks, Sampler
 from headwater.messages.generation import TokenLogprob
 from headwater.models.decoder import DecoderModel
 from headwater.models.loader import LoadedModel
-from headwater.scheduling.plan import SlotAssignment, StepPlan, StepResult
+from headwater.scheduling.plan import SlotAssignment, StepPlan, StepResult, TokenMasks
 
 # rows of logits in memory at once: 64 rows of a vocabulary of 150,000 are 38 MB
 _LOGIT_ROWS = 64
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedStep:
-    """A step (plan.StepHandle) whose result is there already: the CPU computes within `launch`."""
+class ComputedStep:
+    """A step (plan.StepHandle) whose logits are there: the CPU computes within `launch`.
 
-    result: StepResult
+    It samples there as well, if no grammar has to choose.
+    """
+
+    def __init__(self, sample: Callable[[TokenMasks | None], StepResult], *, needs_masks: bool) -> None:
+        self._sample = sample
+        self._result: StepResult | None = None if needs_masks else sample(None)
+
+    def choose(self, masks: TokenMasks) -> None:
+        assert self._result is None, "a step chooses once"
+        self._result = self._sample(masks)
 
     def is_done(self) -> bool:
-        return True
+        return self._result is not None
 
     def collect(self) -> StepResult:
-        return self.result
+        assert self._result is not None, "the step's tokens have not been chosen"
+        return self._result
 
 
 @dataclass(slots=True)
@@ -57,14 +67,19 @@ class SampledRows:
         self._wanted = [(row, it.logprobs) for row, it in enumerate(assigned) if it.logprobs is not None]
 
     def sample(
-        self, logits: npt.NDArray[np.float32], num_outputs: npt.NDArray[np.int32], *, greedy: npt.NDArray[np.int32]
+        self,
+        logits: npt.NDArray[np.float32],
+        num_outputs: npt.NDArray[np.int32],
+        *,
+        greedy: npt.NDArray[np.int32],
+        masks: RowMasks | None,
     ) -> tuple[npt.NDArray[np.int32], dict[int, TokenLogprob]]:
         """The token of each row, and the log-probabilities of the rows that want them. Overwrites its inputs."""
         if not self._wanted:
-            return self._batch.sample(logits, num_outputs, greedy=greedy), {}
+            return self._batch.sample(logits, num_outputs, greedy=greedy, masks=masks), {}
         rows = [row for row, _ in self._wanted]
         raw = logits[rows]  # a copy: sampling edits the logits
-        tokens = self._batch.sample(logits, num_outputs, greedy=greedy)
+        tokens = self._batch.sample(logits, num_outputs, greedy=greedy, masks=masks)
         answers = token_logprobs(raw, tokens[rows].tolist(), [params for _, params in self._wanted])
         return tokens, dict(zip(rows, answers, strict=True))
 
@@ -143,7 +158,7 @@ class CpuRunner:
         self._kv: KVMemory | None = device.allocate_kv(layout, num_pages)  # None while it is released
         max_pages = -(-(max_context or loaded.config.max_context) // layout.page_size)
         self._slots = SlotTable(max_running=max_running, max_pages=max_pages, page_size=layout.page_size)
-        self._sampler = Sampler(vocab_size=loaded.config.vocab_size, draw=device.draw)
+        self._sampler = Sampler(vocab_size=loaded.config.vocab_size, device=device)
         self._layout = layout
         self._recorded: RecordedModel | None = RecordedModel(loaded.model, device, layout=layout)
         self._decodes: tuple[DecodeBatch, SampledRows] | None = None  # of the newest step, if it was of decodes alone
@@ -189,29 +204,38 @@ class CpuRunner:
     def has_model(self) -> bool:
         return self._model is not None
 
-    def launch(self, plan: StepPlan) -> FinishedStep:
-        """Run one step to its end."""
+    def launch(self, plan: StepPlan) -> ComputedStep:
+        """Run one step to its end, or to its logits if grammars choose."""
         self._slots.apply(plan)
         for copy in plan.page_copies:
             self.kv.memory[copy.target] = self.kv.memory[copy.source]  # whole: as fast as a part of it
         for assignment in plan.assignments:
             self._sampler.assign(assignment)
         if plan.num_decodes == plan.num_rows <= _LOGIT_ROWS:
-            return FinishedStep(self._decode(plan))
-        self._decodes = None
-        return FinishedStep(self._compute(plan))
+            sample = self._decode(plan)
+        else:
+            self._decodes = None
+            sample = self._compute(plan)
+        return ComputedStep(sample, needs_masks=len(plan.grammar_rows) > 0)
 
-    def _decode(self, plan: StepPlan) -> StepResult:
-        """A step of decodes alone, the most frequent kind."""
+    def _decode(self, plan: StepPlan) -> Callable[[TokenMasks | None], StepResult]:
+        """A step of decodes alone, the most frequent kind. Returns what samples."""
         if self._decodes is None or not self._decodes[0].continues(plan):
             sampled = SampledRows(self._slots.assignments(plan, range(plan.num_rows)), self._sampler)
             batch = DecodeBatch(plan, self._slots, kv=self.kv.memory, make_work=self._attention_work)
             self._decodes = batch, sampled
         batch, sampled = self._decodes
-        step, recorded = batch.step(plan), self._model_in_place
-        recorded.run(step)
+        step = batch.step(plan)
+        self._model_in_place.run(step)
+        return partial(self._sample_decodes, plan, step, sampled)
+
+    def _sample_decodes(
+        self, plan: StepPlan, step: StepArrays, sampled: SampledRows, masks: TokenMasks | None
+    ) -> StepResult:
+        recorded = self._model_in_place
         greedy, is_finite = recorded.most_probable(step)
-        tokens, logprobs = sampled.sample(recorded.logits(step), plan.num_outputs, greedy=greedy)
+        row_masks = None if masks is None else RowMasks(masks.rows, masks.words)
+        tokens, logprobs = sampled.sample(recorded.logits(step), plan.num_outputs, greedy=greedy, masks=row_masks)
         self._slots.set_newest(plan.slots, tokens)
         return StepResult(
             step_id=plan.step_id,
@@ -222,9 +246,17 @@ class CpuRunner:
             logprobs=logprobs,
         )
 
-    def _compute(self, plan: StepPlan) -> StepResult:
-        """A step of any kind."""
+    def _compute(self, plan: StepPlan) -> Callable[[TokenMasks | None], StepResult]:
+        """A step of any kind. Returns what samples."""
         inputs = self._slots.inputs(plan)
+        rows = np.flatnonzero(plan.samples)
+        step = self._step(inputs, inputs.last_tokens[rows[:_LOGIT_ROWS]])
+        self._model_in_place.run(step)
+        return partial(self._sample_all, plan, inputs, step)
+
+    def _sample_all(
+        self, plan: StepPlan, inputs: StepInputs, step: StepArrays, masks: TokenMasks | None
+    ) -> StepResult:
         outcome = _Outcome(
             tokens=np.full(plan.num_rows, -1, dtype=np.int32),
             is_finite=np.ones(plan.num_rows, dtype=np.bool_),
@@ -233,15 +265,12 @@ class CpuRunner:
             pooled={},
         )
         rows = np.flatnonzero(plan.samples)
-        step = self._step(inputs, inputs.last_tokens[rows[:_LOGIT_ROWS]])
-        recorded = self._model_in_place
-        recorded.run(step)
         for start in range(0, len(rows), _LOGIT_ROWS):
             block = rows[start : start + _LOGIT_ROWS]
             if start:
                 step = replace(step, selected=inputs.last_tokens[block])
-                recorded.run_logits(step)
-            self._sample(plan, block, step, outcome)
+                self._model_in_place.run_logits(step)
+            self._sample(plan, block, step, outcome, masks=_masks_of(block, masks))
         self._slots.set_newest(plan.slots[rows], outcome.tokens[rows])
         for part in prompt_parts(plan, self._slots.assignment):
             outcome.prompt_logprobs[part.row] = self._prompt_logprobs(part, step)
@@ -297,12 +326,14 @@ class CpuRunner:
             next_sharing=work.next_sharing,
         )
 
-    def _sample(self, plan: StepPlan, rows: np.ndarray, step: StepArrays, outcome: _Outcome) -> None:
+    def _sample(
+        self, plan: StepPlan, rows: np.ndarray, step: StepArrays, outcome: _Outcome, *, masks: RowMasks | None
+    ) -> None:
         """Sample the given rows of the plan, whose logits the step has computed."""
         greedy, is_finite = self._model_in_place.most_probable(step)
         logits = self._model_in_place.logits(step)
         sampled = SampledRows(self._slots.assignments(plan, rows.tolist()), self._sampler)
-        tokens, logprobs = sampled.sample(logits, plan.num_outputs[rows], greedy=greedy)
+        tokens, logprobs = sampled.sample(logits, plan.num_outputs[rows], greedy=greedy, masks=masks)
         outcome.tokens[rows] = tokens
         outcome.is_finite[rows] = is_finite
         outcome.logprobs.update((int(rows[index]), it) for index, it in logprobs.items())
@@ -325,3 +356,14 @@ class CpuRunner:
             self._model_in_place.run_logits(step)
             answers.extend(token_logprobs(self._model_in_place.logits(step), ids, [part.params] * len(ids)))
         return tuple(answers)
+
+
+def _masks_of(rows: np.ndarray, masks: TokenMasks | None) -> RowMasks | None:
+    """The masks of some rows of a plan (ascending), with the rows' indices among them; None if they have none."""
+    if masks is None:
+        return None
+    has_mask = np.isin(masks.rows, rows)
+    if not has_mask.any():
+        return None
+    at = np.searchsorted(rows, masks.rows[has_mask]).astype(np.int32)
+    return RowMasks(at, masks.words if has_mask.all() else np.ascontiguousarray(masks.words[has_mask]))

@@ -9,7 +9,7 @@ import torch
 from headwater.execution.device_logprobs import LogprobTensors, as_answers
 from headwater.execution.staging import Fence
 from headwater.messages.generation import LogprobParams, TokenLogprob
-from headwater.scheduling.plan import StepPlan, StepResult
+from headwater.scheduling.plan import StepPlan, StepResult, TokenMasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,9 @@ class PendingStep:
     outcome: torch.Tensor  # int32[2, >= len(sampled)] on the host: tokens, and whether their logits were finite
     logprobs: tuple[PendingLogprobs, ...]
     pooled: Mapping[int, torch.Tensor]  # by row, on the host
+
+    def choose(self, masks: TokenMasks) -> None:
+        raise AssertionError("an engine on a GPU has no compiler, so it refuses grammars")
 
     def is_done(self) -> bool:
         return self.done.is_passed()

@@ -19,6 +19,7 @@ from headwater.execution.runner import KvLifetime, Runner
 from headwater.execution.weight_store import Checkpoint, WeightStore
 from headwater.kv_events import endpoint_of
 from headwater.launch.config import GB, ServerArgs
+from headwater.launch.grammars import grammar_compiler, grammar_limits
 from headwater.launch.placement import Placement, flags_in_errors, kv_dtype, num_kv_pages, open_placement
 from headwater.launch.pooling_config import PoolingConfig, read_pooling
 from headwater.messages.state import EngineReady
@@ -90,6 +91,8 @@ def build_engine(
         fingerprint=_fingerprint(model.loaded, runner.kv.layout),
         storage_settings=StorageSettings(policy=PrefetchPolicy(args.hicache_storage_prefetch_policy)),
         kv_events=_kv_events(args, index),
+        grammar_compiler=grammar_compiler(args, ready, device=placement.device.name),
+        grammar_limits=grammar_limits(args),
     )
     parts.scheduler.begin_weights(model.loaded.weights_id, end_ids=model.end_ids)
     if host is not None:

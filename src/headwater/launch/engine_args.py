@@ -81,6 +81,17 @@ class EngineArgs(CacheArgs, kw_only=True, frozen=True, omit_defaults=True):
         Flag("Order of the queue: first come first served, or longest prefix match.", SCHEDULE),
     ] = "fcfs"
 
+    grammar_max_bytes: Annotated[
+        int, Flag("Most bytes of a request's grammar; a longer one gets 400.", SCHEDULE, low=1)
+    ] = 1 << 20
+    grammar_compile_timeout: Annotated[
+        float,
+        Flag("Seconds that compiling a grammar may take; then its requests get 400.", SCHEDULE, low=0.01, high=600),
+    ] = 10.0
+    grammar_cache_size: Annotated[
+        int, Flag("Compiled grammars kept for later requests.", SCHEDULE, low=0, high=1_000_000)
+    ] = 256
+
     threads: Annotated[
         int | None,
         Flag(

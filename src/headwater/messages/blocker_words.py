@@ -6,6 +6,7 @@ WORDS = {  # one, several
     "running": ("running request", "running requests"),
     "loading": ("request that loads its pages", "requests that load their pages"),
     "queued": ("queued request", "queued requests"),
+    "grammar": ("request whose grammar is being compiled", "requests whose grammars are being compiled"),
     "offload": ("copy to host memory", "copies to host memory"),
     "restore": ("copy from host memory", "copies from host memory"),
     "persist": ("write to the store", "writes to the store"),

@@ -78,6 +78,7 @@ class FlushResult(Answer, tag="flush_result"):
     dry_run: bool = False
     freed: dict[str, PagesAndBytes] = field(default_factory=dict)  # by tier
     retired: dict[str, PagesAndBytes] = field(default_factory=dict)  # by tier: cut from the tree, still pinned
+    side_caches: dict[str, int] = field(default_factory=dict)  # entries dropped of caches without KV, by name
     still_warm: tuple[str, ...] = ()
     pending: tuple[str, ...] = ()  # tiers that have not acknowledged
     blockers: dict[str, int] = field(default_factory=dict)

@@ -66,6 +66,7 @@ class EngineState(Answer, tag="engine_state"):
     is_behind: bool = False  # it has missed a change that the other engines made, and refuses requests
     num_decided: int = 0  # of those: committed changes of several engines that this one has not made yet
     released_memory: tuple[str, ...] = ()
+    side_caches: dict[str, int] = field(default_factory=dict)  # entries of caches without KV, by name
     held_by: tuple[str, ...] = ()  # orders by which requests wait: pause, released memory, pending operations
 
 

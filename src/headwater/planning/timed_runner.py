@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from headwater.clock import ManualClock
 from headwater.planning.cost_model import CostModel
-from headwater.scheduling.plan import StepPlan, StepResult
+from headwater.scheduling.plan import StepPlan, StepResult, TokenMasks
 from headwater.simulation.fakes.kv_records import make_records
 from headwater.simulation.fakes.memory import FakeKvMemory, FakeWeights
 
@@ -30,6 +30,9 @@ class TimedStep:
         self.ends_s = ends_s
         self._result = result
         self._clock = clock
+
+    def choose(self, masks: TokenMasks) -> None:
+        raise AssertionError("plans of capacity have no grammars")
 
     def is_done(self) -> bool:
         return self._clock.now() >= self.ends_s

@@ -77,6 +77,23 @@ def took_too_long(timeout_s: float) -> Finish:
     return Finish(type="abort", status=504, message=message, err_type="timeout", code="request_timeout")
 
 
+def refuse_grammar(reason: str) -> Finish:
+    """The request's grammar can never be used."""
+    return _refuse(f"the grammar cannot be used: {reason}")
+
+
+def refuse_compilation() -> Finish:
+    """The client may try again."""
+    message = "too many grammars are being compiled"
+    return Finish(type="abort", status=429, message=message, err_type="rate_limit_error")
+
+
+def grammar_failed(reason: str) -> Finish:
+    """The request's matcher has failed in the midst of the answer."""
+    message = f"the grammar of this request failed: {reason or 'a token was chosen that it does not allow'}"
+    return Finish(type="abort", status=500, message=message, err_type="engine_error")
+
+
 def refuse_now(reason: str) -> Finish:
     """No new request is accepted now; another engine, or this engine later, may accept it."""
     return Finish(type="abort", status=503, message=reason, err_type="service_unavailable")

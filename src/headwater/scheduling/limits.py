@@ -1,8 +1,18 @@
 """What bounds the scheduler: sizes of its steps and its queue, timeouts, and what may run now."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from headwater.scheduling.request import Request
+
+
+class _Requests(Protocol):
+    """Some requests, counted without a walk."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Request]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +40,9 @@ class Admission:
 
     def admits(self, request: Request) -> bool:
         return self.may_run and (self.may_start or request.started_s is not None)
+
+    def num_admitted(self, requests: _Requests) -> int:
+        """How many of `requests` it admits."""
+        if not self.may_run or not len(requests):
+            return 0
+        return len(requests) if self.may_start else sum([self.admits(request) for request in requests])

@@ -13,6 +13,7 @@ from msgspec import Struct, field
 from headwater.messages.base import TokenIds
 from headwater.messages.generation import LogprobParams, Pooling, SamplingParams, TokenLogprob
 
+_NO_ROWS = np.zeros(0, dtype=np.int32)
 NEWEST_TOKEN = -1  # in StepPlan.token_ids: the token this slot sampled last, known to the runner alone
 
 
@@ -52,7 +53,8 @@ class StepPlan(Struct, frozen=True, eq=False):
     """One forward pass. Rows [0, num_decodes) compute one token each and sample; the rest are prefill chunks.
 
     Row r computes positions num_computed[r] .. num_computed[r] + num_tokens[r] - 1 of its sequence. It attends to all
-    earlier positions through the slot's page table, and samples the next token if samples[r].
+    earlier positions through the slot's page table, and samples the next token if samples[r]. If there are
+    `grammar_rows`, no row samples before `StepHandle.choose`, which brings their masks.
     """
 
     step_id: int
@@ -67,6 +69,7 @@ class StepPlan(Struct, frozen=True, eq=False):
     num_decodes: int
     num_outputs: npt.NDArray[np.int32]  # [R] tokens generated before this step's (the position of the noise)
     page_copies: tuple[PageCopy, ...] = ()
+    grammar_rows: npt.NDArray[np.int32] = field(default_factory=lambda: _NO_ROWS)  # that sample under a mask
 
     @property
     def num_rows(self) -> int:
@@ -89,11 +92,28 @@ class StepResult(Struct, frozen=True, eq=False):
     pooled: dict[int, npt.NDArray[np.floating]] = field(default_factory=dict)
 
 
+class TokenMasks(Struct, frozen=True, eq=False):
+    """The tokens that grammars allow in some rows of a step. Valid until the next step's masks are made.
+
+    Bit t % 32 of word t // 32 stands for token t; bits of ids behind the vocabulary mean nothing.
+    """
+
+    rows: npt.NDArray[np.int32]  # [M] rows of the plan, ascending: its `grammar_rows`
+    words: npt.NDArray[np.uint32]  # [M, ceil(vocab_size / 32)]
+
+
 class StepHandle(Protocol):
     """A launched step."""
 
+    def choose(self, masks: TokenMasks) -> None:
+        """Sample, with these masks. Called once if the plan has grammar rows, when all earlier steps are collected.
+
+        Plans without grammar rows sample without this call.
+        """
+        ...
+
     def is_done(self) -> bool:
-        """Whether `collect` would return without waiting."""
+        """Whether `collect` would return without waiting. False before a `choose` that is due."""
         ...
 
     def collect(self) -> StepResult:

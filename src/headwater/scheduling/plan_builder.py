@@ -37,6 +37,7 @@ class PlanColumns:
         self.num_tokens = Column(np.int32)
         self.samples = Column(np.bool_)
         self.newest = Column(np.int32)  # token ids of decodes
+        self.grammar_rows = Column(np.int32)
 
 
 class PlanBuilder:
@@ -109,6 +110,9 @@ class PlanBuilder:
             num_decodes=len(self._decodes),
             num_outputs=np.array([r.progress.num_launched_samples for r, _, _ in rows], dtype=np.int32),
             page_copies=tuple(self._page_copies),
+            grammar_rows=columns.grammar_rows.array(
+                [row for row, (r, _, samples) in enumerate(rows) if samples and r.grammar is not None]
+            ),
         )
 
     @property

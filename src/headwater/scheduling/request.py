@@ -6,6 +6,7 @@ from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
 from headwater.cache.lease import Lease, TokenSequence
 from headwater.cache.namespace import Namespace
@@ -13,6 +14,7 @@ from headwater.cache.prefetch import Prefetch
 from headwater.cache.transfer import Restore
 from headwater.messages.base import unpack_ids
 from headwater.messages.generation import Generate, Pooling, TokenLogprob
+from headwater.scheduling.grammar_state import GrammarState
 from headwater.scheduling.plan import PageUpdate
 
 _arrivals = itertools.count()
@@ -22,6 +24,7 @@ class Phase(Enum):
     """Where a request is. `_NEXT` below says which changes exist."""
 
     WAITING = "waiting"  # holds nothing
+    GRAMMAR = "grammar"  # its grammar is being compiled; holds nothing
     LOADING = "loading"  # its pages are being copied up; not in the batch
     PREFILLING = "prefilling"  # in a slot, prompt tokens left to launch
     DECODING = "decoding"  # in a slot, its prompt is launched
@@ -29,7 +32,8 @@ class Phase(Enum):
 
 
 _NEXT = {
-    Phase.WAITING: {Phase.LOADING, Phase.PREFILLING, Phase.FINISHED},
+    Phase.WAITING: {Phase.GRAMMAR, Phase.LOADING, Phase.PREFILLING, Phase.FINISHED},
+    Phase.GRAMMAR: {Phase.WAITING, Phase.FINISHED},
     Phase.LOADING: {Phase.WAITING, Phase.FINISHED},
     Phase.PREFILLING: {Phase.DECODING, Phase.WAITING, Phase.FINISHED},
     Phase.DECODING: {Phase.WAITING, Phase.FINISHED},
@@ -92,6 +96,8 @@ class Request:
         self.num_prompt_tokens = len(self.tokens)
         self.max_new_tokens = message.sampling.max_new_tokens  # the scheduler cuts it to what fits
         self.stop_token_ids: frozenset[int] = frozenset()  # EOS included, set by the scheduler
+        grammar = message.grammar if self.max_new_tokens > 0 else None
+        self.grammar = None if grammar is None else GrammarState(grammar)  # advanced by the scheduler
         self.output_interval = message.output_interval
         self.queue_key = (-message.options.priority, next(_arrivals))  # higher priority first, then earlier arrival
         self.arrived_s = arrived_s
@@ -106,6 +112,11 @@ class Request:
         self.weights_versions: list[tuple[str, int]] = []  # (label, first output computed with them)
         self.num_matched = 0  # tokens that the device had when the queue (lpm) looked last
         self.matched_at: object = None  # state of cache and request at that time: in the same one it is the same
+
+    @classmethod
+    def unreadable(cls, message: Generate, *, client: bytes, arrived_s: float) -> "Request":
+        """Stands for a request that cannot be read, so that it can be answered; it has no prompt."""
+        return cls(structs.replace(message, prompt_ids=b"", grammar=None), client=client, arrived_s=arrived_s)
 
     @property
     def num_outputs(self) -> int:

@@ -2,22 +2,15 @@
 
 from operator import attrgetter
 
-from msgspec import structs
-
 from headwater.cache.lease import Lease
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.clock import Clock
 from headwater.messages.generation import Finish, Generate, OutputMeta, Outputs, SamplingParams, TokenLogprob
-from headwater.scheduling.answers import (
-    NOT_FINITE,
-    describe,
-    engine_failed,
-    refuse_for_ever,
-    refuse_now,
-    refuse_rid,
-)
+from headwater.scheduling import answers
 from headwater.scheduling.counters import Counters
 from headwater.scheduling.deadlines import Deadlines
+from headwater.scheduling.grammar_masks import MaskBuffer
+from headwater.scheduling.grammar_queue import GrammarQueue
 from headwater.scheduling.limits import Admission, SchedulerLimits
 from headwater.scheduling.loading import LoadingRequests
 from headwater.scheduling.outputs import OutputBuffer, has_broken_embedding
@@ -49,6 +42,7 @@ class Scheduler:
         weight_version: str = "",
         policy: SchedulePolicy = "fcfs",
         vocab_size: int = 1 << 31,
+        grammars: GrammarQueue | None = None,
     ) -> None:
         self.cache = cache
         self.limits = limits
@@ -60,12 +54,15 @@ class Scheduler:
         self._clock = clock
         self._eos_token_ids = eos_token_ids
         self._vocab_size = vocab_size
+        self._capacity_tokens = cache.pool.capacity * cache.page_size - 1  # of one request: the next one has no place
         self._end_ids_of_weights: frozenset[int] = frozenset()  # that a later checkpoint's files name
         self.waiting = WaitingQueue(policy)
         self._gate = QueueGate(self.waiting, limits=limits, counters=self.counters, clock=clock)
         self.deadlines = Deadlines(limits=limits, gate=self._gate, counters=self.counters, clock=clock)
         self.running = RunningRequests(cache, num_slots=limits.max_running)
         self.loading = LoadingRequests(cache)
+        self.grammars = GrammarQueue(None, clock=clock) if grammars is None else grammars
+        self.masks = MaskBuffer(self.grammars.compiler, self.running.slots)  # of launched steps
         self._requests: dict[tuple[bytes, str], Request] = {}  # by client and rid
         self._outputs = OutputBuffer()
         self._columns = PlanColumns()
@@ -82,7 +79,8 @@ class Scheduler:
             request = Request(message, client=client, arrived_s=self._clock.now())
             self._add(request, message.sampling)
         except Exception as error:
-            self._fail_arrival(request or _nameless(message, client=client, arrived_s=self._clock.now()), error)
+            request = request or Request.unreadable(message, client=client, arrived_s=self._clock.now())
+            self._fail_arrival(request, error)
             raise
 
     def _add(self, request: Request, sampling: SamplingParams) -> None:
@@ -98,22 +96,38 @@ class Scheduler:
         request.max_new_tokens = min(sampling.max_new_tokens, room)
         self._requests[request.client, request.rid] = request
         self.deadlines.arrived(request)
+        if self.grammars.begin(request):
+            self.waiting.keep_place(request)
+        else:
+            self._queue(request)
+        self.counters.prompt_tokens += request.num_prompt_tokens
+
+    def _queue(self, request: Request) -> None:
         tokens = request.tokens.view(0, request.num_matchable)
         if not self.loading.seek_in_storage(request, request.namespace(self.weights_id), tokens):
             self.waiting.add(request)
-        self.counters.prompt_tokens += request.num_prompt_tokens
 
     def _fail_arrival(self, request: Request, error: Exception) -> None:
         """Answer a request whose arrival raised, at whatever point."""
         self.counters.num_failed += 1
         if self._requests.get((request.client, request.rid)) is request:
-            if request in self.waiting or request.phase is Phase.LOADING:
-                self._finish(request, engine_failed(error))
+            if request in self.waiting or request.phase in (Phase.LOADING, Phase.GRAMMAR):
+                self._finish(request, answers.engine_failed(error))
                 return
             del self._requests[request.client, request.rid]
         self.deadlines.ended(request)
         request.enter(Phase.FINISHED)
-        self._outputs.finish(request, engine_failed(error), self._meta(request))
+        self._outputs.finish(request, answers.engine_failed(error), self._meta(request))
+
+    def take_compiled(self) -> None:
+        """Queue the requests whose grammars are compiled, and end those whose grammars cannot be."""
+        for request, failure in self.grammars.take_done():
+            if failure is None:
+                self.waiting.give_up_place(request)
+                self._queue(request)
+            else:
+                self.counters.num_refused += 1
+                self._finish(request, failure)
 
     def abort(self, rid: str, *, match: str, message: str) -> int:
         """End requests by rid ("exact", "prefix") or "all"; returns how many. They end with `message`."""
@@ -159,17 +173,13 @@ class Scheduler:
         """The blockers: requests that keep the engine from being idle. Those that admission keeps out do not count."""
         if not self._requests:
             return {}
-        admission, waiting = self.admission, self.waiting
-        counts: dict[str, int] = {}
-        if num_running := len(self.running):
-            counts["running"] = num_running
-        if num_loading := len(self.loading):
-            counts["loading"] = num_loading
-        if admission.may_run and (num_waiting := len(waiting)):
-            num_queued = num_waiting if admission.may_start else sum([admission.admits(r) for r in waiting])
-            if num_queued:
-                counts["queued"] = num_queued
-        return counts
+        counts = {
+            "running": len(self.running),
+            "loading": len(self.loading),
+            "queued": self.admission.num_admitted(self.waiting),
+            "grammar": self.admission.num_admitted(self.grammars),
+        }
+        return {name: count for name, count in counts.items() if count}
 
     # --- planning -----------------------------------------------------------------------------------
 
@@ -297,7 +307,7 @@ class Scheduler:
             if request.lease.superseded or request.lease.part is not None:
                 self.cache.settle(request.lease)
             if not is_finite:  # its pages are as bad as its logits and must not be shared
-                self._finish(request, NOT_FINITE)
+                self._finish(request, answers.NOT_FINITE)
                 continue
             running.written(request, first + num_tokens)
             if row >= plan.num_decodes:
@@ -309,7 +319,7 @@ class Scheduler:
             if samples:
                 self._take_token(request, token_id, result.logprobs.get(row))
             elif request.max_new_tokens == 0 and first + num_tokens >= request.num_prompt_tokens:
-                self._finish(request, NOT_FINITE if has_broken_embedding(request) else Finish(type="length"))
+                self._finish(request, answers.NOT_FINITE if has_broken_embedding(request) else Finish(type="length"))
         self.running.release_leaving()
 
     def fail(self, plan: StepPlan, error: Exception) -> int:
@@ -321,7 +331,7 @@ class Scheduler:
         rows = zip(plan.slots.tolist(), plan.uses.tolist(), strict=True)
         ended = [request for slot, use in rows if (request := self.running.slots.at(slot, use=use)) is not None]
         for request in ended:
-            self._finish(request, engine_failed(error))
+            self._finish(request, answers.engine_failed(error))
         self.counters.num_failed += len(ended)
         self.counters.num_failed_steps += 1
         self.running.release_leaving()
@@ -329,12 +339,18 @@ class Scheduler:
 
     def _take_token(self, request: Request, token_id: int, logprob: TokenLogprob | None) -> None:
         request.tokens.append(token_id)
+        is_stop, grammar = request.is_stop_token(token_id), request.grammar
+        if grammar is not None and (grammar.error or not (is_stop or grammar.accept(token_id))):
+            self._finish(request, answers.grammar_failed(grammar.error))
+            return
         self.counters.generated_tokens += 1
         num_outputs = request.num_outputs
         meta = self._meta(request) if num_outputs == 1 else None
         self._outputs.add_token(request, token_id, logprob=logprob, meta=meta)
-        if request.is_stop_token(token_id):
+        if is_stop:
             self._finish(request, Finish(type="stop", matched=token_id))
+        elif grammar is not None and grammar.is_complete:
+            self._finish(request, Finish(type="stop"))
         elif num_outputs >= request.max_new_tokens:
             self._finish(request, Finish(type="length"))
 
@@ -346,6 +362,9 @@ class Scheduler:
             self.waiting.remove(request)
         elif request.phase is Phase.LOADING:
             self.loading.remove(request)
+        elif request.phase is Phase.GRAMMAR:
+            self.grammars.remove(request)
+            self.waiting.give_up_place(request)
         request.enter(Phase.FINISHED)
         self.deadlines.ended(request)
         del self._requests[request.client, request.rid]
@@ -367,26 +386,15 @@ class Scheduler:
         self.counters.num_retractions += 1
         self.waiting.add(request)
 
-    @property
-    def _capacity_tokens(self) -> int:
-        """Tokens that a request can have if it runs alone: all pages, less the position of the next token."""
-        return self.cache.pool.capacity * self.cache.page_size - 1
-
     def _refusal(self, request: Request) -> Finish | None:
         """Why a request can never run, or not now."""
         if self.why_refusing:
-            return refuse_now(next(iter(self.why_refusing.values())))
+            return answers.refuse_now(next(iter(self.why_refusing.values())))
         if (request.client, request.rid) in self._requests:
-            return refuse_rid(request.rid)
+            return answers.refuse_rid(request.rid)
         sizes = {"context": self.limits.max_context, "capacity": self._capacity_tokens}
-        if (refusal := refuse_for_ever(request, vocab_size=self._vocab_size, **sizes)) is not None:
-            return refusal
-        return self._gate.refusal(request)
+        never = answers.refuse_for_ever(request, vocab_size=self._vocab_size, **sizes) or self.grammars.refusal(request)
+        return never or self._gate.refusal(request)
 
     def _meta(self, request: Request) -> OutputMeta:
-        return describe(request, generation=self.cache.generation, weight_version=self.weight_version)
-
-
-def _nameless(message: Generate, *, client: bytes, arrived_s: float) -> Request:
-    """Stands for a request that cannot be read, so that it can be answered; it has no prompt."""
-    return Request(structs.replace(message, prompt_ids=b""), client=client, arrived_s=arrived_s)
+        return answers.describe(request, generation=self.cache.generation, weight_version=self.weight_version)

@@ -47,6 +47,14 @@ class WaitingQueue:
         del self._requests[at]
         self._count(request, -1)
 
+    def keep_place(self, request: Request) -> None:
+        """`request` counts as waiting, though it is not in the queue: its grammar is being compiled."""
+        self._count(request, 1)
+
+    def give_up_place(self, request: Request) -> None:
+        """The end of `keep_place`."""
+        self._count(request, -1)
+
     def _count(self, request: Request, sign: int) -> None:
         num_tokens = sign * len(request.tokens)  # which do not change while it waits
         self.held = Held(self.held.num_requests + sign, self.held.num_tokens + num_tokens)

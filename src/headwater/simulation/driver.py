@@ -10,6 +10,7 @@ from headwater.messages.generation import (
     Finish,
     Generate,
     GenerateBatch,
+    Grammar,
     LogprobParams,
     Output,
     OutputMeta,
@@ -117,6 +118,7 @@ class Driver:
         *,
         logprobs: LogprobParams | None = None,
         output_interval: int = 1,
+        grammar: Grammar | None = None,
         **fields: Any,
     ) -> GeneratedAnswer:
         """Send a request; turns fill its answer. `fields` are those of RequestOptions and SamplingParams."""
@@ -128,6 +130,7 @@ class Driver:
                 sampling=SamplingParams(max_new_tokens=num_tokens, **fields),
                 logprobs=logprobs,
                 options=RequestOptions(**options),
+                grammar=grammar,
                 output_interval=output_interval,
             )
         )
@@ -183,9 +186,10 @@ class Driver:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a call, a copy or a job of the store is open, for which requests may have to wait."""
+        """Whether a call, a copy, a compilation or a job of the store is open, for which requests may have to wait."""
         is_copying = self.shape.num_host_pages > 0 and bool(self.copier.open_copies)
-        return bool(self.calls.pending or self.jobs.open_jobs) or is_copying
+        has_jobs = self.jobs.open_jobs or self.engine.grammar_jobs.open_jobs
+        return bool(self.calls.pending or has_jobs) or is_copying
 
     def check_all_pages_back(self) -> None:
         self._checks.promises.check_drained()

@@ -7,8 +7,10 @@ from headwater.cache.storage.tier import StorageSettings
 from headwater.clock import ManualClock
 from headwater.engine.wiring import EngineParts, wire_engine
 from headwater.messages.control import FlushCache
+from headwater.scheduling.grammar_queue import GrammarLimits
 from headwater.simulation.engine_shape import VOCAB_SIZE, EngineShape
 from headwater.simulation.fakes.copier import FakeCopier
+from headwater.simulation.fakes.grammar import FakeCompiler
 from headwater.simulation.fakes.jobs import FakeJobRunner
 from headwater.simulation.fakes.kv_records import HostRecords
 from headwater.simulation.fakes.runner import FakeRunner
@@ -19,6 +21,7 @@ from headwater.storage.backend import StorageBackend
 from headwater.storage.page_key import scope_id
 
 MAX_CONTROL_TIMEOUT_S = 3600.0
+GRAMMAR_LIMITS = GrammarLimits(compile_timeout_s=2.0, max_cached=3)
 
 
 class SimulatedEngine:
@@ -39,6 +42,8 @@ class SimulatedEngine:
         )
         self.runner.weights.current = shape.weights_id
         self.jobs = FakeJobRunner(seed=shape.seed, clock=self.clock)
+        self.grammar_jobs = FakeJobRunner(seed=shape.seed + 1, clock=self.clock)
+        self.grammars = FakeCompiler(vocab_size=VOCAB_SIZE, end_ids=frozenset(shape.eos_token_ids))
         self.copier = self._make_copier() if shape.num_host_pages else None
         self.store: StorageBackend | None = None  # the one that `AttachStorage` attaches
         self._scope_domain = shape.fingerprint().scope_domain()
@@ -104,6 +109,9 @@ class SimulatedEngine:
             storage_settings=settings,
             storage_opener=self._open_store,
             min_part_tokens=self.shape.min_part_tokens,
+            grammar_compiler=self.grammars,
+            grammar_jobs=self.grammar_jobs,
+            grammar_limits=GRAMMAR_LIMITS,
         )
 
     def _open_store(self, kind: str, **options: Any) -> StorageBackend:

@@ -1,6 +1,7 @@
 """Norms, rotary angles, selected rows, argmax and draws by the kernels, against their definition in numpy."""
 
 import ctypes
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from headwater.devices.cpu.attention_kernels import (
     RotaryAnglesJob,
     SelectRowsJob,
 )
-from headwater.devices.cpu.draws import Draws, draw_tokens
+from headwater.devices.cpu.draws import Draws, best_allowed, draw_tokens
 from headwater.devices.cpu.kernel_library import SELECTED, TOKENS, KernelLibrary, Step
-from headwater.devices.cpu.plain.draw import argmax, draw, log_noise
+from headwater.devices.cpu.plain.draw import argmax, draw, log_noise, masked_argmax
 from headwater.devices.cpu.plain.norm import rms_norm, rotary_angles
 from headwater.devices.noise import noise_keys
 
@@ -184,3 +185,56 @@ def test_the_noise_of_the_definition_is_the_exponential_of_its_formula() -> None
     ranked = np.sort(noise)
     uniform = (np.arange(len(ranked)) + 0.5) / len(ranked)
     assert np.abs((1 - np.exp(-ranked)) - uniform).max() < 0.005
+
+
+# --- masks ------------------------------------------------------------------------------------------
+
+
+def _random_masks(num: int, cols: int, random: np.random.Generator) -> npt.NDArray[np.uint32]:
+    """Of every density, at least one token in each; bits behind the vocabulary are set, and must not matter."""
+    words = random.integers(0, 2**32, size=(num, -(-cols // 32)), dtype=np.uint32)
+    words[1::4] &= random.integers(0, 2**32, size=words[1::4].shape, dtype=np.uint32)
+    words[2::4] = 0
+    words[2::4, -1] = np.uint32(0xFFFFFFFF) << np.uint32(cols % 32) if cols % 32 else 0
+    token = random.integers(cols, size=num)
+    words[np.arange(num), token // 32] |= np.uint32(1) << (token % 32).astype(np.uint32)
+    return words
+
+
+@pytest.mark.parametrize("cols", [*SIZES, 2050])
+def test_the_best_allowed_token_is_that_of_the_definition(library: KernelLibrary, cols: int) -> None:
+    random = np.random.default_rng(cols)
+    logits = random.integers(-3, 4, size=(12, cols)).astype(np.float32)  # ties everywhere
+    logits[3, ::2], logits[4], logits[5] = -np.inf, -np.inf, np.nan
+    masks = _random_masks(12, cols, random)
+    rows, mask_rows = np.array([7, 0, 3, 4, 5, 11], dtype=np.int32), np.array([2, 1, 8, 3, 4, 6], dtype=np.int32)
+    found = best_allowed(logits, rows, masks=masks, mask_rows=mask_rows, library=library, num_threads=2)
+    expected = [masked_argmax(logits[row], masks[of]) for row, of in zip(rows, mask_rows, strict=True)]
+    np.testing.assert_array_equal(found, expected)
+    for token, of in zip(found.tolist(), mask_rows.tolist(), strict=True):
+        assert masks[of, token // 32] >> np.uint32(token % 32) & 1
+
+
+@pytest.mark.parametrize("cols", [*SIZES, 2050])
+@pytest.mark.parametrize(
+    "options", [{}, {"top_p": 0.9}, {"top_k": 7}, {"temperature": 0.6, "log_min_p": -2.0}, {"top_k": 40, "top_p": 0.6}]
+)
+def test_masked_draws_are_those_of_the_definition(
+    library: KernelLibrary, cols: int, options: dict[str, float]
+) -> None:
+    random = np.random.default_rng(cols)
+    num = 60
+    logits = random.normal(scale=2, size=(3, cols)).astype(np.float32)
+    logits[2] = -np.inf  # nothing but the mask is left
+    keys = noise_keys(random.integers(0, 2**63, size=num).astype(np.uint64), np.arange(num))
+    masks = _random_masks(20, cols, random)
+    mask_rows = (random.integers(20, size=num)).astype(np.int32)
+    mask_rows[::5] = -1
+    mask_rows[2::3] = np.maximum(mask_rows[2::3], 0)  # rows of -infinity, which no request without a grammar has
+    draws = replace(_draws(logits, keys, **options), masks=masks, mask_rows=mask_rows)
+    found = draw_tokens(logits, draws, library=library, num_threads=2)
+    for index, token in enumerate(found.tolist()):
+        mask = None if mask_rows[index] < 0 else masks[mask_rows[index]]
+        assert mask is None or mask[token // 32] >> np.uint32(token % 32) & 1
+        if not sanitized.LIBRARY:
+            assert token == draw(logits[index % 3], int(keys[index]), mask=mask, **options)

@@ -95,6 +95,24 @@ class DrawJob(ctypes.Structure):
         ("num_rows", _INT64),
         ("top_k", _POINTER),  # int32[num_rows] or null, 0: all
         ("top_p", _POINTER),  # float32[num_rows] or null, 1: all
+        ("masks", _POINTER),  # uint32[any, num_words] or null: all tokens are allowed
+        ("mask_rows", _POINTER),  # int32[num_rows] rows of masks, -1: all tokens are allowed
+        ("num_words", _INT64),
+    )
+
+
+class MaskedArgmaxJob(ctypes.Structure):
+    """`MaskedArgmaxJob` of kernels/draw.c: the first of the largest allowed logits of some rows."""
+
+    _fields_ = (
+        ("logits", _POINTER),  # float32[any, cols]
+        ("rows", _POINTER),  # int32[num_rows] rows of logits
+        ("masks", _POINTER),  # uint32[any, num_words]
+        ("mask_rows", _POINTER),  # int32[num_rows] rows of masks
+        ("tokens", _POINTER),  # int32[num_rows]
+        ("cols", _INT64),
+        ("num_rows", _INT64),
+        ("num_words", _INT64),
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headwater.devices.cpu.attention_kernels import WorkList, work_list
-from headwater.devices.cpu.draws import Draws, draw_tokens
+from headwater.devices.cpu.draws import Draws, Masks, best_allowed, draw_tokens
 from headwater.devices.cpu.kernel_library import KernelLibrary, usable_kernels
 from headwater.devices.cpu.kv_memory import CpuKVMemory
 from headwater.devices.cpu.packed_cache import PackedCache
@@ -119,6 +119,19 @@ class CpuDevice:
 
     def draw(self, logits: npt.NDArray[np.float32], draws: Draws) -> npt.NDArray[np.int32]:
         return draw_tokens(logits, draws, library=self._library, num_threads=self.num_threads)
+
+    def best_allowed(
+        self,
+        logits: npt.NDArray[np.float32],
+        rows: npt.NDArray[np.int32],
+        *,
+        masks: Masks,
+        mask_rows: npt.NDArray[np.int32],
+    ) -> npt.NDArray[np.int32]:
+        """The most probable token of each of some rows that its mask allows. int32[rows]"""
+        return best_allowed(
+            logits, rows, masks=masks, mask_rows=mask_rows, library=self._library, num_threads=self.num_threads
+        )
 
     def free_memory_bytes(self) -> int:
         return free_memory_bytes()

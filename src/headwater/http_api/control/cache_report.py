@@ -39,6 +39,7 @@ def _sums(states: Sequence[EngineState]) -> Json:
         "page_size": size,
         "weights_ids": sorted({state.weights_id for state in states}),
         "tiers": {name: _tier([s.tiers[name] for s in states if name in s.tiers], size) for name in names},
+        "side_caches": summed_counts(state.side_caches for state in states),
         "hits": hits(counters),
         "transfers": transfers(counters, summed_counts(state.blockers for state in states)),
         "dropped_tokens": _named(counters, DROPPED),

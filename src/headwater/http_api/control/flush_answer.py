@@ -45,6 +45,7 @@ class FlushAnswer:
                 "drained": all(result.drained for result in results),
                 "freed": summed_pages(result.freed for result in results),
                 "retired": summed_pages(result.retired for result in results),
+                "side_caches": summed_counts(result.side_caches for result in results),
                 "still_warm": sorted({tier for result in results for tier in result.still_warm}),
                 "pending": sorted({tier for result in results for tier in result.pending}),
             }

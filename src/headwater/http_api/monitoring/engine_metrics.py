@@ -145,6 +145,8 @@ def _add_own_gauges(page: MetricFamilies, rank: str, state: EngineState) -> None
         page.gauge(f"headwater_{name}", text, value, rank=rank)
     for blocker, count in state.blockers.items():
         page.gauge("headwater_blockers", "What keeps the engine from idle.", count, rank=rank, blocker=blocker)
+    for cache, count in state.side_caches.items():
+        page.gauge("headwater_side_cache_entries", "Entries of caches without KV.", count, rank=rank, cache=cache)
     for part, num_bytes in state.memory_bytes.items():
         page.gauge("headwater_memory_bytes", "Memory by use.", num_bytes, rank=rank, part=part)
 

@@ -3,11 +3,12 @@
 from headwater.cache.page_pool import Owner
 from headwater.cache.storage.names import StorageNames
 from headwater.messages.base import Answer
-from headwater.messages.control import FlushCache
+from headwater.messages.control import FlushCache, FlushResult
 from headwater.messages.wire import ToEngine
 from headwater.simulation.checks.control_promises import ControlPromises
 from headwater.simulation.checks.cuts import Cuts
 from headwater.simulation.checks.event_mirror import EventMirror
+from headwater.simulation.checks.grammar_promises import GrammarPromises
 from headwater.simulation.checks.oracle import Oracle
 from headwater.simulation.checks.pending_calls import PendingCalls
 from headwater.simulation.checks.promises import Promises
@@ -15,7 +16,7 @@ from headwater.simulation.checks.retirements import Retirements
 from headwater.simulation.checks.service_promises import ServicePromises
 from headwater.simulation.checks.timeouts import TimeoutPromises
 from headwater.simulation.engine_shape import VOCAB_SIZE
-from headwater.simulation.simulated_engine import MAX_CONTROL_TIMEOUT_S, SimulatedEngine
+from headwater.simulation.simulated_engine import GRAMMAR_LIMITS, MAX_CONTROL_TIMEOUT_S, SimulatedEngine
 
 
 class EngineChecks:
@@ -23,6 +24,9 @@ class EngineChecks:
 
     def __init__(self, engine: SimulatedEngine, *, audit_every: int) -> None:
         self._engine = engine
+        self.grammars = GrammarPromises(
+            engine.grammars, jobs=engine.grammar_jobs, limits=GRAMMAR_LIMITS, clock=engine.clock
+        )
         self.oracle = self._make_oracle()
         engine.runner.audit = self.oracle
         self.calls = PendingCalls(engine.clock, max_timeout_s=MAX_CONTROL_TIMEOUT_S)
@@ -57,12 +61,16 @@ class EngineChecks:
 
     def answered(self, client: bytes, answer: Answer) -> None:
         """A client has got the answer of a call."""
-        self.control.answered(self.calls.answered(client, answer), answer)
+        call = self.calls.answered(client, answer)
+        self.control.answered(call, answer)
+        if isinstance(call.message, FlushCache) and isinstance(answer, FlushResult):
+            self.grammars.check_flush(call.message, answer)
 
     def end_turn(self, *, has_launched: bool) -> None:
         """The turn is over, and all of its outputs and answers have been checked."""
         self.control.end_turn(has_launched=has_launched)
         self.timeouts.check()
+        self.grammars.check(self._engine.parts.scheduler.grammars)
         self.promises.check(is_staging=self.control.is_staging, mirror=self._mirror)
 
     # ------------------------------------------------------------------------------------------------
@@ -92,6 +100,7 @@ class EngineChecks:
             records=engine.runner.records,
             is_shared=lambda page: engine.parts.cache.pool.owner_of(page) is Owner.TREE,
             now_s=engine.clock.now,
+            grammars=self.grammars,
         )
 
     def _make_control(self, retirements: Retirements) -> ControlPromises:

@@ -9,6 +9,7 @@ from headwater.messages.generation import Generate, Output
 from headwater.scheduling.limits import SchedulerLimits
 from headwater.scheduling.plan import SlotAssignment
 from headwater.scheduling.request import Request
+from headwater.simulation.checks.grammar_promises import GrammarPromises
 from headwater.simulation.checks.request_model import RequestKey, RequestModel
 from headwater.simulation.checks.violation import Violation, demand
 from headwater.simulation.fakes.kv_records import Records
@@ -39,6 +40,7 @@ class Oracle:
         records: Callable[[npt.NDArray[np.integer]], Records],
         is_shared: Callable[[int], bool],
         now_s: Callable[[], float],
+        grammars: GrammarPromises,
     ) -> None:
         self.active: dict[RequestKey, RequestModel] = {}
         self.entered_now: list[RequestModel] = []  # in this turn; `ControlPromises` clears it
@@ -59,6 +61,7 @@ class Oracle:
         self._pages_of = pages_of  # contents of the first pages of a slot
         self._records = records  # contents of pages
         self._now_s = now_s
+        self._grammars = grammars
         self._is_shared = is_shared  # whether a page is in the tree
         self._slots: dict[int, RequestModel] = {}
 
@@ -82,6 +85,7 @@ class Oracle:
             room=min(self._limits.max_context, self._capacity_tokens),
             stop_ids=stop_ids if sampling.ignore_eos else stop_ids | self._eos_token_ids,
             vocab_size=self._vocab_size,
+            end_ids=self._eos_token_ids,
         )
         self.active[key] = model
         self.num_undelivered += 1
@@ -107,6 +111,8 @@ class Oracle:
         model = self.active.get(key)
         if model is None:
             raise Violation("answered_once", f"{output.rid} got an output before its start or after its end")
+        if model.grammar is not None and output.finish is not None and output.finish.status == 400:
+            model.is_grammar_refused = self._grammars.is_refused(model.grammar.text)
         model.received(output)
         if output.finish is not None:
             del self.active[key]
@@ -137,6 +143,8 @@ class Oracle:
         if model is None:
             raise Violation("only_the_living_run", f"{request.rid} enters a slot after it has ended")
         message = model.message
+        if model.grammar is not None:
+            self._grammars.check_compiled(model.grammar.text)
         known = assignment.token_ids.tolist()
         if not model.may_enter_with(known):
             raise Violation("right_tokens_computed", f"{request.rid} enters with other tokens")

@@ -118,7 +118,7 @@ class Promises:
     def _check_requests(self) -> None:
         """Every open request is in exactly one queue."""
         scheduler = self._parts.scheduler
-        places = (scheduler.running, scheduler.loading, scheduler.waiting)
+        places = (scheduler.running, scheduler.loading, scheduler.waiting, scheduler.grammars)
         found = [(request.client, request.rid) for place in places for request in place]
         active = self._oracle.active
         if self._oracle.num_undelivered == 0 and len(found) == len(active) and active.keys() == set(found):
@@ -168,7 +168,8 @@ class Promises:
             found["weight_update"] = 1
         if admission.may_run and admission.may_start:
             found["queued"] = len(scheduler.waiting)
-        elif admission.may_run:
+            found["grammar"] = len(list(scheduler.grammars))
+        elif admission.may_run:  # a request whose grammar is being compiled has never started
             active = self._oracle.active
             waiting = [active[r.client, r.rid].has_started for r in scheduler.waiting]
             found["queued"] = sum(waiting)

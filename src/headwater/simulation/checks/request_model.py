@@ -6,6 +6,7 @@ import numpy as np
 
 from headwater.messages.base import unpack_ids
 from headwater.messages.generation import Generate, Output
+from headwater.simulation.checks.grammar_model import GrammarModel
 from headwater.simulation.checks.violation import Violation, demand
 from headwater.simulation.fakes.canary import (
     START,
@@ -29,8 +30,16 @@ class RequestModel:
     """
 
     def __init__(
-        self, key: RequestKey, message: Generate, *, room: int, stop_ids: frozenset[int], vocab_size: int
+        self,
+        key: RequestKey,
+        message: Generate,
+        *,
+        room: int,
+        stop_ids: frozenset[int],
+        vocab_size: int,
+        end_ids: frozenset[int] = frozenset(),
     ) -> None:
+        """`stop_ids` end this answer; `end_ids` are the model's end tokens, which no grammar has in its midst."""
         self.key = key
         self.rid = message.rid
         self.message = message
@@ -56,6 +65,10 @@ class RequestModel:
         self._limit = min(message.sampling.max_new_tokens, room - len(self.prompt))
         self._stop_ids = stop_ids
         self._vocab_size = vocab_size
+        self.is_grammar_refused = False  # its grammar is broken, or has been compiled for too long
+        self.grammar: GrammarModel | None = None
+        if message.grammar is not None and message.sampling.max_new_tokens > 0:
+            self.grammar = GrammarModel(message, stop_ids=stop_ids, end_ids=end_ids, vocab_size=vocab_size)
         self.kv = b""  # canaries up to `num_kv`, uint64 each
         self._total = 0  # the sum that determines the next token
         self._num_known = len(self.prompt)  # tokens when it last entered a slot
@@ -107,6 +120,9 @@ class RequestModel:
         """Append the next token, which follows from all KV."""
         if self.num_kv != len(self.tokens):
             raise Violation("samples_from_all_kv", self.rid)
+        if self.grammar is not None:
+            self.tokens.append(self.grammar.next_token(self._total, self.tokens[len(self.prompt) :]))
+            return
         self.tokens.append(mix(self._total & _MASK) % self._vocab_size)
 
     # --- the client's view --------------------------------------------------------------------------
@@ -133,7 +149,17 @@ class RequestModel:
         last = self.tokens[len(self.prompt) + self.num_told - 1]
         if self.num_told and last in self._stop_ids and self.num_told > self.message.sampling.min_new_tokens:
             return "stop"
+        if self.num_told and self.grammar is not None and self.grammar.is_complete(self._told):
+            return "stop"
         return "length" if self.num_told >= self._limit and self.num_told else None
+
+    @property
+    def _told(self) -> list[int]:
+        """The generated tokens that the client has."""
+        return self.tokens[len(self.prompt) : len(self.prompt) + self.num_told]
+
+    def _has_failed_matcher(self) -> bool:
+        return self.grammar is not None and self.grammar.fails_after(self._told)
 
     def _check_end(self, output: Output) -> None:
         finish = output.finish
@@ -148,8 +174,8 @@ class RequestModel:
         if finish.type == "abort":
             is_right = (
                 (finish.status == 0 and self.may_end_early)
-                or (finish.status == 400 and self.is_too_long)
-                or (finish.status == 500 and self.has_failed)
+                or (finish.status == 400 and (self.is_too_long or self.is_grammar_refused))
+                or (finish.status == 500 and (self.has_failed or self._has_failed_matcher()))
                 or (finish.status == 429 and self.must_be_refused)
                 or finish.status in self.timeouts_due
             )
@@ -189,7 +215,14 @@ class RequestModel:
         told = self.tokens[self._num_known : len(self.prompt) + self.num_told]
         if not told:
             return
+        known = self.tokens[: self._num_known]
+        grammar, outputs = self.grammar, known[len(self.prompt) :]
         right = expected_tokens(
-            self.tokens[: self._num_known], len(told), self._vocab_size, self._weights, namespace=self.namespace
+            known,
+            len(told),
+            self._vocab_size,
+            self._weights,
+            namespace=self.namespace,
+            choose=None if grammar is None else lambda total, new: grammar.next_token(total, outputs + new),
         )
         demand(told == right, "right_text", f"{self.rid} was told {told}, not {right}")

@@ -108,7 +108,7 @@ class ServicePromises:
     def _is_full_for(self, message: Generate) -> bool:
         """Whether the queue, or the share of it that the request's key may have, is full."""
         limits, num_tokens = self._limits, len(message.prompt_ids) // 4
-        waiting = list(self._scheduler.waiting)
+        waiting = [*self._scheduler.waiting, *self._scheduler.grammars]
         models = [self._oracle.active.get((request.client, request.rid)) for request in waiting]
         is_own = [model is not None and model.message.account == message.account for model in models]
         own = list(compress(waiting, is_own))
@@ -186,7 +186,7 @@ class ServicePromises:
     def _checked_begin_weights(self, weights_id: str, *, end_ids: tuple[int, ...] = ()) -> None:
         """Count the update for all requests that have begun: their last output reports where it took effect."""
         scheduler = self._scheduler
-        for place in (scheduler.running, scheduler.loading, scheduler.waiting):
+        for place in (scheduler.running, scheduler.loading, scheduler.waiting, scheduler.grammars):
             for request in place:
                 model = self._oracle.active.get((request.client, request.rid))
                 if model is not None and (request.is_running or request.num_outputs):
@@ -243,7 +243,7 @@ class ServicePromises:
 
     def _is_in_place(self, key: RequestKey) -> bool:
         scheduler = self._scheduler
-        for place in (scheduler.running, scheduler.loading, scheduler.waiting):
+        for place in (scheduler.running, scheduler.loading, scheduler.waiting, scheduler.grammars):
             for request in place:
                 if request.rid == key[1] and request.client == key[0]:
                     return True
@@ -251,7 +251,7 @@ class ServicePromises:
 
     def _places(self) -> set[RequestKey]:
         scheduler = self._scheduler
-        places = (scheduler.running, scheduler.loading, scheduler.waiting)
+        places = (scheduler.running, scheduler.loading, scheduler.waiting, scheduler.grammars)
         return {(request.client, request.rid) for place in places for request in place}
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice, repeat
 
 import numpy as np
@@ -79,10 +79,12 @@ def expected_tokens(
     weights: Sequence[str] | str = "w0",
     *,
     namespace: str = "",
+    choose: Callable[[int, list[int]], int] | None = None,
 ) -> list[int]:
     """The result of greedy generation from `prompt`, from tokens, weights and namespace alone.
 
-    `weights` names the weights of each position; the last name applies to all further positions.
+    `weights` names the weights of each position; the last name applies to all further positions. `choose` gives the
+    token for a total and the tokens generated here, if a grammar limits the choice.
     """
     names = [weights] if isinstance(weights, str) else weights
     origin_of = {name: origin(name, namespace) for name in set(names)}
@@ -98,7 +100,7 @@ def expected_tokens(
         weight += 2
     tokens: list[int] = []
     for origin_ in islice(origins, num_tokens):
-        token_id = token_from(total, vocab_size)
+        token_id = token_from(total, vocab_size) if choose is None else choose(total, tokens)
         tokens.append(token_id)
         before = mix(before ^ mixed[token_id] ^ origin_)
         total += before * weight

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from headwater.messages.generation import LogprobParams, TokenLogprob
-from headwater.scheduling.plan import NEWEST_TOKEN, SlotAssignment, StepPlan, StepResult
+from headwater.scheduling.plan import NEWEST_TOKEN, SlotAssignment, StepPlan, StepResult, TokenMasks
 from headwater.simulation.checks.violation import Violation
 from headwater.simulation.fakes.canary import START, next_canaries, origin, pooled_canaries, token_from, total_of
+from headwater.simulation.fakes.grammar import choose_from, tokens_of
 from headwater.simulation.fakes.kv_records import PACKED, TOKEN, Records, make_records
 from headwater.simulation.fakes.memory import FakeKvMemory, FakeWeights
 
@@ -80,16 +81,25 @@ class FakeStep:
         self.written = written
         self.fault: Callable[[], None] | None = None  # raises at its collection
         self.on_collect: Callable[[], None] = lambda: None
+        self.on_choose: Callable[[TokenMasks], None] | None = None  # due before the collection
         self.is_collected = False
         self._result = result
         self._polls_left = num_polls
 
+    def choose(self, masks: TokenMasks) -> None:
+        assert self.on_choose is not None, "a step with grammars chooses once, any other never"
+        self.on_choose(masks)
+        self.on_choose = None
+
     def is_done(self) -> bool:
+        if self.on_choose is not None:
+            return False
         self._polls_left -= 1
         return self._polls_left < 0
 
     def collect(self) -> StepResult:
         assert not self.is_collected, "a step is collected once"
+        assert self.on_choose is None, "a step is collected before its tokens are chosen"
         self.is_collected = True
         if self.fault is not None:
             self.fault()
@@ -186,7 +196,7 @@ class FakeRunner:
         logprobs: dict[int, TokenLogprob] = {}
         prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
         pooled: dict[int, npt.NDArray[np.floating]] = {}
-        reads, writes = [], []
+        reads, writes, totals = [], [], []
         columns = (plan.slots, plan.uses, plan.num_computed, plan.num_tokens, plan.samples)
         all_tokens = plan.token_ids.tolist()
         start = 0
@@ -205,7 +215,9 @@ class FakeRunner:
             if self._slots[slot].pooling is not None:
                 pooled |= self._pooled(plan, row, read)
             if samples:
-                tokens[row] = self._newest[slot] = token_from(self._total(slot, read), self._vocab_size)
+                total = self._total(slot, read)
+                totals.append(total)
+                tokens[row] = self._newest[slot] = token_from(total, self._vocab_size)
                 asked = self._slots[slot].logprobs
                 if asked is not None:
                     logprobs[row] = _logprob(tokens[row], asked)
@@ -226,11 +238,28 @@ class FakeRunner:
         )
         step = FakeStep(result, num_polls=1 if self._is_async else 0, read=reads, written=writes)
         self._open = [*self.open_steps, step]
+        if len(plan.grammar_rows):
+            row_totals = dict(zip(np.flatnonzero(plan.samples).tolist(), totals, strict=True))
+            step.on_choose = lambda masks: self._choose(plan, result, row_totals, masks)
         if fault_at == "collect":
             step.fault = lambda: self._fail(plan)
         if not_finite:
             step.on_collect = lambda: self._end_requests_of(not_finite)
         return step
+
+    def _choose(self, plan: StepPlan, result: StepResult, totals: dict[int, int], masks: TokenMasks) -> None:
+        """Choose the tokens of the grammar rows anew, of those that their masks allow."""
+        assert masks.rows.tolist() == plan.grammar_rows.tolist(), "the masks are those of other rows"
+        for row, words in zip(masks.rows.tolist(), masks.words, strict=True):
+            slot = int(plan.slots[row])
+            assignment, allowed = self._slots[slot], tokens_of(words, self._vocab_size)
+            assert allowed, "a mask allows nothing"
+            if plan.num_outputs[row] < assignment.sampling.min_new_tokens:
+                allowed = [token for token in allowed if token not in assignment.stop_token_ids] or allowed
+            token = choose_from(totals[row], allowed, favourites=list(assignment.sampling.logit_bias or ()))
+            result.tokens[row] = self._newest[slot] = token
+            if row in result.logprobs and assignment.logprobs is not None:
+                result.logprobs[row] = _logprob(token, assignment.logprobs)
 
     def recover(self) -> None:
         """There is nothing to recover: writes of a failed step stay."""

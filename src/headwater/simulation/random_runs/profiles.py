@@ -43,6 +43,7 @@ class Profile:
     num_host_pages: tuple[int, ...] = (20, 60, 150)
     store_bytes: tuple[int, ...] = (3000, 20_000, 1 << 20)
     store_kind: Literal["memory", "file"] = "memory"
+    grammars: float = 0.0  # share of the requests with a grammar
     has_split_flushes: bool = False  # of the store and one other tier
     num_stems: tuple[int, ...] = (3, 8)  # prefixes that requests share
 
@@ -121,6 +122,16 @@ PROFILES = {
             num_device_pages=(24, 30),
             num_host_pages=(20, 60),
             num_stems=(6, 12),
+        ),
+        Profile(
+            "grammars",
+            grammars=0.7,
+            bursts=4,
+            follow_ups=20,
+            flushes=12,
+            pauses=4,
+            has_step_faults=True,
+            has_host=0.4,
         ),
     )
 }

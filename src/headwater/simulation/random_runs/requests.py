@@ -8,11 +8,13 @@ from headwater.messages.generation import (
     Abort,
     Generate,
     GenerateBatch,
+    Grammar,
     LogprobParams,
     Pooling,
     RequestOptions,
     SamplingParams,
 )
+from headwater.simulation.fakes.grammar import BROKEN, FakeGrammar
 from headwater.simulation.random_runs.callers import Callers
 from headwater.simulation.random_runs.events import Deliver, Event, FollowUp
 from headwater.simulation.random_runs.prompts import Prompts
@@ -24,10 +26,20 @@ class Requests:
     """Each method is one action of clients, as events."""
 
     def __init__(
-        self, source: random.Random, *, prompts: Prompts, callers: Callers, has_pooling: bool = False
+        self,
+        source: random.Random,
+        *,
+        prompts: Prompts,
+        callers: Callers,
+        has_pooling: bool = False,
+        grammars: float = 0.0,
+        end_ids: tuple[int, ...] = (),
     ) -> None:
+        """`grammars`: the share of requests with one; `end_ids`: the end tokens of the engines."""
         self._source = source
         self._has_pooling = has_pooling  # requests for embeddings among those that only compute their prompt
+        self._grammars = grammars
+        self._end_ids = frozenset(end_ids)
         self._prompts = prompts
         self._callers = callers
 
@@ -71,6 +83,7 @@ class Requests:
         num_tokens = source.choice([0, 1, 3, 8, 8, 20, 40])
         num_tokens = num_tokens if max_new_tokens is None else max_new_tokens
         pools = self._has_pooling and num_tokens == 0
+        grammar = self._grammar() if self._grammars and source.random() < self._grammars else None
         return Generate(
             rid=rid,
             prompt_ids=pack_ids(prompt),
@@ -78,6 +91,7 @@ class Requests:
                 max_new_tokens=num_tokens,
                 min_new_tokens=source.choice([0, 0, 0, 4]),
                 ignore_eos=source.random() < 0.3,
+                logit_bias=dict.fromkeys(grammar.begins_after, 5.0) if grammar is not None else None,
             ),
             logprobs=logprobs,
             options=RequestOptions(
@@ -86,7 +100,19 @@ class Requests:
                 priority=source.choice([0, 0, 0, 1]),
                 no_store=source.random() < 0.06,
             ),
+            grammar=grammar,
             output_interval=(1, 1, 4, 1 << 30)[len(prompt) % 4],  # some clients do not stream
             account=len(prompt) % 3,
             pooling=POOLINGS[len(prompt) % 2] if pools else None,
         )
+
+    def _grammar(self) -> Grammar:
+        """One of a few grammars, some of which begin after free text; the request's bias makes its end likely."""
+        source = self._source
+        seed, num_tokens = source.randrange(8), source.choice([1, 4, 12, 60])
+        fails_at = source.randrange(6) if source.random() < 0.05 else -1
+        text = FakeGrammar(seed=seed, num_tokens=num_tokens, fails_at=fails_at).text
+        if source.random() < 0.05:
+            text = BROKEN
+        marks = (700 + seed, 710 + seed)[: source.choice([0, 0, 0, 1, 2])]
+        return Grammar(text=text, begins_after=() if self._end_ids.intersection(marks) else marks)

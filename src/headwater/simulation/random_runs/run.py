@@ -177,8 +177,9 @@ class RandomRun:
                 engine.copier.max_polls = faults.copy_polls
                 engine.copier.failure_rate = faults.copy_failures
                 engine.copier.hang_rate = faults.copy_hangs
-            engine.jobs.max_polls = faults.job_polls
-            engine.jobs.hang_rate = faults.job_hangs
+            for jobs in (engine.jobs, engine.engine.grammar_jobs):
+                jobs.max_polls = faults.job_polls
+                jobs.hang_rate = faults.job_hangs
             engine.runner.weights.num_polls = faults.staging_polls
             engine.runner.fault_rate = faults.step_faults
             engine.runner.not_finite_rate = faults.not_finite
@@ -196,6 +197,7 @@ class RandomRun:
     def _come_back(self) -> None:
         for engine in self.engines:
             engine.jobs.release_hanging()
+            engine.engine.grammar_jobs.release_hanging()
         if self.store is not None:
             self.store.land_late_writes()
 

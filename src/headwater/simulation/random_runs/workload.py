@@ -50,7 +50,12 @@ class Workload:
             for shape in shapes
         )
         self._requests = Requests(
-            source, prompts=self._prompts, callers=self._callers, has_pooling=profile.has_pooling
+            source,
+            prompts=self._prompts,
+            callers=self._callers,
+            grammars=profile.grammars,
+            end_ids=self.shapes[0].eos_token_ids + self.shapes[-1].eos_token_ids,
+            has_pooling=profile.has_pooling,
         )
         self._operations = Operators(
             source,

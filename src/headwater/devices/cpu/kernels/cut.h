@@ -8,6 +8,7 @@
 
 #include <stdlib.h>
 
+#include "allowed.h"
 #include "simd.h"
 
 enum { BUCKETS_PER_NAT = 64, FEW_NATS = 8, MANY_NATS = 32, NUM_BUCKETS = BUCKETS_PER_NAT * MANY_NATS };
@@ -15,6 +16,7 @@ enum { MAX_EDGE = 4096, GROUP = 64, LANES = 16 };
 
 typedef struct {
     const float *logits;
+    const uint32_t *mask;  // of the tokens that are allowed; null: all
     int64_t cols;
     float temperature;
     float largest;      // of the scaled logits
@@ -33,8 +35,18 @@ typedef struct {
     float masses[MAX_EDGE];
 } Edge;
 
-// GROUP logits from `col` on by the row's temperature, -infinity behind the end. Returns the largest.
+// GROUP logits from `col` on by the row's temperature, -infinity behind the end and where the mask forbids a token.
+// Returns the largest.
 INLINE float scale_group(const ScaledRow *row, int64_t col, float *scaled) {
+    uint64_t allowed = ~(uint64_t)0;
+    if (row->mask) {
+        allowed = allowed_within(row->mask, col, row->cols);
+        allowed |= (uint64_t)allowed_within(row->mask, col + 32, row->cols) << 32;
+        if (!allowed) {
+            for (int i = 0; i < GROUP; i += WIDTH) vf_store(scaled + i, vf_splat(-INFINITY));
+            return -INFINITY;
+        }
+    }
     const vf temperature = vf_splat(row->temperature);
     const int64_t left = row->cols - col;
     vf largest = vf_splat(-INFINITY);
@@ -43,6 +55,7 @@ INLINE float scale_group(const ScaledRow *row, int64_t col, float *scaled) {
     }
     for (int i = 0; i < GROUP; i += WIDTH) {
         vf x = vf_load(left < GROUP ? scaled + i : row->logits + col + i) / temperature;
+        if (row->mask) x = only_allowed(x, (uint32_t)(allowed >> i));
         vf_store(scaled + i, x);
         largest = vf_max(x, largest);  // NaN is passed over
     }

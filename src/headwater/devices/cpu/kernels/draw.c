@@ -1,19 +1,11 @@
 // The next token of each row of logits: the largest, or a draw with the Gumbel-max trick. The noise is that of
-// devices/noise.py, computed as it is used. All arithmetic here is exact or rounded once, in an order that does not
+// devices/noise.py, computed as it is used. A row may have a mask of the tokens that it may choose from (allowed.h). All arithmetic here is exact or rounded once, in an order that does not
 // depend on WIDTH: every instruction set chooses the same tokens.
 
+#include "allowed.h"
 #include "cut.h"
 #include "simd.h"
 #include "step.h"
-
-INLINE vi select_lanes(vi mask, vi yes, vi no) { return (yes & mask) | (no & ~mask); }
-
-INLINE vf select_floats(vi mask, vf yes, vf no) { return (vf)select_lanes(mask, (vi)yes, (vi)no); }
-
-INLINE vi lane_numbers(void) {
-    static const int32_t numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return vi_load(numbers);
-}
 
 // The largest value so far of each lane, and the first column where it was.
 typedef struct {
@@ -84,6 +76,42 @@ static void argmax_chunk(const void *opaque, const Step *step, int64_t row) {
 
 const Kernel hw_argmax = {argmax_chunks, argmax_chunk};
 
+typedef struct {
+    const float *logits;       // [any][cols]
+    const int32_t *rows;       // [num_rows] rows of `logits`
+    const uint32_t *masks;     // [any][num_words]
+    const int32_t *mask_rows;  // [num_rows] rows of `masks`
+    int32_t *tokens;           // [num_rows]
+    int64_t cols, num_rows, num_words;
+} MaskedArgmaxJob;
+
+static int64_t masked_argmax_chunks(const void *job, const Step *step) {
+    (void)step;
+    return ((const MaskedArgmaxJob *)job)->num_rows;
+}
+
+// The first of the largest allowed logits; the first allowed token if all of them are -infinity or NaN.
+static void masked_argmax_chunk(const void *opaque, const Step *step, int64_t number) {
+    (void)step;
+    const MaskedArgmaxJob *job = opaque;
+    const float *logits = job->logits + job->rows[number] * job->cols;
+    const uint32_t *mask = job->masks + job->mask_rows[number] * job->num_words;
+    Best best = no_best();
+    for (int64_t col = 0; col < job->cols; col += 32) {
+        const uint32_t allowed = allowed_within(mask, col, job->cols);
+        if (!allowed) continue;  // most words of most masks
+        const int64_t left = job->cols - col;
+        for (int i = 0; i < 32 && i < left; i += WIDTH) {
+            const vf value = left - i < WIDTH ? vf_load_n(logits + col + i, left - i) : vf_load(logits + col + i);
+            best = better(best, only_allowed(value, allowed >> i), lane_numbers() + vi_splat((int32_t)col + i));
+        }
+    }
+    const int has_best = vf_max_of(best.value) > -INFINITY;
+    job->tokens[number] = has_best ? first_best(best) : first_allowed(mask, job->cols);
+}
+
+const Kernel hw_masked_argmax = {masked_argmax_chunks, masked_argmax_chunk};
+
 INLINE vu mix32(vu x) {  // Wellons' lowbias32
     x = x ^ (x >> 16);
     x = x * 0x7feb352du;
@@ -148,6 +176,9 @@ typedef struct {
     int64_t num_rows;
     const int32_t *top_k;  // [num_rows], or null: none; 0: all
     const float *top_p;    // [num_rows], or null: none; 1: all
+    const uint32_t *masks;     // [any][num_words], or null: all tokens are allowed
+    const int32_t *mask_rows;  // [num_rows] rows of `masks`; -1: all tokens are allowed
+    int64_t num_words;
 } DrawJob;
 
 static int64_t draw_chunks(const void *job, const Step *step) {
@@ -159,7 +190,9 @@ static int64_t draw_chunks(const void *job, const Step *step) {
 static void draw_chunk(const void *opaque, const Step *step, int64_t number) {
     (void)step;
     const DrawJob *job = opaque;
+    const int64_t mask_row = job->masks ? job->mask_rows[number] : -1;
     ScaledRow row = {.logits = job->logits + job->rows[number] * job->cols,
+                     .mask = mask_row < 0 ? NULL : job->masks + mask_row * job->num_words,
                      .cols = job->cols,
                      .temperature = job->temperatures[number]};
     const int64_t top_k = job->top_k ? job->top_k[number] : 0;
@@ -185,7 +218,8 @@ static void draw_chunk(const void *opaque, const Step *step, int64_t number) {
         }
         best_score = vf_max_of(best.value);
     }
-    job->tokens[number] = first_best(best);
+    const int has_best = !row.mask || vf_max_of(best.value) > -INFINITY;
+    job->tokens[number] = has_best ? first_best(best) : first_allowed(row.mask, job->cols);
 }
 
 const Kernel hw_draw = {draw_chunks, draw_chunk};

@@ -19,6 +19,19 @@ def argmax(logits: Floats) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
     return ranked.argmax(axis=-1).astype(np.int32), np.asarray(np.isfinite(logits).all(axis=-1))
 
 
+def is_allowed(mask: npt.NDArray[np.uint32], num_tokens: int) -> npt.NDArray[np.bool_]:
+    """A mask by token: bit t % 32 of word t // 32 stands for token t. bool[num_tokens]"""
+    tokens = np.arange(num_tokens)
+    return (mask[tokens // 32] >> (tokens % 32).astype(np.uint32) & 1).astype(np.bool_)
+
+
+def masked_argmax(row: Floats, mask: npt.NDArray[np.uint32]) -> int:
+    """The first of the largest allowed logits of a row; the first allowed token if all are -infinity or NaN."""
+    allowed = is_allowed(mask, len(row))
+    ranked = np.where(allowed & ~np.isnan(row), row, -np.inf)
+    return int(ranked.argmax() if ranked.max() > -np.inf else allowed.argmax())
+
+
 def draw(
     row: Floats,
     key: int,
@@ -27,14 +40,20 @@ def draw(
     top_k: int = 0,
     top_p: float = 1.0,
     log_min_p: float | np.floating = -np.inf,
+    mask: npt.NDArray[np.uint32] | None = None,
 ) -> int:
     """A token, drawn from softmax(row / temperature) with the key of its noise (devices/noise.py), of those kept.
 
     top_k (0: all) comes first; top_p then keeps the fewest most probable tokens whose probabilities, renormalised after
     top_k, sum to it; tokens less probable than e ** log_min_p times the most probable one go last. Of equal logits all
-    are kept or none.
+    are kept or none. What a `mask` forbids has no probability from the start.
     """
     scaled = row / np.float32(temperature)
+    if mask is not None:
+        allowed = is_allowed(mask, len(row))
+        scaled = np.where(allowed, scaled, np.float32(-np.inf))
+        if scaled.max() == -np.inf:
+            return int(allowed.argmax())  # a bias or min_new_tokens forbids the rest, and the grammar prevails
     if not np.isfinite(scaled.max()):
         return 0  # any token will do: the row's request fails
     kept = np.flatnonzero(scaled >= _lowest_kept(scaled, top_k, top_p, np.float32(log_min_p)))

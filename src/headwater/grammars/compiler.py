@@ -1,0 +1,89 @@
+"""Grammars compiled by llguidance, for one vocabulary."""
+
+import threading
+from collections.abc import Callable, Sequence
+
+import llguidance
+import llguidance.numpy
+import numpy as np
+import numpy.typing as npt
+
+from headwater.grammars.matcher import Matcher
+from headwater.grammars.vocabulary import Vocabulary
+
+
+class GuidanceMatcher:
+    """An llguidance matcher (matcher.Matcher). Failures are states, never exceptions."""
+
+    def __init__(self, inner: llguidance.LLMatcher) -> None:
+        self.inner = inner
+        self.error = ""
+
+    @property
+    def is_complete(self) -> bool:
+        return self.inner.is_stopped() and not self.error
+
+    def accept(self, token_id: int) -> bool:
+        if self.inner.consume_token(token_id):
+            return True
+        self.error = self.inner.get_error().splitlines()[0] if self.inner.is_error() else ""
+        return False
+
+    def copy(self) -> "GuidanceMatcher":
+        return GuidanceMatcher(self.inner.deep_copy())
+
+
+class GuidanceCompiler:
+    """A compiler (matcher.GrammarCompiler) that reads its vocabulary when the first grammar is compiled."""
+
+    def __init__(self, load: Callable[[], Vocabulary], *, vocab_size: int, num_threads: int) -> None:
+        """`vocab_size`: the model's logits. `load` is called once, in the thread of the first grammar."""
+        self.num_words = -(-vocab_size // 32)
+        self._load = load
+        self._vocab_size = vocab_size
+        self._lock = threading.Lock()
+        self._tokenizer: llguidance.LLTokenizer | None = None
+        self._end_id = 0
+        self._executor = llguidance.LLExecutor(num_threads=num_threads)
+
+    def compile(self, text: str) -> Matcher:
+        inner = llguidance.LLMatcher(self._ready_tokenizer(), text, log_level=0)
+        if inner.is_error():
+            raise ValueError(inner.get_error().splitlines()[0])
+        return GuidanceMatcher(inner)
+
+    def fill(self, matchers: Sequence[Matcher], masks: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+        own = [it for it in matchers if isinstance(it, GuidanceMatcher)]
+        assert len(own) == len(matchers) == len(masks), "matchers of another compiler"
+        pairs = [(it.inner, row) for row, it in enumerate(own)]
+        llguidance.numpy.fill_next_token_bitmask_par(self._executor, pairs, masks.view(np.int32))
+        for it in own:
+            if it.inner.is_error():
+                it.error = it.inner.get_error().splitlines()[0]
+        word, bit = self._end_id // 32, np.uint32(1 << self._end_id % 32)
+        may_end = (masks[:, word] & bit) != 0
+        masks[:, word] &= ~bit
+        return may_end
+
+    def _ready_tokenizer(self) -> llguidance.LLTokenizer:
+        with self._lock:
+            if self._tokenizer is None:
+                vocabulary = self._load()
+                assert len(vocabulary.tokens) == self._vocab_size
+                self._end_id = vocabulary.end_id
+                self._tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Tokens(vocabulary)))
+            return self._tokenizer
+
+
+class _Tokens:
+    """A vocabulary in the form that llguidance reads."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.eos_token_id = vocabulary.end_id
+        self.bos_token_id = None
+        self.tokens = list(vocabulary.tokens)
+        self.special_token_ids = sorted(vocabulary.special_ids)
+        self._encode = vocabulary.encode
+
+    def __call__(self, text: str) -> list[int]:
+        return self._encode(text)

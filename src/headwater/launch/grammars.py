@@ -1,0 +1,35 @@
+"""Grammars as the server's arguments want them."""
+
+from headwater.devices.cpu.topology import num_usable_cores
+from headwater.grammars.compiler import GuidanceCompiler
+from headwater.grammars.vocabulary import Vocabulary
+from headwater.launch.config import ServerArgs
+from headwater.messages.state import EngineReady
+from headwater.scheduling.grammar_queue import GrammarLimits
+
+
+def grammar_limits(args: ServerArgs) -> GrammarLimits:
+    return GrammarLimits(
+        max_bytes=args.grammar_max_bytes,
+        compile_timeout_s=args.grammar_compile_timeout,
+        max_cached=args.grammar_cache_size,
+    )
+
+
+def grammar_compiler(args: ServerArgs, ready: EngineReady, *, device: str) -> GuidanceCompiler | None:
+    """Compiles for the vocabulary of the model's tokenizer; None on a device that applies no masks."""
+    if device != "cpu":
+        return None
+    source = args.tokenizer or args.model
+    assert source is not None, "the launcher resolves the default model"
+
+    def load() -> Vocabulary:
+        # imported here: an engine without grammars needs no tokenizer library
+        from headwater.tokenization.grammar_vocabulary import grammar_vocabulary
+        from headwater.tokenization.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.load(source)
+        return grammar_vocabulary(tokenizer, vocab_size=ready.vocab_size, end_ids=ready.eos_token_ids)
+
+    num_threads = args.threads or num_usable_cores()
+    return GuidanceCompiler(load, vocab_size=ready.vocab_size, num_threads=num_threads)

@@ -1,0 +1,137 @@
+"""Grammars compiled by llguidance for a vocabulary of single characters and a few words."""
+
+import json
+
+import numpy as np
+import pytest
+from llguidance import LLMatcher
+
+from headwater.grammars.compiler import GuidanceCompiler
+from headwater.grammars.matcher import Matcher
+from headwater.grammars.vocabulary import Vocabulary
+
+END, OTHER_END = 200, 201
+WORDS = {202: b"true", 203: b'{"', 204: b'": '}
+NUM_TOKENS = 210  # the last ones are padding, as models have it
+
+
+def encode(text: str) -> list[int]:
+    return [byte if byte < 200 else 199 for byte in text.encode()]
+
+
+@pytest.fixture(scope="module")
+def compiler() -> GuidanceCompiler:
+    tokens = [bytes([byte]) for byte in range(200)] + [b"<|end|>", b"<|turn|>", *WORDS.values()]
+    tokens += [b""] * (NUM_TOKENS - len(tokens))
+    vocabulary = Vocabulary(tokens=tokens, special_ids=frozenset({END, OTHER_END}), end_id=END, encode=encode)
+    return GuidanceCompiler(lambda: vocabulary, vocab_size=NUM_TOKENS, num_threads=2)
+
+
+def allowed(compiler: GuidanceCompiler, *matchers: Matcher) -> list[tuple[set[int], bool]]:
+    """For each matcher the tokens that may come next, and whether the answer may end."""
+    masks = np.full((len(matchers), compiler.num_words), 0xFFFFFFFF, dtype=np.uint32)
+    may_end = compiler.fill(matchers, masks)
+    bits = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")
+    return [(set(np.flatnonzero(row).tolist()), bool(end)) for row, end in zip(bits, may_end, strict=True)]
+
+
+def schema(**properties: object) -> str:
+    required = list(properties)
+    return LLMatcher.grammar_from_json_schema(
+        {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    )
+
+
+def test_a_schema_allows_what_may_come_next_and_nothing_else(compiler: GuidanceCompiler) -> None:
+    matcher = compiler.compile(schema(a={"type": "boolean"}))
+    ((first, may_end),) = allowed(compiler, matcher)
+    assert {ord("{"), 203} <= first and not may_end
+    assert not first & {ord("["), ord("a"), END, OTHER_END, 205, 209}
+    for token in [203, ord("a"), 204, 202]:
+        assert matcher.accept(token), token
+    assert not matcher.is_complete
+    ((last, _),) = allowed(compiler, matcher)
+    assert ord("}") in last and ord(",") not in last
+    assert matcher.accept(ord("}"))
+
+
+def test_an_answer_that_nothing_can_follow_is_complete(compiler: GuidanceCompiler) -> None:
+    matcher = compiler.compile(LLMatcher.grammar_from_regex("ab"))
+    assert matcher.accept(ord("a")) and not matcher.is_complete
+    assert matcher.accept(ord("b")) and matcher.is_complete
+
+
+def test_an_answer_that_may_end_or_go_on_says_so_and_masks_hold_no_end(compiler: GuidanceCompiler) -> None:
+    """The end tokens are the engine's business: `ignore_eos` must be able to leave them out."""
+    matcher = compiler.compile(LLMatcher.grammar_from_regex("ab*"))
+    assert matcher.accept(ord("a"))
+    ((tokens, may_end),) = allowed(compiler, matcher)
+    assert tokens == {ord("b")} and may_end and not matcher.is_complete
+
+
+def test_copies_advance_by_themselves_and_masks_belong_to_their_rows(compiler: GuidanceCompiler) -> None:
+    first = compiler.compile(LLMatcher.grammar_from_regex("abc"))
+    second = first.copy()
+    other = compiler.compile(LLMatcher.grammar_from_regex("xyz"))
+    assert first.accept(ord("a"))
+    found = allowed(compiler, first, second, other)
+    assert [tokens for tokens, _ in found] == [{ord("b")}, {ord("a")}, {ord("x")}]
+
+
+def test_a_forbidden_token_is_refused_and_ends_only_its_own_matcher(compiler: GuidanceCompiler) -> None:
+    first = compiler.compile(LLMatcher.grammar_from_regex("abc"))
+    second = first.copy()
+    assert not first.accept(ord("z"))
+    assert first.error and not first.is_complete
+    assert not first.accept(ord("a")), "it is past use"
+    assert second.accept(ord("a")) and not second.error
+    masks = np.zeros((2, compiler.num_words), dtype=np.uint32)
+    compiler.fill([first, second], masks)  # does not raise
+    assert first.error and not second.error
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "start: missing",
+        'start: "a',
+        LLMatcher.grammar_from_regex("(a"),
+        LLMatcher.grammar_from_json_schema({"type": "nothing"}),
+        json.dumps({"grammars": [{"json_schema": {"enum": []}}]}),
+    ],
+)
+def test_what_is_no_grammar_is_a_value_error_of_one_line(compiler: GuidanceCompiler, text: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]+$"):
+        compiler.compile(text)
+
+
+def test_special_tokens_match_no_text(compiler: GuidanceCompiler) -> None:
+    """Else a string of a schema could hold `<|end|>` as one token, and the answer would end in its midst."""
+    matcher = compiler.compile(LLMatcher.grammar_from_regex("<.*"))
+    ((tokens, _),) = allowed(compiler, matcher)
+    assert tokens == {ord("<")}
+    assert matcher.accept(ord("<"))
+    ((tokens, _),) = allowed(compiler, matcher)
+    assert not tokens & {END, OTHER_END}
+
+
+def test_a_lark_grammar_names_special_tokens(compiler: GuidanceCompiler) -> None:
+    matcher = compiler.compile('start: <|turn|> "a"')
+    ((tokens, _),) = allowed(compiler, matcher)
+    assert tokens == {OTHER_END}
+    assert matcher.accept(OTHER_END) and matcher.accept(ord("a")) and matcher.is_complete
+
+
+def test_the_vocabulary_is_read_with_the_first_grammar_and_once() -> None:
+    loads: list[int] = []
+
+    def load() -> Vocabulary:
+        loads.append(1)
+        return Vocabulary(tokens=[b"a", b"b", b"<e>"], special_ids=frozenset({2}), end_id=2, encode=encode)
+
+    compiler = GuidanceCompiler(load, vocab_size=3, num_threads=1)
+    assert not loads and compiler.num_words == 1
+    for _ in range(2):
+        compiler.compile('start: "a"')
+    assert loads == [1]
