@@ -69,6 +69,7 @@ async def test_flush_answers_json_when_asked(engine: ScriptedEngine) -> None:
         generation=4,
         freed={"device": PagesAndBytes(pages=3, bytes=3 << 20)},
         retired={"device": PagesAndBytes(pages=1, bytes=1 << 20)},
+        side_caches={"grammars": 2},
         still_warm=("storage",),
     )
     async with api(engine) as server:
@@ -85,6 +86,7 @@ async def test_flush_answers_json_when_asked(engine: ScriptedEngine) -> None:
         "drained": True,
         "freed": {"device": {"pages": 3, "bytes": 3 << 20}},
         "retired": {"device": {"pages": 1, "bytes": 1 << 20}},
+        "side_caches": {"grammars": 2},
         "still_warm": ["storage"],
         "pending": [],
         "blockers": {},
