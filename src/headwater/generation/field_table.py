@@ -24,8 +24,6 @@ def _each(names: str, refused: Refused) -> dict[str, Refused]:
     return dict.fromkeys(names.split(), refused)
 
 
-_GRAMMAR = Refused("constrained generation is not built yet")
-_SCHEMA = Refused(_GRAMMAR.why, neutral=("",), is_empty_neutral=False)  # {} is a schema: any JSON
 _NOT_REPORTED = Refused("the answer cannot tell this", neutral=(0,))
 _MEDIA = Refused("this server takes text only", is_of_prompt=True)
 _DISAGGREGATED = Refused("prefill and decode run in one server here", neutral=({}, ""), is_empty_neutral=False)
@@ -45,10 +43,11 @@ REFUSED: Mapping[str, Refused] = {
     "functions": Refused("this is the old name of tools", is_of_prompt=True),
     "function_call": Refused("this is the old name of tool_choice", neutral=("none", "auto")),
     # how tokens are chosen
-    **_each("regex ebnf structural_tag guided_regex guided_grammar guided_choice", _GRAMMAR),
-    **_each("json_schema guided_json", _SCHEMA),
-    "structured_outputs": _GRAMMAR,
-    "response_format": Refused(_GRAMMAR.why, neutral=({"type": "text"},)),
+    **_each(
+        "json_schema guided_json",  # {} is a schema: any JSON
+        Refused("/generate takes sampling_params.json_schema", neutral=("",), is_empty_neutral=False),
+    ),
+    "require_reasoning": Refused("a grammar of /generate begins with the first token"),
     **_each("custom_logit_processor logits_processors vllm_xargs", Refused("requests bring no code")),
     **_each("watermark watermarking", Refused("no text is marked")),
     **_each("allowed_token_ids bad_words", Refused("use logit_bias")),
@@ -106,8 +105,7 @@ IGNORED: Mapping[str, str] = {
     **_same("stream_interval", "how a text is cut into chunks"),
     **_same("spaces_between_special_tokens", "no spaces are ever added there"),
     **_same("custom_params", "read by a custom_logit_processor only, which is refused"),
-    **_same("require_reasoning", "says when a grammar begins, and grammars are refused"),
-    **_same("guided_decoding_backend guided_whitespace_pattern", "say how a grammar is run, and grammars are refused"),
+    **_same("guided_decoding_backend", "one library runs all grammars"),
     **_same("return_spec_tokens_details", "no tokens are speculated"),
     **_same("routed_experts_start_len routed_experts_prompt_start", "go with return_routed_experts"),
     **_same("return_flat_raw_top_logprobs_b64", "goes with return_flat_raw_output_top_logprobs"),
@@ -118,7 +116,15 @@ IGNORED: Mapping[str, str] = {
 }
 
 # Names of other routes and servers, and the name here.
-OTHER_NAMES_IN_SAMPLING_PARAMS = {
+_GRAMMARS = {
+    "guided_regex": "regex",
+    "guided_grammar": "ebnf",
+    "guided_choice": "regex",
+    "structured_outputs": "json_schema, regex, ebnf or structural_tag",
+    "response_format": "json_schema",
+    "guided_whitespace_pattern": "json_schema",
+}
+OTHER_NAMES_IN_SAMPLING_PARAMS = _GRAMMARS | {
     "max_tokens": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",
     "max_length": "max_new_tokens",
@@ -127,7 +133,7 @@ OTHER_NAMES_IN_SAMPLING_PARAMS = {
     "stop_sequences": "stop",
     "include_stop_str_in_output": "no_stop_trim",
 }
-OTHER_NAMES_IN_GENERATE = {
+OTHER_NAMES_IN_GENERATE = {name: f"sampling_params.{meant}" for name, meant in _GRAMMARS.items()} | {
     "prompt": "text",
     "messages": "text (messages are taken by /v1/chat/completions)",
     "parameters": "sampling_params",

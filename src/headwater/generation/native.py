@@ -12,10 +12,17 @@ from headwater.generation.errors import bad_request
 from headwater.generation.model_facts import ModelFacts, RequestLimits
 from headwater.generation.native_answer import LogprobFormat, NativeAnswer
 from headwater.generation.native_schemas import GenerateRequest, SamplingInput
-from headwater.generation.sampling import PromptTokens, check_prompt, engine_sampling, fit, for_sample
+from headwater.generation.sampling import (
+    PromptTokens,
+    check_no_minimum,
+    check_prompt,
+    engine_sampling,
+    fit,
+    for_sample,
+)
 from headwater.generation.text_generation import TextChunk, TextGenerator, merge, run_all
 from headwater.generation.text_request import TextRequest
-from headwater.messages.generation import LogprobParams, SamplingParams
+from headwater.messages.generation import Grammar, LogprobParams, SamplingParams
 
 
 class NativeApi:
@@ -34,9 +41,11 @@ class NativeApi:
         prompts, is_batch = await self._prompts(request)
         given = self._per_prompt(request, len(prompts), is_batch=is_batch)
         asked = self._asked_ids(request, len(prompts), is_batch=is_batch)
+        grammars = await self._grammars(request.sampling_params, len(prompts))
         requests: list[TextRequest] = []
-        for prompt, sampling, asked_ids in zip(prompts, given, asked, strict=True):
-            requests += self._requests(request, prompt, sampling, asked_ids)
+        for prompt, sampling, asked_ids, grammar in zip(prompts, given, asked, grammars, strict=True):
+            of_prompt = self._requests(request, prompt, sampling, asked_ids)
+            requests += [replace(it, grammar=grammar) for it in of_prompt]
         is_list = is_batch or len(requests) > 1
         rids = _rids(request.rid, len(requests), is_list=is_list)
         named = [replace(r, rid=rid) for r, rid in zip(requests, rids, strict=True)]
@@ -99,6 +108,17 @@ class NativeApi:
             message = f"sampling_params: a list must have one item for each of the {num_prompts} prompts"
             raise bad_request("sampling_params", message)
         return given
+
+    async def _grammars(self, given: SamplingInput | list[SamplingInput], num_prompts: int) -> list[Grammar | None]:
+        """The grammar of each prompt's answers."""
+        if isinstance(given, SamplingInput):
+            return [await self._grammar(given, "sampling_params.")] * num_prompts
+        return [await self._grammar(item, f"sampling_params[{i}].") for i, item in enumerate(given)]
+
+    async def _grammar(self, given: SamplingInput, prefix: str) -> Grammar | None:
+        grammar = await self._generator.grammars.of(given, prefix=prefix)
+        check_no_minimum(given.min_new_tokens, grammar, name=f"{prefix}min_new_tokens")
+        return grammar
 
     def _asked_ids(self, request: GenerateRequest, num_prompts: int, *, is_batch: bool) -> list[tuple[int, ...]]:
         """`token_ids_logprob` of each prompt."""

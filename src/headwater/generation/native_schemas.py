@@ -6,12 +6,13 @@ from pydantic import Discriminator, Field, Tag
 
 from headwater.generation.body import Body, Names
 from headwater.generation.field_table import OTHER_NAMES_IN_GENERATE, OTHER_NAMES_IN_SAMPLING_PARAMS, REFUSED
+from headwater.generation.grammar_fields import GrammarFields
 from headwater.generation.prompt_schemas import ParseSpecialTokens
 from headwater.generation.request_schemas import OptionFields, SamplingFields
 from headwater.generation.validation import LogprobTokenIds, Name, NumLogprobs, NumTokens, PromptIds, Seed, Text
 
 
-class SamplingInput(SamplingFields):
+class SamplingInput(SamplingFields, GrammarFields):
     """How tokens are chosen and when generation ends. An unknown name is a 400."""
 
     names: ClassVar[Names] = Names(refused=REFUSED, other_names=OTHER_NAMES_IN_SAMPLING_PARAMS, refuses_unknown=True)

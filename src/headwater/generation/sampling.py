@@ -16,7 +16,7 @@ from headwater.generation.model_facts import ModelFacts
 from headwater.generation.request_schemas import SamplingFields
 from headwater.generation.validation import first_outside
 from headwater.messages.base import TokenArray
-from headwater.messages.generation import SamplingParams
+from headwater.messages.generation import Grammar, SamplingParams
 
 PromptTokens = Sequence[int] | TokenArray  # not checked yet
 
@@ -71,6 +71,12 @@ def fit(sampling: SamplingParams, num_prompt_tokens: int, model: ModelFacts) -> 
     """`sampling` with `max_new_tokens` reduced to the room that the prompt leaves in the context."""
     left = model.max_context - num_prompt_tokens
     return sampling if sampling.max_new_tokens <= left else msgspec.structs.replace(sampling, max_new_tokens=left)
+
+
+def check_no_minimum(min_new_tokens: int, grammar: Grammar | None, *, name: str) -> None:
+    """InvalidRequest for a least number of tokens beside a grammar, which alone says where the answer may end."""
+    if grammar is not None and min_new_tokens:
+        raise bad_request(name, f"{name}: must be 0 beside a grammar, which says where the answer may end")
 
 
 def for_sample(sampling: SamplingParams, index: int) -> SamplingParams:

@@ -15,6 +15,7 @@ from headwater.client.generation import Generation
 from headwater.generation.chat.formats import ChatFormats
 from headwater.generation.concurrency import Account, Permit
 from headwater.generation.errors import from_finish, from_value_error
+from headwater.generation.grammar_texts import GrammarTexts
 from headwater.generation.text_request import TextRequest
 from headwater.messages.base import pack_ids
 from headwater.messages.generation import Finish, Generate, Output, OutputMeta, TokenLogprob
@@ -64,6 +65,7 @@ class TextGenerator:
         self._permit = permit or Permit(Account())
         self.tokenizer = tokenizer
         self.formats = formats
+        self.grammars = GrammarTexts()
         self._special_tokens = special_tokens
         self._client = client
         self._observer = observer

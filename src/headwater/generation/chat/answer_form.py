@@ -29,9 +29,9 @@ class AnswerForm:
     separates_reasoning: bool = True
     streams_reasoning: bool = True
 
-    def grammar(self, *, budget: int | None = None) -> Grammar | None:
-        """The grammar of an answer that must be a call. `budget`: most tokens of thinking."""
-        return self.thinking.before(self._calls() if self.choice.is_forced else "", budget=budget)
+    def grammar(self, text: str, *, budget: int | None = None) -> Grammar | None:
+        """The grammar of an answer whose part behind the thinking matches `text`; "": any. `budget`: of thinking."""
+        return self.thinking.before(text, budget=budget)
 
     def text_options(self, options: TextOptions) -> TextOptions:
         """The options with which the text has the markers of calls and thinking."""
@@ -62,7 +62,8 @@ class AnswerForm:
     def _parsed_format(self) -> ToolFormat | None:
         return self.tool_format if self.choice.tools else None
 
-    def _calls(self) -> str:
+    def calls(self) -> str:
+        """The grammar of calls that must be made, not validated. GrammarError for a schema that cannot be enforced."""
         if self.tool_format is None:
             raise unsupported("tool_choice", "tool_choice: no call can be forced with --tool-call-parser none")
         return self.tool_format.grammar(

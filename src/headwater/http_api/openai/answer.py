@@ -10,7 +10,7 @@ from typing import Protocol
 from headwater.generation.answer_fields import Json, json_bytes
 from headwater.generation.errors import aborted, model_not_found
 from headwater.generation.model_facts import ModelFacts
-from headwater.generation.sampling import PromptTokens, check_prompt, fit, for_sample
+from headwater.generation.sampling import PromptTokens, check_no_minimum, check_prompt, fit, for_sample
 from headwater.generation.text_generation import TextChunk, TextGeneration, TextGenerator, merge, run_all
 from headwater.generation.text_request import TextOptions, TextRequest
 from headwater.http_api.openai.format import extension, metadata, usage_of
@@ -90,6 +90,7 @@ def start_generations(
 
     The caller owns the generations. Raises InvalidRequest, EngineGone, RidInUse; then nothing runs.
     """
+    check_no_minimum(sampling.min_new_tokens, grammar, name="min_tokens")
     is_prefill = sampling.max_new_tokens == 0
     checked = [check_prompt(prompt, model, param=param, is_prefill=is_prefill) for prompt in prompts]
     options, text = request.engine_options(), text or request.text_options()
@@ -104,6 +105,7 @@ def start_generations(
                     sampling=fit(sampling, len(prompt_ids), model),
                     logprobs=logprobs,
                     options=options,
+                    grammar=grammar,
                     text=text,
                     grammar=grammar,
                     engine=request.engine,

@@ -22,13 +22,22 @@ async def start_completion(
     check_model(request.model, model)
     sampling = openai_sampling(request, model, max_new_tokens=request.max_tokens)
     _refuse_best_of(request)
+    grammar = await generator.grammars.of(request)
     prompts, texts = await _prompts(request, generator, model, limits)
     asked = None
     if request.logprobs is not None:
         asked = LogprobParams(top=request.logprobs, prompt_start=0 if request.echo else -1)
     envelope = Envelope(request, model, prefix="cmpl", object="text_completion")
     generations = start_generations(
-        request, envelope.id, generator, model, prompts, param="prompt", sampling=sampling, logprobs=asked
+        request,
+        envelope.id,
+        generator,
+        model,
+        prompts,
+        param="prompt",
+        sampling=sampling,
+        logprobs=asked,
+        grammar=grammar,
     )
     choices = []
     for number, generation in enumerate(generations):

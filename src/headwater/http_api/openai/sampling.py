@@ -1,8 +1,5 @@
 """From a checked OpenAI body to the engine's sampling parameters."""
 
-from typing import Any
-
-from headwater.generation.errors import bad_request, unsupported
 from headwater.generation.model_facts import ModelFacts
 from headwater.generation.sampling import engine_sampling
 from headwater.http_api.openai.schemas import OpenAIRequest
@@ -10,8 +7,7 @@ from headwater.messages.generation import SamplingParams
 
 
 def openai_sampling(given: OpenAIRequest, model: ModelFacts, *, max_new_tokens: int) -> SamplingParams:
-    """The engine's parameters for an OpenAI body. InvalidRequest names what is not supported yet."""
-    _refuse_response_format(given.response_format)
+    """The engine's parameters for an OpenAI body. InvalidRequest."""
     left_out = {name: value for name, value in model.sampling_defaults.items() if name not in given.model_fields_set}
     return engine_sampling(
         given.model_copy(update=left_out),
@@ -21,11 +17,3 @@ def openai_sampling(given: OpenAIRequest, model: ModelFacts, *, max_new_tokens: 
         seed=given.seed,
         min_tokens_name="min_tokens",
     )
-
-
-def _refuse_response_format(response_format: dict[str, Any] | None) -> None:
-    kind = "text" if response_format is None else response_format.get("type")
-    if kind in ("json_object", "json_schema", "structural_tag"):
-        raise unsupported("response_format", f"response_format: type {kind!r} is not supported yet; accepted: 'text'")
-    if kind != "text":
-        raise bad_request("response_format", f"response_format: type must be 'text', got {kind!r}")

@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field
 
 from headwater.generation.body import Body, Names
 from headwater.generation.field_table import OTHER_NAMES_IN_CHAT, OTHER_NAMES_IN_COMPLETIONS, REFUSED
+from headwater.generation.grammar_fields import OpenAIGrammarFields
 from headwater.generation.prompt_schemas import ChatPrompt, ParseSpecialTokens
 from headwater.generation.request_schemas import OptionFields, SamplingFields
 from headwater.generation.validation import (
@@ -34,7 +35,7 @@ def _describe_defaults(schema: dict[str, Any]) -> None:
         field["description"] = f"{field['description']} {_MODEL_FIRST}"
 
 
-class OpenAIRequest(SamplingFields, OptionFields):
+class OpenAIRequest(SamplingFields, OptionFields, OpenAIGrammarFields):
     """The options that completions and chat completions share."""
 
     model_config = ConfigDict(json_schema_extra=_describe_defaults)
@@ -51,7 +52,6 @@ class OpenAIRequest(SamplingFields, OptionFields):
         default=False,
         description="Answer an aborted request with the text so far and `finish_reason: abort`, not with an error.",
     )
-    response_format: dict[str, Any] | None = Field(default=None, description="Only `text` is supported.")
 
     @property
     def keeps_stop(self) -> bool:

@@ -2,7 +2,8 @@
 
 Nothing is sorted and nothing is asked of the host. The least probable logit that top-k and top-p keep is found by
 radix selection: two bits of it in each pass over the row, by the counts (top-k) or the probabilities (top-p) above
-four bounds. The noise is devices/noise.py's, so a seed draws the same everywhere from the same logits.
+four bounds. A row may have a mask of one bit per token: forbidden logits become -inf in the first pass. The noise is
+devices/noise.py's, so a seed draws the same everywhere from the same logits.
 """
 
 # Triton kernels are no plain Python: their launch options and arithmetic are unknown to a type checker.
@@ -23,11 +24,13 @@ def draw_tokens(
     *,
     newest: torch.Tensor,
     result: torch.Tensor,
+    masks: torch.Tensor | None = None,
 ) -> None:
     """One token for each of N `rows` (int32) of float32 `logits` [R, vocab_size].
 
     `params` is int32[6, N]: temperature, top_p and log(min_p) as float32 bits, top_k (0: all), the noise's key as
-    two halves. A temperature of 0 takes the largest. A token goes to result[0, row] and to newest[slot].
+    two halves. A temperature of 0 takes the largest. A token goes to result[0, row] and to newest[slot]. `masks` is
+    int32[N, at least vocab_size / 32]: bit t % 32 of word t // 32 allows token t. It edits the logits.
     """
     _draw_kernel[(len(rows),)](
         logits,
@@ -36,8 +39,11 @@ def draw_tokens(
         params,
         newest,
         result,
+        logits if masks is None else masks,
         logits.shape[1],
         params.stride(0),
+        0 if masks is None else masks.stride(0),
+        HAS_MASK=masks is not None,
         BLOCK=_BLOCK,
         num_warps=32,
     )
@@ -99,7 +105,20 @@ def _lowest_kept(x_row, vocab_size, inverse, largest, floor, wanted, BY_COUNT: t
 
 
 @triton.jit(do_not_specialize=["stride"])
-def _draw_kernel(logits, rows, slots, numbers, newest, tokens, vocab_size, stride, BLOCK: tl.constexpr):
+def _draw_kernel(
+    logits,
+    rows,
+    slots,
+    numbers,
+    newest,
+    tokens,
+    masks,
+    vocab_size,
+    stride,
+    mask_stride,
+    HAS_MASK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     index = tl.program_id(0)
     row = tl.load(rows + index)
     x_row = logits + row.to(tl.int64) * vocab_size
@@ -115,7 +134,14 @@ def _draw_kernel(logits, rows, slots, numbers, newest, tokens, vocab_size, strid
     maxima = tl.full((BLOCK,), -float("inf"), tl.float32)
     for first in range(0, vocab_size, BLOCK):
         at = first + tl.arange(0, BLOCK)
-        maxima = tl.maximum(maxima, tl.load(x_row + at, mask=at < vocab_size, other=-float("inf")) * inverse)
+        x = tl.load(x_row + at, mask=at < vocab_size, other=-float("inf"))
+        if HAS_MASK:
+            word = tl.load(masks + index.to(tl.int64) * mask_stride + (at >> 5), mask=at < vocab_size, other=0)
+            x = tl.where((word >> (at & 31)) & 1 != 0, x, -float("inf"))
+            tl.store(x_row + at, x, mask=at < vocab_size)
+        maxima = tl.maximum(maxima, x * inverse)
+    if HAS_MASK:
+        tl.debug_barrier()  # other threads of the program read what this one wrote
     largest = tl.max(maxima, 0)
 
     floor = _ordered(largest) * 0

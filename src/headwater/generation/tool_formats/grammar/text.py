@@ -5,9 +5,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headwater.generation.tool_formats.tool_format import Tool
+from headwater.grammars.json_schemas import ESCAPES, prepare_schema
 
 # as chat templates print JSON, and without room for endless spaces
-_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_LAYOUT = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "json_allowed_escapes": ESCAPES,
+}
 _COMPOSED = ("anyOf", "oneOf", "allOf", "$ref", "patternProperties", "additionalProperties", "unevaluatedProperties")
 
 
@@ -23,7 +29,7 @@ def marker(text: str, special_tokens: Mapping[str, int]) -> str:
 
 def json_value(schema: Mapping[str, Any]) -> str:
     """A JSON value that the schema describes."""
-    return "%json " + json.dumps({"x-guidance": _LAYOUT, **schema}, ensure_ascii=False)
+    return "%json " + json.dumps(prepare_schema(schema) | {"x-guidance": _LAYOUT}, ensure_ascii=False)
 
 
 def arguments_json(tool: Tool) -> str:
