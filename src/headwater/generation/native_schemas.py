@@ -12,7 +12,7 @@ from headwater.generation.request_schemas import OptionFields, SamplingFields
 from headwater.generation.validation import LogprobTokenIds, Name, NumLogprobs, NumTokens, PromptIds, Seed, Text
 
 
-class SamplingInput(SamplingFields, GrammarFields):
+class SamplingInput(GrammarFields, SamplingFields):
     """How tokens are chosen and when generation ends. An unknown name is a 400."""
 
     names: ClassVar[Names] = Names(refused=REFUSED, other_names=OTHER_NAMES_IN_SAMPLING_PARAMS, refuses_unknown=True)

@@ -107,7 +107,6 @@ def start_generations(
                     options=options,
                     grammar=grammar,
                     text=text,
-                    grammar=grammar,
                     engine=request.engine,
                     is_streaming=request.stream,
                 )
