@@ -6,7 +6,7 @@ from pydantic import Discriminator, Field, Tag
 
 from headwater.generation.body import Body, Names
 from headwater.generation.field_table import OTHER_NAMES_IN_GENERATE, OTHER_NAMES_IN_SAMPLING_PARAMS, REFUSED
-from headwater.generation.grammar_fields import GrammarFields
+from headwater.generation.grammar.fields import GrammarFields
 from headwater.generation.prompt_schemas import ParseSpecialTokens
 from headwater.generation.request_schemas import OptionFields, SamplingFields
 from headwater.generation.validation import LogprobTokenIds, Name, NumLogprobs, NumTokens, PromptIds, Seed, Text

@@ -15,7 +15,7 @@ from headwater.client.generation import Generation
 from headwater.generation.chat.formats import ChatFormats
 from headwater.generation.concurrency import Account, Permit
 from headwater.generation.errors import from_finish, from_value_error
-from headwater.generation.grammar_texts import GrammarTexts
+from headwater.generation.grammar.texts import GrammarTexts
 from headwater.generation.text_request import TextRequest
 from headwater.messages.base import pack_ids
 from headwater.messages.generation import Finish, Generate, Output, OutputMeta, TokenLogprob

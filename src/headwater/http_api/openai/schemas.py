@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field
 
 from headwater.generation.body import Body, Names
 from headwater.generation.field_table import OTHER_NAMES_IN_CHAT, OTHER_NAMES_IN_COMPLETIONS, REFUSED
-from headwater.generation.grammar_fields import OpenAIGrammarFields
+from headwater.generation.grammar.fields import OpenAIGrammarFields
 from headwater.generation.prompt_schemas import ChatPrompt, ParseSpecialTokens
 from headwater.generation.request_schemas import OptionFields, SamplingFields
 from headwater.generation.validation import (

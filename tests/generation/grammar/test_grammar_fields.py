@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from headwater.generation.errors import ApiError, InvalidRequest
-from headwater.generation.grammar_fields import GrammarFields, OpenAIGrammarFields, grammar_source
-from headwater.generation.grammar_texts import GrammarTexts
+from headwater.generation.grammar.fields import GrammarFields, OpenAIGrammarFields, grammar_source
+from headwater.generation.grammar.texts import GrammarTexts
 from headwater.grammars.checker import GrammarChecker
 from headwater.grammars.sources import JsonOptions, from_choice, from_ebnf, from_json_schema, from_regex, json_object
 from headwater.grammars.structural_tags import from_structural_tag

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from headwater.generation.errors import ApiError
-from headwater.generation.grammar_fields import GrammarFields, GrammarSource, grammar_source, invalid_grammar
+from headwater.generation.grammar.fields import GrammarFields, GrammarSource, grammar_source, invalid_grammar
 from headwater.grammars.checker import GrammarChecker, question
 from headwater.grammars.errors import GrammarError
 from headwater.grammars.sources import JsonOptions
