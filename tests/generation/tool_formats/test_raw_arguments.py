@@ -18,9 +18,14 @@ TOOL = Tool(
             "choice": {"enum": ["a", 1]},
             "const": {"const": True},
             "list": {"items": {}},
+            "star": {"$ref": "#/$defs/Star"},
             "circle": {"$ref": "#/$defs/Circle"},
         },
-        "$defs": {"Point": {"properties": {}}, "Circle": {"$ref": "#/$defs/Circle"}},
+        "$defs": {
+            "Point": {"properties": {}},
+            "Circle": {"$ref": "#/$defs/Circle"},
+            "Star": {"anyOf": [{"$ref": "#/$defs/Star"}] * 30},
+        },
     },
 )
 
@@ -36,6 +41,7 @@ TOOL = Tool(
         ("const", {"boolean"}),
         ("list", {"array"}),
         ("circle", None),
+        ("star", None),  # followed once, not 30 times at each of its levels
         ("unknown", {"string"}),
     ],
 )

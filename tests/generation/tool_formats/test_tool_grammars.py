@@ -196,6 +196,10 @@ def test_a_schema_that_a_format_cannot_write_is_an_error() -> None:
             TOOL_FORMATS[name].grammar([either])
     with pytest.raises(ValueError, match="name of a parameter"):
         TOOL_FORMATS["pythonic"].grammar([Tool("f", {"properties": {"a b": {"type": "string"}}})])
+    with pytest.raises(ValueError, match="name of a parameter"):
+        TOOL_FORMATS["qwen3-xml"].grammar([Tool("f", {"properties": {"a>b": {"type": "string"}}})])
+    with pytest.raises(ValueError, match="the name 'f g'"):
+        TOOL_FORMATS["glm"].grammar([Tool("f g")])
     with pytest.raises(ValueError, match="uniqueItems"):
         TOOL_FORMATS["gemma4"].grammar([Tool("f", {"properties": {"a": {"type": "array", "uniqueItems": True}}})])
 

@@ -43,4 +43,5 @@ HERMES = ToolFormat(
     read=_read,
     is_of=lambda template: OPEN in template and bool(_NAME.search(template)) and "<tool_calls>" not in template,
     write_grammar=_grammar,
+    takes_any_name=True,
 )

@@ -55,6 +55,7 @@ LLAMA3 = ToolFormat(
     read=_read,
     is_of=lambda template: '"parameters": ' in template and ("<|python_tag|>" in template or "ipython" in template),
     write_grammar=_grammar,
+    takes_any_name=True,
     needs_special_tokens=True,  # the tag
     trims=False,
 )

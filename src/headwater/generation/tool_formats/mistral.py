@@ -91,5 +91,6 @@ MISTRAL_V3 = ToolFormat(
     read=read,
     is_of=lambda template: OPEN in template,
     write_grammar=_list_grammar,
+    takes_any_name=True,
     needs_special_tokens=True,
 )

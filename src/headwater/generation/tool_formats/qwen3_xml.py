@@ -14,6 +14,7 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 FUNCTION, END_FUNCTION = "<function=", "</function>"
 PARAMETER, END_PARAMETER = "<parameter=", "</parameter>"
 _NAME = re.compile(r"[^\s<>]+")
+_PARAMETER_NAME = re.compile(r"[^<>\n]+")
 _VALUE_ENDS = ("\n" + END_PARAMETER, END_PARAMETER, "\n" + PARAMETER, "\n" + END_FUNCTION)
 
 
@@ -26,7 +27,8 @@ def _call(reader: Reader, writer: CallWriter, tools: Tools, opener: str) -> Pars
     if opener == OPEN:
         yield from reader.whitespace()
         yield from reader.expect(FUNCTION)
-    name = yield from _name(reader)
+    name = yield from reader.all_of(_NAME)
+    yield from reader.expect(">")
     if name not in tools:
         raise NotACall
     writer.start(name)
@@ -41,14 +43,9 @@ def _call(reader: Reader, writer: CallWriter, tools: Tools, opener: str) -> Pars
     yield from reader.take(CLOSE)
 
 
-def _name(reader: Reader) -> Parse[str]:
-    name = yield from reader.all_of(_NAME)
-    yield from reader.expect(">")
-    return name
-
-
 def _parameter(reader: Reader, arguments: ArgumentsWriter, tool: Tool) -> Parse[None]:
-    name = yield from _name(reader)
+    name = yield from reader.all_of(_PARAMETER_NAME)
+    yield from reader.expect(">")
     yield from reader.take("\n")
 
     def is_end(end: str) -> Parse[bool]:
@@ -57,7 +54,7 @@ def _parameter(reader: Reader, arguments: ArgumentsWriter, tool: Tool) -> Parse[
             yield from reader.whitespace()
             return bool((yield from reader.starts_with(PARAMETER, END_FUNCTION, CLOSE)))
         if end.endswith(PARAMETER):  # its predecessor was not closed
-            next_name = yield from reader.all_of(_NAME)
+            next_name = yield from reader.all_of(_PARAMETER_NAME)
             is_next = next_name in tool.properties and bool((yield from reader.take(">")))
         else:
             yield from reader.whitespace()

@@ -1,5 +1,6 @@
 """A family's way of writing tool calls, as data: where it is found, how it is read, which grammar writes it."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ class Tool:
         return self.parameters.get("properties") or {}
 
 
+_NAME = re.compile(r"[\w.-]+")
 Tools = Mapping[str, Tool]  # by name
 ReadCalls = Callable[[Reader, CallWriter, Tools], Parse[None]]  # up to the answer's end
 WriteGrammar = Callable[[Sequence[Tool], bool, Mapping[str, int]], str]
@@ -40,6 +42,7 @@ class ToolFormat:
     is_of: Callable[[str], bool]  # does a chat template with this text teach it?
     write_grammar: WriteGrammar
     needs_special_tokens: bool = False
+    takes_any_name: bool = False  # of a function; names are JSON strings
     trims: bool = True  # whitespace between content and calls belongs to neither
     is_whole: bool = False
     thinking_ends: tuple[str, ...] = ()  # beginnings of calls that end a thinking that was left open
@@ -50,6 +53,13 @@ class ToolFormat:
     ) -> str:
         """llguidance's Lark text for an answer that is one call of `tools`, or several if `parallel`.
 
-        `special_tokens`: the vocabulary's special tokens and their ids. A marker among them is that token.
+        `special_tokens`: the vocabulary's special tokens and their ids. A marker among them is that token. Raises
+        ValueError if a tool cannot be called in this format with arguments that are sure to follow its schema.
         """
-        return self.write_grammar(tools, parallel, special_tokens or {})
+        for tool in tools:
+            if not self.takes_any_name and not _NAME.fullmatch(tool.name):
+                raise ValueError(f"tools: the name {tool.name!r} cannot be written in this format")
+        try:
+            return self.write_grammar(tools, parallel, special_tokens or {})
+        except RecursionError:
+            raise ValueError("tools: a schema is nested too deeply") from None

@@ -13,6 +13,7 @@ from headwater.generation.tool_formats.tool_format import Tool
 Around = Callable[[str, str, str], str]  # name, grammar of the value with its end, type: to the whole argument
 Schema = Mapping[str, Any]
 _PLAIN = {"type", "description", "title", "default", "examples"}  # keywords that limit nothing beside the type
+_NAME = re.compile(r'[^"<>\s](?:[^"<>\n]*[^"<>\s])?')  # of a parameter
 _DEFINITIONS = ("$defs", "definitions")
 
 
@@ -34,6 +35,8 @@ def raw_arguments(tool: Tool, prefix: str, *, around: Around, text: RawText) -> 
     named: dict[str, str] = {}
     arguments: list[str] = []
     for i, (name, schema) in enumerate(properties.items()):
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"tools: {tool.name}: {name!r} is no name of a parameter in this format")
         rule = f"{prefix}_{i}"
         value, kind = _value(followed(schema, tool.parameters), tool.parameters, f"{rule}_value", text, named)
         named[rule] = around(name, value, kind)
@@ -131,7 +134,7 @@ def _regex(pattern: str) -> str:
     if "|" in inner and inner != pattern and not re.fullmatch(r"\((?:[^()\\]|\\.)*\)", inner):
         raise ValueError(f"tools: the pattern {pattern} cannot be enforced in this format")
     before = "" if pattern.startswith("^") else "(?s:.*)"
-    inner = re.sub(r"(?<!\\)/", r"\\/", inner)
+    inner = re.sub(r"(?<!\\)/", r"\\/", inner).replace("\n", "\\n")
     return f"{before}({inner}){'' if has_end else '(?s:.*)'}"
 
 

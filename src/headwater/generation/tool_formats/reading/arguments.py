@@ -12,6 +12,7 @@ from headwater.generation.tool_formats.reading.reader import CutOff, NotACall, P
 from headwater.generation.tool_formats.tool_format import Tool
 
 Schema = Mapping[str, Any]
+_MAX_DEPTH = 16  # of alternatives inside alternatives
 IsEnd = Callable[[str], Parse[bool]]
 _SPACE = re.compile(r"[ \t]+")
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
@@ -122,12 +123,21 @@ def types_of(tool: Tool, name: str) -> set[str] | None:
     return types_of_schema(schema, tool.parameters) if isinstance(schema, Mapping) else {"string"}
 
 
-def types_of_schema(schema: Any, root: Schema, depth: int = 8) -> set[str] | None:
+def types_of_schema(schema: Any, root: Schema) -> set[str] | None:
     """The JSON types that a value may have; None: any. `root`: where references lead."""
+    return _types(schema, root, {}, depth=_MAX_DEPTH)
+
+
+def _types(schema: Any, root: Schema, known: dict[str, set[str] | None], *, depth: int) -> set[str] | None:
+    """`known`: the types behind references that have been followed; those still being followed may have any."""
     if not isinstance(schema, Mapping) or not depth:
         return None
     if "$ref" in schema:
-        return types_of_schema(resolved(schema["$ref"], root), root, depth - 1)
+        reference = str(schema["$ref"])
+        if reference not in known:
+            known[reference] = None
+            known[reference] = _types(resolved(reference, root), root, known, depth=depth - 1)
+        return known[reference]
     if "type" in schema:
         types = schema["type"]
         return set(types) if isinstance(types, list) else {types}
@@ -135,7 +145,7 @@ def types_of_schema(schema: Any, root: Schema, depth: int = 8) -> set[str] | Non
         return {_type_of(value) for value in schema.get("enum", [schema.get("const")])}
     for key in ("anyOf", "oneOf"):
         if key in schema:
-            found = [types_of_schema(option, root, depth - 1) for option in schema[key]]
+            found = [_types(option, root, known, depth=depth - 1) for option in schema[key]]
             return None if None in found else set[str]().union(*(types or () for types in found))
     return {"object"} if "properties" in schema else {"array"} if "items" in schema else None
 
