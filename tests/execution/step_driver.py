@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from headwater.execution.cpu_runner import CpuRunner
-from headwater.messages.generation import LogprobParams, SamplingParams, TokenLogprob
+from headwater.messages.generation import LogprobParams, Pooling, SamplingParams, TokenLogprob
 from headwater.scheduling.plan import NEWEST_TOKEN, PageCopy, PageUpdate, SlotAssignment, StepPlan, StepResult
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -22,6 +22,7 @@ class DrivenRequest:
         self.pages: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.prompt_logprobs: list[TokenLogprob] = []
+        self.pooled: list[np.ndarray] = []  # one for each chunk that pools something
 
     @property
     def is_prefilling(self) -> bool:
@@ -50,6 +51,7 @@ class StepDriver:
         stop_token_ids: tuple[int, ...] = (),
         logprobs: LogprobParams | None = None,
         num_prompt_tokens: int | None = None,
+        pooling: Pooling | None = None,
     ) -> DrivenRequest:
         self._num_uses += 1
         sequence = DrivenRequest(slot, self._num_uses, prompt, sampling)
@@ -62,6 +64,7 @@ class StepDriver:
                 num_prompt_tokens=len(prompt) if num_prompt_tokens is None else num_prompt_tokens,
                 stop_token_ids=stop_token_ids,
                 logprobs=logprobs,
+                pooling=pooling,
             )
         )
         return sequence
@@ -110,6 +113,8 @@ class StepDriver:
             if result.tokens[row] >= 0:
                 sequence.outputs.append(int(result.tokens[row]))
             sequence.prompt_logprobs.extend(result.prompt_logprobs.get(row, ()))
+            if row in result.pooled:
+                sequence.pooled.append(np.array(result.pooled[row]))
             if row in result.logprobs:
                 sequence.logprobs.append(result.logprobs[row])
         return result

@@ -202,6 +202,26 @@ def test_sampled_text_and_logprobs_are_those_of_the_cpu(tiny: tuple[Path, PreTra
                 assert one.ids_logprobs == pytest.approx(other.ids_logprobs, abs=1e-4)
 
 
+@pytest.mark.parametrize("prompts", [PROMPT_SIZES, ()], ids=["padded", "as they are"])
+def test_hidden_states_are_pooled_as_on_a_cpu(tiny: tuple[Path, PreTrainedModel], prompts) -> None:
+    """Beside a decode and in chunks: padding between decodes and prompts would shift the rows."""
+    folder, reference = tiny
+    with torch.inference_mode():
+        hidden = reference.model(torch.tensor([PROMPT])).last_hidden_state[0].numpy()
+    expected = {"mean": hidden.sum(axis=0), "last": hidden[-1]}
+    for runner in (_cpu_runner(folder), _runner(folder, prompts=prompts)):
+        driver = StepDriver(runner)  # type: ignore[arg-type]
+        decoding = driver.add(PROMPT[:3], slot=0)
+        driver.run([decoding], num_outputs=1)
+        requests = {pooling: driver.add(PROMPT, slot=3 + i, pooling=pooling) for i, pooling in enumerate(expected)}
+        while any(request.is_prefilling for request in requests.values()):
+            rows = [(request, min(5, len(PROMPT) - request.num_computed)) for request in requests.values()]
+            driver.step([(decoding, 1), *rows])
+        for pooling, right in expected.items():
+            assert len(requests[pooling].pooled) == (5 if pooling == "mean" else 1)
+            np.testing.assert_allclose(sum(requests[pooling].pooled), right, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter computes with the NaN, too
 def test_a_page_of_nan_fails_its_own_row_only(tiny: tuple[Path, PreTrainedModel]) -> None:
     folder, reference = tiny

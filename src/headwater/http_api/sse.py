@@ -21,8 +21,9 @@ JSON = "application/json"
 STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The answer, or a stream of events.", "content": {JSON: {}, "text/event-stream": {}}},
     400: {"description": "A parameter is invalid; `error.param` names it."},
-    429: {"description": "The queue is full."},
-    503: {"description": "The model is loading, the server is shutting down, or the engine is gone."},
+    429: {"description": "The queue is full, or the key runs too many requests; see `Retry-After`."},
+    503: {"description": "The model is loading, the server is shutting down, the engine is gone, or the queue timed out."},
+    504: {"description": "The request took longer than `--request-timeout`."},
 }
 
 DONE = b"data: [DONE]\n\n"
