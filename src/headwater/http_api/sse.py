@@ -22,7 +22,7 @@ STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The answer, or a stream of events.", "content": {JSON: {}, "text/event-stream": {}}},
     400: {"description": "A parameter is invalid; `error.param` names it."},
     429: {"description": "The queue is full, or the key runs too many requests; see `Retry-After`."},
-    503: {"description": "The model is loading, the server is shutting down, the engine is gone, or the queue timed out."},
+    503: {"description": "The model is loading, the server shuts down, the engine is gone, or the wait was too long."},
     504: {"description": "The request took longer than `--request-timeout`."},
 }
 
