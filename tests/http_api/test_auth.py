@@ -24,6 +24,8 @@ COMPUTING = {  # these cost tokens and change nothing
     "/v1/responses",
     "/api/chat",
     "/api/generate",
+    "/api/embed",
+    "/api/embeddings",
     "/api/show",
     "/tokenize",
     "/v1/tokenize",

@@ -35,6 +35,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "/v1/responses": {"input": "a", "max_output_tokens": 1},
     "/api/chat": {"model": "default", "messages": [{"role": "user", "content": FULL}], "stream": False},
     "/api/generate": {"model": "default", "prompt": FULL, "stream": False},
+    "/api/embed": {"model": "default", "input": "a"},
+    "/api/embeddings": {"model": "default", "prompt": "a"},
     "/api/show": {"model": "default"},
     CHAT: {"messages": MESSAGES, "max_tokens": 1},
     "/tokenize": {"prompt": "a"},
@@ -79,6 +81,8 @@ TRIED = {  # on /v1/chat/completions and /api/chat, which read them with the sam
     "/v1/messages": ConversationRequest.model_fields,
     "/v1/responses": ConversationRequest.model_fields,
     "/api/generate": OllamaRequest.model_fields,
+    "/api/embed": OllamaRequest.model_fields,
+    "/api/embeddings": OllamaRequest.model_fields,
 }
 OPERATIONS = Operations(SCHEMA, EXAMPLES, TRIED)
 ALL = [(path, method) for path, methods in SCHEMA["paths"].items() for method in methods]

@@ -19,6 +19,8 @@ ROUTES = [route for router in ROUTERS for route in router.routes if isinstance(r
 # GET routes that read: a new one has to be put here or in CHANGING_BY_GET
 READING = {
     "/v1/models",
+    "/get_kv_event_sources",
+    "/kv_event_sources",
     "/v1/models/{model_id:path}",
     "/v1/responses/{response_id}",
     "/v1/responses/{response_id}/input_items",

@@ -96,12 +96,12 @@ class OllamaAnswer:
         return {
             "done": True,
             "done_reason": finish.type,
-            "total_duration": _ns(ended_s - self._arrived_s),
+            "total_duration": ns(ended_s - self._arrived_s),
             "load_duration": 0,
             "prompt_eval_count": generation.num_prompt_tokens,
-            "prompt_eval_duration": _ns(first_s - self._arrived_s),
+            "prompt_eval_duration": ns(first_s - self._arrived_s),
             "eval_count": len(generation.token_ids),
-            "eval_duration": _ns(ended_s - first_s),
+            "eval_duration": ns(ended_s - first_s),
         }
 
 
@@ -134,5 +134,6 @@ class WholeCalls:
         return [{"id": id, "function": function}]
 
 
-def _ns(seconds: float) -> int:
+def ns(seconds: float) -> int:
+    """Nanoseconds, in which Ollama reports."""
     return round(seconds * NS)

@@ -12,13 +12,22 @@ from headwater.generation.answer_fields import Json, json_bytes
 from headwater.generation.errors import model_not_found
 from headwater.generation.model_facts import ModelFacts
 from headwater.http_api.json_body import JsonRoute
-from headwater.http_api.ollama.answer import OLLAMA_STREAM, OllamaAnswer, loaded
+from headwater.http_api.ollama.answer import OLLAMA_STREAM, OllamaAnswer, loaded, ns
 from headwater.http_api.ollama.conversion import RENAMED, chat_fields, generate_fields, plain_name, raw_fields
+from headwater.http_api.ollama.embeddings import embed
 from headwater.http_api.ollama.model_report import list_entry, running_entry, shown
-from headwater.http_api.ollama.schemas import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest, OllamaShowRequest
+from headwater.http_api.ollama.schemas import (
+    OllamaChatRequest,
+    OllamaEmbeddingsRequest,
+    OllamaEmbedRequest,
+    OllamaGenerateRequest,
+    OllamaRequest,
+    OllamaShowRequest,
+)
 from headwater.http_api.openai.answer import check_model
 from headwater.http_api.openai.conversation import chat_request, start_raw_reply, start_reply
 from headwater.http_api.openai.replies import Reply
+from headwater.http_api.pooling.vectors import vector_of
 from headwater.http_api.services import InjectedServices
 from headwater.http_api.sse import JSON, EventStream, while_connected
 from headwater.version import version
@@ -26,12 +35,14 @@ from headwater.version import version
 # The version whose routes these are. Clients refuse versions that are too old for them, and ours begin at 0.1.
 API_VERSION = "0.13.0"
 _JSON_HEADER = (b"content-type", b"application/json")
-_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The answer, or lines of JSON.", "content": {JSON: {}, "application/x-ndjson": {}}},
+_ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "A parameter is invalid; `error` names it."},
     404: {"description": "Another model is served."},
     429: {"description": "The queue is full."},
     503: {"description": "The model is loading, the server is shutting down, or the engine is gone."},
+}
+_ANSWERS = _ERRORS | {
+    200: {"description": "The answer, or lines of JSON.", "content": {JSON: {}, "application/x-ndjson": {}}}
 }
 
 
@@ -78,6 +89,32 @@ async def generate(body: OllamaGenerateRequest, request: Request, services: Inje
     return await _answer(body, reply, request, is_chat=False, arrived_s=arrived_s)
 
 
+@router.post("/embed", summary="Embed texts (Ollama)", responses=_ERRORS)
+async def embed_texts(body: OllamaEmbedRequest, request: Request, services: InjectedServices) -> Response:
+    """A vector of length 1 for each text. A text that is too long is refused, never cut."""
+    arrived_s = time.monotonic()
+    _check_name(body.model, services.model)
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    generations = await embed(texts, body, request, services)
+    answer = {
+        "model": body.model,
+        "embeddings": [vector_of(it.embedding, dimensions=body.dimensions).tolist() for it in generations],
+        "total_duration": ns(time.monotonic() - arrived_s),
+        "load_duration": 0,
+        "prompt_eval_count": sum(it.num_prompt_tokens for it in generations),
+    }
+    return Response(json_bytes(answer), media_type=JSON)
+
+
+@router.post("/embeddings", summary="Embed a text (Ollama, older form)", responses=_ERRORS)
+async def embed_prompt(body: OllamaEmbeddingsRequest, request: Request, services: InjectedServices) -> Response:
+    """The vector of one text."""
+    _check_name(body.model, services.model)
+    (generation,) = await embed([body.prompt], body, request, services)
+    vector = vector_of(generation.embedding, dimensions=None)
+    return Response(json_bytes({"embedding": vector.tolist()}), media_type=JSON)
+
+
 @router.get("/tags", summary="List the served model (Ollama)")
 async def tags(services: InjectedServices) -> Response:
     """The list has one item, the served model."""
@@ -90,7 +127,7 @@ async def running(services: InjectedServices) -> Response:
     return JSONResponse({"models": [await running_entry(services)]})
 
 
-@router.post("/show", summary="Show the model (Ollama)", responses={404: _ANSWERS[404]})
+@router.post("/show", summary="Show the model (Ollama)", responses={404: _ERRORS[404]})
 async def show(body: OllamaShowRequest, services: InjectedServices) -> Response:
     """Details, chat template, context length and capabilities of the served model."""
     model = services.model

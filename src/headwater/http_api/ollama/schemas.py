@@ -102,6 +102,27 @@ class OllamaGenerateRequest(OllamaRequest):
     raw: bool = Field(default=False, description="Continue the prompt as it is, without the chat template.")
 
 
+class OllamaEmbedRequest(NamespaceFields):
+    """Turn each text into a vector."""
+
+    names: ClassVar[Names] = Names(other_names={"prompt": "input"}, ignored=_IGNORED)
+    model: str = Field(description="The served name, with or without `:latest`.")
+    input: Text | list[Text] = Field(description="A text, or a list of texts.")
+    dimensions: int | None = Field(default=None, ge=1, description="Fewer numbers, from a Matryoshka model.")
+    options: OllamaOptions = Field(default_factory=OllamaOptions, description="Ignored: nothing is sampled.")
+    rid: Name | None = Field(default=None, description="Name of the request for /abort_request.")
+
+
+class OllamaEmbeddingsRequest(NamespaceFields):
+    """The older form for one text."""
+
+    names: ClassVar[Names] = Names(other_names={"input": "prompt"}, ignored=_IGNORED)
+    model: str = Field(description="The served name, with or without `:latest`.")
+    prompt: Text = Field(description="The text.")
+    options: OllamaOptions = Field(default_factory=OllamaOptions, description="Ignored: nothing is sampled.")
+    rid: Name | None = Field(default=None, description="Name of the request for /abort_request.")
+
+
 class OllamaShowRequest(Body):
     """The model to show."""
 

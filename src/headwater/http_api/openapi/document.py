@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from headwater.generation.answer_fields import Json
-from headwater.http_api.openapi import answers, pooling_answers
+from headwater.http_api.openapi import answers, other_answers, pooling_answers
 
 JSON, EVENTS = "application/json", "text/event-stream"
 REFERENCE = "#/components/schemas/{name}"
@@ -23,6 +23,20 @@ ANSWERS: dict[str, Any] = {  # by operation id
     "embeddings": pooling_answers.EmbeddingList,
     "encode": pooling_answers.Encoded | list[pooling_answers.Encoded],
     "score": pooling_answers.Scores,
+    "create_response": other_answers.ResponseObject,
+    "get_response": other_answers.ResponseObject,
+    "list_input_items": other_answers.ItemPage,
+    "delete_response": other_answers.DeletedResponse,
+    "create_message": other_answers.Message,
+    "count_tokens": other_answers.CountedTokens,
+    "ollama_chat": other_answers.OllamaChatAnswer,
+    "ollama_generate": other_answers.OllamaGenerateAnswer,
+    "ollama_embed_texts": other_answers.OllamaEmbeddings,
+    "ollama_embed_prompt": other_answers.OllamaEmbedding,
+    "ollama_tags": other_answers.OllamaModels,
+    "ollama_running": other_answers.OllamaModels,
+    "ollama_show": other_answers.OllamaModel,
+    "ollama_show_version": other_answers.OllamaVersion,
     "flush_cache": answers.FlushAnswer,
     "flush_cache_post": answers.FlushAnswer,
     "reset_prefix_cache": answers.FlushAnswer,
@@ -38,7 +52,7 @@ ERRORS: dict[str, Any] = {  # by the first tag; error_shapes.py makes them
     "ollama": answers.OllamaErrorAnswer,
     "": answers.ErrorAnswer,
 }
-EVENT_TEXT = "Server-sent events with JSON, ended by `[DONE]`."
+EVENT_TEXT = "Server-sent events with JSON. Except for messages and responses, `[DONE]` ends them."
 UNUSED = ("HTTPValidationError", "ValidationError")  # FastAPI's own error, which this server does not send
 
 
