@@ -278,6 +278,7 @@ class FlushAnswer(Shape):
     drained: Annotated[bool | UnsetType, says("Whether every retired page is free.")] = UNSET
     freed: Annotated[dict[str, PagesAndBytes] | UnsetType, says("Freed pages by tier.")] = UNSET
     retired: Annotated[dict[str, PagesAndBytes] | UnsetType, says("Pages still in use, by tier.")] = UNSET
+    side_caches: Annotated[dict[str, int] | UnsetType, says("Entries dropped of caches without KV, by name.")] = UNSET
     still_warm: Annotated[list[str] | UnsetType, says("Tiers that were not flushed.")] = UNSET
     pending: Annotated[list[str] | UnsetType, says("Tiers that have not acknowledged.")] = UNSET
     dry_run: Annotated[bool | UnsetType, says("True if nothing was changed.")] = UNSET
