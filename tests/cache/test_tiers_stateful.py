@@ -275,6 +275,17 @@ class TiersMachine(RuleBasedStateMachine):
         assert not self.is_open(held) or held.run is None or not held.run.is_retired, "evicted, though it is held"
         self.end(held)
 
+    @rule(tokens=TOKENS, salt=SALTS)
+    def change_the_store_under_a_copy(self, tokens, salt):
+        """What is on its way to the host must not pass for computed after a flush of the next store."""
+        self.retire(None, None, frozenset({STORAGE}))
+        self.quiet(1)
+        self.serve(tokens, salt)
+        self.attach(1 - self.attached)
+        self.retire(None, None, frozenset({STORAGE}))
+        self.find_in_the_store(tokens, salt)
+        self.turn(12)
+
     @rule(tokens=TOKENS, salt=SALTS, tiers=TIERS)
     def flush_under_a_prefetch(self, tokens, salt, tiers):
         """What was on its way up when it was flushed may end, but not appear."""
