@@ -1,12 +1,20 @@
 """A small driver that makes plans by hand: the tests' stand-in for the scheduler."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from headwater.execution.cpu_runner import CpuRunner
 from headwater.messages.generation import LogprobParams, Pooling, SamplingParams, TokenLogprob
-from headwater.scheduling.plan import NEWEST_TOKEN, PageCopy, PageUpdate, SlotAssignment, StepPlan, StepResult
+from headwater.scheduling.plan import (
+    NEWEST_TOKEN,
+    PageCopy,
+    PageUpdate,
+    SlotAssignment,
+    StepPlan,
+    StepResult,
+    TokenMasks,
+)
 
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -23,6 +31,7 @@ class DrivenRequest:
         self.logprobs: list[TokenLogprob] = []
         self.prompt_logprobs: list[TokenLogprob] = []
         self.pooled: list[np.ndarray] = []  # one for each chunk that pools something
+        self.mask: Callable[[int], np.ndarray] | None = None  # by the number of outputs: uint32 words
 
     @property
     def is_prefilling(self) -> bool:
@@ -104,10 +113,20 @@ class StepDriver:
             num_decodes=sum(not sequence.is_prefilling for sequence, _ in rows),
             num_outputs=np.array([len(sequence.outputs) for sequence, _ in rows], dtype=np.int32),
             page_copies=tuple(self._copies),
+            grammar_rows=np.array(
+                [row for row, (sequence, _) in enumerate(rows) if samples[row] and sequence.mask is not None],
+                dtype=np.int32,
+            ),
         )
         self._assignments, self._copies, self._updates = [], [], []
         self.num_steps += 1
-        result = self.runner.launch(plan).collect()
+        handle = self.runner.launch(plan)
+        if len(plan.grammar_rows):
+            assert not handle.is_done()
+            masked = [rows[row][0] for row in plan.grammar_rows.tolist()]
+            words = np.stack([sequence.mask(len(sequence.outputs)) for sequence in masked if sequence.mask])
+            handle.choose(TokenMasks(rows=plan.grammar_rows, words=words))
+        result = handle.collect()
         for row, (sequence, num_tokens) in enumerate(rows):
             sequence.num_computed += num_tokens
             if result.tokens[row] >= 0:

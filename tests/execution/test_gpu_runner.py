@@ -1,6 +1,7 @@
 """The asynchronous runner. Without a GPU its kernels run under Triton's interpreter, so texts are short here;
 benchmarks/gpu/check_device.py runs the long ones on a card."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from headwater.execution.cpu_runner import CpuRunner
 from headwater.execution.gpu_runner import GpuRunner
 from headwater.messages.generation import LogprobParams, SamplingParams
 from headwater.models.loader import load_model, resolve_model
-from headwater.scheduling.plan import NEWEST_TOKEN, PageCopy, PageUpdate, SlotAssignment, StepPlan
+from headwater.scheduling.plan import NEWEST_TOKEN, PageCopy, PageUpdate, SlotAssignment, StepPlan, TokenMasks
 from tiny_models import VOCAB_SIZE, greedy_text, make_tiny_model
 
 pytestmark = [
@@ -223,6 +224,76 @@ def test_hidden_states_are_pooled_as_on_a_cpu(tiny: tuple[Path, PreTrainedModel]
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter computes with the NaN, too
+def _mask(seed: int) -> Callable[[int], np.ndarray]:
+    """Every fourth token, others at each position."""
+
+    def words(num_outputs: int) -> np.ndarray:
+        bits = np.zeros(-(-VOCAB_SIZE // 32) * 32, dtype=np.bool_)
+        bits[np.random.default_rng((seed, num_outputs)).choice(VOCAB_SIZE, VOCAB_SIZE // 4, replace=False)] = True
+        return np.packbits(bits, bitorder="little").view(np.uint32)
+
+    return words
+
+
+def test_rows_with_grammars_choose_what_the_cpu_chooses_and_others_are_untouched(
+    tiny: tuple[Path, PreTrainedModel],
+) -> None:
+    """Greedy, sampled and edited rows under masks, with log-probabilities, beside rows without a grammar."""
+    folder, _ = tiny
+    edited = SamplingParams(temperature=0.8, seed=4, repetition_penalty=1.3, top_k=20)
+    found = []
+    for runner, is_masked in ((_cpu_runner(folder), True), (_runner(folder), True), (_runner(folder), False)):
+        driver = StepDriver(runner, seed=3)  # type: ignore[arg-type]
+        asked = LogprobParams(top=2)
+        masked = [
+            driver.add(PROMPT[:9], slot=0, logprobs=asked),
+            driver.add(PROMPT[:7], slot=1, sampling=SamplingParams(temperature=0.9, seed=2, top_p=0.9)),
+            driver.add(PROMPT[:8], slot=2, sampling=edited, logprobs=asked),
+        ]
+        free = [
+            driver.add(PROMPT[:6], slot=3),
+            driver.add(PROMPT[:5], slot=4, sampling=SamplingParams(temperature=0.7, seed=9), logprobs=asked),
+        ]
+        for number, request in enumerate(masked):
+            request.mask = _mask(number) if is_masked else None
+        driver.run([*masked, *free], num_outputs=4, chunk=6)
+        for number, request in enumerate(masked if is_masked else ()):
+            for position, token in enumerate(request.outputs):
+                assert _mask(number)(position)[token // 32] >> (token % 32) & 1, "a token that the mask forbids"
+        found.append(([r.outputs for r in masked], [r.outputs for r in free], [r.logprobs for r in (*masked, *free)]))
+    on_cpu, on_gpu, without = found
+    assert on_gpu[:2] == on_cpu[:2]
+    assert on_gpu[1] == without[1], "rows without a grammar lose nothing"
+    for expected, reported in zip(on_cpu[2], on_gpu[2], strict=True):
+        assert [it.token_id for it in expected] == [it.token_id for it in reported]
+        assert [it.logprob for it in reported] == pytest.approx([it.logprob for it in expected], abs=1e-3)
+
+
+def test_a_step_with_grammars_is_launched_before_the_one_before_it_is_collected(
+    tiny: tuple[Path, PreTrainedModel],
+) -> None:
+    """The loop's order: launch N + 1, collect N, choose N + 1. The next forward pass reads the token just chosen."""
+    folder, _ = tiny
+    plain = StepDriver(_cpu_runner(folder))
+    expected = plain.add(PROMPT, slot=3)
+    expected.mask = _mask(5)
+    plain.run([expected], num_outputs=4)
+    runner = _runner(folder)
+    first = SlotAssignment(3, 1, GREEDY, np.array(PROMPT, dtype=np.int32), len(PROMPT), ())
+    pages = PageUpdate(3, 0, np.arange(8, dtype=np.int32)[::-1].copy())
+    plans = [_plan(0, 3, np.array(PROMPT, dtype=np.int32), (first,), (pages,))]
+    plans += [_plan(len(PROMPT) + step, 3, np.array([NEWEST_TOKEN], dtype=np.int32)) for step in range(3)]
+    outputs, pending = [], None
+    for step, plan in enumerate(plans):
+        handle = runner.launch(structs.replace(plan, grammar_rows=np.zeros(1, dtype=np.int32)))
+        if pending is not None:
+            outputs.append(int(pending.collect().tokens[0]))
+        handle.choose(TokenMasks(rows=np.zeros(1, dtype=np.int32), words=_mask(5)(step)[None]))
+        pending = handle
+    assert pending is not None
+    assert [*outputs, int(pending.collect().tokens[0])] == expected.outputs
+
+
 def test_a_page_of_nan_fails_its_own_row_only(tiny: tuple[Path, PreTrainedModel]) -> None:
     folder, reference = tiny
     runner = _runner(folder)

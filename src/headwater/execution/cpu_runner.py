@@ -254,9 +254,7 @@ class CpuRunner:
         self._model_in_place.run(step)
         return partial(self._sample_all, plan, inputs, step)
 
-    def _sample_all(
-        self, plan: StepPlan, inputs: StepInputs, step: StepArrays, masks: TokenMasks | None
-    ) -> StepResult:
+    def _sample_all(self, plan: StepPlan, inputs: StepInputs, step: StepArrays, masks: TokenMasks | None) -> StepResult:
         outcome = _Outcome(
             tokens=np.full(plan.num_rows, -1, dtype=np.int32),
             is_finite=np.ones(plan.num_rows, dtype=np.bool_),

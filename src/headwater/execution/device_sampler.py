@@ -9,7 +9,7 @@ from headwater.devices.noise import noise_keys
 from headwater.execution.device_penalties import DeviceLogitEdits
 from headwater.execution.penalties import needs_edits
 from headwater.execution.sampler import is_greedy
-from headwater.execution.staging import Ints, StagingRing
+from headwater.execution.staging import ALIGNMENT, Ints, StagingRing
 from headwater.scheduling.plan import SlotAssignment
 
 
@@ -25,6 +25,7 @@ class DeviceSampler:
         self._params = np.zeros((4, max_running), dtype=np.float32)  # temperature, top_p, log(min_p), top_k
         self._seeds = np.zeros(max_running, dtype=np.uint64)
         self._ring = StagingRing(device, num_ints=(8 + 2) * (max_running + 16))
+        self._mask_ring = StagingRing(device, num_ints=ALIGNMENT)  # grows with the first grammars
 
     def assign(self, assignment: SlotAssignment) -> None:
         """A request enters a slot."""
@@ -49,10 +50,11 @@ class DeviceSampler:
         num_outputs: Ints,
         newest: torch.Tensor,
         result: torch.Tensor,
+        masks: npt.NDArray[np.uint32] | None = None,
     ) -> None:
         """Choose for the given `rows` of float32 `logits`, which may be edited, into result[0] and `newest`.
 
-        `slots` and `num_outputs` are of these rows. Enqueues work and returns.
+        `slots`, `num_outputs` and `masks` (tokens that grammars allow) are of these rows. Enqueues work and returns.
         """
         edited = [(int(row), int(num), self._edits[slot])
                   for row, num, slot in zip(rows, num_outputs, slots.tolist(), strict=True)
@@ -60,7 +62,8 @@ class DeviceSampler:
         for row, num, edits in edited:
             edits.apply(logits[row], num)
         on_device = self._ring.stage((rows, slots, self._packed(slots, num_outputs)))
-        draw_tokens(logits, *on_device, newest=newest, result=result)
+        words = None if masks is None else self._mask_ring.stage((masks.view(np.int32),))[0]
+        draw_tokens(logits, *on_device, newest=newest, result=result, masks=words)
         for row, _, edits in edited:
             edits.count(result[0, row : row + 1].long())
 

@@ -1,13 +1,16 @@
 """Runs step plans on a GPU (runner.Runner) without waiting: `launch` enqueues a step, its handle reads the result.
 
 A step needs the newest token of each slot from the step before it. These tokens stay on the device, so a step is
-enqueued while the one before it is computed. Steps of decodes alone and small steps with prompts are CUDA graphs.
+enqueued while the one before it is computed. The choice in rows with a grammar is enqueued later, when the masks are
+there. Steps of decodes alone and small steps with prompts are CUDA graphs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from headwater.devices.cuda.arrivals import Arrivals
@@ -29,7 +32,7 @@ from headwater.execution.step_graphs import GraphPool, StepGraphs, next_size
 from headwater.execution.step_inputs import MixedInputs
 from headwater.models.decoder import DecoderModel
 from headwater.models.loader import LoadedModel
-from headwater.scheduling.plan import PageCopy, StepPlan
+from headwater.scheduling.plan import PageCopy, StepPlan, TokenMasks
 
 # rows of a prompt's logits in memory at once: 64 rows of a vocabulary of 150,000 are 38 MB
 _LOGIT_ROWS = 64
@@ -177,20 +180,33 @@ class GpuRunner:
             logits, prompts = self._launch_decodes(plan), _Prompts()
         else:
             logits, prompts = self._launch_mixed(plan, sampled)
-        logprobs = [*self._sample_special(plan, sampled, logits), *prompts.logprobs]
-        outcome = self._results[self._num_launched % _NUM_RESULTS]
-        self._num_launched += 1
-        outcome.copy_(self._result, non_blocking=True)  # all of it: PyTorch would wait for a part
-        done = Fence(self._device.torch_device)
-        done.record()
-        return PendingStep(
+        step = PendingStep(
             plan=plan,
-            done=done,
+            done=Fence(self._device.torch_device),
             sampled=sampled,
-            outcome=outcome,
-            logprobs=tuple(logprobs),
+            outcome=self._results[self._num_launched % _NUM_RESULTS],
+            logprobs=list(prompts.logprobs),
             pooled=prompts.pooled,
         )
+        self._num_launched += 1
+        if len(plan.grammar_rows):
+            self._sample(step, logits, np.flatnonzero(~np.isin(sampled, plan.grammar_rows)).astype(np.int32))
+            step.sample = partial(self._sample_masked, step, logits)
+        else:
+            self._sample(step, logits, np.arange(len(sampled), dtype=np.int32))
+            self._end(step)
+        return step
+
+    @torch.inference_mode()
+    def _sample_masked(self, step: PendingStep, logits: torch.Tensor, masks: TokenMasks) -> None:
+        """Choose in the rows that have grammars, which ends the step. No other step was launched meanwhile."""
+        among = np.searchsorted(step.sampled, masks.rows).astype(np.int32)
+        self._sample(step, logits, among, masks=masks.words)
+        self._end(step)
+
+    def _end(self, step: PendingStep) -> None:
+        step.outcome.copy_(self._result, non_blocking=True)  # all of it: PyTorch would wait for a part
+        step.done.record()
 
     def _copy_pages(self, copies: Sequence[PageCopy]) -> None:
         """Enqueue the copies of a step. Nothing else writes their sources, and the step runs behind them."""
@@ -242,30 +258,36 @@ class GpuRunner:
         choose_greedy(logits, slots, newest=self._slots.newest, result=self._result, scratch=self._greedy)
         return logits
 
-    def _sample_special(self, plan: StepPlan, sampled: Ints, logits: torch.Tensor) -> Iterator[PendingLogprobs]:
-        """Sample the rows that are not plainly greedy, and compute the log-probabilities that requests ask for."""
-        slots = plan.slots[sampled]
-        wanted = np.flatnonzero(self._sampler.has_logprobs[slots]).astype(np.int32)
+    def _sample(
+        self, step: PendingStep, logits: torch.Tensor, among: Ints, *, masks: npt.NDArray[np.uint32] | None = None
+    ) -> None:
+        """Sample some of the rows of `logits`, and compute the log-probabilities that their requests ask for.
+
+        Without `masks`, a row for each of them, plainly greedy rows have their tokens already.
+        """
+        plan, slots = step.plan, step.plan.slots[step.sampled]
+        wanted = among[self._sampler.has_logprobs[slots[among]]]
         raw = at = None
         if len(wanted):
             (at,) = self._index_ring.stage((wanted,))
             raw = logits.index_select(0, at)  # a copy: sampling edits the logits
-        special = np.flatnonzero(self._sampler.is_special[slots]).astype(np.int32)
-        if len(special):
+        chosen = among if masks is not None else among[self._sampler.is_special[slots[among]]]
+        if len(chosen):
             self._sampler.choose(
                 logits,
-                special,
-                slots=slots[special],
-                num_outputs=plan.num_outputs[sampled[special]],
+                chosen,
+                slots=slots[chosen],
+                num_outputs=plan.num_outputs[step.sampled[chosen]],
                 newest=self._slots.newest,
                 result=self._result,
+                masks=masks,
             )
         if raw is not None and at is not None:
-            rows = sampled[wanted].tolist()
+            rows = step.sampled[wanted].tolist()
             assigned = [self._slots.assignment(int(plan.slots[row]), int(plan.uses[row])) for row in rows]
             params = [it.logprobs for it in assigned if it.logprobs is not None]
             found = compute_logprobs(raw, self._result[0].index_select(0, at).long(), params)
-            yield PendingLogprobs(found.moved(to_host), rows, None, params)
+            step.logprobs.append(PendingLogprobs(found.moved(to_host), rows, None, params))
 
     def _pool_hidden(self, hidden: torch.Tensor, part: PooledPart) -> torch.Tensor:
         """The sum of a part's hidden states, on its way to the host."""

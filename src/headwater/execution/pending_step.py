@@ -1,6 +1,6 @@
 """A step that the GPU computes while the loop goes on."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,24 +25,31 @@ class PendingLogprobs:
     params: list[LogprobParams]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PendingStep:
-    """A launched step (plan.StepHandle). Its results are on the host once `done` is passed."""
+    """A launched step (plan.StepHandle). Its results are on the host once `done` is passed.
+
+    If grammars limit its choice, `sample` enqueues the choice, its results and `done`.
+    """
 
     plan: StepPlan
     done: Fence
     sampled: np.ndarray  # rows of the plan that sample
     outcome: torch.Tensor  # int32[2, >= len(sampled)] on the host: tokens, and whether their logits were finite
-    logprobs: tuple[PendingLogprobs, ...]
+    logprobs: list[PendingLogprobs]
     pooled: Mapping[int, torch.Tensor]  # by row, on the host
+    sample: Callable[[TokenMasks], None] | None = None  # until it has been called
 
     def choose(self, masks: TokenMasks) -> None:
-        raise AssertionError("an engine on a GPU has no compiler, so it refuses grammars")
+        assert self.sample is not None, "a step chooses once"
+        self.sample(masks)
+        self.sample = None
 
     def is_done(self) -> bool:
-        return self.done.is_passed()
+        return self.sample is None and self.done.is_passed()
 
     def collect(self) -> StepResult:
+        assert self.sample is None, "the step's tokens have not been chosen"
         self.done.wait()
         plan, outcome = self.plan, self.outcome[:, : len(self.sampled)].numpy()
         tokens = np.full(plan.num_rows, -1, dtype=np.int32)

@@ -35,7 +35,6 @@ class RowMasks(NamedTuple):
     words: Masks  # [M, ceil(vocab_size / 32)]
 
 
-
 # Below this, dividing logits by the temperature overflows before it makes a difference to greedy.
 _GREEDY_TEMPERATURE = 1e-6
 _MAX_TOP_K = 2**31 - 1

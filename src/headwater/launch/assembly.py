@@ -91,7 +91,7 @@ def build_engine(
         fingerprint=_fingerprint(model.loaded, runner.kv.layout),
         storage_settings=StorageSettings(policy=PrefetchPolicy(args.hicache_storage_prefetch_policy)),
         kv_events=_kv_events(args, index),
-        grammar_compiler=grammar_compiler(args, ready, device=placement.device.name),
+        grammar_compiler=grammar_compiler(args, ready),
         grammar_limits=grammar_limits(args),
     )
     parts.scheduler.begin_weights(model.loaded.weights_id, end_ids=model.end_ids)

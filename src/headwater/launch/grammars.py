@@ -16,10 +16,11 @@ def grammar_limits(args: ServerArgs) -> GrammarLimits:
     )
 
 
-def grammar_compiler(args: ServerArgs, ready: EngineReady, *, device: str) -> GuidanceCompiler | None:
-    """Compiles for the vocabulary of the model's tokenizer; None on a device that applies no masks."""
-    if device != "cpu":
-        return None
+_MAX_THREADS = 16  # more do not shorten a step's masks
+
+
+def grammar_compiler(args: ServerArgs, ready: EngineReady) -> GuidanceCompiler:
+    """Compiles for the vocabulary of the model's tokenizer."""
     source = args.tokenizer or args.model
     assert source is not None, "the launcher resolves the default model"
 
@@ -31,5 +32,5 @@ def grammar_compiler(args: ServerArgs, ready: EngineReady, *, device: str) -> Gu
         tokenizer = Tokenizer.load(source)
         return grammar_vocabulary(tokenizer, vocab_size=ready.vocab_size, end_ids=ready.eos_token_ids)
 
-    num_threads = args.threads or num_usable_cores()
+    num_threads = min(args.threads or num_usable_cores(), _MAX_THREADS)
     return GuidanceCompiler(load, vocab_size=ready.vocab_size, num_threads=num_threads)

@@ -84,6 +84,8 @@ def sampling() -> None:
     choose_greedy(logits, slots, newest=newest, result=result, scratch=scratch)
     params = torch.zeros((6, 2), dtype=torch.int32)
     draw_tokens(logits, slots, slots, params, newest=newest, result=result)
+    masks = torch.zeros((2, 282), dtype=torch.int32)
+    draw_tokens(logits, slots, slots, params, newest=newest, result=result, masks=masks)
     write_entries(torch.zeros(64, dtype=torch.int32), slots, slots)
     for words in (2048, 2056):
         pages = torch.zeros((4, words), dtype=torch.int64)

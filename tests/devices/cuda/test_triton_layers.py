@@ -110,6 +110,43 @@ def test_draws_are_those_of_the_definition(temperature: float, top_k: int, top_p
     assert result[0, [2, 4]].tolist() == [-1, -1]
 
 
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p", "min_p"),
+    [(0.0, 0, 1.0, 0.0), (1.0, 0, 1.0, 0.0), (1.4, 40, 1.0, 0.0), (1.0, 0, 0.6, 0.0), (2.0, 0, 1.0, 0.2)],
+)
+def test_masked_draws_are_those_among_the_allowed_tokens(
+    temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    """Masks of many tokens, of a few, of one; words behind the vocabulary mean nothing."""
+    num_rows, vocab_size, num_words = 4, 9000, 283
+    logits = _random(num_rows, vocab_size, seed=6) * 3
+    allowed = np.random.default_rng(7).random((3, vocab_size)) < np.array([[0.5], [0.002], [0.0]])
+    allowed[2, 8999] = True
+    bits = np.ones((3, num_words * 32), dtype=bool)
+    bits[:, :vocab_size] = allowed
+    masks = torch.from_numpy(np.packbits(bits, axis=1, bitorder="little").view(np.int32).copy()).to(PLACE)
+    rows = torch.tensor([3, 0, 1], dtype=torch.int32, device=PLACE)
+    keys = noise_keys([21, 22, 23], [5, 6, 7])
+    numbers = np.zeros((6, len(rows)), dtype=np.int32)
+    log_min_p = math.log(min_p) if min_p else -math.inf
+    numbers[:3] = np.array([[temperature], [top_p], [log_min_p]], dtype=np.float32).view(np.int32)
+    numbers[3] = top_k
+    numbers[4:] = keys.view(np.int32).reshape(-1, 2).T
+    expected = []
+    for index, row in enumerate(rows.tolist()):
+        masked = logits[row].cpu().masked_fill(~torch.from_numpy(allowed[index]), -math.inf)
+        expected.append(_drawn(masked, keys[index : index + 1], temperature, top_k, top_p, log_min_p))
+    untouched = logits[2].clone()
+    newest = torch.full((10,), -1, dtype=torch.int32, device=PLACE)
+    result = torch.full((2, num_rows), -1, dtype=torch.int32, device=PLACE)
+    on_device = torch.from_numpy(numbers).to(PLACE)
+    draw_tokens(logits, rows, rows + 2, on_device, newest=newest, result=result, masks=masks)
+    assert result[0, rows.long()].tolist() == expected == newest[rows.long() + 2].tolist()
+    assert expected[2] == 8999
+    assert int(result[0, 2]) == -1
+    assert torch.equal(logits[2], untouched)
+
+
 def _drawn(row: torch.Tensor, key: np.ndarray, temperature: float, top_k: int, top_p: float, log_min_p: float) -> int:
     if temperature == 0:
         return int(row.argmax())
