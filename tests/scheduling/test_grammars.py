@@ -29,8 +29,17 @@ class GrammarSteps(Steps):
         super().__init__(grammars=self.queue, eos=(EOS,), vocab_size=VOCAB_SIZE, **kwargs)
         self.clock = clock
 
-    def ask(self, rid: str = "a", *args: int, text: str = TEXT, begins_after: tuple[int, ...] = (), **fields) -> None:
-        grammar = Grammar(text=text, begins_after=begins_after)
+    def ask(
+        self,
+        rid: str = "a",
+        *args: int,
+        text: str = TEXT,
+        begins_after: tuple[int, ...] = (),
+        opens_with: int | None = None,
+        begins_within: int | None = None,
+        **fields,
+    ) -> None:
+        grammar = Grammar(text, begins_after=begins_after, opens_with=opens_with, begins_within=begins_within)
         self.scheduler.add(message(rid, *args, grammar=grammar, **fields), client=CLIENT)
 
     @property
@@ -208,6 +217,42 @@ def test_a_grammar_begins_after_its_marker_and_the_answer_cannot_end_before() ->
         plan = steps.plan()
     (allowed,) = steps.allowed(plan)
     assert allowed == steps.matcher().allowed and len(allowed) < 10
+
+
+def test_the_end_of_free_text_is_forced_after_its_limit() -> None:
+    steps = GrammarSteps()
+    steps.ask("a", 6, 20, begins_after=(7, 8), begins_within=2)
+    for token, num_allowed in ((7, VOCAB_SIZE - 1), (9, VOCAB_SIZE - 1), (7, 1), (8, 1)):
+        plan = steps.plan()
+        (allowed,) = steps.allowed(plan)
+        assert len(allowed) == num_allowed and token in allowed
+        steps.collect(plan, token=token)
+    (allowed,) = steps.allowed(steps.plan())
+    assert allowed == steps.matcher().allowed
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_free_text_that_must_be_opened_is_optional(opens: bool) -> None:
+    steps = GrammarSteps()
+    steps.ask("a", 6, 20, begins_after=(7,), begins_within=0, opens_with=11)
+    plan = steps.plan()
+    (allowed,) = steps.allowed(plan)
+    assert sorted({*steps.matcher().allowed, 11}) == sorted({*allowed} - {EOS})
+    steps.collect(plan, token=11 if opens else steps.first_token)
+    (allowed,) = steps.allowed(steps.plan())
+    assert (allowed == [7]) == opens, "the limit of 0 is reached with the opening token"
+    assert opens or {*steps.matcher().allowed} <= {*allowed}
+
+
+def test_a_limit_of_free_text_needs_no_grammar_and_no_mask_behind_it() -> None:
+    steps = GrammarSteps()
+    steps.ask("a", 6, 20, text="", begins_after=(7,), begins_within=1)
+    for token, expected in ((9, list(range(VOCAB_SIZE))), (7, [7])):
+        plan = steps.plan()
+        assert steps.allowed(plan) == [expected]
+        steps.collect(plan, token=token)
+    assert not len(steps.plan().grammar_rows)
+    assert not steps.jobs.open_jobs and not steps.compiler.compiled
 
 
 def test_a_token_that_the_grammar_forbids_ends_its_request_and_no_other() -> None:

@@ -46,7 +46,7 @@ class RequestOptions(Struct):
 
 
 class Grammar(Struct):
-    """What an answer must match. `text` is llguidance's grammar: Lark, or JSON of its grammar list."""
+    """What an answer must match. `text` is llguidance's grammar: Lark, or JSON of its grammar list; "": anything."""
 
     text: str
     begins_after: tuple[int, ...] = ()  # free text until these tokens have been generated; empty: from the first token

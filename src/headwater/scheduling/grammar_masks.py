@@ -34,10 +34,15 @@ class MaskBuffer:
         for row, (request, state) in enumerate(zip(requests, states, strict=True)):
             if request is None or state is None or state.error:
                 words[row] = _ALL  # of a request that has ended, or ends when the step is collected
-            elif matchers[row] is None:
-                _change(words[row], request.stop_token_ids, is_allowed=False)  # not before the grammar has begun
-            elif may_end[row]:
-                _change(words[row], request.stop_token_ids, is_allowed=True)
+            elif (forced := state.forced_token) is not None:
+                words[row] = 0
+                _change(words[row], (forced,), is_allowed=True)
+            elif state.is_in_free_text:
+                _change(words[row], request.stop_token_ids, is_allowed=False)
+            else:
+                opening = state.opening_token
+                more = request.stop_token_ids if may_end[row] else frozenset[int]()
+                _change(words[row], more if opening is None else {*more, opening}, is_allowed=True)
         return TokenMasks(rows=plan.grammar_rows, words=words)
 
     @property

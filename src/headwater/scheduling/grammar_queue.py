@@ -106,7 +106,7 @@ class GrammarQueue:
 
     def begin(self, request: Request) -> bool:
         """Give a new request its matcher, or have its grammar compiled first. Whether the request waits here."""
-        if request.grammar is None:
+        if request.grammar is None or not request.grammar.text:
             return False
         key = self.key_of(request.grammar.text)
         cached = self._cached.get(key)

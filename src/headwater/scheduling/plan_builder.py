@@ -111,7 +111,7 @@ class PlanBuilder:
             num_outputs=np.array([r.progress.num_launched_samples for r, _, _ in rows], dtype=np.int32),
             page_copies=tuple(self._page_copies),
             grammar_rows=columns.grammar_rows.array(
-                [row for row, (r, _, samples) in enumerate(rows) if samples and r.grammar is not None]
+                [row for row, (r, _, samples) in enumerate(rows) if samples and r.needs_mask]
             ),
         )
 

@@ -119,6 +119,11 @@ class Request:
         return cls(structs.replace(message, prompt_ids=b"", grammar=None), client=client, arrived_s=arrived_s)
 
     @property
+    def needs_mask(self) -> bool:
+        """Whether a grammar, or the end of free text, may limit the next tokens."""
+        return self.grammar is not None and self.grammar.needs_mask
+
+    @property
     def num_outputs(self) -> int:
         """Generated tokens known so far."""
         return self.tokens.length - self.num_prompt_tokens

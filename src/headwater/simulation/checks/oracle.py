@@ -143,7 +143,7 @@ class Oracle:
         if model is None:
             raise Violation("only_the_living_run", f"{request.rid} enters a slot after it has ended")
         message = model.message
-        if model.grammar is not None:
+        if model.grammar is not None and model.grammar.text:
             self._grammars.check_compiled(model.grammar.text)
         known = assignment.token_ids.tolist()
         if not model.may_enter_with(known):

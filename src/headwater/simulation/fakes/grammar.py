@@ -106,6 +106,11 @@ def tokens_of(mask: npt.NDArray[np.uint32], vocab_size: int) -> list[int]:
     return np.flatnonzero(bits[:vocab_size]).tolist()
 
 
+def choose_freely(total: int, vocab_size: int) -> int:
+    """The next token where nothing limits it."""
+    return mix(total & _MASK) % vocab_size
+
+
 def choose_from(total: int, allowed: Sequence[int], *, favourites: Sequence[int] = ()) -> int:
     """The next token, a function of all KV (`total`) and of what is allowed. Every third choice is a favourite."""
     number = mix(total & _MASK)

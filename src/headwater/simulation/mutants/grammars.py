@@ -92,6 +92,18 @@ def grammars_begin_at_once() -> list[Patch]:
 
 
 @mutant(profile="grammars")
+def free_text_has_no_limit() -> list[Patch]:
+    """The end of free text is never forced."""
+    return [(GrammarState, "forced_token", property(lambda self: None))]
+
+
+@mutant(profile="grammars")
+def free_text_is_never_optional() -> list[Patch]:
+    """A grammar waits for the end of free text that the answer has not begun with."""
+    return [(GrammarState, "opening_token", property(lambda self: None))]
+
+
+@mutant(profile="grammars")
 def complete_answers_go_on() -> list[Patch]:
     """An answer that nothing may follow does not end."""
     return [(GrammarState, "is_complete", property(lambda self: False))]

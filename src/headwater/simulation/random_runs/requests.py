@@ -3,6 +3,8 @@
 import random
 from collections.abc import Iterator
 
+from msgspec import structs
+
 from headwater.messages.base import pack_ids
 from headwater.messages.generation import (
     Abort,
@@ -83,7 +85,9 @@ class Requests:
         num_tokens = source.choice([0, 1, 3, 8, 8, 20, 40])
         num_tokens = num_tokens if max_new_tokens is None else max_new_tokens
         pools = self._has_pooling and num_tokens == 0
-        grammar = self._grammar() if self._grammars and source.random() < self._grammars else None
+        grammar = None
+        if self._grammars and source.random() < self._grammars:
+            grammar = _with_limits(self._grammar(), len(prompt))
         return Generate(
             rid=rid,
             prompt_ids=pack_ids(prompt),
@@ -91,7 +95,7 @@ class Requests:
                 max_new_tokens=num_tokens,
                 min_new_tokens=source.choice([0, 0, 0, 4]),
                 ignore_eos=source.random() < 0.3,
-                logit_bias=dict.fromkeys(grammar.begins_after, 5.0) if grammar is not None else None,
+                logit_bias=_liked(grammar) if grammar is not None else None,
             ),
             logprobs=logprobs,
             options=RequestOptions(
@@ -116,3 +120,21 @@ class Requests:
             text = BROKEN
         marks = (700 + seed, 710 + seed)[: source.choice([0, 0, 0, 1, 2])]
         return Grammar(text=text, begins_after=() if self._end_ids.intersection(marks) else marks)
+
+
+def _with_limits(grammar: Grammar, number: int) -> Grammar:
+    """The grammar; by the number, its free text is optional or short, or the grammar is only a limit to free text."""
+    if not grammar.begins_after:
+        return grammar
+    return structs.replace(
+        grammar,
+        text="" if number % 5 == 0 else grammar.text,
+        opens_with=grammar.begins_after[0] + 20 if number % 3 == 0 else None,
+        begins_within=(None, 0, 2, 5)[number % 4],
+    )
+
+
+def _liked(grammar: Grammar) -> dict[int, float]:
+    """A bias towards the tokens around free text."""
+    opening = () if grammar.opens_with is None else (grammar.opens_with,)
+    return dict.fromkeys((*grammar.begins_after, *opening), 5.0)
