@@ -1,6 +1,8 @@
 """The openai SDK, unchanged, against a real server with the real default model."""
 
+import json
 import math
+from typing import Any
 
 import openai
 import pytest
@@ -110,3 +112,72 @@ def test_an_unknown_model_is_a_404_that_names_it(client: openai.OpenAI) -> None:
 def test_a_wrong_parameter_is_a_400_that_names_it(client: openai.OpenAI, model: str) -> None:
     with pytest.raises(openai.BadRequestError, match="top_p"):
         client.chat.completions.create(model=model, messages=QUESTION, top_p=2)
+
+
+PLACE = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 20}, "unit": {"enum": ["celsius", "fahrenheit"]}},
+    "required": ["city", "unit"],
+}
+WEATHER: Any = {"type": "function", "function": {"name": "get_weather", "strict": True, "parameters": PLACE}}
+CLOCK: Any = {"type": "function", "function": {"name": "get_time"}}
+NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
+
+
+def streamed_calls(chunks: Any) -> tuple[list[tuple[str, str]], str]:
+    """Names and arguments of the calls in a stream, and its finish reason."""
+    calls: list[tuple[str, str]] = []
+    reason = ""
+    for chunk in chunks:
+        (choice,) = chunk.choices
+        reason = choice.finish_reason or reason
+        for piece in choice.delta.tool_calls or ():
+            if piece.id:
+                calls.append((piece.function.name, ""))
+            name, arguments = calls[piece.index]
+            calls[piece.index] = (name, arguments + (piece.function.arguments or ""))
+    return calls, reason
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED])
+def test_forced_calls_have_arguments_that_satisfy_their_schema(client: openai.OpenAI, model: str, choice: Any) -> None:
+    """The model knows nothing of tools, and neither does its template: the grammar makes the calls."""
+    asked: Any = {
+        "model": model,
+        "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
+        "tools": [WEATHER, CLOCK],
+        "tool_choice": choice,
+        "parallel_tool_calls": False,
+        "seed": 5,
+        "max_tokens": 100,
+    }
+    answer = client.chat.completions.create(**asked).choices[0]
+    assert answer.message.content is None
+    assert answer.finish_reason == "tool_calls"
+    (call,) = answer.message.tool_calls or ()
+    assert call.type == "function" and call.id.startswith("call_")
+    arguments = json.loads(call.function.arguments)
+    if call.function.name == "get_weather":
+        assert arguments["city"].__class__ is str and len(arguments["city"]) <= 20
+        assert arguments["unit"] in ("celsius", "fahrenheit") and len(arguments) == 2
+    else:
+        assert choice == "required" and (call.function.name, arguments) == ("get_time", {})
+    calls, reason = streamed_calls(client.chat.completions.create(stream=True, **asked))
+    assert (calls, reason) == ([(call.function.name, call.function.arguments)], "tool_calls")
+
+
+def test_a_strict_tool_is_called_right_or_not_at_all(client: openai.OpenAI, model: str) -> None:
+    for seed in range(4):
+        answer = client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": "Call get_weather for Paris. Answer with a tool call only."}],
+            tools=[WEATHER],
+            seed=seed,
+            max_tokens=60,
+        )
+        message = answer.choices[0].message
+        assert message.content or message.tool_calls
+        for call in message.tool_calls or ():
+            assert call.type == "function"
+            if answer.choices[0].finish_reason == "tool_calls":
+                assert json.loads(call.function.arguments)["unit"] in ("celsius", "fahrenheit")

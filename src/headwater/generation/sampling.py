@@ -75,7 +75,7 @@ def fit(sampling: SamplingParams, num_prompt_tokens: int, model: ModelFacts) -> 
 
 def check_no_minimum(min_new_tokens: int, grammar: Grammar | None, *, name: str) -> None:
     """InvalidRequest for a least number of tokens beside a grammar, which alone says where the answer may end."""
-    if grammar is not None and min_new_tokens:
+    if grammar is not None and grammar.text and min_new_tokens:
         raise bad_request(name, f"{name}: must be 0 beside a grammar, which says where the answer may end")
 
 

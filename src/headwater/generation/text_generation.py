@@ -59,13 +59,14 @@ class TextGenerator:
         observer: GenerationObserver | None = None,
         special_tokens: SpecialTokenPolicy = "prompts",
         formats: ChatFormats = ChatFormats(),
+        grammars: GrammarTexts | None = None,
         permit: Permit | None = None,
     ) -> None:
         """`permit`: the place of the HTTP request that the generations belong to."""
         self._permit = permit or Permit(Account())
         self.tokenizer = tokenizer
         self.formats = formats
-        self.grammars = GrammarTexts()
+        self.grammars = grammars or GrammarTexts()
         self._special_tokens = special_tokens
         self._client = client
         self._observer = observer

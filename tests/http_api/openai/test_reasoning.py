@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from api_under_test import api, byte_tokenizer, events
+from api_under_test import api, byte_tokenizer, error_of, events
 from msgspec import structs
 
 from headwater.generation.chat.formats import FormatFlags
@@ -115,3 +115,19 @@ async def test_a_forced_call_begins_after_the_thinking(engine: ScriptedEngine) -
         grammar = engine.of_type(Generate)[-1].grammar
         assert grammar is not None
         assert (grammar.begins_after, grammar.opens_with) == ((end_id,), opener)
+
+
+async def test_a_budget_of_thinking_reaches_the_engine(engine: ScriptedEngine) -> None:
+    tokenizer = thinker()
+    engine.script.reply = saying(tokenizer, SAID)
+    async with api(engine, tokenizer=tokenizer) as server:
+        for name in ("max_reasoning_tokens", "max_thinking_tokens", "thinking_token_budget"):
+            await server.post(CHAT, BODY | {name: 5})
+            grammar = engine.of_type(Generate)[-1].grammar
+            assert grammar is not None and (grammar.text, grammar.begins_within) == ("", 5)
+        await server.post(CHAT, BODY | {"max_reasoning_tokens": -1})
+        assert engine.of_type(Generate)[-1].grammar is None
+    async with api(engine) as server:  # a model that does not think
+        error = error_of(await server.post(CHAT, BODY | {"max_reasoning_tokens": 5}))
+        assert error["param"] == "max_reasoning_tokens"
+        assert "--reasoning-parser" in error["message"]

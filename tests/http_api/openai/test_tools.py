@@ -169,3 +169,46 @@ async def test_history_with_calls_and_results_is_accepted(engine: ScriptedEngine
         engine
     )
     assert "<|user|>user: <tool_response>\n42\n</tool_response>" in prompt_text(engine)
+
+
+BAD = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+
+
+def with_parameters(parameters: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "parameters": parameters} | more}
+
+
+async def test_a_schema_that_no_grammar_expresses_is_a_400_with_its_place(engine: ScriptedEngine) -> None:
+    body = BODY | {"tools": [BUY, with_parameters(BAD)]}
+    async with api(engine) as server:
+        for more in ({"tool_choice": "required"}, {"tools": [BUY, with_parameters(BAD, strict=True)]}):
+            error = error_of(await server.post(CHAT, body | more))
+            assert error["param"] == "tools[1].function.parameters"
+            assert "/properties/a" in error["message"] and "uniqueItems" in error["message"]
+        for choice in ("auto", NAMED):
+            answer = await server.post(CHAT, body | {"tool_choice": choice, "max_tokens": 1})
+            assert answer.status_code == 200, "this schema is in no grammar"
+
+
+async def test_a_strict_tool_makes_a_grammar_of_text_with_calls(engine: ScriptedEngine) -> None:
+    engine.script.reply = saying(f"Well:\n{SAID}")
+    tools = [with_parameters(PLACE, strict=True), with_parameters(BAD, name="g"), LOOK]
+    async with api(engine) as server:
+        answer = (await server.post(CHAT, BODY | {"tools": tools})).json()["choices"][0]
+        assert of_calls(answer["message"]) == [("look", {"at": "é\n"})]
+        assert answer["message"]["content"] == "Well:"
+        await server.post(CHAT, BODY | {"tools": tools, "tool_choice": "none"})
+    first, second = (message.grammar for message in engine.of_type(Generate))
+    assert first is not None and "ANY_TEXT" in first.text and second is None
+
+
+async def test_content_has_the_form_that_the_request_asks_for_beside_calls(engine: ScriptedEngine) -> None:
+    engine.script.reply = saying(SAID)
+    asked = BODY | {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": PLACE}}}
+    async with api(engine) as server:
+        for choice, has_content in (("auto", True), ("required", False)):
+            answer = (await server.post(CHAT, asked | {"tool_choice": choice})).json()["choices"][0]
+            assert of_calls(answer["message"]) == [("look", {"at": "é\n"})]
+            grammar = engine.of_type(Generate)[-1].grammar
+            assert grammar is not None
+            assert ("@answer" in grammar.text) == has_content

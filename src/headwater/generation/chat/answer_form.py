@@ -2,18 +2,24 @@
 
 import secrets
 import string
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from headwater.generation.answer_parser import AnswerParser
 from headwater.generation.assistant_message import AssistantMessage, new_call_id
+from headwater.generation.chat.call_grammars import calls_or, text_with_calls
 from headwater.generation.chat.thinking import Thinking
 from headwater.generation.chat.tool_choice import ToolChoice
-from headwater.generation.errors import unsupported
+from headwater.generation.errors import InvalidRequest, bad_request, unsupported
+from headwater.generation.grammar.texts import GrammarTexts
 from headwater.generation.text_request import TextOptions
 from headwater.generation.tool_formats.tool_format import Tool, ToolFormat
+from headwater.grammars.errors import GrammarError
 from headwater.messages.generation import Grammar
 from headwater.tokenization.tokenizer import Tokenizer
 
+_ANY_OBJECT = {"type": "object", "additionalProperties": True}
 _LETTERS_AND_DIGITS = string.ascii_letters + string.digits
 
 
@@ -29,8 +35,21 @@ class AnswerForm:
     separates_reasoning: bool = True
     streams_reasoning: bool = True
 
-    def grammar(self, text: str, *, budget: int | None = None) -> Grammar | None:
-        """The grammar of an answer whose part behind the thinking matches `text`; "": any. `budget`: of thinking."""
+    async def grammar(
+        self, answer: Grammar | None, texts: GrammarTexts, *, budget: int | None = None
+    ) -> Grammar | None:
+        """The grammar of the whole answer. InvalidRequest for a schema of a tool that no grammar can express.
+
+        `answer`: the form of its content that the request asks for. `budget`: most tokens of thinking.
+        """
+        text = "" if answer is None else answer.text
+        if self.choice.is_forced:
+            text = await self._checked(self._calls(), texts)
+        elif self._parsed_format is not None and text:
+            text = await self._checked(calls_or(self._calls(), text), texts)
+        elif self._parsed_format is not None and self.choice.is_strict:
+            with_calls = text_with_calls(self._calls(), parallel=self.is_parallel)
+            text = await self._checked(with_calls, texts) if with_calls is not None else ""
         return self.thinking.before(text, budget=budget)
 
     def text_options(self, options: TextOptions) -> TextOptions:
@@ -42,11 +61,9 @@ class AnswerForm:
     def message(self) -> AssistantMessage:
         """A reader of one answer."""
         reasoning = self.thinking.format if self.separates_reasoning else None
-        parser = None
+        parser, tools = None, [_tool(given) for given in self.choice.callable_tools]
         if self._parsed_format is not None or reasoning is not None:
-            parser = AnswerParser(
-                self._parsed_format, reasoning, tools=_tools(self.choice), prompt=self.thinking.prompt_end
-            )
+            parser = AnswerParser(self._parsed_format, reasoning, tools=tools, prompt=self.thinking.prompt_end)
         return AssistantMessage(
             parser,
             max_calls=None if self.is_parallel else 1,
@@ -62,20 +79,51 @@ class AnswerForm:
     def _parsed_format(self) -> ToolFormat | None:
         return self.tool_format if self.choice.tools else None
 
-    def calls(self) -> str:
-        """The grammar of calls that must be made, not validated. GrammarError for a schema that cannot be enforced."""
+    def _calls(self) -> str:
+        """The grammar of an answer that is calls and nothing else, not validated."""
         if self.tool_format is None:
             raise unsupported("tool_choice", "tool_choice: no call can be forced with --tool-call-parser none")
-        return self.tool_format.grammar(
-            _tools(self.choice),
-            parallel=self.is_parallel and self.choice.name is None,
-            special_tokens=self.tokenizer.special_token_ids,
-        )
+        tools = [self._enforceable(tool) for tool in self.choice.callable_tools]
+        return self._write(tools)
+
+    def _write(self, tools: Sequence[Tool]) -> str:
+        assert self.tool_format is not None
+        parallel = self.is_parallel and self.choice.name is None
+        return self.tool_format.grammar(tools, parallel=parallel, special_tokens=self.tokenizer.special_token_ids)
+
+    def _enforceable(self, given: Mapping[str, Any]) -> Tool:
+        """The tool with a schema that a grammar can express. A schema that need not be followed may give way."""
+        tool = _tool(given)
+        try:
+            self._write([tool])
+        except GrammarError as error:
+            if not self.choice.is_forced and not given["function"].get("strict"):
+                return Tool(tool.name, _ANY_OBJECT)
+            raise self._refusal(given, str(error)) from None
+        return tool
+
+    async def _checked(self, text: str, texts: GrammarTexts) -> str:
+        """The grammar, validated. If it is refused, the tool whose schema is to blame is named."""
+        try:
+            return await texts.checked(lambda: text, param="tools")
+        except InvalidRequest as error:
+            refused = error
+        for given in self.choice.callable_tools:
+            alone = self._write([self._enforceable(given)])
+            try:
+                await texts.checked(lambda alone=alone: alone, param="tools")
+            except InvalidRequest as error:
+                raise self._refusal(given, error.message.removeprefix("tools: ")) from None
+        raise refused
+
+    def _refusal(self, given: Mapping[str, Any], reason: str) -> InvalidRequest:
+        where = f"tools[{self.choice.tools.index(given)}].function.parameters"
+        return bad_request(where, f"{where}: {reason}", code="invalid_grammar")
 
 
-def _tools(choice: ToolChoice) -> list[Tool]:
-    functions = [tool["function"] for tool in choice.callable_tools]
-    return [Tool(function["name"], function.get("parameters") or {}) for function in functions]
+def _tool(given: Mapping[str, Any]) -> Tool:
+    function = given["function"]
+    return Tool(function["name"], function.get("parameters") or {})
 
 
 def _short_id() -> str:

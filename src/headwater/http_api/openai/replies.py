@@ -17,7 +17,7 @@ from headwater.generation.text_generation import TextChunk, TextGeneration, Text
 from headwater.http_api.openai.answer import check_model, start_generations
 from headwater.http_api.openai.sampling import openai_sampling
 from headwater.http_api.openai.schemas import ChatCompletionRequest
-from headwater.messages.generation import Finish, Grammar, LogprobParams
+from headwater.messages.generation import Finish, LogprobParams
 
 
 @dataclass(slots=True)
@@ -58,13 +58,9 @@ async def start_replies(
     sampling = openai_sampling(request, model, max_new_tokens=_max_tokens(request, model))
     if request.top_logprobs and not request.logprobs:
         raise bad_request("top_logprobs", "top_logprobs: needs logprobs to be true")
-    grammar = await generator.grammars.of(request)
+    answer = await generator.grammars.of(request)
     prompt_ids = await encode_messages(request, generator)
     form = _form(request, prompt_ids, generator)
-    if form.choice.is_forced:
-        if grammar is not None:
-            raise bad_request("tool_choice", "tool_choice: a forced call and a grammar exclude each other")
-        grammar = Grammar(await generator.grammars.checked(form.calls, param="tools"))
     generations = start_generations(
         request,
         rid,
@@ -75,7 +71,7 @@ async def start_replies(
         sampling=sampling,
         logprobs=LogprobParams(top=request.top_logprobs) if request.logprobs else None,
         text=form.text_options(request.text_options()),
-        grammar=form.grammar("" if grammar is None else grammar.text),
+        grammar=await form.grammar(answer, generator.grammars, budget=request.reasoning_budget),
     )
     return [Reply(generation, form.message(), form.thinking) for generation in generations]
 

@@ -14,6 +14,7 @@ from headwater.generation.validation import (
     NumLogprobs,
     NumTokens,
     NumTokensFromOne,
+    ReasoningBudget,
     Seed,
     Text,
 )
@@ -89,5 +90,16 @@ class ChatCompletionRequest(OpenAIRequest, ChatPrompt):
         default=True, description="False: a stream reports the thinking in one piece, when it has ended."
     )
     include_reasoning: bool = Field(default=True, description="False: the answer leaves out the thinking.")
+    max_reasoning_tokens: ReasoningBudget = Field(
+        default=-1, description="After this many tokens of thinking, its end is forced; -1: no limit."
+    )
+    max_thinking_tokens: ReasoningBudget = Field(default=-1, description="The same as max_reasoning_tokens.")
+    thinking_token_budget: ReasoningBudget = Field(default=-1, description="The same as max_reasoning_tokens.")
     logprobs: bool = Field(default=False, description="Report log-probabilities of the generated tokens.")
     top_logprobs: NumLogprobs = Field(default=0, description="Alternatives at each position; needs `logprobs`.")
+
+    @property
+    def reasoning_budget(self) -> int | None:
+        """Most tokens of thinking."""
+        given = (self.max_reasoning_tokens, self.max_thinking_tokens, self.thinking_token_budget)
+        return min((budget for budget in given if budget >= 0), default=None)

@@ -113,6 +113,7 @@ def choose_freely(total: int, vocab_size: int) -> int:
 
 def choose_from(total: int, allowed: Sequence[int], *, favourites: Sequence[int] = ()) -> int:
     """The next token, a function of all KV (`total`) and of what is allowed. Every third choice is a favourite."""
+    assert allowed, "a mask allows nothing"
     number = mix(total & _MASK)
     liked = [token for token in favourites if token in allowed] if number % 3 == 0 else []
     return (liked or allowed)[number // 3 % len(liked or allowed)]

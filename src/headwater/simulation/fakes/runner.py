@@ -253,9 +253,8 @@ class FakeRunner:
         for row, words in zip(masks.rows.tolist(), masks.words, strict=True):
             slot = int(plan.slots[row])
             assignment, allowed = self._slots[slot], tokens_of(words, self._vocab_size)
-            assert allowed, "a mask allows nothing"
-            if len(allowed) == self._vocab_size:
-                continue  # the token that was chosen without a mask stays
+            if len(allowed) == self._vocab_size:  # the token that was chosen without a mask stays
+                continue
             if plan.num_outputs[row] < assignment.sampling.min_new_tokens:
                 allowed = [token for token in allowed if token not in assignment.stop_token_ids] or allowed
             token = choose_from(totals[row], allowed, favourites=list(assignment.sampling.logit_bias or ()))
