@@ -8,7 +8,7 @@ import msgspec
 from headwater.generation.answer_fields import Json
 from headwater.generation.errors import ApiError
 
-Namespace = tuple[str, str]  # cache_salt and extra_key: conversations do not cross them
+Namespace = tuple[int, str, str]  # the key's account, cache_salt, extra_key: conversations do not cross them
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,10 @@ class ResponseStore:
             self._remove(next(iter(self._by_id)))
             self.num_dropped += 1
 
-    def get(self, id: str) -> StoredResponse:
-        """A stored response. ApiError 404 if it is not kept."""
+    def get(self, id: str, *, account: int) -> StoredResponse:
+        """A stored response. ApiError 404 if it is not kept, or was stored with another key."""
         stored = self._by_id.get(id)
-        if stored is None:
+        if stored is None or stored.namespace[0] != account:
             raise self._not_found(id, param="response_id")
         self._by_id.move_to_end(id)
         return stored
@@ -72,9 +72,9 @@ class ResponseStore:
             return None
         return next(item for item in msgspec.json.decode(stored.response)["output"] if item["id"] == id)
 
-    def delete(self, id: str) -> None:
-        """Forget a response. ApiError 404 if it is not kept."""
-        self.get(id)
+    def delete(self, id: str, *, account: int) -> None:
+        """Forget a response. ApiError 404 if it is not kept, or was stored with another key."""
+        self.get(id, account=account)
         self._remove(id)
 
     def facts(self) -> Json:

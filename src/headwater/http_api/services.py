@@ -54,6 +54,11 @@ class Services:
         return own
 
     @property
+    def account(self) -> int:
+        """The number of the key that the HTTP request was sent with."""
+        return 0 if self._permit is None else self._permit.account.number
+
+    @property
     def model(self) -> ModelFacts:
         return self.state.require_model()[1]
 

@@ -62,6 +62,22 @@ async def test_generate_with_the_template_and_raw(engine: ScriptedEngine) -> Non
     assert (whole["response"], whole["done_reason"]) == ("he", "length")
 
 
+@pytest.mark.parametrize(
+    ("path", "more"), [("chat", CHAT), ("generate", GENERATE), ("generate", GENERATE | {"raw": True})]
+)
+async def test_logprobs_of_a_stream_are_those_of_the_whole(engine: ScriptedEngine, path: str, more: dict) -> None:
+    engine.script.reply = saying("hé")
+    body = more | {"logprobs": True, "top_logprobs": 2}
+    async with api(engine) as server:
+        whole = (await server.post(f"/api/{path}", body | {"stream": False})).json()["logprobs"]
+        streamed = lines(await server.post(f"/api/{path}", body))
+        wrong = await server.post(f"/api/{path}", more | {"top_logprobs": 2})
+    assert whole[0]["token"] == "h"
+    assert [len(entry["top_logprobs"]) for entry in whole] == [2] * 4
+    assert [entry for line in streamed for entry in line.get("logprobs", ())] == whole
+    assert wrong.status_code == 400
+
+
 async def test_a_request_without_content_loads_the_model(engine: ScriptedEngine) -> None:
     async with api(engine) as server:
         chat = (await server.post("/api/chat", {"model": MODEL})).json()

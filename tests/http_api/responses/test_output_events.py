@@ -13,7 +13,6 @@ from headwater.generation.assistant_message import MessageDelta
 from headwater.generation.errors import ApiError
 from headwater.http_api.response_store import ResponseStore
 from headwater.http_api.responses.answer import ResponseAnswer
-from headwater.http_api.responses.schemas import ResponsesRequest
 from headwater.messages.generation import Finish
 
 pytestmark = pytest.mark.anyio
@@ -32,9 +31,15 @@ ECHO = {"model": "m", "parallel_tool_calls": True, "tool_choice": "auto", "tools
 
 def answer(*deltas: MessageDelta, store: ResponseStore | None = None, **more: Any) -> ResponseAnswer:
     reply: Any = ScriptedReply(*deltas, **more)
-    body = ResponsesRequest(input="hi")
     return ResponseAnswer(
-        "resp_1", body, reply, echo=ECHO, input_items=b"[]", conversation=[], logprobs=None, store=store
+        "resp_1",
+        reply,
+        echo=ECHO,
+        input_items=b"[]",
+        conversation=[],
+        logprobs=None,
+        namespace=(0, "", ""),
+        store=store,
     )
 
 
@@ -121,11 +126,11 @@ async def test_what_is_stored_is_the_answer_and_the_conversation(*, is_stream: b
         response = (await streamed(given))[-1]["response"]
     else:
         response = await given.collect()
-    assert json.loads(store.get("resp_1").response) == response
+    assert json.loads(store.get("resp_1", account=0).response) == response
     functions = [
         {"id": "call_0", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}},
         {"id": "call_1", "type": "function", "function": {"name": "g", "arguments": "{}"}},
     ]
     said = {"role": "assistant", "content": "I look", "reasoning_content": "so what", "tool_calls": functions}
-    assert store.conversation("resp_1", ("", "")) == [said]
-    assert store.item(response["output"][2]["id"], ("", "")) == response["output"][2]
+    assert store.conversation("resp_1", (0, "", "")) == [said]
+    assert store.item(response["output"][2]["id"], (0, "", "")) == response["output"][2]

@@ -7,10 +7,10 @@ import pytest
 from headwater.generation.errors import ApiError
 from headwater.http_api.response_store import ResponseStore, StoredResponse
 
-HERE = ("", "")
+HERE = (0, "", "")
 
 
-def stored(name: str, num_bytes: int = 100, namespace: tuple[str, str] = HERE) -> StoredResponse:
+def stored(name: str, num_bytes: int = 100, namespace: tuple[int, str, str] = HERE) -> StoredResponse:
     response = json.dumps({"id": name, "output": [{"id": f"{name}_item"}]}).encode()
     conversation = json.dumps([{"role": "user", "content": name}]).encode()
     items = b"[]".ljust(num_bytes - len(response) - len(conversation))
@@ -32,7 +32,7 @@ def kept(store: ResponseStore, names: str) -> str:
 
 def test_what_is_kept_can_be_read() -> None:
     store = filled("a", "b")
-    assert json.loads(store.get("a").response)["id"] == "a"
+    assert json.loads(store.get("a", account=0).response)["id"] == "a"
     assert store.conversation("b", HERE) == [{"role": "user", "content": "b"}]
     assert store.item("a_item", HERE) == {"id": "a_item"}
     assert (len(store), store.num_bytes) == (2, 200)
@@ -40,7 +40,7 @@ def test_what_is_kept_can_be_read() -> None:
 
 def test_the_number_is_bounded_and_use_counts() -> None:
     store = filled("a", "b", "c", max_responses=3)
-    store.get("a")
+    store.get("a", account=0)
     store.put("d", stored("d"))
     assert kept(store, "abcd") == "acd"
     store.conversation("c", HERE)
@@ -61,15 +61,20 @@ def test_the_bytes_are_bounded() -> None:
 def test_nothing_is_kept_without_room() -> None:
     store = filled("a", max_responses=0)
     with pytest.raises(ApiError, match="up to 0 responses"):
-        store.get("a")
+        store.get("a", account=0)
 
 
 def test_what_is_gone_is_a_404_that_says_why() -> None:
     store = filled("a", "b")
-    store.delete("a")
-    for call in (store.get, store.delete, lambda name: store.conversation(name, HERE)):
+    store.delete("a", account=0)
+    calls = (
+        lambda: store.get("a", account=0),
+        lambda: store.delete("a", account=0),
+        lambda: store.conversation("a", HERE),
+    )
+    for call in calls:
         with pytest.raises(ApiError, match="dropped to make room") as found:
-            call("a")
+            call()
         assert found.value.status == 404
     assert found.value.code == "previous_response_not_found"
     assert (len(store), store.num_bytes) == (1, 100)
@@ -78,11 +83,15 @@ def test_what_is_gone_is_a_404_that_says_why() -> None:
 
 def test_a_conversation_does_not_cross_namespaces() -> None:
     store = filled()
-    store.put("a", stored("a", namespace=("tenant", "")))
+    store.put("a", stored("a", namespace=(0, "tenant", "")))
     with pytest.raises(ApiError):
         store.conversation("a", HERE)
     assert store.item("a_item", HERE) is None
-    assert store.conversation("a", ("tenant", ""))
+    assert store.conversation("a", (0, "tenant", ""))
+    with pytest.raises(ApiError):
+        store.conversation("a", (1, "tenant", ""))
+    with pytest.raises(ApiError):
+        store.get("a", account=1)
 
 
 def test_clearing_reports_what_it_freed() -> None:

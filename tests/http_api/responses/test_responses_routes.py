@@ -65,6 +65,19 @@ async def test_a_conversation_goes_on_from_a_stored_response(engine: ScriptedEng
         assert (response.status_code, error_of(response)["code"]) == (404, "previous_response_not_found")
 
 
+async def test_a_key_does_not_open_the_responses_of_another(engine: ScriptedEngine) -> None:
+    engine.script.reply = saying("one")
+    red, blue = ({"authorization": f"Bearer {key}"} for key in ("red", "blue"))
+    async with api(engine, api_key="red,blue") as server:
+        path = f"{PATH}/{(await server.post(PATH, {'input': 'a'}, headers=red)).json()['id']}"
+        for call in (server.http.get, server.http.delete):
+            assert (await call(path, headers=blue)).status_code == 404
+        body = {"input": "b", "previous_response_id": path.rpartition("/")[2]}
+        assert (await server.post(PATH, body, headers=blue)).status_code == 404
+        assert (await server.post(PATH, body, headers={"x-api-key": "red"})).status_code == 200
+        assert (await server.http.delete(path, headers=red)).status_code == 200
+
+
 async def test_a_call_of_a_tool_and_its_result(engine: ScriptedEngine) -> None:
     engine.ready = structs.replace(engine.ready, max_context=4096, num_pages=512)
     engine.script.reply = calling("f", {"at": "é"})

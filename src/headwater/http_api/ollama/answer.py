@@ -3,15 +3,16 @@
 import datetime
 import time
 from collections.abc import AsyncGenerator
-from typing import Any
 
 from headwater.generation.answer_fields import Json, json_bytes
 from headwater.generation.assistant_message import MessageDelta, ToolCallDelta
 from headwater.generation.errors import ApiError
 from headwater.http_api.error_shapes import ollama_error
 from headwater.http_api.openai.conversation import arguments_object, deltas_of
+from headwater.http_api.openai.format import ChatLogprobs
 from headwater.http_api.openai.replies import Reply
 from headwater.http_api.sse import StreamForm
+from headwater.messages.generation import TokenLogprob
 
 
 def _line(payload: Json) -> bytes:
@@ -40,43 +41,56 @@ def loaded(model: str, *, is_chat: bool) -> Json:
 class OllamaAnswer:
     """The answer to one request of /api/chat or /api/generate. It owns the reply's generation."""
 
-    def __init__(self, model: str, reply: Reply, *, is_chat: bool, arrived_s: float) -> None:
+    def __init__(
+        self, model: str, reply: Reply, *, is_chat: bool, arrived_s: float, logprobs: ChatLogprobs | None = None
+    ) -> None:
         self._model = model
         self._reply = reply
         self._is_chat = is_chat
         self._arrived_s = arrived_s  # on the clock of time.monotonic
+        self._logprobs = logprobs
+        self._waiting: list[TokenLogprob] = []  # of tokens whose text is held back
         self._calls = WholeCalls()
         self._first_s: float | None = None  # when the first token came
 
     async def collect(self) -> Json:
         """Run to the end; the whole answer. Raises EngineGone, ApiError."""
         texts, thoughts, calls = [], [], []
-        async for delta, _ in self._deltas():
+        async for delta in self._deltas():
             texts.append(delta.content)
             thoughts.append(delta.reasoning)
             calls += self._calls.take(delta.tool_calls)
         calls += self._calls.end()
-        return self._said("".join(texts), "".join(thoughts), calls) | self._ending()
+        return self._said("".join(texts), "".join(thoughts), calls) | self._ending() | self._take_logprobs()
 
     async def lines(self) -> AsyncGenerator[bytes]:
         """The answer in lines. Raises EngineGone, ApiError."""
-        async for delta, _ in self._deltas():
+        async for delta in self._deltas():
             calls = self._calls.take(delta.tool_calls)
             if delta.content or delta.reasoning or calls:
-                yield _line(self._said(delta.content, delta.reasoning, calls) | {"done": False})
+                said = self._said(delta.content, delta.reasoning, calls)
+                yield _line(said | {"done": False} | self._take_logprobs())
         if calls := self._calls.end():
             yield _line(self._said("", "", calls) | {"done": False})
-        yield _line(self._said("", "", []) | self._ending())
+        yield _line(self._said("", "", []) | self._ending() | self._take_logprobs())
 
     def close(self) -> None:
         """Abort the request if it still runs."""
         self._reply.generation.close()
 
-    async def _deltas(self) -> AsyncGenerator[tuple[MessageDelta, Any]]:
-        async for delta in deltas_of(self._reply):
+    async def _deltas(self) -> AsyncGenerator[MessageDelta]:
+        async for delta, chunk in deltas_of(self._reply):
             if self._first_s is None:
                 self._first_s = time.monotonic()
+            self._waiting += chunk.logprobs
             yield delta
+
+    def _take_logprobs(self) -> Json:
+        """Of the tokens since they were taken last, if the request asked for them."""
+        if self._logprobs is None or not self._waiting:
+            return {}
+        taken, self._waiting = self._waiting, []
+        return {"logprobs": self._logprobs.content(taken)["content"]}
 
     def _said(self, text: str, thinking: str, calls: list[Json]) -> Json:
         thought = {"thinking": thinking} if thinking else {}

@@ -46,12 +46,19 @@ def raw_fields(body: OllamaGenerateRequest, model: ModelFacts) -> Json:
     for name in ("system", "think"):
         if getattr(body, name):
             raise bad_request(name, f"{name}: goes with the chat template, not with raw")
-    return {"max_tokens": model.max_context} | _shared_fields(body, model) | {"prompt": body.prompt}
+    fields = {"max_tokens": model.max_context} | _shared_fields(body, model) | {"prompt": body.prompt}
+    if body.logprobs:  # a completion has one field for both
+        fields["logprobs"] = fields.pop("top_logprobs")
+    return fields
 
 
 def _shared_fields(body: OllamaRequest, model: ModelFacts) -> Json:
     fields: Json = {"model": plain_name(body.model), "stream": body.stream}
     fields |= {name: getattr(body, name) for name in ("cache_salt", "extra_key") if name in body.model_fields_set}
+    if body.logprobs:
+        fields |= {"logprobs": True, "top_logprobs": body.top_logprobs}
+    elif body.top_logprobs:
+        raise bad_request("top_logprobs", "top_logprobs: needs logprobs to be true")
     return fields | _sampling(body.options, model) | _format(body.format) | _thinking(body.think)
 
 

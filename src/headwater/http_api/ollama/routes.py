@@ -26,9 +26,10 @@ from headwater.http_api.ollama.schemas import (
 )
 from headwater.http_api.openai.answer import check_model
 from headwater.http_api.openai.conversation import chat_request, start_raw_reply, start_reply
+from headwater.http_api.openai.format import ChatLogprobs
 from headwater.http_api.openai.replies import Reply
 from headwater.http_api.pooling.vectors import vector_of
-from headwater.http_api.services import InjectedServices
+from headwater.http_api.services import InjectedServices, Services
 from headwater.http_api.sse import JSON, EventStream, while_connected
 from headwater.version import version
 
@@ -71,7 +72,7 @@ async def chat(body: OllamaChatRequest, request: Request, services: InjectedServ
     if not body.messages:
         return JSONResponse(loaded(body.model, is_chat=True))
     reply = await start_reply(chat_request(chat_fields(body, model), RENAMED), _rid(body), services, RENAMED)
-    return await _answer(body, reply, request, is_chat=True, arrived_s=arrived_s)
+    return await _answer(body, reply, request, services, is_chat=True, arrived_s=arrived_s)
 
 
 @router.post("/generate", summary="Answer a prompt (Ollama)", responses=_ANSWERS)
@@ -86,7 +87,7 @@ async def generate(body: OllamaGenerateRequest, request: Request, services: Inje
     else:
         fields = generate_fields(body, model)
         reply = await start_reply(chat_request(fields, RENAMED), _rid(body), services, RENAMED)
-    return await _answer(body, reply, request, is_chat=False, arrived_s=arrived_s)
+    return await _answer(body, reply, request, services, is_chat=False, arrived_s=arrived_s)
 
 
 @router.post("/embed", summary="Embed texts (Ollama)", responses=_ERRORS)
@@ -141,8 +142,11 @@ async def show_version() -> Response:
     return JSONResponse({"version": API_VERSION, "server": f"headwater {version()}"})
 
 
-async def _answer(body: OllamaRequest, reply: Reply, request: Request, *, is_chat: bool, arrived_s: float) -> Response:
-    answer = OllamaAnswer(body.model, reply, is_chat=is_chat, arrived_s=arrived_s)
+async def _answer(
+    body: OllamaRequest, reply: Reply, request: Request, services: Services, *, is_chat: bool, arrived_s: float
+) -> Response:
+    logprobs = ChatLogprobs(services.generator.tokenizer) if body.logprobs else None
+    answer = OllamaAnswer(body.model, reply, is_chat=is_chat, arrived_s=arrived_s, logprobs=logprobs)
     if body.stream:
         return EventStream(answer.lines(), close=answer.close, form=OLLAMA_STREAM)
     try:

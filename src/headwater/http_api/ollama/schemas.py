@@ -7,7 +7,18 @@ from pydantic import Field, create_model
 from headwater.generation.body import Body, Names
 from headwater.generation.field_table import Refused
 from headwater.generation.request_schemas import NamespaceFields
-from headwater.generation.validation import MinP, Name, Penalty, RepetitionPenalty, Seed, Stop, Temperature, Text, TopP
+from headwater.generation.validation import (
+    MinP,
+    Name,
+    NumLogprobs,
+    Penalty,
+    RepetitionPenalty,
+    Seed,
+    Stop,
+    Temperature,
+    Text,
+    TopP,
+)
 
 _MEDIA = Refused("this server takes text only")
 _REFUSED = {
@@ -79,6 +90,8 @@ class OllamaRequest(NamespaceFields):
     think: bool | str | None = Field(
         default=None, description="Whether the model thinks first; low, medium and high are passed to its template."
     )
+    logprobs: bool = Field(default=False, description="Report log-probabilities of the generated tokens.")
+    top_logprobs: NumLogprobs = Field(default=0, description="Alternatives at each position; needs `logprobs`.")
     rid: Name | None = Field(default=None, description="Name of the request for /abort_request.")
 
 

@@ -19,7 +19,7 @@ from headwater.http_api.openai.replies import Reply, start_replies
 from headwater.http_api.openai.sampling import openai_sampling
 from headwater.http_api.openai.schemas import ChatCompletionRequest, CompletionRequest
 from headwater.http_api.services import Services
-from headwater.messages.generation import Finish
+from headwater.messages.generation import Finish, LogprobParams
 
 # What a chat completion calls a field, and its name in the API that was called. A name that begins with a dot is one of
 # an inner field.
@@ -69,9 +69,10 @@ async def start_raw_reply(fields: Json, rid: str, services: Services, renamed: R
         request = CompletionRequest.model_validate(fields)
         check_model(request.model, model)
         sampling = openai_sampling(request, model, max_new_tokens=request.max_tokens)
+        asked = None if request.logprobs is None else LogprobParams(top=request.logprobs)
         prompt_ids = await generator.encode(str(request.prompt), param="prompt")
         (generation,) = start_generations(
-            request, rid, generator, model, [prompt_ids], param="prompt", sampling=sampling, logprobs=None
+            request, rid, generator, model, [prompt_ids], param="prompt", sampling=sampling, logprobs=asked
         )
     except ValidationError as error:
         raise in_words_of(from_validation(error.errors()), renamed) from None

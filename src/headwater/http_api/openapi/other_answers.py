@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, UnsetType
 
-from headwater.http_api.openapi.answers import Shape, says
+from headwater.http_api.openapi.answers import PositionLogprobs, Shape, says
 
 
 class ThinkingTokens(Shape):
@@ -83,6 +83,7 @@ class OllamaAnswer(Shape, kw_only=True):
     model: Annotated[str, says("The model, as the request names it.")]
     created_at: Annotated[str, says("The time, in ISO 8601.")]
     done: Annotated[bool, says("Whether this is the end.")]
+    logprobs: Annotated[list[PositionLogprobs] | UnsetType, says("Of the new tokens, with `logprobs`.")] = UNSET
     done_reason: Annotated[Literal["stop", "length", "load"] | UnsetType, says("Why it ended.")] = UNSET
     total_duration: Annotated[int | UnsetType, says("From the arrival of the request.")] = UNSET
     load_duration: Annotated[int | UnsetType, says("Always 0.")] = UNSET

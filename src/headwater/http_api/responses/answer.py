@@ -10,7 +10,7 @@ from headwater.generation.model_facts import ModelFacts
 from headwater.http_api.openai.conversation import deltas_of, finished
 from headwater.http_api.openai.format import ChatLogprobs
 from headwater.http_api.openai.replies import Reply
-from headwater.http_api.response_store import ResponseStore, StoredResponse
+from headwater.http_api.response_store import Namespace, ResponseStore, StoredResponse
 from headwater.http_api.responses.input_items import assistant_message
 from headwater.http_api.responses.output_events import Output, whole_delta
 from headwater.http_api.responses.schemas import ResponsesRequest
@@ -71,22 +71,22 @@ class ResponseAnswer:
     def __init__(
         self,
         id: str,
-        body: ResponsesRequest,
         reply: Reply,
         *,
         echo: Json,
         input_items: bytes,
         conversation: Sequence[Json],
         logprobs: ChatLogprobs | None,
+        namespace: Namespace,
         store: ResponseStore | None,
     ) -> None:
         self._id = id
-        self._body = body
         self._reply = reply
         self._fields: Json = {"id": id, "object": "response", "created_at": int(time.time())} | echo
         self._input_items = input_items
         self._conversation = conversation  # before this answer, without instructions
         self._logprobs = logprobs
+        self._namespace = namespace
         self._store = store
         self._output = Output()
 
@@ -155,7 +155,7 @@ class ResponseAnswer:
             input_items=self._input_items,
             conversation=json_bytes([*self._conversation, _message_of(items)]),
             item_ids=tuple(item["id"] for item in items),
-            namespace=(self._body.cache_salt, self._body.extra_key),
+            namespace=self._namespace,
         )
 
     def _positions(self, logprobs: Sequence[TokenLogprob]) -> list[Json]:

@@ -49,7 +49,7 @@ async def get_response(
     """The response as it was answered."""
     if stream:
         raise unsupported("stream", "stream: not supported here: a stream cannot be read again")
-    return Response(services.responses.get(response_id).response, media_type=JSON)
+    return Response(services.responses.get(response_id, account=services.account).response, media_type=JSON)
 
 
 @router.get("/{response_id}/input_items", summary="List the input of a stored response", responses=NOT_STORED)
@@ -61,7 +61,7 @@ async def list_input_items(
     after: Annotated[str | None, Query(description="Id of the item after which the list begins.")] = None,
 ) -> Response:
     """The items of the request itself, without those of earlier responses."""
-    items = msgspec.json.decode(services.responses.get(response_id).input_items)
+    items = msgspec.json.decode(services.responses.get(response_id, account=services.account).input_items)
     if order == "desc":
         items.reverse()
     if after is not None:
@@ -83,12 +83,12 @@ async def list_input_items(
 @router.delete("/{response_id}", summary="Forget a stored response", responses=NOT_STORED)
 async def delete_response(response_id: str, services: InjectedServices) -> Response:
     """Later responses that went on from it keep their own copy of the conversation."""
-    services.responses.delete(response_id)
+    services.responses.delete(response_id, account=services.account)
     return Response(json_bytes({"id": response_id, "object": "response", "deleted": True}), media_type=JSON)
 
 
 async def _start(id: str, body: ResponsesRequest, services: Services) -> ResponseAnswer:
-    namespace = (body.cache_salt, body.extra_key)
+    namespace = (services.account, body.cache_salt, body.extra_key)
     store = services.responses
     earlier = [] if body.previous_response_id is None else store.conversation(body.previous_response_id, namespace)
     messages = [*earlier, *chat_messages(body.input, find_item=lambda item_id: store.item(item_id, namespace))]
@@ -97,11 +97,11 @@ async def _start(id: str, body: ResponsesRequest, services: Services) -> Respons
     reply = await start_reply(chat, body.rid or id, services, RENAMED)
     return ResponseAnswer(
         id,
-        body,
         reply,
         echo=echo,
         input_items=input_items,
         conversation=messages,
         logprobs=ChatLogprobs(services.generator.tokenizer) if has_logprobs(body) else None,
+        namespace=namespace,
         store=store if body.store else None,
     )
