@@ -122,6 +122,23 @@ def test_a_compilation_that_takes_too_long_is_a_400_for_all_its_requests() -> No
     assert steps.queue.num_cached == 0 and not steps.queue.needs_polling
 
 
+def test_the_first_grammar_has_its_time_after_the_vocabulary_was_read() -> None:
+    """Reading a large vocabulary takes seconds on a busy machine."""
+    steps = GrammarSteps(hangs=True, limits=GrammarLimits(compile_timeout_s=2.0))
+    steps.compiler.is_ready = False
+    steps.ask()
+    for _ in range(3):
+        steps.clock.advance(1.9)
+        steps.plan()
+    steps.compiler.is_ready = True
+    steps.clock.advance(1.9)
+    steps.plan()
+    assert steps.finish_of() is None
+    steps.clock.advance(0.2)
+    steps.plan()
+    assert steps.finish_of().status == 400
+
+
 def test_a_long_text_is_refused_without_a_compilation() -> None:
     steps = GrammarSteps(limits=GrammarLimits(max_bytes=10))
     steps.ask()

@@ -46,6 +46,10 @@ class GuidanceCompiler:
         self._end_id = 0
         self._executor = llguidance.LLExecutor(num_threads=num_threads)
 
+    @property
+    def is_ready(self) -> bool:
+        return self._tokenizer is not None
+
     def compile(self, text: str) -> Matcher:
         inner = llguidance.LLMatcher(self._ready_tokenizer(), text, log_level=0)
         if inner.is_error():
@@ -71,7 +75,9 @@ class GuidanceCompiler:
                 vocabulary = self._load()
                 assert len(vocabulary.tokens) == self._vocab_size
                 self._end_id = vocabulary.end_id
-                self._tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Tokens(vocabulary)))
+                tokens = _Tokens(vocabulary)
+                self._tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(tokens))
+                tokens.greedy = self._tokenizer.greedy_tokenize
             return self._tokenizer
 
 
@@ -83,7 +89,11 @@ class _Tokens:
         self.bos_token_id = None
         self.tokens = list(vocabulary.tokens)
         self.special_token_ids = sorted(vocabulary.special_ids)
+        self.greedy: Callable[[str], list[int]] | None = None  # an exact encoding of any text
         self._encode = vocabulary.encode
 
     def __call__(self, text: str) -> list[int]:
-        return self._encode(text)
+        """The tokens that are allowed where a grammar leaves no choice of text. They must spell it exactly."""
+        ids = self._encode(text)
+        is_exact = b"".join(self.tokens[token_id] for token_id in ids if token_id < len(self.tokens)) == text.encode()
+        return ids if is_exact or self.greedy is None else self.greedy(text)  # a tokenizer may normalise text

@@ -48,3 +48,8 @@ class GrammarCompiler(Protocol):
     def num_words(self) -> int:
         """Words of a mask: ceil(vocab_size / 32)."""
         ...
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the vocabulary has been read. Until then a compilation waits for it."""
+        ...

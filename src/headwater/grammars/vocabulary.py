@@ -11,4 +11,4 @@ class Vocabulary:
     tokens: Sequence[bytes]  # by id, as many as the model has logits; empty: an id without a token
     special_ids: frozenset[int]
     end_id: int  # one of the end tokens; the others are the engine's business
-    encode: Callable[[str], list[int]]  # a text's tokens, special ones not parsed
+    encode: Callable[[str], list[int]]  # the model's usual tokens of text in the midst of an answer

@@ -127,8 +127,11 @@ class GrammarQueue:
         if not self._compilations:
             return []
         taken: list[tuple[Request, Finish | None]] = []
+        is_reading = self.compiler is not None and not self.compiler.is_ready
         for key, compilation in list(self._compilations.items()):
             is_done = compilation.job.is_done()
+            if is_reading:  # the vocabulary, which is not the grammar's fault
+                compilation.begun_s = self._clock.now()
             if not is_done and self._clock.now() - compilation.begun_s < self._limits.compile_timeout_s:
                 continue
             del self._compilations[key]

@@ -1,10 +1,11 @@
 """The vocabulary of a tokenizer as grammars see it."""
 
 from collections.abc import Iterable
-from functools import partial
 
 from headwater.grammars.vocabulary import Vocabulary
 from headwater.tokenization.tokenizer import Tokenizer
+
+_MARK = "\x02"  # a character that no token joins with what follows
 
 
 def grammar_vocabulary(tokenizer: Tokenizer, *, vocab_size: int, end_ids: Iterable[int]) -> Vocabulary:
@@ -17,5 +18,21 @@ def grammar_vocabulary(tokenizer: Tokenizer, *, vocab_size: int, end_ids: Iterab
         tokens=[tokenizer.token_bytes(token_id) for token_id in range(vocab_size)],
         special_ids=frozenset(token_id for token_id in special if token_id < vocab_size),
         end_id=ends[0],
-        encode=partial(tokenizer.encode, add_special_tokens=False, parses_special=False),
+        encode=_InTheMidst(tokenizer),
     )
+
+
+class _InTheMidst:
+    """Encodes text that follows other text: SentencePiece puts a space before the first word of a text."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        first = b"".join(map(tokenizer.token_bytes, self._encode("a")))
+        self._mark = "" if first == b"a" else _MARK
+        self._num_marks = len(self._encode(self._mark))
+
+    def __call__(self, text: str) -> list[int]:
+        return self._encode(self._mark + text)[self._num_marks :]
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False, parses_special=False)

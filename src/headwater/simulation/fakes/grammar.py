@@ -81,6 +81,7 @@ class FakeCompiler:
         self.end_ids = end_ids
         self.compiled: set[str] = set()
         self.num_words = -(-vocab_size // 32)
+        self.is_ready = True
 
     def compile(self, text: str) -> Matcher:
         grammar = FakeGrammar.parse(text)
