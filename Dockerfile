@@ -33,7 +33,7 @@ ENV PATH=/opt/headwater/bin:$PATH PYTHONUNBUFFERED=1 HEADWATER_CACHE=/models HF_
 # models, packed weights and compiled kernels: a volume keeps them, so only the first start fetches them
 ENV XDG_CACHE_HOME=/models/cache TRITON_CACHE_DIR=/models/cache/triton
 VOLUME /models
-USER headwater
+USER 1000
 WORKDIR /home/headwater
 EXPOSE 30000
 HEALTHCHECK --interval=10s --timeout=6s --start-period=15m --retries=3 \
