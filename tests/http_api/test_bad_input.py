@@ -254,3 +254,19 @@ async def test_a_bug_is_a_500_without_a_stack_trace(engine: ScriptedEngine, monk
     assert response.status_code == 500
     assert "secret detail" not in response.text
     assert error_of(response)["code"] == "internal"
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/hicache/storage-backend", "DELETE, GET, HEAD, PUT"),
+        ("/generate", "POST, PUT"),
+        ("/resume_memory_occupation", "GET, POST"),
+    ],
+)
+async def test_a_405_names_every_method_of_the_path(engine: ScriptedEngine, path: str, allowed: str) -> None:
+    """The framework names those of the first route that it finds."""
+    async with api(engine) as server:
+        response = await server.http.request("PATCH", path)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
+    assert allowed in error_of(response)["message"]

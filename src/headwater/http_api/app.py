@@ -81,10 +81,10 @@ def create_app(state: ApiState) -> FastAPI:
     app.state.keys = Keys(state.api_key, state.admin_api_key)
     accounts = Accounts(app.state.keys, max_running=state.limits.max_concurrency_per_key)
     app.state.services = Services(state, accounts)
-    install_error_handlers(app)
-    for router in ROUTERS:
+    routers = (*ROUTERS, head_routes())
+    install_error_handlers(app, [route for router in routers for route in router.routes])
+    for router in routers:
         app.include_router(router)
-    app.include_router(head_routes())
     install_document(app)
     # The last one added sees a request first, so even a refused request has its id.
     app.add_middleware(CompressedBody, max_body_bytes=state.limits.max_body_bytes)

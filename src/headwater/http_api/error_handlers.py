@@ -1,5 +1,7 @@
 """Exceptions of routes become error answers, in the shape of the route's API."""
 
+from collections.abc import Sequence
+
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -7,6 +9,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from headwater.client.errors import CallFailed, EngineGone, EngineLoading, NoSuchEngine, RidInUse
@@ -32,7 +35,7 @@ def error_response(error: ApiError) -> Response:
     return ErrorResponse(error)
 
 
-def install_error_handlers(app: FastAPI) -> None:
+def install_error_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     """Answer every exception of a route with JSON. Unknown exceptions are logged and answered with 500."""
 
     async def handle(_: Request, error: Exception) -> Response:
@@ -44,8 +47,10 @@ def install_error_handlers(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         return error_response(from_validation(error.errors()))
 
-    async def handle_http(_: Request, error: Exception) -> Response:
+    async def handle_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if error.status_code == 405:
+            return error_response(_method_not_allowed(request, routes))
         return error_response(_from_http(error))
 
     async def handle_left(_: Request, error: Exception) -> Response:
@@ -79,8 +84,12 @@ def _from_http(error: HTTPException) -> ApiError:
         return ApiError(400, "the body is not valid UTF-8", code="invalid_encoding")
     if error.status_code == 404:
         return ApiError(404, "there is no such route; see /docs", code="not_found")
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "see /docs")
-        message = f"this route does not take that method; allowed: {allowed}"
-        return ApiError(405, message, code="method_not_allowed", headers=error.headers)
     return ApiError(error.status_code, str(error.detail), headers=error.headers)
+
+
+def _method_not_allowed(request: Request, routes: Sequence[BaseRoute]) -> ApiError:
+    """Names the methods of all routes with this path: the framework names those of the first one only."""
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    allowed = ", ".join(sorted({method for route in matching for method in getattr(route, "methods", None) or ()}))
+    message = f"this route does not take that method; allowed: {allowed}"
+    return ApiError(405, message, code="method_not_allowed", headers={"Allow": allowed})

@@ -58,3 +58,30 @@ async def test_references_lead_to_components(engine: ScriptedEngine) -> None:
     assert names <= whole["components"]["schemas"].keys()
     assert {"ChatCompletion", "ChatCompletionChunk", "Completion", "ModelList", "FlushAnswer", "ErrorAnswer"} <= names
     assert not [name for name in whole["components"]["schemas"] if "ValidationError" in name]
+
+
+async def test_a_null_counts_as_left_out_also_in_the_document(engine: ScriptedEngine) -> None:
+    """Generated clients write null for what their caller leaves out, and validators would object."""
+    components = (await document(engine))["components"]["schemas"]
+    chat, sampling = components["ChatCompletionRequest"], components["SamplingInput"]
+    assert chat["properties"]["top_logprobs"]["type"] == ["integer", "null"]
+    assert {"type": "null"} in chat["properties"]["stream_options"]["anyOf"]
+    assert "null" not in chat["properties"]["messages"]["type"], "it is required"
+    assert sampling["properties"]["temperature"]["type"] == ["number", "null"]
+    nulls = {name: None for name in chat["properties"] if name not in chat["required"]}
+    async with api(engine) as server:
+        answer = await server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]} | nulls)
+    assert answer.status_code == 200, answer.text
+
+
+async def test_answers_in_text_are_documented(engine: ScriptedEngine) -> None:
+    routes = routes_of(await document(engine))
+    for name in ("GET /flush_cache", "PUT /hicache/storage-backend", "DELETE /hicache/storage-backend"):
+        assert {"text/plain", "application/json"} <= routes[name]["responses"]["200"]["content"].keys(), name
+
+
+async def test_query_parameters_have_the_types_that_are_read(engine: ScriptedEngine) -> None:
+    """The routes read texts themselves, to refuse them in their own words."""
+    parameters = routes_of(await document(engine))["GET /flush_cache"]["parameters"]
+    types = {parameter["name"]: parameter["schema"].get("type") for parameter in parameters}
+    assert (types["timeout"], types["hold"], types["mode"]) == ("number", "boolean", "string")

@@ -1,7 +1,7 @@
 """`/flush_cache`: the contract of docs/design.md, section 6."""
 
 import asyncio
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from headwater.http_api.auth import control_router
 from headwater.http_api.control.flush_answer import FlushAnswer
 from headwater.http_api.control.flush_request import client_parameters, flush_message
+from headwater.http_api.control.query_types import FLAG, MODE, SECONDS
 from headwater.http_api.engine_answers import EngineAnswers
 from headwater.http_api.services import InjectedServices
 from headwater.http_api.sse import while_connected
@@ -32,9 +33,10 @@ FLUSH_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def _flush_query(
-    timeout: Annotated[str | None, Query(description="Seconds to wait for the outcome; default 0.")] = None,
+    timeout: Annotated[str | None, SECONDS, Query(description="Seconds to wait for the outcome; default 0.")] = None,
     mode: Annotated[
-        Literal["idle", "now", "drain"] | str | None,
+        str | None,
+        MODE,
         Query(description="`idle`: at an idle moment. `now`: under load. `drain`: until all pages are back."),
     ] = None,
     tiers: Annotated[str | None, Query(description="Any of `device,host,storage`; default `device,host`.")] = None,
@@ -42,8 +44,8 @@ def _flush_query(
     extra_key: Annotated[str | None, Query(description="Only namespaces with this key.")] = None,
     prefix: Annotated[str | None, Query(description="Only what begins with this text.")] = None,
     prefix_ids: Annotated[str | None, Query(description="Only what begins with these token ids.")] = None,
-    hold: Annotated[str | None, Query(description="With `idle`: let no new request start meanwhile.")] = None,
-    dry_run: Annotated[str | None, Query(description="Report what would be freed, change nothing.")] = None,
+    hold: Annotated[str | None, FLAG, Query(description="With `idle`: let no new request start meanwhile.")] = None,
+    dry_run: Annotated[str | None, FLAG, Query(description="Report what would be freed, change nothing.")] = None,
 ) -> None:
     """Declares the parameters for the documentation; `client_parameters` reads them."""
 

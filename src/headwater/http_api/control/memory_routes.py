@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from headwater.client.engine_client import new_call_id
 from headwater.generation.answer_fields import Json
 from headwater.http_api.auth import control_router
+from headwater.http_api.control.query_types import SECONDS
 from headwater.http_api.control.schemas_control import MemoryTags, ResumeTags
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
 from headwater.http_api.services import InjectedServices, Services
@@ -23,13 +24,14 @@ NOTHING_TO_RELEASE = "cuda_graph"  # SGLang's third tag
 router = control_router("memory")
 Tags = Annotated[MemoryTags | None, Body()]
 Resumed = Annotated[ResumeTags | None, Body()]
+Timeout = Annotated[str | None, SECONDS, Query(description="Seconds to wait.")]
 TagsQuery = Annotated[list[str] | None, Query(alias="tags")]
 
 
 @router.get("/release_memory_occupation", operation_id="release_memory_occupation_get")
 @router.post("/release_memory_occupation", summary="Give memory back")
 async def release_memory_occupation(
-    request: Request, services: InjectedServices, body: Tags = None, tags: TagsQuery = None, timeout: str | None = None
+    request: Request, services: InjectedServices, body: Tags = None, tags: TagsQuery = None, timeout: Timeout = None
 ) -> Response:
     """Release the memory of the KV cache, the weights, or both; requests queue until it is resumed.
 
@@ -49,7 +51,7 @@ async def resume_memory_occupation(
     services: InjectedServices,
     body: Resumed = None,
     tags: TagsQuery = None,
-    timeout: str | None = None,
+    timeout: Timeout = None,
 ) -> Response:
     """Take released memory again (weights are read from their files) and run what has queued meanwhile.
 

@@ -11,6 +11,7 @@ from headwater.client.engine_client import new_call_id
 from headwater.generation.answer_fields import Json
 from headwater.generation.errors import ApiError, bad_request
 from headwater.http_api.auth import control_router
+from headwater.http_api.control.query_types import SECONDS
 from headwater.http_api.control.schemas_cache import MAX_STORE_BYTES, StorageBackendRequest
 from headwater.http_api.control.storage_clear import ClearAnswer
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
@@ -24,6 +25,10 @@ ATTACH_TIMEOUT_S = 30.0
 CLEAR_TIMEOUT_S = 5.0
 ATTACHED = "HiCache storage backend attached."
 DETACHED = "HiCache storage backend detached."
+TEXT_OR_JSON: dict[int | str, Json] = {
+    status: {"description": text, "content": {"text/plain": {}, "application/json": {}}}
+    for status, text in ((200, "Done."), (202, "Done, but not confirmed by every engine or the store yet."))
+}
 PLACES = ("directory", "url", "size")
 
 router = control_router("storage")
@@ -32,7 +37,7 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
-@router.put("/hicache/storage-backend", summary="Attach or replace a store")
+@router.put("/hicache/storage-backend", summary="Attach or replace a store", responses=TEXT_OR_JSON)
 async def attach_storage(body: StorageBackendRequest, request: Request, services: InjectedServices) -> Response:
     """Put a store below the host tier while requests run. It replaces the attached store; if it is the same store
     and a policy is given, the store stays and only the policies change.
@@ -57,7 +62,7 @@ async def attach_storage(body: StorageBackendRequest, request: Request, services
     return _outcome(ATTACHED, await while_connected(call, request.receive), request)
 
 
-@router.delete("/hicache/storage-backend", summary="Detach the store")
+@router.delete("/hicache/storage-backend", summary="Detach the store", responses=TEXT_OR_JSON)
 async def detach_storage(request: Request, services: InjectedServices) -> Response:
     """Stop using the store while requests run; its pages stay in it. Harmless when there is none."""
     arrived_s = asyncio.get_running_loop().time()
@@ -83,11 +88,13 @@ async def show_storage(services: InjectedServices) -> Response:
 
 
 @router.post("/clear_hicache_storage_backend", include_in_schema=False)
-@router.post("/hicache/storage-backend/clear", summary="Make everything in the store unreachable")
+@router.post(
+    "/hicache/storage-backend/clear", summary="Make everything in the store unreachable", responses=TEXT_OR_JSON
+)
 async def clear_storage(
     request: Request,
     services: InjectedServices,
-    timeout: Annotated[str | None, Query(description="Seconds to wait for the store; default 5.")] = None,
+    timeout: Annotated[str | None, SECONDS, Query(description="Seconds to wait for the store; default 5.")] = None,
 ) -> Response:
     """Flush the storage tier alone, at once and under load; device and host stay warm.
 

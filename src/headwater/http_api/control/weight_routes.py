@@ -89,8 +89,9 @@ async def get_weights_by_name(query: Annotated[WeightsByName, Query()], services
     return await _weights(query, services)
 
 
-@router.post("/get_weights_by_name", summary="The first values of a parameter", include_in_schema=False)
+@router.post("/get_weights_by_name", summary="The first values of a parameter")
 async def post_weights_by_name(body: Annotated[WeightsByName, Body()], services: InjectedServices) -> Response:
+    """The same with a body."""
     return await _weights(body, services)
 
 

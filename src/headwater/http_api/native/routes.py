@@ -19,7 +19,7 @@ router = APIRouter(route_class=JsonRoute, tags=["native"])
 
 
 @router.post("/generate", summary="Continue prompts", operation_id="generate", responses=STREAM_RESPONSES)
-@router.put("/generate", include_in_schema=False)
+@router.put("/generate", summary="Continue prompts", operation_id="generate_put", responses=STREAM_RESPONSES)
 async def generate(body: GenerateRequest, request: Request, services: InjectedServices) -> Response:
     """Continue one prompt or a batch, text or token ids. Each event of a stream repeats the text so far.
 

@@ -18,6 +18,7 @@ ANSWERS: dict[str, Any] = {  # by operation id
     "list_models": answers.ModelList,
     "get_model": answers.ModelCard,
     "generate": answers.Generated | list[answers.Generated],
+    "generate_put": answers.Generated | list[answers.Generated],
     "tokenize": answers.Tokens,
     "detokenize": answers.Text,
     "embeddings": pooling_answers.EmbeddingList,
@@ -46,6 +47,7 @@ EVENT_SHAPES: dict[str, Any] = {
     "chat_completions": answers.ChatCompletionChunk,
     "completions": answers.Completion,
     "generate": answers.Generated,
+    "generate_put": answers.Generated,
 }
 ERRORS: dict[str, Any] = {  # by the first tag; error_shapes.py makes them
     "anthropic": answers.AnthropicErrorAnswer,
@@ -78,6 +80,10 @@ def _complete(document: Json) -> None:
     components = document["components"]["schemas"]
     for name in UNUSED:
         components.pop(name, None)
+    for body in components.values():
+        for name, field in body.get("properties", {}).items():
+            if name not in body.get("required", ()):
+                _allow_null(field)
     answer_of, event_of, error_of = (_schemas(shapes, components) for shapes in (ANSWERS, EVENT_SHAPES, ERRORS))
     for operation in _operations(document):
         name, tag = operation["operationId"], operation["tags"][0]
@@ -87,6 +93,20 @@ def _complete(document: Json) -> None:
         "key": {"type": "http", "scheme": "bearer", "description": "The API key; for control routes the admin key."}
     }
     document["security"] = [{}, {"key": []}]
+
+
+def _allow_null(field: Json) -> None:
+    """A null in a request counts as left out (generation/body.py)."""
+    if isinstance(kind := field.get("type"), str) and kind != "null":
+        field["type"] = [kind, "null"]
+        if "enum" in field:
+            field["enum"] = [*field["enum"], None]
+        elif "const" in field:
+            field["enum"] = [field.pop("const"), None]
+    elif "$ref" in field:
+        field["anyOf"] = [{"$ref": field.pop("$ref")}, {"type": "null"}]
+    elif "anyOf" in field and {"type": "null"} not in field["anyOf"]:
+        field["anyOf"].append({"type": "null"})
 
 
 def _schemas(shapes: dict[str, Any], components: Json) -> Json:
@@ -110,7 +130,7 @@ def _complete_responses(responses: Json, answer: Json | None, error: Json, *, ev
         content = response.setdefault("content", {})
         if status >= "4":
             is_outcome = "text/plain" in content  # a flush that was not done
-            content.setdefault(JSON, {})["schema"] = {"anyOf": [answer, error]} if is_outcome else error
+            content.setdefault(JSON, {})["schema"] = {"anyOf": [answer or {}, error]} if is_outcome else error
         elif answer is not None:
             content.setdefault(JSON, {})["schema"] = answer
         if EVENTS in content:
