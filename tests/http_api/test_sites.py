@@ -45,8 +45,6 @@ READING = {
     "/v1/loads",
     "/get_load",
     "/metrics",
-    "/get_kv_event_sources",
-    "/kv_event_sources",
     "/",
     "/docs",
     "/docs/{name}",
