@@ -7,6 +7,8 @@ from typing import Any
 
 from headwater.generation.tool_formats.reading.call_writer import CallWriter
 from headwater.generation.tool_formats.reading.reader import Parse, Reader
+from headwater.grammars.errors import GrammarError
+from headwater.grammars.json_schemas import prepare_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +56,16 @@ class ToolFormat:
         """llguidance's Lark text for an answer that is one call of `tools`, or several if `parallel`.
 
         `special_tokens`: the vocabulary's special tokens and their ids. A marker among them is that token. Raises
-        ValueError if a tool cannot be called in this format with arguments that are sure to follow its schema.
+        GrammarError if a tool cannot be called in this format with arguments that are sure to follow its schema.
         """
-        for tool in tools:
-            if not self.takes_any_name and not _NAME.fullmatch(tool.name):
-                raise ValueError(f"tools: the name {tool.name!r} cannot be written in this format")
-        try:
-            return self.write_grammar(tools, parallel, special_tokens or {})
-        except RecursionError:
-            raise ValueError("tools: a schema is nested too deeply") from None
+        return self.write_grammar([self._prepared(tool) for tool in tools], parallel, special_tokens or {})
+
+    def _prepared(self, tool: Tool) -> Tool:
+        """The tool with a schema that can be enforced: an object that holds no parameters but those that are named."""
+        if not self.takes_any_name and not _NAME.fullmatch(tool.name):
+            raise GrammarError("", "", f"the name {tool.name!r} cannot be written in this format")
+        schema = {"type": "object", "properties": {}, **tool.parameters}
+        unnamed = [name for name in schema.get("required") or () if name not in schema["properties"]]
+        if unnamed:
+            schema["properties"] = {**schema["properties"], **{name: {} for name in unnamed}}
+        return Tool(tool.name, prepare_schema(schema, closes_objects=True))

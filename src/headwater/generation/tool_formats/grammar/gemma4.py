@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from headwater.generation.tool_formats.grammar.raw import RawText, parameters_of, raw_text
+from headwater.generation.tool_formats.grammar.raw import RawText, check_keywords, parameters_of, path_of, raw_text
 from headwater.generation.tool_formats.grammar.text import (
     json_value,
     literal,
@@ -17,10 +17,10 @@ from headwater.generation.tool_formats.grammar.text import (
 )
 from headwater.generation.tool_formats.reading.arguments import resolved
 from headwater.generation.tool_formats.tool_format import Tool
+from headwater.grammars.errors import GrammarError
 
 OPEN, CLOSE, QUOTE = "<|tool_call>", "<tool_call|>", '<|"|>'
 Schema = Mapping[str, Any]
-_CANNOT = {"allOf", "not", "if", "patternProperties", "uniqueItems", "prefixItems", "contains", "minProperties"}
 _KEY = re.compile(r"[\w$][\w $.-]*")
 _SCALARS = ("string", "number", "boolean", "null")
 
@@ -51,11 +51,17 @@ class _Values:
         self._num_rules = 0
         self._rule_of_reference: dict[str, str] = {}
 
-    def object(self, properties: Schema, required: Sequence[bool]) -> str:
-        names = [self._rule(f"{literal(_key(name))} {self._value(schema)}") for name, schema in properties.items()]
+    def object(self, properties: Schema, required: Sequence[bool], path: str = "#") -> str:
+        names = [self._property(name, schema, path) for name, schema in properties.items()]
         inner, more = separated(names, required, '","', prefix=self._name())
         self._named |= more
         return f'"{{" {inner} "}}"'
+
+    def _property(self, name: str, schema: Any, path: str) -> str:
+        path = path + path_of(name).removeprefix("#")
+        if not _KEY.fullmatch(name):
+            raise GrammarError(path, "", "the name of this parameter cannot be written in this format")
+        return self._rule(f"{literal(name + ':')} {self._value(schema, path)}")
 
     def _name(self) -> str:
         self._num_rules += 1
@@ -66,71 +72,70 @@ class _Values:
         self._named[name] = body
         return name
 
-    def _value(self, schema: Any) -> str:
+    def _value(self, schema: Any, path: str) -> str:
         if not isinstance(schema, Mapping):
             schema = {}
-        for key in _CANNOT & set(schema):
-            raise ValueError(f"tools: {key} cannot be enforced in this format")
         if "$ref" in schema:
+            check_keywords(schema, {"$ref"}, path)
             return self._reference(str(schema["$ref"]))
         if "enum" in schema or "const" in schema:
+            check_keywords(schema, {"type", "enum", "const"}, path)
             choices = schema.get("enum", [schema.get("const")])
-            return f"({' | '.join(self._constant(choice) for choice in choices)})"
-        for key in ("anyOf", "oneOf"):
-            if key in schema:
-                return f"({' | '.join(self._value(option) for option in schema[key])})"
-        types = schema.get("type", "object" if "properties" in schema else list(_SCALARS))
+            return f"({' | '.join(self._constant(choice, path) for choice in choices)})"
+        if "anyOf" in schema:
+            check_keywords(schema, {"anyOf"}, path)
+            return f"({' | '.join(self._value(option, f'{path}/anyOf') for option in schema['anyOf'])})"
+        types = schema.get("type", list(_SCALARS))
         types = types if isinstance(types, list) else [types]
-        return f"({' | '.join(self._typed(schema, kind) for kind in types)})"
+        if len(types) > 1 or "type" not in schema:
+            check_keywords(schema, {"type"}, path)
+        return f"({' | '.join(self._typed(schema, kind, path) for kind in types)})"
 
     def _reference(self, reference: str) -> str:
         if reference not in self._rule_of_reference:
             self._rule_of_reference[reference] = name = self._name()
-            self._named[name] = self._value(resolved(reference, self._root))
+            self._named[name] = self._value(resolved(reference, self._root), reference)
         return self._rule_of_reference[reference]
 
-    def _typed(self, schema: Schema, kind: str) -> str:
+    def _typed(self, schema: Schema, kind: str, path: str) -> str:
         if kind == "string":
-            return f"{self._quote} {raw_text(schema, self._name(), self._text, self._named)}"
+            return f"{self._quote} {raw_text(schema, self._name(), self._text, self._named, path=path)}"
         if kind == "boolean":
             return '"true" | "false"'
         if kind == "null":
             return '"null"'
         if kind == "array":
-            return self._array(schema)
+            return self._array(schema, path)
         if kind == "object":
-            return self._object_of(schema)
+            return self._object_of(schema, path)
         return self._rule(json_value({**schema, "type": kind}))
 
-    def _array(self, schema: Schema) -> str:
+    def _array(self, schema: Schema, path: str) -> str:
+        check_keywords(schema, {"type", "items", "minItems", "maxItems"}, path)
         shortest, longest = schema.get("minItems", 0), schema.get("maxItems")
         if longest == 0:
             return '"[" "]"'
-        item = self._rule(self._value(schema.get("items")))
+        item = self._rule(self._value(schema.get("items"), f"{path}/items"))
         more = "" if longest is None else longest - 1
         items = f'{item} ("," {item}){{{max(shortest - 1, 0)},{more}}}'
         return f'"[" {items} "]"' if shortest else f'"[" ({items})? "]"'
 
-    def _object_of(self, schema: Schema) -> str:
-        properties = schema.get("properties") or {}
+    def _object_of(self, schema: Schema, path: str) -> str:
+        check_keywords(schema, {"type", "properties", "required", "additionalProperties"}, path)
+        properties, required = schema.get("properties") or {}, schema.get("required") or ()
+        if unnamed := set(required) - set(properties):
+            raise GrammarError(path, "required", f"{min(unnamed)!r} is not among the properties")
         if properties:
-            return self.object(properties, [name in (schema.get("required") or ()) for name in properties])
+            return self.object(properties, [name in required for name in properties], path)
         if schema.get("additionalProperties") is False:
             return '"{" "}"'
-        entry = self._rule(f'/[a-z_]{{1,30}}/ ":" {self._value(schema.get("additionalProperties"))}')
+        value = self._value(schema.get("additionalProperties"), f"{path}/additionalProperties")
+        entry = self._rule(f'/[a-z_]{{1,30}}/ ":" {value}')
         return f'"{{" ({entry} ("," {entry})*)? "}}"'
 
-    def _constant(self, value: Any) -> str:
+    def _constant(self, value: Any, path: str) -> str:
+        if isinstance(value, dict | list) or QUOTE in str(value):
+            raise GrammarError(path, "enum", f"{value!r} cannot be written in this format of tool calls")
         if isinstance(value, str):
-            if QUOTE in value:
-                raise ValueError("tools: an enum has a value that cannot be written in this format")
             return f"{self._quote} {literal(value)} {self._quote}" if value else f"{self._quote} {self._quote}"
-        if isinstance(value, dict | list):
-            raise ValueError("tools: an enum has a value that cannot be written in this format")
         return literal(json.dumps(value))
-
-
-def _key(name: str) -> str:
-    if not _KEY.fullmatch(name):
-        raise ValueError(f"tools: {name!r} is no name of a parameter in this format")
-    return name + ":"

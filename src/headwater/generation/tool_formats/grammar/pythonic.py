@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from headwater.generation.tool_formats.grammar.raw import followed, parameters_of, with_definitions
+from headwater.generation.tool_formats.grammar.raw import followed, parameters_of, path_of, with_definitions
 from headwater.generation.tool_formats.grammar.text import (
     json_value,
     literal,
@@ -15,6 +15,7 @@ from headwater.generation.tool_formats.grammar.text import (
 )
 from headwater.generation.tool_formats.reading.arguments import types_of_schema
 from headwater.generation.tool_formats.tool_format import Tool
+from headwater.grammars.errors import GrammarError
 
 
 def write_grammar(
@@ -32,7 +33,7 @@ def write_grammar(
         named |= of_arguments
         for rule, (name, schema) in zip(names, properties.items(), strict=True):
             if not name.isidentifier():
-                raise ValueError(f"tools: {tool.name}: {name} is no name of a parameter in this format")
+                raise GrammarError(path_of(name), "", "the name of this parameter cannot be written in this format")
             named[rule] = f"{literal(name + '=')} {rule}_value"
             named[f"{rule}_value"] = _value(followed(schema, tool.parameters), tool.parameters)
     return rules(named)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headwater.generation.tool_formats.tool_format import Tool
-from headwater.grammars.json_schemas import ESCAPES, prepare_schema
+from headwater.grammars.json_schemas import ESCAPES
 
 # as chat templates print JSON, and without room for endless spaces
 _LAYOUT = {
@@ -14,7 +14,6 @@ _LAYOUT = {
     "key_separator": ": ",
     "json_allowed_escapes": ESCAPES,
 }
-_COMPOSED = ("anyOf", "oneOf", "allOf", "$ref", "patternProperties", "additionalProperties", "unevaluatedProperties")
 
 
 def literal(text: str) -> str:
@@ -28,16 +27,13 @@ def marker(text: str, special_tokens: Mapping[str, int]) -> str:
 
 
 def json_value(schema: Mapping[str, Any]) -> str:
-    """A JSON value that the schema describes."""
-    return "%json " + json.dumps(prepare_schema(schema) | {"x-guidance": _LAYOUT}, ensure_ascii=False)
+    """A JSON value that the schema describes, which has been prepared."""
+    return "%json " + json.dumps({**schema, "x-guidance": _LAYOUT}, ensure_ascii=False)
 
 
 def arguments_json(tool: Tool) -> str:
-    """The JSON object of a call's arguments. It holds no parameters but those that the schema names."""
-    schema = {"type": "object", "properties": {}, **tool.parameters}
-    if not any(key in schema for key in _COMPOSED):
-        schema["additionalProperties"] = False
-    return json_value(schema)
+    """The JSON object of a call's arguments."""
+    return json_value(tool.parameters)
 
 
 def rules(named: Mapping[str, str]) -> str:
