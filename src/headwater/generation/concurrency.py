@@ -26,7 +26,7 @@ class Account:
             retry_after_s = min(max(math.ceil(self._mean_s / self._max_running), 1), _MAX_RETRY_S)
             raise ApiError(
                 429,
-                f"{self.num_running} requests with this key are running, and no more may (--max-concurrency-per-key)",
+                f"requests that this key may run at the same time: {self._max_running} (--max-concurrency-per-key)",
                 code="too_many_requests",
                 headers={"Retry-After": str(retry_after_s)},
             )

@@ -97,3 +97,10 @@ async def test_a_request_that_took_too_long_is_a_504_that_sdks_do_not_repeat(eng
     async with api(engine) as server:
         response = await server.post("/v1/completions", {"prompt": "a"})
         assert (response.status_code, response.headers["x-should-retry"]) == (504, "false")
+
+
+async def test_limits_are_shown_and_keys_are_not(engine: ScriptedEngine) -> None:
+    arguments = {"max_concurrency_per_key": 3, "api_key": "one,two", "queue_timeout": 2.5}
+    async with api(engine, server_args=arguments) as server:
+        info = (await server.http.get("/server_info")).json()
+        assert {name: info[name] for name in arguments} == arguments | {"api_key": "***"}

@@ -206,7 +206,7 @@ def _compute(compute: ComputeFacts | None) -> Json | None:
 
 
 def _masked(name: str, value: object) -> object:
-    return "***" if value is not None and SECRET.search(name) else value
+    return "***" if isinstance(value, str) and SECRET.search(name) else value  # a limit per key is no secret
 
 
 def _used_tokens(state: EngineState) -> int:
