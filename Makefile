@@ -115,14 +115,14 @@ test-wheel: setup $(RELEASE)  ## Build this platform's wheel, install it elsewhe
 check: lint types imports  ## ruff, pyright on src, import-linter
 
 lint: dev
-	$(BIN)/ruff check src tests benchmarks release
+	$(BIN)/ruff check src tests benchmarks integrations release
 types: dev
 	$(BIN)/pyright
 imports: dev
 	$(BIN)/lint-imports
 
 format: dev  ## Sort imports and mend what ruff can mend
-	$(BIN)/ruff check --fix src tests benchmarks release
+	$(BIN)/ruff check --fix src tests benchmarks integrations release
 
 bench: setup $(BENCH)  ## Load the default model with the workloads W1 to W4
 	$(BIN)/python benchmarks/serving/run.py $(ARGS)

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "headwater"
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "benchmarks" / "README.md"])
 LINK = re.compile(r"\]\(\s*([^)\s]+)\s*\)")
 PATH = re.compile(r"`([\w./-]+/[\w.-]+\.(?:py|md|json|toml|c|h))(?:::\w+)?`")
 
@@ -77,10 +77,11 @@ def test_the_mutants_of_the_page_are_those_of_the_code() -> None:
     assert set(rows) == broken
 
 
-def test_the_index_lists_every_page() -> None:
-    index = ROOT / "docs" / "index.md"
+@pytest.mark.parametrize("folder", ["docs", "docs/clients"])
+def test_the_index_lists_every_page(folder: str) -> None:
+    index = ROOT / folder / "index.md"
     listed = set(LINK.findall(index.read_text()))
-    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"} <= listed
+    assert {page.name for page in (ROOT / folder).glob("*.md")} - {"index.md"} <= listed
 
 
 def test_the_turn_in_the_design_is_the_one_in_the_loop() -> None:

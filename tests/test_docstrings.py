@@ -12,7 +12,7 @@ import pytest
 from test_prose import BANNED, LIST_ITEM, MAX_WORDS, ROOT, num_words, plain, sentences
 
 SOURCE = ROOT / "src" / "headwater"
-AREAS = [ROOT / "benchmarks", SOURCE]
+AREAS = [ROOT / "benchmarks", ROOT / "integrations", SOURCE]
 FILES = sorted(file for area in AREAS for file in area.rglob("*.py"))
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 

@@ -45,7 +45,10 @@ def test_no_module_imports_itself_on_a_way_round() -> None:
         pytest.fail(" -> ".join(error.args[1]))
 
 
-@pytest.mark.parametrize("folder", folders("src", "tests", "benchmarks"), ids=lambda path: str(path.relative_to(ROOT)))
+TOPS = ("src", "tests", "benchmarks", "integrations")
+
+
+@pytest.mark.parametrize("folder", folders(*TOPS), ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_folder_is_a_heap(folder: Path) -> None:
     files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
     assert len(files) <= MAX_FILES, sorted(path.name for path in files)

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 MAX_COLUMNS = 120
 MAX_WORDS = 40  # of a sentence
 MAX_MEAN_WORDS = 20  # of a page's sentences
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "benchmarks" / "README.md"])
 # Report, show, say; the client, the caller, the request; invalidate; release, drop; also.
 BANNED = re.compile(
     r"\b(tells?|telling|told|(some|any|no)body|who(m)?ever|spoil\w*|lets? go|letting go|such as are)\b"

@@ -1,0 +1,98 @@
+"""SGLang's own test kits, from its wheel: JSON, regex, EBNF, JSON mode, stops, log-probabilities, Anthropic's API.
+
+A kit is a mixin of unittest; each of its tests is a check here. A kit that imports SGLang's server (and with it a GPU's
+kernels) gets empty modules in place of those imports, and the tests that would run SGLang's own code are skipped.
+"""
+
+import importlib
+import inspect
+import sys
+import unittest
+from collections.abc import Iterator
+from types import ModuleType
+
+import openai
+
+from checks import Server, check, run_checks, skip
+
+KITS = (
+    "json_constrained_kit",
+    "regex_constrained_kit",
+    "ebnf_constrained_kit",
+    "json_mode_kit",
+    "matched_stop_kit",
+    "anthropic_messages_kit",
+    "basic_api_contract_kit",
+    "basic_decode_correctness_kit",
+    "logprob_kit",
+    "reasoning_kit",
+    "cache_hit_kit",
+    "radix_cache_server_kit",
+    "pause_generation_kit",
+)
+# tests that pass or fail by what the model knows, or that run SGLang's own code
+LEFT_OUT: dict[str, str] = {
+    "test_tool_result_image_content_conversion": "runs SGLang's own code, not a server",
+}
+
+
+class _Anything(ModuleType):
+    """A module of SGLang's server that a kit imports for tests that are left out here."""
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+def import_kit(name: str) -> ModuleType:
+    """The kit, with stand-ins for the parts of SGLang's server that need a GPU."""
+    while True:
+        try:
+            return importlib.import_module(f"sglang.test.kits.{name}")
+        except ImportError as error:
+            missing = error.name or ""
+            if not missing.startswith("sglang.srt") or missing in sys.modules:
+                raise
+            sys.modules[missing] = _Anything(missing)
+
+
+def mixins(kit: ModuleType) -> Iterator[type]:
+    for _, found in inspect.getmembers(kit, inspect.isclass):
+        if found.__module__ == kit.__name__ and any(name.startswith("test_") for name in dir(found)):
+            yield found
+
+
+def declare(kit: str) -> None:
+    """A check for each test of a kit; one that fails if the kit cannot be imported."""
+    try:
+        found = list(mixins(import_kit(kit)))
+    except Exception as error:  # noqa: BLE001 - whatever a kit's imports raise is the reason
+        reason = f"{type(error).__name__}: {error}"
+        check(kit)(lambda server: skip(f"cannot be imported without a GPU: {reason}"[:300]))
+        return
+    for mixin in found:
+        for name in sorted(name for name in dir(mixin) if name.startswith("test_")):
+            declare_test(kit, mixin, name)
+
+
+def declare_test(kit: str, mixin: type, name: str) -> None:
+    @check(f"{kit.removesuffix('_kit')}: {name.removeprefix('test_')}", limit_s=60.0)
+    def run(server: Server) -> None:
+        if name in LEFT_OUT:
+            skip(LEFT_OUT[name])
+        client = openai.Client(base_url=server.v1, api_key="EMPTY", max_retries=0, timeout=60)
+        facts = {"base_url": server.url, "model": server.model, "api_key": "EMPTY", "client": client}
+        case = type(mixin.__name__, (mixin, unittest.TestCase), facts)(name)
+        result = unittest.TestResult()
+        case.run(result)
+        for _, reason in result.skipped:
+            skip(reason)
+        for _, trace in [*result.failures, *result.errors]:
+            raise AssertionError(trace.strip().splitlines()[-1])
+
+
+if __name__ == "__main__":
+    for kit in KITS:
+        declare(kit)
+    run_checks()

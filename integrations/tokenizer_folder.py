@@ -1,0 +1,30 @@
+"""The served model's tokenizer as a Hugging Face folder, for load tools that count tokens themselves.
+
+A GGUF file holds a tokenizer in another form, and tools that read it through transformers split digits otherwise. So
+the folder is written from the very tokenizer that the server uses.
+"""
+
+import json
+import urllib.request
+from pathlib import Path
+
+from headwater.tokenization.gguf_tokenizer import load_gguf_tokenizer
+from headwater.tokenization.hf_tokenizer import load_hf_tokenizer
+
+
+def write_tokenizer_folder(url: str, folder: Path) -> None:
+    """Write tokenizer.json and its settings for the model served at `url`, whose files must be on this machine."""
+    with urllib.request.urlopen(f"{url}/model_info", timeout=30) as answer:
+        info = json.load(answer)
+    path = info["tokenizer_path"]
+    parts = load_gguf_tokenizer(Path(path)) if path.endswith(".gguf") else load_hf_tokenizer(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts.backend.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": parts.chat_templates.get("default"),
+        "model_max_length": 1 << 20,
+        **parts.special_tokens,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))  # some tools look for one
