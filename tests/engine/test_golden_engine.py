@@ -27,12 +27,13 @@ from headwater.launch.cpu_placement import CpuPlacement  # noqa: E402
 from headwater.launch.placement import Placement  # noqa: E402
 from headwater.messages.base import pack_ids  # noqa: E402
 from headwater.messages.control import FlushCache  # noqa: E402
-from headwater.messages.generation import Finish, Generate, Outputs, RequestOptions, SamplingParams  # noqa: E402
+from headwater.messages.generation import Finish, Generate, Grammar, Outputs, RequestOptions, SamplingParams  # noqa: E402
 from headwater.messages.state import EngineReady  # noqa: E402
 from headwater.messages.weights import ReleaseMemory, ResumeMemory, UpdateWeights  # noqa: E402
 from headwater.messages.wire import ToClient  # noqa: E402
 from headwater.models.loader import LoadedModel, load_model, resolve_model  # noqa: E402
 from headwater.scheduling.limits import SchedulerLimits  # noqa: E402
+from headwater.simulation.fakes.grammar import FakeCompiler  # noqa: E402
 from tiny_models import VOCAB_SIZE, greedy_text, make_tiny_model  # noqa: E402
 
 PATIENCE_S = 120.0
@@ -141,16 +142,18 @@ class RealEngine:
             clock=self.clock,
             host=host,
             min_part_tokens=1,
+            grammar_compiler=FakeCompiler(vocab_size=loaded.config.vocab_size, end_ids=frozenset()),
         )
 
     def send(self, message) -> None:
         self.wire.inbound.append((CLIENT, message))
 
-    def generate(self, rid: str, prompt: list[int], *, priority: int = 0) -> None:
+    def generate(self, rid: str, prompt: list[int], *, priority: int = 0, grammar: Grammar | None = None) -> None:
         self.tokens[rid] = []
         sampling = SamplingParams(max_new_tokens=NUM_OUTPUTS, temperature=0.0)
         options = RequestOptions(priority=priority)
-        self.send(Generate(rid=rid, prompt_ids=pack_ids(prompt), sampling=sampling, options=options))
+        ids = pack_ids(prompt)
+        self.send(Generate(rid=rid, prompt_ids=ids, sampling=sampling, options=options, grammar=grammar))
 
     def turn(self, count: int = 1) -> None:
         for _ in range(count):
@@ -336,6 +339,21 @@ def test_a_prompt_of_the_whole_context_without_a_new_token(tmp_path):
     engine.finish()
     assert engine.tokens["whole"] == engine.tokens["again"] == []
     assert engine.tokens["last"] == greedy_text(reference, prompt[:199], 1)
+
+
+def test_the_end_of_free_text_is_forced_and_all_else_is_the_models(tmp_path):
+    """As a budget of thinking does it; the row beside it is not touched."""
+    reference = make_tiny_model("llama", tmp_path)
+    prompt = _prompts(1, VOCAB_SIZE)[0]
+    free = greedy_text(reference, prompt, NUM_OUTPUTS)
+    end = next(token for token in range(VOCAB_SIZE) if token not in free)
+    engine = RealEngine(tmp_path, num_pages=100)
+    engine.generate("free", prompt)
+    engine.generate("limited", prompt, grammar=Grammar("", begins_after=(end,), begins_within=3))
+    engine.finish()
+    forced = [*free[:3], end]
+    assert engine.tokens["free"] == free
+    assert engine.tokens["limited"] == forced + greedy_text(reference, prompt + forced, NUM_OUTPUTS - len(forced))
 
 
 def test_after_a_step_that_raises_other_requests_have_the_right_text(tmp_path, monkeypatch):

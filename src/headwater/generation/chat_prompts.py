@@ -10,6 +10,7 @@ from headwater.generation.chat.tool_prompt import with_tools
 from headwater.generation.errors import InvalidRequest, bad_request, from_value_error, unsupported
 from headwater.generation.prompt_schemas import ChatPrompt
 from headwater.generation.text_generation import ENCODE_IN_THREAD_CHARS, TextGenerator
+from headwater.tokenization.chat_messages import normalize_messages
 
 _OF_MESSAGES = ("tools", "documents", "reasoning_effort", "continue_final_message", "chat_template_kwargs")
 _GUESSED_CHARS = 1024  # of content that is not a string
@@ -62,6 +63,7 @@ def _encode(
         return encode(messages, tools or None)
     if not generator.formats.describes_tools:
         raise unsupported("tools", "tools: the chat template of this model has no place for tools (see --tool-prompt)")
+    normalize_messages(messages)  # an error names the place in the messages that were sent
     try:
         return encode(with_tools(messages, tools), None)
     except ValueError:  # some templates take no system message

@@ -140,6 +140,12 @@ async def test_a_template_without_tools_gets_them_in_the_system_message(engine: 
             assert encoded["tokens"] == unpack_ids(engine.of_type(Generate)[-1].prompt_ids).tolist()
 
 
+async def test_an_error_names_the_place_in_the_messages_that_were_sent(engine: ScriptedEngine) -> None:
+    async with api(engine, tokenizer=byte_tokenizer(WITHOUT_TOOLS)) as server:
+        error = error_of(await server.post(CHAT, BODY | {"messages": [*USER, {"role": "user", "content": 5}]}))
+        assert error["param"] == "messages[1].content"
+
+
 async def test_without_the_description_or_the_parser_a_400_says_so(engine: ScriptedEngine) -> None:
     for flags, body, param in (
         (FormatFlags(tool_prompt="off"), BODY, "tools"),

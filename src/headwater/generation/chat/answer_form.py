@@ -50,7 +50,8 @@ class AnswerForm:
         elif self._parsed_format is not None and self.choice.is_strict:
             with_calls = text_with_calls(self._calls(), parallel=self.is_parallel)
             text = await self._checked(with_calls, texts) if with_calls is not None else ""
-        return self.thinking.before(text, budget=budget)
+        param = "response_format" if answer is not None else "tools"
+        return self.thinking.before(text, budget=budget, param="tool_choice" if self.choice.is_forced else param)
 
     def text_options(self, options: TextOptions) -> TextOptions:
         """The options with which the text has the markers of calls and thinking."""

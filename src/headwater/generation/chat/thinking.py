@@ -23,8 +23,11 @@ class Thinking:
     start_id: int | None = None  # the token of the marker, if it is one
     end_id: int | None = None
 
-    def before(self, text: str, *, budget: int | None = None) -> Grammar | None:
-        """A grammar for what follows the thinking; "" for none. InvalidRequest if the end cannot be recognized."""
+    def before(self, text: str, *, budget: int | None = None, param: str = "") -> Grammar | None:
+        """A grammar for what follows the thinking; "" for none. `param` is the field that asks for the grammar.
+
+        InvalidRequest if the markers are not tokens of the vocabulary.
+        """
         if self.format is None and budget is not None:
             message = "this server does not separate the thinking of this model (see --reasoning-parser)"
             raise unsupported("max_reasoning_tokens", f"max_reasoning_tokens: {message}")
@@ -33,7 +36,7 @@ class Thinking:
         if not text and budget is None:
             return None
         if self.end_id is None or (self.state == "possible" and self.start_id is None):
-            param = "max_reasoning_tokens" if budget is not None else "tool_choice"
+            param = "max_reasoning_tokens" if budget is not None else param
             markers = f"{self.format.start} and {self.format.end}"
             raise unsupported(param, f"{param}: {markers} must be single tokens of the model, and are not")
         opener = None if self.state == "open" else self.start_id
