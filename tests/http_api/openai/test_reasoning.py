@@ -54,6 +54,21 @@ async def test_thinking_is_separated_under_both_names(engine: ScriptedEngine, te
     assert "".join(deltas(chunks, "content")) == "Yes."
 
 
+@pytest.mark.parametrize(("separates", "reasoning", "content"), [(True, "Hm.", "Yes."), (False, None, "Hm.Yes.")])
+async def test_elements_are_read_without_tools(
+    engine: ScriptedEngine, separates: bool, reasoning: str | None, content: str
+) -> None:
+    words = ("<|open|>", "<|close|>", "<|sep|>")
+    tokenizer = byte_tokenizer("{% set argument = '' %}<|open|>think<|sep|>", words=words)  # Kimi K3's marks
+    engine.ready = structs.replace(engine.ready, vocab_size=tokenizer.vocab_size)
+    said = "Hm.<|close|>think<|sep|><|open|>response<|sep|>Yes.<|close|>response<|sep|>"
+    engine.script.reply = saying(tokenizer, said)
+    async with api(engine, tokenizer=tokenizer) as server:
+        answer = await server.post(CHAT, BODY | {"separate_reasoning": separates})
+    message = answer.json()["choices"][0]["message"]
+    assert (message.get("reasoning_content"), message["content"]) == (reasoning, content)
+
+
 async def test_options_that_change_where_thinking_goes(engine: ScriptedEngine) -> None:
     tokenizer = thinker()
     engine.script.reply = saying(tokenizer, SAID)

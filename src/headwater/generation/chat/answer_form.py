@@ -78,7 +78,9 @@ class AnswerForm:
 
     @property
     def _parsed_format(self) -> ToolFormat | None:
-        return self.tool_format if self.choice.tools else None
+        if self.tool_format is not None and (self.choice.tools or self.tool_format.is_whole):
+            return self.tool_format
+        return None
 
     def _calls(self) -> str:
         """The grammar of an answer that is calls and nothing else, not validated."""
