@@ -22,6 +22,7 @@ COMPUTING = {  # these cost tokens and change nothing
     "/v1/messages",
     "/v1/messages/count_tokens",
     "/v1/responses",
+    "/v1/responses/input_tokens",
     "/api/chat",
     "/api/generate",
     "/api/embed",

@@ -21,6 +21,7 @@ from headwater.http_api.app import ROUTERS
 from headwater.http_api.json_body import parse_json
 from headwater.http_api.ollama.schemas import OllamaRequest
 from headwater.http_api.openai.conversation import ConversationRequest
+from headwater.http_api.responses.schemas import ResponsesRequest
 from headwater.tokenization.json_nesting import MAX_NESTING, is_too_deep
 
 pytestmark = pytest.mark.anyio
@@ -33,6 +34,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "/v1/messages": {"messages": MESSAGES, "max_tokens": 1},
     "/v1/messages/count_tokens": {"messages": MESSAGES},
     "/v1/responses": {"input": "a", "max_output_tokens": 1},
+    "/v1/responses/input_tokens": {"input": "a"},
     "/api/chat": {"model": "default", "messages": [{"role": "user", "content": FULL}], "stream": False},
     "/api/generate": {"model": "default", "prompt": FULL, "stream": False},
     "/api/embed": {"model": "default", "input": "a"},
@@ -85,6 +87,7 @@ SCHEMA = schema()
 TRIED = {  # on /v1/chat/completions and /api/chat, which read them with the same code
     "/v1/messages": ConversationRequest.model_fields,
     "/v1/responses": ConversationRequest.model_fields,
+    "/v1/responses/input_tokens": ResponsesRequest.model_fields,
     "/api/generate": OllamaRequest.model_fields,
     "/api/embed": OllamaRequest.model_fields,
     "/api/embeddings": OllamaRequest.model_fields,

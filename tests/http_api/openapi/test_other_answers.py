@@ -14,6 +14,7 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 OLLAMA = {"model": MODEL, "stream": False}
 CASES: list[tuple[str, dict[str, Any], Any]] = [
     ("/v1/responses", {"input": "hi"}, other_answers.ResponseObject),
+    ("/v1/responses/input_tokens", {"input": "hi"}, other_answers.CountedInput),
     ("/v1/messages", {"messages": MESSAGES, "max_tokens": 4}, other_answers.Message),
     ("/v1/messages/count_tokens", {"messages": MESSAGES}, other_answers.CountedTokens),
     ("/api/chat", OLLAMA | {"messages": MESSAGES}, other_answers.OllamaChatAnswer),

@@ -95,6 +95,19 @@ async def test_a_call_of_a_tool_and_its_result(engine: ScriptedEngine) -> None:
     assert text.index("Well:") < text.index("é") < text.index("a river")
 
 
+async def test_counting_tokens_is_counting_the_prompt(engine: ScriptedEngine) -> None:
+    engine.script.reply = saying("one")
+    async with api(engine) as server:
+        first = (await server.post(PATH, {"input": "a"})).json()
+        body = {"input": "b", "instructions": "be kind", "previous_response_id": first["id"]}
+        counted = (await server.post(f"{PATH}/input_tokens", body)).json()
+        answer = (await server.post(PATH, body)).json()
+        unknown = await server.post(f"{PATH}/input_tokens", body | {"model": "other"})
+    assert counted == {"object": "response.input_tokens", "input_tokens": answer["usage"]["input_tokens"]}
+    assert (unknown.status_code, error_of(unknown)["param"]) == (404, "model")
+    assert len(engine.of_type(Generate)) == 2
+
+
 async def test_what_is_not_stored_is_gone(engine: ScriptedEngine) -> None:
     engine.script.reply = saying("one")
     async with api(engine, limits=RequestLimits(max_stored_responses=1)) as server:

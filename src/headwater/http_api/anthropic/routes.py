@@ -6,14 +6,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from headwater.generation.answer_fields import json_bytes
-from headwater.generation.chat_prompts import encode_messages
-from headwater.generation.errors import ApiError
 from headwater.http_api.anthropic.answer import ANTHROPIC_STREAM, MessagesAnswer
 from headwater.http_api.anthropic.conversion import RENAMED, hides_thinking, prompt_fields, request_fields
 from headwater.http_api.anthropic.schemas import CountTokensRequest, MessagesRequest
 from headwater.http_api.json_body import JsonRoute
-from headwater.http_api.openai.answer import check_model
-from headwater.http_api.openai.conversation import chat_request, in_words_of, start_reply
+from headwater.http_api.openai.conversation import chat_request, count_prompt, start_reply
 from headwater.http_api.services import InjectedServices
 from headwater.http_api.sse import JSON, STREAM_RESPONSES, EventStream, while_connected
 
@@ -46,9 +43,5 @@ async def create_message(body: MessagesRequest, request: Request, services: Inje
 async def count_tokens(body: CountTokensRequest, services: InjectedServices) -> Response:
     """The tokens that a message with these fields would have as its prompt, `tools` and `system` included."""
     chat = chat_request(prompt_fields(body) | {"model": body.model, "max_reasoning_tokens": None}, RENAMED)
-    check_model(chat.model, services.model)
-    try:
-        prompt_ids = await encode_messages(chat, services.generator)
-    except ApiError as error:
-        raise in_words_of(error, RENAMED) from error
-    return Response(json_bytes({"input_tokens": len(prompt_ids)}), media_type=JSON)
+    counted = await count_prompt(chat, services, RENAMED)
+    return Response(json_bytes({"input_tokens": counted}), media_type=JSON)

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 from headwater.generation.answer_fields import Json
 from headwater.generation.assistant_message import AssistantMessage, MessageDelta
 from headwater.generation.body import Names
+from headwater.generation.chat_prompts import encode_messages
 from headwater.generation.errors import ApiError, aborted, from_validation
 from headwater.generation.field_table import REFUSED
 from headwater.generation.request_schemas import OptionFields, SamplingFields
@@ -79,6 +80,15 @@ async def start_raw_reply(fields: Json, rid: str, services: Services, renamed: R
     except ApiError as error:
         raise in_words_of(error, renamed) from error
     return Reply(generation, AssistantMessage())
+
+
+async def count_prompt(request: ChatCompletionRequest, services: Services, renamed: Renamed) -> int:
+    """The tokens of the request's prompt. Raises ApiError."""
+    try:
+        check_model(request.model, services.model)
+        return len(await encode_messages(request, services.generator))
+    except ApiError as error:
+        raise in_words_of(error, renamed) from error
 
 
 async def finished(reply: Reply) -> AssistantMessage:

@@ -25,6 +25,7 @@ ANSWERS: dict[str, Any] = {  # by operation id
     "encode": pooling_answers.Encoded | list[pooling_answers.Encoded],
     "score": pooling_answers.Scores,
     "create_response": other_answers.ResponseObject,
+    "count_input_tokens": other_answers.CountedInput,
     "get_response": other_answers.ResponseObject,
     "list_input_items": other_answers.ItemPage,
     "delete_response": other_answers.DeletedResponse,
@@ -90,9 +91,10 @@ def _complete(document: Json) -> None:
         error = error_of.get(tag, error_of[""])
         _complete_responses(operation["responses"], answer_of.get(name), error, event=event_of.get(name))
     document["components"]["securitySchemes"] = {
-        "key": {"type": "http", "scheme": "bearer", "description": "The API key; for control routes the admin key."}
+        "key": {"type": "http", "scheme": "bearer", "description": "The API key; for control routes the admin key."},
+        "header": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same key."},
     }
-    document["security"] = [{}, {"key": []}]
+    document["security"] = [{}, {"key": []}, {"header": []}]
 
 
 def _allow_null(field: Json) -> None:

@@ -59,6 +59,13 @@ class ResponseObject(Shape, forbid_unknown_fields=False):
     incomplete_details: Annotated[dict[str, Any] | None, says("Of an incomplete response: the reason.")]
 
 
+class CountedInput(Shape):
+    """The answer of /v1/responses/input_tokens."""
+
+    object: Annotated[Literal["response.input_tokens"], says("Always `response.input_tokens`.")]
+    input_tokens: Annotated[int, says("Tokens of the prompt.")]
+
+
 class ItemPage(Shape):
     """A page of the items of a response's input."""
 

@@ -7,11 +7,12 @@ import msgspec
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from headwater.generation.answer_fields import json_bytes
+from headwater.generation.answer_fields import Json, json_bytes
 from headwater.generation.errors import bad_request, unsupported
 from headwater.http_api.json_body import JsonRoute
-from headwater.http_api.openai.conversation import chat_request, start_reply
+from headwater.http_api.openai.conversation import chat_request, count_prompt, start_reply
 from headwater.http_api.openai.format import ChatLogprobs
+from headwater.http_api.response_store import Namespace
 from headwater.http_api.responses.answer import RESPONSES_STREAM, ResponseAnswer, echoed, encoded
 from headwater.http_api.responses.conversion import RENAMED, has_logprobs, request_fields
 from headwater.http_api.responses.input_items import chat_messages, listed_items
@@ -38,6 +39,14 @@ async def create_response(body: ResponsesRequest, request: Request, services: In
     finally:
         answer.close()
     return Response(json_bytes(response), media_type=JSON)
+
+
+@router.post("/input_tokens", summary="Count the tokens of an input", responses=NOT_STORED)
+async def count_input_tokens(body: ResponsesRequest, services: InjectedServices) -> Response:
+    """The tokens that a response with these fields would have as its prompt. Takes the body of a response."""
+    chat = chat_request(request_fields(body, _messages(body, services)), RENAMED)
+    counted = await count_prompt(chat, services, RENAMED)
+    return Response(json_bytes({"object": "response.input_tokens", "input_tokens": counted}), media_type=JSON)
 
 
 @router.get("/{response_id}", summary="Show a stored response", responses=NOT_STORED)
@@ -88,10 +97,7 @@ async def delete_response(response_id: str, services: InjectedServices) -> Respo
 
 
 async def _start(id: str, body: ResponsesRequest, services: Services) -> ResponseAnswer:
-    namespace = (services.account, body.cache_salt, body.extra_key)
-    store = services.responses
-    earlier = [] if body.previous_response_id is None else store.conversation(body.previous_response_id, namespace)
-    messages = [*earlier, *chat_messages(body.input, find_item=lambda item_id: store.item(item_id, namespace))]
+    messages = _messages(body, services)
     echo, input_items = echoed(body, services.model), encoded("input", listed_items(body.input))
     chat = chat_request(request_fields(body, messages), RENAMED)
     reply = await start_reply(chat, body.rid or id, services, RENAMED)
@@ -102,6 +108,17 @@ async def _start(id: str, body: ResponsesRequest, services: Services) -> Respons
         input_items=input_items,
         conversation=messages,
         logprobs=ChatLogprobs(services.generator.tokenizer) if has_logprobs(body) else None,
-        namespace=namespace,
-        store=store if body.store else None,
+        namespace=_namespace(body, services),
+        store=services.responses if body.store else None,
     )
+
+
+def _messages(body: ResponsesRequest, services: Services) -> list[Json]:
+    """The conversation up to this response, without instructions."""
+    namespace, store = _namespace(body, services), services.responses
+    earlier = [] if body.previous_response_id is None else store.conversation(body.previous_response_id, namespace)
+    return [*earlier, *chat_messages(body.input, find_item=lambda item_id: store.item(item_id, namespace))]
+
+
+def _namespace(body: ResponsesRequest, services: Services) -> Namespace:
+    return services.account, body.cache_salt, body.extra_key
