@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from api_under_test import MODEL, TOKENIZER, api, calling, named_events, saying, until
+from api_under_test import MODEL, TOKENIZER, api, byte_tokenizer, calling, named_events, saying, until
 from msgspec import structs
 
 from headwater.messages.base import unpack_ids
@@ -70,6 +70,32 @@ async def test_a_call_of_a_tool(engine: ScriptedEngine, *, stream: bool) -> None
                     {"role": "user", "content": [result]}]  # fmt: skip
         assert (await server.post(PATH, BODY | {"tools": tools, "messages": messages})).status_code == 200
     assert "a river" in prompt_text(engine)
+
+
+async def test_thinking_is_a_block_and_has_a_budget(engine: ScriptedEngine) -> None:
+    thinker = byte_tokenizer("{{ messages[0]['content'] }}</think><|assistant|>", words=("<think>", "</think>"))
+    engine.ready = structs.replace(engine.ready, vocab_size=thinker.vocab_size)
+    ids = [*thinker.encode("<think>\nHm.\n</think>\n\nYes."), *thinker.eos_token_ids]
+    engine.script.reply = lambda _: iter(ids)
+    body = BODY | {"thinking": {"type": "enabled", "budget_tokens": 40}}
+    async with api(engine, tokenizer=thinker) as server:
+        message = (await server.post(PATH, body)).json()
+        hidden = BODY | {"thinking": {"type": "adaptive", "display": "omitted"}}
+        without = (await server.post(PATH, hidden)).json()
+    thought, said = message["content"]
+    assert (thought["type"], thought["thinking"], said["text"]) == ("thinking", "Hm.", "Yes.")
+    assert message["usage"]["output_tokens_details"]["thinking_tokens"] > 0
+    assert [block["type"] for block in without["content"]] == ["text"]
+    first, second = engine.of_type(Generate)
+    assert first.grammar is not None
+    assert (first.grammar.begins_within, second.grammar) == (40, None)
+
+
+async def test_a_model_that_does_not_think_keeps_every_budget(engine: ScriptedEngine) -> None:
+    engine.script.reply = saying("hello")
+    async with api(engine) as server:
+        thinking = {"type": "enabled", "budget_tokens": 1024}
+        assert (await server.post(PATH, BODY | {"thinking": thinking})).status_code == 200
 
 
 async def test_counting_tokens_is_counting_the_prompt(engine: ScriptedEngine) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from pydantic import Field, create_model
+from pydantic import Field
 
 from headwater.generation.body import Body, Names
 from headwater.generation.field_table import Refused
@@ -38,14 +38,17 @@ _IGNORED = {
 _LOADING = (
     "numa num_batch num_gpu main_gpu low_vram f16_kv logits_all vocab_only use_mmap use_mlock embedding_only num_thread"
 )
-_load_fields: dict[str, Any] = {
-    name: (Any, Field(default=None, description="Ignored: the model is loaded already.")) for name in _LOADING.split()
+_IGNORED_OPTIONS = {
+    **dict.fromkeys(_LOADING.split(), "the model is loaded already"),
+    "num_keep": "nothing is cut from a prompt",
+    "penalize_newline": "penalties apply to all tokens",
+    "mirostat_tau": "goes with mirostat, which is refused",
+    "mirostat_eta": "goes with mirostat, which is refused",
 }
-LoadOptions: type[Body] = create_model("LoadOptions", __base__=Body, **_load_fields)
 
 
-class OllamaOptions(LoadOptions):
-    """How tokens are chosen."""
+class OllamaOptions(Body):
+    """How tokens are chosen. Options for loading a model are accepted and ignored."""
 
     names: ClassVar[Names] = Names(
         refused={
@@ -53,6 +56,7 @@ class OllamaOptions(LoadOptions):
             "tfs_z": Refused("use top_p or min_p", neutral=(1,)),
             "typical_p": Refused("use top_p or min_p", neutral=(1,)),
         },
+        ignored=_IGNORED_OPTIONS,
         refuses_unknown=True,
     )
     temperature: Temperature | None = Field(default=None, description="0 is greedy.")
@@ -73,10 +77,6 @@ class OllamaOptions(LoadOptions):
     repeat_last_n: int | None = Field(
         default=None, ge=-1, description="-1: the whole context. Other windows are refused beside a penalty."
     )
-    num_keep: int | None = Field(default=None, description="Ignored: nothing is cut from a prompt.")
-    penalize_newline: bool | None = Field(default=None, description="Ignored: penalties apply to all tokens.")
-    mirostat_tau: float | None = Field(default=None, description="Goes with mirostat; ignored without it.")
-    mirostat_eta: float | None = Field(default=None, description="Goes with mirostat; ignored without it.")
 
 
 class OllamaRequest(NamespaceFields):
