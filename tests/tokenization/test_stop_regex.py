@@ -93,7 +93,7 @@ def test_stop_strings_beside_patterns_count_by_their_last_character():
         (r"a\b", "next character"),
         ("a$b", "only at its end"),
         ("a++b", "possessive"),
-        ("a{400}|b{400}", "more than 500 states"),
+        ("a{100}|b{100}", "more than 200 states"),
         ("(" * 3000 + "a" + ")" * 3000, "nested|regular expression"),
         ("a{1,99999999999999}", "states|regular expression"),
     ],
@@ -106,7 +106,7 @@ def test_what_cannot_be_searched_for_is_refused_with_the_reason(pattern, reason)
 def test_patterns_that_make_backtracking_explode_cost_no_more_than_their_states():
     """With `re`, the first of these takes hours. The bound is a hundred times what it took when this was written."""
     began_s = time.process_time()
-    for pattern in (r"(a+)+b", r"(a|a)*c", r"(a?){100}c", r".*.*.*=x"):
+    for pattern in (r"(a+)+b", r"(a|a)*c", r"(a?){90}c", r".*.*.*=x"):
         assert run("a" * 2000, [pattern], chunk=7) == ("a" * 2000, None)
     assert time.process_time() - began_s < 100
-    assert len(compile_stop((), (r"(a?){100}c",)).states) < MAX_STATES
+    assert len(compile_stop((), (r"(a?){90}c",)).states) < MAX_STATES

@@ -19,6 +19,7 @@ class StopRegexMatcher:
         self._program = program
         self._include_stop = include_stop
         self._threads: list[_Thread] = []  # those that began earlier come first
+        self._seen: set[int] = set()  # states that earlier matches have reached at this position
         self._position = 0  # characters read
         self._is_line_start = True
         self._held = ""  # the newest characters read
@@ -32,6 +33,7 @@ class StopRegexMatcher:
         for number, char in enumerate(text, start=1):
             if not self._threads and char in self._lead:
                 self._position += 1
+                self._seen.clear()
                 continue
             if (began := self._step(char)) is not None:
                 return self._end(self._held + text[:number], began)
@@ -48,19 +50,19 @@ class StopRegexMatcher:
         """Read a character. If a match ends with it, returns where it began, and sets `matched`."""
         states = self._program.states
         was_idle, was_line_start = not self._threads, self._is_line_start
-        self._add(self._program.starts, self._position, threads=self._threads, seen=set())
+        self._add(self._program.starts, self._position, threads=self._threads, seen=self._seen)
         self._position += 1
         self._is_line_start = char == "\n"
         threads: list[_Thread] = []
         seen: set[int] = set()
         for number, began in self._threads:
-            state = states[number]
-            if state.test is not None and state.test(char):
-                accepted = self._add(state.next, began, threads=threads, seen=seen)
+            test, following, _, _ = states[number]
+            if test is not None and test(char):
+                accepted = self._add(following, began, threads=threads, seen=seen)
                 if accepted is not None:
                     self.matched = accepted
                     return began
-        self._threads = threads
+        self._threads, self._seen = threads, seen
         if was_idle and not threads and not was_line_start and char != "\n":
             self._lead.add(char)
         return None
@@ -68,23 +70,23 @@ class StopRegexMatcher:
     def _add(self, numbers: tuple[int, ...], began: int, *, threads: list[_Thread], seen: set[int]) -> str | None:
         """Add the consuming states that follow without a character; returns what is accepted there."""
         states, accepted = self._program.states, None
-        stack = list(reversed(numbers))
+        stack = list(numbers)
         while stack:
             number = stack.pop()
             if number in seen:
                 continue
             seen.add(number)
-            state = states[number]
-            if state.accepts is not None:
-                accepted = state.accepts if accepted is None else accepted
-            elif state.test is not None:
+            test, following, accepts, place = states[number]
+            if test is not None:
                 threads.append((number, began))
-            elif self._is_at(state.at):
-                stack += reversed(state.next)
+            elif accepts is not None:
+                accepted = accepts
+            elif not place or self._is_at(place):
+                stack += following
         return accepted
 
     def _is_at(self, place: str) -> bool:
-        return not place or (self._position == 0 if place == "text" else self._is_line_start)
+        return self._position == 0 if place == "text" else self._is_line_start
 
     def _end(self, text: str, began: int) -> str:
         self._held = ""
