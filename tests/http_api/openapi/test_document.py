@@ -1,6 +1,7 @@
 """/openapi.json is complete: clients are generated from it, and their calls keep their names."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,10 @@ async def test_query_parameters_have_the_types_that_are_read(engine: ScriptedEng
     parameters = routes_of(await document(engine))["GET /flush_cache"]["parameters"]
     types = {parameter["name"]: parameter["schema"].get("type") for parameter in parameters}
     assert (types["timeout"], types["hold"], types["mode"]) == ("number", "boolean", "string")
+
+
+async def test_generators_find_no_enum_of_booleans_and_no_default_of_an_object(engine: ScriptedEngine) -> None:
+    """openapi-python-client drops a schema that has one, with every route that uses it."""
+    components = (await document(engine))["components"]["schemas"]
+    assert components["DeletedResponse"]["properties"]["deleted"]["type"] == "boolean"
+    assert not re.search(r'"enum": \[(true|false)|"default": \{\}', json.dumps(components))

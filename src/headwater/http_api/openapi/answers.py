@@ -282,7 +282,6 @@ class FlushAnswer(Shape):
     still_warm: Annotated[list[str] | UnsetType, says("Tiers that were not flushed.")] = UNSET
     pending: Annotated[list[str] | UnsetType, says("Tiers that have not acknowledged.")] = UNSET
     dry_run: Annotated[bool | UnsetType, says("True if nothing was changed.")] = UNSET
-    side_caches: Annotated[dict[str, int] | UnsetType, says("Dropped entries of other caches, by name.")] = UNSET
 
 
 class KvEventSource(Shape):

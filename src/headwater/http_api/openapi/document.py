@@ -86,6 +86,7 @@ def _complete(document: Json) -> None:
             if name not in body.get("required", ()):
                 _allow_null(field)
     answer_of, event_of, error_of = (_schemas(shapes, components) for shapes in (ANSWERS, EVENT_SHAPES, ERRORS))
+    _name_booleans(components)
     for operation in _operations(document):
         name, tag = operation["operationId"], operation["tags"][0]
         error = error_of.get(tag, error_of[""])
@@ -99,6 +100,8 @@ def _complete(document: Json) -> None:
 
 def _allow_null(field: Json) -> None:
     """A null in a request counts as left out (generation/body.py)."""
+    if field.get("default") == {}:
+        del field["default"]  # generators take no default of an object
     if isinstance(kind := field.get("type"), str) and kind != "null":
         field["type"] = [kind, "null"]
         if "enum" in field:
@@ -109,6 +112,17 @@ def _allow_null(field: Json) -> None:
         field["anyOf"] = [{"$ref": field.pop("$ref")}, {"type": "null"}]
     elif "anyOf" in field and {"type": "null"} not in field["anyOf"]:
         field["anyOf"].append({"type": "null"})
+
+
+def _name_booleans(part: Any) -> None:
+    """A field that is always true or always false becomes a boolean: generators know no enums of booleans."""
+    if isinstance(part, dict):
+        values = part.get("enum")
+        if isinstance(values, list) and {type(value) for value in values} <= {bool, type(None)}:
+            del part["enum"]
+            part["type"] = ["boolean", "null"] if None in values else "boolean"
+    for inner in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        _name_booleans(inner)
 
 
 def _schemas(shapes: dict[str, Any], components: Json) -> Json:
