@@ -239,3 +239,10 @@ def test_formats_of_whole_answers_read_the_content_without_tools():
     assert parts_of(opened, ["a<|close|>think<|sep|><|open|>response<|sep|>b<|close|>response<|sep|>"]) == [
         *(Reasoning("a"), Content("b"))
     ]
+
+
+@pytest.mark.parametrize("size", range(len("\n</tool_call>")))
+def test_a_closing_marker_that_is_cut_off_is_no_content(size):
+    whole = '<tool_call>\n{"name": "g", "arguments": {}}'
+    assert hermes(whole + "\n</tool_call>"[:size]) == [CallStart("g"), CallArguments("{}"), CallEnd()]
+    assert hermes(whole + "\n</b>")[-1] == Content("</b>")

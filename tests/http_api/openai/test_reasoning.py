@@ -97,6 +97,17 @@ async def test_thinking_that_the_template_closed_is_not_expected(engine: Scripte
     assert grammar is not None and grammar.begins_after == (), "the call comes at once"
 
 
+async def test_a_message_that_is_continued_may_be_within_its_thinking(engine: ScriptedEngine) -> None:
+    tokenizer = thinker("{# </think> #}{{ messages[-1]['content'] }}")
+    engine.script.reply = saying(tokenizer, "Hm.</think>Yes.")
+    async with api(engine, tokenizer=tokenizer) as server:
+        for begun, reasoning, content in (("<think>a", "Hm.", "Yes."), ("<think>a</think>b", "", "Hm.</think>Yes.")):
+            messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": begun}]
+            answer = await server.post(CHAT, {"messages": messages, "continue_final_message": True})
+            message = answer.json()["choices"][0]["message"]
+            assert (message.get("reasoning", ""), message["content"]) == (reasoning, content)
+
+
 async def test_tokens_of_thinking_are_counted(engine: ScriptedEngine) -> None:
     for template, said, count in (
         (THINKS, SAID, 7),

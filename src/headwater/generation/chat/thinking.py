@@ -53,12 +53,19 @@ class Thinking:
 NO_THINKING = Thinking(None, "none", "")
 
 
-def thinking_after(prompt_ids: Sequence[int], tokenizer: Tokenizer, format: ReasoningFormat | None) -> Thinking:
-    """The thinking of answers to this prompt."""
+def thinking_after(
+    prompt_ids: Sequence[int], tokenizer: Tokenizer, format: ReasoningFormat | None, *, continued: str = ""
+) -> Thinking:
+    """The thinking of answers to this prompt. `continued`: the content of the message that they continue, if any."""
     tail = tokenizer.decode(list(prompt_ids[-_TAIL_TOKENS:]), skip_special_tokens=False)
     if format is None:
         return Thinking(None, "none", tail)
-    opened = format.opened_by(tail)
+    if continued:  # it has begun already
+        is_open = continued.rfind(format.start) > continued.rfind(format.end)
+        opened = format.start if is_open else format.start + format.end
+        tail = opened
+    else:
+        opened = format.opened_by(tail)
     state: State = "possible" if not opened else "none" if format.end in opened else "open"
     start_id, end_id = (tokenizer.token_id(marker) for marker in (format.start, format.end))
     return Thinking(format, state, tail, start_id, end_id)

@@ -49,8 +49,8 @@ def _call(reader: Reader, writer: CallWriter, tools: Tools) -> Parse[None]:
     writer.end()
     yield from reader.whitespace()
     if is_in_block:
-        yield from reader.take("```")
-    yield from reader.take(END_CALL)
+        yield from reader.close("```")
+    yield from reader.close(END_CALL)
 
 
 def _grammar(opening: str, closing: str):

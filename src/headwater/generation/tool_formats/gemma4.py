@@ -35,7 +35,7 @@ def _call(reader: Reader, writer: CallWriter, tools: Tools) -> Parse[None]:
     yield from _object(reader, writer.arguments, depth=1)
     writer.end()
     yield from reader.whitespace()
-    yield from reader.take(CLOSE)
+    yield from reader.close(CLOSE)
 
 
 def _object(reader: Reader, emit: Emit, *, depth: int) -> Parse[None]:

@@ -22,7 +22,7 @@ def _call(reader: Reader, writer: CallWriter, tools: Tools) -> Parse[None]:
     yield from reader.whitespace()
     yield from read_call(reader, writer, tools)
     yield from reader.whitespace()
-    yield from reader.take(CLOSE)
+    yield from reader.close(CLOSE)
 
 
 def _grammar(tools: Sequence[Tool], parallel: bool, special_tokens: Mapping[str, int]) -> str:

@@ -44,7 +44,7 @@ def _call(reader: Reader, writer: CallWriter, tools: Tools) -> Parse[None]:
     yield from read_arguments(reader, writer.arguments)
     writer.end()
     yield from reader.whitespace()
-    yield from reader.take(END_CALL)
+    yield from reader.close(END_CALL)
 
 
 def _grammar(tools: Sequence[Tool], parallel: bool, special_tokens: Mapping[str, int]) -> str:

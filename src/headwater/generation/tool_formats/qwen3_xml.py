@@ -40,7 +40,7 @@ def _call(reader: Reader, writer: CallWriter, tools: Tools, opener: str) -> Pars
         yield from _parameter(reader, arguments, tools[name])
     arguments.end()
     yield from reader.whitespace()
-    yield from reader.take(CLOSE)
+    yield from reader.close(CLOSE)
 
 
 def _parameter(reader: Reader, arguments: ArgumentsWriter, tool: Tool) -> Parse[None]:

@@ -81,12 +81,18 @@ def _form(request: ChatCompletionRequest, prompt_ids: list[int], generator: Text
     return AnswerForm(
         choice=read_tool_choice(request.tools, request.tool_choice),
         tool_format=formats.tools,
-        thinking=thinking_after(prompt_ids, tokenizer, formats.reasoning),
+        thinking=thinking_after(prompt_ids, tokenizer, formats.reasoning, continued=_continued(request)),
         tokenizer=tokenizer,
         is_parallel=request.parallel_tool_calls,
         separates_reasoning=request.separate_reasoning,
         streams_reasoning=request.stream_reasoning,
     )
+
+
+def _continued(request: ChatCompletionRequest) -> str:
+    """The text of the message that the answer continues."""
+    content = request.messages[-1].get("content") if request.continue_final_message else ""
+    return content if isinstance(content, str) else ""
 
 
 def _max_tokens(request: ChatCompletionRequest, model: ModelFacts) -> int:

@@ -121,6 +121,11 @@ class Reader:
         self._at += len(found)
         return found
 
+    def close(self, marker: str) -> Parse[None]:
+        """Take the marker that closes a call, if it comes next; if the answer's end cuts it off, as far as it goes."""
+        if not (yield from self.take(marker)) and self.has_ended and marker.startswith(self._text[self._at :]):
+            self.drop_rest()
+
     def expect(self, *texts: str) -> Parse[str]:
         """Take the first of `texts` that comes next. Raises NotACall if none does, CutOff at the end."""
         found = yield from self.take(*texts)
