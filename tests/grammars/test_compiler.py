@@ -69,6 +69,10 @@ def test_an_answer_that_may_end_or_go_on_says_so_and_masks_hold_no_end(compiler:
     assert tokens == {ord("b")} and may_end and not matcher.is_complete
 
 
+def test_the_empty_answer_is_complete_from_the_start(compiler: GuidanceCompiler) -> None:
+    assert compiler.compile('start: ""').is_complete
+
+
 def test_copies_advance_by_themselves_and_masks_belong_to_their_rows(compiler: GuidanceCompiler) -> None:
     first = compiler.compile(LLMatcher.grammar_from_regex("abc"))
     second = first.copy()

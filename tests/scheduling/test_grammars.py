@@ -290,7 +290,18 @@ def test_a_matcher_that_fails_ends_its_request_with_its_error() -> None:
     (allowed,) = steps.allowed(plan)
     assert len(allowed) == VOCAB_SIZE, "any token will do"
     steps.collect(plan, token=5)
-    assert steps.finish_of().status == 500 and "the fake matcher fails" in steps.finish_of().message
+    assert steps.finish_of().status == 400 and "the fake matcher fails" in steps.finish_of().message
+    assert steps.tokens_of() == []
+
+
+@pytest.mark.parametrize("ignore_eos", [False, True])
+def test_a_grammar_of_the_empty_answer_ends_it_without_a_token(ignore_eos: bool) -> None:
+    steps = GrammarSteps()
+    steps.ask(text=FakeGrammar(seed=1, num_tokens=0).text, ignore_eos=ignore_eos)
+    plan = steps.plan()
+    steps.allowed(plan)
+    steps.collect(plan, token=5)
+    assert (steps.finish_of().type, steps.tokens_of()) == ("stop", [])
 
 
 def test_a_row_whose_request_has_left_may_take_any_token() -> None:

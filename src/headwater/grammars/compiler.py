@@ -15,13 +15,15 @@ from headwater.grammars.vocabulary import Vocabulary
 class GuidanceMatcher:
     """An llguidance matcher (matcher.Matcher). Failures are states, never exceptions."""
 
-    def __init__(self, inner: llguidance.LLMatcher) -> None:
+    def __init__(self, inner: llguidance.LLMatcher, *, is_empty: bool = False) -> None:
+        """`is_empty`: only the empty answer matches, which the library tells by the first mask alone."""
         self.inner = inner
         self.error = ""
+        self._is_empty = is_empty
 
     @property
     def is_complete(self) -> bool:
-        return self.inner.is_stopped() and not self.error
+        return self._is_empty or (self.inner.is_stopped() and not self.error)
 
     def accept(self, token_id: int) -> bool:
         if self.inner.consume_token(token_id):
@@ -30,7 +32,7 @@ class GuidanceMatcher:
         return False
 
     def copy(self) -> "GuidanceMatcher":
-        return GuidanceMatcher(self.inner.deep_copy())
+        return GuidanceMatcher(self.inner.deep_copy(), is_empty=self._is_empty)
 
 
 class GuidanceCompiler:
@@ -52,9 +54,10 @@ class GuidanceCompiler:
 
     def compile(self, text: str) -> Matcher:
         inner = llguidance.LLMatcher(self._ready_tokenizer(), text, log_level=0)
+        first = inner.compute_bitmask()  # some grammars show only here that they are too complex
         if inner.is_error():
             raise ValueError(inner.get_error().splitlines()[0])
-        return GuidanceMatcher(inner)
+        return GuidanceMatcher(inner, is_empty=int.from_bytes(first, "little") == 1 << self._end_id)
 
     def fill(self, matchers: Sequence[Matcher], masks: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
         own = [it for it in matchers if isinstance(it, GuidanceMatcher)]

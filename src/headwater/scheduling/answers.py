@@ -77,8 +77,17 @@ def took_too_long(timeout_s: float) -> Finish:
     return Finish(type="abort", status=504, message=message, err_type="timeout", code="request_timeout")
 
 
+def end_after(request: Request, token_id: int) -> Finish | None:
+    """The end that the newest token brings; None if the request goes on."""
+    if request.is_stop_token(token_id):
+        return Finish(type="stop", matched=token_id)
+    if request.grammar is not None and request.grammar.is_complete:
+        return Finish(type="stop")
+    return Finish(type="length") if request.num_outputs >= request.max_new_tokens else None
+
+
 def refuse_grammar(reason: str) -> Finish:
-    """The request's grammar can never be used."""
+    """The request's grammar is none, or too complex."""
     return _refuse(f"the grammar cannot be used: {reason}")
 
 
@@ -89,8 +98,8 @@ def refuse_compilation() -> Finish:
 
 
 def grammar_failed(reason: str) -> Finish:
-    """The request's matcher has failed in the midst of the answer."""
-    message = f"the grammar of this request failed: {reason or 'a token was chosen that it does not allow'}"
+    """A token was chosen that the request's grammar does not allow: the engine's fault."""
+    message = f"a token was chosen that the grammar of this request does not allow: {reason}".rstrip(": ")
     return Finish(type="abort", status=500, message=message, err_type="engine_error")
 
 

@@ -32,7 +32,7 @@ class MaskBuffer:
         matchers = [None if state is None else state.matcher for state in states]
         may_end = self._fill(matchers, words)
         for row, (request, state) in enumerate(zip(requests, states, strict=True)):
-            if request is None or state is None or state.error:
+            if request is None or state is None or state.is_over:
                 words[row] = _ALL  # of a request that has ended, or ends when the step is collected
             elif (forced := state.forced_token) is not None:
                 words[row] = 0

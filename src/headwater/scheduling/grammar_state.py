@@ -57,6 +57,11 @@ class GrammarState:
         return self.matcher is not None and self.matcher.is_complete
 
     @property
+    def is_over(self) -> bool:
+        """Whether no further token can be chosen."""
+        return bool(self.error) or self.is_complete
+
+    @property
     def error(self) -> str:
         """Why the matcher can no longer be used; empty while it can."""
         return "" if self._matcher is None else self._matcher.error

@@ -338,21 +338,19 @@ class Scheduler:
         return len(ended)
 
     def _take_token(self, request: Request, token_id: int, logprob: TokenLogprob | None) -> None:
+        grammar = request.grammar
+        if grammar is not None and grammar.is_over:  # before this token: it failed, or allows the empty answer only
+            self._finish(request, answers.refuse_grammar(grammar.error) if grammar.error else Finish(type="stop"))
+            return
         request.tokens.append(token_id)
-        is_stop, grammar = request.is_stop_token(token_id), request.grammar
-        if grammar is not None and (grammar.error or not (is_stop or grammar.accept(token_id))):
+        if grammar is not None and not (request.is_stop_token(token_id) or grammar.accept(token_id)):
             self._finish(request, answers.grammar_failed(grammar.error))
             return
         self.counters.generated_tokens += 1
-        num_outputs = request.num_outputs
-        meta = self._meta(request) if num_outputs == 1 else None
+        meta = self._meta(request) if request.num_outputs == 1 else None
         self._outputs.add_token(request, token_id, logprob=logprob, meta=meta)
-        if is_stop:
-            self._finish(request, Finish(type="stop", matched=token_id))
-        elif grammar is not None and grammar.is_complete:
-            self._finish(request, Finish(type="stop"))
-        elif num_outputs >= request.max_new_tokens:
-            self._finish(request, Finish(type="length"))
+        if (end := answers.end_after(request, token_id)) is not None:
+            self._finish(request, end)
 
     def _finish(self, request: Request, finish: Finish) -> None:
         if request.is_running:

@@ -158,8 +158,9 @@ class RequestModel:
         """The generated tokens that the client has."""
         return self.tokens[len(self.prompt) : len(self.prompt) + self.num_told]
 
-    def _has_failed_matcher(self) -> bool:
-        return self.grammar is not None and self.grammar.fails_after(self._told)
+    def _is_bad_grammar(self) -> bool:
+        """Whether the grammar is refused, or too complex for the next mask."""
+        return self.is_grammar_refused or (self.grammar is not None and self.grammar.fails_after(self._told))
 
     def _check_end(self, output: Output) -> None:
         finish = output.finish
@@ -174,8 +175,8 @@ class RequestModel:
         if finish.type == "abort":
             is_right = (
                 (finish.status == 0 and self.may_end_early)
-                or (finish.status == 400 and (self.is_too_long or self.is_grammar_refused))
-                or (finish.status == 500 and (self.has_failed or self._has_failed_matcher()))
+                or (finish.status == 400 and (self.is_too_long or self._is_bad_grammar()))
+                or (finish.status == 500 and self.has_failed)
                 or (finish.status == 429 and self.must_be_refused)
                 or finish.status in self.timeouts_due
             )
