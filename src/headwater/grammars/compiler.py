@@ -16,7 +16,7 @@ class GuidanceMatcher:
     """An llguidance matcher (matcher.Matcher). Failures are states, never exceptions."""
 
     def __init__(self, inner: llguidance.LLMatcher, *, is_empty: bool = False) -> None:
-        """`is_empty`: only the empty answer matches, which the library tells by the first mask alone."""
+        """`is_empty`: only the empty answer matches, which the library shows in the first mask alone."""
         self.inner = inner
         self.error = ""
         self._is_empty = is_empty
