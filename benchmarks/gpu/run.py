@@ -27,6 +27,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], int]] = {
     "flush": ("flush_run.py", ("llama3.1-8b",), (), 180),
     "http_qwen": ("http_run.py", ("qwen3-0.6b",), (), 120),
     "http_llama": ("http_run.py", ("llama3.1-8b",), (), 120),
+    "grammars": ("grammar_run.py", ("llama3.1-8b",), (), 240),
     "long": ("engine_run.py", ("llama3.1-8b",), ("--parts", "long"), 90),
 }
 
