@@ -246,3 +246,21 @@ def test_a_closing_marker_that_is_cut_off_is_no_content(size):
     whole = '<tool_call>\n{"name": "g", "arguments": {}}'
     assert hermes(whole + "\n</tool_call>"[:size]) == [CallStart("g"), CallArguments("{}"), CallEnd()]
     assert hermes(whole + "\n</b>")[-1] == Content("</b>")
+
+
+def test_arguments_can_always_be_sent_as_utf8():
+    """Half of a surrogate pair comes out as it was escaped."""
+    pythonic = AnswerParser(TOOL_FORMATS["pythonic"], None, tools=TOOLS)
+    encoded = json.dumps({"name": "f", "arguments": json.dumps({"a": "\ud800"})})
+    for parts in (parts_of(pythonic, ["[f(a='\\ud800')]"]), hermes(f"<tool_call>{encoded}</tool_call>")):
+        assert parts == [CallStart("f"), CallArguments('{"a": "\\ud800"}'), CallEnd()]
+        assert all(part.text.encode() for part in parts if isinstance(part, CallArguments))
+
+
+def test_deeply_nested_text_is_no_call():
+    nested = json.dumps("[" * 100_000)
+    text = f'<tool_call>{{"name": "f", "arguments": {nested}}}</tool_call>'
+    assert hermes(text, holds_calls=True) == [Content(text)]
+    assert hermes("<tool_call>" + "[" * 100_000, holds_calls=True) == [Content("<tool_call>" + "[" * 100_000)]
+    deep = '<tool_call>{"name": "f", "arguments": {"a": ' + "[" * 100_000
+    assert hermes(deep, holds_calls=True) == [Content(deep)]

@@ -213,6 +213,8 @@ def test_a_schema_that_a_format_cannot_write_is_an_error() -> None:
         TOOL_FORMATS["qwen3-xml"].grammar([Tool("f", {"properties": {"a>b": {"type": "string"}}})])
     with pytest.raises(GrammarError, match="the name 'f g'"):
         TOOL_FORMATS["glm"].grammar([Tool("f g")])
+    with pytest.raises(GrammarError):
+        TOOL_FORMATS["hermes"].grammar([Tool("\ud800")])
     with pytest.raises(GrammarError, match="uniqueItems"):
         TOOL_FORMATS["gemma4"].grammar([Tool("f", {"properties": {"a": {"type": "array", "uniqueItems": True}}})])
 

@@ -3,12 +3,11 @@
 Only strings are quoted, by a token of their own, and nothing in them is escaped.
 """
 
-import json
 import re
 
 from headwater.generation.tool_formats.grammar.gemma4 import write_grammar
 from headwater.generation.tool_formats.reading.call_writer import CallWriter, attempt
-from headwater.generation.tool_formats.reading.json_text import MAX_DEPTH, Emit, escaped, is_word
+from headwater.generation.tool_formats.reading.json_text import MAX_DEPTH, Emit, escaped, is_word, json_string
 from headwater.generation.tool_formats.reading.reader import CutOff, NotACall, Parse, Reader
 from headwater.generation.tool_formats.tool_format import ToolFormat, Tools
 
@@ -74,7 +73,7 @@ def _key(reader: Reader, emit: Emit) -> Parse[None]:
     if (yield from reader.take(QUOTE)):
         yield from _text(reader, emit)
     else:
-        emit(json.dumps((yield from reader.all_of(_KEY)).strip(), ensure_ascii=False))
+        emit(json_string((yield from reader.all_of(_KEY)).strip()))
     yield from reader.expect(":")
     emit(": ")
 
@@ -108,7 +107,7 @@ def _json_of_word(word: str) -> str:
     """A number, true, false or null as it stands; any other word is a string without its quotes."""
     if not word:
         raise NotACall
-    return word if is_word(word) else json.dumps(word, ensure_ascii=False)
+    return word if is_word(word) else json_string(word)
 
 
 GEMMA4 = ToolFormat(

@@ -58,7 +58,12 @@ class ToolFormat:
         `special_tokens`: the vocabulary's special tokens and their ids. A marker among them is that token. Raises
         GrammarError if a tool cannot be called in this format with arguments that are sure to follow its schema.
         """
-        return self.write_grammar([self._prepared(tool) for tool in tools], parallel, special_tokens or {})
+        text = self.write_grammar([self._prepared(tool) for tool in tools], parallel, special_tokens or {})
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise GrammarError("", "", "half of a surrogate pair cannot be written") from None
+        return text
 
     def _prepared(self, tool: Tool) -> Tool:
         """The tool with a schema that can be enforced: an object that holds no parameters but those that are named."""

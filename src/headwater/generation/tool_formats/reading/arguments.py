@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from headwater.generation.tool_formats.reading.call_writer import CallWriter
-from headwater.generation.tool_formats.reading.json_text import Emit, escaped, read_value
+from headwater.generation.tool_formats.reading.json_text import Emit, escaped, json_string, read_value
 from headwater.generation.tool_formats.reading.reader import CutOff, NotACall, Parse, Reader
 from headwater.generation.tool_formats.tool_format import Tool
 
@@ -30,7 +30,7 @@ class ArgumentsWriter:
         """Write the name. False: it has come before, so its value must not be written."""
         if name in self._names:
             return False
-        self._writer.arguments(f"{', ' if self._names else '{'}{json.dumps(name, ensure_ascii=False)}: ")
+        self._writer.arguments(f"{', ' if self._names else '{'}{json_string(name)}: ")
         self._names.add(name)
         return True
 
@@ -179,7 +179,7 @@ def json_of(text: str, types: set[str] | None) -> str:
             return candidate
         if isinstance(value, str) and types is not None and "string" not in types:
             return json_of(value, types) if value != text else candidate  # JSON in JSON
-    return json.dumps(text, ensure_ascii=False)
+    return json_string(text)
 
 
 def _fits(value: Any, types: set[str] | None) -> bool:
@@ -197,6 +197,6 @@ def _json_of_python(text: str) -> str:
     if text[:1] not in ("{", "["):
         return ""
     try:
-        return json.dumps(ast.literal_eval(text), ensure_ascii=False, allow_nan=False)
+        return json.dumps(ast.literal_eval(text), allow_nan=False)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return ""

@@ -69,8 +69,9 @@ def _object_text(value: object) -> str:
     if value is None:
         return "{}"
     try:
-        if isinstance(value, str) and isinstance(json.loads(value), dict):
-            return value
-    except ValueError:
+        found = json.loads(value) if isinstance(value, str) else None
+        if isinstance(found, dict):
+            return json.dumps(found, allow_nan=False)
+    except (ValueError, RecursionError):
         pass
     raise NotACall

@@ -55,7 +55,16 @@ def read_key(reader: Reader) -> Parse[str]:
 
 def escaped(text: str) -> str:
     """The text as it stands in a JSON string."""
-    return json.dumps(text, ensure_ascii=False)[1:-1]
+    return json_string(text)[1:-1]
+
+
+def json_string(text: str) -> str:
+    """The text as a JSON string. Half of a surrogate pair, which no UTF-8 can hold, is written as its escape."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(text)
+    return json.dumps(text, ensure_ascii=False)
 
 
 def is_word(text: str) -> bool:
