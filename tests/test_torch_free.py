@@ -33,7 +33,7 @@ headwater.execution.batch
 headwater.execution.cpu_runner
 headwater.execution.logprobs
 headwater.execution.penalties
-headwater.execution.prompt_logprobs
+headwater.execution.prompt_parts
 headwater.execution.sampler
 headwater.execution.weight_store
 headwater.launch.assembly

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import gguf
 import pytest
 
 from headwater.launch.pooling_config import PoolingConfig, read_pooling
@@ -49,3 +50,15 @@ def test_dimensions_of_a_matryoshka_model(tmp_path, config, dimensions):
 
 def test_a_folder_without_a_config_says_nothing(tmp_path):
     assert read_pooling(tmp_path) == PoolingConfig()
+
+
+@pytest.mark.parametrize(("number", "mode"), [(None, ""), (0, ""), (1, "mean"), (3, "last"), (4, "rank"), (77, "")])
+def test_the_mode_of_a_gguf_file(tmp_path, number, mode):
+    path = tmp_path / "file.gguf"
+    writer = gguf.GGUFWriter(path, "qwen3")
+    if number is not None:
+        writer.add_uint32("qwen3.pooling_type", number)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert read_pooling(tmp_path, gguf=path) == PoolingConfig(mode)

@@ -21,7 +21,7 @@ from headwater.kv_events import endpoint_of
 from headwater.launch.config import GB, ServerArgs
 from headwater.launch.grammars import grammar_compiler, grammar_limits
 from headwater.launch.placement import Placement, flags_in_errors, kv_dtype, num_kv_pages, open_placement
-from headwater.launch.pooling_config import PoolingConfig, read_pooling
+from headwater.launch.pooling_config import read_pooling
 from headwater.messages.state import EngineReady
 from headwater.models.checkpoint_config import read_checkpoint_config
 from headwater.models.config import ModelConfig
@@ -162,7 +162,7 @@ def _ready(
     """The facts that the engine reports once it can compute."""
     assert args.model is not None and args.max_running_requests is not None
     loaded, kv = model.loaded, runner.kv
-    pooling = PoolingConfig() if model.files.gguf is not None else read_pooling(model.files.folder)
+    pooling = read_pooling(model.files.folder, gguf=model.files.gguf)
     return EngineReady(
         call_id="",
         model_name=args.served_model_name or args.model,

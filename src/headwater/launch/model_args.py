@@ -82,7 +82,7 @@ class ModelArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         Literal["auto", "last", "mean"],
         Flag(
             "How the hidden states of a text become its embedding. auto: as the model's files say "
-            "(1_Pooling/config.json), else last.",
+            "(1_Pooling/config.json, or pooling_type of a GGUF file), else last.",
             MODEL,
         ),
     ] = "auto"
