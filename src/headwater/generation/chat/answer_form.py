@@ -1,9 +1,11 @@
 """How the answers to one conversation are written and read: the grammar of their calls, and a reader of their text."""
 
+import json
 import secrets
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from headwater.generation.answer_parser import AnswerParser
@@ -43,13 +45,8 @@ class AnswerForm:
         `answer`: the form of its content that the request asks for. `budget`: most tokens of thinking.
         """
         text = "" if answer is None else answer.text
-        if self.choice.is_forced:
-            text = await self._checked(self._calls(), texts)
-        elif self._parsed_format is not None and text:
-            text = await self._checked(calls_or(self._calls(), text), texts)
-        elif self._parsed_format is not None and self.choice.is_strict:
-            with_calls = text_with_calls(self._calls(), parallel=self.is_parallel)
-            text = await self._checked(with_calls, texts) if with_calls is not None else ""
+        if self.choice.is_forced or (self._parsed_format is not None and (text or self.choice.is_strict)):
+            text = await self._with_calls(text, texts)
         param = "response_format" if answer is not None else "tools"
         return self.thinking.before(text, budget=budget, param="tool_choice" if self.choice.is_forced else param)
 
@@ -62,7 +59,7 @@ class AnswerForm:
     def message(self) -> AssistantMessage:
         """A reader of one answer."""
         reasoning = self.thinking.format if self.separates_reasoning else None
-        parser, tools = None, [_tool(given) for given in self.choice.callable_tools]
+        parser, tools = None, [_tool(given) for given in self._callable]
         if self._parsed_format is not None or reasoning is not None:
             parser = AnswerParser(self._parsed_format, reasoning, tools=tools, prompt=self.thinking.prompt_end)
         return AssistantMessage(
@@ -82,14 +79,37 @@ class AnswerForm:
             return self.tool_format
         return None
 
-    def _calls(self) -> str:
-        """The grammar of an answer that is calls and nothing else, not validated."""
+    async def _with_calls(self, answer: str, texts: GrammarTexts) -> str:
+        """The grammar of an answer that may hold calls. If it is refused, the tool that is to blame is named."""
         if self.tool_format is None:
             raise unsupported("tool_choice", "tool_choice: no call can be forced with --tool-call-parser none")
-        tools = [self._enforceable(tool) for tool in self.choice.callable_tools]
-        return self._write(tools)
+        facts = [self.tool_format.name, self._callable, self.choice.is_forced, self.is_parallel, answer]
+        try:
+            return await texts.written(partial(self._write, answer), asked=json.dumps(facts), param="tools")
+        except InvalidRequest as error:
+            refused = error
+        for given in self._callable:
+            write = partial(self._write_calls, [_tool(given)])
+            try:
+                await texts.written(write, asked=json.dumps([self.tool_format.name, given]), param="tools")
+            except (InvalidRequest, GrammarError) as error:
+                raise self._refusal(given, str(error).removeprefix("tools: ")) from None
+        raise refused
 
-    def _write(self, tools: Sequence[Tool]) -> str:
+    def _write(self, answer: str) -> str:
+        """The grammar, not validated; "" if calls begin like other text."""
+        try:
+            calls = self._write_calls([_tool(given) for given in self._callable])
+        except GrammarError:
+            calls = self._write_calls([self._enforceable(given) for given in self._callable])
+        if self.choice.is_forced:
+            return calls
+        if answer:
+            return calls_or(calls, answer)
+        return text_with_calls(calls, parallel=self.is_parallel) or ""
+
+    def _write_calls(self, tools: Sequence[Tool]) -> str:
+        """The grammar of an answer that is calls and nothing else."""
         assert self.tool_format is not None
         parallel = self.is_parallel and self.choice.name is None
         return self.tool_format.grammar(tools, parallel=parallel, special_tokens=self.tokenizer.special_token_ids)
@@ -98,26 +118,16 @@ class AnswerForm:
         """The tool with a schema that a grammar can express. A schema that need not be followed may give way."""
         tool = _tool(given)
         try:
-            self._write([tool])
+            self._write_calls([tool])
         except GrammarError as error:
             if not self.choice.is_forced and not given["function"].get("strict"):
                 return Tool(tool.name, _ANY_OBJECT)
             raise self._refusal(given, str(error)) from None
         return tool
 
-    async def _checked(self, text: str, texts: GrammarTexts) -> str:
-        """The grammar, validated. If it is refused, the tool whose schema is to blame is named."""
-        try:
-            return await texts.checked(lambda: text, param="tools")
-        except InvalidRequest as error:
-            refused = error
-        for given in self.choice.callable_tools:
-            alone = self._write([self._enforceable(given)])
-            try:
-                await texts.checked(lambda alone=alone: alone, param="tools")
-            except InvalidRequest as error:
-                raise self._refusal(given, error.message.removeprefix("tools: ")) from None
-        raise refused
+    @property
+    def _callable(self) -> tuple[Mapping[str, Any], ...]:
+        return self.choice.callable_tools
 
     def _refusal(self, given: Mapping[str, Any], reason: str) -> InvalidRequest:
         where = f"tools[{self.choice.tools.index(given)}].function.parameters"

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import queue
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -40,17 +40,25 @@ class GrammarTexts:
             return None
         return Grammar(text=await self._text(source))
 
-    async def checked(self, write: Callable[[], str], *, param: str) -> str:
-        """A Lark grammar that `write` makes of what clients sent in `param`. Errors as above."""
-        try:
-            return await self._text(GrammarSource(param, question("made", write(), JsonOptions())))
-        except GrammarError as error:
-            raise invalid_grammar(param, error) from None
+    async def written(self, write: Callable[[], str], *, asked: str, param: str) -> str:
+        """A grammar that `write` makes, in a thread, of what a client sent in `param`; "" stays "". Errors as above.
+
+        `asked` is equal for equal grammars.
+        """
+
+        async def make() -> str:
+            text = await asyncio.to_thread(write)
+            return await self._make(GrammarSource(param, question("made", text, JsonOptions()))) if text else ""
+
+        return await self._kept_or_made(f"written: {asked}", make)
 
     async def _text(self, source: GrammarSource) -> str:
-        key = hashlib.blake2b(source.asked.encode(), digest_size=32).digest()
+        return await self._kept_or_made(source.asked, partial(self._make, source))
+
+    async def _kept_or_made(self, asked: str, make: Callable[[], Awaitable[str]]) -> str:
+        key = hashlib.blake2b(asked.encode(), digest_size=32).digest()
         if (text := self._kept.get(key)) is None:
-            text = await self._make(source)
+            text = await make()
             self._keep(key, text)
         else:
             self._kept.move_to_end(key)
