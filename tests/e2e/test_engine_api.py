@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import re
 import threading
 from collections.abc import Iterator
 
@@ -117,6 +118,16 @@ def test_a_flush_from_python_knows_the_whole_contract(engine) -> None:
             engine.flush_cache(**wrong)
 
 
+def test_grammars_are_those_of_the_server(engine) -> None:
+    params = {"max_new_tokens": 40, "regex": "[a-c]{5}"}
+    answer = engine.generate("The letters are", params)
+    assert re.fullmatch("[a-c]{5}", answer["text"])
+    free, bound = engine.generate(["x", "x"], [{"max_new_tokens": 2}, {"max_new_tokens": 9, "json_schema": "{}"}])
+    assert free["output_ids"] and bound["output_ids"]
+    with pytest.raises(ValueError, match=r"sampling_params\.regex"):
+        engine.generate("x", {"regex": "("})
+
+
 def test_shutdown_leaves_no_thread_and_no_socket() -> None:
     from headwater import Engine
 
@@ -124,9 +135,10 @@ def test_shutdown_leaves_no_thread_and_no_socket() -> None:
     engine = Engine(log_level="warning", kv_cache_memory_mb=32)
     directory = engine.directory
     assert list(directory.iterdir())
+    engine.generate("x", {"max_new_tokens": 2, "regex": "ab"})
     engine.shutdown()
     engine.shutdown()
-    left = {thread for thread in threading.enumerate() if thread.name.startswith("engine")} - before
+    left = {thread for thread in threading.enumerate() if thread.name.startswith(("engine", "grammars"))} - before
     assert not left
     assert not directory.exists()
 

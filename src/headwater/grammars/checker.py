@@ -49,7 +49,7 @@ class GrammarChecker:
     def close(self) -> None:
         """End the process. The next question starts another."""
         self._process = None
-        self._finalize()
+        self._finalize()  # a second call does nothing
 
     def _exchange(self, data: bytes, *, deadline_s: float) -> bytes:
         """Send a line and read one, or what comes before the process dies."""

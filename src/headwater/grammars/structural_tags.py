@@ -102,11 +102,10 @@ class _Writer:
         end = form.get("end")
         ends = _texts([end] if isinstance(end, str) else end, path, "end", may_be_empty=True)
         content = form.get("content")
-        kind = content.get("type") if isinstance(content, dict) else None
-        if kind == "triggered_tags":
+        if isinstance(content, dict) and content.get("type") == "triggered_tags":
             raise GrammarError(f"{path}.content", "type", "triggered_tags must stand outside of tags")
         opening = [literal(begin)] if begin else []
-        if kind == "any_text" and all(ends):
+        if isinstance(content, dict) and content.get("type") == "any_text" and all(ends):
             excluded = _texts(content.get("excludes", []), path, "excludes")
             return self._joined([*opening, self._terminal(_up_to(ends, without=excluded))])
         closing = self._terminal(" | ".join(literal(text) for text in ends)) if any(ends) else None

@@ -68,6 +68,7 @@ class Engine:
             self._resources.close()
             raise
         generator = TextGenerator(self._client, self.tokenizer, special_tokens=self.args.parse_special_tokens)
+        self._grammars = generator.grammars
         self._api = NativeApi(generator, build_model_facts(self.args, self.ready), LIMITS)
         self._is_running = True
         atexit.register(self.shutdown)
@@ -188,6 +189,7 @@ class Engine:
         self._wait(self._client.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._loop_thread.join(timeout=5.0)
+        self._grammars.close()
         self._loop.close()
         self._resources.close()
 

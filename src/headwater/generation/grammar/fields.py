@@ -109,9 +109,9 @@ def _by_kind(param: str, kind: str, value: Any, options: JsonOptions) -> Iterato
 
 
 def _response_format(given: dict[str, Any] | None, options: JsonOptions) -> Iterator[GrammarSource]:
-    match None if given is None else given.get("type"):
-        case None if given is None:
-            return
+    if given is None:
+        return
+    match given.get("type"):
         case "text":
             return
         case "json_object" if given.get("schema") is None:

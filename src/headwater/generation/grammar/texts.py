@@ -52,6 +52,16 @@ class GrammarTexts:
 
         return await self._kept_or_made(f"written: {asked}", make)
 
+    def close(self) -> None:
+        """End the threads and processes, once what they check has ended. A later grammar starts them again."""
+        if self._threads is not None:
+            self._threads.shutdown()
+            self._threads = None
+        for _ in range(_NUM_CHECKERS):
+            checker = self._checkers.get()
+            checker.close()
+            self._checkers.put(checker)
+
     async def _text(self, source: GrammarSource) -> str:
         return await self._kept_or_made(source.asked, partial(self._make, source))
 
