@@ -139,3 +139,20 @@ def test_the_vocabulary_is_read_with_the_first_grammar_and_once() -> None:
     for _ in range(2):
         compiler.compile('start: "a"')
     assert loads == [1]
+
+
+def test_copies_are_of_several_roots_and_advance_by_themselves() -> None:
+    """Copies of one root share an automaton, for which threads wait."""
+    tokens = [bytes([byte]) for byte in range(200)] + [b"<|end|>"]
+    vocabulary = Vocabulary(tokens=tokens, special_ids=frozenset({END}), end_id=END, encode=encode)
+    compiler = GuidanceCompiler(lambda: vocabulary, vocab_size=len(tokens), num_threads=8)
+    compiled = compiler.compile(LLMatcher.grammar_from_regex("a[bc]d"))
+    copies = [compiled.copy() for _ in range(8)]
+    for index, matcher in enumerate(copies):
+        for token in b"abd"[: index % 4]:
+            assert matcher.accept(token)
+    expected = [{ord("a")}, {ord("b"), ord("c")}, {ord("d")}]
+    begun = [(index, matcher) for index, matcher in enumerate(copies) if index % 4 < 3]
+    found = allowed(compiler, *(matcher for _, matcher in begun))
+    assert [ids for ids, _ in found] == [expected[index % 4] for index, _ in begun]
+    assert len({id(root) for root in compiled.roots}) == 4  # type: ignore[attr-defined]

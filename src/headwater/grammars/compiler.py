@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import llguidance
 import llguidance.numpy
@@ -10,6 +11,8 @@ import numpy.typing as npt
 
 from headwater.grammars.matcher import Matcher
 from headwater.grammars.vocabulary import Vocabulary
+
+_NUM_ROOTS = 4  # of a grammar, with as many threads
 
 
 class GuidanceMatcher:
@@ -35,6 +38,24 @@ class GuidanceMatcher:
         return GuidanceMatcher(self.inner.deep_copy(), is_empty=self._is_empty)
 
 
+class _CompiledGrammar(GuidanceMatcher):
+    """A matcher at the start of its grammar, with more of them, the *roots*, that were compiled apart.
+
+    Copies of one root share its automaton, and wait for one another when several threads fill their masks.
+    """
+
+    def __init__(self, roots: Sequence[llguidance.LLMatcher], *, is_empty: bool) -> None:
+        super().__init__(roots[0], is_empty=is_empty)
+        self.roots = roots
+        self._num_copies = 0
+
+    def copy(self) -> GuidanceMatcher:
+        """A copy of the root whose turn it is."""
+        self._num_copies += 1
+        root = self.roots[self._num_copies % len(self.roots)]
+        return GuidanceMatcher(root.deep_copy(), is_empty=self._is_empty)
+
+
 class GuidanceCompiler:
     """A compiler (matcher.GrammarCompiler) that reads its vocabulary when the first grammar is compiled."""
 
@@ -47,17 +68,26 @@ class GuidanceCompiler:
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._end_id = 0
         self._executor = llguidance.LLExecutor(num_threads=num_threads)
+        self._num_roots = _NUM_ROOTS if num_threads >= _NUM_ROOTS else 1
+        self._pool = ThreadPoolExecutor(_NUM_ROOTS, "grammar-roots")  # starts its threads when they are first used
 
     @property
     def is_ready(self) -> bool:
         return self._tokenizer is not None
 
     def compile(self, text: str) -> Matcher:
-        inner = llguidance.LLMatcher(self._ready_tokenizer(), text, log_level=0)
-        first = inner.compute_bitmask()  # some grammars show only here that they are too complex
+        tokenizer = self._ready_tokenizer()
+
+        def make_root() -> tuple[llguidance.LLMatcher, bytes]:
+            root = llguidance.LLMatcher(tokenizer, text, log_level=0)
+            return root, root.compute_bitmask()  # some grammars show only here that they are too complex
+
+        others = [self._pool.submit(make_root) for _ in range(self._num_roots - 1)]
+        inner, first = make_root()
         if inner.is_error():
             raise ValueError(inner.get_error().splitlines()[0])
-        return GuidanceMatcher(inner, is_empty=int.from_bytes(first, "little") == 1 << self._end_id)
+        roots = [inner, *(root for root, _ in (other.result() for other in others) if not root.is_error())]
+        return _CompiledGrammar(roots, is_empty=int.from_bytes(first, "little") == 1 << self._end_id)
 
     def fill(self, matchers: Sequence[Matcher], masks: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
         own = [it for it in matchers if isinstance(it, GuidanceMatcher)]
