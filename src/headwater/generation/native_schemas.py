@@ -45,7 +45,11 @@ class GenerateRequest(OptionFields):
         other_names=OTHER_NAMES_IN_GENERATE | _BELONG_INTO_SAMPLING_PARAMS,
         defaults=_SAMPLING_DEFAULTS,
     )
-    text: Text | list[Text] | None = Field(default=None, description="A prompt, or a list of prompts.")
+    text: Text | list[Text] | None = Field(
+        default=None,
+        description="A prompt, or a list of prompts.",
+        json_schema_extra={"examples": ["A radix tree is"]},
+    )
     input_ids: PromptIds | None = Field(default=None, description="The same as token ids.")
     sampling_params: SamplingInputs = Field(
         default_factory=SamplingInput, description="How tokens are chosen; a list has one item for each prompt."

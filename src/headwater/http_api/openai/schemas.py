@@ -63,7 +63,9 @@ class CompletionRequest(OpenAIRequest):
     """Continue one prompt or several."""
 
     names: ClassVar[Names] = Names(refused=REFUSED, other_names=OTHER_NAMES_IN_COMPLETIONS)
-    prompt: Text | list[Text] | list[int] | list[list[int]] = Field(description="Text or token ids.")
+    prompt: Text | list[Text] | list[int] | list[list[int]] = Field(
+        description="Text or token ids.", json_schema_extra={"examples": ["A radix tree is"]}
+    )
     max_tokens: NumTokens = Field(default=16, description="Reduced to what fits the context.")
     logprobs: NumLogprobs | None = Field(default=None, description="Report this many alternatives at each position.")
     echo: bool = Field(default=False, description="Begin the text and the log-probabilities with the prompt.")
