@@ -320,6 +320,7 @@ def test_weights_that_never_come_are_answered_in_time_and_given_up(message):
     driver.send(message)
     wait_for(driver, "u")
     assert isinstance(driver.replies["u"], Failed) and "not loaded in time" in driver.replies["u"].message
+    assert driver.replies["u"].status == 408, "the caller's time was over: no fault of the server"
     assert driver.runner.weights.staged[-1].is_abandoned
     driver.runner.weights.num_polls = 3
     driver.send(UpdateWeights(call_id="next", path="w2"))

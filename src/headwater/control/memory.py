@@ -150,7 +150,8 @@ class MemoryResume(Operation):
     def _too_late(self) -> Failed:
         assert self._staged is not None
         self._staged.abandon()
-        return self._failed("the weights were not loaded in time")
+        message = "the weights were not loaded in time; nothing was resumed"
+        return Failed(call_id=self._message.call_id, status=408, message=message)
 
     def _changed(self, error: str) -> Failed:
         text = (

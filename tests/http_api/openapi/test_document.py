@@ -75,6 +75,14 @@ async def test_a_null_counts_as_left_out_also_in_the_document(engine: ScriptedEn
     assert answer.status_code == 200, answer.text
 
 
+async def test_events_are_no_text_in_the_document(engine: ScriptedEngine) -> None:
+    """Validators take an event as an object of its fields."""
+    routes = routes_of(await document(engine))
+    contents = [route["responses"]["200"].get("content", {}) for route in routes.values()]
+    found = [content["text/event-stream"] for content in contents if "text/event-stream" in content]
+    assert len(found) >= 5 and not [stream for stream in found if "type" in stream["schema"]]
+
+
 async def test_answers_in_text_are_documented(engine: ScriptedEngine) -> None:
     routes = routes_of(await document(engine))
     for name in ("GET /flush_cache", "PUT /hicache/storage-backend", "DELETE /hicache/storage-backend"):

@@ -150,7 +150,7 @@ def _complete_responses(responses: Json, answer: Json | None, error: Json, *, ev
         elif answer is not None:
             content.setdefault(JSON, {})["schema"] = answer
         if EVENTS in content:
-            content[EVENTS] = {"schema": {"type": "string", "description": EVENT_TEXT}, "x-event": event}
+            content[EVENTS] = {"schema": {"description": EVENT_TEXT}, "x-event": event}
     responses["default"] = {"description": "An error.", "content": {JSON: {"schema": error}}}
 
 
