@@ -31,7 +31,7 @@ class GuidanceMatcher:
     def accept(self, token_id: int) -> bool:
         if self.inner.consume_token(token_id):
             return True
-        self.error = self.inner.get_error().splitlines()[0] if self.inner.is_error() else ""
+        self.error = _reason(self.inner) if self.inner.is_error() else ""
         return False
 
     def copy(self) -> "GuidanceMatcher":
@@ -67,7 +67,8 @@ class GuidanceCompiler:
         self._lock = threading.Lock()
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._end_id = 0
-        self._executor = llguidance.LLExecutor(num_threads=num_threads)
+        self._num_threads = num_threads
+        self._executor: llguidance.LLExecutor | None = None  # its threads begin with the first grammar
         self._num_roots = _NUM_ROOTS if num_threads >= _NUM_ROOTS else 1
         self._pool = ThreadPoolExecutor(_NUM_ROOTS, "grammar-roots")  # starts its threads when they are first used
 
@@ -85,18 +86,18 @@ class GuidanceCompiler:
         others = [self._pool.submit(make_root) for _ in range(self._num_roots - 1)]
         inner, first = make_root()
         if inner.is_error():
-            raise ValueError(inner.get_error().splitlines()[0])
+            raise ValueError(_reason(inner))
         roots = [inner, *(root for root, _ in (other.result() for other in others) if not root.is_error())]
         return _CompiledGrammar(roots, is_empty=int.from_bytes(first, "little") == 1 << self._end_id)
 
     def fill(self, matchers: Sequence[Matcher], masks: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
         own = [it for it in matchers if isinstance(it, GuidanceMatcher)]
-        assert len(own) == len(matchers) == len(masks), "matchers of another compiler"
+        assert self._executor is not None and len(own) == len(matchers) == len(masks), "matchers of another compiler"
         pairs = [(it.inner, row) for row, it in enumerate(own)]
         llguidance.numpy.fill_next_token_bitmask_par(self._executor, pairs, masks.view(np.int32))
         for it in own:
             if it.inner.is_error():
-                it.error = it.inner.get_error().splitlines()[0]
+                it.error = _reason(it.inner)
         word, bit = self._end_id // 32, np.uint32(1 << self._end_id % 32)
         may_end = (masks[:, word] & bit) != 0
         masks[:, word] &= ~bit
@@ -108,6 +109,7 @@ class GuidanceCompiler:
                 vocabulary = self._load()
                 assert len(vocabulary.tokens) == self._vocab_size
                 self._end_id = vocabulary.end_id
+                self._executor = llguidance.LLExecutor(num_threads=self._num_threads)
                 tokens = _Tokens(vocabulary)
                 self._tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(tokens))
                 tokens.greedy = self._tokenizer.greedy_tokenize
@@ -130,3 +132,8 @@ class _Tokens:
         ids = self._encode(text)
         is_exact = b"".join(self.tokens[token_id] for token_id in ids if token_id < len(self.tokens)) == text.encode()
         return ids if is_exact or self.greedy is None else self.greedy(text)  # a tokenizer may normalise text
+
+
+def _reason(inner: llguidance.LLMatcher) -> str:
+    """Why a matcher has failed, in one line."""
+    return (inner.get_error().splitlines() or ["the grammar library gives no reason"])[0]
