@@ -7,7 +7,7 @@ lists what is decided here and what is refused.
 import difflib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -38,6 +38,7 @@ MAX_NESTING = 100
 MAX_SCHEMAS = 10_000  # schemas in one document, after each reference has been followed once
 MAX_PATTERNS = 32  # patternProperties of one object, which are compared with each other
 _IN_PLACE = ("allOf", "anyOf", "oneOf")
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _ROOT = "#"
 _ADDRESS = "references in or into a schema with an $id of its own are not followed"
 
@@ -60,6 +61,8 @@ class _Document:
         self._definitions: Json = {}
         self._one_ofs: list[tuple[str, Json]] = []
         self._steps: set[tuple[int, int]] = set()  # of all multipleOf
+        self._bounds: set[tuple[str, float]] = set()  # of all numbers
+        self._combines = False  # whether bounds of several schemas may hold for one number
         self._num_schemas = 0
 
     def prepared(self) -> Json:
@@ -72,6 +75,8 @@ class _Document:
             self._definitions[self._names[reference]] = self.read(self._target(reference), reference)
             done += 1
         self._check_steps()
+        if self._combines:
+            _check_zero(self._bounds, _ROOT)
         self._check_recursion(result)
         self._resolve_one_ofs()
         definitions = {name.rpartition("/")[2]: schema for name, schema in self._definitions.items()}
@@ -108,6 +113,10 @@ class _Document:
         is_object = "properties" in result or "patternProperties" in result
         if self._closes_objects and is_object and "additionalProperties" not in result:
             result["additionalProperties"] = False
+        bounds = [(name, result[name]) for name in _BOUNDS if name in result]
+        self._bounds.update(bounds)
+        self._combines |= "allOf" in result or bool(bounds and any(name in result for name in (*_IN_PLACE, "$ref")))
+        _check_zero(bounds, path)
         least, required = result.get("minProperties", 0), len(result.get("required", ()))
         if least > required + 1:  # names that are not listed may repeat, and a reader keeps one of them
             raise GrammarError(path, "minProperties", f"at most one more than the required properties, got {least}")
@@ -222,6 +231,13 @@ class _Document:
                         message = f"alternatives {j} and {i} may both match; use anyOf, or a const that differs"
                         raise GrammarError(path, "oneOf", message)
             _replace_one_of(schema, options)
+
+
+def _check_zero(bounds: Iterable[tuple[str, float]], path: str) -> None:
+    """The library lets 0 pass where 0 is excluded and the other bound is a fraction (0 < x < 0.5)."""
+    excluded = [name for name, value in bounds if value == 0 and name.startswith("exclusive")]
+    if excluded and any(0 < abs(value) < 1 for _, value in bounds):
+        raise GrammarError(path, excluded[0], "0 cannot be excluded beside a bound between -1 and 1")
 
 
 def _has_address(schema: Any) -> bool:
