@@ -72,7 +72,8 @@ class Tokenizer:
     @property
     def special_token_ids(self) -> dict[str, int]:
         """Special tokens by their spelling."""
-        return {self._backend.id_to_token(token_id): token_id for token_id in self.spelling.special_ids}
+        named = ((self._backend.id_to_token(token_id), token_id) for token_id in self.spelling.special_ids)
+        return {text: token_id for text, token_id in named if text is not None}
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids, equal to the text of a stream. Ids without a token have no text.
