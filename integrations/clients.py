@@ -33,8 +33,8 @@ HTTP = "httpx==0.28.1"
 # what the load tool and the test kits of SGLang import; the rest of its dependencies need a GPU
 SGLANG = (
     *("aiohttp", "apache-tvm-ffi", "compressed_tensors", "datasets", "fastapi", "gguf", "IPython", "msgspec", "numpy"),
-    *("orjson", "pillow", "psutil", "pybase64", "pyzmq", "requests", "sentencepiece", "starlette", "tqdm", "triton"),
-    *("transformers==5.23.0", CPU_TORCH, OPENAI, ANTHROPIC),
+    *("orjson", "partial_json_parser", "pillow", "psutil", "pybase64", "pyzmq", "requests", "sentencepiece"),
+    *("starlette", "tqdm", "triton", "transformers==5.23.0", CPU_TORCH, OPENAI, ANTHROPIC),
 )
 
 CLIENTS = (

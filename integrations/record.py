@@ -36,8 +36,9 @@ def without_paths(text: str) -> str:
 
 
 def commit() -> str:
-    """The commit of the working tree; with a plus if the server's code differs from it."""
-    found = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    """The commit that changed the server's code last; with a plus if the working tree differs from it."""
+    last = ("git", "log", "-1", "--format=%h", "--abbrev=10", "--", "src")
+    found = subprocess.run(last, cwd=ROOT, capture_output=True, text=True)
     changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "src"], cwd=ROOT, capture_output=True)
     return found.stdout.strip() + ("+" if changed.returncode else "")
 

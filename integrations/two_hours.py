@@ -15,6 +15,7 @@ import asyncio
 import json
 import random
 import sys
+import threading
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ import httpx
 from checks import URL_VARIABLES, server_at
 from clients import client_named
 from endurance.plot import plot
-from endurance.samples import Sample, children_of, device_pages, process_at, trends
+from endurance.samples import Sample, device_pages, engine_of, process_at, trends
 from endurance.streams import Outcome, Stream
 from environment import Environment
 from record import commit
@@ -46,6 +47,7 @@ class Run:
         self._http = http
         self._options = options
         self._began_s = 0.0
+        self._is_over = threading.Event()  # also when something has failed
         self.outcome = Outcome()
         self.samples: list[Sample] = []
         self.sdk_checks: dict[str, dict[str, int]] = {}
@@ -58,7 +60,10 @@ class Run:
         self._began_s = time.monotonic()
         until_s = self._began_s + self._options.minutes * 60
         tasks = [self._stream(model, 1 + n).run(until_s) for n in range(self._options.streams)]
-        await asyncio.gather(*tasks, self._sample(until_s), asyncio.to_thread(self._run_sdks, until_s))
+        try:
+            await asyncio.gather(*tasks, self._sample(until_s), asyncio.to_thread(self._run_sdks, until_s))
+        finally:
+            self._is_over.set()
         return await self._pages_when_idle()
 
     def _stream(self, model: str, seed: int) -> Stream:
@@ -75,7 +80,7 @@ class Run:
 
     async def _sample(self, until_s: float) -> None:
         api = self._server.process.pid
-        (engine,) = children_of(api)
+        engine = engine_of(api)
         while time.monotonic() < until_s:
             self.samples.append(
                 Sample(
@@ -93,6 +98,8 @@ class Run:
         names = [name for name in self._options.sdks.split(",") if name]
         while names and time.monotonic() < until_s - 60:
             for name in names:
+                if self._is_over.is_set():
+                    return
                 client = client_named(name)
                 environment = Environment(client)
                 environment.install()

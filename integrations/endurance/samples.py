@@ -63,9 +63,11 @@ def process_at(pid: int) -> Process:
     )
 
 
-def children_of(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
+def engine_of(api: int) -> int:
+    """The engine's process: the largest child of the API process, whose other child only cleans up."""
+    tasks = Path(f"/proc/{api}/task").glob("*/children")
+    children = [int(child) for task in tasks for child in task.read_text().split()]
+    return max(children, key=lambda pid: process_at(pid).rss_mib)
 
 
 async def device_pages(http: httpx.AsyncClient) -> dict[str, int]:

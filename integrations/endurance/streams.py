@@ -190,6 +190,6 @@ class Stream:
 
     async def _flush(self) -> None:
         """Rarely, since the cache is to be full most of the time."""
-        if self._random.random() < 0.1:
+        if self._random.random() < 0.02:
             answer = await self._http.post("/flush_cache", params={"mode": "now"})
             assert answer.status_code in (200, 202), answer.text

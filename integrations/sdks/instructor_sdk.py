@@ -2,14 +2,16 @@
 
 import instructor
 import openai
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from checks import Server, check, check_page, refused, run_checks
 from sdks.questions import QUESTION
 
 
 class City(BaseModel):
-    """A city."""
+    """A city; `forbid`, since a small model may otherwise add keys without end."""
+
+    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(max_length=24)
     population: int = Field(ge=0, le=40_000_000)

@@ -58,6 +58,7 @@ def tools_auto(server: Server) -> None:
 @check("json_schema")
 def json_schema(server: Server) -> None:
     schema = {"type": "object", "properties": {"sunny": {"type": "boolean"}}, "required": ["sunny"]}
+    schema |= {"additionalProperties": False}
     said = text_of(llm(server, "--no-stream", "--schema", json.dumps(schema), "Is it sunny?", max_tokens=100))
     assert type(json.loads(said)["sunny"]) is bool
 

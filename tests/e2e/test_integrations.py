@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from running_server import RunningServer
 
 ROOT = Path(__file__).parents[2]
 INTEGRATIONS = ROOT / "integrations"
@@ -25,6 +26,13 @@ def run(*arguments: str, url: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=240,
     )
+
+
+@pytest.mark.slow
+def test_the_openai_sdk_passes_every_check(server: RunningServer) -> None:
+    """On the default model and on the scripted one: tools, schemas, streams, errors, and the code of its page."""
+    ran = run("openai-python", url=server.url)
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-1000:]
 
 
 @pytest.mark.slow
