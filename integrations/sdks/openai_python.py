@@ -105,7 +105,8 @@ def tools_required(server: Server) -> None:
 def tools_named(server: Server) -> None:
     choice = {"type": "function", "function": {"name": "get_weather"}}
     parts = list(ask(server, tools=[WEATHER_TOOL], tool_choice=choice, max_completion_tokens=200, stream=True))
-    deltas = [call for part in parts for call in part.choices[0].delta.tool_calls or () if call.index == 0]
+    deltas = [call for part in parts for call in part.choices[0].delta.tool_calls or ()]
+    assert {delta.index for delta in deltas} == {0}, "a named tool is called once"
     assert deltas[0].function.name == "get_weather"
     assert deltas[0].id
     assert set(json.loads("".join(delta.function.arguments or "" for delta in deltas))) == {"city"}

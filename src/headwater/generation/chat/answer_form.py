@@ -83,7 +83,8 @@ class AnswerForm:
         """The grammar of an answer that may hold calls. If it is refused, the tool that is to blame is named."""
         if self.tool_format is None:
             raise unsupported("tool_choice", "tool_choice: no call can be forced with --tool-call-parser none")
-        facts = [self.tool_format.name, self._callable, self.choice.is_forced, self.is_parallel, answer]
+        parallel = self.is_parallel and self.choice.name is None
+        facts = [self.tool_format.name, self._callable, self.choice.is_forced, parallel, answer]
         try:
             return await texts.written(partial(self._write, answer), asked=json.dumps(facts), param="tools")
         except InvalidRequest as error:
