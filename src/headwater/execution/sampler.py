@@ -112,8 +112,11 @@ class SamplingBatch:
         return tokens
 
     def _choose_best_allowed(self, logits: Logits, masks: RowMasks, tokens: Tokens) -> None:
-        """Write the tokens of the greedy rows that have masks."""
-        of = np.flatnonzero(~self._is_random[masks.rows]).astype(np.int32)
+        """Write the tokens of the greedy rows that have masks. Rows whose token is allowed have theirs already."""
+        newest = tokens[masks.rows]
+        words = masks.words[np.arange(len(newest)), newest >> 5]
+        is_allowed = (words >> (newest & 31).astype(np.uint32)) & 1 != 0
+        of = np.flatnonzero(~(is_allowed | self._is_random[masks.rows])).astype(np.int32)
         if len(of):
             rows = np.ascontiguousarray(masks.rows[of])
             tokens[rows] = self._device.best_allowed(logits, rows, masks=masks.words, mask_rows=of)

@@ -13,6 +13,7 @@ from headwater.grammars.matcher import Matcher
 from headwater.grammars.vocabulary import Vocabulary
 
 _NUM_ROOTS = 4  # of a grammar, with as many threads
+_MIN_SHARED_ROWS = 8  # few rows take less time than threads to wake up
 
 
 class GuidanceMatcher:
@@ -93,8 +94,12 @@ class GuidanceCompiler:
     def fill(self, matchers: Sequence[Matcher], masks: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
         own = [it for it in matchers if isinstance(it, GuidanceMatcher)]
         assert self._executor is not None and len(own) == len(matchers) == len(masks), "matchers of another compiler"
-        pairs = [(it.inner, row) for row, it in enumerate(own)]
-        llguidance.numpy.fill_next_token_bitmask_par(self._executor, pairs, masks.view(np.int32))
+        if self._num_threads >= _NUM_ROOTS and len(own) >= _MIN_SHARED_ROWS:
+            pairs = [(it.inner, row) for row, it in enumerate(own)]
+            llguidance.numpy.fill_next_token_bitmask_par(self._executor, pairs, masks.view(np.int32))
+        else:
+            for it, words in zip(own, masks, strict=True):
+                it.inner.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
         for it in own:
             if it.inner.is_error():
                 it.error = _reason(it.inner)
