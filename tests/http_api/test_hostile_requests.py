@@ -21,6 +21,7 @@ from headwater.http_api.app import ROUTERS
 from headwater.http_api.json_body import parse_json
 from headwater.http_api.ollama.schemas import OllamaRequest
 from headwater.http_api.openai.conversation import ConversationRequest
+from headwater.http_api.openai.schemas import OpenAIRequest
 from headwater.http_api.responses.schemas import ResponsesRequest
 from headwater.tokenization.json_nesting import MAX_NESTING, is_too_deep
 
@@ -85,6 +86,7 @@ def schema() -> dict[str, Any]:
 
 SCHEMA = schema()
 TRIED = {  # on /v1/chat/completions and /api/chat, which read them with the same code
+    "/v1/completions": OpenAIRequest.model_fields,
     "/v1/messages": ConversationRequest.model_fields,
     "/v1/responses": ConversationRequest.model_fields,
     "/v1/responses/input_tokens": ResponsesRequest.model_fields,

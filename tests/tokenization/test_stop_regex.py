@@ -65,6 +65,11 @@ def test_the_match_is_the_first_one_of_re_however_the_text_is_cut(text, patterns
     assert run(text, patterns, chunk=chunk) == reference(text, patterns)
 
 
+def test_of_patterns_with_the_same_match_the_first_one_is_reported():
+    for patterns in (["(?m)^b", "(a*)*b"], ["(a*)*b", "(?m)^b"]):
+        assert run("b", patterns) == ("", patterns[0])
+
+
 def test_text_that_may_begin_a_match_is_held_back_and_no_more():
     matcher = StopRegexMatcher(compile_stop((), ("a[0-9]+b",)))
     assert [matcher.feed(piece) for piece in ("xxa", "12", "c", "ya", "1b", "z")] == ["xx", "", "a12c", "y", "", ""]

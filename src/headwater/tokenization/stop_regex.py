@@ -8,7 +8,8 @@ _Thread = tuple[int, int]  # a state that consumes, and where its match began
 class StopRegexMatcher:
     """Passes text until a match is complete, and holds back text that may begin one.
 
-    The match is the one whose last character comes first, and the longest of those. All patterns run side by side, one
+    The match is the one whose last character comes first, and the longest of those. Of patterns with the same match the
+    first one is reported. All patterns run side by side, one
     step a character (Pike's machine; Cox, "Regular expression matching: the virtual machine approach", 2009). So the
     result does not depend on the pieces of the text, and no pattern takes more than its number of states a character.
 
@@ -55,21 +56,29 @@ class StopRegexMatcher:
         self._is_line_start = char == "\n"
         threads: list[_Thread] = []
         seen: set[int] = set()
+        found: tuple[int, int] | None = None  # where the match begins, and the state that accepts it
         for number, began in self._threads:
+            if found is not None and began > found[0]:
+                break
             test, following, _, _ = states[number]
             if test is not None and test(char):
-                accepted = self._add(following, began, threads=threads, seen=seen)
-                if accepted is not None:
-                    self.matched = accepted
-                    return began
+                accepting = self._add(following, began, threads=threads, seen=seen)
+                if accepting is not None and (found is None or accepting < found[1]):
+                    found = began, accepting
+        if found is not None:
+            self.matched = states[found[1]].accepts
+            return found[0]
         self._threads, self._seen = threads, seen
         if was_idle and not threads and not was_line_start and char != "\n":
             self._lead.add(char)
         return None
 
-    def _add(self, numbers: tuple[int, ...], began: int, *, threads: list[_Thread], seen: set[int]) -> str | None:
-        """Add the consuming states that follow without a character; returns what is accepted there."""
-        states, accepted = self._program.states, None
+    def _add(self, numbers: tuple[int, ...], began: int, *, threads: list[_Thread], seen: set[int]) -> int | None:
+        """Add the consuming states that follow without a character; returns the first state that accepts there.
+
+        States of patterns are numbered in the order of the patterns.
+        """
+        states, accepting = self._program.states, None
         stack = list(numbers)
         while stack:
             number = stack.pop()
@@ -80,10 +89,10 @@ class StopRegexMatcher:
             if test is not None:
                 threads.append((number, began))
             elif accepts is not None:
-                accepted = accepts
+                accepting = number if accepting is None else min(number, accepting)
             elif not place or self._is_at(place):
                 stack += following
-        return accepted
+        return accepting
 
     def _is_at(self, place: str) -> bool:
         return self._position == 0 if place == "text" else self._is_line_start
