@@ -132,8 +132,10 @@ class Stream:
         schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": low, "maximum": low + 9}}}
         schema |= {"required": ["n"], "additionalProperties": False}
         form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
-        answer = await self._post("/v1/chat/completions", self._chat(response_format=form, max_tokens=60))
-        n = json.loads(answer["choices"][0]["message"]["content"])["n"]
+        answer = await self._post("/v1/chat/completions", self._chat(response_format=form, max_tokens=120))
+        choice = answer["choices"][0]
+        assert choice["finish_reason"] == "stop", choice
+        n = json.loads(choice["message"]["content"])["n"]
         assert low <= n <= low + 9, n
 
     async def _regex(self) -> None:
