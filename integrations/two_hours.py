@@ -109,6 +109,7 @@ class Run:
                 sums["runs"] += 1
                 for result in results:
                     sums[result] += 1
+            self._is_over.wait(min(self._options.sdk_pause, max(0.0, until_s - time.monotonic())))
 
     async def _pages_when_idle(self) -> dict[str, int]:
         deadline_s = time.monotonic() + IDLE_LIMIT_S
@@ -168,6 +169,7 @@ def main() -> int:
     parser.add_argument("--pause", type=float, default=0.3, help="mean seconds between a stream's requests")
     parser.add_argument("--every", type=float, default=10.0, help="seconds between samples")
     parser.add_argument("--sdks", default="", help="clients of run.py whose checks run meanwhile, with commas")
+    parser.add_argument("--sdk-pause", type=float, default=60.0, help="seconds between two rounds of the SDKs' checks")
     parser.add_argument("serve", nargs="*", help="arguments for `headwater serve`")
     found = asyncio.run(measure(parser.parse_args()))
     for key in ("minutes", "requests", "left_out", "sdk_checks", "pages_at_the_end", "num_failures"):
