@@ -5,7 +5,9 @@
 
 Two ways to run steps whose rows have grammars: launched one ahead, with the choice enqueued when the masks are there
 (what the server does), and each step collected before the next one is launched. Besides the time of a step, the run
-reports how long the host takes to fill the masks. It needs nothing but the repository and its dependencies.
+reports how long the host takes to fill the masks and to record a step's tokens. It also counts how often the device had
+nothing left to do when the masks were there, and when the next step was launched. It needs nothing but the repository
+and its dependencies.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -93,34 +96,72 @@ def run(folder: Path, options: argparse.Namespace, figures: Figures) -> None:
             for name, params in (("greedy", GREEDY), ("sampled", SAMPLED)):
                 seed = 1000 * (repeat + 1)
                 for share, num_masked in (("none", 0), ("half", options.rows // 2), ("all", options.rows)):
-                    with timed_masks(engine) as fills:
+                    with host_times(engine, on_gpu=options.device == "cuda") as times:
                         figures.put(f"{name}_{share}_step_ms_run{repeat}", step_ms(params, num_masked, seed=seed))
-                    if fills:
-                        figures.put(f"{name}_{share}_fill_ms_run{repeat}", 1e3 * statistics.median(fills))
+                    for what, value in times.figures().items():
+                        figures.put(f"{name}_{share}_{what}_run{repeat}", value)
                 with not_launched_ahead(engine):
                     for share, num_masked in (("none", 0), ("all", options.rows)):
                         value = step_ms(params, num_masked, seed=seed)
                         figures.put(f"{name}_{share}_not_ahead_step_ms_run{repeat}", value)
 
 
+@dataclass
+class HostTimes:
+    """What the host does between two steps, and how often the device waited for it."""
+
+    fill_s: list[float] = field(default_factory=list)
+    record_s: list[float] = field(default_factory=list)
+    are_masks_late: list[bool] = field(default_factory=list)
+    is_launch_late: list[bool] = field(default_factory=list)
+
+    def figures(self) -> dict[str, float]:
+        found = {"record_ms": 1e3 * statistics.median(self.record_s)}
+        if self.fill_s:
+            found["fill_ms"] = 1e3 * statistics.median(self.fill_s)
+            found["fill_p95_ms"] = 1e3 * statistics.quantiles(self.fill_s, n=20)[-1]
+        if self.are_masks_late:
+            found["masks_late_share"] = statistics.fmean(self.are_masks_late)
+        if self.is_launch_late:
+            found["launch_late_share"] = statistics.fmean(self.is_launch_late)
+        return found
+
+
 @contextmanager
-def timed_masks(engine: Any) -> Iterator[list[float]]:
-    """Seconds of each call that fills the masks of a step."""
-    masks = engine._engine._scheduler.masks
-    fill: Callable[[Any], Any] = masks.fill
-    seconds: list[float] = []
+def host_times(engine: Any, *, on_gpu: bool) -> Iterator[HostTimes]:
+    """Times of all steps within the block."""
+    import torch
 
-    def timed(plan: Any) -> Any:
-        started_s = time.perf_counter()
-        filled = fill(plan)
-        seconds.append(time.perf_counter() - started_s)
-        return filled
+    scheduler, runner, times = engine._engine._scheduler, engine._engine._steps._runner, HostTimes()
 
-    masks.fill = timed
+    def timed(call: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+        def measured(*given: Any) -> Any:
+            started_s = time.perf_counter()
+            result = call(*given)
+            seconds.append(time.perf_counter() - started_s)
+            return result
+
+        return measured
+
+    def watched(call: Callable[..., Any], late: list[bool]) -> Callable[..., Any]:
+        def asked(*given: Any, **named: Any) -> Any:
+            late.append(torch.cuda.current_stream().query())
+            return call(*given, **named)
+
+        return asked
+
+    patched = [(scheduler.masks, "fill"), (scheduler, "collect")]
+    scheduler.masks.fill = timed(scheduler.masks.fill, times.fill_s)
+    scheduler.collect = timed(scheduler.collect, times.record_s)
+    if on_gpu:
+        patched += [(runner, "_sample_masked"), (runner, "launch")]
+        runner._sample_masked = watched(runner._sample_masked, times.are_masks_late)
+        runner.launch = watched(runner.launch, times.is_launch_late)
     try:
-        yield seconds
+        yield times
     finally:
-        del masks.fill
+        for owner, name in patched:
+            delattr(owner, name)
 
 
 @contextmanager

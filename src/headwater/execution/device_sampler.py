@@ -1,9 +1,13 @@
-"""Sampling on a GPU without waiting for it: parameters per slot on the host, one kernel for all rows that draw."""
+"""Sampling on a GPU without waiting for it: parameters per slot on the host, one kernel for all rows that draw.
+
+Greedy rows with masks have a kernel of their own.
+"""
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_allowed
 from headwater.devices.cuda.kernels.sampling import draw_tokens
 from headwater.devices.noise import noise_keys
 from headwater.execution.device_penalties import DeviceLogitEdits
@@ -14,10 +18,14 @@ from headwater.scheduling.plan import SlotAssignment
 
 
 class DeviceSampler:
-    """Chooses the tokens of rows that are not plainly greedy. The greedy kernel has chosen the others."""
+    """Chooses the tokens of rows that are not plainly greedy. The greedy kernel has chosen the others.
 
-    def __init__(self, device: torch.device, *, max_running: int, vocab_size: int) -> None:
+    `scratch` is that kernel's.
+    """
+
+    def __init__(self, device: torch.device, *, max_running: int, vocab_size: int, scratch: GreedyScratch) -> None:
         self._device = device
+        self._scratch = scratch
         self._vocab_size = vocab_size
         self._edits: dict[int, DeviceLogitEdits] = {}  # by slot
         self.is_special = np.zeros(max_running, dtype=np.bool_)  # by slot: not plainly greedy
@@ -61,11 +69,42 @@ class DeviceSampler:
                   if slot in self._edits]  # fmt: skip
         for row, num, edits in edited:
             edits.apply(logits[row], num)
-        on_device = self._ring.stage((rows, slots, self._packed(slots, num_outputs)))
-        words = None if masks is None else self._mask_ring.stage((masks.view(np.int32),))[0]
-        draw_tokens(logits, *on_device, newest=newest, result=result, masks=words)
+        if masks is None:
+            on_device = self._ring.stage((rows, slots, self._packed(slots, num_outputs)))
+            draw_tokens(logits, *on_device, newest=newest, result=result)
+        else:
+            self._choose_masked(
+                logits, rows, slots=slots, num_outputs=num_outputs, newest=newest, result=result, masks=masks
+            )
         for row, _, edits in edited:
             edits.count(result[0, row : row + 1].long())
+
+    def _choose_masked(
+        self,
+        logits: torch.Tensor,
+        rows: Ints,
+        *,
+        slots: Ints,
+        num_outputs: Ints,
+        newest: torch.Tensor,
+        result: torch.Tensor,
+        masks: npt.NDArray[np.uint32],
+    ) -> None:
+        """As `choose`, with greedy rows and rows that draw apart."""
+        is_drawn: npt.NDArray[np.bool_] = self._params[0, slots] > 0
+        greedy, drawn = np.flatnonzero(~is_drawn), np.flatnonzero(is_drawn)
+        words = masks.view(np.int32)
+        # indexing copies, which a step of one kind is spared
+        greedy_words, drawn_words = self._mask_ring.stage(
+            [words if len(part) == len(words) else words[part] for part in (greedy, drawn)]
+        )
+        if len(greedy):
+            at, to = self._ring.stage((rows[greedy], slots[greedy]))
+            choose_allowed(logits, at, to, greedy_words, newest=newest, result=result, scratch=self._scratch)
+        if len(drawn):
+            packed = self._packed(slots[drawn], num_outputs[drawn])
+            on_device = self._ring.stage((rows[drawn], slots[drawn], packed))
+            draw_tokens(logits, *on_device, newest=newest, result=result, masks=drawn_words)
 
     def _packed(self, slots: Ints, num_outputs: Ints) -> Ints:
         """The parameters of `draw_tokens`. int32[6, N]"""

@@ -83,13 +83,14 @@ class GpuRunner:
         self._weights_bytes = loaded.weights_bytes
         self._kv: KVMemory | None = device.allocate_kv(layout, num_pages)  # None while it is released
         self._slots = DeviceSlots(place, max_running=max_running, max_pages=-(-max_context // layout.page_size))
-        self._sampler = DeviceSampler(place, max_running=max_running, vocab_size=loaded.config.vocab_size)
-        self._greedy = GreedyScratch(max_rows=max_running, vocab_size=loaded.config.vocab_size, device=place)
+        vocab_size = loaded.config.vocab_size
+        self._greedy = GreedyScratch(max_rows=max_running, vocab_size=vocab_size, device=place)
+        self._sampler = DeviceSampler(place, max_running=max_running, vocab_size=vocab_size, scratch=self._greedy)
         with torch.inference_mode():
             self._rotary = device.rotary_tables(loaded.model.rotary, max_context)
         device.reserve_decodes(loaded.model.geometry, max_running)
         # shared by all steps: a graph with logits of its own would keep them for ever
-        self._logits = torch.empty((max_running, loaded.config.vocab_size), dtype=torch.float32, device=place)
+        self._logits = torch.empty((max_running, vocab_size), dtype=torch.float32, device=place)
         self._result = torch.zeros((2, max_running), dtype=torch.int32, device=place)
         self._results = [pinned((2, max_running), torch.int32, place) for _ in range(_NUM_RESULTS)]
         self._num_launched = 0

@@ -16,7 +16,7 @@ from triton.runtime.jit import JITFunction
 
 from attention_setting import Setting
 from headwater.devices.cuda.device import CudaDevice
-from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_greedy
+from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_allowed, choose_greedy
 from headwater.devices.cuda.kernels.page_copy import copy_pages
 from headwater.devices.cuda.kernels.sampling import draw_tokens
 from headwater.devices.cuda.kernels.scatter import write_entries
@@ -86,6 +86,7 @@ def sampling() -> None:
     draw_tokens(logits, slots, slots, params, newest=newest, result=result)
     masks = torch.zeros((2, 282), dtype=torch.int32)
     draw_tokens(logits, slots, slots, params, newest=newest, result=result, masks=masks)
+    choose_allowed(logits, slots, slots, masks, newest=newest, result=result, scratch=scratch)
     write_entries(torch.zeros(64, dtype=torch.int32), slots, slots)
     for words in (2048, 2056):
         pages = torch.zeros((4, words), dtype=torch.int64)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from headwater.devices.cpu.plain.draw import log_noise
 from headwater.devices.cuda.device import CudaDevice
-from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_greedy
+from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_allowed, choose_greedy
 from headwater.devices.cuda.kernels.layers import silu_mul
 from headwater.devices.cuda.kernels.sampling import draw_tokens
 from headwater.devices.cuda.kernels.scatter import write_entries
@@ -79,6 +79,40 @@ def test_the_greedy_token_is_the_first_largest_and_bad_logits_are_told() -> None
         assert newest[5] == -1
 
 
+def test_the_greedy_token_under_a_mask_is_the_first_largest_allowed() -> None:
+    """Each row has its own mask and may lie anywhere; forbidden, infinite and NaN logits choose nothing outside."""
+    vocab_size = 9000
+    logits = _random(6, vocab_size, seed=8) * 3
+    logits[:, 17] = 90.0  # never allowed
+    logits[4, [4095, 4096]] = 50.0  # a tie at a block's border
+    logits[1, 7] = math.inf  # not allowed
+    logits[5] = math.nan
+    allowed = np.random.default_rng(9).random((6, vocab_size)) < np.array([[0.5], [0.5], [0.002], [0.0], [0.0], [1.0]])
+    allowed[2, 4095:4097] = allowed[3, 8999] = allowed[4, :17] = True
+    allowed[:, [7, 17]] = False
+    rows = torch.tensor([3, 1, 4, 0, 2, 5], dtype=torch.int32, device=PLACE)
+    newest = torch.full((10,), -1, dtype=torch.int32, device=PLACE)
+    result = torch.full((2, 7), -1, dtype=torch.int32, device=PLACE)
+    scratch = GreedyScratch(max_rows=6, vocab_size=vocab_size, device=PLACE)
+    masks = _packed(allowed, num_words=283)
+    masked = logits[rows.long()].cpu().masked_fill(~torch.from_numpy(allowed), -math.inf)
+    for _ in range(2):  # the second finds the counters as the first left them
+        choose_allowed(logits, rows, rows + 2, masks, newest=newest, result=result, scratch=scratch)
+        assert result[0, rows.long()].tolist()[:5] == masked[:5].argmax(dim=1).tolist()
+        assert result[0, [4, 0]].tolist() == [4095, 8999]
+        assert 0 <= int(result[0, 5]) < vocab_size
+        assert newest[rows.long() + 2].tolist() == result[0, rows.long()].tolist()
+        assert result[0, 6] == -1 == newest[8]
+        assert result[1].tolist() == [-1] * 7
+
+
+def _packed(allowed: np.ndarray, *, num_words: int) -> torch.Tensor:
+    """Masks of allowed tokens [N, vocab_size]; bits behind the vocabulary are set."""
+    bits = np.ones((len(allowed), num_words * 32), dtype=bool)
+    bits[:, : allowed.shape[1]] = allowed
+    return torch.from_numpy(np.packbits(bits, axis=1, bitorder="little").view(np.int32).copy()).to(PLACE)
+
+
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p", "min_p"),
     [
@@ -122,9 +156,7 @@ def test_masked_draws_are_those_among_the_allowed_tokens(
     logits = _random(num_rows, vocab_size, seed=6) * 3
     allowed = np.random.default_rng(7).random((3, vocab_size)) < np.array([[0.5], [0.002], [0.0]])
     allowed[2, 8999] = True
-    bits = np.ones((3, num_words * 32), dtype=bool)
-    bits[:, :vocab_size] = allowed
-    masks = torch.from_numpy(np.packbits(bits, axis=1, bitorder="little").view(np.int32).copy()).to(PLACE)
+    masks = _packed(allowed, num_words=num_words)
     rows = torch.tensor([3, 0, 1], dtype=torch.int32, device=PLACE)
     keys = noise_keys([21, 22, 23], [5, 6, 7])
     numbers = np.zeros((6, len(rows)), dtype=np.int32)
