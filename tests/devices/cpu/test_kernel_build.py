@@ -15,6 +15,7 @@ from headwater.devices.cpu.kernel_build import INSTRUCTION_SETS, chosen_instruct
 from headwater.devices.cpu.kernel_library import KernelLibrary
 
 AVX2 = INSTRUCTION_SETS["avx2"]
+AMX = INSTRUCTION_SETS["avx512_amx"]
 x86_only = pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of x86 processors")
 
 
@@ -34,6 +35,7 @@ def test_the_library_is_named_after_sources_and_set(monkeypatch: pytest.MonkeyPa
     (AVX2.flags | {"avx_vnni"}, "avx_vnni"),
     (INSTRUCTION_SETS["avx512"].flags | {"avx_vnni"}, "avx512"),
     (INSTRUCTION_SETS["avx512_bf16"].flags, "avx512_bf16"),
+    (AMX.flags, "avx512_bf16"),  # not the default yet
     (AVX2.flags - {"fma"}, None),
 ])  # fmt: skip
 def test_the_best_set_that_the_cpu_runs_is_chosen(
@@ -43,6 +45,28 @@ def test_the_best_set_that_the_cpu_runs_is_chosen(
     monkeypatch.setattr(kernel_build, "cpu_flags", lambda: flags)
     isa = chosen_instruction_set()
     assert (isa.name if isa else None) == expected
+
+
+@x86_only
+@pytest.mark.parametrize("is_granted", [True, False])
+def test_amx_is_used_only_where_linux_grants_its_registers(monkeypatch: pytest.MonkeyPatch, is_granted: bool) -> None:
+    """Without the permission the first tile instruction would end the process."""
+    monkeypatch.setattr(kernel_build, "cpu_flags", lambda: AMX.flags)
+    monkeypatch.setattr(kernel_build, "may_use_tile_registers", lambda: is_granted)
+    monkeypatch.setenv("HEADWATER_CPU_ISA", AMX.name)
+    assert (AMX in kernel_build.usable_instruction_sets()) == is_granted
+    if is_granted:
+        assert chosen_instruction_set() == AMX
+    else:
+        with pytest.raises(ValueError, match="Linux does not grant"):
+            chosen_instruction_set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's permission")
+def test_linux_is_asked_for_the_registers_of_amx() -> None:
+    """Where the processor has none it must refuse, or the number of the call is wrong."""
+    kernel_build.may_use_tile_registers.cache_clear()
+    assert kernel_build.may_use_tile_registers() <= (kernel_build.cpu_flags() >= {"amx_tile"})
 
 
 @x86_only

@@ -5,6 +5,8 @@ compiled into the user's cache. The name of a library is a hash of its sources a
 loaded. Compilers: the system's, else clang of the `ziglang` wheel. This module runs before anything is installed.
 """
 
+import ctypes
+import functools
 import hashlib
 import importlib.util
 import os
@@ -44,6 +46,9 @@ class InstructionSet:
 _V3 = frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 _WIDE = ("-march=x86-64-v4", "-mprefer-vector-width=512")
+_AMX = frozenset({"amx_tile", "amx_int8", "amx_bf16"})
+# asm/unistd_64.h, asm/prctl.h, and the number of the tile registers among the parts of a thread's state
+_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA = 158, 0x1023, 18
 
 INSTRUCTION_SETS = {
     isa.name: isa
@@ -54,6 +59,13 @@ INSTRUCTION_SETS = {
             options=(*_WIDE, "-mavx512vnni", "-mavx512bf16"),
             zig_cpu="x86_64_v4+avx512vnni+avx512bf16",
             flags=_V4 | {"avx512_vnni", "avx512_bf16"},
+        ),
+        InstructionSet(
+            name="avx512_amx",
+            machine="x86_64",
+            options=(*_WIDE, "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
+            zig_cpu="x86_64_v4+avx512vnni+avx512bf16+amx_tile+amx_int8+amx_bf16",
+            flags=_V4 | {"avx512_vnni", "avx512_bf16"} | _AMX,
         ),
         InstructionSet(
             name="avx512_vnni",
@@ -92,10 +104,22 @@ INSTRUCTION_SETS = {
 
 
 def usable_instruction_sets() -> list[InstructionSet]:
-    """Those that this CPU runs, the best first."""
+    """Those that this CPU runs, the best first. AMX counts only if Linux grants this process its registers."""
     machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
     flags = cpu_flags()
+    if flags >= _AMX and not may_use_tile_registers():
+        flags -= _AMX
     return [isa for isa in INSTRUCTION_SETS.values() if isa.machine == machine and isa.flags <= flags]
+
+
+@functools.cache
+def may_use_tile_registers() -> bool:
+    """Ask Linux for AMX's registers. The permission holds for all threads of this process."""
+    if sys.platform != "linux":
+        return False
+    syscall = ctypes.CDLL(None).syscall
+    syscall.restype = ctypes.c_long
+    return syscall(*map(ctypes.c_long, (_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA))) == 0
 
 
 def chosen_instruction_set() -> InstructionSet | None:
@@ -108,7 +132,10 @@ def chosen_instruction_set() -> InstructionSet | None:
         raise ValueError(f"HEADWATER_CPU_ISA={wanted} is unknown; it takes {', '.join(INSTRUCTION_SETS)}")
     isa = INSTRUCTION_SETS[wanted]
     if isa not in usable:
-        missing = ", ".join(sorted(isa.flags - cpu_flags())) or f"a machine of kind {isa.machine}"
+        missing = ", ".join(sorted(isa.flags - cpu_flags()))
+        if not missing and isa.flags >= _AMX:
+            raise ValueError(f"HEADWATER_CPU_ISA={wanted} needs AMX, whose registers Linux does not grant this process")
+        missing = missing or f"a machine of kind {isa.machine}"
         raise ValueError(f"HEADWATER_CPU_ISA={wanted} needs what this CPU lacks: {missing}")
     return isa
 
