@@ -27,6 +27,7 @@ PACKAGED = Path(__file__).parent / "libraries"
 _COMPILERS = ("cc", "gcc", "clang")
 # Contraction would round a * b + c once or twice as the compiler likes, and a row's bits would depend on the tile.
 _OPTIONS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-Wall", "-Wextra", "-fPIC", "-pthread")
+_INCLUDED = ("linear", "simd")  # folders of SOURCES
 _LINK = ("-shared", "-lm")
 _SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 _TIMEOUT_S = 300
@@ -197,7 +198,7 @@ def _compile(command: Sequence[str], output: Path, sources: Sequence[Path], extr
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         objects = {path: Path(folder) / f"{index}.o" for index, path in enumerate(sources)}
         # the extra options last, so that they may lower the optimisation
-        options = (*_OPTIONS, f"-I{SOURCES}", f"-I{SOURCES / 'linear'}", *extra_options)
+        options = (*_OPTIONS, f"-I{SOURCES}", *(f"-I{SOURCES / name}" for name in _INCLUDED), *extra_options)
 
         def compile_one(source: Path) -> None:
             _run([*command, *options, "-c", str(source), "-o", str(objects[source])])
