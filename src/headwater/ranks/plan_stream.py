@@ -1,0 +1,159 @@
+"""The plan stream: one engine writes commands into shared memory, and every rank process reads all of them in order.
+
+A ring of records, each a header of 16 int64 and a body. A byte in a reader's pipe announces a record, so the system
+orders the reader's loads after the writer's stores, and the end of the pipe is the end of the writer.
+"""
+
+import contextlib
+import os
+import select
+import struct
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from headwater.ranks.shared_memory import SharedMemory
+
+NUM_WORDS = 14  # of a header that commands fill
+_HEADER = struct.Struct(f"<{2 + NUM_WORDS}q")
+_SIZE = struct.Struct("<2q")
+_ALIGNMENT = 128
+_POSITION_BYTES = 128  # a reader's position has a cache line of its own
+_SKIP = -1  # instead of a kind: the rest of the ring is unused, the next record is at its start
+_SPIN_S = 50e-6  # a step's plan follows the last one soon; longer waits leave the core to other processes
+_FULL_POLL_S = 50e-6
+_NO_WORDS = (0,) * NUM_WORDS
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A command as it was written: copies, which their reader may keep."""
+
+    kind: int
+    words: tuple[int, ...]  # NUM_WORDS
+    body: npt.NDArray[np.uint8]
+
+
+def ring_bytes(num_readers: int, *, largest_body: int) -> int:
+    """Bytes of memory for records of at most `largest_body` bytes: two of them fit, and many of an ordinary step's."""
+    return num_readers * _POSITION_BYTES + 2 * _whole(largest_body) + (2 << 20)
+
+
+def _whole(body_bytes: int) -> int:
+    """Bytes of a record in the ring."""
+    return -(-(_HEADER.size + body_bytes) // _ALIGNMENT) * _ALIGNMENT
+
+
+class _Ring:
+    """The layout of the memory: a position for each reader, then the records."""
+
+    def __init__(self, memory: SharedMemory, num_readers: int) -> None:
+        self.start = num_readers * _POSITION_BYTES
+        self.capacity = (memory.num_bytes - self.start) // _ALIGNMENT * _ALIGNMENT
+        positions = np.frombuffer(memory.buffer, dtype=np.int64, count=self.start // 8)
+        self.positions: npt.NDArray[np.int64] = positions[:: _POSITION_BYTES // 8]
+
+    def offset(self, position: int) -> int:
+        """Where in the memory the record at a position of the stream begins."""
+        return self.start + position % self.capacity
+
+
+class PlanStream:
+    """The writer. `wake_fds`: the writing end of each reader's pipe, which this object does not close."""
+
+    def __init__(
+        self, memory: SharedMemory, wake_fds: Sequence[int], *, check: Callable[[], None] = lambda: None
+    ) -> None:
+        """`check` is called while the ring is full; it raises if a reader will never go on."""
+        self._ring = _Ring(memory, len(wake_fds))
+        self.buffer = memory.buffer
+        self._wake_fds = tuple(wake_fds)
+        self._check = check
+        self._position = 0  # bytes written since the start
+        self._next = 0  # of the record under construction
+
+    @property
+    def largest_body(self) -> int:
+        return self._ring.capacity // 2 - _ALIGNMENT - _HEADER.size
+
+    def begin(self, kind: int, body_bytes: int, words: tuple[int, ...] = ()) -> int:
+        """Begin a record. Returns where in `buffer` its body is to be written. Waits for readers that lag."""
+        assert kind >= 0
+        if body_bytes > self.largest_body:
+            raise ValueError(f"a command of {body_bytes} bytes exceeds the plan stream's {self.largest_body}")
+        ring, position, size = self._ring, self._position, _whole(body_bytes)
+        left = ring.capacity - position % ring.capacity
+        skipped = left if size > left else 0
+        self._next = position + skipped + size
+        if self._next > ring.capacity:
+            self._wait_for_room()
+        if skipped:
+            _SIZE.pack_into(self.buffer, ring.offset(position), _SKIP, 0)
+            position += skipped
+        at = ring.offset(position)
+        _HEADER.pack_into(self.buffer, at, kind, body_bytes, *words, *_NO_WORDS[len(words) :])
+        return at + _HEADER.size
+
+    def publish(self) -> None:
+        """Hand the record that was begun to all readers."""
+        self._position = self._next
+        for fd in self._wake_fds:
+            with contextlib.suppress(BrokenPipeError):  # its process has died, which the answers' pipe reports
+                os.write(fd, b"\0")
+
+    def write(self, kind: int, body: bytes, words: tuple[int, ...] = ()) -> None:
+        """Publish a record that is not made in place."""
+        at = self.begin(kind, len(body), words)
+        self.buffer[at : at + len(body)] = body
+        self.publish()
+
+    def has_carried_out(self) -> list[bool]:
+        """For each reader, whether it has carried out every record."""
+        return (self._ring.positions >= self._position).tolist()
+
+    def _wait_for_room(self) -> None:
+        while self._next - int(self._ring.positions.min()) > self._ring.capacity:
+            self._check()
+            time.sleep(_FULL_POLL_S)
+
+
+class StreamReader:
+    """Reader `index` of a stream: takes records in the order they were published."""
+
+    def __init__(self, memory: SharedMemory, wake_fd: int, *, index: int, num_readers: int) -> None:
+        self._ring = _Ring(memory, num_readers)
+        self._buffer = memory.buffer
+        self._index = index
+        self._wake_fd = wake_fd
+        self._poll = select.poll()
+        self._poll.register(wake_fd, select.POLLIN)
+        self._position = 0
+        self._num_announced = 0
+
+    def take(self) -> Record | None:
+        """The next record, when it is there; None at the end of the stream. The one before it has been carried out."""
+        ring = self._ring
+        ring.positions[self._index] = self._position  # its bytes may be written again
+        if not self._num_announced:
+            self._num_announced = self._wait()
+            if not self._num_announced:
+                return None
+        self._num_announced -= 1
+        if _SIZE.unpack_from(self._buffer, ring.offset(self._position))[0] == _SKIP:
+            self._position += ring.capacity - self._position % ring.capacity
+        at = ring.offset(self._position)
+        kind, num_bytes, *words = _HEADER.unpack_from(self._buffer, at)
+        body = np.frombuffer(self._buffer, dtype=np.uint8, count=num_bytes, offset=at + _HEADER.size).copy()
+        self._position += _whole(num_bytes)
+        return Record(kind, tuple(words), body)
+
+    def _wait(self) -> int:
+        """How many records have been announced, at least one; 0 if the writer has gone."""
+        spin_until_s = time.perf_counter() + _SPIN_S
+        while not self._poll.poll(0):
+            if time.perf_counter() > spin_until_s:
+                self._poll.poll()
+        return len(os.read(self._wake_fd, 4096))
