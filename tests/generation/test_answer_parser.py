@@ -12,7 +12,7 @@ from headwater.generation.answer_parser import AnswerParser
 from headwater.generation.reasoning import REASONING_FORMATS
 from headwater.generation.tool_formats.formats import TOOL_FORMATS
 from headwater.generation.tool_formats.parts import CallArguments, CallEnd, CallStart, Content, ParsedPart, Reasoning
-from headwater.generation.tool_formats.reading.call_writer import joined
+from headwater.generation.tool_formats.reading.call_writer import MAX_HELD, joined
 from headwater.generation.tool_formats.tool_format import Tool
 
 TOOLS = [Tool("f", {"properties": {"a": {"type": "string"}, "n": {"type": "integer"}}}), Tool("g")]
@@ -154,10 +154,11 @@ def test_a_marker_inside_a_string_does_not_end_the_call():
     assert hermes("Look:\n" + CALL + "\n" + CALL) == [Content("Look:"), *CALLED, *CALLED]
 
 
-def test_arguments_come_as_soon_as_they_are_certain():
+def test_arguments_come_as_soon_as_they_are_certain_and_no_longer_short():
     parser = AnswerParser(HERMES, None, tools=TOOLS)
-    assert parser.feed('a <tool_call>{"name": "f"') == [Content("a"), CallStart("f")]
-    assert parser.feed(', "arguments": {"a": "so') == [CallArguments('{"a": "so')]
+    short = '{"a": "' + "x" * (MAX_HELD - 7)
+    assert parser.feed('a <tool_call>{"name": "f", "arguments": ' + short) == [Content("a")]
+    assert parser.feed("x") == [CallStart("f"), CallArguments(short + "x")]
     assert parser.feed(" far\\u00") == [CallArguments(" far")]
     assert parser.feed('e9"}') == [CallArguments('\\u00e9"}')]
     assert parser.feed("}") == [CallEnd()]
@@ -184,8 +185,26 @@ def test_text_that_only_looks_like_a_call_is_content():
         assert hermes(text, holds_calls=True) == [Content(text)], text
 
 
-def test_a_cut_off_call_gives_what_is_certain():
-    assert hermes('<tool_call>{"name": "f", "arguments": {"a": "b\\') == [CallStart("f"), CallArguments('{"a": "b')]
+def test_a_cut_off_call_gives_what_is_certain_unless_it_is_short():
+    long = '{"a": "' + "b" * MAX_HELD
+    text = f'a <tool_call>{{"name": "f", "arguments": {long}\\'
+    assert hermes(text) == [Content("a"), CallStart("f"), CallArguments(long)]
+    assert hermes(text.replace("b" * MAX_HELD, "b")) == [Content("a")]
+
+
+def test_a_short_broken_call_is_content_and_a_long_one_ends():
+    broken = '<tool_call>{"name": "f", "arguments": {"a": "b"]</tool_call>'
+    assert hermes(f"{CALL}{broken}") == [*CALLED, Content(broken)]
+    long = '{"a": "' + "b" * MAX_HELD + '"'
+    called = [CallStart("f"), CallArguments(long), CallEnd()]
+    assert hermes(broken.replace('{"a": "b"', long)) == [*called, Content("]</tool_call>")]
+
+
+def test_a_short_call_in_a_list_is_given_out_when_it_ends():
+    parser = AnswerParser(TOOL_FORMATS["pythonic"], None, tools=TOOLS)
+    assert parser.feed("[f(a='b'), ") == [CallStart("f"), CallArguments('{"a": "b"}'), CallEnd()]
+    assert parser.feed("g(") == []
+    assert parser.feed("?)]") == [Content(", g(?)]")]
 
 
 def test_keys_come_in_any_order_and_arguments_may_lack():

@@ -10,6 +10,7 @@ from headwater.generation.answer_parser import AnswerParser
 from headwater.generation.assistant_message import AssistantMessage, MessageDelta, ToolCall, new_call_id
 from headwater.generation.reasoning import REASONING_FORMATS
 from headwater.generation.tool_formats.formats import TOOL_FORMATS
+from headwater.generation.tool_formats.reading.call_writer import MAX_HELD
 from headwater.generation.tool_formats.tool_format import Tool
 
 TOOLS = [Tool("look", {"properties": {"at": {"type": "string"}}}), Tool("buy")]
@@ -63,7 +64,8 @@ def test_deltas_add_up_to_the_message_for_every_cut(seed: int) -> None:
 
 def test_arguments_are_streamed_while_they_are_written() -> None:
     given = message()
-    deltas = [given.feed(character) for character in TEXT]
+    text = TEXT.replace("a </tool_call>", "a </tool_call>" + "x" * MAX_HELD)
+    deltas = [given.feed(character) for character in text]
     pieces = [call.arguments for delta in deltas for call in delta.tool_calls if call.arguments]
     assert len(pieces) > 20
 

@@ -14,8 +14,8 @@ class AnswerParser:
 
     Without `reasoning`, thinking is content; without `tool_format`, so are calls. `prompt`: the text that the model
     continues, or its end; it may have opened or closed the thinking. `holds_calls`: give a call out when it is
-    complete, not as it comes; then a call that is broken or cut off never shows. A `tool_format` that reads the whole
-    answer (gpt-oss) is wanted even without tools, since it separates the content.
+    complete, not as it comes; then a call that is broken or cut off never shows, however long it is. A `tool_format`
+    that reads the whole answer (gpt-oss) is wanted even without tools, since it separates the content.
     """
 
     def __init__(

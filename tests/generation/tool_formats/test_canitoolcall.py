@@ -1,6 +1,7 @@
 """Outputs that canitoolcall recorded of nine families of models, its own checks over our parse of each.
 
-Each output is parsed whole, and in pieces: cut at random, at every character, and around the family's markers.
+Each output is parsed whole, and in pieces: cut at random, at every character, and around the family's markers. Both are
+done as a request with `whole_tool_calls` has it, and as it is by default.
 """
 
 import random
@@ -38,6 +39,16 @@ FORMATS = {
 }
 NUM_FIXTURES = {"deepseek": 85, "gemma4": 48, "glm": 51, "gpt-oss": 51, "kimi": 49, "llama": 34, "mistral": 47}
 NUM_FIXTURES |= {"qwen3-hermes": 50, "qwen3-xml": 54}
+# Cut off inside a call that has more than 32 characters of arguments, or inside a list whose first call is complete:
+# they have been given out and cannot be taken back. canitoolcall wants no call.
+GIVEN_OUT = {
+    "gemma4/truncated-second-parallel-call",
+    "glm/glm47-truncated-before-close-call",
+    "llama/l4-truncated-missing-close-bracket",
+    "llama/l3-truncated-inside-parameters",
+    "mistral/v13think-truncated-in-arguments",
+    "qwen3-xml/q38-truncated-in-parameter",
+}
 # two fixtures of one format disagree on the space before a call; the other one is followed, since it keeps the text
 SPACE_ONLY = {"gemma4/vllm-text-before-call"}
 
@@ -88,29 +99,19 @@ def cuts(fixture: Fixture) -> dict[str, list[str]]:
     return found
 
 
-def status(fixture: Fixture, *, holds_calls: bool, without: str = "") -> Status:
-    """`without`: a way to cut that is left out."""
-    found = {name: pieces for name, pieces in cuts(fixture).items() if name != without}
+def status(fixture: Fixture, *, holds_calls: bool) -> Status:
     seen = Observation(
-        nonstream=parse(fixture, [fixture.raw_output], holds_calls=True),
-        streams={name: parse(fixture, pieces, holds_calls=holds_calls) for name, pieces in found.items()},
+        nonstream=parse(fixture, [fixture.raw_output], holds_calls=holds_calls),
+        streams={name: parse(fixture, pieces, holds_calls=holds_calls) for name, pieces in cuts(fixture).items()},
     )
     return case_status(run_checks(fixture, families()[fixture.family], seen))
 
 
+@pytest.mark.parametrize("holds_calls", [True, False])
 @pytest.mark.parametrize("family", NUM_FIXTURES)
-def test_every_family_passes_whole(family: str) -> None:
-    fixtures = load_fixtures(families=[family])
-    found = {fixture.id: status(fixture, holds_calls=True) for fixture in fixtures}
+def test_every_family_passes(family: str, holds_calls: bool) -> None:
+    found = {each.id: status(each, holds_calls=holds_calls) for each in load_fixtures(families=[family])}
     assert len(found) == NUM_FIXTURES[family]
-    assert {each for each, case in found.items() if case is not Status.PASS} == SPACE_ONLY & set(found)
-    assert all(found[each] is Status.SOFT_PASS for each in SPACE_ONLY & set(found))
-
-
-@pytest.mark.parametrize("family", NUM_FIXTURES)
-def test_calls_that_are_streamed_differ_in_cut_off_ones_only(family: str) -> None:
-    """Arguments that have been sent cannot be taken back when the answer ends inside them, or goes wrong."""
-    fixtures = load_fixtures(families=[family])
-    is_broken = {fixture.id: bool({"truncated", "malformed"} & set(fixture.tags)) for fixture in fixtures}
-    failed = {fixture.id for fixture in fixtures if status(fixture, holds_calls=False, without="every") is Status.FAIL}
-    assert all(is_broken[each] for each in failed), failed
+    of_status = {case: {each for each in found if found[each] is case} for case in Status}
+    assert of_status[Status.FAIL] == (set() if holds_calls else GIVEN_OUT & set(found))
+    assert of_status[Status.SOFT_PASS] == SPACE_ONLY & set(found)

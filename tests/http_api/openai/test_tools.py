@@ -127,6 +127,31 @@ async def test_a_call_that_the_limit_cuts_off_ends_with_length(engine: ScriptedE
     assert choice["finish_reason"] == "length"
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_whole_tool_calls_are_complete_or_left_out(engine: ScriptedEngine, is_streamed: bool) -> None:
+    long = SAID.replace("é", "é" * 40)
+    async with api(engine) as server:
+        for said, limit, calls, reason in (
+            (long, 500, [("look", {"at": "é" * 40 + "\n"})], "tool_calls"),
+            (long, len(long) - 30, [], "length"),
+            (long.replace('"}}', '"]}'), 500, [], "stop"),
+        ):
+            engine.script.reply = saying(said)
+            body = BODY | {"stream": is_streamed, "whole_tool_calls": True, "max_tokens": limit}
+            answer = await server.post(CHAT, body)
+            if is_streamed:
+                *chunks, last = events(answer)
+                message, finish_reason = joined(chunks), last["choices"][0]["finish_reason"]
+                pieces = [call for chunk in chunks for call in chunk["choices"][0]["delta"].get("tool_calls", ())]
+                assert len(pieces) == 2 * len(calls), "one delta has the name, one the arguments"
+            else:
+                message = answer.json()["choices"][0]["message"]
+                finish_reason = answer.json()["choices"][0]["finish_reason"]
+            assert of_calls({"tool_calls": message["tool_calls"] or []}) == calls
+            assert finish_reason == reason
+            assert message["content"] == (said if reason == "stop" else "" if is_streamed or not calls else None)
+
+
 async def test_a_template_without_tools_gets_them_in_the_system_message(engine: ScriptedEngine) -> None:
     engine.script.reply = saying(SAID)
     for template, begins in ((WITHOUT_TOOLS, "<|user|>system: # Tools"), (WITHOUT_SYSTEM, "<|user|>user: # Tools")):

@@ -36,6 +36,7 @@ class AnswerForm:
     is_parallel: bool = True  # may an answer hold several calls
     separates_reasoning: bool = True
     streams_reasoning: bool = True
+    holds_calls: bool = False  # until they are complete
 
     async def grammar(
         self, answer: Grammar | None, texts: GrammarTexts, *, budget: int | None = None
@@ -61,7 +62,13 @@ class AnswerForm:
         reasoning = self.thinking.format if self.separates_reasoning else None
         parser, tools = None, [_tool(given) for given in self._callable]
         if self._parsed_format is not None or reasoning is not None:
-            parser = AnswerParser(self._parsed_format, reasoning, tools=tools, prompt=self.thinking.prompt_end)
+            parser = AnswerParser(
+                self._parsed_format,
+                reasoning,
+                tools=tools,
+                prompt=self.thinking.prompt_end,
+                holds_calls=self.holds_calls,
+            )
         return AssistantMessage(
             parser,
             max_calls=None if self.is_parallel else 1,

@@ -86,6 +86,7 @@ def _form(request: ChatCompletionRequest, prompt_ids: list[int], generator: Text
         is_parallel=request.parallel_tool_calls,
         separates_reasoning=request.separate_reasoning,
         streams_reasoning=request.stream_reasoning,
+        holds_calls=request.whole_tool_calls,
     )
 
 

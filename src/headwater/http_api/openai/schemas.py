@@ -85,6 +85,11 @@ class ChatCompletionRequest(OpenAIRequest, ChatPrompt):
     max_tokens: NumTokensFromOne | None = Field(default=None, description="Left out: up to the context length.")
     max_completion_tokens: NumTokensFromOne | None = Field(default=None, description="Overrides max_tokens.")
     parallel_tool_calls: bool = Field(default=True, description="False: at most one tool call in an answer.")
+    whole_tool_calls: bool = Field(
+        default=False,
+        description="True: only complete tool calls. A stream has each in one piece; a broken one stays content, and "
+        "one that the answer's end cuts off is left out.",
+    )
     separate_reasoning: bool = Field(
         default=True, description="Report thinking as `reasoning_content`. False: it stays in the content."
     )

@@ -3,13 +3,15 @@
 from headwater.generation.tool_formats.parts import CallArguments, CallEnd, CallStart, Content, ParsedPart, Reasoning
 from headwater.generation.tool_formats.reading.reader import CutOff, NotACall, Parse, Reader
 
+MAX_HELD = 32  # characters of arguments, about ten tokens: most faults of a call show by then
+
 
 class CallWriter:
     """The parts of one answer, in order.
 
-    `holds_calls`: a call is given out when it is complete, so a broken or cut-off one never shows. Otherwise its name
-    and arguments are given out as they come. `trims`: whitespace between content and calls belongs to neither.
-    `shows_reasoning`: reasoning is content.
+    `holds_calls`: a call is given out when it is complete, so a broken or cut-off one never shows. Otherwise it is
+    given out when it is complete or has more than MAX_HELD characters of arguments, and then as it comes. `trims`:
+    whitespace between content and calls belongs to neither. `shows_reasoning`: reasoning is content.
     """
 
     def __init__(self, *, holds_calls: bool = False, trims: bool = True, shows_reasoning: bool = False) -> None:
@@ -20,6 +22,8 @@ class CallWriter:
         self._trims = trims
         self._shows_reasoning = shows_reasoning
         self._is_in_call = False
+        self._is_given_out = False  # the beginning of the call that has not ended
+        self._num_held = 0  # characters of its arguments
         self.is_after_call = False  # since when only whitespace has come
 
     def take(self) -> list[ParsedPart]:
@@ -58,10 +62,13 @@ class CallWriter:
             self._put(CallArguments(text))
 
     def end(self, *, is_certain: bool = True) -> None:
-        """The call is complete. If it is not certain that it is one, `confirm` or `give_up` follows."""
+        """The call is complete. If it is not certain that it is one, `confirm` or `give_up` follows.
+
+        Only `holds_calls` waits for certainty.
+        """
         self._put(CallEnd())
         self._is_in_call = False
-        if is_certain:
+        if is_certain or not self.holds_calls:
             self.confirm()
 
     def confirm(self) -> None:
@@ -71,12 +78,13 @@ class CallWriter:
 
     def give_up(self, text: str) -> None:
         """What began as a call is none: `text` is all of it. A call that has been given out already ends here."""
-        if self._is_in_call and not self.holds_calls:
+        if self._is_given_out:
             self._parts.append(CallEnd())
             self._leave_call()
             return
         self._call = []
         self._is_in_call = False
+        self._num_held = 0
         self.content(text)
 
     def cut_off(self) -> None:
@@ -91,15 +99,20 @@ class CallWriter:
             self._space = ""
 
     def _put(self, part: ParsedPart) -> None:
-        if self.holds_calls:
-            self._call.append(part)
-        else:
+        self._call.append(part)
+        if isinstance(part, CallArguments):
+            self._num_held += len(part.text)
+        if self._is_given_out or (not self.holds_calls and self._num_held > MAX_HELD):
+            self._is_given_out = True
             self._space = ""
-            self._parts.append(part)
+            self._parts += self._call
+            self._call = []
 
     def _leave_call(self) -> None:
         self._space = ""
         self._is_in_call = False
+        self._is_given_out = False
+        self._num_held = 0
         self.is_after_call = True
 
 
