@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from headwater.devices.host_tensor import HostTensor, RandomTensor
 from headwater.devices.kv_memory import KVLayout, KVMemory
+from headwater.devices.rank_group import RankGroup
 
 Array = Any  # a device's own array: shared code passes it on, and does not look into it
 
@@ -39,8 +40,11 @@ class Linear(Protocol):
         """
         ...
 
-    def embed(self, token_ids: Array) -> Array:
-        """Rows of W, as an embedding looks them up: ids [T] -> float32[T, in]."""
+    def embed(self, token_ids: Array, *, first_token: int = 0) -> Array:
+        """Rows of W, as an embedding looks them up: ids [T] -> float32[T, in].
+
+        Row i is that of token `first_token` + i; tokens without a row get zeros.
+        """
         ...
 
     def unpack(self) -> Sequence[tuple[Array, Array | None]]:
@@ -95,6 +99,11 @@ class ModelDevice(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def ranks(self) -> RankGroup:
+        """The group that computes the model, and this device's place in it."""
+        ...
+
     def auto_dtype(self) -> str:
         """The name of the dtype that "auto" means here."""
         ...
@@ -130,6 +139,14 @@ class ModelDevice(Protocol):
 
     def rms_norm(self, residual: Array, weight: Array, eps: float) -> Array:
         """float32[T, features] -> [T, features] (arXiv 1910.07467)."""
+        ...
+
+    def all_reduce(self, x: Array) -> Array:
+        """The sum of x over all ranks, which may take the place of x. The same bits on every rank."""
+        ...
+
+    def add_reduced(self, residual: Array, x: Array) -> None:
+        """residual += the sum of x over all ranks. `residual` is float32; for groups of several ranks."""
         ...
 
 

@@ -71,6 +71,16 @@ class HostTensor:
         """A copy with the rows `order`, in that order. Blocks lie within a row, so they stay whole."""
         return self._pick(order)
 
+    def columns(self, start: int, stop: int) -> "HostTensor":
+        """Columns [start, stop) of a matrix, a view. ValueError if a block would be cut."""
+        if not self.has_blocks:
+            return HostTensor(self.format, (self.shape[0], stop - start), self.data[:, start:stop])
+        num_numbers, num_bytes = _block_size(self.format)
+        if start % num_numbers or stop % num_numbers:
+            raise ValueError(f"its {self.format} blocks of {num_numbers} inputs cannot be cut at {start} and {stop}")
+        first, end = (at // num_numbers * num_bytes for at in (start, stop))
+        return HostTensor(self.format, (self.shape[0], stop - start), self.data[:, first:end])
+
     def _pick(self, rows: slice | npt.NDArray[np.integer]) -> "HostTensor":
         if self.has_blocks and len(self.shape) == 1:  # a vector's blocks hold several of its rows
             return HostTensor.of(self.to_float32()[rows])
@@ -91,6 +101,13 @@ class RandomTensor:
         values = generator.standard_normal(self.shape, dtype=np.float32)
         values *= np.float32(self.scale)
         return HostTensor.of(values)
+
+
+def _block_size(name: str) -> tuple[int, int]:
+    """Numbers and bytes of a block of GGUF."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # slow to import, and most tensors are plain
+
+    return GGML_QUANT_SIZES[GGMLQuantizationType[name]]
 
 
 def _dequantised(data: npt.NDArray, name: str) -> npt.NDArray[np.float32]:

@@ -32,10 +32,14 @@ class StepInputs:
 class SlotTable:
     """Page tables, newest tokens and assignments of all slots. The runner owns them, and only plans change them."""
 
-    def __init__(self, *, max_running: int, max_pages: int, page_size: int) -> None:
+    def __init__(
+        self, *, max_running: int, max_pages: int, page_size: int, newest: npt.NDArray[np.int32] | None = None
+    ) -> None:
+        """`newest` is the memory of the newest tokens, where several ranks share it: int32[max_running]."""
         self.page_size = page_size
         self._page_tables = np.zeros((max_running, max_pages), dtype=np.int32)
-        self._newest_tokens = np.full(max_running, NEWEST_TOKEN, dtype=np.int32)
+        self._newest_tokens = np.empty(max_running, dtype=np.int32) if newest is None else newest
+        self._newest_tokens[:] = NEWEST_TOKEN
         self._assignments: list[SlotAssignment | None] = [None] * max_running
 
     def apply(self, plan: StepPlan) -> None:

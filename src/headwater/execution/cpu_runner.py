@@ -11,9 +11,10 @@ from headwater.devices.cpu.attention_kernels import WorkList
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.packed_weights import PackedWeights
 from headwater.devices.cpu.program import Program, StepArrays
-from headwater.devices.cpu.row_ops import argmax, select_rows
+from headwater.devices.cpu.ranks.segment import LOGIT_ROWS
 from headwater.devices.kv_memory import KVLayout, KVMemory
 from headwater.execution.batch import DecodeBatch, SlotTable, StepInputs
+from headwater.execution.cpu.recorded_model import RecordedModel
 from headwater.execution.logprobs import token_logprobs
 from headwater.execution.prompt_parts import PooledPart, PromptPart, pooled_parts, prompt_parts
 from headwater.execution.sampler import RowMasks, Sampler
@@ -21,9 +22,6 @@ from headwater.messages.generation import TokenLogprob
 from headwater.models.decoder import DecoderModel
 from headwater.models.loader import LoadedModel
 from headwater.scheduling.plan import SlotAssignment, StepPlan, StepResult, TokenMasks
-
-# rows of logits in memory at once: 64 rows of a vocabulary of 150,000 are 38 MB
-_LOGIT_ROWS = 64
 
 
 class ComputedStep:
@@ -58,6 +56,12 @@ class _Outcome:
     prompt_logprobs: dict[int, tuple[TokenLogprob, ...]]
     pooled: dict[int, npt.NDArray[np.floating]]
 
+    @classmethod
+    def nothing(cls, plan: StepPlan) -> "_Outcome":
+        """No row has sampled."""
+        tokens, is_finite = np.full(plan.num_rows, -1, dtype=np.int32), np.ones(plan.num_rows, dtype=np.bool_)
+        return cls(tokens, is_finite, logprobs={}, prompt_logprobs={}, pooled={})
+
 
 class SampledRows:
     """Rows of a step that sample, and what their requests want to know of it. The same in each step of the requests."""
@@ -65,6 +69,7 @@ class SampledRows:
     def __init__(self, assigned: Sequence[SlotAssignment], sampler: Sampler) -> None:
         self._batch = sampler.batch([it.sampling for it in assigned], slots=[it.slot for it in assigned])
         self._wanted = [(row, it.logprobs) for row, it in enumerate(assigned) if it.logprobs is not None]
+        self.needs_logits = bool(self._wanted) or self._batch.needs_logits
 
     def sample(
         self,
@@ -84,59 +89,12 @@ class SampledRows:
         return tokens, dict(zip(rows, answers, strict=True))
 
 
-class RecordedModel:
-    """The program of one model over KV pages of one layout.
-
-    Its first ops compute the hidden states of all tokens, the others the logits of the selected ones.
-    """
-
-    def __init__(self, model: DecoderModel, device: CpuDevice, *, layout: KVLayout) -> None:
-        self.program = program = device.start_program()
-        attention = device.record_attention(program, model.geometry, layout, rotary=model.rotary)
-        hidden = program.keep(model.forward(program.token_ids, attention))
-        self._num_forward_ops = len(program.ops)
-        self._normed = program.keep(model.last_norm(select_rows(hidden)))
-        self._num_norm_ops = len(program.ops)
-        self._logits = program.keep(model.head.logits(self._normed))
-        self._tokens, self._is_finite = (program.keep(it) for it in argmax(self._logits))
-
-    @property
-    def packed_weights(self) -> list[PackedWeights]:
-        """The matrices that every step reads whole, packed; none without kernels."""
-        products = (op for op in self.program.ops if op.kernel == "linear")
-        return [kept for op in products for kept in op.keeps if isinstance(kept, PackedWeights)]
-
-    def run(self, step: StepArrays) -> None:
-        """Compute all of a step: keys and values to their pages, and what `logits` and `most_probable` return."""
-        self.program.run(step, end=None if len(step.selected) else self._num_forward_ops)
-
-    def run_logits(self, step: StepArrays) -> None:
-        """Compute the logits of other selected tokens of the step that was run last."""
-        self.program.run(step, first=self._num_forward_ops)
-
-    def run_norm(self, step: StepArrays) -> npt.NDArray[np.float32]:
-        """Hidden states of other selected tokens of the step that was run last, after the last norm. [S, hidden_size]
-
-        A view that the next run overwrites.
-        """
-        self.program.run(step, first=self._num_forward_ops, end=self._num_norm_ops)
-        return self.program.view(self._normed, step)
-
-    def logits(self, step: StepArrays) -> npt.NDArray[np.float32]:
-        """float32[S, vocab_size], a view that the next run overwrites."""
-        return self.program.view(self._logits, step)
-
-    def most_probable(self, step: StepArrays) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-        """The token of the largest logit of each selected token, and whether all its logits are finite. [S]"""
-        tokens, is_finite = (self.program.view(it, step)[:, 0] for it in (self._tokens, self._is_finite))
-        return tokens.copy(), is_finite.astype(np.bool_)
-
-
 class CpuRunner:
     """Owns the KV memory and the state of the slots; the loaded model is shared.
 
     `max_running` slots, each of at most `max_context` tokens (the model's context if not given). `layout` is that
-    of the KV's pages.
+    of the KV's pages. Where several ranks compute the model, each runs the same plans, and rank 0 samples: the results
+    of the others hold no tokens, and no grammar chooses there.
     """
 
     def __init__(
@@ -157,7 +115,14 @@ class CpuRunner:
         self._weights_bytes = loaded.weights_bytes
         self._kv: KVMemory | None = device.allocate_kv(layout, num_pages)  # None while it is released
         max_pages = -(-(max_context or loaded.config.max_context) // layout.page_size)
-        self._slots = SlotTable(max_running=max_running, max_pages=max_pages, page_size=layout.page_size)
+        self._ranks = device.cpu_ranks
+        self._samples = device.ranks.rank == 0
+        self._slots = SlotTable(
+            max_running=max_running,
+            max_pages=max_pages,
+            page_size=layout.page_size,
+            newest=None if self._ranks is None else self._ranks.newest_tokens[:max_running],
+        )
         self._sampler = Sampler(vocab_size=loaded.config.vocab_size, device=device)
         self._layout = layout
         self._recorded: RecordedModel | None = RecordedModel(loaded.model, device, layout=layout)
@@ -206,17 +171,19 @@ class CpuRunner:
 
     def launch(self, plan: StepPlan) -> ComputedStep:
         """Run one step to its end, or to its logits if grammars choose."""
+        if self._ranks is not None:
+            self._ranks.begin_step()
         self._slots.apply(plan)
         for copy in plan.page_copies:
             self.kv.memory[copy.target] = self.kv.memory[copy.source]  # whole: as fast as a part of it
         for assignment in plan.assignments:
             self._sampler.assign(assignment)
-        if plan.num_decodes == plan.num_rows <= _LOGIT_ROWS:
+        if plan.num_decodes == plan.num_rows <= LOGIT_ROWS:
             sample = self._decode(plan)
         else:
             self._decodes = None
             sample = self._compute(plan)
-        return ComputedStep(sample, needs_masks=len(plan.grammar_rows) > 0)
+        return ComputedStep(sample, needs_masks=self._samples and len(plan.grammar_rows) > 0)
 
     def _decode(self, plan: StepPlan) -> Callable[[TokenMasks | None], StepResult]:
         """A step of decodes alone, the most frequent kind. Returns what samples."""
@@ -226,54 +193,57 @@ class CpuRunner:
             self._decodes = batch, sampled
         batch, sampled = self._decodes
         step = batch.step(plan)
-        self._model_in_place.run(step)
+        self._model_in_place.run(step, needs_logits=sampled.needs_logits or len(plan.grammar_rows) > 0)
         return partial(self._sample_decodes, plan, step, sampled)
 
     def _sample_decodes(
         self, plan: StepPlan, step: StepArrays, sampled: SampledRows, masks: TokenMasks | None
     ) -> StepResult:
         recorded = self._model_in_place
+        if not self._samples:
+            return self._end_step(plan, _Outcome.nothing(plan))
         greedy, is_finite = recorded.most_probable(step)
         row_masks = None if masks is None else RowMasks(masks.rows, masks.words)
         tokens, logprobs = sampled.sample(recorded.logits(step), plan.num_outputs, greedy=greedy, masks=row_masks)
         self._slots.set_newest(plan.slots, tokens)
-        return StepResult(
-            step_id=plan.step_id,
-            slots=plan.slots,
-            uses=plan.uses,
-            tokens=tokens,
-            is_finite=is_finite,
-            logprobs=logprobs,
-        )
+        return self._end_step(plan, _Outcome(tokens, is_finite, logprobs, prompt_logprobs={}, pooled={}))
 
     def _compute(self, plan: StepPlan) -> Callable[[TokenMasks | None], StepResult]:
         """A step of any kind. Returns what samples."""
         inputs = self._slots.inputs(plan)
         rows = np.flatnonzero(plan.samples)
-        step = self._step(inputs, inputs.last_tokens[rows[:_LOGIT_ROWS]])
-        self._model_in_place.run(step)
+        step = self._step(inputs, inputs.last_tokens[rows[:LOGIT_ROWS]])
+        self._model_in_place.run(step, needs_logits=self._needs_logits(plan, rows[:LOGIT_ROWS]))
         return partial(self._sample_all, plan, inputs, step)
 
+    def _needs_logits(self, plan: StepPlan, rows: npt.NDArray[np.integer]) -> bool:
+        """Whether rank 0 needs the logits of all ranks to sample these rows. All ranks find the same."""
+        if self._ranks is None:
+            return True
+        sampled = SampledRows(self._slots.assignments(plan, rows.tolist()), self._sampler)
+        return sampled.needs_logits or bool(np.isin(plan.grammar_rows, rows).any())
+
     def _sample_all(self, plan: StepPlan, inputs: StepInputs, step: StepArrays, masks: TokenMasks | None) -> StepResult:
-        outcome = _Outcome(
-            tokens=np.full(plan.num_rows, -1, dtype=np.int32),
-            is_finite=np.ones(plan.num_rows, dtype=np.bool_),
-            logprobs={},
-            prompt_logprobs={},
-            pooled={},
-        )
+        outcome = _Outcome.nothing(plan)
         rows = np.flatnonzero(plan.samples)
-        for start in range(0, len(rows), _LOGIT_ROWS):
-            block = rows[start : start + _LOGIT_ROWS]
+        for start in range(0, len(rows), LOGIT_ROWS):
+            block = rows[start : start + LOGIT_ROWS]
             if start:
                 step = replace(step, selected=inputs.last_tokens[block])
-                self._model_in_place.run_logits(step)
-            self._sample(plan, block, step, outcome, masks=_masks_of(block, masks))
-        self._slots.set_newest(plan.slots[rows], outcome.tokens[rows])
+                self._model_in_place.run_logits(step, needs_logits=self._needs_logits(plan, block))
+            if self._samples:
+                self._sample(plan, block, step, outcome, masks=_masks_of(block, masks))
+        if self._samples:
+            self._slots.set_newest(plan.slots[rows], outcome.tokens[rows])
         for part in prompt_parts(plan, self._slots.assignment):
             outcome.prompt_logprobs[part.row] = self._prompt_logprobs(part, step)
         for part in pooled_parts(plan, self._slots.assignment):
             outcome.pooled[part.row] = self._pool_hidden(part, step)
+        return self._end_step(plan, outcome)
+
+    def _end_step(self, plan: StepPlan, outcome: _Outcome) -> StepResult:
+        if self._ranks is not None:
+            self._ranks.end_step()
         return StepResult(
             step_id=plan.step_id,
             slots=plan.slots,
@@ -339,19 +309,21 @@ class CpuRunner:
     def _pool_hidden(self, part: PooledPart, step: StepArrays) -> npt.NDArray[np.floating]:
         """The sum of a part's hidden states, a block of rows at a time: the arrays have room for logits of all."""
         total = np.zeros(self.model.config.hidden_size)
-        for first in range(part.start, part.end, _LOGIT_ROWS):
-            selected = np.arange(first, min(first + _LOGIT_ROWS, part.end), dtype=np.int32)
+        for first in range(part.start, part.end, LOGIT_ROWS):
+            selected = np.arange(first, min(first + LOGIT_ROWS, part.end), dtype=np.int32)
             total += self._model_in_place.run_norm(replace(step, selected=selected)).sum(axis=0, dtype=np.float64)
         return total
 
     def _prompt_logprobs(self, part: PromptPart, step: StepArrays) -> tuple[TokenLogprob, ...]:
         """Log-probabilities of the prompt tokens that a chunk of the step predicted, a block of rows at a time."""
         answers: list[TokenLogprob] = []
-        for start in range(0, len(part.token_ids), _LOGIT_ROWS):
-            ids = part.token_ids[start : start + _LOGIT_ROWS]
+        for start in range(0, len(part.token_ids), LOGIT_ROWS):
+            ids = part.token_ids[start : start + LOGIT_ROWS]
             first = part.start + start
             step = replace(step, selected=np.arange(first, first + len(ids), dtype=np.int32))
             self._model_in_place.run_logits(step)
+            if not self._samples:
+                continue
             answers.extend(token_logprobs(self._model_in_place.logits(step), ids, [part.params] * len(ids)))
         return tuple(answers)
 

@@ -80,6 +80,7 @@ class SamplingBatch:
     ) -> None:
         self._edited = edited
         self._device = device
+        self.needs_logits = bool(edited) or not all(is_greedy(it) for it in params)  # else `greedy` is all it needs
         random = [row for row, sampling in enumerate(params) if not is_greedy(sampling)]
         self._random = np.array(random, dtype=np.int32)
         self._is_random = np.zeros(len(params), dtype=np.bool_)

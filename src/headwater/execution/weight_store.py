@@ -23,10 +23,12 @@ from headwater.models.loader import (
     check_unchanged,
     open_weights,
     resolve_model,
+    share_of,
     weights_id_of,
     weights_signature,
 )
 from headwater.models.model_files import ModelFileError
+from headwater.models.ranks.share import ModelShare
 from headwater.models.weights import PlacedArray, PlacedWeights, WeightSource, check_shapes
 
 _log = logging.getLogger(__name__)
@@ -239,6 +241,9 @@ class WeightStore:
         shape = self._config.parameter_shapes()[name]
         num_rows = -(-num_values // math.prod(shape[1:]))
         first = self._device.to_host(self._runner.model.get_by_name(name), max_rows=num_rows)
+        num_here = math.prod(first.shape) if first.shape[1:] == shape[1:] else first.shape[1]
+        if num_values > num_here:
+            raise ValueError(f"rank 0 has the first {num_here} numbers of {name!r} only, {num_values} were asked for")
         return first.format, shape, tuple(first.to_float32().reshape(-1)[:num_values].tolist())
 
     def build(
@@ -269,7 +274,8 @@ class WeightStore:
                 f"{', '.join(checkpoint.path for checkpoint in checkpoints)} would give {weights_id}"
             )
         check_shapes(shapes, overlay, tied_head=self._config.tie_word_embeddings)
-        placed = PlacedWeights(overlay, self._device, self._form)
+        share = ModelShare.of(self._device.ranks)
+        placed = PlacedWeights(share_of(overlay, self._config, share, form=self._form), self._device, self._form)
         model = build_decoder(self._config, placed, self._device, base=overlay.base)
         for each in opened:
             check_unchanged(each.files, each.signature)

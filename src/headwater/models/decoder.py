@@ -18,6 +18,7 @@ from headwater.devices.device import (
     StepAttention,
 )
 from headwater.models.config import ModelConfig
+from headwater.models.ranks.share import ModelShare
 from headwater.models.weights import LayerSource
 
 
@@ -36,9 +37,9 @@ class DecoderLayer:
 
 
 class DecoderModel:
-    """A causal language model whose parameters are packed for one device.
+    """A causal language model whose parameters are packed for one device: its rank's share of them.
 
-    `head` is also the embedding if the model has one matrix for both (tied).
+    `head` is also the embedding if the model has one matrix for both (tied). `config` is that of the whole model.
     """
 
     def __init__(
@@ -52,9 +53,10 @@ class DecoderModel:
         head: Linear,
     ) -> None:
         self.config = config
+        self.share = share = ModelShare.of(device.ranks)
         self.geometry = AttentionGeometry(
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
+            num_heads=len(share.heads(config)),
+            num_kv_heads=len(share.kv_heads(config)),
             head_dim=config.head_dim,
             norm_eps=config.norm_eps,
         )
@@ -73,25 +75,36 @@ class DecoderModel:
     def forward(self, token_ids: Array, attention: StepAttention) -> Array:
         """Hidden states before the last norm. Ids [T] -> float32[T, hidden_size]."""
         device, eps = self._device, self.config.norm_eps
-        residual = self.embedding.embed(token_ids)
+        first_token = self.share.tokens(self.config).start
+        residual = device.all_reduce(self.embedding.embed(token_ids, first_token=first_token))
         for index, layer in enumerate(self.layers):
             x = device.rms_norm(residual, layer.input_norm, eps)
             x = attention(layer.qkv(x), index, layer.q_norm, layer.k_norm)
-            layer.o.add_to(residual, x)
+            self._add(layer.o, residual, x)
             x = device.rms_norm(residual, layer.post_attention_norm, eps)
-            layer.down.add_to(residual, layer.gate_up(x))
+            self._add(layer.down, residual, layer.gate_up(x))
         return residual
+
+    def _add(self, linear: Linear, residual: Array, x: Array) -> None:
+        """Add a product whose inputs the ranks share to the residual."""
+        if self.share.size == 1:
+            linear.add_to(residual, x)
+        else:
+            self._device.add_reduced(residual, linear(x))
 
     def last_norm(self, hidden: Array) -> Array:
         """The norm behind the last layer: what the head reads, and what embeddings are pooled from."""
         return self._device.rms_norm(hidden, self._norm, self.config.norm_eps)
 
     def logits(self, hidden: Array, out: Array | None = None) -> Array:
-        """float32[N, hidden_size] -> float32[N, vocab_size], in `out` if given."""
+        """float32[N, hidden_size] -> float32[N, vocab_size], in `out` if given; of the share's tokens alone."""
         return self.head.logits(self.last_norm(hidden), out)
 
     def get_by_name(self, name: str) -> Array:
-        """One parameter by its Hugging Face checkpoint name; the caller must not change it. KeyError if unknown."""
+        """One parameter by its Hugging Face checkpoint name, or the share of it. KeyError if unknown.
+
+        The caller must not change it.
+        """
         if name in self.config.parameter_shapes():
             parts = name.split(".")
             found = self._layer_parameters(int(parts[2]), parts[3]) if "layers" in parts else self._outer_parameters()

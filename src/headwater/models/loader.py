@@ -19,6 +19,8 @@ from headwater.models.end_tokens import gguf_end_ids, vocabulary_end_ids
 from headwater.models.gguf_file import GGUFFile
 from headwater.models.gguf_header import parts_of
 from headwater.models.model_files import ModelFileError, is_there, open_regular
+from headwater.models.ranks.share import WHOLE, ModelShare, check_tp_size
+from headwater.models.ranks.shared_weights import ShareOfWeights
 from headwater.models.vocabulary import read_folder_vocabulary
 from headwater.models.weights import DummyWeights, LayerCache, PlacedWeights, WeightForm, WeightSource, check_shapes
 from headwater.models.weights_gguf import GGUFWeights, read_gguf_config
@@ -58,20 +60,33 @@ class LoadedModel:
     model: DecoderModel
     config: ModelConfig
     form: WeightForm
-    weights_id: str  # 32 hex digits: a hash of the files' bytes, the config and the form
-    weights_bytes: int  # of the parameters in their form
+    weights_id: str  # 32 hex digits: a hash of the files' bytes, the config and the form; equal on all ranks
+    weights_bytes: int  # of the parameters in their form, of this share
     load_s: float
+    share: ModelShare = WHOLE
 
     @property
     def dtype(self) -> str:
         """The format of every number that is not in blocks."""
         return self.form.dtype
 
+    @property
+    def kv_heads(self) -> range:
+        """The model's KV heads that this share has. Several ranks may have the same one."""
+        return self.share.kv_heads(self.config)
+
     def kv_layout(self, *, page_size: int, dtype: str | None = None) -> KVLayout:
-        """The layout of this model's pages, of keys and values of `dtype` (the model's own if not given)."""
+        """The layout of this share's pages, of keys and values of `dtype` (the model's own if not given)."""
+        return self._kv_layout(len(self.kv_heads), page_size, dtype)
+
+    def whole_kv_layout(self, *, page_size: int, dtype: str | None = None) -> KVLayout:
+        """The layout that the pages have where one process computes the whole model."""
+        return self._kv_layout(self.config.num_kv_heads, page_size, dtype)
+
+    def _kv_layout(self, num_kv_heads: int, page_size: int, dtype: str | None) -> KVLayout:
         return KVLayout(
             num_layers=self.config.num_layers,
-            num_kv_heads=self.config.num_kv_heads,
+            num_kv_heads=num_kv_heads,
             head_dim=self.config.head_dim,
             page_size=page_size,
             dtype=dtype or self.dtype,
@@ -120,7 +135,8 @@ def load_model(
     """Read, check, convert and pack the weights. `seed` is for `load_format="dummy"` alone.
 
     The tensors come from `weights` if given. The config is always that of `files`. With a `cache`, layers that were
-    packed from the same files before are taken from there, and the files are not read.
+    packed from the same files before are taken from there, and the files are not read. The device's rank decides which
+    share of the model is loaded.
 
     Raises ValueError for an unknown dtype or format, a quantization that the device does not compute with, files that
     do not fit the format, an unknown architecture, and a tensor that is missing, unexpected or of another shape.
@@ -129,10 +145,11 @@ def load_model(
     form = _form_of(dtype, quantization, device)
     weights = weights or files
     _check_format(weights, load_format)
-    config = read_config(files)
+    config, share = read_config(files), ModelShare.of(device.ranks)
+    check_tp_size(config, share.size)
     before = weights_signature(weights)
     if cache is not None:
-        key = _cache_key(weights, config, form=form, load_format=load_format)
+        key = _cache_key(weights, config, form=form, load_format=load_format, share=share)
         stored = None if key is None else cache.open(key)
         if stored is not None:
             model = build_decoder(config, stored, device)
@@ -144,7 +161,7 @@ def load_model(
         weights_id = pool.submit(
             weights_id_of, weights, config, form=form, load_format=load_format, seed=seed, device=device.name
         )
-        placed = PlacedWeights(source, device, form)
+        placed = PlacedWeights(share_of(source, config, share, form=form), device, form)
         model = build_decoder(config, placed, device)
         loaded = _loaded(model, form, weights_id.result(), num_bytes=placed.num_bytes, start_s=start_s)
     check_unchanged(weights, before)
@@ -153,10 +170,15 @@ def load_model(
     return loaded
 
 
+def share_of(source: WeightSource, config: ModelConfig, share: ModelShare, *, form: WeightForm) -> WeightSource:
+    """The tensors of a whole source as a rank loads them."""
+    return source if share.size == 1 else ShareOfWeights(source, config, share, kept=form.kept)
+
+
 def _loaded(model: DecoderModel, form: WeightForm, weights_id: str, *, num_bytes: int, start_s: float) -> LoadedModel:
     load_s = time.monotonic() - start_s
     logger.info("loaded the weights (%s, %s) in %.1f s", model.config.architecture, form.dtype, load_s)
-    return LoadedModel(model, model.config, form, weights_id, weights_bytes=num_bytes, load_s=load_s)
+    return LoadedModel(model, model.config, form, weights_id, weights_bytes=num_bytes, load_s=load_s, share=model.share)
 
 
 def open_weights(files: ModelFiles, config: ModelConfig, *, load_format: LoadFormat, seed: int) -> WeightSource:
@@ -204,7 +226,7 @@ def weights_signature(files: ModelFiles) -> Signature:
 
 
 def _cache_key(
-    files: ModelFiles, config: ModelConfig, *, form: WeightForm, load_format: LoadFormat
+    files: ModelFiles, config: ModelConfig, *, form: WeightForm, load_format: LoadFormat, share: ModelShare
 ) -> str | None:
     """What decides how the weights are packed; None if a change of the files might go unnoticed.
 
@@ -218,7 +240,8 @@ def _cache_key(
         if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < _SETTLED_NS:
             return None
         stamps.append((str(path.absolute()), *_stamp(path), found.st_ctime_ns))
-    return "\n".join((repr(config), form.dtype, *sorted(form.kept), form.quantised, repr(stamps)))
+    of_ranks = () if share.size == 1 else (f"rank {share.rank} of {share.size}",)
+    return "\n".join((repr(config), form.dtype, *sorted(form.kept), form.quantised, repr(stamps), *of_ranks))
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

@@ -142,6 +142,15 @@ def test_rows_of_an_embedding_are_its_values(device: CpuDevice, form: str) -> No
     assert np.array_equal(_numbers(y, step_of(33)), weight.to_float32())
 
 
+def test_tokens_of_other_ranks_have_an_embedding_of_zeros(device: CpuDevice) -> None:
+    """They are added up over ranks: rows of a wrong token, or what was in memory, would change the text."""
+    weight = _random(10, 24)
+    y = device.pack_linear([weight]).embed(device.start_program().token_ids, first_token=4)
+    expected = np.zeros((33, 24), dtype=np.float32)
+    expected[4:14] = weight.to_float32()
+    assert np.array_equal(_numbers(y, step_of(33)), expected)
+
+
 @pytest.mark.parametrize("size", [16, 24, 576])
 def test_rms_norm(device: CpuDevice, size: int) -> None:
     x, weight = _random(9, size, scale=30.0).data, _random(size, form="bfloat16")
@@ -152,11 +161,12 @@ def test_rms_norm(device: CpuDevice, size: int) -> None:
 def test_the_most_probable_token_of_selected_rows(device: CpuDevice) -> None:
     x = _random(9, 50).data
     x[4, 7] = np.inf
-    tokens, is_finite = (_kept(it) for it in argmax(select_rows(_input(device, x))))
+    tokens, logits, is_finite = (_kept(it) for it in argmax(select_rows(_input(device, x))))
     step = step_of(9, selected=(8, 4, 0))
     tokens.program.run(step)
     assert tokens.rows == SELECTED
     assert tokens.program.view(tokens, step)[:, 0].tolist() == [x[8].argmax(), 7, x[0].argmax()]
+    assert tokens.program.view(logits, step)[:, 0].tolist() == [x[8].max(), np.inf, x[0].max()]
     assert tokens.program.view(is_finite, step)[:, 0].tolist() == [1, 0, 1]
 
 

@@ -151,7 +151,13 @@ def test_embedding_reads_rows(library: KernelLibrary, format: str) -> None:
     tensor = weight(format, (75, 512))
     packed, ids = pack(library, [tensor]), np.array([74, 0, 15, 16, 17, *range(20, 40), 74], np.int32)
     y = np.empty((len(ids), 512), np.float32)
-    job = EmbedJob(weights=packed.blocks.ctypes.data, y=y.ctypes.data, in_features=512, format=packed.format_id)
+    job = EmbedJob(
+        weights=packed.blocks.ctypes.data,
+        y=y.ctypes.data,
+        in_features=512,
+        format=packed.format_id,
+        num_tokens=packed.out_features,
+    )
     library.run("embed", job, step_of(len(ids), token_ids=ids.ctypes.data))
     np.testing.assert_array_equal(y, plain.embed(ids, values_of(tensor)))
 

@@ -76,6 +76,7 @@ class ArgmaxJob(ctypes.Structure):
         ("logits", _POINTER),  # float32[rows, cols]
         ("tokens", _POINTER),  # int32[rows]
         ("is_finite", _POINTER),  # uint8[rows]
+        ("values", _POINTER),  # float32[rows], or None
         ("cols", _INT64),
         ("num_rows", _INT64),  # -1: the step's selected rows
     )

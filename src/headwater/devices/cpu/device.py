@@ -15,12 +15,15 @@ from headwater.devices.cpu.packed_layers import PackedGatedLinear, PackedLinear
 from headwater.devices.cpu.packed_weights import FORMATS
 from headwater.devices.cpu.plain_layers import PlainGatedLinear, PlainLinear
 from headwater.devices.cpu.program import Array, Program
+from headwater.devices.cpu.ranks.group import CpuRanks
+from headwater.devices.cpu.ranks.ops import add_reduced, all_reduce
 from headwater.devices.cpu.recorded_attention import RecordedAttention
 from headwater.devices.cpu.row_ops import rms_norm
 from headwater.devices.cpu.topology import free_memory_bytes, num_usable_cores
 from headwater.devices.device import AttentionGeometry, GatedLinear, Linear, RotaryAngles
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor
 from headwater.devices.kv_memory import KVLayout
+from headwater.devices.rank_group import SOLE_RANK, RankGroup
 
 
 class CpuDevice:
@@ -29,13 +32,19 @@ class CpuDevice:
     name = "cpu"
 
     def __init__(
-        self, *, num_threads: int | None = None, use_kernels: bool = True, cpus: Sequence[Sequence[int]] = ()
+        self,
+        *,
+        num_threads: int | None = None,
+        use_kernels: bool = True,
+        cpus: Sequence[Sequence[int]] = (),
+        ranks: CpuRanks | None = None,
     ) -> None:
-        """`cpus[i]`: where thread i may run, if the threads are to be pinned."""
+        """`cpus[i]`: where thread i may run, if the threads are to be pinned. `ranks`: None for a single process."""
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"num_threads must be at least 1, found {num_threads}")
         self.num_threads = num_threads or num_usable_cores()
         self._library = usable_kernels() if use_kernels else None
+        self.cpu_ranks = ranks
         self.is_pinned = bool(cpus) and self._library is not None
         if self._library is not None and cpus:
             self._library.pin_threads(cpus)
@@ -43,6 +52,10 @@ class CpuDevice:
     @property
     def library(self) -> KernelLibrary | None:
         return self._library
+
+    @property
+    def ranks(self) -> RankGroup:
+        return self.cpu_ranks or SOLE_RANK
 
     # --- models --------------------------------------------------------------------------------------
 
@@ -87,10 +100,18 @@ class CpuDevice:
     def rms_norm(self, residual: Array, weight: HostTensor, eps: float) -> Array:
         return rms_norm(residual, weight, eps)
 
+    def all_reduce(self, x: Array) -> Array:
+        return x if self.cpu_ranks is None else all_reduce(x, self.cpu_ranks)
+
+    def add_reduced(self, residual: Array, x: Array) -> None:
+        assert self.cpu_ranks is not None, "a single process adds to the residual within the product"
+        add_reduced(residual, x, self.cpu_ranks)
+
     # --- steps ---------------------------------------------------------------------------------------
 
     def start_program(self) -> Program:
-        return Program(self._library, num_threads=self.num_threads)
+        raise_failure = None if self.cpu_ranks is None else self.cpu_ranks.raise_failure
+        return Program(self._library, num_threads=self.num_threads, raise_failure=raise_failure)
 
     def record_attention(
         self, program: Program, geometry: AttentionGeometry, layout: KVLayout, *, rotary: RotaryAngles

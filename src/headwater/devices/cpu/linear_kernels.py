@@ -42,6 +42,16 @@ class QuantizeJob(ctypes.Structure):
 
 
 class EmbedJob(ctypes.Structure):
-    """`EmbedJob` of kernels/linear/embed.c: rows of packed weights by the step's token ids, float32[T, in_features]."""
+    """`EmbedJob` of kernels/linear/embed.c: rows of packed weights by the step's token ids, float32[T, in_features].
 
-    _fields_ = (("weights", _POINTER), ("y", _POINTER), ("in_features", _INT64), ("format", _INT64))
+    The weights are those of `num_tokens` tokens from `first_token` on; others get zeros.
+    """
+
+    _fields_ = (
+        ("weights", _POINTER),
+        ("y", _POINTER),
+        ("in_features", _INT64),
+        ("format", _INT64),
+        ("first_token", _INT64),
+        ("num_tokens", _INT64),
+    )

@@ -77,10 +77,16 @@ class PackedLinear:
         assert out is None, "a program has the memory of its arrays"
         return self(x)
 
-    def embed(self, token_ids: TokenIds) -> Array:
+    def embed(self, token_ids: TokenIds, *, first_token: int = 0) -> Array:
         (packed,) = self.packed
         y = token_ids.program.array(TOKENS, self.in_features)
-        job = EmbedJob(weights=packed.blocks.ctypes.data, in_features=self.in_features, format=packed.format_id)
+        job = EmbedJob(
+            weights=packed.blocks.ctypes.data,
+            in_features=self.in_features,
+            format=packed.format_id,
+            first_token=first_token,
+            num_tokens=self.out_features,
+        )
         token_ids.program.append("embed", job, {"y": y}, keeps=(packed,))
         return y
 

@@ -37,10 +37,10 @@ class PlainLinear:
         assert out is None, "a program has the memory of its arrays"
         return self(x)
 
-    def embed(self, token_ids: TokenIds) -> Array:
+    def embed(self, token_ids: TokenIds, *, first_token: int = 0) -> Array:
         ((weight, _),) = self._parts
         y = token_ids.program.array(TOKENS, self.in_features)
-        token_ids.program.append("embed", None, {"y": y}, plain=partial(_embed, weight=weight))
+        token_ids.program.append("embed", None, {"y": y}, plain=partial(_embed, weight=weight, first_token=first_token))
         return y
 
     def unpack(self) -> list[Part]:
@@ -95,5 +95,8 @@ def _gated(_: StepArrays, *, x: Floats, y: Floats, gate: Part, up: Part) -> None
         y[:, columns] = silu(left) * right
 
 
-def _embed(step: StepArrays, *, y: Floats, weight: HostTensor) -> None:
-    y[:] = weight.take_rows(step.token_ids).to_float32()
+def _embed(step: StepArrays, *, y: Floats, weight: HostTensor, first_token: int) -> None:
+    rows = step.token_ids - first_token
+    is_here = (rows >= 0) & (rows < weight.shape[0])
+    y[is_here] = weight.take_rows(rows[is_here]).to_float32()
+    y[~is_here] = 0

@@ -145,8 +145,12 @@ class Program:
     Steps run in one thread. `op_ns` counts the nanoseconds of each op while `is_timed`.
     """
 
-    def __init__(self, library: KernelLibrary | None, *, num_threads: int) -> None:
+    def __init__(
+        self, library: KernelLibrary | None, *, num_threads: int, raise_failure: Callable[[], None] | None = None
+    ) -> None:
+        """`raise_failure` raises what an op in C could only note."""
         self._library = library
+        self._raise_failure = raise_failure
         self._num_threads = num_threads
         self._ops: list[Op] = []
         self._kept: set[Array] = set()
@@ -222,6 +226,8 @@ class Program:
             self._num_threads,
             self.op_ns.ctypes.data + first * self.op_ns.itemsize if self.is_timed else None,
         )
+        if self._raise_failure is not None:
+            self._raise_failure()
 
     def view(self, array: Array | Columns, step: StepArrays) -> Numbers:
         """The numbers of an array, [rows of the step, width]; valid until the arena grows."""

@@ -1,6 +1,7 @@
 """Ops of a CPU program on whole rows, with and without kernels: norm, choice of rows, the most probable token."""
 
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,13 +30,20 @@ def select_rows(x: Array) -> Array:
     return y
 
 
-def argmax(logits: Array) -> tuple[Array, Array]:
-    """Record the most probable token of each selected row, int32[S, 1], and whether its logits are finite, uint8."""
-    program = logits.program
-    tokens, is_finite = program.array(SELECTED, 1, dtype=np.int32), program.array(SELECTED, 1, dtype=np.uint8)
-    arrays = {"logits": logits, "tokens": tokens, "is_finite": is_finite}
-    program.append("argmax", ArgmaxJob(cols=logits.width, num_rows=-1), arrays, plain=_argmax)
-    return tokens, is_finite
+class MostProbable(NamedTuple):
+    """Of each selected row, [S, 1]."""
+
+    tokens: Array  # int32
+    logits: Array  # float32
+    are_finite: Array  # uint8: whether all logits of the row are
+
+
+def argmax(logits: Array) -> MostProbable:
+    """Record the choice of the most probable token of each selected row."""
+    found = MostProbable(*(logits.program.array(SELECTED, 1, dtype=it) for it in (np.int32, np.float32, np.uint8)))
+    arrays = {"logits": logits, "tokens": found.tokens, "values": found.logits, "is_finite": found.are_finite}
+    logits.program.append("argmax", ArgmaxJob(cols=logits.width, num_rows=-1), arrays, plain=_argmax)
+    return found
 
 
 # --- the same in numpy (program.Plain) ---------------------------------------------------------------
@@ -49,5 +57,6 @@ def _select_rows(step: StepArrays, *, x: Floats, y: Floats) -> None:
     y[:] = x[step.selected]
 
 
-def _argmax(_: StepArrays, *, logits: Floats, tokens: Numbers, is_finite: Numbers) -> None:
+def _argmax(_: StepArrays, *, logits: Floats, tokens: Numbers, values: Floats, is_finite: Numbers) -> None:
     tokens[:, 0], is_finite[:, 0] = plain_draw.argmax(logits)
+    values[:] = np.take_along_axis(logits, tokens.astype(np.int64), axis=1)

@@ -25,6 +25,7 @@ from headwater.devices.device import AttentionGeometry, GatedLinear, Linear, Rot
 from headwater.devices.errors import UnsupportedError
 from headwater.devices.host_tensor import HostTensor, RandomTensor
 from headwater.devices.kv_memory import KVLayout, KVMemory
+from headwater.devices.rank_group import SOLE_RANK, RankGroup
 
 # 16-bit floats need the tensor cores of this generation at least (Ampere)
 _MIN_CAPABILITY = (8, 0)
@@ -42,6 +43,7 @@ class CudaDevice:
 
     name = "cuda"
     block_formats: frozenset[str] = frozenset()
+    ranks: RankGroup = SOLE_RANK
 
     def __init__(self, torch_device: torch.device | None = None, *, attention: AttentionBackend = "triton") -> None:
         if torch_device is None:
@@ -71,6 +73,12 @@ class CudaDevice:
 
     def auto_dtype(self) -> str:
         return "bfloat16"
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def add_reduced(self, residual: torch.Tensor, x: torch.Tensor) -> None:
+        raise AssertionError("a single process adds to the residual within the product")
 
     def place(self, weight: HostTensor | RandomTensor, *, form: str) -> torch.Tensor:
         return place_tensor(weight, dtype=form, device=self.torch_device)

@@ -45,7 +45,8 @@ class CudaLinear:
             return torch.mm(x, self._weight.t(), out_dtype=torch.float32, out=out)
         return self(x).float() if out is None else out.copy_(self(x))
 
-    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+    def embed(self, token_ids: torch.Tensor, *, first_token: int = 0) -> torch.Tensor:
+        assert first_token == 0, "a GPU has the whole vocabulary"
         return F.embedding(token_ids, self._weight).float()
 
     def unpack(self) -> list[tuple[torch.Tensor, torch.Tensor | None]]:

@@ -34,6 +34,7 @@ typedef struct {
     const float *logits;  // [rows][cols]
     int32_t *tokens;      // [rows]
     uint8_t *is_finite;   // [rows]
+    float *values;        // [rows] the largest; or NULL
     int64_t cols;
     int64_t num_rows;  // -1: the step's selected rows
 } ArgmaxJob;
@@ -71,6 +72,7 @@ static void argmax_chunk(const void *opaque, const Step *step, int64_t row) {
         if (logits[col] > logits[token]) token = (int32_t)col;
     }
     job->tokens[row] = token;
+    if (job->values) job->values[row] = logits[token];
     job->is_finite[row] = vf_sum(differences + others) + rest == 0;
 }
 

@@ -4,9 +4,10 @@
 #include "unpack.h"
 
 typedef struct {
-    const void *weights;  // packed, a row for each token id
-    float *y;             // [T][in_features]
+    const void *weights;  // packed, a row for each token id from first_token on
+    float *y;             // [T][in_features]; zeros for other tokens
     int64_t in_features, format;
+    int64_t first_token, num_tokens;
 } EmbedJob;
 
 enum { CHUNK_TOKENS = 16 };
@@ -21,7 +22,10 @@ static void run_chunk(const void *job_, const Step *step, int64_t chunk) {
     const int64_t width = job->in_features, stride = block_bytes((int)job->format, width);
     const int64_t begin = chunk * CHUNK_TOKENS, left = step->num_tokens - begin;
     for (int64_t t = begin; t < begin + (left < CHUNK_TOKENS ? left : CHUNK_TOKENS); t++) {
-        unpack_row(job->format, job->weights, stride, width, step->token_ids[t], job->y + t * width);
+        const int64_t row = step->token_ids[t] - job->first_token;
+        float *y = job->y + t * width;
+        if (row >= 0 && row < job->num_tokens) unpack_row(job->format, job->weights, stride, width, row, y);
+        else memset(y, 0, (size_t)width * sizeof(float));
     }
 }
 

@@ -1,0 +1,132 @@
+"""Which part of a model a rank computes with: some query heads and their KV heads, MLP columns, and tokens.
+
+Products whose outputs are cut (q, k, v, gate, up, head) need no sum. Products whose inputs are cut (o, down) give
+partial sums, which are added up over ranks (arXiv 1909.08053).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from headwater.devices.host_tensor import HostTensor, RandomTensor
+from headwater.devices.rank_group import RankGroup
+from headwater.models.config import ModelConfig
+
+_MOST_IMBALANCE = 1.25  # the largest share of an uneven cut against an even one
+_COLUMN_UNITS = (256, 32, 16, 2, 1)  # blocks of GGUF's formats first
+_TOKEN_UNITS = (64, 16, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShare:
+    """The share of rank `rank` of `size`. Methods give what it holds of a model of some config."""
+
+    rank: int
+    size: int
+
+    @classmethod
+    def of(cls, ranks: RankGroup) -> "ModelShare":
+        return cls(ranks.rank, ranks.size)
+
+    def heads(self, config: ModelConfig) -> range:
+        """Query heads."""
+        num = config.num_heads // self.size
+        return range(self.rank * num, (self.rank + 1) * num)
+
+    def kv_heads(self, config: ModelConfig) -> range:
+        """KV heads. Several ranks hold the same one where there are fewer heads than ranks."""
+        if config.num_kv_heads >= self.size:
+            num = config.num_kv_heads // self.size
+            return range(self.rank * num, (self.rank + 1) * num)
+        head = self.rank * config.num_kv_heads // self.size
+        return range(head, head + 1)
+
+    def mlp_columns(self, config: ModelConfig) -> range:
+        """Inner features of the MLP, cut at the borders of quantised blocks where that is nearly even."""
+        return self._range(config.intermediate_size, _column_unit(config.intermediate_size, self.size))
+
+    def tokens(self, config: ModelConfig) -> range:
+        """Tokens whose embeddings and logits it has."""
+        return self._range(config.vocab_size, _token_unit(config.vocab_size, self.size))
+
+    def _range(self, total: int, unit: int) -> range:
+        """Units are dealt out evenly; the last one may be a part."""
+        num_units = -(-total // unit)
+        start, stop = (rank * num_units // self.size * unit for rank in (self.rank, self.rank + 1))
+        return range(start, min(stop, total))
+
+    def cut(self, name: str, weight: HostTensor | RandomTensor, config: ModelConfig) -> HostTensor | RandomTensor:
+        """Its part of one parameter, a view where possible. ValueError if that would cut through a quantised block.
+
+        Biases that are added after a sum over ranks belong to rank 0; the others get zeros.
+        """
+        if self.size == 1:
+            return weight
+        layer, _, kind = name.rpartition(".")
+        which = layer.rpartition(".")[2]
+        if which in ("q_proj", "k_proj", "v_proj"):
+            heads = self.heads(config) if which == "q_proj" else self.kv_heads(config)
+            return _rows(weight, _features(heads, config))
+        if which in ("gate_proj", "up_proj"):
+            return _rows(weight, self.mlp_columns(config))
+        if which in ("embed_tokens", "lm_head"):
+            return _rows(weight, self.tokens(config))
+        if which not in ("o_proj", "down_proj"):
+            return weight
+        if kind == "bias":
+            host = _host(weight)
+            return host if self.rank == 0 else HostTensor.of(np.zeros(host.shape, dtype=np.float32))
+        columns = _features(self.heads(config), config) if which == "o_proj" else self.mlp_columns(config)
+        try:
+            return _host(weight).columns(columns.start, columns.stop)
+        except ValueError as error:
+            raise ValueError(f"--tp-size {self.size} does not fit tensor {name!r}: {error}") from None
+
+
+WHOLE = ModelShare(0, 1)
+
+
+def check_tp_size(config: ModelConfig, size: int) -> None:
+    """ValueError if a model of this config cannot be shared by `size` ranks."""
+    if size < 1:
+        raise ValueError(f"--tp-size must be at least 1, found {size}")
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    if heads % size:
+        fit = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0 and _has_whole_kv_heads(kv_heads, n))
+        raise ValueError(f"--tp-size {size} does not divide the model's {heads} query heads: take one of {fit}")
+    if not _has_whole_kv_heads(kv_heads, size):
+        raise ValueError(
+            f"--tp-size {size} does not fit the model's {kv_heads} KV heads: it must divide them, or be a multiple"
+        )
+    for what, num in (("tokens", config.vocab_size), ("MLP columns", config.intermediate_size)):
+        if num < size:
+            raise ValueError(f"--tp-size {size} is more than the model's {num} {what}")
+
+
+def _has_whole_kv_heads(num_kv_heads: int, size: int) -> bool:
+    return num_kv_heads % size == 0 or size % num_kv_heads == 0
+
+
+def _column_unit(total: int, size: int) -> int:
+    """The largest unit whose shares are nearly even."""
+    for unit in _COLUMN_UNITS:
+        num_units = -(-total // unit)
+        if total // unit >= size and -(-num_units // size) * unit <= _MOST_IMBALANCE * total / size:
+            return unit
+    return 1
+
+
+def _token_unit(total: int, size: int) -> int:
+    return next(unit for unit in _TOKEN_UNITS if unit == 1 or total // unit >= size)
+
+
+def _features(heads: range, config: ModelConfig) -> range:
+    return range(heads.start * config.head_dim, heads.stop * config.head_dim)
+
+
+def _host(weight: HostTensor | RandomTensor) -> HostTensor:
+    return weight.to_host() if isinstance(weight, RandomTensor) else weight
+
+
+def _rows(weight: HostTensor | RandomTensor, rows: range) -> HostTensor:
+    return _host(weight).rows(rows.start, rows.stop)
