@@ -262,6 +262,8 @@ async def test_a_bug_is_a_500_without_a_stack_trace(engine: ScriptedEngine, monk
         ("/hicache/storage-backend", "DELETE, GET, HEAD, PUT"),
         ("/generate", "POST, PUT"),
         ("/resume_memory_occupation", "GET, POST"),
+        ("/v1/responses/input_tokens", "POST"),  # not those of /v1/responses/{response_id}, which matches as well
+        ("/v1/responses/resp_1", "DELETE, GET, HEAD"),
     ],
 )
 async def test_a_405_names_every_method_of_the_path(engine: ScriptedEngine, path: str, allowed: str) -> None:

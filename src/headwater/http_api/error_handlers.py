@@ -88,8 +88,13 @@ def _from_http(error: HTTPException) -> ApiError:
 
 
 def _method_not_allowed(request: Request, routes: Sequence[BaseRoute]) -> ApiError:
-    """Names the methods of all routes with this path: the framework names those of the first one only."""
+    """Names the methods of all routes with this path: the framework names those of the first one only.
+
+    `/v1/responses/input_tokens` is one path, although `/v1/responses/{response_id}` matches it as well.
+    """
     matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
-    allowed = ", ".join(sorted({method for route in matching for method in getattr(route, "methods", None) or ()}))
+    paths = [getattr(route, "path", None) for route in matching]
+    same = [route for route, path in zip(matching, paths, strict=True) if path == paths[0]]
+    allowed = ", ".join(sorted({method for route in same for method in getattr(route, "methods", None) or ()}))
     message = f"this route does not take that method; allowed: {allowed}"
     return ApiError(405, message, code="method_not_allowed", headers={"Allow": allowed})
