@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ranked_models import VOCAB_SIZE, own_kernels, ranked_runner, tiny_config, tiny_device, tiny_runner
 from step_driver import DrivenRequest, StepDriver
 
 from headwater.messages.generation import LogprobParams, SamplingParams
 from headwater.models.config import ModelConfig
-from ranked_models import VOCAB_SIZE, own_kernels, ranked_runner, tiny_config, tiny_device, tiny_runner
 
 NUM_OUTPUTS = 12
 PROMPTS = [np.random.default_rng(5).integers(0, VOCAB_SIZE, length).tolist() for length in (1, 3, 17, 40, 9)]
