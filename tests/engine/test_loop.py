@@ -337,6 +337,21 @@ def test_an_idle_loop_sleeps_and_a_busy_one_does_not():
     assert driver.wire.last_wait_s == 0
 
 
+def test_a_loop_that_has_been_idle_for_two_seconds_calls_once():
+    """Not while anything runs, so the work that it begins delays no answer."""
+    driver, calls = Driver(), []
+    loop, clock = driver.parts.loop, driver.clock
+    loop.call_when_idle(lambda: calls.append(clock.now()))
+    driver.generate("a", prompt_of(10), 40)
+    began_s = clock.now()
+    driver.wire.on_receive = lambda wait_s, received: loop.stop() if clock.now() - began_s > 60 else clock.advance(1.0)
+    loop.run()
+    driver._read()
+    assert len(driver.answers["a"].tokens) == 40
+    (called_s,) = calls
+    assert 42 <= called_s - began_s < 50, "forty steps of a second, then two idle seconds"
+
+
 @BOTH
 @pytest.mark.parametrize("seed", range(12))
 def test_random_requests_in_a_small_pool_give_the_right_text(is_async, seed):

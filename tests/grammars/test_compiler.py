@@ -1,6 +1,9 @@
 """Grammars compiled by llguidance for a vocabulary of single characters and a few words."""
 
+import gc
 import json
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -139,6 +142,37 @@ def test_the_vocabulary_is_read_with_the_first_grammar_and_once() -> None:
     for _ in range(2):
         compiler.compile('start: "a"')
     assert loads == [1]
+
+
+def test_a_prepared_vocabulary_is_not_read_again_and_its_tokens_are_not_kept() -> None:
+    loads: list[str] = []
+    long = bytes(1000)
+    num_references = sys.getrefcount(long)
+
+    def load() -> Vocabulary:
+        loads.append(threading.current_thread().name)
+        return Vocabulary(tokens=[b"a", b"b", b"<e>", long], special_ids=frozenset({2}), end_id=2, encode=encode)
+
+    compiler = GuidanceCompiler(load, vocab_size=4, num_threads=1)
+    compiler.prepare()
+    ((first, _),) = allowed(compiler, compiler.compile('start: "a"'))  # waits for the thread, or is before it
+    for thread in threading.enumerate():
+        if thread.name == "grammar-vocabulary":
+            thread.join()
+    ((second, _),) = allowed(compiler, compiler.compile('start: "b"'))
+    assert (first, second, len(loads)) == ({0}, {1}, 1)
+    gc.collect()
+    assert sys.getrefcount(long) == num_references
+
+
+def test_a_vocabulary_that_cannot_be_read_fails_grammars_and_not_the_preparation() -> None:
+    def load() -> Vocabulary:
+        raise ValueError("no end token")
+
+    compiler = GuidanceCompiler(load, vocab_size=3, num_threads=1)
+    compiler._prepare()
+    with pytest.raises(ValueError, match="no end token"):
+        compiler.compile('start: "a"')
 
 
 def test_copies_are_of_several_roots_and_advance_by_themselves() -> None:

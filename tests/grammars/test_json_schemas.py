@@ -7,8 +7,9 @@ import pytest
 from accepting import Language
 
 from headwater.grammars.errors import GrammarError
+from headwater.grammars.json_options import JsonOptions
 from headwater.grammars.json_schemas import prepare_schema
-from headwater.grammars.sources import JsonOptions, from_json_schema
+from headwater.grammars.sources import from_json_schema
 
 POINT = {"type": "object", "properties": {"x": {"type": "integer"}, "y": {"type": "integer"}}, "required": ["x"]}
 TREE = {

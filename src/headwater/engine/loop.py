@@ -30,6 +30,7 @@ from headwater.scheduling.scheduler import Scheduler
 _LONGEST_SLEEP_S = 1.0
 _log = logging.getLogger(__name__)
 _ADMISSIONS = {hold: Admission(may_run=hold < Hold.ALL, may_start=hold < Hold.STARTS) for hold in Hold}
+_IDLE_S = 2.0  # a server has begun to answer by then, if it is asked at once
 _POLL_S = 0.001  # while copies are in flight or grammars are compiled: their ends send no message
 
 
@@ -66,10 +67,16 @@ class EngineLoop:
         self._has_progressed = False  # in the last turn: then the next may find something to run
         self._is_stopping = False
         self._at_end: list[Callable[[], None]] = []
+        self._when_idle: Callable[[], None] | None = None
+        self._busy_at_s = clock.now()  # kept only while something is to be called when idle
 
     def call_at_end(self, close: Callable[[], None]) -> None:
         """Have `close` called when `run` ends, in the order given: it frees what the engine was built on."""
         self._at_end.append(close)
+
+    def call_when_idle(self, call: Callable[[], None]) -> None:
+        """Have `run` call this once, when nothing has run for two seconds. It must return at once."""
+        self._when_idle = call
 
     def run(self) -> None:
         """Turn until a `Shutdown` message or `stop()`; running requests are aborted.
@@ -78,6 +85,8 @@ class EngineLoop:
         """
         while not self._is_stopping:
             self.turn()
+            if self._when_idle is not None:
+                self._call_if_idle(self._when_idle)
         self._steps.collect()
         self._scheduler.abort("", match="all", message="the server is shutting down")
         self._send_outputs()
@@ -115,6 +124,13 @@ class EngineLoop:
             self._steps.collect()
         self._send_outputs()
 
+    def _call_if_idle(self, call: Callable[[], None]) -> None:
+        if self._has_progressed or self._steps.uncollected is not None:
+            self._busy_at_s = self._clock.now()
+        elif self._clock.now() - self._busy_at_s >= _IDLE_S:
+            self._when_idle = None
+            call()
+
     def _admission(self) -> Admission:
         return _ADMISSIONS[self._control.hold]
 
@@ -126,6 +142,11 @@ class EngineLoop:
         longest_s = min(longest_s, self._scheduler.deadlines.next_look_s())
         look_s = self._control.pending.next_look_s()
         return longest_s if look_s is None else min(look_s, longest_s)
+
+    def prepare_grammars(self) -> None:
+        """Begin to read what the first grammar would wait for."""
+        if (compiler := self._scheduler.grammars.compiler) is not None:
+            compiler.prepare()
 
     @property
     def survived(self) -> deque[Exception]:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from headwater.grammars.errors import GrammarError
+from headwater.grammars.json_options import JsonOptions
 from headwater.grammars.sources import (
-    JsonOptions,
     checked_lark,
     from_choice,
     from_ebnf,

@@ -10,7 +10,7 @@ import time
 import weakref
 
 from headwater.grammars.errors import GrammarError
-from headwater.grammars.sources import JsonOptions
+from headwater.grammars.json_options import JsonOptions
 
 _COMMAND = (sys.executable, "-m", "headwater.grammars.check_process")
 _CHUNK_BYTES = 1 << 16

@@ -1,5 +1,8 @@
 """Grammars compiled by llguidance, for one vocabulary."""
 
+import contextlib
+import ctypes
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +17,8 @@ from headwater.grammars.vocabulary import Vocabulary
 
 _NUM_ROOTS = 4  # of a grammar, with as many threads
 _MIN_SHARED_ROWS = 8  # few rows take less time than threads to wake up
+
+_log = logging.getLogger(__name__)
 
 
 class GuidanceMatcher:
@@ -58,10 +63,10 @@ class _CompiledGrammar(GuidanceMatcher):
 
 
 class GuidanceCompiler:
-    """A compiler (matcher.GrammarCompiler) that reads its vocabulary when the first grammar is compiled."""
+    """A compiler (matcher.GrammarCompiler). It reads its vocabulary when it is prepared, or for the first grammar."""
 
     def __init__(self, load: Callable[[], Vocabulary], *, vocab_size: int, num_threads: int) -> None:
-        """`vocab_size`: the model's logits. `load` is called once, in the thread of the first grammar."""
+        """`vocab_size`: the model's logits. `load` is called once, in a thread that prepares or compiles."""
         self.num_words = -(-vocab_size // 32)
         self._load = load
         self._vocab_size = vocab_size
@@ -76,6 +81,9 @@ class GuidanceCompiler:
     @property
     def is_ready(self) -> bool:
         return self._tokenizer is not None
+
+    def prepare(self) -> None:
+        threading.Thread(target=self._prepare, name="grammar-vocabulary", daemon=True).start()
 
     def compile(self, text: str) -> Matcher:
         tokenizer = self._ready_tokenizer()
@@ -108,6 +116,12 @@ class GuidanceCompiler:
         masks[:, word] &= ~bit
         return may_end
 
+    def _prepare(self) -> None:
+        try:
+            self._ready_tokenizer()
+        except (ValueError, OSError) as error:  # the first request with a grammar gets the same reason
+            _log.info("this model computes without grammars: %s", error)
+
     def _ready_tokenizer(self) -> llguidance.LLTokenizer:
         with self._lock:
             if self._tokenizer is None:
@@ -116,27 +130,40 @@ class GuidanceCompiler:
                 self._end_id = vocabulary.end_id
                 self._executor = llguidance.LLExecutor(num_threads=self._num_threads)
                 tokens = _Tokens(vocabulary)
-                self._tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(tokens))
-                tokens.greedy = self._tokenizer.greedy_tokenize
+                self._tokenizer = llguidance.LLTokenizer(tokens)
+                tokens.forget(self._tokenizer)
+                _give_back_memory()
             return self._tokenizer
 
 
-class _Tokens:
-    """A vocabulary in the form that llguidance reads."""
+class _Tokens(llguidance.TokenizerWrapper):
+    """A vocabulary in the form that llguidance reads. It keeps no tokens once they have been read."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
+        self.is_tokenizer_wrapper = True
         self.eos_token_id = vocabulary.end_id
         self.bos_token_id = None
         self.tokens = list(vocabulary.tokens)
         self.special_token_ids = sorted(vocabulary.special_ids)
-        self.greedy: Callable[[str], list[int]] | None = None  # an exact encoding of any text
         self._encode = vocabulary.encode
+        self._read: llguidance.LLTokenizer | None = None  # made of these tokens
+
+    def forget(self, read: llguidance.LLTokenizer) -> None:
+        self.tokens = []
+        self._read = read
 
     def __call__(self, text: str) -> list[int]:
         """The tokens that are allowed where a grammar leaves no choice of text. They must spell it exactly."""
         ids = self._encode(text)
-        is_exact = b"".join(self.tokens[token_id] for token_id in ids if token_id < len(self.tokens)) == text.encode()
-        return ids if is_exact or self.greedy is None else self.greedy(text)  # a tokenizer may normalise text
+        if self._read is None or self._read.decode_bytes(ids) == text.encode():
+            return ids
+        return self._read.greedy_tokenize(text)  # a tokenizer may normalise text
+
+
+def _give_back_memory() -> None:
+    """Reading a vocabulary leaves megabytes of freed memory, which glibc would keep."""
+    with contextlib.suppress(OSError, AttributeError):  # other systems
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reason(inner: llguidance.LLMatcher) -> str:

@@ -32,6 +32,10 @@ class Matcher(Protocol):
 class GrammarCompiler(Protocol):
     """Compiles grammars for one vocabulary, and computes the masks of its matchers."""
 
+    def prepare(self) -> None:
+        """Begin to read the vocabulary in a thread, so that the first grammar need not wait for it."""
+        ...
+
     def compile(self, text: str) -> Matcher:
         """A matcher at the start of a grammar. Called in a thread; ValueError, for the client, if it is none."""
         ...

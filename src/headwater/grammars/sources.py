@@ -7,28 +7,18 @@ call them in a thread. The library leaves Python's lock while it works.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, regex_to_lark
 
 from headwater.grammars.ebnf import ebnf_to_lark
 from headwater.grammars.errors import GrammarError
+from headwater.grammars.json_options import JsonOptions
 from headwater.grammars.json_schemas import ESCAPES, prepare_schema
 
 MAX_GRAMMAR_CHARS = 1 << 18
 MAX_REGEX_CHARS = 1 << 14
 MAX_CHOICES = 10_000
-# one line end with the indentation behind it, or spaces: models repeat unlimited whitespace until their tokens run out
-WHITESPACE = r"[ \t]{1,40}|\r?\n[ \t]{0,80}"
-
-
-@dataclass(frozen=True, slots=True)
-class JsonOptions:
-    """How JSON is written. `whitespace` is a regular expression for the space between tokens; "" forbids it."""
-
-    whitespace: str = WHITESPACE
-    closes_objects: bool = False  # objects that list properties allow no others unless they say so
 
 
 def limits() -> LLParserLimits:

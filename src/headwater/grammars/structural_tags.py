@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from headwater.grammars.errors import GrammarError
-from headwater.grammars.sources import JsonOptions, checked_lark, json_schema_rule, literal, regex_rule
+from headwater.grammars.json_options import JsonOptions
+from headwater.grammars.sources import checked_lark, json_schema_rule, literal, regex_rule
 
 Json = dict[str, Any]
 MAX_FORMATS = 500

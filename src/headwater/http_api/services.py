@@ -10,7 +10,6 @@ from fastapi import Depends, Request
 from headwater.client.engine_client import new_call_id
 from headwater.generation.concurrency import Permit
 from headwater.generation.errors import bad_request, loading
-from headwater.generation.grammar.texts import GrammarTexts
 from headwater.generation.model_facts import ModelFacts
 from headwater.generation.native import NativeApi
 from headwater.generation.text_generation import TextGenerator
@@ -39,7 +38,6 @@ class Services:
         self.accounts = accounts or Accounts(Keys())
         self._permit: Permit | None = None  # of the HTTP request
         self.metrics = Metrics()
-        self._grammars = GrammarTexts()  # it keeps processes
         self._pin_numbers = itertools.count(1)
         self.health = Health(state)
         limits = state.limits
@@ -71,7 +69,7 @@ class Services:
             observer=self.metrics.observer(model.served_name),
             special_tokens=self.state.special_tokens,
             formats=self.state.formats,
-            grammars=self._grammars,
+            grammars=self.state.grammars,
             permit=self._permit,
         )
 

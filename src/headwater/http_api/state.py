@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from headwater.client.engine_client import EngineClient
 from headwater.generation.chat.formats import ChatFormats, FormatFlags, choose_formats
 from headwater.generation.errors import ApiError, loading
+from headwater.generation.grammar.texts import GrammarTexts
 from headwater.generation.model_facts import ModelFacts, RequestLimits
 from headwater.generation.text_generation import SpecialTokenPolicy
 from headwater.http_api.sites import SitePolicy
@@ -28,6 +29,7 @@ class ApiState:
     formats: ChatFormats = field(default_factory=ChatFormats)  # chosen when the model has loaded
     tokenizer: Tokenizer | None = None
     model: ModelFacts | None = None
+    grammars: GrammarTexts = field(default_factory=GrammarTexts)
     started_at_s: float = field(default_factory=time.time)  # Unix time
     is_shutting_down: bool = False
 

@@ -27,10 +27,10 @@ def grammar_compiler(args: ServerArgs, ready: EngineReady) -> GuidanceCompiler:
     def load() -> Vocabulary:
         # imported here: an engine without grammars needs no tokenizer library
         from headwater.tokenization.grammar_vocabulary import grammar_vocabulary
-        from headwater.tokenization.tokenizer import Tokenizer
+        from headwater.tokenization.text_encoder import TextEncoder
 
-        tokenizer = Tokenizer.load(source)
-        return grammar_vocabulary(tokenizer, vocab_size=ready.vocab_size, end_ids=ready.eos_token_ids)
+        encoder = TextEncoder.load(source)  # without chat templates, whose library takes 5 MB
+        return grammar_vocabulary(encoder, vocab_size=ready.vocab_size, end_ids=ready.eos_token_ids)
 
     num_threads = min(args.threads or num_usable_cores(), _MAX_THREADS)
     return GuidanceCompiler(load, vocab_size=ready.vocab_size, num_threads=num_threads)

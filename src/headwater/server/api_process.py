@@ -33,6 +33,7 @@ from headwater.tokenization.tokenizer import Tokenizer
 STREAMS_GRACE_S = 1.0  # for running streams to finish before they are ended
 HTTP_GRACE_S = 2.0  # for connections, before they are closed
 ENGINE_GRACE_S = 1.5  # from SIGTERM to SIGKILL; the sum of all graces stays under 5 s
+IDLE_S = 2.0  # without a request, until what the first grammar needs is started
 GONE_LINGER_S = 1.0  # after the engine died, so that clients and probes get a 503 instead of a closed port
 
 log = logging.getLogger(__name__)
@@ -104,9 +105,7 @@ class ApiProcess:
                 max_concurrency_per_key=self._args.max_concurrency_per_key,
             ),
             special_tokens=self._args.parse_special_tokens,
-            format_flags=FormatFlags(
-                self._args.tool_call_parser, self._args.tool_prompt, self._args.reasoning_parser
-            ),
+            format_flags=FormatFlags(self._args.tool_call_parser, self._args.tool_prompt, self._args.reasoning_parser),
         )
 
     def _on_gone(self, index: int) -> Callable[[str], None]:
@@ -134,6 +133,17 @@ class ApiProcess:
             num_engines=self._args.dp_size,
             needs_key=self._args.api_key is not None,
         )
+        await self._prepare_grammars()
+
+    async def _prepare_grammars(self) -> None:
+        """Start what checks grammars, once the server has been idle for a while."""
+        loop = asyncio.get_running_loop()
+        busy_at_s = loop.time()
+        while loop.time() - busy_at_s < IDLE_S:
+            await asyncio.sleep(IDLE_S / 4)
+            if self._client.num_running:
+                busy_at_s = loop.time()
+        await self._state.grammars.prepare()
 
     async def _wait_for_engines(self) -> tuple[EngineReady, ...]:
         while True:

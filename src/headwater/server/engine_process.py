@@ -114,6 +114,7 @@ def main() -> int:
         return EXIT_CRASHED
     signal.signal(signal.SIGTERM, lambda *_: engine.stop())
     freeze_heap()
+    engine.call_when_idle(engine.prepare_grammars)
     engine.run()
     return 0
 

@@ -3,31 +3,31 @@
 from collections.abc import Iterable
 
 from headwater.grammars.vocabulary import Vocabulary
-from headwater.tokenization.tokenizer import Tokenizer
+from headwater.tokenization.text_encoder import TextEncoder
 
 _MARK = "\x02"  # a character that no token joins with what follows
 
 
-def grammar_vocabulary(tokenizer: Tokenizer, *, vocab_size: int, end_ids: Iterable[int]) -> Vocabulary:
+def grammar_vocabulary(encoder: TextEncoder, *, vocab_size: int, end_ids: Iterable[int]) -> Vocabulary:
     """The bytes of the tokens below `vocab_size`, the model's logits. `end_ids`: all of the model's end tokens."""
     ends = [token_id for token_id in end_ids if token_id < vocab_size]
     if not ends:
         raise ValueError("the model has no end token, without which no answer can end by its grammar")
-    special = tokenizer.spelling.special_ids | set(ends)
+    special = encoder.spelling.special_ids | set(ends)
     return Vocabulary(
-        tokens=[tokenizer.token_bytes(token_id) for token_id in range(vocab_size)],
+        tokens=[encoder.spelling.spell(token_id) for token_id in range(vocab_size)],
         special_ids=frozenset(token_id for token_id in special if token_id < vocab_size),
         end_id=ends[0],
-        encode=_InTheMidst(tokenizer),
+        encode=_InTheMidst(encoder),
     )
 
 
 class _InTheMidst:
     """Encodes text that follows other text: SentencePiece puts a space before the first word of a text."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        first = b"".join(map(tokenizer.token_bytes, self._encode("a")))
+    def __init__(self, encoder: TextEncoder) -> None:
+        self._encoder = encoder
+        first = b"".join(map(encoder.token_bytes, self._encode("a")))
         self._mark = "" if first == b"a" else _MARK
         self._num_marks = len(self._encode(self._mark))
 
@@ -35,4 +35,4 @@ class _InTheMidst:
         return self._encode(self._mark + text)[self._num_marks :]
 
     def _encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False, parses_special=False)
+        return self._encoder.encode(text, add_special_tokens=False, parses_special=False)

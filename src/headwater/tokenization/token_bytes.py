@@ -60,7 +60,7 @@ class TokenSpelling:
         """
         found = self._bytes_of_id.get(token_id)
         if found is None:
-            found = self._bytes_of_id[token_id] = self._spell(token_id)
+            found = self._bytes_of_id[token_id] = self.spell(token_id)
         return found
 
     def text_of(self, token_id: int) -> str | None:
@@ -73,7 +73,8 @@ class TokenSpelling:
             self._text_of_id[token_id] = text
         return self._text_of_id[token_id]
 
-    def _spell(self, token_id: int) -> bytes:
+    def spell(self, token_id: int) -> bytes:
+        """As `bytes_of`, without the cache."""
         if not 0 <= token_id < 2**32:
             raise ValueError(f"token id {token_id} is out of range: it must be in 0..2**32-1")
         token = self._backend.id_to_token(token_id)

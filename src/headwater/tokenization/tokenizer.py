@@ -1,28 +1,19 @@
 """The tokenizer of a served model: encodes and decodes text, and renders chat messages to a prompt."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
-from headwater.models.model_files import ModelFileError
 from headwater.tokenization.chat_template import ChatTemplate
-from headwater.tokenization.gguf_tokenizer import load_gguf_tokenizer
-from headwater.tokenization.hf_tokenizer import load_hf_tokenizer
 from headwater.tokenization.incremental import IncrementalDecoder
-from headwater.tokenization.literal_text import LiteralText
-from headwater.tokenization.token_bytes import TokenSpelling
+from headwater.tokenization.text_encoder import TextEncoder
 from headwater.tokenization.tokenizer_parts import TokenizerParts
 
-_NO_UNICODE = "text: must be strings of valid Unicode, without lone surrogates"
 
-
-class Tokenizer:
+class Tokenizer(TextEncoder):
     """Encodes, decodes and renders chats. Its methods may be called from several threads."""
 
     def __init__(self, parts: TokenizerParts) -> None:
-        self._backend = parts.backend
-        self._literal = LiteralText(parts.backend)
-        self.spelling = TokenSpelling(parts.backend)  # for incremental decoding
+        super().__init__(parts)
         self.special_tokens = dict(parts.special_tokens)  # "bos_token" -> "<s>", ...
         self.eos_token_ids = parts.eos_token_ids
         self.bos_token_id = self._id_of_named("bos_token")
@@ -31,43 +22,6 @@ class Tokenizer:
             name: ChatTemplate(source, special_tokens=parts.special_tokens)
             for name, source in parts.chat_templates.items()
         }
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Tokenizer":
-        """The tokenizer of a `.gguf` file, a Hugging Face folder or a hub id.
-
-        ValueError if there is none, ModelFileError that names the file if it cannot be read or is not supported.
-        """
-        is_gguf = str(path).endswith(".gguf")
-        parts = load_gguf_tokenizer(Path(path).expanduser()) if is_gguf else load_hf_tokenizer(str(path))
-        try:
-            return cls(parts)
-        except ValueError as error:
-            raise ModelFileError(path, str(error)) from None
-
-    def encode(self, text: str, *, add_special_tokens: bool = True, parses_special: bool = True) -> list[int]:
-        """Token ids of a text. Spelled-out special tokens are parsed; without `parses_special` they stay text.
-
-        With `add_special_tokens`, BOS (and EOS) are added if the model wants them. Encoding a long text takes a while
-        and releases the interpreter lock, so call it in a thread. ValueError if the text is not valid Unicode.
-        """
-        if not parses_special:
-            hidden = self._literal.hide(text)
-            if self._literal.is_hidden_in(hidden):
-                return self._encode_literal(hidden, add_special_tokens=add_special_tokens)
-        return self.encode_batch([text], add_special_tokens=add_special_tokens)[0]
-
-    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
-        """`encode` for several texts, on all cores."""
-        try:
-            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
-        except TypeError as error:
-            raise ValueError(_NO_UNICODE) from error
-        return [encoding.ids for encoding in encodings]
-
-    def token_id(self, text: str) -> int | None:
-        """The token that spells this text in the vocabulary, such as `<think>`; None if there is none."""
-        return self._backend.token_to_id(text)
 
     @property
     def special_token_ids(self) -> dict[str, int]:
@@ -83,10 +37,6 @@ class Tokenizer:
         decoder = IncrementalDecoder(self.spelling, skip_special_tokens=skip_special_tokens)
         return decoder.feed(list(token_ids)) + decoder.finish()
 
-    def token_bytes(self, token_id: int) -> bytes:
-        """The UTF-8 bytes of a token, which may be incomplete characters. Empty for an id without a token."""
-        return self.spelling.bytes_of(token_id)
-
     def token_text(self, token_id: int) -> str:
         """A token as text, with special tokens spelled out and U+FFFD for incomplete characters."""
         return self.spelling.bytes_of(token_id).decode("utf-8", errors="replace")
@@ -94,12 +44,6 @@ class Tokenizer:
     def is_slow_for(self, said: Any, *, parses_special: bool) -> bool:
         """Whether encoding this text or these messages needs a preparation that would block an event loop."""
         return not parses_special and self._literal.must_prepare_for(said)
-
-    def _encode_literal(self, hidden: str, *, add_special_tokens: bool) -> list[int]:
-        try:
-            return self._literal.encode(hidden, add_special_tokens=add_special_tokens)
-        except TypeError as error:
-            raise ValueError(_NO_UNICODE) from error
 
     @property
     def has_chat_template(self) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import subprocess
 import time
 from typing import Any
 
@@ -11,7 +12,8 @@ from headwater.generation.errors import ApiError, InvalidRequest
 from headwater.generation.grammar.fields import GrammarFields, OpenAIGrammarFields, grammar_source
 from headwater.generation.grammar.texts import GrammarTexts
 from headwater.grammars.checker import GrammarChecker
-from headwater.grammars.sources import JsonOptions, from_choice, from_ebnf, from_json_schema, from_regex, json_object
+from headwater.grammars.json_options import JsonOptions
+from headwater.grammars.sources import from_choice, from_ebnf, from_json_schema, from_regex, json_object
 from headwater.grammars.structural_tags import from_structural_tag
 
 pytestmark = pytest.mark.anyio
@@ -133,6 +135,32 @@ async def test_a_repeated_grammar_is_made_once_and_little_is_kept(monkeypatch: p
     await texts.of(GrammarFields(regex="b"))
     await texts.of(GrammarFields(regex="a"))
     assert made == ["a", "b", "c", "a"]
+
+
+async def test_a_prepared_process_answers_the_first_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[GrammarChecker] = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **named: started.append(args) or popen(*args, **named))
+    texts = GrammarTexts()
+    await texts.prepare()
+    assert len(started) == 1
+    assert (await texts.of(GrammarFields(regex="a+"))) is not None
+    assert len(started) == 1
+    texts.close()
+
+
+async def test_a_process_that_cannot_be_started_fails_the_first_grammar_and_not_the_preparation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(self: GrammarChecker, asked: str, *, timeout_s: float) -> str:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(GrammarChecker, "ask", refuse)
+    texts = GrammarTexts()
+    await texts.prepare()
+    with pytest.raises(ApiError) as error:
+        await texts.of(GrammarFields(regex="a+"))
+    assert error.value.status == 503
 
 
 CRASHES = "root ::= r0\n" + "".join(f'r{n} ::= r{n + 1} "x"\n' for n in range(4000)) + 'r4000 ::= "y"'

@@ -10,7 +10,7 @@ from headwater.generation.body import Body
 from headwater.generation.errors import InvalidRequest, bad_request
 from headwater.grammars.checker import question
 from headwater.grammars.errors import GrammarError
-from headwater.grammars.sources import JsonOptions
+from headwater.grammars.json_options import JsonOptions
 from headwater.tokenization.json_nesting import MAX_NESTING, is_too_deep
 
 _ONE = "At most one field of a request may constrain the answer."

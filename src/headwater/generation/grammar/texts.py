@@ -1,6 +1,7 @@
 """Grammars of requests, made beside this process and kept for requests that repeat them."""
 
 import asyncio
+import contextlib
 import hashlib
 import queue
 from collections import OrderedDict
@@ -12,7 +13,7 @@ from headwater.generation.errors import ApiError
 from headwater.generation.grammar.fields import GrammarFields, GrammarSource, grammar_source, invalid_grammar
 from headwater.grammars.checker import GrammarChecker, question
 from headwater.grammars.errors import GrammarError
-from headwater.grammars.sources import JsonOptions
+from headwater.grammars.json_options import JsonOptions
 from headwater.messages.generation import Grammar
 
 MAX_KEPT_CHARS = 8_000_000  # of all texts together
@@ -21,7 +22,10 @@ _NUM_CHECKERS = 2  # grammars made to be slow take these, and nothing else waits
 
 
 class GrammarTexts:
-    """Makes grammars for requests. Shared by all requests of a process; its processes start with the first grammar."""
+    """Makes grammars for requests. Shared by all requests of a process.
+
+    Its own processes start with the first grammar, or when it is prepared.
+    """
 
     def __init__(self, *, max_kept_chars: int = MAX_KEPT_CHARS, max_seconds: float = MAX_SECONDS) -> None:
         self._max_kept_chars = max_kept_chars
@@ -32,6 +36,11 @@ class GrammarTexts:
         self._checkers: queue.LifoQueue[GrammarChecker] = queue.LifoQueue()  # the one used last is started already
         for _ in range(_NUM_CHECKERS):
             self._checkers.put(GrammarChecker())
+
+    async def prepare(self) -> None:
+        """Start a process, so that the first grammar need not wait for it. Reports no error: the first grammar does."""
+        with contextlib.suppress(ApiError):
+            await self._make(GrammarSource("", question("json_object", None, JsonOptions())))
 
     async def of(self, body: GrammarFields, *, prefix: str = "") -> Grammar | None:
         """The grammar that a body asks for; None: free text. InvalidRequest names the field; 503 while others run."""

@@ -83,6 +83,9 @@ class FakeCompiler:
         self.num_words = -(-vocab_size // 32)
         self.is_ready = True
 
+    def prepare(self) -> None:
+        """There is no vocabulary to read."""
+
     def compile(self, text: str) -> Matcher:
         grammar = FakeGrammar.parse(text)
         self.compiled.add(text)
