@@ -97,6 +97,17 @@ def test_a_forbidden_token_is_refused_and_ends_only_its_own_matcher(compiler: Gu
     assert first.error and not second.error
 
 
+def test_a_grammar_that_turns_out_too_complex_fails_behind_a_token_that_it_allows(compiler: GuidanceCompiler) -> None:
+    """Unlike a token that is not allowed, this is the client's fault."""
+    words = {"type": "string", "pattern": r"^(?:\S+\s+){0,49}\S+$", "maxLength": 5000}
+    root = compiler.compile(LLMatcher.grammar_from_json_schema(words))
+    for _ in range(2):
+        matcher = root.copy()
+        assert ord('"') in allowed(compiler, matcher)[0][0] and not matcher.error
+        assert matcher.accept(ord('"'))
+        assert matcher.error.startswith("lexer error") and not matcher.is_complete
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import logging
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from headwater.grammars.matcher import Matcher
 from headwater.grammars.vocabulary import Vocabulary
 
 _NUM_ROOTS = 4  # of a grammar, with as many threads
+_LIMITS = re.compile("lexer error|fuel exhausted|too many", re.IGNORECASE)  # errors of a grammar, not of a token
 _MIN_SHARED_ROWS = 8  # few rows take less time than threads to wake up
 
 _log = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ class GuidanceMatcher:
         if self.inner.consume_token(token_id):
             return True
         self.error = _reason(self.inner) if self.inner.is_error() else ""
-        return False
+        return bool(_LIMITS.search(self.error))
 
     def copy(self) -> "GuidanceMatcher":
         return GuidanceMatcher(self.inner.deep_copy(), is_empty=self._is_empty)

@@ -21,7 +21,10 @@ class Matcher(Protocol):
         ...
 
     def accept(self, token_id: int) -> bool:
-        """Advance by a token. False if the grammar does not allow the token, or with an `error`."""
+        """Advance by a token. False if the grammar does not allow it, or if there was an `error` before.
+
+        A grammar that turns out too complex behind a token that it allows: True, and there is an `error`.
+        """
         ...
 
     def copy(self) -> "Matcher":
