@@ -11,7 +11,7 @@ from headwater.client.errors import CallFailed, EngineGone, EngineOut, NotTheSam
 from headwater.client.fleet import Fleet
 from headwater.clock import ManualClock
 from headwater.messages.base import pack_ids
-from headwater.messages.cache import AttachStorage, DetachStorage, GetPins, PinPrefix
+from headwater.messages.cache import AttachStorage, DetachStorage, GetPins, PinGaveWay, PinPrefix
 from headwater.messages.control import ContinueGeneration, FlushCache, PauseGeneration
 from headwater.messages.generation import Generate, SamplingParams
 from headwater.messages.state import EngineReady, EngineState, Hello
@@ -49,6 +49,8 @@ class Server:
                 for answer in engine.take():
                     if isinstance(answer, EngineReady):
                         self.fleet.engine_ready(index, answer, self.clock.now())
+                    elif isinstance(answer, PinGaveWay):
+                        self.fleet.pin_gave_way(index, answer)
                     elif hasattr(answer, "call_id"):
                         self.fleet.take_answer(index, answer, self.clock.now())
             self.fleet.tick(self.clock.now())
@@ -479,6 +481,36 @@ def test_a_flush_in_scope_ends_a_pin_for_restarts_too(flush: FlushCache, is_left
     server.fleet.flushed(flush)
     assert server.fleet.desired is not None
     assert bool(server.fleet.desired.pins) == is_left
+
+
+@pytest.mark.parametrize("num_engines", [1, 2])
+@pytest.mark.parametrize("tiers", [("device",), ("device", "host")], ids=["device", "both"])
+def test_a_pin_that_gave_way_is_set_again_only_where_and_as_far_as_it_is_held(num_engines, tiers) -> None:
+    server = Server(num_engines)
+    prompt, sampling = pack_ids(range(64)), SamplingParams(max_new_tokens=1)
+    for engine in server.engines:
+        engine.send(Generate(rid=server.new_id(), prompt_ids=prompt, sampling=sampling))
+    server.run()
+    call = server.change(msgspec.structs.replace(pin(), prompt_ids=prompt, tiers=tiers))
+    assert call.outcome is not None and call.outcome.is_decided
+    last = num_engines - 1
+    long = Generate(rid=server.new_id(), prompt_ids=pack_ids(range(200, 397)), sampling=sampling)
+    server.engines[last].send(long)
+    server.run(40)
+    assert server.fleet.desired is not None
+    by_engine = [server.fleet.desired.pins_on(engine, now_s=server.clock.now()) for engine in range(num_engines)]
+    assert [[p.message.tiers for p in pins] for pins in by_engine[:last]] == [[tiers]] * last
+    assert [p.message.tiers for p in by_engine[last]] == ([("host",)] if "host" in tiers else [])
+
+
+def test_a_pin_that_gives_way_before_it_is_decided_is_not_set_again() -> None:
+    server = Server()
+    server.begin(pin())
+    server.fleet.pin_gave_way(1, PinGaveWay(pin_id="pin-1"))
+    server.run()
+    assert server.fleet.desired is not None
+    (kept,) = server.fleet.desired.pins
+    assert kept.engines == {0}
 
 
 def test_a_resumed_server_is_resumed_after_restarts() -> None:

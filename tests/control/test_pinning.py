@@ -8,8 +8,9 @@ from engine_driver import VOCAB_SIZE, Driver, expected
 from headwater.cache.host_tier import WritePolicy
 from headwater.cache.namespace import Tier
 from headwater.messages.base import pack_ids
-from headwater.messages.cache import GetPins, PinInfo, PinPrefix, UnpinPrefix
+from headwater.messages.cache import GetPins, PinGaveWay, PinInfo, PinPrefix, UnpinPrefix
 from headwater.messages.control import Done, Failed, FlushCache
+from headwater.messages.state import GetState, Hello
 
 TIERS = pytest.mark.parametrize("tiers", [("device",), ("host",), ("device", "host")], ids=["device", "host", "both"])
 
@@ -133,3 +134,148 @@ def test_a_tier_that_does_not_exist_is_named() -> None:
         refused = pin(driver, prompt_of(60), tiers)
         assert isinstance(refused, Failed) and (refused.status, refused.param) == (400, "tiers")
     driver.check_all_pages_back()
+
+
+def test_a_prefix_that_was_split_before_is_held_and_given_back() -> None:
+    """The upper run would be counted twice, and the second end of its hold would end the engine."""
+    driver = Driver(num_pages=60, num_host_pages=60)
+    prompt = prompt_of(60)
+    run(driver, "a", prompt)
+    run(driver, "b", prompt[:21] + prompt_of(20, 5))
+    (made,) = pin(driver, prompt, ("host",)).items
+    driver.settle()
+    assert pins(driver)[0].num_host_tokens == 60
+    driver.send(UnpinPrefix(call_id="u", pin_id=made.pin_id))
+    driver.turn()
+    driver.check_all_pages_back()
+
+
+# --- giving way -----------------------------------------------------------------------------------------
+
+
+def pinned(driver: Driver, *ttls: float, tiers: tuple[str, ...] = ("device",), length: int = 24) -> list[str]:
+    """A pin for each ttl, of a prompt of its own; their ids."""
+    ids = []
+    for number, ttl_s in enumerate(ttls):
+        run(driver, f"pinned{number}", prompt_of(length, 50 + number))
+        (made,) = pin(driver, prompt_of(length, 50 + number), tiers, ttl_s=ttl_s).items
+        ids.append(made.pin_id)
+    driver.settle()
+    return ids
+
+
+def test_a_request_that_needs_pinned_pages_runs_and_as_few_pins_as_needed_give_way(caplog) -> None:
+    """Before, it waited for the end of a pin, perhaps for days, and the whole queue behind it."""
+    caplog.set_level("INFO")
+    driver = Driver(num_pages=40)
+    driver.send(Hello(call_id="hello"))
+    first, last, next_ = pinned(driver, 1000.0, 9000.0, 2000.0)
+    answer = driver.generate("big", prompt_of(120, 1), 2)
+    behind = driver.generate("behind", prompt_of(9, 2), 2)
+    driver.finish(answer, behind)
+    assert answer.tokens == expected(prompt_of(120, 1), 2)
+    found = {item.pin_id: item for item in pins(driver)}
+    assert [found[name].tiers for name in (first, next_, last)] == [(), (), ("device",)]
+    assert "request 'big' needed 9 more pages" in found[first].gave_way and not found[last].gave_way
+    assert f"pin {first} gave way: request 'big'" in caplog.text
+    driver.send(GetState(call_id="state"))
+    driver.turn()
+    assert driver.replies["state"].counters["pins_gave_way"] == 2
+    driver.send(UnpinPrefix(call_id="u", pin_id=first))
+    driver.clock.advance(3000.0)
+    driver.turn()
+    assert isinstance(driver.replies["u"], Done)
+    assert [item.pin_id for item in pins(driver)] == [last], "a pin that gave way is listed until its time ends"
+
+
+def test_a_pin_that_frees_too_little_is_spared() -> None:
+    """The pin that ends first holds one page, and the next one is enough by itself."""
+    driver = Driver(num_pages=40)
+    run(driver, "tiny", prompt_of(4, 9))
+    (tiny,) = pin(driver, prompt_of(4, 9), ("device",), ttl_s=10.0).items
+    (large,) = pinned(driver, 1000.0, length=60)
+    driver.finish(driver.generate("big", prompt_of(108, 1), 2))
+    assert {item.pin_id: item.tiers for item in pins(driver)} == {tiny.pin_id: ("device",), large: ()}
+
+
+def test_a_pin_that_shares_all_its_pages_with_another_is_spared() -> None:
+    driver = Driver(num_pages=44)
+    prompt = prompt_of(60)
+    run(driver, "a", prompt)
+    (short,) = pin(driver, prompt[:24], ("device",), ttl_s=10.0).items
+    (long,) = pin(driver, prompt, ("device",), ttl_s=1000.0).items
+    driver.finish(driver.generate("big", prompt_of(124, 1), 2))
+    assert {item.pin_id: item.tiers for item in pins(driver)} == {short.pin_id: ("device",), long.pin_id: ()}
+
+
+def test_the_only_running_request_grows_into_pinned_pages() -> None:
+    """It would be retracted, and would wait for a pin's end."""
+    driver = Driver(num_pages=40, max_context=400)
+    pinned(driver, 1000.0, length=76)
+    answer = driver.generate("grows", prompt_of(40, 1), 100)
+    driver.finish(answer)
+    assert answer.tokens == expected(prompt_of(40, 1), 100) and not answer.meta.num_retractions
+    assert [item.tiers for item in pins(driver)] == [()]
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["cpu", "gpu"])
+def test_pins_stay_while_a_running_request_will_free_its_pages(is_async) -> None:
+    driver = Driver(num_pages=40, is_async=is_async)
+    pinned(driver, 1000.0, length=60)
+    running = driver.generate("running", prompt_of(40, 1), 12)
+    driver.turn(2)
+    behind = driver.generate("behind", prompt_of(90, 2), 2)
+    driver.finish(running, behind)
+    assert behind.tokens == expected(prompt_of(90, 2), 2)
+    assert [item.tiers for item in pins(driver)] == [("device",)]
+
+
+@pytest.mark.parametrize("has_room", [True, False], ids=["copied", "not copied"])
+def test_a_pin_that_gives_way_keeps_its_pages_on_the_host(has_room) -> None:
+    driver = Driver(num_pages=40, num_host_pages=60)
+    driver.send(Hello(call_id="hello"))
+    driver.copier.failure_rate = 0.0 if has_room else 1.0
+    pinned(driver, 1000.0, tiers=("device", "host"), length=60)
+    driver.finish(driver.generate("big", prompt_of(120, 1), 2))
+    driver.settle()
+    (found,) = pins(driver)
+    assert (found.tiers, found.num_host_tokens) == ((("host",), 60) if has_room else ((), 0))
+    assert found.gave_way
+    meta = run(driver, "again", prompt_of(60, 50)).meta
+    assert meta.cached_device + meta.cached_host == (56 if has_room else 36)
+    driver.clock.advance(1000.0)
+    driver.turn()
+    driver.check_all_pages_back()
+
+
+def test_a_pin_on_the_host_alone_whose_copies_find_no_room_gives_way() -> None:
+    """It keeps device pages until they are copied, which may never be."""
+    driver = Driver(num_pages=40, num_host_pages=60)
+    driver.copier.failure_rate = 1.0
+    pinned(driver, 1000.0, tiers=("host",), length=60)
+    driver.finish(driver.generate("big", prompt_of(120, 1), 2))
+    assert [item.tiers for item in pins(driver)] == [()]
+
+
+def test_pages_that_gave_way_can_be_pinned_again_and_few_ended_pins_are_listed(monkeypatch) -> None:
+    monkeypatch.setattr("headwater.cache.pins._MAX_LISTED", 3)
+    driver = Driver(num_pages=8)
+    names = []
+    for number in range(5):
+        run(driver, f"pinned{number}", prompt_of(16, number))
+        names += [item.pin_id for item in pin(driver, prompt_of(16, number), ("device",)).items]
+        run(driver, f"big{number}", prompt_of(27, 100 + number), 1)
+    assert [item.pin_id for item in pins(driver)] == names[-3:]
+
+
+def test_every_client_gets_a_notice() -> None:
+    driver = Driver(num_pages=40)
+    for client in (b"one", b"two"):
+        driver.send(Hello(call_id=f"hello-{client!r}"), client=client)
+    (name,) = pinned(driver, 1000.0, length=60)
+    notices = []
+    right = driver.wire.send
+    driver.wire.send = lambda client, message: (notices.append((client, message)), right(client, message))
+    driver.finish(driver.generate("big", prompt_of(120, 1), 2))
+    sent = [each for each in notices if isinstance(each[1], PinGaveWay)]
+    assert sorted(sent, key=str) == [(client, PinGaveWay(pin_id=name)) for client in (b"one", b"two")]

@@ -2,6 +2,8 @@
 
 from scheduler_steps import PAGE, Steps, request
 
+from headwater.cache.pins import PinBoard
+from headwater.clock import ManualClock
 from headwater.scheduling.request import Phase, Request
 from headwater.scheduling.running import RunningRequests, Slots
 
@@ -11,7 +13,7 @@ class Setting:
 
     def __init__(self) -> None:
         self.cache = Steps().cache
-        self.running = RunningRequests(self.cache, num_slots=2)
+        self.running = RunningRequests(self.cache, num_slots=2, pins=PinBoard(self.cache, ManualClock()))
 
     def enter(self, rid: str, *, first_id: int = 0, num_prompt_tokens: int = 2 * PAGE) -> Request:
         one = request(rid, num_prompt_tokens=num_prompt_tokens, first_id=first_id)

@@ -1,5 +1,7 @@
 """A hold on host pages for an operator's pin: they are not evicted while the hold lasts."""
 
+from collections.abc import Iterator
+
 from headwater.cache.namespace import Tier
 from headwater.cache.radix_tree import Node, Run
 from headwater.cache.tier_pages import TierPages
@@ -10,11 +12,11 @@ class HostHold:
 
     def __init__(self) -> None:
         self.is_complete = False  # every page of the path is held
-        self._runs: list[Run] = []  # as they were pinned; a later split turns one into several
+        self._runs: list[tuple[Run, int]] = []  # with their pages when they were pinned: a later split makes several
 
     def held(self) -> list[Run]:
         """The runs that it pins now."""
-        return [part for run in self._runs for part in run.chain()]
+        return [part for run, num_pages in self._runs for part in _parts(run, num_pages)]
 
     @property
     def num_pages(self) -> int:
@@ -35,7 +37,7 @@ class HostHold:
                 missing.append(node)
             elif id(run) not in held:
                 tier_pages.pin(run)
-                self._runs.append(run)
+                self._runs.append((run, len(run.pages)))
         self.is_complete = not missing
         return missing
 
@@ -43,3 +45,12 @@ class HostHold:
         for run in self.held():
             tier_pages.unpin(run)
         self._runs.clear()
+
+
+def _parts(run: Run, num_pages: int) -> Iterator[Run]:
+    """`run` and the runs that splits have cut off it since it had `num_pages`. Runs cut off earlier are above those."""
+    for part in run.chain():
+        yield part
+        num_pages -= len(part.pages)
+        if not num_pages:
+            return

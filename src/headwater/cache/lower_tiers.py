@@ -111,8 +111,7 @@ class LowerTiers:
     @property
     def needs_polling(self) -> bool:
         """Whether copies are in flight whose end sends no message."""
-        is_copying = self.transfers is not None and self.transfers.num_in_flight > 0
-        return is_copying or (self.storage is not None and self.storage.needs_polling)
+        return self.is_copying or (self.storage is not None and self.storage.needs_polling)
 
     def in_flight(self) -> dict[str, int]:
         """Copies between tiers, by kind. Leases are not counted here, since they belong to requests."""
@@ -146,6 +145,11 @@ class LowerTiers:
             if node.written_back_at != node.last_used:
                 node.written_back_at = node.last_used
                 self.transfers.offload(node)
+
+    @property
+    def is_copying(self) -> bool:
+        """Whether copies between device and host are in flight, which hold pages of both."""
+        return self.transfers is not None and self.transfers.num_in_flight > 0
 
     @property
     def is_parking(self) -> bool:

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any
 
 from headwater.client.errors import CallFailed
+from headwater.messages.cache import PinGaveWay
 from headwater.messages.control import Failed
 from headwater.messages.two_phase import Change
 
@@ -57,6 +58,7 @@ class ChangeCall:
     answers: dict[int, Any] = field(default_factory=dict)  # by engine, in the present phase
     weights_id: str = ""  # of the weights that were prepared
     is_whole: bool = True
+    gave_way: dict[int, PinGaveWay] = field(default_factory=dict)  # by engine: of the pin that the change sets
     outcome: Outcome | None = None
 
     @property

@@ -6,7 +6,7 @@ from typing import assert_never
 
 import msgspec
 
-from headwater.messages.cache import AttachStorage, DetachStorage, PinPrefix, UnpinPrefix
+from headwater.messages.cache import AttachStorage, DetachStorage, PinGaveWay, PinPrefix, UnpinPrefix
 from headwater.messages.control import ContinueGeneration, FlushCache, PauseGeneration
 from headwater.messages.two_phase import Change
 from headwater.messages.weights import MEMORY_TAGS, ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
@@ -103,6 +103,15 @@ class DesiredState:
     def after_flush(self, flush: FlushCache) -> "DesiredState":
         """The state after a flush: without the pins that it has ended."""
         return replace(self, pins=tuple(pin for pin in self.pins if not pin.is_in(flush)))
+
+    def after_giving_way(self, notice: PinGaveWay, *, engine: int) -> "DesiredState":
+        """The state after a pin has given way on `engine`: what it keeps there is set again, the rest is not."""
+        pins = list(_without(self.pins, notice.pin_id, {engine}))
+        for pin in self.pins:
+            if notice.tiers and pin.message.pin_id == notice.pin_id and engine in pin.engines:
+                message = msgspec.structs.replace(pin.message, tiers=notice.tiers)
+                pins.append(replace(pin, message=message, engines=frozenset({engine})))
+        return replace(self, pins=tuple(pins))
 
     def pins_on(self, engine: int, *, now_s: float) -> list[DesiredPin]:
         return [pin for pin in self.pins if engine in pin.engines and pin.ends_at_s > now_s]

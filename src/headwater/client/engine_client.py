@@ -67,7 +67,12 @@ class EngineClient:
             set_pin=lambda engine, pin: set_pin(self._links[engine], pin),
         )
         self._links = tuple(
-            EngineLink(index, on_ready=self._driver.engine_ready, on_answer=self._driver.take_answer)
+            EngineLink(
+                index,
+                on_ready=self._driver.engine_ready,
+                on_answer=self._driver.take_answer,
+                on_pin_gave_way=self._fleet.pin_gave_way,
+            )
             for index in range(len(endpoints))
         )
         self._router = RequestRouter(self._links, self._fleet)

@@ -14,6 +14,7 @@ from headwater.client.change_call import EXPIRY_GRACE_S, ChangeCall, Outcome, Ph
 from headwater.client.desired_state import DesiredPin, DesiredState, WeightsStep
 from headwater.client.errors import EngineOut, NotTheSame
 from headwater.client.standing import LOADING, Restoring, Standing
+from headwater.messages.cache import PinGaveWay, PinPrefix
 from headwater.messages.control import CancelOperation, Failed, FlushCache
 from headwater.messages.state import EngineReady
 from headwater.messages.two_phase import Change, Commit, Prepare, Prepared
@@ -117,6 +118,14 @@ class Fleet:
         """A flush was carried out, on one engine at least."""
         if self.desired is not None and not flush.dry_run:
             self.desired = self.desired.after_flush(flush)
+
+    def pin_gave_way(self, engine: int, notice: PinGaveWay) -> None:
+        """A pin has given up its device pages on `engine`: there it is not set again as it was."""
+        if self.desired is not None:
+            self.desired = self.desired.after_giving_way(notice, engine=engine)
+        for call in self._calls.values():  # a pin that is prepared, and not decided yet
+            if isinstance(call.change, PinPrefix) and call.change.pin_id == notice.pin_id:
+                call.gave_way[engine] = notice
 
     # --- changes ------------------------------------------------------------------------------------
 
@@ -251,6 +260,8 @@ class Fleet:
         self.desired = self.desired.after(
             call.change, engines=call.named, weights_id=weights_id, is_whole=is_whole, now_s=now_s
         )
+        for engine, notice in call.gave_way.items():
+            self.desired = self.desired.after_giving_way(notice, engine=engine)
         for standing in self.standings:  # an engine that began to serve while the change was being prepared
             if standing.is_serving and standing.index in call.named and standing.index not in call.engines:
                 standing.fence(BEHIND)

@@ -15,6 +15,7 @@ from headwater.client.change_call import ANSWER_GRACE_S, EXPIRY_GRACE_S
 from headwater.client.errors import CallFailed, EngineGone, RidInUse
 from headwater.client.generation import Generation
 from headwater.messages.base import DeferredCall
+from headwater.messages.cache import PinGaveWay
 from headwater.messages.control import CancelOperation, Failed
 from headwater.messages.generation import Abort, Generate, GenerateBatch, Outputs
 from headwater.messages.state import EngineReady, Hello
@@ -49,11 +50,13 @@ class EngineLink:
         *,
         on_ready: Callable[[int, EngineReady], None] = lambda index, ready: None,
         on_answer: Callable[[int, Any], None] = lambda index, answer: None,
+        on_pin_gave_way: Callable[[int, PinGaveWay], None] = lambda index, notice: None,
     ) -> None:
         """`on_ready`: the engine has loaded. `on_answer`: it answers a message that `post` sent."""
         self.index = index
         self._on_ready = on_ready
         self._on_answer = on_answer
+        self._on_pin_gave_way = on_pin_gave_way
         self.ready: EngineReady | None = None
         self.last_heard_s = float("-inf")  # loop time of the newest message
         self._socket: zmq.Socket[bytes] | None = None
@@ -239,6 +242,8 @@ class EngineLink:
             self.ready = message
             self._on_ready(self.index, message)
             self._announce_change()
+        elif isinstance(message, PinGaveWay):
+            self._on_pin_gave_way(self.index, message)
         else:
             self._answer(message)
 

@@ -61,7 +61,7 @@ class PinChange(Operation):
             if not isinstance(answer, Pins):
                 return answer
             self._pinned = answer
-        return self._pinned if self._permit.ask() else None
+        return self._pinning.as_now(self._pinned) if self._permit.ask() else None
 
     def cancelled(self, moment: Moment, reason: str) -> Failed:
         for item in self._pinned.items if self._pinned is not None else ():

@@ -3,11 +3,9 @@
 from collections.abc import Iterable
 
 from headwater.cache.namespace import Namespace, Tier
-from headwater.cache.pins import Pin, PinBoard, PinLimit
-from headwater.cache.prefix_cache import PrefixCache
-from headwater.clock import Clock
+from headwater.cache.pins import Pin, PinLimit
 from headwater.messages.base import unpack_ids
-from headwater.messages.cache import GetPins, PinInfo, PinPrefix, Pins, UnpinPrefix
+from headwater.messages.cache import GetPins, PinGaveWay, PinInfo, PinPrefix, Pins, UnpinPrefix
 from headwater.messages.control import Done, Failed
 from headwater.scheduling.scheduler import Scheduler
 
@@ -17,9 +15,9 @@ _MAX_TTL_S = 30 * 86400.0
 class Pinning:
     """Answers messages about pins, and ends those whose time is over (`advance`, every turn)."""
 
-    def __init__(self, cache: PrefixCache, clock: Clock, scheduler: Scheduler) -> None:
-        self._cache = cache
-        self._board = PinBoard(cache, clock)
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._cache = scheduler.cache
+        self._board = scheduler.pins
         self._scheduler = scheduler
 
     @property
@@ -36,6 +34,15 @@ class Pinning:
 
     def advance(self) -> None:
         self._board.advance()
+
+    def take_notices(self) -> list[PinGaveWay]:
+        """What clients have to know of the pins that have given way since the last call."""
+        return [PinGaveWay(pin_id=pin.pin_id, tiers=_names(pin)) for pin in self._board.take_gave_way()]
+
+    def as_now(self, pins: Pins) -> Pins:
+        """`pins` as they are now; those that have ended meanwhile as they were."""
+        now = {pin.pin_id: self._info(pin) for pin in self._board}
+        return Pins(call_id=pins.call_id, items=tuple(now.get(item.pin_id, item) for item in pins.items))
 
     def list(self, message: GetPins) -> Pins:
         return Pins(call_id=message.call_id, items=tuple(self._info(pin) for pin in self._board))
@@ -69,6 +76,11 @@ class Pinning:
             remaining_s=self._board.remaining_s(pin),
             cache_salt=pin.namespace.cache_salt,
             extra_key=pin.namespace.extra_key,
-            tiers=tuple(tier.name.lower() for tier in sorted(pin.tiers)),
+            tiers=_names(pin),
             num_host_tokens=pin.hold.num_pages * self._cache.page_size if pin.hold is not None else 0,
+            gave_way=pin.gave_way,
         )
+
+
+def _names(pin: Pin) -> tuple[str, ...]:
+    return tuple(tier.name.lower() for tier in sorted(pin.tiers))

@@ -65,6 +65,7 @@ class EngineLoop:
         self._kv_events = kv_events
         self._steps = steps
         self._has_progressed = False  # in the last turn: then the next may find something to run
+        self._clients: set[bytes] = set()  # that have said Hello: all get notices
         self._is_stopping = False
         self._at_end: list[Callable[[], None]] = []
         self._when_idle: Callable[[], None] | None = None
@@ -160,6 +161,9 @@ class EngineLoop:
             self._wire.send(client, outputs)
         for client, answer in self._control.take_answers():
             self._wire.send(client, answer)
+        for notice in self._pinning.take_notices():
+            for client in self._clients:
+                self._wire.send(client, notice)
 
     def _take(self, message: ToEngine, client: bytes) -> None:
         """Dispatch a message. One that makes its own handling fail is answered with that, and ends nothing else."""
@@ -196,6 +200,7 @@ class EngineLoop:
             case Ping():
                 self._wire.send(client, Done(call_id=message.call_id))
             case Hello():
+                self._clients.add(client)
                 self._wire.send(client, structs.replace(self._ready, call_id=message.call_id))
             case Shutdown():
                 self._wire.send(client, Done(call_id=message.call_id))

@@ -60,6 +60,7 @@ class StateReporter:
             "evicted_tokens": cache.tier_pages[Tier.DEVICE].num_evicted * cache.page_size,
             "retired_tokens": cache.counters.retired_tokens,
             "retirements": cache.counters.retirements,
+            "pins_gave_way": scheduler.pins.num_gave_way,
         }
         if cache.lower.transfers is not None:
             counters |= transfer_counters(cache.lower.transfers.counters, cache.page_size, cache.page_bytes)

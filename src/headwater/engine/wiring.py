@@ -108,7 +108,7 @@ def wire_engine(
         opener=storage_opener,
     )
     names = StorageNames(fingerprint or _NO_FINGERPRINT)
-    pinning = Pinning(cache, clock, scheduler)
+    pinning = Pinning(scheduler)
     orders = Orders()
     engine = ControlledEngine(
         scheduler=scheduler,

@@ -35,7 +35,8 @@ class PinPrefix(Call, tag="pin_prefix"):
     """Keep a prefix from being evicted for `ttl_s` seconds. Answered by `Pins` with the new pin, or `Failed`.
 
     Only pages on the device are pinned (`num_tokens` says how many tokens). With `host` in `tiers` they are copied
-    to the host, and held there as the copies arrive. A flush in scope ends a pin.
+    to the host, and held there as the copies arrive. A flush in scope ends a pin. Its device pages give way to a
+    request that could not run otherwise (`PinGaveWay`).
     """
 
     prompt_ids: bytes
@@ -89,12 +90,23 @@ class PinInfo(Struct):
     remaining_s: float
     cache_salt: str = ""
     extra_key: str = ""
-    tiers: tuple[str, ...] = ("device",)
+    tiers: tuple[str, ...] = ("device",)  # where it holds pages; empty: nowhere, since it gave way
     num_host_tokens: int = 0  # held on the host by now; grows to num_tokens if `host` was asked for
+    gave_way: str = ""  # why it has given up its device pages; empty: it has not
 
 
 class Pins(Answer, tag="pins"):
     items: tuple[PinInfo, ...]
+
+
+class PinGaveWay(Struct, tag="pin_gave_way"):
+    """An engine has ended a pin on the device, for a request that needed the pages. It answers no call.
+
+    `tiers`: where the pin still holds pages.
+    """
+
+    pin_id: str
+    tiers: tuple[str, ...] = ()
 
 
 class TreeNode(Struct):

@@ -1,7 +1,8 @@
 """What crosses the border between an API process and an engine process, as bytes.
 
 The API process sends `ToEngine`, the engine sends `ToClient`. Both are closed unions of tagged msgspec structs in
-msgpack: every call and every answer of this package that has a tag. Nothing here is pickled, nothing carries a tensor.
+msgpack: every call and every answer of this package that has a tag, and notices. Nothing here is pickled, nothing
+carries a tensor.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import msgspec
 
 from headwater.messages import cache, control, state, two_phase, weights
 from headwater.messages.base import Answer, Call, Struct
+from headwater.messages.cache import PinGaveWay
 from headwater.messages.generation import Generate, GenerateBatch, Outputs
 
 _SUBJECTS = (cache, control, state, two_phase, weights)  # imported, so that their structs exist
@@ -26,10 +28,10 @@ def tagged(base: type[Struct]) -> list[type[Struct]]:
 
 if TYPE_CHECKING:
     ToEngine = Call | Generate | GenerateBatch
-    ToClient = Answer | Outputs
+    ToClient = Answer | Outputs | PinGaveWay
 else:  # a decoder has to know each struct
     ToEngine = Union[(Generate, GenerateBatch, *tagged(Call))]
-    ToClient = Union[(Outputs, *tagged(Answer))]
+    ToClient = Union[(Outputs, PinGaveWay, *tagged(Answer))]
 
 encode = msgspec.msgpack.Encoder().encode
 

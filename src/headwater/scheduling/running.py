@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from headwater.cache.lease import Lease
+from headwater.cache.pins import PinBoard
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.scheduling.plan import PageUpdate
 from headwater.scheduling.plan_builder import Row
@@ -45,9 +46,10 @@ class RunningRequests:
     When a request leaves, its lease is released after the last step that uses its pages.
     """
 
-    def __init__(self, cache: PrefixCache, *, num_slots: int) -> None:
+    def __init__(self, cache: PrefixCache, *, num_slots: int, pins: PinBoard) -> None:
         self.slots = Slots(num_slots)
         self._cache = cache
+        self._pins = pins
         self._requests: list[Request] = []
         self._collected_step_id = -1
         self._leaving: list[tuple[int, Lease]] = []  # last step that uses its pages, lease
@@ -63,24 +65,44 @@ class RunningRequests:
         """Whether a step in flight keeps pages of requests that have left."""
         return bool(self._leaving)
 
+    @property
+    def awaits_pages(self) -> bool:
+        """Whether pages become free without a retraction."""
+        if self._leaving or self._cache.lower.is_parking:
+            return True
+        return len(self._requests) == 1 and self._will_free_pages()
+
     def reserve(self, request: Request, lease: Lease) -> bool:
         """Extend `lease` to all known tokens and the next one. Each running request keeps a free page to grow into.
 
-        If its part of a page is in the way of that, because it is pinned, the lease goes without.
+        If its part of a page is in the way of that, because it is pinned, the lease goes without. If pins are, and
+        nothing runs, they give way.
         """
-        if self._extend_to_all(request, lease):
-            return True
-        if lease.part is None:
-            return False
-        self._cache.drop_part(lease)
-        return self._extend_to_all(request, lease)
-
-    def _extend_to_all(self, request: Request, lease: Lease) -> bool:
         num_tokens = len(request.tokens) + (request.max_new_tokens > 0)  # a full context has no next token
         num_pages = -(-num_tokens // self._cache.page_size) - lease.num_pages
+        if self._extend_by(num_pages, lease):
+            return True
+        if lease.part is not None:
+            self._cache.drop_part(lease)
+            if self._extend_by(num_pages, lease):
+                return True
+        return not self._requests and self._pins_give_way(num_pages, request) and self._extend_by(num_pages, lease)
+
+    def _extend_by(self, num_pages: int, lease: Lease) -> bool:
         if self._requests and self._cache.num_available < num_pages + len(self._requests):
             return False
         return self._cache.extend(lease, num_pages) is not None
+
+    def _pins_give_way(self, num_pages: int, request: Request) -> bool:
+        """Have pins free pages for `request`, if nothing else will. No other request may be running."""
+        return not self._will_free_pages() and self._pins.give_way(num_pages, to=request.rid)
+
+    def _will_free_pages(self) -> bool:
+        """Whether steps in flight or copies hold pages that nothing needs later."""
+        if self._leaving or self._cache.lower.is_copying:
+            return True
+        leases = (request.lease for request in self._requests)
+        return any(lease is not None and (lease.superseded or lease.part) for lease in leases)
 
     def enter(self, request: Request, lease: Lease) -> int:
         """Take `request` in with its pages; returns the use count of its slot."""
@@ -113,10 +135,12 @@ class RunningRequests:
         return request.progress.num_computed < request.lease.num_pages * self._cache.page_size
 
     def extend(self, request: Request) -> bool:
-        """Add a page, if the cache has one."""
+        """Add a page, if the cache has one, or if pins can give one to the only running request."""
         lease = request.lease
         assert lease is not None
         pages = self._cache.extend(lease, 1)
+        if pages is None and len(self._requests) == 1 and self._pins_give_way(1, request):
+            pages = self._cache.extend(lease, 1)
         if pages is None:
             return False
         request.progress.page_updates.append(PageUpdate(request.slot, lease.num_pages - 1, pages))

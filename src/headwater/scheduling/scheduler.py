@@ -3,6 +3,7 @@
 from operator import attrgetter
 
 from headwater.cache.lease import Lease
+from headwater.cache.pins import PinBoard
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.clock import Clock
 from headwater.messages.generation import Finish, Generate, OutputMeta, Outputs, SamplingParams, TokenLogprob
@@ -59,7 +60,8 @@ class Scheduler:
         self.waiting = WaitingQueue(policy)
         self._gate = QueueGate(self.waiting, limits=limits, counters=self.counters, clock=clock)
         self.deadlines = Deadlines(limits=limits, gate=self._gate, counters=self.counters, clock=clock)
-        self.running = RunningRequests(cache, num_slots=limits.max_running)
+        self.pins = PinBoard(cache, clock)
+        self.running = RunningRequests(cache, num_slots=limits.max_running, pins=self.pins)
         self.loading = LoadingRequests(cache)
         self.grammars = GrammarQueue(None, clock=clock) if grammars is None else grammars
         self.masks = MaskBuffer(self.grammars.compiler, self.running.slots)  # of launched steps
@@ -220,8 +222,8 @@ class Scheduler:
         if self.running.has_page_for_next_token(request):
             return True
         while not self.running.extend(request):
-            if self.running.has_leaving_pages or self.cache.lower.is_parking:
-                return False  # pages are freed when the step in flight has been collected
+            if self.running.awaits_pages:
+                return False
             victim = max(self.running, key=_queue_key)
             self._retract(victim)
             if victim is request:

@@ -5,6 +5,7 @@ from typing import Any
 
 from headwater.cache.storage.tier import StorageSettings
 from headwater.messages.base import pack_ids, unpack_ids
+from headwater.messages.cache import PinGaveWay
 from headwater.messages.generation import (
     Abort,
     Finish,
@@ -186,21 +187,10 @@ class Driver:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a call, a copy, a compilation or a job of the store is open, for which requests may have to wait.
-
-        Or whether pins leave too few pages for a request: it waits until they end.
-        """
+        """Whether a call, a copy, a compilation or a job of the store is open, for which requests may have to wait."""
         is_copying = self.shape.num_host_pages > 0 and bool(self.copier.open_copies)
         has_jobs = self.jobs.open_jobs or self.engine.grammar_jobs.open_jobs
-        return bool(self.calls.pending or has_jobs) or is_copying or self._is_short_of_pages
-
-    @property
-    def _is_short_of_pages(self) -> bool:
-        """Whether a waiting request needs more pages than are not pinned."""
-        leases = [pin.lease for pin in self.parts.pinning.pins if pin.lease is not None]
-        num_unpinned = self.shape.num_pages - sum(lease.num_pages for lease in leases)
-        waiting = self.parts.scheduler.waiting
-        return bool(leases) and any(len(it.tokens) // self.shape.page_size + 1 > num_unpinned for it in waiting)
+        return bool(self.calls.pending or has_jobs) or is_copying
 
     def check_all_pages_back(self) -> None:
         self._checks.promises.check_drained()
@@ -212,6 +202,8 @@ class Driver:
                 for output in message.items:
                     self.oracle.received(client, output)
                     self.answers[output.rid].take(output)
+            elif isinstance(message, PinGaveWay):
+                self._checks.pins.noticed(client, message)
             else:
                 self._checks.answered(client, message)
                 self.replies[message.call_id] = message

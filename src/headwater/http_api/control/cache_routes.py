@@ -93,7 +93,8 @@ async def pin_prefix(body: PinRequest, request: Request, services: InjectedServi
     """Pin a prefix for `ttl_s` seconds; the part that is not cached is computed first.
 
     Whole pages are pinned: `num_tokens` says how many tokens. On the host they are held as their copies arrive:
-    `GET /cache/pins` reports `num_host_tokens`. A flush in scope ends a pin.
+    `GET /cache/pins` reports `num_host_tokens`. A flush in scope ends a pin. On the device a pin gives way to a request
+    that could not run otherwise.
     """
     if "host" in body.tiers and services.state.server_args.get("enable_hierarchical_cache") is False:
         raise bad_request("tiers", "tiers: this server has no host tier; it needs --enable-hierarchical-cache")
@@ -109,7 +110,10 @@ async def pin_prefix(body: PinRequest, request: Request, services: InjectedServi
 
 @router.get("/cache/pins", summary="Pinned prefixes")
 async def list_pins(services: InjectedServices) -> Response:
-    """Pins with their length, namespace and time left."""
+    """Pins with their length, namespace and time left.
+
+    `tiers` is where a pin holds pages. `gave_way` says which request needed its device pages; empty: it has them.
+    """
     answers = await services.ask_all(GetPins(call_id=new_call_id()))
     found = [_pin_facts(rank, item) for rank, pins in answers.some_or_raise() for item in pins.items]
     missing = [entry for entry in answers.entries() if not entry["success"]]

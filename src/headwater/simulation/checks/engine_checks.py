@@ -4,6 +4,7 @@ from headwater.cache.page_pool import Owner
 from headwater.cache.storage.names import StorageNames
 from headwater.messages.base import Answer
 from headwater.messages.control import FlushCache, FlushResult
+from headwater.messages.state import Hello
 from headwater.messages.wire import ToEngine
 from headwater.simulation.checks.control_promises import ControlPromises
 from headwater.simulation.checks.cuts import Cuts
@@ -11,6 +12,7 @@ from headwater.simulation.checks.event_mirror import EventMirror
 from headwater.simulation.checks.grammar_promises import GrammarPromises
 from headwater.simulation.checks.oracle import Oracle
 from headwater.simulation.checks.pending_calls import PendingCalls
+from headwater.simulation.checks.pin_promises import PinPromises
 from headwater.simulation.checks.promises import Promises
 from headwater.simulation.checks.retirements import Retirements
 from headwater.simulation.checks.service_promises import ServicePromises
@@ -52,6 +54,7 @@ class EngineChecks:
             retirements=retirements,
             audit_every=audit_every,
         )
+        self.pins = PinPromises(engine.parts, runner=engine.runner, copier=engine.copier, oracle=self.oracle)
         self.timeouts = TimeoutPromises(self.oracle, limits=engine.shape.limits(), now_s=engine.clock.now)
         self._mirror: EventMirror | None = None
         if engine.shape.has_events:
@@ -63,6 +66,7 @@ class EngineChecks:
         """A client has got the answer of a call."""
         call = self.calls.answered(client, answer)
         self.control.answered(call, answer)
+        self.pins.answered(call, answer)
         if isinstance(call.message, FlushCache) and isinstance(answer, FlushResult):
             self.grammars.check_flush(call.message, answer)
 
@@ -70,6 +74,7 @@ class EngineChecks:
         """The turn is over, and all of its outputs and answers have been checked."""
         self.control.end_turn(has_launched=has_launched)
         self.timeouts.check()
+        self.pins.check(has_launched=has_launched)
         self.grammars.check(self._engine.parts.scheduler.grammars)
         self.promises.check(is_staging=self.control.is_staging, mirror=self._mirror)
 
@@ -79,7 +84,9 @@ class EngineChecks:
         if not messages:
             self.calls.check_sleep(wait_s)
             self.timeouts.check_sleep(wait_s)
-        for _, message in messages:
+        for client, message in messages:
+            if isinstance(message, Hello):
+                self.pins.said_hello(client)
             if isinstance(message, FlushCache) and "storage" in message.tiers:
                 self._engine.expect_store_flush(message)
         self.control.begin_turn(messages)

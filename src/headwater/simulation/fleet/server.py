@@ -10,6 +10,7 @@ from headwater.client.change_call import ChangeCall
 from headwater.client.errors import EngineGone
 from headwater.client.fleet import Fleet
 from headwater.clock import ManualClock
+from headwater.messages.cache import PinGaveWay
 from headwater.messages.generation import Generate, Outputs
 from headwater.messages.state import EngineReady, Hello
 from headwater.messages.two_phase import Change, Commit, Prepare, Prepared
@@ -216,6 +217,8 @@ class FleetServer:
                 sent = self.sent[output.rid]
                 sent.tokens += output.token_ids
                 sent.finish, sent.meta = output.finish, output.meta or sent.meta
+        elif isinstance(said, PinGaveWay):
+            self.fleet.pin_gave_way(index, said)
         elif isinstance(said, EngineReady):
             self.fleet.engine_ready(index, said, self.clock.now())
         else:

@@ -13,6 +13,7 @@ from headwater.simulation.mutants import grammars as mutants_of_grammars  # noqa
 from headwater.simulation.mutants import limits as mutants_of_limits  # noqa: F401  they register themselves
 from headwater.simulation.mutants import parts as mutants_of_parts  # noqa: F401  they register themselves
 from headwater.simulation.mutants import paths as mutants_of_paths  # noqa: F401  they register themselves
+from headwater.simulation.mutants import pins as mutants_of_pins  # noqa: F401  they register themselves
 from headwater.simulation.mutants import rules as mutants_of_rules  # noqa: F401  they register themselves
 from headwater.simulation.mutants.registry import MUTANTS, Mutant, Verdict
 from headwater.simulation.random_runs.profiles import PROFILES

@@ -155,7 +155,7 @@ def the_oldest_gives_way() -> list[Patch]:
         if self.running.has_page_for_next_token(request):
             return True
         while not self.running.extend(request):
-            if self.running.has_leaving_pages or self.cache.lower.is_parking:
+            if self.running.awaits_pages:
                 return False
             victim = min(self.running, key=lambda r: r.queue_key)
             self._retract(victim)

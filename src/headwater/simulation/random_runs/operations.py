@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
@@ -37,6 +38,8 @@ class Operators:
         has_host: bool,
         has_store: bool,
         has_split_flushes: bool,
+        pin_s: tuple[float, ...],
+        has_pins_on_host: bool,
     ) -> None:
         self._source = source
         self._prompts = prompts
@@ -45,6 +48,8 @@ class Operators:
         self._has_host = has_host
         self._has_store = has_store
         self._has_split_flushes = has_split_flushes
+        self._pin_s = pin_s
+        self._has_pins_on_host = has_host and has_pins_on_host
 
     def flush(self) -> Iterator[Event]:
         source = self._source
@@ -121,9 +126,10 @@ class Operators:
             lambda call_id: PinPrefix(
                 call_id=call_id,
                 prompt_ids=pack_ids(self._prompts.stem()),
-                ttl_s=source.choice([0.05, 1.0, 30.0]),
+                ttl_s=source.choice(self._pin_s),
                 cache_salt=source.choice(self._prompts.salts),
                 extra_key=source.choice(self._prompts.keys),
+                tiers=self._pin_tiers(),
             )
         )
 
@@ -168,13 +174,18 @@ class Operators:
         pin = PinPrefix(
             call_id="",
             prompt_ids=pack_ids(stem),
-            ttl_s=self._source.choice([0.1, 5.0]),
+            ttl_s=self._source.choice(self._pin_s if self._has_pins_on_host else [0.1, 5.0]),
             cache_salt=request.options.cache_salt,
             extra_key=request.options.extra_key,
+            tiers=self._pin_tiers(),
         )
         self._callers.later(self._callers.call(lambda call_id: msgspec.structs.replace(pin, call_id=call_id), engine))
 
     # ------------------------------------------------------------------------------------------------
+
+    def _pin_tiers(self) -> Any:
+        choices = [("device",), ("host",), ("device", "host")]
+        return self._source.choice(choices) if self._has_pins_on_host else ("device",)
 
     def _tiers(self) -> tuple[str, ...]:
         choices: list[tuple[str, ...]] = [(), ()]

@@ -20,6 +20,8 @@ class Profile:
     relabels: int = 1
     cancels: int = 2
     pins: int = 2
+    pin_s: tuple[float, ...] = (0.05, 1.0, 30.0)  # one of these
+    has_pins_on_host: bool = False
     attaches: int = 1
     questions: int = 2
     quiet: int = 2  # a while without messages
@@ -106,6 +108,21 @@ PROFILES = {
             num_stems=(6, 12),
         ),
         Profile("limits", has_limits=True, has_pooling=True, bursts=6, pauses=4, releases=0, num_device_pages=(24, 40)),
+        Profile(
+            "pins",
+            pins=12,
+            pin_s=(1.0, 30.0, 300.0, 3000.0),
+            has_pins_on_host=True,
+            warmings=12,
+            questions=6,
+            inspections=3,
+            flushes=1,
+            updates=0,
+            releases=0,
+            bursts=2,
+            num_device_pages=(24, 30),
+            num_host_pages=(20, 60),
+        ),
         Profile("failing", has_step_faults=True, bursts=4, follow_ups=20, has_host=0.4),
         Profile(
             "crashes",

@@ -102,7 +102,7 @@ class RandomRun:
         for engine in self.engines:
             engine.send(FlushCache(call_id="last-flush", timeout_s=60.0), client=_LAST_CLIENT)  # ends pins as well
         self._until(lambda engine: not engine.calls.pending)
-        self._turn(30.0)
+        self._turn(3600.0)
         self._turn(0.01)  # empty pins expire
         self._until(lambda engine: not engine.parts.blockers() and not engine.runner.open_steps)
         for engine in self.engines:

@@ -65,6 +65,8 @@ class Workload:
             has_host=has_host,
             has_store=has_store,
             has_split_flushes=profile.has_split_flushes and has_store,
+            pin_s=profile.pin_s,
+            has_pins_on_host=profile.has_pins_on_host,
         )
         self._trouble = Trouble(source, profile, callers=self._callers, requests=self._requests, has_store=has_store)
 
