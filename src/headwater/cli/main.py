@@ -23,6 +23,7 @@ class Entry:
 
 COMMANDS = {
     "serve": Entry("serve:serve", "Serve a model over OpenAI's and SGLang's HTTP APIs."),
+    "fleet": Entry("fleet:fleet", "Serve with several replicas as one server, on Ray."),
     "chat": Entry("chat:chat", "Chat with a running server."),
     "flush": Entry("flush:flush", "Flush the KV cache of a running server."),
     "pause": Entry("control:pause", "Pause generation; requests that arrive during the pause wait."),

@@ -11,7 +11,7 @@ from headwater.launch.flags import FlagSpec, flag_name
 from headwater.server.heap import pause_collection
 
 
-def _option(name: str, spec: FlagSpec) -> SectionedOption:
+def flag_option(name: str, spec: FlagSpec) -> SectionedOption:
     is_switch = spec.type is bool  # has no --no-... form
     return SectionedOption(
         [flag_name(name), *spec.flag.also, name],
@@ -45,7 +45,7 @@ serve = SectionedCommand(
     "serve",
     callback=_serve,
     help=_serve.__doc__,
-    params=[_option(name, spec) for name, spec in FLAGS.items()],
+    params=[flag_option(name, spec) for name, spec in FLAGS.items()],
     context_settings=SETTINGS,
 )
 

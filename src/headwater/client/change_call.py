@@ -1,7 +1,7 @@
 """One change on its way: prepared on all engines, then decided, then committed on all. No sockets, no clock."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -43,6 +43,24 @@ class Outcome:
 
     is_decided: bool
     answers: dict[int, Any]
+
+
+class ByEngine(list[Any]):
+    """Answers, one for each engine, and the numbers of those engines: of a fleet these have gaps."""
+
+    def __init__(self, answers: Mapping[int, Any]) -> None:
+        super().__init__(answers.values())
+        self.engines = list(answers)
+
+
+def engines_of(answers: Sequence[Any]) -> Sequence[int]:
+    """The number of the engine that gave each answer."""
+    return answers.engines if isinstance(answers, ByEngine) else range(len(answers))
+
+
+def by_engine(answers: Sequence[Any]) -> Iterable[tuple[int, Any]]:
+    """Each answer with the number of its engine."""
+    return zip(engines_of(answers), answers, strict=True)
 
 
 @dataclass(slots=True, eq=False)

@@ -24,9 +24,10 @@ from headwater.client.generation import Generation
 from headwater.client.link import EngineLink, new_call_id
 from headwater.client.pin_restoring import set_pin
 from headwater.client.request_router import RequestRouter
+from headwater.messages.base import Call
 from headwater.messages.control import FlushCache
 from headwater.messages.generation import Generate
-from headwater.messages.state import EngineReady
+from headwater.messages.state import EngineReady, Hello
 from headwater.messages.two_phase import Change
 
 __all__ = [
@@ -209,6 +210,15 @@ class EngineClient:
         Raises CallFailed when refused, EngineGone, TimeoutError.
         """
         return await self._links[engine].call(message, timeout_s=timeout_s)
+
+    async def relay(self, message: Call) -> Any:
+        """The answer of the only engine to a message of the fleet that this server is a replica of."""
+        ready = self._links[0].ready
+        if isinstance(message, Hello):
+            if ready is None:
+                raise EngineLoading(0)
+            return msgspec.structs.replace(ready, call_id=message.call_id)
+        return await self._links[0].relay(message)
 
     async def call_all(self, message: Any, *, timeout_s: float | None = None) -> list[Any]:
         """Send a message to every engine; per engine its answer, or the exception that stands for it.

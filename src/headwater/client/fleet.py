@@ -12,7 +12,7 @@ import msgspec
 
 from headwater.client.change_call import EXPIRY_GRACE_S, ChangeCall, Outcome, Phase, outcome_of
 from headwater.client.desired_state import DesiredPin, DesiredState, WeightsStep
-from headwater.client.errors import EngineOut, NotTheSame
+from headwater.client.errors import EngineGone, EngineOut, NotTheSame
 from headwater.client.standing import LOADING, Restoring, Standing
 from headwater.messages.cache import PinGaveWay, PinPrefix
 from headwater.messages.control import CancelOperation, Failed, FlushCache
@@ -33,8 +33,13 @@ class Fleet:
         *,
         new_call_id: Callable[[], str],
         started_with: tuple[str, str] = ("", "auto"),
+        has_members: bool = False,
     ) -> None:
-        """`started_with`: path and format of the weights of the command line."""
+        """`started_with`: path and format of the weights of the command line.
+
+        `has_members`: engines join and leave while the fleet serves. Then a change always has two phases.
+        """
+        self._has_members = has_members
         self.desired: DesiredState | None = None  # known when the first engine has loaded
         self.standings = [Standing(index) for index in range(num_engines)]
         self._new_call_id = new_call_id
@@ -91,6 +96,40 @@ class Fleet:
 
     # --- engines come and go ------------------------------------------------------------------------
 
+    @property
+    def members(self) -> list[int]:
+        """The numbers of all engines that have not left. A number is never given twice."""
+        return [standing.index for standing in self.standings if not standing.has_left]
+
+    def join(self, *, owes: FlushCache | None = None) -> int:
+        """The number of a new engine. `owes`: it may hold pages of a time before this fleet knew it."""
+        standing = Standing(len(self.standings))
+        self.standings.append(standing)
+        if owes is not None:
+            standing.owe(owes)
+        return standing.index
+
+    def leave(self, engine: int, reason: str, now_s: float) -> None:
+        """The engine has ended for good. Another process in its place joins under a new number."""
+        self.standings[engine].has_left = True
+        self.engine_gone(engine, EngineGone(engine, reason), now_s)
+
+    def fence(self, engine: int, reason: str, now_s: float, *, owes: FlushCache | None = None) -> None:
+        """The engine takes no requests until it is found in the desired state, and has made the flush that it owes."""
+        standing = self.standings[engine]
+        if owes is not None:
+            standing.owe(owes)
+        if standing.is_loaded:
+            standing.fence(reason)
+        self.tick(now_s)
+
+    def can_be_reached(self, engine: int, now_s: float) -> None:
+        """An engine that did not answer does again: it is asked at once."""
+        standing = self.standings[engine]
+        if not standing.is_serving:
+            standing.asked, standing.retry_at_s = None, now_s
+        self.tick(now_s)
+
     def engine_ready(self, engine: int, ready: EngineReady, now_s: float) -> None:
         """An engine has loaded. It serves at once if it is in the desired state, else it is brought there first."""
         standing = self.standings[engine]
@@ -102,7 +141,7 @@ class Fleet:
             self.desired = DesiredState(weights=(first,), weight_version=ready.weight_version)
         standing.loaded()
         is_as_desired = self.desired.revision == 0 and ready.weights_id == self.desired.weights_id
-        if is_as_desired and standing.is_first:
+        if is_as_desired and standing.is_first and not standing.owed:
             standing.serve(self.desired)
         self.tick(now_s)
 
@@ -136,7 +175,7 @@ class Fleet:
 
         It does not wait for engines that do not serve: these make the change before they serve again.
         """
-        named = frozenset(range(len(self.standings)) if engines is None else engines)
+        named = frozenset(self.members if engines is None else engines)
         serving = tuple(engine for engine in sorted(named) if self.standings[engine].is_serving)
         change = msgspec.structs.replace(change, expires_at_s=deadline_s + EXPIRY_GRACE_S)
         call = ChangeCall(change, named, serving, is_for_all=engines is None, deadline_s=deadline_s)
@@ -146,7 +185,8 @@ class Fleet:
             return call
         self._calls[call.call_id] = call
         # With several engines also a change of one: a direct message could be overtaken by a commit.
-        call.phase = Phase.DIRECT if len(self.standings) == 1 else Phase.PREPARING
+        is_alone = len(self.standings) == 1 and not self._has_members
+        call.phase = Phase.DIRECT if is_alone else Phase.PREPARING
         for engine in serving:
             if call.phase is Phase.DIRECT:
                 self._send(engine, change)

@@ -9,6 +9,7 @@ from headwater.client.change_call import ChangeCall, Outcome
 from headwater.client.desired_state import DesiredPin
 from headwater.client.errors import EngineGone
 from headwater.client.fleet import Fleet
+from headwater.messages.control import FlushCache
 from headwater.messages.state import EngineReady
 from headwater.messages.two_phase import Change
 
@@ -64,6 +65,19 @@ class FleetDriver:
     def take_answer(self, engine: int, answer: Any) -> None:
         """An answer that no caller waits for."""
         self.fleet.take_answer(engine, answer, asyncio.get_running_loop().time())
+        self._pump()
+
+    def fence(self, engine: int, reason: str, *, owes: FlushCache | None = None) -> None:
+        """See `Fleet.fence`."""
+        self.fleet.fence(engine, reason, asyncio.get_running_loop().time(), owes=owes)
+        self._pump()
+
+    def can_be_reached(self, engine: int) -> None:
+        self.fleet.can_be_reached(engine, asyncio.get_running_loop().time())
+        self._pump()
+
+    def leave(self, engine: int, reason: str) -> None:
+        self.fleet.leave(engine, reason, asyncio.get_running_loop().time())
         self._pump()
 
     def _tick(self) -> None:

@@ -14,11 +14,12 @@ import zmq
 from headwater.client.change_call import ANSWER_GRACE_S, EXPIRY_GRACE_S
 from headwater.client.errors import CallFailed, EngineGone, RidInUse
 from headwater.client.generation import Generation
-from headwater.messages.base import DeferredCall
+from headwater.messages.base import Call, DeferredCall
 from headwater.messages.cache import PinGaveWay
 from headwater.messages.control import CancelOperation, Failed
 from headwater.messages.generation import Abort, Generate, GenerateBatch, Outputs
 from headwater.messages.state import EngineReady, Hello
+from headwater.messages.two_phase import answered_under
 from headwater.messages.wire import decode_to_client, encode
 
 log = logging.getLogger(__name__)
@@ -198,6 +199,27 @@ class EngineLink:
         if isinstance(answer, Failed):
             raise CallFailed(answer)
         return answer
+
+    async def relay(self, message: Call) -> Any:
+        """The answer to a message that another process sent for this engine; `Failed` is returned, not raised.
+
+        Leaving early cancels a deferred call. Raises EngineGone.
+        """
+        if self._gone is not None:
+            raise self._gone
+        answered_as = answered_under(message)
+        if answered_as in self._calls:
+            return Failed(call_id=answered_as, status=409, message="a call with this id is in progress")
+        future = self._calls[answered_as] = asyncio.get_running_loop().create_future()
+        self._send(message)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if isinstance(message, DeferredCall) and self._socket is not None:
+                self._send(CancelOperation(call_id=new_call_id(), started_by_call=message.call_id))
+            raise
+        finally:
+            self._calls.pop(answered_as, None)
 
     def post(self, message: Any) -> None:
         """Send a message whose answer goes to `on_answer`. An engine that is gone gets none."""

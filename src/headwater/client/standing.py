@@ -10,7 +10,14 @@ import msgspec
 from headwater.client.desired_state import DesiredState
 from headwater.messages.base import TimedCall
 from headwater.messages.cache import AttachStorage, DetachStorage
-from headwater.messages.control import CancelOperation, ContinueGeneration, Failed, PauseGeneration
+from headwater.messages.control import (
+    CancelOperation,
+    ContinueGeneration,
+    Failed,
+    FlushCache,
+    FlushResult,
+    PauseGeneration,
+)
 from headwater.messages.state import EngineState, GetState
 from headwater.messages.two_phase import InStep
 from headwater.messages.weights import (
@@ -26,6 +33,7 @@ RETURNING = "it is being brought to the state of the server"
 _ASK_S = 5.0  # for an answer to `GetState`
 _STEP_S = 60.0  # for a step that waits for nothing but the engine
 _LOAD_S = 600.0  # for one that reads weights
+_MAX_OWED = 16  # flushes; more of them become one of everything in memory
 _LATE_S = 1.0  # after the moment at which the engine gives a step up
 _RETRY_S = 10.0  # after a step that failed: files may come back
 
@@ -38,6 +46,8 @@ class Standing:
     is_loaded: bool = False
     is_serving: bool = False
     is_first: bool = True  # its process has not been replaced
+    has_left: bool = False  # for good
+    owed: tuple[FlushCache, ...] = ()  # flushes that were answered without it; made before it serves again
     why_out: str | None = LOADING  # None: it serves
     store_revision: int = 0  # of the last change of the store that it has made
     has_pins: bool = True
@@ -56,10 +66,18 @@ class Standing:
         """The process that replaces this one knows nothing of the desired state."""
         self.is_loaded = self.is_serving = self.is_first = self.has_pins = self.wants_pins = False
         self.why_out, self.asked, self.store_revision = GONE, None, 0
+        self.owed = ()  # a new process has nothing in its memory
 
     def fence(self, reason: str) -> None:
         """It takes no requests until it is found to be in the desired state."""
         self.is_serving, self.why_out, self.asked, self.retry_at_s = False, reason, None, 0.0
+
+    def owe(self, flush: FlushCache) -> None:
+        """It makes this flush before it serves again, at once and under load: nobody waits for an idle moment."""
+        flush = msgspec.structs.replace(flush, mode="now", hold=False, timeout_s=0.0, expires_at_s=None)
+        self.owed = (*self.owed, flush)
+        if len(self.owed) > _MAX_OWED:
+            self.owed = (FlushCache(call_id=flush.call_id, mode="now"),)
 
     def confirm(self, desired: DesiredState) -> None:
         """It has made the newest change. An engine that is behind with another change stays out."""
@@ -112,6 +130,8 @@ class Restoring:
             self._stop(standing, f"it could not be brought to the state of the server{what}: {answer.message}", now_s)
         elif isinstance(answer, EngineState):
             self._next_step(standing, answer, desired, now_s)
+        elif isinstance(answer, FlushResult) and not answer.success:
+            self._stop(standing, f"it could not make a flush that it owes: {answer.message}", now_s)
         else:
             self._carried_out(standing)
 
@@ -139,6 +159,8 @@ class Restoring:
     def _carried_out(self, standing: Standing) -> None:
         if isinstance(standing.step, AttachStorage | DetachStorage):
             standing.store_revision = standing.asked_revision
+        elif isinstance(standing.step, FlushCache):
+            standing.owed = standing.owed[1:]
 
     def _ask(self, standing: Standing, message: Any, step: Any, until_s: float) -> None:
         standing.asked, standing.step, standing.asked_until_s = message.call_id, step, until_s + _LATE_S
@@ -150,6 +172,8 @@ class Restoring:
 
 def difference(standing: Standing, state: EngineState, desired: DesiredState, *, call_id: str) -> Any:
     """The message that corrects the first difference; `Stuck`; None if the engine is in the desired state."""
+    if standing.owed:
+        return msgspec.structs.replace(standing.owed[0], call_id=call_id)
     if standing.store_revision < desired.store_revision:
         if desired.store is None:
             return DetachStorage(call_id=call_id)

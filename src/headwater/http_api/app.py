@@ -1,11 +1,12 @@
 """The web application: routes, middleware and error handlers."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from headwater.http_api import page_routes
 from headwater.http_api.anthropic import routes as anthropic_routes
@@ -16,6 +17,7 @@ from headwater.http_api.control import (
     control_routes,
     flush_routes,
     memory_routes,
+    replica_routes,
     storage_routes,
     weight_routes,
 )
@@ -47,9 +49,21 @@ ROUTERS = (
     cache_routes.router,
     cache_routes.report_router,
     storage_routes.router,
+    replica_routes.router,
     info_routes.router,
     kv_event_routes.router,
     page_routes.router,
+)
+
+# of a fleet's front: what concerns all replicas, without what computes on an engine or names one
+FRONT_ROUTERS = (
+    flush_routes.router,
+    control_routes.router,
+    weight_routes.router,
+    memory_routes.router,
+    cache_routes.report_router,
+    storage_routes.router,
+    info_routes.router,
 )
 
 DESCRIPTION = """
@@ -60,8 +74,11 @@ With keys set, send `Authorization: Bearer <key>`.
 """
 
 
-def create_app(state: ApiState) -> FastAPI:
-    """The application for one state. Its lifespan starts the client, unless it has started, and closes it."""
+def create_app(state: ApiState, *, routers: Sequence[APIRouter] = ROUTERS, rest: ASGIApp | None = None) -> FastAPI:
+    """The application for one state. Its lifespan starts the client, unless it has started, and closes it.
+
+    `rest` answers what `routers` have no route for, behind the same middleware.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -81,11 +98,14 @@ def create_app(state: ApiState) -> FastAPI:
     app.state.keys = Keys(state.api_key, state.admin_api_key)
     accounts = Accounts(app.state.keys, max_running=state.limits.max_concurrency_per_key)
     app.state.services = Services(state, accounts)
-    routers = (*ROUTERS, head_routes())
+    routers = (*routers, head_routes(routers))
     install_error_handlers(app, [route for router in routers for route in router.routes])
     for router in routers:
         app.include_router(router)
-    install_document(app)
+    if rest is None:
+        install_document(app)
+    else:
+        app.mount("/", rest)
     # The last one added sees a request first, so even a refused request has its id.
     app.add_middleware(CompressedBody, max_body_bytes=state.limits.max_body_bytes)
     app.add_middleware(BodyLimit, max_body_bytes=state.limits.max_body_bytes)
@@ -103,18 +123,18 @@ def create_app(state: ApiState) -> FastAPI:
     return app
 
 
-def head_routes() -> APIRouter:
+def head_routes(routers: Sequence[APIRouter]) -> APIRouter:
     """HEAD for each GET that changes nothing: proxies, monitors and `curl -I` use it."""
     router = APIRouter()
-    for route in _reading_routes():
+    for route in _reading_routes(routers):
         router.add_api_route(
             route.path, route.endpoint, methods=["HEAD"], include_in_schema=False, route_class_override=type(route)
         )
     return router
 
 
-def _reading_routes() -> Iterator[APIRoute]:
-    for router in ROUTERS:
+def _reading_routes(routers: Sequence[APIRouter]) -> Iterator[APIRoute]:
+    for router in routers:
         for route in router.routes:
             if isinstance(route, APIRoute) and "GET" in (route.methods or ()) and route.path not in CHANGING_BY_GET:
                 yield route

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from headwater.client.change_call import Outcome, Pending, Untouched
+from headwater.client.change_call import Outcome, Pending, Untouched, engines_of
 from headwater.generation.answer_fields import Json
 from headwater.generation.errors import ApiError, as_api_error
 
@@ -20,7 +20,7 @@ class EngineAnswers:
     def __init__(self, answers: Sequence[Any], *, ranks: Sequence[int] | None = None) -> None:
         """`answers` as `EngineClient.call_all` returns them. Raises an exception that is a bug."""
         self.by_rank: list[Any] = [_or_error(answer) for answer in answers]
-        self._ranks = range(len(answers)) if ranks is None else ranks
+        self._ranks = engines_of(answers) if ranks is None else ranks
 
     @classmethod
     def of_change(cls, outcome: Outcome) -> "EngineAnswers":
@@ -32,6 +32,11 @@ class EngineAnswers:
         return 202 if any(isinstance(answer, Pending) for answer in self.by_rank) else 200
 
     @property
+    def outcomes(self) -> list[tuple[int, Any]]:
+        """(index, answer, `Pending`, `Untouched` or error) of every engine."""
+        return list(zip(self._ranks, self.by_rank, strict=True))
+
+    @property
     def results(self) -> list[Any]:
         """The answers of the engines that did it."""
         return [answer for _, answer in self.succeeded]
@@ -39,12 +44,12 @@ class EngineAnswers:
     @property
     def succeeded(self) -> list[tuple[int, Any]]:
         """(index, answer) of the engines that did it."""
-        return [(rank, a) for rank, a in self._ranked if not isinstance(a, ApiError | Pending | Untouched)]
+        return [(rank, a) for rank, a in self.outcomes if not isinstance(a, ApiError | Pending | Untouched)]
 
     @property
     def errors(self) -> list[tuple[int, ApiError]]:
         """(index, error) of the others."""
-        return [(rank, a) for rank, a in self._ranked if isinstance(a, ApiError)]
+        return [(rank, a) for rank, a in self.outcomes if isinstance(a, ApiError)]
 
     def all_or_raise(self, describe: Callable[[Any], Json] | None = None) -> list[Any]:
         """The answers, if every engine gave one. Else ApiError, which lists each engine."""
@@ -82,18 +87,13 @@ class EngineAnswers:
 
     def entries(self, describe: Callable[[Any], Json] | None = None) -> list[Json]:
         """For `engines` in an answer: index, success, and `describe` of the answer or the error's facts."""
-        return [self._entry(rank, answer, describe) for rank, answer in self._ranked]
-
-    @property
-    def _ranked(self) -> list[tuple[int, Any]]:
-        return list(zip(self._ranks, self.by_rank, strict=True))
+        return [self._entry(rank, answer, describe) for rank, answer in self.outcomes]
 
     def _entry(self, rank: int, answer: Any, describe: Callable[[Any], Json] | None) -> Json:
         if isinstance(answer, ApiError):
             return error_entry(rank, answer)
         if isinstance(answer, Pending):
-            text = f"decided, not confirmed; the engine takes no requests until it is: {answer.reason}"
-            return {"dp_rank": rank, "success": False, "pending": True, "message": text}
+            return pending_entry(rank, answer)
         if isinstance(answer, Untouched):
             return {"dp_rank": rank, "success": False, "message": "nothing was changed: another engine could not"}
         return {"dp_rank": rank, "success": True} | (describe(answer) if describe else {})
@@ -103,6 +103,12 @@ def error_entry(rank: int, error: ApiError) -> Json:
     """The entry of an engine that failed."""
     facts = {"dp_rank": rank, "success": False, "status": error.status, "message": error.message, "code": error.code}
     return facts | {name: value for name, value in error.details.items() if name != "engine"}
+
+
+def pending_entry(rank: int, pending: Pending) -> Json:
+    """The entry of an engine that has not confirmed what the others have done."""
+    text = f"decided, not confirmed; the engine takes no requests until it is: {pending.reason}"
+    return {"dp_rank": rank, "success": False, "pending": True, "message": text}
 
 
 def facts_of(answer: msgspec.Struct, *, without: Sequence[str] = ()) -> Json:

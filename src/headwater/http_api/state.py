@@ -22,6 +22,7 @@ class ApiState:
     server_args: dict[str, object]
     api_key: str | None = None
     admin_api_key: str | None = None
+    is_replica: bool = False  # of a fleet, which sends messages to the engine
     limits: RequestLimits = field(default_factory=RequestLimits)
     sites: SitePolicy = field(default_factory=SitePolicy)
     special_tokens: SpecialTokenPolicy = "prompts"  # in which texts special tokens are parsed

@@ -50,6 +50,7 @@ class ServerArgs(EngineArgs, kw_only=True, frozen=True, omit_defaults=True):
             raise ValueError("--api-key must not be empty")
         self._check_tiers()
         self._check_events()
+        self._check_replica()
         for origin in self.allowed_origins:
             if origin not in ("*", "null") and ORIGIN.fullmatch(origin.rstrip("/")) is None:
                 raise ValueError(f"--allowed-origin must be origins such as https://chat.example, got {origin!r}")
@@ -82,6 +83,15 @@ class ServerArgs(EngineArgs, kw_only=True, frozen=True, omit_defaults=True):
         for name in ("kv_events_replay_endpoint", "kv_events_format", "kv_events_topic"):
             if getattr(self, name) != FLAGS[name].default and self.kv_events_endpoint is None:
                 raise ValueError(f"{flag_name(name)} needs --kv-events-endpoint")
+
+    def _check_replica(self) -> None:
+        if not self.fleet_replica:
+            return
+        if self.admin_api_key is None:
+            raise ValueError("--fleet-replica needs --admin-api-key")
+        for name, wanted in (("dp_size", 1), ("engine_restarts", 0)):
+            if getattr(self, name) != wanted:  # the fleet alone brings an engine to the desired state
+                raise ValueError(f"--fleet-replica needs {flag_name(name)} {wanted}")
 
     def _check_tiers(self) -> None:
         kind = self.hicache_storage_backend

@@ -118,6 +118,14 @@ class EngineArgs(CacheArgs, kw_only=True, frozen=True, omit_defaults=True):
             high=1000,
         ),
     ] = 0
+    fleet_replica: Annotated[
+        bool,
+        Flag(
+            "Be a replica of a fleet (`headwater fleet up` sets it): take its messages with the admin key, on one "
+            "engine that is not restarted.",
+            PROCESS,
+        ),
+    ] = False
     dp_size: Annotated[
         int,
         Flag(

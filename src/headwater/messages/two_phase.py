@@ -48,5 +48,12 @@ class Commit(Call, tag="commit"):
     prepared: str
 
 
+def answered_under(message: Call) -> str:
+    """The call id of the answer to a message."""
+    if isinstance(message, Prepare):
+        return message.change.call_id
+    return message.prepared if isinstance(message, Commit) else message.call_id
+
+
 class InStep(Call, tag="in_step"):
     """The engine is in the desired state, and may take requests again. Answered by `Done`."""

@@ -96,6 +96,7 @@ class ApiProcess:
             server_args=self._args.public(),
             api_key=self._args.api_key,
             admin_api_key=self._args.admin_api_key,
+            is_replica=self._args.fleet_replica,
             sites=site_policy(self._args),
             limits=RequestLimits(
                 max_body_bytes=self._args.max_body_bytes,

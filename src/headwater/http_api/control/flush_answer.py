@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 
+from headwater.client.change_call import Pending
 from headwater.generation.answer_fields import Json
 from headwater.generation.errors import ApiError
-from headwater.http_api.engine_answers import EngineAnswers, engine_list, error_entry, facts_of
+from headwater.http_api.engine_answers import EngineAnswers, engine_list, error_entry, facts_of, pending_entry
 from headwater.messages.blocker_words import blockers_in_words
 from headwater.messages.control import FLUSHED, FlushResult, PagesAndBytes
 
@@ -16,19 +17,25 @@ class FlushAnswer:
 
     def __init__(self, answers: EngineAnswers) -> None:
         """Raises ApiError if no engine has answered with a result: then the error is the only fact."""
-        self._by_rank: list[FlushResult | ApiError] = answers.by_rank
+        self._outcomes: list[tuple[int, FlushResult | ApiError | Pending]] = answers.outcomes
         self._results: list[FlushResult] = [result for _, result in answers.succeeded]
         if not self._results:
             answers.all_or_raise()
 
     @property
     def status(self) -> int:
-        """The HTTP status: the worst of all engines'."""
-        return max(outcome.status for outcome in self._by_rank)
+        """The HTTP status: the worst of all engines'. 202 if one has yet to flush, and takes no requests until then."""
+        return max(_status(outcome) for _, outcome in self._outcomes)
 
     @property
     def is_success(self) -> bool:
-        return all(isinstance(outcome, FlushResult) and outcome.success for outcome in self._by_rank)
+        return all(isinstance(outcome, FlushResult) and outcome.success for _, outcome in self._outcomes)
+
+    @property
+    def _waiting(self) -> list[Pending]:
+        """Of a flush that was carried out everywhere else: the engines that have yet to make it."""
+        waiting = [outcome for _, outcome in self._outcomes if isinstance(outcome, Pending)]
+        return waiting if self.status == 202 else []
 
     def as_json(self) -> Json:
         """The facts of docs/design.md section 6: over all engines, and of each in `engines`."""
@@ -39,7 +46,7 @@ class FlushAnswer:
             "mode": results[0].mode,
             "waited_s": max(result.waited_s for result in results),
         }
-        if self.is_success:
+        if self.is_success or self._waiting:
             answer |= {
                 "generation": max(result.generation for result in results),
                 "drained": all(result.drained for result in results),
@@ -52,7 +59,7 @@ class FlushAnswer:
         if any(result.dry_run for result in results):
             answer["dry_run"] = True
         answer["blockers"] = summed_counts(result.blockers for result in results)
-        answer["engines"] = [_of_one(rank, outcome) for rank, outcome in enumerate(self._by_rank)]
+        answer["engines"] = [_of_one(rank, outcome) for rank, outcome in self._outcomes]
         return answer
 
     def as_text(self) -> str:
@@ -79,12 +86,16 @@ class FlushAnswer:
 
     def _message(self) -> str:
         """The message of the worst engine; if only some engines flushed, which ones."""
-        worst = max(self._by_rank, key=lambda outcome: outcome.status)
-        ranks = enumerate(self._by_rank)
-        flushed = [rank for rank, outcome in ranks if isinstance(outcome, FlushResult) and outcome.success]
+        flushed = [rank for rank, outcome in self._outcomes if isinstance(outcome, FlushResult) and outcome.success]
+        others = [rank for rank, _ in self._outcomes if rank not in flushed]
+        if self._waiting:
+            take = "takes" if len(others) == 1 else "take"
+            until = f"{engine_list(others)} {take} no requests until it is done there as well"
+            return f"Flushed on {engine_list(flushed)}; {until}: {self._waiting[0].reason}."
+        worst = max((outcome for _, outcome in self._outcomes), key=_status)
+        assert not isinstance(worst, Pending)
         if self.is_success or not flushed:
             return worst.message
-        others = [rank for rank in range(len(self._by_rank)) if rank not in flushed]
         message = worst.message.rstrip(".")
         return f"{message}. The cache was flushed on {engine_list(flushed)}, not on {engine_list(others)}."
 
@@ -109,7 +120,13 @@ def summed_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
     return total
 
 
-def _of_one(rank: int, outcome: FlushResult | ApiError) -> Json:
+def _status(outcome: FlushResult | ApiError | Pending) -> int:
+    return 202 if isinstance(outcome, Pending) else outcome.status
+
+
+def _of_one(rank: int, outcome: FlushResult | ApiError | Pending) -> Json:
+    if isinstance(outcome, Pending):
+        return pending_entry(rank, outcome)
     if isinstance(outcome, ApiError):
         return error_entry(rank, outcome)
     return {"dp_rank": rank} | facts_of(outcome, without=("call_id",))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client.core import Metric
 
+from headwater.client.change_call import by_engine
 from headwater.http_api.monitoring.cache_metrics import add_storage, add_transfers, is_shown_by_label
 from headwater.http_api.monitoring.metric_families import MetricFamilies
 from headwater.messages.cache import StorageInfo
@@ -66,16 +67,16 @@ def engine_metrics(
 
     `num_over_concurrency`: requests that the API process refused because their key ran too many.
     """
-    there = [(str(rank), state) for rank, state in enumerate(states) if isinstance(state, EngineState)]
+    there = [(str(rank), state) for rank, state in by_engine(states) if isinstance(state, EngineState)]
     page = MetricFamilies(model_name)
     page.counter(*_LIMITED, num_over_concurrency, rank="", reason="concurrency")
-    for rank, state in enumerate(states):
+    for rank, state in by_engine(states):
         up = 1.0 if isinstance(state, EngineState) else 0.0
         page.gauge("headwater_engine_up", "1 if the engine answers.", up, rank=str(rank))
-    for rank, answer in enumerate(operations):
+    for rank, answer in by_engine(operations):
         if isinstance(answer, OperationList):
             _add_operations(page, str(rank), answer)
-    for rank, info in enumerate(storage):
+    for rank, info in by_engine(storage):
         if isinstance(info, StorageInfo):
             add_storage(page, str(rank), info)
     for rank, state in there:

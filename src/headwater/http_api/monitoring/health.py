@@ -5,6 +5,7 @@ import logging
 from array import array
 from dataclasses import dataclass
 
+from headwater.client.change_call import by_engine
 from headwater.client.engine_client import new_call_id
 from headwater.client.errors import CallFailed, EngineGone, EngineLoading
 from headwater.generation.errors import ApiError
@@ -101,7 +102,7 @@ class Health:
         """An engine to try, None if some run requests or all are held; and what holds them if all are."""
         timeout_s = self._state.limits.health_timeout_s
         answers = await self._state.client.call_all(GetState(call_id=new_call_id()), timeout_s=timeout_s)
-        states = [(rank, answer) for rank, answer in enumerate(answers) if isinstance(answer, EngineState)]
+        states = [(rank, answer) for rank, answer in by_engine(answers) if isinstance(answer, EngineState)]
         if not states:
             assert isinstance(answers[0], Exception)
             raise answers[0]

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from headwater.client.change_call import by_engine
 from headwater.client.engine_client import new_call_id
 from headwater.generation.answer_fields import Json
 from headwater.http_api.engine_answers import EngineAnswers
@@ -136,7 +137,7 @@ async def loads(
 ) -> Response:
     """Requests, tokens and throughput of each engine, for gateways."""
     sections = {section.strip() for section in include.split(",")}
-    states = [(r, s) for r, s in enumerate(await services.engine_states()) if isinstance(s, EngineState)]
+    states = [(r, s) for r, s in by_engine(await services.engine_states()) if isinstance(s, EngineState)]
     entries = [_load(rank, state, sections) for rank, state in states]
     running, waiting = (sum(e[k] for e in entries) for k in ("num_running_reqs", "num_waiting_reqs"))
     count = max(1, len(entries))
@@ -161,7 +162,7 @@ async def loads(
 @router.get("/get_load", summary="Show the load of each engine, briefly")
 async def get_load(services: InjectedServices) -> Response:
     """SGLang's older form of /v1/loads."""
-    states = [(r, s) for r, s in enumerate(await services.engine_states()) if isinstance(s, EngineState)]
+    states = [(r, s) for r, s in by_engine(await services.engine_states()) if isinstance(s, EngineState)]
     return JSONResponse(
         [
             {

@@ -1,0 +1,251 @@
+"""`EngineClient` for the control routes of a front: its engines are those of replicas, reached over HTTP."""
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from headwater.client.change_call import ANSWER_GRACE_S, EXPIRY_GRACE_S, ByEngine, Outcome
+from headwater.client.errors import CallFailed, EngineGone, EngineOut, ShuttingDown
+from headwater.client.fleet import Fleet
+from headwater.client.fleet_driver import FleetDriver
+from headwater.client.link import new_call_id
+from headwater.client.prefix_routes import PrefixRoutes
+from headwater.client.standing import GONE, LOADING
+from headwater.fleet.flush_round import STORAGE, is_raised, owed_by, settle, store_is_cold, without_store
+from headwater.fleet.replica import Beat, Post, Replica, Unreachable
+from headwater.fleet.watching import IsDead, Watching
+from headwater.messages.base import Call, DeferredCall
+from headwater.messages.control import CancelOperation, Failed, FlushCache
+from headwater.messages.state import EngineReady
+from headwater.messages.two_phase import Change, answered_under
+
+_SHORTEST_S = 1e-9
+DRAINING = "it is draining"
+PAGE_SIZE = 16  # of the routes' keys, which are text: four bytes count as a token
+
+
+class FleetClient:
+    """Replicas join by their beats and leave when they have ended. One event loop.
+
+    It has those methods of `EngineClient` that routes for control and monitoring use.
+    """
+
+    def __init__(
+        self, post: Post, *, is_dead: IsDead, started_with: tuple[str, str], shares_store: bool = False
+    ) -> None:
+        """`is_dead(name)`: whether the process of a replica has surely ended. `shares_store`: all have one store."""
+        self.name = uuid.uuid4().hex
+        self._post_http = post
+        self._shares_store = shares_store
+        self._refusal: ShuttingDown | None = None
+        self.replicas: dict[int, Replica] = {}
+        self.routes = PrefixRoutes(page_size=PAGE_SIZE)
+        self._fleet = Fleet(0, new_call_id=new_call_id, started_with=started_with, has_members=True)
+        self._driver = FleetDriver(self._fleet, post=self._post, set_pin=_no_pins)
+        self._watching = Watching(self.replicas, self._driver, is_dead=is_dead, on_leave=self.routes.forget)
+        self._sending: set[asyncio.Task[None]] = set()
+
+    # --- life --------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Nothing to do: replicas announce themselves."""
+
+    async def close(self) -> None:
+        self.refuse_all("the front has shut down")
+        for replica in list(self.replicas.values()):
+            self._watching.leave(replica, "the front has shut down")
+        for task in list(self._sending):
+            task.cancel()
+        await self._driver.close()
+
+    def refuse_new(self, reason: str) -> None:
+        self._refusal = ShuttingDown(0, reason)
+
+    def refuse_all(self, reason: str) -> None:
+        self.refuse_new(reason)
+
+    async def first_ready(self) -> EngineReady:
+        """Waits for a replica that has loaded."""
+        while not (found := [each for each in self.ready if each is not None]):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        return found[0]
+
+    def take_beat(self, beat: Beat) -> str:
+        """A replica announces itself; returns the name of this front, which it repeats from then on."""
+        replica = next((each for each in self.replicas.values() if each.beat.name == beat.name), None)
+        if beat.has_ended:
+            if replica is not None:
+                self._watching.leave(replica, "it has ended")
+            return self.name
+        if replica is None:
+            # of a flush that another front answered, or that this one forgot, nothing is known here
+            owes = FlushCache(call_id=new_call_id()) if beat.front else None
+            replica = Replica(self._fleet.join(owes=owes), beat, self._post_http)
+            self.replicas[replica.number] = replica
+            self._watching.begin(replica)
+        replica.beat = beat
+        return self.name
+
+    # --- state -------------------------------------------------------------------------------------
+
+    @property
+    def num_engines(self) -> int:
+        return len(self.replicas)
+
+    @property
+    def num_running(self) -> int:
+        return sum(replica.num_running for replica in self.replicas.values())
+
+    @property
+    def ready(self) -> tuple[EngineReady | None, ...]:
+        return tuple(replica.ready for replica in self.replicas.values())
+
+    @property
+    def can_serve(self) -> bool:
+        return self._refusal is None and bool(self.candidates())
+
+    @property
+    def engines_out(self) -> dict[int, str]:
+        return {number: why for number in self.replicas if (why := self.why_out(number)) is not None}
+
+    def why_out(self, number: int) -> str | None:
+        """Why a replica takes no requests; None if it does."""
+        replica = self.replicas.get(number)
+        if replica is None:
+            return GONE
+        if replica.ready is None:
+            return LOADING
+        return self._fleet.why_out(number) or (DRAINING if replica.beat.is_draining else None)
+
+    def candidates(self) -> list[Replica]:
+        """Replicas that a request may go to."""
+        numbers = [number for number in self._fleet.candidates() if number in self.replicas]
+        return [self.replicas[number] for number in numbers if not self.replicas[number].beat.is_draining]
+
+    def suspect(self, replica: Replica) -> None:
+        """A request could not reach it: see at once whether it is still there."""
+        self._watching.look_now(replica)
+
+    def silent_for_s(self) -> float:
+        now_s = asyncio.get_running_loop().time()
+        heard_s = (replica.heard_s for replica in self.candidates())
+        return now_s - min(heard_s, default=float("-inf"))
+
+    def forget_prefixes(self) -> None:
+        self.routes.clear()
+
+    def flushed(self, flush: FlushCache) -> None:
+        self._fleet.flushed(flush)
+
+    # --- calls -------------------------------------------------------------------------------------
+
+    async def change(self, change: Change, *, deadline_s: float, engines: Sequence[int] | None = None) -> Outcome:
+        """See `EngineClient.change`."""
+        self._require_replicas()
+        return await self._driver.change(change, deadline_s=deadline_s, engines=engines)
+
+    async def call(self, message: Any, *, engine: int = 0, timeout_s: float | None = None) -> Any:
+        """See `EngineClient.call`."""
+        replica = self.replicas.get(engine)
+        if replica is None:
+            raise EngineGone(engine, GONE)
+        if timeout_s is not None:
+            deadline_s = asyncio.get_running_loop().time() + timeout_s
+            message = msgspec.structs.replace(message, expires_at_s=deadline_s + EXPIRY_GRACE_S)
+            timeout_s += ANSWER_GRACE_S
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await replica.send(message)
+        except (asyncio.CancelledError, TimeoutError):
+            if isinstance(message, DeferredCall):
+                self._post(engine, CancelOperation(call_id=new_call_id(), started_by_call=message.call_id))
+            raise
+        except Unreachable:
+            self.suspect(replica)
+            raise
+        if isinstance(answer, Failed):
+            raise CallFailed(answer)
+        return answer
+
+    async def call_all(self, message: Any, *, timeout_s: float | None = None) -> ByEngine:
+        """See `EngineClient.call_all`; the answers know the numbers of their replicas."""
+        self._require_replicas()
+
+        async def call(number: int) -> Any:
+            self._require_in_step(number)
+            return await self.call(message, engine=number, timeout_s=timeout_s)
+
+        return await _gathered({number: call(number) for number in self.replicas})
+
+    async def call_all_by(self, message: FlushCache, *, deadline_s: float, answer_by_s: float) -> ByEngine:
+        """A flush on every replica. One that does not say that it flushed is fenced until it has (`flush_round`)."""
+        self._require_replicas()
+        numbers = list(self.replicas)
+        answers: dict[int, Any] = {}
+
+        async def ask(asked: list[int], flush: FlushCache) -> None:
+            calls = {n: self._flush_one(flush, n, deadline_s=deadline_s, answer_by_s=answer_by_s) for n in asked}
+            found = await _gathered(calls)
+            answers.update(zip(found.engines, found, strict=True))
+
+        rest: FlushCache | None = message
+        if self._shares_store and STORAGE in message.tiers and not message.dry_run:
+            # one tells the store, before the others flush: else they could fetch old pages after their own flush
+            while numbers and not any(map(is_raised, answers.values())):
+                await ask([numbers.pop(0)], message)
+            if any(map(is_raised, answers.values())):
+                rest = without_store(message, message.tiers)
+        if rest is not None:
+            await ask(numbers, rest)
+            if rest is not message:
+                answers |= {number: store_is_cold(answers[number]) for number in numbers}
+        settled = settle(message, answers, members=self.replicas if rest is not None else answers)
+        for number, why in settled.owing.items():
+            self._driver.fence(number, why, owes=owed_by(message))
+        return ByEngine(settled.answers)
+
+    async def _flush_one(self, flush: FlushCache, number: int, *, deadline_s: float, answer_by_s: float) -> Any:
+        self._require_in_step(number)
+        now_s = asyncio.get_running_loop().time()
+        left_s = max(deadline_s - now_s, min(flush.timeout_s, _SHORTEST_S))
+        flush = msgspec.structs.replace(flush, timeout_s=min(left_s, flush.timeout_s))
+        return await self.call(flush, engine=number, timeout_s=max(0.0, answer_by_s - now_s))
+
+    def _post(self, number: int, message: Call) -> None:
+        """A message of `Fleet`; its answer, also that there is none, goes back to it."""
+        replica = self.replicas.get(number)
+        if replica is not None:
+            task = asyncio.get_running_loop().create_task(self._send(replica, message))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+
+    async def _send(self, replica: Replica, message: Call) -> None:
+        try:
+            answer = await replica.send(message)
+        except Unreachable as error:
+            self.suspect(replica)
+            answer = Failed(call_id=answered_under(message), status=503, message=str(error))
+        self._driver.take_answer(replica.number, answer)
+
+    def _require_in_step(self, number: int) -> None:
+        """A replica that is draining takes calls, since its requests still run."""
+        if (why := self.why_out(number)) is not None and why != DRAINING:
+            raise EngineOut(number, why)
+
+    def _require_replicas(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+        if not self.replicas:
+            raise EngineOut(0, "no replica has joined the fleet yet")
+
+
+async def _gathered(calls: dict[int, Any]) -> ByEngine:
+    found = await asyncio.gather(*calls.values(), return_exceptions=True)
+    return ByEngine(dict(zip(calls, found, strict=True)))
+
+
+async def _no_pins(number: int, pin: Any) -> None:
+    raise AssertionError("a replica that replaces another one joins under a new number, without pins")

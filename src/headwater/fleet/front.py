@@ -1,0 +1,110 @@
+"""The front of a fleet: control and monitoring of all replicas, and everything else from one of them."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from headwater.fleet.client import FleetClient
+from headwater.fleet.proxy import Forward, Message, Proxy, Receive, Send
+from headwater.fleet.replica import Post
+from headwater.fleet.watching import IsDead
+from headwater.generation.errors import ApiError
+from headwater.generation.model_facts import RequestLimits
+from headwater.http_api.app import FRONT_ROUTERS, create_app
+from headwater.http_api.auth import Keys
+from headwater.http_api.error_handlers import error_response
+from headwater.http_api.sites import SitePolicy
+from headwater.http_api.state import ApiState
+from headwater.launch.config import ServerArgs
+from headwater.launch.facts_builder import build_model_facts, tokenizer_path
+from headwater.tokenization.tokenizer import Tokenizer
+
+# they name one engine, so the answer of one replica would pass for that of all
+NOT_ON_A_FLEET = ("/cache/", "/get_kv_event_sources", "/kv_event_sources", "/control/messages")
+FLEET = "/fleet"
+log = logging.getLogger(__name__)
+
+
+class Front:
+    """An ASGI application and the client behind it. Belongs to one event loop, in which `load` runs."""
+
+    def __init__(self, args: ServerArgs, *, post: Post, forward: Forward, is_dead: IsDead) -> None:
+        self._args = args
+        self.client = FleetClient(
+            post,
+            is_dead=is_dead,
+            started_with=(args.model or "", args.load_format),
+            shares_store=args.hicache_storage_backend == "redis",
+        )
+        self.state = ApiState(
+            client=self.client,  # type: ignore[arg-type]  # it has what the routers of a front use
+            server_args=args.public(),
+            api_key=args.api_key,
+            admin_api_key=args.admin_api_key,
+            sites=SitePolicy.of_server(
+                args.host,
+                has_api_key=args.api_key is not None,
+                origins=args.allowed_origins,
+                hosts=args.allowed_hosts,
+            ),
+            limits=RequestLimits(
+                max_body_bytes=args.max_body_bytes,
+                max_control_timeout_s=args.max_control_timeout,
+            ),
+        )
+        proxy = Proxy(self.client, forward)
+        rest = _Rest(self.client, proxy, Keys(args.api_key, args.admin_api_key))
+        self._app = create_app(self.state, routers=FRONT_ROUTERS, rest=rest)
+        self._proxy = proxy
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == "/health_generate":  # needs no key; an engine generates
+            await self._proxy(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def load(self) -> None:
+        """Returns when a replica has loaded: control routes work from then on."""
+        tokenizer = await asyncio.to_thread(Tokenizer.load, tokenizer_path(self._args))
+        ready = await self.client.first_ready()
+        self.state.set_ready(tokenizer=tokenizer, model=build_model_facts(self._args, ready))
+
+
+@dataclass(slots=True)
+class _Rest:
+    """What the routers of the front have no route for."""
+
+    client: FleetClient
+    proxy: Proxy
+    keys: Keys
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path == FLEET:
+            refusal = self.keys.admin_refusal(_authorization(scope))
+            await (error_response(refusal)(scope, receive, send) if refusal else self._report(send))
+        elif path.startswith(NOT_ON_A_FLEET):
+            message = f"{path} concerns one engine; send it to a replica ({FLEET} lists them)"
+            await error_response(ApiError(501, message, code="not_on_a_fleet"))(scope, receive, send)
+        else:
+            await self.proxy(scope, receive, send)
+
+    async def _report(self, send: Send) -> None:
+        body = msgspec.json.encode({"replicas": [self._facts(number) for number in sorted(self.client.replicas)]})
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _facts(self, number: int) -> dict[str, Any]:
+        replica = self.client.replicas[number]
+        why = self.client.why_out(number)
+        beat = replica.beat
+        facts = {"dp_rank": number, "name": beat.name, "node": beat.node, "pid": beat.pid, "url": beat.url}
+        return facts | {"serving": why is None, "message": why, "num_running": replica.num_running}
+
+
+def _authorization(scope: Message) -> str:
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"), "")

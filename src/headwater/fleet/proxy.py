@@ -1,0 +1,165 @@
+"""Sends requests for text to a replica, and its answer back as it comes. Without an answer another one is tried."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from headwater.fleet.client import FleetClient
+from headwater.fleet.replica import Replica
+from headwater.fleet.routing import choose_replica, routing_key
+from headwater.generation.errors import ApiError
+from headwater.http_api.error_handlers import error_response
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+HOLD_S = 30.0  # for a replica that serves, before a request is refused
+_POLL_S = 0.05
+_OF_ONE_CONNECTION = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade host".split()
+)
+log = logging.getLogger(__name__)
+
+
+class Answer(Protocol):
+    """A replica's answer from its status and headers on. Reading `chunks` raises OSError if the rest never comes."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def headers(self) -> Headers: ...
+    def chunks(self) -> AsyncIterator[bytes]: ...
+
+
+class Forward(Protocol):
+    """Sends a request to a replica's server. Raises OSError if no answer begins."""
+
+    def __call__(
+        self, method: str, url: str, *, headers: Headers, body: bytes
+    ) -> AbstractAsyncContextManager[Answer]: ...
+
+
+class ClientLeft(Exception):
+    """The client has closed its connection."""
+
+
+@dataclass(slots=True)
+class Proxy:
+    """An ASGI application. Belongs to the event loop of `client`."""
+
+    client: FleetClient
+    forward: Forward
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        try:
+            body = await _body(receive)
+            await _unless_left(self._answer(scope, body, send), receive)
+        except ClientLeft:
+            log.debug("a client left")
+        except ApiError as error:
+            await error_response(error)(scope, receive, send)
+
+    async def _answer(self, scope: Message, body: bytes, send: Send) -> None:
+        key = routing_key(body) if scope["method"] == "POST" else None
+        tried: set[int] = set()
+        why: ApiError | None = None
+        while True:
+            candidates = [each for each in await self._candidates(tried) if each.number not in tried]
+            if not candidates:
+                raise why or ApiError(503, "no replica takes requests now", code="no_replica")
+            replica = choose_replica(candidates, key, self.client.routes)
+            tried.add(replica.number)
+            why = await self._try(replica, scope, body, send)
+            if why is None:
+                return
+
+    async def _candidates(self, tried: set[int]) -> list[Replica]:
+        """Waits for the first one: a fleet that is being brought in step delays requests and loses none."""
+        until_s = asyncio.get_running_loop().time() + HOLD_S
+        while not (candidates := self.client.candidates()) and not tried:
+            if asyncio.get_running_loop().time() >= until_s:
+                break
+            await asyncio.sleep(_POLL_S)
+        return candidates
+
+    async def _try(self, replica: Replica, scope: Message, body: bytes, send: Send) -> ApiError | None:
+        """None if the client has its answer; else why this replica gave none."""
+        query = scope["query_string"].decode("latin-1")
+        raw_path = scope.get("raw_path") or scope["path"].encode()
+        url = f"{replica.beat.url}{raw_path.decode('latin-1').partition('?')[0]}{'?' if query else ''}{query}"
+        left_out = _OF_ONE_CONNECTION | {b"content-length"}  # a body that came compressed is plain now
+        headers = [(name, value) for name, value in scope["headers"] if name not in left_out]
+        replica.num_running += 1
+        has_begun = False
+        try:
+            async with self.forward(scope["method"], url, headers=headers, body=body) as answer:
+                if answer.status == 503 and len(self.client.candidates()) > 1:
+                    return ApiError(503, f"replica {replica.number} takes no requests now", code="no_replica")
+                has_begun = True
+                await _pass_on(answer, replica, send)
+                return None
+        except OSError as error:
+            if has_begun:
+                raise
+            self.client.suspect(replica)
+            return ApiError(503, f"replica {replica.number} cannot be reached: {error}", code="engine_gone")
+        finally:
+            replica.num_running -= 1
+
+
+async def _pass_on(answer: Answer, replica: Replica, send: Send) -> None:
+    left_out = _OF_ONE_CONNECTION | {b"x-request-id"}  # the front sets its own
+    headers = [(name, value) for name, value in answer.headers if name.lower() not in left_out]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    try:
+        async for chunk in answer.chunks():
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    except OSError:
+        if not any(name.lower() == b"content-type" and b"event-stream" in value for name, value in headers):
+            raise  # the connection breaks, so the client sees that the answer is incomplete
+        await send({"type": "http.response.body", "body": _broken(replica), "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _broken(replica: Replica) -> bytes:
+    message = f"replica {replica.number} has ended in the middle of the answer"
+    error = {"message": message, "type": "engine_error", "param": None, "code": "engine_gone"}
+    return b"data: " + msgspec.json.encode({"error": error}) + b"\n\n"
+
+
+async def _body(receive: Receive) -> bytes:
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+async def _unless_left(work: Any, receive: Receive) -> None:
+    task, watching = asyncio.ensure_future(work), asyncio.ensure_future(_until_left(receive))
+    try:
+        await asyncio.wait({task, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientLeft
+        await task
+    finally:
+        for each in (task, watching):
+            each.cancel()
+        await asyncio.gather(task, watching, return_exceptions=True)
+
+
+async def _until_left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,43 @@
+"""The Ray Serve application: one front, and replicas that announce themselves to it."""
+
+from typing import Any
+
+import msgspec
+from ray import serve
+
+from headwater.ray.fleet_args import FleetArgs, read_fleet_args
+from headwater.ray.front import FrontDeployment
+from headwater.ray.replica import ReplicaDeployment
+
+FRONT, REPLICA = "Front", "Replica"
+_UNBOUNDED = 1_000_000  # the replicas' own limits decide, with answers that say so
+
+
+def app(given: dict[str, Any]) -> "serve.Application":
+    """The application, from `replicas`, `cpus`, `gpus`, `drain_s` and the arguments of `headwater serve`."""
+    return build(read_fleet_args(given))
+
+
+def build(args: FleetArgs) -> "serve.Application":
+    encoded = msgspec.json.encode(args)
+    replica = serve.deployment(
+        ReplicaDeployment,  # type: ignore[arg-type]
+        name=REPLICA,
+        num_replicas=args.replicas,
+        ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
+        graceful_shutdown_timeout_s=args.drain_s + 30,
+        graceful_shutdown_wait_loop_s=0.1,
+        health_check_period_s=1,
+        max_constructor_retry_count=2,
+        max_ongoing_requests=_UNBOUNDED,
+    )
+    front = serve.deployment(
+        FrontDeployment,
+        name=FRONT,
+        num_replicas=1,  # it owns the desired state of the fleet
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=5,
+        health_check_period_s=1,
+        max_ongoing_requests=_UNBOUNDED,
+    )
+    return front.bind(encoded, replica.bind(encoded, FRONT))

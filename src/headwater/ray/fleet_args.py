@@ -1,0 +1,44 @@
+"""The arguments of a fleet: its size, and those of its servers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from headwater.launch.config import FLAGS, ServerArgs
+from headwater.launch.model_choice import with_model
+
+
+class FleetArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """`server`: of every replica; host, keys and limits are those of the front."""
+
+    replicas: int = 2
+    cpus: float = 1.0  # of each replica, as Ray counts them
+    gpus: float = 0.0
+    drain_s: float = 600.0  # within which the running requests of a replica that leaves may end
+    is_local: bool = False  # on this machine alone: replicas listen on the loopback address
+    server: ServerArgs = ServerArgs()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.replicas <= 1000:
+            raise ValueError(f"replicas must be from 1 to 1000, got {self.replicas}")
+        if self.cpus < 0 or self.gpus < 0 or self.drain_s < 0:
+            raise ValueError("cpus, gpus and drain_s must not be negative")
+        if self.server.dp_size != 1:
+            raise ValueError("a replica of a fleet has one engine: --dp-size must be 1; take more replicas")
+        if self.server.kv_events_endpoint is not None:
+            raise ValueError("--kv-events-endpoint names one address, which the replicas of a fleet would share")
+
+
+def read_fleet_args(given: Mapping[str, Any]) -> FleetArgs:
+    """From names and values, as `serve run` and Serve's YAML files have them; numbers may be text. ValueError."""
+    own = {name: value for name, value in given.items() if name in FleetArgs.__struct_fields__ and name != "server"}
+    server = {name.replace("-", "_"): value for name, value in given.items() if name not in own}
+    unknown = sorted(set(server) - set(FLAGS))
+    if unknown:
+        raise ValueError(f"a fleet has no argument {unknown[0]!r}; it takes those of `headwater serve` and of itself")
+    try:
+        args = with_model(msgspec.convert(server, ServerArgs, strict=False))
+        return msgspec.convert({**own, "server": args}, FleetArgs, strict=False)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None

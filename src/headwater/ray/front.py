@@ -1,0 +1,75 @@
+"""The front of a fleet as a Ray Serve deployment."""
+
+import asyncio
+import logging
+from typing import Any
+
+import msgspec
+import ray
+from ray import serve
+from ray.exceptions import RayActorError
+
+from headwater.fleet.connections import Connections
+from headwater.fleet.front import Front
+from headwater.fleet.replica import Beat
+from headwater.ray.fleet_args import FleetArgs
+
+_ANSWER_S = 2.0
+_decode_beat = msgspec.json.Decoder(Beat).decode
+log = logging.getLogger(__name__)
+
+
+@serve.ingress()
+class FrontDeployment:
+    """One replica of it: whether a replica of the fleet may serve is decided in one place."""
+
+    def __init__(self, args: bytes, replicas: Any) -> None:
+        """`replicas`: the handle of their deployment, which Serve starts because it is bound here."""
+        self._args = msgspec.json.decode(args, type=FleetArgs)
+        self._connections = Connections()
+        self._actors: dict[str, Any] = {}
+        self._front = Front(
+            self._args.server,
+            post=self._connections.post,
+            forward=self._connections.forward,
+            is_dead=self._is_dead,
+        )
+        self._loading: asyncio.Task[None] | None = None
+
+    def __serve_build_asgi_app__(self) -> Front:
+        return self._front
+
+    async def take_beat(self, encoded: bytes, actor: Any) -> str:
+        """A replica announces itself; the name of this front."""
+        beat = _decode_beat(encoded)
+        self._actors[beat.name] = actor
+        if beat.has_ended:
+            del self._actors[beat.name]
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._front.load())
+        return self._front.client.take_beat(beat)
+
+    async def num_running(self, name: str) -> int:
+        """Requests that this front has sent to the replica `name`, and that have not ended."""
+        return sum(each.num_running for each in self._front.client.replicas.values() if each.beat.name == name)
+
+    async def check_health(self) -> None:
+        if self._loading is not None and self._loading.done():
+            self._loading.result()
+
+    async def _is_dead(self, name: str) -> bool:
+        """Only if Ray knows it. A machine that merely cannot be reached may still hold pages."""
+        actor = self._actors.get(name)
+        if actor is None:
+            return False
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                await actor.__ray_ready__.remote()
+        except RayActorError as error:
+            if isinstance(error, ray.exceptions.ActorUnavailableError):
+                return False
+            del self._actors[name]
+            return True
+        except TimeoutError:
+            pass
+        return False
