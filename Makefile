@@ -7,7 +7,7 @@
 #   PIP_ARGS=...                     arguments for pip, for example an index with CPU-only torch
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernels packages dev serve test test-fast test-isa test-templates wheel test-wheel check lint types imports routers format bench clean
+.PHONY: help setup kernels packages dev serve test test-fast test-isa test-templates wheel test-wheel check lint types imports routers fleet format bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -25,6 +25,7 @@ DEV := $(VENV)/.installed-dev
 BENCH := $(VENV)/.installed-bench
 RELEASE := $(VENV)/.installed-release
 ROUTERS := .venv-routers/.installed
+FLEET := .venv-ray/.installed
 WANTED = $(INSTALLED) $(if $(filter 1,$(GPU)),$(VENV)/.installed-gpu) $(EXTRAS:%=$(VENV)/.installed-%)
 KERNELS := $(VENV)/.kernels-built
 KERNEL_SOURCES := $(shell find src/headwater/devices/cpu/kernels -name '*.[ch]') src/headwater/devices/cpu/kernel_build.py
@@ -101,6 +102,13 @@ $(ROUTERS): Makefile
 	.venv-routers/bin/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) ai-dynamo-runtime==1.6.1
 	@touch $@
 
+# for tests/e2e/fleet; Ray is heavy and brings packages of its own, so it has an environment of its own
+fleet: $(FLEET)  ## Make .venv-ray with Ray, for the tests of fleets: 130 MB to download
+$(FLEET): Makefile pyproject.toml
+	@$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -e '.[ray]' 'ray[serve]==2.60.0'
+	@touch $@
+
 test-fast: dev  ## The tests that need neither torch nor a model
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
@@ -128,4 +136,4 @@ bench: setup $(BENCH)  ## Load the default model with the workloads W1 to W4
 	$(BIN)/python benchmarks/serving/run.py $(ARGS)
 
 clean:  ## Remove the environment and caches
-	rm -rf $(VENV) .venv-routers .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist src/*.egg-info
+	rm -rf $(VENV) .venv-routers .venv-ray .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist src/*.egg-info

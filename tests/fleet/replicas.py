@@ -78,10 +78,13 @@ class SimulatedFleet:
         self._running: dict[str, asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> "SimulatedFleet":
-        self.client = FleetClient(self._post, is_dead=self._is_dead, started_with=("w0", "auto"), **self.options)
+        self.client = self.make_client()
         for replica in self.replicas.values():
             await self.join(replica)
         return self
+
+    def make_client(self) -> FleetClient:
+        return FleetClient(self.post, is_dead=self.is_dead, started_with=("w0", "auto"), **self.options)
 
     async def __aexit__(self, *_: object) -> None:
         await self.client.close()
@@ -113,10 +116,10 @@ class SimulatedFleet:
         answers = await self.client.call_all_by(message, deadline_s=deadline_s, answer_by_s=deadline_s)
         return dict(zip(answers.engines, answers, strict=True))
 
-    async def _post(self, url: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes, float]:
+    async def post(self, url: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes, float]:
         name = url.removeprefix("http://").partition("/")[0]
         assert headers["authorization"] == "Bearer key"
         return await self.replicas[name].post(body)
 
-    async def _is_dead(self, name: str) -> bool:
+    async def is_dead(self, name: str) -> bool:
         return self.replicas[name].is_dead

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from headwater.cli.command_line import SETTINGS, SectionedCommand, SectionedOption, command, group
+from headwater.cli.command_line import SETTINGS, SectionedCommand, SectionedOption, command, group, server_options
+from headwater.cli.control_client import ControlError, ask, fail
 from headwater.cli.serve import flag_option
 from headwater.launch.config import FLAGS, ServerArgs
 
@@ -70,16 +71,28 @@ fleet.add_command(
 @fleet.add_command  # type: ignore[arg-type]
 @command()
 @click.argument("replicas", type=click.IntRange(1, 1000))
-def scale(replicas: int) -> None:
+@server_options
+def scale(replicas: int, url: str, admin_key: str | None) -> None:
     """Change the number of replicas. Those that leave end their running requests first."""
-    _require_ray()
-    from headwater.ray.cluster import scale
-
     try:
-        scale(replicas, state_file=state_file())
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
-    click.echo(f"The fleet goes to {replicas} replicas.")
+        ask("POST", f"/fleet/scale?replicas={replicas}", url=url, admin_key=admin_key)
+    except ControlError as error:
+        raise fail(error) from None
+    click.echo(f"The fleet goes to {replicas} replicas; `headwater fleet status` shows them.")
+
+
+@fleet.add_command  # type: ignore[arg-type]
+@command()
+@server_options
+def status(url: str, admin_key: str | None) -> None:
+    """List the replicas: which take requests, and why the others do not."""
+    try:
+        replicas = ask("GET", "/fleet", url=url, admin_key=admin_key)["replicas"]
+    except ControlError as error:
+        raise fail(error) from None
+    for each in replicas:
+        standing = "serves" if each["serving"] else f"takes no requests: {each['message']}"
+        click.echo(f"{each['dp_rank']:4} {each['url']:28} {each['num_running']:4} running  {standing}")
 
 
 @fleet.add_command  # type: ignore[arg-type]

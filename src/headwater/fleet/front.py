@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qs
 
 import msgspec
 
@@ -11,7 +13,7 @@ from headwater.fleet.client import FleetClient
 from headwater.fleet.proxy import Forward, Message, Proxy, Receive, Send
 from headwater.fleet.replica import Post
 from headwater.fleet.watching import IsDead
-from headwater.generation.errors import ApiError
+from headwater.generation.errors import ApiError, bad_request
 from headwater.generation.model_facts import RequestLimits
 from headwater.http_api.app import FRONT_ROUTERS, create_app
 from headwater.http_api.auth import Keys
@@ -24,14 +26,17 @@ from headwater.tokenization.tokenizer import Tokenizer
 
 # they name one engine, so the answer of one replica would pass for that of all
 NOT_ON_A_FLEET = ("/cache/", "/get_kv_event_sources", "/kv_event_sources", "/control/messages")
-FLEET = "/fleet"
+FLEET, SCALE = "/fleet", "/fleet/scale"
+MAX_REPLICAS = 1000
+Scale = Callable[[int], Awaitable[None]]
 log = logging.getLogger(__name__)
 
 
 class Front:
     """An ASGI application and the client behind it. Belongs to one event loop, in which `load` runs."""
 
-    def __init__(self, args: ServerArgs, *, post: Post, forward: Forward, is_dead: IsDead) -> None:
+    def __init__(self, args: ServerArgs, *, post: Post, forward: Forward, is_dead: IsDead, scale: Scale) -> None:
+        """`scale` changes the number of replicas."""
         self._args = args
         self.client = FleetClient(
             post,
@@ -56,7 +61,7 @@ class Front:
             ),
         )
         proxy = Proxy(self.client, forward)
-        rest = _Rest(self.client, proxy, Keys(args.api_key, args.admin_api_key))
+        rest = _Rest(self.client, proxy, Keys(args.api_key, args.admin_api_key), scale)
         self._app = create_app(self.state, routers=FRONT_ROUTERS, rest=rest)
         self._proxy = proxy
 
@@ -80,19 +85,33 @@ class _Rest:
     client: FleetClient
     proxy: Proxy
     keys: Keys
+    scale: Scale
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path == FLEET:
-            refusal = self.keys.admin_refusal(_authorization(scope))
-            await (error_response(refusal)(scope, receive, send) if refusal else self._report(send))
+        if path in (FLEET, SCALE):
+            try:
+                await self._of_fleet(scope, send)
+            except ApiError as error:
+                await error_response(error)(scope, receive, send)
         elif path.startswith(NOT_ON_A_FLEET):
             message = f"{path} concerns one engine; send it to a replica ({FLEET} lists them)"
             await error_response(ApiError(501, message, code="not_on_a_fleet"))(scope, receive, send)
         else:
             await self.proxy(scope, receive, send)
 
-    async def _report(self, send: Send) -> None:
+    async def _of_fleet(self, scope: Message, send: Send) -> None:
+        """`GET /fleet`, and `POST /fleet/scale?replicas=N`."""
+        if (refusal := self.keys.admin_refusal(_authorization(scope))) is not None:
+            raise refusal
+        wanted = "POST" if scope["path"] == SCALE else "GET"
+        if scope["method"] != wanted:
+            raise ApiError(405, f"{scope['path']} takes {wanted}", headers={"Allow": wanted})
+        if wanted == "POST":
+            number = parse_qs(scope["query_string"].decode("latin-1")).get("replicas", [""])[0]
+            if not number.isdecimal() or not 1 <= int(number) <= MAX_REPLICAS:
+                raise bad_request("replicas", f"replicas: must be from 1 to {MAX_REPLICAS}, got {number!r}")
+            await self.scale(int(number))
         body = msgspec.json.encode({"replicas": [self._facts(number) for number in sorted(self.client.replicas)]})
         headers = [(b"content-type", b"application/json")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})

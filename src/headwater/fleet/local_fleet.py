@@ -12,10 +12,10 @@ _DOWN_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class LocalFleet:
-    """The process that serves the fleet, and the address of its Ray."""
+    """The process that serves the fleet, and the address at which it does."""
 
     pid: int
-    address: str
+    url: str
 
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,12 +4,14 @@ from typing import Any
 
 import msgspec
 from ray import serve
+from ray.serve.schema import LoggingConfig
 
 from headwater.ray.fleet_args import FleetArgs, read_fleet_args
 from headwater.ray.front import FrontDeployment
 from headwater.ray.replica import ReplicaDeployment
 
 FRONT, REPLICA = "Front", "Replica"
+_QUIET = LoggingConfig(enable_access_log=False)  # else every beat is a line
 _UNBOUNDED = 1_000_000  # the replicas' own limits decide, with answers that say so
 
 
@@ -30,6 +32,7 @@ def build(args: FleetArgs) -> "serve.Application":
         health_check_period_s=1,
         max_constructor_retry_count=2,
         max_ongoing_requests=_UNBOUNDED,
+        logging_config=_QUIET,
     )
     front = serve.deployment(
         FrontDeployment,
@@ -39,5 +42,6 @@ def build(args: FleetArgs) -> "serve.Application":
         graceful_shutdown_timeout_s=5,
         health_check_period_s=1,
         max_ongoing_requests=_UNBOUNDED,
+        logging_config=_QUIET,
     )
     return front.bind(encoded, replica.bind(encoded, FRONT))

@@ -7,11 +7,13 @@ from typing import Any
 import msgspec
 import ray
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
+from ray.serve.context import _get_global_client
 
 from headwater.fleet.connections import Connections
 from headwater.fleet.front import Front
 from headwater.fleet.replica import Beat
+from headwater.generation.errors import ApiError
 from headwater.ray.fleet_args import FleetArgs
 
 _ANSWER_S = 2.0
@@ -33,7 +35,9 @@ class FrontDeployment:
             post=self._connections.post,
             forward=self._connections.forward,
             is_dead=self._is_dead,
+            scale=self._scale,
         )
+        self._replicas = replicas.deployment_id
         self._loading: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> Front:
@@ -56,6 +60,14 @@ class FrontDeployment:
     async def check_health(self) -> None:
         if self._loading is not None and self._loading.done():
             self._loading.result()
+
+    async def _scale(self, replicas: int) -> None:
+        """As Serve's own HTTP route for scaling does, which needs Ray's dashboard."""
+        client: Any = _get_global_client()
+        try:
+            await client._controller.update_deployment_replicas.remote(self._replicas, replicas)
+        except RayError as error:
+            raise ApiError(409, f"Ray Serve does not scale this fleet by command: {error}") from None
 
     async def _is_dead(self, name: str) -> bool:
         """Only if Ray knows it. A machine that merely cannot be reached may still hold pages."""

@@ -1,0 +1,115 @@
+"""The front's own routes: answers of control calls over replicas, and what a fleet refuses."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from replicas import SimulatedFleet, SimulatedReplica
+
+from headwater.fleet.client import FleetClient
+from headwater.fleet.front import Front
+from headwater.fleet.proxy import Answer
+from headwater.launch.config import ServerArgs
+from headwater.launch.facts_builder import build_model_facts
+
+pytestmark = pytest.mark.anyio
+ADMIN = {"authorization": "Bearer boss", "accept": "application/json"}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class FleetWithFront(SimulatedFleet):
+    """A simulated fleet behind the real application of a front."""
+
+    def make_client(self) -> FleetClient:
+        self.asked: list[str] = []
+        self.wanted: list[int] = []
+        args = ServerArgs(model="tiny", admin_api_key="boss")
+        self.front = Front(args, post=self.post, forward=self._forward, is_dead=self.is_dead, scale=self._scale)
+        self.args = args
+        return self.front.client
+
+    def http(self) -> httpx.AsyncClient:
+        ready = next(each for each in self.client.ready if each is not None)
+        tokenizer: Any = type("NoTokenizer", (), {"chat_template_source": lambda self, has_tools: ""})()
+        self.front.state.set_ready(tokenizer=tokenizer, model=build_model_facts(self.args, ready))
+        transport = httpx.ASGITransport(self.front)  # type: ignore[arg-type]
+        return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
+
+    async def _scale(self, replicas: int) -> None:
+        self.wanted.append(replicas)
+
+    @asynccontextmanager
+    async def _forward(self, method: str, url: str, *, headers: Any, body: bytes) -> AsyncIterator[Answer]:
+        self.asked.append(url)
+        raise ConnectionRefusedError("refused")
+        yield
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[FleetWithFront]:
+    async with FleetWithFront(SimulatedReplica("a"), SimulatedReplica("b")) as fleet:
+        yield fleet
+
+
+async def test_a_flush_that_one_replica_has_not_made_is_202_and_says_who(fleet: FleetWithFront) -> None:
+    async with fleet.http() as http:
+        answer = await http.post("/flush_cache?mode=now", headers=ADMIN)
+        assert answer.status_code == 200 and answer.json()["success"]
+        assert [entry["dp_rank"] for entry in answer.json()["engines"]] == [0, 1]
+        fleet.replicas["b"].is_cut = True
+        answer = await http.post("/flush_cache?mode=now", headers=ADMIN)
+        facts = answer.json()
+        assert answer.status_code == 202 and not facts["success"]
+        assert "engine 1 takes no requests" in facts["message"] and "device" in facts["freed"]
+        assert [(each["dp_rank"], each["success"], each.get("pending")) for each in facts["engines"]] == [
+            (0, True, []),
+            (1, False, True),
+        ]
+        text = (await http.post("/flush_cache?mode=now", headers={"authorization": "Bearer boss"})).text
+        assert not text.startswith("Cache flushed")  # what scripts take for a success
+        health = await http.get("/health")
+        assert [each["dp_rank"] for each in health.json()["engines_out"]] == [1]
+
+
+async def test_metrics_and_loads_name_replicas_by_their_numbers(fleet: FleetWithFront) -> None:
+    fleet.replicas["a"].is_dead = True
+    await fleet.until(lambda: 0 not in fleet.client.replicas)
+    async with fleet.http() as http:
+        assert [each["dp_rank"] for each in (await http.get("/v1/loads")).json()["loads"]] == [1]
+        assert 'headwater_engine_up{dp_rank="1"' in (await http.get("/metrics")).text
+
+
+async def test_changes_are_made_by_all_replicas(fleet: FleetWithFront) -> None:
+    async with fleet.http() as http:
+        answer = await http.post("/pause_generation", json={"mode": "retract"}, headers=ADMIN)
+        assert answer.status_code == 200 and len(answer.json()["engines"]) == 2
+        assert all(replica.engine.state.is_paused for replica in fleet.replicas.values())
+
+
+async def test_the_fleet_is_listed_and_scaled_with_the_admin_key_only(fleet: FleetWithFront) -> None:
+    async with fleet.http() as http:
+        assert (await http.get("/fleet")).status_code == 401
+        listed = (await http.get("/fleet", headers=ADMIN)).json()["replicas"]
+        assert [(each["dp_rank"], each["name"], each["serving"]) for each in listed] == [(0, "a", True), (1, "b", True)]
+        assert "admin_key" not in str(listed)
+        assert (await http.post("/fleet/scale?replicas=3")).status_code == 401
+        assert (await http.post("/fleet/scale?replicas=0", headers=ADMIN)).status_code == 400
+        assert (await http.get("/fleet/scale?replicas=3", headers=ADMIN)).status_code == 405
+        assert (await http.post("/fleet/scale?replicas=3", headers=ADMIN)).status_code == 200
+        assert fleet.wanted == [3]
+
+
+async def test_what_names_one_engine_is_refused_and_never_one_replicas_answer(fleet: FleetWithFront) -> None:
+    async with fleet.http() as http:
+        for path in ("/cache/tree", "/cache/pins", "/get_kv_event_sources"):
+            assert (await http.get(path, headers=ADMIN)).status_code == 501
+        assert (await http.post("/control/messages", headers=ADMIN)).status_code == 501
+        assert not fleet.asked
+        await http.post("/v1/completions", json={"prompt": "hello"})
+        assert fleet.asked == ["http://a/v1/completions", "http://b/v1/completions"]
