@@ -16,7 +16,7 @@ from headwater.launch.config import FLAGS, ServerArgs
 _SECTION = "Fleet"
 _NOT_FOR_FLEETS = ("dp_size", "engine_restarts", "fleet_replica")  # the fleet sets them
 
-fleet = group("fleet", "Serve with several replicas as one server, on Ray. Needs the extra `ray`.")
+fleet = group("fleet", "Serve with several replicas as one server, on Ray.\n\nNeeds the extra `ray`.")
 
 
 def _up(replicas: int, cpus: float, gpus: float, drain_s: float, **options: Any) -> None:
@@ -31,11 +31,13 @@ def _up(replicas: int, cpus: float, gpus: float, drain_s: float, **options: Any)
         given = ServerArgs(**options)
         if given.threads is None and not gpus and replicas > 1:  # else each replica takes all cores
             options |= {"threads": max(1, (os.cpu_count() or 1) // replicas), "pin_threads": "off"}
+        from headwater.launch.model_choice import with_model
         from headwater.ray.fleet_args import read_fleet_args
 
         own = {"replicas": replicas, "cpus": cpus, "gpus": gpus, "drain_s": drain_s, "is_local": True}
+        with_model(given)  # a model that is not there, or must be fetched, before Ray starts
         args = read_fleet_args(own | {name: value for name, value in options.items() if value is not None})
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise click.BadParameter(str(error)) from None
     from headwater.ray.cluster import up
 

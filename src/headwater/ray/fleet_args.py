@@ -1,12 +1,12 @@
 """The arguments of a fleet: its size, and those of its servers."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from headwater.launch.config import FLAGS, ServerArgs
-from headwater.launch.model_choice import with_model
 
 
 class FleetArgs(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,15 +30,22 @@ class FleetArgs(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("--kv-events-endpoint names one address, which the replicas of a fleet would share")
 
 
+def _from_environment() -> dict[str, str]:
+    """Arguments that `headwater serve` takes from the environment: keys, which stand in no file."""
+    variables = {name: spec.flag.env for name, spec in FLAGS.items() if spec.flag.env}
+    return {name: os.environ[variable] for name, variable in variables.items() if variable in os.environ}
+
+
 def read_fleet_args(given: Mapping[str, Any]) -> FleetArgs:
     """From names and values, as `serve run` and Serve's YAML files have them; numbers may be text. ValueError."""
+    given = _from_environment() | dict(given)
     own = {name: value for name, value in given.items() if name in FleetArgs.__struct_fields__ and name != "server"}
     server = {name.replace("-", "_"): value for name, value in given.items() if name not in own}
     unknown = sorted(set(server) - set(FLAGS))
     if unknown:
         raise ValueError(f"a fleet has no argument {unknown[0]!r}; it takes those of `headwater serve` and of itself")
     try:
-        args = with_model(msgspec.convert(server, ServerArgs, strict=False))
+        args = msgspec.convert(server, ServerArgs, strict=False)
         return msgspec.convert({**own, "server": args}, FleetArgs, strict=False)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from None

@@ -14,6 +14,7 @@ from headwater.fleet.connections import Connections
 from headwater.fleet.front import Front
 from headwater.fleet.replica import Beat
 from headwater.generation.errors import ApiError
+from headwater.launch.model_choice import with_model
 from headwater.ray.fleet_args import FleetArgs
 
 _ANSWER_S = 2.0
@@ -31,7 +32,7 @@ class FrontDeployment:
         self._connections = Connections()
         self._actors: dict[str, Any] = {}
         self._front = Front(
-            self._args.server,
+            with_model(self._args.server),  # each machine fetches what it lacks
             post=self._connections.post,
             forward=self._connections.forward,
             is_dead=self._is_dead,

@@ -1,0 +1,51 @@
+"""The arguments of a fleet, as Serve's files and command line give them; and the manifest for Kubernetes."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from headwater.ray.fleet_args import read_fleet_args
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_values_may_be_text_and_names_those_of_the_command_line() -> None:
+    args = read_fleet_args({"replicas": "3", "gpus": "0.5", "model": "m", "enable-hierarchical-cache": "true"})
+    assert (args.replicas, args.gpus, args.server.model) == (3, 0.5, "m")
+    assert args.server.enable_hierarchical_cache is True
+
+
+def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWATER_ADMIN_API_KEY", "secret")
+    assert read_fleet_args({}).server.admin_api_key == "secret"
+    assert read_fleet_args({"admin_api_key": "given"}).server.admin_api_key == "given"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"replicas": 0}, "replicas must be from 1"),
+        ({"replicas": "many"}, "int"),
+        ({"modell": "m"}, "'modell'"),
+        ({"dp_size": 2}, "--dp-size must be 1"),
+        ({"page_size": -1}, "--page-size"),
+        ({"kv_events_endpoint": "tcp://*:5557"}, "would share"),
+    ],
+)
+def test_what_is_wrong_is_named(given: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read_fleet_args(given)
+
+
+def test_the_manifest_names_arguments_that_exist_and_leaves_time_to_drain() -> None:
+    service, *store = yaml.safe_load_all((ROOT / "deploy" / "kuberay.yaml").read_text())
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    args = read_fleet_args(application["args"])
+    assert application["import_path"] == "headwater.ray:app"
+    (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    (container,) = workers["template"]["spec"]["containers"]
+    assert args.gpus == float(container["resources"]["limits"]["nvidia.com/gpu"])
+    assert workers["template"]["spec"]["terminationGracePeriodSeconds"] > args.drain_s
+    assert args.server.hicache_storage_url is not None
+    assert store[0]["metadata"]["name"] in args.server.hicache_storage_url
