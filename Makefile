@@ -7,7 +7,7 @@
 #   PIP_ARGS=...                     arguments for pip, for example an index with CPU-only torch
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernels packages dev serve test test-fast test-isa test-templates wheel test-wheel check lint types imports routers fleet format bench clean
+.PHONY: help setup kernels packages dev serve test test-fast test-isa test-templates test-fleet wheel test-wheel check lint types imports routers fleet format bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -102,12 +102,15 @@ $(ROUTERS): Makefile
 	.venv-routers/bin/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) ai-dynamo-runtime==1.6.1
 	@touch $@
 
-# for tests/e2e/fleet; Ray is heavy and brings packages of its own, so it has an environment of its own
+# for `make test-fleet`; Ray is heavy and brings packages of its own, so it has an environment of its own
 fleet: $(FLEET)  ## Make .venv-ray with Ray, for the tests of fleets: 130 MB to download
 $(FLEET): Makefile pyproject.toml
 	@$(PYTHON) -m venv .venv-ray
 	.venv-ray/bin/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -e '.[ray]' 'ray[serve]==2.60.0'
 	@touch $@
+
+test-fleet: dev $(FLEET)  ## The tests of a fleet on Ray, about a minute on two cores
+	$(BIN)/python -m pytest tests/e2e/fleet $(ARGS)
 
 test-fast: dev  ## The tests that need neither torch nor a model
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

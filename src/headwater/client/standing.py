@@ -73,7 +73,7 @@ class Standing:
         self.is_serving, self.why_out, self.asked, self.retry_at_s = False, reason, None, 0.0
 
     def owe(self, flush: FlushCache) -> None:
-        """It makes this flush before it serves again, at once and under load: nobody waits for an idle moment."""
+        """It makes this flush before it serves again, at once and under load."""
         flush = msgspec.structs.replace(flush, mode="now", hold=False, timeout_s=0.0, expires_at_s=None)
         self.owed = (*self.owed, flush)
         if len(self.owed) > _MAX_OWED:

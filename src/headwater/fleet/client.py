@@ -193,7 +193,7 @@ class FleetClient:
 
         rest: FlushCache | None = message
         if self._shares_store and STORAGE in message.tiers and not message.dry_run:
-            # one tells the store, before the others flush: else they could fetch old pages after their own flush
+            # the store comes first: else a replica could fetch old pages after its own flush
             while numbers and not any(map(is_raised, answers.values())):
                 await ask([numbers.pop(0)], message)
             if any(map(is_raised, answers.values())):

@@ -62,7 +62,7 @@ def is_raised(result: Any) -> bool:
 
 
 def without_store(flush: FlushCache, enabled: Iterable[str]) -> FlushCache | None:
-    """What is left of a flush for the replicas that need not tell the store again; None: nothing."""
+    """What is left of a flush for the replicas that send the store nothing, since another one has; None: nothing."""
     tiers = tuple(tier for tier in flush.tiers if tier != STORAGE and tier in set(enabled))
     return msgspec.structs.replace(flush, tiers=tiers) if tiers else None
 
