@@ -117,6 +117,6 @@ def state_file() -> Path:
 
 
 def _require_ray() -> None:
-    if find_spec("ray") is None:
+    if find_spec("ray") is None or find_spec("ray.serve") is None:
         click.echo("A fleet needs Ray: pip install 'headwater[ray]'", err=True)
         sys.exit(2)
