@@ -103,6 +103,7 @@ OPENAI = [
     (CHAT, {"messages": [5]}, "messages[0]", "dictionary"),
     (CHAT, {"messages": [{"content": "hi"}]}, "messages[0].role", "non-empty string"),
     (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "string"),
+    (CHAT, {"messages": [{"role": "user"}]}, "messages[0].content", "required"),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
      "messages[0].content[0].type", "text only"),
     (CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "Unicode"),

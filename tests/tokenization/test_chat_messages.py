@@ -14,7 +14,6 @@ def content_of(content) -> str:
     ("content", "text"),
     [
         ("plain", "plain"),
-        (None, ""),
         ([], ""),
         ([{"type": "text", "text": "one"}], "one"),
         ([{"type": "text", "text": "one"}, {"type": "text", "text": "two"}], "one\ntwo"),
@@ -27,8 +26,11 @@ def test_content_becomes_one_string(content, text):
     assert content_of(content) == text
 
 
-def test_a_message_without_content_has_an_empty_one():
-    assert normalize_messages([{"role": "assistant"}])[0]["content"] == ""
+@pytest.mark.parametrize("role", ["assistant", "tool"])
+@pytest.mark.parametrize("content", [{}, {"content": None}])
+def test_a_message_of_an_assistant_or_a_tool_may_have_no_content(role, content):
+    """Clients send null beside tool calls, and for results that are nothing."""
+    assert normalize_messages([{"role": role} | content])[0]["content"] == ""
 
 
 def test_tool_call_arguments_are_decoded_once():
@@ -139,6 +141,9 @@ def test_developer_is_the_system_role_of_templates_that_do_not_know_it():
         ([{"content": "x"}], r"messages\[0\]\.role: must be a non-empty string"),
         ([{"role": 3, "content": "x"}], r"messages\[0\]\.role"),
         ([{"role": "user", "content": 7}], r"messages\[0\]\.content: must be a string, null or a list"),
+        ([{"role": "user"}], r"messages\[0\]\.content: is required"),
+        ([{"role": "system", "content": None}, {"role": "user", "content": "x"}], r"messages\[0\]\.content: is"),
+        ([{"role": "user", "content": "x"}, {"role": "developer"}], r"messages\[1\]\.content: is required"),
         ([{"role": "user", "content": [7]}], r"messages\[0\]\.content\[0\]: must be an object"),
         ([{"role": "user", "content": [{"type": "text"}]}], r"messages\[0\]\.content\[0\]\.text"),
         (

@@ -9,6 +9,7 @@ from headwater.tokenization.template_form import TemplateForm
 
 _TEXT_PART_TYPES = ("text", "input_text", "output_text", "refusal")
 _REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
+_SPEAKERS = ("user", "system", "developer")  # whose messages are nothing without content
 _MAX_NESTING = 100
 BROKEN_ARGUMENTS = "invalid_arguments"  # the key for arguments that are not a JSON object
 
@@ -21,15 +22,16 @@ def normalize_messages(
 ) -> list[Message]:
     """Copies of the messages in a form that the template prints completely.
 
-    - null content becomes "", and lists of text parts become one string; beside tool calls, `form` determines the value
-      of missing content
+    - null content of an assistant or a tool becomes "", and lists of text parts become one string; beside tool calls,
+      `form` determines the value of missing content
     - `arguments` become an object or JSON text; arguments that are not a JSON object (for example, cut off by a token
       limit) stay text, or get the key `invalid_arguments` if the template wants an object
     - other null fields and an empty `tool_calls` are dropped, because templates test whether fields are present
     - reasoning gets every name that templates read; the role `developer` becomes `developer_role`
     - fields that the template would omit go into the content: tool calls as JSON, results of tools as user messages
 
-    ValueError that names the place for an invalid message: without a role, or with a part that is not text.
+    ValueError that names the place for an invalid message: without a role, without content, or with a part that is not
+    text.
     """
     if isinstance(messages, str) or not isinstance(messages, Sequence) or not messages:
         raise ValueError("messages: at least one message is needed")
@@ -49,6 +51,8 @@ def _checked(message: Mapping[str, Any], *, where: str, developer_role: str) -> 
         raise ValueError(f"{where}.role: must be a non-empty string")
     checked = {key: value for key, value in message.items() if value is not None}
     checked["role"] = developer_role if role == "developer" else role
+    if role in _SPEAKERS and "content" not in checked:
+        raise ValueError(f"{where}.content: is required; it must be a string or a list of text parts")
     checked["content"] = _text_of(message.get("content"), where=f"{where}.content")
     reasoning = next((checked[name] for name in _REASONING_NAMES if name in checked), None)
     if reasoning is not None:  # as in transformers

@@ -37,8 +37,10 @@ class Thinking:
             return None
         if self.end_id is None or (self.state == "possible" and self.start_id is None):
             param = "max_reasoning_tokens" if budget is not None else param
-            markers = f"{self.format.start} and {self.format.end}"
-            raise unsupported(param, f"{param}: {markers} must be single tokens of the model, and are not")
+            needed = self.format.end if self.state == "open" else f"{self.format.start} and {self.format.end}"
+            what = "a limit of the thinking" if budget is not None else "what the answer must match behind the thinking"
+            message = f"{what} needs {needed} as single tokens, and this model spells them in several"
+            raise unsupported(param, f"{param}: {message}")
         opener = None if self.state == "open" else self.start_id
         return Grammar(text, begins_after=(self.end_id,), opens_with=opener, begins_within=budget)
 
