@@ -6,9 +6,10 @@ V3 and R1 write `function<｜tool▁sep｜>name` and the arguments in a Markdown
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from headwater.generation.tool_formats.grammar.text import arguments_json, literal, marker, one_of, repeated, rules
-from headwater.generation.tool_formats.reading.call_writer import CallWriter, attempt
+from headwater.generation.tool_formats.reading.call_writer import CallWriter, attempt, section
 from headwater.generation.tool_formats.reading.json_calls import read_arguments
 from headwater.generation.tool_formats.reading.reader import NotACall, Parse, Reader
 from headwater.generation.tool_formats.tool_format import Tool, ToolFormat, Tools
@@ -20,16 +21,10 @@ _NAME = re.compile(r"[^\s<`]+")
 
 def read(reader: Reader, writer: CallWriter, tools: Tools) -> Parse[None]:
     while (yield from reader.until((SECTION,), writer.content)):
-        yield from attempt(reader, writer, _section(reader, writer, tools), opener=SECTION)
-
-
-def _section(reader: Reader, writer: CallWriter, tools: Tools) -> Parse[None]:
-    while True:
-        yield from reader.whitespace()
-        if (yield from reader.expect(CALL, END_SECTION)) == END_SECTION:
-            return
-        yield from _call(reader, writer, tools)
-        reader.mark()  # what is complete stays
+        calls = section(
+            reader, another=partial(reader.another, CALL, END_SECTION), call=partial(_call, reader, writer, tools)
+        )
+        yield from attempt(reader, writer, calls, opener=SECTION)
 
 
 def _call(reader: Reader, writer: CallWriter, tools: Tools) -> Parse[None]:

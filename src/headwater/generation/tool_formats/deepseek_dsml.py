@@ -5,11 +5,12 @@ The three versions differ in the section's name and in a space behind `ï½œDSMLï½
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 
-from headwater.generation.tool_formats.grammar.raw import RawText, raw_arguments
+from headwater.generation.tool_formats.grammar.raw import RawText, raw_calls
 from headwater.generation.tool_formats.grammar.text import literal, one_of, repeated, rules
 from headwater.generation.tool_formats.reading.arguments import ArgumentsWriter, read_raw
-from headwater.generation.tool_formats.reading.call_writer import CallWriter, attempt
+from headwater.generation.tool_formats.reading.call_writer import CallWriter, attempt, section
 from headwater.generation.tool_formats.reading.reader import NotACall, Parse, Reader
 from headwater.generation.tool_formats.tool_format import Tool, ToolFormat, Tools
 
@@ -21,17 +22,13 @@ _IS_STRING = {' string="true">': True, ' string="false">': False, ">": None}
 
 def read(reader: Reader, writer: CallWriter, tools: Tools) -> Parse[None]:
     while opener := (yield from reader.until(tuple(_SECTIONS), writer.content)):
-        yield from attempt(reader, writer, _section(reader, writer, tools, opener), opener=opener)
-
-
-def _section(reader: Reader, writer: CallWriter, tools: Tools, opener: str) -> Parse[None]:
-    tag = f"{DSML}{_SECTIONS[opener]}"
-    while True:
-        yield from reader.whitespace()
-        if (yield from reader.expect(f'<{tag}invoke name="', f"</{opener[1:]}")) != f'<{tag}invoke name="':
-            return
-        yield from _call(reader, writer, tools, tag)
-        reader.mark()  # what is complete stays
+        tag = f"{DSML}{_SECTIONS[opener]}"
+        calls = section(
+            reader,
+            another=partial(reader.another, f'<{tag}invoke name="', f"</{opener[1:]}"),
+            call=partial(_call, reader, writer, tools, tag),
+        )
+        yield from attempt(reader, writer, calls, opener=opener)
 
 
 def _call(reader: Reader, writer: CallWriter, tools: Tools, tag: str) -> Parse[None]:
@@ -41,11 +38,7 @@ def _call(reader: Reader, writer: CallWriter, tools: Tools, tag: str) -> Parse[N
         raise NotACall
     writer.start(name)
     arguments = ArgumentsWriter(writer, tools[name])
-    while not is_empty:
-        yield from reader.whitespace()
-        parameter = f'<{tag}parameter name="'
-        if (yield from reader.expect(parameter, f"</{tag}invoke>")) != parameter:
-            break
+    while not is_empty and (yield from reader.another(f'<{tag}parameter name="', f"</{tag}invoke>")):
         yield from _parameter(reader, arguments, tag)
     arguments.end()
 
@@ -78,12 +71,11 @@ def _grammar(tools: Sequence[Tool], parallel: bool, special_tokens: Mapping[str,
         head = f'<{DSML}parameter name="{name}" string="{is_string}">'
         return f'{literal(head)} {value} "\\n"'
 
-    for i, tool in enumerate(tools):
-        arguments, of_arguments = raw_arguments(tool, f"of_{i}", around=around, text=RawText(end_parameter))
-        head = f'<{DSML}invoke name="{tool.name}">\n'
-        named[f"call_{i}"] = f"{literal(head)} {arguments} {literal(end_call)}"
-        named |= of_arguments
-    return rules(named)
+    def call(name: str, arguments: str) -> str:
+        head = f'<{DSML}invoke name="{name}">\n'
+        return f"{literal(head)} {arguments} {literal(end_call)}"
+
+    return rules(named | raw_calls("call", tools, call=call, around=around, text=RawText(end_parameter)))
 
 
 DEEPSEEK_DSML = ToolFormat(

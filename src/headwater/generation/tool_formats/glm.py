@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from headwater.generation.tool_formats.grammar.raw import RawText, raw_arguments
+from headwater.generation.tool_formats.grammar.raw import RawText, raw_calls
 from headwater.generation.tool_formats.grammar.text import literal, marker, one_of, repeated, rules
 from headwater.generation.tool_formats.reading.arguments import ArgumentsWriter, read_raw
 from headwater.generation.tool_formats.reading.call_writer import CallWriter, attempt
@@ -26,15 +26,12 @@ def _call(reader: Reader, writer: CallWriter, tools: Tools) -> Parse[None]:
     yield from reader.whitespace()
     name = yield from reader.all_of(_NAME)
     yield from reader.whitespace()
-    found = yield from reader.expect(KEY, CLOSE)
-    if name not in tools:
+    if name not in tools or not (yield from reader.starts_with(KEY, CLOSE)):
         raise NotACall
     writer.start(name)
     arguments = ArgumentsWriter(writer, tools[name])
-    while found == KEY:
+    while (yield from reader.another(KEY, CLOSE)):
         yield from _argument(reader, arguments)
-        yield from reader.whitespace()
-        found = yield from reader.expect(KEY, CLOSE)
     arguments.end()
 
 
@@ -73,11 +70,10 @@ def _grammar(tools: Sequence[Tool], parallel: bool, special_tokens: Mapping[str,
         del kind
         return f'{mark(KEY)} {literal(name)} {mark(END_KEY)} "\\n" {mark(VALUE)} {value} "\\n"'
 
-    for i, tool in enumerate(tools):
-        arguments, of_arguments = raw_arguments(tool, f"of_{i}", around=around, text=text)
-        named[f"function_{i}"] = f'{literal(tool.name)} "\\n" {arguments}'
-        named |= of_arguments
-    return rules(named)
+    def call(name: str, arguments: str) -> str:
+        return f'{literal(name)} "\\n" {arguments}'
+
+    return rules(named | raw_calls("function", tools, call=call, around=around, text=text))
 
 
 GLM = ToolFormat(

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from headwater.generation.tool_formats.grammar.text import arguments_json, literal, marker, one_of, repeated, rules
-from headwater.generation.tool_formats.reading.call_writer import CallWriter, attempt
+from headwater.generation.tool_formats.reading.call_writer import CallWriter, attempt, section
 from headwater.generation.tool_formats.reading.json_calls import read_arguments
 from headwater.generation.tool_formats.reading.reader import CutOff, NotACall, Parse, Reader
 from headwater.generation.tool_formats.tool_format import Tool, ToolFormat, Tools
@@ -17,18 +18,16 @@ _NAME = re.compile(r"(?:functions\.)?(.+?)(?::\d+)?")  # in an id
 
 def read(reader: Reader, writer: CallWriter, tools: Tools) -> Parse[None]:
     while (yield from reader.until((SECTION,), writer.content)):
-        yield from attempt(reader, writer, _section(reader, writer, tools), opener=SECTION)
+        calls = section(reader, another=partial(_another, reader), call=partial(_call, reader, writer, tools))
+        yield from attempt(reader, writer, calls, opener=SECTION)
 
 
-def _section(reader: Reader, writer: CallWriter, tools: Tools) -> Parse[None]:
-    while True:
-        found = yield from reader.until((CALL, END_SECTION), lambda noise: None)
-        if not found:
-            raise CutOff
-        if found == END_SECTION:
-            return
-        yield from _call(reader, writer, tools)
-        reader.mark()  # what is complete stays
+def _another(reader: Reader) -> Parse[bool]:
+    """Whether another call begins, rather than the section ends. What stands between calls is dropped."""
+    found = yield from reader.until((CALL, END_SECTION), lambda noise: None)
+    if not found:
+        raise CutOff
+    return found == CALL
 
 
 def _call(reader: Reader, writer: CallWriter, tools: Tools) -> Parse[None]:

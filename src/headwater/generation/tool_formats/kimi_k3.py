@@ -4,7 +4,7 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 
-from headwater.generation.tool_formats.grammar.raw import RawText, raw_arguments
+from headwater.generation.tool_formats.grammar.raw import RawText, raw_calls
 from headwater.generation.tool_formats.grammar.text import literal, marker, one_of, repeated, rules
 from headwater.generation.tool_formats.reading.arguments import ArgumentsWriter, read_raw
 from headwater.generation.tool_formats.reading.call_writer import CallWriter, attempt
@@ -61,10 +61,7 @@ def _call(reader: Reader, writer: CallWriter, tools: Tools) -> Parse[None]:
         raise NotACall
     writer.start(name)
     arguments = ArgumentsWriter(writer, tools[name])
-    while True:
-        yield from reader.whitespace()
-        if (yield from reader.expect(_ARGUMENT, _END_CALL)) == _END_CALL:
-            break
+    while (yield from reader.another(_ARGUMENT, _END_CALL)):
         yield from _argument(reader, arguments)
     arguments.end()
 
@@ -113,12 +110,12 @@ def _grammar(tools: Sequence[Tool], parallel: bool, special_tokens: Mapping[str,
         "calls": repeated("call", "", parallel=parallel),
         "call": one_of("call", tools),
     }
-    for i, tool in enumerate(tools):
-        arguments, of_arguments = raw_arguments(tool, f"of_{i}", around=around, text=text)
-        opening, closing = f'call tool="{html.escape(tool.name)}" index="', '"'
-        named[f"call_{i}"] = element(f"{literal(opening)} /[1-9]/ {literal(closing)}", arguments, "call")
-        named |= of_arguments
-    return rules(named)
+
+    def call(name: str, arguments: str) -> str:
+        opening, closing = f'call tool="{html.escape(name)}" index="', '"'
+        return element(f"{literal(opening)} /[1-9]/ {literal(closing)}", arguments, "call")
+
+    return rules(named | raw_calls("call", tools, call=call, around=around, text=text))
 
 
 KIMI_K3 = ToolFormat(

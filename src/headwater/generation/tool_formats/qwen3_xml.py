@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from headwater.generation.tool_formats.grammar.raw import RawText, raw_arguments
+from headwater.generation.tool_formats.grammar.raw import RawText, raw_calls
 from headwater.generation.tool_formats.grammar.text import literal, marker, one_of, repeated, rules
 from headwater.generation.tool_formats.reading.arguments import ArgumentsWriter, read_raw
 from headwater.generation.tool_formats.reading.call_writer import CallWriter, attempt
@@ -33,10 +33,7 @@ def _call(reader: Reader, writer: CallWriter, tools: Tools, opener: str) -> Pars
         raise NotACall
     writer.start(name)
     arguments = ArgumentsWriter(writer, tools[name])
-    while True:
-        yield from reader.whitespace()
-        if (yield from reader.expect(PARAMETER, END_FUNCTION, CLOSE)) != PARAMETER:
-            break
+    while (yield from reader.another(PARAMETER, END_FUNCTION, CLOSE)):
         yield from _parameter(reader, arguments, tools[name])
     arguments.end()
     yield from reader.whitespace()
@@ -79,11 +76,10 @@ def _grammar(tools: Sequence[Tool], parallel: bool, special_tokens: Mapping[str,
         del kind
         return f'{literal(PARAMETER + name + ">")} "\\n" {value} "\\n"'
 
-    for i, tool in enumerate(tools):
-        arguments, of_arguments = raw_arguments(tool, f"of_{i}", around=around, text=text)
-        named[f"function_{i}"] = f'{literal(f"{FUNCTION}{tool.name}>")} "\\n" {arguments} {literal(END_FUNCTION)}'
-        named |= of_arguments
-    return rules(named)
+    def call(name: str, arguments: str) -> str:
+        return f'{literal(f"{FUNCTION}{name}>")} "\\n" {arguments} {literal(END_FUNCTION)}'
+
+    return rules(named | raw_calls("function", tools, call=call, around=around, text=text))
 
 
 QWEN3_XML = ToolFormat(

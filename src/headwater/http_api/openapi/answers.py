@@ -128,6 +128,14 @@ class AssistantAnswer(Shape):
     reasoning: Annotated[str | None, says("The same.")] = None
 
 
+class CompletionHead(Shape):
+    """What the answers of OpenAI's two completion APIs, and the events of their streams, begin with."""
+
+    id: Annotated[str, says("The request's id, also for /abort_request.")]
+    created: Annotated[int, says("Unix time.")]
+    model: Annotated[str, says("The served model.")]
+
+
 class ChatCompletionChoice(Shape):
     """One answer."""
 
@@ -138,13 +146,10 @@ class ChatCompletionChoice(Shape):
     matched_stop: Annotated[str | int | None, says("The stop string or token that ended it.")]
 
 
-class ChatCompletion(Shape):
+class ChatCompletion(CompletionHead):
     """The answer of /v1/chat/completions."""
 
-    id: Annotated[str, says("The request's id, also for /abort_request.")]
     object: Annotated[Literal["chat.completion"], says("Always `chat.completion`.")]
-    created: Annotated[int, says("Unix time.")]
-    model: Annotated[str, says("The served model.")]
     choices: Annotated[list[ChatCompletionChoice], says("`n` answers.")]
     usage: Annotated[Usage, says("Tokens of the request.")]
     metadata: Annotated[AnswerMetadata, says("More about the answer.")]
@@ -171,13 +176,10 @@ class ChatChunkChoice(Shape):
     matched_stop: Annotated[str | int | UnsetType | None, says("In the last event of a choice.")] = UNSET
 
 
-class ChatCompletionChunk(Shape):
+class ChatCompletionChunk(CompletionHead):
     """One event of a stream of /v1/chat/completions."""
 
-    id: Annotated[str, says("The request's id.")]
     object: Annotated[Literal["chat.completion.chunk"], says("Always `chat.completion.chunk`.")]
-    created: Annotated[int, says("Unix time.")]
-    model: Annotated[str, says("The served model.")]
     choices: Annotated[list[ChatChunkChoice], says("One choice; none in the event with the usage.")]
     usage: Annotated[Usage | UnsetType | None, says("With `stream_options.include_usage`, in the last event.")] = UNSET
     metadata: Annotated[AnswerMetadata | UnsetType, says("In the last event of a choice.")] = UNSET
@@ -203,13 +205,10 @@ class CompletionChoice(Shape):
     matched_stop: Annotated[str | int | UnsetType | None, says("The stop string or token that ended it.")] = UNSET
 
 
-class Completion(Shape):
+class Completion(CompletionHead):
     """The answer of /v1/completions, and one event of its stream."""
 
-    id: Annotated[str, says("The request's id, also for /abort_request.")]
     object: Annotated[Literal["text_completion"], says("Always `text_completion`.")]
-    created: Annotated[int, says("Unix time.")]
-    model: Annotated[str, says("The served model.")]
     choices: Annotated[list[CompletionChoice], says("`n` for each prompt; one in an event.")]
     usage: Annotated[Usage | UnsetType | None, says("Tokens of the request; in a stream in the last event.")] = UNSET
     metadata: Annotated[AnswerMetadata | UnsetType, says("More about the answer.")] = UNSET

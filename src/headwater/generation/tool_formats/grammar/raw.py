@@ -38,6 +38,21 @@ class RawText:
     end_token: str | None = None
 
 
+def raw_calls(
+    rule: str, tools: Sequence[Tool], *, call: Callable[[str, str], str], around: Around, text: RawText
+) -> dict[str, str]:
+    """The rules `rule`_0, `rule`_1, ... of calls, one for each tool, and those of their arguments.
+
+    `call` makes an expression of a tool's name and the expression of its arguments. Raises as `raw_arguments`.
+    """
+    named: dict[str, str] = {}
+    for i, tool in enumerate(tools):
+        arguments, of_arguments = raw_arguments(tool, f"of_{i}", around=around, text=text)
+        named[f"{rule}_{i}"] = call(tool.name, arguments)
+        named |= of_arguments
+    return named
+
+
 def raw_arguments(tool: Tool, prefix: str, *, around: Around, text: RawText) -> tuple[str, dict[str, str]]:
     """A Lark expression for all arguments of a call in the schema's order, and the rules that it needs.
 

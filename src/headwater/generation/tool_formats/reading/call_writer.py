@@ -1,5 +1,7 @@
 """Collects what a parser finds, and decides what of it is certain."""
 
+from collections.abc import Callable
+
 from headwater.generation.tool_formats.parts import CallArguments, CallEnd, CallStart, Content, ParsedPart, Reasoning
 from headwater.generation.tool_formats.reading.reader import CutOff, NotACall, Parse, Reader
 
@@ -128,6 +130,13 @@ def attempt(reader: Reader, writer: CallWriter, call: Parse[None], *, opener: st
         writer.cut_off()
     else:
         reader.unmark()
+
+
+def section(reader: Reader, *, another: Callable[[], Parse[bool]], call: Callable[[], Parse[None]]) -> Parse[None]:
+    """Read one `call` after the other while there is `another`. Those that are complete stay if a later one is none."""
+    while (yield from another()):
+        yield from call()
+        reader.mark()
 
 
 def joined(parts: list[ParsedPart]) -> list[ParsedPart]:

@@ -134,6 +134,14 @@ class Reader:
         rest = self._text[self._at :]
         raise CutOff if self.has_ended and any(text.startswith(rest) for text in texts) else NotACall
 
+    def another(self, opener: str, *ends: str) -> Parse[bool]:
+        """Take the `opener` that comes next, or one of the `ends`, with the whitespace before it. Is it the opener?
+
+        Raises as `expect`.
+        """
+        yield from self.whitespace()
+        return (yield from self.expect(opener, *ends)) == opener
+
     def rest(self, emit: Callable[[str], object]) -> Parse[None]:
         """Hand all text to `emit`, up to the answer's end."""
         while (yield from self.peek()):
