@@ -1,7 +1,5 @@
 """Decides what runs next, from requests, slots and the cache. No torch, no I/O, no clock of its own."""
 
-from operator import attrgetter
-
 from headwater.cache.lease import Lease
 from headwater.cache.pins import PinBoard
 from headwater.cache.prefix_cache import PrefixCache
@@ -22,10 +20,10 @@ from headwater.scheduling.queue_gate import QueueGate
 from headwater.scheduling.request import Phase, Request
 from headwater.scheduling.running import RunningRequests
 from headwater.scheduling.shared_prefix import is_worth_waiting
+from headwater.scheduling.step_filler import StepFiller
 from headwater.scheduling.waiting_queue import SchedulePolicy, WaitingQueue
 
 _NUM_EXAMINED_PER_TURN = 64  # waiting requests looked at in one turn, so that a long queue costs nothing
-_queue_key = attrgetter("queue_key")
 _MIN_PREFILL_SAMPLE = 64  # prompt tokens of a step from which its time says something about prefill
 
 
@@ -71,6 +69,7 @@ class Scheduler:
         self._num_launched = 0  # the id of the next step
         self._launched_s = 0.0
         self._pace = PrefillPace(limits.max_gap_s)
+        self._filler = StepFiller(self.running, limits=limits, pace=self._pace, retract=self._retract)
 
     # --- requests come and go -----------------------------------------------------------------------
 
@@ -192,10 +191,7 @@ class Scheduler:
         if not self.admission.may_run or not (self.running or self.waiting):
             return None
         builder = PlanBuilder(max_tokens=self.limits.max_step_tokens, columns=self._columns)
-        self._plan_decodes(builder)
-        if not builder.is_empty:
-            builder.num_tokens_left = self._pace.limit(builder.num_tokens_left)
-        self._plan_chunks(builder)
+        self._filler.fill(builder)
         self._admit(builder)
         if builder.is_empty:
             return None
@@ -206,40 +202,6 @@ class Scheduler:
         self._num_launched += 1
         self._launched_s = self._clock.now()
         return plan
-
-    def _plan_decodes(self, builder: PlanBuilder) -> None:
-        # In order of service: a request that is retracted for pages is served later, so its row is not planned yet.
-        for request in sorted(self.running, key=_queue_key):
-            if request.phase is not Phase.DECODING:  # still prefilling, or retracted for one before it
-                continue
-            if request.progress.num_launched_samples >= request.max_new_tokens:
-                continue  # its last token is in flight
-            if builder.num_tokens_left > 0 and self._has_page_for_next_token(request):
-                builder.add_decode(request)
-
-    def _has_page_for_next_token(self, request: Request) -> bool:
-        """Make sure of a page for position `num_computed`, retracting later requests if necessary."""
-        if self.running.has_page_for_next_token(request):
-            return True
-        while not self.running.extend(request):
-            if self.running.awaits_pages:
-                return False
-            victim = max(self.running, key=_queue_key)
-            self._retract(victim)
-            if victim is request:
-                return False
-        return True
-
-    def _plan_chunks(self, builder: PlanBuilder) -> None:
-        for request in self.running:
-            if request.phase is Phase.PREFILLING and builder.num_tokens_left > 0:
-                self._add_chunk(builder, request)
-
-    def _add_chunk(self, builder: PlanBuilder, request: Request) -> None:
-        num_left = len(request.tokens) - request.progress.num_computed
-        num_tokens = min(num_left, builder.num_tokens_left, self.limits.prefill_chunk_tokens)
-        samples = num_tokens == num_left and request.max_new_tokens > 0
-        builder.add_chunk(request, num_tokens, samples=samples)
 
     # --- admission ----------------------------------------------------------------------------------
 
@@ -287,7 +249,7 @@ class Scheduler:
             self._outputs.begin_prompt(request)
         builder.assign(request, use=use)
         builder.copy_part(lease)
-        self._add_chunk(builder, request)
+        self._filler.add_chunk(builder, request)
 
     # --- results ------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from headwater.scheduling.outputs import OutputBuffer
 from headwater.scheduling.plan_builder import PlanBuilder
 from headwater.scheduling.request import Request
 from headwater.scheduling.scheduler import Scheduler
+from headwater.scheduling.step_filler import StepFiller
 from headwater.simulation.mutants.registry import Patch, mutant
 
 # --- scheduling -------------------------------------------------------------------------------------
@@ -151,19 +152,19 @@ def retracted_requests_go_to_the_end() -> list[Patch]:
 def the_oldest_gives_way() -> list[Patch]:
     """If pages run out, the oldest request loses its pages."""
 
-    def has_page(self: Scheduler, request: Request) -> bool:
-        if self.running.has_page_for_next_token(request):
+    def has_page(self: StepFiller, request: Request) -> bool:
+        if self._running.has_page_for_next_token(request):
             return True
-        while not self.running.extend(request):
-            if self.running.awaits_pages:
+        while not self._running.extend(request):
+            if self._running.awaits_pages:
                 return False
-            victim = min(self.running, key=lambda r: r.queue_key)
+            victim = min(self._running, key=lambda r: r.queue_key)
             self._retract(victim)
             if victim is request:
                 return False
         return True
 
-    return [(Scheduler, "_has_page_for_next_token", has_page)]
+    return [(StepFiller, "_has_page_for_next_token", has_page)]
 
 
 @mutant()
