@@ -48,7 +48,7 @@ CLIENTS = (
     Client("llm", "sdks/llm_cli.py", ("llm==0.36",)),
     Client("instructor", "sdks/instructor_sdk.py", ("instructor==1.17.0",)),
     Client("pydantic-ai", "sdks/pydantic_ai_sdk.py", ("pydantic-ai-slim[openai,anthropic]==2.68.0",)),
-    Client("openai-agents", "sdks/openai_agents.py", ("openai-agents",)),
+    Client("openai-agents", "sdks/openai_agents.py", ("openai-agents==0.24.0",)),
     Client(
         "sglang-bench",
         "load/sglang_bench.py",

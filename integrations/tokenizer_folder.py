@@ -1,10 +1,14 @@
+#!/usr/bin/env python3
 """The served model's tokenizer as a Hugging Face folder, for load tools that count tokens themselves.
+
+    python integrations/tokenizer_folder.py http://127.0.0.1:30000 TOKENIZER
 
 A GGUF file holds a tokenizer in another form, and tools that read it through transformers split digits otherwise. So
 the folder is written from the very tokenizer that the server uses.
 """
 
 import json
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -28,3 +32,9 @@ def write_tokenizer_folder(url: str, folder: Path) -> None:
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))  # some tools look for one
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: tokenizer_folder.py URL FOLDER")
+    write_tokenizer_folder(sys.argv[1].rstrip("/"), Path(sys.argv[2]))
