@@ -132,7 +132,7 @@ def host_times(engine: Any, *, on_gpu: bool) -> Iterator[HostTimes]:
     """Times of all steps within the block."""
     import torch
 
-    scheduler, runner, times = engine._engine._scheduler, engine._engine._steps._runner, HostTimes()
+    scheduler, runner, times = engine._engine._scheduler, engine._engine._steps._runner._runner, HostTimes()
 
     def timed(call: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
         def measured(*given: Any) -> Any:

@@ -223,7 +223,6 @@ def test_hidden_states_are_pooled_as_on_a_cpu(tiny: tuple[Path, PreTrainedModel]
             np.testing.assert_allclose(sum(requests[pooling].pooled), right, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter computes with the NaN, too
 def _mask(seed: int) -> Callable[[int], np.ndarray]:
     """Every fourth token, others at each position."""
 
@@ -253,6 +252,7 @@ def test_rows_with_grammars_choose_what_the_cpu_chooses_and_others_are_untouched
         free = [
             driver.add(PROMPT[:6], slot=3),
             driver.add(PROMPT[:5], slot=4, sampling=SamplingParams(temperature=0.7, seed=9), logprobs=asked),
+            driver.add(PROMPT[:4], slot=5, sampling=SamplingParams(temperature=0.0, repetition_penalty=1.4)),
         ]
         for number, request in enumerate(masked):
             request.mask = _mask(number) if is_masked else None
@@ -294,6 +294,7 @@ def test_a_step_with_grammars_is_launched_before_the_one_before_it_is_collected(
     assert [*outputs, int(pending.collect().tokens[0])] == expected.outputs
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter computes with the NaN
 def test_a_page_of_nan_fails_its_own_row_only(tiny: tuple[Path, PreTrainedModel]) -> None:
     folder, reference = tiny
     runner = _runner(folder)

@@ -32,7 +32,7 @@ class DeviceSampler:
         self.has_logprobs = np.zeros(max_running, dtype=np.bool_)  # by slot
         self._params = np.zeros((4, max_running), dtype=np.float32)  # temperature, top_p, log(min_p), top_k
         self._seeds = np.zeros(max_running, dtype=np.uint64)
-        self._ring = StagingRing(device, num_ints=(8 + 2) * (max_running + 16))
+        self._ring = StagingRing(device, num_ints=(9 + 2) * (max_running + 16))
         self._mask_ring = StagingRing(device, num_ints=ALIGNMENT)  # grows with the first grammars
 
     def assign(self, assignment: SlotAssignment) -> None:
@@ -59,22 +59,25 @@ class DeviceSampler:
         newest: torch.Tensor,
         result: torch.Tensor,
         masks: npt.NDArray[np.uint32] | None = None,
+        mask_indices: Ints | None = None,
     ) -> None:
         """Choose for the given `rows` of float32 `logits`, which may be edited, into result[0] and `newest`.
 
-        `slots`, `num_outputs` and `masks` (tokens that grammars allow) are of these rows. Enqueues work and returns.
+        `slots`, `num_outputs` and `mask_indices` are of these rows. The last are indices in `masks`, the tokens that
+        grammars allow, or -1. Enqueues work and returns.
         """
         edited = [(int(row), int(num), self._edits[slot])
                   for row, num, slot in zip(rows, num_outputs, slots.tolist(), strict=True)
                   if slot in self._edits]  # fmt: skip
         for row, num, edits in edited:
             edits.apply(logits[row], num)
-        if masks is None:
+        if masks is None or mask_indices is None:
             on_device = self._ring.stage((rows, slots, self._packed(slots, num_outputs)))
             draw_tokens(logits, *on_device, newest=newest, result=result)
         else:
+            packed = self._packed(slots, num_outputs)
             self._choose_masked(
-                logits, rows, slots=slots, num_outputs=num_outputs, newest=newest, result=result, masks=masks
+                logits, rows, slots, packed, newest=newest, result=result, masks=masks, indices=mask_indices
             )
         for row, _, edits in edited:
             edits.count(result[0, row : row + 1].long())
@@ -83,35 +86,37 @@ class DeviceSampler:
         self,
         logits: torch.Tensor,
         rows: Ints,
-        *,
         slots: Ints,
-        num_outputs: Ints,
+        packed: Ints,
+        *,
         newest: torch.Tensor,
         result: torch.Tensor,
         masks: npt.NDArray[np.uint32],
+        indices: Ints,
     ) -> None:
-        """As `choose`, with greedy rows and rows that draw apart."""
-        is_drawn: npt.NDArray[np.bool_] = self._params[0, slots] > 0
-        greedy, drawn = np.flatnonzero(~is_drawn), np.flatnonzero(is_drawn)
+        """As `choose`, with greedy rows that have a mask apart."""
+        is_greedy_masked = (self._params[0, slots] <= 0) & (indices >= 0)
+        greedy, drawn = np.flatnonzero(is_greedy_masked), np.flatnonzero(~is_greedy_masked)
+        drawn_masked = drawn[indices[drawn] >= 0]
+        packed[6, drawn_masked] = np.arange(len(drawn_masked), dtype=np.int32)
         words = masks.view(np.int32)
         # indexing copies, which a step of one kind is spared
         greedy_words, drawn_words = self._mask_ring.stage(
-            [words if len(part) == len(words) else words[part] for part in (greedy, drawn)]
+            [words if len(part) == len(words) else words[indices[part]] for part in (greedy, drawn_masked)]
         )
         if len(greedy):
             at, to = self._ring.stage((rows[greedy], slots[greedy]))
             choose_allowed(logits, at, to, greedy_words, newest=newest, result=result, scratch=self._scratch)
         if len(drawn):
-            packed = self._packed(slots[drawn], num_outputs[drawn])
-            on_device = self._ring.stage((rows[drawn], slots[drawn], packed))
+            on_device = self._ring.stage((rows[drawn], slots[drawn], packed[:, drawn]))
             draw_tokens(logits, *on_device, newest=newest, result=result, masks=drawn_words)
 
     def _packed(self, slots: Ints, num_outputs: Ints) -> Ints:
-        """The parameters of `draw_tokens`. int32[6, N]"""
+        """The parameters of `draw_tokens`, without masks. int32[7, N]"""
         keys = noise_keys(self._seeds[slots], num_outputs)
         params: npt.NDArray[np.float32] = self._params[:, slots]
-        packed = np.empty((6, len(slots)), dtype=np.int32)
+        packed = np.full((7, len(slots)), -1, dtype=np.int32)
         packed[:3] = params[:3].view(np.int32)
         packed[3] = params[3]
-        packed[4:] = keys.view(np.int32).reshape(-1, 2).T
+        packed[4:6] = keys.view(np.int32).reshape(-1, 2).T
         return packed

@@ -10,7 +10,6 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from headwater.devices.cuda.arrivals import Arrivals
@@ -191,18 +190,16 @@ class GpuRunner:
         )
         self._num_launched += 1
         if len(plan.grammar_rows):
-            self._sample(step, logits, np.flatnonzero(~np.isin(sampled, plan.grammar_rows)).astype(np.int32))
-            step.sample = partial(self._sample_masked, step, logits)
+            step.sample = partial(self._sample_masked, step, logits)  # all rows: two launches take twice as long as one
         else:
-            self._sample(step, logits, np.arange(len(sampled), dtype=np.int32))
+            self._sample(step, logits)
             self._end(step)
         return step
 
     @torch.inference_mode()
     def _sample_masked(self, step: PendingStep, logits: torch.Tensor, masks: TokenMasks) -> None:
-        """Choose in the rows that have grammars, which ends the step. No other step was launched meanwhile."""
-        among = np.searchsorted(step.sampled, masks.rows).astype(np.int32)
-        self._sample(step, logits, among, masks=masks.words)
+        """Choose in all rows, which ends the step. No other step was launched meanwhile."""
+        self._sample(step, logits, masks)
         self._end(step)
 
     def _end(self, step: PendingStep) -> None:
@@ -259,20 +256,21 @@ class GpuRunner:
         choose_greedy(logits, slots, newest=self._slots.newest, result=self._result, scratch=self._greedy)
         return logits
 
-    def _sample(
-        self, step: PendingStep, logits: torch.Tensor, among: Ints, *, masks: npt.NDArray[np.uint32] | None = None
-    ) -> None:
-        """Sample some of the rows of `logits`, and compute the log-probabilities that their requests ask for.
+    def _sample(self, step: PendingStep, logits: torch.Tensor, masks: TokenMasks | None = None) -> None:
+        """Sample the rows of `logits`, and compute the log-probabilities that their requests ask for.
 
-        Without `masks`, a row for each of them, plainly greedy rows have their tokens already.
+        Plainly greedy rows without a mask have their tokens already.
         """
         plan, slots = step.plan, step.plan.slots[step.sampled]
-        wanted = among[self._sampler.has_logprobs[slots[among]]]
+        wanted = np.flatnonzero(self._sampler.has_logprobs[slots]).astype(np.int32)
         raw = at = None
         if len(wanted):
             (at,) = self._index_ring.stage((wanted,))
             raw = logits.index_select(0, at)  # a copy: sampling edits the logits
-        chosen = among if masks is not None else among[self._sampler.is_special[slots[among]]]
+        mask_indices = np.full(len(slots), -1, dtype=np.int32)
+        if masks is not None:
+            mask_indices[np.searchsorted(step.sampled, masks.rows)] = np.arange(len(masks.rows), dtype=np.int32)
+        chosen = np.flatnonzero(self._sampler.is_special[slots] | (mask_indices >= 0)).astype(np.int32)
         if len(chosen):
             self._sampler.choose(
                 logits,
@@ -281,7 +279,8 @@ class GpuRunner:
                 num_outputs=plan.num_outputs[step.sampled[chosen]],
                 newest=self._slots.newest,
                 result=self._result,
-                masks=masks,
+                masks=None if masks is None else masks.words,
+                mask_indices=mask_indices[chosen],
             )
         if raw is not None and at is not None:
             rows = step.sampled[wanted].tolist()

@@ -82,7 +82,7 @@ def sampling() -> None:
     newest, result = torch.zeros(4, dtype=torch.int32), torch.zeros((2, 2), dtype=torch.int32)
     scratch = GreedyScratch(max_rows=2, vocab_size=9000, device=torch.device("cpu"))
     choose_greedy(logits, slots, newest=newest, result=result, scratch=scratch)
-    params = torch.zeros((6, 2), dtype=torch.int32)
+    params = torch.zeros((7, 2), dtype=torch.int32)
     draw_tokens(logits, slots, slots, params, newest=newest, result=result)
     masks = torch.zeros((2, 282), dtype=torch.int32)
     draw_tokens(logits, slots, slots, params, newest=newest, result=result, masks=masks)

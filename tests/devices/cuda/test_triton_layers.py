@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F
@@ -130,16 +131,12 @@ def test_draws_are_those_of_the_definition(temperature: float, top_k: int, top_p
     logits = _random(num_rows, vocab_size, seed=5) * 3
     rows = torch.tensor([5, 0, 3, 1], dtype=torch.int32, device=PLACE)
     keys = noise_keys([11, 12, 13, 14], [0, 1, 2, 3])
-    numbers = np.zeros((6, len(rows)), dtype=np.int32)
-    log_min_p = math.log(min_p) if min_p else -math.inf
-    numbers[:3] = np.array([[temperature], [top_p], [log_min_p]], dtype=np.float32).view(np.int32)
-    numbers[3] = top_k
-    numbers[4:] = keys.view(np.int32).reshape(-1, 2).T
+    numbers = _parameters(keys, temperature=temperature, top_k=top_k, top_p=top_p, log_min_p=_log(min_p))
     newest = torch.full((10,), -1, dtype=torch.int32, device=PLACE)
     result = torch.full((2, num_rows), -1, dtype=torch.int32, device=PLACE)
     draw_tokens(logits, rows, rows + 2, torch.from_numpy(numbers).to(PLACE), newest=newest, result=result)
     for index, row in enumerate(rows.tolist()):
-        expected = _drawn(logits[row].cpu(), keys[index : index + 1], temperature, top_k, top_p, log_min_p)
+        expected = _drawn(logits[row].cpu(), keys[index : index + 1], temperature, top_k, top_p, _log(min_p))
         assert int(result[0, row]) == expected == int(newest[row + 2])
     assert result[0, [2, 4]].tolist() == [-1, -1]
 
@@ -151,32 +148,46 @@ def test_draws_are_those_of_the_definition(temperature: float, top_k: int, top_p
 def test_masked_draws_are_those_among_the_allowed_tokens(
     temperature: float, top_k: int, top_p: float, min_p: float
 ) -> None:
-    """Masks of many tokens, of a few, of one; words behind the vocabulary mean nothing."""
-    num_rows, vocab_size, num_words = 4, 9000, 283
+    """Masks of many tokens, of a few, of one, and none; words behind the vocabulary mean nothing."""
+    num_rows, vocab_size, num_words = 5, 9000, 283
     logits = _random(num_rows, vocab_size, seed=6) * 3
     allowed = np.random.default_rng(7).random((3, vocab_size)) < np.array([[0.5], [0.002], [0.0]])
     allowed[2, 8999] = True
     masks = _packed(allowed, num_words=num_words)
-    rows = torch.tensor([3, 0, 1], dtype=torch.int32, device=PLACE)
-    keys = noise_keys([21, 22, 23], [5, 6, 7])
-    numbers = np.zeros((6, len(rows)), dtype=np.int32)
-    log_min_p = math.log(min_p) if min_p else -math.inf
-    numbers[:3] = np.array([[temperature], [top_p], [log_min_p]], dtype=np.float32).view(np.int32)
-    numbers[3] = top_k
-    numbers[4:] = keys.view(np.int32).reshape(-1, 2).T
+    rows, mask_of = torch.tensor([3, 4, 0, 1], dtype=torch.int32, device=PLACE), [1, -1, 0, 2]
+    keys = noise_keys([21, 22, 23, 24], [5, 6, 7, 8])
+    numbers = _parameters(keys, temperature=temperature, top_k=top_k, top_p=top_p, log_min_p=_log(min_p))
+    numbers[6] = mask_of
     expected = []
-    for index, row in enumerate(rows.tolist()):
-        masked = logits[row].cpu().masked_fill(~torch.from_numpy(allowed[index]), -math.inf)
-        expected.append(_drawn(masked, keys[index : index + 1], temperature, top_k, top_p, log_min_p))
-    untouched = logits[2].clone()
+    for index, (row, mask) in enumerate(zip(rows.tolist(), mask_of, strict=True)):
+        masked = logits[row].cpu()
+        if mask >= 0:
+            masked = masked.masked_fill(~torch.from_numpy(allowed[mask]), -math.inf)
+        expected.append(_drawn(masked, keys[index : index + 1], temperature, top_k, top_p, _log(min_p)))
+    untouched = logits[[2, 4]].clone()
     newest = torch.full((10,), -1, dtype=torch.int32, device=PLACE)
     result = torch.full((2, num_rows), -1, dtype=torch.int32, device=PLACE)
     on_device = torch.from_numpy(numbers).to(PLACE)
     draw_tokens(logits, rows, rows + 2, on_device, newest=newest, result=result, masks=masks)
     assert result[0, rows.long()].tolist() == expected == newest[rows.long() + 2].tolist()
-    assert expected[2] == 8999
+    assert expected[3] == 8999
     assert int(result[0, 2]) == -1
-    assert torch.equal(logits[2], untouched)
+    assert torch.equal(logits[[2, 4]], untouched)
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value else -math.inf
+
+
+def _parameters(
+    keys: np.ndarray, *, temperature: float, top_k: int, top_p: float, log_min_p: float
+) -> npt.NDArray[np.int32]:
+    """Rows of the kernel's parameters, one alike for each key, without masks."""
+    numbers = np.full((7, len(keys)), -1, dtype=np.int32)
+    numbers[:3] = np.array([[temperature], [top_p], [log_min_p]], dtype=np.float32).view(np.int32)
+    numbers[3] = top_k
+    numbers[4:6] = keys.view(np.int32).reshape(-1, 2).T
+    return numbers
 
 
 def _drawn(row: torch.Tensor, key: np.ndarray, temperature: float, top_k: int, top_p: float, log_min_p: float) -> int:

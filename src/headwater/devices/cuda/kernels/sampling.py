@@ -2,8 +2,9 @@
 
 Nothing is sorted and nothing is asked of the host. The least probable logit that top-k and top-p keep is found by
 radix selection: two bits of it in each pass over the row, by the counts (top-k) or the probabilities (top-p) above
-four bounds. A row may have a mask of one bit per token: forbidden logits become -inf in the first pass. The noise is
-devices/noise.py's, so a seed draws the same everywhere from the same logits.
+four bounds. A row may have a mask of one bit per token: forbidden logits become -inf in the first pass. Rows with and
+without masks go together, because the time of a launch hardly depends on their number. The noise is devices/noise.py's,
+so a seed draws the same everywhere from the same logits.
 """
 
 # Triton kernels are no plain Python: their launch options and arithmetic are unknown to a type checker.
@@ -28,9 +29,10 @@ def draw_tokens(
 ) -> None:
     """One token for each of N `rows` (int32) of float32 `logits` [R, vocab_size].
 
-    `params` is int32[6, N]: temperature, top_p and log(min_p) as float32 bits, top_k (0: all), the noise's key as
-    two halves. A temperature of 0 takes the largest. A token goes to result[0, row] and to newest[slot]. `masks` is
-    int32[N, at least vocab_size / 32]: bit t % 32 of word t // 32 allows token t. It edits the logits.
+    `params` is int32[7, N]: temperature, top_p and log(min_p) as float32 bits, top_k (0: all), the noise's key as
+    two halves, and the row's index in `masks` (-1: none). A temperature of 0 takes the largest. A token goes to
+    result[0, row] and to newest[slot]. `masks` is int32[M, at least vocab_size / 32]: bit t % 32 of word t // 32
+    allows token t. A mask edits the logits of its row.
     """
     _draw_kernel[(len(rows),)](
         logits,
@@ -43,7 +45,7 @@ def draw_tokens(
         logits.shape[1],
         params.stride(0),
         0 if masks is None else masks.stride(0),
-        HAS_MASK=masks is not None,
+        HAS_MASKS=masks is not None,
         BLOCK=_BLOCK,
         num_warps=32,
     )
@@ -116,7 +118,7 @@ def _draw_kernel(
     vocab_size,
     stride,
     mask_stride,
-    HAS_MASK: tl.constexpr,
+    HAS_MASKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     index = tl.program_id(0)
@@ -128,6 +130,7 @@ def _draw_kernel(
     top_k = tl.load(numbers + 3 * stride + index)
     low = tl.load(numbers + 4 * stride + index).to(tl.uint32, bitcast=True)
     high = tl.load(numbers + 5 * stride + index).to(tl.uint32, bitcast=True)
+    mask = tl.load(numbers + 6 * stride + index)
     is_random = temperature > 0.0
     inverse = 1.0 / tl.where(is_random, temperature, 1.0)
 
@@ -135,12 +138,13 @@ def _draw_kernel(
     for first in range(0, vocab_size, BLOCK):
         at = first + tl.arange(0, BLOCK)
         x = tl.load(x_row + at, mask=at < vocab_size, other=-float("inf"))
-        if HAS_MASK:
-            word = tl.load(masks + index.to(tl.int64) * mask_stride + (at >> 5), mask=at < vocab_size, other=0)
+        if HAS_MASKS:
+            is_masked = at < tl.where(mask >= 0, vocab_size, 0)
+            word = tl.load(masks + mask.to(tl.int64) * mask_stride + (at >> 5), mask=is_masked, other=-1)
             x = tl.where((word >> (at & 31)) & 1 != 0, x, -float("inf"))
-            tl.store(x_row + at, x, mask=at < vocab_size)
+            tl.store(x_row + at, x, mask=is_masked)
         maxima = tl.maximum(maxima, x * inverse)
-    if HAS_MASK:
+    if HAS_MASKS:
         tl.debug_barrier()  # other threads of the program read what this one wrote
     largest = tl.max(maxima, 0)
 
