@@ -113,6 +113,25 @@ async def test_a_replica_that_another_front_has_used_flushes_before_it_serves() 
         assert old.num_cached == 0
 
 
+async def test_a_front_that_is_restarted_takes_over_the_state_and_the_newest_one_wins() -> None:
+    a, b = SimulatedReplica("a"), SimulatedReplica("b")
+    async with SimulatedFleet(a, b) as fleet:
+        early = fleet.client.take_beat(b.beat)
+        await change(fleet, update("w1"))
+        late = fleet.client.take_beat(a.beat)
+    a.beat = msgspec.structs.replace(a.beat, front=late.front, desired=late.desired)
+    b.beat = msgspec.structs.replace(b.beat, front=early.front, desired=early.desired)
+    async with SimulatedFleet(b, a) as fleet:  # the one that knows less comes first
+        fresh = SimulatedReplica("fresh")
+        await fleet.join(fresh)
+        await fleet.until(lambda: not fleet.client.engines_out)
+        assert [each.engine.state.weights for each in (a, b, fresh)] == ["w1"] * 3
+        assert fresh.engine.state.label == "w1"
+        await change(fleet, update("w2"))
+        fleet.client.take_beat(a.beat)  # an old state does not undo what this front has decided
+        assert [each.engine.state.weights for each in (a, b, fresh)] == ["w2"] * 3
+
+
 async def test_new_weights_are_put_in_place_by_all_or_by_none() -> None:
     a, b = SimulatedReplica("a"), SimulatedReplica("b", ahead_s=-3000.0)
     async with SimulatedFleet(a, b) as fleet:

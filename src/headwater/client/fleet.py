@@ -4,6 +4,7 @@ No sockets and no clock: messages and time go in, messages to be sent are taken 
 drives it in the server, the simulation drives it in virtual time.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -40,6 +41,7 @@ class Fleet:
         `has_members`: engines join and leave while the fleet serves. Then a change always has two phases.
         """
         self._has_members = has_members
+        self._has_decided = False
         self.desired: DesiredState | None = None  # known when the first engine has loaded
         self.standings = [Standing(index) for index in range(num_engines)]
         self._new_call_id = new_call_id
@@ -113,6 +115,16 @@ class Fleet:
         """The engine has ended for good. Another process in its place joins under a new number."""
         self.standings[engine].has_left = True
         self.engine_gone(engine, EngineGone(engine, reason), now_s)
+
+    def adopt(self, desired: DesiredState, now_s: float) -> None:
+        """The state that an earlier owner of these engines had decided, unless this one has decided a change."""
+        if self._has_decided or (self.desired is not None and self.desired.revision >= desired.revision):
+            return
+        self.desired = dataclasses.replace(desired, pins=())  # their engines have other numbers now
+        for standing in self.standings:
+            if standing.is_serving:
+                standing.fence(BEHIND)
+        self.tick(now_s)
 
     def fence(self, engine: int, reason: str, now_s: float, *, owes: FlushCache | None = None) -> None:
         """The engine takes no requests until it is found in the desired state, and has made the flush that it owes."""
@@ -297,6 +309,7 @@ class Fleet:
 
     def _record(self, call: ChangeCall, *, weights_id: str, is_whole: bool, now_s: float) -> None:
         assert self.desired is not None
+        self._has_decided = True
         self.desired = self.desired.after(
             call.change, engines=call.named, weights_id=weights_id, is_whole=is_whole, now_s=now_s
         )

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from headwater.client.change_call import ChangeCall, Outcome
-from headwater.client.desired_state import DesiredPin
+from headwater.client.desired_state import DesiredPin, DesiredState
 from headwater.client.errors import EngineGone
 from headwater.client.fleet import Fleet
 from headwater.messages.control import FlushCache
@@ -70,6 +70,10 @@ class FleetDriver:
     def fence(self, engine: int, reason: str, *, owes: FlushCache | None = None) -> None:
         """See `Fleet.fence`."""
         self.fleet.fence(engine, reason, asyncio.get_running_loop().time(), owes=owes)
+        self._pump()
+
+    def adopt(self, desired: DesiredState) -> None:
+        self.fleet.adopt(desired, asyncio.get_running_loop().time())
         self._pump()
 
     def can_be_reached(self, engine: int) -> None:

@@ -1,6 +1,7 @@
 """`EngineClient` for the control routes of a front: its engines are those of replicas, reached over HTTP."""
 
 import asyncio
+import dataclasses
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import msgspec
 
 from headwater.client.change_call import ANSWER_GRACE_S, EXPIRY_GRACE_S, ByEngine, Outcome
+from headwater.client.desired_state import DesiredState
 from headwater.client.errors import CallFailed, EngineGone, EngineOut, ShuttingDown
 from headwater.client.fleet import Fleet
 from headwater.client.fleet_driver import FleetDriver
@@ -15,7 +17,7 @@ from headwater.client.link import new_call_id
 from headwater.client.prefix_routes import PrefixRoutes
 from headwater.client.standing import GONE, LOADING
 from headwater.fleet.flush_round import STORAGE, is_raised, owed_by, settle, store_is_cold, without_store
-from headwater.fleet.replica import Beat, Post, Replica, Unreachable
+from headwater.fleet.replica import Beat, FromFront, Post, Replica, Unreachable
 from headwater.fleet.watching import IsDead, Watching
 from headwater.messages.base import Call, DeferredCall
 from headwater.messages.control import CancelOperation, Failed, FlushCache
@@ -23,6 +25,7 @@ from headwater.messages.state import EngineReady
 from headwater.messages.two_phase import Change, answered_under
 
 _SHORTEST_S = 1e-9
+_decode_desired = msgspec.json.Decoder(DesiredState).decode
 DRAINING = "it is draining"
 PAGE_SIZE = 16  # of the routes' keys, which are text: four bytes count as a token
 
@@ -73,21 +76,29 @@ class FleetClient:
             await asyncio.sleep(0.1)
         return found[0]
 
-    def take_beat(self, beat: Beat) -> str:
-        """A replica announces itself; returns the name of this front, which it repeats from then on."""
+    def take_beat(self, beat: Beat) -> FromFront:
+        """A replica announces itself; it repeats the answer in its next beat."""
         replica = next((each for each in self.replicas.values() if each.beat.name == beat.name), None)
         if beat.has_ended:
             if replica is not None:
                 self._watching.leave(replica, "it has ended")
-            return self.name
+            return self._from_front()
         if replica is None:
             # of a flush that another front answered, or that this one forgot, nothing is known here
             owes = FlushCache(call_id=new_call_id()) if beat.front else None
             replica = Replica(self._fleet.join(owes=owes), beat, self._post_http)
             self.replicas[replica.number] = replica
             self._watching.begin(replica)
+            if beat.desired and beat.front != self.name:
+                self._driver.adopt(_decode_desired(beat.desired))
         replica.beat = beat
-        return self.name
+        return self._from_front()
+
+    def _from_front(self) -> FromFront:
+        desired = self._fleet.desired
+        without_pins = None if desired is None else dataclasses.replace(desired, pins=())
+        encoded = "" if without_pins is None else msgspec.json.encode(without_pins).decode()
+        return FromFront(front=self.name, desired=encoded)
 
     # --- state -------------------------------------------------------------------------------------
 

@@ -1,5 +1,8 @@
 """HTTP to the replicas' servers, with aiohttp: the only module that knows it."""
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# types are checked where Ray is not installed
+
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 

@@ -14,6 +14,14 @@ from headwater.messages.state import EngineReady
 from headwater.messages.two_phase import Prepare
 from headwater.messages.wire import decode_to_client, encode
 
+
+class FromFront(msgspec.Struct, frozen=True, kw_only=True):
+    """What a front answers to a beat: the replica repeats it in the next one."""
+
+    front: str
+    desired: str
+
+
 Post = Callable[[str, bytes, dict[str, str]], Awaitable[tuple[int, bytes, float]]]  # -> status, body, its clock
 
 UNREACHABLE = "it cannot be reached"
@@ -25,6 +33,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     name: str  # never used again: a process that replaces it has another one
     url: str
     admin_key: str
+    desired: str = ""  # the state of the fleet, as its front said it last: for the front that comes after it
     front: str = ""  # the front that it has served for; empty: none yet, so its cache is empty
     is_draining: bool = False  # it ends when its running requests have ended
     has_ended: bool = False

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-__all__ = ["app"]
-
 
 def __getattr__(name: str) -> Any:
     """Lazy, so that what needs no Ray can be imported without it."""

@@ -1,5 +1,8 @@
 """The Ray Serve application: one front, and replicas that announce themselves to it."""
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# types are checked where Ray is not installed
+
 from typing import Any
 
 import msgspec

@@ -1,5 +1,8 @@
 """A fleet on this machine: Ray, Serve and the application, started and ended together."""
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# types are checked where Ray is not installed
+
 import os
 import signal
 from collections.abc import Callable

@@ -1,5 +1,8 @@
 """The front of a fleet as a Ray Serve deployment."""
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# types are checked where Ray is not installed
+
 import asyncio
 import logging
 from typing import Any
@@ -44,15 +47,15 @@ class FrontDeployment:
     def __serve_build_asgi_app__(self) -> Front:
         return self._front
 
-    async def take_beat(self, encoded: bytes, actor: Any) -> str:
-        """A replica announces itself; the name of this front."""
+    async def take_beat(self, encoded: bytes, actor: Any) -> bytes:
+        """A replica announces itself; what it repeats in its next beat (`FromFront`)."""
         beat = _decode_beat(encoded)
         self._actors[beat.name] = actor
         if beat.has_ended:
             del self._actors[beat.name]
         if self._loading is None:
             self._loading = asyncio.create_task(self._front.load())
-        return self._front.client.take_beat(beat)
+        return msgspec.json.encode(self._front.client.take_beat(beat))
 
     async def num_running(self, name: str) -> int:
         """Requests that this front has sent to the replica `name`, and that have not ended."""

@@ -1,5 +1,8 @@
 """One replica of a fleet as a Ray Serve deployment: a Headwater server in processes of its own."""
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# types are checked where Ray is not installed
+
 import asyncio
 import logging
 import secrets
@@ -14,7 +17,7 @@ import msgspec
 import ray
 from ray import serve
 
-from headwater.fleet.replica import Beat
+from headwater.fleet.replica import Beat, FromFront
 from headwater.launch.config import ServerArgs
 from headwater.ray.fleet_args import FleetArgs
 
@@ -77,16 +80,17 @@ class ReplicaDeployment:
 
     async def _announce(self) -> None:
         while True:
-            front = await self._tell(self._beat)
-            if front is not None:
-                self._beat = msgspec.structs.replace(self._beat, front=front)
+            said = await self._tell(self._beat)
+            if said is not None:
+                self._beat = msgspec.structs.replace(self._beat, front=said.front, desired=said.desired)
             await asyncio.sleep(BEAT_S)
 
-    async def _tell(self, beat: Beat) -> str | None:
-        """The name of the front; None if it does not answer."""
+    async def _tell(self, beat: Beat) -> FromFront | None:
+        """The front's answer; None if it does not answer."""
         try:
             async with asyncio.timeout(_ANSWER_S):
-                return await self._front.take_beat.remote(msgspec.json.encode(beat), self._actor)
+                answer = await self._front.take_beat.remote(msgspec.json.encode(beat), self._actor)
+                return msgspec.json.decode(answer, type=FromFront)
         except Exception as error:  # noqa: BLE001  # Ray's, of many kinds: the front is not there
             log.debug("the front does not answer: %s", error)
             return None

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,11 @@ from typing import Any
 
 import httpx
 import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "storage"))
+from redis_server import RedisServer
+
+from headwater.storage.redis.layout import GENERATIONS, PAGE_PREFIX
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
@@ -35,7 +41,7 @@ def free_port() -> int:
 class Fleet:
     """`headwater fleet up` and what it serves."""
 
-    def __init__(self, model: str, folder: Path, *, replicas: int) -> None:
+    def __init__(self, model: str, folder: Path, *, replicas: int, store_url: str) -> None:
         if not PYTHON.exists():
             pytest.skip("no Ray here: run `make test-fleet`")
         port = free_port()
@@ -45,6 +51,8 @@ class Fleet:
         self._environment = os.environ | paths | {"OMP_NUM_THREADS": "1"}
         arguments = ["--replicas", str(replicas), "--model", model, "--port", str(port), "--admin-api-key", "admin"]
         sizes = ["--device", "cpu", "--dtype", "float32", "--max-total-tokens", "8192", "--enable-hierarchical-cache"]
+        sizes += ["--hicache-write-policy", "write_through", "--hicache-storage-backend", "redis"]
+        sizes += ["--hicache-storage-url", store_url, "--hicache-storage-prefetch-policy", "wait_complete"]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [str(PYTHON), "-m", "headwater", "fleet", "up", *arguments, *sizes, "--log-level", "warning"],
@@ -78,17 +86,22 @@ class Fleet:
             time.sleep(0.1)
 
     def flush(self, **parameters: Any) -> httpx.Response:
-        query = {"mode": "now"} | parameters
+        query = {"mode": "now", "tiers": "device,host,storage"} | parameters
         return httpx.post(f"{self.url}/flush_cache", params=query, headers=JSON, timeout=30, trust_env=False)
 
 
 def ask(url: str, prompt: list[int], num_tokens: int = 1) -> int:
     """Cached tokens of the prompt."""
+    return sum(ask_for_tiers(url, prompt, num_tokens).values())
+
+
+def ask_for_tiers(url: str, prompt: list[int], num_tokens: int = 1) -> dict[str, int]:
+    """Cached tokens of the prompt by tier."""
     sampling = {"max_new_tokens": num_tokens, "temperature": 0, "ignore_eos": True}
     body = {"input_ids": prompt, "sampling_params": sampling}
     answer = httpx.post(f"{url}/generate", json=body, timeout=60, trust_env=False)
     assert answer.status_code == 200, answer.text
-    return answer.json()["meta_info"]["cached_tokens"]
+    return answer.json()["meta_info"]["cached_tokens_details"]
 
 
 def prompt_of(group: int, number: int = 0, length: int = 160) -> list[int]:
@@ -145,8 +158,16 @@ class Streams:
 
 
 @pytest.fixture(scope="module")
-def fleet(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    running = Fleet(tiny_model, tmp_path_factory.mktemp("fleet"), replicas=1)
+def store() -> Iterator[RedisServer]:
+    server = RedisServer()
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def fleet(tiny_model: str, store: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    running = Fleet(tiny_model, tmp_path_factory.mktemp("fleet"), replicas=1, store_url=store.url)
     try:
         running.until(running.serving)
         yield running
@@ -173,8 +194,9 @@ def test_requests_go_where_their_beginning_is_known(fleet: Fleet) -> None:
 
 
 def test_a_flush_is_answered_by_all_as_each_of_them_says(fleet: Fleet) -> None:
-    for entry in fleet.serving().values():
-        ask(entry["url"], prompt_of(7))
+    prompts = {rank: prompt_of(20 + rank) for rank in fleet.serving()}
+    for rank, entry in fleet.serving().items():
+        ask(entry["url"], prompts[rank])
     answer = fleet.flush()
     assert answer.status_code == 200 and answer.json()["success"]
     entries = {entry["dp_rank"]: entry for entry in answer.json()["engines"]}
@@ -183,7 +205,32 @@ def test_a_flush_is_answered_by_all_as_each_of_them_says(fleet: Fleet) -> None:
         info = httpx.get(f"{replica['url']}/server_info", headers=KEY, timeout=30, trust_env=False).json()
         assert info["internal_states"][0]["cache_generation"] == entries[rank]["generation"]
         assert entries[rank]["freed"]["device"]["pages"] > 0
-        assert ask(replica["url"], prompt_of(7)) == 0
+        assert ask(replica["url"], prompts[rank]) == 0
+
+
+def store_holds(store: RedisServer, num_pages: int) -> bool:
+    return sum(1 for _ in store.client().scan_iter(match=PAGE_PREFIX + b"*")) >= num_pages
+
+
+def num_raised(store: RedisServer) -> int:
+    """How often generations of the store were raised."""
+    fields = store.client().hgetall(GENERATIONS)
+    return sum(int(value) for name, value in fields.items() if name not in (b"start", b"run", b"aof"))
+
+
+def test_a_shared_store_is_flushed_once_for_all(fleet: Fleet, store: RedisServer) -> None:
+    urls = [entry["url"] for entry in fleet.serving().values()]
+    prompts = [prompt_of(11 + number) for number in range(3)]
+    for prompt in prompts:
+        ask(urls[0], prompt)
+    fleet.until(lambda: store_holds(store, len(prompts) * 9))
+    assert ask_for_tiers(urls[1], prompts[1])["storage"] > 0
+    before = num_raised(store)
+    answer = fleet.flush(timeout=5)
+    assert answer.status_code == 200 and answer.json()["still_warm"] == []
+    assert len(answer.json()["engines"]) == 3
+    assert num_raised(store) == before + 1
+    assert [ask(url, prompt) for url, prompt in zip(urls, prompts, strict=True)] == [0, 0, 0]
 
 
 def test_a_replica_that_hangs_during_a_flush_serves_nothing_until_it_has_flushed(fleet: Fleet) -> None:
@@ -202,7 +249,8 @@ def test_a_replica_that_hangs_during_a_flush_serves_nothing_until_it_has_flushed
     finally:
         os.kill(hanging["pid"], signal.SIGCONT)
     fleet.until(lambda: rank in fleet.serving())
-    assert ask(hanging["url"], prompt_of(8)) == 0
+    tiers = ask_for_tiers(hanging["url"], prompt_of(8))
+    assert (tiers["device"], tiers["host"]) == (0, 0)  # another replica may have stored it since
 
 
 def test_a_replica_is_killed_in_the_middle_of_a_flush_under_load(fleet: Fleet) -> None:
