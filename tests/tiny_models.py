@@ -65,10 +65,10 @@ _MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 MODEL_NAMES = tuple(_MODELS)
 
 
-def make_tiny_model(name: str, folder: Path, *, num_layers: int = 3) -> PreTrainedModel:
+def make_tiny_model(name: str, folder: Path, *, num_layers: int = 3, seed: int = 0) -> PreTrainedModel:
     """Save the model under `folder` and return it, in float32."""
     model_class, config_class, extra = _MODELS[name]
-    torch.manual_seed(sum(name.encode()))
+    torch.manual_seed(sum(name.encode()) + seed)
     model = model_class(config_class(**{**_SIZES, **extra, "num_hidden_layers": num_layers})).eval()
     with torch.no_grad():  # norms and biases that are not ones and zeros, or nothing would show a lost one
         for parameter in model.parameters():

@@ -22,9 +22,9 @@ from headwater.engine.wiring import wire_engine  # noqa: E402
 from headwater.execution.cpu_runner import CpuRunner, RecordedModel  # noqa: E402
 from headwater.execution.runner import KvLifetime, Runner  # noqa: E402
 from headwater.execution.weight_store import Checkpoint, WeightStore  # noqa: E402
-from headwater.launch.assembly import ServedModel  # noqa: E402
 from headwater.launch.cpu_placement import CpuPlacement  # noqa: E402
 from headwater.launch.placement import Placement  # noqa: E402
+from headwater.launch.served_model import ServedModel  # noqa: E402
 from headwater.messages.base import pack_ids  # noqa: E402
 from headwater.messages.control import FlushCache  # noqa: E402
 from headwater.messages.generation import Finish, Generate, Grammar, Outputs, RequestOptions, SamplingParams  # noqa: E402

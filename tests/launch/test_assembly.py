@@ -63,7 +63,7 @@ def test_a_refused_hub_id_names_the_flag_that_allows_it(tmp_path: Path, monkeypa
         refusals.append(hub_refusal)
         return WeightStore(*args, hub_refusal=hub_refusal, **options)
 
-    monkeypatch.setattr("headwater.launch.assembly.WeightStore", noted)
+    monkeypatch.setattr("headwater.launch.served_model.WeightStore", noted)
     built(tmp_path / "model", tmp_path)
     built(tmp_path / "model", tmp_path, allow_hub=True)
     assert refusals[0] is not None and "--allow-hub" in refusals[0]

@@ -37,7 +37,8 @@ def facts_of(folder: Path, *, quantization: str = "none", **device: object) -> C
     args = ServerArgs().for_device("cpu")
     layout = loaded.kv_layout(page_size=16)
     runner = placement.make_runner(args, loaded, layout=layout, num_pages=16, max_context=256)
-    return placement.compute_facts(runner, loaded)
+    placement.warm_up(args, runner, steps=runner)
+    return placement.compute_facts(runner, loaded, steps=runner)
 
 
 @pytest.mark.skipif(kernel_library() is None, reason="no CPU kernels here")

@@ -19,7 +19,8 @@ from headwater.server.supervisor import EngineExit, EngineProcess, EngineSupervi
 READ_START = (
     "import sys, time, os, signal\n"
     "from io import FileIO\n"
-    "from headwater.server.engine_process import StartFailure, pack_frame, read_start\n"
+    "from headwater.messages.frames import pack_frame\n"
+    "from headwater.server.engine_process import StartFailure, read_start\n"
     "start = read_start(FileIO(0, closefd=False))\n"
 )
 
@@ -76,9 +77,7 @@ def test_keys_do_not_show_in_the_process_list(tmp_path: Path) -> None:
     async def run() -> str:
         start = EngineStart(args=ServerArgs(api_key="hush-hush"), endpoint="ipc://x", directory=str(tmp_path))
         process = await EngineProcess.start(start, command=engine_that("time.sleep(60)"))
-        shown = subprocess.run(
-            ["ps", "eww", "-p", str(process.pid)], capture_output=True, text=True, check=True
-        ).stdout
+        shown = subprocess.run(["ps", "eww", "-p", str(process.pid)], capture_output=True, text=True, check=True).stdout
         await process.stop(grace_s=5.0)
         return shown
 
@@ -88,9 +87,7 @@ def test_keys_do_not_show_in_the_process_list(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("restarts", "num_back"), [(0, 0), (2, 2)])
-def test_a_crashing_engine_is_restarted_as_often_as_allowed(
-    tmp_path: Path, restarts: int, num_back: int
-) -> None:
+def test_a_crashing_engine_is_restarted_as_often_as_allowed(tmp_path: Path, restarts: int, num_back: int) -> None:
     gone: list[str] = []
     endpoints: list[str] = []
 
@@ -159,14 +156,8 @@ def test_stop_kills_an_engine_that_ignores_sigterm(tmp_path: Path) -> None:
     gone: list[str] = []
 
     async def run() -> tuple[float, EngineExit]:
-        stubborn = (
-            "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-            "open(start.directory + '/up', 'w')\n"
-            "time.sleep(60)\n"
-        )
-        supervisor = EngineSupervisor(
-            ServerArgs(engine_restarts=5), directory=tmp_path, command=engine_that(stubborn)
-        )
+        stubborn = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nopen(start.directory + '/up', 'w')\ntime.sleep(60)\n"
+        supervisor = EngineSupervisor(ServerArgs(engine_restarts=5), directory=tmp_path, command=engine_that(stubborn))
         await supervisor.start()
         watching = asyncio.create_task(supervisor.run(on_gone=gone.append, on_back=gone.append))
         while not (tmp_path / "up").exists():
@@ -189,7 +180,7 @@ def test_the_engine_leaves_when_its_parent_dies_without_a_word(tmp_path: Path) -
     (directory / "engine-0.sock").touch()
     orphan = (
         "import time\nfrom io import FileIO\nfrom pathlib import Path\n"
-        "from headwater.server.engine_process import exit_with_parent\n"
+        "from headwater.launch.child_process import exit_with_parent\n"
         f"exit_with_parent(FileIO(0, closefd=False), Path({str(directory)!r}))\n"
         "time.sleep(60)\n"
     )
@@ -212,9 +203,7 @@ def test_the_private_directory_is_private_and_goes_away() -> None:
 def test_the_cores_of_its_threads_reach_an_engine(tmp_path: Path) -> None:
     async def run() -> EngineExit:
         command = engine_that("sys.exit(40 if start.cpus == ((0, 4), (1, 5)) else 41)")
-        supervisor = EngineSupervisor(
-            ServerArgs(model="m"), directory=tmp_path, cpus=((0, 4), (1, 5)), command=command
-        )
+        supervisor = EngineSupervisor(ServerArgs(model="m"), directory=tmp_path, cpus=((0, 4), (1, 5)), command=command)
         await supervisor.start()
         return await asyncio.wait_for(supervisor.run(on_gone=lambda _: None, on_back=lambda _: None), 20)
 

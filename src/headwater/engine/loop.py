@@ -70,10 +70,19 @@ class EngineLoop:
         self._at_end: list[Callable[[], None]] = []
         self._when_idle: Callable[[], None] | None = None
         self._busy_at_s = clock.now()  # kept only while something is to be called when idle
+        self._after_all: list[Callable[[], None]] = []
+        self._checks: list[Callable[[], None]] = []
 
-    def call_at_end(self, close: Callable[[], None]) -> None:
-        """Have `close` called when `run` ends, in the order given: it frees what the engine was built on."""
-        self._at_end.append(close)
+    def call_at_end(self, close: Callable[[], None], *, also_after_error: bool = False) -> None:
+        """Have `close` called when `run` ends, in the order given: it frees what the engine was built on.
+
+        `also_after_error`: whatever ended `run`, and after the others.
+        """
+        (self._after_all if also_after_error else self._at_end).append(close)
+
+    def call_each_turn(self, check: Callable[[], None]) -> None:
+        """Have `check` called in each turn. It raises if the engine cannot go on, and `run` ends with that."""
+        self._checks.append(check)
 
     def call_when_idle(self, call: Callable[[], None]) -> None:
         """Have `run` call this once, when nothing has run for two seconds. It must return at once."""
@@ -84,6 +93,13 @@ class EngineLoop:
 
         Closes the wire: a loop runs once.
         """
+        try:
+            self._run()
+        finally:
+            for close in self._after_all:
+                close()
+
+    def _run(self) -> None:
         while not self._is_stopping:
             self.turn()
             if self._when_idle is not None:
@@ -105,6 +121,8 @@ class EngineLoop:
         """One turn. A sleeping loop wakes for messages and deadlines; it sleeps only if nothing can run."""
         for client, message in self._wire.receive(wait_s=self._longest_useful_wait_s()):
             self._take(message, client)
+        for check in self._checks:
+            check()
         has_copied = self._scheduler.cache.apply_finished()  # completions only, also while paused or idle
         self._scheduler.take_compiled()
         self._pinning.advance()

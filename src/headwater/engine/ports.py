@@ -1,6 +1,6 @@
 """What the loop needs from the side that computes.
 
-The server's is `ServedModel` (launch/assembly.py) over a runner of execution/; the simulation has a fake.
+The server's is `ServedModel` (launch/served_model.py) over a runner of execution/; the simulation has a fake.
 """
 
 from typing import Protocol

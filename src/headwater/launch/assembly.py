@@ -3,51 +3,37 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from headwater.cache.host_tier import HostTier, RestorePolicy, WritePolicy
 from headwater.cache.storage.tier import PrefetchPolicy, StorageSettings
 from headwater.clock import MonotonicClock
-from headwater.devices.device import Device
+from headwater.devices.cpu.ranks.page_share import PageShare
 from headwater.devices.kv_memory import KVLayout
 from headwater.engine.kv_events_publisher import KvEventsSettings
 from headwater.engine.loop import EngineLoop
 from headwater.engine.wire import ZmqWire
 from headwater.engine.wiring import EngineParts, wire_engine
-from headwater.execution.runner import KvLifetime, Runner
-from headwater.execution.weight_store import Checkpoint, WeightStore
+from headwater.execution.runner import Runner
+from headwater.execution.warm_up import Steps
 from headwater.kv_events import endpoint_of
 from headwater.launch.config import GB, ServerArgs
 from headwater.launch.grammars import grammar_compiler, grammar_limits
 from headwater.launch.placement import Placement, flags_in_errors, kv_dtype, num_kv_pages, open_placement
 from headwater.launch.pooling_config import read_pooling
+from headwater.launch.ranks.start import Ranks, page_share, start_ranks
+from headwater.launch.served_model import ModelInPlace, read_model, serve_model
 from headwater.messages.state import EngineReady
-from headwater.models.checkpoint_config import read_checkpoint_config
 from headwater.models.config import ModelConfig
 from headwater.models.end_tokens import union, within
-from headwater.models.loader import LoadedModel, ModelFiles, load_model, resolve_model, tokenizer_end_ids
+from headwater.models.loader import LoadedModel, tokenizer_end_ids
 from headwater.models.sampling_defaults import read_sampling_defaults
 from headwater.scheduling.limits import SchedulerLimits
-from headwater.scheduling.plan import StepHandle, StepPlan
 from headwater.scheduling.prefill_pace import CPU_MAX_GAP_S
 from headwater.storage.errors import StorageError
 from headwater.storage.page_key import Fingerprint, config_hash
 from headwater.storage.registry import open_backend
 
-_HUB_REFUSAL = "a hub id is fetched only by a server that was started with --allow-hub, or with a hub id as --model"
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """The loaded model, and the files that it was loaded from."""
-
-    files: ModelFiles
-    checkpoint: Checkpoint  # the weights; they may be those of another checkpoint than the model's own
-    loaded: LoadedModel
-    end_ids: tuple[int, ...]  # tokens that end an answer according to such a checkpoint's files
 
 
 def build_engine(
@@ -57,38 +43,65 @@ def build_engine(
     index: int = 0,
     weights: tuple[str, str] | None = None,
     cpus: Sequence[Sequence[int]] = (),
+    rank_cpus: Sequence[tuple[tuple[int, ...], ...]] = (),
 ) -> EngineLoop:
     """Load the model and return a loop that answers on `endpoint`; the caller calls its `run`.
 
     `args.model` is a path or hub id. `index`: the number of this engine, if there are several. `weights`: path and
     format of a complete checkpoint to load instead of the model's own weights, for example one that replaced them
-    before a restart. `cpus[i]`: where compute thread i is kept, if the threads are to be pinned. Raises `ValueError` or
-    `OSError`, in words for the user, if the model cannot be served with these arguments.
+    before a restart. `cpus[i]`: where compute thread i is kept, if the threads are to be pinned; `rank_cpus` are those
+    of the other ranks, in processes that end with the loop. Raises `ValueError` or `OSError`, in words for the user, if
+    the model cannot be served with these arguments.
     """
+    args, ranks = start_ranks(args, weights=weights, cpus=rank_cpus)
+    try:
+        return _build(args, endpoint, index=index, weights=weights, cpus=cpus, ranks=ranks)
+    except BaseException:
+        if ranks is not None:
+            ranks.close()
+        raise
+
+
+def _build(
+    args: ServerArgs,
+    endpoint: str,
+    *,
+    index: int,
+    weights: tuple[str, str] | None,
+    cpus: Sequence[Sequence[int]],
+    ranks: Ranks | None,
+) -> EngineLoop:
     started_s = time.monotonic()
-    placement = open_placement(args, cpus=cpus)
+    placement = open_placement(args, cpus=cpus, ranks=None if ranks is None else ranks.group)
     # a GPU's chunks are short anyway, and a size that was asked for holds
     max_gap_s = CPU_MAX_GAP_S if placement.device.name == "cpu" and not args.chunked_prefill_size else None
     args = args.for_device(placement.device.name)
-    model = _load(args, placement, weights)
+    model = read_model(args, placement, weights)
     max_context = _max_context(args, model.loaded)
-    runner = _make_runner(args, placement, model.loaded, max_context=max_context)
+    share = page_share(args, model.loaded)
+    num_pages = _num_pages(args, placement, model.loaded, share=share, max_context=max_context)
+    num_host_pages = _num_host_pages(args, num_pages, share.whole.page_bytes)
+    runner, steps = _make_runner(
+        args, placement, model.loaded, ranks=ranks, num_pages=num_pages, num_host_pages=num_host_pages,
+        max_context=max_context,
+    )  # fmt: skip
     load_s = time.monotonic() - started_s
-    _log.info("model loaded in %.1f s; the KV cache holds %d tokens", load_s, runner.kv.num_pages * args.page_size)
-    ready = _ready(args, model, runner, placement=placement, max_context=max_context, load_s=load_s)
-    host = _host_tier(args, placement, runner)
+    _log.info("model loaded in %.1f s; the KV cache holds %d tokens", load_s, num_pages * args.page_size)
+    ready = _ready(args, model, runner, placement=placement, max_context=max_context, load_s=load_s, steps=steps)
+    host = _host_tier(args, placement, runner, num_pages=num_host_pages, ranks=ranks, share=share)
+    served, memory_bytes = serve_model(args, placement.device, model, runner), runner.memory_bytes()
     parts = wire_engine(
         wire=ZmqWire(endpoint),
-        runner=_served(args, placement.device, model, runner),
+        runner=served if ranks is None else ranks.serve(served),
         ready=ready,
         limits=_limits(args, max_context=max_context, max_gap_s=max_gap_s),
         clock=MonotonicClock(),
         policy=args.schedule_policy,
         is_cache_enabled=not args.disable_radix_cache,
         max_control_timeout_s=args.max_control_timeout,
-        memory_bytes=runner.memory_bytes(),
+        memory_bytes=memory_bytes if ranks is None else ranks.memory_bytes(memory_bytes),
         host=None if host is None else host[0],
-        fingerprint=_fingerprint(model.loaded, runner.kv.layout),
+        fingerprint=_fingerprint(model.loaded, share.whole),
         storage_settings=StorageSettings(policy=PrefetchPolicy(args.hicache_storage_prefetch_policy)),
         kv_events=_kv_events(args, index),
         grammar_compiler=grammar_compiler(args, ready),
@@ -98,66 +111,59 @@ def build_engine(
     if host is not None:
         for close in host[1]:
             parts.loop.call_at_end(close)
+    if ranks is not None:
+        parts.loop.call_each_turn(ranks.processes.check)
+        parts.loop.call_at_end(ranks.close, also_after_error=True)
     _attach_storage(args, parts)
     return parts.loop
 
 
-class ServedModel:
-    """A runner with its weights and KV memory, which the control plane may change (`engine.ports.ModelRunner`)."""
-
-    def __init__(self, runner: Runner, *, weights: WeightStore, kv_memory: KvLifetime) -> None:
-        self._runner = runner
-        self.weights = weights
-        self.kv_memory = kv_memory
-
-    def launch(self, plan: StepPlan) -> StepHandle:
-        return self._runner.launch(plan)
-
-    def recover(self) -> None:
-        self._runner.recover()
-
-
-def _load(args: ServerArgs, placement: Placement, weights: tuple[str, str] | None) -> _Model:
-    """Read the model. `weights`: path and format of the checkpoint that its tensors come from, if not its own."""
-    assert args.model is not None, "the launcher resolves the default model"
-    files = resolve_model(args.model)
-    path, load_format = weights or (args.model, args.load_format)
-    checkpoint = Checkpoint(path, load_format)  # type: ignore[arg-type]  # checked by the loader
-    weight_files = None if weights is None else resolve_model(checkpoint.path)
-    _log.info("reading %s", files.name)
-    loaded = load_model(
-        files,
-        device=placement.device,
-        dtype=args.dtype,
-        quantization=args.quantization,
-        load_format=checkpoint.load_format,
-        seed=args.random_seed,
-        weights=weight_files,
-        cache=placement.layer_cache(args),
-    )
-    own = None if weight_files is None else read_checkpoint_config(weight_files, loaded.config)
-    return _Model(files, checkpoint, loaded, end_ids=() if own is None else own.eos_token_ids)
-
-
-def _make_runner(args: ServerArgs, placement: Placement, loaded: LoadedModel, *, max_context: int) -> Runner:
-    """A warm runner with as many pages of KV as the arguments and the device's memory allow."""
-    layout = loaded.kv_layout(page_size=args.page_size, dtype=kv_dtype(args))
-    num_pages = num_kv_pages(
+def _num_pages(
+    args: ServerArgs, placement: Placement, loaded: LoadedModel, *, share: PageShare, max_context: int
+) -> int:
+    """As many pages of KV as the arguments and the memory allow. The ranks of a CPU share one memory."""
+    return num_kv_pages(
         args,
-        layout,
+        share.whole,
         max_context=max_context,
-        weights_bytes=loaded.weights_bytes,
+        weights_bytes=loaded.weights_bytes * loaded.share.size,
         free_bytes=placement.device.free_memory_bytes(),
         reserved_bytes=placement.workspace_bytes(args, loaded.config),
     )
+
+
+def _make_runner(
+    args: ServerArgs,
+    placement: Placement,
+    loaded: LoadedModel,
+    *,
+    ranks: Ranks | None,
+    num_pages: int,
+    num_host_pages: int,
+    max_context: int,
+) -> tuple[Runner, Steps]:
+    """A warm runner, and what launches steps on it and on all other ranks."""
     _log.info("allocating %d pages of KV and running the first steps", num_pages)
     held_context = min(max_context, num_pages * args.page_size)  # larger page tables would only waste memory
+    layout = loaded.kv_layout(page_size=args.page_size, dtype=kv_dtype(args))
+    if ranks is not None:
+        ranks.build_runners(loaded, num_pages=num_pages, max_context=held_context, num_host_pages=num_host_pages)
     with flags_in_errors():
-        return placement.make_runner(args, loaded, layout=layout, num_pages=num_pages, max_context=held_context)
+        runner = placement.make_runner(args, loaded, layout=layout, num_pages=num_pages, max_context=held_context)
+        steps = runner if ranks is None else ranks.start_steps(runner)
+        placement.warm_up(args, runner, steps=steps)
+    return runner, steps
 
 
 def _ready(
-    args: ServerArgs, model: _Model, runner: Runner, *, placement: Placement, max_context: int, load_s: float
+    args: ServerArgs,
+    model: ModelInPlace,
+    runner: Runner,
+    *,
+    placement: Placement,
+    max_context: int,
+    load_s: float,
+    steps: Steps,
 ) -> EngineReady:
     """The facts that the engine reports once it can compute."""
     assert args.model is not None and args.max_running_requests is not None
@@ -173,33 +179,18 @@ def _ready(
         eos_token_ids=_end_ids(args, loaded.config),
         page_size=args.page_size,
         num_pages=kv.num_pages,
-        page_bytes=kv.layout.page_bytes,
+        page_bytes=loaded.whole_kv_layout(page_size=args.page_size, dtype=kv_dtype(args)).page_bytes,
         max_running=args.max_running_requests,
         weights_id=loaded.weights_id,
         weight_version=args.weight_version,
         load_s=load_s,
         device=placement.device.name,
         sampling_defaults=read_sampling_defaults(model.files.folder, gguf=model.files.gguf),
-        compute=placement.compute_facts(runner, loaded),
+        compute=placement.compute_facts(runner, loaded, steps=steps),
         hidden_size=loaded.config.hidden_size,
         pooling=pooling.mode,
         embedding_dimensions=pooling.dimensions,
     )
-
-
-def _served(args: ServerArgs, device: Device, model: _Model, runner: Runner) -> ServedModel:
-    may_use_hub = args.allow_hub or not Path(model.files.name).expanduser().exists()  # the start used the hub as well
-    weights = WeightStore(
-        runner,
-        model.loaded,
-        device=device,
-        checkpoint=model.checkpoint,
-        seed=args.random_seed,
-        hub_refusal=None if may_use_hub else _HUB_REFUSAL,
-        keeps_on_host=args.keep_weights_on_host,
-        end_ids=model.end_ids,
-    )
-    return ServedModel(runner, weights=weights, kv_memory=KvLifetime(runner, device))
 
 
 def _limits(args: ServerArgs, *, max_context: int, max_gap_s: float | None) -> SchedulerLimits:
@@ -220,22 +211,28 @@ def _limits(args: ServerArgs, *, max_context: int, max_gap_s: float | None) -> S
     )
 
 
-def _host_tier(
-    args: ServerArgs, placement: Placement, runner: Runner
-) -> tuple[HostTier, tuple[Callable[[], None], ...]] | None:
-    """The host tier that the arguments ask for, and functions that free its memory; None without one."""
+def _num_host_pages(args: ServerArgs, num_pages: int, page_bytes: int) -> int:
+    """Pages of the host tier that the arguments ask for; 0 without one."""
     if not args.enable_hierarchical_cache:
-        return None
-    num_host_pages, page_bytes = int(runner.kv.num_pages * args.hicache_ratio), runner.kv.layout.page_bytes
-    if args.hicache_size:
-        num_host_pages = int(args.hicache_size * GB) // page_bytes
-    if num_host_pages < 1:
+        return 0
+    found = int(args.hicache_size * GB) // page_bytes if args.hicache_size else int(num_pages * args.hicache_ratio)
+    if found < 1:
         raise ValueError(f"--hicache-size {args.hicache_size} holds no page: one takes {page_bytes} bytes")
-    memory, copier = placement.make_host_memory(runner, num_pages=num_host_pages)
+    return found
+
+
+def _host_tier(
+    args: ServerArgs, placement: Placement, runner: Runner, *, num_pages: int, ranks: Ranks | None, share: PageShare
+) -> tuple[HostTier, tuple[Callable[[], None], ...]] | None:
+    """The host tier of `num_pages` pages, and functions that free its memory; None without pages."""
+    if not num_pages:
+        return None
+    shared = None if ranks is None else ranks.share_host_memory(share, num_pages)
+    memory, copier = placement.make_host_memory(runner, num_pages=num_pages, shared=shared)
     policy = WritePolicy(args.hicache_write_policy)
     tier = HostTier(
-        num_pages=num_host_pages,
-        copier=copier,
+        num_pages=num_pages,
+        copier=copier if ranks is None else ranks.over_all(copier),
         pages=memory,
         policy=policy,
         restore_policy=RestorePolicy(args.hicache_restore_policy),

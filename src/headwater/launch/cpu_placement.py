@@ -9,10 +9,11 @@ from headwater.devices.cpu.kernel_library import kernels_origin
 from headwater.devices.cpu.machine_speed import measure_read_gb_s
 from headwater.devices.cpu.packed_cache import PackedCache
 from headwater.devices.cpu.packed_weights import PackedWeights
+from headwater.devices.cpu.ranks.page_share import SharedPages
 from headwater.devices.kv_memory import KVLayout
 from headwater.execution.cpu_runner import CpuRunner
 from headwater.execution.runner import Runner
-from headwater.execution.warm_up import time_decode_s, warm_up
+from headwater.execution.warm_up import Steps, time_decode_s, warm_up
 from headwater.launch.config import GB, ServerArgs
 from headwater.launch.default_model import cache_dir
 from headwater.messages.state import ComputeFacts
@@ -45,7 +46,7 @@ class CpuPlacement:
         self, args: ServerArgs, loaded: LoadedModel, *, layout: KVLayout, num_pages: int, max_context: int
     ) -> CpuRunner:
         assert args.max_running_requests is not None
-        runner = CpuRunner(
+        return CpuRunner(
             loaded,
             self.device,
             layout=layout,
@@ -53,11 +54,12 @@ class CpuPlacement:
             max_running=args.max_running_requests,
             max_context=max_context,
         )
-        longest = max(min(max_context, num_pages * layout.page_size) - 1, 1)
-        warm_up(runner, sizes=(min(_WARM_UP_TOKENS, longest),))
-        return runner
 
-    def compute_facts(self, runner: Runner, loaded: LoadedModel) -> ComputeFacts:
+    def warm_up(self, args: ServerArgs, runner: Runner, *, steps: Steps) -> None:
+        longest = max(min(runner.model.config.max_context, runner.kv.num_pages * runner.kv.layout.page_size) - 1, 1)
+        warm_up(runner, steps=steps, sizes=(min(_WARM_UP_TOKENS, longest),))
+
+    def compute_facts(self, runner: Runner, loaded: LoadedModel, *, steps: Steps) -> ComputeFacts:
         assert isinstance(runner, CpuRunner)
         library, packed = self.device.library, runner.packed_weights
         read_gb_s, num_threads = 0.0, self.device.num_threads
@@ -73,12 +75,17 @@ class CpuPlacement:
             is_quantized_here=bool(loaded.form.quantised),
             token_bytes=sum(each.nbytes for each in packed),
             read_gb_s=read_gb_s,
-            decode_s=time_decode_s(runner, limit_s=_MEASURED_S),
+            decode_s=time_decode_s(steps, limit_s=_MEASURED_S),
         )
 
-    def make_host_memory(self, runner: Runner, *, num_pages: int) -> tuple[HostMemory, CpuPageCopier]:
-        memory = HostMemory(num_pages=num_pages, page_bytes=runner.kv.layout.page_bytes)
-        return memory, CpuPageCopier(lambda: runner.kv, memory)
+    def make_host_memory(
+        self, runner: Runner, *, num_pages: int, shared: SharedPages | None = None
+    ) -> tuple[HostMemory, CpuPageCopier]:
+        if shared is None:
+            memory = HostMemory(num_pages=num_pages, page_bytes=runner.kv.layout.page_bytes)
+            return memory, CpuPageCopier(lambda: runner.kv, memory)
+        memory = HostMemory(num_pages=num_pages, page_bytes=shared.share.whole.page_bytes, buffer=shared.buffer)
+        return memory, CpuPageCopier(lambda: runner.kv, memory, share=shared.share)
 
 
 def _formats_by_bytes(weights: Sequence[PackedWeights]) -> tuple[str, ...]:

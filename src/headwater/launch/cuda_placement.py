@@ -2,6 +2,7 @@
 
 import logging
 
+from headwater.devices.cpu.ranks.page_share import SharedPages
 from headwater.devices.cuda.arrivals import Arrivals
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.external_attention import MAX_GATHERED_BYTES
@@ -13,7 +14,7 @@ from headwater.execution.gpu_runner import GpuRunner
 from headwater.execution.prompt_steps import launch_bound_tokens, prompt_graph_sizes
 from headwater.execution.runner import Runner
 from headwater.execution.step_graphs import graph_sizes
-from headwater.execution.warm_up import chunk_sizes, warm_up
+from headwater.execution.warm_up import Steps, chunk_sizes, warm_up
 from headwater.launch.config import MIB, ServerArgs
 from headwater.launch.progress import progress_bar
 from headwater.models.config import ModelConfig
@@ -54,7 +55,7 @@ class CudaPlacement:
         if not args.disable_cuda_graph:
             largest = min(args.cuda_graph_max_bs or args.max_running_requests, args.max_running_requests)
             max_tokens = launch_bound_tokens(loaded.weights_bytes // STORAGE_TYPES[loaded.dtype].itemsize)
-        runner = GpuRunner(
+        return GpuRunner(
             loaded,
             self.device,
             layout=layout,
@@ -67,17 +68,22 @@ class CudaPlacement:
             ),
             arrivals=self.arrivals,
         )
-        longest = max(min(max_context, num_pages * layout.page_size) - 1, 1)
-        warm_up(runner, sizes=chunk_sizes(min(args.max_step_tokens, longest)))
+
+    def warm_up(self, args: ServerArgs, runner: Runner, *, steps: Steps) -> None:
+        assert isinstance(runner, GpuRunner) and args.max_step_tokens is not None
+        longest = max(min(runner.model.config.max_context, runner.kv.num_pages * runner.kv.layout.page_size) - 1, 1)
+        warm_up(runner, steps=steps, sizes=chunk_sizes(min(args.max_step_tokens, longest)))
         with progress_bar("capturing CUDA graphs", runner.num_graphs_missing) as captured:
             runner.capture_graphs(captured)
         _log.info("%.1f GiB of the GPU's memory are left free", self.device.free_memory_bytes() / _GIB)
-        return runner
 
-    def compute_facts(self, runner: Runner, loaded: LoadedModel) -> None:
+    def compute_facts(self, runner: Runner, loaded: LoadedModel, *, steps: Steps) -> None:
         """None: the facts are a CPU's."""
 
-    def make_host_memory(self, runner: Runner, *, num_pages: int) -> tuple[PinnedHostMemory, CudaPageCopier]:
+    def make_host_memory(
+        self, runner: Runner, *, num_pages: int, shared: SharedPages | None = None
+    ) -> tuple[PinnedHostMemory, CudaPageCopier]:
+        assert shared is None, "ranks on GPUs are refused at the start"
         memory = PinnedHostMemory(num_pages=num_pages, page_bytes=runner.kv.layout.page_bytes)
         place = self.device.torch_device
         return memory, CudaPageCopier(lambda: runner.kv, memory, device=place, arrivals=self.arrivals)

@@ -136,3 +136,23 @@ class EngineArgs(CacheArgs, kw_only=True, frozen=True, omit_defaults=True):
             also=("--data-parallel-size", "--dp"),
         ),
     ] = 1
+    tp_size: Annotated[
+        int,
+        Flag(
+            "Ranks of each engine (tensor parallelism): processes that compute every step together, each with its "
+            "share of the heads. CPU only.",
+            PROCESS,
+            low=1,
+            high=64,
+            also=("--tensor-parallel-size", "--tp"),
+        ),
+    ] = 1
+    rank_timeout: Annotated[
+        float,
+        Flag(
+            "Seconds that a rank may be silent before its engine ends and is started again.",
+            PROCESS,
+            low=1,
+            high=86400,
+        ),
+    ] = 60.0

@@ -7,12 +7,15 @@ from typing import Protocol
 from headwater.cache.copier import PageCopier
 from headwater.cache.host_tier import HostPages
 from headwater.devices.cpu.device import CpuDevice
+from headwater.devices.cpu.ranks.group import CpuRanks
+from headwater.devices.cpu.ranks.page_share import SharedPages
 from headwater.devices.cpu.thread_plan import confine_process
 from headwater.devices.cuda.driver import has_gpu
 from headwater.devices.device import Device
 from headwater.devices.errors import UnsupportedError
 from headwater.devices.kv_memory import KVLayout, num_pages_in_budget
 from headwater.execution.runner import Runner
+from headwater.execution.warm_up import Steps
 from headwater.launch.config import MIB, ServerArgs
 from headwater.launch.cpu_placement import CpuPlacement
 from headwater.messages.state import ComputeFacts
@@ -68,15 +71,24 @@ class Placement(Protocol):
     def make_runner(
         self, args: ServerArgs, loaded: LoadedModel, *, layout: KVLayout, num_pages: int, max_context: int
     ) -> Runner:
-        """A warm runner: kernels compiled, CUDA graphs captured. `args` have the device's defaults."""
+        """A runner whose first step would be slow (`warm_up`). `args` have the device's defaults."""
         ...
 
-    def compute_facts(self, runner: Runner, loaded: LoadedModel) -> ComputeFacts | None:
+    def warm_up(self, args: ServerArgs, runner: Runner, *, steps: Steps) -> None:
+        """Compile kernels and capture CUDA graphs. `steps` launches steps on the runner and on all other ranks."""
+        ...
+
+    def compute_facts(self, runner: Runner, loaded: LoadedModel, *, steps: Steps) -> ComputeFacts | None:
         """How the warm `runner` computes, measured in less than 0.1 s for a small model; None on a GPU."""
         ...
 
-    def make_host_memory(self, runner: Runner, *, num_pages: int) -> tuple[HostMemory, Copier]:
-        """Memory for the host tier, and what copies between it and the runner's KV memory."""
+    def make_host_memory(
+        self, runner: Runner, *, num_pages: int, shared: SharedPages | None = None
+    ) -> tuple[HostMemory, Copier]:
+        """Memory for the host tier, and what copies between it and the runner's KV memory.
+
+        `shared`: whole pages that several ranks hold the heads of.
+        """
         ...
 
 
@@ -91,18 +103,18 @@ def flags_in_errors() -> Iterator[None]:
 
 
 @flags_in_errors()
-def open_placement(args: ServerArgs, *, cpus: Sequence[Sequence[int]] = ()) -> Placement:
+def open_placement(args: ServerArgs, *, cpus: Sequence[Sequence[int]] = (), ranks: CpuRanks | None = None) -> Placement:
     """On the device that `--device` names; auto: a GPU where there is one. Raises ValueError if there is none.
 
     `cpus[i]`: where thread i of a CPU's computing threads is kept, if they are to be pinned. The whole process moves to
-    these CPUs, so that its memory lies beside them.
+    these CPUs, so that its memory lies beside them. `ranks`: this process as one of several ranks.
     """
     if args.device == "cuda" or (args.device == "auto" and has_gpu()):
         return _open_gpu(args)
     if args.attention_backend != "auto":
         raise ValueError(f"--attention-backend {args.attention_backend} needs --device cuda")
     confine_process(cpu for core in cpus for cpu in core)
-    return CpuPlacement(CpuDevice(num_threads=args.threads, cpus=cpus))
+    return CpuPlacement(CpuDevice(num_threads=args.threads, cpus=cpus, ranks=ranks))
 
 
 def _open_gpu(args: ServerArgs) -> Placement:

@@ -21,7 +21,7 @@ NUM_WORDS = 14  # of a header that commands fill
 _HEADER = struct.Struct(f"<{2 + NUM_WORDS}q")
 _SIZE = struct.Struct("<2q")
 _ALIGNMENT = 128
-_POSITION_BYTES = 128  # a reader's position has a cache line of its own
+_POSITION_BYTES = 128  # a reader's position, and its last sign of life, have a cache line of their own
 _SKIP = -1  # instead of a kind: the rest of the ring is unused, the next record is at its start
 _SPIN_S = 50e-6  # a step's plan follows the last one soon; longer waits leave the core to other processes
 _FULL_POLL_S = 50e-6
@@ -55,6 +55,7 @@ class _Ring:
         self.capacity = (memory.num_bytes - self.start) // _ALIGNMENT * _ALIGNMENT
         positions = np.frombuffer(memory.buffer, dtype=np.int64, count=self.start // 8)
         self.positions: npt.NDArray[np.int64] = positions[:: _POSITION_BYTES // 8]
+        self.seen_ns: npt.NDArray[np.int64] = positions[1 :: _POSITION_BYTES // 8]  # on CLOCK_MONOTONIC
 
     def offset(self, position: int) -> int:
         """Where in the memory the record at a position of the stream begins."""
@@ -114,6 +115,11 @@ class PlanStream:
         """For each reader, whether it has carried out every record."""
         return (self._ring.positions >= self._position).tolist()
 
+    def silent_s(self) -> list[float]:
+        """For each reader, the seconds since its last sign of life; 0 before its first."""
+        now_ns = time.monotonic_ns()
+        return [max(now_ns - seen, 0) / 1e9 if seen else 0.0 for seen in self._ring.seen_ns.tolist()]
+
     def _wait_for_room(self) -> None:
         while self._next - int(self._ring.positions.min()) > self._ring.capacity:
             self._check()
@@ -149,6 +155,10 @@ class StreamReader:
         body = np.frombuffer(self._buffer, dtype=np.uint8, count=num_bytes, offset=at + _HEADER.size).copy()
         self._position += _whole(num_bytes)
         return Record(kind, tuple(words), body)
+
+    def show_life(self) -> None:
+        """Called every second or so by a thread that runs while the reader works: a stopped process does not."""
+        self._ring.seen_ns[self._index] = time.monotonic_ns()
 
     def _wait(self) -> int:
         """How many records have been announced, at least one; 0 if the writer has gone."""

@@ -6,24 +6,28 @@ import os
 import tempfile
 
 
+def nameless_file() -> int:
+    """The descriptor of an empty file in memory, for rank processes to inherit."""
+    if hasattr(os, "memfd_create"):  # not limited by the size of /dev/shm, which containers keep small
+        return os.memfd_create("headwater")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
 class SharedMemory:
     """`num_bytes` bytes, zero at first and allocated on first write. Another process maps them by the descriptor."""
 
     def __init__(self, fd: int, num_bytes: int) -> None:
-        """Map what `fd` refers to; the descriptor belongs to this object from now on."""
+        """Map what `fd` refers to, and make it that large; the descriptor belongs to this object from now on."""
         self.fd = fd
         self.num_bytes = num_bytes
+        if os.fstat(fd).st_size < num_bytes:
+            os.ftruncate(fd, num_bytes)
         self.buffer = mmap.mmap(fd, num_bytes)
 
     @classmethod
     def create(cls, num_bytes: int) -> "SharedMemory":
-        if hasattr(os, "memfd_create"):  # not limited by the size of /dev/shm, which containers keep small
-            fd = os.memfd_create("headwater")
-        else:
-            with tempfile.TemporaryFile() as file:
-                fd = os.dup(file.fileno())
-        os.ftruncate(fd, num_bytes)
-        return cls(fd, num_bytes)
+        return cls(nameless_file(), num_bytes)
 
     def close(self) -> None:
         """Drop the descriptor, and the mapping once nothing looks at it any more."""

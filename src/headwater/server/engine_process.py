@@ -6,22 +6,19 @@ at most one `StartFailure`; all other output goes to standard error.
 """
 
 import logging
-import os
-import shutil
 import signal
 import sys
-import threading
 import traceback
 from io import FileIO, RawIOBase
 from pathlib import Path
 
 import msgspec
 
+from headwater.launch.child_process import EXIT_CRASHED, EXIT_REFUSED, exit_with_parent, take_standard_output
 from headwater.launch.config import ServerArgs
+from headwater.messages.frames import pack_frame, read_frame
+from headwater.ranks.processes import RankLost
 from headwater.server.heap import freeze_heap, pause_collection
-
-EXIT_CRASHED = 1
-EXIT_REFUSED = 2  # wrong arguments or an unusable model: a restart would not help
 
 
 class EngineStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,54 +30,18 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True):
     index: int = 0  # of this engine among the server's engines
     weights: tuple[str, str] | None = None  # path and format, if they differ from the arguments
     cpus: tuple[tuple[int, ...], ...] = ()  # of each compute thread, if they are pinned
+    rank_cpus: tuple[tuple[tuple[int, ...], ...], ...] = ()  # the same of the engine's other ranks
 
 
 class StartFailure(msgspec.Struct, frozen=True):
-    """The reason why the engine did not start, for the user."""
+    """The reason why the engine did not start, or cannot go on, for the user."""
 
     message: str
 
 
-def pack_frame(message: msgspec.Struct) -> bytes:
-    """Four bytes of length, little-endian, then the message in msgpack."""
-    body = msgspec.msgpack.encode(message)
-    return len(body).to_bytes(4, "little") + body
-
-
 def read_start(stream: RawIOBase) -> EngineStart:
-    """The inverse of `pack_frame`. Raises `EOFError` if the parent died before it had written the whole frame."""
-    num_bytes = int.from_bytes(read_exactly(stream, 4), "little")
-    return msgspec.msgpack.decode(read_exactly(stream, num_bytes), type=EngineStart)
-
-
-def read_exactly(stream: RawIOBase, num_bytes: int) -> bytes:
-    """Read `num_bytes` from a pipe, which may return them in several portions. Raises `EOFError`."""
-    data = b""
-    while len(data) < num_bytes:
-        portion = stream.read(num_bytes - len(data))
-        if not portion:
-            raise EOFError("the parent process ended before it sent the arguments")
-        data += portion
-    return data
-
-
-def take_standard_output() -> RawIOBase:
-    """Keep the real standard output for reports, and redirect later output to standard error."""
-    reports = FileIO(os.dup(1), "w")
-    os.dup2(2, 1)
-    return reports
-
-
-def exit_with_parent(stream: RawIOBase, directory: Path) -> None:
-    """Watch the parent's pipe in a thread; at its end remove the private directory and exit immediately."""
-
-    def watch() -> None:
-        while stream.read(4096):
-            pass
-        shutil.rmtree(directory, ignore_errors=True)  # the parent, which would do it, is dead
-        os._exit(EXIT_CRASHED)
-
-    threading.Thread(target=watch, name="watch-parent", daemon=True).start()
+    """What the parent wrote. Raises `EOFError` if it died before it had written the whole frame."""
+    return msgspec.msgpack.decode(read_frame(stream), type=EngineStart)
 
 
 def main() -> int:
@@ -100,7 +61,14 @@ def main() -> int:
         from headwater.launch.assembly import build_engine
 
         freeze_heap()  # before the load: on a GPU, garbage of the load may hold memory that the KV cache needs
-        engine = build_engine(start.args, start.endpoint, index=start.index, weights=start.weights, cpus=start.cpus)
+        engine = build_engine(
+            start.args,
+            start.endpoint,
+            index=start.index,
+            weights=start.weights,
+            cpus=start.cpus,
+            rank_cpus=start.rank_cpus,
+        )
     except (
         ValueError,
         OSError,
@@ -115,7 +83,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: engine.stop())
     freeze_heap()
     engine.call_when_idle(engine.prepare_grammars)
-    engine.run()
+    try:
+        engine.run()
+    except RankLost as error:
+        reports.write(pack_frame(StartFailure(str(error))))
+        return EXIT_CRASHED
     return 0
 
 

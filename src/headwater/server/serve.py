@@ -60,10 +60,16 @@ async def run_server(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop_requested.set)
-    plan = plan_threads(num_engines=args.dp_size, threads=args.threads, pinning=args.pin_threads)
+    plan = plan_threads(num_engines=args.dp_size * args.tp_size, threads=args.threads, pinning=args.pin_threads)
     supervisors = [
-        EngineSupervisor(args.for_one_engine(each.num_threads), directory=directory, index=index, cpus=each.cpus)
-        for index, each in enumerate(plan.engines)
+        EngineSupervisor(
+            args.for_one_engine(ranks[0].num_threads),
+            directory=directory,
+            index=index,
+            cpus=ranks[0].cpus,
+            rank_cpus=tuple(rank.cpus for rank in ranks[1:]),
+        )
+        for index, ranks in enumerate(plan.grouped(args.tp_size))
     ]
     try:
         endpoints = [await supervisor.start() for supervisor in supervisors]

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import msgspec
 
+from headwater.launch.child_process import EXIT_REFUSED
 from headwater.launch.config import ServerArgs
-from headwater.server.engine_process import EXIT_REFUSED, EngineStart, StartFailure, pack_frame
+from headwater.messages.frames import pack_frame
+from headwater.server.engine_process import EngineStart, StartFailure
 
 RETRY_S = 5.0  # after a refused start: the files may return, or an update may name others
 ENGINE_COMMAND = (sys.executable, "-m", "headwater.server.engine_process")
@@ -94,10 +96,15 @@ class EngineSupervisor:
         directory: Path,
         index: int = 0,
         cpus: tuple[tuple[int, ...], ...] = (),
+        rank_cpus: tuple[tuple[tuple[int, ...], ...], ...] = (),
         command: Sequence[str] = ENGINE_COMMAND,
     ) -> None:
-        """`args` are those of this engine, `index` is its number among the engines, `cpus` are those of its threads."""
+        """`args` are those of this engine, `index` is its number among the engines, `cpus` are those of its threads.
+
+        `rank_cpus` are those of its other ranks' threads.
+        """
         self._cpus = cpus
+        self._rank_cpus = rank_cpus
         self.index = index
         self._args = args
         self._directory = directory
@@ -123,6 +130,7 @@ class EngineSupervisor:
                 index=self.index,
                 weights=self.weights(),
                 cpus=self._cpus,
+                rank_cpus=self._rank_cpus,
             ),
             command=self._command,
         )

@@ -2,30 +2,38 @@
 
 import itertools
 import logging
+import mmap
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from headwater.devices.cpu.ranks.page_share import PageShare
 from headwater.devices.kv_memory import KVMemory
 
 _log = logging.getLogger(__name__)
 Pages = npt.NDArray[np.int32]
+Parts = Sequence[npt.NDArray[np.uint8]]  # each [pages, ...]
 
 
 class HostMemory:
     """`num_pages` pages of `page_bytes` bytes, page-first: all layers of a page are one contiguous run.
 
-    Memory is allocated on first write.
+    Memory is allocated on first write. `buffer`: memory that other processes share, if they do.
     """
 
-    def __init__(self, *, num_pages: int, page_bytes: int) -> None:
+    def __init__(self, *, num_pages: int, page_bytes: int, buffer: mmap.mmap | None = None) -> None:
         self.num_pages = num_pages
         self.page_bytes = page_bytes
-        self.pages: npt.NDArray[np.uint8] = np.zeros((num_pages, page_bytes), dtype=np.uint8)
+        shape = (num_pages, page_bytes)
+        self.pages: npt.NDArray[np.uint8] = (
+            np.zeros(shape, dtype=np.uint8)
+            if buffer is None
+            else np.frombuffer(buffer, dtype=np.uint8, count=num_pages * page_bytes).reshape(shape)
+        )
 
     def view(self, page: int) -> memoryview:
         """A writable view of one page."""
@@ -73,12 +81,13 @@ class CpuPageCopier:
     """`cache.copier.PageCopier` between CPU KV memory and host memory: one thread, large copies.
 
     Restores go first, because requests wait for them. `kv` is called for each copy: the KV memory may be released
-    and allocated again.
+    and allocated again. `share`: what this rank has of each page, if it has not all.
     """
 
-    def __init__(self, kv: Callable[[], KVMemory], host: HostMemory) -> None:
+    def __init__(self, kv: Callable[[], KVMemory], host: HostMemory, *, share: PageShare | None = None) -> None:
         self._kv = kv
-        self._host = host
+        self._share = share
+        self._host: Parts = [host.pages] if share is None else share.of_whole(host.pages)
         self._jobs: queue.PriorityQueue[tuple[int, int, ThreadCopy | None, Callable[[], None]]] = queue.PriorityQueue()
         self._order = itertools.count()
         self._thread = threading.Thread(target=self._run, name="copy-pages", daemon=True)
@@ -90,16 +99,19 @@ class CpuPageCopier:
         self._thread.join()
 
     def offload(self, device_pages: Pages, host_pages: Pages) -> ThreadCopy:
-        device = self._device_bytes()
-        return self._start(lambda: _copy(device, device_pages, self._host.pages, host_pages), rank=1)
+        device = self._device()
+        if self._share is not None and not self._share.is_writer:
+            return self._start(lambda: None, rank=1)
+        return self._start(lambda: _copy(device, device_pages, self._host, host_pages), rank=1)
 
     def restore(self, host_pages: Pages, device_pages: Pages) -> ThreadCopy:
-        device = self._device_bytes()
-        return self._start(lambda: _copy(self._host.pages, host_pages, device, device_pages), rank=0)
+        device = self._device()
+        return self._start(lambda: _copy(self._host, host_pages, device, device_pages), rank=0)
 
-    def _device_bytes(self) -> npt.NDArray[np.uint8]:
-        """The KV memory as uint8[num_pages, page_bytes], without a copy."""
-        return self._kv().memory
+    def _device(self) -> Parts:
+        """The KV memory, in the parts that it has in host memory, without a copy."""
+        memory = self._kv().memory
+        return [memory] if self._share is None else self._share.of_own(memory)
 
     def _start(self, job: Callable[[], None], *, rank: int) -> ThreadCopy:
         copy = ThreadCopy()
@@ -114,11 +126,12 @@ class CpuPageCopier:
             copy.carry_out(job)
 
 
-def _copy(source: npt.NDArray[np.uint8], sources: Pages, target: npt.NDArray[np.uint8], targets: Pages) -> None:
+def _copy(source: Parts, sources: Pages, target: Parts, targets: Pages) -> None:
     """target[targets[i]] = source[sources[i]], neighbours in one copy. numpy copies without the GIL."""
     for start, stop in _pieces(sources, targets):
-        first, to = int(sources[start]), int(targets[start])
-        np.copyto(target[to : to + stop - start], source[first : first + stop - start])
+        first, to, num = int(sources[start]), int(targets[start]), stop - start
+        for source_part, target_part in zip(source, target, strict=True):
+            np.copyto(target_part[to : to + num], source_part[first : first + num])
 
 
 def _pieces(sources: Pages, targets: Pages) -> Iterator[tuple[int, int]]:

@@ -32,6 +32,10 @@ class ThreadPlan:
     engines: tuple[EngineThreads, ...]
     api_cpus: tuple[int, ...] = ()
 
+    def grouped(self, num_ranks: int) -> list[tuple[EngineThreads, ...]]:
+        """The threads by engine, where each engine is `num_ranks` processes that were planned one by one."""
+        return [self.engines[first : first + num_ranks] for first in range(0, len(self.engines), num_ranks)]
+
 
 def plan_threads(*, num_engines: int = 1, threads: int | None = None, pinning: Pinning = "auto") -> ThreadPlan:
     """Share the cores that this process may use among its engines. `threads`: of each engine, if the user chose.

@@ -1,0 +1,109 @@
+"""A rank process: `python -m headwater.launch.ranks.process`, started by its engine only.
+
+It reads a `RankStart` from standard input, whose end means that the engine has died. Reports go to standard output, all
+other output to standard error.
+"""
+
+import gc
+import logging
+import signal
+import sys
+import threading
+import time
+from io import FileIO
+
+import msgspec
+
+from headwater.devices.cpu.ranks.group import CpuRanks
+from headwater.devices.cpu.ranks.segment import RankSegment
+from headwater.launch.child_process import (
+    EXIT_CRASHED,
+    EXIT_REFUSED,
+    die_with_parent,
+    exit_with_parent,
+    take_standard_output,
+)
+from headwater.launch.placement import flags_in_errors, open_placement
+from headwater.launch.ranks.start import RankStart, page_share, shared_pages
+from headwater.launch.served_model import read_model, serve_model
+from headwater.messages.frames import read_frame
+from headwater.ranks import orders
+from headwater.ranks.plan_codec import Kind
+from headwater.ranks.plan_stream import StreamReader
+from headwater.ranks.shared_memory import SharedMemory
+from headwater.ranks.worker import RankWorker, Reports
+
+_SIGN_EVERY_S = 0.25
+
+log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C
+    reports = Reports(take_standard_output().write)
+    stdin = FileIO(0, closefd=False)
+    start = msgspec.msgpack.decode(read_frame(stdin), type=RankStart)
+    exit_with_parent(stdin)
+    if start.parent_pid is not None:
+        die_with_parent(start.parent_pid)
+    logging.basicConfig(
+        level=start.args.log_level.upper(),
+        format=f"%(asctime)s %(levelname)s rank {start.rank} %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    stream = start.stream
+    memory = SharedMemory(stream.memory_fd, stream.num_bytes)
+    reader = StreamReader(memory, stream.wake_fd, index=stream.index, num_readers=stream.num_readers)
+    threading.Thread(target=_show_life, args=(reader,), name="show-life", daemon=True).start()
+    try:
+        worker = _build(start, reader, reports)
+    except (ValueError, OSError) as error:  # mistakes of the user, which rank 0 has found as well or will not
+        log.debug("the rank could not start", exc_info=True)
+        reports.send(orders.Refused(message=str(error)))
+        return EXIT_REFUSED
+    if worker is None:
+        return EXIT_CRASHED
+    gc.collect()
+    gc.freeze()  # what is there now lives as long as the process: no collection needs to look at it
+    worker.run(reader)
+    return 0
+
+
+def _build(start: RankStart, reader: StreamReader, reports: Reports) -> RankWorker | None:
+    """Load this rank's share, and build the runner that the engine orders; None if the engine ends first."""
+    args = start.args
+    group = CpuRanks(RankSegment(start.segment_fd), rank=start.rank)  # no limit: its engine watches all ranks
+    placement = open_placement(args, cpus=start.cpus, ranks=group)
+    model = read_model(args, placement, start.weights)
+    loaded = model.loaded
+    reports.send(orders.Loaded(weights_id=loaded.weights_id, weights_bytes=loaded.weights_bytes))
+    record = reader.take()
+    if record is None or record.kind != Kind.ORDER:
+        return None
+    order = orders.decode_order(record.body.data)
+    if not isinstance(order, orders.BuildRunner):
+        return None
+    share = page_share(args, loaded)
+    with flags_in_errors():
+        runner = placement.make_runner(
+            args, loaded, layout=share.own, num_pages=order.num_pages, max_context=order.max_context
+        )
+    copier = None
+    if order.num_host_pages:
+        shared = shared_pages(start.host_fd, share, order.num_host_pages)
+        _, copier = placement.make_host_memory(runner, num_pages=order.num_host_pages, shared=shared)
+    worker = RankWorker(
+        serve_model(args, placement.device, model, runner), meetings=group, copier=copier, reports=reports
+    )
+    reports.send(orders.Ready())
+    return worker
+
+
+def _show_life(reader: StreamReader) -> None:
+    while True:
+        reader.show_life()
+        time.sleep(_SIGN_EVERY_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Commands of the plan stream that are rare, and what rank processes answer: tagged structs in msgpack."""
+
+import msgspec
+
+from headwater.messages.base import Struct
+
+
+class BuildRunner(Struct, tag="build_runner"):
+    """Allocate the KV memory and record the model; answered by `Ready`. Comes once, before every other command."""
+
+    num_pages: int
+    max_context: int
+    num_host_pages: int  # 0: no host tier
+
+
+class StageWeights(Struct, tag="stage"):
+    """Begin to read new weights; answered by `Staged` when they have been checked."""
+
+    staging_id: int
+    path: str
+    load_format: str
+
+
+class ReloadWeights(Struct, tag="reload"):
+    """Begin to read the released weights again; answered by `Staged`."""
+
+    staging_id: int
+    accepts_changes: bool
+
+
+class AbandonWeights(Struct, tag="abandon"):
+    staging_id: int
+
+
+class SwapWeights(Struct, tag="swap"):
+    """The next step computes with the staged weights."""
+
+    staging_id: int
+
+
+class ReleaseWeights(Struct, tag="release_weights"):
+    pass
+
+
+class ReleaseKv(Struct, tag="release_kv"):
+    pass
+
+
+class ResumeKv(Struct, tag="resume_kv"):
+    pass
+
+
+class Recover(Struct, tag="recover"):
+    """A step has failed: leave it, and meet the other ranks anew. Answered by `Recovered`."""
+
+    recovery_id: int
+
+
+class Stop(Struct, tag="stop"):
+    """End the process."""
+
+
+Order = (
+    BuildRunner
+    | StageWeights
+    | ReloadWeights
+    | AbandonWeights
+    | SwapWeights
+    | ReleaseWeights
+    | ReleaseKv
+    | ResumeKv
+    | Recover
+    | Stop
+)
+
+
+class Loaded(Struct, tag="loaded"):
+    """The rank has its share of the weights."""
+
+    weights_id: str
+    weights_bytes: int
+
+
+class Ready(Struct, tag="ready"):
+    """The rank can compute."""
+
+
+class Refused(Struct, tag="refused"):
+    """The rank cannot start, by a mistake of the user: the process ends."""
+
+    message: str
+
+
+class Copied(Struct, tag="copied"):
+    """A copy of pages has ended on this rank."""
+
+    copy_id: int
+    has_failed: bool
+    took_s: float
+
+
+class Staged(Struct, tag="staged"):
+    """New weights have been read and checked, or refused."""
+
+    staging_id: int
+    error: str | None = None
+    weights_id: str = ""  # as it will be after the swap; only without error
+    has_changed: bool = False
+
+
+class Recovered(Struct, tag="recovered"):
+    recovery_id: int
+
+
+class StepFailed(Struct, tag="step_failed"):
+    """A step raised on this rank."""
+
+    step_id: int
+    error: str
+
+
+class CommandFailed(Struct, tag="command_failed"):
+    """Another command raised: the rank no longer has the state of the others."""
+
+    error: str
+
+
+Report = Loaded | Ready | Refused | Copied | Staged | Recovered | StepFailed | CommandFailed
+
+encode_order = msgspec.msgpack.Encoder().encode
+decode_order = msgspec.msgpack.Decoder(Order).decode
+decode_report = msgspec.msgpack.Decoder(Report).decode
