@@ -1,5 +1,6 @@
 """Stop patterns, compared with Python's `re` on every beginning of the text."""
 
+import contextlib
 import re
 import time
 
@@ -27,6 +28,13 @@ PATTERNS = [
     r"(a*)*b",
     r"a{2,}b",
     r"[A-C]a|é\S",
+    r"a{,2}c|b{1,2}?d|x{}",
+    r"[]b-d-]a|[^]a-c]b",
+    r"(?P<first>a|b)(?#a note)c",
+    r"(?x) a \ b | [ b] c",
+    r"(?i:a)B|(?-i:b)C",
+    r"\x61\142|\u0063\N{DIGIT ONE}|\.\n",
+    r"(?s:a.)c|[\d.]{2}|[^\w\s]$",
 ]
 
 
@@ -98,6 +106,11 @@ def test_stop_strings_beside_patterns_count_by_their_last_character():
         (r"a\b", "next character"),
         ("a$b", "only at its end"),
         ("a++b", "possessive"),
+        ("(?>a)b", "atomic_group"),
+        ("(a)(?(1)b|c)", "groupref_exists"),
+        ("(?P<n>a)(?P=n)", "groupref"),
+        ("(?<!a)b", "assert"),
+        (r"a\B", "next character"),
         ("a{100}|b{100}", "more than 200 states"),
         ("(" * 3000 + "a" + ")" * 3000, "nested|regular expression"),
         ("a{1,99999999999999}", "states|regular expression"),
@@ -106,6 +119,13 @@ def test_stop_strings_beside_patterns_count_by_their_last_character():
 def test_what_cannot_be_searched_for_is_refused_with_the_reason(pattern, reason):
     with pytest.raises(ValueError, match=reason):
         compile_stop((), (pattern,))
+
+
+def test_repeats_of_nothing_take_no_time():
+    """A billion rounds that add no state kept the process busy for minutes."""
+    for pattern in ("(?:){1000000000}a", "(?:(?:){9999}|(?:)){1000000000}a", "(?:(?#x)){7,1000000000}a"):
+        with contextlib.suppress(ValueError):  # optional rounds are states, and too many
+            assert run("bab", [pattern]) == ("b", pattern)
 
 
 def test_patterns_that_make_backtracking_explode_cost_no_more_than_their_states():

@@ -129,9 +129,7 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     return {name: content for name, content in contents.items() if isinstance(content, str) and content}
 
 
-def _add_missing_tokens(
-    backend: tokenizers.Tokenizer, config: Fields, special_tokens: Mapping[str, str]
-) -> None:
+def _add_missing_tokens(backend: tokenizers.Tokenizer, config: Fields, special_tokens: Mapping[str, str]) -> None:
     """Add the tokens that only `tokenizer_config.json` has, in the order of their ids."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     for token_id, token in sorted(added_tokens_of(config), key=lambda entry: entry[0]):
@@ -147,9 +145,7 @@ def _add_missing_tokens(
     backend.add_special_tokens([tokenizers.AddedToken(content, normalized=False) for content in missing])
 
 
-def _apply_begin_and_end(
-    backend: tokenizers.Tokenizer, config: Fields, special_tokens: Mapping[str, str]
-) -> None:
+def _apply_begin_and_end(backend: tokenizers.Tokenizer, config: Fields, special_tokens: Mapping[str, str]) -> None:
     """Apply the config's `add_bos_token` and `add_eos_token`, which win over `tokenizer.json`."""
     bos_token, eos_token = special_tokens.get("bos_token"), special_tokens.get("eos_token")
     around = backend.encode("").ids

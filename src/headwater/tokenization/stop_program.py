@@ -1,22 +1,23 @@
-"""Regular expressions as states that a matcher steps through, one character at a time.
+"""Regular expressions as states that a matcher steps through, one character at a time."""
 
-Python's own parser reads them, so the syntax is that of `re`. What would need more than states (backreferences,
-look-around), or the next character (`\\b`), is refused, and so is a pattern that matches the empty text.
-"""
-
-import re
-import warnings
-from collections.abc import Callable, Sequence
 from functools import lru_cache
-from re import _constants as op  # pyright: ignore[reportAttributeAccessIssue]  # as of 3.11 the module's only home
-from re import _parser  # pyright: ignore[reportAttributeAccessIssue]
 from typing import Any, NamedTuple
 
+from headwater.tokenization.stop_syntax import (
+    NEXT_IS_UNKNOWN,
+    Branch,
+    Character,
+    End,
+    Node,
+    Repeat,
+    Sequel,
+    Start,
+    Test,
+    equals,
+    read_pattern,
+)
+
 MAX_STATES = 200  # of one request: a character visits each at most twice, in 0.1 to 0.2 ms
-_DIGITS = (op.CATEGORY_DIGIT, op.CATEGORY_NOT_DIGIT)
-_SPACES = (op.CATEGORY_SPACE, op.CATEGORY_NOT_SPACE)
-_COMPLEMENTS = (op.CATEGORY_NOT_DIGIT, op.CATEGORY_NOT_SPACE, op.CATEGORY_NOT_WORD)
-Test = Callable[[str], bool]
 
 
 class State(NamedTuple):
@@ -57,21 +58,13 @@ class _Builder:
     def add_string(self, string: str) -> int:
         at = self._state(None, (), string)
         for char in reversed(string):
-            at = self._state(_equals(char), (at,))
+            at = self._state(equals(char), (at,))
         return at
 
     def add_pattern(self, pattern: str) -> int:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about syntax that may change its meaning one day
-                parsed = _parser.parse(pattern)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"is not a regular expression: {error}") from None
-        if parsed.getwidth()[0] == 0:
-            raise ValueError("matches the empty text, so it would end every answer at once")
-        try:
             accept = self._state(None, (), pattern)
-            return self._sequence(list(parsed), accept, flags=parsed.state.flags, is_last=True)
+            return self._node(read_pattern(pattern), accept, is_last=True)
         except RecursionError:
             raise ValueError("is nested too deeply") from None
 
@@ -81,106 +74,38 @@ class _Builder:
         self.states.append([test, following, accepts, at])
         return len(self.states) - 1
 
-    def _sequence(self, items: Sequence[tuple[Any, Any]], at: int, *, flags: int, is_last: bool) -> int:
-        """The state in which `items` begin, if `at` follows them. `is_last`: nothing but the end follows."""
-        for number, (code, argument) in reversed(list(enumerate(items))):
-            ends = is_last and number == len(items) - 1
-            at = self._item(code, argument, at, flags=flags, is_last=ends)
-        return at
+    def _node(self, node: Node, at: int, *, is_last: bool) -> int:
+        """The state in which `node` begins, if `at` follows it. `is_last`: nothing but the end follows."""
+        match node:
+            case Character(test):
+                return self._state(test, (at,))
+            case Sequel(parts):
+                for part in reversed(parts):
+                    at = self._node(part, at, is_last=is_last and part is parts[-1])
+                return at
+            case Branch(options):
+                return self._state(None, tuple(self._node(option, at, is_last=is_last) for option in options))
+            case Repeat():
+                return self._repeat(node, at)
+            case Start(place):
+                return self._state(None, (at,), None, place)
+            case End():
+                if not is_last:
+                    raise ValueError(NEXT_IS_UNKNOWN)
+                return at  # the text so far always ends here
 
-    def _item(self, code: Any, argument: Any, at: int, *, flags: int, is_last: bool) -> int:
-        if code is op.BRANCH:
-            branches = [self._sequence(list(part), at, flags=flags, is_last=is_last) for part in argument[1]]
-            return self._state(None, tuple(branches))
-        if code is op.SUBPATTERN:
-            _, added, removed, part = argument
-            return self._sequence(list(part), at, flags=(flags | added) & ~removed, is_last=is_last)
-        if code in (op.MAX_REPEAT, op.MIN_REPEAT):
-            low, high, part = argument
-            return self._repeat(part, at, low=low, high=high, flags=flags)
-        if code is op.AT:
-            return self._position(argument, at, flags=flags, is_last=is_last)
-        return self._state(_test(code, argument, flags), (at,))
-
-    def _repeat(self, part: Any, at: int, *, low: int, high: Any, flags: int) -> int:
-        def once(following: int) -> int:
-            return self._sequence(list(part), following, flags=flags, is_last=False)
-
-        if high is op.MAXREPEAT:
+    def _repeat(self, node: Repeat, at: int) -> int:
+        part, low, high = node
+        if high is None:
             loop = self._state(None, ())
-            self.states[loop][1] = (once(loop), at)
+            self.states[loop][1] = (self._node(part, loop, is_last=False), at)
             at = loop
         else:
             after = at
             for _ in range(high - low):
-                at = self._state(None, (once(at), after))
+                at = self._state(None, (self._node(part, at, is_last=False), after))
         for _ in range(low):
-            at = once(at)
+            following, at = at, self._node(part, at, is_last=False)
+            if at == following:  # the part is empty, and may be asked for a billion times
+                break
         return at
-
-    def _position(self, kind: Any, at: int, *, flags: int, is_last: bool) -> int:
-        if kind in (op.AT_BEGINNING, op.AT_BEGINNING_STRING):
-            is_of_line = kind is op.AT_BEGINNING and flags & re.MULTILINE
-            return self._state(None, (at,), None, "line" if is_of_line else "text")
-        if kind in (op.AT_END, op.AT_END_STRING) and is_last:  # the text so far always ends here
-            return at
-        raise ValueError("may have $ only at its end, and no \\b or \\B: the next character is not known")
-
-
-def _test(code: Any, argument: Any, flags: int) -> Test:
-    if code is op.LITERAL:
-        test = _equals(chr(argument))
-    elif code is op.NOT_LITERAL:
-        return _negated(_folded(_equals(chr(argument)), flags))
-    elif code is op.ANY:
-        return _anything if flags & re.DOTALL else _not_a_line_end
-    elif code is op.IN:
-        is_negated = argument[0][0] is op.NEGATE
-        test = _folded(_one_of([_member(code, of, flags) for code, of in argument[is_negated:]]), flags)
-        return _negated(test) if is_negated else test
-    else:
-        raise ValueError(f"uses {str(code).lower()}, which cannot be searched for while a text arrives")
-    return _folded(test, flags)
-
-
-def _member(code: Any, argument: Any, flags: int) -> Test:
-    if code is op.LITERAL:
-        return _equals(chr(argument))
-    if code is op.RANGE:
-        low, high = argument
-        return lambda char: low <= ord(char) <= high
-    test = str.isdecimal if argument in _DIGITS else str.isspace if argument in _SPACES else _is_word
-    if flags & re.ASCII:
-        unlimited = test
-        test = lambda char: char.isascii() and unlimited(char)  # noqa: E731
-    return _negated(test) if argument in _COMPLEMENTS else test
-
-
-def _equals(expected: str) -> Test:
-    return lambda char: char == expected
-
-
-def _one_of(tests: Sequence[Test]) -> Test:
-    return lambda char: any(test(char) for test in tests)
-
-
-def _negated(test: Test) -> Test:
-    return lambda char: not test(char)
-
-
-def _folded(test: Test, flags: int) -> Test:
-    if not flags & re.IGNORECASE:
-        return test
-    return lambda char: any(test(form) for form in (char, char.lower(), char.upper()) if len(form) == 1)
-
-
-def _anything(_: str) -> bool:
-    return True
-
-
-def _not_a_line_end(char: str) -> bool:
-    return char != "\n"
-
-
-def _is_word(char: str) -> bool:
-    return char.isalnum() or char == "_"

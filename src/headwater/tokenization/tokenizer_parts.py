@@ -17,9 +17,7 @@ class TokenizerParts:
     chat_templates: Mapping[str, str]  # Jinja sources: "default", and "tool_use" if the model has two
 
 
-def set_begin_and_end_tokens(
-    backend: tokenizers.Tokenizer, *, bos_token: str | None, eos_token: str | None
-) -> None:
+def set_begin_and_end_tokens(backend: tokenizers.Tokenizer, *, bos_token: str | None, eos_token: str | None) -> None:
     """Make `encode(add_special_tokens=True)` add these tokens before and after a text; None adds nothing."""
     before = [] if bos_token is None else [bos_token]
     after = [] if eos_token is None else [eos_token]
