@@ -14,6 +14,7 @@ from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.kernel_library import KernelLibrary, kernel_library
 from headwater.devices.cpu.ranks.group import CpuRanks
 from headwater.devices.cpu.ranks.segment import RankSegment, rank_buffer_bytes
+from headwater.devices.device import Device
 from headwater.devices.host_tensor import HostTensor
 from headwater.devices.kv_memory import KVMemory
 from headwater.execution.cpu_runner import ComputedStep, CpuRunner
@@ -59,7 +60,7 @@ class TinyWeights:
         return HostTensor.of((values + (1 if name.endswith("norm.weight") else 0)).astype(np.float32))
 
 
-def load_tiny(device: CpuDevice, config: ModelConfig, *, form: WeightForm = WeightForm("float32")) -> LoadedModel:
+def load_tiny(device: Device, config: ModelConfig, *, form: WeightForm = WeightForm("float32")) -> LoadedModel:
     share = ModelShare.of(device.ranks)
     placed = PlacedWeights(share_of(TinyWeights(config.parameter_shapes()), config, share, form=form), device, form)
     model = build_decoder(config, placed, device)

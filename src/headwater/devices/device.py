@@ -40,10 +40,10 @@ class Linear(Protocol):
         """
         ...
 
-    def embed(self, token_ids: Array, *, first_token: int = 0) -> Array:
+    def embed(self, token_ids: Array, *, first_token: int | None = None) -> Array:
         """Rows of W, as an embedding looks them up: ids [T] -> float32[T, in].
 
-        Row i is that of token `first_token` + i; tokens without a row get zeros.
+        Row i is that of token `first_token` + i, and other tokens get zeros; None: every token has a row.
         """
         ...
 

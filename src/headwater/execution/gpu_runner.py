@@ -17,6 +17,7 @@ from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_greedy
 from headwater.devices.cuda.kernels.page_copy import copy_pages
 from headwater.devices.cuda.layer_gates import GatedAttention, LayerGates
+from headwater.devices.cuda.ranks.group import RankedLogits
 from headwater.devices.cuda.torch_tensors import torch_dtype
 from headwater.devices.kv_memory import KVLayout, KVMemory
 from headwater.execution.decode_inputs import DecodeInputs
@@ -31,6 +32,7 @@ from headwater.execution.step_graphs import GraphPool, StepGraphs, next_size
 from headwater.execution.step_inputs import MixedInputs
 from headwater.models.decoder import DecoderModel
 from headwater.models.loader import LoadedModel
+from headwater.models.ranks.share import ModelShare
 from headwater.scheduling.plan import PageCopy, StepPlan, TokenMasks
 
 # rows of a prompt's logits in memory at once: 64 rows of a vocabulary of 150,000 are 38 MB
@@ -53,6 +55,9 @@ class GpuRunner:
     `max_running` slots, each of at most `max_context` tokens (the model's context if not given). `layout` is that
     of the KV's pages. `graph_sizes` are the batch sizes of decodes that become CUDA graphs, `prompt_graph_sizes` those
     of other steps: (decodes, prompt tokens). Steps wait for the pages of `arrivals`, which a copier adds to.
+
+    Where several ranks compute the model, each runs the same plans, and rank 0 samples: the others get its tokens on
+    their devices, and no grammar chooses there.
     """
 
     def __init__(
@@ -83,13 +88,19 @@ class GpuRunner:
         self._kv: KVMemory | None = device.allocate_kv(layout, num_pages)  # None while it is released
         self._slots = DeviceSlots(place, max_running=max_running, max_pages=-(-max_context // layout.page_size))
         vocab_size = loaded.config.vocab_size
+        self._ranks, share = device.cuda_ranks, loaded.share
+        self._ranked: RankedLogits | None = None
+        if self._ranks is not None:
+            tokens = [ModelShare(rank, share.size).tokens(loaded.config) for rank in range(share.size)]
+            self._ranked = RankedLogits(self._ranks, tokens)
         self._greedy = GreedyScratch(max_rows=max_running, vocab_size=vocab_size, device=place)
         self._sampler = DeviceSampler(place, max_running=max_running, vocab_size=vocab_size, scratch=self._greedy)
         with torch.inference_mode():
             self._rotary = device.rotary_tables(loaded.model.rotary, max_context)
         device.reserve_decodes(loaded.model.geometry, max_running)
         # shared by all steps: a graph with logits of its own would keep them for ever
-        self._logits = torch.empty((max_running, vocab_size), dtype=torch.float32, device=place)
+        num_tokens = len(share.tokens(loaded.config))
+        self._logits = torch.empty((max_running, num_tokens), dtype=torch.float32, device=place)
         self._result = torch.zeros((2, max_running), dtype=torch.int32, device=place)
         self._results = [pinned((2, max_running), torch.int32, place) for _ in range(_NUM_RESULTS)]
         self._num_launched = 0
@@ -189,20 +200,34 @@ class GpuRunner:
             pooled=prompts.pooled,
         )
         self._num_launched += 1
-        if len(plan.grammar_rows):
+        is_gathered = self._ranked is not None and self._needs_logits(plan, sampled)
+        if is_gathered and self._ranked is not None:
+            logits = self._ranked.gather(logits[: len(sampled)])
+        if self._device.ranks.rank > 0:
+            self._end(step, is_gathered=is_gathered)
+        elif len(plan.grammar_rows):
             step.sample = partial(self._sample_masked, step, logits)  # all rows: two launches take twice as long as one
         else:
             self._sample(step, logits)
-            self._end(step)
+            self._end(step, is_gathered=is_gathered)
         return step
+
+    def _needs_logits(self, plan: StepPlan, sampled: Ints) -> bool:
+        """Whether some row is not plainly greedy, so that rank 0 needs the logits of all ranks. All find the same."""
+        slots = plan.slots[sampled]
+        is_special = self._sampler.is_special[slots] | self._sampler.has_logprobs[slots]
+        return bool(is_special.any()) or len(plan.grammar_rows) > 0
 
     @torch.inference_mode()
     def _sample_masked(self, step: PendingStep, logits: torch.Tensor, masks: TokenMasks) -> None:
         """Choose in all rows, which ends the step. No other step was launched meanwhile."""
         self._sample(step, logits, masks)
-        self._end(step)
+        self._end(step, is_gathered=self._ranked is not None)
 
-    def _end(self, step: PendingStep) -> None:
+    def _end(self, step: PendingStep, *, is_gathered: bool) -> None:
+        """`is_gathered`: rank 0 alone has sampled, and the other ranks get its tokens."""
+        if is_gathered and self._ranks is not None:
+            self._ranks.broadcast(self._slots.newest)
         step.outcome.copy_(self._result, non_blocking=True)  # all of it: PyTorch would wait for a part
         step.done.record()
 
@@ -254,6 +279,8 @@ class GpuRunner:
     def _greedy_logits(self, hidden: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         logits = self.model.logits(hidden, out=self._logits[: len(hidden)])
         choose_greedy(logits, slots, newest=self._slots.newest, result=self._result, scratch=self._greedy)
+        if self._ranked is not None:
+            self._ranked.merge_greedy(logits, slots, newest=self._slots.newest, result=self._result)
         return logits
 
     def _sample(self, step: PendingStep, logits: torch.Tensor, masks: TokenMasks | None = None) -> None:
@@ -300,6 +327,10 @@ class GpuRunner:
         for start in range(0, len(part.token_ids), _LOGIT_ROWS):
             ids = part.token_ids[start : start + _LOGIT_ROWS]
             logits = self.model.logits(hidden[part.start + start : part.start + start + len(ids)])
+            if self._ranked is not None:
+                logits = self._ranked.gather(logits)
+            if self._device.ranks.rank > 0:
+                continue
             params = [part.params] * len(ids)
             on_device = torch.tensor(ids, device=logits.device)
             yield PendingLogprobs(compute_logprobs(logits, on_device, params).moved(to_host), [part.row], ids, params)

@@ -75,7 +75,7 @@ class DecoderModel:
     def forward(self, token_ids: Array, attention: StepAttention) -> Array:
         """Hidden states before the last norm. Ids [T] -> float32[T, hidden_size]."""
         device, eps = self._device, self.config.norm_eps
-        first_token = self.share.tokens(self.config).start
+        first_token = None if self.share.size == 1 else self.share.tokens(self.config).start
         residual = device.all_reduce(self.embedding.embed(token_ids, first_token=first_token))
         for index, layer in enumerate(self.layers):
             x = device.rms_norm(residual, layer.input_norm, eps)

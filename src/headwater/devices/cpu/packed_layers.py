@@ -77,14 +77,14 @@ class PackedLinear:
         assert out is None, "a program has the memory of its arrays"
         return self(x)
 
-    def embed(self, token_ids: TokenIds, *, first_token: int = 0) -> Array:
+    def embed(self, token_ids: TokenIds, *, first_token: int | None = None) -> Array:
         (packed,) = self.packed
         y = token_ids.program.array(TOKENS, self.in_features)
         job = EmbedJob(
             weights=packed.blocks.ctypes.data,
             in_features=self.in_features,
             format=packed.format_id,
-            first_token=first_token,
+            first_token=first_token or 0,
             num_tokens=self.out_features,
         )
         token_ids.program.append("embed", job, {"y": y}, keeps=(packed,))

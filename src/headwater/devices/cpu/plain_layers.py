@@ -37,10 +37,11 @@ class PlainLinear:
         assert out is None, "a program has the memory of its arrays"
         return self(x)
 
-    def embed(self, token_ids: TokenIds, *, first_token: int = 0) -> Array:
+    def embed(self, token_ids: TokenIds, *, first_token: int | None = None) -> Array:
         ((weight, _),) = self._parts
         y = token_ids.program.array(TOKENS, self.in_features)
-        token_ids.program.append("embed", None, {"y": y}, plain=partial(_embed, weight=weight, first_token=first_token))
+        embed = partial(_embed, weight=weight, first_token=first_token or 0)
+        token_ids.program.append("embed", None, {"y": y}, plain=embed)
         return y
 
     def unpack(self) -> list[Part]:

@@ -20,6 +20,7 @@ from headwater.devices.cuda.kv_memory import CudaKVMemory
 from headwater.devices.cuda.linear import CudaGatedLinear, CudaLinear
 from headwater.devices.cuda.paged_batch import PagedBatch
 from headwater.devices.cuda.prefill_tiles import PrefillTiles, plan_tiles
+from headwater.devices.cuda.ranks.group import CudaRanks
 from headwater.devices.cuda.torch_tensors import place_tensor, to_host
 from headwater.devices.device import AttentionGeometry, GatedLinear, Linear, RotaryAngles, StepAttention
 from headwater.devices.errors import UnsupportedError
@@ -43,9 +44,17 @@ class CudaDevice:
 
     name = "cuda"
     block_formats: frozenset[str] = frozenset()
-    ranks: RankGroup = SOLE_RANK
 
-    def __init__(self, torch_device: torch.device | None = None, *, attention: AttentionBackend = "triton") -> None:
+    def __init__(
+        self,
+        torch_device: torch.device | None = None,
+        *,
+        attention: AttentionBackend = "triton",
+        ranks: CudaRanks | None = None,
+    ) -> None:
+        self.cuda_ranks = ranks
+        if ranks is not None:
+            torch_device = ranks.torch_device
         if torch_device is None:
             if not torch.cuda.is_available():
                 raise UnsupportedError(
@@ -71,14 +80,19 @@ class CudaDevice:
         if self.is_gpu and (found := torch.cuda.get_device_capability(torch_device)) < _MIN_CAPABILITY:
             raise UnsupportedError("device", self.name, _too_old(torch_device, found, needed=_MIN_CAPABILITY))
 
+    @property
+    def ranks(self) -> RankGroup:
+        return self.cuda_ranks or SOLE_RANK
+
     def auto_dtype(self) -> str:
         return "bfloat16"
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        return x
+        return x if self.cuda_ranks is None else self.cuda_ranks.all_reduce(x)
 
     def add_reduced(self, residual: torch.Tensor, x: torch.Tensor) -> None:
-        raise AssertionError("a single process adds to the residual within the product")
+        assert self.cuda_ranks is not None, "a single process adds to the residual within the product"
+        residual += self.cuda_ranks.all_reduce(x)
 
     def place(self, weight: HostTensor | RandomTensor, *, form: str) -> torch.Tensor:
         return place_tensor(weight, dtype=form, device=self.torch_device)

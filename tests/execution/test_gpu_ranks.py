@@ -1,0 +1,103 @@
+"""Two ranks of the asynchronous runner: this process and another, which gloo connects as NCCL does two GPUs."""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gpu_rank import GpuRank, gpu_runner
+from ranked_models import VOCAB_SIZE, tiny_config
+from step_driver import GREEDY, DrivenRequest, StepDriver
+
+from headwater.devices.cuda import linear as cuda_linear
+from headwater.devices.cuda.kernels import decode as triton_decode
+from headwater.devices.kv_memory import KVMemory
+from headwater.execution.pending_step import PendingStep
+from headwater.messages.generation import LogprobParams, SamplingParams
+from headwater.scheduling.plan import StepPlan
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="benchmarks/gpu/all_reduce.py runs ranks on GPUs"),
+]
+
+PROMPTS = [np.random.default_rng(3).integers(0, VOCAB_SIZE, length).tolist() for length in (5, 6, 2)]
+DRAWN = SamplingParams(temperature=0.8, top_k=30, seed=5)
+
+
+@pytest.fixture(autouse=True)
+def _few_interpreted_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As rank 1 has it, and as test_gpu_runner.py does."""
+    monkeypatch.setattr(triton_decode, "split_limits", lambda *_: (2, 64))
+    monkeypatch.setattr(cuda_linear, "suits", lambda *_: False)
+    monkeypatch.setattr(cuda_linear, "suits_gated", lambda *_: False)
+
+
+class TwoRanks:
+    """Rank 0 here; every plan goes to rank 1 first."""
+
+    def __init__(self, process: subprocess.Popen, rendezvous: Path) -> None:
+        self._process = process
+        self.runner = GpuRank(0, rendezvous).runner
+
+    @property
+    def kv(self) -> KVMemory:
+        return self.runner.kv
+
+    def launch(self, plan: StepPlan) -> PendingStep:
+        assert self._process.stdin is not None
+        pickle.dump(plan, self._process.stdin)
+        self._process.stdin.flush()
+        return self.runner.launch(plan)
+
+
+@contextmanager
+def two_ranks(folder: Path) -> Iterator[TwoRanks]:
+    rendezvous = folder / "rendezvous"
+    command = [sys.executable, str(Path(__file__).with_name("gpu_rank.py")), str(rendezvous)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process:
+        try:
+            ranks = TwoRanks(process, rendezvous)
+            yield ranks
+            assert process.stdin is not None
+            process.stdin.close()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            torch.distributed.destroy_process_group()
+
+
+def _run(runner: Any) -> list[DrivenRequest]:
+    """Greedy alone, then beside rows that need all logits, then beside a row with a mask."""
+    driver = StepDriver(runner)
+    greedy = driver.add(PROMPTS[0], slot=0)
+    driver.run([greedy], num_outputs=2, chunk=4)
+    drawn = driver.add(PROMPTS[1], slot=1, sampling=DRAWN, logprobs=LogprobParams(top=2, prompt_start=0))
+    driver.run([greedy, drawn], num_outputs=3)
+    masked = driver.add(PROMPTS[2], slot=2, sampling=GREEDY)
+    masked.mask = lambda num_outputs: (np.arange(7) == num_outputs % 7).astype(np.uint32) * 0x7FFF
+    driver.run([greedy, drawn, masked], num_outputs=4)
+    return [greedy, drawn, masked]
+
+
+def test_two_ranks_write_the_text_of_one(tmp_path: Path) -> None:
+    """Heads, columns and tokens of two ranks; tokens that rank 0 drew are on the device of rank 1 for the next step."""
+    config = tiny_config(num_layers=1, vocab_size=VOCAB_SIZE)
+    alone = _run(gpu_runner(config, ranks=None))
+    with two_ranks(tmp_path) as ranks:
+        together = _run(ranks)
+    assert [it.outputs for it in together] == [it.outputs for it in alone]
+    assert len({token for it in alone for token in it.outputs}) > 4
+    for one, other in zip(together, alone, strict=True):
+        assert [it.top_ids for it in one.logprobs] == [it.top_ids for it in other.logprobs]
+        assert [it.top_ids for it in one.prompt_logprobs] == [it.top_ids for it in other.prompt_logprobs]
