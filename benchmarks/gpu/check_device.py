@@ -27,6 +27,7 @@ TESTS = (
     "tests/engine/test_golden_engine.py",
     "tests/execution/test_step_graphs.py",
     "tests/execution/test_gpu_runner.py",
+    "tests/execution/test_gpu_ranks.py",  # on two cards or more, else skipped
     "tests/devices/test_step_attention.py",
     "tests/devices/test_float8_attention.py",
     "tests/devices/cuda/test_external_attention.py",

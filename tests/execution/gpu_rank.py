@@ -12,30 +12,42 @@ from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels import decode as triton_decode
 from headwater.devices.cuda.ranks.group import CudaRanks
 from headwater.execution.gpu_runner import GpuRunner
-from headwater.models.config import ModelConfig
 from interpreted_triton import patch_language_once
 
-CPU = torch.device("cpu")
+HAS_CARDS = torch.cuda.device_count() >= 2
+CONFIG = tiny_config(num_layers=1, hidden_size=64, head_dim=16)
 
 
-def gpu_runner(config: ModelConfig, *, ranks: CudaRanks | None) -> GpuRunner:
-    device = CudaDevice(CPU, ranks=ranks)
-    loaded = load_tiny(device, config)
-    layout = loaded.kv_layout(page_size=4)
-    return GpuRunner(loaded, device, layout=layout, num_pages=32, max_running=4, max_context=64)
+def place_of(rank: int) -> torch.device:
+    return torch.device("cuda", rank) if HAS_CARDS else torch.device("cpu")
 
 
-class GpuRank:
-    def __init__(self, rank: int, rendezvous: Path) -> None:
-        self.ranks = CudaRanks(rank=rank, size=2, rendezvous=rendezvous, torch_device=CPU, limit_s=60.0)
-        self.runner = gpu_runner(tiny_config(num_layers=1), ranks=self.ranks)
+def gpu_runner(*, ranks: CudaRanks | None) -> GpuRunner:
+    """With CUDA graphs where there are cards."""
+    device = CudaDevice(place_of(0), ranks=ranks)
+    loaded = load_tiny(device, CONFIG)
+    return GpuRunner(
+        loaded,
+        device,
+        layout=loaded.kv_layout(page_size=4),
+        num_pages=32,
+        max_running=4,
+        max_context=64,
+        graph_sizes=(1, 2, 4) if HAS_CARDS else (),
+    )
+
+
+def ranked_gpu_runner(rank: int, rendezvous: Path) -> GpuRunner:
+    place = place_of(rank)
+    return gpu_runner(ranks=CudaRanks(rank=rank, size=2, rendezvous=rendezvous, torch_device=place, limit_s=60.0))
 
 
 def main(rendezvous: Path) -> None:
-    patch_language_once()
-    cuda_linear.suits = cuda_linear.suits_gated = lambda *_: False  # interpreted, these kernels take long
-    triton_decode.split_limits = lambda *_: (2, 64)
-    runner = GpuRank(1, rendezvous).runner
+    if not HAS_CARDS:  # interpreted, these kernels take long
+        patch_language_once()
+        cuda_linear.suits = cuda_linear.suits_gated = lambda *_: False
+        triton_decode.split_limits = lambda *_: (2, 64)
+    runner = ranked_gpu_runner(1, rendezvous)
     while True:
         try:
             plan = pickle.load(sys.stdin.buffer)

@@ -1,7 +1,7 @@
 """Tensors of a checkpoint in host memory: plain numbers or GGUF blocks, as they lie in the file. numpy alone."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -90,15 +90,30 @@ class HostTensor:
 
 @dataclass(frozen=True, slots=True)
 class RandomTensor:
-    """Normally distributed numbers that a device makes itself; each kind of device has numbers of its own."""
+    """Normally distributed numbers that a device makes itself; each kind of device has numbers of its own.
 
-    shape: tuple[int, ...]
+    A part of a tensor has the numbers of the whole: `part` are its rows and columns, None for all.
+    """
+
+    whole: tuple[int, ...]
     seed: int
     scale: float
+    part: tuple[slice, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        cut = tuple(part.stop - part.start for part in self.part)
+        return cut + self.whole[len(cut) :]
+
+    def rows(self, start: int, stop: int) -> "RandomTensor":
+        return replace(self, part=(slice(start, stop),))
+
+    def columns(self, start: int, stop: int) -> "RandomTensor":
+        return replace(self, part=(slice(0, self.whole[0]), slice(start, stop)))
 
     def to_host(self) -> HostTensor:
         generator = np.random.Generator(np.random.SFC64(self.seed))
-        values = generator.standard_normal(self.shape, dtype=np.float32)
+        values = generator.standard_normal(self.whole, dtype=np.float32)[self.part]
         values *= np.float32(self.scale)
         return HostTensor.of(values)
 

@@ -17,6 +17,7 @@ from triton.runtime.jit import JITFunction
 from attention_setting import Setting
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_allowed, choose_greedy
+from headwater.devices.cuda.kernels.one_shot import OneShotBuffers, one_shot_all_reduce
 from headwater.devices.cuda.kernels.page_copy import copy_pages
 from headwater.devices.cuda.kernels.sampling import draw_tokens
 from headwater.devices.cuda.kernels.scatter import write_entries
@@ -93,6 +94,15 @@ def sampling() -> None:
         copy_pages(pages, slots, pages, slots)
 
 
+def sums_over_ranks() -> None:
+    buffers = OneShotBuffers(rank=1, size=2, max_numbers=8192, device=torch.device("cpu"))
+    buffers.addresses = torch.zeros(2, dtype=torch.int64)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        x = torch.zeros(8192, dtype=dtype)
+        one_shot_all_reduce(x, buffers, out=x, adds=False)
+        one_shot_all_reduce(x, buffers, out=torch.zeros(8192), adds=True, max_spins=1 << 21)
+
+
 GROUPS: dict[str, Callable[[], None]] = {
     "bfloat16": lambda: attention(torch.bfloat16, None, (8, 2, 128)),
     "bfloat16-large-heads": lambda: attention(torch.bfloat16, None, (4, 2, 256)),
@@ -101,6 +111,7 @@ GROUPS: dict[str, Callable[[], None]] = {
     "float8": lambda: attention(torch.bfloat16, "float8_e4m3fn", (8, 2, 128)),
     "layers": layers,
     "sampling": sampling,
+    "ranks": sums_over_ranks,
 }
 
 

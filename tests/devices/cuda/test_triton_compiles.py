@@ -29,6 +29,7 @@ KERNELS = {
     "float8": ATTENTION,
     "layers": {"_rms_norm_kernel", "_silu_mul_kernel", "_skinny_kernel"},
     "sampling": {"_greedy_kernel", "_allowed_kernel", "_draw_kernel", "_write_entries_kernel", "_copy_pages"},
+    "ranks": {"_one_shot_kernel"},
 }
 
 

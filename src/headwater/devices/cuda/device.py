@@ -92,7 +92,7 @@ class CudaDevice:
 
     def add_reduced(self, residual: torch.Tensor, x: torch.Tensor) -> None:
         assert self.cuda_ranks is not None, "a single process adds to the residual within the product"
-        residual += self.cuda_ranks.all_reduce(x)
+        self.cuda_ranks.add_reduced(residual, x)
 
     def place(self, weight: HostTensor | RandomTensor, *, form: str) -> torch.Tensor:
         return place_tensor(weight, dtype=form, device=self.torch_device)

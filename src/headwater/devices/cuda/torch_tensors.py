@@ -46,4 +46,5 @@ def _random(weight: RandomTensor, device: torch.device) -> torch.Tensor:
     if device.type == "cpu":
         return from_host(weight.to_host())
     generator = torch.Generator(device).manual_seed(weight.seed)
-    return torch.randn(weight.shape, generator=generator, device=device).mul_(weight.scale)
+    whole = torch.randn(weight.whole, generator=generator, device=device)
+    return whole[weight.part].mul(weight.scale) if weight.part else whole.mul_(weight.scale)

@@ -74,11 +74,10 @@ class ModelShare:
         if which not in ("o_proj", "down_proj"):
             return weight
         if kind == "bias":
-            host = _host(weight)
-            return host if self.rank == 0 else HostTensor.of(np.zeros(host.shape, dtype=np.float32))
+            return weight if self.rank == 0 else HostTensor.of(np.zeros(weight.shape, dtype=np.float32))
         columns = _features(self.heads(config), config) if which == "o_proj" else self.mlp_columns(config)
         try:
-            return _host(weight).columns(columns.start, columns.stop)
+            return weight.columns(columns.start, columns.stop)
         except ValueError as error:
             raise ValueError(f"--tp-size {self.size} does not fit tensor {name!r}: {error}") from None
 
@@ -124,9 +123,5 @@ def _features(heads: range, config: ModelConfig) -> range:
     return range(heads.start * config.head_dim, heads.stop * config.head_dim)
 
 
-def _host(weight: HostTensor | RandomTensor) -> HostTensor:
-    return weight.to_host() if isinstance(weight, RandomTensor) else weight
-
-
-def _rows(weight: HostTensor | RandomTensor, rows: range) -> HostTensor:
-    return _host(weight).rows(rows.start, rows.stop)
+def _rows(weight: HostTensor | RandomTensor, rows: range) -> HostTensor | RandomTensor:
+    return weight.rows(rows.start, rows.stop)

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from headwater.devices.cuda.ranks.one_shot import open_one_shot
+
 # NVLink's multicast is left alone: on shared hosts it is often not to be had, and the failure takes the process
 _NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name in older versions
@@ -21,9 +23,19 @@ class CudaRanks:
     """This process as one rank."""
 
     def __init__(
-        self, *, rank: int, size: int, rendezvous: Path, torch_device: torch.device, limit_s: float = 600.0
+        self,
+        *,
+        rank: int,
+        size: int,
+        rendezvous: Path,
+        torch_device: torch.device,
+        limit_s: float = 600.0,
+        uses_one_shot: bool = True,
     ) -> None:
-        """Wait for all ranks, which name the same file `rendezvous`; it must not exist before. At most `limit_s`."""
+        """Wait for all ranks, which name the same file `rendezvous`; it must not exist before. At most `limit_s`.
+
+        Small sums are our own kernel's if it passes its test, unless `uses_one_shot` is false on all ranks.
+        """
         if not 0 <= rank < size:
             raise ValueError(f"rank must be in [0, {size}), found {rank}")
         self.rank = rank
@@ -41,11 +53,28 @@ class CudaRanks:
             timeout=timedelta(seconds=limit_s),
             device_id=torch_device if is_gpu else None,
         )
+        self._one_shot = open_one_shot(rank=rank, size=size, device=torch_device) if is_gpu and uses_one_shot else None
+
+    @property
+    def has_one_shot(self) -> bool:
+        """Whether sums of small messages are our own kernel's."""
+        return self._one_shot is not None
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """x becomes the sum of x over all ranks."""
-        dist.all_reduce(x)
+        if self._one_shot is not None and self._one_shot.suits(x):
+            self._one_shot.all_reduce(x)
+        else:
+            dist.all_reduce(x)
         return x
+
+    def add_reduced(self, residual: torch.Tensor, x: torch.Tensor) -> None:
+        """residual += the sum of x over all ranks, which may overwrite x."""
+        if self._one_shot is not None and self._one_shot.suits(x) and residual.is_contiguous():
+            self._one_shot.add_reduced(residual, x)
+        else:
+            dist.all_reduce(x)
+            residual += x
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """[size, *shape of x]: the x of every rank."""
