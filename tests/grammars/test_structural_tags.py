@@ -95,7 +95,13 @@ REFUSED: list[tuple[Any, str]] = [
     ),
     ({"structures": "no", "triggers": ["<"]}, "structures: must be a list"),
     ({"structures": [WEATHER], "triggers": []}, "triggers: must be a list"),
-    ({"structures": [{"begin": "<a>", "schema": {}}], "triggers": ["<"]}, "end: must be a list"),
+    ({"structures": [{"begin": "<a>", "schema": {}}], "triggers": ["<"]}, "structures[0]: end: must be a list"),
+    ({"structures": [WEATHER], "triggers": ["X"]}, "structures[0]: begin: must start with one of the triggers"),
+    (
+        {"structures": [WEATHER | {"schema": {"properties": {"a": {"not": {}}}}}], "triggers": ["<"]},
+        "structures[0].schema/properties/a: not: cannot",
+    ),
+    ({"format": {"type": "tags_with_separator", "tags": [5], "separator": ""}}, "format.tags[0]: must be an object"),
 ]
 
 

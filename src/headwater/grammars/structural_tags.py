@@ -23,13 +23,22 @@ def from_structural_tag(tag: Any, *, options: JsonOptions = JsonOptions()) -> st
     """A grammar for a structural tag of either shape. GrammarError names the place in it."""
     if not isinstance(tag, dict):
         raise GrammarError("", "", "a structural tag must be an object")
-    if "format" in tag:
-        form, path = tag["format"], "format"
-    else:
-        form, path = _from_structures(tag), ""
     writer = _Writer(options)
-    start = writer.format(form, path, 0)
+    if "format" in tag:
+        start = writer.format(tag["format"], "format", 0)
+    else:
+        start = _written_structures(tag, writer)
     return checked_lark("\n".join([f"start: {start}", *writer.lines, ""]))
+
+
+def _written_structures(tag: Json, writer: "_Writer") -> str:
+    """The older shape, written as the tree it stands for. Errors name the places of the older shape."""
+    form = _from_structures(tag)
+    try:
+        return writer.format(form, "", 0)
+    except GrammarError as error:
+        path = error.path.removeprefix(".").replace("tags[", "structures[", 1)
+        raise GrammarError(path.replace(".content.json_schema", ".schema", 1), error.keyword, error.message) from None
 
 
 def _from_structures(tag: Json) -> Json:
@@ -147,8 +156,10 @@ class _Writer:
 
     def tags_with_separator(self, form: Json, path: str, depth: int) -> str:
         tags = _list(form, "tags", path)
-        one = self._rule(" | ".join(self.tag(_object(t, path), f"{path}.tags[{i}]", depth + 1)
-                                    for i, t in enumerate(tags)))  # fmt: skip
+        places = [f"{path}.tags[{i}]" for i in range(len(tags))]
+        one = self._rule(
+            " | ".join(self.tag(_object(tag, place), place, depth + 1) for tag, place in zip(tags, places, strict=True))
+        )
         separator = _text(form, "separator", path, may_be_empty=True)
         if bool(form.get("stop_after_first", False)):
             many = one

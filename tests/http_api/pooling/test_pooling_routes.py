@@ -117,6 +117,7 @@ async def test_encode_is_the_same_in_sglangs_form(engine) -> None:
         ("/v1/score", {"query": "a", "items": ["b"], "label_token_ids": []}, "label_token_ids"),
         ("/v1/score", {"query": "a", "items": ["b"], "label_token_ids": [99999]}, "label_token_ids"),
         ("/v1/score", {"query": "a", "items": [], "label_token_ids": [1]}, "items"),
+        ("/v1/score", {"query": [1], "items": [], "label_token_ids": [1]}, "items"),
         ("/v1/rerank", {"query": "a", "documents": ["b"]}, "model"),
     ],
 )

@@ -14,6 +14,8 @@ from headwater.http_api.pooling.schemas import ScoreRequest
 
 def prompts_of(body: ScoreRequest) -> list[Any]:
     """The query joined with each item: texts before they are encoded, so that words may merge at the border."""
+    if isinstance(body.items, list) and not body.items:
+        raise bad_request("items", "items: must hold at least one text")
     items, _ = as_list(body.items)
     is_text = isinstance(body.query, str)
     if any(isinstance(item, str) != is_text for item in items):
