@@ -33,6 +33,8 @@ class RanksCopy:
 class RanksCopier:
     """Starts each copy on all ranks, in the order of the plan stream."""
 
+    make_copy = RanksCopy
+
     def __init__(self, own: PageCopier, processes: RankProcesses) -> None:
         self._own = own
         self._processes = processes
@@ -49,7 +51,7 @@ class RanksCopier:
     def _start(self, kind: Kind, sources: PageIds, targets: PageIds) -> RanksCopy:
         copy_id = next(self._ids)
         start = self._own.offload if kind is Kind.OFFLOAD else self._own.restore
-        copy = self._copies[copy_id] = RanksCopy(start(sources, targets), self._processes.num_ranks - 1)
+        copy = self._copies[copy_id] = self.make_copy(start(sources, targets), self._processes.num_ranks - 1)
         write_copy(self._processes.stream, kind, copy_id, sources, targets)
         return copy
 

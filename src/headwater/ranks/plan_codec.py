@@ -1,6 +1,5 @@
 """How plans and page copies lie in the records of a plan stream. Rank 0 alone samples, so masks do not travel."""
 
-from array import array
 from collections.abc import Sequence
 from enum import IntEnum
 
@@ -66,10 +65,10 @@ def write_plan(stream: PlanStream, plan: StepPlan) -> None:
     buffer = stream.buffer
     for each in (
         plan.uses, plan.slots, plan.num_computed, plan.num_tokens, plan.num_outputs, plan.token_ids, plan.grammar_rows,
-        array("i", small), *[it.pages for it in updates], plan.samples,
+        np.array(small, dtype=np.int32), *[it.pages for it in updates], plan.samples,
     ):  # fmt: skip
         end = at + len(each) * each.itemsize
-        buffer[at:end] = each
+        buffer[at:end] = each.data
         at = end
     stream.publish()
 
@@ -109,7 +108,7 @@ def read_plan(record: Record, assignments: Sequence[SlotAssignment]) -> StepPlan
 
 
 def read_assignment(record: Record) -> SlotAssignment:
-    found = _assignments.decode(record.body)
+    found = _assignments.decode(record.body.data)
     return SlotAssignment(
         slot=found.slot,
         use=found.use,
@@ -126,8 +125,8 @@ def write_copy(stream: PlanStream, kind: Kind, copy_id: int, sources: PageIds, t
     num_pages = len(sources)
     assert len(targets) == num_pages
     at = stream.begin(kind, 8 * num_pages, (copy_id, num_pages))
-    stream.buffer[at : at + 4 * num_pages] = sources
-    stream.buffer[at + 4 * num_pages : at + 8 * num_pages] = targets
+    stream.buffer[at : at + 4 * num_pages] = sources.data
+    stream.buffer[at + 4 * num_pages : at + 8 * num_pages] = targets.data
     stream.publish()
 
 

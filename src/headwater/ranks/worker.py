@@ -59,8 +59,14 @@ class Reports:
             self._write(pack_frame(report))
 
 
-class Pending:
-    """Copies and stagings under way: a thread reports each when it has ended."""
+class Pending(Protocol):
+    """Copies and stagings under way: each is reported when it has ended."""
+
+    def add(self, is_done: Callable[[], bool], report: Callable[[], orders.Report]) -> None: ...
+
+
+class PendingInThread:
+    """`Pending` for a rank process: a thread looks for ends."""
 
     def __init__(self, reports: Reports) -> None:
         self._reports = reports
@@ -88,27 +94,39 @@ class Pending:
 class RankWorker:
     """The state of a rank between commands."""
 
-    def __init__(self, runner: RankRunner, *, meetings: Meetings, copier: PageCopier | None, reports: Reports) -> None:
+    def __init__(
+        self,
+        runner: RankRunner,
+        *,
+        meetings: Meetings,
+        copier: PageCopier | None,
+        reports: Reports,
+        pending: Pending | None = None,
+    ) -> None:
         self._runner = runner
         self._meetings = meetings
         self._copier = copier
         self._reports = reports
-        self._pending = Pending(reports)
+        self._pending = pending or PendingInThread(reports)
         self._assignments: list[SlotAssignment] = []  # of the step that comes next
         self._staged: dict[int, StagedWeights] = {}
 
     def run(self, reader: StreamReader) -> None:
         """Carry out commands until `Stop`, or until the engine is gone."""
-        while (record := reader.take()) is not None:
-            if record.kind == Kind.STEP:
-                self._step(record)
-                continue
-            try:
-                if not self._carry_out(record):
-                    return
-            except Exception as error:
-                log.exception("a command failed")
-                self._reports.send(orders.CommandFailed(error=_line(error)))
+        while (record := reader.take()) is not None and self.carry_out(record):
+            pass
+
+    def carry_out(self, record: Record) -> bool:
+        """Carry out the next command. Whether to go on afterwards."""
+        if record.kind == Kind.STEP:
+            self._step(record)
+            return True
+        try:
+            return self._carry_out(record)
+        except Exception as error:  # the engine has carried it out, so it must know
+            log.exception("a command failed")
+            self._reports.send(orders.CommandFailed(error=_line(error)))
+            return True
 
     def _step(self, record: Record) -> None:
         assignments, self._assignments = self._assignments, []
@@ -122,7 +140,6 @@ class RankWorker:
             self._meetings.abort(self._meetings.rank)
 
     def _carry_out(self, record: Record) -> bool:
-        """Whether to go on afterwards."""
         match record.kind:
             case Kind.ASSIGN:
                 self._assignments.append(read_assignment(record))

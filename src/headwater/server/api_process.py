@@ -132,6 +132,7 @@ class ApiProcess:
             ready,
             listener=self._listener,
             num_engines=self._args.dp_size,
+            num_ranks=self._args.tp_size,
             needs_key=self._args.api_key is not None,
         )
         await self._prepare_grammars()

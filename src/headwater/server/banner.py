@@ -21,6 +21,7 @@ def print_banner(
     *,
     listener: socket.socket,
     num_engines: int = 1,
+    num_ranks: int = 1,
     needs_key: bool = False,
 ) -> None:
     """Print the server's address and model, the time of the start, and a command to chat with it."""
@@ -34,13 +35,13 @@ def print_banner(
     )
     for line in [] if ready.compute is None else compute_lines(ready.compute):
         click.echo(f"  {line}")
+    if num_ranks > 1:
+        click.echo(f"  Ranks    {num_ranks} of each engine, each with the threads and about the share of weights above")
     click.echo(f"  API      {url}/v1  (OpenAI), {url}/generate  (SGLang)")
     click.echo(f"  Docs     {url}/docs")
     click.echo(f"  Metrics  {url}/metrics")
     each = f" in each of {num_engines} engines" if num_engines > 1 else ""
-    click.echo(
-        f"  KV cache {tokens:,} tokens in {ready.num_pages:,} pages of {ready.page_size}, {mib:,.0f} MiB{each}"
-    )
+    click.echo(f"  KV cache {tokens:,} tokens in {ready.num_pages:,} pages of {ready.page_size}, {mib:,.0f} MiB{each}")
     click.echo(f"  Try      {chat_command(url, needs_key=needs_key)}    (Ctrl-C here ends the server)")
     sys.stdout.flush()
 

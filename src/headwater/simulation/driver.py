@@ -153,6 +153,8 @@ class Driver:
             self._check_survived()
             self._read()
             self._checks.end_turn(has_launched=self.runner.num_steps > num_steps)
+            if self.engine.ranks is not None:
+                self.engine.ranks.check_books(self.parts.cache)
 
     def _check_survived(self) -> None:
         """The loop survives errors of steps and messages; raise those that were not injected."""

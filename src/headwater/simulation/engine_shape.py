@@ -39,6 +39,7 @@ class EngineShape:
     copy_failure_rate: float = 0.0
     prefetch_policy: PrefetchPolicy = PrefetchPolicy.TIMEOUT
     weights_id: str = "w0"
+    num_ranks: int = 1  # more: the others carry out the plan stream late, as far as steps let them
     seed: int = 0
     has_events: bool = False  # the cache's events are recorded and compared with the cache
 

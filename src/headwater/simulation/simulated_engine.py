@@ -13,6 +13,7 @@ from headwater.simulation.fakes.copier import FakeCopier
 from headwater.simulation.fakes.grammar import FakeCompiler
 from headwater.simulation.fakes.jobs import FakeJobRunner
 from headwater.simulation.fakes.kv_records import HostRecords
+from headwater.simulation.fakes.ranks import SimulatedRanks
 from headwater.simulation.fakes.runner import FakeRunner
 from headwater.simulation.fakes.shared_world import SharedWorld
 from headwater.simulation.fakes.store import StampedBackend
@@ -45,12 +46,17 @@ class SimulatedEngine:
         self.grammar_jobs = FakeJobRunner(seed=shape.seed + 1, clock=self.clock)
         self.grammars = FakeCompiler(vocab_size=VOCAB_SIZE, end_ids=frozenset(shape.eos_token_ids))
         self.copier = self._make_copier() if shape.num_host_pages else None
+        self.ranks = None
+        if shape.num_ranks > 1:
+            self.ranks = SimulatedRanks(self.runner, self.copier, shape=shape, make_copier=self._copier_of)
         self.store: StorageBackend | None = None  # the one that `AttachStorage` attaches
         self._scope_domain = shape.fingerprint().scope_domain()
         self._scopes_due: set[bytes] = set()  # counters that flushes of a store have named
         self.parts = self._wire(
             settings or StorageSettings(policy=shape.prefetch_policy, min_prefetch_tokens=shape.page_size)
         )
+        if self.ranks is not None:
+            self.parts.loop.call_each_turn(self.ranks.begin_turn)
 
     def attach(self, backend: StorageBackend) -> None:
         """Attach a store. Its calls are carried out when the loop polls them."""
@@ -74,12 +80,16 @@ class SimulatedEngine:
     # ------------------------------------------------------------------------------------------------
 
     def _make_copier(self) -> FakeCopier:
-        copier = FakeCopier(self.runner.kv, num_host_pages=self.shape.num_host_pages, seed=self.shape.seed)
-        copier.max_polls = self.shape.max_copy_polls
+        copier = self._copier_of(self.runner, self.shape.seed)
         copier.failure_rate = self.shape.copy_failure_rate
-        copier.steps = self.runner
+        return copier
+
+    def _copier_of(self, runner: FakeRunner, seed: int) -> FakeCopier:
+        copier = FakeCopier(runner.kv, num_host_pages=self.shape.num_host_pages, seed=seed)
+        copier.max_polls = self.shape.max_copy_polls
+        copier.steps = runner
         copier.turn = lambda: self.world.turn
-        self.runner.wait_for_restores = copier.wait
+        runner.wait_for_restores = copier.wait
         return copier
 
     def _host(self) -> HostTier | None:
@@ -87,7 +97,7 @@ class SimulatedEngine:
             return None
         return HostTier(
             num_pages=self.shape.num_host_pages,
-            copier=self.copier,
+            copier=self.copier if self.ranks is None else self.ranks.over_all(self.copier),
             pages=HostRecords(self.copier.host),
             policy=self.shape.write_policy,
             min_restore_tokens=self.shape.page_size,
@@ -96,7 +106,7 @@ class SimulatedEngine:
     def _wire(self, settings: StorageSettings) -> EngineParts:
         return wire_engine(
             wire=self.wire,
-            runner=self.runner,
+            runner=self.runner if self.ranks is None else self.ranks.runner,
             ready=self.shape.ready(),
             limits=self.shape.limits(),
             clock=self.clock,

@@ -48,6 +48,7 @@ class Profile:
     grammars: float = 0.0  # share of the requests with a grammar
     has_split_flushes: bool = False  # of the store and one other tier
     num_stems: tuple[int, ...] = (3, 8)  # prefixes that requests share
+    num_ranks: tuple[int, ...] = (1,)  # of each engine; one of these
 
 
 PROFILES = {
@@ -122,6 +123,18 @@ PROFILES = {
             bursts=2,
             num_device_pages=(24, 30),
             num_host_pages=(20, 60),
+        ),
+        Profile(
+            "ranks",
+            flushes=15,
+            updates=4,
+            releases=3,
+            has_step_faults=True,
+            has_host=1.0,
+            has_store=0.0,  # ranks of a simulation have host pages of their own, which no store fills
+            num_device_pages=(24, 30),
+            num_host_pages=(20, 60),
+            num_ranks=(2, 3),
         ),
         Profile("failing", has_step_faults=True, bursts=4, follow_ups=20, has_host=0.4),
         Profile(

@@ -131,6 +131,7 @@ class Workload:
             write_policy=source.choice(list(WritePolicy)),
             prefetch_policy=source.choice(list(PrefetchPolicy)),
             seed=source.randrange(1 << 30),
+            num_ranks=source.choice(self._profile.num_ranks) if len(self._profile.num_ranks) > 1 else 1,
             **(self._limits() if self._profile.has_limits else {}),
         )
 
