@@ -71,8 +71,14 @@ def test_arguments_are_streamed_while_they_are_written() -> None:
 
 
 def test_reasoning_that_is_not_streamed_comes_even_if_the_answer_ends_within_it() -> None:
-    deltas = feed(message(streams_reasoning=False), ["<think>a", "b", "c"])
-    assert [delta.reasoning for delta in deltas] == ["", "", "abc"]
+    """The last piece may add nothing: its text was empty, or space that belongs to nothing."""
+    for pieces, expected in (
+        (["<think>a", "b", "c"], ["", "", "abc"]),
+        (["<think>a", "bc", ""], ["", "", "abc"]),
+    ):
+        given = message(streams_reasoning=False)
+        assert [delta.reasoning for delta in feed(given, pieces)] == expected
+        assert given.reasoning == "abc"
 
 
 def test_calls_beyond_the_limit_are_dropped_with_what_follows() -> None:

@@ -16,6 +16,13 @@ pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
 USER = [{"role": "user", "content": "hi"}]
 
+
+def forced_call(parameters: dict) -> dict:
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    return {"messages": USER, "tool_choice": "required", "tools": [tool]}
+
+
+
 # path, body, parameter at fault, words that must be in the message
 GENERATE = [
     ({}, "text", "exactly one of text and input_ids"),
@@ -104,6 +111,8 @@ OPENAI = [
     (CHAT, {"messages": [{"content": "hi"}]}, "messages[0].role", "non-empty string"),
     (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "string"),
     (CHAT, {"messages": [{"role": "user"}]}, "messages[0].content", "required"),
+    (CHAT, forced_call({"required": 5}), "tools[0].function.parameters", "list of names"),
+    (CHAT, forced_call({"properties": None, "required": ["a"]}), "tools[0].function.parameters", "object"),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
      "messages[0].content[0].type", "text only"),
     (CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "Unicode"),

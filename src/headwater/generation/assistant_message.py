@@ -86,7 +86,7 @@ class AssistantMessage:
         parts = self._parser.feed(text) if text else []
         if is_last:
             parts = [*parts, *self._parser.finish()]
-        if not parts:
+        if not parts and not is_last:
             return MessageDelta()
         num_contents = len(self._content)
         calls = tuple(delta for part in parts if (delta := self._take(part)) is not None)

@@ -21,7 +21,8 @@ class Tool:
     @property
     def properties(self) -> Mapping[str, Any]:
         """Schema of each parameter."""
-        return self.parameters.get("properties") or {}
+        properties = self.parameters.get("properties")
+        return properties if isinstance(properties, Mapping) else {}
 
 
 _NAME = re.compile(r"[\w.-]+")
@@ -70,7 +71,8 @@ class ToolFormat:
         if not self.takes_any_name and not _NAME.fullmatch(tool.name):
             raise GrammarError("", "", f"the name {tool.name!r} cannot be written in this format")
         schema = {"type": "object", "properties": {}, **tool.parameters}
-        unnamed = [name for name in schema.get("required") or () if name not in schema["properties"]]
-        if unnamed:
-            schema["properties"] = {**schema["properties"], **{name: {} for name in unnamed}}
+        properties, required = schema["properties"], schema.get("required")
+        if isinstance(properties, Mapping) and isinstance(required, list):
+            unnamed = {name: {} for name in required if isinstance(name, str) and name not in properties}
+            schema["properties"] = {**properties, **unnamed}
         return Tool(tool.name, prepare_schema(schema, closes_objects=True))

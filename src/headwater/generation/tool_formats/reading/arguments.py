@@ -129,7 +129,10 @@ def types_of_schema(schema: Any, root: Schema) -> set[str] | None:
 
 
 def _types(schema: Any, root: Schema, known: dict[str, set[str] | None], *, depth: int) -> set[str] | None:
-    """`known`: the types behind references that have been followed; those still being followed may have any."""
+    """`known`: the types behind references that have been followed; those still being followed may have any.
+
+    A schema that no one enforces may be none: what is malformed allows any type.
+    """
     if not isinstance(schema, Mapping) or not depth:
         return None
     if "$ref" in schema:
@@ -139,13 +142,15 @@ def _types(schema: Any, root: Schema, known: dict[str, set[str] | None], *, dept
             known[reference] = _types(resolved(reference, root), root, known, depth=depth - 1)
         return known[reference]
     if "type" in schema:
-        types = schema["type"]
-        return set(types) if isinstance(types, list) else {types}
+        types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        return set(types) if all(isinstance(name, str) for name in types) else None
     if "enum" in schema or "const" in schema:
-        return {_type_of(value) for value in schema.get("enum", [schema.get("const")])}
+        values = schema.get("enum", [schema.get("const")])
+        return {_type_of(value) for value in values} if isinstance(values, list) else None
     for key in ("anyOf", "oneOf"):
         if key in schema:
-            found = [_types(option, root, known, depth=depth - 1) for option in schema[key]]
+            options = schema[key] if isinstance(schema[key], list) else [None]
+            found = [_types(option, root, known, depth=depth - 1) for option in options]
             return None if None in found else set[str]().union(*(types or () for types in found))
     return {"object"} if "properties" in schema else {"array"} if "items" in schema else None
 
