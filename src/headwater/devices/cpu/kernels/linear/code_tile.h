@@ -63,6 +63,7 @@ INLINE void add_quads(
 #pragma GCC unroll 8
             for (int v = 0; v < vectors; v++) {
                 run.of[r][v] = dot4(quad == begin ? dots_zero() : run.of[r][v], codes[v], values);
+                keep_here(run.of[r][v]);
             }
         }
     }
@@ -112,19 +113,19 @@ INLINE void add_scaled(
     }
 }
 
-// Start from the zero point: codes are 0 to 15 for -8 to 7, and 0 to 63 for -32 to 31.
-INLINE void start_dots(
+// Add the zero point: codes are 0 to 15 for -8 to 7, and 0 to 63 for -32 to 31.
+INLINE void add_zero_point(
     const int format, const int rows, const int vectors, const int half, const Group8 *x, int64_t x_stride,
     Dots *dots) {
     const int32_t zeros = format == Q4_0 ? (int32_t)0xfff8fff8 : half ? (int32_t)0xffe00000 : (int32_t)0x0000ffe0;
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
-        vi start = vi_splat(0);
-        if (format == Q4_0 || format == Q6_K) {
-            start = dot2(start, vi_splat_bytes(x[r * x_stride].sums), vi_splat(zeros));
-        }
+        const vi zero_point = dot2(vi_splat(0), vi_splat_bytes(x[r * x_stride].sums), vi_splat(zeros));
 #pragma GCC unroll 8
-        for (int v = 0; v < vectors; v++) dots->of[r][v] = start;
+        for (int v = 0; v < vectors; v++) {
+            dots->of[r][v] += zero_point;
+            keep_here(dots->of[r][v]);
+        }
     }
 }
 
@@ -135,7 +136,10 @@ INLINE void add_group(
 #pragma GCC unroll 2
     for (int half = 0; half < halves; half++) {
         Dots dots;
-        start_dots(format, rows, vectors, half, x, x_stride, &dots);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++) dots.of[r][v] = vi_splat(0);
 #pragma GCC unroll 4
         for (int quad = 0; quad < quads; quad += run) {
             const int begin = half * quads + quad;
@@ -147,6 +151,7 @@ INLINE void add_group(
 #endif
             add_quads(format, rows, vectors, begin, begin + run, x, x_stride, group, &dots);
         }
+        if (format == Q4_0 || format == Q6_K) add_zero_point(format, rows, vectors, half, x, x_stride, &dots);
         add_scaled(format, rows, vectors, half, x, x_stride, super, group, &dots, sums);
     }
 }

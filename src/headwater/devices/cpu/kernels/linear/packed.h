@@ -23,6 +23,13 @@
 
 #include "simd.h"
 
+// Compute `x` here. clang would begin with later sums of a tile first, and spill them: a seventh of the time on AVX2.
+#if defined(__clang__) && WIDTH == 8
+#define keep_here(x) __asm__ volatile("" : "+x"(x))
+#else
+#define keep_here(x) ((void)0)
+#endif
+
 enum { BLOCK_COLS = 16, GROUP = 32, SUPER_GROUP = 256, VECTORS = BLOCK_COLS / WIDTH };
 
 enum Format { F32 = 0, BF16 = 1, F16 = 2, Q8_0 = 3, Q4_0 = 4, Q4_1 = 5, Q4_K = 6, Q5_K = 7, Q6_K = 8 };
