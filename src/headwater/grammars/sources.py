@@ -73,6 +73,7 @@ def regex_rule(pattern: str) -> str:
     """A regular expression as a terminal of a Lark grammar. It is not validated yet."""
     if not 0 < len(pattern) <= MAX_REGEX_CHARS:
         raise GrammarError("", "", f"a regular expression must have 1 to {MAX_REGEX_CHARS} characters")
+    _check_unicode(pattern)
     return f"/{regex_to_lark(pattern, 'dw')}/"
 
 
@@ -105,16 +106,20 @@ def _check_size(text: str) -> None:
 def _checked(text: str, *, may_name_tokens: bool = False) -> str:
     """The text, if the library takes it as it is. A warning of the library is an error."""
     _check_size(text)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise GrammarError("", "", f"is not valid Unicode: a lone surrogate at character {error.start}") from None
+    _check_unicode(text)
     _, problems = LLMatcher.validate_grammar_with_warnings(text, limits=limits())
     if may_name_tokens:
         problems = [problem for problem in problems if not problem.startswith("no tokenizer")]
     if problems:
         raise GrammarError("", "", _first_line(problems[0]))
     return text
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise GrammarError("", "", f"is not valid Unicode: a lone surrogate at character {error.start}") from None
 
 
 def _first_line(problem: str) -> str:

@@ -11,7 +11,8 @@ import pytest
 from headwater.generation.errors import ApiError, InvalidRequest
 from headwater.generation.grammar.fields import GrammarFields, OpenAIGrammarFields, grammar_source
 from headwater.generation.grammar.texts import GrammarTexts
-from headwater.grammars.checker import GrammarChecker
+from headwater.grammars.checker import GrammarChecker, question
+from headwater.grammars.errors import GrammarError
 from headwater.grammars.json_options import JsonOptions
 from headwater.grammars.sources import from_choice, from_ebnf, from_json_schema, from_regex, json_object
 from headwater.grammars.structural_tags import from_structural_tag
@@ -100,6 +101,8 @@ def test_two_grammars_are_an_error_that_names_both(body: dict[str, Any], named: 
         ({"json_schema": "[" * 5000}, "json_schema", "nested"),
         ({"json_schema": "\ud800"}, "json_schema", ""),
         ({"json_schema": {"enum": ["\ud800"]}}, "json_schema", "Unicode"),
+        ({"regex": "a\ud800"}, "regex", "Unicode: a lone surrogate at character 1"),
+        ({"structural_tag": {"format": {"type": "regex", "pattern": "\ud800"}}}, "structural_tag", "Unicode"),
         ({"guided_json": {}, "guided_whitespace_pattern": "("}, "guided_json", ""),
     ],
 )
@@ -161,6 +164,14 @@ async def test_a_process_that_cannot_be_started_fails_the_first_grammar_and_not_
     with pytest.raises(ApiError) as error:
         await texts.of(GrammarFields(regex="a+"))
     assert error.value.status == 503
+
+
+def test_an_error_of_the_process_itself_is_an_answer_at_once() -> None:
+    checker = GrammarChecker()
+    with pytest.raises(GrammarError, match="too complex"):
+        checker.ask(question("regex", 5, JsonOptions()), timeout_s=60)
+    assert checker.ask(question("regex", "a", JsonOptions()), timeout_s=60)
+    checker.close()
 
 
 CRASHES = "root ::= r0\n" + "".join(f'r{n} ::= r{n + 1} "x"\n' for n in range(4000)) + 'r4000 ::= "y"'
