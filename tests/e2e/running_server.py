@@ -74,12 +74,13 @@ class RunningServer:
         return self.process.wait(limit_s)
 
     def children(self) -> list[int]:
-        """Process ids of what the server has started: the engine."""
+        """Process ids of what the server has started: the engine, and what checks grammars."""
         tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
         return [int(pid) for task in tasks for pid in task.read_text().split()]
 
     def engine_pid(self) -> int:
-        (pid,) = self.children()
+        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in self.children()}
+        (pid,) = [pid for pid, command in commands.items() if b"headwater.server.engine_process" in command]
         return pid
 
     def __enter__(self) -> "RunningServer":

@@ -18,6 +18,7 @@ from headwater.ranks.processes import RankLost, RankProcesses, RankRefused, Stre
 from headwater.ranks.runner import RanksRunner
 from headwater.scheduling.plan import StepPlan
 
+pytestmark = pytest.mark.slow  # processes
 PAGES = np.array([1, 2], dtype=np.int32)
 
 

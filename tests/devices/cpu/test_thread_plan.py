@@ -141,3 +141,10 @@ def test_all_threads_of_a_process_move() -> None:
         "assert len(masks) >= 4 and all(mask == {cpu} for mask in masks), masks\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_ranks_of_an_engine_are_neighbours_with_cores_of_their_own(machine: FakeMachine) -> None:
+    """Two engines of two ranks on four cores: no two ranks compute on one core."""
+    machine.has_cores(4, num_siblings=2)
+    engines = plan_threads(num_engines=4).grouped(2)
+    assert [[rank.cpus for rank in ranks] for ranks in engines] == [[((0, 4),), ((1, 5),)], [((2, 6),), ((3, 7),)]]

@@ -148,6 +148,13 @@ def test_another_number_of_ranks_reads_what_these_stored(
             assert all(details(answer)["storage"] == 112 for answer in answers), answers[0]["meta_info"]
 
 
+def wait_gone(pids: list[int], server: RunningServer) -> None:
+    deadline = time.monotonic() + 60
+    while any(is_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, server.log
+        time.sleep(0.1)
+
+
 def wait_answered(server: RunningServer, body: dict) -> tuple[int, str]:
     response = server.post("/generate", json=body)
     return response.status_code, response.text
@@ -167,10 +174,7 @@ def test_a_rank_that_is_gone_ends_the_engine_and_all_come_back(
         os.kill(before[-1], number)
         found = [answer.result() for answer in answers]
     assert {status for status, _ in found} in ({503}, {200, 503}), found
-    deadline = time.monotonic() + 60
-    while any(is_alive(pid) for pid in before):
-        assert time.monotonic() < deadline, server.log
-        time.sleep(0.1)
+    wait_gone(before, server)
     how = "was killed by SIGKILL" if number is signal.SIGKILL else ""
     assert f"rank {NUM_RANKS - 1} {how}" in server.log
     server.wait_healthy()
@@ -178,8 +182,14 @@ def test_a_rank_that_is_gone_ends_the_engine_and_all_come_back(
     assert ask_all(server, range(4)) == expected[:4]
 
 
-def test_nothing_is_left_when_the_server_ends(server: RunningServer) -> None:
+def test_ranks_end_with_a_killed_engine_and_with_the_server(server: RunningServer) -> None:
+    """Also a stopped one, which reads no pipe."""
+    engine, ranks = server.engine_pid(), rank_pids(server)
+    os.kill(ranks[0], signal.SIGSTOP)
+    os.kill(engine, signal.SIGKILL)
+    wait_gone([engine, *ranks], server)
+    server.wait_healthy()
     pids = [server.engine_pid(), *rank_pids(server)]
     server.process.terminate()
     assert server.wait_exit(20) == 0
-    assert not any(is_alive(pid) for pid in pids)
+    wait_gone(pids, server)
