@@ -91,7 +91,8 @@ class FleetClient:
             self._watching.begin(replica)
             if beat.desired and beat.front != self.name:
                 self._driver.adopt(_decode_desired(beat.desired))
-        replica.beat = beat
+        is_draining = beat.is_draining or replica.beat.is_draining  # an earlier beat may come later
+        replica.beat = msgspec.structs.replace(beat, is_draining=is_draining)
         return self._from_front()
 
     def _from_front(self) -> FromFront:

@@ -1,0 +1,94 @@
+"""A Headwater server in processes of its own, which ends with the process that started it. No Ray here."""
+
+import asyncio
+import secrets
+import socket
+import sys
+import urllib.error
+import urllib.request
+from typing import Any
+
+import msgspec
+
+from headwater.launch.config import ServerArgs
+
+POLL_S = 0.1
+_ANSWER_S = 5.0
+_STOP_S = 10.0
+
+
+class LocalServer:
+    """Made by `start`. It listens on `host`, on a free port, and its control routes need `admin_key`."""
+
+    def __init__(self, process: asyncio.subprocess.Process, args: ServerArgs) -> None:
+        self._process = process
+        self.pid = process.pid
+        self.url = f"http://{args.host}:{args.port}"
+        self.admin_key = args.admin_api_key or ""
+
+    @classmethod
+    async def start(cls, args: ServerArgs, *, host: str) -> "LocalServer":
+        """Returns when it is healthy. RuntimeError if it ends instead."""
+        key = args.admin_api_key or secrets.token_urlsafe(32)
+        args = msgspec.structs.replace(args, host=host, port=_free_port(host), admin_api_key=key)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "headwater.fleet.replica_process", stdin=asyncio.subprocess.PIPE
+        )
+        assert process.stdin is not None
+        process.stdin.write(msgspec.json.encode(args) + b"\n")
+        await process.stdin.drain()
+        server = cls(process, args)
+        while await asyncio.to_thread(server._status, "/health") != 200:
+            server.require()
+            await asyncio.sleep(POLL_S)
+        return server
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.returncode is not None
+
+    def require(self) -> None:
+        """RuntimeError if it has ended."""
+        if self.has_ended:
+            raise RuntimeError(f"the server has ended with exit code {self._process.returncode}")
+
+    async def is_idle(self) -> bool:
+        """Whether nothing runs and no page is on its way; also if it cannot be asked."""
+        answer = await asyncio.to_thread(self._get, "/control/blockers")
+        return answer is None or bool(msgspec.json.decode(answer)["is_idle"])
+
+    async def stop(self) -> None:
+        """Returns when it has ended."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()  # which ends the server in order
+        try:
+            async with asyncio.timeout(_STOP_S):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    def _status(self, path: str) -> int | None:
+        try:
+            return self._open(path).status
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return None
+
+    def _get(self, path: str) -> bytes | None:
+        try:
+            return self._open(path).read()
+        except OSError:
+            return None
+
+    def _open(self, path: str) -> Any:
+        request = urllib.request.Request(f"{self.url}{path}", headers={"authorization": f"Bearer {self.admin_key}"})
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy
+        return opener.open(request, timeout=_ANSWER_S)
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
