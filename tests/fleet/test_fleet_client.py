@@ -133,7 +133,7 @@ async def test_a_front_that_is_restarted_takes_over_the_state_and_the_newest_one
 
 
 async def test_new_weights_are_put_in_place_by_all_or_by_none() -> None:
-    a, b = SimulatedReplica("a"), SimulatedReplica("b", ahead_s=-3000.0)
+    a, b = SimulatedReplica("a", ahead_s=5000.0), SimulatedReplica("b", ahead_s=-3000.0)
     async with SimulatedFleet(a, b) as fleet:
         outcome = await change(fleet, update("w1"))
         assert outcome.is_decided and sorted(outcome.answers) == [0, 1]
