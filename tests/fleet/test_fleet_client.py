@@ -1,6 +1,7 @@
 """The control plane over replicas: one answer that is true, and no replica serves with what a flush was to retire."""
 
 import asyncio
+import json
 from typing import Any
 
 import msgspec
@@ -128,8 +129,12 @@ async def test_a_front_that_is_restarted_takes_over_the_state_and_the_newest_one
         assert [each.engine.state.weights for each in (a, b, fresh)] == ["w1"] * 3
         assert fresh.engine.state.label == "w1"
         await change(fleet, update("w2"))
-        fleet.client.take_beat(a.beat)  # an old state does not undo what this front has decided
-        assert [each.engine.state.weights for each in (a, b, fresh)] == ["w2"] * 3
+        old = json.dumps(json.loads(late.desired) | {"revision": 99})
+        stray = SimulatedReplica("stray")
+        stray.beat = msgspec.structs.replace(stray.beat, front=late.front, desired=old)
+        await fleet.join(stray)  # an old state does not undo what this front has decided
+        await fleet.until(lambda: not fleet.client.engines_out)
+        assert [each.engine.state.weights for each in (a, b, fresh, stray)] == ["w2"] * 4
 
 
 async def test_new_weights_are_put_in_place_by_all_or_by_none() -> None:

@@ -34,8 +34,11 @@ class FrontDeployment:
         self._args = msgspec.json.decode(args, type=FleetArgs)
         self._connections = Connections()
         self._actors: dict[str, Any] = {}
+        server = with_model(self._args.server)  # each machine fetches what it lacks
+        if not self._args.is_local:  # Serve's proxy listens, and names of hosts are the cluster's
+            server = msgspec.structs.replace(server, host="0.0.0.0")
         self._front = Front(
-            with_model(self._args.server),  # each machine fetches what it lacks
+            server,
             post=self._connections.post,
             forward=self._connections.forward,
             is_dead=self._is_dead,
