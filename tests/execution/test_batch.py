@@ -77,13 +77,14 @@ def _assert_covered(step: StepArrays) -> None:
     computed: list[tuple[int, int]] = []
     for chunk in step.chunks.tolist():
         row, block, is_shared = (chunk >> 32) & 0xFFFF, ((chunk & (1 << 63) - 1) >> 48) - 1, chunk < 0
+        num_common = chunk & 0xFFFFFFFF or BLOCK_KEYS
         rows = [row]
         while is_shared and step.next_sharing[rows[-1]] >= 0:
             rows.append(int(step.next_sharing[rows[-1]]))
         blocks = [block] if block >= 0 else range(-(-int(step.context_lens[row]) // BLOCK_KEYS))
         computed += [(one, it) for one in rows for it in blocks]
         if is_shared:
-            pages = slice(block * BLOCK_KEYS // PAGE_SIZE, (block + 1) * BLOCK_KEYS // PAGE_SIZE)
+            pages = slice(block * BLOCK_KEYS // PAGE_SIZE, (block * BLOCK_KEYS + num_common) // PAGE_SIZE)
             assert len({step.page_tables[one, pages].tobytes() for one in rows}) == 1
     blocks_of = [-(-context // BLOCK_KEYS) for context in step.context_lens.tolist()]
     assert sorted(computed) == [(row, block) for row, num in enumerate(blocks_of) for block in range(num)]
@@ -95,7 +96,8 @@ def test_reused_arrays_say_what_fresh_ones_say(seed: int) -> None:
     dice = random.Random(seed)
     table = SlotTable(max_running=NUM_SLOTS, max_pages=MAX_PAGES, page_size=PAGE_SIZE)
     make_work = partial(_work, num_threads=dice.choice((1, 4)))
-    shared = [dice.randrange(1000) for _ in range(2 * BLOCK_KEYS // PAGE_SIZE)]
+    num_shared = 2 * BLOCK_KEYS + dice.choice((0, 160))
+    shared = [dice.randrange(1000) for _ in range(num_shared // PAGE_SIZE)]
     running: list[Decoding] = []
     batch: DecodeBatch | None = None
     num_reused = 0

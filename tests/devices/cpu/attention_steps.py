@@ -104,7 +104,7 @@ class NativeStep:
     """A step by the kernels, chunks in a random order, on several threads if `num_threads` is more than one."""
 
     def __init__(self, library: KernelLibrary, sequences: Sequences, *, num_threads: int = 1, seed: int = 0) -> None:
-        self._library = library
+        self.library = library
         self._sequences = sequences
         self._num_threads = num_threads
         self._random = np.random.default_rng(seed)
@@ -161,7 +161,7 @@ class NativeStep:
         )
 
     def _run(self, name: str, job: ctypes.Structure, step: Step) -> None:
-        kernel, address = self._library.kernel(name), ctypes.addressof(job)
+        kernel, address = self.library.kernel(name), ctypes.addressof(job)
         chunks = self._random.permutation(kernel.num_chunks(address, ctypes.byref(step))).tolist()
         if self._num_threads == 1:
             for chunk in chunks:

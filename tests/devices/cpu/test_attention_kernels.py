@@ -1,6 +1,8 @@
 """The kernels of attention against their definition in numpy, on every instruction set that this CPU runs."""
 
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +16,19 @@ from headwater.devices.cpu.attention_kernels import (
     check_geometry,
     work_list,
 )
+from headwater.devices.cpu.kernel_build import (
+    INSTRUCTION_SETS,
+    SOURCES,
+    build,
+    compile_library,
+    usable_instruction_sets,
+)
 from headwater.devices.cpu.kernel_library import KernelLibrary
 from headwater.devices.number_formats import widen
 
 pytestmark = pytest.mark.slow
+
+EMULATED = "AMX in plain C"
 
 # one mixed batch after another: prefills, a prefix and its rest, decodes; contexts on both sides of a block's border
 LENGTHS = [2 * BLOCK_KEYS + 77, 130, 1, BLOCK_KEYS + 1]
@@ -26,6 +37,28 @@ STEPS: list[list[Span]] = [
     [(3, BLOCK_KEYS - 1, BLOCK_KEYS), (0, 500, 588), (2, 0, 1), (1, 129, 130)],
     [(0, 588, 589), (3, BLOCK_KEYS, BLOCK_KEYS + 1)],
 ]
+
+
+_SETS = [*(isa.name for isa in usable_instruction_sets()), *(() if sanitized.LIBRARY else (EMULATED,))]
+
+
+@pytest.fixture(scope="module", params=_SETS)
+def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> KernelLibrary:
+    """Every instruction set that this CPU runs, and AMX's algorithm with another set's vectors."""
+    isa = usable_instruction_sets()[-1] if request.param == EMULATED else INSTRUCTION_SETS[request.param]
+    if sanitized.LIBRARY:
+        return KernelLibrary(Path(sanitized.LIBRARY), isa)
+    try:
+        if request.param != EMULATED:
+            return KernelLibrary(build(isa), isa)
+        path = tmp_path_factory.mktemp("emulated") / "kernels.so"
+        sources = [SOURCES / name for name in ("attention.c", "rotary.c", "run.c", "pool.c", "machine/pin.c")]
+        compile_library(isa, path, sources=sources, extra_options=("-DHEADWATER_EMULATE_AMX", "-O2"))
+        return KernelLibrary(path, replace(isa, name=EMULATED))
+    except RuntimeError as error:
+        if "no C compiler" not in str(error):
+            raise  # sources that do not compile are a failure
+        pytest.skip(str(error))
 
 
 def _assert_step_is_right(native: NativeStep, sequences: Sequences, spans: list[Span]) -> None:
@@ -37,7 +70,24 @@ def _assert_step_is_right(native: NativeStep, sequences: Sequences, spans: list[
         return
     np.testing.assert_allclose(PlainStep(sequences, plain_memory).prepare(spans), qkv, atol=3e-6)
     expected = PlainStep(sequences, sequences.memory).attend(qkv, spans)
-    np.testing.assert_allclose(out, expected, atol=1e-5)
+    # tiles take queries and weights as the sum of two bfloat16, which has 16 bits
+    is_tiled = _has_tiles(native.library) and sequences.dtype not in ("float32", "float16")
+    np.testing.assert_allclose(out, expected, atol=4e-5 if is_tiled else 1e-5)
+
+
+def _has_tiles(library: KernelLibrary) -> bool:
+    return library.isa.name in ("avx512_amx", EMULATED)
+
+
+def _skip_if_emulated(library: KernelLibrary, dtype: str = "bfloat16", *, is_needed: bool = True) -> None:
+    """The emulation is slow. Some dtypes take no tiles, so another set's run is the same; of shapes a few suffice."""
+    if library.isa.name == EMULATED and (dtype in ("float32", "float16") or not is_needed):
+        pytest.skip("as on another set")
+
+
+def _dtype_of_products(library: KernelLibrary) -> str:
+    """A KV dtype that the set's best products are for."""
+    return "bfloat16" if _has_tiles(library) else "float32"
 
 
 def _assert_same_pages(sequences: Sequences, spans: list[Span]) -> None:
@@ -68,7 +118,9 @@ def test_mixed_batches_of_all_shapes_of_heads(
     library: KernelLibrary, num_heads: int, num_kv_heads: int, page_size: int
 ) -> None:
     """Each ratio of heads stacks other rows into a tile; pages of one token have no run of keys at all."""
-    sequences = Sequences(LENGTHS, num_heads=num_heads, num_kv_heads=num_kv_heads, page_size=page_size)
+    _skip_if_emulated(library, is_needed=(num_heads, page_size) in ((6, 16), (14, 1)))
+    dtype = _dtype_of_products(library)
+    sequences = Sequences(LENGTHS, num_heads=num_heads, num_kv_heads=num_kv_heads, page_size=page_size, dtype=dtype)
     native = NativeStep(library, sequences)
     for spans in STEPS:
         _assert_step_is_right(native, sequences, spans)
@@ -76,11 +128,12 @@ def test_mixed_batches_of_all_shapes_of_heads(
 
 @pytest.mark.parametrize(
     ("dtype", "head_dim"),
-    [("float32", dim) for dim in (8, 24, 64, 72, 80, 96, 128, 256)]
-    + [(dtype, dim) for dtype in KV_DTYPES[1:] for dim in (64, 72)],
+    [(dtype, dim) for dtype in ("float32", "bfloat16") for dim in (8, 24, 64, 72, 80, 96, 128, 256)]
+    + [(dtype, dim) for dtype in KV_DTYPES[2:] for dim in (64, 72)],
 )
 def test_every_kv_dtype_and_head_dim(library: KernelLibrary, dtype: str, head_dim: int) -> None:
     """Heads that are no whole vectors have a tail, whose loads must not go beyond the head."""
+    _skip_if_emulated(library, dtype, is_needed=head_dim in (24, 64, 72))
     sequences = Sequences(LENGTHS, num_heads=3, num_kv_heads=1, head_dim=head_dim, dtype=dtype, has_qk_norm=True)
     native = NativeStep(library, sequences)
     for spans in STEPS:
@@ -90,7 +143,8 @@ def test_every_kv_dtype_and_head_dim(library: KernelLibrary, dtype: str, head_di
 
 @pytest.mark.parametrize("context", [1, 7, 8, 9, 63, 64, 65, 255, 256, 257, 511, 700])
 def test_decode_at_odd_contexts(library: KernelLibrary, context: int) -> None:
-    sequences = Sequences([context] * 3, page_size=16)
+    _skip_if_emulated(library, is_needed=context in (1, 9, 65, 257))
+    sequences = Sequences([context] * 3, page_size=16, dtype=_dtype_of_products(library))
     native = NativeStep(library, sequences)
     if context > 1:
         native.run([(row, 0, context - 1) for row in range(3)])
@@ -100,6 +154,7 @@ def test_decode_at_odd_contexts(library: KernelLibrary, context: int) -> None:
 @pytest.mark.parametrize("dtype", KV_DTYPES)
 def test_bits_depend_neither_on_chunks_nor_on_other_rows(library: KernelLibrary, dtype: str) -> None:
     """The same sequence whole, alone, in uneven chunks among others, and token by token at its end."""
+    _skip_if_emulated(library, dtype)
     length = 2 * BLOCK_KEYS + 40
     settings = {"num_heads": 6, "num_kv_heads": 2, "dtype": dtype, "seed": 3}
     whole = Sequences([length, 90], **settings)
@@ -117,11 +172,12 @@ def test_bits_depend_neither_on_chunks_nor_on_other_rows(library: KernelLibrary,
 @pytest.mark.parametrize("num_queries", [1, 5])
 def test_bits_do_not_depend_on_whether_a_row_is_split(library: KernelLibrary, num_queries: int) -> None:
     """A long context's blocks by several threads in any order, against one after another by one."""
+    _skip_if_emulated(library, is_needed=num_queries == 1)
     length = 3 * BLOCK_KEYS + 11
     spans: list[Span] = [(0, length - num_queries, length)]
     outs = []
     for num_workers in (1, 64):
-        sequences = Sequences([length], num_heads=6, num_kv_heads=1)
+        sequences = Sequences([length], num_heads=6, num_kv_heads=1, dtype=_dtype_of_products(library))
         native = NativeStep(library, sequences, num_threads=4, seed=num_workers)
         native.run([(0, 0, length - num_queries)], num_workers=1)
         outs.append(native.run(spans, num_workers=num_workers)[1])
@@ -132,13 +188,20 @@ def test_bits_do_not_depend_on_whether_a_row_is_split(library: KernelLibrary, nu
 
 
 @pytest.mark.parametrize(
-    ("num_heads", "page_size", "dtype"), [(3, 16, "float32"), (1, 1, "bfloat16"), (9, 512, "float8_e5m2")]
+    ("num_heads", "page_size", "dtype", "common"),
+    [
+        (3, 16, "float32", 2 * BLOCK_KEYS + 30),
+        (3, 16, "bfloat16", 2 * BLOCK_KEYS + 200),
+        (9, 1, "float16", 2 * BLOCK_KEYS + 150),
+        (1, 1, "bfloat16", 2 * BLOCK_KEYS + 30),
+        (9, 512, "float8_e5m2", 512),
+    ],
 )
 def test_bits_do_not_depend_on_whether_rows_share_pages(
-    library: KernelLibrary, num_heads: int, page_size: int, dtype: str
+    library: KernelLibrary, num_heads: int, page_size: int, dtype: str, common: int
 ) -> None:
-    """Decodes after a common prefix, whose blocks are computed once for all of them, against each row for itself."""
-    common = 2 * BLOCK_KEYS + 30 if page_size < BLOCK_KEYS else page_size
+    """Decodes after a common prefix, computed once for all of them, also in a block where each goes on by itself."""
+    _skip_if_emulated(library, dtype, is_needed=num_heads == 3)
     lengths = [common + 1, common + 300, common + 17, BLOCK_KEYS + 9, common + 2]
     sequences = Sequences(lengths, num_heads=num_heads, num_kv_heads=1, page_size=page_size, dtype=dtype)
     num_pages = common // page_size
@@ -151,7 +214,7 @@ def test_bits_do_not_depend_on_whether_rows_share_pages(
     _, expected = native.run(spans, num_workers=1)
     for num_workers in (1, 2, 64):
         _, out = native.run(spans, num_workers=num_workers, shares_blocks=True)
-        assert (native.last_work.chunks < 0).sum() == num_pages * page_size // BLOCK_KEYS
+        assert (native.last_work.chunks < 0).sum() == 2 + (common > 2 * BLOCK_KEYS + 128)
         assert not native.partials["num_done"].any()
         np.testing.assert_array_equal(out.view(np.int32), expected.view(np.int32))
 
@@ -159,6 +222,7 @@ def test_bits_do_not_depend_on_whether_rows_share_pages(
 @pytest.mark.parametrize("dtype", KV_DTYPES)
 def test_a_number_that_is_not_finite_stays_visible_and_in_its_row(library: KernelLibrary, dtype: str) -> None:
     """An overflow must reach the check of the logits: an 8-bit float cannot hold it, its exponent says so."""
+    _skip_if_emulated(library, dtype)
     sequences = Sequences([40, 40], num_heads=2, num_kv_heads=1, dtype=dtype)
     sequences.qkv[0][7, -3] = np.inf  # a value
     sequences.qkv[0][7, 2 * sequences.head_dim + 5] = np.nan  # a key
@@ -212,9 +276,10 @@ def test_the_work_list_covers_every_query_and_key_once(seed: int) -> None:
     is_shared = work.chunks < 0
     chunks = [int(chunk) for chunk in work.chunks[~is_shared]]
     for chunk in (work.chunks[is_shared] & (2**63 - 1)).tolist():
-        row = chunk >> 32 & 0xFFFF
+        row, num_common = chunk >> 32 & 0xFFFF, chunk & 0xFFFFFFFF or BLOCK_KEYS
+        num_pages = (((chunk >> 48) - 1) * BLOCK_KEYS + num_common) // 16
         while row >= 0:
-            assert query_lens[row] == 1 and (tables[row, : 16 * (chunk >> 48)] == tables[0, : 16 * (chunk >> 48)]).all()
+            assert query_lens[row] == 1 and (tables[row, :num_pages] == tables[0, :num_pages]).all()
             chunks.append(chunk >> 48 << 48 | row << 32)
             row = int(work.next_sharing[row])
     assert len(chunks) == len(set(chunks))

@@ -18,6 +18,8 @@ MAX_PARTIALS = 512  # queries times blocks of keys that the split rows of a step
 _MAX_ROWS = 1 << 16
 _IS_SHARED = -(1 << 63)
 _CHUNKS_PER_THREAD = 4  # enough for threads to end together
+_COMMON_STEP = 32  # keys that kernels compute at once: a block is shared up to a multiple
+_LEAST_COMMON = BLOCK_KEYS // 2  # keys of a block, behind which each row has its own
 
 _POINTER, _INT64, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
@@ -121,7 +123,8 @@ class MaskedArgmaxJob(ctypes.Structure):
 class WorkList:
     """What `Step` says of a step's attention."""
 
-    # (block + 1 of a split row) << 48 | row << 32 | first query, and the sign of a shared block; longest first
+    # (block + 1 of a split row) << 48 | row << 32 | first query, longest first. A shared block has the sign, and the
+    # number of keys that are common (0: all) instead of the first query.
     chunks: npt.NDArray[np.int64]
     queries_per_chunk: int
     partial_slots: npt.NDArray[np.int32]  # [R]
@@ -193,8 +196,9 @@ def work_list(
     work = np.where(blocks > 0, np.minimum(work[entries], BLOCK_KEYS * queries[entries]), work[entries])
     chunks = (blocks << 48) | (rows[entries] << 32) | firsts[entries]
     for group in groups:
-        shared = np.arange(1, group.num_blocks + 1, dtype=np.int64)
-        chunks = np.concatenate((chunks, (shared << 48) | (int(group.rows[0]) << 32) | _IS_SHARED))
+        shared = np.arange(1, group.num_blocks + 1, dtype=np.int64) << 48
+        shared[-1] |= group.num_common
+        chunks = np.concatenate((chunks, shared | (int(group.rows[0]) << 32) | _IS_SHARED))
         work = np.concatenate((work, np.full(group.num_blocks, BLOCK_KEYS * len(group.rows))))
     return WorkList(chunks[np.argsort(-work, kind="stable")], per_chunk, partial_slots, next_sharing)
 
@@ -205,6 +209,7 @@ class _Sharing:
 
     rows: npt.NDArray[np.int64]
     num_blocks: int
+    num_common: int  # keys of the last block, 0: all
 
 
 def _sharing_rows(
@@ -226,9 +231,10 @@ def _sharing_rows(
             tables = page_tables[members, : int(contexts[members].min()) // page_size]
             is_common = (tables == tables[0]).all(axis=0)
             num_common = len(is_common) if is_common.all() else int(is_common.argmin())
-            num_blocks = num_common * page_size // BLOCK_KEYS
+            num_blocks, num_keys = divmod(num_common * page_size, BLOCK_KEYS)
+            num_keys = num_keys // _COMMON_STEP * _COMMON_STEP if num_keys >= _LEAST_COMMON else 0
             if len(members) > 1 and num_blocks:
-                groups.append(_Sharing(members, num_blocks))
+                groups.append(_Sharing(members, num_blocks + (num_keys > 0), num_keys))
     return groups
 
 

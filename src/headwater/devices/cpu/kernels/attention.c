@@ -7,7 +7,8 @@
 
 #include <stdatomic.h>
 
-#include "attention_work.h"
+#include "attention_amx.h"
+#include "attention_direct.h"
 
 // Keys [first, first + num) of a block for scores = queries x keys^T. Lanes of missing keys repeat the last key.
 INLINE void pack_keys_of(const int dtype, const Work *work, const Located *at, int first, int num, const Ahead *ahead) {
@@ -64,15 +65,6 @@ INLINE void pack_values_of(const int dtype, const Work *work, const Located *at,
     }
 }
 
-#define FOR_DTYPE(function, ...)                                        \
-    switch (work->job->kv_dtype) {                                      \
-        case KV_F32: function(KV_F32, __VA_ARGS__); break;              \
-        case KV_BF16: function(KV_BF16, __VA_ARGS__); break;            \
-        case KV_F16: function(KV_F16, __VA_ARGS__); break;              \
-        case KV_E4M3: function(KV_E4M3, __VA_ARGS__); break;            \
-        case KV_E5M2: function(KV_E5M2, __VA_ARGS__); break;            \
-    }
-
 static void pack_keys(const Work *work, const Located *at, int first, int num, const Ahead *ahead) {
     FOR_DTYPE(pack_keys_of, work, at, first, num, ahead)
 }
@@ -85,11 +77,9 @@ static void pack_values(const Work *work, const Located *at, int first, int num,
 static void softmax_row(int row, int64_t num) {
     float *scores = scratch.scores + row * SCORES_STRIDE;
     const int64_t whole = num / WIDTH * WIDTH, rest = num - whole;
-    vf largest = vf_splat(-INFINITY), total = vf_zero();
-    for (int64_t i = 0; i < whole; i += WIDTH) largest = vf_max(largest, vf_load(scores + i));
-    float most = vf_max_of(largest);
-    for (int64_t i = whole; i < num; i++) most = scores[i] > most ? scores[i] : most;
+    const float most = largest_score(scores, num);
     const vf subtract = vf_splat(most);
+    vf total = vf_zero();
     for (int64_t i = 0; i < whole; i += WIDTH) {
         const vf weight = vf_exp2(vf_load(scores + i) - subtract);
         vf_store(scores + i, weight);
@@ -113,13 +103,15 @@ static void score_part(const Work *work, int64_t first, int part, int num) {
     for (int row = 0; row < work->stacked; row += tile_rows) {
         const int rows = work->stacked - row < tile_rows ? work->stacked - row : tile_rows;
         const int64_t cols = visible_in_part(work, row + rows - 1, first, part, num);
-        multiply_tile(rows, (cols + PANEL - 1) / PANEL, scratch.queries + row * dim, dim, scratch.keys, keys_stride(dim), dim,
-                      scratch.scores + row * SCORES_STRIDE + part, SCORES_STRIDE, 1);
+        const int at_row = work->first_stacked + row;
+        multiply_tile(rows, (cols + PANEL - 1) / PANEL, scratch.queries + at_row * dim, dim, scratch.keys, keys_stride(dim),
+                      dim, scratch.scores + at_row * SCORES_STRIDE + part, SCORES_STRIDE, 1);
     }
 }
 
 // Sums of `keys` weighted values of a part, from its key `skip` on, for some rows.
 static void sum_rows(const Work *work, int row, int rows, int part, int64_t skip, int64_t keys) {
+    row += work->first_stacked;
     multiply_tile(rows, work->padded_dim / PANEL, scratch.scores + row * SCORES_STRIDE + part + skip, SCORES_STRIDE,
                   scratch.values + skip * PANEL, VALUES_STRIDE, keys, scratch.block_sums + row * work->padded_dim,
                   work->padded_dim, part + skip == 0);
@@ -139,34 +131,53 @@ static void sum_part(const Work *work, int64_t first, int part, int num) {
     }
 }
 
-// What to fetch while the keys (or values) from `part` on are computed: what is used two parts later. The values of a
-// block follow its keys, and the next block's keys its values.
-static Ahead ahead_of(const Work *work, const Located *at, const Located *next, int part, int is_values) {
-    const int first = part + 2 * work->part_keys, parts_end = (at->num + work->part_keys - 1) / work->part_keys * work->part_keys;
-    const int64_t to_value = value_offset(work->job);
-    if (first < parts_end) return (Ahead){at, first, is_values ? to_value : 0};
-    return is_values ? (Ahead){next, first - parts_end, 0} : (Ahead){at, first - parts_end, to_value};
+// Scores of a block's keys from `begin` on.
+static void score_block(const Work *work, const Located *at, const Located *next, int64_t first, int begin) {
+    const int size = work->part_keys, without_packing = is_direct(work, first, at->num);
+    for (int part = begin; part < at->num; part += size) {
+        const int num = at->num - part < size ? at->num - part : size;
+        const Ahead ahead = ahead_of(work, at, next, part, 0);
+        if (without_packing) {
+            score_directly(work, at, part, num, &ahead);
+            continue;
+        }
+        pack_keys(work, at, part, num, &ahead);
+        score_part(work, first, part, num);
+    }
+}
+
+static void softmax_block(const Work *work, const Located *at, int64_t first) {
+    for (int row = 0; row < work->stacked; row++) {
+        const int64_t visible = visible_keys(work, row, first);
+        if (visible) softmax_row(work->first_stacked + row, visible < at->num ? visible : at->num);
+    }
+}
+
+static void sum_block(const Work *work, const Located *at, const Located *next, int64_t first, int begin) {
+    const int size = work->part_keys, without_packing = is_direct(work, first, at->num);
+    for (int part = begin; part < at->num; part += size) {
+        const int num = at->num - part < size ? at->num - part : size;
+        const Ahead ahead = ahead_of(work, at, next, part, 1);
+        if (without_packing) {
+            sum_directly(work, at, part, num, &ahead);
+            continue;
+        }
+        pack_values(work, at, part, num, &ahead);
+        sum_part(work, first, part, num);
+    }
 }
 
 // The result of the block that begins at key `first`, into scratch.block_*. The block after it is `next`.
 static void attend_block(const Work *work, const Located *at, const Located *next, int64_t first) {
-    const int size = work->part_keys;
-    for (int part = 0; part < at->num; part += size) {
-        const int num = at->num - part < size ? at->num - part : size;
-        const Ahead ahead = ahead_of(work, at, next, part, 0);
-        pack_keys(work, at, part, num, &ahead);
-        score_part(work, first, part, num);
+#if HAS_AMX
+    if (uses_tiles(work->job)) {
+        attend_block_in_tiles(work, at, next, first);
+        return;
     }
-    for (int row = 0; row < work->stacked; row++) {
-        const int64_t visible = visible_keys(work, row, first);
-        if (visible) softmax_row(row, visible < at->num ? visible : at->num);
-    }
-    for (int part = 0; part < at->num; part += size) {
-        const int num = at->num - part < size ? at->num - part : size;
-        const Ahead ahead = ahead_of(work, at, next, part, 1);
-        pack_values(work, at, part, num, &ahead);
-        sum_part(work, first, part, num);
-    }
+#endif
+    score_block(work, at, next, first, 0);
+    softmax_block(work, at, first);
+    sum_block(work, at, next, first, 0);
 }
 
 // Fetch the first parts of a work, which nothing before has fetched.
@@ -217,6 +228,12 @@ static void stack_queries(const Work *work) {
         const int64_t token = work->num_rows > 1 ? work->step->query_starts[work->rows[query]] : work->first_token + query;
         const float *heads = job->qkv + token * qkv_stride(job);
         const float *head = heads + (work->head * work->per_kv + row % work->per_kv) * dim;
+#if HAS_AMX
+        if (uses_tiles(job)) {
+            store_query(work, row, head, scale);
+            continue;
+        }
+#endif
         for (int64_t d = 0; d < dim; d += WIDTH) {
             const int64_t n = dim - d < WIDTH ? dim - d : WIDTH;
             vf_store_n(scratch.queries + row * dim + d, vf_load_n(head + d, n) * scale, n);
@@ -227,10 +244,10 @@ static void stack_queries(const Work *work) {
 static void attend_all(const Work *work) {
     static _Thread_local Located blocks[2];
     Located *now = &blocks[0], *next = &blocks[1];
-    locate(work, 0, now);
+    locate(work, 0, 0, now);
     prefetch_first(work, now);
     for (int64_t first = 0; first < work->num_keys; first += BLOCK_KEYS) {
-        locate(work, first + BLOCK_KEYS, next);
+        locate(work, first + BLOCK_KEYS, 0, next);
         attend_block(work, now, next, first);
         for (int row = 0; row < work->stacked; row++) {
             merge_row(work, row, first, scratch.block_sums + row * work->padded_dim, scratch.block_largest[row],
@@ -249,18 +266,17 @@ INLINE int64_t partial_of(const Work *work, int row, int64_t block) {
     return slot * work->job->num_heads + work->head * work->per_kv + row % work->per_kv;
 }
 
-// Keep the block's results of a row's queries, which are `first_stacked` and the following ones. If these were the last
-// ones that the row waited for, merge them all.
-static void end_block(const Work *work, int first_stacked) {
+// Keep the block's results of a row's queries. If these were the last ones that the row waited for, merge them all.
+static void end_block(const Work *work) {
     const AttentionJob *job = work->job;
     const int64_t dim = job->head_dim, first = work->block * BLOCK_KEYS;
     for (int row = 0; row < work->stacked; row++) {
         if (visible_keys(work, row, first) == 0) continue;
         const int64_t partial = partial_of(work, row, work->block);
-        const float *sums = scratch.block_sums + (first_stacked + row) * work->padded_dim;
+        const float *sums = scratch.block_sums + (work->first_stacked + row) * work->padded_dim;
         memcpy(job->partial_sums + partial * dim, sums, (size_t)dim * sizeof *sums);
-        job->partial_stats[2 * partial] = scratch.block_largest[first_stacked + row];
-        job->partial_stats[2 * partial + 1] = scratch.block_total[first_stacked + row];
+        job->partial_stats[2 * partial] = scratch.block_largest[work->first_stacked + row];
+        job->partial_stats[2 * partial + 1] = scratch.block_total[work->first_stacked + row];
     }
     _Atomic int32_t *num_done = (_Atomic int32_t *)job->num_done + work->first_slot * job->num_kv_heads + work->head;
     const int64_t num_blocks = (work->num_keys + BLOCK_KEYS - 1) / BLOCK_KEYS;
@@ -276,21 +292,54 @@ static void end_block(const Work *work, int first_stacked) {
     }
 }
 
+static const Located NOTHING = {.num = 0};
+
+// What rows see behind the common keys of a block: each row its own, whose scores and sums follow those of the common
+// keys. The next row's keys are fetched meanwhile.
+static void attend_own_keys(const Work *work, int64_t first, int is_values) {
+    static _Thread_local Located own[2];
+    const int64_t offset = is_values ? value_offset(work->job) : 0;
+    const int64_t key_bytes = work->job->head_dim * kv_item_bytes(work->job->kv_dtype);
+    for (int i = -1; i < work->num_rows; i++) {
+        if (i + 1 < work->num_rows) {
+            const Work next = open_row_of(work, i + 1);
+            locate(&next, first, work->num_common, &own[(i + 1) % 2]);
+            const Ahead ahead = {&own[(i + 1) % 2], work->num_common, offset};
+            prefetch(&ahead, 0, BLOCK_KEYS, key_bytes);
+        }
+        if (i < 0) continue;
+        const Work row = open_row_of(work, i);
+        if (is_values) {
+            sum_block(&row, &own[i % 2], &NOTHING, first, work->num_common);
+        } else {
+            score_block(&row, &own[i % 2], &NOTHING, first, work->num_common);
+            softmax_block(&row, &own[i % 2], first);
+        }
+    }
+}
+
 // One block of a split row, or of several.
 static void attend_one(const Work *work) {
     static _Thread_local Located at;
-    static const Located nothing = {.num = 0};
-    locate(work, work->block * BLOCK_KEYS, &at);
+    const int64_t first = work->block * BLOCK_KEYS;
+    locate(work, first, 0, &at);
+    if (work->num_common) at.num = work->num_common;
     prefetch_first(work, &at);
-    attend_block(work, &at, &nothing, work->block * BLOCK_KEYS);
+    if (work->num_common) {
+        score_block(work, &at, &NOTHING, first, 0);
+        attend_own_keys(work, first, 0);
+        sum_block(work, &at, &NOTHING, first, 0);
+        attend_own_keys(work, first, 1);
+    } else {
+        attend_block(work, &at, &NOTHING, first);
+    }
     if (work->num_rows == 1) {
-        end_block(work, 0);
+        end_block(work);
         return;
     }
     for (int i = 0; i < work->num_rows; i++) {
-        Work row = open_work(work->job, work->step, (int64_t)work->rows[i] << 32, work->head);
-        row.block = work->block;
-        end_block(&row, (int)(i * work->per_kv));
+        const Work row = open_row_of(work, i);
+        end_block(&row);
     }
 }
 
@@ -298,13 +347,34 @@ static int64_t attention_chunks(const void *opaque, const Step *step) {
     return step->num_chunks * ((const AttentionJob *)opaque)->num_kv_heads;
 }
 
+static void attend(const Work *work) {
+    stack_queries(work);
+#if HAS_AMX
+    if (uses_tiles(work->job)) configure_tiles(work);
+    if (uses_tiles(work->job) && work->stacked <= TILE) transpose_queries(work);
+#endif
+    if (work->block < 0) attend_all(work);
+    else attend_one(work);
+#if HAS_AMX
+    if (uses_tiles(work->job)) tiles_release();
+#endif
+}
+
 static void attention_chunk(const void *opaque, const Step *step, int64_t chunk) {
     const AttentionJob *job = opaque;
     const int64_t entry = step->chunks[chunk / job->num_kv_heads], head = chunk % job->num_kv_heads;
     const Work work = entry < 0 ? open_shared(job, step, entry, head) : open_work(job, step, entry, head);
-    stack_queries(&work);
-    if (work.block < 0) attend_all(&work);
-    else attend_one(&work);
+#if HAS_AMX
+    if (uses_tiles(job) && work.num_common) {  // tiles hold 16 queries, not one row's
+        for (int i = 0; i < work.num_rows; i++) {
+            Work row = open_row_of(&work, i);
+            row.first_stacked = 0;
+            attend(&row);
+        }
+        return;
+    }
+#endif
+    attend(&work);
 }
 
 const Kernel hw_attention = {attention_chunks, attention_chunk};

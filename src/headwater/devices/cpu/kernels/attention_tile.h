@@ -72,12 +72,26 @@ INLINE int tile_rows_for(int64_t rows) {  // equal tiles: 8 rows are 4 + 4, not 
     return (int)((rows + tiles - 1) / tiles);
 }
 
-// 2^x for x <= 0, to about 2 ulp: 2^n * 2^r with a polynomial in r (Cephes' exp2f). About 1e-38 below -126; NaN stays NaN.
+// 2^x for x <= 0, to about 2 ulp: 2^n * 2^r with a polynomial in r. About 1e-38 below -126; NaN stays NaN.
+#if WIDTH == 16
+INLINE vf vf_exp2(vf x) {
+    x = vf_max(vf_splat(-126.0f), x);
+    const vf r = vf_above_floor(x);
+    vf p = vf_splat(2.1612919226754457e-4f);
+    p = vf_fma(p, r, vf_splat(1.2467845808714628e-3f));
+    p = vf_fma(p, r, vf_splat(9.675451554358006e-3f));
+    p = vf_fma(p, r, vf_splat(5.5485282093286514e-2f));
+    p = vf_fma(p, r, vf_splat(2.402293086051941e-1f));
+    p = vf_fma(p, r, vf_splat(6.931470632553101e-1f));
+    p = vf_fma(p, r, vf_splat(1.0f));
+    return vf_times_2_to_floor(p, x);
+}
+#else
 INLINE vf vf_exp2(vf x) {
     x = vf_max(vf_splat(-126.0f), x);
     const vi whole = vi_round(x);
     const vf r = x - vf_from_int(whole);
-    vf p = vf_splat(1.535336188319500e-4f);
+    vf p = vf_splat(1.535336188319500e-4f);  // Cephes' exp2f
     p = vf_fma(p, r, vf_splat(1.339887440266574e-3f));
     p = vf_fma(p, r, vf_splat(9.618437357674640e-3f));
     p = vf_fma(p, r, vf_splat(5.550332471162809e-2f));
@@ -85,4 +99,14 @@ INLINE vf vf_exp2(vf x) {
     p = vf_fma(p, r, vf_splat(6.931472028550421e-1f));
     p = vf_fma(p, r, vf_splat(1.0f));
     return p * (vf)(vi)((vu)(whole + vi_splat(127)) << 23);
+}
+#endif
+
+INLINE float largest_score(const float *scores, int64_t num) {
+    const int64_t whole = num / WIDTH * WIDTH;
+    vf largest = vf_splat(-INFINITY);
+    for (int64_t i = 0; i < whole; i += WIDTH) largest = vf_max(largest, vf_load(scores + i));
+    float most = vf_max_of(largest);
+    for (int64_t i = whole; i < num; i++) most = scores[i] > most ? scores[i] : most;
+    return most;
 }

@@ -5,11 +5,13 @@
 #include "attention.h"
 #include "attention_tile.h"
 #include "kv_pages.h"
+#include "simd_amx.h"
 
 // Many stacked queries make use of a part that fills the first cache. With few of them memory must not wait for
 // arithmetic: parts are so small that what is on its way from memory lasts while one is multiplied.
-enum { MAX_PART_KEYS = 64, SMALL_PART_KEYS = PANEL, FEW_STACKED = 16 };
-enum { MAX_PADDED_DIM = (MAX_HEAD_DIM + PANEL - 1) / PANEL * PANEL };
+#define PADDING (HAS_AMX ? 32 : PANEL)  // of the dims of sums, and of the keys of small parts
+enum { MAX_PART_KEYS = 64, SMALL_PART_KEYS = PADDING, FEW_STACKED = 16 };
+enum { MAX_PADDED_DIM = (MAX_HEAD_DIM + PADDING - 1) / PADDING * PADDING };
 
 // Rows of scratch memory are a line further apart than powers of two: else they fall on the same few lines of the cache.
 enum { SCORES_STRIDE = BLOCK_KEYS + 16, VALUES_STRIDE = PANEL * (MAX_PART_KEYS + 1) };
@@ -39,6 +41,8 @@ typedef struct {
     int64_t block;                          // of a split row: the only one to compute; else -1
     int64_t first_slot, blocks_of_row;      // of a split row
     int num_rows, rows[MAX_STACKED];        // that share the block; the queries of the others lie in a run
+    int num_common;                         // keys of the block that they share; what follows is each row's own
+    int first_stacked;                      // where scratch memory has the queries
     const int32_t *pages;
     const Step *step;
 } Work;
@@ -63,12 +67,13 @@ INLINE int64_t visible_in_part(const Work *work, int64_t stacked, int64_t first,
     return visible < 0 ? 0 : visible > num ? num : visible;
 }
 
-static inline void locate(const Work *work, int64_t first, Located *at) {
+// The keys of the block that begins at `first`, without its first `skip` ones.
+static inline void locate(const Work *work, int64_t first, int skip, Located *at) {
     const AttentionJob *job = work->job;
     const int64_t left = work->num_keys - first, key_bytes = job->head_dim * kv_item_bytes(job->kv_dtype);
-    int64_t page = first / job->page_size, offset = first % job->page_size;
+    int64_t page = (first + skip) / job->page_size, offset = (first + skip) % job->page_size;
     at->num = (int)(left < 0 ? 0 : left < BLOCK_KEYS ? left : BLOCK_KEYS);
-    for (int i = 0; i < at->num; page++, offset = 0) {
+    for (int i = skip; i < at->num; page++, offset = 0) {
         uint8_t *start = page_of(job, work->step, work->pages[page]);
         const uint8_t *key = key_at(job, start, work->head, offset);
         const int8_t *exponent = exponent_at(job, start, work->head, offset);
@@ -93,6 +98,15 @@ INLINE void prefetch(const Ahead *ahead, int skip, int num, int64_t key_bytes) {
     }
 }
 
+// What to fetch while the keys (or values) from `part` on are computed: what is used two parts later. The values of a
+// block follow its keys, and the next block's keys its values.
+static inline Ahead ahead_of(const Work *work, const Located *at, const Located *next, int part, int is_values) {
+    const int first = part + 2 * work->part_keys, parts_end = (at->num + work->part_keys - 1) / work->part_keys * work->part_keys;
+    const int64_t to_value = value_offset(work->job);
+    if (first < parts_end) return (Ahead){at, first, is_values ? to_value : 0};
+    return is_values ? (Ahead){next, first - parts_end, 0} : (Ahead){at, first - parts_end, to_value};
+}
+
 static inline Work open_work(const AttentionJob *job, const Step *step, int64_t chunk, int64_t head) {
     const int64_t row = chunk >> 32 & 0xffff, first_query = chunk & 0xffffffff, start = step->query_starts[row];
     const int64_t num_queries = step->query_starts[row + 1] - start, left = num_queries - first_query;
@@ -104,7 +118,7 @@ static inline Work open_work(const AttentionJob *job, const Step *step, int64_t 
         .job = job,
         .head = head,
         .per_kv = per_kv,
-        .padded_dim = (job->head_dim + PANEL - 1) / PANEL * PANEL,
+        .padded_dim = (job->head_dim + PADDING - 1) / PADDING * PADDING,
         .first_token = start + first_query,
         .first_position = first_position,
         .num_keys = first_position + queries,
@@ -120,9 +134,10 @@ static inline Work open_work(const AttentionJob *job, const Step *step, int64_t 
     };
 }
 
-// The same for a block that rows share: all their queries are stacked, and all see the whole block.
+// The same for a block that rows share: all their queries are stacked, and all see what is common.
 static inline Work open_shared(const AttentionJob *job, const Step *step, int64_t chunk, int64_t head) {
-    Work work = open_work(job, step, chunk, head);
+    Work work = open_work(job, step, chunk & ~(int64_t)0xffffffff, head);
+    work.num_common = (int)(chunk & 0xffffffff);
     for (int row = step->next_sharing[work.rows[0]]; row >= 0; row = step->next_sharing[row]) {
         work.rows[work.num_rows++] = row;
     }
@@ -130,3 +145,21 @@ static inline Work open_shared(const AttentionJob *job, const Step *step, int64_
     work.part_keys = work.stacked <= FEW_STACKED ? SMALL_PART_KEYS : MAX_PART_KEYS;
     return work;
 }
+
+// One of the rows that share a block.
+static inline Work open_row_of(const Work *shared, int i) {
+    Work work = open_work(shared->job, shared->step, (int64_t)shared->rows[i] << 32, shared->head);
+    work.block = shared->block;
+    work.first_stacked = (int)(i * work.per_kv);
+    return work;
+}
+
+// Call `function` with the dtype of the keys and values as a constant.
+#define FOR_DTYPE(function, ...)                                        \
+    switch (work->job->kv_dtype) {                                      \
+        case KV_F32: function(KV_F32, __VA_ARGS__); break;              \
+        case KV_BF16: function(KV_BF16, __VA_ARGS__); break;            \
+        case KV_F16: function(KV_F16, __VA_ARGS__); break;              \
+        case KV_E4M3: function(KV_E4M3, __VA_ARGS__); break;            \
+        case KV_E5M2: function(KV_E5M2, __VA_ARGS__); break;            \
+    }

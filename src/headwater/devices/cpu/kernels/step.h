@@ -24,8 +24,9 @@ typedef struct {
     // its partial results lie in slots from partial_slots[row] on (-1: not split).
     int64_t queries_per_chunk;
     const int32_t *partial_slots;  // [R]
-    // A negative chunk (the sign is its only other bit) is a block that several rows of one query share: the same pages,
-    // as after a common prefix. They are the row of the chunk and those that follow in this list, until -1.
+    // A negative chunk is a block that several rows of one query share: the same pages, as after a common prefix. They
+    // are the row of the chunk and those that follow in this list, until -1. In place of the first query it has the number
+    // of keys of the block that are common, a multiple of 32, or 0 for all.
     const int32_t *next_sharing;  // [R]; may be NULL if no chunk is negative
 } Step;
 

@@ -42,6 +42,9 @@ INLINE float vf_max_of(vf x) {
 INLINE vi vi_round(vf x) { return (vi)_mm512_cvtps_epi32((__m512)x); }  // to nearest, ties to even
 INLINE vf vf_from_int(vi x) { return (vf)_mm512_cvtepi32_ps((__m512i)x); }
 
+INLINE vf vf_above_floor(vf x) { return (vf)_mm512_reduce_ps((__m512)x, 0x09); }  // x - floor(x)
+INLINE vf vf_times_2_to_floor(vf a, vf x) { return (vf)_mm512_scalef_ps((__m512)a, (__m512)x); }
+
 INLINE vi vi_load_u8(const uint8_t *from) { return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from)); }
 INLINE vi vi_load_s8(const int8_t *from) { return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)); }
 
