@@ -18,7 +18,7 @@
 #include <sys/syscall.h>
 #endif
 
-enum { ROWS_PER_CHUNK = 4, SPINS = 2000, NAP_NS = 2000000, NAPS_PER_LOOK = 8 };
+enum { ROWS_PER_CHUNK = 4, SPINS = 1000, NAP_NS = 2000000, NAPS_PER_LOOK = 8 };
 
 static void fail(RankState *ranks, int64_t rank, int64_t failure) {
     ranks->failed_rank = rank;
