@@ -34,7 +34,7 @@ from headwater.devices.cpu.packed_weights import (
     FORMATS,
     PackedWeights,
     activation_bytes,
-    needs_quantized_activations,
+    converts_activations,
 )
 from headwater.devices.cpu.topology import num_usable_cores
 
@@ -158,7 +158,7 @@ class Bench:
         one = self.weights(format, in_features, out_features)
         copies = [one, *(self.weights(format, *shape) for _ in range(ROTATION_BYTES // one.nbytes))][:400]
         x, y = self.activations(format, in_features, rows), np.zeros((rows, out_features), np.float32)
-        if needs_quantized_activations(format):
+        if converts_activations(self.library, format):
             self.runner([self.quantize(self.floats(rows, in_features), x, format)], rows, 0)()
         else:
             x[:-64].view(np.float32)[:] = self.floats(rows, in_features).reshape(-1)
@@ -185,7 +185,7 @@ class Bench:
         x_hidden, x_up = (self.activations(format, size, rows) for size in (HIDDEN, INTERMEDIATE))
 
         def add(packed: PackedWeights, x: np.ndarray, y: np.ndarray, mode: Mode, where: int = TOKENS) -> None:
-            if needs_quantized_activations(format):
+            if converts_activations(self.library, format):
                 buffer = x_hidden if x.shape[1] == HIDDEN else x_up
                 ops.append(self.quantize(x, buffer, format, where))
                 x = buffer

@@ -6,16 +6,19 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
+from headwater.devices.cpu.kernel_build import SOURCES
 from headwater.devices.cpu.kernel_library import TOKENS, KernelLibrary, Step
 from headwater.devices.cpu.linear_kernels import LinearJob, Mode, QuantizeJob
 from headwater.devices.cpu.packed_weights import (
     FORMATS,
     PackedWeights,
     activation_bytes,
-    needs_quantized_activations,
+    converts_activations,
 )
 from headwater.devices.host_tensor import HostTensor
 
+# What a library needs for products and nothing else.
+PRODUCTS = (*SOURCES.glob("linear/*.c"), *(SOURCES / name for name in ("run.c", "pool.c", "machine/pin.c")))
 GROUP_OF = {format: 256 if format.endswith("K") else 32 if format.startswith("Q") else 2 for format in FORMATS}
 BITS_OF_ACTIVATIONS = {"Q8_0": 32767} | dict.fromkeys(FORMATS[4:], 127)  # the largest integer
 
@@ -66,6 +69,11 @@ def quantize_rows(library: KernelLibrary, x: np.ndarray, format: str) -> np.ndar
     return out.reshape(len(x), row_bytes)
 
 
+def uses_tiles(library: KernelLibrary, format: str) -> bool:
+    """Whether this library multiplies weights of the format by AMX: with activations and weights in bfloat16."""
+    return converts_activations(library, "bfloat16") and format not in ("float32", "float16")
+
+
 def multiply(
     library: KernelLibrary,
     packed: PackedWeights,
@@ -78,7 +86,7 @@ def multiply(
     """x W^T + b by the kernels, chunk after chunk (in the order `chunks`). [T, in] -> [T, out]"""
     x = np.ascontiguousarray(x, np.float32)
     y = np.full((len(x), packed.out_features), np.nan, np.float32) if y is None else y
-    activations = quantize_rows(library, x, packed.format) if needs_quantized_activations(packed.format) else x
+    activations = quantize_rows(library, x, packed.format) if converts_activations(library, packed.format) else x
     job = LinearJob(
         weights=packed.blocks.ctypes.data,
         bias=None if packed.bias is None else packed.bias.ctypes.data,

@@ -1,10 +1,24 @@
 """Products with packed weights of every format, against numpy, on every instruction set that this CPU runs."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import sanitized
-from linear_setting import BITS_OF_ACTIVATIONS, GROUP_OF, aligned, multiply, quantize_rows, step_of, values_of, weight
+from linear_setting import (
+    BITS_OF_ACTIVATIONS,
+    GROUP_OF,
+    PRODUCTS,
+    aligned,
+    multiply,
+    quantize_rows,
+    step_of,
+    uses_tiles,
+    values_of,
+    weight,
+)
 
+from headwater.devices.cpu.kernel_build import INSTRUCTION_SETS, compile_library, usable_instruction_sets
 from headwater.devices.cpu.kernel_library import KernelLibrary
 from headwater.devices.cpu.linear_kernels import EmbedJob, Mode
 from headwater.devices.cpu.packed_weights import FORMATS, pack, pack_gated, unpack
@@ -23,14 +37,24 @@ def activations(rows: int, in_features: int) -> np.ndarray:
     return (rng.normal(size=(rows, in_features)) * rng.lognormal(size=in_features)).astype(np.float32)
 
 
-def seen(x: np.ndarray, format: str) -> np.ndarray:
+def seen(library: KernelLibrary, x: np.ndarray, format: str) -> np.ndarray:
     """The activations after their quantisation, if the format quantises them."""
-    return plain.quantized(x, BITS_OF_ACTIVATIONS[format]) if format in BITS_OF_ACTIVATIONS else x
+    is_float = format not in BITS_OF_ACTIVATIONS or uses_tiles(library, format)
+    return x if is_float else plain.quantized(x, BITS_OF_ACTIVATIONS[format])
 
 
-def assert_close(found: np.ndarray, expected: np.ndarray, x: np.ndarray, matrix: np.ndarray) -> None:
-    """To rounding errors of float32: relative to the sum of the sizes of all products."""
-    bound = 2e-6 * (np.abs(x) @ np.abs(matrix).T) + 1.2e-7 * np.abs(expected) + 1e-6
+def error_of(library: KernelLibrary, format: str) -> float:
+    """The error of a product, relative to its size. numpy has no tiles, whose factors are bfloat16."""
+    if not uses_tiles(library, format):
+        return 2e-6
+    return 2**-16 if format == "bfloat16" else 5 * 2**-9
+
+
+def assert_close(
+    found: np.ndarray, expected: np.ndarray, x: np.ndarray, matrix: np.ndarray, *, error: float = 2e-6
+) -> None:
+    """To rounding errors: relative to the sum of the sizes of all products."""
+    bound = error * (np.abs(x) @ np.abs(matrix).T) + 1.2e-7 * np.abs(expected) + 1e-6
     assert (np.abs(found - expected) <= bound).all(), np.abs((found - expected) / bound).max()
 
 
@@ -40,8 +64,9 @@ def test_a_product_is_right(library: KernelLibrary, format: str, rows: int) -> N
     in_features = GROUP_OF[format] * (3 if GROUP_OF[format] > 2 else 31)
     tensor, x = weight(format, (72, in_features)), activations(rows, in_features)
     packed, matrix = pack(library, [tensor]), values_of(tensor)
-    wide, x = matrix.astype(np.float64), seen(x, format)
-    assert_close(multiply(library, packed, activations(rows, in_features)), x @ wide.T, x, wide)
+    wide, x = matrix.astype(np.float64), seen(library, x, format)
+    found = multiply(library, packed, activations(rows, in_features))
+    assert_close(found, x @ wide.T, x, wide, error=error_of(library, format))
 
 
 @every_format
@@ -54,8 +79,8 @@ def test_odd_shapes_are_right(library: KernelLibrary, format: str, shape: tuple[
     packed = pack(library, [tensor], [bias])
     y = np.full((4, out_features + 3), 7, np.float32)
     found = multiply(library, packed, x, y=y)
-    wide, x = values_of(tensor).astype(np.float64), seen(x, format)
-    assert_close(found[:, :out_features], x @ wide.T + bias, x, wide)
+    wide, x = values_of(tensor).astype(np.float64), seen(library, x, format)
+    assert_close(found[:, :out_features], x @ wide.T + bias, x, wide, error=error_of(library, format))
     assert (y[:, out_features:] == 7).all()
 
 
@@ -64,7 +89,8 @@ def test_odd_shapes_are_right(library: KernelLibrary, format: str, shape: tuple[
 def test_plain_weights_take_any_number_of_inputs(library: KernelLibrary, format: str, in_features: int) -> None:
     tensor, x = weight(format, (20, in_features)), activations(9, in_features)
     wide = values_of(tensor).astype(np.float64)
-    assert_close(multiply(library, pack(library, [tensor]), x), x @ wide.T, x, wide)
+    found = multiply(library, pack(library, [tensor]), x)
+    assert_close(found, x @ wide.T, x, wide, error=error_of(library, format))
 
 
 @every_format
@@ -108,8 +134,9 @@ def test_gate_and_up(library: KernelLibrary, format: str, out_features: int, has
     gate, up = (weight(format, (out_features, 256), seed) for seed in (1, 2))
     biases = [np.linspace(-1, 1, out_features, dtype=np.float32) * i for i in (1, 2)] if has_bias else None
     packed, x = pack_gated(library, [gate, up], biases), activations(18, 256)
-    expected = plain.gated_linear(seen(x, format), values_of(gate), values_of(up), *(biases or ()))
-    np.testing.assert_allclose(multiply(library, packed, x), expected, rtol=2e-3, atol=2e-5)
+    expected = plain.gated_linear(seen(library, x, format), values_of(gate), values_of(up), *(biases or ()))
+    atol = 0.02 * np.abs(expected).max() if uses_tiles(library, format) else 2e-5
+    np.testing.assert_allclose(multiply(library, packed, x), expected, rtol=2e-3, atol=atol)
 
 
 def test_silu_of_extreme_numbers_is_finite(library: KernelLibrary) -> None:
@@ -165,6 +192,9 @@ def test_embedding_reads_rows(library: KernelLibrary, format: str) -> None:
 @pytest.mark.parametrize("format", ["Q8_0", "Q4_0"])
 def test_activations_are_quantised_as_in_numpy(library: KernelLibrary, format: str) -> None:
     x = activations(300, 96)
+    if uses_tiles(library, format):
+        check_bfloat16(library, x, format)
+        return
     x[1], x[2, 32:64], x[3], x[4, 40] = 0, 1e-38, 1e36, -0.0
     largest = BITS_OF_ACTIVATIONS[format]
     values, scale = plain.quantize(x, largest)
@@ -179,6 +209,17 @@ def test_activations_are_quantised_as_in_numpy(library: KernelLibrary, format: s
         whole = found["values"].astype(np.int64).reshape(300, 3, 2, 16).sum(axis=-1)
         np.testing.assert_array_equal(found["sums"], whole)
         np.testing.assert_allclose(found["scaled_sum"], found["scale"] * whole.sum(axis=-1), rtol=1e-6)
+
+
+def check_bfloat16(library: KernelLibrary, x: np.ndarray, format: str) -> None:
+    """Times 2^54, rounded to nearest. Q8_0: with what the rounding left. Below: inputs 1 and 2 of a quad swapped."""
+    parts = (quantize_rows(library, x, format).view(np.uint16).astype(np.uint32) << 16).view(np.float32) / 2.0**54
+    if format == "Q8_0":
+        high, low = parts.reshape(-1, 3, 2, 32).swapaxes(0, 2).swapaxes(1, 2).reshape(2, -1, 96)
+        np.testing.assert_allclose(high + low, x, rtol=2**-16)
+    else:
+        high = parts.reshape(-1, 24, 4)[..., [0, 2, 1, 3]].reshape(-1, 96)
+    np.testing.assert_allclose(high, x, rtol=2**-8)
 
 
 @every_format
@@ -215,18 +256,20 @@ def test_the_largest_weights_and_activations_do_not_overflow(library: KernelLibr
 def check_extremes(library: KernelLibrary, tensor: HostTensor) -> None:
     signs = np.ones((4, 256), np.float32)
     signs[1], signs[2, ::2], signs[3, 16::32] = -1, -1, -1
-    x = seen(signs * 3, tensor.format)
+    x = seen(library, signs * 3, tensor.format)
     wide = values_of(tensor).astype(np.float64)
-    assert_close(multiply(library, pack(library, [tensor]), signs * 3), x @ wide.T, x, wide)
+    found = multiply(library, pack(library, [tensor]), signs * 3)
+    assert_close(found, x @ wide.T, x, wide, error=error_of(library, tensor.format))
 
 
 @pytest.mark.parametrize("format", QUANTISED)
 def test_quantised_activations_cost_little(library: KernelLibrary, format: str) -> None:
-    """int8 activations err by less than 1.5 % of a product's size, int16 by less than 0.01 %."""
+    """int8 activations err by less than 1.5 % of a product's size, int16 by less than 0.01 %, tiles by 0.3 %."""
     tensor, x = weight(format, (64, 1024)), np.random.default_rng(5).normal(size=(64, 1024)).astype(np.float32)
     exact = x @ values_of(tensor).T
     error = multiply(library, pack(library, [tensor]), x) - exact
-    assert np.sqrt((error**2).mean() / (exact**2).mean()) < (1e-4 if format == "Q8_0" else 0.015)
+    most = 0.003 if uses_tiles(library, format) else 1e-4 if format == "Q8_0" else 0.015
+    assert np.sqrt((error**2).mean() / (exact**2).mean()) < most
 
 
 def test_a_step_without_rows_has_no_work(library: KernelLibrary) -> None:
@@ -272,3 +315,54 @@ def test_formats_without_a_kernel_are_packed_as_float32(library: KernelLibrary) 
     assert packed.format == "float32"
     np.testing.assert_array_equal(unpack(library, packed)[0], tensor.to_float32())
     assert aligned(3).ctypes.data % 64 == packed.blocks.ctypes.data % 64 == 0
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> KernelLibrary:
+    """Products by AMX on any x86-64 processor: its tiles in plain C, the code around them as it is."""
+    isa = INSTRUCTION_SETS["avx2"]
+    if isa not in usable_instruction_sets():
+        pytest.skip("needs AVX2")
+    if sanitized.LIBRARY:
+        return KernelLibrary(Path(sanitized.LIBRARY), isa)
+    path = tmp_path_factory.mktemp("emulated") / "kernels.so"
+    compile_library(isa, path, sources=PRODUCTS, extra_options=("-O1", "-DHEADWATER_EMULATE_AMX"))
+    return KernelLibrary(path, isa)
+
+
+@pytest.mark.parametrize("format", [*QUANTISED, "bfloat16"])
+def test_products_by_tiles_are_right(emulated: KernelLibrary, format: str) -> None:
+    """What the tests above say of every set, for tiles of one row up to several tiles."""
+    assert uses_tiles(emulated, format)
+    for rows in (1, 16, 50):
+        test_a_product_is_right(emulated, format, rows)
+    for shape in ((15, 2), (17, 3)):
+        test_odd_shapes_are_right(emulated, format, shape)
+    test_a_product_is_added_to_the_residual(emulated, format)
+    test_gate_and_up(emulated, format, 24, True)
+    test_what_is_not_finite_stays_visible_and_in_its_row(emulated, format, np.nan)
+    test_the_largest_weights_and_activations_do_not_overflow(emulated, format)
+    if format == "bfloat16":
+        for in_features in (30, 66):
+            test_plain_weights_take_any_number_of_inputs(emulated, format, in_features)
+        return
+    test_quantised_activations_cost_little(emulated, format)
+    test_activations_are_quantised_as_in_numpy(emulated, format)
+
+
+@pytest.mark.parametrize("format", [*QUANTISED, "bfloat16"])
+def test_a_row_of_tiles_depends_neither_on_its_neighbours_nor_on_chunks(emulated: KernelLibrary, format: str) -> None:
+    """Bit for bit, with inputs for more than one panel and rows for more than one chunk, in any order of chunks."""
+    in_features = 48 * 32 + GROUP_OF[format]
+    packed, x = pack(emulated, [weight(format, (36, in_features))]), activations(300, in_features)
+    few = multiply(emulated, packed, x[:50])
+    for row in (0, 15, 16, 32, 49):
+        np.testing.assert_array_equal(multiply(emulated, packed, x[row : row + 1]), few[row : row + 1])
+    for rows in (2, 17, 33):
+        np.testing.assert_array_equal(multiply(emulated, packed, x[50 - rows : 50]), few[50 - rows :])
+    if format == "Q4_1":  # the others are cut alike
+        np.testing.assert_array_equal(multiply(emulated, packed, x)[:50], few)
+        y = np.full((300, 36), np.nan, np.float32)
+        for chunk in (3, 1, 2, 0):
+            multiply(emulated, packed, x, chunks=[chunk], y=y)
+        np.testing.assert_array_equal(multiply(emulated, packed, x), y)

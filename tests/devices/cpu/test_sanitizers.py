@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from linear_setting import PRODUCTS
 from sanitized import VARIABLE
 
-from headwater.devices.cpu.kernel_build import compile_library, usable_instruction_sets
+from headwater.devices.cpu.kernel_build import INSTRUCTION_SETS, compile_library, usable_instruction_sets
 
 FOLDER = Path(__file__).parent
 OPTIONS = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+PYTEST = ("-m", "pytest", "-x", "-q", "-s", "-p", "no:cacheprovider")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc and its libasan")]
 
 
@@ -43,9 +45,21 @@ def run(library: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.timeout(600)  # the compiler, then Python with a slow allocator: minutes where others take the cores
 def test_kernels_touch_only_their_memory(sanitized: Path) -> None:
     tests = sorted(map(str, FOLDER.glob("test_*_kernels.py")))
-    done = run(sanitized, "-m", "pytest", "-x", "-q", "-s", "-p", "no:cacheprovider", *tests)
+    assert_clean(run(sanitized, *PYTEST, *tests, "-k", "not _tiles_"))
+
+
+def test_products_by_tiles_touch_only_their_memory(tmp_path: Path) -> None:
+    """AMX in plain C, and the code around it as it is. The formats that are left out are read as the others are."""
+    path, isa = tmp_path / "kernels.so", INSTRUCTION_SETS["avx2"]
+    options = ("-DHEADWATER_EMULATE_AMX", *OPTIONS)
+    compile_library(isa, path, sources=PRODUCTS, compiler=["gcc", *isa.options], extra_options=options)
+    chosen = "_tiles_ and not Q4_0 and not Q4_K and not Q5_K"
+    assert_clean(run(path, *PYTEST, str(FOLDER / "test_linear_kernels.py"), "-k", chosen))
+
+
+def assert_clean(done: subprocess.CompletedProcess[str]) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert " skipped" not in done.stdout
+    assert " passed" in done.stdout and " skipped" not in done.stdout
 
 
 def test_the_sanitizer_would_notice(sanitized: Path) -> None:

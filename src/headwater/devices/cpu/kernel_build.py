@@ -64,9 +64,9 @@ INSTRUCTION_SETS = {
         InstructionSet(
             name="avx512_amx",
             machine="x86_64",
-            options=(*_WIDE, "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
-            zig_cpu="x86_64_v4+avx512vnni+avx512bf16+amx_tile+amx_int8+amx_bf16",
-            flags=_V4 | {"avx512_vnni", "avx512_bf16"} | _AMX,
+            options=(*_WIDE, "-mavx512vnni", "-mavx512bf16", "-mavx512fp16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
+            zig_cpu="x86_64_v4+avx512vnni+avx512bf16+avx512fp16+amx_tile+amx_int8+amx_bf16",
+            flags=_V4 | {"avx512_vnni", "avx512_bf16", "avx512_fp16"} | _AMX,
         ),
         InstructionSet(
             name="avx512_vnni",

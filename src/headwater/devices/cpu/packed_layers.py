@@ -15,7 +15,7 @@ from headwater.devices.cpu.packed_weights import (
     FORMATS,
     PackedWeights,
     activation_bytes,
-    needs_quantized_activations,
+    converts_activations,
     pack,
     pack_gated,
     packed_format,
@@ -160,24 +160,25 @@ def _in_format(values: HostTensor, format: str) -> HostTensor:
 
 
 class _Activations:
-    """What the products of one input take: itself, or integers that are written once for all products."""
+    """What the products of one input take: itself, or what is made of it once for all products."""
 
     def __init__(self, library: KernelLibrary, x: Array) -> None:
         self._library = library
         self._x = x
-        self._quantized: dict[int, Array] = {}  # by the bytes of a row: the two kinds differ in them
+        self._converted: dict[tuple[int, bool], Array] = {}  # by the bytes of a row, and whether for bfloat16 weights
 
     def for_format(self, format: str) -> Array:
         x = self._x
-        if not needs_quantized_activations(format):
+        if not converts_activations(self._library, format):
             return x
         row_bytes = activation_bytes(self._library, format, x.width)
-        if row_bytes not in self._quantized:
+        kind = (row_bytes, format == "bfloat16")
+        if kind not in self._converted:
             y = x.program.array(x.rows, row_bytes, dtype=np.uint8)
             job = QuantizeJob(in_features=x.width, format=FORMATS.index(format), rows=x.rows)
             x.program.append("quantize", job, {"x": x, "y": y})
-            self._quantized[row_bytes] = y
-        return self._quantized[row_bytes]
+            self._converted[kind] = y
+        return self._converted[kind]
 
 
 def _record_product(packed: PackedWeights, activations: Array, y: Columns, mode: Mode) -> None:

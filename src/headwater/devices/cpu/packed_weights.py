@@ -48,8 +48,9 @@ class PackedWeights:
         return self.blocks.nbytes
 
 
-def needs_quantized_activations(format: str) -> bool:
-    return FORMATS.index(format) >= FORMATS.index("Q8_0")
+def converts_activations(library: KernelLibrary, format: str) -> bool:
+    """Whether products with weights of this format take what the kernel `quantize` makes of float32."""
+    return bool(library.functions.hw_converts_activations(ctypes.c_int64(FORMATS.index(format))))
 
 
 def activation_bytes(library: KernelLibrary, format: str, in_features: int) -> int:

@@ -7,6 +7,7 @@
 
 #include "linear.h"
 
+#include "amx_product.h"
 #include "code_tile.h"
 #include "float_tile.h"
 #include "int8_tile.h"
@@ -18,6 +19,7 @@ enum {
     MOST_CHUNKS = 256,
     SHORT_PAIR_BYTES = 16 << 10,  // of two blocks, so short that the processor's own prefetcher hardly gets going
     PREFETCH_BYTES = 2 << 10,
+    MOST_ROWS = (int)AMX_CHUNK_ROWS > (int)CHUNK_ROWS ? (int)AMX_CHUNK_ROWS : (int)CHUNK_ROWS,
 };
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -74,14 +76,16 @@ INLINE void run_tile(
 
 #define FORMAT(format, most, most_of_two) TILES(format, 1, most) TILES(format, 2, most_of_two)
 FORMAT(F32, FLOAT_ROWS, FLOAT_ROWS_OF_TWO)
-FORMAT(BF16, BF16_ROWS, FLOAT_ROWS_OF_TWO)
 FORMAT(F16, FLOAT_ROWS, FLOAT_ROWS_OF_TWO)
+#if !HAS_AMX
+FORMAT(BF16, BF16_ROWS, FLOAT_ROWS_OF_TWO)
 FORMAT(Q8_0, INT8_ROWS, INT8_ROWS_OF_TWO)
 FORMAT(Q4_0, CODE_ROWS, CODE_ROWS_OF_TWO)
 FORMAT(Q4_1, CODE_ROWS, CODE_ROWS_OF_TWO)
 FORMAT(Q4_K, CODE_ROWS, CODE_ROWS_OF_TWO)
 FORMAT(Q5_K, CODE_ROWS, CODE_ROWS_OF_TWO)
 FORMAT(Q6_K, CODE_ROWS, CODE_ROWS_OF_TWO)
+#endif
 
 typedef struct {
     void (*one_block)(const Tile *, int64_t rows), (*two_blocks)(const Tile *, int64_t rows);
@@ -90,10 +94,14 @@ typedef struct {
 
 #define ENTRY(format, most) [format] = {tiles_##format##_1, tiles_##format##_2, most}
 static const Tiles TILES_OF[] = {
-    ENTRY(F32, FLOAT_ROWS_OF_TWO), ENTRY(BF16, FLOAT_ROWS_OF_TWO), ENTRY(F16, FLOAT_ROWS_OF_TWO),
-    ENTRY(Q8_0, INT8_ROWS_OF_TWO), ENTRY(Q4_0, CODE_ROWS_OF_TWO), ENTRY(Q4_1, CODE_ROWS_OF_TWO),
+    ENTRY(F32, FLOAT_ROWS_OF_TWO), ENTRY(F16, FLOAT_ROWS_OF_TWO),
+#if !HAS_AMX
+    ENTRY(BF16, FLOAT_ROWS_OF_TWO), ENTRY(Q8_0, INT8_ROWS_OF_TWO), ENTRY(Q4_0, CODE_ROWS_OF_TWO), ENTRY(Q4_1, CODE_ROWS_OF_TWO),
     ENTRY(Q4_K, CODE_ROWS_OF_TWO), ENTRY(Q5_K, CODE_ROWS_OF_TWO), ENTRY(Q6_K, CODE_ROWS_OF_TWO),
+#endif
 };
+
+INLINE int64_t bytes_ahead(int64_t pair_bytes) { return pair_bytes < SHORT_PAIR_BYTES ? pair_bytes : PREFETCH_BYTES; }
 
 // Fill the sums of `rows` rows and of one or two blocks.
 static void multiply(Tile *tile, int64_t rows, int64_t blocks) {
@@ -101,9 +109,8 @@ static void multiply(Tile *tile, int64_t rows, int64_t blocks) {
     const int format = (int)job->format;
     const Tiles *tiles = &TILES_OF[format];
     if (rows <= tiles->most_rows_of_two) {  // weights are read once: two blocks, so that sums need not wait
-        const int64_t pair_bytes = 2 * offset_of(format, job->in_features);
         tile->begin = 0, tile->end = job->in_features;
-        tile->ahead = pair_bytes < SHORT_PAIR_BYTES ? pair_bytes : PREFETCH_BYTES;
+        tile->ahead = bytes_ahead(2 * offset_of(format, job->in_features));
         (blocks == 2 ? tiles->two_blocks : tiles->one_block)(tile, rows);
         return;
     }
@@ -139,13 +146,22 @@ INLINE void finish_gated_row(const float *gate, const float *up, const float *bi
 }
 
 // What rows `first_row` and following have to do with blocks `block` and block + 1 (if it is there).
-static void run_pair(const LinearJob *job, int64_t block, int64_t blocks, int64_t first_row, int64_t rows) {
-    _Alignas(64) float sums[2][CHUNK_ROWS * BLOCK_COLS];
-    for (int64_t b = 0; b < blocks; b++) memset(sums[b], 0, (size_t)(rows * BLOCK_COLS) * sizeof(float));
+static void run_pair(
+    const LinearJob *job, int64_t block, int64_t blocks, int64_t first_row, int64_t rows, TileRows *tile_rows) {
+    _Alignas(64) float sums[2][MOST_ROWS * BLOCK_COLS];
     const int64_t bytes = block_bytes((int)job->format, job->in_features);
     const char *w = (const char *)job->weights + block * bytes;
     Tile tile = {job, {w, w + (blocks - 1) * bytes}, first_row, 0, 0, 0, {sums[0], sums[1]}};
-    multiply(&tile, rows, blocks);
+#if HAS_AMX
+    if (is_for_amx((int)job->format)) {
+        amx_product(job, first_row, rows, tile.w, blocks, bytes_ahead(2 * bytes), tile.sums, tile_rows);
+    } else
+#endif
+    {
+        (void)tile_rows;
+        for (int64_t b = 0; b < blocks; b++) memset(sums[b], 0, (size_t)(rows * BLOCK_COLS) * sizeof(float));
+        multiply(&tile, rows, blocks);
+    }
     const float *bias = job->bias ? job->bias + block * BLOCK_COLS : NULL;
     for (int64_t r = 0; r < rows; r++) {
         float *y = job->y + (first_row + r) * job->y_stride;
@@ -164,7 +180,7 @@ static void run_pair(const LinearJob *job, int64_t block, int64_t blocks, int64_
 }
 
 typedef struct {
-    int64_t blocks, pairs, pairs_per_chunk, row_chunks, rows_per_chunk;
+    int64_t blocks, pairs, pairs_per_chunk, pair_chunks, row_chunks, rows_per_chunk;
 } Cut;
 
 // How a step's work is cut. It never changes a result: each number is one sum in one order.
@@ -172,32 +188,45 @@ static Cut cut_of(const LinearJob *job, int64_t rows) {
     Cut cut;
     cut.blocks = num_blocks(job->out_features) * (job->mode == GATED ? 2 : 1);
     cut.pairs = (cut.blocks + 1) / 2;
-    cut.row_chunks = (rows + CHUNK_ROWS - 1) / CHUNK_ROWS;
-    cut.rows_per_chunk = cut.row_chunks ? (rows + cut.row_chunks - 1) / cut.row_chunks : 0;
     const int64_t bytes = 2 * block_bytes((int)job->format, job->in_features);
+    int64_t most_rows = CHUNK_ROWS, whole = 1, rows_of_a_pass = 4;
+#if HAS_AMX
+    if (is_for_amx((int)job->format)) most_rows = amx_chunk_rows(job), rows_of_a_pass = whole = 2 * AMX_ROWS;
+#endif
+    cut.row_chunks = (rows + most_rows - 1) / most_rows;
+    cut.rows_per_chunk = cut.row_chunks ? (rows + cut.row_chunks - 1) / cut.row_chunks : 0;
+    cut.rows_per_chunk = (cut.rows_per_chunk + whole - 1) / whole * whole;
     const int64_t share = cut.pairs * bytes / MOST_CHUNKS, least = share > MIN_CHUNK_BYTES ? share : MIN_CHUNK_BYTES;
-    const int64_t pairs = least / (bytes * (1 + cut.rows_per_chunk / 4));
+    const int64_t pairs = least / (bytes * (1 + smaller(cut.rows_per_chunk, rows) / rows_of_a_pass));
     cut.pairs_per_chunk = pairs > 1 ? pairs : 1;
+    cut.pair_chunks = (cut.pairs + cut.pairs_per_chunk - 1) / cut.pairs_per_chunk;
     return cut;
 }
 
 static int64_t num_chunks(const void *job, const Step *step) {
     const Cut cut = cut_of(job, num_rows_of(step, (int)((const LinearJob *)job)->rows));
-    return (cut.pairs + cut.pairs_per_chunk - 1) / cut.pairs_per_chunk * cut.row_chunks;
+    return cut.pair_chunks * cut.row_chunks;
 }
 
 static void run_chunk(const void *job_, const Step *step, int64_t chunk) {
     const LinearJob *job = job_;
     const int64_t rows = num_rows_of(step, (int)job->rows);
     const Cut cut = cut_of(job, rows);
-    // Row chunks of the same blocks follow each other, while the weights are in the cache.
-    const int64_t first_row = chunk % cut.row_chunks * cut.rows_per_chunk;
-    const int64_t begin = chunk / cut.row_chunks * cut.pairs_per_chunk;
+    // Row chunks of the same blocks follow each other, while the weights are in the cache. With AMX it is the blocks
+    // that follow each other: a chunk has more bytes of activations.
+    const int uses_amx = is_for_amx((int)job->format);
+    const int64_t row_chunk = uses_amx ? chunk / cut.pair_chunks : chunk % cut.row_chunks;
+    const int64_t pair_chunk = uses_amx ? chunk % cut.pair_chunks : chunk / cut.row_chunks;
+    const int64_t first_row = row_chunk * cut.rows_per_chunk, begin = pair_chunk * cut.pairs_per_chunk;
     const int64_t end = smaller(begin + cut.pairs_per_chunk, cut.pairs);
+    TileRows tile_rows = {0};
     for (int64_t pair = begin; pair < end; pair++) {
         run_pair(job, 2 * pair, smaller(2, cut.blocks - 2 * pair), first_row,
-                 smaller(cut.rows_per_chunk, rows - first_row));
+                 smaller(cut.rows_per_chunk, rows - first_row), &tile_rows);
     }
+#if HAS_AMX
+    if (uses_amx) tiles_release();
+#endif
 }
 
 const Kernel hw_linear = {num_chunks, run_chunk};

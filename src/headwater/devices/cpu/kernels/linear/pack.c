@@ -139,4 +139,6 @@ void hw_pack(
 // Bytes of a block of 16 outputs in a format, and of one row of its activations.
 int64_t hw_block_bytes(int64_t format, int64_t in_features) { return block_bytes((int)format, in_features); }
 
+int64_t hw_converts_activations(int64_t format) { return converts_activations((int)format); }
+
 int64_t hw_activation_bytes(int64_t format, int64_t in_features) { return activation_bytes((int)format, in_features); }

@@ -21,7 +21,7 @@
 
 #pragma once
 
-#include "simd.h"
+#include "simd_amx.h"
 
 // Compute `x` here. clang would begin with later sums of a tile first, and spill them: a seventh of the time on AVX2.
 #if defined(__clang__) && WIDTH == 8
@@ -81,8 +81,15 @@ INLINE void prefetch(const char *from, int64_t bytes) {
 
 INLINE int64_t num_blocks(int64_t out_features) { return (out_features + BLOCK_COLS - 1) / BLOCK_COLS; }
 
+// Whether products with this format take other activations than float32.
+INLINE int converts_activations(const int format) { return format >= Q8_0 || (HAS_AMX && format == BF16); }
+
 // Bytes of a row of activations of `in_features` numbers.
 INLINE int64_t activation_bytes(const int format, int64_t in_features) {
-    if (format <= F16) return in_features * (int64_t)sizeof(float);
+    if (!converts_activations(format)) return in_features * (int64_t)sizeof(float);
+#if HAS_AMX
+    const int64_t groups = (in_features + GROUP - 1) / GROUP;
+    return groups * GROUP * (int64_t)sizeof(bf16) * (format <= Q8_0 ? 2 : 1);
+#endif
     return in_features / GROUP * (int64_t)(format == Q8_0 ? sizeof(Group16) : sizeof(Group8));
 }

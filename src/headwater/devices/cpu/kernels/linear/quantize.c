@@ -1,16 +1,37 @@
-// Activations as integers with a scale for each group of 32 inputs: what products with quantised weights take.
+// Activations as integers with a scale for each group of 32 inputs: what products with quantised weights take. With AMX
+// they are bfloat16, also those of bfloat16 weights.
 
-#include "packed.h"
+#include "amx_weights.h"
 #include "step.h"
 
 typedef struct {
     const float *x;  // [rows][in_features]
-    void *y;         // [rows][in_features / 32] Group16 for Q8_0, Group8 for fewer bits
+    void *y;         // [rows][in_features / 32] Group16 for Q8_0, Group8 for fewer bits; AMX: bfloat16
     int64_t in_features, format;
     int64_t rows;  // TOKENS or SELECTED
 } QuantizeJob;
 
 enum { CHUNK_NUMBERS = 1 << 13 };
+
+#if HAS_AMX
+
+// A group of `inputs` numbers in the order of the weights (amx_weights.h), zeros behind them. Of bfloat16 and Q8_0 what
+// the rounding left follows, rounded as well.
+INLINE void round_group(const int format, const float *x, int64_t inputs, bf16 *y) {
+    for (int i = 0; i < GROUP; i += WIDTH) {
+        const int64_t left = inputs - i < 0 ? 0 : inputs - i < WIDTH ? inputs - i : WIDTH;
+        const vf value = vf_load_n(x + i, left) * vf_splat(amx_unit(format));
+        vf_store_bf16(y + i, value);
+        if (format <= Q8_0) vf_store_bf16(y + GROUP + i, value - vf_load_bf16(y + i));
+    }
+    if (!has_quads(format)) return;
+    for (int quad = 0; quad < GROUP; quad += 4) {
+        const bf16 second = y[quad + 1];
+        y[quad + 1] = y[quad + 2], y[quad + 2] = second;
+    }
+}
+
+#else
 
 // The factor to integers up to `largest`, and the scale back. A group that is not finite gets the scale NaN: its
 // products are NaN, as they would be in float32.
@@ -55,6 +76,8 @@ static void quantize_to_8(const float *x, Group8 *y) {
     y->scaled_sum = y->scale * (float)(y->sums[0] + y->sums[1]);
 }
 
+#endif
+
 static int64_t rows_per_chunk(const QuantizeJob *job) {
     return job->in_features < CHUNK_NUMBERS ? CHUNK_NUMBERS / job->in_features : 1;
 }
@@ -69,11 +92,20 @@ static void run_chunk(const void *job_, const Step *step, int64_t chunk) {
     const QuantizeJob *job = job_;
     const int64_t rows = num_rows_of(step, (int)job->rows), per_chunk = rows_per_chunk(job);
     const int64_t begin = chunk * per_chunk, end = begin + per_chunk < rows ? begin + per_chunk : rows;
+#if HAS_AMX
+    bf16 *y = (bf16 *)((char *)job->y + begin * activation_bytes((int)job->format, job->in_features));
+    for (int64_t row = begin; row < end; row++) {
+        for (int64_t k = 0; k < job->in_features; k += GROUP, y += job->format <= Q8_0 ? 2 * GROUP : GROUP) {
+            round_group((int)job->format, job->x + row * job->in_features + k, job->in_features - k, y);
+        }
+    }
+#else
     const int64_t groups = job->in_features / GROUP;
     for (int64_t g = begin * groups; g < end * groups; g++) {
         if (job->format == Q8_0) quantize_to_16(job->x + g * GROUP, (Group16 *)job->y + g);
         else quantize_to_8(job->x + g * GROUP, (Group8 *)job->y + g);
     }
+#endif
 }
 
 const Kernel hw_quantize = {num_chunks, run_chunk};
