@@ -1,20 +1,20 @@
 // The two products of attention for a few stacked queries that all see the same keys, such as a decode's.
 //
-// Packing a part pays when many queries use it. Here keys and values of 16 or 32 bits go from the pages into registers
-// and are multiplied there. Each sum is the chain of attention_tile.h, so bits are the same.
+// Packing a part pays when many queries use it. Here keys and values, of bfloat16 or float32, go from the pages into
+// registers and are multiplied there. Each sum is the chain of attention_tile.h, so bits are the same.
 
 #pragma once
 
 #include "attention_work.h"
 
-enum { MAX_DIRECT = 8 };  // stacked queries
-enum { DIRECT_ROWS = 4 };  // whose sums fit in registers
+enum { DIRECT_ROWS = 4 };                  // queries whose sums fit in registers
+enum { MAX_DIRECT = WIDTH == 8 ? 4 : 8 };  // stacked queries; on AVX2 packing is quicker for 5 and more
 
 // Whether the products of a block of `num` keys are computed directly. Dims with a tail are left to packing.
 INLINE int is_direct(const Work *work, int64_t first, int num) {
     const AttentionJob *job = work->job;
-    return work->stacked <= MAX_DIRECT && job->head_dim % (2 * WIDTH) == 0 && !kv_is_scaled(job->kv_dtype) &&
-           visible_keys(work, 0, first) >= num;
+    const int has_dtype = job->kv_dtype == KV_F32 || job->kv_dtype == KV_BF16;
+    return has_dtype && work->stacked <= MAX_DIRECT && job->head_dim % (2 * WIDTH) == 0 && visible_keys(work, 0, first) >= num;
 }
 
 INLINE int direct_rows_for(int rows) {  // equal groups
@@ -37,26 +37,18 @@ INLINE void score_keys(const int is_bf16, const int rows, const Work *work, cons
     const uint8_t *from[PANEL];
     vf sums[DIRECT_ROWS][2] = {0};
     for (int i = 0; i < PANEL; i++) from[i] = at->keys[key + i < at->num ? key + i : at->num - 1];
-    for (int64_t d = 0; d < dim; d += is_bf16 ? 2 * WIDTH : WIDTH) {
+    for (int64_t d = 0; d < dim; d += is_bf16 ? 2 * COLUMNS : COLUMNS) {
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
-            const uint8_t **keys = from + half * WIDTH;
-            vf x[WIDTH];
-            if (is_bf16) {  // pairs of dims, widened after the transposition
-                for (int i = 0; i < WIDTH; i++) x[i] = (vf)vi_load(keys[i] + d * 2);
-            } else if (work->job->kv_dtype == KV_F16) {
-                for (int i = 0; i < WIDTH; i++) x[i] = vf_load_f16((const f16 *)keys[i] + d);
-            } else {
-                for (int i = 0; i < WIDTH; i++) x[i] = vf_load((const float *)keys[i] + d);
-            }
-            vf_transpose(x);
+            vf x[COLUMNS];
+            vf_load_columns(from + half * WIDTH, d * (is_bf16 ? 2 : 4), x);
 #pragma GCC unroll 16
-            for (int i = 0; i < WIDTH; i++) {
+            for (int i = 0; i < COLUMNS; i++) {
                 if (!is_bf16) {
                     add_dim(rows, sums, half, queries + d + i, dim, x[i]);
                     continue;
                 }
-                add_dim(rows, sums, half, queries + d + 2 * i, dim, (vf)((vi)x[i] << 16));
+                add_dim(rows, sums, half, queries + d + 2 * i, dim, (vf)((vi)x[i] << 16));  // a column has pairs of dims
                 add_dim(rows, sums, half, queries + d + 2 * i + 1, dim, (vf)((vi)x[i] & vi_splat((int32_t)0xffff0000)));
             }
         }
@@ -140,7 +132,6 @@ static void sum_directly(const Work *work, const Located *at, int first, int num
         switch (work->job->kv_dtype) {
             case KV_F32: FOR_ROWS(sum_rows_directly, KV_F32, rows, work, at, first, first + num, at_row) break;
             case KV_BF16: FOR_ROWS(sum_rows_directly, KV_BF16, rows, work, at, first, first + num, at_row) break;
-            case KV_F16: FOR_ROWS(sum_rows_directly, KV_F16, rows, work, at, first, first + num, at_row) break;
         }
     }
 }

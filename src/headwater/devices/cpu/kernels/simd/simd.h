@@ -6,8 +6,8 @@
 //
 // From the set's header: WIDTH, vf_splat, vf_fma, vf_min, vf_max (both: the second operand if either is NaN), vf_sqrt,
 // vf_load_n, vf_store_n, vf_load_f16, vf_store_f16, vf_sum, vf_max_of, vi_round, vf_from_int, vi_load_u8, vi_load_s8,
-// vi_load_u16, vi_store_16, vi_store_8, vf_transpose, and for integer products: dots, dots_zero, dot4, dots_sum,
-// DOT4_MAX_SUM, vi_load_s8_pairs, dot2.
+// vi_load_u16, vi_store_16, vi_store_8, vf_transpose, COLUMNS, vf_load_columns, and for integer products: dots,
+// dots_zero, dot4, dots_sum, DOT4_MAX_SUM, vi_load_s8_pairs, dot2.
 
 #pragma once
 

@@ -88,6 +88,25 @@ INLINE vi vi_load_s8_pairs(const int8_t *from) {
     return (vi)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)from));
 }
 
+// COLUMNS columns of WIDTH rows of 32-bit numbers: those from `byte` of each row on.
+enum { COLUMNS = 4 };
+
+INLINE void vf_load_columns(const uint8_t *const rows[WIDTH], int64_t byte, vf x[COLUMNS]) {
+    __m256 y[4], z[4];
+    for (int i = 0; i < 4; i++) {
+        const __m128 low = _mm_loadu_ps((const float *)(rows[i] + byte)), high = _mm_loadu_ps((const float *)(rows[i + 4] + byte));
+        y[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
+    }
+    for (int i = 0; i < 4; i += 2) {
+        z[i] = _mm256_unpacklo_ps(y[i], y[i + 1]);
+        z[i + 1] = _mm256_unpackhi_ps(y[i], y[i + 1]);
+    }
+    x[0] = (vf)_mm256_shuffle_ps(z[0], z[2], 0x44);
+    x[1] = (vf)_mm256_shuffle_ps(z[0], z[2], 0xee);
+    x[2] = (vf)_mm256_shuffle_ps(z[1], z[3], 0x44);
+    x[3] = (vf)_mm256_shuffle_ps(z[1], z[3], 0xee);
+}
+
 // rows[i][j] -> columns[j][i], in place.
 INLINE void vf_transpose(vf x[WIDTH]) {
     __m256 y[8], z[8];

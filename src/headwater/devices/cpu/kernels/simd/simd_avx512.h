@@ -112,3 +112,11 @@ INLINE void vf_transpose(vf x[WIDTH]) {
         x[i + 12] = (vf)_mm512_shuffle_f32x4(y[i + 8], y[i + 12], 0xdd);
     }
 }
+
+// COLUMNS columns of WIDTH rows of 32-bit numbers: those from `byte` of each row on.
+enum { COLUMNS = WIDTH };
+
+INLINE void vf_load_columns(const uint8_t *const rows[WIDTH], int64_t byte, vf x[COLUMNS]) {
+    for (int i = 0; i < WIDTH; i++) x[i] = (vf)vi_load(rows[i] + byte);
+    vf_transpose(x);
+}

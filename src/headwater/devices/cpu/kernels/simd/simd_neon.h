@@ -116,3 +116,11 @@ INLINE void vf_transpose(vf x[WIDTH]) {
     x[2] = (vf)vcombine_f32(vget_high_f32(a), vget_high_f32(c));
     x[3] = (vf)vcombine_f32(vget_high_f32(b), vget_high_f32(d));
 }
+
+// COLUMNS columns of WIDTH rows of 32-bit numbers: those from `byte` of each row on.
+enum { COLUMNS = WIDTH };
+
+INLINE void vf_load_columns(const uint8_t *const rows[WIDTH], int64_t byte, vf x[COLUMNS]) {
+    for (int i = 0; i < WIDTH; i++) x[i] = (vf)vi_load(rows[i] + byte);
+    vf_transpose(x);
+}
