@@ -30,6 +30,16 @@ def test_fleets_are_compared_and_the_figures_written(tmp_path):
     assert text.count("2 engines, host 20 GB") >= 4  # in the table, at the bars and in the legend
 
 
+def test_engines_of_several_devices_are_faster(tmp_path):
+    figures = tmp_path / "plan.json"
+    done = runner.invoke(app, [*SMALL, "--tp-size", "1,2", "--json", str(figures)])
+    assert done.exit_code == 0, done.output
+    assert "TP 1" in done.output and "TP 2" in done.output
+    alone, shared = json.loads(figures.read_text())["fleets"]
+    assert (alone["tp_size"], shared["tp_size"]) == (1, 2)
+    assert shared["itl_p50_s"] < alone["itl_p50_s"] and shared["ttft_p50_s"] < alone["ttft_p50_s"]
+
+
 def test_drawings_as_png(tmp_path):
     file = tmp_path / "plan.png"
     done = runner.invoke(app, [*SMALL, "--png", str(file)])
@@ -67,6 +77,7 @@ def test_a_trace_is_played(tmp_path):
     ("arguments", "message"),
     [
         (["--engines", "1.5"], "engines must be whole numbers"),
+        (["--tp-size", "3"], "tp-size must divide"),
         (["--host-gb", "x"], "host-gb must be numbers"),
         (["--storage-gb", "5"], "needs host memory"),
         (["--rate", "0"], "requests_per_s must be above 0"),

@@ -7,6 +7,7 @@ import pytest
 from headwater.planning.cost_model import CostModel
 from headwater.planning.hardware import HARDWARE, find_hardware
 from headwater.planning.model_shape import MODELS, find_model, shape_from_config
+from headwater.planning.planned_engine import EnginePlan
 
 LLAMA = MODELS["llama-3.1-8b"]
 CONFIG = {
@@ -39,6 +40,46 @@ def test_an_8b_model_on_an_h100_takes_what_was_measured():
     assert decode_s(costs, 64, 1152) == pytest.approx(10.24e-3, rel=0.1)
     assert 8192 / sum(prefill_s(costs, 1024) for _ in range(8)) == pytest.approx(42_850, rel=0.15)
     assert 4160 / (prefill_s(costs, 2080) + prefill_s(costs, 2080, 2080)) == pytest.approx(40_211, rel=0.1)
+
+
+def test_two_h200_take_what_was_measured():
+    """Decode of the 8B shape behind 1,024 tokens on one and on two H200 with NCCL, 29 Nov 2026 (in ms)."""
+    for num_rows, measured_ms in ((1, (4.32, 3.44)), (64, (7.00, 5.52))):
+        for tp_size, ms in zip((1, 2), measured_ms, strict=True):
+            costs = CostModel(LLAMA, HARDWARE["h200"], tp_size=tp_size)
+            assert decode_s(costs, num_rows, 1025) * 1e3 == pytest.approx(ms, rel=0.12), (num_rows, tp_size)
+    for num_tokens, sum_us in ((1, 12.4), (64, 15.6), (128, 20.0)):  # 8 KiB, 512 KiB, 1 MiB
+        costs = CostModel(LLAMA, HARDWARE["h200"], tp_size=2)
+        assert costs.sums_s(num_tokens) / 65 * 1e6 == pytest.approx(sum_us, rel=0.05)
+
+
+def test_ranks_share_what_is_computed_and_hold_repeated_kv_heads():
+    alone, shared = (CostModel(LLAMA, HARDWARE["h200"], tp_size=size) for size in (1, 4))
+    overhead_s = HARDWARE["h200"].step_overhead_s
+    assert prefill_s(shared, 8192) - shared.sums_s(8192) - overhead_s == pytest.approx(
+        (prefill_s(alone, 8192) - overhead_s) / 4
+    )
+    # the step of one token is its weights' and its KV's: of 16 ranks, two hold the same of 8 KV heads
+    read_s = [decode_s(CostModel(LLAMA, HARDWARE["h200"], tp_size=n), 1, 1_000_000) for n in (8, 16)]
+    kv_s = LLAMA.kv_bytes_per_token * 1_000_000 / 8 / HARDWARE["h200"].bytes_per_s
+    assert read_s[1] > kv_s and read_s[0] - read_s[1] < 0.3e-3
+
+
+def test_device_memory_grows_with_the_ranks_and_repeated_heads_take_of_it():
+    pages = {size: EnginePlan(LLAMA, HARDWARE["h100"], tp_size=size).num_device_pages for size in (1, 2, 8, 16)}
+    free = {size: 0.9 * 80e9 * size - LLAMA.total_weight_bytes for size in pages}
+    page_bytes = LLAMA.kv_bytes_per_token * 16
+    assert [pages[size] for size in (1, 2, 8)] == [int(free[size] / page_bytes) for size in (1, 2, 8)]
+    assert pages[16] == int(free[16] / page_bytes / 2)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "tp_size", "message"),
+    [("h100", 3, "32 query heads"), ("h100", 0, "32 query heads"), ("cpu", 2, "all_reduce_bytes_per_s")],
+)
+def test_ranks_that_cannot_be_planned_are_refused(hardware, tp_size, message):
+    with pytest.raises(ValueError, match=message):
+        CostModel(LLAMA, HARDWARE[hardware], tp_size=tp_size)
 
 
 def test_two_cores_take_what_was_measured():

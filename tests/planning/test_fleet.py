@@ -153,6 +153,7 @@ def test_fleets_are_named_by_what_sets_them_apart():
     sizes = all_sizes([2], [None], [0.0, 10.0], [0.0, 50.0])
     assert label_each(sizes) == ["no host, no store", "host 10 GB, no store", "host 10 GB, store 50 GB"]
     assert label_each([FleetSizes(1, None, 0.0, 0.0)]) == ["1 engine"]
+    assert label_each(all_sizes([1], [None], [0.0], [0.0], [1, 2])) == ["TP 1", "TP 2"]
     with pytest.raises(ValueError, match="needs host memory"):
         all_sizes([1], [None], [0.0], [5.0])
 

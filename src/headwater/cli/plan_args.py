@@ -16,6 +16,7 @@ class PlanArgs(msgspec.Struct, kw_only=True, frozen=True):
     model: Annotated[str, f"A config.json, its folder, or one of {', '.join(MODELS)}."] = "llama-3.1-8b"
     hardware: Annotated[str, f"A JSON file, or one of {', '.join(HARDWARE)}."] = "h100"
     engines: Annotated[str, "Number of engines; a list compares fleets: 1,2,4."] = "1"
+    tp_size: Annotated[str, "Devices of each engine, of --hardware, with a share of the model each; a list: 1,2."] = "1"
     device_gb: Annotated[str, "KV memory of each engine in GB; a list. Default: all that the weights leave."] = ""
     host_gb: Annotated[str, "Host memory of each engine for KV in GB; a list."] = "0"
     storage_gb: Annotated[str, "Size of the store that all engines share in GB; a list."] = "0"

@@ -18,6 +18,7 @@ class FleetSizes:
     device_gb: float | None  # None: the device's own size
     host_gb: float
     storage_gb: float
+    tp_size: int = 1  # devices of each engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,10 @@ def all_sizes(
     device_gb: Sequence[float | None],
     host_gb: Sequence[float],
     storage_gb: Sequence[float],
+    tp_size: Sequence[int] = (1,),
 ) -> list[FleetSizes]:
     """Every combination, except a store without host memory, which the engine cannot use."""
-    found = [FleetSizes(*sizes) for sizes in itertools.product(engines, device_gb, host_gb, storage_gb)]
+    found = [FleetSizes(*sizes) for sizes in itertools.product(engines, device_gb, host_gb, storage_gb, tp_size)]
     possible = [sizes for sizes in found if sizes.host_gb or not sizes.storage_gb]
     if not possible:
         raise ValueError("storage-gb needs host memory: pages go through it")
@@ -62,6 +64,7 @@ def label_each(sizes: Sequence[FleetSizes]) -> list[str]:
     words = [
         (
             f"{each.num_engines} engine{'s' if each.num_engines > 1 else ''}",
+            f"TP {each.tp_size}",
             "device full" if each.device_gb is None else f"device {each.device_gb:g} GB",
             f"host {each.host_gb:g} GB" if each.host_gb else "no host",
             f"store {each.storage_gb:g} GB" if each.storage_gb else "no store",

@@ -56,6 +56,10 @@ class ModelShape:
         """Bytes of one token's keys and values in all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.kv_bytes
 
+    def rank_kv_bytes_per_token(self, tp_size: int) -> float:
+        """Those that one rank holds. With more ranks than KV heads, several ranks hold the same head."""
+        return self.kv_bytes_per_token * max(1, self.num_kv_heads // tp_size) / self.num_kv_heads
+
 
 _SIZES = (
     "num_layers",
@@ -76,6 +80,16 @@ MODELS = {
         ModelShape("qwen3-32b", 64, 5120, 25600, 64, 8, 128, 151936, False, 40960),
     )
 }
+
+
+def check_ranks_of(model: ModelShape, tp_size: int) -> None:
+    """ValueError if `tp_size` ranks cannot share the model: the rule of `headwater serve`."""
+    if tp_size < 1 or model.num_heads % tp_size:
+        raise ValueError(f"tp-size must divide the {model.num_heads} query heads of {model.name}, found {tp_size}")
+    if model.num_kv_heads % tp_size and tp_size % model.num_kv_heads:
+        raise ValueError(
+            f"tp-size must divide the {model.num_kv_heads} KV heads of {model.name} or be a multiple, found {tp_size}"
+        )
 
 
 def find_model(name: str) -> ModelShape:

@@ -10,7 +10,7 @@ from headwater.engine.wiring import wire_engine
 from headwater.messages.generation import Output, Outputs
 from headwater.messages.state import EngineReady
 from headwater.messages.wire import ToClient, ToEngine
-from headwater.planning.cost_model import CostModel
+from headwater.planning.cost_model import CostModel, check_ranks
 from headwater.planning.hardware import Hardware
 from headwater.planning.model_shape import ModelShape
 from headwater.planning.timed_runner import TimedRunner
@@ -28,7 +28,8 @@ class EnginePlan:
 
     model: ModelShape
     hardware: Hardware
-    device_bytes: float | None = None  # for KV; None: 90 % of the device's memory, minus the weights
+    tp_size: int = 1  # devices of an engine, each with a share of the model
+    device_bytes: float | None = None  # for KV, of all ranks; None: 90 % of their memory, minus the weights
     host_bytes: float = 0.0
     storage_bytes: float = 0.0  # of the store, which all engines share
     page_size: int = 16
@@ -42,6 +43,7 @@ class EnginePlan:
     prefetch_policy: PrefetchPolicy = PrefetchPolicy.TIMEOUT
 
     def __post_init__(self) -> None:
+        check_ranks(self.model, self.hardware, self.tp_size)
         for name in ("page_size", "max_running", "prefill_chunk_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
@@ -61,11 +63,16 @@ class EnginePlan:
         return self.model.kv_bytes_per_token * self.page_size
 
     @property
+    def rank_page_bytes(self) -> float:
+        """Of a page, the bytes that each rank holds and copies."""
+        return self.model.rank_kv_bytes_per_token(self.tp_size) * self.page_size
+
+    @property
     def num_device_pages(self) -> int:
         num_bytes = self.device_bytes
         if num_bytes is None:
-            num_bytes = 0.9 * self.hardware.memory_bytes - self.model.total_weight_bytes
-        return max(0, int(num_bytes / self.page_bytes))
+            num_bytes = 0.9 * self.hardware.memory_bytes * self.tp_size - self.model.total_weight_bytes
+        return max(0, int(num_bytes / self.tp_size / self.rank_page_bytes))
 
     @property
     def num_host_pages(self) -> int:
@@ -84,7 +91,7 @@ class PlannedEngine:
         self.clock = ManualClock()
         self.wake_s = math.inf
         self.runner = TimedRunner(
-            CostModel(plan.model, plan.hardware),
+            CostModel(plan.model, plan.hardware, tp_size=plan.tp_size),
             clock=self.clock,
             max_running=plan.max_running,
             is_async=plan.hardware.is_async,
@@ -151,7 +158,7 @@ class PlannedEngine:
     def _host(self, plan: EnginePlan) -> HostTier | None:
         if plan.num_host_pages < 1:
             return None
-        copier = TimedCopier(self.clock, page_bytes=plan.page_bytes, bytes_per_s=plan.hardware.host_bytes_per_s)
+        copier = TimedCopier(self.clock, page_bytes=plan.rank_page_bytes, bytes_per_s=plan.hardware.host_bytes_per_s)
         return HostTier(num_pages=plan.num_host_pages, copier=copier, pages=StandInPages(), policy=plan.write_policy)
 
     def _jobs(self, plan: EnginePlan, store: MeteredStore) -> TimedJobs:
