@@ -118,6 +118,13 @@ class RankedRunner:
                 runner.launch(plan)
             except Exception as error:
                 self.errors.append(error)
+            finally:
+                plans.task_done()
+
+    def wait_idle(self) -> None:
+        """Wait until the other ranks have left every step, which rank 0 may do before them."""
+        for plans in self._plans:
+            plans.join()
 
     def close(self) -> None:
         for plans in self._plans:

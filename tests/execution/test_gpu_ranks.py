@@ -83,12 +83,12 @@ def _run(runner: Any) -> list[DrivenRequest]:
     """Greedy alone, then beside rows that need all logits, then beside a row with a mask."""
     driver = StepDriver(runner)
     greedy = driver.add(PROMPTS[0], slot=0)
-    driver.run([greedy], num_outputs=2, chunk=4)
+    driver.run([greedy], num_outputs=1, chunk=4)
     drawn = driver.add(PROMPTS[1], slot=1, sampling=DRAWN, logprobs=LogprobParams(top=2, prompt_start=0))
-    driver.run([greedy, drawn], num_outputs=3)
+    driver.run([greedy, drawn], num_outputs=2)
     masked = driver.add(PROMPTS[2], slot=2, sampling=GREEDY)
     masked.mask = lambda num_outputs: (np.arange(7) == num_outputs % 7).astype(np.uint32) * 0x7FFF
-    driver.run([greedy, drawn, masked], num_outputs=4)
+    driver.run([greedy, drawn, masked], num_outputs=3)
     return [greedy, drawn, masked]
 
 
