@@ -52,6 +52,7 @@ def main(rendezvous: Path) -> None:
         try:
             plan = pickle.load(sys.stdin.buffer)
         except EOFError:
+            torch.distributed.destroy_process_group()  # its threads may not outlive the interpreter
             return
         runner.launch(plan).collect()
 
