@@ -31,13 +31,19 @@ INLINE void add_dim(const int rows, vf sums[DIRECT_ROWS][2], int half, const flo
 }
 
 // Scores of PANEL keys from `key` of the block on against `rows` queries. Keys behind the last one repeat it.
-INLINE void score_keys(const int is_bf16, const int rows, const Work *work, const Located *at, int key, int row) {
+INLINE void score_keys(const int is_bf16, const int rows, const Work *work, const Located *at, int key, const Ahead *ahead,
+                       int row) {
     const int64_t dim = work->job->head_dim;
     const float *queries = scratch.queries + row * dim;
+    int skip = key % work->part_keys;
     const uint8_t *from[PANEL];
     vf sums[DIRECT_ROWS][2] = {0};
     for (int i = 0; i < PANEL; i++) from[i] = at->keys[key + i < at->num ? key + i : at->num - 1];
+    int64_t due = 0;  // dims times keys to fetch for what follows
     for (int64_t d = 0; d < dim; d += is_bf16 ? 2 * COLUMNS : COLUMNS) {
+        for (due += PANEL * (is_bf16 ? 2 * COLUMNS : COLUMNS); due >= dim && row == work->first_stacked; due -= dim) {
+            prefetch(ahead, skip++, 1, dim * (is_bf16 ? 2 : 4));
+        }
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
             vf x[COLUMNS];
@@ -63,7 +69,7 @@ INLINE void score_keys(const int is_bf16, const int rows, const Work *work, cons
 
 // Sums of the weighted values [begin, end) of the block for `rows` queries and `vectors` vectors of dims.
 INLINE void sum_values(const int dtype, const int rows, const int vectors, const Work *work, const Located *at, int begin,
-                       int end, int row, int64_t d) {
+                       int end, const Ahead *ahead, int row, int64_t d) {
     const int64_t offset = value_offset(work->job);
     const float *weights = scratch.scores + row * SCORES_STRIDE;
     float *out = scratch.block_sums + row * work->padded_dim + d;
@@ -75,6 +81,7 @@ INLINE void sum_values(const int dtype, const int rows, const int vectors, const
     }
     for (int key = begin; key < end; key++) {
         const uint8_t *from = at->keys[key] + offset;
+        if (row == work->first_stacked && d == 0) prefetch(ahead, key - begin, 1, work->job->head_dim * kv_item_bytes(dtype));
         vf weight[DIRECT_ROWS];
 #pragma GCC unroll 4
         for (int i = 0; i < rows; i++) weight[i] = vf_splat(weights[i * SCORES_STRIDE + key]);
@@ -92,13 +99,14 @@ INLINE void sum_values(const int dtype, const int rows, const int vectors, const
     }
 }
 
-INLINE void sum_rows_directly(const int dtype, const int rows, const Work *work, const Located *at, int begin, int end, int row) {
+INLINE void sum_rows_directly(const int dtype, const int rows, const Work *work, const Located *at, int begin, int end,
+                              const Ahead *ahead, int row) {
     const int most = WIDTH == 8 && rows == DIRECT_ROWS ? 2 : 4;
     int64_t d = 0;
     for (; d + most * WIDTH <= work->job->head_dim; d += most * WIDTH) {
-        sum_values(dtype, rows, most, work, at, begin, end, row, d);
+        sum_values(dtype, rows, most, work, at, begin, end, ahead, row, d);
     }
-    for (; d < work->job->head_dim; d += 2 * WIDTH) sum_values(dtype, rows, 2, work, at, begin, end, row, d);
+    for (; d < work->job->head_dim; d += 2 * WIDTH) sum_values(dtype, rows, 2, work, at, begin, end, ahead, row, d);
 }
 
 #define FOR_ROWS(function, form, rows, ...)             \
@@ -112,13 +120,11 @@ INLINE void sum_rows_directly(const int dtype, const int rows, const Work *work,
 // Scores of the keys [first, first + num) of a block.
 static void score_directly(const Work *work, const Located *at, int first, int num, const Ahead *ahead) {
     const int group = direct_rows_for(work->stacked);
-    const int64_t key_bytes = work->job->head_dim * kv_item_bytes(work->job->kv_dtype);
     for (int key = first; key < first + num; key += PANEL) {
-        prefetch(ahead, key - first, PANEL, key_bytes);
         for (int row = 0; row < work->stacked; row += group) {
             const int rows = work->stacked - row < group ? work->stacked - row : group;
-            if (work->job->kv_dtype == KV_BF16) FOR_ROWS(score_keys, 1, rows, work, at, key, work->first_stacked + row)
-            else FOR_ROWS(score_keys, 0, rows, work, at, key, work->first_stacked + row)
+            if (work->job->kv_dtype == KV_BF16) FOR_ROWS(score_keys, 1, rows, work, at, key, ahead, work->first_stacked + row)
+            else FOR_ROWS(score_keys, 0, rows, work, at, key, ahead, work->first_stacked + row)
         }
     }
 }
@@ -126,12 +132,11 @@ static void score_directly(const Work *work, const Located *at, int first, int n
 // Sums of the weighted values [first, first + num) of a block.
 static void sum_directly(const Work *work, const Located *at, int first, int num, const Ahead *ahead) {
     const int group = direct_rows_for(work->stacked);
-    prefetch(ahead, 0, num, work->job->head_dim * kv_item_bytes(work->job->kv_dtype));
     for (int row = 0; row < work->stacked; row += group) {
         const int rows = work->stacked - row < group ? work->stacked - row : group, at_row = work->first_stacked + row;
         switch (work->job->kv_dtype) {
-            case KV_F32: FOR_ROWS(sum_rows_directly, KV_F32, rows, work, at, first, first + num, at_row) break;
-            case KV_BF16: FOR_ROWS(sum_rows_directly, KV_BF16, rows, work, at, first, first + num, at_row) break;
+            case KV_F32: FOR_ROWS(sum_rows_directly, KV_F32, rows, work, at, first, first + num, ahead, at_row) break;
+            case KV_BF16: FOR_ROWS(sum_rows_directly, KV_BF16, rows, work, at, first, first + num, ahead, at_row) break;
         }
     }
 }
