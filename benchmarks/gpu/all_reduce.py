@@ -1,13 +1,18 @@
 #!/usr/bin/env python3
 """Sums over the GPUs of one host, and what they cost a step: NCCL against our own kernel, one call for all figures.
 
-    all_reduce.py OUT.json [--ranks 2] [--model llama3.1-8b] [--steps 60]
+    all_reduce.py OUT.json [--ranks 2] [--parts sums one_shot nccl alone] [--limit-s 100] [--model llama3.1-8b]
 
-Starts a process for each rank. Sums of 8 KiB to 1 MiB of bfloat16 are timed in CUDA graphs. Decode steps of the model
-(random weights) are timed on one GPU, then on all of them with NCCL, then with our kernel where its self-test passes.
+Each part has processes of its own, one for each rank, and a time limit. `sums`: 8 KiB to 1 MiB of bfloat16 in CUDA
+graphs. The others are decode steps of the model with random weights: on all GPUs with our kernel, if it passes its
+self-test, or with NCCL, and on one GPU. A part that fails or takes too long is ended; the exit status says so, and the
+next part runs.
 """
 
 import argparse
+import faulthandler
+import json
+import logging
 import subprocess
 import sys
 import tempfile
@@ -23,7 +28,7 @@ from shapes import make_model
 
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.ranks.group import CudaRanks
-from headwater.devices.cuda.ranks.one_shot import open_one_shot
+from headwater.devices.cuda.ranks.one_shot import OneShot
 from headwater.execution.gpu_runner import GpuRunner
 from headwater.messages.generation import SamplingParams
 from headwater.models.loader import load_model, resolve_model
@@ -32,12 +37,14 @@ from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, 
 INNER = 50  # sums of a graph
 REPEATS = 30
 SIZES = [8192 << i for i in range(8)]
+PARTS = ("sums", "one_shot", "nccl", "alone")
+GRACE_S = 5.0  # for the others, after a rank has failed
 PAGE = 16
 CONTEXT = 1024
 BATCHES = (1, 64)
 
 
-def timed_us(enqueue: Callable[[], None]) -> float:
+def timed_us(enqueue: Callable[[], object]) -> float:
     """Median microseconds of one of the INNER calls in a CUDA graph."""
     enqueue()
     torch.cuda.synchronize()
@@ -59,7 +66,7 @@ def timed_us(enqueue: Callable[[], None]) -> float:
 
 
 def time_sums(ranks: CudaRanks, figures: Figures | None) -> None:
-    own = open_one_shot(rank=ranks.rank, size=ranks.size, device=ranks.torch_device)
+    own: OneShot | None = ranks.one_shot
     put(figures, "one_shot_passes_its_test", own is not None)
     for num_bytes in SIZES:
         x = torch.zeros(num_bytes // 2, dtype=torch.bfloat16, device=ranks.torch_device)
@@ -128,36 +135,74 @@ def time_steps(name: str, device: CudaDevice, options: argparse.Namespace, figur
         before.collect()
         put(figures, f"{name}_decode_{num_rows}_ms", (time.perf_counter() - began_s) * 1e3 / options.steps)
     put(figures, f"{name}_weights_gib", loaded.weights_bytes / (1 << 30))
+    runner.replace_model(None)  # NCCL would wait for its graphs to go
 
 
 def run_rank(options: argparse.Namespace) -> None:
+    """One part in one process. Where it stands is printed shortly before its limit."""
+    faulthandler.dump_traceback_later(max(1.0, options.limit_s - 5), exit=True)
+    logging.basicConfig(format=f"rank {options.rank}: %(message)s", level=logging.WARNING)
     place = torch.device("cuda", options.rank)
     figures = None
     if options.rank == 0:
-        figures = Figures(Path(options.out), {"device": torch.cuda.get_device_name(), "ranks": options.ranks})
+        path = Path(options.out)
+        before = json.loads(path.read_text()) if path.exists() else {}
+        figures = Figures(path, before | {"device": torch.cuda.get_device_name(), "ranks": options.ranks})
+    if options.part == "alone":
         time_steps("alone", CudaDevice(place), options, figures)
-        torch.cuda.empty_cache()
-    for name, uses_one_shot in (("nccl", False), ("one_shot", True)):
-        ranks = CudaRanks(
-            rank=options.rank, size=options.ranks, rendezvous=Path(options.rendezvous + name), torch_device=place,
-            uses_one_shot=uses_one_shot,
-        )  # fmt: skip
-        if not uses_one_shot:
-            time_sums(ranks, figures)
-        if not uses_one_shot or ranks.has_one_shot:
-            time_steps(f"ranks_{name}", CudaDevice(ranks=ranks), options, figures)
-        torch.cuda.empty_cache()
-        ranks.close()
+        return
+    ranks = CudaRanks(
+        rank=options.rank, size=options.ranks, rendezvous=Path(options.rendezvous), torch_device=place,
+        limit_s=options.limit_s, uses_one_shot=options.part != "nccl",
+    )  # fmt: skip
+    if options.part == "sums":
+        time_sums(ranks, figures)
+    elif options.part == "nccl" or ranks.one_shot is not None:
+        time_steps(f"ranks_{options.part}", CudaDevice(ranks=ranks), options, figures)
+    ranks.close()
+
+
+def run_part(part: str, options: argparse.Namespace, folder: Path, model: Path) -> bool:
+    """Whether all ranks of a part ended well within the limit; none is left behind."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--part", part]
+    command += ["--folder", str(model), "--rendezvous", str(folder / f"meet-{part}")]
+    num_ranks = 1 if part == "alone" else options.ranks
+    began_s = time.monotonic()
+    processes = [subprocess.Popen([*command, "--rank", str(rank)]) for rank in range(num_ranks)]
+    try:
+        statuses = wait_for(processes, ends_s=began_s + options.limit_s)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    for rank, status in enumerate(statuses):
+        if status != 0:
+            what = "did not end" if status is None else f"ended with {status}"
+            print(f"{part}: rank {rank} {what} after {time.monotonic() - began_s:.0f} s; its figures are missing")
+    return not any(status != 0 for status in statuses)
+
+
+def wait_for(processes: list[subprocess.Popen[bytes]], *, ends_s: float) -> list[int | None]:
+    """Exit statuses when all have ended, or soon after one has failed; None: it has not ended."""
+    while True:
+        statuses = [process.poll() for process in processes]
+        if any(status not in (None, 0) for status in statuses):
+            ends_s = min(ends_s, time.monotonic() + GRACE_S)
+        if None not in statuses or time.monotonic() > ends_s:
+            return statuses
+        time.sleep(0.1)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out")
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--model", default="llama3.1-8b")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--limit-s", type=float, default=400.0)
+    parser.add_argument("--limit-s", type=float, default=100.0, help="of each part")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--rendezvous", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -166,14 +211,8 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(options.model, Path(folder))
-        command = [sys.executable, __file__, *sys.argv[1:], "--folder", str(model), "--rendezvous", f"{folder}/meet-"]
-        processes = [subprocess.Popen([*command, "--rank", str(rank)]) for rank in range(options.ranks)]
-        ends_s = time.monotonic() + options.limit_s
-        try:
-            return max(process.wait(max(0.0, ends_s - time.monotonic())) for process in processes)
-        finally:
-            for process in processes:
-                process.kill()
+        ended_well = [run_part(part, options, Path(folder), model) for part in options.parts]
+    return 0 if all(ended_well) else 1
 
 
 if __name__ == "__main__":

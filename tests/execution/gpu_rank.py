@@ -1,7 +1,9 @@
 """A rank of test_gpu_ranks.py. As a script it is rank 1, which computes the plans that come on its standard input."""
 
+import faulthandler
 import pickle
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -16,6 +18,13 @@ from interpreted_triton import patch_language_once
 
 HAS_CARDS = torch.cuda.device_count() >= 2
 CONFIG = tiny_config(num_layers=1, hidden_size=64, head_dim=16)
+LIMIT_S = 90 if HAS_CARDS else 250  # of each process; kernels are compiled or interpreted meanwhile
+_began_s = time.monotonic()
+
+
+def say(rank: int, stage: str) -> None:
+    """To standard error, which is shown where the test fails: a process that hangs in a GPU's driver says no more."""
+    print(f"[{time.monotonic() - _began_s:5.1f} s] rank {rank}: {stage}", file=sys.stderr, flush=True)
 
 
 def place_of(rank: int) -> torch.device:
@@ -33,28 +42,44 @@ def gpu_runner(*, ranks: CudaRanks | None) -> GpuRunner:
         num_pages=32,
         max_running=4,
         max_context=64,
-        graph_sizes=(1, 2, 4) if HAS_CARDS else (),
+        graph_sizes=(1, 4) if HAS_CARDS else (),
     )
 
 
 def ranked_gpu_runner(rank: int, rendezvous: Path) -> GpuRunner:
-    place = place_of(rank)
-    return gpu_runner(ranks=CudaRanks(rank=rank, size=2, rendezvous=rendezvous, torch_device=place, limit_s=60.0))
+    say(rank, "waits for the other rank")
+    ranks = CudaRanks(rank=rank, size=2, rendezvous=rendezvous, torch_device=place_of(rank), limit_s=60.0)
+    say(rank, f"has met it; sums are {'of the library' if ranks.one_shot is None else 'our own'}")
+    runner = gpu_runner(ranks=ranks)
+    say(rank, "has a runner")
+    return runner
+
+
+def leave(rank: int, runner: GpuRunner) -> None:
+    """End the group; its sums are in the graphs of the runner, which cannot compute after this."""
+    say(rank, "leaves")
+    runner.replace_model(None)
+    ranks = runner._ranks
+    assert ranks is not None
+    ranks.close()
+    say(rank, "has left")
 
 
 def main(rendezvous: Path) -> None:
+    faulthandler.dump_traceback_later(LIMIT_S, exit=True)
     if not HAS_CARDS:  # interpreted, these kernels take long
         patch_language_once()
         cuda_linear.suits = cuda_linear.suits_gated = lambda *_: False
         triton_decode.split_limits = lambda *_: (2, 64)
     runner = ranked_gpu_runner(1, rendezvous)
-    while True:
+    for step in range(1000):
         try:
             plan = pickle.load(sys.stdin.buffer)
         except EOFError:
-            torch.distributed.destroy_process_group()  # its threads may not outlive the interpreter
-            return
+            break
         runner.launch(plan).collect()
+        say(1, f"has computed step {step}")
+    leave(1, runner)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def test_a_rank_adds_up_in_order_and_shows_its_part_to_the_others(dtype: torch.d
         out = residual.clone()
         one_shot_all_reduce(parts[1], own, out=out, adds=True, max_spins=0)
         assert torch.equal(out, expected + residual)
-        assert own.failures.item() == 0
+        assert not own.failures.any()
         for rank in (0, 2):
             assert peers.flags(rank)[:num_blocks, 1].tolist() == calls.tolist()
         for block, of in enumerate(calls.tolist()):
@@ -67,4 +67,4 @@ def test_a_wait_can_be_given_up() -> None:
     peers = Peers(BLOCK)
     x = torch.ones(8)
     one_shot_all_reduce(x, peers.buffers[0], out=x, adds=False, max_spins=3)
-    assert peers.buffers[0].failures.item() == SIZE - 1
+    assert peers.buffers[0].failures.tolist() == [0, 1, 1]

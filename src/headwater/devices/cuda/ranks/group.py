@@ -4,6 +4,7 @@ Every method enqueues work on the current stream and returns. All ranks call the
 they can be captured in CUDA graphs. Where tensors lie in host memory, as in tests, gloo takes NCCL's place.
 """
 
+import gc
 import os
 from collections.abc import Sequence
 from datetime import timedelta
@@ -53,25 +54,21 @@ class CudaRanks:
             timeout=timedelta(seconds=limit_s),
             device_id=torch_device if is_gpu else None,
         )
-        self._one_shot = open_one_shot(rank=rank, size=size, device=torch_device) if is_gpu and uses_one_shot else None
-
-    @property
-    def has_one_shot(self) -> bool:
-        """Whether sums of small messages are our own kernel's."""
-        return self._one_shot is not None
+        # sums of small messages, if our own kernel computes them
+        self.one_shot = open_one_shot(rank=rank, size=size, device=torch_device) if is_gpu and uses_one_shot else None
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """x becomes the sum of x over all ranks."""
-        if self._one_shot is not None and self._one_shot.suits(x):
-            self._one_shot.all_reduce(x)
+        if self.one_shot is not None and self.one_shot.suits(x):
+            self.one_shot.all_reduce(x)
         else:
             dist.all_reduce(x)
         return x
 
     def add_reduced(self, residual: torch.Tensor, x: torch.Tensor) -> None:
         """residual += the sum of x over all ranks, which may overwrite x."""
-        if self._one_shot is not None and self._one_shot.suits(x) and residual.is_contiguous():
-            self._one_shot.add_reduced(residual, x)
+        if self.one_shot is not None and self.one_shot.suits(x) and residual.is_contiguous():
+            self.one_shot.add_reduced(residual, x)
         else:
             dist.all_reduce(x)
             residual += x
@@ -88,6 +85,10 @@ class CudaRanks:
         dist.broadcast(x, src=0)
 
     def close(self) -> None:
+        """CUDA graphs that contain sums must be gone, or nothing but rubbish: NCCL waits for them without a limit."""
+        if self.torch_device.type == "cuda":
+            gc.collect()
+            torch.cuda.synchronize(self.torch_device)
         dist.destroy_process_group()
 
 
