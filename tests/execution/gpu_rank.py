@@ -18,7 +18,7 @@ from interpreted_triton import patch_language_once
 
 HAS_CARDS = torch.cuda.device_count() >= 2
 CONFIG = tiny_config(num_layers=1, hidden_size=64, head_dim=16)
-LIMIT_S = 90 if HAS_CARDS else 250  # of each process; kernels are compiled or interpreted meanwhile
+LIMIT_S = 75 if HAS_CARDS else 250  # of each process; kernels are compiled or interpreted meanwhile
 _began_s = time.monotonic()
 
 
@@ -48,7 +48,7 @@ def gpu_runner(*, ranks: CudaRanks | None) -> GpuRunner:
 
 def ranked_gpu_runner(rank: int, rendezvous: Path) -> GpuRunner:
     say(rank, "waits for the other rank")
-    ranks = CudaRanks(rank=rank, size=2, rendezvous=rendezvous, torch_device=place_of(rank), limit_s=60.0)
+    ranks = CudaRanks(rank=rank, size=2, rendezvous=rendezvous, torch_device=place_of(rank), limit_s=LIMIT_S)
     say(rank, f"has met it; sums are {'of the library' if ranks.one_shot is None else 'our own'}")
     runner = gpu_runner(ranks=ranks)
     say(rank, "has a runner")

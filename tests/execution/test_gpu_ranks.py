@@ -64,20 +64,20 @@ class TwoRanks:
         self._process.stdin.flush()
         return self.runner.launch(plan)
 
+    def leave(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        leave(0, self.runner)
+        assert self._process.wait(20) == 0
+
 
 @contextmanager
-def two_ranks(folder: Path) -> Iterator[TwoRanks]:
-    rendezvous = folder / "rendezvous"
+def rank_process(rendezvous: Path) -> Iterator[subprocess.Popen]:
     command = [sys.executable, str(Path(__file__).with_name("gpu_rank.py")), str(rendezvous)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process:
         try:
-            ranks = TwoRanks(process, rendezvous)
-            yield ranks
-            assert process.stdin is not None
-            process.stdin.close()
-            leave(0, ranks.runner)
-            assert process.wait(20) == 0
+            yield process
         finally:
             process.kill()
             if torch.distributed.is_initialized() and not HAS_CARDS:  # NCCL waits for a rank that is gone
@@ -99,10 +99,13 @@ def _run(runner: Any) -> list[DrivenRequest]:
 
 def test_two_ranks_write_the_text_of_one(tmp_path: Path) -> None:
     """Heads, columns and tokens of two ranks; tokens that rank 0 drew are on the device of rank 1 for the next step."""
-    say(0, "computes alone")
-    alone = _run(gpu_runner(ranks=None))
-    with two_ranks(tmp_path) as ranks:
+    rendezvous = tmp_path / "rendezvous"
+    with rank_process(rendezvous) as process:  # it imports meanwhile
+        say(0, "computes alone")
+        alone = _run(gpu_runner(ranks=None))
+        ranks = TwoRanks(process, rendezvous)
         together = _run(ranks)
+        ranks.leave()
     assert [it.outputs for it in together] == [it.outputs for it in alone]
     assert len({token for it in alone for token in it.outputs}) > 4
     for one, other in zip(together, alone, strict=True):
