@@ -29,13 +29,13 @@ def restored_tokens(server: RunningServer) -> float:
     return server.get("/cache").json()["transfers"]["restore"]["tokens"]
 
 
-def ask_together(server: RunningServer) -> list[list[int]]:
-    """The output ids of two long answers that begin in one step, however slow the machine is."""
+def ask_together(server: RunningServer, **more: object) -> list[list[int]]:
+    """The output ids of two long answers that begin in one step of engine 0, however slow the machine is."""
     wait_idle(server)
     assert server.post("/flush_cache?timeout=10").status_code == 200
     with ThreadPoolExecutor(2) as pool:
         server.post("/pause_generation", json={"mode": "in_place"})
-        answers = pool.map(lambda number: ask(server, number, **LONG), range(2))
+        answers = pool.map(lambda number: ask(server, number, **LONG, **more), range(2))
         wait_waiting(server, 2)
         server.post("/continue_generation", json={})
         return [answer["output_ids"] for answer in answers]

@@ -1,12 +1,14 @@
 """Tensor parallelism in real processes: ranks give the text of one process, through tiers, flushes and new weights.
 
-The server has two ranks, which take a KV head each; HEADWATER_TEST_RANKS=4 repeats all of it where two hold the same.
+The server has two engines of two ranks, which take a KV head each; HEADWATER_TEST_RANKS=4 repeats all of it where two
+ranks hold the same. Prompt n goes to engine n % 2. A rank that is stopped is a matter of tests/ranks/test_processes.py.
 """
 
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from tiered import (
 from tiny_models import make_tiny_model
 
 pytestmark = pytest.mark.slow
+NUM_ENGINES = 2
 NUM_RANKS = int(os.environ.get("HEADWATER_TEST_RANKS", "2"))
 LONG = SAMPLING | {"max_new_tokens": NUM_NEW}
 
@@ -64,33 +67,46 @@ def arguments(store: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def server(tiny_model: str, store: Path) -> Iterator[RunningServer]:
-    ranks = ("--tp-size", str(NUM_RANKS), "--threads", "1", "--rank-timeout", "4", "--engine-restarts", "5")
-    with RunningServer("--model", tiny_model, *arguments(store), *ranks) as running:
+    sizes = ("--dp-size", str(NUM_ENGINES), "--tp-size", str(NUM_RANKS), "--threads", "1", "--engine-restarts", "5")
+    with RunningServer("--model", tiny_model, *arguments(store), *sizes) as running:
         yield running.wait_healthy()
 
 
-def rank_pids(server: RunningServer) -> list[int]:
-    """The processes of ranks 1 and up, in their order: the children of the engine process."""
-    tasks = Path(f"/proc/{server.engine_pid()}/task").glob("*/children")
-    return sorted(int(pid) for task in tasks for pid in task.read_text().split())
+def children_of(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return sorted(int(child) for task in tasks for child in task.read_text().split())
+
+
+def ranks_by_engine(server: RunningServer) -> dict[int, list[int]]:
+    """The processes of ranks 1 and up, in their order, by the process of their engine."""
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in server.children()}
+    return {pid: children_of(pid) for pid, it in commands.items() if b"headwater.server.engine_process" in it}
 
 
 def ask_all(server: RunningServer, numbers: range) -> list[list[int]]:
+    def one(number: int) -> list[int]:
+        return ask(server, number, routed_dp_rank=number % NUM_ENGINES)["output_ids"]
+
     with ThreadPoolExecutor(6) as pool:
-        return [answer["output_ids"] for answer in pool.map(lambda number: ask(server, number), numbers)]
+        return list(pool.map(one, numbers))
 
 
-def test_texts_are_those_of_one_process_under_flushes_of_every_mode(
-    server: RunningServer, expected: list[list[int]]
-) -> None:
-    """Four times what the device holds, so pages go to the host and the store and come back while flushes cut them."""
-    assert len(rank_pids(server)) == NUM_RANKS - 1
-    for mode in ("now", "drain", "idle"):
+def test_the_server_shows_its_engines_and_their_ranks(server: RunningServer) -> None:
+    assert [len(ranks) for ranks in ranks_by_engine(server).values()] == [NUM_RANKS - 1] * NUM_ENGINES
+    info = server.get("/server_info").json()
+    assert (info["dp_size"], info["tp_size"], len(info["internal_states"])) == (NUM_ENGINES, NUM_RANKS, NUM_ENGINES)
+    assert f"Ranks    {NUM_RANKS} of each engine" in server.log
+
+
+def test_texts_are_those_of_one_process_under_flushes(server: RunningServer, expected: list[list[int]]) -> None:
+    """Twice what the devices hold, so pages go to the host and the store and come back while flushes cut them."""
+    for mode in ("now", "drain"):
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(ask_all, server, range(NUM_PROMPTS))
-            flushed = server.post(f"/flush_cache?mode={mode}&timeout=30", headers={"Accept": "application/json"})
+            flushed = server.post(f"/flush_cache?mode={mode}&timeout=60", headers={"Accept": "application/json"})
             assert asked.result() == expected
-            assert flushed.status_code == 200 and flushed.json()["success"], flushed.text
+            assert flushed.status_code == 200, flushed.text
+            assert [engine["success"] for engine in flushed.json()["engines"]] == [True] * NUM_ENGINES
     assert ask_all(server, range(NUM_PROMPTS)) == expected
     wait_idle(server)
     assert restored_tokens(server) > 0
@@ -99,10 +115,10 @@ def test_texts_are_those_of_one_process_under_flushes_of_every_mode(
 
 
 def test_a_parked_request_goes_on_with_the_same_text(server: RunningServer) -> None:
-    alone = [ask(server, number, sampling_params=LONG)["output_ids"] for number in range(2)]
+    alone = [ask(server, n, sampling_params=LONG, routed_dp_rank=0)["output_ids"] for n in range(2)]
     before = metric(server, "num_parked")
     for _ in range(5):
-        assert ask_together(server) == alone
+        assert ask_together(server, routed_dp_rank=0) == alone
         if metric(server, "num_parked") > before:
             break
     assert metric(server, "num_parked") > before
@@ -128,68 +144,77 @@ def test_new_weights_reach_all_ranks_or_none(
     assert ask_all(server, range(4)) == expected[:4]
 
 
-def test_another_number_of_ranks_reads_what_these_stored(
+def test_one_process_reads_what_ranks_stored(
     server: RunningServer, tiny_model: str, store: Path, expected: list[list[int]]
 ) -> None:
-    """Pages in a store are whole and in the order of heads: four ranks, and one, find two ranks' pages."""
+    """Pages in a store are whole and in the order of heads. test_page_share.py has other numbers of ranks."""
     from headwater import Engine
 
     ask_all(server, range(NUM_PROMPTS))
-    wait_stored(server, 7 * NUM_PROMPTS)
-    for tp_size in (4, 1):
-        with Engine(
-            tiny_model, dtype="float32", max_total_tokens=320, max_running_requests=2, threads=1, tp_size=tp_size,
-            enable_hierarchical_cache=True, hicache_restore_policy="always", log_level="warning",
-            hicache_storage_prefetch_policy="wait_complete", hicache_storage_backend="file",
-            hicache_storage_dir=str(store),
-        ) as engine:  # fmt: skip
-            answers = [engine.generate(input_ids=prompt(n), sampling_params=SAMPLING) for n in (3, 8)]
-            assert [answer["output_ids"] for answer in answers] == [expected[3], expected[8]]
-            assert all(details(answer)["storage"] == 112 for answer in answers), answers[0]["meta_info"]
+    wait_stored(server, 7 * NUM_PROMPTS // NUM_ENGINES)
+    with Engine(
+        tiny_model, dtype="float32", max_total_tokens=320, max_running_requests=2, threads=1,
+        enable_hierarchical_cache=True, hicache_restore_policy="always", log_level="warning",
+        hicache_storage_prefetch_policy="wait_complete", hicache_storage_backend="file",
+        hicache_storage_dir=str(store),
+    ) as engine:  # fmt: skip
+        answers = [engine.generate(input_ids=prompt(n), sampling_params=SAMPLING) for n in (2, 8)]
+        assert [answer["output_ids"] for answer in answers] == [expected[2], expected[8]]
+        assert all(details(answer)["storage"] == 112 for answer in answers), answers[0]["meta_info"]
 
 
-def wait_gone(pids: list[int], server: RunningServer) -> None:
-    deadline = time.monotonic() + 60
-    while any(is_alive(pid) for pid in pids):
+def wait_until(condition: Callable[[], bool], server: RunningServer) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
         assert time.monotonic() < deadline, server.log
         time.sleep(0.1)
 
 
-def wait_answered(server: RunningServer, body: dict) -> tuple[int, str]:
-    response = server.post("/generate", json=body)
-    return response.status_code, response.text
+def status(server: RunningServer, engine: int, num_new: int) -> int:
+    sampling = SAMPLING | {"max_new_tokens": num_new}
+    body = {"input_ids": prompt(0), "sampling_params": sampling, "routed_dp_rank": engine}
+    return server.post("/generate", json=body).status_code
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_a_rank_that_is_gone_ends_the_engine_and_all_come_back(
-    server: RunningServer, expected: list[list[int]], number: signal.Signals
+def test_a_rank_that_is_killed_ends_its_engine_alone_and_all_its_ranks_come_back(
+    server: RunningServer, expected: list[list[int]]
 ) -> None:
-    """Requests that wait for ever for a dead rank, and ranks that outlive their engine."""
-    server.wait_healthy()
-    before = [server.engine_pid(), *rank_pids(server)]
-    long = {"input_ids": prompt(0), "sampling_params": SAMPLING | {"max_new_tokens": 100}}
-    with ThreadPoolExecutor(8) as pool:
-        answers = [pool.submit(wait_answered, server, long) for _ in range(8)]
-        time.sleep(0.05)
-        os.kill(before[-1], number)
-        found = [answer.result() for answer in answers]
-    assert {status for status, _ in found} in ({503}, {200, 503}), found
-    wait_gone(before, server)
-    how = "was killed by SIGKILL" if number is signal.SIGKILL else ""
-    assert f"rank {NUM_RANKS - 1} {how}" in server.log
-    server.wait_healthy()
-    assert len(rank_pids(server)) == NUM_RANKS - 1
+    """Requests that wait for ever for a dead rank, ranks that outlive their engine, and another engine that suffers."""
+    before = ranks_by_engine(server)
+    (gone, ranks), *others = before.items()
+    with ThreadPoolExecutor(24) as pool:
+        answers = [pool.submit(status, server, number % NUM_ENGINES, 100) for number in range(24)]
+        time.sleep(0.05)  # more than the engines do meanwhile
+        os.kill(ranks[-1], signal.SIGKILL)
+        found = [{answer.result() for answer in answers[engine::NUM_ENGINES]} for engine in range(NUM_ENGINES)]
+    assert sorted(503 in it for it in found) == [False, True], found
+    assert set.union(*found) <= {200, 503}
+    wait_until(lambda: not any(is_alive(pid) for pid in (gone, *ranks)), server)
+    assert f"rank {NUM_RANKS - 1} was killed by SIGKILL" in server.log
+    wait_until(lambda: [status(server, engine, 1) for engine in range(NUM_ENGINES)] == [200] * NUM_ENGINES, server)
+    after = ranks_by_engine(server)
+    assert [len(ranks) for ranks in after.values()] == [NUM_RANKS - 1] * NUM_ENGINES
+    assert all(after[engine] == its_ranks for engine, its_ranks in others)
     assert ask_all(server, range(4)) == expected[:4]
 
 
+def alive_in_session(session: int) -> list[int]:
+    """The processes that a server has left: it leads a session."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            if int(stat.read_text().rpartition(")")[2].split()[3]) == session:
+                found.append(int(stat.parent.name))
+    return [pid for pid in found if is_alive(pid)]
+
+
 def test_ranks_end_with_a_killed_engine_and_with_the_server(server: RunningServer) -> None:
-    """Also a stopped one, which reads no pipe."""
-    engine, ranks = server.engine_pid(), rank_pids(server)
+    """Also a stopped one, which reads no pipe; the server ends while an engine and its ranks come back."""
+    engine, ranks = next(iter(ranks_by_engine(server).items()))
     os.kill(ranks[0], signal.SIGSTOP)
     os.kill(engine, signal.SIGKILL)
-    wait_gone([engine, *ranks], server)
-    server.wait_healthy()
-    pids = [server.engine_pid(), *rank_pids(server)]
+    wait_until(lambda: not any(is_alive(pid) for pid in (engine, *ranks)), server)
+    assert len(alive_in_session(server.process.pid)) > NUM_RANKS, "the other engine goes on"
     server.process.terminate()
-    assert server.wait_exit(20) == 0
-    wait_gone(pids, server)
+    assert server.wait_exit(30) == 0
+    wait_until(lambda: not alive_in_session(server.process.pid), server)
