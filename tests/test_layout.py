@@ -77,6 +77,12 @@ def test_tests_lie_where_their_code_does() -> None:
     assert not missing
 
 
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """pytest imports each by its name alone: the second would be an error, seen only where both are collected."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(set(names)) == sorted(names)
+
+
 def test_engines_that_are_wrong_on_purpose_do_not_ship() -> None:
     """They stay out of the wheel, and no module that ships imports them."""
     excluded = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["exclude"]
