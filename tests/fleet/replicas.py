@@ -9,7 +9,7 @@ from headwater.fleet.client import FleetClient
 from headwater.fleet.replica import Beat
 from headwater.messages.base import pack_ids
 from headwater.messages.control import FlushCache
-from headwater.messages.generation import Generate, SamplingParams
+from headwater.messages.generation import Generate, Output, Outputs, SamplingParams
 from headwater.messages.two_phase import answered_under
 from headwater.messages.wire import decode_to_engine, encode
 from headwater.simulation.fakes.memory import FakeWeights
@@ -37,6 +37,7 @@ class SimulatedReplica:
         self.beat = Beat(name=name, url=f"http://{name}", admin_key="key")
         self.is_cut = self.is_silent = self.is_dead = False
         self.taken: list[Any] = []  # messages
+        self.outputs: list[Output] = []
         self._answers: dict[str, asyncio.Future[Any]] = {}
 
     async def post(self, body: bytes) -> tuple[int, bytes, float]:
@@ -54,15 +55,17 @@ class SimulatedReplica:
             if not self.is_silent and not self.is_dead:
                 self.engine.turn()
                 for answer in self.engine.take():
+                    if isinstance(answer, Outputs):
+                        self.outputs += answer.items
                     future = self._answers.pop(getattr(answer, "call_id", None), None)
                     if future is not None and not future.done():
                         future.set_result(answer)
             await asyncio.sleep(0.002)
 
-    def compute(self, num_tokens: int = 1) -> None:
+    def compute(self, num_tokens: int = 1, *, prompt: tuple[int, ...] = PROMPT) -> None:
         """A request that leaves pages in the cache."""
         sampling = SamplingParams(max_new_tokens=num_tokens)
-        self.engine.send(Generate(rid=f"{self.beat.name}-{num_tokens}", prompt_ids=pack_ids(PROMPT), sampling=sampling))
+        self.engine.send(Generate(rid=f"{self.beat.name}-{num_tokens}", prompt_ids=pack_ids(prompt), sampling=sampling))
 
     @property
     def num_cached(self) -> int:
