@@ -58,27 +58,37 @@ class HeadwaterServer:
     # --- requests ----------------------------------------------------------------------------------
 
     async def chat(self, request: Any, raw_request_info: Any = None) -> AsyncIterator[Any]:
-        from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionResponse
-
-        async for part in self._answer("/v1/chat/completions", request, ChatCompletionResponse):
+        async for part in self._answer("/v1/chat/completions", request, "ChatCompletionResponse"):
             yield part
 
     async def completions(self, request: Any, raw_request_info: Any = None) -> AsyncIterator[Any]:
-        from ray.llm._internal.serve.core.configs.openai_api_models import CompletionResponse
-
-        async for part in self._answer("/v1/completions", request, CompletionResponse):
+        async for part in self._answer("/v1/completions", request, "CompletionResponse"):
             yield part
 
-    async def _answer(self, path: str, request: Any, model: type) -> AsyncIterator[Any]:
-        """The events of a stream as texts, or one answer as `model`; an error as Ray's `ErrorResponse`."""
+    async def embeddings(self, request: Any, raw_request_info: Any = None) -> AsyncIterator[Any]:
+        async for part in self._answer("/v1/embeddings", request, "EmbeddingResponse"):
+            yield part
+
+    async def tokenize(self, request: Any, raw_request_info: Any = None) -> AsyncIterator[Any]:
+        async for part in self._answer("/tokenize", request, "TokenizeResponse"):
+            yield part
+
+    async def detokenize(self, request: Any, raw_request_info: Any = None) -> AsyncIterator[Any]:
+        async for part in self._answer("/detokenize", request, "DetokenizeResponse"):
+            yield part
+
+    async def _answer(self, path: str, request: Any, model: str) -> AsyncIterator[Any]:
+        """The events of a stream as texts, or one answer as Ray's `model`; an error as its `ErrorResponse`."""
+        from ray.llm._internal.serve.core.configs import openai_api_models
+
         body = msgspec.json.encode(request.model_dump(mode="json", exclude_unset=True))
         async with self._forward(path, body) as answer:
-            if answer.status == 200 and request.stream:
+            if answer.status == 200 and getattr(request, "stream", False):
                 async for event in _events(answer.chunks()):
                     yield event
                 return
             facts = msgspec.json.decode(b"".join([chunk async for chunk in answer.chunks()]))
-        yield model(**facts) if answer.status == 200 else _error(answer.status, facts)
+        yield getattr(openai_api_models, model)(**facts) if answer.status == 200 else _error(answer.status, facts)
 
     # --- control -----------------------------------------------------------------------------------
 
