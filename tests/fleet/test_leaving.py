@@ -43,7 +43,7 @@ async def leave(fleet: SimulatedFleet, replica: SimulatedReplica) -> None:
     number = fleet.number(replica)
     fleet.client.take_beat(msgspec.structs.replace(replica.beat, is_draining=True))
     assert number not in [each.number for each in fleet.client.candidates()]
-    while (await state_of(fleet, number)).blockers:  # noqa: ASYNC110
+    while (await state_of(fleet, number)).blockers:
         await asyncio.sleep(0.002)
     replica.is_dead = True
     fleet.client.take_beat(msgspec.structs.replace(replica.beat, has_ended=True))
