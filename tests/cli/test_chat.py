@@ -44,9 +44,7 @@ class Script(BaseHTTPRequestHandler):
             self._send(status, {"error": {"message": message}})
             return
         chunks: list[dict[str, Any]] = [{"choices": [{"delta": {"role": "assistant"}}]}]
-        chunks += [
-            {"choices": [{"delta": {"content": piece}}]} for piece in ("I got ", str(len(body["messages"])))
-        ]
+        chunks += [{"choices": [{"delta": {"content": piece}}]} for piece in ("I got ", str(len(body["messages"])))]
         if self.break_off:
             chunks.append({"error": {"message": "the engine is gone"}})
         chunks.append({"choices": []})

@@ -45,9 +45,7 @@ def test_every_option_of_serve_takes_a_value_of_its_type(served: list[ServerArgs
 
 
 def test_options_reach_the_server(served: list[ServerArgs]) -> None:
-    result = run(
-        "serve", "--model-path", "x.gguf", "--page-size", "32", "--disable-radix-cache", "--dtype", "float32"
-    )
+    result = run("serve", "--model-path", "x.gguf", "--page-size", "32", "--disable-radix-cache", "--dtype", "float32")
     assert result.exit_code == 0, result.output
     assert served == [ServerArgs(model="x.gguf", page_size=32, disable_radix_cache=True, dtype="float32")]
 
@@ -157,9 +155,6 @@ def test_the_python_api_has_no_other_names() -> None:
 
 def test_the_api_process_imports_no_torch() -> None:
     """It would cost every server a second of start-up and 300 MB; the engine process alone computes."""
-    code = (
-        "import headwater.server.api_process, sys\n"
-        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
-    )
+    code = "import headwater.server.api_process, sys\nprint(sorted({'torch', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

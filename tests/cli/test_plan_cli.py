@@ -92,6 +92,32 @@ def test_wrong_arguments_are_refused_by_name(arguments, message):
     assert message in " ".join(done.output.replace("│", " ").split())
 
 
+def test_flushes_of_a_fleet_are_played_and_tabulated(tmp_path):
+    figures = tmp_path / "flushes.json"
+    sizes = ["--fleet-flush", "12", "--flushes", "2", "--flush-streams", "8", "--flush-timeout", "1", "--faults", "0"]
+    done = runner.invoke(app, ["simulate", "--plan", *sizes, "--json", str(figures)], env={"COLUMNS": "120"})
+    assert done.exit_code == 0, done.output
+    assert "12 replicas, llama-3.1-8b on h100" in done.output and "200 / 202" in done.output
+    without, with_loss = json.loads(figures.read_text())["flushes"]
+    assert (without["loss"], with_loss["loss"]) == (0, 0.01)
+    assert without["statuses"] == {"200": 2} and without["num_stale"] == with_loss["num_stale"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--loss", "0.5"], "loss needs --fleet-flush"),
+        (["--fleet-flush", "2", "--loss", "1"], "loss and faults must be from 0 to below 1"),
+        (["--fleet-flush", "-2"], "replicas and flushes must be at least 1"),
+        (["--fleet-flush", "2", "--flush-streams", "0"], "flush-streams must be whole numbers"),
+    ],
+)
+def test_wrong_arguments_of_flushes_are_refused(arguments, message):
+    done = runner.invoke(app, ["simulate", "--plan", *arguments])
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.replace("│", " ").split())
+
+
 def test_options_of_plans_need_plan():
     done = runner.invoke(app, ["simulate", "--host-gb", "5"])
     assert done.exit_code == 2 and "--host-gb needs --plan" in done.output

@@ -8,6 +8,8 @@ import msgspec
 from headwater.planning.hardware import HARDWARE
 from headwater.planning.model_shape import MODELS
 
+FLUSH_OPTIONS = frozenset({"flush_timeout", "flush_streams", "loss", "faults", "flushes"})  # they need `fleet_flush`
+
 
 class PlanArgs(msgspec.Struct, kw_only=True, frozen=True):
     """Each field is an option of the command line. Options with lists make one fleet for every combination."""
@@ -41,6 +43,14 @@ class PlanArgs(msgspec.Struct, kw_only=True, frozen=True):
     think_s: Annotated[float, "Synthetic: mean seconds from an answer to the next turn."] = 10.0
     user_tokens: Annotated[int, "Synthetic: mean new prompt tokens of a turn."] = 100
     output_tokens: Annotated[int, "Synthetic: mean tokens of an answer."] = 200
+    fleet_flush: Annotated[
+        int, "Instead of a workload: flush a fleet of so many replicas. The other options follow."
+    ] = 0
+    flush_timeout: Annotated[str, "Fleet flush: timeout of each flush in seconds; a list."] = "1,5"
+    flush_streams: Annotated[str, "Fleet flush: requests that run on each replica; a list."] = "8,64"
+    loss: Annotated[str, "Fleet flush: share of all messages and answers that are lost; a list."] = "0,0.01"
+    faults: Annotated[float, "Fleet flush: share of replicas killed or stopped for a while around each flush."] = 0.01
+    flushes: Annotated[int, "Fleet flush: number of flushes."] = 10
     html: Annotated[Path | None, "Write an HTML page with charts to this file."] = None
     png: Annotated[Path | None, "Write the charts to this file (needs headwater[plot])."] = None
     json: Annotated[Path | None, "Write the figures to this file."] = None

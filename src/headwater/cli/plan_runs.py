@@ -99,20 +99,20 @@ def engine_plan(args: PlanArgs, sizes: FleetSizes) -> EnginePlan:
 def fleet_sizes(args: PlanArgs) -> list[FleetSizes]:
     """Every combination of the lists. ValueError for a malformed list."""
     engines, tp_size = whole_numbers("engines", args.engines), whole_numbers("tp-size", args.tp_size)
-    device_gb: list[float | None] = [*_numbers("device-gb", args.device_gb)] if args.device_gb else [None]
-    host_gb, storage_gb = _numbers("host-gb", args.host_gb), _numbers("storage-gb", args.storage_gb)
+    device_gb: list[float | None] = [*numbers("device-gb", args.device_gb)] if args.device_gb else [None]
+    host_gb, storage_gb = numbers("host-gb", args.host_gb), numbers("storage-gb", args.storage_gb)
     return all_sizes(engines, device_gb, host_gb, storage_gb, tp_size)
 
 
 def whole_numbers(name: str, text: str) -> list[int]:
     """The numbers of a comma-separated list. ValueError for anything else, and for 0."""
-    found = _numbers(name, text)
+    found = numbers(name, text)
     if any(number != int(number) or number < 1 for number in found):
         raise ValueError(f"{name} must be whole numbers of at least 1, found {text!r}")
     return [int(number) for number in found]
 
 
-def _numbers(name: str, text: str) -> list[float]:
+def numbers(name: str, text: str) -> list[float]:
     """The numbers of a comma-separated list. ValueError for anything else."""
     try:
         found = [float(part) for part in text.split(",")]

@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from headwater.cli.command_line import SectionedOption, command, option_type
-from headwater.cli.plan_args import PlanArgs
+from headwater.cli.plan_args import FLUSH_OPTIONS, PlanArgs
 from headwater.launch.flags import without_none
 from headwater.simulation.random_runs.profiles import PROFILES
 
@@ -79,18 +79,24 @@ def simulate(
 
     Loop, scheduler, cache and control plane are those of the server. At the first broken promise the command writes a
     file that repeats the failure, and exits with 1. With --plan, the command instead serves a workload with fleets at
-    their real speed, in virtual time, and reports hit rates, latencies and throughput.
+    their real speed, in virtual time, and reports hit rates, latencies and throughput. With --plan --fleet-flush N, it
+    flushes a fleet of N replicas that loses messages and processes; if a request matched a stale page, it exits with 1.
     """
+    from headwater.cli.flush_plan_runs import play_flush_plan
     from headwater.cli.plan_runs import play_plan
     from headwater.cli.simulation_runs import play_again, play_campaign, play_fleets
 
     try:
         if not is_plan and plan_args.changed():
             raise ValueError(f"--{plan_args.changed()[0].replace('_', '-')} needs --plan")
-        if is_plan:
+        if not plan_args.fleet_flush and (unused := FLUSH_OPTIONS.intersection(plan_args.changed())):
+            raise ValueError(f"--{min(unused).replace('_', '-')} needs --fleet-flush")
+        if is_plan and not plan_args.fleet_flush:
             play_plan(plan_args, seed=seed or 0)
             return
-        if is_fleet:
+        if is_plan:
+            has_kept = play_flush_plan(plan_args, seed=seed or 0)
+        elif is_fleet:
             has_kept = play_fleets(seed, num_runs=runs, turns_per_run=turns)
         elif replay_file is not None:
             has_kept = play_again(replay_file)

@@ -1,0 +1,1 @@
+"""A fleet in virtual time: the real front, and stand-ins for its replicas."""
