@@ -82,12 +82,22 @@ def engine_metrics(
     for rank, state in there:
         for name, text, value in SGLANG_GAUGES:
             page.gauge(f"sglang:{name}", text, value(state), rank=rank)
+        _add_vllm_gauges(page, rank, state)
         _add_cache_sizes(page, rank, state)
         _add_tiers(page, rank, state)
         _add_counters(page, rank, state)
         add_transfers(page, rank, state)
         _add_own_gauges(page, rank, state)
     return page.families.values()
+
+
+def _add_vllm_gauges(page: MetricFamilies, rank: str, state: EngineState) -> None:
+    """What routers read that know vLLM's names alone: the gateway API's extension does, without a flag."""
+    page.gauge("vllm:num_requests_running", "Requests in the batch.", state.num_running, rank=rank)
+    page.gauge("vllm:num_requests_waiting", "Requests waiting.", state.num_waiting, rank=rank)
+    text = "Share of the KV cache in use, from 0 to 1; what could be evicted is not."
+    if (device := state.tiers.get("device")) is not None:
+        page.gauge("vllm:kv_cache_usage_perc", text, _usage(device), rank=rank)
 
 
 def _add_cache_sizes(page: MetricFamilies, rank: str, state: EngineState) -> None:
