@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """All tests that a GPU computes, in one call, with a report: the contract of devices, runners, the whole engine.
 
-    check_device.py [--out FOLDER] [--workers 8] [--limit-s 300] [-k EXPRESSION]
+    check_device.py [--out FOLDER] [--workers 8] [--limit-s 300] [--ranks] [-k EXPRESSION]
 
 Tests run as on a CPU, where Triton's interpreter stands in for the card (tests/conftest.py); golden tests of longer
 texts run on a card alone. FOLDER/check_device.json holds the outcome of every test, the device and the versions.
@@ -34,7 +34,10 @@ TESTS = (
     "tests/execution/test_external_steps.py",
     "tests/devices/cuda/test_triton_layers.py",
     "tests/devices/cuda/test_cuda_copy.py",
+    "tests/devices/cuda/test_head_copy.py",
 )
+# --ranks: what needs two GPUs. Servers of two ranks on them, one after another
+RANK_TESTS = ("tests/devices/cuda/test_head_copy.py", "tests/e2e/ranks/test_ranks.py")
 
 
 def run_tests(options: argparse.Namespace, xml: Path) -> str:
@@ -42,10 +45,10 @@ def run_tests(options: argparse.Namespace, xml: Path) -> str:
     command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={xml}"]
     command += ["--maxfail=8"]  # beyond that it is one cause, and time on a card is dear
     command += ["-W", "default"]  # other versions of the dependencies warn of other things
-    command += TESTS  # pytest refuses a file that has moved away
+    command += RANK_TESTS if options.ranks else TESTS  # pytest refuses a file that has moved away
     only_card = "not torch-float32 and not torch-bfloat16 and not native-bfloat16"  # flavours that the CPU computes
     command += ["-k", f"({only_card}) and ({options.k})" if options.k else only_card]
-    if importlib.util.find_spec("xdist") is not None:
+    if importlib.util.find_spec("xdist") is not None and not options.ranks:
         command += ["-n", str(options.workers)]
     # every worker compares with transformers on the CPU: with all cores in each they would only wait for each other
     environment = os.environ | {"TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "2"}
@@ -91,6 +94,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("."))
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--limit-s", type=float, default=300.0)
+    parser.add_argument("--ranks", action="store_true", help="the tests that need two GPUs, alone")
     parser.add_argument("-k", default="", help="pytest's expression")
     options = parser.parse_args(argv)
     facts = device_facts()

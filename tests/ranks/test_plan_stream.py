@@ -92,8 +92,10 @@ def test_a_reader_knows_what_it_has_carried_out_and_what_not() -> None:
         assert first is not None and first.kind == 1 and not writer.has_carried_out()[0]
         readers[0].take()
         assert not writer.has_carried_out()[0], "the second record is still being carried out"
-        threading.Timer(0.05, writer.write, (3, b"c")).start()  # the reader waits in its third `take`
+        timer = threading.Timer(0.05, writer.write, (3, b"c"))  # the reader waits in its third `take`
+        timer.start()
         third = readers[0].take()
+        timer.join()
         assert third is not None and third.kind == 3
 
 

@@ -18,9 +18,9 @@ from headwater.execution.warm_up import Steps
 from headwater.kv_events import endpoint_of
 from headwater.launch.config import GB, ServerArgs
 from headwater.launch.grammars import grammar_compiler, grammar_limits
-from headwater.launch.placement import Placement, flags_in_errors, kv_dtype, num_kv_pages, open_placement
+from headwater.launch.placement import Placement, flags_in_errors, kv_dtype, open_placement
 from headwater.launch.pooling_config import read_pooling
-from headwater.launch.ranks.start import Ranks, page_share, start_ranks
+from headwater.launch.ranks.start import Ranks, num_pages_of, page_share, start_ranks
 from headwater.launch.served_model import ModelInPlace, read_model, serve_model
 from headwater.messages.state import EngineReady
 from headwater.models.config import ModelConfig
@@ -53,7 +53,7 @@ def build_engine(
     of the other ranks, in processes that end with the loop. Raises `ValueError` or `OSError`, in words for the user, if
     the model cannot be served with these arguments.
     """
-    args, ranks = start_ranks(args, weights=weights, cpus=rank_cpus)
+    args, ranks = start_ranks(args, weights=weights, cpus=rank_cpus, index=index)
     try:
         return _build(args, endpoint, index=index, weights=weights, cpus=cpus, ranks=ranks)
     except BaseException:
@@ -79,7 +79,10 @@ def _build(
     model = read_model(args, placement, weights)
     max_context = _max_context(args, model.loaded)
     share = page_share(args, model.loaded)
-    num_pages = _num_pages(args, placement, model.loaded, share=share, max_context=max_context)
+    num_pages = num_pages_of(args, placement, model.loaded, share=share, max_context=max_context)
+    if ranks is not None:
+        ranks.wait_until_loaded(model.loaded)
+        num_pages = min(num_pages, ranks.num_pages or num_pages)
     num_host_pages = _num_host_pages(args, num_pages, share.whole.page_bytes)
     runner, steps = _make_runner(
         args, placement, model.loaded, ranks=ranks, num_pages=num_pages, num_host_pages=num_host_pages,
@@ -118,20 +121,6 @@ def _build(
     return parts.loop
 
 
-def _num_pages(
-    args: ServerArgs, placement: Placement, loaded: LoadedModel, *, share: PageShare, max_context: int
-) -> int:
-    """As many pages of KV as the arguments and the memory allow. The ranks of a CPU share one memory."""
-    return num_kv_pages(
-        args,
-        share.whole,
-        max_context=max_context,
-        weights_bytes=loaded.weights_bytes * loaded.share.size,
-        free_bytes=placement.device.free_memory_bytes(),
-        reserved_bytes=placement.workspace_bytes(args, loaded.config),
-    )
-
-
 def _make_runner(
     args: ServerArgs,
     placement: Placement,
@@ -152,6 +141,9 @@ def _make_runner(
         runner = placement.make_runner(args, loaded, layout=layout, num_pages=num_pages, max_context=held_context)
         steps = runner if ranks is None else ranks.start_steps(runner)
         placement.warm_up(args, runner, steps=steps)
+        if ranks is not None:
+            ranks.begin_capture()
+        placement.capture_graphs(runner)
     return runner, steps
 
 

@@ -59,6 +59,9 @@ class CpuPlacement:
         longest = max(min(runner.model.config.max_context, runner.kv.num_pages * runner.kv.layout.page_size) - 1, 1)
         warm_up(runner, steps=steps, sizes=(min(_WARM_UP_TOKENS, longest),))
 
+    def capture_graphs(self, runner: Runner) -> None:
+        """A CPU has none."""
+
     def compute_facts(self, runner: Runner, loaded: LoadedModel, *, steps: Steps) -> ComputeFacts:
         assert isinstance(runner, CpuRunner)
         library, packed = self.device.library, runner.packed_weights

@@ -1,12 +1,15 @@
 """A model on an NVIDIA GPU. Importing this module loads Triton."""
 
 import logging
+from functools import partial
+
+import torch
 
 from headwater.devices.cpu.ranks.page_share import SharedPages
 from headwater.devices.cuda.arrivals import Arrivals
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.external_attention import MAX_GATHERED_BYTES
-from headwater.devices.cuda.host_memory import PinnedHostMemory
+from headwater.devices.cuda.host_memory import PinnedHostMemory, register_with_driver, unregister_with_driver
 from headwater.devices.cuda.page_copies import CudaPageCopier
 from headwater.devices.kv_memory import KVLayout
 from headwater.devices.number_formats import STORAGE_TYPES
@@ -73,6 +76,9 @@ class CudaPlacement:
         assert isinstance(runner, GpuRunner) and args.max_step_tokens is not None
         longest = max(min(runner.model.config.max_context, runner.kv.num_pages * runner.kv.layout.page_size) - 1, 1)
         warm_up(runner, steps=steps, sizes=chunk_sizes(min(args.max_step_tokens, longest)))
+
+    def capture_graphs(self, runner: Runner) -> None:
+        assert isinstance(runner, GpuRunner)
         with progress_bar("capturing CUDA graphs", runner.num_graphs_missing) as captured:
             runner.capture_graphs(captured)
         _log.info("%.1f GiB of the GPU's memory are left free", self.device.free_memory_bytes() / _GIB)
@@ -83,7 +89,19 @@ class CudaPlacement:
     def make_host_memory(
         self, runner: Runner, *, num_pages: int, shared: SharedPages | None = None
     ) -> tuple[PinnedHostMemory, CudaPageCopier]:
-        assert shared is None, "ranks on GPUs are refused at the start"
-        memory = PinnedHostMemory(num_pages=num_pages, page_bytes=runner.kv.layout.page_bytes)
-        place = self.device.torch_device
-        return memory, CudaPageCopier(lambda: runner.kv, memory, device=place, arrivals=self.arrivals)
+        place, share = self.device.torch_device, None if shared is None else shared.share
+        page_bytes = runner.kv.layout.page_bytes if share is None else share.whole.page_bytes
+        memory = PinnedHostMemory(
+            num_pages=num_pages,
+            page_bytes=page_bytes,
+            buffer=None if shared is None else shared.buffer,
+            register=partial(register_on, place),
+            unregister=unregister_with_driver,
+        )
+        return memory, CudaPageCopier(lambda: runner.kv, memory, device=place, arrivals=self.arrivals, share=share)
+
+
+def register_on(device: torch.device, address: int, num_bytes: int) -> None:
+    """Called in threads of the host memory: in a new one the first card is current, where this rank has no memory."""
+    torch.cuda.set_device(device)
+    register_with_driver(address, num_bytes)

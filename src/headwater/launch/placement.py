@@ -14,6 +14,7 @@ from headwater.devices.cuda.driver import has_gpu
 from headwater.devices.device import Device
 from headwater.devices.errors import UnsupportedError
 from headwater.devices.kv_memory import KVLayout, num_pages_in_budget
+from headwater.devices.rank_group import RankGroup
 from headwater.execution.runner import Runner
 from headwater.execution.warm_up import Steps
 from headwater.launch.config import MIB, ServerArgs
@@ -75,7 +76,11 @@ class Placement(Protocol):
         ...
 
     def warm_up(self, args: ServerArgs, runner: Runner, *, steps: Steps) -> None:
-        """Compile kernels and capture CUDA graphs. `steps` launches steps on the runner and on all other ranks."""
+        """Compile kernels. `steps` launches steps on the runner and on all other ranks."""
+        ...
+
+    def capture_graphs(self, runner: Runner) -> None:
+        """Capture CUDA graphs after `warm_up`. All ranks do so at the same time."""
         ...
 
     def compute_facts(self, runner: Runner, loaded: LoadedModel, *, steps: Steps) -> ComputeFacts | None:
@@ -103,31 +108,36 @@ def flags_in_errors() -> Iterator[None]:
 
 
 @flags_in_errors()
-def open_placement(args: ServerArgs, *, cpus: Sequence[Sequence[int]] = (), ranks: CpuRanks | None = None) -> Placement:
+def open_placement(
+    args: ServerArgs, *, cpus: Sequence[Sequence[int]] = (), ranks: RankGroup | None = None
+) -> Placement:
     """On the device that `--device` names; auto: a GPU where there is one. Raises ValueError if there is none.
 
     `cpus[i]`: where thread i of a CPU's computing threads is kept, if they are to be pinned. The whole process moves to
     these CPUs, so that its memory lies beside them. `ranks`: this process as one of several ranks.
     """
     if args.device == "cuda" or (args.device == "auto" and has_gpu()):
-        return _open_gpu(args)
+        return _open_gpu(args, ranks)
     if args.attention_backend != "auto":
         raise ValueError(f"--attention-backend {args.attention_backend} needs --device cuda")
+    assert ranks is None or isinstance(ranks, CpuRanks)
     confine_process(cpu for core in cpus for cpu in core)
     return CpuPlacement(CpuDevice(num_threads=args.threads, cpus=cpus, ranks=ranks))
 
 
-def _open_gpu(args: ServerArgs) -> Placement:
+def _open_gpu(args: ServerArgs, ranks: RankGroup | None) -> Placement:
     """Imports PyTorch and Triton, which a server on a CPU does without."""
     try:
         from headwater.devices.cuda.device import CudaDevice
+        from headwater.devices.cuda.ranks.group import CudaRanks
         from headwater.launch.cuda_placement import CudaPlacement
     except ModuleNotFoundError as error:
         raise ValueError(
             f"--device cuda needs PyTorch and Triton, and {error.name} is not installed: "
             "pip install 'headwater[gpu]' (in a clone: GPU=1 make setup)"
         ) from error
-    return CudaPlacement(CudaDevice(attention=args.attention_backend))
+    assert ranks is None or isinstance(ranks, CudaRanks)
+    return CudaPlacement(CudaDevice(attention=args.attention_backend, ranks=ranks))
 
 
 def kv_dtype(args: ServerArgs) -> str | None:

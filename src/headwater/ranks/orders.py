@@ -11,6 +11,11 @@ class BuildRunner(Struct, tag="build_runner"):
     num_pages: int
     max_context: int
     num_host_pages: int  # 0: no host tier
+    weights_bytes: int  # of rank 0's share: what follows from it, as the sizes of CUDA graphs, is equal on all ranks
+
+
+class CaptureGraphs(Struct, tag="capture_graphs"):
+    """Capture the CUDA graphs, if there are any: all ranks do, in the same order."""
 
 
 class StageWeights(Struct, tag="stage"):
@@ -62,6 +67,7 @@ class Stop(Struct, tag="stop"):
 
 Order = (
     BuildRunner
+    | CaptureGraphs
     | StageWeights
     | ReloadWeights
     | AbandonWeights
@@ -79,6 +85,7 @@ class Loaded(Struct, tag="loaded"):
 
     weights_id: str
     weights_bytes: int
+    num_pages: int | None = None  # that fit in its memory, if that is its own
 
 
 class Ready(Struct, tag="ready"):

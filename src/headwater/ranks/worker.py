@@ -102,11 +102,13 @@ class RankWorker:
         copier: PageCopier | None,
         reports: Reports,
         pending: Pending | None = None,
+        capture_graphs: Callable[[], None] = lambda: None,
     ) -> None:
         self._runner = runner
         self._meetings = meetings
         self._copier = copier
         self._reports = reports
+        self._capture_graphs = capture_graphs
         self._pending = pending or PendingInThread(reports)
         self._assignments: list[SlotAssignment] = []  # of the step that comes next
         self._staged: dict[int, StagedWeights] = {}
@@ -166,6 +168,8 @@ class RankWorker:
         match order:
             case orders.Stop():
                 return False
+            case orders.CaptureGraphs():
+                self._capture_graphs()
             case orders.StageWeights():
                 self._stage(order.staging_id, weights.stage(order.path, order.load_format))
             case orders.ReloadWeights():

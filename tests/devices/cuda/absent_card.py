@@ -17,6 +17,7 @@ from triton.runtime.jit import JITFunction
 from attention_setting import Setting
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_allowed, choose_greedy
+from headwater.devices.cuda.kernels.head_copy import copy_heads
 from headwater.devices.cuda.kernels.one_shot import OneShotBuffers, one_shot_all_reduce
 from headwater.devices.cuda.kernels.page_copy import copy_pages
 from headwater.devices.cuda.kernels.sampling import draw_tokens
@@ -92,6 +93,8 @@ def sampling() -> None:
     for words in (2048, 2056):
         pages = torch.zeros((4, words), dtype=torch.int64)
         copy_pages(pages, slots, pages, slots)
+    heads = torch.zeros((4, 3, 2, 4096), dtype=torch.uint8)
+    copy_heads(heads[..., :2048], slots, heads[..., 2048:], slots)
 
 
 def sums_over_ranks() -> None:

@@ -2,6 +2,7 @@
 
 The server has two engines of two ranks, which take a KV head each; HEADWATER_TEST_RANKS=4 repeats all of it where two
 ranks hold the same. Prompt n goes to engine n % 2. A rank that is stopped is a matter of tests/ranks/test_processes.py.
+Where there are GPUs, each rank computes on one; with two or three of them there is one engine.
 """
 
 import contextlib
@@ -28,11 +29,28 @@ from tiered import (
     write_byte_tokenizer,
 )
 
+from headwater.devices.cuda.driver import has_gpu
+from headwater.launch.ranks.start import UNTRIED_GPU_RANKS
 from tiny_models import make_tiny_model
 
-pytestmark = pytest.mark.slow
-NUM_ENGINES = 2
+
+def num_cards() -> int:
+    if not has_gpu():
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+NUM_CARDS = num_cards()
 NUM_RANKS = int(os.environ.get("HEADWATER_TEST_RANKS", "2"))
+NUM_ENGINES = 2 if not NUM_CARDS or NUM_CARDS >= 2 * NUM_RANKS else 1
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(0 < NUM_CARDS < NUM_RANKS, reason="needs a GPU for each rank, or none"),
+]
+if NUM_CARDS:
+    os.environ[UNTRIED_GPU_RANKS] = "1"  # of the servers as well
 LONG = SAMPLING | {"max_new_tokens": NUM_NEW}
 
 
@@ -187,7 +205,7 @@ def test_a_rank_that_is_killed_ends_its_engine_alone_and_all_its_ranks_come_back
         time.sleep(0.05)  # more than the engines do meanwhile
         os.kill(ranks[-1], signal.SIGKILL)
         found = [{answer.result() for answer in answers[engine::NUM_ENGINES]} for engine in range(NUM_ENGINES)]
-    assert sorted(503 in it for it in found) == [False, True], found
+    assert sorted(503 in it for it in found) == [False] * (NUM_ENGINES - 1) + [True], found
     assert set.union(*found) <= {200, 503}
     wait_until(lambda: not any(is_alive(pid) for pid in (gone, *ranks)), server)
     assert f"rank {NUM_RANKS - 1} was killed by SIGKILL" in server.log
@@ -214,7 +232,8 @@ def test_ranks_end_with_a_killed_engine_and_with_the_server(server: RunningServe
     os.kill(ranks[0], signal.SIGSTOP)
     os.kill(engine, signal.SIGKILL)
     wait_until(lambda: not any(is_alive(pid) for pid in (engine, *ranks)), server)
-    assert len(alive_in_session(server.process.pid)) > NUM_RANKS, "the other engine goes on"
+    if NUM_ENGINES > 1:
+        assert len(alive_in_session(server.process.pid)) > NUM_RANKS, "the other engine goes on"
     server.process.terminate()
     assert server.wait_exit(30) == 0
     wait_until(lambda: not alive_in_session(server.process.pid), server)

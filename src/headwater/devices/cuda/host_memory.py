@@ -40,7 +40,7 @@ class PinnedHostMemory:
     """`num_pages` pages of `page_bytes` bytes, page-first: all layers of a page are one contiguous run.
 
     Threads touch and register the memory, from the first page on, so the start of the server does not wait for it.
-    `wait_ready` waits for the pages of one copy.
+    `wait_ready` waits for the pages of one copy. `buffer`: memory that other ranks map and register as well.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class PinnedHostMemory:
         *,
         num_pages: int,
         page_bytes: int,
+        buffer: mmap.mmap | None = None,
         register: Register = register_with_driver,
         unregister: Unregister = unregister_with_driver,
     ) -> None:
@@ -56,10 +57,11 @@ class PinnedHostMemory:
         self._register = register
         self._unregister = unregister
         self._is_closing = False
-        memory = mmap.mmap(-1, num_pages * page_bytes)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+        self._is_shared = buffer is not None
+        memory = buffer or mmap.mmap(-1, num_pages * page_bytes)
+        if hasattr(mmap, "MADV_HUGEPAGE") and not self._is_shared:
             memory.madvise(mmap.MADV_HUGEPAGE)
-        self._bytes: npt.NDArray[np.uint8] = np.frombuffer(memory, dtype=np.uint8)
+        self._bytes: npt.NDArray[np.uint8] = np.frombuffer(memory, dtype=np.uint8, count=num_pages * page_bytes)
         self.pages: npt.NDArray[np.uint8] = self._bytes.reshape(num_pages, page_bytes)
         self._num_ready_bytes = 0
         self._error: OSError | None = None
@@ -125,7 +127,10 @@ class PinnedHostMemory:
         if self._is_closing:
             return 0
         piece = self._bytes[start : start + _PIECE_BYTES]
-        piece[:: mmap.PAGESIZE] = 0  # touched outside the driver's lock and the interpreter's
+        if self._is_shared:  # reading allocates it as well, and another rank may have written to it
+            piece[:: mmap.PAGESIZE].max()
+        else:
+            piece[:: mmap.PAGESIZE] = 0  # touched outside the driver's lock and the interpreter's
         with self._registering:  # one at a time, so that a launch waits for one at most
             self._register(piece.ctypes.data, len(piece))
         return len(piece)

@@ -13,8 +13,10 @@ import numpy.typing as npt
 import torch
 
 from headwater.devices.cpu.host_memory import ThreadCopy
+from headwater.devices.cpu.ranks.page_share import PageShare
 from headwater.devices.cuda.arrivals import Arrival, Arrivals, LayerGroup, Mark, layer_groups
 from headwater.devices.cuda.host_memory import PinnedHostMemory
+from headwater.devices.cuda.ranks.head_copies import HeadCopies
 from headwater.devices.kv_memory import KVMemory
 
 Pages = npt.NDArray[np.int32]
@@ -97,14 +99,19 @@ class CudaPageCopier:
         device: torch.device,
         arrivals: Arrivals,
         mover: PageMover | None = None,
+        share: PageShare | None = None,
     ) -> None:
-        """Restores are added to `arrivals`, which the steps of the runner must wait for."""
+        """Restores are added to `arrivals`, which the steps of the runner must wait for.
+
+        `share`: what this rank has of each page, if it has not all; a kernel copies it.
+        """
         assert host.page_bytes % 8 == 0, "pages are copied in words of 8 bytes"
         self._kv = kv
         self._host = host
         self._host_words = torch.from_numpy(host.pages).view(torch.int64)
         self._move = mover or choose_mover(host.page_bytes)
-        is_kernel = self._move is move_by_kernel
+        self._heads = None if share is None else HeadCopies(share, host.pages)
+        is_kernel = self._heads is not None or self._move is move_by_kernel
         self._min_piece_bytes = _KERNEL_PIECE_BYTES if is_kernel else _COPY_ENGINE_PAGE_BYTES
         self._is_gpu = device.type == "cuda"
         self._arrivals = arrivals
@@ -112,18 +119,21 @@ class CudaPageCopier:
         self._restores = _CopyThreads("restore-pages", device, priority=-1)  # requests wait for them
 
     def offload(self, device_pages: Pages, host_pages: Pages) -> ThreadCopy:
-        words = self._device_words()
+        memory, words = self._kv().memory, self._device_words()
 
         def job() -> None:
             self._host.wait_ready(host_pages)
-            self._move(words, device_pages, self._host_words, host_pages)
+            if self._heads is not None:
+                self._heads.offload(memory, device_pages, host_pages)
+            else:
+                self._move(words, device_pages, self._host_words, host_pages)
 
         copy = ThreadCopy()
         self._offloads.start(_Job(copy, job))
         return copy
 
     def restore(self, host_pages: Pages, device_pages: Pages) -> Arrival:
-        words, layout = self._device_words(), self._kv().layout
+        memory, words, layout = self._kv().memory, self._device_words(), self._kv().layout
         groups = layer_groups(
             num_layers=layout.num_layers,
             layer_bytes=layout.layer_bytes,
@@ -133,6 +143,9 @@ class CudaPageCopier:
         arrival = Arrival(groups, layer_bytes=layout.layer_bytes * len(host_pages), is_gpu=self._is_gpu)
 
         def move(group: LayerGroup) -> None:
+            if self._heads is not None:
+                self._heads.restore(host_pages, memory, device_pages, layers=slice(group.first, group.stop))
+                return
             columns = slice(group.first * layout.layer_bytes // 8, group.stop * layout.layer_bytes // 8)
             self._move(self._host_words[:, columns], host_pages, words[:, columns], device_pages)
 
@@ -144,7 +157,7 @@ class CudaPageCopier:
         """Finish the copies that were started, and end the threads."""
         self._offloads.close()
         self._restores.close()
-        self._host_words = self._host_words[:0].clone()
+        self._host_words, self._heads = self._host_words[:0].clone(), None
 
     def _device_words(self) -> torch.Tensor:
         """The KV memory, which may have been released and allocated again, as int64[pages, words]."""
