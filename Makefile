@@ -109,7 +109,7 @@ $(FLEET): Makefile pyproject.toml
 	.venv-ray/bin/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -e '.[ray]' 'ray[serve]==2.60.0'
 	@touch $@
 
-test-fleet: dev $(FLEET)  ## The tests of a fleet on Ray, about a minute on two cores
+test-fleet: dev $(FLEET)  ## The tests of a fleet on Ray: one to three minutes on two cores
 	$(BIN)/python -m pytest tests/e2e/fleet $(ARGS)
 
 test-fast: dev  ## The tests that need neither torch nor a model

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Ray Serve LLM's own ingress in front of two replicas of `HeadwaterServer`; the record is kept.
 
-    pip install '.[ray]' 'ray[serve]==2.60.0' 'fastapi<0.137' torch transformers pybase64
+    pip install '.[ray]' 'ray[serve]==2.60.0' 'fastapi<0.137' torch transformers openai pillow pybase64
     pip install --no-deps sglang==0.5.23
     PYTHONPATH=integrations python integrations/gateways/ray_serve_llm.py [MODEL]
 
