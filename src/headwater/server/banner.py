@@ -36,7 +36,9 @@ def print_banner(
     for line in [] if ready.compute is None else compute_lines(ready.compute):
         click.echo(f"  {line}")
     if num_ranks > 1:
-        click.echo(f"  Ranks    {num_ranks} of each engine, each with the threads and about the share of weights above")
+        on_cpu = "with the threads and about the share of weights above"
+        share = on_cpu if ready.compute is not None else "on a GPU of its own"
+        click.echo(f"  Ranks    {num_ranks} of each engine, each {share}")
     click.echo(f"  API      {url}/v1  (OpenAI), {url}/generate  (SGLang)")
     click.echo(f"  Docs     {url}/docs")
     click.echo(f"  Metrics  {url}/metrics")

