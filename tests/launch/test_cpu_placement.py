@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -11,6 +12,7 @@ from headwater.launch.config import ServerArgs
 from headwater.launch.cpu_placement import CpuPlacement
 from headwater.messages.state import ComputeFacts
 from headwater.models.loader import load_model, resolve_model
+from headwater.scheduling.plan import StepPlan
 
 pytestmark = pytest.mark.slow
 CONFIG = {
@@ -37,7 +39,7 @@ def facts_of(folder: Path, *, quantization: str = "none", **device: object) -> C
     args = ServerArgs().for_device("cpu")
     layout = loaded.kv_layout(page_size=16)
     runner = placement.make_runner(args, loaded, layout=layout, num_pages=16, max_context=256)
-    placement.warm_up(args, runner, steps=runner)
+    placement.warm_up(args, runner, steps=runner, max_context=256)
     return placement.compute_facts(runner, loaded, steps=runner)
 
 
@@ -64,3 +66,27 @@ def test_without_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (facts.instruction_set, facts.kernels) == ("", "unset HEADWATER_NATIVE")
     assert (facts.weight_formats, facts.token_bytes, facts.read_gb_s) == (("float32",), 0, 0.0)
     assert facts.decode_s > 0
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_first_steps_fit_the_context_that_is_served(device: str) -> None:
+    """A runner has page tables for that context, which may be far shorter than the model's."""
+    from headwater.launch.cuda_placement import CudaPlacement  # here: it imports Triton
+
+    plans: list[StepPlan] = []
+
+    class Steps:
+        def launch(self, plan: StepPlan) -> Mock:
+            plans.append(plan)
+            return Mock()
+
+    runner = Mock()
+    runner.model.config.max_context, runner.kv.layout.page_size = 1 << 17, 16
+    placement = CpuPlacement(Mock()) if device == "cpu" else CudaPlacement(Mock())
+    for max_context in (2, 64, 1000):
+        plans.clear()
+        args = ServerArgs().for_device(device)
+        placement.warm_up(args, runner, steps=Steps(), max_context=max_context)
+        longest = max(int(plan.num_computed[0] + plan.num_tokens[0]) for plan in plans)
+        assert longest <= max_context
+        assert all(len(update.pages) <= -(-max_context // 16) for plan in plans for update in plan.page_updates)

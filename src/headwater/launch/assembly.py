@@ -140,7 +140,7 @@ def _make_runner(
     with flags_in_errors():
         runner = placement.make_runner(args, loaded, layout=layout, num_pages=num_pages, max_context=held_context)
         steps = runner if ranks is None else ranks.start_steps(runner)
-        placement.warm_up(args, runner, steps=steps)
+        placement.warm_up(args, runner, steps=steps, max_context=held_context)
         if ranks is not None:
             ranks.begin_capture()
         placement.capture_graphs(runner)

@@ -55,9 +55,8 @@ class CpuPlacement:
             max_context=max_context,
         )
 
-    def warm_up(self, args: ServerArgs, runner: Runner, *, steps: Steps) -> None:
-        longest = max(min(runner.model.config.max_context, runner.kv.num_pages * runner.kv.layout.page_size) - 1, 1)
-        warm_up(runner, steps=steps, sizes=(min(_WARM_UP_TOKENS, longest),))
+    def warm_up(self, args: ServerArgs, runner: Runner, *, steps: Steps, max_context: int) -> None:
+        warm_up(runner, steps=steps, sizes=(min(_WARM_UP_TOKENS, max(max_context - 1, 1)),))
 
     def capture_graphs(self, runner: Runner) -> None:
         """A CPU has none."""

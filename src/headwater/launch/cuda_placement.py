@@ -72,10 +72,9 @@ class CudaPlacement:
             arrivals=self.arrivals,
         )
 
-    def warm_up(self, args: ServerArgs, runner: Runner, *, steps: Steps) -> None:
-        assert isinstance(runner, GpuRunner) and args.max_step_tokens is not None
-        longest = max(min(runner.model.config.max_context, runner.kv.num_pages * runner.kv.layout.page_size) - 1, 1)
-        warm_up(runner, steps=steps, sizes=chunk_sizes(min(args.max_step_tokens, longest)))
+    def warm_up(self, args: ServerArgs, runner: Runner, *, steps: Steps, max_context: int) -> None:
+        assert args.max_step_tokens is not None
+        warm_up(runner, steps=steps, sizes=chunk_sizes(min(args.max_step_tokens, max(max_context - 1, 1))))
 
     def capture_graphs(self, runner: Runner) -> None:
         assert isinstance(runner, GpuRunner)

@@ -75,8 +75,8 @@ class Placement(Protocol):
         """A runner whose first step would be slow (`warm_up`). `args` have the device's defaults."""
         ...
 
-    def warm_up(self, args: ServerArgs, runner: Runner, *, steps: Steps) -> None:
-        """Compile kernels. `steps` launches steps on the runner and on all other ranks."""
+    def warm_up(self, args: ServerArgs, runner: Runner, *, steps: Steps, max_context: int) -> None:
+        """Compile kernels. `steps` launches steps on the runner and on all other ranks; `max_context`: the runner's."""
         ...
 
     def capture_graphs(self, runner: Runner) -> None:
