@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,8 +14,9 @@ pytest.importorskip("torch")
 
 from headwater.devices.cpu.ranks.page_share import PageShare
 from headwater.devices.kv_memory import KVLayout
+from headwater.launch.child_process import EXIT_CRASHED
 from headwater.launch.config import ServerArgs
-from headwater.launch.ranks.gpu_group import EngineMeetings, RankMeetings, check_cards
+from headwater.launch.ranks.gpu_group import EngineMeetings, RankMeetings, check_cards, end_hard
 from headwater.launch.ranks.start import num_pages_of
 from tiny_models import make_tiny_model
 
@@ -27,6 +29,22 @@ def test_ranks_of_engines_take_cards_of_their_own() -> None:
     check_cards(2, num_ranks=2, num_found=4)
     with pytest.raises(ValueError, match=r"--tp-size 2 .* engine 1 takes the GPUs 2 to 3, and 3 can be used"):
         check_cards(2, num_ranks=2, num_found=3)
+
+
+def test_an_engine_ends_also_if_a_rank_has_ended_before_it(tmp_path: Path) -> None:
+    """A process that has been waited for cannot be killed; the others still are."""
+    gone, alive = (subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) for _ in range(2))
+    gone.kill()
+    gone.wait()
+    engine = os.fork()
+    if engine == 0:
+        try:
+            end_hard([gone.pid, alive.pid], (tmp_path / "cleaned").touch)
+        finally:
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(engine, 0)[1]) == EXIT_CRASHED
+    assert alive.wait(LIMIT_S) == -signal.SIGKILL
+    assert (tmp_path / "cleaned").exists()
 
 
 class _Memory:

@@ -4,6 +4,7 @@ A rank that waits in NCCL for another one does not return, and a step in a CUDA 
 on a CPU leaves a failed step, its process ends here, and so does the engine's, which is started again with all ranks.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -104,7 +105,8 @@ class EngineMeetings:
 def end_hard(pids: Sequence[int], clean: Callable[[], None]) -> None:
     """End the processes and this one, without waiting for anything that may hang. `clean` removes files."""
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # the rank that was lost may have been waited for
+            os.kill(pid, signal.SIGKILL)
     clean()
     logging.shutdown()
     time.sleep(0.01)  # what another thread is writing
