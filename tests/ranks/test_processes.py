@@ -14,7 +14,8 @@ from scripted_rank import DoneCopy, ScriptedStart, StagedNow
 from headwater.devices.rank_group import RankFailed
 from headwater.ranks import orders
 from headwater.ranks.copier import RanksCopier
-from headwater.ranks.processes import RankLost, RankProcesses, RankRefused, StreamFds
+from headwater.ranks.errors import RankLost, RankRefused
+from headwater.ranks.processes import RankProcesses, StreamFds
 from headwater.ranks.runner import RanksRunner
 from headwater.scheduling.plan import StepPlan
 

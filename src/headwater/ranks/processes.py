@@ -16,6 +16,7 @@ import msgspec
 
 from headwater.messages.frames import FrameReader, pack_frame
 from headwater.ranks import orders
+from headwater.ranks.errors import RankLost, RankRefused
 from headwater.ranks.plan_codec import Kind
 from headwater.ranks.plan_stream import PlanStream, ring_bytes
 from headwater.ranks.shared_memory import SharedMemory
@@ -27,14 +28,6 @@ _MOST_RECOVERY_S = 10.0
 _R = TypeVar("_R", bound=msgspec.Struct)
 
 log = logging.getLogger(__name__)
-
-
-class RankLost(RuntimeError):
-    """A rank process has ended or hangs. The engine cannot go on, and is to be started again with all its ranks."""
-
-
-class RankRefused(ValueError):
-    """A rank process cannot start, by a mistake of the user."""
 
 
 class StreamFds(msgspec.Struct, frozen=True):

@@ -28,7 +28,9 @@ KERNELS = {
     "float32-large-heads": ATTENTION,
     "float8": ATTENTION,
     "layers": {"_rms_norm_kernel", "_silu_mul_kernel", "_skinny_kernel"},
-    "sampling": {"_greedy_kernel", "_allowed_kernel", "_draw_kernel", "_write_entries_kernel", "_copy_pages"},
+    "sampling": {
+        "_greedy_kernel", "_allowed_kernel", "_draw_kernel", "_write_entries_kernel", "_copy_pages", "_copy_heads",
+    },
     "ranks": {"_one_shot_kernel"},
 }
 
