@@ -151,7 +151,7 @@ def test_a_stopped_rank_is_noticed_while_nothing_runs_and_does_not_stay(group: G
     pids = group.processes.pids
     group.processes._limit_s = 1.0
     os.kill(pids[1], signal.SIGSTOP)
-    wait_for(lambda: group.processes.lost)
+    wait_for(lambda: group.rank0.aborted)  # the thread that watches does this last
     with pytest.raises(RankLost, match="rank 2 has given no sign of life"):
         group.processes.check()
     assert group.rank0.aborted == [2], "a step that waits for it ends"
