@@ -140,7 +140,7 @@ class EngineArgs(CacheArgs, kw_only=True, frozen=True, omit_defaults=True):
         int,
         Flag(
             "Ranks of each engine (tensor parallelism): processes that compute every step together, each with its "
-            "share of the heads. CPU only.",
+            "share of the heads; on GPUs one card each.",
             PROCESS,
             low=1,
             high=64,

@@ -30,7 +30,6 @@ from tiered import (
 )
 
 from headwater.devices.cuda.driver import has_gpu
-from headwater.launch.ranks.start import UNTRIED_GPU_RANKS
 from tiny_models import make_tiny_model
 
 
@@ -49,8 +48,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(0 < NUM_CARDS < NUM_RANKS, reason="needs a GPU for each rank, or none"),
 ]
-if NUM_CARDS:
-    os.environ[UNTRIED_GPU_RANKS] = "1"  # of the servers as well
 LONG = SAMPLING | {"max_new_tokens": NUM_NEW}
 
 

@@ -4,7 +4,6 @@ As a script it is a rank process; with a model and prompts (JSON) it is an engin
 """
 
 import json
-import os
 import sys
 import threading
 from typing import Any
@@ -50,7 +49,6 @@ def pretend_cards() -> None:
 
 
 def answer(model: str, prompts: list[list[int]]) -> list[list[int]]:
-    os.environ[start.UNTRIED_GPU_RANKS] = "1"
     start.RANK_COMMAND = (sys.executable, __file__)
     with Engine(model, device="cuda", tp_size=NUM_CARDS, **ARGS) as engine:
         return [engine.generate(input_ids=ids, sampling_params=SAMPLING)["output_ids"] for ids in prompts]

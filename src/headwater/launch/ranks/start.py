@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # it imports PyTorch
     from headwater.devices.cuda.ranks.group import CudaRanks
     from headwater.launch.ranks.gpu_group import EngineMeetings
 
-UNTRIED_GPU_RANKS = "HEADWATER_UNTRIED_GPU_RANKS"  # environment variable of the tests that run ranks on GPUs
 RANK_COMMAND = (sys.executable, "-m", "headwater.launch.ranks.process")
 
 
@@ -243,8 +242,6 @@ def start_ranks(
     if args.tp_size == 1:
         return args, None
     if args.device == "cuda" or (args.device == "auto" and has_gpu()):
-        if UNTRIED_GPU_RANKS not in os.environ:
-            raise ValueError(f"--tp-size {args.tp_size} needs --device cpu: ranks on GPUs are not supported yet")
         args = msgspec.structs.replace(args, dp_size=1).for_device("cuda")  # no other engine is on these cards
     else:
         threads = args.threads or max(1, num_usable_cores() // args.tp_size)
