@@ -54,9 +54,7 @@ def test_device_defaults_fill_only_what_was_left_open() -> None:
     assert (args.max_running_requests, args.chunked_prefill_size) == (64, 512)
     assert (args.kv_cache_memory_mb, args.mem_fraction_static) == (None, None), "the default depends on the model"
     assert args.max_step_tokens == 512 + 64
-    chosen = ServerArgs(max_running_requests=2, chunked_prefill_size=7, max_total_tokens=100).for_device(
-        "cpu"
-    )
+    chosen = ServerArgs(max_running_requests=2, chunked_prefill_size=7, max_total_tokens=100).for_device("cpu")
     assert (chosen.max_running_requests, chosen.chunked_prefill_size) == (2, 7)
     on_gpu = ServerArgs().for_device("cuda")
     assert (on_gpu.max_running_requests, on_gpu.max_step_tokens, on_gpu.mem_fraction_static) == (256, 8192, 0.9)
@@ -73,11 +71,12 @@ def test_every_flag_has_help() -> None:
 
 def test_several_engines_share_cores_and_memory() -> None:
     """Each with all cores, they would fight over them; each with the whole share, they would not fit."""
-    args = ServerArgs(dp_size=2, mem_fraction_static=0.8)
-    assert args.for_one_engine(4).threads == 4
-    assert args.for_one_engine(4).mem_fraction_static == 0.4
-    assert ServerArgs(dp_size=2).for_one_engine(4).mem_fraction_static is None
-    assert ServerArgs(mem_fraction_static=0.8).for_one_engine(8).mem_fraction_static == 0.8
+    args = ServerArgs(dp_size=2, mem_fraction_static=0.8).for_one_engine(4)
+    assert args.threads == 4
+    assert args.for_device("cpu").mem_fraction_static == args.for_device("cuda").mem_fraction_static == 0.4
+    assert args.for_device("cuda").for_device("cuda").mem_fraction_static == 0.4, "once"
+    assert ServerArgs(dp_size=2).for_device("cpu").mem_fraction_static is None
+    assert ServerArgs(mem_fraction_static=0.8).for_device("cpu").mem_fraction_static == 0.8
 
 
 def test_origins_and_hosts_are_lists() -> None:

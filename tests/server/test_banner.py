@@ -16,7 +16,7 @@ from headwater.devices.cpu.kernel_library import REMEDY
 from headwater.messages.state import ComputeFacts
 from headwater.server import banner
 from headwater.server.address import own_url
-from headwater.server.banner import chat_command, compute_lines, program
+from headwater.server.banner import chat_command, compute_lines, gpus_in_words, program
 from headwater.server.signs_of_life import SignsOfLife, process_age_s
 
 
@@ -134,3 +134,7 @@ def test_the_banner_fits_a_terminal(num_bytes: int) -> None:
     longest = replace(COMPUTE, instruction_set="avx512_bf16", kernels="compiled here", num_threads=64, is_pinned=True)
     lines = compute_lines(replace(longest, token_bytes=num_bytes, weight_formats=("Q4_K", "Q6_K", "bfloat16")))
     assert max(map(len, lines)) <= 98
+
+
+def test_gpus_are_shown_by_engine() -> None:
+    assert gpus_in_words([(0, 1), (2, 3)]) == "engine 0 on 0 and 1, engine 1 on 2 and 3"

@@ -20,6 +20,7 @@ from headwater.launch.config import GB, ServerArgs
 from headwater.launch.grammars import grammar_compiler, grammar_limits
 from headwater.launch.placement import Placement, flags_in_errors, kv_dtype, open_placement
 from headwater.launch.pooling_config import read_pooling
+from headwater.launch.ranks.engine_gpus import choose_gpus
 from headwater.launch.ranks.start import Ranks, num_pages_of, page_share, start_ranks
 from headwater.launch.served_model import ModelInPlace, read_model, serve_model
 from headwater.messages.state import EngineReady
@@ -53,9 +54,10 @@ def build_engine(
     of the other ranks, in processes that end with the loop. Raises `ValueError` or `OSError`, in words for the user, if
     the model cannot be served with these arguments.
     """
-    args, ranks = start_ranks(args, weights=weights, cpus=rank_cpus, index=index)
+    args, gpus = choose_gpus(args, index=index)
+    args, ranks = start_ranks(args, weights=weights, cpus=rank_cpus, gpus=gpus)
     try:
-        return _build(args, endpoint, index=index, weights=weights, cpus=cpus, ranks=ranks)
+        return _build(args, endpoint, index=index, weights=weights, cpus=cpus, ranks=ranks, gpus=gpus)
     except BaseException:
         if ranks is not None:
             ranks.close()
@@ -70,9 +72,11 @@ def _build(
     weights: tuple[str, str] | None,
     cpus: Sequence[Sequence[int]],
     ranks: Ranks | None,
+    gpus: tuple[int, ...],
 ) -> EngineLoop:
     started_s = time.monotonic()
-    placement = open_placement(args, cpus=cpus, ranks=None if ranks is None else ranks.group)
+    group = None if ranks is None else ranks.group
+    placement = open_placement(args, cpus=cpus, ranks=group, gpu=gpus[0] if gpus and group is None else None)
     # a GPU's chunks are short anyway, and a size that was asked for holds
     max_gap_s = CPU_MAX_GAP_S if placement.device.name == "cpu" and not args.chunked_prefill_size else None
     args = args.for_device(placement.device.name)
@@ -90,7 +94,9 @@ def _build(
     )  # fmt: skip
     load_s = time.monotonic() - started_s
     _log.info("model loaded in %.1f s; the KV cache holds %d tokens", load_s, num_pages * args.page_size)
-    ready = _ready(args, model, runner, placement=placement, max_context=max_context, load_s=load_s, steps=steps)
+    ready = _ready(
+        args, model, runner, placement=placement, max_context=max_context, load_s=load_s, steps=steps, gpus=gpus
+    )
     host = _host_tier(args, placement, runner, num_pages=num_host_pages, ranks=ranks, share=share)
     served, memory_bytes = serve_model(args, placement.device, model, runner), runner.memory_bytes()
     parts = wire_engine(
@@ -156,6 +162,7 @@ def _ready(
     max_context: int,
     load_s: float,
     steps: Steps,
+    gpus: tuple[int, ...],
 ) -> EngineReady:
     """The facts that the engine reports once it can compute."""
     assert args.model is not None and args.max_running_requests is not None
@@ -177,6 +184,7 @@ def _ready(
         weight_version=args.weight_version,
         load_s=load_s,
         device=placement.device.name,
+        gpus=gpus,
         sampling_defaults=read_sampling_defaults(model.files.folder, gguf=model.files.gguf),
         compute=placement.compute_facts(runner, loaded, steps=steps),
         hidden_size=loaded.config.hidden_size,

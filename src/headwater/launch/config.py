@@ -109,14 +109,14 @@ class ServerArgs(EngineArgs, kw_only=True, frozen=True, omit_defaults=True):
         return {name: "***" if v is not None and FLAGS[name].flag.is_secret else v for name, v in values.items()}
 
     def for_one_engine(self, num_threads: int) -> "ServerArgs":
-        """The arguments of one of the `dp_size` engines, with its threads and its share of memory."""
-        share = self.mem_fraction_static
-        if share is not None and self.dp_size > 1:
-            share = max(share / self.dp_size, 0.01)
-        return msgspec.structs.replace(self, threads=num_threads, mem_fraction_static=share)
+        """The arguments of one of the `dp_size` engines, with its threads."""
+        return msgspec.structs.replace(self, threads=num_threads)
 
     def for_device(self, device: str) -> "ServerArgs":
-        """The arguments with the defaults of a device (`"cpu"` or `"cuda"`) filled in."""
+        """The arguments with the defaults of a device (`"cpu"` or `"cuda"`) filled in, of one engine.
+
+        The device's memory is that of `dp_size` engines, which is 1 afterwards.
+        """
         if device not in _DEVICE_DEFAULTS:
             raise ValueError(f"no defaults are known for device {device!r}; known: {', '.join(_DEVICE_DEFAULTS)}")
         defaults = _DEVICE_DEFAULTS[device]
@@ -124,15 +124,17 @@ class ServerArgs(EngineArgs, kw_only=True, frozen=True, omit_defaults=True):
         chunk = self.chunked_prefill_size or defaults.chunk
         # with large chunks, decodes share the chunk's budget: a few tokens more would need another tile
         step = chunk + running if device == "cpu" else max(chunk, running)
-        share = defaults.mem_fraction and defaults.mem_fraction / self.dp_size
-        sized = self.kv_cache_memory_mb or self.max_total_tokens or self.mem_fraction_static
+        share = self.mem_fraction_static
+        if share is None and not self.kv_cache_memory_mb and not self.max_total_tokens:
+            share = defaults.mem_fraction
         return msgspec.structs.replace(
             self,
             device=device,
             max_running_requests=running,
             chunked_prefill_size=chunk,
             max_step_tokens=self.max_step_tokens or step,
-            mem_fraction_static=self.mem_fraction_static if sized else share,
+            mem_fraction_static=share and max(share / self.dp_size, 0.01),
+            dp_size=1,
         )
 
 

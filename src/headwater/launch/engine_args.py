@@ -129,7 +129,7 @@ class EngineArgs(CacheArgs, kw_only=True, frozen=True, omit_defaults=True):
     dp_size: Annotated[
         int,
         Flag(
-            "Engine processes (replicas), each with its own weights and KV cache.",
+            "Engine processes (replicas), each with its own weights and KV cache; on GPUs one card each.",
             PROCESS,
             low=1,
             high=64,
@@ -147,6 +147,14 @@ class EngineArgs(CacheArgs, kw_only=True, frozen=True, omit_defaults=True):
             also=("--tensor-parallel-size", "--tp"),
         ),
     ] = 1
+    share_gpus: Annotated[
+        bool,
+        Flag(
+            "Where there are fewer GPUs than engines (--dp-size), put several engines on one; each takes its part of "
+            "the memory.",
+            PROCESS,
+        ),
+    ] = False
     rank_timeout: Annotated[
         float,
         Flag(

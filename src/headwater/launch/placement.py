@@ -109,15 +109,16 @@ def flags_in_errors() -> Iterator[None]:
 
 @flags_in_errors()
 def open_placement(
-    args: ServerArgs, *, cpus: Sequence[Sequence[int]] = (), ranks: RankGroup | None = None
+    args: ServerArgs, *, cpus: Sequence[Sequence[int]] = (), ranks: RankGroup | None = None, gpu: int | None = None
 ) -> Placement:
     """On the device that `--device` names; auto: a GPU where there is one. Raises ValueError if there is none.
 
     `cpus[i]`: where thread i of a CPU's computing threads is kept, if they are to be pinned. The whole process moves to
-    these CPUs, so that its memory lies beside them. `ranks`: this process as one of several ranks.
+    these CPUs, so that its memory lies beside them. `ranks`: this process as one of several ranks. `gpu`: the number of
+    the GPU; None: PyTorch's current one, or that of the rank.
     """
     if args.device == "cuda" or (args.device == "auto" and has_gpu()):
-        return _open_gpu(args, ranks)
+        return _open_gpu(args, ranks, gpu)
     if args.attention_backend != "auto":
         raise ValueError(f"--attention-backend {args.attention_backend} needs --device cuda")
     assert ranks is None or isinstance(ranks, CpuRanks)
@@ -125,9 +126,11 @@ def open_placement(
     return CpuPlacement(CpuDevice(num_threads=args.threads, cpus=cpus, ranks=ranks))
 
 
-def _open_gpu(args: ServerArgs, ranks: RankGroup | None) -> Placement:
+def _open_gpu(args: ServerArgs, ranks: RankGroup | None, gpu: int | None) -> Placement:
     """Imports PyTorch and Triton, which a server on a CPU does without."""
     try:
+        import torch
+
         from headwater.devices.cuda.device import CudaDevice
         from headwater.devices.cuda.ranks.group import CudaRanks
         from headwater.launch.cuda_placement import CudaPlacement
@@ -137,7 +140,11 @@ def _open_gpu(args: ServerArgs, ranks: RankGroup | None) -> Placement:
             "pip install 'headwater[gpu]' (in a clone: GPU=1 make setup)"
         ) from error
     assert ranks is None or isinstance(ranks, CudaRanks)
-    return CudaPlacement(CudaDevice(attention=args.attention_backend, ranks=ranks))
+    torch_device = None
+    if gpu is not None:
+        torch_device = torch.device("cuda", gpu)
+        torch.cuda.set_device(torch_device)  # kernels are launched on the thread's current GPU
+    return CudaPlacement(CudaDevice(torch_device, attention=args.attention_backend, ranks=ranks))
 
 
 def kv_dtype(args: ServerArgs) -> str | None:

@@ -109,6 +109,7 @@ class EngineReady(Answer, tag="engine_ready"):
     weight_version: str
     load_s: float
     device: str
+    gpus: tuple[int, ...] = ()  # of each rank, if they were chosen among several
     sampling_defaults: dict[str, float] = field(default_factory=dict)  # recommended by the model's files, unchecked
     compute: ComputeFacts | None = None  # None: not on a CPU
     hidden_size: int = 0  # of embeddings

@@ -120,7 +120,8 @@ class ApiProcess:
         tokenizer = asyncio.create_task(asyncio.to_thread(Tokenizer.load, tokenizer_path(self._args)))
         tokenizer.add_done_callback(lambda task: task.cancelled() or task.exception())  # an unused error is no warning
         tokenizer.add_done_callback(lambda _: freeze_heap())
-        ready = (await self._wait_for_engines())[0]  # awaited first: if both fail, the model's error is shown
+        engines = await self._wait_for_engines()  # awaited first: if both fail, the model's error is shown
+        ready = engines[0]
         facts = build_model_facts(self._args, ready)
         loaded = await tokenizer
         if ready.compute is not None and ready.compute.is_pinned:
@@ -133,6 +134,7 @@ class ApiProcess:
             listener=self._listener,
             num_engines=self._args.dp_size,
             num_ranks=self._args.tp_size,
+            gpus=[each.gpus for each in engines],
             needs_key=self._args.api_key is not None,
         )
         await self._prepare_grammars()

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import socket
 import sys
+from collections.abc import Sequence
 
 import click
 
@@ -22,9 +23,13 @@ def print_banner(
     listener: socket.socket,
     num_engines: int = 1,
     num_ranks: int = 1,
+    gpus: Sequence[Sequence[int]] = (),
     needs_key: bool = False,
 ) -> None:
-    """Print the server's address and model, the time of the start, and a command to chat with it."""
+    """Print the server's address and model, the time of the start, and a command to chat with it.
+
+    `gpus`: of each engine's ranks.
+    """
     url = own_url(listener)
     tokens = ready.num_pages * ready.page_size
     mib = ready.num_pages * ready.page_bytes / (1 << 20)
@@ -39,6 +44,8 @@ def print_banner(
         on_cpu = "with the threads and about the share of weights above"
         share = on_cpu if ready.compute is not None else "on a GPU of its own"
         click.echo(f"  Ranks    {num_ranks} of each engine, each {share}")
+    if any(gpus):
+        click.echo(f"  GPUs     {gpus_in_words(gpus)}")
     click.echo(f"  API      {url}/v1  (OpenAI), {url}/generate  (SGLang)")
     click.echo(f"  Docs     {url}/docs")
     click.echo(f"  Metrics  {url}/metrics")
@@ -46,6 +53,11 @@ def print_banner(
     click.echo(f"  KV cache {tokens:,} tokens in {ready.num_pages:,} pages of {ready.page_size}, {mib:,.0f} MiB{each}")
     click.echo(f"  Try      {chat_command(url, needs_key=needs_key)}    (Ctrl-C here ends the server)")
     sys.stdout.flush()
+
+
+def gpus_in_words(gpus: Sequence[Sequence[int]]) -> str:
+    """`engine 0 on 0 and 1, engine 1 on 2 and 3`."""
+    return ", ".join(f"engine {index} on {' and '.join(map(str, each))}" for index, each in enumerate(gpus))
 
 
 def compute_lines(compute: ComputeFacts) -> list[str]:

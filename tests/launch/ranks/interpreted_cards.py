@@ -16,7 +16,7 @@ from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels import decode as triton_decode
 from headwater.launch import cuda_placement
 from headwater.launch.engine_api import Engine
-from headwater.launch.ranks import gpu_group, process, start
+from headwater.launch.ranks import engine_gpus, gpu_group, process, start
 from interpreted_triton import patch_language_once
 
 NUM_CARDS = 2
@@ -40,7 +40,7 @@ def pretend_cards() -> None:
     interpreter.GridExecutor.__call__ = run_alone
     cuda_linear.suits = cuda_linear.suits_gated = lambda *_: False
     triton_decode.split_limits = lambda *_: (2, 64)
-    gpu_group.num_cards = lambda: NUM_CARDS
+    engine_gpus._num_gpus = lambda: NUM_CARDS
     gpu_group.device_of = lambda card: torch.device("cpu")
     cuda_placement.register_on = lambda device, address, num_bytes: None
     cuda_placement.unregister_with_driver = lambda address: None

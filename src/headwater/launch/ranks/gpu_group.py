@@ -1,4 +1,4 @@
-"""Ranks on GPUs: the card that each takes, how they find each other, and how a failure ends them.
+"""Ranks on GPUs: how they find each other, and how a failure ends them.
 
 A rank that waits in NCCL for another one does not return, and a step in a CUDA graph cannot be left. So where a rank
 on a CPU leaves a failed step, its process ends here, and so does the engine's, which is started again with all ranks.
@@ -26,19 +26,6 @@ log = logging.getLogger(__name__)
 
 def device_of(card: int) -> torch.device:
     return torch.device("cuda", card)
-
-
-def num_cards() -> int:
-    """The GPUs that this process may use (CUDA_VISIBLE_DEVICES)."""
-    return torch.cuda.device_count()
-
-
-def check_cards(first_card: int, *, num_ranks: int, num_found: int) -> None:
-    """ValueError if there are fewer GPUs than an engine's ranks, which take the cards from `first_card` on, need."""
-    last = first_card + num_ranks - 1
-    if last >= num_found:
-        engine = f"engine {first_card // num_ranks} takes the GPUs {first_card} to {last}"
-        raise ValueError(f"--tp-size {num_ranks} needs a GPU for each rank: {engine}, and {num_found} can be used")
 
 
 def join_group(*, rank: int, size: int, first_card: int, rendezvous: str) -> CudaRanks:

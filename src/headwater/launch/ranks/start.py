@@ -17,7 +17,6 @@ from headwater.devices.cpu.ranks.group import CpuRanks
 from headwater.devices.cpu.ranks.page_share import PageShare, SharedPages
 from headwater.devices.cpu.ranks.segment import RankSegment, rank_buffer_bytes
 from headwater.devices.cpu.topology import num_usable_cores
-from headwater.devices.cuda.driver import has_gpu
 from headwater.execution.runner import Runner
 from headwater.launch.config import ServerArgs
 from headwater.launch.placement import Copier, Placement, kv_dtype, num_kv_pages
@@ -69,9 +68,9 @@ class Ranks:
         *,
         weights: tuple[str, str] | None,
         cpus: Sequence[tuple[tuple[int, ...], ...]],
-        index: int = 0,
+        gpus: tuple[int, ...] = (),
     ) -> None:
-        """Start the processes, which begin to load. `args` have the device's defaults; `index` is the engine's."""
+        """Start the processes, which begin to load. `args` have the defaults of the device; `gpus`: of each rank."""
         assert args.model is not None
         config = read_config(resolve_model(args.model))
         check_tp_size(config, args.tp_size)
@@ -85,8 +84,8 @@ class Ranks:
             self._host_fd = nameless_file()
             self._resources.callback(os.close, self._host_fd)
             is_main = threading.current_thread() is threading.main_thread()
-            gpus = self._rendezvous(index) if args.device == "cuda" else None
-            segment = _segment(args, config) if gpus is None else None
+            meeting = self._rendezvous(gpus[0]) if gpus else None
+            segment = _segment(args, config) if meeting is None else None
             segment_fd = -1 if segment is None else segment.descriptor
 
             def start_of(rank: int, stream: StreamFds) -> RankStart:
@@ -95,7 +94,7 @@ class Ranks:
                     rank=rank,
                     stream=stream,
                     segment_fd=segment_fd,
-                    gpus=gpus,
+                    gpus=meeting,
                     host_fd=self._host_fd,
                     parent_pid=os.getpid() if is_main else None,
                     weights=weights,
@@ -119,18 +118,14 @@ class Ranks:
                 self._resources.callback(segment.close)
                 self._meetings = self.group = CpuRanks(segment, rank=0, limit_s=args.rank_timeout)
                 self.processes = start_processes(self.group.abort)
-            elif gpus is not None:
-                self._start_on_gpus(gpus, start_processes)
+            elif meeting is not None:
+                self._start_on_gpus(meeting, start_processes)
         except BaseException:
             self._resources.close()
             raise
 
-    def _rendezvous(self, index: int) -> GpuStart:
-        """Where the ranks of an engine meet. ValueError if there are too few cards."""
-        from headwater.launch.ranks.gpu_group import check_cards, num_cards
-
-        first_card = index * self._num_ranks
-        check_cards(first_card, num_ranks=self._num_ranks, num_found=num_cards())
+    def _rendezvous(self, first_card: int) -> GpuStart:
+        """Where the ranks of an engine meet."""
         folder = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="headwater-ranks-"))
         return GpuStart(first_card, str(Path(folder) / "rendezvous"))
 
@@ -232,21 +227,20 @@ def start_ranks(
     *,
     weights: tuple[str, str] | None,
     cpus: Sequence[tuple[tuple[int, ...], ...]],
-    index: int = 0,
+    gpus: tuple[int, ...] = (),
 ) -> tuple[ServerArgs, Ranks | None]:
     """The other ranks that the arguments ask for, None for none, and the arguments of each rank.
 
-    `index`: the engine's among those of the server. ValueError that names the flag if this model or machine cannot be
-    shared so.
+    `gpus`: of each rank; none on a CPU. ValueError that names the flag if this model or machine cannot be shared so.
     """
     if args.tp_size == 1:
         return args, None
-    if args.device == "cuda" or (args.device == "auto" and has_gpu()):
-        args = msgspec.structs.replace(args, dp_size=1).for_device("cuda")  # no other engine is on these cards
+    if gpus:
+        args = args.for_device("cuda")
     else:
         threads = args.threads or max(1, num_usable_cores() // args.tp_size)
         args = msgspec.structs.replace(args.for_device("cpu"), threads=threads)
-    return args, Ranks(args, weights=weights, cpus=cpus, index=index)
+    return args, Ranks(args, weights=weights, cpus=cpus, gpus=gpus)
 
 
 def page_share(args: ServerArgs, loaded: LoadedModel) -> PageShare:
