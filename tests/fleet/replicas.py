@@ -3,12 +3,15 @@
 import asyncio
 from typing import Any
 
+import msgspec
+
 from headwater.cache.namespace import Tier
 from headwater.cache.page_pool import Owner
+from headwater.client.relayed_calls import RelayedCalls
 from headwater.fleet.client import FleetClient
 from headwater.fleet.replica import Beat
 from headwater.messages.base import pack_ids
-from headwater.messages.control import FlushCache
+from headwater.messages.control import FlushCache, FlushResult
 from headwater.messages.generation import Generate, Output, Outputs, SamplingParams
 from headwater.messages.two_phase import answered_under
 from headwater.messages.wire import decode_to_engine, encode
@@ -38,17 +41,31 @@ class SimulatedReplica:
         self.is_cut = self.is_silent = self.is_dead = False
         self.taken: list[Any] = []  # messages
         self.outputs: list[Output] = []
+        self.losing: list[tuple[type, str]] = []  # kinds of messages that get lost once: the "message" or its "answer"
+        self.made: list[Any] = []  # messages that reached the engine
         self._answers: dict[str, asyncio.Future[Any]] = {}
+        self._relayed = RelayedCalls(self._relay)
 
     async def post(self, body: bytes) -> tuple[int, bytes, float]:
         if self.is_cut or self.is_dead:
             raise ConnectionRefusedError("refused")
         message = decode_to_engine(body)
         self.taken.append(message)
-        answered_as = answered_under(message)
-        future = self._answers[answered_as] = asyncio.get_running_loop().create_future()
+        lost = next((each for each in self.losing if isinstance(message, each[0])), (None, ""))
+        if lost[1]:
+            self.losing.remove(lost)
+        if lost[1] == "message":
+            await asyncio.Event().wait()
+        answer = await self._relayed.answer(message)
+        if lost[1] == "answer":
+            await asyncio.Event().wait()
+        return 200, encode(answer), self.clock.now()
+
+    async def _relay(self, message: Any) -> Any:
+        future = self._answers[answered_under(message)] = asyncio.get_running_loop().create_future()
+        self.made.append(message)
         self.engine.send(message)
-        return 200, encode(await future), self.clock.now()
+        return await future
 
     async def run(self) -> None:
         while True:
@@ -126,3 +143,23 @@ class SimulatedFleet:
 
     async def is_dead(self, name: str) -> bool:
         return self.replicas[name].is_dead
+
+
+def answer_with_store(replica: SimulatedReplica, pending: tuple[str, ...] = ()) -> None:
+    """The replica answers flushes as an engine with a store does."""
+    post = replica.post
+
+    async def answer(body: bytes) -> tuple[int, bytes, float]:
+        message = msgspec.msgpack.decode(body)
+        if message["type"] != "flush_cache":
+            return await post(body)
+        tiers = tuple(message.get("tiers", ()))
+        replica.taken.append(FlushCache(call_id=message["call_id"], tiers=tiers))
+        warm = () if "storage" in tiers else ("storage",)
+        result = FlushResult(
+            call_id=message["call_id"], status=202 if pending else 200, success=True, message="", mode="now",
+            waited_s=0.0, still_warm=warm, pending=pending if "storage" in tiers else (),
+        )  # fmt: skip
+        return 200, msgspec.msgpack.encode(result), replica.clock.now()
+
+    replica.post = answer  # type: ignore[method-assign]

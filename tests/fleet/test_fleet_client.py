@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from replicas import SimulatedFleet, SimulatedReplica
+from replicas import SimulatedFleet, SimulatedReplica, answer_with_store
 
 from headwater.client.change_call import Outcome, Pending, Untouched
 from headwater.client.errors import EngineGone, EngineOut
@@ -201,26 +201,6 @@ async def test_a_store_that_has_not_acknowledged_is_barred_by_every_replica() ->
         sent = [[each.tiers for each in replica.taken if isinstance(each, FlushCache)] for replica in (a, b)]
         assert sent == [[("device", "storage")], [("device", "storage")]]
         assert answers[0].pending == ("storage",)
-
-
-def answer_with_store(replica: SimulatedReplica, pending: tuple[str, ...] = ()) -> None:
-    """The replica answers flushes as an engine with a store does."""
-    post = replica.post
-
-    async def answer(body: bytes) -> tuple[int, bytes, float]:
-        message = msgspec.msgpack.decode(body)
-        if message["type"] != "flush_cache":
-            return await post(body)
-        tiers = tuple(message.get("tiers", ()))
-        replica.taken.append(FlushCache(call_id=message["call_id"], tiers=tiers))
-        warm = () if "storage" in tiers else ("storage",)
-        result = FlushResult(
-            call_id=message["call_id"], status=202 if pending else 200, success=True, message="", mode="now",
-            waited_s=0.0, still_warm=warm, pending=pending if "storage" in tiers else (),
-        )  # fmt: skip
-        return 200, msgspec.msgpack.encode(result), replica.clock.now()
-
-    replica.post = answer  # type: ignore[method-assign]
 
 
 async def test_a_call_to_a_replica_that_left_is_an_answer() -> None:

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from replicas import SimulatedFleet, SimulatedReplica
 
+from headwater.fleet import proxy
 from headwater.fleet.client import FleetClient
 from headwater.fleet.front import Front
 from headwater.fleet.proxy import Answer
@@ -105,11 +106,14 @@ async def test_the_fleet_is_listed_and_scaled_with_the_admin_key_only(fleet: Fle
         assert fleet.wanted == [3]
 
 
-async def test_what_names_one_engine_is_refused_and_never_one_replicas_answer(fleet: FleetWithFront) -> None:
+async def test_what_names_one_engine_is_refused_and_never_one_replicas_answer(
+    fleet: FleetWithFront, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with fleet.http() as http:
         for path in ("/cache/tree", "/cache/pins", "/get_kv_event_sources"):
             assert (await http.get(path, headers=ADMIN)).status_code == 501
         assert (await http.post("/control/messages", headers=ADMIN)).status_code == 501
         assert not fleet.asked
+        monkeypatch.setattr(proxy, "HOLD_S", 0.0)
         await http.post("/v1/completions", json={"prompt": "hello"})
         assert fleet.asked == ["http://a/v1/completions", "http://b/v1/completions"]

@@ -46,7 +46,7 @@ def test_with_lost_messages_and_ended_processes_nothing_stale_is_served() -> Non
     assert played() == figures  # a seed repeats a trial
 
 
-def silence_is_success(flush: Any, answers: dict[int, Any], *, members: Any) -> Settled:
+def silence_is_success(flush: Any, answers: dict[int, Any], **_: Any) -> Settled:
     done = next(answer for answer in answers.values() if isinstance(answer, FlushResult))
     return Settled({n: done if isinstance(answer, Exception) else answer for n, answer in answers.items()}, {})
 

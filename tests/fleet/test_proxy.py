@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from replicas import SimulatedFleet, SimulatedReplica
 
+from headwater.fleet import proxy as proxy_module
+from headwater.fleet import watching
 from headwater.fleet.proxy import Answer, Proxy
 
 pytestmark = pytest.mark.anyio
@@ -29,6 +31,8 @@ class Servers:
         self.refusing: set[str] = set()
         self.busy: set[str] = set()
         self.breaking: set[str] = set()
+        self.silent: set[str] = set()  # no answer begins
+        self.stuck: set[str] = set()  # the first chunk comes, and no other
         self.has_ended = False
 
     @asynccontextmanager
@@ -38,20 +42,24 @@ class Servers:
         self.headers = headers
         if name in self.refusing:
             raise ConnectionRefusedError("refused")
+        if name in self.silent:
+            await asyncio.Event().wait()
         try:
-            yield ScriptedAnswer(503 if name in self.busy else 200, name in self.breaking)
+            yield ScriptedAnswer(503 if name in self.busy else 200, name in self.breaking, name in self.stuck)
         finally:
             self.has_ended = True
 
 
 class ScriptedAnswer:
-    def __init__(self, status: int, is_breaking: bool) -> None:
+    def __init__(self, status: int, is_breaking: bool, is_stuck: bool) -> None:
         self.status = status
         self.headers = STREAM
-        self._is_breaking = is_breaking
+        self._is_breaking, self._is_stuck = is_breaking, is_stuck
 
     async def chunks(self) -> AsyncIterator[bytes]:
         yield b"data: one\n\n"
+        if self._is_stuck:
+            await asyncio.Event().wait()
         if self._is_breaking:
             raise ConnectionResetError("reset")
         yield b"data: [DONE]\n\n"
@@ -104,12 +112,54 @@ async def test_a_request_that_met_no_answer_goes_to_another_replica(fleet: Simul
         assert status == 200 and servers.asked == ["a", "b"]
 
 
-async def test_without_any_answer_the_client_gets_an_error(fleet: SimulatedFleet) -> None:
+async def test_without_any_answer_the_client_gets_an_error(
+    fleet: SimulatedFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy_module, "HOLD_S", 0.0)
     servers = Servers()
     servers.refusing = {"a", "b"}
     status, body, _ = await request(Proxy(fleet.client, servers.forward), {"prompt": "hello"})
     assert status == 503 and json.loads(body)["error"]["code"] == "engine_gone"
     assert all(replica.num_running == 0 for replica in fleet.client.replicas.values())
+
+
+async def test_a_connection_that_broke_once_does_not_fail_a_request() -> None:
+    async with SimulatedFleet(SimulatedReplica("a")) as fleet:
+        servers = Servers()
+        servers.refusing = {"a"}
+        asking = asyncio.create_task(request(Proxy(fleet.client, servers.forward), {"prompt": "hello"}))
+        await fleet.until(lambda: servers.asked)
+        servers.refusing = set()
+        assert (await asking)[0] == 200
+
+
+async def test_the_last_replica_that_is_busy_says_so_itself(fleet: SimulatedFleet) -> None:
+    servers = Servers()
+    servers.busy = {"a", "b"}
+    status, body, _ = await request(Proxy(fleet.client, servers.forward), {"prompt": "hello"})
+    assert status == 503 and body.startswith(b"data: one") and servers.asked == ["a", "b"]
+
+
+async def test_a_request_to_a_replica_that_fell_silent_goes_to_another(
+    fleet: SimulatedFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "ANSWER_S", 0.2)
+    monkeypatch.setattr(watching, "LOST_S", 0.2)
+    servers = Servers()
+    servers.silent = {"a"}
+    fleet.replicas["a"].is_silent = True
+    status, _, _ = await request(Proxy(fleet.client, servers.forward), {"prompt": "hello"})
+    assert status == 200 and servers.asked == ["a", "b"]
+
+
+async def test_a_stream_of_a_replica_that_left_ends_though_its_connection_does_not(fleet: SimulatedFleet) -> None:
+    servers = Servers()
+    servers.stuck = {"a", "b"}
+    asking = asyncio.create_task(request(Proxy(fleet.client, servers.forward), {"prompt": "hello"}))
+    await fleet.until(lambda: servers.asked == ["a"])
+    fleet.replicas["a"].is_dead = True  # its host, for example
+    status, body, _ = await asking
+    assert status == 200 and b"engine_gone" in body and servers.has_ended
 
 
 async def test_a_stream_that_breaks_ends_with_an_error_event(fleet: SimulatedFleet) -> None:

@@ -23,6 +23,7 @@ from headwater.client.fleet_driver import FleetDriver
 from headwater.client.generation import Generation
 from headwater.client.link import EngineLink, new_call_id
 from headwater.client.pin_restoring import set_pin
+from headwater.client.relayed_calls import RelayedCalls
 from headwater.client.request_router import RequestRouter
 from headwater.messages.base import Call
 from headwater.messages.control import FlushCache
@@ -77,6 +78,7 @@ class EngineClient:
             for index in range(len(endpoints))
         )
         self._router = RequestRouter(self._links, self._fleet)
+        self._relayed = RelayedCalls(self._links[0].relay)
 
     # --- life --------------------------------------------------------------------------------------
 
@@ -212,13 +214,16 @@ class EngineClient:
         return await self._links[engine].call(message, timeout_s=timeout_s)
 
     async def relay(self, message: Call) -> Any:
-        """The answer of the only engine to a message of the fleet that this server is a replica of."""
+        """The answer of the only engine to a message of the fleet that this server is a replica of.
+
+        A message that comes again is answered as the first one was (`RelayedCalls`).
+        """
         ready = self._links[0].ready
         if isinstance(message, Hello):
             if ready is None:
                 raise EngineLoading(0)
             return msgspec.structs.replace(ready, call_id=message.call_id)
-        return await self._links[0].relay(message)
+        return await self._relayed.answer(message)
 
     async def call_all(self, message: Any, *, timeout_s: float | None = None) -> list[Any]:
         """Send a message to every engine; per engine its answer, or the exception that stands for it.

@@ -3,7 +3,9 @@
 import asyncio
 import dataclasses
 import uuid
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -25,6 +27,9 @@ from headwater.messages.state import EngineReady
 from headwater.messages.two_phase import Change, answered_under
 
 _SHORTEST_S = 1e-9
+_UNDATED_S = 2.0  # for a message without an end of its own, as `Commit` and `CancelOperation` are
+_MOST_FOR_STORE_S = 2.0
+_MAX_ENDED = 1000  # names of replicas that have ended
 _decode_desired = msgspec.json.Decoder(DesiredState).decode
 DRAINING = "it is draining"
 PAGE_SIZE = 16  # of the routes' keys, which are text: four bytes count as a token
@@ -50,6 +55,7 @@ class FleetClient:
         self._driver = FleetDriver(self._fleet, post=self._post, set_pin=_no_pins)
         self._watching = Watching(self.replicas, self._driver, is_dead=is_dead, on_leave=self.routes.forget)
         self._sending: set[asyncio.Task[None]] = set()
+        self._ended: deque[str] = deque(maxlen=_MAX_ENDED)
 
     # --- life --------------------------------------------------------------------------------------
 
@@ -79,9 +85,11 @@ class FleetClient:
     def take_beat(self, beat: Beat) -> FromFront:
         """A replica announces itself; it repeats the answer in its next beat."""
         replica = next((each for each in self.replicas.values() if each.beat.name == beat.name), None)
+        if beat.has_ended and replica is not None:
+            self._watching.leave(replica, "it has ended")
         if beat.has_ended:
-            if replica is not None:
-                self._watching.leave(replica, "it has ended")
+            self._ended.append(beat.name)
+        if beat.name in self._ended:  # an earlier beat may come later
             return self._from_front()
         if replica is None:
             # of a flush that another front answered, or that this one forgot, nothing is known here
@@ -164,13 +172,13 @@ class FleetClient:
         replica = self.replicas.get(engine)
         if replica is None:
             raise EngineGone(engine, GONE)
+        until_s = None
         if timeout_s is not None:
             deadline_s = asyncio.get_running_loop().time() + timeout_s
             message = msgspec.structs.replace(message, expires_at_s=deadline_s + EXPIRY_GRACE_S)
-            timeout_s += ANSWER_GRACE_S
+            until_s = deadline_s + ANSWER_GRACE_S
         try:
-            async with asyncio.timeout(timeout_s):
-                answer = await replica.send(message)
+            answer = await replica.ask(message, until_s=until_s)
         except (asyncio.CancelledError, TimeoutError):
             if isinstance(message, DeferredCall):
                 self._post(engine, CancelOperation(call_id=new_call_id(), started_by_call=message.call_id))
@@ -196,38 +204,48 @@ class FleetClient:
         """A flush on every replica. One that does not say that it flushed is fenced until it has (`flush_round`)."""
         self._require_replicas()
         numbers = list(self.replicas)
-        answers: dict[int, Any] = {}
-
-        async def ask(asked: list[int], flush: FlushCache) -> None:
-            calls = {n: self._flush_one(flush, n, deadline_s=deadline_s, answer_by_s=answer_by_s) for n in asked}
-            found = await _gathered(calls)
-            answers.update(zip(found.engines, found, strict=True))
-
+        ask = partial(self._flush_one, deadline_s=deadline_s, answer_by_s=answer_by_s)
         rest: FlushCache | None = message
         if self._shares_store and STORAGE in message.tiers and not message.dry_run:
             # the store comes first: else a replica could fetch old pages after its own flush
-            while numbers and not any(map(is_raised, answers.values())):
-                await ask([numbers.pop(0)], message)
-            if any(map(is_raised, answers.values())):
-                rest = without_store(message, message.tiers)
-        if rest is not None:
-            await ask(numbers, rest)
-            if rest is not message:
-                answers |= {number: store_is_cold(answers[number]) for number in numbers}
-        settled = settle(message, answers, members=self.replicas if rest is not None else answers)
+            first = next((number for number in numbers if self.why_out(number) is None), numbers[0])
+            numbers.remove(first)
+            asking = asyncio.ensure_future(_gathered({first: ask(message, first)}))
+            try:
+                await asyncio.wait({asking}, timeout=_store_share_s(answer_by_s))
+                if asking.done() and is_raised(asking.result()[0]):
+                    rest = without_store(message, message.tiers)
+                answers = await self._flush_rest(message, rest, numbers, ask)
+                answers[first] = (await asking)[0]
+            finally:
+                asking.cancel()
+        else:
+            answers = await self._flush_rest(message, rest, numbers, ask)
+        gone = {number for number in answers if number not in self.replicas}
+        settled = settle(message, answers, members=self.replicas if rest is not None else answers, gone=gone)
         for number, why in settled.owing.items():
             self._driver.fence(number, why, owes=owed_by(message))
         return ByEngine(settled.answers)
+
+    async def _flush_rest(
+        self, message: FlushCache, rest: FlushCache | None, numbers: list[int], ask: Callable[..., Any]
+    ) -> dict[int, Any]:
+        """`rest`: what the replicas `numbers` are asked for; None: the store was all, and it has been flushed."""
+        if rest is None:
+            return {}
+        found = await _gathered({number: ask(rest, number) for number in numbers})
+        answers = dict(zip(found.engines, found, strict=True))
+        return answers if rest is message else {number: store_is_cold(each) for number, each in answers.items()}
 
     async def _flush_one(self, flush: FlushCache, number: int, *, deadline_s: float, answer_by_s: float) -> Any:
         self._require_in_step(number)
         now_s = asyncio.get_running_loop().time()
         left_s = max(deadline_s - now_s, min(flush.timeout_s, _SHORTEST_S))
         flush = msgspec.structs.replace(flush, timeout_s=min(left_s, flush.timeout_s))
-        return await self.call(flush, engine=number, timeout_s=max(0.0, answer_by_s - now_s))
+        return await self.call(flush, engine=number, timeout_s=answer_by_s - now_s)  # below 0: late, still in the grace
 
     def _post(self, number: int, message: Call) -> None:
-        """A message of `Fleet`; its answer, also that there is none, goes back to it."""
+        """A message of `Fleet`; its answer, also that the replica cannot be reached, goes back to it."""
         replica = self.replicas.get(number)
         if replica is not None:
             task = asyncio.get_running_loop().create_task(self._send(replica, message))
@@ -235,8 +253,11 @@ class FleetClient:
             task.add_done_callback(self._sending.discard)
 
     async def _send(self, replica: Replica, message: Call) -> None:
+        until_s = message.expires_at_s or asyncio.get_running_loop().time() + _UNDATED_S
         try:
-            answer = await replica.send(message)
+            answer = await replica.ask(message, until_s=until_s)
+        except (EngineGone, TimeoutError):
+            return  # `Fleet` knows that it has left, and has limits of its own for silence
         except Unreachable as error:
             self.suspect(replica)
             answer = Failed(call_id=answered_under(message), status=503, message=str(error))
@@ -252,6 +273,11 @@ class FleetClient:
             raise self._refusal
         if not self.replicas:
             raise EngineOut(0, "no replica has joined the fleet yet")
+
+
+def _store_share_s(answer_by_s: float) -> float:
+    """How long one replica may take to flush the store before all the others are asked to do so as well."""
+    return min(_MOST_FOR_STORE_S, (answer_by_s + ANSWER_GRACE_S - asyncio.get_running_loop().time()) / 3)
 
 
 async def _gathered(calls: dict[int, Any]) -> ByEngine:

@@ -1,6 +1,6 @@
 """What the answers of the replicas to one flush add up to. No sockets, no clock."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,15 +23,19 @@ class Settled:
     owing: dict[int, str]  # why
 
 
-def settle(flush: FlushCache, answers: Mapping[int, Any], *, members: Iterable[int]) -> Settled:
+def settle(
+    flush: FlushCache, answers: Mapping[int, Any], *, members: Iterable[int], gone: Container[int] = ()
+) -> Settled:
     """A replica that has not said whether it flushed owes the flush, if it was made anywhere.
 
-    `members`: all replicas at the end of the flush, also those that came meanwhile. A replica that refused has
-    answered: it owes nothing. Of a flush that was made nowhere, nothing is owed either.
+    `members`: all replicas at the end of the flush, also those that came meanwhile. `gone`: those that have ended, and
+    their memory with them, so that nothing of theirs is pending. A replica that refused has answered: it owes nothing.
+    Of a flush that was made nowhere, nothing is owed either.
     """
     is_made = any(isinstance(answer, FlushResult) and answer.success for answer in answers.values())
     if flush.dry_run or not is_made:
         return Settled(dict(answers), {})
+    answers = {number: each for number, each in answers.items() if number not in gone or not _is_unknown(each)}
     owing = {number: _reason(answer) for number, answer in answers.items() if _is_unknown(answer)}
     owing |= {number: LATE for number in members if number not in answers}
     pending = {number: Pending(reason) for number, reason in owing.items()}

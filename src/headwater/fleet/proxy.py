@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,7 +21,8 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 HOLD_S = 30.0  # for a replica that serves, before a request is refused
-_POLL_S = 0.05
+_POLL_S = 0.1
+BUSY, GONE = "no_replica", "engine_gone"  # codes of errors
 _OF_ONE_CONNECTION = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade host".split()
 )
@@ -70,29 +71,31 @@ class Proxy:
 
     async def _answer(self, scope: Message, body: bytes, send: Send) -> None:
         key = routing_key(body) if scope["method"] == "POST" else None
+        until_s = asyncio.get_running_loop().time() + HOLD_S
         tried: set[int] = set()
-        why: ApiError | None = None
-        while True:
-            candidates = [each for each in await self._candidates(tried) if each.number not in tried]
-            if not candidates:
-                raise why or ApiError(503, "no replica takes requests now", code="no_replica")
+        why = ApiError(503, "no replica takes requests now", code=BUSY)
+        while candidates := await self._candidates(tried, until_s=until_s):
             replica = choose_replica(candidates, key, self.client.routes)
             tried.add(replica.number)
-            why = await self._try(replica, scope, body, send)
-            if why is None:
+            refusal = await self._try(replica, scope, body, send, is_last=len(candidates) == 1)
+            if refusal is None:
                 return
+            why = refusal
+        raise why
 
-    async def _candidates(self, tried: set[int]) -> list[Replica]:
-        """Waits for the first one: a fleet that is being brought in step delays requests and loses none."""
-        until_s = asyncio.get_running_loop().time() + HOLD_S
-        while not (candidates := self.client.candidates()) and not tried:
-            if asyncio.get_running_loop().time() >= until_s:
-                break
+    async def _candidates(self, tried: set[int], *, until_s: float) -> list[Replica]:
+        """Waits for one: a fleet that is being brought in step, or replaced, delays requests and loses none."""
+        while True:
+            left = [each for each in self.client.candidates() if each.number not in tried]
+            if left or asyncio.get_running_loop().time() >= until_s:
+                return left
             await asyncio.sleep(_POLL_S)
-        return candidates
+            tried.clear()  # a connection may break that was good, and a replica that was fenced comes back
 
-    async def _try(self, replica: Replica, scope: Message, body: bytes, send: Send) -> ApiError | None:
-        """None if the client has its answer; else why this replica gave none."""
+    async def _try(
+        self, replica: Replica, scope: Message, body: bytes, send: Send, *, is_last: bool
+    ) -> ApiError | None:
+        """None if the client has its answer; else why this replica gave none. 503 is an answer if it `is_last`."""
         query = scope["query_string"].decode("latin-1")
         raw_path = scope.get("raw_path") or scope["path"].encode()
         url = f"{replica.beat.url}{raw_path.decode('latin-1').partition('?')[0]}{'?' if query else ''}{query}"
@@ -101,9 +104,12 @@ class Proxy:
         replica.num_running += 1
         has_begun = False
         try:
-            async with self.forward(scope["method"], url, headers=headers, body=body) as answer:
-                if answer.status == 503 and len(self.client.candidates()) > 1:
-                    return ApiError(503, f"replica {replica.number} takes no requests now", code="no_replica")
+            async with AsyncExitStack() as stack:
+                async with replica.while_there(begins=True):
+                    sent = self.forward(scope["method"], url, headers=headers, body=body)
+                    answer = await stack.enter_async_context(sent)
+                if answer.status == 503 and not is_last:
+                    return ApiError(503, f"replica {replica.number} takes no requests now", code=BUSY)
                 has_begun = True
                 await _pass_on(answer, replica, send)
                 return None
@@ -111,7 +117,9 @@ class Proxy:
             if has_begun:
                 raise
             self.client.suspect(replica)
-            return ApiError(503, f"replica {replica.number} cannot be reached: {error}", code="engine_gone")
+            return ApiError(
+                503, f"replica {replica.number} cannot be reached: {str(error) or 'it is silent'}", code=GONE
+            )
         finally:
             replica.num_running -= 1
 
@@ -121,8 +129,9 @@ async def _pass_on(answer: Answer, replica: Replica, send: Send) -> None:
     headers = [(name, value) for name, value in answer.headers if name.lower() not in left_out]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     try:
-        async for chunk in answer.chunks():
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        async with replica.while_there():
+            async for chunk in answer.chunks():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
     except OSError:
         if not any(name.lower() == b"content-type" and b"event-stream" in value for name, value in headers):
             raise  # the connection breaks, so the client sees that the answer is incomplete
@@ -132,7 +141,7 @@ async def _pass_on(answer: Answer, replica: Replica, send: Send) -> None:
 
 def _broken(replica: Replica) -> bytes:
     message = f"replica {replica.number} has ended in the middle of the answer"
-    error = {"message": message, "type": "engine_error", "param": None, "code": "engine_gone"}
+    error = {"message": message, "type": "engine_error", "param": None, "code": GONE}
     return b"data: " + msgspec.json.encode({"error": error}) + b"\n\n"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from headwater.client.errors import EngineGone
 from headwater.client.fleet_driver import FleetDriver
 from headwater.client.link import new_call_id
 from headwater.fleet.replica import UNREACHABLE, Replica, Unreachable
@@ -16,6 +17,7 @@ IsDead = Callable[[str], Awaitable[bool]]
 
 LOOK_S = 1.0  # from one look to the next
 ANSWER_S = 5.0  # an engine answers between two steps
+LOST_S = 15.0  # of silence: then requests without an answer go to another replica
 log = logging.getLogger(__name__)
 
 
@@ -41,6 +43,7 @@ class Watching:
         """It has ended for good."""
         self._replicas.pop(replica.number, None)
         self._wake.pop(replica.number, None)
+        replica.leave()
         self._driver.leave(replica.number, reason)
         self._on_leave(replica.number)
         for task in replica.tasks:
@@ -65,12 +68,14 @@ class Watching:
             wake.clear()
 
     async def _look(self, replica: Replica) -> None:
+        until_s = asyncio.get_running_loop().time() + ANSWER_S
         try:
-            async with asyncio.timeout(ANSWER_S):
-                if replica.ready is None:
-                    await self._greet(replica)
-                else:
-                    await replica.send(Ping(call_id=new_call_id()))
+            if replica.ready is None:
+                await self._greet(replica, until_s=until_s)
+            else:
+                await replica.ask(Ping(call_id=new_call_id()), until_s=until_s)
+        except EngineGone:
+            return  # it has left meanwhile
         except (Unreachable, TimeoutError) as error:
             await self._not_reached(replica, error)
             return
@@ -78,10 +83,10 @@ class Watching:
             replica.is_reachable = True
             self._driver.can_be_reached(replica.number)
 
-    async def _greet(self, replica: Replica) -> None:
+    async def _greet(self, replica: Replica, *, until_s: float) -> None:
         """Its engine has loaded: it serves, or is brought to the state of the fleet first."""
-        ready = await replica.send(Hello(call_id=new_call_id()))
-        state = await replica.send(GetState(call_id=new_call_id()))
+        ready = await replica.ask(Hello(call_id=new_call_id()), until_s=until_s)
+        state = await replica.ask(GetState(call_id=new_call_id()), until_s=until_s)
         if not isinstance(ready, EngineReady) or not isinstance(state, EngineState):
             text = ready.message if isinstance(ready, Failed) else "its engine does not say how it is"
             raise Unreachable(replica.number, text)
@@ -96,6 +101,8 @@ class Watching:
             log.warning("replica %d takes no requests: %s", replica.number, reason)
             self._driver.fence(replica.number, reason)
         replica.is_reachable = False
+        if asyncio.get_running_loop().time() - replica.heard_s > LOST_S:
+            replica.lose()
         if await self._is_dead(replica.beat.name):
             log.warning("replica %d has ended", replica.number)
             self.leave(replica, "its process has ended")

@@ -89,6 +89,6 @@ class FrontDeployment:
                 return False
             del self._actors[name]
             return True
-        except TimeoutError:
+        except (TimeoutError, RayError):
             pass
         return False
