@@ -4,6 +4,7 @@ import gc
 import json
 import sys
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -200,4 +201,70 @@ def test_copies_are_of_several_roots_and_advance_by_themselves() -> None:
     begun = [(index, matcher) for index, matcher in enumerate(copies) if index % 4 < 3]
     found = allowed(compiler, *(matcher for _, matcher in begun))
     assert [ids for ids, _ in found] == [expected[index % 4] for index, _ in begun]
-    assert len({id(root) for root in compiled.roots}) == 4  # type: ignore[attr-defined]
+    assert len({matcher.root for matcher in copies}) == 8, "each thread has a root"  # type: ignore[attr-defined]
+
+
+def characters(*, num_threads: int, spell: Callable[[str], list[int]] = encode) -> GuidanceCompiler:
+    tokens = [bytes([byte]) for byte in range(200)] + [b"<|end|>", b"<|turn|>", *WORDS.values()]
+    vocabulary = Vocabulary(tokens=tokens, special_ids=frozenset({END, OTHER_END}), end_id=END, encode=spell)
+    return GuidanceCompiler(lambda: vocabulary, vocab_size=len(tokens), num_threads=num_threads)
+
+
+def test_many_threads_fill_the_masks_that_one_fills() -> None:
+    """Rows of two grammars at different places; one of them fails on the way, and no other row notices."""
+    texts = (
+        schema(a={"type": "string", "maxLength": 3}, b={"type": "boolean"}, c={"enum": ["true", "truce"]}),
+        LLMatcher.grammar_from_regex("(ab|ac)*d{1,3}"),
+    )
+    compilers = characters(num_threads=1), characters(num_threads=8)
+    roots = [[it.compile(text) for text in texts] for it in compilers]
+    sides = [[grammars[row % 3 > 1].copy() for row in range(32)] for grammars in roots]
+    rng = np.random.default_rng(3)
+    for step in range(30):
+        one, many = [allowed(it, *side) for it, side in zip(compilers, sides, strict=True)]
+        assert one == many
+        for row, (tokens, may_end) in enumerate(one):
+            token = ord("?") if (row, step) == (5, 2) else int(rng.choice(sorted(tokens))) if tokens else END
+            accepted = {side[row].accept(token) for side in sides}
+            assert len(accepted) == 1
+            assert accepted != {False} or row == 5 or may_end, "END is a token of the library's as well"
+        for one_side, other_side in zip(*sides, strict=True):
+            assert (one_side.is_complete, one_side.error) == (other_side.is_complete, other_side.error)
+    assert [row for row, it in enumerate(sides[1]) if it.error] == [5]
+
+
+@pytest.mark.parametrize("num_threads", [1, 8])
+def test_a_text_without_a_choice_is_spelled_once_and_not_by_threads(num_threads: int) -> None:
+    spelled: list[tuple[str, str]] = []
+
+    def spell(text: str) -> list[int]:
+        spelled.append((text, threading.current_thread().name))
+        return encode(text)
+
+    compiler = characters(num_threads=num_threads, spell=spell)
+    compiled = compiler.compile(LLMatcher.grammar_from_regex("x?(one long text that leaves no choice|y)"))
+    rows = [compiled.copy() for _ in range(16)]
+    spelled.clear()
+    for row in rows:
+        allowed(compiler, row)
+        assert row.accept(ord("x")) and allowed(compiler, row)[0][0] == {ord("o"), ord("y")}
+        assert row.accept(ord("o"))
+    for byte in b"ne long text that leaves no choice":
+        assert allowed(compiler, *rows) == [({byte}, False)] * len(rows)
+        assert all(row.accept(byte) for row in rows)
+    assert all(row.is_complete for row in rows)
+    assert spelled == [("one long text that leaves no choice", "MainThread")]
+
+
+def test_a_token_beside_the_forced_one_is_refused_and_forgets_it(compiler: GuidanceCompiler) -> None:
+    matcher = compiler.compile(LLMatcher.grammar_from_regex("abc")).copy()
+    assert allowed(compiler, matcher)[0][0] == {ord("a")}
+    assert not matcher.accept(ord("b")) and matcher.error
+    other = compiler.compile(LLMatcher.grammar_from_regex('ab"true')).copy()
+    for byte in b'ab"t':
+        assert allowed(compiler, other)[0][0] == {byte}, "the tokens that the tokenizer spells, and no word"
+        assert other.accept(byte)
+    word = compiler.compile(LLMatcher.grammar_from_regex("truex")).copy()
+    assert allowed(compiler, word)[0][0] == {ord("t")}
+    assert word.accept(202), "another spelling of the text, as a speculating engine may bring it"
+    assert allowed(compiler, word)[0][0] == {ord("x")}

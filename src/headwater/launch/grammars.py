@@ -16,7 +16,7 @@ def grammar_limits(args: ServerArgs) -> GrammarLimits:
     )
 
 
-_MAX_THREADS = 4  # more do not shorten a step's masks
+_MAX_THREADS = 8  # the rows of a step are no more work than that
 
 
 def grammar_compiler(args: ServerArgs, ready: EngineReady) -> GuidanceCompiler:
