@@ -18,6 +18,6 @@ if not Path("/dev/nvidiactl").exists():  # no GPU: the Triton kernels are interp
 
 def pytest_collection_finish() -> None:
     if "triton.runtime.interpreter" in sys.modules:
-        from interpreted_triton import patch_language_once
+        from interpreted_triton import hasten
 
-        patch_language_once()
+        hasten()

@@ -14,7 +14,7 @@ from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels import decode as triton_decode
 from headwater.devices.cuda.ranks.group import CudaRanks
 from headwater.execution.gpu_runner import GpuRunner
-from interpreted_triton import patch_language_once
+from interpreted_triton import hasten
 
 HAS_CARDS = torch.cuda.device_count() >= 2
 CONFIG = tiny_config(num_layers=1, hidden_size=64, head_dim=16)
@@ -68,7 +68,7 @@ def leave(rank: int, runner: GpuRunner) -> None:
 def main(rendezvous: Path) -> None:
     faulthandler.dump_traceback_later(LIMIT_S, exit=True)
     if not HAS_CARDS:  # interpreted, these kernels take long
-        patch_language_once()
+        hasten()
         cuda_linear.suits = cuda_linear.suits_gated = lambda *_: False
         triton_decode.split_limits = lambda *_: (2, 64)
     runner = ranked_gpu_runner(1, rendezvous)

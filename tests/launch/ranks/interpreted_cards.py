@@ -17,7 +17,7 @@ from headwater.devices.cuda.kernels import decode as triton_decode
 from headwater.launch import cuda_placement
 from headwater.launch.engine_api import Engine
 from headwater.launch.ranks import engine_gpus, gpu_group, process, start
-from interpreted_triton import patch_language_once
+from interpreted_triton import hasten
 
 NUM_CARDS = 2
 # the second prompt takes the first one's pages to the host, from where the third prompt needs them
@@ -30,7 +30,7 @@ SAMPLING = {"temperature": 0, "max_new_tokens": 2, "ignore_eos": True}
 
 def pretend_cards() -> None:
     """Cards are this CPU, with as few interpreted programs as will do."""
-    patch_language_once()
+    hasten()
     lock, run = threading.Lock(), interpreter.GridExecutor.__call__
 
     def run_alone(self: Any, *arguments: Any, **options: Any) -> Any:
