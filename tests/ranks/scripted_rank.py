@@ -1,6 +1,7 @@
 """A rank process for tests: a real stream, worker and pipe around a runner that follows a script.
 
-A plan of token 13 raises, one of token 99 ends the process. Weights at "bad" are refused.
+A plan of token 13 raises, one of token 99 ends the process, one of token 55 hangs in rank 1. Weights at "bad" are
+refused.
 """
 
 import os
@@ -64,6 +65,8 @@ class ScriptedRunner:
             raise MemoryError("no room")
         if plan.token_ids[0] == 99:
             os._exit(3)
+        if plan.token_ids[0] == 55 and self.rank == 1:
+            threading.Event().wait()
 
     def stage(self, path: str, load_format: str) -> StagedNow:
         return StagedNow(path)
@@ -94,15 +97,17 @@ def main() -> None:
     memory = SharedMemory(stream.memory_fd, stream.num_bytes)
     reader = StreamReader(memory, stream.wake_fd, index=stream.index, num_readers=stream.num_readers)
 
+    runner = ScriptedRunner(start.rank)
+    worker = RankWorker(runner, meetings=runner, copier=runner, reports=reports)  # type: ignore[arg-type]
+
     def show_life() -> None:
         while True:
-            reader.show_life()
+            reader.show_life(worker.progress.look())
             time.sleep(0.05)
 
     threading.Thread(target=show_life, daemon=True).start()
     reports.send(orders.Ready())
-    runner = ScriptedRunner(start.rank)
-    RankWorker(runner, meetings=runner, copier=runner, reports=reports).run(reader)  # type: ignore[arg-type]
+    worker.run(reader)
 
 
 if __name__ == "__main__":

@@ -159,6 +159,20 @@ def test_a_stopped_rank_is_noticed_while_nothing_runs_and_does_not_stay(group: G
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+def test_a_rank_that_lives_and_hangs_in_a_step_is_lost(pair: Group) -> None:
+    """Rank 0 has done the step, so nothing waits for the other one, which shows life."""
+    pair.processes._limit_s = 1.0
+    pair.processes.watch_steps(lambda rank: 0)
+    for token in range(1, 6):
+        pair.runner.launch(step(token))
+    time.sleep(2.0)
+    pair.processes.check()  # an engine without steps is not at one
+    pair.runner.launch(step(55))
+    wait_for(lambda: pair.rank0.aborted)
+    with pytest.raises(RankLost, match=r"rank 1 has not finished a step for \d\.\d s \(--rank-timeout\)"):
+        pair.processes.check()
+
+
 def test_a_rank_that_ends_in_a_step_is_lost_with_all(pair: Group) -> None:
     with pytest.raises(RuntimeError, match=r"rank 1 ended with exit code 3"):
         pair.runner.launch(step(99))

@@ -45,17 +45,19 @@ def build_engine(
     weights: tuple[str, str] | None = None,
     cpus: Sequence[Sequence[int]] = (),
     rank_cpus: Sequence[tuple[tuple[int, ...], ...]] = (),
+    last_words: Callable[[str], None] = lambda _: None,
 ) -> EngineLoop:
     """Load the model and return a loop that answers on `endpoint`; the caller calls its `run`.
 
     `args.model` is a path or hub id. `index`: the number of this engine, if there are several. `weights`: path and
     format of a complete checkpoint to load instead of the model's own weights, for example one that replaced them
     before a restart. `cpus[i]`: where compute thread i is kept, if the threads are to be pinned; `rank_cpus` are those
-    of the other ranks, in processes that end with the loop. Raises `ValueError` or `OSError`, in words for the user, if
-    the model cannot be served with these arguments.
+    of the other ranks, in processes that end with the loop. `last_words` gets the reason before an end by force: ranks
+    on GPUs may hang. Raises `ValueError` or `OSError`, in words for the user, if the model cannot be served with these
+    arguments.
     """
     args, gpus = choose_gpus(args, index=index)
-    args, ranks = start_ranks(args, weights=weights, cpus=rank_cpus, gpus=gpus)
+    args, ranks = start_ranks(args, weights=weights, cpus=rank_cpus, gpus=gpus, last_words=last_words)
     try:
         return _build(args, endpoint, index=index, weights=weights, cpus=cpus, ranks=ranks, gpus=gpus)
     except BaseException:

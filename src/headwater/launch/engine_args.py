@@ -158,7 +158,7 @@ class EngineArgs(CacheArgs, kw_only=True, frozen=True, omit_defaults=True):
     rank_timeout: Annotated[
         float,
         Flag(
-            "Seconds that a rank may be silent before its engine ends and is started again.",
+            "Seconds that a rank may be silent, or stay at a step, before its engine ends and is started again.",
             PROCESS,
             low=1,
             high=86400,

@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from headwater.ranks.shared_memory import SharedMemory
+from headwater.ranks.step_progress import Position
 
 NUM_WORDS = 14  # of a header that commands fill
 _HEADER = struct.Struct(f"<{2 + NUM_WORDS}q")
 _SIZE = struct.Struct("<2q")
 _ALIGNMENT = 128
-_POSITION_BYTES = 128  # a reader's position, and its last sign of life, have a cache line of their own
+_POSITION_BYTES = 128  # a reader's position, last sign of life and steps have a cache line of their own
 _SKIP = -1  # instead of a kind: the rest of the ring is unused, the next record is at its start
 _SPIN_S = 50e-6  # a step's plan follows the last one soon; longer waits leave the core to other processes
 _FULL_POLL_S = 50e-6
@@ -56,6 +57,8 @@ class _Ring:
         positions = np.frombuffer(memory.buffer, dtype=np.int64, count=self.start // 8)
         self.positions: npt.NDArray[np.int64] = positions[:: _POSITION_BYTES // 8]
         self.seen_ns: npt.NDArray[np.int64] = positions[1 :: _POSITION_BYTES // 8]  # on CLOCK_MONOTONIC
+        self.num_ended: npt.NDArray[np.int64] = positions[2 :: _POSITION_BYTES // 8]  # steps
+        self.num_launched: npt.NDArray[np.int64] = positions[3 :: _POSITION_BYTES // 8]
 
     def offset(self, position: int) -> int:
         """Where in the memory the record at a position of the stream begins."""
@@ -120,6 +123,10 @@ class PlanStream:
         now_ns = time.monotonic_ns()
         return [max(now_ns - seen, 0) / 1e9 if seen else 0.0 for seen in self._ring.seen_ns.tolist()]
 
+    def steps(self) -> list[Position]:
+        """Of each reader, as it last showed."""
+        return list(zip(self._ring.num_ended.tolist(), self._ring.num_launched.tolist(), strict=True))
+
     def _wait_for_room(self) -> None:
         while self._next - int(self._ring.positions.min()) > self._ring.capacity:
             self._check()
@@ -156,8 +163,9 @@ class StreamReader:
         self._position += _whole(num_bytes)
         return Record(kind, tuple(words), body)
 
-    def show_life(self) -> None:
+    def show_life(self, steps: Position = (0, 0)) -> None:
         """Called every second or so by a thread that runs while the reader works: a stopped process does not."""
+        self._ring.num_ended[self._index], self._ring.num_launched[self._index] = steps
         self._ring.seen_ns[self._index] = time.monotonic_ns()
 
     def _wait(self) -> int:

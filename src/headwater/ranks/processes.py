@@ -20,6 +20,7 @@ from headwater.ranks.errors import RankLost, RankRefused
 from headwater.ranks.plan_codec import Kind
 from headwater.ranks.plan_stream import PlanStream, ring_bytes
 from headwater.ranks.shared_memory import SharedMemory
+from headwater.ranks.step_progress import StepProgress, StepWatch
 
 _LOOK_S = 0.2  # between two looks at the signs of life
 _REASON_S = 2.0  # that the end of a process, or its report of a failed step, may lag behind the step that missed it
@@ -56,14 +57,17 @@ class RankProcesses:
     ) -> None:
         """`make_start(rank, stream)` is what a process reads from its standard input.
 
-        A process that gives no sign of life for `limit_s` is lost. `abort(rank)` is called then, and when one has
-        ended: it ends the waiting of the others for `rank`.
+        A process that gives no sign of life for `limit_s` is lost (see also `watch_steps`). `abort(rank)` is called
+        then, and when one has ended: it ends the waiting of the others for `rank`.
         """
         self.num_ranks = num_ranks
         self._limit_s = limit_s
         self._abort = abort
         self.lost: RankLost | None = None
         self._is_closing = False
+        self.progress = StepProgress()  # rank 0's
+        self._steps: StepWatch | None = None
+        self._moves_of: Callable[[int], int] = lambda rank: 0
         self._reports: dict[int, deque[orders.Report]] = {rank: deque() for rank in range(1, num_ranks)}
         self._has_reports = threading.Condition(threading.RLock())
         self.on_copied: Callable[[orders.Copied], None] = lambda _: None
@@ -93,6 +97,14 @@ class RankProcesses:
     @property
     def pids(self) -> list[int]:
         return [process.pid for process in self._processes.values()]
+
+    def watch_steps(self, moves_of: Callable[[int], int]) -> None:
+        """From now on, a rank that does not move on in a step for `limit_s` is lost.
+
+        Before, steps may compile kernels. `moves_of(rank)` counts what a rank has done within its steps.
+        """
+        self._moves_of = moves_of
+        self._steps = StepWatch(limit_s=self._limit_s)
 
     def order(self, order: orders.Order) -> None:
         self.stream.write(Kind.ORDER, orders.encode_order(order))
@@ -192,6 +204,7 @@ class RankProcesses:
                     for body in readers[rank].feed(portion):
                         self._take(rank, orders.decode_report(body))
                 self._look_for_signs_of_life()
+                self._look_at_steps()
 
     def _read(self, fd: int) -> bytes:
         try:
@@ -216,6 +229,17 @@ class RankProcesses:
         for rank, silent_s in enumerate(self.stream.silent_s(), start=1):
             if silent_s > self._limit_s:
                 self._lose(rank, f"has given no sign of life for {silent_s:.1f} s (--rank-timeout)")
+
+    def _look_at_steps(self) -> None:
+        if self._steps is None:
+            return
+        num_begun = self.progress.num_begun  # first: what begins meanwhile has not ended
+        positions = [self.progress.look(), *self.stream.steps()]
+        found = self._steps.find(
+            time.monotonic(), num_begun, [(*it, self._moves_of(rank)) for rank, it in enumerate(positions)]
+        )
+        if found is not None:
+            self._lose(*found)
 
     def _lose(self, rank: int, reason: str) -> None:
         if self._is_closing or self.lost is not None:

@@ -35,10 +35,15 @@ class RanksLauncher:
 
     def launch(self, plan: StepPlan) -> StepHandle:
         self._processes.check()
+        progress = self._processes.progress
+        progress.begin()
         write_plan(self._processes.stream, plan)
         try:
-            return RanksStep(self._own.launch(plan), self)
+            step = self._own.launch(plan)
+            progress.launched(step)
+            return RanksStep(step, self)
         except Exception as error:
+            progress.launched(None)
             self.raise_from(error)
             raise
 

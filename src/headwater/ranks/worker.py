@@ -13,6 +13,7 @@ from headwater.messages.frames import pack_frame
 from headwater.ranks import orders
 from headwater.ranks.plan_codec import Kind, read_assignment, read_copy, read_plan
 from headwater.ranks.plan_stream import Record, StreamReader
+from headwater.ranks.step_progress import StepProgress
 from headwater.scheduling.plan import SlotAssignment, StepHandle, StepPlan
 
 _POLL_S = 0.0005  # while copies or new weights are under way: the engine polls as often
@@ -111,6 +112,7 @@ class RankWorker:
         self._capture_graphs = capture_graphs
         self._pending = pending or PendingInThread(reports)
         self._assignments: list[SlotAssignment] = []  # of the step that comes next
+        self.progress = StepProgress()
         self._staged: dict[int, StagedWeights] = {}
 
     def run(self, reader: StreamReader) -> None:
@@ -132,14 +134,17 @@ class RankWorker:
 
     def _step(self, record: Record) -> None:
         assignments, self._assignments = self._assignments, []
+        handle = None
+        self.progress.begin()
         try:
-            self._runner.launch(read_plan(record, assignments))
+            handle = self._runner.launch(read_plan(record, assignments))
         except RankFailed:  # another rank's failure, which that rank reports
             log.debug("left step %d", record.words[0], exc_info=True)
         except Exception as error:
             log.warning("step %d failed on this rank", record.words[0], exc_info=error)
             self._reports.send(orders.StepFailed(step_id=record.words[0], error=_line(error)))
             self._meetings.abort(self._meetings.rank)
+        self.progress.launched(handle)
 
     def _carry_out(self, record: Record) -> bool:
         match record.kind:

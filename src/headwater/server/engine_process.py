@@ -8,6 +8,7 @@ at most one `StartFailure`; all other output goes to standard error.
 import logging
 import signal
 import sys
+import threading
 import traceback
 from io import FileIO, RawIOBase
 from pathlib import Path
@@ -44,10 +45,25 @@ def read_start(stream: RawIOBase) -> EngineStart:
     return msgspec.msgpack.decode(read_frame(stream), type=EngineStart)
 
 
+class FailureReport:
+    """Writes one `StartFailure`, of the first thread: the loop, or the one that ends a process that hangs."""
+
+    def __init__(self, reports: RawIOBase) -> None:
+        self._reports = reports
+        self._lock = threading.Lock()
+        self._has_written = False
+
+    def write(self, message: str) -> None:
+        with self._lock:
+            if not self._has_written:
+                self._reports.write(pack_frame(StartFailure(message)))
+            self._has_written = True
+
+
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     pause_collection()
-    reports = take_standard_output()
+    report = FailureReport(take_standard_output())
     stdin = FileIO(0, closefd=False)
     start = read_start(stdin)
     exit_with_parent(stdin, Path(start.directory))
@@ -68,17 +84,18 @@ def main() -> int:
             weights=start.weights,
             cpus=start.cpus,
             rank_cpus=start.rank_cpus,
+            last_words=report.write,
         )
     except (
         ValueError,
         OSError,
     ) as error:  # mistakes of the user: a wrong model, a missing file, too little memory
         logging.getLogger(__name__).debug("the engine could not start", exc_info=True)
-        reports.write(pack_frame(StartFailure(str(error))))
+        report.write(str(error))
         return EXIT_REFUSED
     except Exception as error:  # noqa: BLE001  the parent must report any error
         traceback.print_exc()
-        reports.write(pack_frame(StartFailure(f"the engine failed to start: {type(error).__name__}: {error}")))
+        report.write(f"the engine failed to start: {type(error).__name__}: {error}")
         return EXIT_CRASHED
     signal.signal(signal.SIGTERM, lambda *_: engine.stop())
     freeze_heap()
@@ -86,7 +103,7 @@ def main() -> int:
     try:
         engine.run()
     except RankLost as error:
-        reports.write(pack_frame(StartFailure(str(error))))
+        report.write(str(error))
         return EXIT_CRASHED
     return 0
 

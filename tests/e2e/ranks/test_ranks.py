@@ -7,6 +7,8 @@ Where there are GPUs, each rank computes on one; with two or three of them there
 
 import contextlib
 import os
+import re
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -81,9 +83,21 @@ def arguments(store: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def server(tiny_model: str, store: Path) -> Iterator[RunningServer]:
+def hang_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """While it exists, each rank but rank 0 hangs in its next step."""
+    folder = tmp_path_factory.mktemp("hang")
+    shutil.copy(Path(__file__).with_name("hanging_rank.py"), folder / "sitecustomize.py")
+    return folder / "now"
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: str, store: Path, hang_file: Path) -> Iterator[RunningServer]:
     sizes = ("--dp-size", str(NUM_ENGINES), "--tp-size", str(NUM_RANKS), "--threads", "1", "--engine-restarts", "5")
-    with RunningServer("--model", tiny_model, *arguments(store), *sizes) as running:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEADWATER_TEST_HANG", str(hang_file))
+        patch.setenv("PYTHONPATH", str(hang_file.parent), prepend=os.pathsep)
+        server = RunningServer("--model", tiny_model, *arguments(store), *sizes, "--rank-timeout", "12")
+    with server as running:
         yield running.wait_healthy()
 
 
@@ -210,6 +224,24 @@ def test_a_rank_that_is_killed_ends_its_engine_alone_and_all_its_ranks_come_back
     after = ranks_by_engine(server)
     assert [len(ranks) for ranks in after.values()] == [NUM_RANKS - 1] * NUM_ENGINES
     assert all(after[engine] == its_ranks for engine, its_ranks in others)
+    assert ask_all(server, range(4)) == expected[:4]
+
+
+def test_a_rank_that_hangs_though_its_process_lives_ends_its_engine(
+    server: RunningServer, hang_file: Path, expected: list[list[int]]
+) -> None:
+    """Rank 0 waits in a sum, on a GPU for ever. The answer names the rank, also if the engine was ended by force."""
+    before = ranks_by_engine(server)
+    hang_file.touch()
+    body = {"input_ids": prompt(0), "sampling_params": SAMPLING, "routed_dp_rank": 0}
+    answer = server.post("/generate", json=body)
+    hang_file.unlink()
+    assert answer.status_code == 503, answer.text
+    assert re.search(r"rank 1 (and rank 0 have|has) not finished a step for", answer.text), answer.text
+    wait_until(lambda: [status(server, engine, 1) for engine in range(NUM_ENGINES)] == [200] * NUM_ENGINES, server)
+    gone = set(before) - set(ranks_by_engine(server))
+    assert len(gone) == 1, "the other engine goes on"
+    assert not any(is_alive(pid) for engine in gone for pid in (engine, *before[engine]))
     assert ask_all(server, range(4)) == expected[:4]
 
 

@@ -75,7 +75,7 @@ def test_a_rank_on_a_gpu_counts_its_part_of_pages_in_its_own_memory() -> None:
 
 def test_a_lost_rank_ends_the_engine_but_not_one_that_loads_or_has_ended() -> None:
     ended = threading.Event()
-    meetings = EngineMeetings(end=ended.set, grace_s=0.01)
+    meetings = EngineMeetings(end=lambda rank: ended.set(), grace_s=0.01)
     meetings.may_hang = False
     meetings.abort(1)
     assert not ended.wait(0.1), "rank 0 loads: it hears of the loss when it asks the others"
@@ -86,7 +86,7 @@ def test_a_lost_rank_ends_the_engine_but_not_one_that_loads_or_has_ended() -> No
     meetings.abort(0)
     assert not ended.wait(0.1), "once"
     assert not meetings.close()
-    closed = EngineMeetings(end=ended.set, grace_s=0.01)
+    closed = EngineMeetings(end=lambda rank: ended.set(), grace_s=0.01)
     assert closed.close()
     closed.abort(1)
     assert not ended.wait(0.1), "an end in order is not cut short"

@@ -60,8 +60,8 @@ class EngineMeetings:
 
     rank = 0
 
-    def __init__(self, *, end: Callable[[], None], grace_s: float = _GRACE_S) -> None:
-        """`end` is called in a thread; it does not return."""
+    def __init__(self, *, end: Callable[[int], None], grace_s: float = _GRACE_S) -> None:
+        """`end` is called in a thread, with the rank that failed; it does not return."""
         self._end = end
         self._grace_s = grace_s
         self._lock = threading.Lock()
@@ -75,7 +75,7 @@ class EngineMeetings:
             if self._timer is not None or self._is_closed or not self.may_hang:
                 return
             log.critical("rank %d computes no more: the engine ends", rank)
-            self._timer = threading.Timer(self._grace_s, self._end)
+            self._timer = threading.Timer(self._grace_s, self._end, (rank,))
             self._timer.daemon = True
             self._timer.start()
 
@@ -90,7 +90,7 @@ class EngineMeetings:
 
 
 def end_hard(pids: Sequence[int], clean: Callable[[], None]) -> None:
-    """End the processes and this one, without waiting for anything that may hang. `clean` removes files."""
+    """End the processes and this one, without waiting for anything that may hang. `clean` reports and removes files."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):  # the rank that was lost may have been waited for
             os.kill(pid, signal.SIGKILL)

@@ -4,6 +4,7 @@ It reads a `RankStart` from standard input, whose end means that the engine has 
 other output to standard error.
 """
 
+import contextlib
 import gc
 import logging
 import os
@@ -34,6 +35,7 @@ from headwater.ranks import orders
 from headwater.ranks.plan_codec import Kind
 from headwater.ranks.plan_stream import StreamReader
 from headwater.ranks.shared_memory import SharedMemory
+from headwater.ranks.step_progress import StepProgress
 from headwater.ranks.worker import Meetings, RankWorker, Reports
 
 _SIGN_EVERY_S = 0.25
@@ -57,7 +59,7 @@ def main() -> int:
     stream = start.stream
     memory = SharedMemory(stream.memory_fd, stream.num_bytes)
     reader = StreamReader(memory, stream.wake_fd, index=stream.index, num_readers=stream.num_readers)
-    threading.Thread(target=_show_life, args=(reader,), name="show-life", daemon=True).start()
+    life = _SignsOfLife(reader)
     try:
         worker = _build(start, reader, reports)
     except (ValueError, OSError) as error:  # mistakes of the user, which rank 0 has found as well or will not
@@ -66,6 +68,7 @@ def main() -> int:
         return EXIT_REFUSED
     if worker is None:
         return EXIT_CRASHED
+    life.steps = worker.progress
     gc.collect()
     gc.freeze()  # what is there now lives as long as the process: no collection needs to look at it
     worker.run(reader)
@@ -124,10 +127,21 @@ def _join(start: RankStart) -> tuple[RankGroup, Meetings]:
     return group, RankMeetings(start.rank)
 
 
-def _show_life(reader: StreamReader) -> None:
-    while True:
-        reader.show_life()
-        time.sleep(_SIGN_EVERY_S)
+class _SignsOfLife:
+    """A thread that shows the engine that this process runs, and how far its steps are."""
+
+    def __init__(self, reader: StreamReader) -> None:
+        self.steps = StepProgress()
+        self._reader = reader
+        threading.Thread(target=self._run, name="show-life", daemon=True).start()
+
+    def _run(self) -> None:
+        shown = self.steps.look()
+        while True:
+            with contextlib.suppress(RuntimeError):  # the GPU has failed, which the next step reports
+                shown = self.steps.look()
+            self._reader.show_life(shown)
+            time.sleep(_SIGN_EVERY_S)
 
 
 if __name__ == "__main__":

@@ -69,12 +69,17 @@ class Ranks:
         weights: tuple[str, str] | None,
         cpus: Sequence[tuple[tuple[int, ...], ...]],
         gpus: tuple[int, ...] = (),
+        last_words: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Start the processes, which begin to load. `args` have the defaults of the device; `gpus`: of each rank."""
+        """Start the processes, which begin to load. `args` have the defaults of the device; `gpus`: of each rank.
+
+        `last_words` gets the reason if the whole process must end by force, which only happens on GPUs.
+        """
         assert args.model is not None
         config = read_config(resolve_model(args.model))
         check_tp_size(config, args.tp_size)
         self._num_ranks = args.tp_size
+        self._last_words = last_words
         self._resources = ExitStack()
         self.num_pages: int | None = None  # the fewest that a rank can hold, where each has memory of its own
         self._weights_bytes = 0
@@ -133,7 +138,11 @@ class Ranks:
         """Start the processes and wait until all have met."""
         from headwater.launch.ranks.gpu_group import EngineMeetings, close_group, end_hard, join_group
 
-        meetings = EngineMeetings(end=lambda: end_hard(self.processes.pids, lambda: _remove(gpus.rendezvous)))
+        def clean(rank: int) -> None:
+            self._last_words(str(self.processes.lost or f"rank {rank} failed in a step, which ends all ranks on GPUs"))
+            _remove(gpus.rendezvous)
+
+        meetings = EngineMeetings(end=lambda rank: end_hard(self.processes.pids, lambda: clean(rank)))
         self.processes = start_processes(meetings.abort)
         self._resources.callback(self.processes.close)
         group = join_group(rank=0, size=self._num_ranks, first_card=gpus.first_card, rendezvous=gpus.rendezvous)
@@ -183,6 +192,7 @@ class Ranks:
         self.processes.order(orders.CaptureGraphs())
 
     def serve(self, own: ServedModel) -> RanksRunner:
+        self.processes.watch_steps(self.group.num_arrived if isinstance(self.group, CpuRanks) else lambda rank: 0)
         return RanksRunner(own, processes=self.processes, meetings=self._meetings)
 
     def share_host_memory(self, share: PageShare, num_pages: int) -> SharedPages:
@@ -228,10 +238,12 @@ def start_ranks(
     weights: tuple[str, str] | None,
     cpus: Sequence[tuple[tuple[int, ...], ...]],
     gpus: tuple[int, ...] = (),
+    last_words: Callable[[str], None] = lambda _: None,
 ) -> tuple[ServerArgs, Ranks | None]:
     """The other ranks that the arguments ask for, None for none, and the arguments of each rank.
 
-    `gpus`: of each rank; none on a CPU. ValueError that names the flag if this model or machine cannot be shared so.
+    `gpus`: of each rank; none on a CPU. `last_words`: see `Ranks`. ValueError that names the flag if this model or
+    machine cannot be shared so.
     """
     if args.tp_size == 1:
         return args, None
@@ -240,7 +252,7 @@ def start_ranks(
     else:
         threads = args.threads or max(1, num_usable_cores() // args.tp_size)
         args = msgspec.structs.replace(args.for_device("cpu"), threads=threads)
-    return args, Ranks(args, weights=weights, cpus=cpus, gpus=gpus)
+    return args, Ranks(args, weights=weights, cpus=cpus, gpus=gpus, last_words=last_words)
 
 
 def page_share(args: ServerArgs, loaded: LoadedModel) -> PageShare:

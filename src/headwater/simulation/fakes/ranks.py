@@ -19,6 +19,7 @@ from headwater.ranks.copier import RanksCopier, RanksCopy
 from headwater.ranks.plan_codec import Kind
 from headwater.ranks.plan_stream import NUM_WORDS, Record
 from headwater.ranks.runner import RanksRunner
+from headwater.ranks.step_progress import Position, StepProgress, StepWatch
 from headwater.ranks.worker import RankWorker
 from headwater.scheduling.plan import SlotAssignment, StepPlan
 from headwater.simulation.checks.violation import Violation, demand
@@ -28,6 +29,8 @@ from headwater.simulation.fakes.kv_records import Records
 from headwater.simulation.fakes.runner import FakeRunner, FakeStep, check_written
 
 _LARGEST_BODY = 1 << 16
+_WATCH_TURNS = 20  # that a rank may be at a step
+_HANG_CHANCE = 0.02  # in a turn, that a rank begins to show no steps for a while
 
 MakeCopier = Callable[[FakeRunner, int], FakeCopier]
 
@@ -104,6 +107,14 @@ class SimulatedRank:
         self.copier = make_copier(self.runner, shape.seed + rank) if shape.num_host_pages else None
         self._worker = RankWorker(self, meetings=self, copier=self.copier, reports=self, pending=self)  # type: ignore[arg-type]
 
+    @property
+    def turn(self) -> int:
+        return self._rank0.audit.turn if self._rank0.audit else 0
+
+    @property
+    def progress(self) -> StepProgress:
+        return self._worker.progress
+
     def catch_up(self) -> None:
         while self.records:
             self.runner.weights.on_disk = self._rank0.weights.on_disk
@@ -143,6 +154,40 @@ class SimulatedRank:
     def reset(self) -> None: ...
 
 
+class WatchedSteps:
+    """Shows a `StepWatch` the steps of ranks, one of which seems to hang at times: it must be found, and no other.
+
+    Time is counted in turns. A rank that was found goes on, as after a restart.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._chance = random.Random(f"hanging ranks {seed}")
+        self._watch = StepWatch(limit_s=_WATCH_TURNS)
+        self._stuck: tuple[int, Position] | None = None  # a rank, and what it goes on to show
+        self._until = 0
+        self._since: int | None = None  # the stuck rank has steps to do
+
+    def look(self, turn: int, num_begun: int, positions: Sequence[Position]) -> None:
+        shown = list(positions)
+        if self._stuck is None and self._chance.random() < _HANG_CHANCE:
+            rank = self._chance.randrange(1, len(shown))
+            self._stuck, self._until = (rank, shown[rank]), turn + self._chance.randint(1, 4 * _WATCH_TURNS)
+            self._since = None
+        if self._stuck is not None:
+            rank, shown[rank] = self._stuck
+            if self._since is None and shown[rank][0] < num_begun:
+                self._since = turn
+        found = self._watch.find(float(turn), num_begun, shown)
+        stood = 0 if self._since is None else turn - self._since
+        if found is not None:
+            is_right = self._stuck is not None and found[0] == self._stuck[0] and stood > _WATCH_TURNS
+            demand(is_right, "hangs_are_found", f"rank {found[0]} works and is taken for one that hangs")
+        else:
+            demand(stood <= _WATCH_TURNS + 1, "hangs_are_found", f"{self._stuck} hangs for {stood} turns unnoticed")
+        if found is not None or turn >= self._until:
+            self._stuck = self._since = None
+
+
 class SimulatedRanks:
     """All ranks of an engine, with what the runner and the copier over ranks need of `RankProcesses`."""
 
@@ -154,6 +199,8 @@ class SimulatedRanks:
         self.on_copied: Callable[[orders.Copied], None] = lambda _: None
         self.on_staged: Callable[[int, orders.Staged], None] = lambda *_: None
         self._chance = random.Random(shape.seed)
+        self.progress = StepProgress()
+        self._watched = WatchedSteps(shape.seed)
         self.others = [
             SimulatedRank(rank, rank0, shape=shape, make_copier=make_copier) for rank in range(1, self.num_ranks)
         ]
@@ -213,6 +260,8 @@ class SimulatedRanks:
                     self.on_copied(report)
                 elif isinstance(report, orders.Staged):
                     self.on_staged(other.rank, report)
+        positions = [self.progress.look(), *(other.progress.look() for other in self.others)]
+        self._watched.look(self.others[0].turn, self.progress.num_begun, positions)
 
     def check_books(self, cache: PrefixCache) -> None:
         """Every rank knows the slots' pages as rank 0 does, and holds in each page of the tree what rank 0 holds."""

@@ -1,11 +1,14 @@
 """Mutants of ranks: one that misses or repeats a command, and an engine that counts a rank twice."""
 
+from collections.abc import Sequence
+
 from msgspec import structs
 
 from headwater.ranks import orders
 from headwater.ranks.copier import RanksCopier
 from headwater.ranks.plan_codec import Kind
 from headwater.ranks.plan_stream import Record
+from headwater.ranks.step_progress import Position, StepWatch
 from headwater.ranks.worker import RankWorker
 from headwater.scheduling.plan import StepPlan
 from headwater.simulation.fakes.ranks import SimulatedRank
@@ -90,3 +93,24 @@ def ranks_keep_old_weights() -> list[Patch]:
         return right(self, order)
 
     return [(RankWorker, "_obey", obey)]
+
+
+@mutant(profile="ranks")
+def ranks_that_hang_go_unnoticed() -> list[Patch]:
+    """The watch ignores a rank whose steps do not end."""
+
+    def find(self: StepWatch, now_s: float, num_begun: int, positions: Sequence[Position]) -> None:
+        return None
+
+    return [(StepWatch, "find", find)]
+
+
+@mutant(profile="ranks")
+def ranks_without_steps_seem_to_hang() -> list[Patch]:
+    """The watch counts the time in which there was no step to do."""
+    right = StepWatch.find
+
+    def find(self: StepWatch, now_s: float, num_begun: int, positions: Sequence[Position]) -> tuple[int, str] | None:
+        return right(self, now_s, num_begun + 1, positions)
+
+    return [(StepWatch, "find", find)]

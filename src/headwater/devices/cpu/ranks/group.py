@@ -79,6 +79,10 @@ class CpuRanks:
     def is_aborted(self) -> bool:
         return bool(self.segment.aborted[0])
 
+    def num_arrived(self, rank: int) -> int:
+        """Meetings that a rank has come to since the last failure."""
+        return int(self._arrived[rank])
+
     def abort(self, rank: int) -> None:
         """`rank` computes no more: every rank that waits fails now, and every later step. From any thread."""
         self.segment.aborted[0] = 1 + rank
