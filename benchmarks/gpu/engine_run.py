@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""B1 to B4 and a long prompt through `Engine` on one GPU, with random weights; prints and keeps every figure.
+"""B1 to B4 and a long prompt through `Engine`, with random weights; prints and keeps every figure.
 
     engine_run.py MODEL OUT.json [--parts B2,B3,B1,B4,long] [--attention-backend fa3] [--kv-cache-dtype fp8_e4m3]
+                  [--tp-size 2]
 """
 
 import argparse
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from figures import Figures
 from shapes import SHAPES, make_model
@@ -28,11 +30,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--attention-backend", default="auto")
     parser.add_argument("--kv-cache-dtype", default="auto")
+    parser.add_argument("--tp-size", type=int, default=1)
     options = parser.parse_args(argv)
     flags = {
         "device": options.device,
         "attention_backend": options.attention_backend,
         "kv_cache_dtype": options.kv_cache_dtype,
+        "tp_size": options.tp_size,
     }
     figures = Figures(options.out, {"model": options.model, **flags})
     with tempfile.TemporaryDirectory() as root:
@@ -42,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def run(folder: Path, parts: Sequence[str], figures: Figures, flags: dict[str, str]) -> None:
+def run(folder: Path, parts: Sequence[str], figures: Figures, flags: dict[str, Any]) -> None:
     before_s = time.perf_counter()
     from headwater import Engine
     from headwater.server.heap import freeze_heap

@@ -133,10 +133,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tp-size", type=int, default=1)
     parser.add_argument("--api", choices=["completions", "generate"], default="completions", help="of the streams")
     options = parser.parse_args(argv)
-    figures = Figures(options.out, {"model": options.model, "api": options.api})
-    tiers = ("--enable-hierarchical-cache", "--hicache-size", "8")
+    figures = Figures(options.out, {"model": options.model, "api": options.api, "tp_size": options.tp_size})
+    tiers = ("--enable-hierarchical-cache", "--hicache-size", "8", "--tp-size", str(options.tp_size))
     rounds: list[Round] = []
     with tempfile.TemporaryDirectory() as root:
         folder = make_model(options.model, Path(root))

@@ -63,6 +63,12 @@ SHAPES: dict[str, dict[str, Any]] = {
         "eos_token_id": 128001,
     },
 }
+SHAPES["llama3.1-70b"] = SHAPES["llama3.1-8b"] | {
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+}
 
 
 def make_model(name: str, root: Path) -> Path:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""The tiers on one GPU: the benefit of host hits, and the cost of tiers without hits.
+"""The tiers on a GPU, or on several: the benefit of host hits, and the cost of tiers without hits.
 
-    tiers_run.py MODEL OUT.json [--parts hits,cost]
+    tiers_run.py MODEL OUT.json [--parts hits,cost] [--tp-size 2] [--chats 64]
 
-hits: chats with prefixes of 4,096 tokens, in total four times the device's pool. A turn that finds its prefix on the
+hits: chats with prefixes of 4,096 tokens, of which the device's pool holds 16. A turn that finds its prefix on the
 host is compared with one that computes it. Short prompts run while host memory is pinned, and after.
 
 cost: prompts without hits, alternating with tiers and without.
@@ -27,7 +27,6 @@ import workloads
 GREEDY = {"temperature": 0, "ignore_eos": True}
 PREFIX_TOKENS = 4096
 POOL_TOKENS = 16 * PREFIX_TOKENS
-NUM_CHATS = 64  # four times the pool
 SETTINGS: dict[str, Any] = {
     "load_format": "dummy",
     "device": "cuda",
@@ -37,12 +36,13 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def open_engine(folder: Path, *, model: str, with_tiers: bool, pool_tokens: int = POOL_TOKENS) -> Any:
+def open_engine(folder: Path, *, model: str, host_chats: int, pool_tokens: int = POOL_TOKENS) -> Any:
+    """`host_chats`: prefixes that the host tier holds; 0: no tiers."""
     from headwater import Engine
 
     tiers: dict[str, Any] = {}
-    if with_tiers:
-        host_gb = 1.3 * NUM_CHATS * PREFIX_TOKENS * kv_token_bytes(model) / 1e9
+    if host_chats:
+        host_gb = 1.3 * host_chats * PREFIX_TOKENS * kv_token_bytes(model) / 1e9
         tiers = {"enable_hierarchical_cache": True, "hicache_size": host_gb}
     return Engine(str(folder), max_total_tokens=pool_tokens, **SETTINGS, **tiers)
 
@@ -70,10 +70,10 @@ def wait_idle(engine: Any) -> None:
         time.sleep(0.01)
 
 
-def hits(folder: Path, model: str, figures: Figures) -> None:
-    chats = workloads.random_prompts(NUM_CHATS, PREFIX_TOKENS, seed=70)
-    ends = workloads.random_prompts(NUM_CHATS, 64, seed=71)
-    with open_engine(folder, model=model, with_tiers=True) as engine:
+def hits(folder: Path, model: str, figures: Figures, num_chats: int) -> None:
+    chats = workloads.random_prompts(num_chats, PREFIX_TOKENS, seed=70)
+    ends = workloads.random_prompts(num_chats, 64, seed=71)
+    with open_engine(folder, model=model, host_chats=num_chats) as engine:
         short = workloads.random_prompts(50, 64, seed=72)
         while_pinning = [first_token_s(engine, prompt)[0] for prompt in short]
         figures.put("pinned_after_s", wait_pinned(engine))
@@ -98,12 +98,12 @@ def hits(folder: Path, model: str, figures: Figures) -> None:
     figures.put("counters", {name: value for name, value in counters.items() if "store" in name or "offload" in name})
 
 
-def cost(folder: Path, model: str, figures: Figures) -> None:
+def cost(folder: Path, model: str, figures: Figures, num_chats: int) -> None:
     params = GREEDY | {"max_new_tokens": 128}
     # a pool in which nothing that has ended stays long
     with (
-        open_engine(folder, model=model, with_tiers=False) as without,
-        open_engine(folder, model=model, with_tiers=True) as tiered,
+        open_engine(folder, model=model, host_chats=0) as without,
+        open_engine(folder, model=model, host_chats=num_chats) as tiered,
     ):
         wait_pinned(tiered)
         ratios = []
@@ -128,13 +128,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--parts", default="hits,cost")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tp-size", type=int, default=1)
+    parser.add_argument("--chats", type=int, default=64)
     options = parser.parse_args(argv)
-    figures = Figures(options.out, {"model": options.model})
-    SETTINGS["device"] = options.device
+    figures = Figures(options.out, {"model": options.model, "tp_size": options.tp_size})
+    SETTINGS.update(device=options.device, tp_size=options.tp_size)
     with tempfile.TemporaryDirectory() as root:
         folder = make_model(options.model, Path(root))
         for part in options.parts.split(","):
-            {"hits": hits, "cost": cost}[part](folder, options.model, figures)
+            {"hits": hits, "cost": cost}[part](folder, options.model, figures, options.chats)
             gc.collect()  # tens of gigabytes of host memory each
     return 0
 

@@ -266,3 +266,13 @@ def test_ranks_end_with_a_killed_engine_and_with_the_server(server: RunningServe
     server.process.terminate()
     assert server.wait_exit(30) == 0
     wait_until(lambda: not alive_in_session(server.process.pid), server)
+
+
+@pytest.mark.skipif(NUM_CARDS < 2, reason="needs two GPUs")
+def test_engines_of_one_rank_take_a_gpu_each(tiny_model: str, expected: list[list[int]]) -> None:
+    with RunningServer("--model", tiny_model, *DEVICE, "--dp-size", "2") as server:
+        server.wait_healthy()
+        assert "engine 0 on 0, engine 1 on 1" in server.log
+        asked = [(number, engine) for number in range(4) for engine in range(2)]
+        answers = [ask(server, number, routed_dp_rank=engine)["output_ids"] for number, engine in asked]
+        assert answers == [expected[number] for number, _ in asked]
