@@ -99,11 +99,14 @@ def _predict(
     """One step with all tokens of a sequence, and the logits of all of them, a block after another."""
     starts, contexts = np.array([0, len(ids)], dtype=np.int32), np.array([len(ids)], dtype=np.int32)
     tables = np.arange(num_pages, dtype=np.int32)[None]
-    work = device.attention_work(model.geometry, starts, contexts, page_tables=tables, page_size=PAGE_SIZE)
+    work = device.attention_work(
+        model.geometry, starts, contexts, page_tables=tables, page_size=PAGE_SIZE, num_decodes=0
+    )
     step = StepArrays(
         token_ids=ids, positions=np.arange(len(ids), dtype=np.int32), query_starts=starts, context_lens=contexts,
         page_tables=tables, selected=np.zeros(0, dtype=np.int32), kv=kv, chunks=work.chunks,
         queries_per_chunk=work.queries_per_chunk, partial_slots=work.partial_slots, next_sharing=work.next_sharing,
+        num_decodes=0, samples=False,
     )  # fmt: skip
     recorded.run(step)
     found = []

@@ -60,9 +60,11 @@ class Case:
     def __init__(self, name: str, *, dtype: str, num_threads: int) -> None:
         name, _, shared = name.partition("/")
         num_shared = int(shared or 0) // PAGE_SIZE
+        num_decodes = 0
         if "x" in name:
             rows, context = map(int, name.split("x"))
             query_lens = np.ones(rows, dtype=np.int32)
+            num_decodes = rows
         else:
             queries, cached = map(int, name.split("+"))
             rows, context = 1, queries + cached
@@ -83,7 +85,7 @@ class Case:
         positions = np.concatenate([np.arange(context - n, context) for n in query_lens]).astype(np.int32)
         work = work_list(
             starts, contexts, num_heads=NUM_HEADS, num_kv_heads=NUM_KV_HEADS, num_threads=num_threads,
-            page_tables=tables, page_size=PAGE_SIZE,
+            page_tables=tables, page_size=PAGE_SIZE, num_decodes=num_decodes,
         )  # fmt: skip
         width = (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM
         arrays = {
@@ -99,7 +101,7 @@ class Case:
             context_lens=contexts.ctypes.data, page_tables=tables.ctypes.data, table_stride=num_pages,
             kv=memory.ctypes.data, chunks=work.chunks.ctypes.data, num_chunks=len(work.chunks),
             queries_per_chunk=work.queries_per_chunk, partial_slots=work.partial_slots.ctypes.data,
-            next_sharing=work.next_sharing.ctypes.data,
+            next_sharing=work.next_sharing.ctypes.data, num_decodes=num_decodes,
         )  # fmt: skip
         self.jobs = [
             AttentionJob(

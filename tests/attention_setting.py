@@ -131,6 +131,7 @@ class Setting:
             inputs.context_lens,
             page_tables=inputs.page_tables,
             page_size=layout.page_size,
+            num_decodes=plan.num_decodes,
         )
         step = StepArrays(
             token_ids=np.arange(len(self.positions), dtype=np.int32),
@@ -144,6 +145,7 @@ class Setting:
             queries_per_chunk=work.queries_per_chunk,
             partial_slots=work.partial_slots,
             next_sharing=work.next_sharing,
+            num_decodes=plan.num_decodes,
         )
         program = device.start_program()
         attention = device.record_attention(program, self.geometry, layout, rotary=self.angles)

@@ -70,6 +70,7 @@ def _assert_same(step: StepArrays, fresh: StepInputs) -> None:
     assert step.struct.page_tables == step.page_tables.ctypes.data
     assert step.struct.table_stride == step.page_tables.shape[1]
     assert step.struct.num_chunks == len(step.chunks)
+    assert step.struct.num_decodes == step.struct.num_sampled == len(fresh.context_lens)
 
 
 def _assert_covered(step: StepArrays) -> None:
@@ -127,6 +128,7 @@ def _work(
     page_tables: npt.NDArray[np.int32],
     *,
     num_threads: int,
+    num_decodes: int,
 ) -> WorkList:
     return work_list(
         query_starts,
@@ -136,6 +138,7 @@ def _work(
         num_threads=num_threads,
         page_tables=page_tables,
         page_size=PAGE_SIZE,
+        num_decodes=num_decodes,
     )
 
 

@@ -10,6 +10,7 @@ from step_driver import StepDriver
 from transformers import PreTrainedModel
 
 from headwater.devices.cpu.device import CpuDevice
+from headwater.devices.cpu.program import Program, StepArrays
 from headwater.devices.cpu.topology import num_usable_cores
 from headwater.execution.cpu_runner import CpuRunner
 from headwater.execution.warm_up import chunk_sizes, warm_up
@@ -162,6 +163,27 @@ def test_warmup_leaves_no_trace(tiny: tuple[Path, PreTrainedModel], sizes: tuple
         driver.run([request], num_outputs=5)
         texts.append(request.outputs)
     assert texts[0] == texts[1]
+
+
+def test_a_program_gets_the_kind_of_each_row_from_the_plan(
+    tiny: tuple[Path, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With AMX a row's kind decides its arithmetic. A prompt's last token alone is no decode, its logits no sample."""
+    runner, seen = _runner(tiny[0]), []
+    run = Program.run
+
+    def spy(program: Program, step: StepArrays, **ops: int) -> None:
+        seen.append((step.struct.num_decodes, len(step.context_lens), step.struct.num_sampled, len(step.selected)))
+        run(program, step, **ops)
+
+    monkeypatch.setattr(Program, "run", spy)
+    driver = StepDriver(runner)
+    first = driver.add(PROMPT[:3], slot=0)
+    driver.run([first], num_outputs=2, chunk=10)
+    second = driver.add(PROMPT[:11], slot=1, logprobs=LogprobParams(prompt_start=0))
+    driver.run([first, second], num_outputs=4, chunk=10)
+    assert seen[:2] == [(0, 1, 1, 1), (1, 1, 1, 1)]
+    assert seen[2:5] == [(1, 2, 1, 1), (1, 2, 0, 8), (1, 2, 2, 2)]
 
 
 def test_a_stale_use_of_a_slot_is_refused(tiny: tuple[Path, PreTrainedModel]) -> None:

@@ -1,7 +1,8 @@
 """The CPU runner's state of each slot between steps, and the inputs that it makes of a plan."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -97,7 +98,15 @@ class SlotTable:
         self._newest_tokens[slots] = tokens
 
 
-MakeWork = Callable[[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]], WorkList]
+class MakeWork(Protocol):
+    def __call__(
+        self,
+        query_starts: npt.NDArray[np.int32],
+        context_lens: npt.NDArray[np.int32],
+        page_tables: npt.NDArray[np.int32],
+        *,
+        num_decodes: int,
+    ) -> WorkList: ...
 
 
 class DecodeBatch:
@@ -107,7 +116,7 @@ class DecodeBatch:
     """
 
     def __init__(self, plan: StepPlan, slots: SlotTable, *, kv: npt.NDArray[np.uint8], make_work: MakeWork) -> None:
-        """`make_work(query_starts, context_lens, page_tables)` is the work of a step. The slots have the plan."""
+        """`make_work` makes the work of a step's attention. The slots have the plan."""
         self._table = slots
         self._make_work = make_work
         self._page_size = slots.page_size
@@ -128,6 +137,7 @@ class DecodeBatch:
             queries_per_chunk=1,
             partial_slots=none,
             next_sharing=none,
+            num_decodes=num_rows,
         )
 
     def continues(self, plan: StepPlan) -> bool:
@@ -164,7 +174,9 @@ class DecodeBatch:
 
     def _replace_work(self) -> None:
         arrays = self._arrays
-        work = self._make_work(arrays.query_starts, arrays.context_lens, arrays.page_tables)
+        work = self._make_work(
+            arrays.query_starts, arrays.context_lens, arrays.page_tables, num_decodes=arrays.num_decodes
+        )
         self._arrays = replace(
             arrays,
             chunks=work.chunks,

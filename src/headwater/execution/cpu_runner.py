@@ -212,7 +212,7 @@ class CpuRunner:
         """A step of any kind. Returns what samples."""
         inputs = self._slots.inputs(plan)
         rows = np.flatnonzero(plan.samples)
-        step = self._step(inputs, inputs.last_tokens[rows[:LOGIT_ROWS]])
+        step = self._step(inputs, inputs.last_tokens[rows[:LOGIT_ROWS]], num_decodes=plan.num_decodes)
         self._model_in_place.run(step, needs_logits=self._needs_logits(plan, rows[:LOGIT_ROWS]))
         return partial(self._sample_all, plan, inputs, step)
 
@@ -268,6 +268,8 @@ class CpuRunner:
         query_starts: npt.NDArray[np.int32],
         context_lens: npt.NDArray[np.int32],
         page_tables: npt.NDArray[np.int32],
+        *,
+        num_decodes: int,
     ) -> WorkList:
         return self._device.attention_work(
             self.model.geometry,
@@ -275,11 +277,14 @@ class CpuRunner:
             context_lens,
             page_tables=page_tables,
             page_size=self.kv.layout.page_size,
+            num_decodes=num_decodes,
         )
 
-    def _step(self, inputs: StepInputs, selected: npt.NDArray[np.int32]) -> StepArrays:
+    def _step(self, inputs: StepInputs, selected: npt.NDArray[np.int32], *, num_decodes: int) -> StepArrays:
         """A step for the program; `selected` are the tokens whose logits are computed with it."""
-        work = self._attention_work(inputs.query_starts, inputs.context_lens, inputs.page_tables)
+        work = self._attention_work(
+            inputs.query_starts, inputs.context_lens, inputs.page_tables, num_decodes=num_decodes
+        )
         return StepArrays(
             token_ids=inputs.token_ids,
             positions=inputs.positions,
@@ -292,6 +297,7 @@ class CpuRunner:
             queries_per_chunk=work.queries_per_chunk,
             partial_slots=work.partial_slots,
             next_sharing=work.next_sharing,
+            num_decodes=num_decodes,
         )
 
     def _sample(
@@ -320,7 +326,7 @@ class CpuRunner:
         for start in range(0, len(part.token_ids), LOGIT_ROWS):
             ids = part.token_ids[start : start + LOGIT_ROWS]
             first = part.start + start
-            step = replace(step, selected=np.arange(first, first + len(ids), dtype=np.int32))
+            step = replace(step, selected=np.arange(first, first + len(ids), dtype=np.int32), samples=False)
             self._model_in_place.run_logits(step)
             if not self._samples:
                 continue

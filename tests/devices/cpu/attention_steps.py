@@ -114,8 +114,13 @@ class NativeStep:
         self.partials = partial_arrays(**shape)
         self._shape = shape
 
-    def run(self, spans: Sequence[Span], *, num_workers: int = 2, shares_blocks: bool = False) -> tuple[Floats, Floats]:
-        """The prepared qkv and the attention's output. `num_workers`: the work is cut for that many threads."""
+    def run(
+        self, spans: Sequence[Span], *, num_workers: int = 2, shares_blocks: bool = False, num_decodes: int = 0
+    ) -> tuple[Floats, Floats]:
+        """The prepared qkv and the attention's output. `num_workers`: the work is cut for that many threads.
+
+        With AMX, the rows behind the first `num_decodes` are computed in tiles.
+        """
         sequences, rows = self._sequences, self._sequences.rows(spans)
         qkv = sequences.inputs(spans)
         out = np.full((len(qkv), sequences.num_heads * sequences.head_dim), np.nan, dtype=np.float32)
@@ -123,9 +128,9 @@ class NativeStep:
         work = work_list(
             rows.query_starts, rows.context_lens, num_heads=sequences.num_heads, num_kv_heads=sequences.num_kv_heads,
             num_threads=num_workers, page_tables=rows.page_tables if shares_blocks else None,
-            page_size=sequences.page_size,
+            page_size=sequences.page_size, num_decodes=num_decodes,
         )  # fmt: skip
-        step = step_of(rows, sequences.memory, work)
+        step = step_of(rows, sequences.memory, work, num_decodes=num_decodes)
         self.last_work = work
         self._run("rotary_angles", self._rotary_job(angles), step)
         job = self._job(qkv, out, angles)
@@ -171,7 +176,7 @@ class NativeStep:
             list(threads.map(lambda chunk: kernel.run_chunk(address, ctypes.byref(step), chunk), chunks))
 
 
-def step_of(rows: StepRows, memory: npt.NDArray[np.uint8], work: WorkList) -> Step:
+def step_of(rows: StepRows, memory: npt.NDArray[np.uint8], work: WorkList, *, num_decodes: int = 0) -> Step:
     """The C struct. It holds addresses: the arrays must outlive it."""
     arrays: dict[str, Any] = {
         "positions": rows.positions, "query_starts": rows.query_starts, "context_lens": rows.context_lens,
@@ -181,6 +186,6 @@ def step_of(rows: StepRows, memory: npt.NDArray[np.uint8], work: WorkList) -> St
     assert all(array.flags.c_contiguous for array in arrays.values())
     return Step(
         num_tokens=len(rows.positions), num_rows=len(rows.context_lens), table_stride=rows.page_tables.shape[1],
-        num_chunks=len(work.chunks), queries_per_chunk=work.queries_per_chunk,
+        num_chunks=len(work.chunks), queries_per_chunk=work.queries_per_chunk, num_decodes=num_decodes,
         **{name: array.ctypes.data for name, array in arrays.items()},
     )  # fmt: skip

@@ -58,14 +58,14 @@ def step_of(num_tokens: int, **fields: int) -> Step:
     return Step(num_tokens=num_tokens, num_rows=1, num_selected=num_tokens, **fields)
 
 
-def quantize_rows(library: KernelLibrary, x: np.ndarray, format: str) -> np.ndarray:
+def quantize_rows(library: KernelLibrary, x: np.ndarray, format: str, *, num_decodes: int = 0) -> np.ndarray:
     """uint8[rows, bytes of a row of activations]"""
     row_bytes = activation_bytes(library, format, x.shape[1])
     out = aligned(len(x) * row_bytes)
     job = QuantizeJob(
         x=x.ctypes.data, y=out.ctypes.data, in_features=x.shape[1], format=FORMATS.index(format), rows=TOKENS
     )
-    library.run("quantize", job, step_of(len(x)))
+    library.run("quantize", job, step_of(len(x), num_decodes=num_decodes))
     return out.reshape(len(x), row_bytes)
 
 
@@ -82,11 +82,17 @@ def multiply(
     mode: Mode | None = None,
     y: np.ndarray | None = None,
     chunks: list[int] | None = None,
+    num_decodes: int = 0,
 ) -> np.ndarray:
-    """x W^T + b by the kernels, chunk after chunk (in the order `chunks`). [T, in] -> [T, out]"""
+    """x W^T + b by the kernels, chunk after chunk (in the order `chunks`). [T, in] -> [T, out]
+
+    With AMX, the first `num_decodes` rows are computed in registers.
+    """
     x = np.ascontiguousarray(x, np.float32)
     y = np.full((len(x), packed.out_features), np.nan, np.float32) if y is None else y
-    activations = quantize_rows(library, x, packed.format) if converts_activations(library, packed.format) else x
+    activations = x
+    if converts_activations(library, packed.format):
+        activations = quantize_rows(library, x, packed.format, num_decodes=num_decodes)
     job = LinearJob(
         weights=packed.blocks.ctypes.data,
         bias=None if packed.bias is None else packed.bias.ctypes.data,
@@ -99,7 +105,7 @@ def multiply(
         mode=mode if mode is not None else Mode.GATED if packed.is_gated else Mode.STORE,
         rows=TOKENS,
     )
-    step, kernel, address = step_of(len(x)), library.kernel("linear"), ctypes.addressof(job)
+    step, kernel, address = step_of(len(x), num_decodes=num_decodes), library.kernel("linear"), ctypes.addressof(job)
     count = kernel.num_chunks(address, ctypes.byref(step))
     for chunk in range(count) if chunks is None else chunks:
         kernel.run_chunk(address, ctypes.byref(step), chunk)

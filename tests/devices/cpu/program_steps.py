@@ -19,4 +19,5 @@ def step_of(num_tokens: int, selected: tuple[int, ...] = ()) -> StepArrays:
         queries_per_chunk=1,
         partial_slots=np.full(1, -1, dtype=np.int32),
         next_sharing=np.full(1, -1, dtype=np.int32),
+        num_decodes=0,
     )

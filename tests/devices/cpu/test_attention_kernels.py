@@ -213,12 +213,33 @@ def test_bits_do_not_depend_on_whether_rows_share_pages(
     native = NativeStep(library, sequences, num_threads=4)
     native.run([(row, 0, length - 1) for row, length in enumerate(lengths)])
     spans: list[Span] = [(row, length - 1, length) for row, length in enumerate(lengths)]
-    _, expected = native.run(spans, num_workers=1)
+    _, expected = native.run(spans, num_workers=1, num_decodes=len(spans))
     for num_workers in (1, 2, 64):
-        _, out = native.run(spans, num_workers=num_workers, shares_blocks=True)
+        _, out = native.run(spans, num_workers=num_workers, shares_blocks=True, num_decodes=len(spans))
         assert (native.last_work.chunks < 0).sum() == 2 + (common > 2 * BLOCK_KEYS + 128)
         assert not native.partials["num_done"].any()
         np.testing.assert_array_equal(out.view(np.int32), expected.view(np.int32))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
+def test_decodes_and_prompts_in_one_step_have_the_bits_of_steps_of_their_own(
+    library: KernelLibrary, dtype: str
+) -> None:
+    """A row's kind decides how it is computed with AMX, also of a prompt's only token."""
+    sequences = Sequences([BLOCK_KEYS + 30, 40, BLOCK_KEYS + 70, 1], num_heads=3, num_kv_heads=1, dtype=dtype)
+    native = NativeStep(library, sequences)
+    native.run([(0, 0, BLOCK_KEYS + 29), (1, 0, 39), (2, 0, BLOCK_KEYS + 10)])
+    decodes: list[Span] = [(0, BLOCK_KEYS + 29, BLOCK_KEYS + 30), (1, 39, 40)]
+    prompts: list[Span] = [(2, BLOCK_KEYS + 10, BLOCK_KEYS + 70), (3, 0, 1)]
+    _, mixed = native.run([*decodes, *prompts], num_decodes=2)
+    _, alone = native.run(decodes, num_decodes=2)
+    np.testing.assert_array_equal(mixed[:2].view(np.int32), alone.view(np.int32))
+    for first, prompt in zip((2, 62), prompts, strict=True):
+        _, alone = native.run([prompt])
+        np.testing.assert_array_equal(mixed[first : first + len(alone)].view(np.int32), alone.view(np.int32))
+    if _has_tiles(library):
+        _, as_prompts = native.run(decodes)
+        assert (as_prompts != mixed[:2]).any()  # the kinds are two
 
 
 @pytest.mark.parametrize("dtype", KV_DTYPES)
@@ -266,6 +287,7 @@ def test_shapes_that_the_kernel_cannot_compute_are_refused() -> None:
 def test_the_work_list_covers_every_query_and_key_once(seed: int) -> None:
     random = np.random.default_rng(seed)
     query_lens = random.choice([1, 1, 1, 2, 33, 300], size=random.integers(1, 12))
+    num_decodes = int(np.append(query_lens > 1, True).argmax())
     context_lens = (query_lens + random.integers(0, 5000, size=len(query_lens))).astype(np.int32)
     starts = np.concatenate(([0], np.cumsum(query_lens))).astype(np.int32)
     num_threads = int(random.integers(1, 65))
@@ -273,7 +295,14 @@ def test_the_work_list_covers_every_query_and_key_once(seed: int) -> None:
     shared_pages = int(random.integers(0, 100))
     tables[::2, :shared_pages] = tables[0, :shared_pages]
     work = work_list(
-        starts, context_lens, num_heads=8, num_kv_heads=2, num_threads=num_threads, page_tables=tables, page_size=16
+        starts,
+        context_lens,
+        num_heads=8,
+        num_kv_heads=2,
+        num_threads=num_threads,
+        page_tables=tables,
+        page_size=16,
+        num_decodes=num_decodes,
     )
     is_shared = work.chunks < 0
     chunks = [int(chunk) for chunk in work.chunks[~is_shared]]
@@ -281,7 +310,7 @@ def test_the_work_list_covers_every_query_and_key_once(seed: int) -> None:
         row, num_common = chunk >> 32 & 0xFFFF, chunk & 0xFFFFFFFF or BLOCK_KEYS
         num_pages = (((chunk >> 48) - 1) * BLOCK_KEYS + num_common) // 16
         while row >= 0:
-            assert query_lens[row] == 1 and (tables[row, :num_pages] == tables[0, :num_pages]).all()
+            assert row < num_decodes and (tables[row, :num_pages] == tables[0, :num_pages]).all()
             chunks.append(chunk >> 48 << 48 | row << 32)
             row = int(work.next_sharing[row])
     assert len(chunks) == len(set(chunks))

@@ -18,7 +18,7 @@ from linear_setting import (
     weight,
 )
 
-from headwater.devices.cpu.kernel_build import INSTRUCTION_SETS, compile_library, usable_instruction_sets
+from headwater.devices.cpu.kernel_build import INSTRUCTION_SETS, build, compile_library, usable_instruction_sets
 from headwater.devices.cpu.kernel_library import KernelLibrary
 from headwater.devices.cpu.linear_kernels import EmbedJob, Mode
 from headwater.devices.cpu.packed_weights import FORMATS, pack, pack_gated, unpack
@@ -366,3 +366,20 @@ def test_a_row_of_tiles_depends_neither_on_its_neighbours_nor_on_chunks(emulated
         for chunk in (3, 1, 2, 0):
             multiply(emulated, packed, x, chunks=[chunk], y=y)
         np.testing.assert_array_equal(multiply(emulated, packed, x), y)
+
+
+@pytest.mark.parametrize("format", ["Q8_0", "Q4_1", "Q6_K", "bfloat16"])
+@pytest.mark.parametrize("num_decodes", [1, 19])
+def test_decodes_beside_rows_of_tiles_are_computed_without(
+    emulated: KernelLibrary, format: str, num_decodes: int
+) -> None:
+    """A row's kind decides: a decode has the bits of a set without AMX, a prompt those of a step without decodes."""
+    packed, x = pack(emulated, [weight(format, (72, 512))]), activations(num_decodes + 50, 512)
+    mixed = multiply(emulated, packed, x, num_decodes=num_decodes)
+    decodes = multiply(emulated, packed, x[:num_decodes], num_decodes=num_decodes)
+    np.testing.assert_array_equal(mixed[:num_decodes], decodes)
+    np.testing.assert_array_equal(mixed[num_decodes:], multiply(emulated, packed, x[num_decodes:]))
+    assert (multiply(emulated, packed, x[:num_decodes]) != decodes).any()  # the kinds are two
+    if not sanitized.LIBRARY:
+        avx2 = KernelLibrary(build(emulated.isa), emulated.isa)
+        np.testing.assert_array_equal(multiply(avx2, packed, x[:num_decodes]), decodes)

@@ -160,10 +160,11 @@ def work_list(
     num_threads: int,
     page_tables: npt.NDArray[np.int32] | None = None,
     page_size: int = 1,
+    num_decodes: int = 0,
 ) -> WorkList:
     """Cut a step's attention into chunks. Results do not depend on the cut, so it may depend on anything.
 
-    With page tables, blocks that decodes share are computed once for all of them.
+    With page tables, blocks that the first `num_decodes` rows share are computed once for all of them.
     """
     assert len(context_lens) <= _MAX_ROWS
     query_lens = np.diff(query_starts).astype(np.int64)
@@ -173,7 +174,7 @@ def work_list(
     per_chunk = _queries_per_chunk(query_lens, most_queries, wanted=wanted)
     groups: list[_Sharing] = []
     if page_tables is not None:
-        groups = _sharing_rows(query_lens, contexts, page_tables, page_size=page_size, most=most_queries)
+        groups = _sharing_rows(contexts[:num_decodes], page_tables, page_size=page_size, most=most_queries)
     num_chunks = -(-query_lens // per_chunk)
     rows = np.repeat(np.arange(len(num_chunks)), num_chunks)
     firsts = (np.arange(len(rows)) - np.repeat(np.cumsum(num_chunks) - num_chunks, num_chunks)) * per_chunk
@@ -213,7 +214,6 @@ class _Sharing:
 
 
 def _sharing_rows(
-    query_lens: npt.NDArray[np.int64],
     contexts: npt.NDArray[np.int64],
     page_tables: npt.NDArray[np.int32],
     *,
@@ -222,7 +222,7 @@ def _sharing_rows(
 ) -> list[_Sharing]:
     """Groups of at most `most` rows that share at least one whole block."""
     by_first_pages: dict[bytes, list[int]] = {}
-    for row in np.flatnonzero((query_lens == 1) & (contexts > BLOCK_KEYS)).tolist():
+    for row in np.flatnonzero(contexts > BLOCK_KEYS).tolist():
         by_first_pages.setdefault(page_tables[row, : -(-BLOCK_KEYS // page_size)].tobytes(), []).append(row)
     groups = []
     for rows in by_first_pages.values():

@@ -126,6 +126,7 @@ class CpuDevice:
         *,
         page_tables: npt.NDArray[np.int32],
         page_size: int,
+        num_decodes: int,
     ) -> WorkList:
         """How a step's attention is cut into chunks for the threads. What decodes share is computed once for all."""
         return work_list(
@@ -136,6 +137,7 @@ class CpuDevice:
             num_threads=self.num_threads,
             page_tables=page_tables,
             page_size=page_size,
+            num_decodes=num_decodes,
         )
 
     def draw(self, logits: npt.NDArray[np.float32], draws: Draws) -> npt.NDArray[np.int32]:

@@ -41,6 +41,8 @@ class Step(ctypes.Structure):
         ("queries_per_chunk", _LONG),
         ("partial_slots", _POINTER),
         ("next_sharing", _POINTER),
+        ("num_decodes", _LONG),
+        ("num_sampled", _LONG),
     )
 
 

@@ -78,6 +78,8 @@ class StepArrays:
     queries_per_chunk: int
     partial_slots: npt.NDArray[np.int32]  # [R]
     next_sharing: npt.NDArray[np.int32]  # [R]
+    num_decodes: int  # rows [0, num_decodes) have one token each; the others are of prompts
+    samples: bool = True  # from the selected tokens; False: their logits are a prompt's
 
     def num_rows_of(self, rows: int) -> int:
         return len(self.token_ids) if rows == TOKENS else len(self.selected)
@@ -100,6 +102,8 @@ class StepArrays:
             table_stride=self.page_tables.shape[1],
             num_chunks=len(self.chunks),
             queries_per_chunk=self.queries_per_chunk,
+            num_decodes=self.num_decodes,
+            num_sampled=len(self.selected) if self.samples else 0,
             **{name: array.ctypes.data for name, array in arrays.items()},
         )
 

@@ -170,7 +170,7 @@ static void sum_block(const Work *work, const Located *at, const Located *next, 
 // The result of the block that begins at key `first`, into scratch.block_*. The block after it is `next`.
 static void attend_block(const Work *work, const Located *at, const Located *next, int64_t first) {
 #if HAS_AMX
-    if (uses_tiles(work->job)) {
+    if (work->in_tiles) {
         attend_block_in_tiles(work, at, next, first);
         return;
     }
@@ -229,7 +229,7 @@ static void stack_queries(const Work *work) {
         const float *heads = job->qkv + token * qkv_stride(job);
         const float *head = heads + (work->head * work->per_kv + row % work->per_kv) * dim;
 #if HAS_AMX
-        if (uses_tiles(job)) {
+        if (work->in_tiles) {
             store_query(work, row, head, scale);
             continue;
         }
@@ -350,13 +350,13 @@ static int64_t attention_chunks(const void *opaque, const Step *step) {
 static void attend(const Work *work) {
     stack_queries(work);
 #if HAS_AMX
-    if (uses_tiles(work->job)) configure_tiles(work);
-    if (uses_tiles(work->job) && work->stacked <= TILE) transpose_queries(work);
+    if (work->in_tiles) configure_tiles(work);
+    if (work->in_tiles && work->stacked <= TILE) transpose_queries(work);
 #endif
     if (work->block < 0) attend_all(work);
     else attend_one(work);
 #if HAS_AMX
-    if (uses_tiles(work->job)) tiles_release();
+    if (work->in_tiles) tiles_release();
 #endif
 }
 
@@ -364,16 +364,6 @@ static void attention_chunk(const void *opaque, const Step *step, int64_t chunk)
     const AttentionJob *job = opaque;
     const int64_t entry = step->chunks[chunk / job->num_kv_heads], head = chunk % job->num_kv_heads;
     const Work work = entry < 0 ? open_shared(job, step, entry, head) : open_work(job, step, entry, head);
-#if HAS_AMX
-    if (uses_tiles(job) && work.num_common) {  // tiles hold 16 queries, not one row's
-        for (int i = 0; i < work.num_rows; i++) {
-            Work row = open_row_of(&work, i);
-            row.first_stacked = 0;
-            attend(&row);
-        }
-        return;
-    }
-#endif
     attend(&work);
 }
 

@@ -21,8 +21,6 @@ static _Thread_local struct {
     _Alignas(64) Pairs values[MAX_TILES * BLOCK_KEYS / GROUP];        // [dim / 16][key / 32]: pairs of keys, 16 dims of 32
 } tiles;
 
-INLINE int uses_tiles(const AttentionJob *job) { return job->kv_dtype == KV_BF16 || kv_is_scaled(job->kv_dtype); }
-
 INLINE int64_t up_to(int64_t multiple, int64_t x) { return (x + multiple - 1) / multiple * multiple; }
 
 INLINE int last_of_pair(const Work *work, int row) {

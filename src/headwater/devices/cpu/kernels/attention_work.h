@@ -43,6 +43,7 @@ typedef struct {
     int num_rows, rows[MAX_STACKED];        // that share the block; the queries of the others lie in a run
     int num_common;                         // keys of the block that they share; what follows is each row's own
     int first_stacked;                      // where scratch memory has the queries
+    int in_tiles;                           // of AMX: rows of prompts, if the dtype of keys and values is for it
     const int32_t *pages;
     const Step *step;
 } Work;
@@ -107,6 +108,10 @@ static inline Ahead ahead_of(const Work *work, const Located *at, const Located 
     return is_values ? (Ahead){next, first - parts_end, 0} : (Ahead){at, first - parts_end, to_value};
 }
 
+INLINE int is_for_tiles(const AttentionJob *job, const Step *step, int64_t row) {
+    return HAS_AMX && row >= step->num_decodes && (job->kv_dtype == KV_BF16 || kv_is_scaled(job->kv_dtype));
+}
+
 static inline Work open_work(const AttentionJob *job, const Step *step, int64_t chunk, int64_t head) {
     const int64_t row = chunk >> 32 & 0xffff, first_query = chunk & 0xffffffff, start = step->query_starts[row];
     const int64_t num_queries = step->query_starts[row + 1] - start, left = num_queries - first_query;
@@ -129,6 +134,7 @@ static inline Work open_work(const AttentionJob *job, const Step *step, int64_t 
         .blocks_of_row = blocks_of_row,
         .num_rows = 1,
         .rows = {(int)row},
+        .in_tiles = is_for_tiles(job, step, row),
         .pages = step->page_tables + row * step->table_stride,
         .step = step,
     };

@@ -28,12 +28,21 @@ typedef struct {
     // are the row of the chunk and those that follow in this list, until -1. In place of the first query it has the number
     // of keys of the block that are common, a multiple of 32, or 0 for all.
     const int32_t *next_sharing;  // [R]; may be NULL if no chunk is negative
+    // The first rows are decodes, of one token each; the others are parts of prompts. Of the selected tokens the first
+    // `num_sampled` are sampled from. With AMX a row's kind decides how it is computed: prompts in tiles, decodes and
+    // the logits that are sampled from as without AMX. The kind is the plan's, so a prompt's last token alone is a prompt.
+    int64_t num_decodes, num_sampled;
 } Step;
 
 enum Rows { TOKENS = 0, SELECTED = 1 };  // how many rows an op has: T or S
 
 static inline int64_t num_rows_of(const Step *step, int rows) {
     return rows == TOKENS ? step->num_tokens : step->num_selected;
+}
+
+// How many of these rows, the first ones, are computed as decodes are.
+static inline int64_t num_decodes_of(const Step *step, int rows) {
+    return rows == TOKENS ? step->num_decodes : step->num_sampled;
 }
 
 // Chunks of one op are independent of each other: whoever is free claims the next. Ops run one after another.

@@ -1,4 +1,4 @@
-// Products of bfloat16 and of weights of 4 to 8 bits by AMX: any number of rows, in one order of the inputs.
+// Products of bfloat16 and of weights of 4 to 8 bits by AMX, for rows of prompts: any number, in one order of the inputs.
 //
 // Tiles multiply pairs of bfloat16 and add in float32 over all inputs, so no sum has to be scaled. A weight of a few
 // bits is code * scale + minimum, computed in float16 and rounded to bfloat16 (amx_weights.h). Activations are rounded

@@ -39,8 +39,8 @@ INLINE int64_t offset_of(const int format, int64_t k) { return block_bytes(forma
 INLINE void run_tile(
     const int format, const int rows, const int blocks, const Tile *tile, int64_t row, int64_t ahead) {
     const LinearJob *job = tile->job;
-    const int64_t x_bytes = activation_bytes(format, job->in_features), offset = offset_of(format, tile->begin);
-    const char *x = (const char *)job->x + (tile->first_row + row) * x_bytes + activation_bytes(format, tile->begin);
+    const int64_t x_bytes = register_bytes(format, job->in_features), offset = offset_of(format, tile->begin);
+    const char *x = (const char *)job->x + (tile->first_row + row) * x_bytes + register_bytes(format, tile->begin);
     const char *const w[2] = {tile->w[0] + offset, tile->w[blocks - 1] + offset};
     float *const out[2] = {tile->sums[0] + row * BLOCK_COLS, tile->sums[blocks - 1] + row * BLOCK_COLS};
     const int64_t inputs = tile->end - tile->begin, groups = inputs / GROUP, stride = job->in_features / GROUP;
@@ -77,7 +77,6 @@ INLINE void run_tile(
 #define FORMAT(format, most, most_of_two) TILES(format, 1, most) TILES(format, 2, most_of_two)
 FORMAT(F32, FLOAT_ROWS, FLOAT_ROWS_OF_TWO)
 FORMAT(F16, FLOAT_ROWS, FLOAT_ROWS_OF_TWO)
-#if !HAS_AMX
 FORMAT(BF16, BF16_ROWS, FLOAT_ROWS_OF_TWO)
 FORMAT(Q8_0, INT8_ROWS, INT8_ROWS_OF_TWO)
 FORMAT(Q4_0, CODE_ROWS, CODE_ROWS_OF_TWO)
@@ -85,7 +84,6 @@ FORMAT(Q4_1, CODE_ROWS, CODE_ROWS_OF_TWO)
 FORMAT(Q4_K, CODE_ROWS, CODE_ROWS_OF_TWO)
 FORMAT(Q5_K, CODE_ROWS, CODE_ROWS_OF_TWO)
 FORMAT(Q6_K, CODE_ROWS, CODE_ROWS_OF_TWO)
-#endif
 
 typedef struct {
     void (*one_block)(const Tile *, int64_t rows), (*two_blocks)(const Tile *, int64_t rows);
@@ -95,10 +93,8 @@ typedef struct {
 #define ENTRY(format, most) [format] = {tiles_##format##_1, tiles_##format##_2, most}
 static const Tiles TILES_OF[] = {
     ENTRY(F32, FLOAT_ROWS_OF_TWO), ENTRY(F16, FLOAT_ROWS_OF_TWO),
-#if !HAS_AMX
     ENTRY(BF16, FLOAT_ROWS_OF_TWO), ENTRY(Q8_0, INT8_ROWS_OF_TWO), ENTRY(Q4_0, CODE_ROWS_OF_TWO), ENTRY(Q4_1, CODE_ROWS_OF_TWO),
     ENTRY(Q4_K, CODE_ROWS_OF_TWO), ENTRY(Q5_K, CODE_ROWS_OF_TWO), ENTRY(Q6_K, CODE_ROWS_OF_TWO),
-#endif
 };
 
 INLINE int64_t bytes_ahead(int64_t pair_bytes) { return pair_bytes < SHORT_PAIR_BYTES ? pair_bytes : PREFETCH_BYTES; }
@@ -145,7 +141,8 @@ INLINE void finish_gated_row(const float *gate, const float *up, const float *bi
     }
 }
 
-// What rows `first_row` and following have to do with blocks `block` and block + 1 (if it is there).
+// What rows `first_row` and following have to do with blocks `block` and block + 1 (if it is there), in registers or (if
+// `tile_rows` is there) in tiles.
 static void run_pair(
     const LinearJob *job, int64_t block, int64_t blocks, int64_t first_row, int64_t rows, TileRows *tile_rows) {
     _Alignas(64) float sums[2][MOST_ROWS * BLOCK_COLS];
@@ -153,7 +150,7 @@ static void run_pair(
     const char *w = (const char *)job->weights + block * bytes;
     Tile tile = {job, {w, w + (blocks - 1) * bytes}, first_row, 0, 0, 0, {sums[0], sums[1]}};
 #if HAS_AMX
-    if (is_for_amx((int)job->format)) {
+    if (tile_rows) {
         amx_product(job, first_row, rows, tile.w, blocks, bytes_ahead(2 * bytes), tile.sums, tile_rows);
     } else
 #endif
@@ -180,53 +177,67 @@ static void run_pair(
 }
 
 typedef struct {
+    int uses_tiles;
+    int64_t begin, end;  // rows
     int64_t blocks, pairs, pairs_per_chunk, pair_chunks, row_chunks, rows_per_chunk;
 } Cut;
 
-// How a step's work is cut. It never changes a result: each number is one sum in one order.
-static Cut cut_of(const LinearJob *job, int64_t rows) {
-    Cut cut;
+// How the work of the rows of one kind is cut. It never changes a result: each number is one sum in one order.
+static Cut cut_of(const LinearJob *job, const Step *step, int uses_tiles) {
+    const int64_t rows = num_rows_of(step, (int)job->rows);
+    const int64_t decodes = is_for_amx((int)job->format) ? num_decodes_of(step, (int)job->rows) : rows;
+    Cut cut = {.uses_tiles = uses_tiles, .begin = uses_tiles ? decodes : 0, .end = uses_tiles ? rows : decodes};
+    const int64_t count = cut.end - cut.begin;
     cut.blocks = num_blocks(job->out_features) * (job->mode == GATED ? 2 : 1);
     cut.pairs = (cut.blocks + 1) / 2;
     const int64_t bytes = 2 * block_bytes((int)job->format, job->in_features);
     int64_t most_rows = CHUNK_ROWS, whole = 1, rows_of_a_pass = 4;
 #if HAS_AMX
-    if (is_for_amx((int)job->format)) most_rows = amx_chunk_rows(job), rows_of_a_pass = whole = 2 * AMX_ROWS;
+    if (uses_tiles) most_rows = amx_chunk_rows(job), rows_of_a_pass = whole = 2 * AMX_ROWS;
 #endif
-    cut.row_chunks = (rows + most_rows - 1) / most_rows;
-    cut.rows_per_chunk = cut.row_chunks ? (rows + cut.row_chunks - 1) / cut.row_chunks : 0;
+    cut.row_chunks = (count + most_rows - 1) / most_rows;
+    cut.rows_per_chunk = cut.row_chunks ? (count + cut.row_chunks - 1) / cut.row_chunks : 0;
     cut.rows_per_chunk = (cut.rows_per_chunk + whole - 1) / whole * whole;
     const int64_t share = cut.pairs * bytes / MOST_CHUNKS, least = share > MIN_CHUNK_BYTES ? share : MIN_CHUNK_BYTES;
-    const int64_t pairs = least / (bytes * (1 + smaller(cut.rows_per_chunk, rows) / rows_of_a_pass));
+    const int64_t pairs = least / (bytes * (1 + smaller(cut.rows_per_chunk, count) / rows_of_a_pass));
     cut.pairs_per_chunk = pairs > 1 ? pairs : 1;
     cut.pair_chunks = (cut.pairs + cut.pairs_per_chunk - 1) / cut.pairs_per_chunk;
     return cut;
 }
 
+INLINE int64_t chunks_of(const Cut *cut) { return cut->pair_chunks * cut->row_chunks; }
+
 static int64_t num_chunks(const void *job, const Step *step) {
-    const Cut cut = cut_of(job, num_rows_of(step, (int)((const LinearJob *)job)->rows));
-    return cut.pair_chunks * cut.row_chunks;
+    const Cut tiles = cut_of(job, step, 1), others = cut_of(job, step, 0);
+    return chunks_of(&tiles) + chunks_of(&others);
 }
 
-static void run_chunk(const void *job_, const Step *step, int64_t chunk) {
-    const LinearJob *job = job_;
-    const int64_t rows = num_rows_of(step, (int)job->rows);
-    const Cut cut = cut_of(job, rows);
-    // Row chunks of the same blocks follow each other, while the weights are in the cache. With AMX it is the blocks
+static void run_cut(const LinearJob *job, const Cut *cut, int64_t chunk) {
+    // Row chunks of the same blocks follow each other, while the weights are in the cache. In tiles it is the blocks
     // that follow each other: a chunk has more bytes of activations.
-    const int uses_amx = is_for_amx((int)job->format);
-    const int64_t row_chunk = uses_amx ? chunk / cut.pair_chunks : chunk % cut.row_chunks;
-    const int64_t pair_chunk = uses_amx ? chunk % cut.pair_chunks : chunk / cut.row_chunks;
-    const int64_t first_row = row_chunk * cut.rows_per_chunk, begin = pair_chunk * cut.pairs_per_chunk;
-    const int64_t end = smaller(begin + cut.pairs_per_chunk, cut.pairs);
+    const int64_t row_chunk = cut->uses_tiles ? chunk / cut->pair_chunks : chunk % cut->row_chunks;
+    const int64_t pair_chunk = cut->uses_tiles ? chunk % cut->pair_chunks : chunk / cut->row_chunks;
+    const int64_t first_row = cut->begin + row_chunk * cut->rows_per_chunk, begin = pair_chunk * cut->pairs_per_chunk;
+    const int64_t end = smaller(begin + cut->pairs_per_chunk, cut->pairs);
     TileRows tile_rows = {0};
     for (int64_t pair = begin; pair < end; pair++) {
-        run_pair(job, 2 * pair, smaller(2, cut.blocks - 2 * pair), first_row,
-                 smaller(cut.rows_per_chunk, rows - first_row), &tile_rows);
+        run_pair(job, 2 * pair, smaller(2, cut->blocks - 2 * pair), first_row,
+                 smaller(cut->rows_per_chunk, cut->end - first_row), cut->uses_tiles ? &tile_rows : NULL);
     }
 #if HAS_AMX
-    if (uses_amx) tiles_release();
+    if (cut->uses_tiles) tiles_release();
 #endif
+}
+
+// The chunks of prompts come first: they are the longer ones.
+static void run_chunk(const void *job, const Step *step, int64_t chunk) {
+    const Cut tiles = cut_of(job, step, 1);
+    if (chunk < chunks_of(&tiles)) {
+        run_cut(job, &tiles, chunk);
+        return;
+    }
+    const Cut others = cut_of(job, step, 0);
+    run_cut(job, &others, chunk - chunks_of(&tiles));
 }
 
 const Kernel hw_linear = {num_chunks, run_chunk};

@@ -84,12 +84,18 @@ INLINE int64_t num_blocks(int64_t out_features) { return (out_features + BLOCK_C
 // Whether products with this format take other activations than float32.
 INLINE int converts_activations(const int format) { return format >= Q8_0 || (HAS_AMX && format == BF16); }
 
-// Bytes of a row of activations of `in_features` numbers.
+// Bytes of a row of activations of `in_features` numbers, for products in registers.
+INLINE int64_t register_bytes(const int format, int64_t in_features) {
+    if (format <= F16) return in_features * (int64_t)sizeof(float);
+    return in_features / GROUP * (int64_t)(format == Q8_0 ? sizeof(Group16) : sizeof(Group8));
+}
+
+// Bytes of a row in an array of activations. With AMX it is that of a row for tiles, the longer one. Decodes come first,
+// register_bytes apart; a prompt's row lies at its number times activation_bytes.
 INLINE int64_t activation_bytes(const int format, int64_t in_features) {
-    if (!converts_activations(format)) return in_features * (int64_t)sizeof(float);
 #if HAS_AMX
     const int64_t groups = (in_features + GROUP - 1) / GROUP;
-    return groups * GROUP * (int64_t)sizeof(bf16) * (format <= Q8_0 ? 2 : 1);
+    if (converts_activations(format)) return groups * GROUP * (int64_t)sizeof(bf16) * (format <= Q8_0 ? 2 : 1);
 #endif
-    return in_features / GROUP * (int64_t)(format == Q8_0 ? sizeof(Group16) : sizeof(Group8));
+    return register_bytes(format, in_features);
 }

@@ -1,12 +1,12 @@
-// Activations as integers with a scale for each group of 32 inputs: what products with quantised weights take. With AMX
-// they are bfloat16, also those of bfloat16 weights.
+// Activations as integers with a scale for each group of 32 inputs: what products with quantised weights take. Those of
+// products in tiles are bfloat16, also for bfloat16 weights.
 
 #include "amx_weights.h"
 #include "step.h"
 
 typedef struct {
     const float *x;  // [rows][in_features]
-    void *y;         // [rows][in_features / 32] Group16 for Q8_0, Group8 for fewer bits; AMX: bfloat16
+    void *y;         // [rows][in_features / 32] Group16 for Q8_0, Group8 for fewer bits; tiles: bfloat16 (packed.h)
     int64_t in_features, format;
     int64_t rows;  // TOKENS or SELECTED
 } QuantizeJob;
@@ -31,7 +31,16 @@ INLINE void round_group(const int format, const float *x, int64_t inputs, bf16 *
     }
 }
 
-#else
+static void round_row(const QuantizeJob *job, int64_t row) {
+    const int format = (int)job->format;
+    const int64_t inputs = job->in_features;
+    bf16 *y = (bf16 *)((char *)job->y + row * activation_bytes(format, inputs));
+    for (int64_t k = 0; k < inputs; k += GROUP, y += activation_bytes(format, GROUP) / (int64_t)sizeof *y) {
+        round_group(format, job->x + row * inputs + k, inputs - k, y);
+    }
+}
+
+#endif
 
 // The factor to integers up to `largest`, and the scale back. A group that is not finite gets the scale NaN: its
 // products are NaN, as they would be in float32.
@@ -76,7 +85,15 @@ static void quantize_to_8(const float *x, Group8 *y) {
     y->scaled_sum = y->scale * (float)(y->sums[0] + y->sums[1]);
 }
 
-#endif
+static void quantize_row(const QuantizeJob *job, int64_t row) {
+    const float *x = job->x + row * job->in_features;
+    void *y = (char *)job->y + row * register_bytes((int)job->format, job->in_features);
+    if (job->format <= F16) memcpy(y, x, (size_t)job->in_features * sizeof *x);
+    for (int64_t g = 0; job->format > F16 && g < job->in_features / GROUP; g++) {
+        if (job->format == Q8_0) quantize_to_16(x + g * GROUP, (Group16 *)y + g);
+        else quantize_to_8(x + g * GROUP, (Group8 *)y + g);
+    }
+}
 
 static int64_t rows_per_chunk(const QuantizeJob *job) {
     return job->in_features < CHUNK_NUMBERS ? CHUNK_NUMBERS / job->in_features : 1;
@@ -92,20 +109,15 @@ static void run_chunk(const void *job_, const Step *step, int64_t chunk) {
     const QuantizeJob *job = job_;
     const int64_t rows = num_rows_of(step, (int)job->rows), per_chunk = rows_per_chunk(job);
     const int64_t begin = chunk * per_chunk, end = begin + per_chunk < rows ? begin + per_chunk : rows;
-#if HAS_AMX
-    bf16 *y = (bf16 *)((char *)job->y + begin * activation_bytes((int)job->format, job->in_features));
     for (int64_t row = begin; row < end; row++) {
-        for (int64_t k = 0; k < job->in_features; k += GROUP, y += job->format <= Q8_0 ? 2 * GROUP : GROUP) {
-            round_group((int)job->format, job->x + row * job->in_features + k, job->in_features - k, y);
+#if HAS_AMX
+        if (row >= num_decodes_of(step, (int)job->rows)) {
+            round_row(job, row);
+            continue;
         }
-    }
-#else
-    const int64_t groups = job->in_features / GROUP;
-    for (int64_t g = begin * groups; g < end * groups; g++) {
-        if (job->format == Q8_0) quantize_to_16(job->x + g * GROUP, (Group16 *)job->y + g);
-        else quantize_to_8(job->x + g * GROUP, (Group8 *)job->y + g);
-    }
 #endif
+        quantize_row(job, row);
+    }
 }
 
 const Kernel hw_quantize = {num_chunks, run_chunk};
