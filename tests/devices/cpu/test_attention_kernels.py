@@ -72,9 +72,9 @@ def _assert_step_is_right(native: NativeStep, sequences: Sequences, spans: list[
         return
     np.testing.assert_allclose(PlainStep(sequences, plain_memory).prepare(spans), qkv, atol=3e-6)
     expected = PlainStep(sequences, sequences.memory).attend(qkv, spans)
-    # tiles take queries and weights as the sum of two bfloat16, which has 16 bits
+    # tiles take queries and weights in bfloat16
     is_tiled = _has_tiles(native.library) and sequences.dtype not in ("float32", "float16")
-    np.testing.assert_allclose(out, expected, atol=4e-5 if is_tiled else 1e-5)
+    np.testing.assert_allclose(out, expected, atol=2e-2 if is_tiled else 1e-5)
 
 
 def _has_tiles(library: KernelLibrary) -> bool:

@@ -228,12 +228,6 @@ static void stack_queries(const Work *work) {
         const int64_t token = work->num_rows > 1 ? work->step->query_starts[work->rows[query]] : work->first_token + query;
         const float *heads = job->qkv + token * qkv_stride(job);
         const float *head = heads + (work->head * work->per_kv + row % work->per_kv) * dim;
-#if HAS_AMX
-        if (work->in_tiles) {
-            store_query(work, row, head, scale);
-            continue;
-        }
-#endif
         for (int64_t d = 0; d < dim; d += WIDTH) {
             const int64_t n = dim - d < WIDTH ? dim - d : WIDTH;
             vf_store_n(scratch.queries + row * dim + d, vf_load_n(head + d, n) * scale, n);
@@ -245,11 +239,11 @@ static void attend_all(const Work *work) {
     static _Thread_local Located blocks[2];
     Located *now = &blocks[0], *next = &blocks[1];
     locate(work, 0, 0, now);
-    prefetch_first(work, now);
+    if (!work->in_tiles) prefetch_first(work, now);
     for (int64_t first = 0; first < work->num_keys; first += BLOCK_KEYS) {
         locate(work, first + BLOCK_KEYS, 0, next);
         attend_block(work, now, next, first);
-        for (int row = 0; row < work->stacked; row++) {
+        for (int row = 0; row < work->stacked && !work->in_tiles; row++) {
             merge_row(work, row, first, scratch.block_sums + row * work->padded_dim, scratch.block_largest[row],
                       scratch.block_total[row]);
         }
@@ -257,6 +251,12 @@ static void attend_all(const Work *work) {
         now = next;
         next = done;
     }
+#if HAS_AMX
+    if (work->in_tiles) {
+        for (int tile = 0; tile < num_query_tiles(work); tile++) finish_tile(work, tile);
+        return;
+    }
+#endif
     for (int row = 0; row < work->stacked; row++) finish_row(work, row);
 }
 
@@ -324,7 +324,7 @@ static void attend_one(const Work *work) {
     const int64_t first = work->block * BLOCK_KEYS;
     locate(work, first, 0, &at);
     if (work->num_common) at.num = work->num_common;
-    prefetch_first(work, &at);
+    if (!work->in_tiles) prefetch_first(work, &at);
     if (work->num_common) {
         score_block(work, &at, &NOTHING, first, 0);
         attend_own_keys(work, first, 0);
@@ -348,11 +348,15 @@ static int64_t attention_chunks(const void *opaque, const Step *step) {
 }
 
 static void attend(const Work *work) {
-    stack_queries(work);
 #if HAS_AMX
-    if (work->in_tiles) configure_tiles(work);
-    if (work->in_tiles && work->stacked <= TILE) transpose_queries(work);
+    if (work->in_tiles) {
+        configure_tiles();
+        stack_tiles(work);
+    } else
 #endif
+    {
+        stack_queries(work);
+    }
     if (work->block < 0) attend_all(work);
     else attend_one(work);
 #if HAS_AMX

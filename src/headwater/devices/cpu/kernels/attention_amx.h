@@ -1,176 +1,172 @@
-// The products of attention on tiles of AMX, for keys and values that bfloat16 holds exactly (those of 8 bits are such).
+// Attention of prompts in tiles of AMX. Queries, keys, values and weights are bfloat16, scores and sums float32.
 //
-// Queries and weights are float32. Each is split into two bfloat16: its upper half, and what that leaves. So a product is
-// the sum of two, and as close to float32's as 16 bits of mantissa are. Sums run over fixed groups of keys and dims, and
-// a row of a tile depends on no other row: decodes and prefills give the same bits.
+// Tiles of 16 queries pass one after another through a block of keys. While one turns its scores into weights and adds
+// up values, the scores of the next one are computed: products of tiles and vectors run side by side.
 
 #pragma once
 
+#include "allowed.h"
 #include "attention_tiles.h"
 
 #if HAS_AMX
 
-// 16 keys as the left-hand side of a product: where they lie, if in a row.
-INLINE const void *key_rows(const int dtype, const Work *work, const Located *at, int key, int group, int64_t *stride) {
-    const int64_t dim = work->job->head_dim;
-    const int last = key + TILE <= at->num ? key + TILE - 1 : at->num - 1;
-    *stride = dim * kv_item_bytes(dtype);
-    const int is_run = last - key == TILE - 1 && at->keys[last] - at->keys[key] == (TILE - 1) * *stride;
-    if (dtype == KV_BF16 && is_run && (group + 1) * GROUP <= dim) return at->keys[key] + group * AMX_BYTES;
-    *stride = AMX_BYTES;
-    for (int i = 0; i < TILE; i++) {
-        const int from = key + i < last ? key + i : last;
-        const vf scale = kv_is_scaled(dtype) ? scale_of(*at->exponents[from]) : vf_zero();
-        for (int d = 0; d < GROUP; d += 2 * WIDTH) {
-            vi_store(tiles.rows[i] + d / 2, load_pairs(dtype, at->keys[from], group * GROUP + d, dim, scale));
-        }
-    }
-    return tiles.rows;
+enum { TILES_AT_ONCE = 4 };  // of dims, whose sums stay in tiles 0 to 3
+
+// A tile of queries and the block of keys that it passes through.
+typedef struct {
+    const Work *work;
+    const Located *at;
+    int64_t first;       // key of the block
+    int query_tile;      // -1: none
+    int groups;          // of keys that some query sees
+    int whole_groups;    // that all queries see
+    int dim_groups;
+    Floats *scores;
+} Pass;
+
+static Pass open_pass(const Work *work, const Located *at, int64_t first, int query_tile) {
+    Pass pass = {work, at, first, query_tile, 0, 0, num_dim_groups(work), tiles.scores[query_tile & 1]};
+    if (query_tile < 0) return pass;
+    const int64_t least = tiles.seen[query_tile][0] - first, most = tiles.seen[query_tile][TILE - 1] - first;
+    pass.whole_groups = (int)(least < 0 ? 0 : least < at->num ? least : at->num) / GROUP;
+    pass.groups = (int)((most < 0 ? 0 : most < at->num ? most : at->num) + GROUP - 1) / GROUP;
+    return pass;
 }
 
-// Scores of the keys [first, first + num) against at most 16 queries. The products of tiles are transposed, so that keys
-// are taken as they lie; products and the order of sums are those of score_tiles.
-INLINE void score_few_of(const int dtype, const Work *work, const Located *at, int first, int num, const Ahead *ahead) {
-    int64_t stride;
-    for (int key = first; key < first + num; key += GROUP) {
-        const int is_two = key + TILE < at->num;
-        prefetch(ahead, key - first, GROUP, work->job->head_dim * kv_item_bytes(dtype));
-        tile_zero(2);
-        tile_zero(3);
-        for (int group = 0; group < num_groups(work); group++) {
-            const void *keys = key_rows(dtype, work, at, key, group, &stride);
-            tile_load(6, keys, stride);
-            tile_load(5, tiles.across[2 * group], AMX_BYTES);
-            tile_dot_bf16(2, 6, 5);
-            tile_load(7, tiles.across[2 * group + 1], AMX_BYTES);
-            tile_dot_bf16(2, 6, 7);
-            if (!is_two) continue;
-            keys = key_rows(dtype, work, at, key + TILE, group, &stride);
-            tile_load(6, keys, stride);
-            tile_dot_bf16(3, 6, 5);
-            tile_dot_bf16(3, 6, 7);
+// How many keys from the block's first on each query of some lanes sees; below 1: none.
+INLINE vi seen_by(const Pass *pass, int lane) {
+    return vi_load(tiles.seen[pass->query_tile] + lane) - vi_splat((int32_t)pass->first);
+}
+
+INLINE void score_group(const Pass *pass, int group) {
+    const AttentionJob *job = pass->work->job;
+    const int in_place = are_keys_in_place(job), part_bytes = in_place ? AMX_BYTES : (int)sizeof(Pairs);
+    const int64_t stride = in_place ? job->head_dim * 2 : AMX_BYTES;
+    const int last = (pass->at->num - 1) / TILE, second = 2 * group + 1 < last ? 2 * group + 1 : last;
+    const uint8_t *from = in_place ? pass->at->keys[2 * group * TILE] : (const uint8_t *)tiles.keys[2 * group];
+    const uint8_t *more = in_place ? pass->at->keys[second * TILE] : (const uint8_t *)tiles.keys[second];
+    tile_zero(6);
+    tile_zero(7);
+    for (int part = 0; part < pass->dim_groups; part++) {
+        tile_load(4, tiles.queries[pass->query_tile][part], AMX_BYTES);
+        tile_load(5, from + part * part_bytes, stride);
+        tile_dot_bf16(6, 5, 4);
+        tile_load(5, more + part * part_bytes, stride);
+        tile_dot_bf16(7, 5, 4);
+    }
+    tile_store(6, pass->scores[2 * group], AMX_BYTES);
+    tile_store(7, pass->scores[2 * group + 1], AMX_BYTES);
+}
+
+// The largest score of each query in the block.
+static void find_largest(const Pass *pass) {
+    for (int lane = 0; lane < TILE; lane += WIDTH) {
+        const float *row = &pass->scores[0][0][lane];
+        const vi seen = seen_by(pass, lane);
+        vf largest[4];
+        for (int i = 0; i < 4; i++) largest[i] = vf_splat(-INFINITY);
+        int key = 0;
+        for (; key < pass->whole_groups * GROUP; key += 4, row += 4 * TILE) {
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) largest[i] = vf_max(largest[i], vf_load(row + i * TILE));
         }
-        tile_store(2, tiles.scores, AMX_BYTES);
-        tile_store(3, tiles.scores[TILE], AMX_BYTES);
-        for (int row = 0; row < work->stacked; row++) {
-            float *scores = scratch.scores + row * SCORES_STRIDE + key;
-            for (int i = 0; i < GROUP; i++) scores[i] = tiles.scores[i][row];
+        for (; key < pass->groups * GROUP; key++, row += TILE) {
+            const vi is_seen = (vi)(vi_splat(key) < seen);
+            largest[0] = vf_max(largest[0], select_floats(is_seen, vf_load(row), vf_splat(-INFINITY)));
         }
+        vf_store(tiles.block_largest + lane, vf_max(vf_max(largest[0], largest[1]), vf_max(largest[2], largest[3])));
+        vf_store(tiles.block_total + lane, vf_zero());
     }
 }
 
-// Scores of the keys [begin, end) against the queries of one or two tiles of rows. Both are multiples of 32.
-INLINE void score_tiles(const int num_tiles, const Work *work, int row, int begin, int end) {
-    for (int key = begin; key < end; key += GROUP) {
-        tile_zero(0);
-        tile_zero(1);
-        tile_zero(2);
-        tile_zero(3);
-        for (int group = 0; group < num_groups(work); group++) {
-            tile_load(6, key_tile(work, key, group), AMX_BYTES);
-            tile_load(7, key_tile(work, key + TILE, group), AMX_BYTES);
-            for (int half = 0; half < 2; half++) {
-                tile_load(4, query_tile(work, row, group, half), AMX_BYTES);
-                tile_dot_bf16(0, 4, 6);
-                tile_dot_bf16(1, 4, 7);
-                if (num_tiles < 2) continue;
-                tile_load(5, query_tile(work, row + TILE, group, half), AMX_BYTES);
-                tile_dot_bf16(2, 5, 6);
-                tile_dot_bf16(3, 5, 7);
+// 2^x for x <= 0 to 13 bits: a weight keeps 8. NaN stays NaN.
+#if WIDTH == 16
+INLINE vf weight_of(vf x) {
+    x = vf_max(vf_splat(-126.0f), x);
+    const vf r = vf_above_floor(x);
+    vf p = vf_splat(7.802451e-2f);
+    p = vf_fma(p, r, vf_splat(2.2606717e-1f));
+    p = vf_fma(p, r, vf_splat(6.9583354e-1f));
+    p = vf_fma(p, r, vf_splat(9.9992522e-1f));
+    return vf_times_2_to_floor(p, x);
+}
+#else
+INLINE vf weight_of(vf x) { return vf_exp2(x); }
+#endif
+
+INLINE vi rounded_pair(vf first, vf second) {
+    return pair_upper_halves((vi)first + vi_splat(0x8000), (vi)second + vi_splat(0x8000));
+}
+
+// Turn the scores of 32 keys into pairs of weights, zero for those that a query does not see.
+INLINE void weigh_group(const int is_whole, const Pass *pass, int group) {
+    for (int lane = 0; lane < TILE; lane += WIDTH) {
+        const vf subtract = vf_load(tiles.block_largest + lane);
+        const vi seen = seen_by(pass, lane);
+        vf total = vf_load(tiles.block_total + lane);
+        const float *row = &pass->scores[2 * group][0][lane];
+        uint32_t *to = &tiles.weights[group][0][lane];
+#pragma GCC unroll 4
+        for (int pair = 0; pair < TILE; pair++, row += 2 * TILE, to += TILE) {
+            vf first = weight_of(vf_load(row) - subtract), second = weight_of(vf_load(row + TILE) - subtract);
+            if (!is_whole) {
+                const int key = group * GROUP + 2 * pair;
+                first = select_floats((vi)(vi_splat(key) < seen), first, vf_zero());
+                second = select_floats((vi)(vi_splat(key + 1) < seen), second, vf_zero());
             }
+            total = total + (first + second);
+            vi_store(to, rounded_pair(first, second));
         }
-        float *scores = scratch.scores + row * SCORES_STRIDE + key, *more = scores + TILE * SCORES_STRIDE;
-        tile_store(0, scores, SCORES_STRIDE * 4);
-        tile_store(1, scores + TILE, SCORES_STRIDE * 4);
-        if (num_tiles < 2) continue;
-        tile_store(2, more, SCORES_STRIDE * 4);
-        tile_store(3, more + TILE, SCORES_STRIDE * 4);
+        vf_store(tiles.block_total + lane, total);
     }
 }
 
-// Weights of 32 keys in the place of their scores: the upper halves as pairs of the keys i and 16 + i, then the lower.
-INLINE void store_weights(float *to, int lane, vf first, vf second) {
-    vi_store(to + lane, pair_upper_halves((vi)first, (vi)second));
-    vi_store(to + TILE + lane, pair_upper_halves(lower_of(first), lower_of(second)));
+// Add the weighted values of 32 keys to two or four tiles of dims.
+INLINE void add_values(const Pass *pass, int group, int dim_tile) {
+    tile_load(4, tiles.weights[group], AMX_BYTES);
+    tile_load(5, tiles.values[group][dim_tile], AMX_BYTES);
+    tile_dot_bf16(0, 5, 4);
+    tile_load(5, tiles.values[group][dim_tile + 1], AMX_BYTES);
+    tile_dot_bf16(1, 5, 4);
+    if (dim_tile + 2 >= 2 * pass->dim_groups) return;
+    tile_load(5, tiles.values[group][dim_tile + 2], AMX_BYTES);
+    tile_dot_bf16(2, 5, 4);
+    tile_load(5, tiles.values[group][dim_tile + 3], AMX_BYTES);
+    tile_dot_bf16(3, 5, 4);
 }
 
-// Turn one stacked query's scores into pairs of weights; it sees the first `num` keys of the block. The weights of the
-// others are zero, up to key `end`.
-static void softmax_row_pairs(int row, int64_t num, int64_t end) {
-    float *scores = scratch.scores + row * SCORES_STRIDE;
-    const float most = largest_score(scores, num);
-    const vf subtract = vf_splat(most);
-    vf total = vf_zero();
-    int64_t key = 0;
-    for (; key + GROUP <= num; key += GROUP) {
-        for (int lane = 0; lane < TILE; lane += WIDTH) {
-            const vf first = vf_exp2(vf_load(scores + key + lane) - subtract);
-            const vf second = vf_exp2(vf_load(scores + key + TILE + lane) - subtract);
-            store_weights(scores + key, lane, first, second);
-            total = total + first + second;
-        }
-    }
-    if (key < num) {
-        float weights[GROUP] = {0};
-        for (int lane = 0; lane < num - key; lane += WIDTH) {
-            const int64_t n = num - key - lane < WIDTH ? num - key - lane : WIDTH;
-            vf_store_n(weights + lane, vf_exp2(vf_load_n(scores + key + lane, n) - subtract), n);
-        }
-        for (int lane = 0; lane < TILE; lane += WIDTH) {
-            const vf first = vf_load(weights + lane), second = vf_load(weights + TILE + lane);
-            store_weights(scores + key, lane, first, second);
-            total = total + first + second;
-        }
-        key += GROUP;
-    }
-    if (key < end) memset(scores + key, 0, (size_t)(end - key) * sizeof *scores);
-    scratch.block_largest[row] = most;
-    scratch.block_total[row] = vf_sum(total);
+INLINE void clear_sums(void) {
+    tile_zero(0);
+    tile_zero(1);
+    tile_zero(2);
+    tile_zero(3);
 }
 
-// Add the weighted values of the keys [begin, end) to 32 dims of one or two tiles of rows.
-INLINE void sum_tiles(const int num_tiles, const Work *work, int row, int dim_tile, int begin, int end, float *sums) {
-    const int64_t stride = work->padded_dim * 4;
-    float *more = sums + TILE * work->padded_dim;
-    if (begin == 0) {
-        tile_zero(0);
-        tile_zero(1);
-        tile_zero(2);
-        tile_zero(3);
-    } else {
-        tile_load(0, sums, stride);
-        tile_load(1, sums + TILE, stride);
-        if (num_tiles == 2) tile_load(2, more, stride);
-        if (num_tiles == 2) tile_load(3, more + TILE, stride);
-    }
-    for (int key = begin; key < end; key += GROUP) {
-        const float *weights = scratch.scores + row * SCORES_STRIDE + key;
-        tile_load(6, value_tile(dim_tile, key), AMX_BYTES);
-        tile_load(7, value_tile(dim_tile + 1, key), AMX_BYTES);
-        for (int half = 0; half < 2; half++, weights += TILE) {
-            tile_load(4, weights, SCORES_STRIDE * 4);
-            tile_dot_bf16(0, 4, 6);
-            tile_dot_bf16(1, 4, 7);
-            if (num_tiles < 2) continue;
-            tile_load(5, weights + TILE * SCORES_STRIDE, SCORES_STRIDE * 4);
-            tile_dot_bf16(2, 5, 6);
-            tile_dot_bf16(3, 5, 7);
-        }
-    }
-    tile_store(0, sums, stride);
-    tile_store(1, sums + TILE, stride);
-    if (num_tiles == 2) tile_store(2, more, stride);
-    if (num_tiles == 2) tile_store(3, more + TILE, stride);
+INLINE void store_sums(const Pass *pass, int dim_tile) {
+    tile_store(0, tiles.block_sums[dim_tile], AMX_BYTES);
+    tile_store(1, tiles.block_sums[dim_tile + 1], AMX_BYTES);
+    if (dim_tile + 2 >= 2 * pass->dim_groups) return;
+    tile_store(2, tiles.block_sums[dim_tile + 2], AMX_BYTES);
+    tile_store(3, tiles.block_sums[dim_tile + 3], AMX_BYTES);
 }
 
-// Whether the block's values of the keys [key, key + 32) are all finite.
-static int are_values_finite(const Work *work, int key) {
+// The sums of all tiles of dims from `dim_tile` on.
+static void sum_dims(const Pass *pass, int dim_tile) {
+    for (; dim_tile < 2 * pass->dim_groups; dim_tile += TILES_AT_ONCE) {
+        clear_sums();
+        for (int group = 0; group < pass->groups; group++) add_values(pass, group, dim_tile);
+        store_sums(pass, dim_tile);
+    }
+}
+
+// Whether the values that only later queries of the tile see are all finite: a weight of 0 leaves out no others.
+static int are_values_finite(const Pass *pass) {
     const vi upper = vi_splat(0x7f800000), lower = vi_splat(0x7f80);
     vi found = {0};
-    for (int dim_tile = 0; dim_tile < 2 * num_groups(work); dim_tile++) {
-        for (int i = 0; i < TILE * TILE; i += WIDTH) {
-            const vi pairs = vi_load(&(*value_tile(dim_tile, key))[0][0] + i);
-            found |= ((pairs & upper) == upper) | ((pairs & lower) == lower);
+    for (int group = pass->whole_groups; group < pass->groups; group++) {
+        for (int i = 0; i < pass->dim_groups * GROUP * TILE; i += WIDTH) {
+            const vi pairs = vi_load((const uint32_t *)tiles.values[group][0] + i);
+            found |= (vi)((pairs & upper) == upper) | (vi)((pairs & lower) == lower);
         }
     }
     for (int lane = 0; lane < WIDTH; lane++) {
@@ -180,111 +176,136 @@ static int are_values_finite(const Work *work, int key) {
 }
 
 // Forget the block's values from key `first` on, up to `end`.
-static void clear_values(const Work *work, int64_t first, int64_t end) {
-    for (int64_t key = first; key < end; key++) {
-        for (int dim_tile = 0; dim_tile < 2 * num_groups(work); dim_tile++) {
-            uint32_t *pairs = (*value_tile(dim_tile, (int)key))[key % TILE];
-            for (int i = 0; i < TILE; i++) pairs[i] &= key % GROUP < TILE ? 0xffff0000u : 0xffffu;
+static void clear_values(const Pass *pass, int first, int end) {
+    for (int key = first; key < end; key++) {
+        uint32_t *pairs = (uint32_t *)tiles.values[key / GROUP][0] + key % GROUP / 2;
+        for (int d = 0; d < pass->dim_groups * GROUP; d++) pairs[d * TILE] &= key % 2 ? 0xffffu : 0xffff0000u;
+    }
+}
+
+// The sums query by query, the last one first: without the values that a query does not see. 0 * NaN is not 0.
+static void sum_by_queries(const Pass *pass) {
+    const int num_dims = pass->dim_groups * GROUP;
+    float kept[MAX_PADDED_DIM * TILE], *sums = (float *)tiles.block_sums;
+    for (int query = TILE - 1; query >= 0; query--) {
+        const int64_t seen = tiles.seen[pass->query_tile][query] - pass->first;
+        clear_values(pass, seen < 0 ? 0 : (int)seen, pass->groups * GROUP);
+        sum_dims(pass, 0);
+        for (int d = 0; d < num_dims; d++) kept[d * TILE + query] = sums[d * TILE + query];
+    }
+    memcpy(sums, kept, (size_t)num_dims * TILE * sizeof *kept);
+}
+
+// Ask for keys or values of the block that comes next.
+INLINE void fetch(const Located *next, int key, int64_t offset, int64_t key_bytes) {
+    for (int i = key; i < key + GROUP && i < next->num; i++) {
+        for (int64_t byte = 0; byte < key_bytes; byte += 64) __builtin_prefetch(next->keys[i] + offset + byte, 0, 2);
+    }
+}
+
+// Finish `now`, whose scores are known, into tiles.block_*, and compute the scores of `next`.
+static void run_pass(const Pass *now, const Pass *next) {
+    const int is_finite = now->whole_groups == now->groups || are_values_finite(now);
+    if (now->groups) find_largest(now);
+    clear_sums();
+    for (int group = 0; group < next->groups || group <= now->groups; group++) {
+        if (group < next->groups) score_group(next, group);
+        if (group < now->whole_groups) weigh_group(1, now, group);
+        else if (group < now->groups) weigh_group(0, now, group);
+        if (is_finite && group > 0 && group <= now->groups) add_values(now, group - 1, 0);
+    }
+    if (!now->groups) return;
+    if (!is_finite) {
+        sum_by_queries(now);
+        return;
+    }
+    store_sums(now, 0);
+    sum_dims(now, TILES_AT_ONCE);
+}
+
+// Add the block's result to what the queries of a tile have so far.
+static void merge_tile(const Pass *pass) {
+    const int num_dims = pass->dim_groups * GROUP, tile = pass->query_tile;
+    float *sums = (float *)tiles.sums[tile];
+    const float *block = (const float *)tiles.block_sums;
+    if (pass->first == 0) {
+        memcpy(sums, block, (size_t)num_dims * TILE * sizeof *sums);
+        memcpy(tiles.largest[tile], tiles.block_largest, sizeof tiles.block_largest);
+        memcpy(tiles.total[tile], tiles.block_total, sizeof tiles.block_total);
+        return;
+    }
+    for (int lane = 0; lane < TILE; lane += WIDTH) {
+        float *total = tiles.total[tile] + lane;
+        const vi sees_some = (vi)(seen_by(pass, lane) > vi_splat(0));
+        const vf before = vf_load(tiles.largest[tile] + lane), largest = vf_load(tiles.block_largest + lane);
+        const vf after = select_floats((vi)(largest > before), largest, before);
+        const vf keep = vf_exp2(before - after), add = vf_exp2(largest - after);
+        vf_store(tiles.largest[tile] + lane, after);
+        const vf both = vf_load(total) * keep + vf_load(tiles.block_total + lane) * add;
+        vf_store(total, select_floats(sees_some, both, vf_load(total)));
+        for (int d = 0; d < num_dims; d++) {
+            float *sum = sums + d * TILE + lane;
+            const vf merged = vf_fma(vf_load(block + d * TILE + lane), add, vf_load(sum) * keep);
+            vf_store(sum, select_floats(sees_some, merged, vf_load(sum)));
         }
     }
 }
 
-// The weighted values of the keys [begin, end) for a pair of tiles of rows.
-static void sum_pair(const Work *work, int row, int begin, int end) {
-    for (int dim_tile = 0; dim_tile < 2 * num_groups(work); dim_tile += 2) {
-        float *sums = scratch.block_sums + row * work->padded_dim + dim_tile * TILE;
-        if (row + TILE < work->stacked) sum_tiles(2, work, row, dim_tile, begin, end, sums);
-        else sum_tiles(1, work, row, dim_tile, begin, end, sums);
+// The block's result where the merge of split rows looks for it.
+static void keep_block(const Pass *pass) {
+    const Work *work = pass->work;
+    const int row = pass->query_tile * TILE, num = work->stacked - row < TILE ? work->stacked - row : TILE;
+    for (int dim_tile = 0; dim_tile < 2 * num_dim_groups(work); dim_tile++) {
+        Floats rows;
+        transpose_tile(tiles.block_sums[dim_tile], rows);
+        for (int i = 0; i < num; i++) {
+            memcpy(scratch.block_sums + (row + i) * work->padded_dim + dim_tile * TILE, rows[i], sizeof rows[i]);
+        }
     }
+    memcpy(scratch.block_largest + row, tiles.block_largest, (size_t)num * sizeof(float));
+    memcpy(scratch.block_total + row, tiles.block_total, (size_t)num * sizeof(float));
 }
 
-// The same row by row, the last one first: without the values that a row does not see. 0 * NaN is not 0.
-static void sum_pair_by_rows(const Work *work, int row, int64_t first, int begin, int end) {
-    static _Thread_local float before[PAIR_ROWS * MAX_PADDED_DIM], after[PAIR_ROWS * MAX_PADDED_DIM];
-    float *sums = scratch.block_sums + row * work->padded_dim;
-    const size_t row_bytes = (size_t)work->padded_dim * sizeof *sums;
-    memcpy(before, sums, PAIR_ROWS * row_bytes);
-    for (int i = last_of_pair(work, row) - row; i >= 0; i--) {
-        const int64_t visible = visible_keys(work, row + i, first);
-        clear_values(work, visible > begin ? visible : begin, end);
-        memcpy(sums, before, PAIR_ROWS * row_bytes);
-        sum_pair(work, row, begin, end);
-        memcpy(after + i * work->padded_dim, sums + i * work->padded_dim, row_bytes);
-    }
-    memcpy(sums, after, PAIR_ROWS * row_bytes);
-}
-
-// Add the values of the keys [begin, end) to a pair's sums. What only later queries see may be anything.
-static void sum_visible(const Work *work, int row, int64_t first, int begin, int end) {
-    const int64_t all_see = visible_keys(work, row, first), seen = visible_keys(work, last_of_pair(work, row), first);
-    int is_finite = 1;
-    for (int key = (int)(all_see / GROUP) * GROUP; key < seen; key += GROUP) {
-        if (key >= begin && key < end && all_see < seen) is_finite &= are_values_finite(work, key);
-    }
-    if (is_finite) sum_pair(work, row, begin, end);
-    else sum_pair_by_rows(work, row, first, begin, end);
-}
-
-static void score_pair(const Work *work, int row, int begin, int end) {
-    if (row + TILE < work->stacked) score_tiles(2, work, row, begin, end);
-    else score_tiles(1, work, row, begin, end);
-}
-
-static void softmax_pair(const Work *work, int row, int64_t first, int64_t end) {
-    for (int i = row; i <= last_of_pair(work, row); i++) softmax_row_pairs(i, visible_keys(work, i, first), end);
-}
-
-static void score_few(const Work *work, const Located *at, int first, int num, const Ahead *ahead) {
-    FOR_DTYPE(score_few_of, work, at, first, num, ahead)
-}
-
-static void pack_key_tiles(const Work *work, const Located *at, int first, int num, const Ahead *ahead) {
-    FOR_DTYPE(pack_key_tiles_of, work, at, first, num, ahead)
-}
-
-static void pack_value_tiles(const Work *work, const Located *at, int first, int num, const Ahead *ahead) {
-    FOR_DTYPE(pack_value_tiles_of, work, at, first, num, ahead)
-}
-
-// Sums of a block in the order of their dims.
-static void order_dims(const Work *work) {
-    for (int row = 0; row < work->stacked; row++) {
-        float *sums = scratch.block_sums + row * work->padded_dim, group[GROUP];
-        for (int64_t d = 0; d < work->padded_dim; d += GROUP) {
-            memcpy(group, sums + d, sizeof group);
-            for (int i = 0; i < TILE; i++) {
-                sums[d + 2 * i] = group[i];
-                sums[d + 2 * i + 1] = group[TILE + i];
+static void finish_tile(const Work *work, int tile) {
+    const AttentionJob *job = work->job;
+    const int64_t dim = job->head_dim;
+    for (int dim_tile = 0; dim_tile * TILE < dim; dim_tile++) {
+        Floats scaled, rows;
+        for (int lane = 0; lane < TILE; lane += WIDTH) {
+            const vf scale = vf_splat(1.0f) / vf_load(tiles.total[tile] + lane);
+            for (int d = 0; d < TILE; d++) {
+                vf_store(scaled[d] + lane, vf_load(tiles.sums[tile][dim_tile][d] + lane) * scale);
             }
         }
+        transpose_tile(scaled, rows);
+        const int64_t left = dim - dim_tile * TILE, num = left < TILE ? left : TILE;
+        for (int row = tile * TILE; row < (tile + 1) * TILE && row < work->stacked; row++) {
+            const int64_t token = work->first_token + row / work->per_kv;
+            const int64_t head = work->head * work->per_kv + row % work->per_kv;
+            float *out = job->out + (token * job->num_heads + head) * dim + dim_tile * TILE;
+            memcpy(out, rows[row % TILE], (size_t)num * sizeof *out);
+        }
     }
 }
 
-// The result of the block that begins at key `first`, into scratch.block_*. The block after it is `next`. A few queries
-// are computed while keys and values arrive from memory. Many keep the scores of two tiles in the first cache.
+// Pass all tiles of queries through a block, the last one first: it sees the most keys.
 static void attend_block_in_tiles(const Work *work, const Located *at, const Located *next, int64_t first) {
-    const int size = work->part_keys, is_one_tile = work->stacked <= TILE, end = (int)up_to(GROUP, at->num);
-    for (int part = 0; part < at->num; part += size) {
-        const int num = at->num - part < size ? at->num - part : size;
-        const Ahead ahead = ahead_of(work, at, next, part, 0);
-        if (is_one_tile) score_few(work, at, part, num, &ahead);
-        else pack_key_tiles(work, at, part, num, &ahead);
+    const int64_t key_bytes = work->job->head_dim * kv_item_bytes(work->job->kv_dtype);
+    if (!are_keys_in_place(work->job)) copy_keys(work, at);
+    Pass now = open_pass(work, at, first, num_query_tiles(work) - 1);
+    for (int group = 0; group * GROUP < at->num; group++) {
+        if (group < now.groups) score_group(&now, group);
+        pack_values_group(work, at, group);
+        fetch(next, group * GROUP, 0, key_bytes);
+        fetch(next, group * GROUP, value_offset(work->job), key_bytes);
     }
-    if (is_one_tile) softmax_pair(work, 0, first, end);
-    for (int part = 0; part < at->num; part += size) {
-        const int num = at->num - part < size ? at->num - part : size;
-        const Ahead ahead = ahead_of(work, at, next, part, 1);
-        pack_value_tiles(work, at, part, num, &ahead);
-        if (is_one_tile) sum_visible(work, 0, first, part, part + (int)up_to(GROUP, num));
+    for (int tile = now.query_tile - 1; tile >= -1; tile--) {
+        const Pass after = open_pass(work, at, first, tile);
+        run_pass(&now, &after);
+        if (now.groups && work->block < 0) merge_tile(&now);
+        else if (now.groups) keep_block(&now);
+        now = after;
     }
-    for (int row = is_one_tile ? -1 : (work->stacked - 1) / PAIR_ROWS * PAIR_ROWS; row >= 0; row -= PAIR_ROWS) {
-        const int seen = (int)up_to(GROUP, visible_keys(work, last_of_pair(work, row), first));
-        if (seen == 0) break;
-        score_pair(work, row, 0, seen);
-        softmax_pair(work, row, first, seen);
-        sum_visible(work, row, first, 0, seen);
-    }
-    order_dims(work);
 }
 
 #endif

@@ -1,4 +1,7 @@
 // Queries, keys and values of attention in tiles of AMX, as pairs of bfloat16.
+//
+// Scores are [key][query]: keys lie in pages as a left-hand side does, the softmax of 16 queries runs down the lanes of
+// a vector, and a pair of rows of weights is a row of the next right-hand side. Only values are transposed.
 
 #pragma once
 
@@ -7,67 +10,82 @@
 #if HAS_AMX
 
 enum { TILE = 16, GROUP = 32 };  // rows or columns of a tile of sums; numbers that one product of tiles adds up
-enum { PAIR_ROWS = 2 * TILE };   // stacked queries that are computed together
-enum { MAX_TILES = MAX_HEAD_DIM / TILE, MAX_GROUPS = MAX_HEAD_DIM / GROUP };
+enum { QUERY_TILES = MAX_STACKED / TILE, DIM_TILES = MAX_HEAD_DIM / TILE, DIM_GROUPS = MAX_HEAD_DIM / GROUP };
+enum { KEY_TILES = BLOCK_KEYS / TILE, KEY_GROUPS = BLOCK_KEYS / GROUP };
 
 typedef uint32_t Pairs[TILE][TILE];  // a tile of pairs of bfloat16
+typedef float Floats[TILE][TILE];
 
 static _Thread_local struct {
-    _Alignas(64) Pairs queries[MAX_STACKED / TILE * MAX_GROUPS * 2];  // [stacked / 16][dim / 32][upper, lower]
-    _Alignas(64) Pairs across[MAX_GROUPS * 2];                        // [dim / 32][upper, lower]: of at most 16, transposed
-    _Alignas(64) Pairs rows;                                          // of keys that lie apart
-    _Alignas(64) float scores[2 * TILE][TILE];                        // [key][query]
-    _Alignas(64) Pairs keys[BLOCK_KEYS / TILE * MAX_GROUPS];          // [key / 16][dim / 32]: pairs of dims of 16 keys
-    _Alignas(64) Pairs values[MAX_TILES * BLOCK_KEYS / GROUP];        // [dim / 16][key / 32]: pairs of keys, 16 dims of 32
+    _Alignas(64) Pairs queries[QUERY_TILES][DIM_GROUPS];  // [pair of dims][query]
+    _Alignas(64) Pairs keys[KEY_TILES][DIM_GROUPS];       // [key][pair of dims], where pages do not hold them so
+    _Alignas(64) Pairs values[KEY_GROUPS][DIM_TILES];     // [dim][pair of keys]
+    _Alignas(64) Floats scores[2][KEY_TILES];             // [key][query], of two tiles of queries
+    _Alignas(64) Pairs weights[KEY_GROUPS];               // [pair of keys][query]
+    _Alignas(64) Floats block_sums[DIM_TILES];            // [dim][query]
+    _Alignas(64) Floats sums[QUERY_TILES][DIM_TILES];     // [dim][query], of all blocks so far
+    _Alignas(64) float block_largest[TILE], block_total[TILE];
+    _Alignas(64) float largest[QUERY_TILES][TILE], total[QUERY_TILES][TILE];
+    _Alignas(64) int32_t seen[QUERY_TILES][TILE];         // how many keys of its sequence each query sees
 } tiles;
 
 INLINE int64_t up_to(int64_t multiple, int64_t x) { return (x + multiple - 1) / multiple * multiple; }
 
-INLINE int last_of_pair(const Work *work, int row) {
-    return (work->stacked - row < PAIR_ROWS ? work->stacked : row + PAIR_ROWS) - 1;
-}
+INLINE int num_dim_groups(const Work *work) { return (int)up_to(GROUP, work->job->head_dim) / GROUP; }
 
-INLINE int num_groups(const Work *work) { return (int)up_to(GROUP, work->job->head_dim) / GROUP; }
+INLINE int num_query_tiles(const Work *work) { return (work->stacked + TILE - 1) / TILE; }
 
-INLINE Pairs *query_tile(const Work *work, int row, int group, int half) {
-    return tiles.queries + (row / TILE * num_groups(work) + group) * 2 + half;
-}
-
-INLINE Pairs *key_tile(const Work *work, int key, int group) { return tiles.keys + key / TILE * num_groups(work) + group; }
-
-INLINE Pairs *value_tile(int dim_tile, int key) { return tiles.values + dim_tile * (BLOCK_KEYS / GROUP) + key / GROUP; }
-
-static void configure_tiles(const Work *work) {
-    const uint8_t rows = (uint8_t)(work->stacked < TILE ? work->stacked : TILE);  // fewer rows take less time
+static void configure_tiles(void) {
     TileConfig config = {.palette = 1};
-    for (int t = 0; t < NUM_TILES; t++) {
-        // sums are 0 to 3, queries or weights 4 and 5; at most 16 queries need 0, 1 and 4 of these
-        config.rows[t] = t < 2 || t == 4 || (t < 6 && work->stacked > TILE) ? rows : TILE;
-        config.row_bytes[t] = AMX_BYTES;
-    }
+    for (int t = 0; t < NUM_TILES; t++) config.rows[t] = TILE, config.row_bytes[t] = AMX_BYTES;
     tiles_configure(&config);
 }
 
-// What the upper half of each lane leaves, its own upper half rounded.
-INLINE vi lower_of(vf x) { return (vi)(x - (vf)((vi)x & vi_splat((int32_t)0xffff0000))) + vi_splat(0x8000); }
-
+// Pairs of bfloat16 of the upper halves of lanes.
 INLINE vi pair_upper_halves(vi first, vi second) {
     return (vi)((vu)first >> 16) | (second & vi_splat((int32_t)0xffff0000));
 }
 
-// A stacked query, scaled. Behind its last dim it is zero.
-static void store_query(const Work *work, int row, const float *head, vf scale) {
-    const int64_t dim = work->job->head_dim;
-    for (int64_t d = 0; d < up_to(GROUP, dim); d += WIDTH) {
-        const int64_t left = dim - d;
-        const vf x = left <= 0 ? vf_zero() : vf_load_n(head + d, left < WIDTH ? left : WIDTH) * scale;
-        const int group = (int)(d / GROUP);
-        vi_store_16((uint16_t *)(*query_tile(work, row, group, 0))[row % TILE] + d % GROUP, (vi)((vu)x >> 16));
-        vi_store_16((uint16_t *)(*query_tile(work, row, group, 1))[row % TILE] + d % GROUP, (vi)((vu)lower_of(x) >> 16));
+INLINE vi pair_lower_halves(vi first, vi second) { return (first & vi_splat(0xffff)) | (vi)((vu)second << 16); }
+
+static void transpose_tile(const void *from, void *to) {
+    for (int row = 0; row < TILE; row += WIDTH) {
+        for (int col = 0; col < TILE; col += WIDTH) {
+            vf x[WIDTH];
+            for (int i = 0; i < WIDTH; i++) x[i] = vf_load((const float *)from + (row + i) * TILE + col);
+            vf_transpose(x);
+            for (int i = 0; i < WIDTH; i++) vf_store((float *)to + (col + i) * TILE + row, x[i]);
+        }
     }
 }
 
-// WIDTH pairs of dims of a key from d on, zero behind the last one.
+// Zeros behind the last query, which see what it sees, and behind the last dim.
+static void stack_tiles(const Work *work) {
+    const AttentionJob *job = work->job;
+    const int64_t dim = job->head_dim;
+    const vf scale = vf_splat(job->scale * 1.44269504f);  // softmax in powers of two
+    for (int row = 0; row < num_query_tiles(work) * TILE; row++) {
+        const int64_t query = (row < work->stacked ? row : work->stacked - 1) / work->per_kv;
+        tiles.seen[row / TILE][row % TILE] = (int32_t)(work->first_position + query + 1);
+    }
+    for (int row = 0; row < work->stacked; row += TILE) {
+        for (int group = 0; group < num_dim_groups(work); group++) {
+            Pairs rows = {0};
+            for (int i = 0; i < TILE && row + i < work->stacked; i++) {
+                const int64_t token = work->first_token + (row + i) / work->per_kv;
+                const int64_t head = work->head * work->per_kv + (row + i) % work->per_kv;
+                const float *from = job->qkv + token * qkv_stride(job) + head * dim;
+                for (int64_t d = group * GROUP; d < (group + 1) * GROUP && d < dim; d += WIDTH) {
+                    const vf x = vf_load_n(from + d, dim - d < WIDTH ? dim - d : WIDTH) * scale;
+                    vf_store_bf16((bf16 *)rows[i] + d % GROUP, x);
+                }
+            }
+            transpose_tile(rows, tiles.queries[row / TILE][group]);
+        }
+    }
+}
+
+// WIDTH pairs of dims of a key or value from d on, zero behind the last one.
 INLINE vi load_pairs(const int dtype, const uint8_t *from, int64_t d, int64_t dim, vf scale) {
     if (dtype == KV_BF16 && d + 2 * WIDTH <= dim) return vi_load(from + d * 2);
     uint16_t padded[2 * WIDTH] = {0};
@@ -78,34 +96,24 @@ INLINE vi load_pairs(const int dtype, const uint8_t *from, int64_t d, int64_t di
     return vi_load(padded);
 }
 
-// The queries as the right-hand side of a product of tiles.
-static void transpose_queries(const Work *work) {
-    for (int t = 0; t < 2 * num_groups(work); t++) {
-        for (int row = 0; row < work->stacked; row++) {
-            for (int pair = 0; pair < TILE; pair++) tiles.across[t][pair][row] = tiles.queries[t][row][pair];
-        }
+// Whether pages hold 16 keys as a tile: 16 rows of dims. Those behind the last key may be anything.
+INLINE int are_keys_in_place(const AttentionJob *job) {
+    return job->kv_dtype == KV_BF16 && job->head_dim % GROUP == 0 && job->page_size % TILE == 0;
+}
+
+INLINE void copy_keys_of(const int dtype, const Work *work, const Located *at, int key) {
+    const int64_t dim = work->job->head_dim;
+    const vf scale = kv_is_scaled(dtype) ? scale_of(*at->exponents[key]) : vf_zero();
+    for (int64_t d = 0; d < up_to(GROUP, dim); d += 2 * WIDTH) {
+        uint32_t *to = tiles.keys[key / TILE][d / GROUP][key % TILE];
+        vi_store(to + d % GROUP / 2, load_pairs(dtype, at->keys[key], d, dim, scale));
     }
 }
 
-// Keys [first, first + num) of a block; missing ones of a group of 32 repeat the last.
-INLINE void pack_key_tiles_of(const int dtype, const Work *work, const Located *at, int first, int num, const Ahead *ahead) {
-    const int64_t dim = work->job->head_dim;
-    for (int key = first; key < first + up_to(GROUP, num); key += WIDTH) {
-        const uint8_t *from[WIDTH];
-        vf scales[WIDTH], x[WIDTH];
-        for (int i = 0; i < WIDTH; i++) {
-            const int at_key = key + i < first + num ? key + i : first + num - 1;
-            from[i] = at->keys[at_key];
-            scales[i] = kv_is_scaled(dtype) ? scale_of(*at->exponents[at_key]) : vf_zero();
-        }
-        prefetch(ahead, key - first, WIDTH, dim * kv_item_bytes(dtype));
-        for (int64_t d = 0; d < up_to(GROUP, dim); d += 2 * WIDTH) {
-            for (int i = 0; i < WIDTH; i++) x[i] = (vf)load_pairs(dtype, from[i], d, dim, scales[i]);
-            vf_transpose(x);
-            uint32_t *to = (*key_tile(work, key, (int)(d / GROUP)))[d % GROUP / 2] + key % TILE;
-            for (int i = 0; i < WIDTH; i++) vf_store((float *)to + i * TILE, x[i]);
-        }
-    }
+static void copy_key(const Work *work, const Located *at, int key) { FOR_DTYPE(copy_keys_of, work, at, key) }
+
+static void copy_keys(const Work *work, const Located *at) {
+    for (int key = 0; key < at->num; key++) copy_key(work, at, key);
 }
 
 // WIDTH pairs of dims of a value of the block from d on; zero behind the last dim, and of keys that the block has not.
@@ -116,24 +124,28 @@ INLINE vi load_value(const int dtype, const Work *work, const Located *at, int k
     return load_pairs(dtype, at->keys[key] + value_offset(work->job), d, work->job->head_dim, scale);
 }
 
-// Values [first, first + num) of a block. Nothing is shuffled: the second key of a pair lies 16 further, and of 32 dims
-// the first tile has the even ones and the second the odd ones.
-INLINE void pack_value_tiles_of(const int dtype, const Work *work, const Located *at, int first, int num, const Ahead *ahead) {
-    const int64_t dim = work->job->head_dim;
-    for (int group = first; group < first + num; group += GROUP) {
-        for (int i = 0; i < TILE; i++) {
-            prefetch(ahead, group - first + 2 * i, 2, dim * kv_item_bytes(dtype));
-            for (int64_t d = 0; d < up_to(GROUP, dim); d += 2 * WIDTH) {
-                const vi one = load_value(dtype, work, at, group + i, d);
-                const vi other = load_value(dtype, work, at, group + TILE + i, d);
-                Pairs *even = value_tile((int)(d / GROUP) * 2, group), *odd = value_tile((int)(d / GROUP) * 2 + 1, group);
-                vi_store((*even)[i] + d % GROUP / 2, (one & vi_splat(0xffff)) | (vi)((vu)other << 16));
-                vi_store((*odd)[i] + d % GROUP / 2, pair_upper_halves(one, other));
+INLINE void pack_values_group_of(const int dtype, const Work *work, const Located *at, int group) {
+    for (int pair = 0; pair < TILE; pair += WIDTH) {
+        for (int64_t d = 0; d < num_dim_groups(work) * GROUP; d += 2 * WIDTH) {
+            vf even[WIDTH], odd[WIDTH];
+            for (int i = 0; i < WIDTH; i++) {
+                const int key = group * GROUP + 2 * (pair + i);
+                const vi first = load_value(dtype, work, at, key, d), second = load_value(dtype, work, at, key + 1, d);
+                even[i] = (vf)pair_lower_halves(first, second), odd[i] = (vf)pair_upper_halves(first, second);
+            }
+            vf_transpose(even);
+            vf_transpose(odd);
+            float *to = (float *)tiles.values[group][0] + d * TILE + pair;  // tiles of dims follow each other
+            for (int i = 0; i < WIDTH; i++) {
+                vf_store(to + 2 * i * TILE, even[i]);
+                vf_store(to + (2 * i + 1) * TILE, odd[i]);
             }
         }
     }
 }
 
-
+static void pack_values_group(const Work *work, const Located *at, int group) {
+    FOR_DTYPE(pack_values_group_of, work, at, group)
+}
 
 #endif
