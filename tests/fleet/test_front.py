@@ -1,55 +1,19 @@
 """The front's own routes: answers of control calls over replicas, and what a fleet refuses."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
 
-import httpx
 import pytest
-from replicas import SimulatedFleet, SimulatedReplica
+from fronts import ADMIN, FleetWithFront
+from replicas import SimulatedReplica
 
 from headwater.fleet import proxy
-from headwater.fleet.client import FleetClient
-from headwater.fleet.front import Front
-from headwater.fleet.proxy import Answer
-from headwater.launch.config import ServerArgs
-from headwater.launch.facts_builder import build_model_facts
 
 pytestmark = pytest.mark.anyio
-ADMIN = {"authorization": "Bearer boss", "accept": "application/json"}
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-class FleetWithFront(SimulatedFleet):
-    """A simulated fleet behind the real application of a front."""
-
-    def make_client(self) -> FleetClient:
-        self.asked: list[str] = []
-        self.wanted: list[int] = []
-        args = ServerArgs(model="tiny", admin_api_key="boss")
-        self.front = Front(args, post=self.post, forward=self._forward, is_dead=self.is_dead, scale=self._scale)
-        self.args = args
-        return self.front.client
-
-    def http(self) -> httpx.AsyncClient:
-        ready = next(each for each in self.client.ready if each is not None)
-        tokenizer: Any = type("NoTokenizer", (), {"chat_template_source": lambda self, has_tools: ""})()
-        self.front.state.set_ready(tokenizer=tokenizer, model=build_model_facts(self.args, ready))
-        transport = httpx.ASGITransport(self.front)  # type: ignore[arg-type]
-        return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
-
-    async def _scale(self, replicas: int) -> None:
-        self.wanted.append(replicas)
-
-    @asynccontextmanager
-    async def _forward(self, method: str, url: str, *, headers: Any, body: bytes) -> AsyncIterator[Answer]:
-        self.asked.append(url)
-        raise ConnectionRefusedError("refused")
-        yield
 
 
 @pytest.fixture
@@ -106,13 +70,12 @@ async def test_the_fleet_is_listed_and_scaled_with_the_admin_key_only(fleet: Fle
         assert fleet.wanted == [3]
 
 
-async def test_what_names_one_engine_is_refused_and_never_one_replicas_answer(
+async def test_what_only_a_replica_has_is_refused_and_never_one_replicas_answer(
     fleet: FleetWithFront, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with fleet.http() as http:
-        for path in ("/cache/tree", "/cache/pins", "/get_kv_event_sources"):
-            assert (await http.get(path, headers=ADMIN)).status_code == 501
-        assert (await http.post("/control/messages", headers=ADMIN)).status_code == 501
+        for path in ("/control/messages", "/cache/unknown"):
+            assert (await http.post(path, headers=ADMIN)).status_code == 404
         assert not fleet.asked
         monkeypatch.setattr(proxy, "HOLD_S", 0.0)
         await http.post("/v1/completions", json={"prompt": "hello"})

@@ -30,7 +30,7 @@ def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
         ({"modell": "m"}, "'modell'"),
         ({"dp_size": 2}, "--dp-size must be 1"),
         ({"page_size": -1}, "--page-size"),
-        ({"kv_events_endpoint": "tcp://*:5557"}, "would share"),
+        ({"kv_events_endpoint": "ipc:///tmp/events"}, "tcp://"),
     ],
 )
 def test_what_is_wrong_is_named(given: dict[str, object], words: str) -> None:

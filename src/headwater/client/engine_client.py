@@ -134,6 +134,11 @@ class EngineClient:
         return len(self._endpoints)
 
     @property
+    def engine_numbers(self) -> Sequence[int]:
+        """The numbers by which calls name engines."""
+        return range(self.num_engines)
+
+    @property
     def num_running(self) -> int:
         """Requests that the engines have not ended yet."""
         return sum(link.num_running for link in self._links)

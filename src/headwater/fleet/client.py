@@ -116,6 +116,11 @@ class FleetClient:
         return len(self.replicas)
 
     @property
+    def engine_numbers(self) -> Sequence[int]:
+        """The numbers of the replicas, which have gaps."""
+        return sorted(self.replicas)
+
+    @property
     def num_running(self) -> int:
         return sum(replica.num_running for replica in self.replicas.values())
 
@@ -144,6 +149,11 @@ class FleetClient:
         """Replicas that a request may go to."""
         numbers = [number for number in self._fleet.candidates() if number in self.replicas]
         return [self.replicas[number] for number in numbers if not self.replicas[number].beat.is_draining]
+
+    def stays(self, number: int) -> bool:
+        """Whether the replica is there and does not leave. It may take no requests for a while."""
+        replica = self.replicas.get(number)
+        return replica is not None and not replica.beat.is_draining
 
     def suspect(self, replica: Replica) -> None:
         """A request could not reach it: see at once whether it is still there."""

@@ -10,7 +10,8 @@ from urllib.parse import parse_qs
 import msgspec
 
 from headwater.fleet.client import FleetClient
-from headwater.fleet.proxy import Forward, Message, Proxy, Receive, Send
+from headwater.fleet.one_replica import OPEN, OneReplica
+from headwater.fleet.proxy import ClientLeft, Forward, Message, Proxy, Receive, Send, read_body, unless_left
 from headwater.fleet.replica import Post
 from headwater.fleet.watching import IsDead
 from headwater.generation.errors import ApiError, bad_request
@@ -24,8 +25,7 @@ from headwater.launch.config import ServerArgs
 from headwater.launch.facts_builder import build_model_facts, tokenizer_path
 from headwater.tokenization.tokenizer import Tokenizer
 
-# they name one engine, so the answer of one replica would pass for that of all
-NOT_ON_A_FLEET = ("/cache/", "/get_kv_event_sources", "/kv_event_sources", "/control/messages")
+ENGINES_OWN = ("/cache/", "/control/messages")  # the answer of one replica would pass for that of all
 FLEET, SCALE = "/fleet", "/fleet/scale"
 MAX_REPLICAS = 1000
 Scale = Callable[[int], Awaitable[None]]
@@ -61,7 +61,8 @@ class Front:
             ),
         )
         proxy = Proxy(self.client, forward)
-        rest = _Rest(self.client, proxy, Keys(args.api_key, args.admin_api_key), scale)
+        keys = Keys(args.api_key, args.admin_api_key)
+        rest = _Rest(self.client, proxy, OneReplica(self.client, forward), keys, scale)
         self._app = create_app(self.state, routers=FRONT_ROUTERS, rest=rest)
         self._proxy = proxy
 
@@ -84,26 +85,33 @@ class _Rest:
 
     client: FleetClient
     proxy: Proxy
+    one_replica: OneReplica
     keys: Keys
     scale: Scale
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path in (FLEET, SCALE):
-            try:
+        try:
+            if path in (FLEET, SCALE):
                 await self._of_fleet(scope, send)
-            except ApiError as error:
-                await error_response(error)(scope, receive, send)
-        elif path.startswith(NOT_ON_A_FLEET):
-            message = f"{path} concerns one engine; send it to a replica ({FLEET} lists them)"
-            await error_response(ApiError(501, message, code="not_on_a_fleet"))(scope, receive, send)
-        else:
-            await self.proxy(scope, receive, send)
+            elif (handle := self.one_replica.handler(scope["method"], path)) is not None:
+                if path not in OPEN:
+                    self._require_admin(scope)
+                facts = await unless_left(handle(await read_body(receive)), receive)
+                await _send_json(facts, send)
+            elif path.startswith(ENGINES_OWN):
+                text = f"a fleet has no route {scope['method']} {path}; a replica may ({FLEET} lists them)"
+                raise ApiError(404, text, code="not_found")
+            else:
+                await self.proxy(scope, receive, send)
+        except ClientLeft:
+            log.debug("a client left")
+        except ApiError as error:
+            await error_response(error)(scope, receive, send)
 
     async def _of_fleet(self, scope: Message, send: Send) -> None:
         """`GET /fleet`, and `POST /fleet/scale?replicas=N`."""
-        if (refusal := self.keys.admin_refusal(_authorization(scope))) is not None:
-            raise refusal
+        self._require_admin(scope)
         wanted = "POST" if scope["path"] == SCALE else "GET"
         if scope["method"] != wanted:
             raise ApiError(405, f"{scope['path']} takes {wanted}", headers={"Allow": wanted})
@@ -112,10 +120,11 @@ class _Rest:
             if not number.isdecimal() or not 1 <= int(number) <= MAX_REPLICAS:
                 raise bad_request("replicas", f"replicas: must be from 1 to {MAX_REPLICAS}, got {number!r}")
             await self.scale(int(number))
-        body = msgspec.json.encode({"replicas": [self._facts(number) for number in sorted(self.client.replicas)]})
-        headers = [(b"content-type", b"application/json")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await _send_json({"replicas": [self._facts(number) for number in sorted(self.client.replicas)]}, send)
+
+    def _require_admin(self, scope: Message) -> None:
+        if (refusal := self.keys.admin_refusal(_authorization(scope))) is not None:
+            raise refusal
 
     def _facts(self, number: int) -> dict[str, Any]:
         replica = self.client.replicas[number]
@@ -123,6 +132,12 @@ class _Rest:
         beat = replica.beat
         facts = {"dp_rank": number, "name": beat.name, "node": beat.node, "pid": beat.pid, "url": beat.url}
         return facts | {"serving": why is None, "message": why, "num_running": replica.num_running}
+
+
+async def _send_json(facts: Any, send: Send) -> None:
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": msgspec.json.encode(facts)})
 
 
 def _authorization(scope: Message) -> str:

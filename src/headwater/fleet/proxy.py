@@ -4,13 +4,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
 
 from headwater.fleet.client import FleetClient
 from headwater.fleet.replica import Replica
+from headwater.fleet.responses import PATH, IdReader, ResponseOwners, asked_for, not_there
 from headwater.fleet.routing import choose_replica, routing_key
 from headwater.generation.errors import ApiError
 from headwater.http_api.error_handlers import error_response
@@ -57,13 +58,14 @@ class Proxy:
 
     client: FleetClient
     forward: Forward
+    responses: ResponseOwners = field(default_factory=ResponseOwners)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         try:
-            body = await _body(receive)
-            await _unless_left(self._answer(scope, body, send), receive)
+            body = await read_body(receive)
+            await unless_left(self._answer(scope, body, send), receive)
         except ClientLeft:
             log.debug("a client left")
         except ApiError as error:
@@ -74,7 +76,8 @@ class Proxy:
         until_s = asyncio.get_running_loop().time() + HOLD_S
         tried: set[int] = set()
         why = ApiError(503, "no replica takes requests now", code=BUSY)
-        while candidates := await self._candidates(tried, until_s=until_s):
+        response = asked_for(scope["method"], scope["path"], body)
+        while candidates := await self._candidates(tried, response, until_s=until_s):
             replica = choose_replica(candidates, key, self.client.routes)
             tried.add(replica.number)
             refusal = await self._try(replica, scope, body, send, is_last=len(candidates) == 1)
@@ -83,10 +86,17 @@ class Proxy:
             why = refusal
         raise why
 
-    async def _candidates(self, tried: set[int], *, until_s: float) -> list[Replica]:
-        """Waits for one: a fleet that is being brought in step, or replaced, delays requests and loses none."""
+    async def _candidates(self, tried: set[int], response: tuple[str, str] | None, *, until_s: float) -> list[Replica]:
+        """Waits for one: a fleet that is being brought in step, or replaced, delays requests and loses none.
+
+        Of a request about a `response`, only the replica that gave it is one. ApiError 404 if that one has left.
+        """
+        owner = None if response is None else self.responses.of(response[0])
         while True:
-            left = [each for each in self.client.candidates() if each.number not in tried]
+            if response is not None and owner is not None and not self.client.stays(owner):
+                raise not_there(*response)
+            candidates = self.client.candidates()
+            left = [each for each in candidates if each.number not in tried and owner in (None, each.number)]
             if left or asyncio.get_running_loop().time() >= until_s:
                 return left
             await asyncio.sleep(_POLL_S)
@@ -111,7 +121,8 @@ class Proxy:
                 if answer.status == 503 and not is_last:
                     return ApiError(503, f"replica {replica.number} takes no requests now", code=BUSY)
                 has_begun = True
-                await _pass_on(answer, replica, send)
+                gives_id = scope["method"] == "POST" and scope["path"] == PATH and answer.status == 200
+                await _pass_on(answer, replica, send, learn=self.responses.learn if gives_id else None)
                 return None
         except OSError as error:
             if has_begun:
@@ -124,13 +135,17 @@ class Proxy:
             replica.num_running -= 1
 
 
-async def _pass_on(answer: Answer, replica: Replica, send: Send) -> None:
+async def _pass_on(answer: Answer, replica: Replica, send: Send, *, learn: Callable[[str, int], None] | None) -> None:
+    """`learn` takes the id of the response that is passed on, and the number of the replica."""
+    ids = IdReader()
     left_out = _OF_ONE_CONNECTION | {b"x-request-id"}  # the front sets its own
     headers = [(name, value) for name, value in answer.headers if name.lower() not in left_out]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     try:
         async with replica.while_there():
             async for chunk in answer.chunks():
+                if learn is not None and (id := ids.read(chunk)) is not None:
+                    learn(id, replica.number)
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
     except OSError:
         if not any(name.lower() == b"content-type" and b"event-stream" in value for name, value in headers):
@@ -145,7 +160,8 @@ def _broken(replica: Replica) -> bytes:
     return b"data: " + msgspec.json.encode({"error": error}) + b"\n\n"
 
 
-async def _body(receive: Receive) -> bytes:
+async def read_body(receive: Receive) -> bytes:
+    """The whole body. Raises ClientLeft."""
     parts = []
     while True:
         message = await receive()
@@ -156,13 +172,14 @@ async def _body(receive: Receive) -> bytes:
             return b"".join(parts)
 
 
-async def _unless_left(work: Any, receive: Receive) -> None:
+async def unless_left(work: Any, receive: Receive) -> Any:
+    """The result of `work`, which ends when the client leaves. Raises ClientLeft."""
     task, watching = asyncio.ensure_future(work), asyncio.ensure_future(_until_left(receive))
     try:
         await asyncio.wait({task, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientLeft
-        await task
+        return await task
     finally:
         for each in (task, watching):
             each.cancel()

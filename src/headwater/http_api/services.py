@@ -1,5 +1,6 @@
 """What routes work with: the state, and the parts made from it once the model has loaded."""
 
+import asyncio
 import copy
 import itertools
 import logging
@@ -99,6 +100,14 @@ class Services:
     async def ask_all(self, message: ToEngine) -> EngineAnswers:
         """The answers of all engines to a call that they answer in their next turn."""
         return EngineAnswers(await self.state.client.call_all(message, timeout_s=CALL_TIMEOUT_S))
+
+    async def ask_one(self, message: ToEngine, *, engine: int) -> EngineAnswers:
+        """The same of one engine. InvalidRequest for one that does not exist."""
+        client = self.state.client
+        if engine not in client.engine_numbers:
+            raise bad_request("dp_rank", f"dp_rank: must be one of {list(client.engine_numbers)}, got {engine}")
+        call = client.call(message, engine=engine, timeout_s=CALL_TIMEOUT_S)
+        return EngineAnswers(await asyncio.gather(call, return_exceptions=True), ranks=[engine])
 
     async def flush_all(self, message: FlushCache, *, arrived_s: float, has_timeout: bool) -> list[Any]:
         """The answers of all engines to a flush that waits up to `message.timeout_s` from `arrived_s` (loop time).

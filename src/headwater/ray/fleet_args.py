@@ -26,8 +26,9 @@ class FleetArgs(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("cpus, gpus and drain_s must not be negative")
         if self.server.dp_size != 1:
             raise ValueError("a replica of a fleet has one engine: --dp-size must be 1; take more replicas")
-        if self.server.kv_events_endpoint is not None:
-            raise ValueError("--kv-events-endpoint names one address, which the replicas of a fleet would share")
+        endpoints = (self.server.kv_events_endpoint, self.server.kv_events_replay_endpoint)
+        if any(each is not None and not each.startswith("tcp://") for each in endpoints):
+            raise ValueError("--kv-events-endpoint must begin with tcp:// in a fleet: each replica takes a free port")
 
 
 def _from_environment() -> dict[str, str]:

@@ -30,7 +30,14 @@ class LocalServer:
     async def start(cls, args: ServerArgs, *, host: str) -> "LocalServer":
         """Returns when it is healthy. RuntimeError if it ends instead."""
         key = args.admin_api_key or secrets.token_urlsafe(32)
-        args = msgspec.structs.replace(args, host=host, port=_free_port(host), admin_api_key=key)
+        args = msgspec.structs.replace(
+            args,
+            host=host,
+            port=_free_port(host),
+            admin_api_key=key,
+            kv_events_endpoint=_on_free_port(args.kv_events_endpoint),
+            kv_events_replay_endpoint=_on_free_port(args.kv_events_replay_endpoint),
+        )
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "headwater.fleet.replica_process", stdin=asyncio.subprocess.PIPE
         )
@@ -92,3 +99,10 @@ def _free_port(host: str) -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return probe.getsockname()[1]
+
+
+def _on_free_port(endpoint: str | None) -> str | None:
+    """The address with a free port: servers of one host cannot share one."""
+    if endpoint is None:
+        return None
+    return f"{endpoint.rpartition(':')[0]}:{_free_port('')}"

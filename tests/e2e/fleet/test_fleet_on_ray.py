@@ -193,6 +193,21 @@ def test_requests_go_where_their_beginning_is_known(fleet: Fleet) -> None:
     assert running == [0, 0, 0]
 
 
+def test_a_prefix_is_warmed_and_pinned_on_the_replica_that_requests_for_it_go_to(fleet: Fleet) -> None:
+    with httpx.Client(base_url=fleet.url, headers=KEY, trust_env=False, timeout=60) as http:
+        prefix = prompt_of(40)[:144]
+        (item,) = http.post("/cache/warm", json={"input_ids": prefix}).json()["items"]
+        assert item["computed_tokens"] == 144
+        (pin,) = http.post("/cache/pin", json={"input_ids": prefix, "ttl_s": 60}).json()["pins"]
+        assert pin["dp_rank"] == item["dp_rank"] and pin["cached_tokens"] >= 128 and pin["num_tokens"] == 144
+        assert ask(fleet.url, prompt_of(40)) == 144
+        assert [each["pin_id"] for each in http.get("/cache/pins").json()["pins"]] == [pin["pin_id"]]
+        trees = http.get("/cache/tree").json()["engines"]
+        assert [each["dp_rank"] for each in trees] == sorted(fleet.serving())
+        assert http.delete(f"/cache/pin/{pin['pin_id']}").status_code == 200
+        assert http.get("/cache/pins").json()["pins"] == []
+
+
 def test_a_flush_is_answered_by_all_as_each_of_them_says(fleet: Fleet) -> None:
     prompts = {rank: prompt_of(20 + rank) for rank in fleet.serving()}
     for rank, entry in fleet.serving().items():

@@ -22,6 +22,7 @@ from headwater.messages.base import TokenArray, pack_ids
 from headwater.messages.cache import GetCacheTree, GetPins, GetStorage, PinPrefix, UnpinPrefix
 
 router = control_router("cache")
+view_router = control_router("cache")  # of all engines; a fleet's front has it as well
 report_router = APIRouter(route_class=JsonRoute, tags=["cache"])  # open to users
 
 
@@ -48,7 +49,7 @@ async def drop_responses(services: InjectedServices) -> Response:
     return JSONResponse({"success": True, "dropped": num_responses, "bytes": num_bytes})
 
 
-@router.get("/cache/tree", summary="The prefix tree")
+@view_router.get("/cache/tree", summary="The prefix tree")
 async def show_tree(
     services: InjectedServices,
     depth: Annotated[int, Query(ge=1, le=64, description="Nodes from a root downwards.")] = 3,
@@ -56,6 +57,7 @@ async def show_tree(
     blocks: Annotated[
         bool, Query(description="Also every block's hash and tokens, for a mirror of the events that missed some.")
     ] = False,
+    dp_rank: Annotated[int | None, Query(description="Only of this engine; left out: of every engine.")] = None,
 ) -> Response:
     """Namespaces and the nodes below them, most used first: tokens, first ids, hits, and pins by tier.
 
@@ -63,7 +65,7 @@ async def show_tree(
     `next_event`, the number of the first batch of events that is not in them: docs/events.md.
     """
     message = GetCacheTree(call_id=new_call_id(), depth=depth, max_nodes=max_nodes, blocks=blocks)
-    answers = await services.ask_all(message)
+    answers = await (services.ask_all(message) if dp_rank is None else services.ask_one(message, engine=dp_rank))
     answers.some_or_raise()
     if not blocks:
         return JSONResponse({"engines": answers.entries(tree_facts)})
@@ -108,7 +110,7 @@ async def pin_prefix(body: PinRequest, request: Request, services: InjectedServi
     return JSONResponse(facts, status)
 
 
-@router.get("/cache/pins", summary="Pinned prefixes")
+@view_router.get("/cache/pins", summary="Pinned prefixes")
 async def list_pins(services: InjectedServices) -> Response:
     """Pins with their length, namespace and time left.
 
