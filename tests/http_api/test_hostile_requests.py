@@ -95,7 +95,8 @@ TRIED = {  # on /v1/chat/completions and /api/chat, which read them with the sam
     "/api/embeddings": OllamaRequest.model_fields,
 }
 OPERATIONS = Operations(SCHEMA, EXAMPLES, TRIED)
-ALL = [(path, method) for path, methods in SCHEMA["paths"].items() for method in methods]
+ENDLESS = "/dashboard/events"  # takes nothing, and its answer has no end
+ALL = [(path, method) for path, methods in SCHEMA["paths"].items() if path != ENDLESS for method in methods]
 # other names of a route get its raw bodies and the like, not every value once more
 ALIASES = {("/generate", "put"), ("/v1/tokenize", "post"), ("/v1/detokenize", "post")}
 NUM_FOR_ALIASES = 50

@@ -48,6 +48,10 @@ READING = {
     "/",
     "/docs",
     "/docs/{name}",
+    "/dashboard",
+    "/dashboard/files/{path:path}",
+    "/dashboard/snapshot",
+    "/dashboard/node",
 }
 
 

@@ -14,12 +14,14 @@ from headwater.control.operation import Hold
 from headwater.control.pinning import Pinning
 from headwater.engine.cache_view import CacheTreeView
 from headwater.engine.kv_events_publisher import KvEventsPublisher
+from headwater.engine.snapshot import Snapshots
 from headwater.engine.steps import Steps
 from headwater.engine.wire import Wire
 from headwater.messages.base import Call, is_expired
 from headwater.messages.cache import GetCacheTree
 from headwater.messages.control import Done, Failed
 from headwater.messages.generation import Abort, Generate, GenerateBatch
+from headwater.messages.snapshot import GetMapNode, GetSnapshot
 from headwater.messages.state import EngineReady, EngineState, GetState, Hello, Ping, Shutdown
 from headwater.messages.two_phase import Prepare
 from headwater.messages.wire import ToEngine
@@ -49,6 +51,7 @@ class EngineLoop:
         steps: Steps,
         ready: EngineReady,
         report: Callable[[str], EngineState],
+        snapshots: Snapshots,
         pinning: Pinning,
         clock: Clock,
         names: StorageNames,
@@ -60,6 +63,7 @@ class EngineLoop:
         self._control = control
         self._ready = ready  # call_id is filled in for each client
         self._report = report
+        self._snapshots = snapshots
         self._pinning = pinning
         self._names = names  # of the cache's blocks
         self._kv_events = kv_events
@@ -215,6 +219,10 @@ class EngineLoop:
                 self._wire.send(client, view.take())
             case GetState():
                 self._wire.send(client, self._report(message.call_id))
+            case GetSnapshot():
+                self._wire.send(client, self._snapshots.take(message))
+            case GetMapNode():
+                self._wire.send(client, self._snapshots.path(message))
             case Ping():
                 self._wire.send(client, Done(call_id=message.call_id))
             case Hello():

@@ -21,6 +21,7 @@ from headwater.engine.kv_events_recorder import KvEventsRecorder
 from headwater.engine.loop import EngineLoop
 from headwater.engine.ports import ModelRunner
 from headwater.engine.report import StateReporter
+from headwater.engine.snapshot import Snapshots
 from headwater.engine.steps import Steps
 from headwater.engine.wire import Wire
 from headwater.grammars.matcher import GrammarCompiler
@@ -137,6 +138,9 @@ def wire_engine(
         steps=steps,
         ready=ready,
         report=report,
+        snapshots=Snapshots(
+            cache=cache, report=report, control=control, storage=storage, pinning=pinning, clock=clock
+        ),
         pinning=pinning,
         clock=clock,
         names=names,

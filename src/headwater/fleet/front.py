@@ -20,7 +20,7 @@ from headwater.http_api.app import FRONT_ROUTERS, create_app
 from headwater.http_api.auth import Keys
 from headwater.http_api.error_handlers import error_response
 from headwater.http_api.sites import SitePolicy
-from headwater.http_api.state import ApiState
+from headwater.http_api.state import ApiState, DashboardSettings
 from headwater.launch.config import ServerArgs
 from headwater.launch.facts_builder import build_model_facts, tokenizer_path
 from headwater.tokenization.tokenizer import Tokenizer
@@ -54,6 +54,9 @@ class Front:
                 has_api_key=args.api_key is not None,
                 origins=args.allowed_origins,
                 hosts=args.allowed_hosts,
+            ),
+            dashboard=DashboardSettings.of_server(
+                is_disabled=args.disable_dashboard, shows_text=args.dashboard_show_text
             ),
             limits=RequestLimits(
                 max_body_bytes=args.max_body_bytes,

@@ -21,6 +21,7 @@ from headwater.http_api.control import (
     storage_routes,
     weight_routes,
 )
+from headwater.http_api.dashboard import routes as dashboard_routes
 from headwater.http_api.error_handlers import install_error_handlers
 from headwater.http_api.middleware import BodyLimit, RequestId, SiteGuard
 from headwater.http_api.monitoring import info_routes, kv_event_routes
@@ -51,6 +52,8 @@ ROUTERS = (
     cache_routes.report_router,
     storage_routes.router,
     replica_routes.router,
+    dashboard_routes.router,
+    dashboard_routes.page_router,
     info_routes.router,
     kv_event_routes.router,
     page_routes.router,
@@ -65,6 +68,8 @@ FRONT_ROUTERS = (
     cache_routes.view_router,
     cache_routes.report_router,
     storage_routes.router,
+    dashboard_routes.router,
+    dashboard_routes.page_router,
     info_routes.router,
 )
 

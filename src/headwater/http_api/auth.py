@@ -3,6 +3,7 @@
 | route | no key set | only api key set | admin key set |
 |---|---|---|---|
 | /health*, /ready, /ping, /metrics, OPTIONS | open | open | open |
+| /dashboard, /dashboard/files/*: the page without data | open | open | open |
 | control routes (`AdminRoute`) | open | api key | admin key |
 | all others | open | api key | api key if set, else open (the admin key opens them as well) |
 """
@@ -21,8 +22,8 @@ from headwater.generation.errors import ApiError
 from headwater.http_api.error_handlers import error_response
 from headwater.http_api.json_body import JsonRoute
 
-OPEN_PREFIXES = ("/health", "/ready", "/metrics")
-OPEN_PATHS = frozenset({"/ping"})
+OPEN_PREFIXES = ("/health", "/ready", "/metrics", "/dashboard/files/")
+OPEN_PATHS = frozenset({"/ping", "/dashboard"})
 REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"description": "A key is needed: the admin key if one is set, else the API key."},
     403: {"description": "The API key was sent, but this route needs the admin key."},

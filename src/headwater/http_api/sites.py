@@ -17,9 +17,13 @@ from urllib.parse import urlsplit
 from headwater.generation.errors import ApiError
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
+# also an endless stream, for which the engines work
 CHANGING_BY_GET = frozenset(
-    {"/flush_cache", "/release_memory_occupation", "/resume_memory_occupation", "/health_generate"}
-)
+    {
+        "/flush_cache", "/release_memory_occupation", "/resume_memory_occupation", "/health_generate",
+        "/dashboard/events",
+    }
+)  # fmt: skip
 PROBES = frozenset({"/health", "/ready", "/ping", "/metrics"})
 # names that containers use for their host
 OWN_NAMES = frozenset({"localhost", "host.docker.internal", "host.containers.internal"})

@@ -14,6 +14,17 @@ from headwater.http_api.sites import SitePolicy
 from headwater.tokenization.tokenizer import Tokenizer
 
 
+@dataclass(frozen=True, slots=True)
+class DashboardSettings:
+    """The operating page at /dashboard."""
+
+    shows_text: bool = False  # the beginning of cached prompts
+
+    @classmethod
+    def of_server(cls, *, is_disabled: bool, shows_text: bool) -> "DashboardSettings | None":
+        return None if is_disabled else cls(shows_text)
+
+
 @dataclass(slots=True)
 class ApiState:
     """Everything the routes share. `tokenizer` and `model` are None while the model loads."""
@@ -25,6 +36,7 @@ class ApiState:
     is_replica: bool = False  # of a fleet, which sends messages to the engine
     limits: RequestLimits = field(default_factory=RequestLimits)
     sites: SitePolicy = field(default_factory=SitePolicy)
+    dashboard: DashboardSettings | None = field(default_factory=DashboardSettings)  # None: there is no page
     special_tokens: SpecialTokenPolicy = "prompts"  # in which texts special tokens are parsed
     format_flags: FormatFlags = field(default_factory=FormatFlags)
     formats: ChatFormats = field(default_factory=ChatFormats)  # chosen when the model has loaded

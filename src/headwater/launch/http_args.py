@@ -79,6 +79,13 @@ class HttpArgs(ModelArgs, kw_only=True, frozen=True, omit_defaults=True):
         float,
         Flag("Longest timeout of a control request, in seconds.", HTTP, low=0, high=86400),
     ] = 3600.0
+    disable_dashboard: Annotated[bool, Flag("Do not serve the operating page at /dashboard.", HTTP)] = False
+    dashboard_show_text: Annotated[
+        bool,
+        Flag(
+            "Show the beginning of cached prompts on the operating page. By default it shows numbers and no text.", HTTP
+        ),
+    ] = False
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Flag("Lowest level of log messages.", HTTP)
     ] = "info"

@@ -19,7 +19,7 @@ from headwater.http_api.app import create_app
 from headwater.http_api.connection import ConnectionLimits
 from headwater.http_api.http_server import HttpServer
 from headwater.http_api.sites import SitePolicy
-from headwater.http_api.state import ApiState
+from headwater.http_api.state import ApiState, DashboardSettings
 from headwater.launch.config import ServerArgs
 from headwater.launch.facts_builder import build_model_facts, tokenizer_path
 from headwater.messages.state import EngineReady
@@ -98,6 +98,9 @@ class ApiProcess:
             admin_api_key=self._args.admin_api_key,
             is_replica=self._args.fleet_replica,
             sites=site_policy(self._args),
+            dashboard=DashboardSettings.of_server(
+                is_disabled=self._args.disable_dashboard, shows_text=self._args.dashboard_show_text
+            ),
             limits=RequestLimits(
                 max_body_bytes=self._args.max_body_bytes,
                 max_control_timeout_s=self._args.max_control_timeout,
@@ -136,6 +139,7 @@ class ApiProcess:
             num_ranks=self._args.tp_size,
             gpus=[each.gpus for each in engines],
             needs_key=self._args.api_key is not None,
+            has_dashboard=not self._args.disable_dashboard,
         )
         await self._prepare_grammars()
 

@@ -25,6 +25,7 @@ def print_banner(
     num_ranks: int = 1,
     gpus: Sequence[Sequence[int]] = (),
     needs_key: bool = False,
+    has_dashboard: bool = True,
 ) -> None:
     """Print the server's address and model, the time of the start, and a command to chat with it.
 
@@ -49,6 +50,8 @@ def print_banner(
     click.echo(f"  API      {url}/v1  (OpenAI), {url}/generate  (SGLang)")
     click.echo(f"  Docs     {url}/docs")
     click.echo(f"  Metrics  {url}/metrics")
+    if has_dashboard:
+        click.echo(f"  Watch    {url}/dashboard")
     each = f" in each of {num_engines} engines" if num_engines > 1 else ""
     click.echo(f"  KV cache {tokens:,} tokens in {ready.num_pages:,} pages of {ready.page_size}, {mib:,.0f} MiB{each}")
     click.echo(f"  Try      {chat_command(url, needs_key=needs_key)}    (Ctrl-C here ends the server)")

@@ -3,8 +3,10 @@
 The names are SGLang's, so that its dashboards work; every series carries `model_name`.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -29,6 +31,14 @@ ITL_BUCKETS_S = (
 LATENCY_BUCKETS_S = (0.1, 0.2, 0.4, 0.8, 1.5, 3, 5, 10, 20, 40, 80, 150, 300, 600, 1200, 2400)
 LENGTH_BUCKETS = tuple(1 << power for power in range(18))
 HIT_RATE_WINDOW = 100  # finished requests
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """A histogram since the start: upper bounds in seconds (the last is infinite), and observations up to each."""
+
+    bounds_s: tuple[float, ...]
+    counts: tuple[int, ...]
 
 
 class RequestMetrics:
@@ -129,6 +139,14 @@ class Metrics:
             self._observers[model_name] = RequestMetrics(self._families, model_name)
         return self._observers[model_name]
 
+    def latency(self) -> dict[str, Buckets]:
+        """The histograms of `ttft` and `itl` over all served names, as /metrics shows them."""
+        families = self._families
+        return {
+            "ttft": _buckets(families.ttft.collect(), TTFT_BUCKETS_S),
+            "itl": _buckets(families.itl.collect(), ITL_BUCKETS_S),
+        }
+
     def page(
         self,
         model_name: str,
@@ -151,6 +169,15 @@ class Metrics:
         engines = engine_metrics(model_name, states, operations, storage, num_over_concurrency=num_refused)
         self._snapshot.families = [hit_rate, *stored, *engines]
         return generate_latest(self._registry)
+
+
+def _buckets(families: Iterable[Metric], bounds_s: Sequence[float]) -> Buckets:
+    counts = dict.fromkeys((*bounds_s, math.inf), 0)
+    for family in families:
+        for sample in family.samples:
+            if sample.name.endswith("_bucket"):
+                counts[float(sample.labels["le"])] += int(sample.value)
+    return Buckets(tuple(counts), tuple(counts.values()))
 
 
 def _stored_responses(model_name: str, responses: ResponseStore) -> list[Metric]:
