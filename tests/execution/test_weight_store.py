@@ -19,9 +19,9 @@ from headwater.devices.cpu.packed_cache import PackedCache
 from headwater.devices.cpu.packed_layers import PackedLinear
 from headwater.execution import weight_store
 from headwater.execution.cpu_runner import CpuRunner
+from headwater.execution.weight_sources import HostTensors
 from headwater.execution.weight_store import (
     Checkpoint,
-    HostTensors,
     Layer,
     StagedModel,
     WeightStore,

@@ -19,6 +19,8 @@ class WeightsStep:
     path: str
     load_format: str
     weights_id: str
+    is_received: bool = False  # a staging folder of tensors that a trainer sent, not files of the user
+    names: frozenset[str] = frozenset()  # of those tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,9 @@ class DesiredState:
         desired = replace(self, revision=self.revision + 1, pins=tuple(p for p in self.pins if p.ends_at_s > now_s))
         match change:
             case UpdateWeights():
-                step = WeightsStep(change.path, change.load_format, weights_id)
+                step = _step_of(change, weights_id)
                 label = desired.weight_version if change.weight_version is None else change.weight_version
-                weights = (step,) if is_whole else (*desired.weights, step)
+                weights = (step,) if is_whole else (*_still_seen(desired.weights, step), step)
                 released = desired.released - {"weights"}
                 desired = replace(desired, weights=weights, weight_version=label, released=released)
                 return desired if weights_id == self.weights_id else replace(desired, pins=())
@@ -115,6 +117,20 @@ class DesiredState:
 
     def pins_on(self, engine: int, *, now_s: float) -> list[DesiredPin]:
         return [pin for pin in self.pins if engine in pin.engines and pin.ends_at_s > now_s]
+
+
+def _step_of(change: UpdateWeights, weights_id: str) -> WeightsStep:
+    if not change.weights_id:
+        return WeightsStep(change.path, change.load_format, weights_id)
+    return WeightsStep(change.path, "safetensors", weights_id, is_received=True, names=frozenset(change.names))
+
+
+def _still_seen(steps: tuple[WeightsStep, ...], newest: WeightsStep) -> tuple[WeightsStep, ...]:
+    """The steps that `newest` does not hide completely. A trainer that sends the same part for ever needs no more.
+
+    Received weights are named by their sender, not after the ones before, so steps can be left out between them.
+    """
+    return tuple(step for step in steps if not (step.is_received and step.names and step.names <= newest.names))
 
 
 def _with_policies_of(attach: AttachStorage, before: AttachStorage | None) -> AttachStorage:

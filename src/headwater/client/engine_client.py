@@ -163,6 +163,12 @@ class EngineClient:
         """Path and format of the whole checkpoint that a new engine process loads first; None: as it was started."""
         return self._fleet.weights_to_load
 
+    @property
+    def staged_in_use(self) -> frozenset[str]:
+        """Staging folders of received weights that a restarted engine or a resume reads again."""
+        desired = self._fleet.desired
+        return frozenset(() if desired is None else (step.path for step in desired.weights if step.is_received))
+
     def silent_for_s(self) -> float:
         """Seconds since the last message of the serving engine that has been silent longest."""
         now_s = asyncio.get_running_loop().time()

@@ -71,6 +71,8 @@ class Fleet:
         """Path and format of the whole checkpoint that a new engine process loads first; None: as it was started."""
         if self.desired is None or self.desired.revision == 0 or not self.desired.weights[0].path:
             return None
+        if self.desired.weights[0].is_received:
+            return None  # it gets these as an update, before it serves
         return self.desired.weights[0].path, self.desired.weights[0].load_format
 
     def pins_to_set(self, engine: int, *, now_s: float) -> list[DesiredPin]:

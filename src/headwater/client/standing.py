@@ -210,6 +210,8 @@ def _next_weights(weights_id: str, desired: DesiredState, *, call_id: str) -> Up
         load_format=step.load_format,
         weight_version=label,
         only_weights_id=step.weights_id,
+        weights_id=step.weights_id if step.is_received else "",
+        names=tuple(step.names),
     )
 
 

@@ -9,7 +9,16 @@ from headwater.control.operation import Moment, Operation, Permit
 from headwater.messages.base import Answer, Call
 from headwater.messages.cache import DetachStorage, GetPins, GetStorage, PinPrefix, Pins, UnpinPrefix
 from headwater.messages.control import ContinueGeneration, Done, Failed
-from headwater.messages.weights import GetWeights, SetWeightVersion, Weights, WeightVersionSet
+from headwater.messages.weights import (
+    Checksums,
+    GetChecksums,
+    GetParameters,
+    GetWeights,
+    Parameters,
+    SetWeightVersion,
+    Weights,
+    WeightVersionSet,
+)
 
 Do = Callable[[Any, ControlledEngine], Answer]
 
@@ -93,6 +102,18 @@ def get_weights(message: GetWeights, engine: ControlledEngine) -> Weights | Fail
         text = f"the model has no parameter {message.name!r}, or its weights are released"
         return Failed(call_id=message.call_id, status=404, message=text, param="name")
     return Weights(call_id=message.call_id, name=message.name, dtype=dtype, shape=shape, values=values)
+
+
+def get_parameters(message: GetParameters, engine: ControlledEngine) -> Parameters:
+    shapes, ignored = engine.weights.parameters()
+    return Parameters(call_id=message.call_id, shapes=shapes, ignored_suffixes=ignored)
+
+
+def get_checksums(message: GetChecksums, engine: ControlledEngine) -> Checksums | Failed:
+    if "weights" in engine.orders.released:
+        return Failed(call_id=message.call_id, status=400, message="the weights are released: there is nothing to hash")
+    checksums = engine.weights.checksums()
+    return Checksums(call_id=message.call_id, weights_id=engine.scheduler.weights_id, checksums=checksums)
 
 
 def detach_storage(message: DetachStorage, engine: ControlledEngine) -> Answer:

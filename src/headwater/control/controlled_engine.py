@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from headwater.cache.namespace import Tier
 from headwater.cache.prefix_cache import PrefixCache
+from headwater.clock import Clock
 from headwater.control.orders import Orders
 from headwater.control.pinning import Pinning
 from headwater.control.ports import KvMemoryPort, WeightsPort
@@ -25,6 +26,7 @@ class ControlledEngine:
     orders: Orders
     blockers: Callable[[], dict[str, int]]  # the only definition of idle: what is in flight, by name
     is_step_in_flight: Callable[[], bool]
+    clock: Clock
 
     @property
     def cache(self) -> PrefixCache:

@@ -4,7 +4,7 @@ from headwater.cache.namespace import Scope, Tier
 from headwater.control.controlled_engine import ControlledEngine
 from headwater.control.operation import Hold, Moment, Operation, Permit
 from headwater.control.ports import StagedWeights
-from headwater.control.weights import CHANGED_WEIGHTS, retire_other_weights
+from headwater.control.weights import CHANGED_WEIGHTS, INCOMPLETE_WEIGHTS, retire_other_weights
 from headwater.messages.base import Answer
 from headwater.messages.control import Failed
 from headwater.messages.weights import MEMORY_TAGS, MemoryResult, ReleaseMemory, ResumeMemory
@@ -145,6 +145,7 @@ class MemoryResume(Operation):
         scheduler.begin_weights(staged.weights_id, end_ids=staged.end_ids)
         retire_other_weights(self._engine, staged.weights_id)
         self._engine.weights.swap(staged)
+        scheduler.why_refusing.pop(INCOMPLETE_WEIGHTS, None)
         self._staged = None
 
     def _too_late(self) -> Failed:

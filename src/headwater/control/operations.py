@@ -15,7 +15,15 @@ from headwater.control.weights import WeightUpdate
 from headwater.messages.base import Call
 from headwater.messages.cache import AttachStorage, DetachStorage, GetPins, GetStorage, PinPrefix, UnpinPrefix
 from headwater.messages.control import ContinueGeneration, FlushCache, PauseGeneration
-from headwater.messages.weights import GetWeights, ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
+from headwater.messages.weights import (
+    GetChecksums,
+    GetParameters,
+    GetWeights,
+    ReleaseMemory,
+    ResumeMemory,
+    SetWeightVersion,
+    UpdateWeights,
+)
 
 OPERATIONS: dict[type[Call], Callable[[Any, ControlledEngine, Permit], Operation]] = {
     FlushCache: Flush,
@@ -24,6 +32,8 @@ OPERATIONS: dict[type[Call], Callable[[Any, ControlledEngine, Permit], Operation
     UpdateWeights: WeightUpdate,
     SetWeightVersion: at_once.at_once(at_once.set_weight_version),
     GetWeights: at_once.at_once(at_once.get_weights),
+    GetParameters: at_once.at_once(at_once.get_parameters),
+    GetChecksums: at_once.at_once(at_once.get_checksums),
     ReleaseMemory: MemoryRelease,
     ResumeMemory: MemoryResume,
     AttachStorage: StorageAttach,

@@ -37,8 +37,23 @@ class StagedWeights(Protocol):
         ...
 
     @property
+    def overwrite(self) -> Any | None:
+        """Not None: they are only checked, and `WeightsPort.overwrite` has to put them in place before `swap`."""
+        ...
+
+    @property
     def is_whole(self) -> bool:
         """Whether every earlier weight is replaced. Only when ready and without error."""
+        ...
+
+
+class Overwriting(Protocol):
+    """Weights that a thread overwrites. Half-way they are neither the old nor the new ones."""
+
+    def is_done(self) -> bool: ...
+
+    def error(self) -> str | None:
+        """Why they are incomplete now; None if they are whole. Only when done."""
         ...
 
 
@@ -47,6 +62,25 @@ class WeightsPort(Protocol):
 
     def stage(self, path: str, load_format: str) -> StagedWeights:
         """Begin to load; never blocks, never raises for the user's mistakes."""
+        ...
+
+    def stage_received(self, path: str, weights_id: str, *, in_place: bool = False) -> StagedWeights:
+        """Begin to load the tensors of a staging folder, which are known as `weights_id` once they are in place.
+
+        `in_place`: only check them. `overwrite` then puts them in place of the old ones, layer by layer.
+        """
+        ...
+
+    def overwrite(self, staged: Any) -> "Overwriting":
+        """Begin to put what `stage_received` has checked in place of the old weights. Until `swap` no step may run."""
+        ...
+
+    def parameters(self) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
+        """The shape of every tensor of the whole model, and the ends of names that are ignored in checkpoints."""
+        ...
+
+    def checksums(self) -> dict[str, str]:
+        """A hash of every tensor in place, by name. Takes time."""
         ...
 
     def reload(self, *, accepts_changes: bool = False) -> StagedWeights:

@@ -120,6 +120,7 @@ def wire_engine(
         orders=orders,
         blockers=blockers,
         is_step_in_flight=steps.is_step_in_flight,
+        clock=clock,
     )
     control = ControlPlane(engine, clock=clock, max_timeout_s=max_control_timeout_s)
     blockers.register("control", control)

@@ -5,16 +5,16 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
-from headwater.devices.device import Device, ModelDevice
-from headwater.devices.host_tensor import HostTensor, RandomTensor
+from headwater.devices.device import Device
 from headwater.execution.runner import Runner
+from headwater.execution.weight_sources import Abandoned, HostTensors, Overlay, checksums_of
 from headwater.models.checkpoint_config import read_checkpoint_config
 from headwater.models.config import ModelConfig
-from headwater.models.decoder import Base, DecoderModel, build_decoder
+from headwater.models.decoder import DecoderModel, build_decoder, overwrite_decoder
 from headwater.models.loader import (
     LoadedModel,
     LoadFormat,
@@ -27,9 +27,9 @@ from headwater.models.loader import (
     weights_id_of,
     weights_signature,
 )
-from headwater.models.model_files import ModelFileError
 from headwater.models.ranks.share import ModelShare
-from headwater.models.weights import PlacedArray, PlacedWeights, WeightSource, check_shapes
+from headwater.models.weights import IGNORED_SUFFIXES, PlacedWeights, check_shapes
+from headwater.models.weights_safetensors import SafetensorsWeights
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ class Checkpoint:
 
     path: str
     load_format: LoadFormat
+    weights_id: str = ""  # of tensors that a trainer sent, in a staging folder; empty: the files are hashed
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +64,6 @@ class OpenedCheckpoint:
 
 class ChangedWeights(ValueError):
     """The files of the released weights have changed."""
-
-
-class Abandoned(Exception):
-    """The update was given up: reading stops."""
 
 
 def visible_layers(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
@@ -94,6 +91,7 @@ class BuiltModel:
     end_ids: tuple[int, ...]  # the tokens that end an answer, as the newest checkpoint's own files know them
     is_whole: bool  # it holds nothing of the model before
     has_changed: bool = False  # for a reload: its content differs from what was released
+    overwrite: Callable[[], None] | None = None  # puts its tensors into `model`, the one in place; None: they are there
 
 
 class StagedModel:
@@ -143,6 +141,11 @@ class StagedModel:
     def layers(self) -> tuple[Layer, ...]:
         return self._ready.layers
 
+    @property
+    def overwrite(self) -> Callable[[], None] | None:
+        """Puts the tensors into the model in place; None if they are in a model of their own."""
+        return self._ready.overwrite
+
     def model(self) -> DecoderModel:
         return self._ready.model
 
@@ -165,6 +168,29 @@ class StagedModel:
         except Exception as error:  # noqa: BLE001  whatever a torn file makes its reader raise, the old weights serve on
             _log.warning("new weights were refused: %s", error)
             self._error = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+
+
+class OverwritingModel:
+    """A model that a thread overwrites (`control.ports.Overwriting`)."""
+
+    def __init__(self, overwrite: Callable[[], None]) -> None:
+        self._overwrite = overwrite
+        self._error: str | None = None
+        self._thread = threading.Thread(target=self._run, name="overwrite-weights", daemon=True)
+        self._thread.start()
+
+    def is_done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def error(self) -> str | None:
+        return self._error
+
+    def _run(self) -> None:
+        try:
+            self._overwrite()
+        except Exception as error:  # noqa: BLE001  whatever it is, the weights are incomplete now
+            _log.exception("weights were overwritten in part")
+            self._error = f"{type(error).__name__}: {error}"
 
 
 class WeightStore:
@@ -207,6 +233,22 @@ class WeightStore:
     def stage(self, path: str, load_format: str) -> StagedModel:
         checkpoint = Checkpoint(path, load_format)  # type: ignore[arg-type]  # checked by the loader
         return StagedModel(lambda abandoned: self.build((checkpoint,), abandoned), is_reload=False)
+
+    def stage_received(self, path: str, weights_id: str, *, in_place: bool = False) -> StagedModel:
+        checkpoint = Checkpoint(path, "safetensors", weights_id)
+        return StagedModel(lambda abandoned: self.build((checkpoint,), abandoned, in_place=in_place), is_reload=False)
+
+    def overwrite(self, staged: StagedModel) -> OverwritingModel:
+        assert staged.overwrite is not None, "staged beside the old weights"
+        self._runner.replace_model(None)
+        return OverwritingModel(staged.overwrite)
+
+    def parameters(self) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
+        tied_head = ("lm_head.weight",) if self._config.tie_word_embeddings else ()
+        return dict(self._config.parameter_shapes()), IGNORED_SUFFIXES + tied_head
+
+    def checksums(self) -> dict[str, str]:
+        return checksums_of(self._runner.model, self._device)
 
     def reload(self, *, accepts_changes: bool = False) -> StagedModel:
         kept, released = self._kept, self._loaded
@@ -253,6 +295,7 @@ class WeightStore:
         *,
         released: tuple[Layer, ...] = (),
         accepts_changes: bool = False,
+        in_place: bool = False,
     ) -> BuiltModel:
         """A packed model of the current weights overlaid with `checkpoints`.
 
@@ -266,8 +309,11 @@ class WeightStore:
         layers = tuple(each.layer for each in opened)
         is_whole = overlay.num_new == len(shapes)
         ids = [layer.content_id for layer in layers]
+        received_id = checkpoints[-1].weights_id
         has_changed = bool(released) and ids != [layer.content_id for layer in released]
         weights_id = self._weights_id if released and not has_changed else self._identity(ids, is_whole=is_whole)
+        if received_id and not released:
+            weights_id = received_id
         if has_changed and not accepts_changes:
             raise ChangedWeights(
                 f"the files of the released weights have changed: weights_id {self._weights_id} was released, "
@@ -276,7 +322,14 @@ class WeightStore:
         check_shapes(shapes, overlay, tied_head=self._config.tie_word_embeddings)
         share = ModelShare.of(self._device.ranks)
         placed = PlacedWeights(share_of(overlay, self._config, share, form=self._form), self._device, self._form)
-        model = build_decoder(self._config, placed, self._device, base=overlay.base)
+        overwrite = None
+        if in_place and overlay.base is not None:
+            if share.size > 1:
+                raise ValueError("in_place is not supported with --tp-size: the ranks would overwrite at other moments")
+            model = overlay.base.model
+            overwrite = partial(overwrite_decoder, model, placed, replaced=overlay.base.replaced)
+        else:
+            model = build_decoder(self._config, placed, self._device, base=overlay.base)
         for each in opened:
             check_unchanged(each.files, each.signature)
         return BuiltModel(
@@ -287,6 +340,7 @@ class WeightStore:
             end_ids=next((each.end_ids for each in reversed(opened) if each.end_ids is not None), ()),
             has_changed=has_changed,
             is_whole=is_whole,
+            overwrite=overwrite,
         )
 
     def _open(self, checkpoint: Checkpoint, overlay: "Overlay") -> OpenedCheckpoint:
@@ -294,6 +348,11 @@ class WeightStore:
         self._check_local(checkpoint.path)
         files = resolve_model(checkpoint.path)
         signature = weights_signature(files)
+        if checkpoint.weights_id:
+            received = SafetensorsWeights(files.safetensors, last_counts=True)
+            overlay.add(received)
+            names = frozenset(received.shapes()) & self._config.parameter_shapes().keys()
+            return OpenedCheckpoint(Layer(checkpoint, names, checkpoint.weights_id), files, signature, self._end_ids)
         load_format = checkpoint.load_format
         config = read_checkpoint_config(files, self._config)
         source = open_weights(files, self._config, load_format=load_format, seed=self._seed)
@@ -333,61 +392,3 @@ class WeightStore:
         for other in others:
             first = hashlib.blake2b(f"{first}\n{other}".encode(), digest_size=16).hexdigest()
         return first
-
-
-class HostTensors:
-    """A `WeightSource`: all parameters of a model, copied to host memory."""
-
-    place = "the weights kept in host memory"
-
-    def __init__(self, model: DecoderModel, device: ModelDevice) -> None:
-        names = model.config.parameter_shapes()
-        self._tensors = {name: device.to_host(model.get_by_name(name)) for name in names}
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: tensor.shape for name, tensor in self._tensors.items()}
-
-    def load(self, name: str) -> HostTensor:
-        return self._tensors[name]
-
-
-class Overlay:
-    """A `WeightSource` of a model's own tensors, each hidden by the newest checkpoint that holds it."""
-
-    place: Path | str = "the served weights"
-
-    def __init__(self, config: ModelConfig, model: DecoderModel | None, abandoned: threading.Event) -> None:
-        self._model = model
-        self._abandoned = abandoned
-        self._own = config.parameter_shapes()
-        self._newest: dict[str, WeightSource] = {}
-
-    @property
-    def num_new(self) -> int:
-        """Tensors of the model that some checkpoint holds."""
-        return sum(1 for name in self._newest if name in self._own)
-
-    @property
-    def base(self) -> Base | None:
-        """The model, if there is one, and what the checkpoints replace."""
-        return None if self._model is None else Base(self._model, frozenset(self._newest))
-
-    def add(self, source: WeightSource) -> None:
-        """Add `source` on top. ValueError if it holds no tensor of this model."""
-        if not any(name in self._own for name in source.shapes()):
-            raise ModelFileError(source.place, "the checkpoint holds no tensor of this model")
-        self.place = source.place
-        self._newest |= dict.fromkeys(source.shapes(), source)
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        own = self._own if self._model is not None else {}
-        return {**own, **{name: source.shapes()[name] for name, source in self._newest.items()}}
-
-    def load(self, name: str) -> HostTensor | RandomTensor | PlacedArray:
-        if self._abandoned.is_set():
-            raise Abandoned
-        source = self._newest.get(name)
-        if source is not None:
-            return source.load(name)
-        assert self._model is not None
-        return PlacedArray(self._model.get_by_name(name))

@@ -25,7 +25,14 @@ from headwater.launch.config import ServerArgs
 from headwater.launch.facts_builder import build_model_facts, tokenizer_path
 from headwater.tokenization.tokenizer import Tokenizer
 
-ENGINES_OWN = ("/cache/", "/control/messages")  # the answer of one replica would pass for that of all
+ENGINES_OWN = (  # the answer of one replica would pass for that of all
+    "/cache/",
+    "/control/messages",
+    "/update_weights_from_tensor",
+    "/begin_weight_update",
+    "/end_weight_update",
+    "/abort_weight_update",
+)
 FLEET, SCALE = "/fleet", "/fleet/scale"
 MAX_REPLICAS = 1000
 Scale = Callable[[int], Awaitable[None]]

@@ -21,6 +21,8 @@ from headwater.http_api.control import (
     storage_routes,
     weight_routes,
 )
+from headwater.http_api.control.weights import routes as tensor_routes
+from headwater.http_api.control.weights.routes import RAW_TYPES
 from headwater.http_api.dashboard import routes as dashboard_routes
 from headwater.http_api.error_handlers import install_error_handlers
 from headwater.http_api.middleware import BodyLimit, RequestId, SiteGuard
@@ -46,6 +48,7 @@ ROUTERS = (
     flush_routes.router,
     control_routes.router,
     weight_routes.router,
+    tensor_routes.router,
     memory_routes.router,
     cache_routes.router,
     cache_routes.view_router,
@@ -73,6 +76,8 @@ FRONT_ROUTERS = (
     info_routes.router,
 )
 
+UNBOUNDED = {"/update_weights_from_tensor": RAW_TYPES}  # bodies that are staged as they arrive, within a limit
+
 DESCRIPTION = """
 LLM inference with a KV cache that can be operated: OpenAI's API under `/v1`, SGLang's native API beside it.
 
@@ -88,9 +93,10 @@ def create_app(state: ApiState, *, routers: Sequence[APIRouter] = ROUTERS, rest:
     """
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await state.client.start()
         yield
+        app.state.services.weights.close()
         await state.client.close()
 
     app = FastAPI(
@@ -115,7 +121,7 @@ def create_app(state: ApiState, *, routers: Sequence[APIRouter] = ROUTERS, rest:
         app.mount("/", rest)
     # The last one added sees a request first, so even a refused request has its id.
     app.add_middleware(CompressedBody, max_body_bytes=state.limits.max_body_bytes)
-    app.add_middleware(BodyLimit, max_body_bytes=state.limits.max_body_bytes)
+    app.add_middleware(BodyLimit, max_body_bytes=state.limits.max_body_bytes, unbounded=UNBOUNDED)
     app.add_middleware(Authentication, keys=app.state.keys)
     app.add_middleware(SiteGuard, policy=state.sites)
     if state.sites.allowed_origins:

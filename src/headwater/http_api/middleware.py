@@ -6,6 +6,8 @@ Plain ASGI: cheap per chunk.
 import asyncio
 import logging
 import uuid
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -48,17 +50,26 @@ class RequestId:
 
 
 class BodyLimit:
-    """Answers 413 to a body over the limit, whether its length is announced or not."""
+    """Answers 413 to a body over the limit, whether its length is announced or not.
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+    `unbounded`: content types by path whose routes count the bytes themselves.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, max_body_bytes: int, unbounded: Mapping[str, Collection[str]] = MappingProxyType({})
+    ) -> None:
         self.app = app
         self.max_body_bytes = max_body_bytes
+        self.unbounded = unbounded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        if headers.get("content-type", "").partition(";")[0].strip().lower() in self.unbounded.get(scope["path"], ()):
+            await self.app(scope, receive, send)
+            return
         announced = headers.get("content-length", "0")
         if announced.isdigit() and int(announced) > self.max_body_bytes:
             if headers.get("expect", "").lower() != "100-continue":

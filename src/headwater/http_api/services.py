@@ -16,6 +16,7 @@ from headwater.generation.native import NativeApi
 from headwater.generation.text_generation import TextGenerator
 from headwater.generation.validation import timeout_seconds
 from headwater.http_api.auth import Accounts, Keys, authorization_of
+from headwater.http_api.control.weights.receiver import WeightReceiver
 from headwater.http_api.dashboard.watching import Watching
 from headwater.http_api.engine_answers import EngineAnswers
 from headwater.http_api.monitoring.health import Health
@@ -43,6 +44,7 @@ class Services:
         self._pin_numbers = itertools.count(1)
         self.health = Health(state)
         self.watching = Watching(state, self.metrics.latency)
+        self.weights = WeightReceiver(state.client, state.staging)
         limits = state.limits
         self.responses = ResponseStore(
             max_responses=limits.max_stored_responses, max_bytes=limits.max_stored_response_bytes

@@ -12,6 +12,7 @@ from headwater.generation.model_facts import ModelFacts, RequestLimits
 from headwater.generation.text_generation import SpecialTokenPolicy
 from headwater.http_api.sites import SitePolicy
 from headwater.tokenization.tokenizer import Tokenizer
+from headwater.transports.staging import StagingArea
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class ApiState:
     grammars: GrammarTexts = field(default_factory=GrammarTexts)
     started_at_s: float = field(default_factory=time.time)  # Unix time
     is_shutting_down: bool = False
+    staging: StagingArea = field(default_factory=StagingArea)  # of weights that a trainer sends
+    allows_pickles: bool = False  # of tensors, in SGLang's form
 
     def set_ready(self, *, tokenizer: Tokenizer, model: ModelFacts) -> None:
         """The model has loaded: requests are accepted from now on."""

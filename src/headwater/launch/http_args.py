@@ -51,6 +51,19 @@ class HttpArgs(ModelArgs, kw_only=True, frozen=True, omit_defaults=True):
     max_body_bytes: Annotated[
         int, Flag("Largest accepted request body, in bytes.", HTTP, low=1024, high=1 << 30)
     ] = 4 * MIB
+    staging_dir: Annotated[
+        str,
+        Flag("Folder in memory for weights that a trainer sends, until later ones replace them.", HTTP),
+    ] = "/dev/shm"
+    max_staged_weights_bytes: Annotated[
+        int | None,
+        Flag(
+            "Most bytes of such weights. Default: three quarters of what is free in the folder.",
+            HTTP,
+            low=1 << 20,
+            high=1 << 44,
+        ),
+    ] = None
     max_header_bytes: Annotated[
         int, Flag("Largest accepted total of a request's URL and headers, in bytes.", HTTP, low=1024, high=16 * MIB)
     ] = 64 << 10

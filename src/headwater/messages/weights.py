@@ -20,6 +20,9 @@ class UpdateWeights(TimedCall, tag="update_weights", kw_only=True):
     abort_all_requests: bool = False
     timeout_s: float = 600.0
     only_weights_id: str = ""  # refused (409) if the files hold other weights; empty: any
+    weights_id: str = ""  # of tensors that a trainer sent, in a staging folder: their identity; empty: of the files
+    names: tuple[str, ...] = ()  # of those tensors
+    in_place: bool = False  # of those tensors: overwrite the weights layer by layer while nothing runs
 
 
 class SetWeightVersion(Call, tag="set_weight_version"):
@@ -37,6 +40,26 @@ class GetWeights(Call, tag="get_weights"):
 
     name: str
     num_values: int = 100
+
+
+class GetParameters(Call, tag="get_parameters"):
+    """The tensors of the model. Answered by `Parameters`."""
+
+
+class Parameters(Answer, tag="parameters"):
+    """Every tensor of the whole model under its Hugging Face name. Others may come with them and are ignored."""
+
+    shapes: dict[str, tuple[int, ...]]
+    ignored_suffixes: tuple[str, ...] = ()
+
+
+class GetChecksums(Call, tag="get_checksums"):
+    """A hash of every tensor in place. Answered by `Checksums` or `Failed`."""
+
+
+class Checksums(Answer, tag="checksums"):
+    weights_id: str
+    checksums: dict[str, str]  # 16 hex digits by name of the tensor
 
 
 class ReleaseMemory(TimedCall, tag="release_memory"):
@@ -75,6 +98,7 @@ class WeightsUpdated(Answer, tag="weights_updated"):
     freed: dict[str, PagesAndBytes] = field(default_factory=dict)
     retired: dict[str, PagesAndBytes] = field(default_factory=dict)
     is_whole: bool = True  # every earlier weight is replaced
+    paused_s: float = 0.0  # in which nothing was generated
 
 
 class WeightVersionSet(Answer, tag="weight_version_set"):

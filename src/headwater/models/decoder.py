@@ -100,6 +100,10 @@ class DecoderModel:
         """float32[N, hidden_size] -> float32[N, vocab_size], in `out` if given; of the share's tokens alone."""
         return self.head.logits(self.last_norm(hidden), out)
 
+    def replace_outer(self, embedding: Linear, *, norm: Array, head: Linear) -> None:
+        """Put other parameters before and after the layers."""
+        self.embedding, self._norm, self.head = embedding, norm, head
+
     def get_by_name(self, name: str) -> Array:
         """One parameter by its Hugging Face checkpoint name, or the share of it. KeyError if unknown.
 
@@ -159,26 +163,19 @@ class Base:
         return self.replaced.isdisjoint(f"{name}.{kind}" for name in names for kind in ("weight", "bias"))
 
 
-def build_decoder(
-    config: ModelConfig, source: LayerSource, device: ModelDevice, *, base: Base | None = None
-) -> DecoderModel:
-    """Read the parameters one fused layer at a time, so that little more than the model is ever in memory.
+class _Builder:
+    """Reads a model's parameters one fused layer at a time, so that little more than the model is ever in memory.
 
     The shapes must have been checked (weights.check_shapes).
     """
-    load = source.load
 
-    def linear(names: Sequence[str], of_base: Callable[[DecoderModel], Linear], *, has_bias: bool = False) -> Linear:
-        if base is not None and base.keeps(names):
-            return of_base(base.model)
-        return source.linear(names, has_bias=has_bias)
+    def __init__(self, config: ModelConfig, source: LayerSource, base: Base | None) -> None:
+        self._config = config
+        self._source = source
+        self._base = base
 
-    def gated_linear(names: Sequence[str], of_base: Callable[[DecoderModel], GatedLinear]) -> GatedLinear:
-        if base is not None and base.keeps(names):
-            return of_base(base.model)
-        return source.gated_linear(names, has_bias=config.mlp_bias)
-
-    def layer(index: int) -> DecoderLayer:
+    def layer(self, index: int) -> DecoderLayer:
+        config, load, linear = self._config, self._source.load, self._linear
         prefix = f"model.layers.{index}."
         attn, mlp = prefix + "self_attn.", prefix + "mlp."
         qkv, gate_up = [f"{attn}{name}_proj" for name in "qkv"], [f"{mlp}{name}_proj" for name in ("gate", "up")]
@@ -189,20 +186,55 @@ def build_decoder(
             k_norm=load(attn + "k_norm.weight") if config.qk_norm else None,
             o=linear([attn + "o_proj"], lambda model: model.layers[index].o, has_bias=config.o_bias),
             post_attention_norm=load(prefix + "post_attention_layernorm.weight"),
-            gate_up=gated_linear(gate_up, lambda model: model.layers[index].gate_up),
+            gate_up=self._gated_linear(gate_up, lambda model: model.layers[index].gate_up),
             down=linear([mlp + "down_proj"], lambda model: model.layers[index].down, has_bias=config.mlp_bias),
         )
 
-    layers = [layer(index) for index in range(config.num_layers)]
-    embedding = linear(["model.embed_tokens"], lambda model: model.embedding)
+    def embedding(self) -> Linear:
+        return self._linear(["model.embed_tokens"], lambda model: model.embedding)
+
+    def norm(self) -> Array:
+        return self._source.load("model.norm.weight")
+
+    def head(self, embedding: Linear) -> Linear:
+        if self._config.tie_word_embeddings:
+            return embedding
+        return self._linear(["lm_head"], lambda model: model.head)
+
+    def _linear(
+        self, names: Sequence[str], of_base: Callable[[DecoderModel], Linear], *, has_bias: bool = False
+    ) -> Linear:
+        if self._base is not None and self._base.keeps(names):
+            return of_base(self._base.model)
+        return self._source.linear(names, has_bias=has_bias)
+
+    def _gated_linear(self, names: Sequence[str], of_base: Callable[[DecoderModel], GatedLinear]) -> GatedLinear:
+        if self._base is not None and self._base.keeps(names):
+            return of_base(self._base.model)
+        return self._source.gated_linear(names, has_bias=self._config.mlp_bias)
+
+
+def build_decoder(
+    config: ModelConfig, source: LayerSource, device: ModelDevice, *, base: Base | None = None
+) -> DecoderModel:
+    """A model of the parameters of `source`, and of the layers of `base` that it keeps."""
+    build = _Builder(config, source, base)
+    layers = [build.layer(index) for index in range(config.num_layers)]
+    embedding = build.embedding()
     return DecoderModel(
-        config,
-        device,
-        embedding=embedding,
-        layers=layers,
-        norm=load("model.norm.weight"),
-        head=embedding if config.tie_word_embeddings else linear(["lm_head"], lambda model: model.head),
+        config, device, embedding=embedding, layers=layers, norm=build.norm(), head=build.head(embedding)
     )
+
+
+def overwrite_decoder(model: DecoderModel, source: LayerSource, *, replaced: frozenset[str]) -> None:
+    """Put the `replaced` parameters into the model itself: at most one layer exists twice meanwhile.
+
+    No step may compute with the model. If this raises, the model is neither the old nor the new one.
+    """
+    build = _Builder(model.config, source, Base(model, replaced))
+    for index in range(len(model.layers)):
+        model.layers[index] = build.layer(index)
+    model.replace_outer(embedding := build.embedding(), norm=build.norm(), head=build.head(embedding))
 
 
 def _named(prefix: str, packed: Linear | GatedLinear, names: Sequence[str] = ("",)) -> Iterator[tuple[str, Array]]:

@@ -15,7 +15,7 @@ from headwater.devices.quantise import can_quantise, quantise
 from headwater.models.model_files import ModelFileError
 
 # leftovers of old checkpoints; derived from the config instead
-_IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
+IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +179,6 @@ def unexpected_names(expected: Iterable[str], found: Iterable[str], *, tied_head
     """Names in `found` that no parameter has, except harmless leftovers."""
     known = set(expected)
     for name in found:
-        if name in known or name.endswith(_IGNORED_SUFFIXES) or (tied_head and name == "lm_head.weight"):
+        if name in known or name.endswith(IGNORED_SUFFIXES) or (tied_head and name == "lm_head.weight"):
             continue
         yield name

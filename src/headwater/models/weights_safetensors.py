@@ -13,14 +13,14 @@ _DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 class SafetensorsWeights:
-    """The tensors of `files`. A tensor in two files is an error: it is ambiguous."""
+    """The tensors of `files`. A tensor in two files is an error: it is ambiguous, unless the last file counts."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], *, last_counts: bool = False) -> None:
         self.place = files[0] if len(files) == 1 else files[0].parent
         self._files: dict[str, SafetensorsFile] = {}
         for file in map(SafetensorsFile, files):
             for name, stored in file.tensors.items():
-                if name in self._files:
+                if name in self._files and not last_counts:
                     other = self._files[name].path.name
                     raise ModelFileError(file.path, f"tensor {name!r} is in both {other} and {file.path.name}")
                 if stored.dtype not in _DTYPES:

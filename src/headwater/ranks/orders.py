@@ -26,6 +26,14 @@ class StageWeights(Struct, tag="stage"):
     load_format: str
 
 
+class StageReceived(Struct, tag="stage_received"):
+    """Begin to read tensors that a trainer sent; answered by `Staged` when they have been checked."""
+
+    staging_id: int
+    path: str
+    weights_id: str
+
+
 class ReloadWeights(Struct, tag="reload"):
     """Begin to read the released weights again; answered by `Staged`."""
 
@@ -69,6 +77,7 @@ Order = (
     BuildRunner
     | CaptureGraphs
     | StageWeights
+    | StageReceived
     | ReloadWeights
     | AbandonWeights
     | SwapWeights

@@ -7,7 +7,7 @@ import itertools
 import logging
 from typing import Any, Protocol
 
-from headwater.control.ports import KvMemoryPort, StagedWeights, WeightsPort
+from headwater.control.ports import KvMemoryPort, Overwriting, StagedWeights, WeightsPort
 from headwater.devices.rank_group import RankFailed
 from headwater.ranks import orders
 from headwater.ranks.plan_codec import write_plan
@@ -157,6 +157,10 @@ class RanksStaged:
         return self.own.is_whole
 
     @property
+    def overwrite(self) -> None:
+        return None
+
+    @property
     def has_changed(self) -> bool:
         return self.own.has_changed or any(report.has_changed for report in self.reports.values())
 
@@ -179,6 +183,22 @@ class RanksWeights:
         staging_id = next(self._ids)
         order = orders.StageWeights(staging_id=staging_id, path=path, load_format=load_format)
         return self._begin(order, self._own.stage(path, load_format), staging_id)
+
+    def stage_received(self, path: str, weights_id: str, *, in_place: bool = False) -> StagedWeights:
+        if in_place:  # it is refused in rank 0's staging, as other faults are
+            return self._own.stage_received(path, weights_id, in_place=True)
+        staging_id = next(self._ids)
+        order = orders.StageReceived(staging_id=staging_id, path=path, weights_id=weights_id)
+        return self._begin(order, self._own.stage_received(path, weights_id), staging_id)
+
+    def overwrite(self, staged: Any) -> Overwriting:
+        return self._own.overwrite(staged)
+
+    def parameters(self) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
+        return self._own.parameters()
+
+    def checksums(self) -> dict[str, str]:
+        return self._own.checksums()
 
     def reload(self, *, accepts_changes: bool = False) -> RanksStaged:
         staging_id = next(self._ids)

@@ -177,6 +177,8 @@ class RankWorker:
                 self._capture_graphs()
             case orders.StageWeights():
                 self._stage(order.staging_id, weights.stage(order.path, order.load_format))
+            case orders.StageReceived():
+                self._stage(order.staging_id, weights.stage_received(order.path, order.weights_id))
             case orders.ReloadWeights():
                 self._stage(order.staging_id, weights.reload(accepts_changes=order.accepts_changes))
             case orders.AbandonWeights():

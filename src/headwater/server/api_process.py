@@ -9,6 +9,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from headwater.client.engine_client import EngineClient
 from headwater.client.errors import EngineGone
@@ -29,6 +30,7 @@ from headwater.server.exits import EXIT_FAILED, EXIT_REFUSED, print_error
 from headwater.server.heap import freeze_heap
 from headwater.server.supervisor import EngineExit, EngineSupervisor
 from headwater.tokenization.tokenizer import Tokenizer
+from headwater.transports.staging import StagingArea
 
 STREAMS_GRACE_S = 1.0  # for running streams to finish before they are ended
 HTTP_GRACE_S = 2.0  # for connections, before they are closed
@@ -109,6 +111,7 @@ class ApiProcess:
                 max_concurrency_per_key=self._args.max_concurrency_per_key,
             ),
             special_tokens=self._args.parse_special_tokens,
+            staging=StagingArea(Path(self._args.staging_dir), max_bytes=self._args.max_staged_weights_bytes),
             format_flags=FormatFlags(self._args.tool_call_parser, self._args.tool_prompt, self._args.reasoning_parser),
         )
 

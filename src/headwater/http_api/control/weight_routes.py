@@ -12,7 +12,7 @@ from headwater.generation.errors import ApiError
 from headwater.http_api.auth import control_router
 from headwater.http_api.control.flush_answer import summed_pages
 from headwater.http_api.control.schemas_control import WeightsByName, WeightsFromDisk, WeightVersion
-from headwater.http_api.engine_answers import facts_of
+from headwater.http_api.engine_answers import EngineAnswers, facts_of
 from headwater.http_api.services import InjectedServices, Services
 from headwater.http_api.sse import while_connected
 from headwater.messages.weights import GetWeights, SetWeightVersion, UpdateWeights, Weights, WeightsUpdated
@@ -40,18 +40,7 @@ async def update_weights_from_disk(body: WeightsFromDisk, request: Request, serv
     )
     services.require_loaded()
     call = services.change(message, arrived_s=arrived_s, timeout_s=message.timeout_s)
-    answers = await while_connected(call, request.receive)
-    for _, updated in answers.succeeded:
-        services.state.client.forget_prefixes()
-        services.state.set_weight_version(updated.weight_version)
-    error = answers.error(_update_facts)
-    if error is not None:
-        return _refusal(error, num_paused_requests=0)
-    if not answers.results:
-        text = "The update is decided; no engine has confirmed it yet, and none takes requests until it has."
-        facts: Json = {"success": True, "message": text, "num_paused_requests": 0}
-        return JSONResponse(facts | {"engines": answers.entries()}, answers.status)
-    return JSONResponse(_updated(answers.results, answers.entries(_update_facts)), answers.status)
+    return update_answer(await while_connected(call, request.receive), services)
 
 
 @router.post("/update_weight_version", summary="A new label for the weights")
@@ -65,10 +54,21 @@ async def update_weight_version(body: WeightVersion, services: InjectedServices)
     message = SetWeightVersion(
         call_id=new_call_id(), weight_version=body.new_version, abort_all_requests=body.abort_all_requests
     )
+    if (bracket := services.weights.open_bracket) is not None:  # a label never runs ahead of its weights
+        bracket.weight_version = body.new_version
+        bracket.aborts_all |= bool(body.abort_all_requests)
+        return JSONResponse(
+            {
+                "success": True,
+                "message": f"Weight version {body.new_version} comes with /end_weight_update",
+                "new_version": body.new_version,
+                "num_aborted": 0,
+            }
+        )
     answers = await services.change(message, arrived_s=arrived_s)
     error = answers.error()
     if error is not None:
-        return _refusal(error, new_version=body.new_version)
+        return refusal(error, new_version=body.new_version)
     services.state.set_weight_version(body.new_version)
     text = f"Weight version updated to {body.new_version}"
     return JSONResponse(
@@ -104,6 +104,21 @@ async def _weights(asked: WeightsByName, services: Services) -> Response:
     return JSONResponse(facts | {"engines": answers.entries(lambda weights: {"values": list(weights.values)})})
 
 
+def update_answer(answers: EngineAnswers, services: Services) -> Response:
+    """What the engines made of an update."""
+    for _, updated in answers.succeeded:
+        services.state.client.forget_prefixes()
+        services.state.set_weight_version(updated.weight_version)
+    error = answers.error(_update_facts)
+    if error is not None:
+        return refusal(error, num_paused_requests=0)
+    if not answers.results:
+        text = "The update is decided; no engine has confirmed it yet, and none takes requests until it has."
+        facts: Json = {"success": True, "message": text, "num_paused_requests": 0}
+        return JSONResponse(facts | {"engines": answers.entries()}, answers.status)
+    return JSONResponse(_updated(answers.results, answers.entries(_update_facts)), answers.status)
+
+
 def _updated(results: list[WeightsUpdated], entries: list[Json]) -> Json:
     """SGLang's three keys, then ours. `num_paused_requests`: held for the moment of the swap."""
     first = results[0]
@@ -118,6 +133,7 @@ def _updated(results: list[WeightsUpdated], entries: list[Json]) -> Json:
         "num_kept": sum(result.num_kept for result in results),
         "num_aborted": sum(result.num_aborted for result in results),
         "waited_s": max(result.waited_s for result in results),
+        "paused_s": max(result.paused_s for result in results),
         "freed": summed_pages(result.freed for result in results),
         "retired": summed_pages(result.retired for result in results),
         "engines": entries,
@@ -128,8 +144,8 @@ def _update_facts(result: WeightsUpdated) -> Json:
     return facts_of(result, without=("call_id",))
 
 
-def _refusal(error: ApiError, **keys: Any) -> Response:
+def refusal(error: ApiError, **keys: Any) -> Response:
     """The keys of a success, so that clients which read them find them, beside the error itself."""
-    status = error.status if error.status in (503, 504) else 400
+    status = error.status if error.status in (413, 500, 501, 503, 504) else 400
     body = {"success": False, "message": error.message} | keys | error.body()
     return JSONResponse(body, status, headers=error.headers)

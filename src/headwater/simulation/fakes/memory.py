@@ -15,8 +15,11 @@ class FakeStagedWeights:
     end_ids = ()
     is_whole = True
 
-    def __init__(self, weights_id: str, *, num_polls: int, error: str | None, has_changed: bool = False) -> None:
+    def __init__(
+        self, weights_id: str, *, num_polls: int, error: str | None, has_changed: bool = False, in_place: bool = False
+    ) -> None:
         self.has_changed = has_changed
+        self.overwrite = "in place" if in_place else None
         self.is_abandoned = False
         self.weights_id = weights_id
         self._polls_left = num_polls
@@ -33,6 +36,21 @@ class FakeStagedWeights:
         self.is_abandoned = True
 
 
+class FakeOverwriting:
+    """Weights that are overwritten after `num_polls` polls."""
+
+    def __init__(self, *, num_polls: int, error: str | None) -> None:
+        self._polls_left = num_polls
+        self._error = error
+
+    def is_done(self) -> bool:
+        self._polls_left -= 1
+        return self._polls_left < 0
+
+    def error(self) -> str | None:
+        return self._error
+
+
 class FakeWeights:
     """Weights that are only a name. A path that begins with "corrupt" cannot be loaded."""
 
@@ -42,11 +60,25 @@ class FakeWeights:
         self.num_polls = 3  # of the next staged weights
         self.is_released = False
         self.staged: deque[FakeStagedWeights] = deque(maxlen=4)  # the latest ones
+        self.overwriting_fails: str | None = None  # the error of the next overwriting in place
         self.on_disk: str | None = None  # the contents of the files, if they were overwritten
 
     def stage(self, path: str, load_format: str) -> FakeStagedWeights:
         error = f"{path} is broken" if path.startswith("corrupt") else None
         return self._begin(FakeStagedWeights(path, num_polls=self.num_polls, error=error))
+
+    def stage_received(self, path: str, weights_id: str, *, in_place: bool = False) -> FakeStagedWeights:
+        return self._begin(FakeStagedWeights(weights_id, num_polls=self.num_polls, error=None, in_place=in_place))
+
+    def overwrite(self, staged: FakeStagedWeights) -> FakeOverwriting:
+        assert not self.is_in_use(), "weights are overwritten under a step in flight"
+        return FakeOverwriting(num_polls=self.num_polls, error=self.overwriting_fails)
+
+    def parameters(self) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
+        return {"weight": (1,), "bias": (2,)}, ("inv_freq",)
+
+    def checksums(self) -> dict[str, str]:
+        return {"weight": self.current, "bias": self.current}
 
     def reload(self, *, accepts_changes: bool = False) -> FakeStagedWeights:
         found = self.on_disk or self.current

@@ -1,0 +1,88 @@
+"""Where the tensors of new weights come from: a model in place, what host memory keeps of it, checkpoints over it."""
+
+import hashlib
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from headwater.devices.device import ModelDevice
+from headwater.devices.host_tensor import HostTensor, RandomTensor
+from headwater.models.config import ModelConfig
+from headwater.models.decoder import Base, DecoderModel
+from headwater.models.model_files import ModelFileError
+from headwater.models.weights import PlacedArray, WeightSource
+
+
+class Abandoned(Exception):
+    """The update was given up: reading stops."""
+
+
+class HostTensors:
+    """A `WeightSource`: all parameters of a model, copied to host memory."""
+
+    place = "the weights kept in host memory"
+
+    def __init__(self, model: DecoderModel, device: ModelDevice) -> None:
+        names = model.config.parameter_shapes()
+        self._tensors = {name: device.to_host(model.get_by_name(name)) for name in names}
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tensor.shape for name, tensor in self._tensors.items()}
+
+    def load(self, name: str) -> HostTensor:
+        return self._tensors[name]
+
+
+class Overlay:
+    """A `WeightSource` of a model's own tensors, each hidden by the newest checkpoint that holds it."""
+
+    place: Path | str = "the served weights"
+
+    def __init__(self, config: ModelConfig, model: DecoderModel | None, abandoned: threading.Event) -> None:
+        self._model = model
+        self._abandoned = abandoned
+        self._own = config.parameter_shapes()
+        self._newest: dict[str, WeightSource] = {}
+
+    @property
+    def num_new(self) -> int:
+        """Tensors of the model that some checkpoint holds."""
+        return sum(1 for name in self._newest if name in self._own)
+
+    @property
+    def base(self) -> Base | None:
+        """The model, if there is one, and what the checkpoints replace."""
+        return None if self._model is None else Base(self._model, frozenset(self._newest))
+
+    def add(self, source: WeightSource) -> None:
+        """Add `source` on top. ValueError if it holds no tensor of this model."""
+        if not any(name in self._own for name in source.shapes()):
+            raise ModelFileError(source.place, "the checkpoint holds no tensor of this model")
+        self.place = source.place
+        self._newest |= dict.fromkeys(source.shapes(), source)
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        own = self._own if self._model is not None else {}
+        return {**own, **{name: source.shapes()[name] for name, source in self._newest.items()}}
+
+    def load(self, name: str) -> HostTensor | RandomTensor | PlacedArray:
+        if self._abandoned.is_set():
+            raise Abandoned
+        source = self._newest.get(name)
+        if source is not None:
+            return source.load(name)
+        assert self._model is not None
+        return PlacedArray(self._model.get_by_name(name))
+
+
+def checksums_of(model: DecoderModel, device: ModelDevice) -> dict[str, str]:
+    """A hash of every parameter as the device computes with it; 16 hex digits."""
+    found = {}
+    for name, array in model.iter_named():
+        tensor = device.to_host(array)
+        digest = hashlib.blake2b(f"{tensor.format} {tensor.shape}".encode(), digest_size=8)
+        digest.update(np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8))
+        found[name] = digest.hexdigest()
+    return found

@@ -1,0 +1,169 @@
+"""Routes for weights that a trainer sends: tensors in a body or in shared memory, and the brackets around them."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Body, Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+
+from headwater.generation.answer_fields import Json
+from headwater.generation.errors import ApiError, bad_request
+from headwater.http_api.auth import control_router
+from headwater.http_api.control.weight_routes import DEFAULT_TIMEOUT_S, refusal, update_answer
+from headwater.http_api.control.weights.receiver import UpdateOptions
+from headwater.http_api.control.weights.schemas import AbortUpdate, BeginUpdate, EndUpdate, Push, WeightsFromTensor
+from headwater.http_api.services import InjectedServices, Services
+from headwater.http_api.sse import while_connected
+from headwater.transports.bracket import Transfer
+from headwater.transports.staging import SHARED_MEMORY, BucketError, BucketFile
+
+RAW_TYPES = frozenset({"application/octet-stream", "application/vnd.safetensors"})
+
+router = control_router("weights")
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/vnd.safetensors": {"schema": {"type": "string", "format": "binary"}},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "application/json": {"schema": WeightsFromTensor.model_json_schema()},
+        },
+    }
+}
+
+
+@router.post("/update_weights_from_tensor", summary="Tensors from a trainer", openapi_extra=_BODY)
+async def update_weights_from_tensor(request: Request, services: InjectedServices) -> Response:
+    """Tensors of the model, all or some: a safetensors body, a file in shared memory, or SGLang's pickles.
+
+    With a safetensors body, the options (`weight_version`, `transfer_id`, `in_place`, `abort_all_requests`, `timeout`)
+    are query parameters. Requests go on while the tensors arrive. Within a bracket (/begin_weight_update) nothing
+    becomes visible before its end; without one, the tensors are swapped in at once, as /update_weights_from_disk does.
+    """
+    arrived_s = asyncio.get_running_loop().time()
+    services.require_loaded()
+    try:
+        if _content_type(request) in RAW_TYPES:
+            asked = Push.model_validate(dict(request.query_params))
+            transfer = await services.weights.receive(
+                lambda bucket: _stream(request, bucket), transfer_id=asked.transfer_id, options=_options(asked)
+            )
+        else:
+            asked = WeightsFromTensor.model_validate(await request.json())
+            transfer = await services.weights.receive(
+                lambda bucket: _fill(asked, bucket, services), transfer_id=asked.transfer_id, options=_options(asked)
+            )
+        if transfer.is_bracket:
+            return JSONResponse(_received(transfer))
+        return await _apply(transfer, asked, request, services, arrived_s=arrived_s)
+    except ApiError as error:
+        return refusal(error)
+
+
+@router.post("/begin_weight_update", summary="Open a bracket around buckets")
+async def begin_weight_update(
+    services: InjectedServices, body: Annotated[BeginUpdate | None, Body()] = None
+) -> Response:
+    """The buckets until /end_weight_update become visible together, or none of them.
+
+    A bracket that is not ended within `timeout` seconds (default 600) is dropped, and the old weights serve on.
+    """
+    services.require_loaded()
+    asked = body or BeginUpdate()
+    try:
+        timeout_s = services.control_timeout_s(asked.timeout, default_s=DEFAULT_TIMEOUT_S)
+        transfer = services.weights.begin(timeout_s=timeout_s)
+    except ApiError as error:
+        return refusal(error)
+    return JSONResponse(
+        {
+            "success": True,
+            "message": "A bracket is open.",
+            "transfer_id": transfer.transfer_id,
+            "timeout": timeout_s,
+        }
+    )
+
+
+@router.post("/end_weight_update", summary="Close the bracket and swap its tensors in")
+async def end_weight_update(
+    request: Request, services: InjectedServices, body: Annotated[EndUpdate | None, Body()] = None
+) -> Response:
+    """All tensors of the bracket become visible in one swap. A bucket that was refused means 400 and no change."""
+    arrived_s = asyncio.get_running_loop().time()
+    services.require_loaded()
+    asked = body or EndUpdate()
+    try:
+        transfer = services.weights.end(asked.transfer_id, options=_options(asked))
+        return await _apply(transfer, asked, request, services, arrived_s=arrived_s)
+    except ApiError as error:
+        return refusal(error)
+
+
+@router.post("/abort_weight_update", summary="Give the bracket up")
+async def abort_weight_update(
+    services: InjectedServices, body: Annotated[AbortUpdate | None, Body()] = None
+) -> Response:
+    """Drop what the bracket has received; the old weights serve on. Harmless without a bracket."""
+    try:
+        transfer = services.weights.abort((body or AbortUpdate()).transfer_id)
+    except ApiError as error:
+        return refusal(error)
+    text = "No bracket was open." if transfer is None else f"{transfer.num_buckets} buckets were dropped."
+    return JSONResponse({"success": True, "message": text})
+
+
+async def _apply(
+    transfer: Transfer, asked: Push | EndUpdate, request: Request, services: Services, *, arrived_s: float
+) -> Response:
+    timeout_s = services.control_timeout_s(asked.timeout, default_s=DEFAULT_TIMEOUT_S)
+    async with services.weights.update_of(transfer, timeout_s=timeout_s) as message:
+        call = services.change(message, arrived_s=arrived_s, timeout_s=timeout_s)
+        answers = await while_connected(call, request.receive)
+        return update_answer(answers, services)
+
+
+async def _stream(request: Request, bucket: BucketFile) -> None:
+    try:
+        async for chunk in request.stream():
+            if chunk:
+                bucket.write(chunk)
+    except ClientDisconnect:
+        raise BucketError("the sender left before the bucket was whole") from None
+
+
+async def _fill(asked: WeightsFromTensor, bucket: BucketFile, services: Services) -> None:
+    if asked.safetensors_path is not None:
+        await asyncio.to_thread(bucket.copy_from, _shared_file(asked.safetensors_path))
+        return
+    raise bad_request(
+        "safetensors_path", "send a safetensors body, or safetensors_path (a file in /dev/shm)", code="missing"
+    )
+
+
+def _shared_file(path: str) -> Path:
+    """A file in shared memory: other files are /update_weights_from_disk's."""
+    found = Path(path)
+    if not found.is_absolute() or ".." in found.parts or not found.is_relative_to(SHARED_MEMORY):
+        raise bad_request("safetensors_path", f"safetensors_path must be a file in {SHARED_MEMORY}")
+    return found
+
+
+def _received(transfer: Transfer) -> Json:
+    return {
+        "success": True,
+        "message": "Received; visible with /end_weight_update.",
+        "transfer_id": transfer.transfer_id,
+        "num_buckets": transfer.num_buckets,
+        "num_tensors": len(transfer.tensors),
+    }
+
+
+def _options(asked: Push | EndUpdate) -> UpdateOptions:
+    return UpdateOptions(asked.weight_version, aborts_all=asked.abort_all_requests, in_place=asked.in_place)
+
+
+def _content_type(request: Request) -> Any:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
