@@ -2,8 +2,8 @@
 
 import pytest
 
+from headwater.devices.safetensors_header import StoredTensor
 from headwater.messages.weights import Parameters
-from headwater.models.safetensors_header import StoredTensor
 from headwater.transports.bracket import Phase, Transfer, TransferRefused, Transfers
 
 MODEL = Parameters(call_id="", shapes={"a": (2,), "b": (3, 4)}, ignored_suffixes=("inv_freq",))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from headwater.models.safetensors_header import build_header
+from headwater.devices.safetensors_header import build_header
 from headwater.transports.staging import BucketError, StagingArea, StagingFull
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor
+from headwater.devices.safetensors_header import LENGTH_BYTES, MAX_HEADER_BYTES, StoredTensor, parse_header
 from headwater.models.model_files import ModelFileError, open_regular, read_into
-from headwater.models.safetensors_header import LENGTH_BYTES, MAX_HEADER_BYTES, StoredTensor, parse_header
 
 _FORMATS = {
     "F64": "float64",

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from headwater.devices.safetensors_header import StoredTensor
 from headwater.messages.weights import Parameters
-from headwater.models.safetensors_header import StoredTensor
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
 NO_BRACKET = "no bracket is open: begin one with /begin_weight_update"

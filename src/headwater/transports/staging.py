@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from headwater.models.safetensors_header import LENGTH_BYTES, MAX_HEADER_BYTES, StoredTensor, parse_header
+from headwater.devices.safetensors_header import LENGTH_BYTES, MAX_HEADER_BYTES, StoredTensor, parse_header
 
 SHARED_MEMORY = Path("/dev/shm")
 _PREFIX = "headwater-weights-"

@@ -11,7 +11,7 @@ import pytest
 from api_under_test import Api, api, until
 from loop_engines import VOCAB_SIZE, LoopEngine, expected, loop_engines, prompt_of
 
-from headwater.models.safetensors_header import build_header
+from headwater.devices.safetensors_header import build_header
 from headwater.simulation.fakes.canary import expected_tokens
 from headwater.transports.staging import StagingArea
 
