@@ -19,7 +19,6 @@ from headwater.devices.cpu.packed_cache import PackedCache
 from headwater.devices.cpu.packed_layers import PackedLinear
 from headwater.execution import weight_store
 from headwater.execution.cpu_runner import CpuRunner
-from headwater.execution.weight_sources import HostTensors
 from headwater.execution.weight_store import (
     Checkpoint,
     Layer,
@@ -27,6 +26,7 @@ from headwater.execution.weight_store import (
     WeightStore,
     visible_layers,
 )
+from headwater.execution.weights.sources import HostTensors
 from headwater.models import loader
 from headwater.models.config import read_hf_config
 from headwater.models.loader import load_model, resolve_model

@@ -11,7 +11,7 @@ from functools import partial
 
 from headwater.devices.device import Device
 from headwater.execution.runner import Runner
-from headwater.execution.weight_sources import Abandoned, HostTensors, Overlay, checksums_of
+from headwater.execution.weights.sources import Abandoned, HostTensors, Overlay, checksums_of
 from headwater.models.checkpoint_config import read_checkpoint_config
 from headwater.models.config import ModelConfig
 from headwater.models.decoder import DecoderModel, build_decoder, overwrite_decoder

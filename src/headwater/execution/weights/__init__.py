@@ -1,0 +1,1 @@
+"""Where new weights come from."""
