@@ -1,4 +1,4 @@
-"""Staging folders in shared memory: files of received tensors, which engines read and nobody else."""
+"""Staging folders in shared memory: files of received tensors, for engines to read."""
 
 import contextlib
 import fcntl
@@ -210,7 +210,7 @@ def _private_root(parent: Path) -> tuple[Path, int]:
 
 
 def _remove_left_over(parent: Path) -> None:
-    """Delete the folders of this user's processes that were killed: nobody holds their locks."""
+    """Delete the folders of this user's processes that were killed: their locks are free."""
     for root in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):  # another user's folder, one in use, or one that is being deleted
             lock = os.open(root / _LOCK, os.O_RDWR | os.O_CLOEXEC)
