@@ -6,6 +6,8 @@ import numpy.typing as npt
 from headwater.devices.kv_memory import KVLayout
 from headwater.devices.number_formats import STORAGE_TYPES
 
+_LINE_BYTES = 64
+
 
 class CpuKVMemory:
     """Pages of one layout (devices.kv_memory.KVMemory). `pages` holds bfloat16 and 8-bit floats by their bits.
@@ -16,7 +18,11 @@ class CpuKVMemory:
     def __init__(self, layout: KVLayout, num_pages: int) -> None:
         self.layout = layout
         # numpy asks for huge pages: copies to and from the host tier are a third faster with them
-        self.memory: npt.NDArray[np.uint8] = np.zeros((num_pages, layout.page_bytes), dtype=np.uint8)
+        whole = np.zeros(num_pages * layout.page_bytes + _LINE_BYTES, dtype=np.uint8)
+        first = -whole.ctypes.data % _LINE_BYTES  # else each vector of a key lies in two lines of the cache
+        self.memory: npt.NDArray[np.uint8] = whole[first : first + num_pages * layout.page_bytes].reshape(
+            num_pages, layout.page_bytes
+        )
         layers = self.memory.reshape(num_pages, layout.num_layers, layout.layer_bytes)
         shape = (num_pages, *layout.page_shape)
         self.pages = _view(layers[..., : layout.value_bytes], STORAGE_TYPES[layout.dtype], shape)

@@ -351,7 +351,7 @@ static void attend(const Work *work) {
 #if HAS_AMX
     if (work->in_tiles) {
         configure_tiles();
-        stack_tiles(work);
+        stack_tiles(work, &tile_scratch);
     } else
 #endif
     {

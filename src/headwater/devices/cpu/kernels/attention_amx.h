@@ -11,6 +11,7 @@
 #if HAS_AMX
 
 enum { TILES_AT_ONCE = 4 };  // of dims, whose sums stay in tiles 0 to 3
+enum { WEIGHTS_LAG = 2 };    // groups between the stores of weights and their load as a tile, which would wait
 
 // A tile of queries and the block of keys that it passes through.
 typedef struct {
@@ -22,12 +23,13 @@ typedef struct {
     int whole_groups;    // that all queries see
     int dim_groups;
     Floats *scores;
+    Tiles *tiles;        // this thread's
 } Pass;
 
-static Pass open_pass(const Work *work, const Located *at, int64_t first, int query_tile) {
-    Pass pass = {work, at, first, query_tile, 0, 0, num_dim_groups(work), tiles.scores[query_tile & 1]};
+static Pass open_pass(const Work *work, const Located *at, int64_t first, int query_tile, Tiles *tiles) {
+    Pass pass = {work, at, first, query_tile, 0, 0, num_dim_groups(work), tiles->scores[query_tile & 1], tiles};
     if (query_tile < 0) return pass;
-    const int64_t least = tiles.seen[query_tile][0] - first, most = tiles.seen[query_tile][TILE - 1] - first;
+    const int64_t least = tiles->seen[query_tile][0] - first, most = tiles->seen[query_tile][TILE - 1] - first;
     pass.whole_groups = (int)(least < 0 ? 0 : least < at->num ? least : at->num) / GROUP;
     pass.groups = (int)((most < 0 ? 0 : most < at->num ? most : at->num) + GROUP - 1) / GROUP;
     return pass;
@@ -35,7 +37,7 @@ static Pass open_pass(const Work *work, const Located *at, int64_t first, int qu
 
 // How many keys from the block's first on each query of some lanes sees; below 1: none.
 INLINE vi seen_by(const Pass *pass, int lane) {
-    return vi_load(tiles.seen[pass->query_tile] + lane) - vi_splat((int32_t)pass->first);
+    return vi_load(pass->tiles->seen[pass->query_tile] + lane) - vi_splat((int32_t)pass->first);
 }
 
 INLINE void score_group(const Pass *pass, int group) {
@@ -43,12 +45,12 @@ INLINE void score_group(const Pass *pass, int group) {
     const int in_place = are_keys_in_place(job), part_bytes = in_place ? AMX_BYTES : (int)sizeof(Pairs);
     const int64_t stride = in_place ? job->head_dim * 2 : AMX_BYTES;
     const int last = (pass->at->num - 1) / TILE, second = 2 * group + 1 < last ? 2 * group + 1 : last;
-    const uint8_t *from = in_place ? pass->at->keys[2 * group * TILE] : (const uint8_t *)tiles.keys[2 * group];
-    const uint8_t *more = in_place ? pass->at->keys[second * TILE] : (const uint8_t *)tiles.keys[second];
+    const uint8_t *from = in_place ? pass->at->keys[2 * group * TILE] : (const uint8_t *)pass->tiles->keys[2 * group];
+    const uint8_t *more = in_place ? pass->at->keys[second * TILE] : (const uint8_t *)pass->tiles->keys[second];
     tile_zero(6);
     tile_zero(7);
     for (int part = 0; part < pass->dim_groups; part++) {
-        tile_load(4, tiles.queries[pass->query_tile][part], AMX_BYTES);
+        tile_load(4, pass->tiles->queries[pass->query_tile][part], AMX_BYTES);
         tile_load(5, from + part * part_bytes, stride);
         tile_dot_bf16(6, 5, 4);
         tile_load(5, more + part * part_bytes, stride);
@@ -74,15 +76,16 @@ static void find_largest(const Pass *pass) {
             const vi is_seen = (vi)(vi_splat(key) < seen);
             largest[0] = vf_max(largest[0], select_floats(is_seen, vf_load(row), vf_splat(-INFINITY)));
         }
-        vf_store(tiles.block_largest + lane, vf_max(vf_max(largest[0], largest[1]), vf_max(largest[2], largest[3])));
-        vf_store(tiles.block_total + lane, vf_zero());
+        const vf one = vf_max(largest[0], largest[1]), other = vf_max(largest[2], largest[3]);
+        vf_store(pass->tiles->block_largest + lane, vf_max(one, other));
+        vf_store(pass->tiles->block_total + lane, vf_zero());
     }
 }
 
 // 2^x for x <= 0 to 13 bits: a weight keeps 8. NaN stays NaN.
 #if WIDTH == 16
 INLINE vf weight_of(vf x) {
-    x = vf_max(vf_splat(-126.0f), x);
+    x = vf_max(vf_splat(-125.0f), x);
     const vf r = vf_above_floor(x);
     vf p = vf_splat(7.802451e-2f);
     p = vf_fma(p, r, vf_splat(2.2606717e-1f));
@@ -101,11 +104,11 @@ INLINE vi rounded_pair(vf first, vf second) {
 // Turn the scores of 32 keys into pairs of weights, zero for those that a query does not see.
 INLINE void weigh_group(const int is_whole, const Pass *pass, int group) {
     for (int lane = 0; lane < TILE; lane += WIDTH) {
-        const vf subtract = vf_load(tiles.block_largest + lane);
+        const vf subtract = vf_load(pass->tiles->block_largest + lane);
         const vi seen = seen_by(pass, lane);
-        vf total = vf_load(tiles.block_total + lane);
+        vf total = vf_load(pass->tiles->block_total + lane);
         const float *row = &pass->scores[2 * group][0][lane];
-        uint32_t *to = &tiles.weights[group][0][lane];
+        uint32_t *to = &pass->tiles->weights[group][0][lane];
 #pragma GCC unroll 4
         for (int pair = 0; pair < TILE; pair++, row += 2 * TILE, to += TILE) {
             vf first = weight_of(vf_load(row) - subtract), second = weight_of(vf_load(row + TILE) - subtract);
@@ -117,21 +120,21 @@ INLINE void weigh_group(const int is_whole, const Pass *pass, int group) {
             total = total + (first + second);
             vi_store(to, rounded_pair(first, second));
         }
-        vf_store(tiles.block_total + lane, total);
+        vf_store(pass->tiles->block_total + lane, total);
     }
 }
 
 // Add the weighted values of 32 keys to two or four tiles of dims.
 INLINE void add_values(const Pass *pass, int group, int dim_tile) {
-    tile_load(4, tiles.weights[group], AMX_BYTES);
-    tile_load(5, tiles.values[group][dim_tile], AMX_BYTES);
+    tile_load(4, pass->tiles->weights[group], AMX_BYTES);
+    tile_load(5, pass->tiles->values[group][dim_tile], AMX_BYTES);
     tile_dot_bf16(0, 5, 4);
-    tile_load(5, tiles.values[group][dim_tile + 1], AMX_BYTES);
+    tile_load(5, pass->tiles->values[group][dim_tile + 1], AMX_BYTES);
     tile_dot_bf16(1, 5, 4);
     if (dim_tile + 2 >= 2 * pass->dim_groups) return;
-    tile_load(5, tiles.values[group][dim_tile + 2], AMX_BYTES);
+    tile_load(5, pass->tiles->values[group][dim_tile + 2], AMX_BYTES);
     tile_dot_bf16(2, 5, 4);
-    tile_load(5, tiles.values[group][dim_tile + 3], AMX_BYTES);
+    tile_load(5, pass->tiles->values[group][dim_tile + 3], AMX_BYTES);
     tile_dot_bf16(3, 5, 4);
 }
 
@@ -143,11 +146,11 @@ INLINE void clear_sums(void) {
 }
 
 INLINE void store_sums(const Pass *pass, int dim_tile) {
-    tile_store(0, tiles.block_sums[dim_tile], AMX_BYTES);
-    tile_store(1, tiles.block_sums[dim_tile + 1], AMX_BYTES);
+    tile_store(0, pass->tiles->block_sums[dim_tile], AMX_BYTES);
+    tile_store(1, pass->tiles->block_sums[dim_tile + 1], AMX_BYTES);
     if (dim_tile + 2 >= 2 * pass->dim_groups) return;
-    tile_store(2, tiles.block_sums[dim_tile + 2], AMX_BYTES);
-    tile_store(3, tiles.block_sums[dim_tile + 3], AMX_BYTES);
+    tile_store(2, pass->tiles->block_sums[dim_tile + 2], AMX_BYTES);
+    tile_store(3, pass->tiles->block_sums[dim_tile + 3], AMX_BYTES);
 }
 
 // The sums of all tiles of dims from `dim_tile` on.
@@ -165,7 +168,7 @@ static int are_values_finite(const Pass *pass) {
     vi found = {0};
     for (int group = pass->whole_groups; group < pass->groups; group++) {
         for (int i = 0; i < pass->dim_groups * GROUP * TILE; i += WIDTH) {
-            const vi pairs = vi_load((const uint32_t *)tiles.values[group][0] + i);
+            const vi pairs = vi_load((const uint32_t *)pass->tiles->values[group][0] + i);
             found |= (vi)((pairs & upper) == upper) | (vi)((pairs & lower) == lower);
         }
     }
@@ -178,7 +181,7 @@ static int are_values_finite(const Pass *pass) {
 // Forget the block's values from key `first` on, up to `end`.
 static void clear_values(const Pass *pass, int first, int end) {
     for (int key = first; key < end; key++) {
-        uint32_t *pairs = (uint32_t *)tiles.values[key / GROUP][0] + key % GROUP / 2;
+        uint32_t *pairs = (uint32_t *)pass->tiles->values[key / GROUP][0] + key % GROUP / 2;
         for (int d = 0; d < pass->dim_groups * GROUP; d++) pairs[d * TILE] &= key % 2 ? 0xffffu : 0xffff0000u;
     }
 }
@@ -186,9 +189,9 @@ static void clear_values(const Pass *pass, int first, int end) {
 // The sums query by query, the last one first: without the values that a query does not see. 0 * NaN is not 0.
 static void sum_by_queries(const Pass *pass) {
     const int num_dims = pass->dim_groups * GROUP;
-    float kept[MAX_PADDED_DIM * TILE], *sums = (float *)tiles.block_sums;
+    float kept[MAX_PADDED_DIM * TILE], *sums = (float *)pass->tiles->block_sums;
     for (int query = TILE - 1; query >= 0; query--) {
-        const int64_t seen = tiles.seen[pass->query_tile][query] - pass->first;
+        const int64_t seen = pass->tiles->seen[pass->query_tile][query] - pass->first;
         clear_values(pass, seen < 0 ? 0 : (int)seen, pass->groups * GROUP);
         sum_dims(pass, 0);
         for (int d = 0; d < num_dims; d++) kept[d * TILE + query] = sums[d * TILE + query];
@@ -203,16 +206,17 @@ INLINE void fetch(const Located *next, int key, int64_t offset, int64_t key_byte
     }
 }
 
-// Finish `now`, whose scores are known, into tiles.block_*, and compute the scores of `next`.
+// Finish `now`, whose scores are known, into tiles->block_*, and compute the scores of `next`.
 static void run_pass(const Pass *now, const Pass *next) {
     const int is_finite = now->whole_groups == now->groups || are_values_finite(now);
     if (now->groups) find_largest(now);
     clear_sums();
-    for (int group = 0; group < next->groups || group <= now->groups; group++) {
+    for (int group = 0; group < next->groups || group < now->groups + WEIGHTS_LAG; group++) {
         if (group < next->groups) score_group(next, group);
         if (group < now->whole_groups) weigh_group(1, now, group);
         else if (group < now->groups) weigh_group(0, now, group);
-        if (is_finite && group > 0 && group <= now->groups) add_values(now, group - 1, 0);
+        const int weighted = group - WEIGHTS_LAG;
+        if (is_finite && weighted >= 0 && weighted < now->groups) add_values(now, weighted, 0);
     }
     if (!now->groups) return;
     if (!is_finite) {
@@ -226,22 +230,23 @@ static void run_pass(const Pass *now, const Pass *next) {
 // Add the block's result to what the queries of a tile have so far.
 static void merge_tile(const Pass *pass) {
     const int num_dims = pass->dim_groups * GROUP, tile = pass->query_tile;
-    float *sums = (float *)tiles.sums[tile];
-    const float *block = (const float *)tiles.block_sums;
+    float *sums = (float *)pass->tiles->sums[tile];
+    const float *block = (const float *)pass->tiles->block_sums;
     if (pass->first == 0) {
         memcpy(sums, block, (size_t)num_dims * TILE * sizeof *sums);
-        memcpy(tiles.largest[tile], tiles.block_largest, sizeof tiles.block_largest);
-        memcpy(tiles.total[tile], tiles.block_total, sizeof tiles.block_total);
+        memcpy(pass->tiles->largest[tile], pass->tiles->block_largest, sizeof pass->tiles->block_largest);
+        memcpy(pass->tiles->total[tile], pass->tiles->block_total, sizeof pass->tiles->block_total);
         return;
     }
     for (int lane = 0; lane < TILE; lane += WIDTH) {
-        float *total = tiles.total[tile] + lane;
+        float *total = pass->tiles->total[tile] + lane;
         const vi sees_some = (vi)(seen_by(pass, lane) > vi_splat(0));
-        const vf before = vf_load(tiles.largest[tile] + lane), largest = vf_load(tiles.block_largest + lane);
+        const vf before = vf_load(pass->tiles->largest[tile] + lane);
+        const vf largest = vf_load(pass->tiles->block_largest + lane);
         const vf after = select_floats((vi)(largest > before), largest, before);
         const vf keep = vf_exp2(before - after), add = vf_exp2(largest - after);
-        vf_store(tiles.largest[tile] + lane, after);
-        const vf both = vf_load(total) * keep + vf_load(tiles.block_total + lane) * add;
+        vf_store(pass->tiles->largest[tile] + lane, after);
+        const vf both = vf_load(total) * keep + vf_load(pass->tiles->block_total + lane) * add;
         vf_store(total, select_floats(sees_some, both, vf_load(total)));
         for (int d = 0; d < num_dims; d++) {
             float *sum = sums + d * TILE + lane;
@@ -257,24 +262,25 @@ static void keep_block(const Pass *pass) {
     const int row = pass->query_tile * TILE, num = work->stacked - row < TILE ? work->stacked - row : TILE;
     for (int dim_tile = 0; dim_tile < 2 * num_dim_groups(work); dim_tile++) {
         Floats rows;
-        transpose_tile(tiles.block_sums[dim_tile], rows);
+        transpose_tile(pass->tiles->block_sums[dim_tile], rows);
         for (int i = 0; i < num; i++) {
             memcpy(scratch.block_sums + (row + i) * work->padded_dim + dim_tile * TILE, rows[i], sizeof rows[i]);
         }
     }
-    memcpy(scratch.block_largest + row, tiles.block_largest, (size_t)num * sizeof(float));
-    memcpy(scratch.block_total + row, tiles.block_total, (size_t)num * sizeof(float));
+    memcpy(scratch.block_largest + row, pass->tiles->block_largest, (size_t)num * sizeof(float));
+    memcpy(scratch.block_total + row, pass->tiles->block_total, (size_t)num * sizeof(float));
 }
 
 static void finish_tile(const Work *work, int tile) {
+    const Tiles *tiles = &tile_scratch;
     const AttentionJob *job = work->job;
     const int64_t dim = job->head_dim;
     for (int dim_tile = 0; dim_tile * TILE < dim; dim_tile++) {
         Floats scaled, rows;
         for (int lane = 0; lane < TILE; lane += WIDTH) {
-            const vf scale = vf_splat(1.0f) / vf_load(tiles.total[tile] + lane);
+            const vf scale = vf_splat(1.0f) / vf_load(tiles->total[tile] + lane);
             for (int d = 0; d < TILE; d++) {
-                vf_store(scaled[d] + lane, vf_load(tiles.sums[tile][dim_tile][d] + lane) * scale);
+                vf_store(scaled[d] + lane, vf_load(tiles->sums[tile][dim_tile][d] + lane) * scale);
             }
         }
         transpose_tile(scaled, rows);
@@ -291,16 +297,17 @@ static void finish_tile(const Work *work, int tile) {
 // Pass all tiles of queries through a block, the last one first: it sees the most keys.
 static void attend_block_in_tiles(const Work *work, const Located *at, const Located *next, int64_t first) {
     const int64_t key_bytes = work->job->head_dim * kv_item_bytes(work->job->kv_dtype);
-    if (!are_keys_in_place(work->job)) copy_keys(work, at);
-    Pass now = open_pass(work, at, first, num_query_tiles(work) - 1);
+    Tiles *const tiles = &tile_scratch;
+    for (int key = 0; key < at->num && !are_keys_in_place(work->job); key++) copy_key(work, at, key, tiles);
+    Pass now = open_pass(work, at, first, num_query_tiles(work) - 1, tiles);
     for (int group = 0; group * GROUP < at->num; group++) {
         if (group < now.groups) score_group(&now, group);
-        pack_values_group(work, at, group);
+        pack_value_tiles(work, at, group, tiles);
         fetch(next, group * GROUP, 0, key_bytes);
         fetch(next, group * GROUP, value_offset(work->job), key_bytes);
     }
     for (int tile = now.query_tile - 1; tile >= -1; tile--) {
-        const Pass after = open_pass(work, at, first, tile);
+        const Pass after = open_pass(work, at, first, tile, tiles);
         run_pass(&now, &after);
         if (now.groups && work->block < 0) merge_tile(&now);
         else if (now.groups) keep_block(&now);

@@ -16,18 +16,22 @@ enum { KEY_TILES = BLOCK_KEYS / TILE, KEY_GROUPS = BLOCK_KEYS / GROUP };
 typedef uint32_t Pairs[TILE][TILE];  // a tile of pairs of bfloat16
 typedef float Floats[TILE][TILE];
 
-static _Thread_local struct {
+typedef struct {
     _Alignas(64) Pairs queries[QUERY_TILES][DIM_GROUPS];  // [pair of dims][query]
     _Alignas(64) Pairs keys[KEY_TILES][DIM_GROUPS];       // [key][pair of dims], where pages do not hold them so
     _Alignas(64) Pairs values[KEY_GROUPS][DIM_TILES];     // [dim][pair of keys]
-    _Alignas(64) Floats scores[2][KEY_TILES];             // [key][query], of two tiles of queries
+    // [key][query], of two tiles of queries; 2 KiB apart in the addresses of the first cache: one is written while the
+    // other is read
+    _Alignas(64) Floats scores[2][KEY_TILES + 2];
     _Alignas(64) Pairs weights[KEY_GROUPS];               // [pair of keys][query]
     _Alignas(64) Floats block_sums[DIM_TILES];            // [dim][query]
     _Alignas(64) Floats sums[QUERY_TILES][DIM_TILES];     // [dim][query], of all blocks so far
     _Alignas(64) float block_largest[TILE], block_total[TILE];
     _Alignas(64) float largest[QUERY_TILES][TILE], total[QUERY_TILES][TILE];
     _Alignas(64) int32_t seen[QUERY_TILES][TILE];         // how many keys of its sequence each query sees
-} tiles;
+} Tiles;
+
+static _Thread_local Tiles tile_scratch;
 
 INLINE int64_t up_to(int64_t multiple, int64_t x) { return (x + multiple - 1) / multiple * multiple; }
 
@@ -60,13 +64,13 @@ static void transpose_tile(const void *from, void *to) {
 }
 
 // Zeros behind the last query, which see what it sees, and behind the last dim.
-static void stack_tiles(const Work *work) {
+static void stack_tiles(const Work *work, Tiles *tiles) {
     const AttentionJob *job = work->job;
     const int64_t dim = job->head_dim;
     const vf scale = vf_splat(job->scale * 1.44269504f);  // softmax in powers of two
     for (int row = 0; row < num_query_tiles(work) * TILE; row++) {
         const int64_t query = (row < work->stacked ? row : work->stacked - 1) / work->per_kv;
-        tiles.seen[row / TILE][row % TILE] = (int32_t)(work->first_position + query + 1);
+        tiles->seen[row / TILE][row % TILE] = (int32_t)(work->first_position + query + 1);
     }
     for (int row = 0; row < work->stacked; row += TILE) {
         for (int group = 0; group < num_dim_groups(work); group++) {
@@ -80,7 +84,7 @@ static void stack_tiles(const Work *work) {
                     vf_store_bf16((bf16 *)rows[i] + d % GROUP, x);
                 }
             }
-            transpose_tile(rows, tiles.queries[row / TILE][group]);
+            transpose_tile(rows, tiles->queries[row / TILE][group]);
         }
     }
 }
@@ -101,19 +105,17 @@ INLINE int are_keys_in_place(const AttentionJob *job) {
     return job->kv_dtype == KV_BF16 && job->head_dim % GROUP == 0 && job->page_size % TILE == 0;
 }
 
-INLINE void copy_keys_of(const int dtype, const Work *work, const Located *at, int key) {
+INLINE void copy_key_of(const int dtype, const Work *work, const Located *at, int key, Tiles *tiles) {
     const int64_t dim = work->job->head_dim;
     const vf scale = kv_is_scaled(dtype) ? scale_of(*at->exponents[key]) : vf_zero();
     for (int64_t d = 0; d < up_to(GROUP, dim); d += 2 * WIDTH) {
-        uint32_t *to = tiles.keys[key / TILE][d / GROUP][key % TILE];
+        uint32_t *to = tiles->keys[key / TILE][d / GROUP][key % TILE];
         vi_store(to + d % GROUP / 2, load_pairs(dtype, at->keys[key], d, dim, scale));
     }
 }
 
-static void copy_key(const Work *work, const Located *at, int key) { FOR_DTYPE(copy_keys_of, work, at, key) }
-
-static void copy_keys(const Work *work, const Located *at) {
-    for (int key = 0; key < at->num; key++) copy_key(work, at, key);
+static void copy_key(const Work *work, const Located *at, int key, Tiles *tiles) {
+    FOR_DTYPE(copy_key_of, work, at, key, tiles)
 }
 
 // WIDTH pairs of dims of a value of the block from d on; zero behind the last dim, and of keys that the block has not.
@@ -124,7 +126,7 @@ INLINE vi load_value(const int dtype, const Work *work, const Located *at, int k
     return load_pairs(dtype, at->keys[key] + value_offset(work->job), d, work->job->head_dim, scale);
 }
 
-INLINE void pack_values_group_of(const int dtype, const Work *work, const Located *at, int group) {
+INLINE void pack_value_tiles_of(const int dtype, const Work *work, const Located *at, int group, Tiles *tiles) {
     for (int pair = 0; pair < TILE; pair += WIDTH) {
         for (int64_t d = 0; d < num_dim_groups(work) * GROUP; d += 2 * WIDTH) {
             vf even[WIDTH], odd[WIDTH];
@@ -135,7 +137,7 @@ INLINE void pack_values_group_of(const int dtype, const Work *work, const Locate
             }
             vf_transpose(even);
             vf_transpose(odd);
-            float *to = (float *)tiles.values[group][0] + d * TILE + pair;  // tiles of dims follow each other
+            float *to = (float *)tiles->values[group][0] + d * TILE + pair;  // tiles of dims follow each other
             for (int i = 0; i < WIDTH; i++) {
                 vf_store(to + 2 * i * TILE, even[i]);
                 vf_store(to + (2 * i + 1) * TILE, odd[i]);
@@ -144,8 +146,8 @@ INLINE void pack_values_group_of(const int dtype, const Work *work, const Locate
     }
 }
 
-static void pack_values_group(const Work *work, const Located *at, int group) {
-    FOR_DTYPE(pack_values_group_of, work, at, group)
+static void pack_value_tiles(const Work *work, const Located *at, int group, Tiles *tiles) {
+    FOR_DTYPE(pack_value_tiles_of, work, at, group, tiles)
 }
 
 #endif

@@ -18,6 +18,15 @@ enum { CHUNK_NUMBERS = 1 << 13 };
 // A group of `inputs` numbers in the order of the weights (amx_weights.h), zeros behind them. Of bfloat16 and Q8_0 what
 // the rounding left follows, rounded as well.
 INLINE void round_group(const int format, const float *x, int64_t inputs, bf16 *y) {
+#if defined(__AVX512BF16__)
+    if (has_quads(format)) {  // whole groups
+        const __m512 unit = (__m512)vf_splat(amx_unit(format));
+        const __m512 low = (__m512)vf_load(x) * unit, high = (__m512)vf_load(x + WIDTH) * unit;
+        const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+        _mm512_storeu_si512(y, _mm512_shuffle_epi8((__m512i)_mm512_cvtne2ps_pbh(high, low), order));
+        return;
+    }
+#endif
     for (int i = 0; i < GROUP; i += WIDTH) {
         const int64_t left = inputs - i < 0 ? 0 : inputs - i < WIDTH ? inputs - i : WIDTH;
         const vf value = vf_load_n(x + i, left) * vf_splat(amx_unit(format));
