@@ -115,4 +115,4 @@ def test_the_end_of_the_writer_ends_the_readers() -> None:
 
 def test_a_record_too_large_for_the_ring_is_refused_with_its_size() -> None:
     with streams(1) as (writer, _), pytest.raises(ValueError, match="a command of 9000000 bytes exceeds"):
-        writer.begin(1, 9_000_000)
+        writer.write(1, bytes(9_000_000))

@@ -1,5 +1,6 @@
 """How plans and page copies lie in the records of a plan stream. Rank 0 alone samples, so masks do not travel."""
 
+from array import array
 from collections.abc import Sequence
 from enum import IntEnum
 
@@ -37,6 +38,7 @@ class _Assignment(msgspec.Struct, frozen=True, array_like=True):
     pooling: Pooling | None
 
 
+_ASSIGN, _STEP = int(Kind.ASSIGN), int(Kind.STEP)  # which pack faster than members of an enum
 _encoder = msgspec.msgpack.Encoder()
 _assignments = msgspec.msgpack.Decoder(_Assignment)
 
@@ -44,33 +46,32 @@ _assignments = msgspec.msgpack.Decoder(_Assignment)
 def write_plan(stream: PlanStream, plan: StepPlan) -> None:
     """Publish a step. Its assignments, which are rare, are records of their own before it.
 
-    Its arrays go straight into the ring, one after another.
+    The engine's thread waits for this in every step: few calls, since each of them is slow when the caches are cold.
     """
     for assignment in plan.assignments:
-        stream.write(Kind.ASSIGN, _pack_assignment(assignment))
-    updates, copies = plan.page_updates, plan.page_copies
-    num_rows, num_tokens, num_grammar_rows = len(plan.slots), len(plan.token_ids), len(plan.grammar_rows)
-    small = [number for it in updates for number in (it.slot, it.first, len(it.pages))]
-    num_pages = sum(small[2::3])
-    small += [number for it in copies for number in (it.source, it.target, it.num_tokens)]
-    num_ints = 4 * num_rows + num_tokens + num_grammar_rows + len(small) + num_pages
-    at = stream.begin(
-        Kind.STEP,
-        8 * num_rows + 4 * num_ints + num_rows,
+        stream.write(_ASSIGN, _pack_assignment(assignment))
+    small, pages, num_pages = array("i"), [], 0
+    for it in plan.page_updates:
+        num = len(it.pages)
+        small.extend((it.slot, it.first, num))
+        pages.append(it.pages)
+        num_pages += num
+    for copy in plan.page_copies:
+        small.extend((copy.source, copy.target, copy.num_tokens))
+    token_ids, grammar_rows, samples = plan.token_ids, plan.grammar_rows, plan.samples
+    num_rows, num_tokens, num_masks = len(samples), len(token_ids), len(grammar_rows)
+    stream.write_parts(
+        _STEP,
         (
-            plan.step_id, num_rows, plan.num_decodes, num_tokens, num_grammar_rows,
-            len(updates), len(copies), len(plan.assignments), num_pages,
+            plan.uses, plan.slots, plan.num_computed, plan.num_tokens, plan.num_outputs, token_ids, grammar_rows, small,
+            *pages, samples,
+        ),
+        num_bytes=25 * num_rows + 4 * (num_tokens + num_masks + len(small) + num_pages),
+        words=(
+            plan.step_id, num_rows, plan.num_decodes, num_tokens, num_masks, len(pages), len(plan.page_copies),
+            len(plan.assignments), num_pages,
         ),
     )  # fmt: skip
-    buffer = stream.buffer
-    for each in (
-        plan.uses, plan.slots, plan.num_computed, plan.num_tokens, plan.num_outputs, plan.token_ids, plan.grammar_rows,
-        np.array(small, dtype=np.int32), *[it.pages for it in updates], plan.samples,
-    ):  # fmt: skip
-        end = at + len(each) * each.itemsize
-        buffer[at:end] = each.data
-        at = end
-    stream.publish()
 
 
 def read_plan(record: Record, assignments: Sequence[SlotAssignment]) -> StepPlan:
@@ -124,10 +125,7 @@ def read_assignment(record: Record) -> SlotAssignment:
 def write_copy(stream: PlanStream, kind: Kind, copy_id: int, sources: PageIds, targets: PageIds) -> None:
     num_pages = len(sources)
     assert len(targets) == num_pages
-    at = stream.begin(kind, 8 * num_pages, (copy_id, num_pages))
-    stream.buffer[at : at + 4 * num_pages] = sources.data
-    stream.buffer[at + 4 * num_pages : at + 8 * num_pages] = targets.data
-    stream.publish()
+    stream.write_parts(kind, (sources, targets), num_bytes=8 * num_pages, words=(copy_id, num_pages))
 
 
 def read_copy(record: Record) -> tuple[int, npt.NDArray[np.int32], npt.NDArray[np.int32]]:

@@ -4,13 +4,15 @@ A ring of records, each a header of 16 int64 and a body. A byte in a reader's pi
 orders the reader's loads after the writer's stores, and the end of the pipe is the end of the writer.
 """
 
-import contextlib
+import mmap
 import os
 import select
 import struct
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +22,13 @@ from headwater.ranks.step_progress import Position
 
 NUM_WORDS = 14  # of a header that commands fill
 _HEADER = struct.Struct(f"<{2 + NUM_WORDS}q")
+_PADS = [(0,) * (NUM_WORDS - num) for num in range(NUM_WORDS + 1)]  # by words filled
 _SIZE = struct.Struct("<2q")
 _ALIGNMENT = 128
 _POSITION_BYTES = 128  # a reader's position, last sign of life and steps have a cache line of their own
 _SKIP = -1  # instead of a kind: the rest of the ring is unused, the next record is at its start
 _SPIN_S = 50e-6  # a step's plan follows the last one soon; longer waits leave the core to other processes
 _FULL_POLL_S = 50e-6
-_NO_WORDS = (0,) * NUM_WORDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,46 +75,55 @@ class PlanStream:
     ) -> None:
         """`check` is called while the ring is full; it raises if a reader will never go on."""
         self._ring = _Ring(memory, len(wake_fds))
-        self.buffer = memory.buffer
+        self._start, self._capacity = self._ring.start, self._ring.capacity
+        self._buffer = memory.buffer
         self._wake_fds = tuple(wake_fds)
         self._check = check
         self._position = 0  # bytes written since the start
-        self._next = 0  # of the record under construction
+        self._room = self._capacity  # the position that all readers leave room for
+        num_pages = -(-memory.num_bytes // mmap.PAGESIZE)
+        self._buffer[:: mmap.PAGESIZE] = bytes(num_pages)  # else the first write to each takes a page fault
 
     @property
     def largest_body(self) -> int:
-        return self._ring.capacity // 2 - _ALIGNMENT - _HEADER.size
-
-    def begin(self, kind: int, body_bytes: int, words: tuple[int, ...] = ()) -> int:
-        """Begin a record. Returns where in `buffer` its body is to be written. Waits for readers that lag."""
-        assert kind >= 0
-        if body_bytes > self.largest_body:
-            raise ValueError(f"a command of {body_bytes} bytes exceeds the plan stream's {self.largest_body}")
-        ring, position, size = self._ring, self._position, _whole(body_bytes)
-        left = ring.capacity - position % ring.capacity
-        skipped = left if size > left else 0
-        self._next = position + skipped + size
-        if self._next > ring.capacity:
-            self._wait_for_room()
-        if skipped:
-            _SIZE.pack_into(self.buffer, ring.offset(position), _SKIP, 0)
-            position += skipped
-        at = ring.offset(position)
-        _HEADER.pack_into(self.buffer, at, kind, body_bytes, *words, *_NO_WORDS[len(words) :])
-        return at + _HEADER.size
-
-    def publish(self) -> None:
-        """Hand the record that was begun to all readers."""
-        self._position = self._next
-        for fd in self._wake_fds:
-            with contextlib.suppress(BrokenPipeError):  # its process has died, which the answers' pipe reports
-                os.write(fd, b"\0")
+        return self._capacity // 2 - _ALIGNMENT - _HEADER.size
 
     def write(self, kind: int, body: bytes, words: tuple[int, ...] = ()) -> None:
-        """Publish a record that is not made in place."""
-        at = self.begin(kind, len(body), words)
-        self.buffer[at : at + len(body)] = body
-        self.publish()
+        """Hand a record to all readers. Waits for those that lag behind by a whole ring."""
+        self.write_parts(kind, (body,), num_bytes=len(body), words=words)
+
+    def write_parts(self, kind: int, parts: Sequence[Any], *, num_bytes: int, words: tuple[int, ...]) -> None:
+        """As `write`, of a body whose parts, buffers all, have `num_bytes` together."""
+        header = array("q", (kind, num_bytes, *words, *_PADS[len(words)]))  # not by `struct`: less code to fetch, twice
+        record = b"".join((header, *parts))
+        assert len(record) == _HEADER.size + num_bytes
+        position, size = self._position, len(record) + _ALIGNMENT - 1 & -_ALIGNMENT
+        offset = position % self._capacity
+        if offset + size > self._capacity or position + size > self._room:
+            position = self._make_room(num_bytes, size)
+            offset = position % self._capacity
+        at = self._start + offset
+        self._buffer[at : at + len(record)] = record
+        self._position = position + size
+        for fd in self._wake_fds:
+            try:  # noqa: SIM105  `suppress` costs a microsecond
+                os.write(fd, b"\0")
+            except BrokenPipeError:  # its process has died, which the answers' pipe reports
+                pass
+
+    def _make_room(self, num_bytes: int, size: int) -> int:
+        """Where a record of `size` bytes begins, `num_bytes` of them the body, once no reader needs that place."""
+        if num_bytes > self.largest_body:
+            raise ValueError(f"a command of {num_bytes} bytes exceeds the plan stream's {self.largest_body}")
+        position, left = self._position, self._capacity - self._position % self._capacity
+        begin = position + left if size > left else position
+        while begin + size > (room := int(self._ring.positions.min()) + self._capacity):
+            self._check()
+            time.sleep(_FULL_POLL_S)
+        self._room = room
+        if begin > position:
+            _SIZE.pack_into(self._buffer, self._ring.offset(position), _SKIP, 0)
+        return begin
 
     def has_carried_out(self) -> list[bool]:
         """For each reader, whether it has carried out every record."""
@@ -126,11 +137,6 @@ class PlanStream:
     def steps(self) -> list[Position]:
         """Of each reader, as it last showed."""
         return list(zip(self._ring.num_ended.tolist(), self._ring.num_launched.tolist(), strict=True))
-
-    def _wait_for_room(self) -> None:
-        while self._next - int(self._ring.positions.min()) > self._ring.capacity:
-            self._check()
-            time.sleep(_FULL_POLL_S)
 
 
 class StreamReader:

@@ -3,10 +3,10 @@
 A rank that is behind catches up when a step begins, since the ranks of a step wait for each other.
 """
 
-import mmap
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,6 @@ from headwater.simulation.fakes.copier import FakeCopier, FakeCopy
 from headwater.simulation.fakes.kv_records import Records
 from headwater.simulation.fakes.runner import FakeRunner, FakeStep, check_written
 
-_LARGEST_BODY = 1 << 16
 _WATCH_TURNS = 20  # that a rank may be at a step
 _HANG_CHANCE = 0.02  # in a turn, that a rank begins to show no steps for a while
 
@@ -39,26 +38,17 @@ class MemoryStream:
     """The writing side of a plan stream (`ranks.plan_stream.PlanStream`) that keeps records for readers in place."""
 
     def __init__(self, readers: Sequence[deque[Record]]) -> None:
-        self.buffer = mmap.mmap(-1, _LARGEST_BODY)  # which takes arrays as they are; a bytearray does not
         self._readers = readers
-        self._begun: tuple[int, int, tuple[int, ...]] = (0, 0, ())
-
-    def begin(self, kind: int, body_bytes: int, words: tuple[int, ...] = ()) -> int:
-        assert body_bytes <= _LARGEST_BODY
-        self._begun = kind, body_bytes, words
-        return 0
-
-    def publish(self) -> None:
-        kind, body_bytes, words = self._begun
-        filled = (*words, *(0,) * (NUM_WORDS - len(words)))
-        body = self.buffer[:body_bytes]
-        for reader in self._readers:
-            reader.append(Record(kind, filled, np.frombuffer(body, dtype=np.uint8)))
 
     def write(self, kind: int, body: bytes, words: tuple[int, ...] = ()) -> None:
-        self.begin(kind, len(body), words)
-        self.buffer[: len(body)] = body
-        self.publish()
+        self.write_parts(kind, (body,), num_bytes=len(body), words=words)
+
+    def write_parts(self, kind: int, parts: Sequence[Any], *, num_bytes: int, words: tuple[int, ...]) -> None:
+        body = b"".join(parts)
+        assert len(body) == num_bytes
+        filled = (*words, *(0,) * (NUM_WORDS - len(words)))
+        for reader in self._readers:
+            reader.append(Record(kind, filled, np.frombuffer(body, dtype=np.uint8)))
 
 
 class Follower:
