@@ -76,13 +76,16 @@ serve: setup  ## Serve the default model on 127.0.0.1:30000
 	@$(BIN)/headwater serve $(ARGS)
 
 # in the order of the folders: by the number of tests, the files with one long test would come last, one after another
+# with bytecode, or each of them would rewrite the assertions of all files, in every run
+test: export PYTHONDONTWRITEBYTECODE =
 test: dev  ## All tests, fast and slow, in JOBS processes
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # a library for each instruction set that the processor runs, and numpy without any
 ISA_TESTS := tests/devices/cpu/test_cpu_layers.py tests/devices/test_step_attention.py tests/models/test_loader.py
 ISAS = $$($(BIN)/python -c 'from headwater.devices.cpu.kernel_build import usable_instruction_sets as f; print(*(i.name for i in f()))')
-test-isa: dev  ## The CPU's layers, attention and loading with each set of kernels, and without
+test-isa: dev  ## The CPU's layers, attention and loading with each set of kernels, and without; all sets compile
+	$(BIN)/python -m pytest -q tests/release/all_sets_compile.py
 	for isa in $(ISAS); do HEADWATER_CPU_ISA=$$isa $(BIN)/python -m pytest -q -k "not cuda" $(ISA_TESTS) || exit 1; done
 	HEADWATER_NATIVE=0 $(BIN)/python -m pytest -q -k "not cuda" $(ISA_TESTS)
 

@@ -8,7 +8,7 @@ import pytest
 from headwater.simulation.fleet.run import fleet_run
 from headwater.simulation.mutants.fleet import FLEET_MUTANTS, hunt_fleet
 
-FRESH_S = float(os.environ.get("HEADWATER_SIMULATION_S", "8")) / 2  # half of what one engine gets
+FRESH_S = float(os.environ.get("HEADWATER_SIMULATION_S", "4")) / 2  # half of what one engine gets
 
 
 @pytest.mark.parametrize("seed", range(8))

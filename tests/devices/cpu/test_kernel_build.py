@@ -132,20 +132,6 @@ class Done:
     returncode = 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("isa", [isa for isa in INSTRUCTION_SETS.values() if isa.machine == platform.machine()],
-                         ids=lambda isa: isa.name)  # fmt: skip
-def test_every_set_of_this_machine_compiles_without_a_warning(isa: kernel_build.InstructionSet, tmp_path: Path) -> None:
-    """Sets that this CPU cannot run are at least compiled: an intrinsic that a set lacks is an error.
-
-    Without optimisation, which takes most of the time. The sets that this CPU runs are optimised for other tests.
-    """
-    if not (compiler := next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)):
-        pytest.skip("needs a C compiler")
-    command = [compiler, *isa.options]  # no other one, which might not warn
-    kernel_build.compile_library(isa, tmp_path / "library.so", compiler=command, extra_options=("-O0", "-Werror"))
-
-
 def test_without_a_compiler_the_command_says_so_and_fails(tmp_path: Path) -> None:
     """`make setup` then fetches one; passing silently, it would leave a server that computes in numpy."""
     environment = {"XDG_CACHE_HOME": str(tmp_path), "PATH": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}

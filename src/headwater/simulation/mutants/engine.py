@@ -320,13 +320,13 @@ def store_keys_forget_the_weights() -> list[Patch]:
     return [(StorageNames, "seed", seed)]
 
 
-@mutant(profile="store")
+@mutant(profile="store", seed=4)
 def prefetches_survive_a_flush() -> list[Patch]:
     """Pages on their way up from the store arrive after the flush that covers them."""
     return [(Prefetch, "retire", lambda self, scope, page_size: False)]
 
 
-@mutant(profile="store", seed=12)
+@mutant(profile="store", seed=73)
 def flipped_bits_are_served() -> list[Patch]:
     """The checksum of a stored page is not verified."""
     return [(memory_store, "find_defect", lambda key, header, payload: None)]  # type: ignore[list-item]

@@ -104,7 +104,7 @@ def means_leave_out_cached_tokens() -> list[Patch]:
     return [(Request, "num_matchable", property(num_matchable))]
 
 
-@mutant(profile="limits", seed=1)
+@mutant(profile="limits", seed=6)
 def retracted_prompts_are_pooled_twice() -> list[Patch]:
     """A prompt that is computed again counts twice in its embedding."""
     right = OutputBuffer.begin_prompt
