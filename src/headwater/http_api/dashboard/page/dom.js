@@ -47,3 +47,14 @@ export function keepList(parent, items, make, update) {
     else parent.insertBefore(element, next);
   }
 }
+
+/** Do `work` once at a time. The button is not disabled meanwhile: that would take the focus from it. */
+export async function whileBusy(button, work) {
+  if (button.ariaDisabled === "true") return;
+  button.ariaDisabled = "true";
+  try {
+    await work();
+  } finally {
+    button.ariaDisabled = null;
+  }
+}

@@ -76,7 +76,7 @@ export function layOut(roots, area, headHeight) {
   const tiles = [];
   for (const { item, ...box } of squarify(roots, area)) {
     const outer = shrunk(box, 2);
-    const head = Math.min(headHeight, outer.height);
+    const head = Math.min(headHeight, 0.4 * outer.height); // a small namespace shows its nodes
     tiles.push({ entry: item, ...outer, band: { ...outer, height: head } });
     placeChildren(item, { ...outer, y: outer.y + head, height: outer.height - head }, tiles);
   }
@@ -84,7 +84,7 @@ export function layOut(roots, area, headHeight) {
 }
 
 function placeChildren(entry, area, tiles) {
-  if (area.width < 2 || area.height < 2) return;
+  if (area.width < 1 || area.height < 1) return;
   const known = entry.children.reduce((sum, { size }) => sum + size, 0);
   const own = entry.node?.tokens ?? 0;
   const items = [...entry.children];

@@ -1,6 +1,6 @@
 // Pause and continue, and the operations that wait for their moment.
 
-import { h, keepList, setText } from "../dom.js";
+import { h, keepList, setText, whileBusy } from "../dom.js";
 import { blockers, plural, words } from "../format.js";
 import { call } from "../server.js";
 
@@ -16,8 +16,7 @@ export function create(root) {
   root.append(h("div", { class: "buttons" }, toggle, mode), outcome, list, none);
   let paused = false;
 
-  toggle.addEventListener("click", async () => {
-    toggle.disabled = true;
+  toggle.addEventListener("click", () => whileBusy(toggle, async () => {
     try {
       if (paused) {
         await call("POST", "continue_generation");
@@ -28,19 +27,15 @@ export function create(root) {
       }
     } catch (error) {
       setText(outcome, error.message);
-    } finally {
-      toggle.disabled = false;
     }
-  });
+  }));
 
-  async function cancel(id, button) {
-    button.disabled = true;
+  async function cancel(id) {
     try {
       await call("DELETE", `control/operations/${encodeURIComponent(id)}`);
       setText(outcome, "Cancelled.");
     } catch (error) {
       setText(outcome, error.message);
-      button.disabled = false;
     }
   }
 
@@ -51,7 +46,7 @@ export function create(root) {
     const found = Object.entries(snapshot.operations);
     none.hidden = found.length > 0;
     keepList(list, found, (_, id) => {
-      const button = h("button", { type: "button", text: "Cancel", onclick: () => cancel(id, button) });
+      const button = h("button", { type: "button", text: "Cancel", onclick: () => whileBusy(button, () => cancel(id)) });
       return h("li", {}, h("strong"), h("span", { class: "value" }), h("progress", { max: "1", "aria-label": "Time waited" }), h("span", { class: "soft" }), button);
     }, (item, operation) => {
       const [kind, left, bar, why] = item.children;

@@ -1,6 +1,6 @@
 // Copies between the tiers, and the store: its state, attaching and detaching.
 
-import { h, keepList, setText } from "../dom.js";
+import { h, keepList, setText, whileBusy } from "../dom.js";
 import { bytes, count, words } from "../format.js";
 import { call } from "../server.js";
 
@@ -19,17 +19,14 @@ export function create(root) {
   const buttons = h("div", { class: "buttons" }, detach);
   root.append(table, noTiers, title, facts, attach, buttons, outcome);
 
-  detach.addEventListener("click", async () => {
-    detach.disabled = true;
+  detach.addEventListener("click", () => whileBusy(detach, async () => {
     try {
       const { value } = await call("DELETE", "hicache/storage-backend", { accept: "text/plain" });
       setText(outcome, value.trim());
     } catch (error) {
       setText(outcome, error.message);
-    } finally {
-      detach.disabled = false;
     }
-  });
+  }));
 
   return function update({ snapshot, series, rangeS }) {
     const engines = Object.values(snapshot.engines).filter((engine) => engine.up);
@@ -74,9 +71,7 @@ function makeAttachForm(outcome) {
   });
   const form = h("form", {}, h("label", { class: "field" }, "Kind", kind), placeField, h("label", { class: "field" }, "Size", size),
     h("div", { class: "buttons" }, submit));
-  form.addEventListener("submit", async (event) => {
-    event.preventDefault();
-    submit.disabled = true;
+  const send = async () => {
     const body = { hicache_storage_backend: kind.value };
     if (place.value && kind.value !== "memory") body[kind.value === "redis" ? "url" : "directory"] = place.value;
     if (size.value) body.size = size.value;
@@ -85,9 +80,11 @@ function makeAttachForm(outcome) {
       setText(outcome, value.trim());
     } catch (error) {
       setText(outcome, error.message);
-    } finally {
-      submit.disabled = false;
     }
+  };
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    whileBusy(submit, send);
   });
   return form;
 }

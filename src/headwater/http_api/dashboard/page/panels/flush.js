@@ -85,7 +85,7 @@ export function create(root, page) {
     }
   }
 
-  form.element.addEventListener("submit", (event) => { event.preventDefault(); dryRun(); });
+  form.element.addEventListener("submit", (event) => { event.preventDefault(); if (!form.isBusy()) dryRun(); });
   form.element.addEventListener("input", () => { if (preview) { reset(); result.replaceChildren(); page.show(); } });
   confirm.firstChild.addEventListener("click", flush);
   confirm.lastChild.addEventListener("click", () => { reset(); result.replaceChildren(); page.show(); form.focus(); });
@@ -156,7 +156,8 @@ function makeForm() {
     tiers: () => [...tierBox.querySelectorAll("input:checked:not(:disabled)")].map(({ value }) => value),
     timeout: () => (timeout.disabled ? 0 : Number(timeout.value)),
     holds: () => hold.checked && !hold.disabled,
-    busy: (is) => { preview.disabled = is; },
+    busy: (is) => { preview.ariaDisabled = is ? "true" : null; },
+    isBusy: () => preview.ariaDisabled === "true",
     focus: () => preview.focus(),
     choosePrefix: () => { scope.value = JSON.stringify(["prefix"]); },
     update(snapshot, selected) {

@@ -1,6 +1,6 @@
 // The selected node: its numbers, and what can be done with it.
 
-import { h, setText } from "../dom.js";
+import { h, setText, whileBusy } from "../dom.js";
 import { count, namespace } from "../format.js";
 import { call } from "../server.js";
 
@@ -23,7 +23,7 @@ export function createDetails(root, page) {
   const tier = h("select", { "aria-label": "Tiers to pin on" },
     ...[["device", "device"], ["host", "host"], ["device,host", "device and host"]].map(([value, words]) => h("option", { value, text: words })));
   const outcome = h("p", { class: "outcome", role: "status" });
-  const pin = h("button", { type: "button", text: "Pin", onclick: () => pinSelected() });
+  const pin = h("button", { type: "button", text: "Pin", onclick: () => whileBusy(pin, pinSelected) });
   const buttons = h("div", { class: "buttons" },
     h("button", { type: "button", id: "flush-selected", text: "Flush this prefix…", onclick: () => page.flushSelected?.() }),
     h("span", { class: "group" }, pin, " for ", seconds, " s on ", tier));
@@ -31,7 +31,6 @@ export function createDetails(root, page) {
   root.append(box);
 
   async function pinSelected() {
-    pin.disabled = true;
     try {
       const { cache_salt, extra_key, path_ids } = await pathOf(page.selected);
       const body = { input_ids: path_ids, cache_salt, extra_key, ttl_s: Number(seconds.value), tiers: tier.value.split(",") };
@@ -39,8 +38,6 @@ export function createDetails(root, page) {
       setText(outcome, `Pinned ${count(value.num_tokens)} tokens for ${seconds.value} s.`);
     } catch (error) {
       setText(outcome, error.message);
-    } finally {
-      pin.disabled = false;
     }
   }
 

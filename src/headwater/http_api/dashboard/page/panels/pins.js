@@ -1,6 +1,6 @@
 // Pins, and their end.
 
-import { h, keepList, setText } from "../dom.js";
+import { h, keepList, setText, whileBusy } from "../dom.js";
 import { count, duration, namespace } from "../format.js";
 import { call } from "../server.js";
 
@@ -10,14 +10,12 @@ export function create(root) {
   const outcome = h("p", { class: "outcome", role: "status" });
   root.append(list, none, outcome);
 
-  async function end(id, button) {
-    button.disabled = true;
+  async function end(id) {
     try {
       await call("DELETE", `cache/pin/${encodeURIComponent(id)}`);
       setText(outcome, "The pin has ended.");
     } catch (error) {
       setText(outcome, error.message);
-      button.disabled = false;
     }
   }
 
@@ -26,7 +24,7 @@ export function create(root) {
       Object.entries(engine.pins ?? {}).map(([id, pin]) => [`${rank}.${id}`, pin]));
     none.hidden = found.length > 0;
     keepList(list, found, (_, id) => {
-      const button = h("button", { type: "button", text: "End", "aria-label": `End ${id}`, onclick: () => end(id, button) });
+      const button = h("button", { type: "button", text: "End", "aria-label": `End ${id}`, onclick: () => whileBusy(button, () => end(id)) });
       return h("li", {}, h("strong"), h("span", { class: "value" }), h("span", { class: "soft" }), button);
     }, (item, pin, id) => {
       const [name, tokens, more] = item.children;

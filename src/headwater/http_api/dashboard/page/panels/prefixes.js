@@ -33,18 +33,18 @@ export function create(root, page) {
 
   return function update({ snapshot, selected, cut: wouldCut }) {
     const maps = Object.values(snapshot.engines).map((engine) => engine.map);
-    const width = map.clientWidth;
+    const width = root.clientWidth;
     const isSame = shown.width === width && shown.selected === selected && shown.cut === wouldCut
       && shown.maps?.length === maps.length && maps.every((each, index) => each === shown.maps[index]);
     if (!isSame) {
       const tree = treeOf(snapshot.engines);
-      const tiles = layOut(tree.roots, { x: 0, y: 0, width, height: map.clientHeight }, HEAD);
+      map.hidden = !(empty.hidden = tree.roots.length > 0);
+      const tiles = layOut(tree.roots, { x: 0, y: 0, width: map.clientWidth, height: map.clientHeight }, HEAD);
       if (!tiles.some(({ entry }) => entry.key === current)) current = tiles[0]?.entry.key ?? null;
       shown = { width, selected, cut: wouldCut, maps, tree, tiles };
       const severalEngines = maps.length > 1;
       keepList(map, tiles.map((tile) => [tile.entry.key, tile]), makeTile(page, (name) => { current = name; }),
         (element, tile) => showTile(element, tile, { selected, wouldCut, current, severalEngines }));
-      empty.hidden = tiles.length > 0;
       describe(facts, cut, maps, tiles, wouldCut);
     }
     updateDetails(page, shown.tree);
