@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import sanitized
+from linear_setting import PRODUCTS
 
 from fake_machine import FakeMachine
-from headwater.devices.cpu.kernel_build import INSTRUCTION_SETS, build, usable_instruction_sets
+from headwater.devices.cpu.kernel_build import INSTRUCTION_SETS, build, compile_library, usable_instruction_sets
 from headwater.devices.cpu.kernel_library import KernelLibrary
 
 
@@ -27,3 +28,16 @@ def library(request: pytest.FixtureRequest) -> KernelLibrary:
         if "no C compiler" not in str(error):
             raise  # sources that do not compile are a failure
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> KernelLibrary:
+    """Products by AMX on any x86-64 processor: its tiles in plain C, the code around them as it is."""
+    isa = INSTRUCTION_SETS["avx2"]
+    if isa not in usable_instruction_sets():
+        pytest.skip("needs AVX2")
+    if sanitized.LIBRARY:
+        return KernelLibrary(Path(sanitized.LIBRARY), isa)
+    path = tmp_path_factory.mktemp("emulated") / "kernels.so"
+    compile_library(isa, path, sources=PRODUCTS, extra_options=("-O1", "-DHEADWATER_EMULATE_AMX"))
+    return KernelLibrary(path, isa)

@@ -14,11 +14,12 @@ from headwater.devices.cpu.packed_weights import (
     PackedWeights,
     activation_bytes,
     converts_activations,
+    has_tiles,
 )
 from headwater.devices.host_tensor import HostTensor
 
-# What a library needs for products and nothing else.
-PRODUCTS = (*SOURCES.glob("linear/*.c"), *(SOURCES / name for name in ("run.c", "pool.c", "machine/pin.c")))
+# What a library needs for products and norms, and nothing else.
+PRODUCTS = (*SOURCES.glob("linear/*.c"), *(SOURCES / name for name in ("norm.c", "run.c", "pool.c", "machine/pin.c")))
 GROUP_OF = {format: 256 if format.endswith("K") else 32 if format.startswith("Q") else 2 for format in FORMATS}
 BITS_OF_ACTIVATIONS = {"Q8_0": 32767} | dict.fromkeys(FORMATS[4:], 127)  # the largest integer
 
@@ -71,7 +72,7 @@ def quantize_rows(library: KernelLibrary, x: np.ndarray, format: str, *, num_dec
 
 def uses_tiles(library: KernelLibrary, format: str) -> bool:
     """Whether this library multiplies weights of the format by AMX: with activations and weights in bfloat16."""
-    return converts_activations(library, "bfloat16") and format not in ("float32", "float16")
+    return has_tiles(library) and format not in ("float32", "float16")
 
 
 def multiply(

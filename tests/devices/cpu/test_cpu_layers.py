@@ -1,20 +1,24 @@
 """The CPU's layers, with kernels and in numpy, against the definition: the contract of devices/device.py."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from linear_setting import weight as random_weight
 from program_steps import step_of
 
 from headwater.devices.cpu.device import CpuDevice
-from headwater.devices.cpu.kernel_library import SELECTED, usable_kernels
-from headwater.devices.cpu.packed_layers import PackedLinear
+from headwater.devices.cpu.kernel_library import SELECTED, KernelLibrary, usable_kernels
+from headwater.devices.cpu.linear_kernels import QuantizeJob
+from headwater.devices.cpu.packed_layers import PackedGatedLinear, PackedLinear, fuse_activations
 from headwater.devices.cpu.plain_layers import PlainLinear
 from headwater.devices.cpu.program import Array, Program, StepArrays
-from headwater.devices.cpu.row_ops import argmax, select_rows
+from headwater.devices.cpu.row_ops import argmax, rms_norm, select_rows
 from headwater.devices.cpu.topology import num_usable_cores
 from headwater.devices.host_tensor import HostTensor
 
 FORMATS = ("float32", "bfloat16", "float16")
+HIDDEN, INNER = 512, 768
 Floats = np.ndarray
 
 
@@ -215,3 +219,49 @@ def test_time_is_counted_for_each_op() -> None:
     program.run(step_of(30))
     assert [op.kernel for op in program.ops] == ["embed", "linear"]
     assert (program.op_ns > 0).all()
+
+
+def _record_mlp(library: KernelLibrary, format: str) -> tuple[Program, Array]:
+    """An MLP behind a norm: embedding, norm, gate and up, down."""
+    program = Program(library, num_threads=2)
+    gate, up = (random_weight(format, (INNER, HIDDEN), seed) for seed in (1, 2))
+    pack = partial(PackedLinear.of, library, num_threads=1)
+    hidden = pack([random_weight("float32", (60, HIDDEN), 3)]).embed(program.token_ids)
+    x = rms_norm(hidden, HostTensor.of(np.linspace(1, 9, HIDDEN, dtype=np.float32)), 1e-5)
+    gated = PackedGatedLinear.of(library, gate, up, gate_bias=None, up_bias=None, num_threads=1)
+    return program, program.keep(pack([random_weight(format, (HIDDEN, INNER), 4)])(gated(x)))
+
+
+def _steps_of_tiles() -> list[StepArrays]:
+    steps = [step_of(50), step_of(50), step_of(1)]
+    steps[1].__dict__["num_decodes"] = 19
+    return steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["Q4_1", "Q8_0", "bfloat16"])
+def test_activations_of_tiles_are_the_same_bits_without_a_detour(emulated: KernelLibrary, format: str) -> None:
+    """Prompts alone, beside decodes, and of one row."""
+    plain, expected = _record_mlp(emulated, format)
+    fused, found = _record_mlp(emulated, format)
+    fused.rewrite(fuse_activations)
+    writers = [op for op in fused.ops if "activations" in op.arrays]
+    assert [op.kernel for op in writers] == ["rms_norm", "linear"]
+    for step in _steps_of_tiles():
+        plain.run(step)
+        fused.run(step)
+        np.testing.assert_array_equal(fused.view(found, step), plain.view(expected, step))
+    assert [op.job.only_decodes for op in fused.ops if isinstance(op.job, QuantizeJob)] == [1, 1]
+
+
+@pytest.mark.slow
+def test_numbers_of_tiles_that_others_read_are_written_as_well(emulated: KernelLibrary) -> None:
+    """A second reader that is no product: all stays as it was."""
+    program = Program(emulated, num_threads=1)
+    x = PackedLinear.of(emulated, [random_weight("float32", (60, 64))], num_threads=1).embed(program.token_ids)
+    normed = rms_norm(x, HostTensor.of(np.ones(64, np.float32)), 1e-5)
+    PackedLinear.of(emulated, [random_weight("Q4_1", (32, 64))], num_threads=1)(normed)
+    rms_norm(normed, HostTensor.of(np.ones(64, np.float32)), 1e-5)
+    before = program.ops
+    program.rewrite(fuse_activations)
+    assert program.ops == before

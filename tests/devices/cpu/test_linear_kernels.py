@@ -1,14 +1,11 @@
 """Products with packed weights of every format, against numpy, on every instruction set that this CPU runs."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import sanitized
 from linear_setting import (
     BITS_OF_ACTIVATIONS,
     GROUP_OF,
-    PRODUCTS,
     aligned,
     multiply,
     quantize_rows,
@@ -18,7 +15,7 @@ from linear_setting import (
     weight,
 )
 
-from headwater.devices.cpu.kernel_build import INSTRUCTION_SETS, build, compile_library, usable_instruction_sets
+from headwater.devices.cpu.kernel_build import build
 from headwater.devices.cpu.kernel_library import KernelLibrary
 from headwater.devices.cpu.linear_kernels import EmbedJob, Mode
 from headwater.devices.cpu.packed_weights import FORMATS, pack, pack_gated, unpack
@@ -315,19 +312,6 @@ def test_formats_without_a_kernel_are_packed_as_float32(library: KernelLibrary) 
     assert packed.format == "float32"
     np.testing.assert_array_equal(unpack(library, packed)[0], tensor.to_float32())
     assert aligned(3).ctypes.data % 64 == packed.blocks.ctypes.data % 64 == 0
-
-
-@pytest.fixture(scope="session")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> KernelLibrary:
-    """Products by AMX on any x86-64 processor: its tiles in plain C, the code around them as it is."""
-    isa = INSTRUCTION_SETS["avx2"]
-    if isa not in usable_instruction_sets():
-        pytest.skip("needs AVX2")
-    if sanitized.LIBRARY:
-        return KernelLibrary(Path(sanitized.LIBRARY), isa)
-    path = tmp_path_factory.mktemp("emulated") / "kernels.so"
-    compile_library(isa, path, sources=PRODUCTS, extra_options=("-O1", "-DHEADWATER_EMULATE_AMX"))
-    return KernelLibrary(path, isa)
 
 
 @pytest.mark.parametrize("format", [*QUANTISED, "bfloat16"])

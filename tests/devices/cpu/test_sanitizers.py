@@ -54,7 +54,8 @@ def test_products_by_tiles_touch_only_their_memory(tmp_path: Path) -> None:
     options = ("-DHEADWATER_EMULATE_AMX", *OPTIONS)
     compile_library(isa, path, sources=PRODUCTS, compiler=["gcc", *isa.options], extra_options=options)
     chosen = "_tiles_ and (Q4_1 or bfloat16)"
-    assert_clean(run(path, *PYTEST, str(FOLDER / "test_linear_kernels.py"), "-k", chosen))
+    tests = [str(FOLDER / name) for name in ("test_linear_kernels.py", "test_cpu_layers.py")]
+    assert_clean(run(path, *PYTEST, *tests, "-k", chosen))
 
 
 def assert_clean(done: subprocess.CompletedProcess[str]) -> None:

@@ -56,6 +56,7 @@ class RmsNormJob(ctypes.Structure):
 
     _fields_ = (
         ("x", _POINTER), ("weight", _POINTER), ("y", _POINTER), ("size", _INT64), ("eps", _FLOAT), ("rows", _INT64),
+        ("activations", _POINTER), ("activation_format", _INT64),  # fuse_activations of packed_layers.py
     )  # fmt: skip
 
 

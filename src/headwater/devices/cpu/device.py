@@ -11,8 +11,8 @@ from headwater.devices.cpu.draws import Draws, Masks, best_allowed, draw_tokens
 from headwater.devices.cpu.kernel_library import KernelLibrary, usable_kernels
 from headwater.devices.cpu.kv_memory import CpuKVMemory
 from headwater.devices.cpu.packed_cache import PackedCache
-from headwater.devices.cpu.packed_layers import PackedGatedLinear, PackedLinear
-from headwater.devices.cpu.packed_weights import FORMATS
+from headwater.devices.cpu.packed_layers import PackedGatedLinear, PackedLinear, fuse_activations
+from headwater.devices.cpu.packed_weights import FORMATS, has_tiles
 from headwater.devices.cpu.plain_layers import PlainGatedLinear, PlainLinear
 from headwater.devices.cpu.program import Array, Program
 from headwater.devices.cpu.ranks.group import CpuRanks
@@ -112,6 +112,11 @@ class CpuDevice:
     def start_program(self) -> Program:
         raise_failure = None if self.cpu_ranks is None else self.cpu_ranks.raise_failure
         return Program(self._library, num_threads=self.num_threads, raise_failure=raise_failure)
+
+    def finish_program(self, program: Program) -> None:
+        """Make what is recorded faster. Called once, before the program runs."""
+        if self._library is not None and has_tiles(self._library):
+            program.rewrite(fuse_activations)
 
     def record_attention(
         self, program: Program, geometry: AttentionGeometry, layout: KVLayout, *, rotary: RotaryAngles

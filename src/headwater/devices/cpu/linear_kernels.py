@@ -32,13 +32,18 @@ class LinearJob(ctypes.Structure):
         ("format", _INT64),
         ("mode", _INT64),
         ("rows", _INT64),  # TOKENS or SELECTED of kernel_library.py
+        ("activations", _POINTER),  # fuse_activations of packed_layers.py
+        ("activation_format", _INT64),
     )
 
 
 class QuantizeJob(ctypes.Structure):
     """`QuantizeJob` of kernels/linear/quantize.c: float32[rows, in_features] to the activations of `format`."""
 
-    _fields_ = (("x", _POINTER), ("y", _POINTER), ("in_features", _INT64), ("format", _INT64), ("rows", _INT64))
+    _fields_ = (
+        ("x", _POINTER), ("y", _POINTER), ("in_features", _INT64), ("format", _INT64), ("rows", _INT64),
+        ("only_decodes", _INT64),  # fuse_activations of packed_layers.py
+    )  # fmt: skip
 
 
 class EmbedJob(ctypes.Structure):

@@ -3,8 +3,9 @@
 Matrices of one format that follow each other become one product; others fill columns of the same rows.
 """
 
+import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -21,10 +22,11 @@ from headwater.devices.cpu.packed_weights import (
     packed_format,
     unpack,
 )
-from headwater.devices.cpu.program import Array, Columns, TokenIds
+from headwater.devices.cpu.program import Array, Columns, Op, TokenIds
 from headwater.devices.host_tensor import HostTensor
 
 Part = tuple[HostTensor, HostTensor | None]
+_GROUP = 32  # of kernels/linear/packed.h
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -193,3 +195,40 @@ def _record_product(packed: PackedWeights, activations: Array, y: Columns, mode:
         rows=y.array.rows,
     )
     y.array.program.append("linear", job, {"x": activations, "y": y}, keeps=(packed,))
+
+
+def fuse_activations(ops: Sequence[Op], kept: set[Array]) -> list[Op]:
+    """The ops of a program, of which some write activations in place of their results. Changes their jobs.
+
+    With AMX, norms and gated products round prompts' rows for the products that alone read them. Otherwise `quantize`
+    would read the rows once more. Rows of decodes take the usual way.
+    """
+    users: dict[Array, list[int]] = {}
+    for index, op in enumerate(ops):
+        for array in op.whole_arrays():
+            users.setdefault(array, []).append(index)
+    fused = list(ops)
+    for array, indices in users.items():
+        if len(indices) != 2 or array in kept or array.rows != TOKENS or array.width % _GROUP:
+            continue
+        producer, reader = (ops[index] for index in indices)
+        if not isinstance(reader.job, QuantizeJob) or not _can_write(producer, array):
+            continue
+        assert producer.job is not None
+        producer.job.activation_format = reader.job.format
+        reader.job.only_decodes = 1
+        arrays = {**producer.arrays, "activations": reader.arrays["y"]}
+        fused[indices[0]] = replace(producer, arrays=arrays)
+    return fused
+
+
+def _can_write(op: Op, array: Array) -> bool:
+    """Whether `op` makes the array, and is of a kind that writes activations."""
+    job: ctypes.Structure | None = op.job
+    if op.kernel == "rms_norm":
+        return op.arrays["y"] is array
+    is_gated = (
+        isinstance(job, LinearJob) and job.mode == Mode.GATED and FORMATS[job.format] not in ("float32", "float16")
+    )
+    y = op.arrays.get("y")
+    return is_gated and y is not None and not isinstance(y, Array) and y.array is array and y.width == array.width

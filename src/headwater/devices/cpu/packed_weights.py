@@ -48,6 +48,11 @@ class PackedWeights:
         return self.blocks.nbytes
 
 
+def has_tiles(library: KernelLibrary) -> bool:
+    """Whether prompts' rows are multiplied in AMX's tiles: then bfloat16 weights as well take other activations."""
+    return converts_activations(library, "bfloat16")
+
+
 def converts_activations(library: KernelLibrary, format: str) -> bool:
     """Whether products with weights of this format take what the kernel `quantize` makes of float32."""
     return bool(library.functions.hw_converts_activations(ctypes.c_int64(FORMATS.index(format))))

@@ -7,7 +7,7 @@ larger step than all before it makes the arena grow.
 """
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -199,6 +199,13 @@ class Program:
         op = Op(kernel, job, arrays, plain, keeps)
         assert all(array.program is self for array in op.whole_arrays())
         self._ops.append(op)
+
+    def rewrite(self, change: Callable[[Sequence[Op], set[Array]], list[Op]]) -> None:
+        """Replace the recorded ops, one by one, by those that `change` makes of them and of the kept arrays."""
+        assert self._arena is None, "the program has run"
+        ops = change(self._ops, self._kept)
+        assert len(ops) == len(self._ops)
+        self._ops = ops
 
     def close(self) -> None:
         """Drop the ops, their weights and the arena.

@@ -34,6 +34,7 @@ class RecordedModel:
             self._gathered = GatheredLogits(
                 self._logits, self._best, device.cpu_ranks, firsts=firsts, vocab_size=model.config.vocab_size
             )
+        device.finish_program(program)
 
     @property
     def packed_weights(self) -> list[PackedWeights]:

@@ -2,6 +2,7 @@
 
 #include "norm.h"
 
+#include "activations.h"
 #include "step.h"
 
 enum { ROWS_PER_CHUNK = 4 };
@@ -12,7 +13,24 @@ typedef struct {
     int64_t size;
     float eps;
     int64_t rows;
+    void *activations;  // with AMX: where prompts' rows go in place of y, as activations of the format; or NULL
+    int64_t activation_format;
 } RmsNormJob;
+
+#if HAS_AMX
+static void norm_to_activations(const RmsNormJob *job, int64_t row) {
+    const int format = (int)job->activation_format;
+    const float *x = job->x + row * job->size;
+    const vf scale = vf_splat(norm_scale(x, job->size, job->eps));
+    for (int64_t k = 0; k < job->size; k += GROUP) {
+        _Alignas(64) float group[GROUP];
+        for (int i = 0; i < GROUP; i += WIDTH) {
+            vf_store(group + i, vf_load(x + k + i) * scale * vf_load(job->weight + k + i));
+        }
+        round_group(format, group, GROUP, group_of(job->activations, format, job->size, row, k));
+    }
+}
+#endif
 
 static int64_t rms_norm_chunks(const void *opaque, const Step *step) {
     const RmsNormJob *job = opaque;
@@ -23,6 +41,12 @@ static void rms_norm_chunk(const void *opaque, const Step *step, int64_t chunk) 
     const RmsNormJob *job = opaque;
     const int64_t rows = num_rows_of(step, (int)job->rows), end = (chunk + 1) * ROWS_PER_CHUNK;
     for (int64_t row = chunk * ROWS_PER_CHUNK; row < end && row < rows; row++) {
+#if HAS_AMX
+        if (job->activations && row >= num_decodes_of(step, (int)job->rows)) {
+            norm_to_activations(job, row);
+            continue;
+        }
+#endif
         norm_row(job->x + row * job->size, job->weight, job->y + row * job->size, job->size, job->eps);
     }
 }

@@ -4,8 +4,8 @@
 
 #include "simd.h"
 
-// y = x / rms(x) * weight; y may be x.
-INLINE void norm_row(const float *x, const float *weight, float *y, int64_t size, float eps) {
+// 1 / rms(x)
+INLINE float norm_scale(const float *x, int64_t size, float eps) {
     const int64_t whole = size / WIDTH * WIDTH, rest = size - whole;
     vf squares = vf_zero(), more = vf_zero();
     int64_t i = 0;
@@ -17,7 +17,13 @@ INLINE void norm_row(const float *x, const float *weight, float *y, int64_t size
     for (; i < whole; i += WIDTH) squares = vf_fma(vf_load(x + i), vf_load(x + i), squares);
     const vf last = vf_load_n(x + whole, rest);
     more = vf_fma(last, last, more);
-    const vf scale = vf_splat(1.0f / sqrtf(vf_sum(squares + more) / (float)size + eps));
-    for (i = 0; i < whole; i += WIDTH) vf_store(y + i, vf_load(x + i) * scale * vf_load(weight + i));
+    return 1.0f / sqrtf(vf_sum(squares + more) / (float)size + eps);
+}
+
+// y = x / rms(x) * weight; y may be x.
+INLINE void norm_row(const float *x, const float *weight, float *y, int64_t size, float eps) {
+    const int64_t whole = size / WIDTH * WIDTH, rest = size - whole;
+    const vf scale = vf_splat(norm_scale(x, size, eps)), last = vf_load_n(x + whole, rest);
+    for (int64_t i = 0; i < whole; i += WIDTH) vf_store(y + i, vf_load(x + i) * scale * vf_load(weight + i));
     vf_store_n(y + whole, last * scale * vf_load_n(weight + whole, rest), rest);
 }

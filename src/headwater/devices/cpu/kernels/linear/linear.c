@@ -7,6 +7,7 @@
 
 #include "linear.h"
 
+#include "activations.h"
 #include "amx_product.h"
 #include "code_tile.h"
 #include "float_tile.h"
@@ -141,6 +142,14 @@ INLINE void finish_gated_row(const float *gate, const float *up, const float *bi
     }
 }
 
+#if HAS_AMX
+// A row's outputs of a block as activations.
+static void write_outputs(const LinearJob *job, int64_t row, int64_t col, const float *out) {
+    const int format = (int)job->activation_format;
+    round_half_group(format, out, group_of(job->activations, format, job->out_features, row, col) + col % GROUP);
+}
+#endif
+
 // What rows `first_row` and following have to do with blocks `block` and block + 1 (if it is there), in registers or (if
 // `tile_rows` is there) in tiles.
 static void run_pair(
@@ -164,6 +173,14 @@ static void run_pair(
         float *y = job->y + (first_row + r) * job->y_stride;
         if (job->mode == GATED) {
             const int64_t col = block / 2 * BLOCK_COLS;
+#if HAS_AMX
+            if (tile_rows && job->activations) {
+                _Alignas(64) float out[BLOCK_COLS];
+                finish_gated_row(sums[0] + r * BLOCK_COLS, sums[1] + r * BLOCK_COLS, bias, out, BLOCK_COLS);
+                write_outputs(job, first_row + r, col, out);
+                continue;
+            }
+#endif
             finish_gated_row(sums[0] + r * BLOCK_COLS, sums[1] + r * BLOCK_COLS, bias, y + col,
                              smaller(BLOCK_COLS, job->out_features - col));
             continue;

@@ -16,4 +16,7 @@ typedef struct {
     int64_t in_features, out_features, y_stride;
     int64_t format, mode;
     int64_t rows;  // TOKENS or SELECTED
+    // GATED in tiles: where prompts' outputs go in place of y, as activations of the format; or NULL.
+    void *activations;
+    int64_t activation_format;
 } LinearJob;

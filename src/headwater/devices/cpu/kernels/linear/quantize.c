@@ -1,7 +1,7 @@
 // Activations as integers with a scale for each group of 32 inputs: what products with quantised weights take. Those of
 // products in tiles are bfloat16, also for bfloat16 weights.
 
-#include "amx_weights.h"
+#include "activations.h"
 #include "step.h"
 
 typedef struct {
@@ -9,36 +9,12 @@ typedef struct {
     void *y;         // [rows][in_features / 32] Group16 for Q8_0, Group8 for fewer bits; tiles: bfloat16 (packed.h)
     int64_t in_features, format;
     int64_t rows;  // TOKENS or SELECTED
+    int64_t only_decodes;  // 1: what made x has written the activations of prompts
 } QuantizeJob;
 
 enum { CHUNK_NUMBERS = 1 << 13 };
 
 #if HAS_AMX
-
-// A group of `inputs` numbers in the order of the weights (amx_weights.h), zeros behind them. Of bfloat16 and Q8_0 what
-// the rounding left follows, rounded as well.
-INLINE void round_group(const int format, const float *x, int64_t inputs, bf16 *y) {
-#if defined(__AVX512BF16__)
-    if (has_quads(format)) {  // whole groups
-        const __m512 unit = (__m512)vf_splat(amx_unit(format));
-        const __m512 low = (__m512)vf_load(x) * unit, high = (__m512)vf_load(x + WIDTH) * unit;
-        const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
-        _mm512_storeu_si512(y, _mm512_shuffle_epi8((__m512i)_mm512_cvtne2ps_pbh(high, low), order));
-        return;
-    }
-#endif
-    for (int i = 0; i < GROUP; i += WIDTH) {
-        const int64_t left = inputs - i < 0 ? 0 : inputs - i < WIDTH ? inputs - i : WIDTH;
-        const vf value = vf_load_n(x + i, left) * vf_splat(amx_unit(format));
-        vf_store_bf16(y + i, value);
-        if (format <= Q8_0) vf_store_bf16(y + GROUP + i, value - vf_load_bf16(y + i));
-    }
-    if (!has_quads(format)) return;
-    for (int quad = 0; quad < GROUP; quad += 4) {
-        const bf16 second = y[quad + 1];
-        y[quad + 1] = y[quad + 2], y[quad + 2] = second;
-    }
-}
 
 static void round_row(const QuantizeJob *job, int64_t row) {
     const int format = (int)job->format;
@@ -104,19 +80,23 @@ static void quantize_row(const QuantizeJob *job, int64_t row) {
     }
 }
 
+static int64_t rows_of(const QuantizeJob *job, const Step *step) {
+    return job->only_decodes ? num_decodes_of(step, (int)job->rows) : num_rows_of(step, (int)job->rows);
+}
+
 static int64_t rows_per_chunk(const QuantizeJob *job) {
     return job->in_features < CHUNK_NUMBERS ? CHUNK_NUMBERS / job->in_features : 1;
 }
 
 static int64_t num_chunks(const void *job_, const Step *step) {
     const QuantizeJob *job = job_;
-    const int64_t rows = num_rows_of(step, (int)job->rows), per_chunk = rows_per_chunk(job);
+    const int64_t rows = rows_of(job, step), per_chunk = rows_per_chunk(job);
     return (rows + per_chunk - 1) / per_chunk;
 }
 
 static void run_chunk(const void *job_, const Step *step, int64_t chunk) {
     const QuantizeJob *job = job_;
-    const int64_t rows = num_rows_of(step, (int)job->rows), per_chunk = rows_per_chunk(job);
+    const int64_t rows = rows_of(job, step), per_chunk = rows_per_chunk(job);
     const int64_t begin = chunk * per_chunk, end = begin + per_chunk < rows ? begin + per_chunk : rows;
     for (int64_t row = begin; row < end; row++) {
 #if HAS_AMX
