@@ -13,7 +13,7 @@ import pytest
 from linear_setting import PRODUCTS
 from sanitized import VARIABLE
 
-from headwater.devices.cpu.kernel_build import INSTRUCTION_SETS, compile_library, usable_instruction_sets
+from headwater.devices.cpu.kernel_build import INSTRUCTION_SETS, SOURCES, compile_library, usable_instruction_sets
 
 FOLDER = Path(__file__).parent
 OPTIONS = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -48,13 +48,14 @@ def test_kernels_touch_only_their_memory(sanitized: Path) -> None:
     assert_clean(run(sanitized, *PYTEST, *tests, "-k", "not _tiles_"))
 
 
-def test_products_by_tiles_touch_only_their_memory(tmp_path: Path) -> None:
+def test_tiles_touch_only_their_memory(tmp_path: Path) -> None:
     """AMX in plain C, and the code around it as it is. The formats that are left out are read as the others are."""
     path, isa = tmp_path / "kernels.so", INSTRUCTION_SETS["avx2"]
     options = ("-DHEADWATER_EMULATE_AMX", *OPTIONS)
-    compile_library(isa, path, sources=PRODUCTS, compiler=["gcc", *isa.options], extra_options=options)
-    chosen = "_tiles_ and (Q4_1 or bfloat16)"
-    tests = [str(FOLDER / name) for name in ("test_linear_kernels.py", "test_cpu_layers.py")]
+    sources = (*PRODUCTS, SOURCES / "attention.c", SOURCES / "rotary.c")
+    compile_library(isa, path, sources=sources, compiler=["gcc", *isa.options], extra_options=options)
+    tests = [str(FOLDER / f"test_{name}.py") for name in ("linear_kernels", "cpu_layers", "attention_kernels")]
+    chosen = "(_tiles_ and (Q4_1 or bfloat16)) or (every_kv_dtype and (bfloat16-64 or bfloat16-72))"
     assert_clean(run(path, *PYTEST, *tests, "-k", chosen))
 
 
