@@ -36,6 +36,10 @@ SGLANG = (
     *("orjson", "partial_json_parser", "pillow", "psutil", "pybase64", "pyzmq", "requests", "sentencepiece"),
     *("starlette", "tqdm", "triton", "transformers==5.23.0", CPU_TORCH, OPENAI, ANTHROPIC),
 )
+DYNAMO = (
+    *("aiohttp", "certifi", "kubernetes", "msgspec", "prometheus-client", "pyzmq", "redis", "tqdm"),
+    *("transformers==5.23.0", "typing-extensions", "uvloop", "zstandard", HTTP),
+)
 
 CLIENTS = (
     Client("openai-python", "sdks/openai_python.py", (OPENAI,)),
@@ -71,6 +75,14 @@ CLIENTS = (
         needs_tokenizer=True,
     ),
     Client("sglang-router", "gateways/sglang_router.py", ("sglang-router==0.3.2", HTTP), servers=("model", "second")),
+    Client(
+        "dynamo",
+        "gateways/dynamo_frontend.py",
+        DYNAMO,
+        alone=("ai-dynamo==1.6.1", "ai-dynamo-runtime==1.6.1"),  # a simulator that they name is not on PyPI
+        servers=("model", "second"),
+        needs_tokenizer=True,
+    ),
     Client("smg", "gateways/smg.py", ("smg==1.13.0", HTTP), servers=("model", "second")),
     Client(
         "sglang-kits",

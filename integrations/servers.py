@@ -100,7 +100,8 @@ class Servers:
         if name in self._processes and not is_healthy(self._processes[name].url):
             self._processes.pop(name).stop()  # a client before has brought it down; the next one is not to suffer
         if name not in self._processes:
-            self._processes[name] = ServerProcess(*COMMANDS[name])
+            events = () if name == "scripted" else ("--kv-events-endpoint", f"tcp://127.0.0.1:{free_port()}")
+            self._processes[name] = ServerProcess(*COMMANDS[name], *events)
             self._processes[name].wait_healthy()
         return self._processes[name].url
 

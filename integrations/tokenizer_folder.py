@@ -31,7 +31,15 @@ def write_tokenizer_folder(url: str, folder: Path) -> None:
         **parts.special_tokens,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))  # some tools look for one
+    config = {  # some tools look for one; Dynamo also for the tokens that end a text
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "eos_token_id": parts.backend.token_to_id(str(parts.special_tokens.get("eos_token") or "")),
+        "bos_token_id": parts.backend.token_to_id(str(parts.special_tokens.get("bos_token") or "")),
+        "vocab_size": parts.backend.get_vocab_size(),
+        "max_position_embeddings": info.get("max_context_length") or 1 << 20,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 if __name__ == "__main__":
