@@ -68,6 +68,12 @@ async def test_the_fleet_is_listed_and_scaled_with_the_admin_key_only(fleet: Fle
         assert (await http.get("/fleet/scale?replicas=3", headers=ADMIN)).status_code == 405
         assert (await http.post("/fleet/scale?replicas=3", headers=ADMIN)).status_code == 200
         assert fleet.wanted == [3]
+        limits = "min_replicas=1&max_replicas=4&target_ongoing_requests=2.5"
+        for wrong in (limits + "&replicas=2", "max_replicas=0", "min_replicas=2", "max_replicas=2&more=1"):
+            assert (await http.post(f"/fleet/scale?{wrong}", headers=ADMIN)).status_code == 400, wrong
+        found = (await http.post(f"/fleet/scale?{limits}", headers=ADMIN)).json()["autoscaling"]
+        assert (found["max_replicas"], found["target_ongoing_requests"], found["wanted"]) == (4, 2.5, 2)
+        assert (await http.post("/fleet/scale?replicas=1", headers=ADMIN)).json().keys() == {"replicas"}
 
 
 async def test_what_only_a_replica_has_is_refused_and_never_one_replicas_answer(

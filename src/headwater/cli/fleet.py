@@ -5,6 +5,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import click
 
@@ -19,7 +20,10 @@ _NOT_FOR_FLEETS = ("dp_size", "engine_restarts", "fleet_replica")  # the fleet s
 fleet = group("fleet", "Serve with several replicas as one server, on Ray.\n\nNeeds the extra `ray`.")
 
 
-def _up(replicas: int, cpus: float, gpus: float, drain_s: float, **options: Any) -> None:
+_OWN = ("replicas", "cpus", "gpus", "drain_s", "min_replicas", "max_replicas", "target_ongoing_requests")
+
+
+def _up(**options: Any) -> None:
     """Serve a model with several replicas on this machine.
 
     Each replica is a Headwater server. A front routes requests to the replica that knows the beginning of the prompt;
@@ -27,6 +31,8 @@ def _up(replicas: int, cpus: float, gpus: float, drain_s: float, **options: Any)
     apply. Ctrl-C, or `headwater fleet down`, ends everything.
     """
     _require_ray()
+    own = {name: options.pop(name) for name in _OWN}
+    replicas, gpus = own["max_replicas"] or own["replicas"], own["gpus"]
     try:
         given = ServerArgs(**options)
         if given.threads is None and not gpus and replicas > 1:  # else each replica takes all cores
@@ -34,9 +40,9 @@ def _up(replicas: int, cpus: float, gpus: float, drain_s: float, **options: Any)
         from headwater.launch.model_choice import with_model
         from headwater.ray.fleet_args import read_fleet_args
 
-        own = {"replicas": replicas, "cpus": cpus, "gpus": gpus, "drain_s": drain_s, "is_local": True}
         with_model(given)  # a model that is not there, or must be fetched, before Ray starts
-        args = read_fleet_args(own | {name: value for name, value in options.items() if value is not None})
+        given_options = {name: value for name, value in (own | options).items() if value is not None}
+        args = read_fleet_args(given_options | {"is_local": True})
     except (ValueError, OSError) as error:
         raise click.BadParameter(str(error)) from None
     from headwater.ray.cluster import up
@@ -63,6 +69,18 @@ fleet.add_command(
                 default=600.0,
                 help="Seconds that the running requests of a replica that leaves may take.",
             ),
+            _own("--min-replicas", type=click.IntRange(1, 1000), default=1, help="With --max-replicas: the fewest."),
+            _own(
+                "--max-replicas",
+                type=click.IntRange(1, 1000),
+                help="Let the fleet scale itself, up to so many. Without it, `fleet scale` sets the number.",
+            ),
+            _own(
+                "--target-ongoing-requests",
+                type=click.FloatRange(min=0, min_open=True),
+                default=8.0,
+                help="With --max-replicas: requests of each replica, those that wait included.",
+            ),
             *(flag_option(name, spec) for name, spec in FLAGS.items() if name not in _NOT_FOR_FLEETS),
         ],
         context_settings=SETTINGS,
@@ -72,15 +90,31 @@ fleet.add_command(
 
 @fleet.add_command  # type: ignore[arg-type]
 @command()
-@click.argument("replicas", type=click.IntRange(1, 1000))
+@click.argument("replicas", type=click.IntRange(1, 1000), required=False)
+@click.option("--min", "min_replicas", type=click.IntRange(1, 1000), help="With --max: the fewest; 1 by default.")
+@click.option("--max", "max_replicas", type=click.IntRange(1, 1000), help="Let the fleet scale itself, up to so many.")
+@click.option("--target", type=click.FloatRange(min=0, min_open=True), help="With --max: requests of each replica.")
 @server_options
-def scale(replicas: int, url: str, admin_key: str | None) -> None:
-    """Change the number of replicas. Those that leave end their running requests first."""
+def scale(
+    replicas: int | None,
+    min_replicas: int | None,
+    max_replicas: int | None,
+    target: float | None,
+    url: str,
+    admin_key: str | None,
+) -> None:
+    """Change the number of replicas, or let the fleet do that. Those that leave end their running requests first."""
+    limits = {"min_replicas": min_replicas, "max_replicas": max_replicas, "target_ongoing_requests": target}
+    given = {name: value for name, value in limits.items() if value is not None}
+    if (replicas is None) == (max_replicas is None) or (replicas is not None and given):
+        raise click.UsageError("give a number of replicas, or --max with --min and --target")
+    query = urlencode(given if replicas is None else {"replicas": replicas})
     try:
-        ask("POST", f"/fleet/scale?replicas={replicas}", url=url, admin_key=admin_key)
+        ask("POST", f"/fleet/scale?{query}", url=url, admin_key=admin_key)
     except ControlError as error:
         raise fail(error) from None
-    click.echo(f"The fleet goes to {replicas} replicas; `headwater fleet status` shows them.")
+    goal = f"scales itself up to {max_replicas} replicas" if replicas is None else f"goes to {replicas} replicas"
+    click.echo(f"The fleet {goal}; `headwater fleet status` shows them.")
 
 
 @fleet.add_command  # type: ignore[arg-type]

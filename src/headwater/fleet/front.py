@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
 import msgspec
 
+from headwater.fleet.autoscaling import MAX_REPLICAS, Limits, Scale, Scaling
 from headwater.fleet.client import FleetClient
 from headwater.fleet.one_replica import OPEN, OneReplica
 from headwater.fleet.proxy import ClientLeft, Forward, Message, Proxy, Receive, Send, read_body, unless_left
@@ -34,16 +34,24 @@ ENGINES_OWN = (  # the answer of one replica would pass for that of all
     "/abort_weight_update",
 )
 FLEET, SCALE = "/fleet", "/fleet/scale"
-MAX_REPLICAS = 1000
-Scale = Callable[[int], Awaitable[None]]
+_REPLICAS = "replicas"
 log = logging.getLogger(__name__)
 
 
 class Front:
     """An ASGI application and the client behind it. Belongs to one event loop, in which `load` runs."""
 
-    def __init__(self, args: ServerArgs, *, post: Post, forward: Forward, is_dead: IsDead, scale: Scale) -> None:
-        """`scale` changes the number of replicas."""
+    def __init__(
+        self,
+        args: ServerArgs,
+        *,
+        post: Post,
+        forward: Forward,
+        is_dead: IsDead,
+        scale: Scale,
+        limits: Limits | None = None,
+    ) -> None:
+        """`scale` changes the number of replicas; with `limits`, `scaling` does that by itself while it runs."""
         self._args = args
         self.client = FleetClient(
             post,
@@ -72,7 +80,13 @@ class Front:
         )
         proxy = Proxy(self.client, forward)
         keys = Keys(args.api_key, args.admin_api_key)
-        rest = _Rest(self.client, proxy, OneReplica(self.client, forward), keys, scale)
+        self.scaling = Scaling(
+            scale,
+            num_ongoing=lambda: proxy.num_open,
+            num_replicas=lambda: self.client.num_engines,
+            limits=limits,
+        )
+        rest = _Rest(self.client, proxy, OneReplica(self.client, forward), keys, self.scaling)
         self._app = create_app(self.state, routers=FRONT_ROUTERS, rest=rest)
         self._proxy = proxy
 
@@ -97,7 +111,7 @@ class _Rest:
     proxy: Proxy
     one_replica: OneReplica
     keys: Keys
-    scale: Scale
+    scaling: Scaling
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -120,17 +134,29 @@ class _Rest:
             await error_response(error)(scope, receive, send)
 
     async def _of_fleet(self, scope: Message, send: Send) -> None:
-        """`GET /fleet`, and `POST /fleet/scale?replicas=N`."""
+        """`GET /fleet`, and `POST /fleet/scale` with `replicas`, or with the fields of `Limits`."""
         self._require_admin(scope)
         wanted = "POST" if scope["path"] == SCALE else "GET"
         if scope["method"] != wanted:
             raise ApiError(405, f"{scope['path']} takes {wanted}", headers={"Allow": wanted})
         if wanted == "POST":
-            number = parse_qs(scope["query_string"].decode("latin-1")).get("replicas", [""])[0]
-            if not number.isdecimal() or not 1 <= int(number) <= MAX_REPLICAS:
-                raise bad_request("replicas", f"replicas: must be from 1 to {MAX_REPLICAS}, got {number!r}")
-            await self.scale(int(number))
-        await _send_json({"replicas": [self._facts(number) for number in sorted(self.client.replicas)]}, send)
+            await self._change_scale(parse_qs(scope["query_string"].decode("latin-1")))
+        facts = {_REPLICAS: [self._facts(number) for number in sorted(self.client.replicas)]}
+        await _send_json(facts | ({"autoscaling": found} if (found := self.scaling.facts) else {}), send)
+
+    async def _change_scale(self, query: dict[str, list[str]]) -> None:
+        given = {name: values[0] for name, values in query.items()}
+        if (number := given.pop(_REPLICAS, None)) is None:
+            try:
+                self.scaling.adapt(msgspec.convert(given, Limits, strict=False))
+            except (msgspec.ValidationError, ValueError) as error:
+                raise bad_request(
+                    "max_replicas", f"replicas, or limits for a fleet that scales itself: {error}"
+                ) from None
+            return
+        if given or not number.isdecimal() or not 1 <= int(number) <= MAX_REPLICAS:
+            raise bad_request(_REPLICAS, f"replicas: must be from 1 to {MAX_REPLICAS}, and alone; got {number!r}")
+        await self.scaling.fix(int(number))
 
     def _require_admin(self, scope: Message) -> None:
         if (refusal := self.keys.admin_refusal(_authorization(scope))) is not None:

@@ -59,13 +59,18 @@ class Proxy:
     client: FleetClient
     forward: Forward
     responses: ResponseOwners = field(default_factory=ResponseOwners)
+    num_open: int = 0  # requests that have no whole answer yet, those that wait for a replica included
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         try:
             body = await read_body(receive)
-            await unless_left(self._answer(scope, body, send), receive)
+            self.num_open += 1
+            try:
+                await unless_left(self._answer(scope, body, send), receive)
+            finally:
+                self.num_open -= 1
         except ClientLeft:
             log.debug("a client left")
         except ApiError as error:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from headwater.fleet.autoscaling import Limits
 from headwater.launch.config import FLAGS, ServerArgs
 
 
@@ -16,12 +17,19 @@ class FleetArgs(msgspec.Struct, frozen=True, kw_only=True):
     cpus: float = 1.0  # of each replica, as Ray counts them
     gpus: float = 0.0
     drain_s: float = 600.0  # within which the running requests of a replica that leaves may end
+    min_replicas: int = 1  # of a fleet that scales itself
+    max_replicas: int | None = None  # None: it does not
+    target_ongoing_requests: float = 8.0
+    upscale_after_s: float = 3.0
+    downscale_after_s: float = 60.0
     is_local: bool = False  # on this machine alone: replicas listen on the loopback address
     server: ServerArgs = ServerArgs()
 
     def __post_init__(self) -> None:
         if not 1 <= self.replicas <= 1000:
             raise ValueError(f"replicas must be from 1 to 1000, got {self.replicas}")
+        if self.limits is not None and self.limits.clamp(self.replicas) != self.replicas:
+            raise ValueError(f"replicas must be from min_replicas to max_replicas, got {self.replicas}")
         if self.cpus < 0 or self.gpus < 0 or self.drain_s < 0:
             raise ValueError("cpus, gpus and drain_s must not be negative")
         if self.server.dp_size != 1:
@@ -29,6 +37,13 @@ class FleetArgs(msgspec.Struct, frozen=True, kw_only=True):
         endpoints = (self.server.kv_events_endpoint, self.server.kv_events_replay_endpoint)
         if any(each is not None and not each.startswith("tcp://") for each in endpoints):
             raise ValueError("--kv-events-endpoint must begin with tcp:// in a fleet: each replica takes a free port")
+
+    @property
+    def limits(self) -> Limits | None:
+        """Of a fleet that scales itself. ValueError if they contradict each other."""
+        if self.max_replicas is None:
+            return None
+        return msgspec.convert(self, Limits, from_attributes=True)
 
 
 def _from_environment() -> dict[str, str]:

@@ -21,6 +21,7 @@ from headwater.launch.model_choice import with_model
 from headwater.ray.fleet_args import FleetArgs
 
 _ANSWER_S = 2.0
+_CONTROLLER_S = 10.0
 _decode_beat = msgspec.json.Decoder(Beat).decode
 log = logging.getLogger(__name__)
 
@@ -43,9 +44,11 @@ class FrontDeployment:
             forward=self._connections.forward,
             is_dead=self._is_dead,
             scale=self._scale,
+            limits=self._args.limits,
         )
         self._replicas = replicas.deployment_id
         self._loading: asyncio.Task[None] | None = None
+        self._scaling: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> Front:
         return self._front
@@ -58,6 +61,7 @@ class FrontDeployment:
             del self._actors[beat.name]
         if self._loading is None:
             self._loading = asyncio.create_task(self._front.load())
+            self._scaling = asyncio.create_task(self._front.scaling.run())
         return msgspec.json.encode(self._front.client.take_beat(beat))
 
     async def num_running(self, name: str) -> int:
@@ -65,15 +69,17 @@ class FrontDeployment:
         return sum(each.num_running for each in self._front.client.replicas.values() if each.beat.name == name)
 
     async def check_health(self) -> None:
-        if self._loading is not None and self._loading.done():
-            self._loading.result()
+        for task in (self._loading, self._scaling):
+            if task is not None and task.done():
+                task.result()
 
     async def _scale(self, replicas: int) -> None:
         """As Serve's own HTTP route for scaling does, which needs Ray's dashboard."""
         client: Any = _get_global_client()
         try:
-            await client._controller.update_deployment_replicas.remote(self._replicas, replicas)
-        except RayError as error:
+            async with asyncio.timeout(_CONTROLLER_S):
+                await client._controller.update_deployment_replicas.remote(self._replicas, replicas)
+        except (RayError, TimeoutError) as error:
             raise ApiError(409, f"Ray Serve does not scale this fleet by command: {error}") from None
 
     async def _is_dead(self, name: str) -> bool:

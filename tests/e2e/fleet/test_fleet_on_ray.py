@@ -63,8 +63,8 @@ class Fleet:
         words = ("-m", "headwater", "fleet", *words)
         subprocess.run([str(PYTHON), *words], env=self._environment, check=True, timeout=LIMIT_S)
 
-    def scale(self, replicas: int) -> None:
-        self.command("scale", str(replicas), "--url", self.url, "--admin-key", "admin")
+    def scale(self, *words: str) -> None:
+        self.command("scale", *words, "--url", self.url, "--admin-key", "admin")
 
     def replicas(self) -> dict[int, dict[str, Any]]:
         answer = httpx.get(f"{self.url}/fleet", headers=KEY, timeout=30, trust_env=False)
@@ -177,11 +177,13 @@ def fleet(tiny_model: str, store: RedisServer, tmp_path_factory: pytest.TempPath
         running.process.wait(LIMIT_S)
 
 
-def test_the_fleet_grows_under_streams(fleet: Fleet) -> None:
+def test_the_fleet_grows_by_itself_under_streams(fleet: Fleet) -> None:
     with Streams(fleet, 4) as streams:
-        fleet.scale(3)
+        fleet.scale("--max", "3", "--target", "0.5")
         fleet.until(lambda: len(fleet.serving()) == 3)
     assert not streams.broken and streams.num_whole > 0
+    fleet.scale("3")  # and stays so from now on
+    assert "autoscaling" not in httpx.get(f"{fleet.url}/fleet", headers=KEY, timeout=30, trust_env=False).json()
 
 
 def test_requests_go_where_their_beginning_is_known(fleet: Fleet) -> None:
@@ -287,9 +289,11 @@ def test_a_replica_is_killed_in_the_middle_of_a_flush_under_load(fleet: Fleet) -
     assert all("engine_gone" in end for end in streams.broken), streams.broken
 
 
-def test_the_fleet_shrinks_under_streams_and_loses_no_request(fleet: Fleet) -> None:
+def test_the_fleet_shrinks_by_itself_under_streams_and_loses_no_request(fleet: Fleet) -> None:
+    limits = {"max_replicas": 3, "target_ongoing_requests": 100, "downscale_after_s": 1}
     with Streams(fleet, 6) as streams:
-        fleet.scale(1)
+        answer = httpx.post(f"{fleet.url}/fleet/scale", params=limits, headers=KEY, timeout=30, trust_env=False)
+        assert answer.json()["autoscaling"]["wanted"] == 3
         fleet.until(lambda: len(fleet.replicas()) == 1)
     assert not streams.broken and streams.num_whole > 0
 
