@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
 def run(folder: Path, parts: Sequence[str], figures: Figures, flags: dict[str, Any]) -> None:
     before_s = time.perf_counter()
     from headwater import Engine
-    from headwater.server.heap import freeze_heap
+    from headwater.heap import freeze_heap
 
     figures.put("import_s", time.perf_counter() - before_s)
     before_s = time.perf_counter()

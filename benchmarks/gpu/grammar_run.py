@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(folder: Path, options: argparse.Namespace, figures: Figures) -> None:
     from headwater import Engine
-    from headwater.server.heap import freeze_heap
+    from headwater.heap import freeze_heap
 
     with Engine(
         str(folder),

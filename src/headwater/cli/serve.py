@@ -6,9 +6,9 @@ from typing import Any
 import click
 
 from headwater.cli.command_line import SETTINGS, SectionedCommand, SectionedOption, command, option_type
+from headwater.heap import pause_collection
 from headwater.launch.config import FLAGS, ServerArgs
 from headwater.launch.flags import FlagSpec, flag_name
-from headwater.server.heap import pause_collection
 
 
 def flag_option(name: str, spec: FlagSpec) -> SectionedOption:

@@ -1,7 +1,5 @@
 """Grammars compiled by llguidance, for one vocabulary."""
 
-import contextlib
-import ctypes
 import functools
 import itertools
 import logging
@@ -10,16 +8,20 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import llguidance
 import numpy as np
 import numpy.typing as npt
 
+from headwater.grammars.library import LLExecutor, LLMatcher, LLTokenizer
 from headwater.grammars.matcher import Matcher
 from headwater.grammars.vocabulary import Vocabulary
+from headwater.heap import give_back_memory
 
 _LIMITS = re.compile("lexer error|fuel exhausted|too many", re.IGNORECASE)  # errors of a grammar, not of a token
 _MIN_THREADS = 4  # fewer do not pay for waking them up
 _MIN_SHARED_ROWS = 8  # few rows take less time than threads to wake up
+# Tokens that are allowed together where a grammar allows all texts of this kind: the inside of a JSON string, and short
+# parts of it for strings with a maximal length. Each kind takes megabytes, so these are fewer than the library's own.
+_SLICES = [r'[^"\\\x00-\x1F\x7F]{1,16}', r'[^"\\\x00-\x1F\x7F]+']
 _MAX_KEPT_TEXTS = 1024  # whose tokens are remembered, if they are short
 _MAX_KEPT_CHARS = 200
 
@@ -29,7 +31,7 @@ _log = logging.getLogger(__name__)
 class GuidanceMatcher:
     """An llguidance matcher (matcher.Matcher). Failures are states, never exceptions."""
 
-    def __init__(self, inner: llguidance.LLMatcher, *, root: int, is_empty: bool = False) -> None:
+    def __init__(self, inner: LLMatcher, *, root: int, is_empty: bool = False) -> None:
         """`root`: the number of the automaton, which copies share. `is_empty`: only the empty answer matches, which
         the library shows in the first mask alone."""
         self.inner = inner
@@ -94,9 +96,9 @@ class GuidanceCompiler:
         self._load = load
         self._vocab_size = vocab_size
         self._lock = threading.Lock()
-        self._tokenizer: llguidance.LLTokenizer | None = None
+        self._tokenizer: LLTokenizer | None = None
         self._end_id = 0
-        self._executor: llguidance.LLExecutor | None = None  # of several threads, which begin with the first grammar
+        self._executor: LLExecutor | None = None  # of several threads, which begin with the first grammar
         self._num_threads = num_threads if num_threads >= _MIN_THREADS else 1
         self._pool = ThreadPoolExecutor(self._num_threads, "grammar-roots")  # starts its threads when first used
         self._root_numbers = itertools.count()
@@ -111,8 +113,8 @@ class GuidanceCompiler:
     def compile(self, text: str) -> Matcher:
         tokenizer = self._ready_tokenizer()
 
-        def make_root() -> tuple[llguidance.LLMatcher, bytes]:
-            root = llguidance.LLMatcher(tokenizer, text, log_level=0)
+        def make_root() -> tuple[LLMatcher, bytes]:
+            root = LLMatcher(tokenizer, text, log_level=0)
             return root, root.compute_bitmask()  # some grammars show only here that they are too complex
 
         others = [self._pool.submit(make_root) for _ in range(self._num_threads - 1)]
@@ -162,22 +164,22 @@ class GuidanceCompiler:
         except (ValueError, OSError) as error:  # the first request with a grammar gets the same reason
             _log.info("this model computes without grammars: %s", error)
 
-    def _ready_tokenizer(self) -> llguidance.LLTokenizer:
+    def _ready_tokenizer(self) -> LLTokenizer:
         with self._lock:
             if self._tokenizer is None:
                 vocabulary = self._load()
                 assert len(vocabulary.tokens) == self._vocab_size
                 self._end_id = vocabulary.end_id
                 if self._num_threads > 1:
-                    self._executor = llguidance.LLExecutor(num_threads=self._num_threads)
+                    self._executor = LLExecutor(num_threads=self._num_threads)
                 tokens = _Tokens(vocabulary)
-                self._tokenizer = llguidance.LLTokenizer(tokens)
+                self._tokenizer = LLTokenizer(tokens, slices=_SLICES)  # type: ignore[arg-type]  a wrapper by its fields
                 tokens.forget(self._tokenizer)
-                _give_back_memory()
+                give_back_memory()
             return self._tokenizer
 
 
-class _Tokens(llguidance.TokenizerWrapper):
+class _Tokens:
     """A vocabulary in the form that llguidance reads. It keeps no tokens once they have been read."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -188,9 +190,9 @@ class _Tokens(llguidance.TokenizerWrapper):
         self.special_token_ids = sorted(vocabulary.special_ids)
         self._encode = vocabulary.encode
         self._encode_again = functools.lru_cache(_MAX_KEPT_TEXTS)(vocabulary.encode)  # rows repeat their texts
-        self._read: llguidance.LLTokenizer | None = None  # made of these tokens
+        self._read: LLTokenizer | None = None  # made of these tokens
 
-    def forget(self, read: llguidance.LLTokenizer) -> None:
+    def forget(self, read: LLTokenizer) -> None:
         self.tokens = []
         self._read = read
 
@@ -202,12 +204,6 @@ class _Tokens(llguidance.TokenizerWrapper):
         return self._read.greedy_tokenize(text)  # a tokenizer may normalise text
 
 
-def _give_back_memory() -> None:
-    """Reading a vocabulary leaves megabytes of freed memory, which glibc would keep."""
-    with contextlib.suppress(OSError, AttributeError):  # other systems
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _reason(inner: llguidance.LLMatcher) -> str:
+def _reason(inner: LLMatcher) -> str:
     """Why a matcher has failed, in one line."""
     return (inner.get_error().splitlines() or ["the grammar library gives no reason"])[0]

@@ -9,12 +9,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from llguidance import LLMatcher, LLParserLimits, regex_to_lark
-
 from headwater.grammars.ebnf import ebnf_to_lark
 from headwater.grammars.errors import GrammarError
 from headwater.grammars.json_options import JsonOptions
 from headwater.grammars.json_schemas import ESCAPES, prepare_schema
+from headwater.grammars.library import LLMatcher, LLParserLimits, regex_to_lark
 
 MAX_GRAMMAR_CHARS = 1 << 18
 MAX_REGEX_CHARS = 1 << 14

@@ -27,7 +27,7 @@ class CacheArgs(HttpArgs, kw_only=True, frozen=True, omit_defaults=True):
     kv_cache_memory_mb: Annotated[
         int | None,
         Flag(
-            "Memory for the KV cache in MiB. Default on CPU: 384, or 8,192 tokens if that is more; on a GPU see "
+            "Memory for the KV cache in MiB. Default on CPU: 352, or 8,192 tokens if that is more; on a GPU see "
             "--mem-fraction-static.",
             CACHE,
             low=1,

@@ -26,7 +26,7 @@ from headwater.models.weights import LayerCache
 
 _GIB = 1 << 30
 # a small model's server stays below 0.7 GB; a large model holds a long conversation
-_CPU_KV_BYTES, _CPU_KV_TOKENS = 384 * MIB, 8192
+_CPU_KV_BYTES, _CPU_KV_TOKENS = 352 * MIB, 8192
 _FLOAT8 = {"fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
 # the devices' parameters as the command line spells them, and what else a user may choose
 _FLAGS = {"device": "--device", "attention": "--attention-backend", "kv_dtype": "--kv-cache-dtype"}

@@ -16,6 +16,7 @@ from headwater.client.errors import EngineGone
 from headwater.devices.cpu.thread_plan import confine_process
 from headwater.generation.chat.formats import FormatFlags
 from headwater.generation.model_facts import RequestLimits
+from headwater.heap import freeze_heap, give_back_memory
 from headwater.http_api.app import create_app
 from headwater.http_api.connection import ConnectionLimits
 from headwater.http_api.http_server import HttpServer
@@ -27,7 +28,6 @@ from headwater.messages.state import EngineReady
 from headwater.server.banner import print_banner
 from headwater.server.descriptors import default_max_connections, raise_descriptor_limit
 from headwater.server.exits import EXIT_FAILED, EXIT_REFUSED, print_error
-from headwater.server.heap import freeze_heap
 from headwater.server.supervisor import EngineExit, EngineSupervisor
 from headwater.tokenization.tokenizer import Tokenizer
 from headwater.transports.staging import StagingArea
@@ -144,6 +144,7 @@ class ApiProcess:
             needs_key=self._args.api_key is not None,
             has_dashboard=not self._args.disable_dashboard,
         )
+        give_back_memory()  # the tokenizer's files were read
         await self._prepare_grammars()
 
     async def _prepare_grammars(self) -> None:

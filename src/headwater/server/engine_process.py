@@ -15,11 +15,11 @@ from pathlib import Path
 
 import msgspec
 
+from headwater.heap import freeze_heap, pause_collection
 from headwater.launch.child_process import EXIT_CRASHED, EXIT_REFUSED, exit_with_parent, take_standard_output
 from headwater.launch.config import ServerArgs
 from headwater.messages.frames import pack_frame, read_frame
 from headwater.ranks.errors import RankLost
-from headwater.server.heap import freeze_heap, pause_collection
 
 
 class EngineStart(msgspec.Struct, frozen=True, kw_only=True):

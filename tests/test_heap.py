@@ -3,7 +3,7 @@
 import gc
 import weakref
 
-from headwater.server.heap import freeze_heap, pause_collection
+from headwater.heap import freeze_heap, pause_collection
 
 
 class _Ring:
