@@ -17,7 +17,6 @@ from pathlib import Path
 
 import httpx
 
-sys.path.append(str(Path(__file__).resolve().parent / "serving"))
 from results import save, without_paths
 from server_process import ServerProcess, process_tree
 
