@@ -13,11 +13,12 @@
 enum { TILES_AT_ONCE = 4 };  // of dims, whose sums stay in tiles 0 to 3
 enum { WEIGHTS_LAG = 2 };    // groups between the stores of weights and their load as a tile, which would wait
 
-// A tile of queries and the block of keys that it passes through.
+// A tile of queries and the keys of a block that it passes through.
 typedef struct {
     const Work *work;
-    const Located *at;
-    int64_t first;       // key of the block
+    const Located *at;   // the block's keys
+    int begin, num;      // those of the pass
+    int64_t first;       // position of the first one
     int query_tile;      // -1: none
     int groups;          // of keys that some query sees
     int whole_groups;    // that all queries see
@@ -26,16 +27,22 @@ typedef struct {
     Tiles *tiles;        // this thread's
 } Pass;
 
-static Pass open_pass(const Work *work, const Located *at, int64_t first, int query_tile, Tiles *tiles) {
-    Pass pass = {work, at, first, query_tile, 0, 0, num_dim_groups(work), tiles->scores[query_tile & 1], tiles};
+INLINE int within(int64_t x, int most) { return x < 0 ? 0 : x < most ? (int)x : most; }
+
+// The same keys for another tile of queries.
+static Pass pass_of(const Pass *other, int query_tile) {
+    Pass pass = *other;
+    pass.query_tile = query_tile;
+    pass.scores = pass.tiles->scores[query_tile & 1];
+    pass.groups = pass.whole_groups = 0;
     if (query_tile < 0) return pass;
-    const int64_t least = tiles->seen[query_tile][0] - first, most = tiles->seen[query_tile][TILE - 1] - first;
-    pass.whole_groups = (int)(least < 0 ? 0 : least < at->num ? least : at->num) / GROUP;
-    pass.groups = (int)((most < 0 ? 0 : most < at->num ? most : at->num) + GROUP - 1) / GROUP;
+    const int32_t *seen = pass.tiles->seen[query_tile];
+    pass.whole_groups = within(seen[0] - pass.first, pass.num) / GROUP;
+    pass.groups = (within(seen[TILE - 1] - pass.first, pass.num) + GROUP - 1) / GROUP;
     return pass;
 }
 
-// How many keys from the block's first on each query of some lanes sees; below 1: none.
+// How many keys from the pass's first on each query of some lanes sees; below 1: none.
 INLINE vi seen_by(const Pass *pass, int lane) {
     return vi_load(pass->tiles->seen[pass->query_tile] + lane) - vi_splat((int32_t)pass->first);
 }
@@ -44,9 +51,10 @@ INLINE void score_group(const Pass *pass, int group) {
     const AttentionJob *job = pass->work->job;
     const int in_place = are_keys_in_place(job), part_bytes = in_place ? AMX_BYTES : (int)sizeof(Pairs);
     const int64_t stride = in_place ? job->head_dim * 2 : AMX_BYTES;
-    const int last = (pass->at->num - 1) / TILE, second = 2 * group + 1 < last ? 2 * group + 1 : last;
-    const uint8_t *from = in_place ? pass->at->keys[2 * group * TILE] : (const uint8_t *)pass->tiles->keys[2 * group];
-    const uint8_t *more = in_place ? pass->at->keys[second * TILE] : (const uint8_t *)pass->tiles->keys[second];
+    const int key = 2 * group * TILE, second = key + TILE < pass->num ? key + TILE : key;
+    const uint8_t *const *keys = pass->at->keys + pass->begin;
+    const uint8_t *from = in_place ? keys[key] : (const uint8_t *)pass->tiles->keys[key / TILE];
+    const uint8_t *more = in_place ? keys[second] : (const uint8_t *)pass->tiles->keys[second / TILE];
     tile_zero(6);
     tile_zero(7);
     for (int part = 0; part < pass->dim_groups; part++) {
@@ -60,7 +68,7 @@ INLINE void score_group(const Pass *pass, int group) {
     tile_store(7, pass->scores[2 * group + 1], AMX_BYTES);
 }
 
-// The largest score of each query in the block.
+// The largest score of each query.
 static void find_largest(const Pass *pass) {
     for (int lane = 0; lane < TILE; lane += WIDTH) {
         const float *row = &pass->scores[0][0][lane];
@@ -77,8 +85,8 @@ static void find_largest(const Pass *pass) {
             largest[0] = vf_max(largest[0], select_floats(is_seen, vf_load(row), vf_splat(-INFINITY)));
         }
         const vf one = vf_max(largest[0], largest[1]), other = vf_max(largest[2], largest[3]);
-        vf_store(pass->tiles->block_largest + lane, vf_max(one, other));
-        vf_store(pass->tiles->block_total + lane, vf_zero());
+        vf_store(pass->tiles->pass.largest + lane, vf_max(one, other));
+        vf_store(pass->tiles->pass.total + lane, vf_zero());
     }
 }
 
@@ -104,9 +112,9 @@ INLINE vi rounded_pair(vf first, vf second) {
 // Turn the scores of 32 keys into pairs of weights, zero for those that a query does not see.
 INLINE void weigh_group(const int is_whole, const Pass *pass, int group) {
     for (int lane = 0; lane < TILE; lane += WIDTH) {
-        const vf subtract = vf_load(pass->tiles->block_largest + lane);
+        const vf subtract = vf_load(pass->tiles->pass.largest + lane);
         const vi seen = seen_by(pass, lane);
-        vf total = vf_load(pass->tiles->block_total + lane);
+        vf total = vf_load(pass->tiles->pass.total + lane);
         const float *row = &pass->scores[2 * group][0][lane];
         uint32_t *to = &pass->tiles->weights[group][0][lane];
 #pragma GCC unroll 4
@@ -120,7 +128,7 @@ INLINE void weigh_group(const int is_whole, const Pass *pass, int group) {
             total = total + (first + second);
             vi_store(to, rounded_pair(first, second));
         }
-        vf_store(pass->tiles->block_total + lane, total);
+        vf_store(pass->tiles->pass.total + lane, total);
     }
 }
 
@@ -146,11 +154,11 @@ INLINE void clear_sums(void) {
 }
 
 INLINE void store_sums(const Pass *pass, int dim_tile) {
-    tile_store(0, pass->tiles->block_sums[dim_tile], AMX_BYTES);
-    tile_store(1, pass->tiles->block_sums[dim_tile + 1], AMX_BYTES);
+    tile_store(0, pass->tiles->pass.dims[dim_tile], AMX_BYTES);
+    tile_store(1, pass->tiles->pass.dims[dim_tile + 1], AMX_BYTES);
     if (dim_tile + 2 >= 2 * pass->dim_groups) return;
-    tile_store(2, pass->tiles->block_sums[dim_tile + 2], AMX_BYTES);
-    tile_store(3, pass->tiles->block_sums[dim_tile + 3], AMX_BYTES);
+    tile_store(2, pass->tiles->pass.dims[dim_tile + 2], AMX_BYTES);
+    tile_store(3, pass->tiles->pass.dims[dim_tile + 3], AMX_BYTES);
 }
 
 // The sums of all tiles of dims from `dim_tile` on.
@@ -189,7 +197,7 @@ static void clear_values(const Pass *pass, int first, int end) {
 // The sums query by query, the last one first: without the values that a query does not see. 0 * NaN is not 0.
 static void sum_by_queries(const Pass *pass) {
     const int num_dims = pass->dim_groups * GROUP;
-    float kept[MAX_PADDED_DIM * TILE], *sums = (float *)pass->tiles->block_sums;
+    float kept[MAX_PADDED_DIM * TILE], *sums = (float *)pass->tiles->pass.dims;
     for (int query = TILE - 1; query >= 0; query--) {
         const int64_t seen = pass->tiles->seen[pass->query_tile][query] - pass->first;
         clear_values(pass, seen < 0 ? 0 : (int)seen, pass->groups * GROUP);
@@ -206,7 +214,7 @@ INLINE void fetch(const Located *next, int key, int64_t offset, int64_t key_byte
     }
 }
 
-// Finish `now`, whose scores are known, into tiles->block_*, and compute the scores of `next`.
+// Finish `now`, whose scores are known, into tiles->pass, and compute the scores of `next`.
 static void run_pass(const Pass *now, const Pass *next) {
     const int is_finite = now->whole_groups == now->groups || are_values_finite(now);
     if (now->groups) find_largest(now);
@@ -227,61 +235,55 @@ static void run_pass(const Pass *now, const Pass *next) {
     sum_dims(now, TILES_AT_ONCE);
 }
 
-// Add the block's result to what the queries of a tile have so far.
-static void merge_tile(const Pass *pass) {
-    const int num_dims = pass->dim_groups * GROUP, tile = pass->query_tile;
-    float *sums = (float *)pass->tiles->sums[tile];
-    const float *block = (const float *)pass->tiles->block_sums;
-    if (pass->first == 0) {
-        memcpy(sums, block, (size_t)num_dims * TILE * sizeof *sums);
-        memcpy(pass->tiles->largest[tile], pass->tiles->block_largest, sizeof pass->tiles->block_largest);
-        memcpy(pass->tiles->total[tile], pass->tiles->block_total, sizeof pass->tiles->block_total);
+// Add the sums of keys from position `first` on to those of the keys before them, if there are some.
+static void merge(const Pass *pass, const Sums *from, int64_t first, int is_first, Sums *to) {
+    const int num_dims = pass->dim_groups * GROUP;
+    const float *more = (const float *)from->dims;
+    float *sums = (float *)to->dims;
+    if (is_first) {
+        memcpy(sums, more, (size_t)num_dims * TILE * sizeof *sums);
+        memcpy(to->largest, from->largest, sizeof to->largest);
+        memcpy(to->total, from->total, sizeof to->total);
         return;
     }
     for (int lane = 0; lane < TILE; lane += WIDTH) {
-        float *total = pass->tiles->total[tile] + lane;
-        const vi sees_some = (vi)(seen_by(pass, lane) > vi_splat(0));
-        const vf before = vf_load(pass->tiles->largest[tile] + lane);
-        const vf largest = vf_load(pass->tiles->block_largest + lane);
+        const vi sees_some = (vi)(vi_load(pass->tiles->seen[pass->query_tile] + lane) > vi_splat((int32_t)first));
+        const vf before = vf_load(to->largest + lane), largest = vf_load(from->largest + lane);
         const vf after = select_floats((vi)(largest > before), largest, before);
-        const vf keep = vf_exp2(before - after), add = vf_exp2(largest - after);
-        vf_store(pass->tiles->largest[tile] + lane, after);
-        const vf both = vf_load(total) * keep + vf_load(pass->tiles->block_total + lane) * add;
-        vf_store(total, select_floats(sees_some, both, vf_load(total)));
+        const vf keep = vf_exp2(before - after), add = vf_exp2(largest - after), total = vf_load(to->total + lane);
+        vf_store(to->largest + lane, after);
+        vf_store(to->total + lane, select_floats(sees_some, total * keep + vf_load(from->total + lane) * add, total));
         for (int d = 0; d < num_dims; d++) {
-            float *sum = sums + d * TILE + lane;
-            const vf merged = vf_fma(vf_load(block + d * TILE + lane), add, vf_load(sum) * keep);
-            vf_store(sum, select_floats(sees_some, merged, vf_load(sum)));
+            const vf sum = vf_load(sums + d * TILE + lane);
+            const vf merged = vf_fma(vf_load(more + d * TILE + lane), add, sum * keep);
+            vf_store(sums + d * TILE + lane, select_floats(sees_some, merged, sum));
         }
     }
 }
 
 // The block's result where the merge of split rows looks for it.
-static void keep_block(const Pass *pass) {
-    const Work *work = pass->work;
-    const int row = pass->query_tile * TILE, num = work->stacked - row < TILE ? work->stacked - row : TILE;
+static void keep_block(const Work *work, int tile, const Sums *block) {
+    const int row = tile * TILE, num = work->stacked - row < TILE ? work->stacked - row : TILE;
     for (int dim_tile = 0; dim_tile < 2 * num_dim_groups(work); dim_tile++) {
         Floats rows;
-        transpose_tile(pass->tiles->block_sums[dim_tile], rows);
+        transpose_tile(block->dims[dim_tile], rows);
         for (int i = 0; i < num; i++) {
             memcpy(scratch.block_sums + (row + i) * work->padded_dim + dim_tile * TILE, rows[i], sizeof rows[i]);
         }
     }
-    memcpy(scratch.block_largest + row, pass->tiles->block_largest, (size_t)num * sizeof(float));
-    memcpy(scratch.block_total + row, pass->tiles->block_total, (size_t)num * sizeof(float));
+    memcpy(scratch.block_largest + row, block->largest, (size_t)num * sizeof(float));
+    memcpy(scratch.block_total + row, block->total, (size_t)num * sizeof(float));
 }
 
 static void finish_tile(const Work *work, int tile) {
-    const Tiles *tiles = &tile_scratch;
     const AttentionJob *job = work->job;
+    const Sums *sums = &tile_scratch.all[tile];
     const int64_t dim = job->head_dim;
     for (int dim_tile = 0; dim_tile * TILE < dim; dim_tile++) {
         Floats scaled, rows;
         for (int lane = 0; lane < TILE; lane += WIDTH) {
-            const vf scale = vf_splat(1.0f) / vf_load(tiles->total[tile] + lane);
-            for (int d = 0; d < TILE; d++) {
-                vf_store(scaled[d] + lane, vf_load(tiles->sums[tile][dim_tile][d] + lane) * scale);
-            }
+            const vf scale = vf_splat(1.0f) / vf_load(sums->total + lane);
+            for (int d = 0; d < TILE; d++) vf_store(scaled[d] + lane, vf_load(sums->dims[dim_tile][d] + lane) * scale);
         }
         transpose_tile(scaled, rows);
         const int64_t left = dim - dim_tile * TILE, num = left < TILE ? left : TILE;
@@ -294,24 +296,40 @@ static void finish_tile(const Work *work, int tile) {
     }
 }
 
-// Pass all tiles of queries through a block, the last one first: it sees the most keys.
-static void attend_block_in_tiles(const Work *work, const Located *at, const Located *next, int64_t first) {
+// Pass all tiles of queries through the keys, the last one first: it sees the most.
+static void run_passes(const Pass *keys, const Located *next) {
+    const Work *work = keys->work;
     const int64_t key_bytes = work->job->head_dim * kv_item_bytes(work->job->kv_dtype);
-    Tiles *const tiles = &tile_scratch;
-    for (int key = 0; key < at->num && !are_keys_in_place(work->job); key++) copy_key(work, at, key, tiles);
-    Pass now = open_pass(work, at, first, num_query_tiles(work) - 1, tiles);
-    for (int group = 0; group * GROUP < at->num; group++) {
+    for (int key = 0; key < keys->num && !are_keys_in_place(work->job); key++) {
+        copy_key(work, keys->at, keys->begin + key, key, keys->tiles);
+    }
+    Pass now = pass_of(keys, num_query_tiles(work) - 1);
+    for (int group = 0; group * GROUP < keys->num; group++) {
         if (group < now.groups) score_group(&now, group);
-        pack_value_tiles(work, at, group, tiles);
-        fetch(next, group * GROUP, 0, key_bytes);
-        fetch(next, group * GROUP, value_offset(work->job), key_bytes);
+        pack_value_tiles(work, keys->at, keys->begin, group, keys->tiles);
+        fetch(next, keys->begin + group * GROUP, 0, key_bytes);
+        fetch(next, keys->begin + group * GROUP, value_offset(work->job), key_bytes);
     }
     for (int tile = now.query_tile - 1; tile >= -1; tile--) {
-        const Pass after = open_pass(work, at, first, tile, tiles);
+        const Pass after = pass_of(keys, tile);
         run_pass(&now, &after);
-        if (now.groups && work->block < 0) merge_tile(&now);
-        else if (now.groups) keep_block(&now);
+        if (now.groups) merge(&now, &now.tiles->pass, now.first, now.begin == 0, &now.tiles->block[now.query_tile]);
         now = after;
+    }
+}
+
+static void attend_block_in_tiles(const Work *work, const Located *at, const Located *next, int64_t first) {
+    Tiles *const tiles = &tile_scratch;
+    Pass keys = {.work = work, .at = at, .dim_groups = num_dim_groups(work), .tiles = tiles};
+    for (int begin = 0; begin < at->num; begin += PASS_KEYS) {
+        keys.begin = begin, keys.num = within(at->num - begin, PASS_KEYS), keys.first = first + begin;
+        run_passes(&keys, next);
+    }
+    for (int tile = 0; tile < num_query_tiles(work); tile++) {
+        if (tiles->seen[tile][TILE - 1] <= first) continue;
+        const Pass pass = pass_of(&keys, tile);
+        if (work->block < 0) merge(&pass, &tiles->block[tile], first, first == 0, &tiles->all[tile]);
+        else keep_block(work, tile, &tiles->block[tile]);
     }
 }
 

@@ -11,10 +11,17 @@
 
 enum { TILE = 16, GROUP = 32 };  // rows or columns of a tile of sums; numbers that one product of tiles adds up
 enum { QUERY_TILES = MAX_STACKED / TILE, DIM_TILES = MAX_HEAD_DIM / TILE, DIM_GROUPS = MAX_HEAD_DIM / GROUP };
-enum { KEY_TILES = BLOCK_KEYS / TILE, KEY_GROUPS = BLOCK_KEYS / GROUP };
+enum { PASS_KEYS = 64 };  // of a block, so few that a pass works in the first cache
+enum { KEY_TILES = PASS_KEYS / TILE, KEY_GROUPS = PASS_KEYS / GROUP };
 
 typedef uint32_t Pairs[TILE][TILE];  // a tile of pairs of bfloat16
 typedef float Floats[TILE][TILE];
+
+// Of 16 queries: weighted sums of values, and what the softmax needs to go on.
+typedef struct {
+    _Alignas(64) Floats dims[DIM_TILES];  // [dim][query]
+    _Alignas(64) float largest[TILE], total[TILE];
+} Sums;
 
 typedef struct {
     _Alignas(64) Pairs queries[QUERY_TILES][DIM_GROUPS];  // [pair of dims][query]
@@ -24,10 +31,8 @@ typedef struct {
     // other is read
     _Alignas(64) Floats scores[2][KEY_TILES + 2];
     _Alignas(64) Pairs weights[KEY_GROUPS];               // [pair of keys][query]
-    _Alignas(64) Floats block_sums[DIM_TILES];            // [dim][query]
-    _Alignas(64) Floats sums[QUERY_TILES][DIM_TILES];     // [dim][query], of all blocks so far
-    _Alignas(64) float block_largest[TILE], block_total[TILE];
-    _Alignas(64) float largest[QUERY_TILES][TILE], total[QUERY_TILES][TILE];
+    Sums pass;                                            // of the keys of one pass
+    Sums block[QUERY_TILES], all[QUERY_TILES];            // of a block, and of all blocks so far
     _Alignas(64) int32_t seen[QUERY_TILES][TILE];         // how many keys of its sequence each query sees
 } Tiles;
 
@@ -105,17 +110,17 @@ INLINE int are_keys_in_place(const AttentionJob *job) {
     return job->kv_dtype == KV_BF16 && job->head_dim % GROUP == 0 && job->page_size % TILE == 0;
 }
 
-INLINE void copy_key_of(const int dtype, const Work *work, const Located *at, int key, Tiles *tiles) {
+INLINE void copy_key_of(const int dtype, const Work *work, const Located *at, int key, int to_key, Tiles *tiles) {
     const int64_t dim = work->job->head_dim;
     const vf scale = kv_is_scaled(dtype) ? scale_of(*at->exponents[key]) : vf_zero();
     for (int64_t d = 0; d < up_to(GROUP, dim); d += 2 * WIDTH) {
-        uint32_t *to = tiles->keys[key / TILE][d / GROUP][key % TILE];
+        uint32_t *to = tiles->keys[to_key / TILE][d / GROUP][to_key % TILE];
         vi_store(to + d % GROUP / 2, load_pairs(dtype, at->keys[key], d, dim, scale));
     }
 }
 
-static void copy_key(const Work *work, const Located *at, int key, Tiles *tiles) {
-    FOR_DTYPE(copy_key_of, work, at, key, tiles)
+static void copy_key(const Work *work, const Located *at, int key, int to_key, Tiles *tiles) {
+    FOR_DTYPE(copy_key_of, work, at, key, to_key, tiles)
 }
 
 // WIDTH pairs of dims of a value of the block from d on; zero behind the last dim, and of keys that the block has not.
@@ -126,12 +131,12 @@ INLINE vi load_value(const int dtype, const Work *work, const Located *at, int k
     return load_pairs(dtype, at->keys[key] + value_offset(work->job), d, work->job->head_dim, scale);
 }
 
-INLINE void pack_value_tiles_of(const int dtype, const Work *work, const Located *at, int group, Tiles *tiles) {
+INLINE void pack_value_tiles_of(const int dtype, const Work *work, const Located *at, int first, int group, Tiles *tiles) {
     for (int pair = 0; pair < TILE; pair += WIDTH) {
         for (int64_t d = 0; d < num_dim_groups(work) * GROUP; d += 2 * WIDTH) {
             vf even[WIDTH], odd[WIDTH];
             for (int i = 0; i < WIDTH; i++) {
-                const int key = group * GROUP + 2 * (pair + i);
+                const int key = first + group * GROUP + 2 * (pair + i);
                 const vi first = load_value(dtype, work, at, key, d), second = load_value(dtype, work, at, key + 1, d);
                 even[i] = (vf)pair_lower_halves(first, second), odd[i] = (vf)pair_upper_halves(first, second);
             }
@@ -146,8 +151,9 @@ INLINE void pack_value_tiles_of(const int dtype, const Work *work, const Located
     }
 }
 
-static void pack_value_tiles(const Work *work, const Located *at, int group, Tiles *tiles) {
-    FOR_DTYPE(pack_value_tiles_of, work, at, group, tiles)
+// Values of a group of the keys from `first` of the block on.
+static void pack_value_tiles(const Work *work, const Located *at, int first, int group, Tiles *tiles) {
+    FOR_DTYPE(pack_value_tiles_of, work, at, first, group, tiles)
 }
 
 #endif
