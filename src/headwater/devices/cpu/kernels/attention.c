@@ -182,6 +182,12 @@ static void attend_block(const Work *work, const Located *at, const Located *nex
 
 // Fetch the first parts of a work, which nothing before has fetched.
 static void prefetch_first(const Work *work, const Located *at) {
+#if HAS_AMX
+    if (work->in_tiles) {
+        fetch_block(work, at);
+        return;
+    }
+#endif
     const Ahead ahead = {at, 0, 0};
     prefetch(&ahead, 0, 2 * work->part_keys, work->job->head_dim * kv_item_bytes(work->job->kv_dtype));
 }
@@ -225,8 +231,7 @@ static void stack_queries(const Work *work) {
     const vf scale = vf_splat(job->scale * 1.44269504f);  // softmax in powers of two
     for (int row = 0; row < work->stacked; row++) {
         const int64_t query = row / work->per_kv;
-        const int64_t token = work->num_rows > 1 ? work->step->query_starts[work->rows[query]] : work->first_token + query;
-        const float *heads = job->qkv + token * qkv_stride(job);
+        const float *heads = job->qkv + token_of(work, query) * qkv_stride(job);
         const float *head = heads + (work->head * work->per_kv + row % work->per_kv) * dim;
         for (int64_t d = 0; d < dim; d += WIDTH) {
             const int64_t n = dim - d < WIDTH ? dim - d : WIDTH;
@@ -239,7 +244,7 @@ static void attend_all(const Work *work) {
     static _Thread_local Located blocks[2];
     Located *now = &blocks[0], *next = &blocks[1];
     locate(work, 0, 0, now);
-    if (!work->in_tiles) prefetch_first(work, now);
+    prefetch_first(work, now);
     for (int64_t first = 0; first < work->num_keys; first += BLOCK_KEYS) {
         locate(work, first + BLOCK_KEYS, 0, next);
         attend_block(work, now, next, first);
@@ -324,7 +329,7 @@ static void attend_one(const Work *work) {
     const int64_t first = work->block * BLOCK_KEYS;
     locate(work, first, 0, &at);
     if (work->num_common) at.num = work->num_common;
-    if (!work->in_tiles) prefetch_first(work, &at);
+    prefetch_first(work, &at);
     if (work->num_common) {
         score_block(work, &at, &NOTHING, first, 0);
         attend_own_keys(work, first, 0);
@@ -368,6 +373,14 @@ static void attention_chunk(const void *opaque, const Step *step, int64_t chunk)
     const AttentionJob *job = opaque;
     const int64_t entry = step->chunks[chunk / job->num_kv_heads], head = chunk % job->num_kv_heads;
     const Work work = entry < 0 ? open_shared(job, step, entry, head) : open_work(job, step, entry, head);
+    if (work.in_tiles && work.num_common) {  // a block of which rows share a part only
+        for (int i = 0; i < work.num_rows; i++) {
+            Work row = open_row_of(&work, i);
+            row.first_stacked = 0;
+            attend(&row);
+        }
+        return;
+    }
     attend(&work);
 }
 

@@ -1,4 +1,4 @@
-// Attention of prompts in tiles of AMX. Queries, keys, values and weights are bfloat16, scores and sums float32.
+// Attention in tiles of AMX. Queries, keys, values and weights are bfloat16, scores and sums float32.
 //
 // Tiles of 16 queries pass one after another through a block of keys. While one turns its scores into weights and adds
 // up values, the scores of the next one are computed: products of tiles and vectors run side by side.
@@ -9,9 +9,6 @@
 #include "attention_tiles.h"
 
 #if HAS_AMX
-
-enum { TILES_AT_ONCE = 4 };  // of dims, whose sums stay in tiles 0 to 3
-enum { WEIGHTS_LAG = 2 };    // groups between the stores of weights and their load as a tile, which would wait
 
 // A tile of queries and the keys of a block that it passes through.
 typedef struct {
@@ -57,12 +54,18 @@ INLINE void score_group(const Pass *pass, int group) {
     const uint8_t *more = in_place ? keys[second] : (const uint8_t *)pass->tiles->keys[second / TILE];
     tile_zero(6);
     tile_zero(7);
-    for (int part = 0; part < pass->dim_groups; part++) {
+    for (int part = 0; part < pass->dim_groups; part += 2) {  // a load waits for the products that read its tile
         tile_load(4, pass->tiles->queries[pass->query_tile][part], AMX_BYTES);
-        tile_load(5, from + part * part_bytes, stride);
-        tile_dot_bf16(6, 5, 4);
-        tile_load(5, more + part * part_bytes, stride);
-        tile_dot_bf16(7, 5, 4);
+        tile_load(0, from + part * part_bytes, stride);
+        tile_load(1, more + part * part_bytes, stride);
+        tile_dot_bf16(6, 0, 4);
+        tile_dot_bf16(7, 1, 4);
+        if (part + 1 == pass->dim_groups) break;
+        tile_load(5, pass->tiles->queries[pass->query_tile][part + 1], AMX_BYTES);
+        tile_load(2, from + (part + 1) * part_bytes, stride);
+        tile_load(3, more + (part + 1) * part_bytes, stride);
+        tile_dot_bf16(6, 2, 5);
+        tile_dot_bf16(7, 3, 5);
     }
     tile_store(6, pass->scores[2 * group], AMX_BYTES);
     tile_store(7, pass->scores[2 * group + 1], AMX_BYTES);
@@ -132,41 +135,27 @@ INLINE void weigh_group(const int is_whole, const Pass *pass, int group) {
     }
 }
 
-// Add the weighted values of 32 keys to two or four tiles of dims.
-INLINE void add_values(const Pass *pass, int group, int dim_tile) {
-    tile_load(4, pass->tiles->weights[group], AMX_BYTES);
-    tile_load(5, pass->tiles->values[group][dim_tile], AMX_BYTES);
-    tile_dot_bf16(0, 5, 4);
-    tile_load(5, pass->tiles->values[group][dim_tile + 1], AMX_BYTES);
-    tile_dot_bf16(1, 5, 4);
-    if (dim_tile + 2 >= 2 * pass->dim_groups) return;
-    tile_load(5, pass->tiles->values[group][dim_tile + 2], AMX_BYTES);
-    tile_dot_bf16(2, 5, 4);
-    tile_load(5, pass->tiles->values[group][dim_tile + 3], AMX_BYTES);
-    tile_dot_bf16(3, 5, 4);
-}
-
-INLINE void clear_sums(void) {
-    tile_zero(0);
-    tile_zero(1);
-    tile_zero(2);
-    tile_zero(3);
-}
-
-INLINE void store_sums(const Pass *pass, int dim_tile) {
-    tile_store(0, pass->tiles->pass.dims[dim_tile], AMX_BYTES);
-    tile_store(1, pass->tiles->pass.dims[dim_tile + 1], AMX_BYTES);
-    if (dim_tile + 2 >= 2 * pass->dim_groups) return;
-    tile_store(2, pass->tiles->pass.dims[dim_tile + 2], AMX_BYTES);
-    tile_store(3, pass->tiles->pass.dims[dim_tile + 3], AMX_BYTES);
-}
-
-// The sums of all tiles of dims from `dim_tile` on.
-static void sum_dims(const Pass *pass, int dim_tile) {
-    for (; dim_tile < 2 * pass->dim_groups; dim_tile += TILES_AT_ONCE) {
-        clear_sums();
-        for (int group = 0; group < pass->groups; group++) add_values(pass, group, dim_tile);
-        store_sums(pass, dim_tile);
+// The weighted sums of two tiles of dims after another. Groups take turns in the tiles that they load.
+static void sum_dims(const Pass *pass) {
+    const Tiles *tiles = pass->tiles;
+    for (int dim_tile = 0; dim_tile < 2 * pass->dim_groups; dim_tile += 2) {
+        tile_zero(0);
+        tile_zero(1);
+        for (int group = 0; group < pass->groups; group += 2) {
+            tile_load(2, tiles->weights[group], AMX_BYTES);
+            tile_load(4, tiles->values[group][dim_tile], AMX_BYTES);
+            tile_load(5, tiles->values[group][dim_tile + 1], AMX_BYTES);
+            tile_dot_bf16(0, 4, 2);
+            tile_dot_bf16(1, 5, 2);
+            if (group + 1 == pass->groups) break;
+            tile_load(3, tiles->weights[group + 1], AMX_BYTES);
+            tile_load(6, tiles->values[group + 1][dim_tile], AMX_BYTES);
+            tile_load(7, tiles->values[group + 1][dim_tile + 1], AMX_BYTES);
+            tile_dot_bf16(0, 6, 3);
+            tile_dot_bf16(1, 7, 3);
+        }
+        tile_store(0, tiles->pass.dims[dim_tile], AMX_BYTES);
+        tile_store(1, tiles->pass.dims[dim_tile + 1], AMX_BYTES);
     }
 }
 
@@ -201,38 +190,38 @@ static void sum_by_queries(const Pass *pass) {
     for (int query = TILE - 1; query >= 0; query--) {
         const int64_t seen = pass->tiles->seen[pass->query_tile][query] - pass->first;
         clear_values(pass, seen < 0 ? 0 : (int)seen, pass->groups * GROUP);
-        sum_dims(pass, 0);
+        sum_dims(pass);
         for (int d = 0; d < num_dims; d++) kept[d * TILE + query] = sums[d * TILE + query];
     }
     memcpy(sums, kept, (size_t)num_dims * TILE * sizeof *kept);
 }
 
-// Ask for keys or values of the block that comes next.
+// Ask for keys or values of a group.
 INLINE void fetch(const Located *next, int key, int64_t offset, int64_t key_bytes) {
     for (int i = key; i < key + GROUP && i < next->num; i++) {
         for (int64_t byte = 0; byte < key_bytes; byte += 64) __builtin_prefetch(next->keys[i] + offset + byte, 0, 2);
     }
 }
 
+static void fetch_block(const Work *work, const Located *at) {
+    const int64_t key_bytes = work->job->head_dim * kv_item_bytes(work->job->kv_dtype);
+    for (int key = 0; key < at->num; key += GROUP) {
+        fetch(at, key, 0, key_bytes);
+        fetch(at, key, value_offset(work->job), key_bytes);
+    }
+}
+
 // Finish `now`, whose scores are known, into tiles->pass, and compute the scores of `next`.
 static void run_pass(const Pass *now, const Pass *next) {
-    const int is_finite = now->whole_groups == now->groups || are_values_finite(now);
     if (now->groups) find_largest(now);
-    clear_sums();
-    for (int group = 0; group < next->groups || group < now->groups + WEIGHTS_LAG; group++) {
+    for (int group = 0; group < next->groups || group < now->groups; group++) {
         if (group < next->groups) score_group(next, group);
         if (group < now->whole_groups) weigh_group(1, now, group);
         else if (group < now->groups) weigh_group(0, now, group);
-        const int weighted = group - WEIGHTS_LAG;
-        if (is_finite && weighted >= 0 && weighted < now->groups) add_values(now, weighted, 0);
     }
-    if (!now->groups) return;
-    if (!is_finite) {
-        sum_by_queries(now);
-        return;
-    }
-    store_sums(now, 0);
-    sum_dims(now, TILES_AT_ONCE);
+    if (now->groups == 0) return;
+    if (now->whole_groups == now->groups || are_values_finite(now)) sum_dims(now);
+    else sum_by_queries(now);
 }
 
 // Add the sums of keys from position `first` on to those of the keys before them, if there are some.

@@ -11,8 +11,10 @@
 
 enum { TILE = 16, GROUP = 32 };  // rows or columns of a tile of sums; numbers that one product of tiles adds up
 enum { QUERY_TILES = MAX_STACKED / TILE, DIM_TILES = MAX_HEAD_DIM / TILE, DIM_GROUPS = MAX_HEAD_DIM / GROUP };
-enum { PASS_KEYS = 64 };  // of a block, so few that a pass works in the first cache
+enum { PASS_KEYS = 256 };  // of a block; with fewer, a pass works in a smaller part of the cache
 enum { KEY_TILES = PASS_KEYS / TILE, KEY_GROUPS = PASS_KEYS / GROUP };
+
+enum { ALL_KEYS = 1 << 30 };   // of a block that rows share
 
 typedef uint32_t Pairs[TILE][TILE];  // a tile of pairs of bfloat16
 typedef float Floats[TILE][TILE];
@@ -75,13 +77,14 @@ static void stack_tiles(const Work *work, Tiles *tiles) {
     const vf scale = vf_splat(job->scale * 1.44269504f);  // softmax in powers of two
     for (int row = 0; row < num_query_tiles(work) * TILE; row++) {
         const int64_t query = (row < work->stacked ? row : work->stacked - 1) / work->per_kv;
-        tiles->seen[row / TILE][row % TILE] = (int32_t)(work->first_position + query + 1);
+        const int64_t seen = work->num_rows > 1 ? ALL_KEYS : work->first_position + query + 1;
+        tiles->seen[row / TILE][row % TILE] = (int32_t)seen;
     }
     for (int row = 0; row < work->stacked; row += TILE) {
         for (int group = 0; group < num_dim_groups(work); group++) {
             Pairs rows = {0};
             for (int i = 0; i < TILE && row + i < work->stacked; i++) {
-                const int64_t token = work->first_token + (row + i) / work->per_kv;
+                const int64_t token = token_of(work, (row + i) / work->per_kv);
                 const int64_t head = work->head * work->per_kv + (row + i) % work->per_kv;
                 const float *from = job->qkv + token * qkv_stride(job) + head * dim;
                 for (int64_t d = group * GROUP; d < (group + 1) * GROUP && d < dim; d += WIDTH) {
@@ -131,7 +134,8 @@ INLINE vi load_value(const int dtype, const Work *work, const Located *at, int k
     return load_pairs(dtype, at->keys[key] + value_offset(work->job), d, work->job->head_dim, scale);
 }
 
-INLINE void pack_value_tiles_of(const int dtype, const Work *work, const Located *at, int first, int group, Tiles *tiles) {
+INLINE void pack_value_tiles_of(
+    const int dtype, const Work *work, const Located *at, int first, int group, Tiles *tiles) {
     for (int pair = 0; pair < TILE; pair += WIDTH) {
         for (int64_t d = 0; d < num_dim_groups(work) * GROUP; d += 2 * WIDTH) {
             vf even[WIDTH], odd[WIDTH];

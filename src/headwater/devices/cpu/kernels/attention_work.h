@@ -43,7 +43,7 @@ typedef struct {
     int num_rows, rows[MAX_STACKED];        // that share the block; the queries of the others lie in a run
     int num_common;                         // keys of the block that they share; what follows is each row's own
     int first_stacked;                      // where scratch memory has the queries
-    int in_tiles;                           // of AMX: rows of prompts, if the dtype of keys and values is for it
+    int in_tiles;                           // of AMX, if the dtype of keys and values is for it
     const int32_t *pages;
     const Step *step;
 } Work;
@@ -54,6 +54,11 @@ typedef struct {
     const int8_t *exponents[BLOCK_KEYS];
     int num;
 } Located;
+
+// The token of one of the stacked queries.
+INLINE int64_t token_of(const Work *work, int64_t query) {
+    return work->num_rows > 1 ? work->step->query_starts[work->rows[query]] : work->first_token + query;
+}
 
 // How many keys of the block that begins at `first` a stacked query sees.
 INLINE int64_t visible_keys(const Work *work, int64_t stacked, int64_t first) {
@@ -108,8 +113,8 @@ static inline Ahead ahead_of(const Work *work, const Located *at, const Located 
     return is_values ? (Ahead){next, first - parts_end, 0} : (Ahead){at, first - parts_end, to_value};
 }
 
-INLINE int is_for_tiles(const AttentionJob *job, const Step *step, int64_t row) {
-    return HAS_AMX && row >= step->num_decodes && (job->kv_dtype == KV_BF16 || kv_is_scaled(job->kv_dtype));
+INLINE int is_for_tiles(const AttentionJob *job) {
+    return HAS_AMX && (job->kv_dtype == KV_BF16 || kv_is_scaled(job->kv_dtype));
 }
 
 static inline Work open_work(const AttentionJob *job, const Step *step, int64_t chunk, int64_t head) {
@@ -134,7 +139,7 @@ static inline Work open_work(const AttentionJob *job, const Step *step, int64_t 
         .blocks_of_row = blocks_of_row,
         .num_rows = 1,
         .rows = {(int)row},
-        .in_tiles = is_for_tiles(job, step, row),
+        .in_tiles = is_for_tiles(job),
         .pages = step->page_tables + row * step->table_stride,
         .step = step,
     };

@@ -29,8 +29,9 @@ typedef struct {
     // of keys of the block that are common, a multiple of 32, or 0 for all.
     const int32_t *next_sharing;  // [R]; may be NULL if no chunk is negative
     // The first rows are decodes, of one token each; the others are parts of prompts. Of the selected tokens the first
-    // `num_sampled` are sampled from. With AMX a row's kind decides how it is computed: prompts in tiles, decodes and
-    // the logits that are sampled from as without AMX. The kind is the plan's, so a prompt's last token alone is a prompt.
+    // `num_sampled` are sampled from. With AMX a row's kind decides how it is multiplied by weights: prompts in tiles,
+    // decodes and the logits that are sampled from as without AMX. The kind is the plan's, so a prompt's last token alone
+    // is a prompt.
     int64_t num_decodes, num_sampled;
 } Step;
 
