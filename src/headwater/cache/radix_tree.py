@@ -24,7 +24,7 @@ _NUM_SIBLINGS = 256  # children that are compared with a prompt, so that a node 
 class Run:
     """The pages of one node on one tier, with the number of pins on them."""
 
-    __slots__ = ("arrival", "is_retired", "node", "pages", "parent", "pins", "retirement", "tier")
+    __slots__ = ("arrival", "is_retired", "is_stored", "node", "pages", "parent", "pins", "retirement", "tier")
 
     def __init__(self, *, node: "Node", tier: Tier, pages: PageIds, parent: "Run | None", pins: int) -> None:
         self.node = node
@@ -33,6 +33,7 @@ class Run:
         self.parent = parent
         self.pins = pins
         self.is_retired = False
+        self.is_stored = False  # host only: a store has acknowledged all of its pages
         self.retirement: Retirement | None = None  # of a retired run: the retirement that waits for its pages
         self.arrival: object | None = None  # the copy that still writes its pages; None: all have arrived
 

@@ -20,7 +20,8 @@ _NOT_FOR_FLEETS = ("dp_size", "engine_restarts", "fleet_replica")  # the fleet s
 fleet = group("fleet", "Serve with several replicas as one server, on Ray.\n\nNeeds the extra `ray`.")
 
 
-_OWN = ("replicas", "cpus", "gpus", "drain_s", "min_replicas", "max_replicas", "target_ongoing_requests")
+_LIMITS = ("min_replicas", "max_replicas", "target_ongoing_requests")
+_OWN = ("replicas", "cpus", "gpus", "drain_s", "drain_persists", *_LIMITS)
 
 
 def _up(**options: Any) -> None:
@@ -68,6 +69,11 @@ fleet.add_command(
                 type=click.FloatRange(min=0),
                 default=600.0,
                 help="Seconds that the running requests of a replica that leaves may take.",
+            ),
+            _own(
+                "--drain-persists/--no-drain-persists",
+                default=True,
+                help="With a store: a replica that leaves copies what it has cached there.",
             ),
             _own("--min-replicas", type=click.IntRange(1, 1000), default=1, help="With --max-replicas: the fewest."),
             _own(

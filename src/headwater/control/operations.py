@@ -11,9 +11,18 @@ from headwater.control.memory import MemoryRelease, MemoryResume
 from headwater.control.operation import Operation, Permit
 from headwater.control.pause import Pause
 from headwater.control.storage_attach import StorageAttach
+from headwater.control.storage_push import StoragePush
 from headwater.control.weights import WeightUpdate
 from headwater.messages.base import Call
-from headwater.messages.cache import AttachStorage, DetachStorage, GetPins, GetStorage, PinPrefix, UnpinPrefix
+from headwater.messages.cache import (
+    AttachStorage,
+    DetachStorage,
+    GetPins,
+    GetStorage,
+    PersistCache,
+    PinPrefix,
+    UnpinPrefix,
+)
 from headwater.messages.control import ContinueGeneration, FlushCache, PauseGeneration
 from headwater.messages.weights import (
     GetChecksums,
@@ -37,6 +46,7 @@ OPERATIONS: dict[type[Call], Callable[[Any, ControlledEngine, Permit], Operation
     ReleaseMemory: MemoryRelease,
     ResumeMemory: MemoryResume,
     AttachStorage: StorageAttach,
+    PersistCache: StoragePush,
     DetachStorage: at_once.at_once(at_once.detach_storage),
     GetStorage: at_once.at_once(at_once.get_storage),
     PinPrefix: PinChange,

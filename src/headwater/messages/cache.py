@@ -23,6 +23,21 @@ class AttachStorage(TimedCall, tag="attach_storage", kw_only=True):
     timeout_s: float = 30.0
 
 
+class PersistCache(TimedCall, tag="persist_cache", kw_only=True):
+    """Copy what the device and the host hold to the store, as far as `timeout_s` allows. Answered by `CachePersisted`.
+
+    For a server that ends. Pages that the store has acknowledged before are left out.
+    """
+
+
+class CachePersisted(Answer, tag="cache_persisted"):
+    """How many pages were to be copied, how many of them were not, and whether the store has now all of the cache."""
+
+    num_pages: int
+    num_dropped: int
+    is_whole: bool
+
+
 class DetachStorage(Call, tag="detach_storage"):
     """Stop using the store, which keeps its pages. Answered by `StorageInfo`. Harmless without a store."""
 

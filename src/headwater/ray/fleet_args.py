@@ -17,6 +17,7 @@ class FleetArgs(msgspec.Struct, frozen=True, kw_only=True):
     cpus: float = 1.0  # of each replica, as Ray counts them
     gpus: float = 0.0
     drain_s: float = 600.0  # within which the running requests of a replica that leaves may end
+    drain_persists: bool = True  # a replica that leaves copies what it has cached to the store
     min_replicas: int = 1  # of a fleet that scales itself
     max_replicas: int | None = None  # None: it does not
     target_ongoing_requests: float = 8.0

@@ -11,6 +11,9 @@ from typing import Any
 import msgspec
 
 from headwater.launch.config import ServerArgs
+from headwater.messages.cache import CachePersisted, PersistCache
+from headwater.messages.control import Failed
+from headwater.messages.wire import decode_to_client, encode
 
 POLL_S = 0.1
 _ANSWER_S = 5.0
@@ -64,6 +67,17 @@ class LocalServer:
         answer = await asyncio.to_thread(self._get, "/control/blockers")
         return answer is None or bool(msgspec.json.decode(answer)["is_idle"])
 
+    async def persist(self, *, timeout_s: float) -> CachePersisted | Failed | None:
+        """Copy what it has cached to its store, if there is one; None if it does not answer."""
+        message = PersistCache(call_id=secrets.token_hex(8), timeout_s=timeout_s)
+        try:
+            answer = await asyncio.to_thread(self._read, "/control/messages", encode(message), timeout_s + _ANSWER_S)
+        except OSError:
+            return None
+        found = decode_to_client(answer)
+        assert isinstance(found, CachePersisted | Failed), "what answers this message"
+        return found
+
     async def stop(self) -> None:
         """Returns when it has ended."""
         assert self._process.stdin is not None
@@ -85,14 +99,18 @@ class LocalServer:
 
     def _get(self, path: str) -> bytes | None:
         try:
-            return self._open(path).read()
+            return self._read(path)
         except OSError:
             return None
 
-    def _open(self, path: str) -> Any:
-        request = urllib.request.Request(f"{self.url}{path}", headers={"authorization": f"Bearer {self.admin_key}"})
+    def _read(self, path: str, body: bytes | None = None, limit_s: float = _ANSWER_S) -> bytes:
+        return self._open(path, body, limit_s).read()
+
+    def _open(self, path: str, body: bytes | None = None, limit_s: float = _ANSWER_S) -> Any:
+        headers = {"authorization": f"Bearer {self.admin_key}"}
+        request = urllib.request.Request(f"{self.url}{path}", data=body, headers=headers)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy
-        return opener.open(request, timeout=_ANSWER_S)
+        return opener.open(request, timeout=limit_s)
 
 
 def _free_port(host: str) -> int:

@@ -18,6 +18,7 @@ from headwater.ray.local_server import POLL_S, LocalServer
 BEAT_S = 1.0
 _ANSWER_S = 5.0  # of the front
 _MAX_TOLD = 3  # a busy front may answer late
+_STOP_S = 1.0  # before the end of the time to drain
 _COPIES_S = 30.0  # for pages on their way to the host and the store, after the last request
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,8 @@ class ReplicaDeployment:
             return None
 
     async def _drain(self) -> None:
-        """Take no more requests, and wait for those that run, and for the copies of their pages."""
+        """Take no more requests, wait for those that run, and leave what is cached to the others."""
+        drained_by_s = asyncio.get_running_loop().time() + self._args.drain_s
         for _ in range(_MAX_TOLD):
             if await self._tell(msgspec.structs.replace(self._beat, is_draining=True)) is not None:
                 break
@@ -88,6 +90,10 @@ class ReplicaDeployment:
             return  # there is no front: the whole fleet ends
         while await self._front.num_running.remote(self._beat.name):  # noqa: ASYNC110
             await asyncio.sleep(POLL_S)
+        if self._args.drain_persists and self._args.server.hicache_storage_backend is not None:
+            left_s = max(0.0, drained_by_s - asyncio.get_running_loop().time() - _STOP_S)
+            said = await self._server.persist(timeout_s=min(left_s, self._args.server.max_control_timeout))
+            log.info("what is cached goes to the store: %s", said)
         for _ in range(round(_COPIES_S / POLL_S)):
             if await self._server.is_idle():
                 break

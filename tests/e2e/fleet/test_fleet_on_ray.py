@@ -289,13 +289,22 @@ def test_a_replica_is_killed_in_the_middle_of_a_flush_under_load(fleet: Fleet) -
     assert all("engine_gone" in end for end in streams.broken), streams.broken
 
 
-def test_the_fleet_shrinks_by_itself_under_streams_and_loses_no_request(fleet: Fleet) -> None:
+def test_the_fleet_shrinks_by_itself_and_loses_no_request_and_no_page(fleet: Fleet, store: RedisServer) -> None:
+    """Under streams, with a policy that has copied nothing down before."""
+    policy = {"hicache_storage_backend": "redis", "url": store.url, "hicache_write_policy": "write_back"}
     limits = {"max_replicas": 3, "target_ongoing_requests": 100, "downscale_after_s": 1}
-    with Streams(fleet, 6) as streams:
-        answer = httpx.post(f"{fleet.url}/fleet/scale", params=limits, headers=KEY, timeout=30, trust_env=False)
-        assert answer.json()["autoscaling"]["wanted"] == 3
-        fleet.until(lambda: len(fleet.replicas()) == 1)
-    assert not streams.broken and streams.num_whole > 0
+    with httpx.Client(base_url=fleet.url, headers=KEY, timeout=60, trust_env=False) as http:
+        assert http.put("/hicache/storage-backend", json=policy).status_code == 200
+        prompts = {rank: prompt_of(60 + rank) for rank in fleet.serving()}
+        for rank, entry in fleet.serving().items():
+            ask(entry["url"], prompts[rank])
+        with Streams(fleet, 6) as streams:
+            assert http.post("/fleet/scale", params=limits).json()["autoscaling"]["wanted"] == 3
+            fleet.until(lambda: len(fleet.replicas()) == 1)
+        assert not streams.broken and streams.num_whole > 0
+        ((rank, left),) = fleet.serving().items()
+        for owner, prompt in prompts.items():
+            assert ask_for_tiers(left["url"], prompt)["device" if owner == rank else "storage"] >= 144
 
 
 def test_nothing_is_left_when_the_fleet_ends(fleet: Fleet) -> None:

@@ -55,6 +55,7 @@ class StorageWriter:
             statuses, took_s = result
             self._end(run)
             num_stored = sum(1 for s in statuses if s in (WriteStatus.STORED, WriteStatus.PRESENT))
+            run.is_stored = num_stored == num_pages
             self._host.counters.add("persist", num_stored, took_s)
             for status in statuses:
                 if status not in (WriteStatus.STORED, WriteStatus.PRESENT):
