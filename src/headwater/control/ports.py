@@ -1,5 +1,6 @@
 """What operations need from the side that computes. `launch` and the simulation each have an implementation."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 
@@ -100,6 +101,14 @@ class WeightsPort(Protocol):
 
     def values(self, name: str, num_values: int) -> tuple[str, tuple[int, ...], tuple[float, ...]]:
         """dtype, shape and first values of a parameter. KeyError if there is none of that name."""
+        ...
+
+    def part(self, name: str, num_values: int) -> tuple[str, Any]:
+        """dtype of a parameter, and what this rank holds of its first `num_values` values: float32, in whole rows."""
+        ...
+
+    def join(self, name: str, num_values: int, parts: Sequence[Any]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Shape and first values of a parameter, from the parts of all ranks."""
         ...
 
 

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,7 +27,7 @@ from headwater.models.loader import (
     weights_id_of,
     weights_signature,
 )
-from headwater.models.ranks.share import ModelShare
+from headwater.models.ranks.share import Floats, ModelShare, join
 from headwater.models.weights import IGNORED_SUFFIXES, PlacedWeights, check_shapes
 from headwater.models.weights_safetensors import SafetensorsWeights
 
@@ -280,13 +280,17 @@ class WeightStore:
         return 0 if stays else self._weights_bytes
 
     def values(self, name: str, num_values: int) -> tuple[str, tuple[int, ...], tuple[float, ...]]:
-        shape = self._config.parameter_shapes()[name]
-        num_rows = -(-num_values // math.prod(shape[1:]))
+        dtype, part = self.part(name, num_values)
+        return (dtype, *self.join(name, num_values, [part]))
+
+    def part(self, name: str, num_values: int) -> tuple[str, Floats]:
+        num_rows = -(-num_values // math.prod(self._config.parameter_shapes()[name][1:]))
         first = self._device.to_host(self._runner.model.get_by_name(name), max_rows=num_rows)
-        num_here = math.prod(first.shape) if first.shape[1:] == shape[1:] else first.shape[1]
-        if num_values > num_here:
-            raise ValueError(f"rank 0 has the first {num_here} numbers of {name!r} only, {num_values} were asked for")
-        return first.format, shape, tuple(first.to_float32().reshape(-1)[:num_values].tolist())
+        return first.format, first.to_float32()
+
+    def join(self, name: str, num_values: int, parts: Sequence[Floats]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        whole = join(name, parts, self._config)
+        return self._config.parameter_shapes()[name], tuple(whole.reshape(-1)[:num_values].tolist())
 
     def build(
         self,

@@ -51,6 +51,14 @@ class SwapWeights(Struct, tag="swap"):
     staging_id: int
 
 
+class ReadWeights(Struct, tag="read_weights"):
+    """Answered by `WeightsRead`."""
+
+    read_id: int
+    name: str
+    num_values: int
+
+
 class ReleaseWeights(Struct, tag="release_weights"):
     pass
 
@@ -81,6 +89,7 @@ Order = (
     | ReloadWeights
     | AbandonWeights
     | SwapWeights
+    | ReadWeights
     | ReleaseWeights
     | ReleaseKv
     | ResumeKv
@@ -124,6 +133,15 @@ class Staged(Struct, tag="staged"):
     has_changed: bool = False
 
 
+class WeightsRead(Struct, tag="weights_read"):
+    """What the rank holds of a parameter's first values, float32."""
+
+    read_id: int
+    shape: tuple[int, ...] = ()
+    values: bytes = b""
+    error: str | None = None
+
+
 class Recovered(Struct, tag="recovered"):
     recovery_id: int
 
@@ -141,7 +159,7 @@ class CommandFailed(Struct, tag="command_failed"):
     error: str
 
 
-Report = Loaded | Ready | Refused | Copied | Staged | Recovered | StepFailed | CommandFailed
+Report = Loaded | Ready | Refused | Copied | Staged | WeightsRead | Recovered | StepFailed | CommandFailed
 
 encode_order = msgspec.msgpack.Encoder().encode
 decode_order = msgspec.msgpack.Decoder(Order).decode

@@ -26,6 +26,7 @@ _LOOK_S = 0.2  # between two looks at the signs of life
 _REASON_S = 2.0  # that the end of a process, or its report of a failed step, may lag behind the step that missed it
 _GRACE_S = 2.0  # for processes to end by themselves
 _MOST_RECOVERY_S = 10.0
+_MOST_ANSWER_S = 10.0
 _R = TypeVar("_R", bound=msgspec.Struct)
 
 log = logging.getLogger(__name__)
@@ -144,6 +145,25 @@ class RankProcesses:
                 self.check()
             for reports in self._reports.values():
                 reports.clear()
+
+    def wait_for_weights(self, read_id: int) -> list[orders.WeightsRead]:
+        """The answers of all ranks to a `ReadWeights`. RankLost if a rank is lost, TimeoutError if one is too slow."""
+        found: list[orders.WeightsRead] = []
+        with self._has_reports:
+            for rank, reports in self._reports.items():
+
+                def answer(reports: deque[orders.Report] = reports) -> orders.WeightsRead | None:
+                    read = (it for it in reports if isinstance(it, orders.WeightsRead) and it.read_id == read_id)
+                    return next(read, None)
+
+                self._has_reports.wait_for(lambda answer=answer: answer() or self.lost is not None, _MOST_ANSWER_S)
+                self.check()
+                report = answer()
+                if report is None:
+                    raise TimeoutError(f"rank {rank} has not read its weights within {_MOST_ANSWER_S:g} s")
+                reports.remove(report)
+                found.append(report)
+        return found
 
     def reason_of(self, rank: int) -> str | None:
         """Why `rank` has missed a step: how it ended, or the error that it reported; None if it stays silent."""

@@ -5,7 +5,10 @@ Rank 0 computes in the engine's process, and its results are those of the step.
 
 import itertools
 import logging
+from collections.abc import Sequence
 from typing import Any, Protocol
+
+import numpy as np
 
 from headwater.control.ports import KvMemoryPort, Overwriting, StagedWeights, WeightsPort
 from headwater.devices.rank_group import RankFailed
@@ -214,7 +217,21 @@ class RanksWeights:
         return self._own.release() * self._processes.num_ranks
 
     def values(self, name: str, num_values: int) -> tuple[str, tuple[int, ...], tuple[float, ...]]:
-        return self._own.values(name, num_values)
+        dtype, own = self._own.part(name, num_values)
+        read_id = next(self._ids)
+        self._processes.order(orders.ReadWeights(read_id=read_id, name=name, num_values=num_values))
+        parts = [own]
+        for rank, report in enumerate(self._processes.wait_for_weights(read_id), start=1):
+            if report.error is not None:
+                raise RuntimeError(f"rank {rank}: {report.error}")
+            parts.append(np.frombuffer(report.values, dtype=np.float32).reshape(report.shape))
+        return (dtype, *self._own.join(name, num_values, parts))
+
+    def part(self, name: str, num_values: int) -> tuple[str, Any]:
+        return self._own.part(name, num_values)
+
+    def join(self, name: str, num_values: int, parts: Sequence[Any]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        return self._own.join(name, num_values, parts)
 
     def _begin(self, order: orders.Order, own: StagedWeights, staging_id: int) -> RanksStaged:
         staged = self._staged[staging_id] = RanksStaged(own, staging_id, self._processes)

@@ -186,6 +186,8 @@ class RankWorker:
                     staged.abandon()
             case orders.SwapWeights():
                 weights.swap(self._staged.pop(order.staging_id))
+            case orders.ReadWeights():
+                self._reports.send(self._read(order))
             case orders.ReleaseWeights():
                 weights.release()
             case orders.ReleaseKv():
@@ -199,6 +201,13 @@ class RankWorker:
             case _:
                 raise ValueError(f"{type(order).__name__} at the wrong time")
         return True
+
+    def _read(self, order: orders.ReadWeights) -> orders.WeightsRead:
+        try:
+            _, part = self._runner.weights.part(order.name, order.num_values)
+        except Exception as error:  # noqa: BLE001  it concerns nothing but the answer
+            return orders.WeightsRead(read_id=order.read_id, error=_line(error))
+        return orders.WeightsRead(read_id=order.read_id, shape=part.shape, values=part.tobytes())
 
     def _stage(self, staging_id: int, staged: StagedWeights) -> None:
         self._staged[staging_id] = staged

@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from running_server import RunningServer, is_alive
+from safetensors.numpy import load_file
 from test_parking import NUM_NEW, ask_together, metric, restored_tokens
 from tiered import (
     DEVICE,
@@ -153,6 +155,16 @@ def test_a_parked_request_goes_on_with_the_same_text(server: RunningServer) -> N
     assert metric(server, "num_parked") > before
 
 
+def check_values(server: RunningServer, model: str) -> None:
+    """Whole tensors are shown, of which each rank has rows, columns or everything."""
+    for path in Path(model).glob("*.safetensors"):
+        for name, tensor in load_file(path).items():
+            shown = server.get(f"/get_weights_by_name?name={name}&truncate_size={tensor.size}").json()
+            assert shown["shape"] == list(tensor.shape)
+            for engine in shown["engines"]:
+                assert np.array_equal(np.array(engine["values"], dtype=np.float32), tensor.reshape(-1)), name
+
+
 def test_new_weights_reach_all_ranks_or_none(
     server: RunningServer,
     tiny_model: str,
@@ -164,6 +176,7 @@ def test_new_weights_reach_all_ranks_or_none(
     """One rank with old weights, or old KV on one rank, would change the text."""
     assert server.post("/update_weights_from_disk", json={"model_path": other_model}).status_code == 200
     assert ask_all(server, range(4)) == other_expected
+    check_values(server, other_model)
     assert server.post("/update_weights_from_disk", json={"model_path": str(tmp_path)}).status_code == 400
     assert ask_all(server, range(4)) == other_expected
     assert server.post("/release_memory_occupation", json={}).status_code == 200

@@ -16,7 +16,7 @@ from headwater.devices.host_tensor import HostTensor
 from headwater.devices.quantise import quantise
 from headwater.models.config import ModelConfig
 from headwater.models.loader import LoadedModel, load_model, read_config, resolve_model
-from headwater.models.ranks.share import ModelShare, check_tp_size
+from headwater.models.ranks.share import ModelShare, check_tp_size, join
 from headwater.models.rope import RopeConfig
 
 
@@ -139,3 +139,15 @@ def test_a_rank_loads_its_share_under_the_identity_of_the_whole(folder: Path) ->
 def test_a_size_is_refused_before_weights_are_read(folder: Path) -> None:
     with pytest.raises(ValueError, match="--tp-size 3 does not divide"):
         _load(folder, 0, 3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("num_rows", [3, 1000])
+def test_parameters_are_put_together_from_the_parts_of_ranks(size: int, num_rows: int) -> None:
+    """Four ranks of two KV heads: two of them hold the same head. Only first rows are asked for, so parts are short."""
+    config = _config()
+    for name, shape in config.parameter_shapes().items():
+        whole = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        cuts = [ModelShare(rank, size).cut(name, HostTensor.of(whole), config) for rank in range(size)]
+        parts = [cut.to_float32()[:num_rows] for cut in cuts if isinstance(cut, HostTensor)]
+        assert np.array_equal(join(name, parts, config)[:num_rows], whole[:num_rows]), name

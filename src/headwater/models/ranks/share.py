@@ -4,14 +4,17 @@ Products whose outputs are cut (q, k, v, gate, up, head) need no sum. Products w
 partial sums, which are added up over ranks (arXiv 1909.08053).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from headwater.devices.host_tensor import HostTensor, RandomTensor
 from headwater.devices.rank_group import RankGroup
 from headwater.models.config import ModelConfig
 
+Floats = npt.NDArray[np.float32]
 _MOST_IMBALANCE = 1.25  # the largest share of an uneven cut against an even one
 _COLUMN_UNITS = (256, 32, 16, 2, 1)  # blocks of GGUF's formats first
 _TOKEN_UNITS = (64, 16, 1)
@@ -62,8 +65,7 @@ class ModelShare:
         """
         if self.size == 1:
             return weight
-        layer, _, kind = name.rpartition(".")
-        which = layer.rpartition(".")[2]
+        which, kind = _which(name)
         if which in ("q_proj", "k_proj", "v_proj"):
             heads = self.heads(config) if which == "q_proj" else self.kv_heads(config)
             return _rows(weight, _features(heads, config))
@@ -85,6 +87,19 @@ class ModelShare:
 WHOLE = ModelShare(0, 1)
 
 
+def join(name: str, parts: Sequence[Floats], config: ModelConfig) -> Floats:
+    """The inverse of `ModelShare.cut`: one parameter, or its first rows, from the parts of all ranks."""
+    size, (which, kind) = len(parts), _which(name)
+    if which in ("k_proj", "v_proj"):  # several ranks may hold the same head
+        first = {ModelShare(rank, size).kv_heads(config).start: part for rank, part in reversed([*enumerate(parts)])}
+        return np.concatenate([first[start] for start in sorted(first)])
+    if which in ("q_proj", "gate_proj", "up_proj", "embed_tokens", "lm_head"):
+        return np.concatenate(parts)
+    if which in ("o_proj", "down_proj") and kind != "bias":
+        return np.concatenate(parts, axis=1)
+    return parts[0]
+
+
 def check_tp_size(config: ModelConfig, size: int) -> None:
     """ValueError if a model of this config cannot be shared by `size` ranks."""
     if size < 1:
@@ -100,6 +115,12 @@ def check_tp_size(config: ModelConfig, size: int) -> None:
     for what, num in (("tokens", config.vocab_size), ("MLP columns", config.intermediate_size)):
         if num < size:
             raise ValueError(f"--tp-size {size} is more than the model's {num} {what}")
+
+
+def _which(name: str) -> tuple[str, str]:
+    """A module's own name, and which of its parameters this is."""
+    layer, _, kind = name.rpartition(".")
+    return layer.rpartition(".")[2], kind
 
 
 def _has_whole_kv_heads(num_kv_heads: int, size: int) -> bool:

@@ -1,9 +1,10 @@
 """Weights and KV memory without a model, for the fake runner, with scripted failures."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from headwater.simulation.fakes.kv_records import Records
 
@@ -104,9 +105,19 @@ class FakeWeights:
         return 1
 
     def values(self, name: str, num_values: int) -> tuple[str, tuple[int, ...], tuple[float, ...]]:
+        dtype, part = self.part(name, num_values)
+        return (dtype, *self.join(name, num_values, [part]))
+
+    def part(self, name: str, num_values: int) -> tuple[str, npt.NDArray[np.float32]]:
         if name != "weight":
             raise KeyError(name)
-        return "float32", (1,), (1.0,)[:num_values]
+        return "float32", np.ones(1, dtype=np.float32)
+
+    def join(
+        self, name: str, num_values: int, parts: Sequence[npt.NDArray[np.float32]]
+    ) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Every fake rank has all of it."""
+        return (1,), tuple(parts[-1][:num_values].tolist())
 
 
 class FakeKvMemory:

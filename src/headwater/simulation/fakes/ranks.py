@@ -236,6 +236,15 @@ class SimulatedRanks:
             other.catch_up()
             other.reports.remove(orders.Recovered(recovery_id=recovery_id))
 
+    def wait_for_weights(self, read_id: int) -> list[orders.WeightsRead]:
+        found = []
+        for other in self.others:
+            other.catch_up()
+            (report,) = [it for it in other.reports if isinstance(it, orders.WeightsRead) and it.read_id == read_id]
+            other.reports.remove(report)
+            found.append(report)
+        return found
+
     # --- every turn ----------------------------------------------------------------------------------
 
     def begin_turn(self) -> None:
