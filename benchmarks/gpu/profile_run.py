@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Where the time of a workload goes on one GPU: kernels by name, the card's idle time between them, and the steps.
+"""Where the time of a workload goes on a GPU: kernels by name, the card's idle time between them, and the steps.
 
-    profile_run.py MODEL OUT.json [--cases one,decode,prefill,prefix,repeat]
+    profile_run.py MODEL OUT.json [--cases one,decode,prefill,prefix,repeat] [--tp-size 2]
 
 one: decodes of a single stream. decode: of 64 streams. prefill: 64 prompts of 1,024 tokens. prefix: 64 prompts of 64
 new tokens behind 4,096 cached ones (B4); repeat: the same once more. Random weights, as in engine_run.py. The profiler
-itself costs a few per cent.
+itself costs a few per cent. Of several ranks, rank 0 is shown.
 """
 
 import argparse
@@ -54,19 +54,21 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--cases", default="one,decode,prefill,prefix")
     parser.add_argument("--attention-backend", default="auto")
+    parser.add_argument("--tp-size", type=int, default=1)
     options = parser.parse_args(argv)
-    figures = Figures(options.out, {"model": options.model, "attention_backend": options.attention_backend})
+    flags = {"attention_backend": options.attention_backend, "tp_size": options.tp_size}
+    figures = Figures(options.out, {"model": options.model, **flags})
     with tempfile.TemporaryDirectory() as root:
         folder = make_model(options.model, Path(root))
-        run(folder, options.cases.split(","), figures, options.attention_backend)
+        run(folder, options.cases.split(","), figures, flags)
     return 0
 
 
-def run(folder: Path, cases: Sequence[str], figures: Figures, attention_backend: str) -> None:
+def run(folder: Path, cases: Sequence[str], figures: Figures, flags: dict[str, Any]) -> None:
     from headwater import Engine
 
     with Engine(
-        str(folder), load_format="dummy", device="cuda", attention_backend=attention_backend,
+        str(folder), load_format="dummy", device="cuda", **flags,
         context_length=8192, max_running_requests=256, log_level="warning",
     ) as engine:  # fmt: skip
 

@@ -62,20 +62,29 @@ class Card:
         self._large = torch.empty(GIB, dtype=torch.uint8, device=device)
         self.kinds: dict[str, tuple[Callable[[], None], int]] = {
             "link_to_card": (lambda: self._copy_large(self._large, self._large_host), GIB),
-            "restore": (lambda: _finish(self.copier.restore(self._on_host, self._on_card)), MOVED_BYTES),
+            "restore": (lambda: _finish(self._restore), MOVED_BYTES),
+            "restore_4_in_flight": (lambda: _finish(*[self._restore] * 4), 4 * MOVED_BYTES),
             "link_to_host": (lambda: self._copy_large(self._large_host, self._large), GIB),
-            "offload": (lambda: _finish(self.copier.offload(self._on_card, self._on_host)), MOVED_BYTES),
+            "offload": (lambda: _finish(self._offload), MOVED_BYTES),
+            "offload_4_in_flight": (lambda: _finish(*[self._offload] * 4), 4 * MOVED_BYTES),
         }
+
+    def _restore(self) -> Any:
+        return self.copier.restore(self._on_host, self._on_card)
+
+    def _offload(self) -> Any:
+        return self.copier.offload(self._on_card, self._on_host)
 
     def _copy_large(self, target: torch.Tensor, origin: torch.Tensor) -> None:
         target.copy_(origin, non_blocking=True)
         torch.cuda.synchronize(self._large.device)
 
 
-def _finish(copy: Any) -> None:
-    while not copy.is_done():
+def _finish(*starts: Callable[[], Any]) -> None:
+    copies = [start() for start in starts]
+    while not all(copy.is_done() for copy in copies):
         time.sleep(0.00005)
-    assert not copy.has_failed
+    assert not any(copy.has_failed for copy in copies)
 
 
 def rank_process(rank: int, num_ranks: int, shared_file: str, barrier: Any, results: Any) -> None:
@@ -125,8 +134,9 @@ def main(argv: Sequence[str]) -> int:
             for name, value in found.items():
                 figures.put(f"of_{num}_rank_{rank}_{name}", value)
             for kind, link in (("restore", "link_to_card"), ("offload", "link_to_host")):
-                ratio = found[f"{kind}_gb_per_s"] / found[f"{link}_gb_per_s"]
-                figures.put(f"of_{num}_rank_{rank}_{kind}_share", ratio)
+                for name in (kind, f"{kind}_4_in_flight"):
+                    ratio = found[f"{name}_gb_per_s"] / found[f"{link}_gb_per_s"]
+                    figures.put(f"of_{num}_rank_{rank}_{name}_share", ratio)
         for process in ranks:
             process.join(30)
     return 0

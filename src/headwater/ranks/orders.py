@@ -124,6 +124,14 @@ class Copied(Struct, tag="copied"):
     took_s: float
 
 
+class Near(Struct, tag="near"):
+    """So little of a restore is to come on this rank that steps may read its pages."""
+
+    copy_id: int
+    is_alone: bool  # steps of a request that runs alone
+    has_failed: bool = False  # it never will be
+
+
 class Staged(Struct, tag="staged"):
     """New weights have been read and checked, or refused."""
 
@@ -159,7 +167,7 @@ class CommandFailed(Struct, tag="command_failed"):
     error: str
 
 
-Report = Loaded | Ready | Refused | Copied | Staged | WeightsRead | Recovered | StepFailed | CommandFailed
+Report = Loaded | Ready | Refused | Copied | Near | Staged | WeightsRead | Recovered | StepFailed | CommandFailed
 
 encode_order = msgspec.msgpack.Encoder().encode
 decode_order = msgspec.msgpack.Decoder(Order).decode

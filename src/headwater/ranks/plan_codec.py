@@ -23,6 +23,7 @@ class Kind(IntEnum):
     OFFLOAD = 2
     RESTORE = 3
     ORDER = 4  # rare: one of `orders.Order`, in msgpack
+    READ_EARLY = 5  # the steps that follow may read a restore that has not ended
 
 
 class _Assignment(msgspec.Struct, frozen=True, array_like=True):

@@ -72,6 +72,7 @@ class RankProcesses:
         self._reports: dict[int, deque[orders.Report]] = {rank: deque() for rank in range(1, num_ranks)}
         self._has_reports = threading.Condition(threading.RLock())
         self.on_copied: Callable[[orders.Copied], None] = lambda _: None
+        self.on_near: Callable[[orders.Near], None] = lambda _: None
         self.on_staged: Callable[[int, orders.Staged], None] = lambda *_: None
         self._resources = contextlib.ExitStack()
         self._processes: dict[int, subprocess.Popen] = {}
@@ -236,6 +237,8 @@ class RankProcesses:
         match report:
             case orders.Copied():
                 self.on_copied(report)
+            case orders.Near():
+                self.on_near(report)
             case orders.Staged():
                 self.on_staged(rank, report)
             case orders.CommandFailed():

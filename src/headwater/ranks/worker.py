@@ -11,6 +11,7 @@ from headwater.control.ports import KvMemoryPort, StagedWeights, WeightsPort
 from headwater.devices.rank_group import RankFailed
 from headwater.messages.frames import pack_frame
 from headwater.ranks import orders
+from headwater.ranks.copier import ArrivingCopy
 from headwater.ranks.plan_codec import Kind, read_assignment, read_copy, read_plan
 from headwater.ranks.plan_stream import Record, StreamReader
 from headwater.ranks.step_progress import StepProgress
@@ -114,6 +115,7 @@ class RankWorker:
         self._assignments: list[SlotAssignment] = []  # of the step that comes next
         self.progress = StepProgress()
         self._staged: dict[int, StagedWeights] = {}
+        self._arriving: dict[int, ArrivingCopy] = {}  # restores that are not known to have ended
 
     def run(self, reader: StreamReader) -> None:
         """Carry out commands until `Stop`, or until the engine is gone."""
@@ -152,6 +154,9 @@ class RankWorker:
                 self._assignments.append(read_assignment(record))
             case Kind.OFFLOAD | Kind.RESTORE:
                 self._copy(record)
+            case Kind.READ_EARLY:
+                if (arriving := self._arriving.get(record.words[0])) is not None:  # else it has ended since
+                    arriving.begin_reading()
             case Kind.ORDER:
                 return self._obey(orders.decode_order(record.body.data))
             case _:
@@ -163,10 +168,19 @@ class RankWorker:
         assert self._copier is not None, "a copy without a host tier"
         start = self._copier.offload if record.kind == Kind.OFFLOAD else self._copier.restore
         handle: CopyHandle = start(sources, targets)
-        self._pending.add(
-            handle.is_done,
-            lambda: orders.Copied(copy_id=copy_id, has_failed=handle.has_failed, took_s=handle.took_s),
-        )
+        if record.kind == Kind.RESTORE and isinstance(handle, ArrivingCopy):
+            self._arriving[copy_id] = handle
+            for is_alone in (True, False):
+                self._pending.add(
+                    lambda is_alone=is_alone: handle.is_near(is_alone=is_alone) or handle.is_done(),
+                    lambda is_alone=is_alone: _near(copy_id, handle, is_alone),
+                )
+        self._pending.add(handle.is_done, lambda: self._end(copy_id, handle))
+
+    def _end(self, copy_id: int, handle: CopyHandle) -> orders.Copied:
+        """Called where ends are looked for, after what was added before."""
+        self._arriving.pop(copy_id, None)
+        return orders.Copied(copy_id=copy_id, has_failed=handle.has_failed, took_s=handle.took_s)
 
     def _obey(self, order: orders.Order) -> bool:
         weights = self._runner.weights
@@ -222,6 +236,11 @@ class RankWorker:
         else:
             weights_id = staged.weights_id
         return orders.Staged(staging_id=staging_id, error=error, weights_id=weights_id, has_changed=staged.has_changed)
+
+
+def _near(copy_id: int, handle: CopyHandle, is_alone: bool) -> orders.Near:
+    has_failed = handle.is_done() and handle.has_failed
+    return orders.Near(copy_id=copy_id, is_alone=is_alone, has_failed=has_failed)
 
 
 def _line(error: Exception) -> str:

@@ -73,9 +73,17 @@ class Arrival:
         return self.copy.is_done()
 
     def is_readable(self, *, is_alone: bool) -> bool:
-        num_early = self._num_early_alone if is_alone else self._num_early
-        self._is_found |= self._is_launched and self._num_arrived >= num_early
+        if self.is_near(is_alone=is_alone):
+            self.begin_reading()
         return self._is_found
+
+    def is_near(self, *, is_alone: bool) -> bool:
+        """Whether so little is to come that steps may read the pages. Each of several ranks finds it by itself."""
+        return self._is_launched and self._num_arrived >= (self._num_early_alone if is_alone else self._num_early)
+
+    def begin_reading(self) -> None:
+        """From now on steps wait for the layers that they read."""
+        self._is_found = True
 
     @property
     def is_awaited(self) -> bool:

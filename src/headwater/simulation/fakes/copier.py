@@ -54,6 +54,7 @@ class FakeCopy:
         self._polls_too_long = (num_polls_unreadable + 1) // 2  # for requests other than the one that waits for it
         self.is_begun = False  # its target has its records, possibly without the canaries
         self.has_arrived = False
+        self._is_near = False
         self.has_failed = False
         self.took_s = 0.0
         self.is_finished = False
@@ -81,12 +82,28 @@ class FakeCopy:
 
     def is_readable(self, *, is_alone: bool) -> bool:
         """Whether a restore is readable; asked once a turn, after `is_done`."""
-        if not self.is_begun and not self._fails:
-            self._polls_unreadable -= 1
-            if self._polls_unreadable < (self._polls_too_long if is_alone else 0):
-                self._check_kept()
-                self._begin(self.before["canary"] ^ _NOT_YET)
+        if not self.is_begun and self.is_near(is_alone=is_alone):
+            self.begin_reading()
         return self.is_begun
+
+    def is_near(self, *, is_alone: bool) -> bool:
+        """As `ranks.copier.ArrivingCopy` has it; asked once a turn."""
+        if self._fails:
+            return False
+        self._polls_unreadable -= 1
+        self._is_near |= self._polls_unreadable < (self._polls_too_long if is_alone else 0)
+        return self._polls_unreadable < (self._polls_too_long if is_alone else 0)
+
+    def begin_reading(self) -> None:
+        demand(self._is_near or self.is_finished, "ranks_agree", "a rank reads a restore that may still fail on it")
+        if not self.is_begun:
+            self._check_kept()
+            self._begin(self.before["canary"] ^ _NOT_YET)
+
+    @property
+    def missing_pages(self) -> set[int]:
+        """Targets that have not arrived."""
+        return set() if self.has_arrived else set(self._targets.tolist())
 
     @property
     def is_awaited(self) -> bool:

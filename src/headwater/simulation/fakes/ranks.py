@@ -15,7 +15,7 @@ from headwater.cache.namespace import Tier
 from headwater.cache.page_pool import Owner
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.ranks import orders
-from headwater.ranks.copier import RanksCopier, RanksCopy
+from headwater.ranks.copier import EarlyRanksCopy, RanksCopier, RanksCopy
 from headwater.ranks.plan_codec import Kind
 from headwater.ranks.plan_stream import NUM_WORDS, Record
 from headwater.ranks.runner import RanksRunner
@@ -187,6 +187,7 @@ class SimulatedRanks:
         self.num_ranks = shape.num_ranks
         self.rank0, self._copier0 = rank0, copier
         self.on_copied: Callable[[orders.Copied], None] = lambda _: None
+        self.on_near: Callable[[orders.Near], None] = lambda _: None
         self.on_staged: Callable[[int, orders.Staged], None] = lambda *_: None
         self._chance = random.Random(shape.seed)
         self.progress = StepProgress()
@@ -250,6 +251,8 @@ class SimulatedRanks:
     def begin_turn(self) -> None:
         """The last rank is late in half of the turns; the others read at once. Then reports come in."""
         for other in self.others:
+            if other.copier is not None and self._copier0 is not None:  # a turn polls a restore six times
+                other.copier.max_polls = 6 * self._copier0.max_polls
             if other is not self.others[-1] or self._chance.random() < 0.5:
                 other.catch_up()
             other.poll()
@@ -257,6 +260,8 @@ class SimulatedRanks:
             for report in reports:
                 if isinstance(report, orders.Copied):
                     self.on_copied(report)
+                elif isinstance(report, orders.Near):
+                    self.on_near(report)
                 elif isinstance(report, orders.Staged):
                     self.on_staged(other.rank, report)
         positions = [self.progress.look(), *(other.progress.look() for other in self.others)]
@@ -269,7 +274,9 @@ class SimulatedRanks:
             demand(other.runner.num_steps == self.rank0.num_steps, "ranks_agree", f"{text} has computed other steps")
             demand(_have_same_tables(other.runner, self.rank0), "ranks_agree", f"{text} has other pages in a slot")
             if not other.runner.kv_memory.is_released and not self.rank0.kv_memory.is_released:
-                pages = cache.tier_pages[Tier.DEVICE].pool.pages_of(Owner.TREE)
+                missing = _missing_pages(self._copier0) | _missing_pages(other.copier)
+                in_tree = cache.tier_pages[Tier.DEVICE].pool.pages_of(Owner.TREE)
+                pages = [page for page in in_tree if page not in missing]
                 _demand_same(self.rank0.kv, other.runner.kv, pages, f"{text}, device")
             if self._copier0 is not None and other.copier is not None:
                 pages = cache.tier_pages[Tier.HOST].pool.pages_of(Owner.TREE)
@@ -289,8 +296,23 @@ class LateCopy(RanksCopy):
         return self._copy.is_done() and super().is_done()
 
 
+class LateEarlyCopy(LateCopy, EarlyRanksCopy):
+    """The same of a restore that is readable before its end."""
+
+    def __init__(self, own: FakeCopy, num_others: int, announce: Callable[[], None]) -> None:
+        EarlyRanksCopy.__init__(self, own, num_others, announce)
+        self._copy = own
+
+
 class LateCopier(RanksCopier):
-    make_copy = LateCopy
+    make_copy, make_early_copy = LateCopy, LateEarlyCopy
+
+
+def _missing_pages(copier: FakeCopier | None) -> set[int]:
+    """Device pages that restores have not brought yet."""
+    if copier is None:
+        return set()
+    return set().union(*(copy.missing_pages for copy in copier.open_copies if copy.kind == "restore"))
 
 
 def _have_same_tables(left: FakeRunner, right: FakeRunner) -> bool:

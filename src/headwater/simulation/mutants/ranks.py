@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from msgspec import structs
 
 from headwater.ranks import orders
-from headwater.ranks.copier import RanksCopier
+from headwater.ranks.copier import EarlyRanksCopy, RanksCopier
 from headwater.ranks.plan_codec import Kind
 from headwater.ranks.plan_stream import Record
 from headwater.ranks.step_progress import Position, StepWatch
@@ -114,3 +114,28 @@ def ranks_without_steps_seem_to_hang() -> list[Patch]:
         return right(self, now_s, num_begun + 1, positions)
 
     return [(StepWatch, "find", find)]
+
+
+@mutant(profile="ranks")
+def ranks_read_restores_that_others_have_not_begun() -> list[Patch]:
+    """A restore is readable as soon as it is on rank 0."""
+
+    def is_readable(self: EarlyRanksCopy, *, is_alone: bool) -> bool:
+        if not self._is_found and self._arriving.is_near(is_alone=is_alone):
+            self._announce()
+            self._arriving.begin_reading()
+            self._is_found = True
+        return self._is_found
+
+    return [(EarlyRanksCopy, "is_readable", is_readable)]
+
+
+@mutant(profile="ranks")
+def ranks_do_not_wait_for_arriving_pages() -> list[Patch]:
+    """A rank does not learn that steps read a restore before its end."""
+    right = RankWorker._carry_out
+
+    def carry_out(self: RankWorker, record: Record) -> bool:
+        return record.kind == Kind.READ_EARLY or right(self, record)
+
+    return [(RankWorker, "_carry_out", carry_out)]
