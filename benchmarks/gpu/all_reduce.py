@@ -36,7 +36,7 @@ from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, 
 
 INNER = 50  # sums of a graph
 REPEATS = 30
-SIZES = [8192 << i for i in range(8)]
+SIZES = [8192 << i for i in range(10)]
 PARTS = ("sums", "one_shot", "nccl", "alone")
 GRACE_S = 5.0  # for the others, after a rank has failed
 PAGE = 16

@@ -8,9 +8,10 @@ import torch.distributed._symmetric_memory as symmetric_memory
 
 from headwater.devices.cuda.kernels.one_shot import OneShotBuffers, one_shot_all_reduce
 
-MAX_BYTES = 512 << 10  # above, NCCL passes parts on and moves less
+_MAX_BYTES = 512 << 10  # above, NCCL passes parts on and moves less
+_MAX_BYTES_OF_TWO = 4 << 20  # two ranks move equally much either way; long messages gain nothing, and NCCL blocks less
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_TEST_NUMBERS = (24, 4096, 100_003, MAX_BYTES // 2)
+_TEST_NUMBERS = (24, 4096, 100_003)  # and the largest
 _TEST_ROUNDS = 4
 _TEST_SPINS = 1 << 21  # looks at a flag: about a second
 
@@ -22,7 +23,8 @@ class OneShot:
 
     def __init__(self, *, rank: int, size: int, device: torch.device) -> None:
         """Raises what PyTorch raises where the GPUs cannot address each other's memory."""
-        self._buffers = OneShotBuffers(rank=rank, size=size, max_numbers=MAX_BYTES // 2, device=device)
+        self._max_bytes = _MAX_BYTES_OF_TWO if size == 2 else _MAX_BYTES
+        self._buffers = OneShotBuffers(rank=rank, size=size, max_numbers=self._max_bytes // 2, device=device)
         group = dist.group.WORLD
         assert group is not None
         self._memory = symmetric_memory.empty(self._buffers.num_bytes, dtype=torch.uint8, device=device)
@@ -35,7 +37,7 @@ class OneShot:
         dist.barrier()  # every buffer is zeros before the first flag is raised
 
     def suits(self, x: torch.Tensor) -> bool:
-        return x.dtype in _DTYPES and x.numel() * x.element_size() <= MAX_BYTES and x.is_contiguous()
+        return x.dtype in _DTYPES and x.numel() * x.element_size() <= self._max_bytes and x.is_contiguous()
 
     def all_reduce(self, x: torch.Tensor) -> None:
         """x becomes the sum of x over all ranks."""
@@ -48,7 +50,7 @@ class OneShot:
     def find_fault(self) -> str:
         """Nothing if the kernel computes what NCCL does, else what is wrong. All ranks call this together."""
         device = self._memory.device
-        for num in _TEST_NUMBERS:
+        for num in (*_TEST_NUMBERS, self._max_bytes // 2):
             x = torch.zeros(num, dtype=torch.bfloat16, device=device)
             total = torch.zeros(num, dtype=torch.float32, device=device)
             for step in (self._fault_of_compilation, self._fault_of_flags, self._fault_of_sums):
