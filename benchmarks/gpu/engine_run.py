@@ -2,7 +2,7 @@
 """B1 to B4 and a long prompt through `Engine`, with random weights; prints and keeps every figure.
 
     engine_run.py MODEL OUT.json [--parts B2,B3,B1,B4,long] [--attention-backend fa3] [--kv-cache-dtype fp8_e4m3]
-                  [--tp-size 2]
+                  [--tp-size 2] [--temperature 1]
 """
 
 import argparse
@@ -19,7 +19,6 @@ from shapes import SHAPES, make_model
 import workloads
 
 STARTED_S = time.perf_counter()  # what is imported above is small
-GREEDY = {"temperature": 0, "ignore_eos": True}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--attention-backend", default="auto")
     parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--tp-size", type=int, default=1)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
     options = parser.parse_args(argv)
     flags = {
         "device": options.device,
@@ -38,15 +38,18 @@ def main(argv: Sequence[str]) -> int:
         "kv_cache_dtype": options.kv_cache_dtype,
         "tp_size": options.tp_size,
     }
-    figures = Figures(options.out, {"model": options.model, **flags})
+    figures = Figures(options.out, {"model": options.model, "temperature": options.temperature, **flags})
     with tempfile.TemporaryDirectory() as root:
         folder = make_model(options.model, Path(root))
         figures.put("make_folder_s", time.perf_counter() - STARTED_S)
-        run(folder, options.parts.split(","), figures, flags)
+        run(folder, options.parts.split(","), figures, flags, temperature=options.temperature)
     return 0
 
 
-def run(folder: Path, parts: Sequence[str], figures: Figures, flags: dict[str, Any]) -> None:
+def run(
+    folder: Path, parts: Sequence[str], figures: Figures, flags: dict[str, Any], *, temperature: float
+) -> None:
+    """All figures of `parts`."""
     before_s = time.perf_counter()
     from headwater import Engine
     from headwater.heap import freeze_heap
@@ -65,7 +68,8 @@ def run(folder: Path, parts: Sequence[str], figures: Figures, flags: dict[str, A
         figures.put("engine_start_s", time.perf_counter() - before_s)
 
         def generate(prompts: workloads.Prompts, lengths: Sequence[int]) -> int:
-            params = [GREEDY | {"max_new_tokens": length} for length in lengths]
+            fixed = {"temperature": temperature, "ignore_eos": True}
+            params = [fixed | {"max_new_tokens": length} for length in lengths]
             answers = engine.generate(input_ids=prompts, sampling_params=params)
             num_tokens = sum(len(answer["output_ids"]) for answer in answers)
             assert num_tokens == sum(lengths), "an answer is short"
