@@ -40,6 +40,7 @@ STEPS: list[list[Span]] = [
 ]
 
 
+_MANY_HEADS = 2 if sanitized.LIBRARY else 9  # two read and write what nine do
 _HAS_EMULATION = platform.machine() == "x86_64" and not sanitized.LIBRARY  # others bring their library
 _SETS = [*(isa.name for isa in usable_instruction_sets()), *((EMULATED,) if _HAS_EMULATION else ())]
 
@@ -194,9 +195,9 @@ def test_bits_do_not_depend_on_whether_a_row_is_split(library: KernelLibrary, nu
     [
         (3, 16, "float32", 2 * BLOCK_KEYS + 30),
         (3, 16, "bfloat16", 2 * BLOCK_KEYS + 200),
-        (9, 1, "float16", 2 * BLOCK_KEYS + 150),
+        (_MANY_HEADS, 1, "float16", 2 * BLOCK_KEYS + 150),
         (1, 1, "bfloat16", 2 * BLOCK_KEYS + 30),
-        (9, 512, "float8_e5m2", 512),
+        (_MANY_HEADS, 512, "float8_e5m2", 512),
     ],
 )
 def test_bits_do_not_depend_on_whether_rows_share_pages(
