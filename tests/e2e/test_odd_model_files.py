@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from running_server import RunningServer
+from tiered import write_byte_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +44,7 @@ def _a_damaged_tokenizer(folder: Path) -> None:
 def test_a_damaged_file_ends_the_start_with_one_line(
     tmp_path: Path, make: Callable[[Path], None], arguments: tuple[str, ...], line: str
 ) -> None:
+    write_byte_tokenizer(tmp_path)  # without any, the server imports transformers, which takes seconds
     make(tmp_path)
     options = ("--dtype", "float32", "--max-total-tokens", "100", "--log-level", "warning", *arguments)
     with RunningServer("--model", str(tmp_path), *options) as server:

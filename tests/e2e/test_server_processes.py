@@ -190,6 +190,7 @@ def test_a_model_that_cannot_be_served_is_one_clear_message(
     if config is not None:
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(config))
+        write_byte_tokenizer(folder)  # without any, the server imports transformers, which takes seconds
     with RunningServer("--model", str(folder)) as server:
         assert server.wait_exit(60) == 2
         assert says in server.log

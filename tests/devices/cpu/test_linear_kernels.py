@@ -56,7 +56,7 @@ def assert_close(
 
 
 @every_format
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 7, 16, 17, 100])
+@pytest.mark.parametrize("rows", [1, 5, 16, 17] if sanitized.LIBRARY else [1, 2, 3, 5, 7, 16, 17, 100])
 def test_a_product_is_right(library: KernelLibrary, format: str, rows: int) -> None:
     in_features = GROUP_OF[format] * (3 if GROUP_OF[format] > 2 else 31)
     tensor, x = weight(format, (72, in_features)), activations(rows, in_features)

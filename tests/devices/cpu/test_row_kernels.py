@@ -149,7 +149,8 @@ def test_draws_from_a_whole_vocabulary(library: KernelLibrary, spread: float, op
 
     The kernel computes the noise of few tokens to the end; none that wins may be among the others.
     """
-    logits = np.random.default_rng(1).normal(scale=spread, size=(2, 12_288 if sanitized.LIBRARY else 49_152)).astype(np.float32) + 100
+    num_tokens = 12_288 if sanitized.LIBRARY else 49_152
+    logits = np.random.default_rng(1).normal(scale=spread, size=(2, num_tokens)).astype(np.float32) + 100
     keys = noise_keys(range(8), [0] * 8)
     found = draw_tokens(logits, _draws(logits, keys, **options), library=library, num_threads=2)
     _assert_drawn(found, logits, keys, **options)
