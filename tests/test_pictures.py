@@ -4,6 +4,7 @@ import runpy
 from pathlib import Path
 from xml.etree import ElementTree
 
+MAX_BYTES = 200_000
 PICTURES = Path(__file__).parents[1] / "docs/pictures"
 
 
@@ -20,3 +21,10 @@ def test_the_picture_of_the_tiers_can_be_read_in_light_and_dark() -> None:
     for shown in (".card {", "text {", ".soft {", *(f".t-{name} {{" for name in ("tree", "private", "retired", "cut"))):
         assert shown in light, shown
         assert shown in dark, shown
+
+
+def test_the_pictures_of_the_operating_page_stay_small() -> None:
+    """A clone fetches every version of them; `benchmarks/dashboard/pictures.py` reduces their colours."""
+    sizes = {path.name: path.stat().st_size for path in PICTURES.glob("dashboard-*.png")}
+    assert sorted(sizes) == ["dashboard-dark.png", "dashboard-light.png", "dashboard-phone.png"]
+    assert max(sizes.values()) < MAX_BYTES, sizes

@@ -11,8 +11,10 @@ from headwater.engine.prefix_survey import PrefixSurvey
 from headwater.messages.base import pack_ids
 from headwater.messages.cache import GetPins
 from headwater.messages.control import Failed
-from headwater.messages.snapshot import GetMapNode, GetSnapshot, MapNodePath, Snapshot
+from headwater.messages.snapshot import GetMapNode, GetSnapshot, MapNodePath, PrefixMap, Snapshot
 from headwater.messages.state import EngineState
+
+_FRESH_S = 2.5  # a map of this age is shown again, unless something was flushed
 
 
 class Snapshots:
@@ -33,7 +35,10 @@ class Snapshots:
         self._control = control
         self._storage = storage
         self._pinning = pinning
+        self._clock = clock
         self._survey = PrefixSurvey(cache.tree, clock)
+        self._drawn_at_s = float("-inf")
+        self._drawn_for: tuple[int, ...] = ()  # what the newest map was made for
 
     def take(self, message: GetSnapshot) -> Snapshot:
         return Snapshot(
@@ -42,8 +47,18 @@ class Snapshots:
             operations=self._control.pending.infos(),
             storage=self._storage.info(message.call_id),
             pins=self._pinning.list(GetPins(call_id=message.call_id)).items,
-            map=self._survey.advance(max_nodes=message.max_nodes, num_first_ids=message.num_first_ids),
+            map=self._map(message),
         )
+
+    def _map(self, message: GetSnapshot) -> PrefixMap:
+        wanted = (message.max_nodes, message.num_first_ids, self._cache.generation)
+        is_fresh = wanted == self._drawn_for and self._clock.now() - self._drawn_at_s < _FRESH_S
+        if is_fresh and self._survey.has_map_only:
+            return self._survey.map
+        found = self._survey.advance(max_nodes=message.max_nodes, num_first_ids=message.num_first_ids)
+        if self._survey.has_map_only:
+            self._drawn_at_s, self._drawn_for = self._clock.now(), wanted
+        return found
 
     def path(self, message: GetMapNode) -> MapNodePath | Failed:
         node = self._survey.node(message.number)

@@ -67,7 +67,7 @@ export class Series {
 
   /** Points [t, value] of a count's growth per second, averaged over some samples if there are many. */
   rates(name, rangeS) {
-    return this.#between(rangeS, (before, now) => (1000 * step(before, now, name)) / (now.t - before.t));
+    return this.#between(rangeS, 2, (before, now) => (1000 * step(before, now, name)) / (now.t - before.t));
   }
 
   /** The growth of each bucket of a histogram; not yet cumulative ones become so. */
@@ -87,25 +87,27 @@ export class Series {
   }
 
   quantiles(kind, q, rangeS, bounds) {
-    return this.#between(rangeS, (before, now) => {
+    return this.#between(rangeS, 10, (before, now) => {
       const value = quantileOf(this.#buckets(kind, before, now, bounds.length + 1), q, bounds);
       return Number.isFinite(value) ? value : null;
     });
   }
 
   ratio(over, under, rangeS) {
-    return this.#between(rangeS, (before, now) => {
+    return this.#between(rangeS, 10, (before, now) => {
       const whole = step(before, now, under);
       return whole > 0 ? over.reduce((sum, name) => sum + step(before, now, name), 0) / whole : null;
     });
   }
 
-  #between(rangeS, value) {
+  /** Values of growth over some samples each (`least` or more), at 90 moments or fewer. */
+  #between(rangeS, least, value) {
     const found = this.window(rangeS);
-    const width = Math.max(1, Math.round(found.length / 90));
+    const stride = Math.max(1, Math.round(found.length / 90));
+    const width = Math.max(stride, least);
     const points = [];
-    for (let i = width; i < found.length; i += width) {
-      const [before, now] = [found[i - width], found[i]];
+    for (let i = stride; i < found.length; i += stride) {
+      const [before, now] = [found[Math.max(0, i - width)], found[i]];
       if (now.t - before.t > GAP_MS + 1000 * width) points.push([now.t, null]);
       else points.push([now.t, value(before, now)]);
     }

@@ -1,7 +1,7 @@
 // Where the nodes of the prefix tree lie on the map. No document: positions only.
 //
 // A node's area is its tokens with all below it. Its own tokens are a band at one end of it, what follows them lies
-// beside the band. What the map leaves out is empty.
+// beside the band. What the map leaves out is an area as well, which is no node.
 
 const GAP = 1;
 const LEAST = 3; // pixels of a band, so that it can be seen and clicked
@@ -71,13 +71,13 @@ export function treeOf(engines) {
   return { nodes, roots };
 }
 
-/** [{ entry, x, y, width, height, band }]: parents before children. `band` is where the node's own tokens lie. */
+/** [{ entry, band }]: parents before children. `band` is where the node's own tokens lie. */
 export function layOut(roots, area, headHeight) {
   const tiles = [];
   for (const { item, ...box } of squarify(roots, area)) {
     const outer = shrunk(box, 2);
     const head = Math.min(headHeight, 0.4 * outer.height); // a small namespace shows its nodes
-    tiles.push({ entry: item, ...outer, band: { ...outer, height: head } });
+    tiles.push({ entry: item, band: { ...outer, height: head } });
     placeChildren(item, { ...outer, y: outer.y + head, height: outer.height - head }, tiles);
   }
   return tiles;
@@ -88,21 +88,21 @@ function placeChildren(entry, area, tiles) {
   const known = entry.children.reduce((sum, { size }) => sum + size, 0);
   const own = entry.node?.tokens ?? 0;
   const items = [...entry.children];
-  if (entry.size - own - known > 0) items.push({ size: entry.size - own - known, isRest: true });
+  const rest = entry.size - own - known;
+  if (rest > 0) items.push({ key: `${entry.key}/rest`, size: rest, isRest: true, above: entry, children: [] });
   for (const { item, ...box } of squarify(items, area)) {
-    if (item.isRest) continue;
-    const outer = shrunk(box, GAP);
+    if (item.isRest) {
+      tiles.push({ entry: item, band: shrunk(box, GAP) });
+      continue;
+    }
     const share = item.size ? item.node.tokens / item.size : 1;
-    const isWide = outer.width >= outer.height;
-    const length = isWide ? outer.width : outer.height;
+    const isWide = box.width >= box.height;
+    const length = isWide ? box.width : box.height;
     const band = item.children.length || share < 1 ? Math.min(length, Math.max(LEAST, share * length)) : length;
-    tiles.push({
-      entry: item, ...outer,
-      band: isWide ? { ...outer, width: band } : { ...outer, height: band },
-    });
+    tiles.push({ entry: item, band: shrunk(isWide ? { ...box, width: band } : { ...box, height: band }, GAP) });
     placeChildren(item, isWide
-      ? { ...outer, x: outer.x + band, width: outer.width - band }
-      : { ...outer, y: outer.y + band, height: outer.height - band }, tiles);
+      ? { ...box, x: box.x + band, width: box.width - band }
+      : { ...box, y: box.y + band, height: box.height - band }, tiles);
   }
 }
 

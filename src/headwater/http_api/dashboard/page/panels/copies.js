@@ -8,7 +8,7 @@ const KINDS = [["offload", "device → host"], ["restore", "host → device"], [
 
 export function create(root) {
   const rows = h("tbody");
-  const table = h("table", {}, h("thead", {}, h("tr", {}, ...["Copies", "In flight", "In the range", "Speed"].map((text, index) =>
+  const table = h("table", {}, h("thead", {}, h("tr", {}, ...["Copies", "Now", "In range", "Speed"].map((text, index) =>
     h("th", { scope: "col", text, class: index ? "number" : "" })))), rows);
   const noTiers = h("p", { class: "soft", text: "This server has no host tier (--enable-hierarchical-cache)." });
   const title = h("h3", { text: "Store" });
@@ -36,12 +36,14 @@ export function create(root) {
     noTiers.hidden = hasHost;
     attach.hidden = !hasHost || Boolean(store);
     buttons.hidden = facts.hidden = !store;
-    keepList(rows, hasHost ? KINDS : [], () => h("tr", {}, h("th", { scope: "row" }), h("td", { class: "number" }), h("td", { class: "number" }), h("td", { class: "number" })),
+    keepList(rows, hasHost ? KINDS : [], () => h("tr", {}, h("th", { scope: "row" }, h("span"), h("small", { class: "soft" })), ...[1, 2, 3].map(() => h("td", { class: "number" }))),
       (row, way, kind) => {
         const inFlight = engines.reduce((sum, engine) => sum + (engine.copies[kind]?.in_flight ?? 0), 0);
         const [size, ms] = [series.growth(`${kind}.bytes`, rangeS), series.growth(`${kind}.ms`, rangeS)];
-        const texts = [`${kind}, ${way}`, String(inFlight), bytes(size), ms > 0 ? `${bytes((1000 * size) / ms)}/s` : "–"];
-        texts.forEach((text, index) => setText(row.children[index], text));
+        setText(row.firstChild.firstChild, kind);
+        setText(row.firstChild.lastChild, way);
+        const texts = [String(inFlight), bytes(size), ms > 0 ? `${bytes((1000 * size) / ms)}/s` : "–"];
+        texts.forEach((text, index) => setText(row.children[index + 1], text));
       });
     keepList(facts, store ? storeFacts(store) : [], (_, name) => h("div", {}, h("dt", { text: name }), h("dd")),
       (element, text) => setText(element.lastChild, text));

@@ -15,7 +15,8 @@ export function create(root, page) {
   const facts = h("p", { class: "soft" });
   const cut = h("p", { class: "cut-note", role: "status" });
   const key = h("ul", { class: "legend" }, h("li", { text: "Hits:" }), ...LEVELS.map((words, level) =>
-    h("li", {}, h("i", { class: `swatch hits-${level}` }), words)), h("li", {}, h("i", { class: "swatch cut" }), "would be cut"));
+    h("li", {}, h("i", { class: `swatch hits-${level}` }), words)),
+  h("li", {}, h("i", { class: "swatch rest" }), "not shown"), h("li", {}, h("i", { class: "swatch cut" }), "would be cut"));
   root.append(map, empty, key, facts, cut);
   const updateDetails = createDetails(root, page);
   let shown = {};
@@ -53,6 +54,7 @@ export function create(root, page) {
 
 function makeTile(page, onFocus) {
   return (tile, key) => {
+    if (tile.entry.isRest) return h("div", { class: "tile rest" });
     const element = h("button", { type: "button", class: "tile", onfocus: () => onFocus(key) }, h("span"));
     element.addEventListener("click", () => {
       const { entry } = element.tile;
@@ -69,9 +71,13 @@ function showTile(element, tile, { selected, wouldCut, current, severalEngines }
   for (const [name, value] of [["left", band.x], ["top", band.y], ["width", band.width], ["height", band.height]]) {
     element.style[name] = `${value.toFixed(1)}px`;
   }
+  const isCut = wouldCut?.(entry.isRest ? entry.above : entry) ?? false;
+  if (entry.isRest) {
+    element.className = `tile rest${isCut ? " cut" : ""}`;
+    return;
+  }
   const isRoot = Boolean(entry.root);
   const level = isRoot ? "root" : `hits-${HITS.findLastIndex((least) => entry.node.hits >= least)}`;
-  const isCut = wouldCut?.(entry) ?? false;
   element.className = `tile ${level}${isCut ? " cut" : ""}${selected === entry.key ? " selected" : ""}`;
   element.tabIndex = entry.key === current ? 0 : -1;
   element.setAttribute("aria-pressed", String(selected === entry.key));
@@ -102,7 +108,8 @@ function describe(facts, cut, maps, tiles, wouldCut) {
   setText(cut, wouldCut ? `The flush would cut ${plural(number, "node")} on this map.` : "");
 }
 
-function neighbour(tiles, current, key) {
+function neighbour(all, current, key) {
+  const tiles = all.filter(({ entry }) => !entry.isRest);
   const index = tiles.findIndex(({ entry }) => entry.key === current);
   if (index < 0) return undefined;
   const { entry } = tiles[index];
