@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "serving"))
 from server_process import ServerProcess
 
 PICTURES = Path(__file__).resolve().parents[2] / "docs" / "pictures"
-NUM_COLOURS = 128
+NUM_COLOURS = 256
 COMMAND = (
     "-m headwater serve --port {port} --enable-hierarchical-cache --max-total-tokens 5000 --hicache-ratio 3 "
     "--hicache-storage-backend file --hicache-storage-dir STORE --hicache-storage-size 2"

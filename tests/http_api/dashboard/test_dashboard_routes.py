@@ -50,7 +50,8 @@ async def test_the_snapshot_has_the_numbers_of_metrics_and_cache(server: Api) ->
         last = len(found["latency"][kind])
         shown = re.search(rf'sglang:{name}_seconds_bucket{{le="\+Inf".*}} (\S+)', metrics)
         assert shown is not None
-        assert sample[f"{kind}.{last}"] == float(shown[1]) > 0
+        assert sample[f"{kind}.{last}"] == float(shown[1])
+    assert sample[f"ttft.{len(found['latency']['ttft'])}"] == 8
     spaces = [root for engine in found["engines"].values() for root in engine["map"]["roots"].values()]
     assert [space["cache_salt"] for space in spaces] == ["acme", "acme"]
     assert sum(space["device"] for space in spaces) == device["cached_pages"] * PAGE_SIZE
