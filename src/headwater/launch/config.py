@@ -51,6 +51,8 @@ class ServerArgs(EngineArgs, kw_only=True, frozen=True, omit_defaults=True):
         self._check_tiers()
         self._check_events()
         self._check_replica()
+        if self.allow_pickled_tensors and self.admin_api_key is None:
+            raise ValueError("--allow-pickled-tensors needs --admin-api-key")
         for origin in self.allowed_origins:
             if origin not in ("*", "null") and ORIGIN.fullmatch(origin.rstrip("/")) is None:
                 raise ValueError(f"--allowed-origin must be origins such as https://chat.example, got {origin!r}")

@@ -51,6 +51,14 @@ class HttpArgs(ModelArgs, kw_only=True, frozen=True, omit_defaults=True):
     max_body_bytes: Annotated[
         int, Flag("Largest accepted request body, in bytes.", HTTP, low=1024, high=1 << 30)
     ] = 4 * MIB
+    allow_pickled_tensors: Annotated[
+        bool,
+        Flag(
+            "Accept tensors in the pickles of SGLang's trainers (/update_weights_from_tensor). They are read without "
+            "running anything of them. Needs --admin-api-key.",
+            HTTP,
+        ),
+    ] = False
     staging_dir: Annotated[
         str,
         Flag("Folder in memory for weights that a trainer sends, until later ones replace them.", HTTP),

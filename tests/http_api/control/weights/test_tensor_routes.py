@@ -1,7 +1,10 @@
 """Tensors from a trainer through HTTP, alone and in brackets, against the real engine loop."""
 
 import asyncio
+import base64
 import math
+import os
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 from api_under_test import Api, api, until
 from loop_engines import VOCAB_SIZE, LoopEngine, expected, loop_engines, prompt_of
 
+from handmade_pickles import dumps, shared
 from headwater.devices.safetensors_header import build_header
 from headwater.simulation.fakes.canary import expected_tokens
 from headwater.transports.staging import StagingArea
@@ -238,3 +242,60 @@ async def test_without_tensors_the_answer_says_what_to_send(engine: LoopEngine, 
         assert "send a safetensors body" in answer["message"]
         answer = await call(server, ROUTE, {"load_format": "gguf"}, status=400)
         assert answer["error"]["param"] == "load_format"
+
+
+@pytest.fixture
+def payload() -> Iterator[str]:
+    """A pickle of both tensors of the fake model, which lie in shared memory as PyTorch puts them there."""
+    name = f"torch_{os.getpid()}_{random.getrandbits(31)}_0"
+    path = Path("/dev/shm") / name
+    path.write_bytes(bytes(64 + 12))
+    tensors = [
+        ("weight", shared(f"/{name}".encode(), 12, "float32", (1,), (1,))),
+        ("bias", shared(f"/{name}".encode(), 12, "float32", (2,), (1,), 1)),
+    ]
+    yield base64.b64encode(dumps(tensors)).decode()
+    path.unlink()
+
+
+async def test_pickles_need_a_flag(engine: LoopEngine, area: StagingArea, payload: str) -> None:
+    async with api(engine, staging=area) as server:
+        answer = await call(server, ROUTE, {"serialized_named_tensors": [payload]}, status=400)
+        assert answer["error"]["code"] == "pickles_not_allowed"
+        assert "--allow-pickled-tensors" in answer["message"]
+
+
+async def test_sglangs_form(engine: LoopEngine, area: StagingArea, payload: str) -> None:
+    """All fields, as SGLang's clients send them."""
+    prompt = prompt_of(1)
+    async with api(engine, staging=area, allows_pickles=True, admin_api_key="root") as server:
+        server.http.headers["authorization"] = "Bearer root"
+        body = {
+            "serialized_named_tensors": [payload, payload],
+            "load_format": None,
+            "flush_cache": False,
+            "abort_all_requests": False,
+            "weight_version": "7",
+            "selector": "all",
+            "torch_empty_cache": False,
+        }
+        answer = await call(server, ROUTE, body)
+        assert (answer["success"], answer["weight_version"]) == (True, "7")
+        assert (await text_of(server, prompt))[0] == expected_tokens(prompt, 4, VOCAB_SIZE, answer["weights_id"])
+
+
+@pytest.mark.parametrize(
+    "payload",
+    ["!", base64.b64encode(b"cos\nsystem\n(X\x02\x00\x00\x00lstR.").decode(), base64.b64encode(b"\x80\x04N.").decode()],
+)
+async def test_a_pickle_that_is_refused_changes_nothing(
+    engine: LoopEngine, area: StagingArea, shm: Path, payload: str
+) -> None:
+    prompt = prompt_of(1)
+    async with api(engine, staging=area, allows_pickles=True, admin_api_key="root") as server:
+        assert (await server.post(ROUTE, {"serialized_named_tensors": [payload]})).status_code == 401
+        server.http.headers["authorization"] = "Bearer root"
+        answer = await call(server, ROUTE, {"serialized_named_tensors": [payload]}, status=400)
+        assert answer["error"]["code"] == "bad_pickle"
+        assert files(shm) == []
+        assert await text_of(server, prompt) == (expected(prompt, 4), "default")

@@ -1,6 +1,7 @@
 """Routes for weights that a trainer sends: tensors in a body or in shared memory, and the brackets around them."""
 
 import asyncio
+import base64
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,8 @@ from headwater.http_api.control.weights.schemas import AbortUpdate, BeginUpdate,
 from headwater.http_api.services import InjectedServices, Services
 from headwater.http_api.sse import while_connected
 from headwater.transports.bracket import Transfer
+from headwater.transports.pickled.machine import PickleRefused
+from headwater.transports.pickled.payload import HostTensorView, named_tensors
 from headwater.transports.staging import SHARED_MEMORY, BucketError, BucketFile
 
 RAW_TYPES = frozenset({"application/octet-stream", "application/vnd.safetensors"})
@@ -138,9 +141,40 @@ async def _fill(asked: WeightsFromTensor, bucket: BucketFile, services: Services
     if asked.safetensors_path is not None:
         await asyncio.to_thread(bucket.copy_from, _shared_file(asked.safetensors_path))
         return
+    if asked.serialized_named_tensors:
+        await _fill_from_pickle(asked, bucket, services)
+        return
     raise bad_request(
         "safetensors_path", "send a safetensors body, or safetensors_path (a file in /dev/shm)", code="missing"
     )
+
+
+async def _fill_from_pickle(asked: WeightsFromTensor, bucket: BucketFile, services: Services) -> None:
+    """The first payload: each rank's holds the same whole tensors."""
+    if not services.state.allows_pickles:
+        text = "serialized_named_tensors are pickles: they need --allow-pickled-tensors and --admin-api-key"
+        raise bad_request("serialized_named_tensors", f"{text}. Or send a safetensors body", code="pickles_not_allowed")
+    assert asked.serialized_named_tensors is not None
+    payload, is_flattened = asked.serialized_named_tensors[0], asked.load_format == "flattened_bucket"
+    try:
+        await asyncio.to_thread(_write_pickle, payload, bucket, is_flattened=is_flattened)
+    except PickleRefused as error:
+        text = f"serialized_named_tensors: {error}"
+        raise bad_request("serialized_named_tensors", text, code="bad_pickle") from None
+
+
+def _write_pickle(payload: str, bucket: BucketFile, *, is_flattened: bool) -> None:
+    from headwater.transports.pickled.host_tensors import write_bucket  # numpy: the server starts without it
+
+    try:
+        data = base64.b64decode(payload, validate=True)
+    except ValueError:
+        raise PickleRefused("is not base64") from None
+    tensors = named_tensors(data, is_flattened=is_flattened)
+    on_host = [(name, tensor) for name, tensor in tensors if isinstance(tensor, HostTensorView)]
+    if len(on_host) < len(tensors):
+        raise PickleRefused("tensors on a GPU cannot be read here: send them from host memory, or a safetensors body")
+    write_bucket(on_host, bucket.write)
 
 
 def _shared_file(path: str) -> Path:

@@ -1,0 +1,155 @@
+"""Tensors from a trainer's process group or its GPU memory, written as safetensors files in shared memory."""
+
+import math
+import mmap
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
+from torch.multiprocessing.reductions import rebuild_cuda_tensor
+
+from headwater.devices.safetensors_header import ITEM_BYTES, build_header
+from headwater.messages.receiving import CopyFromGpu, JoinGroup, ReceiveBucket
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
+    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+class Group:
+    """A member of a trainer's process group. Rank 0 broadcasts."""
+
+    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
+        self._group = group
+        self._device = device
+
+    def receive(self, call: ReceiveBucket) -> None:
+        """Receive a bucket; its file is whole when this returns."""
+        bucket = _Bucket(call.names, call.dtypes, call.shapes, path=call.path)
+        tensors = [bucket.bytes_of_all()] if call.is_flattened else bucket.tensors()
+        if self._device.type == "cpu":
+            for tensor in tensors:
+                dist.broadcast(tensor, group_src=0, group=self._group)
+            return
+        received = [torch.empty_like(tensor, device=self._device) for tensor in tensors]
+        works = [dist.broadcast(tensor, group_src=0, group=self._group, async_op=True) for tensor in received]
+        for work, tensor, target in zip(works, received, tensors, strict=True):
+            work.wait()
+            target.copy_(tensor, non_blocking=True)
+        torch.cuda.synchronize(self._device)
+
+
+def join_group(call: JoinGroup) -> Group:
+    """Meet the trainer. RuntimeError of PyTorch if not all ranks come in time.
+
+    The group is named and its store prefixed as SGLang's trainers do, so that both sides find each other.
+    """
+    device = torch.device("cpu") if call.device is None else torch.device("cuda", call.device)
+    if call.device is not None:
+        torch.cuda.set_device(device)
+    timeout = timedelta(seconds=call.timeout_s)
+    address = f"[{call.master_address}]" if ":" in call.master_address else call.master_address
+    url = f"tcp://{address}:{call.master_port}"
+    store, rank, size = next(c10d.rendezvous(url, call.rank, call.world_size, timeout=timeout))
+    store.set_timeout(timeout)
+    group, _ = c10d._new_process_group_helper(
+        size,
+        rank,
+        [],
+        c10d.Backend(call.backend),
+        c10d.PrefixStore(call.group_name, store),
+        group_name=c10d.GroupName(call.group_name) if hasattr(c10d, "GroupName") else call.group_name,
+        timeout=timeout,
+    )
+    c10d._world.pg_group_ranks[group] = {i: i for i in range(size)}
+    return Group(group, device)
+
+
+def copy_from_gpu(call: CopyFromGpu) -> None:
+    """Copy tensors out of another process's GPU memory. The process keeps them until the call is answered."""
+    bucket = _Bucket(call.names, call.dtypes, call.shapes, path=call.path)
+    targets = bucket.tensors()
+    opened: dict[tuple, torch.Tensor] = {}
+    for target, arguments, first_byte in zip(targets, call.handles, call.first_bytes, strict=True):
+        key = repr(arguments)
+        if key not in opened:
+            opened[key] = _open(arguments)
+        tensor = opened[key]
+        if first_byte is not None:
+            flat = tensor.view(torch.uint8)[first_byte : first_byte + target.nbytes]
+            tensor = flat.view(target.dtype).reshape(target.shape)
+        target.copy_(tensor, non_blocking=True)
+    torch.cuda.synchronize()
+
+
+def _open(arguments: Sequence) -> torch.Tensor:
+    shape, strides, offset, dtype, device, *more = arguments
+    return rebuild_cuda_tensor(
+        torch.Tensor,
+        torch.Size(shape),
+        tuple(strides),
+        offset,
+        torch.UntypedStorage,
+        getattr(torch, dtype),
+        _device_index(device),
+        *more,
+    )
+
+
+def _device_index(device: int | str) -> int:
+    """A GPU by number, or by its UUID, which SGLang's trainers send."""
+    if isinstance(device, int):
+        return device
+    for index in range(torch.cuda.device_count()):
+        if str(torch.cuda.get_device_properties(index).uuid) == device:
+            return index
+    raise ValueError(f"no GPU of this process has the UUID {device}")
+
+
+class _Bucket:
+    """A safetensors file of given tensors, mapped. Without a path, the same in private memory."""
+
+    def __init__(
+        self, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]], *, path: str
+    ) -> None:
+        header = build_header(zip(names, dtypes, shapes, strict=True))
+        self._dtypes, self._shapes = dtypes, shapes
+        self._start = len(header)
+        self._num_bytes = sum(
+            math.prod(shape) * ITEM_BYTES[dtype] for dtype, shape in zip(dtypes, shapes, strict=True)
+        )
+        total = len(header) + self._num_bytes
+        if path:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.posix_fallocate(descriptor, 0, total)  # a full file system is an error here, not a signal later
+                self._memory = mmap.mmap(descriptor, total)
+            finally:
+                os.close(descriptor)
+        else:
+            self._memory = mmap.mmap(-1, total)
+        self._memory[: len(header)] = header
+
+    def bytes_of_all(self) -> torch.Tensor:
+        """All tensors as one piece of bytes."""
+        return torch.frombuffer(self._memory, dtype=torch.uint8, offset=self._start, count=self._num_bytes)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """The tensors in their places in the file, as bytes where a place does not fit the numbers' size."""
+        found, at = [], self._start
+        for dtype, shape in zip(self._dtypes, self._shapes, strict=True):
+            num_bytes = math.prod(shape) * ITEM_BYTES[dtype]
+            if num_bytes == 0:
+                found.append(torch.empty(shape, dtype=_DTYPES[dtype]))
+            elif at % ITEM_BYTES[dtype]:
+                raise ValueError("tensors of larger numbers must come before those of smaller ones in a bucket")
+            else:
+                flat = torch.frombuffer(self._memory, dtype=torch.uint8, offset=at, count=num_bytes)
+                found.append(flat.view(_DTYPES[dtype]).reshape(shape))
+            at += num_bytes
+        return found
