@@ -1,5 +1,6 @@
 """Pickles of trainers: real ones are read to the byte, and hostile ones never do anything."""
 
+import contextlib
 import io
 import os
 import pickle
@@ -186,10 +187,8 @@ def test_a_damaged_payload_ends_in_a_refusal_or_in_tensors(data: st.DataObject) 
     payload = bytearray(dumps([("a", shared(b"/torch_1_2_0", 24, "float32", (2, 3), (3, 1)))] * 2))
     for _ in range(data.draw(st.integers(1, 4))):
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(PickleRefused):
         named_tensors(bytes(payload), is_flattened=data.draw(st.booleans()))
-    except PickleRefused:
-        pass
 
 
 def test_nothing_is_imported_or_called(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from headwater.http_api.control import (
     storage_routes,
     weight_routes,
 )
+from headwater.http_api.control.weights import group_routes
 from headwater.http_api.control.weights import routes as tensor_routes
 from headwater.http_api.control.weights.routes import RAW_TYPES
 from headwater.http_api.dashboard import routes as dashboard_routes
@@ -49,6 +50,7 @@ ROUTERS = (
     control_routes.router,
     weight_routes.router,
     tensor_routes.router,
+    group_routes.router,
     memory_routes.router,
     cache_routes.router,
     cache_routes.view_router,

@@ -166,6 +166,19 @@ class BucketFile:
         finally:
             os.close(source)
 
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    def check_room(self, num_bytes: int) -> None:
+        """Raise StagingFull if a bucket of so many bytes does not fit."""
+        self._area.check_room(num_bytes)
+
+    def written_elsewhere(self) -> None:
+        """Another process has written the whole bucket to `path`."""
+        self._num_bytes = os.fstat(self._fd).st_size
+        self._folder.num_bytes += self._num_bytes
+
     def finish(self) -> Received:
         """The tensors of the whole bucket, which are now part of the folder. BucketError if it is torn."""
         try:

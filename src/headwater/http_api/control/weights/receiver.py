@@ -13,6 +13,7 @@ from headwater.client.errors import CallFailed
 from headwater.generation.errors import ApiError, bad_request
 from headwater.messages.weights import GetParameters, Parameters, UpdateWeights
 from headwater.transports.bracket import Transfer, TransferRefused, Transfers
+from headwater.transports.receivers import ReceiverGroups
 from headwater.transports.staging import BucketError, BucketFile, StagingArea, StagingFull
 
 _ASK_S = 30.0
@@ -35,6 +36,7 @@ class WeightReceiver:
         self._client = client
         self._area = area
         self._transfers = Transfers(new_id=lambda: f"transfer-{secrets.token_hex(4)}", drop=_drop)
+        self.groups = ReceiverGroups()
         self._applying: set[str] = set()  # folders that engines read
         self._model: Parameters | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -124,6 +126,7 @@ class WeightReceiver:
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self.groups.close()
         self._area.close()
 
     @asynccontextmanager

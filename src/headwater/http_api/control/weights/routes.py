@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ from fastapi import Body, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-from headwater.generation.answer_fields import Json
+from headwater.devices.safetensors_header import ITEM_BYTES
 from headwater.generation.errors import ApiError, bad_request
 from headwater.http_api.auth import control_router
 from headwater.http_api.control.weight_routes import DEFAULT_TIMEOUT_S, refusal, update_answer
@@ -17,9 +18,11 @@ from headwater.http_api.control.weights.receiver import UpdateOptions
 from headwater.http_api.control.weights.schemas import AbortUpdate, BeginUpdate, EndUpdate, Push, WeightsFromTensor
 from headwater.http_api.services import InjectedServices, Services
 from headwater.http_api.sse import while_connected
+from headwater.messages.receiving import CopyFromGpu
 from headwater.transports.bracket import Transfer
 from headwater.transports.pickled.machine import PickleRefused
-from headwater.transports.pickled.payload import HostTensorView, named_tensors
+from headwater.transports.pickled.payload import CudaTensorHandle, PayloadTensor, named_tensors
+from headwater.transports.receivers import has_torch
 from headwater.transports.staging import SHARED_MEMORY, BucketError, BucketFile
 
 RAW_TYPES = frozenset({"application/octet-stream", "application/vnd.safetensors"})
@@ -51,16 +54,14 @@ async def update_weights_from_tensor(request: Request, services: InjectedService
         if _content_type(request) in RAW_TYPES:
             asked = Push.model_validate(dict(request.query_params))
             transfer = await services.weights.receive(
-                lambda bucket: _stream(request, bucket), transfer_id=asked.transfer_id, options=_options(asked)
+                lambda bucket: _stream(request, bucket), transfer_id=asked.transfer_id, options=options_of(asked)
             )
         else:
             asked = WeightsFromTensor.model_validate(await request.json())
             transfer = await services.weights.receive(
-                lambda bucket: _fill(asked, bucket, services), transfer_id=asked.transfer_id, options=_options(asked)
+                lambda bucket: _fill(asked, bucket, services), transfer_id=asked.transfer_id, options=options_of(asked)
             )
-        if transfer.is_bracket:
-            return JSONResponse(_received(transfer))
-        return await _apply(transfer, asked, request, services, arrived_s=arrived_s)
+        return await answer_of(transfer, asked, request, services, arrived_s=arrived_s)
     except ApiError as error:
         return refusal(error)
 
@@ -99,7 +100,7 @@ async def end_weight_update(
     services.require_loaded()
     asked = body or EndUpdate()
     try:
-        transfer = services.weights.end(asked.transfer_id, options=_options(asked))
+        transfer = services.weights.end(asked.transfer_id, options=options_of(asked))
         return await _apply(transfer, asked, request, services, arrived_s=arrived_s)
     except ApiError as error:
         return refusal(error)
@@ -116,6 +117,23 @@ async def abort_weight_update(
         return refusal(error)
     text = "No bracket was open." if transfer is None else f"{transfer.num_buckets} buckets were dropped."
     return JSONResponse({"success": True, "message": text})
+
+
+async def answer_of(
+    transfer: Transfer, asked: Push, request: Request, services: Services, *, arrived_s: float
+) -> Response:
+    """The answer to a bucket: it waits for the end of its bracket, or is put in place."""
+    if not transfer.is_bracket:
+        return await _apply(transfer, asked, request, services, arrived_s=arrived_s)
+    return JSONResponse(
+        {
+            "success": True,
+            "message": "Received; visible with /end_weight_update.",
+            "transfer_id": transfer.transfer_id,
+            "num_buckets": transfer.num_buckets,
+            "num_tensors": len(transfer.tensors),
+        }
+    )
 
 
 async def _apply(
@@ -157,24 +175,53 @@ async def _fill_from_pickle(asked: WeightsFromTensor, bucket: BucketFile, servic
     assert asked.serialized_named_tensors is not None
     payload, is_flattened = asked.serialized_named_tensors[0], asked.load_format == "flattened_bucket"
     try:
-        await asyncio.to_thread(_write_pickle, payload, bucket, is_flattened=is_flattened)
+        tensors = await asyncio.to_thread(_read_pickle, payload, is_flattened=is_flattened)
+        on_gpu = [(name, tensor) for name, tensor in tensors if isinstance(tensor, CudaTensorHandle)]
+        if not on_gpu:
+            await asyncio.to_thread(_write_pickle, tensors, bucket)
+        elif len(on_gpu) < len(tensors):
+            raise PickleRefused("the tensors must be all on GPUs or all in host memory")
+        else:
+            await _copy_from_gpu(on_gpu, bucket, services)
     except PickleRefused as error:
         text = f"serialized_named_tensors: {error}"
         raise bad_request("serialized_named_tensors", text, code="bad_pickle") from None
 
 
-def _write_pickle(payload: str, bucket: BucketFile, *, is_flattened: bool) -> None:
-    from headwater.transports.pickled.host_tensors import write_bucket  # numpy: the server starts without it
-
+def _read_pickle(payload: str, *, is_flattened: bool) -> list[tuple[str, PayloadTensor]]:
     try:
         data = base64.b64decode(payload, validate=True)
     except ValueError:
         raise PickleRefused("is not base64") from None
-    tensors = named_tensors(data, is_flattened=is_flattened)
-    on_host = [(name, tensor) for name, tensor in tensors if isinstance(tensor, HostTensorView)]
-    if len(on_host) < len(tensors):
-        raise PickleRefused("tensors on a GPU cannot be read here: send them from host memory, or a safetensors body")
-    write_bucket(on_host, bucket.write)
+    return named_tensors(data, is_flattened=is_flattened)
+
+
+def _write_pickle(tensors: list[tuple[str, Any]], bucket: BucketFile) -> None:
+    from headwater.transports.pickled.host_tensors import write_bucket  # numpy: the server starts without it
+
+    write_bucket(tensors, bucket.write)
+
+
+async def _copy_from_gpu(
+    tensors: list[tuple[str, CudaTensorHandle]], bucket: BucketFile, services: Services
+) -> None:
+    """Handles of CUDA: a process with PyTorch opens them."""
+    if services.model.device == "cpu" or not has_torch():
+        raise PickleRefused("tensors on a GPU: this server computes on a CPU; send them from host memory")
+    found = [tensor for _, tensor in tensors]
+    bucket.check_room(sum(math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype] for tensor in found))
+    await services.weights.groups.copy_from_gpu(
+        CopyFromGpu(
+            names=tuple(name for name, _ in tensors),
+            dtypes=tuple(tensor.dtype for tensor in found),
+            shapes=tuple(tensor.shape for tensor in found),
+            handles=tuple(tensor.arguments for tensor in found),
+            first_bytes=tuple(tensor.first_byte for tensor in found),
+            path=str(bucket.path),
+        ),
+        timeout_s=DEFAULT_TIMEOUT_S,
+    )
+    bucket.written_elsewhere()
 
 
 def _shared_file(path: str) -> Path:
@@ -185,17 +232,8 @@ def _shared_file(path: str) -> Path:
     return found
 
 
-def _received(transfer: Transfer) -> Json:
-    return {
-        "success": True,
-        "message": "Received; visible with /end_weight_update.",
-        "transfer_id": transfer.transfer_id,
-        "num_buckets": transfer.num_buckets,
-        "num_tensors": len(transfer.tensors),
-    }
-
-
-def _options(asked: Push | EndUpdate) -> UpdateOptions:
+def options_of(asked: Push | EndUpdate) -> UpdateOptions:
+    """What a call says about its transfer."""
     return UpdateOptions(asked.weight_version, aborts_all=asked.abort_all_requests, in_place=asked.in_place)
 
 

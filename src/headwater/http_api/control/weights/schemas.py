@@ -8,6 +8,7 @@ from headwater.generation.body import Body
 from headwater.generation.validation import Name, Text
 from headwater.http_api.control.schemas_control import Seconds
 
+GROUP = "weight_update_group"  # SGLang's default
 _LABEL = Field(default=None, description="New label; left out: the label stays.")
 _TRANSFER = Field(default=None, description="The bracket that the call belongs to. Left out: the one that is open.")
 _ABORT = Field(default=False, description="Abort running requests at the swap; otherwise they continue.")
@@ -71,3 +72,36 @@ class AbortUpdate(Body):
     """Give a bracket up."""
 
     transfer_id: Name | None = _TRANSFER
+
+
+class InitGroup(Body):
+    """A trainer's process group, by SGLang's names."""
+
+    master_address: Text = Field(min_length=1, description="Where rank 0, the trainer, listens.")
+    master_port: int = Field(ge=1, le=65535, description="Its port.")
+    rank_offset: int = Field(ge=0, description="The first rank of this server.")
+    world_size: int = Field(ge=2, description="Ranks of the whole group.")
+    group_name: Name = Field(default=GROUP, description="The name of the group.")
+    backend: Literal["nccl", "gloo"] = Field(default="nccl", description="`gloo` for a server on a CPU.")
+    timeout: Seconds = None
+
+
+class DestroyGroup(Body):
+    """The group to leave."""
+
+    group_name: Name = Field(default=GROUP, description="The name of the group.")
+
+
+class WeightsFromDistributed(Push):
+    """Tensors that rank 0 of a group broadcasts."""
+
+    tensor_names: list[Text] = Field(alias="names", description="Hugging Face's names, in the order of the broadcasts.")
+    dtypes: list[Text] = Field(description="PyTorch's names: `bfloat16`, `float32`, ...")
+    shapes: list[list[int]] = Field(description="The shape of each tensor.")
+    group_name: Name = Field(default=GROUP, description="The name of the group.")
+    load_format: Literal["flattened_bucket"] | None = Field(
+        default=None, description="`flattened_bucket`: all tensors come in one broadcast of their bytes."
+    )
+    selector: Literal["all", "target"] = _SELECTOR
+    flush_cache: Any = _FLUSH
+    torch_empty_cache: Any = _IGNORED
