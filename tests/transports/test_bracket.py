@@ -124,6 +124,15 @@ def test_a_bucket_that_arrives_after_an_abort_is_dropped(driver: Driver) -> None
     assert driver.transfers.abort(None, now_s=1.0) is None
 
 
+def test_a_label_waits_for_the_end_and_is_not_set_alone_after_the_deadline(driver: Driver) -> None:
+    assert not driver.transfers.take_label("7", aborts_all=True, now_s=0.0)
+    begun = driver.transfers.begin(deadline_s=10.0, now_s=0.0)
+    assert driver.transfers.take_label("8", aborts_all=True, now_s=1.0)
+    assert (begun.weight_version, begun.aborts_all) == ("8", True)
+    with pytest.raises(TransferRefused, match="not ended by its deadline"):
+        driver.transfers.take_label("9", aborts_all=False, now_s=11.0)
+
+
 def test_an_empty_bracket_and_an_end_without_one_are_refused(driver: Driver) -> None:
     with pytest.raises(TransferRefused, match="no bracket is open"):
         driver.transfers.end(None, now_s=0.0)

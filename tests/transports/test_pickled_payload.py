@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from handmade_pickles import REDUCTIONS, Named, dumps, shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handmade_pickles import REDUCTIONS, Named, dumps, shared
 from headwater.devices.safetensors_header import parse_header
 from headwater.transports.pickled.host_tensors import write_bucket
 from headwater.transports.pickled.machine import Machine, PickleRefused

@@ -166,8 +166,7 @@ class EngineClient:
     @property
     def staged_in_use(self) -> frozenset[str]:
         """Staging folders of received weights that a restarted engine or a resume reads again."""
-        desired = self._fleet.desired
-        return frozenset(() if desired is None else (step.path for step in desired.weights if step.is_received))
+        return self._fleet.staged_in_use
 
     def silent_for_s(self) -> float:
         """Seconds since the last message of the serving engine that has been silent longest."""

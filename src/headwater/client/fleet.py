@@ -75,6 +75,12 @@ class Fleet:
             return None  # it gets these as an update, before it serves
         return self.desired.weights[0].path, self.desired.weights[0].load_format
 
+    @property
+    def staged_in_use(self) -> frozenset[str]:
+        """Staging folders of received weights that a restarted engine or a resume reads again."""
+        steps = () if self.desired is None else self.desired.weights
+        return frozenset(step.path for step in steps if step.is_received)
+
     def pins_to_set(self, engine: int, *, now_s: float) -> list[DesiredPin]:
         """Pins that a restarted engine has to compute and set before it serves; then call `pins_are_set`."""
         standing = self.standings[engine]

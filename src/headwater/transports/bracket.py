@@ -114,6 +114,20 @@ class Transfers:
         transfer.num_arriving -= 1
         transfer.broken = transfer.broken or reason
 
+    def take_label(self, weight_version: str, *, aborts_all: bool, now_s: float) -> bool:
+        """Whether a label waits for the end of the open bracket: it never runs ahead of its weights.
+
+        TransferRefused if it was meant for a bracket that is over, whose weights never come.
+        """
+        self.tick(now_s)
+        if self._lost is not None:
+            raise TransferRefused(self._lost)
+        if self._open is None:
+            return False
+        self._open.weight_version = weight_version
+        self._open.aborts_all |= aborts_all
+        return True
+
     def end(self, transfer_id: str | None, *, now_s: float) -> Transfer:
         """Close the bracket: everything has arrived, and it may be put in place.
 

@@ -54,9 +54,7 @@ async def update_weight_version(body: WeightVersion, services: InjectedServices)
     message = SetWeightVersion(
         call_id=new_call_id(), weight_version=body.new_version, abort_all_requests=body.abort_all_requests
     )
-    if (bracket := services.weights.open_bracket) is not None:  # a label never runs ahead of its weights
-        bracket.weight_version = body.new_version
-        bracket.aborts_all |= bool(body.abort_all_requests)
+    if services.weights.take_label(body.new_version, aborts_all=bool(body.abort_all_requests)):
         return JSONResponse(
             {
                 "success": True,

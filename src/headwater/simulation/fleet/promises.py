@@ -142,7 +142,8 @@ def _after(state: FleetState, change: Change) -> FleetState:
     match change:
         case UpdateWeights():
             label = change.weight_version or state.label
-            return replace(state, weights=change.path, label=label, released=state.released - {"weights"})
+            weights = change.weights_id or change.path
+            return replace(state, weights=weights, label=label, released=state.released - {"weights"})
         case SetWeightVersion():
             return replace(state, label=change.weight_version)
         case PauseGeneration():
@@ -165,7 +166,8 @@ def _after(state: FleetState, change: Change) -> FleetState:
 def _marks(change: Change) -> set[str]:
     match change:
         case UpdateWeights():
-            return {change.path, change.weight_version or change.path}
+            weights = change.weights_id or change.path
+            return {weights, change.weight_version or weights}
         case SetWeightVersion():
             return {change.weight_version}
         case AttachStorage():

@@ -37,9 +37,18 @@ class FleetRunResult:
     failure: FleetFailure | None
 
 
-def fleet_run(seed: int, *, num_turns: int, on_turns: Callable[[int], None] | None = None) -> FleetRunResult:
-    """Run `num_turns` turns with faults, then heal all faults and check the end. A seed determines the run."""
-    run = FleetRun(seed)
+def fleet_run(
+    seed: int,
+    *,
+    num_turns: int,
+    on_turns: Callable[[int], None] | None = None,
+    kind: "Callable[[int], FleetRun] | None" = None,
+) -> FleetRunResult:
+    """Run `num_turns` turns with faults, then heal all faults and check the end. A seed determines the run.
+
+    `kind`: makes a run with more in it.
+    """
+    run = (kind or FleetRun)(seed)
     failure = None
     try:
         run.play(num_turns)

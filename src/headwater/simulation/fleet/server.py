@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,6 +108,7 @@ class FleetServer:
         self.decided_without: list[tuple[str, set[int]]] = []  # changes decided before these engines had prepared
         self.history = [(0.0, FleetState(weights=FIRST_WEIGHTS, label="default"))]  # reported states, by time
         self._names = itertools.count()
+        self.wrap_weights: Callable[[DiskWeights], FakeWeights] = lambda weights: weights
         self.fleet = Fleet(num_engines, new_call_id=self.new_name, started_with=(FIRST_WEIGHTS, "auto"))
         self.places = [Place(index) for index in range(num_engines)]
         for place in self.places:
@@ -147,7 +149,7 @@ class FleetServer:
             weights_id = FIRST_WEIGHTS  # unlike a real process, it starts with wrong weights, and must not serve
         weights = DiskWeights(self.disk, weights_id, reader=index)
         weights.num_polls = self.source.randint(0, 20)
-        place.engine = FleetEngine(self.clock, weights=weights)
+        place.engine = FleetEngine(self.clock, weights=self.wrap_weights(weights))
         place.loads_at_s = self.clock.now() + load_s
         place.inbound, place.outbound = [(0.0, Hello(call_id=self.new_name()))], []
 

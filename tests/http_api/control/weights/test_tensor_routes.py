@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from api_under_test import Api, api, until
+from handmade_pickles import dumps, shared
 from loop_engines import VOCAB_SIZE, LoopEngine, expected, loop_engines, prompt_of
 
-from handmade_pickles import dumps, shared
 from headwater.devices.safetensors_header import build_header
 from headwater.simulation.fakes.canary import expected_tokens
 from headwater.transports.staging import StagingArea

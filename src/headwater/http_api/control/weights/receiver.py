@@ -41,10 +41,10 @@ class WeightReceiver:
         self._model: Parameters | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    @property
-    def open_bracket(self) -> Transfer | None:
-        self._transfers.tick(_now_s())
-        return self._transfers.open
+    def take_label(self, weight_version: str, *, aborts_all: bool) -> bool:
+        """Whether a label waits for the end of the open bracket."""
+        with _in_words():
+            return self._transfers.take_label(weight_version, aborts_all=aborts_all, now_s=_now_s())
 
     def begin(self, *, timeout_s: float) -> Transfer:
         """Open a bracket that has to be ended within `timeout_s`."""

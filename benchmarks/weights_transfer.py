@@ -1,0 +1,364 @@
+#!/usr/bin/env python3
+"""Weights from a trainer to a server of its own process, while streams run: GB/s, and the time without tokens.
+
+weights_transfer.py --shape qwen2.5-0.5b                       a CPU: safetensors bodies, shared memory, gloo
+weights_transfer.py --shape llama3.1-8b --device cuda --ways body,shared,ipc
+weights_transfer.py --shape llama3.1-8b --device cuda --ways nccl         the trainer on the second card
+
+Two sets of random weights are sent by turns. Each is a bracket of buckets. After each update:
+
+* every stream that ran across it has ended with all its tokens, and says at which token the weights changed;
+* a fixed prompt, whose pages are in the cache, has the text of the set that was sent, as at its first time (no page of
+  other weights was matched).
+
+Beside each way stands a plain copy of the same bytes, measured between the rounds: `copy` writes them to shared memory,
+`socket` sends them through a socket of this host into shared memory, `gpu_to_host` copies them out of a card.
+"""
+
+import argparse
+import asyncio
+import base64
+import io
+import itertools
+import json
+import os
+import socket
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
+
+sys.path.append(str(Path(__file__).resolve().parent / "gpu"))
+from served import PORT, serve
+from shapes import make_model
+
+from headwater.models.loader import read_config, resolve_model
+
+BUCKET_BYTES = 512 << 20
+PROMPT = [100 + (37 * i) % 400 for i in range(96)]
+URL = f"http://127.0.0.1:{PORT}"
+KEY = "root"
+SHARED = Path("/dev/shm")
+Tensors = dict[str, torch.Tensor]
+Send = Callable[[httpx.AsyncClient, Tensors], Awaitable[None]]
+
+
+class Streams:
+    """Requests that run all the time. `times` are the moments at which a token of any of them arrived."""
+
+    def __init__(self, http: httpx.AsyncClient, count: int, num_tokens: int) -> None:
+        self._http, self._num_tokens = http, num_tokens
+        self.times: list[float] = []
+        self.num_lost = self.num_ended = self.num_mixed = 0
+        self._stop = False
+        self._tasks = [asyncio.create_task(self._run(index)) for index in range(count)]
+
+    async def end(self) -> None:
+        self._stop = True
+        await asyncio.gather(*self._tasks)
+
+    async def _run(self, index: int) -> None:
+        while not self._stop:
+            prompt = [3 + (index * 7 + step) % 250 for step in range(32)]
+            sampling = {"temperature": 0, "ignore_eos": True, "max_new_tokens": self._num_tokens}
+            body = {"input_ids": prompt, "sampling_params": sampling, "stream": True}
+            last: dict[str, Any] = {}
+            async with self._http.stream("POST", f"{URL}/generate", json=body, timeout=600) as answer:
+                async for line in answer.aiter_lines():
+                    if line.startswith("data: {"):
+                        self.times.append(time.perf_counter())
+                        last = json.loads(line[6:])
+            meta = last.get("meta_info", {})
+            self.num_ended += 1
+            self.num_lost += meta.get("completion_tokens") != self._num_tokens
+            self.num_mixed += bool(meta.get("weights_versions"))
+
+    def longest_gap_s(self, since_s: float, until_s: float) -> float:
+        """The longest time within the interval in which no stream got a token."""
+        inside = [since_s, *(at for at in self.times if since_s <= at <= until_s), until_s]
+        return max(after - before for before, after in itertools.pairwise(inside))
+
+
+def buckets_of(tensors: Tensors) -> Iterator[Tensors]:
+    bucket: Tensors = {}
+    for name, tensor in tensors.items():
+        if bucket and sum(each.nbytes for each in bucket.values()) + tensor.nbytes > BUCKET_BYTES:
+            yield bucket
+            bucket = {}
+        bucket[name] = tensor
+    yield bucket
+
+
+async def post(http: httpx.AsyncClient, path: str, **more: Any) -> dict[str, Any]:
+    answer = await http.post(URL + path, timeout=600, **more)
+    if answer.status_code != 200:
+        raise RuntimeError(f"{path}: {answer.status_code} {answer.text[:500]}")
+    return answer.json()
+
+
+# --- the ways --------------------------------------------------------------------------------------------------------
+
+
+async def send_body(http: httpx.AsyncClient, bucket: Tensors) -> None:
+    data = await asyncio.to_thread(safetensors.torch.save, {name: tensor.cpu() for name, tensor in bucket.items()})
+    headers = {"content-type": "application/vnd.safetensors"}
+    await post(http, "/update_weights_from_tensor", content=data, headers=headers)
+
+
+async def send_shared(http: httpx.AsyncClient, bucket: Tensors) -> None:
+    path = SHARED / f"trainer-{os.getpid()}.safetensors"
+    try:
+        await asyncio.to_thread(safetensors.torch.save_file, {n: t.cpu() for n, t in bucket.items()}, path)
+        await post(http, "/update_weights_from_tensor", json={"safetensors_path": str(path)})
+    finally:
+        path.unlink(missing_ok=True)
+
+
+async def send_handles(http: httpx.AsyncClient, bucket: Tensors) -> None:
+    """SGLang's form: handles of CUDA, or names of PyTorch's shared memory."""
+    from multiprocessing.reduction import ForkingPickler
+
+    out = io.BytesIO()
+    ForkingPickler(out).dump(list(bucket.items()))
+    body = {"serialized_named_tensors": [base64.b64encode(out.getvalue()).decode()]}
+    await post(http, "/update_weights_from_tensor", json=body)
+
+
+class Group:
+    """The trainer's side of a process group, as SGLang's trainers make it."""
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        self._group: Any = None
+
+    async def join(self, http: httpx.AsyncClient) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        body = {
+            "master_address": "127.0.0.1", "master_port": port, "rank_offset": 1, "world_size": 2,
+            "group_name": "trainer", "backend": self.backend,
+        }  # fmt: skip
+        await asyncio.gather(post(http, "/init_weights_update_group", json=body), asyncio.to_thread(self._make, port))
+
+    async def send(self, http: httpx.AsyncClient, bucket: Tensors) -> None:
+        flat = torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in bucket.values()])
+        body = {
+            "names": list(bucket),
+            "dtypes": [str(tensor.dtype).removeprefix("torch.") for tensor in bucket.values()],
+            "shapes": [list(tensor.shape) for tensor in bucket.values()],
+            "group_name": "trainer", "load_format": "flattened_bucket",
+        }  # fmt: skip
+        call = post(http, "/update_weights_from_distributed", json=body)
+        await asyncio.gather(call, asyncio.to_thread(self._broadcast, flat))
+
+    def _make(self, port: int) -> None:
+        timeout = timedelta(seconds=120)
+        store, rank, size = next(c10d.rendezvous(f"tcp://127.0.0.1:{port}", 0, 2, timeout=timeout))
+        prefixed = c10d.PrefixStore("trainer", store)
+        self._group, _ = c10d._new_process_group_helper(
+            size, rank, [], c10d.Backend(self.backend), prefixed, group_name="trainer", timeout=timeout
+        )
+        c10d._world.pg_group_ranks[self._group] = {0: 0, 1: 1}
+
+    def _broadcast(self, flat: torch.Tensor) -> None:
+        if flat.is_cuda:
+            torch.cuda.set_device(flat.device)
+        dist.broadcast(flat, group_src=0, group=self._group)
+        if flat.is_cuda:
+            torch.cuda.synchronize(flat.device)
+
+
+# --- plain copies ----------------------------------------------------------------------------------------------------
+
+
+def copy_gb_per_s(num_bytes: int) -> float:
+    """Bytes of this process, written to a file in shared memory."""
+    data = memoryview(bytearray(min(num_bytes, 1 << 30)))
+    with tempfile.NamedTemporaryFile(dir=SHARED, buffering=0) as file:
+        began_s = time.perf_counter()
+        for at in range(0, len(data), 16 << 20):
+            file.write(data[at : at + (16 << 20)])
+        return len(data) / (time.perf_counter() - began_s) / 1e9
+
+
+def socket_gb_per_s(num_bytes: int) -> float:
+    """Through a socket of this host into shared memory, by two threads."""
+    total = min(num_bytes, 1 << 30)
+    ours, theirs = socket.create_server(("127.0.0.1", 0)), None
+    data = memoryview(bytearray(16 << 20))
+
+    def send() -> None:
+        with socket.create_connection(ours.getsockname()) as out:
+            for _ in range(total // len(data)):
+                out.sendall(data)
+
+    sender = threading.Thread(target=send)
+    with tempfile.NamedTemporaryFile(dir=SHARED, buffering=0) as file:
+        began_s = time.perf_counter()
+        sender.start()
+        theirs, _ = ours.accept()
+        buffer, received = memoryview(bytearray(4 << 20)), 0
+        while count := theirs.recv_into(buffer):
+            file.write(buffer[:count])
+            received += count
+        took_s = time.perf_counter() - began_s
+    sender.join()
+    theirs.close()
+    ours.close()
+    return received / took_s / 1e9
+
+
+def gpu_to_host_gb_per_s(num_bytes: int) -> float:
+    """From a card to pageable host memory that exists already."""
+    source = torch.zeros(min(num_bytes, 1 << 30), dtype=torch.uint8, device="cuda")
+    target = torch.zeros_like(source, device="cpu")
+    torch.cuda.synchronize()
+    began_s = time.perf_counter()
+    target.copy_(source)
+    torch.cuda.synchronize()
+    return source.nbytes / (time.perf_counter() - began_s) / 1e9
+
+
+PLAIN = {
+    "body": "socket", "gloo": "socket", "shared": "copy", "pickle": "copy", "ipc": "gpu_to_host", "nccl": "gpu_to_host",
+}  # fmt: skip
+PLAIN_COPIES = {"copy": copy_gb_per_s, "socket": socket_gb_per_s, "gpu_to_host": gpu_to_host_gb_per_s}
+
+
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+
+def make_weights(folder: Path, *, seed: int, device: str) -> Tensors:
+    torch.manual_seed(seed)
+    shapes = read_config(resolve_model(str(folder))).parameter_shapes()
+    return {
+        name: (
+            torch.ones(shape, dtype=torch.bfloat16, device=device)
+            if len(shape) == 1
+            else torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(0, 0.02)
+        )
+        for name, shape in shapes.items()
+    }
+
+
+async def text_of(http: httpx.AsyncClient) -> list[int]:
+    body = {"input_ids": PROMPT, "sampling_params": {"temperature": 0, "ignore_eos": True, "max_new_tokens": 8}}
+    return (await post(http, "/generate", json=body))["output_ids"]
+
+
+async def one_update(http: httpx.AsyncClient, streams: Streams, send: Send, tensors: Tensors, label: str) -> dict:
+    """One bracket. `transfer_s` ends with the last bucket, `end_s` is the end of the bracket."""
+    began_s = time.perf_counter()
+    await post(http, "/begin_weight_update", json={})
+    for bucket in buckets_of(tensors):
+        await send(http, bucket)
+    sent_s = time.perf_counter()
+    ended = await post(http, "/end_weight_update", json={"weight_version": label})
+    done_s = time.perf_counter()
+    await asyncio.sleep(1.0)
+    num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    return {
+        "gb": num_bytes / 1e9,
+        "transfer_s": sent_s - began_s,
+        "gb_per_s": num_bytes / (sent_s - began_s) / 1e9,
+        "end_s": done_s - sent_s,
+        "paused_s": ended["paused_s"],
+        "longest_gap_s": streams.longest_gap_s(began_s, done_s + 0.9),
+    }
+
+
+async def measure(way: str, sets: Sequence[Tensors], options: argparse.Namespace) -> dict:
+    async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, trust_env=False, limits=LIMITS) as http:
+        group = Group(way) if way in ("gloo", "nccl") else None
+        if group is not None:
+            await group.join(http)
+            send: Send = group.send
+        else:
+            send = {"body": send_body, "shared": send_shared, "pickle": send_handles, "ipc": send_handles}[way]
+        streams = Streams(http, options.streams, options.tokens)
+        await asyncio.sleep(2.0)
+        before_s = time.perf_counter()
+        await asyncio.sleep(2.0)
+        usual_gap_s = streams.longest_gap_s(before_s, before_s + 2.0)
+        num_bytes = sum(tensor.nbytes for tensor in sets[0].values())
+        rounds, plain, texts = [], [], {}
+        num_stale = 0
+        for number in range(options.rounds):
+            which = number % 2
+            plain.append(await asyncio.to_thread(PLAIN_COPIES[PLAIN[way]], num_bytes))
+            rounds.append(await one_update(http, streams, send, sets[which], f"set-{which}"))
+            text = [await text_of(http), await text_of(http)]
+            num_stale += any(each != texts.setdefault(which, text[0]) for each in text)
+            print(json.dumps({"way": way, "round": number} | rounds[-1]), flush=True)
+        await streams.end()
+        if group is not None:
+            await post(http, "/destroy_weights_update_group", json={"group_name": "trainer"})
+    rate, base = statistics.median(each["gb_per_s"] for each in rounds[1:] or rounds), statistics.median(plain)
+    return {
+        "way": way,
+        "gb_per_s": round(rate, 2),
+        "plain": PLAIN[way],
+        "plain_gb_per_s": round(base, 2),
+        "of_plain": round(rate / base, 2),
+        "paused_s": round(max(each["paused_s"] for each in rounds), 3),
+        "longest_gap_s": round(max(each["longest_gap_s"] for each in rounds), 3),
+        "usual_gap_s": round(usual_gap_s, 3),
+        "end_s": round(statistics.median(each["end_s"] for each in rounds), 2),
+        "streams_ended": streams.num_ended,
+        "streams_across": streams.num_mixed,
+        "lost": streams.num_lost,
+        "stale": num_stale,
+        "are_sets_told_apart": len(set(map(tuple, texts.values()))) == len(texts),
+    }
+
+
+LIMITS = httpx.Limits(max_connections=256)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="qwen2.5-0.5b", help="a shape of gpu/shapes.py")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--ways", default="", help=f"of {', '.join(PLAIN)}; default: those of the device")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--streams", type=int, default=0, help="default: 4 on a CPU, 64 on a GPU")
+    parser.add_argument("--tokens", type=int, default=0, help="of each stream; default: 48 on a CPU, 512 on a GPU")
+    parser.add_argument("--server-options", default="", help="more options of `headwater serve`")
+    parser.add_argument("--out", type=Path, help="write the results to this JSON file")
+    options = parser.parse_args()
+    is_gpu = options.device == "cuda"
+    ways = (options.ways or ("body,shared,ipc" if is_gpu else "shared,pickle,body,gloo")).split(",")
+    options.streams = options.streams or (64 if is_gpu else 4)
+    options.tokens = options.tokens or (512 if is_gpu else 48)
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    results = []
+    with tempfile.TemporaryDirectory() as root:
+        folder = make_model(options.shape, Path(root))
+        serving = ["--admin-api-key", KEY, "--allow-pickled-tensors", *options.server_options.split()]
+        with serve(folder, device=options.device, options=serving):
+            for way in ways:
+                device = {"ipc": "cuda:0", "nccl": f"cuda:{torch.cuda.device_count() - 1}"}.get(way, "cpu")
+                sets = [make_weights(folder, seed=seed, device=device) for seed in (1, 2)]
+                results.append({"shape": options.shape} | asyncio.run(measure(way, sets, options)))
+                print(json.dumps(results[-1]), flush=True)
+                del sets
+    if options.out is not None:
+        given = {name: str(value) for name, value in vars(options).items()}
+        options.out.write_text(json.dumps({"options": given, "results": results}))
+    return int(any(result["lost"] or result["stale"] for result in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

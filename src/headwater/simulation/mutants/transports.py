@@ -1,0 +1,210 @@
+"""Mutants of weights that trainers send. `python -m` this module hunts all of them."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from headwater.client import desired_state as desired_state_module
+from headwater.client import standing as standing_module
+from headwater.client.desired_state import WeightsStep
+from headwater.client.fleet import Fleet
+from headwater.simulation.fleet.run import fleet_run
+from headwater.simulation.fleet.transfer_run import TransferRun
+from headwater.simulation.mutants.registry import MakePatches, Mutant, Patch, Verdict
+from headwater.transports import bracket as bracket_module
+from headwater.transports.bracket import Phase, Transfer, Transfers
+
+TURNS_PER_RUN = 1500
+TRANSPORT_MUTANTS: dict[str, Mutant] = {}
+
+
+def transport_mutant(*, seed: int = 0) -> Callable[[MakePatches], MakePatches]:
+    """Register a function that makes the patches of a mutant; its docstring says what it breaks."""
+
+    def register(make_patches: MakePatches) -> MakePatches:
+        name = make_patches.__name__
+        TRANSPORT_MUTANTS[name] = Mutant(name, (make_patches.__doc__ or "").strip(), "transports", seed, make_patches)
+        return make_patches
+
+    return register
+
+
+def hunt_transport(mutant: Mutant, *, max_turns: int, first_seed: int | None = None) -> Verdict:
+    """Play runs with `mutant` in force until a promise is broken, or `max_turns` have gone by."""
+    first_seed = mutant.seed if first_seed is None else first_seed
+    num_turns = num_runs = 0
+    while num_turns < max_turns:
+        with mutant.in_force():
+            result = fleet_run(first_seed + num_runs, num_turns=TURNS_PER_RUN, kind=TransferRun)
+        num_runs += 1
+        num_turns += result.num_turns
+        if result.failure is not None:
+            return Verdict(mutant.name, result.failure.promise, num_turns, num_runs)
+    return Verdict(mutant.name, None, num_turns, num_runs)
+
+
+@transport_mutant()
+def a_bucket_is_applied_before_the_end() -> list[Patch]:
+    """A bucket within a bracket becomes visible when it arrives."""
+
+    def begins(self: Transfers, transfer_id: str | None, *, deadline_s: float, now_s: float) -> Transfer:
+        transfer = Transfer(self._new_id(), is_bracket=False, deadline_s=deadline_s)
+        transfer.num_arriving += 1
+        if self._open is not None:
+            self._open.num_buckets += 1
+        return transfer
+
+    return [(Transfers, "bucket_begins", begins)]
+
+
+@transport_mutant()
+def a_torn_bucket_is_accepted() -> list[Patch]:
+    """A bracket of which a bucket was torn can be ended."""
+
+    def fails(self: Transfers, transfer: Transfer, reason: str) -> None:
+        transfer.num_arriving -= 1
+
+    return [(Transfers, "bucket_fails", fails)]
+
+
+@transport_mutant()
+def a_refused_bucket_is_forgotten() -> list[Patch]:
+    """A bracket of which a bucket had a wrong shape can be ended without it."""
+    right = Transfers.bucket_ends
+
+    def ends(self: Transfers, transfer: Transfer, tensors: Any, model: Any) -> None:
+        try:
+            right(self, transfer, tensors, model)
+        finally:
+            transfer.broken = None
+
+    return [(Transfers, "bucket_ends", ends)]
+
+
+@transport_mutant()
+def staging_is_kept_after_the_deadline() -> list[Patch]:
+    """A bracket whose trainer has died stays open for ever."""
+    return [(Transfers, "tick", lambda self, now_s: None)]
+
+
+@transport_mutant()
+def an_overdue_bracket_is_only_forgotten() -> list[Patch]:
+    """The tensors of a bracket that is given up stay in memory."""
+
+    def give_up(self: Transfers, transfer: Transfer) -> None:
+        if transfer is self._open:
+            self._open = None
+        transfer.phase = Phase.ENDED
+
+    return [(Transfers, "_give_up", give_up)]
+
+
+@transport_mutant()
+def late_buckets_stand_alone() -> list[Patch]:
+    """A bucket that comes after its bracket's deadline is an update by itself."""
+    right = Transfers.tick
+
+    def tick(self: Transfers, now_s: float) -> None:
+        right(self, now_s)
+        self._lost = None
+
+    named = Transfers.bucket_begins
+
+    def begins(self: Transfers, transfer_id: str | None, *, deadline_s: float, now_s: float) -> Transfer:
+        tick(self, now_s)
+        return named(self, transfer_id if self._open is not None else None, deadline_s=deadline_s, now_s=now_s)
+
+    return [(Transfers, "tick", tick), (Transfers, "bucket_begins", begins)]
+
+
+@transport_mutant()
+def a_second_begin_joins_the_first() -> list[Patch]:
+    """Two trainers fill one bracket."""
+    right = Transfers.begin
+
+    def begin(self: Transfers, *, deadline_s: float, now_s: float) -> Transfer:
+        self.tick(now_s)
+        return self._open or right(self, deadline_s=deadline_s, now_s=now_s)
+
+    return [(Transfers, "begin", begin)]
+
+
+@transport_mutant()
+def a_second_begin_ends_the_first() -> list[Patch]:
+    """A new bracket takes the place of an open one, and buckets of the old one fall into it."""
+    right = Transfers.begin
+
+    def begin(self: Transfers, *, deadline_s: float, now_s: float) -> Transfer:
+        if self._open is not None:
+            self._give_up(self._open)
+        return right(self, deadline_s=deadline_s, now_s=now_s)
+
+    def named(self: Transfers, transfer_id: str | None) -> Transfer:
+        if self._open is None:
+            raise bracket_module.TransferRefused(bracket_module.NO_BRACKET)
+        return self._open
+
+    return [(Transfers, "begin", begin), (Transfers, "_named", named)]
+
+
+@transport_mutant()
+def buckets_on_their_way_are_not_waited_for() -> list[Patch]:
+    """A bracket ends while buckets of it are still arriving."""
+    right = Transfers.end
+
+    def end(self: Transfers, transfer_id: str | None, *, now_s: float) -> Transfer:
+        if self._open is not None:
+            self._open.num_arriving = 0
+        return right(self, transfer_id, now_s=now_s)
+
+    return [(Transfers, "end", end)]
+
+
+@transport_mutant()
+def the_label_runs_ahead_of_the_swap() -> list[Patch]:
+    """A label that is given within a bracket is shown before its weights."""
+    return [(Transfers, "take_label", lambda self, weight_version, **_: False)]
+
+
+@transport_mutant()
+def received_weights_are_not_kept() -> list[Patch]:
+    """The tensors in place are deleted, so an engine that restarts cannot have them."""
+    return [(Fleet, "staged_in_use", property(lambda self: frozenset()))]
+
+
+@transport_mutant()
+def parts_hide_more_than_they_replace() -> list[Patch]:
+    """A part that replaces some tensors of an earlier part counts as if it replaced all of them."""
+
+    def still_seen(steps: tuple[WeightsStep, ...], newest: WeightsStep) -> tuple[WeightsStep, ...]:
+        return tuple(step for step in steps if not (step.is_received and len(step.names) < 4))
+
+    return [(desired_state_module, "_still_seen", still_seen)]
+
+
+@transport_mutant()
+def restarted_engines_take_parts_under_any_weights() -> list[Patch]:
+    """An engine that restarts gets the newest part only."""
+    right = standing_module._next_weights
+
+    def next_weights(weights_id: str, desired: Any, *, call_id: str) -> Any:
+        before = desired.weights[-2].weights_id if len(desired.weights) > 1 else weights_id
+        return right(before, desired, call_id=call_id)
+
+    return [(standing_module, "_next_weights", next_weights)]
+
+
+def main() -> int:
+    """Print a Markdown table of all mutants. Exit status 1 if one was not noticed."""
+    print("| what is broken | noticed as | turns | runs |\n|---|---|---|---|")
+    has_missed = False
+    for each in TRANSPORT_MUTANTS.values():
+        verdict = hunt_transport(each, max_turns=100_000, first_seed=0)
+        has_missed |= verdict.promise is None
+        found = f"`{verdict.promise}`" if verdict.promise else "**not noticed**"
+        print(f"| {each.breaks} | {found} | {verdict.num_turns:,} | {verdict.num_runs} |", flush=True)
+    return int(has_missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""Trainers that send tensors in virtual time: random runs keep every promise, and mutants are caught."""
+
+import pytest
+
+from headwater.simulation.fleet.run import fleet_run
+from headwater.simulation.fleet.transfer_run import TransferRun
+from headwater.simulation.mutants.transports import TRANSPORT_MUTANTS, hunt_transport
+
+
+def test_fixed_seeds_with_brackets_that_end_and_that_do_not() -> None:
+    runs: list[TransferRun] = []
+
+    def kind(seed: int) -> TransferRun:
+        runs.append(TransferRun(seed))
+        return runs[-1]
+
+    for seed in range(3):
+        result = fleet_run(seed, num_turns=800, kind=kind)
+        assert result.failure is None, result.failure
+    trainers = [trainer for run in runs for trainer in run.trainers]
+    assert sum(trainer.num_ended for trainer in trainers) > 3
+    assert sum(trainer.num_refused for trainer in trainers) > 20
+    visible = {says.weights for run in runs for _, says in run.server.history if says.weights.startswith("sent")}
+    assert len(visible) > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", TRANSPORT_MUTANTS.values(), ids=lambda mutant: mutant.name)
+def test_every_mutant_of_transports_is_caught(mutant) -> None:
+    verdict = hunt_transport(mutant, max_turns=60_000)
+    assert verdict.promise is not None, f"{mutant.breaks} Not noticed in {verdict.num_turns} turns"
