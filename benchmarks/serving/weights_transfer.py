@@ -39,7 +39,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
-sys.path.append(str(Path(__file__).resolve().parent / "gpu"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "gpu"))
 from served import PORT, serve
 from shapes import make_model
 
