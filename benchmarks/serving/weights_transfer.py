@@ -19,7 +19,6 @@ import argparse
 import asyncio
 import base64
 import io
-import itertools
 import json
 import os
 import socket
@@ -40,54 +39,21 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "gpu"))
+sys.path.append(str(Path(__file__).resolve().parent))
 from served import PORT, serve
 from shapes import make_model
 
 from headwater.models.loader import read_config, resolve_model
+from steady_streams import Streams
 
 BUCKET_BYTES = 512 << 20
 PROMPT = [100 + (37 * i) % 400 for i in range(96)]
 URL = f"http://127.0.0.1:{PORT}"
 KEY = "root"
 SHARED = Path("/dev/shm")
+LIMITS = httpx.Limits(max_connections=256)
 Tensors = dict[str, torch.Tensor]
 Send = Callable[[httpx.AsyncClient, Tensors], Awaitable[None]]
-
-
-class Streams:
-    """Requests that run all the time. `times` are the moments at which a token of any of them arrived."""
-
-    def __init__(self, http: httpx.AsyncClient, count: int, num_tokens: int) -> None:
-        self._http, self._num_tokens = http, num_tokens
-        self.times: list[float] = []
-        self.num_lost = self.num_ended = self.num_mixed = 0
-        self._stop = False
-        self._tasks = [asyncio.create_task(self._run(index)) for index in range(count)]
-
-    async def end(self) -> None:
-        self._stop = True
-        await asyncio.gather(*self._tasks)
-
-    async def _run(self, index: int) -> None:
-        while not self._stop:
-            prompt = [3 + (index * 7 + step) % 250 for step in range(32)]
-            sampling = {"temperature": 0, "ignore_eos": True, "max_new_tokens": self._num_tokens}
-            body = {"input_ids": prompt, "sampling_params": sampling, "stream": True}
-            last: dict[str, Any] = {}
-            async with self._http.stream("POST", f"{URL}/generate", json=body, timeout=600) as answer:
-                async for line in answer.aiter_lines():
-                    if line.startswith("data: {"):
-                        self.times.append(time.perf_counter())
-                        last = json.loads(line[6:])
-            meta = last.get("meta_info", {})
-            self.num_ended += 1
-            self.num_lost += meta.get("completion_tokens") != self._num_tokens
-            self.num_mixed += bool(meta.get("weights_versions"))
-
-    def longest_gap_s(self, since_s: float, until_s: float) -> float:
-        """The longest time within the interval in which no stream got a token."""
-        inside = [since_s, *(at for at in self.times if since_s <= at <= until_s), until_s]
-        return max(after - before for before, after in itertools.pairwise(inside))
 
 
 def buckets_of(tensors: Tensors) -> Iterator[Tensors]:
@@ -201,7 +167,7 @@ def socket_gb_per_s(num_bytes: int) -> float:
 
     def send() -> None:
         with socket.create_connection(ours.getsockname()) as out:
-            for _ in range(total // len(data)):
+            for _ in range(max(1, total // len(data))):
                 out.sendall(data)
 
     sender = threading.Thread(target=send)
@@ -247,7 +213,7 @@ def make_weights(folder: Path, *, seed: int, device: str) -> Tensors:
         name: (
             torch.ones(shape, dtype=torch.bfloat16, device=device)
             if len(shape) == 1
-            else torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(0, 0.02)
+            else torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(0, 0.02 if "embed" in name else 0.06)
         )
         for name, shape in shapes.items()
     }
@@ -258,7 +224,7 @@ async def text_of(http: httpx.AsyncClient) -> list[int]:
     return (await post(http, "/generate", json=body))["output_ids"]
 
 
-async def one_update(http: httpx.AsyncClient, streams: Streams, send: Send, tensors: Tensors, label: str) -> dict:
+async def one_update(http: httpx.AsyncClient, send: Send, tensors: Tensors, label: str) -> dict:
     """One bracket. `transfer_s` ends with the last bucket, `end_s` is the end of the bracket."""
     began_s = time.perf_counter()
     await post(http, "/begin_weight_update", json={})
@@ -275,7 +241,8 @@ async def one_update(http: httpx.AsyncClient, streams: Streams, send: Send, tens
         "gb_per_s": num_bytes / (sent_s - began_s) / 1e9,
         "end_s": done_s - sent_s,
         "paused_s": ended["paused_s"],
-        "longest_gap_s": streams.longest_gap_s(began_s, done_s + 0.9),
+        "began_s": began_s,
+        "done_s": done_s,
     }
 
 
@@ -287,22 +254,21 @@ async def measure(way: str, sets: Sequence[Tensors], options: argparse.Namespace
             send: Send = group.send
         else:
             send = {"body": send_body, "shared": send_shared, "pickle": send_handles, "ipc": send_handles}[way]
-        streams = Streams(http, options.streams, options.tokens)
-        await asyncio.sleep(2.0)
+        streams = Streams(URL, options.streams, options.tokens)
+        await asyncio.to_thread(streams.wait_until_all_run)
         before_s = time.perf_counter()
         await asyncio.sleep(2.0)
-        usual_gap_s = streams.longest_gap_s(before_s, before_s + 2.0)
         num_bytes = sum(tensor.nbytes for tensor in sets[0].values())
         rounds, plain, texts = [], [], {}
         num_stale = 0
         for number in range(options.rounds):
             which = number % 2
             plain.append(await asyncio.to_thread(PLAIN_COPIES[PLAIN[way]], num_bytes))
-            rounds.append(await one_update(http, streams, send, sets[which], f"set-{which}"))
+            rounds.append(await one_update(http, send, sets[which], f"set-{which}"))
             text = [await text_of(http), await text_of(http)]
             num_stale += any(each != texts.setdefault(which, text[0]) for each in text)
             print(json.dumps({"way": way, "round": number} | rounds[-1]), flush=True)
-        await streams.end()
+        await asyncio.to_thread(streams.end)
         if group is not None:
             await post(http, "/destroy_weights_update_group", json={"group_name": "trainer"})
     rate, base = statistics.median(each["gb_per_s"] for each in rounds[1:] or rounds), statistics.median(plain)
@@ -313,8 +279,9 @@ async def measure(way: str, sets: Sequence[Tensors], options: argparse.Namespace
         "plain_gb_per_s": round(base, 2),
         "of_plain": round(rate / base, 2),
         "paused_s": round(max(each["paused_s"] for each in rounds), 3),
-        "longest_gap_s": round(max(each["longest_gap_s"] for each in rounds), 3),
-        "usual_gap_s": round(usual_gap_s, 3),
+        "longest_gap_s": round(max(streams.longest_gap_s(r["began_s"], r["done_s"] + 0.9) for r in rounds), 3),
+        "gap_at_swap_s": round(max(streams.longest_gap_s(r["done_s"] - 1.5, r["done_s"] + 0.9) for r in rounds), 3),
+        "usual_gap_s": round(streams.longest_gap_s(before_s, before_s + 2.0), 3),
         "end_s": round(statistics.median(each["end_s"] for each in rounds), 2),
         "streams_ended": streams.num_ended,
         "streams_across": streams.num_mixed,
@@ -322,9 +289,6 @@ async def measure(way: str, sets: Sequence[Tensors], options: argparse.Namespace
         "stale": num_stale,
         "are_sets_told_apart": len(set(map(tuple, texts.values()))) == len(texts),
     }
-
-
-LIMITS = httpx.Limits(max_connections=256)
 
 
 def main() -> int:

@@ -27,5 +27,5 @@ def test_fixed_seeds_with_brackets_that_end_and_that_do_not() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", TRANSPORT_MUTANTS.values(), ids=lambda mutant: mutant.name)
 def test_every_mutant_of_transports_is_caught(mutant) -> None:
-    verdict = hunt_transport(mutant, max_turns=60_000)
+    verdict = hunt_transport(mutant, max_turns=20_000)
     assert verdict.promise is not None, f"{mutant.breaks} Not noticed in {verdict.num_turns} turns"
