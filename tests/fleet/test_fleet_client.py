@@ -137,6 +137,36 @@ async def test_a_front_that_is_restarted_takes_over_the_state_and_the_newest_one
         assert [each.engine.state.weights for each in (a, b, fresh, stray)] == ["w2"] * 4
 
 
+async def test_a_change_outlives_a_front_that_ends_before_any_replica_has_heard_of_it() -> None:
+    kept: list[str] = []
+
+    async def keep(desired: str) -> None:
+        kept.append(desired)
+
+    a = SimulatedReplica("a")
+    async with SimulatedFleet(a, keep=keep) as fleet:
+        before = fleet.client.take_beat(a.beat)  # the last that the replica repeats
+        await change(fleet, update("w1"))
+    a.beat = msgspec.structs.replace(a.beat, front=before.front, desired=before.desired)
+    async with SimulatedFleet() as fleet:
+        fleet.client.adopt(kept[-1])
+        fresh = SimulatedReplica("fresh")
+        await fleet.join(fresh)  # before the one that knows more
+        assert fresh.engine.state.weights == "w1"
+        await change(fleet, PauseGeneration(call_id="pause", mode="retract"))
+        await fleet.join(a)
+        assert a.engine.state.weights == "w1" and a.engine.state.is_paused
+
+
+async def test_a_change_is_made_where_its_state_cannot_be_kept() -> None:
+    async def keep(desired: str) -> None:
+        raise OSError("no")
+
+    a = SimulatedReplica("a")
+    async with SimulatedFleet(a, keep=keep) as fleet:
+        assert (await change(fleet, update("w1"))).is_decided
+
+
 async def test_new_weights_are_put_in_place_by_all_or_by_none() -> None:
     a, b = SimulatedReplica("a", ahead_s=5000.0), SimulatedReplica("b", ahead_s=-3000.0)
     async with SimulatedFleet(a, b) as fleet:

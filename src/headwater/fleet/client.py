@@ -2,9 +2,10 @@
 
 import asyncio
 import dataclasses
+import logging
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,12 +27,16 @@ from headwater.messages.control import CancelOperation, Failed, FlushCache
 from headwater.messages.state import EngineReady
 from headwater.messages.two_phase import Change, answered_under
 
+Keep = Callable[[str], Awaitable[None]]  # raises OSError
+
 _SHORTEST_S = 1e-9
+_KEEP_S = 1.0
 _UNDATED_S = 2.0  # for a message without an end of its own, as `Commit` and `CancelOperation` are
 _MOST_FOR_STORE_S = 2.0
 _MAX_ENDED = 1000  # names of replicas that have ended
 _decode_desired = msgspec.json.Decoder(DesiredState).decode
 DRAINING = "it is draining"
+log = logging.getLogger(__name__)
 PAGE_SIZE = 16  # of the routes' keys, which are text: four bytes count as a token
 
 
@@ -42,12 +47,22 @@ class FleetClient:
     """
 
     def __init__(
-        self, post: Post, *, is_dead: IsDead, started_with: tuple[str, str], shares_store: bool = False
+        self,
+        post: Post,
+        *,
+        is_dead: IsDead,
+        started_with: tuple[str, str],
+        shares_store: bool = False,
+        keep: Keep | None = None,
     ) -> None:
-        """`is_dead(name)`: whether the process of a replica has surely ended. `shares_store`: all have one store."""
+        """`is_dead(name)`: whether the process of a replica has surely ended. `shares_store`: all have one store.
+
+        `keep` takes the desired state, where the front that comes after this one finds it (`adopt`).
+        """
         self.name = uuid.uuid4().hex
         self._post_http = post
         self._shares_store = shares_store
+        self._keep = keep
         self._refusal: ShuttingDown | None = None
         self.replicas: dict[int, Replica] = {}
         self.routes = PrefixRoutes(page_size=PAGE_SIZE)
@@ -103,11 +118,17 @@ class FleetClient:
         replica.beat = msgspec.structs.replace(beat, is_draining=is_draining)
         return self._from_front()
 
+    def adopt(self, kept: str) -> None:
+        """The desired state that an earlier front has kept; before the first beat."""
+        self._driver.adopt(_decode_desired(kept))
+
     def _from_front(self) -> FromFront:
+        return FromFront(front=self.name, desired=self._encoded_desired())
+
+    def _encoded_desired(self) -> str:
         desired = self._fleet.desired
         without_pins = None if desired is None else dataclasses.replace(desired, pins=())
-        encoded = "" if without_pins is None else msgspec.json.encode(without_pins).decode()
-        return FromFront(front=self.name, desired=encoded)
+        return "" if without_pins is None else msgspec.json.encode(without_pins).decode()
 
     # --- state -------------------------------------------------------------------------------------
 
@@ -175,7 +196,14 @@ class FleetClient:
     async def change(self, change: Change, *, deadline_s: float, engines: Sequence[int] | None = None) -> Outcome:
         """See `EngineClient.change`."""
         self._require_replicas()
-        return await self._driver.change(change, deadline_s=deadline_s, engines=engines)
+        outcome = await self._driver.change(change, deadline_s=deadline_s, engines=engines)
+        if outcome.is_decided and self._keep is not None:  # before the caller knows: else a front that dies forgets it
+            try:
+                async with asyncio.timeout(_KEEP_S):
+                    await self._keep(self._encoded_desired())
+            except (OSError, TimeoutError) as error:
+                log.warning("the state of the fleet is kept by its replicas alone: %s", error or "no answer")
+        return outcome
 
     async def call(self, message: Any, *, engine: int = 0, timeout_s: float | None = None) -> Any:
         """See `EngineClient.call`."""

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from headwater.fleet.autoscaling import MAX_REPLICAS, Limits, Scale, Scaling
-from headwater.fleet.client import FleetClient
+from headwater.fleet.client import FleetClient, Keep
 from headwater.fleet.one_replica import OPEN, OneReplica
 from headwater.fleet.proxy import ClientLeft, Forward, Message, Proxy, Receive, Send, read_body, unless_left
 from headwater.fleet.replica import Post
@@ -50,6 +50,7 @@ class Front:
         is_dead: IsDead,
         scale: Scale,
         limits: Limits | None = None,
+        keep: Keep | None = None,
     ) -> None:
         """`scale` changes the number of replicas; with `limits`, `scaling` does that by itself while it runs."""
         self._args = args
@@ -58,6 +59,7 @@ class Front:
             is_dead=is_dead,
             started_with=(args.model or "", args.load_format),
             shares_store=args.hicache_storage_backend == "redis",
+            keep=keep,
         )
         self.state = ApiState(
             client=self.client,  # type: ignore[arg-type]  # it has what the routers of a front use

@@ -11,6 +11,7 @@ import msgspec
 import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayError
+from ray.serve._private.storage.kv_store import KVStoreError, RayInternalKVStore
 from ray.serve.context import _get_global_client
 
 from headwater.fleet.connections import Connections
@@ -45,7 +46,11 @@ class FrontDeployment:
             is_dead=self._is_dead,
             scale=self._scale,
             limits=self._args.limits,
+            keep=self._keep,
         )
+        self._kept = RayInternalKVStore("headwater")
+        self._key = f"desired-{replicas.deployment_id.app_name}"
+        self._starting: asyncio.Task[None] | None = None
         self._replicas = replicas.deployment_id
         self._loading: asyncio.Task[None] | None = None
         self._scaling: asyncio.Task[None] | None = None
@@ -59,10 +64,33 @@ class FrontDeployment:
         self._actors[beat.name] = actor
         if beat.has_ended:
             del self._actors[beat.name]
+        self._starting = self._starting or asyncio.create_task(self._adopt())
+        await asyncio.shield(self._starting)
         if self._loading is None:
             self._loading = asyncio.create_task(self._front.load())
             self._scaling = asyncio.create_task(self._front.scaling.run())
         return msgspec.json.encode(self._front.client.take_beat(beat))
+
+    async def _adopt(self) -> None:
+        """What an earlier front of this application has decided, also if no replica has heard of it."""
+        try:
+            kept = await asyncio.to_thread(self._kept.get, self._key)
+        except KVStoreError as error:
+            log.warning("the state that an earlier front has kept cannot be read: %s", error)
+            return
+        if kept:
+            self._front.client.adopt(kept.decode())
+
+    async def _keep(self, desired: str) -> None:
+        try:
+            await asyncio.to_thread(self._kept.put, self._key, desired.encode())
+        except KVStoreError as error:
+            raise OSError(f"Ray does not take it: {error}") from None
+
+    async def __del__(self) -> None:
+        """Ray calls and awaits it before it ends the actor in order: the application ends, or is deployed anew."""
+        if hasattr(self, "_kept"):
+            await asyncio.to_thread(self._kept.delete, self._key)
 
     async def num_running(self, name: str) -> int:
         """Requests that this front has sent to the replica `name`, and that have not ended."""

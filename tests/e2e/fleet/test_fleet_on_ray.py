@@ -270,6 +270,37 @@ def test_a_replica_that_hangs_during_a_flush_serves_nothing_until_it_has_flushed
     assert (tiers["device"], tiers["host"]) == (0, 0)  # another replica may have stored it since
 
 
+def front_pid(fleet: Fleet) -> int:
+    """The process of the front, which descends from that of the fleet."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            is_front = (folder / "cmdline").read_bytes().startswith(b"ray::ServeReplica:headwater:Front")
+            if is_front and fleet.process.pid in ancestors(int(folder.name)):
+                return int(folder.name)
+        except OSError:
+            pass  # it has ended
+    raise AssertionError("no front runs")
+
+
+def ancestors(pid: int) -> list[int]:
+    found = []
+    while pid > 1:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        pid = int(stat.rpartition(")")[2].split()[1])
+        found.append(pid)
+    return found
+
+
+def test_a_front_that_is_killed_right_after_a_change_has_not_forgotten_it(fleet: Fleet) -> None:
+    with httpx.Client(base_url=fleet.url, headers=KEY, timeout=30, trust_env=False) as http:
+        assert http.post("/update_weight_version", json={"new_version": "kept"}).status_code == 200
+        before, pid = fleet.serving(), front_pid(fleet)
+        os.kill(pid, signal.SIGKILL)
+        fleet.until(lambda: not Path(f"/proc/{pid}").exists() and len(fleet.serving()) == len(before))
+        assert {entry["name"] for entry in fleet.serving().values()} == {entry["name"] for entry in before.values()}
+        assert http.get("/get_weight_version").json()["weight_version"] == "kept"
+
+
 def test_a_replica_is_killed_in_the_middle_of_a_flush_under_load(fleet: Fleet) -> None:
     for entry in fleet.serving().values():
         ask(entry["url"], prompt_of(9))
