@@ -1,4 +1,4 @@
-"""The run of the kernel tests that test_sanitizers.py starts: on another library, and for addresses alone.
+"""The run of the kernel tests that under_sanitizers.py starts: on another library, and for addresses alone.
 
 What the kernels compute is compared with numpy in the usual run. The comparison takes minutes under the sanitizer's
 allocator, for it makes many small objects.

@@ -1,4 +1,4 @@
-"""The machine's own limits (machine_speed.py), on every instruction set; test_sanitizers.py runs them as well."""
+"""The machine's own limits (machine_speed.py), on every instruction set; under_sanitizers.py runs them as well."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,6 @@
 """The tests of the kernels once more, on a library that checks every address and all undefined behaviour.
 
+`make test-isa` runs this file, `make test` does not: the compiler and the tests take a minute of CPU.
 numpy's arrays come from the sanitizer's malloc, so a read or write beside one ends the process with a report.
 """
 
