@@ -21,7 +21,8 @@ _MIN_THREADS = 4  # fewer do not pay for waking them up
 _MIN_SHARED_ROWS = 8  # few rows take less time than threads to wake up
 # Tokens that are allowed together where a grammar allows all texts of this kind: the inside of a JSON string, and short
 # parts of it for strings with a maximal length. Each kind takes megabytes, so these are fewer than the library's own.
-_SLICES = [r'[^"\\\x00-\x1F\x7F]{1,16}', r'[^"\\\x00-\x1F\x7F]+']
+_INSIDE = r'[^"\\\x00-\x1F\x7F]'
+_SLICES = [_INSIDE + "{1,10}", _INSIDE + "{1,16}", _INSIDE + "+"]
 _MAX_KEPT_TEXTS = 1024  # whose tokens are remembered, if they are short
 _MAX_KEPT_CHARS = 200
 
