@@ -34,6 +34,7 @@ pytestmark = [
 
 PROMPTS = [np.random.default_rng(3).integers(0, VOCAB_SIZE, length).tolist() for length in (5, 6, 2)]
 DRAWN = SamplingParams(temperature=0.8, top_k=30, seed=5)
+DRAWN_FROM_ALL = SamplingParams(temperature=2.0, seed=6)
 
 
 @pytest.fixture(autouse=True)
@@ -85,16 +86,18 @@ def rank_process(rendezvous: Path) -> Iterator[subprocess.Popen]:
 
 
 def _run(runner: Any) -> list[DrivenRequest]:
-    """Greedy alone, then beside rows that need all logits, then beside a row with a mask."""
+    """Greedy alone, then beside a draw from all tokens, rows that need all logits, and a row with a mask."""
     driver = StepDriver(runner)
     greedy = driver.add(PROMPTS[0], slot=0)
     driver.run([greedy], num_outputs=1, chunk=4)
+    plain = driver.add(PROMPTS[2], slot=3, sampling=DRAWN_FROM_ALL)
+    driver.run([greedy, plain], num_outputs=3)
     drawn = driver.add(PROMPTS[1], slot=1, sampling=DRAWN, logprobs=LogprobParams(top=2, prompt_start=0))
-    driver.run([greedy, drawn], num_outputs=2)
+    driver.run([greedy, drawn], num_outputs=4)
     masked = driver.add(PROMPTS[2], slot=2, sampling=GREEDY)
     masked.mask = lambda num_outputs: (np.arange(7) == num_outputs % 7).astype(np.uint32) * 0x7FFF
-    driver.run([greedy, drawn, masked], num_outputs=3)
-    return [greedy, drawn, masked]
+    driver.run([greedy, drawn, masked, plain], num_outputs=5)
+    return [greedy, drawn, masked, plain]
 
 
 def test_two_ranks_write_the_text_of_one(tmp_path: Path) -> None:

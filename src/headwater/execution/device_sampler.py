@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_allowed
-from headwater.devices.cuda.kernels.sampling import draw_tokens
+from headwater.devices.cuda.kernels.sampling import draw_part, draw_tokens
 from headwater.devices.noise import noise_keys
 from headwater.execution.device_penalties import DeviceLogitEdits
 from headwater.execution.penalties import needs_edits
@@ -29,6 +29,7 @@ class DeviceSampler:
         self._vocab_size = vocab_size
         self._edits: dict[int, DeviceLogitEdits] = {}  # by slot
         self.is_special = np.zeros(max_running, dtype=np.bool_)  # by slot: not plainly greedy
+        self.draws_from_all = np.zeros(max_running, dtype=np.bool_)  # by slot: draws, and by its temperature alone
         self.has_logprobs = np.zeros(max_running, dtype=np.bool_)  # by slot
         self._params = np.zeros((4, max_running), dtype=np.float32)  # temperature, top_p, log(min_p), top_k
         self._seeds = np.zeros(max_running, dtype=np.uint64)
@@ -44,6 +45,8 @@ class DeviceSampler:
         self.has_logprobs[slot] = assignment.logprobs is not None
         greedy = is_greedy(sampling)
         self.is_special[slot] = not greedy or slot in self._edits
+        is_cut = sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
+        self.draws_from_all[slot] = not greedy and not is_cut and slot not in self._edits
         log_min_p = np.log(sampling.min_p) if sampling.min_p > 0 else -np.inf
         temperature = 0.0 if greedy else sampling.temperature
         self._params[:, slot] = (temperature, sampling.top_p, log_min_p, max(sampling.top_k, 0))
@@ -81,6 +84,16 @@ class DeviceSampler:
             )
         for row, _, edits in edited:
             edits.count(result[0, row : row + 1].long())
+
+    def draw_part(
+        self, logits: torch.Tensor, rows: Ints, *, slots: Ints, num_outputs: Ints, tokens: range
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The best of the part `tokens` of the vocabulary for `rows`, all of which `draws_from_all` holds for.
+
+        The rows and slots on the device, and what `kernels.sampling.draw_part` returns.
+        """
+        at, to, params = self._ring.stage((rows, slots, self._packed(slots, num_outputs)))
+        return at, to, draw_part(logits, at, params, first_token=tokens.start, max_token=tokens.stop - 1)
 
     def _choose_masked(
         self,

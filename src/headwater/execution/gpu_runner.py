@@ -203,7 +203,9 @@ class GpuRunner:
         is_gathered = self._ranked is not None and self._needs_logits(plan, sampled)
         if is_gathered and self._ranked is not None:
             logits = self._ranked.gather(logits[: len(sampled)])
-        if self._device.ranks.rank > 0:
+        elif self._ranked is not None:
+            self._draw_over_ranks(self._ranked, plan, sampled, logits)
+        if self._device.ranks.rank > 0 or (self._ranked is not None and not is_gathered):
             self._end(step, is_gathered=is_gathered)
         elif len(plan.grammar_rows):
             step.sample = partial(self._sample_masked, step, logits)  # all rows: two launches take twice as long as one
@@ -213,10 +215,24 @@ class GpuRunner:
         return step
 
     def _needs_logits(self, plan: StepPlan, sampled: Ints) -> bool:
-        """Whether some row is not plainly greedy, so that rank 0 needs the logits of all ranks. All find the same."""
+        """Whether rank 0 needs the logits of all ranks. All find the same.
+
+        Not for rows that are greedy or draw from all tokens: the best of each rank's tokens decides.
+        """
+        slots, sampler = plan.slots[sampled], self._sampler
+        needs = (sampler.is_special[slots] & ~sampler.draws_from_all[slots]) | sampler.has_logprobs[slots]
+        return bool(needs.any()) or len(plan.grammar_rows) > 0
+
+    def _draw_over_ranks(self, ranked: RankedLogits, plan: StepPlan, sampled: Ints, logits: torch.Tensor) -> None:
+        """Each rank draws from its part of the vocabulary, by the noise of these tokens; the best is the draw."""
         slots = plan.slots[sampled]
-        is_special = self._sampler.is_special[slots] | self._sampler.has_logprobs[slots]
-        return bool(is_special.any()) or len(plan.grammar_rows) > 0
+        rows = np.flatnonzero(self._sampler.draws_from_all[slots]).astype(np.int32)
+        if len(rows):
+            num_outputs = plan.num_outputs[sampled[rows]]
+            at, to, part = self._sampler.draw_part(
+                logits, rows, slots=slots[rows], num_outputs=num_outputs, tokens=ranked.own_tokens
+            )
+            ranked.merge_draws(part, at, to, newest=self._slots.newest, result=self._result)
 
     @torch.inference_mode()
     def _sample_masked(self, step: PendingStep, logits: torch.Tensor, masks: TokenMasks) -> None:

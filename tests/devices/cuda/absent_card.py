@@ -20,7 +20,7 @@ from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_allowed,
 from headwater.devices.cuda.kernels.head_copy import copy_heads
 from headwater.devices.cuda.kernels.one_shot import OneShotBuffers, one_shot_all_reduce
 from headwater.devices.cuda.kernels.page_copy import copy_pages
-from headwater.devices.cuda.kernels.sampling import draw_tokens
+from headwater.devices.cuda.kernels.sampling import draw_part, draw_tokens
 from headwater.devices.cuda.kernels.scatter import write_entries
 from headwater.devices.cuda.paged_batch import ExternalChunks
 from headwater.devices.device import AttentionGeometry
@@ -86,6 +86,7 @@ def sampling() -> None:
     choose_greedy(logits, slots, newest=newest, result=result, scratch=scratch)
     params = torch.zeros((7, 2), dtype=torch.int32)
     draw_tokens(logits, slots, slots, params, newest=newest, result=result)
+    draw_part(logits, slots, params, first_token=9000, max_token=17_999)
     masks = torch.zeros((2, 282), dtype=torch.int32)
     draw_tokens(logits, slots, slots, params, newest=newest, result=result, masks=masks)
     choose_allowed(logits, slots, slots, masks, newest=newest, result=result, scratch=scratch)

@@ -12,7 +12,7 @@ from headwater.devices.cpu.plain.draw import log_noise
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_allowed, choose_greedy
 from headwater.devices.cuda.kernels.layers import silu_mul
-from headwater.devices.cuda.kernels.sampling import draw_tokens
+from headwater.devices.cuda.kernels.sampling import draw_part, draw_tokens
 from headwater.devices.cuda.kernels.scatter import write_entries
 from headwater.devices.noise import noise_keys
 
@@ -210,3 +210,30 @@ def test_scattered_entries_and_nothing_else_are_written() -> None:
     expected = torch.zeros(1200, dtype=torch.int32, device=PLACE)
     expected[at.long()] = at + 7
     assert torch.equal(target.view(-1), expected)
+
+
+def test_the_best_of_parts_is_the_draw_from_all() -> None:
+    """Two ranks have a part of the vocabulary each: noise of other tokens, or ties that the later part wins."""
+    num_rows, cuts = 6, (range(700), range(700, 1000))
+    logits = torch.from_numpy(np.random.default_rng(0).normal(0, 3, (num_rows, 1000)).astype(np.float32))
+    logits[4] = 0.0
+    rows = torch.arange(num_rows, dtype=torch.int32, device=PLACE)
+    numbers = np.full((7, num_rows), -1, dtype=np.int32)
+    numbers[:3] = np.array([[1.5] * num_rows, [1.0] * num_rows, [-np.inf] * num_rows], dtype=np.float32).view(np.int32)
+    numbers[3] = 0
+    numbers[4:6] = noise_keys(np.arange(num_rows), np.arange(num_rows)).view(np.int32).reshape(-1, 2).T
+    params = torch.from_numpy(numbers).to(PLACE)
+    newest, result = (torch.zeros(shape, dtype=torch.int32, device=PLACE) for shape in (num_rows, (2, num_rows)))
+    draw_tokens(logits.to(PLACE), rows, rows, params, newest=newest, result=result)
+    parts = [
+        draw_part(
+            logits[:, cut.start : cut.stop].contiguous().to(PLACE), rows, params,
+            first_token=cut.start, max_token=cut.stop - 1,
+        )
+        for cut in cuts
+    ]  # fmt: skip
+    scores, tokens = (torch.stack([part[index] for part in parts]) for index in (0, 1))
+    values = scores.view(torch.float32)
+    best = torch.where(values == values.amax(dim=0), tokens, 1 << 30).amin(dim=0)
+    assert best.tolist() == result[0].tolist()
+    assert {token >= 700 for token in best.tolist()} == {True, False}

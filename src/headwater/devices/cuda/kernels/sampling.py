@@ -45,10 +45,44 @@ def draw_tokens(
         logits.shape[1],
         params.stride(0),
         0 if masks is None else masks.stride(0),
+        0,
+        logits.shape[1] - 1,
         HAS_MASKS=masks is not None,
+        IS_PART=False,
         BLOCK=_BLOCK,
         num_warps=32,
     )
+
+
+def draw_part(
+    logits: torch.Tensor, rows: torch.Tensor, params: torch.Tensor, *, first_token: int, max_token: int
+) -> torch.Tensor:
+    """What `draw_tokens` would draw if there were only these tokens, `first_token` and those after it.
+
+    Of rows that draw from all tokens: temperature above 0, no top_k, top_p, min_p or mask. int32[2, N]: the score of
+    each row's token, as the bits of a float32, and the token, at most `max_token`. The best score of all parts is that
+    of the token that `draw_tokens` draws.
+    """
+    found = torch.empty((2, len(rows)), dtype=torch.int32, device=logits.device)
+    _draw_kernel[(len(rows),)](
+        logits,
+        rows,
+        rows,
+        params,
+        found[0],
+        found[1],
+        logits,
+        logits.shape[1],
+        params.stride(0),
+        0,
+        first_token,
+        max_token,
+        HAS_MASKS=False,
+        IS_PART=True,
+        BLOCK=_BLOCK,
+        num_warps=32,
+    )
+    return found
 
 
 @triton.jit
@@ -106,7 +140,7 @@ def _lowest_kept(x_row, vocab_size, inverse, largest, floor, wanted, BY_COUNT: t
     return tl.maximum(found, floor)
 
 
-@triton.jit(do_not_specialize=["stride"])
+@triton.jit(do_not_specialize=["stride", "first_token", "max_token"])
 def _draw_kernel(
     logits,
     rows,
@@ -118,7 +152,10 @@ def _draw_kernel(
     vocab_size,
     stride,
     mask_stride,
+    first_token,
+    max_token,
     HAS_MASKS: tl.constexpr,
+    IS_PART: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     index = tl.program_id(0)
@@ -168,12 +205,16 @@ def _draw_kernel(
         is_kept = (_ordered(x) >= floor) & (x - largest >= log_min_p)
         value = x
         if is_random:
-            value = tl.where(is_kept, x - _log_noise(at, low, high), -float("inf"))
+            value = tl.where(is_kept, x - _log_noise(at + first_token, low, high), -float("inf"))
         is_better = value > best  # the first of equals stays
         best = tl.where(is_better, value, best)
         best_at = tl.where(is_better, at, best_at)
     winner = tl.max(best, 0)
     token = tl.min(tl.where(best == winner, best_at, 2147483647), 0)
-    token = tl.minimum(token, vocab_size - 1)  # of a row of NaN, which fails anyway
-    tl.store(tokens + row, token)
-    tl.store(newest + tl.load(slots + index), token)
+    token = tl.minimum(token + first_token, max_token)  # of a row of NaN, which fails anyway
+    if IS_PART:
+        tl.store(newest + index, winner.to(tl.int32, bitcast=True))
+        tl.store(tokens + index, token)
+    else:
+        tl.store(tokens + row, token)
+        tl.store(newest + tl.load(slots + index), token)

@@ -108,6 +108,24 @@ class RankedLogits:
         parts = self._ranks.all_gather(padded)
         return torch.cat([each[:, : len(of)] for each, of in zip(parts, self._tokens, strict=True)], dim=1)
 
+    @property
+    def own_tokens(self) -> range:
+        return self._tokens[self._ranks.rank]
+
+    def merge_draws(
+        self, part: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, *, newest: torch.Tensor, result: torch.Tensor
+    ) -> None:
+        """Choose among the tokens that each rank has drawn from its part, int32[2, N]: scores as bits, tokens.
+
+        Into result[0, row] and newest[slot] of every rank; the first token of equal scores.
+        """
+        found = self._ranks.all_gather(part)
+        scores = found[:, 0].view(torch.float32)
+        is_best = scores == scores.amax(dim=0)
+        tokens = torch.where(is_best, found[:, 1], torch.iinfo(torch.int32).max).amin(dim=0)
+        result[0].index_copy_(0, rows.long(), tokens)
+        newest.index_copy_(0, slots.long(), tokens)
+
     def merge_greedy(
         self, part: torch.Tensor, slots: torch.Tensor, *, newest: torch.Tensor, result: torch.Tensor
     ) -> None:
