@@ -1,7 +1,7 @@
 // A panel is one or two blocks and some groups of inputs as tiles of weights. The first rows of a chunk fill it while
 // they multiply, so that both kinds of work overlap; all other rows find it in the cache. Weights in
-// bfloat16 lie in memory as tiles, and only what is left of a group is copied. A tile of rows has exactly the rows that
-// there are. A load waits for the products that read its tile before: groups take turns in the tiles that they load.
+// bfloat16 lie in memory as tiles, and only what is left of a group is copied. Two tiles of rows by two
+// blocks share what they load. Tiles of rows have exactly the rows that there are.
 
 #include "amx_product.h"
 
@@ -10,7 +10,7 @@
 #include "amx_weights.h"
 
 enum {
-    PIECE = 24,  // groups of a panel, a multiple of a super group's: two blocks of them fit in the first cache
+    PIECE = 48,  // groups of a panel, a multiple of a super group's
     LAG = 2,     // groups between a tile's stores and its load, which would wait for them
     TILE_BYTES = AMX_ROWS * AMX_BYTES,
 };
@@ -43,16 +43,17 @@ typedef struct {
     float *sums[2];
 } Piece;
 
-// Tiles 0 and 1: sums of two blocks. 2, 3: activations. 4 to 7: weights of even and of odd groups.
-static void configure(int64_t rows, TileRows *now) {
-    if (now->rows == rows) return;
+// Tiles 0 to 3: sums (two of rows by two blocks). 4, 5: activations. 6, 7: weights.
+static void configure(int64_t first, int64_t second, TileRows *now) {
+    if (now->first == first && now->second == second) return;
     TileConfig config = {.palette = 1};
     for (int tile = 0; tile < NUM_TILES; tile++) {
-        config.rows[tile] = (uint8_t)(tile < 4 ? rows : AMX_ROWS);
-        config.row_bytes[tile] = AMX_BYTES;
+        const int is_second = tile == 2 || tile == 3 || tile == 5;
+        config.rows[tile] = tile >= 6 ? AMX_ROWS : is_second ? second : first;
+        config.row_bytes[tile] = config.rows[tile] ? AMX_BYTES : 0;
     }
     tiles_configure(&config);
-    now->rows = rows;
+    *now = (TileRows){first, second};
 }
 
 INLINE void fill_group(const Piece *p, int64_t g) {
@@ -76,74 +77,71 @@ INLINE const char *weights_of(const Piece *p, int64_t b, int64_t g) {
     return (p->format == BF16 && g < p->whole ? p->w[b] : p->panels[b]) + g * TILE_BYTES;
 }
 
-// Add the products of group `g` to the sums. BF16 and Q8_0 have two parts of activations.
-INLINE void add_even_group(const Piece *p, const char *x, int64_t g) {
-    tile_load(4, weights_of(p, 0, g), AMX_BYTES);
-    if (p->blocks == 2) tile_load(5, weights_of(p, 1, g), AMX_BYTES);
-    tile_load(2, x + g * p->x_bytes, p->x_stride);
-    tile_dot_bf16(0, 2, 4);
-    if (p->blocks == 2) tile_dot_bf16(1, 2, 5);
-    if (p->x_bytes == AMX_BYTES) return;
-    tile_load(3, x + g * p->x_bytes + AMX_BYTES, p->x_stride);
-    tile_dot_bf16(0, 3, 4);
-    if (p->blocks == 2) tile_dot_bf16(1, 3, 5);
-}
-
-INLINE void add_odd_group(const Piece *p, const char *x, int64_t g) {
+// Add the products of group `g` to the sums in tiles 0 to 3.
+INLINE void add_group_of(const Piece *p, const char *x, int64_t tiles, int64_t g) {
     tile_load(6, weights_of(p, 0, g), AMX_BYTES);
     if (p->blocks == 2) tile_load(7, weights_of(p, 1, g), AMX_BYTES);
-    tile_load(3, x + g * p->x_bytes, p->x_stride);
-    tile_dot_bf16(0, 3, 6);
-    if (p->blocks == 2) tile_dot_bf16(1, 3, 7);
-    if (p->x_bytes == AMX_BYTES) return;
-    tile_load(2, x + g * p->x_bytes + AMX_BYTES, p->x_stride);
-    tile_dot_bf16(0, 2, 6);
-    if (p->blocks == 2) tile_dot_bf16(1, 2, 7);
+    for (int64_t part = 0; part < p->x_bytes; part += AMX_BYTES) {  // two for BF16 and Q8_0
+        const char *from = x + g * p->x_bytes + part;
+        tile_load(4, from, p->x_stride);
+        tile_dot_bf16(0, 4, 6);
+        if (p->blocks == 2) tile_dot_bf16(1, 4, 7);
+        if (tiles == 1) continue;
+        tile_load(5, from + AMX_ROWS * p->x_stride, p->x_stride);
+        tile_dot_bf16(2, 5, 6);
+        if (p->blocks == 2) tile_dot_bf16(3, 5, 7);
+    }
 }
 
-INLINE void add_group_of(const Piece *p, const char *x, int64_t g) {
-    if (g % 2 == 0) add_even_group(p, x, g);
-    else add_odd_group(p, x, g);
-}
-
-static void start_sums(const Piece *p, int64_t row) {
+static void start_sums(const Piece *p, int64_t row, int64_t tiles) {
     if (p->is_first) {
         tile_zero(0);
         tile_zero(1);
+        if (tiles == 2) {
+            tile_zero(2);
+            tile_zero(3);
+        }
         return;
     }
     tile_load(0, p->sums[0] + row * BLOCK_COLS, AMX_BYTES);
     if (p->blocks == 2) tile_load(1, p->sums[1] + row * BLOCK_COLS, AMX_BYTES);
+    if (tiles == 1) return;
+    tile_load(2, p->sums[0] + (row + AMX_ROWS) * BLOCK_COLS, AMX_BYTES);
+    if (p->blocks == 2) tile_load(3, p->sums[1] + (row + AMX_ROWS) * BLOCK_COLS, AMX_BYTES);
 }
 
-static void store_sums(const Piece *p, int64_t row) {
+static void store_sums(const Piece *p, int64_t row, int64_t tiles) {
     tile_store(0, p->sums[0] + row * BLOCK_COLS, AMX_BYTES);
     if (p->blocks == 2) tile_store(1, p->sums[1] + row * BLOCK_COLS, AMX_BYTES);
+    if (tiles == 1) return;
+    tile_store(2, p->sums[0] + (row + AMX_ROWS) * BLOCK_COLS, AMX_BYTES);
+    if (p->blocks == 2) tile_store(3, p->sums[1] + (row + AMX_ROWS) * BLOCK_COLS, AMX_BYTES);
 }
 
-// A tile of rows. The first one fills the panel, the second one fetches what comes next.
-static void multiply_rows(const Piece *p, int64_t row) {
+// One or two tiles of rows. The first ones fill the panel, the second ones fetch what comes next.
+static void multiply_rows(const Piece *p, int64_t row, int64_t tiles) {
     const char *x = p->x + row * p->x_stride;
-    const int64_t fetched = row == AMX_ROWS ? block_bytes(p->format, p->groups * GROUP) / p->groups : 0;
-    start_sums(p, row);
+    const int64_t fetched = row == 2 * AMX_ROWS ? block_bytes(p->format, p->groups * GROUP) / p->groups : 0;
+    start_sums(p, row, tiles);
     if (row == 0) {
         for (int64_t g = 0; g < p->groups + LAG; g++) {
             if (g < p->groups) fill_group(p, g);
-            if (g >= LAG) add_group_of(p, x, g - LAG);
+            if (g >= LAG) add_group_of(p, x, tiles, g - LAG);
         }
     } else {
         for (int64_t g = 0; g < p->groups; g++) {
             for (int64_t b = 0; b < p->blocks; b++) prefetch(p->next[b] + g * fetched, fetched);
-            add_group_of(p, x, g);
+            add_group_of(p, x, tiles, g);
         }
     }
-    store_sums(p, row);
+    store_sums(p, row, tiles);
 }
 
 static void multiply_piece(const Piece *p, int64_t rows, TileRows *tile_rows) {
-    for (int64_t row = 0; row < rows; row += AMX_ROWS) {
-        configure(rows - row < AMX_ROWS ? rows - row : AMX_ROWS, tile_rows);
-        multiply_rows(p, row);
+    for (int64_t row = 0; row < rows; row += 2 * AMX_ROWS) {
+        const int64_t left = rows - row, first = left < AMX_ROWS ? left : AMX_ROWS, rest = left - first;
+        configure(first, rest < AMX_ROWS ? rest : AMX_ROWS, tile_rows);
+        multiply_rows(p, row, rest ? 2 : 1);
     }
 }
 

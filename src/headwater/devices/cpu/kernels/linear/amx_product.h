@@ -8,9 +8,9 @@
 
 #include "linear.h"
 
-// The rows of a tile for which this thread has configured its registers; zero before the first product.
+// The rows of the two tiles for which this thread has configured its registers; zeros before the first product.
 typedef struct {
-    int64_t rows;
+    int64_t first, second;
 } TileRows;
 
 #if HAS_AMX
