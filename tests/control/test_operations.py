@@ -22,6 +22,7 @@ FIELDS = {  # those without a default, of all calls
     "pin_id": "pin-1",
     "change": UpdateWeights(call_id="change", path="w1"),
     "prepared": "change",
+    "number": 0,
 }
 WAITING = {"FlushCache", "UpdateWeights", "ReleaseMemory", "PauseGeneration"}  # on a busy engine
 

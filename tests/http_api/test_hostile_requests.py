@@ -61,7 +61,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 # 501: not built. 503: no such store. 504: not done in the time asked for
 DECLARED = {501, 503, 504}
 SEED = int(os.environ.get("HOSTILE_SEED", "1"))
-NUM_RANDOM = int(os.environ.get("HOSTILE_REQUESTS", "60"))  # of each route; more find more
+NUM_RANDOM = int(os.environ.get("HOSTILE_REQUESTS", "30"))  # of each route; more find more
 
 
 @pytest.fixture
