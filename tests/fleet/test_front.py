@@ -50,6 +50,22 @@ async def test_metrics_and_loads_name_replicas_by_their_numbers(fleet: FleetWith
         assert 'headwater_engine_up{dp_rank="1"' in (await http.get("/metrics")).text
 
 
+async def test_the_operating_page_shows_replicas_by_their_numbers(fleet: FleetWithFront) -> None:
+    fleet.replicas["b"].is_dead = True
+    await fleet.until(lambda: 1 not in fleet.client.replicas)
+    async with fleet.http() as http:
+        assert "<title>Headwater" in (await http.get("/dashboard")).text
+        assert (await http.get("/dashboard/snapshot")).status_code == 401
+        found = (await http.get("/dashboard/snapshot", headers=ADMIN)).json()
+        assert list(found["engines"]) == ["0"] and found["engines"]["0"]["up"]
+        assert found["sample"]["device.free"] == found["engines"]["0"]["tiers"]["device"]["free"] > 0
+        gone = await http.get("/dashboard/node?dp_rank=1&number=1", headers=ADMIN)
+        assert gone.status_code == 503
+        fleet.replicas["a"].is_dead = True
+        await fleet.until(lambda: not fleet.client.replicas)
+        assert (await http.get("/dashboard/snapshot", headers=ADMIN)).json()["engines"] == {}
+
+
 async def test_changes_are_made_by_all_replicas(fleet: FleetWithFront) -> None:
     async with fleet.http() as http:
         answer = await http.post("/pause_generation", json={"mode": "retract"}, headers=ADMIN)

@@ -17,10 +17,7 @@ export function create(root) {
       series: QUANTILES.map(([, key]) => ({ key, words: key })), label: words,
     });
   }
-  const none = h("p", { class: "soft", text: "A front sends requests on and measures no latencies; see the replicas." });
-  root.append(none);
   return function update({ snapshot, series, rangeS }) {
-    none.hidden = Object.keys(snapshot.latency).length > 0;
     for (const [kind] of KINDS) {
       const bounds = snapshot.latency[kind];
       if (!bounds) continue;
