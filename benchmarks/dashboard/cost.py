@@ -169,7 +169,7 @@ def main() -> None:
     print(f"targets: {TARGETS}")
     if args.save:
         named = [record | {"server": "headwater"} for record in records]
-        print(save("dashboard-cost", [*named, found], servers={"headwater": {"command": server.argv}}))
+        print(save("dashboard-cost", [*named, found], servers={"headwater": {"command": ["python", *server.argv[1:]]}}))
 
 
 if __name__ == "__main__":
