@@ -179,7 +179,8 @@ def fleet(tiny_model: str, store: RedisServer, tmp_path_factory: pytest.TempPath
 
 def test_the_fleet_grows_by_itself_under_streams(fleet: Fleet) -> None:
     with Streams(fleet, 4) as streams:
-        fleet.scale("--max", "3", "--target", "0.5")
+        limits = {"max_replicas": 3, "target_ongoing_requests": 0.5, "upscale_after_s": 0}
+        httpx.post(f"{fleet.url}/fleet/scale", params=limits, headers=KEY, timeout=30, trust_env=False)
         fleet.until(lambda: len(fleet.serving()) == 3)
     assert not streams.broken and streams.num_whole > 0
     fleet.scale("3")  # and stays so from now on
