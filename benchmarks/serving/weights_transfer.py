@@ -86,7 +86,7 @@ async def send_shared(http: httpx.AsyncClient, bucket: Tensors) -> None:
     path = SHARED / f"trainer-{os.getpid()}.safetensors"
     try:
         await asyncio.to_thread(safetensors.torch.save_file, {n: t.cpu() for n, t in bucket.items()}, path)
-        await post(http, "/update_weights_from_tensor", json={"safetensors_path": str(path)})
+        await post(http, "/update_weights_from_tensor", json={"safetensors_path": str(path), "take": True})
     finally:
         path.unlink(missing_ok=True)
 

@@ -83,6 +83,34 @@ def test_a_file_is_copied_whole(area: StagingArea, tmp_path: Path) -> None:
     assert list(bucket.finish().tensors) == ["a"]
 
 
+def test_a_file_is_taken_by_its_name(area: StagingArea, tmp_path: Path) -> None:
+    source = tmp_path / "from-the-trainer.safetensors"
+    source.write_bytes(bucket_of("a"))
+    inode = source.stat().st_ino
+    folder = area.folder()
+    bucket = folder.bucket()
+    bucket.take(source)
+    assert list(bucket.finish().tensors) == ["a"]
+    assert not source.exists() and (folder.path / "000001.safetensors").stat().st_ino == inode
+    assert area.num_bytes == len(bucket_of("a"))
+    (tmp_path / "torn.safetensors").write_bytes(bucket_of("a")[:-1])
+    bucket = folder.bucket()
+    bucket.take(tmp_path / "torn.safetensors")
+    with pytest.raises(BucketError):
+        bucket.finish()
+    assert area.num_bytes == len(bucket_of("a"))
+
+
+def test_a_file_with_two_names_is_not_taken(area: StagingArea, tmp_path: Path) -> None:
+    """Its other name could change what is in place."""
+    (tmp_path / "a.safetensors").write_bytes(bucket_of("a"))
+    (tmp_path / "b.safetensors").hardlink_to(tmp_path / "a.safetensors")
+    bucket = area.folder().bucket()
+    with pytest.raises(BucketError, match="one name"):
+        bucket.take(tmp_path / "a.safetensors")
+    bucket.discard()
+
+
 @pytest.mark.parametrize("kind", ["missing", "pipe", "link", "folder"])
 def test_only_a_regular_file_is_copied(area: StagingArea, tmp_path: Path, kind: str) -> None:
     path = tmp_path / kind

@@ -10,8 +10,6 @@ from headwater.messages.base import Answer, Call
 from headwater.messages.cache import DetachStorage, GetPins, GetStorage, PinPrefix, Pins, UnpinPrefix
 from headwater.messages.control import ContinueGeneration, Done, Failed
 from headwater.messages.weights import (
-    Checksums,
-    GetChecksums,
     GetParameters,
     GetWeights,
     Parameters,
@@ -107,13 +105,6 @@ def get_weights(message: GetWeights, engine: ControlledEngine) -> Weights | Fail
 def get_parameters(message: GetParameters, engine: ControlledEngine) -> Parameters:
     shapes, ignored = engine.weights.parameters()
     return Parameters(call_id=message.call_id, shapes=shapes, ignored_suffixes=ignored)
-
-
-def get_checksums(message: GetChecksums, engine: ControlledEngine) -> Checksums | Failed:
-    if "weights" in engine.orders.released:
-        return Failed(call_id=message.call_id, status=400, message="the weights are released: there is nothing to hash")
-    checksums = engine.weights.checksums()
-    return Checksums(call_id=message.call_id, weights_id=engine.scheduler.weights_id, checksums=checksums)
 
 
 def detach_storage(message: DetachStorage, engine: ControlledEngine) -> Answer:

@@ -5,6 +5,7 @@ from typing import Any
 
 from headwater.control import at_once
 from headwater.control.at_once import PinChange
+from headwater.control.checksums import ChecksumRun
 from headwater.control.controlled_engine import ControlledEngine
 from headwater.control.flush import Flush
 from headwater.control.memory import MemoryRelease, MemoryResume
@@ -42,7 +43,7 @@ OPERATIONS: dict[type[Call], Callable[[Any, ControlledEngine, Permit], Operation
     SetWeightVersion: at_once.at_once(at_once.set_weight_version),
     GetWeights: at_once.at_once(at_once.get_weights),
     GetParameters: at_once.at_once(at_once.get_parameters),
-    GetChecksums: at_once.at_once(at_once.get_checksums),
+    GetChecksums: ChecksumRun,
     ReleaseMemory: MemoryRelease,
     ResumeMemory: MemoryResume,
     AttachStorage: StorageAttach,

@@ -53,8 +53,10 @@ class Parameters(Answer, tag="parameters"):
     ignored_suffixes: tuple[str, ...] = ()
 
 
-class GetChecksums(Call, tag="get_checksums"):
+class GetChecksums(TimedCall, tag="get_checksums"):
     """A hash of every tensor in place. Answered by `Checksums` or `Failed`."""
+
+    timeout_s: float = 600.0
 
 
 class Checksums(Answer, tag="checksums"):

@@ -142,6 +142,20 @@ class BucketFile:
         self._num_bytes += len(view)
         self._folder.num_bytes += len(view)
 
+    def take(self, path: Path) -> None:
+        """Make a regular file the bucket, by its name alone. BucketError if that is not possible."""
+        try:
+            found = path.lstat()
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+                raise BucketError(f"{path} is no regular file with one name")
+            self._area.check_room(found.st_size)
+            path.rename(self._path)
+        except OSError as error:
+            raise BucketError(f"{path} cannot be moved into the staging area: {error.strerror}") from None
+        os.close(self._fd)
+        self._fd = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self.written_elsewhere()
+
     def copy_from(self, path: Path) -> None:
         """Append a regular file, in the kernel. BucketError if it cannot be read."""
         try:

@@ -226,3 +226,18 @@ async def test_while_the_model_loads_every_route_is_a_503(engine: LoopEngine) ->
         ):
             response = await server.post(path, body)
             assert (response.status_code, error_of(response)["code"]) == (503, "loading"), path
+
+
+async def test_hashes_of_the_weights_in_sglangs_form(engine: LoopEngine) -> None:
+    async with api(engine) as server:
+        before = (await server.http.get("/weights_checker")).json()
+        assert set(before) >= {"success", "message", "ranks", "per_engine_checksum"}
+        assert set(before["ranks"][0]["checksums"]) == {"weight", "bias"}
+        await update(server, "w1")
+        after = (await server.post("/weights_checker", {"action": "checksum"})).json()
+        assert after["weights_id"] == "w1" and after["per_engine_checksum"] != before["per_engine_checksum"]
+        assert (await server.post("/weights_checker")).json() == after
+        assert (await server.post("/weights_checker", {"action": "reset_tensors"})).status_code == 400
+        await server.post("/release_memory_occupation", {"tags": ["weights"], "timeout": 5})
+        refused = await server.post("/weights_checker", {})
+        assert refused.status_code == 400 and "are released" in refused.json()["message"]

@@ -48,6 +48,13 @@ class WeightsByName(Body):
     )
 
 
+class CheckWeights(Body):
+    """What to check."""
+
+    action: Literal["checksum"] = Field(default="checksum", description="A hash of every tensor in place.")
+    timeout: Seconds = None
+
+
 def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 

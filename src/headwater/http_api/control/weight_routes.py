@@ -1,6 +1,7 @@
 """Routes for the weights: new ones from disk, their label, and a look at their values."""
 
 import asyncio
+import hashlib
 from typing import Annotated, Any
 
 from fastapi import Body, Query, Request
@@ -11,11 +12,19 @@ from headwater.generation.answer_fields import Json
 from headwater.generation.errors import ApiError
 from headwater.http_api.auth import control_router
 from headwater.http_api.control.flush_answer import summed_pages
-from headwater.http_api.control.schemas_control import WeightsByName, WeightsFromDisk, WeightVersion
+from headwater.http_api.control.schemas_control import CheckWeights, WeightsByName, WeightsFromDisk, WeightVersion
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
 from headwater.http_api.services import InjectedServices, Services
 from headwater.http_api.sse import while_connected
-from headwater.messages.weights import GetWeights, SetWeightVersion, UpdateWeights, Weights, WeightsUpdated
+from headwater.messages.weights import (
+    Checksums,
+    GetChecksums,
+    GetWeights,
+    SetWeightVersion,
+    UpdateWeights,
+    Weights,
+    WeightsUpdated,
+)
 
 DEFAULT_TIMEOUT_S = 600.0
 
@@ -91,6 +100,53 @@ async def get_weights_by_name(query: Annotated[WeightsByName, Query()], services
 async def post_weights_by_name(body: Annotated[WeightsByName, Body()], services: InjectedServices) -> Response:
     """The same with a body."""
     return await _weights(body, services)
+
+
+@router.get("/weights_checker", summary="Hashes of the tensors in place")
+async def weights_checker(
+    query: Annotated[CheckWeights, Query()], request: Request, services: InjectedServices
+) -> Response:
+    """A hash of every tensor as the engines compute with it, in SGLang's form. Requests go on meanwhile.
+
+    Engines with the same weights have the same hashes, if they have the same device and `--tp-size`.
+    """
+    return await _checksums(query, request, services)
+
+
+@router.post("/weights_checker", summary="Hashes of the tensors in place")
+async def post_weights_checker(
+    services: InjectedServices, request: Request, body: Annotated[CheckWeights | None, Body()] = None
+) -> Response:
+    """The same with a body."""
+    return await _checksums(body or CheckWeights(), request, services)
+
+
+async def _checksums(asked: CheckWeights, request: Request, services: Services) -> Response:
+    services.require_loaded()
+    timeout_s = services.control_timeout_s(asked.timeout, default_s=DEFAULT_TIMEOUT_S)
+    message = GetChecksums(call_id=new_call_id(), timeout_s=timeout_s)
+    call = services.state.client.call_all(message, timeout_s=timeout_s + 1.0)
+    answers = EngineAnswers(await while_connected(call, request.receive))
+    error = answers.error()
+    if error is not None:
+        return refusal(error)
+    ranks = [_rank_checksums(rank, found) for rank, found in answers.succeeded]
+    return JSONResponse(
+        {
+            "success": True,
+            "message": f"{len(ranks[0]['checksums'])} tensors of {len(ranks)} engines were hashed.",
+            "ranks": ranks,
+            "per_engine_checksum": ranks[0]["per_gpu_checksum"],
+            "are_equal": len({rank["per_gpu_checksum"] for rank in ranks}) == 1,
+            "weights_id": answers.results[0].weights_id,
+        }
+    )
+
+
+def _rank_checksums(rank: int, found: Checksums) -> Json:
+    lines = "\n".join(f"{name} {value}" for name, value in sorted(found.checksums.items()))
+    overall = hashlib.blake2b(lines.encode(), digest_size=8).hexdigest()
+    return {"checksums": found.checksums, "per_gpu_checksum": overall, "parallelism_info": {"dp_rank": rank}}
 
 
 async def _weights(asked: WeightsByName, services: Services) -> Response:

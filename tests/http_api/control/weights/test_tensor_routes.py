@@ -299,3 +299,32 @@ async def test_a_pickle_that_is_refused_changes_nothing(
         assert answer["error"]["code"] == "bad_pickle"
         assert files(shm) == []
         assert await text_of(server, prompt) == (expected(prompt, 4), "default")
+
+
+async def test_the_calls_of_miles_and_slime_with_tensors(engine: LoopEngine, area: StagingArea, payload: str) -> None:
+    """As these trainers send them, with a rollout in flight (the orders are those of their sources)."""
+    prompt = prompt_of(1)
+    async with api(engine, staging=area, allows_pickles=True, admin_api_key="root") as server:
+        server.http.headers["authorization"] = "Bearer root"
+        engine.step_s = 0.002
+        running = asyncio.create_task(text_of(server, prompt, 60))
+        await until(lambda: engine.parts.scheduler.running)
+        tensors = {"serialized_named_tensors": [payload], "flush_cache": False}
+        await call(server, "/pause_generation", {"mode": "retract"})  # miles
+        assert (await server.http.get("/flush_cache")).status_code == 200
+        await call(server, "/begin_weight_update", {})
+        await call(server, ROUTE, tensors)
+        await call(server, ROUTE, tensors)
+        await call(server, "/update_weight_version", {"new_version": "1", "abort_all_requests": False})
+        ended = await call(server, "/end_weight_update", {})
+        await call(server, "/continue_generation", {})
+        tokens, label = await running
+        assert (len(tokens), label) == (60, "1")
+        assert (await text_of(server, prompt))[0] == expected_tokens(prompt, 4, VOCAB_SIZE, ended["weights_id"])
+        assert (await server.http.get("/model_info")).json()["weight_version"] == "1"
+        await call(server, "/pause_generation", {})  # slime
+        assert (await server.http.get("/flush_cache")).status_code == 200
+        answer = await call(server, ROUTE, tensors | {"weight_version": "2"})
+        await call(server, "/continue_generation", {})
+        assert await text_of(server, prompt) == (expected_tokens(prompt, 4, VOCAB_SIZE, answer["weights_id"]), "2")
+        assert (await server.http.get("/get_weight_version")).json()["weight_version"] == "2"

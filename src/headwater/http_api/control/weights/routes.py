@@ -157,7 +157,10 @@ async def _stream(request: Request, bucket: BucketFile) -> None:
 
 async def _fill(asked: WeightsFromTensor, bucket: BucketFile, services: Services) -> None:
     if asked.safetensors_path is not None:
-        await asyncio.to_thread(bucket.copy_from, _shared_file(asked.safetensors_path))
+        path = _shared_file(asked.safetensors_path)
+        if asked.take and path.suffix != ".safetensors":
+            raise bad_request("take", "take: only a file named *.safetensors is moved")
+        await asyncio.to_thread(bucket.take if asked.take else bucket.copy_from, path)
         return
     if asked.serialized_named_tensors:
         await _fill_from_pickle(asked, bucket, services)

@@ -37,6 +37,10 @@ class WeightsFromTensor(Push):
     safetensors_path: Text | None = Field(
         default=None, description="A .safetensors file in /dev/shm. The server copies it before it answers."
     )
+    take: bool = Field(
+        default=False,
+        description="Move the file of `safetensors_path` instead of copying it: it is the server's from then on.",
+    )
     serialized_named_tensors: list[Text] | None = Field(
         default=None,
         description="SGLang's form: base64 pickles, one for each rank of the engine. The first one is read. "
