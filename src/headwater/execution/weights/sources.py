@@ -83,6 +83,6 @@ def checksums_of(model: DecoderModel, device: ModelDevice) -> dict[str, str]:
     for name, array in model.iter_named():
         tensor = device.to_host(array)
         digest = hashlib.blake2b(f"{tensor.format} {tensor.shape}".encode(), digest_size=8)
-        digest.update(np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8).data)
         found[name] = digest.hexdigest()
     return found

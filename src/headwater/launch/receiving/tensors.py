@@ -9,6 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
+from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
 from headwater.devices.safetensors_header import ITEM_BYTES, build_header
@@ -39,7 +40,8 @@ class Group:
         received = [torch.empty_like(tensor, device=self._device) for tensor in tensors]
         works = [dist.broadcast(tensor, group_src=0, group=self._group, async_op=True) for tensor in received]
         for work, tensor, target in zip(works, received, tensors, strict=True):
-            work.wait()
+            if work is not None:
+                work.wait()
             target.copy_(tensor, non_blocking=True)
         torch.cuda.synchronize(self._device)
 
@@ -55,7 +57,7 @@ def join_group(call: JoinGroup) -> Group:
     timeout = timedelta(seconds=call.timeout_s)
     address = f"[{call.master_address}]" if ":" in call.master_address else call.master_address
     url = f"tcp://{address}:{call.master_port}"
-    store, rank, size = next(c10d.rendezvous(url, call.rank, call.world_size, timeout=timeout))
+    store, rank, size = next(rendezvous(url, call.rank, call.world_size, timeout=timeout))
     store.set_timeout(timeout)
     group, _ = c10d._new_process_group_helper(
         size,
@@ -63,7 +65,7 @@ def join_group(call: JoinGroup) -> Group:
         [],
         c10d.Backend(call.backend),
         c10d.PrefixStore(call.group_name, store),
-        group_name=c10d.GroupName(call.group_name) if hasattr(c10d, "GroupName") else call.group_name,
+        group_name=call.group_name,  # type: ignore[arg-type]  # newer versions of PyTorch give it a type of its own
         timeout=timeout,
     )
     c10d._world.pg_group_ranks[group] = {i: i for i in range(size)}
@@ -74,7 +76,7 @@ def copy_from_gpu(call: CopyFromGpu) -> None:
     """Copy tensors out of another process's GPU memory. The process keeps them until the call is answered."""
     bucket = _Bucket(call.names, call.dtypes, call.shapes, path=call.path)
     targets = bucket.tensors()
-    opened: dict[tuple, torch.Tensor] = {}
+    opened: dict[str, torch.Tensor] = {}
     for target, arguments, first_byte in zip(targets, call.handles, call.first_bytes, strict=True):
         key = repr(arguments)
         if key not in opened:

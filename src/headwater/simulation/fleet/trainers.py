@@ -182,7 +182,7 @@ class Trainer:
         self.step = f"{self.name}.{self.num_ended + self.num_refused}.{self.source.randrange(10**6)}"
         if self.is_alone and self.source.random() < 0.2:  # without a bracket: some tensors alone
             names = self.source.sample(NAMES, self.source.randint(1, 4))
-            content = dict.fromkeys(names, self.step)
+            content: Content = dict.fromkeys(names, self.step)
             self.intended.append(content)
             self._send(content, now_s)
             return

@@ -16,7 +16,7 @@ _IN_PLACE = Field(
     default=False,
     description="Overwrite the weights layer by layer while nothing runs, where memory holds no two copies.",
 )
-_SELECTOR = Field(default="all", description="`all` or `target`: there is one model.")
+_SELECTOR: Any = Field(default="all", description="`all` or `target`: there is one model.")
 _FLUSH = Field(default=True, description="Ignored: requests never match KV of other weights.")
 _IGNORED = Field(default=False, description="Ignored.")
 
