@@ -32,6 +32,9 @@ ENGINES_OWN = (  # the answer of one replica would pass for that of all
     "/begin_weight_update",
     "/end_weight_update",
     "/abort_weight_update",
+    "/init_weights_update_group",
+    "/update_weights_from_distributed",
+    "/destroy_weights_update_group",
 )
 FLEET, SCALE = "/fleet", "/fleet/scale"
 _REPLICAS = "replicas"

@@ -229,11 +229,12 @@ class BucketFile:
 def _private_root(parent: Path) -> tuple[Path, int]:
     """A new folder for this process, and the lock that shows that the process lives."""
     _remove_left_over(parent)
-    root = parent / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-    root.mkdir(mode=0o700)
-    lock = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+    new = parent / f".{name}"  # under its name only when it is locked: another server may be deleting what is not
+    new.mkdir(mode=0o700)
+    lock = os.open(new / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return root, lock
+    return new.rename(parent / name), lock
 
 
 def _remove_left_over(parent: Path) -> None:
