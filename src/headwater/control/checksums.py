@@ -8,6 +8,8 @@ from headwater.messages.base import Answer
 from headwater.messages.control import Failed
 from headwater.messages.weights import Checksums, GetChecksums
 
+_SHORT_S = 0.002
+
 
 class ChecksumRun(Operation):
     """No update swaps or overwrites weights meanwhile: these wait for each other."""
@@ -36,6 +38,7 @@ class ChecksumRun(Operation):
                 return self._failed(400, "the weights are released: there is nothing to hash")
             self._thread = threading.Thread(target=self._run, name="checksums", daemon=True)
             self._thread.start()
+            self._thread.join(_SHORT_S)  # small models are done by then: no turn later
         if self._thread.is_alive():
             return self._failed(408, "the weights were not hashed in time") if moment.has_expired else None
         if self._found is None:

@@ -30,6 +30,8 @@ MAX_PIPELINED = 16  # requests sent ahead on one connection; clients of this API
 FRAMING = frozenset({b"content-length", b"transfer-encoding"})  # headers of a request that has a body
 BODY_GRACE_S = 20.0  # a body's time before its speed counts
 MIN_BODY_BYTES_PER_S = 1024
+LARGE_BODIES = frozenset({"/update_weights_from_tensor"})  # gigabytes
+LARGE_PIECE_BYTES = 4 << 20
 WRITE_STALL_S = 120.0  # a client's time to read the bytes that its connection holds, some 100 KB
 LINGER_S = 1.0  # a refused client's time to read its answer; closed at once, many systems would discard it
 LINGER_BYTES = 1 << 20
@@ -184,7 +186,13 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._num_unparsed = 0
         self._num_body_bytes += len(body)
-        super().on_body(body)
+        if self.scope["path"] not in LARGE_BODIES or self.cycle.response_complete:
+            super().on_body(body)
+            return
+        self.cycle.body += body  # the route gets it in large pieces: each piece costs a turn of the event loop
+        if len(self.cycle.body) > LARGE_PIECE_BYTES:
+            self.flow.pause_reading()
+            self.cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade() and self._has_body():
