@@ -1,9 +1,13 @@
-"""Tiny random models of every family, made by transformers itself and saved as Hugging Face folders."""
+"""Tiny random models of every family, made by transformers itself and saved as Hugging Face folders; LoRA adapters."""
 
+import copy
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -96,3 +100,45 @@ def greedy_text(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> l
         eos_token_id=None,
     )
     return output[0, len(prompt) :].tolist()
+
+
+# --- LoRA adapters, as PEFT saves them ---------------------------------------------------------------
+
+ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_PEFT_PREFIX = "base_model.model."
+
+
+def make_adapter(
+    model: PreTrainedModel, folder: Path, *, rank: int, seed: int, targets: Sequence[str] = ADAPTED, **config: Any
+) -> Path:
+    """Save random matrices for the modules `targets` of every layer. Returns `folder`."""
+    generator, tensors = torch.Generator().manual_seed(seed), {}
+    ranks = config.get("rank_pattern", {})
+    for name, parameter in model.named_parameters():
+        module, _, kind = name.rpartition(".")
+        target = module.rpartition(".")[2]
+        if kind == "weight" and target in targets:
+            size = ranks.get(target, rank)
+            tensors[f"{_PEFT_PREFIX}{module}.lora_A.weight"] = (
+                torch.randn((size, parameter.shape[1]), generator=generator) * 0.3
+            )
+            tensors[f"{_PEFT_PREFIX}{module}.lora_B.weight"] = (
+                torch.randn((parameter.shape[0], size), generator=generator) * 0.3
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    fields = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": list(targets), "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(fields | config))
+    return folder
+
+
+def merged(model: PreTrainedModel, folder: Path, *, scale: float = 2.0) -> PreTrainedModel:
+    """A copy of the model whose weights are W + scale * B A, the definition of LoRA."""
+    found = copy.deepcopy(model)
+    parameters, tensors = dict(found.named_parameters()), load_file(folder / "adapter_model.safetensors")
+    with torch.no_grad():
+        for name, a in tensors.items():
+            if ".lora_A." in name:
+                b = tensors[name.replace(".lora_A.", ".lora_B.")]
+                parameters[name.removeprefix(_PEFT_PREFIX).replace(".lora_A", "")] += scale * b @ a
+    return found

@@ -42,6 +42,7 @@ class BlockStored(_Event, tag="BlockStored"):
     cache_salt: str = ""
     extra_key: str = ""
     weights_id: str = ""
+    adapter_id: str = ""  # of a LoRA adapter's content; `lora_name` is the name that it had then
 
 
 class BlockRemoved(_Event, tag="BlockRemoved"):
@@ -139,6 +140,7 @@ def _stored_node(node: Mapping[str, Any], *, block_size: int, medium: str) -> Bl
         cache_salt=node["cache_salt"],
         extra_key=node["extra_key"],
         weights_id=node["weights_id"],
+        adapter_id=node.get("adapter_id", ""),
     )
 
 
@@ -147,7 +149,7 @@ def _positions(event: KvEvent) -> list[Any]:
         case BlockStored():
             keys = event.extra_keys
             fields = [event.block_hashes, event.parent_block_hash, event.token_ids, event.block_size]
-            more = [event.lora_id, event.medium, *([event.lora_name, keys] if keys else [])]
+            more = [event.lora_id, event.medium, *([event.lora_name, keys] if keys or event.lora_name else [])]
             return ["BlockStored", *fields, *more]
         case BlockRemoved():
             return ["BlockRemoved", event.block_hashes, event.medium]

@@ -24,7 +24,7 @@ FIELDS = {  # those without a default, of all calls
     "prepared": "change",
     "number": 0,
 }
-WAITING = {"FlushCache", "UpdateWeights", "ReleaseMemory", "PauseGeneration"}  # on a busy engine
+WAITING = {"FlushCache", "UpdateWeights", "ReleaseMemory", "PauseGeneration", "LoadAdapter"}  # on a busy engine
 
 
 def example(kind: type[Call], **fields: object) -> Call:

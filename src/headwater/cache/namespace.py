@@ -33,19 +33,21 @@ class Scope:
     cache_salt: str | None = None
     extra_key: str | None = None
     other_than_weights_id: str | None = None  # only the namespaces of other weights
+    adapter: str | None = None  # its content; "" is the base model alone
     prefix: TokenIds | None = None  # int32[n], n >= 1
     tiers: frozenset[Tier] = frozenset(Tier)
 
     @property
     def is_everything(self) -> bool:
         """Whether it covers everything on its tiers."""
-        narrowed = (self.cache_salt, self.extra_key, self.other_than_weights_id, self.prefix)
+        narrowed = (self.cache_salt, self.extra_key, self.other_than_weights_id, self.adapter, self.prefix)
         return all(part is None for part in narrowed)
 
     def has_namespace(self, namespace: Namespace) -> bool:
         return (
             (self.cache_salt is None or self.cache_salt == namespace.cache_salt)
             and (self.extra_key is None or self.extra_key == namespace.extra_key)
+            and (self.adapter is None or self.adapter == namespace.adapter)
             and self.other_than_weights_id != namespace.weights_id
         )
 

@@ -6,6 +6,7 @@ from typing import assert_never
 
 import msgspec
 
+from headwater.messages.adapters import LoadAdapter, UnloadAdapter
 from headwater.messages.cache import AttachStorage, DetachStorage, PinGaveWay, PinPrefix, UnpinPrefix
 from headwater.messages.control import ContinueGeneration, FlushCache, PauseGeneration
 from headwater.messages.two_phase import Change
@@ -44,6 +45,15 @@ class DesiredPin:
 
 
 @dataclass(frozen=True, slots=True)
+class DesiredAdapter:
+    """A LoRA adapter: the name that requests use, where it lies, and the identity of its content."""
+
+    name: str
+    path: str
+    adapter_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class DesiredState:
     """Frozen: every decided change makes a new state. `revision` counts the changes."""
 
@@ -54,6 +64,7 @@ class DesiredState:
     store: AttachStorage | None = None
     store_revision: int = 0  # of the last change of the store; 0: the store of the command line
     pins: tuple[DesiredPin, ...] = ()
+    adapters: tuple[DesiredAdapter, ...] = ()
     revision: int = 0
 
     @property
@@ -65,7 +76,8 @@ class DesiredState:
     ) -> "DesiredState":
         """The state once `change` is in force on `engines`: on all, or on those that a pin names.
 
-        `weights_id`: of the weights that the change puts in place, if any; `is_whole`: they replace every earlier one.
+        `weights_id`: of the weights or the adapter that the change puts in place, if any; `is_whole`: the weights
+        replace every earlier one.
         """
         desired = replace(self, revision=self.revision + 1, pins=tuple(p for p in self.pins if p.ends_at_s > now_s))
         match change:
@@ -76,6 +88,11 @@ class DesiredState:
                 released = desired.released - {"weights"}
                 desired = replace(desired, weights=weights, weight_version=label, released=released)
                 return desired if weights_id == self.weights_id else replace(desired, pins=())
+            case LoadAdapter():
+                adapter = DesiredAdapter(change.name, change.path, weights_id)
+                return replace(desired, adapters=(*_others(desired.adapters, change.name), adapter))
+            case UnloadAdapter():
+                return replace(desired, adapters=_others(desired.adapters, change.name))
             case SetWeightVersion():
                 return replace(desired, weight_version=change.weight_version)
             case ReleaseMemory():
@@ -142,6 +159,10 @@ def _with_policies_of(attach: AttachStorage, before: AttachStorage | None) -> At
         prefetch_policy=attach.prefetch_policy or before.prefetch_policy,
         write_policy=attach.write_policy or before.write_policy,
     )
+
+
+def _others(adapters: tuple[DesiredAdapter, ...], name: str) -> tuple[DesiredAdapter, ...]:
+    return tuple(adapter for adapter in adapters if adapter.name != name)
 
 
 def _without(pins: Iterable[DesiredPin], pin_id: str, engines: Iterable[int]) -> Iterable[DesiredPin]:

@@ -158,6 +158,10 @@ class EngineClient:
         """Engines that take no requests now, and why."""
         return {link.index: why for link in self._links if (why := self._router.why_out(link)) is not None}
 
+    def adapters(self) -> dict[str, str]:
+        """The path of each LoRA adapter that is loaded now, by name."""
+        return self._fleet.adapters
+
     @property
     def weights_to_load(self) -> tuple[str, str] | None:
         """Path and format of the whole checkpoint that a new engine process loads first; None: as it was started."""

@@ -12,9 +12,10 @@ from typing import Any
 import msgspec
 
 from headwater.client.change_call import EXPIRY_GRACE_S, ChangeCall, Outcome, Phase, outcome_of
-from headwater.client.desired_state import DesiredPin, DesiredState, WeightsStep
+from headwater.client.desired_state import DesiredAdapter, DesiredPin, DesiredState, WeightsStep
 from headwater.client.errors import EngineGone, EngineOut, NotTheSame
 from headwater.client.standing import LOADING, Restoring, Standing
+from headwater.messages.adapters import AdapterLoaded
 from headwater.messages.cache import PinGaveWay, PinPrefix
 from headwater.messages.control import CancelOperation, Failed, FlushCache
 from headwater.messages.state import EngineReady
@@ -65,6 +66,11 @@ class Fleet:
         """Why an engine that has loaded takes no requests; None if it does, or has not loaded."""
         standing = self.standings[engine]
         return standing.why_out if standing.is_loaded and not standing.is_serving else None
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """The path of each LoRA adapter of the desired state, by name."""
+        return {} if self.desired is None else {it.name: it.path for it in self.desired.adapters}
 
     @property
     def weights_to_load(self) -> tuple[str, str] | None:
@@ -158,9 +164,11 @@ class Fleet:
         if self.desired is None:
             path, load_format = self._started_with
             first = WeightsStep(path, load_format, ready.weights_id)
-            self.desired = DesiredState(weights=(first,), weight_version=ready.weight_version)
+            adapters = _adapters_of(ready)
+            self.desired = DesiredState(weights=(first,), weight_version=ready.weight_version, adapters=adapters)
         standing.loaded()
         is_as_desired = self.desired.revision == 0 and ready.weights_id == self.desired.weights_id
+        is_as_desired &= _adapters_of(ready) == self.desired.adapters
         if is_as_desired and standing.is_first and not standing.owed:
             standing.serve(self.desired)
         self.tick(now_s)
@@ -279,6 +287,7 @@ class Fleet:
         is_done = not isinstance(answer, Failed | Exception)
         if is_done:
             weights_id = answer.weights_id if isinstance(answer, WeightsUpdated | MemoryResult) else ""
+            weights_id = answer.adapter_id if isinstance(answer, AdapterLoaded) else weights_id
             is_whole = answer.is_whole if isinstance(answer, WeightsUpdated) else True
             self._record(call, weights_id=weights_id, is_whole=is_whole, now_s=now_s)
             assert self.desired is not None
@@ -362,3 +371,7 @@ class Fleet:
 
     def _send(self, engine: int, message: Any) -> None:
         self._outbox.append((engine, message))
+
+
+def _adapters_of(ready: EngineReady) -> tuple[DesiredAdapter, ...]:
+    return tuple(DesiredAdapter(it.name, it.path, it.adapter_id) for it in ready.adapters)

@@ -53,7 +53,8 @@ class PrefixRoutes:
     def _beginnings(self, request: Generate) -> list[bytes]:
         """Digests of the first 1, 2, 4, ... whole pages; one pass over the prompt."""
         prompt, options = memoryview(request.prompt_ids), request.options
-        hasher = hashlib.blake2b(f"{options.cache_salt}\0{options.extra_key}".encode(), digest_size=16)
+        names = f"{options.cache_salt}\0{options.extra_key}\0{options.lora_name}"
+        hasher = hashlib.blake2b(names.encode(), digest_size=16)
         digests, start, depth = [], 0, 1
         while depth <= MAX_DEPTH_PAGES and (end := depth * self._page_bytes) <= len(prompt):
             hasher.update(prompt[start:end])

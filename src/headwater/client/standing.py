@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from headwater.client.desired_state import DesiredState
+from headwater.messages.adapters import LoadAdapter, UnloadAdapter
 from headwater.messages.base import TimedCall
 from headwater.messages.cache import AttachStorage, DetachStorage
 from headwater.messages.control import (
@@ -147,7 +148,7 @@ class Restoring:
         elif isinstance(step, Stuck):
             self._stop(standing, step.reason, now_s)
         elif step is not None:
-            limit_s = _LOAD_S if isinstance(step, UpdateWeights | ResumeMemory) else _STEP_S
+            limit_s = _LOAD_S if isinstance(step, UpdateWeights | ResumeMemory | LoadAdapter) else _STEP_S
             step = msgspec.structs.replace(step, expires_at_s=now_s + limit_s)
             if isinstance(step, TimedCall):
                 step = msgspec.structs.replace(step, timeout_s=limit_s)
@@ -182,6 +183,8 @@ def difference(standing: Standing, state: EngineState, desired: DesiredState, *,
         return _next_weights(state.weights_id, desired, call_id=call_id)
     if state.weight_version != desired.weight_version:
         return SetWeightVersion(call_id=call_id, weight_version=desired.weight_version, abort_all_requests=False)
+    if (step := _next_adapter(state, desired, call_id=call_id)) is not None:
+        return step
     if desired.pause is None and state.paused:
         return ContinueGeneration(call_id=call_id)
     released = frozenset(state.released_memory)
@@ -213,6 +216,23 @@ def _next_weights(weights_id: str, desired: DesiredState, *, call_id: str) -> Up
         weights_id=step.weights_id if step.is_received else "",
         names=tuple(step.names),
     )
+
+
+def _next_adapter(state: EngineState, desired: DesiredState, *, call_id: str) -> LoadAdapter | UnloadAdapter | None:
+    """The first adapter that the engine has to unload, or to load. Unloading comes first: it makes room."""
+    has = {adapter.name: adapter.adapter_id for adapter in state.adapters}
+    for name in has.keys() - {adapter.name for adapter in desired.adapters}:
+        return UnloadAdapter(call_id=call_id, name=name)
+    for adapter in desired.adapters:
+        if has.get(adapter.name) != adapter.adapter_id:
+            return LoadAdapter(
+                call_id=call_id,
+                name=adapter.name,
+                path=adapter.path,
+                load_inplace=True,
+                only_adapter_id=adapter.adapter_id,
+            )
+    return None
 
 
 def _name(step: Any) -> str:

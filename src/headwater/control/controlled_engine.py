@@ -8,7 +8,7 @@ from headwater.cache.prefix_cache import PrefixCache
 from headwater.clock import Clock
 from headwater.control.orders import Orders
 from headwater.control.pinning import Pinning
-from headwater.control.ports import KvMemoryPort, WeightsPort
+from headwater.control.ports import AdaptersPort, KvMemoryPort, WeightsPort
 from headwater.control.storage_control import StorageControl
 from headwater.messages.control import PagesAndBytes
 from headwater.scheduling.scheduler import Scheduler
@@ -23,6 +23,7 @@ class ControlledEngine:
     pinning: Pinning
     weights: WeightsPort
     kv_memory: KvMemoryPort
+    adapters: AdaptersPort | None  # None: LoRA adapters are not served
     orders: Orders
     blockers: Callable[[], dict[str, int]]  # the only definition of idle: what is in flight, by name
     is_step_in_flight: Callable[[], bool]

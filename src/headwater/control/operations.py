@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from headwater.control import at_once
+from headwater.control.adapters import AdapterLoad, unload_adapter
 from headwater.control.at_once import PinChange
 from headwater.control.checksums import ChecksumRun
 from headwater.control.controlled_engine import ControlledEngine
@@ -14,6 +15,7 @@ from headwater.control.pause import Pause
 from headwater.control.storage_attach import StorageAttach
 from headwater.control.storage_push import StoragePush
 from headwater.control.weights import WeightUpdate
+from headwater.messages.adapters import LoadAdapter, UnloadAdapter
 from headwater.messages.base import Call
 from headwater.messages.cache import (
     AttachStorage,
@@ -40,6 +42,8 @@ OPERATIONS: dict[type[Call], Callable[[Any, ControlledEngine, Permit], Operation
     PauseGeneration: Pause,
     ContinueGeneration: at_once.at_once(at_once.continue_generation, ends=Pause.kind),
     UpdateWeights: WeightUpdate,
+    LoadAdapter: AdapterLoad,
+    UnloadAdapter: at_once.at_once(unload_adapter),
     SetWeightVersion: at_once.at_once(at_once.set_weight_version),
     GetWeights: at_once.at_once(at_once.get_weights),
     GetParameters: at_once.at_once(at_once.get_parameters),

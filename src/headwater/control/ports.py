@@ -112,6 +112,52 @@ class WeightsPort(Protocol):
         ...
 
 
+class StagedAdapter(Protocol):
+    """An adapter that a thread reads, checks and converts."""
+
+    def is_ready(self) -> bool:
+        """Whether staging has ended, well or badly."""
+        ...
+
+    def error(self) -> str | None:
+        """Why it cannot be used; None if it can. Only when ready."""
+        ...
+
+    @property
+    def adapter_id(self) -> str:
+        """A hash of its content. Only when ready and without error, as all that follows."""
+        ...
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def abandon(self) -> None:
+        """It will not be used. Never blocks."""
+        ...
+
+
+class AdaptersPort(Protocol):
+    """The runner's memory for LoRA adapters: slots from 1 to `num_slots`."""
+
+    @property
+    def num_slots(self) -> int: ...
+
+    def stage(self, path: str) -> StagedAdapter:
+        """Begin to read; never blocks, never raises for the user's mistakes."""
+        ...
+
+    def place(self, slot: int, staged: Any) -> None:
+        """Put what `stage` returned into a slot that no row of a later step has yet."""
+        ...
+
+    def clear(self, slot: int) -> None:
+        """Empty a slot that no row of a later step has."""
+        ...
+
+
 class KvMemoryPort(Protocol):
     """The memory behind the device's pages."""
 

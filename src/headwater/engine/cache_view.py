@@ -46,6 +46,7 @@ class CacheTreeView:
                     num_tokens=sum(len(node.tokens) for node in below),
                     num_nodes=len(below),
                     children=self._children(root, self._message.depth),
+                    adapter_id=namespace.adapter,
                 )
             )
         has_blocks = self._message.blocks

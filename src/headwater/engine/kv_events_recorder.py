@@ -1,6 +1,6 @@
 """From changes of the prefix cache to events."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from headwater.cache.namespace import Namespace, Scope, Tier
@@ -37,7 +37,16 @@ class KvEventsRecorder:
     Neighbouring removals become one event. Those of a flush that empties the cache become one `AllBlocksCleared`.
     """
 
-    def __init__(self, tree: RadixTree, names: StorageNames, *, epoch: str = "") -> None:
+    def __init__(
+        self,
+        tree: RadixTree,
+        names: StorageNames,
+        *,
+        epoch: str = "",
+        name_of_adapter: Callable[[str], str] = lambda adapter_id: adapter_id,
+    ) -> None:
+        """`name_of_adapter`: a name that a LoRA adapter's content has now, or an empty one."""
+        self._name_of = name_of_adapter
         self.epoch = epoch
         self._tree = tree
         self._names = names
@@ -112,12 +121,13 @@ class KvEventsRecorder:
                 block_size=self._tree.page_size,
                 lora_id=None,
                 medium=medium,
-                lora_name=None,
+                lora_name=self._name_of(namespace.adapter) if namespace.adapter else None,
                 extra_keys=salt_keys(salt, num_blocks=len(hashes), is_start=parent is None),
                 full_block_hashes=list(hashes),
                 cache_salt=salt,
                 extra_key=namespace.extra_key,
                 weights_id=namespace.weights_id,
+                adapter_id=namespace.adapter,
                 epoch=self.epoch,
             )
         )

@@ -5,7 +5,7 @@ The server's is `ServedModel` (launch/served_model.py) over a runner of executio
 
 from typing import Protocol
 
-from headwater.control.ports import KvMemoryPort, WeightsPort
+from headwater.control.ports import AdaptersPort, KvMemoryPort, WeightsPort
 from headwater.scheduling.plan import StepHandle, StepPlan
 
 
@@ -23,3 +23,8 @@ class ModelRunner(Protocol):
 
     @property
     def kv_memory(self) -> KvMemoryPort: ...
+
+    @property
+    def adapters(self) -> AdaptersPort | None:
+        """None: LoRA adapters are not served."""
+        ...

@@ -8,6 +8,7 @@ from headwater.cache.transfer import TransferCounters
 from headwater.clock import Clock
 from headwater.control.control_plane import ControlPlane
 from headwater.engine.blockers import Blockers
+from headwater.messages.adapters import AdapterState
 from headwater.messages.state import EngineState, TierState
 from headwater.scheduling.scheduler import Scheduler
 
@@ -91,6 +92,9 @@ class StateReporter:
             released_memory=self._control.released_memory,
             side_caches={"grammars": scheduler.grammars.num_cached},
             held_by=self._control.held_by,
+            adapters=adapter_states(scheduler),
+            num_adapter_slots=scheduler.adapters.num_slots,
+            num_retired_adapters=scheduler.adapters.num_retired,
         )
 
     def _tier_state(self, tier: Tier, tier_pages: TierPages) -> TierState:
@@ -107,6 +111,26 @@ class StateReporter:
             page_bytes=self._cache.page_bytes,
             ready=None if count_ready is None else count_ready(),
         )
+
+
+def adapter_states(scheduler: Scheduler) -> tuple[AdapterState, ...]:
+    """The adapters by name. Requests of an earlier content of a name are not counted."""
+    states = []
+    for named in scheduler.adapters.by_name.values():
+        content = named.content
+        num_running, num_waiting = scheduler.num_of_adapter(content)
+        states.append(
+            AdapterState(
+                name=named.name,
+                path=named.path,
+                adapter_id=content.adapter_id,
+                rank=content.rank,
+                num_bytes=content.num_bytes,
+                num_running=num_running,
+                num_waiting=num_waiting,
+            )
+        )
+    return tuple(states)
 
 
 def transfer_counters(counters: TransferCounters, page_size: int, page_bytes: int) -> dict[str, float]:

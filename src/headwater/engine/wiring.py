@@ -26,6 +26,7 @@ from headwater.engine.steps import Steps
 from headwater.engine.wire import Wire
 from headwater.grammars.matcher import GrammarCompiler
 from headwater.messages.state import EngineReady
+from headwater.scheduling.adapters import AdapterBoard
 from headwater.scheduling.grammar_queue import GrammarLimits, GrammarQueue
 from headwater.scheduling.limits import SchedulerLimits
 from headwater.scheduling.scheduler import Scheduler
@@ -96,6 +97,9 @@ def wire_engine(
         vocab_size=ready.vocab_size,
         grammars=GrammarQueue(grammar_compiler, clock=clock, jobs=grammar_jobs, limits=grammar_limits),
     )
+    if runner.adapters is not None:
+        scheduler.adapters = AdapterBoard(runner.adapters.num_slots)
+        scheduler.adapters.clear_slot = runner.adapters.clear
     steps = Steps(scheduler, runner)
     blockers = Blockers()
     blockers.register("scheduler", scheduler)
@@ -117,6 +121,7 @@ def wire_engine(
         pinning=pinning,
         weights=runner.weights,
         kv_memory=runner.kv_memory,
+        adapters=runner.adapters,
         orders=orders,
         blockers=blockers,
         is_step_in_flight=steps.is_step_in_flight,
@@ -145,7 +150,7 @@ def wire_engine(
         pinning=pinning,
         clock=clock,
         names=names,
-        kv_events=_publisher(kv_events, cache, names),
+        kv_events=_publisher(kv_events, cache, names, scheduler),
     )
     return EngineParts(
         loop=loop,
@@ -159,9 +164,13 @@ def wire_engine(
     )
 
 
-def _publisher(settings: KvEventsSettings | None, cache: PrefixCache, names: StorageNames) -> KvEventsPublisher | None:
+def _publisher(
+    settings: KvEventsSettings | None, cache: PrefixCache, names: StorageNames, scheduler: Scheduler
+) -> KvEventsPublisher | None:
     if settings is None:
         return None
-    recorder = KvEventsRecorder(cache.tree, names, epoch=secrets.token_hex(8))
+    recorder = KvEventsRecorder(
+        cache.tree, names, epoch=secrets.token_hex(8), name_of_adapter=scheduler.adapters.name_of
+    )
     cache.observe(recorder)
     return KvEventsPublisher(recorder, settings)

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from headwater.devices.cpu.adapters.tiles import NO_ADAPTERS, AdapterTiles, adapter_tiles
 from headwater.devices.cpu.attention_kernels import BLOCK_KEYS, WorkList
 from headwater.devices.cpu.program import StepArrays
 from headwater.scheduling.plan import NEWEST_TOKEN, SlotAssignment, StepPlan
@@ -23,6 +24,7 @@ class StepInputs:
     query_starts: npt.NDArray[np.int32]  # [R + 1]
     context_lens: npt.NDArray[np.int32]  # [R], the tokens of this step included
     page_tables: npt.NDArray[np.int32]  # [R, at least the pages of the longest context]
+    adapters: AdapterTiles = NO_ADAPTERS
 
     @property
     def last_tokens(self) -> npt.NDArray[np.int32]:
@@ -42,12 +44,14 @@ class SlotTable:
         self._newest_tokens = np.empty(max_running, dtype=np.int32) if newest is None else newest
         self._newest_tokens[:] = NEWEST_TOKEN
         self._assignments: list[SlotAssignment | None] = [None] * max_running
+        self._adapters = np.zeros(max_running, dtype=np.int32)
 
     def apply(self, plan: StepPlan) -> None:
         """Apply the plan's new assignments and pages."""
         for assignment in plan.assignments:
             self._assignments[assignment.slot] = assignment
             self._newest_tokens[assignment.slot] = NEWEST_TOKEN
+            self._adapters[assignment.slot] = assignment.adapter
         for update in plan.page_updates:
             end = update.first + len(update.pages)
             assert end <= self._page_tables.shape[1], f"slot {update.slot}: page table too short for {end} pages"
@@ -67,6 +71,11 @@ class SlotTable:
     def page_tables(self, slots: npt.NDArray[np.int32], num_pages: int) -> npt.NDArray[np.int32]:
         """A copy of the first pages of some slots. [len(slots), num_pages]; fewer if no table is that long"""
         return np.ascontiguousarray(self._page_tables[slots, :num_pages])
+
+    def adapters(self, plan: StepPlan) -> AdapterTiles:
+        """The plan's tokens that have adapters."""
+        of_rows = self._adapters[plan.slots]
+        return adapter_tiles(np.repeat(of_rows, plan.num_tokens)) if of_rows.any() else NO_ADAPTERS
 
     def newest(self, slots: npt.NDArray[np.int32], out: npt.NDArray[np.int32]) -> None:
         """Write the newest tokens of some slots to `out`."""
@@ -92,6 +101,7 @@ class SlotTable:
             query_starts=np.concatenate((np.zeros(1, dtype=np.int32), ends)),
             context_lens=context_lens.astype(np.int32),
             page_tables=self.page_tables(plan.slots, num_pages),
+            adapters=self.adapters(plan),
         )
 
     def set_newest(self, slots: npt.NDArray[np.int32], tokens: npt.NDArray[np.int32]) -> None:
@@ -124,6 +134,7 @@ class DecodeBatch:
         self._row_of = {slot: row for row, slot in enumerate(plan.slots.tolist())}
         num_rows = plan.num_rows
         none = np.zeros(0, dtype=np.int32)
+        adapters = slots.adapters(plan)
         self._blocks = b""
         self._arrays = StepArrays(
             token_ids=np.zeros(num_rows, dtype=np.int32),
@@ -138,6 +149,8 @@ class DecodeBatch:
             partial_slots=none,
             next_sharing=none,
             num_decodes=num_rows,
+            adapter_rows=adapters.rows,
+            adapter_tiles=adapters.tiles,
         )
 
     def continues(self, plan: StepPlan) -> bool:

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from headwater.devices.cpu.adapters.memory import CpuAdapters
 from headwater.devices.cpu.attention_kernels import WorkList
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.packed_weights import PackedWeights
@@ -93,8 +94,9 @@ class CpuRunner:
     """Owns the KV memory and the state of the slots; the loaded model is shared.
 
     `max_running` slots, each of at most `max_context` tokens (the model's context if not given). `layout` is that
-    of the KV's pages. Where several ranks compute the model, each runs the same plans, and rank 0 samples: the results
-    of the others hold no tokens, and no grammar chooses there.
+    of the KV's pages, `adapters` the memory of the LoRA adapters that rows may have. Where several ranks compute the
+    model, each runs the same plans, and rank 0 samples: the results of the others hold no tokens, and no grammar
+    chooses there.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class CpuRunner:
         num_pages: int,
         max_running: int,
         max_context: int | None = None,
+        adapters: CpuAdapters | None = None,
     ) -> None:
         for name, value in (("num_pages", num_pages), ("max_running", max_running)):
             if value < 1:
@@ -125,7 +128,8 @@ class CpuRunner:
         )
         self._sampler = Sampler(vocab_size=loaded.config.vocab_size, device=device)
         self._layout = layout
-        self._recorded: RecordedModel | None = RecordedModel(loaded.model, device, layout=layout)
+        self.adapters = adapters
+        self._recorded: RecordedModel | None = RecordedModel(loaded.model, device, layout=layout, adapters=adapters)
         self._decodes: tuple[DecodeBatch, SampledRows] | None = None  # of the newest step, if it was of decodes alone
 
     def memory_bytes(self) -> dict[str, int]:
@@ -152,7 +156,9 @@ class CpuRunner:
         if self._recorded is not None:
             self._recorded.program.close()
         self._model = model
-        self._recorded = None if model is None else RecordedModel(model, self._device, layout=self._layout)
+        self._recorded = None
+        if model is not None:
+            self._recorded = RecordedModel(model, self._device, layout=self._layout, adapters=self.adapters)
         self._decodes = None
 
     @property
@@ -298,6 +304,8 @@ class CpuRunner:
             partial_slots=work.partial_slots,
             next_sharing=work.next_sharing,
             num_decodes=num_decodes,
+            adapter_rows=inputs.adapters.rows,
+            adapter_tiles=inputs.adapters.tiles,
         )
 
     def _sample(

@@ -1,4 +1,4 @@
-"""The state of each slot that stays on the GPU between steps: page table and newest token."""
+"""The state of each slot that stays on the GPU between steps: page table, newest token, slot of its adapter."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from headwater.scheduling.plan import PageUpdate, SlotAssignment, StepPlan
 
 
 class DeviceSlots:
-    """Page tables and newest tokens of `max_running` slots, and of one more slot for padding.
+    """Page tables, newest tokens and adapters of `max_running` slots, and of one more slot for padding.
 
     Only changed entries of the tables are sent. A step reads tables and tokens as the previous steps left them,
     because all of them run in the order of one stream.
@@ -21,6 +21,8 @@ class DeviceSlots:
         self.padding_slot = max_running
         self.tables = torch.zeros((max_running + 1, max_pages), dtype=torch.int32, device=device)
         self.newest = torch.zeros(max_running + 1, dtype=torch.int32, device=device)
+        self.adapters = torch.zeros(max_running + 1, dtype=torch.int32, device=device)
+        self._adapters = np.zeros(max_running, dtype=np.int32)  # the same on the host
         self._ring = StagingRing(device, num_ints=1 << 16)
         self._assignments: list[SlotAssignment | None] = [None] * max_running
 
@@ -28,8 +30,17 @@ class DeviceSlots:
         """Apply the plan's new assignments and pages."""
         for assignment in plan.assignments:
             self._assignments[assignment.slot] = assignment
+        changed = {it.slot: it.adapter for it in plan.assignments if it.adapter != self._adapters[it.slot]}
+        if changed:
+            at, values = (np.array(list(it), dtype=np.int32) for it in (changed.keys(), changed.values()))
+            self._adapters[at] = values
+            write_entries(self.adapters, *self._ring.stage((at, values)))
         if plan.page_updates:
             write_entries(self.tables, *self._ring.stage(self._entries(plan.page_updates)))
+
+    def has_adapters(self, slots: Ints) -> bool:
+        """Whether a request in one of these slots has an adapter."""
+        return bool(self._adapters[slots].any())
 
     def assignment(self, slot: int, use: int) -> SlotAssignment:
         """The slot's assignment, which the plan's use count must match."""

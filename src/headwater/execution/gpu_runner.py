@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from headwater.devices.cuda.adapters import CudaAdapters, CudaStepAdapters
 from headwater.devices.cuda.arrivals import Arrivals
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_greedy
@@ -54,7 +55,8 @@ class GpuRunner:
 
     `max_running` slots, each of at most `max_context` tokens (the model's context if not given). `layout` is that
     of the KV's pages. `graph_sizes` are the batch sizes of decodes that become CUDA graphs, `prompt_graph_sizes` those
-    of other steps: (decodes, prompt tokens). Steps wait for the pages of `arrivals`, which a copier adds to.
+    of other steps: (decodes, prompt tokens). Steps wait for the pages of `arrivals`, which a copier adds to. `adapters`
+    is the memory of the LoRA adapters that rows may have.
 
     Where several ranks compute the model, each runs the same plans, and rank 0 samples: the others get its tokens on
     their devices, and no grammar chooses there.
@@ -72,6 +74,7 @@ class GpuRunner:
         graph_sizes: Sequence[int] = (),
         prompt_graph_sizes: Sequence[tuple[int, int]] = (),
         arrivals: Arrivals | None = None,
+        adapters: CudaAdapters | None = None,
     ) -> None:
         for name, value in (("num_pages", num_pages), ("max_running", max_running)):
             if value < 1:
@@ -108,22 +111,30 @@ class GpuRunner:
         self._decode_inputs = DecodeInputs(self._slots, rotary=self._rotary)
         self._pool = GraphPool() if device.is_gpu else None
         self._graph_sizes = tuple(graph_sizes)
-        self._graphs = StepGraphs(
-            self._compute_decodes,
-            lambda _: self._decode_inputs.stage_nothing(),
-            shapes=self._graph_sizes,
-            pool=self._pool,
-        )
-        self._prompt_steps = PromptSteps(
-            device,
-            self._forward_mixed,
-            geometry=loaded.model.geometry,
-            dtype=dtype,
-            slots=self._slots,
-            rotary=self._rotary,
-            sizes=prompt_graph_sizes,
-            pool=self._pool,
-        )
+        self.adapters = adapters
+        # by whether a row has an adapter: other steps launch nothing for adapters
+        self._graphs = {
+            has_adapters: StepGraphs(
+                partial(self._compute_decodes, has_adapters=has_adapters),
+                lambda _: self._decode_inputs.stage_nothing(),
+                shapes=self._graph_sizes,
+                pool=self._pool,
+            )
+            for has_adapters in ((False,) if adapters is None else (False, True))
+        }
+        self._prompt_steps = {
+            has_adapters: PromptSteps(
+                device,
+                partial(self._forward_mixed, has_adapters=has_adapters),
+                geometry=loaded.model.geometry,
+                dtype=dtype,
+                slots=self._slots,
+                rotary=self._rotary,
+                sizes=prompt_graph_sizes,
+                pool=self._pool,
+            )
+            for has_adapters in self._graphs
+        }
         self._gates = LayerGates(loaded.config.num_layers, device=place)
         self._arrivals = Arrivals() if arrivals is None else arrivals
 
@@ -158,22 +169,23 @@ class GpuRunner:
         self._clear_graphs()
 
     def _clear_graphs(self) -> None:
-        self._graphs.clear()
-        self._prompt_steps.clear()
+        for steps in (*self._graphs.values(), *self._prompt_steps.values()):
+            steps.clear()
         if self._pool is not None:
             self._pool.renew()
 
     @property
     def num_graphs_missing(self) -> int:
         """Graphs that `capture_graphs` would capture now."""
-        return self._graphs.num_missing + self._prompt_steps.num_missing
+        return sum(steps.num_missing for steps in (*self._graphs.values(), *self._prompt_steps.values()))
 
     @torch.inference_mode()
     def capture_graphs(self, captured: Callable[[], None] = lambda: None) -> None:
         """Capture the graphs of all sizes now instead of on first use. `captured` is called after each."""
         self._device.enter_thread()
-        self._graphs.capture_all("decode batches", captured)
-        self._prompt_steps.capture_all(captured)
+        for has_adapters, graphs in self._graphs.items():
+            graphs.capture_all("decode batches with adapters" if has_adapters else "decode batches", captured)
+            self._prompt_steps[has_adapters].capture_all(captured)
 
     # --- steps -------------------------------------------------------------------------------------
 
@@ -261,21 +273,23 @@ class GpuRunner:
     def _launch_decodes(self, plan: StepPlan) -> torch.Tensor:
         """A step of decodes alone; returns the logits, a row for each."""
         size = next_size(self._graph_sizes, plan.num_rows) or plan.num_rows
-        self._graphs.prepare(size)
+        graphs = self._graphs[self._slots.has_adapters(plan.slots)]
+        graphs.prepare(size)
         self._decode_inputs.stage(plan.slots, plan.num_computed)
-        return self._graphs.run(size)
+        return graphs.run(size)
 
-    def _compute_decodes(self, size: int) -> torch.Tensor:
+    def _compute_decodes(self, size: int, *, has_adapters: bool) -> torch.Tensor:
         """Enqueue a step of `size` rows over the static inputs: greedy tokens into `_result`; returns the logits."""
         batch = self._decode_inputs.batch(size)
         attention = self._device.plan_attention(self.model.geometry, batch, kv=self.kv)
-        hidden = self.model.forward(self._slots.newest.index_select(0, batch.decode_slots), attention)
+        adapters = self._adapters_of(batch.decode_slots) if has_adapters else None
+        hidden = self.model.forward(self._slots.newest.index_select(0, batch.decode_slots), attention, adapters)
         return self._greedy_logits(hidden, batch.decode_slots)
 
     def _launch_mixed(self, plan: StepPlan, sampled: Ints) -> tuple[torch.Tensor, "_Prompts"]:
         """A step with prompt chunks; returns the logits of the rows that sample, and what requests want of prompts."""
         self._gates.follow(self._arrivals.awaited())
-        step = self._prompt_steps.launch(plan, sampled)
+        step = self._prompt_steps[self._slots.has_adapters(plan.slots)].launch(plan, sampled)
         hidden, assignment = step.hidden[step.shift :], self._slots.assignment
         logprobs = [it for part in prompt_parts(plan, assignment) for it in self._prompt_logprobs(hidden, part)]
         pooled = {part.row: self._pool_hidden(hidden, part) for part in pooled_parts(plan, assignment)}
@@ -284,13 +298,22 @@ class GpuRunner:
             return step.hidden[:0], prompts
         return self._greedy_logits(step.hidden.index_select(0, step.last_tokens), step.sampled_slots), prompts
 
-    def _forward_mixed(self, inputs: MixedInputs) -> torch.Tensor:
+    def _adapters_of(self, slots: torch.Tensor) -> CudaStepAdapters:
+        """The adapters of tokens of these slots."""
+        assert self.adapters is not None, "a row has an adapter, and there is no memory for adapters"
+        return self.adapters.of_step(self._slots.adapters.index_select(0, slots))
+
+    def _forward_mixed(self, inputs: MixedInputs, *, has_adapters: bool) -> torch.Tensor:
         """Hidden states of a step with prompt chunks, decodes first; layers wait for arriving pages."""
         batch, token_ids, model = inputs.batch, inputs.token_ids, self.model
         if batch.num_decodes:
             token_ids = torch.cat((self._slots.newest.index_select(0, batch.decode_slots), token_ids))
         attention = self._device.plan_attention(model.geometry, batch, kv=self.kv)
-        return model.forward(token_ids, GatedAttention(attention, self._gates))
+        adapters = None
+        if has_adapters:
+            assert batch.chunks is not None, "a step with prompts has chunks"
+            adapters = self._adapters_of(torch.cat((batch.decode_slots, batch.chunks.token_slots)))
+        return model.forward(token_ids, GatedAttention(attention, self._gates), adapters)
 
     def _greedy_logits(self, hidden: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         logits = self.model.logits(hidden, out=self._logits[: len(hidden)])

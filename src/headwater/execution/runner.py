@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from headwater.devices.adapters import AdapterMemory
 from headwater.devices.device import RunnerDevice
 from headwater.devices.kv_memory import KVMemory
 from headwater.models.decoder import DecoderModel
@@ -19,6 +20,11 @@ class Runner(Protocol):
 
     @property
     def kv(self) -> KVMemory: ...
+
+    @property
+    def adapters(self) -> AdapterMemory | None:
+        """The memory of LoRA adapters; None: no row may have one."""
+        ...
 
     def replace_model(self, model: DecoderModel | None) -> None:
         """Compute with `model` from the next step on; None: free the weights' memory."""

@@ -35,6 +35,9 @@ def warm_up(runner: Runner, *, steps: Steps | None = None, sizes: Sequence[int] 
     steps = steps or runner
     for num_tokens in sizes:
         _run_request(runner, num_tokens, SamplingParams(temperature=0.0), steps=steps)
+    if runner.adapters is not None:
+        for num_tokens in sizes:
+            _run_request(runner, num_tokens, SamplingParams(temperature=0.0), steps=steps, adapter=1)
     _run_request(runner, min(*sizes, 8), SamplingParams(top_k=8, top_p=0.9, seed=1), steps=steps)
 
 
@@ -49,7 +52,9 @@ def time_decode_s(steps: Steps, *, limit_s: float = 0.03) -> float:
     return min(times)
 
 
-def _run_request(runner: Runner, num_tokens: int, sampling: SamplingParams, *, steps: Steps) -> None:
+def _run_request(
+    runner: Runner, num_tokens: int, sampling: SamplingParams, *, steps: Steps, adapter: int = 0
+) -> None:
     num_tokens = min(num_tokens, runner.model.config.max_context - 1)
     assignment = SlotAssignment(
         slot=0,
@@ -58,6 +63,7 @@ def _run_request(runner: Runner, num_tokens: int, sampling: SamplingParams, *, s
         token_ids=np.zeros(num_tokens, dtype=np.int32),
         num_prompt_tokens=num_tokens,
         stop_token_ids=(),
+        adapter=adapter,
     )
     num_pages = -(-(num_tokens + 1) // runner.kv.layout.page_size)
     pages = PageUpdate(slot=0, first=0, pages=np.zeros(num_pages, dtype=np.int32))

@@ -91,6 +91,10 @@ class FleetClient:
     def refuse_all(self, reason: str) -> None:
         self.refuse_new(reason)
 
+    def adapters(self) -> dict[str, str]:
+        """The path of each LoRA adapter that is loaded now, by name."""
+        return self._fleet.adapters
+
     async def first_ready(self) -> EngineReady:
         """Waits for a replica that has loaded."""
         while not (found := [each for each in self.ready if each is not None]):  # noqa: ASYNC110

@@ -110,6 +110,12 @@ def loading() -> ApiError:
     return ApiError(503, "the model is still loading", code="loading")
 
 
+def adapter_not_found(name: str) -> ApiError:
+    """No LoRA adapter is loaded under this name."""
+    message = f"lora_path: no adapter {name!r} is loaded"
+    return ApiError(404, message, param="lora_path", code="model_not_found", type="invalid_request_error")
+
+
 def model_not_found(name: str, served_name: str) -> ApiError:
     message = f"The model {name!r} does not exist; this server serves {served_name!r}."
     return ApiError(404, message, param="model", code="model_not_found", type="invalid_request_error")

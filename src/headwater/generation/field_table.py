@@ -29,7 +29,7 @@ _MEDIA = Refused("this server takes text only", is_of_prompt=True)
 _DISAGGREGATED = Refused("prefill and decode run in one server here", neutral=({}, ""), is_empty_neutral=False)
 
 REFUSED: Mapping[str, Refused] = {
-    **_each("lora_path lora_id lora_name", Refused("adapters are not served, only the base model", is_of_prompt=True)),
+    **_each("lora_path lora_id lora_name", Refused("name the adapter in model or lora_path", is_of_prompt=True)),
     **_each("image_data video_data audio_data mm_hashes mm_content_hashes", _MEDIA),
     **_each("input_embeds prompt_embeds positional_embed_overrides", Refused("prompts are tokens", is_of_prompt=True)),
     "audio": _MEDIA,

@@ -1,6 +1,6 @@
 """Facts about the served model, and the limits on one request."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -31,6 +31,7 @@ class ModelFacts:
     compute: ComputeFacts | None = None  # how a CPU computes
     hidden_size: int = 0
     pooling: str = "last"  # of embeddings; other words than `last` and `mean` are not supported
+    adapters: Callable[[], Mapping[str, str]] = dict  # path of each LoRA adapter that is loaded now, by name
     embedding_dimensions: tuple[int, ...] | None = None  # fewer than `hidden_size`; empty: any; None: none
 
     @classmethod
@@ -68,6 +69,12 @@ class ModelFacts:
             pooling=pooling,
             embedding_dimensions=ready.embedding_dimensions,
         )
+
+    def adapter_of(self, name: str) -> str | None:
+        """The adapter that a `model` names; "" for the model itself, None if nothing is served under this name."""
+        if name in (self.served_name, "default", ""):
+            return ""
+        return name if name in self.adapters() else None
 
 
 @dataclass(frozen=True, slots=True)

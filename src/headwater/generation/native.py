@@ -7,8 +7,10 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+from msgspec import structs
+
 from headwater.generation.answer_fields import Json
-from headwater.generation.errors import bad_request
+from headwater.generation.errors import adapter_not_found, bad_request
 from headwater.generation.model_facts import ModelFacts, RequestLimits
 from headwater.generation.native_answer import LogprobFormat, NativeAnswer
 from headwater.generation.native_schemas import GenerateRequest, SamplingInput
@@ -43,8 +45,11 @@ class NativeApi:
         asked = self._asked_ids(request, len(prompts), is_batch=is_batch)
         grammars = await self._grammars(request.sampling_params, len(prompts))
         requests: list[TextRequest] = []
-        for prompt, sampling, asked_ids, grammar in zip(prompts, given, asked, grammars, strict=True):
-            of_prompt = self._requests(request, prompt, sampling, asked_ids)
+        adapters = self._adapters(request.lora_path, len(prompts), is_batch=is_batch)
+        for prompt, sampling, asked_ids, grammar, adapter in zip(
+            prompts, given, asked, grammars, adapters, strict=True
+        ):
+            of_prompt = self._requests(request, prompt, sampling, asked_ids, adapter)
             requests += [replace(it, grammar=grammar) for it in of_prompt]
         is_list = is_batch or len(requests) > 1
         rids = _rids(request.rid, len(requests), is_list=is_list)
@@ -130,8 +135,25 @@ class NativeApi:
             raise bad_request("token_ids_logprob", message)
         return [tuple(ids) for ids in given]
 
+    def _adapters(self, given: str | list[str | None] | None, num_prompts: int, *, is_batch: bool) -> list[str]:
+        """The LoRA adapter of each prompt; empty for none. ApiError 404 for one that is not loaded."""
+        if isinstance(given, list) and (not is_batch or len(given) != num_prompts):
+            message = f"lora_path: a list must have one name or null for each of the {num_prompts} prompts of a batch"
+            raise bad_request("lora_path", message)
+        names = [name or "" for name in given] if isinstance(given, list) else [given or ""] * num_prompts
+        loaded = self._model.adapters() if any(names) else {}
+        for name in names:
+            if name and name not in loaded:
+                raise adapter_not_found(name)
+        return names
+
     def _requests(
-        self, request: GenerateRequest, prompt: PromptTokens, given: SamplingInput, asked_ids: tuple[int, ...]
+        self,
+        request: GenerateRequest,
+        prompt: PromptTokens,
+        given: SamplingInput,
+        asked_ids: tuple[int, ...],
+        adapter: str,
     ) -> list[TextRequest]:
         """The n requests of one prompt, without rids."""
         sampling = native_sampling(given, self._model)
@@ -139,7 +161,7 @@ class NativeApi:
         prompt_ids = check_prompt(prompt, self._model, param=param, is_prefill=sampling.max_new_tokens == 0)
         sampling = fit(sampling, len(prompt_ids), self._model)
         logprobs = self._logprobs(request, len(prompt_ids), asked_ids)
-        options, text = request.engine_options(), given.text_options()
+        options, text = structs.replace(request.engine_options(), lora_name=adapter), given.text_options()
         return [
             TextRequest(
                 rid="",

@@ -67,6 +67,9 @@ class GenerateRequest(OptionFields):
     )
     return_text_in_logprobs: bool = Field(default=False, description="Report the text of each of these tokens.")
     return_prompt_token_ids: bool = Field(default=False, description="Report the token ids of the prompt.")
+    lora_path: Name | list[Name | None] | None = Field(
+        default=None, description="Name of a LoRA adapter; for a batch, one for all or a list with null for none."
+    )
     add_special_tokens: bool = Field(default=True, description="Prepend BOS to a text if the model expects it.")
     parse_special_tokens: ParseSpecialTokens = None
     model: Any = Field(default=None, description="Ignored, since one model is served.")

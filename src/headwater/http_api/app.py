@@ -13,6 +13,7 @@ from headwater.http_api.anthropic import routes as anthropic_routes
 from headwater.http_api.auth import Accounts, Authentication, Keys
 from headwater.http_api.compressed_body import CompressedBody
 from headwater.http_api.control import (
+    adapter_routes,
     cache_routes,
     control_routes,
     flush_routes,
@@ -51,6 +52,7 @@ ROUTERS = (
     weight_routes.router,
     tensor_routes.router,
     group_routes.router,
+    adapter_routes.router,
     memory_routes.router,
     cache_routes.router,
     cache_routes.view_router,
@@ -69,6 +71,7 @@ FRONT_ROUTERS = (
     flush_routes.router,
     control_routes.router,
     weight_routes.router,
+    adapter_routes.router,
     memory_routes.router,
     cache_routes.view_router,
     cache_routes.report_router,

@@ -53,7 +53,7 @@ class ApiState:
         """The model has loaded: requests are accepted from now on."""
         self.tokenizer = tokenizer
         self.formats = choose_formats(tokenizer.chat_template_source(has_tools=True), self.format_flags)
-        self.model = model
+        self.model = replace(model, adapters=self.client.adapters)
 
     def set_weight_version(self, weight_version: str) -> None:
         """The label of the weights that the engines serve from now on."""

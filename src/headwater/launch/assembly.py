@@ -22,7 +22,8 @@ from headwater.launch.placement import Placement, flags_in_errors, kv_dtype, ope
 from headwater.launch.pooling_config import read_pooling
 from headwater.launch.ranks.engine_gpus import choose_gpus
 from headwater.launch.ranks.start import Ranks, num_pages_of, page_share, start_ranks
-from headwater.launch.served_model import ModelInPlace, read_model, serve_model
+from headwater.launch.served_model import ModelInPlace, ServedModel, read_model, serve_model
+from headwater.messages.adapters import AdapterState
 from headwater.messages.state import EngineReady
 from headwater.models.config import ModelConfig
 from headwater.models.end_tokens import union, within
@@ -96,11 +97,13 @@ def _build(
     )  # fmt: skip
     load_s = time.monotonic() - started_s
     _log.info("model loaded in %.1f s; the KV cache holds %d tokens", load_s, num_pages * args.page_size)
-    ready = _ready(
-        args, model, runner, placement=placement, max_context=max_context, load_s=load_s, steps=steps, gpus=gpus
-    )
-    host = _host_tier(args, placement, runner, num_pages=num_host_pages, ranks=ranks, share=share)
     served, memory_bytes = serve_model(args, placement.device, model, runner), runner.memory_bytes()
+    adapters = _load_adapters(args, served)
+    ready = _ready(
+        args, model, runner, placement=placement, max_context=max_context, load_s=load_s, steps=steps,
+        gpus=gpus, adapters=adapters,
+    )  # fmt: skip
+    host = _host_tier(args, placement, runner, num_pages=num_host_pages, ranks=ranks, share=share)
     parts = wire_engine(
         wire=ZmqWire(endpoint),
         runner=served if ranks is None else ranks.serve(served),
@@ -118,6 +121,10 @@ def _build(
         grammar_compiler=grammar_compiler(args, ready),
         grammar_limits=grammar_limits(args),
     )
+    for adapter in adapters:
+        parts.scheduler.adapters.put(
+            adapter.name, adapter.path, adapter_id=adapter.adapter_id, rank=adapter.rank, num_bytes=adapter.num_bytes
+        )
     parts.scheduler.begin_weights(model.loaded.weights_id, end_ids=model.end_ids)
     if host is not None:
         for close in host[1]:
@@ -165,6 +172,7 @@ def _ready(
     load_s: float,
     steps: Steps,
     gpus: tuple[int, ...],
+    adapters: tuple[AdapterState, ...],
 ) -> EngineReady:
     """The facts that the engine reports once it can compute."""
     assert args.model is not None and args.max_running_requests is not None
@@ -192,7 +200,26 @@ def _ready(
         hidden_size=loaded.config.hidden_size,
         pooling=pooling.mode,
         embedding_dimensions=pooling.dimensions,
+        adapters=adapters,
+        num_adapter_slots=0 if runner.adapters is None else runner.adapters.shape.num_slots - 1,
     )
+
+
+def _load_adapters(args: ServerArgs, served: ServedModel) -> tuple[AdapterState, ...]:
+    """Read the adapters of the command line into the first slots, in their order. ValueError if one does not fit."""
+    loaded: dict[str, AdapterState] = {}
+    for name, path in args.adapters.items():
+        assert served.adapters is not None
+        try:
+            adapter, prepared = served.adapters.read(path)
+        except ValueError as error:
+            raise ValueError(f"--lora-paths {name}: {error}") from error
+        if adapter.adapter_id not in {it.adapter_id for it in loaded.values()}:
+            served.adapters.fill(1 + len({it.adapter_id for it in loaded.values()}), prepared)
+        loaded[name] = AdapterState(
+            name=name, path=path, adapter_id=adapter.adapter_id, rank=adapter.rank, num_bytes=adapter.num_bytes
+        )
+    return tuple(loaded.values())
 
 
 def _limits(args: ServerArgs, *, max_context: int, max_gap_s: float | None) -> SchedulerLimits:

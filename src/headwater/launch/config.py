@@ -19,6 +19,7 @@ ENDPOINT = re.compile(r"tcp://[^/:]+:\d{1,5}|tcp://\[[0-9a-fA-F:]+\]:\d{1,5}|ipc
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/:?#@\s\[\]]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?", re.IGNORECASE)
 HOST = re.compile(r"[^/:?#@\s\[\]]+|[0-9a-f:]+", re.IGNORECASE)
 GB = 10**9
+_SPARE_ADAPTER_SLOTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class ServerArgs(EngineArgs, kw_only=True, frozen=True, omit_defaults=True):
         self._check_replica()
         if self.allow_pickled_tensors and self.admin_api_key is None:
             raise ValueError("--allow-pickled-tensors needs --admin-api-key")
+        self._check_adapters()
         for origin in self.allowed_origins:
             if origin not in ("*", "null") and ORIGIN.fullmatch(origin.rstrip("/")) is None:
                 raise ValueError(f"--allowed-origin must be origins such as https://chat.example, got {origin!r}")
@@ -85,6 +87,32 @@ class ServerArgs(EngineArgs, kw_only=True, frozen=True, omit_defaults=True):
         for name in ("kv_events_replay_endpoint", "kv_events_format", "kv_events_topic"):
             if getattr(self, name) != FLAGS[name].default and self.kv_events_endpoint is None:
                 raise ValueError(f"{flag_name(name)} needs --kv-events-endpoint")
+
+    @property
+    def serves_adapters(self) -> bool:
+        return self.enable_lora or self.lora_paths is not None
+
+    @property
+    def num_adapter_slots(self) -> int:
+        """Contents in memory: one more than names, so that an adapter in use can be replaced."""
+        return self.max_loras_per_batch + _SPARE_ADAPTER_SLOTS
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """The adapters to load at the start: path by name."""
+        pairs = [pair.partition("=") for pair in _names(self.lora_paths)]
+        return {name.strip(): path.strip() for name, _, path in pairs}
+
+    def _check_adapters(self) -> None:
+        pairs = [pair.partition("=") for pair in _names(self.lora_paths)]
+        if any(not (name.strip() and path.strip()) for name, _, path in pairs) or (self.lora_paths and not pairs):
+            raise ValueError(f"--lora-paths must be NAME=PATH, separated by commas, got {self.lora_paths!r}")
+        if len(self.adapters) < len(pairs):
+            raise ValueError(f"--lora-paths names an adapter twice: {self.lora_paths!r}")
+        if len(pairs) > self.max_loras_per_batch:
+            raise ValueError(f"--lora-paths names {len(pairs)} adapters, --max-loras-per-batch is less")
+        if self.serves_adapters and self.tp_size > 1:
+            raise ValueError("--enable-lora does not go with --tp-size yet: adapters are not cut into ranks' shares")
 
     def _check_replica(self) -> None:
         if not self.fleet_replica:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from headwater.devices.cpu.adapters.memory import CpuAdapters
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.host_memory import CpuPageCopier, HostMemory
 from headwater.devices.cpu.kernel_library import kernels_origin
@@ -53,7 +54,14 @@ class CpuPlacement:
             num_pages=num_pages,
             max_running=args.max_running_requests,
             max_context=max_context,
+            adapters=self._adapters(args, loaded),
         )
+
+    def _adapters(self, args: ServerArgs, loaded: LoadedModel) -> CpuAdapters | None:
+        if not args.serves_adapters:
+            return None
+        shape = loaded.config.adapter_shape(num_slots=args.num_adapter_slots + 1, max_rank=args.max_lora_rank)
+        return CpuAdapters(self.device.library, shape, form=loaded.dtype)
 
     def warm_up(self, args: ServerArgs, runner: Runner, *, steps: Steps, max_context: int) -> None:
         warm_up(runner, steps=steps, sizes=(min(_WARM_UP_TOKENS, max(max_context - 1, 1)),))

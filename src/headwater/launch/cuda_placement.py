@@ -6,6 +6,7 @@ from functools import partial
 import torch
 
 from headwater.devices.cpu.ranks.page_share import SharedPages
+from headwater.devices.cuda.adapters import CudaAdapters, adapter_bytes
 from headwater.devices.cuda.arrivals import Arrivals
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.external_attention import MAX_GATHERED_BYTES
@@ -48,7 +49,12 @@ class CudaPlacement:
         activations = args.max_step_tokens * (4 * config.hidden_size + 2 * num_halves) * 5 // 4
         logits = 3 * 4 * args.max_running_requests * config.vocab_size
         gathered = 0 if self.device.external_attention is None else MAX_GATHERED_BYTES
-        return activations + logits + _GRAPH_BYTES + _TABLE_BYTES + gathered
+        adapters = 0
+        if args.serves_adapters:
+            shape = config.adapter_shape(num_slots=args.num_adapter_slots + 1, max_rank=args.max_lora_rank)
+            form = self.device.auto_dtype() if args.dtype == "auto" else args.dtype
+            adapters = adapter_bytes(shape, form=form) + _GRAPH_BYTES  # steps with adapters have graphs of their own
+        return activations + logits + _GRAPH_BYTES + _TABLE_BYTES + gathered + adapters
 
     def make_runner(
         self, args: ServerArgs, loaded: LoadedModel, *, layout: KVLayout, num_pages: int, max_context: int
@@ -70,7 +76,14 @@ class CudaPlacement:
                 max_tokens=min(max_tokens, args.max_step_tokens), max_decodes=largest
             ),
             arrivals=self.arrivals,
+            adapters=self._adapters(args, loaded),
         )
+
+    def _adapters(self, args: ServerArgs, loaded: LoadedModel) -> CudaAdapters | None:
+        if not args.serves_adapters:
+            return None
+        shape = loaded.config.adapter_shape(num_slots=args.num_adapter_slots + 1, max_rank=args.max_lora_rank)
+        return CudaAdapters(shape, form=loaded.dtype, device=self.device.torch_device)
 
     def warm_up(self, args: ServerArgs, runner: Runner, *, steps: Steps, max_context: int) -> None:
         assert args.max_step_tokens is not None

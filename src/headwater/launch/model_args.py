@@ -120,9 +120,30 @@ class ModelArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     ] = "auto"
     weight_version: Annotated[str, Flag("Your label for the weights, reported in answers.", MODEL)] = "default"
 
+    enable_lora: Annotated[
+        bool, Flag("Serve LoRA adapters beside the model (docs/lora.md). Implied by --lora-paths.", MODEL)
+    ] = False
+    lora_paths: Annotated[
+        str | None,
+        Flag(
+            "LoRA adapters to load at the start: NAME=PATH, separated by commas; PATH is a folder of PEFT or a hub id.",
+            MODEL,
+            also=("--lora-modules",),
+        ),
+    ] = None
+    max_loras_per_batch: Annotated[
+        int,
+        Flag("Most LoRA adapters that are loaded at the same time.", MODEL, low=1, high=1024, also=("--max-loras",)),
+    ] = 8
+    max_lora_rank: Annotated[
+        int, Flag("Largest rank of a LoRA adapter. On a GPU it decides the memory of each.", MODEL, low=1, high=512)
+    ] = 64
+
     allow_hub: Annotated[
         bool,
         Flag(
-            "Let /update_weights_from_disk fetch hub ids from the network. Implied when --model is a hub id.", MODEL
+            "Let /update_weights_from_disk and /v1/load_lora_adapter fetch hub ids from the network. Implied when "
+            "--model is a hub id.",
+            MODEL,
         ),
     ] = False

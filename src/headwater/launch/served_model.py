@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headwater.devices.device import Device
+from headwater.execution.adapters.adapter_store import AdapterStore
 from headwater.execution.runner import KvLifetime, Runner
 from headwater.execution.weight_store import Checkpoint, WeightStore
 from headwater.launch.config import ServerArgs
@@ -31,10 +32,13 @@ class ModelInPlace:
 class ServedModel:
     """A runner with its weights and KV memory, which the control plane may change (`engine.ports.ModelRunner`)."""
 
-    def __init__(self, runner: Runner, *, weights: WeightStore, kv_memory: KvLifetime) -> None:
+    def __init__(
+        self, runner: Runner, *, weights: WeightStore, kv_memory: KvLifetime, adapters: AdapterStore | None = None
+    ) -> None:
         self._runner = runner
         self.weights = weights
         self.kv_memory = kv_memory
+        self.adapters = adapters
 
     def launch(self, plan: StepPlan) -> StepHandle:
         return self._runner.launch(plan)
@@ -77,4 +81,8 @@ def serve_model(args: ServerArgs, device: Device, model: ModelInPlace, runner: R
         keeps_on_host=args.keep_weights_on_host,
         end_ids=model.end_ids,
     )
-    return ServedModel(runner, weights=weights, kv_memory=KvLifetime(runner, device))
+    adapters = None
+    if runner.adapters is not None:
+        loaded, refusal = model.loaded, None if may_use_hub else _HUB_REFUSAL
+        adapters = AdapterStore(runner.adapters, loaded.config, form=loaded.dtype, hub_refusal=refusal)
+    return ServedModel(runner, weights=weights, kv_memory=KvLifetime(runner, device), adapters=adapters)

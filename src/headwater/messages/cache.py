@@ -142,6 +142,7 @@ class TreeRoot(Struct):
     num_tokens: int  # in all nodes
     num_nodes: int
     children: tuple[TreeNode, ...]
+    adapter_id: str = ""  # of the content of a LoRA adapter
 
 
 class TreeBlocks(Struct):

@@ -43,6 +43,7 @@ class RequestOptions(Struct):
     cache_salt: str = ""
     extra_key: str = ""
     no_store: bool = False  # leave nothing in the cache
+    lora_name: str = ""  # adapter that computes it; empty: the base model alone
 
 
 class Grammar(Struct):

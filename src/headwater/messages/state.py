@@ -2,6 +2,7 @@
 
 from msgspec import field
 
+from headwater.messages.adapters import AdapterState
 from headwater.messages.base import Answer, Call, Struct
 
 
@@ -67,6 +68,9 @@ class EngineState(Answer, tag="engine_state"):
     num_decided: int = 0  # of those: committed changes of several engines that this one has not made yet
     released_memory: tuple[str, ...] = ()
     side_caches: dict[str, int] = field(default_factory=dict)  # entries of caches without KV, by name
+    adapters: tuple[AdapterState, ...] = ()
+    num_adapter_slots: int = 0  # 0: LoRA adapters are not served
+    num_retired_adapters: int = 0  # contents that only requests which have begun still use
     held_by: tuple[str, ...] = ()  # orders by which requests wait: pause, released memory, pending operations
 
 
@@ -114,4 +118,6 @@ class EngineReady(Answer, tag="engine_ready"):
     compute: ComputeFacts | None = None  # None: not on a CPU
     hidden_size: int = 0  # of embeddings
     pooling: str = ""  # that the model's files name, perhaps one that is not supported; empty: none
+    adapters: tuple[AdapterState, ...] = ()  # LoRA adapters of the command line
+    num_adapter_slots: int = 0  # 0: LoRA adapters are not served
     embedding_dimensions: tuple[int, ...] | None = None  # that a Matryoshka model has; empty: any; None: it is none

@@ -4,6 +4,7 @@ Both phases are answered under the `call_id` of the change itself: first with `P
 `Commit`) with the answer of the change. `CancelOperation` gives a prepared change up.
 """
 
+from headwater.messages.adapters import LoadAdapter, UnloadAdapter
 from headwater.messages.base import Answer, Call
 from headwater.messages.cache import AttachStorage, DetachStorage, PinPrefix, UnpinPrefix
 from headwater.messages.control import ContinueGeneration, PauseGeneration
@@ -11,6 +12,8 @@ from headwater.messages.weights import ReleaseMemory, ResumeMemory, SetWeightVer
 
 Change = (
     UpdateWeights
+    | LoadAdapter
+    | UnloadAdapter
     | SetWeightVersion
     | ReleaseMemory
     | ResumeMemory
@@ -33,7 +36,10 @@ class Prepare(Call, tag="prepare"):
 
 
 class Prepared(Answer, tag="prepared"):
-    """The change can no longer fail. Of a change of weights: their identity, and whether they replace all others."""
+    """The change can no longer fail. Of a change of weights: their identity, and whether they replace all others.
+
+    Of an adapter: its identity.
+    """
 
     weights_id: str = ""
     is_whole: bool = True

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Union
 
 import msgspec
 
-from headwater.messages import cache, control, snapshot, state, two_phase, weights
+from headwater.messages import adapters, cache, control, snapshot, state, two_phase, weights
 from headwater.messages.base import Answer, Call, Struct
 from headwater.messages.cache import PinGaveWay
 from headwater.messages.generation import Generate, GenerateBatch, Outputs
 
-_SUBJECTS = (cache, control, snapshot, state, two_phase, weights)  # imported, so that their structs exist
+_SUBJECTS = (adapters, cache, control, snapshot, state, two_phase, weights)  # imported, so that their structs exist
 
 
 def tagged(base: type[Struct]) -> list[type[Struct]]:

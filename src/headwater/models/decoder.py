@@ -8,6 +8,7 @@ a GPU's hold numbers, a CPU's stand for those of the steps to come (cpu/program.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from headwater.devices.adapters import StepAdapters
 from headwater.devices.device import (
     Array,
     AttentionGeometry,
@@ -72,17 +73,25 @@ class DecoderModel:
         rope = self.config.rope
         return RotaryAngles(rope.inv_freq(self.config.head_dim), rope.attention_factor)
 
-    def forward(self, token_ids: Array, attention: StepAttention) -> Array:
-        """Hidden states before the last norm. Ids [T] -> float32[T, hidden_size]."""
+    def forward(self, token_ids: Array, attention: StepAttention, adapters: StepAdapters | None = None) -> Array:
+        """Hidden states before the last norm. Ids [T] -> float32[T, hidden_size]. `adapters`: those of the tokens."""
         device, eps = self._device, self.config.norm_eps
         first_token = None if self.share.size == 1 else self.share.tokens(self.config).start
         residual = device.all_reduce(self.embedding.embed(token_ids, first_token=first_token))
         for index, layer in enumerate(self.layers):
             x = device.rms_norm(residual, layer.input_norm, eps)
-            x = attention(layer.qkv(x), index, layer.q_norm, layer.k_norm)
+            qkv = layer.qkv(x)
+            if adapters is not None:
+                adapters.add("qkv", index, x, qkv)
+            x = attention(qkv, index, layer.q_norm, layer.k_norm)
             self._add(layer.o, residual, x)
+            if adapters is not None:
+                adapters.add("o", index, x, residual)
             x = device.rms_norm(residual, layer.post_attention_norm, eps)
-            self._add(layer.down, residual, layer.gate_up(x))
+            x = layer.gate_up(x) if adapters is None else adapters.gated(index, layer.gate_up, x)
+            self._add(layer.down, residual, x)
+            if adapters is not None:
+                adapters.add("down", index, x, residual)
         return residual
 
     def _add(self, linear: Linear, residual: Array, x: Array) -> None:

@@ -101,7 +101,7 @@ def resolve_model(model: str) -> ModelFiles:
     """
     path = _existing(model)
     if path is None:
-        path = _snapshot(model)
+        path = hub_folder(model)
     elif not path.is_dir():
         return ModelFiles(name=model, format="gguf", folder=path.parent, gguf=parts_of(path)[0])
     return ModelFiles(name=model, format="safetensors", folder=path, safetensors=_safetensors_in(path))
@@ -114,7 +114,7 @@ def read_config(files: ModelFiles) -> ModelConfig:
 
 def tokenizer_end_ids(tokenizer: str) -> tuple[int, ...]:
     """The tokens that end an answer by a tokenizer's own files: a folder, a .gguf file or a hub id."""
-    path = _existing(tokenizer) or _snapshot(tokenizer, patterns=_TOKENIZER_FILES)
+    path = _existing(tokenizer) or hub_folder(tokenizer, patterns=_TOKENIZER_FILES)
     if path.is_dir():
         return vocabulary_end_ids(read_folder_vocabulary(path))
     fields = GGUFFile(path).fields("tokenizer.ggml.tokens", "tokenizer.ggml.token_type")
@@ -313,7 +313,8 @@ def _safetensors_in(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated")))
 
 
-def _snapshot(model: str, *, patterns: tuple[str, ...] = _HUB_FILES) -> Path:
+def hub_folder(model: str, *, patterns: tuple[str, ...] = _HUB_FILES) -> Path:
+    """The files of a hub id that match `patterns`, downloaded if need be. ValueError if there are none."""
     from huggingface_hub import snapshot_download  # slow to import, and most models are local
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -20,6 +20,9 @@ _KINDS = {
     "quantize": "activations to int",
     "argmax": "sampling",
     "select_rows": "sampling",
+    "adapter_shrink": "adapters",
+    "adapter_expand": "adapters",
+    "multiply_halves": "adapters",
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from headwater.control.ports import KvMemoryPort, Overwriting, StagedWeights, WeightsPort
+from headwater.control.ports import AdaptersPort, KvMemoryPort, Overwriting, StagedWeights, WeightsPort
 from headwater.devices.rank_group import RankFailed
 from headwater.ranks import orders
 from headwater.ranks.plan_codec import write_plan
@@ -97,6 +97,7 @@ class RanksRunner:
         self._launcher = RanksLauncher(own, processes=processes, meetings=meetings)
         self.weights: WeightsPort = RanksWeights(own.weights, processes)
         self.kv_memory: KvMemoryPort = RanksKvMemory(own.kv_memory, processes)
+        self.adapters: AdaptersPort | None = None  # not cut into shares
 
     def launch(self, plan: StepPlan) -> StepHandle:
         return self._launcher.launch(plan)

@@ -30,6 +30,12 @@ def refuse_rid(rid: str) -> Finish:
     return _refuse(f"rid {rid!r} is already in use by a request that has not finished")
 
 
+def refuse_adapter(name: str) -> Finish:
+    """No adapter has this name, or none has it any more."""
+    text = f"The adapter {name!r} does not exist."
+    return Finish(type="abort", status=404, message=text, err_type="invalid_request_error", code="model_not_found")
+
+
 def refuse_for_ever(request: Request, *, vocab_size: int, context: int, capacity: int) -> Finish | None:
     """Why `request` can never run. `context` and `capacity`: tokens of the model's context and of the KV cache."""
     num_tokens = request.num_prompt_tokens

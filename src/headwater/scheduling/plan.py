@@ -28,6 +28,7 @@ class SlotAssignment(Struct, frozen=True, eq=False):
     stop_token_ids: tuple[int, ...]  # EOS included; masked while fewer than min_new_tokens were generated
     logprobs: LogprobParams | None = None
     pooling: Pooling | None = None
+    adapter: int = 0  # slot of the runner's memory for adapters; 0: none
 
 
 class PageUpdate(Struct, frozen=True, eq=False):

@@ -71,6 +71,7 @@ class PlanBuilder:
                 stop_token_ids=tuple(request.stop_token_ids),
                 logprobs=logprobs,
                 pooling=request.pooling,
+                adapter=0 if request.adapter is None else request.adapter.slot,
             )
         )
 

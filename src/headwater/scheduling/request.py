@@ -14,6 +14,7 @@ from headwater.cache.prefetch import Prefetch
 from headwater.cache.transfer import Restore
 from headwater.messages.base import unpack_ids
 from headwater.messages.generation import Generate, Pooling, TokenLogprob
+from headwater.scheduling.adapters import AdapterContent
 from headwater.scheduling.grammar_state import GrammarState
 from headwater.scheduling.plan import PageUpdate
 
@@ -92,6 +93,7 @@ class Request:
         self.pooling: Pooling | None = message.pooling
         scope = message.options.cache_salt, message.options.extra_key
         self._namespace = Namespace(*scope, "", "")  # of the weights asked for last
+        self.adapter: AdapterContent | None = None  # that computes it; written by `use_adapter`
         self.tokens = TokenSequence(unpack_ids(message.prompt_ids))
         self.num_prompt_tokens = len(self.tokens)
         self.max_new_tokens = message.sampling.max_new_tokens  # the scheduler cuts it to what fits
@@ -154,6 +156,18 @@ class Request:
         if self._namespace.weights_id != weights_id:
             self._namespace = self._namespace._replace(weights_id=weights_id)
         return self._namespace
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has ever run. From then on its adapter stays the same."""
+        return self.started_s is not None
+
+    def use_adapter(self, content: AdapterContent) -> None:
+        """Be computed with this adapter, and match its KV alone."""
+        assert not self.has_begun, "a request keeps the adapter it began with"
+        self.adapter = content
+        self._namespace = self._namespace._replace(adapter=content.adapter_id)
+        self.matched_at = None
 
     def enter(self, phase: Phase) -> None:
         assert phase in _NEXT[self.phase], f"{self.rid}: {self.phase.value} -> {phase.value}"

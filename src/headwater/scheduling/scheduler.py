@@ -6,6 +6,7 @@ from headwater.cache.prefix_cache import PrefixCache
 from headwater.clock import Clock
 from headwater.messages.generation import Finish, Generate, OutputMeta, Outputs, SamplingParams, TokenLogprob
 from headwater.scheduling import answers
+from headwater.scheduling.adapters import AdapterBoard, AdapterContent
 from headwater.scheduling.counters import Counters
 from headwater.scheduling.deadlines import Deadlines
 from headwater.scheduling.grammar_masks import MaskBuffer
@@ -50,6 +51,7 @@ class Scheduler:
         self.counters = Counters()
         self.why_refusing: dict[str, str] = {}  # new requests are refused for these reasons, by their source
         self.admission = Admission()  # set by the loop in each turn
+        self.adapters = AdapterBoard()
         self._clock = clock
         self._eos_token_ids = eos_token_ids
         self._vocab_size = vocab_size
@@ -93,6 +95,9 @@ class Scheduler:
             return
         eos = frozenset() if sampling.ignore_eos else self._eos_token_ids | self._end_ids_of_weights
         request.stop_token_ids = eos | frozenset(sampling.stop_token_ids)
+        adapter = self.adapters.find(request.options.lora_name)
+        if adapter is not None:
+            request.use_adapter(adapter)
         room = min(self.limits.max_context, self._capacity_tokens) - request.num_prompt_tokens
         request.max_new_tokens = min(sampling.max_new_tokens, room)
         self._requests[request.client, request.rid] = request
@@ -170,6 +175,28 @@ class Scheduler:
             if request.is_running or request.num_outputs:
                 request.weights_versions.append((self.weight_version, request.num_outputs))
 
+    def begin_adapter(self, name: str, content: AdapterContent) -> None:
+        """`name` means another adapter: for requests that have not begun, and for later ones."""
+        for request in self._requests.values():
+            if request.options.lora_name == name and not request.has_begun:
+                request.use_adapter(content)
+
+    def end_adapter(self, name: str) -> int:
+        """End the requests of an adapter that have not begun; returns how many."""
+        waiting = [it for it in self._requests.values() if it.options.lora_name == name and not it.has_begun]
+        for request in waiting:
+            self._finish(request, answers.refuse_adapter(name))
+        return len(waiting)
+
+    def adapters_begun(self) -> list[AdapterContent | None]:
+        """The adapter of each request that has begun."""
+        return [request.adapter for request in self._requests.values() if request.has_begun]
+
+    def num_of_adapter(self, content: AdapterContent) -> tuple[int, int]:
+        """Requests with this adapter: in the batch, and others."""
+        running = [request.is_running for request in self._requests.values() if request.adapter is content]
+        return sum(running), len(running) - sum(running)
+
     def in_flight(self) -> dict[str, int]:
         """The blockers: requests that keep the engine from being idle. Those that admission keeps out do not count."""
         if not self._requests:
@@ -218,7 +245,7 @@ class Scheduler:
                 request.namespace(self.weights_id),
                 request.tokens,
                 max_cached_tokens=num_matchable,
-                no_store=request.options.no_store,
+                no_store=request.options.no_store or (request.adapter is not None and request.adapter.is_retired),
             )
             matchable = request.tokens.view(0, num_matchable)
             if is_worth_waiting(lease, matchable, self.running, page_size=self.cache.page_size):
@@ -331,6 +358,8 @@ class Scheduler:
         self.deadlines.ended(request)
         del self._requests[request.client, request.rid]
         self.counters.num_finished += 1
+        if request.adapter is not None and request.adapter.is_retired:
+            self.adapters.free_unused(it.adapter for it in self._requests.values())
         self._outputs.finish(request, finish, self._meta(request))
 
     def _retract(self, request: Request) -> None:
@@ -354,6 +383,8 @@ class Scheduler:
             return answers.refuse_now(next(iter(self.why_refusing.values())))
         if (request.client, request.rid) in self._requests:
             return answers.refuse_rid(request.rid)
+        if request.options.lora_name and self.adapters.find(request.options.lora_name) is None:
+            return answers.refuse_adapter(request.options.lora_name)
         sizes = {"context": self.limits.max_context, "capacity": self._capacity_tokens}
         never = answers.refuse_for_ever(request, vocab_size=self._vocab_size, **sizes) or self.grammars.refusal(request)
         return never or self._gate.refusal(request)

@@ -72,6 +72,10 @@ class SimulatedEngine:
         cache = self.parts.cache
         return not (cache.leases or cache.lower.holds or self.runner.open_steps or self.parts.blockers())
 
+    def content_of(self, slot: int) -> str:
+        """The adapter that the runner computes with in a slot of its adapters; "" for slot 0."""
+        return self.runner.adapters.content_of(slot)
+
     def held_pages(self) -> set[int]:
         """Device pages that running requests hold."""
         leases = [request.lease for request in self.parts.scheduler.running if request.lease is not None]

@@ -15,6 +15,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from attention_setting import Setting
+from headwater.devices.adapters import AdapterShape
+from headwater.devices.cuda.adapters import CudaAdapters
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_allowed, choose_greedy
 from headwater.devices.cuda.kernels.head_copy import copy_heads
@@ -78,6 +80,18 @@ def layers() -> None:
         device.pack_gated_linear(weight, weight)(x)
 
 
+def adapters() -> None:
+    """Few rows and many, in both dtypes of activations."""
+    sites = {"qkv": (1024, (512, 128, 128)), "o": (512, (1024,)), "gate_up": (1024, (700, 700)), "down": (700, (1024,))}
+    shape = AdapterShape(num_layers=1, num_slots=3, max_rank=64, sites=sites)
+    for form, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        memory = CudaAdapters(shape, form=form, device=torch.device("cpu"))
+        for num_rows in (1, 40, 300):
+            step = memory.of_step(torch.zeros(num_rows, dtype=torch.int32))
+            step.add("qkv", 0, torch.zeros(num_rows, 1024, dtype=dtype), torch.zeros(num_rows, 768, dtype=dtype))
+            step.add("down", 0, torch.zeros(num_rows, 700, dtype=dtype), torch.zeros(num_rows, 1024))
+
+
 def sampling() -> None:
     """The choice of tokens, and what moves integers and pages."""
     logits, slots = torch.zeros(2, 9000), torch.zeros(2, dtype=torch.int32)
@@ -114,6 +128,7 @@ GROUPS: dict[str, Callable[[], None]] = {
     "float32-large-heads": lambda: attention(torch.float32, None, (4, 2, 256)),
     "float8": lambda: attention(torch.bfloat16, "float8_e4m3fn", (8, 2, 128)),
     "layers": layers,
+        "adapters": adapters,
     "sampling": sampling,
     "ranks": sums_over_ranks,
 }

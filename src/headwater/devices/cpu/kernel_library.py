@@ -43,6 +43,9 @@ class Step(ctypes.Structure):
         ("next_sharing", _POINTER),
         ("num_decodes", _LONG),
         ("num_sampled", _LONG),
+        ("adapter_rows", _POINTER),
+        ("adapter_tiles", _POINTER),
+        ("num_adapter_tiles", _LONG),
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from headwater.devices.cpu.kernel_library import TOKENS, KernelLibrary
 from headwater.devices.cpu.linear_kernels import EmbedJob, LinearJob, Mode, QuantizeJob
 from headwater.devices.cpu.packed_weights import (
+    BLOCK_COLS,
     FORMATS,
     PackedWeights,
     activation_bytes,
@@ -143,6 +144,19 @@ class PackedGatedLinear:
         _record_product(packed, activations, y.columns(0, y.width), Mode.GATED)
         return y
 
+    def with_halves(self, x: Array) -> tuple[Array, Array]:
+        """Record the layer for steps without adapters, and its two products for steps with some.
+
+        Returns y, which the caller has to fill in steps with adapters, and gate and up in turn, 16 columns each.
+        """
+        (packed,) = self.packed
+        y = x.program.array(x.rows, packed.out_features)
+        halves = x.program.array(x.rows, len(packed.blocks) * BLOCK_COLS)
+        activations = _Activations(self._library, x).for_format(packed.format)
+        _record_product(packed, activations, y.columns(0, y.width), Mode.GATED, kernel="linear_without_adapters")
+        _record_product(packed, activations, halves.columns(0, halves.width), Mode.STORE, kernel="linear_with_adapters")
+        return y, halves
+
     def unpack(self) -> list[Part]:
         (packed,) = self.packed
         return [
@@ -183,18 +197,20 @@ class _Activations:
         return self._converted[kind]
 
 
-def _record_product(packed: PackedWeights, activations: Array, y: Columns, mode: Mode) -> None:
+def _record_product(
+    packed: PackedWeights, activations: Array, y: Columns, mode: Mode, *, kernel: str = "linear"
+) -> None:
     job = LinearJob(
         weights=packed.blocks.ctypes.data,
         bias=None if packed.bias is None else packed.bias.ctypes.data,
         in_features=packed.in_features,
-        out_features=packed.out_features,
+        out_features=y.width,
         y_stride=y.array.width,
         format=packed.format_id,
         mode=mode,
         rows=y.array.rows,
     )
-    y.array.program.append("linear", job, {"x": activations, "y": y}, keeps=(packed,))
+    y.array.program.append(kernel, job, {"x": activations, "y": y}, keeps=(packed,))
 
 
 def fuse_activations(ops: Sequence[Op], kept: set[Array]) -> list[Op]:

@@ -9,7 +9,7 @@ from functools import partial
 from headwater.devices.cpu.kernel_library import TOKENS
 from headwater.devices.cpu.plain.linear import linear, silu
 from headwater.devices.cpu.plain.norm import Floats
-from headwater.devices.cpu.program import Array, StepArrays, TokenIds
+from headwater.devices.cpu.program import Array, Plain, StepArrays, TokenIds
 from headwater.devices.host_tensor import HostTensor
 
 Part = tuple[HostTensor, HostTensor | None]  # weight [out, in] and bias [out]
@@ -60,6 +60,16 @@ class PlainGatedLinear:
         x.program.append("linear", None, {"x": x, "y": y}, plain=gated)
         return y
 
+    def with_halves(self, x: Array) -> tuple[Array, Array]:
+        """As PackedGatedLinear's; gate and up lie one behind the other."""
+        size = self._parts[0][0].shape[0]
+        y, halves = x.program.array(x.rows, size), x.program.array(x.rows, 2 * size)
+        gated = partial(_gated, gate=self._parts[0], up=self._parts[1])
+        x.program.append("linear", None, {"x": x, "y": y}, plain=partial(_if_adapters, gated, wanted=False))
+        store = partial(_store, parts=self._parts)
+        x.program.append("linear", None, {"x": x, "y": halves}, plain=partial(_if_adapters, store, wanted=True))
+        return y, halves
+
     def unpack(self) -> list[Part]:
         return self._parts
 
@@ -94,6 +104,12 @@ def _gated(_: StepArrays, *, x: Floats, y: Floats, gate: Part, up: Part) -> None
     lefts, rights = _products(x, [gate]), _products(x, [up])
     for (columns, left), (_same, right) in zip(lefts, rights, strict=True):
         y[:, columns] = silu(left) * right
+
+
+def _if_adapters(plain: Plain, step: StepArrays, *, wanted: bool, **arrays: Floats) -> None:
+    """`plain` in the steps that have rows with adapters, or in the others."""
+    if (len(step.adapter_tiles) > 0) == wanted:
+        plain(step, **arrays)
 
 
 def _embed(step: StepArrays, *, y: Floats, weight: HostTensor, first_token: int) -> None:

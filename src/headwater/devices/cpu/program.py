@@ -8,7 +8,7 @@ larger step than all before it makes the arena grow.
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,8 @@ from headwater.devices.cpu.kernel_library import Op as NativeOp
 
 _ALIGNMENT = 64  # bytes: a line of the cache, and the widest registers
 _ROWS_ALIGNMENT = 16  # kernels may write whole tiles of rows
+NO_ROWS = np.zeros(0, dtype=np.int32)
+NO_TILES = np.zeros((0, 3), dtype=np.int32)
 
 Numbers = npt.NDArray[Any]
 
@@ -80,6 +82,8 @@ class StepArrays:
     next_sharing: npt.NDArray[np.int32]  # [R]
     num_decodes: int  # rows [0, num_decodes) have one token each; the others are of prompts
     samples: bool = True  # from the selected tokens; False: their logits are a prompt's
+    adapter_rows: npt.NDArray[np.int32] = field(default_factory=lambda: NO_ROWS)  # tokens with an adapter
+    adapter_tiles: npt.NDArray[np.int32] = field(default_factory=lambda: NO_TILES)  # [tiles, 3]
 
     def num_rows_of(self, rows: int) -> int:
         return len(self.token_ids) if rows == TOKENS else len(self.selected)
@@ -91,7 +95,7 @@ class StepArrays:
             name: getattr(self, name)
             for name in (
                 "token_ids", "positions", "query_starts", "context_lens", "page_tables", "selected", "kv", "chunks",
-                "partial_slots", "next_sharing",
+                "partial_slots", "next_sharing", "adapter_rows", "adapter_tiles",
             )
         }  # fmt: skip
         assert all(array.flags.c_contiguous for array in arrays.values())
@@ -101,6 +105,7 @@ class StepArrays:
             num_selected=len(self.selected),
             table_stride=self.page_tables.shape[1],
             num_chunks=len(self.chunks),
+            num_adapter_tiles=len(self.adapter_tiles),
             queries_per_chunk=self.queries_per_chunk,
             num_decodes=self.num_decodes,
             num_sampled=len(self.selected) if self.samples else 0,

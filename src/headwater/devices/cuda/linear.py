@@ -79,7 +79,15 @@ class CudaGatedLinear:
         weight, bias = self._linear.whole
         if suits_gated(len(x), weight):
             return gated_linear(x, weight, bias)
-        return silu_mul(self._linear(x))
+        return self.multiply(self.halves(x))
+
+    def halves(self, x: torch.Tensor) -> torch.Tensor:
+        """Both products, gate and up side by side. [T, in] -> [T, 2 out]"""
+        return self._linear(x)
+
+    def multiply(self, halves: torch.Tensor) -> torch.Tensor:
+        """silu(gate) * up. [T, 2 out] -> [T, out]"""
+        return silu_mul(halves)
 
     def unpack(self) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         return self._linear.unpack()

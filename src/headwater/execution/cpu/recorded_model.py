@@ -3,6 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+from headwater.devices.cpu.adapters.memory import CpuAdapters
+from headwater.devices.cpu.adapters.recorded import RecordedAdapters
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.packed_weights import PackedWeights
 from headwater.devices.cpu.program import StepArrays
@@ -19,10 +21,13 @@ class RecordedModel:
     Its first ops compute the hidden states of all tokens, the others the logits of the selected ones.
     """
 
-    def __init__(self, model: DecoderModel, device: CpuDevice, *, layout: KVLayout) -> None:
+    def __init__(
+        self, model: DecoderModel, device: CpuDevice, *, layout: KVLayout, adapters: CpuAdapters | None = None
+    ) -> None:
         self.program = program = device.start_program()
         attention = device.record_attention(program, model.geometry, layout, rotary=model.rotary)
-        hidden = program.keep(model.forward(program.token_ids, attention))
+        recorded = None if adapters is None else RecordedAdapters(program, adapters)
+        hidden = program.keep(model.forward(program.token_ids, attention, recorded))
         self._num_forward_ops = len(program.ops)
         self._normed = program.keep(model.last_norm(select_rows(hidden)))
         self._num_norm_ops = len(program.ops)
@@ -39,7 +44,7 @@ class RecordedModel:
     @property
     def packed_weights(self) -> list[PackedWeights]:
         """The matrices that every step reads whole, packed; none without kernels."""
-        products = (op for op in self.program.ops if op.kernel == "linear")
+        products = (op for op in self.program.ops if op.kernel in ("linear", "linear_without_adapters"))
         return [kept for op in products for kept in op.keeps if isinstance(kept, PackedWeights)]
 
     def run(self, step: StepArrays, *, needs_logits: bool = True) -> None:

@@ -30,4 +30,5 @@ def _blocks(node: TreeBlocks, tree: CacheTree) -> Json:
         "cache_salt": root.cache_salt,
         "extra_key": root.extra_key,
         "weights_id": root.weights_id,
+        "adapter_id": root.adapter_id,
     }

@@ -28,6 +28,26 @@ class WeightsFromDisk(Body):
     manifest: Any = Field(default=None, description="Ignored.")
 
 
+class LoadLora(Body):
+    """A LoRA adapter to serve, and the name that requests use for it."""
+
+    lora_name: Name = Field(min_length=1, description="Requests name it: `model` under /v1, `lora_path` of /generate.")
+    lora_path: Text = Field(min_length=1, description="A folder that the server can read, in the layout of PEFT.")
+    load_inplace: bool = Field(default=False, description="Replace the adapter of this name, if there is one.")
+    timeout: Seconds = None
+    pinned: Any = Field(default=False, description="Ignored: every loaded adapter stays in memory.")
+    is_3d_lora_weight: Any = Field(default=False, description="Ignored.")
+    added_tokens_config: Any = Field(default=None, description="Ignored.")
+
+
+class UnloadLora(Body):
+    """The adapter to stop serving."""
+
+    lora_name: Name = Field(min_length=1, description="The name that it was loaded under.")
+    lora_int_id: Any = Field(default=None, description="Ignored.")
+    lora_id: Any = Field(default=None, description="Ignored.")
+
+
 class WeightVersion(Body):
     """A new label for the weights; no effect on the cache."""
 

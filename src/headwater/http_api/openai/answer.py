@@ -7,8 +7,10 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol
 
+from msgspec import structs
+
 from headwater.generation.answer_fields import Json, json_bytes
-from headwater.generation.errors import aborted, model_not_found
+from headwater.generation.errors import aborted, adapter_not_found, model_not_found
 from headwater.generation.model_facts import ModelFacts
 from headwater.generation.sampling import PromptTokens, check_no_minimum, check_prompt, fit, for_sample
 from headwater.generation.text_generation import TextChunk, TextGeneration, TextGenerator, merge, run_all
@@ -41,10 +43,21 @@ class Choice(Protocol):
         ...
 
 
-def check_model(name: str, model: ModelFacts) -> None:
-    """Raises ApiError 404 for a model that is not served."""
-    if name not in (model.served_name, "default", ""):
+def check_model(name: str, model: ModelFacts) -> str:
+    """The LoRA adapter that is named; empty for the model itself. Raises ApiError 404 if neither is served."""
+    adapter = model.adapter_of(name)
+    if adapter is None:
         raise model_not_found(name, model.served_name)
+    return adapter
+
+
+def adapter_of(request: OpenAIRequest, model: ModelFacts) -> str:
+    """The LoRA adapter of a request: `lora_path` is SGLang's name of it, `model` vLLM's. Raises ApiError 404."""
+    if not request.lora_path:
+        return check_model(request.model, model)
+    if request.lora_path not in model.adapters():
+        raise adapter_not_found(request.lora_path)
+    return request.lora_path
 
 
 class Envelope:
@@ -56,7 +69,7 @@ class Envelope:
             "id": self.id,
             "object": object,
             "created": int(time.time()),
-            "model": model.served_name,
+            "model": adapter_of(request, model) or model.served_name,
         }
         self._start = b"data: " + json_bytes(self.fields)[:-1]
         self._end = b',"usage":null}\n\n' if request.stream_options.include_usage else b"}\n\n"
@@ -94,6 +107,7 @@ def start_generations(
     is_prefill = sampling.max_new_tokens == 0
     checked = [check_prompt(prompt, model, param=param, is_prefill=is_prefill) for prompt in prompts]
     options, text = request.engine_options(), text or request.text_options()
+    options = structs.replace(options, lora_name=adapter_of(request, model))
     is_single = len(prompts) * request.n == 1
     generations: list[TextGeneration] = []
     try:

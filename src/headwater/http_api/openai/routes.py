@@ -31,18 +31,24 @@ async def completions(body: CompletionRequest, request: Request, services: Injec
     return await _answer(answer, request, is_stream=body.stream)
 
 
-@router.get("/models", summary="List the served model")
+@router.get("/models", summary="List the served models")
 async def list_models(services: InjectedServices) -> Response:
-    """The list has one item, the served model."""
-    return JSONResponse({"object": "list", "data": [_card(services.model, services.state.started_at_s)]})
+    """The served model, then the LoRA adapters that are loaded, whose `parent` it is."""
+    model, since_s = services.model, services.state.started_at_s
+    adapters = [_adapter_card(name, path, model, since_s) for name, path in model.adapters().items()]
+    return JSONResponse({"object": "list", "data": [_card(model, since_s), *adapters]})
 
 
 @router.get("/models/{model_id:path}", summary="Show a model")
 async def get_model(model_id: str, services: InjectedServices) -> Response:
-    """The served model by its name; 404 for any other."""
-    if model_id != services.model.served_name:
-        raise model_not_found(model_id, services.model.served_name)
-    return JSONResponse(_card(services.model, services.state.started_at_s))
+    """The served model or a LoRA adapter by its name; 404 for any other."""
+    model, since_s = services.model, services.state.started_at_s
+    if model_id == model.served_name:
+        return JSONResponse(_card(model, since_s))
+    path = model.adapters().get(model_id)
+    if path is None:
+        raise model_not_found(model_id, model.served_name)
+    return JSONResponse(_adapter_card(model_id, path, model, since_s))
 
 
 async def _answer(answer: OpenAIAnswer, request: Request, *, is_stream: bool) -> Response:
@@ -65,3 +71,7 @@ def _card(model: ModelFacts, created_s: float) -> Json:
         "parent": None,
         "max_model_len": model.max_context,
     }
+
+
+def _adapter_card(name: str, path: str, model: ModelFacts, created_s: float) -> Json:
+    return _card(model, created_s) | {"id": name, "root": path, "parent": model.served_name}

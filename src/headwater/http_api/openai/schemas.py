@@ -40,7 +40,10 @@ class OpenAIRequest(SamplingFields, OptionFields, OpenAIGrammarFields):
     """The options that completions and chat completions share."""
 
     model_config = ConfigDict(json_schema_extra=_describe_defaults)
-    model: str = Field(default="default", description="The served name, or `default`.")
+    model: str = Field(default="default", description="The served name, `default`, or the name of a LoRA adapter.")
+    lora_path: Name | None = Field(
+        default=None, description="Name of a LoRA adapter; left out: what `model` names."
+    )
     seed: Seed | None = Field(default=None, description="Same seed, same noise at each position.")
     min_tokens: NumTokens = Field(default=0, description="No end of text and no stop token before this many.")
     include_stop_str_in_output: bool = Field(default=False, description="The same as no_stop_trim.")

@@ -5,6 +5,8 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
+from msgspec import structs
+
 from headwater.generation.errors import aborted, bad_request, model_not_found
 from headwater.generation.model_facts import ModelFacts
 from headwater.generation.sampling import check_prompt
@@ -18,7 +20,7 @@ from headwater.messages.generation import LogprobParams, Pooling, SamplingParams
 
 def check_model(name: str, model: ModelFacts) -> None:
     """Raises ApiError 404 for a model that is not served."""
-    if name not in (model.served_name, "default", ""):
+    if model.adapter_of(name) is None:
         raise model_not_found(name, model.served_name)
 
 
@@ -66,7 +68,8 @@ class PromptRun:
     ) -> None:
         """Sends everything. Raises ApiError, EngineGone, RidInUse; then nothing runs."""
         name, generator = body.rid or uuid.uuid4().hex, services.generator
-        options = body.engine_options()
+        adapter = services.model.adapter_of(body.model) or ""
+        options = structs.replace(body.engine_options(), lora_name=adapter)
         self.generations: list[TextGeneration] = []
         try:
             with generator.together():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from headwater.messages.adapters import LoadAdapter
 from headwater.messages.cache import AttachStorage, PinPrefix, Pins
 from headwater.messages.control import ContinueGeneration, Failed, FlushCache, FlushResult, PauseGeneration
 from headwater.messages.generation import Abort, Generate, GenerateBatch
@@ -25,7 +26,7 @@ from headwater.simulation.checks.violation import Violation, demand
 from headwater.simulation.fakes.memory import FakeWeights
 from headwater.simulation.fakes.shared_world import SharedWorld, StoreRetirement
 
-_EXCLUSIVE = (UpdateWeights, ReleaseMemory, ResumeMemory, AttachStorage)
+_EXCLUSIVE = (UpdateWeights, ReleaseMemory, ResumeMemory, AttachStorage, LoadAdapter)
 
 
 class ControlPromises:

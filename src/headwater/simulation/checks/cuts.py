@@ -45,8 +45,13 @@ class Cuts:
         calls: PendingCalls,
         held_pages: Callable[[], set[int]],
         is_quiet: Callable[[], bool],
+        note_adapter: Callable[[str], None],
     ) -> None:
-        """`held_pages`: device pages of running requests. `is_quiet`: whether nothing is held."""
+        """`held_pages`: device pages of running requests. `is_quiet`: whether nothing is held.
+
+        `note_adapter` is called with each content of a LoRA adapter whose pages are cut.
+        """
+        self._note_adapter = note_adapter
         self._cache = cache
         self._retirements = retirements
         self._calls = calls
@@ -98,6 +103,7 @@ class Cuts:
         due = self._due(before)
         other_than = scope.other_than_weights_id
         due_of_weights = self._retirements.pages_of_other_weights(other_than, before) if other_than is not None else {}
+        due_of_adapter = {} if scope.adapter is None else self._retirements.pages_of_adapter(scope.adapter, before)
         retirement = self._retire(scope)
         after = self._in_tree()
         pages = {tier: before[tier] - after[tier] for tier in before}
@@ -106,7 +112,10 @@ class Cuts:
             pool = self._cache.tier_pages[tier].pool
             num_freed = pool.num_owned(np.array(sorted(cut), dtype=np.int32), Owner.FREE)
             counts[tier.name.lower()] = (num_freed, len(cut) - num_freed)
-        if other_than is not None:
+        if scope.adapter is not None:
+            demand(pages == due_of_adapter, "flush_is_exact", f"{scope}: {_differ(pages, due_of_adapter)}")
+            self._note_adapter(scope.adapter)
+        elif other_than is not None:
             demand(pages == due_of_weights, "flush_is_exact", f"{scope}: {_differ(pages, due_of_weights)}")
             self._weights.append(other_than)
         else:

@@ -6,6 +6,7 @@ from headwater.messages.base import Answer
 from headwater.messages.control import FlushCache, FlushResult
 from headwater.messages.state import Hello
 from headwater.messages.wire import ToEngine
+from headwater.simulation.checks.adapter_promises import AdapterPromises
 from headwater.simulation.checks.control_promises import ControlPromises
 from headwater.simulation.checks.cuts import Cuts
 from headwater.simulation.checks.event_mirror import EventMirror
@@ -29,6 +30,7 @@ class EngineChecks:
         self.grammars = GrammarPromises(
             engine.grammars, jobs=engine.grammar_jobs, limits=GRAMMAR_LIMITS, clock=engine.clock
         )
+        self.adapters = AdapterPromises(engine.parts.cache.tree, content_of=engine.content_of)
         self.oracle = self._make_oracle()
         engine.runner.audit = self.oracle
         self.calls = PendingCalls(engine.clock, max_timeout_s=MAX_CONTROL_TIMEOUT_S)
@@ -67,12 +69,14 @@ class EngineChecks:
         call = self.calls.answered(client, answer)
         self.control.answered(call, answer)
         self.pins.answered(call, answer)
+        self.adapters.answered(answer)
         if isinstance(call.message, FlushCache) and isinstance(answer, FlushResult):
             self.grammars.check_flush(call.message, answer)
 
     def end_turn(self, *, has_launched: bool) -> None:
         """The turn is over, and all of its outputs and answers have been checked."""
         self.control.end_turn(has_launched=has_launched)
+        self.adapters.end_turn()
         self.timeouts.check()
         self.pins.check(has_launched=has_launched)
         self.grammars.check(self._engine.parts.scheduler.grammars)
@@ -108,6 +112,7 @@ class EngineChecks:
             is_shared=lambda page: engine.parts.cache.pool.owner_of(page) is Owner.TREE,
             now_s=engine.clock.now,
             grammars=self.grammars,
+            adapters=self.adapters,
         )
 
     def _make_control(self, retirements: Retirements) -> ControlPromises:
@@ -118,6 +123,7 @@ class EngineChecks:
             calls=self.calls,
             held_pages=engine.held_pages,
             is_quiet=engine.is_quiet,
+            note_adapter=self.adapters.cut,
         )
         service = ServicePromises(
             parts.scheduler,

@@ -9,6 +9,7 @@ from headwater.messages.generation import Generate, Output
 from headwater.scheduling.limits import SchedulerLimits
 from headwater.scheduling.plan import SlotAssignment
 from headwater.scheduling.request import Request
+from headwater.simulation.checks.adapter_promises import AdapterPromises
 from headwater.simulation.checks.grammar_promises import GrammarPromises
 from headwater.simulation.checks.request_model import RequestKey, RequestModel
 from headwater.simulation.checks.violation import Violation, demand
@@ -19,7 +20,7 @@ from headwater.simulation.fakes.shared_world import KvSequence, SharedWorld
 
 
 class Oracle:
-    """`fakes.runner.StepAudit`: compares each step's reads and each answer with models of the requests.
+    """`fakes.step_audit.StepAudit`: compares each step's reads and each answer with models of the requests.
 
     A model follows its request through the slots. The engine's launches determine which weights compute a position; the
     model derives everything else (tokens, canaries, the end of the text) itself.
@@ -41,6 +42,7 @@ class Oracle:
         is_shared: Callable[[int], bool],
         now_s: Callable[[], float],
         grammars: GrammarPromises,
+        adapters: AdapterPromises,
     ) -> None:
         self.active: dict[RequestKey, RequestModel] = {}
         self.entered_now: list[RequestModel] = []  # in this turn; `ControlPromises` clears it
@@ -62,6 +64,7 @@ class Oracle:
         self._records = records  # contents of pages
         self._now_s = now_s
         self._grammars = grammars
+        self._adapters = adapters
         self._is_shared = is_shared  # whether a page is in the tree
         self._slots: dict[int, RequestModel] = {}
 
@@ -114,6 +117,8 @@ class Oracle:
         if model.grammar is not None and output.finish is not None and output.finish.status == 400:
             model.is_grammar_refused = self._grammars.is_refused(model.grammar.text)
         model.received(output)
+        if output.finish is not None and output.finish.status == 404:
+            self._adapters.refused(model)
         if output.finish is not None:
             del self.active[key]
 
@@ -149,13 +154,16 @@ class Oracle:
         if not model.may_enter_with(known):
             raise Violation("right_tokens_computed", f"{request.rid} enters with other tokens")
         demand(num_cached < max(1, len(known)), "one_token_is_computed", request.rid)
+        self._adapters.entered(model, assignment.adapter)
         weights = self._weights.current
         options = message.options
-        sequence = KvSequence(message.rid, options.cache_salt, options.extra_key, options.no_store, known, weights)
+        sequence = KvSequence(
+            message.rid, options.cache_salt, options.extra_key, options.no_store, known, weights, model.adapter
+        )
         model.enter(known, num_cached, weights=weights)
         self._slots[assignment.slot] = model
         self.entered_now.append(model)
-        return model.namespace, self._world.add_sequence(sequence)
+        return model.base_namespace, self._world.add_sequence(sequence)
 
     def pages_changed(self, slot: int, first: int, pages: npt.NDArray[np.integer]) -> None:
         model = self._slots[slot]

@@ -16,6 +16,7 @@ from headwater.simulation.fakes.canary import (
     next_canaries,
     origin,
     pooled_canaries,
+    with_adapter,
 )
 
 RequestKey = tuple[bytes, str]  # client and rid
@@ -43,7 +44,9 @@ class RequestModel:
         self.key = key
         self.rid = message.rid
         self.message = message
-        self.namespace = namespace_text(message.options.cache_salt, message.options.extra_key)
+        self.base_namespace = namespace_text(message.options.cache_salt, message.options.extra_key)
+        self.namespace = self.base_namespace  # with its adapter, once it has begun
+        self.adapter = ""  # the content that it began with
         self.prompt: list[int] = unpack_ids(message.prompt_ids).tolist()
         self.tokens = self.prompt.copy()
         self.num_told = 0
@@ -79,6 +82,11 @@ class RequestModel:
     @property
     def has_started(self) -> bool:
         return self.num_entered > 0
+
+    def use_adapter(self, content: str) -> None:
+        """It begins, computed with this adapter; "" is none."""
+        self.adapter = content
+        self.namespace = with_adapter(self.base_namespace, content)
 
     def may_enter_with(self, known: list[int]) -> bool:
         """Whether these are the known tokens: all that were sent, and with an interval possibly more."""
@@ -178,6 +186,7 @@ class RequestModel:
                 or (finish.status == 400 and (self.is_too_long or self._is_bad_grammar()))
                 or (finish.status == 500 and self.has_failed)
                 or (finish.status == 429 and self.must_be_refused)
+                or (finish.status == 404 and bool(self.message.options.lora_name) and not self.has_started)
                 or finish.status in self.timeouts_due
             )
             demand(is_right, "right_end", f"{self.rid} was aborted ({finish.status} {finish.message}), asked by nobody")

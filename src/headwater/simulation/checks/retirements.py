@@ -100,6 +100,14 @@ class Retirements:
             found[tier] = frozenset(p for p in pages if self._world.sequence(int(owners[p])).weights != weights_id)
         return found
 
+    def pages_of_adapter(self, adapter: str, in_tree: dict[Tier, frozenset[int]]) -> dict[Tier, frozenset[int]]:
+        """The pages of `in_tree`, by tier, that this content of a LoRA adapter computed."""
+        found: dict[Tier, frozenset[int]] = {}
+        for tier, pages in in_tree.items():
+            owners = self._records(tier)["sequence"][:, 0]
+            found[tier] = frozenset(p for p in pages if self._world.sequence(int(owners[p])).adapter == adapter)
+        return found
+
     def _records(self, tier: Tier) -> Records:
         return self._device if tier is Tier.DEVICE or self._copier is None else self._copier.host
 

@@ -23,6 +23,7 @@ from headwater.simulation.checks.oracle import Oracle
 from headwater.simulation.checks.pending_calls import PendingCall
 from headwater.simulation.checks.request_model import RequestKey, RequestModel
 from headwater.simulation.checks.violation import Violation, demand
+from headwater.simulation.fakes.canary import with_adapter
 
 _MIN_SHARED_TOKENS = 64  # requests do not wait for another's computation of a shorter prefix
 
@@ -94,6 +95,8 @@ class ServicePromises:
         """A request is refused if and only if the queue is full."""
         key, is_full = (client, message.rid), self._is_full_for(message)
         is_new = not self._is_in_place(key)
+        name = message.options.lora_name
+        lacks_adapter = bool(name) and self._scheduler.adapters.find(name) is None  # checked by AdapterPromises
         self._add(message, client=client)
         model = self._oracle.active.get(key)
         if model is None or not is_new or model.is_refused:
@@ -101,7 +104,9 @@ class ServicePromises:
         is_in = self._is_in_place(key)
         model.is_refused = not is_in
         model.must_be_refused = is_full
-        if not model.is_too_long and is_in == is_full:
+        if lacks_adapter:
+            demand(not is_in, "served_if_loaded", f"{message.rid} is queued, and no adapter {name!r} is loaded")
+        elif not model.is_too_long and is_in == is_full:
             text = f"{message.rid} arrived at a queue that had {'no' if is_full else 'a'} place for it"
             raise Violation("refused_only_if_full", f"{text}, and {'is in' if is_in else 'was refused'}")
 
@@ -219,7 +224,8 @@ class ServicePromises:
         if len(head) < _MIN_SHARED_TOKENS:
             return False
         running = (self._oracle.active[key] for key in self._running() if key in self._oracle.active)
-        return any(each.namespace == model.namespace and each.tokens[: len(head)] == head for each in running)
+        namespace = with_adapter(model.base_namespace, request.adapter.adapter_id if request.adapter else "")
+        return any(each.namespace == namespace and each.tokens[: len(head)] == head for each in running)
 
     def _check_loading(self) -> None:
         """A request that waits for pages from a store waits for its own namespace and tokens."""

@@ -57,9 +57,14 @@ def origin(weights: str, namespace: str = "") -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
-def namespace_text(cache_salt: str, extra_key: str) -> str:
-    """The text of a namespace in canaries; empty for requests without salt and key."""
-    return f"{cache_salt}\0{extra_key}" if cache_salt or extra_key else ""
+def namespace_text(cache_salt: str, extra_key: str, adapter: str = "") -> str:
+    """The text of a namespace in canaries; empty for requests without salt, key and adapter."""
+    return with_adapter(f"{cache_salt}\0{extra_key}" if cache_salt or extra_key else "", adapter)
+
+
+def with_adapter(namespace: str, adapter: str) -> str:
+    """A namespace's text without an adapter, with one added; "" adds none."""
+    return f"{namespace}\0\0{adapter}" if adapter else namespace
 
 
 def total_of(canaries: npt.NDArray[np.uint64]) -> int:

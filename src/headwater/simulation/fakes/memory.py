@@ -120,6 +120,54 @@ class FakeWeights:
         return (1,), tuple(parts[-1][:num_values].tolist())
 
 
+class FakeStagedAdapter:
+    """An adapter that is ready after `num_polls` polls. Its id is the requested path."""
+
+    rank = 8
+    num_bytes = 1
+
+    def __init__(self, adapter_id: str, *, num_polls: int, error: str | None) -> None:
+        self.adapter_id = adapter_id
+        self.is_abandoned = False
+        self._polls_left = num_polls
+        self._error = error
+
+    def is_ready(self) -> bool:
+        self._polls_left -= 1
+        return self._polls_left < 0
+
+    def error(self) -> str | None:
+        return self._error
+
+    def abandon(self) -> None:
+        self.is_abandoned = True
+
+
+class FakeAdapters:
+    """Adapters that are only names, by slot. A path that begins with "corrupt" cannot be loaded."""
+
+    num_slots = 4
+
+    def __init__(self) -> None:
+        self.by_slot: dict[int, str] = {}
+        self.num_polls = 3  # of the next staged adapter
+        self.on_disk: dict[str, str] = {}  # the content of paths that were overwritten
+
+    def stage(self, path: str) -> FakeStagedAdapter:
+        error = f"{path} is broken" if path.startswith("corrupt") else None
+        return FakeStagedAdapter(self.on_disk.get(path, path), num_polls=self.num_polls, error=error)
+
+    def place(self, slot: int, staged: FakeStagedAdapter) -> None:
+        self.by_slot[slot] = staged.adapter_id
+
+    def clear(self, slot: int) -> None:
+        self.by_slot.pop(slot, None)
+
+    def content_of(self, slot: int) -> str:
+        """What a slot holds; "" for slot 0, of rows without an adapter."""
+        return self.by_slot.get(slot, f"nothing in slot {slot}") if slot else ""
+
+
 class FakeKvMemory:
     """A release erases every canary, so that a later read of a page is noticed."""
 

@@ -221,6 +221,10 @@ class SimulatedRanks:
     def kv_memory(self) -> object:
         return self.rank0.kv_memory
 
+    @property
+    def adapters(self) -> None:
+        """None: adapters are not cut into shares."""
+
     # --- what RankProcesses has ----------------------------------------------------------------------
 
     def order(self, order: orders.Order) -> None:

@@ -3,7 +3,6 @@
 import logging
 import random
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,49 +10,22 @@ import numpy.typing as npt
 from headwater.messages.generation import LogprobParams, TokenLogprob
 from headwater.scheduling.plan import NEWEST_TOKEN, SlotAssignment, StepPlan, StepResult, TokenMasks
 from headwater.simulation.checks.violation import Violation
-from headwater.simulation.fakes.canary import START, next_canaries, origin, pooled_canaries, token_from, total_of
+from headwater.simulation.fakes.canary import (
+    START,
+    next_canaries,
+    origin,
+    pooled_canaries,
+    token_from,
+    total_of,
+    with_adapter,
+)
 from headwater.simulation.fakes.grammar import choose_from, tokens_of
 from headwater.simulation.fakes.kv_records import PACKED, TOKEN, Records, make_records
-from headwater.simulation.fakes.memory import FakeKvMemory, FakeWeights
+from headwater.simulation.fakes.memory import FakeAdapters, FakeKvMemory, FakeWeights
+from headwater.simulation.fakes.step_audit import StepAudit
 
 _UNWRITTEN = 0
 PageIds = npt.NDArray[np.intp]  # the type that numpy indexes by without a conversion
-
-
-class StepAudit(Protocol):
-    """An observer that knows the right contents of each slot."""
-
-    @property
-    def turn(self) -> int:
-        """The time of birth of KV that is computed now."""
-        ...
-
-    def failed(self, slots: set[int]) -> None:
-        """The step of the requests in `slots` raises now."""
-        ...
-
-    def entered(self, assignment: SlotAssignment, num_cached: int) -> tuple[str, int]:
-        """A request enters a slot with `num_cached` tokens' KV. Returns its namespace and its sequence's index."""
-        ...
-
-    def pages_changed(self, slot: int, first: int, pages: npt.NDArray[np.integer]) -> None:
-        """The pages of the slot from index `first` on are now `pages`."""
-        ...
-
-    def copied(self, slot: int, source: int, read: Records) -> None:
-        """The page behind the slot's cached ones begins with a copy of `read`, TOKEN[n], out of page `source`."""
-        ...
-
-    def invalidated(self, slot: int) -> None:
-        """The last KV of the request in `slot` is invalid, and so is all that follows from it."""
-        ...
-
-    def computed(self, slot: int, first: int, tokens: list[int], *, read: bytes, samples: bool) -> None:
-        """Positions from `first` on were computed from `tokens`; `read` is all KV up to their end, uint64 each.
-
-        Checks `read`, and calls `check_written` if it is wrong.
-        """
-        ...
 
 
 class StepFault(Exception):
@@ -154,6 +126,7 @@ class FakeRunner:
         self._slots: dict[int, SlotAssignment] = {}
         self.weights = FakeWeights()
         self.kv_memory = FakeKvMemory(self.kv)
+        self.adapters = FakeAdapters()
         self.weights.is_in_use = self.kv_memory.is_in_use = lambda: bool(self.open_steps)
 
     @property
@@ -354,6 +327,9 @@ class FakeRunner:
         namespace, sequence = self._origins[slot]
         if NEWEST_TOKEN in tokens:
             tokens[:] = [self._newest[slot] if token == NEWEST_TOKEN else token for token in tokens]
+        adapter = self._slots[slot].adapter
+        if adapter:
+            namespace = with_adapter(namespace, self.adapters.content_of(adapter))
         written = next_canaries(before, tokens, origin(self.weights.current, namespace))
         for position, canary in enumerate(written, first):
             place = ids[position // size] * size + position % size

@@ -19,10 +19,11 @@ class KvSequence:
     no_store: bool
     tokens: list[int]
     weights: str = ""  # current at its start
+    adapter: str = ""  # content of its LoRA adapter
 
     @property
     def namespace(self) -> str:
-        return namespace_text(self.cache_salt, self.extra_key)
+        return namespace_text(self.cache_salt, self.extra_key, self.adapter)
 
 
 @dataclass(slots=True)

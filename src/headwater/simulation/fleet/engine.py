@@ -30,6 +30,7 @@ class FleetState:
     is_paused: bool = False
     released: frozenset[str] = frozenset()
     store: str = ""
+    adapters: frozenset[tuple[str, str]] = frozenset()  # name and content
 
     @property
     def is_serving(self) -> bool:
@@ -93,6 +94,7 @@ class FleetEngine:
             is_paused=control.is_paused,
             released=frozenset(control.released_memory),
             store=self.parts.storage.place_name,
+            adapters=frozenset((it.name, it.content.adapter_id) for it in scheduler.adapters.by_name.values()),
         )
 
     def send(self, message: ToEngine) -> None:

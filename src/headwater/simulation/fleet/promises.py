@@ -5,6 +5,7 @@ from typing import assert_never
 
 from headwater.client.change_call import Phase
 from headwater.client.desired_state import MEMORY_TAGS
+from headwater.messages.adapters import LoadAdapter, UnloadAdapter
 from headwater.messages.base import unpack_ids
 from headwater.messages.cache import AttachStorage, DetachStorage, PinPrefix, UnpinPrefix
 from headwater.messages.control import ContinueGeneration, Failed, PauseGeneration
@@ -144,6 +145,10 @@ def _after(state: FleetState, change: Change) -> FleetState:
             label = change.weight_version or state.label
             weights = change.weights_id or change.path
             return replace(state, weights=weights, label=label, released=state.released - {"weights"})
+        case LoadAdapter():
+            return replace(state, adapters=_without(state, change.name) | {(change.name, change.path)})
+        case UnloadAdapter():
+            return replace(state, adapters=_without(state, change.name))
         case SetWeightVersion():
             return replace(state, label=change.weight_version)
         case PauseGeneration():
@@ -161,6 +166,10 @@ def _after(state: FleetState, change: Change) -> FleetState:
         case PinPrefix() | UnpinPrefix():
             return state
     assert_never(change)
+
+
+def _without(state: FleetState, name: str) -> frozenset[tuple[str, str]]:
+    return frozenset(each for each in state.adapters if each[0] != name)
 
 
 def _marks(change: Change) -> set[str]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from headwater.messages.adapters import LoadAdapter, UnloadAdapter
 from headwater.messages.base import pack_ids
 from headwater.messages.cache import AttachStorage, DetachStorage
 from headwater.messages.control import ContinueGeneration, PauseGeneration
@@ -14,6 +15,7 @@ from headwater.simulation.checks.violation import Violation
 from headwater.simulation.fleet.promises import FleetPromises
 from headwater.simulation.fleet.server import FleetServer
 
+FIRST_WITH_ADAPTERS = 500  # seed; runs of the seeds below have no LoRA adapters, and stay as they were
 HEAL_S = 40.0  # for everything to end after all engines are back
 
 
@@ -85,6 +87,8 @@ class FleetRun:
             self._update, self._update, self._label, self._pause, self._continue, self._release, self._resume,
             self._attach, self._detach,
         ]  # fmt: skip
+        if seed >= FIRST_WITH_ADAPTERS:
+            self._changes += [self._load_adapter, self._load_adapter, self._unload_adapter]
 
     def play(self, num_turns: int) -> None:
         while self.server.num_turns < num_turns:
@@ -184,6 +188,14 @@ class FleetRun:
         return UpdateWeights(
             call_id=self.server.new_name(), path=path, weight_version=label, abort_all_requests=abort, timeout_s=30.0
         )
+
+    def _load_adapter(self) -> Any:
+        path = self.server.new_name("corrupt" if self._source.random() < 0.1 else "a")
+        name = self._source.choice(["one", "two"])
+        return LoadAdapter(call_id=self.server.new_name(), name=name, path=path, load_inplace=True, timeout_s=30.0)
+
+    def _unload_adapter(self) -> Any:
+        return UnloadAdapter(call_id=self.server.new_name(), name=self._source.choice(["one", "two"]))
 
     def _label(self) -> Any:
         return SetWeightVersion(call_id=self.server.new_name(), weight_version=self.server.new_name("v"))

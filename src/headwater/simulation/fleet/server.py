@@ -129,6 +129,7 @@ class FleetServer:
             is_paused=desired.pause is not None,
             released=desired.released,
             store="" if desired.store is None else f"memory {desired.store.url}",
+            adapters=frozenset((adapter.name, adapter.adapter_id) for adapter in desired.adapters),
         )
 
     @property

@@ -5,6 +5,7 @@ Each hunt begins at seed 0, so that the figures are not those of chosen seeds.
 
 import sys
 
+from headwater.simulation.mutants import adapters as mutants_of_adapters  # noqa: F401  they register themselves
 from headwater.simulation.mutants import answers as mutants_of_answers  # noqa: F401  they register themselves
 from headwater.simulation.mutants import cache as mutants_of_cache  # noqa: F401  they register themselves
 from headwater.simulation.mutants import engine as mutants_of_engine  # noqa: F401  they register themselves

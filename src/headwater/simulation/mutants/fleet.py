@@ -16,6 +16,7 @@ from headwater.control.control_plane import ControlPlane
 from headwater.control.operation import PendingOperation
 from headwater.control.pending_operations import PendingOperations
 from headwater.engine import loop as loop_module
+from headwater.messages.adapters import LoadAdapter
 from headwater.messages.control import PauseGeneration
 from headwater.messages.state import EngineState
 from headwater.messages.two_phase import Change, Commit, Prepared
@@ -245,6 +246,12 @@ def the_label_is_not_brought_back() -> list[Patch]:
 def the_pause_is_not_brought_back() -> list[Patch]:
     """An engine that starts during a pause runs requests."""
     return _forgets(PauseGeneration)
+
+
+@fleet_mutant(seed=500)
+def adapters_are_not_brought_back() -> list[Patch]:
+    """A restarted engine has no LoRA adapters, or those of the command line."""
+    return _forgets(LoadAdapter)
 
 
 @fleet_mutant()

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from headwater.messages.adapters import LoadAdapter, UnloadAdapter
 from headwater.messages.base import pack_ids
 from headwater.messages.cache import (
     AttachStorage,
@@ -22,7 +23,7 @@ from headwater.messages.weights import GetWeights, ReleaseMemory, ResumeMemory, 
 from headwater.simulation.random_runs.callers import Callers
 from headwater.simulation.random_runs.events import Deliver, Event, Turns
 from headwater.simulation.random_runs.prompts import Prompts
-from headwater.simulation.random_runs.requests import Requests
+from headwater.simulation.random_runs.requests import ADAPTER_NAMES, Requests
 
 
 class Operators:
@@ -94,6 +95,23 @@ class Operators:
                 timeout_s=source.choice([0.01, 20.0, 20.0]),
             )
         )
+
+    def adapter(self) -> Iterator[Event]:
+        """Load, reload or unload a LoRA adapter. Few contents under few names: a content may have two names."""
+        source = self._source
+        name, engine = source.choice(ADAPTER_NAMES), self._callers.engine()
+        if source.random() < 0.25:
+            yield self._callers.call(lambda call_id: UnloadAdapter(call_id=call_id, name=name), engine)
+            return
+        path = f"a{source.randrange(5)}" if source.random() < 0.9 else "corrupt"
+        message = LoadAdapter(
+            call_id="",
+            name=name,
+            path=path,
+            load_inplace=source.random() < 0.8,
+            timeout_s=source.choice([0.01, 20.0, 20.0]),
+        )
+        yield self._callers.call(lambda call_id: msgspec.structs.replace(message, call_id=call_id), engine)
 
     def release(self) -> Iterator[Event]:
         tags = self._source.choice([(), ("kv_cache",), ("weights",)])

@@ -49,6 +49,7 @@ class Profile:
     has_split_flushes: bool = False  # of the store and one other tier
     num_stems: tuple[int, ...] = (3, 8)  # prefixes that requests share
     num_ranks: tuple[int, ...] = (1,)  # of each engine; one of these
+    adapters: int = 0  # changes of LoRA adapters; most requests then name one
 
 
 PROFILES = {
@@ -107,6 +108,18 @@ PROFILES = {
             store_bytes=(1 << 26,),
             store_kind="file",
             num_stems=(6, 12),
+        ),
+        Profile(
+            "adapters",
+            adapters=12,
+            flushes=6,
+            pauses=3,
+            updates=2,
+            releases=2,
+            attaches=2,
+            warmings=2,
+            has_store=0.7,
+            num_stems=(2, 4),
         ),
         Profile("limits", has_limits=True, has_pooling=True, bursts=6, pauses=4, releases=0, num_device_pages=(24, 40)),
         Profile(

@@ -21,6 +21,7 @@ from headwater.simulation.random_runs.callers import Callers
 from headwater.simulation.random_runs.events import Deliver, Event, FollowUp
 from headwater.simulation.random_runs.prompts import Prompts
 
+ADAPTER_NAMES = ("lora-a", "lora-b", "lora-c")
 POOLINGS: tuple[Pooling, ...] = ("last", "mean")
 
 
@@ -36,8 +37,10 @@ class Requests:
         has_pooling: bool = False,
         grammars: float = 0.0,
         end_ids: tuple[int, ...] = (),
+        has_adapters: bool = False,
     ) -> None:
         """`grammars`: the share of requests with one; `end_ids`: the end tokens of the engines."""
+        self._has_adapters = has_adapters
         self._source = source
         self._has_pooling = has_pooling  # requests for embeddings among those that only compute their prompt
         self._grammars = grammars
@@ -103,6 +106,7 @@ class Requests:
                 extra_key=source.choice(self._prompts.keys),
                 priority=source.choice([0, 0, 0, 1]),
                 no_store=source.random() < 0.06,
+                lora_name=source.choice(("", *ADAPTER_NAMES, *ADAPTER_NAMES)) if self._has_adapters else "",
             ),
             grammar=grammar,
             output_interval=(1, 1, 4, 1 << 30)[len(prompt) % 4],  # some clients do not stream

@@ -56,6 +56,7 @@ class Workload:
             grammars=profile.grammars,
             end_ids=self.shapes[0].eos_token_ids + self.shapes[-1].eos_token_ids,
             has_pooling=profile.has_pooling,
+            has_adapters=profile.adapters > 0,
         )
         self._operations = Operators(
             source,
@@ -103,6 +104,7 @@ class Workload:
             operations.attach: profile.attaches if self.store_bytes else 0,
             operations.question: profile.questions,
             self._quiet: profile.quiet,
+            operations.adapter: profile.adapters,
             operations.inspection: profile.inspections,
             operations.everywhere: profile.flushes_everywhere,
             operations.warming: profile.warmings,

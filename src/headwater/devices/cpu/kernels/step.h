@@ -33,6 +33,11 @@ typedef struct {
     // decodes and the logits that are sampled from as without AMX. The kind is the plan's, so a prompt's last token alone
     // is a prompt.
     int64_t num_decodes, num_sampled;
+    // Tokens with a LoRA adapter, those of one adapter together, and tiles of them: slot of the adapter, first of
+    // adapter_rows, number of rows.
+    const int32_t *adapter_rows;
+    const int32_t *adapter_tiles;  // [num_adapter_tiles][3]
+    int64_t num_adapter_tiles;
 } Step;
 
 enum Rows { TOKENS = 0, SELECTED = 1 };  // how many rows an op has: T or S

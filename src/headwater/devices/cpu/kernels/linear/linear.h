@@ -20,3 +20,5 @@ typedef struct {
     void *activations;
     int64_t activation_format;
 } LinearJob;
+
+extern const Kernel hw_linear;

@@ -1,0 +1,102 @@
+"""LoRA adapters on a GPU (devices.adapters): one buffer of all slots for each site, at addresses that stay."""
+
+from typing import Any
+
+import torch
+
+from headwater.devices.adapters import SITES, Adapter, AdapterShape
+from headwater.devices.cuda.kernels.lora import BLOCK_OUTPUTS, MIN_RANK, SiteMatrices, add_adapters
+from headwater.devices.cuda.linear import CudaGatedLinear
+from headwater.devices.cuda.torch_tensors import from_host, torch_dtype
+
+Place = tuple[int, str]  # layer, site
+Prepared = dict[Place, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]  # A, B and scales of one slot
+
+
+class CudaAdapters:
+    """The adapters of all slots. A larger rank than an adapter has is filled up with zeros."""
+
+    def __init__(self, shape: AdapterShape, *, form: str, device: torch.device) -> None:
+        """`form`: the dtype of all matrices."""
+        self.shape = shape
+        self._device = device
+        self._dtype = torch_dtype(form)
+        self._rank = max(MIN_RANK, 1 << (shape.max_rank - 1).bit_length())  # the kernels take powers of two
+        self.sites = {
+            (layer, site): self._empty(site, shape.num_slots) for layer in range(shape.num_layers) for site in SITES
+        }
+
+    def prepare(self, adapter: Adapter) -> Prepared:
+        found: Prepared = {}
+        for place in self.sites:
+            each = self._empty(place[1], 1, device=torch.device("cpu"))
+            firsts = _firsts(self.shape.sites[place[1]][1])
+            for index, matrices in adapter.at(*place):
+                a, b = from_host(matrices.a), from_host(matrices.b)
+                each.a[0, index, : len(a)] = a
+                each.b[0, firsts[index] : firsts[index] + len(b), : b.shape[1]] = b
+                each.scales[0, index] = matrices.scale
+            found[place] = (each.a[0].to(self._device), each.b[0].to(self._device), each.scales[0].to(self._device))
+        return found
+
+    def place(self, slot: int, prepared: Prepared) -> None:
+        for place, (a, b, scales) in prepared.items():
+            site = self.sites[place]
+            site.a[slot].copy_(a)
+            site.b[slot].copy_(b)
+            site.scales[slot].copy_(scales)
+
+    def clear(self, slot: int) -> None:
+        """Nothing to do: no row has the slot before it is filled again."""
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(it.a.nbytes + it.b.nbytes for it in self.sites.values())
+
+    def of_step(self, slots: torch.Tensor) -> "CudaStepAdapters":
+        """The adapters of a step whose tokens have these slots, int32[T]."""
+        return CudaStepAdapters(self.sites, slots)
+
+    def _empty(self, site: str, num_slots: int, *, device: torch.device | None = None) -> SiteMatrices:
+        num_in, sizes = self.shape.sites[site]
+        device = self._device if device is None else device
+        blocks = [
+            (index, start, first + size)
+            for index, (first, size) in enumerate(zip(_firsts(sizes), sizes, strict=True))
+            for start in range(first, first + size, BLOCK_OUTPUTS)
+        ]
+        return SiteMatrices(
+            a=torch.zeros((num_slots, len(sizes), self._rank, num_in), dtype=self._dtype, device=device),
+            b=torch.zeros((num_slots, sum(sizes), self._rank), dtype=self._dtype, device=device),
+            scales=torch.zeros((num_slots, len(sizes)), dtype=torch.float32, device=device),
+            blocks=torch.tensor(blocks, dtype=torch.int32, device=device),
+        )
+
+
+class CudaStepAdapters:
+    """The adapters of one step (devices.adapters.StepAdapters)."""
+
+    def __init__(self, sites: dict[Place, SiteMatrices], slots: torch.Tensor) -> None:
+        self._sites = sites
+        self._slots = slots
+
+    def add(self, site: str, layer: int, x: torch.Tensor, y: torch.Tensor) -> None:
+        add_adapters(x, y, self._slots, self._sites[layer, site])
+
+    def gated(self, layer: int, linear: Any, x: torch.Tensor) -> torch.Tensor:
+        assert isinstance(linear, CudaGatedLinear)
+        halves = linear.halves(x)
+        self.add("gate_up", layer, x, halves)
+        return linear.multiply(halves)
+
+
+def adapter_bytes(shape: AdapterShape, *, form: str) -> int:
+    """Memory that CudaAdapters take."""
+    rank = max(MIN_RANK, 1 << (shape.max_rank - 1).bit_length())
+    numbers = sum(len(sizes) * num_in + sum(sizes) for num_in, sizes in shape.sites.values())
+    return shape.num_layers * shape.num_slots * rank * numbers * torch_dtype(form).itemsize
+
+
+def _firsts(sizes: tuple[int, ...]) -> list[int]:
+    """Where the outputs of each projection begin."""
+    return [sum(sizes[:index]) for index in range(len(sizes))]

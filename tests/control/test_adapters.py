@@ -1,0 +1,161 @@
+"""LoRA adapters while the engine serves: load, reload, unload, and what each leaves of the cache."""
+
+from engine_driver import VOCAB_SIZE, Driver
+from headwater.messages.adapters import AdapterLoaded, AdapterUnloaded, LoadAdapter, UnloadAdapter
+from headwater.messages.control import Failed, PauseGeneration
+from headwater.simulation.fakes.canary import expected_tokens, with_adapter
+
+PROMPT = list(range(20))
+
+
+def text_of(adapter: str, num_tokens: int = 6) -> list[int]:
+    return expected_tokens(PROMPT, num_tokens, VOCAB_SIZE, namespace=with_adapter("", adapter))
+
+
+def load(driver: Driver, name: str, path: str, *, call_id: str = "load", **fields: object) -> AdapterLoaded | Failed:
+    driver.send(LoadAdapter(call_id=call_id, name=name, path=path, **fields))  # type: ignore[arg-type]
+    for _ in range(8):
+        driver.turn()
+        if call_id in driver.replies:
+            break
+    return driver.replies.pop(call_id)  # type: ignore[return-value]
+
+
+def cached_tokens(driver: Driver, adapter: str) -> int:
+    tree = driver.parts.cache.tree
+    roots = [root for namespace, root in tree.roots.items() if namespace.adapter == adapter]
+    return sum(len(node.tokens) for root in roots for node in tree.subtree(root))
+
+
+def test_each_adapter_has_a_cache_of_its_own():
+    driver = Driver()
+    load(driver, "one", "a1")
+    load(driver, "two", "a2")
+    for name, content in (("", ""), ("one", "a1"), ("two", "a2")):
+        answer = driver.generate(f"r{content}", PROMPT, 6, lora_name=name)
+        driver.finish(answer)
+        assert answer.tokens == text_of(content)
+        assert answer.meta.cached_device == 0, "nothing of another adapter was matched"
+    again = driver.generate("again", PROMPT, 6, lora_name="one")
+    driver.finish(again)
+    assert again.meta.cached_device >= 16
+
+
+def test_a_reload_retires_the_old_content_and_nothing_else():
+    driver = Driver()
+    load(driver, "one", "a1")
+    load(driver, "two", "a2")
+    for name in ("", "one", "two"):
+        driver.finish(driver.generate(f"r{name}", PROMPT, 6, lora_name=name))
+    before = {adapter: cached_tokens(driver, adapter) for adapter in ("", "a1", "a2")}
+    assert all(before.values())
+    answer = load(driver, "one", "a3", load_inplace=True)
+    assert isinstance(answer, AdapterLoaded)
+    assert answer.freed["device"].pages * driver.shape.page_size == before["a1"]
+    assert [cached_tokens(driver, adapter) for adapter in ("", "a1", "a2")] == [before[""], 0, before["a2"]]
+    after = driver.generate("after", PROMPT, 6, lora_name="one")
+    driver.finish(after)
+    assert (after.tokens, after.meta.cached_device) == (text_of("a3"), 0)
+
+
+def test_a_running_request_finishes_on_the_content_that_it_began_with():
+    driver = Driver(is_async=True)
+    load(driver, "one", "a1")
+    running = driver.generate("running", PROMPT, 30, lora_name="one")
+    driver.turn(4)
+    answer = load(driver, "one", "a2", load_inplace=True)
+    assert isinstance(answer, AdapterLoaded) and answer.num_kept == 1
+    assert driver.parts.scheduler.adapters.num_retired == 1
+    new = driver.generate("new", PROMPT, 6, lora_name="one")
+    driver.finish(running, new)
+    assert running.tokens == text_of("a1", 30)
+    assert new.tokens == text_of("a2")
+    assert sorted(driver.runner.adapters.by_slot.values()) == ["a2"], "the slot of the old content is free"
+    assert cached_tokens(driver, "a1") == 0, "and its pages were not published"
+
+
+def test_a_request_that_waits_takes_the_new_content():
+    driver = Driver()
+    load(driver, "one", "a1")
+    driver.send(PauseGeneration(call_id="pause", mode="in_place"))
+    driver.turn()
+    waiting = driver.generate("waiting", PROMPT, 6, lora_name="one")
+    driver.turn(2)
+    load(driver, "one", "a2", load_inplace=True)
+    driver.parts.orders.is_paused = False
+    driver._checks.control._is_paused = False
+    driver.finish(waiting)
+    assert waiting.tokens == text_of("a2")
+
+
+def test_an_unloaded_adapter_is_gone_for_new_requests_only():
+    driver = Driver(max_running=1)
+    load(driver, "one", "a1")
+    running = driver.generate("running", PROMPT, 30, lora_name="one")
+    driver.turn(3)
+    waiting = driver.generate("waiting", PROMPT, 6, lora_name="one")
+    driver.turn(2)
+    driver.send(UnloadAdapter(call_id="unload", name="one"))
+    driver.turn(2)
+    answer = driver.replies["unload"]
+    assert isinstance(answer, AdapterUnloaded)
+    assert (answer.num_kept, answer.num_ended) == (1, 1)
+    late = driver.generate("late", PROMPT, 6, lora_name="one")
+    driver.finish(running, waiting, late)
+    assert running.tokens == text_of("a1", 30)
+    assert [each.finish.status for each in (waiting, late)] == [404, 404]
+    assert driver.runner.adapters.by_slot == {}
+
+
+def test_the_same_content_again_changes_nothing():
+    driver = Driver()
+    load(driver, "one", "a1")
+    driver.finish(driver.generate("first", PROMPT, 6, lora_name="one"))
+    answer = load(driver, "one", "a1", load_inplace=True)
+    assert isinstance(answer, AdapterLoaded) and not answer.is_changed
+    again = driver.generate("again", PROMPT, 6, lora_name="one")
+    driver.finish(again)
+    assert again.meta.cached_device >= 16
+
+
+def test_two_names_of_one_content_share_it():
+    """A reload of one of the names must not take the pages that requests of the other match."""
+    driver = Driver()
+    load(driver, "one", "a1")
+    load(driver, "same", "a1")
+    driver.finish(driver.generate("first", PROMPT, 6, lora_name="one"))
+    load(driver, "one", "a2", load_inplace=True)
+    again = driver.generate("again", PROMPT, 6, lora_name="same")
+    driver.finish(again)
+    assert (again.tokens, again.meta.cached_device >= 16) == (text_of("a1"), True)
+
+
+def test_refusals_change_nothing():
+    driver = Driver()
+    load(driver, "one", "a1")
+    cases = [
+        (load(driver, "one", "a2"), 400, "is loaded already; load_inplace replaces it"),
+        (load(driver, "two", "corrupt"), 400, "corrupt is broken"),
+        (load(driver, "one", "a2", load_inplace=True, only_adapter_id="a9"), 409, "adapter a2, not a9"),
+    ]
+    for answer, status, words in cases:
+        assert isinstance(answer, Failed) and answer.status == status and words in answer.message
+    loaded = driver.parts.scheduler.adapters.by_name
+    assert {name: it.content.adapter_id for name, it in loaded.items()} == {"one": "a1"}
+
+
+def test_a_reload_without_a_free_place_waits_for_nobody():
+    """Every place is taken, one of them by an old content that a request still has: 409, and the name keeps it."""
+    driver = Driver(is_async=True)
+    for number in range(4):
+        load(driver, f"n{number}", f"a{number}")
+    idle = load(driver, "n0", "b0", load_inplace=True)
+    assert isinstance(idle, AdapterLoaded), "no request has the old content: it makes room for the new one"
+    running = driver.generate("running", PROMPT, 40, lora_name="n0")
+    driver.turn(4)
+    refused = load(driver, "n0", "c0", load_inplace=True)
+    assert isinstance(refused, Failed) and refused.status == 409
+    assert "all 4 places for adapters are taken" in refused.message
+    driver.finish(running)
+    assert running.tokens == text_of("b0", 40)
+    assert isinstance(load(driver, "n0", "c0", load_inplace=True), AdapterLoaded)
