@@ -51,6 +51,7 @@ class TimedRunner:
     def __init__(self, costs: CostModel, *, clock: ManualClock, max_running: int, is_async: bool) -> None:
         self.weights = FakeWeights()
         self.kv_memory = FakeKvMemory(make_records(1, 1))
+        self.adapters = None  # LoRA adapters are not planned
         self.num_steps = 0
         self.busy_s = 0.0
         self._costs = costs

@@ -6,15 +6,26 @@ import re
 import pytest
 
 from headwater.devices.cpu import attention_kernels, kernel_library, linear_kernels
+from headwater.devices.cpu.adapters import memory as adapter_memory
+from headwater.devices.cpu.adapters import recorded as recorded_adapters
 from headwater.devices.cpu.kernel_build import SOURCES
 from headwater.devices.cpu.ranks import group as rank_group
 from headwater.devices.cpu.ranks import ops as rank_ops
 
 C_TYPES = {"int64_t": ctypes.c_int64, "int32_t": ctypes.c_int32, "float": ctypes.c_float, "double": ctypes.c_double}
+MODULES = (
+    adapter_memory,
+    recorded_adapters,
+    attention_kernels,
+    kernel_library,
+    linear_kernels,
+    rank_group,
+    rank_ops,
+)
 STRUCTS = sorted(
     {
         struct
-        for module in (attention_kernels, kernel_library, linear_kernels, rank_group, rank_ops)
+        for module in MODULES
         for struct in vars(module).values()
         if isinstance(struct, type) and issubclass(struct, ctypes.Structure)
     },
