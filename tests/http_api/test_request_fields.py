@@ -96,7 +96,7 @@ async def test_the_tables_do_not_contradict_each_other() -> None:
 
 
 ASKS = {
-    "lora_path": "policy-v7", "image_data": "http://127.0.0.1/x.png", "input_embeds": [[0.1]],
+    "image_data": "http://127.0.0.1/x.png", "input_embeds": [[0.1]],
     "session_params": {"id": "1"}, "custom_logit_processor": "{}", "return_hidden_states": True,
     "return_routed_experts": True, "bootstrap_room": 0, "disagg_prefill_dp_rank": 0, "max_thinking_tokens": 0,
     "prompt_logprobs": 0, "require_reasoning": True, "lora_id": [None, "a"], "length_penalty": 0.5,
@@ -105,12 +105,27 @@ ASKS = {
     "allowed_token_ids": [1], "bad_words": ["x"], "truncate_prompt_tokens": 5, "chat_template": "{{ 1 }}",
 }  # fmt: skip
 ASKS_FOR_NOTHING: dict[str, list[Any]] = {
-    "lora_path": [None, "", [None, None]], "image_data": [None, [], [[]]], "return_hidden_states": [False, None, 0],
+    "lora_path": [None, ""], "image_data": [None, [], [[]]], "return_hidden_states": [False, None, 0],
     "guided_json": [None, ""], "regex": [None, ""], "structured_outputs": [None, {}], "length_penalty": [None, 1.0],
     "use_beam_search": [False], "beam_width": [None, 1], "max_thinking_tokens": [None, -1],
     "include_reasoning": [True, None], "modalities": [["text"], None, []], "session_params": [None, {}],
     "bootstrap_host": [None, ""], "routed_experts_start_len": [0, None], "spaces_between_special_tokens": [False, True],
 }  # fmt: skip
+
+
+async def test_an_adapter_that_is_not_loaded_is_a_404(engine: ScriptedEngine) -> None:
+    async with api(engine) as server:
+        for path, body in (
+            ("/generate", {"text": "a", "lora_path": "policy-v7"}),
+            ("/generate", {"text": ["a", "b"], "lora_path": [None, "policy-v7"]}),
+            (CHAT, {"messages": USER, "lora_path": "policy-v7"}),
+            ("/v1/completions", {"prompt": "a", "lora_path": "policy-v7"}),
+        ):
+            response = await server.post(path, body)
+            error = error_of(response)
+            assert (response.status_code, error["param"], error["code"]) == (404, "lora_path", "model_not_found"), body
+        response = await server.post("/generate", {"text": "a", "lora_path": ["one"]})
+        assert (response.status_code, error_of(response)["param"]) == (400, "lora_path")
 
 
 async def test_what_changes_the_answer_and_is_not_honoured_is_a_400_that_names_it(engine: ScriptedEngine) -> None:
