@@ -87,7 +87,7 @@ def _runner(options: argparse.Namespace, cases: Sequence[StepCase], root: Path) 
     model = options.model or str(ensure_default_model())
     load_format = options.load_format
     if options.shape:
-        sys.path.insert(0, str(Path(__file__).parent / "gpu"))
+        sys.path.insert(0, str(Path(__file__).parents[1] / "gpu"))
         from shapes import make_model
 
         model, load_format = str(make_model(options.shape, root)), "dummy"
