@@ -20,7 +20,6 @@ FIELDS = {  # those without a default, of all calls
     "prompt_ids": b"\1\0\0\0",
     "ttl_s": 1.0,
     "pin_id": "pin-1",
-    "number": 1,
     "change": UpdateWeights(call_id="change", path="w1"),
     "prepared": "change",
     "number": 0,
