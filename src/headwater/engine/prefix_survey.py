@@ -111,7 +111,7 @@ class PrefixSurvey:
         return self._map
 
     @property
-    def has_map_only(self) -> bool:
+    def is_at_rest(self) -> bool:
         """Whether no survey is under way."""
         return self._walk is None
 

@@ -53,10 +53,10 @@ class Snapshots:
     def _map(self, message: GetSnapshot) -> PrefixMap:
         wanted = (message.max_nodes, message.num_first_ids, self._cache.generation)
         is_fresh = wanted == self._drawn_for and self._clock.now() - self._drawn_at_s < _FRESH_S
-        if is_fresh and self._survey.has_map_only:
+        if is_fresh and self._survey.is_at_rest:
             return self._survey.map
         found = self._survey.advance(max_nodes=message.max_nodes, num_first_ids=message.num_first_ids)
-        if self._survey.has_map_only:
+        if self._survey.is_at_rest:
             self._drawn_at_s, self._drawn_for = self._clock.now(), wanted
         return found
 

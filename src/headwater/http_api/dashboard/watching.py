@@ -119,6 +119,10 @@ class Watching:
 
     def _note(self, answers: Mapping[int, Snapshot | Exception]) -> None:
         """Write down what has changed since the last tick, which may be long ago."""
+        for rank in self._before.keys() - answers.keys():  # a replica of a fleet
+            del self._before[rank]
+            self._maps.pop(rank, None)
+            self._write(rank, ("info", "has left the fleet"))
         for rank, answer in answers.items():
             now = answer if isinstance(answer, Snapshot) else None
             if rank in self._before:

@@ -11,7 +11,7 @@ const LEVELS = ["0", "1–2", "3–9", "10–31", "32 or more"];
 
 export function create(root, page) {
   const map = h("div", { class: "map", role: "group", "aria-label": "Map of the prefix tree. Arrows move, Enter selects." });
-  const empty = h("p", { class: "soft empty", text: "Nothing is cached yet." });
+  const empty = h("p", { class: "soft empty", text: "Nothing is cached." });
   const facts = h("p", { class: "soft" });
   const cut = h("p", { class: "cut-note", role: "status" });
   const key = h("ul", { class: "legend" }, h("li", { text: "Hits:" }), ...LEVELS.map((words, level) =>

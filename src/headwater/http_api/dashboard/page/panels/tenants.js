@@ -34,6 +34,6 @@ export function create(root) {
       setText(onDevice, short(device));
       setText(onHost, short(host));
     });
-    setText(more, found.length > MOST ? `and ${found.length - MOST} more` : found.length ? "Cached tokens." : "Nothing is cached yet.");
+    setText(more, found.length > MOST ? `and ${found.length - MOST} more` : found.length ? "Cached tokens." : "Nothing is cached.");
   };
 }
