@@ -101,7 +101,7 @@ def create_app(state: ApiState, *, routers: Sequence[APIRouter] = ROUTERS, rest:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await state.client.start()
         yield
-        app.state.services.weights.close()
+        await app.state.services.weights.close()
         await state.client.close()
 
     app = FastAPI(

@@ -62,22 +62,25 @@ class Receiver:
                 size = int.from_bytes(await self._process.stdout.readexactly(4), "little")
                 answer = decode_from_receiver(await self._process.stdout.readexactly(size))
         except TimeoutError:
-            self.kill()
+            await self.end()
             raise ReceiverFailed(f"the trainer sent nothing more within {timeout_s:.0f} s") from None
         except (asyncio.IncompleteReadError, OSError):
-            self.kill()
+            await self.end()
             raise ReceiverFailed("the receiving process has ended") from None
         except asyncio.CancelledError:
-            self.kill()  # it is in the middle of a broadcast
+            await self.end()  # it is in the middle of a broadcast
             raise
         if isinstance(answer, NotDone):
-            self.kill()
+            await self.end()
             raise ReceiverFailed(answer.message)
         return answer.took_s
 
-    def kill(self) -> None:
+    async def end(self) -> None:
+        """Kill the process, wherever it hangs, and wait for its end, which comes at once."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
+        await self._process.wait()
+        self._process._transport.close()  # type: ignore[attr-defined]  # asyncio closes it some turns later
 
     def _write(self, frame: bytes) -> None:
         assert self._process.stdin is not None
@@ -117,10 +120,10 @@ class ReceiverGroups:
                 for index, member in enumerate(members):
                     tasks.create_task(member.call(_join(spec, index, timeout_s), timeout_s=timeout_s + _GRACE_S))
         except BaseExceptionGroup as errors:
-            self.destroy(spec.name)
+            await self.destroy(spec.name)
             raise errors.exceptions[0] from None
         except BaseException:
-            self.destroy(spec.name)
+            await self.destroy(spec.name)
             raise
 
     async def receive(self, name: str, bucket: ReceiveBucket, *, timeout_s: float) -> None:
@@ -134,11 +137,11 @@ class ReceiverGroups:
                 for member, message in zip(members, messages, strict=True):
                     tasks.create_task(member.call(message, timeout_s=timeout_s))
         except BaseExceptionGroup as errors:
-            self.destroy(name)
+            await self.destroy(name)
             reason = errors.exceptions[0]
             raise ReceiverFailed(f"{reason}; the group {name!r} has ended, make it anew") from None
         except BaseException:
-            self.destroy(name)
+            await self.destroy(name)
             raise
 
     async def copy_from_gpu(self, call: CopyFromGpu, *, timeout_s: float) -> None:
@@ -147,18 +150,18 @@ class ReceiverGroups:
             self._of_gpus = await Receiver.start()
         await self._of_gpus.call(call, timeout_s=timeout_s)
 
-    def destroy(self, name: str) -> bool:
+    async def destroy(self, name: str) -> bool:
         """Leave a group. False if there is none of this name: harmless."""
         members = self._groups.pop(name, None)
         for member in members or ():
-            member.kill()
+            await member.end()
         return members is not None
 
-    def close(self) -> None:
+    async def close(self) -> None:
         for name in list(self._groups):
-            self.destroy(name)
+            await self.destroy(name)
         if self._of_gpus is not None:
-            self._of_gpus.kill()
+            await self._of_gpus.end()
 
 
 def _join(spec: GroupSpec, index: int, timeout_s: float) -> JoinGroup:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -39,15 +40,12 @@ class Trainer:
 
 @asynccontextmanager
 async def trainer() -> AsyncIterator[Trainer]:
-    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    server.close()
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(Path(__file__).parent / "trainer.py"),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
-        yield Trainer(process, port)
+        yield Trainer(process, free_port())
     finally:
         if process.returncode is None:
             process.kill()
@@ -72,12 +70,18 @@ async def call(server: Api, path: str, body: Any, status: int = 200) -> dict[str
     return response.json()
 
 
-async def join(server: Api, other: Trainer, *, num_ranks: int = 1) -> None:
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+async def join(server: Api, other: Trainer, *, num_ranks: int, name: str = NAME) -> None:
     body = {
         "master_address": "127.0.0.1", "master_port": other.port, "rank_offset": 1, "world_size": 1 + num_ranks,
-        "group_name": NAME, "backend": "gloo",
+        "group_name": name, "backend": "gloo",
     }  # fmt: skip
-    joined = other.order(join={"port": other.port, "world_size": 1 + num_ranks, "name": NAME})
+    joined = other.order(join={"port": other.port, "world_size": 1 + num_ranks, "name": name})
     answer, said = await asyncio.gather(call(server, "/init_weights_update_group", body), joined)
     assert answer["success"] and said == "ok"
 
@@ -104,14 +108,16 @@ def received(area: StagingArea) -> dict[str, bytes]:
     return found
 
 
-async def test_buckets_brackets_faults_and_a_new_group(engine: LoopEngine, area: StagingArea) -> None:
-    """One test, because each process with PyTorch takes seconds to start."""
-    async with api(engine, staging=area) as server:
-        async with trainer() as other:
-            await join(server, other)
+async def test_buckets_brackets_faults_and_a_new_group(tmp_path: Path, area: StagingArea) -> None:
+    """Two engines, both members. One test, because each process with PyTorch takes seconds to start."""
+    with loop_engines(tmp_path, 2) as engines:
+        async with api(*engines, staging=area) as server, trainer() as other:
+            await join(server, other, num_ranks=2)
             first, said = await update(server, other, BUCKET | {"weight_version": "1"}, SENT)
             assert (said, first["weight_version"]) == ("ok", "1")
-            assert await tokens_of(server) == expected_tokens(prompt_of(1), 4, VOCAB_SIZE, first["weights_id"])
+            for rank in (0, 1):
+                tokens = await tokens_of(server, rank)
+                assert tokens == expected_tokens(prompt_of(1), 4, VOCAB_SIZE, first["weights_id"])
             assert received(area) == {"weight": b"\0\0\xa0\x40", "bias": b"\xc0\x40" * 2}
 
             await call(server, "/begin_weight_update", {})
@@ -133,29 +139,18 @@ async def test_buckets_brackets_faults_and_a_new_group(engine: LoopEngine, area:
             assert "sent nothing more within" in silent["message"] and "make it anew" in silent["message"]
             gone = await call(server, "/update_weights_from_distributed", BUCKET, 400)
             assert "there is no group" in gone["message"]
-        async with trainer() as other:
-            await join(server, other)
-            updating = asyncio.create_task(call(server, "/update_weights_from_distributed", BUCKET, 400))
+
+            other.port, again = free_port(), BUCKET | {"group_name": "again"}
+            await join(server, other, num_ranks=2, name="again")
+            answer, _ = await update(server, other, again, SENT)
+            assert await tokens_of(server) == expected_tokens(prompt_of(1), 4, VOCAB_SIZE, answer["weights_id"])
+            updating = asyncio.create_task(call(server, "/update_weights_from_distributed", again, 400))
             await asyncio.sleep(0.2)
             other.kill()
-            assert "the group 'trainer' has ended" in (await updating)["message"]
-        async with trainer() as other:
-            await join(server, other)
-            answer, _ = await update(server, other, BUCKET, SENT)
-            left = await call(server, "/destroy_weights_update_group", {"group_name": NAME})
-            assert "Left group" in left["message"]
+            assert "the group 'again' has ended" in (await updating)["message"]
+            left = await call(server, "/destroy_weights_update_group", {"group_name": "again"})
+            assert "There was no group" in left["message"]
             assert await tokens_of(server) == expected_tokens(prompt_of(1), 4, VOCAB_SIZE, answer["weights_id"])
-
-
-async def test_every_engine_is_a_member(tmp_path: Path, area: StagingArea) -> None:
-    with loop_engines(tmp_path, 2) as engines:
-        async with api(*engines, staging=area) as server, trainer() as other:
-            await join(server, other, num_ranks=2)
-            answer, said = await update(server, other, BUCKET, SENT)
-            assert said == "ok"
-            for rank in (0, 1):
-                tokens = await tokens_of(server, rank)
-                assert tokens == expected_tokens(prompt_of(1), 4, VOCAB_SIZE, answer["weights_id"])
 
 
 async def test_a_group_that_cannot_be_made_is_refused(engine: LoopEngine, area: StagingArea) -> None:

@@ -50,7 +50,7 @@ async def destroy_weights_update_group(
 ) -> Response:
     """Leave the group. Harmless if there is none."""
     name = (body or DestroyGroup()).group_name
-    was_there = services.weights.groups.destroy(name)
+    was_there = await services.weights.groups.destroy(name)
     text = f"Left group {name!r}." if was_there else f"There was no group {name!r}."
     return JSONResponse({"success": True, "message": text})
 

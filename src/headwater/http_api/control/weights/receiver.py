@@ -123,10 +123,11 @@ class WeightReceiver:
             self._applying.discard(path)
             self._area.keep_only(self._client.staged_in_use | self._applying)
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Delete what was received, and end the processes that receive."""
         if self._timer is not None:
             self._timer.cancel()
-        self.groups.close()
+        await self.groups.close()
         self._area.close()
 
     @asynccontextmanager
