@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+from _pytest.assertion import rewrite
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -14,6 +16,23 @@ os.environ.setdefault("NO_COLOR", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: other processes need the cores, too
 if not Path("/dev/nvidiactl").exists():  # no GPU: the Triton kernels are interpreted, which must be said before import
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Of several processes each rewrites the assertions of its share of the files, and keeps them for the others.
+
+    They collect the same files in one order, so each would rewrite all of them at the same time: 10 s of CPU.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None or sys.dont_write_bytecode:
+        return
+    number, count = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    for path in sorted(Path(__file__).parent.rglob("test_*.py"))[number::count]:
+        folder = rewrite.get_cache_dir(path)
+        bytecode = folder / (path.stem + rewrite.PYC_TAIL)
+        if rewrite._read_pyc(path, bytecode) is None and rewrite.try_makedirs(folder):
+            source_hash, code = rewrite._rewrite_test(path, session.config)
+            rewrite._write_pyc(session.config.stash[rewrite.assertstate_key], code, source_hash, bytecode)
 
 
 def pytest_collection_finish() -> None:
