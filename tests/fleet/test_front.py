@@ -7,6 +7,8 @@ from fronts import ADMIN, FleetWithFront
 from replicas import SimulatedReplica
 
 from headwater.fleet import proxy
+from headwater.http_api.app import ROUTERS
+from headwater.http_api.auth import AdminRoute
 
 pytestmark = pytest.mark.anyio
 
@@ -96,8 +98,13 @@ async def test_what_only_a_replica_has_is_refused_and_never_one_replicas_answer(
     fleet: FleetWithFront, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with fleet.http() as http:
-        for path in ("/control/messages", "/cache/unknown"):
-            assert (await http.post(path, headers=ADMIN)).status_code == 404
+        for router in ROUTERS:
+            for route in router.routes:
+                if isinstance(route, AdminRoute) and "POST" in (route.methods or ()) and "{" not in route.path:
+                    await http.post(route.path, headers=ADMIN, content=b"[]")  # a body that none of them takes
+                    assert not fleet.asked, route.path
+        for path in ("/control/messages", "/update_weights_from_tensor", "/init_weights_update_group"):
+            assert (await http.post(path, headers=ADMIN)).status_code == 501
         assert not fleet.asked
         monkeypatch.setattr(proxy, "HOLD_S", 0.0)
         await http.post("/v1/completions", json={"prompt": "hello"})

@@ -16,7 +16,7 @@ from headwater.fleet.replica import Post
 from headwater.fleet.watching import IsDead
 from headwater.generation.errors import ApiError, bad_request
 from headwater.generation.model_facts import RequestLimits
-from headwater.http_api.app import FRONT_ROUTERS, create_app
+from headwater.http_api.app import FRONT_ROUTERS, ROUTERS, control_paths, create_app
 from headwater.http_api.auth import Keys
 from headwater.http_api.error_handlers import error_response
 from headwater.http_api.sites import SitePolicy
@@ -25,17 +25,6 @@ from headwater.launch.config import ServerArgs
 from headwater.launch.facts_builder import build_model_facts, tokenizer_path
 from headwater.tokenization.tokenizer import Tokenizer
 
-ENGINES_OWN = (  # the answer of one replica would pass for that of all
-    "/cache/",
-    "/control/messages",
-    "/update_weights_from_tensor",
-    "/begin_weight_update",
-    "/end_weight_update",
-    "/abort_weight_update",
-    "/init_weights_update_group",
-    "/update_weights_from_distributed",
-    "/destroy_weights_update_group",
-)
 FLEET, SCALE = "/fleet", "/fleet/scale"
 _REPLICAS = "replicas"
 log = logging.getLogger(__name__)
@@ -117,6 +106,7 @@ class _Rest:
     one_replica: OneReplica
     keys: Keys
     scaling: Scaling
+    engines_own: tuple[str, ...] = tuple(control_paths(ROUTERS) - control_paths(FRONT_ROUTERS))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -128,9 +118,9 @@ class _Rest:
                     self._require_admin(scope)
                 facts = await unless_left(handle(await read_body(receive)), receive)
                 await _send_json(facts, send)
-            elif path.startswith(ENGINES_OWN):
-                text = f"a fleet has no route {scope['method']} {path}; a replica may ({FLEET} lists them)"
-                raise ApiError(404, text, code="not_found")
+            elif path.startswith(self.engines_own):  # the answer of one replica would pass for that of all
+                text = f"{scope['method']} {path} is not carried out by a fleet: it would reach one replica only"
+                raise ApiError(501, text, code="not_on_a_fleet")
             else:
                 await self.proxy(scope, receive, send)
         except ClientLeft:

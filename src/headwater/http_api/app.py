@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from headwater.http_api import page_routes
 from headwater.http_api.anthropic import routes as anthropic_routes
-from headwater.http_api.auth import Accounts, Authentication, Keys
+from headwater.http_api.auth import Accounts, AdminRoute, Authentication, Keys
 from headwater.http_api.compressed_body import CompressedBody
 from headwater.http_api.control import (
     adapter_routes,
@@ -139,6 +139,12 @@ def create_app(state: ApiState, *, routers: Sequence[APIRouter] = ROUTERS, rest:
         )
     app.add_middleware(RequestId)
     return app
+
+
+def control_paths(routers: Sequence[APIRouter]) -> set[str]:
+    """The paths of all control routes, up to their first parameter."""
+    routes = [route for router in routers for route in router.routes]
+    return {route.path.partition("{")[0] for route in routes if isinstance(route, AdminRoute)}
 
 
 def head_routes(routers: Sequence[APIRouter]) -> APIRouter:
