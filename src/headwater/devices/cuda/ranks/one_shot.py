@@ -49,14 +49,23 @@ class OneShot:
 
     def find_fault(self) -> str:
         """Nothing if the kernel computes what NCCL does, else what is wrong. All ranks call this together."""
+        for num in (*_TEST_NUMBERS, _MAX_BYTES // 2):
+            if fault := self._fault_with(num):
+                return fault
+        if self._max_bytes > _MAX_BYTES and (fault := self._fault_with(self._max_bytes // 2)):
+            _log.warning("sums over ranks above %d KiB are NCCL's: %s", _MAX_BYTES >> 10, fault)
+            self._max_bytes = _MAX_BYTES  # on all ranks: they agree on every fault
+        return ""
+
+    def _fault_with(self, num: int) -> str:
+        """The fault in sums of so many numbers."""
         device = self._memory.device
-        for num in (*_TEST_NUMBERS, self._max_bytes // 2):
-            x = torch.zeros(num, dtype=torch.bfloat16, device=device)
-            total = torch.zeros(num, dtype=torch.float32, device=device)
-            for step in (self._fault_of_compilation, self._fault_of_flags, self._fault_of_sums):
-                fault = step(total, x)
-                if not _is_true_everywhere(not fault, device):
-                    return fault or "another rank found a fault"
+        x = torch.zeros(num, dtype=torch.bfloat16, device=device)
+        total = torch.zeros(num, dtype=torch.float32, device=device)
+        for step in (self._fault_of_compilation, self._fault_of_flags, self._fault_of_sums):
+            fault = step(total, x)
+            if not _is_true_everywhere(not fault, device):
+                return fault or "another rank found a fault"
         return ""
 
     def _fault_of_compilation(self, total: torch.Tensor, x: torch.Tensor) -> str:
