@@ -3,6 +3,7 @@
 Metrics that SGLang has keep its names (`sglang:`). Pages by owner, generations, blockers and operations are ours.
 """
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client.core import Metric
@@ -83,6 +84,8 @@ def engine_metrics(
         for name, text, value in SGLANG_GAUGES:
             page.gauge(f"sglang:{name}", text, value(state), rank=rank)
         _add_vllm_gauges(page, rank, state)
+        if state.num_adapter_slots:
+            _add_adapters(page, rank, state)
         _add_cache_sizes(page, rank, state)
         _add_tiers(page, rank, state)
         _add_counters(page, rank, state)
@@ -98,6 +101,26 @@ def _add_vllm_gauges(page: MetricFamilies, rank: str, state: EngineState) -> Non
     text = "Share of the KV cache in use, from 0 to 1; what could be evicted is not."
     if (device := state.tiers.get("device")) is not None:
         page.gauge("vllm:kv_cache_usage_perc", text, _usage(device), rank=rank)
+
+
+def _add_adapters(page: MetricFamilies, rank: str, state: EngineState) -> None:
+    """vLLM's gauge is the time of the scrape, as its labels are the information; then our own."""
+    running, waiting = (
+        ",".join(sorted(it.name for it in state.adapters if count(it)))
+        for count in (lambda it: it.num_running, lambda it: it.num_waiting)
+    )
+    page.gauge(
+        "vllm:lora_requests_info",
+        "LoRA adapters with running and with waiting requests, as labels; the value is the time.",
+        time.time(),
+        rank=rank,
+        max_lora=str(state.num_adapter_slots),
+        waiting_lora_adapters=waiting,
+        running_lora_adapters=running,
+    )
+    page.gauge("headwater_adapters", "LoRA adapters that are loaded.", len(state.adapters), rank=rank)
+    text = "Contents of LoRA adapters that only requests which have begun still use."
+    page.gauge("headwater_adapters_retired", text, state.num_retired_adapters, rank=rank)
 
 
 def _add_cache_sizes(page: MetricFamilies, rank: str, state: EngineState) -> None:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from headwater.client.change_call import by_engine
 from headwater.client.engine_client import new_call_id
 from headwater.generation.answer_fields import Json
-from headwater.http_api.engine_answers import EngineAnswers
+from headwater.http_api.engine_answers import EngineAnswers, facts_of
 from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.monitoring.engine_metrics import used_pages
 from headwater.http_api.services import InjectedServices, Services
@@ -231,6 +231,7 @@ def _internal_state(state: EngineState) -> Json:
         "released_memory": list(state.released_memory),
         "blockers": state.blockers,
         "uptime_s": state.uptime_s,
+        "adapters": [facts_of(adapter) for adapter in state.adapters],
     }
 
 
