@@ -38,8 +38,8 @@ SGLANG_NAMES = {
     ).split()
 }
 # those that routers read by default; they have SGLang's names as well
-VLLM_NAMES = {"vllm:lora_requests_info", f"vllm:{name}" for name in ("cache_config_info", "num_requests_running", "num_requests_waiting")}
-VLLM_NAMES.add("vllm:kv_cache_usage_perc")
+VLLM_NAMES = {f"vllm:{name}" for name in ("cache_config_info", "num_requests_running", "num_requests_waiting")}
+VLLM_NAMES |= {"vllm:kv_cache_usage_perc", "vllm:lora_requests_info"}
 OURS = re.compile(r"headwater_[a-z0-9]+(_[a-z0-9]+)*")
 # promtool's tables of units: abbreviations, and those that are not the base unit of what they measure
 ABBREVIATED = set("s ms us ns sec b kb mb gb tb pb m h d".split())
