@@ -139,7 +139,7 @@ def declare(dynamo: Dynamo) -> None:
 
     @check("events of a server bring requests to it")
     def routing(server: Server) -> None:
-        """Each server computes a prompt that Dynamo has not sent it: Dynamo knows of it by the server's events alone."""
+        """Each server computes a prompt that Dynamo has not sent it, so Dynamo knows of it by events alone."""
         for turn in range(3):
             for number, url in enumerate(dynamo.servers):
                 text = f"Group {turn} of server {number}. {LONG}"
