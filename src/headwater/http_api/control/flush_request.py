@@ -25,6 +25,7 @@ NAMES = (
     "hold",
     "dry_run",
 )
+_NO_SCOPE = ("lora_name", "lora_path", "adapter_id")
 ClientParameters = dict[str, Any]  # what the client sent, by name, unchecked
 
 
@@ -35,6 +36,8 @@ def client_parameters(query: Iterable[tuple[str, str]], body: bytes) -> ClientPa
         if name not in NAMES and (meant := likely_meant(name, NAMES)) is not None:
             # an ignored scope would flush everything
             raise bad_request(name, f"{name}: not known; did you mean {meant}?", code="unknown_parameter")
+        if name in _NO_SCOPE:  # nor may these be ignored
+            raise bad_request(name, f"{name}: a flush cannot be limited to a LoRA adapter")
         if name not in NAMES or value is None:
             continue
         if name in sent:
