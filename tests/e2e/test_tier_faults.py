@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from faulty_proxy import FaultyProxy
 from running_server import RunningServer
-from tiered import DEVICE, NUM_CACHED, NUM_PROMPTS, ask, details, put_store, store_of, wait_idle, wait_stored
+from tiered import DEVICE, HOST, NUM_CACHED, NUM_PROMPTS, ask, details, put_store, store_of, wait_idle, wait_stored
 
 sys.path.append(str(Path(__file__).parents[1] / "storage"))
 from redis_server import RedisServer
@@ -76,7 +76,7 @@ class Load:
 
 
 def tiered(model: str, *more: str) -> RunningServer:
-    return RunningServer("--model", model, *DEVICE, "--enable-hierarchical-cache", *more).wait_healthy()
+    return RunningServer("--model", model, *DEVICE, *HOST, *more).wait_healthy()
 
 
 def file_server(model: str, folder: Path, *more: str) -> RunningServer:

@@ -16,6 +16,7 @@ from headwater.messages.generation import RequestOptions, SamplingParams
 
 SOURCE = Path(headwater.__file__).parent
 NAMED_BY_EACH_API = {"max_new_tokens", "min_new_tokens", "seed"}
+CHOSEN_BY_MODEL = {"lora_name"}  # no field of its own: `model` or `lora_path` names an adapter, or the base
 BODIES: list[Any] = [
     lambda **given: GenerateRequest(text="a", **given),
     lambda **given: CompletionRequest(prompt="a", **given),
@@ -28,6 +29,10 @@ def defaults(struct: type[msgspec.Struct]) -> dict[str, Any]:
     return {field.name: field.default for field in msgspec.structs.fields(struct)}
 
 
+def option_defaults() -> dict[str, Any]:
+    return {name: value for name, value in defaults(RequestOptions).items() if name not in CHOSEN_BY_MODEL}
+
+
 def test_every_sampling_option_of_the_engine_is_one_of_the_bodies_with_the_same_default() -> None:
     expected = {name: value for name, value in defaults(SamplingParams).items() if name not in NAMED_BY_EACH_API}
     given = {name: field.default for name, field in SamplingFields.model_fields.items() if name in expected}
@@ -35,7 +40,7 @@ def test_every_sampling_option_of_the_engine_is_one_of_the_bodies_with_the_same_
 
 
 def test_every_request_option_of_the_engine_is_one_of_the_bodies_with_the_same_default() -> None:
-    expected = defaults(RequestOptions)
+    expected = option_defaults()
     given = {name: field.default for name, field in OptionFields.model_fields.items() if name in expected}
     assert given == expected
 
@@ -48,7 +53,7 @@ def test_no_field_is_declared_twice() -> None:
 
 @pytest.mark.parametrize("body", BODIES)
 def test_every_request_option_leaves_the_body_as_it_was_given(body: Any) -> None:
-    for name, default in defaults(RequestOptions).items():
+    for name, default in option_defaults().items():
         value = OTHER_VALUES[type(default)]
         assert body(**{name: value}).engine_options() == msgspec.structs.replace(RequestOptions(), **{name: value})
 
@@ -72,7 +77,7 @@ def test_openai_bodies_say_which_defaults_come_from_the_model() -> None:
 def test_no_code_between_schema_and_use_names_an_option() -> None:
     """An option that is retyped on its way gets lost wherever one of the retypings is forgotten."""
     converted = {"top_k", "logit_bias"}  # 0 and {} mean none
-    names = [*defaults(RequestOptions), *(defaults(SamplingParams).keys() - NAMED_BY_EACH_API - converted)]
+    names = [*option_defaults(), *(defaults(SamplingParams).keys() - NAMED_BY_EACH_API - converted)]
     retyped = re.compile(rf"\b({'|'.join(names)})=|\"({'|'.join(names)})\":")
     way = [
         *("generation/native.py", "generation/sampling.py", "generation/text_generation.py"),

@@ -57,7 +57,17 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "/update_weight_version": {"new_version": "a"},
     "/get_weights_by_name": {"name": "a"},
     "/hicache/storage-backend": {"hicache_storage_backend": "file", "directory": "/nowhere/at/all"},
-}
+    "/load_lora_adapter": {"lora_name": "a", "lora_path": "/nowhere"},
+    "/v1/load_lora_adapter": {"lora_name": "a", "lora_path": "/nowhere"},
+    "/unload_lora_adapter": {"lora_name": "a"},
+    "/v1/unload_lora_adapter": {"lora_name": "a"},
+    # of a world that is too small for these ranks: a group that could be joined would start processes
+    "/init_weights_update_group": {
+        "master_address": "127.0.0.1", "master_port": 9, "rank_offset": 7, "world_size": 2, "backend": "gloo",
+        "timeout": 0.1,
+    },
+    "/update_weights_from_distributed": {"names": ["a"], "dtypes": ["float32"], "shapes": [[1]]},
+}  # fmt: skip
 # 501: not built. 503: no such store. 504: not done in the time asked for
 DECLARED = {501, 503, 504}
 SEED = int(os.environ.get("HOSTILE_SEED", "1"))

@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 from headwater.generation.errors import ApiError
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
-# also an endless stream, for which the engines work
+# also an endless stream and hashes of all weights, for which the engines work
 CHANGING_BY_GET = frozenset(
     {
         "/flush_cache", "/release_memory_occupation", "/resume_memory_occupation", "/health_generate",
-        "/dashboard/events",
+        "/dashboard/events", "/weights_checker",
     }
 )  # fmt: skip
 PROBES = frozenset({"/health", "/ready", "/ping", "/metrics"})

@@ -83,8 +83,8 @@ class InitGroup(Body):
 
     master_address: Text = Field(min_length=1, description="Where rank 0, the trainer, listens.")
     master_port: int = Field(ge=1, le=65535, description="Its port.")
-    rank_offset: int = Field(ge=0, description="The first rank of this server.")
-    world_size: int = Field(ge=2, description="Ranks of the whole group.")
+    rank_offset: int = Field(ge=0, le=65536, description="The first rank of this server.")
+    world_size: int = Field(ge=2, le=65536, description="Ranks of the whole group.")
     group_name: Name = Field(default=GROUP, description="The name of the group.")
     backend: Literal["nccl", "gloo"] = Field(default="nccl", description="`gloo` for a server on a CPU.")
     timeout: Seconds = None
