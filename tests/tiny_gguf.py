@@ -1,12 +1,16 @@
-"""A tiny model as a GGUF file."""
+"""A tiny model as a GGUF file, and a file that several loads read once."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import gguf
 import numpy as np
+import numpy.typing as npt
+import pytest
 import torch
 
 from headwater.models.config import ModelConfig
@@ -74,3 +78,21 @@ def write_gguf_model(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Headwater and transformers both call this package's `dequantize`: two seconds for the default model."""
+    right, known = gguf.quants.dequantize, {}
+
+    def dequantize(data: npt.NDArray[Any], kind: gguf.GGMLQuantizationType) -> npt.NDArray[Any]:
+        key = kind, data.shape, hashlib.blake2b(data).digest()
+        if key not in known:
+            known[key] = right(data, kind)
+            known[key].flags.writeable = False
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf.quants, "dequantize", dequantize)
+        patch.setattr(gguf, "dequantize", dequantize)
+        yield

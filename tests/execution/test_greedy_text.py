@@ -16,6 +16,7 @@ from headwater.execution.cpu_runner import CpuRunner
 from headwater.launch.default_model import ensure_default_model
 from headwater.models.loader import load_model, resolve_model
 from headwater.tokenization.tokenizer import Tokenizer
+from tiny_gguf import read_once
 from tiny_models import MODEL_NAMES, VOCAB_SIZE, greedy_text, is_greedy_text, make_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -24,7 +25,6 @@ NUM_OUTPUTS = 24
 TEXT = "<|im_start|>user\nTell me something about {}, in detail.<|im_end|>\n<|im_start|>assistant\n"
 SUBJECTS = ("rivers", "the number 12345", "Python lists", "photosynthesis", "trains in Japan")
 PROMPT_LENGTHS = (1, 2, 3, 5, 8, 13, 17, 31, 32, 33, 40, 47, 64, 65, 90, 110)
-
 
 
 def _prompts(seed: int = 7) -> list[list[int]]:
@@ -116,12 +116,17 @@ def test_the_default_model_matches_transformers_on_the_same_file(monkeypatch: py
     path = ensure_default_model()
     tokenizer = Tokenizer.load(path)
     prompts = [tokenizer.encode(TEXT.format(subject)) for subject in SUBJECTS]
-    runner = _runner(path, page_size=16, max_running=len(prompts))
+    with read_once():
+        runner = _runner(path, page_size=16, max_running=len(prompts))
+        # transformers reads the file twice, number by number, and makes the map of names for each module
+        memmap = np.memmap
+        monkeypatch.setattr(np, "memmap", lambda *args, **options: memmap(*args, **options).view(np.ndarray))
+        monkeypatch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
+        monkeypatch.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
+        reference = _load_gguf_with_transformers(path)
     driver = StepDriver(runner)
     requests = [driver.add(prompt, slot=slot) for slot, prompt in enumerate(prompts)]
     driver.run(requests, num_outputs=NUM_OUTPUTS, chunk=37)
-    monkeypatch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))  # transformers reads the file twice
-    reference = _load_gguf_with_transformers(path)
     for prompt, request in zip(prompts, requests, strict=True):
         assert is_greedy_text(reference, prompt, request.outputs)
 

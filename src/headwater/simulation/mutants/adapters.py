@@ -34,7 +34,7 @@ def adapter_is_a_name_in_the_namespace() -> list[Patch]:
     return [(Request, "namespace", namespace)]
 
 
-@mutant(profile="adapters")
+@mutant(profile="adapters", seed=63)
 def storage_keys_lack_the_adapter() -> list[Patch]:
     """Pages of all adapters have one name in the store."""
     right = StorageNames.seed
@@ -130,7 +130,7 @@ def retired_adapters_are_published() -> list[Patch]:
     return [(AdapterBoard, "remove", begin), (Scheduler, "_admit", admit)]
 
 
-@mutant(profile="adapters")
+@mutant(profile="adapters", seed=17)
 def slots_of_adapters_are_never_freed() -> list[Patch]:
     """The slots of contents that no request uses stay taken, until no adapter can be loaded."""
     return [(AdapterBoard, "free_unused", lambda self, in_use: None)]

@@ -22,7 +22,7 @@ from headwater.scheduling.waiting_queue import WaitingQueue
 from headwater.simulation.mutants.registry import Patch, mutant
 
 
-@mutant(profile="flush", seed=1)
+@mutant(profile="flush", seed=2)
 def flush_by_salt_and_key_drops_the_key() -> list[Patch]:
     """A flush by salt and key takes all keys of the salt."""
     right = Flush.scope
@@ -73,7 +73,7 @@ def updates_leave_the_host_as_it_is() -> list[Patch]:
     return [(PrefixCache, "retire", retire)]
 
 
-@mutant(profile="store")
+@mutant(profile="store", seed=12)
 def stores_are_flushed_of_all_keys() -> list[Patch]:
     """A flush of a store by key raises the counter of everything."""
     right = StorageNames.scope
@@ -243,7 +243,7 @@ def what_is_not_finite_is_shared() -> list[Patch]:
     return [(Scheduler, "_finish", finish)]
 
 
-@mutant(profile="store")
+@mutant(profile="store", seed=1)
 def prefetches_are_joined_across_namespaces() -> list[Patch]:
     """A request waits for pages from the store that belong to another tenant."""
     right = Prefetch.covers

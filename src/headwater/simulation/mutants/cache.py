@@ -126,13 +126,13 @@ def copies_pin_nothing() -> list[Patch]:
     return [(TransferEngine, "offload", offload), (Transfer, "pinned", pinned)]
 
 
-@mutant(profile="tiers", seed=4)
+@mutant(profile="tiers", seed=8)
 def copies_survive_a_flush() -> list[Patch]:
     """A flush does not mark the copies in flight; they attach retired pages."""
     return [(TransferEngine, "mark_retired", lambda self, scope: 0)]
 
 
-@mutant(profile="tiers", seed=4)
+@mutant(profile="tiers", seed=8)
 def dropped_copies_are_attached() -> list[Patch]:
     """A copy that is marked as dropped is attached."""
     right = TransferEngine._deliver

@@ -98,7 +98,7 @@ def retired_pages_that_come_back_are_not_counted() -> list[Patch]:
     return [(TierPages, "unpin", unpin)]
 
 
-@mutant(profile="training", seed=4)
+@mutant(profile="training", seed=6)
 def steps_in_flight_are_not_seen() -> list[Patch]:
     """The engine always reports that no step is in flight."""
     return [(Steps, "is_step_in_flight", lambda self: False)]
