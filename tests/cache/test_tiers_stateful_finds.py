@@ -101,6 +101,7 @@ def test_a_wrong_cache_is_noticed(mutant: Mutant) -> None:
         deadline=None,
         phases=[Phase.generate],
         derandomize=True,
+        report_multiple_bugs=False,  # one is enough, so it stops there
         database=None,
         suppress_health_check=list(HealthCheck),
         print_blob=False,

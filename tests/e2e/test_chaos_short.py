@@ -28,7 +28,7 @@ def test_no_wrong_text_and_nothing_lost(tmp_path: Path, monkeypatch: pytest.Monk
                 server_pid=server.process.pid,
                 checkpoints=checkpoints,
                 store=tmp_path / "store",
-                seconds=7,
+                seconds=5,
                 seed=1,
                 num_clients=12,
                 num_kills=1,
