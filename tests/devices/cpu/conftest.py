@@ -1,5 +1,7 @@
 """The compiled kernels, once for every instruction set that this CPU runs."""
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,11 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> KernelLibrary:
         pytest.skip("needs AVX2")
     if sanitized.LIBRARY:
         return KernelLibrary(Path(sanitized.LIBRARY), isa)
-    path = tmp_path_factory.mktemp("emulated") / "kernels.so"
-    compile_library(isa, path, sources=PRODUCTS, extra_options=("-O1", "-DHEADWATER_EMULATE_AMX"))
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder  # one for the processes of a run
+    path = folder / "emulated-amx.so"
+    with (folder / "emulated-amx.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            compile_library(isa, path, sources=PRODUCTS, extra_options=("-O1", "-DHEADWATER_EMULATE_AMX"))
     return KernelLibrary(path, isa)
