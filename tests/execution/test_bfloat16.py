@@ -38,7 +38,7 @@ def _memory() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def token_ids() -> tuple[int, ...]:
-    return tuple(Tokenizer.load(ensure_default_model()).encode(TEXT))
+    return tuple(Tokenizer.load(ensure_default_model()).encode(TEXT * 2))
 
 
 @functools.cache
@@ -87,7 +87,7 @@ def test_bfloat16_chooses_as_float32_does(token_ids: tuple[int, ...]) -> None:
     if usable_kernels() is None:
         pytest.skip("no kernels for this CPU, or no compiler")
     exact = _computed(token_ids, dtype="float32")
-    assert len(exact.predictions) > 120
+    assert len(exact.predictions) > 250
     assert _computed(token_ids, dtype="bfloat16").agreement(exact) >= 0.96
 
 
@@ -116,7 +116,7 @@ def test_blocks_of_the_file_choose_as_their_values_in_float32_do(token_ids: tupl
     assert _computed(token_ids, dtype="auto").agreement(exact) >= 0.93
 
 
-@pytest.mark.parametrize(("form", "least"), [("float16", 0.97), ("int8", 0.95), ("int4", 0.45)])
+@pytest.mark.parametrize(("form", "least"), [("float16", 0.97), ("int8", 0.95), ("int4", 0.6)])
 def test_other_forms_of_the_weights_choose_as_float32_does(
     token_ids: tuple[int, ...], form: str, least: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +138,7 @@ def test_chunks_hardly_change_the_choice_of_plain_numpy(token_ids: tuple[int, ..
     assert parts.agreement(whole) >= 0.99
 
 
-@pytest.mark.parametrize(("kv_dtype", "least"), [("float8_e4m3fn", 0.9), ("float8_e5m2", 0.85)], ids=["e4m3", "e5m2"])
+@pytest.mark.parametrize(("kv_dtype", "least"), [("float8_e4m3fn", 0.93), ("float8_e5m2", 0.88)], ids=["e4m3", "e5m2"])
 def test_eight_bits_of_kv_choose_as_float32_does(
     token_ids: tuple[int, ...],
     kv_dtype: str,

@@ -1,8 +1,9 @@
 """Mutants of servers with several engines. `python -m` this module hunts all of them."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -21,31 +22,25 @@ from headwater.messages.control import PauseGeneration
 from headwater.messages.state import EngineState
 from headwater.messages.two_phase import Change, Commit, Prepared
 from headwater.messages.weights import ReleaseMemory, SetWeightVersion, UpdateWeights
-from headwater.simulation.fleet.run import fleet_run
-from headwater.simulation.mutants.registry import MakePatches, Mutant, Patch, Verdict
+from headwater.simulation.fleet.run import FleetRun, fleet_run
+from headwater.simulation.mutants.registry import Mutant, Patch, Verdict, mutant
 
 TURNS_PER_RUN = 1500
 FLEET_MUTANTS: dict[str, Mutant] = {}
 
 
-def fleet_mutant(*, seed: int = 0) -> Callable[[MakePatches], MakePatches]:
-    """Register a function that makes the patches of a mutant; its docstring says what it breaks."""
-
-    def register(make_patches: MakePatches) -> MakePatches:
-        name = make_patches.__name__
-        FLEET_MUTANTS[name] = Mutant(name, (make_patches.__doc__ or "").strip(), "fleet", seed, make_patches)
-        return make_patches
-
-    return register
+fleet_mutant = partial(mutant, profile="fleet", into=FLEET_MUTANTS)
 
 
-def hunt_fleet(mutant: Mutant, *, max_turns: int, first_seed: int | None = None) -> Verdict:
+def hunt_fleet(
+    mutant: Mutant, *, max_turns: int, first_seed: int | None = None, kind: type[FleetRun] = FleetRun
+) -> Verdict:
     """Play runs with `mutant` in force until a promise is broken, or `max_turns` have gone by."""
     first_seed = mutant.seed if first_seed is None else first_seed
     num_turns = num_runs = 0
     while num_turns < max_turns:
         with mutant.in_force():
-            result = fleet_run(first_seed + num_runs, num_turns=TURNS_PER_RUN)
+            result = fleet_run(first_seed + num_runs, num_turns=TURNS_PER_RUN, kind=kind)
         num_runs += 1
         num_turns += result.num_turns
         if result.failure is not None:

@@ -46,12 +46,14 @@ class Verdict:
 MUTANTS: dict[str, Mutant] = {}
 
 
-def mutant(*, profile: str = "mixed", seed: int = 0) -> Callable[[MakePatches], MakePatches]:
+def mutant(
+    *, profile: str = "mixed", seed: int = 0, into: dict[str, Mutant] = MUTANTS
+) -> Callable[[MakePatches], MakePatches]:
     """Register a function that makes the patches of a mutant; its docstring says what it breaks."""
 
     def register(make_patches: MakePatches) -> MakePatches:
         name = make_patches.__name__
-        MUTANTS[name] = Mutant(name, (make_patches.__doc__ or "").strip(), profile, seed, make_patches)
+        into[name] = Mutant(name, (make_patches.__doc__ or "").strip(), profile, seed, make_patches)
         return make_patches
 
     return register

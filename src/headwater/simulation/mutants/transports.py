@@ -1,45 +1,22 @@
 """Mutants of weights that trainers send. `python -m` this module hunts all of them."""
 
 import sys
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from headwater.client import desired_state as desired_state_module
 from headwater.client.desired_state import WeightsStep
 from headwater.client.fleet import Fleet
-from headwater.simulation.fleet.run import fleet_run
 from headwater.simulation.fleet.transfer_run import TransferRun
-from headwater.simulation.mutants.registry import MakePatches, Mutant, Patch, Verdict
+from headwater.simulation.mutants.fleet import hunt_fleet
+from headwater.simulation.mutants.registry import Mutant, Patch, mutant
 from headwater.transports import bracket as bracket_module
 from headwater.transports.bracket import Phase, Transfer, Transfers
 
-TURNS_PER_RUN = 1500
 TRANSPORT_MUTANTS: dict[str, Mutant] = {}
 
-
-def transport_mutant(*, seed: int = 0) -> Callable[[MakePatches], MakePatches]:
-    """Register a function that makes the patches of a mutant; its docstring says what it breaks."""
-
-    def register(make_patches: MakePatches) -> MakePatches:
-        name = make_patches.__name__
-        TRANSPORT_MUTANTS[name] = Mutant(name, (make_patches.__doc__ or "").strip(), "transports", seed, make_patches)
-        return make_patches
-
-    return register
-
-
-def hunt_transport(mutant: Mutant, *, max_turns: int, first_seed: int | None = None) -> Verdict:
-    """Play runs with `mutant` in force until a promise is broken, or `max_turns` have gone by."""
-    first_seed = mutant.seed if first_seed is None else first_seed
-    num_turns = num_runs = 0
-    while num_turns < max_turns:
-        with mutant.in_force():
-            result = fleet_run(first_seed + num_runs, num_turns=TURNS_PER_RUN, kind=TransferRun)
-        num_runs += 1
-        num_turns += result.num_turns
-        if result.failure is not None:
-            return Verdict(mutant.name, result.failure.promise, num_turns, num_runs)
-    return Verdict(mutant.name, None, num_turns, num_runs)
+transport_mutant = partial(mutant, profile="transports", into=TRANSPORT_MUTANTS)
+hunt_transport = partial(hunt_fleet, kind=TransferRun)
 
 
 @transport_mutant()
