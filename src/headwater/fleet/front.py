@@ -16,7 +16,7 @@ from headwater.fleet.replica import Post
 from headwater.fleet.watching import IsDead
 from headwater.generation.errors import ApiError, bad_request
 from headwater.generation.model_facts import RequestLimits
-from headwater.http_api.app import FRONT_ROUTERS, ROUTERS, control_paths, create_app
+from headwater.http_api.app import FRONT_ROUTERS, FRONT_ROUTES, ROUTERS, control_paths, create_app
 from headwater.http_api.auth import Keys
 from headwater.http_api.error_handlers import error_response
 from headwater.http_api.sites import SitePolicy
@@ -81,7 +81,7 @@ class Front:
             limits=limits,
         )
         rest = _Rest(self.client, proxy, OneReplica(self.client, forward), keys, self.scaling)
-        self._app = create_app(self.state, routers=FRONT_ROUTERS, rest=rest)
+        self._app = create_app(self.state, routes=FRONT_ROUTES, rest=rest)
         self._proxy = proxy
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:

@@ -1,11 +1,11 @@
 """The web application: routes, middleware and error handlers."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
-from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from headwater.http_api import page_routes
@@ -27,16 +27,16 @@ from headwater.http_api.control.weights import routes as tensor_routes
 from headwater.http_api.control.weights.routes import RAW_TYPES
 from headwater.http_api.dashboard import routes as dashboard_routes
 from headwater.http_api.error_handlers import install_error_handlers
+from headwater.http_api.head_routes import all_routes
 from headwater.http_api.middleware import BodyLimit, RequestId, SiteGuard
 from headwater.http_api.monitoring import info_routes, kv_event_routes
 from headwater.http_api.native import routes as native_routes
 from headwater.http_api.ollama import routes as ollama_routes
 from headwater.http_api.openai import routes as openai_routes
-from headwater.http_api.openapi.document import install_document, operation_id
+from headwater.http_api.openapi.document import install_document
 from headwater.http_api.pooling import routes as pooling_routes
 from headwater.http_api.responses import routes as responses_routes
 from headwater.http_api.services import Services
-from headwater.http_api.sites import CHANGING_BY_GET
 from headwater.http_api.state import ApiState
 from headwater.version import version
 
@@ -80,6 +80,7 @@ FRONT_ROUTERS = (
     dashboard_routes.page_router,
     info_routes.router,
 )
+ROUTES, FRONT_ROUTES = all_routes(ROUTERS), all_routes(FRONT_ROUTERS)
 
 UNBOUNDED = {"/update_weights_from_tensor": RAW_TYPES}  # bodies that are staged as they arrive, within a limit
 
@@ -91,10 +92,10 @@ With keys set, send `Authorization: Bearer <key>`.
 """
 
 
-def create_app(state: ApiState, *, routers: Sequence[APIRouter] = ROUTERS, rest: ASGIApp | None = None) -> FastAPI:
+def create_app(state: ApiState, *, routes: Sequence[BaseRoute] = ROUTES, rest: ASGIApp | None = None) -> FastAPI:
     """The application for one state. Its lifespan starts the client, unless it has started, and closes it.
 
-    `rest` answers what `routers` have no route for, behind the same middleware.
+    `rest` answers what `routes` do not, behind the same middleware.
     """
 
     @asynccontextmanager
@@ -111,15 +112,12 @@ def create_app(state: ApiState, *, routers: Sequence[APIRouter] = ROUTERS, rest:
         lifespan=lifespan,
         docs_url=None,  # in page_routes, without a CDN
         redoc_url=None,
-        generate_unique_id_function=operation_id,
     )
     app.state.keys = Keys(state.api_key, state.admin_api_key)
     accounts = Accounts(app.state.keys, max_running=state.limits.max_concurrency_per_key)
     app.state.services = Services(state, accounts)
-    routers = (*routers, head_routes(routers))
-    install_error_handlers(app, [route for router in routers for route in router.routes])
-    for router in routers:
-        app.include_router(router)
+    install_error_handlers(app, routes)
+    app.router.routes.extend(routes)
     if rest is None:
         install_document(app)
     else:
@@ -145,20 +143,3 @@ def control_paths(routers: Sequence[APIRouter]) -> set[str]:
     """The paths of all control routes, up to their first parameter."""
     routes = [route for router in routers for route in router.routes]
     return {route.path.partition("{")[0] for route in routes if isinstance(route, AdminRoute)}
-
-
-def head_routes(routers: Sequence[APIRouter]) -> APIRouter:
-    """HEAD for each GET that changes nothing: proxies, monitors and `curl -I` use it."""
-    router = APIRouter()
-    for route in _reading_routes(routers):
-        router.add_api_route(
-            route.path, route.endpoint, methods=["HEAD"], include_in_schema=False, route_class_override=type(route)
-        )
-    return router
-
-
-def _reading_routes(routers: Sequence[APIRouter]) -> Iterator[APIRoute]:
-    for router in routers:
-        for route in router.routes:
-            if isinstance(route, APIRoute) and "GET" in (route.methods or ()) and route.path not in CHANGING_BY_GET:
-                yield route

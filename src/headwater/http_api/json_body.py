@@ -11,6 +11,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from headwater.generation.errors import ApiError
+from headwater.http_api.openapi.document import operation_id
 from headwater.tokenization.json_nesting import MAX_NESTING, is_too_deep
 
 
@@ -44,7 +45,10 @@ class JsonRequest(Request):
 
 
 class JsonRoute(APIRoute):
-    """A route whose body is read as above."""
+    """A route whose body is read as above; `operation_id` names it in the document."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options | {"generate_unique_id_function": operation_id})
 
     def get_route_handler(self) -> Callable[[Request], Any]:
         handle = super().get_route_handler()
