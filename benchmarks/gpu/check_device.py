@@ -37,7 +37,11 @@ TESTS = (
     "tests/devices/cuda/test_head_copy.py",
 )
 # --ranks: what needs two GPUs. Servers of two ranks on them, one after another
-RANK_TESTS = ("tests/devices/cuda/test_head_copy.py", "tests/e2e/ranks/test_ranks.py")
+RANK_TESTS = (
+    "tests/execution/test_gpu_ranks.py",
+    "tests/devices/cuda/test_head_copy.py",
+    "tests/e2e/ranks/test_ranks.py",
+)
 
 
 def run_tests(options: argparse.Namespace, xml: Path) -> str:
