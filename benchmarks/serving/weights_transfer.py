@@ -27,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -101,6 +102,43 @@ async def send_handles(http: httpx.AsyncClient, bucket: Tensors) -> None:
     await post(http, "/update_weights_from_tensor", json=body)
 
 
+class FlattenedTensorMetadata:
+    """SGLang's class, as pickles name it: where a tensor lies in a flattened bucket."""
+
+    __module__ = "sglang.srt.weight_sync.tensor_bucket"
+
+    def __init__(self, **facts: Any) -> None:
+        self.__dict__ |= facts
+
+
+def know_sglangs_module() -> None:
+    """Python pickles a class by the name of a module that it can find."""
+    for name in ("sglang", "sglang.srt", "sglang.srt.weight_sync", FlattenedTensorMetadata.__module__):
+        sys.modules.setdefault(name, types.ModuleType(name))
+    sys.modules[FlattenedTensorMetadata.__module__].FlattenedTensorMetadata = FlattenedTensorMetadata  # type: ignore[attr-defined]
+
+
+async def send_flattened(http: httpx.AsyncClient, bucket: Tensors) -> None:
+    """One handle for all tensors of a bucket, as SGLang's trainers send them by default."""
+    from multiprocessing.reduction import ForkingPickler
+
+    know_sglangs_module()
+    flat = torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in bucket.values()])
+    metadata, at = [], 0
+    for name, tensor in bucket.items():
+        size = tensor.nbytes
+        facts = {"name": name, "shape": tensor.shape, "dtype": tensor.dtype, "start_idx": at, "end_idx": at + size}
+        metadata.append(FlattenedTensorMetadata(**facts, numel=size))
+        at += size
+    if flat.is_cuda:
+        torch.cuda.synchronize(flat.device)
+    out = io.BytesIO()
+    ForkingPickler(out).dump({"flattened_tensor": flat, "metadata": metadata})
+    payload = base64.b64encode(out.getvalue()).decode()
+    body = {"serialized_named_tensors": [payload], "load_format": "flattened_bucket"}
+    await post(http, "/update_weights_from_tensor", json=body)
+
+
 class Group:
     """The trainer's side of a process group, as SGLang's trainers make it."""
 
@@ -144,6 +182,12 @@ class Group:
         dist.broadcast(flat, group_src=0, group=self._group)
         if flat.is_cuda:
             torch.cuda.synchronize(flat.device)
+
+
+SENDERS: dict[str, Send] = {
+    "body": send_body, "shared": send_shared, "pickle": send_handles, "ipc": send_handles,
+    "pickle-flat": send_flattened, "ipc-flat": send_flattened,
+}  # fmt: skip
 
 
 # --- plain copies ----------------------------------------------------------------------------------------------------
@@ -197,8 +241,21 @@ def gpu_to_host_gb_per_s(num_bytes: int) -> float:
     return source.nbytes / (time.perf_counter() - began_s) / 1e9
 
 
+def device_to_device_gb_per_s(num_bytes: int) -> float:
+    """Within a card: what no way through host memory can reach."""
+    source = torch.zeros(num_bytes, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    target.copy_(source)
+    torch.cuda.synchronize()
+    began_s = time.perf_counter()
+    target.copy_(source)
+    torch.cuda.synchronize()
+    return num_bytes / (time.perf_counter() - began_s) / 1e9
+
+
 PLAIN = {
-    "body": "socket", "gloo": "socket", "shared": "copy", "pickle": "copy", "ipc": "gpu_to_host", "nccl": "gpu_to_host",
+    "body": "socket", "gloo": "socket", "shared": "copy", "pickle": "copy", "pickle-flat": "copy",
+    "ipc": "gpu_to_host", "ipc-flat": "gpu_to_host", "nccl": "gpu_to_host",
 }  # fmt: skip
 PLAIN_COPIES = {"copy": copy_gb_per_s, "socket": socket_gb_per_s, "gpu_to_host": gpu_to_host_gb_per_s}
 
@@ -253,7 +310,7 @@ async def measure(way: str, sets: Sequence[Tensors], options: argparse.Namespace
             await group.join(http)
             send: Send = group.send
         else:
-            send = {"body": send_body, "shared": send_shared, "pickle": send_handles, "ipc": send_handles}[way]
+            send = SENDERS[way]
         streams = Streams(URL, options.streams, options.tokens)
         await asyncio.to_thread(streams.wait_until_all_run)
         before_s = time.perf_counter()

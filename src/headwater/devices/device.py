@@ -5,7 +5,8 @@ An array of a GPU holds numbers, which are there when its kernels have run. An a
 every step to come: there the model's code runs once, and records a program (cpu/program.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -122,6 +123,20 @@ class ModelDevice(Protocol):
 
     def to_host(self, array: Array, *, max_rows: int | None = None) -> HostTensor:
         """An array of `place` or `unpack`, or its first rows, in host memory. The caller must not change it."""
+        ...
+
+    def packing(self) -> AbstractContextManager[None]:
+        """Around the work of a thread that reads or packs weights: steps do not wait for its copies.
+
+        What it has made is there at the end of the block.
+        """
+        ...
+
+    def overwrite(self, pairs: Iterable[tuple[Array, Array]]) -> bool:
+        """Copy each second array of `unpack` into the first one, and wait for the end. No step may run.
+
+        False, and nothing was done: nothing on this device holds the addresses of a model's layers.
+        """
         ...
 
     def pack_linear(self, weights: Sequence[Array], biases: Sequence[Array] | None = None) -> Linear:

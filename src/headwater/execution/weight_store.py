@@ -6,7 +6,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from headwater.devices.device import Device
@@ -14,7 +14,7 @@ from headwater.execution.runner import Runner
 from headwater.execution.weights.sources import Abandoned, HostTensors, Overlay, checksums_of
 from headwater.models.checkpoint_config import read_checkpoint_config
 from headwater.models.config import ModelConfig
-from headwater.models.decoder import DecoderModel, build_decoder, overwrite_decoder
+from headwater.models.decoder import DecoderModel, build_decoder, copy_decoder, overwrite_decoder
 from headwater.models.loader import (
     LoadedModel,
     LoadFormat,
@@ -84,7 +84,7 @@ def visible_layers(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
 class BuiltModel:
     """A packed model that can replace the served one."""
 
-    model: DecoderModel
+    model: DecoderModel | None  # None: its numbers are in the memory of another model by now
     weights_id: str
     layers: tuple[Layer, ...]  # what was read for it
     num_tensors: int
@@ -147,7 +147,12 @@ class StagedModel:
         return self._ready.overwrite
 
     def model(self) -> DecoderModel:
+        assert self._ready.model is not None, "it was dropped"
         return self._ready.model
+
+    def drop_model(self) -> None:
+        """Free the model; what is known of it stays."""
+        self._built = replace(self._ready, model=None)
 
     @property
     def _ready(self) -> BuiltModel:
@@ -232,29 +237,36 @@ class WeightStore:
 
     def stage(self, path: str, load_format: str) -> StagedModel:
         checkpoint = Checkpoint(path, load_format)  # type: ignore[arg-type]  # checked by the loader
-        return StagedModel(lambda abandoned: self.build((checkpoint,), abandoned), is_reload=False)
+        return self._begin(lambda abandoned: self.build((checkpoint,), abandoned), is_reload=False)
 
     def stage_received(self, path: str, weights_id: str, *, in_place: bool = False) -> StagedModel:
         checkpoint = Checkpoint(path, "safetensors", weights_id)
-        return StagedModel(lambda abandoned: self.build((checkpoint,), abandoned, in_place=in_place), is_reload=False)
+        return self._begin(lambda abandoned: self.build((checkpoint,), abandoned, in_place=in_place), is_reload=False)
 
     def overwrite(self, staged: StagedModel) -> OverwritingModel:
         assert staged.overwrite is not None, "staged beside the old weights"
         self._runner.replace_model(None)
-        return OverwritingModel(staged.overwrite)
+        overwrite, device = staged.overwrite, self._device
+
+        def run() -> None:
+            with device.packing():
+                overwrite()
+
+        return OverwritingModel(run)
 
     def parameters(self) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
         tied_head = ("lm_head.weight",) if self._config.tie_word_embeddings else ()
         return dict(self._config.parameter_shapes()), IGNORED_SUFFIXES + tied_head
 
     def checksums(self) -> dict[str, str]:
-        return checksums_of(self._runner.model, self._device)
+        with self._device.packing():
+            return checksums_of(self._runner.model, self._device)
 
     def reload(self, *, accepts_changes: bool = False) -> StagedModel:
         kept, released = self._kept, self._loaded
         if kept is not None:
-            return StagedModel(lambda _: self._build_kept(kept), is_reload=True)
-        return StagedModel(
+            return self._begin(lambda _: self._build_kept(kept), is_reload=True)
+        return self._begin(
             lambda abandoned: self.build(
                 tuple(layer.checkpoint for layer in released),
                 abandoned,
@@ -265,10 +277,27 @@ class WeightStore:
         )
 
     def swap(self, staged: StagedModel) -> None:
-        self._runner.replace_model(staged.model())
+        self._put_in_place(staged)
         self._weights_id, self._end_ids = staged.weights_id, staged.end_ids
         self._kept = None
         self._loaded = visible_layers(staged.layers if staged.is_reload else (*self._loaded, *staged.layers))
+
+    def _begin(self, build: Callable[[threading.Event], BuiltModel], *, is_reload: bool) -> StagedModel:
+        def packed(abandoned: threading.Event) -> BuiltModel:
+            with self._device.packing():
+                return build(abandoned)
+
+        return StagedModel(packed, is_reload=is_reload)
+
+    def _put_in_place(self, staged: StagedModel) -> None:
+        """Into the memory of the model in place if what steps launch is bound to it, else by taking its place."""
+        model = staged.model()
+        if not self._runner.has_model or not copy_decoder(self._runner.model, model, self._device):
+            self._runner.replace_model(model)
+            return
+        del model
+        staged.drop_model()
+        threading.Thread(target=self._device.trim_memory, name="trim-memory", daemon=True).start()
 
     def release(self) -> int:
         stays = self._keeps_on_host and self._device.name == "cpu"

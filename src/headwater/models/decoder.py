@@ -235,6 +235,13 @@ def build_decoder(
     )
 
 
+def copy_decoder(model: DecoderModel, source: DecoderModel, device: ModelDevice) -> bool:
+    """Put the parameters of `source` into the memory of `model`. False if the device does without: nothing was done."""
+    return device.overwrite(
+        (array, new) for (_, array), (_, new) in zip(model.iter_named(), source.iter_named(), strict=True)
+    )
+
+
 def overwrite_decoder(model: DecoderModel, source: LayerSource, *, replaced: frozenset[str]) -> None:
     """Put the `replaced` parameters into the model itself: at most one layer exists twice meanwhile.
 

@@ -1,6 +1,7 @@
 """The CPU as a device: models record programs (program.py), which run in compiled kernels, or in numpy without them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,12 @@ class CpuDevice:
 
     def to_host(self, array: HostTensor, *, max_rows: int | None = None) -> HostTensor:
         return array if max_rows is None else array.rows(0, max_rows)
+
+    def packing(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def overwrite(self, pairs: Iterable[tuple[HostTensor, HostTensor]]) -> bool:
+        return False
 
     def pack_linear(self, weights: Sequence[HostTensor], biases: Sequence[HostTensor] | None = None) -> Linear:
         if self._library is None:

@@ -1,6 +1,7 @@
 """An NVIDIA GPU as a device: cuBLAS for the products, our own Triton kernels for everything else."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +72,7 @@ class CudaDevice:
         self._scratch: DecodeScratch | None = None  # sized by the largest batch seen
         self._max_scratch_rows = 0
         self._prefill_scratch: PrefillScratch | None = None
+        self._packing_stream: torch.cuda.Stream | None = None
         # two programs of prompts' attention fit in a multiprocessor
         self._num_programs = (
             2 * torch.cuda.get_device_properties(torch_device).multi_processor_count
@@ -123,6 +125,28 @@ class CudaDevice:
         return CudaKVMemory(
             layout, torch.empty((num_pages, layout.page_bytes), dtype=torch.uint8, device=self.torch_device)
         )
+
+    @contextmanager
+    def packing(self) -> Iterator[None]:
+        """On a stream of its own: steps would wait for copies of a gigabyte from host memory."""
+        if not self.is_gpu:
+            yield
+            return
+        self.enter_thread()
+        if self._packing_stream is None:
+            self._packing_stream = torch.cuda.Stream(self.torch_device)
+        with torch.cuda.stream(self._packing_stream):
+            yield
+            self._packing_stream.synchronize()
+
+    @torch.inference_mode()
+    def overwrite(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> bool:
+        """CUDA graphs stay as they are: to capture them anew takes longer than any copy within the card."""
+        for target, source in pairs:
+            if target.data_ptr() != source.data_ptr():
+                target.copy_(source, non_blocking=True)
+        self.synchronize()
+        return True
 
     def pack_linear(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None) -> Linear:
         return CudaLinear(weights, biases)

@@ -15,6 +15,7 @@ from io import FileIO
 import msgspec
 
 from headwater.launch.child_process import die_with_parent, take_standard_output
+from headwater.launch.receiving.device_copies import FileWriter
 from headwater.launch.receiving.tensors import Group, copy_from_gpu, join_group
 from headwater.messages.frames import pack_frame, read_frame
 from headwater.messages.receiving import (
@@ -38,18 +39,19 @@ def main() -> int:
     calls: queue.SimpleQueue[ToReceiver] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(stdin, calls), daemon=True).start()
     group: Group | None = None
+    writer = FileWriter()
     while True:
         call, began_s = calls.get(), time.monotonic()
         answer: FromReceiver
         try:
             match call:
                 case JoinGroup():
-                    group = join_group(call)
+                    group = join_group(call, writer)
                 case ReceiveBucket():
                     assert group is not None, "join first"
                     group.receive(call)
                 case CopyFromGpu():
-                    copy_from_gpu(call)
+                    copy_from_gpu(call, writer)
             answer = Ok(took_s=time.monotonic() - began_s)
         except Exception as error:  # noqa: BLE001  a trainer's mistakes and losses: the caller gets the reason
             answer = NotDone(message=f"{type(error).__name__}: {error}"[:2000])

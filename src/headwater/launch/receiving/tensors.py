@@ -13,6 +13,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
 from headwater.devices.safetensors_header import ITEM_BYTES, build_header
+from headwater.launch.receiving.device_copies import FileWriter, as_bytes, wait_for_kernels
 from headwater.messages.receiving import CopyFromGpu, JoinGroup, ReceiveBucket
 
 _DTYPES = {
@@ -25,28 +26,39 @@ _DTYPES = {
 class Group:
     """A member of a trainer's process group. Rank 0 broadcasts."""
 
-    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
+    def __init__(self, group: dist.ProcessGroup, device: torch.device, writer: FileWriter) -> None:
         self._group = group
         self._device = device
+        self._writer = writer
 
     def receive(self, call: ReceiveBucket) -> None:
         """Receive a bucket; its file is whole when this returns."""
-        bucket = _Bucket(call.names, call.dtypes, call.shapes, path=call.path)
-        tensors = [bucket.bytes_of_all()] if call.is_flattened else bucket.tensors()
-        if self._device.type == "cpu":
-            for tensor in tensors:
-                dist.broadcast(tensor, group_src=0, group=self._group)
+        if self._device.type != "cpu":
+            self._receive_on_gpu(call)
             return
-        received = [torch.empty_like(tensor, device=self._device) for tensor in tensors]
+        bucket = _Bucket(call.names, call.dtypes, call.shapes, path=call.path)
+        for tensor in [bucket.bytes_of_all()] if call.is_flattened else bucket.tensors():
+            dist.broadcast(tensor, group_src=0, group=self._group)
+
+    def _receive_on_gpu(self, call: ReceiveBucket) -> None:
+        sizes = _sizes(call.dtypes, call.shapes)
+        if call.is_flattened:
+            received = [torch.empty(sum(sizes), dtype=torch.uint8, device=self._device)]
+        else:
+            received = [
+                torch.empty(shape, dtype=_DTYPES[dtype], device=self._device)
+                for dtype, shape in zip(call.dtypes, call.shapes, strict=True)
+            ]
         works = [dist.broadcast(tensor, group_src=0, group=self._group, async_op=True) for tensor in received]
-        for work, tensor, target in zip(works, received, tensors, strict=True):
+        for work in works:
             if work is not None:
                 work.wait()
-            target.copy_(tensor, non_blocking=True)
-        torch.cuda.synchronize(self._device)
+        wait_for_kernels(received)
+        if call.path:
+            _write_file(call, received, self._writer)
 
 
-def join_group(call: JoinGroup) -> Group:
+def join_group(call: JoinGroup, writer: FileWriter) -> Group:
     """Meet the trainer. RuntimeError of PyTorch if not all ranks come in time.
 
     The group is named and its store prefixed as SGLang's trainers do, so that both sides find each other.
@@ -69,24 +81,45 @@ def join_group(call: JoinGroup) -> Group:
         timeout=timeout,
     )
     c10d._world.pg_group_ranks[group] = {i: i for i in range(size)}
-    return Group(group, device)
+    return Group(group, device, writer)
 
 
-def copy_from_gpu(call: CopyFromGpu) -> None:
+def copy_from_gpu(call: CopyFromGpu, writer: FileWriter) -> None:
     """Copy tensors out of another process's GPU memory. The process keeps them until the call is answered."""
-    bucket = _Bucket(call.names, call.dtypes, call.shapes, path=call.path)
-    targets = bucket.tensors()
     opened: dict[str, torch.Tensor] = {}
-    for target, arguments, first_byte in zip(targets, call.handles, call.first_bytes, strict=True):
+    tensors = []
+    sizes = _sizes(call.dtypes, call.shapes)
+    for size, arguments, first_byte in zip(sizes, call.handles, call.first_bytes, strict=True):
         key = repr(arguments)
         if key not in opened:
             opened[key] = _open(arguments)
-        tensor = opened[key]
-        if first_byte is not None:
-            flat = tensor.view(torch.uint8)[first_byte : first_byte + target.nbytes]
-            tensor = flat.view(target.dtype).reshape(target.shape)
-        target.copy_(tensor, non_blocking=True)
-    torch.cuda.synchronize()
+        flat = as_bytes(opened[key])
+        tensors.append(flat if first_byte is None else flat[first_byte : first_byte + size])
+    wait_for_kernels(tensors)
+    _write_file(call, tensors, writer)
+
+
+def _write_file(call: CopyFromGpu | ReceiveBucket, tensors: Sequence[torch.Tensor], writer: FileWriter) -> None:
+    """The tensors of a bucket, or its bytes in one piece, as the safetensors file of the call."""
+    header = build_header(zip(call.names, call.dtypes, call.shapes, strict=True))
+    pieces, at = [], len(header)
+    for tensor in tensors:
+        pieces.append((as_bytes(tensor), at))
+        at += pieces[-1][0].nbytes
+    expected = len(header) + sum(_sizes(call.dtypes, call.shapes))
+    if at != expected:
+        raise ValueError(f"the tensors have {at - len(header)} bytes, {expected - len(header)} were announced")
+    descriptor = os.open(call.path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.pwrite(descriptor, header, 0)
+        writer.write(descriptor, pieces)
+    finally:
+        os.close(descriptor)
+
+
+def _sizes(dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> list[int]:
+    """Bytes of each tensor."""
+    return [math.prod(shape) * ITEM_BYTES[dtype] for dtype, shape in zip(dtypes, shapes, strict=True)]
 
 
 def _open(arguments: Sequence) -> torch.Tensor:
@@ -122,9 +155,7 @@ class _Bucket:
         header = build_header(zip(names, dtypes, shapes, strict=True))
         self._dtypes, self._shapes = dtypes, shapes
         self._start = len(header)
-        self._num_bytes = sum(
-            math.prod(shape) * ITEM_BYTES[dtype] for dtype, shape in zip(dtypes, shapes, strict=True)
-        )
+        self._num_bytes = sum(_sizes(dtypes, shapes))
         total = len(header) + self._num_bytes
         if path:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)

@@ -1,0 +1,89 @@
+"""New weights on a GPU go into the memory of the old ones, so that CUDA graphs stay as they are."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.cuda.linear import CudaLinear
+from headwater.execution.gpu_runner import GpuRunner
+from headwater.execution.weight_store import Checkpoint, StagedModel, WeightStore
+from headwater.models.loader import load_model, resolve_model
+from tiny_models import make_tiny_model
+
+pytestmark = pytest.mark.slow
+Q_PROJ, NORM = "model.layers.1.self_attn.q_proj.weight", "model.norm.weight"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make_tiny_model("qwen3", tmp_path / "base", num_layers=2)
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def store(folder: Path) -> WeightStore:
+    device = CudaDevice(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32")
+    layout = loaded.kv_layout(page_size=4)
+    runner = GpuRunner(loaded, device, layout=layout, num_pages=4, max_running=2, max_context=16)
+    return WeightStore(runner, loaded, device=device, checkpoint=Checkpoint(str(folder), "auto"), seed=0)
+
+
+def put(store: WeightStore, folder: Path, tensors: dict[str, torch.Tensor]) -> StagedModel:
+    path = folder.parent / f"sent-{time.monotonic_ns()}"
+    path.mkdir()
+    save_file(tensors, path / "000001.safetensors")
+    staged = store.stage_received(str(path), "sent")
+    while not staged.is_ready():
+        time.sleep(0.002)
+    assert staged.error() is None
+    store.swap(staged)
+    return staged
+
+
+def addresses(store: WeightStore) -> dict[str, int]:
+    return {name: array.data_ptr() for name, array in store._runner.model.iter_named()}
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_new_weights_lie_where_the_old_ones_lay(store: WeightStore, folder: Path, is_whole: bool) -> None:
+    before, places, model = store.checksums(), addresses(store), store._runner.model
+    tensors = {name: tensor * 1.5 for name, tensor in load_file(folder / "model.safetensors").items()}
+    sent = tensors if is_whole else {Q_PROJ: tensors[Q_PROJ], NORM: tensors[NORM]}
+    staged = put(store, folder, sent)
+    assert store._runner.model is model
+    assert addresses(store) == places
+    after = store.checksums()
+    assert {name for name in before if before[name] != after[name]} == set(sent)
+    assert (staged.weights_id, staged.num_tensors) == ("sent", len(sent)), "facts outlive the staged copy"
+    found = torch.tensor(store.values(Q_PROJ, 5)[2])
+    assert torch.equal(found, tensors[Q_PROJ].reshape(-1)[:5])
+
+
+def test_the_second_copy_is_freed(store: WeightStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory goes back to the driver, in a thread that no step waits for."""
+    trimmed = threading.Event()
+    monkeypatch.setattr(store._device, "trim_memory", trimmed.set)
+    made: list[CudaLinear] = []
+    right = CudaLinear.__init__
+    monkeypatch.setattr(CudaLinear, "__init__", lambda self, *args: (made.append(self), right(self, *args))[1])
+    staged = put(store, folder, load_file(folder / "model.safetensors"))
+    assert trimmed.wait(30)
+    assert made
+    assert staged._built is not None
+    assert staged._built.model is None
+
+
+def test_weights_after_a_release_are_a_model_of_their_own(store: WeightStore, folder: Path) -> None:
+    before = store.checksums()
+    store.release()
+    staged = store.reload()
+    while not staged.is_ready():
+        time.sleep(0.002)
+    store.swap(staged)
+    assert store.checksums() == before
