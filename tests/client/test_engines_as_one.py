@@ -114,6 +114,23 @@ def test_a_change_is_made_by_all() -> None:
     assert server.fleet.desired is not None and server.fleet.desired.weight_version == "new"
 
 
+@pytest.mark.parametrize("num_engines", [1, 2])
+@pytest.mark.parametrize("num_turns", range(10))
+def test_a_caller_who_leaves_at_the_swap_takes_no_tensors_that_are_in_place(num_engines: int, num_turns: int) -> None:
+    """He leaves at every moment of the change: what engines read, or have put in place, stays."""
+    server = Server(num_engines)
+    change = msgspec.structs.replace(update("/staged/1"), weights_id="sent", names=("weight",))
+    call = server.begin(change)
+    assert server.fleet.staged_in_use == {"/staged/1"}, "from the beginning on"
+    server.run(num_turns)
+    server.fleet.abandon(call, server.clock.now())
+    weights = {name for name in server.weights() if name == "sent"}
+    assert not weights or server.fleet.staged_in_use == {"/staged/1"}
+    server.wait(10.0)
+    has_it = set(server.weights()) == {"sent"}
+    assert server.fleet.staged_in_use == ({"/staged/1"} if has_it else frozenset()), "nothing stays in use for ever"
+
+
 def test_what_one_engine_cannot_none_does() -> None:
     server = Server()
     server.busy(1)

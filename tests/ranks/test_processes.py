@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scripted_rank import DoneCopy, ScriptedStart, StagedNow
+from scripted_rank import DoneCopy, HashedNow, ScriptedStart, StagedNow
 
 from headwater.devices.rank_group import RankFailed
 from headwater.ranks import orders
@@ -43,6 +43,9 @@ class Rank0:
 
     def swap(self, staged: StagedNow) -> None:
         self.swapped.append(staged.weights_id)
+
+    def hash(self) -> HashedNow:
+        return HashedNow("rank 0's own")
 
     def offload(self, sources: object, targets: object) -> DoneCopy:
         return DoneCopy()
@@ -144,6 +147,28 @@ def test_copies_and_new_weights_wait_for_all_ranks_and_one_refusal_refuses(group
     assert good.error() is None
     group.runner.weights.swap(good)
     assert group.rank0.swapped == ["id of good"]
+    group.processes.check()
+
+
+def test_hashes_are_of_what_all_ranks_hold(group: Group) -> None:
+    """Rank 0 has the same in every round: the weights of the others decide whether the hash is that of before."""
+    found = []
+    for path in ("one", "one", "two"):
+        staged = group.runner.weights.stage(path, "auto")
+        wait_for(staged.is_ready)
+        group.runner.weights.swap(staged)
+        hashes = group.runner.weights.hash()
+        wait_for(hashes.is_ready)
+        assert hashes.error() is None
+        found.append(hashes.found()["weight"])
+    assert found[0] == found[1] != found[2]
+    staged = group.runner.weights.stage("unreadable", "auto")
+    wait_for(staged.is_ready)
+    group.runner.weights.swap(staged)
+    hashes = group.runner.weights.hash()
+    wait_for(hashes.is_ready)
+    assert hashes.error() == "rank 2: no such tensor", "the hash of a part would pass for that of the whole"
+    hashes.abandon()
     group.processes.check()
 
 

@@ -1,10 +1,18 @@
 """Trainers that send tensors in virtual time: random runs keep every promise, and mutants are caught."""
 
+from collections import Counter
+
 import pytest
 
-from headwater.simulation.fleet.run import fleet_run
+from headwater.simulation.fleet.run import FIRST_WITH_ADAPTERS, fleet_run
 from headwater.simulation.fleet.transfer_run import TransferRun
 from headwater.simulation.mutants.transports import TRANSPORT_MUTANTS, hunt_transport
+
+TROUBLES = ["slow", "torn", "misfit", "repeated", "reordered", "overdue", "died after a bucket", "caller left"]
+WITHIN = [
+    f"{name} within"
+    for name in ("flush", "PauseGeneration", "ReleaseMemory", "ResumeMemory", "UpdateWeights", "LoadAdapter")
+]
 
 
 def test_fixed_seeds_with_brackets_that_end_and_that_do_not() -> None:
@@ -14,12 +22,14 @@ def test_fixed_seeds_with_brackets_that_end_and_that_do_not() -> None:
         runs.append(TransferRun(seed))
         return runs[-1]
 
-    for seed in range(3):
+    for seed in (0, 1, 2, FIRST_WITH_ADAPTERS):
         result = fleet_run(seed, num_turns=800, kind=kind)
         assert result.failure is None, result.failure
     trainers = [trainer for run in runs for trainer in run.trainers]
     assert sum(trainer.num_ended for trainer in trainers) > 3
     assert sum(trainer.num_refused for trainer in trainers) > 20
+    seen = sum((run.seen for run in runs), Counter())
+    assert not {*TROUBLES, *WITHIN} - seen.keys(), seen
     visible = {says.weights for run in runs for _, says in run.server.history if says.weights.startswith("sent")}
     assert len(visible) > 5
 

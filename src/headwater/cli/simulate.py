@@ -59,6 +59,12 @@ def takes_plan_args(function: Any) -> Any:
     is_flag=True,
     help="Simulate servers with several engines: all-or-nothing changes, crashes, silent engines, late answers.",
 )
+@click.option(
+    "--trainers",
+    "has_trainers",
+    is_flag=True,
+    help="The same with trainers that send tensors: slow, torn, repeated and reordered buckets, trainers that die.",
+)
 @click.option("--plan", "is_plan", is_flag=True, help="Run a workload on planned fleets, and compare the fleets.")
 @takes_plan_args
 def simulate(
@@ -71,6 +77,7 @@ def simulate(
     save: Path | None,
     shrinks: bool,
     is_fleet: bool,
+    has_trainers: bool,
     is_plan: bool,
     *,
     plan_args: PlanArgs,
@@ -96,8 +103,8 @@ def simulate(
             return
         if is_plan:
             has_kept = play_flush_plan(plan_args, seed=seed or 0)
-        elif is_fleet:
-            has_kept = play_fleets(seed, num_runs=runs, turns_per_run=turns)
+        elif is_fleet or has_trainers:
+            has_kept = play_fleets(seed, num_runs=runs, turns_per_run=turns, has_trainers=has_trainers)
         elif replay_file is not None:
             has_kept = play_again(replay_file)
         else:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from headwater.simulation.fleet.run import FleetRunResult, fleet_run
+from headwater.simulation.fleet.transfer_run import TransferRun
 from headwater.simulation.random_runs.campaign import Campaign, run_campaign
 from headwater.simulation.random_runs.events import decode_trace, describe, encode_trace
 from headwater.simulation.random_runs.run import Failure, RunResult, replay
@@ -46,14 +47,14 @@ def play_campaign(
     return failure is None
 
 
-def play_fleets(seed: int | None, *, num_runs: int, turns_per_run: int) -> bool:
+def play_fleets(seed: int | None, *, num_runs: int, turns_per_run: int, has_trainers: bool = False) -> bool:
     """Whether servers with several engines kept every promise; the seed of a failure is printed and repeats it."""
     first_seed = random.SystemRandom().randrange(10**9) if seed is None else seed
     click.echo(f"seeds {first_seed} to {first_seed + num_runs - 1}, {turns_per_run} turns each, several engines")
     results: list[FleetRunResult] = []
     started_s = time.monotonic()
     for each in range(first_seed, first_seed + num_runs):
-        results.append(fleet_run(each, num_turns=turns_per_run))
+        results.append(fleet_run(each, num_turns=turns_per_run, kind=TransferRun if has_trainers else None))
         if results[-1].failure is not None:
             break
     num_turns, seconds = sum(result.num_turns for result in results), time.monotonic() - started_s
@@ -65,7 +66,8 @@ def play_fleets(seed: int | None, *, num_runs: int, turns_per_run: int) -> bool:
     failure = results[-1].failure
     if failure is not None:
         click.secho(f"seed {results[-1].seed}, turn {failure.turn}:\n{failure.message}", fg="red")
-        click.echo(f"again: headwater simulate --fleet --runs 1 --seed {results[-1].seed} --turns {turns_per_run}")
+        option = "--trainers" if has_trainers else "--fleet"
+        click.echo(f"again: headwater simulate {option} --runs 1 --seed {results[-1].seed} --turns {turns_per_run}")
     return failure is None
 
 

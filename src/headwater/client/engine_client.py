@@ -1,7 +1,7 @@
 """The API process's way to its engines: each request to one of them, control calls to one or all."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -169,8 +169,12 @@ class EngineClient:
 
     @property
     def staged_in_use(self) -> frozenset[str]:
-        """Staging folders of received weights that a restarted engine or a resume reads again."""
+        """See `Fleet.staged_in_use`."""
         return self._fleet.staged_in_use
+
+    def call_when_staged_in_use_changes(self, call: Callable[[], None]) -> None:
+        """`call` runs in the event loop, after each change of `staged_in_use`."""
+        self._driver.on_staged_in_use = call
 
     def silent_for_s(self) -> float:
         """Seconds since the last message of the serving engine that has been silent longest."""

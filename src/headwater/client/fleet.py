@@ -20,7 +20,7 @@ from headwater.messages.cache import PinGaveWay, PinPrefix
 from headwater.messages.control import CancelOperation, Failed, FlushCache
 from headwater.messages.state import EngineReady
 from headwater.messages.two_phase import Change, Commit, Prepare, Prepared
-from headwater.messages.weights import MemoryResult, WeightsUpdated
+from headwater.messages.weights import MemoryResult, UpdateWeights, WeightsUpdated
 
 IN_FORCE = "a change that is in force on the server"
 BEHIND = f"it has not made {IN_FORCE}"
@@ -83,9 +83,14 @@ class Fleet:
 
     @property
     def staged_in_use(self) -> frozenset[str]:
-        """Staging folders of received weights that a restarted engine or a resume reads again."""
+        """Staging folders of received weights that a restarted engine or a resume reads again, or an engine reads now.
+
+        Also of a change whose caller has left: until its engine answers, it may be in force.
+        """
         steps = () if self.desired is None else self.desired.weights
-        return frozenset(step.path for step in steps if step.is_received)
+        changes = (call.change for call in self._calls.values())
+        read_now = {it.path for it in changes if isinstance(it, UpdateWeights) and it.weights_id}
+        return frozenset(read_now | {step.path for step in steps if step.is_received})
 
     def pins_to_set(self, engine: int, *, now_s: float) -> list[DesiredPin]:
         """Pins that a restarted engine has to compute and set before it serves; then call `pins_are_set`."""

@@ -31,6 +31,8 @@ class FleetDriver:
         self._waiting: dict[ChangeCall, asyncio.Future[Outcome]] = {}
         self._setting_pins: dict[int, asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._staged_in_use: frozenset[str] = frozenset()
+        self.on_staged_in_use: Callable[[], None] = lambda: None  # other staging folders are in use than before
 
     async def close(self) -> None:
         if self._timer is not None:
@@ -102,6 +104,9 @@ class FleetDriver:
             task = self._setting_pins.get(standing.index)
             if pins and (task is None or task.done()):
                 self._setting_pins[standing.index] = loop.create_task(self._set_pins(standing.index, pins))
+        if (in_use := self.fleet.staged_in_use) != self._staged_in_use:
+            self._staged_in_use = in_use
+            self.on_staged_in_use()
         if self._timer is not None:
             self._timer.cancel()
         due_s = self.fleet.next_tick_s

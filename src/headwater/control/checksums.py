@@ -1,14 +1,11 @@
-"""A hash of every tensor in place, computed in a thread while requests run."""
-
-import threading
+"""A hash of every tensor in place, computed in threads of all ranks while requests run."""
 
 from headwater.control.controlled_engine import ControlledEngine
 from headwater.control.operation import Moment, Operation, Permit
+from headwater.control.ports import StagedHashes
 from headwater.messages.base import Answer
 from headwater.messages.control import Failed
 from headwater.messages.weights import Checksums, GetChecksums
-
-_SHORT_S = 0.002
 
 
 class ChecksumRun(Operation):
@@ -20,41 +17,36 @@ class ChecksumRun(Operation):
     def __init__(self, message: GetChecksums, engine: ControlledEngine, permit: Permit) -> None:
         self._message = message
         self._engine = engine
-        self._thread: threading.Thread | None = None
-        self._found: dict[str, str] | None = None
-        self._error = ""
+        self._hashes: StagedHashes | None = None
 
     @property
     def phase(self) -> str:
-        return "queued" if self._thread is None else "hashing"
+        return "queued" if self._hashes is None else "hashing"
 
     @property
     def is_polling(self) -> bool:
-        return self._thread is not None
+        return self._hashes is not None
 
     def look(self, moment: Moment) -> Answer | None:
-        if self._thread is None:
+        if self._hashes is None:
             if "weights" in self._engine.orders.released:
                 return self._failed(400, "the weights are released: there is nothing to hash")
-            self._thread = threading.Thread(target=self._run, name="checksums", daemon=True)
-            self._thread.start()
-            self._thread.join(_SHORT_S)  # small models are done by then: no turn later
-        if self._thread.is_alive():
-            return self._failed(408, "the weights were not hashed in time") if moment.has_expired else None
-        if self._found is None:
-            return self._failed(500, f"the weights could not be hashed: {self._error}")
-        return Checksums(
-            call_id=self._message.call_id, weights_id=self._engine.scheduler.weights_id, checksums=self._found
-        )
+            self._hashes = self._engine.weights.hash()
+        if not self._hashes.is_ready():
+            return self._too_late(self._hashes) if moment.has_expired else None
+        if (error := self._hashes.error()) is not None:
+            return self._failed(500, f"the weights could not be hashed: {error}")
+        weights_id = self._engine.scheduler.weights_id
+        return Checksums(call_id=self._message.call_id, weights_id=weights_id, checksums=self._hashes.found())
 
     def cancelled(self, moment: Moment, reason: str) -> Failed:
+        if self._hashes is not None:
+            self._hashes.abandon()
         return self._failed(409, reason)
 
-    def _run(self) -> None:
-        try:
-            self._found = self._engine.weights.checksums()
-        except Exception as error:  # noqa: BLE001  the caller gets the reason
-            self._error = f"{type(error).__name__}: {error}"
+    def _too_late(self, hashes: StagedHashes) -> Failed:
+        hashes.abandon()
+        return self._failed(408, "the weights were not hashed in time")
 
     def _failed(self, status: int, message: str) -> Failed:
         return Failed(call_id=self._message.call_id, status=status, message=message)

@@ -4,16 +4,32 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 
-class StagedWeights(Protocol):
-    """New weights that a thread reads and checks; the model is not touched yet."""
+class Staged(Protocol):
+    """What a thread reads, checks or computes."""
 
     def is_ready(self) -> bool:
-        """Whether staging has ended, well or badly."""
+        """Whether it has ended, well or badly."""
         ...
 
     def error(self) -> str | None:
-        """Why these weights cannot be used; None if they can. Only when ready."""
+        """Why the result cannot be used; None if it can. Only when ready."""
         ...
+
+    def abandon(self) -> None:
+        """Stop and free what was read: the result will not be used. Never blocks."""
+        ...
+
+
+class StagedHashes(Staged, Protocol):
+    """Hashes of the tensors in place."""
+
+    def found(self) -> dict[str, str]:
+        """16 hex digits by name. Only when ready and without error."""
+        ...
+
+
+class StagedWeights(Staged, Protocol):
+    """New weights; the model is not touched yet."""
 
     @property
     def weights_id(self) -> str:
@@ -33,10 +49,6 @@ class StagedWeights(Protocol):
         """Of a reload: the files hold other weights than were released. Only when ready, with or without error."""
         ...
 
-    def abandon(self) -> None:
-        """Stop reading and free what was read: these weights will not be used. Never blocks."""
-        ...
-
     @property
     def overwrite(self) -> Any | None:
         """Not None: they are only checked, and `WeightsPort.overwrite` has to put them in place before `swap`."""
@@ -45,16 +57,6 @@ class StagedWeights(Protocol):
     @property
     def is_whole(self) -> bool:
         """Whether every earlier weight is replaced. Only when ready and without error."""
-        ...
-
-
-class Overwriting(Protocol):
-    """Weights that a thread overwrites. Half-way they are neither the old nor the new ones."""
-
-    def is_done(self) -> bool: ...
-
-    def error(self) -> str | None:
-        """Why they are incomplete now; None if they are whole. Only when done."""
         ...
 
 
@@ -72,16 +74,19 @@ class WeightsPort(Protocol):
         """
         ...
 
-    def overwrite(self, staged: Any) -> "Overwriting":
-        """Begin to put what `stage_received` has checked in place of the old weights. Until `swap` no step may run."""
+    def overwrite(self, staged: Any) -> Staged:
+        """Begin to put what `stage_received` has checked in place of the old weights. Until `swap` no step may run.
+
+        Half-way they are neither the old nor the new ones: an error means that they are incomplete.
+        """
         ...
 
     def parameters(self) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
         """The shape of every tensor of the whole model, and the ends of names that are ignored in checkpoints."""
         ...
 
-    def checksums(self) -> dict[str, str]:
-        """A hash of every tensor in place, by name. Takes time."""
+    def hash(self) -> StagedHashes:
+        """Begin to hash every tensor in place: what all ranks hold of it."""
         ...
 
     def reload(self, *, accepts_changes: bool = False) -> StagedWeights:
@@ -112,16 +117,8 @@ class WeightsPort(Protocol):
         ...
 
 
-class StagedAdapter(Protocol):
-    """An adapter that a thread reads, checks and converts."""
-
-    def is_ready(self) -> bool:
-        """Whether staging has ended, well or badly."""
-        ...
-
-    def error(self) -> str | None:
-        """Why it cannot be used; None if it can. Only when ready."""
-        ...
+class StagedAdapter(Staged, Protocol):
+    """An adapter that is read, checked and converted."""
 
     @property
     def adapter_id(self) -> str:
@@ -133,10 +130,6 @@ class StagedAdapter(Protocol):
 
     @property
     def num_bytes(self) -> int: ...
-
-    def abandon(self) -> None:
-        """It will not be used. Never blocks."""
-        ...
 
 
 class AdaptersPort(Protocol):

@@ -6,7 +6,7 @@ from headwater.cache.namespace import Scope, Tier
 from headwater.cache.retirement import Retirement
 from headwater.control.controlled_engine import ControlledEngine
 from headwater.control.operation import Hold, Moment, Operation, Permit
-from headwater.control.ports import Overwriting, StagedWeights
+from headwater.control.ports import Staged, StagedWeights
 from headwater.messages.base import Answer
 from headwater.messages.control import Failed
 from headwater.messages.weights import UpdateWeights, WeightsUpdated
@@ -30,7 +30,7 @@ class WeightUpdate(Operation):
         self._engine = engine
         self._permit = permit
         self._staged: StagedWeights | None = None
-        self._overwriting: Overwriting | None = None
+        self._overwriting: Staged | None = None
         self._idle_since_s: float | None = None  # nothing is generated since then
 
     @property
@@ -100,8 +100,8 @@ class WeightUpdate(Operation):
         retire_other_weights(self._engine, between)
         self._overwriting = self._engine.weights.overwrite(staged)
 
-    def _overwritten(self, staged: StagedWeights, overwriting: Overwriting, moment: Moment) -> Answer | None:
-        if not overwriting.is_done():
+    def _overwritten(self, staged: StagedWeights, overwriting: Staged, moment: Moment) -> Answer | None:
+        if not overwriting.is_ready():
             return None  # the deadline is no reason to leave the weights incomplete
         error = overwriting.error()
         return self._incomplete(error) if error is not None else self._swap(staged, moment)

@@ -1,7 +1,6 @@
 """New weights for a served model: read and checked in a thread, then swapped in between two steps."""
 
 import hashlib
-import logging
 import math
 import os
 import threading
@@ -11,7 +10,7 @@ from functools import partial
 
 from headwater.devices.device import Device
 from headwater.execution.runner import Runner
-from headwater.execution.weights.sources import Abandoned, HostTensors, Overlay, checksums_of
+from headwater.execution.weights.sources import HostTensors, Overlay, checksums_of
 from headwater.models.checkpoint_config import read_checkpoint_config
 from headwater.models.config import ModelConfig
 from headwater.models.decoder import DecoderModel, build_decoder, copy_decoder, overwrite_decoder
@@ -30,8 +29,7 @@ from headwater.models.loader import (
 from headwater.models.ranks.share import Floats, ModelShare, join
 from headwater.models.weights import IGNORED_SUFFIXES, PlacedWeights, check_shapes
 from headwater.models.weights_safetensors import SafetensorsWeights
-
-_log = logging.getLogger(__name__)
+from headwater.staged_read import StagedRead
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,108 +92,51 @@ class BuiltModel:
     overwrite: Callable[[], None] | None = None  # puts its tensors into `model`, the one in place; None: they are there
 
 
-class StagedModel:
-    """A model that a thread reads, checks and packs; the loop asks `is_ready`.
-
-    The thread may hang for ever in a read (of a network mount), so nothing joins it or waits for it.
-    """
+class StagedModel(StagedRead[BuiltModel]):
+    """A model that a thread reads, checks and packs (`control.ports.StagedWeights`)."""
 
     def __init__(self, build: Callable[[threading.Event], BuiltModel], *, is_reload: bool) -> None:
-        self._build = build
-        self._built: BuiltModel | None = None
-        self._error: str | None = None
-        self._abandoned = threading.Event()
-        self.has_changed = False
         self.is_reload = is_reload  # it read the whole model, which replaces the one in place
-        self._thread = threading.Thread(target=self._run, name="stage-weights", daemon=True)
-        self._thread.start()
+        super().__init__(build, name="stage-weights")
 
-    def is_ready(self) -> bool:
-        return not self._thread.is_alive()
-
-    def error(self) -> str | None:
-        return self._error
-
-    def abandon(self) -> None:
-        """The model will not be used: stop reading soon, and drop what was read."""
-        self._abandoned.set()
-        self._built = None
+    @property
+    def has_changed(self) -> bool:
+        is_refused = isinstance(self._cause, ChangedWeights)
+        return is_refused or (self._found is not None and self._found.has_changed)
 
     @property
     def weights_id(self) -> str:
-        return self._ready.weights_id
+        return self.found().weights_id
 
     @property
     def num_tensors(self) -> int:
-        return self._ready.num_tensors
+        return self.found().num_tensors
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        return self._ready.end_ids
+        return self.found().end_ids
 
     @property
     def is_whole(self) -> bool:
-        return self._ready.is_whole
+        return self.found().is_whole
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        return self._ready.layers
+        return self.found().layers
 
     @property
     def overwrite(self) -> Callable[[], None] | None:
         """Puts the tensors into the model in place; None if they are in a model of their own."""
-        return self._ready.overwrite
+        return self.found().overwrite
 
     def model(self) -> DecoderModel:
-        assert self._ready.model is not None, "it was dropped"
-        return self._ready.model
+        model = self.found().model
+        assert model is not None, "it was dropped"
+        return model
 
     def drop_model(self) -> None:
         """Free the model; what is known of it stays."""
-        self._built = replace(self._ready, model=None)
-
-    @property
-    def _ready(self) -> BuiltModel:
-        assert self._built is not None, "not loaded, or in vain"
-        return self._built
-
-    def _run(self) -> None:
-        try:
-            built = self._build(self._abandoned)
-            self.has_changed = built.has_changed
-            if not self._abandoned.is_set():
-                self._built = built
-        except Abandoned:
-            self._error = "given up"
-        except ChangedWeights as error:
-            self.has_changed = True
-            self._error = str(error)
-        except Exception as error:  # noqa: BLE001  whatever a torn file makes its reader raise, the old weights serve on
-            _log.warning("new weights were refused: %s", error)
-            self._error = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-
-
-class OverwritingModel:
-    """A model that a thread overwrites (`control.ports.Overwriting`)."""
-
-    def __init__(self, overwrite: Callable[[], None]) -> None:
-        self._overwrite = overwrite
-        self._error: str | None = None
-        self._thread = threading.Thread(target=self._run, name="overwrite-weights", daemon=True)
-        self._thread.start()
-
-    def is_done(self) -> bool:
-        return not self._thread.is_alive()
-
-    def error(self) -> str | None:
-        return self._error
-
-    def _run(self) -> None:
-        try:
-            self._overwrite()
-        except Exception as error:  # noqa: BLE001  whatever it is, the weights are incomplete now
-            _log.exception("weights were overwritten in part")
-            self._error = f"{type(error).__name__}: {error}"
+        self._found = replace(self.found(), model=None)
 
 
 class WeightStore:
@@ -243,24 +184,30 @@ class WeightStore:
         checkpoint = Checkpoint(path, "safetensors", weights_id)
         return self._begin(lambda abandoned: self.build((checkpoint,), abandoned, in_place=in_place), is_reload=False)
 
-    def overwrite(self, staged: StagedModel) -> OverwritingModel:
+    def overwrite(self, staged: StagedModel) -> StagedRead[bool]:
         assert staged.overwrite is not None, "staged beside the old weights"
         self._runner.replace_model(None)
         overwrite, device = staged.overwrite, self._device
 
-        def run() -> None:
+        def run(_: threading.Event) -> bool:
             with device.packing():
                 overwrite()
+            return True
 
-        return OverwritingModel(run)
+        return StagedRead(run, name="overwrite-weights")
 
     def parameters(self) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
         tied_head = ("lm_head.weight",) if self._config.tie_word_embeddings else ()
         return dict(self._config.parameter_shapes()), IGNORED_SUFFIXES + tied_head
 
-    def checksums(self) -> dict[str, str]:
-        with self._device.packing():
-            return checksums_of(self._runner.model, self._device)
+    def hash(self) -> StagedRead[dict[str, str]]:
+        model, device = self._runner.model, self._device
+
+        def run(abandoned: threading.Event) -> dict[str, str]:
+            with device.packing():
+                return checksums_of(model, device, abandoned)
+
+        return StagedRead(run, name="hash-weights")
 
     def reload(self, *, accepts_changes: bool = False) -> StagedModel:
         kept, released = self._kept, self._loaded

@@ -59,6 +59,12 @@ class ReadWeights(Struct, tag="read_weights"):
     num_values: int
 
 
+class HashWeights(Struct, tag="hash_weights"):
+    """Begin to hash the weights in place; answered by `WeightsHashed`. `AbandonWeights` gives it up."""
+
+    staging_id: int
+
+
 class ReleaseWeights(Struct, tag="release_weights"):
     pass
 
@@ -90,6 +96,7 @@ Order = (
     | AbandonWeights
     | SwapWeights
     | ReadWeights
+    | HashWeights
     | ReleaseWeights
     | ReleaseKv
     | ResumeKv
@@ -154,6 +161,14 @@ class Recovered(Struct, tag="recovered"):
     recovery_id: int
 
 
+class WeightsHashed(Struct, tag="weights_hashed"):
+    """What the rank holds of each tensor, or why that is not known."""
+
+    staging_id: int
+    error: str | None
+    hashes: dict[str, str]
+
+
 class StepFailed(Struct, tag="step_failed"):
     """A step raised on this rank."""
 
@@ -167,7 +182,19 @@ class CommandFailed(Struct, tag="command_failed"):
     error: str
 
 
-Report = Loaded | Ready | Refused | Copied | Near | Staged | WeightsRead | Recovered | StepFailed | CommandFailed
+Report = (
+    Loaded
+    | Ready
+    | Refused
+    | Copied
+    | Near
+    | Staged
+    | WeightsRead
+    | WeightsHashed
+    | Recovered
+    | StepFailed
+    | CommandFailed
+)
 
 encode_order = msgspec.msgpack.Encoder().encode
 decode_order = msgspec.msgpack.Decoder(Order).decode

@@ -74,6 +74,7 @@ class RankProcesses:
         self.on_copied: Callable[[orders.Copied], None] = lambda _: None
         self.on_near: Callable[[orders.Near], None] = lambda _: None
         self.on_staged: Callable[[int, orders.Staged], None] = lambda *_: None
+        self.on_hashed: Callable[[int, orders.WeightsHashed], None] = lambda *_: None
         self._resources = contextlib.ExitStack()
         self._processes: dict[int, subprocess.Popen] = {}
         self._thread = threading.Thread(target=self._watch, name="watch-ranks", daemon=True)
@@ -241,6 +242,8 @@ class RankProcesses:
                 self.on_near(report)
             case orders.Staged():
                 self.on_staged(rank, report)
+            case orders.WeightsHashed():
+                self.on_hashed(rank, report)
             case orders.CommandFailed():
                 self._lose(rank, f"failed: {report.error}")
             case _:

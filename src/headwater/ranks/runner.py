@@ -3,6 +3,7 @@
 Rank 0 computes in the engine's process, and its results are those of the step.
 """
 
+import hashlib
 import itertools
 import logging
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from headwater.control.ports import AdaptersPort, KvMemoryPort, Overwriting, StagedWeights, WeightsPort
+from headwater.control.ports import AdaptersPort, KvMemoryPort, Staged, StagedHashes, StagedWeights, WeightsPort
 from headwater.devices.rank_group import RankFailed
 from headwater.ranks import orders
 from headwater.ranks.plan_codec import write_plan
@@ -173,6 +174,32 @@ class RanksStaged:
         self.own.abandon()
 
 
+class RanksHashes:
+    """Hashes of the weights on all ranks (`control.ports.StagedHashes`): of each tensor, of all shares of it."""
+
+    def __init__(self, own: StagedHashes, staging_id: int, processes: RankProcesses) -> None:
+        self._own = own
+        self.staging_id = staging_id
+        self._processes = processes
+        self.reports: dict[int, orders.WeightsHashed] = {}  # by rank; the thread that reads reports fills it
+
+    def is_ready(self) -> bool:
+        return self._own.is_ready() and len(self.reports) == self._processes.num_ranks - 1
+
+    def error(self) -> str | None:
+        if (own := self._own.error()) is not None:
+            return own
+        return next((f"rank {rank}: {it.error}" for rank, it in sorted(self.reports.items()) if it.error), None)
+
+    def found(self) -> dict[str, str]:
+        shares = [self._own.found(), *(self.reports[rank].hashes for rank in sorted(self.reports))]
+        return {name: _hash_of([share[name] for share in shares]) for name in shares[0]}
+
+    def abandon(self) -> None:
+        self._processes.order(orders.AbandonWeights(staging_id=self.staging_id))
+        self._own.abandon()
+
+
 class RanksWeights:
     """The weights of all ranks (`control.ports.WeightsPort`): each reads its share, and all change together."""
 
@@ -181,7 +208,8 @@ class RanksWeights:
         self._processes = processes
         self._ids = itertools.count()
         self._staged: dict[int, RanksStaged] = {}
-        processes.on_staged = self._take
+        self._hashes: dict[int, RanksHashes] = {}
+        processes.on_staged, processes.on_hashed = self._take, self._take_hashes
 
     def stage(self, path: str, load_format: str) -> RanksStaged:
         staging_id = next(self._ids)
@@ -195,14 +223,17 @@ class RanksWeights:
         order = orders.StageReceived(staging_id=staging_id, path=path, weights_id=weights_id)
         return self._begin(order, self._own.stage_received(path, weights_id), staging_id)
 
-    def overwrite(self, staged: Any) -> Overwriting:
+    def overwrite(self, staged: Any) -> Staged:
         return self._own.overwrite(staged)
 
     def parameters(self) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
         return self._own.parameters()
 
-    def checksums(self) -> dict[str, str]:
-        return self._own.checksums()
+    def hash(self) -> RanksHashes:
+        hashes = RanksHashes(self._own.hash(), next(self._ids), self._processes)
+        self._hashes[hashes.staging_id] = hashes
+        self._processes.order(orders.HashWeights(staging_id=hashes.staging_id))
+        return hashes
 
     def reload(self, *, accepts_changes: bool = False) -> RanksStaged:
         staging_id = next(self._ids)
@@ -245,3 +276,15 @@ class RanksWeights:
         staged.reports[rank] = report
         if len(staged.reports) == self._processes.num_ranks - 1:
             del self._staged[report.staging_id]
+
+    def _take_hashes(self, rank: int, report: orders.WeightsHashed) -> None:
+        """Called in the thread that reads reports."""
+        hashes = self._hashes[report.staging_id]
+        hashes.reports[rank] = report
+        if len(hashes.reports) == self._processes.num_ranks - 1:
+            del self._hashes[report.staging_id]
+
+
+def _hash_of(shares: Sequence[str]) -> str:
+    """One hash of the hashes of all shares, in the order of the ranks."""
+    return hashlib.blake2b("\n".join(shares).encode(), digest_size=8).hexdigest()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from headwater.cache.copier import CopyHandle, PageCopier
-from headwater.control.ports import KvMemoryPort, StagedWeights, WeightsPort
+from headwater.control.ports import KvMemoryPort, Staged, StagedHashes, StagedWeights, WeightsPort
 from headwater.devices.rank_group import RankFailed
 from headwater.messages.frames import pack_frame
 from headwater.ranks import orders
@@ -115,6 +115,7 @@ class RankWorker:
         self._assignments: list[SlotAssignment] = []  # of the step that comes next
         self.progress = StepProgress()
         self._staged: dict[int, StagedWeights] = {}
+        self._hashes: dict[int, StagedHashes] = {}  # being computed
         self._arriving: dict[int, ArrivingCopy] = {}  # restores that are not known to have ended
 
     def run(self, reader: StreamReader) -> None:
@@ -196,12 +197,16 @@ class RankWorker:
             case orders.ReloadWeights():
                 self._stage(order.staging_id, weights.reload(accepts_changes=order.accepts_changes))
             case orders.AbandonWeights():
-                if (staged := self._staged.pop(order.staging_id, None)) is not None:  # else it was refused here
+                of_both: dict[int, Staged] = {**self._staged, **self._hashes}
+                if (staged := of_both.get(order.staging_id)) is not None:  # else it was refused here, or has ended
                     staged.abandon()
+                self._staged.pop(order.staging_id, None)
             case orders.SwapWeights():
                 weights.swap(self._staged.pop(order.staging_id))
             case orders.ReadWeights():
                 self._reports.send(self._read(order))
+            case orders.HashWeights():
+                self._hash(order.staging_id, weights.hash())
             case orders.ReleaseWeights():
                 weights.release()
             case orders.ReleaseKv():
@@ -222,6 +227,17 @@ class RankWorker:
         except Exception as error:  # noqa: BLE001  it concerns nothing but the answer
             return orders.WeightsRead(read_id=order.read_id, error=_line(error))
         return orders.WeightsRead(read_id=order.read_id, shape=part.shape, values=part.tobytes())
+
+    def _hash(self, staging_id: int, hashes: StagedHashes) -> None:
+        self._hashes[staging_id] = hashes
+
+        def report() -> orders.WeightsHashed:
+            self._hashes.pop(staging_id, None)
+            error = hashes.error()
+            found = {} if error is not None else hashes.found()
+            return orders.WeightsHashed(staging_id=staging_id, error=error, hashes=found)
+
+        self._pending.add(hashes.is_ready, report)
 
     def _stage(self, staging_id: int, staged: StagedWeights) -> None:
         self._staged[staging_id] = staged

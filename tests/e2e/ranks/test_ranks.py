@@ -30,11 +30,9 @@ from tiered import (
     prompt,
     wait_idle,
     wait_stored,
-    write_byte_tokenizer,
 )
 
 from headwater.devices.cuda.driver import has_gpu
-from tiny_models import make_tiny_model
 
 
 def num_cards() -> int:
@@ -53,23 +51,6 @@ pytestmark = [
     pytest.mark.skipif(0 < NUM_CARDS < NUM_RANKS, reason="needs a GPU for each rank, or none"),
 ]
 LONG = SAMPLING | {"max_new_tokens": NUM_NEW}
-
-
-@pytest.fixture(scope="module")
-def other_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Other weights of the same shapes."""
-    folder = tmp_path_factory.mktemp("other")
-    make_tiny_model("llama", folder, seed=5)
-    write_byte_tokenizer(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def other_expected(other_model: str) -> list[list[int]]:
-    from headwater import Engine  # here: it imports torch
-
-    with Engine(other_model, dtype="float32", disable_radix_cache=True, log_level="warning") as plain:
-        return [plain.generate(input_ids=prompt(n), sampling_params=SAMPLING)["output_ids"] for n in range(4)]
 
 
 @pytest.fixture(scope="module")

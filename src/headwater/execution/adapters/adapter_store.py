@@ -1,74 +1,37 @@
 """The adapters of a runner, for the control plane (control.ports.AdaptersPort)."""
 
-import logging
-import threading
 from collections.abc import Callable
 from typing import Any
 
 from headwater.devices.adapters import Adapter, AdapterMemory
 from headwater.models.adapters.adapter import find_adapter, read_adapter
 from headwater.models.config import ModelConfig
+from headwater.staged_read import StagedRead
 
-_log = logging.getLogger(__name__)
 
-
-class StagedAdapter:
-    """An adapter that a thread reads, checks and converts for the device.
-
-    The thread may hang for ever in a read (of a network mount), so nothing joins it or waits for it.
-    """
+class StagedAdapter(StagedRead[tuple[Adapter, Any]]):
+    """An adapter that a thread reads, checks and converts for the device (`control.ports.StagedAdapter`)."""
 
     def __init__(self, path: str, read: Callable[[], tuple[Adapter, Any]]) -> None:
         self.path = path
-        self._read = read
-        self._found: tuple[Adapter, Any] | None = None
-        self._error: str | None = None
-        self._is_abandoned = False
-        self._thread = threading.Thread(target=self._run, name="stage-adapter", daemon=True)
-        self._thread.start()
-
-    def is_ready(self) -> bool:
-        return not self._thread.is_alive()
-
-    def error(self) -> str | None:
-        return self._error
-
-    def abandon(self) -> None:
-        """It will not be used: drop what was read."""
-        self._is_abandoned = True
-        self._found = None
+        super().__init__(lambda _: read(), name="stage-adapter")
 
     @property
     def adapter_id(self) -> str:
-        return self._adapter.adapter_id
+        return self.found()[0].adapter_id
 
     @property
     def rank(self) -> int:
-        return self._adapter.rank
+        return self.found()[0].rank
 
     @property
     def num_bytes(self) -> int:
-        return self._adapter.num_bytes
+        return self.found()[0].num_bytes
 
     @property
     def prepared(self) -> Any:
         """What the memory's `prepare` made of it."""
-        assert self._found is not None, "not read, or in vain"
-        return self._found[1]
-
-    @property
-    def _adapter(self) -> Adapter:
-        assert self._found is not None, "not read, or in vain"
-        return self._found[0]
-
-    def _run(self) -> None:
-        try:
-            found = self._read()
-            if not self._is_abandoned:
-                self._found = found
-        except Exception as error:  # noqa: BLE001  whatever a torn file makes its reader raise, serving goes on
-            _log.warning("an adapter was refused: %s", error)
-            self._error = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        return self.found()[1]
 
 
 class AdapterStore:

@@ -13,10 +13,7 @@ from headwater.models.config import ModelConfig
 from headwater.models.decoder import Base, DecoderModel
 from headwater.models.model_files import ModelFileError
 from headwater.models.weights import PlacedArray, WeightSource
-
-
-class Abandoned(Exception):
-    """The update was given up: reading stops."""
+from headwater.staged_read import Abandoned
 
 
 class HostTensors:
@@ -77,10 +74,12 @@ class Overlay:
         return PlacedArray(self._model.get_by_name(name))
 
 
-def checksums_of(model: DecoderModel, device: ModelDevice) -> dict[str, str]:
-    """A hash of every parameter as the device computes with it; 16 hex digits."""
+def checksums_of(model: DecoderModel, device: ModelDevice, abandoned: threading.Event) -> dict[str, str]:
+    """A hash of every parameter as the device computes with it; 16 hex digits. `Abandoned` if the event is set."""
     found = {}
     for name, array in model.iter_named():
+        if abandoned.is_set():
+            raise Abandoned
         tensor = device.to_host(array)
         digest = hashlib.blake2b(f"{tensor.format} {tensor.shape}".encode(), digest_size=8)
         digest.update(np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8).data)

@@ -9,20 +9,11 @@ import numpy.typing as npt
 from headwater.simulation.fakes.kv_records import Records
 
 
-class FakeStagedWeights:
-    """Weights that are ready after `num_polls` polls. Their id is the requested path."""
+class FakeStaged:
+    """What is ready after `num_polls` polls (`control.ports.Staged`)."""
 
-    num_tensors = 1
-    end_ids = ()
-    is_whole = True
-
-    def __init__(
-        self, weights_id: str, *, num_polls: int, error: str | None, has_changed: bool = False, in_place: bool = False
-    ) -> None:
-        self.has_changed = has_changed
-        self.overwrite = "in place" if in_place else None
+    def __init__(self, *, num_polls: int, error: str | None) -> None:
         self.is_abandoned = False
-        self.weights_id = weights_id
         self._polls_left = num_polls
         self._error = error
 
@@ -37,19 +28,31 @@ class FakeStagedWeights:
         self.is_abandoned = True
 
 
-class FakeOverwriting:
-    """Weights that are overwritten after `num_polls` polls."""
+class FakeStagedWeights(FakeStaged):
+    """Weights that are being read. Their id is the requested path."""
 
-    def __init__(self, *, num_polls: int, error: str | None) -> None:
-        self._polls_left = num_polls
-        self._error = error
+    num_tensors = 1
+    end_ids = ()
+    is_whole = True
 
-    def is_done(self) -> bool:
-        self._polls_left -= 1
-        return self._polls_left < 0
+    def __init__(
+        self, weights_id: str, *, num_polls: int, error: str | None, has_changed: bool = False, in_place: bool = False
+    ) -> None:
+        super().__init__(num_polls=num_polls, error=error)
+        self.has_changed = has_changed
+        self.overwrite = "in place" if in_place else None
+        self.weights_id = weights_id
 
-    def error(self) -> str | None:
-        return self._error
+
+class FakeHashes(FakeStaged):
+    """Hashes of weights: their name."""
+
+    def __init__(self, weights_id: str, *, num_polls: int) -> None:
+        super().__init__(num_polls=num_polls, error=None)
+        self._weights_id = weights_id
+
+    def found(self) -> dict[str, str]:
+        return {"weight": self._weights_id, "bias": self._weights_id}
 
 
 class FakeWeights:
@@ -71,23 +74,21 @@ class FakeWeights:
     def stage_received(self, path: str, weights_id: str, *, in_place: bool = False) -> FakeStagedWeights:
         return self._begin(FakeStagedWeights(weights_id, num_polls=self.num_polls, error=None, in_place=in_place))
 
-    def overwrite(self, staged: FakeStagedWeights) -> FakeOverwriting:
+    def overwrite(self, staged: FakeStagedWeights) -> FakeStaged:
         assert not self.is_in_use(), "weights are overwritten under a step in flight"
-        return FakeOverwriting(num_polls=self.num_polls, error=self.overwriting_fails)
+        return FakeStaged(num_polls=self.num_polls, error=self.overwriting_fails)
 
     def parameters(self) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
         return {"weight": (1,), "bias": (2,)}, ("inv_freq",)
 
-    def checksums(self) -> dict[str, str]:
-        return {"weight": self.current, "bias": self.current}
+    def hash(self) -> FakeHashes:
+        return FakeHashes(self.current, num_polls=self.num_polls)
 
     def reload(self, *, accepts_changes: bool = False) -> FakeStagedWeights:
         found = self.on_disk or self.current
         has_changed = found != self.current
         error = f"{self.current} was released, {found} found" if has_changed and not accepts_changes else None
-        return self._begin(
-            FakeStagedWeights(found, num_polls=self.num_polls, error=error, has_changed=has_changed)
-        )
+        return self._begin(FakeStagedWeights(found, num_polls=self.num_polls, error=error, has_changed=has_changed))
 
     def _begin(self, staged: FakeStagedWeights) -> FakeStagedWeights:
         self.staged.append(staged)
@@ -120,27 +121,15 @@ class FakeWeights:
         return (1,), tuple(parts[-1][:num_values].tolist())
 
 
-class FakeStagedAdapter:
-    """An adapter that is ready after `num_polls` polls. Its id is the requested path."""
+class FakeStagedAdapter(FakeStaged):
+    """An adapter that is being read. Its id is the requested path."""
 
     rank = 8
     num_bytes = 1
 
     def __init__(self, adapter_id: str, *, num_polls: int, error: str | None) -> None:
+        super().__init__(num_polls=num_polls, error=error)
         self.adapter_id = adapter_id
-        self.is_abandoned = False
-        self._polls_left = num_polls
-        self._error = error
-
-    def is_ready(self) -> bool:
-        self._polls_left -= 1
-        return self._polls_left < 0
-
-    def error(self) -> str | None:
-        return self._error
-
-    def abandon(self) -> None:
-        self.is_abandoned = True
 
 
 class FakeAdapters:

@@ -189,6 +189,7 @@ class SimulatedRanks:
         self.on_copied: Callable[[orders.Copied], None] = lambda _: None
         self.on_near: Callable[[orders.Near], None] = lambda _: None
         self.on_staged: Callable[[int, orders.Staged], None] = lambda *_: None
+        self.on_hashed: Callable[[int, orders.WeightsHashed], None] = lambda *_: None
         self._chance = random.Random(shape.seed)
         self.progress = StepProgress()
         self._watched = WatchedSteps(shape.seed)
@@ -268,6 +269,8 @@ class SimulatedRanks:
                     self.on_near(report)
                 elif isinstance(report, orders.Staged):
                     self.on_staged(other.rank, report)
+                elif isinstance(report, orders.WeightsHashed):
+                    self.on_hashed(other.rank, report)
         positions = [self.progress.look(), *(other.progress.look() for other in self.others)]
         self._watched.look(self.others[0].turn, self.progress.num_begun, positions)
 

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from headwater.client.change_call import ChangeCall
 from headwater.client.errors import EngineGone
 from headwater.client.fleet import Fleet
 from headwater.clock import ManualClock
 from headwater.messages.cache import PinGaveWay
+from headwater.messages.control import FlushCache
 from headwater.messages.generation import Generate, Outputs
 from headwater.messages.state import EngineReady, Hello
 from headwater.messages.two_phase import Change, Commit, Prepare, Prepared
@@ -179,6 +182,13 @@ class FleetServer:
         asked.is_abandoned = True
         self.fleet.abandon(asked.call, self.clock.now())
         self._post()
+
+    def flush(self) -> None:
+        """Have all engines that serve flush everything, whatever else is in progress."""
+        flush = FlushCache(call_id=self.new_name(), mode="now")
+        for index in self.fleet.candidates():
+            self._put(self.places[index], msgspec.structs.replace(flush, call_id=self.new_name()))
+        self.fleet.flushed(flush)
 
     def send(self, request: Generate) -> Sent | None:
         """Send a request to one of the fleet's candidates; None if there is none."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from headwater.client.fleet import Fleet
 from headwater.devices.safetensors_header import StoredTensor
 from headwater.messages.weights import Parameters, SetWeightVersion, UpdateWeights
 from headwater.simulation.fakes.memory import FakeStagedWeights, FakeWeights
-from headwater.transports.bracket import Transfer, TransferRefused, Transfers
+from headwater.transports.bracket import Phase, Transfer, TransferRefused, Transfers
 
 NAMES = ("a", "b", "c", "d")
 MODEL = Parameters(call_id="", shapes=dict.fromkeys(NAMES, (1,)))
@@ -66,7 +67,8 @@ class SimulatedReceiver:
         self.of_labels: dict[str, str] = {}  # the weights_id that a label comes with
         self.bound_labels: set[str] = set()  # given while a bracket was open
         self.owners: dict[str, Transfer] = {}  # by path
-        self._applying: dict[str, Any] = {}  # by path: the change
+        self._applying: dict[str, Any] = {}  # by path: the change, while it has a caller
+        self.seen: Counter[str] = Counter()  # what has happened, for tests
 
     def arrive(self, transfer: Transfer, content: Content, *, is_misfit: bool) -> None:
         """A whole bucket. TransferRefused if it does not fit."""
@@ -102,6 +104,10 @@ class SimulatedReceiver:
         asked = self._applying[transfer.folder] = self._ask(change, timeout_s=20.0)
         return asked
 
+    def waiting(self) -> list[Any]:
+        """Changes whose callers wait for their answers."""
+        return [asked for asked in self._applying.values() if asked.call.outcome is None and not asked.is_abandoned]
+
     def label(self, weight_version: str, *, now_s: float) -> None:
         if self.transfers.open is not None:
             self.bound_labels.add(weight_version)
@@ -110,10 +116,12 @@ class SimulatedReceiver:
 
     def turn(self, now_s: float) -> None:
         for path, asked in list(self._applying.items()):
-            if asked.call.outcome is not None:
+            if asked.call.outcome is not None or asked.is_abandoned:
+                self.seen["caller left"] += asked.is_abandoned
                 del self._applying[path]
-                for each in set(self._staging.folders) - self.needed:
-                    del self._staging.folders[each]
+        for each in set(self._staging.folders) - self.needed:
+            if self.owners[each].phase is Phase.SEALED:
+                del self._staging.folders[each]
 
     @property
     def needed(self) -> set[str]:
@@ -191,30 +199,37 @@ class Trainer:
         self.transfer_id = None if self.is_alone else begun.transfer_id
         self.has_begun = True
         parts = self.source.choice([[NAMES], [NAMES[:2], NAMES[2:]], [(name,) for name in NAMES]])
-        self.queue = [dict.fromkeys(part, self.step) for part in parts]
+        in_order = [dict.fromkeys(part, self.step) for part in parts]
+        self.queue = list(in_order)
         self.source.shuffle(self.queue)
+        self.receiver.seen["reordered"] += self.queue != in_order
         if self.source.random() < 0.2:
             self.queue.append(self.source.choice(self.queue))  # sent once more
+            self.receiver.seen["repeated"] += 1
 
     def _send(self, content: Content, now_s: float) -> None:
         chance = self.source.random()
         name = self.transfer_id if self.has_begun else None
         transfer = self.receiver.transfers.bucket_begins(name, deadline_s=now_s + 60, now_s=now_s)
         takes_s = self.source.choice([0.0, 0.1, 1.0])
+        self.receiver.seen["slow"] += takes_s == 1.0
         self.arriving.append(
             _Arriving(transfer, content, now_s + takes_s, is_torn=chance < 0.04, is_misfit=0.04 < chance < 0.06)
         )
         if self.source.random() < 0.02:
             self.is_dead = True
+            self.receiver.seen["died after a bucket"] += 1
 
     def _arrive(self, now_s: float) -> None:
         for bucket in [each for each in self.arriving if each.ends_at_s <= now_s or self.is_dead]:
             self.arriving.remove(bucket)
             if bucket.is_torn or self.is_dead:
+                self.receiver.seen["torn"] += bucket.is_torn
                 self.receiver.transfers.bucket_fails(bucket.transfer, "torn")
                 if not bucket.transfer.is_bracket:
                     self.receiver.transfers.give_up(bucket.transfer)
                 continue
+            self.receiver.seen["misfit"] += bucket.is_misfit
             try:
                 self.receiver.arrive(bucket.transfer, bucket.content, is_misfit=bucket.is_misfit)
             except TransferRefused:
@@ -226,6 +241,7 @@ class Trainer:
             self.receiver.label(label, now_s=now_s)
         if self.source.random() < 0.05:
             self.is_dead = True
+            self.receiver.seen["died before the end"] += 1
             return
         self.has_begun = False
         self.intended.append(dict.fromkeys(NAMES, self.step))

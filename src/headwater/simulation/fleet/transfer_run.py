@@ -1,6 +1,7 @@
 """Random runs of a server with trainers that send tensors, beside everything that `FleetRun` does."""
 
 import random
+from collections import Counter
 
 from headwater.simulation.checks.violation import demand
 from headwater.simulation.fleet.run import FleetRun
@@ -39,10 +40,31 @@ class TransferRun(FleetRun):
         self._content_of: dict[str, Content] = {}  # by weights_id, as an engine served it first
         self._num_seen = 0  # of the reported states
         self._are_trainers_at_work = True
+        self._more_source = random.Random(seed + 2 * 10**6)
+
+    @property
+    def seen(self) -> Counter[str]:
+        """What has happened, for tests: troubles of trainers, and what came while a bracket was open."""
+        return self.receiver.seen
 
     def heal(self) -> None:
         self._are_trainers_at_work = False
         super().heal()
+
+    def _happen(self) -> None:
+        num_asked, num_deaths = len(self.server.asked), self.num_deaths
+        super()._happen()
+        is_flush = self._more_source.random() < 0.004
+        if is_flush:
+            self.server.flush()
+        if self._more_source.random() < 0.05:
+            for asked in self.receiver.waiting():
+                self.server.abandon(asked)
+        if self.receiver.transfers.open is not None:
+            for asked in self.server.asked[num_asked:]:
+                self.seen[f"{type(asked.change).__name__} within"] += 1
+            self.seen["flush within"] += is_flush
+            self.seen["death of an engine within"] += self.num_deaths - num_deaths
 
     def _turn(self) -> None:
         now_s = self.server.clock.now()
@@ -50,6 +72,7 @@ class TransferRun(FleetRun):
             for trainer in self.trainers:
                 trainer.turn(now_s)
         if now_s >= self.receiver.transfers.next_look_s:  # the server's timer
+            self.seen["overdue"] += 1
             self.receiver.transfers.tick(now_s)
         self.receiver.turn(now_s)
         super()._turn()
@@ -60,6 +83,10 @@ class TransferRun(FleetRun):
         opened = self.receiver.transfers.open
         is_overdue = opened is not None and now_s > opened.deadline_s + 0.1
         demand(not is_overdue, "overdue_is_dropped", f"{opened} at {now_s:.2f} s")
+        desired = self.server.fleet.desired
+        in_place = [] if desired is None else [step.path for step in desired.weights if step.is_received]
+        gone = set(in_place) - self.staging.folders.keys()
+        demand(not gone, "staging_is_kept", f"{gone} is in place, and no engine could read it again")
         left = [path for path in self.staging.folders if self.receiver.owners[path].phase is Phase.ENDED]
         demand(not left, "staging_is_freed", left)
         for place in self.server.places:

@@ -85,6 +85,14 @@ async def test_a_body_is_swapped_in_at_once(engine: LoopEngine, area: StagingAre
         assert files(shm) == ["000001.safetensors"], "only the tensors in place are kept"
 
 
+async def test_tensors_that_files_replace_leave_the_memory(engine: LoopEngine, area: StagingArea, shm: Path) -> None:
+    async with api(engine, staging=area) as server:
+        await push(server, BOTH)
+        assert area.num_bytes > 0
+        await call(server, "/update_weights_from_disk", {"model_path": "/other"})
+        assert (area.num_bytes, files(shm)) == (0, [])
+
+
 async def test_a_bracket_shows_all_buckets_at_its_end_and_nothing_before(engine: LoopEngine, area: StagingArea) -> None:
     prompt = prompt_of(1)
     async with api(engine, staging=area) as server:

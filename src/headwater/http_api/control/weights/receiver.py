@@ -37,9 +37,10 @@ class WeightReceiver:
         self._area = area
         self._transfers = Transfers(new_id=lambda: f"transfer-{secrets.token_hex(4)}", drop=_drop)
         self.groups = ReceiverGroups()
-        self._applying: set[str] = set()  # folders that engines read
+        self._applying: set[str] = set()  # folders whose change has a caller
         self._model: Parameters | None = None
         self._timer: asyncio.TimerHandle | None = None
+        client.call_when_staged_in_use_changes(self._delete_unused)
 
     def take_label(self, weight_version: str, *, aborts_all: bool) -> bool:
         """Whether a label waits for the end of the open bracket."""
@@ -102,7 +103,10 @@ class WeightReceiver:
 
     @asynccontextmanager
     async def update_of(self, transfer: Transfer, *, timeout_s: float) -> AsyncIterator[UpdateWeights]:
-        """The change that puts a complete transfer in place. Its folder stays while the weights do."""
+        """The change that puts a complete transfer in place. Its folder stays while the weights do.
+
+        The caller may leave at any time: from the change's beginning to its end, the fleet counts the folder as in use.
+        """
         folder = transfer.folder
         folder.is_complete = True
         path = str(folder.path)
@@ -121,7 +125,7 @@ class WeightReceiver:
             )
         finally:
             self._applying.discard(path)
-            self._area.keep_only(self._client.staged_in_use | self._applying)
+            self._delete_unused()
 
     async def close(self) -> None:
         """Delete what was received, and end the processes that receive."""
@@ -129,6 +133,9 @@ class WeightReceiver:
             self._timer.cancel()
         await self.groups.close()
         self._area.close()
+
+    def _delete_unused(self) -> None:
+        self._area.keep_only(self._client.staged_in_use | self._applying)
 
     @asynccontextmanager
     async def _arriving(self, transfer: Transfer) -> AsyncIterator[None]:
