@@ -270,7 +270,7 @@ def make_weights(folder: Path, *, seed: int, device: str) -> Tensors:
         name: (
             torch.ones(shape, dtype=torch.bfloat16, device=device)
             if len(shape) == 1
-            else torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(0, 0.02 if "embed" in name else 0.06)
+            else torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(0, 0.02)
         )
         for name, shape in shapes.items()
     }

@@ -69,13 +69,9 @@ def test_a_tensor_that_is_not_what_was_announced_is_an_error(opened: list[Sequen
 def test_a_full_file_system_is_an_error_and_no_signal(
     opened: list[Sequence[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = os.pwrite
-
-    def pwrite(descriptor: int, data: memoryview | bytes, at: int) -> int:
-        if at > 100:
-            raise OSError(28, "No space left on device")
-        return right(descriptor, data, at)
-
-    monkeypatch.setattr(os, "pwrite", pwrite)
+    found = os.statvfs(tmp_path)
+    full = os.statvfs_result([0 if at == 4 else value for at, value in enumerate(found)])
+    assert full.f_bavail == 0
+    monkeypatch.setattr(os, "fstatvfs", lambda descriptor: full)
     with pytest.raises(OSError, match="No space"):
         tensors.copy_from_gpu(call(tmp_path / "x", handles=range(4), first_bytes=[None] * 4), FileWriter(2))

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from headwater.simulation.fleet.run import FIRST_WITH_ADAPTERS, fleet_run
-from headwater.simulation.fleet.transfer_run import TransferRun
+from headwater.simulation.fleet.run import fleet_run
+from headwater.simulation.fleet.transfer_run import FIRST_WITH_MORE, TransferRun
 from headwater.simulation.mutants.transports import TRANSPORT_MUTANTS, hunt_transport
 
 TROUBLES = ["slow", "torn", "misfit", "repeated", "reordered", "overdue", "died after a bucket", "caller left"]
@@ -22,7 +22,7 @@ def test_fixed_seeds_with_brackets_that_end_and_that_do_not() -> None:
         runs.append(TransferRun(seed))
         return runs[-1]
 
-    for seed in (0, 1, 2, FIRST_WITH_ADAPTERS):
+    for seed in (0, 1, 2, FIRST_WITH_MORE, FIRST_WITH_MORE + 1):
         result = fleet_run(seed, num_turns=800, kind=kind)
         assert result.failure is None, result.failure
     trainers = [trainer for run in runs for trainer in run.trainers]

@@ -7,8 +7,10 @@ import os
 import secrets
 import shutil
 import stat
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from headwater.devices.safetensors_header import LENGTH_BYTES, MAX_HEADER_BYTES, StoredTensor, parse_header
@@ -18,6 +20,7 @@ _PREFIX = "headwater-weights-"
 _LOCK = "lock"
 _LARGEST_PART = 0.75  # of the free bytes, if no limit is set
 _WRITE_BYTES = 16 << 20  # at once
+_LARGE_BYTES = 64 << 20  # which take 5 ms to delete
 
 
 class BucketError(ValueError):
@@ -106,9 +109,14 @@ class StagedFolder:
         return self.path / f"{next(self._numbers):06}.safetensors"
 
     def delete(self) -> None:
+        """Delete the folder: a large one in a thread, since the memory of 16 GB takes a second to free."""
         self.is_complete = True
         self._area.forget(self)
-        shutil.rmtree(self.path, ignore_errors=True)
+        if self.num_bytes < _LARGE_BYTES:
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            delete = partial(shutil.rmtree, self.path, ignore_errors=True)
+            threading.Thread(target=delete, name="delete-staged", daemon=True).start()
 
 
 @dataclass(slots=True)

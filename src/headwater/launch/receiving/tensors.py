@@ -111,8 +111,7 @@ def _write_file(call: CopyFromGpu | ReceiveBucket, tensors: Sequence[torch.Tenso
         raise ValueError(f"the tensors have {at - len(header)} bytes, {expected - len(header)} were announced")
     descriptor = os.open(call.path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        os.pwrite(descriptor, header, 0)
-        writer.write(descriptor, pieces)
+        writer.write(descriptor, header, pieces)
     finally:
         os.close(descriptor)
 

@@ -4,10 +4,12 @@ import random
 from collections import Counter
 
 from headwater.simulation.checks.violation import demand
-from headwater.simulation.fleet.run import FleetRun
+from headwater.simulation.fleet.run import FIRST_WITH_ADAPTERS, FleetRun
 from headwater.simulation.fleet.server import DiskWeights
 from headwater.simulation.fleet.trainers import Content, ReceivedWeights, SimulatedReceiver, Staging, Trainer
 from headwater.transports.bracket import Phase
+
+FIRST_WITH_MORE = FIRST_WITH_ADAPTERS  # seed; earlier runs have no flushes and hardly a caller who leaves at the swap
 
 
 class DiskAndReceivedWeights(DiskWeights, ReceivedWeights):
@@ -40,6 +42,7 @@ class TransferRun(FleetRun):
         self._content_of: dict[str, Content] = {}  # by weights_id, as an engine served it first
         self._num_seen = 0  # of the reported states
         self._are_trainers_at_work = True
+        self._has_more = seed >= FIRST_WITH_MORE
         self._more_source = random.Random(seed + 2 * 10**6)
 
     @property
@@ -54,10 +57,10 @@ class TransferRun(FleetRun):
     def _happen(self) -> None:
         num_asked, num_deaths = len(self.server.asked), self.num_deaths
         super()._happen()
-        is_flush = self._more_source.random() < 0.004
+        is_flush = self._has_more and self._more_source.random() < 0.004
         if is_flush:
             self.server.flush()
-        if self._more_source.random() < 0.05:
+        if self._has_more and self._more_source.random() < 0.05:
             for asked in self.receiver.waiting():
                 self.server.abandon(asked)
         if self.receiver.transfers.open is not None:

@@ -148,7 +148,7 @@ def received_weights_are_not_kept() -> list[Patch]:
     return [(Fleet, "staged_in_use", property(lambda self: frozenset()))]
 
 
-@transport_mutant(seed=14)
+@transport_mutant(seed=520)
 def who_leaves_takes_the_tensors() -> list[Patch]:
     """The tensors of a change whose caller has left are deleted, though an engine may have put them in place."""
 
