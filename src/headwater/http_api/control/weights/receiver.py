@@ -40,7 +40,6 @@ class WeightReceiver:
         self._applying: set[str] = set()  # folders whose change has a caller
         self._model: Parameters | None = None
         self._timer: asyncio.TimerHandle | None = None
-        client.call_when_staged_in_use_changes(self._delete_unused)
 
     def take_label(self, weight_version: str, *, aborts_all: bool) -> bool:
         """Whether a label waits for the end of the open bracket."""
@@ -67,6 +66,7 @@ class WeightReceiver:
             model = await self._parameters()
             if transfer.folder is None:
                 transfer.folder = self._area.folder()
+                self._client.call_when_staged_in_use_changes(self._delete_unused)
             bucket = transfer.folder.bucket()
             try:
                 await fill(bucket)
