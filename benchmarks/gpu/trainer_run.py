@@ -5,8 +5,8 @@ trainer_run.py OUT.json --shape llama3.1-8b                        one card: sle
 trainer_run.py OUT.json --shape llama3.1-8b --parts nccl           the trainer on the second card
 
 A part that fails prints its error, and the next one runs. `sleep` releases and resumes memory for --sleeps rounds, with
-tags by turns: how much of the card is taken by all processes while the server sleeps and after it woke, and whether the
-text after each wake is that of before. The other parts are those of serving/weights_transfer.py.
+tags by turns. It shows what all processes take of the card while the server sleeps and after it woke, and whether the
+model computes the same after each wake. The other parts are those of serving/weights_transfer.py.
 """
 
 import argparse
