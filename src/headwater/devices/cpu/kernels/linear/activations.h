@@ -37,6 +37,14 @@ INLINE void round_group(const int format, const float *x, int64_t inputs, bf16 *
 
 // Half a group, of a whole one.
 INLINE void round_half_group(const int format, const float *x, bf16 *y) {
+#if defined(__AVX512BF16__)
+    if (has_quads(format)) {
+        const __m256i rounded = (__m256i)_mm512_cvtneps_pbh((__m512)vf_load(x) * (__m512)vf_splat(amx_unit(format)));
+        const __m128i order = _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+        _mm256_storeu_si256((__m256i *)y, _mm256_shuffle_epi8(rounded, _mm256_broadcastsi128_si256(order)));
+        return;
+    }
+#endif
     for (int i = 0; i < GROUP / 2; i += WIDTH) {
         const vf value = vf_load(x + i) * vf_splat(amx_unit(format));
         vf_store_bf16(y + i, value);
