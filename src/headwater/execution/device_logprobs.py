@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from headwater.devices.cuda.kernels.fixed import fixed_logsumexp
 from headwater.messages.generation import LogprobParams, TokenLogprob
 
 
@@ -21,13 +22,15 @@ class LogprobTensors:
         return LogprobTensors(move(self.own), move(self.top_values), move(self.top_ids), move(self.asked))
 
 
-def compute_logprobs(logits: torch.Tensor, token_ids: torch.Tensor, params: Sequence[LogprobParams]) -> LogprobTensors:
+def compute_logprobs(
+    logits: torch.Tensor, token_ids: torch.Tensor, params: Sequence[LogprobParams], *, is_deterministic: bool = False
+) -> LogprobTensors:
     """For each row: of its token, of the top alternatives, and of the ids asked for.
 
     `logits` is float32[rows, vocab_size] and is not changed; `token_ids` is int64[rows] on the same device. Does not
-    wait for the device unless ids are asked for.
+    wait for the device unless ids are asked for. `is_deterministic`: a row's bits do not depend on the other rows.
     """
-    totals = logits.logsumexp(dim=-1, keepdim=True)
+    totals = fixed_logsumexp(logits) if is_deterministic else logits.logsumexp(dim=-1, keepdim=True)
     most = min(max(param.top for param in params), logits.shape[1])
     top_values, top_ids = logits.topk(most, dim=-1) if most else (logits[:, :0], logits[:, :0].long())
     num_asked = max(len(param.token_ids) for param in params)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 
 from headwater.devices.cuda.adapters import CudaAdapters, CudaStepAdapters
 from headwater.devices.cuda.arrivals import Arrivals
@@ -34,7 +35,7 @@ from headwater.execution.step_inputs import MixedInputs
 from headwater.models.decoder import DecoderModel
 from headwater.models.loader import LoadedModel
 from headwater.models.ranks.share import ModelShare
-from headwater.scheduling.plan import PageCopy, StepPlan, TokenMasks
+from headwater.scheduling.plan import NEWEST_TOKEN, PageCopy, StepPlan, TokenMasks
 
 # rows of a prompt's logits in memory at once: 64 rows of a vocabulary of 150,000 are 38 MB
 _LOGIT_ROWS = 64
@@ -135,6 +136,7 @@ class GpuRunner:
             )
             for has_adapters in self._graphs
         }
+        self._logprobs = partial(compute_logprobs, is_deterministic=device.is_deterministic)
         self._gates = LayerGates(loaded.config.num_layers, device=place)
         self._arrivals = Arrivals() if arrivals is None else arrivals
 
@@ -199,7 +201,7 @@ class GpuRunner:
         for assignment in plan.assignments:
             self._sampler.assign(assignment)
         sampled = np.flatnonzero(plan.samples).astype(np.int32)
-        if plan.num_decodes == plan.num_rows:
+        if plan.num_decodes == plan.num_rows and not self._device.is_deterministic:
             logits, prompts = self._launch_decodes(plan), _Prompts()
         else:
             logits, prompts = self._launch_mixed(plan, sampled)
@@ -289,7 +291,9 @@ class GpuRunner:
     def _launch_mixed(self, plan: StepPlan, sampled: Ints) -> tuple[torch.Tensor, "_Prompts"]:
         """A step with prompt chunks; returns the logits of the rows that sample, and what requests want of prompts."""
         self._gates.follow(self._arrivals.awaited())
-        step = self._prompt_steps[self._slots.has_adapters(plan.slots)].launch(plan, sampled)
+        # by the kernels of prompts, decodes have the bits of a prompt that repeats them
+        computed = replace(plan, num_decodes=0) if self._device.is_deterministic else plan
+        step = self._prompt_steps[self._slots.has_adapters(plan.slots)].launch(computed, sampled)
         hidden, assignment = step.hidden[step.shift :], self._slots.assignment
         logprobs = [it for part in prompt_parts(plan, assignment) for it in self._prompt_logprobs(hidden, part)]
         pooled = {part.row: self._pool_hidden(hidden, part) for part in pooled_parts(plan, assignment)}
@@ -306,7 +310,11 @@ class GpuRunner:
     def _forward_mixed(self, inputs: MixedInputs, *, has_adapters: bool) -> torch.Tensor:
         """Hidden states of a step with prompt chunks, decodes first; layers wait for arriving pages."""
         batch, token_ids, model = inputs.batch, inputs.token_ids, self.model
-        if batch.num_decodes:
+        if self._device.is_deterministic:
+            assert batch.chunks is not None, "all rows are chunks"
+            newest = self._slots.newest.index_select(0, batch.chunks.token_slots)
+            token_ids = torch.where(token_ids == NEWEST_TOKEN, newest, token_ids)
+        elif batch.num_decodes:
             token_ids = torch.cat((self._slots.newest.index_select(0, batch.decode_slots), token_ids))
         attention = self._device.plan_attention(model.geometry, batch, kv=self.kv)
         adapters = None
@@ -352,7 +360,7 @@ class GpuRunner:
             rows = step.sampled[wanted].tolist()
             assigned = [self._slots.assignment(int(plan.slots[row]), int(plan.uses[row])) for row in rows]
             params = [it.logprobs for it in assigned if it.logprobs is not None]
-            found = compute_logprobs(raw, self._result[0].index_select(0, at).long(), params)
+            found = self._logprobs(raw, self._result[0].index_select(0, at).long(), params)
             step.logprobs.append(PendingLogprobs(found.moved(to_host), rows, None, params))
 
     def _pool_hidden(self, hidden: torch.Tensor, part: PooledPart) -> torch.Tensor:
@@ -372,4 +380,4 @@ class GpuRunner:
                 continue
             params = [part.params] * len(ids)
             on_device = torch.tensor(ids, device=logits.device)
-            yield PendingLogprobs(compute_logprobs(logits, on_device, params).moved(to_host), [part.row], ids, params)
+            yield PendingLogprobs(self._logprobs(logits, on_device, params).moved(to_host), [part.row], ids, params)

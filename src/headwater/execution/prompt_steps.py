@@ -148,8 +148,10 @@ class PromptSteps:
 
 def _shapes(
     num_decodes: int, num_tokens: int, device: CudaDevice, geometry: AttentionGeometry
-) -> tuple[MixedShape, MixedShape]:
+) -> tuple[MixedShape, ...]:
     """A shape for short contexts, and one whose attention may be cut into pieces."""
+    if device.is_deterministic:  # decodes are among the chunks: as many tiles as tokens, and nothing is cut
+        return (MixedShape(num_decodes, num_tokens, num_tiles=num_tokens, num_joins=0),)
     num_full = -(-num_tokens // queries_per_tile(geometry))
     num_tiles = num_full + _SPARE_TILES
     whole = MixedShape(num_decodes, num_tokens, num_tiles=num_tiles, num_joins=0)

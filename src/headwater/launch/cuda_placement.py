@@ -62,7 +62,8 @@ class CudaPlacement:
         assert args.max_running_requests is not None and args.max_step_tokens is not None
         largest = max_tokens = 0
         if not args.disable_cuda_graph:
-            largest = min(args.cuda_graph_max_bs or args.max_running_requests, args.max_running_requests)
+            if not args.deterministic:  # else steps of decodes are steps with prompts
+                largest = min(args.cuda_graph_max_bs or args.max_running_requests, args.max_running_requests)
             max_tokens = launch_bound_tokens(loaded.weights_bytes // STORAGE_TYPES[loaded.dtype].itemsize)
         return GpuRunner(
             loaded,

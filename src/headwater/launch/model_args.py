@@ -42,6 +42,14 @@ class ModelArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         Literal["auto", "triton", "fa3"],
         Flag("Attention kernels for long prompts on a GPU. auto: fa3 if it is available.", MODEL),
     ] = "auto"
+    deterministic: Annotated[
+        bool,
+        Flag(
+            "The same bits for a request whatever else runs, and however it is cut into steps. On a GPU slower "
+            "(docs/deterministic.md); a CPU computes so anyway.",
+            MODEL,
+        ),
+    ] = False
     cuda_graph_max_bs: Annotated[
         int | None,
         Flag(

@@ -123,7 +123,13 @@ def open_placement(
         raise ValueError(f"--attention-backend {args.attention_backend} needs --device cuda")
     assert ranks is None or isinstance(ranks, CpuRanks)
     confine_process(cpu for core in cpus for cpu in core)
-    return CpuPlacement(CpuDevice(num_threads=args.threads, cpus=cpus, ranks=ranks))
+    device = CpuDevice(num_threads=args.threads, cpus=cpus, ranks=ranks)
+    if args.deterministic and not device.is_deterministic:
+        raise ValueError(
+            "--deterministic: this processor's AMX tiles round a prompt's row and a decode's differently; "
+            "HEADWATER_CPU_ISA=avx512_bf16 does without them"
+        )
+    return CpuPlacement(device)
 
 
 def _open_gpu(args: ServerArgs, ranks: RankGroup | None, gpu: int | None) -> Placement:
@@ -140,11 +146,22 @@ def _open_gpu(args: ServerArgs, ranks: RankGroup | None, gpu: int | None) -> Pla
             "pip install 'headwater[gpu]' (in a clone: GPU=1 make setup)"
         ) from error
     assert ranks is None or isinstance(ranks, CudaRanks)
+    check_deterministic(args)
     torch_device = None
     if gpu is not None:
         torch_device = torch.device("cuda", gpu)
         torch.cuda.set_device(torch_device)  # kernels are launched on the thread's current GPU
-    return CudaPlacement(CudaDevice(torch_device, attention=args.attention_backend, ranks=ranks))
+    device = CudaDevice(
+        torch_device, attention=args.attention_backend, ranks=ranks, is_deterministic=args.deterministic
+    )
+    return CudaPlacement(device)
+
+
+def check_deterministic(args: ServerArgs) -> None:
+    """ValueError if `--deterministic` was asked for with what cannot keep its promise on a GPU."""
+    for flag, is_given in (("--tp-size", args.tp_size > 1), ("--enable-lora", args.serves_adapters)):
+        if args.deterministic and is_given:
+            raise ValueError(f"--deterministic does not go with {flag} on a GPU: its sums depend on the rows of a step")
 
 
 def kv_dtype(args: ServerArgs) -> str | None:

@@ -65,6 +65,14 @@ class CpuDevice:
         is_packed = self._library is not None
         return frozenset(form for form in FORMATS if form not in STORAGE_TYPES) if is_packed else frozenset()
 
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether a row's bits depend neither on other rows nor on how its tokens are cut into steps.
+
+        AMX tiles take a prompt's rows, other kernels a decode's.
+        """
+        return self._library is None or not has_tiles(self._library)
+
     def auto_dtype(self) -> str:
         return "float32" if self._library is None else "bfloat16"
 

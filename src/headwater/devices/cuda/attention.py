@@ -27,7 +27,9 @@ class TritonStepAttention:
         scratch: DecodeScratch | None,
         prefill_scratch: PrefillScratch | None,
         external_attention: ExternalAttention | None = None,
+        is_deterministic: bool = False,
     ) -> None:
+        assert not (is_deterministic and batch.num_decodes), "a decode is a chunk of one token then"
         assert scratch is not None or not batch.num_decodes
         assert prefill_scratch is not None or batch.chunks is None
         assert external_attention is not None or batch.chunks is None or batch.chunks.external is None
@@ -37,6 +39,7 @@ class TritonStepAttention:
         self._scratch = scratch
         self._prefill_scratch = prefill_scratch
         self._external_attention = external_attention
+        self._is_deterministic = is_deterministic
 
     def __call__(
         self, qkv: torch.Tensor, layer: int, q_norm: torch.Tensor | None, k_norm: torch.Tensor | None
@@ -50,7 +53,16 @@ class TritonStepAttention:
             assert self._prefill_scratch is not None
             write_prompt_kv(qkv, shape, batch, kv=kv, layer=layer, q_norm=q_norm, k_norm=k_norm)
             if len(batch.chunks.tiles):
-                prefill(qkv, out, shape, batch, kv=kv, layer=layer, scratch=self._prefill_scratch)
+                prefill(
+                    qkv,
+                    out,
+                    shape,
+                    batch,
+                    kv=kv,
+                    layer=layer,
+                    scratch=self._prefill_scratch,
+                    masks_all=self._is_deterministic,
+                )
             if batch.chunks.external is not None:
                 self._attend_external(qkv, out, layer, batch.chunks.external)
         return out

@@ -40,7 +40,8 @@ class CudaDevice:
     """One GPU (device.Device). `attention` names the kernels of long prompts; all others are our own.
 
     UnsupportedError if there is no GPU, if it is too old, or if it cannot run the kernels that `attention` names. If
-    `torch_device` is a CPU, the same code runs under Triton's interpreter, for tests.
+    `torch_device` is a CPU, the same code runs under Triton's interpreter, for tests. `is_deterministic`: a row's bits
+    depend neither on the other rows of its step nor on how its tokens are cut into steps (docs/deterministic.md).
     """
 
     name = "cuda"
@@ -52,7 +53,14 @@ class CudaDevice:
         *,
         attention: AttentionBackend = "triton",
         ranks: CudaRanks | None = None,
+        is_deterministic: bool = False,
     ) -> None:
+        if is_deterministic:
+            assert ranks is None, "how ranks add up depends on the rows of a step"
+            if attention == "fa3":
+                raise UnsupportedError("attention", attention, "does not go with --deterministic: its sums vary")
+            attention = "triton"
+        self.is_deterministic = is_deterministic
         self.cuda_ranks = ranks
         if ranks is not None:
             torch_device = ranks.torch_device
@@ -149,7 +157,7 @@ class CudaDevice:
         return True
 
     def pack_linear(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None) -> Linear:
-        return CudaLinear(weights, biases)
+        return CudaLinear(weights, biases, is_deterministic=self.is_deterministic)
 
     def pack_gated_linear(
         self,
@@ -159,7 +167,7 @@ class CudaDevice:
         gate_bias: torch.Tensor | None = None,
         up_bias: torch.Tensor | None = None,
     ) -> GatedLinear:
-        return CudaGatedLinear(gate, up, gate_bias, up_bias)
+        return CudaGatedLinear(gate, up, gate_bias, up_bias, is_deterministic=self.is_deterministic)
 
     def rotary_tables(self, angles: RotaryAngles, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin of each position's angles: two of float32[num_positions, D / 2]."""
@@ -213,6 +221,8 @@ class CudaDevice:
 
     def max_pieces(self, geometry: AttentionGeometry) -> int:
         """The most pieces that `plan_tiles` cuts a step's tiles into. It may return more tiles, all uncut."""
+        if self.is_deterministic:
+            return 1
         return -(-self._num_programs // geometry.num_kv_heads)
 
     def plan_attention(self, geometry: AttentionGeometry, batch: PagedBatch, *, kv: KVMemory) -> StepAttention:
@@ -228,6 +238,7 @@ class CudaDevice:
             scratch=self._scratch,
             prefill_scratch=self._prefill_scratch,
             external_attention=self.external_attention,
+            is_deterministic=self.is_deterministic,
         )
 
     def reserve_decodes(self, geometry: AttentionGeometry, num_rows: int) -> None:

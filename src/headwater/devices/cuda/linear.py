@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from headwater.devices.cuda.kernels.fixed import add_fixed_linear, fixed_linear
 from headwater.devices.cuda.kernels.layers import silu_mul
 from headwater.devices.cuda.kernels.skinny import add_linear, gated_linear, linear, suits, suits_gated
 
@@ -15,7 +16,15 @@ from headwater.devices.cuda.kernels.skinny import add_linear, gated_linear, line
 class CudaLinear:
     """A linear layer (device.Linear)."""
 
-    def __init__(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        weights: Sequence[torch.Tensor],
+        biases: Sequence[torch.Tensor] | None = None,
+        *,
+        is_deterministic: bool = False,
+    ) -> None:
+        """`is_deterministic`: a row's bits do not depend on the other rows (kernels/fixed.py)."""
+        self.is_deterministic = is_deterministic
         self._weight = weights[0].contiguous() if len(weights) == 1 else torch.cat(list(weights))
         self._bias = None if biases is None else torch.cat(list(biases))
         self._sizes = [len(weight) for weight in weights]
@@ -24,6 +33,8 @@ class CudaLinear:
         self._widens = self._weight.is_cuda and self._weight.dtype != torch.float32
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self.is_deterministic:
+            return fixed_linear(x, self._weight, self._bias)
         if suits(len(x), self.out_features):
             return linear(x, self._weight, self._bias)
         return F.linear(x, self._weight, self._bias)
@@ -31,7 +42,9 @@ class CudaLinear:
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
         if self._bias is not None:
             residual += self._bias
-        if suits(len(x), self.out_features):
+        if self.is_deterministic:
+            add_fixed_linear(residual, x, self._weight)
+        elif suits(len(x), self.out_features):
             add_linear(residual, x, self._weight)
         elif self._widens:
             torch.addmm(residual, x, self._weight.t(), out_dtype=torch.float32, out=residual)
@@ -41,6 +54,9 @@ class CudaLinear:
             residual += F.linear(x, self._weight)
 
     def logits(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        if self.is_deterministic:
+            y = torch.empty((len(x), self.out_features), dtype=torch.float32, device=x.device) if out is None else out
+            return fixed_linear(x, self._weight, self._bias, y)
         if self._widens and self._bias is None:
             return torch.mm(x, self._weight.t(), out_dtype=torch.float32, out=out)
         return self(x).float() if out is None else out.copy_(self(x))
@@ -71,13 +87,15 @@ class CudaGatedLinear:
         up: torch.Tensor,
         gate_bias: torch.Tensor | None,
         up_bias: torch.Tensor | None,
+        *,
+        is_deterministic: bool = False,
     ) -> None:
         biases = None if gate_bias is None or up_bias is None else (gate_bias, up_bias)
-        self._linear = CudaLinear((gate, up), biases)
+        self._linear = CudaLinear((gate, up), biases, is_deterministic=is_deterministic)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         weight, bias = self._linear.whole
-        if suits_gated(len(x), weight):
+        if not self._linear.is_deterministic and suits_gated(len(x), weight):
             return gated_linear(x, weight, bias)
         return self.multiply(self.halves(x))
 

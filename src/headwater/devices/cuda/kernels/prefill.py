@@ -62,8 +62,13 @@ def prefill(
     kv: KVMemory,
     layer: int,
     scratch: PrefillScratch,
+    masks_all: bool = False,
 ) -> None:
-    """Attention of the batch's chunks, whose queries in `qkv` are rotated and whose keys and values are written."""
+    """Attention of the batch's chunks, whose queries in `qkv` are rotated and whose keys and values are written.
+
+    `masks_all`: every block of keys goes the way of the last ones, so that a query's arithmetic does not depend on
+    which others are in its tile.
+    """
     chunks = batch.chunks
     assert chunks is not None
     head_dim = geometry.head_dim
@@ -102,7 +107,8 @@ def prefill(
         _lines(head_dim),
         keys,
         kv.exponents is not None,
-        key=(qkv.device.index, qkv.dtype, kv.layout.dtype, sizes, aligned, table_stride == 1),
+        masks_all,
+        key=(qkv.device.index, qkv.dtype, kv.layout.dtype, sizes, aligned, table_stride == 1, masks_all),
         num_warps=num_warps,
         num_stages=num_stages,
     )
@@ -211,6 +217,7 @@ def _prefill_kernel(
     LINES: tl.constexpr,
     KEYS: tl.constexpr,
     IS_SCALED: tl.constexpr,
+    MASKS_ALL: tl.constexpr,
 ):
     QUERIES: tl.constexpr = LINES // GROUP
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
@@ -240,6 +247,8 @@ def _prefill_kernel(
 
     positions = past + query
     whole = tl.minimum(past + first_query + 1, end) // KEYS * KEYS  # keys that every query of the tile may see
+    if MASKS_ALL:
+        whole = start
     best = tl.full((LINES,), -float("inf"), tl.float32)
     total = tl.zeros((LINES,), tl.float32)
     acc = tl.zeros((LINES, DIM_BLOCK), tl.float32)
