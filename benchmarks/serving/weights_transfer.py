@@ -8,8 +8,8 @@ weights_transfer.py --shape llama3.1-8b --device cuda --ways nccl         the tr
 Two sets of random weights are sent by turns. Each is a bracket of buckets. After each update:
 
 * every stream that ran across it has ended with all its tokens, and says at which token the weights changed;
-* a fixed prompt, whose pages are in the cache, has the text of the set that was sent, as at its first time (no page of
-  other weights was matched).
+* fixed tokens behind a fixed prompt, whose pages are in the cache, have the log-probabilities of the set that was sent,
+  as at its first time (no page of other weights was matched).
 
 Beside each way stands a plain copy of the same bytes, measured between the rounds: `copy` writes them to shared memory,
 `socket` sends them through a socket of this host into shared memory, `gpu_to_host` copies them out of a card.
@@ -20,6 +20,7 @@ import asyncio
 import base64
 import io
 import json
+import math
 import os
 import socket
 import statistics
@@ -49,6 +50,7 @@ from steady_streams import Streams
 
 BUCKET_BYTES = 512 << 20
 PROMPT = [100 + (37 * i) % 400 for i in range(96)]
+CONTINUATION = [300 + (53 * i) % 400 for i in range(8)]
 URL = f"http://127.0.0.1:{PORT}"
 KEY = "root"
 SHARED = Path("/dev/shm")
@@ -276,9 +278,21 @@ def make_weights(folder: Path, *, seed: int, device: str) -> Tensors:
     }
 
 
-async def text_of(http: httpx.AsyncClient) -> list[int]:
-    body = {"input_ids": PROMPT, "sampling_params": {"temperature": 0, "ignore_eos": True, "max_new_tokens": 8}}
-    return (await post(http, "/generate", json=body))["output_ids"]
+async def scores_of(http: httpx.AsyncClient) -> list[float]:
+    """Log-probabilities of fixed tokens behind the fixed prompt, whose pages the cache has if it was asked before.
+
+    A text would differ by rounding alone, where two tokens are as probable: on a GPU that depends on the batch.
+    """
+    body = {
+        "input_ids": PROMPT + CONTINUATION, "sampling_params": {"temperature": 0, "max_new_tokens": 1},
+        "return_logprob": True, "logprob_start_len": len(PROMPT) - 1,
+    }  # fmt: skip
+    told = (await post(http, "/generate", json=body))["meta_info"]["input_token_logprobs"]
+    return [entry[0] for entry in told[-len(CONTINUATION) :]]
+
+
+def distance(one: Sequence[float], other: Sequence[float]) -> float:
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
 async def one_update(http: httpx.AsyncClient, send: Send, tensors: Tensors, label: str) -> dict:
@@ -316,18 +330,20 @@ async def measure(way: str, sets: Sequence[Tensors], options: argparse.Namespace
         before_s = time.perf_counter()
         await asyncio.sleep(2.0)
         num_bytes = sum(tensor.nbytes for tensor in sets[0].values())
-        rounds, plain, texts = [], [], {}
-        num_stale = 0
+        rounds, plain = [], []
+        scores: list[tuple[int, list[float]]] = []
         for number in range(options.rounds):
             which = number % 2
             plain.append(await asyncio.to_thread(PLAIN_COPIES[PLAIN[way]], num_bytes))
             rounds.append(await one_update(http, send, sets[which], f"set-{which}"))
-            text = [await text_of(http), await text_of(http)]
-            num_stale += any(each != texts.setdefault(which, text[0]) for each in text)
+            scores += [(which, await scores_of(http)) for _ in range(2)]
             print(json.dumps({"way": way, "round": number} | rounds[-1]), flush=True)
         await asyncio.to_thread(streams.end)
         if group is not None:
             await post(http, "/destroy_weights_update_group", json={"group_name": "trainer"})
+    references = dict(reversed(scores))  # of each set, the first
+    apart = distance(*references.values()) if len(references) > 1 else math.inf
+    distances = [distance(found, references[which]) for which, found in scores]
     rate, base = statistics.median(each["gb_per_s"] for each in rounds[1:] or rounds), statistics.median(plain)
     return {
         "way": way,
@@ -343,8 +359,9 @@ async def measure(way: str, sets: Sequence[Tensors], options: argparse.Namespace
         "streams_ended": streams.num_ended,
         "streams_across": streams.num_mixed,
         "lost": streams.num_lost,
-        "stale": num_stale,
-        "are_sets_told_apart": len(set(map(tuple, texts.values()))) == len(texts),
+        "stale": sum(each > apart / 8 for each in distances),
+        "largest_distance": round(max(distances), 4),  # of log-probabilities from the first of the same weights
+        "sets_are_apart_by": round(apart, 2),
     }
 
 

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import shutil
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -322,16 +323,17 @@ def test_a_read_that_hangs_stops_nobody_and_the_next_update_works(
     """A network mount that has gone away: its thread can be abandoned, never joined."""
     step, other = whole(folder, 1), whole(folder, 2)
     pipe_out, pipe_in = os.pipe()
-    preadv = os.preadv
+    preadv, hangs = os.preadv, threading.Event()
 
     def hanging(descriptor: int, buffers, offset: int) -> int:
         if offset > 8 and os.readlink(f"/proc/self/fd/{descriptor}").startswith(str(step)):
+            hangs.set()
             os.read(pipe_out, 1)  # the system call blocks, as one of a hung mount does
         return preadv(descriptor, buffers, offset)
 
     monkeypatch.setattr(os, "preadv", hanging)
     hung = store.stage(str(step), "auto")
-    time.sleep(0.05)
+    assert hangs.wait(30)
     assert not hung.is_ready()
     hung.abandon()
     newest = update(store, other)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ pytestmark = pytest.mark.slow
 
 torch = pytest.importorskip("torch")
 
+from headwater.devices.cpu import device as cpu_device  # noqa: E402
 from headwater.devices.errors import UnsupportedError  # noqa: E402
 from headwater.devices.kv_memory import KVLayout  # noqa: E402
 from headwater.launch.config import ServerArgs  # noqa: E402
@@ -80,6 +82,28 @@ def test_what_a_device_refuses_is_reported_by_its_flag(refused: tuple[str, str, 
     with pytest.raises(ValueError) as found, flags_in_errors():
         raise UnsupportedError(*refused)
     assert str(found.value) == shown
+
+
+@pytest.mark.parametrize(("more", "flag"), [({"tp_size": 2}, "--tp-size"), ({"enable_lora": True}, "--enable-lora")])
+def test_what_cannot_be_deterministic_on_a_gpu_is_refused_by_its_flag(more: dict[str, Any], flag: str) -> None:
+    with pytest.raises(ValueError, match=f"--deterministic does not go with {flag}"):
+        open_placement(ServerArgs(device="cuda", deterministic=True, **more))
+
+
+def test_a_cpu_is_deterministic_with_kernels_and_without_amx_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ServerArgs(device="cpu", deterministic=True)
+    monkeypatch.setattr(cpu_device, "usable_kernels", lambda: object())
+    for has_tiles in (False, True):
+        monkeypatch.setattr(cpu_device, "has_tiles", lambda library, found=has_tiles: found)
+        if not has_tiles:
+            assert open_placement(asked).device.name == "cpu"
+            continue
+        with pytest.raises(ValueError, match="--deterministic does not go with AMX"):
+            open_placement(asked)
+    monkeypatch.setattr(cpu_device, "usable_kernels", lambda: None)
+    with pytest.raises(ValueError, match="--deterministic needs the compiled kernels"):
+        open_placement(asked)
+    assert open_placement(ServerArgs(device="cpu")).device.name == "cpu"
 
 
 def test_a_gpu_without_its_libraries_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

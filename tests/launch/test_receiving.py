@@ -1,17 +1,21 @@
 """What the receiving processes write: safetensors files of tensors that lie on a GPU (here: in host memory)."""
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
+from headwater.devices.gpu_note import FILLING, FREED, GpuNote, read_note, write_note
 from headwater.launch.receiving import device_copies, tensors
 from headwater.launch.receiving.device_copies import FileWriter
 from headwater.messages.receiving import CopyFromGpu
+from headwater.transports.staging import StagingArea
 
 pytestmark = pytest.mark.slow
 NAMES = ("matrix", "vector", "byte", "none")
@@ -27,7 +31,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Any]]:
         seen.append(arguments)
         return FLAT if arguments[0] == "flat" else SENT[arguments[0]]
 
-    monkeypatch.setattr(tensors, "_open", open_handle)
+    monkeypatch.setattr(tensors, "open_shared", open_handle)
     return seen
 
 
@@ -75,3 +79,46 @@ def test_a_full_file_system_is_an_error_and_no_signal(
     monkeypatch.setattr(os, "fstatvfs", lambda descriptor: full)
     with pytest.raises(OSError, match="No space"):
         tensors.copy_from_gpu(call(tmp_path / "x", handles=range(4), first_bytes=[None] * 4), FileWriter(2))
+
+
+def test_a_bucket_that_stays_on_the_gpu_is_noted_and_its_file_filled_behind(
+    opened: list[Sequence[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First the note, then the file; the memory is freed last, which the note says before."""
+    shared: list[torch.Tensor] = []
+    monkeypatch.setattr(device_copies, "are_on_gpu", lambda pieces: True)
+    monkeypatch.setattr(device_copies, "share", lambda flat: (shared.append(flat), ("handle", b"\0\xff", [1]))[1])
+    held, filled = threading.Event(), FileWriter(2)
+    right = filled._copy
+    monkeypatch.setattr(filled, "_copy", lambda *args: (held.wait(30), right(*args)))
+    asked = msgspec.structs.replace(
+        call(tmp_path / "x.part", handles=range(4), first_bytes=[None] * 4), stays_on_gpu=True
+    )
+    tensors.copy_from_gpu(asked, filled)
+    note = read_note(tmp_path / "x.part")
+    assert note == GpuNote(FILLING, ("handle", b"\0\xff", (1,)))
+    assert torch.equal(shared[0], FLAT)
+    held.set()
+    filled.drop_held()
+    assert read_note(tmp_path / "x.part") == GpuNote(FREED, note.handle)
+    os.rename(tmp_path / "x.part", tmp_path / "x.safetensors")
+    found = load_file(tmp_path / "x.safetensors")
+    assert all(torch.equal(found[key], tensor) for key, tensor in zip(NAMES, SENT, strict=True))
+    filled.drop_held()  # harmless
+
+
+def test_notes_follow_their_buckets(tmp_path: Path) -> None:
+    """A file without its note would count as whole."""
+    area = StagingArea(tmp_path)
+    folder = area.folder()
+    for is_kept in (True, False):
+        bucket = folder.bucket()
+        bucket.path.write_bytes(save({"weight": torch.ones(1)}))
+        bucket.written_elsewhere()
+        os.close(write_note(bucket.path, ("handle",)))
+        if is_kept:
+            bucket.finish()
+        else:
+            bucket.discard()
+    assert sorted(path.name for path in folder.path.iterdir()) == ["000001.gpu", "000001.safetensors"]
+    area.close()

@@ -132,6 +132,20 @@ class ModelDevice(Protocol):
         """
         ...
 
+    def open_shared(self, handle: Sequence[Any]) -> Array | None:
+        """Bytes in memory of this device that another process shares (PyTorch's `rebuild_cuda_tensor`): uint8[n].
+
+        None if this device cannot open it, or computes elsewhere.
+        """
+        ...
+
+    def take(self, shared: Array, first: int, *, format: str, shape: tuple[int, ...], form: str) -> Array:
+        """A copy of a tensor of numbers in `format` that begins at byte `first` of shared bytes, in the format `form`.
+
+        The copy is there when the block of `packing` has ended.
+        """
+        ...
+
     def overwrite(self, pairs: Iterable[tuple[Array, Array]]) -> bool:
         """Copy each second array of `unpack` into the first one, and wait for the end. No step may run.
 

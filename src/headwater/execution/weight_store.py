@@ -10,6 +10,8 @@ from functools import partial
 
 from headwater.devices.device import Device
 from headwater.execution.runner import Runner
+from headwater.execution.weights.read_ahead import ReadAhead
+from headwater.execution.weights.received import ReceivedWeights
 from headwater.execution.weights.sources import HostTensors, Overlay, checksums_of
 from headwater.models.checkpoint_config import read_checkpoint_config
 from headwater.models.config import ModelConfig
@@ -27,8 +29,7 @@ from headwater.models.loader import (
     weights_signature,
 )
 from headwater.models.ranks.share import Floats, ModelShare, join
-from headwater.models.weights import IGNORED_SUFFIXES, PlacedWeights, check_shapes
-from headwater.models.weights_safetensors import SafetensorsWeights
+from headwater.models.weights import IGNORED_SUFFIXES, PlacedWeights, WeightSource, check_shapes
 from headwater.staged_read import StagedRead
 
 
@@ -58,6 +59,7 @@ class OpenedCheckpoint:
     files: ModelFiles
     signature: Signature
     end_ids: tuple[int, ...] | None
+    received: ReceivedWeights | None = None  # of tensors that a trainer sent
 
 
 class ChangedWeights(ValueError):
@@ -301,17 +303,25 @@ class WeightStore:
             )
         check_shapes(shapes, overlay, tied_head=self._config.tie_word_embeddings)
         share = ModelShare.of(self._device.ranks)
-        placed = PlacedWeights(share_of(overlay, self._config, share, form=self._form), self._device, self._form)
         overwrite = None
+        for each in opened:
+            if in_place and each.received is not None:
+                each.received.use_files()  # they are read when this has ended
         if in_place and overlay.base is not None:
             if share.size > 1:
                 raise ValueError("in_place is not supported with --tp-size: the ranks would overwrite at other moments")
-            model = overlay.base.model
+            model, placed = overlay.base.model, self._placed(overlay)
             overwrite = partial(overwrite_decoder, model, placed, replaced=overlay.base.replaced)
         else:
-            model = build_decoder(self._config, placed, self._device, base=overlay.base)
+            on_device = {name for each in opened if each.received for name in each.received.names_on_device}
+            names = [name for name in overlay.names_to_read if name not in on_device]
+            with ReadAhead(overlay, names) as ahead:
+                model = build_decoder(self._config, self._placed(ahead), self._device, base=overlay.base)
         for each in opened:
-            check_unchanged(each.files, each.signature)
+            if each.received is None:
+                check_unchanged(each.files, each.signature)
+            else:
+                each.received.check()
         return BuiltModel(
             model,
             weights_id=weights_id,
@@ -323,16 +333,21 @@ class WeightStore:
             overwrite=overwrite,
         )
 
+    def _placed(self, source: WeightSource) -> PlacedWeights:
+        share = ModelShare.of(self._device.ranks)
+        return PlacedWeights(share_of(source, self._config, share, form=self._form), self._device, self._form)
+
     def _open(self, checkpoint: Checkpoint, overlay: "Overlay") -> OpenedCheckpoint:
         """Add a checkpoint to the overlay, and hash its files."""
         self._check_local(checkpoint.path)
         files = resolve_model(checkpoint.path)
         signature = weights_signature(files)
         if checkpoint.weights_id:
-            received = SafetensorsWeights(files.safetensors, last_counts=True)
+            received = ReceivedWeights(files.safetensors, self._device, overlay.abandoned, form=self._form.dtype)
             overlay.add(received)
             names = frozenset(received.shapes()) & self._config.parameter_shapes().keys()
-            return OpenedCheckpoint(Layer(checkpoint, names, checkpoint.weights_id), files, signature, self._end_ids)
+            layer = Layer(checkpoint, names, checkpoint.weights_id)
+            return OpenedCheckpoint(layer, files, signature, self._end_ids, received)
         load_format = checkpoint.load_format
         config = read_checkpoint_config(files, self._config)
         source = open_weights(files, self._config, load_format=load_format, seed=self._seed)

@@ -44,7 +44,7 @@ class Services:
         self._pin_numbers = itertools.count(1)
         self.health = Health(state)
         self.watching = Watching(state, self.metrics.latency)
-        self.weights = WeightReceiver(state.client, state.staging)
+        self.weights = WeightReceiver(state.client, state.staging, stages_on_gpu=state.stages_on_gpu)
         limits = state.limits
         self.responses = ResponseStore(
             max_responses=limits.max_stored_responses, max_bytes=limits.max_stored_response_bytes

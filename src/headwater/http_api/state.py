@@ -48,6 +48,7 @@ class ApiState:
     is_shutting_down: bool = False
     staging: StagingArea = field(default_factory=StagingArea)  # of weights that a trainer sends
     allows_pickles: bool = False  # of tensors, in SGLang's form
+    stages_on_gpu: bool = False  # received tensors
 
     def set_ready(self, *, tokenizer: Tokenizer, model: ModelFacts) -> None:
         """The model has loaded: requests are accepted from now on."""

@@ -125,10 +125,10 @@ def open_placement(
     confine_process(cpu for core in cpus for cpu in core)
     device = CpuDevice(num_threads=args.threads, cpus=cpus, ranks=ranks)
     if args.deterministic and not device.is_deterministic:
-        raise ValueError(
-            "--deterministic: this processor's AMX tiles round a prompt's row and a decode's differently; "
-            "HEADWATER_CPU_ISA=avx512_bf16 does without them"
-        )
+        why = "needs the compiled kernels: numpy's sums depend on the batch"
+        if device.library is not None:
+            why = "does not go with AMX, whose tiles round otherwise: HEADWATER_CPU_ISA=avx512_bf16 does without"
+        raise ValueError(f"--deterministic {why}")
     return CpuPlacement(device)
 
 

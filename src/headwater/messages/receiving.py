@@ -34,6 +34,7 @@ class ReceiveBucket(Struct, tag="receive"):
     shapes: tuple[tuple[int, ...], ...]
     is_flattened: bool  # they come as one piece
     path: str
+    stays_on_gpu: bool = False  # a copy in this process's GPU memory, until `DropFromGpu`
 
 
 class CopyFromGpu(Struct, tag="copy_from_gpu"):
@@ -45,6 +46,11 @@ class CopyFromGpu(Struct, tag="copy_from_gpu"):
     handles: tuple[tuple[Any, ...], ...]  # arguments of PyTorch's rebuild_cuda_tensor, without its classes
     first_bytes: tuple[int | None, ...]  # of parts of a flattened bucket
     path: str
+    stays_on_gpu: bool = False
+
+
+class DropFromGpu(Struct, tag="drop_from_gpu"):
+    """Free the copies in GPU memory, once their files are whole."""
 
 
 class Ok(Struct, tag="ok"):
@@ -57,7 +63,7 @@ class NotDone(Struct, tag="not_done"):
     message: str
 
 
-ToReceiver = JoinGroup | ReceiveBucket | CopyFromGpu
+ToReceiver = JoinGroup | ReceiveBucket | CopyFromGpu | DropFromGpu
 FromReceiver = Ok | NotDone
 decode_to_receiver = msgspec.msgpack.Decoder(ToReceiver).decode
 decode_from_receiver = msgspec.msgpack.Decoder(FromReceiver).decode

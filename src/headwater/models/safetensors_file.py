@@ -16,7 +16,7 @@ from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor
 from headwater.devices.safetensors_header import LENGTH_BYTES, MAX_HEADER_BYTES, StoredTensor, parse_header
 from headwater.models.model_files import ModelFileError, open_regular, read_into
 
-_FORMATS = {
+FORMATS = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
@@ -46,7 +46,7 @@ class SafetensorsFile:
 
     def load(self, name: str) -> HostTensor:
         """A copy of one tensor. Other Python threads run while it is read."""
-        stored, form = self.tensors[name], _FORMATS[self.tensors[name].dtype]
+        stored, form = self.tensors[name], FORMATS[self.tensors[name].dtype]
         values = np.empty(stored.shape, dtype=STORAGE_TYPES[form])
         self._read(values.reshape(-1).view(np.uint8).data, offset=stored.start)
         return HostTensor(form, stored.shape, values)

@@ -33,6 +33,9 @@ class SafetensorsWeights:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: file.tensors[name].shape for name, file in self._files.items()}
 
+    def file_of(self, name: str) -> SafetensorsFile:
+        return self._files[name]
+
     def load(self, name: str) -> HostTensor:
         return self._files[name].load(name)
 

@@ -113,6 +113,7 @@ class ApiProcess:
             special_tokens=self._args.parse_special_tokens,
             staging=StagingArea(Path(self._args.staging_dir), max_bytes=self._args.max_staged_weights_bytes),
             allows_pickles=self._args.allow_pickled_tensors,
+            stages_on_gpu=self._args.stage_weights_on_gpu and self._args.dp_size * self._args.tp_size == 1,
             format_flags=FormatFlags(self._args.tool_call_parser, self._args.tool_prompt, self._args.reasoning_parser),
         )
 

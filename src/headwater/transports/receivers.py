@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from headwater.messages.frames import pack_frame
 from headwater.messages.receiving import (
     CopyFromGpu,
+    DropFromGpu,
     JoinGroup,
     NotDone,
     ReceiveBucket,
@@ -22,6 +23,7 @@ from headwater.transports.staging import BucketError
 
 _MODULE = "headwater.launch.receiving.process"
 _GRACE_S = 2.0  # beyond PyTorch's own timeout
+_DROP_S = 120.0  # for files that are still being filled
 NO_TORCH = "needs PyTorch: install headwater[gpu], or PyTorch for CPUs (a safetensors body needs none)"
 
 
@@ -149,6 +151,13 @@ class ReceiverGroups:
         if self._of_gpus is None or not self._of_gpus.is_alive:
             self._of_gpus = await Receiver.start()
         await self._of_gpus.call(call, timeout_s=timeout_s)
+
+    async def drop_from_gpu(self) -> None:
+        """Free what the processes keep on GPUs, once its files are whole. Never raises."""
+        receivers = [member for members in self._groups.values() for member in members]
+        receivers += [self._of_gpus] if self._of_gpus is not None and self._of_gpus.is_alive else []
+        calls = [receiver.call(DropFromGpu(), timeout_s=_DROP_S) for receiver in receivers]
+        await asyncio.gather(*calls, return_exceptions=True)
 
     async def destroy(self, name: str) -> bool:
         """Leave a group. False if there is none of this name: harmless."""

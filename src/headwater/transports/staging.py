@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from headwater.devices.gpu_note import note_path
 from headwater.devices.safetensors_header import LENGTH_BYTES, MAX_HEADER_BYTES, StoredTensor, parse_header
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -207,7 +208,10 @@ class BucketFile:
             tensors = self._header()
             if self._folder.is_complete:
                 raise BucketError("the transfer ended while the bucket arrived")
-            self._path.rename(self._folder.next_path())
+            to = self._folder.next_path()
+            if note_path(self._path).exists():  # first: without its note, the file would count as whole
+                note_path(self._path).rename(note_path(to))
+            self._path.rename(to)
         except BucketError:
             self.discard()
             raise
@@ -221,6 +225,7 @@ class BucketFile:
             return
         os.close(self._fd)
         self._fd = -1
+        note_path(self._path).unlink(missing_ok=True)
         self._path.unlink(missing_ok=True)
         self._folder.num_bytes -= self._num_bytes
 

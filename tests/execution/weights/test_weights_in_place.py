@@ -3,6 +3,7 @@
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.linear import CudaLinear
+from headwater.devices.gpu_note import FILLED, FILLING, FREED, set_state, write_note
 from headwater.execution.gpu_runner import GpuRunner
 from headwater.execution.weight_store import Checkpoint, StagedModel, WeightStore
 from headwater.models.loader import load_model, resolve_model
+from headwater.models.safetensors_file import SafetensorsFile
 from tiny_models import make_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -80,7 +83,12 @@ def test_the_second_copy_is_freed(store: WeightStore, folder: Path, monkeypatch:
     monkeypatch.setattr(store._device, "trim_memory", trimmed.set)
     made: list[CudaLinear] = []
     right = CudaLinear.__init__
-    monkeypatch.setattr(CudaLinear, "__init__", lambda self, *args: (made.append(self), right(self, *args))[1])
+
+    def init(self: CudaLinear, *args: Any, **more: Any) -> None:
+        made.append(self)
+        right(self, *args, **more)
+
+    monkeypatch.setattr(CudaLinear, "__init__", init)
     staged = put(store, folder, load_file(folder / "model.safetensors"))
     assert trimmed.wait(30)
     assert made
@@ -94,4 +102,74 @@ def test_weights_after_a_release_are_a_model_of_their_own(store: WeightStore, fo
     while not staged.is_ready():
         time.sleep(0.002)
     store.swap(staged)
+    assert hashes(store) == before
+
+
+@pytest.fixture
+def noted(store: WeightStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bucket whose file is not filled yet: its numbers lie in memory that the device can open as "here"."""
+    path = folder.parent / "noted"
+    path.mkdir()
+    tensor = load_file(folder / "model.safetensors")[Q_PROJ] * 3
+    save_file({NORM: torch.full((64,), 7.0), Q_PROJ: torch.zeros_like(tensor)}, path / "000001.safetensors")
+    shared = torch.cat([torch.full((64,), 5.0), tensor.reshape(-1)]).view(torch.uint8)
+    if SafetensorsFile(path / "000001.safetensors").tensors[NORM].start > SafetensorsFile(
+        path / "000001.safetensors"
+    ).tensors[Q_PROJ].start:
+        shared = torch.cat([tensor.reshape(-1), torch.full((64,), 5.0)]).view(torch.uint8)
+    monkeypatch.setattr(store._device, "open_shared", lambda handle: shared if handle == ("here", b"x", (1,)) else None)
+    return path
+
+
+def staged_from(store: WeightStore, path: Path, *, in_place: bool = False) -> StagedModel:
+    return store.stage_received(str(path), "sent", in_place=in_place)
+
+
+def wait(staged: StagedModel) -> StagedModel:
+    deadline_s = time.monotonic() + 30
+    while not staged.is_ready():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.002)
+    return staged
+
+
+@pytest.mark.parametrize("state", [FILLING, FILLED])
+def test_tensors_come_from_the_memory_that_a_note_names(store: WeightStore, noted: Path, state: bytes) -> None:
+    note = write_note(noted / "000001.safetensors", ("here", b"x", (1,)))
+    set_state(note, state)
+    staged = wait(staged_from(store, noted))
+    assert staged.error() is None
+    store.swap(staged)
+    assert store.values(NORM, 2)[2] == (5.0, 5.0)
+    assert store.values(Q_PROJ, 1)[2] != (0.0,)
+
+
+@pytest.mark.parametrize("why", ["freed", "cannot be opened", "in place"])
+def test_else_the_file_is_read_once_it_is_whole(store: WeightStore, noted: Path, why: str) -> None:
+    handle = ("elsewhere",) if why == "cannot be opened" else ("here", b"x", (1,))
+    note = write_note(noted / "000001.safetensors", handle)
+    staged = staged_from(store, noted, in_place=why == "in place") if why != "freed" else None
+    time.sleep(0.05)
+    set_state(note, FREED if why == "freed" else FILLED)
+    staged = wait(staged or staged_from(store, noted))
+    assert staged.error() is None
+    if why == "in place":
+        wait(store.overwrite(staged))  # type: ignore[arg-type]
+    store.swap(staged)
+    assert store.values(NORM, 1)[2] == (7.0,)
+
+
+def test_memory_that_is_freed_while_it_is_read_is_refused(
+    store: WeightStore, noted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have held the next bucket by then."""
+    note, before = write_note(noted / "000001.safetensors", ("here", b"x", (1,))), hashes(store)
+    right = store._device.take
+
+    def take(*args: Any, **more: Any) -> torch.Tensor:
+        set_state(note, FREED)
+        return right(*args, **more)
+
+    monkeypatch.setattr(store._device, "take", take)
+    assert "were freed while they were read" in (wait(staged_from(store, noted)).error() or "")
     assert hashes(store) == before

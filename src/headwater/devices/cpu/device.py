@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,9 +70,9 @@ class CpuDevice:
     def is_deterministic(self) -> bool:
         """Whether a row's bits depend neither on other rows nor on how its tokens are cut into steps.
 
-        AMX tiles take a prompt's rows, other kernels a decode's.
+        AMX tiles take a prompt's rows, other kernels a decode's. numpy's sums depend on the place of a row.
         """
-        return self._library is None or not has_tiles(self._library)
+        return self._library is not None and not has_tiles(self._library)
 
     def auto_dtype(self) -> str:
         return "float32" if self._library is None else "bfloat16"
@@ -85,6 +86,12 @@ class CpuDevice:
 
     def packing(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def open_shared(self, handle: Sequence[Any]) -> None:
+        return None
+
+    def take(self, shared: Any, first: int, *, format: str, shape: tuple[int, ...], form: str) -> HostTensor:
+        raise NotImplementedError("nothing was opened")
 
     def overwrite(self, pairs: Iterable[tuple[HostTensor, HostTensor]]) -> bool:
         return False

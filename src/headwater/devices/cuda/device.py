@@ -1,7 +1,10 @@
 """An NVIDIA GPU as a device: cuBLAS for the products, our own Triton kernels for everything else."""
 
+import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +25,7 @@ from headwater.devices.cuda.linear import CudaGatedLinear, CudaLinear
 from headwater.devices.cuda.paged_batch import PagedBatch
 from headwater.devices.cuda.prefill_tiles import PrefillTiles, plan_tiles
 from headwater.devices.cuda.ranks.group import CudaRanks
-from headwater.devices.cuda.torch_tensors import place_tensor, to_host
+from headwater.devices.cuda.torch_tensors import open_shared, place_tensor, to_host, torch_dtype
 from headwater.devices.device import AttentionGeometry, GatedLinear, Linear, RotaryAngles, StepAttention
 from headwater.devices.errors import UnsupportedError
 from headwater.devices.host_tensor import HostTensor, RandomTensor
@@ -33,6 +36,7 @@ from headwater.devices.rank_group import SOLE_RANK, RankGroup
 _MIN_CAPABILITY = (8, 0)
 _MIN_CAPABILITY_E4M3 = (8, 9)  # Ada; Ampere converts from float8_e5m2 only
 _MAX_HEAD_DIM = 256
+_log = logging.getLogger(__name__)
 _INTERPRETED_PROGRAMS = 16  # small, yet enough for the tests to see prompts' attention in pieces
 
 
@@ -146,6 +150,23 @@ class CudaDevice:
         with torch.cuda.stream(self._packing_stream):
             yield
             self._packing_stream.synchronize()
+
+    def open_shared(self, handle: Sequence[Any]) -> torch.Tensor | None:
+        try:
+            found = open_shared(handle)
+        except Exception:  # noqa: BLE001  the owner has ended, or PyTorch cannot: there is a file as well
+            _log.warning("tensors in another process's GPU memory cannot be opened", exc_info=True)
+            return None
+        return found if found.device == self.torch_device else None
+
+    def take(
+        self, shared: torch.Tensor, first: int, *, format: str, shape: tuple[int, ...], form: str
+    ) -> torch.Tensor:
+        dtype = torch_dtype(format)
+        part = shared[first : first + math.prod(shape) * dtype.itemsize]
+        if part.data_ptr() % dtype.itemsize:
+            part = part.clone()
+        return part.view(dtype).reshape(shape).to(torch_dtype(form), copy=True)
 
     @torch.inference_mode()
     def overwrite(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> bool:

@@ -1,6 +1,10 @@
 """The border between host tensors and PyTorch."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor
 
@@ -48,3 +52,30 @@ def _random(weight: RandomTensor, device: torch.device) -> torch.Tensor:
     generator = torch.Generator(device).manual_seed(weight.seed)
     whole = torch.randn(weight.whole, generator=generator, device=device)
     return whole[weight.part].mul(weight.scale) if weight.part else whole.mul_(weight.scale)
+
+
+def open_shared(handle: Sequence[Any]) -> torch.Tensor:
+    """A tensor in GPU memory of another process of this host: shape, strides, offset, dtype, device, and what follows.
+
+    These are arguments of PyTorch's `rebuild_cuda_tensor`. A device is a number, or a UUID as SGLang's trainers send.
+    """
+    shape, strides, offset, dtype, device, *more = handle
+    return rebuild_cuda_tensor(
+        torch.Tensor,
+        torch.Size(shape),
+        tuple(strides),
+        offset,
+        torch.UntypedStorage,
+        torch_dtype(dtype),
+        _device_index(device),
+        *more,
+    )
+
+
+def _device_index(device: int | str) -> int:
+    if isinstance(device, int):
+        return device
+    for index in range(torch.cuda.device_count()):
+        if str(torch.cuda.get_device_properties(index).uuid) == device:
+            return index
+    raise ValueError(f"no GPU of this process has the UUID {device}")

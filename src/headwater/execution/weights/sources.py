@@ -39,7 +39,7 @@ class Overlay:
 
     def __init__(self, config: ModelConfig, model: DecoderModel | None, abandoned: threading.Event) -> None:
         self._model = model
-        self._abandoned = abandoned
+        self.abandoned = abandoned
         self._own = config.parameter_shapes()
         self._newest: dict[str, WeightSource] = {}
 
@@ -53,6 +53,15 @@ class Overlay:
         """The model, if there is one, and what the checkpoints replace."""
         return None if self._model is None else Base(self._model, frozenset(self._newest))
 
+    @property
+    def names_to_read(self) -> list[str]:
+        """Tensors of the model that some checkpoint holds, in about the order in which a model is built: layers first.
+
+        Each is loaded once.
+        """
+        found = [name for name in self._own if name in self._newest]
+        return sorted(found, key=lambda name: ".layers." not in name)
+
     def add(self, source: WeightSource) -> None:
         """Add `source` on top. ValueError if it holds no tensor of this model."""
         if not any(name in self._own for name in source.shapes()):
@@ -65,7 +74,7 @@ class Overlay:
         return {**own, **{name: source.shapes()[name] for name, source in self._newest.items()}}
 
     def load(self, name: str) -> HostTensor | RandomTensor | PlacedArray:
-        if self._abandoned.is_set():
+        if self.abandoned.is_set():
             raise Abandoned
         source = self._newest.get(name)
         if source is not None:

@@ -10,11 +10,16 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.multiprocessing.reductions import reduce_tensor
+
+from headwater.devices.gpu_note import FILLED, FREED, set_state, write_note
 
 CHUNK_BYTES = 16 << 20
 _NUM_THREADS = 16
@@ -28,25 +33,47 @@ class FileWriter:
         self._own = threading.local()
         num_threads = num_threads or min(_NUM_THREADS, os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="copy-out")
+        self._held: list[_Held] = []
 
     def write(self, descriptor: int, header: bytes, pieces: Sequence[Piece]) -> None:
         """Make the file of a header and pieces behind it. OSError if the file system is full.
 
         Kernels that make the tensors must have ended. A file system that fills up meanwhile ends the process (SIGBUS).
         """
-        num_bytes = max([len(header), *(at + len(tensor) for tensor, at in pieces)])
-        found = os.fstatvfs(descriptor)
-        if found.f_bavail * found.f_frsize < num_bytes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.ftruncate(descriptor, num_bytes)
-        memory = mmap.mmap(descriptor, num_bytes)
-        with contextlib.suppress(OSError, AttributeError):
-            memory.madvise(mmap.MADV_HUGEPAGE)  # where the system allows it for shared memory
-        target = np.frombuffer(memory, dtype=np.uint8)
-        target[: len(header)] = np.frombuffer(header, dtype=np.uint8)
-        futures = [self._threads.submit(self._copy, target, chunk, at) for chunk, at in _chunks(pieces)]
-        for future in futures:
+        for future in self._fill(_mapped(descriptor, header, pieces), pieces):
             future.result()
+
+    def hold(self, path: Path, descriptor: int, header: bytes, pieces: Sequence[Piece]) -> bool:
+        """Copy the pieces within the GPU, note that beside the file, and fill the file in the background.
+
+        False, and nothing was done, if the pieces lie in host memory or the GPU has no room.
+        """
+        if not pieces or not are_on_gpu(pieces):
+            return False
+        try:
+            flat = torch.cat([tensor for tensor, _ in pieces])
+        except torch.OutOfMemoryError:
+            return False
+        wait_for_kernels([flat])
+        target = _mapped(descriptor, header, pieces)
+        note = write_note(path, share(flat))
+        copied = [(flat, len(header))]
+        self._held.append(_Held(flat, note, self._fill(target, copied)))
+        threading.Thread(target=self._held[-1].wait, name="note-filled", daemon=True).start()
+        return True
+
+    def drop_held(self) -> None:
+        """Free what `hold` keeps in GPU memory."""
+        held, self._held = self._held, []
+        for each in held:
+            each.drop()
+        if held and torch.cuda.is_initialized():
+            del held, each
+            torch.cuda.empty_cache()
+            torch.cuda.ipc_collect()
+
+    def _fill(self, target: npt.NDArray[np.uint8], pieces: Sequence[Piece]) -> list[Future[None]]:
+        return [self._threads.submit(self._copy, target, chunk, at) for chunk, at in _chunks(pieces)]
 
     def _copy(self, target: npt.NDArray[np.uint8], chunk: torch.Tensor, at: int) -> None:
         if chunk.is_cuda:
@@ -65,6 +92,57 @@ class FileWriter:
             found.copy_(chunk, non_blocking=True)
             stream.synchronize()
         return found
+
+
+def _mapped(descriptor: int, header: bytes, pieces: Sequence[Piece]) -> npt.NDArray[np.uint8]:
+    """The file in memory, with its header. OSError if the file system has no room."""
+    num_bytes = max([len(header), *(at + len(tensor) for tensor, at in pieces)])
+    found = os.fstatvfs(descriptor)
+    if found.f_bavail * found.f_frsize < num_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.ftruncate(descriptor, num_bytes)
+    memory = mmap.mmap(descriptor, num_bytes)
+    with contextlib.suppress(OSError, AttributeError):
+        memory.madvise(mmap.MADV_HUGEPAGE)  # where the system allows it for shared memory
+    target = np.frombuffer(memory, dtype=np.uint8)
+    target[: len(header)] = np.frombuffer(header, dtype=np.uint8)
+    return target
+
+
+class _Held:
+    """A bucket in GPU memory, whose file is being filled. `note`: the descriptor of its note."""
+
+    def __init__(self, flat: torch.Tensor, note: int, filling: Sequence[Future[None]]) -> None:
+        self._flat: torch.Tensor | None = flat
+        self._note = note
+        self._filling = filling
+        self._lock = threading.Lock()
+
+    def wait(self) -> None:
+        """Until the file is whole, which is noted."""
+        for future in self._filling:
+            future.result()
+        with self._lock:
+            if self._flat is not None:
+                set_state(self._note, FILLED)
+
+    def drop(self) -> None:
+        """Free the memory once the file is whole. First the note says so: a reader looks again afterwards."""
+        self.wait()
+        with self._lock:
+            set_state(self._note, FREED)
+            os.close(self._note)
+            self._flat = None
+
+
+def are_on_gpu(pieces: Sequence[Piece]) -> bool:
+    return all(tensor.is_cuda for tensor, _ in pieces)
+
+
+def share(flat: torch.Tensor) -> tuple[Any, ...]:
+    """How another process opens a tensor of bytes, as `launch.receiving.tensors` takes a trainer's."""
+    _, (_, size, stride, offset, _, _, device, *more) = reduce_tensor(flat)
+    return (list(size), list(stride), offset, "uint8", device, *more)
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from headwater.launch.receiving.tensors import Group, copy_from_gpu, join_group
 from headwater.messages.frames import pack_frame, read_frame
 from headwater.messages.receiving import (
     CopyFromGpu,
+    DropFromGpu,
     FromReceiver,
     JoinGroup,
     NotDone,
@@ -52,6 +53,8 @@ def main() -> int:
                     group.receive(call)
                 case CopyFromGpu():
                     copy_from_gpu(call, writer)
+                case DropFromGpu():
+                    writer.drop_held()
             answer = Ok(took_s=time.monotonic() - began_s)
         except Exception as error:  # noqa: BLE001  a trainer's mistakes and losses: the caller gets the reason
             answer = NotDone(message=f"{type(error).__name__}: {error}"[:2000])

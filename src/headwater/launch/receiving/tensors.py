@@ -5,13 +5,14 @@ import mmap
 import os
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 from torch.distributed.rendezvous import rendezvous
-from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
+from headwater.devices.cuda.torch_tensors import open_shared
 from headwater.devices.safetensors_header import ITEM_BYTES, build_header
 from headwater.launch.receiving.device_copies import FileWriter, as_bytes, wait_for_kernels
 from headwater.messages.receiving import CopyFromGpu, JoinGroup, ReceiveBucket
@@ -92,7 +93,7 @@ def copy_from_gpu(call: CopyFromGpu, writer: FileWriter) -> None:
     for size, arguments, first_byte in zip(sizes, call.handles, call.first_bytes, strict=True):
         key = repr(arguments)
         if key not in opened:
-            opened[key] = _open(arguments)
+            opened[key] = open_shared(arguments)
         flat = as_bytes(opened[key])
         tensors.append(flat if first_byte is None else flat[first_byte : first_byte + size])
     wait_for_kernels(tensors)
@@ -111,7 +112,8 @@ def _write_file(call: CopyFromGpu | ReceiveBucket, tensors: Sequence[torch.Tenso
         raise ValueError(f"the tensors have {at - len(header)} bytes, {expected - len(header)} were announced")
     descriptor = os.open(call.path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        writer.write(descriptor, header, pieces)
+        if not (call.stays_on_gpu and writer.hold(Path(call.path), descriptor, header, pieces)):
+            writer.write(descriptor, header, pieces)
     finally:
         os.close(descriptor)
 
@@ -119,30 +121,6 @@ def _write_file(call: CopyFromGpu | ReceiveBucket, tensors: Sequence[torch.Tenso
 def _sizes(dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> list[int]:
     """Bytes of each tensor."""
     return [math.prod(shape) * ITEM_BYTES[dtype] for dtype, shape in zip(dtypes, shapes, strict=True)]
-
-
-def _open(arguments: Sequence) -> torch.Tensor:
-    shape, strides, offset, dtype, device, *more = arguments
-    return rebuild_cuda_tensor(
-        torch.Tensor,
-        torch.Size(shape),
-        tuple(strides),
-        offset,
-        torch.UntypedStorage,
-        getattr(torch, dtype),
-        _device_index(device),
-        *more,
-    )
-
-
-def _device_index(device: int | str) -> int:
-    """A GPU by number, or by its UUID, which SGLang's trainers send."""
-    if isinstance(device, int):
-        return device
-    for index in range(torch.cuda.device_count()):
-        if str(torch.cuda.get_device_properties(index).uuid) == device:
-            return index
-    raise ValueError(f"no GPU of this process has the UUID {device}")
 
 
 class _Bucket:

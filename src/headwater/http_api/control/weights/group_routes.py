@@ -5,6 +5,7 @@ import contextlib
 import math
 from typing import Annotated
 
+import msgspec
 from fastapi import Body, Request
 from starlette.responses import JSONResponse, Response
 
@@ -76,7 +77,8 @@ async def update_weights_from_distributed(
             nonlocal has_begun
             has_begun = True
             file.check_room(_num_bytes(bucket))
-            await services.weights.groups.receive(body.group_name, _into(bucket, str(file.path)), timeout_s=timeout_s)
+            into = msgspec.structs.replace(bucket, path=str(file.path), stays_on_gpu=services.state.stages_on_gpu)
+            await services.weights.groups.receive(body.group_name, into, timeout_s=timeout_s)
             file.written_elsewhere()
 
         try:
@@ -128,12 +130,6 @@ def _bucket(body: WeightsFromDistributed) -> ReceiveBucket:
         shapes=tuple(tuple(shape) for shape in body.shapes),
         is_flattened=body.load_format == "flattened_bucket",
         path="",
-    )
-
-
-def _into(bucket: ReceiveBucket, path: str) -> ReceiveBucket:
-    return ReceiveBucket(
-        names=bucket.names, dtypes=bucket.dtypes, shapes=bucket.shapes, is_flattened=bucket.is_flattened, path=path
     )
 
 

@@ -32,14 +32,16 @@ class UpdateOptions:
 class WeightReceiver:
     """One per app. Belongs to the event loop of its client."""
 
-    def __init__(self, client: EngineClient, area: StagingArea) -> None:
+    def __init__(self, client: EngineClient, area: StagingArea, *, stages_on_gpu: bool = False) -> None:
         self._client = client
         self._area = area
-        self._transfers = Transfers(new_id=lambda: f"transfer-{secrets.token_hex(4)}", drop=_drop)
+        self._transfers = Transfers(new_id=lambda: f"transfer-{secrets.token_hex(4)}", drop=self._given_up)
         self.groups = ReceiverGroups()
         self._applying: set[str] = set()  # folders whose change has a caller
         self._model: Parameters | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._stages_on_gpu = stages_on_gpu
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def take_label(self, weight_version: str, *, aborts_all: bool) -> bool:
         """Whether a label waits for the end of the open bracket."""
@@ -126,6 +128,7 @@ class WeightReceiver:
         finally:
             self._applying.discard(path)
             self._delete_unused()
+            self._drop_from_gpu()
 
     async def close(self) -> None:
         """Delete what was received, and end the processes that receive."""
@@ -134,8 +137,21 @@ class WeightReceiver:
         await self.groups.close()
         self._area.close()
 
+    def _given_up(self, transfer: Transfer) -> None:
+        if transfer.folder is not None:
+            transfer.folder.delete()
+            self._drop_from_gpu()
+
     def _delete_unused(self) -> None:
         self._area.keep_only(self._client.staged_in_use | self._applying)
+
+    def _drop_from_gpu(self) -> None:
+        """What was received is in place or given up: its files suffice from now on."""
+        if not self._stages_on_gpu:
+            return
+        task = asyncio.get_running_loop().create_task(self.groups.drop_from_gpu())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     @asynccontextmanager
     async def _arriving(self, transfer: Transfer) -> AsyncIterator[None]:
@@ -174,11 +190,6 @@ class WeightReceiver:
         self._timer = None
         self._transfers.tick(_now_s())
         self._watch()
-
-
-def _drop(transfer: Transfer) -> None:
-    if transfer.folder is not None:
-        transfer.folder.delete()
 
 
 @contextlib.contextmanager

@@ -221,6 +221,7 @@ async def _copy_from_gpu(
             handles=tuple(tensor.arguments for tensor in found),
             first_bytes=tuple(tensor.first_byte for tensor in found),
             path=str(bucket.path),
+            stays_on_gpu=services.state.stages_on_gpu,
         ),
         timeout_s=DEFAULT_TIMEOUT_S,
     )

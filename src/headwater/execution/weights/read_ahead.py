@@ -1,0 +1,89 @@
+"""Tensors that threads read ahead of their use.
+
+One thread fills new memory at 2 GB/s, which is less than disks, shared memory and a link to a GPU carry.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from headwater.devices.host_tensor import HostTensor, RandomTensor
+from headwater.models.weights import PlacedArray, WeightSource
+
+_NUM_THREADS = 8
+_WINDOW = 16  # tensors that are read and not used yet, at most
+Read = HostTensor | RandomTensor | PlacedArray
+
+
+class ReadAhead:
+    """A `WeightSource`: `names` of another one are read in threads, in about the order in which they will be used.
+
+    The threads end with the `with` block. A read may hang for ever (of a network mount), so nothing joins them.
+    """
+
+    def __init__(self, source: WeightSource, names: Sequence[str]) -> None:
+        self.place: Path | str = source.place
+        self._source: WeightSource | None = source  # None after the end: it may hold a model that is to be freed
+        self._names = list(reversed(names))  # not begun
+        self._open = set(names)  # not handed out
+        self._read: dict[str, Read | Exception] = {}
+        self._num_reading = 0
+        self._is_over = False
+        self._changed = threading.Condition()
+
+    def __enter__(self) -> "ReadAhead":
+        for _ in range(min(_NUM_THREADS, len(self._names))):
+            threading.Thread(target=self._run, name="read-ahead", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with self._changed:
+            self._is_over, self._source = True, None
+            self._read.clear()
+            self._changed.notify_all()
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self._whole.shapes()
+
+    @property
+    def _whole(self) -> WeightSource:
+        assert self._source is not None, "used after its block"
+        return self._source
+
+    def load(self, name: str) -> Read:
+        with self._changed:
+            if name not in self._open:
+                return self._whole.load(name)
+            self._open.discard(name)
+            if name not in self._names:  # read, or being read
+                self._changed.wait_for(lambda: name in self._read)
+                found = self._read.pop(name)
+                self._changed.notify_all()
+                if isinstance(found, Exception):
+                    raise found
+                return found
+            self._names.remove(name)  # earlier than expected
+        return self._whole.load(name)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_over or len(self._read) + self._num_reading < _WINDOW)
+                if self._is_over or not self._names:
+                    return
+                name = self._names.pop()
+                self._num_reading += 1
+                load = self._whole.load
+            found: Read | Exception
+            try:
+                found = load(name)
+            except Exception as error:  # noqa: BLE001  it is raised where the tensor is asked for
+                found = error
+            del load
+            with self._changed:
+                self._num_reading -= 1
+                if not self._is_over:
+                    self._read[name] = found
+                self._changed.notify_all()
+            del found  # or it would stay until the next one is read
