@@ -17,6 +17,7 @@ from loop_engines import VOCAB_SIZE, LoopEngine, expected, loop_engines, prompt_
 
 from headwater.devices.safetensors_header import build_header
 from headwater.simulation.fakes.canary import expected_tokens
+from headwater.transports.receivers import ReceiverGroups
 from headwater.transports.staging import StagingArea
 
 pytestmark = pytest.mark.anyio
@@ -91,6 +92,29 @@ async def test_tensors_that_files_replace_leave_the_memory(engine: LoopEngine, a
         assert area.num_bytes > 0
         await call(server, "/update_weights_from_disk", {"model_path": "/other"})
         assert (area.num_bytes, files(shm)) == (0, [])
+
+
+async def test_copies_on_a_gpu_are_freed_when_they_are_in_place_or_given_up(
+    engine: LoopEngine, area: StagingArea, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a third copy of the weights would stay on the card for ever."""
+    freed: list[int] = []
+
+    async def drop(self: ReceiverGroups) -> None:
+        freed.append(1)
+
+    monkeypatch.setattr(ReceiverGroups, "drop_from_gpu", drop)
+    async with api(engine, staging=area, stages_on_gpu=True) as server:
+        await push(server, BOTH)
+        await asyncio.sleep(0.01)  # a task of its own frees them
+        assert len(freed) == 1
+        await call(server, "/begin_weight_update")
+        await push(server, WEIGHT)
+        await asyncio.sleep(0.01)
+        assert len(freed) == 1, "an open bracket needs them"
+        await call(server, "/abort_weight_update")
+        await asyncio.sleep(0.01)
+        assert len(freed) == 2
 
 
 async def test_a_bracket_shows_all_buckets_at_its_end_and_nothing_before(engine: LoopEngine, area: StagingArea) -> None:
