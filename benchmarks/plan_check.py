@@ -34,8 +34,8 @@ from headwater.planning.synthetic import SyntheticWorkload
 from headwater.planning.trace import PlannedRequest
 
 sys.path.append(str(Path(__file__).resolve().parent / "serving"))
+from headwater.bench.machine import busy_s
 from results import save
-from server_process import busy_s
 
 POOL_TOKENS, HOST_RATIO = 3072, 4.0
 CHUNK_TOKENS = 512

@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 
 sys.path.insert(0, str(Path(__file__).parent / "serving"))
-from server_process import process_tree, rss_mib
+from headwater.bench.machine import process_tree, rss_mib
 
 ANSWER_LIMIT_S = 300.0  # with hundreds of streams on two cores, most of it is time in the queue
 IDLE_LIMIT_S = 60.0

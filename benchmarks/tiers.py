@@ -26,8 +26,8 @@ from headwater.devices.cpu.host_memory import CpuPageCopier, HostMemory
 from headwater.devices.kv_memory import KVLayout
 
 sys.path.append(str(Path(__file__).resolve().parent / "serving"))
+from headwater.bench.machine import busy_s
 from results import save
-from server_process import busy_s
 
 POOL_TOKENS = 4096
 PROMPT_TOKENS = 1600

@@ -19,8 +19,9 @@ from pathlib import Path
 import httpx
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "serving"))
+from headwater.bench.machine import process_tree
 from results import save
-from server_process import ServerProcess, process_tree
+from server_process import ServerProcess
 
 COMMAND = "-m headwater serve --port {port} --enable-hierarchical-cache --max-total-tokens 60000"
 NUM_PREFIXES = 300  # in the tree

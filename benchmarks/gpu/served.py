@@ -1,6 +1,5 @@
-"""A server in a process of its own, and clients that stream from it by plain HTTP/1.1, which costs them little."""
+"""A server in a process of its own, and clients that stream from it with the client of `headwater bench`."""
 
-import asyncio
 import json
 import math
 import os
@@ -14,8 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headwater.bench.apis import APIS, Settings
+from headwater.bench.connection import ConnectionBroke, HttpClient
+from headwater.bench.event_stream import EventTimes
+
 PORT = 30077
 START_LIMIT_S = 180.0
+ANSWER_LIMIT_S = 3600.0
 MODEL_NAME = "random"
 
 
@@ -67,27 +71,19 @@ async def stream(
     An event of `generate` repeats the answer so far, as SGLang's does; one of `completions` holds the new text alone.
     After `end_s` (of `time.perf_counter`) the client leaves.
     """
-    fields: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
-    if api == "generate":
-        path = "/generate"
-        body = {"input_ids": prompt, "sampling_params": fields | {"max_new_tokens": num_tokens}, "stream": True}
-    else:
-        path = "/v1/completions"
-        body = fields | {"model": MODEL_NAME, "prompt": prompt, "max_tokens": num_tokens, "stream": True}
-    content = json.dumps(body).encode()
-    reader, writer = await asyncio.open_connection("127.0.0.1", PORT, limit=1 << 24)
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    writer.write(head.encode() + f"Content-Length: {len(content)}\r\n\r\n".encode() + content)
+    body = APIS[api].body(prompt, num_tokens, Settings(MODEL_NAME))
     came_s: list[float] = []
-    newest = b""
-    while line := await reader.readline():
-        if line.startswith(b"data: {"):
-            came_s.append(time.perf_counter())
-            newest = line
-            if came_s[-1] > end_s:
-                break
-    writer.close()
-    return came_s, json.loads(newest[6:])
+    events = EventTimes(came_s.append)
+    http = HttpClient(f"http://127.0.0.1:{PORT}")
+    left_s = min(end_s - time.perf_counter(), ANSWER_LIMIT_S)
+    try:
+        await http.request("POST", APIS[api].path, body, on_body=events.take, timeout_s=left_s)
+    except ConnectionBroke:
+        if time.perf_counter() < end_s:
+            raise
+    finally:
+        http.close()
+    return came_s, json.loads(events.last)
 
 
 def _answers() -> bool:

@@ -23,6 +23,7 @@ same weights under the name `m`. `{port}` stands for the port, `{headwater}` for
 
 import argparse
 import asyncio
+import contextlib
 import os
 import sys
 import tempfile
@@ -31,9 +32,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from headwater.bench.connection import HttpClient
 from load_client import Record, measure
 from results import save, table
-from run import IGNORE_EOS, load_tokenizer, measure_and_print, new_http, server_facts
+from run import IGNORE_EOS, load_tokenizer, measure_and_print, server_facts
 from server_process import ServerProcess
 from workloads import WORKLOADS, Prompts, measurements, warm_up
 
@@ -117,11 +119,15 @@ async def take_turns(
     `only` holds each server's workloads.
     """
     records: list[Record] = []
-    async with new_http() as http:
-        for server in servers.values():
+    async with contextlib.AsyncExitStack() as stack:
+        clients = {
+            name: stack.enter_context(contextlib.closing(HttpClient(server.target.url)))
+            for name, server in servers.items()
+        }
+        for name, server in servers.items():
             server.resume()
             for measurement in warm_up(prompts):
-                await measure(http, server.target, measurement)
+                await measure(clients[name], server.target, measurement)
             server.pause()
         for repeat in range(repeats):
             order = list(servers) if repeat % 2 == 0 else list(reversed(servers))
@@ -132,7 +138,7 @@ async def take_turns(
                     server = servers[name]
                     server.resume()
                     print(f"{name}: ", end="")
-                    record = await measure_and_print(http, server, server.target, measurement)
+                    record = await measure_and_print(clients[name], server, server.target, measurement)
                     server.pause()
                     records.append({"server": name, "repeat": repeat, **record})
     return records

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import httpx
 
+from headwater.bench.machine import process_tree
 from results import save, without_paths
-from server_process import ServerProcess, process_tree
+from server_process import ServerProcess
 
 NAMES = {"engine_process": "engine", "check_process": "grammars", "rank_process": "rank"}
 IDLE_S = 6.0  # a server prepares for grammars after two seconds

@@ -3,13 +3,13 @@
 import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from headwater.bench.record import machine
 from load_client import Record
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -69,7 +69,7 @@ def save(name: str, records: Sequence[Record], *, servers: dict[str, Any]) -> Pa
     document = {
         "date": now.isoformat(timespec="seconds"),
         "commit": _commit(),
-        "machine": _machine(),
+        "machine": machine(),
         "servers": servers,
         "records": list(records),
     }
@@ -105,24 +105,3 @@ def _commit() -> str:
         check=False,
     )
     return git.stdout.strip()
-
-
-def _machine() -> dict[str, Any]:
-    """Processor, cores this process may use, memory. No names."""
-    processor, extensions = platform.machine(), ""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            processor = value.strip()
-        if key.strip() == "flags":
-            wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
-            extensions = " ".join(flag for flag in wanted if flag in value.split())
-    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        "processor": processor,
-        "extensions": extensions,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory_gib, 1),
-        "system": f"{platform.system()} {platform.release().split('-')[0]}",
-        "python": platform.python_version(),
-    }

@@ -15,8 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
-
+from headwater.bench.connection import HttpClient
 from headwater.launch.config import ServerArgs
 from headwater.launch.model_choice import with_model
 from headwater.tokenization.tokenizer import Tokenizer
@@ -59,7 +58,7 @@ def load_tokenizer(path: str | None) -> Tokenizer:
 
 
 async def measure_and_print(
-    http: httpx.AsyncClient, server: ServerProcess | None, target: Target, measurement: Measurement
+    http: HttpClient, server: ServerProcess | None, target: Target, measurement: Measurement
 ) -> Record:
     """`measure`, with the cores used by other processes if the benchmark started the server."""
     record: Record = {}
@@ -70,17 +69,11 @@ async def measure_and_print(
     return record
 
 
-def new_http() -> httpx.AsyncClient:
-    """A client with a connection for every stream; nothing times out before ten minutes."""
-    limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
-    return httpx.AsyncClient(timeout=600, limits=limits, trust_env=False)
-
-
 async def suite(
     target: Target, server: ServerProcess | None, prompts: Prompts, *, repeats: int, only: tuple[str, ...]
 ) -> list[Record]:
     records: list[Record] = []
-    async with new_http() as http:
+    with contextlib.closing(HttpClient(target.url)) as http:
         for measurement in warm_up(prompts):
             await measure(http, target, measurement)
         for repeat in range(repeats):

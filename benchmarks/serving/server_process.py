@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+from headwater.bench.machine import ForeignLoad, process_tree, rss_mib
 from load_client import Target
 
 
@@ -89,14 +90,9 @@ class ServerProcess:
     @contextlib.contextmanager
     def foreign_work(self, record: dict) -> Iterator[None]:
         """Record in `record["foreign_cores"]` the number of cores used by other processes."""
-        started, busy_before_s, own_s = time.perf_counter(), busy_s(), self._own_cpu_s()
+        load = ForeignLoad(process_tree(self._process.pid))
         yield
-        wall_s = time.perf_counter() - started
-        foreign_s = (busy_s() - busy_before_s) - (self._own_cpu_s() - own_s)
-        record["foreign_cores"] = max(0.0, foreign_s / wall_s)
-
-    def _own_cpu_s(self) -> float:
-        return sum(_cpu_s(pid) for pid in [*process_tree(self._process.pid), os.getpid()])
+        record["foreign_cores"] = load.cores()
 
     def _watch_memory(self) -> None:
         while not self._ended.wait(0.5):
@@ -108,41 +104,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _stat_fields(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state on; empty when the process is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def process_tree(root: int) -> list[int]:
-    """A process and all its descendants."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (fields := _stat_fields(int(entry.name))):
-            children.setdefault(int(fields[1]), []).append(int(entry.name))
-    tree = [root]
-    for pid in tree:
-        tree += children.get(pid, [])
-    return tree
-
-
-def _cpu_s(pid: int) -> float:
-    fields = _stat_fields(pid)
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
-
-
-def rss_mib(pid: int) -> float:
-    """Resident memory of one process, shared pages included; 0 when it is gone."""
-    fields = _stat_fields(pid)
-    return int(fields[21]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if fields else 0.0
-
-
-def busy_s() -> float:
-    """Time all cores together have not been idle, steal by other machines included."""
-    with open("/proc/stat") as stat:
-        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, stat.readline().split()[1:9])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")

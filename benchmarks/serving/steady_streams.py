@@ -1,17 +1,20 @@
 """Streams that run all the time, in a process of their own: `steady_streams.py URL COUNT TOKENS` until a line comes."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import subprocess
 import sys
 import threading
-import time
 from typing import Any
 
-import httpx
+from headwater.bench.apis import APIS, Settings
+from headwater.bench.connection import HttpClient
+from headwater.bench.event_stream import EventTimes
 
-LIMITS = httpx.Limits(max_connections=512)
+GENERATE, SETTINGS = APIS["generate"], Settings("")
+LIMIT_S = 600.0
 
 
 class Streams:
@@ -51,28 +54,25 @@ async def run_streams(url: str, count: int, num_tokens: int) -> None:
     loop = asyncio.get_running_loop()
     threading.Thread(target=lambda: (sys.stdin.readline(), loop.call_soon_threadsafe(ends.set)), daemon=True).start()
 
-    async def run(http: httpx.AsyncClient, index: int) -> None:
+    async def run(index: int) -> None:
+        def note(now_s: float) -> None:
+            seen["times"].append(now_s)
+            if index not in have_begun:
+                have_begun.add(index)
+                if len(have_begun) == count:
+                    print("all run", flush=True)
+
         while not ends.is_set():
-            prompt = [3 + (index * 7 + step) % 250 for step in range(32)]
-            sampling = {"temperature": 0, "ignore_eos": True, "max_new_tokens": num_tokens}
-            body = {"input_ids": prompt, "sampling_params": sampling, "stream": True}
-            last = ""
-            async with http.stream("POST", f"{url}/generate", json=body, timeout=600) as answer:
-                async for line in answer.aiter_lines():
-                    if line.startswith("data: {"):
-                        seen["times"].append(time.perf_counter())
-                        if index not in have_begun:
-                            have_begun.add(index)
-                            if len(have_begun) == count:
-                                print("all run", flush=True)
-                        last = line[6:]
-            meta = json.loads(last or "{}").get("meta_info", {})
+            body = GENERATE.body([3 + (index * 7 + step) % 250 for step in range(32)], num_tokens, SETTINGS)
+            events = EventTimes(note)
+            await http.request("POST", GENERATE.path, body, on_body=events.take, timeout_s=LIMIT_S)
+            meta = json.loads(events.last).get("meta_info", {})
             seen["ended"] += 1
             seen["lost"] += meta.get("completion_tokens") != num_tokens
             seen["mixed"] += bool(meta.get("weights_versions"))
 
-    async with httpx.AsyncClient(trust_env=False, limits=LIMITS) as http:
-        await asyncio.gather(*(run(http, index) for index in range(count)))
+    with contextlib.closing(HttpClient(url)) as http:
+        await asyncio.gather(*(run(index) for index in range(count)))
     print(json.dumps(seen))
 
 

@@ -1,4 +1,4 @@
-"""`headwater bench` on a tiny model with random weights."""
+"""`headwater bench steps` on a tiny model with random weights."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> str:
 
 
 def run(folder: str, *arguments: str) -> Any:
-    common = ["bench", "--model", folder, "--load-format", "dummy", "--repeat", "2", "--threads", "2"]
+    common = ["bench", "steps", "--model", folder, "--load-format", "dummy", "--repeat", "2", "--threads", "2"]
     return CliRunner().invoke(app, [*common, *arguments], env={"NO_COLOR": "1"})
 
 

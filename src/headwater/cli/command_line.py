@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
+from headwater.launch.flags import FlagSpec, flag_name
 from headwater.server.address import DEFAULT_URL
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -23,14 +24,27 @@ class SectionedCommand(click.Command):
     """Shows its options by section, in the order of their declaration."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                sections.setdefault(getattr(parameter, "section", "Options"), []).append(record)
-        for title, records in sections.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
+        write_sections(self, ctx, formatter)
+
+
+class SectionedGroup(click.Group):
+    """A command with options of its own, in sections, and subcommands."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_sections(self, ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+def write_sections(of: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    """The options of a command by section."""
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for parameter in of.get_params(ctx):
+        record = parameter.get_help_record(ctx)
+        if record is not None:
+            sections.setdefault(getattr(parameter, "section", "Options"), []).append(record)
+    for title, records in sections.items():
+        with formatter.section(title):
+            formatter.write_dl(records)
 
 
 def command(name: str | None = None) -> Callable[[Callable[..., None]], click.Command]:
@@ -72,6 +86,22 @@ def timeout_option(default_s: float) -> Callable[[Callable[..., None]], Callable
         default=default_s,
         show_default=True,
         help="Maximum seconds to wait.",
+    )
+
+
+def flag_option(name: str, spec: FlagSpec) -> SectionedOption:
+    """The option of a struct's field."""
+    is_switch = spec.type is bool  # has no --no-... form
+    return SectionedOption(
+        [flag_name(name), *spec.flag.also, name],
+        section=spec.flag.section,
+        help=spec.flag.help,
+        type=None if is_switch else option_type(spec.type),
+        is_flag=is_switch,
+        default=spec.default,
+        show_default=spec.default is not None and spec.default is not False,
+        envvar=spec.flag.env,
+        show_envvar=True,
     )
 
 

@@ -9,9 +9,16 @@ from urllib.parse import urlencode
 
 import click
 
-from headwater.cli.command_line import SETTINGS, SectionedCommand, SectionedOption, command, group, server_options
+from headwater.cli.command_line import (
+    SETTINGS,
+    SectionedCommand,
+    SectionedOption,
+    command,
+    flag_option,
+    group,
+    server_options,
+)
 from headwater.cli.control_client import ControlError, ask, fail
-from headwater.cli.serve import flag_option
 from headwater.launch.config import FLAGS, ServerArgs
 
 _SECTION = "Fleet"

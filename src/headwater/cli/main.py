@@ -32,7 +32,7 @@ COMMANDS = {
     "memory": Entry("control:memory", "Release the memory of a running server, and resume it."),
     "models": Entry("models:models", "List and fetch the models known by name, and print their paths."),
     "doctor": Entry("doctor:doctor", "Examine this machine and this installation."),
-    "bench": Entry("bench:bench", "Measure steps of a model on this CPU, without a server."),
+    "bench": Entry("bench.command:bench", "Put load on a running server, and report what its clients see."),
     "simulate": Entry("simulate:simulate", "Run the real engine through random load, operations and faults."),
     "version": Entry("serve:version", "Print the version of Headwater."),
 }

@@ -5,25 +5,9 @@ from typing import Any
 
 import click
 
-from headwater.cli.command_line import SETTINGS, SectionedCommand, SectionedOption, command, option_type
+from headwater.cli.command_line import SETTINGS, SectionedCommand, command, flag_option
 from headwater.heap import pause_collection
 from headwater.launch.config import FLAGS, ServerArgs
-from headwater.launch.flags import FlagSpec, flag_name
-
-
-def flag_option(name: str, spec: FlagSpec) -> SectionedOption:
-    is_switch = spec.type is bool  # has no --no-... form
-    return SectionedOption(
-        [flag_name(name), *spec.flag.also, name],
-        section=spec.flag.section,
-        help=spec.flag.help,
-        type=None if is_switch else option_type(spec.type),
-        is_flag=is_switch,
-        default=spec.default,
-        show_default=spec.default is not None and spec.default is not False,
-        envvar=spec.flag.env,
-        show_envvar=True,
-    )
 
 
 def _serve(**options: Any) -> None:

@@ -9,7 +9,10 @@ from headwater.planning.trace import PlannedRequest, PromptPiece
 
 @dataclass(frozen=True, slots=True)
 class SyntheticWorkload:
-    """Sessions that begin with one of several shared prefixes. Lengths and pauses are exponentially distributed."""
+    """Sessions that begin with one of several shared prefixes.
+
+    Pauses are exponentially distributed. So are lengths, unless `has_exact_lengths`.
+    """
 
     num_requests: int = 1000
     requests_per_s: float = 2.0  # on average, over all sessions
@@ -20,6 +23,7 @@ class SyntheticWorkload:
     think_s: float = 10.0  # between an answer and the next turn
     user_tokens: int = 100  # new tokens of a turn
     output_tokens: int = 200
+    has_exact_lengths: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -49,15 +53,14 @@ class SyntheticWorkload:
                 found.append(
                     PlannedRequest(
                         arrival_s=now_s,
-                        num_output_tokens=_around(source, self.output_tokens),
+                        num_output_tokens=self._length(source, self.output_tokens),
                         pieces=shared,
-                        new_tokens=_around(source, self.user_tokens),
+                        new_tokens=self._length(source, self.user_tokens),
                         session=session,
                         think_s=float(source.exponential(self.think_s)) if turn else 0.0,
                     )
                 )
         return found
 
-
-def _around(source: np.random.Generator, mean: int) -> int:
-    return max(1, round(source.exponential(mean)))
+    def _length(self, source: np.random.Generator, mean: int) -> int:
+        return mean if self.has_exact_lengths else max(1, round(source.exponential(mean)))

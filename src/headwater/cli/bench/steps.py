@@ -1,4 +1,4 @@
-"""`headwater bench`: steps of a model on this CPU, without a server, beside what the machine could do."""
+"""`headwater bench steps`: steps of a model on this CPU, without a server, beside what the machine could do."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _CASES = ("1x200", "16x200", "512+0")
 
 
-@command()
+@command("steps")
 @click.option("--model", help="Name, folder, .gguf file or hub id. Default: the default model, which is fetched once.")
 @click.option("--profile", "has_kinds", is_flag=True, help="Show the time by kind of op.")
 @click.option(
@@ -35,7 +35,7 @@ _CASES = ("1x200", "16x200", "512+0")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Compute threads. Default: the available cores.")
 @click.option("--repeat", type=click.IntRange(min=1), default=10, show_default=True, help="Steps of each case.")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
-def bench(model: str | None, has_kinds: bool, cases: tuple[str, ...], repeat: int, is_json: bool, **load: Any) -> None:
+def steps(model: str | None, has_kinds: bool, cases: tuple[str, ...], repeat: int, is_json: bool, **load: Any) -> None:
     """Measure steps of a model on this CPU, without a server.
 
     The floor of a step is the sum over its products and its attention. For each, the longer one of two times counts:

@@ -1,0 +1,1 @@
+"""`headwater bench`: load for a running server, and what its clients see."""
