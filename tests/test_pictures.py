@@ -28,3 +28,13 @@ def test_the_pictures_of_the_operating_page_stay_small() -> None:
     sizes = {path.name: path.stat().st_size for path in PICTURES.glob("dashboard-*.png")}
     assert sorted(sizes) == ["dashboard-dark.png", "dashboard-light.png", "dashboard-phone.png"]
     assert max(sizes.values()) < MAX_BYTES, sizes
+
+
+def test_the_picture_of_the_terminal_loads_nothing_and_stays_small() -> None:
+    """Its library would load a font from a server of others; `benchmarks/dashboard/top_picture.py` removes that."""
+    text = (PICTURES / "top.svg").read_text(encoding="utf-8")
+    assert "url(http" not in text
+    assert len(text) < MAX_BYTES
+    shown = "".join(ElementTree.fromstring(text).itertext()).replace("\N{NO-BREAK SPACE}", " ")
+    for words in ("device", "hit rate", "TTFT", "ITL", "running", "pending", "Flush"):
+        assert words in shown, words

@@ -66,7 +66,7 @@ def scripted_http() -> Iterator[HttpScript]:
             except ConnectionError:
                 script.num_left += 1
 
-        do_GET = do_POST
+        do_GET = do_DELETE = do_POST
 
         def log_message(self, *_: object) -> None:
             """Quiet."""

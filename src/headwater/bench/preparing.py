@@ -14,7 +14,7 @@ from headwater.bench.load import Pace, Target, play
 from headwater.bench.words import text_of
 
 LIST_TIMEOUT_S = 30.0
-FEW_WORDS, MANY_WORDS = 40, 160
+FEW_WORDS, MANY_WORDS = 8, 32  # short enough for any context
 
 
 async def first_model(http: HttpClient) -> str:

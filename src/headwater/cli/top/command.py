@@ -1,0 +1,32 @@
+"""`headwater top`: a running server at a glance, in a terminal."""
+
+import sys
+
+import click
+
+from headwater.cli.command_line import command, server_options
+
+
+@command()
+@server_options
+def top(url: str, admin_key: str | None) -> None:
+    """Watch a running server, and flush, pause or cancel from the keyboard.
+
+    One screen, refreshed every second: tiers by owner, hit rate, latencies, requests, pending operations, events. It
+    needs 80 x 24 characters and no colour, so it works over ssh and in tmux. Press ? for the keys.
+    """
+    # imported here: the library takes a third of a second, and other answers of this command must not wait for it
+    try:
+        import textual  # noqa: F401
+    except ImportError:
+        raise click.ClickException("headwater top needs textual: pip install 'headwater[top]'") from None
+    from headwater.cli.server_call import MalformedUrl, Server
+    from headwater.cli.top.app import TopApp
+
+    try:
+        server = Server(url, key=admin_key)
+    except MalformedUrl as error:
+        raise click.BadParameter(str(error)) from None
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise click.ClickException("headwater top needs a terminal; `curl URL/dashboard/snapshot` is for programs")
+    TopApp(server).run()
