@@ -7,7 +7,7 @@
 #   PIP_ARGS=...                     arguments for pip, for example an index with CPU-only torch
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernels packages dev serve test test-fast test-isa test-templates test-fleet wheel test-wheel check lint types imports routers fleet format bench clean
+.PHONY: help setup kernels packages dev serve test test-fast test-isa test-templates test-fleet wheel test-wheel check lint types imports routers fleet training format bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -26,6 +26,7 @@ BENCH := $(VENV)/.installed-bench
 RELEASE := $(VENV)/.installed-release
 ROUTERS := .venv-routers/.installed
 FLEET := .venv-ray/.installed
+TRAINING := .venv-training/.installed
 WANTED = $(INSTALLED) $(if $(filter 1,$(GPU)),$(VENV)/.installed-gpu) $(EXTRAS:%=$(VENV)/.installed-%)
 KERNELS := $(VENV)/.kernels-built
 KERNEL_SOURCES := $(shell find src/headwater/devices/cpu/kernels -name '*.[ch]') src/headwater/devices/cpu/kernel_build.py
@@ -112,6 +113,16 @@ $(FLEET): Makefile pyproject.toml
 	.venv-ray/bin/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -e '.[ray]' 'ray[serve]==2.60.0'
 	@touch $@
 
+# trl on the packages of .venv, which has PyTorch and transformers
+training: $(TRAINING)  ## Make .venv-training with trl, for tests/e2e/training: 75 MB to download
+$(TRAINING): Makefile $(DEV)
+	@$(BIN)/python -m venv .venv-training
+	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > \
+	  $$(.venv-training/bin/python -c 'import site; print(site.getsitepackages()[0])')/headwater-dev.pth
+	.venv-training/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_ARGS) \
+	  trl==1.16.0 accelerate==1.15.0 datasets==5.2.0 requests
+	@touch $@
+
 test-fleet: dev $(FLEET)  ## The tests of a fleet on Ray: one to three minutes on two cores
 	$(BIN)/python -m pytest tests/e2e/fleet $(ARGS)
 
@@ -142,4 +153,4 @@ bench: setup $(BENCH)  ## Load the default model with the workloads W1 to W4
 	$(BIN)/python benchmarks/serving/run.py $(ARGS)
 
 clean:  ## Remove the environment and caches
-	rm -rf $(VENV) .venv-routers .venv-ray .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist src/*.egg-info
+	rm -rf $(VENV) .venv-routers .venv-ray .venv-training .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist src/*.egg-info

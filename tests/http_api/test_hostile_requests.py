@@ -66,6 +66,12 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "master_address": "127.0.0.1", "master_port": 9, "rank_offset": 7, "world_size": 2, "backend": "gloo",
         "timeout": 0.1,
     },
+    "/init_weight_transfer_engine": {
+        "init_info": {"master_address": "127.0.0.1", "master_port": 9, "rank_offset": 7, "world_size": 2},
+        "timeout": 0.1,
+    },
+    "/update_weights": {"update_info": {"names": ["a"], "dtype_names": ["float32"], "shapes": [[1]]}},
+    "/collective_rpc": {"method": "update_weight_version", "args": ["a"]},
     "/update_weights_from_distributed": {"names": ["a"], "dtypes": ["float32"], "shapes": [[1]]},
 }  # fmt: skip
 # 501: not built. 503: no such store. 504: not done in the time asked for

@@ -101,7 +101,7 @@ ASKS = {
     "return_routed_experts": True, "bootstrap_room": 0, "disagg_prefill_dp_rank": 0, "max_thinking_tokens": 0,
     "prompt_logprobs": 0, "require_reasoning": True, "lora_id": [None, "a"], "length_penalty": 0.5,
     "use_beam_search": True, "beam_width": 2, "include_reasoning": False,
-    "return_token_ids": True, "modalities": ["text", "audio"],
+    "return_prompt_text": True, "modalities": ["text", "audio"],
     "allowed_token_ids": [1], "bad_words": ["x"], "truncate_prompt_tokens": 5, "chat_template": "{{ 1 }}",
 }  # fmt: skip
 ASKS_FOR_NOTHING: dict[str, list[Any]] = {

@@ -40,6 +40,8 @@ READING = {
     "/model_info",
     "/get_model_info",
     "/get_weight_version",
+    "/get_world_size",
+    "/is_sleeping",
     "/server_info",
     "/get_server_info",
     "/v1/loads",

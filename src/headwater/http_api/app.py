@@ -22,6 +22,7 @@ from headwater.http_api.control import (
     storage_routes,
     weight_routes,
 )
+from headwater.http_api.control.vllm import rpc_routes, sleep_routes, transfer_routes
 from headwater.http_api.control.weights import group_routes
 from headwater.http_api.control.weights import routes as tensor_routes
 from headwater.http_api.control.weights.routes import RAW_TYPES
@@ -52,8 +53,11 @@ ROUTERS = (
     weight_routes.router,
     tensor_routes.router,
     group_routes.router,
+    transfer_routes.router,
+    rpc_routes.router,
     adapter_routes.router,
     memory_routes.router,
+    sleep_routes.router,
     cache_routes.router,
     cache_routes.view_router,
     cache_routes.report_router,

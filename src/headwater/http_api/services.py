@@ -16,6 +16,7 @@ from headwater.generation.native import NativeApi
 from headwater.generation.text_generation import TextGenerator
 from headwater.generation.validation import timeout_seconds
 from headwater.http_api.auth import Accounts, Keys, authorization_of
+from headwater.http_api.control.vllm.transfer_engine import TransferEngine
 from headwater.http_api.control.weights.receiver import WeightReceiver
 from headwater.http_api.dashboard.watching import Watching
 from headwater.http_api.engine_answers import EngineAnswers
@@ -45,6 +46,7 @@ class Services:
         self.health = Health(state)
         self.watching = Watching(state, self.metrics.latency)
         self.weights = WeightReceiver(state.client, state.staging, stages_on_gpu=state.stages_on_gpu)
+        self.transfer_engine = TransferEngine()
         limits = state.limits
         self.responses = ResponseStore(
             max_responses=limits.max_stored_responses, max_bytes=limits.max_stored_response_bytes

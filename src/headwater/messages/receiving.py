@@ -27,14 +27,18 @@ class JoinGroup(Struct, tag="join"):
 
 
 class ReceiveBucket(Struct, tag="receive"):
-    """Receive the tensors that rank 0 broadcasts, in this order. `path`: of the file for them; empty: drop them."""
+    """Receive the tensors that rank 0 broadcasts, in this order. `path`: of the file for them; empty: drop them.
+
+    `piece_bytes`: flattened tensors come in pieces, each of which ends with the tensor that takes it over this size.
+    """
 
     names: tuple[str, ...]
     dtypes: tuple[str, ...]  # as safetensors names them
     shapes: tuple[tuple[int, ...], ...]
-    is_flattened: bool  # they come as one piece
+    is_flattened: bool  # they come as one piece, as bytes
     path: str
     stays_on_gpu: bool = False  # a copy in this process's GPU memory, until `DropFromGpu`
+    piece_bytes: int = 0  # 0: one piece
 
 
 class CopyFromGpu(Struct, tag="copy_from_gpu"):

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from headwater.messages.frames import pack_frame
 from headwater.messages.receiving import (
     CopyFromGpu,
@@ -133,7 +135,7 @@ class ReceiverGroups:
         members = self._groups.get(name)
         if members is None:
             raise ReceiverFailed(f"there is no group {name!r}: make it with /init_weights_update_group")
-        messages = [bucket, *[_without_file(bucket)] * (len(members) - 1)]
+        messages = [bucket, *[msgspec.structs.replace(bucket, path="")] * (len(members) - 1)]
         try:
             async with asyncio.TaskGroup() as tasks:
                 for member, message in zip(members, messages, strict=True):
@@ -183,12 +185,6 @@ def _join(spec: GroupSpec, index: int, timeout_s: float) -> JoinGroup:
         backend=spec.backend,
         device=None if spec.backend == "gloo" else index,
         timeout_s=timeout_s,
-    )
-
-
-def _without_file(bucket: ReceiveBucket) -> ReceiveBucket:
-    return ReceiveBucket(
-        names=bucket.names, dtypes=bucket.dtypes, shapes=bucket.shapes, is_flattened=bucket.is_flattened, path=""
     )
 
 

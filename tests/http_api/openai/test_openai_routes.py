@@ -225,6 +225,41 @@ async def test_completion_prompts_of_all_four_shapes(engine: ScriptedEngine, pro
         assert text is None or choice["text"] == text
 
 
+async def test_token_ids_on_request_whole_and_streamed(engine: ScriptedEngine) -> None:
+    """As trainers read them: a token that shows no text (the end, a part of a character) is reported all the same."""
+    text = "ok \u00e9"
+    engine.script.reply = saying(text)
+    ids = [*TOKENIZER.encode(text), TOKENIZER.eos_token_ids[0]]
+    asks = {"return_token_ids": True, "return_tokens_as_token_ids": True, "max_tokens": 20}
+    bodies = {
+        COMPLETIONS: {"prompt": [97, 98], "logprobs": 1} | asks,
+        CHAT: {"messages": USER, "logprobs": True, "top_logprobs": 1} | asks,
+    }
+    names = [f"token_id:{token_id}" for token_id in ids]
+    async with api(engine) as server:
+        for path, body in bodies.items():
+            answer = (await server.post(path, body)).json()
+            (choice,) = answer["choices"]
+            assert choice["token_ids"] == ids
+            prompt_ids = unpack_ids(engine.of_type(Generate)[-1].prompt_ids).tolist()
+            assert (answer if path == CHAT else choice)["prompt_token_ids"] == prompt_ids
+            chunks = events(await server.post(path, body | {"stream": True}))
+            streamed = [chunk["choices"][0] for chunk in chunks]
+            assert [token_id for part in streamed for token_id in part.get("token_ids", ())] == ids
+            told = [it["prompt_token_ids"] for it in (chunks if path == CHAT else streamed) if "prompt_token_ids" in it]
+            assert told == [prompt_ids], "once"
+            if path == CHAT:
+                content = choice["logprobs"]["content"]
+                assert [entry["token"] for entry in content] == names
+                assert all(top["token"].startswith("token_id:") for entry in content for top in entry["top_logprobs"])
+            else:
+                assert choice["logprobs"]["tokens"] == names
+                assert choice["logprobs"]["text_offset"][:4] == [0, 1, 2, 3], "characters of the text, not of names"
+                assert all(name.startswith("token_id:") for top in choice["logprobs"]["top_logprobs"] for name in top)
+            plain = (await server.post(path, body | dict.fromkeys(asks))).json()
+            assert "token_ids" not in plain["choices"][0] and "prompt_token_ids" not in plain
+
+
 async def test_echo_with_logprobs_scores_the_prompt(engine: ScriptedEngine) -> None:
     """What lm-eval sends: token ids, echo, logprobs 1, one new token; the first entry is null."""
     a, b, c = TOKENIZER.encode("abc")

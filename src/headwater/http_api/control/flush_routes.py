@@ -6,17 +6,19 @@ from typing import Annotated, Any
 from fastapi import Depends, Query, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from headwater.generation.errors import bad_request
 from headwater.http_api.auth import control_router
 from headwater.http_api.control.flush_answer import FlushAnswer
 from headwater.http_api.control.flush_request import client_parameters, flush_message
 from headwater.http_api.control.query_types import FLAG, MODE, SECONDS
 from headwater.http_api.engine_answers import EngineAnswers
-from headwater.http_api.services import InjectedServices
+from headwater.http_api.services import InjectedServices, Services
 from headwater.http_api.sse import while_connected
 from headwater.messages.control import FlushCache
 
 router = control_router("control")
 
+_VLLM_QUERY = ("reset_running_requests", "reset_external")
 _BODIES = ("text/plain", "application/json")
 FLUSH_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "Flushed.", "content": {kind: {} for kind in _BODIES}},
@@ -65,24 +67,40 @@ async def flush_cache(request: Request, services: InjectedServices) -> Response:
     Parameters come in the query, or by the same names in a JSON body. A client that disconnects cancels its
     pending flush. The answer is text that begins as SGLang's, or JSON with `Accept: application/json`.
     """
+    answer = await _flushed(request, services, request.query_params.multi_items())
+    if "application/json" in request.headers.get("accept", ""):
+        return JSONResponse(answer.as_json(), answer.status)
+    return PlainTextResponse(answer.as_text(), answer.status)
+
+
+async def _flushed(request: Request, services: Services, query: list[tuple[str, str]]) -> FlushAnswer:
     arrived_s = asyncio.get_running_loop().time()
-    body = await request.body()
-    parameters = client_parameters(request.query_params.multi_items(), body)
+    parameters = client_parameters(query, await request.body())
     max_timeout_s = services.state.limits.max_control_timeout_s
     message = await flush_message(parameters, services.generator, max_timeout_s=max_timeout_s)
     calls = services.flush_all(message, arrived_s=arrived_s, has_timeout="timeout" in parameters)
     answer = FlushAnswer(EngineAnswers(await while_connected(calls, request.receive)))
     if answer.is_success and _is_whole(message):
         services.state.client.forget_prefixes()
-    if "application/json" in request.headers.get("accept", ""):
-        return JSONResponse(answer.as_json(), answer.status)
-    return PlainTextResponse(answer.as_text(), answer.status)
+    return answer
 
 
-@router.post("/reset_prefix_cache", summary="The same as /flush_cache (vLLM's name)", responses=FLUSH_RESPONSES)
-async def reset_prefix_cache(request: Request, services: InjectedServices) -> Response:
-    """See `/flush_cache`."""
-    return await flush_cache(request, services)
+@router.post("/reset_prefix_cache", **_flush)
+async def reset_prefix_cache(
+    request: Request,
+    services: InjectedServices,
+    reset_running_requests: Annotated[bool, Query(description="Only false.")] = False,
+    reset_external: Annotated[bool, Query(description="Only false.")] = False,
+) -> Response:
+    """`/flush_cache` by vLLM's name, with its parameters. The answer is always JSON."""
+    if reset_running_requests:
+        text = "running requests keep their KV; /pause_generation with mode retract takes it from them"
+        raise bad_request("reset_running_requests", f"reset_running_requests: must be false: {text}")
+    if reset_external:
+        raise bad_request("reset_external", "reset_external: must be false: name the storage tier in tiers")
+    query = [(name, value) for name, value in request.query_params.multi_items() if name not in _VLLM_QUERY]
+    answer = await _flushed(request, services, query)
+    return JSONResponse(answer.as_json(), answer.status)
 
 
 def _is_whole(message: FlushCache) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from fastapi import APIRouter, Query
@@ -13,6 +13,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from headwater.client.change_call import by_engine
 from headwater.client.engine_client import new_call_id
 from headwater.generation.answer_fields import Json
+from headwater.http_api.control.vllm.transfer_routes import backend_of
+from headwater.http_api.control.weights.group_routes import num_ranks
 from headwater.http_api.engine_answers import EngineAnswers, facts_of
 from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.monitoring.engine_metrics import used_pages
@@ -107,7 +109,12 @@ async def get_weight_version(services: InjectedServices) -> Response:
 
 @router.get("/server_info", summary="Show arguments and state")
 @router.get("/get_server_info", include_in_schema=False)
-async def server_info(services: InjectedServices) -> Response:
+async def server_info(
+    services: InjectedServices,
+    config_format: Annotated[
+        Literal["json"] | None, Query(description="`json`: add `vllm_config`, where clients of vLLM look.")
+    ] = None,
+) -> Response:
     """The arguments in force, secrets masked, and a snapshot of each engine in `internal_states`."""
     model, state = services.model, services.state
     engines = EngineAnswers(await services.engine_states()).entries(_internal_state)
@@ -127,6 +134,7 @@ async def server_info(services: InjectedServices) -> Response:
             "compute": _compute(model.compute),
             "internal_states": engines,
         }
+        | ({} if config_format is None else {"vllm_config": _vllm_config(services)})
     )
 
 
@@ -197,6 +205,24 @@ async def _weight_version(services: Services) -> str:
         if isinstance(state, EngineState):
             return state.weight_version
     return services.model.weight_version
+
+
+def _vllm_config(services: Services) -> Json:
+    """The parts of vLLM's configuration that trainers read."""
+    model, num_engines, backend = services.model, services.state.client.num_engines, backend_of(services)
+    return {
+        "model_config": {
+            "model": model.model_path,
+            "dtype": model.dtype,
+            "max_model_len": model.max_context,
+            "logprobs_mode": "raw_logprobs",  # before temperature and penalties
+        },
+        "parallel_config": {
+            "tensor_parallel_size": num_ranks(services) // num_engines,
+            "data_parallel_size": num_engines,
+        },
+        "weight_transfer_config": None if backend is None else {"backend": backend},
+    }
 
 
 def _compute(compute: ComputeFacts | None) -> Json | None:

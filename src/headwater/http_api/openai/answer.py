@@ -138,8 +138,17 @@ def start_generations(
 class OpenAIAnswer:
     """The answer to one body, whole or as a stream. It owns the generations, through its choices."""
 
-    def __init__(self, request: OpenAIRequest, envelope: Envelope, choices: Sequence[Choice]) -> None:
+    def __init__(
+        self,
+        request: OpenAIRequest,
+        envelope: Envelope,
+        choices: Sequence[Choice],
+        *,
+        prompt_ids: Sequence[int] | None = None,
+    ) -> None:
+        """`prompt_ids` are reported beside the choices, in a stream once."""
         self._request = request
+        self._prompt_ids: Json = {} if prompt_ids is None else {"prompt_token_ids": list(prompt_ids)}
         self._envelope = envelope
         self._choices = choices
         self._generations = [choice.generation for choice in choices]
@@ -154,6 +163,7 @@ class OpenAIAnswer:
         answer["metadata"] = metadata(self._generations[0].meta)
         if self._request.return_cached_tokens_details:
             answer["sglext"] = extension(self._generations, n=n)
+        answer |= self._prompt_ids
         return answer | {"choices": [{"index": i} | choice.whole() for i, choice in enumerate(self._choices)]}
 
     async def events(self) -> AsyncGenerator[bytes]:
@@ -178,7 +188,8 @@ class OpenAIAnswer:
             return b""  # the error comes next
         usage = self._continuous_usage(index)
         choice = self._choices[index]
-        events = b"".join([self._envelope.chunk(index, piece, extra=usage) for piece in choice.pieces(chunk)])
+        pieces = choice.pieces(chunk)
+        events = b"".join([self._envelope.chunk(index, piece, extra=usage | self._take_prompt()) for piece in pieces])
         if chunk.finish is None or is_error:
             return events
         return events + self._envelope.chunk(index, choice.end(chunk.finish), extra=self._last_fields(index) | usage)
@@ -193,6 +204,11 @@ class OpenAIAnswer:
             return {}
         choice = self._choices[index]
         return {"usage": usage_of([choice.generation], n=1, num_reasoning=choice.num_reasoning_tokens)}
+
+    def _take_prompt(self) -> Json:
+        """The prompt's ids, the first time."""
+        taken, self._prompt_ids = self._prompt_ids, {}
+        return taken
 
     def _last_fields(self, index: int) -> Json:
         generation = self._generations[index]

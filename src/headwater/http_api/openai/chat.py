@@ -5,7 +5,7 @@ from headwater.generation.assistant_message import AssistantMessage, MessageDelt
 from headwater.generation.model_facts import ModelFacts
 from headwater.generation.text_generation import TextChunk, TextGenerator
 from headwater.http_api.openai.answer import Envelope, OpenAIAnswer
-from headwater.http_api.openai.format import ChatLogprobs
+from headwater.http_api.openai.format import ChatLogprobs, TokenIds
 from headwater.http_api.openai.replies import Reply, start_replies
 from headwater.http_api.openai.schemas import ChatCompletionRequest
 from headwater.messages.generation import Finish, TokenLogprob
@@ -18,9 +18,13 @@ async def start_chat(request: ChatCompletionRequest, generator: TextGenerator, m
     kind = "chat.completion.chunk" if request.stream else "chat.completion"
     envelope = Envelope(request, model, prefix="chatcmpl", object=kind)
     replies = await start_replies(request, envelope.id, generator, model)
-    logprobs = ChatLogprobs(generator.tokenizer) if request.logprobs else None
-    choices = [ChatChoice(reply, logprobs, shows_reasoning=request.include_reasoning) for reply in replies]
-    return OpenAIAnswer(request, envelope, choices)
+    as_ids, with_ids = request.return_tokens_as_token_ids, request.return_token_ids
+    logprobs = ChatLogprobs(generator.tokenizer, as_ids=as_ids) if request.logprobs else None
+    choices = [
+        ChatChoice(reply, logprobs, shows_reasoning=request.include_reasoning, with_ids=with_ids) for reply in replies
+    ]
+    prompt_ids = list(replies[0].generation.request.prompt_ids) if with_ids else None
+    return OpenAIAnswer(request, envelope, choices, prompt_ids=prompt_ids)
 
 
 class ChatChoice:
@@ -29,8 +33,11 @@ class ChatChoice:
     `logprobs` are those of all generated tokens. Streamed, each piece has those of the tokens since the last piece.
     """
 
-    def __init__(self, reply: Reply, logprobs: ChatLogprobs | None, *, shows_reasoning: bool) -> None:
+    def __init__(
+        self, reply: Reply, logprobs: ChatLogprobs | None, *, shows_reasoning: bool, with_ids: bool = False
+    ) -> None:
         self.generation = reply.generation
+        self._token_ids = TokenIds(reply.generation, is_asked=with_ids)
         self._reply = reply
         self._logprobs = logprobs
         self._shows_reasoning = shows_reasoning
@@ -46,7 +53,8 @@ class ChatChoice:
         assert generation.finish is not None, "it has run to its end"
         message = _message(self._reply.whole(), shows_reasoning=self._shows_reasoning)
         logprobs = self._logprobs.content(generation.logprobs) if self._logprobs else None
-        return {"message": message, "logprobs": logprobs} | self._finish_fields(generation.finish)
+        fields = {"message": message, "logprobs": logprobs} | self._finish_fields(generation.finish)
+        return fields | self._token_ids.whole()
 
     def pieces(self, chunk: TextChunk) -> list[bytes]:
         pieces = [] if self._has_begun else [_ROLE]
@@ -54,10 +62,11 @@ class ChatChoice:
         if self._logprobs is not None:
             self._held_back.extend(chunk.logprobs)
         deltas = _deltas(self._reply.take(chunk), shows_reasoning=self._shows_reasoning)
-        if not deltas and chunk.finish is not None and self._held_back:
+        if not deltas and chunk.finish is not None and (self._held_back or self._token_ids.is_waiting):
             deltas = [b'{"content":""}']
         for delta in deltas:
-            pieces.append(b'"delta":%b,"logprobs":%b,"finish_reason":null' % (delta, self._take_logprobs()))
+            logprobs, ids = self._take_logprobs(), self._token_ids.take()
+            pieces.append(b'"delta":%b,"logprobs":%b,"finish_reason":null%b' % (delta, logprobs, ids))
         return pieces
 
     def end(self, finish: Finish) -> bytes:

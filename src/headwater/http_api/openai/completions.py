@@ -8,7 +8,7 @@ from headwater.generation.model_facts import ModelFacts, RequestLimits
 from headwater.generation.sampling import check_prompt
 from headwater.generation.text_generation import TextChunk, TextGeneration, TextGenerator
 from headwater.http_api.openai.answer import Envelope, OpenAIAnswer, check_model, start_generations
-from headwater.http_api.openai.format import CompletionLogprobs, finish_fields
+from headwater.http_api.openai.format import CompletionLogprobs, TokenIds, finish_fields
 from headwater.http_api.openai.sampling import openai_sampling
 from headwater.http_api.openai.schemas import CompletionRequest
 from headwater.messages.base import TokenArray
@@ -42,16 +42,23 @@ async def start_completion(
     choices = []
     for number, generation in enumerate(generations):
         echo = texts[number // request.n] if request.echo else ""
-        logprobs = None if asked is None else CompletionLogprobs(generator.tokenizer)
-        choices.append(CompletionChoice(generation, echo=echo, logprobs=logprobs))
+        logprobs = None
+        if asked is not None:
+            logprobs = CompletionLogprobs(generator.tokenizer, as_ids=request.return_tokens_as_token_ids)
+        with_ids = request.return_token_ids
+        choices.append(CompletionChoice(generation, echo=echo, logprobs=logprobs, with_ids=with_ids))
     return OpenAIAnswer(request, envelope, choices)
 
 
 class CompletionChoice:
     """A text that continues the prompt, or with `echo` begins with it."""
 
-    def __init__(self, generation: TextGeneration, *, echo: str, logprobs: CompletionLogprobs | None) -> None:
+    def __init__(
+        self, generation: TextGeneration, *, echo: str, logprobs: CompletionLogprobs | None, with_ids: bool = False
+    ) -> None:
         self.generation = generation
+        self._token_ids = TokenIds(generation, is_asked=with_ids)
+        self._prompt_ids = {"prompt_token_ids": list(generation.request.prompt_ids)} if with_ids else {}
         self._echo = echo
         self._logprobs = logprobs
         self._has_begun = False
@@ -64,20 +71,24 @@ class CompletionChoice:
         logprobs = None
         if self._logprobs is not None:
             logprobs = self._logprobs.columns([*generation.prompt_logprobs, *generation.logprobs])
-        return {"text": self._echo + generation.text, "logprobs": logprobs} | finish_fields(generation.finish)
+        fields = {"text": self._echo + generation.text, "logprobs": logprobs} | finish_fields(generation.finish)
+        return fields | self._token_ids.whole() | self._prompt_ids
 
     def pieces(self, chunk: TextChunk) -> list[bytes]:
-        text = chunk.text
+        text, ids = chunk.text, b""
         if not self._has_begun:
             self._has_begun = True
+            ids = b"," + json_bytes(self._prompt_ids)[1:-1] if self._prompt_ids else b""
             text = self._echo + text
             if self._logprobs is not None:
                 self._held_back.extend(self.generation.prompt_logprobs)
         if self._logprobs is not None:
             self._held_back.extend(chunk.logprobs)
-        if not text and (chunk.finish is None or not self._held_back):
+        is_waiting = bool(self._held_back) or self._token_ids.is_waiting
+        if not text and not ids and not (chunk.finish is not None and is_waiting):
             return []
-        return [b'"text":%b,"logprobs":%b,"finish_reason":null' % (json_bytes(text), self._take_logprobs())]
+        ids += self._token_ids.take()
+        return [b'"text":%b,"logprobs":%b,"finish_reason":null%b' % (json_bytes(text), self._take_logprobs(), ids)]
 
     def end(self, finish: Finish) -> bytes:
         return json_bytes({"text": "", "logprobs": None} | finish_fields(finish))[1:-1]

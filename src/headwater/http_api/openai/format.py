@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from headwater.generation.answer_fields import Json, cached_tokens, cached_tokens_details
+from headwater.generation.answer_fields import Json, cached_tokens, cached_tokens_details, json_bytes
 from headwater.generation.text_generation import TextGeneration
 from headwater.messages.generation import Finish, OutputMeta, TokenLogprob
 from headwater.tokenization.tokenizer import Tokenizer
@@ -38,14 +38,43 @@ def extension(generations: Sequence[TextGeneration], *, n: int) -> Json:
 
 
 def metadata(meta: OutputMeta | None) -> Json:
-    return {"weight_version": "" if meta is None else meta.weight_version}
+    if meta is None:
+        return {"weight_version": ""}
+    mixture = {"weights_versions": [list(span) for span in meta.weights_versions]} if meta.weights_versions else {}
+    return {"weight_version": meta.weight_version} | mixture
+
+
+class TokenIds:
+    """The `token_ids` of one choice, on request; in a stream those that the last piece did not have yet."""
+
+    def __init__(self, generation: TextGeneration, *, is_asked: bool) -> None:
+        self._generation = generation
+        self._is_asked = is_asked
+        self._num_taken = 0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a stream has yet to report some."""
+        return self._is_asked and self._num_taken < len(self._generation.token_ids)
+
+    def whole(self) -> Json:
+        return {"token_ids": list(self._generation.token_ids)} if self._is_asked else {}
+
+    def take(self) -> bytes:
+        """The field for the next piece, with a comma before it; empty if it was not asked for."""
+        if not self._is_asked:
+            return b""
+        ids = self._generation.token_ids[self._num_taken :]
+        self._num_taken += len(ids)
+        return b',"token_ids":%b' % json_bytes(ids)
 
 
 class ChatLogprobs:
-    """`logprobs.content` of chat completions."""
+    """`logprobs.content` of chat completions. With `as_ids`, a token is named `token_id:ID` instead of by its text."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, as_ids: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._as_ids = as_ids
 
     def content(self, items: Iterable[TokenLogprob]) -> Json:
         return {"content": [self._position(item) for item in items]}
@@ -58,17 +87,21 @@ class ChatLogprobs:
 
     def _token(self, token_id: int, logprob: float | None) -> Json:
         return {
-            "token": self._tokenizer.token_text(token_id),
+            "token": _id_name(token_id) if self._as_ids else self._tokenizer.token_text(token_id),
             "bytes": list(self._tokenizer.token_bytes(token_id)),
             "logprob": logprob,
         }
 
 
 class CompletionLogprobs:
-    """`logprobs` of one choice of a completion; keeps the offset in the text from chunk to chunk."""
+    """`logprobs` of one choice of a completion; keeps the offset in the text from chunk to chunk.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    With `as_ids`, a token is named `token_id:ID` instead of by its text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, as_ids: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._as_ids = as_ids
         self._offset = 0  # in characters
 
     def columns(self, items: Iterable[TokenLogprob]) -> Json:
@@ -78,12 +111,12 @@ class CompletionLogprobs:
         logprobs: list[float | None] = []
         top_logprobs: list[dict[str, float] | None] = []
         for item in items:
-            token = self._tokenizer.token_text(item.token_id)
+            token = self._name(item.token_id)
             tokens.append(token)
             offsets.append(self._offset)
             logprobs.append(item.logprob)
             top_logprobs.append(self._top(token, item))
-            self._offset += len(token)
+            self._offset += len(self._tokenizer.token_text(item.token_id))
         return {
             "tokens": tokens,
             "token_logprobs": logprobs,
@@ -96,5 +129,13 @@ class CompletionLogprobs:
             return None
         top: dict[str, float] = {}
         for token_id, logprob in zip(item.top_ids, item.top_logprobs, strict=True):
-            top.setdefault(self._tokenizer.token_text(token_id), logprob)  # the likelier of two with one text
+            top.setdefault(self._name(token_id), logprob)  # the likelier of two with one text
         return top | {token: item.logprob}
+
+    def _name(self, token_id: int) -> str:
+        return _id_name(token_id) if self._as_ids else self._tokenizer.token_text(token_id)
+
+
+def _id_name(token_id: int) -> str:
+    """As vLLM names tokens that have no text of their own."""
+    return f"token_id:{token_id}"

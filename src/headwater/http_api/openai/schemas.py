@@ -52,6 +52,12 @@ class OpenAIRequest(SamplingFields, OptionFields, OpenAIGrammarFields):
     return_cached_tokens_details: bool = Field(
         default=False, description="Report in `sglext` on which tier cached prompt tokens were found."
     )
+    return_token_ids: bool = Field(
+        default=False, description="Report the token ids of prompts and answers (`prompt_token_ids`, `token_ids`)."
+    )
+    return_tokens_as_token_ids: bool = Field(
+        default=False, description="Name tokens in log-probabilities `token_id:ID` instead of by their text."
+    )
     return_partial_on_abort: bool = Field(
         default=False,
         description="Answer an aborted request with the text so far and `finish_reason: abort`, not with an error.",

@@ -73,6 +73,9 @@ class AnswerMetadata(Shape):
     """More about an answer."""
 
     weight_version: Annotated[str, says("The label of the weights that computed it.")]
+    weights_versions: Annotated[
+        list[tuple[str, int]] | UnsetType, says("If they changed on the way: each label and its first token.")
+    ] = UNSET
 
 
 class Extension(Shape):
@@ -144,6 +147,7 @@ class ChatCompletionChoice(Shape):
     logprobs: Annotated[ChatLogprobs | None, says("With `logprobs`.")]
     finish_reason: Annotated[FinishReason, says("Why the answer ended.")]
     matched_stop: Annotated[str | int | None, says("The stop string or token that ended it.")]
+    token_ids: Annotated[list[int] | UnsetType, says("With `return_token_ids`: of the answer.")] = UNSET
 
 
 class ChatCompletion(CompletionHead):
@@ -154,6 +158,7 @@ class ChatCompletion(CompletionHead):
     usage: Annotated[Usage, says("Tokens of the request.")]
     metadata: Annotated[AnswerMetadata, says("More about the answer.")]
     sglext: Annotated[Extension | UnsetType, says("With `return_cached_tokens_details`.")] = UNSET
+    prompt_token_ids: Annotated[list[int] | UnsetType, says("With `return_token_ids`: of the prompt.")] = UNSET
 
 
 class ChatDelta(Shape):
@@ -174,6 +179,7 @@ class ChatChunkChoice(Shape):
     logprobs: Annotated[ChatLogprobs | None, says("Of the new tokens.")]
     finish_reason: Annotated[FinishReason | None, says("Why the answer ended; null before its end.")]
     matched_stop: Annotated[str | int | UnsetType | None, says("In the last event of a choice.")] = UNSET
+    token_ids: Annotated[list[int] | UnsetType, says("With `return_token_ids`: of the new tokens.")] = UNSET
 
 
 class ChatCompletionChunk(CompletionHead):
@@ -184,6 +190,7 @@ class ChatCompletionChunk(CompletionHead):
     usage: Annotated[Usage | UnsetType | None, says("With `stream_options.include_usage`, in the last event.")] = UNSET
     metadata: Annotated[AnswerMetadata | UnsetType, says("In the last event of a choice.")] = UNSET
     sglext: Annotated[Extension | UnsetType, says("With `return_cached_tokens_details`, in the last event.")] = UNSET
+    prompt_token_ids: Annotated[list[int] | UnsetType, says("With `return_token_ids`, in the first event.")] = UNSET
 
 
 class CompletionLogprobs(Shape):
@@ -203,6 +210,8 @@ class CompletionChoice(Shape):
     logprobs: Annotated[CompletionLogprobs | None, says("With `logprobs`.")]
     finish_reason: Annotated[FinishReason | None, says("Why the text ended; null before its end.")]
     matched_stop: Annotated[str | int | UnsetType | None, says("The stop string or token that ended it.")] = UNSET
+    token_ids: Annotated[list[int] | UnsetType, says("With `return_token_ids`: those of the text.")] = UNSET
+    prompt_token_ids: Annotated[list[int] | UnsetType, says("The same of the prompt; in a stream once.")] = UNSET
 
 
 class Completion(CompletionHead):

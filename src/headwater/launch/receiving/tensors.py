@@ -38,13 +38,13 @@ class Group:
             self._receive_on_gpu(call)
             return
         bucket = _Bucket(call.names, call.dtypes, call.shapes, path=call.path)
-        for tensor in [bucket.bytes_of_all()] if call.is_flattened else bucket.tensors():
+        for tensor in bucket.pieces(_piece_sizes(call)) if call.is_flattened else bucket.tensors():
             dist.broadcast(tensor, group_src=0, group=self._group)
 
     def _receive_on_gpu(self, call: ReceiveBucket) -> None:
-        sizes = _sizes(call.dtypes, call.shapes)
         if call.is_flattened:
-            received = [torch.empty(sum(sizes), dtype=torch.uint8, device=self._device)]
+            sizes = _piece_sizes(call)
+            received = [torch.empty(num_bytes, dtype=torch.uint8, device=self._device) for num_bytes in sizes]
         else:
             received = [
                 torch.empty(shape, dtype=_DTYPES[dtype], device=self._device)
@@ -123,6 +123,16 @@ def _sizes(dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> list[int
     return [math.prod(shape) * ITEM_BYTES[dtype] for dtype, shape in zip(dtypes, shapes, strict=True)]
 
 
+def _piece_sizes(call: ReceiveBucket) -> list[int]:
+    """Bytes of each piece of a flattened bucket: a piece ends with the tensor that takes it over `piece_bytes`."""
+    pieces = [0]
+    for num_bytes in _sizes(call.dtypes, call.shapes):
+        if call.piece_bytes and pieces[-1] > call.piece_bytes:
+            pieces.append(0)
+        pieces[-1] += num_bytes
+    return pieces
+
+
 class _Bucket:
     """A safetensors file of given tensors, mapped. Without a path, the same in private memory."""
 
@@ -145,9 +155,10 @@ class _Bucket:
             self._memory = mmap.mmap(-1, total)
         self._memory[: len(header)] = header
 
-    def bytes_of_all(self) -> torch.Tensor:
-        """All tensors as one piece of bytes."""
-        return torch.frombuffer(self._memory, dtype=torch.uint8, offset=self._start, count=self._num_bytes)
+    def pieces(self, sizes: Sequence[int]) -> list[torch.Tensor]:
+        """All tensors as bytes, in pieces of these sizes."""
+        whole = torch.frombuffer(self._memory, dtype=torch.uint8, offset=self._start, count=self._num_bytes)
+        return list(whole.split(list(sizes)))
 
     def tensors(self) -> list[torch.Tensor]:
         """The tensors in their places in the file, as bytes where a place does not fit the numbers' size."""

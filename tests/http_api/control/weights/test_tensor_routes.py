@@ -2,17 +2,20 @@
 
 import asyncio
 import base64
+import contextlib
 import math
 import os
 import random
-from collections.abc import Iterator
-from dataclasses import replace
+import sys
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from api_under_test import Api, api, until
-from handmade_pickles import dumps, shared
+from handmade_pickles import Named, dumps, shared
 from loop_engines import VOCAB_SIZE, LoopEngine, expected, loop_engines, prompt_of
 
 from headwater.devices.safetensors_header import build_header
@@ -360,3 +363,80 @@ async def test_the_calls_of_miles_and_slime_with_tensors(engine: LoopEngine, are
         await call(server, "/continue_generation", {})
         assert await text_of(server, prompt) == (expected_tokens(prompt, 4, VOCAB_SIZE, answer["weights_id"]), "2")
         assert (await server.http.get("/get_weight_version")).json()["weight_version"] == "2"
+
+
+@pytest.fixture
+def flattened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """Makes SGLang's flattened buckets of zeros: bytes of several tensors as one, and where each of them lies."""
+    module = types.ModuleType("sglang.srt.weight_sync.tensor_bucket")
+    fields = ["name", "shape", "dtype", "start_idx", "end_idx", "numel"]
+    metadata_class = make_dataclass("FlattenedTensorMetadata", fields)
+    metadata_class.__module__ = module.__name__
+    module.FlattenedTensorMetadata = metadata_class  # type: ignore[attr-defined]
+    for package in ("sglang", "sglang.srt", "sglang.srt.weight_sync"):
+        monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with contextlib.ExitStack() as stack:
+
+        def make(**shapes: tuple[int, ...]) -> str:
+            name = f"torch_{os.getpid()}_{random.getrandbits(31)}_0"
+            metadata, at = [], 0
+            for tensor, shape in shapes.items():
+                size = Named("torch", "Size", shape)
+                end = at + 4 * math.prod(shape)
+                metadata.append(metadata_class(tensor, size, Named("torch", "float32"), at, end, end - at))
+                at = end
+            path = Path("/dev/shm") / name
+            path.write_bytes(bytes(64 + at))
+            stack.callback(path.unlink)
+            whole = shared(f"/{name}".encode(), at, "uint8", (at,), (1,))
+            return base64.b64encode(dumps({"flattened_tensor": whole, "metadata": metadata})).decode()
+
+        yield make
+
+
+async def test_the_calls_of_verl_with_flattened_buckets(
+    engine: LoopEngine, area: StagingArea, flattened: Callable[..., str]
+) -> None:
+    """Its step: lend the memory, take the weights' back, buckets, flush, take the cache's back. Rollouts wait."""
+    async with api(engine, staging=area, allows_pickles=True, admin_api_key="root") as server:
+        server.http.headers["authorization"] = "Bearer root"
+        assert (await server.http.get("/health_generate")).status_code == 200
+        for step in range(2):
+            assert (await server.http.get("/flush_cache")).status_code == 200
+            await call(server, "/release_memory_occupation", {"tags": ["kv_cache", "weights"]})
+            early = asyncio.create_task(text_of(server, prompt_of(5), 6))
+            await until(lambda: engine.parts.scheduler.waiting)
+            await call(server, "/resume_memory_occupation", {"tags": ["weights"]})
+            for payload in (flattened(weight=(1,)), flattened(bias=(2,)), flattened(weight=(1,), bias=(2,))):
+                body = {
+                    "serialized_named_tensors": [payload, payload],  # one for each rank that it knows of
+                    "load_format": "flattened_bucket",
+                    "flush_cache": False,
+                    "weight_version": str(step),
+                }
+                answer = await call(server, ROUTE, body)
+            assert (await server.http.get("/flush_cache")).status_code == 200
+            assert not early.done()
+            await call(server, "/resume_memory_occupation", {"tags": ["kv_cache"]})
+            assert await early == (expected_tokens(prompt_of(5), 6, VOCAB_SIZE, answer["weights_id"]), str(step))
+            tokens, label = await text_of(server, prompt_of(step))
+            assert (tokens, label) == (
+                expected_tokens(prompt_of(step), 4, VOCAB_SIZE, answer["weights_id"]), str(step)
+            )  # fmt: skip
+
+
+async def test_a_flattened_bucket_of_a_bracket_that_does_not_fit_leaves_the_old_weights(
+    engine: LoopEngine, area: StagingArea, flattened: Callable[..., str]
+) -> None:
+    async with api(engine, staging=area, allows_pickles=True, admin_api_key="root") as server:
+        server.http.headers["authorization"] = "Bearer root"
+        await call(server, "/pause_generation", {"mode": "retract"})
+        await call(server, "/begin_weight_update", {})
+        body = {"load_format": "flattened_bucket", "flush_cache": False}
+        await call(server, ROUTE, body | {"serialized_named_tensors": [flattened(weight=(1,))]})
+        wrong = await call(server, ROUTE, body | {"serialized_named_tensors": [flattened(bias=(3,))]}, status=400)
+        assert "has shape [3]" in wrong["message"]
+        assert (await server.post("/end_weight_update", {})).status_code == 400
+        await call(server, "/continue_generation", {})
+        assert await text_of(server, prompt_of(1)) == (expected(prompt_of(1), 4), "default")

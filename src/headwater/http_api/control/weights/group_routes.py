@@ -33,6 +33,11 @@ async def init_weights_update_group(body: Annotated[InitGroup, Body()], services
     on. A group that does not come together in `timeout` seconds (default 120) is a 400, and may be tried again.
     """
     services.require_loaded()
+    return await server_joins(body, services)
+
+
+async def server_joins(body: InitGroup, services: Services) -> Response:
+    """Become members of the group; the answer of the call."""
     try:
         timeout_s = services.control_timeout_s(body.timeout, default_s=INIT_TIMEOUT_S)
         spec = _spec(body, services)
@@ -66,11 +71,18 @@ async def update_weights_from_distributed(
     one, the tensors are swapped in at once. If the trainer ends, or sends nothing for `timeout` seconds, the answer is
     a 400, the old weights serve on, and the group can be made anew.
     """
+    return await receive_broadcast(body, request, services)
+
+
+async def receive_broadcast(
+    body: WeightsFromDistributed, request: Request, services: Services, *, piece_bytes: int = 0
+) -> Response:
+    """The answer to a bucket that is broadcast, `piece_bytes` in a piece (messages/receiving.py)."""
     arrived_s = asyncio.get_running_loop().time()
     services.require_loaded()
     try:
         timeout_s = services.control_timeout_s(body.timeout, default_s=DEFAULT_TIMEOUT_S)
-        bucket = _bucket(body)
+        bucket = _bucket(body, piece_bytes)
         has_begun = False
 
         async def fill(file: BucketFile) -> None:
@@ -98,7 +110,7 @@ def _spec(body: InitGroup, services: Services) -> GroupSpec:
     is_on_gpus = services.model.device != "cpu"
     if body.backend == "nccl" and not is_on_gpus:
         raise bad_request("backend", "backend nccl needs GPUs; this server computes on a CPU: make a group with gloo")
-    num_members = services.state.client.num_engines * int(str(services.state.server_args.get("tp_size", 1)))
+    num_members = num_ranks(services)
     if not 1 <= body.rank_offset <= body.world_size - num_members:
         text = f"rank_offset must be from 1 to {body.world_size - num_members}: the server has {num_members} ranks"
         raise bad_request("rank_offset", f"{text} of {body.world_size}, and rank 0 is the trainer's")
@@ -113,7 +125,12 @@ def _spec(body: InitGroup, services: Services) -> GroupSpec:
     )
 
 
-def _bucket(body: WeightsFromDistributed) -> ReceiveBucket:
+def num_ranks(services: Services) -> int:
+    """Ranks of all engines."""
+    return services.state.client.num_engines * int(str(services.state.server_args.get("tp_size", 1)))
+
+
+def _bucket(body: WeightsFromDistributed, piece_bytes: int) -> ReceiveBucket:
     if not len(body.tensor_names) == len(body.dtypes) == len(body.shapes) or not body.tensor_names:
         raise bad_request("names", "names, dtypes and shapes must have the same length, at least 1")
     if len(set(body.tensor_names)) < len(body.tensor_names):
@@ -128,8 +145,9 @@ def _bucket(body: WeightsFromDistributed) -> ReceiveBucket:
         names=tuple(body.tensor_names),
         dtypes=dtypes,
         shapes=tuple(tuple(shape) for shape in body.shapes),
-        is_flattened=body.load_format == "flattened_bucket",
+        is_flattened=body.load_format == "flattened_bucket" or piece_bytes > 0,
         path="",
+        piece_bytes=piece_bytes,
     )
 
 

@@ -103,6 +103,16 @@ class WeightReceiver:
         with _in_words():
             return self._transfers.abort(transfer_id, now_s=_now_s())
 
+    @property
+    def open_id(self) -> str | None:
+        """The `transfer_id` of the open bracket."""
+        return self._transfers.open.transfer_id if self._transfers.open is not None else None
+
+    def abort_if_open(self, transfer_id: str) -> None:
+        """Give this bracket up, if it is still open."""
+        if self.open_id == transfer_id:
+            self.abort(transfer_id)
+
     @asynccontextmanager
     async def update_of(self, transfer: Transfer, *, timeout_s: float) -> AsyncIterator[UpdateWeights]:
         """The change that puts a complete transfer in place. Its folder stays while the weights do.

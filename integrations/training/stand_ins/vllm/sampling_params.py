@@ -1,0 +1,5 @@
+"""See the package."""
+
+from vllm import NotHere
+
+StructuredOutputsParams = NotHere
