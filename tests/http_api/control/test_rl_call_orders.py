@@ -182,3 +182,22 @@ async def test_areal(engine: LoopEngine) -> None:
             again = (await server.post("/generate", body)).json()
             assert again["output_ids"] == expected_tokens(prompt_of(name) + done, LONG - len(done), VOCAB_SIZE, "w1")
             assert again["meta_info"]["cached_tokens"] == 0
+
+
+async def test_an_abort_by_prefix_keeps_the_tokens_so_far_and_other_requests(engine: LoopEngine) -> None:
+    """Of one adapter's rollouts, as miles ends them: what was sampled is in the answers, to the token."""
+    async with api(engine) as server:
+        engine.step_s = 0.02
+        names = {"lora-a_1": 1, "lora-a_2": 2, "lora-b_1": 3}
+        bodies = [rollout_body(prompt_of(number), 30) | {"rid": name} for name, number in names.items()]
+        tasks = [asyncio.ensure_future(server.post("/generate", body)) for body in bodies]
+        await until(lambda: sum(it.num_outputs >= 3 for it in engine.parts.scheduler.running) == len(names))
+        await post(server, "/abort_request", {"rid": "lora-a_", "prefix": True})
+        engine.step_s = 0.0
+        *ended, kept = [(await task).json() for task in tasks]
+        assert kept["output_ids"] == expected(prompt_of(3), 30)
+        for number, answer in enumerate(ended, 1):
+            ids, meta = answer["output_ids"], answer["meta_info"]
+            assert (meta["finish_reason"]["type"], meta["completion_tokens"]) == ("abort", len(ids))
+            assert 3 <= len(ids) < 30 and ids == expected(prompt_of(number), 30)[: len(ids)]
+            assert [entry[1] for entry in meta["output_token_logprobs"]] == ids

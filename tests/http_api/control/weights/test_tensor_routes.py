@@ -157,8 +157,11 @@ async def test_a_trainer_that_dies_in_a_bracket_leaves_the_old_weights(
 ) -> None:
     prompt = prompt_of(1)
     async with api(engine, staging=area) as server:
-        await call(server, "/begin_weight_update", {"timeout": 0.05})
+        await call(server, "/begin_weight_update", {"timeout": 30})
         await push(server, BOTH)
+        receiver = server.app.state.services.weights
+        receiver._transfers.open.deadline_s = asyncio.get_running_loop().time() + 0.01
+        receiver._watch()
         await until(lambda: files(shm) == [])  # without any call
         assert "not ended by its deadline" in (await push(server, BOTH, status=400))["message"]
         assert "not ended by its deadline" in (await call(server, "/end_weight_update", status=400))["message"]
