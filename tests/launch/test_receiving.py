@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from headwater.devices.gpu_note import FILLING, FREED, GpuNote, read_note, write_note
 from headwater.launch.receiving import device_copies, tensors
 from headwater.launch.receiving.device_copies import FileWriter
-from headwater.messages.receiving import CopyFromGpu
+from headwater.messages.receiving import CopyFromGpu, ReceiveBucket
 from headwater.transports.staging import StagingArea
 
 pytestmark = pytest.mark.slow
@@ -122,3 +122,13 @@ def test_notes_follow_their_buckets(tmp_path: Path) -> None:
             bucket.discard()
     assert sorted(path.name for path in folder.path.iterdir()) == ["000001.gpu", "000001.safetensors"]
     area.close()
+def test_packed_tensors_come_in_pieces_that_end_over_the_size() -> None:
+    """As vLLM's trainers cut them: a tensor is never split, and one of the very size does not end its piece."""
+    bucket = ReceiveBucket(
+        names=tuple("abcde"), dtypes=("F32", "BF16", "F32", "F32", "F32"), shapes=((2,), (4,), (3,), (), (9,)),
+        is_flattened=True, path="", piece_bytes=16,
+    )  # fmt: skip
+    whole = tensors._Bucket(bucket.names, bucket.dtypes, bucket.shapes, path="")
+    assert [len(piece) for piece in whole.pieces(tensors._piece_sizes(bucket))] == [8 + 8 + 12, 4 + 36]
+    assert tensors._piece_sizes(msgspec.structs.replace(bucket, piece_bytes=0)) == [8 + 8 + 12 + 4 + 36]
+    assert tensors._piece_sizes(msgspec.structs.replace(bucket, piece_bytes=1)) == [8, 8, 12, 4, 36]
