@@ -60,6 +60,7 @@ def train(url: str, folder: Path, *, num_steps: int) -> dict[str, Any]:
     command = [PYTHON, HERE / "grpo_trainer.py", "--url", url, "--model", folder / "model", "--report", report]
     environment = os.environ | {
         "PYTHONPATH": str(HERE / "stand_ins"), "HF_HUB_OFFLINE": "1", "HOME": str(folder), "NO_PROXY": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",  # so small a model gains nothing by more, and the server needs a core
     }  # fmt: skip
     ran = subprocess.run(
         [*map(str, command), "--steps", str(num_steps), "--group-port", str(free_port())],

@@ -122,6 +122,8 @@ def test_notes_follow_their_buckets(tmp_path: Path) -> None:
             bucket.discard()
     assert sorted(path.name for path in folder.path.iterdir()) == ["000001.gpu", "000001.safetensors"]
     area.close()
+
+
 def test_packed_tensors_come_in_pieces_that_end_over_the_size() -> None:
     """As vLLM's trainers cut them: a tensor is never split, and one of the very size does not end its piece."""
     bucket = ReceiveBucket(

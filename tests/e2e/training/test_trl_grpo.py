@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 NUM_STEPS = 12
 
 
+@pytest.mark.timeout(900)  # three processes, on a machine that may be busy
 def test_trl_trains_with_rollouts_of_this_server(tmp_path: Path) -> None:
     if not PYTHON.exists():
         if os.environ.get("CI") == "true":

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 NUM_STREAMS, NUM_UPDATES = 64, 4
 
 
+@pytest.mark.timeout(900)  # 64 streams, on a machine that may be busy
 def test_no_token_is_lost_or_stale_across_updates(tmp_path: Path) -> None:
     write_model(tmp_path)
     models = two_sets(tmp_path)
