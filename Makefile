@@ -85,8 +85,9 @@ test: dev  ## All tests, fast and slow, in JOBS processes
 # a library for each instruction set that the processor runs, and numpy without any
 ISA_TESTS := tests/devices/cpu/test_cpu_layers.py tests/devices/test_step_attention.py tests/models/test_loader.py
 ISAS = $$($(BIN)/python -c 'from headwater.devices.cpu.kernel_build import usable_instruction_sets as f; print(*(i.name for i in f()))')
-test-isa: dev  ## The CPU's layers, attention and loading with each set of kernels, and without; sanitizers; all sets compile
-	$(BIN)/python -m pytest -q tests/release/all_sets_compile.py tests/devices/cpu/under_sanitizers.py
+COMPILING := tests/release/all_sets_compile.py tests/devices/cpu/under_sanitizers.py tests/devices/cuda/kernels_compile.py
+test-isa: dev  ## The CPU's layers, attention and loading with each set of kernels, and without; sanitizers; all kernels compile
+	$(BIN)/python -m pytest -q $(COMPILING)
 	for isa in $(ISAS); do HEADWATER_CPU_ISA=$$isa $(BIN)/python -m pytest -q -k "not cuda" $(ISA_TESTS) || exit 1; done
 	HEADWATER_NATIVE=0 $(BIN)/python -m pytest -q -k "not cuda" $(ISA_TESTS)
 

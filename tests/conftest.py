@@ -1,5 +1,6 @@
 """What all tests share: warnings that are not ours, and nothing that reaches out of this machine."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -24,7 +25,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     They collect the same files in one order, so each would rewrite all of them at the same time: 10 s of CPU.
     """
     worker = os.environ.get("PYTEST_XDIST_WORKER")
-    if worker is None or sys.dont_write_bytecode:
+    if worker is None:
+        return
+    gc.disable()  # until the files are collected: they make a million objects, and all of them stay
+    if sys.dont_write_bytecode:
         return
     number, count = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     for path in sorted(Path(__file__).parent.rglob("test_*.py"))[number::count]:
@@ -35,7 +39,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             rewrite._write_pyc(session.config.stash[rewrite.assertstate_key], code, source_hash, bytecode)
 
 
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
+
+
 def pytest_collection_finish() -> None:
+    gc.freeze()  # or each collection of garbage would look at the files again
+    gc.enable()
     if "triton.runtime.interpreter" in sys.modules:
         from interpreted_triton import hasten
 

@@ -1,6 +1,7 @@
 """docs/threads.md: the tests that it names as proofs exist, and every row has one."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ def rows() -> list[list[str]]:
     return cells
 
 
+@functools.cache
 def functions_in(name: str) -> set[str]:
     """The test functions of all files of that name: folders may change."""
     return {

@@ -1,5 +1,6 @@
-"""A tiny model as a GGUF file, and a file that several loads read once."""
+"""A tiny model as a GGUF file; reading real ones in less time."""
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -78,6 +79,17 @@ def write_gguf_model(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@contextmanager
+def quick_reader() -> Iterator[None]:
+    """transformers reads a file twice, number by number from a memory map, and makes a map of names for each module."""
+    memmap = np.memmap
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "memmap", lambda *args, **options: memmap(*args, **options).view(np.ndarray))
+        patch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
+        patch.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
+        yield
 
 
 @contextmanager

@@ -200,15 +200,20 @@ def _prompts(count: int, vocab_size: int) -> list[list[int]]:
     return prompts
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize("num_host_pages", [0, 400], ids=["device", "host"])
-def test_text_is_transformers_under_sharing_retraction_restores_and_flushes(name, num_host_pages, tmp_path):
-    """Prompts in any order over a pool of a third of what they need, flushes in between."""
-
-    reference = make_tiny_model(name, tmp_path)
+@pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3"])
+def told(request, tmp_path_factory) -> tuple[Path, list[list[int]], list[list[int]]]:
+    """A model's folder, prompts, and what transformers writes for each."""
+    folder = tmp_path_factory.mktemp(request.param)
+    reference = make_tiny_model(request.param, folder)
     prompts = _prompts(16, VOCAB_SIZE)
-    expected = [greedy_text(reference, prompt, NUM_OUTPUTS) for prompt in prompts]
-    engine = RealEngine(tmp_path, num_pages=50, num_host_pages=num_host_pages)
+    return folder, prompts, [greedy_text(reference, prompt, NUM_OUTPUTS) for prompt in prompts]
+
+
+@pytest.mark.parametrize("num_host_pages", [0, 400], ids=["device", "host"])
+def test_text_is_transformers_under_sharing_retraction_restores_and_flushes(told, num_host_pages):
+    """Prompts in any order over a pool of a third of what they need, flushes in between."""
+    folder, prompts, expected = told
+    engine = RealEngine(folder, num_pages=50, num_host_pages=num_host_pages)
     source = random.Random(1)
     for lap in range(2):
         for index in source.sample(range(len(prompts)), len(prompts)):

@@ -1,9 +1,7 @@
 """Greedy text of the runner against transformers' generate: token for token in float32."""
 
-import functools
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -16,7 +14,7 @@ from headwater.execution.cpu_runner import CpuRunner
 from headwater.launch.default_model import ensure_default_model
 from headwater.models.loader import load_model, resolve_model
 from headwater.tokenization.tokenizer import Tokenizer
-from tiny_gguf import read_once
+from tiny_gguf import quick_reader, read_once
 from tiny_models import MODEL_NAMES, VOCAB_SIZE, greedy_text, is_greedy_text, make_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -108,7 +106,7 @@ def test_a_retracted_request_goes_on_with_the_same_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(900)  # two models in float32; minutes where other processes take the cores
-def test_the_default_model_matches_transformers_on_the_same_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_model_matches_transformers_on_the_same_file() -> None:
     """5 texts of 24 tokens out of the quantised GGUF: dequantisation, row order and tied head are right.
 
     Chunks, batches and pages are crossed; that any of them gives the same text is a matter of the tiny models.
@@ -118,12 +116,8 @@ def test_the_default_model_matches_transformers_on_the_same_file(monkeypatch: py
     prompts = [tokenizer.encode(TEXT.format(subject)) for subject in SUBJECTS]
     with read_once():
         runner = _runner(path, page_size=16, max_running=len(prompts))
-        # transformers reads the file twice, number by number, and makes the map of names for each module
-        memmap = np.memmap
-        monkeypatch.setattr(np, "memmap", lambda *args, **options: memmap(*args, **options).view(np.ndarray))
-        monkeypatch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
-        monkeypatch.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
-        reference = _load_gguf_with_transformers(path)
+        with quick_reader():
+            reference = _load_gguf_with_transformers(path)
     driver = StepDriver(runner)
     requests = [driver.add(prompt, slot=slot) for slot, prompt in enumerate(prompts)]
     driver.run(requests, num_outputs=NUM_OUTPUTS, chunk=37)

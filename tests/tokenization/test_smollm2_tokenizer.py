@@ -7,6 +7,7 @@ import pytest
 from headwater.launch.default_model import ensure_default_model
 from headwater.tokenization.text_stream import TextStream
 from headwater.tokenization.tokenizer import Tokenizer
+from tiny_gguf import quick_reader
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +92,8 @@ def reference():
     from transformers import AutoTokenizer
 
     path = ensure_default_model(progress=False)
-    loaded = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    with quick_reader():
+        loaded = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     loaded.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), loaded.backend_tokenizer.pre_tokenizer]
     )

@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels for a card that is not there; run by test_triton_compiles.py in a process of its own.
+"""Compiles the Triton kernels for a card that is not there; run by kernels_compile.py in a process of its own.
 
 Their callers run as they are, on tensors in ordinary memory; in place of a launch stands the compilation for a Hopper
 card. Prints a line of JSON: group -> kernel -> shared memory in bytes, or what went wrong.

@@ -1,4 +1,7 @@
-"""The Triton kernels compile for a card and fit on it. The interpreter takes Python that the compiler does not."""
+"""The Triton kernels compile for a card and fit on it. The interpreter takes Python that the compiler does not.
+
+`make test-isa` runs this file, `make test` does not: the compiler takes a minute of CPU.
+"""
 
 import json
 import os
