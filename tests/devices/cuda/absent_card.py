@@ -18,6 +18,7 @@ from attention_setting import Setting
 from headwater.devices.adapters import AdapterShape
 from headwater.devices.cuda.adapters import CudaAdapters
 from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.cuda.kernels.fixed import fixed_logsumexp
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_allowed, choose_greedy
 from headwater.devices.cuda.kernels.head_copy import copy_heads
 from headwater.devices.cuda.kernels.one_shot import OneShotBuffers, one_shot_all_reduce
@@ -80,6 +81,22 @@ def layers() -> None:
         device.pack_gated_linear(weight, weight)(x)
 
 
+def deterministic() -> None:
+    """The kernels of --deterministic: products, the attention that masks all blocks, the sum of a row's logits."""
+    device = CudaDevice(torch.device("cpu"), is_deterministic=True)
+    setting = Setting([(20, 900)], dtype=torch.bfloat16, kv_dtype=None, geometry=(8, 2, 128), has_norm=True)
+    setting.run(device, layer=1)
+    for dtype in (torch.bfloat16, torch.float32):
+        weight, bias = torch.zeros(1024, 512, dtype=dtype), torch.zeros(1024, dtype=dtype)
+        for num_tokens in (1, 70):
+            x = torch.zeros(num_tokens, 512, dtype=dtype)
+            device.pack_linear([weight], [bias])(x)
+            device.pack_linear([weight]).add_to(torch.zeros(num_tokens, 1024), x)
+            device.pack_linear([weight]).logits(x)
+            device.pack_gated_linear(weight, weight)(x)
+    fixed_logsumexp(torch.zeros(2, 9000))
+
+
 def adapters() -> None:
     """Few rows and many, in both dtypes of activations."""
     sites = {"qkv": (1024, (512, 128, 128)), "o": (512, (1024,)), "gate_up": (1024, (700, 700)), "down": (700, (1024,))}
@@ -128,6 +145,7 @@ GROUPS: dict[str, Callable[[], None]] = {
     "float32-large-heads": lambda: attention(torch.float32, None, (4, 2, 256)),
     "float8": lambda: attention(torch.bfloat16, "float8_e4m3fn", (8, 2, 128)),
     "layers": layers,
+    "deterministic": deterministic,
         "adapters": adapters,
     "sampling": sampling,
     "ranks": sums_over_ranks,

@@ -31,6 +31,10 @@ KERNELS = {
     "float32-large-heads": ATTENTION,
     "float8": ATTENTION,
     "layers": {"_rms_norm_kernel", "_silu_mul_kernel", "_skinny_kernel"},
+    "deterministic": {
+        "_write_entries_kernel", "_write_kernel", "_prefill_kernel", "_linear_kernel", "_silu_mul_kernel",
+        "_logsumexp_kernel",
+    },
     "adapters": {"_shrink_kernel", "_expand_kernel"},
     "sampling": {
         "_greedy_kernel", "_allowed_kernel", "_draw_kernel", "_write_entries_kernel", "_copy_pages", "_copy_heads",
