@@ -9,9 +9,30 @@ from headwater.cli import fleet
 
 
 @pytest.mark.parametrize(
+    ("named", "models"),
+    [
+        ((), {}),
+        (("m",), {"model": "m"}),
+        (("./a=b/m",), {"model": "./a=b/m"}),
+        (("a=m",), {"models": [{"name": "a", "model": "m"}]}),
+        (("a=/m", "b=n.gguf"), {"models": [{"name": "a", "model": "/m"}, {"name": "b", "model": "n.gguf"}]}),
+    ],
+)
+def test_models_are_named_where_there_are_several(named: tuple[str, ...], models: dict[str, Any]) -> None:
+    assert fleet._models(named, None, {}) == models
+
+
+def test_several_models_without_names_are_refused() -> None:
+    for named, options in ((("m", "n"), {}), (("a=m", "n"), {}), (("a=m", "b=n"), {"served_model_name": "c"})):
+        with pytest.raises(ValueError, match="--model"):
+            fleet._models(named, None, options)
+
+
+@pytest.mark.parametrize(
     ("words", "path"),
     [
         (["3"], "/fleet/scale?replicas=3"),
+        (["3", "--model", "a b"], "/fleet/scale?replicas=3&model=a+b"),
         (["--max", "4"], "/fleet/scale?max_replicas=4"),
         (
             ["--min", "2", "--max", "4", "--target", "0.5"],

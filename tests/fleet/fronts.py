@@ -19,18 +19,32 @@ ADMIN = {"authorization": "Bearer boss", "accept": "application/json"}
 class FleetWithFront(SimulatedFleet):
     """A simulated fleet behind the real application of a front."""
 
+    model = "tiny"
+    is_guarded = True
+
     def make_client(self) -> FleetClient:
         self.asked: list[str] = []
         self.wanted: list[int] = []
-        args = ServerArgs(model="tiny", admin_api_key="boss")
-        self.front = Front(args, post=self.post, forward=self._forward, is_dead=self.is_dead, scale=self._scale)
+        args = ServerArgs(model="tiny", served_model_name=self.model, admin_api_key="boss")
+        self.front = Front(
+            args,
+            post=self.post,
+            forward=self._forward,
+            is_dead=self.is_dead,
+            scale=self._scale,
+            is_guarded=self.is_guarded,
+        )
         self.args = args
         return self.front.client
 
-    def http(self) -> httpx.AsyncClient:
+    def set_ready(self) -> None:
+        """As `Front.load` does, without the files of a model."""
         ready = next(each for each in self.client.ready if each is not None)
         tokenizer: Any = type("NoTokenizer", (), {"chat_template_source": lambda self, has_tools: ""})()
         self.front.state.set_ready(tokenizer=tokenizer, model=build_model_facts(self.args, ready))
+
+    def http(self) -> httpx.AsyncClient:
+        self.set_ready()
         transport = httpx.ASGITransport(self.front)  # type: ignore[arg-type]
         return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from headwater.ray.fleet_args import read_fleet_args
+from headwater.ray.fleet_args import read_fleet_args, read_models
+from headwater.ray.models_file import read_models_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +37,33 @@ def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_is_wrong_is_named(given: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         read_fleet_args(given)
+
+
+def test_models_have_a_name_arguments_of_their_own_and_the_others_in_common(tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text("- {name: small, model: s, replicas: 3}\n- {name: large, model: l, gpus: 2, page-size: 32}\n")
+    models = read_models({"models": read_models_file(file), "port": 8000, "gpus": 1})
+    assert list(models) == ["small", "large"]
+    small, large = models.values()
+    assert (small.replicas, small.gpus, small.server.model, small.server.served_model_name) == (3, 1, "s", "small")
+    assert (large.replicas, large.gpus, large.server.page_size, large.server.port) == (2, 2, 32, 8000)
+    assert list(read_models({"model": "s"})) == [""]
+
+
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        ([], "a list of mappings"),
+        ([{"model": "m"}], "a name of its own"),
+        ([{"name": "a"}, {"name": "a"}], "a name of its own"),
+        ([{"name": "a", "modell": "m"}], "models: a: .*'modell'"),
+        ([{"name": "a"}, {"name": "b", "port": 1234}], "models: b: port is the front's"),
+        ([{"name": "a", "served_model_name": "b"}], "models: a: served_model_name"),
+    ],
+)
+def test_what_is_wrong_with_a_model_is_named(models: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read_models({"models": models})
 
 
 def test_the_manifest_names_arguments_that_exist_and_leaves_time_to_drain() -> None:

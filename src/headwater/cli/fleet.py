@@ -4,10 +4,11 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import click
+import msgspec
 
 from headwater.cli.command_line import (
     SETTINGS,
@@ -19,10 +20,13 @@ from headwater.cli.command_line import (
     server_options,
 )
 from headwater.cli.control_client import ControlError, ask, fail
-from headwater.launch.config import FLAGS, ServerArgs
+from headwater.launch.config import FLAGS
+
+if TYPE_CHECKING:
+    from headwater.ray.fleet_args import FleetArgs
 
 _SECTION = "Fleet"
-_NOT_FOR_FLEETS = ("dp_size", "engine_restarts", "fleet_replica")  # the fleet sets them
+_NOT_FOR_FLEETS = ("model", "dp_size", "engine_restarts", "fleet_replica")  # the fleet sets them
 
 fleet = group("fleet", "Serve with several replicas as one server, on Ray.\n\nNeeds the extra `ray`.")
 
@@ -32,30 +36,65 @@ _OWN = ("replicas", "cpus", "gpus", "drain_s", "drain_persists", *_LIMITS)
 
 
 def _up(**options: Any) -> None:
-    """Serve a model with several replicas on this machine.
+    """Serve one model or several with replicas on this machine.
 
     Each replica is a Headwater server. A front routes requests to the replica that knows the beginning of the prompt;
     control calls (flush, pause, weights) go to all replicas and get one answer. All options of `headwater serve`
-    apply. Ctrl-C, or `headwater fleet down`, ends everything.
+    apply, to every model. Ctrl-C, or `headwater fleet down`, ends everything.
     """
     _require_ray()
     own = {name: options.pop(name) for name in _OWN}
-    replicas, gpus = own["max_replicas"] or own["replicas"], own["gpus"]
     try:
-        given = ServerArgs(**options)
-        if given.threads is None and not gpus and replicas > 1:  # else each replica takes all cores
-            options |= {"threads": max(1, (os.cpu_count() or 1) // replicas), "pin_threads": "off"}
-        from headwater.launch.model_choice import with_model
-        from headwater.ray.fleet_args import read_fleet_args
-
-        with_model(given)  # a model that is not there, or must be fetched, before Ray starts
-        given_options = {name: value for name, value in (own | options).items() if value is not None}
-        args = read_fleet_args(given_options | {"is_local": True})
+        models = _models(options.pop("model"), options.pop("models"), options)
+        given = {name: value for name, value in (own | options).items() if value is not None}
+        args = _read(given | models)
     except (ValueError, OSError) as error:
         raise click.BadParameter(str(error)) from None
     from headwater.ray.cluster import up
 
     up(args, state_file=state_file(), on_ready=lambda url: click.echo(f"The fleet serves at {url}. Ctrl-C ends it."))
+
+
+def _models(named: tuple[str, ...], file: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+    """`model` or `models`, as `headwater.ray:app` takes them. ValueError."""
+    if file is not None:
+        if named:
+            raise ValueError("--models names a file with all models; --model cannot be given as well")
+        from headwater.ray.models_file import read_models_file
+
+        return {"models": read_models_file(file)}
+    if len(named) <= 1 and not any(_has_name(each) for each in named):
+        return {"model": named[0]} if named else {}
+    if options.get("served_model_name") is not None:
+        raise ValueError("--served-model-name: --model NAME=MODEL names each model already")
+    if not all(_has_name(each) for each in named):
+        raise ValueError("--model: several models have names, as in --model small=PATH --model large=PATH")
+    pairs = [each.partition("=") for each in named]
+    return {"models": [{"name": name, "model": model} for name, _, model in pairs]}
+
+
+def _has_name(value: str) -> bool:
+    """Whether this is NAME=MODEL, and no path with such a character in it."""
+    name, sign, model = value.partition("=")
+    return bool(name and sign and model) and "/" not in name and not Path(value).exists()
+
+
+def _read(given: dict[str, Any]) -> "dict[str, FleetArgs]":
+    """The arguments by model. Each replica gets its share of the cores, unless `--threads` is given."""
+    from headwater.launch.model_choice import with_model
+    from headwater.ray.fleet_args import read_models
+
+    models = read_models(given | {"is_local": True})
+    for args in models.values():
+        with_model(args.server)  # a model that is not there, or must be fetched, before Ray starts
+    num_replicas = sum(args.max_replicas or args.replicas for args in models.values())
+    if num_replicas > 1:
+        share = {"threads": max(1, (os.cpu_count() or 1) // num_replicas), "pin_threads": "off"}
+        for name, args in models.items():
+            if args.server.threads is None and not args.gpus:  # else each replica takes all cores
+                server = msgspec.structs.replace(args.server, **share)
+                models[name] = msgspec.structs.replace(args, server=server)
+    return models
 
 
 def _own(name: str, **settings: Any) -> SectionedOption:
@@ -94,6 +133,19 @@ fleet.add_command(
                 default=8.0,
                 help="With --max-replicas: requests of each replica, those that wait included.",
             ),
+            SectionedOption(
+                ["--model"],
+                section=_SECTION,
+                multiple=True,
+                envvar=FLAGS["model"].flag.env,
+                help="A folder, a .gguf file, a hub id or a known name. Several as NAME=MODEL, once for each.",
+            ),
+            SectionedOption(
+                ["--models"],
+                section=_SECTION,
+                type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                help="A YAML file: a list of models, each with a `name` and with options of its own.",
+            ),
             *(flag_option(name, spec) for name, spec in FLAGS.items() if name not in _NOT_FOR_FLEETS),
         ],
         context_settings=SETTINGS,
@@ -107,12 +159,14 @@ fleet.add_command(
 @click.option("--min", "min_replicas", type=click.IntRange(1, 1000), help="With --max: the fewest; 1 by default.")
 @click.option("--max", "max_replicas", type=click.IntRange(1, 1000), help="Let the fleet scale itself, up to so many.")
 @click.option("--target", type=click.FloatRange(min=0, min_open=True), help="With --max: requests of each replica.")
+@click.option("--model", help="Of a fleet with several models: the one whose replicas these are.")
 @server_options
 def scale(
     replicas: int | None,
     min_replicas: int | None,
     max_replicas: int | None,
     target: float | None,
+    model: str | None,
     url: str,
     admin_key: str | None,
 ) -> None:
@@ -121,7 +175,8 @@ def scale(
     given = {name: value for name, value in limits.items() if value is not None}
     if (replicas is None) == (max_replicas is None) or (replicas is not None and given):
         raise click.UsageError("give a number of replicas, or --max with --min and --target")
-    query = urlencode(given if replicas is None else {"replicas": replicas})
+    named = {} if model is None else {"model": model}
+    query = urlencode((given if replicas is None else {"replicas": replicas}) | named)
     try:
         ask("POST", f"/fleet/scale?{query}", url=url, admin_key=admin_key)
     except ControlError as error:
@@ -141,7 +196,8 @@ def status(url: str, admin_key: str | None) -> None:
         raise fail(error) from None
     for each in replicas:
         standing = "serves" if each["serving"] else f"takes no requests: {each['message']}"
-        click.echo(f"{each['dp_rank']:4} {each['url']:28} {each['num_running']:4} running  {standing}")
+        model = f"{each['model']:16} " if "model" in each else ""
+        click.echo(f"{model}{each['dp_rank']:4} {each['url']:28} {each['num_running']:4} running  {standing}")
 
 
 @fleet.add_command  # type: ignore[arg-type]

@@ -43,8 +43,12 @@ class Front:
         scale: Scale,
         limits: Limits | None = None,
         keep: Keep | None = None,
+        is_guarded: bool = True,
     ) -> None:
-        """`scale` changes the number of replicas; with `limits`, `scaling` does that by itself while it runs."""
+        """`scale` changes the number of replicas; with `limits`, `scaling` does that by itself while it runs.
+
+        Without `is_guarded` another application stands before it, with the checks of all requests (`ModelsFront`).
+        """
         self._args = args
         self.client = FleetClient(
             post,
@@ -81,7 +85,7 @@ class Front:
             limits=limits,
         )
         rest = _Rest(self.client, proxy, OneReplica(self.client, forward), keys, self.scaling)
-        self._app = create_app(self.state, routes=FRONT_ROUTES, rest=rest)
+        self._app = create_app(self.state, routes=FRONT_ROUTES, rest=rest, is_guarded=is_guarded)
         self._proxy = proxy
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -89,6 +93,10 @@ class Front:
             await self._proxy(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+    def gave_response(self, id: str) -> bool:
+        """Whether this front has passed on the stored response `id`."""
+        return self._proxy.responses.of(id) is not None
 
     async def load(self) -> None:
         """Returns when a replica has loaded: control routes work from then on."""

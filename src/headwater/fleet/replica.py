@@ -38,6 +38,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     name: str  # never used again: a process that replaces it has another one
     url: str
     admin_key: str
+    model: str = ""  # of a fleet with several models
     desired: str = ""  # the state of the fleet, as its front said it last: for the front that comes after it
     front: str = ""  # the front that it has served for; empty: none yet, so its cache is empty
     is_draining: bool = False  # it ends when its running requests have ended

@@ -116,8 +116,9 @@ def adapter_not_found(name: str) -> ApiError:
     return ApiError(404, message, param="lora_path", code="model_not_found", type="invalid_request_error")
 
 
-def model_not_found(name: str, served_name: str) -> ApiError:
-    message = f"The model {name!r} does not exist; this server serves {served_name!r}."
+def model_not_found(name: str, *served_names: str) -> ApiError:
+    served = ", ".join(repr(each) for each in served_names)
+    message = f"The model {name!r} does not exist; this server serves {served}."
     return ApiError(404, message, param="model", code="model_not_found", type="invalid_request_error")
 
 

@@ -1,13 +1,15 @@
 """The web application: routes, middleware and error handlers."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
+from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp
 
+from headwater.generation.model_facts import RequestLimits
 from headwater.http_api import page_routes
 from headwater.http_api.anthropic import routes as anthropic_routes
 from headwater.http_api.auth import Accounts, AdminRoute, Authentication, Keys
@@ -38,6 +40,7 @@ from headwater.http_api.openapi.document import install_document
 from headwater.http_api.pooling import routes as pooling_routes
 from headwater.http_api.responses import routes as responses_routes
 from headwater.http_api.services import Services
+from headwater.http_api.sites import SitePolicy
 from headwater.http_api.state import ApiState
 from headwater.version import version
 
@@ -86,6 +89,8 @@ FRONT_ROUTERS = (
 )
 ROUTES, FRONT_ROUTES = all_routes(ROUTERS), all_routes(FRONT_ROUTERS)
 
+Ending = Callable[[], Awaitable[None]]
+
 UNBOUNDED = {"/update_weights_from_tensor": RAW_TYPES}  # bodies that are staged as they arrive, within a limit
 
 DESCRIPTION = """
@@ -96,10 +101,13 @@ With keys set, send `Authorization: Bearer <key>`.
 """
 
 
-def create_app(state: ApiState, *, routes: Sequence[BaseRoute] = ROUTES, rest: ASGIApp | None = None) -> FastAPI:
+def create_app(
+    state: ApiState, *, routes: Sequence[BaseRoute] = ROUTES, rest: ASGIApp | None = None, is_guarded: bool = True
+) -> FastAPI:
     """The application for one state. Its lifespan starts the client, unless it has started, and closes it.
 
-    `rest` answers what `routes` do not, behind the same middleware.
+    `rest` answers what `routes` do not, behind the same middleware. Without `is_guarded` there is none: the application
+    stands behind one of `guarded`.
     """
 
     @asynccontextmanager
@@ -126,21 +134,39 @@ def create_app(state: ApiState, *, routes: Sequence[BaseRoute] = ROUTES, rest: A
         install_document(app)
     else:
         app.mount("/", rest)
+    if is_guarded:
+        _add_middleware(app, keys=app.state.keys, limits=state.limits, sites=state.sites)
+    return app
+
+
+def guarded(app: ASGIApp, *, keys: Keys, limits: RequestLimits, sites: SitePolicy, end: Ending) -> ASGIApp:
+    """`app` behind the middleware of every server. `end` runs when the server ends."""
+
+    @asynccontextmanager
+    async def lifespan(outer: Starlette) -> AsyncIterator[None]:
+        yield
+        await end()
+
+    outer = Starlette(routes=[Mount("/", app)], lifespan=lifespan)
+    _add_middleware(outer, keys=keys, limits=limits, sites=sites)
+    return outer
+
+
+def _add_middleware(app: Starlette, *, keys: Keys, limits: RequestLimits, sites: SitePolicy) -> None:
     # The last one added sees a request first, so even a refused request has its id.
-    app.add_middleware(CompressedBody, max_body_bytes=state.limits.max_body_bytes)
-    app.add_middleware(BodyLimit, max_body_bytes=state.limits.max_body_bytes, unbounded=UNBOUNDED)
-    app.add_middleware(Authentication, keys=app.state.keys)
-    app.add_middleware(SiteGuard, policy=state.sites)
-    if state.sites.allowed_origins:
+    app.add_middleware(CompressedBody, max_body_bytes=limits.max_body_bytes)
+    app.add_middleware(BodyLimit, max_body_bytes=limits.max_body_bytes, unbounded=UNBOUNDED)
+    app.add_middleware(Authentication, keys=keys)
+    app.add_middleware(SiteGuard, policy=sites)
+    if sites.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=sorted(state.sites.allowed_origins),
+            allow_origins=sorted(sites.allowed_origins),
             allow_methods=["*"],
             allow_headers=["*"],
             expose_headers=["x-request-id"],
         )
     app.add_middleware(RequestId)
-    return app
 
 
 def control_paths(routers: Sequence[APIRouter]) -> set[str]:

@@ -5,7 +5,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +18,27 @@ from headwater.ray.application import build
 from headwater.ray.fleet_args import FleetArgs
 
 APP = "headwater"
+_MAX_STARTS = 4  # Ray gives its own processes 30 s, which is short for a busy machine
 _MORE_CPUS = 64  # for replicas that join later: this machine's scheduler shares the cores, not Ray
 
 
-def up(args: FleetArgs, *, state_file: Path, on_ready: Callable[[str], None]) -> None:
+def up(models: Mapping[str, FleetArgs], *, state_file: Path, on_ready: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM. Then everything that was started has ended. RuntimeError if it cannot start."""
     _on_signals(_interrupt)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    host, port = args.server.host, args.server.port
+    first = next(iter(models.values())).server
+    host, port = first.host, first.port
     try:
-        ray.init(
-            num_cpus=max(1, round(args.cpus * args.replicas)) + _MORE_CPUS,
+        _start_ray(
+            num_cpus=max(1, round(sum(args.cpus * args.replicas for args in models.values()))) + _MORE_CPUS,
             include_dashboard=False,
-            log_to_driver=args.server.log_level in ("debug", "info"),
+            log_to_driver=first.log_level in ("debug", "info"),
             namespace=APP,
         )
         _on_signals(_interrupt)  # again: Ray has put its own in place, which abort
         LocalFleet(os.getpid(), f"http://{host}:{port}").write(state_file)
         serve.start(http_options=HTTPOptions(host=host, port=port))
-        serve.run(build(args), name=APP, route_prefix="/", external_scaler_enabled=True)
+        serve.run(build(models), name=APP, route_prefix="/", external_scaler_enabled=True)
         on_ready(f"http://{host}:{port}")
         while True:
             signal.pause()
@@ -47,6 +49,17 @@ def up(args: FleetArgs, *, state_file: Path, on_ready: Callable[[str], None]) ->
         state_file.unlink(missing_ok=True)
         if ray.is_initialized():
             serve.shutdown()
+            ray.shutdown()
+
+
+def _start_ray(**options: Any) -> None:
+    for number in range(1, _MAX_STARTS + 1):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # Ray has no class of its own for this
+            if number == _MAX_STARTS or "timed out during startup" not in str(error):
+                raise
             ray.shutdown()
 
 

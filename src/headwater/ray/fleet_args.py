@@ -1,4 +1,4 @@
-"""The arguments of a fleet: its size, and those of its servers."""
+"""The arguments of a fleet: its models, the number of replicas, and the arguments of their servers."""
 
 import os
 from collections.abc import Mapping
@@ -9,9 +9,15 @@ import msgspec
 from headwater.fleet.autoscaling import Limits
 from headwater.launch.config import FLAGS, ServerArgs
 
+_OF_FRONT = (
+    "host", "port", "api_key", "admin_api_key", "allowed_origin", "allowed_host", "max_body_bytes",
+    "max_control_timeout",
+)  # fmt: skip
+MODELS = "models"
+
 
 class FleetArgs(msgspec.Struct, frozen=True, kw_only=True):
-    """`server`: of every replica; host, keys and limits are those of the front."""
+    """Of one model. `server`: of every replica; host, keys and limits are those of the front."""
 
     replicas: int = 2
     cpus: float = 1.0  # of each replica, as Ray counts them
@@ -66,3 +72,43 @@ def read_fleet_args(given: Mapping[str, Any]) -> FleetArgs:
         return msgspec.convert({**own, "server": args}, FleetArgs, strict=False)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from None
+
+
+def read_models(given: Mapping[str, Any]) -> dict[str, FleetArgs]:
+    """By the name of the model; "" if there is no `models`: a fleet of one model. ValueError.
+
+    Each entry of `models` has a `name`, and arguments that go before those of `given`.
+    """
+    common = dict(given)
+    listed = common.pop(MODELS, None)
+    if listed is None:
+        return {"": read_fleet_args(common)}
+    if not isinstance(listed, list) or not listed or not all(isinstance(each, Mapping) for each in listed):
+        raise ValueError("models must be a list of mappings: a name, and the arguments of that model")
+    models: dict[str, FleetArgs] = {}
+    for each in listed:
+        own = dict(each)
+        name = own.pop("name", None)
+        if not isinstance(name, str) or not name or name in models:
+            raise ValueError(f"models: each needs a name of its own, got {name!r}")
+        own.setdefault("served_model_name", name)
+        if own["served_model_name"] != name:
+            raise ValueError(f"models: {name}: served_model_name must be the name")
+        models[name] = _named(name, common | own)
+    _require_one_front(models)
+    return models
+
+
+def _named(name: str, given: Mapping[str, Any]) -> FleetArgs:
+    try:
+        return read_fleet_args(given)
+    except ValueError as error:
+        raise ValueError(f"models: {name}: {error}") from None
+
+
+def _require_one_front(models: Mapping[str, FleetArgs]) -> None:
+    first = next(iter(models.values()))
+    for name, args in models.items():
+        for field in _OF_FRONT:
+            if getattr(args.server, field) != getattr(first.server, field):
+                raise ValueError(f"models: {name}: {field} is the front's; give it once for all models")

@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 class ReplicaDeployment:
     """Starts the server, announces it, and ends it when its requests have ended."""
 
-    async def __init__(self, args: bytes, front: str) -> None:
+    async def __init__(self, args: bytes, front: str, model: str) -> None:
+        """`front`: the name of its deployment. `model`: the name under which the front knows the model."""
         self._args = msgspec.json.decode(args, type=FleetArgs)
         context = serve.get_replica_context()
         self._front = serve.get_deployment_handle(front, app_name=context.app_name)
@@ -38,6 +39,7 @@ class ReplicaDeployment:
             name=f"{context.replica_tag}-{uuid.uuid4().hex[:8]}",
             url=self._server.url,
             admin_key=self._server.admin_key,
+            model=model,
             pid=self._server.pid,
             node=host,
         )

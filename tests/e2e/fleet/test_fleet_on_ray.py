@@ -1,6 +1,8 @@
 """`headwater fleet` on Ray with real processes (`make test-fleet`): scaling, routing, and flushes while replicas fail.
 
-One fleet for the whole file, whose tests run in this order: Ray takes long to start.
+One fleet for the whole file, whose tests run in this order: Ray takes long to start. It serves two models of one
+configuration with different weights, so the store and the routes have every chance to confuse them. Most tests are
+about the first one.
 """
 
 import json
@@ -20,8 +22,10 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "storage"))
 from redis_server import RedisServer
+from tiered import write_byte_tokenizer
 
 from headwater.storage.redis.layout import GENERATIONS, PAGE_PREFIX
+from tiny_models import make_tiny_model
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
@@ -29,7 +33,10 @@ PYTHON = Path(os.environ.get("HEADWATER_RAY_PYTHON") or ROOT / ".venv-ray" / "bi
 KEY = {"authorization": "Bearer admin"}
 JSON = KEY | {"accept": "application/json"}
 LIMIT_S = 120.0
+START_S = 270.0  # of Ray and Serve on a machine that is busy otherwise
 NUM_TOKENS = 90  # of a stream; the model has room for 256
+MODEL, OTHER = "tiny", "other"
+MODEL_HEADER = "serve_multiplexed_model_id"  # Ray Serve's; a replica by itself does not look at it
 
 
 def free_port() -> int:
@@ -41,7 +48,7 @@ def free_port() -> int:
 class Fleet:
     """`headwater fleet up` and what it serves."""
 
-    def __init__(self, model: str, folder: Path, *, replicas: int, store_url: str) -> None:
+    def __init__(self, models: dict[str, str], folder: Path, *, store_url: str) -> None:
         if not PYTHON.exists():
             pytest.skip("no Ray here: run `make test-fleet`")
         port = free_port()
@@ -49,7 +56,8 @@ class Fleet:
         self.log = folder / "log"
         paths = {"PYTHONPATH": str(ROOT / "src"), "HEADWATER_FLEET_STATE": str(folder / "state")}
         self._environment = os.environ | paths | {"OMP_NUM_THREADS": "1"}
-        arguments = ["--replicas", str(replicas), "--model", model, "--port", str(port), "--admin-api-key", "admin"]
+        arguments = ["--replicas", "1", "--port", str(port), "--admin-api-key", "admin"]
+        arguments += [word for name, path in models.items() for word in ("--model", f"{name}={path}")]
         sizes = ["--device", "cpu", "--dtype", "float32", "--max-total-tokens", "8192", "--enable-hierarchical-cache"]
         sizes += ["--hicache-write-policy", "write_through", "--hicache-storage-backend", "redis"]
         sizes += ["--hicache-storage-url", store_url, "--hicache-storage-prefetch-policy", "wait_complete"]
@@ -64,17 +72,23 @@ class Fleet:
         subprocess.run([str(PYTHON), *words], env=self._environment, check=True, timeout=LIMIT_S)
 
     def scale(self, *words: str) -> None:
-        self.command("scale", *words, "--url", self.url, "--admin-key", "admin")
+        self.command("scale", *words, "--model", MODEL, "--url", self.url, "--admin-key", "admin")
 
-    def replicas(self) -> dict[int, dict[str, Any]]:
-        answer = httpx.get(f"{self.url}/fleet", headers=KEY, timeout=30, trust_env=False)
+    @property
+    def about(self) -> httpx.Client:
+        """A client whose calls concern the first model."""
+        return httpx.Client(base_url=self.url, params={"model": MODEL}, headers=JSON, timeout=60, trust_env=False)
+
+    def replicas(self, model: str = MODEL) -> dict[int, dict[str, Any]]:
+        query = {"model": model}
+        answer = httpx.get(f"{self.url}/fleet", params=query, headers=KEY, timeout=30, trust_env=False)
         return {entry["dp_rank"]: entry for entry in answer.json()["replicas"]} if answer.status_code == 200 else {}
 
-    def serving(self) -> dict[int, dict[str, Any]]:
-        return {rank: entry for rank, entry in self.replicas().items() if entry["serving"]}
+    def serving(self, model: str = MODEL) -> dict[int, dict[str, Any]]:
+        return {rank: entry for rank, entry in self.replicas(model).items() if entry["serving"]}
 
-    def until(self, holds: Callable[[], Any]) -> None:
-        deadline_s = time.monotonic() + LIMIT_S
+    def until(self, holds: Callable[[], Any], *, limit_s: float = LIMIT_S) -> None:
+        deadline_s = time.monotonic() + limit_s
         while True:
             try:
                 if holds():
@@ -86,20 +100,21 @@ class Fleet:
             time.sleep(0.1)
 
     def flush(self, **parameters: Any) -> httpx.Response:
-        query = {"mode": "now", "tiers": "device,host,storage"} | parameters
+        """Of the first model, or of the `model` that is given."""
+        query = {"mode": "now", "tiers": "device,host,storage", "model": MODEL} | parameters
         return httpx.post(f"{self.url}/flush_cache", params=query, headers=JSON, timeout=30, trust_env=False)
 
 
-def ask(url: str, prompt: list[int], num_tokens: int = 1) -> int:
+def ask(url: str, prompt: list[int], num_tokens: int = 1, *, model: str = MODEL) -> int:
     """Cached tokens of the prompt."""
-    return sum(ask_for_tiers(url, prompt, num_tokens).values())
+    return sum(ask_for_tiers(url, prompt, num_tokens, model=model).values())
 
 
-def ask_for_tiers(url: str, prompt: list[int], num_tokens: int = 1) -> dict[str, int]:
+def ask_for_tiers(url: str, prompt: list[int], num_tokens: int = 1, *, model: str = MODEL) -> dict[str, int]:
     """Cached tokens of the prompt by tier."""
     sampling = {"max_new_tokens": num_tokens, "temperature": 0, "ignore_eos": True}
     body = {"input_ids": prompt, "sampling_params": sampling}
-    answer = httpx.post(f"{url}/generate", json=body, timeout=60, trust_env=False)
+    answer = httpx.post(f"{url}/generate", json=body, headers={MODEL_HEADER: model}, timeout=60, trust_env=False)
     assert answer.status_code == 200, answer.text
     return answer.json()["meta_info"]["cached_tokens_details"]
 
@@ -144,7 +159,8 @@ class Streams:
         body = {"input_ids": prompt, "sampling_params": sampling, "stream": True}
         last: dict[str, Any] = {}
         try:
-            with client.stream("POST", f"{self._fleet.url}/generate", json=body) as answer:
+            url = f"{self._fleet.url}/generate?model={MODEL}"
+            with client.stream("POST", url, json=body) as answer:
                 if answer.status_code != 200:
                     return answer.read().decode()
                 for line in answer.iter_lines():
@@ -166,10 +182,20 @@ def store() -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="module")
-def fleet(tiny_model: str, store: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    running = Fleet(tiny_model, tmp_path_factory.mktemp("fleet"), replicas=1, store_url=store.url)
+def models(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    other = tmp_path_factory.mktemp("other")
+    make_tiny_model("llama", other, seed=1)
+    write_byte_tokenizer(other)
+    return {MODEL: tiny_model, OTHER: str(other)}
+
+
+@pytest.fixture(scope="module")
+def fleet(
+    models: dict[str, str], store: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet]:
+    running = Fleet(models, tmp_path_factory.mktemp("fleet"), store_url=store.url)
     try:
-        running.until(running.serving)
+        running.until(lambda: running.serving() and running.serving(OTHER), limit_s=START_S)
         yield running
     finally:
         if running.process.poll() is None:
@@ -177,14 +203,34 @@ def fleet(tiny_model: str, store: RedisServer, tmp_path_factory: pytest.TempPath
         running.process.wait(LIMIT_S)
 
 
+def test_models_share_neither_requests_nor_pages(fleet: Fleet, store: RedisServer) -> None:
+    """One store, one text, two models: what one has computed the other does not find, in memory or in the store."""
+    prompt = prompt_of(50)
+    listed = httpx.get(f"{fleet.url}/v1/models", timeout=30, trust_env=False).json()["data"]
+    assert [each["id"] for each in listed] == [MODEL, OTHER]
+    assert ask(fleet.url, prompt) == 0
+    fleet.until(lambda: store_holds(store, 9))
+    assert ask(fleet.url, prompt) >= 144 and ask(fleet.url, prompt, model=OTHER) == 0
+    fleet.until(lambda: store_holds(store, 18))
+    answer = fleet.flush(model=OTHER, tiers="device,host")
+    assert answer.status_code == 200 and len(answer.json()["engines"]) == 1
+    assert ask_for_tiers(fleet.url, prompt)["device"] >= 144
+    assert ask_for_tiers(fleet.url, prompt, model=OTHER)["storage"] >= 144
+    answer = httpx.post(f"{fleet.url}/flush_cache?mode=now", headers=JSON, timeout=30, trust_env=False)
+    assert answer.status_code == 200 and answer.json()["success"]
+    assert [(each["model"], each["success"]) for each in answer.json()["engines"]] == [(MODEL, True), (OTHER, True)]
+
+
 def test_the_fleet_grows_by_itself_under_streams(fleet: Fleet) -> None:
     with Streams(fleet, 4) as streams:
         limits = {"max_replicas": 3, "target_ongoing_requests": 0.5, "upscale_after_s": 0}
-        httpx.post(f"{fleet.url}/fleet/scale", params=limits, headers=KEY, timeout=30, trust_env=False)
+        with fleet.about as http:
+            http.post("/fleet/scale", params=limits)
         fleet.until(lambda: len(fleet.serving()) == 3)
     assert not streams.broken and streams.num_whole > 0
     fleet.scale("3")  # and stays so from now on
-    assert "autoscaling" not in httpx.get(f"{fleet.url}/fleet", headers=KEY, timeout=30, trust_env=False).json()
+    with fleet.about as http:
+        assert "autoscaling" not in http.get("/fleet").json()
 
 
 def test_requests_go_where_their_beginning_is_known(fleet: Fleet) -> None:
@@ -197,7 +243,7 @@ def test_requests_go_where_their_beginning_is_known(fleet: Fleet) -> None:
 
 
 def test_a_prefix_is_warmed_and_pinned_on_the_replica_that_requests_for_it_go_to(fleet: Fleet) -> None:
-    with httpx.Client(base_url=fleet.url, headers=KEY, trust_env=False, timeout=60) as http:
+    with fleet.about as http:
         prefix = prompt_of(40)[:144]
         (item,) = http.post("/cache/warm", json={"input_ids": prefix}).json()["items"]
         assert item["computed_tokens"] == 144
@@ -222,7 +268,8 @@ def test_a_flush_is_answered_by_all_as_each_of_them_says(fleet: Fleet) -> None:
     for rank, replica in fleet.replicas().items():
         info = httpx.get(f"{replica['url']}/server_info", headers=KEY, timeout=30, trust_env=False).json()
         assert info["internal_states"][0]["cache_generation"] == entries[rank]["generation"]
-        assert entries[rank]["freed"]["device"]["pages"] > 0
+        cut = [entries[rank][kind]["device"]["pages"] for kind in ("freed", "retired")]
+        assert sum(cut) > 0  # retired: pages that were on their way to the host
         assert ask(replica["url"], prompts[rank]) == 0
 
 
@@ -293,13 +340,14 @@ def ancestors(pid: int) -> list[int]:
 
 
 def test_a_front_that_is_killed_right_after_a_change_has_not_forgotten_it(fleet: Fleet) -> None:
-    with httpx.Client(base_url=fleet.url, headers=KEY, timeout=30, trust_env=False) as http:
+    with fleet.about as http:
         assert http.post("/update_weight_version", json={"new_version": "kept"}).status_code == 200
         before, pid = fleet.serving(), front_pid(fleet)
         os.kill(pid, signal.SIGKILL)
         fleet.until(lambda: not Path(f"/proc/{pid}").exists() and len(fleet.serving()) == len(before))
         assert {entry["name"] for entry in fleet.serving().values()} == {entry["name"] for entry in before.values()}
         assert http.get("/get_weight_version").json()["weight_version"] == "kept"
+        assert http.get("/get_weight_version", params={"model": OTHER}).json()["weight_version"] != "kept"
 
 
 def test_a_replica_is_killed_in_the_middle_of_a_flush_under_load(fleet: Fleet) -> None:
@@ -325,7 +373,7 @@ def test_the_fleet_shrinks_by_itself_and_loses_no_request_and_no_page(fleet: Fle
     """Under streams, with a policy that has copied nothing down before."""
     policy = {"hicache_storage_backend": "redis", "url": store.url, "hicache_write_policy": "write_back"}
     limits = {"max_replicas": 3, "target_ongoing_requests": 100, "downscale_after_s": 1}
-    with httpx.Client(base_url=fleet.url, headers=KEY, timeout=60, trust_env=False) as http:
+    with fleet.about as http:
         assert http.put("/hicache/storage-backend", json=policy).status_code == 200
         prompts = {rank: prompt_of(60 + rank) for rank in fleet.serving()}
         for rank, entry in fleet.serving().items():
@@ -340,7 +388,7 @@ def test_the_fleet_shrinks_by_itself_and_loses_no_request_and_no_page(fleet: Fle
 
 
 def test_nothing_is_left_when_the_fleet_ends(fleet: Fleet) -> None:
-    left = [int(entry["pid"]) for entry in fleet.replicas().values()]
+    left = [int(entry["pid"]) for model in (MODEL, OTHER) for entry in fleet.replicas(model).values()]
     fleet.command("down")
     assert fleet.process.wait(LIMIT_S) == 0, fleet.log.read_text()[-3000:]
     deadline_s = time.monotonic() + 15
