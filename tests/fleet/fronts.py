@@ -9,7 +9,7 @@ from replicas import SimulatedFleet
 
 from headwater.fleet.client import FleetClient
 from headwater.fleet.front import Front
-from headwater.fleet.proxy import Answer
+from headwater.fleet.proxy import Answer, NotConnected
 from headwater.launch.config import ServerArgs
 from headwater.launch.facts_builder import build_model_facts
 
@@ -21,6 +21,7 @@ class FleetWithFront(SimulatedFleet):
 
     model = "tiny"
     is_guarded = True
+    error: Exception = NotConnected("refused")  # of requests
 
     def make_client(self) -> FleetClient:
         self.asked: list[str] = []
@@ -54,5 +55,5 @@ class FleetWithFront(SimulatedFleet):
     @asynccontextmanager
     async def _forward(self, method: str, url: str, *, headers: Any, body: bytes) -> AsyncIterator[Answer]:
         self.asked.append(url)
-        raise ConnectionRefusedError("refused")
+        raise self.error
         yield

@@ -109,3 +109,12 @@ async def test_what_only_a_replica_has_is_refused_and_never_one_replicas_answer(
         monkeypatch.setattr(proxy, "HOLD_S", 0.0)
         await http.post("/v1/completions", json={"prompt": "hello"})
         assert fleet.asked == ["http://a/v1/completions", "http://b/v1/completions"]
+
+
+async def test_requests_without_an_answer_are_counted(fleet: FleetWithFront) -> None:
+    async with fleet.http() as http:
+        fleet.error = ConnectionResetError("reset")
+        assert (await http.post("/v1/completions", json={"prompt": "hello"})).status_code == 502
+        page = (await http.get("/metrics")).text
+        for outcome in ("retried", "given_up"):
+            assert f'headwater_fleet_broken_requests_total{{model_name="tiny",outcome="{outcome}"}} 1.0' in page

@@ -11,7 +11,7 @@ from replicas import SimulatedFleet, SimulatedReplica
 
 from headwater.fleet import proxy as proxy_module
 from headwater.fleet import watching
-from headwater.fleet.proxy import Answer, Proxy
+from headwater.fleet.proxy import GIVEN_UP, RETRIED, Answer, NotConnected, Proxy
 
 pytestmark = pytest.mark.anyio
 STREAM = [(b"Content-Type", b"text/event-stream"), (b"Transfer-Encoding", b"chunked"), (b"X-Request-ID", b"theirs")]
@@ -23,7 +23,8 @@ def anyio_backend() -> str:
 
 
 class Servers:
-    """The replicas' HTTP side. `refusing`: nothing listens; `busy`: answers 503; `breaking`: ends after a chunk."""
+    """The replicas' HTTP side. `refusing`: nothing listens; `busy`: answers 503; `breaking`: ends after a chunk;
+    `dying`: ends before its answer."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -31,6 +32,7 @@ class Servers:
         self.refusing: set[str] = set()
         self.busy: set[str] = set()
         self.breaking: set[str] = set()
+        self.dying: set[str] = set()
         self.silent: set[str] = set()  # no answer begins
         self.stuck: set[str] = set()  # the first chunk comes, and no other
         self.has_ended = False
@@ -41,7 +43,9 @@ class Servers:
         self.asked.append(name)
         self.headers = headers
         if name in self.refusing:
-            raise ConnectionRefusedError("refused")
+            raise NotConnected("refused")
+        if name in self.dying:
+            raise ConnectionResetError("reset")
         if name in self.silent:
             await asyncio.Event().wait()
         try:
@@ -131,6 +135,38 @@ async def test_a_connection_that_broke_once_does_not_fail_a_request() -> None:
         await fleet.until(lambda: servers.asked)
         servers.refusing = set()
         assert (await asking)[0] == 200
+
+
+async def test_a_request_that_ends_its_replicas_ends_two_of_them_and_no_third() -> None:
+    async with SimulatedFleet(*(SimulatedReplica(name) for name in "abcd")) as fleet:
+        servers, outcomes = Servers(), []
+        servers.dying = {"a", "b", "c", "d"}
+        proxy = Proxy(fleet.client, servers.forward, count_broken=outcomes.append)
+        status, body, headers = await request(proxy, {"prompt": "hello"})
+        error = json.loads(body)["error"]
+        assert (status, error["code"]) == (502, "request_broke_replicas") and "replicas 0 and 1" in error["message"]
+        assert headers[b"x-should-retry"] == b"false"
+        assert servers.asked == ["a", "b"] and outcomes == [RETRIED, GIVEN_UP]
+
+
+async def test_a_request_that_broke_is_retried_once_past_replicas_that_it_cannot_reach() -> None:
+    async with SimulatedFleet(*(SimulatedReplica(name) for name in "abcd")) as fleet:
+        servers, outcomes = Servers(), []
+        servers.dying, servers.refusing, servers.busy = {"a"}, {"b"}, {"c"}
+        proxy = Proxy(fleet.client, servers.forward, count_broken=outcomes.append)
+        assert (await request(proxy, {"prompt": "hello"}))[0] == 200
+        assert servers.asked == ["a", "b", "c", "d"] and outcomes == [RETRIED]
+
+
+async def test_a_request_never_comes_back_to_a_replica_that_it_broke(
+    fleet: SimulatedFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy_module, "HOLD_S", 0.3)
+    servers = Servers()
+    servers.dying, servers.refusing = {"a"}, {"b"}
+    status, body, _ = await request(Proxy(fleet.client, servers.forward), {"prompt": "hello"})
+    assert status == 503 and json.loads(body)["error"]["code"] == "engine_gone"
+    assert servers.asked.count("a") == 1 and servers.asked.count("b") > 1
 
 
 async def test_the_last_replica_that_is_busy_says_so_itself(fleet: SimulatedFleet) -> None:

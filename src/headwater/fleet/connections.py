@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 
-from headwater.fleet.proxy import Answer, Headers
+from headwater.fleet.proxy import Answer, Headers, NotConnected
 from headwater.http_api.control.replica_routes import CLOCK_HEADER
 
 _CONNECT_S = 2.0
@@ -38,6 +38,8 @@ class Connections:
         named = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
         try:
             sent = await self._open().request(method, url, data=body or None, headers=named, allow_redirects=False)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise NotConnected(str(error) or type(error).__name__) from None
         except aiohttp.ClientError as error:
             raise ConnectionError(str(error) or type(error).__name__) from None
         try:

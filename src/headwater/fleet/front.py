@@ -11,7 +11,17 @@ import msgspec
 from headwater.fleet.autoscaling import MAX_REPLICAS, Limits, Scale, Scaling
 from headwater.fleet.client import FleetClient, Keep
 from headwater.fleet.one_replica import OPEN, OneReplica
-from headwater.fleet.proxy import ClientLeft, Forward, Message, Proxy, Receive, Send, read_body, unless_left
+from headwater.fleet.proxy import (
+    BROKEN_OUTCOMES,
+    ClientLeft,
+    Forward,
+    Message,
+    Proxy,
+    Receive,
+    Send,
+    read_body,
+    unless_left,
+)
 from headwater.fleet.replica import Post
 from headwater.fleet.watching import IsDead
 from headwater.generation.errors import ApiError, bad_request
@@ -87,6 +97,16 @@ class Front:
         rest = _Rest(self.client, proxy, OneReplica(self.client, forward), keys, self.scaling)
         self._app = create_app(self.state, routes=FRONT_ROUTES, rest=rest, is_guarded=is_guarded)
         self._proxy = proxy
+        broken = self._app.state.services.metrics.counter(
+            "headwater_fleet_broken_requests",
+            "Requests that reached a replica and got no answer: retried on another one, or given up.",
+            "model_name",
+            "outcome",
+        )
+        name = args.served_model_name or args.model or ""
+        for outcome in BROKEN_OUTCOMES:
+            broken.labels(name, outcome)
+        proxy.count_broken = lambda outcome: broken.labels(name, outcome).inc()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == "/health_generate":  # needs no key; an engine generates

@@ -1,4 +1,8 @@
-"""Sends requests for text to a replica, and its answer back as it comes. Without an answer another one is tried."""
+"""Sends requests for text to a replica, and its answer back as it comes. Without an answer another one is tried.
+
+A request that reached a replica and got no answer may be what ended that replica. So it is tried on one other replica,
+and on no third.
+"""
 
 import asyncio
 import logging
@@ -23,7 +27,9 @@ Headers = list[tuple[bytes, bytes]]
 
 HOLD_S = 30.0  # for a replica that serves, before a request is refused
 _POLL_S = 0.1
-BUSY, GONE = "no_replica", "engine_gone"  # codes of errors
+BUSY, GONE, BREAKS = "no_replica", "engine_gone", "request_broke_replicas"  # codes of errors
+BROKEN_OUTCOMES = RETRIED, GIVEN_UP = "retried", "given_up"
+MAX_BROKEN = 2  # replicas that one request may reach without an answer
 _OF_ONE_CONNECTION = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade host".split()
 )
@@ -40,8 +46,12 @@ class Answer(Protocol):
     def chunks(self) -> AsyncIterator[bytes]: ...
 
 
+class NotConnected(ConnectionError):
+    """Nothing of a request was sent."""
+
+
 class Forward(Protocol):
-    """Sends a request to a replica's server. Raises OSError if no answer begins."""
+    """Sends a request to a replica's server. Raises OSError if no answer begins: NotConnected if it was not sent."""
 
     def __call__(
         self, method: str, url: str, *, headers: Headers, body: bytes
@@ -60,6 +70,7 @@ class Proxy:
     forward: Forward
     responses: ResponseOwners = field(default_factory=ResponseOwners)
     num_open: int = 0  # requests that have no whole answer yet, those that wait for a replica included
+    count_broken: Callable[[str], None] = lambda outcome: None  # one of BROKEN_OUTCOMES
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -79,19 +90,23 @@ class Proxy:
     async def _answer(self, scope: Message, body: bytes, send: Send) -> None:
         key = routing_key(body) if scope["method"] == "POST" else None
         until_s = asyncio.get_running_loop().time() + HOLD_S
-        tried: set[int] = set()
-        why = ApiError(503, "no replica takes requests now", code=BUSY)
+        tries = _Tries()
         response = asked_for(scope["method"], scope["path"], body)
-        while candidates := await self._candidates(tried, response, until_s=until_s):
+        while candidates := await self._candidates(tries, response, until_s=until_s):
             replica = choose_replica(candidates, key, self.client.routes)
-            tried.add(replica.number)
-            refusal = await self._try(replica, scope, body, send, is_last=len(candidates) == 1)
-            if refusal is None:
+            if tries.broken and not tries.is_retried:
+                tries.is_retried = True
+                self.count_broken(RETRIED)
+            if await self._try(replica, scope, body, send, tries=tries, is_last=len(candidates) == 1):
                 return
-            why = refusal
-        raise why
+            if len(tries.broken) == MAX_BROKEN:
+                self.count_broken(GIVEN_UP)
+                raise _breaks(tries.broken)
+        raise tries.why
 
-    async def _candidates(self, tried: set[int], response: tuple[str, str] | None, *, until_s: float) -> list[Replica]:
+    async def _candidates(
+        self, tries: "_Tries", response: tuple[str, str] | None, *, until_s: float
+    ) -> list[Replica]:
         """Waits for one: a fleet that is being brought in step, or replaced, delays requests and loses none.
 
         Of a request about a `response`, only the replica that gave it is one. ApiError 404 if that one has left.
@@ -100,17 +115,20 @@ class Proxy:
         while True:
             if response is not None and owner is not None and not self.client.stays(owner):
                 raise not_there(*response)
+            if owner in tries.broken:
+                return []
             candidates = self.client.candidates()
-            left = [each for each in candidates if each.number not in tried and owner in (None, each.number)]
+            left = [each for each in candidates if tries.may_take(each.number) and owner in (None, each.number)]
             if left or asyncio.get_running_loop().time() >= until_s:
                 return left
             await asyncio.sleep(_POLL_S)
-            tried.clear()  # a connection may break that was good, and a replica that was fenced comes back
+            tries.tried.clear()  # a connection may break that was good, and a replica that was fenced comes back
 
     async def _try(
-        self, replica: Replica, scope: Message, body: bytes, send: Send, *, is_last: bool
-    ) -> ApiError | None:
-        """None if the client has its answer; else why this replica gave none. 503 is an answer if it `is_last`."""
+        self, replica: Replica, scope: Message, body: bytes, send: Send, *, tries: "_Tries", is_last: bool
+    ) -> bool:
+        """Whether the client has its answer; else `tries` knows why there is none. 503 is an answer if it `is_last`."""
+        tries.tried.add(replica.number)
         query = scope["query_string"].decode("latin-1")
         raw_path = scope.get("raw_path") or scope["path"].encode()
         url = f"{replica.beat.url}{raw_path.decode('latin-1').partition('?')[0]}{'?' if query else ''}{query}"
@@ -124,20 +142,43 @@ class Proxy:
                     sent = self.forward(scope["method"], url, headers=headers, body=body)
                     answer = await stack.enter_async_context(sent)
                 if answer.status == 503 and not is_last:
-                    return ApiError(503, f"replica {replica.number} takes no requests now", code=BUSY)
+                    tries.why = ApiError(503, f"replica {replica.number} takes no requests now", code=BUSY)
+                    return False
                 has_begun = True
                 gives_id = scope["method"] == "POST" and scope["path"] == PATH and answer.status == 200
                 await _pass_on(answer, replica, send, learn=self.responses.learn if gives_id else None)
-                return None
+                return True
         except OSError as error:
             if has_begun:
                 raise
             self.client.suspect(replica)
-            return ApiError(
-                503, f"replica {replica.number} cannot be reached: {str(error) or 'it is silent'}", code=GONE
-            )
+            if not isinstance(error, NotConnected):
+                tries.broken.append(replica.number)
+            text = f"replica {replica.number} cannot be reached: {str(error) or 'it is silent'}"
+            tries.why = ApiError(503, text, code=GONE)
+            return False
         finally:
             replica.num_running -= 1
+
+
+@dataclass(slots=True)
+class _Tries:
+    """Where one request has been. `broken`: replicas that it reached, and that gave no answer."""
+
+    tried: set[int] = field(default_factory=set)
+    broken: list[int] = field(default_factory=list)
+    is_retried: bool = False  # after it has broken
+    why: ApiError = field(default_factory=lambda: ApiError(503, "no replica takes requests now", code=BUSY))
+
+    def may_take(self, number: int) -> bool:
+        return number not in self.tried and number not in self.broken
+
+
+def _breaks(numbers: list[int]) -> ApiError:
+    """OpenAI's and Anthropic's clients would send the request again, which the header forbids."""
+    names = " and ".join(map(str, numbers))
+    text = f"replicas {names} took this request and gave no answer. It may be what ended them, so no other one gets it"
+    return ApiError(502, text, code=BREAKS, type="engine_error", headers={"x-should-retry": "false"})
 
 
 async def _pass_on(answer: Answer, replica: Replica, send: Send, *, learn: Callable[[str, int], None] | None) -> None:

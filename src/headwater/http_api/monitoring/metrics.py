@@ -139,6 +139,10 @@ class Metrics:
             self._observers[model_name] = RequestMetrics(self._families, model_name)
         return self._observers[model_name]
 
+    def counter(self, name: str, text: str, *labels: str) -> Counter:
+        """A counter more on the page, beside those that every server has."""
+        return Counter(name, text, labels, registry=self._registry)
+
     def latency(self) -> dict[str, Buckets]:
         """The histograms of `ttft` and `itl` over all served names, as /metrics shows them."""
         families = self._families
