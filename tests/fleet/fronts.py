@@ -1,7 +1,8 @@
 """A simulated fleet behind the real application of a front."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -21,12 +22,14 @@ class FleetWithFront(SimulatedFleet):
 
     model = "tiny"
     is_guarded = True
+    shares_files = False
+    arguments: Mapping[str, Any] = MappingProxyType({})  # of the servers
     error: Exception = NotConnected("refused")  # of requests
 
     def make_client(self) -> FleetClient:
         self.asked: list[str] = []
         self.wanted: list[int] = []
-        args = ServerArgs(model="tiny", served_model_name=self.model, admin_api_key="boss")
+        args = ServerArgs(model="tiny", served_model_name=self.model, admin_api_key="boss", **self.arguments)
         self.front = Front(
             args,
             post=self.post,
@@ -34,6 +37,7 @@ class FleetWithFront(SimulatedFleet):
             is_dead=self.is_dead,
             scale=self._scale,
             is_guarded=self.is_guarded,
+            shares_files=self.shares_files,
         )
         self.args = args
         return self.front.client

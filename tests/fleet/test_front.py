@@ -118,3 +118,16 @@ async def test_requests_without_an_answer_are_counted(fleet: FleetWithFront) -> 
         page = (await http.get("/metrics")).text
         for outcome in ("retried", "given_up"):
             assert f'headwater_fleet_broken_requests_total{{model_name="tiny",outcome="{outcome}"}} 1.0' in page
+
+
+async def test_adapters_are_loaded_by_all_replicas_and_by_those_that_come_later(fleet: FleetWithFront) -> None:
+    async with fleet.http() as http:
+        body = {"lora_name": "law", "lora_path": "law-1"}
+        assert (await http.post("/v1/load_lora_adapter", json=body, headers=ADMIN)).status_code == 200
+        await fleet.join(SimulatedReplica("late"))
+        info = (await http.get("/server_info", headers=ADMIN)).json()["internal_states"]
+        assert [[each["name"] for each in state["adapters"]] for state in info] == [["law"]] * 3
+        fleet.replicas["b"].is_cut = True
+        answer = await http.post("/v1/unload_lora_adapter", json={"lora_name": "law"}, headers=ADMIN)
+        assert answer.status_code >= 500 and "nothing was changed on any" in answer.text
+        assert fleet.client.adapters() == {"law": "law-1"}

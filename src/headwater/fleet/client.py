@@ -95,6 +95,11 @@ class FleetClient:
         """The path of each LoRA adapter that is loaded now, by name."""
         return self._fleet.adapters
 
+    @property
+    def staged_in_use(self) -> frozenset[str]:
+        """See `Fleet.staged_in_use`."""
+        return self._fleet.staged_in_use
+
     async def first_ready(self) -> EngineReady:
         """Waits for a replica that has loaded."""
         while not (found := [each for each in self.ready if each is not None]):  # noqa: ASYNC110

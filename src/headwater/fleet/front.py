@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -26,7 +27,7 @@ from headwater.fleet.replica import Post
 from headwater.fleet.watching import IsDead
 from headwater.generation.errors import ApiError, bad_request
 from headwater.generation.model_facts import RequestLimits
-from headwater.http_api.app import FRONT_ROUTERS, FRONT_ROUTES, ROUTERS, control_paths, create_app
+from headwater.http_api.app import FRONT_ROUTERS, FRONT_ROUTES, ROUTERS, TENSOR_ROUTERS, TENSOR_ROUTES, control_paths, create_app
 from headwater.http_api.auth import Keys
 from headwater.http_api.error_handlers import error_response
 from headwater.http_api.sites import SitePolicy
@@ -34,9 +35,28 @@ from headwater.http_api.state import ApiState, DashboardSettings
 from headwater.launch.config import ServerArgs
 from headwater.launch.facts_builder import build_model_facts, tokenizer_path
 from headwater.tokenization.tokenizer import Tokenizer
+from headwater.transports.staging import StagingArea
 
 FLEET, SCALE = "/fleet", "/fleet/scale"
 _REPLICAS = "replicas"
+_GROUP = (
+    "the ranks of a trainer's process group are fixed when it is made, and replicas come and go; send the tensors to "
+    "/update_weights_from_tensor, or write them where all replicas read and call /update_weights_from_disk"
+)
+_TENSORS = (
+    "its replicas run on other machines, which cannot read what the front receives; write the weights where all "
+    "replicas read, and call /update_weights_from_disk"
+)
+_NOT_CARRIED_OUT = (  # why not, by the beginning of the path
+    ("/init_weights_update_group", _GROUP),
+    ("/destroy_weights_update_group", _GROUP),
+    ("/update_weights_from_distributed", _GROUP),
+    ("/update_weights_from_tensor", _TENSORS),
+    ("/begin_weight_update", _TENSORS),
+    ("/end_weight_update", _TENSORS),
+    ("/abort_weight_update", _TENSORS),
+    ("/control/messages", "it is the way of the front to one engine"),
+)
 log = logging.getLogger(__name__)
 
 
@@ -54,10 +74,12 @@ class Front:
         limits: Limits | None = None,
         keep: Keep | None = None,
         is_guarded: bool = True,
+        shares_files: bool = False,
     ) -> None:
         """`scale` changes the number of replicas; with `limits`, `scaling` does that by itself while it runs.
 
-        Without `is_guarded` another application stands before it, with the checks of all requests (`ModelsFront`).
+        `shares_files`: replicas read what the front stages, which are tensors of a trainer. Without `is_guarded`
+        another application stands before it, with the checks of all requests (`ModelsFront`).
         """
         self._args = args
         self.client = FleetClient(
@@ -85,6 +107,8 @@ class Front:
                 max_body_bytes=args.max_body_bytes,
                 max_control_timeout_s=args.max_control_timeout,
             ),
+            staging=StagingArea(Path(args.staging_dir), max_bytes=args.max_staged_weights_bytes),
+            allows_pickles=args.allow_pickled_tensors,
         )
         proxy = Proxy(self.client, forward)
         keys = Keys(args.api_key, args.admin_api_key)
@@ -94,8 +118,11 @@ class Front:
             num_replicas=lambda: self.client.num_engines,
             limits=limits,
         )
-        rest = _Rest(self.client, proxy, OneReplica(self.client, forward), keys, self.scaling)
-        self._app = create_app(self.state, routes=FRONT_ROUTES, rest=rest, is_guarded=is_guarded)
+        routers = FRONT_ROUTERS + (TENSOR_ROUTERS if shares_files else ())
+        engines_own = tuple(control_paths(ROUTERS) - control_paths(routers))
+        rest = _Rest(self.client, proxy, OneReplica(self.client, forward), keys, self.scaling, engines_own)
+        routes = FRONT_ROUTES + (TENSOR_ROUTES if shares_files else ())
+        self._app = create_app(self.state, routes=routes, rest=rest, is_guarded=is_guarded)
         self._proxy = proxy
         broken = self._app.state.services.metrics.counter(
             "headwater_fleet_broken_requests",
@@ -113,6 +140,11 @@ class Front:
             await self._proxy(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+    async def close(self) -> None:
+        """It answers nothing any more, and keeps nothing that it has staged."""
+        await self._app.state.services.weights.close()
+        await self.client.close()
 
     def gave_response(self, id: str) -> bool:
         """Whether this front has passed on the stored response `id`."""
@@ -134,7 +166,7 @@ class _Rest:
     one_replica: OneReplica
     keys: Keys
     scaling: Scaling
-    engines_own: tuple[str, ...] = tuple(control_paths(ROUTERS) - control_paths(FRONT_ROUTERS))
+    engines_own: tuple[str, ...]  # control routes that no router of the front has
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -147,7 +179,7 @@ class _Rest:
                 facts = await unless_left(handle(await read_body(receive)), receive)
                 await _send_json(facts, send)
             elif path.startswith(self.engines_own):  # the answer of one replica would pass for that of all
-                text = f"{scope['method']} {path} is not carried out by a fleet: it would reach one replica only"
+                text = f"{scope['method']} {path} is not carried out by this fleet: {_why_not(path)}"
                 raise ApiError(501, text, code="not_on_a_fleet")
             else:
                 await self.proxy(scope, receive, send)
@@ -191,6 +223,10 @@ class _Rest:
         beat = replica.beat
         facts = {"dp_rank": number, "name": beat.name, "node": beat.node, "pid": beat.pid, "url": beat.url}
         return facts | {"serving": why is None, "message": why, "num_running": replica.num_running}
+
+
+def _why_not(path: str) -> str:
+    return next((why for start, why in _NOT_CARRIED_OUT if path.startswith(start)), "it would reach one replica only")
 
 
 async def _send_json(facts: Any, send: Send) -> None:

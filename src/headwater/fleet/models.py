@@ -63,7 +63,7 @@ class ModelsFront:
 
     async def _end(self) -> None:
         for front in self.fronts.values():
-            await front.client.close()
+            await front.close()
 
     async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
         try:

@@ -89,6 +89,10 @@ FRONT_ROUTERS = (
 )
 ROUTES, FRONT_ROUTES = all_routes(ROUTERS), all_routes(FRONT_ROUTERS)
 
+# of a front whose replicas read the files that it receives
+TENSOR_ROUTERS = (tensor_routes.router,)
+TENSOR_ROUTES = all_routes(TENSOR_ROUTERS)
+
 Ending = Callable[[], Awaitable[None]]
 
 UNBOUNDED = {"/update_weights_from_tensor": RAW_TYPES}  # bodies that are staged as they arrive, within a limit

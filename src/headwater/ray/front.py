@@ -91,6 +91,7 @@ class _Model:
             limits=args.limits,
             keep=self._keep,
             is_guarded=is_alone,
+            shares_files=args.is_local,
         )
         self._kept = RayInternalKVStore("headwater")
         self._replicas = replicas.deployment_id

@@ -350,7 +350,26 @@ def test_a_front_that_is_killed_right_after_a_change_has_not_forgotten_it(fleet:
         assert http.get("/get_weight_version", params={"model": OTHER}).json()["weight_version"] != "kept"
 
 
+def text_of(url: str) -> list[int]:
+    body = {"input_ids": prompt_of(70), "sampling_params": {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True}}
+    return httpx.post(f"{url}/generate", json=body, timeout=60, trust_env=False).json()["output_ids"]
+
+
+def test_tensors_of_a_trainer_reach_all_replicas(fleet: Fleet, models: dict[str, str]) -> None:
+    """The weights of the second model, sent to the first one: then both give one text."""
+    wanted = text_of(next(iter(fleet.serving(OTHER).values()))["url"])
+    assert all(text_of(entry["url"]) != wanted for entry in fleet.serving().values())
+    weights = (Path(models[OTHER]) / "model.safetensors").read_bytes()
+    with fleet.about as http:
+        headers = {"content-type": "application/vnd.safetensors"}
+        answer = http.post("/update_weights_from_tensor", content=weights, headers=headers)
+    assert answer.status_code == 200 and len(answer.json()["engines"]) == 3, answer.text
+    assert [text_of(entry["url"]) for entry in fleet.serving().values()] == [wanted] * 3
+
+
 def test_a_replica_is_killed_in_the_middle_of_a_flush_under_load(fleet: Fleet) -> None:
+    """The one that replaces it has the trainer's tensors before it serves."""
+    sent = text_of(next(iter(fleet.serving().values()))["url"])
     for entry in fleet.serving().values():
         ask(entry["url"], prompt_of(9))
     rank, killed = max(fleet.serving().items())
@@ -365,6 +384,7 @@ def test_a_replica_is_killed_in_the_middle_of_a_flush_under_load(fleet: Fleet) -
         assert ask(fleet.url, prompt_of(9)) == 0
         fleet.until(lambda: rank not in fleet.replicas() and len(fleet.serving()) == 3)
         assert max(fleet.serving()) > rank  # the one that replaces it has a number of its own
+    assert {tuple(text_of(entry["url"])) for entry in fleet.serving().values()} == {tuple(sent)}
     assert streams.num_whole > 0
     assert all("engine_gone" in end for end in streams.broken), streams.broken
 
