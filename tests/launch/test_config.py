@@ -19,6 +19,8 @@ from headwater.launch.config import FLAGS, ServerArgs
         ("schedule_policy", "random", "--schedule-policy must be one of fcfs, lpm"),
         ("mem_fraction_static", math.nan, "--mem-fraction-static must be a number from 0.01 to 0.99"),
         ("max_control_timeout", -1.0, "--max-control-timeout must be a number from 0"),
+        ("flush_default_timeout", 3601.0, "--flush-default-timeout must be at most --max-control-timeout, 3600"),
+        ("flush_default_mode", "later", "--flush-default-mode must be one of idle, now, drain"),
         ("engine_restarts", -1, "--engine-restarts must be an integer from 0"),
         ("kv_cache_memory_mb", 0, "--kv-cache-memory-mb must be an integer of at least 1"),
         ("model", "", "--model must not be empty"),

@@ -27,11 +27,19 @@ from headwater.fleet.replica import Post
 from headwater.fleet.watching import IsDead
 from headwater.generation.errors import ApiError, bad_request
 from headwater.generation.model_facts import RequestLimits
-from headwater.http_api.app import FRONT_ROUTERS, FRONT_ROUTES, ROUTERS, TENSOR_ROUTERS, TENSOR_ROUTES, control_paths, create_app
+from headwater.http_api.app import (
+    FRONT_ROUTERS,
+    FRONT_ROUTES,
+    ROUTERS,
+    TENSOR_ROUTERS,
+    TENSOR_ROUTES,
+    control_paths,
+    create_app,
+)
 from headwater.http_api.auth import Keys
 from headwater.http_api.error_handlers import error_response
 from headwater.http_api.sites import SitePolicy
-from headwater.http_api.state import ApiState, DashboardSettings
+from headwater.http_api.state import ApiState, DashboardSettings, FlushDefaults
 from headwater.launch.config import ServerArgs
 from headwater.launch.facts_builder import build_model_facts, tokenizer_path
 from headwater.tokenization.tokenizer import Tokenizer
@@ -107,6 +115,7 @@ class Front:
                 max_body_bytes=args.max_body_bytes,
                 max_control_timeout_s=args.max_control_timeout,
             ),
+            flush_defaults=FlushDefaults(args.flush_default_timeout, args.flush_default_mode),
             staging=StagingArea(Path(args.staging_dir), max_bytes=args.max_staged_weights_bytes),
             allows_pickles=args.allow_pickled_tensors,
         )

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from headwater.client.engine_client import EngineClient
 from headwater.generation.chat.formats import ChatFormats, FormatFlags, choose_formats
@@ -26,6 +27,14 @@ class DashboardSettings:
         return None if is_disabled else cls(shows_text)
 
 
+@dataclass(frozen=True, slots=True)
+class FlushDefaults:
+    """What a flush means whose client leaves it out: routers drop the parameters."""
+
+    timeout_s: float = 0.0
+    mode: Literal["idle", "now", "drain"] = "idle"
+
+
 @dataclass(slots=True)
 class ApiState:
     """Everything the routes share. `tokenizer` and `model` are None while the model loads."""
@@ -36,6 +45,7 @@ class ApiState:
     admin_api_key: str | None = None
     is_replica: bool = False  # of a fleet, which sends messages to the engine
     limits: RequestLimits = field(default_factory=RequestLimits)
+    flush_defaults: FlushDefaults = field(default_factory=FlushDefaults)
     sites: SitePolicy = field(default_factory=SitePolicy)
     dashboard: DashboardSettings | None = field(default_factory=DashboardSettings)  # None: there is no page
     special_tokens: SpecialTokenPolicy = "prompts"  # in which texts special tokens are parsed

@@ -55,6 +55,9 @@ class ServerArgs(EngineArgs, kw_only=True, frozen=True, omit_defaults=True):
         if self.allow_pickled_tensors and self.admin_api_key is None:
             raise ValueError("--allow-pickled-tensors needs --admin-api-key")
         self._check_adapters()
+        if self.flush_default_timeout > self.max_control_timeout:
+            longest = f"--max-control-timeout, {self.max_control_timeout:g}"
+            raise ValueError(f"--flush-default-timeout must be at most {longest}, got {self.flush_default_timeout:g}")
         for origin in self.allowed_origins:
             if origin not in ("*", "null") and ORIGIN.fullmatch(origin.rstrip("/")) is None:
                 raise ValueError(f"--allowed-origin must be origins such as https://chat.example, got {origin!r}")

@@ -108,6 +108,18 @@ class HttpArgs(ModelArgs, kw_only=True, frozen=True, omit_defaults=True):
         float,
         Flag("Longest timeout of a control request, in seconds.", HTTP, low=0, high=86400),
     ] = 3600.0
+    flush_default_timeout: Annotated[
+        float,
+        Flag(
+            "Seconds that a flush without `timeout` waits. For routers that send none; SGLang's servers do not wait.",
+            HTTP,
+            low=0,
+            high=86400,
+        ),
+    ] = 0.0
+    flush_default_mode: Annotated[
+        Literal["idle", "now", "drain"], Flag("The mode of a flush without `mode`, as routers send it.", HTTP)
+    ] = "idle"
     disable_dashboard: Annotated[bool, Flag("Do not serve the operating page at /dashboard.", HTTP)] = False
     dashboard_show_text: Annotated[
         bool,

@@ -21,7 +21,7 @@ from headwater.http_api.app import create_app
 from headwater.http_api.connection import ConnectionLimits
 from headwater.http_api.http_server import HttpServer
 from headwater.http_api.sites import SitePolicy
-from headwater.http_api.state import ApiState, DashboardSettings
+from headwater.http_api.state import ApiState, DashboardSettings, FlushDefaults
 from headwater.launch.config import ServerArgs
 from headwater.launch.facts_builder import build_model_facts, tokenizer_path
 from headwater.messages.state import EngineReady
@@ -111,6 +111,7 @@ class ApiProcess:
                 max_concurrency_per_key=self._args.max_concurrency_per_key,
             ),
             special_tokens=self._args.parse_special_tokens,
+            flush_defaults=FlushDefaults(self._args.flush_default_timeout, self._args.flush_default_mode),
             staging=StagingArea(Path(self._args.staging_dir), max_bytes=self._args.max_staged_weights_bytes),
             allows_pickles=self._args.allow_pickled_tensors,
             stages_on_gpu=self._args.stage_weights_on_gpu and self._args.dp_size * self._args.tp_size == 1,

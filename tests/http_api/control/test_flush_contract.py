@@ -11,6 +11,8 @@ import pytest
 from api_under_test import TOKENIZER, Api, api, error_of, served, until
 from loop_engines import PAGE_SIZE, LoopEngine, expected, loop_engines, prompt_of
 
+from headwater.http_api.state import FlushDefaults
+
 pytestmark = pytest.mark.anyio
 JSON = {"accept": "application/json"}
 LATE_S = 1.0  # what a loaded machine may add to a deadline; the engine itself is late by a step and 5 ms
@@ -109,6 +111,24 @@ async def test_busy_then_idle_answers_at_the_idle_moment(engine: LoopEngine) -> 
         assert 0 < answer["waited_s"] < 20
         assert running[0].done() or (await running[0])["output_ids"]
         assert await cached(server, prompt_of(1)) == 0
+
+
+async def test_a_flush_without_parameters_means_what_the_operator_has_set(engine: LoopEngine) -> None:
+    """As routers send it: neither refused at once nor without an end. What a client sends goes before it."""
+    async with api(engine, flush_defaults=FlushDefaults(timeout_s=30.0)) as server:
+        running = await busy(server, engine)
+        pending = asyncio.ensure_future(server.http.post("/flush_cache", headers=JSON))
+        assert (await flush(server, 400, timeout=0))["blockers"] and not pending.done()
+        engine.step_s = 0.0
+        assert (await pending).json()["success"]
+        await asyncio.gather(*running)
+    async with api(engine, flush_defaults=FlushDefaults(mode="now")) as server:
+        running = await busy(server, engine)
+        answer = (await server.http.post("/flush_cache", headers=JSON)).json()
+        assert answer["success"] and answer["mode"] == "now"
+        await flush(server, 400, mode="idle")
+        engine.step_s = 0.0
+        await asyncio.gather(*running)
 
 
 @pytest.mark.parametrize("timeout", [1e-9, 0.001, 0.3])

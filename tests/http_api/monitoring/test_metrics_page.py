@@ -32,7 +32,8 @@ SGLANG_NAMES = {
         "hicache_host_total_tokens hicache_host_used_tokens inter_token_latency_seconds kv_available_tokens "
         "kv_cache_memory_usage_gb kv_evictable_tokens kv_used_tokens load_back_bytes load_back_tokens "
         "max_total_num_tokens num_aborted_requests num_paused_reqs num_queue_reqs num_requests num_retracted_reqs "
-        "num_retracted_requests num_running_reqs prefetched_tokens prompt_tokens queue_time_seconds "
+        "num_pages num_retracted_requests num_running_reqs page_size prefetched_tokens prompt_tokens "
+        "queue_time_seconds "
         "storage_prefetch_unfulfilled_tokens time_to_first_token_seconds token_usage "
         "uncached_prompt_tokens_histogram"
     ).split()
@@ -40,6 +41,7 @@ SGLANG_NAMES = {
 # those that routers read by default; they have SGLang's names as well
 VLLM_NAMES = {f"vllm:{name}" for name in ("cache_config_info", "num_requests_running", "num_requests_waiting")}
 VLLM_NAMES |= {"vllm:kv_cache_usage_perc", "vllm:lora_requests_info"}
+OF_A_FRONT = {"headwater_fleet_broken_requests_total"}  # tests/fleet/test_front.py has it
 OURS = re.compile(r"headwater_[a-z0-9]+(_[a-z0-9]+)*")
 # promtool's tables of units: abbreviations, and those that are not the base unit of what they measure
 ABBREVIATED = set("s ms us ns sec b kb mb gb tb pb m h d".split())
@@ -123,7 +125,7 @@ async def test_the_page_in_the_docs_names_every_metric_and_no_other(engine: Scri
     found, told = exported(await full_page(engine)), documented()
     assert len(found) > 50
     assert sorted(found - told) == [], "exported and not documented"
-    assert sorted(told - found) == [], "documented and not exported"
+    assert sorted(told - found - OF_A_FRONT) == [], "documented and not exported"
 
 
 def lint(family: Metric) -> list[str]:

@@ -35,7 +35,9 @@ FLUSH_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def _flush_query(
-    timeout: Annotated[str | None, SECONDS, Query(description="Seconds to wait for the outcome; default 0.")] = None,
+    timeout: Annotated[
+        str | None, SECONDS, Query(description="Seconds to wait for the outcome; default 0 (--flush-default-timeout).")
+    ] = None,
     mode: Annotated[
         str | None,
         MODE,
@@ -76,6 +78,10 @@ async def flush_cache(request: Request, services: InjectedServices) -> Response:
 async def _flushed(request: Request, services: Services, query: list[tuple[str, str]]) -> FlushAnswer:
     arrived_s = asyncio.get_running_loop().time()
     parameters = client_parameters(query, await request.body())
+    defaults = services.state.flush_defaults
+    if defaults.timeout_s:
+        parameters.setdefault("timeout", defaults.timeout_s)
+    parameters.setdefault("mode", defaults.mode)
     max_timeout_s = services.state.limits.max_control_timeout_s
     message = await flush_message(parameters, services.generator, max_timeout_s=max_timeout_s)
     calls = services.flush_all(message, arrived_s=arrived_s, has_timeout="timeout" in parameters)

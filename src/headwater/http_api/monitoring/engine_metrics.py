@@ -124,11 +124,16 @@ def _add_adapters(page: MetricFamilies, rank: str, state: EngineState) -> None:
 
 
 def _add_cache_sizes(page: MetricFamilies, rank: str, state: EngineState) -> None:
-    """As labels, where routers look for them: llm-d reads SGLang's or vLLM's, by the label of the pod."""
+    """Where routers look for them: llm-d reads SGLang's or vLLM's, by the label of the pod.
+
+    SGLang's were labels at first and are gauges now; so they are in llm-d.
+    """
     size, num_pages = str(state.page_size), str(state.max_total_tokens // state.page_size)
     text = "Tokens of a page, and pages of the device, as labels."
     page.gauge("sglang:cache_config_info", text, 1.0, rank=rank, page_size=size, num_pages=num_pages)
     page.gauge("vllm:cache_config_info", text, 1.0, rank=rank, block_size=size, num_gpu_blocks=num_pages)
+    page.gauge("sglang:page_size", "Tokens of a page.", state.page_size, rank=rank)
+    page.gauge("sglang:num_pages", "Pages of the device.", int(num_pages), rank=rank)
 
 
 def _add_tiers(page: MetricFamilies, rank: str, state: EngineState) -> None:
