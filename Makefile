@@ -125,7 +125,7 @@ $(TRAINING): Makefile $(DEV)
 	@touch $@
 
 test-fleet: dev $(FLEET)  ## The tests of a fleet on Ray: one to three minutes on two cores
-	$(BIN)/python -m pytest tests/e2e/fleet $(ARGS)
+	$(BIN)/python -m pytest tests/e2e/fleet/test_fleet_on_ray.py $(ARGS)
 
 test-fast: dev  ## The tests that need neither torch nor a model
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

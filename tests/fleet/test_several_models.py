@@ -132,6 +132,16 @@ async def test_a_stored_response_is_asked_of_the_model_that_gave_it(two: TwoMode
     assert two.fleets["cd"].asked[-1].endswith("/v1/responses/resp_c1")
 
 
+async def test_the_operating_page_is_that_of_a_model(two: TwoModels) -> None:
+    assert (await two.http.get("/dashboard")).json()["error"]["param"] == "model"
+    assert "<title>Headwater" in (await two.http.get("/dashboard?model=cd")).text
+    script = (await two.http.get("/dashboard/files/server.js")).text
+    name = next(word for word in script.split() if "multiplexed" in word).rstrip(":")
+    assert (await two.http.get("/dashboard/snapshot", headers=ADMIN)).status_code == 400
+    found = await two.http.get("/dashboard/snapshot", headers=ADMIN | {name: "cd"})
+    assert list(found.json()["engines"]) == ["0", "1"]
+
+
 async def test_metrics_have_each_family_once_and_a_series_of_each_model(two: TwoModels) -> None:
     text = (await two.http.get("/metrics")).text
     families = {family.name: family for family in text_string_to_metric_families(text)}

@@ -26,6 +26,7 @@ def up(models: Mapping[str, FleetArgs], *, state_file: Path, on_ready: Callable[
     """Serve until SIGINT or SIGTERM. Then everything that was started has ended. RuntimeError if it cannot start."""
     _on_signals(_interrupt)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # else it starts an idle process for each CPU
     first = next(iter(models.values())).server
     host, port = first.host, first.port
     try:

@@ -9,9 +9,12 @@ export function onKeyNeeded(ask) {
 
 export const setKey = (key) => sessionStorage.setItem(KEY, key);
 
+/** Headers of every call: the key, and of several models in a fleet the one that the page's address names. */
 export function authorization() {
   const key = sessionStorage.getItem(KEY);
-  return key ? { Authorization: `Bearer ${key}` } : {};
+  const model = new URLSearchParams(location.search).get("model");
+  const named = model ? { serve_multiplexed_model_id: model } : {};
+  return key ? { Authorization: `Bearer ${key}`, ...named } : named;
 }
 
 /** The server refused; `status` and its own words. */
