@@ -103,7 +103,7 @@ async def test_what_only_a_replica_has_is_refused_and_never_one_replicas_answer(
                 if isinstance(route, AdminRoute) and "POST" in (route.methods or ()) and "{" not in route.path:
                     await http.post(route.path, headers=ADMIN, content=b"[]")  # a body that none of them takes
                     assert not fleet.asked, route.path
-        for path in ("/control/messages", "/update_weights_from_tensor", "/init_weights_update_group"):
+        for path in ("/control/messages", "/control/staged", "/init_weights_update_group"):
             assert (await http.post(path, headers=ADMIN)).status_code == 501
         assert not fleet.asked
         monkeypatch.setattr(proxy, "HOLD_S", 0.0)

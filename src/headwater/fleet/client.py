@@ -19,6 +19,7 @@ from headwater.client.fleet_driver import FleetDriver
 from headwater.client.link import new_call_id
 from headwater.client.prefix_routes import PrefixRoutes
 from headwater.client.standing import GONE, LOADING
+from headwater.fleet.carrying import Carrying
 from headwater.fleet.flush_round import STORAGE, is_raised, owed_by, settle, store_is_cold, without_store
 from headwater.fleet.replica import Beat, FromFront, Post, Replica, Unreachable
 from headwater.fleet.watching import IsDead, Watching
@@ -26,6 +27,7 @@ from headwater.messages.base import Call, DeferredCall
 from headwater.messages.control import CancelOperation, Failed, FlushCache
 from headwater.messages.state import EngineReady
 from headwater.messages.two_phase import Change, answered_under
+from headwater.messages.weights import UpdateWeights
 
 Keep = Callable[[str], Awaitable[None]]  # raises OSError
 
@@ -53,15 +55,19 @@ class FleetClient:
         is_dead: IsDead,
         started_with: tuple[str, str],
         shares_store: bool = False,
+        shares_files: bool = True,
         keep: Keep | None = None,
     ) -> None:
         """`is_dead(name)`: whether the process of a replica has surely ended. `shares_store`: all have one store.
+
+        `shares_files`: replicas read what the front has staged, and it need not be carried to them.
 
         `keep` takes the desired state, where the front that comes after this one finds it (`adopt`).
         """
         self.name = uuid.uuid4().hex
         self._post_http = post
         self._shares_store = shares_store
+        self._shares_files = shares_files
         self._keep = keep
         self._refusal: ShuttingDown | None = None
         self.replicas: dict[int, Replica] = {}
@@ -70,6 +76,7 @@ class FleetClient:
         self._driver = FleetDriver(self._fleet, post=self._post, set_pin=_no_pins)
         self._watching = Watching(self.replicas, self._driver, is_dead=is_dead, on_leave=self.routes.forget)
         self._sending: set[asyncio.Task[None]] = set()
+        self._being_sent: list[str] = []  # the identities of weights in changes under way; "": other changes
         self._ended: deque[str] = deque(maxlen=_MAX_ENDED)
 
     # --- life --------------------------------------------------------------------------------------
@@ -100,6 +107,11 @@ class FleetClient:
         """See `Fleet.staged_in_use`."""
         return self._fleet.staged_in_use
 
+    def _received_ids(self) -> list[str]:
+        """The weights that a trainer has sent: those of the fleet, and those that are being put in place."""
+        steps = () if self._fleet.desired is None else self._fleet.desired.weights
+        return [step.weights_id for step in steps if step.is_received] + [id for id in self._being_sent if id]
+
     async def first_ready(self) -> EngineReady:
         """Waits for a replica that has loaded."""
         while not (found := [each for each in self.ready if each is not None]):  # noqa: ASYNC110
@@ -118,7 +130,8 @@ class FleetClient:
         if replica is None:
             # of a flush that another front answered, or that this one forgot, nothing is known here
             owes = FlushCache(call_id=new_call_id()) if beat.front else None
-            replica = Replica(self._fleet.join(owes=owes), beat, self._post_http)
+            carrying = None if self._shares_files else Carrying(self._received_ids)
+            replica = Replica(self._fleet.join(owes=owes), beat, self._post_http, carrying=carrying)
             self.replicas[replica.number] = replica
             self._watching.begin(replica)
             if beat.desired and beat.front != self.name:
@@ -205,7 +218,12 @@ class FleetClient:
     async def change(self, change: Change, *, deadline_s: float, engines: Sequence[int] | None = None) -> Outcome:
         """See `EngineClient.change`."""
         self._require_replicas()
-        outcome = await self._driver.change(change, deadline_s=deadline_s, engines=engines)
+        id = change.weights_id if isinstance(change, UpdateWeights) else ""
+        self._being_sent.append(id)
+        try:
+            outcome = await self._driver.change(change, deadline_s=deadline_s, engines=engines)
+        finally:
+            self._being_sent.remove(id)
         if outcome.is_decided and self._keep is not None:  # before the caller knows: else a front that dies forgets it
             try:
                 async with asyncio.timeout(_KEEP_S):

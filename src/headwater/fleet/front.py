@@ -27,15 +27,7 @@ from headwater.fleet.replica import Post
 from headwater.fleet.watching import IsDead
 from headwater.generation.errors import ApiError, bad_request
 from headwater.generation.model_facts import RequestLimits
-from headwater.http_api.app import (
-    FRONT_ROUTERS,
-    FRONT_ROUTES,
-    ROUTERS,
-    TENSOR_ROUTERS,
-    TENSOR_ROUTES,
-    control_paths,
-    create_app,
-)
+from headwater.http_api.app import FRONT_ROUTERS, FRONT_ROUTES, ROUTERS, control_paths, create_app
 from headwater.http_api.auth import Keys
 from headwater.http_api.error_handlers import error_response
 from headwater.http_api.sites import SitePolicy
@@ -51,19 +43,12 @@ _GROUP = (
     "the ranks of a trainer's process group are fixed when it is made, and replicas come and go; send the tensors to "
     "/update_weights_from_tensor, or write them where all replicas read and call /update_weights_from_disk"
 )
-_TENSORS = (
-    "its replicas run on other machines, which cannot read what the front receives; write the weights where all "
-    "replicas read, and call /update_weights_from_disk"
-)
 _NOT_CARRIED_OUT = (  # why not, by the beginning of the path
     ("/init_weights_update_group", _GROUP),
     ("/destroy_weights_update_group", _GROUP),
     ("/update_weights_from_distributed", _GROUP),
-    ("/update_weights_from_tensor", _TENSORS),
-    ("/begin_weight_update", _TENSORS),
-    ("/end_weight_update", _TENSORS),
-    ("/abort_weight_update", _TENSORS),
     ("/control/messages", "it is the way of the front to one engine"),
+    ("/control/staged", "it is the way of the front to one engine"),
 )
 log = logging.getLogger(__name__)
 
@@ -86,8 +71,8 @@ class Front:
     ) -> None:
         """`scale` changes the number of replicas; with `limits`, `scaling` does that by itself while it runs.
 
-        `shares_files`: replicas read what the front stages, which are tensors of a trainer. Without `is_guarded`
-        another application stands before it, with the checks of all requests (`ModelsFront`).
+        `shares_files`: replicas read what the front stages, which are tensors of a trainer; else it is carried to them.
+        Without `is_guarded` another application stands before it, with the checks of all requests (`ModelsFront`).
         """
         self._args = args
         self.client = FleetClient(
@@ -95,6 +80,7 @@ class Front:
             is_dead=is_dead,
             started_with=(args.model or "", args.load_format),
             shares_store=args.hicache_storage_backend == "redis",
+            shares_files=shares_files,
             keep=keep,
         )
         self.state = ApiState(
@@ -127,11 +113,8 @@ class Front:
             num_replicas=lambda: self.client.num_engines,
             limits=limits,
         )
-        routers = FRONT_ROUTERS + (TENSOR_ROUTERS if shares_files else ())
-        engines_own = tuple(control_paths(ROUTERS) - control_paths(routers))
-        rest = _Rest(self.client, proxy, OneReplica(self.client, forward), keys, self.scaling, engines_own)
-        routes = FRONT_ROUTES + (TENSOR_ROUTES if shares_files else ())
-        self._app = create_app(self.state, routes=routes, rest=rest, is_guarded=is_guarded)
+        rest = _Rest(self.client, proxy, OneReplica(self.client, forward), keys, self.scaling)
+        self._app = create_app(self.state, routes=FRONT_ROUTES, rest=rest, is_guarded=is_guarded)
         self._proxy = proxy
         broken = self._app.state.services.metrics.counter(
             "headwater_fleet_broken_requests",
@@ -175,7 +158,7 @@ class _Rest:
     one_replica: OneReplica
     keys: Keys
     scaling: Scaling
-    engines_own: tuple[str, ...]  # control routes that no router of the front has
+    engines_own: tuple[str, ...] = tuple(control_paths(ROUTERS) - control_paths(FRONT_ROUTERS))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         path = scope["path"]

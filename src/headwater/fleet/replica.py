@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from headwater.client.errors import EngineGone, EngineOut
+from headwater.fleet.carrying import CannotCarry, Carrying, Destination, Post
 from headwater.messages.base import Call
 from headwater.messages.state import EngineReady
 from headwater.messages.two_phase import Prepare
@@ -22,8 +23,6 @@ class FromFront(msgspec.Struct, frozen=True, kw_only=True):
     front: str
     desired: str
 
-
-Post = Callable[[str, bytes, dict[str, str]], Awaitable[tuple[int, bytes, float]]]  # -> status, body, its clock
 
 UNREACHABLE = "it cannot be reached"
 LEFT = "it has left the fleet"
@@ -97,6 +96,7 @@ class Replica:
     heard_s: float = float("-inf")  # loop time of its last answer
     has_left: bool = False  # for good
     tasks: list["asyncio.Task[None]"] = field(default_factory=list)
+    carrying: Carrying | None = None  # None: it reads the front's files
     _until_left: set[asyncio.Timeout] = field(default_factory=set)
     _until_lost: set[asyncio.Timeout] = field(default_factory=set)
 
@@ -165,12 +165,17 @@ class Replica:
     async def send(self, message: Call) -> Any:
         """The engine's answer, `Failed` included. Raises Unreachable."""
         headers = {"authorization": f"Bearer {self.beat.admin_key}", "content-type": "application/msgpack"}
-        body = encode(self.clock.translate(message))
         try:
+            if self.carrying is not None:
+                to = Destination(self.beat.url, self.beat.admin_key, self.post)
+                message = await self.carrying.with_own_path(message, to)
+            body = encode(self.clock.translate(message))
             status, answer, their_s = await self.post(f"{self.beat.url}/control/messages", body, headers)
             if status != 200:
                 raise Unreachable(self.number, f"status {status}")
             found = decode_to_client(answer)
+        except CannotCarry as error:
+            return error.answer_to(message)
         except (OSError, ValueError, msgspec.MsgspecError) as error:
             raise Unreachable(self.number, str(error)) from None  # another program may listen there now
         self.heard_s = asyncio.get_running_loop().time()

@@ -78,6 +78,7 @@ FRONT_ROUTERS = (
     flush_routes.router,
     control_routes.router,
     weight_routes.router,
+    tensor_routes.router,
     adapter_routes.router,
     memory_routes.router,
     cache_routes.view_router,
@@ -89,13 +90,10 @@ FRONT_ROUTERS = (
 )
 ROUTES, FRONT_ROUTES = all_routes(ROUTERS), all_routes(FRONT_ROUTERS)
 
-# of a front whose replicas read the files that it receives
-TENSOR_ROUTERS = (tensor_routes.router,)
-TENSOR_ROUTES = all_routes(TENSOR_ROUTERS)
-
 Ending = Callable[[], Awaitable[None]]
 
-UNBOUNDED = {"/update_weights_from_tensor": RAW_TYPES}  # bodies that are staged as they arrive, within a limit
+# bodies that are staged as they arrive, within a limit; pieces of such
+UNBOUNDED = {"/update_weights_from_tensor": RAW_TYPES, replica_routes.STAGED: RAW_TYPES}
 
 DESCRIPTION = """
 LLM inference with a KV cache that can be operated: OpenAI's API under `/v1`, SGLang's native API beside it.

@@ -28,6 +28,7 @@ from headwater.messages.control import FlushCache, FlushResult
 from headwater.messages.state import EngineState, GetState
 from headwater.messages.two_phase import Change
 from headwater.messages.wire import ToEngine
+from headwater.transports.carried import CarriedWeights
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Services:
         self.watching = Watching(state, self.metrics.latency)
         self.weights = WeightReceiver(state.client, state.staging, stages_on_gpu=state.stages_on_gpu)
         self.transfer_engine = TransferEngine()
+        self.carried = CarriedWeights(state.staging)
         limits = state.limits
         self.responses = ResponseStore(
             max_responses=limits.max_stored_responses, max_bytes=limits.max_stored_response_bytes
