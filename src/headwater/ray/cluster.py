@@ -18,7 +18,6 @@ from headwater.ray.application import build
 from headwater.ray.fleet_args import FleetArgs
 
 APP = "headwater"
-_MAX_STARTS = 4  # Ray gives its own processes 30 s, which is short for a busy machine
 _MORE_CPUS = 64  # for replicas that join later: this machine's scheduler shares the cores, not Ray
 
 
@@ -30,7 +29,7 @@ def up(models: Mapping[str, FleetArgs], *, state_file: Path, on_ready: Callable[
     first = next(iter(models.values())).server
     host, port = first.host, first.port
     try:
-        _start_ray(
+        ray.init(
             num_cpus=max(1, round(sum(args.cpus * args.replicas for args in models.values()))) + _MORE_CPUS,
             include_dashboard=False,
             log_to_driver=first.log_level in ("debug", "info"),
@@ -50,17 +49,6 @@ def up(models: Mapping[str, FleetArgs], *, state_file: Path, on_ready: Callable[
         state_file.unlink(missing_ok=True)
         if ray.is_initialized():
             serve.shutdown()
-            ray.shutdown()
-
-
-def _start_ray(**options: Any) -> None:
-    for number in range(1, _MAX_STARTS + 1):
-        try:
-            ray.init(**options)
-            return
-        except Exception as error:  # Ray has no class of its own for this
-            if number == _MAX_STARTS or "timed out during startup" not in str(error):
-                raise
             ray.shutdown()
 
 
