@@ -107,6 +107,10 @@ class FleetClient:
         """See `Fleet.staged_in_use`."""
         return self._fleet.staged_in_use
 
+    def call_when_staged_in_use_changes(self, call: Callable[[], None]) -> None:
+        """See `EngineClient.call_when_staged_in_use_changes`."""
+        self._driver.on_staged_in_use = call
+
     def _received_ids(self) -> list[str]:
         """The weights that a trainer has sent: those of the fleet, and those that are being put in place."""
         steps = () if self._fleet.desired is None else self._fleet.desired.weights
