@@ -79,7 +79,7 @@ def test_tests_lie_where_their_code_does() -> None:
     """Every folder of tests has a folder of the package with its name, but for those of servers and of tools."""
     whole = {
         Path(),
-        *map(Path, ("e2e", "e2e/answers", "e2e/routers", "e2e/fleet", "e2e/ranks", "e2e/training")),
+        *map(Path, ("e2e", "e2e/adapters", "e2e/answers", "e2e/routers", "e2e/fleet", "e2e/ranks", "e2e/training")),
         *map(Path, ("benchmarks", "release")),
     }
     tested = {folder.relative_to(ROOT / "tests") for folder in folders("tests")} - whole

@@ -109,7 +109,14 @@ _PEFT_PREFIX = "base_model.model."
 
 
 def make_adapter(
-    model: PreTrainedModel, folder: Path, *, rank: int, seed: int, targets: Sequence[str] = ADAPTED, **config: Any
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    rank: int,
+    seed: int,
+    targets: Sequence[str] = ADAPTED,
+    size: float = 0.3,
+    **config: Any,
 ) -> Path:
     """Save random matrices for the modules `targets` of every layer. Returns `folder`."""
     generator, tensors = torch.Generator().manual_seed(seed), {}
@@ -118,13 +125,9 @@ def make_adapter(
         module, _, kind = name.rpartition(".")
         target = module.rpartition(".")[2]
         if kind == "weight" and target in targets:
-            size = ranks.get(target, rank)
-            tensors[f"{_PEFT_PREFIX}{module}.lora_A.weight"] = (
-                torch.randn((size, parameter.shape[1]), generator=generator) * 0.3
-            )
-            tensors[f"{_PEFT_PREFIX}{module}.lora_B.weight"] = (
-                torch.randn((parameter.shape[0], size), generator=generator) * 0.3
-            )
+            own_rank = ranks.get(target, rank)
+            for letter, shape in (("A", (own_rank, parameter.shape[1])), ("B", (parameter.shape[0], own_rank))):
+                tensors[f"{_PEFT_PREFIX}{module}.lora_{letter}.weight"] = torch.randn(shape, generator=generator) * size
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors")
     fields = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": list(targets), "bias": "none"}

@@ -37,11 +37,16 @@ class Served:
 
 
 @contextmanager
-def serve(folder: Path, *, device: str, options: Sequence[str] = ()) -> Iterator[Served]:
-    """`headwater serve` with random weights."""
-    command = [sys.executable, "-m", "headwater", "serve", "--model", str(folder), "--load-format", "dummy"]
-    command += ["--served-model-name", MODEL_NAME, "--device", device, "--context-length", "8192", "--port", str(PORT)]
+def serve(
+    folder: Path, *, device: str, load_format: str = "dummy", context_length: int = 8192, options: Sequence[str] = ()
+) -> Iterator[Served]:
+    """`headwater serve`, with random weights unless `load_format` says otherwise."""
+    command = [sys.executable, "-m", "headwater", "serve", "--model", str(folder), "--load-format", load_format]
+    command += ["--served-model-name", MODEL_NAME, "--device", device, "--context-length", str(context_length)]
+    command += ["--port", str(PORT)]
     command += options
+    if _answers():
+        raise RuntimeError(f"another server answers on port {PORT}")
     started_s = time.perf_counter()
     server = subprocess.Popen(command)
     try:

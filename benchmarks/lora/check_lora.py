@@ -1,59 +1,76 @@
 #!/usr/bin/env python3
-"""Checks the kernels of LoRA adapters on a GPU against PyTorch, in each dtype: values, rows without one, equal bits.
+"""LoRA adapters on a GPU in one call: kernels against PyTorch, served text against PEFT with a reload, throughput.
 
-    check_lora.py
+    check_lora.py [OUT.json] [--parts kernels,text,speed] [--shape llama3.1-8b] [--device cuda]
+
+Each part is a process with a limit of its own, so that a fault of one does not hide the others. The last line printed
+is the report as JSON. Nothing is fetched and no model file is needed: all weights are random.
 """
 
+import argparse
+import json
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-import torch
-
-from headwater.devices.adapters import AdapterShape, random_adapter
-from headwater.devices.cuda.adapters import CudaAdapters
-
-SITES = {
-    "qkv": (4096, (4096, 1024, 1024)),
-    "o": (4096, (4096,)),
-    "gate_up": (4096, (14336, 14336)),
-    "down": (14336, (4096,)),
-}
-TOLERANCE = {"float32": 2e-5, "bfloat16": 1e-2, "float16": 2e-3}  # of the largest number
+HERE = Path(__file__).resolve().parent
+CASES = ("16x1000", "64x1000", "2048+0")
+GOAL = 0.85
+LIMIT_S = {"kernels": 75, "speed": 100, "text": 120}
 
 
-def main() -> int:
-    device, has_failed = torch.device("cuda"), False
-    for form, tolerance in TOLERANCE.items():
-        dtype = getattr(torch, form)
-        shape = AdapterShape(1, 10, 16, SITES)
-        memory = CudaAdapters(shape, form=form, device=device)
-        adapters = [random_adapter(shape, rank=16, seed=slot, form=form, scale=2.0) for slot in range(1, 9)]
-        for slot, adapter in enumerate(adapters, 1):
-            memory.place(slot, memory.prepare(adapter))
-        for site, (num_in, sizes) in SITES.items():
-            for num_rows in (1, 7, 64, 300, 1000):
-                x = torch.randn((num_rows, num_in), device=device).to(dtype)
-                slots = torch.arange(num_rows, device=device, dtype=torch.int32) % 9
-                y = torch.zeros((num_rows, sum(sizes)), device=device)
-                memory.of_step(slots).add(site, 0, x, y)
-                expected = torch.zeros_like(y)
-                for slot, adapter in enumerate(adapters, 1):
-                    own, first = slots == slot, 0
-                    for _, each in adapter.at(0, site):
-                        a, b = (torch.from_numpy(it.to_float32()).to(device) for it in (each.a, each.b))
-                        expected[own, first : first + len(b)] = each.scale * (x[own].float() @ a.T) @ b.T
-                        first += len(b)
-                error = float((y - expected).abs().max() / expected.abs().max().clamp(min=1e-9))
-                alone = torch.zeros((1, sum(sizes)), device=device)
-                memory.of_step(slots[-1:]).add(site, 0, x[-1:].contiguous(), alone)
-                same = bool((alone == y[-1:]).all())
-                kept = bool((y[slots == 0] == 0).all())
-                is_right = error < tolerance and kept
-                has_failed |= not is_right
-                print(f"{form:9} {site:8} {num_rows:5} rows: error {error:.1e}, a row alone has equal bits: {same}"
-                      f"{'' if is_right else '  WRONG'}", flush=True)  # fmt: skip
-    return int(has_failed)
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("--parts", default=",".join(LIMIT_S))
+    parser.add_argument("--shape", default="llama3.1-8b")
+    parser.add_argument("--device", default="cuda")
+    options = parser.parse_args(argv)
+    report: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for part in options.parts.split(","):
+            out = Path(folder) / f"{part}.json"
+            report[part] = run_part(command(part, out, options), out, limit_s=LIMIT_S[part])
+    speeds = {it["case"]: it["share"] for it in report.get("speed", {}).get("found") or ()}
+    report["is_right"] = all(part["rc"] == 0 for part in report.values())
+    report["shares_below_goal"] = {case: share for case, share in speeds.items() if share < GOAL}
+    text = json.dumps(report, indent=1) + "\n"
+    if options.out is not None:
+        options.out.write_text(text)
+    print(json.dumps(report))
+    return 0 if report["is_right"] else 1
+
+
+def command(part: str, out: Path, options: argparse.Namespace) -> list[str]:
+    """What runs a part, which writes its figures to `out`."""
+    if part == "kernels":
+        return ["check_kernels.py", "--out", str(out)]
+    if part == "text":
+        return ["check_text.py", str(out), "--device", options.device]
+    model = ["--shape", options.shape, "--device", options.device]
+    return ["lora.py", *model, "--rank", "16", "--case", *CASES, "--repeat", "3", "--kernels", "--out", str(out)]
+
+
+def run_part(arguments: Sequence[str], out: Path, *, limit_s: float) -> dict[str, Any]:
+    """The figures of a part, its exit status (124: cut) and seconds; what it said last if it failed."""
+    started_s = time.perf_counter()
+    try:
+        done = subprocess.run(
+            [sys.executable, str(HERE / arguments[0]), *arguments[1:]],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=limit_s, check=False,
+        )  # fmt: skip
+        rc, told = done.returncode, done.stdout
+    except subprocess.TimeoutExpired as error:
+        rc, told = 124, error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
+    print(told[-3000:], flush=True)
+    found = json.loads(out.read_text()) if out.exists() else None
+    report = {"rc": rc, "took_s": round(time.perf_counter() - started_s, 1), "found": found}
+    return report | ({"told": told[-3000:]} if rc else {})
 
 
 if __name__ == "__main__":
-    torch.backends.cuda.matmul.allow_tf32 = False
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -2,11 +2,12 @@
 """What LoRA adapters cost: steps of mixed batches, against the same steps of the base model alone.
 
     lora.py [--model PATH] [--load-format dummy] [--device cpu|cuda] [--adapters 8] [--rank 16] [--repeat 5]
-            [--case 16x200 64x200 512+0] [--out RECORD.json]
+            [--case 16x200 64x200 512+0] [--kernels] [--out RECORD.json]
     lora.py --shape llama3.1-8b --device cuda     # a shape of benchmarks/gpu/shapes.py, with random weights
 
 The rows of a step have the adapters in turn, all projections adapted; a prompt chunk has one. Every round measures
 first the base alone, then the adapters, and the best of each is compared. Without --model it is the default model.
+--kernels shows where the time of a step goes on a GPU.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from msgspec import structs
 
@@ -27,9 +29,11 @@ from headwater.execution.cpu_runner import CpuRunner
 from headwater.execution.runner import Runner
 from headwater.launch.default_model import ensure_default_model
 from headwater.models.loader import LoadedModel, load_model, resolve_model
+from headwater.models.ranks.adapter_share import adapter_shape
 from headwater.profiling.step_cases import StepCase, StepMaker
 from headwater.scheduling.plan import StepHandle, StepPlan
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "gpu"))  # shapes and profile_run, which need more
 PAGE_SIZE = 16
 GOAL = 0.85  # of the base model's throughput
 
@@ -62,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--case", nargs="+", default=["16x200", "64x200", "512+0"])
     parser.add_argument("--cpu-time", action="store_true", help="of all threads, for a machine that others use")
+    parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(argv)
     cases = [StepCase.parse(text) for text in options.case]
@@ -72,6 +77,8 @@ def main(argv: Sequence[str]) -> int:
     for case in cases:
         result = _measure(runner, case, options)
         results.append(asdict(result) | {"share": round(result.share, 3)})
+        if options.kernels and options.device == "cuda":
+            results[-1]["kernels"] = {num: _kernels(runner, case, num) for num in (0, options.adapters)}
         print(
             f"{case.name:24} base {1e3 * result.base_s:8.2f} ms, {result.num_adapters} adapters of rank "
             f"{result.rank}: {1e3 * result.adapters_s:8.2f} ms, {100 * result.share:5.1f} % of the base's throughput"
@@ -84,20 +91,20 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _runner(options: argparse.Namespace, cases: Sequence[StepCase], root: Path) -> tuple[LoadedModel, Runner]:
-    model = options.model or str(ensure_default_model())
     load_format = options.load_format
     if options.shape:
-        sys.path.insert(0, str(Path(__file__).parents[1] / "gpu"))
         from shapes import make_model
 
         model, load_format = str(make_model(options.shape, root)), "dummy"
+    else:
+        model = options.model or str(ensure_default_model())
     num_pages = max(case.num_pages(PAGE_SIZE) for case in cases) + 1
     max_running = max(case.num_rows for case in cases)
     num_slots = options.adapters + 1
     if options.device == "cpu":
         device = CpuDevice(num_threads=options.threads)
         loaded = load_model(resolve_model(model), device=device, dtype=options.dtype, load_format=load_format)
-        shape = loaded.config.adapter_shape(num_slots=num_slots, max_rank=options.rank)
+        shape = adapter_shape(loaded.config, num_slots=num_slots, max_rank=options.rank)
         memory = CpuAdapters(device.library, shape, form=loaded.dtype)
         layout = loaded.kv_layout(page_size=PAGE_SIZE)
         runner = CpuRunner(
@@ -110,7 +117,7 @@ def _runner(options: argparse.Namespace, cases: Sequence[StepCase], root: Path) 
 
     gpu = CudaDevice()
     loaded = load_model(resolve_model(model), device=gpu, dtype=options.dtype, load_format=load_format)
-    shape = loaded.config.adapter_shape(num_slots=num_slots, max_rank=options.rank)
+    shape = adapter_shape(loaded.config, num_slots=num_slots, max_rank=options.rank)
     return loaded, GpuRunner(
         loaded,
         gpu,
@@ -167,6 +174,27 @@ def _time(rows: _Rows, plan: Callable[[], StepPlan], *, uses_cpu_time: bool) -> 
         rows.launch(plan()).collect()
         times.append(now_s() - began_s)
     return min(times)
+
+
+def _kernels(runner: Runner, case: StepCase, num_adapters: int) -> dict[str, Any]:
+    """Time of a step by kernel, and how long the card did nothing in between (gpu/profile_run.py)."""
+    import torch
+    from profile_run import summary
+
+    rows = _Rows(runner, num_adapters)
+    plan = StepMaker(rows).place(case)  # type: ignore[arg-type]
+    rows.launch(plan()).collect()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        rows.launch(plan()).collect()
+        torch.cuda.synchronize()
+    events = profiler.profiler.kineto_results.events()
+    return summary(
+        sorted(
+            (it.start_ns(), it.duration_ns(), it.name())
+            for it in events
+            if it.device_type() == torch.autograd.DeviceType.CUDA
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from engine_driver import VOCAB_SIZE, Driver
 from headwater.messages.adapters import AdapterLoaded, AdapterUnloaded, LoadAdapter, UnloadAdapter
-from headwater.messages.control import Failed, PauseGeneration
+from headwater.messages.base import pack_ids
+from headwater.messages.cache import CacheTree, GetCacheTree, PinPrefix, Pins
+from headwater.messages.control import Failed, FlushCache, FlushResult, PauseGeneration
 from headwater.simulation.fakes.canary import expected_tokens, with_adapter
 
 PROMPT = list(range(20))
@@ -159,3 +161,84 @@ def test_a_reload_without_a_free_place_waits_for_nobody():
     driver.finish(running)
     assert running.tokens == text_of("b0", 40)
     assert isinstance(load(driver, "n0", "c0", load_inplace=True), AdapterLoaded)
+
+
+def ask(driver: Driver, message: object, *, turns: int = 3) -> object:
+    driver.send(message)
+    driver.turn(turns)
+    return driver.replies.pop(message.call_id)  # type: ignore[attr-defined]
+
+
+def loaded_and_cached() -> Driver:
+    """Two adapters and the base model have computed the same prompt."""
+    driver = Driver()
+    load(driver, "one", "a1")
+    load(driver, "two", "a2")
+    for name in ("", "one", "two"):
+        driver.finish(driver.generate(f"r{name}", PROMPT, 6, lora_name=name))
+    return driver
+
+
+def test_a_flush_may_be_limited_to_an_adapter():
+    driver = loaded_and_cached()
+    before = cached_tokens(driver, "a1")
+    preview = ask(driver, FlushCache(call_id="dry", lora_name="one", dry_run=True))
+    assert isinstance(preview, FlushResult)
+    assert preview.freed["device"].pages * driver.shape.page_size == before == cached_tokens(driver, "a1")
+    answer = ask(driver, FlushCache(call_id="one", lora_name="one"))
+    assert isinstance(answer, FlushResult) and answer.success and answer.freed == preview.freed
+    assert [bool(cached_tokens(driver, each)) for each in ("", "a1", "a2")] == [True, False, True]
+    ask(driver, FlushCache(call_id="base", lora_name=""))
+    assert [bool(cached_tokens(driver, each)) for each in ("", "a2")] == [False, True]
+
+
+def test_a_flush_that_waits_means_the_content_of_that_moment():
+    driver = loaded_and_cached()
+    running = driver.generate("running", list(range(40, 60)), 30, lora_name="two")
+    driver.turn(2)
+    driver.send(FlushCache(call_id="flush", lora_name="one", timeout_s=20.0))
+    driver.turn()
+    load(driver, "one", "a3", load_inplace=True)
+    driver.finish(driver.generate("new", PROMPT, 6, lora_name="one"))
+    assert cached_tokens(driver, "a3")
+    driver.finish(running)
+    driver.turn(3)
+    assert driver.replies.pop("flush").success
+    assert not cached_tokens(driver, "a3") and cached_tokens(driver, "a2")
+
+
+def test_a_pin_of_an_adapter_ends_with_its_content():
+    driver = loaded_and_cached()
+    pins = ask(driver, PinPrefix(call_id="pin", prompt_ids=pack_ids(PROMPT), ttl_s=100.0, lora_name="one"))
+    assert isinstance(pins, Pins)
+    assert (pins.items[0].adapter_id, pins.items[0].num_tokens) == ("a1", 20)
+    ask(driver, FlushCache(call_id="other", lora_name="two"))
+    assert driver.parts.pinning.num_pins == 1, "a flush of another adapter leaves it"
+    load(driver, "one", "a3", load_inplace=True)
+    driver.turn(2)
+    assert driver.parts.pinning.num_pins == 0
+
+
+def test_the_tree_may_be_limited_to_an_adapter():
+    driver = loaded_and_cached()
+    for name, contents in ((None, {"", "a1", "a2"}), ("two", {"a2"}), ("", {""})):
+        tree = ask(driver, GetCacheTree(call_id="tree", lora_name=name, blocks=True))
+        assert isinstance(tree, CacheTree)
+        assert {root.adapter_id for root in tree.roots} == contents
+        assert {tree.roots[block.root].adapter_id for block in tree.blocks} == contents
+
+
+def test_a_scope_that_is_not_loaded_is_refused_by_name():
+    """An ignored name would flush everything."""
+    driver = loaded_and_cached()
+    calls = [
+        FlushCache(call_id="a", lora_name="three"),
+        PinPrefix(call_id="b", prompt_ids=pack_ids(PROMPT), ttl_s=1.0, lora_name="three"),
+        GetCacheTree(call_id="c", lora_name="three"),
+    ]
+    for call in calls:
+        failed = ask(driver, call)
+        assert isinstance(failed, Failed) and (failed.status, failed.param) == (404, "lora_path")
+    failed = ask(driver, FlushCache(call_id="d", lora_name="one", tiers=("device", "storage")))
+    assert isinstance(failed, Failed) and failed.status == 400
+    assert cached_tokens(driver, "a1")

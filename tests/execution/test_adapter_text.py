@@ -24,6 +24,7 @@ from headwater.execution.cpu_runner import CpuRunner
 from headwater.execution.gpu_runner import GpuRunner
 from headwater.models.adapters.adapter import read_adapter
 from headwater.models.loader import load_model, resolve_model
+from headwater.models.ranks.adapter_share import adapter_shape
 from tiny_models import VOCAB_SIZE, is_greedy_text, make_adapter, make_tiny_model, merged
 
 pytestmark = [
@@ -66,7 +67,7 @@ def test_a_mixed_batch_has_the_text_of_each_adapter(
     folder, references, adapters = setting
     device = CpuDevice(use_kernels=use_kernels)
     loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32")
-    shape = loaded.config.adapter_shape(num_slots=NUM_SLOTS, max_rank=8)
+    shape = adapter_shape(loaded.config, num_slots=NUM_SLOTS, max_rank=8)
     memory = CpuAdapters(device.library, shape, form="float32")
     layout = loaded.kv_layout(page_size=4)
     runner = CpuRunner(loaded, device, layout=layout, num_pages=400, max_running=8, adapters=memory)
@@ -99,7 +100,7 @@ def test_a_gpu_has_the_same_text(
         monkeypatch.setattr(cuda_linear, "suits_gated", never)
     device = CudaDevice(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32")
-    shape = loaded.config.adapter_shape(num_slots=NUM_SLOTS, max_rank=8)
+    shape = adapter_shape(loaded.config, num_slots=NUM_SLOTS, max_rank=8)
     memory = CudaAdapters(shape, form="float32", device=device.torch_device)
     layout = loaded.kv_layout(page_size=4)
     runner = GpuRunner(

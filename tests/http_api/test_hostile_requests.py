@@ -59,6 +59,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "/hicache/storage-backend": {"hicache_storage_backend": "file", "directory": "/nowhere/at/all"},
     "/load_lora_adapter": {"lora_name": "a", "lora_path": "/nowhere"},
     "/v1/load_lora_adapter": {"lora_name": "a", "lora_path": "/nowhere"},
+    "/load_lora_adapter_from_tensors": {
+        "lora_name": "a", "config_dict": {"r": 4}, "safetensors_path": "/dev/shm/no-such.safetensors"
+    },
     "/unload_lora_adapter": {"lora_name": "a"},
     "/v1/unload_lora_adapter": {"lora_name": "a"},
     # of a world that is too small for these ranks: a group that could be joined would start processes

@@ -32,6 +32,7 @@ Parameters = dict[str, Any]
 @click.option("--tiers", metavar="TIERS", help="Any of device,host,storage, separated by commas. Default: device,host.")
 @click.option("--cache-salt", help="Only KV that was cached with this cache_salt.")
 @click.option("--extra-key", help="Only KV that was cached with this extra_key.")
+@click.option("--lora-path", metavar="NAME", help="Only KV that this LoRA adapter computed; empty: the model alone.")
 @click.option("--prefix", help="Only prompts that begin with this text.")
 @click.option("--hold", is_flag=True, help="With --mode idle: let new requests queue until the flush is done.")
 @click.option("--dry-run", is_flag=True, help="Report what a flush would free and what blocks it; change nothing.")

@@ -1,6 +1,6 @@
 """The desired state of the server: every engine has to be in it before it takes requests."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import assert_never
 
@@ -32,10 +32,16 @@ class DesiredPin:
     engines: frozenset[int]
     ends_at_s: float
 
-    def is_in(self, flush: FlushCache) -> bool:
-        """Whether a flush ends the pin. The engine ends it by the same rule, however little of it the flush retires."""
+    def is_in(self, flush: FlushCache, contents: Mapping[str, str]) -> bool:
+        """Whether a flush ends the pin. The engine ends it by the same rule, however little of it the flush retires.
+
+        `contents`: what the names of adapters mean.
+        """
         salt_fits = flush.cache_salt in (None, self.message.cache_salt)
         if not salt_fits or flush.extra_key not in (None, self.message.extra_key):
+            return False
+        own = contents.get(self.message.lora_name, "")
+        if flush.lora_name is not None and contents.get(flush.lora_name, "") != own:
             return False
         if flush.tiers and not set(flush.tiers) & set(self.message.tiers) and "device" not in flush.tiers:
             return False
@@ -90,9 +96,9 @@ class DesiredState:
                 return desired if weights_id == self.weights_id else replace(desired, pins=())
             case LoadAdapter():
                 adapter = DesiredAdapter(change.name, change.path, weights_id)
-                return replace(desired, adapters=(*_others(desired.adapters, change.name), adapter))
+                return desired.with_adapters((*_others(desired.adapters, change.name), adapter), changed=change.name)
             case UnloadAdapter():
-                return replace(desired, adapters=_others(desired.adapters, change.name))
+                return desired.with_adapters(_others(desired.adapters, change.name), changed=change.name)
             case SetWeightVersion():
                 return replace(desired, weight_version=change.weight_version)
             case ReleaseMemory():
@@ -119,9 +125,23 @@ class DesiredState:
                 return replace(desired, pins=tuple(_without(desired.pins, change.pin_id, engines)))
         assert_never(change)
 
+    def with_adapters(self, adapters: tuple[DesiredAdapter, ...], *, changed: str) -> "DesiredState":
+        """The state with these adapters. A pin keeps its content, under another name of it; else it has ended."""
+        old, new = ({it.name: it.adapter_id for it in each} for each in (self.adapters, adapters))
+        names = {content: name for name, content in new.items()}
+        pins = []
+        for pin in self.pins:
+            if pin.message.lora_name == changed and old.get(changed) != new.get(changed):
+                if (other := names.get(old.get(changed, ""))) is None:
+                    continue
+                pin = replace(pin, message=msgspec.structs.replace(pin.message, lora_name=other))
+            pins.append(pin)
+        return replace(self, adapters=adapters, pins=tuple(pins))
+
     def after_flush(self, flush: FlushCache) -> "DesiredState":
         """The state after a flush: without the pins that it has ended."""
-        return replace(self, pins=tuple(pin for pin in self.pins if not pin.is_in(flush)))
+        contents = {it.name: it.adapter_id for it in self.adapters}
+        return replace(self, pins=tuple(pin for pin in self.pins if not pin.is_in(flush, contents)))
 
     def after_giving_way(self, notice: PinGaveWay, *, engine: int) -> "DesiredState":
         """The state after a pin has given way on `engine`: what it keeps there is set again, the rest is not."""

@@ -23,7 +23,9 @@ async def set_pin(link: EngineLink, pin: DesiredPin) -> None:
         rid=f"pin-{new_call_id()}",
         prompt_ids=prefix.prompt_ids,
         sampling=SamplingParams(max_new_tokens=0, temperature=0.0),
-        options=RequestOptions(cache_salt=prefix.cache_salt, extra_key=prefix.extra_key),
+        options=RequestOptions(
+            cache_salt=prefix.cache_salt, extra_key=prefix.extra_key, lora_name=prefix.lora_name
+        ),
     )
     try:
         async with asyncio.timeout(_TIMEOUT_S):

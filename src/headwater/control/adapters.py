@@ -55,16 +55,24 @@ class AdapterLoad(Operation):
                 return None
             staged.abandon()
             return self._failed(408, "the adapter was not read in time")
+        old = self._board.find(message.name)
+        if (refusal := self._refusal(staged, old)) is not None:
+            staged.abandon()
+            return refusal
+        return self._place(staged, old, moment) if self._permit.ask(weights_id=staged.adapter_id) else None
+
+    def _refusal(self, staged: StagedAdapter, old: AdapterContent | None) -> Failed | None:
+        """Why what was read is not placed."""
+        message = self._message
         if (error := staged.error()) is not None:
             return self._failed(400, error)
         if message.only_adapter_id and staged.adapter_id != message.only_adapter_id:
             found = f"what lies at {message.path} now is not what the server serves as {message.name!r}"
             return self._failed(409, f"{found}: adapter {staged.adapter_id}, not {message.only_adapter_id}")
-        old = self._board.find(message.name)
         in_use = old is not None and old in self._engine.scheduler.adapters_begun()
         if not self._board.has_room(staged.adapter_id, replaces=old, in_use=in_use):
             return self._failed(409, _no_room(self._board.num_slots, self._board.num_retired))
-        return self._place(staged, old, moment) if self._permit.ask(weights_id=staged.adapter_id) else None
+        return None
 
     def cancelled(self, moment: Moment, reason: str) -> Failed:
         if self._staged is not None:
@@ -89,6 +97,8 @@ class AdapterLoad(Operation):
         )
         if is_new:
             port.place(content.slot, staged)
+        else:
+            staged.abandon()  # what was read lies in a slot already
         scheduler.begin_adapter(message.name, content)
         retirement = None if dropped is None else retire_adapter(engine, dropped.adapter_id)
         return AdapterLoaded(

@@ -12,6 +12,7 @@ NOT_IDLE = "Flush cache failed."
 STILL_HELD = f"{FLUSHED} Pages that running requests hold have not all come back."
 STILL_PENDING = f"{FLUSHED} The store has not acknowledged yet; until it does, it is neither read nor written."
 HOLDING_REQUESTS = "requests_holding_old_pages"
+_UNLOADED = "unloaded"  # the id of no content: they are hexadecimal
 _STORE_GRACE_S = 1.0  # for the store to acknowledge, whatever the timeout: a flush with timeout=0 may ask for it
 
 
@@ -53,9 +54,14 @@ class Flush(Operation):
             param, text = "prefix_ids", "prefix_ids must hold at least one token"
         if message.names_prefix_of_store:
             param, text = "prefix_ids", "storage cannot be flushed by prefix: its keys are hashes"
-        if param is None:
+        if message.names_adapter_of_store:
+            param, text = "lora_path", "storage cannot be flushed by adapter: leave it out, or flush by salt or key"
+        if param is not None:
+            return Failed(call_id=message.call_id, status=400, message=text, param=param)
+        if message.lora_name is None or self._engine.scheduler.adapters.id_of(message.lora_name) is not None:
             return None
-        return Failed(call_id=message.call_id, status=400, message=text, param=param)
+        text = f"no adapter {message.lora_name!r} is loaded"
+        return Failed(call_id=message.call_id, status=404, message=text, param="lora_path")
 
     def look(self, moment: Moment) -> FlushResult | None:
         if self._message.dry_run:
@@ -80,9 +86,17 @@ class Flush(Operation):
         return Scope(
             cache_salt=message.cache_salt,
             extra_key=message.extra_key,
+            adapter=self._adapter_id(),
             prefix=None if message.prefix_ids is None else unpack_ids(message.prefix_ids),
             tiers=frozenset(Tier[name.upper()] for name in self._tiers),
         )
+
+    def _adapter_id(self) -> str | None:
+        """The content that the named adapter has now. What was unloaded since the flush arrived has no KV left."""
+        if self._message.lora_name is None:
+            return None
+        found = self._engine.scheduler.adapters.id_of(self._message.lora_name)
+        return _UNLOADED if found is None else found
 
     def _still_busy(self, moment: Moment) -> FlushResult | None:
         if moment.has_expired:

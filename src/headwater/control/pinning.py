@@ -60,7 +60,11 @@ class Pinning:
         if not tiers or not tiers <= self._cache.tier_pages.keys():
             text = f"tiers must name one or more of {', '.join(tier.name.lower() for tier in self._cache.tier_pages)}"
             return Failed(call_id=message.call_id, status=400, message=text, param="tiers")
-        namespace = Namespace(message.cache_salt, message.extra_key, "", self._scheduler.weights_id)
+        adapter_id = self._scheduler.adapters.id_of(message.lora_name)
+        if adapter_id is None:
+            text = f"no adapter {message.lora_name!r} is loaded"
+            return Failed(call_id=message.call_id, status=404, message=text, param="lora_path")
+        namespace = Namespace(message.cache_salt, message.extra_key, adapter_id, self._scheduler.weights_id)
         try:
             pin = self._board.pin(
                 namespace, unpack_ids(message.prompt_ids), ttl_s=message.ttl_s, tiers=tiers, pin_id=message.pin_id
@@ -76,6 +80,7 @@ class Pinning:
             remaining_s=self._board.remaining_s(pin),
             cache_salt=pin.namespace.cache_salt,
             extra_key=pin.namespace.extra_key,
+            adapter_id=pin.namespace.adapter,
             tiers=_names(pin),
             num_host_tokens=pin.hold.num_pages * self._cache.page_size if pin.hold is not None else 0,
             gave_way=pin.gave_way,

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 
+from headwater.cache.namespace import Namespace
 from headwater.cache.prefix_cache import PrefixCache
 from headwater.cache.radix_tree import Node
 from headwater.cache.storage.names import StorageNames
@@ -26,17 +27,20 @@ class CacheTreeView:
         *,
         names: StorageNames,
         events: KvEventsPublisher | None = None,
+        adapter_id: str | None = None,
     ) -> None:
+        """`adapter_id`: only what this content of a LoRA adapter has computed; None: everything."""
         self._cache = cache
         self._message = message
         self._names = names
         self._events = events
+        self._adapter_id = adapter_id
         self._num_left = message.max_nodes
         self._is_cut = False
 
     def take(self) -> CacheTree:
         roots = []
-        for namespace, root in self._cache.tree.roots.items():
+        for namespace, root in self._roots():
             below = list(itertools.islice(self._cache.tree.subtree(root), 1, None))
             roots.append(
                 TreeRoot(
@@ -62,10 +66,16 @@ class CacheTreeView:
             next_event=next_event,
         )
 
+    def _roots(self) -> Iterator[tuple[Namespace, Node]]:
+        """The roots that were asked for."""
+        for namespace, root in self._cache.tree.roots.items():
+            if self._adapter_id is None or namespace.adapter == self._adapter_id:
+                yield namespace, root
+
     def _blocks(self) -> Iterator[TreeBlocks]:
         """Every node's blocks, as packed bytes: the API process unpacks them."""
         tree = self._cache.tree
-        for index, root in enumerate(tree.roots.values()):
+        for index, (_, root) in enumerate(self._roots()):
             for node in itertools.islice(tree.subtree(root), 1, None):
                 above = node.parent
                 is_first = above is None or above.is_root

@@ -18,7 +18,7 @@ from headwater.engine.snapshot import Snapshots
 from headwater.engine.steps import Steps
 from headwater.engine.wire import Wire
 from headwater.messages.base import Call, is_expired
-from headwater.messages.cache import GetCacheTree
+from headwater.messages.cache import CacheTree, GetCacheTree
 from headwater.messages.control import Done, Failed
 from headwater.messages.generation import Abort, Generate, GenerateBatch
 from headwater.messages.snapshot import GetMapNode, GetSnapshot
@@ -187,6 +187,16 @@ class EngineLoop:
             for client in self._clients:
                 self._wire.send(client, notice)
 
+    def _take_tree(self, message: GetCacheTree) -> CacheTree | Failed:
+        adapter_id = None if message.lora_name is None else self._scheduler.adapters.id_of(message.lora_name)
+        if message.lora_name and adapter_id is None:
+            text = f"no adapter {message.lora_name!r} is loaded"
+            return Failed(call_id=message.call_id, status=404, message=text, param="lora_path")
+        view = CacheTreeView(
+            self._scheduler.cache, message, names=self._names, events=self._kv_events, adapter_id=adapter_id
+        )
+        return view.take()
+
     def _take(self, message: ToEngine, client: bytes) -> None:
         """Dispatch a message. One that makes its own handling fail is answered with that, and ends nothing else."""
         try:
@@ -215,8 +225,7 @@ class EngineLoop:
                 self._scheduler.abort(message.rid, match=message.match, message=message.message)
                 self._wire.send(client, Done(call_id=message.call_id))
             case GetCacheTree():
-                view = CacheTreeView(self._scheduler.cache, message, names=self._names, events=self._kv_events)
-                self._wire.send(client, view.take())
+                self._wire.send(client, self._take_tree(message))
             case GetState():
                 self._wire.send(client, self._report(message.call_id))
             case GetSnapshot():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from headwater.cache.host_tier import HostTier, RestorePolicy, WritePolicy
 from headwater.cache.storage.tier import PrefetchPolicy, StorageSettings
 from headwater.clock import MonotonicClock
+from headwater.control.ports import AdaptersPort
 from headwater.devices.cpu.ranks.page_share import PageShare
 from headwater.devices.kv_memory import KVLayout
 from headwater.engine.kv_events_publisher import KvEventsSettings
@@ -22,7 +23,7 @@ from headwater.launch.placement import Placement, flags_in_errors, kv_dtype, ope
 from headwater.launch.pooling_config import read_pooling
 from headwater.launch.ranks.engine_gpus import choose_gpus
 from headwater.launch.ranks.start import Ranks, num_pages_of, page_share, start_ranks
-from headwater.launch.served_model import ModelInPlace, ServedModel, read_model, serve_model
+from headwater.launch.served_model import ModelInPlace, read_model, serve_model
 from headwater.messages.adapters import AdapterState
 from headwater.messages.state import EngineReady
 from headwater.models.config import ModelConfig
@@ -34,6 +35,8 @@ from headwater.scheduling.prefill_pace import CPU_MAX_GAP_S
 from headwater.storage.errors import StorageError
 from headwater.storage.page_key import Fingerprint, config_hash
 from headwater.storage.registry import open_backend
+
+_LOOK_S = 0.005  # between two looks at an adapter that is read
 
 _log = logging.getLogger(__name__)
 
@@ -98,7 +101,9 @@ def _build(
     load_s = time.monotonic() - started_s
     _log.info("model loaded in %.1f s; the KV cache holds %d tokens", load_s, num_pages * args.page_size)
     served, memory_bytes = serve_model(args, placement.device, model, runner), runner.memory_bytes()
-    adapters = _load_adapters(args, served)
+    of_all_ranks = served if ranks is None else ranks.serve(served)
+    check = (lambda: None) if ranks is None else ranks.processes.check
+    adapters = _load_adapters(args, of_all_ranks.adapters, check=check)
     ready = _ready(
         args, model, runner, placement=placement, max_context=max_context, load_s=load_s, steps=steps,
         gpus=gpus, adapters=adapters,
@@ -106,7 +111,7 @@ def _build(
     host = _host_tier(args, placement, runner, num_pages=num_host_pages, ranks=ranks, share=share)
     parts = wire_engine(
         wire=ZmqWire(endpoint),
-        runner=served if ranks is None else ranks.serve(served),
+        runner=of_all_ranks,
         ready=ready,
         limits=_limits(args, max_context=max_context, max_gap_s=max_gap_s),
         clock=MonotonicClock(),
@@ -205,20 +210,31 @@ def _ready(
     )
 
 
-def _load_adapters(args: ServerArgs, served: ServedModel) -> tuple[AdapterState, ...]:
-    """Read the adapters of the command line into the first slots, in their order. ValueError if one does not fit."""
+def _load_adapters(
+    args: ServerArgs, port: AdaptersPort | None, *, check: Callable[[], None]
+) -> tuple[AdapterState, ...]:
+    """Put the adapters of the command line into the first slots, in their order. ValueError if one does not fit.
+
+    `check` raises where they would never be ready.
+    """
     loaded: dict[str, AdapterState] = {}
     for name, path in args.adapters.items():
-        assert served.adapters is not None
-        try:
-            adapter, prepared = served.adapters.read(path)
-        except ValueError as error:
-            raise ValueError(f"--lora-paths {name}: {error}") from error
-        if adapter.adapter_id not in {it.adapter_id for it in loaded.values()}:
-            served.adapters.fill(1 + len({it.adapter_id for it in loaded.values()}), prepared)
-        loaded[name] = AdapterState(
-            name=name, path=path, adapter_id=adapter.adapter_id, rank=adapter.rank, num_bytes=adapter.num_bytes
+        assert port is not None
+        staged = port.stage(path)
+        while not staged.is_ready():
+            check()
+            time.sleep(_LOOK_S)
+        if (error := staged.error()) is not None:
+            raise ValueError(f"--lora-paths {name}: {error}")
+        state = AdapterState(
+            name=name, path=path, adapter_id=staged.adapter_id, rank=staged.rank, num_bytes=staged.num_bytes
         )
+        contents = {it.adapter_id for it in loaded.values()}
+        if state.adapter_id in contents:
+            staged.abandon()
+        else:
+            port.place(1 + len(contents), staged)
+        loaded[name] = state
     return tuple(loaded.values())
 
 

@@ -114,8 +114,6 @@ class ServerArgs(EngineArgs, kw_only=True, frozen=True, omit_defaults=True):
             raise ValueError(f"--lora-paths names an adapter twice: {self.lora_paths!r}")
         if len(pairs) > self.max_loras_per_batch:
             raise ValueError(f"--lora-paths names {len(pairs)} adapters, --max-loras-per-batch is less")
-        if self.serves_adapters and self.tp_size > 1:
-            raise ValueError("--enable-lora does not go with --tp-size yet: adapters are not cut into ranks' shares")
 
     def _check_replica(self) -> None:
         if not self.fleet_replica:

@@ -20,6 +20,7 @@ from headwater.launch.default_model import cache_dir
 from headwater.messages.state import ComputeFacts
 from headwater.models.config import ModelConfig
 from headwater.models.loader import LoadedModel
+from headwater.models.ranks.adapter_share import adapter_shape
 
 _WARM_UP_TOKENS = 8  # enough to touch the weights and start the threads
 _MEASURED_S = 0.025  # for each of two rates: the start must not wait for them
@@ -60,7 +61,9 @@ class CpuPlacement:
     def _adapters(self, args: ServerArgs, loaded: LoadedModel) -> CpuAdapters | None:
         if not args.serves_adapters:
             return None
-        shape = loaded.config.adapter_shape(num_slots=args.num_adapter_slots + 1, max_rank=args.max_lora_rank)
+        shape = adapter_shape(
+            loaded.config, num_slots=args.num_adapter_slots + 1, max_rank=args.max_lora_rank, share=loaded.share
+        )
         return CpuAdapters(self.device.library, shape, form=loaded.dtype)
 
     def warm_up(self, args: ServerArgs, runner: Runner, *, steps: Steps, max_context: int) -> None:

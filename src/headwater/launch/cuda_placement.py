@@ -23,6 +23,8 @@ from headwater.launch.config import MIB, ServerArgs
 from headwater.launch.progress import progress_bar
 from headwater.models.config import ModelConfig
 from headwater.models.loader import LoadedModel
+from headwater.models.ranks.adapter_share import adapter_shape
+from headwater.models.ranks.share import ModelShare
 
 _GIB = 1 << 30
 _GRAPH_BYTES = 512 * MIB  # CUDA graphs and what the driver keeps for them
@@ -51,7 +53,10 @@ class CudaPlacement:
         gathered = 0 if self.device.external_attention is None else MAX_GATHERED_BYTES
         adapters = 0
         if args.serves_adapters:
-            shape = config.adapter_shape(num_slots=args.num_adapter_slots + 1, max_rank=args.max_lora_rank)
+            share = ModelShare.of(self.device.ranks)
+            shape = adapter_shape(
+                config, num_slots=args.num_adapter_slots + 1, max_rank=args.max_lora_rank, share=share
+            )
             form = self.device.auto_dtype() if args.dtype == "auto" else args.dtype
             adapters = adapter_bytes(shape, form=form) + _GRAPH_BYTES  # steps with adapters have graphs of their own
         return activations + logits + _GRAPH_BYTES + _TABLE_BYTES + gathered + adapters
@@ -83,7 +88,9 @@ class CudaPlacement:
     def _adapters(self, args: ServerArgs, loaded: LoadedModel) -> CudaAdapters | None:
         if not args.serves_adapters:
             return None
-        shape = loaded.config.adapter_shape(num_slots=args.num_adapter_slots + 1, max_rank=args.max_lora_rank)
+        shape = adapter_shape(
+            loaded.config, num_slots=args.num_adapter_slots + 1, max_rank=args.max_lora_rank, share=loaded.share
+        )
         return CudaAdapters(shape, form=loaded.dtype, device=self.device.torch_device)
 
     def warm_up(self, args: ServerArgs, runner: Runner, *, steps: Steps, max_context: int) -> None:

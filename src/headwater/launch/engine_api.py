@@ -6,6 +6,7 @@ import contextlib
 import threading
 import traceback
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
@@ -23,6 +24,7 @@ from headwater.launch.config import ServerArgs
 from headwater.launch.facts_builder import build_model_facts, tokenizer_path
 from headwater.launch.model_choice import with_model
 from headwater.launch.private_directory import private_directory
+from headwater.messages.adapters import AdapterLoaded, AdapterUnloaded, LoadAdapter, UnloadAdapter
 from headwater.messages.base import is_timeout, pack_ids
 from headwater.messages.control import FlushCache, FlushResult
 from headwater.messages.state import EngineReady, EngineState, GetState, Shutdown
@@ -69,7 +71,8 @@ class Engine:
             raise
         generator = TextGenerator(self._client, self.tokenizer, special_tokens=self.args.parse_special_tokens)
         self._grammars = generator.grammars
-        self._api = NativeApi(generator, build_model_facts(self.args, self.ready), LIMITS)
+        facts = replace(build_model_facts(self.args, self.ready), adapters=self._client.adapters)
+        self._api = NativeApi(generator, facts, LIMITS)
         self._is_running = True
         atexit.register(self.shutdown)
 
@@ -156,6 +159,21 @@ class Engine:
         )
         try:
             return self._wait(self._client.call(message))
+        except CallFailed as error:
+            raise ValueError(error.failed.message) from None
+
+    def load_lora_adapter(self, lora_name: str, lora_path: str, *, load_inplace: bool = False) -> AdapterLoaded:
+        """Serve an adapter under a name, as /v1/load_lora_adapter does (docs/lora.md). ValueError if it is refused."""
+        call = LoadAdapter(call_id=new_call_id(), name=lora_name, path=lora_path, load_inplace=load_inplace)
+        try:
+            return self._wait(self._client.call(call))
+        except CallFailed as error:
+            raise ValueError(error.failed.message) from None
+
+    def unload_lora_adapter(self, lora_name: str) -> AdapterUnloaded:
+        """Serve no adapter under this name any more. ValueError if there is none."""
+        try:
+            return self._wait(self._client.call(UnloadAdapter(call_id=new_call_id(), name=lora_name)))
         except CallFailed as error:
             raise ValueError(error.failed.message) from None
 

@@ -84,5 +84,7 @@ def serve_model(args: ServerArgs, device: Device, model: ModelInPlace, runner: R
     adapters = None
     if runner.adapters is not None:
         loaded, refusal = model.loaded, None if may_use_hub else _HUB_REFUSAL
-        adapters = AdapterStore(runner.adapters, loaded.config, form=loaded.dtype, hub_refusal=refusal)
+        adapters = AdapterStore(
+            runner.adapters, loaded.config, form=loaded.dtype, share=loaded.share, hub_refusal=refusal
+        )
     return ServedModel(runner, weights=weights, kv_memory=KvLifetime(runner, device), adapters=adapters)

@@ -58,6 +58,7 @@ class PinPrefix(Call, tag="pin_prefix"):
     ttl_s: float
     cache_salt: str = ""
     extra_key: str = ""
+    lora_name: str = ""
     tiers: tuple[Literal["device", "host"], ...] = ("device",)
     pin_id: str = ""  # its name on every engine; empty: the engine makes one up
 
@@ -81,6 +82,7 @@ class GetCacheTree(Call, tag="get_cache_tree"):
     depth: int = 3
     max_nodes: int = 1000
     blocks: bool = False
+    lora_name: str | None = None  # only what this adapter has computed; "": only the base model alone
 
 
 class StorageInfo(Answer, tag="storage_info"):
@@ -105,6 +107,7 @@ class PinInfo(Struct):
     remaining_s: float
     cache_salt: str = ""
     extra_key: str = ""
+    adapter_id: str = ""  # of the content of a LoRA adapter
     tiers: tuple[str, ...] = ("device",)  # where it holds pages; empty: nowhere, since it gave way
     num_host_tokens: int = 0  # held on the host by now; grows to num_tokens if `host` was asked for
     gave_way: str = ""  # why it has given up its device pages; empty: it has not

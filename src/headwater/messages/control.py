@@ -16,6 +16,7 @@ class FlushCache(TimedCall, tag="flush_cache"):
     tiers: tuple[str, ...] = ()  # empty: device and host, whichever exist
     cache_salt: str | None = None  # None: all
     extra_key: str | None = None
+    lora_name: str | None = None  # what the name means when the flush takes effect; "": the model without adapters
     prefix_ids: bytes | None = None
     hold: bool = False
     dry_run: bool = False
@@ -24,6 +25,11 @@ class FlushCache(TimedCall, tag="flush_cache"):
     def names_prefix_of_store(self) -> bool:
         """Always refused: a store's keys are hashes, which cannot be listed by prefix."""
         return self.prefix_ids is not None and "storage" in self.tiers
+
+    @property
+    def names_adapter_of_store(self) -> bool:
+        """Always refused: the generations by which a store forgets are those of salts and keys."""
+        return self.lora_name is not None and "storage" in self.tiers
 
 
 class PauseGeneration(DeferredCall, tag="pause_generation"):

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headwater.devices.adapters import AdapterShape
 from headwater.models.end_tokens import named_end_ids, union, vocabulary_end_ids, within
 from headwater.models.fields import Fields
 from headwater.models.model_files import ModelFileError, is_there, read_json_if_there, read_json_object, without_nulls
@@ -73,17 +72,6 @@ class ModelConfig:
     @property
     def kv_size(self) -> int:
         return self.num_kv_heads * self.head_dim
-
-    def adapter_shape(self, *, num_slots: int, max_rank: int) -> AdapterShape:
-        """What memory for adapters of this model is sized by."""
-        hidden, inner, kv = self.hidden_size, self.intermediate_size, self.kv_size
-        sites = {
-            "qkv": (hidden, (self.q_size, kv, kv)),
-            "o": (self.q_size, (hidden,)),
-            "gate_up": (hidden, (inner, inner)),
-            "down": (inner, (hidden,)),
-        }
-        return AdapterShape(self.num_layers, num_slots, max_rank, sites)
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter by its Hugging Face checkpoint name, in the order of the forward pass."""

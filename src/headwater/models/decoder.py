@@ -80,26 +80,34 @@ class DecoderModel:
         residual = device.all_reduce(self.embedding.embed(token_ids, first_token=first_token))
         for index, layer in enumerate(self.layers):
             x = device.rms_norm(residual, layer.input_norm, eps)
-            qkv = layer.qkv(x)
-            if adapters is not None:
+            if adapters is None:
+                qkv = layer.qkv(x)
+            else:
+                adapters.begin("qkv", index, x)
+                qkv = layer.qkv(x)
                 adapters.add("qkv", index, x, qkv)
             x = attention(qkv, index, layer.q_norm, layer.k_norm)
-            self._add(layer.o, residual, x)
-            if adapters is not None:
-                adapters.add("o", index, x, residual)
+            self._add("o", index, layer.o, residual=residual, x=x, adapters=adapters)
             x = device.rms_norm(residual, layer.post_attention_norm, eps)
             x = layer.gate_up(x) if adapters is None else adapters.gated(index, layer.gate_up, x)
-            self._add(layer.down, residual, x)
-            if adapters is not None:
-                adapters.add("down", index, x, residual)
+            self._add("down", index, layer.down, residual=residual, x=x, adapters=adapters)
         return residual
 
-    def _add(self, linear: Linear, residual: Array, x: Array) -> None:
-        """Add a product whose inputs the ranks share to the residual."""
+    def _add(
+        self, site: str, index: int, linear: Linear, *, residual: Array, x: Array, adapters: StepAdapters | None
+    ) -> None:
+        """Add a product whose inputs the ranks share to the residual, and the product of the adapters."""
+        if adapters is not None:
+            adapters.begin(site, index, x)
         if self.share.size == 1:
             linear.add_to(residual, x)
-        else:
-            self._device.add_reduced(residual, linear(x))
+            if adapters is not None:
+                adapters.add(site, index, x, residual)
+            return
+        y = linear(x)
+        if adapters is not None:
+            adapters.add(site, index, x, y)  # its part of the sum over the ranks, as the model's own
+        self._device.add_reduced(residual, y)
 
     def last_norm(self, hidden: Array) -> Array:
         """The norm behind the last layer: what the head reads, and what embeddings are pooled from."""

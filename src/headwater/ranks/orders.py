@@ -51,6 +51,28 @@ class SwapWeights(Struct, tag="swap"):
     staging_id: int
 
 
+class StageAdapter(Struct, tag="stage_adapter"):
+    """Begin to read a LoRA adapter; answered by `AdapterStaged` when its share has been converted."""
+
+    staging_id: int
+    path: str
+
+
+class AbandonAdapter(Struct, tag="abandon_adapter"):
+    staging_id: int
+
+
+class PlaceAdapter(Struct, tag="place_adapter"):
+    """Steps that follow may have rows with the staged adapter, in this slot."""
+
+    staging_id: int
+    slot: int
+
+
+class ClearAdapter(Struct, tag="clear_adapter"):
+    slot: int
+
+
 class ReadWeights(Struct, tag="read_weights"):
     """Answered by `WeightsRead`."""
 
@@ -95,6 +117,10 @@ Order = (
     | ReloadWeights
     | AbandonWeights
     | SwapWeights
+    | StageAdapter
+    | AbandonAdapter
+    | PlaceAdapter
+    | ClearAdapter
     | ReadWeights
     | HashWeights
     | ReleaseWeights
@@ -148,6 +174,14 @@ class Staged(Struct, tag="staged"):
     has_changed: bool = False
 
 
+class AdapterStaged(Struct, tag="adapter_staged"):
+    """A LoRA adapter has been read and checked, or refused."""
+
+    staging_id: int
+    error: str | None = None
+    adapter_id: str = ""  # only without error
+
+
 class WeightsRead(Struct, tag="weights_read"):
     """What the rank holds of a parameter's first values, float32."""
 
@@ -189,6 +223,7 @@ Report = (
     | Copied
     | Near
     | Staged
+    | AdapterStaged
     | WeightsRead
     | WeightsHashed
     | Recovered

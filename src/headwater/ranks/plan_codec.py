@@ -37,6 +37,7 @@ class _Assignment(msgspec.Struct, frozen=True, array_like=True):
     stop_token_ids: tuple[int, ...]
     logprobs: LogprobParams | None
     pooling: Pooling | None
+    adapter: int
 
 
 _ASSIGN, _STEP = int(Kind.ASSIGN), int(Kind.STEP)  # which pack faster than members of an enum
@@ -120,6 +121,7 @@ def read_assignment(record: Record) -> SlotAssignment:
         stop_token_ids=found.stop_token_ids,
         logprobs=found.logprobs,
         pooling=found.pooling,
+        adapter=found.adapter,
     )
 
 
@@ -147,5 +149,6 @@ def _pack_assignment(it: SlotAssignment) -> bytes:
             stop_token_ids=it.stop_token_ids,
             logprobs=it.logprobs,
             pooling=it.pooling,
+            adapter=it.adapter,
         )
     )

@@ -75,6 +75,7 @@ class RankProcesses:
         self.on_near: Callable[[orders.Near], None] = lambda _: None
         self.on_staged: Callable[[int, orders.Staged], None] = lambda *_: None
         self.on_hashed: Callable[[int, orders.WeightsHashed], None] = lambda *_: None
+        self.on_adapter_staged: Callable[[int, orders.AdapterStaged], None] = lambda *_: None
         self._resources = contextlib.ExitStack()
         self._processes: dict[int, subprocess.Popen] = {}
         self._thread = threading.Thread(target=self._watch, name="watch-ranks", daemon=True)
@@ -244,6 +245,8 @@ class RankProcesses:
                 self.on_staged(rank, report)
             case orders.WeightsHashed():
                 self.on_hashed(rank, report)
+            case orders.AdapterStaged():
+                self.on_adapter_staged(rank, report)
             case orders.CommandFailed():
                 self._lose(rank, f"failed: {report.error}")
             case _:

@@ -14,6 +14,7 @@ import numpy as np
 from headwater.control.ports import AdaptersPort, KvMemoryPort, Staged, StagedHashes, StagedWeights, WeightsPort
 from headwater.devices.rank_group import RankFailed
 from headwater.ranks import orders
+from headwater.ranks.adapters import RanksAdapters
 from headwater.ranks.plan_codec import write_plan
 from headwater.ranks.processes import RankProcesses
 from headwater.ranks.worker import Meetings, RankRunner
@@ -98,7 +99,9 @@ class RanksRunner:
         self._launcher = RanksLauncher(own, processes=processes, meetings=meetings)
         self.weights: WeightsPort = RanksWeights(own.weights, processes)
         self.kv_memory: KvMemoryPort = RanksKvMemory(own.kv_memory, processes)
-        self.adapters: AdaptersPort | None = None  # not cut into shares
+        self.adapters: AdaptersPort | None = None
+        if own.adapters is not None:
+            self.adapters = RanksAdapters(own.adapters, processes)
 
     def launch(self, plan: StepPlan) -> StepHandle:
         return self._launcher.launch(plan)

@@ -7,10 +7,18 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from headwater.cache.copier import CopyHandle, PageCopier
-from headwater.control.ports import KvMemoryPort, Staged, StagedHashes, StagedWeights, WeightsPort
+from headwater.control.ports import (
+    AdaptersPort,
+    KvMemoryPort,
+    Staged,
+    StagedHashes,
+    StagedWeights,
+    WeightsPort,
+)
 from headwater.devices.rank_group import RankFailed
 from headwater.messages.frames import pack_frame
 from headwater.ranks import orders
+from headwater.ranks.adapters import RankAdapters
 from headwater.ranks.copier import ArrivingCopy
 from headwater.ranks.plan_codec import Kind, read_assignment, read_copy, read_plan
 from headwater.ranks.plan_stream import Record, StreamReader
@@ -32,6 +40,9 @@ class RankRunner(Protocol):
 
     @property
     def kv_memory(self) -> KvMemoryPort: ...
+
+    @property
+    def adapters(self) -> AdaptersPort | None: ...
 
 
 class Meetings(Protocol):
@@ -116,6 +127,7 @@ class RankWorker:
         self.progress = StepProgress()
         self._staged: dict[int, StagedWeights] = {}
         self._hashes: dict[int, StagedHashes] = {}  # being computed
+        self._adapters = RankAdapters(runner.adapters)
         self._arriving: dict[int, ArrivingCopy] = {}  # restores that are not known to have ended
 
     def run(self, reader: StreamReader) -> None:
@@ -203,6 +215,14 @@ class RankWorker:
                 self._staged.pop(order.staging_id, None)
             case orders.SwapWeights():
                 weights.swap(self._staged.pop(order.staging_id))
+            case orders.StageAdapter():
+                self._pending.add(*self._adapters.stage(order))
+            case orders.AbandonAdapter():
+                self._adapters.abandon(order)
+            case orders.PlaceAdapter():
+                self._adapters.place(order)
+            case orders.ClearAdapter():
+                self._adapters.clear(order)
             case orders.ReadWeights():
                 self._reports.send(self._read(order))
             case orders.HashWeights():

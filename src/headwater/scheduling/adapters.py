@@ -43,6 +43,11 @@ class AdapterBoard:
         found = self.by_name.get(name)
         return None if found is None else found.content
 
+    def id_of(self, name: str) -> str | None:
+        """The id of what a name means now, "" for the empty name of the base model; None if it means nothing."""
+        found = self.find(name)
+        return found.adapter_id if found is not None else None if name else ""
+
     def has(self, adapter_id: str) -> bool:
         """Whether the content is in a slot."""
         return adapter_id in self._contents

@@ -202,13 +202,16 @@ class BucketFile:
         self._num_bytes = os.fstat(self._fd).st_size
         self._folder.num_bytes += self._num_bytes
 
-    def finish(self) -> Received:
-        """The tensors of the whole bucket, which are now part of the folder. BucketError if it is torn."""
+    def finish(self, name: str | None = None) -> Received:
+        """The tensors of the whole bucket, which are now part of the folder. BucketError if it is torn.
+
+        `name`: of its file, where it is not one of many.
+        """
         try:
             tensors = self._header()
             if self._folder.is_complete:
                 raise BucketError("the transfer ended while the bucket arrived")
-            to = self._folder.next_path()
+            to = self._folder.next_path() if name is None else self._folder.path / name
             if note_path(self._path).exists():  # first: without its note, the file would count as whole
                 note_path(self._path).rename(note_path(to))
             self._path.rename(to)

@@ -35,7 +35,7 @@ KERNELS = {
         "_write_entries_kernel", "_write_kernel", "_prefill_kernel", "_linear_kernel", "_silu_mul_kernel",
         "_logsumexp_kernel",
     },
-    "adapters": {"_shrink_kernel", "_expand_kernel"},
+    "adapters": {"_plan_kernel", "_shrink_kernel", "_expand_kernel"},
     "sampling": {
         "_greedy_kernel", "_allowed_kernel", "_draw_kernel", "_write_entries_kernel", "_copy_pages", "_copy_heads",
     },

@@ -328,6 +328,32 @@ async def test_salt_and_key_flush_their_namespace_alone(engine: LoopEngine) -> N
         assert [await cached(server, prompt_of(1), **scope) for scope in scopes] == [0, 36, 36, 36]
 
 
+async def test_an_adapter_is_flushed_warmed_pinned_and_shown_alone(engine: LoopEngine) -> None:
+    scopes = [{}, {"lora_path": "one"}, {"lora_path": "two"}]
+    async with api(engine) as server:
+        for name in ("one", "two"):
+            body = {"lora_name": name, "lora_path": f"content of {name}"}
+            assert (await server.post("/v1/load_lora_adapter", body)).status_code == 200
+        for scope in scopes:
+            await server.post("/cache/warm", {"input_ids": prompt_of(1)} | scope)
+        assert [await cached(server, prompt_of(1), **scope) for scope in scopes] == [36, 36, 36]
+        await flush(server, lora_path="one")
+        assert [await cached(server, prompt_of(1), **scope) for scope in scopes] == [36, 0, 36]
+        await flush(server, lora_path="")
+        assert [await cached(server, prompt_of(1), **scope) for scope in scopes] == [0, 36, 36]
+        pinned = await server.post("/cache/pin", {"input_ids": prompt_of(1), "lora_path": "two"})
+        assert pinned.json()["pins"][0]["adapter_id"] == "content of two"
+        tree = (await server.http.get("/cache/tree?lora_path=two")).json()["engines"][0]
+        assert [root["adapter_id"] for root in tree["roots"]] == ["content of two"]
+        for answer in (
+            await server.http.post("/flush_cache", json={"lora_path": "three"}, headers=JSON),
+            await server.post("/cache/warm", {"input_ids": prompt_of(1), "lora_path": "three"}),
+            await server.post("/cache/pin", {"input_ids": prompt_of(1), "lora_path": "three"}),
+            await server.http.get("/cache/tree?lora_path=three"),
+        ):
+            assert (answer.status_code, error_of(answer)["param"]) == (404, "lora_path"), answer.text
+
+
 async def test_a_prefix_is_retired_from_the_page_of_its_last_token_on(engine: LoopEngine) -> None:
     first, other = prompt_of(1), prompt_of(1)[:20] + prompt_of(2, 20)
     async with api(engine) as server:
@@ -338,6 +364,17 @@ async def test_a_prefix_is_retired_from_the_page_of_its_last_token_on(engine: Lo
         assert await cached(server, other) == 36, "another branch stays"
         await flush(server, prefix_ids=first[:10])
         assert await cached(server, other) == 8
+
+
+@pytest.mark.parametrize("name", ["lora_name", "adapter_id"])
+async def test_another_name_for_an_adapter_is_not_ignored(engine: LoopEngine, name: str) -> None:
+    """An ignored scope would flush everything."""
+    async with api(engine) as server:
+        answer = await server.http.post("/flush_cache", json={name: "one"}, headers=JSON)
+        assert (answer.status_code, error_of(answer)["param"]) == (400, name)
+        wide = {"lora_path": "one", "tiers": ["device", "storage"]}
+        answer = await server.http.post("/flush_cache", json=wide, headers=JSON)
+        assert (answer.status_code, error_of(answer)["param"]) == (400, "lora_path")
 
 
 async def test_a_prefix_of_text_loses_its_last_token(engine: LoopEngine) -> None:

@@ -79,6 +79,11 @@ def test_patterns_and_rslora_change_the_scale(
     assert {name: adapter.matrices[0, name].scale for name in expected} == pytest.approx(expected)
 
 
+def test_what_only_says_how_it_was_trained_is_accepted(tmp_path: Path) -> None:
+    more = {"init_lora_weights": "gaussian", "lora_dropout": 0.1, "peft_version": "0.21.2", "use_dora": None}
+    assert read(save(tmp_path, **more, an_option_that_is_off=False)).rank == 4
+
+
 def test_a_pattern_may_name_one_module_whole(tmp_path: Path) -> None:
     adapter = read(save(tmp_path, alpha_pattern={"^model.layers.1.self_attn.q_proj": 40}))
     assert [adapter.matrices[layer, "q"].scale for layer in (0, 1)] == [2.0, 10.0]
@@ -101,6 +106,9 @@ def test_a_pattern_may_name_one_module_whole(tmp_path: Path) -> None:
         ({"lora_alpha": "8"}, "lora_alpha must be a number"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4'"),
+        ({"kasa_config": {"beta": 1}}, "kasa_config"),
+        ({"an_option_of_next_year": {"gate": True}}, "an_option_of_next_year is not known here"),
     ],
 )
 def test_what_would_compute_something_else_is_refused_by_name(

@@ -5,12 +5,21 @@ from typing import Any
 import torch
 
 from headwater.devices.adapters import SITES, Adapter, AdapterShape
-from headwater.devices.cuda.kernels.lora import BLOCK_OUTPUTS, MIN_RANK, SiteMatrices, add_adapters
+from headwater.devices.cuda.kernels.lora import (
+    BLOCK_OUTPUTS,
+    FEW_ROWS,
+    MIN_RANK,
+    SiteMatrices,
+    empty_sums,
+    expand,
+    plan_tiles,
+    shrink_into,
+)
 from headwater.devices.cuda.linear import CudaGatedLinear
 from headwater.devices.cuda.torch_tensors import from_host, torch_dtype
 
 Place = tuple[int, str]  # layer, site
-Prepared = dict[Place, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]  # A, B and scales of one slot
+Prepared = dict[Place, tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]  # A, B, scales, ranks: of a slot
 
 
 class CudaAdapters:
@@ -25,6 +34,7 @@ class CudaAdapters:
         self.sites = {
             (layer, site): self._empty(site, shape.num_slots) for layer in range(shape.num_layers) for site in SITES
         }
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def prepare(self, adapter: Adapter) -> Prepared:
         found: Prepared = {}
@@ -36,15 +46,19 @@ class CudaAdapters:
                 each.a[0, index, : len(a)] = a
                 each.b[0, firsts[index] : firsts[index] + len(b), : b.shape[1]] = b
                 each.scales[0, index] = matrices.scale
-            found[place] = (each.a[0].to(self._device), each.b[0].to(self._device), each.scales[0].to(self._device))
+                each.ranks[0, index] = matrices.rank
+            parts = (each.a, each.b, each.scales, each.ranks)
+            a, b, scales, ranks = (part[0].to(self._device) for part in parts)
+            found[place] = (a, b, scales, ranks)
         return found
 
     def place(self, slot: int, prepared: Prepared) -> None:
-        for place, (a, b, scales) in prepared.items():
+        for place, (a, b, scales, ranks) in prepared.items():
             site = self.sites[place]
             site.a[slot].copy_(a)
             site.b[slot].copy_(b)
             site.scales[slot].copy_(scales)
+            site.ranks[slot].copy_(ranks)
 
     def clear(self, slot: int) -> None:
         """Nothing to do: no row has the slot before it is filled again."""
@@ -55,7 +69,7 @@ class CudaAdapters:
 
     def of_step(self, slots: torch.Tensor) -> "CudaStepAdapters":
         """The adapters of a step whose tokens have these slots, int32[T]."""
-        return CudaStepAdapters(self.sites, slots)
+        return CudaStepAdapters(self.sites, slots, num_slots=self.shape.num_slots, side=self._side)
 
     def _empty(self, site: str, num_slots: int, *, device: torch.device | None = None) -> SiteMatrices:
         num_in, sizes = self.shape.sites[site]
@@ -69,22 +83,59 @@ class CudaAdapters:
             a=torch.zeros((num_slots, len(sizes), self._rank, num_in), dtype=self._dtype, device=device),
             b=torch.zeros((num_slots, sum(sizes), self._rank), dtype=self._dtype, device=device),
             scales=torch.zeros((num_slots, len(sizes)), dtype=torch.float32, device=device),
+            ranks=torch.zeros((num_slots, len(sizes)), dtype=torch.int32, device=device),
             blocks=torch.tensor(blocks, dtype=torch.int32, device=device),
         )
 
 
 class CudaStepAdapters:
-    """The adapters of one step (devices.adapters.StepAdapters)."""
+    """The adapters of one step (devices.adapters.StepAdapters).
 
-    def __init__(self, sites: dict[Place, SiteMatrices], slots: torch.Tensor) -> None:
+    The shrink needs the input of the model's own product alone, so it runs beside that product, in a stream of its own.
+    """
+
+    def __init__(
+        self,
+        sites: dict[Place, SiteMatrices],
+        slots: torch.Tensor,
+        *,
+        num_slots: int,
+        side: torch.cuda.Stream | None = None,
+    ) -> None:
+        """`side`: the stream beside the current one; None: everything runs in that."""
         self._sites = sites
-        self._slots = slots
+        self._tiles = plan_tiles(slots, num_slots=num_slots)
+        # many rows fill the card by themselves
+        self._side = side if len(slots) <= FEW_ROWS else None
+        self._begun: tuple[Place, torch.Tensor, torch.cuda.Event | None] | None = None
+
+    def begin(self, site: str, layer: int, x: torch.Tensor) -> None:
+        assert self._begun is None, "the adapters of one product were begun and never added"
+        place = layer, site
+        s, done = empty_sums(x, self._tiles, self._sites[place]), None
+        if self._side is None:
+            shrink_into(s, x, self._tiles, self._sites[place])
+        else:
+            self._side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._side):
+                shrink_into(s, x, self._tiles, self._sites[place])
+            done = torch.cuda.Event()
+            done.record(self._side)
+        self._begun = place, s, done
 
     def add(self, site: str, layer: int, x: torch.Tensor, y: torch.Tensor) -> None:
-        add_adapters(x, y, self._slots, self._sites[layer, site])
+        if self._begun is None:
+            self.begin(site, layer, x)
+        assert self._begun is not None
+        (place, s, done), self._begun = self._begun, None
+        assert place == (layer, site), f"{place} was begun, {(layer, site)} added"
+        if done is not None:
+            torch.cuda.current_stream().wait_event(done)
+        expand(s, y, self._tiles, self._sites[place])
 
     def gated(self, layer: int, linear: Any, x: torch.Tensor) -> torch.Tensor:
         assert isinstance(linear, CudaGatedLinear)
+        self.begin("gate_up", layer, x)
         halves = linear.halves(x)
         self.add("gate_up", layer, x, halves)
         return linear.multiply(halves)

@@ -6,6 +6,8 @@ from typing import Any
 from headwater.devices.adapters import Adapter, AdapterMemory
 from headwater.models.adapters.adapter import find_adapter, read_adapter
 from headwater.models.config import ModelConfig
+from headwater.models.ranks.adapter_share import cut_adapter
+from headwater.models.ranks.share import WHOLE, ModelShare
 from headwater.staged_read import StagedRead
 
 
@@ -43,15 +45,17 @@ class AdapterStore:
         config: ModelConfig,
         *,
         form: str,
+        share: ModelShare = WHOLE,
         hub_refusal: str | None = "hub ids are not fetched",
     ) -> None:
-        """`form`: the format in which adapters are served. `hub_refusal`: why a path may not be a hub id.
+        """`form`: the format in which adapters are served. `share`: what this rank keeps of each.
 
-        None: it may.
+        `hub_refusal`: why a path may not be a hub id; None: it may.
         """
         self._memory = memory
         self._config = config
         self._form = form
+        self._share = share
         self._hub_refusal = hub_refusal
 
     @property
@@ -59,17 +63,13 @@ class AdapterStore:
         return self._memory.shape.num_slots - 1
 
     def read(self, path: str) -> tuple[Adapter, Any]:
-        """An adapter, and what the memory makes of it. ValueError that names what is wrong."""
+        """An adapter, and what the memory makes of this rank's share. ValueError that names what is wrong."""
         folder = find_adapter(path, hub_refusal=self._hub_refusal)
         adapter = read_adapter(folder, self._config, max_rank=self._memory.shape.max_rank, form=self._form)
-        return adapter, self._memory.prepare(adapter)
+        return adapter, self._memory.prepare(cut_adapter(adapter, self._config, self._share))
 
     def stage(self, path: str) -> StagedAdapter:
         return StagedAdapter(path, lambda: self.read(path))
-
-    def fill(self, slot: int, prepared: Any) -> None:
-        """Put what `read` returned second in a slot."""
-        self._memory.place(slot, prepared)
 
     def place(self, slot: int, staged: StagedAdapter) -> None:
         self._memory.place(slot, staged.prepared)

@@ -6,7 +6,7 @@ from typing import Any
 
 from headwater.generation.answer_fields import Json, cached_tokens, cached_tokens_details
 from headwater.generation.chat_prompts import check_no_chat_fields, encode_messages
-from headwater.generation.errors import bad_request
+from headwater.generation.errors import adapter_not_found, bad_request
 from headwater.generation.sampling import check_prompt
 from headwater.generation.text_generation import TextGeneration, run_all
 from headwater.generation.text_request import TextRequest
@@ -32,6 +32,8 @@ async def encode_prefixes(body: Prefixes, services: Services) -> EncodedPrefixes
     if len(named) != 1:
         raise bad_request("text", "text: exactly one of text, messages and input_ids is needed")
     (param,) = named
+    if body.lora_path and body.lora_path not in services.model.adapters():
+        raise adapter_not_found(body.lora_path)
     if param != "messages":
         check_no_chat_fields(body, param=param)
     prompts, is_batch = await _prompts(body, param, services)
@@ -57,7 +59,12 @@ async def compute(
                     rid=f"prefix-{uuid.uuid4().hex}",
                     prompt_ids=prompt,
                     sampling=_PREFILL_ONLY,
-                    options=RequestOptions(priority=priority, cache_salt=body.cache_salt, extra_key=body.extra_key),
+                    options=RequestOptions(
+                        priority=priority,
+                        cache_salt=body.cache_salt,
+                        extra_key=body.extra_key,
+                        lora_name=body.lora_path or "",
+                    ),
                     engine=engine,
                 )
                 generations.append(services.generator.start(request))

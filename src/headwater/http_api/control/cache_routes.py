@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from headwater.client.engine_client import new_call_id
 from headwater.generation.answer_fields import Json
-from headwater.generation.errors import ApiError, bad_request
+from headwater.generation.errors import ApiError, adapter_not_found, bad_request
 from headwater.http_api.auth import control_router
 from headwater.http_api.control.cache_prefixes import compute, encode_prefixes, target_engines
 from headwater.http_api.control.cache_report import cache_report
@@ -57,6 +57,9 @@ async def show_tree(
     blocks: Annotated[
         bool, Query(description="Also every block's hash and tokens, for a mirror of the events that missed some.")
     ] = False,
+    lora_path: Annotated[
+        str | None, Query(description="Only what this LoRA adapter computed; empty: only the model itself.")
+    ] = None,
     dp_rank: Annotated[int | None, Query(description="Only of this engine; left out: of every engine.")] = None,
 ) -> Response:
     """Namespaces and the nodes below them, most used first: tokens, first ids, hits, and pins by tier.
@@ -64,7 +67,11 @@ async def show_tree(
     With `blocks=true` also all blocks of the device and of the host, whatever `depth` and `max_nodes` are, and
     `next_event`, the number of the first batch of events that is not in them: docs/events.md.
     """
-    message = GetCacheTree(call_id=new_call_id(), depth=depth, max_nodes=max_nodes, blocks=blocks)
+    if lora_path and lora_path not in services.model.adapters():
+        raise adapter_not_found(lora_path)
+    message = GetCacheTree(
+        call_id=new_call_id(), depth=depth, max_nodes=max_nodes, blocks=blocks, lora_name=lora_path
+    )
     answers = await (services.ask_all(message) if dp_rank is None else services.ask_one(message, engine=dp_rank))
     answers.some_or_raise()
     if not blocks:
@@ -157,6 +164,7 @@ async def _pin(
         ttl_s=body.ttl_s,
         cache_salt=body.cache_salt,
         extra_key=body.extra_key,
+        lora_name=body.lora_path or "",
         tiers=tuple(dict.fromkeys(body.tiers)),
         pin_id=services.new_pin_id(),
     )

@@ -20,12 +20,13 @@ NAMES = (
     "tiers",
     "cache_salt",
     "extra_key",
+    "lora_path",
     "prefix",
     "prefix_ids",
     "hold",
     "dry_run",
 )
-_NO_SCOPE = ("lora_name", "lora_path", "adapter_id")
+_NO_SCOPE = ("lora_name", "adapter_id")
 ClientParameters = dict[str, Any]  # what the client sent, by name, unchecked
 
 
@@ -37,7 +38,7 @@ def client_parameters(query: Iterable[tuple[str, str]], body: bytes) -> ClientPa
             # an ignored scope would flush everything
             raise bad_request(name, f"{name}: not known; did you mean {meant}?", code="unknown_parameter")
         if name in _NO_SCOPE:  # nor may these be ignored
-            raise bad_request(name, f"{name}: a flush cannot be limited to a LoRA adapter")
+            raise bad_request(name, f"{name}: name the LoRA adapter in lora_path")
         if name not in NAMES or value is None:
             continue
         if name in sent:
@@ -55,6 +56,7 @@ async def flush_message(sent: ClientParameters, generator: TextGenerator, *, max
         tiers=_checked(sent, "tiers", _tiers, ()),
         cache_salt=_checked(sent, "cache_salt", _name, None),
         extra_key=_checked(sent, "extra_key", _name, None),
+        lora_name=_checked(sent, "lora_path", _name, None),
         prefix_ids=await _prefix(sent, generator),
         hold=_checked(sent, "hold", _flag, False),
         dry_run=_checked(sent, "dry_run", _flag, False),
@@ -62,6 +64,9 @@ async def flush_message(sent: ClientParameters, generator: TextGenerator, *, max
     if message.names_prefix_of_store:
         name = "prefix" if "prefix" in sent else "prefix_ids"
         raise bad_request(name, f"{name}: storage cannot be flushed by prefix, its keys are hashes; leave it out")
+    if message.names_adapter_of_store:
+        text = "lora_path: storage cannot be flushed by adapter; leave it out, or flush by salt or key"
+        raise bad_request("lora_path", text)
     return message
 
 

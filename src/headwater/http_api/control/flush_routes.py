@@ -46,6 +46,9 @@ def _flush_query(
     tiers: Annotated[str | None, Query(description="Any of `device,host,storage`; default `device,host`.")] = None,
     cache_salt: Annotated[str | None, Query(description="Only namespaces with this salt.")] = None,
     extra_key: Annotated[str | None, Query(description="Only namespaces with this key.")] = None,
+    lora_path: Annotated[
+        str | None, Query(description="Only what this LoRA adapter computed; empty: only the model itself.")
+    ] = None,
     prefix: Annotated[str | None, Query(description="Only what begins with this text.")] = None,
     prefix_ids: Annotated[str | None, Query(description="Only what begins with these token ids.")] = None,
     hold: Annotated[str | None, FLAG, Query(description="With `idle`: let no new request start meanwhile.")] = None,
@@ -110,5 +113,5 @@ async def reset_prefix_cache(
 
 
 def _is_whole(message: FlushCache) -> bool:
-    scope = (message.cache_salt, message.extra_key, message.prefix_ids)
-    return scope == (None, None, None) and not message.dry_run
+    scope = (message.cache_salt, message.extra_key, message.lora_name, message.prefix_ids)
+    return all(part is None for part in scope) and not message.dry_run

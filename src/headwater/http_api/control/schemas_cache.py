@@ -8,7 +8,7 @@ from headwater.generation.body import Body, Names
 from headwater.generation.field_table import REFUSED_OF_PROMPTS
 from headwater.generation.prompt_schemas import ChatPrompt
 from headwater.generation.request_schemas import NamespaceFields
-from headwater.generation.validation import Priority, Text, within
+from headwater.generation.validation import Name, Priority, Text, within
 from headwater.messages.choices import PrefetchPolicyName, StoreKind, WritePolicyName
 
 MAX_PIN_S = 30 * 86_400.0
@@ -22,6 +22,7 @@ class Prefixes(ChatPrompt, NamespaceFields):
     text: Text | list[Text] | None = Field(default=None, description="A text, or a list of texts.")
     input_ids: list[int] | list[list[int]] | None = Field(default=None, description="Token ids, or a list of lists.")
     add_generation_prompt: bool = Field(default=False, description="With `messages`: add the header of the answer.")
+    lora_path: Name | None = Field(default=None, description="Name of the LoRA adapter that computes them.")
     routed_dp_rank: int | None = Field(default=None, description="Index of the engine; left out: every engine.")
 
 

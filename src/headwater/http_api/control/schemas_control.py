@@ -1,5 +1,6 @@
 """Bodies of the routes for pauses, aborts, weights and memory: SGLang's names, `timeout` is ours."""
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -38,6 +39,32 @@ class LoadLora(Body):
     pinned: Any = Field(default=False, description="Ignored: every loaded adapter stays in memory.")
     is_3d_lora_weight: Any = Field(default=False, description="Ignored.")
     added_tokens_config: Any = Field(default=None, description="Ignored.")
+
+
+class LoraFromTensors(Body):
+    """A LoRA adapter whose tensors a trainer sends: a file in shared memory, or SGLang's pickle."""
+
+    lora_name: Name = Field(min_length=1, description="Requests name it: `model` under /v1, `lora_path` of /generate.")
+    config_dict: dict[str, Any] | Text = Field(description="What adapter_config.json of PEFT holds, or its text.")
+    load_inplace: bool = Field(default=False, description="Replace the adapter of this name, if there is one.")
+    safetensors_path: Text | None = Field(
+        default=None, description="A .safetensors file in /dev/shm. The server copies it before it answers."
+    )
+    serialized_tensors: Text | None = Field(
+        default=None, description="SGLang's form: a base64 pickle. Needs --allow-pickled-tensors."
+    )
+    load_format: Literal["flattened_bucket"] | None = Field(
+        default=None, description="Of the pickle: `flattened_bucket`, or left out."
+    )
+    timeout: Seconds = None
+    pinned: Any = Field(default=False, description="Ignored: every loaded adapter stays in memory.")
+    added_tokens_config: Any = Field(default=None, description="Ignored.")
+
+    def config(self) -> bytes:
+        """The text of adapter_config.json."""
+        if isinstance(self.config_dict, str):
+            return self.config_dict.encode()
+        return json.dumps(self.config_dict).encode()
 
 
 class UnloadLora(Body):

@@ -7,13 +7,13 @@ from pathlib import Path
 from headwater.devices.adapters import SITES, Adapter, AdapterMatrices
 from headwater.devices.host_tensor import HostTensor
 from headwater.models.adapters.adapter_config import BLOCK_OF, AdapterConfig, read_adapter_config
+from headwater.models.adapters.names import CONFIG_NAME, WEIGHTS_NAME
 from headwater.models.config import ModelConfig
 from headwater.models.loader import hub_folder
 from headwater.models.model_files import ModelFileError, is_there
 from headwater.models.weights_safetensors import SafetensorsWeights
 
-WEIGHTS_NAME = "adapter_model.safetensors"
-_FILES = ("adapter_config.json", WEIGHTS_NAME)
+_FILES = (CONFIG_NAME, WEIGHTS_NAME)
 _PREFIX = "base_model.model."
 _PROJECTIONS = {f"{name}_proj" for names in SITES.values() for name in names}
 _UNSUPPORTED = {

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headwater.models.adapters.names import CONFIG_NAME
 from headwater.models.fields import Fields
 from headwater.models.model_files import read_json_object
 
-CONFIG_NAME = "adapter_config.json"
 MOST_RANK = 512
 BLOCK_OF = {  # the block of a layer that holds a projection
     **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), "self_attn"),
@@ -33,7 +33,19 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {  # values of options that change not
     "use_qalora": (False,),
     "arrow_config": (),
     "use_bdlora": (False,),
+    "kasa_config": (),
+    "monteclora_config": (),
+    # others compute the first matrices from the model's own weights and leave the rest of them in the model
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal", "mica"),
 }
+_OF_TRAINING = frozenset(  # what says how an adapter was made, or repeats what its tensors say
+    "task_type auto_mapping peft_version revision inference_mode exclude_modules lora_dropout layers_to_transform "
+    "layers_pattern megatron_config megatron_core loftq_config eva_config corda_config lora_ga_config velora_config "
+    "qalora_group_size runtime_config ensure_weight_tying".split()
+)
+_HONOURED = frozenset(
+    "peft_type r lora_alpha use_rslora rank_pattern alpha_pattern target_modules base_model_name_or_path".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +81,9 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         value = fields.raw(name)
         if value is not None and value not in neutral:
             raise fields.refuse(f"{name} {str(value)[:80]!r} is not supported: adapters are pairs of matrices alone")
+    unknown = sorted(name for name in set(fields) - _NEUTRAL.keys() - _OF_TRAINING - _HONOURED if fields.raw(name))
+    if unknown:
+        raise fields.refuse(f"{unknown[0]} is not known here, and may change what the adapter computes")
     return AdapterConfig(
         rank=fields.integer("r", 8, high=MOST_RANK),
         alpha=fields.number("lora_alpha", 8.0),

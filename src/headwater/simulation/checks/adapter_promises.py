@@ -8,6 +8,8 @@ from typing import Any
 
 from headwater.cache.radix_tree import RadixTree
 from headwater.messages.adapters import AdapterLoaded, AdapterUnloaded
+from headwater.messages.cache import PinPrefix, Pins
+from headwater.messages.control import Failed
 from headwater.messages.wire import ToClient
 from headwater.simulation.checks.request_model import RequestModel
 from headwater.simulation.checks.violation import demand
@@ -23,6 +25,8 @@ class AdapterPromises:
         self.by_name: dict[str, str] = {}  # content by name, as the answers report it
         self._began: list[RequestModel] = []  # in this turn
         self._refused: list[RequestModel] = []  # in this turn, because no adapter has the name
+        self._refused_names: list[str] = []  # in this turn, of calls
+        self._pinned: list[tuple[str, str]] = []  # in this turn: names, and the contents whose pages are pinned
         self._changed: set[str] = set()  # names of answers of this turn
         self._dropped: list[str] = []  # contents that no name means since an answer of this turn
         self._cut: list[str] = []  # contents whose pages were cut in this turn
@@ -40,6 +44,15 @@ class AdapterPromises:
     def refused(self, model: RequestModel) -> None:
         """A request has ended because no adapter has the name that it gives."""
         self._refused.append(model)
+
+    def refused_call(self, name: str | None, failed: Failed) -> None:
+        """A call that names an adapter, or none, was refused."""
+        if failed.param == "lora_path" and failed.status == 404:
+            self._refused_names.append(name or "")
+
+    def pinned(self, message: PinPrefix, answer: Pins) -> None:
+        """A prefix was pinned."""
+        self._pinned += [(message.lora_name, pin.adapter_id) for pin in answer.items]
 
     def answered(self, answer: ToClient | Any) -> None:
         """An answer of this turn."""
@@ -70,8 +83,17 @@ class AdapterPromises:
             name = model.message.options.lora_name
             is_there = name in self.by_name and name not in self._changed
             demand(not is_there, "served_if_loaded", f"{model.rid} was refused: {name!r} is loaded")
+        for name in self._refused_names:
+            is_there = not name or (name in self.by_name and name not in self._changed)
+            demand(not is_there, "served_if_loaded", f"a call was refused: {name!r} is loaded")
+        for name, content in self._pinned:
+            right = self.by_name.get(name) if name else ""
+            is_right = content == right or name in self._changed
+            demand(is_right, "pins_its_adapter", f"a pin of {name!r} holds pages of {content!r}, not {right!r}")
+        self._pinned.clear()
         self._began.clear()
         self._refused.clear()
+        self._refused_names.clear()
         self._changed.clear()
         if not self._is_in_use:  # as mostly
             return

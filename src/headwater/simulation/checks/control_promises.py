@@ -69,7 +69,7 @@ class ControlPromises:
         self._answers: list[tuple[PendingCall, ToClient]] = []  # of this turn
         self._num_releases = 0  # of memory in this turn
         self._immediate: list[PendingCall] = []  # flushes that take effect in the turn that reads them
-        self._applied: dict[tuple[bytes, str], tuple[int, StoreRetirement | None]] = {}
+        self._applied: dict[tuple[bytes, str], tuple[int, StoreRetirement | None, str | None]] = {}
 
     # --- before a turn ------------------------------------------------------------------------------
 
@@ -211,11 +211,11 @@ class ControlPromises:
         if key not in self._applied:
             self._check_was_idle()
             self._apply(call)
-        turn, store = self._applied.pop(key)
+        turn, store, adapter = self._applied.pop(key)
         if store is not None and not answer.pending:
             store.acknowledged_turn = self._world.turn
         if flush.mode == "drain" and answer.drained and answer.status == 200:
-            self._check_drained(flush, turn)
+            self._check_drained(flush, turn, adapter)
 
     def _check_pins(self) -> None:
         """A pin ends after its time, so that its pages can be evicted again."""
@@ -267,13 +267,15 @@ class ControlPromises:
         assert isinstance(flush, FlushCache)
         turn = self._world.turn
         self._applied_now.append(call)
-        self._applied[call.client, flush.call_id] = (turn, self._retirements.apply(flush, turn=turn))
+        adapter = self._cuts.adapter_cut_for(call)
+        retirement = self._retirements.apply(flush, turn=turn, adapter=adapter)
+        self._applied[call.client, flush.call_id] = (turn, retirement, adapter)
 
-    def _check_drained(self, flush: FlushCache, turn: int) -> None:
+    def _check_drained(self, flush: FlushCache, turn: int, adapter: str | None) -> None:
         if flush.tiers and "device" not in flush.tiers:
             return
         for model, pages in self._oracle.pages_in_slots():
-            is_left = self._retirements.holds_any_of(flush, pages, turn=turn)
+            is_left = self._retirements.holds_any_of(flush, pages, turn=turn, adapter=adapter)
             demand(not is_left, "drained_is_drained", f"{model.rid} holds what was flushed in turn {turn}")
 
 

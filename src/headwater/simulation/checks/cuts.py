@@ -1,7 +1,7 @@
 """Compares the pages that flushes cut out of the tree with the pages that their callers named."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -29,6 +29,12 @@ class Cut:
     counts: Counts  # for a preview, those that it reports
     held: frozenset[int] = frozenset()  # device pages that requests held at the time of a preview
     is_quiet: bool = False  # nothing was held at the time of a preview
+    adapter: str | None = None  # the content of a LoRA adapter that it was limited to
+    adapters_due: dict[CallKey, str | None] = field(default_factory=dict)  # the content that each waiting call named
+
+    def is_for(self, key: CallKey) -> bool:
+        """Whether it cut what this call named, at that time."""
+        return self.pages == self.due.get(key) and self.adapter == self.adapters_due.get(key)
 
 
 class Cuts:
@@ -80,9 +86,12 @@ class Cuts:
         if not (applied or answers or self._cuts or self._previews or self._weights):
             return  # the case in most turns
         cuts, self._cuts = self._cuts, []
+        of_adapters = [cut for cut in cuts if cut.adapter is not None]
+        for adapter in self._left_over(applied, of_adapters):
+            self._note_adapter(adapter)
         previews, self._previews = self._previews, []
         applied = sorted(applied, key=lambda call: call.number)
-        self._assign(applied, cuts, num_others=num_releases)
+        self._assign(applied, cuts, num_others=num_releases + len(of_adapters))
         dry = sorted((a for a in answers if a[1].dry_run), key=lambda each: each[0].number)
         demand(len(dry) == len(previews), "dry_run_is_dry", f"{len(dry)} are answered, {len(previews)} looked")
         for (call, answer), preview in zip(dry, previews, strict=True):
@@ -113,13 +122,13 @@ class Cuts:
             num_freed = pool.num_owned(np.array(sorted(cut), dtype=np.int32), Owner.FREE)
             counts[tier.name.lower()] = (num_freed, len(cut) - num_freed)
         if scope.adapter is not None:
-            demand(pages == due_of_adapter, "flush_is_exact", f"{scope}: {_differ(pages, due_of_adapter)}")
-            self._note_adapter(scope.adapter)
-        elif other_than is not None:
+            is_right = pages == due_of_adapter or any(pages == each for each in due.values())
+            demand(is_right, "flush_is_exact", f"{scope}: {_differ(pages, due_of_adapter)}")
+        if scope.adapter is None and other_than is not None:
             demand(pages == due_of_weights, "flush_is_exact", f"{scope}: {_differ(pages, due_of_weights)}")
             self._weights.append(other_than)
         else:
-            self._cuts.append(Cut(due, pages, counts))
+            self._cuts.append(Cut(due, pages, counts, adapter=scope.adapter, adapters_due=self._adapters_due()))
         return retirement
 
     def _checked_preview(self, scope: Scope) -> Retirement:
@@ -134,7 +143,7 @@ class Cuts:
         is_right = len(applied) <= len(cuts) <= len(applied) + num_others
         choices = [zip(applied, chosen, strict=True) for chosen in combinations(cuts, len(applied))] if is_right else []
         pairs = [list(pairs) for pairs in choices]
-        pairs = [each for each in pairs if all(cut.pages == cut.due.get(_key(call)) for call, cut in each)]
+        pairs = [each for each in pairs if all(cut.is_for(_key(call)) for call, cut in each)]
         if pairs:  # several, if a release cut as well: its cut looks the same
             for call, cut in (pair for each in pairs for pair in each):
                 self._counts.setdefault(_key(call), []).append(cut.counts)
@@ -156,6 +165,22 @@ class Cuts:
         num_held = counted["device"][1]
         num_read = len(due[Tier.DEVICE] & preview.held)
         demand(num_held >= num_read, "counts_are_right", f"{num_held} pages are held, requests read {num_read}")
+
+    def adapter_cut_for(self, call: PendingCall) -> str | None:
+        """The content that the cut of this turn for `call` was limited to; None: it was not, or there is none."""
+        return next((cut.adapter for cut in self._cuts if cut.is_for(_key(call))), None)
+
+    def _left_over(self, applied: list[PendingCall], cuts: list[Cut]) -> list[str]:
+        """The contents of the cuts that no flush has asked for: those of names that changed."""
+        left = list(cuts)
+        for call in applied:
+            own = next((cut for cut in left if cut.is_for(_key(call))), None)
+            if own is not None:
+                left.remove(own)
+        return [cut.adapter for cut in left if cut.adapter is not None]
+
+    def _adapters_due(self) -> dict[CallKey, str | None]:
+        return {_key(call): self._retirements.adapter_in(flush) for call, flush in self._waiting()}
 
     def _due(self, in_tree: Pages) -> dict[CallKey, Pages]:
         return {_key(call): self._retirements.pages_in_scope(flush, in_tree) for call, flush in self._waiting()}

@@ -3,7 +3,8 @@
 from headwater.cache.page_pool import Owner
 from headwater.cache.storage.names import StorageNames
 from headwater.messages.base import Answer
-from headwater.messages.control import FlushCache, FlushResult
+from headwater.messages.cache import PinPrefix, Pins
+from headwater.messages.control import Failed, FlushCache, FlushResult
 from headwater.messages.state import Hello
 from headwater.messages.wire import ToEngine
 from headwater.simulation.checks.adapter_promises import AdapterPromises
@@ -42,6 +43,7 @@ class EngineChecks:
             copied_at=engine.runner.copied_at,
             copier=engine.copier,
             prefetches=lambda: lower.storage.reader.prefetches if lower.storage else [],
+            content_of_name=engine.parts.scheduler.adapters.id_of,  # AdapterPromises checks what it says
         )
         self.control = self._make_control(retirements)
         self.promises = Promises(
@@ -70,6 +72,10 @@ class EngineChecks:
         self.control.answered(call, answer)
         self.pins.answered(call, answer)
         self.adapters.answered(answer)
+        if isinstance(answer, Failed) and isinstance(call.message, FlushCache | PinPrefix):
+            self.adapters.refused_call(call.message.lora_name, answer)
+        if isinstance(answer, Pins) and isinstance(call.message, PinPrefix):
+            self.adapters.pinned(call.message, answer)
         if isinstance(call.message, FlushCache) and isinstance(answer, FlushResult):
             self.grammars.check_flush(call.message, answer)
 

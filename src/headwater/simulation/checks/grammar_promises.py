@@ -46,7 +46,8 @@ class GrammarPromises:
 
     def check_flush(self, call: FlushCache, answer: FlushResult) -> None:
         """A flush of everything empties the side caches, and reports how much was there."""
-        is_all = call.cache_salt is None and call.extra_key is None and call.prefix_ids is None
+        named = (call.cache_salt, call.extra_key, call.lora_name, call.prefix_ids)
+        is_all = all(part is None for part in named)
         if not answer.success or answer.dry_run:
             return
         is_reported = ("grammars" in answer.side_caches) == is_all

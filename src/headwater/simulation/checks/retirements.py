@@ -15,6 +15,7 @@ from headwater.simulation.fakes.kv_records import Records
 from headwater.simulation.fakes.shared_world import KvSequence, SharedWorld, StoreRetirement
 
 _DEFAULT_TIERS = ("device", "host")
+NO_CONTENT = "no content"  # of a LoRA adapter that was unloaded since a flush named it
 
 
 class Retirements:
@@ -33,7 +34,10 @@ class Retirements:
         copied_at: npt.NDArray[np.uint32],
         copier: FakeCopier | None,
         prefetches: Callable[[], list[Prefetch]],
+        content_of_name: Callable[[str], str | None],
     ) -> None:
+        """`content_of_name`: what a LoRA adapter's name means in this moment; None: nothing."""
+        self._content_of_name = content_of_name
         self._world = world
         self._prefetches = prefetches
         self._doomed: list[tuple[Prefetch, int]] = []  # with the number of pages that it may attach
@@ -46,24 +50,31 @@ class Retirements:
         if copier is not None:
             self._marks[Tier.HOST] = copier.host["retired"][:, 0]
 
-    def apply(self, flush: FlushCache, *, turn: int) -> StoreRetirement | None:
-        """`flush` took effect in `turn`, before the computations of that turn."""
+    def adapter_in(self, flush: FlushCache) -> str | None:
+        """The content of a LoRA adapter that a flush would cover in this moment; None: all, and no adapter."""
+        if flush.lora_name is None:
+            return None
+        content = self._content_of_name(flush.lora_name)
+        return NO_CONTENT if content is None else content
+
+    def apply(self, flush: FlushCache, *, turn: int, adapter: str | None) -> StoreRetirement | None:
+        """`flush` took effect in `turn`, before the computations of that turn, with this content of an adapter."""
         tiers = flush.tiers or _DEFAULT_TIERS
         if "device" in tiers:
-            covered = self._covered(self._device, flush, turn)
+            covered = self._covered(self._device, flush, turn, adapter)
             # what was copied in this turn, behind the flush, is in pages that did not exist before
             covered = [page for page in covered if self._copied_at[page] < turn]
             self._set_marks(self._device["retired"], covered, turn)
         if self._copier is not None:
             if "host" in tiers:
                 host = self._copier.host
-                self._set_marks(host["retired"], self._covered(host, flush, turn), turn)
+                self._set_marks(host["retired"], self._covered(host, flush, turn, adapter), turn)
             targets = {"offload": "host", "restore": "device"}
             for copy in self._copier.open_copies:
                 if targets[copy.kind] in tiers and copy.turn < turn:
-                    self._set_marks(copy.retired, self._covered(copy.before, flush, turn), turn)
+                    self._set_marks(copy.retired, self._covered(copy.before, flush, turn, adapter), turn)
         if "host" in tiers or "storage" in tiers:
-            self._doom_prefetches(flush)
+            self._doom_prefetches(flush, adapter)
         if "storage" not in tiers:
             return None
         retirement = StoreRetirement(flush.cache_salt, flush.extra_key, turn, self._engine)
@@ -82,11 +93,11 @@ class Retirements:
 
     def pages_in_scope(self, flush: FlushCache, in_tree: dict[Tier, frozenset[int]]) -> dict[Tier, frozenset[int]]:
         """The pages of `in_tree`, by tier, that the parameters of `flush` name. They may be of any weights."""
-        tiers = flush.tiers or _DEFAULT_TIERS
+        tiers, adapter = flush.tiers or _DEFAULT_TIERS, self.adapter_in(flush)
         found: dict[Tier, frozenset[int]] = {}
         for tier, pages in in_tree.items():
             is_named = tier.name.lower() in tiers and pages
-            covered = self._covered(self._records(tier), flush, self._world.turn + 1) if is_named else []
+            covered = self._covered(self._records(tier), flush, self._world.turn + 1, adapter) if is_named else []
             found[tier] = pages.intersection(covered)
         return found
 
@@ -111,20 +122,22 @@ class Retirements:
     def _records(self, tier: Tier) -> Records:
         return self._device if tier is Tier.DEVICE or self._copier is None else self._copier.host
 
-    def holds_any_of(self, flush: FlushCache, pages: Records, *, turn: int) -> bool:
+    def holds_any_of(self, flush: FlushCache, pages: Records, *, turn: int, adapter: str | None) -> bool:
         """Whether any of `pages`, all of them written, was covered by `flush` in `turn`.
 
         Pages that were copied later from a tier outside of the flush have no mark.
         """
         marks = pages["retired"][:, 0]
-        return bool(self._covered(pages[(marks > 0) & (marks <= turn)], flush, turn))
+        return bool(self._covered(pages[(marks > 0) & (marks <= turn)], flush, turn, adapter))
 
-    def _doom_prefetches(self, flush: FlushCache) -> None:
+    def _doom_prefetches(self, flush: FlushCache, adapter: str | None) -> None:
         prefix = None if flush.prefix_ids is None else unpack_ids(flush.prefix_ids).tolist()
         for prefetch in self._prefetches():
             if flush.cache_salt not in (None, prefetch.namespace.cache_salt):
                 continue
             if flush.extra_key not in (None, prefetch.namespace.extra_key):
+                continue
+            if adapter not in (None, prefetch.namespace.adapter):
                 continue
             num_pages = prefetch.num_attached
             if prefix is not None:
@@ -139,7 +152,7 @@ class Retirements:
         at = [page for page in pages if not marks[page, 0]]
         marks[at] = turn
 
-    def _covered(self, records: Records, flush: FlushCache, turn: int) -> list[int]:
+    def _covered(self, records: Records, flush: FlushCache, turn: int, adapter: str | None) -> list[int]:
         """Indices of the pages in the flush's scope born before `turn`. A page is as old as its first token."""
         first = records[:, 0]
         written = np.flatnonzero((first["canary"] != 0) & (first["birth"] < turn))
@@ -154,6 +167,8 @@ class Retirements:
             if salt is not None and salt != sequence.cache_salt:
                 continue
             if key is not None and key != sequence.extra_key:
+                continue
+            if adapter is not None and adapter != sequence.adapter:
                 continue
             if prefix is None or self._is_below(prefix, sequence, position):
                 found.append(page)

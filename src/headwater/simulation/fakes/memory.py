@@ -21,6 +21,10 @@ class FakeStaged:
         self._polls_left -= 1
         return self._polls_left < 0
 
+    @property
+    def has_ended(self) -> bool:
+        return self._polls_left < 0
+
     def error(self) -> str | None:
         return self._error
 
@@ -147,6 +151,7 @@ class FakeAdapters:
         return FakeStagedAdapter(self.on_disk.get(path, path), num_polls=self.num_polls, error=error)
 
     def place(self, slot: int, staged: FakeStagedAdapter) -> None:
+        assert staged.has_ended and staged.error() is None, "an adapter is placed that was not read"
         self.by_slot[slot] = staged.adapter_id
 
     def clear(self, slot: int) -> None:

@@ -108,6 +108,7 @@ class SimulatedRank:
     def catch_up(self) -> None:
         while self.records:
             self.runner.weights.on_disk = self._rank0.weights.on_disk
+            self.runner.adapters.on_disk = self._rank0.adapters.on_disk
             self._worker.carry_out(self.records.popleft())
 
     def poll(self) -> None:
@@ -130,6 +131,10 @@ class SimulatedRank:
     @property
     def kv_memory(self) -> object:
         return self.runner.kv_memory
+
+    @property
+    def adapters(self) -> object:
+        return self.runner.adapters
 
     def add(self, is_done: Callable[[], bool], report: Callable[[], orders.Report]) -> None:
         self._pending.append((is_done, report))
@@ -190,6 +195,7 @@ class SimulatedRanks:
         self.on_near: Callable[[orders.Near], None] = lambda _: None
         self.on_staged: Callable[[int, orders.Staged], None] = lambda *_: None
         self.on_hashed: Callable[[int, orders.WeightsHashed], None] = lambda *_: None
+        self.on_adapter_staged: Callable[[int, orders.AdapterStaged], None] = lambda *_: None
         self._chance = random.Random(shape.seed)
         self.progress = StepProgress()
         self._watched = WatchedSteps(shape.seed)
@@ -223,8 +229,8 @@ class SimulatedRanks:
         return self.rank0.kv_memory
 
     @property
-    def adapters(self) -> None:
-        """None: adapters are not cut into shares."""
+    def adapters(self) -> object:
+        return self.rank0.adapters
 
     # --- what RankProcesses has ----------------------------------------------------------------------
 
@@ -271,6 +277,8 @@ class SimulatedRanks:
                     self.on_staged(other.rank, report)
                 elif isinstance(report, orders.WeightsHashed):
                     self.on_hashed(other.rank, report)
+                elif isinstance(report, orders.AdapterStaged):
+                    self.on_adapter_staged(other.rank, report)
         positions = [self.progress.look(), *(other.progress.look() for other in self.others)]
         self._watched.look(self.others[0].turn, self.progress.num_begun, positions)
 
@@ -280,6 +288,9 @@ class SimulatedRanks:
             text = f"rank {other.rank}"
             demand(other.runner.num_steps == self.rank0.num_steps, "ranks_agree", f"{text} has computed other steps")
             demand(_have_same_tables(other.runner, self.rank0), "ranks_agree", f"{text} has other pages in a slot")
+            if not other.records:
+                theirs, ours = other.runner.adapters.by_slot, self.rank0.adapters.by_slot
+                demand(theirs == ours, "ranks_agree", f"{text} has the adapters {theirs}, rank 0 has {ours}")
             if not other.runner.kv_memory.is_released and not self.rank0.kv_memory.is_released:
                 missing = _missing_pages(self._copier0) | _missing_pages(other.copier)
                 in_tree = cache.tier_pages[Tier.DEVICE].pool.pages_of(Owner.TREE)

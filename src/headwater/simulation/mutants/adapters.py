@@ -1,11 +1,19 @@
 """Mutants of LoRA adapters: whose KV a request matches, what a reload retires, and who switches."""
 
+import itertools
 from typing import Any
+
+import msgspec
 
 from headwater.cache.namespace import Scope, Tier
 from headwater.cache.storage.names import StorageNames
 from headwater.control import adapters as control_adapters
 from headwater.control.adapters import AdapterLoad
+from headwater.control.flush import Flush
+from headwater.control.pinning import Pinning
+from headwater.messages.cache import PinPrefix
+from headwater.ranks import orders
+from headwater.ranks.adapters import RankAdapters, RanksStagedAdapter
 from headwater.scheduling.adapters import AdapterBoard, AdapterContent
 from headwater.scheduling.request import Request
 from headwater.scheduling.scheduler import Scheduler
@@ -134,3 +142,63 @@ def retired_adapters_are_published() -> list[Patch]:
 def slots_of_adapters_are_never_freed() -> list[Patch]:
     """The slots of contents that no request uses stay taken, until no adapter can be loaded."""
     return [(AdapterBoard, "free_unused", lambda self, in_use: None)]
+
+
+@mutant(profile="rank_adapters")
+def a_rank_keeps_the_old_adapter_in_a_slot() -> list[Patch]:
+    """A rank drops every third order to place an adapter: its share of the products is another adapter's."""
+    right, count = RankAdapters.place, itertools.count(1)
+
+    def place(self: RankAdapters, order: orders.PlaceAdapter) -> None:
+        if next(count) % 3:
+            right(self, order)
+
+    return [(RankAdapters, "place", place)]
+
+
+@mutant(profile="rank_adapters")
+def an_adapter_is_placed_before_all_ranks_have_it() -> list[Patch]:
+    """Rank 0 places an adapter when it is ready itself: a rank that refuses it, or is late, has nothing to place."""
+    return [
+        (RanksStagedAdapter, "is_ready", lambda self: self.own.is_ready()),
+        (RanksStagedAdapter, "error", lambda self: self.own.error()),
+    ]
+
+
+@mutant(profile="adapter_scopes")
+def a_flush_by_adapter_flushes_every_adapter() -> list[Patch]:
+    """A flush that names an adapter retires the KV of all adapters and of the base model."""
+    return [(Flush, "_adapter_id", lambda self: None)]
+
+
+@mutant(profile="adapter_scopes")
+def a_flush_of_the_base_model_flushes_nothing() -> list[Patch]:
+    """A flush of the model without adapters finds no KV that is its own."""
+    right = Flush._adapter_id
+    return [(Flush, "_adapter_id", lambda self: right(self) or "the base model")]
+
+
+@mutant(profile="adapter_scopes", seed=7)
+def a_flush_by_adapter_means_the_content_at_its_arrival() -> list[Patch]:
+    """A flush that waits while its adapter is reloaded leaves the KV of the new content."""
+    right = Flush._adapter_id
+
+    def arrive(self: Flush) -> Any:
+        failed = right_arrive(self)
+        arrived[self] = right(self)
+        return failed
+
+    arrived: dict[Flush, str | None] = {}
+    right_arrive = Flush.arrive
+    return [(Flush, "arrive", arrive), (Flush, "_adapter_id", lambda self: arrived.get(self, right(self)))]
+
+
+@mutant(profile="adapter_scopes")
+def a_pin_by_adapter_pins_the_base_model() -> list[Patch]:
+    """A pin that names an adapter holds the pages that the model without adapters computed."""
+    right = Pinning.pin
+
+    def pin(self: Pinning, message: PinPrefix) -> Any:
+        return right(self, msgspec.structs.replace(message, lora_name=""))
+
+    return [(Pinning, "pin", pin)]

@@ -41,7 +41,10 @@ class Operators:
         has_split_flushes: bool,
         pin_s: tuple[float, ...],
         has_pins_on_host: bool,
+        adapter_scopes: float = 0.0,
     ) -> None:
+        """`adapter_scopes`: chance that a flush or a pin is limited to a LoRA adapter, or to the model without one."""
+        self._adapter_scopes = adapter_scopes
         self._source = source
         self._prompts = prompts
         self._callers = callers
@@ -63,6 +66,8 @@ class Operators:
         if source.random() < 0.3 and "storage" not in tiers:
             stem = self._prompts.stem()
             fields["prefix_ids"] = pack_ids(stem[: source.randrange(1, len(stem) + 1)])
+        if self._is_of_adapter() and "storage" not in tiers:
+            fields["lora_name"] = source.choice(["", *ADAPTER_NAMES])
         fields |= {
             "mode": source.choice(["idle", "idle", "now", "drain"]),
             "timeout_s": source.choice([0.0, 0.0, 0.005, 0.5, 20.0]),
@@ -147,6 +152,7 @@ class Operators:
                 ttl_s=source.choice(self._pin_s),
                 cache_salt=source.choice(self._prompts.salts),
                 extra_key=source.choice(self._prompts.keys),
+                lora_name=source.choice(ADAPTER_NAMES) if self._is_of_adapter() else "",
                 tiers=self._pin_tiers(),
             )
         )
@@ -195,11 +201,15 @@ class Operators:
             ttl_s=self._source.choice(self._pin_s if self._has_pins_on_host else [0.1, 5.0]),
             cache_salt=request.options.cache_salt,
             extra_key=request.options.extra_key,
+            lora_name=request.options.lora_name if self._adapter_scopes else "",
             tiers=self._pin_tiers(),
         )
         self._callers.later(self._callers.call(lambda call_id: msgspec.structs.replace(pin, call_id=call_id), engine))
 
     # ------------------------------------------------------------------------------------------------
+
+    def _is_of_adapter(self) -> bool:
+        return bool(self._adapter_scopes) and self._source.random() < self._adapter_scopes
 
     def _pin_tiers(self) -> Any:
         choices = [("device",), ("host",), ("device", "host")]

@@ -50,6 +50,7 @@ class Profile:
     num_stems: tuple[int, ...] = (3, 8)  # prefixes that requests share
     num_ranks: tuple[int, ...] = (1,)  # of each engine; one of these
     adapters: int = 0  # changes of LoRA adapters; most requests then name one
+    adapter_scopes: float = 0.0  # share of the flushes and pins that name one
 
 
 PROFILES = {
@@ -120,6 +121,33 @@ PROFILES = {
             warmings=2,
             has_store=0.7,
             num_stems=(2, 4),
+        ),
+        Profile(
+            "adapter_scopes",
+            adapters=6,
+            adapter_scopes=0.6,
+            flushes=25,
+            pins=10,
+            warmings=10,
+            updates=1,
+            attaches=1,
+            has_store=0.3,
+            num_stems=(2, 4),
+        ),
+        Profile(
+            "rank_adapters",
+            adapters=12,
+            flushes=6,
+            pauses=3,
+            updates=2,
+            releases=2,
+            has_step_faults=True,
+            has_host=0.7,
+            has_store=0.0,
+            num_device_pages=(24, 30),
+            num_host_pages=(20, 60),
+            num_stems=(2, 4),
+            num_ranks=(2, 3),
         ),
         Profile("limits", has_limits=True, has_pooling=True, bursts=6, pauses=4, releases=0, num_device_pages=(24, 40)),
         Profile(

@@ -68,6 +68,7 @@ class Workload:
             has_split_flushes=profile.has_split_flushes and has_store,
             pin_s=profile.pin_s,
             has_pins_on_host=profile.has_pins_on_host,
+            adapter_scopes=profile.adapter_scopes,
         )
         self._trouble = Trouble(source, profile, callers=self._callers, requests=self._requests, has_store=has_store)
 

@@ -12,6 +12,7 @@ from headwater.client.engine_client import EngineClient, new_call_id
 from headwater.client.errors import CallFailed
 from headwater.generation.errors import ApiError, bad_request
 from headwater.messages.weights import GetParameters, Parameters, UpdateWeights
+from headwater.models.adapters.names import CONFIG_NAME, WEIGHTS_NAME
 from headwater.transports.bracket import Transfer, TransferRefused, Transfers
 from headwater.transports.receivers import ReceiverGroups
 from headwater.transports.staging import BucketError, BucketFile, StagingArea, StagingFull
@@ -68,7 +69,7 @@ class WeightReceiver:
             model = await self._parameters()
             if transfer.folder is None:
                 transfer.folder = self._area.folder()
-                self._client.call_when_staged_in_use_changes(self._delete_unused)
+                self._client.call_when_staged_in_use_changes(self.delete_unused)
             bucket = transfer.folder.bucket()
             try:
                 await fill(bucket)
@@ -137,8 +138,32 @@ class WeightReceiver:
             )
         finally:
             self._applying.discard(path)
-            self._delete_unused()
+            self.delete_unused()
             self._drop_from_gpu()
+
+    @asynccontextmanager
+    async def adapter_of(self, fill: Fill, config: bytes) -> AsyncIterator[str]:
+        """The folder of a LoRA adapter in PEFT's layout, of tensors that `fill` writes. It stays while it is loaded.
+
+        ApiError 400 for tensors that are torn, 413 if they do not fit.
+        """
+        folder = self._area.folder()
+        path = str(folder.path)
+        self._applying.add(path)
+        try:
+            with _bucket_errors():
+                bucket = folder.bucket()
+                try:
+                    await fill(bucket)
+                    bucket.finish(WEIGHTS_NAME)
+                finally:
+                    bucket.discard()  # unless it is finished
+            (folder.path / CONFIG_NAME).write_bytes(config)
+            yield path
+        finally:
+            folder.is_complete = True
+            self._applying.discard(path)
+            self.delete_unused()
 
     async def close(self) -> None:
         """Delete what was received, and end the processes that receive."""
@@ -152,7 +177,8 @@ class WeightReceiver:
             transfer.folder.delete()
             self._drop_from_gpu()
 
-    def _delete_unused(self) -> None:
+    def delete_unused(self) -> None:
+        """Delete what no engine would read again."""
         self._area.keep_only(self._client.staged_in_use | self._applying)
 
     def _drop_from_gpu(self) -> None:
@@ -172,11 +198,8 @@ class WeightReceiver:
             self._transfers.bucket_fails(transfer, str(error) or type(error).__name__)
             if not transfer.is_bracket:
                 self._transfers.give_up(transfer)
-            if isinstance(error, StagingFull):
-                raise ApiError(413, str(error), code="staging_full") from None
-            if isinstance(error, BucketError):
-                raise bad_request("body", str(error), code="bad_bucket") from None
-            raise
+            with _bucket_errors():
+                raise
 
     async def _parameters(self) -> Parameters:
         """The model's tensors, which never change."""
@@ -200,6 +223,17 @@ class WeightReceiver:
         self._timer = None
         self._transfers.tick(_now_s())
         self._watch()
+
+
+@contextlib.contextmanager
+def _bucket_errors():
+    """The errors that a sender gets for tensors that did not arrive whole."""
+    try:
+        yield
+    except StagingFull as error:
+        raise ApiError(413, str(error), code="staging_full") from None
+    except BucketError as error:
+        raise bad_request("body", str(error), code="bad_bucket") from None
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,10 +52,10 @@ async def update_weights_from_tensor(request: Request, services: InjectedService
     arrived_s = asyncio.get_running_loop().time()
     services.require_loaded()
     try:
-        if _content_type(request) in RAW_TYPES:
+        if content_type(request) in RAW_TYPES:
             asked = Push.model_validate(dict(request.query_params))
             transfer = await services.weights.receive(
-                lambda bucket: _stream(request, bucket), transfer_id=asked.transfer_id, options=options_of(asked)
+                lambda bucket: stream_body(request, bucket), transfer_id=asked.transfer_id, options=options_of(asked)
             )
         else:
             asked = WeightsFromTensor.model_validate(await request.json())
@@ -146,7 +147,7 @@ async def _apply(
         return update_answer(answers, services)
 
 
-async def _stream(request: Request, bucket: BucketFile) -> None:
+async def stream_body(request: Request, bucket: BucketFile) -> None:
     try:
         async for chunk in request.stream():
             if chunk:
@@ -157,28 +158,42 @@ async def _stream(request: Request, bucket: BucketFile) -> None:
 
 async def _fill(asked: WeightsFromTensor, bucket: BucketFile, services: Services) -> None:
     if asked.safetensors_path is not None:
-        path = _shared_file(asked.safetensors_path)
-        if asked.take and path.suffix != ".safetensors":
-            raise bad_request("take", "take: only a file named *.safetensors is moved")
-        await asyncio.to_thread(bucket.take if asked.take else bucket.copy_from, path)
+        await fill_from_file(asked.safetensors_path, bucket, takes=asked.take)
         return
-    if asked.serialized_named_tensors:
-        await _fill_from_pickle(asked, bucket, services)
+    if asked.serialized_named_tensors:  # the first one: each rank's payload holds the same whole tensors
+        is_flattened = asked.load_format == "flattened_bucket"
+        pickle = Pickle("serialized_named_tensors", asked.serialized_named_tensors[0], is_flattened=is_flattened)
+        await fill_from_pickle(pickle, bucket, services)
         return
     raise bad_request(
         "safetensors_path", "send a safetensors body, or safetensors_path (a file in /dev/shm)", code="missing"
     )
 
 
-async def _fill_from_pickle(asked: WeightsFromTensor, bucket: BucketFile, services: Services) -> None:
-    """The first payload: each rank's holds the same whole tensors."""
+async def fill_from_file(path: str, bucket: BucketFile, *, takes: bool) -> None:
+    """A file in shared memory, which is copied, or moved (`takes`)."""
+    found = _shared_file(path)
+    if takes and found.suffix != ".safetensors":
+        raise bad_request("take", "take: only a file named *.safetensors is moved")
+    await asyncio.to_thread(bucket.take if takes else bucket.copy_from, found)
+
+
+@dataclass(frozen=True, slots=True)
+class Pickle:
+    """A payload of SGLang's trainers, in base64, and the parameter that it came in."""
+
+    param: str
+    payload: str
+    is_flattened: bool
+
+
+async def fill_from_pickle(pickle: Pickle, bucket: BucketFile, services: Services) -> None:
+    """The tensors of a payload, if the server accepts pickles."""
     if not services.state.allows_pickles:
-        text = "serialized_named_tensors are pickles: they need --allow-pickled-tensors and --admin-api-key"
-        raise bad_request("serialized_named_tensors", f"{text}. Or send a safetensors body", code="pickles_not_allowed")
-    assert asked.serialized_named_tensors is not None
-    payload, is_flattened = asked.serialized_named_tensors[0], asked.load_format == "flattened_bucket"
+        text = f"{pickle.param} are pickles: they need --allow-pickled-tensors and --admin-api-key"
+        raise bad_request(pickle.param, f"{text}. Or send a safetensors body", code="pickles_not_allowed")
     try:
-        tensors = await asyncio.to_thread(_read_pickle, payload, is_flattened=is_flattened)
+        tensors = await asyncio.to_thread(_read_pickle, pickle.payload, is_flattened=pickle.is_flattened)
         on_gpu = [(name, tensor) for name, tensor in tensors if isinstance(tensor, CudaTensorHandle)]
         if not on_gpu:
             await asyncio.to_thread(_write_pickle, tensors, bucket)
@@ -187,8 +202,7 @@ async def _fill_from_pickle(asked: WeightsFromTensor, bucket: BucketFile, servic
         else:
             await _copy_from_gpu(on_gpu, bucket, services)
     except PickleRefused as error:
-        text = f"serialized_named_tensors: {error}"
-        raise bad_request("serialized_named_tensors", text, code="bad_pickle") from None
+        raise bad_request(pickle.param, f"{pickle.param}: {error}", code="bad_pickle") from None
 
 
 def _read_pickle(payload: str, *, is_flattened: bool) -> list[tuple[str, PayloadTensor]]:
@@ -241,5 +255,5 @@ def options_of(asked: Push | EndUpdate) -> UpdateOptions:
     return UpdateOptions(asked.weight_version, aborts_all=asked.abort_all_requests, in_place=asked.in_place)
 
 
-def _content_type(request: Request) -> Any:
+def content_type(request: Request) -> Any:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
