@@ -15,7 +15,7 @@ from headwater.client.change_call import EXPIRY_GRACE_S, ChangeCall, Outcome, Ph
 from headwater.client.desired_state import DesiredAdapter, DesiredPin, DesiredState, WeightsStep
 from headwater.client.errors import EngineGone, EngineOut, NotTheSame
 from headwater.client.standing import LOADING, Restoring, Standing
-from headwater.messages.adapters import AdapterLoaded
+from headwater.messages.adapters import AdapterLoaded, LoadAdapter
 from headwater.messages.cache import PinGaveWay, PinPrefix
 from headwater.messages.control import CancelOperation, Failed, FlushCache
 from headwater.messages.state import EngineReady
@@ -85,12 +85,14 @@ class Fleet:
     def staged_in_use(self) -> frozenset[str]:
         """Staging folders of received weights that a restarted engine or a resume reads again, or an engine reads now.
 
-        Also of a change whose caller has left: until its engine answers, it may be in force.
+        Also of a change whose caller has left: until its engine answers, it may be in force. Among them are the paths
+        of all LoRA adapters, received or not.
         """
         steps = () if self.desired is None else self.desired.weights
-        changes = (call.change for call in self._calls.values())
+        changes = [call.change for call in self._calls.values()]
         read_now = {it.path for it in changes if isinstance(it, UpdateWeights) and it.weights_id}
-        return frozenset(read_now | {step.path for step in steps if step.is_received})
+        read_now |= {it.path for it in changes if isinstance(it, LoadAdapter)}
+        return frozenset(read_now | {step.path for step in steps if step.is_received} | set(self.adapters.values()))
 
     def pins_to_set(self, engine: int, *, now_s: float) -> list[DesiredPin]:
         """Pins that a restarted engine has to compute and set before it serves; then call `pins_are_set`."""

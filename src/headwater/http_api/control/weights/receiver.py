@@ -148,6 +148,7 @@ class WeightReceiver:
         ApiError 400 for tensors that are torn, 413 if they do not fit.
         """
         folder = self._area.folder()
+        self._client.call_when_staged_in_use_changes(self.delete_unused)
         path = str(folder.path)
         self._applying.add(path)
         try:
