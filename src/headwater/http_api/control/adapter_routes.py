@@ -94,7 +94,9 @@ async def _fill(asked: LoraFromTensors, bucket: BucketFile, services: Services) 
         await fill_from_file(asked.safetensors_path, bucket, takes=False)
     elif asked.serialized_tensors is not None:
         is_flattened = asked.load_format == "flattened_bucket"
-        pickle = Pickle("serialized_tensors", asked.serialized_tensors, is_flattened=is_flattened)
+        pickle = Pickle(
+            "serialized_tensors", asked.serialized_tensors, is_flattened=is_flattened, may_stay_on_gpu=False
+        )
         await fill_from_pickle(pickle, bucket, services)
     else:
         text = "send a safetensors body, or safetensors_path (a file in /dev/shm)"

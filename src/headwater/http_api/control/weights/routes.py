@@ -185,6 +185,7 @@ class Pickle:
     param: str
     payload: str
     is_flattened: bool
+    may_stay_on_gpu: bool = True  # until the engines have read it
 
 
 async def fill_from_pickle(pickle: Pickle, bucket: BucketFile, services: Services) -> None:
@@ -200,7 +201,8 @@ async def fill_from_pickle(pickle: Pickle, bucket: BucketFile, services: Service
         elif len(on_gpu) < len(tensors):
             raise PickleRefused("the tensors must be all on GPUs or all in host memory")
         else:
-            await _copy_from_gpu(on_gpu, bucket, services)
+            stays = pickle.may_stay_on_gpu and services.state.stages_on_gpu
+            await _copy_from_gpu(on_gpu, bucket, services, stays_on_gpu=stays)
     except PickleRefused as error:
         raise bad_request(pickle.param, f"{pickle.param}: {error}", code="bad_pickle") from None
 
@@ -220,7 +222,7 @@ def _write_pickle(tensors: list[tuple[str, Any]], bucket: BucketFile) -> None:
 
 
 async def _copy_from_gpu(
-    tensors: list[tuple[str, CudaTensorHandle]], bucket: BucketFile, services: Services
+    tensors: list[tuple[str, CudaTensorHandle]], bucket: BucketFile, services: Services, *, stays_on_gpu: bool
 ) -> None:
     """Handles of CUDA: a process with PyTorch opens them."""
     if services.model.device == "cpu" or not has_torch():
@@ -235,7 +237,7 @@ async def _copy_from_gpu(
             handles=tuple(tensor.arguments for tensor in found),
             first_bytes=tuple(tensor.first_byte for tensor in found),
             path=str(bucket.path),
-            stays_on_gpu=services.state.stages_on_gpu,
+            stays_on_gpu=stays_on_gpu,
         ),
         timeout_s=DEFAULT_TIMEOUT_S,
     )
