@@ -2,7 +2,7 @@
 #   PYTHON=python3.12 make setup     another interpreter (3.11 or newer)
 #   ARGS="--port 8000" make serve    arguments for the command behind the target
 #   GPU=1 make setup                 with PyTorch for an NVIDIA GPU; by default only where its driver is found (GPU=0: never)
-#   EXTRAS=transformers make setup   with optional packages: transformers, plot, fa3
+#   EXTRAS=transformers make setup   with optional packages: transformers, plot, fa3, top
 #   JOBS=0 make test                 in one process, for a debugger
 #   PIP_ARGS=...                     arguments for pip, for example an index with CPU-only torch
 .DEFAULT_GOAL := help

@@ -86,6 +86,9 @@ def test_a_flush_is_shown_before_it_is_made(script: HttpScript) -> None:
 
     async def steps(pilot: Pilot[None], app: TopApp) -> None:
         await pilot.press("f", "y")
+        box = app.screen.query_one("Vertical").region
+        assert 0 < box.x < box.right < 80, "a box in the middle"
+        assert box.height < 14
         assert not script.to("/flush_cache"), "not without a dry run"
         await pilot.press("m", "s", "enter")
         await until(pilot, lambda: "Would free" in screen_of(app))

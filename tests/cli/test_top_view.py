@@ -130,7 +130,11 @@ def test_without_colour_nothing_is_lost() -> None:
 
 
 def test_the_form_of_a_flush() -> None:
-    choice = FlushChoice(salts=("acme",))
+    choice = FlushChoice(there=view.tier_names(snapshot_of()), salts=("acme",))
+    assert choice.tier_choices == [
+        ("device", "host"), ("device",), ("host",), ("storage",), ("device", "host", "storage"),
+    ]  # fmt: skip
+    assert FlushChoice().tier_choices == [("device",)], "a tier that a server lacks is refused"
     assert choice.body() == {"mode": "idle", "tiers": ["device", "host"], "timeout": 10}
     for key in ("m", "m", "t", "plus", "s", "x"):
         choice = choice.turned(key)

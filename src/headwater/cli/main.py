@@ -25,7 +25,7 @@ COMMANDS = {
     "serve": Entry("serve:serve", "Serve a model over OpenAI's and SGLang's HTTP APIs."),
     "fleet": Entry("fleet:fleet", "Serve with several replicas as one server, on Ray."),
     "chat": Entry("chat:chat", "Chat with a running server."),
-    "top": Entry("top.command:top", "Watch a running server, and flush, pause or cancel from the keyboard."),
+    "top": Entry("top.command:top", "Watch and operate a running server from a terminal."),
     "flush": Entry("flush:flush", "Flush the KV cache of a running server."),
     "pause": Entry("control:pause", "Pause generation; requests that arrive during the pause wait."),
     "continue": Entry("control:resume", "End a pause."),

@@ -12,7 +12,6 @@ MODES = (
     ("now", "now, under load"),
     ("drain", "now, and wait until old pages are free"),
 )
-TIER_CHOICES = ("device,host", "device", "host", "device,host,storage")
 TIMEOUTS_S = (0, 5, 10, 30, 60, 120)
 
 
@@ -26,8 +25,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class FlushChoice:
-    """What a flush would do. `salts` are those that can be chosen; None of them: everything."""
+    """What a flush would do. `there`: the server's tiers. `salts` are those that can be chosen; None: everything."""
 
+    there: tuple[str, ...] = ("device",)
     mode: int = 0
     tiers: int = 0
     timeout: int = 2
@@ -35,12 +35,19 @@ class FlushChoice:
     holds: bool = False
     salts: tuple[str, ...] = field(default=())
 
+    @property
+    def tier_choices(self) -> list[tuple[str, ...]]:
+        """The memory tiers together, which is the server's default, each alone, and all with the store."""
+        memory = tuple(tier for tier in self.there if tier != "storage")
+        found = [memory, *((tier,) for tier in self.there), self.there]
+        return list(dict.fromkeys(each for each in found if each))
+
     def turned(self, key: str) -> "FlushChoice":
         """The choice after a key of the form; the same for other keys."""
         if key == "m":
             return replace(self, mode=(self.mode + 1) % len(MODES))
         if key == "t":
-            return replace(self, tiers=(self.tiers + 1) % len(TIER_CHOICES))
+            return replace(self, tiers=(self.tiers + 1) % len(self.tier_choices))
         if key in ("plus", "minus"):
             step = 1 if key == "plus" else -1
             return replace(self, timeout=min(len(TIMEOUTS_S) - 1, max(0, self.timeout + step)))
@@ -56,7 +63,7 @@ class FlushChoice:
         mode, words = MODES[self.mode]
         return [
             f"m  when     {mode}: {words}",
-            f"t  tiers    {TIER_CHOICES[self.tiers]}",
+            f"t  tiers    {','.join(self.tier_choices[self.tiers])}",
             f"s  scope    {'everything' if self.salt is None else f'salt {self.salt}'}",
             f"+- timeout  {TIMEOUTS_S[self.timeout]} s" + (" (not used)" if mode == "now" else ""),
             f"h  hold     {'new requests wait meanwhile' if self.holds else 'new requests go on'}"
@@ -66,7 +73,7 @@ class FlushChoice:
     def body(self) -> dict[str, Any]:
         """For `/flush_cache`."""
         mode = MODES[self.mode][0]
-        found: dict[str, Any] = {"mode": mode, "tiers": TIER_CHOICES[self.tiers].split(",")}
+        found: dict[str, Any] = {"mode": mode, "tiers": list(self.tier_choices[self.tiers])}
         if mode != "now":
             found["timeout"] = TIMEOUTS_S[self.timeout]
         if self.salt is not None:

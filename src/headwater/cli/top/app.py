@@ -54,6 +54,8 @@ class TopApp(App[None]):
     #log { height: 1fr; min-height: 3; margin-top: 1; }
     #outcome { max-height: 3; }
     .gap { margin-top: 1; }
+    Dialog { align: center middle; }
+    Dialog > Vertical { width: 76; max-width: 100%; height: auto; max-height: 100%; border: solid $foreground; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f", "flush", "Flush"),
@@ -125,7 +127,7 @@ class TopApp(App[None]):
     # --- keys
 
     def action_flush(self) -> None:
-        choice = FlushChoice(salts=tuple(view.salts(self._snapshot)))
+        choice = FlushChoice(there=view.tier_names(self._snapshot), salts=tuple(view.salts(self._snapshot)))
         dialog = FlushDialog(choice, lambda body: actions.dry_run(self._server, body))
         self.push_screen(dialog, self._flush_chosen)
 

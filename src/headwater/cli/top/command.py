@@ -10,10 +10,11 @@ from headwater.cli.command_line import command, server_options
 @command()
 @server_options
 def top(url: str, admin_key: str | None) -> None:
-    """Watch a running server, and flush, pause or cancel from the keyboard.
+    """Watch and operate a running server from a terminal.
 
-    One screen, refreshed every second: tiers by owner, hit rate, latencies, requests, pending operations, events. It
-    needs 80 x 24 characters and no colour, so it works over ssh and in tmux. Press ? for the keys.
+    One screen, refreshed every second: tiers by owner, hit rate, latencies, requests, pending operations, events. Keys
+    flush (after a dry run), pause, and cancel operations; ? lists them. It needs 80 x 24 characters and no colour, so
+    it works over ssh and in tmux.
     """
     # imported here: the library takes a third of a second, and other answers of this command must not wait for it
     try:

@@ -28,12 +28,6 @@ KEYS = (
 class Dialog(ModalScreen[Any]):
     """Lines of text in a box. Subclasses take the keys."""
 
-    CSS = """
-    Dialog { align: center middle; }
-    Dialog > Vertical { width: 76; height: auto; max-height: 22; border: solid; padding: 0 1; }
-    Dialog Static { height: auto; }
-    """
-
     def __init__(self, title: str) -> None:
         super().__init__()
         self._heading = title

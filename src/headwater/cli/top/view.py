@@ -144,6 +144,12 @@ def is_paused(snapshot: Json) -> bool:
     return any(engine.get("paused") for engine in snapshot.get("engines", {}).values())
 
 
+def tier_names(snapshot: Json) -> tuple[str, ...]:
+    """The tiers that can be flushed; `device` if no engine has answered yet."""
+    has_store = any(engine.get("storage") for engine in snapshot.get("engines", {}).values())
+    return (*(tier_sums(snapshot) or ("device",)), *(("storage",) if has_store else ()))
+
+
 def salts(snapshot: Json) -> list[str]:
     """The salts of the cached prefixes, without the empty one."""
     roots = [root for engine in snapshot.get("engines", {}).values() for root in _roots(engine)]
