@@ -17,7 +17,7 @@ FINDINGS = (
     Finding("version", "Headwater 0.1.0", facts={"python": "3.11"}),
     Finding("port", "30000: Address already in use", Level.NOTE, "take another --port"),
 )
-SUBJECTS = ["version", "processor", "kernels", "speed", "memory", "gpu", "model", "disk", "port"]
+SUBJECTS = ["version", "processor", "kernels", "speed", "memory", "gpu", "torch", "model", "disk", "port"]
 
 
 def run(*arguments: str) -> Any:
@@ -40,7 +40,16 @@ def test_the_screen_has_a_line_for_each_finding_and_its_remedy(asked: list[dict[
         "note     port       30000: Address already in use",
         "                    -> take another --port",
     ]
-    assert asked == [{"model_name": "x.gguf", "port": 4}]
+    assert asked == [{"model_name": "x.gguf", "port": 4, "storage": None}]
+
+
+def test_a_store_is_tried_if_it_is_named(asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWATER_STORAGE_URL", "redis://elsewhere")
+    run("--hicache-storage-backend", "file", "--hicache-storage-dir", "/pages")
+    run("--hicache-storage-backend", "redis")
+    file, redis = (call["storage"] for call in asked)
+    assert (file.kind, file.directory, file.url) == ("file", "/pages", None)
+    assert (redis.kind, redis.url) == ("redis", "redis://elsewhere")
 
 
 def test_json_has_the_facts(asked: list[dict[str, Any]]) -> None:

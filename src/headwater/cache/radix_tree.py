@@ -16,6 +16,7 @@ import numpy as np
 from headwater.cache.namespace import Namespace, Tier
 from headwater.cache.page_pool import PageIds
 from headwater.cache.retirement import Retirement
+from headwater.cache.statistics.residency import Stay
 from headwater.messages.base import TokenIds
 
 _NUM_SIBLINGS = 256  # children that are compared with a prompt, so that a node with thousands costs no more
@@ -24,7 +25,7 @@ _NUM_SIBLINGS = 256  # children that are compared with a prompt, so that a node 
 class Run:
     """The pages of one node on one tier, with the number of pins on them."""
 
-    __slots__ = ("arrival", "is_retired", "is_stored", "node", "pages", "parent", "pins", "retirement", "tier")
+    __slots__ = ("arrival", "is_retired", "is_stored", "node", "pages", "parent", "pins", "retirement", "stay", "tier")
 
     def __init__(self, *, node: "Node", tier: Tier, pages: PageIds, parent: "Run | None", pins: int) -> None:
         self.node = node
@@ -35,6 +36,7 @@ class Run:
         self.is_retired = False
         self.is_stored = False  # host only: a store has acknowledged all of its pages
         self.retirement: Retirement | None = None  # of a retired run: the retirement that waits for its pages
+        self.stay: Stay | None = None  # if it belongs to the sample of the metrics
         self.arrival: object | None = None  # the copy that still writes its pages; None: all have arrived
 
     def chain(self) -> Iterator["Run"]:
@@ -208,6 +210,7 @@ class RadixTree:
         for tier, run in node.runs.items():
             above = Run(node=upper, tier=tier, pages=run.pages[:num_pages], parent=run.parent, pins=run.pins)
             above.arrival = run.arrival
+            above.stay = None if run.stay is None else run.stay.copy()
             upper.runs[tier] = above
             run.pages = run.pages[num_pages:]
             run.parent = above

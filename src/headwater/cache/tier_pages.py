@@ -10,6 +10,14 @@ from headwater.cache.observer import CacheObserver
 from headwater.cache.page_pool import Owner, PageIds, PagePool
 from headwater.cache.radix_tree import Node, RadixTree, Run
 from headwater.cache.retirement import Retirement
+from headwater.cache.statistics.residency import Residency
+
+
+def count_use(runs: Iterable[Run]) -> None:
+    """A request starts with these runs, or a copy does: for the sample of the metrics."""
+    for run in runs:
+        if run.stay is not None:
+            run.stay.used(len(run.pages))
 
 
 class TierPages:
@@ -20,8 +28,11 @@ class TierPages:
         self.pool = PagePool(num_pages)
         self.num_evictable = 0  # unpinned pages in the tree
         self.num_evicted = 0  # pages, ever
+        self.num_retired_free = 0  # pages, ever: unpinned when they were retired
+        self.num_retired_held = 0  # the same, pinned: freed with their last pin
         self.version = 0  # grows with every change of the tree's runs on this tier
         self.observer: CacheObserver | None = None
+        self.residency: Residency | None = None
         self._tree = tree
         self._lru = LruLeaves(tier)
 
@@ -44,6 +55,8 @@ class TierPages:
         self.version += 1
         self.pool.hand_over(pages, giver=giver, taker=Owner.TREE)
         run = Run(node=node, tier=self.tier, pages=pages, parent=parent, pins=pins)
+        if self.residency is not None:
+            run.stay = self.residency.begin()
         node.runs[self.tier] = run
         if pins == 0:
             self.num_evictable += len(pages)
@@ -68,6 +81,8 @@ class TierPages:
             self.pool.free(run.pages, giver=Owner.RETIRED)
             run.retirement.num_outstanding -= len(run.pages)
         else:
+            if run.stay is not None:
+                run.stay.released()
             self.num_evictable += len(run.pages)
             run.node.last_used = max(run.node.last_used, self._tree.tick)
             self._lru.offer(run.node)
@@ -91,11 +106,13 @@ class TierPages:
             self.pool.free(pages, giver=Owner.TREE)
             self.num_evictable -= len(pages)
             retirement.freed[self.tier] += len(pages)
+            self.num_retired_free += len(pages)
         if held:
             pages = np.concatenate([run.pages for run in held])
             self.pool.hand_over(pages, giver=Owner.TREE, taker=Owner.RETIRED)
             retirement.retired[self.tier] += len(pages)
             retirement.num_outstanding += len(pages)
+            self.num_retired_held += len(pages)
 
     def offer(self, node: Node) -> None:
         """Consider `node` for eviction: the child that prevented it may be gone."""
@@ -122,6 +139,8 @@ class TierPages:
             if surplus > 0:  # evict the tail only
                 self._tree.split(node, surplus)
             run = node.runs.pop(self.tier)
+            if run.stay is not None:
+                run.stay.evicted(len(run.pages))
             if self.observer is not None:
                 self.observer.removed(node, self.tier, reason="evicted")
             self.pool.free(run.pages, giver=Owner.TREE)

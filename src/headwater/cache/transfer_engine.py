@@ -8,7 +8,7 @@ from headwater.cache.copier import EarlyCopyHandle, PageCopier
 from headwater.cache.namespace import Scope, Tier
 from headwater.cache.page_pool import Owner, PageIds
 from headwater.cache.radix_tree import Node, RadixTree, Run
-from headwater.cache.tier_pages import TierPages
+from headwater.cache.tier_pages import TierPages, count_use
 from headwater.cache.transfer import Restore, Transfer, TransferCounters
 
 
@@ -86,6 +86,7 @@ class TransferEngine:
             node.restore = restore
             self._tier_pages[Tier.HOST].pin(run)
             sources.append((run, len(run.pages)))
+        count_use(runs)
         handle = self._copier.restore(np.concatenate([run.pages for run in runs]), pages)
         transfer = Transfer(
             source_tier=Tier.HOST,

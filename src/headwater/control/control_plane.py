@@ -5,6 +5,7 @@ from headwater.control.controlled_engine import ControlledEngine
 from headwater.control.operation import Caller, Hold, Moment, Permit
 from headwater.control.operations import OPERATIONS
 from headwater.control.pending_operations import PendingOperations
+from headwater.control.reports.operation_log import log_operation
 from headwater.messages.base import Answer, Call, TimedCall, is_timeout
 from headwater.messages.control import CancelOperation, Done, Failed, GetOperations, OperationList
 from headwater.messages.two_phase import Commit, InStep, Prepare
@@ -90,6 +91,7 @@ class ControlPlane:
         if answer is None and operation.is_immediate and permit.is_given:
             answer = self.pending.look(operation, Moment(count_blockers=dict, waited_s=0.0, has_expired=False))
         if answer is not None:
+            log_operation(operation.kind, answer, waited_s=0.0)
             self._reply(client, answer)
         else:
             self.pending.add(operation, message, client, permit=permit)

@@ -1,7 +1,7 @@
 """The engine, as the operations act on it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from headwater.cache.namespace import Tier
 from headwater.cache.prefix_cache import PrefixCache
@@ -9,6 +9,7 @@ from headwater.clock import Clock
 from headwater.control.orders import Orders
 from headwater.control.pinning import Pinning
 from headwater.control.ports import AdaptersPort, KvMemoryPort, WeightsPort
+from headwater.control.reports.flush_counts import FlushCounts
 from headwater.control.storage_control import StorageControl
 from headwater.messages.control import PagesAndBytes
 from headwater.scheduling.scheduler import Scheduler
@@ -28,6 +29,7 @@ class ControlledEngine:
     blockers: Callable[[], dict[str, int]]  # the only definition of idle: what is in flight, by name
     is_step_in_flight: Callable[[], bool]
     clock: Clock
+    flushes: FlushCounts = field(default_factory=FlushCounts)
 
     @property
     def cache(self) -> PrefixCache:

@@ -4,6 +4,7 @@ from headwater.cache.namespace import Scope, Tier
 from headwater.cache.retirement import Retirement
 from headwater.control.controlled_engine import ControlledEngine
 from headwater.control.operation import Hold, Moment, Operation, Permit
+from headwater.control.reports.flush_counts import FlushOutcome
 from headwater.messages.base import unpack_ids
 from headwater.messages.control import FLUSHED, Failed, FlushCache, FlushResult
 
@@ -79,7 +80,8 @@ class Flush(Operation):
         if self._retirement is not None:
             message = f"{FLUSHED} The wait for what is still held ended early: {reason}."
             return self._flushed(moment, self._retirement, status=202, message=message)
-        return self._refused(moment, f"{reason} before the engine was idle; nothing was flushed.")
+        message = f"{reason} before the engine was idle; nothing was flushed."
+        return self._refused(moment, message, outcome="cancelled")
 
     def scope(self) -> Scope:
         message = self._message
@@ -100,7 +102,8 @@ class Flush(Operation):
 
     def _still_busy(self, moment: Moment) -> FlushResult | None:
         if moment.has_expired:
-            return self._refused(moment, TIMED_OUT if self._message.timeout_s > 0 else NOT_IDLE)
+            message = TIMED_OUT if self._message.timeout_s > 0 else NOT_IDLE
+            return self._refused(moment, message, outcome="expired")
         return None
 
     def _look_retired(self, moment: Moment, done: Retirement) -> FlushResult | None:
@@ -124,6 +127,8 @@ class Flush(Operation):
         message: str = FLUSHED,
         blockers: dict[str, int] | None = None,
     ) -> FlushResult:
+        is_held = self._message.mode == "drain" and not done.is_drained
+        self._count(moment, "flushed" if status == 200 else "held" if is_held else "store_pending", blockers or {})
         return FlushResult(
             call_id=self._message.call_id,
             status=status,
@@ -141,7 +146,9 @@ class Flush(Operation):
             blockers=blockers or {},
         )
 
-    def _refused(self, moment: Moment, message: str) -> FlushResult:
+    def _refused(self, moment: Moment, message: str, *, outcome: FlushOutcome) -> FlushResult:
+        blockers = moment.blockers
+        self._count(moment, outcome, blockers)
         return FlushResult(
             call_id=self._message.call_id,
             status=400,
@@ -149,8 +156,11 @@ class Flush(Operation):
             message=message,
             mode=self._message.mode,
             waited_s=moment.waited_s,
-            blockers=moment.blockers,
+            blockers=blockers,
         )
+
+    def _count(self, moment: Moment, outcome: FlushOutcome, blockers: dict[str, int]) -> None:
+        self._engine.flushes.ended(self._message.mode, outcome, waited_s=moment.waited_s, blockers=blockers)
 
     def _preview(self, moment: Moment) -> FlushResult:
         scope = self.scope()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from headwater.clock import Clock, Deadline
 from headwater.control.operation import Caller, Hold, Moment, Operation, PendingOperation, Permit
+from headwater.control.reports.operation_log import log_operation
 from headwater.messages.base import Answer, Call, TimedCall
 from headwater.messages.control import CancelOperation, Done, Failed, OperationInfo
 from headwater.messages.two_phase import Prepared
@@ -61,8 +62,8 @@ class PendingOperations:
         if answer is not None and operation.ends is not None:
             for pending in [p for p in self._pending if p.operation.kind == operation.ends and p.permit.is_given]:
                 self._pending.remove(pending)
-                ended = pending.operation.cancelled(pending.moment(self._clock, self._blockers), "ended by another")
-                self._reply(pending.caller.client, ended)
+                moment_of = pending.moment(self._clock, self._blockers)
+                self._end(pending, pending.operation.cancelled(moment_of, "ended by another"))
         return answer
 
     def cancel(self, message: CancelOperation, client: bytes) -> Answer:
@@ -76,7 +77,7 @@ class PendingOperations:
                     return Failed(call_id=message.call_id, status=409, message=text)
                 self._pending.remove(pending)
                 moment = pending.moment(self._clock, self._blockers)
-                self._reply(pending.caller.client, pending.operation.cancelled(moment, "cancelled"))
+                self._end(pending, pending.operation.cancelled(moment, "cancelled"))
                 return Done(call_id=message.call_id)
         text = f"no operation {message.operation_id or message.started_by_call!r} is pending"
         return Failed(call_id=message.call_id, status=404, message=text)
@@ -102,7 +103,7 @@ class PendingOperations:
                 self._report_prepared(pending)
             if answer is not None:
                 self._pending.remove(pending)
-                self._reply(pending.caller.client, answer)
+                self._end(pending, answer)
                 self._has_answered = True
             has_exclusive |= answer is None and pending.operation.is_exclusive
 
@@ -161,6 +162,11 @@ class PendingOperations:
         if not pending.operation.is_polling:
             return remaining_s
         return _POLL_S if pending.has_seen_deadline else min(remaining_s, _POLL_S)
+
+    def _end(self, pending: PendingOperation, answer: Answer) -> None:
+        waited_s = self._clock.now() - pending.arrived_s
+        log_operation(pending.operation.kind, answer, waited_s=waited_s, operation_id=pending.operation_id)
+        self._reply(pending.caller.client, answer)
 
     def _report_prepared(self, pending: PendingOperation) -> None:
         permit = pending.permit

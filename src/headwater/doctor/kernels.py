@@ -55,4 +55,7 @@ def kernels() -> tuple[Finding, KernelLibrary | None]:
         text, remedy = f"{isa.name}: the library does not load ({error})", f"delete {path}: a start compiles it again"
         return Finding("kernels", text, Level.PROBLEM, remedy, facts), None
     origin = "shipped" if path.parent == PACKAGED else f"compiled here, in {path.parent}"
+    if isa.name != usable[0]:
+        remedy = f"unset HEADWATER_CPU_ISA for the faster {usable[0]}"
+        return Finding("kernels", f"{isa.name} ({why}), {origin}", Level.NOTE, remedy, facts), library
     return Finding("kernels", f"{isa.name} ({why}), {origin}", facts=facts), library

@@ -21,6 +21,7 @@ from headwater.devices.cuda.driver import has_driver
 from headwater.doctor.finding import Finding, Level
 
 _GIB = 1 << 30
+_ASKED_S = 1.0
 _LEAST_FREE_BYTES = 1 << 30  # what a server of the default model takes, and some room
 _LEAST_DISK_BYTES = 500 << 20  # the default model, its packed weights and the kernels
 
@@ -102,9 +103,21 @@ def port(number: int) -> Finding:
             probe.bind(("127.0.0.1", number))
             probe.listen(1)
         except OSError as error:
-            remedy = "a server is running there already, or take another --port"
-            return Finding("port", f"{number}: {error.strerror or error}", Level.NOTE, remedy, facts)
+            text = f"{number}: {error.strerror or error}"
+            if answers_http(number):
+                text += "; a server answers there"
+            return Finding("port", text, Level.NOTE, "end what runs there, or take another --port", facts)
     return Finding("port", f"{number} is free", facts=facts)
+
+
+def answers_http(number: int) -> bool:
+    """Whether an HTTP server answers on this port of this machine."""
+    try:
+        with socket.create_connection(("127.0.0.1", number), timeout=_ASKED_S) as peer:
+            peer.sendall(b"GET /health HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
+            return peer.recv(5) == b"HTTP/"
+    except OSError:
+        return False
 
 
 def _num_gpus() -> str:

@@ -13,10 +13,21 @@ from headwater.doctor import machine
 from headwater.doctor.finding import Finding, Level
 from headwater.doctor.kernels import kernels
 from headwater.doctor.model import model
+from headwater.doctor.store import store
+from headwater.doctor.torch_build import torch_build
 from headwater.launch.default_model import cache_dir
 from headwater.version import version
 
 _MEASURED_S = 0.05  # for each rate
+
+
+@dataclass(frozen=True, slots=True)
+class StoreChoice:
+    """A store as the flags of `serve` name it."""
+
+    kind: str
+    directory: str | None = None
+    url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +56,14 @@ class Report:
         }
 
 
-def examine(*, model_name: str | None = None, port: int) -> Report:
-    """Look at everything, which takes less than a second. Imports no PyTorch, compiles and fetches nothing."""
+def examine(*, model_name: str | None = None, port: int, storage: StoreChoice | None = None) -> Report:
+    """Look at everything, in about a second. Imports no PyTorch, compiles and fetches nothing.
+
+    `storage`: a store to try, by writing a page into it.
+    """
     found, library = kernels()
     speed = None if library is None else measure_speed(library, num_threads=num_usable_cores(), limit_s=_MEASURED_S)
+    tried = () if storage is None else (store(storage.kind, directory=storage.directory, url=storage.url),)
     return Report(
         (
             _installation(),
@@ -57,9 +72,11 @@ def examine(*, model_name: str | None = None, port: int) -> Report:
             _speed(speed, library),
             machine.memory(),
             machine.gpu(),
+            torch_build(),
             model(model_name, speed),
             machine.disk(cache_dir()),
             machine.port(port),
+            *tried,
         )
     )
 

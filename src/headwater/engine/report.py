@@ -7,9 +7,10 @@ from headwater.cache.tier_pages import TierPages
 from headwater.cache.transfer import TransferCounters
 from headwater.clock import Clock
 from headwater.control.control_plane import ControlPlane
+from headwater.control.reports.flush_counts import FlushCounts
 from headwater.engine.blockers import Blockers
 from headwater.messages.adapters import AdapterState
-from headwater.messages.state import EngineState, TierState
+from headwater.messages.state import Distribution, EngineState, TierState
 from headwater.scheduling.scheduler import Scheduler
 
 _WINDOW_S = 1.0
@@ -43,6 +44,7 @@ class StateReporter:
         cache: PrefixCache,
         control: ControlPlane,
         blockers: Blockers,
+        flushes: FlushCounts,
         memory_bytes: dict[str, int],
     ) -> None:
         self._clock = clock
@@ -50,6 +52,7 @@ class StateReporter:
         self._cache = cache
         self._control = control
         self._blockers = blockers
+        self._flushes = flushes
         self._memory_bytes = memory_bytes
         self._throughput = Throughput(clock)
         self._started_s = clock.now()
@@ -61,6 +64,8 @@ class StateReporter:
             "evicted_tokens": cache.tier_pages[Tier.DEVICE].num_evicted * cache.page_size,
             "retired_tokens": cache.counters.retired_tokens,
             "retirements": cache.counters.retirements,
+            "retired_pages_freed": sum(pages.num_retired_free for pages in cache.tier_pages.values()),
+            "retired_pages_held": sum(pages.num_retired_held for pages in cache.tier_pages.values()),
             "pins_gave_way": scheduler.pins.num_gave_way,
         }
         if cache.lower.transfers is not None:
@@ -92,10 +97,20 @@ class StateReporter:
             released_memory=self._control.released_memory,
             side_caches={"grammars": scheduler.grammars.num_cached},
             held_by=self._control.held_by,
+            flushes=self._flushes.by_outcome(),
+            flush_blockers=self._flushes.blockers(),
+            distributions=self._distributions(),
             adapters=adapter_states(scheduler),
             num_adapter_slots=scheduler.adapters.num_slots,
             num_retired_adapters=scheduler.adapters.num_retired,
         )
+
+    def _distributions(self) -> tuple[Distribution, ...]:
+        found = self._flushes.distributions()
+        for tier, pages in self._cache.tier_pages.items():
+            if pages.residency is not None:
+                found += pages.residency.distributions(tier.name.lower())
+        return tuple(found)
 
     def _tier_state(self, tier: Tier, tier_pages: TierPages) -> TierState:
         pool, host = tier_pages.pool, self._cache.lower.host

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from headwater.cache.host_tier import HostTier
 from headwater.cache.jobs import JobRunner, ThreadJobRunner
 from headwater.cache.prefix_cache import MIN_PART_TOKENS, PrefixCache
+from headwater.cache.statistics.residency import Residency
 from headwater.cache.storage.names import StorageNames
 from headwater.cache.storage.tier import StorageSettings
 from headwater.clock import Clock
@@ -86,6 +87,8 @@ def wire_engine(
         is_enabled=is_cache_enabled,
         min_part_tokens=min_part_tokens,
     )
+    for tier_pages in cache.tier_pages.values():
+        tier_pages.residency = Residency(clock)
     scheduler = Scheduler(
         cache,
         limits=limits,
@@ -135,6 +138,7 @@ def wire_engine(
         cache=cache,
         control=control,
         blockers=blockers,
+        flushes=engine.flushes,
         memory_bytes=memory_bytes or {},
     )
     loop = EngineLoop(

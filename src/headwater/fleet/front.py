@@ -30,6 +30,7 @@ from headwater.generation.model_facts import RequestLimits
 from headwater.http_api.app import FRONT_ROUTERS, FRONT_ROUTES, ROUTERS, control_paths, create_app
 from headwater.http_api.auth import Keys
 from headwater.http_api.error_handlers import error_response
+from headwater.http_api.monitoring.request_log import RequestLog
 from headwater.http_api.sites import SitePolicy
 from headwater.http_api.state import ApiState, DashboardSettings, FlushDefaults
 from headwater.launch.config import ServerArgs
@@ -97,6 +98,7 @@ class Front:
             dashboard=DashboardSettings.of_server(
                 is_disabled=args.disable_dashboard, shows_text=args.dashboard_show_text
             ),
+            on_request_ended=(RequestLog(shows_text=args.log_prompts).ended,),
             limits=RequestLimits(
                 max_body_bytes=args.max_body_bytes,
                 max_control_timeout_s=args.max_control_timeout,

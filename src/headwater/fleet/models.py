@@ -56,6 +56,7 @@ class ModelsFront:
             limits=first.state.limits,
             sites=first.state.sites,
             end=self._end,
+            on_ended=first.state.on_request_ended,
         )
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:

@@ -36,6 +36,15 @@ class TextChunk(NamedTuple):
     finish: Finish | None  # in the last chunk
 
 
+class Stages(NamedTuple):
+    """The stages of one request, in their order. Together they last from its start to its newest token."""
+
+    queue_s: float  # waiting for a place in the batch
+    load_s: float  # waiting for pages from the host or from storage
+    prefill_s: float  # computing what was not cached, with the way of the first token to this process
+    decode_s: float  # from the first token to the last
+
+
 class GenerationObserver(Protocol):
     """Observes every request, for the metrics. Durations are in seconds."""
 
@@ -148,6 +157,7 @@ class TextGeneration:
         self.embedding: bytes | None = None  # float32, if the request has `pooling`
         self.finish: Finish | None = None
         self.started_s = time.monotonic()
+        self.first_s: float | None = None  # when tokens came first
         self.newest_s: float | None = None  # when tokens came last
         self._generation = generation
         self._observer = observer
@@ -179,6 +189,20 @@ class TextGeneration:
     def elapsed_s(self) -> float:
         """From the start to the newest tokens."""
         return (self.newest_s or time.monotonic()) - self.started_s
+
+    def stages(self) -> Stages:
+        """The time of each stage so far. Zeros before the first output."""
+        if self.meta is None:
+            return Stages(0.0, 0.0, 0.0, 0.0)
+        newest_s = self.newest_s or time.monotonic()
+        first_s = self.first_s or newest_s
+        load_s = min(self.meta.load_time_s, self.meta.queue_time_s)
+        return Stages(
+            queue_s=self.meta.queue_time_s - load_s,
+            load_s=load_s,
+            prefill_s=max(0.0, first_s - self.started_s - self.meta.queue_time_s),
+            decode_s=newest_s - first_s,
+        )
 
     def __aiter__(self) -> "TextGeneration":
         return self
@@ -257,6 +281,8 @@ class TextGeneration:
         if num_tokens == 0:
             return
         now_s = time.monotonic()
+        if self.first_s is None:
+            self.first_s = now_s
         if self._observer is not None:
             if self.newest_s is None:
                 self._observer.first_token(now_s - self.started_s)

@@ -31,7 +31,7 @@ from headwater.http_api.control.weights.routes import RAW_TYPES
 from headwater.http_api.dashboard import routes as dashboard_routes
 from headwater.http_api.error_handlers import install_error_handlers
 from headwater.http_api.head_routes import all_routes
-from headwater.http_api.middleware import BodyLimit, RequestId, SiteGuard
+from headwater.http_api.middleware import BodyLimit, OnEnded, RequestId, SiteGuard
 from headwater.http_api.monitoring import info_routes, kv_event_routes
 from headwater.http_api.native import routes as native_routes
 from headwater.http_api.ollama import routes as ollama_routes
@@ -137,12 +137,22 @@ def create_app(
     else:
         app.mount("/", rest)
     if is_guarded:
-        _add_middleware(app, keys=app.state.keys, limits=state.limits, sites=state.sites)
+        _add_middleware(
+            app, keys=app.state.keys, limits=state.limits, sites=state.sites, on_ended=state.on_request_ended
+        )
     return app
 
 
-def guarded(app: ASGIApp, *, keys: Keys, limits: RequestLimits, sites: SitePolicy, end: Ending) -> ASGIApp:
-    """`app` behind the middleware of every server. `end` runs when the server ends."""
+def guarded(
+    app: ASGIApp,
+    *,
+    keys: Keys,
+    limits: RequestLimits,
+    sites: SitePolicy,
+    end: Ending,
+    on_ended: Sequence[OnEnded] = (),
+) -> ASGIApp:
+    """`app` behind the middleware of every server. `end` runs when the server ends, `on_ended` after each request."""
 
     @asynccontextmanager
     async def lifespan(outer: Starlette) -> AsyncIterator[None]:
@@ -150,11 +160,13 @@ def guarded(app: ASGIApp, *, keys: Keys, limits: RequestLimits, sites: SitePolic
         await end()
 
     outer = Starlette(routes=[Mount("/", app)], lifespan=lifespan)
-    _add_middleware(outer, keys=keys, limits=limits, sites=sites)
+    _add_middleware(outer, keys=keys, limits=limits, sites=sites, on_ended=on_ended)
     return outer
 
 
-def _add_middleware(app: Starlette, *, keys: Keys, limits: RequestLimits, sites: SitePolicy) -> None:
+def _add_middleware(
+    app: Starlette, *, keys: Keys, limits: RequestLimits, sites: SitePolicy, on_ended: Sequence[OnEnded]
+) -> None:
     # The last one added sees a request first, so even a refused request has its id.
     app.add_middleware(CompressedBody, max_body_bytes=limits.max_body_bytes)
     app.add_middleware(BodyLimit, max_body_bytes=limits.max_body_bytes, unbounded=UNBOUNDED)
@@ -168,7 +180,7 @@ def _add_middleware(app: Starlette, *, keys: Keys, limits: RequestLimits, sites:
             allow_headers=["*"],
             expose_headers=["x-request-id"],
         )
-    app.add_middleware(RequestId)
+    app.add_middleware(RequestId, on_ended=on_ended)
 
 
 def control_paths(routers: Sequence[APIRouter]) -> set[str]:

@@ -13,7 +13,7 @@ from headwater.generation.concurrency import Permit
 from headwater.generation.errors import bad_request, loading
 from headwater.generation.model_facts import ModelFacts
 from headwater.generation.native import NativeApi
-from headwater.generation.text_generation import TextGenerator
+from headwater.generation.text_generation import GenerationObserver, TextGenerator
 from headwater.generation.validation import timeout_seconds
 from headwater.http_api.auth import Accounts, Keys, authorization_of
 from headwater.http_api.control.vllm.transfer_engine import TransferEngine
@@ -22,12 +22,14 @@ from headwater.http_api.dashboard.watching import Watching
 from headwater.http_api.engine_answers import EngineAnswers
 from headwater.http_api.monitoring.health import Health
 from headwater.http_api.monitoring.metrics import Metrics
+from headwater.http_api.monitoring.request_record import RecordingObserver, RequestRecord, record_of
 from headwater.http_api.response_store import ResponseStore
 from headwater.http_api.state import ApiState
 from headwater.messages.control import FlushCache, FlushResult
 from headwater.messages.state import EngineState, GetState
 from headwater.messages.two_phase import Change
 from headwater.messages.wire import ToEngine
+from headwater.tokenization.tokenizer import Tokenizer
 from headwater.transports.carried import CarriedWeights
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class Services:
         self.state = state
         self.accounts = accounts or Accounts(Keys())
         self._permit: Permit | None = None  # of the HTTP request
+        self._record: RequestRecord | None = None  # the same
         self.metrics = Metrics()
         self._pin_numbers = itertools.count(1)
         self.health = Health(state)
@@ -57,6 +60,7 @@ class Services:
     def of(self, request: Request) -> "Services":
         """The services of one HTTP request: what it generates counts for its key."""
         own = copy.copy(self)
+        own._record = record_of(request.scope)
         own._permit = Permit(self.accounts.of(authorization_of(request.headers)))
         return own
 
@@ -75,12 +79,20 @@ class Services:
         return TextGenerator(
             self.state.client,
             tokenizer,
-            observer=self.metrics.observer(model.served_name),
+            observer=self._observer(model, tokenizer),
             special_tokens=self.state.special_tokens,
             formats=self.state.formats,
             grammars=self.state.grammars,
             permit=self._permit,
         )
+
+    def _observer(self, model: ModelFacts, tokenizer: Tokenizer) -> GenerationObserver:
+        """Observes for the metrics, and for the record of the HTTP request."""
+        metrics = self.metrics.observer(model.served_name)
+        if self._record is None:
+            return metrics
+        self._record.model_name, self._record.tokenizer = model.served_name, tokenizer
+        return RecordingObserver(metrics, self._record)
 
     @property
     def native_api(self) -> NativeApi:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -11,6 +12,8 @@ from headwater.generation.errors import ApiError, loading
 from headwater.generation.grammar.texts import GrammarTexts
 from headwater.generation.model_facts import ModelFacts, RequestLimits
 from headwater.generation.text_generation import SpecialTokenPolicy
+from headwater.http_api.monitoring.request_log import RequestLog
+from headwater.http_api.monitoring.request_record import RequestRecord
 from headwater.http_api.sites import SitePolicy
 from headwater.tokenization.tokenizer import Tokenizer
 from headwater.transports.staging import StagingArea
@@ -57,6 +60,7 @@ class ApiState:
     started_at_s: float = field(default_factory=time.time)  # Unix time
     is_shutting_down: bool = False
     staging: StagingArea = field(default_factory=StagingArea)  # of weights that a trainer sends
+    on_request_ended: Sequence[Callable[[RequestRecord], None]] = (RequestLog().ended,)
     allows_pickles: bool = False  # of tensors, in SGLang's form
     stages_on_gpu: bool = False  # received tensors
 

@@ -127,6 +127,20 @@ class HttpArgs(ModelArgs, kw_only=True, frozen=True, omit_defaults=True):
             "Show the beginning of cached prompts on the operating page. By default it shows numbers and no text.", HTTP
         ),
     ] = False
+    enable_trace: Annotated[
+        bool,
+        Flag(
+            "Send a trace of each request by OpenTelemetry, to where its environment variables say "
+            "(OTEL_EXPORTER_OTLP_ENDPOINT and others). Needs the extra `otel`.",
+            HTTP,
+        ),
+    ] = False
+    log_format: Annotated[
+        Literal["human", "json"], Flag("Form of the log: lines to read, or one JSON object a line.", HTTP)
+    ] = "human"
+    log_prompts: Annotated[
+        bool, Flag("Log the beginning of prompts and answers. By default the log has no text of clients.", HTTP)
+    ] = False
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Flag("Lowest level of log messages.", HTTP)
     ] = "info"

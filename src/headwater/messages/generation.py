@@ -123,7 +123,8 @@ class OutputMeta(Struct):
     cache_generation: int = 0
     weight_version: str = ""
     weights_versions: tuple[tuple[str, int], ...] = ()  # (label, first output position), if more than one
-    queue_time_s: float = 0.0
+    queue_time_s: float = 0.0  # from its arrival to its start, waiting for pages included
+    load_time_s: float = 0.0  # of that, while its pages were copied from a lower tier
 
 
 class Output(Struct, array_like=True):

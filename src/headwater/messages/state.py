@@ -41,6 +41,16 @@ class TierState(Struct):
         return self.capacity if self.ready is None else self.ready
 
 
+class Distribution(Struct):
+    """A histogram since the engine started. `counts` are not cumulative, and one more than `bounds`: the rest."""
+
+    name: str  # of the metric, without `headwater_`
+    labels: dict[str, str]
+    bounds: tuple[float, ...]  # upper ones, each included
+    counts: tuple[int, ...]
+    total: float  # sum of the observations
+
+
 class EngineState(Answer, tag="engine_state"):
     """A snapshot of the engine, taken between two turns. Counters only grow while the engine lives."""
 
@@ -71,6 +81,9 @@ class EngineState(Answer, tag="engine_state"):
     adapters: tuple[AdapterState, ...] = ()
     num_adapter_slots: int = 0  # 0: LoRA adapters are not served
     num_retired_adapters: int = 0  # contents that only requests which have begun still use
+    flushes: dict[str, int] = field(default_factory=dict)  # `{mode}:{outcome}` -> flushes that ended so
+    flush_blockers: dict[str, int] = field(default_factory=dict)  # flushes that expired while this was in flight
+    distributions: tuple[Distribution, ...] = ()
     held_by: tuple[str, ...] = ()  # orders by which requests wait: pause, released memory, pending operations
 
 

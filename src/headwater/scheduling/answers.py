@@ -128,6 +128,7 @@ def describe(request: Request, *, generation: int, weight_version: str) -> Outpu
         weight_version=weight_version,
         weights_versions=tuple(request.weights_versions) if len(request.weights_versions) > 1 else (),
         queue_time_s=queued_s,
+        load_time_s=found.seconds,
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from headwater.cache.lease import Lease
 from headwater.cache.namespace import Namespace
 from headwater.cache.prefix_cache import PrefixCache
+from headwater.clock import Clock
 from headwater.messages.base import TokenIds
 from headwater.scheduling.counters import Counters
 from headwater.scheduling.request import Loading, Phase, Request
@@ -16,8 +17,9 @@ class LoadingRequests:
     A request arrives in phase WAITING and leaves in phase WAITING, to match anew.
     """
 
-    def __init__(self, cache: PrefixCache) -> None:
+    def __init__(self, cache: PrefixCache, *, clock: Clock) -> None:
         self._cache = cache
+        self._clock = clock
         self._requests: list[Request] = []
 
     def __len__(self) -> int:
@@ -59,6 +61,7 @@ class LoadingRequests:
                 if not restore.was_dropped:
                     request.loading.num_restored_tokens += restore.num_tokens
             self._requests.remove(request)
+            request.loading.seconds += self._clock.now() - request.loading.since_s
             request.enter(Phase.WAITING)
         return arrived
 
@@ -84,6 +87,7 @@ class LoadingRequests:
 
     def _add(self, request: Request) -> None:
         request.enter(Phase.LOADING)
+        request.loading.since_s = self._clock.now()
         self._requests.append(request)
 
     def _has_arrived(self, loading: Loading) -> bool:

@@ -3,6 +3,7 @@
 from headwater.cache.lease import Lease
 from headwater.cache.pins import PinBoard
 from headwater.cache.prefix_cache import PrefixCache
+from headwater.cache.tier_pages import count_use
 from headwater.clock import Clock
 from headwater.messages.generation import Finish, Generate, OutputMeta, Outputs, SamplingParams, TokenLogprob
 from headwater.scheduling import answers
@@ -62,7 +63,7 @@ class Scheduler:
         self.deadlines = Deadlines(limits=limits, gate=self._gate, counters=self.counters, clock=clock)
         self.pins = PinBoard(cache, clock)
         self.running = RunningRequests(cache, num_slots=limits.max_running, pins=self.pins)
-        self.loading = LoadingRequests(cache)
+        self.loading = LoadingRequests(cache, clock=clock)
         self.grammars = GrammarQueue(None, clock=clock) if grammars is None else grammars
         self.masks = MaskBuffer(self.grammars.compiler, self.running.slots)  # of launched steps
         self._requests: dict[tuple[bytes, str], Request] = {}  # by client and rid
@@ -268,6 +269,7 @@ class Scheduler:
             request.started_s = self._clock.now()
             self._gate.started(request)
             self.deadlines.started(request)
+            count_use(lease.run.chain() if lease.run else ())
             request.weights_versions = [(self.weight_version, 0)]
             num_cached = min(request.progress.num_computed, request.num_prompt_tokens)
             self.counters.copied_tokens += 0 if lease.part is None else lease.part.num_tokens

@@ -28,6 +28,7 @@ from headwater.messages.state import EngineReady
 from headwater.server.banner import print_banner
 from headwater.server.descriptors import default_max_connections, raise_descriptor_limit
 from headwater.server.exits import EXIT_FAILED, EXIT_REFUSED, print_error
+from headwater.server.request_watchers import open_tracer, request_watchers
 from headwater.server.supervisor import EngineExit, EngineSupervisor
 from headwater.tokenization.tokenizer import Tokenizer
 from headwater.transports.staging import StagingArea
@@ -66,6 +67,7 @@ class ApiProcess:
         for supervisor in supervisors:
             supervisor.weights = lambda: self._client.weights_to_load
             supervisor.is_missed = lambda: not self._client.can_serve
+        self._tracer = open_tracer(args)
         self._state = self._make_state()
         self._http = HttpServer(
             create_app(self._state),
@@ -103,6 +105,7 @@ class ApiProcess:
             dashboard=DashboardSettings.of_server(
                 is_disabled=self._args.disable_dashboard, shows_text=self._args.dashboard_show_text
             ),
+            on_request_ended=request_watchers(self._args, self._tracer),
             limits=RequestLimits(
                 max_body_bytes=self._args.max_body_bytes,
                 max_control_timeout_s=self._args.max_control_timeout,
@@ -207,6 +210,8 @@ class ApiProcess:
         self._http.should_exit = True
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(asyncio.gather(http, return_exceptions=True), HTTP_GRACE_S + 0.5)
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
         await asyncio.gather(*(supervisor.stop(ENGINE_GRACE_S) for supervisor in self._supervisors))
 
 

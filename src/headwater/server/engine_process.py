@@ -18,6 +18,7 @@ import msgspec
 from headwater.heap import freeze_heap, pause_collection
 from headwater.launch.child_process import EXIT_CRASHED, EXIT_REFUSED, exit_with_parent, take_standard_output
 from headwater.launch.config import ServerArgs
+from headwater.logs import configure_logging
 from headwater.messages.frames import pack_frame, read_frame
 from headwater.ranks.errors import RankLost
 
@@ -67,11 +68,8 @@ def main() -> int:
     stdin = FileIO(0, closefd=False)
     start = read_start(stdin)
     exit_with_parent(stdin, Path(start.directory))
-    logging.basicConfig(
-        level=start.args.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    prefix = f"engine {start.index}" if start.args.dp_size > 1 else ""
+    configure_logging(start.args.log_level, start.args.log_format, prefix=prefix)
     try:
         logging.getLogger(__name__).info("loading the engine")
         from headwater.launch.assembly import build_engine

@@ -1,7 +1,6 @@
 """`headwater serve`, from its arguments to its exit code."""
 
 import asyncio
-import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -11,19 +10,20 @@ from headwater.devices.cpu.thread_plan import plan_threads
 from headwater.launch.config import ServerArgs
 from headwater.launch.model_choice import with_model
 from headwater.launch.private_directory import private_directory
+from headwater.logs import configure_logging
 from headwater.server.descriptors import raise_descriptor_limit
 from headwater.server.exits import EXIT_INTERRUPTED, EXIT_REFUSED, print_error
+from headwater.server.request_watchers import check_tracing
 from headwater.server.signs_of_life import SignsOfLife
 from headwater.server.supervisor import EngineSupervisor
 
 
 def serve(args: ServerArgs) -> int:
     """Serve until Ctrl-C or SIGTERM, or until the last engine ends for good. Returns the exit code."""
-    logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("httpx", "asyncio", "filelock"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    configure_logging(args.log_level, args.log_format)
     raise_descriptor_limit()  # before the engines start, since they inherit it
     try:
+        check_tracing(args)
         args = with_model(args)
         listener = open_port(args.host, args.port)
     except (ValueError, OSError) as error:

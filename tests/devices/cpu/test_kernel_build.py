@@ -5,6 +5,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -185,3 +186,16 @@ def rounded_to_bf16(values: np.ndarray) -> np.ndarray:
     bits = values.view(np.uint32).astype(np.uint64)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)
     return np.where(np.isnan(values), np.float32(np.nan), rounded)
+
+
+def test_a_slower_set_that_was_asked_for_is_named_with_the_faster_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The variable was set once for a test, and stayed: the first lines of a server say so."""
+    library = types.SimpleNamespace(path=tmp_path / "library.so", isa=AVX2)
+    avx512 = kernel_build.INSTRUCTION_SETS["avx512_bf16"]
+    monkeypatch.setattr(kernel_library, "library_or_reason", lambda: (library, ""))
+    monkeypatch.setattr(kernel_library, "usable_instruction_sets", lambda: [avx512, AVX2])
+    assert kernel_library.kernels_origin() == "compiled here; unset HEADWATER_CPU_ISA for the faster avx512_bf16"
+    monkeypatch.setattr(kernel_library, "usable_instruction_sets", lambda: [AVX2])
+    assert kernel_library.kernels_origin() == "compiled here"

@@ -8,7 +8,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from headwater.devices.cpu.kernel_build import PACKAGED, InstructionSet, build, chosen_instruction_set, find
+from headwater.devices.cpu.kernel_build import (
+    PACKAGED,
+    InstructionSet,
+    build,
+    chosen_instruction_set,
+    find,
+    usable_instruction_sets,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +137,9 @@ def kernels_origin() -> str:
     library, reason = library_or_reason()
     if library is None:
         return REMEDY if reason != _NO_SET else _NO_SET
-    return "shipped" if library.path.parent == PACKAGED else "compiled here"
+    origin = "shipped" if library.path.parent == PACKAGED else "compiled here"
+    best = usable_instruction_sets()[0].name  # at least the one of the library
+    return origin if library.isa.name == best else f"{origin}; unset HEADWATER_CPU_ISA for the faster {best}"
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from prometheus_client.core import Metric
 
 from headwater.client.change_call import by_engine
 from headwater.http_api.monitoring.cache_metrics import add_storage, add_transfers, is_shown_by_label
+from headwater.http_api.monitoring.flush_metrics import add_flushes, add_residency
 from headwater.http_api.monitoring.metric_families import MetricFamilies
 from headwater.messages.cache import StorageInfo
 from headwater.messages.control import OperationList
@@ -91,6 +92,8 @@ def engine_metrics(
         _add_counters(page, rank, state)
         add_transfers(page, rank, state)
         _add_own_gauges(page, rank, state)
+        add_flushes(page, rank, state)
+        add_residency(page, rank, state)
     return page.families.values()
 
 

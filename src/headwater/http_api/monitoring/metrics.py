@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from headwater.generation.answer_fields import cached_tokens_details
 from headwater.generation.concurrency import Account
-from headwater.generation.text_generation import GenerationObserver, TextGeneration
+from headwater.generation.text_generation import GenerationObserver, Stages, TextGeneration
 from headwater.http_api.monitoring.engine_metrics import engine_metrics
 from headwater.http_api.monitoring.token_intervals import IntervalHistogram
 from headwater.http_api.response_store import ResponseStore
@@ -22,13 +22,19 @@ from headwater.messages.cache import StorageInfo
 from headwater.messages.control import OperationList
 from headwater.messages.state import EngineState
 
+# From a small model whose prompt is cached (a millisecond) to a large one behind a long queue.
 TTFT_BUCKETS_S = (
-    0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 25, 50, 100, 200, 400,
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 25, 50, 100, 200, 400,
 )  # fmt: skip
 ITL_BUCKETS_S = (
-    0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.2, 0.4, 1, 2, 5,
+    0.00025, 0.0005, 0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.2, 0.4,
+    1, 2, 5,
 )  # fmt: skip
-LATENCY_BUCKETS_S = (0.1, 0.2, 0.4, 0.8, 1.5, 3, 5, 10, 20, 40, 80, 150, 300, 600, 1200, 2400)
+LATENCY_BUCKETS_S = (
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 5, 10, 20, 40, 80, 150, 300, 600, 1200, 2400,
+)  # fmt: skip
+STAGE_BUCKETS_S = (0.0005, *TTFT_BUCKETS_S, 800, 1600)
+STAGES = tuple(name.removesuffix("_s") for name in Stages._fields)
 LENGTH_BUCKETS = tuple(1 << power for power in range(18))
 HIT_RATE_WINDOW = 100  # finished requests
 
@@ -68,6 +74,10 @@ class RequestMetrics:
         if generation.meta is None:
             return
         families.prompts.labels(name).inc(generation.num_prompt_tokens)
+        families.prompt_lengths.labels(name).observe(generation.num_prompt_tokens)
+        families.answer_lengths.labels(name).observe(len(generation.token_ids))
+        for stage, seconds in zip(STAGES, generation.stages(), strict=True):
+            families.stages.labels(name, stage).observe(seconds)
         families.queue_time.labels(name).observe(generation.meta.queue_time_s)
         num_cached = 0
         for tier, num_tokens in cached_tokens_details(generation.meta).items():
@@ -84,22 +94,28 @@ class RequestFamilies:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"sglang:{name}", text, ("model_name", *labels), registry=registry)
 
-        def histogram(name: str, text: str, buckets: Iterable[float]) -> Histogram:
-            return Histogram(f"sglang:{name}", text, ("model_name",), registry=registry, buckets=tuple(buckets))
+        def histogram(name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
+            return Histogram(name, text, ("model_name", *labels), registry=registry, buckets=tuple(buckets))
 
         self.requests = counter("num_requests", "Requests that ended, however.")
         self.aborted = counter("num_aborted_requests", "Requests that were aborted, failed or left by their client.")
         self.prompts = counter("prompt_tokens", "Prompt tokens of requests that started.")
         self.generated = counter("generation_tokens", "Tokens generated.")
         self.cached = counter("cached_tokens", "Prompt tokens found in the cache.", "cache_source")
-        self.ttft = histogram("time_to_first_token_seconds", "From arrival to first token.", TTFT_BUCKETS_S)
+        self.ttft = histogram("sglang:time_to_first_token_seconds", "From arrival to first token.", TTFT_BUCKETS_S)
         name, text = "sglang:inter_token_latency_seconds", "Between two tokens of an answer."
         self.itl = IntervalHistogram(name, text, "model_name", buckets=ITL_BUCKETS_S)
         registry.register(self.itl)
-        self.latency = histogram("e2e_request_latency_seconds", "From arrival to last token.", LATENCY_BUCKETS_S)
-        self.queue_time = histogram("queue_time_seconds", "Waiting in the engine's queue.", TTFT_BUCKETS_S)
+        self.latency = histogram("sglang:e2e_request_latency_seconds", "From arrival to last token.", LATENCY_BUCKETS_S)
+        self.queue_time = histogram("sglang:queue_time_seconds", "Waiting in the engine's queue.", TTFT_BUCKETS_S)
+        text = "Time of a request in each stage: queue, load, prefill, decode."
+        self.stages = histogram("headwater_request_stage_seconds", text, STAGE_BUCKETS_S, "stage")
+        name, text = "sglang:prompt_tokens_histogram", "Prompt tokens of a request."
+        self.prompt_lengths = histogram(name, text, LENGTH_BUCKETS)
+        name, text = "sglang:generation_tokens_histogram", "Tokens generated for a request."
+        self.answer_lengths = histogram(name, text, LENGTH_BUCKETS)
         self.uncached = histogram(
-            "uncached_prompt_tokens_histogram", "Prompt tokens that had to be computed.", LENGTH_BUCKETS
+            "sglang:uncached_prompt_tokens_histogram", "Prompt tokens that had to be computed.", LENGTH_BUCKETS
         )
         self.recent_hits: deque[tuple[int, int]] = deque(maxlen=HIT_RATE_WINDOW)
 

@@ -3,10 +3,17 @@
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import accumulate
 
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
+
+
+def cumulative_buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+    """Prometheus's buckets from counts that are one more than `bounds` and not cumulative."""
+    names = [floatToGoString(bound) for bound in (*bounds, math.inf)]
+    return list(zip(names, accumulate(counts), strict=True))
 
 
 class Intervals:
@@ -25,11 +32,7 @@ class Intervals:
         self._sum += value * count
 
     def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
-        num_below = 0
-        buckets: list[tuple[str, float]] = []
-        for bound, count in zip(self._bounds, self._counts, strict=True):
-            num_below += count
-            buckets.append((floatToGoString(bound), num_below))
+        buckets = cumulative_buckets(self._bounds[:-1], self._counts)
         family.add_metric(labels, buckets=buckets, sum_value=self._sum)
 
 

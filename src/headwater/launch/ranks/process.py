@@ -30,6 +30,7 @@ from headwater.launch.child_process import (
 from headwater.launch.placement import flags_in_errors, open_placement
 from headwater.launch.ranks.start import RankStart, num_pages_of, page_share, shared_pages
 from headwater.launch.served_model import read_model, serve_model
+from headwater.logs import configure_logging
 from headwater.messages.frames import read_frame
 from headwater.ranks import orders
 from headwater.ranks.plan_codec import Kind
@@ -51,11 +52,7 @@ def main() -> int:
     exit_with_parent(stdin)
     if start.parent_pid is not None:
         die_with_parent(start.parent_pid)
-    logging.basicConfig(
-        level=start.args.log_level.upper(),
-        format=f"%(asctime)s %(levelname)s rank {start.rank} %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    configure_logging(start.args.log_level, start.args.log_format, prefix=f"rank {start.rank}")
     stream = start.stream
     memory = SharedMemory(stream.memory_fd, stream.num_bytes)
     reader = StreamReader(memory, stream.wake_fd, index=stream.index, num_readers=stream.num_readers)
