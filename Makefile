@@ -7,7 +7,7 @@
 #   PIP_ARGS=...                     arguments for pip, for example an index with CPU-only torch
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernels packages dev serve test test-fast test-isa test-templates test-fleet wheel test-wheel check lint types imports routers fleet training format bench clean
+.PHONY: help setup kernels packages dev serve test test-fast test-isa test-templates test-fleet wheel test-wheel check lint types imports routers fleet training format bench docs clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -141,17 +141,21 @@ test-wheel: setup $(RELEASE)  ## Build this platform's wheel, install it elsewhe
 check: lint types imports  ## ruff, pyright on src, import-linter
 
 lint: dev
-	$(BIN)/ruff check src tests benchmarks integrations release
+	$(BIN)/ruff check src tests benchmarks integrations release deploy
 types: dev
 	$(BIN)/pyright
 imports: dev
 	$(BIN)/lint-imports
 
 format: dev  ## Sort imports and mend what ruff can mend
-	$(BIN)/ruff check --fix src tests benchmarks integrations release
+	$(BIN)/ruff check --fix src tests benchmarks integrations release deploy
 
 bench: setup $(BENCH)  ## Load the default model with the workloads W1 to W4
 	$(BIN)/python benchmarks/serving/run.py $(ARGS)
+
+# nothing is fetched while it builds; the hooks import the package, for the reference pages
+docs: setup $(VENV)/.installed-docs  ## Build the documentation as a site into build/site, with the reference pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 clean:  ## Remove the environment and caches
 	rm -rf $(VENV) .venv-routers .venv-ray .venv-training .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist src/*.egg-info
