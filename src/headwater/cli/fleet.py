@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from headwater.ray.fleet_args import FleetArgs
 
 _SECTION = "Fleet"
-_NOT_FOR_FLEETS = ("model", "dp_size", "engine_restarts", "fleet_replica")  # the fleet sets them
+# the fleet sets them, or has no use for them
+_NOT_FOR_FLEETS = ("model", "dp_size", "engine_restarts", "fleet_replica", "stage_weights_on_gpu")
 
 fleet = group("fleet", "Serve with several replicas as one server, on Ray.\n\nNeeds the extra `ray`.")
 
