@@ -1,6 +1,7 @@
 """Nothing that a client sends is a 500: hostile bodies, values, queries and paths, on every route of the app."""
 
 import asyncio
+import functools
 import json
 import logging
 import os
@@ -90,6 +91,7 @@ def engine(tmp_path: Path) -> Iterator[LoopEngine]:
         yield engine
 
 
+@functools.cache
 def schema() -> dict[str, Any]:
     """Of all routes: what the documentation leaves out is served all the same."""
     app = FastAPI()
@@ -103,7 +105,6 @@ def schema() -> dict[str, Any]:
     return app.openapi()
 
 
-SCHEMA = schema()
 TRIED = {  # on /v1/chat/completions and /api/chat, which read them with the same code
     "/v1/completions": OpenAIRequest.model_fields,
     "/v1/messages": ConversationRequest.model_fields,
@@ -113,9 +114,17 @@ TRIED = {  # on /v1/chat/completions and /api/chat, which read them with the sam
     "/api/embed": OllamaRequest.model_fields,
     "/api/embeddings": OllamaRequest.model_fields,
 }
-OPERATIONS = Operations(SCHEMA, EXAMPLES, TRIED)
+
+
+@functools.cache
+def operations() -> Operations:
+    return Operations(schema(), EXAMPLES, TRIED)
+
+
 ENDLESS = "/dashboard/events"  # takes nothing, and its answer has no end
-ALL = [(path, method) for path, methods in SCHEMA["paths"].items() if path != ENDLESS for method in methods]
+# without the schema, which takes a second, and every process collects this file
+ROUTES = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+ALL = [(it.path_format, name.lower()) for it in ROUTES if it.path != ENDLESS for name in sorted(it.methods)]
 # other names of a route get its raw bodies and the like, not every value once more
 ALIASES = {("/generate", "put"), ("/v1/tokenize", "post"), ("/v1/detokenize", "post")}
 NUM_FOR_ALIASES = 50
@@ -141,7 +150,7 @@ async def test_no_request_is_a_500(
     with caplog.at_level(logging.WARNING):
         async with api(engine) as server:
             most = NUM_FOR_ALIASES if (path, method) in ALIASES else None
-            for call in islice(OPERATIONS.calls(path, method), most):
+            for call in islice(operations().calls(path, method), most):
                 await send(server, call)
                 tracebacks = [record for record in caplog.records if record.exc_info]
                 assert not tracebacks, (call, tracebacks)
@@ -153,10 +162,10 @@ async def test_no_mixture_of_values_is_a_500(
     engine: LoopEngine, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Values that fit alone, or are read only beside others."""
-    method = next(iter(SCHEMA["paths"][path].keys() - {"get"}))
+    method = next(iter(schema()["paths"][path].keys() - {"get"}))
     with caplog.at_level(logging.WARNING):
         async with api(engine) as server:
-            for call in OPERATIONS.random_calls(path, method, seed=SEED, count=NUM_RANDOM):
+            for call in operations().random_calls(path, method, seed=SEED, count=NUM_RANDOM):
                 await send(server, call)
                 assert not [record for record in caplog.records if record.exc_info], call
             assert (await server.http.get("/health")).status_code == 200
@@ -166,7 +175,7 @@ def test_every_route_with_a_body_has_an_example() -> None:
     """Without one, hostile values of one member would all be refused for another that is missing."""
     needing = {
         path
-        for path, methods in SCHEMA["paths"].items()
+        for path, methods in schema()["paths"].items()
         for operation in methods.values()
         if operation.get("requestBody", {}).get("required")
     }

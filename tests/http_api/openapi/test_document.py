@@ -15,9 +15,14 @@ OTHER_ERRORS = {"ollama": "OllamaErrorAnswer", "anthropic": "AnthropicErrorAnswe
 OPERATION_IDS = Path(__file__).with_name("operation_ids.json")
 
 
+_documents: list[bytes] = []  # the first one: it takes a second, and is the same for every engine
+
+
 async def document(engine: ScriptedEngine) -> dict[str, Any]:
-    async with api(engine) as server:
-        return (await server.http.get("/openapi.json")).json()
+    if not _documents:
+        async with api(engine) as server:
+            _documents.append((await server.http.get("/openapi.json")).content)
+    return json.loads(_documents[0])
 
 
 def routes_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
