@@ -86,14 +86,13 @@ def test_a_bucket_that_stays_on_the_gpu_is_noted_and_its_file_filled_behind(
 ) -> None:
     """First the note, then the file; the memory is freed last, which the note says before."""
     shared: list[torch.Tensor] = []
-    monkeypatch.setattr(device_copies, "are_on_gpu", lambda pieces: True)
+    monkeypatch.setattr(device_copies, "free_bytes", lambda pieces: 1000)
     monkeypatch.setattr(device_copies, "share", lambda flat: (shared.append(flat), ("handle", b"\0\xff", [1]))[1])
     held, filled = threading.Event(), FileWriter(2)
     right = filled._copy
     monkeypatch.setattr(filled, "_copy", lambda *args: (held.wait(30), right(*args)))
-    asked = msgspec.structs.replace(
-        call(tmp_path / "x.part", handles=range(4), first_bytes=[None] * 4), stays_on_gpu=True
-    )
+    asked = call(tmp_path / "x.part", handles=range(4), first_bytes=[None] * 4)
+    asked = msgspec.structs.replace(asked, spare_bytes=1000 - FLAT.nbytes)
     tensors.copy_from_gpu(asked, filled)
     note = read_note(tmp_path / "x.part")
     assert note == GpuNote(FILLING, ("handle", b"\0\xff", (1,)))
@@ -105,6 +104,18 @@ def test_a_bucket_that_stays_on_the_gpu_is_noted_and_its_file_filled_behind(
     found = load_file(tmp_path / "x.safetensors")
     assert all(torch.equal(found[key], tensor) for key, tensor in zip(NAMES, SENT, strict=True))
     filled.drop_held()  # harmless
+
+
+@pytest.mark.parametrize("spare_bytes", [-1, 1001 - FLAT.nbytes])
+def test_a_bucket_leaves_the_gpu_at_once_where_the_engine_needs_its_memory(
+    opened: list[Sequence[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spare_bytes: int
+) -> None:
+    monkeypatch.setattr(device_copies, "free_bytes", lambda pieces: 1000)
+    asked = call(tmp_path / "x", handles=range(4), first_bytes=[None] * 4)
+    tensors.copy_from_gpu(msgspec.structs.replace(asked, spare_bytes=spare_bytes), FileWriter(2))
+    assert read_note(tmp_path / "x") is None
+    os.rename(tmp_path / "x", tmp_path / "x.safetensors")
+    assert torch.equal(load_file(tmp_path / "x.safetensors")["matrix"], SENT[0])
 
 
 def test_notes_follow_their_buckets(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
         ({"modell": "m"}, "'modell'"),
         ({"dp_size": 2}, "--dp-size must be 1"),
         ({"page_size": -1}, "--page-size"),
-        ({"stage_weights_on_gpu": True}, "--stage-weights-on-gpu"),
+        ({"stage_weights_on_gpu": "never"}, "--stage-weights-on-gpu"),
         ({"kv_events_endpoint": "ipc:///tmp/events"}, "tcp://"),
     ],
 )

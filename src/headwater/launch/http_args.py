@@ -64,13 +64,13 @@ class HttpArgs(ModelArgs, kw_only=True, frozen=True, omit_defaults=True):
         Flag("Folder in memory for weights that a trainer sends, until later ones replace them.", HTTP),
     ] = "/dev/shm"
     stage_weights_on_gpu: Annotated[
-        bool,
+        Literal["auto", "never"],
         Flag(
             "Keep tensors from a trainer's GPU on a GPU until they are swapped in, beside the files in --staging-dir. "
-            "For one engine of one rank: needs GPU memory for a third copy of the weights.",
+            "auto: while its free memory also holds the engine's new weights; for one engine of one rank.",
             HTTP,
         ),
-    ] = False
+    ] = "auto"
     max_staged_weights_bytes: Annotated[
         int | None,
         Flag(

@@ -37,7 +37,7 @@ class ReceiveBucket(Struct, tag="receive"):
     shapes: tuple[tuple[int, ...], ...]
     is_flattened: bool  # they come as one piece, as bytes
     path: str
-    stays_on_gpu: bool = False  # a copy in this process's GPU memory, until `DropFromGpu`
+    spare_bytes: int = -1  # keep a copy on the GPU until `DropFromGpu`, if so many bytes stay free there; < 0: never
     piece_bytes: int = 0  # 0: one piece
 
 
@@ -50,7 +50,7 @@ class CopyFromGpu(Struct, tag="copy_from_gpu"):
     handles: tuple[tuple[Any, ...], ...]  # arguments of PyTorch's rebuild_cuda_tensor, without its classes
     first_bytes: tuple[int | None, ...]  # of parts of a flattened bucket
     path: str
-    stays_on_gpu: bool = False
+    spare_bytes: int = -1
 
 
 class DropFromGpu(Struct, tag="drop_from_gpu"):

@@ -41,7 +41,7 @@ class FleetArgs(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("cpus, gpus and drain_s must not be negative")
         if self.server.dp_size != 1:
             raise ValueError("a replica of a fleet has one engine: --dp-size must be 1; take more replicas")
-        if self.server.stage_weights_on_gpu:
+        if self.server.stage_weights_on_gpu != "auto":
             raise ValueError("--stage-weights-on-gpu: the front of a fleet receives tensors, and it has no GPU")
         endpoints = (self.server.kv_events_endpoint, self.server.kv_events_replay_endpoint)
         if any(each is not None and not each.startswith("tcp://") for each in endpoints):

@@ -117,7 +117,7 @@ class ApiProcess:
             flush_defaults=FlushDefaults(self._args.flush_default_timeout, self._args.flush_default_mode),
             staging=StagingArea(Path(self._args.staging_dir), max_bytes=self._args.max_staged_weights_bytes),
             allows_pickles=self._args.allow_pickled_tensors,
-            stages_on_gpu=self._args.stage_weights_on_gpu and self._args.dp_size * self._args.tp_size == 1,
+            stages_on_gpu=self._args.stage_weights_on_gpu == "auto" and self._args.dp_size * self._args.tp_size == 1,
             format_flags=FormatFlags(self._args.tool_call_parser, self._args.tool_prompt, self._args.reasoning_parser),
         )
 

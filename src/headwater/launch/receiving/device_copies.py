@@ -43,12 +43,14 @@ class FileWriter:
         for future in self._fill(_mapped(descriptor, header, pieces), pieces):
             future.result()
 
-    def hold(self, path: Path, descriptor: int, header: bytes, pieces: Sequence[Piece]) -> bool:
+    def hold(self, path: Path, descriptor: int, header: bytes, pieces: Sequence[Piece], *, spare_bytes: int) -> bool:
         """Copy the pieces within the GPU, note that beside the file, and fill the file in the background.
 
-        False, and nothing was done, if the pieces lie in host memory or the GPU has no room.
+        False, and nothing was done, if the pieces lie in host memory, or less than `spare_bytes` would stay free on
+        the GPU: the engine needs them for its own copy.
         """
-        if not pieces or not are_on_gpu(pieces):
+        num_bytes = sum(len(tensor) for tensor, _ in pieces)
+        if spare_bytes < 0 or not num_bytes or free_bytes(pieces) < num_bytes + spare_bytes:
             return False
         try:
             flat = torch.cat([tensor for tensor, _ in pieces])
@@ -135,8 +137,13 @@ class _Held:
             self._flat = None
 
 
-def are_on_gpu(pieces: Sequence[Piece]) -> bool:
-    return all(tensor.is_cuda for tensor, _ in pieces)
+def free_bytes(pieces: Sequence[Piece]) -> int:
+    """What is free on the GPU of the pieces, with what this process has cached; 0 if they lie in host memory."""
+    device = pieces[0][0].device
+    if device.type != "cuda":
+        return 0
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
 
 
 def share(flat: torch.Tensor) -> tuple[Any, ...]:

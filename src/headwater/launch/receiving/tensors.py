@@ -112,7 +112,7 @@ def _write_file(call: CopyFromGpu | ReceiveBucket, tensors: Sequence[torch.Tenso
         raise ValueError(f"the tensors have {at - len(header)} bytes, {expected - len(header)} were announced")
     descriptor = os.open(call.path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        if not (call.stays_on_gpu and writer.hold(Path(call.path), descriptor, header, pieces)):
+        if not writer.hold(Path(call.path), descriptor, header, pieces, spare_bytes=call.spare_bytes):
             writer.write(descriptor, header, pieces)
     finally:
         os.close(descriptor)

@@ -89,7 +89,8 @@ async def receive_broadcast(
             nonlocal has_begun
             has_begun = True
             file.check_room(_num_bytes(bucket))
-            into = msgspec.structs.replace(bucket, path=str(file.path), stays_on_gpu=services.state.stages_on_gpu)
+            spare_bytes = services.weights.spare_gpu_bytes(services.model.dtype)
+            into = msgspec.structs.replace(bucket, path=str(file.path), spare_bytes=spare_bytes)
             await services.weights.groups.receive(body.group_name, into, timeout_s=timeout_s)
             file.written_elsewhere()
 

@@ -18,6 +18,7 @@ from headwater.transports.receivers import ReceiverGroups
 from headwater.transports.staging import BucketError, BucketFile, StagingArea, StagingFull
 
 _ASK_S = 30.0
+_MARGIN_BYTES = 1 << 30  # of GPU memory, for what steps and other processes take meanwhile
 Fill = Callable[[BucketFile], Awaitable[None]]
 
 
@@ -165,6 +166,16 @@ class WeightReceiver:
             folder.is_complete = True
             self._applying.discard(path)
             self.delete_unused()
+
+    def spare_gpu_bytes(self, dtype: str) -> int:
+        """What must stay free on a GPU beside received tensors, for the new weights of the engine; -1: none stay there.
+
+        Within a bucket's filling: the model's tensors are known by then.
+        """
+        if not self._stages_on_gpu or self._model is None:
+            return -1
+        num_numbers = sum(math.prod(shape) for shape in self._model.shapes.values())
+        return num_numbers * (4 if dtype == "float32" else 2) + _MARGIN_BYTES
 
     async def close(self) -> None:
         """Delete what was received, and end the processes that receive."""

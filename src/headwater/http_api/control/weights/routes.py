@@ -201,8 +201,8 @@ async def fill_from_pickle(pickle: Pickle, bucket: BucketFile, services: Service
         elif len(on_gpu) < len(tensors):
             raise PickleRefused("the tensors must be all on GPUs or all in host memory")
         else:
-            stays = pickle.may_stay_on_gpu and services.state.stages_on_gpu
-            await _copy_from_gpu(on_gpu, bucket, services, stays_on_gpu=stays)
+            spare_bytes = services.weights.spare_gpu_bytes(services.model.dtype) if pickle.may_stay_on_gpu else -1
+            await _copy_from_gpu(on_gpu, bucket, services, spare_bytes=spare_bytes)
     except PickleRefused as error:
         raise bad_request(pickle.param, f"{pickle.param}: {error}", code="bad_pickle") from None
 
@@ -222,7 +222,7 @@ def _write_pickle(tensors: list[tuple[str, Any]], bucket: BucketFile) -> None:
 
 
 async def _copy_from_gpu(
-    tensors: list[tuple[str, CudaTensorHandle]], bucket: BucketFile, services: Services, *, stays_on_gpu: bool
+    tensors: list[tuple[str, CudaTensorHandle]], bucket: BucketFile, services: Services, *, spare_bytes: int
 ) -> None:
     """Handles of CUDA: a process with PyTorch opens them."""
     if services.model.device == "cpu" or not has_torch():
@@ -237,7 +237,7 @@ async def _copy_from_gpu(
             handles=tuple(tensor.arguments for tensor in found),
             first_bytes=tuple(tensor.first_byte for tensor in found),
             path=str(bucket.path),
-            stays_on_gpu=stays_on_gpu,
+            spare_bytes=spare_bytes,
         ),
         timeout_s=DEFAULT_TIMEOUT_S,
     )
