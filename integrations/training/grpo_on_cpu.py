@@ -54,7 +54,7 @@ def main() -> int:
     return 1 if found else 0
 
 
-def train(url: str, folder: Path, *, num_steps: int) -> dict[str, Any]:
+def train(url: str, folder: Path, *, num_steps: int, learning_rate: float = 4e-3) -> dict[str, Any]:
     """The report of grpo_trainer.py, run against the server at `url`. CalledProcessError with what it printed last."""
     report = folder / "report.json"
     command = [PYTHON, HERE / "grpo_trainer.py", "--url", url, "--model", folder / "model", "--report", report]
@@ -63,7 +63,8 @@ def train(url: str, folder: Path, *, num_steps: int) -> dict[str, Any]:
         "OMP_NUM_THREADS": "1",  # so small a model gains nothing by more, and the server needs a core
     }  # fmt: skip
     ran = subprocess.run(
-        [*map(str, command), "--steps", str(num_steps), "--group-port", str(free_port())],
+        [*map(str, command), *map(str, ("--steps", num_steps, "--learning-rate", learning_rate)),
+         "--group-port", str(free_port())],
         env=environment, cwd=folder, capture_output=True, text=True, timeout=LIMIT_S,
     )  # fmt: skip
     if ran.returncode != 0:

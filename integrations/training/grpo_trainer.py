@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--group-port", type=int, default=51216)
     args = parser.parse_args()
     record_requests()
@@ -113,7 +114,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
             output_dir=folder, max_steps=args.steps, seed=1, use_cpu=True, bf16=False, report_to="none",
-            logging_steps=1, save_strategy="no", disable_tqdm=True, learning_rate=4e-3, lr_scheduler_type="constant",
+            logging_steps=1, save_strategy="no", disable_tqdm=True, lr_scheduler_type="constant",
+            learning_rate=args.learning_rate,
             per_device_train_batch_size=32, num_generations=8, max_completion_length=MAX_TOKENS, temperature=1.0,
             beta=0.0, gradient_checkpointing=False,
             use_vllm=True, vllm_mode="server", vllm_server_base_url=args.url, vllm_group_port=args.group_port,

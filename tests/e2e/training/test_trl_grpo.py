@@ -20,6 +20,7 @@ from tiny_policy import write_tiny_policy  # noqa: E402
 
 pytestmark = pytest.mark.slow
 NUM_STEPS = 12
+LEARNING_RATE = 1e-2  # higher than in the run that is kept: 12 steps go from 0.1 to 0.9, whatever is sampled
 
 
 @pytest.mark.timeout(900)  # three processes, on a machine that may be busy
@@ -31,7 +32,7 @@ def test_trl_trains_with_rollouts_of_this_server(tmp_path: Path) -> None:
     write_tiny_policy(tmp_path / "model")
     with RunningServer("--model", str(tmp_path / "model"), *SERVER_ARGUMENTS) as server:
         server.wait_healthy()
-        report = train(server.url, tmp_path, num_steps=NUM_STEPS)
+        report = train(server.url, tmp_path, num_steps=NUM_STEPS, learning_rate=LEARNING_RATE)
         state = server.get("/server_info").json()["internal_states"][0]
         assert (state["blockers"], state["paused"]) == ({}, False)
     assert problems(report, num_steps=NUM_STEPS) == []
