@@ -18,8 +18,11 @@ import triton.language as tl
 from headwater.devices.cuda.kernels.launch import Launcher, alignment
 
 MIN_RANK = 16  # the smallest side of a product in tensor cores
-FEW_ROWS = 256  # up to so many rows, pieces of the inputs are summed by programs of their own
+FEW_ROWS = 256  # of tiles of 16 rows
 _PIECE = 512  # inputs that are summed by themselves
+_MOST_PARTS = 4  # programs that sum pieces of the inputs; the expand adds their sums in every one of its programs
+_GROUPED_BLOCKS = 128  # so many blocks of outputs are enough for programs that compute several
+_GROUP = 4
 _BLOCK_INPUTS = 128  # read together
 _BLOCK_FLOAT32 = 32  # without tensor cores: a larger block is unrolled for minutes
 _BLOCK_ROWS = 256  # that the plan of tiles looks at together
@@ -80,7 +83,7 @@ def shrink(x: torch.Tensor, tiles: RowTiles, site: SiteMatrices) -> torch.Tensor
 def empty_sums(x: torch.Tensor, tiles: RowTiles, site: SiteMatrices) -> torch.Tensor:
     """Memory for what `shrink` returns."""
     _, num_projections, rank, num_in = site.a.shape
-    num_parts = triton.cdiv(num_in, _PIECE) if tiles.num_rows <= FEW_ROWS else 1
+    num_parts = min(triton.cdiv(num_in, _PIECE), _MOST_PARTS)
     shape = (num_parts, len(tiles.rows), tiles.size, num_projections * rank)
     return torch.empty(shape, dtype=torch.float32, device=x.device)
 
@@ -89,7 +92,8 @@ def shrink_into(s: torch.Tensor, x: torch.Tensor, tiles: RowTiles, site: SiteMat
     num_in = x.shape[1]
     _, num_projections, rank, _ = site.a.shape
     num_parts, num_tiles = s.shape[:2]
-    shape = (num_in, num_projections, rank, triton.cdiv(num_in, _PIECE) // num_parts, tiles.size)
+    pieces_each = triton.cdiv(triton.cdiv(num_in, _PIECE), num_parts)
+    shape = (num_in, num_projections, rank, pieces_each, tiles.size)
     block = _BLOCK_FLOAT32 if site.a.dtype == torch.float32 else _BLOCK_INPUTS
     key = (x.device.index, x.dtype, site.a.dtype, num_tiles == 1, num_tiles % 16 == 0, *shape)
     key += alignment(x, tiles.slots, tiles.rows)
@@ -104,11 +108,13 @@ def expand(s: torch.Tensor, y: torch.Tensor, tiles: RowTiles, site: SiteMatrices
     """y += scale * s B^T, of [T, outputs]."""
     num_parts, num_tiles = s.shape[:2]
     _, num_projections, rank, _ = site.a.shape
-    shape = (site.b.shape[1], num_projections, rank, num_parts, tiles.size)
+    num_blocks = len(site.blocks)
+    group = _GROUP if num_blocks >= _GROUPED_BLOCKS else 1
+    shape = (site.b.shape[1], num_projections, rank, num_parts, tiles.size, num_blocks, group)
     key = (y.device.index, y.dtype, site.b.dtype, num_tiles == 1, num_tiles % 16 == 0, *shape)
     key += alignment(y, tiles.slots, tiles.rows)
     _launch_expand(
-        (num_tiles, len(site.blocks)),
+        (num_tiles, triton.cdiv(num_blocks, group)),
         y, tiles.slots, tiles.rows, site.b, site.scales, site.ranks, site.blocks, s, num_tiles, *shape, BLOCK_OUTPUTS,
         key=key,
     )  # fmt: skip
@@ -177,37 +183,38 @@ def _shrink_kernel(
 def _expand_kernel(
     y, tile_slots, tile_rows, b, scales, all_ranks, blocks, s, num_tiles,
     OUTPUTS: tl.constexpr, PROJECTIONS: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    NUM_BLOCKS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    tile, block = tl.program_id(0), tl.program_id(1)
+    tile = tl.program_id(0)
     slot = tl.load(tile_slots + tile).to(tl.int64)
     if slot == 0:
         return
-    projection = tl.load(blocks + 3 * block)
-    rank = tl.load(all_ranks + slot * PROJECTIONS + projection)
-    if rank == 0:
-        return
-    columns = tl.load(blocks + 3 * block + 1) + tl.arange(0, BLOCK)
-    is_in = columns < tl.load(blocks + 3 * block + 2)
     own, ranks = tl.arange(0, TILE), tl.arange(0, RANK)
     rows = tl.load(tile_rows + tile * TILE + own)
-    weights = tl.load(
-        b + slot * OUTPUTS * RANK + columns[:, None] * RANK + ranks[None, :],
-        mask=is_in[:, None] & (ranks < rank)[None, :],
-        other=0.0,
-    ).to(tl.float32)
-    to = y + rows.to(tl.int64)[:, None] * OUTPUTS + columns[None, :]
-    mask = (rows >= 0)[:, None] & is_in[None, :]
-    old = tl.load(to, mask=mask, other=0.0).to(tl.float32)
     width: tl.constexpr = PROJECTIONS * RANK
-    at = s + (tile * TILE + own[:, None]) * width + projection * RANK + ranks[None, :]
-    inner = tl.zeros((TILE, RANK), dtype=tl.float32)
-    for part in tl.static_range(PARTS):  # unrolled, so that the loads wait together
-        inner += tl.load(at + part * num_tiles * TILE * width)
     precision: tl.constexpr = "ieee" if b.dtype.element_ty == tl.float32 else "tf32x3"
-    product = tl.dot(inner, tl.trans(weights), input_precision=precision)
-    value = old + product * tl.load(scales + slot * PROJECTIONS + projection)
-    tl.store(to, value.to(y.dtype.element_ty), mask=mask)
+    first = tl.program_id(1) * GROUP
+    for block in range(first, tl.minimum(first + GROUP, NUM_BLOCKS)):
+        projection = tl.load(blocks + 3 * block)
+        columns = tl.load(blocks + 3 * block + 1) + tl.arange(0, BLOCK)
+        is_in = columns < tl.load(blocks + 3 * block + 2)
+        rank = tl.load(all_ranks + slot * PROJECTIONS + projection)
+        scale = tl.load(scales + slot * PROJECTIONS + projection)
+        if rank > 0:
+            weights = tl.load(
+                b + slot * OUTPUTS * RANK + columns[:, None] * RANK + ranks[None, :],
+                mask=is_in[:, None] & (ranks < rank)[None, :],
+                other=0.0,
+            ).to(tl.float32)
+            to = y + rows.to(tl.int64)[:, None] * OUTPUTS + columns[None, :]
+            mask = (rows >= 0)[:, None] & is_in[None, :]
+            old = tl.load(to, mask=mask, other=0.0).to(tl.float32)
+            at = s + (tile * TILE + own[:, None]) * width + projection * RANK + ranks[None, :]
+            inner = tl.zeros((TILE, RANK), dtype=tl.float32)
+            for part in tl.static_range(PARTS):  # unrolled, so that the loads wait together
+                inner += tl.load(at + part * num_tiles * TILE * width)
+            value = old + tl.dot(inner, tl.trans(weights), input_precision=precision) * scale
+            tl.store(to, value.to(y.dtype.element_ty), mask=mask)
 
 
 _launch_plan = Launcher(_plan_kernel)
