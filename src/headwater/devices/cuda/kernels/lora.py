@@ -20,7 +20,7 @@ from headwater.devices.cuda.kernels.launch import Launcher, alignment
 MIN_RANK = 16  # the smallest side of a product in tensor cores
 FEW_ROWS = 256  # of tiles of 16 rows
 _PIECE = 512  # inputs that are summed by themselves
-_MOST_PARTS = 4  # programs that sum pieces of the inputs; the expand adds their sums in every one of its programs
+_MOST_PARTS = 8  # programs that sum pieces of the inputs; the expand adds their sums in every one of its programs
 _GROUPED_BLOCKS = 128  # so many blocks of outputs are enough for programs that compute several
 _GROUP = 4
 _BLOCK_INPUTS = 128  # read together
@@ -109,7 +109,7 @@ def expand(s: torch.Tensor, y: torch.Tensor, tiles: RowTiles, site: SiteMatrices
     num_parts, num_tiles = s.shape[:2]
     _, num_projections, rank, _ = site.a.shape
     num_blocks = len(site.blocks)
-    group = _GROUP if num_blocks >= _GROUPED_BLOCKS else 1
+    group = _GROUP if num_blocks >= _GROUPED_BLOCKS and tiles.num_rows <= FEW_ROWS else 1
     shape = (site.b.shape[1], num_projections, rank, num_parts, tiles.size, num_blocks, group)
     key = (y.device.index, y.dtype, site.b.dtype, num_tiles == 1, num_tiles % 16 == 0, *shape)
     key += alignment(y, tiles.slots, tiles.rows)
