@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headwater.devices.cpu.attention_kernels import KV_DTYPES, AttentionJob, max_stacked, partial_arrays, work_list
+from headwater.devices.cpu.attention_kernels import KV_DTYPES, AttentionJob, partial_arrays, work_list
 from headwater.devices.cpu.kernel_library import KernelLibrary, Step, kernel_library
 from headwater.devices.cpu.machine_speed import measure_speed
 from headwater.devices.cpu.topology import num_usable_cores
@@ -85,7 +85,7 @@ class Case:
         positions = np.concatenate([np.arange(context - n, context) for n in query_lens]).astype(np.int32)
         work = work_list(
             starts, contexts, num_heads=NUM_HEADS, num_kv_heads=NUM_KV_HEADS, num_threads=num_threads,
-            page_tables=tables, page_size=PAGE_SIZE, num_decodes=num_decodes, max_stacked=max_stacked(kernel_library()),
+            page_tables=tables, page_size=PAGE_SIZE, num_decodes=num_decodes,
         )  # fmt: skip
         width = (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM
         arrays = {

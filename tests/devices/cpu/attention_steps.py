@@ -10,14 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headwater.devices.cpu import attention_kernels
-from headwater.devices.cpu.attention_kernels import (
-    AttentionJob,
-    RotaryAnglesJob,
-    WorkList,
-    max_stacked,
-    partial_arrays,
-    work_list,
-)
+from headwater.devices.cpu.attention_kernels import AttentionJob, RotaryAnglesJob, WorkList, partial_arrays, work_list
 from headwater.devices.cpu.kernel_library import KernelLibrary, Step
 from headwater.devices.cpu.plain.attention import StepRows, attend, prepare_qkv
 from headwater.devices.cpu.plain.kv_pages import LayerPages
@@ -135,7 +128,7 @@ class NativeStep:
         work = work_list(
             rows.query_starts, rows.context_lens, num_heads=sequences.num_heads, num_kv_heads=sequences.num_kv_heads,
             num_threads=num_workers, page_tables=rows.page_tables if shares_blocks else None,
-            page_size=sequences.page_size, num_decodes=num_decodes, max_stacked=max_stacked(self.library),
+            page_size=sequences.page_size, num_decodes=num_decodes,
         )  # fmt: skip
         step = step_of(rows, sequences.memory, work, num_decodes=num_decodes)
         self.last_work = work

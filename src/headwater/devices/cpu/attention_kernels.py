@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from headwater.devices.cpu.kernel_library import KernelLibrary
-
 MAX_HEAD_DIM = 256
-MAX_STACKED = 96  # query heads times queries that one chunk holds, without AMX
+MAX_STACKED = 96  # query heads times queries that one chunk holds
 BLOCK_KEYS = 256  # blocks of keys begin at multiples of it, so that results do not depend on chunks
 MAX_PARTIALS = 512  # queries times blocks of keys that the split rows of a step may have in all
 _MAX_ROWS = 1 << 16
@@ -145,11 +143,6 @@ def check_geometry(*, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
         )
 
 
-def max_stacked(library: KernelLibrary | None) -> int:
-    """How many query heads times queries a chunk may hold."""
-    return MAX_STACKED if library is None else library.functions.hw_max_stacked()
-
-
 def partial_arrays(*, num_heads: int, num_kv_heads: int, head_dim: int) -> dict[str, npt.NDArray[Any]]:
     """The arrays of a job that keep the partial results of split rows. All layers may share them."""
     return {
@@ -169,17 +162,15 @@ def work_list(
     page_tables: npt.NDArray[np.int32] | None = None,
     page_size: int = 1,
     num_decodes: int = 0,
-    max_stacked: int = MAX_STACKED,
 ) -> WorkList:
     """Cut a step's attention into chunks. Results do not depend on the cut, so it may depend on anything.
 
-    A chunk holds at most `max_stacked` query heads times queries. With page tables, blocks that the first `num_decodes`
-    rows share are computed once for all of them.
+    With page tables, blocks that the first `num_decodes` rows share are computed once for all of them.
     """
     assert len(context_lens) <= _MAX_ROWS
     query_lens = np.diff(query_starts).astype(np.int64)
     contexts = context_lens.astype(np.int64)
-    most_queries = max_stacked // (num_heads // num_kv_heads)
+    most_queries = MAX_STACKED // (num_heads // num_kv_heads)
     wanted = -(-_CHUNKS_PER_THREAD * num_threads // num_kv_heads)
     per_chunk = _queries_per_chunk(query_lens, most_queries, wanted=wanted)
     groups: list[_Sharing] = []

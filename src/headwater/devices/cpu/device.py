@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from headwater.devices.cpu.attention_kernels import WorkList, max_stacked, work_list
+from headwater.devices.cpu.attention_kernels import WorkList, work_list
 from headwater.devices.cpu.draws import Draws, Masks, best_allowed, draw_tokens
 from headwater.devices.cpu.kernel_library import KernelLibrary, usable_kernels
 from headwater.devices.cpu.kv_memory import CpuKVMemory
@@ -165,7 +165,6 @@ class CpuDevice:
             page_tables=page_tables,
             page_size=page_size,
             num_decodes=num_decodes,
-            max_stacked=max_stacked(self._library),
         )
 
     def draw(self, logits: npt.NDArray[np.float32], draws: Draws) -> npt.NDArray[np.int32]:

@@ -348,8 +348,6 @@ static void attend_one(const Work *work) {
     }
 }
 
-int64_t hw_max_stacked(void) { return MAX_STACKED; }
-
 static int64_t attention_chunks(const void *opaque, const Step *step) {
     return step->num_chunks * ((const AttentionJob *)opaque)->num_kv_heads;
 }

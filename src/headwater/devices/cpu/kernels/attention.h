@@ -2,11 +2,9 @@
 
 #pragma once
 
-#include "simd_amx.h"
 #include "step.h"
 
-// Queries in tiles are many for each key that is packed for them.
-enum { MAX_HEAD_DIM = 256, MAX_STACKED = HAS_AMX ? 192 : 96, BLOCK_KEYS = 256 };
+enum { MAX_HEAD_DIM = 256, MAX_STACKED = 96, BLOCK_KEYS = 256 };
 enum KVDtype { KV_F32 = 0, KV_BF16 = 1, KV_F16 = 2, KV_E4M3 = 3, KV_E5M2 = 4 };
 enum { KEY = 0, VALUE = 1 };
 

@@ -10,7 +10,7 @@
 #include "amx_weights.h"
 
 enum {
-    PIECE = 18,  // groups of a panel at most: two blocks of them fit in the first cache
+    PIECE = 48,  // groups of a panel, a multiple of a super group's
     LAG = 2,     // groups between a tile's stores and its load, which would wait for them
     TILE_BYTES = AMX_ROWS * AMX_BYTES,
 };
@@ -39,7 +39,6 @@ typedef struct {
     int64_t blocks, groups, ahead;
     int64_t whole, rest;  // BF16: groups whose weights are in place, and inputs of the one behind them
     int is_first;         // piece of the inputs
-    const Finish *finish; // of the last piece; else NULL
     const char *next[2];  // weights that come next
     float *sums[2];
 } Piece;
@@ -84,11 +83,11 @@ INLINE void add_group_of(const Piece *p, const char *x, int64_t tiles, int64_t g
     if (p->blocks == 2) tile_load(7, weights_of(p, 1, g), AMX_BYTES);
     for (int64_t part = 0; part < p->x_bytes; part += AMX_BYTES) {  // two for BF16 and Q8_0
         const char *from = x + g * p->x_bytes + part;
-        tile_load_past(4, from, p->x_stride);
+        tile_load(4, from, p->x_stride);
         tile_dot_bf16(0, 4, 6);
         if (p->blocks == 2) tile_dot_bf16(1, 4, 7);
         if (tiles == 1) continue;
-        tile_load_past(5, from + AMX_ROWS * p->x_stride, p->x_stride);
+        tile_load(5, from + AMX_ROWS * p->x_stride, p->x_stride);
         tile_dot_bf16(2, 5, 6);
         if (p->blocks == 2) tile_dot_bf16(3, 5, 7);
     }
@@ -119,51 +118,41 @@ static void store_sums(const Piece *p, int64_t row, int64_t tiles) {
     if (p->blocks == 2) tile_store(3, p->sums[1] + (row + AMX_ROWS) * BLOCK_COLS, AMX_BYTES);
 }
 
-// The products of one or two tiles of rows, the first ones of a piece: they fill the panel.
-static void multiply_first_rows(const Piece *p, int64_t tiles) {
-    start_sums(p, 0, tiles);
-    for (int64_t g = 0; g < p->groups + LAG; g++) {
-        if (g < p->groups) fill_group(p, g);
-        if (g >= LAG) add_group_of(p, p->x, tiles, g - LAG);
-    }
-    store_sums(p, 0, tiles);
-}
-
-// Those of other rows. They finish the rows before them, and the second ones fetch what comes next.
+// One or two tiles of rows. The first ones fill the panel, the second ones fetch what comes next.
 static void multiply_rows(const Piece *p, int64_t row, int64_t tiles) {
     const char *x = p->x + row * p->x_stride;
     const int64_t fetched = row == 2 * AMX_ROWS ? block_bytes(p->format, p->groups * GROUP) / p->groups : 0;
     start_sums(p, row, tiles);
-    for (int64_t g = 0, begin = row - 2 * AMX_ROWS, end; g < p->groups; g++, begin = end) {
-        for (int64_t b = 0; b < p->blocks; b++) prefetch(p->next[b] + g * fetched, fetched);
-        add_group_of(p, x, tiles, g);
-        end = row - 2 * AMX_ROWS + 2 * AMX_ROWS * (g + 1) / p->groups;
-        if (p->finish) p->finish->run(p->finish->outputs, begin, end);
+    if (row == 0) {
+        for (int64_t g = 0; g < p->groups + LAG; g++) {
+            if (g < p->groups) fill_group(p, g);
+            if (g >= LAG) add_group_of(p, x, tiles, g - LAG);
+        }
+    } else {
+        for (int64_t g = 0; g < p->groups; g++) {
+            for (int64_t b = 0; b < p->blocks; b++) prefetch(p->next[b] + g * fetched, fetched);
+            add_group_of(p, x, tiles, g);
+        }
     }
     store_sums(p, row, tiles);
 }
 
 static void multiply_piece(const Piece *p, int64_t rows, TileRows *tile_rows) {
-    int64_t row = 0;
-    for (; row < rows; row += 2 * AMX_ROWS) {
+    for (int64_t row = 0; row < rows; row += 2 * AMX_ROWS) {
         const int64_t left = rows - row, first = left < AMX_ROWS ? left : AMX_ROWS, rest = left - first;
         configure(first, rest < AMX_ROWS ? rest : AMX_ROWS, tile_rows);
-        if (row == 0) multiply_first_rows(p, rest ? 2 : 1);
-        else multiply_rows(p, row, rest ? 2 : 1);
+        multiply_rows(p, row, rest ? 2 : 1);
     }
-    if (p->finish) p->finish->run(p->finish->outputs, row - 2 * AMX_ROWS, rows);
 }
 
 void amx_product(
     const LinearJob *job, int64_t first_row, int64_t rows, const char *const w[2], int64_t blocks, int64_t ahead,
-    float *const sums[2], const Finish *finish, TileRows *tile_rows) {
+    float *const sums[2], TileRows *tile_rows) {
     _Alignas(64) char panels[2][PIECE * TILE_BYTES];
     const int format = (int)job->format;
     const int64_t groups = (job->in_features + GROUP - 1) / GROUP, stride = activation_bytes(format, job->in_features);
-    const int64_t whole = is_k_quant(format) ? SUPER_GROUP / GROUP : 1, most = PIECE / whole * whole;
-    const int64_t pieces = (groups + most - 1) / most, share = ((groups + pieces - 1) / pieces + whole - 1) / whole * whole;
     for (int64_t begin = 0, count; begin < groups; begin += count) {
-        count = groups - begin < share ? groups - begin : share;
+        count = groups - begin < PIECE ? groups - begin : PIECE;
         const int64_t offset = block_bytes(format, begin * GROUP), is_last = begin + count == groups;
         const int64_t to_next = is_last ? blocks * block_bytes(format, job->in_features) - offset
                                         : block_bytes(format, count * GROUP);
@@ -180,11 +169,15 @@ void amx_product(
             .whole = job->in_features / GROUP - begin,
             .rest = job->in_features % GROUP,
             .is_first = begin == 0,
-            .finish = is_last ? finish : NULL,
             .next = {w[0] + offset + to_next, w[1] + offset + to_next},
             .sums = {sums[0], sums[1]},
         };
         multiply_piece(&piece, rows, tile_rows);
+    }
+    for (int64_t b = 0; b < blocks && format != BF16; b++) {
+        for (int64_t i = 0; i < rows * BLOCK_COLS; i += WIDTH) {
+            vf_store(sums[b] + i, vf_load(sums[b] + i) * vf_splat(AMX_UNIT));
+        }
     }
 }
 

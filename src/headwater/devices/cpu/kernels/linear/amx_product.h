@@ -15,34 +15,22 @@ typedef struct {
 
 #if HAS_AMX
 
-enum {
-    AMX_CHUNK_ROWS = 512,
-    AMX_FEW_PAIRS = 24,         // of blocks: so few that many threads want more chunks of fewer rows
-    AMX_CHUNK_BYTES = 3 << 19,  // of activations: three quarters of a core's second cache
-};
+enum { AMX_CHUNK_ROWS = 256, AMX_CHUNK_BYTES = 1 << 20 };  // of activations: half of a core's second cache
 
 INLINE int is_for_amx(const int format) { return converts_activations(format); }
 
 // The most rows of a chunk, a multiple of two tiles'.
-INLINE int64_t amx_chunk_rows(const LinearJob *job, int64_t pairs) {
-    const int64_t most = pairs < AMX_FEW_PAIRS ? AMX_CHUNK_ROWS / 2 : AMX_CHUNK_ROWS;
+INLINE int64_t amx_chunk_rows(const LinearJob *job) {
     const int64_t rows = AMX_CHUNK_BYTES / activation_bytes((int)job->format, job->in_features);
     const int64_t whole = rows / (2 * AMX_ROWS) * (2 * AMX_ROWS);
-    return whole < 4 * AMX_ROWS ? 4 * AMX_ROWS : whole < most ? whole : most;
+    return whole < 4 * AMX_ROWS ? 4 * AMX_ROWS : whole < AMX_CHUNK_ROWS ? whole : AMX_CHUNK_ROWS;
 }
 
-// What is done with rows [begin, end) of a chunk once their sums are complete.
-typedef struct {
-    void (*run)(const void *outputs, int64_t begin, int64_t end);
-    const void *outputs;
-} Finish;
-
-// sums[block][row][16] = x[row] * block / amx_unit(), for one or two blocks and rows from `first_row`. `finish` gets all
-// rows in order, beside the products of those that follow. `ahead` bytes behind the weights in use are fetched from
-// memory.
+// sums[block][row][16] = x[row] * block, for one or two blocks and rows from `first_row`. `ahead` bytes behind the
+// weights in use are fetched from memory.
 void amx_product(
     const LinearJob *job, int64_t first_row, int64_t rows, const char *const w[2], int64_t blocks, int64_t ahead,
-    float *const sums[2], const Finish *finish, TileRows *tile_rows);
+    float *const sums[2], TileRows *tile_rows);
 
 #else
 

@@ -123,73 +123,30 @@ static void multiply(Tile *tile, int64_t rows, int64_t blocks) {
     }
 }
 
-// Rows from `first_row` and their sums of blocks `block` and (if there are two) block + 1.
-typedef struct {
-    const LinearJob *job;
-    const float *bias;
-    const float *sums[2];
-    int64_t block, blocks, first_row;
-} Outputs;
-
-// Write `cols` outputs of a row, whose sums count in `unit`.
-INLINE void finish_row(
-    const LinearJob *job, const float *sums, const vf unit, const float *bias, float *y, int64_t cols) {
+// Write `cols` outputs of a row.
+INLINE void finish_row(const LinearJob *job, const float *sums, const float *bias, float *y, int64_t cols) {
     for (int64_t at = 0; at < cols; at += WIDTH) {
         const int64_t n = cols - at < WIDTH ? cols - at : WIDTH;
-        vf value = vf_load(sums + at) * unit;
+        vf value = vf_load(sums + at);
         if (bias) value += vf_load(bias + at);
         if (job->mode == ADD) value += vf_load_n(y + at, n);
         vf_store_n(y + at, value, n);
     }
 }
 
-INLINE void finish_gated_row(
-    const float *gate, const float *up, const vf unit, const float *bias, float *y, int64_t cols) {
+INLINE void finish_gated_row(const float *gate, const float *up, const float *bias, float *y, int64_t cols) {
     for (int64_t at = 0; at < cols; at += WIDTH) {
-        vf g = vf_load(gate + at) * unit, u = vf_load(up + at) * unit;
+        vf g = vf_load(gate + at), u = vf_load(up + at);
         if (bias) g += vf_load(bias + at), u += vf_load(bias + BLOCK_COLS + at);
         vf_store_n(y + at, vf_silu(g) * u, cols - at < WIDTH ? cols - at : WIDTH);
     }
 }
 
-// Rows [begin, end) of the outputs.
-INLINE void finish_rows(const Outputs *outputs, int64_t begin, int64_t end, const vf unit) {
-    const LinearJob *job = outputs->job;
-    for (int64_t r = begin; r < end; r++) {
-        const float *const sums[2] = {outputs->sums[0] + r * BLOCK_COLS, outputs->sums[1] + r * BLOCK_COLS};
-        float *y = job->y + (outputs->first_row + r) * job->y_stride;
-        if (job->mode == GATED) {
-            const int64_t col = outputs->block / 2 * BLOCK_COLS;
-            finish_gated_row(sums[0], sums[1], unit, outputs->bias, y + col, smaller(BLOCK_COLS, job->out_features - col));
-            continue;
-        }
-        for (int64_t b = 0; b < outputs->blocks; b++) {
-            const int64_t col = (outputs->block + b) * BLOCK_COLS;
-            finish_row(job, sums[b], unit, outputs->bias ? outputs->bias + b * BLOCK_COLS : NULL, y + col,
-                       smaller(BLOCK_COLS, job->out_features - col));
-        }
-    }
-}
-
 #if HAS_AMX
-// The same of sums in tiles. Gated ones are written as activations if the job says so.
-static void finish_rows_of_tiles(const void *opaque, int64_t begin, int64_t end) {
-    const Outputs *outputs = opaque;
-    const LinearJob *job = outputs->job;
-    const vf unit = vf_splat(amx_unit((int)job->format));
-    if (job->mode != GATED || !job->activations) {
-        finish_rows(outputs, begin, end, unit);
-        return;
-    }
+// A row's outputs of a block as activations.
+static void write_outputs(const LinearJob *job, int64_t row, int64_t col, const float *out) {
     const int format = (int)job->activation_format;
-    const int64_t col = outputs->block / 2 * BLOCK_COLS;
-    for (int64_t r = begin; r < end; r++) {
-        _Alignas(64) float out[BLOCK_COLS];
-        finish_gated_row(outputs->sums[0] + r * BLOCK_COLS, outputs->sums[1] + r * BLOCK_COLS, unit, outputs->bias, out,
-                         BLOCK_COLS);
-        bf16 *group = group_of(job->activations, format, job->out_features, outputs->first_row + r, col);
-        round_half_group(format, out, group + col % GROUP);
-    }
+    round_half_group(format, out, group_of(job->activations, format, job->out_features, row, col) + col % GROUP);
 }
 #endif
 
@@ -200,20 +157,40 @@ static void run_pair(
     _Alignas(64) float sums[2][MOST_ROWS * BLOCK_COLS];
     const int64_t bytes = block_bytes((int)job->format, job->in_features);
     const char *w = (const char *)job->weights + block * bytes;
-    const float *bias = job->bias ? job->bias + block * BLOCK_COLS : NULL;
-    const Outputs outputs = {job, bias, {sums[0], sums[1]}, block, blocks, first_row};
     Tile tile = {job, {w, w + (blocks - 1) * bytes}, first_row, 0, 0, 0, {sums[0], sums[1]}};
 #if HAS_AMX
     if (tile_rows) {
-        const Finish finish = {finish_rows_of_tiles, &outputs};
-        amx_product(job, first_row, rows, tile.w, blocks, bytes_ahead(2 * bytes), tile.sums, &finish, tile_rows);
-        return;
-    }
+        amx_product(job, first_row, rows, tile.w, blocks, bytes_ahead(2 * bytes), tile.sums, tile_rows);
+    } else
 #endif
-    (void)tile_rows;
-    for (int64_t b = 0; b < blocks; b++) memset(sums[b], 0, (size_t)(rows * BLOCK_COLS) * sizeof(float));
-    multiply(&tile, rows, blocks);
-    finish_rows(&outputs, 0, rows, vf_splat(1.0f));
+    {
+        (void)tile_rows;
+        for (int64_t b = 0; b < blocks; b++) memset(sums[b], 0, (size_t)(rows * BLOCK_COLS) * sizeof(float));
+        multiply(&tile, rows, blocks);
+    }
+    const float *bias = job->bias ? job->bias + block * BLOCK_COLS : NULL;
+    for (int64_t r = 0; r < rows; r++) {
+        float *y = job->y + (first_row + r) * job->y_stride;
+        if (job->mode == GATED) {
+            const int64_t col = block / 2 * BLOCK_COLS;
+#if HAS_AMX
+            if (tile_rows && job->activations) {
+                _Alignas(64) float out[BLOCK_COLS];
+                finish_gated_row(sums[0] + r * BLOCK_COLS, sums[1] + r * BLOCK_COLS, bias, out, BLOCK_COLS);
+                write_outputs(job, first_row + r, col, out);
+                continue;
+            }
+#endif
+            finish_gated_row(sums[0] + r * BLOCK_COLS, sums[1] + r * BLOCK_COLS, bias, y + col,
+                             smaller(BLOCK_COLS, job->out_features - col));
+            continue;
+        }
+        for (int64_t b = 0; b < blocks; b++) {
+            const int64_t col = (block + b) * BLOCK_COLS;
+            finish_row(job, sums[b] + r * BLOCK_COLS, bias ? bias + b * BLOCK_COLS : NULL, y + col,
+                       smaller(BLOCK_COLS, job->out_features - col));
+        }
+    }
 }
 
 typedef struct {
@@ -231,17 +208,16 @@ static Cut cut_of(const LinearJob *job, const Step *step, int uses_tiles) {
     cut.blocks = num_blocks(job->out_features) * (job->mode == GATED ? 2 : 1);
     cut.pairs = (cut.blocks + 1) / 2;
     const int64_t bytes = 2 * block_bytes((int)job->format, job->in_features);
-    int64_t most_rows = CHUNK_ROWS, whole = 1, rows_of_a_pass = 4, together = 1;
+    int64_t most_rows = CHUNK_ROWS, whole = 1, rows_of_a_pass = 4;
 #if HAS_AMX
-    if (uses_tiles) most_rows = amx_chunk_rows(job, cut.pairs), rows_of_a_pass = whole = 2 * AMX_ROWS;
-    if (uses_tiles && job->activations) together = GROUP / BLOCK_COLS;  // pairs that write the same lines
+    if (uses_tiles) most_rows = amx_chunk_rows(job), rows_of_a_pass = whole = 2 * AMX_ROWS;
 #endif
     cut.row_chunks = (count + most_rows - 1) / most_rows;
     cut.rows_per_chunk = cut.row_chunks ? (count + cut.row_chunks - 1) / cut.row_chunks : 0;
     cut.rows_per_chunk = (cut.rows_per_chunk + whole - 1) / whole * whole;
     const int64_t share = cut.pairs * bytes / MOST_CHUNKS, least = share > MIN_CHUNK_BYTES ? share : MIN_CHUNK_BYTES;
     const int64_t pairs = least / (bytes * (1 + smaller(cut.rows_per_chunk, count) / rows_of_a_pass));
-    cut.pairs_per_chunk = pairs > together ? pairs / together * together : together;
+    cut.pairs_per_chunk = pairs > 1 ? pairs : 1;
     cut.pair_chunks = (cut.pairs + cut.pairs_per_chunk - 1) / cut.pairs_per_chunk;
     return cut;
 }
