@@ -101,6 +101,8 @@ def test_a_command_line_parses(arguments: list[str]) -> None:
     except click.exceptions.Exit:
         pass  # --help
     except click.UsageError as error:
+        if re.search(r"(File|Path) '[\w./-]+' does not exist", error.format_message()):
+            return  # a file of the reader
         pytest.fail(f"headwater {' '.join(arguments)}: {error.format_message()}")
 
 
