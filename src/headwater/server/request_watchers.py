@@ -1,7 +1,6 @@
 """What is called when a request has ended: the tracer if there is one, and the log."""
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Protocol
 
 from headwater.http_api.monitoring.request_log import RequestLog
@@ -15,12 +14,6 @@ class Tracer(Protocol):
     def ended(self, record: RequestRecord) -> None: ...
 
     def close(self) -> None: ...
-
-
-def check_tracing(args: ServerArgs) -> None:
-    """ValueError if --enable-trace lacks its library, before anything is started."""
-    if args.enable_trace and find_spec("opentelemetry") is None:
-        raise ValueError("--enable-trace needs OpenTelemetry: pip install 'headwater[otel]'")
 
 
 def open_tracer(args: ServerArgs) -> Tracer | None:

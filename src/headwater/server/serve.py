@@ -13,7 +13,7 @@ from headwater.launch.private_directory import private_directory
 from headwater.logs import configure_logging
 from headwater.server.descriptors import raise_descriptor_limit
 from headwater.server.exits import EXIT_INTERRUPTED, EXIT_REFUSED, print_error
-from headwater.server.request_watchers import check_tracing
+from headwater.server.extras import check_extras
 from headwater.server.signs_of_life import SignsOfLife
 from headwater.server.supervisor import EngineSupervisor
 
@@ -23,7 +23,7 @@ def serve(args: ServerArgs) -> int:
     configure_logging(args.log_level, args.log_format)
     raise_descriptor_limit()  # before the engines start, since they inherit it
     try:
-        check_tracing(args)
+        check_extras(args)
         args = with_model(args)
         listener = open_port(args.host, args.port)
     except (ValueError, OSError) as error:

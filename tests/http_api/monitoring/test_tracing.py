@@ -12,7 +12,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from headwater.http_api.monitoring.tracing import Tracing
 from headwater.launch.config import ServerArgs
 from headwater.messages.generation import OutputMeta
-from headwater.server.request_watchers import check_tracing, open_tracer
+from headwater.server.extras import check_extras
+from headwater.server.request_watchers import open_tracer
 from scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio
@@ -104,9 +105,9 @@ def test_off_means_no_tracer_and_no_library() -> None:
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headwater.server.request_watchers.find_spec", lambda name: None)
+    monkeypatch.setattr("headwater.server.extras.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'headwater\[otel\]'"):
-        check_tracing(ServerArgs(enable_trace=True))
+        check_extras(ServerArgs(enable_trace=True))
 
 
 def test_a_collector_that_hangs_holds_up_no_shutdown() -> None:
