@@ -13,12 +13,12 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import save_file  # noqa: E402
 
 from headwater.devices.cuda.torch_tensors import dtype_name  # noqa: E402
-from headwater.models.safetensors_file import _FORMATS, SafetensorsFile  # noqa: E402
+from headwater.models.safetensors_file import FORMATS, SafetensorsFile  # noqa: E402
 
 
 def test_every_dtype_and_shape_is_read_as_it_was_written(tmp_path: Path) -> None:
     made = {}
-    for index, (name, form) in enumerate(_FORMATS.items()):
+    for index, (name, form) in enumerate(FORMATS.items()):
         for shape in ((), (0,), (3,), (2, 0, 4), (5, 7)):
             tensor = (torch.arange(1 + 5 * 7 * index, 1 + 5 * 7 * index + 35) % 2).to(getattr(torch, form))
             made[f"{name} {shape}"] = tensor[: torch.Size(shape).numel()].reshape(shape).clone()
