@@ -177,6 +177,7 @@ def test_a_flush_that_expires_says_what_was_in_its_way(
         expect(operations).to_have_count(0, timeout=SOON_MS)
         page.locator("#flush-timeout").fill("60")
         page.get_by_role("button", name="Dry run").click()
+        expect(result).to_contain_text("It would wait for: 1 running request.", timeout=SOON_MS)
         page.get_by_role("button", name="Flush now").click()
         operations.get_by_role("button", name="Cancel").click(timeout=SOON_MS)
         expect(result).to_contain_text("cancelled before the engine was idle; nothing was flushed", ignore_case=True)
