@@ -148,7 +148,8 @@ def free_bytes(pieces: Sequence[Piece]) -> int:
 
 def share(flat: torch.Tensor) -> tuple[Any, ...]:
     """How another process opens a tensor of bytes, as `launch.receiving.tensors` takes a trainer's."""
-    _, (_, size, stride, offset, _, _, device, *more) = reduce_tensor(flat)
+    reduced: Any = reduce_tensor(flat)  # of a tensor on a GPU
+    _, size, stride, offset, _, _, device, *more = reduced[1]
     return (list(size), list(stride), offset, "uint8", device, *more)
 
 

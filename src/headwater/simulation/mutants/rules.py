@@ -247,8 +247,8 @@ def blockers_are_left_out_of_refusals() -> list[Patch]:
     """A refused flush does not report its blockers."""
     right = Flush._refused
 
-    def refused(self: Flush, *args: Any) -> Any:
-        return structs.replace(right(self, *args), blockers={})
+    def refused(self: Flush, *args: Any, **kwargs: Any) -> Any:
+        return structs.replace(right(self, *args, **kwargs), blockers={})
 
     return [(Flush, "_refused", refused)]
 
