@@ -64,6 +64,7 @@ class ScriptedRunner:
     """Runner, weights, copier and meetings at once."""
 
     def __init__(self, rank: int) -> None:
+        self.adapters = None
         self.rank = rank
         self.weights = self.kv_memory = self
         self.in_place = ""

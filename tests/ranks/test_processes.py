@@ -29,6 +29,7 @@ class Rank0:
     def __init__(self) -> None:
         self.weights = self.kv_memory = self
         self.rank = 0
+        self.adapters = None
         self.aborted: list[int] = []
         self.swapped: list[str] = []
 
