@@ -4,6 +4,7 @@ import pytest
 
 from engine_driver import Driver, expected
 from headwater.cache.host_tier import WritePolicy
+from headwater.messages.adapters import LoadAdapter, UnloadAdapter
 from headwater.messages.base import pack_ids
 from headwater.messages.cache import AttachStorage, DetachStorage
 from headwater.messages.control import ContinueGeneration, FlushCache, PauseGeneration
@@ -215,3 +216,15 @@ def test_a_part_that_is_copied_in_the_turn_of_a_flush_is_younger_than_the_flush(
     assert driver.replies["f"].success
     assert answer.finish.type == "length"
     assert driver.parts.scheduler.counters.copied_tokens == 1
+
+
+def test_a_flush_by_adapter_finds_nothing_when_the_adapter_is_unloaded_before_it_takes_effect():
+    """The checks expected another name for the content of an adapter that is not there."""
+    driver = Driver()
+    driver.send(LoadAdapter(call_id="load", name="lora-c", path="a3"))
+    driver.turn(6)
+    driver.send(FlushCache(call_id="flush", mode="now", lora_name="lora-c"))
+    driver.send(UnloadAdapter(call_id="unload", name="lora-c"))
+    driver.turn(2)
+    assert driver.replies["flush"].status == 200 and driver.replies["flush"].freed["device"].pages == 0
+    driver.finish()

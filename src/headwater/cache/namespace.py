@@ -8,6 +8,8 @@ import numpy as np
 
 from headwater.messages.base import TokenIds
 
+UNLOADED = "unloaded"  # as the adapter of a scope: a content that no namespace has, since contents are hexadecimal
+
 
 class Tier(IntEnum):
     """Where a page lives. Storage is asked by key and has no pages in the tree."""

@@ -1,6 +1,6 @@
 """Flush: retire what is in scope, at once or when the engine is idle (docs/design.md section 6)."""
 
-from headwater.cache.namespace import Scope, Tier
+from headwater.cache.namespace import UNLOADED, Scope, Tier
 from headwater.cache.retirement import Retirement
 from headwater.control.controlled_engine import ControlledEngine
 from headwater.control.operation import Hold, Moment, Operation, Permit
@@ -13,7 +13,6 @@ NOT_IDLE = "Flush cache failed."
 STILL_HELD = f"{FLUSHED} Pages that running requests hold have not all come back."
 STILL_PENDING = f"{FLUSHED} The store has not acknowledged yet; until it does, it is neither read nor written."
 HOLDING_REQUESTS = "requests_holding_old_pages"
-_UNLOADED = "unloaded"  # the id of no content: they are hexadecimal
 _STORE_GRACE_S = 1.0  # for the store to acknowledge, whatever the timeout: a flush with timeout=0 may ask for it
 
 
@@ -98,7 +97,7 @@ class Flush(Operation):
         if self._message.lora_name is None:
             return None
         found = self._engine.scheduler.adapters.id_of(self._message.lora_name)
-        return _UNLOADED if found is None else found
+        return UNLOADED if found is None else found
 
     def _still_busy(self, moment: Moment) -> FlushResult | None:
         if moment.has_expired:

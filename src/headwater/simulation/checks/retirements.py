@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from headwater.cache.namespace import Tier
+from headwater.cache.namespace import UNLOADED, Tier
 from headwater.cache.prefetch import Prefetch
 from headwater.messages.base import unpack_ids
 from headwater.messages.control import FlushCache
@@ -15,7 +15,6 @@ from headwater.simulation.fakes.kv_records import Records
 from headwater.simulation.fakes.shared_world import KvSequence, SharedWorld, StoreRetirement
 
 _DEFAULT_TIERS = ("device", "host")
-NO_CONTENT = "no content"  # of a LoRA adapter that was unloaded since a flush named it
 
 
 class Retirements:
@@ -55,7 +54,7 @@ class Retirements:
         if flush.lora_name is None:
             return None
         content = self._content_of_name(flush.lora_name)
-        return NO_CONTENT if content is None else content
+        return UNLOADED if content is None else content
 
     def apply(self, flush: FlushCache, *, turn: int, adapter: str | None) -> StoreRetirement | None:
         """`flush` took effect in `turn`, before the computations of that turn, with this content of an adapter."""
