@@ -6,7 +6,8 @@
 #
 # It makes an environment of its own, and starts and ends a server of the default model with a short context in an empty
 # folder. Arguments go to schemathesis. Not run:
-# - pause, sleep and release of memory, after which requests wait by order;
+# - pause, sleep and release of memory, after which requests wait by order; the two routes that wait for a trainer to
+#   join its group, until their own deadline;
 # - two checks. Requests that fit the schema may be rejected: rules between fields ("exactly one of text and input_ids")
 #   are not in it. Requests that do not fit may be taken: like SGLang, the server reads "1" and 1.0 as numbers, 0 as false.
 set -euo pipefail
@@ -39,7 +40,9 @@ result=0
 NO_PROXY=127.0.0.1 "$cache/bin/schemathesis" run "$url/openapi.json" --max-time "$seconds" --workers 2 \
   --checks all --exclude-checks positive_data_acceptance,negative_data_rejection --continue-on-failure \
   --request-timeout 60 --max-response-time 60 --warnings off \
-  --exclude-operation-id pause_generation --exclude-operation-id sleep --exclude-operation-id-regex '^release_memory_occupation' "$@" || result=$?
+  --exclude-operation-id pause_generation --exclude-operation-id sleep \
+  --exclude-operation-id init_weights_update_group --exclude-operation-id init_weight_transfer_engine \
+  --exclude-operation-id-regex '^release_memory_occupation' "$@" || result=$?
 curl -sf "$url/health_generate" > /dev/null || { echo "the server no longer generates"; result=1; }
 if grep -qE 'Traceback|ERROR' server.log; then
   grep -E -A20 'Traceback|ERROR' server.log | head -60
