@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from headwater.control.ports import AdaptersPort, StagedAdapter
 from headwater.ranks import orders
+from headwater.ranks.staged import error_of_ranks
 
 
 class Processes(Protocol):
@@ -34,14 +35,12 @@ class RanksStagedAdapter:
         return self.own.is_ready() and len(self.reports) == self._processes.num_ranks - 1
 
     def error(self) -> str | None:
-        if (own := self.own.error()) is not None:
-            return own
-        for rank, report in sorted(self.reports.items()):
-            if report.error is not None:
-                return f"rank {rank}: {report.error}"
-            if report.adapter_id != self.own.adapter_id:
-                return f"rank {rank} has read another adapter than rank 0: the files changed meanwhile"
-        return None
+        return error_of_ranks(
+            self.own.error(),
+            self.reports,
+            is_same=lambda report: report.adapter_id == self.own.adapter_id,
+            what="another adapter",
+        )
 
     @property
     def adapter_id(self) -> str:

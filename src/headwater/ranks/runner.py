@@ -17,6 +17,7 @@ from headwater.ranks import orders
 from headwater.ranks.adapters import RanksAdapters
 from headwater.ranks.plan_codec import write_plan
 from headwater.ranks.processes import RankProcesses
+from headwater.ranks.staged import error_of_ranks
 from headwater.ranks.worker import Meetings, RankRunner
 from headwater.scheduling.plan import StepHandle, StepPlan, StepResult, TokenMasks
 
@@ -139,14 +140,12 @@ class RanksStaged:
         return self.own.is_ready() and len(self.reports) == self._processes.num_ranks - 1
 
     def error(self) -> str | None:
-        if (own := self.own.error()) is not None:
-            return own
-        for rank, report in sorted(self.reports.items()):
-            if report.error is not None:
-                return f"rank {rank}: {report.error}"
-            if report.weights_id != self.own.weights_id:
-                return f"rank {rank} has read other weights than rank 0: the files changed meanwhile"
-        return None
+        return error_of_ranks(
+            self.own.error(),
+            self.reports,
+            is_same=lambda report: report.weights_id == self.own.weights_id,
+            what="other weights",
+        )
 
     @property
     def weights_id(self) -> str:
