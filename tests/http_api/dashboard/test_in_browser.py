@@ -54,11 +54,11 @@ def generate(url: str, prompt: list[int], *, num_tokens: int = 2, **more: Any) -
 
 @pytest.fixture
 def long_request(engine: LoopEngine, url: str) -> Iterator[Callable[[int], None]]:
-    """Begins requests that run for as long as the test does."""
+    """Begins requests that run for as long as the test does: a minute, since a browser may be late by tens of seconds."""
     with ThreadPoolExecutor(4) as pool:
 
         def begin(count: int) -> None:
-            engine.step_s = 0.03
+            engine.step_s = 0.2
             for index in range(count):
                 pool.submit(generate, url, prompt_of(500 + index), num_tokens=330, rid=f"long-{index}")
 
