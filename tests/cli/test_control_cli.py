@@ -90,6 +90,14 @@ def test_commands_ask_their_route_and_tell_the_answer(
     assert (request.path, request.body, request.key) == (path, body, "Bearer k")
 
 
+def test_a_command_names_one_of_the_models(script: HttpScript) -> None:
+    script.answer("/pause_generation?model=a%26b", {"num_requests": 1})
+    script.answer("/flush_cache?model=a%26b", "Cache flushed.")
+    for arguments in (["pause"], ["flush"]):
+        assert run(script, *arguments, "--model", "a&b").exit_code == 0
+    assert [request.path.partition("?")[2] for request in script.received] == ["model=a%26b"] * 2
+
+
 def test_weights_update_sends_a_path_the_server_can_find(script: HttpScript, tmp_path: Path, monkeypatch: Any) -> None:
     """The server has another working directory: a relative path of this shell must be made absolute."""
     (tmp_path / "new").mkdir()

@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from headwater.cli import fleet
+from headwater.cli.command_line import Target
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_several_models_without_names_are_refused() -> None:
     ("words", "path"),
     [
         (["3"], "/fleet/scale?replicas=3"),
-        (["3", "--model", "a b"], "/fleet/scale?replicas=3&model=a+b"),
+        (["3", "--model", "a b"], "/fleet/scale?replicas=3, of a b"),
         (["--max", "4"], "/fleet/scale?max_replicas=4"),
         (
             ["--min", "2", "--max", "4", "--target", "0.5"],
@@ -42,7 +43,11 @@ def test_several_models_without_names_are_refused() -> None:
 )
 def test_what_is_asked_of_the_front(words: list[str], path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
-    monkeypatch.setattr(fleet, "ask", lambda method, where, **_: asked.append((method, where)))
+
+    def ask(method: str, where: str, target: Target) -> None:
+        asked.append((method, where if target.model is None else f"{where}, of {target.model}"))
+
+    monkeypatch.setattr(fleet, "ask", ask)
     ended = CliRunner().invoke(fleet.fleet, ["scale", *words])
     assert ended.exit_code == 0, ended.output
     assert asked == [("POST", path)]

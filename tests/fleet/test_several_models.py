@@ -71,6 +71,11 @@ async def test_a_flush_is_made_by_all_models_or_by_the_one_that_is_named(two: Tw
     answer = await two.http.post("/flush_cache?mode=now&model=cd", headers=ADMIN)
     assert answer.status_code == 200 and [each["dp_rank"] for each in answer.json()["engines"]] == [0, 1]
     assert {model: num_flushes(two, model) for model in two.fleets} == {"ab": [1, 1], "cd": [2, 2]}
+    answer = await two.http.post("/flush_cache", json={"mode": "now", "model": "ab"}, headers=ADMIN)
+    assert answer.status_code == 200 and [each["dp_rank"] for each in answer.json()["engines"]] == [0, 1]
+    assert {model: num_flushes(two, model) for model in two.fleets} == {"ab": [2, 2], "cd": [2, 2]}
+    odd = await two.http.post("/flush_cache", json={"model": ["ab"]}, headers=ADMIN)
+    assert (odd.status_code, odd.json()["error"]["param"]) == (400, "model")
 
 
 def num_flushes(two: TwoModels, model: str) -> list[int]:

@@ -1,6 +1,8 @@
 """Shared by all commands: their declaration, help in sections, and the options that name a server."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -68,15 +70,37 @@ def url_option(function: Callable[..., None]) -> Callable[..., None]:
     )(function)
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The server that a command is about, and the model of it if it is a fleet with several."""
+
+    url: str
+    admin_key: str | None = None
+    model: str | None = None
+
+
 def server_options(function: Callable[..., None]) -> Callable[..., None]:
-    """--url and --admin-key."""
+    """--url and --admin-key; the function gets them as `target`."""
     key = click.option(
         "--admin-key",
         envvar="HEADWATER_ADMIN_API_KEY",
         show_envvar=True,
         help="The server's --admin-api-key, or its --api-key if it has no admin key.",
     )
-    return url_option(key(function))
+
+    @wraps(function)
+    def call(url: str, admin_key: str | None, model: str | None = None, **others: Any) -> None:
+        function(target=Target(url, admin_key, model), **others)
+
+    return url_option(key(call))
+
+
+def model_options(function: Callable[..., None]) -> Callable[..., None]:
+    """--url, --admin-key and --model, which names one of a fleet's models."""
+    model = click.option(
+        "--model", metavar="NAME", help="Of a fleet with several models: the one to act on."
+    )
+    return model(server_options(function))
 
 
 def timeout_option(default_s: float) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -2,6 +2,7 @@
 
 import click
 
+from headwater.cli.command_line import Target
 from headwater.cli.server_call import HttpAnswer, Json, MalformedUrl, Server, ServerError
 from headwater.messages.blocker_words import blockers_in_words
 
@@ -18,12 +19,11 @@ class ControlError(Exception):
         self.exit_code = exit_code
 
 
-def ask(
-    method: str, path: str, *, url: str, admin_key: str | None, body: Json | None = None, timeout_s: float = 0.0
-) -> Json:
+def ask(method: str, path: str, *, target: Target, body: Json | None = None, timeout_s: float = 0.0) -> Json:
     """The JSON answer of a control route; `timeout_s` is the time that the server may take. Raises ControlError."""
     try:
-        answer = Server(url, key=admin_key).request(method, path, body, timeout_s=timeout_s + ANSWER_GRACE_S)
+        server = Server(target.url, key=target.admin_key, model=target.model)
+        answer = server.request(method, path, body, timeout_s=timeout_s + ANSWER_GRACE_S)
     except ServerError as error:
         raise unreachable(error) from None
     if answer.status_code >= 300:
@@ -31,7 +31,7 @@ def ask(
     try:
         return answer.json()
     except ValueError:
-        raise ControlError(f"{url} answers, but not like a Headwater server.") from None
+        raise ControlError(f"{target.url} answers, but not like a Headwater server.") from None
 
 
 def unreachable(error: ServerError) -> ControlError:

@@ -14,9 +14,11 @@ from headwater.cli.command_line import (
     SETTINGS,
     SectionedCommand,
     SectionedOption,
+    Target,
     command,
     flag_option,
     group,
+    model_options,
     server_options,
 )
 from headwater.cli.control_client import ControlError, ask, fail
@@ -159,27 +161,25 @@ fleet.add_command(
 @click.argument("replicas", type=click.IntRange(1, 1000), required=False)
 @click.option("--min", "min_replicas", type=click.IntRange(1, 1000), help="With --max: the fewest; 1 by default.")
 @click.option("--max", "max_replicas", type=click.IntRange(1, 1000), help="Let the fleet scale itself, up to so many.")
-@click.option("--target", type=click.FloatRange(min=0, min_open=True), help="With --max: requests of each replica.")
-@click.option("--model", help="Of a fleet with several models: the one whose replicas these are.")
-@server_options
+@click.option(
+    "--target", "requests_each", type=click.FloatRange(min=0, min_open=True), help="With --max: requests of a replica."
+)
+@model_options
 def scale(
     replicas: int | None,
     min_replicas: int | None,
     max_replicas: int | None,
-    target: float | None,
-    model: str | None,
-    url: str,
-    admin_key: str | None,
+    requests_each: float | None,
+    target: Target,
 ) -> None:
     """Change the number of replicas, or let the fleet do that. Those that leave end their running requests first."""
-    limits = {"min_replicas": min_replicas, "max_replicas": max_replicas, "target_ongoing_requests": target}
+    limits = {"min_replicas": min_replicas, "max_replicas": max_replicas, "target_ongoing_requests": requests_each}
     given = {name: value for name, value in limits.items() if value is not None}
     if (replicas is None) == (max_replicas is None) or (replicas is not None and given):
         raise click.UsageError("give a number of replicas, or --max with --min and --target")
-    named = {} if model is None else {"model": model}
-    query = urlencode((given if replicas is None else {"replicas": replicas}) | named)
+    query = urlencode(given if replicas is None else {"replicas": replicas})
     try:
-        ask("POST", f"/fleet/scale?{query}", url=url, admin_key=admin_key)
+        ask("POST", f"/fleet/scale?{query}", target=target)
     except ControlError as error:
         raise fail(error) from None
     goal = f"scales itself up to {max_replicas} replicas" if replicas is None else f"goes to {replicas} replicas"
@@ -189,10 +189,10 @@ def scale(
 @fleet.add_command  # type: ignore[arg-type]
 @command()
 @server_options
-def status(url: str, admin_key: str | None) -> None:
+def status(target: Target) -> None:
     """List the replicas: which take requests, and why the others do not."""
     try:
-        replicas = ask("GET", "/fleet", url=url, admin_key=admin_key)["replicas"]
+        replicas = ask("GET", "/fleet", target=target)["replicas"]
     except ControlError as error:
         raise fail(error) from None
     for each in replicas:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from headwater.cli.command_line import command, server_options
+from headwater.cli.command_line import Target, command, model_options
 from headwater.cli.control_client import ANSWER_GRACE_S, ControlError, fail, refused, unreachable
 from headwater.cli.server_call import BackgroundCall, HttpAnswer, Server, ServerError
 
@@ -37,8 +37,8 @@ Parameters = dict[str, Any]
 @click.option("--hold", is_flag=True, help="With --mode idle: let new requests queue until the flush is done.")
 @click.option("--dry-run", is_flag=True, help="Report what a flush would free and what blocks it; change nothing.")
 @click.option("--json", is_flag=True, help="Print the server's answer as JSON.")
-@server_options
-def flush(json: bool, url: str, admin_key: str | None, **parameters: Any) -> None:
+@model_options
+def flush(json: bool, target: Target, **parameters: Any) -> None:
     """Flush the KV cache of a running server.
 
     While the command waits, it shows what blocks the flush; Ctrl-C cancels the flush. The exit code is 0 when the cache
@@ -47,7 +47,8 @@ def flush(json: bool, url: str, admin_key: str | None, **parameters: Any) -> Non
     """
     given = {name: value for name, value in parameters.items() if value is not None}
     try:
-        answer = _flush(Server(url, key=admin_key), given, wants_json=json)
+        server = Server(target.url, key=target.admin_key, model=target.model)
+        answer = _flush(server, given, wants_json=json)
         if answer.status_code >= 300 and "error" in answer.text[:10]:
             raise refused(answer)
     except (ControlError, ServerError) as error:

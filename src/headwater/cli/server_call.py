@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from headwater.server.address import DEFAULT_URL
 
@@ -53,9 +53,12 @@ class HttpAnswer:
 
 
 class Server:
-    """A server, known by its address. Every request opens its own connection."""
+    """A server, known by its address. Every request opens its own connection.
 
-    def __init__(self, url: str, *, key: str | None = None) -> None:
+    `model`: of a fleet with several models, the one that all requests are about.
+    """
+
+    def __init__(self, url: str, *, key: str | None = None, model: str | None = None) -> None:
         """Raises `MalformedUrl`."""
         self.url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -67,6 +70,7 @@ class Server:
         if parts.scheme not in ("http", "https") or not host:
             raise MalformedUrl(f"{url} is not an address like {DEFAULT_URL}.")
         self._base = parts.path
+        self._query = urlencode({"model": model}) if model else ""
         self._connection_class = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._host, self._port = host, port
 
@@ -96,7 +100,7 @@ class Server:
             if body is not None:
                 headers["Content-Type"] = "application/json"
             data = None if body is None else json.dumps(body).encode()
-            connection.request(method, self._base + path, data, headers)
+            connection.request(method, self._base + self._with_model(path), data, headers)
             yield connection.getresponse()
         except TimeoutError:
             raise ServerError(f"{self.url} did not answer within {timeout_s:g} s.") from None
@@ -104,6 +108,9 @@ class Server:
             raise ServerError(f"The connection to {self.url} broke: {error or type(error).__name__}") from None
         finally:
             connection.close()
+
+    def _with_model(self, path: str) -> str:
+        return path + ("&" if "?" in path else "?") + self._query if self._query else path
 
     def _connect(self, connection: http.client.HTTPConnection) -> None:
         try:

@@ -77,6 +77,9 @@ class ModelsFront:
                 await self._front(name)(scope, receive, send)
             elif self._is_for_all(scope):
                 body = await read_body(receive)
+                if name := _name_in(body):
+                    await self._front(name)(scope, _again(body, receive), send)
+                    return
                 taken = await unless_left(self._of_all(scope, body), receive)
                 await _send(taken, send)
             else:
@@ -175,6 +178,17 @@ def _named_inside(body: bytes, names: str) -> str:
         raise ApiError(400, f"the body is not a JSON object: {error}", code="invalid_json") from None
     if not isinstance(name, str) or not name:
         raise bad_request(MODEL, f"model: several models are served; name one of {names}", code="missing")
+    return name
+
+
+def _name_in(body: bytes) -> str | None:
+    """The `model` of a control call's body, if it is an object that names one."""
+    try:
+        name = msgspec.json.decode(body, type=_Named).model
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None  # the fronts say what is wrong with it, if anything is
+    if name is not None and not isinstance(name, str):
+        raise bad_request(MODEL, f"model: must be the name of a model, found {name!r}")
     return name
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from headwater.generation.errors import model_not_found
 from headwater.messages.state import ComputeFacts, EngineReady
 
 MIB = 1 << 20
@@ -75,6 +76,11 @@ class ModelFacts:
         if name in (self.served_name, "default", ""):
             return ""
         return name if name in self.adapters() else None
+
+    def require(self, name: object) -> None:
+        """Raises ApiError 404 if a call is about another model than this one and its adapters."""
+        if not isinstance(name, str) or self.adapter_of(name) is None:
+            raise model_not_found(str(name), self.served_name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,11 @@ class JsonRequest(Request):
 
 
 class JsonRoute(APIRoute):
-    """A route whose body is read as above; `operation_id` names it in the document."""
+    """A route whose body is read as above; `operation_id` names it in the document.
+
+    A call with `?model=`, as a fleet with several models reads it, must not reach another model: 404 for any other name
+    than the served one and those of adapters, 503 while the model loads.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options | {"generate_unique_id_function": operation_id})
@@ -54,6 +58,8 @@ class JsonRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_json(request: Request) -> Response:
+            if (named := request.query_params.get("model")) is not None:
+                request.app.state.services.model.require(named)
             return await handle(JsonRequest(request.scope, request.receive, request._send))
 
         return handle_json

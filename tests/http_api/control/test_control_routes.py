@@ -62,6 +62,20 @@ async def test_flush_as_scripts_written_for_sglang_call_it(engine: ScriptedEngin
     assert all(message.mode == "idle" for message in engine.of_type(FlushCache))
 
 
+async def test_a_call_about_another_model_does_nothing(engine: ScriptedEngine) -> None:
+    """In the query on every route, as fleets with several models read it; in a flush's body too."""
+    async with api(engine) as server:
+        served = (await server.http.get("/v1/models")).json()["data"][0]["id"]
+        in_query = [(f"/{name}?model=other", {"text": "a"}) for name in ("flush_cache", "pause_generation", "generate")]
+        for path, body in (*in_query, ("/flush_cache", {"model": "other"}), ("/flush_cache", {"model": 3})):
+            response = await server.http.post(path, json=body)
+            assert (response.status_code, error_of(response)["code"]) == (404, "model_not_found"), path
+        assert not engine.of_type(FlushCache) + engine.of_type(PauseGeneration) + engine.of_type(Generate)
+        for path, body in ((f"/flush_cache?model={served}", {}), ("/flush_cache", {"model": served})):
+            assert (await server.http.post(path, json=body)).status_code == 200
+    assert len(engine.of_type(FlushCache)) == 2
+
+
 async def test_flush_answers_json_when_asked(engine: ScriptedEngine) -> None:
     engine.script.flush = lambda message: result(
         message,

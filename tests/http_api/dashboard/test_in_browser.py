@@ -54,7 +54,7 @@ def generate(url: str, prompt: list[int], *, num_tokens: int = 2, **more: Any) -
 
 @pytest.fixture
 def long_request(engine: LoopEngine, url: str) -> Iterator[Callable[[int], None]]:
-    """Begins requests that run for as long as the test does: a minute, since a browser may be late by tens of seconds."""
+    """Begins requests that run for as long as the test does: a minute, since a browser may be tens of seconds late."""
     with ThreadPoolExecutor(4) as pool:
 
         def begin(count: int) -> None:

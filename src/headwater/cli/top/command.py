@@ -4,12 +4,12 @@ import sys
 
 import click
 
-from headwater.cli.command_line import command, server_options
+from headwater.cli.command_line import Target, command, model_options
 
 
 @command()
-@server_options
-def top(url: str, admin_key: str | None) -> None:
+@model_options
+def top(target: Target) -> None:
     """Watch and operate a running server from a terminal.
 
     One screen, refreshed every second: tiers by owner, hit rate, latencies, requests, pending operations, events. Keys
@@ -25,7 +25,7 @@ def top(url: str, admin_key: str | None) -> None:
     from headwater.cli.top.app import TopApp
 
     try:
-        server = Server(url, key=admin_key)
+        server = Server(target.url, key=target.admin_key, model=target.model)
     except MalformedUrl as error:
         raise click.BadParameter(str(error)) from None
     if not (sys.stdin.isatty() and sys.stdout.isatty()):

@@ -25,6 +25,7 @@ NAMES = (
     "prefix_ids",
     "hold",
     "dry_run",
+    "model",
 )
 _NO_SCOPE = ("lora_name", "adapter_id")
 ClientParameters = dict[str, Any]  # what the client sent, by name, unchecked

@@ -53,6 +53,7 @@ def _flush_query(
     prefix_ids: Annotated[str | None, Query(description="Only what begins with these token ids.")] = None,
     hold: Annotated[str | None, FLAG, Query(description="With `idle`: let no new request start meanwhile.")] = None,
     dry_run: Annotated[str | None, FLAG, Query(description="Report what would be freed, change nothing.")] = None,
+    model: Annotated[str | None, Query(description="Of a fleet with several models: only this one.")] = None,
 ) -> None:
     """Declares the parameters for the documentation; `client_parameters` reads them."""
 
@@ -81,6 +82,8 @@ async def flush_cache(request: Request, services: InjectedServices) -> Response:
 async def _flushed(request: Request, services: Services, query: list[tuple[str, str]]) -> FlushAnswer:
     arrived_s = asyncio.get_running_loop().time()
     parameters = client_parameters(query, await request.body())
+    if "model" in parameters:  # a scope that must not be overheard
+        services.model.require(parameters.pop("model"))
     defaults = services.state.flush_defaults
     if defaults.timeout_s:
         parameters.setdefault("timeout", defaults.timeout_s)
