@@ -53,6 +53,7 @@ class EngineParts:
     storage: StorageControl
     pinning: Pinning
     orders: Orders
+    report: StateReporter
 
 
 def wire_engine(
@@ -165,6 +166,7 @@ def wire_engine(
         storage=storage,
         pinning=pinning,
         orders=orders,
+        report=report,
     )
 
 

@@ -31,6 +31,7 @@ class Cut:
     is_quiet: bool = False  # nothing was held at the time of a preview
     adapter: str | None = None  # the content of a LoRA adapter that it was limited to
     adapters_due: dict[CallKey, str | None] = field(default_factory=dict)  # the content that each waiting call named
+    generation: int = 0  # after it
 
     def is_for(self, key: CallKey) -> bool:
         """Whether it cut what this call named, at that time."""
@@ -66,7 +67,10 @@ class Cuts:
         self._cuts: list[Cut] = []  # of this turn
         self._previews: list[Cut] = []
         self._weights: list[str] = []  # for which pages of other weights were cut
-        self._counts: dict[CallKey, list[Counts]] = {}  # of flushes that have cut but are not answered
+        self._counts: dict[CallKey, list[tuple[Counts, int]]] = {}  # and generations, of flushes without their answer
+        self.num_cuts = 0  # of flushes, releases, new weights and adapters
+        self.generation = 0  # by the cuts
+        self.totals = {"retired_tokens": 0, "retired_pages_freed": 0, "retired_pages_held": 0}  # of all cuts
         self._retire, self._preview = cache.retire, cache.preview
         cache.retire = self._checked_retire  # type: ignore[method-assign]  # sees the pages before a flush
         cache.preview = self._checked_preview  # type: ignore[method-assign]
@@ -99,7 +103,7 @@ class Cuts:
         for call, answer in answers:
             counts = self._counts.pop((call.client, answer.call_id), None)
             if not answer.dry_run and answer.success:
-                counted = _reported(answer)
+                counted = _reported(answer), answer.generation
                 demand(counted in (counts or []), "counts_are_right", f"{call.message}: {counted}, cut {counts}")
         cut_for = self._weights[-1:]  # several updates may end in one turn
         demand(cut_for in ([], [weights_id]), "flush_is_exact", f"cut for {cut_for}, {weights_id} are in place")
@@ -113,14 +117,19 @@ class Cuts:
         other_than = scope.other_than_weights_id
         due_of_weights = self._retirements.pages_of_other_weights(other_than, before) if other_than is not None else {}
         due_of_adapter = {} if scope.adapter is None else self._retirements.pages_of_adapter(scope.adapter, before)
+        is_quiet = self._is_quiet()
         retirement = self._retire(scope)
         after = self._in_tree()
         pages = {tier: before[tier] - after[tier] for tier in before}
+        self._check_generation(retirement, any(pages.values()), is_quiet=is_quiet)
         counts: Counts = {}
         for tier, cut in pages.items():
             pool = self._cache.tier_pages[tier].pool
             num_freed = pool.num_owned(np.array(sorted(cut), dtype=np.int32), Owner.FREE)
             counts[tier.name.lower()] = (num_freed, len(cut) - num_freed)
+            self.totals["retired_tokens"] += len(cut) * self._cache.page_size
+            self.totals["retired_pages_freed"] += num_freed
+            self.totals["retired_pages_held"] += len(cut) - num_freed
         if scope.adapter is not None:
             is_right = pages == due_of_adapter or any(pages == each for each in due.values())
             demand(is_right, "flush_is_exact", f"{scope}: {_differ(pages, due_of_adapter)}")
@@ -128,8 +137,23 @@ class Cuts:
             demand(pages == due_of_weights, "flush_is_exact", f"{scope}: {_differ(pages, due_of_weights)}")
             self._weights.append(other_than)
         else:
-            self._cuts.append(Cut(due, pages, counts, adapter=scope.adapter, adapters_due=self._adapters_due()))
+            adapters_due = self._adapters_due()
+            cut = Cut(
+                due, pages, counts, adapter=scope.adapter, adapters_due=adapters_due, generation=self.generation
+            )
+            self._cuts.append(cut)
         return retirement
+
+    def _check_generation(self, retirement: Retirement, has_cut: bool, *, is_quiet: bool) -> None:
+        """A cut that drops pages is a generation; one with nothing in its scope is none.
+
+        One that cuts nothing may be for the sake of leases and copies in flight, which then must drop theirs.
+        """
+        self.num_cuts += 1
+        is_one = has_cut or (not is_quiet and retirement.generation > self.generation)
+        self.generation += is_one
+        text = f"generation {retirement.generation} after a cut, expected {self.generation}"
+        demand(retirement.generation == self.generation, "metrics_agree", text)
 
     def _checked_preview(self, scope: Scope) -> Retirement:
         due = self._due(self._in_tree())
@@ -146,7 +170,7 @@ class Cuts:
         pairs = [each for each in pairs if all(cut.is_for(_key(call)) for call, cut in each)]
         if pairs:  # several, if a release cut as well: its cut looks the same
             for call, cut in (pair for each in pairs for pair in each):
-                self._counts.setdefault(_key(call), []).append(cut.counts)
+                self._counts.setdefault(_key(call), []).append((cut.counts, cut.generation))
             return
         text = f"{len(cuts)} cuts, {len(applied)} flushes took effect"
         for call, cut in zip(applied, cuts, strict=False):

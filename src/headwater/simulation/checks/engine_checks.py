@@ -12,6 +12,7 @@ from headwater.simulation.checks.control_promises import ControlPromises
 from headwater.simulation.checks.cuts import Cuts
 from headwater.simulation.checks.event_mirror import EventMirror
 from headwater.simulation.checks.grammar_promises import GrammarPromises
+from headwater.simulation.checks.metric_promises import MetricPromises
 from headwater.simulation.checks.oracle import Oracle
 from headwater.simulation.checks.pending_calls import PendingCalls
 from headwater.simulation.checks.pin_promises import PinPromises
@@ -78,10 +79,12 @@ class EngineChecks:
             self.adapters.pinned(call.message, answer)
         if isinstance(call.message, FlushCache) and isinstance(answer, FlushResult):
             self.grammars.check_flush(call.message, answer)
+            self.metrics.answered(call, answer)
 
     def end_turn(self, *, has_launched: bool) -> None:
         """The turn is over, and all of its outputs and answers have been checked."""
         self.control.end_turn(has_launched=has_launched)
+        self.metrics.check()
         self.adapters.end_turn()
         self.timeouts.check()
         self.pins.check(has_launched=has_launched)
@@ -140,6 +143,7 @@ class EngineChecks:
             is_quiet=engine.is_quiet,
         )
         parts.control.advance = service.checked_advance  # type: ignore[method-assign]
+        self.metrics = MetricPromises(parts.report, cuts=cuts, now_s=engine.clock.now)
         return ControlPromises(
             engine.world,
             oracle=self.oracle,

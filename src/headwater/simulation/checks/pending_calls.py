@@ -24,6 +24,7 @@ class PendingCall:
     message: ToEngine
     turn: int
     number: int  # in the order of arrival
+    arrived_s: float
     deadline_s: float | None  # None: due in the same turn, or at the end of the step in flight
     num_late_turns: int = 0
     is_cancelled: bool = False
@@ -57,7 +58,7 @@ class PendingCalls:
                 deadline_s = max(deadline_s, self._clock.now() + _STORE_GRACE_S) + _POLL_S
         key = (client, message.call_id)
         assert key not in self.pending, f"call id {message.call_id} is used twice at the same time"
-        self.pending[key] = PendingCall(client, message, turn, self._num_delivered, deadline_s)
+        self.pending[key] = PendingCall(client, message, turn, self._num_delivered, self._clock.now(), deadline_s)
         self._num_delivered += 1
         if isinstance(message, CancelOperation):
             target = self.pending.get((client, message.started_by_call))

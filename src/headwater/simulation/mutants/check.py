@@ -10,6 +10,7 @@ from headwater.simulation.mutants import answers as mutants_of_answers  # noqa: 
 from headwater.simulation.mutants import cache as mutants_of_cache  # noqa: F401  they register themselves
 from headwater.simulation.mutants import engine as mutants_of_engine  # noqa: F401  they register themselves
 from headwater.simulation.mutants import files as mutants_of_files  # noqa: F401  they register themselves
+from headwater.simulation.mutants import flush_counts as mutants_of_flush_counts  # noqa: F401  they register themselves
 from headwater.simulation.mutants import grammars as mutants_of_grammars  # noqa: F401  they register themselves
 from headwater.simulation.mutants import limits as mutants_of_limits  # noqa: F401  they register themselves
 from headwater.simulation.mutants import parts as mutants_of_parts  # noqa: F401  they register themselves
