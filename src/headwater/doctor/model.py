@@ -13,6 +13,7 @@ from headwater.messages.state import CONTROL_S
 from headwater.models.gguf_file import GGUFFile
 from headwater.models.gguf_types import GGUFType
 from headwater.models.loader import ModelFiles, read_config, resolve_model
+from headwater.models.quantised.scheme import Scheme
 
 # Fitted to steps of one row of the default model on one and two AVX2 cores: products reach these shares of the rates of
 # arithmetic in registers, and each layer takes so long beside its products (attention, norms, waits between the ops).
@@ -75,13 +76,25 @@ def served_shape(files: ModelFiles) -> ServedShape:
         shapes = config.parameter_shapes()
         if not config.tie_word_embeddings:
             del shapes["model.embed_tokens.weight"]  # one row of it is read
-        sizes = [(math.prod(shape), 2.0) for shape in shapes.values() if len(shape) == 2]
+        layout = config.quantisation
+        sizes = [
+            (math.prod(shape), 2.0 if layout is None else _code_bytes(layout.scheme_of(name.removesuffix(".weight"))))
+            for name, shape in shapes.items()
+            if len(shape) == 2
+        ]
     else:
         tensors = GGUFFile(files.gguf).tensors
         skipped = "" if config.tie_word_embeddings else "token_embd.weight"
         matrices = [it for it in tensors.values() if len(it.shape) == 2 and it.name != skipped]
         sizes = [(math.prod(it.shape), _served_bytes(it.type)) for it in matrices]
     return ServedShape(config.num_layers, sum(size for size, _ in sizes), int(sum(size * each for size, each in sizes)))
+
+
+def _code_bytes(scheme: Scheme | None) -> float:
+    """Bytes of a weight of a quantised checkpoint: in GGUF's blocks where these hold its numbers, else 16 bits."""
+    if scheme is None or scheme.layout == "float8" or scheme.has_order:
+        return 2.0
+    return 34 / 32 if scheme.bits == 8 else (18 / 32 if scheme.is_symmetric else 20 / 32)
 
 
 def _served_bytes(kind: GGUFType) -> float:

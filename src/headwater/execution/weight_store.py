@@ -27,6 +27,7 @@ from headwater.models.loader import (
     share_of,
     weights_id_of,
     weights_signature,
+    with_layout_of,
 )
 from headwater.models.ranks.share import Floats, ModelShare, join
 from headwater.models.weights import IGNORED_SUFFIXES, PlacedWeights, WeightSource, check_shapes
@@ -350,11 +351,12 @@ class WeightStore:
             return OpenedCheckpoint(layer, files, signature, self._end_ids, received)
         load_format = checkpoint.load_format
         config = read_checkpoint_config(files, self._config)
-        source = open_weights(files, self._config, load_format=load_format, seed=self._seed)
+        stored = with_layout_of(files, self._config)
+        source = open_weights(files, stored, load_format=load_format, seed=self._seed)
         overlay.add(source)
         content_id = weights_id_of(
             files,
-            self._config,
+            stored,
             form=self._form,
             load_format=load_format,
             seed=self._seed,

@@ -8,6 +8,8 @@ from typing import Any
 from headwater.models.end_tokens import named_end_ids, union, vocabulary_end_ids, within
 from headwater.models.fields import Fields
 from headwater.models.model_files import ModelFileError, is_there, read_json_if_there, read_json_object, without_nulls
+from headwater.models.quantised.quantization_config import read_quantisation
+from headwater.models.quantised.scheme import Quantisation
 from headwater.models.registry import family_of
 from headwater.models.rope import RopeConfig
 from headwater.models.vocabulary import Vocabulary, read_folder_vocabulary
@@ -43,6 +45,7 @@ class ModelConfig:
     max_context: int
     window: int | None = None  # the most tokens that some layer sees, if fewer than max_context
     eos_token_ids: tuple[int, ...] = field(default=(), repr=False)  # they change no KV
+    quantisation: Quantisation | None = field(default=None, repr=False)  # named in `weights_id` by itself
 
     def __post_init__(self) -> None:
         for name in (
@@ -173,6 +176,7 @@ def parse_hf_config(
             max_context=max_context,
             window=family.window_of(fields, max_context),
             eos_token_ids=union(*named, within(vocabulary_end_ids(known), vocab_size=vocab_size)),
+            quantisation=read_quantisation(fields),
         )
     except ModelFileError:
         raise
@@ -184,5 +188,3 @@ def _refuse_unsupported(fields: Fields) -> None:
     act = fields.text("hidden_act", "silu")
     if act != "silu":
         raise fields.refuse(f"hidden_act {act!r} is not supported, only 'silu'")
-    if fields.raw("quantization_config"):
-        raise fields.refuse("quantization_config is not supported: use the unquantized checkpoint or a GGUF file")

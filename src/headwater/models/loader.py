@@ -7,7 +7,7 @@ import stat
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,9 +16,12 @@ from headwater.devices.kv_memory import KVLayout
 from headwater.models.config import ModelConfig, read_hf_config
 from headwater.models.decoder import DecoderModel, build_decoder
 from headwater.models.end_tokens import gguf_end_ids, vocabulary_end_ids
+from headwater.models.fields import Fields
 from headwater.models.gguf_file import GGUFFile
 from headwater.models.gguf_header import parts_of
-from headwater.models.model_files import ModelFileError, is_there, open_regular
+from headwater.models.model_files import ModelFileError, is_there, open_regular, read_json_object
+from headwater.models.quantised.quantization_config import read_quantisation
+from headwater.models.quantised.weights import QUANTISED_TYPES, QuantisedWeights
 from headwater.models.ranks.share import WHOLE, ModelShare, check_tp_size
 from headwater.models.ranks.shared_weights import ShareOfWeights
 from headwater.models.vocabulary import read_folder_vocabulary
@@ -148,21 +151,23 @@ def load_model(
     config, share = read_config(files), ModelShare.of(device.ranks)
     check_tp_size(config, share.size)
     before = weights_signature(weights)
+    stored_config = config if weights is files else with_layout_of(weights, config)
     if cache is not None:
-        key = _cache_key(weights, config, form=form, load_format=load_format, share=share)
+        key = _cache_key(weights, stored_config, form=form, load_format=load_format, share=share)
         stored = None if key is None else cache.open(key)
         if stored is not None:
             model = build_decoder(config, stored, device)
             check_unchanged(weights, before)
             return _loaded(model, form, stored.weights_id, num_bytes=stored.num_bytes, start_s=start_s)
-    source = open_weights(weights, config, load_format=load_format, seed=seed)
+    source = open_weights(weights, stored_config, load_format=load_format, seed=seed)
     check_shapes(config.parameter_shapes(), source, tied_head=config.tie_word_embeddings)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights-id") as pool:
         weights_id = pool.submit(
-            weights_id_of, weights, config, form=form, load_format=load_format, seed=seed, device=device.name
+            weights_id_of, weights, stored_config, form=form, load_format=load_format, seed=seed, device=device.name
         )
         placed = PlacedWeights(share_of(source, config, share, form=form), device, form)
         model = build_decoder(config, placed, device)
+        _say_widened(placed, form, device)
         loaded = _loaded(model, form, weights_id.result(), num_bytes=placed.num_bytes, start_s=start_s)
     check_unchanged(weights, before)
     if cache is not None and key is not None:
@@ -175,10 +180,29 @@ def share_of(source: WeightSource, config: ModelConfig, share: ModelShare, *, fo
     return source if share.size == 1 else ShareOfWeights(source, config, share, kept=form.kept)
 
 
+def _say_widened(placed: PlacedWeights, form: WeightForm, device: ModelDevice) -> None:
+    for name, count in sorted(placed.widened.items()):
+        logger.warning(
+            "%d quantised matrices (%s) become %s on device %r: the same numbers but for a rounding, in more memory",
+            count,
+            name,
+            form.dtype,
+            device.name,
+        )
+
+
 def _loaded(model: DecoderModel, form: WeightForm, weights_id: str, *, num_bytes: int, start_s: float) -> LoadedModel:
     load_s = time.monotonic() - start_s
     logger.info("loaded the weights (%s, %s) in %.1f s", model.config.architecture, form.dtype, load_s)
     return LoadedModel(model, model.config, form, weights_id, weights_bytes=num_bytes, load_s=load_s, share=model.share)
+
+
+def with_layout_of(files: ModelFiles, config: ModelConfig) -> ModelConfig:
+    """The config, with the layout of quantised weights that the files' own config.json names, if there is one."""
+    path = files.folder / "config.json"
+    if files.gguf is not None or not is_there(path):
+        return config
+    return replace(config, quantisation=read_quantisation(Fields(read_json_object(path), source=str(path))))
 
 
 def open_weights(files: ModelFiles, config: ModelConfig, *, load_format: LoadFormat, seed: int) -> WeightSource:
@@ -198,9 +222,13 @@ def open_weights(files: ModelFiles, config: ModelConfig, *, load_format: LoadFor
             "has no .safetensors files; other formats (.bin, .pt) can run code and are not read",
         )
     check_files(files.folder)
-    weights = SafetensorsWeights(files.safetensors)
+    if config.quantisation is None:
+        weights = SafetensorsWeights(files.safetensors)
+        check_index(files.folder, weights)
+        return weights
+    weights = SafetensorsWeights(files.safetensors, dtypes=QUANTISED_TYPES)
     check_index(files.folder, weights)
-    return weights
+    return QuantisedWeights(weights, config.quantisation)
 
 
 def weights_id_of(
@@ -215,6 +243,9 @@ def weights_id_of(
     parts = [repr(config), f"torch.{form.dtype}", f"random {seed} {device}" if is_dummy else ""]
     if files.format == "gguf" and form.kept and not is_dummy:
         parts.append(f"blocks of {' '.join(sorted(form.kept))} as they are")
+    if config.quantisation is not None and not is_dummy:
+        kept = " ".join(sorted(form.kept)) or "none"
+        parts.append(f"{config.quantisation!r}, of which {kept} are kept")
     if form.quantised:
         parts.append(f"matrices in blocks of {form.quantised}")
     return _weights_id(parts, [] if is_dummy else _weight_files(files))
@@ -241,7 +272,8 @@ def _cache_key(
             return None
         stamps.append((str(path.absolute()), *_stamp(path), found.st_ctime_ns))
     of_ranks = () if share.size == 1 else (f"rank {share.rank} of {share.size}",)
-    return "\n".join((repr(config), form.dtype, *sorted(form.kept), form.quantised, repr(stamps), *of_ranks))
+    layout = () if config.quantisation is None else (repr(config.quantisation),)
+    return "\n".join((repr(config), *layout, form.dtype, *sorted(form.kept), form.quantised, repr(stamps), *of_ranks))
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

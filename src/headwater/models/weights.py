@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from headwater.devices.device import Array, GatedLinear, Linear, ModelDevice
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor
 from headwater.devices.quantise import can_quantise, quantise
+from headwater.devices.scaled_tensor import ScaledTensor
 from headwater.models.model_files import ModelFileError
 
 # leftovers of old checkpoints; derived from the config instead
@@ -37,7 +39,7 @@ class WeightSource(Protocol):
         """Shape of every tensor of the checkpoint."""
         ...
 
-    def load(self, name: str) -> HostTensor | RandomTensor | PlacedArray:
+    def load(self, name: str) -> HostTensor | ScaledTensor | RandomTensor | PlacedArray:
         """One tensor, in the format of the checkpoint; normally a HostTensor.
 
         The caller may keep it but must not change it.
@@ -70,8 +72,9 @@ class DummyWeights:
 class WeightForm:
     """The formats in which weights are served.
 
-    GGUF blocks of the `kept` formats stay as they are. Other matrices are put in `quantised` blocks if that is one of
-    the `kept` formats; all else becomes `dtype`.
+    GGUF blocks of the `kept` formats stay as they are, and so do codes with scales (ScaledTensor), or they become
+    blocks of one of these formats. Other matrices are put in `quantised` blocks if that is one of the `kept` formats;
+    all else becomes `dtype`.
     """
 
     dtype: str
@@ -115,7 +118,7 @@ class PlacedWeights:
     """The tensors of a source as arrays and layers of a device (LayerSource).
 
     `num_bytes` counts the tensors that were loaded. `parts` holds what was handed out: arrays under their names, and
-    layers under that of their first matrix.
+    layers under that of their first matrix. `widened` counts quantised matrices that became plain numbers, by format.
     """
 
     def __init__(self, source: WeightSource, device: ModelDevice, form: WeightForm) -> None:
@@ -124,6 +127,7 @@ class PlacedWeights:
         self._form = form
         self.num_bytes = 0
         self.parts: dict[str, Any] = {}
+        self.widened: Counter[str] = Counter()
 
     def load(self, name: str) -> Array:
         self.parts[name] = array = self._place(name)
@@ -146,12 +150,22 @@ class PlacedWeights:
         weight = self._source.load(name)
         if isinstance(weight, PlacedArray):
             return weight.array
+        if isinstance(weight, ScaledTensor):
+            weight = self._of_codes(weight)
         weight = self._quantised(weight)
         if isinstance(weight, HostTensor) and weight.format in self._form.kept:
             self.num_bytes += weight.nbytes
             return self._device.place(weight, form=weight.format)
         self.num_bytes += math.prod(weight.shape) * STORAGE_TYPES[self._form.dtype].itemsize
         return self._device.place(weight, form=self._form.dtype)
+
+    def _of_codes(self, weight: ScaledTensor) -> HostTensor:
+        """In blocks that are served with the same numbers, else as plain numbers."""
+        blocks = weight.to_blocks() if self._form.kept else None
+        if blocks is not None and blocks.format in self._form.kept:
+            return blocks
+        self.widened[weight.format] += 1
+        return weight.astype(self._form.dtype)
 
     def _quantised(self, weight: HostTensor | RandomTensor) -> HostTensor | RandomTensor:
         form = self._form.quantised

@@ -5,17 +5,23 @@ from pathlib import Path
 from typing import Any
 
 from headwater.devices.host_tensor import HostTensor
+from headwater.devices.safetensors_header import StoredTensor
 from headwater.models.model_files import ModelFileError, is_there, read_json_object
 from headwater.models.safetensors_file import SafetensorsFile
 
 INDEX_NAME = "model.safetensors.index.json"
-_DTYPES = ("F64", "F32", "F16", "BF16")
+PLAIN_TYPES = ("F64", "F32", "F16", "BF16")
 
 
 class SafetensorsWeights:
-    """The tensors of `files`. A tensor in two files is an error: it is ambiguous, unless the last file counts."""
+    """The tensors of `files`. A tensor in two files is an error: it is ambiguous, unless the last file counts.
 
-    def __init__(self, files: Sequence[Path], *, last_counts: bool = False) -> None:
+    Their types must be among `dtypes`, in the words of safetensors.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], *, last_counts: bool = False, dtypes: Sequence[str] = PLAIN_TYPES
+    ) -> None:
         self.place = files[0] if len(files) == 1 else files[0].parent
         self._files: dict[str, SafetensorsFile] = {}
         for file in map(SafetensorsFile, files):
@@ -23,15 +29,17 @@ class SafetensorsWeights:
                 if name in self._files and not last_counts:
                     other = self._files[name].path.name
                     raise ModelFileError(file.path, f"tensor {name!r} is in both {other} and {file.path.name}")
-                if stored.dtype not in _DTYPES:
-                    raise ModelFileError(
-                        file.path,
-                        f"tensor {name!r} is of type {stored.dtype}; weights are read of {', '.join(_DTYPES)}",
-                    )
+                if stored.dtype not in dtypes:
+                    reason = f"tensor {name!r} is of type {stored.dtype}; weights are read of {', '.join(dtypes)}"
+                    raise ModelFileError(file.path, reason)
                 self._files[name] = file
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: file.tensors[name].shape for name, file in self._files.items()}
+        return {name: stored.shape for name, stored in self.stored().items()}
+
+    def stored(self) -> Mapping[str, StoredTensor]:
+        """Type, shape and place in its file of every tensor."""
+        return {name: file.tensors[name] for name, file in self._files.items()}
 
     def file_of(self, name: str) -> SafetensorsFile:
         return self._files[name]

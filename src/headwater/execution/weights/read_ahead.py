@@ -9,11 +9,12 @@ from pathlib import Path
 from types import TracebackType
 
 from headwater.devices.host_tensor import HostTensor, RandomTensor
+from headwater.devices.scaled_tensor import ScaledTensor
 from headwater.models.weights import PlacedArray, WeightSource
 
 _NUM_THREADS = 8
 _WINDOW = 16  # tensors that are read and not used yet, at most
-Read = HostTensor | RandomTensor | PlacedArray
+Read = HostTensor | ScaledTensor | RandomTensor | PlacedArray
 
 
 class ReadAhead:

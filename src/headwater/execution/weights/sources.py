@@ -9,6 +9,7 @@ import numpy as np
 
 from headwater.devices.device import ModelDevice
 from headwater.devices.host_tensor import HostTensor, RandomTensor
+from headwater.devices.scaled_tensor import ScaledTensor
 from headwater.models.config import ModelConfig
 from headwater.models.decoder import Base, DecoderModel
 from headwater.models.model_files import ModelFileError
@@ -73,7 +74,7 @@ class Overlay:
         own = self._own if self._model is not None else {}
         return {**own, **{name: source.shapes()[name] for name, source in self._newest.items()}}
 
-    def load(self, name: str) -> HostTensor | RandomTensor | PlacedArray:
+    def load(self, name: str) -> HostTensor | ScaledTensor | RandomTensor | PlacedArray:
         if self.abandoned.is_set():
             raise Abandoned
         source = self._newest.get(name)

@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from headwater.devices.host_tensor import HostTensor, RandomTensor
 from headwater.devices.rank_group import RankGroup
+from headwater.devices.scaled_tensor import ScaledTensor
 from headwater.models.config import ModelConfig
 
 Floats = npt.NDArray[np.float32]
+Whole = HostTensor | ScaledTensor | RandomTensor
 _MOST_IMBALANCE = 1.25  # the largest share of an uneven cut against an even one
 _COLUMN_UNITS = (256, 32, 16, 2, 1)  # blocks of GGUF's formats first
 _TOKEN_UNITS = (64, 16, 1)
@@ -58,7 +60,7 @@ class ModelShare:
         start, stop = (rank * num_units // self.size * unit for rank in (self.rank, self.rank + 1))
         return range(start, min(stop, total))
 
-    def cut(self, name: str, weight: HostTensor | RandomTensor, config: ModelConfig) -> HostTensor | RandomTensor:
+    def cut(self, name: str, weight: Whole, config: ModelConfig) -> Whole:
         """Its part of one parameter, a view where possible. ValueError if that would cut through a quantised block.
 
         Biases that are added after a sum over ranks belong to rank 0; the others get zeros.
@@ -144,5 +146,5 @@ def _features(heads: range, config: ModelConfig) -> range:
     return range(heads.start * config.head_dim, heads.stop * config.head_dim)
 
 
-def _rows(weight: HostTensor | RandomTensor, rows: range) -> HostTensor | RandomTensor:
+def _rows(weight: Whole, rows: range) -> Whole:
     return weight.rows(rows.start, rows.stop)

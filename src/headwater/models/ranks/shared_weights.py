@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from headwater.devices.host_tensor import HostTensor, RandomTensor
+from headwater.devices.scaled_tensor import ScaledTensor
 from headwater.models.config import ModelConfig
 from headwater.models.ranks.share import ModelShare
 from headwater.models.weights import PlacedArray, WeightSource
@@ -30,7 +31,7 @@ class ShareOfWeights:
         """Shapes of the whole tensors."""
         return self._source.shapes()
 
-    def load(self, name: str) -> HostTensor | RandomTensor | PlacedArray:
+    def load(self, name: str) -> HostTensor | ScaledTensor | RandomTensor | PlacedArray:
         weight = self._source.load(name)
         if isinstance(weight, PlacedArray):
             return weight

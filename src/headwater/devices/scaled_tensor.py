@@ -1,0 +1,197 @@
+"""Matrices of 4-bit or 8-bit codes with a scale for each tile, as quantised checkpoints hold them. numpy alone.
+
+A number is (code - zero) * scale. A tile is some outputs by some inputs: a part of a row (int4), a whole row, a square
+(DeepSeek's float8) or all of the matrix.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from headwater.devices.host_tensor import HostTensor
+from headwater.devices.number_formats import STORAGE_TYPES, narrow, widen
+
+Codes = Literal["int4", "int8", "float8_e4m3fn"]
+BLOCK = 32  # of GGUF's Q4_0, Q4_1 and Q8_0
+MIDDLE = 8  # the zero of int4 codes where none is given
+_HALF_ROUNDING = 2.0**-11  # float16: the largest relative error of a normal number
+_NUMBERS_AT_ONCE = 1 << 20  # temporary arrays of a conversion stay small beside the tensor
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScaledTensor:
+    """A matrix [out, in]. The holder may keep it but must not change it.
+
+    `codes`: int4 uint8[out, in / 2], each byte an even input in its low bits and the next one in its high bits;
+    int8 int8[out, in]; float8_e4m3fn uint8[out, in], the bits. `tile`: the outputs and the inputs that share a scale.
+    `scales`: float32[tiles of outputs, tiles of inputs]; the last tiles may be smaller. `zeros`: int16 like `scales`,
+    or None: 8 for int4, else 0. `order`: int[in], if column i of the codes is that of input order[i].
+    """
+
+    format: Codes
+    shape: tuple[int, int]
+    codes: npt.NDArray
+    scales: Floats
+    tile: tuple[int, int]
+    zeros: npt.NDArray[np.int16] | None = None
+    order: npt.NDArray[np.intp] | None = None
+
+    def __post_init__(self) -> None:
+        (num_rows, num_columns), (high, wide) = self.shape, self.tile
+        assert self.codes.dtype == (np.int8 if self.format == "int8" else np.uint8)
+        assert self.codes.shape == (num_rows, num_columns // 2 if self.format == "int4" else num_columns)
+        assert self.scales.dtype == np.float32 and self.scales.shape == (-(-num_rows // high), -(-num_columns // wide))
+        assert self.zeros is None or self.zeros.shape == self.scales.shape
+        assert self.format != "float8_e4m3fn" or self.zeros is None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, of 16-bit scales and of 8-bit zeros."""
+        return self.codes.nbytes + self.scales.size * (2 if self.zeros is None else 3)
+
+    def to_float32(self) -> Floats:
+        """The numbers, float32[out, in]."""
+        return self._converted(lambda part: part, np.dtype(np.float32))
+
+    def astype(self, name: str) -> HostTensor:
+        """The numbers as float32, bfloat16 or float16, rounded to the nearest, ties to even."""
+        numbers = self._converted(lambda part: narrow(part, name), STORAGE_TYPES[name])
+        return HostTensor(name, self.shape, numbers)
+
+    def rows(self, start: int, stop: int) -> "ScaledTensor":
+        """Outputs [start, stop)."""
+        high, wide = self.tile
+        fine = math.gcd(start, stop, high) if stop < self.shape[0] else math.gcd(start, high)
+        cut = slice(start // fine, -(-stop // fine))
+        scales, zeros = (self._finer(values, high // fine, axis=0, cut=cut) for values in (self.scales, self.zeros))
+        assert scales is not None
+        shape = (stop - start, self.shape[1])
+        return replace(self, shape=shape, codes=self.codes[start:stop], scales=scales, zeros=zeros, tile=(fine, wide))
+
+    def columns(self, start: int, stop: int) -> "ScaledTensor":
+        """Inputs [start, stop). ValueError if the codes cannot be cut there."""
+        if self.order is not None:
+            raise ValueError("its groups of inputs are in the order of activations (desc_act) and cannot be cut")
+        per_byte = 2 if self.format == "int4" else 1
+        if start % per_byte or stop % per_byte:
+            raise ValueError(f"its codes of 4 bits cannot be cut at {start} and {stop}")
+        high, wide = self.tile
+        fine = math.gcd(start, stop, wide) if stop < self.shape[1] else math.gcd(start, wide)
+        cut = slice(start // fine, -(-stop // fine))
+        scales, zeros = (self._finer(values, wide // fine, axis=1, cut=cut) for values in (self.scales, self.zeros))
+        assert scales is not None
+        codes = self.codes[:, start // per_byte : stop // per_byte]
+        return replace(
+            self, shape=(self.shape[0], stop - start), codes=codes, scales=scales, zeros=zeros, tile=(high, fine)
+        )
+
+    def to_blocks(self) -> HostTensor | None:
+        """The same numbers in GGUF's blocks of 32: Q4_0, Q4_1 or Q8_0. None if the blocks cannot hold them.
+
+        Scales become float16, and so does the product of zero and scale that Q4_1 holds, with relative errors up to
+        2^-11: what checkpoints hold as float16, and nearly all bfloat16 numbers, stay exact. Codes are moved.
+        """
+        (num_rows, num_columns), (high, wide) = self.shape, self.tile
+        is_integer = self.format == "int4" or (self.format == "int8" and self.zeros is None)
+        if not is_integer or self.order is not None or num_columns % BLOCK:
+            return None
+        if wide % BLOCK and wide < num_columns:
+            return None
+        num_blocks, per_tile = num_columns // BLOCK, -(-min(wide, num_columns) // BLOCK)
+        halves = [_as_float16(values) for values in self._block_numbers()]
+        if any(values is None for values in halves):
+            return None
+        heads = [
+            np.repeat(np.repeat(values, high, axis=0)[:num_rows], per_tile, axis=1)[:, :num_blocks]
+            for values in halves
+            if values is not None
+        ]
+        head_bytes = 2 * len(heads)
+        code_bytes = BLOCK // 2 if self.format == "int4" else BLOCK
+        out = np.empty((num_rows, num_blocks, head_bytes + code_bytes), dtype=np.uint8)
+        for i, head in enumerate(heads):
+            out[:, :, 2 * i : 2 * i + 2] = np.ascontiguousarray(head).view(np.uint8).reshape(num_rows, num_blocks, 2)
+        for part in _parts(self.shape):
+            codes = self.codes[part].view(np.uint8).reshape(-1, num_blocks, code_bytes)
+            (_move_pairs if self.format == "int4" else _copy)(codes, out[part, :, head_bytes:])
+        name = "Q8_0" if self.format == "int8" else ("Q4_0" if len(heads) == 1 else "Q4_1")
+        return HostTensor(name, self.shape, out.reshape(num_rows, -1))
+
+    def _block_numbers(self) -> list[Floats]:
+        """What blocks hold beside their codes: the scales, and for Q4_1 the smallest numbers."""
+        if self.zeros is None or (self.zeros == MIDDLE).all():
+            return [self.scales]
+        return [self.scales, -self.zeros.astype(np.float32) * self.scales]
+
+    def _converted(self, convert: Callable[[Floats], npt.NDArray], to: np.dtype) -> npt.NDArray:
+        out = np.empty(self.shape, dtype=to)
+        for part in _parts(self.shape):
+            found = convert(self._numbers(part))
+            if self.order is None:
+                out[part] = found
+            else:
+                out[part, self.order] = found
+        return out
+
+    def _numbers(self, part: slice) -> Floats:
+        """Some rows in float32, in the order of the codes."""
+        codes = self.codes[part]
+        if self.format == "int4":
+            pairs = np.stack((codes & 15, codes >> 4), axis=-1)
+            numbers = pairs.reshape(len(codes), -1).astype(np.float32)
+        elif self.format == "int8":
+            numbers = codes.astype(np.float32)
+        else:
+            numbers = widen(codes, self.format)
+        zeros = self.zeros
+        if zeros is not None:
+            numbers -= self._spread(zeros, part)
+        elif self.format == "int4":
+            numbers -= np.float32(MIDDLE)
+        numbers *= self._spread(self.scales, part)
+        return numbers
+
+    def _spread(self, values: npt.NDArray, part: slice) -> npt.NDArray:
+        """One value for each number of some rows."""
+        high, wide = self.tile
+        rows = values[np.arange(part.start, part.stop) // high]
+        return rows if rows.shape[1] == 1 else np.repeat(rows, wide, axis=1)[:, : self.shape[1]]
+
+    def _finer(self, values: npt.NDArray | None, times: int, *, axis: int, cut: slice) -> npt.NDArray | None:
+        """A part of the values of smaller tiles."""
+        if values is None:
+            return None
+        fine = values if times == 1 else np.repeat(values, times, axis=axis)
+        return fine[cut] if axis == 0 else fine[:, cut]
+
+
+def _parts(shape: tuple[int, int]) -> list[slice]:
+    """Rows at a time."""
+    step = max(1, _NUMBERS_AT_ONCE // max(1, shape[1]))
+    return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+
+
+def _as_float16(values: Floats) -> npt.NDArray[np.float16] | None:
+    """None if a number would lose more than a rounding: too large, or too small to be a normal number."""
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float16)
+    with np.errstate(invalid="ignore"):
+        is_near = np.abs(found.astype(np.float32) - values) <= np.abs(values) * np.float32(_HALF_ROUNDING)
+    return found if is_near.all() else None
+
+
+def _copy(codes: Bytes, out: Bytes) -> None:
+    out[...] = codes
+
+
+def _move_pairs(codes: Bytes, out: Bytes) -> None:
+    """Pairs of neighbours to GGUF's pairs: byte i holds numbers i and i + 16. uint8[..., 16], both"""
+    first, second = codes[..., : BLOCK // 4], codes[..., BLOCK // 4 :]
+    out[..., 0::2] = (first & 15) | (second << 4)
+    out[..., 1::2] = (first >> 4) | (second & 0xF0)

@@ -1,0 +1,1 @@
+"""Published layouts of quantised weights in safetensors files."""
