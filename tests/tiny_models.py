@@ -13,11 +13,15 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 VOCAB_SIZE = 211
@@ -43,6 +47,7 @@ _LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+_QWEN3_EXPERTS = {"head_dim": 32, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
 _MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True}),
     "llama-biases-mha": (
@@ -65,6 +70,13 @@ _MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         Qwen3Config,
         {"head_dim": 16, "tie_word_embeddings": True, "num_key_value_heads": 1},
     ),
+    "qwen3-moe": (Qwen3MoeForCausalLM, Qwen3MoeConfig, {**_QWEN3_EXPERTS, "norm_topk_prob": True}),
+    "qwen3-moe-some-dense": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig,
+        {**_QWEN3_EXPERTS, "norm_topk_prob": False, "mlp_only_layers": [1], "tie_word_embeddings": True},
+    ),
+    "mixtral": (MixtralForCausalLM, MixtralConfig, {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
 MODEL_NAMES = tuple(_MODELS)
 

@@ -200,7 +200,7 @@ def _prompts(count: int, vocab_size: int) -> list[list[int]]:
     return prompts
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3"])
+@pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3", "qwen3-moe"])
 def told(request, tmp_path_factory) -> tuple[Path, list[list[int]], list[list[int]]]:
     """A model's folder, prompts, and what transformers writes for each."""
     folder = tmp_path_factory.mktemp(request.param)

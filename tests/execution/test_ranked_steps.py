@@ -13,6 +13,7 @@ from headwater.devices.rank_group import RankFailed
 from headwater.execution.cpu_runner import CpuRunner
 from headwater.messages.generation import LogprobParams, SamplingParams
 from headwater.models.config import ModelConfig
+from headwater.models.experts.config import QWEN3_EXPERTS, ExpertsConfig
 from headwater.models.weights import WeightForm
 
 NUM_OUTPUTS = 8
@@ -45,6 +46,9 @@ CONFIGS = {
     "all-optional": tiny_config(),
     "tied": tiny_config(tie_word_embeddings=True, qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm=False),
     "as-the-default-model": tiny_config(num_heads=9, num_kv_heads=3, hidden_size=72, intermediate_size=96),
+    "experts": tiny_config(
+        mlp_bias=False, experts=ExpertsConfig(5, 2, 48, True, QWEN3_EXPERTS.names, dense_layers=(0,)), num_layers=3
+    ),
 }
 
 
@@ -54,6 +58,7 @@ CONFIGS = {
         ("all-optional", 2, True),
         ("all-optional", 4, True),
         ("tied", 2, True),
+        ("experts", 2, True),
         ("as-the-default-model", 3, True),
         ("as-the-default-model", 3, False),  # shares do not depend on what computes
     ],

@@ -274,9 +274,31 @@ def test_a_part_leaves_the_other_layers_packed_as_they_were(store: WeightStore, 
     update(store, other)
     after = store._runner.model
     assert after is not before and after.layers[0].qkv is not before.layers[0].qkv
-    assert after.layers[0].gate_up is before.layers[0].gate_up and after.layers[1].qkv is before.layers[1].qkv
+    assert after.layers[0].mlp == before.layers[0].mlp and after.layers[1].qkv is before.layers[1].qkv
     assert after.head is before.head
     expected[replaced] = tensor.numpy()
+    assert all(np.array_equal(numbers(store, name), values) for name, values in expected.items())
+
+
+def test_a_part_may_be_one_expert(tmp_path: Path) -> None:
+    """The others of its layer keep their numbers, and the other layers and all routers their memory."""
+    make_tiny_model("qwen3-moe-some-dense", tmp_path / "base")
+    device = CpuDevice(num_threads=1)
+    loaded = load_model(resolve_model(str(tmp_path / "base")), device=device, dtype="float32")
+    runner = CpuRunner(loaded, device, layout=loaded.kv_layout(page_size=16), num_pages=8, max_running=2)
+    store = WeightStore(runner, loaded, device=device, checkpoint=Checkpoint(str(tmp_path / "base"), "auto"), seed=0)
+    before = store._runner.model
+    expected = {name: numbers(store, name) for name in before.config.parameter_shapes()}
+    replaced = "model.layers.2.mlp.experts.4.up_proj.weight"
+    other = tmp_path / "expert"
+    other.mkdir()
+    expected[replaced] = expected[replaced] * 2
+    save_file({replaced: torch.from_numpy(expected[replaced])}, other / "model.safetensors", metadata={"format": "pt"})
+    update(store, other)
+    after = store._runner.model
+    assert after.layers[2].mlp.experts is not before.layers[2].mlp.experts
+    assert after.layers[2].mlp.router is before.layers[2].mlp.router
+    assert after.layers[0].mlp.experts is before.layers[0].mlp.experts and after.layers[1].mlp == before.layers[1].mlp
     assert all(np.array_equal(numbers(store, name), values) for name, values in expected.items())
 
 

@@ -61,7 +61,10 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class AdapterShape:
-    """What memory for adapters is sized by: `sites` has the inputs and the outputs of each projection."""
+    """What memory for adapters is sized by: `sites` has the inputs and the outputs of each projection.
+
+    A model whose layers are all of experts has no site in their MLPs.
+    """
 
     num_layers: int
     num_slots: int  # slot 0 included
@@ -113,9 +116,8 @@ def random_adapter(shape: AdapterShape, *, rank: int, seed: int, form: str, scal
     generator = np.random.Generator(np.random.SFC64(seed))
     matrices = {}
     for layer in range(shape.num_layers):
-        for site, projections in SITES.items():
-            num_in, outs = shape.sites[site]
-            for projection, num_out in zip(projections, outs, strict=True):
+        for site, (num_in, outs) in shape.sites.items():
+            for projection, num_out in zip(SITES[site], outs, strict=True):
                 a, b = (
                     HostTensor.of(generator.standard_normal(size, dtype=np.float32) * np.float32(0.02)).astype(form)
                     for size in ((rank, num_in), (num_out, rank))

@@ -66,6 +66,36 @@ class GatedLinear(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Routing:
+    """How a layer of experts chooses: the `per_token` largest logits, of equal ones the lower index first.
+
+    Their weights are a softmax: over the chosen ones if `renormalises`, else over all experts.
+    """
+
+    per_token: int
+    renormalises: bool
+
+
+class Experts(Protocol):
+    """Many gated MLPs, of which each token goes through a few (arXiv 1701.06538): the sum of their results by weight.
+
+    An expert is silu(x Wg^T) * (x Wu^T) Wd^T. The sum runs from a token's heaviest expert to its lightest.
+    """
+
+    def __call__(self, x: Array, logits: Array) -> Array:
+        """x [T, in] and the router's logits float32[T, experts] -> [T, in]."""
+        ...
+
+    def add_to(self, residual: Array, x: Array, logits: Array) -> None:
+        """Add the same to the residual, float32[T, in]."""
+        ...
+
+    def matrix(self, expert: int, which: int) -> Array:
+        """Wg, Wu (0, 1: [inner, in]) or Wd (2: [in, inner]) of one expert: a view or a copy, not to be changed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionGeometry:
     """The shape of a model's attention, the same in every layer."""
 
@@ -165,6 +195,15 @@ class ModelDevice(Protocol):
         gate_bias: Array | None = None,
         up_bias: Array | None = None,
     ) -> GatedLinear: ...
+
+    def pack_experts(
+        self, experts: Iterable[tuple[Array, Array, Array]], *, num_experts: int, routing: Routing
+    ) -> Experts:
+        """A layer out of the gate, up and down of each expert, which are taken one after another.
+
+        ValueError if the experts differ in shape or format.
+        """
+        ...
 
     def rms_norm(self, residual: Array, weight: Array, eps: float) -> Array:
         """float32[T, features] -> [T, features] (arXiv 1910.07467)."""

@@ -70,15 +70,22 @@ def model(name: str | None, speed: MachineSpeed | None) -> Finding:
 
 
 def served_shape(files: ModelFiles) -> ServedShape:
-    """From the files' headers: GGUF blocks as they are if there are kernels for them, all else in 16 bits."""
+    """From the files' headers: GGUF blocks as they are if there are kernels for them, all else in 16 bits.
+
+    Of experts only those count that a token goes through.
+    """
     config = read_config(files)
     if files.gguf is None:
         shapes = config.parameter_shapes()
         if not config.tie_word_embeddings:
             del shapes["model.embed_tokens.weight"]  # one row of it is read
+        active = 1.0 if config.experts is None else config.experts.active_share
         layout = config.quantisation
         sizes = [
-            (math.prod(shape), 2.0 if layout is None else _code_bytes(layout.scheme_of(name.removesuffix(".weight"))))
+            (
+                int(math.prod(shape) * (active if ".experts." in name else 1)),
+                2.0 if layout is None else _code_bytes(layout.scheme_of(name.removesuffix(".weight"))),
+            )
             for name, shape in shapes.items()
             if len(shape) == 2
         ]

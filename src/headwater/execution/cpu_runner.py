@@ -143,7 +143,7 @@ class CpuRunner:
 
     @property
     def packed_weights(self) -> list[PackedWeights]:
-        """The matrices that every step reads whole, packed; none without kernels."""
+        """The matrices that a step of one row reads, packed; none without kernels. Of experts as many as it reads."""
         return self._model_in_place.packed_weights
 
     @property

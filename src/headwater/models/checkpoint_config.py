@@ -8,7 +8,16 @@ from headwater.models.config import ModelConfig, read_hf_config
 from headwater.models.loader import ModelFiles, read_config
 from headwater.models.model_files import ModelFileError, is_there
 
-_COMPARED = ("num_heads", "num_kv_heads", "head_dim", "tie_word_embeddings", "qkv_bias", "o_bias", "mlp_bias")
+_COMPARED = (
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "tie_word_embeddings",
+    "qkv_bias",
+    "o_bias",
+    "mlp_bias",
+    "experts",
+)
 _EQUAL = 1e-4  # relative: GGUF files hold float32, and llama3's frequencies as factors
 
 

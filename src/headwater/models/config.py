@@ -1,11 +1,12 @@
 """A model's config, read before any weight: shapes, rotary embedding, context, end tokens."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from headwater.models.end_tokens import named_end_ids, union, vocabulary_end_ids, within
+from headwater.models.experts.config import ExpertsConfig, read_experts
 from headwater.models.fields import Fields
 from headwater.models.model_files import ModelFileError, is_there, read_json_if_there, read_json_object, without_nulls
 from headwater.models.quantised.quantization_config import read_quantisation
@@ -18,13 +19,14 @@ from headwater.models.vocabulary import Vocabulary, read_folder_vocabulary
 MOST_LAYERS, MOST_VOCABULARY, MOST_FEATURES, MOST_CONTEXT = 1 << 12, 1 << 24, 1 << 20, 1 << 28
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ModelConfig:
-    """A dense decoder-only transformer with rotary positions, RMSNorm and a gated SiLU MLP.
+    """A decoder-only transformer with rotary positions, RMSNorm and gated SiLU MLPs, or experts in place of them.
 
     Sizes are counts of features, heads or tokens. The biases and `qk_norm` say which optional parameters the
     checkpoint holds. `max_context` counts prompt and output together. The `repr` names what decides the KV: it is part
-    of `weights_id`.
+    of `weights_id`. Fields behind `eos_token_ids` are in it only where they are not the default, so that a model keeps
+    its identity when others get new fields.
     """
 
     architecture: str  # the Hugging Face class name
@@ -46,6 +48,10 @@ class ModelConfig:
     window: int | None = None  # the most tokens that some layer sees, if fewer than max_context
     eos_token_ids: tuple[int, ...] = field(default=(), repr=False)  # they change no KV
     quantisation: Quantisation | None = field(default=None, repr=False)  # named in `weights_id` by itself
+    experts: ExpertsConfig | None = None
+
+    def __repr__(self) -> str:
+        return brief_repr(self, last="eos_token_ids")
 
     def __post_init__(self) -> None:
         for name in (
@@ -94,6 +100,9 @@ class ModelConfig:
             if self.o_bias:
                 shapes[layer + "self_attn.o_proj.bias"] = (hidden,)
             shapes[layer + "post_attention_layernorm.weight"] = (hidden,)
+            if self.experts is not None and index not in self.experts.dense_layers:
+                shapes.update(self.experts.shapes(index, hidden))
+                continue
             for name, shape in (
                 ("gate", (inner, hidden)),
                 ("up", (inner, hidden)),
@@ -106,6 +115,17 @@ class ModelConfig:
         if not self.tie_word_embeddings:
             shapes["lm_head.weight"] = (self.vocab_size, hidden)
         return shapes
+
+
+def brief_repr(config: Any, *, last: str) -> str:
+    """The `repr` of a dataclass, without fields behind `last` that have their default value."""
+    shown, is_old = [], True
+    for each in fields(config):
+        value = getattr(config, each.name)
+        if each.repr and (is_old or value != each.default):
+            shown.append(f"{each.name}={value!r}")
+        is_old = is_old and each.name != last
+    return f"{type(config).__name__}({', '.join(shown)})"
 
 
 def read_hf_config(folder: Path, *, architecture: str | None = None) -> ModelConfig:
@@ -152,6 +172,7 @@ def parse_hf_config(
         raise fields.refuse(f"the context of {max_context} tokens is out of range: at most {MOST_CONTEXT}")
     num_heads = fields.integer("num_attention_heads", high=MOST_FEATURES)
     hidden_size = fields.integer("hidden_size", high=MOST_FEATURES)
+    num_layers = fields.integer("num_hidden_layers", high=MOST_LAYERS)
     vocab_size = fields.integer("vocab_size", high=MOST_VOCABULARY)
     ends = Fields(without_nulls(generation), source=f"{place}generation_config.json")
     known = vocabulary or Vocabulary()
@@ -162,7 +183,7 @@ def parse_hf_config(
             vocab_size=vocab_size,
             hidden_size=hidden_size,
             intermediate_size=fields.integer("intermediate_size", high=MOST_FEATURES),
-            num_layers=fields.integer("num_hidden_layers", high=MOST_LAYERS),
+            num_layers=num_layers,
             num_heads=num_heads,
             num_kv_heads=fields.integer("num_key_value_heads", num_heads, high=MOST_FEATURES),
             head_dim=fields.integer("head_dim", max(hidden_size // num_heads, 1), high=MOST_FEATURES),
@@ -177,6 +198,7 @@ def parse_hf_config(
             window=family.window_of(fields, max_context),
             eos_token_ids=union(*named, within(vocabulary_end_ids(known), vocab_size=vocab_size)),
             quantisation=read_quantisation(fields),
+            experts=None if family.experts is None else read_experts(fields, family.experts, num_layers=num_layers),
         )
     except ModelFileError:
         raise

@@ -7,6 +7,7 @@ a GPU's hold numbers, a CPU's stand for those of the steps to come (cpu/program.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from headwater.devices.adapters import StepAdapters
 from headwater.devices.device import (
@@ -16,11 +17,16 @@ from headwater.devices.device import (
     Linear,
     ModelDevice,
     RotaryAngles,
+    Routing,
     StepAttention,
 )
 from headwater.models.config import ModelConfig
+from headwater.models.experts.config import ExpertsConfig
+from headwater.models.experts.mlp import DenseMlp, ExpertsMlp, Mlp
 from headwater.models.ranks.share import ModelShare
 from headwater.models.weights import LayerSource
+
+_BEFORE_MLP = ("input_layernorm", "self_attn", "post_attention_layernorm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +39,7 @@ class DecoderLayer:
     k_norm: Array | None
     o: Linear
     post_attention_norm: Array
-    gate_up: GatedLinear
-    down: Linear
+    mlp: Mlp
 
 
 class DecoderModel:
@@ -54,6 +59,7 @@ class DecoderModel:
         head: Linear,
     ) -> None:
         self.config = config
+        self._names = frozenset(config.parameter_shapes())
         self.share = share = ModelShare.of(device.ranks)
         self.geometry = AttentionGeometry(
             num_heads=len(share.heads(config)),
@@ -89,9 +95,20 @@ class DecoderModel:
             x = attention(qkv, index, layer.q_norm, layer.k_norm)
             self._add("o", index, layer.o, residual=residual, x=x, adapters=adapters)
             x = device.rms_norm(residual, layer.post_attention_norm, eps)
-            x = layer.gate_up(x) if adapters is None else adapters.gated(index, layer.gate_up, x)
-            self._add("down", index, layer.down, residual=residual, x=x, adapters=adapters)
+            if isinstance(layer.mlp, ExpertsMlp):
+                self._add_experts(layer.mlp, residual, x)
+                continue
+            gate_up = layer.mlp.gate_up
+            x = gate_up(x) if adapters is None else adapters.gated(index, gate_up, x)
+            self._add("down", index, layer.mlp.down, residual=residual, x=x, adapters=adapters)
         return residual
+
+    def _add_experts(self, mlp: ExpertsMlp, residual: Array, x: Array) -> None:
+        """Adapters of experts are refused when they are loaded."""
+        if self.share.size == 1:
+            mlp.add_to(residual, x)
+        else:
+            self._device.add_reduced(residual, mlp(x))
 
     def _add(
         self, site: str, index: int, linear: Linear, *, residual: Array, x: Array, adapters: StepAdapters | None
@@ -126,8 +143,12 @@ class DecoderModel:
 
         The caller must not change it.
         """
-        if name in self.config.parameter_shapes():
+        if name in self._names:
             parts = name.split(".")
+            mlp = self.layers[int(parts[2])].mlp if "layers" in parts else None
+            if isinstance(mlp, ExpertsMlp) and parts[3] not in _BEFORE_MLP:
+                assert self.config.experts is not None
+                return mlp.get_by_name(self.config.experts, name)
             found = self._layer_parameters(int(parts[2]), parts[3]) if "layers" in parts else self._outer_parameters()
             for parameter, array in found:
                 if parameter == name:
@@ -139,7 +160,7 @@ class DecoderModel:
         outer = self._outer_parameters()
         yield next(outer)
         for index in range(len(self.layers)):
-            for block in ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp"):
+            for block in (*_BEFORE_MLP, "mlp"):
                 yield from self._layer_parameters(index, block)
         yield from outer
 
@@ -164,9 +185,12 @@ class DecoderModel:
                 yield prefix + "q_norm.weight", layer.q_norm
                 yield prefix + "k_norm.weight", layer.k_norm
             yield from _named(prefix, layer.o, ("o_proj",))
+        elif isinstance(layer.mlp, ExpertsMlp):
+            assert self.config.experts is not None
+            yield from layer.mlp.iter_named(self.config.experts, index)
         else:
-            yield from _named(prefix, layer.gate_up, ("gate_proj", "up_proj"))
-            yield from _named(prefix, layer.down, ("down_proj",))
+            yield from _named(prefix, layer.mlp.gate_up, ("gate_proj", "up_proj"))
+            yield from _named(prefix, layer.mlp.down, ("down_proj",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +218,8 @@ class _Builder:
     def layer(self, index: int) -> DecoderLayer:
         config, load, linear = self._config, self._source.load, self._linear
         prefix = f"model.layers.{index}."
-        attn, mlp = prefix + "self_attn.", prefix + "mlp."
-        qkv, gate_up = [f"{attn}{name}_proj" for name in "qkv"], [f"{mlp}{name}_proj" for name in ("gate", "up")]
+        attn = prefix + "self_attn."
+        qkv = [f"{attn}{name}_proj" for name in "qkv"]
         return DecoderLayer(
             input_norm=load(prefix + "input_layernorm.weight"),
             qkv=linear(qkv, lambda model: model.layers[index].qkv, has_bias=config.qkv_bias),
@@ -203,9 +227,30 @@ class _Builder:
             k_norm=load(attn + "k_norm.weight") if config.qk_norm else None,
             o=linear([attn + "o_proj"], lambda model: model.layers[index].o, has_bias=config.o_bias),
             post_attention_norm=load(prefix + "post_attention_layernorm.weight"),
-            gate_up=self._gated_linear(gate_up, lambda model: model.layers[index].gate_up),
-            down=linear([mlp + "down_proj"], lambda model: model.layers[index].down, has_bias=config.mlp_bias),
+            mlp=self._mlp(index),
         )
+
+    def _mlp(self, index: int) -> Mlp:
+        config = self._config
+        if config.experts is not None and index not in config.experts.dense_layers:
+            return self._experts(index, config.experts)
+        mlp = f"model.layers.{index}.mlp."
+        gate_up, down = [mlp + "gate_proj", mlp + "up_proj"], [mlp + "down_proj"]
+        return DenseMlp(
+            gate_up=self._gated_linear(gate_up, lambda model: _mlp_of(model, index, DenseMlp).gate_up),
+            down=self._linear(down, lambda model: _mlp_of(model, index, DenseMlp).down, has_bias=config.mlp_bias),
+        )
+
+    def _experts(self, index: int, experts: ExpertsConfig) -> ExpertsMlp:
+        """The router is never quantised: it is small, and a token that goes to other experts is another token."""
+        router, matrices = experts.router(index), experts.matrices(index)
+        base = self._base
+        if base is not None and base.keeps([name for each in matrices for name in each]):
+            packed = _mlp_of(base.model, index, ExpertsMlp).experts
+        else:
+            packed = self._source.experts(matrices, Routing(experts.per_token, experts.renormalises))
+        of_base = None if base is None or not base.keeps([router]) else _mlp_of(base.model, index, ExpertsMlp).router
+        return ExpertsMlp(of_base or self._source.linear([router], stays_plain=True), packed)
 
     def embedding(self) -> Linear:
         return self._linear(["model.embed_tokens"], lambda model: model.embedding)
@@ -229,6 +274,16 @@ class _Builder:
         if self._base is not None and self._base.keeps(names):
             return of_base(self._base.model)
         return self._source.gated_linear(names, has_bias=self._config.mlp_bias)
+
+
+_AnyMlp = TypeVar("_AnyMlp", DenseMlp, ExpertsMlp)
+
+
+def _mlp_of(model: DecoderModel, index: int, kind: type[_AnyMlp]) -> _AnyMlp:
+    """The MLP of a layer of a model of the same config."""
+    mlp = model.layers[index].mlp
+    assert isinstance(mlp, kind)
+    return mlp
 
 
 def build_decoder(

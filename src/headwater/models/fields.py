@@ -67,6 +67,15 @@ class Fields:
             raise self.refuse(f"{key} must be a list of strings, found {_short(value)}")
         return value
 
+    def integers(self, key: str, *, low: int = 0, high: int = _MOST) -> list[int]:
+        """A list of integers; empty if absent."""
+        value = self._values.get(key, [])
+        if not isinstance(value, list) or not all(
+            isinstance(each, int) and not isinstance(each, bool) and low <= each <= high for each in value
+        ):
+            raise self.refuse(f"{key} must be a list of integers from {low} to {high}, found {_short(value)}")
+        return value
+
     def inner(self, key: str) -> "Fields":
         """The object under `key`; an empty one if absent."""
         value = self._values.get(key, {})

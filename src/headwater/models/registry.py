@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from headwater.models.experts.config import MIXTRAL_EXPERTS, QWEN3_EXPERTS, ExpertFamily
 from headwater.models.fields import Fields
 
 
@@ -22,6 +23,7 @@ class Family:
     qk_norm: bool = False
     sliding_window_switch: str | None = None  # the config key that turns `sliding_window` on; None: always on
     gguf_permutes_qk: bool = False  # llama.cpp stores q and k with rotary pairs interleaved
+    experts: ExpertFamily | None = None
 
     def has_qkv_bias(self, fields: Fields) -> bool:
         return fields.flag("attention_bias", False) if self.qkv_bias == "config" else self.qkv_bias
@@ -77,6 +79,22 @@ FAMILIES = (
         o_bias="config",
         qk_norm=True,
         sliding_window_switch="use_sliding_window",
+    ),
+    Family(
+        name="qwen3-moe",
+        architectures=("Qwen3MoeForCausalLM",),
+        gguf_architectures=(),
+        qkv_bias="config",
+        o_bias="config",
+        qk_norm=True,
+        sliding_window_switch="use_sliding_window",
+        experts=QWEN3_EXPERTS,
+    ),
+    Family(
+        name="mixtral",
+        architectures=("MixtralForCausalLM",),
+        gguf_architectures=(),
+        experts=MIXTRAL_EXPERTS,
     ),
 )
 

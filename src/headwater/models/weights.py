@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from headwater.devices.device import Array, GatedLinear, Linear, ModelDevice
+from headwater.devices.device import Array, Experts, GatedLinear, Linear, ModelDevice, Routing
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor
 from headwater.devices.quantise import can_quantise, quantise
 from headwater.devices.scaled_tensor import ScaledTensor
@@ -91,9 +91,15 @@ class LayerSource(Protocol):
         """A tensor that is no part of a linear layer."""
         ...
 
-    def linear(self, names: Sequence[str], *, has_bias: bool = False) -> Linear: ...
+    def linear(self, names: Sequence[str], *, has_bias: bool = False, stays_plain: bool = False) -> Linear:
+        """`stays_plain`: the matrices are not quantised, whatever the form."""
+        ...
 
     def gated_linear(self, names: Sequence[str], *, has_bias: bool = False) -> GatedLinear: ...
+
+    def experts(self, names: Sequence[Sequence[str]], routing: Routing) -> Experts:
+        """`names`: gate, up and down of each expert."""
+        ...
 
 
 class StoredLayers(LayerSource, Protocol):
@@ -133,9 +139,10 @@ class PlacedWeights:
         self.parts[name] = array = self._place(name)
         return array
 
-    def linear(self, names: Sequence[str], *, has_bias: bool = False) -> Linear:
+    def linear(self, names: Sequence[str], *, has_bias: bool = False, stays_plain: bool = False) -> Linear:
         biases = [self._place(name + ".bias") for name in names] if has_bias else None
-        layer = self._device.pack_linear([self._place(name + ".weight") for name in names], biases)
+        weights = [self._place(name + ".weight", stays_plain=stays_plain) for name in names]
+        layer = self._device.pack_linear(weights, biases)
         self.parts[names[0]] = layer
         return layer
 
@@ -146,13 +153,27 @@ class PlacedWeights:
         self.parts[names[0]] = layer
         return layer
 
-    def _place(self, name: str) -> Array:
+    def experts(self, names: Sequence[Sequence[str]], routing: Routing) -> Experts:
+        def placed() -> Iterator[tuple[Array, Array, Array]]:
+            for gate, up, down in names:
+                yield self._place(gate + ".weight"), self._place(up + ".weight"), self._place(down + ".weight")
+
+        try:
+            layer = self._device.pack_experts(placed(), num_experts=len(names), routing=routing)
+        except ModelFileError:
+            raise
+        except ValueError as error:
+            raise ModelFileError(self._source.place, f"{names[0][0]!r} and the experts beside it: {error}") from None
+        self.parts[names[0][0]] = layer
+        return layer
+
+    def _place(self, name: str, *, stays_plain: bool = False) -> Array:
         weight = self._source.load(name)
         if isinstance(weight, PlacedArray):
             return weight.array
         if isinstance(weight, ScaledTensor):
             weight = self._of_codes(weight)
-        weight = self._quantised(weight)
+        weight = weight if stays_plain else self._quantised(weight)
         if isinstance(weight, HostTensor) and weight.format in self._form.kept:
             self.num_bytes += weight.nbytes
             return self._device.place(weight, form=weight.format)

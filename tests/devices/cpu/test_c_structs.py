@@ -8,6 +8,7 @@ import pytest
 from headwater.devices.cpu import attention_kernels, kernel_library, linear_kernels
 from headwater.devices.cpu.adapters import memory as adapter_memory
 from headwater.devices.cpu.adapters import recorded as recorded_adapters
+from headwater.devices.cpu.experts import jobs as expert_jobs
 from headwater.devices.cpu.kernel_build import SOURCES
 from headwater.devices.cpu.ranks import group as rank_group
 from headwater.devices.cpu.ranks import ops as rank_ops
@@ -17,6 +18,7 @@ MODULES = (
     adapter_memory,
     recorded_adapters,
     attention_kernels,
+    expert_jobs,
     kernel_library,
     linear_kernels,
     rank_group,
@@ -47,7 +49,9 @@ def fields_in_c(name: str) -> list[tuple[str, type]]:
         declared = re.fullmatch(r"\s*(?:const )?(\w+) (.*)", line, flags=re.S)
         assert declared, line
         for one in declared[2].split(","):
-            kind = ctypes.c_void_p if "*" in one else C_TYPES[declared[1]]
+            kind = (
+                ctypes.c_void_p if "*" in one else C_TYPES.get(declared[1], getattr(linear_kernels, declared[1], None))
+            )
             fields.append((one.replace("*", "").strip(), kind))
     return fields
 

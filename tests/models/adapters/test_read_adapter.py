@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.numpy import save_file
 from headwater.devices.adapters import Adapter
 from headwater.models.adapters.adapter import find_adapter, read_adapter
 from headwater.models.config import ModelConfig, parse_hf_config
+from headwater.models.experts.config import QWEN3_EXPERTS, ExpertsConfig
 from headwater.models.model_files import ModelFileError
 
 CONFIG: ModelConfig = parse_hf_config(
@@ -134,6 +136,24 @@ def test_tensors_that_would_be_ignored_are_refused(tmp_path: Path, extra: str, w
     with pytest.raises(ModelFileError) as refused:
         read(save(tmp_path, found))
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["mlp.experts.3.gate_proj", "mlp.gate"])
+def test_an_adapter_of_experts_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    """It would be taken for one of the layer's MLP."""
+    experts = ExpertsConfig(4, 2, 24, renormalises=True, names=QWEN3_EXPERTS.names)
+    module = f"model.layers.0.{name}"
+    shape = {"mlp.gate": (4, 16)}.get(name, (24, 16))
+    pair = {f"base_model.model.{module}.lora_A.weight": np.zeros((4, 16), dtype=np.float32)}
+    pair[f"base_model.model.{module}.lora_B.weight"] = np.zeros((shape[0], 4), dtype=np.float32)
+    attention = {key: value for key, value in tensors().items() if "self_attn" in key}
+    folder, served = save(tmp_path / "a", attention, target_modules=[]), replace(CONFIG, experts=experts)
+    assert set(read_adapter(folder, served, max_rank=8, form="float32").matrices) == {
+        (layer, name) for layer in (0, 1) for name in ("q", "v")
+    }
+    folder = save(tmp_path / "b", attention | pair, target_modules=[])
+    with pytest.raises(ModelFileError, match=f"adapts '{module}'.*(not supported)"):
+        read_adapter(folder, served, max_rank=8, form="float32")
 
 
 def test_half_a_pair_is_refused(tmp_path: Path) -> None:

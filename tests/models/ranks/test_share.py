@@ -1,7 +1,9 @@
 """What each rank holds of a model: together all of it, nothing twice but KV heads where there are too few."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,15 +17,21 @@ from headwater.devices.cpu.ranks.segment import RankSegment
 from headwater.devices.host_tensor import HostTensor
 from headwater.devices.quantise import quantise
 from headwater.models.config import ModelConfig
+from headwater.models.experts.config import MIXTRAL_EXPERTS, ExpertsConfig
 from headwater.models.loader import LoadedModel, load_model, read_config, resolve_model
 from headwater.models.ranks.share import ModelShare, check_tp_size, join
 from headwater.models.rope import RopeConfig
 
+EXPERTS = ExpertsConfig(
+    num_experts=3, per_token=2, intermediate_size=48, renormalises=True, names=MIXTRAL_EXPERTS.names, dense_layers=(1,)
+)
 
-def _config(**changes: int) -> ModelConfig:
-    sizes = {"vocab_size": 211, "hidden_size": 32, "intermediate_size": 112, "num_heads": 4, "num_kv_heads": 2}
+
+def _config(**changes: Any) -> ModelConfig:
+    sizes = {"vocab_size": 211, "hidden_size": 32, "intermediate_size": 112, "num_heads": 4, "num_kv_heads": 2,
+             "num_layers": 1}  # fmt: skip
     return ModelConfig(
-        architecture="LlamaForCausalLM", num_layers=1, head_dim=8, rope=RopeConfig(theta=500.0), norm_eps=1e-5,
+        architecture="LlamaForCausalLM", head_dim=8, rope=RopeConfig(theta=500.0), norm_eps=1e-5,
         tie_word_embeddings=True, qkv_bias=False, o_bias=True, mlp_bias=False, qk_norm=False, max_context=64,
         **(sizes | changes),
     )  # fmt: skip
@@ -37,9 +45,7 @@ def _config(**changes: int) -> ModelConfig:
     vocab=st.integers(12, 5000),
 )
 def test_the_ranks_have_everything_once(group: int, kv_heads: int, size: int, inner: int, vocab: int) -> None:
-    config = _config(
-        num_heads=group * kv_heads, num_kv_heads=kv_heads, intermediate_size=inner, vocab_size=vocab
-    )
+    config = _config(num_heads=group * kv_heads, num_kv_heads=kv_heads, intermediate_size=inner, vocab_size=vocab)
     try:
         check_tp_size(config, size)
     except ValueError:
@@ -66,6 +72,7 @@ def test_the_ranks_have_everything_once(group: int, kv_heads: int, size: int, in
         (_config(num_heads=12, num_kv_heads=4), 6, "--tp-size 6 does not fit the model's 4 KV heads"),
         (_config(), 0, "--tp-size must be at least 1, found 0"),
         (_config(intermediate_size=3), 4, "--tp-size 4 is more than the model's 3 MLP columns"),
+        (_config(experts=replace(EXPERTS, intermediate_size=3)), 4, "--tp-size 4 is more than the model's 3 MLP col"),
     ],
 )
 def test_a_size_that_does_not_fit_is_refused(config: ModelConfig, size: int, words: str) -> None:
@@ -143,11 +150,16 @@ def test_a_size_is_refused_before_weights_are_read(folder: Path) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("num_rows", [3, 1000])
-def test_parameters_are_put_together_from_the_parts_of_ranks(size: int, num_rows: int) -> None:
+@pytest.mark.parametrize("experts", [None, EXPERTS])
+def test_parameters_are_put_together_from_the_parts_of_ranks(
+    size: int, num_rows: int, experts: ExpertsConfig | None
+) -> None:
     """Four ranks of two KV heads: two of them hold the same head. Only first rows are asked for, so parts are short."""
-    config = _config()
+    config = _config(experts=experts, num_layers=2)
     for name, shape in config.parameter_shapes().items():
         whole = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         cuts = [ModelShare(rank, size).cut(name, HostTensor.of(whole), config) for rank in range(size)]
         parts = [cut.to_float32()[:num_rows] for cut in cuts if isinstance(cut, HostTensor)]
         assert np.array_equal(join(name, parts, config)[:num_rows], whole[:num_rows]), name
+        if ".experts." in name and size > 1:
+            assert all(cut.shape != whole.shape for cut in cuts), "an expert is cut, not whole on every rank"

@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from headwater.devices.cpu.attention_kernels import WorkList, work_list
 from headwater.devices.cpu.draws import Draws, Masks, best_allowed, draw_tokens
+from headwater.devices.cpu.experts.packed import PackedExperts
+from headwater.devices.cpu.experts.plain import PlainExperts
 from headwater.devices.cpu.kernel_library import KernelLibrary, usable_kernels
 from headwater.devices.cpu.kv_memory import CpuKVMemory
 from headwater.devices.cpu.packed_cache import PackedCache
@@ -22,7 +24,7 @@ from headwater.devices.cpu.ranks.ops import add_reduced, all_reduce
 from headwater.devices.cpu.recorded_attention import RecordedAttention
 from headwater.devices.cpu.row_ops import rms_norm
 from headwater.devices.cpu.topology import free_memory_bytes, num_usable_cores
-from headwater.devices.device import AttentionGeometry, GatedLinear, Linear, RotaryAngles
+from headwater.devices.device import AttentionGeometry, Experts, GatedLinear, Linear, RotaryAngles, Routing
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor
 from headwater.devices.kv_memory import KVLayout
 from headwater.devices.rank_group import SOLE_RANK, RankGroup
@@ -113,6 +115,19 @@ class CpuDevice:
             return PlainGatedLinear((gate, gate_bias), (up, up_bias))
         return PackedGatedLinear.of(
             self._library, gate, up, gate_bias=gate_bias, up_bias=up_bias, num_threads=self.num_threads
+        )
+
+    def pack_experts(
+        self,
+        experts: Iterable[tuple[HostTensor, HostTensor, HostTensor]],
+        *,
+        num_experts: int,
+        routing: Routing,
+    ) -> Experts:
+        if self._library is None:
+            return PlainExperts(experts, routing=routing)
+        return PackedExperts.of(
+            self._library, experts, num_experts=num_experts, routing=routing, num_threads=self.num_threads
         )
 
     def packed_cache(self, folder: Path, *, max_bytes: int) -> PackedCache | None:

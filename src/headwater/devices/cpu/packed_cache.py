@@ -25,7 +25,15 @@ _OTHER_VERSIONS_S = 3600
 _MIN_BYTES = 16 << 20  # smaller models are packed within milliseconds
 _DEVICES = Path(__file__).parents[1]
 _MODELS = _DEVICES.parent / "models"
-_CODE = (_DEVICES, _DEVICES / "cpu", _MODELS, _MODELS / "ranks", _MODELS / "quantised")  # reads and packs weights
+_CODE = (
+    _DEVICES,
+    _DEVICES / "cpu",
+    _DEVICES / "cpu" / "experts",
+    _MODELS,
+    _MODELS / "experts",
+    _MODELS / "quantised",
+    _MODELS / "ranks",
+)  # reads and packs weights
 
 _log = logging.getLogger(__name__)
 

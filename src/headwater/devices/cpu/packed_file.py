@@ -18,12 +18,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from headwater.devices.cpu.experts.packed import PackedExperts
 from headwater.devices.cpu.kernel_library import KernelLibrary
 from headwater.devices.cpu.packed_layers import PackedGatedLinear, PackedLinear, RowsForm
 from headwater.devices.cpu.packed_weights import BLOCK_COLS, PackedWeights
+from headwater.devices.device import Routing
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor
 
-Layer = PackedLinear | PackedGatedLinear
+Layer = PackedLinear | PackedGatedLinear | PackedExperts
 Parts = Mapping[str, HostTensor | Layer]  # of a model; a layer under the name of its first matrix
 
 _MAGIC = b"HWPACK1\n"
@@ -138,7 +140,7 @@ class PackedFile:
         """A tensor that is no part of a layer."""
         return self._tensor(self._header.tensors[name])
 
-    def linear(self, names: Sequence[str], *, has_bias: bool = False) -> PackedLinear:
+    def linear(self, names: Sequence[str], *, has_bias: bool = False, stays_plain: bool = False) -> PackedLinear:
         layer = self._header.layers[names[0]]
         return PackedLinear(self._library, [self._packed(it) for it in layer.packed], rows=self._rows(layer))
 
@@ -146,6 +148,11 @@ class PackedFile:
         layer = self._header.layers[names[0]]
         (packed,) = layer.packed
         return PackedGatedLinear(self._library, self._packed(packed), rows=self._rows(layer))
+
+    def experts(self, names: Sequence[Sequence[str]], routing: Routing) -> PackedExperts:
+        layer = self._header.layers[names[0][0]]
+        packed = [self._packed(it) for it in layer.packed]
+        return PackedExperts(self._library, packed, rows=self._rows(layer), routing=routing)
 
     def _rows(self, layer: _Layer) -> list[RowsForm]:
         return [
@@ -194,9 +201,7 @@ def _read_header(file: IO[bytes], key: str) -> tuple[_Header, int]:
 
 def packed_bytes(parts: Iterable[HostTensor | Layer]) -> int:
     """About the size of a file of these parts."""
-    return sum(
-        part.nbytes if isinstance(part, HostTensor) else sum(it.nbytes for it in part.packed) for part in parts
-    )
+    return sum(part.nbytes if isinstance(part, HostTensor) else sum(it.nbytes for it in part.packed) for part in parts)
 
 
 def _hash(data: bytes) -> bytes:

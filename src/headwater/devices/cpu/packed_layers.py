@@ -99,7 +99,7 @@ class PackedLinear:
         for part in self.rows:
             if first == len(whole):
                 whole, first = matrices.pop(0), 0
-            parts.append((_in_format(HostTensor.of(whole[first : first + part.num_rows]), part.format), part.bias))
+            parts.append((in_format(HostTensor.of(whole[first : first + part.num_rows]), part.format), part.bias))
             first += part.num_rows
         return parts
 
@@ -160,7 +160,7 @@ class PackedGatedLinear:
     def unpack(self) -> list[Part]:
         (packed,) = self.packed
         return [
-            (_in_format(HostTensor.of(matrix), part.format), part.bias)
+            (in_format(HostTensor.of(matrix), part.format), part.bias)
             for matrix, part in zip(unpack(self._library, packed), self.rows, strict=True)
         ]
 
@@ -170,7 +170,7 @@ def _pack(library: KernelLibrary, parts: list[Part], num_threads: int) -> Packed
     return pack(library, [weight for weight, _ in parts], biases or None, threads=num_threads)
 
 
-def _in_format(values: HostTensor, format: str) -> HostTensor:
+def in_format(values: HostTensor, format: str) -> HostTensor:
     """Unpacked values in the format that they had; blocks stay values."""
     return values if values.has_blocks or format not in ("float32", "bfloat16", "float16") else values.astype(format)
 

@@ -7,7 +7,7 @@ import ctypes
 import mmap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,13 @@ def activation_bytes(library: KernelLibrary, format: str, in_features: int) -> i
     return function(ctypes.c_int64(FORMATS.index(format)), ctypes.c_int64(in_features))
 
 
+def register_bytes(library: KernelLibrary, format: str, in_features: int) -> int:
+    """Bytes of one row of activations for products in registers, which experts' always are."""
+    function = library.functions.hw_register_bytes
+    function.restype = ctypes.c_int64
+    return function(ctypes.c_int64(FORMATS.index(format)), ctypes.c_int64(in_features))
+
+
 def packed_format(tensor: HostTensor) -> str:
     """The format in which a weight is packed: its own, or float32 where the kernels have none for it."""
     is_odd = tensor.format == "bfloat16" and tensor.shape[-1] % 2 == 1  # bfloat16 is packed in pairs of inputs
@@ -103,6 +110,37 @@ def pack_gated(
     if biases is not None:
         bias = np.stack([_padded(b, num_pairs) for b in biases], axis=1).reshape(-1, BLOCK_COLS)
     return PackedWeights(format, in_features, out_features, True, blocks, bias)
+
+
+def empty_stack(library: KernelLibrary, first: Sequence[HostTensor], num: int) -> PackedWeights:
+    """Blocks for `num` matrices like `first`, one after another, or for `num` pairs of gate and up.
+
+    The sizes are those of one matrix. ValueError if gate and up differ in shape or format.
+    """
+    format, in_features = _common(first, None)
+    if len({weight.shape for weight in first}) != 1:
+        raise ValueError(f"gate and up must have one shape, not {' and '.join(str(w.shape) for w in first)}")
+    out_features = first[0].shape[0]
+    num_blocks = num * len(first) * -(-out_features // BLOCK_COLS)
+    blocks = _zeros(num_blocks, _block_bytes(library, format, in_features))
+    return PackedWeights(format, in_features, out_features, len(first) == 2, blocks, None)
+
+
+def part_of_stack(stack: PackedWeights, first: int, num: int = 1) -> PackedWeights:
+    """`num` matrices, or pairs, from `first` of a stack on: a view."""
+    size = (2 if stack.is_gated else 1) * -(-stack.out_features // BLOCK_COLS)
+    return replace(stack, blocks=stack.blocks[first * size : (first + num) * size])
+
+
+def pack_in_stack(library: KernelLibrary, stack: PackedWeights, index: int, weights: Sequence[HostTensor]) -> None:
+    """Put a matrix, or gate and up, at `index` of a stack. ValueError if it is not like the others."""
+    format, in_features = _common(weights, None)
+    found, wanted = (format, *weights[0].shape), (stack.format, stack.out_features, stack.in_features)
+    if found != wanted or len({weight.shape for weight in weights}) != 1:
+        raise ValueError(f"the experts of a layer have one format and shape, not {wanted} and {found}")
+    blocks = part_of_stack(stack, index).blocks
+    for i, weight in enumerate(weights):
+        _pack_rows(library, format, _rows_of(weight, format), in_features, blocks[i :: len(weights)], 1)
 
 
 def unpack(library: KernelLibrary, packed: PackedWeights) -> list[Floats]:

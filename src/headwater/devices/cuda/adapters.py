@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from headwater.devices.adapters import SITES, Adapter, AdapterShape
+from headwater.devices.adapters import Adapter, AdapterShape
 from headwater.devices.cuda.kernels.lora import (
     BLOCK_OUTPUTS,
     FEW_ROWS,
@@ -31,9 +31,8 @@ class CudaAdapters:
         self._device = device
         self._dtype = torch_dtype(form)
         self._rank = max(MIN_RANK, 1 << (shape.max_rank - 1).bit_length())  # the kernels take powers of two
-        self.sites = {
-            (layer, site): self._empty(site, shape.num_slots) for layer in range(shape.num_layers) for site in SITES
-        }
+        places = ((layer, site) for layer in range(shape.num_layers) for site in shape.sites)
+        self.sites = {place: self._empty(place[1], shape.num_slots) for place in places}
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def prepare(self, adapter: Adapter) -> Prepared:

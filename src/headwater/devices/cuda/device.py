@@ -26,7 +26,15 @@ from headwater.devices.cuda.paged_batch import PagedBatch
 from headwater.devices.cuda.prefill_tiles import PrefillTiles, plan_tiles
 from headwater.devices.cuda.ranks.group import CudaRanks
 from headwater.devices.cuda.torch_tensors import open_shared, place_tensor, to_host, torch_dtype
-from headwater.devices.device import AttentionGeometry, GatedLinear, Linear, RotaryAngles, StepAttention
+from headwater.devices.device import (
+    AttentionGeometry,
+    Experts,
+    GatedLinear,
+    Linear,
+    RotaryAngles,
+    Routing,
+    StepAttention,
+)
 from headwater.devices.errors import UnsupportedError
 from headwater.devices.host_tensor import HostTensor, RandomTensor
 from headwater.devices.kv_memory import KVLayout, KVMemory
@@ -159,9 +167,7 @@ class CudaDevice:
             return None
         return found if found.device == self.torch_device else None
 
-    def take(
-        self, shared: torch.Tensor, first: int, *, format: str, shape: tuple[int, ...], form: str
-    ) -> torch.Tensor:
+    def take(self, shared: torch.Tensor, first: int, *, format: str, shape: tuple[int, ...], form: str) -> torch.Tensor:
         dtype = torch_dtype(format)
         part = shared[first : first + math.prod(shape) * dtype.itemsize]
         if part.data_ptr() % dtype.itemsize:
@@ -189,6 +195,15 @@ class CudaDevice:
         up_bias: torch.Tensor | None = None,
     ) -> GatedLinear:
         return CudaGatedLinear(gate, up, gate_bias, up_bias, is_deterministic=self.is_deterministic)
+
+    def pack_experts(
+        self,
+        experts: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+        *,
+        num_experts: int,
+        routing: Routing,
+    ) -> Experts:
+        raise ValueError("models with experts are not computed on a GPU; a CPU serves them (--device cpu)")
 
     def rotary_tables(self, angles: RotaryAngles, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin of each position's angles: two of float32[num_positions, D / 2]."""

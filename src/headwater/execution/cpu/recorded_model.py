@@ -6,7 +6,8 @@ import numpy.typing as npt
 from headwater.devices.cpu.adapters.memory import CpuAdapters
 from headwater.devices.cpu.adapters.recorded import RecordedAdapters
 from headwater.devices.cpu.device import CpuDevice
-from headwater.devices.cpu.packed_weights import PackedWeights
+from headwater.devices.cpu.experts.jobs import ExpertsJob
+from headwater.devices.cpu.packed_weights import PackedWeights, part_of_stack
 from headwater.devices.cpu.program import StepArrays
 from headwater.devices.cpu.ranks.ops import GatheredLogits
 from headwater.devices.cpu.row_ops import MostProbable, argmax, select_rows
@@ -43,9 +44,16 @@ class RecordedModel:
 
     @property
     def packed_weights(self) -> list[PackedWeights]:
-        """The matrices that every step reads whole, packed; none without kernels."""
-        products = (op for op in self.program.ops if op.kernel in ("linear", "linear_without_adapters"))
-        return [kept for op in products for kept in op.keeps if isinstance(kept, PackedWeights)]
+        """The matrices that a step of one row reads, packed; none without kernels. Of experts as many as it reads."""
+        found = []
+        for op in self.program.ops:
+            if op.kernel not in ("linear", "linear_without_adapters", "experts"):
+                continue
+            for kept in op.keeps:
+                if isinstance(kept, PackedWeights):
+                    num = op.job.per_token if isinstance(op.job, ExpertsJob) else 0
+                    found.append(part_of_stack(kept, 0, num) if num else kept)
+        return found
 
     def run(self, step: StepArrays, *, needs_logits: bool = True) -> None:
         """Compute all of a step: keys and values to their pages, and what `logits` and `most_probable` return.

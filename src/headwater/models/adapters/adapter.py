@@ -62,6 +62,8 @@ def read_adapter(folder: Path, config: ModelConfig, *, max_rank: int, form: str)
     _check_targets(settings, modules, weights)
     shapes, matrices, digest = config.parameter_shapes(), {}, hashlib.blake2b(digest_size=16)
     for module, stem in sorted(modules.items()):
+        if ".experts." in module:
+            raise ModelFileError(weights.place, f"adapts {module!r}: adapters of experts are not supported")
         shape = shapes.get(f"{module}.weight")
         if shape is None or module.rpartition(".")[2] not in BLOCK_OF:
             raise ModelFileError(weights.place, f"adapts {module!r}, which this model lacks or is not supported")

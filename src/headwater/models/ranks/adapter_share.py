@@ -12,14 +12,14 @@ from headwater.models.ranks.share import WHOLE, ModelShare
 _CUTS_INPUTS = ("o", "down")
 
 
-def adapter_shape(
-    config: ModelConfig, *, num_slots: int, max_rank: int, share: ModelShare = WHOLE
-) -> AdapterShape:
+def adapter_shape(config: ModelConfig, *, num_slots: int, max_rank: int, share: ModelShare = WHOLE) -> AdapterShape:
     """What a rank's memory for adapters is sized by."""
     hidden, inner = config.hidden_size, len(share.mlp_columns(config))
     q, kv = (len(heads) * config.head_dim for heads in (share.heads(config), share.kv_heads(config)))
-    sites = {"qkv": (hidden, (q, kv, kv)), "o": (q, (hidden,)), "gate_up": (hidden, (inner, inner))}
-    return AdapterShape(config.num_layers, num_slots, max_rank, sites | {"down": (inner, (hidden,))})
+    sites = {"qkv": (hidden, (q, kv, kv)), "o": (q, (hidden,))}
+    if config.experts is None or config.experts.dense_layers:  # experts have no adapters
+        sites |= {"gate_up": (hidden, (inner, inner)), "down": (inner, (hidden,))}
+    return AdapterShape(config.num_layers, num_slots, max_rank, sites)
 
 
 def cut_adapter(adapter: Adapter, config: ModelConfig, share: ModelShare) -> Adapter:

@@ -1,4 +1,5 @@
-"""Which part of a model a rank computes with: some query heads and their KV heads, MLP columns, and tokens.
+"""Which part of a model a rank computes with: some query heads and their KV heads, MLP columns (of every
+expert), and tokens.
 
 Products whose outputs are cut (q, k, v, gate, up, head) need no sum. Products whose inputs are cut (o, down) give
 partial sums, which are added up over ranks (arXiv 1909.08053).
@@ -20,6 +21,7 @@ Whole = HostTensor | ScaledTensor | RandomTensor
 _MOST_IMBALANCE = 1.25  # the largest share of an uneven cut against an even one
 _COLUMN_UNITS = (256, 32, 16, 2, 1)  # blocks of GGUF's formats first
 _TOKEN_UNITS = (64, 16, 1)
+_OF_MIXTRAL = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,10 @@ class ModelShare:
         head = self.rank * config.num_kv_heads // self.size
         return range(head, head + 1)
 
-    def mlp_columns(self, config: ModelConfig) -> range:
-        """Inner features of the MLP, cut at the borders of quantised blocks where that is nearly even."""
-        return self._range(config.intermediate_size, _column_unit(config.intermediate_size, self.size))
+    def mlp_columns(self, config: ModelConfig, *, of_expert: bool = False) -> range:
+        """Inner features of an MLP or an expert, cut at the borders of quantised blocks where that is nearly even."""
+        size = _inner_size(config, of_expert=of_expert)
+        return self._range(size, _column_unit(size, self.size))
 
     def tokens(self, config: ModelConfig) -> range:
         """Tokens whose embeddings and logits it has."""
@@ -72,14 +75,16 @@ class ModelShare:
             heads = self.heads(config) if which == "q_proj" else self.kv_heads(config)
             return _rows(weight, _features(heads, config))
         if which in ("gate_proj", "up_proj"):
-            return _rows(weight, self.mlp_columns(config))
+            return _rows(weight, self.mlp_columns(config, of_expert=_is_of_expert(name)))
         if which in ("embed_tokens", "lm_head"):
             return _rows(weight, self.tokens(config))
         if which not in ("o_proj", "down_proj"):
             return weight
         if kind == "bias":
             return weight if self.rank == 0 else HostTensor.of(np.zeros(weight.shape, dtype=np.float32))
-        columns = _features(self.heads(config), config) if which == "o_proj" else self.mlp_columns(config)
+        is_o = which == "o_proj"
+        inner = self.mlp_columns(config, of_expert=_is_of_expert(name))
+        columns = _features(self.heads(config), config) if is_o else inner
         try:
             return weight.columns(columns.start, columns.stop)
         except ValueError as error:
@@ -114,7 +119,8 @@ def check_tp_size(config: ModelConfig, size: int) -> None:
         raise ValueError(
             f"--tp-size {size} does not fit the model's {kv_heads} KV heads: it must divide them, or be a multiple"
         )
-    for what, num in (("tokens", config.vocab_size), ("MLP columns", config.intermediate_size)):
+    inner = min(_inner_size(config, of_expert=is_expert) for is_expert in (False, True))
+    for what, num in (("tokens", config.vocab_size), ("MLP columns", inner)):
         if num < size:
             raise ValueError(f"--tp-size {size} is more than the model's {num} {what}")
 
@@ -122,7 +128,16 @@ def check_tp_size(config: ModelConfig, size: int) -> None:
 def _which(name: str) -> tuple[str, str]:
     """A module's own name, and which of its parameters this is."""
     layer, _, kind = name.rpartition(".")
-    return layer.rpartition(".")[2], kind
+    own = layer.rpartition(".")[2]
+    return _OF_MIXTRAL.get(own, own), kind
+
+
+def _is_of_expert(name: str) -> bool:
+    return ".experts." in name
+
+
+def _inner_size(config: ModelConfig, *, of_expert: bool) -> int:
+    return config.experts.intermediate_size if of_expert and config.experts else config.intermediate_size
 
 
 def _has_whole_kv_heads(num_kv_heads: int, size: int) -> bool:

@@ -73,7 +73,7 @@ class CpuAdapters:
         self.format_id = FORMATS.index(form)
         self._library = library
         self._slots: list[PreparedAdapter | None] = [None] * shape.num_slots
-        places = [(layer, site) for layer in range(shape.num_layers) for site in SITES]
+        places = [(layer, site) for layer in range(shape.num_layers) for site in shape.sites]
         self.inputs = {place: (AdapterInputs * shape.num_slots)() for place in places}
         self.outputs = {place: (AdapterOutputs * (shape.num_slots * len(SITES[place[1]])))() for place in places}
 
@@ -90,7 +90,7 @@ class CpuAdapters:
         """Pack an adapter; in any thread."""
         if self._library is None:
             return PreparedAdapter(adapter, {})
-        places = {(layer, site) for layer in range(self.shape.num_layers) for site in SITES}
+        places = {(layer, site) for layer in range(self.shape.num_layers) for site in self.shape.sites}
         sites = {place: _pack_site(self._library, adapter, place) for place in sorted(places)}
         return PreparedAdapter(adapter, {place: site for place, site in sites.items() if site is not None})
 

@@ -14,7 +14,7 @@
 #include "int8_tile.h"
 
 enum {
-    CHUNK_ROWS = 96,
+    CHUNK_ROWS = MOST_REGISTER_ROWS,
     PIECE_BYTES = 1 << 14,        // of a block at a time, if more than one tile of rows reads it: half of a small L1
     MIN_CHUNK_BYTES = 24 << 10,   // of weights for one row: some microseconds
     MOST_CHUNKS = 256,
@@ -193,6 +193,18 @@ static void run_pair(
     }
 }
 
+INLINE int64_t blocks_of(const LinearJob *job) {
+    return num_blocks(job->out_features) * (job->mode == GATED ? 2 : 1);
+}
+
+int64_t num_pairs(const LinearJob *job) { return (blocks_of(job) + 1) / 2; }
+
+void linear_in_registers(const LinearJob *job, int64_t first_row, int64_t rows, int64_t begin, int64_t end) {
+    for (int64_t pair = begin; pair < end; pair++) {
+        run_pair(job, 2 * pair, smaller(2, blocks_of(job) - 2 * pair), first_row, rows, NULL);
+    }
+}
+
 typedef struct {
     int uses_tiles;
     int64_t begin, end;  // rows
@@ -205,8 +217,8 @@ static Cut cut_of(const LinearJob *job, const Step *step, int uses_tiles) {
     const int64_t decodes = is_for_amx((int)job->format) ? num_decodes_of(step, (int)job->rows) : rows;
     Cut cut = {.uses_tiles = uses_tiles, .begin = uses_tiles ? decodes : 0, .end = uses_tiles ? rows : decodes};
     const int64_t count = cut.end - cut.begin;
-    cut.blocks = num_blocks(job->out_features) * (job->mode == GATED ? 2 : 1);
-    cut.pairs = (cut.blocks + 1) / 2;
+    cut.blocks = blocks_of(job);
+    cut.pairs = num_pairs(job);
     const int64_t bytes = 2 * block_bytes((int)job->format, job->in_features);
     int64_t most_rows = CHUNK_ROWS, whole = 1, rows_of_a_pass = 4;
 #if HAS_AMX

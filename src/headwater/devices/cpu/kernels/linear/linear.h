@@ -22,3 +22,10 @@ typedef struct {
 } LinearJob;
 
 extern const Kernel hw_linear;
+
+// For the layers of experts: blocks are multiplied two at a time, a pair.
+int64_t num_pairs(const LinearJob *job);
+
+// Pairs [begin, end) of the outputs of rows [first_row, first_row + rows), at most MOST_REGISTER_ROWS, in registers.
+enum { MOST_REGISTER_ROWS = 96 };
+void linear_in_registers(const LinearJob *job, int64_t first_row, int64_t rows, int64_t begin, int64_t end);

@@ -141,4 +141,6 @@ int64_t hw_block_bytes(int64_t format, int64_t in_features) { return block_bytes
 
 int64_t hw_converts_activations(int64_t format) { return converts_activations((int)format); }
 
+int64_t hw_register_bytes(int64_t format, int64_t in_features) { return register_bytes((int)format, in_features); }
+
 int64_t hw_activation_bytes(int64_t format, int64_t in_features) { return activation_bytes((int)format, in_features); }

@@ -1,6 +1,8 @@
 // Activations as integers with a scale for each group of 32 inputs: what products with quantised weights take. Those of
 // products in tiles are bfloat16, also for bfloat16 weights.
 
+#include "quantize.h"
+
 #include "activations.h"
 #include "step.h"
 
@@ -70,14 +72,19 @@ static void quantize_to_8(const float *x, Group8 *y) {
     y->scaled_sum = y->scale * (float)(y->sums[0] + y->sums[1]);
 }
 
-static void quantize_row(const QuantizeJob *job, int64_t row) {
-    const float *x = job->x + row * job->in_features;
-    void *y = (char *)job->y + row * register_bytes((int)job->format, job->in_features);
-    if (job->format <= F16) memcpy(y, x, (size_t)job->in_features * sizeof *x);
-    for (int64_t g = 0; job->format > F16 && g < job->in_features / GROUP; g++) {
-        if (job->format == Q8_0) quantize_to_16(x + g * GROUP, (Group16 *)y + g);
+void activations_for_registers(int format, const float *x, int64_t in_features, void *y) {
+    if (format <= F16) memcpy(y, x, (size_t)in_features * sizeof *x);
+    for (int64_t g = 0; format > F16 && g < in_features / GROUP; g++) {
+        if (format == Q8_0) quantize_to_16(x + g * GROUP, (Group16 *)y + g);
         else quantize_to_8(x + g * GROUP, (Group8 *)y + g);
     }
+}
+
+static void quantize_row(const QuantizeJob *job, int64_t row) {
+    const int format = (int)job->format;
+    const int64_t inputs = job->in_features;
+    activations_for_registers(
+        format, job->x + row * inputs, inputs, (char *)job->y + row * register_bytes(format, inputs));
 }
 
 static int64_t rows_of(const QuantizeJob *job, const Step *step) {
