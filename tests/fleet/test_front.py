@@ -9,6 +9,8 @@ from replicas import SimulatedReplica
 from headwater.fleet import proxy
 from headwater.http_api.app import ROUTERS
 from headwater.http_api.auth import AdminRoute
+from headwater.messages.control import FlushCache
+from headwater.messages.two_phase import Prepare
 
 pytestmark = pytest.mark.anyio
 
@@ -109,6 +111,17 @@ async def test_what_only_a_replica_has_is_refused_and_never_one_replicas_answer(
         monkeypatch.setattr(proxy, "HOLD_S", 0.0)
         await http.post("/v1/completions", json={"prompt": "hello"})
         assert fleet.asked == ["http://a/v1/completions", "http://b/v1/completions"]
+
+
+async def test_a_call_about_another_model_reaches_no_replica(fleet: FleetWithFront) -> None:
+    async with fleet.http() as http:
+        for path, body in (("/flush_cache?model=other", {}), ("/flush_cache", {"model": "other"}),
+                           ("/pause_generation?model=other", {})):  # fmt: skip
+            answer = await http.post(path, json=body, headers=ADMIN)
+            assert answer.status_code == 404, path
+        made = [message for replica in fleet.replicas.values() for message in replica.made]
+        assert not any(isinstance(message, FlushCache | Prepare) for message in made)
+        assert (await http.post("/flush_cache?mode=now&model=tiny", headers=ADMIN)).status_code == 200
 
 
 async def test_requests_without_an_answer_are_counted(fleet: FleetWithFront) -> None:

@@ -46,7 +46,7 @@ async def test_a_request_for_no_model_is_refused_by_name(two: TwoModels) -> None
         await two.http.post("/flush_cache?model=ef", headers=ADMIN),
         await two.http.get("/v1/models/ef"),
     ):
-        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+        assert answer.status_code == 404 and answer.json()["error"]["code"] == "model_not_found"
     assert (await two.http.post("/v1/completions", content=b"[]")).status_code == 400
     contradiction = await two.http.post("/flush_cache?model=ab&model=cd", headers=ADMIN)
     assert (contradiction.status_code, contradiction.json()["error"]["param"]) == (400, "model")
@@ -115,12 +115,12 @@ async def test_what_concerns_one_model_has_to_name_it(two: TwoModels) -> None:
     body = {"model_path": "/w", "lora_name": "x", "lora_path": "/l"}
     for path in ("/update_weights_from_disk", "/v1/load_lora_adapter", "/fleet/scale?replicas=3", "/cache/warm"):
         answer = await two.http.post(path, json=body, headers=ADMIN)
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model"), path
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == "model", path
     assert (await two.http.post("/fleet/scale?replicas=3&model=cd", headers=ADMIN)).status_code == 200
     assert [fleet.wanted for fleet in two.fleets.values()] == [[], [3]]
     clash = {"lora_name": "ab", "lora_path": "/l"}
     answer = await two.http.post("/v1/load_lora_adapter?model=cd", json=clash, headers=ADMIN)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "lora_name")
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "lora_name"
 
 
 async def test_control_calls_need_the_admin_key_and_are_no_model_s_for_strangers(two: TwoModels) -> None:
