@@ -148,7 +148,7 @@ class Setting:
             num_decodes=plan.num_decodes,
         )
         program = device.start_program()
-        attention = device.record_attention(program, self.geometry, layout, rotary=self.angles)
+        attention = device.record_attention(program, self.geometry, layout, rotary=[self.angles])
         qkv = device.pack_linear([HostTensor.of(self.qkv.float().numpy())]).embed(program.token_ids)
         norms = [None if norm is None else to_host(norm) for norm in self.norms]
         out = program.keep(attention(qkv, layer, *norms))
@@ -160,7 +160,7 @@ class Setting:
         place, plan = device.torch_device, self.plan()
         slots = DeviceSlots(place, max_running=len(self.tables), max_pages=self.tables.shape[1])
         slots.apply(plan)
-        rotary = (self.rotary[0].to(place), self.rotary[1].to(place))
+        rotary = ((self.rotary[0].to(place),), (self.rotary[1].to(place),))
         qkv = self.qkv.to(place, copy=True)
         norms = [None if norm is None else norm.to(place) for norm in self.norms]
         if plan.num_decodes == plan.num_rows:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -22,6 +24,8 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 VOCAB_SIZE = 211
@@ -79,11 +83,26 @@ _MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "mixtral": (MixtralForCausalLM, MixtralConfig, {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
 MODEL_NAMES = tuple(_MODELS)
+# families that differ from these in what registry.py says of them
+_FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "granite": (
+        GraniteForCausalLM,
+        GraniteConfig,
+        {
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.11,
+            "logits_scaling": 3.0,
+        },
+    ),
+    "smollm3": (SmolLM3ForCausalLM, SmolLM3Config, {"no_rope_layer_interval": 2, "no_rope_layers": None}),
+}
+FAMILY_NAMES = tuple(_FAMILIES)
 
 
 def make_tiny_model(name: str, folder: Path, *, num_layers: int = 3, seed: int = 0) -> PreTrainedModel:
     """Save the model under `folder` and return it, in float32."""
-    model_class, config_class, extra = _MODELS[name]
+    model_class, config_class, extra = (_MODELS | _FAMILIES)[name]
     torch.manual_seed(sum(name.encode()) + seed)
     model = model_class(config_class(**{**_SIZES, **extra, "num_hidden_layers": num_layers})).eval()
     with torch.no_grad():  # norms and biases that are not ones and zeros, or nothing would show a lost one

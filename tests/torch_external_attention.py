@@ -21,7 +21,14 @@ class TorchExternalAttention:
         return None
 
     def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, chunks: ExternalChunks
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        out: torch.Tensor,
+        chunks: ExternalChunks,
+        *,
+        scale: float,
     ) -> None:
         starts = chunks.starts.tolist()
         keys = starts if chunks.contexts is None else chunks.contexts.starts.tolist()
@@ -36,6 +43,7 @@ class TorchExternalAttention:
                 k[first:last].transpose(0, 1)[None],
                 v[first:last].transpose(0, 1)[None],
                 attn_mask=visible.to(q.device),
+                scale=scale,
                 enable_gqa=True,
             )
             out[start:end] = found[0].transpose(0, 1)

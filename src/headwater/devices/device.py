@@ -41,8 +41,8 @@ class Linear(Protocol):
         """
         ...
 
-    def embed(self, token_ids: Array, *, first_token: int | None = None) -> Array:
-        """Rows of W, as an embedding looks them up: ids [T] -> float32[T, in].
+    def embed(self, token_ids: Array, *, first_token: int | None = None, scale: float = 1.0) -> Array:
+        """Rows of W times `scale`, as an embedding looks them up: ids [T] -> float32[T, in].
 
         Row i is that of token `first_token` + i, and other tokens get zeros; None: every token has a row.
         """
@@ -96,18 +96,40 @@ class Experts(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class LayerAttention:
+    """What may differ from layer to layer."""
+
+    rotary: int = 0  # which of the model's RotaryAngles
+
+
+_EVERY_LAYER = LayerAttention()
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionGeometry:
-    """The shape of a model's attention, the same in every layer."""
+    """The shape of a model's attention."""
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
     norm_eps: float  # of the QK-norm, where a model has one
+    score_scale: float | None = None  # of queries times keys; None: head_dim ** -0.5
+    layers: tuple[LayerAttention, ...] = ()  # empty: all are alike
+
+    @property
+    def scale(self) -> float:
+        return self.head_dim**-0.5 if self.score_scale is None else self.score_scale
+
+    def layer(self, index: int) -> LayerAttention:
+        return self.layers[index] if self.layers else _EVERY_LAYER
 
 
 @dataclass(frozen=True, slots=True)
 class RotaryAngles:
-    """Position p rotates pair i of a head by p * inv_freq[i]; cos and sin are multiplied by `factor`."""
+    """Position p rotates pair i of a head by p * inv_freq[i]; cos and sin are multiplied by `factor`.
+
+    Frequencies of zero leave heads as they are: so do layers without positions.
+    """
 
     inv_freq: npt.NDArray[np.float32]  # [D / 2]
     factor: float
@@ -205,8 +227,8 @@ class ModelDevice(Protocol):
         """
         ...
 
-    def rms_norm(self, residual: Array, weight: Array, eps: float) -> Array:
-        """float32[T, features] -> [T, features] (arXiv 1910.07467)."""
+    def rms_norm(self, residual: Array, weight: Array, eps: float, *, scale: float = 1.0) -> Array:
+        """float32[T, features] -> [T, features], multiplied by `scale` (arXiv 1910.07467)."""
         ...
 
     def all_reduce(self, x: Array) -> Array:

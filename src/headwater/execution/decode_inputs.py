@@ -1,9 +1,8 @@
 """The inputs of steps of decodes alone, on the device."""
 
 import numpy as np
-import torch
 
-from headwater.devices.cuda.paged_batch import PagedBatch
+from headwater.devices.cuda.paged_batch import PagedBatch, RotaryTables
 from headwater.execution.device_slots import DeviceSlots
 from headwater.execution.staging import ALIGNMENT, Ints, StagingRing
 
@@ -13,7 +12,7 @@ _IDLE_POSITION = -1  # at which kernels do nothing
 class DecodeInputs:
     """Slots and positions of up to all rows. They stay at one address, where CUDA graphs read them."""
 
-    def __init__(self, slots: DeviceSlots, *, rotary: tuple[torch.Tensor, torch.Tensor]) -> None:
+    def __init__(self, slots: DeviceSlots, *, rotary: RotaryTables) -> None:
         """`rotary`: cos and sin, a row for each position."""
         self._slots = slots
         self._rotary = rotary

@@ -12,6 +12,7 @@ import torch
 
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels.prefill import queries_per_tile
+from headwater.devices.cuda.paged_batch import RotaryTables
 from headwater.devices.device import AttentionGeometry
 from headwater.execution.device_slots import DeviceSlots
 from headwater.execution.staging import ALIGNMENT, Ints, StagingRing
@@ -78,7 +79,7 @@ class PromptSteps:
         geometry: AttentionGeometry,
         dtype: torch.dtype,
         slots: DeviceSlots,
-        rotary: tuple[torch.Tensor, torch.Tensor],
+        rotary: RotaryTables,
         sizes: Sequence[tuple[int, int]],
         pool: GraphPool | None,
     ) -> None:

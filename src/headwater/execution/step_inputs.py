@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from headwater.devices.cuda.paged_batch import Contexts, ExternalChunks, PagedBatch, PromptChunks
+from headwater.devices.cuda.paged_batch import Contexts, ExternalChunks, PagedBatch, PromptChunks, RotaryTables
 from headwater.devices.cuda.prefill_tiles import PrefillTiles
 from headwater.execution.device_slots import DeviceSlots
 from headwater.execution.staging import Ints, StagingRing
@@ -172,7 +172,7 @@ def idle(shape: MixedShape, *, padding_slot: int) -> MixedArrays:
 
 
 def stage(
-    arrays: MixedArrays, *, ring: StagingRing, slots: DeviceSlots, rotary: tuple[torch.Tensor, torch.Tensor]
+    arrays: MixedArrays, *, ring: StagingRing, slots: DeviceSlots, rotary: RotaryTables
 ) -> MixedInputs:
     """Send a step's integers to the device. `rotary`: cos and sin.
 

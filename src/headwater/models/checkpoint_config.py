@@ -9,15 +9,9 @@ from headwater.models.loader import ModelFiles, read_config
 from headwater.models.model_files import ModelFileError, is_there
 
 _COMPARED = (
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "tie_word_embeddings",
-    "qkv_bias",
-    "o_bias",
-    "mlp_bias",
-    "experts",
-)
+    "num_heads", "num_kv_heads", "head_dim", "tie_word_embeddings", "qkv_bias", "o_bias", "mlp_bias", "experts",
+    "embedding_scale", "residual_scale", "score_scale", "logits_divisor", "unrotated_layers",
+)  # fmt: skip
 _EQUAL = 1e-4  # relative: GGUF files hold float32, and llama3's frequencies as factors
 
 

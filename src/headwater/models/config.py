@@ -49,6 +49,11 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = field(default=(), repr=False)  # they change no KV
     quantisation: Quantisation | None = field(default=None, repr=False)  # named in `weights_id` by itself
     experts: ExpertsConfig | None = None
+    embedding_scale: float = 1.0  # embeddings are multiplied by it
+    residual_scale: float = 1.0  # and what every block adds to the residual stream
+    score_scale: float | None = None  # and queries times keys; None: head_dim ** -0.5
+    logits_divisor: float = 1.0
+    unrotated_layers: tuple[int, ...] = ()  # whose attention knows no positions
 
     def __repr__(self) -> str:
         return brief_repr(self, last="eos_token_ids")
@@ -73,6 +78,9 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions, found {self.head_dim}")
+        for name in ("embedding_scale", "residual_scale", "score_scale", "logits_divisor"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} of the model must be above 0, found {getattr(self, name)}")
 
     @property
     def q_size(self) -> int:
@@ -81,6 +89,10 @@ class ModelConfig:
     @property
     def kv_size(self) -> int:
         return self.num_kv_heads * self.head_dim
+
+    def rope_of(self, layer: int) -> RopeConfig | None:
+        """The rotary embedding of a layer; None if it has none."""
+        return None if layer in self.unrotated_layers else self.rope
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter by its Hugging Face checkpoint name, in the order of the forward pass."""
@@ -189,7 +201,7 @@ def parse_hf_config(
             head_dim=fields.integer("head_dim", max(hidden_size // num_heads, 1), high=MOST_FEATURES),
             rope=rope,
             norm_eps=fields.number("rms_norm_eps", 1e-6, low=0.0),
-            tie_word_embeddings=fields.flag("tie_word_embeddings", False),
+            tie_word_embeddings=fields.flag("tie_word_embeddings", family.ties_by_default),
             qkv_bias=family.has_qkv_bias(fields),
             o_bias=family.has_o_bias(fields),
             mlp_bias=family.has_mlp_bias(fields),
@@ -199,6 +211,8 @@ def parse_hf_config(
             eos_token_ids=union(*named, within(vocabulary_end_ids(known), vocab_size=vocab_size)),
             quantisation=read_quantisation(fields),
             experts=None if family.experts is None else read_experts(fields, family.experts, num_layers=num_layers),
+            **family.scales_of(fields),
+            unrotated_layers=family.unrotated_layers_of(fields),
         )
     except ModelFileError:
         raise

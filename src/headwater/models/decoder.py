@@ -1,19 +1,25 @@
-"""The forward pass of the Llama, Mistral, Qwen2 and Qwen3 families, over a device's layers and attention.
+"""The forward pass of all families that registry.py names, over a device's layers and attention.
 
-The families differ in optional parameters only (biases, QK-norm), so one model serves them all. The residual
+The families differ in optional parameters and in numbers of the config, so one model serves them all. The residual
 stream is float32 in every dtype: it costs little and keeps bfloat16 sums from drifting. The model looks into no array:
 a GPU's hold numbers, a CPU's stand for those of the steps to come (cpu/program.py).
+
+Where blocks add a multiple of their results, the stream is kept divided by that number: sums need no further product,
+and norms, which divide it out again, have a smaller epsilon.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
+
 from headwater.devices.adapters import StepAdapters
 from headwater.devices.device import (
     Array,
     AttentionGeometry,
     GatedLinear,
+    LayerAttention,
     Linear,
     ModelDevice,
     RotaryAngles,
@@ -61,12 +67,17 @@ class DecoderModel:
         self.config = config
         self._names = frozenset(config.parameter_shapes())
         self.share = share = ModelShare.of(device.ranks)
+        ropes = [config.rope_of(index) for index in range(config.num_layers)]
+        self._ropes = list(dict.fromkeys(ropes))
         self.geometry = AttentionGeometry(
             num_heads=len(share.heads(config)),
             num_kv_heads=len(share.kv_heads(config)),
             head_dim=config.head_dim,
             norm_eps=config.norm_eps,
+            score_scale=config.score_scale,
+            layers=tuple(LayerAttention(rotary=self._ropes.index(rope)) for rope in ropes),
         )
+        self._eps = config.norm_eps / config.residual_scale**2
         self._device = device
         self.embedding = embedding
         self.layers = layers
@@ -74,16 +85,22 @@ class DecoderModel:
         self.head = head
 
     @property
-    def rotary(self) -> RotaryAngles:
-        """The angles by which the model's attention rotates queries and keys."""
-        rope = self.config.rope
-        return RotaryAngles(rope.inv_freq(self.config.head_dim), rope.attention_factor)
+    def rotary(self) -> list[RotaryAngles]:
+        """The angles by which the model's attention rotates queries and keys: `rotary` of its layers counts them."""
+        head_dim = self.config.head_dim
+        return [
+            RotaryAngles(np.zeros(head_dim // 2, dtype=np.float32), 1.0)
+            if rope is None
+            else RotaryAngles(rope.inv_freq(head_dim), rope.attention_factor)
+            for rope in self._ropes
+        ]
 
     def forward(self, token_ids: Array, attention: StepAttention, adapters: StepAdapters | None = None) -> Array:
         """Hidden states before the last norm. Ids [T] -> float32[T, hidden_size]. `adapters`: those of the tokens."""
-        device, eps = self._device, self.config.norm_eps
-        first_token = None if self.share.size == 1 else self.share.tokens(self.config).start
-        residual = device.all_reduce(self.embedding.embed(token_ids, first_token=first_token))
+        device, eps, config = self._device, self._eps, self.config
+        first_token = None if self.share.size == 1 else self.share.tokens(config).start
+        scale = config.embedding_scale / config.residual_scale
+        residual = device.all_reduce(self.embedding.embed(token_ids, first_token=first_token, scale=scale))
         for index, layer in enumerate(self.layers):
             x = device.rms_norm(residual, layer.input_norm, eps)
             if adapters is None:
@@ -128,11 +145,17 @@ class DecoderModel:
 
     def last_norm(self, hidden: Array) -> Array:
         """The norm behind the last layer: what the head reads, and what embeddings are pooled from."""
-        return self._device.rms_norm(hidden, self._norm, self.config.norm_eps)
+        return self._device.rms_norm(hidden, self._norm, self._eps)
 
-    def logits(self, hidden: Array, out: Array | None = None) -> Array:
-        """float32[N, hidden_size] -> float32[N, vocab_size], in `out` if given; of the share's tokens alone."""
-        return self.head.logits(self.last_norm(hidden), out)
+    def logits(self, hidden: Array, out: Array | None = None, *, normed: Array | None = None) -> Array:
+        """float32[N, hidden_size] -> float32[N, vocab_size], in `out` if given; of the share's tokens alone.
+
+        `normed` is the last norm of `hidden`, where the caller has it.
+        """
+        divisor = self.config.logits_divisor
+        if normed is None or divisor != 1.0:
+            normed = self._device.rms_norm(hidden, self._norm, self._eps, scale=1.0 / divisor)
+        return self.head.logits(normed, out)
 
     def replace_outer(self, embedding: Linear, *, norm: Array, head: Linear) -> None:
         """Put other parameters before and after the layers."""

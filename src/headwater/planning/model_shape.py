@@ -7,6 +7,7 @@ from typing import Any
 
 from headwater.models.fields import Fields
 from headwater.models.model_files import is_there, read_json_object, without_nulls
+from headwater.models.registry import ties_by_default
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ def shape_from_config(raw: Mapping[str, Any], *, name: str) -> ModelShape:
         num_kv_heads=fields.integer("num_key_value_heads", num_heads),
         head_dim=fields.integer("head_dim", max(hidden_size // num_heads, 1)),
         vocab_size=fields.integer("vocab_size"),
-        ties_embeddings=fields.flag("tie_word_embeddings", False),
+        ties_embeddings=fields.flag("tie_word_embeddings", ties_by_default(fields.texts("architectures"))),
         max_context=fields.integer("max_position_embeddings", 4096),
         weight_bytes=num_bytes,
         kv_bytes=num_bytes,

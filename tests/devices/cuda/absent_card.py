@@ -54,7 +54,14 @@ class AbsentAttention:
         return None
 
     def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, chunks: ExternalChunks
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        out: torch.Tensor,
+        chunks: ExternalChunks,
+        *,
+        scale: float,
     ) -> None:
         assert len(k) == len(v) == 900
 

@@ -134,8 +134,8 @@ class CpuDevice:
         """The packed weights that are kept in `folder`; None without kernels, which alone need packed weights."""
         return None if self._library is None else PackedCache(folder, max_bytes=max_bytes, library=self._library)
 
-    def rms_norm(self, residual: Array, weight: HostTensor, eps: float) -> Array:
-        return rms_norm(residual, weight, eps)
+    def rms_norm(self, residual: Array, weight: HostTensor, eps: float, *, scale: float = 1.0) -> Array:
+        return rms_norm(residual, weight, eps, scale=scale)
 
     def all_reduce(self, x: Array) -> Array:
         return x if self.cpu_ranks is None else all_reduce(x, self.cpu_ranks)
@@ -156,7 +156,7 @@ class CpuDevice:
             program.rewrite(fuse_activations)
 
     def record_attention(
-        self, program: Program, geometry: AttentionGeometry, layout: KVLayout, *, rotary: RotaryAngles
+        self, program: Program, geometry: AttentionGeometry, layout: KVLayout, *, rotary: Sequence[RotaryAngles]
     ) -> RecordedAttention:
         return RecordedAttention(program, geometry, layout, rotary=rotary)
 

@@ -47,9 +47,10 @@ class QuantizeJob(ctypes.Structure):
 
 
 class EmbedJob(ctypes.Structure):
-    """`EmbedJob` of kernels/linear/embed.c: rows of packed weights by the step's token ids, float32[T, in_features].
+    """`EmbedJob` of kernels/linear/embed.c: `scale` times rows of packed weights by the step's token ids.
 
-    The weights are those of `num_tokens` tokens from `first_token` on; others get zeros.
+    The result is float32[T, in_features]. The weights are those of `num_tokens` tokens from `first_token` on; others
+    get zeros.
     """
 
     _fields_ = (
@@ -59,4 +60,5 @@ class EmbedJob(ctypes.Structure):
         ("format", _INT64),
         ("first_token", _INT64),
         ("num_tokens", _INT64),
+        ("scale", ctypes.c_float),
     )

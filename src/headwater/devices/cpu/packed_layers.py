@@ -80,7 +80,7 @@ class PackedLinear:
         assert out is None, "a program has the memory of its arrays"
         return self(x)
 
-    def embed(self, token_ids: TokenIds, *, first_token: int | None = None) -> Array:
+    def embed(self, token_ids: TokenIds, *, first_token: int | None = None, scale: float = 1.0) -> Array:
         (packed,) = self.packed
         y = token_ids.program.array(TOKENS, self.in_features)
         job = EmbedJob(
@@ -89,6 +89,7 @@ class PackedLinear:
             format=packed.format_id,
             first_token=first_token or 0,
             num_tokens=self.out_features,
+            scale=scale,
         )
         token_ids.program.append("embed", job, {"y": y}, keeps=(packed,))
         return y

@@ -6,6 +6,8 @@ Weights stay in the format that they were placed in, and are widened a block of 
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+import numpy as np
+
 from headwater.devices.cpu.kernel_library import TOKENS
 from headwater.devices.cpu.plain.linear import linear, silu
 from headwater.devices.cpu.plain.norm import Floats
@@ -37,10 +39,10 @@ class PlainLinear:
         assert out is None, "a program has the memory of its arrays"
         return self(x)
 
-    def embed(self, token_ids: TokenIds, *, first_token: int | None = None) -> Array:
+    def embed(self, token_ids: TokenIds, *, first_token: int | None = None, scale: float = 1.0) -> Array:
         ((weight, _),) = self._parts
         y = token_ids.program.array(TOKENS, self.in_features)
-        embed = partial(_embed, weight=weight, first_token=first_token or 0)
+        embed = partial(_embed, weight=weight, first_token=first_token or 0, scale=np.float32(scale))
         token_ids.program.append("embed", None, {"y": y}, plain=embed)
         return y
 
@@ -112,8 +114,8 @@ def _if_adapters(plain: Plain, step: StepArrays, *, wanted: bool, **arrays: Floa
         plain(step, **arrays)
 
 
-def _embed(step: StepArrays, *, y: Floats, weight: HostTensor, first_token: int) -> None:
+def _embed(step: StepArrays, *, y: Floats, weight: HostTensor, first_token: int, scale: np.float32) -> None:
     rows = step.token_ids - first_token
     is_here = (rows >= 0) & (rows < weight.shape[0])
-    y[is_here] = weight.take_rows(rows[is_here]).to_float32()
+    y[is_here] = weight.take_rows(rows[is_here]).to_float32() * scale
     y[~is_here] = 0

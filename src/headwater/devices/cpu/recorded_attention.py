@@ -1,5 +1,6 @@
 """The attention of a CPU's model: called by a model's layers, it records ops (program.py)."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -26,7 +27,7 @@ class RecordedAttention:
     """device.StepAttention of every step that the program will run, over KV pages of one layout."""
 
     def __init__(
-        self, program: Program, geometry: AttentionGeometry, layout: KVLayout, *, rotary: RotaryAngles
+        self, program: Program, geometry: AttentionGeometry, layout: KVLayout, *, rotary: Sequence[RotaryAngles]
     ) -> None:
         check_geometry(num_heads=geometry.num_heads, num_kv_heads=geometry.num_kv_heads, head_dim=geometry.head_dim)
         self._program = program
@@ -35,16 +36,7 @@ class RecordedAttention:
         self._partials = partial_arrays(
             num_heads=geometry.num_heads, num_kv_heads=geometry.num_kv_heads, head_dim=geometry.head_dim
         )
-        half = geometry.head_dim // 2
-        self._cos, self._sin = program.array(TOKENS, half), program.array(TOKENS, half)
-        inv_freq = np.ascontiguousarray(rotary.inv_freq, dtype=np.float32)
-        program.append(
-            "rotary_angles",
-            RotaryAnglesJob(inv_freq=inv_freq.ctypes.data, half=half, factor=rotary.factor),
-            {"cos": self._cos, "sin": self._sin},
-            plain=partial(_rotary_angles, rotary=rotary),
-            keeps=(inv_freq,),
-        )
+        self._rotary = [_record_angles(program, each) for each in rotary]
 
     def __call__(self, qkv: Array, layer: int, q_norm: HostTensor | None, k_norm: HostTensor | None) -> Array:
         shape, layout = self._geometry, self._layout
@@ -59,7 +51,7 @@ class RecordedAttention:
             page_bytes=layout.page_bytes,
             layer_offset=layer * layout.layer_bytes,
             norm_eps=shape.norm_eps,
-            scale=shape.head_dim**-0.5,
+            scale=shape.scale,
             q_norm=_address(norms[0]),
             k_norm=_address(norms[1]),
             **{name: array.ctypes.data for name, array in self._partials.items()},
@@ -67,12 +59,28 @@ class RecordedAttention:
         keeps = (*norms, *self._partials.values())
         pages = partial(_layer_pages, layout=layout, layer=layer)
         prepare = partial(_prepare_qkv, pages=pages, norms=norms, norm_eps=shape.norm_eps)
-        rotated = {"qkv": qkv, "cos": self._cos, "sin": self._sin}
+        cos, sin = self._rotary[shape.layer(layer).rotary]
+        rotated = {"qkv": qkv, "cos": cos, "sin": sin}
         self._program.append("prepare_qkv", job, rotated, plain=prepare, keeps=keeps)
         self._program.append(
             "attention", job, {"qkv": qkv, "out": out}, plain=partial(_attend, pages=pages, scale=job.scale)
         )
         return out
+
+
+def _record_angles(program: Program, rotary: RotaryAngles) -> tuple[Array, Array]:
+    """cos and sin of the step's tokens, [T, pairs]."""
+    inv_freq = np.ascontiguousarray(rotary.inv_freq, dtype=np.float32)
+    half = len(inv_freq)
+    cos, sin = program.array(TOKENS, half), program.array(TOKENS, half)
+    program.append(
+        "rotary_angles",
+        RotaryAnglesJob(inv_freq=inv_freq.ctypes.data, half=half, factor=rotary.factor),
+        {"cos": cos, "sin": sin},
+        plain=partial(_rotary_angles, rotary=rotary),
+        keeps=(inv_freq,),
+    )
+    return cos, sin
 
 
 def _address(array: npt.NDArray | None) -> int | None:

@@ -14,13 +14,19 @@ from headwater.devices.cpu.program import Array, Numbers, StepArrays
 from headwater.devices.host_tensor import HostTensor
 
 
-def rms_norm(x: Array, weight: HostTensor, eps: float) -> Array:
-    """Record y = x / rms(x) * weight."""
+def rms_norm(x: Array, weight: HostTensor, eps: float, *, scale: float = 1.0) -> Array:
+    """Record y = x / rms(x) * weight * scale."""
     y = x.program.array(x.rows, x.width)
-    wide = np.ascontiguousarray(weight.to_float32())
+    wide = norm_weight(weight, scale=scale)
     job = RmsNormJob(weight=wide.ctypes.data, size=x.width, eps=eps, rows=x.rows)
     x.program.append("rms_norm", job, {"x": x, "y": y}, plain=partial(_rms_norm, weight=wide, eps=eps), keeps=(wide,))
     return y
+
+
+def norm_weight(weight: HostTensor, *, scale: float = 1.0) -> Floats:
+    """What a norm multiplies by, as kernels read it: float32[size]."""
+    wide = weight.to_float32()
+    return np.ascontiguousarray(wide if scale == 1.0 else wide * np.float32(scale))
 
 
 def select_rows(x: Array) -> Array:

@@ -77,4 +77,4 @@ class TritonStepAttention:
             gathered = gather(chunks.contexts, self._batch.tables, shape, kv=self._kv, layer=layer, dtype=qkv.dtype)
             k, v = gathered.unbind(1)
         to = out[chunks.first_token :].unflatten(-1, (shape.num_heads, shape.head_dim))
-        self._external_attention.attend(q, k, v, to, chunks)
+        self._external_attention.attend(q, k, v, to, chunks, scale=shape.scale)

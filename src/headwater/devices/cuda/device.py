@@ -22,7 +22,7 @@ from headwater.devices.cuda.kernels.layers import rms_norm
 from headwater.devices.cuda.kernels.prefill import PrefillScratch, queries_per_tile
 from headwater.devices.cuda.kv_memory import CudaKVMemory
 from headwater.devices.cuda.linear import CudaGatedLinear, CudaLinear
-from headwater.devices.cuda.paged_batch import PagedBatch
+from headwater.devices.cuda.paged_batch import PagedBatch, RotaryTables
 from headwater.devices.cuda.prefill_tiles import PrefillTiles, plan_tiles
 from headwater.devices.cuda.ranks.group import CudaRanks
 from headwater.devices.cuda.torch_tensors import open_shared, place_tensor, to_host, torch_dtype
@@ -205,14 +205,20 @@ class CudaDevice:
     ) -> Experts:
         raise ValueError("models with experts are not computed on a GPU; a CPU serves them (--device cpu)")
 
-    def rotary_tables(self, angles: RotaryAngles, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin of each position's angles: two of float32[num_positions, D / 2]."""
-        inv_freq = torch.from_numpy(angles.inv_freq).to(self.torch_device)
-        found = torch.arange(num_positions, device=self.torch_device).to(torch.float32)[:, None] * inv_freq
-        return found.cos() * angles.factor, found.sin() * angles.factor
+    def rotary_tables(self, rotary: Sequence[RotaryAngles], num_positions: int) -> RotaryTables:
+        """cos and sin of each position's angles."""
+        cos, sin = [], []
+        for angles in rotary:
+            inv_freq = torch.from_numpy(angles.inv_freq).to(self.torch_device)
+            found = torch.arange(num_positions, device=self.torch_device).to(torch.float32)[:, None] * inv_freq
+            cos.append(found.cos() * angles.factor)
+            sin.append(found.sin() * angles.factor)
+        return tuple(cos), tuple(sin)
 
-    def rms_norm(self, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        return rms_norm(residual, weight, eps)
+    def rms_norm(
+        self, residual: torch.Tensor, weight: torch.Tensor, eps: float, *, scale: float = 1.0
+    ) -> torch.Tensor:
+        return rms_norm(residual, weight, eps, scale=scale)
 
     def check_attention(self, geometry: AttentionGeometry, dtype: torch.dtype, *, kv_dtype: str | None = None) -> None:
         """ValueError for heads that the kernels do not take, UnsupportedError for a KV dtype or a named backend.

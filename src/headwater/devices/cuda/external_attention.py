@@ -37,7 +37,14 @@ class ExternalAttention(Protocol):
         ...
 
     def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, chunks: ExternalChunks
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        out: torch.Tensor,
+        chunks: ExternalChunks,
+        *,
+        scale: float,
     ) -> None:
         """Causal attention of the chunks: their last queries see all keys of their contexts.
 
@@ -75,7 +82,14 @@ class FlashAttention3:
         return None
 
     def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, chunks: ExternalChunks
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        out: torch.Tensor,
+        chunks: ExternalChunks,
+        *,
+        scale: float,
     ) -> None:
         contexts = chunks.contexts or chunks
         self._forward(
@@ -87,7 +101,7 @@ class FlashAttention3:
             cu_seqlens_k=contexts.starts,
             max_seqlen_q=chunks.longest,
             max_seqlen_k=contexts.longest,
-            softmax_scale=q.shape[-1] ** -0.5,
+            softmax_scale=scale,
             is_causal=True,
             num_splits=1,
         )

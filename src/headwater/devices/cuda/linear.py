@@ -61,12 +61,14 @@ class CudaLinear:
             return torch.mm(x, self._weight.t(), out_dtype=torch.float32, out=out)
         return self(x).float() if out is None else out.copy_(self(x))
 
-    def embed(self, token_ids: torch.Tensor, *, first_token: int | None = None) -> torch.Tensor:
+    def embed(self, token_ids: torch.Tensor, *, first_token: int | None = None, scale: float = 1.0) -> torch.Tensor:
         if first_token is None:
-            return F.embedding(token_ids, self._weight).float()
-        rows = token_ids - first_token
-        inside = rows.clamp(0, self.out_features - 1)
-        return F.embedding(inside, self._weight).float() * (rows == inside)[:, None]
+            found = F.embedding(token_ids, self._weight).float()
+        else:
+            rows = token_ids - first_token
+            inside = rows.clamp(0, self.out_features - 1)
+            found = F.embedding(inside, self._weight).float() * (rows == inside)[:, None]
+        return found if scale == 1.0 else found.mul_(scale)
 
     def unpack(self) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         biases = [None] * len(self._sizes) if self._bias is None else self._bias.split(self._sizes)

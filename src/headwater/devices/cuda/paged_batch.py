@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+RotaryTables = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]  # cos and sin, of each of a model's angles
+
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
@@ -58,6 +60,6 @@ class PagedBatch:
     positions: torch.Tensor  # int32[num_decodes], of these
     rotary_rows: torch.Tensor  # int32[num_decodes], rows of cos and sin
     tables: torch.Tensor  # int32[slots, pages]
-    cos: torch.Tensor  # float32[rows, D / 2]
-    sin: torch.Tensor  # float32[rows, D / 2]
+    cos: tuple[torch.Tensor, ...]  # float32[rows, D / 2], of each of the model's RotaryAngles
+    sin: tuple[torch.Tensor, ...]
     chunks: PromptChunks | None = None

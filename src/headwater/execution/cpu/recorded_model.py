@@ -30,9 +30,10 @@ class RecordedModel:
         recorded = None if adapters is None else RecordedAdapters(program, adapters)
         hidden = program.keep(model.forward(program.token_ids, attention, recorded))
         self._num_forward_ops = len(program.ops)
-        self._normed = program.keep(model.last_norm(select_rows(hidden)))
+        selected = select_rows(hidden)
+        self._normed = program.keep(model.last_norm(selected))
         self._num_norm_ops = len(program.ops)
-        self._logits = program.keep(model.head.logits(self._normed))
+        self._logits = program.keep(model.logits(selected, normed=self._normed))
         self._best = MostProbable(*(program.keep(it) for it in argmax(self._logits)))
         self._gathered: GatheredLogits | None = None
         if device.cpu_ranks is not None:

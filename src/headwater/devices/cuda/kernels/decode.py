@@ -71,6 +71,7 @@ def decode(
     num_rows, num_kv_heads, head_dim = batch.num_decodes, geometry.num_kv_heads, geometry.head_dim
     group = geometry.num_heads // num_kv_heads
     num_splits, min_split = split_limits(num_rows, num_kv_heads)
+    angles = geometry.layer(layer).rotary
     _decode_kernel[(num_splits, num_kv_heads, num_rows)](
         qkv,
         out,
@@ -80,8 +81,8 @@ def decode(
         batch.decode_slots,
         batch.positions,
         batch.rotary_rows,
-        batch.cos,
-        batch.sin,
+        batch.cos[angles],
+        batch.sin[angles],
         qkv if q_norm is None else q_norm,
         qkv if k_norm is None else k_norm,
         scratch.partials,
@@ -90,7 +91,7 @@ def decode(
         layer * kv.pages.stride(1),
         kv.pages.stride(0),
         batch.tables.stride(0),
-        math.log2(math.e) / math.sqrt(head_dim),
+        math.log2(math.e) * geometry.scale,
         geometry.norm_eps,
         num_splits,
         min_split,

@@ -10,15 +10,15 @@ import triton.language as tl
 from headwater.devices.cuda.kernels.launch import Launcher, alignment
 
 
-def rms_norm(residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """float32[T, features] -> [T, features] in `weight`'s dtype (arXiv 1910.07467)."""
+def rms_norm(residual: torch.Tensor, weight: torch.Tensor, eps: float, *, scale: float = 1.0) -> torch.Tensor:
+    """float32[T, features] -> [T, features] in `weight`'s dtype, multiplied by `scale` (arXiv 1910.07467)."""
     num_tokens, width = residual.shape
     y = torch.empty(residual.shape, dtype=weight.dtype, device=residual.device)
     if num_tokens:
         block = triton.next_power_of_2(width)
         num_warps = max(1, min(16, block // 512))
         key = (weight.device.index, weight.dtype, width, *alignment(residual, weight))
-        _launch_rms_norm((num_tokens,), residual, weight, y, width, eps, block, key=key, num_warps=num_warps)
+        _launch_rms_norm((num_tokens,), residual, weight, y, width, eps, scale, block, key=key, num_warps=num_warps)
     return y
 
 
@@ -35,14 +35,14 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 @triton.jit
-def _rms_norm_kernel(x, weight, y, width, eps, BLOCK: tl.constexpr):
+def _rms_norm_kernel(x, weight, y, width, eps, factor, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * width
     at = tl.arange(0, BLOCK)
     is_in = at < width
     value = tl.load(x + row + at, mask=is_in, other=0.0)
     scale = tl.rsqrt(tl.sum(value * value, 0) / width + eps)
-    factor = tl.load(weight + at, mask=is_in, other=0.0).to(tl.float32)
-    tl.store(y + row + at, (value * scale * factor).to(y.dtype.element_ty), mask=is_in)
+    by = tl.load(weight + at, mask=is_in, other=0.0).to(tl.float32) * factor
+    tl.store(y + row + at, (value * scale * by).to(y.dtype.element_ty), mask=is_in)
 
 
 @triton.jit

@@ -98,7 +98,7 @@ def prefill(
         layer_offset,
         page_stride,
         table_stride,
-        math.log2(math.e) / math.sqrt(head_dim),
+        math.log2(math.e) * geometry.scale,
         geometry.num_kv_heads,
         group,
         head_dim,

@@ -40,6 +40,7 @@ def write_prompt_kv(
     page_stride, layer_offset = kv.pages.stride(0), layer * kv.pages.stride(1)
     exponents = kv.pages if kv.exponents is None else kv.exponents
     tokens = qkv[batch.num_decodes :]
+    angles = geometry.layer(layer).rotary
     grid = (len(chunks.token_slots), triton.cdiv(geometry.num_heads + 2 * geometry.num_kv_heads, _HEADS_PER_PROGRAM))
     sizes = (geometry.num_heads, geometry.num_kv_heads, half, kv.layout.page_size, q_norm is not None)
     aligned = alignment(tokens, exponents, layer_offset, page_stride, table_stride)
@@ -52,8 +53,8 @@ def write_prompt_kv(
         chunks.token_slots,
         chunks.positions,
         chunks.rotary_rows,
-        batch.cos,
-        batch.sin,
+        batch.cos[angles],
+        batch.sin[angles],
         qkv if q_norm is None else q_norm,
         qkv if k_norm is None else k_norm,
         layer_offset,

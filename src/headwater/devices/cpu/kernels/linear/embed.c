@@ -8,6 +8,7 @@ typedef struct {
     float *y;             // [T][in_features]; zeros for other tokens
     int64_t in_features, format;
     int64_t first_token, num_tokens;
+    float scale;
 } EmbedJob;
 
 enum { CHUNK_TOKENS = 16 };
@@ -26,6 +27,8 @@ static void run_chunk(const void *job_, const Step *step, int64_t chunk) {
         float *y = job->y + t * width;
         if (row >= 0 && row < job->num_tokens) unpack_row(job->format, job->weights, stride, width, row, y);
         else memset(y, 0, (size_t)width * sizeof(float));
+        if (job->scale == 1.0f) continue;
+        for (int64_t i = 0; i < width; i++) y[i] *= job->scale;
     }
 }
 

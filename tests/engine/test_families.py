@@ -1,0 +1,96 @@
+"""The families beyond Llama and Qwen against transformers, token for token in float32: steps, and the whole engine."""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow
+
+torch = pytest.importorskip("torch")
+
+from test_golden_engine import NUM_OUTPUTS, PATIENCE_S, RealEngine, _prompts  # noqa: E402
+from transformers import PreTrainedModel  # noqa: E402
+
+from headwater.devices.cpu.device import CpuDevice  # noqa: E402
+from headwater.execution.cpu_runner import CpuRunner  # noqa: E402
+from headwater.messages.control import FlushCache  # noqa: E402
+from headwater.messages.generation import LogprobParams  # noqa: E402
+from headwater.models.loader import load_model, resolve_model  # noqa: E402
+from tiny_models import FAMILY_NAMES, VOCAB_SIZE, is_greedy_text, make_tiny_model  # noqa: E402
+
+sys.path.append(str(Path(__file__).parents[1] / "execution"))
+from step_driver import StepDriver  # noqa: E402
+
+PROMPT_LENGTHS = (1, 3, 16, 33, 47, 70)
+Family = tuple[Path, PreTrainedModel]
+
+
+@pytest.fixture(scope="module", params=FAMILY_NAMES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    folder = tmp_path_factory.mktemp(request.param)
+    return folder, make_tiny_model(request.param, folder)
+
+
+def test_chunks_and_batches_give_the_text_of_transformers(family: Family) -> None:
+    """A lost multiplier, norm, window or rotation changes the text; by the kernels and in numpy."""
+    folder, reference = family
+    random = np.random.default_rng(7)
+    prompts = [random.integers(3, VOCAB_SIZE, length).tolist() for length in PROMPT_LENGTHS]
+    expected: list[list[int]] = []
+    for has_kernels, page_size, chunk, batch_size in ((True, 16, 1000, 6), (True, 3, 9, 4), (False, 5, 19, 6)):
+        device = CpuDevice(num_threads=1, use_kernels=has_kernels)
+        loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32")
+        layout = loaded.kv_layout(page_size=page_size)
+        runner = CpuRunner(loaded, device, layout=layout, num_pages=400, max_running=6)
+        outputs = []
+        for start in range(0, len(prompts), batch_size):
+            driver = StepDriver(runner, seed=start)
+            some = prompts[start : start + batch_size]
+            logprobs = LogprobParams(top=1)
+            requests = [driver.add(prompt, slot=slot, logprobs=logprobs) for slot, prompt in enumerate(some)]
+            driver.run(requests, num_outputs=NUM_OUTPUTS, chunk=chunk)
+            outputs += [it.outputs for it in requests]
+            last = requests[-1]
+        found = torch.tensor([it.logprob for it in last.logprobs])
+        assert torch.allclose(found, _logprobs(reference, last.prompt, last.outputs), atol=2e-4)
+        expected = expected or outputs
+        assert outputs == expected
+    assert len({token for text in expected for token in text}) > 12, "degenerate text would prove nothing"
+    for prompt, output in zip(prompts, expected, strict=True):
+        assert is_greedy_text(reference, prompt, output)
+
+
+@torch.inference_mode()
+def _logprobs(model: PreTrainedModel, prompt: list[int], output: list[int]) -> torch.Tensor:
+    """Of each token of the output: they show what multiplies all logits alike."""
+    logits = model(torch.tensor([[*prompt, *output]])).logits[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(dim=-1).gather(1, torch.tensor(output)[:, None])[:, 0]
+
+
+def test_prefixes_and_pages_from_host_memory_give_the_same_text(family: Family) -> None:
+    """A cached key that a layer rotates, hides or scales in another way would change the text that follows it."""
+    folder, reference = family
+    prompts = _prompts(6, VOCAB_SIZE)
+    engine = RealEngine(folder, num_pages=200, num_host_pages=200)
+    engine.parts.cache.lower.restore_cost.is_worth = lambda num_tokens: True  # the clock stands still
+    for lap in range(2):
+        for index, prompt in enumerate(prompts):
+            engine.generate(f"{lap}-{index}", prompt)
+            engine.turn(3)  # later ones find the prompts before them
+        engine.finish()
+        last_s = time.monotonic() + PATIENCE_S
+        while engine.parts.blockers():  # threads copy
+            assert time.monotonic() < last_s, engine.parts.blockers()
+            engine.turn()
+            time.sleep(0.001)
+        engine.send(FlushCache(call_id=f"flush-{lap}", mode="now", tiers=("device",)))
+        engine.turn(2)
+    for index, prompt in enumerate(prompts):
+        text = engine.tokens[f"0-{index}"]
+        assert len(text) == NUM_OUTPUTS and is_greedy_text(reference, prompt, text), f"prompt {index}"
+        assert engine.tokens[f"1-{index}"] == text
+    counters = engine.parts.scheduler.counters
+    assert counters.cached_tokens_device > 0 and counters.cached_tokens_host > 0
