@@ -33,6 +33,7 @@ TESTS = (
     "tests/devices/cuda/test_external_attention.py",
     "tests/execution/test_external_steps.py",
     "tests/devices/cuda/test_triton_layers.py",
+    "tests/devices/cuda/test_expert_kernels.py",
     "tests/devices/cuda/test_cuda_copy.py",
     "tests/devices/cuda/test_head_copy.py",
 )

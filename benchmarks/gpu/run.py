@@ -29,6 +29,8 @@ PARTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], int]] = {
     "http_qwen": ("http_run.py", ("qwen3-0.6b",), (), 120),
     "http_llama": ("http_run.py", ("llama3.1-8b",), (), 120),
     "grammars": ("grammar_run.py", ("llama3.1-8b",), (), 240),
+    "experts": ("experts_run.py", ("qwen3-30b-a3b",), (), 150),
+    "moe": ("engine_run.py", ("qwen3-30b-a3b",), ("--parts", "B2,B3,B1"), 240),
     "long": ("engine_run.py", ("llama3.1-8b",), ("--parts", "long"), 90),
 }
 EIGHT_B, SEVENTY_B, TWO = ("llama3.1-8b",), ("llama3.1-70b",), ("--tp-size", "2")

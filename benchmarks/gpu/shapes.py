@@ -80,6 +80,27 @@ SHAPES: dict[str, dict[str, Any]] = {
         "eos_token_id": 128001,
     },
 }
+SHAPES["qwen3-30b-a3b"] = SHAPES["qwen3-0.6b"] | {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "tie_word_embeddings": False,
+}
+SHAPES["tiny-experts"] = SHAPES["tiny"] | {  # for trying the scripts out on a CPU
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 32,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+}
 SHAPES["llama3.1-70b"] = SHAPES["llama3.1-8b"] | {
     "hidden_size": 8192,
     "intermediate_size": 28672,
@@ -109,14 +130,19 @@ def make_model(name: str, root: Path) -> Path:
     return folder
 
 
-def weight_bytes(name: str) -> int:
-    """bf16 bytes that one decode step reads: every projection, and the head once."""
+def weight_bytes(name: str, num_rows: int = 1) -> int:
+    """bf16 bytes that a decode step of so many rows reads: every projection, and the head once.
+
+    Of experts as many as rows hit that choose by chance.
+    """
     shape = SHAPES[name]
-    hidden, head_dim = shape["hidden_size"], shape["head_dim"]
+    hidden, head_dim, num_experts = shape["hidden_size"], shape["head_dim"], shape.get("num_experts", 0)
     qkv = (shape["num_attention_heads"] + 2 * shape["num_key_value_heads"]) * head_dim
-    per_layer = (
-        qkv * hidden + shape["num_attention_heads"] * head_dim * hidden + 3 * hidden * shape["intermediate_size"]
-    )
+    mlp = 3 * hidden * shape["intermediate_size"]
+    if num_experts:
+        num_hit = num_experts * (1 - (1 - shape["num_experts_per_tok"] / num_experts) ** num_rows)
+        mlp = int(3 * hidden * shape["moe_intermediate_size"] * num_hit) + hidden * num_experts
+    per_layer = qkv * hidden + shape["num_attention_heads"] * head_dim * hidden + mlp
     return 2 * (shape["num_hidden_layers"] * per_layer + shape["vocab_size"] * hidden)
 
 

@@ -82,7 +82,7 @@ def _cpu_runner(folder: Path) -> CpuRunner:
     return CpuRunner(loaded, device, layout=loaded.kv_layout(page_size=4), num_pages=64, max_running=8, max_context=64)
 
 
-@pytest.mark.parametrize("name", ["llama-biases-mha", "qwen3-tied-one-kv-head"])
+@pytest.mark.parametrize("name", ["llama-biases-mha", "qwen3-tied-one-kv-head", "mixtral"])
 def test_greedy_text_is_that_of_transformers(name: str, tmp_path: Path) -> None:
     """A wrong rotation, mask, page, bias or tied head changes the text of some prompt."""
     reference = make_tiny_model(name, tmp_path, num_layers=2)

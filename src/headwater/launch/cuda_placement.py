@@ -45,9 +45,9 @@ class CudaPlacement:
 
     def workspace_bytes(self, args: ServerArgs, config: ModelConfig) -> int:
         assert args.max_running_requests is not None and args.max_step_tokens is not None
-        # float32 residual, its norm, qkv, attention's output, gate and up, their product; a quarter for the allocator
+        # float32 residual, its norm, qkv, attention's output, what an MLP makes; a quarter for the allocator
         qkv = config.q_size + 2 * config.kv_size
-        num_halves = config.hidden_size + qkv + config.q_size + 3 * config.intermediate_size
+        num_halves = config.hidden_size + qkv + config.q_size + _mlp_numbers(config)
         activations = args.max_step_tokens * (4 * config.hidden_size + 2 * num_halves) * 5 // 4
         logits = 3 * 4 * args.max_running_requests * config.vocab_size
         gathered = 0 if self.device.external_attention is None else MAX_GATHERED_BYTES
@@ -69,7 +69,8 @@ class CudaPlacement:
         if not args.disable_cuda_graph:
             if not args.deterministic:  # else steps of decodes are steps with prompts
                 largest = min(args.cuda_graph_max_bs or args.max_running_requests, args.max_running_requests)
-            max_tokens = launch_bound_tokens(loaded.weights_bytes // STORAGE_TYPES[loaded.dtype].itemsize)
+            num_weights = loaded.weights_bytes // STORAGE_TYPES[loaded.dtype].itemsize
+            max_tokens = launch_bound_tokens(int(num_weights * loaded.config.active_share))
         return GpuRunner(
             loaded,
             self.device,
@@ -119,6 +120,13 @@ class CudaPlacement:
             unregister=unregister_with_driver,
         )
         return memory, CudaPageCopier(lambda: runner.kv, memory, device=place, arrivals=self.arrivals, share=share)
+
+
+def _mlp_numbers(config: ModelConfig) -> int:
+    """Numbers of a token between the layers of an MLP: gate, up and their product; of experts the results as well."""
+    experts = config.experts
+    routed = 0 if experts is None else experts.per_token * (experts.intermediate_size + config.hidden_size)
+    return max(routed, 0 if experts is not None and not experts.dense_layers else 3 * config.intermediate_size)
 
 
 def register_on(device: torch.device, address: int, num_bytes: int) -> None:

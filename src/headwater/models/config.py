@@ -1,5 +1,6 @@
 """A model's config, read before any weight: shapes, rotary embedding, context, end tokens."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -93,6 +94,16 @@ class ModelConfig:
     def rope_of(self, layer: int) -> RopeConfig | None:
         """The rotary embedding of a layer; None if it has none."""
         return None if layer in self.unrotated_layers else self.rope
+
+    @property
+    def active_share(self) -> float:
+        """The part of all parameters that one token is multiplied by: all but other tokens' experts."""
+        if self.experts is None:
+            return 1.0
+        num_layers = self.num_layers - len(self.experts.dense_layers)
+        of_experts = num_layers * self.experts.num_experts * 3 * self.hidden_size * self.experts.intermediate_size
+        total = sum(math.prod(shape) for shape in self.parameter_shapes().values())
+        return 1.0 - of_experts * (1.0 - self.experts.active_share) / total
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter by its Hugging Face checkpoint name, in the order of the forward pass."""

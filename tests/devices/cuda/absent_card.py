@@ -26,7 +26,7 @@ from headwater.devices.cuda.kernels.page_copy import copy_pages
 from headwater.devices.cuda.kernels.sampling import draw_part, draw_tokens
 from headwater.devices.cuda.kernels.scatter import write_entries
 from headwater.devices.cuda.paged_batch import ExternalChunks
-from headwater.devices.device import AttentionGeometry
+from headwater.devices.device import AttentionGeometry, Routing
 
 # the kinds of rows that have kernels of their own: decodes, whole chunks and chunks in pieces
 ROWS = [(1, 300), (20, 900)]
@@ -116,6 +116,19 @@ def adapters() -> None:
             step.add("down", 0, torch.zeros(num_rows, 700, dtype=dtype), torch.zeros(num_rows, 1024))
 
 
+def experts() -> None:
+    """Few tokens, and every shape of tiles."""
+    for dtype in (torch.bfloat16, torch.float32):
+        gate, down = torch.zeros(768, 512, dtype=dtype), torch.zeros(512, 768, dtype=dtype)
+        for is_deterministic in (False, True):
+            device = CudaDevice(torch.device("cpu"), is_deterministic=is_deterministic)
+            layer = device.pack_experts([(gate, gate, down)] * 8, num_experts=8, routing=Routing(2, is_deterministic))
+            for num_tokens in (1, 20, 100, 300, 500):
+                x, logits = torch.zeros(num_tokens, 512, dtype=dtype), torch.zeros(num_tokens, 8)
+                layer(x, logits)
+                layer.add_to(torch.zeros(num_tokens, 512), x, logits)
+
+
 def sampling() -> None:
     """The choice of tokens, and what moves integers and pages."""
     logits, slots = torch.zeros(2, 9000), torch.zeros(2, dtype=torch.int32)
@@ -153,7 +166,8 @@ GROUPS: dict[str, Callable[[], None]] = {
     "float8": lambda: attention(torch.bfloat16, "float8_e4m3fn", (8, 2, 128)),
     "layers": layers,
     "deterministic": deterministic,
-        "adapters": adapters,
+    "adapters": adapters,
+    "experts": experts,
     "sampling": sampling,
     "ranks": sums_over_ranks,
 }

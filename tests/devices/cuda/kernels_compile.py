@@ -36,6 +36,9 @@ KERNELS = {
         "_logsumexp_kernel",
     },
     "adapters": {"_plan_kernel", "_shrink_kernel", "_expand_kernel"},
+    "experts": {
+        "_few_gated_kernel", "_few_sums_kernel", "_route_kernel", "_plan_kernel", "_grouped_kernel", "_sum_kernel",
+    },
     "sampling": {
         "_greedy_kernel", "_allowed_kernel", "_draw_kernel", "_write_entries_kernel", "_copy_pages", "_copy_heads",
     },

@@ -45,6 +45,7 @@ def test_qwen3_30b_a3b_has_the_tensors_of_its_checkpoint() -> None:
     assert shapes["model.layers.5.self_attn.q_norm.weight"] == (128,)
     assert not any(".mlp.gate_proj" in name for name in shapes)
     assert config.experts is not None and (config.experts.per_token, config.experts.renormalises) == (8, True)
+    assert 3.3e9 < num_parameters(config) * config.active_share < 3.4e9, "A3B: 3.3 billion are active"
 
 
 def test_mixtral_8x7b_has_the_tensors_of_its_checkpoint() -> None:

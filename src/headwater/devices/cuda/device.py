@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from headwater.devices.cuda.attention import TritonStepAttention
+from headwater.devices.cuda.experts import CudaExperts
 from headwater.devices.cuda.external_attention import (
     MIN_EXTERNAL_TOKENS,
     AttentionBackend,
@@ -203,7 +204,7 @@ class CudaDevice:
         num_experts: int,
         routing: Routing,
     ) -> Experts:
-        raise ValueError("models with experts are not computed on a GPU; a CPU serves them (--device cpu)")
+        return CudaExperts.of(experts, num_experts=num_experts, routing=routing, is_deterministic=self.is_deterministic)
 
     def rotary_tables(self, rotary: Sequence[RotaryAngles], num_positions: int) -> RotaryTables:
         """cos and sin of each position's angles."""

@@ -26,6 +26,7 @@ _GROUP = 4
 _BLOCK_INPUTS = 128  # read together
 _BLOCK_FLOAT32 = 32  # without tensor cores: a larger block is unrolled for minutes
 _BLOCK_ROWS = 256  # that the plan of tiles looks at together
+_MANY_ROWS, _LARGE_BLOCK_ROWS = 4096, 2048
 BLOCK_OUTPUTS = 128
 
 
@@ -61,15 +62,19 @@ class RowTiles:
         return self.rows.shape[1]
 
 
-def plan_tiles(slots: torch.Tensor, *, num_slots: int) -> RowTiles:
-    """The tiles of a step whose rows have the adapters of `slots`, int32[T], below `num_slots`; 0 is none."""
+def plan_tiles(slots: torch.Tensor, *, num_slots: int, size: int | None = None) -> RowTiles:
+    """The tiles of a step whose rows have the adapters of `slots`, int32[T], below `num_slots`; 0 is none.
+
+    `size`: rows of a tile, a power of two; None: what suits adapters.
+    """
     num_rows = len(slots)
-    size = 16 if num_rows <= FEW_ROWS else 64
+    size = size or (16 if num_rows <= FEW_ROWS else 64)
+    block = _BLOCK_ROWS if num_rows <= _MANY_ROWS else _LARGE_BLOCK_ROWS
     num_tiles = num_rows // size + min(num_slots - 1, num_rows)  # each slot may have a tile that is not full
     found = torch.zeros(1 + num_tiles, dtype=torch.int32, device=slots.device)  # the first counts them
     rows = torch.empty((num_tiles, size), dtype=torch.int32, device=slots.device)
-    key = (slots.device.index, num_rows == 1, num_rows % 16 == 0, size, *alignment(slots))
-    _launch_plan((num_slots - 1,), slots, found, rows, num_rows, size, _BLOCK_ROWS, key=key)
+    key = (slots.device.index, num_rows == 1, num_rows % 16 == 0, size, block, *alignment(slots))
+    _launch_plan((num_slots - 1,), slots, found, rows, num_rows, size, block, key=key)
     return RowTiles(found[1:], rows, num_rows)
 
 

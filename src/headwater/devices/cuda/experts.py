@@ -1,0 +1,73 @@
+"""A layer of experts on a GPU (device.Experts): the matrices of all experts in two tensors, and Triton's kernels."""
+
+from collections.abc import Iterable
+from typing import Self
+
+import torch
+
+from headwater.devices.cuda.kernels.experts.few import MOST_TOKENS, few_gated_rows, few_sums
+from headwater.devices.cuda.kernels.experts.grouped import down_rows, gated_rows, sum_by_weight, tile_shape
+from headwater.devices.cuda.kernels.experts.route import route
+from headwater.devices.cuda.kernels.lora import plan_tiles
+from headwater.devices.device import Routing
+
+
+class CudaExperts:
+    """Experts whose gate and up are one tensor, [E, 2 inner, in], and whose down is another, [E, in, inner]."""
+
+    def __init__(
+        self, gate_up: torch.Tensor, down: torch.Tensor, *, routing: Routing, is_deterministic: bool = False
+    ) -> None:
+        """`is_deterministic`: a row's bits do not depend on the other rows."""
+        self._gate_up = gate_up
+        self._down = down
+        self._routing = routing
+        self._is_deterministic = is_deterministic
+
+    @classmethod
+    def of(
+        cls,
+        experts: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+        *,
+        num_experts: int,
+        routing: Routing,
+        is_deterministic: bool,
+    ) -> Self:
+        """Copies of the experts, as they come: one of them is in memory beside the layer."""
+        gate_up = down = torch.empty(0)
+        for index, (gate, up, own_down) in enumerate(experts):
+            inner, width = gate.shape
+            if index == 0:
+                gate_up = gate.new_empty((num_experts, 2 * inner, width))
+                down = own_down.new_empty((num_experts, width, inner))
+            found = {(each.dtype, tuple(each.shape)) for each in (gate, up, own_down.t())}
+            wanted = (gate_up.dtype, (gate_up.shape[1] // 2, gate_up.shape[2]))
+            if found != {wanted}:
+                raise ValueError(f"the experts of a layer have one format and shape, not {wanted} and {found}")
+            gate_up[index, :inner], gate_up[index, inner:], down[index] = gate, up, own_down
+        return cls(gate_up, down, routing=routing, is_deterministic=is_deterministic)
+
+    def __call__(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        y = torch.empty_like(x)
+        self._compute(x, logits, y, adds=False)
+        return y
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor, logits: torch.Tensor) -> None:
+        self._compute(x, logits, residual, adds=True)
+
+    def matrix(self, expert: int, which: int) -> torch.Tensor:
+        inner = self._gate_up.shape[1] // 2
+        return self._down[expert] if which == 2 else self._gate_up[expert, which * inner : (which + 1) * inner]
+
+    def _compute(self, x: torch.Tensor, logits: torch.Tensor, y: torch.Tensor, *, adds: bool) -> None:
+        routing = self._routing
+        if len(x) <= MOST_TOKENS and not self._is_deterministic:
+            inner, chosen = few_gated_rows(x, logits, self._gate_up, per_token=routing.per_token)
+            few_sums(inner, logits, chosen, self._down, y, renormalises=routing.renormalises, adds=adds)
+            return
+        experts, weights = route(logits, per_token=routing.per_token, renormalises=routing.renormalises)
+        num_experts = len(self._down)
+        shape = tile_shape(experts.numel(), num_experts, dtype=x.dtype, is_fixed=self._is_deterministic)
+        tiles = plan_tiles(experts.view(-1), num_slots=num_experts + 1, size=shape.rows)
+        inner = gated_rows(x, self._gate_up, tiles, shape, per_token=routing.per_token)
+        sum_by_weight(down_rows(inner, self._down, tiles, shape), weights, y, adds=adds)

@@ -1,0 +1,147 @@
+"""The experts of a few tokens, in two kernels: each row by itself, at the memory's speed.
+
+Nothing is grouped. The first kernel chooses and computes gate and up, a program for some features of one expert of a
+token; the second computes down of all experts of a token and adds their sum by weight.
+"""
+
+# Triton kernels are no plain Python: their launch options and arithmetic are unknown to a type checker.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+
+import torch
+import triton
+import triton.language as tl
+
+from headwater.devices.cuda.kernels.experts.route import orderable
+from headwater.devices.cuda.kernels.launch import Launcher, alignment
+
+MOST_TOKENS = 4  # beyond, tokens share experts, whose weights are read once in tiles
+_FEATURES, _BLOCK = 8, 512
+_DOWN_FEATURES = 4
+
+
+def few_gated_rows(
+    x: torch.Tensor, logits: torch.Tensor, weight: torch.Tensor, *, per_token: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """silu(x Wg^T) * (x Wu^T) of each token's experts, and which they are, the heaviest first.
+
+    x [T, in], logits float32[T, E], W [E, 2 inner, in] -> [T * K, inner], int32[T * K]
+    """
+    num_tokens, width = x.shape
+    num_experts, inner = weight.shape[0], weight.shape[1] // 2
+    y = torch.empty((num_tokens * per_token, inner), dtype=x.dtype, device=x.device)
+    experts = torch.empty(num_tokens * per_token, dtype=torch.int32, device=x.device)
+    if num_tokens:
+        block = min(_BLOCK, triton.next_power_of_2(width))
+        sizes = (width, inner, num_experts, triton.next_power_of_2(num_experts), per_token, _FEATURES, block)
+        key = (x.device.index, x.dtype, *sizes, *alignment(x, logits, weight, y))
+        grid = (triton.cdiv(inner, _FEATURES), num_tokens * per_token)
+        _launch_gated(grid, x, logits, weight, y, experts, *sizes, key=key)
+    return y, experts
+
+
+def few_sums(
+    inner: torch.Tensor,
+    logits: torch.Tensor,
+    experts: torch.Tensor,
+    weight: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    renormalises: bool,
+    adds: bool,
+) -> None:
+    """The sum by weight of inner Wd^T, the heaviest first, added to y or stored.
+
+    inner [T * K, inner], W [E, out, inner], y [T, out]
+    """
+    num_tokens, num_experts = logits.shape
+    if not num_tokens:
+        return
+    outputs, width = weight.shape[1:]
+    per_token = len(experts) // num_tokens
+    block = min(_BLOCK, triton.next_power_of_2(width))
+    sizes = (width, outputs, num_experts, triton.next_power_of_2(num_experts), per_token)
+    flags = (renormalises, adds, _DOWN_FEATURES, block)
+    key = (inner.device.index, inner.dtype, y.dtype, *sizes, *flags, *alignment(inner, logits, weight, y))
+    grid = (triton.cdiv(outputs, _DOWN_FEATURES), num_tokens)
+    _launch_sums(grid, inner, logits, experts, weight, y, *sizes, *flags, key=key)
+
+
+@triton.jit
+def _few_gated_kernel(
+    x, logits, weight, y, experts,
+    WIDTH: tl.constexpr, INNER: tl.constexpr, EXPERTS: tl.constexpr, EXPERT_BLOCK: tl.constexpr,
+    PER_TOKEN: tl.constexpr, FEATURES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(1)
+    token, place = row // PER_TOKEN, row % PER_TOKEN
+    at = tl.arange(0, EXPERT_BLOCK)
+    values = tl.load(logits + token * EXPERTS + at, mask=at < EXPERTS, other=0.0)
+    left = tl.where(at < EXPERTS, orderable(values), -float("inf"))
+    expert = tl.argmax(left, 0)
+    for _ in range(place):
+        left = tl.where(at == expert, -float("inf"), left)
+        expert = tl.argmax(left, 0)
+    if tl.program_id(0) == 0:
+        tl.store(experts + row, expert)
+    feature = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
+    is_feature = feature < INNER
+    column = tl.arange(0, BLOCK)
+    w_at = weight + (expert.to(tl.int64) * 2 * INNER + feature)[:, None] * WIDTH + column[None, :]
+    x_at = x + token * WIDTH + column
+    gates = tl.zeros((FEATURES, BLOCK), tl.float32)
+    ups = tl.zeros((FEATURES, BLOCK), tl.float32)
+    for first in range(0, WIDTH, BLOCK):
+        is_column = first + column < WIDTH
+        is_weight = is_feature[:, None] & is_column[None, :]
+        value = tl.load(x_at + first, mask=is_column, other=0.0).to(tl.float32)[None, :]
+        gates += tl.load(w_at + first, mask=is_weight, other=0.0, eviction_policy="evict_first").to(tl.float32) * value
+        up_at = w_at + INNER * WIDTH + first
+        ups += tl.load(up_at, mask=is_weight, other=0.0, eviction_policy="evict_first").to(tl.float32) * value
+    gate = tl.sum(gates, 1)
+    result = gate / (1.0 + tl.exp(-gate)) * tl.sum(ups, 1)
+    tl.store(y + row * INNER + feature, result.to(y.dtype.element_ty), mask=is_feature)
+
+
+@triton.jit
+def _few_sums_kernel(
+    inner, logits, experts, weight, y,
+    WIDTH: tl.constexpr, OUTPUTS: tl.constexpr, EXPERTS: tl.constexpr, EXPERT_BLOCK: tl.constexpr,
+    PER_TOKEN: tl.constexpr, RENORMALISES: tl.constexpr, ADDS: tl.constexpr, FEATURES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(1)
+    chosen, line = experts + token * PER_TOKEN, logits + token * EXPERTS
+    largest = tl.load(line + tl.load(chosen))
+    total = tl.exp(largest - largest) - 1.0  # 0, or NaN where the logits are not finite
+    if RENORMALISES:
+        for place in range(PER_TOKEN):
+            total += tl.exp(tl.load(line + tl.load(chosen + place)) - largest)
+    else:
+        at = tl.arange(0, EXPERT_BLOCK)
+        values = tl.load(line + at, mask=at < EXPERTS, other=-float("inf"))
+        total += tl.sum(tl.exp(values - largest), 0)
+    feature = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
+    is_feature = feature < OUTPUTS
+    column = tl.arange(0, BLOCK)
+    sums = tl.zeros((FEATURES,), tl.float32)
+    for place in range(PER_TOKEN):
+        expert = tl.load(chosen + place).to(tl.int64)
+        share = tl.exp(tl.load(line + expert) - largest) / total
+        w_at = weight + (expert * OUTPUTS + feature)[:, None] * WIDTH + column[None, :]
+        x_at = inner + (token * PER_TOKEN + place) * WIDTH + column
+        products = tl.zeros((FEATURES, BLOCK), tl.float32)
+        for first in range(0, WIDTH, BLOCK):
+            is_column = first + column < WIDTH
+            is_weight = is_feature[:, None] & is_column[None, :]
+            value = tl.load(x_at + first, mask=is_column, other=0.0).to(tl.float32)[None, :]
+            w = tl.load(w_at + first, mask=is_weight, other=0.0, eviction_policy="evict_first").to(tl.float32)
+            products += w * value
+        sums += share * tl.sum(products, 1)
+    y_at = y + token * OUTPUTS + feature
+    if ADDS:
+        sums += tl.load(y_at, mask=is_feature, other=0.0)
+    tl.store(y_at, sums.to(y.dtype.element_ty), mask=is_feature)
+
+
+_launch_gated = Launcher(_few_gated_kernel)
+_launch_sums = Launcher(_few_sums_kernel)

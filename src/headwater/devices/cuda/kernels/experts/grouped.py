@@ -1,0 +1,157 @@
+"""Products of rows with the matrices of their experts, in tiles of rows of one expert; and the sum by weight.
+
+Tiles are planned on the device (lora.plan_tiles), so a CUDA graph routes anew whenever it runs. The grid is as large
+as any routing needs: programs of tiles that this one does not need end at once.
+"""
+
+# Triton kernels are no plain Python: their launch options and arithmetic are unknown to a type checker.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from headwater.devices.cuda.kernels.launch import Launcher, alignment
+from headwater.devices.cuda.kernels.lora import RowTiles
+
+_SUM_BLOCK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class TileShape:
+    """How a product is cut: rows of a tile, outputs and inputs at a time."""
+
+    rows: int
+    features: int
+    columns: int
+    num_warps: int
+    num_stages: int
+
+
+# by the mean number of rows of an expert, up to which a shape suits
+SHAPES = (
+    (8.0, TileShape(16, 32, 128, 4, 4)),
+    (32.0, TileShape(32, 64, 64, 4, 4)),
+    (96.0, TileShape(64, 64, 64, 4, 4)),
+    (float("inf"), TileShape(128, 64, 64, 8, 4)),
+)
+FIXED = TileShape(64, 64, 64, 4, 4)  # of --deterministic
+_FLOAT32 = TileShape(16, 32, 32, 4, 2)  # for tests
+
+
+def tile_shape(num_rows: int, num_experts: int, *, dtype: torch.dtype, is_fixed: bool = False) -> TileShape:
+    """What suits `num_rows` rows, counted once for each of their experts."""
+    if dtype == torch.float32:
+        return _FLOAT32
+    if is_fixed:
+        return FIXED
+    return next(shape for most, shape in SHAPES if num_rows <= most * num_experts)
+
+
+def gated_rows(
+    x: torch.Tensor, weight: torch.Tensor, tiles: RowTiles, shape: TileShape, *, per_token: int
+) -> torch.Tensor:
+    """silu(x Wg^T) * (x Wu^T) of every row: x [T, in], W [E, 2 inner, in] (gate, then up) -> [T * per_token, inner]"""
+    y = torch.empty((tiles.num_rows, weight.shape[1] // 2), dtype=x.dtype, device=x.device)
+    _launch(x, weight, y, tiles, shape, rows_per_x=per_token, is_gated=True)
+    return y
+
+
+def down_rows(x: torch.Tensor, weight: torch.Tensor, tiles: RowTiles, shape: TileShape) -> torch.Tensor:
+    """x W^T of every row: x [rows, inner], W [E, out, inner] -> [rows, out]"""
+    y = torch.empty((tiles.num_rows, weight.shape[1]), dtype=x.dtype, device=x.device)
+    _launch(x, weight, y, tiles, shape, rows_per_x=1, is_gated=False)
+    return y
+
+
+def sum_by_weight(rows: torch.Tensor, weights: torch.Tensor, y: torch.Tensor, *, adds: bool) -> None:
+    """The sum of each token's rows, the heaviest first: [T * K, out], float32[T, K] -> y [T, out], added or stored."""
+    num_tokens, per_token = weights.shape
+    if not num_tokens:
+        return
+    width = rows.shape[1]
+    key = (y.device.index, rows.dtype, y.dtype, width, per_token, adds, *alignment(rows, y))
+    grid = (num_tokens, triton.cdiv(width, _SUM_BLOCK))
+    _launch_sum(grid, rows, weights, y, width, per_token, adds, _SUM_BLOCK, key=key)
+
+
+def _launch(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    y: torch.Tensor,
+    tiles: RowTiles,
+    shape: TileShape,
+    *,
+    rows_per_x: int,
+    is_gated: bool,
+) -> None:
+    if not tiles.num_rows:
+        return
+    assert tiles.size == shape.rows
+    num_features = y.shape[1]
+    sizes = (x.shape[1], num_features, rows_per_x, is_gated, shape.rows, shape.features, shape.columns)
+    key = (x.device.index, x.dtype, *sizes, shape.num_warps, shape.num_stages, *alignment(x, weight, tiles.slots, y))
+    _launch_grouped(
+        (triton.cdiv(num_features, shape.features), len(tiles.rows)),
+        x, weight, y, tiles.slots, tiles.rows, *sizes,
+        key=key, num_warps=shape.num_warps, num_stages=shape.num_stages,
+    )  # fmt: skip
+
+
+@triton.jit
+def _grouped_kernel(
+    x, weight, y, tile_slots, tile_rows,
+    WIDTH: tl.constexpr, OUTPUTS: tl.constexpr, ROWS_PER_X: tl.constexpr, IS_GATED: tl.constexpr,
+    TILE: tl.constexpr, FEATURES: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    tile = tl.program_id(1)
+    slot = tl.load(tile_slots + tile).to(tl.int64)
+    if slot == 0:
+        return
+    rows = tl.load(tile_rows + tile * TILE + tl.arange(0, TILE))
+    is_row = (rows >= 0)[:, None]
+    feature = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
+    is_feature = feature < OUTPUTS
+    column = tl.arange(0, COLUMNS)
+    x_at = x + (rows // ROWS_PER_X).to(tl.int64)[:, None] * WIDTH + column[None, :]
+    outputs: tl.constexpr = 2 * OUTPUTS if IS_GATED else OUTPUTS
+    w_at = weight + ((slot - 1) * outputs + feature)[:, None] * WIDTH + column[None, :]
+    acc = tl.zeros((TILE, FEATURES), tl.float32)
+    ups = tl.zeros((TILE, FEATURES), tl.float32)
+    for first in range(0, WIDTH, COLUMNS):
+        is_column = (first + column < WIDTH)[None, :]
+        is_weight = is_feature[:, None] & is_column
+        a = tl.load(x_at + first, mask=is_row & is_column, other=0.0)
+        b = tl.load(w_at + first, mask=is_weight, other=0.0)
+        acc = tl.dot(a, tl.trans(b), acc, input_precision="ieee")
+        if IS_GATED:
+            u = tl.load(w_at + OUTPUTS * WIDTH + first, mask=is_weight, other=0.0)
+            ups = tl.dot(a, tl.trans(u), ups, input_precision="ieee")
+    if IS_GATED:
+        acc = acc / (1.0 + tl.exp(-acc)) * ups
+    y_at = y + rows.to(tl.int64)[:, None] * OUTPUTS + feature[None, :]
+    tl.store(y_at, acc.to(y.dtype.element_ty), mask=is_row & is_feature[None, :])
+
+
+@triton.jit
+def _sum_kernel(
+    rows, weights, y, width, PER_TOKEN: tl.constexpr, ADDS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    is_in = at < width
+    total = tl.zeros((BLOCK,), tl.float32)
+    for place in tl.static_range(PER_TOKEN):
+        row = rows + (token * PER_TOKEN + place) * width
+        weight = tl.load(weights + token * PER_TOKEN + place)
+        total += weight * tl.load(row + at, mask=is_in, other=0.0).to(tl.float32)
+    y_at = y + token * width + at
+    if ADDS:
+        total += tl.load(y_at, mask=is_in, other=0.0)
+    tl.store(y_at, total.to(y.dtype.element_ty), mask=is_in)
+
+
+_launch_grouped = Launcher(_grouped_kernel)
+_launch_sum = Launcher(_sum_kernel)

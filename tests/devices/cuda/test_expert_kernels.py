@@ -1,0 +1,174 @@
+"""A layer of experts on a GPU against the definition in numpy. Without a card Triton interprets the kernels."""
+
+import numpy as np
+import pytest
+import torch
+
+from headwater.devices.cpu.plain.experts import experts as plain_experts
+from headwater.devices.cpu.plain.experts import route as plain_route
+from headwater.devices.cuda import experts as cuda_experts
+from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.cuda.kernels.experts import grouped
+from headwater.devices.cuda.kernels.experts.route import route
+from headwater.devices.device import Experts, Routing
+from interpreted_triton import exact_dots
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),  # of infinities, on purpose
+]
+IS_GPU = torch.cuda.is_available()
+PLACE = torch.device("cuda" if IS_GPU else "cpu")
+HIDDEN, INNER, NUM_EXPERTS, PER_TOKEN = 40, 24, 6, 2
+DTYPES = [torch.float32, torch.bfloat16] if IS_GPU else [torch.float32]
+Expert = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _exact_dots(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not IS_GPU:
+        exact_dots(monkeypatch)
+
+
+def experts_of(*, dtype: torch.dtype = torch.float32, num: int = NUM_EXPERTS) -> list[Expert]:
+    generator = torch.Generator().manual_seed(num)
+    shapes = ((INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER))
+    return [
+        tuple((torch.randn(shape, generator=generator) * 0.3).to(PLACE, dtype) for shape in shapes) for _ in range(num)
+    ]  # type: ignore[misc]
+
+
+def pack(
+    experts: list[Expert], *, per_token: int = PER_TOKEN, renormalises: bool = True, is_deterministic: bool = False
+) -> Experts:
+    device = CudaDevice(PLACE, is_deterministic=is_deterministic)
+    return device.pack_experts(iter(experts), num_experts=len(experts), routing=Routing(per_token, renormalises))
+
+
+def inputs(
+    rows: int, *, dtype: torch.dtype = torch.float32, num: int = NUM_EXPERTS
+) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, HIDDEN, generator=generator).to(PLACE, dtype)
+    return x, torch.randn(rows, num, generator=generator).to(PLACE)
+
+
+def defined(
+    x: torch.Tensor, logits: torch.Tensor, experts: list[Expert], *, per_token: int, renormalises: bool
+) -> np.ndarray:
+    chosen, weights = plain_route(logits.cpu().numpy(), per_token, renormalises=renormalises)
+    matrices = [[each.float().cpu().numpy() for each in expert] for expert in experts]
+    return plain_experts(
+        x.float().cpu().numpy(), chosen, weights, matrix=lambda e, which: matrices[e][which], num_experts=len(experts)
+    )
+
+
+def assert_close(found: torch.Tensor, expected: np.ndarray, dtype: torch.dtype) -> None:
+    bound = {torch.float32: 2e-5, torch.bfloat16: 2e-2}[dtype] * float(np.abs(expected).max())
+    np.testing.assert_allclose(found.float().cpu().numpy(), expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "renormalises"), [(1, True), (4, False), (5, True), (50, False)])
+def test_a_token_goes_through_its_experts(rows: int, renormalises: bool, dtype: torch.dtype) -> None:
+    """Few tokens and many take other kernels."""
+    experts = experts_of(dtype=dtype)
+    layer = pack(experts, renormalises=renormalises)
+    x, logits = inputs(rows, dtype=dtype)
+    expected = defined(x, logits, experts, per_token=PER_TOKEN, renormalises=renormalises)
+    assert_close(layer(x, logits), expected, dtype)
+    residual = torch.randn(rows, HIDDEN, device=PLACE)
+    total = residual.clone()
+    layer.add_to(total, x, logits)
+    assert_close(total - residual, expected, dtype)
+
+
+@pytest.mark.parametrize(("rows", "favourite"), [(2, NUM_EXPERTS - 1), (40, 0)])
+def test_all_rows_may_go_to_one_expert(rows: int, favourite: int) -> None:
+    """The others get no row and no tile, the one more tiles than it has on average."""
+    experts = experts_of()
+    x, logits = inputs(rows)
+    logits[:, favourite] = 30
+    expected = defined(x, logits, experts, per_token=1, renormalises=True)
+    assert_close(pack(experts, per_token=1)(x, logits), expected, torch.float32)
+
+
+@pytest.mark.parametrize("rows", [2, 7])
+def test_every_expert_may_be_chosen(rows: int) -> None:
+    experts = experts_of(num=3)
+    x, logits = inputs(rows, num=3)
+    expected = defined(x, logits, experts, per_token=3, renormalises=False)
+    assert_close(pack(experts, per_token=3, renormalises=False)(x, logits), expected, torch.float32)
+
+
+ODD = [[1.5] * 6, [0, 2, 2, 2, 2, 0], [-np.inf, -np.inf, 1, -np.inf, -np.inf, -np.inf], [np.nan, 1, np.nan, 0, 0, 0]]
+
+
+def test_ties_and_odd_logits_are_chosen_as_on_a_cpu() -> None:
+    """Equal logits go to the lower numbers; a NaN leads to an expert that exists."""
+    logits = torch.tensor(ODD, dtype=torch.float32, device=PLACE)
+    for renormalises in (True, False):
+        chosen, weights = route(logits, per_token=3, renormalises=renormalises)
+        expected, shares = plain_route(logits.cpu().numpy(), 3, renormalises=renormalises)
+        assert (chosen.cpu().numpy() - 1).tolist() == expected.tolist()
+        np.testing.assert_allclose(weights.cpu().numpy(), shares, rtol=1e-5)
+    experts = experts_of()
+    for rows in (slice(0, 3), slice(0, 3, 1)):  # by the kernels of few tokens, then by tiles
+        x, _ = inputs(6)
+        some = logits[rows] if rows.step is None else logits[[0, 1, 2, 0, 1, 2]]
+        found = pack(experts, per_token=3)(x[: len(some)], some)
+        assert_close(found, defined(x[: len(some)], some, experts, per_token=3, renormalises=True), torch.float32)
+
+
+@pytest.mark.parametrize("rows", [3, 9])
+def test_a_row_that_is_not_finite_harms_no_other(rows: int) -> None:
+    experts = experts_of()
+    x, logits = inputs(rows)
+    expected = pack(experts)(x, logits)
+    x[1], logits[1] = torch.nan, torch.nan
+    logits[2, 0] = torch.inf
+    found = pack(experts)(x, logits)
+    assert found[1].isnan().all() and found[2].isnan().all()
+    kept = [row for row in range(rows) if row not in (1, 2)]
+    torch.testing.assert_close(found[kept], expected[kept])
+
+
+def test_a_rows_bits_depend_on_no_other_row_where_that_is_promised() -> None:
+    layer = pack(experts_of(), is_deterministic=True)
+    x, logits = inputs(40)
+    logits[20:, 1] = 20
+    whole = layer(x, logits)
+    for rows in (slice(0, 1), slice(3, 7), slice(25, 40)):
+        assert torch.equal(layer(x[rows], logits[rows]), whole[rows])
+
+
+@pytest.mark.parametrize("rows", [32, 128])
+def test_larger_tiles_compute_the_same(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = next(shape for _, shape in grouped.SHAPES if shape.rows == rows)
+    monkeypatch.setattr(cuda_experts, "tile_shape", lambda *_, **__: shape)
+    experts = experts_of()
+    x, logits = inputs(90)
+    expected = defined(x, logits, experts, per_token=PER_TOKEN, renormalises=True)
+    assert_close(pack(experts)(x, logits), expected, torch.float32)
+
+
+def test_matrices_are_views_of_the_layer() -> None:
+    """In-place updates of weights write there, under the addresses of CUDA graphs."""
+    experts = experts_of()
+    layer = pack(experts)
+    for number, expert in enumerate(experts):
+        for which, given in enumerate(expert):
+            assert torch.equal(layer.matrix(number, which), given)
+    x, logits = inputs(2)
+    logits[:, 3] = 30
+    layer = pack(experts, per_token=1)
+    assert not layer(x, logits).eq(0).any()
+    layer.matrix(3, 2).zero_()
+    assert layer(x, logits).eq(0).all()
+
+
+def test_experts_of_two_formats_are_refused() -> None:
+    experts = experts_of()
+    experts[2] = experts_of(dtype=torch.bfloat16)[2]
+    with pytest.raises(ValueError, match="the experts of a layer have one format and shape"):
+        pack(experts)
