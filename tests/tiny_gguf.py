@@ -60,16 +60,25 @@ def write_gguf_model(
         writer.add_eos_token_id(config.eos_token_ids[0])
     for key, value in metadata.items():
         add_metadata(writer, key, value)
-    for name, tensor in parameters.items():
+    if config.experts is not None:
+        writer.add_expert_count(config.experts.num_experts)
+        writer.add_expert_used_count(config.experts.per_token)
+        if architecture == "qwen3moe":
+            writer.add_expert_feed_forward_length(config.experts.intermediate_size)
+    for name, tensor in _with_experts_stacked(config, parameters).items():
         base, kind = name.rsplit(".", 1)
         values = tensor.float().numpy()
+        num_cols = values.shape[-1]
         if architecture == "llama" and base.endswith(("q_proj", "k_proj")):
             num_heads = config.num_heads if base.endswith("q_proj") else config.num_kv_heads
             halves = values.reshape(num_heads, 2, -1, *values.shape[1:])
             values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
-        form = gguf.GGMLQuantizationType[block_format if values.ndim > 1 and values.shape[1] % 32 == 0 else "F32"]
+        has_blocks = values.ndim > 1 and num_cols % 32 == 0 and not base.endswith("ffn_gate_inp")
+        form = gguf.GGMLQuantizationType[block_format if has_blocks else "F32"]
         values = gguf.quants.quantize(values, form)
-        if base in tops:
+        if base.startswith("blk."):
+            writer.add_tensor(name, values, raw_dtype=form)
+        elif base in tops:
             writer.add_tensor(f"{tops[base]}.{kind}", values, raw_dtype=form)
         else:
             layer, stem = base.split(".")[2], base.rsplit(".", 1)[1]
@@ -79,6 +88,21 @@ def write_gguf_model(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _with_experts_stacked(config: ModelConfig, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The matrices of a layer's experts as one tensor each, and routers, under llama.cpp's names."""
+    found, experts = dict(parameters), config.experts
+    if experts is None:
+        return found
+    for layer in range(config.num_layers):
+        if layer in experts.dense_layers:
+            continue
+        found[f"blk.{layer}.ffn_gate_inp.weight"] = found.pop(experts.router(layer) + ".weight")
+        for which, names in zip(("gate", "up", "down"), zip(*experts.matrices(layer), strict=True), strict=True):
+            stacked = torch.stack([found.pop(f"{name}.weight") for name in names if f"{name}.weight" in found])
+            found[f"blk.{layer}.ffn_{which}_exps.weight"] = stacked
+    return found
 
 
 @contextmanager

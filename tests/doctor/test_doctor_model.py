@@ -47,6 +47,14 @@ def test_a_token_reads_every_matrix_once_and_no_whole_embedding(tmp_path: Path, 
     assert served_shape(resolve_model(str(folder))) == ServedShape(2, num_weights, token_bytes=2 * num_weights)
 
 
+def test_of_experts_only_those_count_that_a_token_goes_through(tmp_path: Path) -> None:
+    """Else a model of 30 billion weights would look ten times slower than it is."""
+    experts = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 1}
+    folder = write_folder(tmp_path / "m", tie_word_embeddings=True, **experts)
+    layer = 64 * 64 + 2 * 32 * 64 + 64 * 64 + 3 * 64 * 128 + 4 * 64
+    assert served_shape(resolve_model(str(folder))).num_weights == 2 * layer + 64 * 1000
+
+
 def test_the_speed_is_that_of_the_memory_and_never_above(tmp_path: Path) -> None:
     large, small = ServedShape(32, 8 * 10**9, 5 * 10**9), ServedShape(30, 135 * 10**6, 96 * 10**6)
     assert large.has_blocks
@@ -109,3 +117,9 @@ def test_blocks_of_a_file_count_as_they_are(tmp_path: Path) -> None:
     for form, bits in (("Q4_0", 4.5), ("Q5_1", 16)):
         path = write_gguf_model(tmp_path / f"{form}.gguf", config, "llama", parameters, block_format=form)
         assert served_shape(resolve_model(str(path))).token_bytes == (2 * layer + 64 * 1000) * bits / 8
+    experts = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 1}
+    config = read_hf_config(write_folder(tmp_path / "e", tie_word_embeddings=True, **experts))
+    parameters = {name: torch.zeros(shape) for name, shape in config.parameter_shapes().items()}
+    path = write_gguf_model(tmp_path / "experts.gguf", config, "llama", parameters, block_format="Q4_0")
+    routers = 2 * 4 * 64 * 16 / 8  # not in blocks
+    assert served_shape(resolve_model(str(path))).token_bytes == (2 * layer + 64 * 1000) * 4.5 / 8 + routers

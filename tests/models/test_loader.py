@@ -256,8 +256,10 @@ def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ({**LLAMA_BIAS, "mlp_bias": False}, "llama"),
         ({**CONFIG, "architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": True}, "qwen2"),
         (QWEN3, "qwen3"),
+        ({**QWEN3_MOE, "norm_topk_prob": True}, "qwen3moe"),
+        (MIXTRAL, "llama"),
     ],
-    ids=["llama", "llama-biases", "qwen2", "qwen3"],
+    ids=["llama", "llama-biases", "qwen2", "qwen3", "qwen3-moe", "mixtral"],
 )
 def test_a_gguf_file_gives_the_same_config_and_parameters(
     tmp_path: Path, raw: dict[str, Any], architecture: str
@@ -296,6 +298,35 @@ def test_blocks_are_served_as_they_are_where_the_device_can(tmp_path: Path) -> N
         if tensor.dim() == 2:
             values = from_host(plain.model.get_by_name(name))
             assert torch.equal(found, values), "rows of q and k move as whole blocks"
+
+
+@pytest.mark.parametrize(
+    ("raw", "architecture"), [({**QWEN3_MOE, "norm_topk_prob": True}, "qwen3moe"), (MIXTRAL, "llama")]
+)
+def test_blocks_of_experts_are_served_as_they_are(tmp_path: Path, raw: dict[str, Any], architecture: str) -> None:
+    """A file has one tensor for all experts of a layer: each expert must get its own rows."""
+    if usable_kernels() is None:
+        pytest.skip("no kernels for this CPU, or no compiler")
+    config, parameters = parse_hf_config(raw, {}), _parameters(raw)
+    path = write_gguf_model(tmp_path / "model.gguf", config, architecture, parameters, block_format="Q8_0")
+    kept = load_model(resolve_model(str(path)), device=CpuDevice())
+    experts = next(layer.mlp for layer in reversed(kept.model.layers)).experts
+    assert {packed.format for packed in experts.packed} == {"Q8_0"}
+    for name, tensor in parameters.items():
+        found = kept.model.get_by_name(name)
+        is_router = name.endswith("gate.weight")
+        assert torch.allclose(from_host(found).float(), tensor.float(), atol=0 if is_router else 0.03), name
+
+
+def test_a_gguf_file_without_all_experts_is_refused(tmp_path: Path) -> None:
+    config, parameters = parse_hf_config(MIXTRAL, {}), _parameters(MIXTRAL)
+    lost = {name: tensor for name, tensor in parameters.items() if ".experts.2.w3." not in name}
+    path = write_gguf_model(tmp_path / "model.gguf", config, "llama", lost)
+    with pytest.raises(ValueError, match=r"lacks tensor 'model\.layers\.0\.block_sparse_moe\.experts\.0\.w3"):
+        _load(path)
+    path = write_gguf_model(tmp_path / "2.gguf", config, "llama", parameters, metadata={"llama.expert_gating_func": 2})
+    with pytest.raises(ValueError, match=r"expert_gating_func 2 is not supported"):
+        _load(path)
 
 
 @pytest.mark.parametrize("raw", [CONFIG, QWEN3_MOE], ids=["llama", "qwen3-moe"])

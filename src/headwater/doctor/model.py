@@ -75,11 +75,11 @@ def served_shape(files: ModelFiles) -> ServedShape:
     Of experts only those count that a token goes through.
     """
     config = read_config(files)
+    active = 1.0 if config.experts is None else config.experts.active_share
     if files.gguf is None:
         shapes = config.parameter_shapes()
         if not config.tie_word_embeddings:
             del shapes["model.embed_tokens.weight"]  # one row of it is read
-        active = 1.0 if config.experts is None else config.experts.active_share
         layout = config.quantisation
         sizes = [
             (
@@ -92,8 +92,11 @@ def served_shape(files: ModelFiles) -> ServedShape:
     else:
         tensors = GGUFFile(files.gguf).tensors
         skipped = "" if config.tie_word_embeddings else "token_embd.weight"
-        matrices = [it for it in tensors.values() if len(it.shape) == 2 and it.name != skipped]
-        sizes = [(math.prod(it.shape), _served_bytes(it.type)) for it in matrices]
+        matrices = [it for it in tensors.values() if len(it.shape) >= 2 and it.name != skipped]  # 3: of all experts
+        sizes = [
+            (int(math.prod(it.shape) * (active if len(it.shape) == 3 else 1)), _served_bytes(it.type))
+            for it in matrices
+        ]
     return ServedShape(config.num_layers, sum(size for size, _ in sizes), int(sum(size * each for size, each in sizes)))
 
 

@@ -111,7 +111,7 @@ FAMILIES = (
     Family(
         name="qwen3-moe",
         architectures=("Qwen3MoeForCausalLM",),
-        gguf_architectures=(),
+        gguf_architectures=("qwen3moe",),
         qkv_bias="config",
         o_bias="config",
         qk_norm=True,
@@ -121,7 +121,8 @@ FAMILIES = (
     Family(
         name="mixtral",
         architectures=("MixtralForCausalLM",),
-        gguf_architectures=(),
+        gguf_architectures=("llama",),
+        gguf_permutes_qk=True,
         experts=MIXTRAL_EXPERTS,
     ),
     Family(
@@ -162,10 +163,10 @@ def ties_by_default(architectures: Sequence[str]) -> bool:
     return any(family.ties_by_default for family in FAMILIES if set(family.architectures) & set(architectures))
 
 
-def family_of_gguf(architecture: str) -> Family:
-    """The family of a GGUF file's `general.architecture`, or ValueError."""
+def family_of_gguf(architecture: str, *, has_experts: bool = False) -> Family:
+    """The family of a GGUF file's `general.architecture`, or ValueError. Mixtral's is "llama"."""
     for family in FAMILIES:
-        if architecture in family.gguf_architectures:
+        if architecture in family.gguf_architectures and has_experts == (family.experts is not None):
             return family
-    known = ", ".join(name for family in FAMILIES for name in family.gguf_architectures)
+    known = ", ".join(dict.fromkeys(name for family in FAMILIES for name in family.gguf_architectures))
     raise ValueError(f"GGUF architecture {architecture!r} is not supported; known architectures: {known}")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from headwater.devices.host_tensor import HostTensor
 from headwater.models.config import MOST_CONTEXT, MOST_FEATURES, MOST_LAYERS, ModelConfig
 from headwater.models.end_tokens import gguf_end_ids
+from headwater.models.experts.gguf import EXPERT_KEYS, EXPERT_NEUTRAL_VALUES, expert_tensors, read_gguf_experts
 from headwater.models.fields import Fields
 from headwater.models.gguf_file import GGUFFile
 from headwater.models.gguf_rope import FREQ_FACTORS, ROPE_KEYS, ROPE_NEUTRAL_VALUES, read_gguf_rope
@@ -17,20 +18,19 @@ from headwater.models.model_files import ModelFileError
 from headwater.models.registry import family_of_gguf
 
 # keys of an architecture that are read, or that do not affect the computation
-_KNOWN_KEYS = ROPE_KEYS | {
+_KNOWN_KEYS = ROPE_KEYS | EXPERT_KEYS | {
     "context_length", "embedding_length", "block_count", "feed_forward_length", "vocab_size", "tensor_data_layout",
     "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
     "attention.layer_norm_rms_epsilon", "attention.sliding_window", "rope.dimension_count",
 }  # fmt: skip
 _GENERAL_VALUES = {"general.type": "model", "general.quantization_version": 2}  # else an adapter, or other blocks
 # keys that affect the computation, and the values with which they do not
-_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = ROPE_NEUTRAL_VALUES | {
+_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    **ROPE_NEUTRAL_VALUES,
+    **EXPERT_NEUTRAL_VALUES,
     "attention.causal": (True,),
     "use_parallel_residual": (False,),
     "pooling_type": (0,),
-    "expert_count": (0,),
-    "expert_used_count": (0,),
-    "expert_shared_count": (0,),
     "nextn_predict_layers": (0,),
     "logit_scale": (0.0, 1.0),
     "embedding_scale": (0.0, 1.0),
@@ -68,14 +68,20 @@ class GGUFWeights:
         self.place = file.path
         self._file = file
         self._config = config
-        self._permuted = family_of_gguf(file.metadata["general.architecture"]).gguf_permutes_qk
-        self._names = {_hf_name(name): name for name in file.tensors if name != FREQ_FACTORS}
+        self._permuted = family_of_gguf(
+            file.metadata["general.architecture"], has_experts=config.experts is not None
+        ).gguf_permutes_qk
+        self._tensors = {_hf_name(name): tensor for name, tensor in file.tensors.items() if name != FREQ_FACTORS}
+        if config.experts is not None:
+            for name, stored, tensor in expert_tensors(file.tensors, config.experts):
+                self._tensors.pop(stored, None)
+                self._tensors[name] = tensor
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: self._file.tensors[stored].shape for name, stored in self._names.items()}
+        return {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def load(self, name: str) -> HostTensor:
-        weight = self._file.load(self._file.tensors[self._names[name]])
+        weight = self._file.load(self._tensors[name])
         if self._permuted and ".self_attn.q_proj." in name:
             return weight.take_rows(_halves_apart(weight.shape[0], self._config.num_heads))
         if self._permuted and ".self_attn.k_proj." in name:
@@ -91,7 +97,7 @@ def read_gguf_config(file: GGUFFile) -> ModelConfig:
             raise fields.refuse(f"{key} {fields.raw(key)!r} is not supported, only {value!r}")
     architecture = fields.text("general.architecture", "(none given)")
     try:
-        family = family_of_gguf(architecture)
+        family = family_of_gguf(architecture, has_experts=bool(file.metadata.get(f"{architecture}.expert_count")))
     except ValueError as error:
         raise fields.refuse(str(error)) from None
     model = Fields(_of_architecture(file, architecture), source=fields.source)
@@ -107,13 +113,14 @@ def read_gguf_config(file: GGUFFile) -> ModelConfig:
         raise fields.refuse("lacks tensor 'token_embd.weight' with rows for a vocabulary")
     context = model.integer("context_length", high=MOST_CONTEXT)
     window = model.integer("attention.sliding_window", 0, low=0)
+    num_layers = model.integer("block_count", high=MOST_LAYERS)
     try:
         return ModelConfig(
             architecture=family.architectures[0],
             vocab_size=embedding.shape[0],
             hidden_size=hidden_size,
             intermediate_size=model.integer("feed_forward_length", high=MOST_FEATURES),
-            num_layers=model.integer("block_count", high=MOST_LAYERS),
+            num_layers=num_layers,
             num_heads=num_heads,
             num_kv_heads=model.integer("attention.head_count_kv", num_heads, high=MOST_FEATURES),
             head_dim=head_dim,
@@ -127,6 +134,13 @@ def read_gguf_config(file: GGUFFile) -> ModelConfig:
             max_context=context,
             window=window if 0 < window < context else None,
             eos_token_ids=gguf_end_ids(fields, vocab_size=embedding.shape[0]),
+            experts=(
+                None
+                if family.experts is None
+                else read_gguf_experts(
+                    model, file.tensors, family.experts, num_layers=num_layers, architecture=architecture
+                )
+            ),
         )
     except ModelFileError:
         raise

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from headwater.models.fields import Fields
 
 # far beyond any model
-_MOST_EXPERTS, _MOST_FEATURES = 1 << 14, 1 << 20
+MOST_EXPERTS, MOST_FEATURES = 1 << 14, 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class ExpertsConfig:
 def read_experts(fields: Fields, family: ExpertFamily, *, num_layers: int) -> ExpertsConfig | None:
     """The experts of a config.json; None if no layer has any. ModelFileError for a damaged config."""
     key = "num_experts" if "num_experts" in fields else "num_local_experts"  # of one family, transformers writes both
-    num_experts = fields.integer(key, low=0, high=_MOST_EXPERTS)
+    num_experts = fields.integer(key, low=0, high=MOST_EXPERTS)
     step = fields.integer("decoder_sparse_step", 1)
     named = fields.integers("mlp_only_layers")
     dense = tuple(layer for layer in range(num_layers) if layer in named or (layer + 1) % step)
@@ -104,7 +104,7 @@ def read_experts(fields: Fields, family: ExpertFamily, *, num_layers: int) -> Ex
     return ExpertsConfig(
         num_experts=num_experts,
         per_token=fields.integer("num_experts_per_tok", high=num_experts),
-        intermediate_size=fields.integer(family.size_key, high=_MOST_FEATURES),
+        intermediate_size=fields.integer(family.size_key, high=MOST_FEATURES),
         renormalises=renormalise_key is None or fields.flag(renormalise_key, False),
         names=family.names,
         dense_layers=dense,
