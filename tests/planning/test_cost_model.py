@@ -118,7 +118,8 @@ def test_shapes_are_read_from_a_config(tmp_path):
     ("change", "message"),
     [
         ({"hidden_size": None}, "hidden_size"),
-        ({"num_experts": 8}, "dense models only"),
+        ({"num_experts": 8}, "lacks the integer 'num_experts_per_tok'"),
+        ({"n_routed_experts": 8}, "has n_routed_experts: the cost model knows experts as"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"max_position_embeddings": "long"}, "max_position_embeddings must be an integer"),
     ],
@@ -126,6 +127,31 @@ def test_shapes_are_read_from_a_config(tmp_path):
 def test_configs_that_cannot_be_planned_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         shape_from_config(CONFIG | change, name="x")
+
+
+def test_a_step_reads_the_experts_that_its_tokens_choose():
+    """30.5 billion weights are held, 3.3 billion multiply a token; a batch reads more of them, and at last all."""
+    shape = MODELS["qwen3-30b-a3b"]
+    assert shape.total_weight_bytes == pytest.approx(2 * 30.5e9, rel=0.01)
+    assert shape.num_token_weights + 2 * shape.num_head_weights == pytest.approx(3.35e9, rel=0.01)
+    assert shape.num_weights_read(1) == shape.num_token_weights
+    hit = 128 * (1 - (120 / 128) ** 64)
+    inner = 48 * 3 * 2048 * 768
+    assert shape.num_weights_read(64) == pytest.approx(shape.num_token_weights + (hit - 8) * inner, rel=1e-6)
+    assert shape.num_weights_read(4096) == pytest.approx(shape.num_layer_weights, rel=1e-6)
+    costs, hardware = CostModel(shape, HARDWARE["h200"]), HARDWARE["h200"]
+    one_s, many_s = (
+        costs.seconds(num_tokens=num, num_rows=1, num_samples=0, num_read=0, num_scores=0) for num in (1, 4096)
+    )
+    assert shape.num_token_weights * 2 / hardware.bytes_per_s < one_s < 0.3 * many_s
+    raw = {
+        **CONFIG, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "mlp_only_layers": [0],
+    }  # fmt: skip
+    found = shape_from_config(raw, name="x")
+    assert (found.num_experts, found.experts_per_token, found.expert_size, found.num_dense_layers) == (4, 2, 8, 1)
+    mixtral = shape_from_config({**CONFIG, "num_local_experts": 4, "num_experts_per_tok": 2}, name="x")
+    assert (mixtral.expert_size, mixtral.num_dense_layers) == (CONFIG["intermediate_size"], 0)
+    assert shape_from_config({**CONFIG, "num_experts": 0}, name="x") == shape_from_config(CONFIG, name="x")
 
 
 def test_null_is_the_same_as_nothing():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headwater.models.experts.config import MIXTRAL_EXPERTS, QWEN3_EXPERTS, read_experts
 from headwater.models.fields import Fields
 from headwater.models.model_files import is_there, read_json_object, without_nulls
 from headwater.models.registry import ties_by_default
@@ -12,7 +13,7 @@ from headwater.models.registry import ties_by_default
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A dense decoder: features, heads, layers, and bytes per weight and per KV element."""
+    """A decoder: features, heads, layers, experts, and bytes per weight and per KV element."""
 
     name: str
     num_layers: int
@@ -26,6 +27,10 @@ class ModelShape:
     max_context: int
     weight_bytes: float = 2.0
     kv_bytes: float = 2.0
+    num_experts: int = 0  # of a layer; 0: all layers are dense
+    experts_per_token: int = 0
+    expert_size: int = 0  # inner features of one
+    num_dense_layers: int = 0  # beside layers of experts
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -39,8 +44,27 @@ class ModelShape:
     @property
     def num_layer_weights(self) -> int:
         """Number of weights of all linear layers, without embeddings, head, norms and biases."""
-        attention = self.hidden_size * (2 * self.q_size + 2 * self.num_kv_heads * self.head_dim)
-        return self.num_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
+        return self._layer_weights(self.num_experts)
+
+    @property
+    def num_token_weights(self) -> int:
+        """Those of them that one token is multiplied by."""
+        return self._layer_weights(self.experts_per_token)
+
+    def num_weights_read(self, num_tokens: float) -> float:
+        """Those that a step of so many tokens reads, if tokens choose their experts by chance."""
+        if not self.num_experts:
+            return self.num_layer_weights
+        missed = (1 - self.experts_per_token / self.num_experts) ** num_tokens
+        return self._layer_weights(self.num_experts * (1 - missed))
+
+    def _layer_weights(self, experts: float) -> int:
+        """With so many of the experts of each layer."""
+        hidden = self.hidden_size
+        attention = hidden * (2 * self.q_size + 2 * self.num_kv_heads * self.head_dim)
+        num_dense = self.num_dense_layers if self.num_experts else self.num_layers
+        routed = (self.num_layers - num_dense) * (3 * self.expert_size * experts + self.num_experts) * hidden
+        return round(self.num_layers * attention + num_dense * 3 * hidden * self.intermediate_size + routed)
 
     @property
     def num_head_weights(self) -> int:
@@ -72,6 +96,7 @@ _SIZES = (
     "vocab_size",
     "max_context",
 )
+_UNKNOWN_EXPERTS = ("n_routed_experts", "n_shared_experts", "shared_expert_intermediate_size")
 MODELS = {
     shape.name: shape
     for shape in (
@@ -79,6 +104,21 @@ MODELS = {
         ModelShape("qwen3-0.6b", 28, 1024, 3072, 16, 8, 128, 151936, True, 40960),
         ModelShape("llama-3.1-8b", 32, 4096, 14336, 32, 8, 128, 128256, False, 131072),
         ModelShape("qwen3-32b", 64, 5120, 25600, 64, 8, 128, 151936, False, 40960),
+        ModelShape(
+            "qwen3-30b-a3b",
+            48,
+            2048,
+            6144,
+            32,
+            4,
+            128,
+            151936,
+            False,
+            40960,
+            num_experts=128,
+            experts_per_token=8,
+            expert_size=768,
+        ),
     )
 }
 
@@ -106,11 +146,11 @@ def find_model(name: str) -> ModelShape:
 
 
 def shape_from_config(raw: Mapping[str, Any], *, name: str) -> ModelShape:
-    """The shape of a parsed Hugging Face config.json. ValueError for missing fields and for models with experts."""
+    """The shape of a parsed Hugging Face config.json. ValueError for missing fields and for shared experts."""
     fields = Fields(without_nulls(raw), source="config.json")
-    experts = next((key for key in ("num_experts", "num_local_experts", "n_routed_experts") if fields.raw(key)), None)
-    if experts is not None:
-        raise fields.refuse(f"has {experts}: the cost model knows dense models only")
+    unknown = next((key for key in _UNKNOWN_EXPERTS if fields.raw(key)), None)
+    if unknown is not None:
+        raise fields.refuse(f"has {unknown}: the cost model knows experts as Qwen3-MoE and Mixtral have them")
     num_heads, hidden_size = fields.integer("num_attention_heads"), fields.integer("hidden_size")
     num_bytes = 4.0 if fields.text("torch_dtype", fields.text("dtype", "")) == "float32" else 2.0
     return ModelShape(
@@ -126,4 +166,21 @@ def shape_from_config(raw: Mapping[str, Any], *, name: str) -> ModelShape:
         max_context=fields.integer("max_position_embeddings", 4096),
         weight_bytes=num_bytes,
         kv_bytes=num_bytes,
+        **_experts(fields),
     )
+
+
+def _experts(fields: Fields) -> dict[str, int]:
+    """The fields of a ModelShape that describe its experts."""
+    family = QWEN3_EXPERTS if fields.raw(QWEN3_EXPERTS.size_key) else MIXTRAL_EXPERTS
+    if not any(fields.raw(key) for key in ("num_experts", "num_local_experts")):
+        return {}
+    experts = read_experts(fields, family, num_layers=fields.integer("num_hidden_layers"))
+    if experts is None:
+        return {}
+    return {
+        "num_experts": experts.num_experts,
+        "experts_per_token": experts.per_token,
+        "expert_size": experts.intermediate_size,
+        "num_dense_layers": len(experts.dense_layers),
+    }
