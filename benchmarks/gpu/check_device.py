@@ -33,6 +33,8 @@ TESTS = (
     "tests/devices/cuda/test_external_attention.py",
     "tests/execution/test_external_steps.py",
     "tests/devices/cuda/test_triton_layers.py",
+    "tests/devices/cuda/test_coded_kernels.py",
+    "tests/models/quantised/test_quantised_on_gpu.py",
     "tests/devices/cuda/test_expert_kernels.py",
     "tests/devices/cuda/test_cuda_copy.py",
     "tests/devices/cuda/test_head_copy.py",

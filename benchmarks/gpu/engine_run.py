@@ -2,7 +2,7 @@
 """B1 to B4 and a long prompt through `Engine`, with random weights; prints and keeps every figure.
 
     engine_run.py MODEL OUT.json [--parts B2,B3,B1,B4,long] [--attention-backend fa3] [--kv-cache-dtype fp8_e4m3]
-                  [--tp-size 2] [--temperature 1]
+                  [--tp-size 2] [--temperature 1] [--quantization fp8]
 """
 
 import argparse
@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--attention-backend", default="auto")
     parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--tp-size", type=int, default=1)
+    parser.add_argument("--quantization", default="none", choices=["none", "int8", "int4", "fp8"])
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
     options = parser.parse_args(argv)
     flags = {
@@ -37,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
         "attention_backend": options.attention_backend,
         "kv_cache_dtype": options.kv_cache_dtype,
         "tp_size": options.tp_size,
+        "quantization": options.quantization,
     }
     figures = Figures(options.out, {"model": options.model, "temperature": options.temperature, **flags})
     with tempfile.TemporaryDirectory() as root:

@@ -13,13 +13,19 @@ from transformers import PreTrainedModel
 
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cuda import linear as cuda_linear
+from headwater.devices.cuda.coded_linear import CodedLinear
 from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.cuda.kernels import coded
 from headwater.devices.cuda.kernels import decode as triton_decode
 from headwater.execution.cpu_runner import CpuRunner
 from headwater.execution.gpu_runner import GpuRunner
 from headwater.messages.generation import LogprobParams, SamplingParams
+from headwater.models import loader
+from headwater.models.config import read_hf_config
 from headwater.models.loader import load_model, resolve_model
+from headwater.models.weights import WeightForm
 from headwater.scheduling.plan import NEWEST_TOKEN, PageCopy, PageUpdate, SlotAssignment, StepPlan, TokenMasks
+from tiny_gguf import write_gguf_model
 from tiny_models import VOCAB_SIZE, greedy_text, make_tiny_model
 
 pytestmark = [
@@ -91,6 +97,30 @@ def test_greedy_text_is_that_of_transformers(name: str, tmp_path: Path) -> None:
     requests = [driver.add(prompt, slot=slot) for slot, prompt in enumerate(prompts)]
     driver.run(requests, num_outputs=4, chunk=9)
     assert [it.outputs for it in requests] == [greedy_text(reference, prompt, 4) for prompt in prompts]
+
+
+def test_blocks_of_a_file_give_the_text_of_the_same_numbers_widened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One token and several, an embedding and a tied head of codes, and matrices whose rows are no whole blocks."""
+    monkeypatch.setattr(coded, "_ONE_TOKEN_FEATURES", 128)  # fewer interpreted programs
+    model = make_tiny_model("llama", tmp_path / "plain", num_layers=1)
+    parameters = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    path = tmp_path / "model.gguf"
+    write_gguf_model(path, read_hf_config(tmp_path / "plain"), "llama", parameters, block_format="Q4_0")
+
+    def texts() -> list[list[int]]:
+        driver = StepDriver(_runner(path, prompts=()))  # type: ignore[arg-type]
+        requests = [driver.add(prompt, slot=slot) for slot, prompt in enumerate((PROMPT[:12], PROMPT[:1]))]
+        driver.run(requests[:1], num_outputs=2, chunk=100)
+        driver.run(requests, num_outputs=2, chunk=100)
+        return [request.outputs for request in requests]
+
+    widened = texts()
+    kept = WeightForm("float32", _device().block_formats)  # the interpreter has no products of bfloat16
+    monkeypatch.setattr(loader, "_form_of", lambda *_: kept)
+    assert isinstance(_runner(path).model.layers[0].o, CodedLinear)
+    assert texts() == widened
 
 
 def test_a_step_is_launched_before_the_one_it_needs_is_collected(tiny: tuple[Path, PreTrainedModel]) -> None:

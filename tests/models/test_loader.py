@@ -356,7 +356,7 @@ def test_plain_weights_are_quantised_on_request(tmp_path: Path, raw: dict[str, A
     ("kind", "message"),
     [
         ("int8", "quantization 'int8' is not supported here: device 'cpu' computes with plain numbers alone"),
-        ("int3", "quantization must be one of none, int8, int4, found 'int3'"),
+        ("int3", "quantization must be one of none, int8, int4, fp8, found 'int3'"),
     ],
 )
 def test_a_quantization_that_the_device_lacks_is_refused(tmp_path: Path, kind: Any, message: str) -> None:

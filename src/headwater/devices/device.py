@@ -16,6 +16,7 @@ import numpy.typing as npt
 from headwater.devices.host_tensor import HostTensor, RandomTensor
 from headwater.devices.kv_memory import KVLayout, KVMemory
 from headwater.devices.rank_group import RankGroup
+from headwater.devices.scaled_tensor import ScaledTensor
 
 Array = Any  # a device's own array: shared code passes it on, and does not look into it
 
@@ -163,17 +164,33 @@ class ModelDevice(Protocol):
 
     @property
     def block_formats(self) -> frozenset[str]:
-        """The GGUF block formats that the layers compute with as they are."""
+        """The GGUF block formats that the layers compute with as they are, and formats of codes (ScaledTensor)."""
         ...
 
-    def place(self, weight: HostTensor | RandomTensor, *, form: str) -> Array:
+    @property
+    def expert_formats(self) -> frozenset[str]:
+        """Those of `block_formats` that layers of experts compute with."""
+        ...
+
+    def holds(self, weight: ScaledTensor) -> bool:
+        """Whether `place` takes these codes: their format is in `block_formats`, and their sizes fit."""
+        ...
+
+    def place(self, weight: HostTensor | ScaledTensor | RandomTensor, *, form: str) -> Array:
         """A weight as an array of this device, in the format `form`: a dtype, or one of `block_formats` that it has.
 
         It may share the memory of `weight`.
         """
         ...
 
-    def to_host(self, array: Array, *, max_rows: int | None = None) -> HostTensor:
+    def rounded(self, array: Array) -> Array:
+        """A matrix of `place` as float8 with a scale for each output; itself if it is coded, or its sizes do not fit.
+
+        For devices with float8_e4m3fn among their `block_formats`.
+        """
+        ...
+
+    def to_host(self, array: Array, *, max_rows: int | None = None) -> HostTensor | ScaledTensor:
         """An array of `place` or `unpack`, or its first rows, in host memory. The caller must not change it."""
         ...
 
@@ -201,7 +218,8 @@ class ModelDevice(Protocol):
     def overwrite(self, pairs: Iterable[tuple[Array, Array]]) -> bool:
         """Copy each second array of `unpack` into the first one, and wait for the end. No step may run.
 
-        False, and nothing was done: nothing on this device holds the addresses of a model's layers.
+        False, and nothing was done: nothing on this device holds the addresses of a model's layers, or an array has
+        another form than the one in its place.
         """
         ...
 

@@ -45,6 +45,10 @@ class HostTensor:
         """Whether several numbers of a row share a scale, as in GGUF's formats."""
         return self.format not in STORAGE_TYPES
 
+    def arrays(self) -> list[npt.NDArray]:
+        """All that it holds."""
+        return [self.data]
+
     def to_float32(self) -> npt.NDArray[np.float32]:
         """The numbers, float32[shape]; the tensor's own array if it holds float32. ValueError for unknown blocks."""
         if self.format == "float32":

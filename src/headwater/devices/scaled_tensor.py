@@ -1,7 +1,7 @@
 """Matrices of 4-bit or 8-bit codes with a scale for each tile, as quantised checkpoints hold them. numpy alone.
 
-A number is (code - zero) * scale. A tile is some outputs by some inputs: a part of a row (int4), a whole row, a square
-(DeepSeek's float8) or all of the matrix.
+A number is code * scale + offset; without offsets, codes of 4 bits stand for -8 to 7. A tile is some outputs by some
+inputs: a part of a row (int4), a whole row, a square (DeepSeek's float8) or all of the matrix.
 """
 
 import math
@@ -17,7 +17,7 @@ from headwater.devices.number_formats import STORAGE_TYPES, narrow, widen
 
 Codes = Literal["int4", "int8", "float8_e4m3fn"]
 BLOCK = 32  # of GGUF's Q4_0, Q4_1 and Q8_0
-MIDDLE = 8  # the zero of int4 codes where none is given
+MIDDLE = 8  # the code of 4 bits that stands for 0 where there are no offsets
 _HALF_ROUNDING = 2.0**-11  # float16: the largest relative error of a normal number
 _NUMBERS_AT_ONCE = 1 << 20  # temporary arrays of a conversion stay small beside the tensor
 Floats = npt.NDArray[np.float32]
@@ -30,8 +30,8 @@ class ScaledTensor:
 
     `codes`: int4 uint8[out, in / 2], each byte an even input in its low bits and the next one in its high bits;
     int8 int8[out, in]; float8_e4m3fn uint8[out, in], the bits. `tile`: the outputs and the inputs that share a scale.
-    `scales`: float32[tiles of outputs, tiles of inputs]; the last tiles may be smaller. `zeros`: int16 like `scales`,
-    or None: 8 for int4, else 0. `order`: int[in], if column i of the codes is that of input order[i].
+    `scales`: float32[tiles of outputs, tiles of inputs]; the last tiles may be smaller. `offsets`: like `scales`, or
+    None. `order`: int[in], if column i of the codes is that of input order[i].
     """
 
     format: Codes
@@ -39,7 +39,7 @@ class ScaledTensor:
     codes: npt.NDArray
     scales: Floats
     tile: tuple[int, int]
-    zeros: npt.NDArray[np.int16] | None = None
+    offsets: Floats | None = None
     order: npt.NDArray[np.intp] | None = None
 
     def __post_init__(self) -> None:
@@ -47,13 +47,16 @@ class ScaledTensor:
         assert self.codes.dtype == (np.int8 if self.format == "int8" else np.uint8)
         assert self.codes.shape == (num_rows, num_columns // 2 if self.format == "int4" else num_columns)
         assert self.scales.dtype == np.float32 and self.scales.shape == (-(-num_rows // high), -(-num_columns // wide))
-        assert self.zeros is None or self.zeros.shape == self.scales.shape
-        assert self.format != "float8_e4m3fn" or self.zeros is None
+        assert self.offsets is None or (self.offsets.dtype, self.offsets.shape) == (np.float32, self.scales.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes, of 16-bit scales and of 8-bit zeros."""
-        return self.codes.nbytes + self.scales.size * (2 if self.zeros is None else 3)
+        """Bytes of codes, and of scales and offsets in 16 bits."""
+        return self.codes.nbytes + self.scales.size * (2 if self.offsets is None else 4)
+
+    def arrays(self) -> list[npt.NDArray]:
+        """All that it holds."""
+        return [values for values in (self.codes, self.scales, self.offsets, self.order) if values is not None]
 
     def to_float32(self) -> Floats:
         """The numbers, float32[out, in]."""
@@ -69,10 +72,11 @@ class ScaledTensor:
         high, wide = self.tile
         fine = math.gcd(start, stop, high) if stop < self.shape[0] else math.gcd(start, high)
         cut = slice(start // fine, -(-stop // fine))
-        scales, zeros = (self._finer(values, high // fine, axis=0, cut=cut) for values in (self.scales, self.zeros))
+        scales, offsets = (self._finer(each, high // fine, axis=0, cut=cut) for each in (self.scales, self.offsets))
         assert scales is not None
         shape = (stop - start, self.shape[1])
-        return replace(self, shape=shape, codes=self.codes[start:stop], scales=scales, zeros=zeros, tile=(fine, wide))
+        codes = self.codes[start:stop]
+        return replace(self, shape=shape, codes=codes, scales=scales, offsets=offsets, tile=(fine, wide))
 
     def columns(self, start: int, stop: int) -> "ScaledTensor":
         """Inputs [start, stop). ValueError if the codes cannot be cut there."""
@@ -84,27 +88,26 @@ class ScaledTensor:
         high, wide = self.tile
         fine = math.gcd(start, stop, wide) if stop < self.shape[1] else math.gcd(start, wide)
         cut = slice(start // fine, -(-stop // fine))
-        scales, zeros = (self._finer(values, wide // fine, axis=1, cut=cut) for values in (self.scales, self.zeros))
+        scales, offsets = (self._finer(each, wide // fine, axis=1, cut=cut) for each in (self.scales, self.offsets))
         assert scales is not None
         codes = self.codes[:, start // per_byte : stop // per_byte]
-        return replace(
-            self, shape=(self.shape[0], stop - start), codes=codes, scales=scales, zeros=zeros, tile=(high, fine)
-        )
+        shape = (self.shape[0], stop - start)
+        return replace(self, shape=shape, codes=codes, scales=scales, offsets=offsets, tile=(high, fine))
 
     def to_blocks(self) -> HostTensor | None:
         """The same numbers in GGUF's blocks of 32: Q4_0, Q4_1 or Q8_0. None if the blocks cannot hold them.
 
-        Scales become float16, and so does the product of zero and scale that Q4_1 holds, with relative errors up to
-        2^-11: what checkpoints hold as float16, and nearly all bfloat16 numbers, stay exact. Codes are moved.
+        Scales and offsets become float16, with relative errors up to 2^-11: what checkpoints hold as float16, and
+        nearly all bfloat16 numbers, stay exact. Codes are moved.
         """
         (num_rows, num_columns), (high, wide) = self.shape, self.tile
-        is_integer = self.format == "int4" or (self.format == "int8" and self.zeros is None)
+        is_integer = self.format == "int4" or (self.format == "int8" and self.offsets is None)
         if not is_integer or self.order is not None or num_columns % BLOCK:
             return None
         if wide % BLOCK and wide < num_columns:
             return None
         num_blocks, per_tile = num_columns // BLOCK, -(-min(wide, num_columns) // BLOCK)
-        halves = [_as_float16(values) for values in self._block_numbers()]
+        halves = [as_float16(values) for values in (self.scales, self.offsets) if values is not None]
         if any(values is None for values in halves):
             return None
         heads = [
@@ -122,12 +125,6 @@ class ScaledTensor:
             (_move_pairs if self.format == "int4" else _copy)(codes, out[part, :, head_bytes:])
         name = "Q8_0" if self.format == "int8" else ("Q4_0" if len(heads) == 1 else "Q4_1")
         return HostTensor(name, self.shape, out.reshape(num_rows, -1))
-
-    def _block_numbers(self) -> list[Floats]:
-        """What blocks hold beside their codes: the scales, and for Q4_1 the smallest numbers."""
-        if self.zeros is None or (self.zeros == MIDDLE).all():
-            return [self.scales]
-        return [self.scales, -self.zeros.astype(np.float32) * self.scales]
 
     def _converted(self, convert: Callable[[Floats], npt.NDArray], to: np.dtype) -> npt.NDArray:
         out = np.empty(self.shape, dtype=to)
@@ -149,12 +146,11 @@ class ScaledTensor:
             numbers = codes.astype(np.float32)
         else:
             numbers = widen(codes, self.format)
-        zeros = self.zeros
-        if zeros is not None:
-            numbers -= self._spread(zeros, part)
-        elif self.format == "int4":
+        if self.offsets is None and self.format == "int4":
             numbers -= np.float32(MIDDLE)
         numbers *= self._spread(self.scales, part)
+        if self.offsets is not None:
+            numbers += self._spread(self.offsets, part)
         return numbers
 
     def _spread(self, values: npt.NDArray, part: slice) -> npt.NDArray:
@@ -177,7 +173,7 @@ def _parts(shape: tuple[int, int]) -> list[slice]:
     return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
 
 
-def _as_float16(values: Floats) -> npt.NDArray[np.float16] | None:
+def as_float16(values: Floats) -> npt.NDArray[np.float16] | None:
     """None if a number would lose more than a rounding: too large, or too small to be a normal number."""
     with np.errstate(over="ignore"):
         found = values.astype(np.float16)

@@ -31,10 +31,10 @@ class ModelArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         Flag("Data type of weights and activations. auto: bfloat16 where it is fast, else float32.", MODEL),
     ] = "auto"
     quantization: Annotated[
-        Literal["none", "int8", "int4"],
+        Literal["none", "int8", "int4", "fp8"],
         Flag(
-            "Quantise the matrices of the weights to 8 or 4 bits when they are loaded, on a CPU. Blocks of a GGUF file "
-            "are not quantised again.",
+            "Quantise the matrices of the weights when they are loaded: int8 and int4 to blocks of 8 or 4 bits, fp8 on "
+            "a GPU to 8-bit floats. Blocks of a GGUF file and quantised weights are not quantised again.",
             MODEL,
         ),
     ] = "none"

@@ -25,17 +25,25 @@ from headwater.models.quantised.weights import QUANTISED_TYPES, QuantisedWeights
 from headwater.models.ranks.share import WHOLE, ModelShare, check_tp_size
 from headwater.models.ranks.shared_weights import ShareOfWeights
 from headwater.models.vocabulary import read_folder_vocabulary
-from headwater.models.weights import DummyWeights, LayerCache, PlacedWeights, WeightForm, WeightSource, check_shapes
+from headwater.models.weights import (
+    ROUNDED,
+    DummyWeights,
+    LayerCache,
+    PlacedWeights,
+    WeightForm,
+    WeightSource,
+    check_shapes,
+)
 from headwater.models.weights_gguf import GGUFWeights, read_gguf_config
 from headwater.models.weights_safetensors import SafetensorsWeights, check_files, check_index, read_index
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
-Quantization = Literal["none", "int8", "int4"]
+Quantization = Literal["none", "int8", "int4", "fp8"]
 
 Signature = tuple[tuple[str | int, ...], ...]  # path, device, inode, bytes, time of the last change
 
-_BLOCK_FORMATS = {"int8": "Q8_0", "int4": "Q4_0"}
+_BLOCK_FORMATS = {"int8": "Q8_0", "int4": "Q4_0", "fp8": ROUNDED}
 _HASH_BLOCK_BYTES = 4 << 20
 _ID_BYTES = 16
 _SETTLED_NS = 2_000_000_000  # beyond the resolution of file times, on any file system
@@ -150,6 +158,10 @@ def load_model(
     _check_format(weights, load_format)
     config, share = read_config(files), ModelShare.of(device.ranks)
     check_tp_size(config, share.size)
+    if config.experts is not None and form.quantised and form.quantised not in device.expert_formats:
+        raise ValueError(
+            f"quantization {quantization!r} does not go with experts on device {device.name!r}: they would stay plain"
+        )
     before = weights_signature(weights)
     stored_config = config if weights is files else with_layout_of(weights, config)
     if cache is not None:

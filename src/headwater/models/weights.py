@@ -16,6 +16,7 @@ from headwater.devices.quantise import can_quantise, quantise
 from headwater.devices.scaled_tensor import ScaledTensor
 from headwater.models.model_files import ModelFileError
 
+ROUNDED = "float8_e4m3fn"  # what a device makes of the plain matrices of layers, but not of embeddings and heads
 # leftovers of old checkpoints; derived from the config instead
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
 
@@ -156,7 +157,8 @@ class PlacedWeights:
     def experts(self, names: Sequence[Sequence[str]], routing: Routing) -> Experts:
         def placed() -> Iterator[tuple[Array, Array, Array]]:
             for gate, up, down in names:
-                yield self._place(gate + ".weight"), self._place(up + ".weight"), self._place(down + ".weight")
+                found = [self._place(f"{each}.weight", is_expert=True) for each in (gate, up, down)]
+                yield found[0], found[1], found[2]
 
         try:
             layer = self._device.pack_experts(placed(), num_experts=len(names), routing=routing)
@@ -167,33 +169,54 @@ class PlacedWeights:
         self.parts[names[0][0]] = layer
         return layer
 
-    def _place(self, name: str, *, stays_plain: bool = False) -> Array:
+    def _place(self, name: str, *, stays_plain: bool = False, is_expert: bool = False) -> Array:
         weight = self._source.load(name)
+        may_round = self._form.quantised == ROUNDED and not is_expert
+        is_rounded = may_round and ".layers." in name and name.endswith("_proj.weight")
         if isinstance(weight, PlacedArray):
-            return weight.array
-        if isinstance(weight, ScaledTensor):
-            weight = self._of_codes(weight)
+            return self._device.rounded(weight.array) if is_rounded else weight.array
+        kept = self._form.kept & self._device.expert_formats if is_expert else self._form.kept
+        weight = self._served(weight, kept)
+        if isinstance(weight, HostTensor | ScaledTensor) and weight.format in kept:
+            self.num_bytes += weight.nbytes
+            return self._device.place(weight, form=weight.format)
+        assert not isinstance(weight, ScaledTensor)
+        if is_rounded and not (isinstance(weight, HostTensor) and weight.has_blocks):
+            self.num_bytes += math.prod(weight.shape)
+            return self._device.rounded(self._device.place(weight, form=_exact(weight)))
         weight = weight if stays_plain else self._quantised(weight)
-        if isinstance(weight, HostTensor) and weight.format in self._form.kept:
+        if isinstance(weight, HostTensor) and weight.format in kept:
             self.num_bytes += weight.nbytes
             return self._device.place(weight, form=weight.format)
         self.num_bytes += math.prod(weight.shape) * STORAGE_TYPES[self._form.dtype].itemsize
         return self._device.place(weight, form=self._form.dtype)
 
-    def _of_codes(self, weight: ScaledTensor) -> HostTensor:
-        """In blocks that are served with the same numbers, else as plain numbers."""
-        blocks = weight.to_blocks() if self._form.kept else None
-        if blocks is not None and blocks.format in self._form.kept:
+    def _served(
+        self, weight: HostTensor | ScaledTensor | RandomTensor, kept: frozenset[str]
+    ) -> HostTensor | ScaledTensor | RandomTensor:
+        """Codes as they are, or in blocks that are served with the same numbers, else as plain numbers."""
+        if isinstance(weight, HostTensor) and weight.has_blocks and weight.format in self._form.kept - kept:
+            self.widened[weight.format] += 1
+        if not isinstance(weight, ScaledTensor) or (weight.format in kept and self._device.holds(weight)):
+            return weight
+        blocks = weight.to_blocks() if kept else None
+        if blocks is not None and blocks.format in kept:
             return blocks
         self.widened[weight.format] += 1
         return weight.astype(self._form.dtype)
 
     def _quantised(self, weight: HostTensor | RandomTensor) -> HostTensor | RandomTensor:
         form = self._form.quantised
-        if not form:
+        if not form or form == ROUNDED:
             return weight
         host = weight.to_host() if isinstance(weight, RandomTensor) else weight
         return quantise(host, form) if can_quantise(host) else host
+
+
+def _exact(weight: HostTensor | RandomTensor) -> str:
+    """A format in which a device holds the numbers as they are."""
+    is_short = isinstance(weight, HostTensor) and weight.format in ("bfloat16", "float16")
+    return weight.format if is_short else "float32"  # type: ignore[union-attr]
 
 
 def check_shapes(expected: Mapping[str, tuple[int, ...]], source: WeightSource, *, tied_head: bool) -> None:

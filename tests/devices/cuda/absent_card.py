@@ -7,6 +7,7 @@ card. Prints a line of JSON: group -> kernel -> shared memory in bytes, or what 
 import json
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,9 @@ from headwater.devices.cuda.kernels.page_copy import copy_pages
 from headwater.devices.cuda.kernels.sampling import draw_part, draw_tokens
 from headwater.devices.cuda.kernels.scatter import write_entries
 from headwater.devices.cuda.paged_batch import ExternalChunks
+from headwater.devices.cuda.scaled_product import round_tokens
 from headwater.devices.device import AttentionGeometry, Routing
+from headwater.devices.scaled_tensor import ScaledTensor
 
 # the kinds of rows that have kernels of their own: decodes, whole chunks and chunks in pieces
 ROWS = [(1, 300), (20, 900)]
@@ -104,6 +107,28 @@ def deterministic() -> None:
     fixed_logsumexp(torch.zeros(2, 9000))
 
 
+def coded() -> None:
+    """Weights of 4 and 8 bits: one token, some and many; rows of an embedding, rounded activations."""
+    device = CudaDevice(torch.device("cpu"))
+    kinds: list[tuple[Any, tuple[int, int], bool]] = [
+        ("int4", (1, 128), True), ("int4", (1, 32), False), ("int4", (1, 512), False), ("int8", (1, 16), False),
+        ("int8", (1, 512), False), ("int8", (1, 32), True), ("float8_e4m3fn", (1, 512), False),
+        ("float8_e4m3fn", (128, 128), False),
+    ]  # fmt: skip
+    for form, tile, has_offsets in kinds:
+        numbers = np.ones((-(-256 // tile[0]), -(-512 // tile[1])), np.float32)
+        codes = np.zeros((256, 256 if form == "int4" else 512), np.int8 if form == "int8" else np.uint8)
+        tensor = ScaledTensor(form, (256, 512), codes, numbers, tile=tile, offsets=numbers if has_offsets else None)
+        matrix = device.place(tensor, form=form)
+        bias = torch.zeros(256, dtype=torch.bfloat16)
+        device.pack_linear([matrix], [bias])(torch.zeros(1, 512, dtype=torch.bfloat16))
+        for num_tokens in (1, 4, 100, 200):
+            x = torch.zeros(num_tokens, 512, dtype=torch.bfloat16)
+            device.pack_linear([matrix]).add_to(torch.zeros(num_tokens, 256), x)
+        device.pack_linear([matrix]).embed(torch.zeros(3, dtype=torch.int32))
+    round_tokens(torch.zeros(3, 512, dtype=torch.bfloat16))
+
+
 def adapters() -> None:
     """Few rows and many, in both dtypes of activations."""
     sites = {"qkv": (1024, (512, 128, 128)), "o": (512, (1024,)), "gate_up": (1024, (700, 700)), "down": (700, (1024,))}
@@ -165,6 +190,7 @@ GROUPS: dict[str, Callable[[], None]] = {
     "float32-large-heads": lambda: attention(torch.float32, None, (4, 2, 256)),
     "float8": lambda: attention(torch.bfloat16, "float8_e4m3fn", (8, 2, 128)),
     "layers": layers,
+    "coded": coded,
     "deterministic": deterministic,
     "adapters": adapters,
     "experts": experts,

@@ -27,6 +27,16 @@ CONFIG: dict[str, Any] = {
     "max_position_embeddings": 64,
     "eos_token_id": 2,
 }
+EXPERTS = CONFIG | {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "head_dim": 32,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 128,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
 Stored = dict[str, tuple[str, npt.NDArray]]  # type in the words of safetensors, and numbers or bits
 _STORAGE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "I64": "<i8", "I32": "<i4", "I8": "i1"}
 
@@ -104,12 +114,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
 NAMES = tuple(CONFIGS)
 
 
-def write_checkpoint(folder: Path, name: str, *, num_shards: int = 1, **more: Any) -> dict[str, npt.NDArray]:
+def write_checkpoint(
+    folder: Path, name: str, *, num_shards: int = 1, model: Mapping[str, Any] = CONFIG, **more: Any
+) -> dict[str, npt.NDArray]:
     """A folder in the layout `name`. Returns the parameters, as the numbers that the stored ones mean."""
     rng = np.random.default_rng(sum(name.encode()))
-    config = CONFIG | {"quantization_config": CONFIGS[name] | more}
+    config = {**model, "quantization_config": CONFIGS[name] | more}
     parameters, stored = {}, {}
-    for parameter, shape in parse_hf_config(CONFIG, {}).parameter_shapes().items():
+    for parameter, shape in parse_hf_config(model, {}).parameter_shapes().items():
         module = parameter.removesuffix(".weight")
         if not module.endswith("_proj"):
             numbers = narrow(rng.normal(scale=0.1, size=shape).astype(np.float32), "bfloat16")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from quantised_checkpoints import CONFIG, CONFIGS, NAMES, Stored, draw, write_checkpoint, write_folder
+from quantised_checkpoints import CONFIG, CONFIGS, EXPERTS, NAMES, Stored, draw, write_checkpoint, write_folder
 
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.kernel_library import usable_kernels
@@ -71,6 +71,16 @@ def test_a_cpu_serves_the_same_numbers(
         else:
             assert np.allclose(found, numbers, rtol=2**-8, atol=1e-9), parameter
     assert len(loaded.weights_id) == 32
+
+
+@pytest.mark.parametrize("name", ["gptq", "fp8"])
+def test_experts_are_read_in_the_same_layouts(tmp_path: Path, name: str) -> None:
+    """As in Qwen3-30B-A3B-GPTQ-Int4 and Qwen3-30B-A3B-FP8: a module for each expert's matrix, and a plain router."""
+    parameters = write_checkpoint(tmp_path, name, model=EXPERTS)
+    loaded = load_model(resolve_model(str(tmp_path)), device=CpuDevice())
+    for parameter in ("model.layers.0.mlp.experts.3.down_proj.weight", "model.layers.0.mlp.gate.weight"):
+        found = loaded.model.get_by_name(parameter).to_float32()
+        assert np.allclose(found, parameters[parameter], rtol=2**-8, atol=1e-6), parameter
 
 
 @pytest.mark.skipif(not KERNELS, reason="no kernels for this CPU, or no compiler")

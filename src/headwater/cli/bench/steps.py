@@ -25,7 +25,7 @@ _CASES = ("1x200", "16x200", "512+0")
     help="ROWSxCONTEXT: a decode of each row. TOKENS+CONTEXT: a chunk of a prompt. Can be repeated.",
 )
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto")
-@click.option("--quantization", type=click.Choice(["none", "int8", "int4"]), default="none")
+@click.option("--quantization", type=click.Choice(["none", "int8", "int4", "fp8"]), default="none")
 @click.option(
     "--load-format",
     type=click.Choice(["auto", "dummy"]),

@@ -28,6 +28,7 @@ from headwater.devices.device import AttentionGeometry, Experts, GatedLinear, Li
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor
 from headwater.devices.kv_memory import KVLayout
 from headwater.devices.rank_group import SOLE_RANK, RankGroup
+from headwater.devices.scaled_tensor import ScaledTensor
 
 
 class CpuDevice:
@@ -79,9 +80,20 @@ class CpuDevice:
     def auto_dtype(self) -> str:
         return "float32" if self._library is None else "bfloat16"
 
-    def place(self, weight: HostTensor | RandomTensor, *, form: str) -> HostTensor:
+    @property
+    def expert_formats(self) -> frozenset[str]:
+        return self.block_formats
+
+    def holds(self, weight: ScaledTensor) -> bool:
+        return False  # GGUF's blocks of the same numbers are computed with
+
+    def place(self, weight: HostTensor | ScaledTensor | RandomTensor, *, form: str) -> HostTensor:
+        assert not isinstance(weight, ScaledTensor), "it is not held here"
         host = weight.to_host() if isinstance(weight, RandomTensor) else weight
         return host if host.format == form else host.astype(form)
+
+    def rounded(self, array: HostTensor) -> HostTensor:
+        raise NotImplementedError("there are no products with float8")
 
     def to_host(self, array: HostTensor, *, max_rows: int | None = None) -> HostTensor:
         return array if max_rows is None else array.rows(0, max_rows)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from headwater.devices.adapters import Adapter, AdapterShape
+from headwater.devices.cuda.coded_linear import CodedGatedLinear
 from headwater.devices.cuda.kernels.lora import (
     BLOCK_OUTPUTS,
     FEW_ROWS,
@@ -133,7 +134,7 @@ class CudaStepAdapters:
         expand(s, y, self._tiles, self._sites[place])
 
     def gated(self, layer: int, linear: Any, x: torch.Tensor) -> torch.Tensor:
-        assert isinstance(linear, CudaGatedLinear)
+        assert isinstance(linear, CudaGatedLinear | CodedGatedLinear)
         self.begin("gate_up", layer, x)
         halves = linear.halves(x)
         self.add("gate_up", layer, x, halves)

@@ -11,6 +11,15 @@ import numpy.typing as npt
 import torch
 
 from headwater.devices.cuda.attention import TritonStepAttention
+from headwater.devices.cuda.coded_linear import CodedGatedLinear, CodedLinear, Weight
+from headwater.devices.cuda.coded_matrix import (
+    CodedMatrix,
+    can_hold,
+    can_round,
+    codes_to_host,
+    place_codes,
+    round_to_float8,
+)
 from headwater.devices.cuda.experts import CudaExperts
 from headwater.devices.cuda.external_attention import (
     MIN_EXTERNAL_TOKENS,
@@ -18,6 +27,7 @@ from headwater.devices.cuda.external_attention import (
     num_own_chunks,
     open_external_attention,
 )
+from headwater.devices.cuda.gguf_codes import GGUF_FORMATS, place_blocks
 from headwater.devices.cuda.kernels.decode import DecodeScratch
 from headwater.devices.cuda.kernels.layers import rms_norm
 from headwater.devices.cuda.kernels.prefill import PrefillScratch, queries_per_tile
@@ -40,6 +50,7 @@ from headwater.devices.errors import UnsupportedError
 from headwater.devices.host_tensor import HostTensor, RandomTensor
 from headwater.devices.kv_memory import KVLayout, KVMemory
 from headwater.devices.rank_group import SOLE_RANK, RankGroup
+from headwater.devices.scaled_tensor import ScaledTensor
 
 # 16-bit floats need the tensor cores of this generation at least (Ampere)
 _MIN_CAPABILITY = (8, 0)
@@ -58,8 +69,6 @@ class CudaDevice:
     """
 
     name = "cuda"
-    block_formats: frozenset[str] = frozenset()
-
     def __init__(
         self,
         torch_device: torch.device | None = None,
@@ -110,6 +119,18 @@ class CudaDevice:
     def auto_dtype(self) -> str:
         return "bfloat16"
 
+    @property
+    def block_formats(self) -> frozenset[str]:
+        has_float8 = not self.is_gpu or torch.cuda.get_device_capability(self.torch_device) >= _MIN_CAPABILITY_E4M3
+        return GGUF_FORMATS | {"int4", "int8"} | ({"float8_e4m3fn"} if has_float8 else set())
+
+    @property
+    def expert_formats(self) -> frozenset[str]:
+        return frozenset()
+
+    def holds(self, weight: ScaledTensor) -> bool:
+        return weight.format in self.block_formats and can_hold(weight)
+
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.cuda_ranks is None else self.cuda_ranks.all_reduce(x)
 
@@ -117,10 +138,21 @@ class CudaDevice:
         assert self.cuda_ranks is not None, "a single process adds to the residual within the product"
         self.cuda_ranks.add_reduced(residual, x)
 
-    def place(self, weight: HostTensor | RandomTensor, *, form: str) -> torch.Tensor:
+    def place(self, weight: HostTensor | ScaledTensor | RandomTensor, *, form: str) -> Weight:
+        if isinstance(weight, ScaledTensor):
+            return place_codes(weight, self.torch_device)
+        if form in GGUF_FORMATS:
+            assert isinstance(weight, HostTensor) and weight.format == form
+            return place_blocks(weight, self.torch_device)
         return place_tensor(weight, dtype=form, device=self.torch_device)
 
-    def to_host(self, array: torch.Tensor, *, max_rows: int | None = None) -> HostTensor:
+    def rounded(self, array: Weight) -> Weight:
+        is_coded = isinstance(array, CodedMatrix)
+        return round_to_float8(array) if not is_coded and can_round(array.shape) else array
+
+    def to_host(self, array: Weight, *, max_rows: int | None = None) -> HostTensor | ScaledTensor:
+        if isinstance(array, CodedMatrix):
+            return codes_to_host(array if max_rows is None else array.rows(0, min(max_rows, array.shape[0])))
         return to_host(array, max_rows=max_rows)
 
     def free_memory_bytes(self) -> int:
@@ -176,25 +208,36 @@ class CudaDevice:
         return part.view(dtype).reshape(shape).to(torch_dtype(form), copy=True)
 
     @torch.inference_mode()
-    def overwrite(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> bool:
-        """CUDA graphs stay as they are: to capture them anew takes longer than any copy within the card."""
-        for target, source in pairs:
-            if target.data_ptr() != source.data_ptr():
-                target.copy_(source, non_blocking=True)
+    def overwrite(self, pairs: Iterable[tuple[Weight, Weight]]) -> bool:
+        """CUDA graphs stay as they are: to capture them anew takes longer than any copy within the card.
+
+        False if a new matrix is coded in another way than the one in its place: the model must be replaced.
+        """
+        found = list(pairs)
+        if any(not _is_alike(target, source) for target, source in found):
+            return False
+        for target, source in found:
+            for into, out_of in zip(_tensors_of(target), _tensors_of(source), strict=True):
+                if into.data_ptr() != out_of.data_ptr():
+                    into.copy_(out_of, non_blocking=True)
         self.synchronize()
         return True
 
-    def pack_linear(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None) -> Linear:
+    def pack_linear(self, weights: Sequence[Weight], biases: Sequence[torch.Tensor] | None = None) -> Linear:
+        if any(isinstance(weight, CodedMatrix) for weight in weights):
+            return CodedLinear(weights, biases, is_deterministic=self.is_deterministic)
         return CudaLinear(weights, biases, is_deterministic=self.is_deterministic)
 
     def pack_gated_linear(
         self,
-        gate: torch.Tensor,
-        up: torch.Tensor,
+        gate: Weight,
+        up: Weight,
         *,
         gate_bias: torch.Tensor | None = None,
         up_bias: torch.Tensor | None = None,
     ) -> GatedLinear:
+        if isinstance(gate, CodedMatrix) or isinstance(up, CodedMatrix):
+            return CodedGatedLinear(gate, up, gate_bias, up_bias, is_deterministic=self.is_deterministic)
         return CudaGatedLinear(gate, up, gate_bias, up_bias, is_deterministic=self.is_deterministic)
 
     def pack_experts(
@@ -289,6 +332,16 @@ class CudaDevice:
         if num_rows > self._max_scratch_rows:
             self._max_scratch_rows = num_rows
             self._scratch = DecodeScratch(max_rows=num_rows, geometry=geometry, device=self.torch_device)
+
+
+def _is_alike(target: Weight, source: Weight) -> bool:
+    if isinstance(target, CodedMatrix):
+        return target.is_like(source) and target.shape == source.shape
+    return isinstance(source, torch.Tensor)
+
+
+def _tensors_of(weight: Weight) -> list[torch.Tensor]:
+    return weight.tensors() if isinstance(weight, CodedMatrix) else [weight]
 
 
 def _too_old(device: torch.device, found: tuple[int, int], *, needed: tuple[int, int]) -> str:

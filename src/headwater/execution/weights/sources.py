@@ -29,7 +29,7 @@ class HostTensors:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: tensor.shape for name, tensor in self._tensors.items()}
 
-    def load(self, name: str) -> HostTensor:
+    def load(self, name: str) -> HostTensor | ScaledTensor:
         return self._tensors[name]
 
 
@@ -92,6 +92,7 @@ def checksums_of(model: DecoderModel, device: ModelDevice, abandoned: threading.
             raise Abandoned
         tensor = device.to_host(array)
         digest = hashlib.blake2b(f"{tensor.format} {tensor.shape}".encode(), digest_size=8)
-        digest.update(np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8).data)
+        for values in tensor.arrays():
+            digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
         found[name] = digest.hexdigest()
     return found

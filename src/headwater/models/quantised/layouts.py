@@ -29,6 +29,7 @@ _WORD_BITS = 32
 Load = Callable[[str], HostTensor]  # one tensor of the module
 Words = npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
 
 
 def is_codes(scheme: Scheme, marker: StoredTensor) -> bool:
@@ -87,10 +88,10 @@ def read(scheme: Scheme, shape: tuple[int, int], load: Load, found: frozenset[st
     codes = load("weight").data
     if scheme.layout == "float8":
         return ScaledTensor("float8_e4m3fn", shape, codes, scales, tile=tile)
-    zeros = None
+    offsets = None
     if "weight_zero_point" in found:
-        zeros = _unless_all(load("weight_zero_point").to_float32().astype(np.int16).reshape(scales.shape), 0)
-    return ScaledTensor("int8", shape, codes, scales, tile=tile, zeros=zeros)
+        offsets = _offsets(load("weight_zero_point").to_float32().reshape(scales.shape), scales, usual=0)
+    return ScaledTensor("int8", shape, codes, scales, tile=tile, offsets=offsets)
 
 
 def _read_words(scheme: Scheme, shape: tuple[int, int], load: Load, found: frozenset[str]) -> ScaledTensor:
@@ -127,7 +128,7 @@ def _integers(
     scheme: Scheme,
     shape: tuple[int, int],
     codes: Bytes,
-    scales: npt.NDArray[np.float32],
+    scales: Floats,
     *,
     zeros: npt.NDArray[np.int16] | None,
     groups: npt.NDArray[np.integer] | None,
@@ -137,12 +138,12 @@ def _integers(
     order = None if groups is None else _order_of(groups, wide, scheme)
     if scheme.bits == 4:
         codes = codes if order is None else _reordered(codes, order)
-        zeros = None if zeros is None else _unless_all(zeros, MIDDLE)
-        return ScaledTensor("int4", shape, codes, scales, tile=tile, zeros=zeros, order=order)
+        offsets = None if zeros is None else _offsets(zeros, scales, usual=MIDDLE)
+        return ScaledTensor("int4", shape, codes, scales, tile=tile, offsets=offsets, order=order)
     signed = (codes ^ 0x80).view(np.int8)
     signed = signed if order is None else signed[:, order]
-    zeros = None if zeros is None else _unless_all(zeros - 128, 0)
-    return ScaledTensor("int8", shape, signed, scales, tile=tile, zeros=zeros, order=order)
+    offsets = None if zeros is None else _offsets(zeros - 128, scales, usual=0)
+    return ScaledTensor("int8", shape, signed, scales, tile=tile, offsets=offsets, order=order)
 
 
 def _order_of(groups: npt.NDArray[np.integer], wide: int, scheme: Scheme) -> npt.NDArray[np.intp] | None:
@@ -158,8 +159,9 @@ def _order_of(groups: npt.NDArray[np.integer], wide: int, scheme: Scheme) -> npt
     return order
 
 
-def _unless_all(zeros: npt.NDArray[np.int16], usual: int) -> npt.NDArray[np.int16] | None:
-    return None if (zeros == usual).all() else zeros
+def _offsets(zeros: npt.NDArray, scales: Floats, *, usual: int) -> Floats | None:
+    """What is added to code * scale: (code - zero) * scale is meant. None if every zero is the usual one."""
+    return None if (zeros == usual).all() else -zeros.astype(np.float32) * scales
 
 
 def _unpacked(words: Words, bits: int, order: tuple[int, ...]) -> Bytes:

@@ -1,0 +1,169 @@
+"""Linear layers on a GPU over codes of 4 and 8 bits: kernels/coded.py for few tokens, plain numbers for many.
+
+Matrices that a layer packs may differ in their codes, as in a file of K-quants: each run of like ones is one product.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+
+from headwater.devices.cuda.coded_matrix import CodedMatrix, join
+from headwater.devices.cuda.kernels.coded import MAX_TILE_TOKENS, has_tiles, one_token, tiles, to_numbers
+from headwater.devices.cuda.kernels.layers import silu_mul
+from headwater.devices.cuda.linear import CudaLinear
+from headwater.devices.cuda.scaled_product import scaled_product, suits_scaled_product
+
+Weight = torch.Tensor | CodedMatrix
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """Some outputs: those from `first` on."""
+
+    weight: Weight
+    bias: torch.Tensor | None
+    first: int
+
+    @property
+    def stop(self) -> int:
+        return self.first + self.weight.shape[0]
+
+
+class CodedLinear:
+    """A linear layer (device.Linear) of which at least one matrix is coded."""
+
+    def __init__(
+        self,
+        weights: Sequence[Weight],
+        biases: Sequence[torch.Tensor] | None = None,
+        *,
+        is_deterministic: bool = False,
+    ) -> None:
+        self.is_deterministic = is_deterministic
+        self._sizes = [weight.shape[0] for weight in weights]
+        self.in_features, self.out_features = weights[0].shape[1], sum(self._sizes)
+        self._parts: list[_Part] = []
+        for _, run in groupby(zip(weights, biases or [None] * len(weights), strict=True), _Kinds()):
+            some, their_biases = zip(*run, strict=True)
+            weight = join(some) if isinstance(some[0], CodedMatrix) else torch.cat(some)
+            bias = None if biases is None else torch.cat(their_biases)
+            self._parts.append(_Part(weight, bias, first=self._parts[-1].stop if self._parts else 0))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.empty((len(x), self.out_features), dtype=x.dtype, device=x.device)
+        self._write(x, y, adds=False)
+        return y
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
+        self._write(x, residual, adds=True)
+
+    def logits(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        y = torch.empty((len(x), self.out_features), dtype=torch.float32, device=x.device) if out is None else out
+        self._write(x, y, adds=False)
+        return y
+
+    def embed(
+        self, token_ids: torch.Tensor, *, first_token: int | None = None, scale: float = 1.0
+    ) -> torch.Tensor:
+        (part,) = self._parts
+        assert isinstance(part.weight, CodedMatrix)
+        rows = token_ids - (first_token or 0)
+        inside = rows.clamp(0, self.out_features - 1)
+        found = to_numbers(part.weight, torch.float32, inside)
+        if scale != 1.0:
+            found *= scale
+        return found if first_token is None else found * (rows == inside)[:, None]
+
+    def unpack(self) -> list[tuple[Weight, torch.Tensor | None]]:
+        found: list[tuple[Weight, torch.Tensor | None]] = []
+        sizes = iter(self._sizes)
+        for part in self._parts:
+            at, size = 0, part.weight.shape[0]
+            while at < size:
+                stop = at + next(sizes)
+                rows = part.weight.rows(at, stop) if isinstance(part.weight, CodedMatrix) else part.weight[at:stop]
+                found.append((rows, None if part.bias is None else part.bias[at:stop]))
+                at = stop
+        return found
+
+    def _write(self, x: torch.Tensor, y: torch.Tensor, *, adds: bool) -> None:
+        if not len(x):
+            return
+        x = x.contiguous()
+        for part in self._parts:
+            self._write_part(part, x, y[:, part.first : part.stop], adds=adds)
+
+    def _write_part(self, part: _Part, x: torch.Tensor, y: torch.Tensor, *, adds: bool) -> None:
+        weight = part.weight
+        if isinstance(weight, CodedMatrix):
+            if not self.is_deterministic:
+                if len(x) == 1:
+                    return one_token(x, weight, part.bias, y, adds=adds)
+                if len(x) <= MAX_TILE_TOKENS and has_tiles(weight):
+                    return tiles(x, weight, part.bias, y, adds=adds)
+                if suits_scaled_product(x, weight):
+                    return _put(y, scaled_product(x, weight, part.bias), adds=adds)
+            weight = to_numbers(weight, x.dtype)
+        plain = CudaLinear([weight], None if part.bias is None else [part.bias], is_deterministic=self.is_deterministic)
+        if adds and len(self._parts) == 1:
+            return plain.add_to(y, x)
+        return _put(y, plain.logits(x) if y.dtype == torch.float32 else plain(x), adds=adds)
+
+
+class CodedGatedLinear:
+    """The gated half of an MLP (device.GatedLinear) of coded matrices: both products, then one kernel."""
+
+    def __init__(
+        self,
+        gate: Weight,
+        up: Weight,
+        gate_bias: torch.Tensor | None,
+        up_bias: torch.Tensor | None,
+        *,
+        is_deterministic: bool = False,
+    ) -> None:
+        biases = None if gate_bias is None or up_bias is None else (gate_bias, up_bias)
+        self._linear = CodedLinear((gate, up), biases, is_deterministic=is_deterministic)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.multiply(self.halves(x))
+
+    def halves(self, x: torch.Tensor) -> torch.Tensor:
+        """Both products, gate and up side by side. [T, in] -> [T, 2 out]"""
+        return self._linear(x)
+
+    def multiply(self, halves: torch.Tensor) -> torch.Tensor:
+        """silu(gate) * up. [T, 2 out] -> [T, out]"""
+        return silu_mul(halves)
+
+    def unpack(self) -> list[tuple[Weight, torch.Tensor | None]]:
+        return self._linear.unpack()
+
+
+class _Kinds:
+    """Numbers the runs of like matrices."""
+
+    def __init__(self) -> None:
+        self._last: Weight | None = None
+        self._number = 0
+
+    def __call__(self, pair: tuple[Weight, torch.Tensor | None]) -> int:
+        weight = pair[0]
+        if self._last is not None:
+            is_like = weight.is_like(self._last) if isinstance(weight, CodedMatrix) else _is_plain(self._last)
+            self._number += not is_like
+        self._last = weight
+        return self._number
+
+
+def _is_plain(weight: Weight) -> bool:
+    return isinstance(weight, torch.Tensor)
+
+
+def _put(y: torch.Tensor, product: torch.Tensor, *, adds: bool) -> None:
+    if adds:
+        y += product
+    else:
+        y.copy_(product)

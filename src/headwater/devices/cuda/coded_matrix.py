@@ -1,0 +1,190 @@
+"""Matrices of 4-bit and 8-bit codes in a GPU's memory, in the layout of its kernels (kernels/coded.py).
+
+Codes of 4 bits lie in int32 words, in chunks of W words: bits 4 i of word j of a chunk are input i W + j of its 8 W
+inputs. So one code of each word is a run of W inputs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from headwater.devices.scaled_tensor import Codes, ScaledTensor, as_float16
+
+LONG_CHUNK, SHORT_CHUNK = 16, 4  # words
+_LONG_INPUTS, _SHORT_INPUTS = 8 * LONG_CHUNK, 8 * SHORT_CHUNK
+_MOST_INNER, _LEAST_INNER = 64, 16  # inputs of 8-bit codes that are read together, of one group
+_LARGEST_FLOAT8 = 448.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CodedMatrix:
+    """A matrix [out, in] of numbers code * scale + offset.
+
+    `codes`: int4 int32[out, in / 8]; int8 int8[out, in]; float8_e4m3fn uint8[out, in], the bits. `scales` and
+    `offsets`: [out, in / group] of float16 or float32; without offsets, 8 is taken from codes of 4 bits. `words`: those
+    of a chunk, for codes of 4 bits.
+    """
+
+    format: Codes
+    shape: tuple[int, int]
+    codes: torch.Tensor
+    scales: torch.Tensor
+    offsets: torch.Tensor | None
+    group: int
+    words: int = 0
+
+    @property
+    def num_groups(self) -> int:
+        return self.scales.shape[1]
+
+    @property
+    def inner(self) -> int:
+        """Inputs of 8-bit codes that share a scale and are read together."""
+        return _inner(self.group)
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [self.codes, self.scales, *(() if self.offsets is None else (self.offsets,))]
+
+    def rows(self, start: int, stop: int) -> "CodedMatrix":
+        """Outputs [start, stop), views."""
+        offsets = None if self.offsets is None else self.offsets[start:stop]
+        return replace(
+            self,
+            shape=(stop - start, self.shape[1]),
+            codes=self.codes[start:stop],
+            scales=self.scales[start:stop],
+            offsets=offsets,
+        )
+
+    def is_like(self, other: object) -> bool:
+        """Whether both can be one matrix: the same inputs, in codes of one kind with as many scales."""
+        if not isinstance(other, CodedMatrix):
+            return False
+        return self._kind() == other._kind()
+
+    def _kind(self) -> tuple[object, ...]:
+        width, dtype = self.shape[1], self.scales.dtype
+        return (self.format, width, self.group, self.words, dtype, self.offsets is None)
+
+
+def join(matrices: Sequence[CodedMatrix]) -> CodedMatrix:
+    """One below the other. They must be alike."""
+    first = matrices[0]
+    if len(matrices) == 1:
+        return first
+    offsets = [each.offsets for each in matrices if each.offsets is not None]
+    return replace(
+        first,
+        shape=(sum(each.shape[0] for each in matrices), first.shape[1]),
+        codes=torch.cat([each.codes for each in matrices]),
+        scales=torch.cat([each.scales for each in matrices]),
+        offsets=torch.cat(offsets) if offsets else None,
+    )
+
+
+def can_hold(tensor: ScaledTensor) -> bool:
+    """Whether the kernels take codes and groups of these sizes."""
+    if tensor.order is not None:
+        return False
+    width = tensor.shape[1]
+    group = min(tensor.tile[1], width)
+    return _words_of(width, group) > 0 if tensor.format == "int4" else _fits_bytes(width, group)
+
+
+def place_codes(tensor: ScaledTensor, device: torch.device) -> CodedMatrix:
+    """A tensor that `can_hold` accepts."""
+    num_rows, width = tensor.shape
+    high, group = tensor.tile[0], min(tensor.tile[1], width)
+    numbers = [tensor.scales, *(() if tensor.offsets is None else (tensor.offsets,))]
+    halves = [None if tensor.format == "float8_e4m3fn" else as_float16(each) for each in numbers]
+    kept = numbers if any(each is None for each in halves) else halves
+    scales, *offsets = (torch.from_numpy(np.repeat(each, high, axis=0)[:num_rows]).to(device) for each in kept)
+    codes = torch.from_numpy(np.ascontiguousarray(tensor.codes)).to(device)
+    words = 0
+    if tensor.format == "int4":
+        words = _words_of(width, group)
+        codes = to_words(torch.stack((codes & 15, codes >> 4), dim=-1).reshape(num_rows, width), words)
+    return CodedMatrix(tensor.format, tensor.shape, codes, scales, next(iter(offsets), None), group, words)
+
+
+def of_codes(
+    form: Codes, codes: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor | None, *, group: int
+) -> CodedMatrix:
+    """Codes of 4 bits as uint8[out, in], or of 8 bits; scales in float32 are rounded to float16 where none is lost."""
+    num_rows, width = codes.shape
+    words = _words_of(width, group) if form == "int4" else 0
+    assert words or form != "int4"
+    halves = [scales.half(), *(() if offsets is None else (offsets.half(),))]
+    is_exact = all(bool(torch.isfinite(each).all()) for each in halves) and bool((halves[0][scales != 0] != 0).all())
+    if is_exact:
+        scales, offsets = halves[0], None if offsets is None else halves[1]
+    return CodedMatrix(
+        form,
+        (num_rows, width),
+        to_words(codes, words) if words else codes.contiguous(),
+        scales.contiguous(),
+        None if offsets is None else offsets.contiguous(),
+        group,
+        words,
+    )
+
+
+def round_to_float8(weight: torch.Tensor) -> CodedMatrix:
+    """Plain numbers as float8 with a scale for each output: its largest number becomes float8's largest."""
+    largest = weight.abs().amax(dim=1, keepdim=True).float()
+    scales = torch.where(largest > 0, largest, _LARGEST_FLOAT8) / _LARGEST_FLOAT8
+    codes = (weight.float() / scales).clamp(-_LARGEST_FLOAT8, _LARGEST_FLOAT8).to(torch.float8_e4m3fn)
+    shape = (weight.shape[0], weight.shape[1])
+    return CodedMatrix("float8_e4m3fn", shape, codes.view(torch.uint8), scales, None, group=shape[1])
+
+
+def can_round(shape: Sequence[int]) -> bool:
+    """Whether `round_to_float8` makes a matrix that the kernels take."""
+    return len(shape) == 2 and _fits_bytes(shape[1], shape[1])
+
+
+def codes_to_host(matrix: CodedMatrix) -> ScaledTensor:
+    """The same codes, scales and offsets in host memory: placed again, they give the same matrix."""
+    codes = matrix.codes
+    if matrix.format == "int4":
+        numbers = of_words(codes, matrix.words)
+        codes = numbers[:, 0::2] | numbers[:, 1::2] << 4
+    offsets = None if matrix.offsets is None else matrix.offsets.float().cpu().numpy()
+    scales = matrix.scales.float().cpu().numpy()
+    host = codes.contiguous().cpu().numpy()
+    return ScaledTensor(matrix.format, matrix.shape, host, scales, tile=(1, matrix.group), offsets=offsets)
+
+
+def to_words(codes: torch.Tensor, words: int) -> torch.Tensor:
+    """Codes of 4 bits, uint8[out, in], to int32[out, in / 8]."""
+    num_rows, width = codes.shape
+    pairs = codes.reshape(num_rows, width // (8 * words), 4, 2, words)
+    packed = pairs[:, :, :, 0] | pairs[:, :, :, 1] << 4  # byte, word
+    return packed.transpose(2, 3).contiguous().view(torch.int32).reshape(num_rows, width // 8)
+
+
+def of_words(packed: torch.Tensor, words: int) -> torch.Tensor:
+    """The inverse of `to_words`."""
+    num_rows, num_words = packed.shape
+    codes = packed.contiguous().view(torch.uint8).reshape(num_rows, num_words // words, words, 4).transpose(2, 3)
+    return torch.stack((codes & 15, codes >> 4), dim=3).reshape(num_rows, num_words * 8)
+
+
+def _words_of(width: int, group: int) -> int:
+    """Words of a chunk: each is of whole groups, or lies within one. 0 if there is no such chunk."""
+    is_whole = group >= width
+    if width % _LONG_INPUTS == 0 and (is_whole or group % _LONG_INPUTS == 0 or group in (32, 64)):
+        return LONG_CHUNK
+    if width % _SHORT_INPUTS == 0 and (is_whole or group % _SHORT_INPUTS == 0):
+        return SHORT_CHUNK
+    return 0
+
+
+def _inner(group: int) -> int:
+    return min(_MOST_INNER, group & -group)
+
+
+def _fits_bytes(width: int, group: int) -> bool:
+    return width % _LEAST_INNER == 0 and _inner(group) >= _LEAST_INNER

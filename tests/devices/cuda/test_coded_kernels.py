@@ -1,0 +1,184 @@
+"""Kernels over codes of 4 and 8 bits against plain numbers; without a GPU under Triton's interpreter."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from headwater.devices.cuda.coded_matrix import (
+    CodedMatrix,
+    can_hold,
+    codes_to_host,
+    of_words,
+    place_codes,
+    round_to_float8,
+    to_words,
+)
+from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.cuda.gguf_codes import GGUF_FORMATS
+from headwater.devices.cuda.kernels.coded import to_numbers
+from headwater.devices.cuda.scaled_product import round_tokens, scaled_product
+from headwater.devices.host_tensor import HostTensor
+from headwater.devices.number_formats import narrow
+from headwater.devices.scaled_tensor import ScaledTensor
+
+pytestmark = pytest.mark.slow
+
+PLACE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def make(form: str, shape: tuple[int, int], tile: tuple[int, int], *, has_offsets: bool = False) -> ScaledTensor:
+    rng = np.random.default_rng(0)
+    tiles = (-(-shape[0] // tile[0]), -(-shape[1] // tile[1]))
+    scales = rng.uniform(0.01, 0.02, size=tiles).astype(np.float16).astype(np.float32)
+    offsets = -rng.integers(0, 16, size=tiles).astype(np.float32) * scales if has_offsets else None
+    codes = rng.integers(0, 256, size=(shape[0], shape[1] // (2 if form == "int4" else 1))).astype(np.uint8)
+    if form == "int8":
+        codes = codes.view(np.int8)
+    if form == "float8_e4m3fn":
+        codes = narrow(rng.normal(scale=20, size=shape).astype(np.float32), form)
+    return ScaledTensor(form, shape, codes, scales, tile=tile, offsets=offsets)  # type: ignore[arg-type]
+
+
+# form, width, tile, offsets: groups of less than a chunk, of one, of several, whole rows; short chunks
+CASES = [
+    ("int4", 384, (1, 128), True),  # AWQ
+    ("int4", 256, (1, 32), False),  # GPTQ with groups of 32, Q4_0
+    ("int4", 256, (1, 64), True),
+    ("int4", 512, (1, 256), False),
+    ("int4", 256, (1, 256), True),
+    ("int4", 96, (1, 32), True),
+    ("int8", 160, (1, 32), False),  # Q8_0
+    ("int8", 256, (1, 16), True),
+    ("int8", 208, (1, 208), False),  # compressed-tensors, a scale for each output
+    ("float8_e4m3fn", 192, (1, 192), False),
+    ("float8_e4m3fn", 320, (128, 128), False),  # DeepSeek
+    ("float8_e4m3fn", 128, (150, 128), False),
+]
+
+
+@pytest.mark.parametrize(("form", "width", "tile", "has_offsets"), CASES)
+def test_a_matrix_holds_the_numbers_of_its_tensor(form: str, width: int, tile: tuple, has_offsets: bool) -> None:
+    """Also as rows by number, and on the way back to the host."""
+    tensor = make(form, (11, width), tile, has_offsets=has_offsets)
+    assert can_hold(tensor)
+    matrix = place_codes(tensor, PLACE)
+    expected = torch.from_numpy(tensor.to_float32())
+    bound = {"rtol": 1e-3, "atol": 3e-4}  # offsets are rounded to float16
+    torch.testing.assert_close(to_numbers(matrix, torch.float32).cpu(), expected, **bound)
+    rows = torch.tensor([3, 10, 3], device=PLACE)
+    torch.testing.assert_close(to_numbers(matrix, torch.float32, rows).cpu(), expected[rows.cpu()], **bound)
+    back = codes_to_host(matrix.rows(2, 9))
+    torch.testing.assert_close(torch.from_numpy(back.to_float32()), expected[2:9], **bound)
+    again = place_codes(codes_to_host(matrix), PLACE)
+    assert again.is_like(matrix)
+    assert all(torch.equal(one, other) for one, other in zip(again.tensors(), matrix.tensors(), strict=True))
+
+
+@pytest.mark.parametrize(("form", "width", "tile", "has_offsets"), CASES)
+@pytest.mark.parametrize("num_tokens", [1, 3])
+def test_products(form: str, width: int, tile: tuple, has_offsets: bool, num_tokens: int) -> None:
+    """One token and some take different ways; sums into a residual, biases, wide results."""
+    tensor = make(form, (38, width), tile, has_offsets=has_offsets)
+    device = CudaDevice(PLACE)
+    matrix = device.place(tensor, form=tensor.format)
+    assert isinstance(matrix, CodedMatrix)
+    weight = torch.from_numpy(codes_to_host(matrix).to_float32()).to(PLACE)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn((num_tokens, width), generator=generator).to(PLACE)
+    bias = torch.randn(38, generator=generator).to(PLACE)
+    linear = device.pack_linear([matrix], [bias])
+    expected = F.linear(x, weight, bias)
+    bound = {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(linear(x), expected, **bound)
+    residual = torch.randn((num_tokens, 38), generator=generator).to(PLACE)
+    total = residual.clone()
+    linear.add_to(total, x)
+    torch.testing.assert_close(total, residual + expected, **bound)
+    short = device.pack_linear([matrix])
+    half = x.to(torch.float16)  # Triton's interpreter has no products of bfloat16
+    torch.testing.assert_close(short.logits(half), F.linear(half.float(), weight), rtol=1e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5, 130])
+def test_matrices_of_different_codes_are_one_layer(num_tokens: int) -> None:
+    """As q, k and v of a file with K-quants are, or of a checkpoint with modules that are not quantised."""
+    device = CudaDevice(PLACE)
+    tensors = [make("int4", (32, 256), (1, 32)), make("int4", (16, 256), (1, 32)), make("int8", (16, 256), (1, 16))]
+    plain = torch.randn((10, 256), generator=torch.Generator().manual_seed(2)).to(PLACE)
+    weights = [*(device.place(tensor, form=tensor.format) for tensor in tensors), plain]
+    linear = device.pack_linear(weights)
+    numbers = [*(torch.from_numpy(tensor.to_float32()).to(PLACE) for tensor in tensors), plain]
+    x = torch.randn((num_tokens, 256), generator=torch.Generator().manual_seed(3)).to(PLACE)
+    torch.testing.assert_close(linear(x), F.linear(x, torch.cat(numbers)), rtol=2e-3, atol=2e-3)
+    for (found, _), expected in zip(linear.unpack(), numbers, strict=True):
+        host = device.to_host(found, max_rows=4)
+        torch.testing.assert_close(torch.from_numpy(host.to_float32()), expected[:4].cpu(), rtol=1e-3, atol=1e-4)
+    gated = device.pack_gated_linear(weights[2], weights[2])
+    gate = F.linear(x, numbers[2])
+    torch.testing.assert_close(gated(x), F.silu(gate) * gate, rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("name", sorted(GGUF_FORMATS))
+def test_blocks_of_gguf_are_taken_apart(name: str) -> None:
+    """Against gguf's own reader; scales of K-quants are products that are rounded to float16."""
+    form = gguf.GGMLQuantizationType[name]
+    size, num_bytes = gguf.GGML_QUANT_SIZES[form]
+    rng = np.random.default_rng(3)
+    data = rng.integers(0, 256, size=(6, 512 // size, num_bytes)).astype(np.uint8)
+    for at in {"Q8_0": (0,), "Q4_0": (0,), "Q4_1": (0, 2), "Q6_K": (208,)}.get(name, (0, 2)):
+        data[:, :, at : at + 2] = rng.uniform(0.001, 0.01, size=(6, 512 // size, 1)).astype(np.float16).view(np.uint8)
+    tensor = HostTensor(name, (6, 512), data.reshape(6, -1))
+    device = CudaDevice(PLACE)
+    matrix = device.place(tensor, form=name)
+    assert isinstance(matrix, CodedMatrix)
+    expected = torch.from_numpy(gguf.quants.dequantize(tensor.data, form).astype(np.float32))
+    found = to_numbers(matrix, torch.float32).cpu()
+    assert (found - expected).abs().max() <= 2**-10 * expected.abs().max()
+    ids = torch.tensor([5, 0], device=PLACE)
+    torch.testing.assert_close(device.pack_linear([matrix]).embed(ids).cpu(), found[[5, 0]])
+    shifted = device.pack_linear([matrix]).embed(ids, first_token=2).cpu()
+    assert torch.equal(shifted, torch.stack((found[3], torch.zeros(512))))
+
+
+def test_words_keep_every_code() -> None:
+    codes = torch.from_numpy(np.random.default_rng(0).integers(0, 16, size=(5, 256)).astype(np.uint8))
+    for words in (4, 16):
+        packed = to_words(codes, words)
+        assert torch.equal(of_words(packed, words), codes)
+        numbers = packed.numpy().view(np.uint32)
+        assert [(int(numbers[1, 1]) >> (4 * i)) & 15 for i in range(8)] == codes[1, 1 : 8 * words : words].tolist()
+
+
+def test_what_the_kernels_do_not_take() -> None:
+    assert not can_hold(make("int4", (4, 48), (1, 48)))
+    assert not can_hold(make("int4", (4, 192), (1, 24)))
+    assert not can_hold(make("int8", (4, 40), (1, 40)))
+    assert not can_hold(make("int8", (4, 64), (1, 8)))
+
+
+def test_numbers_are_rounded_to_float8_by_output() -> None:
+    weight = torch.randn((12, 64), generator=torch.Generator().manual_seed(0)).to(PLACE)
+    weight[3] = 0
+    matrix = round_to_float8(weight.to(torch.bfloat16))
+    found = to_numbers(matrix, torch.float32)
+    largest = weight.abs().amax(dim=1, keepdim=True)
+    assert ((found - weight).abs() <= weight.abs() * 2**-4 + largest * 2**-9).all(), "3 bits of mantissa"
+    torch.testing.assert_close(found.abs().amax(dim=1, keepdim=True), largest, rtol=1e-2, atol=0)
+
+
+def test_products_in_float8_units() -> None:
+    """What Hopper multiplies in float8: PyTorch's product on a CPU takes the same operands."""
+    weight = torch.randn((32, 64), generator=torch.Generator().manual_seed(0)).to(PLACE)
+    x = torch.randn((5, 64), generator=torch.Generator().manual_seed(1)).to(PLACE).to(torch.bfloat16)
+    x[2] = 0
+    codes, scales = round_tokens(x)
+    wanted = (x.float() / scales).to(torch.float8_e4m3fn)
+    has_carry = (wanted.view(torch.uint8) & 7) == 0  # Triton's interpreter loses the carry into the exponent
+    assert ((codes.view(torch.uint8) == wanted.view(torch.uint8)) | has_carry).all()
+    torch.testing.assert_close(scales[:, 0], torch.where(x.any(dim=1), x.float().abs().amax(dim=1) / 448, 1.0))
+    matrix = round_to_float8(weight)
+    product = scaled_product(x, matrix, None).float()
+    expected = F.linear(codes.float() * scales, to_numbers(matrix, torch.float32))
+    torch.testing.assert_close(product, expected, rtol=1e-2, atol=5e-2)
