@@ -27,12 +27,21 @@ from headwater.launch.placement import Placement  # noqa: E402
 from headwater.launch.served_model import ServedModel  # noqa: E402
 from headwater.messages.base import pack_ids  # noqa: E402
 from headwater.messages.control import FlushCache  # noqa: E402
-from headwater.messages.generation import Finish, Generate, Grammar, Outputs, RequestOptions, SamplingParams  # noqa: E402
+from headwater.messages.generation import (  # noqa: E402
+    Finish,
+    Generate,
+    Grammar,
+    Outputs,
+    RequestOptions,
+    SamplingParams,
+    TokenLogprob,
+)
 from headwater.messages.state import EngineReady  # noqa: E402
 from headwater.messages.weights import ReleaseMemory, ResumeMemory, UpdateWeights  # noqa: E402
 from headwater.messages.wire import ToClient  # noqa: E402
 from headwater.models.loader import LoadedModel, load_model, resolve_model  # noqa: E402
 from headwater.scheduling.limits import SchedulerLimits  # noqa: E402
+from headwater.scheduling.speculation.drafters import NO_SPECULATION, SpeculationSettings  # noqa: E402
 from headwater.simulation.fakes.grammar import FakeCompiler  # noqa: E402
 from tiny_models import VOCAB_SIZE, greedy_text, make_tiny_model  # noqa: E402
 
@@ -86,7 +95,15 @@ def _slow_restores(placement: Placement, copier) -> list[int]:
 class RealEngine:
     """Loop, scheduler, cache and a real runner in float32, a turn at a time."""
 
-    def __init__(self, folder: Path, *, num_pages: int, num_host_pages: int = 0, max_running: int = 8) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        num_pages: int,
+        num_host_pages: int = 0,
+        max_running: int = 8,
+        speculation: SpeculationSettings = NO_SPECULATION,
+    ) -> None:
         placement = _placement()
         device = placement.device
         loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32")
@@ -94,6 +111,7 @@ class RealEngine:
         self.clock = ManualClock()
         self.wire = MemoryWire(self.clock)
         self.tokens: dict[str, list[int]] = {}
+        self.logprobs: dict[str, list[TokenLogprob]] = {}
         self.metas: dict[str, object] = {}
         self.embeddings: dict[str, bytes | None] = {}
         self.finished: set[str] = set()
@@ -143,6 +161,7 @@ class RealEngine:
             host=host,
             min_part_tokens=1,
             grammar_compiler=FakeCompiler(vocab_size=loaded.config.vocab_size, end_ids=frozenset()),
+            speculation=speculation,
         )
 
     def send(self, message) -> None:
@@ -162,6 +181,7 @@ class RealEngine:
                 if isinstance(message, Outputs):
                     for output in message.items:
                         self.tokens[output.rid] += output.token_ids
+                        self.logprobs.setdefault(output.rid, []).extend(output.logprobs or ())
                         self.metas[output.rid] = output.meta or self.metas.get(output.rid)
                         self.embeddings[output.rid] = output.embedding
                         if output.finish is not None:

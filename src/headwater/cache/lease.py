@@ -25,6 +25,10 @@ class TokenSequence:
     def __len__(self) -> int:
         return self.length
 
+    @property
+    def newest(self) -> int:
+        return int(self._buffer[self.length - 1])
+
     def append(self, token_id: int) -> None:
         if self.length == len(self._buffer):
             grown = np.empty(max(64, self.length * 3 // 2), dtype=np.int32)

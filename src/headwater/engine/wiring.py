@@ -31,6 +31,7 @@ from headwater.scheduling.adapters import AdapterBoard
 from headwater.scheduling.grammar_queue import GrammarLimits, GrammarQueue
 from headwater.scheduling.limits import SchedulerLimits
 from headwater.scheduling.scheduler import Scheduler
+from headwater.scheduling.speculation.drafters import NO_SPECULATION, SpeculationSettings
 from headwater.scheduling.waiting_queue import SchedulePolicy
 from headwater.storage.backend import StorageBackend
 from headwater.storage.page_key import Fingerprint
@@ -77,6 +78,7 @@ def wire_engine(
     grammar_compiler: GrammarCompiler | None = None,
     grammar_jobs: JobRunner | None = None,
     grammar_limits: GrammarLimits | None = None,
+    speculation: SpeculationSettings = NO_SPECULATION,
 ) -> EngineParts:
     """An engine around `runner`, whose facts are in `ready`. Without a compiler, it refuses grammars."""
     cache = PrefixCache(
@@ -100,6 +102,7 @@ def wire_engine(
         policy=policy,
         vocab_size=ready.vocab_size,
         grammars=GrammarQueue(grammar_compiler, clock=clock, jobs=grammar_jobs, limits=grammar_limits),
+        speculation=speculation,
     )
     if runner.adapters is not None:
         scheduler.adapters = AdapterBoard(runner.adapters.num_slots)

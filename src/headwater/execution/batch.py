@@ -77,9 +77,10 @@ class SlotTable:
         of_rows = self._adapters[plan.slots]
         return adapter_tiles(np.repeat(of_rows, plan.num_tokens)) if of_rows.any() else NO_ADAPTERS
 
-    def newest(self, slots: npt.NDArray[np.int32], out: npt.NDArray[np.int32]) -> None:
-        """Write the newest tokens of some slots to `out`."""
-        self._newest_tokens.take(slots, out=out)
+    def newest(self, plan: StepPlan, out: npt.NDArray[np.int32]) -> None:
+        """Write the tokens of a plan of decodes to `out`: those it names, and the newest tokens of the other slots."""
+        self._newest_tokens.take(plan.slots, out=out)
+        np.copyto(out, plan.token_ids, where=plan.token_ids != NEWEST_TOKEN)
         assert out.min() >= 0, "the plan asks for the newest token of a slot that has sampled none"
 
     def inputs(self, plan: StepPlan) -> StepInputs:
@@ -162,7 +163,7 @@ class DecodeBatch:
         positions = self._arrays.positions
         positions[:] = plan.num_computed
         np.add(positions, 1, out=self._arrays.context_lens)
-        self._table.newest(plan.slots, self._arrays.token_ids)
+        self._table.newest(plan, self._arrays.token_ids)
         has_other_pages = self._update_pages(plan)
         blocks = (positions // BLOCK_KEYS).tobytes()
         if has_other_pages or blocks != self._blocks:

@@ -184,7 +184,7 @@ class CpuRunner:
             self.kv.memory[copy.target] = self.kv.memory[copy.source]  # whole: as fast as a part of it
         for assignment in plan.assignments:
             self._sampler.assign(assignment)
-        if plan.num_decodes == plan.num_rows <= LOGIT_ROWS:
+        if plan.num_decodes == plan.num_rows <= LOGIT_ROWS and not plan.has_drafts:
             sample = self._decode(plan)
         else:
             self._decodes = None

@@ -106,7 +106,7 @@ IGNORED: Mapping[str, str] = {
     **_same("spaces_between_special_tokens", "no spaces are ever added there"),
     **_same("custom_params", "read by a custom_logit_processor only, which is refused"),
     **_same("guided_decoding_backend", "one library runs all grammars"),
-    **_same("return_spec_tokens_details", "no tokens are speculated"),
+    **_same("return_spec_tokens_details", "meta_info has the counts"),
     **_same("routed_experts_start_len routed_experts_prompt_start", "go with return_routed_experts"),
     **_same("return_flat_raw_top_logprobs_b64", "goes with return_flat_raw_output_top_logprobs"),
     **_same("truncation_side", "goes with truncate_prompt_tokens"),

@@ -9,6 +9,17 @@ from headwater.messages.generation import Finish, OutputMeta, TokenLogprob
 from headwater.tokenization.tokenizer import Tokenizer
 
 
+def _speculation(meta: OutputMeta) -> Json:
+    """How many drafted tokens were right, in SGLang's names. The length counts the token that each step adds itself."""
+    return {
+        "spec_verify_ct": meta.num_draft_steps,
+        "spec_draft_token_num": meta.num_drafted,
+        "spec_accept_token_num": meta.num_accepted,
+        "spec_accept_rate": meta.num_accepted / meta.num_drafted,
+        "spec_accept_length": 1 + meta.num_accepted / meta.num_draft_steps,
+    }
+
+
 def finish_reason(finish: Finish, num_tokens: int) -> Json:
     """SGLang's object for why an answer ended."""
     if finish.type == "length":
@@ -140,6 +151,8 @@ class NativeAnswer:
                 facts["queue_time"] = meta.queue_time_s
                 if meta.weights_versions:
                     facts["weights_versions"] = [list(span) for span in meta.weights_versions]
+                if meta.num_draft_steps:
+                    facts |= _speculation(meta)
         return facts
 
     def _input_facts(self) -> Json:

@@ -125,6 +125,7 @@ def _build(
         kv_events=_kv_events(args, index),
         grammar_compiler=grammar_compiler(args, ready),
         grammar_limits=grammar_limits(args),
+        speculation=args.speculation,
     )
     for adapter in adapters:
         parts.scheduler.adapters.put(

@@ -13,6 +13,7 @@ import msgspec
 
 from headwater.launch.engine_args import EngineArgs
 from headwater.launch.flags import FlagSpec, flag_name, read_flags
+from headwater.scheduling.speculation.drafters import Algorithm, SpeculationSettings
 
 MIB = 1 << 20
 ENDPOINT = re.compile(r"tcp://[^/:]+:\d{1,5}|tcp://\[[0-9a-fA-F:]+\]:\d{1,5}|ipc:///.+")
@@ -92,6 +93,11 @@ class ServerArgs(EngineArgs, kw_only=True, frozen=True, omit_defaults=True):
                 raise ValueError(f"{flag_name(name)} needs --kv-events-endpoint")
 
     @property
+    def speculation(self) -> SpeculationSettings:
+        algorithm: Algorithm = "ngram" if self.speculative_algorithm == "NGRAM" else self.speculative_algorithm
+        return SpeculationSettings(algorithm, num_draft_tokens=self.speculative_num_draft_tokens)
+
+    @property
     def serves_adapters(self) -> bool:
         return self.enable_lora or self.lora_paths is not None
 
@@ -151,6 +157,8 @@ class ServerArgs(EngineArgs, kw_only=True, frozen=True, omit_defaults=True):
         if device not in _DEVICE_DEFAULTS:
             raise ValueError(f"no defaults are known for device {device!r}; known: {', '.join(_DEVICE_DEFAULTS)}")
         defaults = _DEVICE_DEFAULTS[device]
+        if self.speculative_algorithm != "none" and device != "cpu":
+            raise ValueError(f"--speculative-algorithm {self.speculative_algorithm} needs --device cpu, found {device}")
         running = self.max_running_requests or defaults.running
         chunk = self.chunked_prefill_size or defaults.chunk
         # with large chunks, decodes share the chunk's budget: a few tokens more would need another tile

@@ -81,6 +81,18 @@ class EngineArgs(CacheArgs, kw_only=True, frozen=True, omit_defaults=True):
         Flag("Order of the queue: first come first served, or longest prefix match.", SCHEDULE),
     ] = "fcfs"
 
+    speculative_algorithm: Annotated[
+        Literal["none", "ngram", "tree", "NGRAM"],
+        Flag(
+            "On a CPU: draft the next tokens of an answer and verify them in one step. ngram: as the request's own "
+            "text went on before. tree: as cached texts go on after the same text, or as ngram. NGRAM: SGLang's word.",
+            SCHEDULE,
+        ),
+    ] = "none"
+    speculative_num_draft_tokens: Annotated[
+        int, Flag("Most tokens drafted for a request in a step.", SCHEDULE, low=1, high=31)
+    ] = 12
+
     grammar_max_bytes: Annotated[
         int, Flag("Most bytes of a request's grammar; a longer one gets 400.", SCHEDULE, low=1)
     ] = 1 << 20

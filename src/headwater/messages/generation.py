@@ -125,6 +125,9 @@ class OutputMeta(Struct):
     weights_versions: tuple[tuple[str, int], ...] = ()  # (label, first output position), if more than one
     queue_time_s: float = 0.0  # from its arrival to its start, waiting for pages included
     load_time_s: float = 0.0  # of that, while its pages were copied from a lower tier
+    num_draft_steps: int = 0  # steps that verified drafted tokens
+    num_drafted: int = 0  # tokens
+    num_accepted: int = 0  # of them
 
 
 class Output(Struct, array_like=True):

@@ -2,6 +2,7 @@
 
 from headwater.messages.generation import Finish, OutputMeta
 from headwater.scheduling.request import Request
+from headwater.scheduling.speculation.drafting import Drafting
 
 _MAX_ERROR_CHARS = 200
 
@@ -117,7 +118,7 @@ def refuse_now(reason: str) -> Finish:
 def describe(request: Request, *, generation: int, weight_version: str) -> OutputMeta:
     """Facts of the request so far: prompt tokens by tier, retractions, versions of the weights, time in the queue."""
     queued_s = 0.0 if request.started_s is None else request.started_s - request.arrived_s
-    found = request.loading
+    found, drafting = request.loading, request.drafting or Drafting()
     return OutputMeta(
         prompt_tokens=request.num_prompt_tokens,
         cached_device=found.num_cached_tokens - found.num_host_tokens - found.num_storage_tokens,
@@ -129,6 +130,9 @@ def describe(request: Request, *, generation: int, weight_version: str) -> Outpu
         weights_versions=tuple(request.weights_versions) if len(request.weights_versions) > 1 else (),
         queue_time_s=queued_s,
         load_time_s=found.seconds,
+        num_draft_steps=drafting.num_steps,
+        num_drafted=drafting.num_drafted,
+        num_accepted=drafting.num_accepted,
     )
 
 

@@ -25,6 +25,9 @@ class Counters:
     limited_queue_share: int = 0  # refused: their key had its share of the queue
     limited_queue_timeout: int = 0  # ended before they started
     limited_request_timeout: int = 0  # ended before they were complete
+    spec_verify_steps: int = 0  # steps of requests that had a draft; a step of two such requests counts twice
+    spec_draft_tokens: int = 0
+    spec_accepted_tokens: int = 0  # of those drafted
     queue_time_seconds: float = 0.0
 
     def as_dict(self) -> dict[str, float]:

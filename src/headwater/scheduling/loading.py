@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from headwater.cache.lease import Lease
 from headwater.cache.namespace import Namespace
 from headwater.cache.prefix_cache import PrefixCache
+from headwater.cache.tier_pages import count_use
 from headwater.clock import Clock
 from headwater.messages.base import TokenIds
 from headwater.scheduling.counters import Counters
@@ -69,6 +70,12 @@ class LoadingRequests:
         """Stop waiting. The copies end by themselves."""
         self._requests.remove(request)
         request.loading.restore = request.loading.prefetch = None
+
+    def count_hits(self, request: Request, lease: Lease, counters: Counters) -> None:
+        """`request` starts for the first time, with what `lease` has found of its prompt."""
+        count_use(lease.run.chain() if lease.run else ())
+        counters.copied_tokens += 0 if lease.part is None else lease.part.num_tokens
+        self.attribute_hits(request, min(request.progress.num_computed, request.num_prompt_tokens), counters)
 
     def attribute_hits(self, request: Request, num_cached_tokens: int, counters: Counters) -> None:
         """Count the cached prompt tokens by tier: those that were brought up for this request, and the rest."""

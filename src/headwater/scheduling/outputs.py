@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
 from headwater.messages.generation import Finish, Output, OutputMeta, Outputs, TokenLogprob
 from headwater.scheduling.request import Request
@@ -36,9 +37,18 @@ class OutputBuffer:
         unsent.pooled = hidden.astype(np.float64) + (0.0 if unsent.pooled is None else unsent.pooled)
 
     def add_token(
-        self, request: Request, token_id: int, *, logprob: TokenLogprob | None, meta: OutputMeta | None
+        self,
+        request: Request,
+        token_id: int,
+        *,
+        logprob: TokenLogprob | None,
+        meta: OutputMeta | None,
+        joins: bool = False,
     ) -> None:
-        """The newest token of `request`. It is kept back until there are as many as the request's interval."""
+        """The newest token of `request`. It is kept back until there are as many as the request's interval.
+
+        `joins`: it is of the same step as the token before it, and leaves in one output with it.
+        """
         unsent = request.unsent
         unsent.token_ids.append(token_id)
         if logprob is not None:
@@ -51,6 +61,14 @@ class OutputBuffer:
             prompt_logprobs = tuple(unsent.prompt_logprobs)
         token_ids, logprobs = _take_unsent(request)
         items = self._items.setdefault(request.client, [])
+        last = _last_of(items, request) if joins else None
+        if last is not None:
+            items[-1] = structs.replace(
+                last,
+                token_ids=last.token_ids + token_ids,
+                logprobs=_joined(last.logprobs, logprobs),
+            )
+            return
         items.append(
             Output(
                 rid=request.rid,
@@ -64,9 +82,7 @@ class OutputBuffer:
     def finish(self, request: Request, finish: Finish, meta: OutputMeta) -> None:
         """End `request`; merged into its token of this turn, if it has one, with what was kept back."""
         items = self._items.setdefault(request.client, [])
-        last = items[-1] if items and items[-1].rid == request.rid else None
-        if last is not None and last.finish is not None:
-            last = None  # the refusal of another request under the same rid
+        last = _last_of(items, request)
         if last is not None:
             items.pop()
         prompt_logprobs = tuple(request.unsent.prompt_logprobs) if request.num_outputs == 0 else None
@@ -74,8 +90,8 @@ class OutputBuffer:
         items.append(
             Output(
                 rid=request.rid,
-                token_ids=last.token_ids if last else token_ids,
-                logprobs=last.logprobs if last else logprobs,
+                token_ids=last.token_ids + token_ids if last else token_ids,
+                logprobs=_joined(last.logprobs, logprobs) if last else logprobs,
                 prompt_logprobs=last.prompt_logprobs if last else prompt_logprobs or None,
                 finish=finish,
                 meta=meta,
@@ -104,6 +120,18 @@ def _embedding(request: Request) -> bytes | None:
     if pooled is None:
         return None
     return (pooled / max(float(np.linalg.norm(pooled)), 1e-12)).astype("<f4").tobytes()
+
+
+def _last_of(items: Sequence[Output], request: Request) -> Output | None:
+    """The output of `request` in this turn, if it is the newest one. A refusal belongs to another of the same rid."""
+    last = items[-1] if items else None
+    return last if last is not None and last.rid == request.rid and last.finish is None else None
+
+
+def _joined(
+    left: tuple[TokenLogprob, ...] | None, right: tuple[TokenLogprob, ...] | None
+) -> tuple[TokenLogprob, ...] | None:
+    return (left or ()) + (right or ()) or None
 
 
 def _take_unsent(request: Request) -> tuple[tuple[int, ...], tuple[TokenLogprob, ...] | None]:

@@ -14,7 +14,7 @@ from headwater.messages.base import TokenIds
 from headwater.messages.generation import LogprobParams, Pooling, SamplingParams, TokenLogprob
 
 _NO_ROWS = np.zeros(0, dtype=np.int32)
-NEWEST_TOKEN = -1  # in StepPlan.token_ids: the token this slot sampled last, known to the runner alone
+NEWEST_TOKEN = -1  # in StepPlan.token_ids: the token this slot sampled last, perhaps known to the runner alone
 
 
 class SlotAssignment(Struct, frozen=True, eq=False):
@@ -56,6 +56,11 @@ class StepPlan(Struct, frozen=True, eq=False):
     Row r computes positions num_computed[r] .. num_computed[r] + num_tokens[r] - 1 of its sequence. It attends to all
     earlier positions through the slot's page table, and samples the next token if samples[r]. If there are
     `grammar_rows`, no row samples before `StepHandle.choose`, which brings their masks.
+
+    Decodes of one slot that follow each other are a draft: the first computes the slot's newest token, each further row
+    the token that the row before it is expected to sample, one position on. All have the slot's page table. A runner
+    computes and samples them like other decodes, and does not judge them: the newest token of such a slot is named by
+    the next plan. (A runner that drafts by itself would report, beside the tokens, what its rows were computed from.)
     """
 
     step_id: int
@@ -66,7 +71,7 @@ class StepPlan(Struct, frozen=True, eq=False):
     num_computed: npt.NDArray[np.int32]  # [R]
     num_tokens: npt.NDArray[np.int32]  # [R]
     samples: npt.NDArray[np.bool_]  # [R]
-    token_ids: TokenIds  # [sum(num_tokens)], rows one after another; NEWEST_TOKEN in decode rows
+    token_ids: TokenIds  # [sum(num_tokens)], rows one after another; perhaps NEWEST_TOKEN in decodes
     num_decodes: int
     num_outputs: npt.NDArray[np.int32]  # [R] tokens generated before this step's (the position of the noise)
     page_copies: tuple[PageCopy, ...] = ()
@@ -75,6 +80,12 @@ class StepPlan(Struct, frozen=True, eq=False):
     @property
     def num_rows(self) -> int:
         return len(self.slots)
+
+    @property
+    def has_drafts(self) -> bool:
+        """Whether a decode is followed by others of its slot."""
+        slots = self.slots[: self.num_decodes]
+        return bool((slots[1:] == slots[:-1]).any())
 
 
 class StepResult(Struct, frozen=True, eq=False):

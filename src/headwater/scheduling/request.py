@@ -17,6 +17,7 @@ from headwater.messages.generation import Generate, Pooling, TokenLogprob
 from headwater.scheduling.adapters import AdapterContent
 from headwater.scheduling.grammar_state import GrammarState
 from headwater.scheduling.plan import PageUpdate
+from headwater.scheduling.speculation.drafting import Drafting
 
 _arrivals = itertools.count()
 
@@ -112,6 +113,7 @@ class Request:
         self.progress = Progress()
         self.loading = Loading()
         self.unsent = Unsent()
+        self.drafting: Drafting | None = None  # written by `Speculation`; None: never drafted
         self.num_retractions = 0
         self.weights_versions: list[tuple[str, int]] = []  # (label, first output computed with them)
         self.num_matched = 0  # tokens that the device had when the queue (lpm) looked last

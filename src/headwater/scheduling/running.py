@@ -146,6 +146,19 @@ class RunningRequests:
         request.progress.page_updates.append(PageUpdate(request.slot, lease.num_pages - 1, pages))
         return True
 
+    def make_room(self, request: Request, num_ahead: int) -> int:
+        """Have pages for so many tokens behind the next one, or for fewer; returns for how many there are.
+
+        Takes pages that are free and that no running request needs for its next token. Never evicts.
+        """
+        lease, pool = request.lease, self._cache.pool
+        assert lease is not None
+        wanted = request.progress.num_computed + 1 + num_ahead
+        while lease.num_pages * self._cache.page_size < wanted and pool.num_free > len(self._requests):
+            if not self.extend(request):
+                break
+        return min(num_ahead, lease.num_pages * self._cache.page_size - request.progress.num_computed - 1)
+
     def take_page_updates(self, rows: Iterable[Row]) -> tuple[PageUpdate, ...]:
         """The changes of the page tables of `rows` since their last step."""
         taken: list[PageUpdate] = []
@@ -173,6 +186,11 @@ class RunningRequests:
     def written(self, request: Request, num_tokens: int) -> None:
         """The KV of the first `num_tokens` tokens is there."""
         request.progress.num_written = num_tokens
+
+    def rejected(self, request: Request) -> None:
+        """The last token that a step has computed for `request` was drafted, and is none of its tokens."""
+        request.progress.num_computed -= 1
+        request.progress.num_launched_samples -= 1
 
     def publish(self, request: Request) -> None:
         """Share the full pages that collected steps have written."""

@@ -3,7 +3,6 @@
 from headwater.cache.lease import Lease
 from headwater.cache.pins import PinBoard
 from headwater.cache.prefix_cache import PrefixCache
-from headwater.cache.tier_pages import count_use
 from headwater.clock import Clock
 from headwater.messages.generation import Finish, Generate, OutputMeta, Outputs, SamplingParams, TokenLogprob
 from headwater.scheduling import answers
@@ -22,6 +21,8 @@ from headwater.scheduling.queue_gate import QueueGate
 from headwater.scheduling.request import Phase, Request
 from headwater.scheduling.running import RunningRequests
 from headwater.scheduling.shared_prefix import is_worth_waiting
+from headwater.scheduling.speculation.drafters import NO_SPECULATION, SpeculationSettings
+from headwater.scheduling.speculation.speculation import Speculation
 from headwater.scheduling.step_filler import StepFiller
 from headwater.scheduling.waiting_queue import SchedulePolicy, WaitingQueue
 
@@ -44,6 +45,7 @@ class Scheduler:
         policy: SchedulePolicy = "fcfs",
         vocab_size: int = 1 << 31,
         grammars: GrammarQueue | None = None,
+        speculation: SpeculationSettings = NO_SPECULATION,
     ) -> None:
         self.cache = cache
         self.limits = limits
@@ -72,7 +74,10 @@ class Scheduler:
         self._num_launched = 0  # the id of the next step
         self._launched_s = 0.0
         self._pace = PrefillPace(limits.max_gap_s)
-        self._filler = StepFiller(self.running, limits=limits, pace=self._pace, retract=self._retract)
+        self.speculation = Speculation(speculation, cache, running=self.running, counters=self.counters)
+        self._filler = StepFiller(
+            self.running, limits=limits, pace=self._pace, retract=self._retract, speculation=self.speculation
+        )
 
     # --- requests come and go -----------------------------------------------------------------------
 
@@ -269,13 +274,11 @@ class Scheduler:
             request.started_s = self._clock.now()
             self._gate.started(request)
             self.deadlines.started(request)
-            count_use(lease.run.chain() if lease.run else ())
             request.weights_versions = [(self.weight_version, 0)]
-            num_cached = min(request.progress.num_computed, request.num_prompt_tokens)
-            self.counters.copied_tokens += 0 if lease.part is None else lease.part.num_tokens
-            self.loading.attribute_hits(request, num_cached, self.counters)
+            self.loading.count_hits(request, lease, self.counters)
             self.counters.queue_time_seconds += request.started_s - request.arrived_s
             self._outputs.begin_prompt(request)
+        self.speculation.begin(request)
         builder.assign(request, use=use)
         builder.copy_part(lease)
         self._filler.add_chunk(builder, request)
@@ -287,14 +290,16 @@ class Scheduler:
         self.running.collected(plan.step_id)
         num_prefill, took_s = len(plan.token_ids) - plan.num_decodes, self._clock.now() - self._launched_s
         self._pace.saw(num_prefill, took_s)
+        self.speculation.saw_step(plan, took_s)
         if num_prefill >= _MIN_PREFILL_SAMPLE:
             self.cache.lower.restore_cost.saw_prefill(num_prefill, took_s)
         running, slots, prompt_logprobs = self.running, self.running.slots, result.prompt_logprobs
         columns = (result.slots, result.uses, result.is_finite, plan.num_computed, plan.num_tokens, plan.samples)
         rows = zip(*[column.tolist() for column in columns], result.tokens.tolist(), strict=True)
+        slot_before = -1
         for row, (slot, use, is_finite, first, num_tokens, samples, token_id) in enumerate(rows):
-            request = slots.at(slot, use=use)
-            if request is None:
+            request, is_draft, slot_before = slots.at(slot, use=use), slot == slot_before, slot
+            if request is None or (is_draft and not self.speculation.confirms(request, first, plan.token_ids[row])):
                 continue
             assert request.lease is not None
             if request.lease.superseded or request.lease.part is not None:
@@ -310,7 +315,7 @@ class Scheduler:
             if row in result.pooled:
                 self._outputs.add_pooled(request, result.pooled[row])
             if samples:
-                self._take_token(request, token_id, result.logprobs.get(row))
+                self._take_token(request, token_id, result.logprobs.get(row), joins=is_draft)
             elif request.max_new_tokens == 0 and first + num_tokens >= request.num_prompt_tokens:
                 self._finish(request, answers.NOT_FINITE if has_broken_embedding(request) else Finish(type="length"))
         self.running.release_leaving()
@@ -321,7 +326,7 @@ class Scheduler:
         The step no longer runs. Steps are collected or fail in the order of their launch.
         """
         self.running.collected(plan.step_id)
-        rows = zip(plan.slots.tolist(), plan.uses.tolist(), strict=True)
+        rows = dict.fromkeys(zip(plan.slots.tolist(), plan.uses.tolist(), strict=True))  # once, also with a draft
         ended = [request for slot, use in rows if (request := self.running.slots.at(slot, use=use)) is not None]
         for request in ended:
             self._finish(request, answers.engine_failed(error))
@@ -330,7 +335,7 @@ class Scheduler:
         self.running.release_leaving()
         return len(ended)
 
-    def _take_token(self, request: Request, token_id: int, logprob: TokenLogprob | None) -> None:
+    def _take_token(self, request: Request, token_id: int, logprob: TokenLogprob | None, *, joins: bool) -> None:
         grammar = request.grammar
         if grammar is not None and grammar.is_over:  # before this token: it failed, or allows the empty answer only
             self._finish(request, answers.refuse_grammar(grammar.error) if grammar.error else Finish(type="stop"))
@@ -341,7 +346,7 @@ class Scheduler:
             return
         self.counters.generated_tokens += 1
         meta = self._meta(request) if request.num_outputs == 1 else None
-        self._outputs.add_token(request, token_id, logprob=logprob, meta=meta)
+        self._outputs.add_token(request, token_id, logprob=logprob, meta=meta, joins=joins)
         if (end := answers.end_after(request, token_id)) is not None:
             self._finish(request, end)
 

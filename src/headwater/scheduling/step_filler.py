@@ -8,6 +8,7 @@ from headwater.scheduling.plan_builder import PlanBuilder
 from headwater.scheduling.prefill_pace import PrefillPace
 from headwater.scheduling.request import Phase, Request
 from headwater.scheduling.running import RunningRequests
+from headwater.scheduling.speculation.speculation import Speculation
 
 _queue_key = attrgetter("queue_key")
 
@@ -22,15 +23,18 @@ class StepFiller:
         limits: SchedulerLimits,
         pace: PrefillPace,
         retract: Callable[[Request], None],
+        speculation: Speculation,
     ) -> None:
         self._running = running
         self._limits = limits
         self._pace = pace
         self._retract = retract
+        self._speculation = speculation
 
     def fill(self, builder: PlanBuilder) -> None:
         """Add what runs already. The tokens that are left are for requests that start."""
         self._add_decodes(builder)
+        self._speculation.add_drafts(builder)
         if not builder.is_empty:
             builder.num_tokens_left = self._pace.limit(builder.num_tokens_left)
         for request in self._running:
@@ -51,6 +55,8 @@ class StepFiller:
                 continue
             if request.progress.num_launched_samples >= request.max_new_tokens:
                 continue  # its last token is in flight
+            if self._speculation.awaits_token(request):
+                continue
             if builder.num_tokens_left > 0 and self._has_page_for_next_token(request):
                 builder.add_decode(request)
 

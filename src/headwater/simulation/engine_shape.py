@@ -1,6 +1,7 @@
 """The sizes and policies of a simulated engine, in the forms that the engine's parts take."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from headwater.cache.host_tier import WritePolicy
 from headwater.cache.prefix_cache import MIN_PART_TOKENS
@@ -40,6 +41,7 @@ class EngineShape:
     prefetch_policy: PrefetchPolicy = PrefetchPolicy.TIMEOUT
     weights_id: str = "w0"
     num_ranks: int = 1  # more: the others carry out the plan stream late, as far as steps let them
+    drafts: Literal["none", "fake", "ngram", "tree"] = "none"  # fake: a share of the drafted tokens is right
     seed: int = 0
     has_events: bool = False  # the cache's events are recorded and compared with the cache
 

@@ -8,8 +8,10 @@ from headwater.clock import ManualClock
 from headwater.engine.wiring import EngineParts, wire_engine
 from headwater.messages.control import FlushCache
 from headwater.scheduling.grammar_queue import GrammarLimits
+from headwater.scheduling.speculation.drafters import SpeculationSettings
 from headwater.simulation.engine_shape import VOCAB_SIZE, EngineShape
 from headwater.simulation.fakes.copier import FakeCopier
+from headwater.simulation.fakes.drafter import CheckedTreeDrafter, make_drafter
 from headwater.simulation.fakes.grammar import FakeCompiler
 from headwater.simulation.fakes.jobs import FakeJobRunner
 from headwater.simulation.fakes.kv_records import HostRecords
@@ -45,6 +47,7 @@ class SimulatedEngine:
         self.jobs = FakeJobRunner(seed=shape.seed, clock=self.clock)
         self.grammar_jobs = FakeJobRunner(seed=shape.seed + 1, clock=self.clock)
         self.grammars = FakeCompiler(vocab_size=VOCAB_SIZE, end_ids=frozenset(shape.eos_token_ids))
+        self.drafter = make_drafter(shape.drafts, seed=shape.seed, vocab_size=VOCAB_SIZE)
         self.copier = self._make_copier() if shape.num_host_pages else None
         self.ranks = None
         if shape.num_ranks > 1:
@@ -55,6 +58,8 @@ class SimulatedEngine:
         self.parts = self._wire(
             settings or StorageSettings(policy=shape.prefetch_policy, min_prefetch_tokens=shape.page_size)
         )
+        if isinstance(self.drafter, CheckedTreeDrafter):
+            self.drafter.tree = self.parts.cache.tree
         if self.ranks is not None:
             self.parts.loop.call_each_turn(self.ranks.begin_turn)
 
@@ -126,6 +131,7 @@ class SimulatedEngine:
             grammar_compiler=self.grammars,
             grammar_jobs=self.grammar_jobs,
             grammar_limits=GRAMMAR_LIMITS,
+            speculation=SpeculationSettings(drafter=self.drafter),
         )
 
     def _open_store(self, kind: str, **options: Any) -> StorageBackend:

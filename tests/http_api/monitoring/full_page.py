@@ -28,8 +28,8 @@ def promtool() -> str:
 
 
 def state_of_an_engine_that_did_everything() -> tuple[EngineState, object]:
-    """As a real engine with three tiers reports itself, and its store."""
-    driver = Driver(num_pages=24, num_host_pages=40, backend=MemoryBackend(capacity_bytes=1 << 20))
+    """As a real engine with three tiers and speculation reports itself, and its store."""
+    driver = Driver(num_pages=24, num_host_pages=40, drafts="fake", backend=MemoryBackend(capacity_bytes=1 << 20))
     prompts = [[number * 50 + place for place in range(40)] for number in range(6)]
     for lap in range(2):
         for number, prompt in enumerate(prompts):

@@ -27,7 +27,7 @@ SGLANG_NAMES = {
         "max_total_num_tokens num_aborted_requests num_paused_reqs num_queue_reqs num_requests num_retracted_reqs "
         "num_pages num_retracted_requests num_running_reqs page_size prefetched_tokens prompt_tokens "
         "prompt_tokens_histogram "
-        "queue_time_seconds "
+        "queue_time_seconds spec_accept_length spec_accept_rate "
         "storage_prefetch_unfulfilled_tokens time_to_first_token_seconds token_usage "
         "uncached_prompt_tokens_histogram"
     ).split()

@@ -90,6 +90,7 @@ def engine_metrics(
         _add_cache_sizes(page, rank, state)
         _add_tiers(page, rank, state)
         _add_counters(page, rank, state)
+        _add_speculation(page, rank, state)
         add_transfers(page, rank, state)
         _add_own_gauges(page, rank, state)
         add_flushes(page, rank, state)
@@ -174,6 +175,19 @@ def _add_counters(page: MetricFamilies, rank: str, state: EngineState) -> None:
         if name in SGLANG_COUNTERS:
             sglang_name, text = SGLANG_COUNTERS[name]
             page.counter(f"sglang:{sglang_name}", text, value, rank=rank)
+
+
+def _add_speculation(page: MetricFamilies, rank: str, state: EngineState) -> None:
+    """SGLang's gauges, over the steps that had drafts since the start; none before the first."""
+    num_steps, num_drafted = state.counters.get("spec_verify_steps", 0), state.counters.get("spec_draft_tokens", 0)
+    if not num_steps:
+        return
+    num_accepted = state.counters["spec_accepted_tokens"]
+    text = "Tokens of a request in a step that verified a draft."
+    page.gauge("sglang:spec_accept_length", text, 1 + num_accepted / num_steps, rank=rank)
+    page.gauge(
+        "sglang:spec_accept_rate", "Share of drafted tokens that were right.", num_accepted / num_drafted, rank=rank
+    )
 
 
 def _add_own_gauges(page: MetricFamilies, rank: str, state: EngineState) -> None:

@@ -21,6 +21,7 @@ from headwater.simulation.checks.retirements import Retirements
 from headwater.simulation.checks.service_promises import ServicePromises
 from headwater.simulation.checks.timeouts import TimeoutPromises
 from headwater.simulation.engine_shape import VOCAB_SIZE
+from headwater.simulation.fakes.drafter import FakeDrafter
 from headwater.simulation.simulated_engine import GRAMMAR_LIMITS, MAX_CONTROL_TIMEOUT_S, SimulatedEngine
 
 
@@ -35,6 +36,8 @@ class EngineChecks:
         self.adapters = AdapterPromises(engine.parts.cache.tree, content_of=engine.content_of)
         self.oracle = self._make_oracle()
         engine.runner.audit = self.oracle
+        if isinstance(engine.drafter, FakeDrafter):
+            engine.drafter.right_tokens = self.oracle.right_tokens
         self.calls = PendingCalls(engine.clock, max_timeout_s=MAX_CONTROL_TIMEOUT_S)
         lower = engine.parts.cache.lower
         retirements = Retirements(

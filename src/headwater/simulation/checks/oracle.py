@@ -182,9 +182,11 @@ class Oracle:
         self.num_parts_copied += 1
         self._check_reused(model, read[None])
 
-    def computed(self, slot: int, first: int, tokens: list[int], *, read: bytes, samples: bool) -> None:
+    def computed(
+        self, slot: int, first: int, tokens: list[int], *, read: bytes, noise_at: int | None, is_draft: bool
+    ) -> None:
         model = self._slots[slot]
-        if model.is_invalid:
+        if model.is_invalid or model.is_stray(first, tokens, is_draft=is_draft):
             return
         if first != model.num_kv:
             raise Violation("positions_in_order", f"{model.rid} computes {first}, has {model.num_kv}")
@@ -198,8 +200,17 @@ class Oracle:
             raise Violation("kv_is_its_own", f"{model.rid} reads KV at position {at} of {first} that is not its own")
         model.extend(read[8 * first :], weights=self._weights.current)
         model.last_turn = self._world.turn
-        if samples:
+        if noise_at is not None:
+            is_own = noise_at == len(model.tokens) - len(model.prompt)
+            demand(is_own, "noise_of_its_position", f"{model.rid} samples with the noise of output {noise_at}")
             model.sample()
+
+    def right_tokens(self, request: Request, count: int) -> list[int]:
+        """The tokens that will follow those of `request`, whose tokens are all known; none if its KV is invalid."""
+        model = self.active.get((request.client, request.rid))
+        if model is None or model.is_invalid:
+            return []
+        return model.next_tokens(count, weights=self._weights.current)
 
     def running_keys(self) -> set[RequestKey]:
         return {(request.client, request.rid) for request in self._running()}

@@ -16,6 +16,7 @@ from headwater.simulation.fakes.canary import (
     next_canaries,
     origin,
     pooled_canaries,
+    token_from,
     with_adapter,
 )
 
@@ -72,6 +73,8 @@ class RequestModel:
         self.grammar: GrammarModel | None = None
         if message.grammar is not None and message.sampling.max_new_tokens > 0:
             self.grammar = GrammarModel(message, stop_ids=stop_ids, end_ids=end_ids, vocab_size=vocab_size)
+        self.num_right_drafts = 0  # drafted tokens that were its next ones
+        self._is_astray = False  # whether the draft being computed has left its text
         self.kv = b""  # canaries up to `num_kv`, uint64 each
         self._total = 0  # the sum that determines the next token
         self._num_known = len(self.prompt)  # tokens when it last entered a slot
@@ -123,6 +126,24 @@ class RequestModel:
         self.kv += kv
         self._weights += [weights] * len(canaries)
         self.num_kv += len(canaries)
+
+    def is_stray(self, first: int, tokens: list[int], *, is_draft: bool) -> bool:
+        """Whether what is computed at `first` was drafted and is not its text. Nothing may read it afterwards."""
+        self._is_astray = is_draft and (self._is_astray or tokens != self.tokens[first : first + 1])
+        self.num_right_drafts += is_draft and not self._is_astray
+        return self._is_astray
+
+    def next_tokens(self, count: int, *, weights: str) -> list[int]:
+        """The tokens that will follow, if these weights compute them."""
+        before = int.from_bytes(self.kv[-8:], "little") if self.kv else START
+        total, position, tokens = self._total, self.num_kv, self.tokens.copy()
+        while len(tokens) < len(self.tokens) + count:
+            (before,) = next_canaries(before, tokens[position : position + 1], origin(weights, self.namespace))
+            total += before * (2 * position + 1)
+            position += 1
+            if position == len(tokens):
+                tokens.append(token_from(total, self._vocab_size))
+        return tokens[len(self.tokens) :]
 
     def sample(self) -> None:
         """Append the next token, which follows from all KV."""
@@ -179,6 +200,9 @@ class RequestModel:
         num_counted = meta.cached_device + meta.cached_host + meta.cached_storage
         text = f"{self.rid} found {self.num_cached} tokens in the cache, told are {num_counted}"
         demand(num_counted == self.num_cached, "counts_are_right", text)
+        is_possible = meta.num_accepted <= self.num_right_drafts and meta.num_accepted <= meta.num_drafted
+        text = f"{self.rid}: {meta.num_accepted} of {meta.num_drafted} drafts counted, {self.num_right_drafts} right"
+        demand(is_possible, "counts_are_right", text)
         demand(is_named, "labels_are_told", f"{self.rid} names {num_named} weights, {num_due} came while it ran")
         if finish.type == "abort":
             is_right = (

@@ -72,7 +72,9 @@ class Follower:
 
     def invalidated(self, slot: int) -> None: ...
 
-    def computed(self, slot: int, first: int, tokens: list[int], *, read: bytes, samples: bool) -> None:
+    def computed(
+        self, slot: int, first: int, tokens: list[int], *, read: bytes, noise_at: int | None, is_draft: bool
+    ) -> None:
         check_written(read)
 
 

@@ -170,15 +170,20 @@ class FakeRunner:
         prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
         pooled: dict[int, npt.NDArray[np.floating]] = {}
         reads, writes, totals = [], [], []
+        strays: set[int] = set()
         columns = (plan.slots, plan.uses, plan.num_computed, plan.num_tokens, plan.samples)
         all_tokens = plan.token_ids.tolist()
-        start = 0
+        start, slot_before = 0, -1
         for row, (slot, use, first, count, samples) in enumerate(zip(*[c.tolist() for c in columns], strict=True)):
             assert self._uses[slot] == use, "a plan names a slot by an earlier use"
             row_tokens = all_tokens[start : start + count]
+            is_draft, slot_before = slot == slot_before, slot
+            if is_draft and (row - 1 in strays or row_tokens[0] != tokens[row - 1]):
+                strays.add(row)  # computed from a token that is none of the request's
             pages, read = self._compute(slot, first, row_tokens, birth=birth)
             if self.audit is not None:
-                self.audit.computed(slot, first, row_tokens, read=read, samples=samples)
+                noise_at = int(plan.num_outputs[row]) if samples else None
+                self.audit.computed(slot, first, row_tokens, read=read, noise_at=noise_at, is_draft=is_draft)
             else:
                 check_written(read)
             reads.append(np.append(pages, copied.pop(slot)) if slot in copied else pages)
@@ -195,10 +200,10 @@ class FakeRunner:
                 if asked is not None:
                     logprobs[row] = _logprob(tokens[row], asked)
             start += count
-        not_finite = self._make_not_finite(plan) if self.not_finite_rate > 0 else {}
-        is_finite = self._all_finite[:num_rows]
-        if not_finite:
-            is_finite = np.array([row not in not_finite for row in range(num_rows)])
+        not_finite = self._make_not_finite(plan, strays) if self.not_finite_rate > 0 else {}
+        is_finite = self._all_finite[:num_rows] if num_rows <= len(self._all_finite) else np.ones(num_rows, np.bool_)
+        if self.not_finite_rate > 0 and (not_finite or strays):  # what strays compute may be anything
+            is_finite = np.array([row not in not_finite and row not in strays for row in range(num_rows)])
         result = StepResult(
             step_id=plan.step_id,
             slots=plan.slots,
@@ -244,9 +249,10 @@ class FakeRunner:
             return self._chance.choice(["launch", "collect"])
         return fault
 
-    def _make_not_finite(self, plan: StepPlan) -> dict[int, tuple[int, int]]:
+    def _make_not_finite(self, plan: StepPlan, strays: set[int]) -> dict[int, tuple[int, int]]:
         """Choose rows with logits that are not finite, and make their KV invalid. Returns slot and use by row."""
         rows = [row for row in np.flatnonzero(plan.samples).tolist() if self._chance.random() < self.not_finite_rate]
+        rows = [row for row in rows if row not in strays]
         for row in rows:
             slot, first = int(plan.slots[row]), int(plan.num_computed[row])
             self._garble(slot, first, int(plan.num_tokens[row]))

@@ -39,9 +39,12 @@ class StepAudit(Protocol):
         """The last KV of the request in `slot` is invalid, and so is all that follows from it."""
         ...
 
-    def computed(self, slot: int, first: int, tokens: list[int], *, read: bytes, samples: bool) -> None:
+    def computed(
+        self, slot: int, first: int, tokens: list[int], *, read: bytes, noise_at: int | None, is_draft: bool
+    ) -> None:
         """Positions from `first` on were computed from `tokens`; `read` is all KV up to their end, uint64 each.
 
-        Checks `read`, and calls `check_written` if it is wrong.
+        Checks `read`, and calls `check_written` if it is wrong. `noise_at` is the position of the noise, None if the
+        row does not sample. `is_draft`: the row follows another of its slot.
         """
         ...

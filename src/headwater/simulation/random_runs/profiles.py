@@ -51,6 +51,7 @@ class Profile:
     num_ranks: tuple[int, ...] = (1,)  # of each engine; one of these
     adapters: int = 0  # changes of LoRA adapters; most requests then name one
     adapter_scopes: float = 0.0  # share of the flushes and pins that name one
+    has_drafts: bool = False  # speculation, with drafts that are right by chance or come from the tree
 
 
 PROFILES = {
@@ -193,6 +194,24 @@ PROFILES = {
             num_device_pages=(24, 30),
             num_host_pages=(20, 60),
             num_stems=(6, 12),
+        ),
+        Profile(
+            "speculation",
+            has_drafts=True,
+            grammars=0.1,
+            bursts=3,
+            follow_ups=20,
+            flushes=12,
+            pauses=6,
+            updates=4,
+            releases=2,
+            has_step_faults=True,
+            has_host=0.6,
+            has_store=0.0,  # as with ranks below
+            num_device_pages=(24, 30, 80),
+            page_sizes=(2, 4, 8),
+            num_stems=(2, 4),
+            num_ranks=(1, 1, 2),
         ),
         Profile(
             "grammars",

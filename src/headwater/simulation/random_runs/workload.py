@@ -136,6 +136,7 @@ class Workload:
             seed=source.randrange(1 << 30),
             num_ranks=source.choice(self._profile.num_ranks) if len(self._profile.num_ranks) > 1 else 1,
             **(self._limits() if self._profile.has_limits else {}),
+            **({"drafts": source.choice(["fake", "fake", "tree"])} if self._profile.has_drafts else {}),
         )
 
     def _limits(self) -> dict[str, Any]:

@@ -1,0 +1,79 @@
+"""How long drafts should be: how often drafted tokens are right, and what a row more costs a step."""
+
+import math
+
+_WEIGHT = 0.15  # of one token in the estimate
+_FIRST_WAIT = 32  # tokens without drafts, before a request tries again
+_LONGEST_WAIT = 512
+_HIGHEST = 0.98  # of estimates: no draft is surely right
+_STEP_WEIGHT = 0.05  # of one step in the costs
+_FIRST_SHARE = 1 / 12  # of a row in a step of one row, before steps were measured
+_LEAST_SPREAD = 0.25  # variance of the steps' rows; below, their times show no cost of a row
+_SLOWEST = 3.0  # times the mean: slower steps were disturbed
+
+
+class Acceptance:
+    """How often the next drafted token of a request is right, if those before it were."""
+
+    def __init__(self, first: float) -> None:
+        self.rate = first
+        self._wait = _FIRST_WAIT
+        self._num_waited = 0
+
+    def accepted(self) -> None:
+        """A drafted token was right."""
+        self.rate = min(_HIGHEST, self.rate + _WEIGHT * (1 - self.rate))
+        self._wait = _FIRST_WAIT
+
+    def rejected(self) -> None:
+        """A drafted token was wrong; those behind it say nothing."""
+        self.rate -= _WEIGHT * self.rate
+
+    def length(self, most: int, *, least_chance: float) -> int:
+        """How many tokens to draft: each should be right, with all before it, with at least this chance."""
+        if self.rate >= least_chance:
+            return min(most, max(1, int(math.log(least_chance) / math.log(self.rate))))
+        self._num_waited += 1
+        if self._num_waited < self._wait:
+            return 0
+        self._num_waited = 0
+        self._wait = min(2 * self._wait, _LONGEST_WAIT)
+        self.rate = least_chance  # one token; if it is wrong, drafts are off again
+        return 1
+
+
+class StepCost:
+    """The time of steps of decodes as a + b * rows, fitted to the newest steps."""
+
+    def __init__(self) -> None:
+        self._rows = self._seconds = 0.0  # means
+        self._spread = self._slope_sum = 0.0  # of rows; of rows and seconds together
+        self._num_seen = 0
+
+    def saw(self, num_rows: int, seconds: float) -> None:
+        """A step of this many decodes, drafts included, has taken so long."""
+        if seconds <= 0:
+            return
+        if not self._num_seen:
+            self._rows, self._seconds = num_rows, seconds
+        self._num_seen += 1
+        seconds = min(seconds, _SLOWEST * self._seconds)
+        off_rows, off_seconds = num_rows - self._rows, seconds - self._seconds
+        weight = max(_STEP_WEIGHT, 1 / self._num_seen)
+        self._rows += weight * off_rows
+        self._seconds += weight * off_seconds
+        self._spread = (1 - weight) * (self._spread + weight * off_rows * off_rows)
+        self._slope_sum = (1 - weight) * (self._slope_sum + weight * off_rows * off_seconds)
+
+    def row_share(self, num_rows: int) -> float:
+        """All rows' share of the time of a step of `num_rows`; the rest is the same for any number of rows.
+
+        A drafted token pays if it is right more often than this: it costs b, and tokens cost (a + b * rows) / rows.
+        """
+        if self._spread >= _LEAST_SPREAD:
+            row_s = max(0.0, self._slope_sum / self._spread)
+            base_s = max(0.0, self._seconds - row_s * self._rows)
+        else:
+            row_s, base_s = _FIRST_SHARE, 1 - _FIRST_SHARE
+        total_s = base_s + row_s * num_rows
+        return row_s * num_rows / total_s if total_s > 0 else 1.0

@@ -1,0 +1,128 @@
+"""Speculative decoding: drafted tokens are computed in the step that verifies them.
+
+A draft is rows of a plan behind the row of its request, each with one token more (`StepPlan`). Every row samples with
+the noise of its own position. A row counts if the row before it has sampled the token that the row was computed from.
+So the text is, token for token, the one without drafts, greedy or sampled. What wrong rows have written lies behind the
+request's tokens, in its private pages, and is overwritten before anything reads it.
+"""
+
+from headwater.cache.prefix_cache import PrefixCache
+from headwater.scheduling.counters import Counters
+from headwater.scheduling.plan import StepPlan
+from headwater.scheduling.plan_builder import PlanBuilder
+from headwater.scheduling.request import Request
+from headwater.scheduling.running import RunningRequests
+from headwater.scheduling.speculation.acceptance import Acceptance, StepCost
+from headwater.scheduling.speculation.drafters import SpeculationSettings
+from headwater.scheduling.speculation.drafting import Drafting, Source
+
+_MAX_DECODES = 16  # a step of more requests computes at its best rate without drafts
+_MAX_ROWS = 32  # of a step with drafts
+_LEAST_CHANCE = 0.02  # of a drafted token, however cheap a row is
+_LOOK_EVERY = 32  # tokens, while steps are planned before tokens are known
+_FIRST_RATES = {Source.SHORT_SUFFIX: 0.5, Source.LONG_SUFFIX: 0.8, Source.TREE: 0.8}
+
+
+class Speculation:
+    """Decides which requests get drafts and how long these are, and which tokens of a step count.
+
+    Writes `Request.drafting`.
+    """
+
+    def __init__(
+        self,
+        settings: SpeculationSettings,
+        cache: PrefixCache,
+        *,
+        running: RunningRequests,
+        counters: Counters,
+    ) -> None:
+        self._drafter = settings.make_drafter(cache.tree)  # None: no request gets drafts
+        self._num_draft_tokens = settings.num_draft_tokens
+        self._running = running
+        self._counters = counters
+        self._cost = StepCost()
+
+    def begin(self, request: Request) -> None:
+        """`request` enters a slot."""
+        if self._drafter is not None and request.drafting is None and may_draft(request):
+            request.drafting = Drafting()
+
+    def awaits_token(self, request: Request) -> bool:
+        """Whether the next step of `request` waits until its newest token is known, so that it can have a draft.
+
+        A request whose drafts are off is planned while its token is in flight, and looks for a draft now and then.
+        """
+        drafting = request.drafting
+        if drafting is None or request.progress.num_launched_samples == request.num_outputs:
+            return False
+        return drafting.is_on or request.num_outputs % _LOOK_EVERY == 0
+
+    def add_drafts(self, builder: PlanBuilder) -> None:
+        """Add drafts to a step that has all of its decodes, as long as they pay. No page is evicted for a draft."""
+        decodes = builder.decodes
+        num_left = min(_MAX_ROWS - len(decodes), builder.num_tokens_left)
+        if self._drafter is None or not 0 < len(decodes) <= _MAX_DECODES:
+            return
+        least_chance = max(self._cost.row_share(len(decodes)), _LEAST_CHANCE)
+        for request in decodes:
+            drafting = request.drafting
+            if drafting is None or request.progress.num_launched_samples != request.num_outputs:
+                continue
+            most = min(self._num_draft_tokens, num_left, request.max_new_tokens - request.num_outputs - 1)
+            tokens = self._draft(request, drafting, most, least_chance=least_chance) if most > 0 else []
+            if tokens:
+                num_left -= len(tokens)
+                builder.add_draft(request, tokens)
+                drafting.num_steps += 1
+                drafting.num_drafted += len(tokens)
+                self._counters.spec_verify_steps += 1
+                self._counters.spec_draft_tokens += len(tokens)
+
+    def confirms(self, request: Request, position: int, token_id: int) -> bool:
+        """Whether the row of a draft counts that was computed from `token_id` at `position`.
+
+        Rows are asked about in their order, each after the token of the row before it has been taken.
+        """
+        drafting, tokens = request.drafting, request.tokens
+        assert drafting is not None
+        is_right = position == len(tokens) - 1 and tokens.newest == token_id
+        if is_right:
+            drafting.num_accepted += 1
+            self._counters.spec_accepted_tokens += 1
+            drafting.by_source[drafting.source].accepted()
+        else:
+            self._running.rejected(request)
+            if drafting.is_open:
+                drafting.by_source[drafting.source].rejected()
+            drafting.is_open = False
+        return is_right
+
+    def saw_step(self, plan: StepPlan, seconds: float) -> None:
+        """A step has taken so long. Only steps of decodes alone count."""
+        if self._drafter is not None and plan.num_decodes == plan.num_rows:
+            self._cost.saw(plan.num_rows, seconds)
+
+    def _draft(self, request: Request, drafting: Drafting, most: int, *, least_chance: float) -> list[int]:
+        assert self._drafter is not None
+        tokens, source = self._drafter.draft(request, drafting, most)
+        drafting.is_on = False
+        if not len(tokens):
+            return []
+        acceptance = drafting.by_source.setdefault(source, Acceptance(_FIRST_RATES[source]))
+        length = acceptance.length(len(tokens), least_chance=least_chance)
+        drafting.source, drafting.is_on = source, length > 0
+        length = self._running.make_room(request, length)
+        drafting.is_open = length > 0
+        return tokens[:length].tolist()
+
+
+def may_draft(request: Request) -> bool:
+    """Whether every position of a draft can be sampled as without a draft.
+
+    Penalties depend on the tokens before, which a row of a draft has not all counted. A grammar's mask of a position
+    needs the token before it.
+    """
+    sampling = request.sampling
+    has_penalty = sampling.frequency_penalty or sampling.presence_penalty or sampling.repetition_penalty != 1.0
+    return request.grammar is None and not has_penalty and request.max_new_tokens > 1
