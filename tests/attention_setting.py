@@ -3,6 +3,8 @@
 The step is a plan, which the code of the runners turns into what the kernels read.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -51,10 +53,12 @@ class Setting:
         page_size: int = 16,
         geometry: tuple[int, int, int] = (6, 2, 64),
         has_norm: bool = False,
+        **changes: Any,
     ) -> None:
+        """`changes`: other fields of the geometry."""
         self.generator = torch.Generator().manual_seed(1)
         num_heads, num_kv_heads, head_dim = geometry
-        self.geometry = AttentionGeometry(num_heads, num_kv_heads, head_dim, norm_eps=1e-6)
+        self.geometry = AttentionGeometry(num_heads, num_kv_heads, head_dim, norm_eps=1e-6, **changes)
         num_pages = [-(-context // page_size) for _, context in rows]
         ids = np.random.default_rng(2).permutation(sum(num_pages) + 3).astype(np.int32)
         self.tables = np.full((len(rows), max(num_pages) + 1), -1, dtype=np.int32)
@@ -69,11 +73,13 @@ class Setting:
         num_tokens = len(self.positions)
         self.qkv = self.random(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim).to(dtype)
         inv_freq = self.random(head_dim // 2).abs() * 3
+        inv_freq[self.geometry.rotary_pairs or head_dim :] = 0
         self.angles = RotaryAngles(inv_freq.numpy(), 1.0)
         angles = torch.arange(int(self.context_lens.max()), dtype=torch.float32)[:, None] * inv_freq
         self.rotary = (angles.cos(), angles.sin())  # of every position
         self.cos, self.sin = (it[self.positions] for it in self.rotary)
-        norm = [1 + 0.3 * self.random(head_dim) for _ in range(2)]
+        sizes = [num * head_dim if self.geometry.norms_whole else head_dim for num in (num_heads, num_kv_heads)]
+        norm = [1 - self.geometry.norm_offset + 0.3 * self.random(size) for size in sizes]
         self.norms = [it.to(dtype) for it in norm] if has_norm else [None, None]
 
     def random(self, *shape: int) -> torch.Tensor:
@@ -194,13 +200,20 @@ class Setting:
         return flat[: int(self.context_lens[row])].float()
 
     def rotated(self, x: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:
-        x = x.float()
+        """By the definition, and then in the order that prepared heads have."""
+        x, shape = x.float(), self.geometry
         if norm is not None:
-            x = x * (x.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt() * norm.float()
-        half = x.shape[-1] // 2
-        first, second = x[..., :half], x[..., half:]
-        cos, sin = self.cos[:, None], self.sin[:, None]
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+            flat = x.flatten(1) if shape.norms_whole else x
+            scaled = flat * (flat.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt() * (norm.float() + shape.norm_offset)
+            x = scaled.view_as(x)
+        pairs = shape.rotary_pairs or shape.head_dim // 2
+        index = torch.arange(pairs)
+        firsts, seconds = (2 * index, 2 * index + 1) if shape.is_interleaved else (index, index + pairs)
+        cos, sin = self.cos[:, None, :pairs], self.sin[:, None, :pairs]
+        first, second, found = x[..., firsts], x[..., seconds], x.clone()
+        found[..., firsts], found[..., seconds] = first * cos - second * sin, second * cos + first * sin
+        order = shape.pair_order()
+        return found if order is None else found[..., torch.from_numpy(order)]
 
     def expected(self, layer: int) -> torch.Tensor:
         """Softmax attention by its definition, over what the pages hold after the step."""
@@ -213,8 +226,9 @@ class Setting:
             start, end = self.query_starts[row], self.query_starts[row + 1]
             for token in range(start, end):
                 visible = int(self.positions[token]) + 1
+                seen = slice(max(0, visible - (shape.layer(layer).window or visible)), visible)
                 for head in range(shape.num_heads):
                     kv_head = head // (shape.num_heads // shape.num_kv_heads)
-                    scores = keys[:visible, kv_head] @ queries[token, head] * shape.head_dim**-0.5
-                    out[token, head] = scores.softmax(dim=0) @ values[:visible, kv_head]
+                    scores = keys[seen, kv_head] @ queries[token, head] * shape.scale
+                    out[token, head] = scores.softmax(dim=0) @ values[seen, kv_head]
         return out.flatten(1)

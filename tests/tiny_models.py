@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    Glm4Config,
+    Glm4ForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
@@ -17,6 +21,12 @@ from transformers import (
     MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Olmo3Config,
+    Olmo3ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -52,6 +62,15 @@ _LLAMA3 = {
 }
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 _QWEN3_EXPERTS = {"head_dim": 32, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 6,
+    "long_factor": [1.1, 1.3, 1.9, 2.5, 3.5, 4.5],
+    "original_max_position_embeddings": 1,  # all texts are longer: transformers embeds shorter ones in another way
+    "partial_rotary_factor": 0.75,
+}
+_LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 _MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True}),
     "llama-biases-mha": (
@@ -96,6 +115,26 @@ _FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         },
     ),
     "smollm3": (SmolLM3ForCausalLM, SmolLM3Config, {"no_rope_layer_interval": 2, "no_rope_layers": None}),
+    "mistral-window": (MistralForCausalLM, MistralConfig, {"sliding_window": 11}),
+    "phi3": (Phi3ForCausalLM, Phi3Config, {"partial_rotary_factor": 0.75, "sliding_window": 21}),
+    "phi3-longrope": (Phi3ForCausalLM, Phi3Config, {"rope_parameters": _LONGROPE}),
+    "glm4": (Glm4ForCausalLM, Glm4Config, {"head_dim": 24, "partial_rotary_factor": 0.5, "attention_bias": True}),
+    "olmo2": (Olmo2ForCausalLM, Olmo2Config, {}),
+    "olmo3": (Olmo3ForCausalLM, Olmo3Config, {"sliding_window": 7, "layer_types": _LAYER_TYPES}),
+    "gemma3": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
+        {
+            "sliding_window": 13,
+            "layer_types": _LAYER_TYPES,
+            "head_dim": 24,
+            "query_pre_attn_scalar": 17,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
 }
 FAMILY_NAMES = tuple(_FAMILIES)
 
@@ -109,6 +148,9 @@ def make_tiny_model(name: str, folder: Path, *, num_layers: int = 3, seed: int =
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
+        scale = getattr(model.model.embed_tokens, "embed_scale", None)
+        if scale is not None:  # or each token would be followed by itself
+            model.model.embed_tokens.weight.div_(scale)
     model.save_pretrained(folder)
     return model
 

@@ -3,6 +3,8 @@
 Without a GPU the Triton kernels run under Triton's interpreter (conftest.py).
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +13,18 @@ from attention_setting import FEW_OF_EACH, MIXES, Setting
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.kernel_library import usable_kernels
 from headwater.devices.cuda.device import CudaDevice
-from headwater.devices.device import AttentionGeometry, Device
+from headwater.devices.device import AttentionGeometry, Device, LayerAttention
 
 pytestmark = pytest.mark.slow
 
 Built = tuple[Device, torch.dtype]
+
+
+def _windows(size: int) -> tuple[LayerAttention, ...]:
+    """In the second layer alone."""
+    return LayerAttention(), LayerAttention(window=size)
+
+
 FLAVOURS = (
     "plain-float32", "plain-bfloat16", "kernels-float32", "kernels-bfloat16", "kernels-float16", "cuda-float32",
     "cuda-float16", "cuda-bfloat16",
@@ -90,6 +99,25 @@ def test_attention_of_every_geometry(built: Built, geometry: tuple[int, int, int
     setting = Setting(MIXES["chunks and decodes"], dtype=dtype, geometry=geometry, has_norm=has_norm)
     found = setting.run(device, layer=0)
     torch.testing.assert_close(found.float(), setting.expected(0), rtol=0, atol=_tolerance(dtype))
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes"),
+    [
+        (FEW_OF_EACH, {"layers": _windows(7)}),  # smaller than a page, than a chunk and than a block
+        (MIXES["chunks and decodes"], {"layers": _windows(70), "score_scale": 0.2}),
+        ([(20, 700), (3, 650)], {"layers": _windows(150)}),  # pieces of a tile that lie before the window
+        (FEW_OF_EACH, {"rotary_pairs": 24, "norm_offset": 1.0}),
+        (FEW_OF_EACH, {"rotary_pairs": 16, "is_interleaved": True}),
+        (FEW_OF_EACH, {"norms_whole": True}),
+    ],
+)
+def test_what_families_have_of_their_own(built: Built, rows: list[tuple[int, int]], changes: dict[str, Any]) -> None:
+    """Windows, rotary pairs of a part of the head or side by side, norms with an offset or of all heads together."""
+    device, dtype = built
+    setting = Setting(rows, dtype=dtype, has_norm=True, **changes)
+    found = setting.run(device, layer=1)
+    torch.testing.assert_close(found.float(), setting.expected(1), rtol=0, atol=_tolerance(dtype))
 
 
 def test_heads_too_large_are_refused() -> None:

@@ -11,15 +11,28 @@ pytestmark = pytest.mark.slow
 
 torch = pytest.importorskip("torch")
 
+from msgspec import structs  # noqa: E402
 from test_golden_engine import NUM_OUTPUTS, PATIENCE_S, RealEngine, _prompts  # noqa: E402
 from transformers import PreTrainedModel  # noqa: E402
 
+from headwater.devices.cpu.adapters.memory import CpuAdapters  # noqa: E402
 from headwater.devices.cpu.device import CpuDevice  # noqa: E402
 from headwater.execution.cpu_runner import CpuRunner  # noqa: E402
 from headwater.messages.control import FlushCache  # noqa: E402
 from headwater.messages.generation import LogprobParams  # noqa: E402
+from headwater.models.adapters.adapter import read_adapter  # noqa: E402
+from headwater.models.decoder import DecoderModel  # noqa: E402
 from headwater.models.loader import load_model, resolve_model  # noqa: E402
-from tiny_models import FAMILY_NAMES, VOCAB_SIZE, is_greedy_text, make_tiny_model  # noqa: E402
+from headwater.models.ranks.adapter_share import adapter_shape  # noqa: E402
+from tiny_models import (  # noqa: E402
+    ADAPTED,
+    FAMILY_NAMES,
+    VOCAB_SIZE,
+    is_greedy_text,
+    make_adapter,
+    make_tiny_model,
+    merged,
+)
 
 sys.path.append(str(Path(__file__).parents[1] / "execution"))
 from step_driver import StepDriver  # noqa: E402
@@ -43,6 +56,8 @@ def test_chunks_and_batches_give_the_text_of_transformers(family: Family) -> Non
     for has_kernels, page_size, chunk, batch_size in ((True, 16, 1000, 6), (True, 3, 9, 4), (False, 5, 19, 6)):
         device = CpuDevice(num_threads=1, use_kernels=has_kernels)
         loaded = load_model(resolve_model(str(folder)), device=device, dtype="float32")
+        if page_size > 3:
+            _assert_parameters_have_their_names(loaded.model, reference)
         layout = loaded.kv_layout(page_size=page_size)
         runner = CpuRunner(loaded, device, layout=layout, num_pages=400, max_running=6)
         outputs = []
@@ -61,6 +76,15 @@ def test_chunks_and_batches_give_the_text_of_transformers(family: Family) -> Non
     assert len({token for text in expected for token in text}) > 12, "degenerate text would prove nothing"
     for prompt, output in zip(prompts, expected, strict=True):
         assert is_greedy_text(reference, prompt, output)
+
+
+def _assert_parameters_have_their_names(model: DecoderModel, reference: PreTrainedModel) -> None:
+    """As a trainer reads and writes them: a fused matrix is one under the name that it has in the checkpoint."""
+    named = {name: array.to_float32() for name, array in model.iter_named()}
+    assert set(named) == {name for name, _ in reference.named_parameters()}
+    for name, parameter in reference.named_parameters():
+        np.testing.assert_array_equal(named[name], parameter.detach().numpy())
+        np.testing.assert_array_equal(model.get_by_name(name).to_float32(), named[name])
 
 
 @torch.inference_mode()
@@ -94,3 +118,27 @@ def test_prefixes_and_pages_from_host_memory_give_the_same_text(family: Family) 
         assert engine.tokens[f"1-{index}"] == text
     counters = engine.parts.scheduler.counters
     assert counters.cached_tokens_device > 0 and counters.cached_tokens_host > 0
+
+
+@pytest.mark.parametrize("use_kernels", [True, False])
+@pytest.mark.parametrize("name", ["phi3", "gemma3"])
+def test_adapters_of_fused_matrices_and_before_norms(name: str, use_kernels: bool, tmp_path: Path) -> None:
+    """An adapter of a fused matrix has one A for all its parts; a norm behind a block norms the adapter's part too."""
+    reference = make_tiny_model(name, tmp_path / "model", num_layers=3)
+    targets = (*ADAPTED, "qkv_proj", "gate_up_proj")
+    present = [target for target in targets if any(f".{target}." in each for each, _ in reference.named_parameters())]
+    folder = make_adapter(reference, tmp_path / "adapter", rank=3, seed=1, targets=present)
+    device = CpuDevice(num_threads=1, use_kernels=use_kernels)
+    loaded = load_model(resolve_model(str(tmp_path / "model")), device=device, dtype="float32")
+    memory = CpuAdapters(device.library, adapter_shape(loaded.config, num_slots=2, max_rank=4), form="float32")
+    memory.place(1, memory.prepare(read_adapter(folder, loaded.config, max_rank=4, form="float32")))
+    layout = loaded.kv_layout(page_size=4)
+    driver = StepDriver(CpuRunner(loaded, device, layout=layout, num_pages=60, max_running=2, adapters=memory))
+    prompts = [list(range(5, 25)), list(range(40, 70))]
+    requests = [driver.add(prompt, slot=slot) for slot, prompt in enumerate(prompts)]
+    driver._assignments[-1] = structs.replace(driver._assignments[-1], adapter=1)
+    driver.run(requests, num_outputs=8, chunk=11)
+    adapted = merged(reference, folder)
+    assert is_greedy_text(reference, prompts[0], requests[0].outputs)
+    assert is_greedy_text(adapted, prompts[1], requests[1].outputs)
+    assert not is_greedy_text(reference, prompts[1], requests[1].outputs)

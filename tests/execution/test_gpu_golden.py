@@ -15,7 +15,7 @@ from headwater.execution.gpu_runner import GpuRunner
 from headwater.execution.prompt_steps import prompt_graph_sizes
 from headwater.messages.generation import LogprobParams, SamplingParams
 from headwater.models.loader import load_model, resolve_model
-from tiny_models import MODEL_NAMES, VOCAB_SIZE, greedy_text, make_tiny_model
+from tiny_models import FAMILY_NAMES, MODEL_NAMES, VOCAB_SIZE, greedy_text, make_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -49,7 +49,7 @@ def _runner(
     )
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize("name", [*MODEL_NAMES, *FAMILY_NAMES])
 def test_greedy_text_in_any_chunks_and_batches(name: str, tmp_path: Path) -> None:
     """Every family, with and without graphs; padded batches; pages of odd sizes; chunks beside decodes."""
     reference = make_tiny_model(name, tmp_path)

@@ -14,6 +14,8 @@ from headwater.execution.cpu_runner import CpuRunner
 from headwater.messages.generation import LogprobParams, SamplingParams
 from headwater.models.config import ModelConfig
 from headwater.models.experts.config import QWEN3_EXPERTS, ExpertsConfig
+from headwater.models.families.norms import GEMMA_NORMS
+from headwater.models.rope import RopeConfig
 from headwater.models.weights import WeightForm
 
 NUM_OUTPUTS = 8
@@ -46,6 +48,10 @@ CONFIGS = {
     "all-optional": tiny_config(),
     "tied": tiny_config(tie_word_embeddings=True, qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm=False),
     "as-the-default-model": tiny_config(num_heads=9, num_kv_heads=3, hidden_size=72, intermediate_size=96),
+    "as-gemma": tiny_config(
+        norms=GEMMA_NORMS, norm_offset=0.5, activation="gelu_tanh", window=9, local_layers=(0,),
+        local_rope=RopeConfig(theta=50.0), score_scale=0.3, embedding_scale=3.0, logits_divisor=2.0,
+    ),
     "experts": tiny_config(
         mlp_bias=False, experts=ExpertsConfig(5, 2, 48, True, QWEN3_EXPERTS.names, dense_layers=(0,)), num_layers=3
     ),
@@ -59,6 +65,7 @@ CONFIGS = {
         ("all-optional", 4, True),
         ("tied", 2, True),
         ("experts", 2, True),
+        ("as-gemma", 2, True),
         ("as-the-default-model", 3, True),
         ("as-the-default-model", 3, False),  # shares do not depend on what computes
     ],

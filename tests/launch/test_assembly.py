@@ -32,13 +32,9 @@ def windowed(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_a_windowed_model_is_served_within_its_window(windowed: Path, tmp_path: Path) -> None:
-    """Up to the window it is a model like any other; beyond it the text would be wrong."""
-    hint = r"sliding window of 64 tokens.*--context-length 64 \(or less\) serves it within its window"
-    for context in ({}, {"context_length": 65}):
-        with pytest.raises(ValueError, match=hint):
-            built(windowed, tmp_path, **context)
-    assert built(windowed, tmp_path, context_length=64).max_context == 64
+def test_a_windowed_model_is_served_with_its_whole_context(windowed: Path, tmp_path: Path) -> None:
+    assert built(windowed, tmp_path).max_context == 256
+    assert built(windowed, tmp_path, context_length=100).max_context == 100
 
 
 def test_an_answer_ends_where_the_tokenizer_named_ends(tmp_path: Path) -> None:

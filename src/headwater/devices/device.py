@@ -8,7 +8,7 @@ every step to come: there the model's code runs once, and records a program (cpu
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -54,8 +54,12 @@ class Linear(Protocol):
         ...
 
 
+Activation = Literal["silu", "gelu_tanh"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)  # by their number in kernels/simd/simd.h
+
+
 class GatedLinear(Protocol):
-    """y = silu(x Wg^T + bg) * (x Wu^T + bu): the first half of a gated MLP (arXiv 2002.05202)."""
+    """y = activation(x Wg^T + bg) * (x Wu^T + bu): the first half of a gated MLP (arXiv 2002.05202)."""
 
     def __call__(self, x: Array) -> Array:
         """[T, in] -> [T, out]."""
@@ -101,6 +105,7 @@ class LayerAttention:
     """What may differ from layer to layer."""
 
     rotary: int = 0  # which of the model's RotaryAngles
+    window: int | None = None  # keys that a query sees, its own included; None: all before it
 
 
 _EVERY_LAYER = LayerAttention()
@@ -116,6 +121,10 @@ class AttentionGeometry:
     norm_eps: float  # of the QK-norm, where a model has one
     score_scale: float | None = None  # of queries times keys; None: head_dim ** -0.5
     layers: tuple[LayerAttention, ...] = ()  # empty: all are alike
+    norm_offset: float = 0.0  # the QK-norm multiplies by its weight plus this
+    norms_whole: bool = False  # the QK-norm is of all heads together: weights [H D] and [G D]
+    rotary_pairs: int | None = None  # only these are rotated, of dims (i, i + rotary_pairs); None: all D / 2
+    is_interleaved: bool = False  # pair i is of dims (2i, 2i + 1)
 
     @property
     def scale(self) -> float:
@@ -123,6 +132,25 @@ class AttentionGeometry:
 
     def layer(self, index: int) -> LayerAttention:
         return self.layers[index] if self.layers else _EVERY_LAYER
+
+    @property
+    def has_windows(self) -> bool:
+        return any(layer.window is not None for layer in self.layers)
+
+    def pair_order(self) -> npt.NDArray[np.int32] | None:
+        """The dims of a head in the order of pairs: the first ones of all pairs, then the second ones. int32[D].
+
+        Prepared queries and keys have this order. None: it is the order that they have anyway.
+        """
+        half = self.head_dim // 2
+        pair = np.arange(half, dtype=np.int32)
+        if self.is_interleaved:
+            return np.concatenate((2 * pair, 2 * pair + 1))
+        if self.rotary_pairs in (None, half):
+            return None
+        is_rotated = pair < self.rotary_pairs
+        first = np.where(is_rotated, pair, self.rotary_pairs + pair)
+        return np.concatenate((first, np.where(is_rotated, pair + self.rotary_pairs, half + pair))).astype(np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +262,12 @@ class ModelDevice(Protocol):
         *,
         gate_bias: Array | None = None,
         up_bias: Array | None = None,
+        activation: Activation = "silu",
     ) -> GatedLinear: ...
+
+    def pack_fused_gated_linear(self, gate_up: Array, *, activation: Activation = "silu") -> GatedLinear:
+        """The same of one matrix, the rows of gate before those of up; it unpacks to that matrix."""
+        ...
 
     def pack_experts(
         self, experts: Iterable[tuple[Array, Array, Array]], *, num_experts: int, routing: Routing
@@ -245,8 +278,18 @@ class ModelDevice(Protocol):
         """
         ...
 
-    def rms_norm(self, residual: Array, weight: Array, eps: float, *, scale: float = 1.0) -> Array:
-        """float32[T, features] -> [T, features], multiplied by `scale` (arXiv 1910.07467)."""
+    def rms_norm(
+        self, residual: Array, weight: Array, eps: float, *, offset: float = 0.0, scale: float = 1.0
+    ) -> Array:
+        """float32[T, features] -> [T, features] (arXiv 1910.07467), times (`weight` + `offset`) times `scale`."""
+        ...
+
+    def add_rms_norm(self, residual: Array, x: Array, weight: Array, eps: float, *, offset: float = 0.0) -> None:
+        """residual += the norm of x [T, features]. `residual` is float32."""
+        ...
+
+    def without_norm(self, residual: Array, like: Array) -> Array:
+        """float32[T, features] -> [T, features] as linear layers take it; `like` is a parameter of the model."""
         ...
 
     def all_reduce(self, x: Array) -> Array:

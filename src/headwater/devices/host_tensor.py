@@ -1,6 +1,6 @@
 """Tensors of a checkpoint in host memory: plain numbers or GGUF blocks, as they lie in the file. numpy alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -90,6 +90,12 @@ class HostTensor:
             return HostTensor.of(self.to_float32()[rows])
         data = self.data[rows]
         return HostTensor(self.format, (len(data), *self.shape[1:]), data)
+
+
+def joined_rows(parts: Sequence[HostTensor]) -> HostTensor:
+    """The rows of all parts, one after another; a copy. All have one format."""
+    data = np.concatenate([part.data for part in parts])
+    return HostTensor(parts[0].format, (len(data), *parts[0].shape[1:]), data)
 
 
 @dataclass(frozen=True, slots=True)

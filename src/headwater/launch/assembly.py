@@ -315,15 +315,10 @@ def _attach_storage(args: ServerArgs, parts: EngineParts) -> None:
 
 
 def _max_context(args: ServerArgs, loaded: LoadedModel) -> int:
-    longest, window = loaded.config.max_context, loaded.config.window
+    longest = loaded.config.max_context
     context = longest if args.context_length is None else args.context_length
     if context > longest:
         raise ValueError(f"--context-length must be at most {longest}, the model's own; got {context}")
-    if window is not None and context > window:
-        raise ValueError(
-            f"the model attends to a sliding window of {window} tokens, which is not supported beyond it: its context "
-            f"is {longest} tokens; --context-length {window} (or less) serves it within its window"
-        )
     return context
 
 

@@ -7,10 +7,12 @@ import numpy as np
 from headwater.models.config import ModelConfig, read_hf_config
 from headwater.models.loader import ModelFiles, read_config
 from headwater.models.model_files import ModelFileError, is_there
+from headwater.models.rope import RopeConfig
 
 _COMPARED = (
     "num_heads", "num_kv_heads", "head_dim", "tie_word_embeddings", "qkv_bias", "o_bias", "mlp_bias", "experts",
     "embedding_scale", "residual_scale", "score_scale", "logits_divisor", "unrotated_layers",
+    "window", "local_layers", "is_interleaved", "norms", "norm_offset", "qk_norm_whole", "activation", "fused",
 )  # fmt: skip
 _EQUAL = 1e-4  # relative: GGUF files hold float32, and llama3's frequencies as factors
 
@@ -30,15 +32,16 @@ def read_checkpoint_config(files: ModelFiles, served: ModelConfig) -> ModelConfi
             raise _differs(place, name, getattr(found, name), getattr(served, name))
     if not math.isclose(found.norm_eps, served.norm_eps, rel_tol=_EQUAL):
         raise _differs(place, "rms_norm_eps", found.norm_eps, served.norm_eps)
-    ours, theirs = (config.rope.inv_freq(served.head_dim) for config in (served, found))
-    is_same = np.allclose(ours, theirs, rtol=_EQUAL, atol=0.0)
-    if not is_same or not math.isclose(found.rope.attention_factor, served.rope.attention_factor, rel_tol=_EQUAL):
-        raise _differs(place, "the rotary embedding", _rope_words(found), _rope_words(served))
+    for ours, theirs in ((served.rope, found.rope), (served.local_rope or served.rope, found.local_rope or found.rope)):
+        frequencies = (rope.inv_freq(served.head_dim) for rope in (ours, theirs))
+        is_same = np.allclose(*frequencies, rtol=_EQUAL, atol=0.0)
+        if not is_same or not math.isclose(theirs.attention_factor, ours.attention_factor, rel_tol=_EQUAL):
+            raise _differs(place, "the rotary embedding", _rope_words(theirs), _rope_words(ours))
     return found
 
 
-def _rope_words(config: ModelConfig) -> str:
-    return f"{config.rope.kind} with theta {config.rope.theta:g} and factor {config.rope.factor:g}"
+def _rope_words(rope: RopeConfig) -> str:
+    return f"{rope.kind} with theta {rope.theta:g} and factor {rope.factor:g}"
 
 
 def _differs(place: object, name: str, found: object, served: object) -> ModelFileError:

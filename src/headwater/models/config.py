@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from headwater.devices.device import Activation
 from headwater.models.end_tokens import named_end_ids, union, vocabulary_end_ids, within
 from headwater.models.experts.config import ExpertsConfig, read_experts
+from headwater.models.families.brief_repr import brief_repr
+from headwater.models.families.norms import LLAMA_NORMS, Norms
 from headwater.models.fields import Fields
 from headwater.models.model_files import ModelFileError, is_there, read_json_if_there, read_json_object, without_nulls
 from headwater.models.quantised.quantization_config import read_quantisation
@@ -22,7 +25,7 @@ MOST_LAYERS, MOST_VOCABULARY, MOST_FEATURES, MOST_CONTEXT = 1 << 12, 1 << 24, 1 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ModelConfig:
-    """A decoder-only transformer with rotary positions, RMSNorm and gated SiLU MLPs, or experts in place of them.
+    """A decoder-only transformer with rotary positions, RMSNorm and gated MLPs, or experts in place of them.
 
     Sizes are counts of features, heads or tokens. The biases and `qk_norm` say which optional parameters the
     checkpoint holds. `max_context` counts prompt and output together. The `repr` names what decides the KV: it is part
@@ -46,7 +49,7 @@ class ModelConfig:
     mlp_bias: bool
     qk_norm: bool
     max_context: int
-    window: int | None = None  # the most tokens that some layer sees, if fewer than max_context
+    window: int | None = None  # the most tokens that a query of a local layer sees, if fewer than max_context
     eos_token_ids: tuple[int, ...] = field(default=(), repr=False)  # they change no KV
     quantisation: Quantisation | None = field(default=None, repr=False)  # named in `weights_id` by itself
     experts: ExpertsConfig | None = None
@@ -55,6 +58,14 @@ class ModelConfig:
     score_scale: float | None = None  # and queries times keys; None: head_dim ** -0.5
     logits_divisor: float = 1.0
     unrotated_layers: tuple[int, ...] = ()  # whose attention knows no positions
+    local_layers: tuple[int, ...] = ()  # empty: all, if there is a window
+    local_rope: RopeConfig | None = None  # of local layers, if it is another
+    is_interleaved: bool = False  # rotary pairs are of numbers side by side
+    norms: Norms = LLAMA_NORMS
+    norm_offset: float = 0.0  # norms multiply by their weight plus this
+    qk_norm_whole: bool = False  # the QK-norm is of all heads together
+    activation: Activation = "silu"
+    fused: tuple[str, ...] = ()  # matrices that are one in the checkpoint: "qkv_proj", "gate_up_proj"
 
     def __repr__(self) -> str:
         return brief_repr(self, last="eos_token_ids")
@@ -82,6 +93,15 @@ class ModelConfig:
         for name in ("embedding_scale", "residual_scale", "score_scale", "logits_divisor"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} of the model must be above 0, found {getattr(self, name)}")
+        for rope in (self.rope, self.local_rope):
+            if rope is not None and (rope.rotary_dim(self.head_dim) % 2 or rope.rotary_dim(self.head_dim) < 2):
+                raise ValueError(f"partial_rotary_factor {rope.partial} of {self.head_dim} is no even number")
+            if rope is not None and len(rope.freq_factors) not in (0, rope.rotary_dim(self.head_dim) // 2):
+                raise ValueError(
+                    f"there are {len(rope.freq_factors)} rotary factors for {rope.rotary_dim(self.head_dim) // 2} pairs"
+                )
+        if self.local_rope is not None and self.local_rope.partial != self.rope.partial:
+            raise ValueError("partial_rotary_factor differs by type of layer, which is not supported")
 
     @property
     def q_size(self) -> int:
@@ -93,7 +113,18 @@ class ModelConfig:
 
     def rope_of(self, layer: int) -> RopeConfig | None:
         """The rotary embedding of a layer; None if it has none."""
-        return None if layer in self.unrotated_layers else self.rope
+        if layer in self.unrotated_layers:
+            return None
+        return self.local_rope if self.local_rope is not None and layer in self.local_layers else self.rope
+
+    def window_of(self, layer: int) -> int | None:
+        """How many tokens a query of the layer sees, its own included; None: all before it."""
+        return self.window if not self.local_layers or layer in self.local_layers else None
+
+    @property
+    def rotary_pairs(self) -> int:
+        """How many pairs of a head's numbers are rotated."""
+        return self.rope.rotary_dim(self.head_dim) // 2
 
     @property
     def active_share(self) -> float:
@@ -107,48 +138,52 @@ class ModelConfig:
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter by its Hugging Face checkpoint name, in the order of the forward pass."""
-        hidden, inner = self.hidden_size, self.intermediate_size
+        hidden = self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
         for index in range(self.num_layers):
             layer = f"model.layers.{index}."
-            shapes[layer + "input_layernorm.weight"] = (hidden,)
-            for name, size in (("q", self.q_size), ("k", self.kv_size), ("v", self.kv_size)):
-                shapes[f"{layer}self_attn.{name}_proj.weight"] = (size, hidden)
-                if self.qkv_bias:
-                    shapes[f"{layer}self_attn.{name}_proj.bias"] = (size,)
-            if self.qk_norm:
-                shapes[layer + "self_attn.q_norm.weight"] = (self.head_dim,)
-                shapes[layer + "self_attn.k_norm.weight"] = (self.head_dim,)
-            shapes[layer + "self_attn.o_proj.weight"] = (hidden, self.q_size)
-            if self.o_bias:
-                shapes[layer + "self_attn.o_proj.bias"] = (hidden,)
-            shapes[layer + "post_attention_layernorm.weight"] = (hidden,)
-            if self.experts is not None and index not in self.experts.dense_layers:
-                shapes.update(self.experts.shapes(index, hidden))
-                continue
-            for name, shape in (
-                ("gate", (inner, hidden)),
-                ("up", (inner, hidden)),
-                ("down", (hidden, inner)),
-            ):
-                shapes[f"{layer}mlp.{name}_proj.weight"] = shape
-                if self.mlp_bias:
-                    shapes[f"{layer}mlp.{name}_proj.bias"] = (shape[0],)
+            for block in self.norms.blocks:
+                if block == "self_attn":
+                    shapes.update(self._attention_shapes(layer + "self_attn."))
+                elif block != "mlp":
+                    shapes[f"{layer}{block}.weight"] = (hidden,)
+                elif self.experts is not None and index not in self.experts.dense_layers:
+                    shapes.update(self.experts.shapes(index, hidden))
+                else:
+                    shapes.update(self._mlp_shapes(layer + "mlp."))
         shapes["model.norm.weight"] = (hidden,)
         if not self.tie_word_embeddings:
             shapes["lm_head.weight"] = (self.vocab_size, hidden)
         return shapes
 
+    def _attention_shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        sizes = {"q_proj": self.q_size, "k_proj": self.kv_size, "v_proj": self.kv_size}
+        if "qkv_proj" in self.fused:
+            sizes = {"qkv_proj": sum(sizes.values())}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, size in sizes.items():
+            shapes[f"{prefix}{name}.weight"] = (size, self.hidden_size)
+            if self.qkv_bias:
+                shapes[f"{prefix}{name}.bias"] = (size,)
+        if self.qk_norm:
+            q, k = (self.q_size, self.kv_size) if self.qk_norm_whole else (self.head_dim, self.head_dim)
+            shapes |= {prefix + "q_norm.weight": (q,), prefix + "k_norm.weight": (k,)}
+        shapes[prefix + "o_proj.weight"] = (self.hidden_size, self.q_size)
+        if self.o_bias:
+            shapes[prefix + "o_proj.bias"] = (self.hidden_size,)
+        return shapes
 
-def brief_repr(config: Any, *, last: str) -> str:
-    """The `repr` of a dataclass, without fields behind `last` that have their default value."""
-    shown, is_old = [], True
-    for each in fields(config):
-        value = getattr(config, each.name)
-        if each.repr and (is_old or value != each.default):
-            shown.append(f"{each.name}={value!r}")
-        is_old = is_old and each.name != last
-    return f"{type(config).__name__}({', '.join(shown)})"
+    def _mlp_shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        hidden, inner = self.hidden_size, self.intermediate_size
+        matrices = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden)}
+        if "gate_up_proj" in self.fused:
+            matrices = {"gate_up_proj": (2 * inner, hidden)}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, shape in (matrices | {"down_proj": (hidden, inner)}).items():
+            shapes[f"{prefix}{name}.weight"] = shape
+            if self.mlp_bias:
+                shapes[f"{prefix}{name}.bias"] = (shape[0],)
+        return shapes
 
 
 def read_hf_config(folder: Path, *, architecture: str | None = None) -> ModelConfig:
@@ -187,9 +222,8 @@ def parse_hf_config(
         family = family_of(architectures[0])
     except ValueError as error:
         raise fields.refuse(str(error)) from None
-    _refuse_unsupported(fields)
     max_position = fields.integer("max_position_embeddings", 2048, high=MOST_CONTEXT)
-    rope = RopeConfig.from_fields(fields, max_position=max_position)
+    rope, local_rope = family.ropes_of(fields, max_position=max_position)
     max_context = max(max_position, rope.scaled_context)
     if max_context > MOST_CONTEXT:
         raise fields.refuse(f"the context of {max_context} tokens is out of range: at most {MOST_CONTEXT}")
@@ -224,14 +258,16 @@ def parse_hf_config(
             experts=None if family.experts is None else read_experts(fields, family.experts, num_layers=num_layers),
             **family.scales_of(fields),
             unrotated_layers=family.unrotated_layers_of(fields),
+            local_layers=family.local_layers_of(fields, max_context),
+            local_rope=local_rope,
+            is_interleaved=family.is_interleaved,
+            norms=family.norms,
+            norm_offset=family.norm_offset,
+            qk_norm_whole=family.qk_norm_whole,
+            activation=family.activation_of(fields),
+            fused=family.fused,
         )
     except ModelFileError:
         raise
     except ValueError as error:
         raise ModelFileError(fields.source, str(error)) from None
-
-
-def _refuse_unsupported(fields: Fields) -> None:
-    act = fields.text("hidden_act", "silu")
-    if act != "silu":
-        raise fields.refuse(f"hidden_act {act!r} is not supported, only 'silu'")

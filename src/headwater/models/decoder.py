@@ -32,19 +32,18 @@ from headwater.models.experts.mlp import DenseMlp, ExpertsMlp, Mlp
 from headwater.models.ranks.share import ModelShare
 from headwater.models.weights import LayerSource
 
-_BEFORE_MLP = ("input_layernorm", "self_attn", "post_attention_layernorm")
+_QKV, _GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
-    """One transformer layer with its projections fused as the device computes them."""
+    """One transformer layer with its projections fused as the device computes them. `norms` are by their names."""
 
-    input_norm: Array
+    norms: dict[str | None, Array]
     qkv: Linear
     q_norm: Array | None
     k_norm: Array | None
     o: Linear
-    post_attention_norm: Array
     mlp: Mlp
 
 
@@ -66,6 +65,8 @@ class DecoderModel:
     ) -> None:
         self.config = config
         self._names = frozenset(config.parameter_shapes())
+        self._qkv_names = _names_of(config, "qkv_proj", _QKV)
+        self._gate_up_names = _names_of(config, "gate_up_proj", _GATE_UP)
         self.share = share = ModelShare.of(device.ranks)
         ropes = [config.rope_of(index) for index in range(config.num_layers)]
         self._ropes = list(dict.fromkeys(ropes))
@@ -75,7 +76,14 @@ class DecoderModel:
             head_dim=config.head_dim,
             norm_eps=config.norm_eps,
             score_scale=config.score_scale,
-            layers=tuple(LayerAttention(rotary=self._ropes.index(rope)) for rope in ropes),
+            layers=tuple(
+                LayerAttention(rotary=self._ropes.index(rope), window=config.window_of(index))
+                for index, rope in enumerate(ropes)
+            ),
+            norm_offset=config.norm_offset,
+            norms_whole=config.qk_norm_whole,
+            rotary_pairs=config.rotary_pairs,
+            is_interleaved=config.is_interleaved,
         )
         self._eps = config.norm_eps / config.residual_scale**2
         self._device = device
@@ -97,12 +105,15 @@ class DecoderModel:
 
     def forward(self, token_ids: Array, attention: StepAttention, adapters: StepAdapters | None = None) -> Array:
         """Hidden states before the last norm. Ids [T] -> float32[T, hidden_size]. `adapters`: those of the tokens."""
-        device, eps, config = self._device, self._eps, self.config
+        device, config = self._device, self.config
         first_token = None if self.share.size == 1 else self.share.tokens(config).start
         scale = config.embedding_scale / config.residual_scale
         residual = device.all_reduce(self.embedding.embed(token_ids, first_token=first_token, scale=scale))
         for index, layer in enumerate(self.layers):
-            x = device.rms_norm(residual, layer.input_norm, eps)
+            norms = layer.norms
+            before_mlp, after_mlp = norms.get(config.norms.before_mlp), norms.get(config.norms.after_mlp)
+            after_attention = norms.get(config.norms.after_attention)
+            x = self._input(residual, norms.get(config.norms.before_attention), like=after_attention)
             if adapters is None:
                 qkv = layer.qkv(x)
             else:
@@ -110,30 +121,56 @@ class DecoderModel:
                 qkv = layer.qkv(x)
                 adapters.add("qkv", index, x, qkv)
             x = attention(qkv, index, layer.q_norm, layer.k_norm)
-            self._add("o", index, layer.o, residual=residual, x=x, adapters=adapters)
-            x = device.rms_norm(residual, layer.post_attention_norm, eps)
+            self._add("o", index, layer.o, residual=residual, x=x, adapters=adapters, norm=after_attention)
+            x = self._input(residual, before_mlp, like=after_mlp)
             if isinstance(layer.mlp, ExpertsMlp):
-                self._add_experts(layer.mlp, residual, x)
+                self._add_experts(layer.mlp, residual, x, norm=after_mlp)
                 continue
             gate_up = layer.mlp.gate_up
             x = gate_up(x) if adapters is None else adapters.gated(index, gate_up, x)
-            self._add("down", index, layer.mlp.down, residual=residual, x=x, adapters=adapters)
+            self._add("down", index, layer.mlp.down, residual=residual, x=x, adapters=adapters, norm=after_mlp)
         return residual
 
-    def _add_experts(self, mlp: ExpertsMlp, residual: Array, x: Array) -> None:
+    def _input(self, residual: Array, norm: Array | None, *, like: Array | None) -> Array:
+        """What a block reads of the residual stream. `like` is a parameter, where the block has no norm before it."""
+        if norm is None:
+            return self._device.without_norm(residual, like)
+        return self._device.rms_norm(residual, norm, self._eps, offset=self.config.norm_offset)
+
+    def _add_normed(self, residual: Array, y: Array, norm: Array) -> None:
+        """Add a block's result, of which the ranks have a part of the sum, behind its own norm."""
+        config = self.config
+        self._device.add_rms_norm(
+            residual, self._device.all_reduce(y), norm, config.norm_eps, offset=config.norm_offset
+        )
+
+    def _add_experts(self, mlp: ExpertsMlp, residual: Array, x: Array, *, norm: Array | None) -> None:
         """Adapters of experts are refused when they are loaded."""
-        if self.share.size == 1:
+        if norm is not None:
+            self._add_normed(residual, mlp(x), norm)
+        elif self.share.size == 1:
             mlp.add_to(residual, x)
         else:
             self._device.add_reduced(residual, mlp(x))
 
     def _add(
-        self, site: str, index: int, linear: Linear, *, residual: Array, x: Array, adapters: StepAdapters | None
+        self,
+        site: str,
+        index: int,
+        linear: Linear,
+        *,
+        residual: Array,
+        x: Array,
+        adapters: StepAdapters | None,
+        norm: Array | None,
     ) -> None:
-        """Add a product whose inputs the ranks share to the residual, and the product of the adapters."""
+        """Add a product whose inputs the ranks share to the residual, and the product of the adapters.
+
+        `norm`: of the sum of both, before it is added.
+        """
         if adapters is not None:
             adapters.begin(site, index, x)
-        if self.share.size == 1:
+        if self.share.size == 1 and norm is None:
             linear.add_to(residual, x)
             if adapters is not None:
                 adapters.add(site, index, x, residual)
@@ -141,11 +178,14 @@ class DecoderModel:
         y = linear(x)
         if adapters is not None:
             adapters.add(site, index, x, y)  # its part of the sum over the ranks, as the model's own
-        self._device.add_reduced(residual, y)
+        if norm is None:
+            self._device.add_reduced(residual, y)
+        else:
+            self._add_normed(residual, y, norm)
 
     def last_norm(self, hidden: Array) -> Array:
         """The norm behind the last layer: what the head reads, and what embeddings are pooled from."""
-        return self._device.rms_norm(hidden, self._norm, self._eps)
+        return self._device.rms_norm(hidden, self._norm, self._eps, offset=self.config.norm_offset)
 
     def logits(self, hidden: Array, out: Array | None = None, *, normed: Array | None = None) -> Array:
         """float32[N, hidden_size] -> float32[N, vocab_size], in `out` if given; of the share's tokens alone.
@@ -154,7 +194,8 @@ class DecoderModel:
         """
         divisor = self.config.logits_divisor
         if normed is None or divisor != 1.0:
-            normed = self._device.rms_norm(hidden, self._norm, self._eps, scale=1.0 / divisor)
+            offset = self.config.norm_offset
+            normed = self._device.rms_norm(hidden, self._norm, self._eps, offset=offset, scale=1.0 / divisor)
         return self.head.logits(normed, out)
 
     def replace_outer(self, embedding: Linear, *, norm: Array, head: Linear) -> None:
@@ -169,7 +210,7 @@ class DecoderModel:
         if name in self._names:
             parts = name.split(".")
             mlp = self.layers[int(parts[2])].mlp if "layers" in parts else None
-            if isinstance(mlp, ExpertsMlp) and parts[3] not in _BEFORE_MLP:
+            if isinstance(mlp, ExpertsMlp) and parts[3] not in (*self.config.norms.names, "self_attn"):
                 assert self.config.experts is not None
                 return mlp.get_by_name(self.config.experts, name)
             found = self._layer_parameters(int(parts[2]), parts[3]) if "layers" in parts else self._outer_parameters()
@@ -183,7 +224,7 @@ class DecoderModel:
         outer = self._outer_parameters()
         yield next(outer)
         for index in range(len(self.layers)):
-            for block in (*_BEFORE_MLP, "mlp"):
+            for block in self.config.norms.blocks:
                 yield from self._layer_parameters(index, block)
         yield from outer
 
@@ -198,12 +239,10 @@ class DecoderModel:
         """The parameters of one block of one layer: a norm, `self_attn` or `mlp`."""
         layer = self.layers[index]
         prefix = f"model.layers.{index}.{block}."
-        if block == "input_layernorm":
-            yield prefix + "weight", layer.input_norm
-        elif block == "post_attention_layernorm":
-            yield prefix + "weight", layer.post_attention_norm
+        if block in layer.norms:
+            yield prefix + "weight", layer.norms[block]
         elif block == "self_attn":
-            yield from _named(prefix, layer.qkv, ("q_proj", "k_proj", "v_proj"))
+            yield from _named(prefix, layer.qkv, self._qkv_names)
             if layer.q_norm is not None and layer.k_norm is not None:
                 yield prefix + "q_norm.weight", layer.q_norm
                 yield prefix + "k_norm.weight", layer.k_norm
@@ -212,7 +251,7 @@ class DecoderModel:
             assert self.config.experts is not None
             yield from layer.mlp.iter_named(self.config.experts, index)
         else:
-            yield from _named(prefix, layer.mlp.gate_up, ("gate_proj", "up_proj"))
+            yield from _named(prefix, layer.mlp.gate_up, self._gate_up_names)
             yield from _named(prefix, layer.mlp.down, ("down_proj",))
 
 
@@ -242,14 +281,13 @@ class _Builder:
         config, load, linear = self._config, self._source.load, self._linear
         prefix = f"model.layers.{index}."
         attn = prefix + "self_attn."
-        qkv = [f"{attn}{name}_proj" for name in "qkv"]
+        qkv = [attn + name for name in _names_of(config, "qkv_proj", _QKV)]
         return DecoderLayer(
-            input_norm=load(prefix + "input_layernorm.weight"),
+            norms={name: load(f"{prefix}{name}.weight") for name in config.norms.names},
             qkv=linear(qkv, lambda model: model.layers[index].qkv, has_bias=config.qkv_bias),
             q_norm=load(attn + "q_norm.weight") if config.qk_norm else None,
             k_norm=load(attn + "k_norm.weight") if config.qk_norm else None,
             o=linear([attn + "o_proj"], lambda model: model.layers[index].o, has_bias=config.o_bias),
-            post_attention_norm=load(prefix + "post_attention_layernorm.weight"),
             mlp=self._mlp(index),
         )
 
@@ -258,7 +296,8 @@ class _Builder:
         if config.experts is not None and index not in config.experts.dense_layers:
             return self._experts(index, config.experts)
         mlp = f"model.layers.{index}.mlp."
-        gate_up, down = [mlp + "gate_proj", mlp + "up_proj"], [mlp + "down_proj"]
+        gate_up = [mlp + name for name in _names_of(config, "gate_up_proj", _GATE_UP)]
+        down = [mlp + "down_proj"]
         return DenseMlp(
             gate_up=self._gated_linear(gate_up, lambda model: _mlp_of(model, index, DenseMlp).gate_up),
             down=self._linear(down, lambda model: _mlp_of(model, index, DenseMlp).down, has_bias=config.mlp_bias),
@@ -296,7 +335,13 @@ class _Builder:
     def _gated_linear(self, names: Sequence[str], of_base: Callable[[DecoderModel], GatedLinear]) -> GatedLinear:
         if self._base is not None and self._base.keeps(names):
             return of_base(self._base.model)
-        return self._source.gated_linear(names, has_bias=self._config.mlp_bias)
+        config = self._config
+        return self._source.gated_linear(names, has_bias=config.mlp_bias, activation=config.activation)
+
+
+def _names_of(config: ModelConfig, fused: str, parts: tuple[str, ...]) -> tuple[str, ...]:
+    """The matrices of a checkpoint that the device computes as one."""
+    return (fused,) if fused in config.fused else parts
 
 
 _AnyMlp = TypeVar("_AnyMlp", DenseMlp, ExpertsMlp)

@@ -76,6 +76,14 @@ class Fields:
             raise self.refuse(f"{key} must be a list of integers from {low} to {high}, found {_short(value)}")
         return value
 
+    def numbers(self, key: str, *, low: float = -math.inf) -> tuple[float, ...]:
+        """A list of numbers, which must be there."""
+        value = self._value(key, None, kind="list of numbers")
+        if not isinstance(value, list):
+            raise self.refuse(f"{key} must be a list of numbers, found {_short(value)}")
+        each = Fields({f"{key}[{index}]": number for index, number in enumerate(value)}, source=self.source)
+        return tuple(each.number(name, low=low) for name in each)
+
     def inner(self, key: str) -> "Fields":
         """The object under `key`; an empty one if absent."""
         value = self._values.get(key, {})

@@ -1,11 +1,20 @@
 """The served architectures and how their families differ: data, not code."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from headwater.devices.device import Activation
 from headwater.models.experts.config import MIXTRAL_EXPERTS, QWEN3_EXPERTS, ExpertFamily
+from headwater.models.families.norms import GEMMA_NORMS, GLM4_NORMS, LLAMA_NORMS, OLMO2_NORMS, Norms
 from headwater.models.fields import Fields
+from headwater.models.rope import LayerType, RopeConfig
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +37,42 @@ class Family:
     ties_by_default: bool = False  # where the config says nothing of tie_word_embeddings
     has_multipliers: bool = False  # embedding_multiplier and so on
     unrotated_interval: int | None = None  # each such layer has no positions, where the config has no list
+    biases_by_default: bool = False  # where the config says nothing of attention_bias
+    partial_rotary: float | None = None  # the part of a head that is rotated by default; None: always all of it
+    is_interleaved: bool = False  # rotary pairs are of numbers side by side
+    theta: float = 10000.0  # where the config says nothing of rope_theta
+    local_theta: tuple[str, float] | None = None  # sliding layers have a rope_theta of this key, and no scaling
+    global_interval: int | None = None  # each such layer has no window, where the config has no layer_types
+    norms: Norms = LLAMA_NORMS
+    norm_offset: float = 0.0
+    qk_norm_whole: bool = False
+    fused: tuple[str, ...] = ()  # see ModelConfig
+    activation_key: str = "hidden_act"
+    default_activation: str = "silu"
+    scales_embedding: bool = False  # by the root of hidden_size
+    score_scale_key: str | None = None  # the config key of a number whose root queries are divided by
+    must_be_off: tuple[str, ...] = ()  # options of the config that are not supported
 
     def has_qkv_bias(self, fields: Fields) -> bool:
-        return fields.flag("attention_bias", False) if self.qkv_bias == "config" else self.qkv_bias
+        if self.qkv_bias == "config":
+            return fields.flag("attention_bias", self.biases_by_default)
+        return self.qkv_bias
 
     def has_o_bias(self, fields: Fields) -> bool:
-        return fields.flag("attention_bias", False) if self.o_bias == "config" else self.o_bias
+        if self.o_bias == "config":
+            return fields.flag("attention_bias", self.biases_by_default)
+        return self.o_bias
 
     def has_mlp_bias(self, fields: Fields) -> bool:
         return fields.flag("mlp_bias", False) if self.mlp_bias == "config" else self.mlp_bias
 
     def scales_of(self, fields: Fields) -> dict[str, float]:
         """The multipliers of ModelConfig that the config gives."""
+        if self.scales_embedding:
+            return {
+                "embedding_scale": math.sqrt(fields.integer("hidden_size")),
+                "score_scale": fields.number(self.score_scale_key or "head_dim", 256.0, low=1.0) ** -0.5,
+            }
         if not self.has_multipliers:
             return {}
         return {
@@ -62,22 +95,62 @@ class Family:
             raise fields.refuse(f"no_rope_layers must be a list of 0 or 1 for each of {num_layers} layers")
         return tuple(index for index in range(num_layers) if given[index] == 0)
 
+    def ropes_of(self, fields: Fields, *, max_position: int) -> tuple[RopeConfig, RopeConfig | None]:
+        """The rotary embedding of all layers; or of those without a window, and of the others."""
+
+        def rope(layers: LayerType | None, theta: float) -> RopeConfig:
+            return RopeConfig.from_fields(
+                fields, max_position=max_position, layers=layers, theta=theta, partial=self.partial_rotary
+            )
+
+        if self.local_theta is None:
+            return rope(None, self.theta), None
+        key, default = self.local_theta
+        return rope("full_attention", self.theta), rope("sliding_attention", fields.number(key, default))
+
+    def activation_of(self, fields: Fields) -> Activation:
+        """The activation of the MLP. ModelFileError for an unknown one, and for options that are not supported."""
+        for key in self.must_be_off:
+            if fields.raw(key):
+                raise fields.refuse(f"{key} {fields.raw(key)!r} is not supported")
+        name = fields.text(self.activation_key, self.default_activation)
+        known = {"silu": _ACTIVATIONS["silu"]} if self.experts is not None else _ACTIVATIONS
+        if name not in known:
+            names = " and ".join(map(repr, known))
+            raise fields.refuse(f"{self.activation_key} {name!r} is not supported, only {names}")
+        return known[name]
+
     def window_of(self, fields: Fields, max_context: int) -> int | None:
         """The config's sliding window, if it can hide a token. ModelFileError for a layer of unknown kind."""
-        layer_types = fields.texts("layer_types")
-        for kind in layer_types:
-            if kind not in ("full_attention", "sliding_attention"):
-                raise fields.refuse(f"layer_types holds {kind!r}; known: 'full_attention', 'sliding_attention'")
+        sliding = self._sliding_layers(fields)
         switch = self.sliding_window_switch
         if "sliding_window" not in fields or (switch is not None and not fields.flag(switch, False)):
             return None
         window = fields.integer("sliding_window")
+        return window if sliding and window < max_context else None
+
+    def local_layers_of(self, fields: Fields, max_context: int) -> tuple[int, ...]:
+        """The layers with a window or another rotary embedding; empty if that is all layers, or none."""
+        sliding = self._sliding_layers(fields)
+        if self.local_theta is not None:
+            return sliding
+        is_all = len(sliding) == fields.integer("num_hidden_layers")
+        return () if is_all or self.window_of(fields, max_context) is None else sliding
+
+    def _sliding_layers(self, fields: Fields) -> tuple[int, ...]:
+        layer_types = fields.texts("layer_types")
+        for kind in layer_types:
+            if kind not in get_args(LayerType):
+                raise fields.refuse(f"layer_types holds {kind!r}; known: 'full_attention', 'sliding_attention'")
         if layer_types:
-            has_windowed_layer = "sliding_attention" in layer_types
-        else:
-            num_layers = fields.integer("num_hidden_layers")
-            has_windowed_layer = fields.integer("max_window_layers", 0, low=0) < num_layers
-        return window if has_windowed_layer and window < max_context else None
+            return tuple(index for index, kind in enumerate(layer_types) if kind == "sliding_attention")
+        if self.unrotated_interval is not None:
+            return self.unrotated_layers_of(fields)
+        num_layers = fields.integer("num_hidden_layers")
+        if self.global_interval is not None:
+            interval = fields.integer("sliding_window_pattern", self.global_interval)
+            return tuple(index for index in range(num_layers) if (index + 1) % interval)
+        return tuple(range(fields.integer("max_window_layers", 0, low=0), num_layers))
 
 
 FAMILIES = (
@@ -145,6 +218,68 @@ FAMILIES = (
         sliding_window_switch="use_sliding_window",
         ties_by_default=True,
         unrotated_interval=4,
+    ),
+    Family(
+        name="phi3",
+        architectures=("Phi3ForCausalLM",),
+        gguf_architectures=(),
+        partial_rotary=1.0,
+        fused=("qkv_proj", "gate_up_proj"),
+    ),
+    Family(
+        name="glm4",
+        architectures=("Glm4ForCausalLM",),
+        gguf_architectures=(),
+        qkv_bias="config",
+        biases_by_default=True,
+        sliding_window_switch="use_sliding_window",
+        partial_rotary=0.5,
+        is_interleaved=True,
+        norms=GLM4_NORMS,
+        fused=("gate_up_proj",),
+    ),
+    Family(
+        name="olmo2",
+        architectures=("Olmo2ForCausalLM",),
+        gguf_architectures=(),
+        qkv_bias="config",
+        o_bias="config",
+        sliding_window_switch="use_sliding_window",
+        qk_norm=True,
+        qk_norm_whole=True,
+        norms=OLMO2_NORMS,
+    ),
+    Family(
+        name="olmo3",
+        architectures=("Olmo3ForCausalLM",),
+        gguf_architectures=(),
+        qkv_bias="config",
+        o_bias="config",
+        qk_norm=True,
+        qk_norm_whole=True,
+        norms=OLMO2_NORMS,
+        theta=500000.0,
+        local_theta=("rope_theta", 500000.0),
+        global_interval=4,
+    ),
+    Family(
+        name="gemma3",
+        architectures=("Gemma3ForCausalLM",),
+        gguf_architectures=(),
+        qkv_bias="config",
+        o_bias="config",
+        qk_norm=True,
+        ties_by_default=True,
+        norms=GEMMA_NORMS,
+        norm_offset=1.0,
+        theta=1000000.0,
+        local_theta=("rope_local_base_freq", 10000.0),
+        global_interval=6,
+        activation_key="hidden_activation",
+        default_activation="gelu_pytorch_tanh",
+        scales_embedding=True,
+        score_scale_key="query_pre_attn_scalar",
+        must_be_off=("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention"),
     ),
 )
 

@@ -8,11 +8,14 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from headwater.models.families.brief_repr import brief_repr
 from headwater.models.fields import Fields
 from headwater.models.model_files import without_nulls
 
-RopeKind = Literal["default", "linear", "llama3", "yarn"]
-KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3", "yarn")
+RopeKind = Literal["default", "linear", "llama3", "yarn", "longrope"]
+KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3", "yarn", "longrope")
+_OLD_NAMES = {"su": "longrope"}
+LayerType = Literal["full_attention", "sliding_attention"]
 _LARGEST_FACTOR = 1e6
 _COMMON_KEYS = frozenset({"rope_type", "rope_theta", "partial_rotary_factor"})
 _LLAMA3_KEYS = frozenset({"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"})
@@ -25,15 +28,18 @@ _KEYS: dict[RopeKind, frozenset[str]] = {
     "linear": frozenset({"factor"}),
     "llama3": _LLAMA3_KEYS,
     "yarn": _YARN_KEYS,
+    "longrope": frozenset({"factor", "original_max_position_embeddings", "short_factor", "long_factor"})
+    | {"attention_factor"},
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class RopeConfig:
     """The parameters of rotary embedding. Fields that a kind does not use keep their defaults.
 
-    `freq_factors` divides each frequency: GGUF files carry the llama3 scaling that way.
-    Sources: RoFormer (arXiv 2104.09864); position interpolation (2306.15595); YaRN (2309.00071); Llama 3.1.
+    `freq_factors` divides each frequency: GGUF files carry the llama3 scaling that way, and LongRoPE is given so.
+    Sources: RoFormer (arXiv 2104.09864); position interpolation (2306.15595); YaRN (2309.00071); Llama 3.1; LongRoPE
+    (2402.13753).
     """
 
     theta: float = 10000.0
@@ -45,8 +51,12 @@ class RopeConfig:
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0  # yarn
     truncate: bool = True  # yarn: round the corrected range to whole dimensions
-    attention_factor: float = 1.0  # yarn: both cos and sin are multiplied by it
+    attention_factor: float = 1.0  # yarn, longrope: both cos and sin are multiplied by it
     freq_factors: tuple[float, ...] = ()
+    partial: float = 1.0  # the part of a head that is rotated
+
+    def __repr__(self) -> str:
+        return brief_repr(self, last="freq_factors")
 
     @property
     def scaled_context(self) -> int:
@@ -59,21 +69,39 @@ class RopeConfig:
         return cls.from_fields(Fields(without_nulls(raw), source="config.json"), max_position=max_position)
 
     @classmethod
-    def from_fields(cls, fields: Fields, *, max_position: int) -> "RopeConfig":
+    def from_fields(
+        cls,
+        fields: Fields,
+        *,
+        max_position: int,
+        layers: LayerType | None = None,
+        theta: float = 10000.0,
+        partial: float | None = None,
+    ) -> "RopeConfig":
         """From a config.json: `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (before).
+
+        `layers`: the type of layers that it is for, where each has its own; None: it is for all. `theta` and `partial`
+        are what a config means that does not say so; None: heads are always rotated as a whole.
 
         ModelFileError for an unknown kind or parameter: without it the text would be wrong.
         """
-        scaling = scaling_of(fields)
+        scaling = scaling_of(fields, layers)
         kind = kind_of(scaling)
-        theta = scaling.number("rope_theta", fields.number("rope_theta", 10000.0))
+        if layers != "sliding_attention":
+            theta = fields.number("rope_theta", theta)
+        theta = scaling.number("rope_theta", theta)
         if theta <= 1.0:
             raise fields.refuse(f"rope_theta must be greater than 1, found {theta}")
-        partial = scaling.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
-        if partial != 1.0:
-            raise fields.refuse(f"partial_rotary_factor {partial} is not supported, only 1.0")
+        whole = 1.0 if partial is None else partial
+        found = scaling.number("partial_rotary_factor", fields.number("partial_rotary_factor", whole))
+        if partial is None and found != 1.0:
+            raise fields.refuse(f"partial_rotary_factor {found} is not supported for this model, only 1.0")
+        if not 0 < found <= 1:
+            raise fields.refuse(f"partial_rotary_factor must be above 0 and at most 1, found {found}")
         if kind == "default":
-            return cls(theta=theta)
+            return cls(theta=theta, partial=found)
+        if kind == "longrope":
+            return cls._longrope(fields, scaling, cls(theta=theta, partial=found, kind=kind), max_position)
         original = scaling.integer("original_max_position_embeddings", max_position)
         original = fields.integer("original_max_position_embeddings", original)  # transformers lets this one win
         factor = scaling.number("factor", max_position / original if kind == "yarn" else 0.0)
@@ -94,14 +122,42 @@ class RopeConfig:
             beta_slow=scaling.number("beta_slow", 1.0, low=1e-6),
             truncate=scaling.flag("truncate", True),
             attention_factor=_attention_factor(scaling, factor) if kind == "yarn" else 1.0,
+            partial=found,
         )
+
+    @staticmethod
+    def _longrope(fields: Fields, scaling: Fields, plain: "RopeConfig", max_position: int) -> "RopeConfig":
+        """Its long factors where the context is longer than the original one, for all positions: KV is shared.
+
+        transformers takes the short factors for as long as a text is short, and then others for the same keys.
+        """
+        original = fields.integer("original_max_position_embeddings", 4096)
+        original = scaling.integer("original_max_position_embeddings", original)
+        factor = scaling.number("factor", max_position / original, low=0.0)
+        name = "long_factor" if max_position > original else "short_factor"
+        attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+        return replace(
+            plain,
+            factor=factor,
+            original_context=original,
+            attention_factor=scaling.number("attention_factor", attention, low=0.0),
+            freq_factors=scaling.numbers(name, low=1e-3),
+        )
+
+    def rotary_dim(self, head_dim: int) -> int:
+        """How many numbers of a head are rotated."""
+        return int(head_dim * self.partial)
 
     def with_freq_factors(self, factors: tuple[float, ...]) -> "RopeConfig":
         """The same with each frequency divided by its factor; unchanged without factors."""
         return replace(self, freq_factors=factors)
 
     def inv_freq(self, head_dim: int) -> npt.NDArray[np.float32]:
-        """Angle per position of each rotary pair. float32[head_dim / 2], each power correctly rounded."""
+        """Angle per position of each rotary pair. float32[head_dim / 2], each power correctly rounded.
+
+        The last ones are zero where only a part of a head is rotated.
+        """
+        whole, head_dim = head_dim, self.rotary_dim(head_dim)
         exponents = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
         powers = float(np.float32(self.theta)) ** exponents.astype(np.float64)
         inv_freq = 1.0 / powers.astype(np.float32)
@@ -113,7 +169,7 @@ class RopeConfig:
             inv_freq = self._yarn(inv_freq, head_dim)
         if self.freq_factors:
             inv_freq = inv_freq / np.array(self.freq_factors, dtype=np.float32)
-        return inv_freq
+        return np.concatenate((inv_freq, np.zeros((whole - head_dim) // 2, dtype=np.float32)))
 
     def _llama3(self, inv_freq: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Keep short wavelengths, divide long ones by `factor`, blend between the two."""
@@ -138,9 +194,12 @@ class RopeConfig:
         return inv_freq / self.factor * interpolated + inv_freq * (1 - interpolated)
 
 
-def scaling_of(fields: Fields) -> Fields:
-    """The rotary parameters of a config.json. If it has some for each type of layer, all must be the same."""
-    places = [_for_all_layers(fields, key) for key in ("rope_parameters", "rope_scaling")]
+def scaling_of(fields: Fields, layers: LayerType | None = None) -> Fields:
+    """The rotary parameters of a config.json for one type of layer; None: for all, and all must be the same.
+
+    Parameters without a type are not for sliding layers.
+    """
+    places = [_of_layers(fields, key, layers) for key in ("rope_parameters", "rope_scaling")]
     merged: dict[str, Any] = {}
     for place in places:
         for key, value in place.items():
@@ -164,11 +223,17 @@ def kind_of(scaling: Fields) -> RopeKind:
     return kind
 
 
-def _for_all_layers(fields: Fields, key: str) -> dict[str, Any]:
+def _of_layers(fields: Fields, key: str, layers: LayerType | None) -> dict[str, Any]:
     """The parameters under `key`, `type` under its newer name."""
     inner = fields.inner(key)
     found = {name: inner.raw(name) for name in inner}
-    if any(isinstance(value, Mapping) for value in found.values()):
+    is_by_type = any(isinstance(value, Mapping) for value in found.values())
+    if layers is not None:
+        if is_by_type:
+            found = dict(without_nulls(found).get(layers, {}))
+        elif layers == "sliding_attention":
+            found = {}
+    elif is_by_type:
         used = list(dict.fromkeys(fields.texts("layer_types"))) or ["full_attention"]
         missing = [kind for kind in used if not isinstance(found.get(kind), Mapping)]
         if missing:
@@ -180,6 +245,8 @@ def _for_all_layers(fields: Fields, key: str) -> dict[str, Any]:
         old = found.pop("type")
         if found.setdefault("rope_type", old) != old:
             raise fields.refuse(f"{key} has the type {old!r} and the rope_type {found['rope_type']!r}")
+    if "rope_type" in found:
+        found["rope_type"] = _OLD_NAMES.get(found["rope_type"], found["rope_type"])
     return found
 
 

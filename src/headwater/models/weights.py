@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from headwater.devices.device import Array, Experts, GatedLinear, Linear, ModelDevice, Routing
+from headwater.devices.device import Activation, Array, Experts, GatedLinear, Linear, ModelDevice, Routing
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor
 from headwater.devices.quantise import can_quantise, quantise
 from headwater.devices.scaled_tensor import ScaledTensor
@@ -96,7 +96,11 @@ class LayerSource(Protocol):
         """`stays_plain`: the matrices are not quantised, whatever the form."""
         ...
 
-    def gated_linear(self, names: Sequence[str], *, has_bias: bool = False) -> GatedLinear: ...
+    def gated_linear(
+        self, names: Sequence[str], *, has_bias: bool = False, activation: Activation = "silu"
+    ) -> GatedLinear:
+        """Of gate and up, or of one matrix that is both."""
+        ...
 
     def experts(self, names: Sequence[Sequence[str]], routing: Routing) -> Experts:
         """`names`: gate, up and down of each expert."""
@@ -147,10 +151,19 @@ class PlacedWeights:
         self.parts[names[0]] = layer
         return layer
 
-    def gated_linear(self, names: Sequence[str], *, has_bias: bool = False) -> GatedLinear:
+    def gated_linear(
+        self, names: Sequence[str], *, has_bias: bool = False, activation: Activation = "silu"
+    ) -> GatedLinear:
+        if len(names) == 1:
+            assert not has_bias
+            layer = self._device.pack_fused_gated_linear(self._place(names[0] + ".weight"), activation=activation)
+            self.parts[names[0]] = layer
+            return layer
         gate, up = (self._place(name + ".weight") for name in names)
         gate_bias, up_bias = (self._place(name + ".bias") for name in names) if has_bias else (None, None)
-        layer = self._device.pack_gated_linear(gate, up, gate_bias=gate_bias, up_bias=up_bias)
+        layer = self._device.pack_gated_linear(
+            gate, up, gate_bias=gate_bias, up_bias=up_bias, activation=activation
+        )
         self.parts[names[0]] = layer
         return layer
 

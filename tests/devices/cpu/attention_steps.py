@@ -33,6 +33,7 @@ class Sequences:
     page_size: int = 16
     dtype: str = "float32"
     has_qk_norm: bool = False
+    window: int = 0  # 0: none
     seed: int = 0
     layer: int = 1
     qkv: list[Floats] = field(init=False)
@@ -97,7 +98,8 @@ class PlainStep:
     def attend(self, qkv: Floats, spans: Sequence[Span]) -> Floats:
         sequences = self.sequences
         scale = sequences.head_dim**-0.5
-        return attend(qkv, sequences.rows(spans), sequences.pages(self.memory), scale=scale)
+        pages, window = sequences.pages(self.memory), sequences.window or None
+        return attend(qkv, sequences.rows(spans), pages, scale=scale, window=window)
 
 
 class NativeStep:
@@ -155,6 +157,7 @@ class NativeStep:
             page_bytes=sequences.memory.shape[1],
             layer_offset=sequences.layer * sequences.layer_bytes,
             norm_eps=NORM_EPS,
+            window=sequences.window,
             scale=sequences.head_dim**-0.5,
             qkv=qkv.ctypes.data,
             q_norm=None if norms is None else norms[0].ctypes.data,

@@ -156,12 +156,50 @@ def test_decode_at_odd_contexts(library: KernelLibrary, context: int) -> None:
     _assert_step_is_right(native, sequences, [(row, context - 1, context) for row in range(3)])
 
 
-@pytest.mark.parametrize("dtype", KV_DTYPES)
-def test_bits_depend_neither_on_chunks_nor_on_other_rows(library: KernelLibrary, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("window", "dtype", "num_heads", "page_size"),
+    [
+        (1, "float32", 3, 16),
+        (9, "bfloat16", 6, 64),
+        (100, "float8_e4m3fn", 3, 16),
+        (BLOCK_KEYS - 1, "float32", 3, 1),
+        (BLOCK_KEYS, "bfloat16", 3, 16),
+        (BLOCK_KEYS + 1, "float16", 14, 16),
+        (400, "float32", 1, 16),
+        (1000, "bfloat16", 1, 16),
+    ],
+)
+def test_windows(library: KernelLibrary, window: int, dtype: str, num_heads: int, page_size: int) -> None:
+    """Smaller than a page, than a chunk and than a block of keys, and on both sides of the blocks' borders."""
+    _skip_if_emulated(library, dtype, is_needed=window in (9, 100))
+    sequences = Sequences(
+        LENGTHS, num_heads=num_heads, num_kv_heads=1, page_size=page_size, dtype=dtype, window=window
+    )
+    native = NativeStep(library, sequences)
+    for spans in STEPS:
+        _assert_step_is_right(native, sequences, spans)
+
+
+def test_what_lies_before_a_window_is_never_read_as_a_number(library: KernelLibrary) -> None:
+    sequences = Sequences([BLOCK_KEYS + 60, 40], num_heads=6, num_kv_heads=1, window=12)
+    sequences.qkv[0][7, -3] = np.inf  # a value
+    sequences.qkv[0][BLOCK_KEYS - 4, 6 * sequences.head_dim + 5] = np.nan  # a key
+    _, out = NativeStep(library, sequences).run([(0, 0, BLOCK_KEYS + 60), (1, 0, 40)])
+    is_finite = np.isfinite(out).all(axis=1)
+    expected = np.ones(len(out), dtype=bool)
+    expected[7:19] = expected[BLOCK_KEYS - 4 : BLOCK_KEYS + 8] = False
+    np.testing.assert_array_equal(is_finite, expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "window"),
+    [*((dtype, 0) for dtype in KV_DTYPES), ("float32", 100), ("bfloat16", BLOCK_KEYS + 44), ("float8_e4m3fn", 20)],
+)
+def test_bits_depend_neither_on_chunks_nor_on_other_rows(library: KernelLibrary, dtype: str, window: int) -> None:
     """The same sequence whole, alone, in uneven chunks among others, and token by token at its end."""
     _skip_if_emulated(library, dtype)
     length = 2 * BLOCK_KEYS + 40
-    settings = {"num_heads": 6, "num_kv_heads": 2, "dtype": dtype, "seed": 3}
+    settings = {"num_heads": 6, "num_kv_heads": 2, "dtype": dtype, "window": window, "seed": 3}
     whole = Sequences([length, 90], **settings)
     _, expected = NativeStep(library, whole).run([(0, 0, length)])
     cuts = [0, 1, 65, 255, 257, 411, length - 3, length - 2, length - 1, length]
@@ -174,15 +212,18 @@ def test_bits_depend_neither_on_chunks_nor_on_other_rows(library: KernelLibrary,
     np.testing.assert_array_equal(np.concatenate(found).view(np.int32), expected.view(np.int32))
 
 
-@pytest.mark.parametrize("num_queries", [1, 5])
-def test_bits_do_not_depend_on_whether_a_row_is_split(library: KernelLibrary, num_queries: int) -> None:
+@pytest.mark.parametrize(("num_queries", "window"), [(1, 0), (5, 0), (1, 40), (5, BLOCK_KEYS + 12)])
+def test_bits_do_not_depend_on_whether_a_row_is_split(
+    library: KernelLibrary, num_queries: int, window: int
+) -> None:
     """A long context's blocks by several threads in any order, against one after another by one."""
     _skip_if_emulated(library, is_needed=num_queries == 1)
     length = 3 * BLOCK_KEYS + 11
     spans: list[Span] = [(0, length - num_queries, length)]
     outs = []
     for num_workers in (1, 64):
-        sequences = Sequences([length], num_heads=6, num_kv_heads=1, dtype=_dtype_of_products(library))
+        dtype = _dtype_of_products(library)
+        sequences = Sequences([length], num_heads=6, num_kv_heads=1, dtype=dtype, window=window)
         native = NativeStep(library, sequences, num_threads=4, seed=num_workers)
         native.run([(0, 0, length - num_queries)], num_workers=1)
         outs.append(native.run(spans, num_workers=num_workers)[1])
@@ -193,22 +234,27 @@ def test_bits_do_not_depend_on_whether_a_row_is_split(library: KernelLibrary, nu
 
 
 @pytest.mark.parametrize(
-    ("num_heads", "page_size", "dtype", "common"),
+    ("num_heads", "page_size", "dtype", "common", "window"),
     [
-        (3, 16, "float32", 2 * BLOCK_KEYS + 30),
-        (3, 16, "bfloat16", 2 * BLOCK_KEYS + 200),
-        (_MANY_HEADS, 1, "float16", 2 * BLOCK_KEYS + 150),
-        (1, 1, "bfloat16", 2 * BLOCK_KEYS + 30),
-        (_MANY_HEADS, 512, "float8_e5m2", 512),
+        (3, 16, "float32", 2 * BLOCK_KEYS + 30, 0),
+        (3, 16, "bfloat16", 2 * BLOCK_KEYS + 200, 0),
+        (_MANY_HEADS, 1, "float16", 2 * BLOCK_KEYS + 150, 0),
+        (1, 1, "bfloat16", 2 * BLOCK_KEYS + 30, 0),
+        (_MANY_HEADS, 512, "float8_e5m2", 512, 0),
+        (3, 16, "float32", 2 * BLOCK_KEYS + 30, 10),
+        (3, 16, "bfloat16", 2 * BLOCK_KEYS + 200, 250),
+        (_MANY_HEADS, 1, "float16", 2 * BLOCK_KEYS + 150, 600),
     ],
 )
 def test_bits_do_not_depend_on_whether_rows_share_pages(
-    library: KernelLibrary, num_heads: int, page_size: int, dtype: str, common: int
+    library: KernelLibrary, num_heads: int, page_size: int, dtype: str, common: int, window: int
 ) -> None:
     """Decodes after a common prefix, computed once for all of them, also in a block where each goes on by itself."""
     _skip_if_emulated(library, dtype, is_needed=num_heads == 3)
     lengths = [common + 1, common + 300, common + 17, BLOCK_KEYS + 9, common + 2]
-    sequences = Sequences(lengths, num_heads=num_heads, num_kv_heads=1, page_size=page_size, dtype=dtype)
+    sequences = Sequences(
+        lengths, num_heads=num_heads, num_kv_heads=1, page_size=page_size, dtype=dtype, window=window
+    )
     num_pages = common // page_size
     for row in (1, 4):  # rows 0 and 2 differ; row 3 has another prefix
         sequences.page_tables[row, :num_pages] = sequences.page_tables[0, :num_pages]

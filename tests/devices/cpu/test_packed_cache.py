@@ -58,7 +58,7 @@ def _assert_equal(found: PackedFile, parts: Parts) -> None:
     assert (norm.format, norm.shape) == ("bfloat16", (7,))
     assert isinstance(parts["norm"], HostTensor)
     np.testing.assert_array_equal(norm.data, parts["norm"].data)
-    layers = {"qkv": found.linear(["qkv"]), "gate": found.gated_linear(["gate"]), "down": found.linear(["down"])}
+    layers = {"qkv": found.linear(["qkv"]), "gate": found.gated_linear(["gate", "up"]), "down": found.linear(["down"])}
     for name, layer in layers.items():
         expected = parts[name]
         assert not isinstance(expected, HostTensor)

@@ -30,10 +30,10 @@ KERNELS = {
     "float32": ATTENTION,
     "float32-large-heads": ATTENTION,
     "float8": ATTENTION,
-    "layers": {"_rms_norm_kernel", "_silu_mul_kernel", "_skinny_kernel"},
+    "layers": {"_norm_kernel", "_activate_mul_kernel", "_skinny_kernel"},
     "coded": {"_one_token_kernel", "_tiles_kernel", "_numbers_kernel", "_round_kernel"},
     "deterministic": {
-        "_write_entries_kernel", "_write_kernel", "_prefill_kernel", "_linear_kernel", "_silu_mul_kernel",
+        "_write_entries_kernel", "_write_kernel", "_prefill_kernel", "_linear_kernel", "_activate_mul_kernel",
         "_logsumexp_kernel",
     },
     "adapters": {"_plan_kernel", "_shrink_kernel", "_expand_kernel"},

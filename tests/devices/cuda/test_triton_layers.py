@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from headwater.devices.cpu.plain.draw import log_noise
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_allowed, choose_greedy
-from headwater.devices.cuda.kernels.layers import silu_mul
+from headwater.devices.cuda.kernels.layers import activate_mul, norm_columns
 from headwater.devices.cuda.kernels.sampling import draw_part, draw_tokens
 from headwater.devices.cuda.kernels.scatter import write_entries
 from headwater.devices.noise import noise_keys
@@ -31,7 +31,31 @@ def test_rms_norm_and_gate(shape: tuple[int, int]) -> None:
     expected = F.rms_norm(x, x.shape[-1:], weight.float(), 1e-5).to(torch.bfloat16)
     torch.testing.assert_close(CudaDevice(PLACE).rms_norm(x, weight, 1e-5), expected, rtol=1e-2, atol=1e-2)
     gate, up = x.chunk(2, dim=-1)
-    torch.testing.assert_close(silu_mul(x), F.silu(gate) * up, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(activate_mul(x, "silu"), F.silu(gate) * up, rtol=1e-5, atol=1e-5)
+
+
+def test_norms_and_gates_of_single_families() -> None:
+    """Norms with an offset and behind a block, of columns in place; GELU; gate and up in one matrix of a checkpoint."""
+    device, x = CudaDevice(PLACE), _random(3, 96)
+    weight, residual = _random(96, seed=1), _random(3, 96, seed=2)
+    normed = F.rms_norm(x, x.shape[-1:], weight + 1, 1e-5)
+    torch.testing.assert_close(device.rms_norm(x, weight, 1e-5, offset=1.0, scale=0.5), normed / 2)
+    total = residual.clone()
+    device.add_rms_norm(total, x.half(), weight, 1e-5, offset=1.0)
+    torch.testing.assert_close(total, residual + normed, rtol=1e-2, atol=1e-2)
+    rows = torch.cat((residual, x, residual), dim=1)
+    norm_columns(rows[:, 96:192], weight, 1e-5, offset=1.0)
+    torch.testing.assert_close(rows, torch.cat((residual, normed, residual), dim=1))
+    gate_up = _random(50, 96, seed=3) / 9
+    gate, up = gate_up.chunk(2)
+    for num_tokens in (1, 3):
+        some = x[:num_tokens]
+        expected = F.gelu(some @ gate.T, approximate="tanh") * (some @ up.T)
+        fused = device.pack_fused_gated_linear(gate_up, activation="gelu_tanh")
+        torch.testing.assert_close(fused(some), expected, rtol=1e-4, atol=1e-5)
+        apart = device.pack_gated_linear(gate, up, activation="gelu_tanh")
+        torch.testing.assert_close(apart(some), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(fused.unpack()[0][0], gate_up)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 4, 5])

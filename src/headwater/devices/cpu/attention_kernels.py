@@ -42,6 +42,9 @@ class AttentionJob(ctypes.Structure):
         ("qkv", _POINTER),
         ("q_norm", _POINTER),
         ("k_norm", _POINTER),
+        ("norms_whole", _INT64),
+        ("pair_order", _POINTER),
+        ("window", _INT64),
         ("cos", _POINTER),
         ("sin", _POINTER),
         ("out", _POINTER),
@@ -52,7 +55,7 @@ class AttentionJob(ctypes.Structure):
 
 
 class RmsNormJob(ctypes.Structure):
-    """`RmsNormJob` of kernels/norm.c: y = x / rms(x) * weight, all float32[rows, size]."""
+    """`RmsNormJob` of kernels/norm.c: y = x / rms(x) * weight, all float32[rows, size]; add_rms_norm adds it to y."""
 
     _fields_ = (
         ("x", _POINTER), ("weight", _POINTER), ("y", _POINTER), ("size", _INT64), ("eps", _FLOAT), ("rows", _INT64),

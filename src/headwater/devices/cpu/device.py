@@ -22,9 +22,9 @@ from headwater.devices.cpu.program import Array, Program
 from headwater.devices.cpu.ranks.group import CpuRanks
 from headwater.devices.cpu.ranks.ops import add_reduced, all_reduce
 from headwater.devices.cpu.recorded_attention import RecordedAttention
-from headwater.devices.cpu.row_ops import rms_norm
+from headwater.devices.cpu.row_ops import add_rms_norm, rms_norm
 from headwater.devices.cpu.topology import free_memory_bytes, num_usable_cores
-from headwater.devices.device import AttentionGeometry, Experts, GatedLinear, Linear, RotaryAngles, Routing
+from headwater.devices.device import Activation, AttentionGeometry, Experts, GatedLinear, Linear, RotaryAngles, Routing
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor
 from headwater.devices.kv_memory import KVLayout
 from headwater.devices.rank_group import SOLE_RANK, RankGroup
@@ -122,12 +122,26 @@ class CpuDevice:
         *,
         gate_bias: HostTensor | None = None,
         up_bias: HostTensor | None = None,
+        activation: Activation = "silu",
+        is_fused: bool = False,
     ) -> GatedLinear:
         if self._library is None:
-            return PlainGatedLinear((gate, gate_bias), (up, up_bias))
+            return PlainGatedLinear((gate, gate_bias), (up, up_bias), activation=activation, is_fused=is_fused)
         return PackedGatedLinear.of(
-            self._library, gate, up, gate_bias=gate_bias, up_bias=up_bias, num_threads=self.num_threads
+            self._library,
+            gate,
+            up,
+            gate_bias=gate_bias,
+            up_bias=up_bias,
+            num_threads=self.num_threads,
+            activation=activation,
+            is_fused=is_fused,
         )
+
+    def pack_fused_gated_linear(self, gate_up: HostTensor, *, activation: Activation = "silu") -> GatedLinear:
+        size = gate_up.shape[0] // 2
+        gate, up = gate_up.rows(0, size), gate_up.rows(size, 2 * size)
+        return self.pack_gated_linear(gate, up, activation=activation, is_fused=True)
 
     def pack_experts(
         self,
@@ -146,8 +160,18 @@ class CpuDevice:
         """The packed weights that are kept in `folder`; None without kernels, which alone need packed weights."""
         return None if self._library is None else PackedCache(folder, max_bytes=max_bytes, library=self._library)
 
-    def rms_norm(self, residual: Array, weight: HostTensor, eps: float, *, scale: float = 1.0) -> Array:
-        return rms_norm(residual, weight, eps, scale=scale)
+    def rms_norm(
+        self, residual: Array, weight: HostTensor, eps: float, *, offset: float = 0.0, scale: float = 1.0
+    ) -> Array:
+        return rms_norm(residual, weight, eps, offset=offset, scale=scale)
+
+    def add_rms_norm(
+        self, residual: Array, x: Array, weight: HostTensor, eps: float, *, offset: float = 0.0
+    ) -> None:
+        add_rms_norm(residual, x, weight, eps, offset=offset)
+
+    def without_norm(self, residual: Array, like: HostTensor) -> Array:
+        return residual
 
     def all_reduce(self, x: Array) -> Array:
         return x if self.cpu_ranks is None else all_reduce(x, self.cpu_ranks)

@@ -15,7 +15,7 @@ class Mode(IntEnum):
 
     STORE = 0
     ADD = 1  # to what y holds
-    GATED = 2  # y = silu(gate) * up
+    GATED = 2  # y = activation(gate) * up
 
 
 class LinearJob(ctypes.Structure):
@@ -31,6 +31,7 @@ class LinearJob(ctypes.Structure):
         ("y_stride", _INT64),
         ("format", _INT64),
         ("mode", _INT64),
+        ("activation", _INT64),  # of GATED, an index of ACTIVATIONS
         ("rows", _INT64),  # TOKENS or SELECTED of kernel_library.py
         ("activations", _POINTER),  # fuse_activations of packed_layers.py
         ("activation_format", _INT64),

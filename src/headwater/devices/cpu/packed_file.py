@@ -22,7 +22,7 @@ from headwater.devices.cpu.experts.packed import PackedExperts
 from headwater.devices.cpu.kernel_library import KernelLibrary
 from headwater.devices.cpu.packed_layers import PackedGatedLinear, PackedLinear, RowsForm
 from headwater.devices.cpu.packed_weights import BLOCK_COLS, PackedWeights
-from headwater.devices.device import Routing
+from headwater.devices.device import Activation, Routing
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor
 
 Layer = PackedLinear | PackedGatedLinear | PackedExperts
@@ -144,10 +144,18 @@ class PackedFile:
         layer = self._header.layers[names[0]]
         return PackedLinear(self._library, [self._packed(it) for it in layer.packed], rows=self._rows(layer))
 
-    def gated_linear(self, names: Sequence[str], *, has_bias: bool = False) -> PackedGatedLinear:
+    def gated_linear(
+        self, names: Sequence[str], *, has_bias: bool = False, activation: Activation = "silu"
+    ) -> PackedGatedLinear:
         layer = self._header.layers[names[0]]
         (packed,) = layer.packed
-        return PackedGatedLinear(self._library, self._packed(packed), rows=self._rows(layer))
+        return PackedGatedLinear(
+            self._library,
+            self._packed(packed),
+            rows=self._rows(layer),
+            activation=activation,
+            is_fused=len(names) == 1,
+        )
 
     def experts(self, names: Sequence[Sequence[str]], routing: Routing) -> PackedExperts:
         layer = self._header.layers[names[0][0]]

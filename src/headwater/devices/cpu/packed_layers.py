@@ -24,7 +24,8 @@ from headwater.devices.cpu.packed_weights import (
     unpack,
 )
 from headwater.devices.cpu.program import Array, Columns, Op, TokenIds
-from headwater.devices.host_tensor import HostTensor
+from headwater.devices.device import ACTIVATIONS, Activation
+from headwater.devices.host_tensor import HostTensor, joined_rows
 
 Part = tuple[HostTensor, HostTensor | None]
 _GROUP = 32  # of kernels/linear/packed.h
@@ -115,11 +116,21 @@ class PackedLinear:
 class PackedGatedLinear:
     """The gated half of an MLP (device.GatedLinear) by the kernels, if gate and up have one format."""
 
-    def __init__(self, library: KernelLibrary, packed: PackedWeights, *, rows: Sequence[RowsForm]) -> None:
-        """`packed` holds gate and up, whose forms are `rows`."""
+    def __init__(
+        self,
+        library: KernelLibrary,
+        packed: PackedWeights,
+        *,
+        rows: Sequence[RowsForm],
+        activation: Activation = "silu",
+        is_fused: bool = False,
+    ) -> None:
+        """`packed` holds gate and up, whose forms are `rows`. `is_fused`: they unpack to one matrix."""
         self._library = library
         self.packed = (packed,)
         self.rows = rows
+        self.activation: Activation = activation
+        self._is_fused = is_fused
 
     @classmethod
     def of(
@@ -131,18 +142,21 @@ class PackedGatedLinear:
         gate_bias: HostTensor | None,
         up_bias: HostTensor | None,
         num_threads: int,
+        activation: Activation = "silu",
+        is_fused: bool = False,
     ) -> "PackedGatedLinear":
         rows = [RowsForm.of(gate, gate_bias), RowsForm.of(up, up_bias)]
         biases = None if gate_bias is None or up_bias is None else [gate_bias.to_float32(), up_bias.to_float32()]
         if packed_format(gate) != packed_format(up):
             gate, up = HostTensor.of(gate.to_float32()), HostTensor.of(up.to_float32())
-        return cls(library, pack_gated(library, [gate, up], biases, threads=num_threads), rows=rows)
+        packed = pack_gated(library, [gate, up], biases, threads=num_threads)
+        return cls(library, packed, rows=rows, activation=activation, is_fused=is_fused)
 
     def __call__(self, x: Array) -> Array:
         (packed,) = self.packed
         y = x.program.array(x.rows, packed.out_features)
         activations = _Activations(self._library, x).for_format(packed.format)
-        _record_product(packed, activations, y.columns(0, y.width), Mode.GATED)
+        _record_product(packed, activations, y.columns(0, y.width), Mode.GATED, activation=self.activation)
         return y
 
     def with_halves(self, x: Array) -> tuple[Array, Array]:
@@ -154,16 +168,19 @@ class PackedGatedLinear:
         y = x.program.array(x.rows, packed.out_features)
         halves = x.program.array(x.rows, len(packed.blocks) * BLOCK_COLS)
         activations = _Activations(self._library, x).for_format(packed.format)
-        _record_product(packed, activations, y.columns(0, y.width), Mode.GATED, kernel="linear_without_adapters")
+        gated = y.columns(0, y.width)
+        kernel = "linear_without_adapters"
+        _record_product(packed, activations, gated, Mode.GATED, kernel=kernel, activation=self.activation)
         _record_product(packed, activations, halves.columns(0, halves.width), Mode.STORE, kernel="linear_with_adapters")
         return y, halves
 
     def unpack(self) -> list[Part]:
         (packed,) = self.packed
-        return [
+        parts = [
             (in_format(HostTensor.of(matrix), part.format), part.bias)
             for matrix, part in zip(unpack(self._library, packed), self.rows, strict=True)
         ]
+        return [(joined_rows([weight for weight, _ in parts]), None)] if self._is_fused else parts
 
 
 def _pack(library: KernelLibrary, parts: list[Part], num_threads: int) -> PackedWeights:
@@ -199,7 +216,13 @@ class _Activations:
 
 
 def _record_product(
-    packed: PackedWeights, activations: Array, y: Columns, mode: Mode, *, kernel: str = "linear"
+    packed: PackedWeights,
+    activations: Array,
+    y: Columns,
+    mode: Mode,
+    *,
+    kernel: str = "linear",
+    activation: Activation = "silu",
 ) -> None:
     job = LinearJob(
         weights=packed.blocks.ctypes.data,
@@ -209,6 +232,7 @@ def _record_product(
         y_stride=y.array.width,
         format=packed.format_id,
         mode=mode,
+        activation=ACTIVATIONS.index(activation),
         rows=y.array.rows,
     )
     y.array.program.append(kernel, job, {"x": activations, "y": y}, keeps=(packed,))

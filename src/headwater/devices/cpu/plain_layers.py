@@ -9,10 +9,11 @@ from functools import partial
 import numpy as np
 
 from headwater.devices.cpu.kernel_library import TOKENS
-from headwater.devices.cpu.plain.linear import linear, silu
+from headwater.devices.cpu.plain.linear import activate, linear
 from headwater.devices.cpu.plain.norm import Floats
 from headwater.devices.cpu.program import Array, Plain, StepArrays, TokenIds
-from headwater.devices.host_tensor import HostTensor
+from headwater.devices.device import Activation
+from headwater.devices.host_tensor import HostTensor, joined_rows
 
 Part = tuple[HostTensor, HostTensor | None]  # weight [out, in] and bias [out]
 
@@ -53,12 +54,15 @@ class PlainLinear:
 class PlainGatedLinear:
     """The gated half of an MLP (device.GatedLinear) in numpy."""
 
-    def __init__(self, gate: Part, up: Part) -> None:
+    def __init__(self, gate: Part, up: Part, *, activation: Activation = "silu", is_fused: bool = False) -> None:
+        """`is_fused`: it unpacks to one matrix."""
         self._parts = [gate, up]
+        self.activation: Activation = activation
+        self._is_fused = is_fused
 
     def __call__(self, x: Array) -> Array:
         y = x.program.array(x.rows, self._parts[0][0].shape[0])
-        gated = partial(_gated, gate=self._parts[0], up=self._parts[1])
+        gated = partial(_gated, gate=self._parts[0], up=self._parts[1], activation=self.activation)
         x.program.append("linear", None, {"x": x, "y": y}, plain=gated)
         return y
 
@@ -66,14 +70,14 @@ class PlainGatedLinear:
         """As PackedGatedLinear's; gate and up lie one behind the other."""
         size = self._parts[0][0].shape[0]
         y, halves = x.program.array(x.rows, size), x.program.array(x.rows, 2 * size)
-        gated = partial(_gated, gate=self._parts[0], up=self._parts[1])
+        gated = partial(_gated, gate=self._parts[0], up=self._parts[1], activation=self.activation)
         x.program.append("linear", None, {"x": x, "y": y}, plain=partial(_if_adapters, gated, wanted=False))
         store = partial(_store, parts=self._parts)
         x.program.append("linear", None, {"x": x, "y": halves}, plain=partial(_if_adapters, store, wanted=True))
         return y, halves
 
     def unpack(self) -> list[Part]:
-        return self._parts
+        return [(joined_rows([weight for weight, _ in self._parts]), None)] if self._is_fused else self._parts
 
 
 # --- in numpy (program.Plain) ------------------------------------------------------------------------
@@ -102,10 +106,10 @@ def _add(_: StepArrays, *, x: Floats, y: Floats, parts: Sequence[Part]) -> None:
         y[:, columns] += product
 
 
-def _gated(_: StepArrays, *, x: Floats, y: Floats, gate: Part, up: Part) -> None:
+def _gated(_: StepArrays, *, x: Floats, y: Floats, gate: Part, up: Part, activation: Activation) -> None:
     lefts, rights = _products(x, [gate]), _products(x, [up])
     for (columns, left), (_same, right) in zip(lefts, rights, strict=True):
-        y[:, columns] = silu(left) * right
+        y[:, columns] = activate(left, activation) * right
 
 
 def _if_adapters(plain: Plain, step: StepArrays, *, wanted: bool, **arrays: Floats) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from headwater.devices.cpu.plain.attention import StepRows, attend, prepare_qkv
 from headwater.devices.cpu.plain.kv_pages import LayerPages
 from headwater.devices.cpu.plain.norm import Floats, rotary_angles
 from headwater.devices.cpu.program import Array, Program, StepArrays
+from headwater.devices.cpu.row_ops import norm_weight
 from headwater.devices.device import AttentionGeometry, RotaryAngles
 from headwater.devices.host_tensor import HostTensor
 from headwater.devices.kv_memory import KVLayout
@@ -36,11 +38,13 @@ class RecordedAttention:
         self._partials = partial_arrays(
             num_heads=geometry.num_heads, num_kv_heads=geometry.num_kv_heads, head_dim=geometry.head_dim
         )
+        self._pair_order = geometry.pair_order()
         self._rotary = [_record_angles(program, each) for each in rotary]
 
     def __call__(self, qkv: Array, layer: int, q_norm: HostTensor | None, k_norm: HostTensor | None) -> Array:
         shape, layout = self._geometry, self._layout
-        norms = [None if norm is None else np.ascontiguousarray(norm.to_float32()) for norm in (q_norm, k_norm)]
+        offset, window = shape.norm_offset, shape.layer(layer).window
+        norms = [None if norm is None else norm_weight(norm, offset=offset) for norm in (q_norm, k_norm)]
         out = self._program.array(TOKENS, shape.num_heads * shape.head_dim)
         job = AttentionJob(
             num_heads=shape.num_heads,
@@ -54,17 +58,26 @@ class RecordedAttention:
             scale=shape.scale,
             q_norm=_address(norms[0]),
             k_norm=_address(norms[1]),
+            norms_whole=shape.norms_whole,
+            pair_order=_address(self._pair_order),
+            window=window or 0,
             **{name: array.ctypes.data for name, array in self._partials.items()},
         )
-        keeps = (*norms, *self._partials.values())
+        keeps = (*norms, self._pair_order, *self._partials.values())
         pages = partial(_layer_pages, layout=layout, layer=layer)
-        prepare = partial(_prepare_qkv, pages=pages, norms=norms, norm_eps=shape.norm_eps)
+        prepare = partial(
+            _prepare_qkv,
+            pages=pages,
+            norms=norms,
+            norm_eps=shape.norm_eps,
+            norms_whole=shape.norms_whole,
+            pair_order=self._pair_order,
+        )
         cos, sin = self._rotary[shape.layer(layer).rotary]
         rotated = {"qkv": qkv, "cos": cos, "sin": sin}
         self._program.append("prepare_qkv", job, rotated, plain=prepare, keeps=keeps)
-        self._program.append(
-            "attention", job, {"qkv": qkv, "out": out}, plain=partial(_attend, pages=pages, scale=job.scale)
-        )
+        attend_plainly = partial(_attend, pages=pages, scale=job.scale, window=window)
+        self._program.append("attention", job, {"qkv": qkv, "out": out}, plain=attend_plainly)
         return out
 
 
@@ -110,11 +123,13 @@ def _rows(step: StepArrays) -> StepRows:
 
 
 def _prepare_qkv(
-    step: StepArrays, *, qkv: Floats, cos: Floats, sin: Floats, pages: partial[LayerPages], norms: list, norm_eps: float
+    step: StepArrays, *, qkv: Floats, cos: Floats, sin: Floats, pages: partial[LayerPages], norms: list, **options: Any
 ) -> None:
     q_norm, k_norm = norms
-    prepare_qkv(qkv, _rows(step), pages(step), cos=cos, sin=sin, q_norm=q_norm, k_norm=k_norm, norm_eps=norm_eps)
+    prepare_qkv(qkv, _rows(step), pages(step), cos=cos, sin=sin, q_norm=q_norm, k_norm=k_norm, **options)
 
 
-def _attend(step: StepArrays, *, qkv: Floats, out: Floats, pages: partial[LayerPages], scale: float) -> None:
-    out[:] = attend(qkv, _rows(step), pages(step), scale=scale)
+def _attend(
+    step: StepArrays, *, qkv: Floats, out: Floats, pages: partial[LayerPages], scale: float, window: int | None
+) -> None:
+    out[:] = attend(qkv, _rows(step), pages(step), scale=scale, window=window)

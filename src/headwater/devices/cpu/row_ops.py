@@ -14,19 +14,29 @@ from headwater.devices.cpu.program import Array, Numbers, StepArrays
 from headwater.devices.host_tensor import HostTensor
 
 
-def rms_norm(x: Array, weight: HostTensor, eps: float, *, scale: float = 1.0) -> Array:
-    """Record y = x / rms(x) * weight * scale."""
+def rms_norm(x: Array, weight: HostTensor, eps: float, *, offset: float = 0.0, scale: float = 1.0) -> Array:
+    """Record y = x / rms(x) * (weight + offset) * scale."""
     y = x.program.array(x.rows, x.width)
-    wide = norm_weight(weight, scale=scale)
+    wide = norm_weight(weight, offset=offset, scale=scale)
     job = RmsNormJob(weight=wide.ctypes.data, size=x.width, eps=eps, rows=x.rows)
     x.program.append("rms_norm", job, {"x": x, "y": y}, plain=partial(_rms_norm, weight=wide, eps=eps), keeps=(wide,))
     return y
 
 
-def norm_weight(weight: HostTensor, *, scale: float = 1.0) -> Floats:
+def add_rms_norm(residual: Array, x: Array, weight: HostTensor, eps: float, *, offset: float = 0.0) -> None:
+    """Record residual += x / rms(x) * (weight + offset)."""
+    wide = norm_weight(weight, offset=offset)
+    job = RmsNormJob(weight=wide.ctypes.data, size=x.width, eps=eps, rows=x.rows)
+    plain = partial(_add_rms_norm, weight=wide, eps=eps)
+    x.program.append("add_rms_norm", job, {"x": x, "y": residual}, plain=plain, keeps=(wide,))
+
+
+def norm_weight(weight: HostTensor, *, offset: float = 0.0, scale: float = 1.0) -> Floats:
     """What a norm multiplies by, as kernels read it: float32[size]."""
     wide = weight.to_float32()
-    return np.ascontiguousarray(wide if scale == 1.0 else wide * np.float32(scale))
+    if (offset, scale) != (0.0, 1.0):
+        wide = (wide + np.float32(offset)) * np.float32(scale)
+    return np.ascontiguousarray(wide)
 
 
 def select_rows(x: Array) -> Array:
@@ -57,6 +67,10 @@ def argmax(logits: Array) -> MostProbable:
 
 def _rms_norm(_: StepArrays, *, x: Floats, y: Floats, weight: Floats, eps: float) -> None:
     y[:] = plain_norm.rms_norm(x, weight, eps)
+
+
+def _add_rms_norm(_: StepArrays, *, x: Floats, y: Floats, weight: Floats, eps: float) -> None:
+    y[:] += plain_norm.rms_norm(x, weight, eps)
 
 
 def _select_rows(step: StepArrays, *, x: Floats, y: Floats) -> None:

@@ -8,6 +8,7 @@ import torch
 from headwater.devices.cuda.external_attention import ExternalAttention
 from headwater.devices.cuda.kernels.decode import DecodeScratch, decode
 from headwater.devices.cuda.kernels.gather import gather
+from headwater.devices.cuda.kernels.layers import norm_columns
 from headwater.devices.cuda.kernels.prefill import PrefillScratch, prefill
 from headwater.devices.cuda.kernels.rotary import write_prompt_kv
 from headwater.devices.cuda.paged_batch import ExternalChunks, PagedBatch
@@ -45,6 +46,11 @@ class TritonStepAttention:
         self, qkv: torch.Tensor, layer: int, q_norm: torch.Tensor | None, k_norm: torch.Tensor | None
     ) -> torch.Tensor:
         shape, batch, kv = self._geometry, self._batch, self._kv
+        if shape.norms_whole and q_norm is not None and k_norm is not None:
+            q_size, kv_size = (num * shape.head_dim for num in (shape.num_heads, shape.num_kv_heads))
+            norm_columns(qkv[:, :q_size], q_norm, shape.norm_eps, offset=shape.norm_offset)
+            norm_columns(qkv[:, q_size : q_size + kv_size], k_norm, shape.norm_eps, offset=shape.norm_offset)
+            q_norm = k_norm = None
         out = torch.empty((len(qkv), shape.num_heads * shape.head_dim), dtype=qkv.dtype, device=qkv.device)
         if batch.num_decodes:
             assert self._scratch is not None

@@ -11,9 +11,10 @@ import torch
 
 from headwater.devices.cuda.coded_matrix import CodedMatrix, join
 from headwater.devices.cuda.kernels.coded import MAX_TILE_TOKENS, has_tiles, one_token, tiles, to_numbers
-from headwater.devices.cuda.kernels.layers import silu_mul
+from headwater.devices.cuda.kernels.layers import activate_mul
 from headwater.devices.cuda.linear import CudaLinear
 from headwater.devices.cuda.scaled_product import scaled_product, suits_scaled_product
+from headwater.devices.device import Activation
 
 Weight = torch.Tensor | CodedMatrix
 
@@ -118,14 +119,18 @@ class CodedGatedLinear:
     def __init__(
         self,
         gate: Weight,
-        up: Weight,
+        up: Weight | None,
         gate_bias: torch.Tensor | None,
         up_bias: torch.Tensor | None,
         *,
+        activation: Activation = "silu",
         is_deterministic: bool = False,
     ) -> None:
+        """`up`: None if `gate` holds the rows of both, one behind the other; then it unpacks to one matrix."""
         biases = None if gate_bias is None or up_bias is None else (gate_bias, up_bias)
-        self._linear = CodedLinear((gate, up), biases, is_deterministic=is_deterministic)
+        weights = (gate,) if up is None else (gate, up)
+        self._linear = CodedLinear(weights, biases, is_deterministic=is_deterministic)
+        self.activation: Activation = activation
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.multiply(self.halves(x))
@@ -135,8 +140,8 @@ class CodedGatedLinear:
         return self._linear(x)
 
     def multiply(self, halves: torch.Tensor) -> torch.Tensor:
-        """silu(gate) * up. [T, 2 out] -> [T, out]"""
-        return silu_mul(halves)
+        """activation(gate) * up. [T, 2 out] -> [T, out]"""
+        return activate_mul(halves, self.activation)
 
     def unpack(self) -> list[tuple[Weight, torch.Tensor | None]]:
         return self._linear.unpack()

@@ -29,7 +29,7 @@ from headwater.devices.cuda.external_attention import (
 )
 from headwater.devices.cuda.gguf_codes import GGUF_FORMATS, place_blocks
 from headwater.devices.cuda.kernels.decode import DecodeScratch
-from headwater.devices.cuda.kernels.layers import rms_norm
+from headwater.devices.cuda.kernels.layers import add_rms_norm, rms_norm
 from headwater.devices.cuda.kernels.prefill import PrefillScratch, queries_per_tile
 from headwater.devices.cuda.kv_memory import CudaKVMemory
 from headwater.devices.cuda.linear import CudaGatedLinear, CudaLinear
@@ -38,6 +38,7 @@ from headwater.devices.cuda.prefill_tiles import PrefillTiles, plan_tiles
 from headwater.devices.cuda.ranks.group import CudaRanks
 from headwater.devices.cuda.torch_tensors import open_shared, place_tensor, to_host, torch_dtype
 from headwater.devices.device import (
+    Activation,
     AttentionGeometry,
     Experts,
     GatedLinear,
@@ -235,10 +236,14 @@ class CudaDevice:
         *,
         gate_bias: torch.Tensor | None = None,
         up_bias: torch.Tensor | None = None,
+        activation: Activation = "silu",
     ) -> GatedLinear:
-        if isinstance(gate, CodedMatrix) or isinstance(up, CodedMatrix):
-            return CodedGatedLinear(gate, up, gate_bias, up_bias, is_deterministic=self.is_deterministic)
-        return CudaGatedLinear(gate, up, gate_bias, up_bias, is_deterministic=self.is_deterministic)
+        kind = CodedGatedLinear if isinstance(gate, CodedMatrix) or isinstance(up, CodedMatrix) else CudaGatedLinear
+        return kind(gate, up, gate_bias, up_bias, activation=activation, is_deterministic=self.is_deterministic)
+
+    def pack_fused_gated_linear(self, gate_up: Weight, *, activation: Activation = "silu") -> GatedLinear:
+        kind = CodedGatedLinear if isinstance(gate_up, CodedMatrix) else CudaGatedLinear
+        return kind(gate_up, None, None, None, activation=activation, is_deterministic=self.is_deterministic)
 
     def pack_experts(
         self,
@@ -260,9 +265,17 @@ class CudaDevice:
         return tuple(cos), tuple(sin)
 
     def rms_norm(
-        self, residual: torch.Tensor, weight: torch.Tensor, eps: float, *, scale: float = 1.0
+        self, residual: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: float = 0.0, scale: float = 1.0
     ) -> torch.Tensor:
-        return rms_norm(residual, weight, eps, scale=scale)
+        return rms_norm(residual, weight, eps, offset=offset, scale=scale)
+
+    def add_rms_norm(
+        self, residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: float = 0.0
+    ) -> None:
+        add_rms_norm(residual, x, weight, eps, offset=offset)
+
+    def without_norm(self, residual: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        return residual.to(like.dtype)
 
     def check_attention(self, geometry: AttentionGeometry, dtype: torch.dtype, *, kv_dtype: str | None = None) -> None:
         """ValueError for heads that the kernels do not take, UnsupportedError for a KV dtype or a named backend.
@@ -277,7 +290,7 @@ class CudaDevice:
                 reason = _too_old(self.torch_device, found, needed=_MIN_CAPABILITY_E4M3)
                 raise UnsupportedError("kv_dtype", kv_dtype, reason)
         if self._backend == "fa3" and self.external_attention is not None:
-            reason = self.external_attention.refusal(geometry, dtype)
+            reason = self._external_refusal(geometry, dtype)
             if reason is not None:
                 raise UnsupportedError("attention", self._backend, reason)
         queries_per_tile(geometry)
@@ -290,9 +303,16 @@ class CudaDevice:
         context_lens: npt.NDArray[np.int32],
     ) -> int:
         """How many of a step's chunks our own kernels take; the rest are external. `dtype` is the activations'."""
-        if self.external_attention is None or self.external_attention.refusal(geometry, dtype) is not None:
+        if self._external_refusal(geometry, dtype) is not None:
             return len(query_lens)
         return num_own_chunks(query_lens, context_lens, geometry, min_tokens=self.min_external_tokens)
+
+    def _external_refusal(self, geometry: AttentionGeometry, dtype: torch.dtype) -> str | None:
+        if self.external_attention is None:
+            return "is not there"
+        if geometry.has_windows:
+            return "knows no sliding windows"
+        return self.external_attention.refusal(geometry, dtype)
 
     def plan_tiles(
         self, geometry: AttentionGeometry, query_lens: npt.NDArray[np.int32], context_lens: npt.NDArray[np.int32]

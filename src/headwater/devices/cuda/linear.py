@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from headwater.devices.cuda.kernels.fixed import add_fixed_linear, fixed_linear
-from headwater.devices.cuda.kernels.layers import silu_mul
+from headwater.devices.cuda.kernels.layers import activate_mul
 from headwater.devices.cuda.kernels.skinny import add_linear, gated_linear, linear, suits, suits_gated
+from headwater.devices.device import Activation
 
 
 class CudaLinear:
@@ -86,19 +87,23 @@ class CudaGatedLinear:
     def __init__(
         self,
         gate: torch.Tensor,
-        up: torch.Tensor,
+        up: torch.Tensor | None,
         gate_bias: torch.Tensor | None,
         up_bias: torch.Tensor | None,
         *,
+        activation: Activation = "silu",
         is_deterministic: bool = False,
     ) -> None:
+        """`up`: None if `gate` holds the rows of both, one behind the other; then it unpacks to one matrix."""
         biases = None if gate_bias is None or up_bias is None else (gate_bias, up_bias)
-        self._linear = CudaLinear((gate, up), biases, is_deterministic=is_deterministic)
+        weights = (gate,) if up is None else (gate, up)
+        self._linear = CudaLinear(weights, biases, is_deterministic=is_deterministic)
+        self.activation: Activation = activation
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         weight, bias = self._linear.whole
         if not self._linear.is_deterministic and suits_gated(len(x), weight):
-            return gated_linear(x, weight, bias)
+            return gated_linear(x, weight, bias, self.activation)
         return self.multiply(self.halves(x))
 
     def halves(self, x: torch.Tensor) -> torch.Tensor:
@@ -106,8 +111,8 @@ class CudaGatedLinear:
         return self._linear(x)
 
     def multiply(self, halves: torch.Tensor) -> torch.Tensor:
-        """silu(gate) * up. [T, 2 out] -> [T, out]"""
-        return silu_mul(halves)
+        """activation(gate) * up. [T, 2 out] -> [T, out]"""
+        return activate_mul(halves, self.activation)
 
     def unpack(self) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         return self._linear.unpack()

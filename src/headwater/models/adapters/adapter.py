@@ -81,9 +81,20 @@ def read_adapter(folder: Path, config: ModelConfig, *, max_rank: int, form: str)
         for part in (f"{module} {form} {a.shape} {b.shape} {scale!r}".encode(), a.data, b.data):
             digest.update(len(part).to_bytes(8, "little") if isinstance(part, bytes) else b"")
             digest.update(part if isinstance(part, bytes) else part.reshape(-1).view("u1").data)
-        parts = module.split(".")
-        matrices[int(parts[2]), parts[4].removesuffix("_proj")] = AdapterMatrices(a, b, scale)
+        parts, first = module.split("."), 0
+        for projection, size in _projections(parts[4].removesuffix("_proj"), config, num_rows=shape[0]):
+            matrices[int(parts[2]), projection] = AdapterMatrices(a, b.rows(first, first + size), scale)
+            first += size
     return Adapter(digest.hexdigest(), matrices)
+
+
+def _projections(name: str, config: ModelConfig, *, num_rows: int) -> tuple[tuple[str, int], ...]:
+    """The projections of a module, and how many rows of its B each has: several of one that is fused."""
+    if name == "qkv":
+        return ("q", config.q_size), ("k", config.kv_size), ("v", config.kv_size)
+    if name == "gate_up":
+        return ("gate", num_rows // 2), ("up", num_rows // 2)
+    return ((name, num_rows),)
 
 
 def _modules(weights: SafetensorsWeights) -> dict[str, str]:

@@ -16,8 +16,8 @@ from headwater.models.model_files import read_json_object
 
 MOST_RANK = 512
 BLOCK_OF = {  # the block of a layer that holds a projection
-    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), "self_attn"),
-    **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "mlp"),
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"), "self_attn"),
+    **dict.fromkeys(("gate_proj", "up_proj", "down_proj", "gate_up_proj"), "mlp"),
 }
 _PLAIN_NAME = re.compile(r"\^?[\w.]+")
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {  # values of options that change nothing; null as well

@@ -9,7 +9,7 @@ from headwater.models.experts.config import ExpertsConfig
 
 @dataclass(frozen=True, slots=True)
 class DenseMlp:
-    """down(silu(gate(x)) * up(x)), the products of gate and up fused."""
+    """down(activation(gate(x)) * up(x)), the products of gate and up fused."""
 
     gate_up: GatedLinear
     down: Linear

@@ -111,6 +111,11 @@ def check_tp_size(config: ModelConfig, size: int) -> None:
     """ValueError if a model of this config cannot be shared by `size` ranks."""
     if size < 1:
         raise ValueError(f"--tp-size must be at least 1, found {size}")
+    if size > 1 and config.qk_norm_whole:
+        raise ValueError(f"--tp-size {size}: the QK-norm of {config.architecture} is of all heads together; take 1")
+    if size > 1 and config.fused:
+        names = " and ".join(config.fused)
+        raise ValueError(f"--tp-size {size}: {names} of {config.architecture} are not cut into shares yet; take 1")
     heads, kv_heads = config.num_heads, config.num_kv_heads
     if heads % size:
         fit = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0 and _has_whole_kv_heads(kv_heads, n))

@@ -9,8 +9,9 @@ import numpy as np
 from headwater.devices.cpu.adapters.memory import CpuAdapters
 from headwater.devices.cpu.kernel_library import TOKENS
 from headwater.devices.cpu.packed_weights import BLOCK_COLS
-from headwater.devices.cpu.plain.linear import Floats, silu
+from headwater.devices.cpu.plain.linear import Floats, activate
 from headwater.devices.cpu.program import Array, Program, StepArrays
+from headwater.devices.device import ACTIVATIONS, Activation
 
 _POINTER, _INT64 = ctypes.c_void_p, ctypes.c_int64
 
@@ -51,9 +52,9 @@ class AdapterExpandJob(ctypes.Structure):
 
 
 class MultiplyHalvesJob(ctypes.Structure):
-    """`MultiplyHalvesJob` of kernels/linear/adapters.c: y = silu(gate) * up, in steps with adapters."""
+    """`MultiplyHalvesJob` of kernels/linear/adapters.c: y = activation(gate) * up, in steps with adapters."""
 
-    _fields_ = (("halves", _POINTER), ("y", _POINTER), ("size", _INT64))
+    _fields_ = (("halves", _POINTER), ("y", _POINTER), ("size", _INT64), ("activation", _INT64))
 
 
 class RecordedAdapters:
@@ -80,8 +81,9 @@ class RecordedAdapters:
         else:
             columns = [AdapterColumns(first, 2 * BLOCK_COLS, size) for first in (0, BLOCK_COLS)]
         self._record("gate_up", layer, x, halves, columns)
-        job = MultiplyHalvesJob(size=size)
-        self._program.append("multiply_halves", job, {"halves": halves, "y": y}, plain=_multiply_halves)
+        job = MultiplyHalvesJob(size=size, activation=ACTIVATIONS.index(linear.activation))
+        plain = partial(_multiply_halves, activation=linear.activation)
+        self._program.append("multiply_halves", job, {"halves": halves, "y": y}, plain=plain)
         return y
 
     def _record(self, site: str, layer: int, x: Array, y: Array, columns: list[AdapterColumns]) -> None:
@@ -134,8 +136,8 @@ def _add(
             y[rows, at : at + columns[index].out_features] += np.float32(each.scale) * product
 
 
-def _multiply_halves(step: StepArrays, *, halves: Floats, y: Floats) -> None:
+def _multiply_halves(step: StepArrays, *, halves: Floats, y: Floats, activation: Activation) -> None:
     if len(step.adapter_tiles):
-        y[:] = silu(halves[:, : y.shape[1]]) * halves[:, y.shape[1] :]
+        y[:] = activate(halves[:, : y.shape[1]], activation) * halves[:, y.shape[1] :]
 
 

@@ -73,9 +73,10 @@ static void pack_values(const Work *work, const Located *at, int first, int num,
     FOR_DTYPE(pack_values_of, work, at, first, num, ahead)
 }
 
-// Turn one stacked query's scores into weights; the first `num` keys of the block are visible to it.
-static void softmax_row(int row, int64_t num) {
-    float *scores = scratch.scores + row * SCORES_STRIDE;
+// Turn one stacked query's scores into weights; keys [hidden, end) of the block are visible to it.
+static void softmax_row(int row, int64_t hidden, int64_t end) {
+    float *scores = scratch.scores + row * SCORES_STRIDE + hidden;
+    const int64_t num = end - hidden;
     const int64_t whole = num / WIDTH * WIDTH, rest = num - whole;
     const float most = largest_score(scores, num);
     const vf subtract = vf_splat(most);
@@ -114,13 +115,47 @@ static void sum_rows(const Work *work, int row, int rows, int part, int64_t skip
     row += work->first_stacked;
     multiply_tile(rows, work->padded_dim / PANEL, scratch.scores + row * SCORES_STRIDE + part + skip, SCORES_STRIDE,
                   scratch.values + skip * PANEL, VALUES_STRIDE, keys, scratch.block_sums + row * work->padded_dim,
-                  work->padded_dim, part + skip == 0);
+                  work->padded_dim, part + skip == 0 && !work->job->window);
+}
+
+// With windows, sums begin with zeros: which key is the first one differs from row to row.
+static void clear_sums(const Work *work) {
+    if (!work->job->window) return;
+    memset(scratch.block_sums + work->first_stacked * work->padded_dim, 0,
+           (size_t)(work->stacked * work->padded_dim) * sizeof(float));
+}
+
+// The sums of a tile of rows of which each has a window. What all see is computed together, the keys before and behind
+// it row by row, in the order of the keys.
+static void sum_windows(const Work *work, int64_t first, int part, int num, int row, int rows) {
+    int64_t begin = 0, end = num;
+    for (int i = row; i < row + rows; i++) {
+        const int64_t hidden = hidden_in_part(work, i, first, part, num), visible = visible_in_part(work, i, first, part, num);
+        begin = hidden > begin ? hidden : begin;
+        end = visible < end ? visible : end;
+    }
+    const int64_t common = begin < end ? end - begin : 0;
+    for (int i = row; i < row + rows; i++) {
+        const int64_t hidden = hidden_in_part(work, i, first, part, num);
+        const int64_t until = common ? begin : visible_in_part(work, i, first, part, num);
+        if (hidden < until) sum_rows(work, i, 1, part, hidden, until - hidden);
+    }
+    if (!common) return;
+    sum_rows(work, row, rows, part, begin, common);
+    for (int i = row; i < row + rows; i++) {
+        const int64_t visible = visible_in_part(work, i, first, part, num);
+        if (visible > end) sum_rows(work, i, 1, part, end, visible - end);
+    }
 }
 
 static void sum_part(const Work *work, int64_t first, int part, int num) {
     const int tile_rows = tile_rows_for(work->stacked);
     for (int row = 0; row < work->stacked; row += tile_rows) {
         const int rows = work->stacked - row < tile_rows ? work->stacked - row : tile_rows;
+        if (work->job->window) {
+            sum_windows(work, first, part, num, row, rows);
+            continue;
+        }
         const int64_t common = visible_in_part(work, row, first, part, num);
         if (common) sum_rows(work, row, rows, part, 0, common);
         // What only later queries see, NaN perhaps, is left out for the earlier ones: not added with a weight of 0.
@@ -134,8 +169,10 @@ static void sum_part(const Work *work, int64_t first, int part, int num) {
 // Scores of a block's keys from `begin` on.
 static void score_block(const Work *work, const Located *at, const Located *next, int64_t first, int begin) {
     const int size = work->part_keys, without_packing = is_direct(work, first, at->num);
+    const int64_t hidden = hidden_from_all(work, first);
     for (int part = begin; part < at->num; part += size) {
         const int num = at->num - part < size ? at->num - part : size;
+        if (part + num <= hidden) continue;
         const Ahead ahead = ahead_of(work, at, next, part, 0);
         if (without_packing) {
             score_directly(work, at, part, num, &ahead);
@@ -148,15 +185,18 @@ static void score_block(const Work *work, const Located *at, const Located *next
 
 static void softmax_block(const Work *work, const Located *at, int64_t first) {
     for (int row = 0; row < work->stacked; row++) {
+        if (!sees_some(work, row, first)) continue;
         const int64_t visible = visible_keys(work, row, first);
-        if (visible) softmax_row(work->first_stacked + row, visible < at->num ? visible : at->num);
+        softmax_row(work->first_stacked + row, hidden_keys(work, row, first), visible < at->num ? visible : at->num);
     }
 }
 
 static void sum_block(const Work *work, const Located *at, const Located *next, int64_t first, int begin) {
     const int size = work->part_keys, without_packing = is_direct(work, first, at->num);
+    const int64_t hidden = hidden_from_all(work, first);
     for (int part = begin; part < at->num; part += size) {
         const int num = at->num - part < size ? at->num - part : size;
+        if (part + num <= hidden) continue;
         const Ahead ahead = ahead_of(work, at, next, part, 1);
         if (without_packing) {
             sum_directly(work, at, part, num, &ahead);
@@ -177,6 +217,7 @@ static void attend_block(const Work *work, const Located *at, const Located *nex
 #endif
     score_block(work, at, next, first, 0);
     softmax_block(work, at, first);
+    clear_sums(work);
     sum_block(work, at, next, first, 0);
 }
 
@@ -196,8 +237,8 @@ static void prefetch_first(const Work *work, const Located *at) {
 static void merge_row(const Work *work, int row, int64_t first, const float *block_sums, float largest, float total) {
     const int64_t dim = work->job->head_dim;
     float *sums = scratch.sums + row * dim;
-    if (visible_keys(work, row, first) == 0) return;
-    if (first == 0) {
+    if (!sees_some(work, row, first)) return;
+    if (first <= lowest_key(work, row)) {
         memcpy(sums, block_sums, (size_t)dim * sizeof *sums);
         scratch.largest[row] = largest;
         scratch.total[row] = total;
@@ -243,9 +284,10 @@ static void stack_queries(const Work *work) {
 static void attend_all(const Work *work) {
     static _Thread_local Located blocks[2];
     Located *now = &blocks[0], *next = &blocks[1];
-    locate(work, 0, 0, now);
+    const int64_t lowest = lowest_key(work, 0) / BLOCK_KEYS * BLOCK_KEYS;
+    locate(work, lowest, 0, now);
     prefetch_first(work, now);
-    for (int64_t first = 0; first < work->num_keys; first += BLOCK_KEYS) {
+    for (int64_t first = lowest; first < work->num_keys; first += BLOCK_KEYS) {
         locate(work, first + BLOCK_KEYS, 0, next);
         attend_block(work, now, next, first);
         for (int row = 0; row < work->stacked && !work->in_tiles; row++) {
@@ -276,7 +318,7 @@ static void end_block(const Work *work) {
     const AttentionJob *job = work->job;
     const int64_t dim = job->head_dim, first = work->block * BLOCK_KEYS;
     for (int row = 0; row < work->stacked; row++) {
-        if (visible_keys(work, row, first) == 0) continue;
+        if (!sees_some(work, row, first)) continue;
         const int64_t partial = partial_of(work, row, work->block);
         const float *sums = scratch.block_sums + (work->first_stacked + row) * work->padded_dim;
         memcpy(job->partial_sums + partial * dim, sums, (size_t)dim * sizeof *sums);
@@ -323,21 +365,26 @@ static void attend_own_keys(const Work *work, int64_t first, int is_values) {
     }
 }
 
-// One block of a split row, or of several.
-static void attend_one(const Work *work) {
+static void attend_own_block(const Work *work, int64_t first) {
     static _Thread_local Located at;
-    const int64_t first = work->block * BLOCK_KEYS;
     locate(work, first, 0, &at);
     if (work->num_common) at.num = work->num_common;
     prefetch_first(work, &at);
     if (work->num_common) {
         score_block(work, &at, &NOTHING, first, 0);
         attend_own_keys(work, first, 0);
+        clear_sums(work);
         sum_block(work, &at, &NOTHING, first, 0);
         attend_own_keys(work, first, 1);
     } else {
         attend_block(work, &at, &NOTHING, first);
     }
+}
+
+// One block of a split row, or of several. A block that lies before all windows counts as done.
+static void attend_one(const Work *work) {
+    const int64_t first = work->block * BLOCK_KEYS;
+    if (hidden_from_all(work, first) < BLOCK_KEYS) attend_own_block(work, first);
     if (work->num_rows == 1) {
         end_block(work);
         return;

@@ -16,6 +16,9 @@ typedef struct {
     // the layer
     float *qkv;                          // [T][(num_heads + 2 num_kv_heads) head_dim]; queries are rotated in place
     const float *q_norm, *k_norm;        // [head_dim] or NULL
+    int64_t norms_whole;                 // the norms are of all heads together: [num_heads head_dim] and so on
+    const int32_t *pair_order;           // [head_dim] dims in the order of rotary pairs; NULL: as they are
+    int64_t window;                      // keys that a query sees, its own included; 0: all before it
     const float *cos, *sin;              // [T][head_dim / 2]
     float *out;                          // [T][num_heads head_dim]
     // rows that are split: a slot for each query and block of keys, at most MAX_PARTIALS (attention_kernels.py)

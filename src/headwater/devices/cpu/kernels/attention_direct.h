@@ -14,7 +14,8 @@ enum { MAX_DIRECT = WIDTH == 8 ? 4 : 8 };  // stacked queries; on AVX2 packing i
 INLINE int is_direct(const Work *work, int64_t first, int num) {
     const AttentionJob *job = work->job;
     const int has_dtype = job->kv_dtype == KV_F32 || job->kv_dtype == KV_BF16;
-    return has_dtype && work->stacked <= MAX_DIRECT && job->head_dim % (2 * WIDTH) == 0 && visible_keys(work, 0, first) >= num;
+    return has_dtype && work->stacked <= MAX_DIRECT && job->head_dim % (2 * WIDTH) == 0 &&
+           visible_keys(work, 0, first) >= num && hidden_from_any(work, first) == 0;
 }
 
 INLINE int direct_rows_for(int rows) {  // equal groups

@@ -60,7 +60,41 @@ INLINE int64_t token_of(const Work *work, int64_t query) {
     return work->num_rows > 1 ? work->step->query_starts[work->rows[query]] : work->first_token + query;
 }
 
-// How many keys of the block that begins at `first` a stacked query sees.
+// The first key that a stacked query sees.
+INLINE int64_t lowest_key(const Work *work, int64_t stacked) {
+    if (!work->job->window) return 0;
+    const int64_t query = stacked / work->per_kv;
+    const int64_t position =
+        work->num_rows > 1 ? work->step->context_lens[work->rows[query]] - 1 : work->first_position + query;
+    return position < work->job->window ? 0 : position + 1 - work->job->window;
+}
+
+// How many keys of the block that begins at `first`, its first ones, lie before the window of a stacked query.
+INLINE int64_t hidden_keys(const Work *work, int64_t stacked, int64_t first) {
+    const int64_t hidden = lowest_key(work, stacked) - first;
+    return hidden < 0 ? 0 : hidden > BLOCK_KEYS ? BLOCK_KEYS : hidden;
+}
+
+// The fewest such keys of all stacked queries, or the most.
+static inline int64_t hidden_from_all(const Work *work, int64_t first) {
+    int64_t least = work->job->window ? BLOCK_KEYS : 0;
+    for (int row = 0; least && row < work->stacked; row++) {
+        const int64_t hidden = hidden_keys(work, row, first);
+        least = hidden < least ? hidden : least;
+    }
+    return least;
+}
+
+static inline int64_t hidden_from_any(const Work *work, int64_t first) {
+    int64_t most = 0;
+    for (int row = 0; work->job->window && row < work->stacked; row++) {
+        const int64_t hidden = hidden_keys(work, row, first);
+        most = hidden > most ? hidden : most;
+    }
+    return most;
+}
+
+// How many keys of the block that begins at `first` come before the first one that a stacked query does not see yet.
 INLINE int64_t visible_keys(const Work *work, int64_t stacked, int64_t first) {
     const int64_t query = work->num_rows > 1 ? 0 : stacked / work->per_kv;
     const int64_t visible = work->first_position + query + 1 - first;
@@ -71,6 +105,17 @@ INLINE int64_t visible_keys(const Work *work, int64_t stacked, int64_t first) {
 INLINE int64_t visible_in_part(const Work *work, int64_t stacked, int64_t first, int part, int num) {
     const int64_t visible = visible_keys(work, stacked, first) - part;
     return visible < 0 ? 0 : visible > num ? num : visible;
+}
+
+// Whether a stacked query sees a key of the block.
+INLINE int sees_some(const Work *work, int64_t stacked, int64_t first) {
+    return visible_keys(work, stacked, first) > hidden_keys(work, stacked, first);
+}
+
+// How many keys of a part lie before the window of a stacked query.
+INLINE int64_t hidden_in_part(const Work *work, int64_t stacked, int64_t first, int part, int num) {
+    const int64_t hidden = hidden_keys(work, stacked, first) - part;
+    return hidden < 0 ? 0 : hidden > num ? num : hidden;
 }
 
 // The keys of the block that begins at `first`, without its first `skip` ones.
@@ -113,8 +158,9 @@ static inline Ahead ahead_of(const Work *work, const Located *at, const Located 
     return is_values ? (Ahead){next, first - parts_end, 0} : (Ahead){at, first - parts_end, to_value};
 }
 
+// Windows are left to vectors: masks of tiles know only what comes after a query.
 INLINE int is_for_tiles(const AttentionJob *job) {
-    return HAS_AMX && (job->kv_dtype == KV_BF16 || kv_is_scaled(job->kv_dtype));
+    return HAS_AMX && !job->window && (job->kv_dtype == KV_BF16 || kv_is_scaled(job->kv_dtype));
 }
 
 static inline Work open_work(const AttentionJob *job, const Step *step, int64_t chunk, int64_t head) {

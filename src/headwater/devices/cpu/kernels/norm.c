@@ -53,6 +53,16 @@ static void rms_norm_chunk(const void *opaque, const Step *step, int64_t chunk) 
 
 const Kernel hw_rms_norm = {rms_norm_chunks, rms_norm_chunk};
 
+static void add_rms_norm_chunk(const void *opaque, const Step *step, int64_t chunk) {
+    const RmsNormJob *job = opaque;
+    const int64_t rows = num_rows_of(step, (int)job->rows), end = (chunk + 1) * ROWS_PER_CHUNK;
+    for (int64_t row = chunk * ROWS_PER_CHUNK; row < end && row < rows; row++) {
+        add_norm_row(job->x + row * job->size, job->weight, job->y + row * job->size, job->size, job->eps);
+    }
+}
+
+const Kernel hw_add_rms_norm = {rms_norm_chunks, add_rms_norm_chunk};  // to what y holds
+
 typedef struct {
     const float *x;  // [T][size]
     float *y;        // [S][size]

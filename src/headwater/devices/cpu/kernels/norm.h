@@ -20,6 +20,16 @@ INLINE float norm_scale(const float *x, int64_t size, float eps) {
     return 1.0f / sqrtf(vf_sum(squares + more) / (float)size + eps);
 }
 
+// y += x / rms(x) * weight
+INLINE void add_norm_row(const float *x, const float *weight, float *y, int64_t size, float eps) {
+    const int64_t whole = size / WIDTH * WIDTH, rest = size - whole;
+    const vf scale = vf_splat(norm_scale(x, size, eps)), last = vf_load_n(x + whole, rest) * scale;
+    for (int64_t i = 0; i < whole; i += WIDTH) {
+        vf_store(y + i, vf_fma(vf_load(x + i) * scale, vf_load(weight + i), vf_load(y + i)));
+    }
+    vf_store_n(y + whole, vf_fma(last, vf_load_n(weight + whole, rest), vf_load_n(y + whole, rest)), rest);
+}
+
 // y = x / rms(x) * weight; y may be x.
 INLINE void norm_row(const float *x, const float *weight, float *y, int64_t size, float eps) {
     const int64_t whole = size / WIDTH * WIDTH, rest = size - whole;

@@ -46,10 +46,16 @@ static void angles_chunk(const void *opaque, const Step *step, int64_t chunk) {
 
 const Kernel hw_rotary_angles = {token_chunks, angles_chunk};
 
-// Norm (if there is a weight) and rotate one head, in place.
+// Norm (if there is a weight) and rotate one head, in place. Rotated heads have their dims in the order of pairs, whose
+// first dims come first.
 static void rotate_head(const AttentionJob *job, float *x, const float *weight, int64_t token) {
     const int64_t half = job->head_dim / 2;
     if (weight) norm_row(x, weight, x, job->head_dim, job->norm_eps);
+    if (job->pair_order) {
+        float ordered[MAX_HEAD_DIM];
+        for (int64_t d = 0; d < job->head_dim; d++) ordered[d] = x[job->pair_order[d]];
+        memcpy(x, ordered, (size_t)job->head_dim * sizeof *x);
+    }
     const float *cos = job->cos + token * half, *sin = job->sin + token * half;
     for (int64_t i = 0; i < half; i += WIDTH) {
         const int64_t n = half - i < WIDTH ? half - i : WIDTH;
@@ -84,12 +90,19 @@ static void prepare_token(const AttentionJob *job, const Step *step, int64_t tok
     uint8_t *page = page_of(job, step, step->page_tables[row * step->table_stride + position / job->page_size]);
     const int64_t to_value = value_offset(job), to_value_exponent = job->num_kv_heads * job->page_size;
     float *heads = job->qkv + token * qkv_stride(job);
-    for (int64_t head = 0; head < job->num_heads; head++) rotate_head(job, heads + head * dim, job->q_norm, token);
+    const float *q_norm = job->q_norm, *k_norm = job->k_norm;
+    if (job->norms_whole) {
+        float *keys = heads + job->num_heads * dim;
+        norm_row(heads, q_norm, heads, job->num_heads * dim, job->norm_eps);
+        norm_row(keys, k_norm, keys, job->num_kv_heads * dim, job->norm_eps);
+        q_norm = k_norm = NULL;
+    }
+    for (int64_t head = 0; head < job->num_heads; head++) rotate_head(job, heads + head * dim, q_norm, token);
     for (int64_t head = 0; head < job->num_kv_heads; head++) {
         float *key = heads + (job->num_heads + head) * dim, *value = key + job->num_kv_heads * dim;
         uint8_t *to = key_at(job, page, head, offset);
         int8_t *exponent = exponent_at(job, page, head, offset);
-        rotate_head(job, key, job->k_norm, token);
+        rotate_head(job, key, k_norm, token);
         write_head(job->kv_dtype, key, dim, to, exponent);
         write_head(job->kv_dtype, value, dim, to + to_value, exponent + to_value_exponent);
     }

@@ -32,14 +32,23 @@ def prepare_qkv(
     q_norm: Floats | None,
     k_norm: Floats | None,
     norm_eps: float,
+    norms_whole: bool = False,
+    pair_order: npt.NDArray[np.int32] | None = None,
 ) -> None:
-    """Norm and rotate queries and keys in place, and write keys and values to their pages. `qkv` is [T, (H + 2G) D]."""
+    """Norm and rotate queries and keys in place, and write keys and values to their pages. `qkv` is [T, (H + 2G) D].
+
+    `norms_whole`: the norms are of all heads together. `pair_order`: see AttentionGeometry.
+    """
     num_tokens = len(qkv)
     heads = qkv.reshape(num_tokens, -1, pages.head_dim)  # a view
     num_heads = heads.shape[1] - 2 * pages.num_kv_heads
     q, k = heads[:, :num_heads], heads[:, num_heads : -pages.num_kv_heads]
     for x, weight in ((q, q_norm), (k, k_norm)):
-        x[:] = rotate(x if weight is None else rms_norm(x, weight, norm_eps), cos, sin)
+        if weight is not None and norms_whole:
+            x[:] = rms_norm(x.reshape(num_tokens, -1), weight, norm_eps).reshape(x.shape)
+        elif weight is not None:
+            x[:] = rms_norm(x, weight, norm_eps)
+        x[:] = rotate(x if pair_order is None else x[..., pair_order], cos, sin)
     row_of_token = np.repeat(np.arange(len(rows.context_lens)), np.diff(rows.query_starts))
     page_ids = rows.page_tables[row_of_token, rows.positions // pages.page_size]
     offsets = rows.positions % pages.page_size
@@ -47,8 +56,11 @@ def prepare_qkv(
     pages.write(VALUE, heads[:, -pages.num_kv_heads :], page_ids, offsets)
 
 
-def attend(qkv: Floats, rows: StepRows, pages: LayerPages, *, scale: float) -> Floats:
-    """Attention of prepared queries over the pages: [T, (H + 2G) D] -> [T, H D]."""
+def attend(qkv: Floats, rows: StepRows, pages: LayerPages, *, scale: float, window: int | None = None) -> Floats:
+    """Attention of prepared queries over the pages: [T, (H + 2G) D] -> [T, H D].
+
+    `window`: how many keys a query sees, its own included; None: all before it.
+    """
     num_kv_heads, head_dim = pages.num_kv_heads, pages.head_dim
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
     q = qkv[:, : num_heads * head_dim].reshape(len(qkv), num_kv_heads, -1, head_dim)  # [T, G, H / G, D]
@@ -57,7 +69,8 @@ def attend(qkv: Floats, rows: StepRows, pages: LayerPages, *, scale: float) -> F
         tokens = slice(rows.query_starts[row], rows.query_starts[row + 1])
         keys, values = (pages.read(which, rows.page_tables[row], context) for which in (KEY, VALUE))
         scores = np.einsum("tghd,gkd->gthk", q[tokens], keys) * np.float32(scale)
-        is_hidden = np.arange(context) > rows.positions[tokens, None]  # [queries, keys]
+        distance = rows.positions[tokens, None] - np.arange(context)  # [queries, keys]
+        is_hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
         scores[:, is_hidden[:, None].repeat(q.shape[2], axis=1)] = -np.inf
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         sums = np.einsum("gthk,gkd->tghd", weights, values)

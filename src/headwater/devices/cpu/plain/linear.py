@@ -6,6 +6,8 @@ Shape letters: T rows, I inputs, O outputs. Everything is float32; weights are [
 import numpy as np
 import numpy.typing as npt
 
+from headwater.devices.device import Activation
+
 Floats = npt.NDArray[np.float32]
 
 GROUP = 32  # inputs that share a scale of their activations
@@ -27,6 +29,15 @@ def gated_linear(
 def silu(x: Floats) -> Floats:
     with np.errstate(over="ignore"):  # e^-x is infinite where the result is 0
         return np.divide(x, 1 + np.exp(-x), dtype=np.float32)
+
+
+def gelu_tanh(x: Floats) -> Floats:
+    """GELU with its approximation by tanh."""
+    return (0.5 * x * (1 + np.tanh(np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)))).astype(x.dtype)
+
+
+def activate(x: Floats, activation: Activation) -> Floats:
+    return silu(x) if activation == "silu" else gelu_tanh(x)
 
 
 def embed(token_ids: npt.NDArray[np.integer], weight: Floats) -> Floats:

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from headwater.devices.cuda.kernels.float8 import head_exponent, load_exponents, power_of_two, split_pairs
-from headwater.devices.cuda.kernels.rotary import normed
+from headwater.devices.cuda.kernels.rotary import first_dims, normed, pairing_of, second_dims
 from headwater.devices.cuda.paged_batch import PagedBatch
 from headwater.devices.device import AttentionGeometry
 from headwater.devices.kv_memory import KVMemory
@@ -71,7 +71,7 @@ def decode(
     num_rows, num_kv_heads, head_dim = batch.num_decodes, geometry.num_kv_heads, geometry.head_dim
     group = geometry.num_heads // num_kv_heads
     num_splits, min_split = split_limits(num_rows, num_kv_heads)
-    angles = geometry.layer(layer).rotary
+    angles, window = geometry.layer(layer).rotary, geometry.layer(layer).window
     _decode_kernel[(num_splits, num_kv_heads, num_rows)](
         qkv,
         out,
@@ -93,6 +93,8 @@ def decode(
         batch.tables.stride(0),
         math.log2(math.e) * geometry.scale,
         geometry.norm_eps,
+        geometry.norm_offset,
+        window or 0,
         num_splits,
         min_split,
         NUM_KV_HEADS=num_kv_heads,
@@ -105,6 +107,8 @@ def decode(
         MAX_SPLITS=MAX_SPLITS,
         HAS_NORM=q_norm is not None,
         IS_SCALED=kv.exponents is not None,
+        PAIRING=pairing_of(geometry),
+        HAS_WINDOW=window is not None,
         num_warps=_NUM_WARPS,
         num_stages=_NUM_STAGES,
     )
@@ -117,7 +121,7 @@ def _block(kv: KVMemory) -> int:
     return _BLOCK_LARGE_FLOAT32 if is_large else _BLOCK
 
 
-@triton.jit(do_not_specialize=["max_splits", "min_split"])
+@triton.jit(do_not_specialize=["max_splits", "min_split", "window"])
 def _decode_kernel(
     qkv,
     out,
@@ -139,6 +143,8 @@ def _decode_kernel(
     table_stride,
     scale,
     eps,
+    offset,
+    window,
     max_splits,
     min_split,
     NUM_KV_HEADS: tl.constexpr,
@@ -151,6 +157,8 @@ def _decode_kernel(
     MAX_SPLITS: tl.constexpr,
     HAS_NORM: tl.constexpr,
     IS_SCALED: tl.constexpr,
+    PAIRING: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
 ):
     DIM: tl.constexpr = 2 * HALF
     DIM_BLOCK: tl.constexpr = 2 * HALF_BLOCK
@@ -160,10 +168,16 @@ def _decode_kernel(
     context = position + 1
     slot = tl.load(slots + row).to(tl.int64)
     rotary = tl.load(rotary_rows + row) * HALF
-    wanted = tl.minimum(max_splits, tl.cdiv(context, min_split))
+    lowest = 0  # the first key that is seen, and the block in which it lies
+    base = 0
+    if HAS_WINDOW:
+        lowest = tl.maximum(context - window, 0)
+        base = lowest // BLOCK * BLOCK
+    num_keys = context - base
+    wanted = tl.minimum(max_splits, tl.cdiv(num_keys, min_split))
     # stretches of like length, or the longest would keep the others waiting; none of a padded row
-    per_split = tl.cdiv(tl.cdiv(context, tl.maximum(wanted, 1)), BLOCK) * BLOCK
-    num_splits = tl.cdiv(context, tl.maximum(per_split, BLOCK))
+    per_split = tl.cdiv(tl.cdiv(num_keys, tl.maximum(wanted, 1)), BLOCK) * BLOCK
+    num_splits = tl.cdiv(num_keys, tl.maximum(per_split, BLOCK))
     if split >= num_splits:  # also every program of a padded row
         return
     table = tables + slot * table_stride
@@ -172,12 +186,13 @@ def _decode_kernel(
     sin = tl.load(sin_rows + rotary + half, mask=half < HALF, other=0.0)[None, :]
     tokens = qkv + row.to(tl.int64) * ((NUM_HEADS + 2 * NUM_KV_HEADS) * DIM)
 
-    q_at = tokens + (kv_head * GROUP + group[:, None]) * DIM + half[None, :]
+    first_dim, second_dim = first_dims(half, HALF, PAIRING), second_dims(half, HALF, PAIRING)
+    q_at = tokens + (kv_head * GROUP + group[:, None]) * DIM
     is_q = (group[:, None] < GROUP) & (half[None, :] < HALF)
-    q1 = tl.load(q_at, mask=is_q, other=0.0).to(tl.float32)
-    q2 = tl.load(q_at + HALF, mask=is_q, other=0.0).to(tl.float32)
+    q1 = tl.load(q_at + first_dim[None, :], mask=is_q, other=0.0).to(tl.float32)
+    q2 = tl.load(q_at + second_dim[None, :], mask=is_q, other=0.0).to(tl.float32)
     if HAS_NORM:
-        q1, q2 = normed(q1, q2, q_norm, half, HALF, eps)
+        q1, q2 = normed(q1, q2, q_norm, half, HALF, PAIRING, eps, offset)
     dtype: tl.constexpr = qkv.dtype.element_ty
     r1, r2 = (q1 * cos - q2 * sin).to(dtype), (q2 * cos + q1 * sin).to(dtype)
     # 8-bit floats are widened to float16 in one instruction, and their products lose nothing in it
@@ -189,11 +204,11 @@ def _decode_kernel(
     exponents += layer_offset + kv_head * PAGE_SIZE  # likewise
     if split == num_splits - 1:
         one = tl.arange(0, 1)
-        k_at = tokens + (NUM_HEADS + kv_head) * DIM + one[:, None] + half[None, :]
-        k1 = tl.load(k_at, mask=half[None, :] < HALF, other=0.0).to(tl.float32)
-        k2 = tl.load(k_at + HALF, mask=half[None, :] < HALF, other=0.0).to(tl.float32)
+        k_at = tokens + (NUM_HEADS + kv_head) * DIM + one[:, None]
+        k1 = tl.load(k_at + first_dim[None, :], mask=half[None, :] < HALF, other=0.0).to(tl.float32)
+        k2 = tl.load(k_at + second_dim[None, :], mask=half[None, :] < HALF, other=0.0).to(tl.float32)
         if HAS_NORM:
-            k1, k2 = normed(k1, k2, k_norm, half, HALF, eps)
+            k1, k2 = normed(k1, k2, k_norm, half, HALF, PAIRING, eps, offset)
         v = tl.load(tokens + (NUM_HEADS + NUM_KV_HEADS + kv_head) * DIM + dim, mask=dim < DIM, other=0.0)
         page = tl.load(table + position // PAGE_SIZE).to(tl.int64)
         to = pages + page * page_stride + (position % PAGE_SIZE) * DIM
@@ -212,7 +227,7 @@ def _decode_kernel(
         tl.store(to + VALUES + dim, v.to(stored), mask=dim < DIM)
         tl.debug_barrier()  # the loop below reads them
 
-    start = split * per_split
+    start = base + split * per_split
     stop = tl.minimum(start + per_split, context)
     best = tl.full((GROUP_BLOCK,), -float("inf"), tl.float32)
     total = tl.zeros((GROUP_BLOCK,), tl.float32)
@@ -227,6 +242,8 @@ def _decode_kernel(
     for first in range(start, stop, BLOCK):
         keys = first + tl.arange(0, BLOCK)
         is_key = keys < stop  # beyond lies whatever the page held before, NaN even
+        if HAS_WINDOW:
+            is_key = is_key & (keys >= lowest)
         page = tl.load(table + keys // PAGE_SIZE, mask=is_key, other=0).to(tl.int64)
         line = pages + page * page_stride + (keys % PAGE_SIZE) * DIM
         k_at = line[:, None] + half[None, :]

@@ -8,53 +8,104 @@ import triton
 import triton.language as tl
 
 from headwater.devices.cuda.kernels.launch import Launcher, alignment
+from headwater.devices.device import Activation
 
 
-def rms_norm(residual: torch.Tensor, weight: torch.Tensor, eps: float, *, scale: float = 1.0) -> torch.Tensor:
-    """float32[T, features] -> [T, features] in `weight`'s dtype, multiplied by `scale` (arXiv 1910.07467)."""
-    num_tokens, width = residual.shape
+def rms_norm(
+    residual: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: float = 0.0, scale: float = 1.0
+) -> torch.Tensor:
+    """float32[T, features] -> [T, features] in `weight`'s dtype (arXiv 1910.07467).
+
+    Multiplied by (weight + offset) * scale.
+    """
     y = torch.empty(residual.shape, dtype=weight.dtype, device=residual.device)
-    if num_tokens:
-        block = triton.next_power_of_2(width)
-        num_warps = max(1, min(16, block // 512))
-        key = (weight.device.index, weight.dtype, width, *alignment(residual, weight))
-        _launch_rms_norm((num_tokens,), residual, weight, y, width, eps, scale, block, key=key, num_warps=num_warps)
+    _norm(residual, weight, y, eps, offset=offset, scale=scale)
     return y
 
 
-def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up of rows [gate, up]. [T, 2 n] -> [T, n]"""
+def add_rms_norm(
+    residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: float = 0.0
+) -> None:
+    """residual += the norm of x [T, features]. `residual` is float32."""
+    _norm(x, weight, residual, eps, offset=offset, adds=True)
+
+
+def norm_columns(x: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: float = 0.0) -> None:
+    """Norm columns [T, features] of larger rows in place."""
+    _norm(x, weight, x, eps, offset=offset)
+
+
+def _norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    y: torch.Tensor,
+    eps: float,
+    *,
+    offset: float,
+    scale: float = 1.0,
+    adds: bool = False,
+) -> None:
+    num_tokens, width = x.shape
+    if not num_tokens:
+        return
+    block = triton.next_power_of_2(width)
+    num_warps = max(1, min(16, block // 512))
+    strides = x.stride(0), y.stride(0)
+    key = (x.device.index, x.dtype, weight.dtype, y.dtype, width, adds, *alignment(x, weight, y, *strides))
+    _launch_norm(
+        (num_tokens,), x, weight, y, *strides, width, eps, offset, scale, block, adds, key=key, num_warps=num_warps
+    )
+
+
+def activate_mul(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """activation(gate) * up of rows [gate, up]. [T, 2 n] -> [T, n]"""
     num_tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     y = torch.empty((num_tokens, width), dtype=gate_up.dtype, device=gate_up.device)
     if num_tokens:
         block = 1024
         grid = (triton.cdiv(width, block), num_tokens)
-        key = (gate_up.device.index, gate_up.dtype, width, *alignment(gate_up))
-        _launch_silu_mul(grid, gate_up, y, width, block, key=key)
+        key = (gate_up.device.index, gate_up.dtype, width, activation, *alignment(gate_up))
+        _launch_activate_mul(grid, gate_up, y, width, block, activation == "gelu_tanh", key=key)
     return y
 
 
 @triton.jit
-def _rms_norm_kernel(x, weight, y, width, eps, factor, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) * width
+def _norm_kernel(
+    x, weight, y, x_stride, y_stride, width, eps, offset, factor, BLOCK: tl.constexpr, ADDS: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     is_in = at < width
-    value = tl.load(x + row + at, mask=is_in, other=0.0)
+    value = tl.load(x + row * x_stride + at, mask=is_in, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(value * value, 0) / width + eps)
-    by = tl.load(weight + at, mask=is_in, other=0.0).to(tl.float32) * factor
-    tl.store(y + row + at, (value * scale * by).to(y.dtype.element_ty), mask=is_in)
+    by = (tl.load(weight + at, mask=is_in, other=0.0).to(tl.float32) + offset) * factor
+    result = value * scale * by
+    to = y + row * y_stride + at
+    if ADDS:
+        result += tl.load(to, mask=is_in, other=0.0)
+    tl.store(to, result.to(y.dtype.element_ty), mask=is_in)
 
 
 @triton.jit
-def _silu_mul_kernel(gate_up, y, width, BLOCK: tl.constexpr):
+def activated(x, IS_GELU: tl.constexpr):
+    """SiLU, or GELU with its approximation by tanh: x / 2 (1 + tanh z) is x sigmoid(2 z)."""
+    if IS_GELU:
+        z = 1.5957691216057308 * x * (1.0 + 0.044715 * x * x)
+    else:
+        z = x
+    return x / (1.0 + tl.exp(-z))
+
+
+@triton.jit
+def _activate_mul_kernel(gate_up, y, width, BLOCK: tl.constexpr, IS_GELU: tl.constexpr):
     row = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_in = at < width
     gate = tl.load(gate_up + row * 2 * width + at, mask=is_in, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * 2 * width + width + at, mask=is_in, other=0.0).to(tl.float32)
-    value = gate / (1.0 + tl.exp(-gate)) * up
+    value = activated(gate, IS_GELU) * up
     tl.store(y + row * width + at, value.to(y.dtype.element_ty), mask=is_in)
 
 
-_launch_rms_norm = Launcher(_rms_norm_kernel)
-_launch_silu_mul = Launcher(_silu_mul_kernel)
+_launch_norm = Launcher(_norm_kernel)
+_launch_activate_mul = Launcher(_activate_mul_kernel)

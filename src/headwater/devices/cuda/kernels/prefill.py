@@ -81,6 +81,7 @@ def prefill(
     exponents = kv.pages if kv.exponents is None else kv.exponents
     aligned = alignment(qkv, exponents, layer_offset, page_stride, table_stride)
     sizes = (geometry.num_kv_heads, group, head_dim, page_size)
+    window = geometry.layer(layer).window
     _launch_prefill(
         (len(chunks.tiles), geometry.num_kv_heads),
         qkv,
@@ -99,6 +100,7 @@ def prefill(
         page_stride,
         table_stride,
         math.log2(math.e) * geometry.scale,
+        window or 0,
         geometry.num_kv_heads,
         group,
         head_dim,
@@ -108,7 +110,8 @@ def prefill(
         keys,
         kv.exponents is not None,
         masks_all,
-        key=(qkv.device.index, qkv.dtype, kv.layout.dtype, sizes, aligned, table_stride == 1, masks_all),
+        window is not None,
+        key=(qkv.device.index, qkv.dtype, kv.layout.dtype, sizes, aligned, table_stride == 1, masks_all, window),
         num_warps=num_warps,
         num_stages=num_stages,
     )
@@ -147,6 +150,7 @@ def _attend(
     exponents,
     page_stride,
     scale,
+    window,
     VALUES: tl.constexpr,
     VALUE_EXPONENTS: tl.constexpr,
     DIM: tl.constexpr,
@@ -155,8 +159,12 @@ def _attend(
     KEYS: tl.constexpr,
     IS_SCALED: tl.constexpr,
     IS_MASKED: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
 ):
-    """Add keys [first, first + KEYS) to the running softmax; if masked, those below `end` and not after the query."""
+    """Add keys [first, first + KEYS) to the running softmax; if masked, those below `end` and not after the query.
+
+    With a window, only those in the query's window, of which it may see none yet.
+    """
     keys = first + tl.arange(0, KEYS)
     dim = tl.arange(0, DIM_BLOCK)
     is_dim = dim[None, :] < DIM
@@ -179,9 +187,14 @@ def _attend(
         scale = 1.0
     if IS_MASKED:
         scores = tl.where(keys[None, :] <= positions[:, None], scores, -float("inf"))
+    if HAS_WINDOW:
+        scores = tl.where(keys[None, :] > positions[:, None] - window, scores, -float("inf"))
     larger = tl.maximum(best, tl.max(scores, 1) * scale)
-    shrink = tl.exp2(best - larger)
-    weights = tl.exp2(scores * scale - larger[:, None])  # with 8 bits, the value's power of two is in it
+    subtracted = larger
+    if HAS_WINDOW:
+        subtracted = tl.where(larger == -float("inf"), 0.0, larger)
+    shrink = tl.exp2(best - subtracted)
+    weights = tl.exp2(scores * scale - subtracted[:, None])  # with 8 bits, the value's power of two is in it
     if IS_SCALED:
         total = total * shrink + tl.sum(weights * power_of_two(-of_values.to(tl.int32))[None, :], 1)
     else:
@@ -209,6 +222,7 @@ def _prefill_kernel(
     page_stride,
     table_stride,
     scale,
+    window,
     NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
@@ -218,6 +232,7 @@ def _prefill_kernel(
     KEYS: tl.constexpr,
     IS_SCALED: tl.constexpr,
     MASKS_ALL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
 ):
     QUERIES: tl.constexpr = LINES // GROUP
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
@@ -247,6 +262,9 @@ def _prefill_kernel(
 
     positions = past + query
     whole = tl.minimum(past + first_query + 1, end) // KEYS * KEYS  # keys that every query of the tile may see
+    if HAS_WINDOW:
+        start = tl.maximum(start, (past + first_query + 1 - window) // KEYS * KEYS)
+        whole = tl.maximum(whole, start)
     if MASKS_ALL:
         whole = start
     best = tl.full((LINES,), -float("inf"), tl.float32)
@@ -254,14 +272,16 @@ def _prefill_kernel(
     acc = tl.zeros((LINES, DIM_BLOCK), tl.float32)
     for first in range(start, whole, KEYS):
         acc, best, total = _attend(
-            q, acc, best, total, positions, first, end, table, pages, exponents, page_stride, scale,
-            VALUES, NUM_KV_HEADS * PAGE_SIZE, DIM, DIM_BLOCK, PAGE_SIZE, KEYS, IS_SCALED, False,
+            q, acc, best, total, positions, first, end, table, pages, exponents, page_stride, scale, window,
+            VALUES, NUM_KV_HEADS * PAGE_SIZE, DIM, DIM_BLOCK, PAGE_SIZE, KEYS, IS_SCALED, False, HAS_WINDOW,
         )  # fmt: skip
     for first in range(whole, end, KEYS):
         acc, best, total = _attend(
-            q, acc, best, total, positions, first, end, table, pages, exponents, page_stride, scale,
-            VALUES, NUM_KV_HEADS * PAGE_SIZE, DIM, DIM_BLOCK, PAGE_SIZE, KEYS, IS_SCALED, True,
+            q, acc, best, total, positions, first, end, table, pages, exponents, page_stride, scale, window,
+            VALUES, NUM_KV_HEADS * PAGE_SIZE, DIM, DIM_BLOCK, PAGE_SIZE, KEYS, IS_SCALED, True, HAS_WINDOW,
         )  # fmt: skip
+    if HAS_WINDOW:  # nothing is seen of a piece before the window: no weight in the join, as best is -inf
+        total = tl.where(total == 0.0, 1.0, total)
     result = acc / total[:, None]
     if part >= 0:
         at = (part.to(tl.int64) * NUM_KV_HEADS + kv_head) * LINES + line

@@ -42,7 +42,8 @@ def write_prompt_kv(
     tokens = qkv[batch.num_decodes :]
     angles = geometry.layer(layer).rotary
     grid = (len(chunks.token_slots), triton.cdiv(geometry.num_heads + 2 * geometry.num_kv_heads, _HEADS_PER_PROGRAM))
-    sizes = (geometry.num_heads, geometry.num_kv_heads, half, kv.layout.page_size, q_norm is not None)
+    pairing = pairing_of(geometry)
+    sizes = (geometry.num_heads, geometry.num_kv_heads, half, kv.layout.page_size, q_norm is not None, pairing)
     aligned = alignment(tokens, exponents, layer_offset, page_stride, table_stride)
     _launch_write(
         grid,
@@ -61,6 +62,7 @@ def write_prompt_kv(
         page_stride,
         table_stride,
         geometry.norm_eps,
+        geometry.norm_offset,
         geometry.num_heads,
         geometry.num_kv_heads,
         half,
@@ -70,6 +72,7 @@ def write_prompt_kv(
         q_norm is not None,
         kv.exponents is not None,
         chunks.external is not None,
+        pairing,
         key=(
             qkv.device.index,
             qkv.dtype,
@@ -82,18 +85,47 @@ def write_prompt_kv(
     )
 
 
+def pairing_of(geometry: AttentionGeometry) -> int:
+    """How the kernels find the dims of rotary pairs: 0 for neighbours, else the number of pairs that are rotated."""
+    if geometry.is_interleaved:
+        return 0
+    return geometry.head_dim // 2 if geometry.rotary_pairs is None else geometry.rotary_pairs
+
+
 @triton.jit
-def normed(x1, x2, weight, half, HALF: tl.constexpr, eps):
-    """RMSNorm of heads given as halves, float32[heads, HALF_BLOCK] each; `weight` as loaded, [., HALF] twice.
+def first_dims(pair, HALF: tl.constexpr, PAIRING: tl.constexpr):
+    """The first dim of each pair (AttentionGeometry.pair_order)."""
+    if PAIRING == 0:
+        return 2 * pair
+    elif PAIRING == HALF:
+        return pair
+    else:
+        return tl.where(pair < PAIRING, pair, pair + PAIRING)
+
+
+@triton.jit
+def second_dims(pair, HALF: tl.constexpr, PAIRING: tl.constexpr):
+    """The second dim of each pair."""
+    if PAIRING == 0:
+        return 2 * pair + 1
+    elif PAIRING == HALF:
+        return HALF + pair
+    else:
+        return tl.where(pair < PAIRING, pair + PAIRING, pair + HALF)
+
+
+@triton.jit
+def normed(x1, x2, weight, half, HALF: tl.constexpr, PAIRING: tl.constexpr, eps, offset):
+    """RMSNorm of heads given as the dims of pairs, float32[heads, HALF_BLOCK] each; `weight` is [2 HALF].
 
     Rounded to the weight's dtype, as the models were trained.
     """
     is_in = half < HALF
-    w1 = tl.load(weight + half, mask=is_in, other=0.0)
-    w2 = tl.load(weight + HALF + half, mask=is_in, other=0.0)
+    w1 = tl.load(weight + first_dims(half, HALF, PAIRING), mask=is_in, other=0.0)
+    w2 = tl.load(weight + second_dims(half, HALF, PAIRING), mask=is_in, other=0.0)
     scale = tl.rsqrt((tl.sum(x1 * x1, 1) + tl.sum(x2 * x2, 1)) / (2 * HALF) + eps)[:, None]
-    y1 = (x1 * scale * w1[None, :].to(tl.float32)).to(w1.dtype).to(tl.float32)
-    y2 = (x2 * scale * w2[None, :].to(tl.float32)).to(w2.dtype).to(tl.float32)
+    y1 = (x1 * scale * (w1[None, :].to(tl.float32) + offset)).to(w1.dtype).to(tl.float32)
+    y2 = (x2 * scale * (w2[None, :].to(tl.float32) + offset)).to(w2.dtype).to(tl.float32)
     return y1, y2
 
 
@@ -114,6 +146,7 @@ def _write_kernel(
     page_stride,
     table_stride,
     eps,
+    offset,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
@@ -123,6 +156,7 @@ def _write_kernel(
     HAS_NORM: tl.constexpr,
     IS_SCALED: tl.constexpr,
     KEEPS_KEYS: tl.constexpr,
+    PAIRING: tl.constexpr,
 ):
     token = tl.program_id(0)
     position = tl.load(positions + token)
@@ -136,10 +170,15 @@ def _write_kernel(
     raw1 = tl.load(at, mask=is_in, other=0.0)
     raw2 = tl.load(at + HALF, mask=is_in, other=0.0)
     x1, x2 = raw1.to(tl.float32), raw2.to(tl.float32)
+    if PAIRING != HALF:
+        token_heads = qkv + token.to(tl.int64) * (ALL * 2 * HALF) + heads[:, None] * (2 * HALF)
+        x1 = tl.load(token_heads + first_dims(half, HALF, PAIRING)[None, :], mask=is_in, other=0.0).to(tl.float32)
+        x2 = tl.load(token_heads + second_dims(half, HALF, PAIRING)[None, :], mask=is_in, other=0.0).to(tl.float32)
+        tl.debug_barrier()  # what is read here is written by other threads below
     is_query = heads[:, None] < NUM_HEADS
     if HAS_NORM:
-        q1, q2 = normed(x1, x2, q_norm, half, HALF, eps)
-        k1, k2 = normed(x1, x2, k_norm, half, HALF, eps)
+        q1, q2 = normed(x1, x2, q_norm, half, HALF, PAIRING, eps, offset)
+        k1, k2 = normed(x1, x2, k_norm, half, HALF, PAIRING, eps, offset)
         x1, x2 = tl.where(is_query, q1, k1), tl.where(is_query, q2, k2)
     rotary = tl.load(rotary_rows + token) * HALF
     cos = tl.load(cos_rows + rotary + half, mask=half < HALF, other=0.0)[None, :]

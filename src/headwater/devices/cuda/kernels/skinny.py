@@ -12,6 +12,9 @@ import torch
 import triton
 import triton.language as tl
 
+from headwater.devices.cuda.kernels.layers import activated
+from headwater.devices.device import Activation
+
 _MAX_TOKENS = 4
 _LARGE_GATED = 1 << 26  # weights from which cuBLAS and a kernel for the gate are as quick
 _SMALL_OUTPUT = 2048  # up to here cuBLAS runs too few programs, for some tokens as for one
@@ -39,10 +42,12 @@ def add_linear(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) ->
     _launch(x, weight, None, residual, num_features=len(weight), adds=True)
 
 
-def gated_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """silu(x Wg^T + bg) * (x Wu^T + bu) of `weight` [Wg, Wu], one below the other. [1, in] -> [1, out]"""
+def gated_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "silu"
+) -> torch.Tensor:
+    """activation(x Wg^T + bg) * (x Wu^T + bu) of `weight` [Wg, Wu], one below the other. [1, in] -> [1, out]"""
     y = torch.empty((len(x), len(weight) // 2), dtype=x.dtype, device=x.device)
-    _launch(x, weight, bias, y, num_features=len(weight) // 2, is_gated=True)
+    _launch(x, weight, bias, y, num_features=len(weight) // 2, is_gated=True, is_gelu=activation == "gelu_tanh")
     return y
 
 
@@ -55,6 +60,7 @@ def _launch(
     num_features: int,
     adds: bool = False,
     is_gated: bool = False,
+    is_gelu: bool = False,
 ) -> None:
     num_tokens, width = x.shape
     assert num_tokens <= (1 if is_gated else _MAX_TOKENS)
@@ -74,6 +80,7 @@ def _launch(
         HAS_BIAS=bias is not None,
         ADDS=adds,
         IS_GATED=is_gated,
+        IS_GELU=is_gelu,
         num_warps=num_warps,
     )
 
@@ -101,6 +108,7 @@ def _skinny_kernel(
     HAS_BIAS: tl.constexpr,
     ADDS: tl.constexpr,
     IS_GATED: tl.constexpr,
+    IS_GELU: tl.constexpr,
 ):
     feature = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
     is_in = feature < num_features
@@ -138,7 +146,7 @@ def _skinny_kernel(
         if HAS_BIAS:
             up += tl.load(biases + num_features + feature, mask=is_in, other=0.0).to(tl.float32)
         gate = tl.sum(sums0, 1) + bias
-        value = gate / (1.0 + tl.exp(-gate)) * up
+        value = activated(gate, IS_GELU) * up
         tl.store(y + feature, value.to(y.dtype.element_ty), mask=is_in)
         return
     _finish(sums0, bias, y + feature, is_in, ADDS)

@@ -274,11 +274,12 @@ static void linear_chunk(const void *job, const Step *step, int64_t chunk) { hw_
 const Kernel hw_linear_without_adapters = {without_chunks, linear_chunk};
 const Kernel hw_linear_with_adapters = {with_chunks, linear_chunk};
 
-// y = silu(gate) * up of products with adapters. The blocks of gate and up alternate, as hw_linear stores them.
+// y = activation(gate) * up of products with adapters. The blocks of gate and up alternate, as hw_linear stores them.
 typedef struct {
     const float *halves;  // [T][2 * whole blocks]
     float *y;             // [T][size]
     int64_t size;
+    int64_t activation;  // an enum Activation
 } MultiplyHalvesJob;
 
 static int64_t halves_chunks(const void *job, const Step *step) {
@@ -290,11 +291,12 @@ static void halves_chunk(const void *opaque, const Step *step, int64_t chunk) {
     const MultiplyHalvesJob *job = opaque;
     const int64_t end = (chunk + 1) * ROWS_PER_CHUNK, width = 2 * BLOCK_COLS * num_blocks(job->size);
     for (int64_t row = chunk * ROWS_PER_CHUNK; row < end && row < step->num_tokens; row++) {
-        const float *gate = job->halves + row * width;
+        const float *halves = job->halves + row * width;
         for (int64_t col = 0; col < job->size; col += WIDTH) {
-            const float *at = gate + col / BLOCK_COLS * 2 * BLOCK_COLS + col % BLOCK_COLS;
+            const float *at = halves + col / BLOCK_COLS * 2 * BLOCK_COLS + col % BLOCK_COLS;
             const int64_t n = job->size - col < WIDTH ? job->size - col : WIDTH;
-            vf_store_n(job->y + row * job->size + col, vf_silu(vf_load(at)) * vf_load(at + BLOCK_COLS), n);
+            const vf gate = vf_activation(job->activation, vf_load(at));
+            vf_store_n(job->y + row * job->size + col, gate * vf_load(at + BLOCK_COLS), n);
         }
     }
 }

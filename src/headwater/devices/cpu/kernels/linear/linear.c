@@ -134,11 +134,12 @@ INLINE void finish_row(const LinearJob *job, const float *sums, const float *bia
     }
 }
 
-INLINE void finish_gated_row(const float *gate, const float *up, const float *bias, float *y, int64_t cols) {
+INLINE void finish_gated_row(
+    const LinearJob *job, const float *gate, const float *up, const float *bias, float *y, int64_t cols) {
     for (int64_t at = 0; at < cols; at += WIDTH) {
         vf g = vf_load(gate + at), u = vf_load(up + at);
         if (bias) g += vf_load(bias + at), u += vf_load(bias + BLOCK_COLS + at);
-        vf_store_n(y + at, vf_silu(g) * u, cols - at < WIDTH ? cols - at : WIDTH);
+        vf_store_n(y + at, vf_activation(job->activation, g) * u, cols - at < WIDTH ? cols - at : WIDTH);
     }
 }
 
@@ -176,12 +177,12 @@ static void run_pair(
 #if HAS_AMX
             if (tile_rows && job->activations) {
                 _Alignas(64) float out[BLOCK_COLS];
-                finish_gated_row(sums[0] + r * BLOCK_COLS, sums[1] + r * BLOCK_COLS, bias, out, BLOCK_COLS);
+                finish_gated_row(job, sums[0] + r * BLOCK_COLS, sums[1] + r * BLOCK_COLS, bias, out, BLOCK_COLS);
                 write_outputs(job, first_row + r, col, out);
                 continue;
             }
 #endif
-            finish_gated_row(sums[0] + r * BLOCK_COLS, sums[1] + r * BLOCK_COLS, bias, y + col,
+            finish_gated_row(job, sums[0] + r * BLOCK_COLS, sums[1] + r * BLOCK_COLS, bias, y + col,
                              smaller(BLOCK_COLS, job->out_features - col));
             continue;
         }

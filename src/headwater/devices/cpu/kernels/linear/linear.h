@@ -5,7 +5,7 @@
 #include "packed.h"
 #include "step.h"
 
-// GATED: the blocks are those of gate and up in turn, and y = silu(gate) * up.
+// GATED: the blocks are those of gate and up in turn, and y = activation(gate) * up.
 enum Mode { STORE = 0, ADD = 1, GATED = 2 };
 
 typedef struct {
@@ -15,6 +15,7 @@ typedef struct {
     float *y;             // [rows][y_stride], of which this job writes (or adds to) out_features columns
     int64_t in_features, out_features, y_stride;
     int64_t format, mode;
+    int64_t activation;  // of GATED, an enum Activation
     int64_t rows;  // TOKENS or SELECTED
     // GATED in tiles: where prompts' outputs go in place of y, as activations of the format; or NULL.
     void *activations;

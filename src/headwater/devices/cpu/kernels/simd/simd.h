@@ -110,3 +110,13 @@ INLINE vf vf_exp(vf x) {
 }
 
 INLINE vf vf_silu(vf x) { return x / (vf_splat(1.0f) + vf_exp(vf_zero() - x)); }
+
+// GELU with the approximation by tanh: x / 2 (1 + tanh z) is x sigmoid(2 z), with z = sqrt(2 / pi) (x + 0.044715 x^3).
+INLINE vf vf_gelu_tanh(vf x) {
+    const vf twice_z = x * vf_splat(1.5957691216f) * vf_fma(x * x, vf_splat(0.044715f), vf_splat(1.0f));
+    return x / (vf_splat(1.0f) + vf_exp(vf_zero() - twice_z));
+}
+
+enum Activation { SILU = 0, GELU_TANH = 1 };  // of gated layers
+
+INLINE vf vf_activation(int64_t activation, vf x) { return activation == GELU_TANH ? vf_gelu_tanh(x) : vf_silu(x); }
