@@ -88,8 +88,8 @@ class Bench:
 
         def work() -> None:
             for gate_up, down in self.weights:
-                torch._grouped_mm(rows, gate_up.transpose(1, 2), offs=ends)
-                torch._grouped_mm(inner, down.transpose(1, 2), offs=ends)
+                torch._grouped_mm(rows, gate_up.transpose(1, 2), offs=ends)  # pyright: ignore[reportPrivateImportUsage]
+                torch._grouped_mm(inner, down.transpose(1, 2), offs=ends)  # pyright: ignore[reportPrivateImportUsage]
 
         return graph_s(work) / len(self.layers)
 

@@ -274,7 +274,7 @@ class ModelDevice(Protocol):
     ) -> Experts:
         """A layer out of the gate, up and down of each expert, which are taken one after another.
 
-        ValueError if the experts differ in shape or format.
+        MixedFormatsError if the experts differ in shape or format.
         """
         ...
 

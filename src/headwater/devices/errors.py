@@ -13,3 +13,7 @@ class UnsupportedError(ValueError):
         self.parameter = parameter
         self.value = value
         self.reason = reason
+
+
+class MixedFormatsError(ValueError):
+    """The experts of a layer differ in format or shape, so that no kernel multiplies by all of them."""

@@ -1,6 +1,7 @@
 """Sources of parameters: named tensors, read one at a time, under their Hugging Face checkpoint names."""
 
 import hashlib
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from headwater.devices.device import Activation, Array, Experts, GatedLinear, Linear, ModelDevice, Routing
+from headwater.devices.errors import MixedFormatsError
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor
 from headwater.devices.quantise import can_quantise, quantise
 from headwater.devices.scaled_tensor import ScaledTensor
@@ -19,6 +21,8 @@ from headwater.models.model_files import ModelFileError
 ROUNDED = "float8_e4m3fn"  # what a device makes of the plain matrices of layers, but not of embeddings and heads
 # leftovers of old checkpoints; derived from the config instead
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,27 +172,38 @@ class PlacedWeights:
         return layer
 
     def experts(self, names: Sequence[Sequence[str]], routing: Routing) -> Experts:
-        def placed() -> Iterator[tuple[Array, Array, Array]]:
-            for gate, up, down in names:
-                found = [self._place(f"{each}.weight", is_expert=True) for each in (gate, up, down)]
-                yield found[0], found[1], found[2]
-
+        """In one format: as plain numbers if the blocks of the checkpoint differ."""
+        num_bytes, widened = self.num_bytes, self.widened.copy()
         try:
-            layer = self._device.pack_experts(placed(), num_experts=len(names), routing=routing)
-        except ModelFileError:
-            raise
-        except ValueError as error:
-            raise ModelFileError(self._source.place, f"{names[0][0]!r} and the experts beside it: {error}") from None
+            layer = self._experts(names, routing, widens=False)
+        except MixedFormatsError:
+            self.num_bytes, self.widened = num_bytes, widened
+            _log.warning("%s and the experts beside it have several formats, and are widened", names[0][0])
+            try:
+                layer = self._experts(names, routing, widens=True)
+            except MixedFormatsError as error:  # others of the layer are in place, in blocks
+                raise ModelFileError(self._source.place, f"{names[0][0]!r} and others of its layer: {error}") from None
         self.parts[names[0][0]] = layer
         return layer
 
+    def _experts(self, names: Sequence[Sequence[str]], routing: Routing, *, widens: bool) -> Experts:
+        def placed() -> Iterator[tuple[Array, Array, Array]]:
+            for each in names:
+                gate, up, down = (self._place(f"{name}.weight", is_expert=True, stays_plain=widens) for name in each)
+                yield gate, up, down
+
+        return self._device.pack_experts(placed(), num_experts=len(names), routing=routing)
+
     def _place(self, name: str, *, stays_plain: bool = False, is_expert: bool = False) -> Array:
+        """`stays_plain`: plain numbers are not quantised; of an expert, blocks and codes become plain numbers."""
         weight = self._source.load(name)
         may_round = self._form.quantised == ROUNDED and not is_expert
         is_rounded = may_round and ".layers." in name and name.endswith("_proj.weight")
         if isinstance(weight, PlacedArray):
             return self._device.rounded(weight.array) if is_rounded else weight.array
-        kept = self._form.kept & self._device.expert_formats if is_expert else self._form.kept
+        kept = self._form.kept
+        if is_expert:
+            kept = frozenset() if stays_plain else kept & self._device.expert_formats
         weight = self._served(weight, kept)
         if isinstance(weight, HostTensor | ScaledTensor) and weight.format in kept:
             self.num_bytes += weight.nbytes

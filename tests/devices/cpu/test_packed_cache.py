@@ -10,10 +10,12 @@ import pytest
 from linear_setting import weight as random_weight
 
 from headwater.devices.cpu import packed_cache
+from headwater.devices.cpu.experts.packed import PackedExperts
 from headwater.devices.cpu.kernel_library import KernelLibrary, usable_kernels
 from headwater.devices.cpu.packed_cache import PackedCache
 from headwater.devices.cpu.packed_file import Layer, PackedFile, Parts
 from headwater.devices.cpu.packed_layers import PackedGatedLinear, PackedLinear
+from headwater.devices.device import Routing
 from headwater.devices.host_tensor import HostTensor
 
 
@@ -83,6 +85,29 @@ def test_what_was_stored_is_mapped_bit_for_bit(cache: PackedCache, library: Kern
     _assert_equal(found, parts)
     path.unlink()  # another server makes room
     _assert_equal(found, parts)
+
+
+def test_experts_are_mapped_bit_for_bit(cache: PackedCache, library: KernelLibrary) -> None:
+    """Both stacks, and each matrix under its expert."""
+    kinds = (("Q4_0", (32, 64)), ("Q4_0", (32, 64)), ("bfloat16", (64, 32)))
+    given = [
+        tuple(random_weight(form, shape, seed=10 * expert + which) for which, (form, shape) in enumerate(kinds))
+        for expert in range(3)
+    ]
+    routing = Routing(2, renormalises=True)
+    experts = PackedExperts.of(library, given, num_experts=3, routing=routing, num_threads=2)
+    _stored(cache, {"experts.0.gate": experts})
+    found = cache.open("some files")
+    assert found is not None
+    names = [[f"experts.{expert}.{which}" for which in ("gate", "up", "down")] for expert in range(3)]
+    layer = found.experts(names, routing)
+    assert layer.num_experts == 3
+    for ours, theirs in zip(layer.packed, experts.packed, strict=True):
+        np.testing.assert_array_equal(ours.blocks, theirs.blocks)
+        assert ours.blocks.ctypes.data % 64 == 0 and not ours.blocks.flags.writeable
+    for expert, matrices in enumerate(given):
+        for which, weight in enumerate(matrices):
+            np.testing.assert_array_equal(layer.matrix(expert, which).to_float32(), weight.to_float32())
 
 
 def test_other_files_other_kernels_and_other_code_have_their_own_weights(

@@ -47,7 +47,7 @@ def run(library: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.timeout(600)  # the compiler, then Python with a slow allocator: minutes where others take the cores
 def test_kernels_touch_only_their_memory(sanitized: Path) -> None:
-    tests = sorted(map(str, FOLDER.glob("test_*_kernels.py")))
+    tests = [*sorted(map(str, FOLDER.glob("test_*_kernels.py"))), str(FOLDER / "experts" / "test_experts.py")]
     assert_clean(run(sanitized, *PYTEST, *tests, "-k", "not _tiles_"))
 
 

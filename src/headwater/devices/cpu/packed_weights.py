@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headwater.devices.cpu.kernel_library import KernelLibrary
+from headwater.devices.errors import MixedFormatsError
 from headwater.devices.host_tensor import HostTensor
 
 BLOCK_COLS = 16  # outputs of a block
@@ -115,12 +116,9 @@ def pack_gated(
 def empty_stack(library: KernelLibrary, first: Sequence[HostTensor], num: int) -> PackedWeights:
     """Blocks for `num` matrices like `first`, one after another, or for `num` pairs of gate and up.
 
-    The sizes are those of one matrix. ValueError if gate and up differ in shape or format.
+    The sizes are those of one matrix. MixedFormatsError if gate and up differ in shape or format.
     """
-    format, in_features = _common(first, None)
-    if len({weight.shape for weight in first}) != 1:
-        raise ValueError(f"gate and up must have one shape, not {' and '.join(str(w.shape) for w in first)}")
-    out_features = first[0].shape[0]
+    format, out_features, in_features = _kind_of_experts(first)
     num_blocks = num * len(first) * -(-out_features // BLOCK_COLS)
     blocks = _zeros(num_blocks, _block_bytes(library, format, in_features))
     return PackedWeights(format, in_features, out_features, len(first) == 2, blocks, None)
@@ -133,14 +131,23 @@ def part_of_stack(stack: PackedWeights, first: int, num: int = 1) -> PackedWeigh
 
 
 def pack_in_stack(library: KernelLibrary, stack: PackedWeights, index: int, weights: Sequence[HostTensor]) -> None:
-    """Put a matrix, or gate and up, at `index` of a stack. ValueError if it is not like the others."""
-    format, in_features = _common(weights, None)
-    found, wanted = (format, *weights[0].shape), (stack.format, stack.out_features, stack.in_features)
-    if found != wanted or len({weight.shape for weight in weights}) != 1:
-        raise ValueError(f"the experts of a layer have one format and shape, not {wanted} and {found}")
+    """Put a matrix, or gate and up, at `index` of a stack. MixedFormatsError if it is not like the others."""
+    found, wanted = _kind_of_experts(weights), (stack.format, stack.out_features, stack.in_features)
+    if found != wanted:
+        raise MixedFormatsError(f"the experts of a layer have one format and shape, not {wanted} and {found}")
+    format, _, in_features = found
     blocks = part_of_stack(stack, index).blocks
     for i, weight in enumerate(weights):
         _pack_rows(library, format, _rows_of(weight, format), in_features, blocks[i :: len(weights)], 1)
+
+
+def _kind_of_experts(weights: Sequence[HostTensor]) -> tuple[str, int, int]:
+    """The format, outputs and inputs of a matrix, or of gate and up."""
+    found = {(packed_format(weight), *weight.shape) for weight in weights}
+    if len(found) != 1:
+        raise MixedFormatsError(f"gate and up of an expert have one format and shape, not {found}")
+    format, in_features = _common(weights, None)
+    return format, weights[0].shape[0], in_features
 
 
 def unpack(library: KernelLibrary, packed: PackedWeights) -> list[Floats]:

@@ -10,6 +10,7 @@ from headwater.devices.cuda.kernels.experts.grouped import down_rows, gated_rows
 from headwater.devices.cuda.kernels.experts.route import route
 from headwater.devices.cuda.kernels.lora import plan_tiles
 from headwater.devices.device import Routing
+from headwater.devices.errors import MixedFormatsError
 
 
 class CudaExperts:
@@ -43,7 +44,7 @@ class CudaExperts:
             found = {(each.dtype, tuple(each.shape)) for each in (gate, up, own_down.t())}
             wanted = (gate_up.dtype, (gate_up.shape[1] // 2, gate_up.shape[2]))
             if found != {wanted}:
-                raise ValueError(f"the experts of a layer have one format and shape, not {wanted} and {found}")
+                raise MixedFormatsError(f"the experts of a layer have one format and shape, not {wanted} and {found}")
             gate_up[index, :inner], gate_up[index, inner:], down[index] = gate, up, own_down
         return cls(gate_up, down, routing=routing, is_deterministic=is_deterministic)
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import sanitized
 from linear_setting import BITS_OF_ACTIVATIONS, values_of, weight
 from program_steps import step_of
 
@@ -29,9 +30,13 @@ def device_of(library: KernelLibrary | None) -> CpuDevice:
 
 @pytest.fixture(params=["kernels", "plain"])
 def device(request: pytest.FixtureRequest) -> CpuDevice:
-    if request.param == "kernels" and usable_kernels() is None:
+    if request.param == "plain":
+        return device_of(None)
+    if sanitized.LIBRARY:
+        return device_of(request.getfixturevalue("library"))
+    if usable_kernels() is None:
         pytest.skip("no kernels for this CPU, or no compiler")
-    return device_of(usable_kernels() if request.param == "kernels" else None)
+    return device_of(usable_kernels())
 
 
 def experts_of(format: str, *, hidden: int = HIDDEN, inner: int = INNER, num: int = NUM_EXPERTS) -> list[Expert]:
@@ -162,6 +167,17 @@ def test_a_rows_bits_depend_on_no_other_row(library: KernelLibrary, format: str)
     whole = run(device, layer, x, logits)
     for rows in (slice(0, 1), slice(3, 10), slice(70, 71), slice(40, 199)):
         assert np.array_equal(run(device, layer, x[rows], logits[rows]), whole[rows])
+
+
+@pytest.mark.parametrize("format", ["bfloat16", "Q8_0", "Q4_0"])
+def test_experts_of_prompts_are_multiplied_in_registers(emulated: KernelLibrary, format: str) -> None:
+    """Where AMX multiplies the prompts of other layers, whose activations are others."""
+    device, x, logits = device_of(emulated), *inputs(40)
+    experts = experts_of(format, inner=96)
+    found = run(device, pack(device, experts), x, logits)
+    expected = defined(x, logits, experts, per_token=PER_TOKEN, renormalises=True)
+    bound = {"bfloat16": 2e-5, "Q8_0": 1e-3, "Q4_0": 3e-2}[format]
+    np.testing.assert_allclose(found, expected, atol=bound * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("form", ["Q8_0", "Q4_0"])
