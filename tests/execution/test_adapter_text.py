@@ -25,7 +25,7 @@ from headwater.execution.gpu_runner import GpuRunner
 from headwater.models.adapters.adapter import read_adapter
 from headwater.models.loader import load_model, resolve_model
 from headwater.models.ranks.adapter_share import adapter_shape
-from tiny_models import VOCAB_SIZE, is_greedy_text, make_adapter, make_tiny_model, merged
+from tiny_models import ADAPTED, VOCAB_SIZE, is_greedy_text, make_adapter, make_tiny_model, merged
 
 pytestmark = [
     pytest.mark.slow,
@@ -86,6 +86,26 @@ def test_a_mixed_batch_has_the_text_of_each_adapter(
     again = _add(driver, 1, adapter=1)  # a slot with another adapter: nothing was recorded again
     driver.run([again], num_outputs=12, chunk=7)
     assert is_greedy_text(references[2], PROMPTS[1], again.outputs)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe-some-dense"])
+def test_adapters_beside_experts(name: str, tmp_path: Path) -> None:
+    """Attention has them, and MLPs of layers without experts."""
+    model = make_tiny_model(name, tmp_path / "model")
+    targets = ADAPTED if name != "mixtral" else ("q_proj", "v_proj", "o_proj")
+    folder = make_adapter(model, tmp_path / "adapter", rank=4, seed=3, targets=targets)
+    references, device = [model, merged(model, folder)], CpuDevice()
+    loaded = load_model(resolve_model(str(tmp_path / "model")), device=device, dtype="float32")
+    memory = CpuAdapters(device.library, adapter_shape(loaded.config, num_slots=2, max_rank=4), form="float32")
+    layout = loaded.kv_layout(page_size=4)
+    runner = CpuRunner(loaded, device, layout=layout, num_pages=100, max_running=8, adapters=memory)
+    _fill(memory, [folder], runner)
+    driver = StepDriver(runner)
+    requests = [_add(driver, index, adapter=index % 2) for index in range(4)]
+    driver.run(requests, num_outputs=8, chunk=7)
+    for index, request in enumerate(requests):
+        assert is_greedy_text(references[index % 2], PROMPTS[index], request.outputs)
+        assert not is_greedy_text(references[1 - index % 2], PROMPTS[index], request.outputs)
 
 
 def test_a_gpu_has_the_same_text(
