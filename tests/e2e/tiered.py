@@ -19,9 +19,13 @@ HOST = ("--enable-hierarchical-cache", "--hicache-restore-policy", "always")
 TIERS = (*DEVICE, *HOST, "--hicache-storage-prefetch-policy", "wait_complete")
 
 
-def write_byte_tokenizer(folder: Path) -> None:
-    """A tokenizer whose first tokens are single characters; the tests speak in token ids."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:200]
+def write_byte_tokenizer(folder: Path, *, is_ascii: bool = False) -> None:
+    """A tokenizer whose first tokens are single characters; the tests speak in token ids.
+
+    `is_ascii`: only the characters of English and JSON, so that no text can begin a character that has no end.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    alphabet = [*alphabet[:94], "\u0120", "\u010a"] if is_ascii else alphabet[:200]  # blank, new line
     backend = Tokenizer(models.BPE(vocab={char: index + 3 for index, char in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()

@@ -11,10 +11,8 @@ import pytest
 
 from docs_reference import openapi
 from headwater.cli.main import app
+from page_commands import BLOCK, PAGES, console_blocks
 
-ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("**/*.md")])
-BLOCK = re.compile(r"^```(?:console|bash|sh|shell)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 OURS = re.compile(r"(?:127\.0\.0\.1|localhost|\$\w+|HOST|server):?(?:30000|8000|\d{4,5}|PORT)?(/[^\s\"'?#]*)")
 INLINE = re.compile(r"`(headwater [a-z][^`\n]* [^`\n]+)`")  # with arguments: `headwater serve` alone says little
 WRAPPERS = {"sudo", "timeout", "nohup", "exec", "time", "uvx", "srun"}
@@ -28,14 +26,8 @@ def commands(page: Path) -> Iterator[str]:
     for command in INLINE.findall(BLOCK.sub("", page.read_text())):
         if "|" not in command and not command.split()[-1].startswith("--"):  # it names a flag, or a choice
             yield re.sub(r" N\b", " 1", command)
-    for block in BLOCK.findall(page.read_text()):
-        joined = re.sub(r"\\\n\s*", "", block)
-        is_session = any(line.startswith("$ ") for line in joined.splitlines())
-        for line in joined.splitlines():
-            if line.startswith("$ "):
-                yield line[2:]
-            elif not is_session and line.strip() and not line.startswith("#"):
-                yield line
+    for block in console_blocks(page):
+        yield from (re.sub(r"\\\n\s*", "", command.text) for command in block)
 
 
 def words_of(command: str) -> list[list[str]]:
