@@ -13,10 +13,10 @@ import pytest
 from msgspec.structs import replace
 
 from headwater.devices.cpu.kernel_library import REMEDY
-from headwater.messages.state import ComputeFacts
+from headwater.messages.state import ComputeFacts, GpuKernels
 from headwater.server import banner
 from headwater.server.address import own_url
-from headwater.server.banner import chat_command, compute_lines, gpus_in_words, program
+from headwater.server.banner import chat_command, compute_lines, gpu_lines, gpus_in_words, program
 from headwater.server.signs_of_life import SignsOfLife, process_age_s
 
 
@@ -134,6 +134,18 @@ def test_the_banner_fits_a_terminal(num_bytes: int) -> None:
     longest = replace(COMPUTE, instruction_set="avx512_bf16", kernels="compiled here", num_threads=64, is_pinned=True)
     lines = compute_lines(replace(longest, token_bytes=num_bytes, weight_formats=("Q4_K", "Q6_K", "bfloat16")))
     assert max(map(len, lines)) <= 98
+
+
+def test_a_gpu_names_its_attention_and_what_would_be_faster() -> None:
+    """Without fa3 a long prompt takes longer, and nothing said so."""
+    assert gpu_lines(GpuKernels("NVIDIA H200", "fa3")) == [
+        "Kernels  cuBLAS and Triton on NVIDIA H200; attention of long prompts by fa3"
+    ]
+    own = GpuKernels("NVIDIA H200", "triton", ("fa3 for long prompts, which needs the package fa3-fwd",))
+    assert gpu_lines(own) == [
+        "Kernels  cuBLAS and Triton on NVIDIA H200; attention of long prompts by Triton, too",
+        "Faster   fa3 for long prompts, which needs the package fa3-fwd",
+    ]
 
 
 def test_gpus_are_shown_by_engine() -> None:

@@ -203,6 +203,7 @@ def _ready(
         gpus=gpus,
         sampling_defaults=read_sampling_defaults(model.files.folder, gguf=model.files.gguf),
         compute=placement.compute_facts(runner, loaded, steps=steps),
+        gpu_kernels=placement.gpu_kernels(args, loaded),
         hidden_size=loaded.config.hidden_size,
         pooling=pooling.mode,
         embedding_dimensions=pooling.dimensions,

@@ -91,6 +91,9 @@ class CpuPlacement:
             decode_s=time_decode_s(steps, limit_s=_MEASURED_S),
         )
 
+    def gpu_kernels(self, args: ServerArgs, loaded: LoadedModel) -> None:
+        """None: there is no GPU."""
+
     def make_host_memory(
         self, runner: Runner, *, num_pages: int, shared: SharedPages | None = None
     ) -> tuple[HostMemory, CpuPageCopier]:

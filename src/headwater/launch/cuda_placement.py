@@ -12,6 +12,7 @@ from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.external_attention import MAX_GATHERED_BYTES
 from headwater.devices.cuda.host_memory import PinnedHostMemory, register_with_driver, unregister_with_driver
 from headwater.devices.cuda.page_copies import CudaPageCopier
+from headwater.devices.cuda.torch_tensors import torch_dtype
 from headwater.devices.kv_memory import KVLayout
 from headwater.devices.number_formats import STORAGE_TYPES
 from headwater.execution.gpu_runner import GpuRunner
@@ -21,6 +22,7 @@ from headwater.execution.step_graphs import graph_sizes
 from headwater.execution.warm_up import Steps, chunk_sizes, warm_up
 from headwater.launch.config import MIB, ServerArgs
 from headwater.launch.progress import progress_bar
+from headwater.messages.state import GpuKernels
 from headwater.models.config import ModelConfig
 from headwater.models.loader import LoadedModel
 from headwater.models.ranks.adapter_share import adapter_shape
@@ -106,6 +108,20 @@ class CudaPlacement:
 
     def compute_facts(self, runner: Runner, loaded: LoadedModel, *, steps: Steps) -> None:
         """None: the facts are a CPU's."""
+
+    def gpu_kernels(self, args: ServerArgs, loaded: LoadedModel) -> GpuKernels:
+        device, faster = self.device, []
+        why = device.why_own_attention(loaded.model.geometry, torch_dtype(loaded.dtype))
+        if args.deterministic:
+            faster.append("without --deterministic, whose kernels add in a fixed order")
+        elif args.attention_backend == "triton":
+            faster.append("fa3 for long prompts, which --attention-backend triton turns off")
+        elif why:
+            faster.append(f"fa3 for long prompts, which {why}")
+        if args.disable_cuda_graph:
+            faster.append("CUDA graphs, which --disable-cuda-graph turns off")
+        external = device.external_attention if why is None else None
+        return GpuKernels(device.card, "triton" if external is None else external.name, tuple(faster))
 
     def make_host_memory(
         self, runner: Runner, *, num_pages: int, shared: SharedPages | None = None

@@ -19,7 +19,7 @@ from headwater.execution.runner import Runner
 from headwater.execution.warm_up import Steps
 from headwater.launch.config import MIB, ServerArgs
 from headwater.launch.cpu_placement import CpuPlacement
-from headwater.messages.state import ComputeFacts
+from headwater.messages.state import ComputeFacts, GpuKernels
 from headwater.models.config import ModelConfig
 from headwater.models.loader import LoadedModel
 from headwater.models.weights import LayerCache
@@ -85,6 +85,10 @@ class Placement(Protocol):
 
     def compute_facts(self, runner: Runner, loaded: LoadedModel, *, steps: Steps) -> ComputeFacts | None:
         """How the warm `runner` computes, measured in less than 0.1 s for a small model; None on a GPU."""
+        ...
+
+    def gpu_kernels(self, args: ServerArgs, loaded: LoadedModel) -> GpuKernels | None:
+        """Which kernels compute, and what keeps faster ones from it; None on a CPU."""
         ...
 
     def make_host_memory(

@@ -109,6 +109,14 @@ class ComputeFacts(Struct):
         return 1 / (self.decode_s + CONTROL_S)
 
 
+class GpuKernels(Struct):
+    """Which kernels compute on a GPU."""
+
+    card: str
+    prompt_attention: str  # of long prompts: `fa3`, or `triton`, our own
+    faster: tuple[str, ...] = ()  # what would be faster there, and why it is not used
+
+
 class EngineReady(Answer, tag="engine_ready"):
     """The engine has loaded its model and can run; sent to every client that connects with `Hello`."""
 
@@ -129,6 +137,7 @@ class EngineReady(Answer, tag="engine_ready"):
     gpus: tuple[int, ...] = ()  # of each rank, if they were chosen among several
     sampling_defaults: dict[str, float] = field(default_factory=dict)  # recommended by the model's files, unchecked
     compute: ComputeFacts | None = None  # None: not on a CPU
+    gpu_kernels: GpuKernels | None = None  # None: not on a GPU
     hidden_size: int = 0  # of embeddings
     pooling: str = ""  # that the model's files name, perhaps one that is not supported; empty: none
     adapters: tuple[AdapterState, ...] = ()  # LoRA adapters of the command line

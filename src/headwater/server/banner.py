@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import click
 
 from headwater.generation.model_facts import ModelFacts
-from headwater.messages.state import ComputeFacts, EngineReady
+from headwater.messages.state import ComputeFacts, EngineReady, GpuKernels
 from headwater.server.address import DEFAULT_URL, own_url
 from headwater.server.signs_of_life import process_age_s
 from headwater.version import version
@@ -39,7 +39,9 @@ def print_banner(
         f"{_bold(f'Headwater {version()}')} serves {_bold(model.served_name)} "
         f"({ready.architecture}{numbers}{ready.device}), ready in {process_age_s():.1f} s"
     )
-    for line in [] if ready.compute is None else compute_lines(ready.compute):
+    lines = [] if ready.compute is None else compute_lines(ready.compute)
+    lines += [] if ready.gpu_kernels is None else gpu_lines(ready.gpu_kernels)
+    for line in lines:
         click.echo(f"  {line}")
     if num_ranks > 1:
         on_cpu = "with the threads and about the share of weights above"
@@ -79,6 +81,13 @@ def compute_lines(compute: ComputeFacts) -> list[str]:
         f"Weights  {weights}",
         f"Speed    about {compute.tokens_per_s:,.0f} tokens/s for one stream",
     ]
+
+
+def gpu_lines(kernels: GpuKernels) -> list[str]:
+    """What computes on a GPU, and a line for each thing that would be faster there."""
+    by = "Triton, too" if kernels.prompt_attention == "triton" else kernels.prompt_attention
+    names = f"cuBLAS and Triton on {kernels.card}; attention of long prompts by {by}"
+    return [f"Kernels  {names}", *(f"Faster   {each}" for each in kernels.faster)]
 
 
 def weights_in_words(compute: ComputeFacts) -> str:

@@ -4,6 +4,8 @@ Without a GPU a backend in PyTorch takes the place of FlashAttention 3, which ru
 """
 
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,9 @@ from headwater.devices.cuda.kv_memory import CudaKVMemory
 from headwater.devices.cuda.paged_batch import Contexts
 from headwater.devices.device import AttentionGeometry
 from headwater.devices.errors import UnsupportedError
+from headwater.launch.config import ServerArgs
+from headwater.launch.cuda_placement import CudaPlacement
+from headwater.messages.state import GpuKernels
 from torch_external_attention import TorchExternalAttention
 
 pytestmark = pytest.mark.slow
@@ -108,7 +113,7 @@ def test_which_chunks_are_external(rows: list[tuple[int, int]], expected: int) -
 
 @pytest.mark.skipif(GPU, reason="is about machines without a GPU")
 def test_without_a_gpu_nothing_is_external() -> None:
-    assert open_external_attention("auto", torch.device("cpu")) is None
+    assert open_external_attention("auto", torch.device("cpu")) == (None, "")
 
 
 @pytest.mark.parametrize(("capability", "reason"), [((8, 9), r"9\.0 \(Hopper\); a card has 8\.9"), ((9, 0), "fa3-fwd")])
@@ -121,7 +126,9 @@ def test_flash_attention_that_is_not_there(
     monkeypatch.setitem(sys.modules, "fa3_fwd._C", None)  # as if it were not installed
     with pytest.raises(UnsupportedError, match=f"attention fa3 needs .*{reason}"):
         open_external_attention("fa3", torch.device("cuda"))
-    assert open_external_attention("auto", torch.device("cuda")) is None
+    found, why = open_external_attention("auto", torch.device("cuda"))
+    assert found is None
+    assert "fa3-fwd" in why or "Hopper" in why
 
 
 def _flash_attention() -> FlashAttention3:
@@ -153,3 +160,36 @@ def test_flash_attention_says_what_it_does_not_take() -> None:
     prompt = np.array([9], dtype=np.int32)
     assert device.num_own_chunks(geometry, torch.float32, prompt, prompt) == 1
     assert device.num_own_chunks(geometry, torch.bfloat16, prompt, prompt) == 0
+
+
+def kernels(device: CudaDevice, **args: Any) -> GpuKernels:
+    """What `serve` reports for a bfloat16 model on `device`."""
+    loaded: Any = SimpleNamespace(model=SimpleNamespace(geometry=GEOMETRY), dtype="bfloat16")
+    return CudaPlacement(device).gpu_kernels(ServerArgs(**args), loaded)
+
+
+def test_serve_names_the_attention_that_runs_and_why_not_the_fastest() -> None:
+    """A card that computes long prompts without fa3 looked like one that has it."""
+    fast = kernels(_device(TorchExternalAttention()))
+    assert fast.prompt_attention == TorchExternalAttention.name
+    assert fast.faster == ()
+    device = _device(None)
+    device._why_own_attention = "needs the package fa3-fwd"  # as on a Hopper without it
+    slow = kernels(device, disable_cuda_graph=True)
+    assert slow.prompt_attention == "triton"
+    assert slow.faster == (
+        "fa3 for long prompts, which needs the package fa3-fwd",
+        "CUDA graphs, which --disable-cuda-graph turns off",
+    )
+    assert kernels(device, attention_backend="triton").faster == (
+        "fa3 for long prompts, which --attention-backend triton turns off",
+    )
+    assert "--deterministic" in kernels(device, deterministic=True).faster[0]
+
+
+def test_a_model_that_the_fastest_attention_cannot_compute_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = TorchExternalAttention()
+    monkeypatch.setattr(backend, "refusal", lambda *_: "computes bfloat16, not float16", raising=False)
+    found = kernels(_device(backend))
+    assert found.prompt_attention == "triton"
+    assert found.faster == ("fa3 for long prompts, which computes bfloat16, not float16",)

@@ -97,7 +97,7 @@ class CudaDevice:
             torch_device = torch.device("cuda", torch.cuda.current_device())
         self.torch_device = torch_device
         self._backend: AttentionBackend = attention
-        self.external_attention = open_external_attention(attention, torch_device)
+        self.external_attention, self._why_own_attention = open_external_attention(attention, torch_device)
         self.min_external_tokens = MIN_EXTERNAL_TOKENS
         self.is_gpu = torch_device.type == "cuda"
         self._scratch: DecodeScratch | None = None  # sized by the largest batch seen
@@ -290,10 +290,26 @@ class CudaDevice:
                 reason = _too_old(self.torch_device, found, needed=_MIN_CAPABILITY_E4M3)
                 raise UnsupportedError("kv_dtype", kv_dtype, reason)
         if self._backend == "fa3" and self.external_attention is not None:
-            reason = self._external_refusal(geometry, dtype)
+            reason = self.why_own_attention(geometry, dtype)
             if reason is not None:
                 raise UnsupportedError("attention", self._backend, reason)
         queries_per_tile(geometry)
+
+    @property
+    def card(self) -> str:
+        """The name of the GPU."""
+        return torch.cuda.get_device_name(self.torch_device) if self.is_gpu else "Triton's interpreter"
+
+    def why_own_attention(self, geometry: AttentionGeometry, dtype: torch.dtype) -> str | None:
+        """Why our own kernels compute the attention of long prompts, in words that follow "fa3"; None if fa3 does.
+
+        Empty if fa3 was not asked for. `dtype` is the activations'.
+        """
+        if self.external_attention is None:
+            return self._why_own_attention
+        if geometry.has_windows:
+            return "knows no sliding windows"
+        return self.external_attention.refusal(geometry, dtype)
 
     def num_own_chunks(
         self,
@@ -303,16 +319,9 @@ class CudaDevice:
         context_lens: npt.NDArray[np.int32],
     ) -> int:
         """How many of a step's chunks our own kernels take; the rest are external. `dtype` is the activations'."""
-        if self._external_refusal(geometry, dtype) is not None:
+        if self.why_own_attention(geometry, dtype) is not None:
             return len(query_lens)
         return num_own_chunks(query_lens, context_lens, geometry, min_tokens=self.min_external_tokens)
-
-    def _external_refusal(self, geometry: AttentionGeometry, dtype: torch.dtype) -> str | None:
-        if self.external_attention is None:
-            return "is not there"
-        if geometry.has_windows:
-            return "knows no sliding windows"
-        return self.external_attention.refusal(geometry, dtype)
 
     def plan_tiles(
         self, geometry: AttentionGeometry, query_lens: npt.NDArray[np.int32], context_lens: npt.NDArray[np.int32]

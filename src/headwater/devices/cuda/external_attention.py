@@ -5,7 +5,6 @@ which takes far less time than their attention.
 """
 
 import importlib
-import logging
 from typing import Literal, Protocol
 
 import numpy as np
@@ -23,8 +22,6 @@ MAX_GATHERED_BYTES = 256 << 20  # keys and values of one layer
 MIN_EXTERNAL_TOKENS = 1024  # of a chunk behind a prefix: fewer queries leave much of a card idle
 _HOPPER = (9, 0)
 _MAX_HEAD_DIM = 256
-
-_log = logging.getLogger(__name__)
 
 
 class ExternalAttention(Protocol):
@@ -107,19 +104,21 @@ class FlashAttention3:
         )
 
 
-def open_external_attention(backend: AttentionBackend, device: torch.device) -> ExternalAttention | None:
+def open_external_attention(
+    backend: AttentionBackend, device: torch.device
+) -> tuple[ExternalAttention | None, str]:
     """The backend of external chunks: None if our own kernels compute everything. auto: the fastest one installed.
 
-    UnsupportedError if the named backend is not available.
+    The second value says why the fastest one is not used, in words that follow its name; empty if it is, or if nobody
+    asked for it. UnsupportedError if the named backend is not available.
     """
     if backend == "triton" or device.type != "cuda":
-        return None
+        return None, ""
     try:
-        return FlashAttention3(device)
-    except UnsupportedError as reason:
+        return FlashAttention3(device), ""
+    except UnsupportedError as error:
         if backend == "auto":
-            _log.debug("all attention by our own kernels: %s", reason)
-            return None
+            return None, error.reason
         raise
 
 
