@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("**/*.md")])
 BLOCK = re.compile(r"^( *)```(console|bash|sh|shell)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 STARTS_SERVER = re.compile(r"(?:\w+=\S+ )*(?:headwater serve|\.venv/bin/headwater serve|make serve)\b")
@@ -91,6 +91,7 @@ ELSEWHERE: list[tuple[str, str, str]] = [
     (r"docs/rl\.md", r"python integrations/training/weights_oracle\.py", f"{_MINUTES}; needs transformers and a model"),
     (r"docs/trl\.md", r"(?:make training|python integrations/training)", "CI runs it: tests/e2e/training"),
     (r"docs/[\w-]+\.md", r"(?:\.venv/bin/)?python -m pytest", "`make test` runs the test"),
+    (r"docs/(?!cuda)[\w-]+\.md", r"(?:\.venv/bin/)?python benchmarks/", f"a benchmark: {_MINUTES}, on a quiet machine"),
     (r"CONTRIBUTING\.md", r"make ", "CI runs the targets"),
 ]  # fmt: skip
 

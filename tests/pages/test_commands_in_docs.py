@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 import pytest
+from page_commands import BLOCK, PAGES, console_blocks
 
 from docs_reference import openapi
 from headwater.cli.main import app
-from page_commands import BLOCK, PAGES, console_blocks
 
 OURS = re.compile(r"(?:127\.0\.0\.1|localhost|\$\w+|HOST|server):?(?:30000|8000|\d{4,5}|PORT)?(/[^\s\"'?#]*)")
 INLINE = re.compile(r"`(headwater [a-z][^`\n]* [^`\n]+)`")  # with arguments: `headwater serve` alone says little

@@ -14,9 +14,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from page_commands import ROOT
 from tiered import write_byte_tokenizer
 
-from page_commands import ROOT
 from tiny_models import make_adapter, make_tiny_model
 
 LIMIT_S = 120.0

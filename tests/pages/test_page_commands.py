@@ -1,29 +1,25 @@
 """Every command of a console of README.md and docs/ runs, on one server.
 
-tests/page_commands.py lists the commands that run elsewhere or nowhere, each with the reason. A new command of a page
+page_commands.py lists the commands that run elsewhere or nowhere, each with the reason. A new command of a page
 is run here unless it is listed there.
 """
 
 import re
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from page_shell import PageShell
-from running_server import RunningServer
-
 from page_commands import (
-    ELSEWHERE,
     PAGES,
-    ROOT,
     STARTS_SERVER,
     PageCommand,
     console_blocks,
     is_dear,
     why_elsewhere,
 )
+from page_shell import PageShell
+from running_server import RunningServer
 
 BLOCKS = [
     block
@@ -79,45 +75,3 @@ def test_the_commands_of_a_console_succeed(
         assert done.stdout.strip() or is_quiet, f"{command} printed nothing"
         if "release_memory_occupation" in command.text:
             assert page_server.post("/resume_memory_occupation", json={}).status_code == 200
-
-
-def all_commands() -> list[PageCommand]:
-    return [command for page in PAGES for block in console_blocks(page) for command in block]
-
-
-def test_each_reason_is_that_of_a_command() -> None:
-    """A reason that no command needs any more would hide the next one."""
-    for page, start, why in ELSEWHERE:
-        found = [c for c in all_commands() if re.fullmatch(page, c.page) and re.match(start, c.text)]
-        assert found, f"no command of {page} begins with {start}: {why}"
-    assert len(BLOCKS) > 30
-
-
-def test_the_tests_that_pages_name_are_there() -> None:
-    """Their commands run in `make test`, under the names that the pages give."""
-    named = [c.text for c in all_commands() if "-m pytest" in c.text]
-    assert len(named) >= 2
-    for command in named:
-        paths = [ROOT / word for word in command.split() if word.startswith("tests")]
-        assert paths, command
-        assert all(path.exists() for path in paths), command
-        files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py"))]
-        for name in re.findall(r"-k (\w+)", command):
-            assert any(f"def {name}(" in file.read_text() for file in files), command
-
-
-@pytest.mark.parametrize("folder", [ROOT / "integrations"])
-def test_what_the_pages_of_clients_show_is_what_their_scripts_run(folder: Path) -> None:
-    """The packages of an installation, and the options of programs that a script starts with ports of its own."""
-    sources = "\n".join(path.read_text() for path in folder.rglob("*.py"))
-    for command in all_commands():
-        if not command.page.startswith("docs/clients/") or command.page.endswith("index.md"):
-            continue
-        words = re.findall(r"(?<![\w=])--?[a-z][\w-]+", command.text.partition(" #")[0])
-        if re.match(r"(?:pip|npm) install", command.text):
-            words = re.findall(r"[@\w/-]{3,}(?=[\[='\s]|$)", command.text)[2:]
-        ours = {"--no-deps", "--port", "--kv-events-endpoint", "-o", "-m", "--key"}
-        if why_elsewhere(command) == "integrations/run.py runs the blocks of this page as they stand":
-            continue
-        missing = [word for word in words if word not in ours and word.split("==")[0] not in sources]
-        assert not missing, f"{command}: no script of integrations/ has {missing}"
