@@ -76,11 +76,11 @@ def test_no_file_of_the_package_is_too_long_to_read() -> None:
 
 
 def test_tests_lie_where_their_code_does() -> None:
-    """Every folder of tests has a folder of the package with its name, but for those of servers and of tools."""
+    """Every folder of tests has a folder of the package with its name, but for those of servers, pages and tools."""
     whole = {
         Path(),
         *map(Path, ("e2e", "e2e/adapters", "e2e/answers", "e2e/routers", "e2e/fleet", "e2e/ranks", "e2e/training")),
-        *map(Path, ("benchmarks", "release")),
+        *map(Path, ("benchmarks", "pages", "release")),
     }
     tested = {folder.relative_to(ROOT / "tests") for folder in folders("tests")} - whole
     missing = {str(folder) for folder in tested if not (SRC / "headwater" / folder).is_dir()}

@@ -6,6 +6,8 @@ import click
 
 from headwater.cli.command_line import Target, command, model_options
 
+NEEDS_TEXTUAL = "headwater top needs textual: pip install 'headwater[top]' (in a clone: EXTRAS=top make setup)"
+
 
 @command()
 @model_options
@@ -20,7 +22,7 @@ def top(target: Target) -> None:
     try:
         import textual  # noqa: F401
     except ImportError:
-        raise click.ClickException("headwater top needs textual: pip install 'headwater[top]'") from None
+        raise click.ClickException(NEEDS_TEXTUAL) from None
     from headwater.cli.server_call import MalformedUrl, Server
     from headwater.cli.top.app import TopApp
 
