@@ -109,8 +109,8 @@ def open_external_attention(
 ) -> tuple[ExternalAttention | None, str]:
     """The backend of external chunks: None if our own kernels compute everything. auto: the fastest one installed.
 
-    The second value says why the fastest one is not used, in words that follow its name; empty if it is, or if nobody
-    asked for it. UnsupportedError if the named backend is not available.
+    The second value says why the fastest one is not used, in words that follow its name. It is empty if that one is
+    used, or was not asked for. UnsupportedError if the named backend is not available.
     """
     if backend == "triton" or device.type != "cuda":
         return None, ""
