@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Ray Serve LLM's own ingress in front of two replicas of `HeadwaterServer`; the record is kept.
+"""Ray Serve LLM's own ingress in front of two models on `HeadwaterServer`; the record is kept.
 
     pip install '.[ray]' 'ray[serve]==2.60.0' 'fastapi<0.137' torch transformers openai pillow pybase64
-    pip install --no-deps sglang==0.5.23
-    PYTHONPATH=integrations python integrations/gateways/ray_serve_llm.py [MODEL]
+    pip install --no-deps sglang==0.5.23 ai-dynamo-runtime==1.6.1
+    PYTHONPATH=integrations python integrations/gateways/ray_serve_llm.py [CHECK...]
 
-It needs an environment of its own: Ray, Headwater, and SGLang for its models of requests alone.
+It needs an environment of its own: Ray, Headwater, SGLang for its models of requests alone, and Dynamo's index, which
+Ray's router by cache events uses. Both models are the default model, under two names.
 """
 
 import json
@@ -21,13 +22,14 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when Ray is imported
 import ray
 from ray import serve
 from ray.llm._internal.serve.core.ingress.dev_ingress import build_dev_openai_app
-from ray.serve.llm import LLMConfig, ModelLoadingConfig
 
 from checks import REPORT_VARIABLE, URL_VARIABLES, Server, call, check, refused, run_checks
+from gateways import ray_routers
 from gateways.gateway import free_ports
+from gateways.ray_routers import GROWING, MODEL, config, num_cached
 from record import record_of, save
 
-NAME, MODEL = "ray-serve-llm", "smollm2-135m-instruct"
+NAME = "ray-serve-llm"
 REPLICAS = 2
 LONG = "The sky is blue. " * 30
 
@@ -37,30 +39,25 @@ def main() -> None:
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(application(sys.argv[1] if sys.argv[1:] else MODEL))
+        serve.run(application(), name=ray_routers.APPLICATION)
         checks = outcomes(f"http://127.0.0.1:{port}")
     finally:
         serve.shutdown()
         ray.shutdown()
-    versions = {name: version(name) for name in ("ray", "fastapi", "sglang")}
-    save(record_of(NAME, versions=versions, checks=checks))
+    versions = {name: version(name) for name in ("ray", "fastapi", "sglang", "ai-dynamo-runtime")}
+    if not sys.argv[1:]:
+        save(record_of(NAME, versions=versions, checks=checks))
     sys.exit(any(one["result"] == "failed" for one in checks))
 
 
-def application(model: str) -> serve.Application:
-    config = LLMConfig(
-        model_loading_config=ModelLoadingConfig(model_id=MODEL, model_source=model),
-        server_cls="headwater.ray.llm_server:HeadwaterServer",
-        engine_kwargs={"device": "cpu", "threads": 1, "max_total_tokens": 8192},
-        deployment_config={"num_replicas": REPLICAS, "ray_actor_options": {"num_cpus": 1}},
-        accelerator_type=None,
-    )
-    return build_dev_openai_app({"llm_configs": [config]})
+def application() -> serve.Application:
+    """Two replicas behind Ray's default router; and a model that grows, behind its router by prefixes."""
+    configs = [config(MODEL, num_replicas=REPLICAS), ray_routers.growing_config()]
+    return build_dev_openai_app({"llm_configs": configs})
 
 
 def outcomes(url: str) -> list[dict[str, Any]]:
     """What each check found, as run_checks reports it."""
-    sys.argv[1:] = []
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report"
         os.environ |= {URL_VARIABLES["model"]: url, REPORT_VARIABLE: str(report)}
@@ -72,12 +69,6 @@ def chat(server: Server, **more: object) -> Any:
     messages = [{"role": "user", "content": "Why is the sky blue?"}]
     body = {"model": server.model, "messages": messages, "temperature": 0, "max_tokens": 16}
     return call(server.url, "/v1/chat/completions", body | more)
-
-
-def num_cached(server: Server, prompt: str) -> int:
-    body = {"model": server.model, "prompt": prompt, "temperature": 0, "max_tokens": 1}
-    details = call(server.url, "/v1/completions", body)["usage"]["prompt_tokens_details"]
-    return (details or {}).get("cached_tokens", 0)
 
 
 @check("chat")
@@ -132,6 +123,30 @@ def pause(server: Server) -> None:
     assert call(server.url, path)["is_paused"] is False
     assert chat(server)["usage"]["completion_tokens"] == 16
 
+
+@check("models")
+def models(server: Server) -> None:
+    """Each request and each call concerns the model that it names, and no other."""
+    assert [each["id"] for each in call(server.url, "/v1/models")["data"]] == [MODEL, GROWING]
+    assert [chat(server, model=name)["model"] for name in (MODEL, GROWING)] == [MODEL, GROWING]
+    assert refused(HTTPError, chat, server, model="another").code == 404
+    other = Server(server.url, GROWING)
+    assert num_cached(other, LONG) == 0
+    for _ in range(8):
+        num_cached(server, LONG)
+    assert num_cached(other, LONG) > 0
+    call(server.url, "/reset_prefix_cache", {"model": MODEL})
+    assert num_cached(server, LONG) == 0
+    assert num_cached(other, LONG) > 0
+    call(server.url, "/pause", {"model": MODEL, "options": {"mode": "retract"}})
+    try:
+        assert call(server.url, f"/is_paused?model={GROWING}")["is_paused"] is False
+        assert chat(other)["usage"]["completion_tokens"] == 16
+    finally:
+        call(server.url, "/resume", {"model": MODEL})
+
+
+ray_routers.declare_checks()
 
 if __name__ == "__main__":
     main()

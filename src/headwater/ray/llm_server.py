@@ -12,9 +12,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
+from ray.util import get_node_ip_address
 
 from headwater.fleet.connections import Connections
-from headwater.launch.config import FLAGS, ServerArgs
+from headwater.ray.llm_config import routing_stats, server_args
 from headwater.ray.local_server import LocalServer
 
 
@@ -43,6 +44,9 @@ class HeadwaterServer:
 
     async def start(self) -> None:
         self._server = await LocalServer.start(server_args(self._llm_config), host="127.0.0.1")
+        sources = await self._control("/get_kv_event_sources", method="GET")
+        info = await self._control("/server_info", method="GET") if sources else {}
+        self._routing_stats = routing_stats(sources, info, host=get_node_ip_address()) if sources else {}
 
     async def __del__(self) -> None:
         if hasattr(self, "_server"):
@@ -54,6 +58,10 @@ class HeadwaterServer:
 
     async def llm_config(self) -> Any:
         return self._llm_config
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """Where this replica publishes the events of its cache, for Ray's KV-aware router; empty without events."""
+        return self._routing_stats
 
     # --- requests ----------------------------------------------------------------------------------
 
@@ -132,17 +140,6 @@ class HeadwaterServer:
             (b"authorization", f"Bearer {self._server.admin_key}".encode()),
         ]
         return self._connections.forward(method, f"{self._server.url}{path}", headers=headers, body=body)
-
-
-def server_args(llm_config: Any) -> ServerArgs:
-    """The arguments of the server. ValueError that names one that `headwater serve` does not have."""
-    loading = llm_config.model_loading_config
-    given = {name.replace("-", "_"): value for name, value in llm_config.engine_kwargs.items()}
-    unknown = sorted(set(given) - set(FLAGS))
-    if unknown:
-        raise ValueError(f"engine_kwargs: `headwater serve` has no argument {unknown[0]!r}")
-    named = {"model": loading.model_source or loading.model_id, "served_model_name": loading.model_id}
-    return msgspec.convert(named | given, ServerArgs, strict=False)
 
 
 async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:
