@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Ray Serve LLM's own ingress in front of two models on `HeadwaterServer`; the record is kept.
 
-    pip install '.[ray]' 'ray[serve]==2.60.0' 'fastapi<0.137' torch transformers openai pillow pybase64
+    pip install '.[ray]' 'ray[serve]==2.60.0' 'fastapi<0.137' torch transformers triton openai pillow pybase64
+    pip install orjson ipython pyarrow python-multipart httpx
     pip install --no-deps sglang==0.5.23 ai-dynamo-runtime==1.6.1
     PYTHONPATH=integrations python integrations/gateways/ray_serve_llm.py [CHECK...]
 
