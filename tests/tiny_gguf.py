@@ -36,15 +36,21 @@ def write_gguf_model(
     metadata: Mapping[str, Any] = MappingProxyType({}),
     block_format: str = "F32",
 ) -> Path:
-    """As llama.cpp's converter writes: its names, and q and k rows of llama in pairs. `metadata` is added.
+    """As llama.cpp's converter writes: its names, q and k rows of llama in pairs, norms of gemma plus one.
+
+    `metadata` is added.
 
     Matrices whose rows are whole blocks of 32 numbers are written in `block_format`.
     """
     stems = {
-        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "q_proj": "attn_q", "k_proj": "attn_k",
-        "v_proj": "attn_v", "o_proj": "attn_output", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
+        "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
+        "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
         "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
     }  # fmt: skip
+    norms = config.norms
+    places = (norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp)
+    gguf_norms = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
+    stems |= {name: stem for name, stem in zip(places, gguf_norms, strict=True) if name is not None}
     tops = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config.num_layers)
@@ -69,7 +75,9 @@ def write_gguf_model(
         base, kind = name.rsplit(".", 1)
         values = tensor.float().numpy()
         num_cols = values.shape[-1]
-        if architecture == "llama" and base.endswith(("q_proj", "k_proj")):
+        if architecture == "gemma3" and base.endswith("norm"):
+            values = values + 1
+        if architecture in ("llama", "granite", "smollm3") and base.endswith(("q_proj", "k_proj")):
             num_heads = config.num_heads if base.endswith("q_proj") else config.num_kv_heads
             halves = values.reshape(num_heads, 2, -1, *values.shape[1:])
             values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)

@@ -139,11 +139,13 @@ _FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 FAMILY_NAMES = tuple(_FAMILIES)
 
 
-def make_tiny_model(name: str, folder: Path, *, num_layers: int = 3, seed: int = 0) -> PreTrainedModel:
-    """Save the model under `folder` and return it, in float32."""
+def make_tiny_model(
+    name: str, folder: Path, *, num_layers: int = 3, seed: int = 0, **changes: Any
+) -> PreTrainedModel:
+    """Save the model under `folder` and return it, in float32. `changes`: other fields of its config."""
     model_class, config_class, extra = (_MODELS | _FAMILIES)[name]
     torch.manual_seed(sum(name.encode()) + seed)
-    model = model_class(config_class(**{**_SIZES, **extra, "num_hidden_layers": num_layers})).eval()
+    model = model_class(config_class(**{**_SIZES, **extra, **changes, "num_hidden_layers": num_layers})).eval()
     with torch.no_grad():  # norms and biases that are not ones and zeros, or nothing would show a lost one
         for parameter in model.parameters():
             if parameter.dim() == 1:

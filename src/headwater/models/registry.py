@@ -201,7 +201,8 @@ FAMILIES = (
     Family(
         name="granite",
         architectures=("GraniteForCausalLM",),
-        gguf_architectures=(),
+        gguf_architectures=("granite",),
+        gguf_permutes_qk=True,
         qkv_bias="config",
         o_bias="config",
         mlp_bias="config",
@@ -211,7 +212,8 @@ FAMILIES = (
     Family(
         name="smollm3",
         architectures=("SmolLM3ForCausalLM",),
-        gguf_architectures=(),
+        gguf_architectures=("smollm3",),
+        gguf_permutes_qk=True,
         qkv_bias="config",
         o_bias="config",
         mlp_bias="config",
@@ -265,7 +267,7 @@ FAMILIES = (
     Family(
         name="gemma3",
         architectures=("Gemma3ForCausalLM",),
-        gguf_architectures=(),
+        gguf_architectures=("gemma3",),
         qkv_bias="config",
         o_bias="config",
         qk_norm=True,

@@ -11,6 +11,7 @@ from headwater.devices.host_tensor import HostTensor
 from headwater.models.config import MOST_CONTEXT, MOST_FEATURES, MOST_LAYERS, ModelConfig
 from headwater.models.end_tokens import gguf_end_ids
 from headwater.models.experts.gguf import EXPERT_KEYS, EXPERT_NEUTRAL_VALUES, expert_tensors, read_gguf_experts
+from headwater.models.families.gguf import FAMILY_KEYS, family_values, norm_stems
 from headwater.models.fields import Fields
 from headwater.models.gguf_file import GGUFFile
 from headwater.models.gguf_rope import FREQ_FACTORS, ROPE_KEYS, ROPE_NEUTRAL_VALUES, read_gguf_rope
@@ -43,14 +44,12 @@ _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
 }
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _IN_LAYER = {
-    "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
     "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
@@ -71,7 +70,10 @@ class GGUFWeights:
         self._permuted = family_of_gguf(
             file.metadata["general.architecture"], has_experts=config.experts is not None
         ).gguf_permutes_qk
-        self._tensors = {_hf_name(name): tensor for name, tensor in file.tensors.items() if name != FREQ_FACTORS}
+        stems = _IN_LAYER | norm_stems(config.norms)
+        self._tensors = {
+            _hf_name(name, stems): tensor for name, tensor in file.tensors.items() if name != FREQ_FACTORS
+        }
         if config.experts is not None:
             for name, stored, tensor in expert_tensors(file.tensors, config.experts):
                 self._tensors.pop(stored, None)
@@ -134,6 +136,8 @@ def read_gguf_config(file: GGUFFile) -> ModelConfig:
             max_context=context,
             window=window if 0 < window < context else None,
             eos_token_ids=gguf_end_ids(fields, vocab_size=embedding.shape[0]),
+            norms=family.norms,
+            **family_values(architecture, model, num_layers=num_layers, head_dim=head_dim),
             experts=(
                 None
                 if family.experts is None
@@ -157,7 +161,7 @@ def _of_architecture(file: GGUFFile, architecture: str) -> dict[str, Any]:
 def _refuse_unknown(model: Fields, architecture: str) -> None:
     """ModelFileError for keys that are not read here: the model would be served as if they were absent."""
     for key in model:
-        if key in _KNOWN_KEYS:
+        if key in _KNOWN_KEYS or key in FAMILY_KEYS.get(architecture, ()):
             continue
         if key not in _NEUTRAL_VALUES:
             raise model.refuse(f"{architecture}.{key} {model.raw(key)!r} is not known: without it text could be wrong")
@@ -165,7 +169,7 @@ def _refuse_unknown(model: Fields, architecture: str) -> None:
             raise model.refuse(f"{architecture}.{key} {model.raw(key)!r} is not supported")
 
 
-def _hf_name(name: str) -> str:
+def _hf_name(name: str, stems: Mapping[str, str]) -> str:
     """The Hugging Face name of a GGUF tensor; an unknown name is kept, and fails the check of shapes."""
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
     if match is None:
@@ -173,7 +177,7 @@ def _hf_name(name: str) -> str:
     layer, stem, kind = match.groups()
     if layer is None:
         return f"{_TOP[stem]}.{kind}" if stem in _TOP else name
-    return f"model.layers.{layer}.{_IN_LAYER[stem]}.{kind}" if stem in _IN_LAYER else name
+    return f"model.layers.{layer}.{stems[stem]}.{kind}" if stem in stems else name
 
 
 def _halves_apart(num_rows: int, num_heads: int) -> npt.NDArray[np.intp]:
