@@ -81,6 +81,7 @@ def test_eos_ids_come_from_both_files(own: object, generation: dict[str, Any], e
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2}}, "'dynamic' is not supported"),
+        ({"rope_scaling": {"rope_type": ["yarn"], "factor": 2}}, "rope_type must be a string"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 2}}, "lacks the list of numbers 'short_factor'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor of rope type 'linear'"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "factor of rope type 'linear'"),

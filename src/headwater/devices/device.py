@@ -146,11 +146,13 @@ class AttentionGeometry:
         pair = np.arange(half, dtype=np.int32)
         if self.is_interleaved:
             return np.concatenate((2 * pair, 2 * pair + 1))
-        if self.rotary_pairs in (None, half):
+        num_pairs = half if self.rotary_pairs is None else self.rotary_pairs
+        if num_pairs == half:
             return None
-        is_rotated = pair < self.rotary_pairs
-        first = np.where(is_rotated, pair, self.rotary_pairs + pair)
-        return np.concatenate((first, np.where(is_rotated, pair + self.rotary_pairs, half + pair))).astype(np.int32)
+        is_rotated = pair < num_pairs
+        first = np.where(is_rotated, pair, num_pairs + pair)
+        second = np.where(is_rotated, pair + num_pairs, half + pair)
+        return np.concatenate((first, second)).astype(np.int32)
 
 
 @dataclass(frozen=True, slots=True)

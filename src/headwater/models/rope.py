@@ -245,8 +245,9 @@ def _of_layers(fields: Fields, key: str, layers: LayerType | None) -> dict[str, 
         old = found.pop("type")
         if found.setdefault("rope_type", old) != old:
             raise fields.refuse(f"{key} has the type {old!r} and the rope_type {found['rope_type']!r}")
-    if "rope_type" in found:
-        found["rope_type"] = _OLD_NAMES.get(found["rope_type"], found["rope_type"])
+    for old, new in _OLD_NAMES.items():
+        if found.get("rope_type") == old:
+            found["rope_type"] = new
     return found
 
 

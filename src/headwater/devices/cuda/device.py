@@ -238,12 +238,16 @@ class CudaDevice:
         up_bias: torch.Tensor | None = None,
         activation: Activation = "silu",
     ) -> GatedLinear:
-        kind = CodedGatedLinear if isinstance(gate, CodedMatrix) or isinstance(up, CodedMatrix) else CudaGatedLinear
-        return kind(gate, up, gate_bias, up_bias, activation=activation, is_deterministic=self.is_deterministic)
+        fixed = self.is_deterministic
+        if isinstance(gate, CodedMatrix) or isinstance(up, CodedMatrix):
+            return CodedGatedLinear(gate, up, gate_bias, up_bias, activation=activation, is_deterministic=fixed)
+        return CudaGatedLinear(gate, up, gate_bias, up_bias, activation=activation, is_deterministic=fixed)
 
     def pack_fused_gated_linear(self, gate_up: Weight, *, activation: Activation = "silu") -> GatedLinear:
-        kind = CodedGatedLinear if isinstance(gate_up, CodedMatrix) else CudaGatedLinear
-        return kind(gate_up, None, None, None, activation=activation, is_deterministic=self.is_deterministic)
+        fixed = self.is_deterministic
+        if isinstance(gate_up, CodedMatrix):
+            return CodedGatedLinear(gate_up, None, None, None, activation=activation, is_deterministic=fixed)
+        return CudaGatedLinear(gate_up, None, None, None, activation=activation, is_deterministic=fixed)
 
     def pack_experts(
         self,
