@@ -67,6 +67,16 @@ def test_device_defaults_fill_only_what_was_left_open() -> None:
         ServerArgs().for_device("tpu")
 
 
+def test_speculation_is_a_cpus_and_knows_sglangs_word() -> None:
+    assert ServerArgs().speculation.algorithm == "none"
+    args = ServerArgs(speculative_algorithm="NGRAM", speculative_num_draft_tokens=5).for_device("cpu")
+    assert (args.speculation.algorithm, args.speculation.num_draft_tokens) == ("ngram", 5)
+    with pytest.raises(ValueError, match="--speculative-algorithm tree needs --device cpu"):
+        ServerArgs(speculative_algorithm="tree").for_device("cuda")
+    with pytest.raises(ValueError, match="--speculative-num-draft-tokens needs"):
+        ServerArgs(speculative_num_draft_tokens=5)
+
+
 def test_every_flag_has_help() -> None:
     assert all(spec.flag.help.endswith(".") and spec.flag.section for spec in FLAGS.values())
 

@@ -56,6 +56,9 @@ class ServerArgs(EngineArgs, kw_only=True, frozen=True, omit_defaults=True):
         if self.allow_pickled_tensors and self.admin_api_key is None:
             raise ValueError("--allow-pickled-tensors needs --admin-api-key")
         self._check_adapters()
+        default = FLAGS["speculative_num_draft_tokens"].default
+        if self.speculative_num_draft_tokens != default and self.speculative_algorithm == "none":
+            raise ValueError("--speculative-num-draft-tokens needs --speculative-algorithm")
         if self.flush_default_timeout > self.max_control_timeout:
             longest = f"--max-control-timeout, {self.max_control_timeout:g}"
             raise ValueError(f"--flush-default-timeout must be at most {longest}, got {self.flush_default_timeout:g}")

@@ -48,6 +48,20 @@ async def test_text_in_text_out_with_the_facts_clients_read(engine: ScriptedEngi
     }
 
 
+async def test_facts_of_speculation_have_sglangs_names(engine: ScriptedEngine) -> None:
+    engine.script.reply = saying("hello")
+    engine.script.meta = OutputMeta(prompt_tokens=2, num_draft_steps=2, num_drafted=8, num_accepted=3)
+    async with api(engine) as server:
+        meta = (await server.post("/generate", {"text": "ab"})).json()["meta_info"]
+    assert {name: value for name, value in meta.items() if name.startswith("spec_")} == {
+        "spec_verify_ct": 2,
+        "spec_draft_token_num": 8,
+        "spec_accept_token_num": 3,
+        "spec_accept_rate": 0.375,
+        "spec_accept_length": 2.5,
+    }
+
+
 async def test_put_and_input_ids_and_a_body_as_gateways_rewrite_it(engine: ScriptedEngine) -> None:
     body = {
         "input_ids": [70, 71],

@@ -258,7 +258,13 @@ def _internal_state(state: EngineState) -> Json:
         "blockers": state.blockers,
         "uptime_s": state.uptime_s,
         "adapters": [facts_of(adapter) for adapter in state.adapters],
-    }
+    } | _speculation(state)
+
+
+def _speculation(state: EngineState) -> Json:
+    """SGLang's name for the tokens of a request in a step that had a draft; nothing before the first draft."""
+    num_steps = state.counters.get("spec_verify_steps", 0)
+    return {"avg_spec_accept_length": 1 + state.counters["spec_accepted_tokens"] / num_steps} if num_steps else {}
 
 
 def _load(rank: int, state: EngineState, sections: set[str]) -> Json:
