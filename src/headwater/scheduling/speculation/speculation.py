@@ -18,7 +18,7 @@ from headwater.scheduling.speculation.drafting import Drafting, Source
 
 _MAX_DECODES = 16  # a step of more requests computes at its best rate without drafts
 _MAX_ROWS = 32  # of a step with drafts
-_LEAST_CHANCE = 0.02  # of a drafted token, however cheap a row is
+_LEAST_CHANCE = 0.1  # of a drafted token to be right, however cheap rows seem to be
 _LOOK_EVERY = 32  # tokens, while steps are planned before tokens are known
 _FIRST_RATES = {Source.SHORT_SUFFIX: 0.5, Source.LONG_SUFFIX: 0.8, Source.TREE: 0.8}
 

@@ -51,6 +51,7 @@ class Profile:
     num_ranks: tuple[int, ...] = (1,)  # of each engine; one of these
     adapters: int = 0  # changes of LoRA adapters; most requests then name one
     adapter_scopes: float = 0.0  # share of the flushes and pins that name one
+    repeats: float = 0.0  # share of the prompts that were asked shortly before
     has_drafts: bool = False  # speculation, with drafts that are right by chance or come from the tree
 
 
@@ -198,17 +199,18 @@ PROFILES = {
         Profile(
             "speculation",
             has_drafts=True,
+            repeats=0.5,
             grammars=0.1,
             bursts=3,
             follow_ups=20,
-            flushes=12,
+            flushes=6,
             pauses=6,
             updates=4,
             releases=2,
             has_step_faults=True,
             has_host=0.6,
             has_store=0.0,  # as with ranks below
-            num_device_pages=(24, 30, 80),
+            num_device_pages=(24, 80, 200),
             page_sizes=(2, 4, 8),
             num_stems=(2, 4),
             num_ranks=(1, 1, 2),

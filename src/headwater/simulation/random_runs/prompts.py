@@ -10,6 +10,7 @@ _NAMESPACES = (  # salts and keys for the requests of a run
     (("",), ("",)),
     (("", "", "", "salt"), ("", "", "key")),
 )
+_NUM_ASKED = 6  # prompts that may be asked again
 _SKEW = 0.8  # of Zipf's law over the shared prefixes
 
 
@@ -18,6 +19,8 @@ class Prompts:
 
     def __init__(self, source: random.Random, profile: Profile) -> None:
         self._source = source
+        self._repeats = profile.repeats
+        self._asked: list[list[int]] = []  # the newest prompts, if some are asked again
         self._stems = self._make_stems(source.choice(profile.num_stems))
         self._weights = list(accumulate(rank**-_SKEW for rank in range(1, len(self._stems) + 1)))
         self.salts, self.keys = source.choice(_NAMESPACES)
@@ -27,7 +30,15 @@ class Prompts:
         return self._source.choices(self._stems, cum_weights=self._weights)[0]
 
     def prompt(self) -> list[int]:
-        """Usually a shared prefix or a part of it, then a few tokens."""
+        """Usually a shared prefix or a part of it, then a few tokens. In some profiles perhaps one of the last ones."""
+        if not self._repeats:
+            return self._new_prompt()
+        if not self._asked or self._source.random() >= self._repeats:
+            self._asked = [*self._asked[1 - _NUM_ASKED :], self._new_prompt()]
+            return self._asked[-1]
+        return self._source.choice(self._asked)
+
+    def _new_prompt(self) -> list[int]:
         if self._source.random() < 0.1:
             return self.tokens(self._source.randrange(1, 90))  # some are longer than the context
         stem = self.stem()
