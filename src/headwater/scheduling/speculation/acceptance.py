@@ -1,7 +1,5 @@
 """How long drafts should be: how often drafted tokens are right, and what a row more costs a step."""
 
-import math
-
 _WEIGHT = 0.15  # of one token in the estimate
 _FIRST_WAIT = 32  # tokens without drafts, before a request tries again
 _LONGEST_WAIT = 512
@@ -29,17 +27,37 @@ class Acceptance:
         """A drafted token was wrong; those behind it say nothing."""
         self.rate -= _WEIGHT * self.rate
 
-    def length(self, most: int, *, least_chance: float) -> int:
-        """How many tokens to draft: each should be right, with all before it, with at least this chance."""
-        if self.rate >= least_chance:
-            return min(most, max(1, int(math.log(least_chance) / math.log(self.rate))))
+    def length(self, most: int, *, num_rows: int, row_share: float) -> int:
+        """How many tokens to draft in a step of `num_rows` decodes, of whose time all rows have this share.
+
+        As many as bring the most tokens a second. A request whose drafts do not pay tries one token now and then.
+        """
+        found = best_length(self.rate, most, num_rows=num_rows, row_share=row_share)
+        if found:
+            return found
         self._num_waited += 1
         if self._num_waited < self._wait:
             return 0
         self._num_waited = 0
         self._wait = min(2 * self._wait, _LONGEST_WAIT)
-        self.rate = least_chance  # one token; if it is wrong, drafts are off again
+        self.rate = max(self.rate, row_share)  # if the token is wrong, drafts are off again
         return 1
+
+
+def best_length(rate: float, most: int, *, num_rows: int, row_share: float) -> int:
+    """The length with the most tokens a second, if each token is right with the chance `rate`; 0 if no draft pays.
+
+    The step is `num_rows` tokens in one unit of time. A row more takes `row_share / num_rows` of it.
+    """
+    tokens, time, chance = float(num_rows), 1.0, 1.0
+    best = 0
+    for length in range(1, most + 1):
+        chance *= rate
+        more, longer = tokens + chance, time + row_share / num_rows
+        if more * time <= tokens * longer:
+            break
+        best, tokens, time = length, more, longer
+    return best
 
 
 class StepCost:
@@ -66,10 +84,7 @@ class StepCost:
         self._slope_sum = (1 - weight) * (self._slope_sum + weight * off_rows * off_seconds)
 
     def row_share(self, num_rows: int) -> float:
-        """All rows' share of the time of a step of `num_rows`; the rest is the same for any number of rows.
-
-        A drafted token pays if it is right more often than this: it costs b, and tokens cost (a + b * rows) / rows.
-        """
+        """All rows' share of the time of a step of `num_rows`; the rest is the same for any number of rows."""
         if self._spread >= _LEAST_SPREAD:
             row_s = max(0.0, self._slope_sum / self._spread)
             base_s = max(0.0, self._seconds - row_s * self._rows)

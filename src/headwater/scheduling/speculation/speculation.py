@@ -18,7 +18,7 @@ from headwater.scheduling.speculation.drafting import Drafting, Source
 
 _MAX_DECODES = 16  # a step of more requests computes at its best rate without drafts
 _MAX_ROWS = 32  # of a step with drafts
-_LEAST_CHANCE = 0.1  # of a drafted token to be right, however cheap rows seem to be
+_LEAST_SHARE = 0.05  # of a row in the time of a step, however cheap rows seem to be
 _LOOK_EVERY = 32  # tokens, while steps are planned before tokens are known
 _FIRST_RATES = {Source.SHORT_SUFFIX: 0.5, Source.LONG_SUFFIX: 0.8, Source.TREE: 0.8}
 
@@ -64,13 +64,14 @@ class Speculation:
         num_left = min(_MAX_ROWS - len(decodes), builder.num_tokens_left)
         if self._drafter is None or not 0 < len(decodes) <= _MAX_DECODES:
             return
-        least_chance = max(self._cost.row_share(len(decodes)), _LEAST_CHANCE)
+        num_rows = len(decodes)
+        row_share = max(self._cost.row_share(num_rows), _LEAST_SHARE)
         for request in decodes:
             drafting = request.drafting
             if drafting is None or request.progress.num_launched_samples != request.num_outputs:
                 continue
             most = min(self._num_draft_tokens, num_left, request.max_new_tokens - request.num_outputs - 1)
-            tokens = self._draft(request, drafting, most, least_chance=least_chance) if most > 0 else []
+            tokens = self._draft(request, drafting, most, num_rows=num_rows, row_share=row_share) if most > 0 else []
             if tokens:
                 num_left -= len(tokens)
                 builder.add_draft(request, tokens)
@@ -103,14 +104,14 @@ class Speculation:
         if self._drafter is not None and plan.num_decodes == plan.num_rows:
             self._cost.saw(plan.num_rows, seconds)
 
-    def _draft(self, request: Request, drafting: Drafting, most: int, *, least_chance: float) -> list[int]:
+    def _draft(self, request: Request, drafting: Drafting, most: int, *, num_rows: int, row_share: float) -> list[int]:
         assert self._drafter is not None
         tokens, source = self._drafter.draft(request, drafting, most)
         drafting.is_on = False
         if not len(tokens):
             return []
         acceptance = drafting.by_source.setdefault(source, Acceptance(_FIRST_RATES[source]))
-        length = acceptance.length(len(tokens), least_chance=least_chance)
+        length = acceptance.length(len(tokens), num_rows=num_rows, row_share=row_share)
         drafting.source, drafting.is_on = source, length > 0
         length = self._running.make_room(request, length)
         drafting.is_open = length > 0
