@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headwater.devices.number_formats import STORAGE_TYPES, narrow, widen
+from headwater.devices.own_memory import empty
 
 _NUMBERS_AT_ONCE = 1 << 20  # temporary arrays of a conversion stay small beside the tensor
 _TARGETS = ("float32", "bfloat16", "float16")
@@ -149,7 +150,7 @@ def _dequantised(data: npt.NDArray, name: str) -> npt.NDArray[np.float32]:
 
 def _converted(data: npt.NDArray, convert: Callable[[npt.NDArray], npt.NDArray], to: np.dtype) -> npt.NDArray:
     """`convert` of each number, some at a time. Other Python threads run meanwhile."""
-    out = np.empty(data.shape, dtype=to)
+    out = empty(data.shape, to)
     flat_in, flat_out = data.reshape(-1), out.reshape(-1)
     for at in range(0, len(flat_in), _NUMBERS_AT_ONCE):
         flat_out[at : at + _NUMBERS_AT_ONCE] = convert(flat_in[at : at + _NUMBERS_AT_ONCE])

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headwater.devices.host_tensor import HostTensor
+from headwater.devices.own_memory import empty
 
 BLOCK = 32
 _NUMBERS_AT_ONCE = 1 << 20  # temporary arrays stay small beside the tensor
@@ -25,7 +26,7 @@ def quantise(tensor: HostTensor, form: str) -> HostTensor:
     assert can_quantise(tensor)
     to_blocks, block_bytes = _FORMS[form]
     num_rows, num_cols = tensor.shape
-    out = np.empty((num_rows, num_cols // BLOCK, block_bytes), dtype=np.uint8)
+    out = empty((num_rows, num_cols // BLOCK, block_bytes), np.uint8)
     at_once = max(1, _NUMBERS_AT_ONCE // num_cols)
     for start in range(0, num_rows, at_once):
         rows = tensor.rows(start, min(start + at_once, num_rows)).to_float32()

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from headwater.devices.host_tensor import HostTensor
 from headwater.devices.number_formats import STORAGE_TYPES, narrow, widen
+from headwater.devices.own_memory import empty
 
 Codes = Literal["int4", "int8", "float8_e4m3fn"]
 BLOCK = 32  # of GGUF's Q4_0, Q4_1 and Q8_0
@@ -117,7 +118,7 @@ class ScaledTensor:
         ]
         head_bytes = 2 * len(heads)
         code_bytes = BLOCK // 2 if self.format == "int4" else BLOCK
-        out = np.empty((num_rows, num_blocks, head_bytes + code_bytes), dtype=np.uint8)
+        out = empty((num_rows, num_blocks, head_bytes + code_bytes), np.uint8)
         for i, head in enumerate(heads):
             out[:, :, 2 * i : 2 * i + 2] = np.ascontiguousarray(head).view(np.uint8).reshape(num_rows, num_blocks, 2)
         for part in _parts(self.shape):
@@ -127,7 +128,7 @@ class ScaledTensor:
         return HostTensor(name, self.shape, out.reshape(num_rows, -1))
 
     def _converted(self, convert: Callable[[Floats], npt.NDArray], to: np.dtype) -> npt.NDArray:
-        out = np.empty(self.shape, dtype=to)
+        out = empty(self.shape, to)
         for part in _parts(self.shape):
             found = convert(self._numbers(part))
             if self.order is None:

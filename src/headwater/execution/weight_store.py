@@ -10,7 +10,6 @@ from functools import partial
 
 from headwater.devices.device import Device
 from headwater.execution.runner import Runner
-from headwater.execution.weights.read_ahead import ReadAhead
 from headwater.execution.weights.received import ReceivedWeights
 from headwater.execution.weights.sources import HostTensors, Overlay, checksums_of
 from headwater.models.checkpoint_config import read_checkpoint_config
@@ -30,6 +29,7 @@ from headwater.models.loader import (
     with_layout_of,
 )
 from headwater.models.ranks.share import Floats, ModelShare, join
+from headwater.models.reading.read_ahead import ReadAhead
 from headwater.models.weights import IGNORED_SUFFIXES, PlacedWeights, WeightSource, check_shapes
 from headwater.staged_read import StagedRead
 

@@ -71,9 +71,9 @@ class GGUFHeader:
 
     def read(self, offset: int, num_bytes: int) -> "np.ndarray":
         """Bytes of the file, uint8[num_bytes]. Other Python threads run meanwhile."""
-        import numpy as np  # of the engine: tokenizers read headers alone
+        from headwater.devices.own_memory import empty  # of the engine: tokenizers read headers alone
 
-        buffer = np.empty(num_bytes, dtype=np.uint8)
+        buffer = empty((num_bytes,), "uint8")
         read_into(self._file, self.path, buffer.data, offset=offset)
         return buffer
 

@@ -1,11 +1,9 @@
 """Loads the model that a user names (a folder, a .gguf file or a hub id) onto a device."""
 
-import hashlib
 import logging
 import os
 import stat
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,12 +22,13 @@ from headwater.models.quantised.quantization_config import read_quantisation
 from headwater.models.quantised.weights import QUANTISED_TYPES, QuantisedWeights
 from headwater.models.ranks.share import WHOLE, ModelShare, check_tp_size
 from headwater.models.ranks.shared_weights import ShareOfWeights
+from headwater.models.reading.file_hash import hash_of
+from headwater.models.reading.read_decoder import read_decoder
 from headwater.models.vocabulary import read_folder_vocabulary
 from headwater.models.weights import (
     ROUNDED,
     DummyWeights,
     LayerCache,
-    PlacedWeights,
     WeightForm,
     WeightSource,
     check_shapes,
@@ -44,8 +43,7 @@ Quantization = Literal["none", "int8", "int4", "fp8"]
 Signature = tuple[tuple[str | int, ...], ...]  # path, device, inode, bytes, time of the last change
 
 _BLOCK_FORMATS = {"int8": "Q8_0", "int4": "Q4_0", "fp8": ROUNDED}
-_HASH_BLOCK_BYTES = 4 << 20
-_ID_BYTES = 16
+_HASH_THREADS = 4
 _SETTLED_NS = 2_000_000_000  # beyond the resolution of file times, on any file system
 _TOKENIZER_FILES = ("*.json", "tokenizer.model")
 _HUB_FILES = ("*.safetensors", "*.jinja", *_TOKENIZER_FILES)
@@ -175,11 +173,18 @@ def load_model(
     check_shapes(config.parameter_shapes(), source, tied_head=config.tie_word_embeddings)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights-id") as pool:
         weights_id = pool.submit(
-            weights_id_of, weights, stored_config, form=form, load_format=load_format, seed=seed, device=device.name
+            weights_id_of,
+            weights,
+            stored_config,
+            form=form,
+            load_format=load_format,
+            seed=seed,
+            device=device.name,
+            num_threads=_HASH_THREADS,
         )
-        placed = PlacedWeights(share_of(source, config, share, form=form), device, form)
-        model = build_decoder(config, placed, device)
-        _say_widened(placed, form, device)
+        num_bytes = sum(int(stamp[3]) for stamp in before if len(stamp) > 1)
+        own = share_of(source, config, share, form=form)
+        model, placed = read_decoder(own, config, device, form=form, num_bytes=num_bytes)
         loaded = _loaded(model, form, weights_id.result(), num_bytes=placed.num_bytes, start_s=start_s)
     check_unchanged(weights, before)
     if cache is not None and key is not None:
@@ -190,17 +195,6 @@ def load_model(
 def share_of(source: WeightSource, config: ModelConfig, share: ModelShare, *, form: WeightForm) -> WeightSource:
     """The tensors of a whole source as a rank loads them."""
     return source if share.size == 1 else ShareOfWeights(source, config, share, kept=form.kept)
-
-
-def _say_widened(placed: PlacedWeights, form: WeightForm, device: ModelDevice) -> None:
-    for name, count in sorted(placed.widened.items()):
-        logger.warning(
-            "%d quantised matrices (%s) become %s on device %r: the same numbers but for a rounding, in more memory",
-            count,
-            name,
-            form.dtype,
-            device.name,
-        )
 
 
 def _loaded(model: DecoderModel, form: WeightForm, weights_id: str, *, num_bytes: int, start_s: float) -> LoadedModel:
@@ -244,7 +238,14 @@ def open_weights(files: ModelFiles, config: ModelConfig, *, load_format: LoadFor
 
 
 def weights_id_of(
-    files: ModelFiles, config: ModelConfig, *, form: WeightForm, load_format: LoadFormat, seed: int, device: str
+    files: ModelFiles,
+    config: ModelConfig,
+    *,
+    form: WeightForm,
+    load_format: LoadFormat,
+    seed: int,
+    device: str,
+    num_threads: int = 1,
 ) -> str:
     """Identity of weights: a hash of the files' bytes, the config and the form; 32 hex digits.
 
@@ -260,7 +261,7 @@ def weights_id_of(
         parts.append(f"{config.quantisation!r}, of which {kept} are kept")
     if form.quantised:
         parts.append(f"matrices in blocks of {form.quantised}")
-    return _weights_id(parts, [] if is_dummy else _weight_files(files))
+    return hash_of(parts, [] if is_dummy else _weight_files(files), num_threads=num_threads)
 
 
 def weights_signature(files: ModelFiles) -> Signature:
@@ -381,20 +382,3 @@ def _weight_files(files: ModelFiles) -> list[Path]:
     return list(parts_of(files.gguf) if files.gguf else files.safetensors)
 
 
-def _weights_id(parts: list[str], paths: list[Path]) -> str:
-    """Hash of everything that decides what KV the model computes. Runs while the weights are loaded.
-
-    A file's bytes include its tensors' names, shapes and dtypes. File names do not count.
-    """
-    digest = hashlib.blake2b(digest_size=_ID_BYTES)
-    digest.update("\n".join(parts).encode())
-    for path in paths:
-        for block in _blocks(path):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    with open_regular(path) as file:
-        while block := file.read(_HASH_BLOCK_BYTES):
-            yield block

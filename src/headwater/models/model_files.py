@@ -47,8 +47,8 @@ def open_regular(path: Path) -> BinaryIO:
     return file
 
 
-def read_into(file: BinaryIO, path: Path, buffer: memoryview, *, offset: int) -> None:
-    """Fill `buffer` from `offset` on. ModelFileError if the file cannot be read or is too short.
+def read_into(file: BinaryIO, path: Path, buffer: memoryview, *, offset: int, what: str = "") -> None:
+    """Fill `buffer` from `offset` on. ModelFileError if the file cannot be read or is too short; `what` names the part.
 
     The system call runs without Python's lock: a network mount that hangs stops this thread alone. (A mapping would
     hang with the lock held, and end the process when another cuts the file off.)
@@ -58,9 +58,9 @@ def read_into(file: BinaryIO, path: Path, buffer: memoryview, *, offset: int) ->
         try:
             num_read = os.preadv(file.fileno(), [buffer[at:]], offset + at)
         except OSError as error:
-            raise ModelFileError(path, f"cannot be read ({_words(error)})") from None
+            raise ModelFileError(path, f"{what}cannot be read ({_words(error)})") from None
         if num_read == 0:
-            raise ModelFileError(path, f"is cut off: it ends at byte {offset + at}")
+            raise ModelFileError(path, f"{what}is cut off: the file ends at byte {offset + at}")
         at += num_read
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor
+from headwater.devices.own_memory import empty
 from headwater.devices.safetensors_header import LENGTH_BYTES, MAX_HEADER_BYTES, StoredTensor, parse_header
 from headwater.models.model_files import ModelFileError, open_regular, read_into
 
@@ -47,8 +48,9 @@ class SafetensorsFile:
     def load(self, name: str) -> HostTensor:
         """A copy of one tensor. Other Python threads run while it is read."""
         stored, form = self.tensors[name], FORMATS[self.tensors[name].dtype]
-        values = np.empty(stored.shape, dtype=STORAGE_TYPES[form])
-        self._read(values.reshape(-1).view(np.uint8).data, offset=stored.start)
+        values = empty(stored.shape, STORAGE_TYPES[form])
+        bytes_of_it = values.reshape(-1).view(np.uint8).data
+        read_into(self._file, self.path, bytes_of_it, offset=stored.start, what=f"tensor {name!r} ")
         return HostTensor(form, stored.shape, values)
 
     def _read_header(self) -> dict[str, StoredTensor]:

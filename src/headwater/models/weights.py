@@ -40,6 +40,10 @@ class WeightSource(Protocol):
         """The name of the source in errors."""
         ...
 
+    def place_of(self, name: str) -> Path | str:
+        """The name of one tensor's file in errors."""
+        ...
+
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of every tensor of the checkpoint."""
         ...
@@ -61,6 +65,9 @@ class DummyWeights:
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], *, seed: int = 0) -> None:
         self._shapes = dict(shapes)
         self._seed = seed
+
+    def place_of(self, name: str) -> Path | str:
+        return self.place
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._shapes
@@ -255,10 +262,10 @@ def check_shapes(expected: Mapping[str, tuple[int, ...]], source: WeightSource, 
             raise ModelFileError(source.place, f"the checkpoint lacks tensor {name!r} (expected shape {list(shape)})")
         if tuple(found[name]) != shape:
             reason = f"tensor {name!r} has shape {list(found[name])} in the checkpoint, expected {list(shape)}"
-            raise ModelFileError(source.place, reason)
+            raise ModelFileError(source.place_of(name), reason)
     for name in unexpected_names(expected, found, tied_head=tied_head):
         reason = f"the checkpoint holds tensor {name!r} of shape {list(found[name])}, which this architecture lacks"
-        raise ModelFileError(source.place, reason)
+        raise ModelFileError(source.place_of(name), reason)
 
 
 def unexpected_names(expected: Iterable[str], found: Iterable[str], *, tied_head: bool) -> Iterator[str]:

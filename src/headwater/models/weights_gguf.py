@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,9 @@ class GGUFWeights:
             for name, stored, tensor in expert_tensors(file.tensors, config.experts):
                 self._tensors.pop(stored, None)
                 self._tensors[name] = tensor
+
+    def place_of(self, name: str) -> Path:
+        return self.place
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: tensor.shape for name, tensor in self._tensors.items()}

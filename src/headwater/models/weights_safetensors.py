@@ -41,6 +41,9 @@ class SafetensorsWeights:
         """Type, shape and place in its file of every tensor."""
         return {name: file.tensors[name] for name, file in self._files.items()}
 
+    def place_of(self, name: str) -> Path:
+        return self._files[name].path
+
     def file_of(self, name: str) -> SafetensorsFile:
         return self._files[name]
 

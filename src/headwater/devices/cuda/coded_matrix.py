@@ -98,8 +98,9 @@ def place_codes(tensor: ScaledTensor, device: torch.device) -> CodedMatrix:
     num_rows, width = tensor.shape
     high, group = tensor.tile[0], min(tensor.tile[1], width)
     numbers = [tensor.scales, *(() if tensor.offsets is None else (tensor.offsets,))]
-    halves = [None if tensor.format == "float8_e4m3fn" else as_float16(each) for each in numbers]
-    kept = numbers if any(each is None for each in halves) else halves
+    is_wide = tensor.format == "float8_e4m3fn"
+    halves = [half for each in numbers if not is_wide and (half := as_float16(each)) is not None]
+    kept = halves if len(halves) == len(numbers) else numbers
     scales, *offsets = (torch.from_numpy(np.repeat(each, high, axis=0)[:num_rows]).to(device) for each in kept)
     codes = torch.from_numpy(np.ascontiguousarray(tensor.codes)).to(device)
     words = 0

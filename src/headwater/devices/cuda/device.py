@@ -225,9 +225,10 @@ class CudaDevice:
         return True
 
     def pack_linear(self, weights: Sequence[Weight], biases: Sequence[torch.Tensor] | None = None) -> Linear:
-        if any(isinstance(weight, CodedMatrix) for weight in weights):
+        plain = [weight for weight in weights if isinstance(weight, torch.Tensor)]
+        if len(plain) < len(weights):
             return CodedLinear(weights, biases, is_deterministic=self.is_deterministic)
-        return CudaLinear(weights, biases, is_deterministic=self.is_deterministic)
+        return CudaLinear(plain, biases, is_deterministic=self.is_deterministic)
 
     def pack_gated_linear(
         self,

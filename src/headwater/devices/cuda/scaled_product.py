@@ -6,6 +6,7 @@ multiplied as they are: there the weights' bytes take the time.
 
 # Triton kernels are no plain Python: their launch options and arithmetic are unknown to a type checker.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+# pyright: reportPrivateImportUsage=false
 
 import functools
 

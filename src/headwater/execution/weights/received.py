@@ -42,6 +42,9 @@ class ReceivedWeights:
     def names_on_device(self) -> set[str]:
         return {name for name in self._weights.shapes() if self._weights.file_of(name).path in self._shared}
 
+    def place_of(self, name: str) -> Path:
+        return self._weights.place_of(name)
+
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._weights.shapes()
 

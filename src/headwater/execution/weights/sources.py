@@ -26,6 +26,9 @@ class HostTensors:
         names = model.config.parameter_shapes()
         self._tensors = {name: device.to_host(model.get_by_name(name)) for name in names}
 
+    def place_of(self, name: str) -> str:
+        return self.place
+
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: tensor.shape for name, tensor in self._tensors.items()}
 
@@ -69,6 +72,10 @@ class Overlay:
             raise ModelFileError(source.place, "the checkpoint holds no tensor of this model")
         self.place = source.place
         self._newest |= dict.fromkeys(source.shapes(), source)
+
+    def place_of(self, name: str) -> Path | str:
+        source = self._newest.get(name)
+        return self.place if source is None else source.place_of(name)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         own = self._own if self._model is not None else {}

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headwater.devices.host_tensor import HostTensor
+from headwater.devices.own_memory import empty
 from headwater.devices.safetensors_header import StoredTensor
 from headwater.devices.scaled_tensor import MIDDLE, ScaledTensor
 from headwater.models.quantised.scheme import Scheme
@@ -103,7 +104,7 @@ def _read_words(scheme: Scheme, shape: tuple[int, int], load: Load, found: froze
     if scheme.layout == "awq":
         codes = _awq_codes(load("qweight").data)
     else:
-        codes = np.ascontiguousarray(load("qweight").data.T).view(np.uint8)
+        codes = _turned(load("qweight").data).view(np.uint8)
     scales = np.ascontiguousarray(load("scales").to_float32().T)
     groups = load("g_idx").data if "g_idx" in found else None
     return _integers(scheme, shape, codes, scales, zeros=np.ascontiguousarray(zeros.T), groups=groups)
@@ -177,16 +178,22 @@ def _awq_codes(words: Words) -> Bytes:
     """int32[in, out / 8] to codes along the inputs: uint8[out, in / 2]."""
     num_inputs, num_words = words.shape
     pairs = np.ascontiguousarray(words.T).view(np.uint8).reshape(num_words, num_inputs, 4)
-    out = np.empty((num_words, len(AWQ_ORDER), num_inputs // 2), dtype=np.uint8)
+    out = empty((num_words, len(AWQ_ORDER), num_inputs // 2), np.uint8)
     for i, place in enumerate(AWQ_ORDER):
         even, odd = pairs[:, 0::2, i // 2], pairs[:, 1::2, i // 2]
         out[:, place] = (even >> 4) | (odd & 0xF0) if i % 2 else (even & 15) | (odd << 4)
     return out.reshape(-1, num_inputs // 2)
 
 
+def _turned(words: Words) -> Words:
+    out = empty(words.shape[::-1], np.int32)
+    out[...] = words.T
+    return out
+
+
 def _reordered(codes: Bytes, order: npt.NDArray[np.intp]) -> Bytes:
     """Column i becomes column order[i], of pairs of codes. uint8[out, in / 2]"""
-    out = np.empty_like(codes)
+    out = empty(codes.shape, np.uint8)
     step = max(1, (1 << 20) // codes.shape[1])
     for start in range(0, len(codes), step):
         some = codes[start : start + step]

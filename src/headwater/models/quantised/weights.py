@@ -46,6 +46,11 @@ class QuantisedWeights:
         for name in self._plain:
             self._check_plain(name)
 
+    def place_of(self, name: str) -> Path:
+        module = name.removesuffix(".weight")
+        known = self._modules.get(module)
+        return self._weights.place_of(name if known is None else f"{module}.{MARKERS[known.scheme.layout]}")
+
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         plain = {name: self._stored[name].shape for name in self._plain}
         return plain | {f"{module}.weight": known.shape for module, known in self._modules.items()}

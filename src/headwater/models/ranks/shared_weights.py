@@ -27,6 +27,9 @@ class ShareOfWeights:
     def place(self) -> Path | str:
         return self._source.place
 
+    def place_of(self, name: str) -> Path | str:
+        return self._source.place_of(name)
+
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the whole tensors."""
         return self._source.shapes()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from headwater.devices.host_tensor import HostTensor
-from headwater.execution.weights import read_ahead
-from headwater.execution.weights.read_ahead import ReadAhead
+from headwater.models.reading import read_ahead
+from headwater.models.reading.read_ahead import ReadAhead
 
 NAMES = [f"t{number}" for number in range(40)]
 
@@ -23,8 +23,11 @@ class Source:
         self.hold = threading.Event()
         self.hold.set()
 
+    def place_of(self, name: str) -> str:
+        return self.place
+
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return dict.fromkeys(NAMES, (1,))
+        return dict.fromkeys(NAMES, (1,)) | {"large": (50,)}
 
     def load(self, name: str) -> HostTensor:
         self.loaded.append(name)
@@ -55,6 +58,26 @@ def test_no_more_than_the_window_is_read_before_it_is_used() -> None:
             assert time.monotonic() < deadline_s
             time.sleep(0.001)
         assert len(source.loaded) == read_ahead._WINDOW
+
+
+def test_no_more_numbers_than_allowed_are_read_before_they_are_used() -> None:
+    """A tensor that is larger by itself is read when it is used, and the others are not held up by it."""
+    source, used = Source(), []
+    names = [*NAMES[:20], "large", *NAMES[20:]]
+    with ReadAhead(source, names, most_numbers=5, on_use=used.append) as ahead:
+        deadline_s = time.monotonic() + 20
+        while len(ahead._read) < 5:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.001)
+        time.sleep(0.02)
+        assert sorted(source.loaded) == NAMES[:5]
+        for name in names:
+            assert ahead._ahead <= 5
+            if name == "large":
+                assert name not in source.loaded
+            else:
+                assert value(ahead.load(name)) == int(name[1:])
+    assert used == [1] * 40
 
 
 def test_an_error_is_raised_where_the_tensor_is_asked_for() -> None:

@@ -3,8 +3,9 @@
 One thread fills new memory at 2 GB/s, which is less than disks, shared memory and a link to a GPU carry.
 """
 
+import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -23,11 +24,27 @@ class ReadAhead:
     The threads end with the `with` block. A read may hang for ever (of a network mount), so nothing joins them.
     """
 
-    def __init__(self, source: WeightSource, names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        source: WeightSource,
+        names: Sequence[str],
+        *,
+        most_numbers: int | None = None,
+        on_use: Callable[[int], None] | None = None,
+    ) -> None:
+        """`most_numbers`: of the tensors that are read and not used yet, all together; a larger one waits for its use.
+
+        `on_use` hears how many numbers each tensor has that is handed out.
+        """
         self.place: Path | str = source.place
         self._source: WeightSource | None = source  # None after the end: it may hold a model that is to be freed
-        self._names = list(reversed(names))  # not begun
-        self._open = set(names)  # not handed out
+        self._sizes = {name: math.prod(shape) for name, shape in source.shapes().items()}
+        self._most = most_numbers
+        self._on_use = on_use
+        self._ahead = 0  # numbers that are being read, or read and not used yet
+        small = [name for name in names if most_numbers is None or self._sizes[name] <= most_numbers]
+        self._names = list(reversed(small))  # not begun
+        self._open = set(small)  # not handed out
         self._read: dict[str, Read | Exception] = {}
         self._num_reading = 0
         self._is_over = False
@@ -52,7 +69,12 @@ class ReadAhead:
         assert self._source is not None, "used after its block"
         return self._source
 
+    def place_of(self, name: str) -> Path | str:
+        return self._whole.place_of(name)
+
     def load(self, name: str) -> Read:
+        if self._on_use is not None:
+            self._on_use(self._sizes[name])
         with self._changed:
             if name not in self._open:
                 return self._whole.load(name)
@@ -60,6 +82,7 @@ class ReadAhead:
             if name not in self._names:  # read, or being read
                 self._changed.wait_for(lambda: name in self._read)
                 found = self._read.pop(name)
+                self._ahead -= self._sizes[name]
                 self._changed.notify_all()
                 if isinstance(found, Exception):
                     raise found
@@ -67,14 +90,21 @@ class ReadAhead:
             self._names.remove(name)  # earlier than expected
         return self._whole.load(name)
 
+    def _has_room(self) -> bool:
+        """Whether one more tensor may be read now."""
+        if len(self._read) + self._num_reading >= _WINDOW or not self._names:
+            return not self._names
+        return self._most is None or self._ahead + self._sizes[self._names[-1]] <= self._most
+
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._is_over or len(self._read) + self._num_reading < _WINDOW)
+                self._changed.wait_for(lambda: self._is_over or self._has_room())
                 if self._is_over or not self._names:
                     return
                 name = self._names.pop()
                 self._num_reading += 1
+                self._ahead += self._sizes[name]
                 load = self._whole.load
             found: Read | Exception
             try:

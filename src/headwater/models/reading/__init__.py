@@ -1,0 +1,1 @@
+"""Reading a model's tensors: ahead of their use, with progress, and the hash of their files."""
