@@ -15,7 +15,6 @@ from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cuda import linear as cuda_linear
 from headwater.devices.cuda.coded_linear import CodedLinear
 from headwater.devices.cuda.device import CudaDevice
-from headwater.devices.cuda.kernels import coded
 from headwater.devices.cuda.kernels import decode as triton_decode
 from headwater.execution.cpu_runner import CpuRunner
 from headwater.execution.gpu_runner import GpuRunner
@@ -103,7 +102,6 @@ def test_blocks_of_a_file_give_the_text_of_the_same_numbers_widened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One token and several, an embedding and a tied head of codes, and matrices whose rows are no whole blocks."""
-    monkeypatch.setattr(coded, "_ONE_TOKEN_FEATURES", 128)  # fewer interpreted programs
     model = make_tiny_model("llama", tmp_path / "plain", num_layers=1)
     parameters = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     path = tmp_path / "model.gguf"

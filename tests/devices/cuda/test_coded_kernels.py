@@ -80,19 +80,19 @@ def test_a_matrix_holds_the_numbers_of_its_tensor(form: str, width: int, tile: t
 @pytest.mark.parametrize("num_tokens", [1, 3])
 def test_products(form: str, width: int, tile: tuple, has_offsets: bool, num_tokens: int) -> None:
     """One token and some take different ways; sums into a residual, biases, wide results."""
-    tensor = make(form, (38, width), tile, has_offsets=has_offsets)
+    tensor = make(form, (39, width), tile, has_offsets=has_offsets)
     device = CudaDevice(PLACE)
     matrix = device.place(tensor, form=tensor.format)
     assert isinstance(matrix, CodedMatrix)
     weight = torch.from_numpy(codes_to_host(matrix).to_float32()).to(PLACE)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn((num_tokens, width), generator=generator).to(PLACE)
-    bias = torch.randn(38, generator=generator).to(PLACE)
+    bias = torch.randn(39, generator=generator).to(PLACE)
     linear = device.pack_linear([matrix], [bias])
     expected = F.linear(x, weight, bias)
     bound = {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(linear(x), expected, **bound)
-    residual = torch.randn((num_tokens, 38), generator=generator).to(PLACE)
+    residual = torch.randn((num_tokens, 39), generator=generator).to(PLACE)
     total = residual.clone()
     linear.add_to(total, x)
     torch.testing.assert_close(total, residual + expected, **bound)

@@ -21,8 +21,8 @@ from headwater.devices.cuda.coded_matrix import CodedMatrix
 
 MAX_TILE_TOKENS = 128  # above, plain numbers in a library's product are the faster way
 _TILE_TOKENS = (16, 32, 64)
-_ONE_TOKEN_FEATURES = 4
-_ONE_TOKEN_NUMBERS = 1024  # of each output, at a time
+_ONE_TOKEN_FEATURES = 4  # of a program; the kernel spells them out
+_ONE_TOKEN_WORDS, _ONE_TOKEN_CODES = 512, 1024  # of each output, at a time
 _MIN_TILE = 16  # inputs of a product in tiles, at least
 
 
@@ -34,9 +34,10 @@ def has_tiles(matrix: CodedMatrix) -> bool:
 def one_token(x: torch.Tensor, matrix: CodedMatrix, bias: torch.Tensor | None, y: torch.Tensor, *, adds: bool) -> None:
     """y = x W^T + b, or y += x W^T + b. [1, in] -> [1, out]"""
     num_features, width = matrix.shape
-    inner = matrix.words if matrix.format == "int4" else matrix.inner
-    per_part = 8 if matrix.format == "int4" else 1
-    parts = max(1, min(triton.next_power_of_2(width), _ONE_TOKEN_NUMBERS) // (inner * per_part))
+    is_int4 = matrix.format == "int4"
+    num_lanes = width // 8 if is_int4 else width
+    most = _ONE_TOKEN_WORDS if is_int4 else _ONE_TOKEN_CODES
+    lanes = min(most, triton.next_power_of_2(num_lanes))
     _one_token_kernel[(triton.cdiv(num_features, _ONE_TOKEN_FEATURES),)](
         x,
         matrix.codes,
@@ -48,14 +49,14 @@ def one_token(x: torch.Tensor, matrix: CodedMatrix, bias: torch.Tensor | None, y
         num_features,
         matrix.num_groups,
         GROUP=matrix.group,
-        INNER=inner,
-        CHUNKS=parts,
-        FEATURES=_ONE_TOKEN_FEATURES,
+        INNER=max(1, matrix.words),
+        LANES=lanes,
         FORMAT=matrix.format,
+        WHOLE=not is_int4 and matrix.num_groups == 1,
         HAS_OFFSETS=matrix.offsets is not None,
         HAS_BIAS=bias is not None,
         ADDS=adds,
-        num_warps=4,
+        num_warps=4 if lanes >= 512 else 2,
     )
 
 
@@ -139,6 +140,56 @@ def _offset(scale, offsets, at, mask, FORMAT: tl.constexpr, HAS_OFFSETS: tl.cons
 
 
 @triton.jit
+def _number(words, i: tl.constexpr):
+    """Code i of each word: 1 + n / 16, as float32."""
+    if i < 5:
+        bits = words << (19 - 4 * i)
+    else:
+        bits = words >> (4 * i - 19)
+    return ((bits & 0x780000) | 0x3F800000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _in_group(products, totals, scales, offsets, at, mask, FORMAT: tl.constexpr, HAS_OFFSETS: tl.constexpr):
+    """Part of a sum: of `_number` times inputs, and of the inputs, within a group."""
+    scale = tl.load(scales + at, mask=mask, other=0.0).to(tl.float32)
+    offset = _offset(scale, offsets, at, mask, FORMAT, HAS_OFFSETS)
+    return (16.0 * scale) * (products - totals) + offset * totals
+
+
+@triton.jit
+def _scaled_code(
+    code, value, scales, offsets, at, mask, FORMAT: tl.constexpr, WHOLE: tl.constexpr, HAS_OFFSETS: tl.constexpr
+):
+    """Part of a sum over 8-bit codes; one scale for all inputs of an output is left to the end."""
+    product = _byte_codes(code, FORMAT, tl.float32) * value
+    if WHOLE:
+        return product
+    scale = tl.load(scales + at, mask=mask, other=0.0).to(tl.float32)
+    if HAS_OFFSETS:
+        return product * scale + _offset(scale, offsets, at, mask, FORMAT, HAS_OFFSETS) * value
+    return product * scale
+
+
+@triton.jit
+def _put_sum(
+    sums, totals, row, is_in, scales, offsets, biases, y,
+    FORMAT: tl.constexpr, WHOLE: tl.constexpr, HAS_OFFSETS: tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr,
+):  # fmt: skip
+    """One output from the sums of its lanes."""
+    total = tl.sum(sums, 0)
+    if WHOLE:
+        total *= tl.load(scales + row).to(tl.float32)
+        if HAS_OFFSETS:
+            total += tl.load(offsets + row).to(tl.float32) * tl.sum(totals, 0)
+    if HAS_BIAS:
+        total += tl.load(biases + row).to(tl.float32)
+    if ADDS:
+        total += tl.load(y + row).to(tl.float32)
+    tl.store(y + row, total.to(y.dtype.element_ty), mask=is_in)
+
+
+@triton.jit
 def _one_token_kernel(
     x,
     codes,
@@ -151,69 +202,80 @@ def _one_token_kernel(
     num_groups,
     GROUP: tl.constexpr,
     INNER: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    FEATURES: tl.constexpr,
+    LANES: tl.constexpr,
     FORMAT: tl.constexpr,
+    WHOLE: tl.constexpr,
     HAS_OFFSETS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ADDS: tl.constexpr,
 ):
-    feature = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
-    is_in = feature < num_features
-    chunk = tl.arange(0, CHUNKS)
-    inner = tl.arange(0, INNER)
-    row = feature.to(tl.int64)[:, None, None]
-    sums = tl.zeros((FEATURES, CHUNKS, INNER), tl.float32)
+    # four outputs, whose codes share the inputs in registers; those behind the last one repeat it
+    first_row = tl.program_id(0) * 4
+    last = num_features - 1
+    row0 = first_row.to(tl.int64)
+    row1, row2 = tl.minimum(first_row + 1, last).to(tl.int64), tl.minimum(first_row + 2, last).to(tl.int64)
+    row3 = tl.minimum(first_row + 3, last).to(tl.int64)
+    lanes = tl.arange(0, LANES)
+    zeros = tl.zeros((LANES,), tl.float32)
+    sums0, sums1, sums2, sums3 = zeros, zeros, zeros, zeros
+    all_totals = zeros
     if FORMAT == "int4":
         SPAN: tl.constexpr = 8 * INNER  # inputs of a chunk of words
         PARTS: tl.constexpr = SPAN // GROUP if GROUP < SPAN else 1  # groups of a chunk
         STEPS: tl.constexpr = 8 // PARTS
-        for first in range(0, width // SPAN, CHUNKS):
-            at = first + chunk
-            is_chunk = at < width // SPAN
-            is_word = is_in[:, None, None] & is_chunk[None, :, None]
-            place = (at[:, None] * INNER + inner[None, :])[None, :, :]
+        num_words = width // 8
+        for first in range(0, num_words, LANES):
+            lane = first + lanes
+            is_in = lane < num_words
             # read once and never again: what other kernels need stays in the cache
-            words = tl.load(codes + row * (width // 8) + place, mask=is_word, other=0, eviction_policy="evict_first")
+            words0 = tl.load(codes + row0 * num_words + lane, mask=is_in, other=0, eviction_policy="evict_first")
+            words1 = tl.load(codes + row1 * num_words + lane, mask=is_in, other=0, eviction_policy="evict_first")
+            words2 = tl.load(codes + row2 * num_words + lane, mask=is_in, other=0, eviction_policy="evict_first")
+            words3 = tl.load(codes + row3 * num_words + lane, mask=is_in, other=0, eviction_policy="evict_first")
+            chunk = lane // INNER
+            column = chunk * SPAN + lane % INNER
             for part in tl.static_range(PARTS):
-                products = tl.zeros((FEATURES, CHUNKS, INNER), tl.float32)
-                totals = tl.zeros((CHUNKS, INNER), tl.float32)
+                totals, products0, products1, products2, products3 = zeros, zeros, zeros, zeros, zeros
                 for step in tl.static_range(STEPS):
                     i = part * STEPS + step
-                    column = at[:, None] * SPAN + i * INNER + inner[None, :]
-                    value = tl.load(x + column, mask=is_chunk[:, None], other=0.0).to(tl.float32)
-                    if i < 5:
-                        bits = words << (19 - 4 * i)
-                    else:
-                        bits = words >> (4 * i - 19)
-                    number = ((bits & 0x780000) | 0x3F800000).to(tl.float32, bitcast=True)  # 1 + n / 16
-                    products += number * value[None, :, :]
+                    value = tl.load(x + column + i * INNER, mask=is_in, other=0.0).to(tl.float32)
+                    products0 += _number(words0, i) * value
+                    products1 += _number(words1, i) * value
+                    products2 += _number(words2, i) * value
+                    products3 += _number(words3, i) * value
                     totals += value
-                group = (at * PARTS + part if GROUP < SPAN else at * SPAN // GROUP)[None, :, None]
-                scale = tl.load(scales + row * num_groups + group, mask=is_word, other=0.0).to(tl.float32)
-                offset = _offset(scale, offsets, row * num_groups + group, is_word, FORMAT, HAS_OFFSETS)
-                sums += (16.0 * scale) * (products - totals[None, :, :]) + offset * totals[None, :, :]
+                at = chunk * PARTS + part if GROUP < SPAN else chunk * SPAN // GROUP
+                at0, at1, at2 = row0 * num_groups + at, row1 * num_groups + at, row2 * num_groups + at
+                at3 = row3 * num_groups + at
+                sums0 += _in_group(products0, totals, scales, offsets, at0, is_in, FORMAT, HAS_OFFSETS)
+                sums1 += _in_group(products1, totals, scales, offsets, at1, is_in, FORMAT, HAS_OFFSETS)
+                sums2 += _in_group(products2, totals, scales, offsets, at2, is_in, FORMAT, HAS_OFFSETS)
+                sums3 += _in_group(products3, totals, scales, offsets, at3, is_in, FORMAT, HAS_OFFSETS)
     else:
-        for first in range(0, width, CHUNKS * INNER):
-            at = first + chunk * INNER
-            column = at[:, None] + inner[None, :]
-            is_column = column < width
-            is_code = is_in[:, None, None] & is_column[None, :, :]
-            place = row * width + column[None, :, :]
-            found = tl.load(codes + place, mask=is_code, other=0, eviction_policy="evict_first")
-            value = tl.load(x + column, mask=is_column, other=0.0).to(tl.float32)[None, :, :]
-            group = (at // GROUP)[None, :, None]
-            is_group = is_in[:, None, None] & (at < width)[None, :, None]
-            scale = tl.load(scales + row * num_groups + group, mask=is_group, other=0.0).to(tl.float32)
-            sums += _byte_codes(found, FORMAT, tl.float32) * value * scale
-            if HAS_OFFSETS:
-                sums += _offset(scale, offsets, row * num_groups + group, is_group, FORMAT, HAS_OFFSETS) * value
-    total = tl.sum(tl.sum(sums, 2), 1)
-    if HAS_BIAS:
-        total += tl.load(biases + feature, mask=is_in, other=0.0).to(tl.float32)
-    if ADDS:
-        total += tl.load(y + feature, mask=is_in, other=0.0).to(tl.float32)
-    tl.store(y + feature, total.to(y.dtype.element_ty), mask=is_in)
+        for first in range(0, width, LANES):
+            lane = first + lanes
+            is_in = lane < width
+            code0 = tl.load(codes + row0 * width + lane, mask=is_in, other=0, eviction_policy="evict_first")
+            code1 = tl.load(codes + row1 * width + lane, mask=is_in, other=0, eviction_policy="evict_first")
+            code2 = tl.load(codes + row2 * width + lane, mask=is_in, other=0, eviction_policy="evict_first")
+            code3 = tl.load(codes + row3 * width + lane, mask=is_in, other=0, eviction_policy="evict_first")
+            value = tl.load(x + lane, mask=is_in, other=0.0).to(tl.float32)
+            at = lane // GROUP
+            at0, at1, at2 = row0 * num_groups + at, row1 * num_groups + at, row2 * num_groups + at
+            at3 = row3 * num_groups + at
+            sums0 += _scaled_code(code0, value, scales, offsets, at0, is_in, FORMAT, WHOLE, HAS_OFFSETS)
+            sums1 += _scaled_code(code1, value, scales, offsets, at1, is_in, FORMAT, WHOLE, HAS_OFFSETS)
+            sums2 += _scaled_code(code2, value, scales, offsets, at2, is_in, FORMAT, WHOLE, HAS_OFFSETS)
+            sums3 += _scaled_code(code3, value, scales, offsets, at3, is_in, FORMAT, WHOLE, HAS_OFFSETS)
+            if WHOLE and HAS_OFFSETS:
+                all_totals += value
+    _put_sum(sums0, all_totals, row0, True, scales, offsets, biases, y, FORMAT, WHOLE, HAS_OFFSETS, HAS_BIAS, ADDS)
+    is_in = first_row + 1 <= last
+    _put_sum(sums1, all_totals, row1, is_in, scales, offsets, biases, y, FORMAT, WHOLE, HAS_OFFSETS, HAS_BIAS, ADDS)
+    is_in = first_row + 2 <= last
+    _put_sum(sums2, all_totals, row2, is_in, scales, offsets, biases, y, FORMAT, WHOLE, HAS_OFFSETS, HAS_BIAS, ADDS)
+    is_in = first_row + 3 <= last
+    _put_sum(sums3, all_totals, row3, is_in, scales, offsets, biases, y, FORMAT, WHOLE, HAS_OFFSETS, HAS_BIAS, ADDS)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
