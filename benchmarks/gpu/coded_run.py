@@ -22,7 +22,7 @@ from roofline import median_s
 
 from headwater.devices.cuda.coded_matrix import CodedMatrix, place_codes
 from headwater.devices.cuda.device import CudaDevice
-from headwater.devices.cuda.kernels.coded import to_numbers
+from headwater.devices.cuda.kernels.coded.numbers import to_numbers
 from headwater.devices.device import Linear
 from headwater.devices.scaled_tensor import ScaledTensor
 

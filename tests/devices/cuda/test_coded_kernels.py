@@ -17,7 +17,7 @@ from headwater.devices.cuda.coded_matrix import (
 )
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.gguf_codes import GGUF_FORMATS
-from headwater.devices.cuda.kernels.coded import to_numbers
+from headwater.devices.cuda.kernels.coded.numbers import to_numbers
 from headwater.devices.cuda.scaled_product import round_tokens, scaled_product
 from headwater.devices.host_tensor import HostTensor
 from headwater.devices.number_formats import narrow
@@ -97,8 +97,9 @@ def test_products(form: str, width: int, tile: tuple, has_offsets: bool, num_tok
     linear.add_to(total, x)
     torch.testing.assert_close(total, residual + expected, **bound)
     short = device.pack_linear([matrix])
-    half = x.to(torch.float16)  # Triton's interpreter has no products of bfloat16
-    torch.testing.assert_close(short.logits(half), F.linear(half.float(), weight), rtol=1e-2, atol=2e-2)
+    for dtype in (torch.float16, torch.bfloat16) if x.is_cuda else (torch.float16,):  # interpreted: no bfloat16
+        half = x.to(dtype)
+        torch.testing.assert_close(short.logits(half), F.linear(half.float(), weight), rtol=1e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 5, 130])

@@ -1,4 +1,4 @@
-"""Linear layers on a GPU over codes of 4 and 8 bits: kernels/coded.py for few tokens, plain numbers for many.
+"""Linear layers on a GPU over codes of 4 and 8 bits: kernels/coded/ for few tokens, plain numbers for many.
 
 Matrices that a layer packs may differ in their codes, as in a file of K-quants: each run of like ones is one product.
 """
@@ -10,7 +10,9 @@ from itertools import groupby
 import torch
 
 from headwater.devices.cuda.coded_matrix import CodedMatrix, join
-from headwater.devices.cuda.kernels.coded import MAX_TILE_TOKENS, has_tiles, one_token, tiles, to_numbers
+from headwater.devices.cuda.kernels.coded.numbers import to_numbers
+from headwater.devices.cuda.kernels.coded.one_token import one_token
+from headwater.devices.cuda.kernels.coded.tiles import MAX_TILE_TOKENS, has_tiles, tiles
 from headwater.devices.cuda.kernels.layers import activate_mul
 from headwater.devices.cuda.linear import CudaLinear
 from headwater.devices.cuda.scaled_product import scaled_product, suits_scaled_product

@@ -1,4 +1,4 @@
-"""Matrices of 4-bit and 8-bit codes in a GPU's memory, in the layout of its kernels (kernels/coded.py).
+"""Matrices of 4-bit and 8-bit codes in a GPU's memory, in the layout of its kernels (kernels/coded/).
 
 Codes of 4 bits lie in int32 words, in chunks of W words: bits 4 i of word j of a chunk are input i W + j of its 8 W
 inputs. So one code of each word is a run of W inputs.

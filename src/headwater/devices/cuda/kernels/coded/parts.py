@@ -1,0 +1,26 @@
+"""What the kernels over codes share."""
+
+# Triton kernels are no plain Python: their launch options and arithmetic are unknown to a type checker.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+# pyright: reportAssignmentType=false
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def byte_codes(codes, FORMAT: tl.constexpr, dtype: tl.constexpr):
+    """8-bit codes as numbers."""
+    if FORMAT == "float8_e4m3fn":
+        return codes.to(tl.float8e4nv, bitcast=True).to(dtype)
+    return codes.to(dtype)
+
+
+@triton.jit
+def offset_of(scale, offsets, at, mask, FORMAT: tl.constexpr, HAS_OFFSETS: tl.constexpr):
+    """What each input of a group is multiplied with, besides its code."""
+    if HAS_OFFSETS:
+        return tl.load(offsets + at, mask=mask, other=0.0).to(tl.float32)
+    if FORMAT == "int4":
+        return -8.0 * scale
+    return 0.0 * scale
