@@ -114,7 +114,7 @@ class Family:
             if fields.raw(key):
                 raise fields.refuse(f"{key} {fields.raw(key)!r} is not supported")
         name = fields.text(self.activation_key, self.default_activation)
-        known = {"silu": _ACTIVATIONS["silu"]} if self.experts is not None else _ACTIVATIONS
+        known: dict[str, Activation] = _ACTIVATIONS if self.experts is None else {"silu": "silu"}
         if name not in known:
             names = " and ".join(map(repr, known))
             raise fields.refuse(f"{self.activation_key} {name!r} is not supported, only {names}")
