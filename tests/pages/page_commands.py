@@ -55,7 +55,7 @@ def why_elsewhere(command: PageCommand) -> str | None:
 
 
 def is_dear(command: PageCommand) -> bool:
-    """Whether it takes seconds of CPU, so that `make docs` runs it and `make test` does not."""
+    """Whether it takes seconds of CPU, so that `make test-pages` runs it and `make test` does not."""
     return any(re.match(start, command.text) for start in DEAR)
 
 
@@ -85,6 +85,7 @@ ELSEWHERE: list[tuple[str, str, str]] = [
     (r"docs/deployment\.md", r"kubectl ", _KUBERNETES),
     (r"docs/metrics\.md", r"docker ", _DOCKER),
     (r"docs/logs\.md", r"pip install", _INSTALLS),
+    (r"docs/first-hour\.md", r"EXTRAS=top make setup", "installs a package; CI runs `make setup`"),
     (r"docs/mutants\.md", r"python -m headwater\.simulation", f"{_MINUTES}; tests/simulation hunts each mutant"),
     (r"docs/reliability\.md", r"headwater simulate(?:$| +#| --seed)", f"{_MINUTES}; tests/cli/test_simulate_cli.py"),
     (r"docs/reliability\.md", r"headwater simulate --replay", "tests/cli/test_simulate_cli.py replays a file"),
@@ -96,7 +97,7 @@ ELSEWHERE: list[tuple[str, str, str]] = [
 ]  # fmt: skip
 
 DEAR = [
-    r"headwater bench",
+    r"(?:\.venv/bin/)?headwater bench",
     r"headwater simulate",
     r"\.venv/bin/headwater doctor --hicache",
 ]

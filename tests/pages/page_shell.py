@@ -83,6 +83,7 @@ class PageShell:
         address = url.removeprefix("http://")
         for pattern, text in (
             (r"(?:127\.0\.0\.1|localhost):3000[01]", address),
+            (r'make serve ARGS="([^"]*)"', r"headwater serve \1"),
             (r"(?:\.venv/bin/)?headwater serve|make serve", f"headwater serve --port {address.rpartition(':')[2]}"),
             (r" --port 8000", ""),
             (r"\.venv/bin/", ""),

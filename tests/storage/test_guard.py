@@ -1,5 +1,7 @@
 """The circuit breaker: it must open when a store fails, and above all close again."""
 
+import logging
+
 import pytest
 
 from headwater.clock import ManualClock
@@ -102,6 +104,23 @@ def test_an_old_success_does_not_excuse_new_failures(breaker, clock):
     breaker.succeeded(old)
     fail(breaker, 1)
     assert breaker.state is OPEN
+
+
+def test_the_log_says_once_that_the_store_fails_and_once_that_it_answers_again(breaker, clock, caplog):
+    """A store that was removed showed in the metrics only; the log of a night had nothing about it."""
+    caplog.set_level(logging.WARNING, logger="headwater.storage.guard")
+    fail(breaker, 2)
+    breaker.failed(breaker.try_enter(), cause="unavailable", details="/data/pages must be a folder")
+    for _ in range(3):
+        clock.advance(4.0)
+        fail(breaker)
+    assert caplog.messages == [
+        "the store fails (unavailable: /data/pages must be a folder): requests are served without it until a probe "
+        "succeeds"
+    ]
+    clock.advance(4.0)
+    breaker.succeeded(breaker.try_enter())
+    assert caplog.messages[1:] == ["the store answers again: its pages are read and written"]
 
 
 def test_counters_name_the_causes(breaker, clock):

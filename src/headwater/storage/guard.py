@@ -4,12 +4,15 @@ After M. Nygard, "Release It!" (2007). The caller of a backend owns the breaker,
 failure: errors, missed deadlines, calls that succeeded too late.
 """
 
+import logging
 import threading
 from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
 
 from headwater.clock import Clock
+
+_log = logging.getLogger(__name__)
 
 
 class BreakerState(StrEnum):
@@ -94,9 +97,13 @@ class CircuitBreaker:
                 self._probe_at_s = None
                 self._pause_s = self._first_pause_s
                 self._begin_term("closed")
+                _log.warning("the store answers again: its pages are read and written")
 
-    def failed(self, permit: CallPermit, *, cause: str) -> None:
-        """The call failed, missed its deadline or was abandoned; `cause` is its name in the counters."""
+    def failed(self, permit: CallPermit, *, cause: str, details: str = "") -> None:
+        """The call failed, missed its deadline or was abandoned; `cause` is its name in the counters.
+
+        The log gets a line with `details` when the store is left alone, and none for the probes after that.
+        """
         with self._lock:
             self._counts["failed"] += 1
             self._counts[f"failed_{cause}"] += 1
@@ -108,6 +115,9 @@ class CircuitBreaker:
             if permit.is_probe or self._num_failures >= self._failure_threshold:
                 self._probe_at_s = self._clock.now() + self._pause_s
                 self._begin_term("opened")
+                if not permit.is_probe:
+                    why = f"{cause}: {details}" if details else cause
+                    _log.warning("the store fails (%s): requests are served without it until a probe succeeds", why)
 
     def counters(self) -> dict[str, int]:
         """Monotonic counts: succeeded, failed, failed_<cause>, refused, probes, opened, closed."""

@@ -91,5 +91,5 @@ class StorageCalls:
             return
         cause = error.cause if isinstance(error, StorageError) else "error"
         if call.permit is not None:
-            self.breaker.failed(call.permit, cause=cause)
+            self.breaker.failed(call.permit, cause=cause, details=str(error))
         call.fail(cause)

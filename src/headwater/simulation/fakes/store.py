@@ -1,5 +1,6 @@
 """Stores for the simulation: one stamps pages with the turn of their read, one has scripted faults."""
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from headwater.simulation.fakes.store_media import Medium
 from headwater.storage.backend import ReadStatus, StorageBackend, StorageUsage, WriteStatus
 from headwater.storage.errors import StorageTimeout, StorageUnavailable
 from headwater.storage.page_key import PageKey
+
+logging.getLogger("headwater.storage.guard").setLevel(logging.ERROR)  # in these runs stores fail all the time
 
 
 class StampedBackend:
