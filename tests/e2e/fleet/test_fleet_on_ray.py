@@ -36,7 +36,10 @@ LIMIT_S = 120.0
 RAY_IS_LATE = "The current node timed out during startup"
 START_S = 180.0  # of Ray and Serve on a machine that is busy otherwise
 NUM_TOKENS = 90  # of a stream; the model has room for 256
+PAUSE_S = 0.5  # of a client between two streams; without it they take the cores that Ray needs to start replicas
 MODEL, OTHER = "tiny", "other"
+# one for all calls, since each new client reads certificates for 50 ms; connections do not outlive a replica's end
+HTTP = httpx.Client(trust_env=False, verify=False, timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 MODEL_HEADER = "serve_multiplexed_model_id"  # Ray Serve's; a replica by itself does not look at it
 
 
@@ -83,11 +86,13 @@ class Fleet:
     @property
     def about(self) -> httpx.Client:
         """A client whose calls concern the first model."""
-        return httpx.Client(base_url=self.url, params={"model": MODEL}, headers=JSON, timeout=60, trust_env=False)
+        return httpx.Client(
+            base_url=self.url, params={"model": MODEL}, headers=JSON, timeout=60, trust_env=False, verify=False
+        )
 
     def replicas(self, model: str = MODEL) -> dict[int, dict[str, Any]]:
         query = {"model": model}
-        answer = httpx.get(f"{self.url}/fleet", params=query, headers=KEY, timeout=30, trust_env=False)
+        answer = HTTP.get(f"{self.url}/fleet", params=query, headers=KEY)
         return {entry["dp_rank"]: entry for entry in answer.json()["replicas"]} if answer.status_code == 200 else {}
 
     def serving(self, model: str = MODEL) -> dict[int, dict[str, Any]]:
@@ -108,7 +113,7 @@ class Fleet:
     def flush(self, **parameters: Any) -> httpx.Response:
         """Of the first model, or of the `model` that is given."""
         query = {"mode": "now", "tiers": "device,host,storage", "model": MODEL} | parameters
-        return httpx.post(f"{self.url}/flush_cache", params=query, headers=JSON, timeout=30, trust_env=False)
+        return HTTP.post(f"{self.url}/flush_cache", params=query, headers=JSON)
 
 
 def ask(url: str, prompt: list[int], num_tokens: int = 1, *, model: str = MODEL) -> int:
@@ -120,7 +125,7 @@ def ask_for_tiers(url: str, prompt: list[int], num_tokens: int = 1, *, model: st
     """Cached tokens of the prompt by tier."""
     sampling = {"max_new_tokens": num_tokens, "temperature": 0, "ignore_eos": True}
     body = {"input_ids": prompt, "sampling_params": sampling}
-    answer = httpx.post(f"{url}/generate", json=body, headers={MODEL_HEADER: model}, timeout=60, trust_env=False)
+    answer = HTTP.post(f"{url}/generate", json=body, headers={MODEL_HEADER: model})
     assert answer.status_code == 200, answer.text
     return answer.json()["meta_info"]["cached_tokens_details"]
 
@@ -152,8 +157,8 @@ class Streams:
             assert not thread.is_alive(), "a stream hangs"
 
     def _run(self, number: int) -> None:
-        with httpx.Client(trust_env=False, timeout=60) as client:
-            while not self._is_over.is_set():
+        with httpx.Client(trust_env=False, verify=False, timeout=60) as client:
+            while not self._is_over.wait(PAUSE_S):
                 end = self._stream(client, prompt_of(100 + number))
                 if end == "whole":
                     self.num_whole += 1
@@ -223,7 +228,7 @@ def started(models: dict[str, str], folders: pytest.TempPathFactory, store: Redi
 def test_models_share_neither_requests_nor_pages(fleet: Fleet, store: RedisServer) -> None:
     """One store, one text, two models: what one has computed the other does not find, in memory or in the store."""
     prompt = prompt_of(50)
-    listed = httpx.get(f"{fleet.url}/v1/models", timeout=30, trust_env=False).json()["data"]
+    listed = HTTP.get(f"{fleet.url}/v1/models").json()["data"]
     assert [each["id"] for each in listed] == [MODEL, OTHER]
     assert ask(fleet.url, prompt) == 0
     fleet.until(lambda: store_holds(store, 9))
@@ -233,7 +238,7 @@ def test_models_share_neither_requests_nor_pages(fleet: Fleet, store: RedisServe
     assert answer.status_code == 200 and len(answer.json()["engines"]) == 1
     assert ask_for_tiers(fleet.url, prompt)["device"] >= 144
     assert ask_for_tiers(fleet.url, prompt, model=OTHER)["storage"] >= 144
-    answer = httpx.post(f"{fleet.url}/flush_cache?mode=now", headers=JSON, timeout=30, trust_env=False)
+    answer = HTTP.post(f"{fleet.url}/flush_cache?mode=now", headers=JSON)
     assert answer.status_code == 200 and answer.json()["success"]
     assert [(each["model"], each["success"]) for each in answer.json()["engines"]] == [(MODEL, True), (OTHER, True)]
 
@@ -283,7 +288,7 @@ def test_a_flush_is_answered_by_all_as_each_of_them_says(fleet: Fleet) -> None:
     entries = {entry["dp_rank"]: entry for entry in answer.json()["engines"]}
     assert sorted(entries) == sorted(fleet.replicas())
     for rank, replica in fleet.replicas().items():
-        info = httpx.get(f"{replica['url']}/server_info", headers=KEY, timeout=30, trust_env=False).json()
+        info = HTTP.get(f"{replica['url']}/server_info", headers=KEY).json()
         assert info["internal_states"][0]["cache_generation"] == entries[rank]["generation"]
         cut = [entries[rank][kind]["device"]["pages"] for kind in ("freed", "retired")]
         assert sum(cut) > 0  # retired: pages that were on their way to the host
@@ -369,7 +374,7 @@ def test_a_front_that_is_killed_right_after_a_change_has_not_forgotten_it(fleet:
 
 def text_of(url: str) -> list[int]:
     body = {"input_ids": prompt_of(70), "sampling_params": {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True}}
-    return httpx.post(f"{url}/generate", json=body, timeout=60, trust_env=False).json()["output_ids"]
+    return HTTP.post(f"{url}/generate", json=body).json()["output_ids"]
 
 
 def test_tensors_of_a_trainer_reach_all_replicas(fleet: Fleet, models: dict[str, str]) -> None:
