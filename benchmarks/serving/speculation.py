@@ -60,11 +60,20 @@ def chat(*turns: str) -> str:
 
 
 def summary(number: int) -> str:
-    return chat(f"Repeat the main sentences of this report word for word:\n\n{document(number)}")
+    """An example, then the task: small models repeat better what they have seen repeated."""
+    first = document(number + 40).split(". ")[0]
+    return chat(
+        f"Repeat the report word for word:\n\n{first}.",
+        f"{first}.",
+        f"Repeat the report word for word:\n\n{document(number)}",
+    )
 
 
 def edit(number: int) -> str:
-    return chat(f"Write this code again, with the variable total renamed to amount:\n\n{code(number)}")
+    """An example, then the task."""
+    task = "Write this code again, with the variable total renamed to amount:\n\n"
+    example = code(number + 3)
+    return chat(task + example, example.replace("total ", "amount "), task + code(number))
 
 
 def story(number: int) -> str:
