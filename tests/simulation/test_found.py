@@ -228,3 +228,16 @@ def test_a_flush_by_adapter_finds_nothing_when_the_adapter_is_unloaded_before_it
     driver.turn(2)
     assert driver.replies["flush"].status == 200 and driver.replies["flush"].freed["device"].pages == 0
     driver.finish()
+
+
+def test_a_request_that_waits_for_a_prefix_may_be_overtaken_in_the_turn_in_which_that_prefix_fails():
+    """The check of the order looked at the end of the turn, where nothing computed the prefix any more."""
+    driver = Driver(num_pages=64, is_async=True, prefill_chunk_tokens=16)
+    prompt = list(range(66))
+    first = driver.generate("first", prompt, 5)
+    driver.runner.next_fault = "collect"
+    driver.turn()
+    waiting, other = driver.generate("waiting", prompt, 5), driver.generate("other", list(range(500, 510)), 5)
+    driver.turn()
+    assert first.finish is not None and first.finish.status == 500
+    driver.finish(waiting, other)

@@ -54,6 +54,7 @@ class ServicePromises:
         self._was_quiet = False  # at the last `advance`
         self._is_advancing = False
         self._num_running = 0  # at the last `advance`
+        self._ran: list[RequestModel] = []  # the running requests at the last `advance`: a step may end them since
         self._ended_all: list[int] = []  # counts of aborts of all requests in this turn, by the control plane
         self._relabelled: list[int] = []  # the same, by messages
         self._retracted: list[int] = []
@@ -69,6 +70,8 @@ class ServicePromises:
     def checked_advance(self) -> None:
         self._is_advancing = True
         self._num_running = len(self._scheduler.running)
+        active = self._oracle.active
+        self._ran = [active[key] for it in self._scheduler.running if (key := (it.client, it.rid)) in active]
         self._was_quiet = not self._scheduler.cache.leases and self._is_quiet()
         self._advance()
         self._is_advancing = False
@@ -218,14 +221,18 @@ class ServicePromises:
         return (-model.message.options.priority, model.number if self._is_fcfs else 0)
 
     def _waits_for_prefix(self, request: Request) -> bool:
-        """Whether a running request of the same namespace computes enough of its prefix to be worth waiting for."""
+        """Whether a request of the same namespace computes enough of its prefix to be worth waiting for.
+
+        It ran when this was decided. Its step may have raised since.
+        """
         model = self._oracle.active[request.client, request.rid]
         head = model.tokens[:_MIN_SHARED_TOKENS]
         if len(head) < _MIN_SHARED_TOKENS:
             return False
-        running = (self._oracle.active[key] for key in self._running() if key in self._oracle.active)
+        running = [self._oracle.active[key] for key in self._running() if key in self._oracle.active]
         namespace = with_adapter(model.base_namespace, request.adapter.adapter_id if request.adapter else "")
-        return any(each.namespace == namespace and each.tokens[: len(head)] == head for each in running)
+        found = (*running, *self._ran, *self._oracle.entered_now)
+        return any(each.namespace == namespace and each.tokens[: len(head)] == head for each in found)
 
     def _check_loading(self) -> None:
         """A request that waits for pages from a store waits for its own namespace and tokens."""
