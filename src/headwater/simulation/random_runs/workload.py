@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 from headwater.cache.host_tier import WritePolicy
 from headwater.cache.storage.tier import PrefetchPolicy
@@ -16,6 +16,8 @@ from headwater.simulation.random_runs.profiles import Profile
 from headwater.simulation.random_runs.prompts import Prompts
 from headwater.simulation.random_runs.requests import Requests
 from headwater.simulation.random_runs.trouble import Trouble
+
+_DRAFTS: tuple[Literal["fake", "tree"], ...] = ("fake", "fake", "tree")
 
 
 class Workload:
@@ -136,7 +138,7 @@ class Workload:
             seed=source.randrange(1 << 30),
             num_ranks=source.choice(self._profile.num_ranks) if len(self._profile.num_ranks) > 1 else 1,
             **(self._limits() if self._profile.has_limits else {}),
-            **({"drafts": source.choice(["fake", "fake", "tree"])} if self._profile.has_drafts else {}),
+            drafts=source.choice(_DRAFTS) if self._profile.has_drafts else "none",
         )
 
     def _limits(self) -> dict[str, Any]:
