@@ -89,6 +89,8 @@ ELSEWHERE: list[tuple[str, str, str]] = [
     (r"docs/mutants\.md", r"python -m headwater\.simulation", f"{_MINUTES}; tests/simulation hunts each mutant"),
     (r"docs/reliability\.md", r"headwater simulate(?:$| +#| --seed)", f"{_MINUTES}; tests/cli/test_simulate_cli.py"),
     (r"docs/reliability\.md", r"headwater simulate --replay", "tests/cli/test_simulate_cli.py replays a file"),
+    (r"docs/speculation\.md", r"headwater simulate", f"{_MINUTES}; tests/simulation plays shorter runs"),
+    (r"docs/planning\.md", r"headwater simulate --plan --fleet-flush", f"{_MINUTES}; tests/cli/test_plan_cli.py"),
     (r"docs/rl\.md", r"python integrations/training/weights_oracle\.py", f"{_MINUTES}; needs transformers and a model"),
     (r"docs/trl\.md", r"(?:make training|python integrations/training)", "CI runs it: tests/e2e/training"),
     (r"docs/[\w-]+\.md", r"(?:\.venv/bin/)?python -m pytest", "`make test` runs the test"),

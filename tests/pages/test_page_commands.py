@@ -1,4 +1,4 @@
-"""Every command of a console of README.md and docs/ runs, on one server.
+"""Every command of a console of README.md and docs/ runs, on one server; page_servers.py has those that start one.
 
 page_commands.py lists the commands that run elsewhere or nowhere, each with the reason. A new command of a page
 is run here unless it is listed there.
