@@ -25,10 +25,11 @@ import numpy as np
 
 from headwater import Engine
 from headwater.launch.default_model import ensure_default_model
+from headwater.planning.find_model import find_model
 from headwater.planning.fleet import PlannedFleet
 from headwater.planning.fleet_result import TIERS, FleetResult, RequestResult, percentile
 from headwater.planning.hardware import HARDWARE, Hardware
-from headwater.planning.model_shape import ModelShape, find_model
+from headwater.planning.model_shape import ModelShape
 from headwater.planning.planned_engine import EnginePlan
 from headwater.planning.synthetic import SyntheticWorkload
 from headwater.planning.trace import PlannedRequest

@@ -85,3 +85,10 @@ def test_the_wait_is_in_the_histogram_of_its_mode(driver: Driver) -> None:
     assert sum(idle.counts) == 1
     assert idle.total == pytest.approx(waited)
     assert idle.counts[[bound >= waited for bound in idle.bounds].index(True)] == 1
+
+
+def test_every_outcome_is_there_before_it_happens(driver: Driver) -> None:
+    """Prometheus sees no increase to the first value of a series, so the first expired flush would go unnoticed."""
+    outcomes = ("flushed", "held", "store_pending", "expired", "cancelled")
+    wanted = {f"{mode}:{outcome}": 0 for mode in ("idle", "now", "drain") for outcome in outcomes}
+    assert state_of(driver).flushes == wanted

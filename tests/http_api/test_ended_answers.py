@@ -141,7 +141,7 @@ async def test_a_failed_step_is_told_and_the_next_request_is_served(
         if path == "/generate":  # SGLang ends streams with an error that way
             assert last == "[DONE]"
             *chunks, last = chunks
-        assert json.loads(last)["error"]["type"] == "engine_error" and len(chunks) >= 3
+        assert json.loads(last)["error"]["type"] == "engine_error" and chunks
         engine.step_s = 0.0
         assert (await server.post(path, body)).status_code == 200
         assert (await server.http.get("/health_generate")).status_code == 200

@@ -68,9 +68,9 @@ def test_device_defaults_fill_only_what_was_left_open() -> None:
 
 
 def test_speculation_is_a_cpus_and_knows_sglangs_word() -> None:
-    assert ServerArgs().speculation.algorithm == "none"
+    assert ServerArgs().speculation == "none"
     args = ServerArgs(speculative_algorithm="NGRAM", speculative_num_draft_tokens=5).for_device("cpu")
-    assert (args.speculation.algorithm, args.speculation.num_draft_tokens) == ("ngram", 5)
+    assert (args.speculation, args.speculative_num_draft_tokens) == ("ngram", 5)
     with pytest.raises(ValueError, match="--speculative-algorithm tree needs --device cpu"):
         ServerArgs(speculative_algorithm="tree").for_device("cuda")
     with pytest.raises(ValueError, match="--speculative-num-draft-tokens needs"):

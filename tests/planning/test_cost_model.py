@@ -5,8 +5,9 @@ import json
 import pytest
 
 from headwater.planning.cost_model import CostModel
+from headwater.planning.find_model import find_model, shape_from_config
 from headwater.planning.hardware import HARDWARE, find_hardware
-from headwater.planning.model_shape import MODELS, find_model, shape_from_config
+from headwater.planning.model_shape import MODELS
 from headwater.planning.planned_engine import EnginePlan
 
 LLAMA = MODELS["llama-3.1-8b"]

@@ -310,6 +310,13 @@ def test_threads_may_share_a_backend(backend):
     assert read(backend, keys, pages) == [HIT] * 20
 
 
+def test_what_may_happen_is_counted_before_it_does(store):
+    """Prometheus sees no increase to the first value of a series, so the first damaged page would go unnoticed."""
+    counters = store.open().counters()
+    wanted = [f"read_{status}" for status in ReadStatus] + [f"write_{status}" for status in WriteStatus]
+    assert {name: counters.get(name) for name in wanted} == dict.fromkeys(wanted, 0)
+
+
 def test_a_closed_backend_says_so(store):
     backend = store.open()
     keys, pages = Tenant().keys(backend, 1), make_pages(1)

@@ -18,9 +18,9 @@ from headwater.cli.plan_runs import numbers, whole_numbers
 from headwater.fleet.planned.flush_plan import FlushFigures, FlushTrial, play_flushes
 from headwater.fleet.planned.stand_in import Steps
 from headwater.planning.cost_model import CostModel
+from headwater.planning.find_model import find_model
 from headwater.planning.fleet_result import percentile
 from headwater.planning.hardware import find_hardware
-from headwater.planning.model_shape import find_model
 
 _CONTEXT, _CHUNK = 1024, 2048  # tokens behind each stream, and in a chunk of a prompt
 

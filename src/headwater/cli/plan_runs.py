@@ -18,9 +18,9 @@ from headwater.cache.storage.tier import PrefetchPolicy
 from headwater.cli.plan_args import PlanArgs
 from headwater.launch.config import GB
 from headwater.planning.comparison import Compared, FleetSizes, all_sizes, compare
+from headwater.planning.find_model import find_model
 from headwater.planning.fleet_result import TIERS
 from headwater.planning.hardware import find_hardware
-from headwater.planning.model_shape import find_model
 from headwater.planning.plan_page import plan_page
 from headwater.planning.planned_engine import EnginePlan
 from headwater.planning.synthetic import SyntheticWorkload

@@ -13,7 +13,7 @@ import msgspec
 
 from headwater.launch.engine_args import EngineArgs
 from headwater.launch.flags import FlagSpec, flag_name, read_flags
-from headwater.scheduling.speculation.drafters import Algorithm, SpeculationSettings
+from headwater.messages.choices import SpeculativeAlgorithmName
 
 MIB = 1 << 20
 ENDPOINT = re.compile(r"tcp://[^/:]+:\d{1,5}|tcp://\[[0-9a-fA-F:]+\]:\d{1,5}|ipc:///.+")
@@ -96,9 +96,9 @@ class ServerArgs(EngineArgs, kw_only=True, frozen=True, omit_defaults=True):
                 raise ValueError(f"{flag_name(name)} needs --kv-events-endpoint")
 
     @property
-    def speculation(self) -> SpeculationSettings:
-        algorithm: Algorithm = "ngram" if self.speculative_algorithm == "NGRAM" else self.speculative_algorithm
-        return SpeculationSettings(algorithm, num_draft_tokens=self.speculative_num_draft_tokens)
+    def speculation(self) -> SpeculativeAlgorithmName:
+        """The algorithm by its own name."""
+        return "ngram" if self.speculative_algorithm == "NGRAM" else self.speculative_algorithm
 
     @property
     def serves_adapters(self) -> bool:

@@ -10,6 +10,7 @@ PrefetchPolicyName = Literal["best_effort", "wait_complete", "timeout"]
 RestorePolicyName = Literal["auto", "always"]
 WritePolicyName = Literal["write_through", "write_through_selective", "write_back"]
 KvEventsFormat = Literal["map", "array"]
+SpeculativeAlgorithmName = Literal["none", "ngram", "tree"]
 ToolPromptName = Literal["auto", "off"]
 ToolFormatName = Literal[  # those of generation/tool_formats/formats.py
     "auto", "none", "gpt-oss", "kimi-k3", "kimi-k2", "deepseek-v3.2", "deepseek-v3", "deepseek-v3.1",

@@ -11,12 +11,14 @@ class StorageCounters:
     """Monotonic counts by name, for metrics; zero when the backend is made.
 
     Names: `read_<status>` and `write_<status>` in pages, `read_bytes` and `written_bytes` of payload,
-    `defect_<kind>` (reasons why pages were corrupt), `evicted_pages`, `reaped_pages`, `reopened`.
+    `defect_<kind>` (reasons why pages were corrupt), `evicted_pages`, `reaped_pages`, `reopened`. Reads and writes are
+    counted from 0 on: Prometheus does not see the increase to the first value of a series.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
+        self._counts = Counter({f"read_{status}": 0 for status in ReadStatus})
+        self._counts.update({f"write_{status}": 0 for status in WriteStatus})
 
     def add(self, name: str, count: int = 1) -> None:
         with self._lock:

@@ -181,6 +181,7 @@ def test_embedding_reads_rows(library: KernelLibrary, format: str) -> None:
         in_features=512,
         format=packed.format_id,
         num_tokens=packed.out_features,
+        scale=1.0,
     )
     library.run("embed", job, step_of(len(ids), token_ids=ids.ctypes.data))
     np.testing.assert_array_equal(y, plain.embed(ids, values_of(tensor)))

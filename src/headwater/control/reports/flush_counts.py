@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter
-from typing import Literal
+from typing import Literal, get_args
 
 from headwater.messages.state import Distribution
 
@@ -14,10 +14,14 @@ BOUNDS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.
 
 
 class FlushCounts:
-    """Counts since the engine started. Dry runs and refused parameters are not flushes."""
+    """Counts since the engine started. Dry runs and refused parameters are not flushes.
+
+    Every outcome is counted from 0 on: Prometheus does not see the increase to the first value of a series.
+    """
 
     def __init__(self) -> None:
-        self._ended: Counter[tuple[str, FlushOutcome]] = Counter({(mode, "flushed"): 0 for mode in MODES})
+        outcomes: tuple[FlushOutcome, ...] = get_args(FlushOutcome)
+        self._ended = Counter({(mode, outcome): 0 for mode in MODES for outcome in outcomes})
         self._blockers: Counter[str] = Counter()  # flushes that expired while this kept the engine busy
         self._waited = {mode: [0] * (len(BOUNDS_S) + 1) for mode in MODES}
         self._waited_s = dict.fromkeys(MODES, 0.0)

@@ -1,16 +1,16 @@
 """What drafts the next tokens of a request from text that is known already. No second model."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from headwater.cache.radix_tree import RadixTree
 from headwater.messages.base import TokenIds
+from headwater.messages.choices import SpeculativeAlgorithmName
 from headwater.scheduling.request import Request
 from headwater.scheduling.speculation.drafting import Drafting, Source
 from headwater.scheduling.speculation.suffixes import TokenSuffixes
 from headwater.scheduling.speculation.tree_text import TreeText
 
-Algorithm = Literal["none", "ngram", "tree"]
 _LONG = 8  # tokens that agree
 
 
@@ -53,7 +53,7 @@ class TreeDrafter:
 class SpeculationSettings:
     """Where drafts come from, and how long they are at most."""
 
-    algorithm: Algorithm = "none"
+    algorithm: SpeculativeAlgorithmName = "none"
     num_draft_tokens: int = 12  # of one request in one step
     drafter: Drafter | None = None  # in place of the algorithm's: a simulation has its own
 

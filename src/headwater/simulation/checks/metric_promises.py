@@ -88,7 +88,7 @@ class MetricPromises:
 def _outcome(call: PendingCall, flush: FlushCache, answer: FlushResult) -> str:
     """The outcome of the answer that the client received, by its name in docs/metrics.md."""
     if not answer.success:
-        return "cancelled" if call.is_cancelled else "expired"
+        return "cancelled" if call.is_cancelled or "before the engine was idle" in answer.message else "expired"
     if answer.status == 200:
         return "flushed"
     return "held" if flush.mode == "drain" and not answer.drained else "store_pending"
