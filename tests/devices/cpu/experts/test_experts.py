@@ -1,6 +1,7 @@
 """A layer of experts on the CPU, with kernels and in numpy, against a definition token by token."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from linear_setting import BITS_OF_ACTIVATIONS, values_of, weight
 from program_steps import step_of
 
 from headwater.devices.cpu.device import CpuDevice
+from headwater.devices.cpu.kernel_build import usable_instruction_sets
 from headwater.devices.cpu.kernel_library import KernelLibrary, usable_kernels
 from headwater.devices.cpu.plain.experts import route
 from headwater.devices.cpu.plain.linear import quantized, silu
@@ -33,7 +35,7 @@ def device(request: pytest.FixtureRequest) -> CpuDevice:
     if request.param == "plain":
         return device_of(None)
     if sanitized.LIBRARY:
-        return device_of(request.getfixturevalue("library"))
+        return device_of(KernelLibrary(Path(sanitized.LIBRARY), usable_instruction_sets()[-1]))
     if usable_kernels() is None:
         pytest.skip("no kernels for this CPU, or no compiler")
     return device_of(usable_kernels())
