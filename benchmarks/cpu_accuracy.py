@@ -31,8 +31,9 @@ from headwater.devices.host_tensor import HostTensor
 from headwater.devices.kv_memory import KVLayout
 from headwater.execution.cpu_runner import RecordedModel
 from headwater.launch.default_model import ensure_default_model
-from headwater.models.decoder import DecoderModel, build_decoder
+from headwater.models.decoder import DecoderModel
 from headwater.models.gguf_file import GGUFFile
+from headwater.models.reading.build_decoder import build_decoder
 from headwater.models.weights import PlacedWeights, WeightForm
 from headwater.models.weights_gguf import GGUFWeights, read_gguf_config
 from headwater.tokenization.tokenizer import Tokenizer

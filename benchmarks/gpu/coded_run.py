@@ -18,11 +18,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from figures import Figures
-from roofline import median_s
+from roofline import graph_s
 
-from headwater.devices.cuda.coded_matrix import CodedMatrix, place_codes
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels.coded.numbers import to_numbers
+from headwater.devices.cuda.products.coded_matrix import CodedMatrix, place_codes
 from headwater.devices.device import Linear
 from headwater.devices.scaled_tensor import ScaledTensor
 
@@ -62,17 +62,6 @@ def copy_of(matrix: CodedMatrix) -> CodedMatrix:
     return CodedMatrix(
         matrix.format, matrix.shape, matrix.codes.clone(), matrix.scales.clone(), offsets, matrix.group, matrix.words
     )
-
-
-def graph_s(work: Callable[[], object]) -> float:
-    """Seconds of one run in a CUDA graph."""
-    for _ in range(2):
-        work()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return median_s(graph.replay)
 
 
 def each(layers: Sequence[Linear], x: torch.Tensor) -> Callable[[], object]:

@@ -10,13 +10,13 @@ and FLOPs of its products. `library`: both products by torch._grouped_mm, of row
 import argparse
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from figures import Figures
-from roofline import median_s
+from roofline import graph_s
 from shapes import SHAPES
 
 from headwater.devices.cuda import experts as cuda_experts
@@ -38,17 +38,6 @@ def candidates() -> list[TileShape]:
         if rows * features <= 1 << 13 and shared <= MOST_SHARED_BYTES:
             found.add(TileShape(rows, features, columns, 8 if rows * features > 1 << 12 else 4, stages))
     return sorted(found, key=repr)
-
-
-def graph_s(work: Callable[[], object]) -> float:
-    """Seconds of one run in a CUDA graph."""
-    for _ in range(2):
-        work()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return median_s(graph.replay)
 
 
 class Bench:

@@ -36,6 +36,17 @@ def median_s(work: Callable[[], object], *, repeat: int = 7) -> float:
     return statistics.median(times)
 
 
+def graph_s(work: Callable[[], object]) -> float:
+    """Seconds of one run in a CUDA graph."""
+    for _ in range(2):
+        work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return median_s(graph.replay)
+
+
 def memory(figures: Figures) -> None:
     source = torch.empty(4 * GIB, dtype=torch.uint8, device=DEVICE).random_(0, 255)
     target = torch.empty_like(source)
@@ -81,13 +92,7 @@ def products_of_a_step(figures: Figures) -> None:
                         torch.nn.functional.linear(x, weight)
                 torch.nn.functional.linear(inputs[0], head)
 
-            step()
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                step()
-            figures.put(f"{name}_products_of_a_step_of_{num_rows}_ms", median_s(graph.replay) * 1e3)
-            del graph
+            figures.put(f"{name}_products_of_a_step_of_{num_rows}_ms", graph_s(step) * 1e3)
         del layers, head
         torch.cuda.empty_cache()
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from ranked_models import load_tiny, tiny_config
 
-from headwater.devices.cuda import linear as cuda_linear
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels import decode as triton_decode
+from headwater.devices.cuda.products import linear as cuda_linear
 from headwater.devices.cuda.ranks.group import CudaRanks
 from headwater.execution.gpu_runner import GpuRunner
 from interpreted_triton import hasten

@@ -19,9 +19,9 @@ from headwater.devices.host_tensor import HostTensor
 from headwater.devices.kv_memory import KVMemory
 from headwater.execution.cpu_runner import ComputedStep, CpuRunner
 from headwater.models.config import ModelConfig
-from headwater.models.decoder import build_decoder
 from headwater.models.loader import LoadedModel, share_of
 from headwater.models.ranks.share import ModelShare
+from headwater.models.reading.build_decoder import build_decoder
 from headwater.models.rope import RopeConfig
 from headwater.models.weights import PlacedWeights, WeightForm
 from headwater.scheduling.plan import StepPlan

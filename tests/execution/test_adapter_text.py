@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from headwater.devices.adapters import AdapterMemory
 from headwater.devices.cpu.adapters.memory import CpuAdapters
 from headwater.devices.cpu.device import CpuDevice
-from headwater.devices.cuda import linear as cuda_linear
 from headwater.devices.cuda.adapters import CudaAdapters
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels import decode as triton_decode
+from headwater.devices.cuda.products import linear as cuda_linear
 from headwater.execution.cpu_runner import CpuRunner
 from headwater.execution.gpu_runner import GpuRunner
 from headwater.models.adapters.adapter import read_adapter

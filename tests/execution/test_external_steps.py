@@ -7,9 +7,9 @@ import pytest
 import torch
 from step_driver import StepDriver
 
-from headwater.devices.cuda import linear as cuda_linear
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels import decode as triton_decode
+from headwater.devices.cuda.products import linear as cuda_linear
 from headwater.execution.gpu_runner import GpuRunner
 from headwater.models.loader import load_model, resolve_model
 from tiny_models import VOCAB_SIZE, greedy_text, make_tiny_model

@@ -16,8 +16,8 @@ from gpu_rank import HAS_CARDS, LIMIT_S, gpu_runner, leave, ranked_gpu_runner, s
 from ranked_models import VOCAB_SIZE
 from step_driver import GREEDY, DrivenRequest, StepDriver
 
-from headwater.devices.cuda import linear as cuda_linear
 from headwater.devices.cuda.kernels import decode as triton_decode
+from headwater.devices.cuda.products import linear as cuda_linear
 from headwater.devices.kv_memory import KVMemory
 from headwater.execution.pending_step import PendingStep
 from headwater.messages.generation import LogprobParams, SamplingParams

@@ -12,10 +12,10 @@ from step_driver import GREEDY, StepDriver
 from transformers import PreTrainedModel
 
 from headwater.devices.cpu.device import CpuDevice
-from headwater.devices.cuda import linear as cuda_linear
-from headwater.devices.cuda.coded_linear import CodedLinear
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels import decode as triton_decode
+from headwater.devices.cuda.products import linear as cuda_linear
+from headwater.devices.cuda.products.coded_linear import CodedLinear
 from headwater.execution.cpu_runner import CpuRunner
 from headwater.execution.gpu_runner import GpuRunner
 from headwater.messages.generation import LogprobParams, SamplingParams

@@ -14,7 +14,7 @@ from headwater.execution.weights.received import ReceivedWeights
 from headwater.execution.weights.sources import HostTensors, Overlay, checksums_of
 from headwater.models.checkpoint_config import read_checkpoint_config
 from headwater.models.config import ModelConfig
-from headwater.models.decoder import DecoderModel, build_decoder, copy_decoder, overwrite_decoder
+from headwater.models.decoder import DecoderModel
 from headwater.models.loader import (
     LoadedModel,
     LoadFormat,
@@ -29,6 +29,7 @@ from headwater.models.loader import (
     with_layout_of,
 )
 from headwater.models.ranks.share import Floats, ModelShare, join
+from headwater.models.reading.build_decoder import build_decoder, copy_decoder, overwrite_decoder
 from headwater.models.reading.read_ahead import ReadAhead
 from headwater.models.weights import IGNORED_SUFFIXES, PlacedWeights, WeightSource, check_shapes
 from headwater.staged_read import StagedRead

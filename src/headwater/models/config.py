@@ -122,6 +122,16 @@ class ModelConfig:
         return self.window if not self.local_layers or layer in self.local_layers else None
 
     @property
+    def qkv_names(self) -> tuple[str, ...]:
+        """The matrices of the checkpoint that make queries, keys and values."""
+        return ("qkv_proj",) if "qkv_proj" in self.fused else ("q_proj", "k_proj", "v_proj")
+
+    @property
+    def gate_up_names(self) -> tuple[str, ...]:
+        """The matrices of the checkpoint that make both halves of a gated MLP."""
+        return ("gate_up_proj",) if "gate_up_proj" in self.fused else ("gate_proj", "up_proj")
+
+    @property
     def rotary_pairs(self) -> int:
         """How many pairs of a head's numbers are rotated."""
         return self.rope.rotary_dim(self.head_dim) // 2

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from headwater.devices.device import ModelDevice
 from headwater.devices.kv_memory import KVLayout
 from headwater.models.config import ModelConfig, read_hf_config
-from headwater.models.decoder import DecoderModel, build_decoder
+from headwater.models.decoder import DecoderModel
 from headwater.models.end_tokens import gguf_end_ids, vocabulary_end_ids
 from headwater.models.fields import Fields
 from headwater.models.gguf_file import GGUFFile
@@ -22,6 +22,7 @@ from headwater.models.quantised.quantization_config import read_quantisation
 from headwater.models.quantised.weights import QUANTISED_TYPES, QuantisedWeights
 from headwater.models.ranks.share import WHOLE, ModelShare, check_tp_size
 from headwater.models.ranks.shared_weights import ShareOfWeights
+from headwater.models.reading.build_decoder import build_decoder
 from headwater.models.reading.file_hash import hash_of
 from headwater.models.reading.read_decoder import read_decoder
 from headwater.models.vocabulary import read_folder_vocabulary

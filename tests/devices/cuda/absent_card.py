@@ -27,7 +27,7 @@ from headwater.devices.cuda.kernels.page_copy import copy_pages
 from headwater.devices.cuda.kernels.sampling import draw_part, draw_tokens
 from headwater.devices.cuda.kernels.scatter import write_entries
 from headwater.devices.cuda.paged_batch import ExternalChunks
-from headwater.devices.cuda.scaled_product import round_tokens
+from headwater.devices.cuda.products.scaled_product import round_tokens
 from headwater.devices.device import AttentionGeometry, Routing
 from headwater.devices.scaled_tensor import ScaledTensor
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from headwater.devices.cuda.coded_matrix import (
+from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.cuda.kernels.coded.numbers import to_numbers
+from headwater.devices.cuda.products.coded_matrix import (
     CodedMatrix,
     can_hold,
     codes_to_host,
@@ -15,10 +17,8 @@ from headwater.devices.cuda.coded_matrix import (
     round_to_float8,
     to_words,
 )
-from headwater.devices.cuda.device import CudaDevice
-from headwater.devices.cuda.gguf_codes import GGUF_FORMATS
-from headwater.devices.cuda.kernels.coded.numbers import to_numbers
-from headwater.devices.cuda.scaled_product import round_tokens, scaled_product
+from headwater.devices.cuda.products.gguf_codes import GGUF_FORMATS
+from headwater.devices.cuda.products.scaled_product import round_tokens, scaled_product
 from headwater.devices.host_tensor import HostTensor
 from headwater.devices.number_formats import narrow
 from headwater.devices.scaled_tensor import ScaledTensor

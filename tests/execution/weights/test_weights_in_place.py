@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from headwater.devices.cuda.device import CudaDevice
-from headwater.devices.cuda.linear import CudaLinear
+from headwater.devices.cuda.products.linear import CudaLinear
 from headwater.devices.gpu_note import FILLED, FILLING, FREED, set_state, write_note
 from headwater.execution.gpu_runner import GpuRunner
 from headwater.execution.weight_store import Checkpoint, StagedModel, WeightStore

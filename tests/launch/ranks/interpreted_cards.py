@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from triton.runtime import interpreter
 
-from headwater.devices.cuda import linear as cuda_linear
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels import decode as triton_decode
+from headwater.devices.cuda.products import linear as cuda_linear
 from headwater.launch import cuda_placement
 from headwater.launch.engine_api import Engine
 from headwater.launch.ranks import engine_gpus, gpu_group, process, start

@@ -7,13 +7,13 @@ import pytest
 import torch
 from quantised_checkpoints import CONFIG, EXPERTS, NAMES, write_checkpoint, write_folder
 
-from headwater.devices.cuda.coded_matrix import CodedMatrix
 from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.cuda.products.coded_matrix import CodedMatrix
 from headwater.devices.host_tensor import HostTensor
 from headwater.devices.scaled_tensor import ScaledTensor
 from headwater.execution.weights.sources import HostTensors, checksums_of
-from headwater.models.decoder import build_decoder, copy_decoder
 from headwater.models.loader import LoadedModel, load_model, resolve_model
+from headwater.models.reading.build_decoder import build_decoder, copy_decoder
 from headwater.models.weights import PlacedWeights
 
 pytestmark = pytest.mark.slow

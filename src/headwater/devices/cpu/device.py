@@ -25,6 +25,7 @@ from headwater.devices.cpu.recorded_attention import RecordedAttention
 from headwater.devices.cpu.row_ops import add_rms_norm, rms_norm
 from headwater.devices.cpu.topology import free_memory_bytes, num_usable_cores
 from headwater.devices.device import Activation, AttentionGeometry, Experts, GatedLinear, Linear, RotaryAngles, Routing
+from headwater.devices.errors import UnsupportedError
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor
 from headwater.devices.kv_memory import KVLayout
 from headwater.devices.rank_group import SOLE_RANK, RankGroup
@@ -93,7 +94,7 @@ class CpuDevice:
         return host if host.format == form else host.astype(form)
 
     def rounded(self, array: HostTensor) -> HostTensor:
-        raise NotImplementedError("there are no products with float8")
+        raise UnsupportedError("quantization", "fp8", "needs a GPU: a CPU has no products with float8")
 
     def to_host(self, array: HostTensor, *, max_rows: int | None = None) -> HostTensor:
         return array if max_rows is None else array.rows(0, max_rows)

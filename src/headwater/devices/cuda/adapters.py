@@ -5,7 +5,6 @@ from typing import Any
 import torch
 
 from headwater.devices.adapters import Adapter, AdapterShape
-from headwater.devices.cuda.coded_linear import CodedGatedLinear
 from headwater.devices.cuda.kernels.lora import (
     BLOCK_OUTPUTS,
     FEW_ROWS,
@@ -16,7 +15,7 @@ from headwater.devices.cuda.kernels.lora import (
     plan_tiles,
     shrink_into,
 )
-from headwater.devices.cuda.linear import CudaGatedLinear
+from headwater.devices.cuda.products.gated_linear import CudaGatedLinear
 from headwater.devices.cuda.torch_tensors import from_host, torch_dtype
 
 Place = tuple[int, str]  # layer, site
@@ -134,7 +133,7 @@ class CudaStepAdapters:
         expand(s, y, self._tiles, self._sites[place])
 
     def gated(self, layer: int, linear: Any, x: torch.Tensor) -> torch.Tensor:
-        assert isinstance(linear, CudaGatedLinear | CodedGatedLinear)
+        assert isinstance(linear, CudaGatedLinear)
         self.begin("gate_up", layer, x)
         halves = linear.halves(x)
         self.add("gate_up", layer, x, halves)

@@ -11,15 +11,6 @@ import numpy.typing as npt
 import torch
 
 from headwater.devices.cuda.attention import TritonStepAttention
-from headwater.devices.cuda.coded_linear import CodedGatedLinear, CodedLinear, Weight
-from headwater.devices.cuda.coded_matrix import (
-    CodedMatrix,
-    can_hold,
-    can_round,
-    codes_to_host,
-    place_codes,
-    round_to_float8,
-)
 from headwater.devices.cuda.experts import CudaExperts
 from headwater.devices.cuda.external_attention import (
     MIN_EXTERNAL_TOKENS,
@@ -27,14 +18,24 @@ from headwater.devices.cuda.external_attention import (
     num_own_chunks,
     open_external_attention,
 )
-from headwater.devices.cuda.gguf_codes import GGUF_FORMATS, place_blocks
 from headwater.devices.cuda.kernels.decode import DecodeScratch
 from headwater.devices.cuda.kernels.layers import add_rms_norm, rms_norm
 from headwater.devices.cuda.kernels.prefill import PrefillScratch, queries_per_tile
 from headwater.devices.cuda.kv_memory import CudaKVMemory
-from headwater.devices.cuda.linear import CudaGatedLinear, CudaLinear
 from headwater.devices.cuda.paged_batch import PagedBatch, RotaryTables
 from headwater.devices.cuda.prefill_tiles import PrefillTiles, plan_tiles
+from headwater.devices.cuda.products.coded_linear import CodedLinear, Weight
+from headwater.devices.cuda.products.coded_matrix import (
+    CodedMatrix,
+    can_hold,
+    can_round,
+    codes_to_host,
+    place_codes,
+    round_to_float8,
+)
+from headwater.devices.cuda.products.gated_linear import CudaGatedLinear
+from headwater.devices.cuda.products.gguf_codes import GGUF_FORMATS, place_blocks
+from headwater.devices.cuda.products.linear import CudaLinear
 from headwater.devices.cuda.ranks.group import CudaRanks
 from headwater.devices.cuda.torch_tensors import open_shared, place_tensor, to_host, torch_dtype
 from headwater.devices.device import (
@@ -42,7 +43,6 @@ from headwater.devices.device import (
     AttentionGeometry,
     Experts,
     GatedLinear,
-    Linear,
     RotaryAngles,
     Routing,
     StepAttention,
@@ -224,7 +224,9 @@ class CudaDevice:
         self.synchronize()
         return True
 
-    def pack_linear(self, weights: Sequence[Weight], biases: Sequence[torch.Tensor] | None = None) -> Linear:
+    def pack_linear(
+        self, weights: Sequence[Weight], biases: Sequence[torch.Tensor] | None = None
+    ) -> CudaLinear | CodedLinear:
         plain = [weight for weight in weights if isinstance(weight, torch.Tensor)]
         if len(plain) < len(weights):
             return CodedLinear(weights, biases, is_deterministic=self.is_deterministic)
@@ -239,16 +241,11 @@ class CudaDevice:
         up_bias: torch.Tensor | None = None,
         activation: Activation = "silu",
     ) -> GatedLinear:
-        fixed = self.is_deterministic
-        if isinstance(gate, CodedMatrix) or isinstance(up, CodedMatrix):
-            return CodedGatedLinear(gate, up, gate_bias, up_bias, activation=activation, is_deterministic=fixed)
-        return CudaGatedLinear(gate, up, gate_bias, up_bias, activation=activation, is_deterministic=fixed)
+        biases = None if gate_bias is None or up_bias is None else (gate_bias, up_bias)
+        return CudaGatedLinear(self.pack_linear((gate, up), biases), activation=activation)
 
     def pack_fused_gated_linear(self, gate_up: Weight, *, activation: Activation = "silu") -> GatedLinear:
-        fixed = self.is_deterministic
-        if isinstance(gate_up, CodedMatrix):
-            return CodedGatedLinear(gate_up, None, None, None, activation=activation, is_deterministic=fixed)
-        return CudaGatedLinear(gate_up, None, None, None, activation=activation, is_deterministic=fixed)
+        return CudaGatedLinear(self.pack_linear((gate_up,)), activation=activation)
 
     def pack_experts(
         self,

@@ -11,8 +11,9 @@ from headwater.devices.device import ModelDevice
 from headwater.devices.host_tensor import HostTensor, RandomTensor
 from headwater.devices.scaled_tensor import ScaledTensor
 from headwater.models.config import ModelConfig
-from headwater.models.decoder import Base, DecoderModel
+from headwater.models.decoder import DecoderModel
 from headwater.models.model_files import ModelFileError
+from headwater.models.reading.build_decoder import Base
 from headwater.models.weights import PlacedArray, WeightSource
 from headwater.staged_read import Abandoned
 

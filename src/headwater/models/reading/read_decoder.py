@@ -5,7 +5,8 @@ import math
 
 from headwater.devices.device import ModelDevice
 from headwater.models.config import ModelConfig
-from headwater.models.decoder import DecoderModel, build_decoder
+from headwater.models.decoder import DecoderModel
+from headwater.models.reading.build_decoder import build_decoder
 from headwater.models.reading.progress import Progress
 from headwater.models.reading.read_ahead import ReadAhead
 from headwater.models.weights import DummyWeights, PlacedWeights, WeightForm, WeightSource

@@ -8,8 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
-from headwater.devices.cuda.coded_matrix import CodedMatrix
 from headwater.devices.cuda.kernels.coded.parts import byte_codes, offset_of
+from headwater.devices.cuda.products.coded_matrix import CodedMatrix
 
 
 def to_numbers(matrix: CodedMatrix, dtype: torch.dtype, rows: torch.Tensor | None = None) -> torch.Tensor:

@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from headwater.devices.cuda.coded_matrix import CodedMatrix
 from headwater.devices.cuda.kernels.coded.parts import byte_codes, offset_of
+from headwater.devices.cuda.products.coded_matrix import CodedMatrix
 
 _ONE_TOKEN_FEATURES = 4  # of a program; the kernel spells them out
 _ONE_TOKEN_WORDS, _ONE_TOKEN_CODES = 512, 1024  # of each output, at a time

@@ -8,8 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
-from headwater.devices.cuda.coded_matrix import CodedMatrix
 from headwater.devices.cuda.kernels.coded.parts import byte_codes, offset_of
+from headwater.devices.cuda.products.coded_matrix import CodedMatrix
 
 MAX_TILE_TOKENS = 128  # above, plain numbers in a library's product are the faster way
 _TILE_TOKENS = (16, 32, 64)

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from headwater.devices.cuda.kernels.fixed import add_fixed_linear, fixed_linear
-from headwater.devices.cuda.kernels.layers import activate_mul
 from headwater.devices.cuda.kernels.skinny import add_linear, gated_linear, linear, suits, suits_gated
 from headwater.devices.device import Activation
 
@@ -27,7 +26,7 @@ class CudaLinear:
         """`is_deterministic`: a row's bits do not depend on the other rows (kernels/fixed.py)."""
         self.is_deterministic = is_deterministic
         self._weight = weights[0].contiguous() if len(weights) == 1 else torch.cat(list(weights))
-        self._bias = None if biases is None else torch.cat(list(biases))
+        self._bias = None if biases is None else biases[0] if len(biases) == 1 else torch.cat(list(biases))
         self._sizes = [len(weight) for weight in weights]
         self.out_features, self.in_features = self._weight.shape
         # bfloat16 factors, float32 results: neither the residual stream nor the logits are rounded in between
@@ -75,44 +74,11 @@ class CudaLinear:
         biases = [None] * len(self._sizes) if self._bias is None else self._bias.split(self._sizes)
         return list(zip(self._weight.split(self._sizes), biases, strict=True))
 
-    @property
-    def whole(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """W [out, in] and the bias [out] of all layers together."""
-        return self._weight, self._bias
+    def gated(self, x: torch.Tensor, activation: Activation) -> torch.Tensor | None:
+        """activation of the first half of the outputs times the second half, in one kernel; None if none suits.
 
-
-class CudaGatedLinear:
-    """The gated half of an MLP (device.GatedLinear): one product for both halves, then one kernel."""
-
-    def __init__(
-        self,
-        gate: torch.Tensor,
-        up: torch.Tensor | None,
-        gate_bias: torch.Tensor | None,
-        up_bias: torch.Tensor | None,
-        *,
-        activation: Activation = "silu",
-        is_deterministic: bool = False,
-    ) -> None:
-        """`up`: None if `gate` holds the rows of both, one behind the other; then it unpacks to one matrix."""
-        biases = None if gate_bias is None or up_bias is None else (gate_bias, up_bias)
-        weights = (gate,) if up is None else (gate, up)
-        self._linear = CudaLinear(weights, biases, is_deterministic=is_deterministic)
-        self.activation: Activation = activation
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        weight, bias = self._linear.whole
-        if not self._linear.is_deterministic and suits_gated(len(x), weight):
-            return gated_linear(x, weight, bias, self.activation)
-        return self.multiply(self.halves(x))
-
-    def halves(self, x: torch.Tensor) -> torch.Tensor:
-        """Both products, gate and up side by side. [T, in] -> [T, 2 out]"""
-        return self._linear(x)
-
-    def multiply(self, halves: torch.Tensor) -> torch.Tensor:
-        """activation(gate) * up. [T, 2 out] -> [T, out]"""
-        return activate_mul(halves, self.activation)
-
-    def unpack(self) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-        return self._linear.unpack()
+        [T, in] -> [T, out / 2]
+        """
+        if self.is_deterministic or not suits_gated(len(x), self._weight):
+            return None
+        return gated_linear(x, self._weight, self._bias, activation)

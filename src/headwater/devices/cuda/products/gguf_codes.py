@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from headwater.devices.cuda.coded_matrix import CodedMatrix, of_codes
+from headwater.devices.cuda.products.coded_matrix import CodedMatrix, of_codes
 from headwater.devices.host_tensor import HostTensor
 
 _Taken = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # codes and scales of each block, and offsets

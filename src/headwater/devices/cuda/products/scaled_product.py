@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from headwater.devices.cuda.coded_matrix import CodedMatrix
+from headwater.devices.cuda.products.coded_matrix import CodedMatrix
 
 _MIN_CAPABILITY = (9, 0)  # scales of rows and columns
 _UNIT = 16  # sizes must be multiples of it

@@ -9,13 +9,12 @@ from itertools import groupby
 
 import torch
 
-from headwater.devices.cuda.coded_matrix import CodedMatrix, join
 from headwater.devices.cuda.kernels.coded.numbers import to_numbers
 from headwater.devices.cuda.kernels.coded.one_token import one_token
 from headwater.devices.cuda.kernels.coded.tiles import MAX_TILE_TOKENS, has_tiles, tiles
-from headwater.devices.cuda.kernels.layers import activate_mul
-from headwater.devices.cuda.linear import CudaLinear
-from headwater.devices.cuda.scaled_product import scaled_product, suits_scaled_product
+from headwater.devices.cuda.products.coded_matrix import CodedMatrix, join
+from headwater.devices.cuda.products.linear import CudaLinear
+from headwater.devices.cuda.products.scaled_product import scaled_product, suits_scaled_product
 from headwater.devices.device import Activation
 
 Weight = torch.Tensor | CodedMatrix
@@ -91,6 +90,10 @@ class CodedLinear:
                 at = stop
         return found
 
+    def gated(self, x: torch.Tensor, activation: Activation) -> torch.Tensor | None:
+        """None: no kernel computes both halves of a gated layer at once."""
+        return None
+
     def _write(self, x: torch.Tensor, y: torch.Tensor, *, adds: bool) -> None:
         if not len(x):
             return
@@ -113,40 +116,6 @@ class CodedLinear:
         if adds and len(self._parts) == 1:
             return plain.add_to(y, x)
         return _put(y, plain.logits(x) if y.dtype == torch.float32 else plain(x), adds=adds)
-
-
-class CodedGatedLinear:
-    """The gated half of an MLP (device.GatedLinear) of coded matrices: both products, then one kernel."""
-
-    def __init__(
-        self,
-        gate: Weight,
-        up: Weight | None,
-        gate_bias: torch.Tensor | None,
-        up_bias: torch.Tensor | None,
-        *,
-        activation: Activation = "silu",
-        is_deterministic: bool = False,
-    ) -> None:
-        """`up`: None if `gate` holds the rows of both, one behind the other; then it unpacks to one matrix."""
-        biases = None if gate_bias is None or up_bias is None else (gate_bias, up_bias)
-        weights = (gate,) if up is None else (gate, up)
-        self._linear = CodedLinear(weights, biases, is_deterministic=is_deterministic)
-        self.activation: Activation = activation
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.multiply(self.halves(x))
-
-    def halves(self, x: torch.Tensor) -> torch.Tensor:
-        """Both products, gate and up side by side. [T, in] -> [T, 2 out]"""
-        return self._linear(x)
-
-    def multiply(self, halves: torch.Tensor) -> torch.Tensor:
-        """activation(gate) * up. [T, 2 out] -> [T, out]"""
-        return activate_mul(halves, self.activation)
-
-    def unpack(self) -> list[tuple[Weight, torch.Tensor | None]]:
-        return self._linear.unpack()
 
 
 class _Kinds:
