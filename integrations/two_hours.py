@@ -4,8 +4,9 @@
     python integrations/two_hours.py
     python integrations/two_hours.py --minutes 20 --streams 4 --sdks openai-python,anthropic
 
-It starts `headwater serve` (the arguments after `--` go to it), fills its pages once, and loads it with streams of
-every kind of request (endurance/streams.py). Meanwhile the real SDKs named by --sdks run their checks, one after
+It starts `headwater serve` (the arguments after `--` go to it), fills once what fills with use and then stays (pages,
+the memory of the largest step, stored responses), and loads it with streams of every kind of request
+(endurance/streams.py). Meanwhile the real SDKs named by --sdks run their checks, one after
 another. Samples are taken every 10 s. A line through the samples after the first tenth must not rise; see
 endurance/samples.py for the limits. The samples go to results/two-hours.json, the picture to results/two-hours.png.
 """
@@ -36,6 +37,7 @@ from servers import ServerProcess
 
 RESULTS = Path(__file__).parent / "results"
 IDLE_LIMIT_S = 60.0
+MAX_STORED_RESPONSES = 50  # the default, 1,000, would fill for hours and look like a leak
 MAX_KEPT_SAMPLES = 400  # in the record; every sample counts for the trends
 
 
@@ -57,6 +59,8 @@ class Run:
         model = server_at(self._server.url).model
         await self._stream(model, 0).probe()
         await self._fill_pages()
+        await self._take_the_largest_step()
+        await self._fill_stored_responses(model)
         self._began_s = time.monotonic()
         until_s = self._began_s + self._options.minutes * 60
         tasks = [self._stream(model, 1 + n).run(until_s) for n in range(self._options.streams)]
@@ -77,6 +81,21 @@ class Run:
             ids = [words.randrange(100, 20_000) for _ in range(1000)]
             body = {"input_ids": ids, "sampling_params": {"max_new_tokens": 1}}
             (await self._http.post("/generate", json=body)).raise_for_status()
+
+    async def _take_the_largest_step(self) -> None:
+        """A CPU's arrays grow to the largest step: whole chunks of a prompt whose every token has logits."""
+        body = {
+            "input_ids": list(range(1000, 2000)),
+            "sampling_params": {"max_new_tokens": 1},
+            "return_logprob": True,
+            "logprob_start_len": 0,
+        }
+        (await self._http.post("/generate", json=body)).raise_for_status()
+
+    async def _fill_stored_responses(self, model: str) -> None:
+        body = {"model": model, "input": "Hello", "max_output_tokens": 1}
+        for _ in range(MAX_STORED_RESPONSES):
+            (await self._http.post("/v1/responses", json=body)).raise_for_status()
 
     async def _sample(self, until_s: float) -> None:
         api = self._server.process.pid
@@ -147,7 +166,8 @@ def verdict(run: Run, pages: dict[str, int], *, warm_up_s: float) -> dict[str, A
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
-    with ServerProcess("-m", "headwater", "serve", *options.serve) as server:
+    bounds = ("--max-stored-responses", str(MAX_STORED_RESPONSES))
+    with ServerProcess("-m", "headwater", "serve", *bounds, *options.serve) as server:
         server.wait_healthy()
         limits = httpx.Limits(max_connections=4 * options.streams + 4)
         async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits, trust_env=False) as http:
